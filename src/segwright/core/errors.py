@@ -1,0 +1,70 @@
+"""Every error a user can cause, each saying what was found, what was expected, where, and how to repair it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+
+class SegwrightError(ValueError):
+    """Something the user can mend; the command line prints it as one line and exits with 1."""
+
+
+class DatasetError(SegwrightError):
+    """A raw dataset, its `dataset.json`, its splits or its files do not fit together."""
+
+
+class ImageError(SegwrightError):
+    """An image file cannot be read or written."""
+
+
+class PlanError(SegwrightError):
+    """A plan, a configuration or a fingerprint is unusable."""
+
+
+class ConfigError(SegwrightError):
+    """A setting, a component reference or a command-line value is wrong."""
+
+
+class ModelError(SegwrightError):
+    """A model folder, a checkpoint or a network does not fit."""
+
+
+class WorkspaceError(SegwrightError):
+    """A folder is missing, not writable or not ours."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One finding about one place: where it is, what is wrong, what mends it."""
+
+    where: str
+    what: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}" + (f"; {self.remedy}" if self.remedy else "")
+
+
+class ProblemReport(DatasetError):
+    """All problems of a dataset or a batch of cases at once, one line each."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """Return the end of an error message that helps with a mistyped name.
+
+    >>> nearest("3d_fulres", ["2d", "3d_fullres"])
+    "; did you mean '3d_fullres'?"
+    >>> nearest("x", ["2d", "3d_fullres"])
+    '; choose from 2d, 3d_fullres'
+    """
+    known = list(choices)
+    close = get_close_matches(word, known, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; choose from {', '.join(known)}" if known else ""

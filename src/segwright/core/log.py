@@ -1,0 +1,55 @@
+"""Progress and log lines on stderr: a bar with an ETA on a terminal, a few quiet lines elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+_LINE_EVERY_S = 30.0
+
+
+def configure(verbosity: int = 0) -> None:
+    """Send the log of this package to stderr; for the command line alone (a library never configures handlers)."""
+    package = logging.getLogger("segwright")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    package.handlers[:] = [handler]
+    package.setLevel({-1: logging.WARNING, 0: logging.INFO}.get(verbosity, logging.DEBUG))
+    package.propagate = False
+
+
+def progress(items: Iterable[T], *, title: str, total: int | None = None) -> Iterator[T]:
+    """Pass `items` through and show how far the work is; without a title, or with logging below info, silently."""
+    if not title or not logger.isEnabledFor(logging.INFO):
+        yield from items
+    elif sys.stderr.isatty():
+        yield from _bar(items, title, total)
+    else:
+        yield from _lines(items, title, total)
+
+
+def _bar(items: Iterable[T], title: str, total: int | None) -> Iterator[T]:
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(items, description=title, total=total, console=Console(stderr=True), transient=True)
+
+
+def _lines(items: Iterable[T], title: str, total: int | None) -> Iterator[T]:
+    start = said = time.monotonic()
+    count = 0
+    for count, item in enumerate(items, start=1):
+        yield item
+        now = time.monotonic()
+        if now - said >= _LINE_EVERY_S:
+            said = now
+            left = f", about {(now - start) / count * (total - count):.0f} s left" if total else ""
+            logger.info("%s: %d%s%s", title, count, f" of {total}" if total else "", left)
+    logger.info("%s: %d done in %.1f s", title, count, time.monotonic() - start)

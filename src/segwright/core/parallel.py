@@ -1,0 +1,64 @@
+"""Threads for work that releases the interpreter lock; never a child process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from math import ceil
+from pathlib import Path
+from typing import TypeVar
+
+from segwright.core.errors import SegwrightError
+from segwright.core.log import progress
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+def available_cpus() -> int:
+    """Return how many CPUs this process may use: its affinity mask and its cgroup quota counted."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    try:
+        quota, period = _CGROUP_QUOTA.read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return affinity
+    return affinity if quota == "max" else max(1, min(affinity, ceil(int(quota) / int(period))))
+
+
+def map_threads(
+    function: Callable[[T], R],
+    items: Sequence[T],
+    *,
+    workers: int | None = None,
+    describe: Callable[[T], str] = str,
+    title: str = "",
+) -> list[R]:
+    """Apply `function` to every item in threads and return the results in the order of the items.
+
+    The first failure stops the rest. A `SegwrightError` passes as it is; anything else is chained to an error that
+    names the item through `describe`. A `title` shows progress.
+    """
+    workers = available_cpus() if workers is None else max(1, workers)
+    with ThreadPoolExecutor(max_workers=min(workers, max(1, len(items)))) as pool:
+        futures = {pool.submit(function, item): index for index, item in enumerate(items)}
+        results: dict[int, R] = {}
+        try:
+            for future in progress(as_completed(futures), title=title, total=len(items)):
+                index = futures[future]
+                results[index] = _result_of(future.result, lambda index=index: describe(items[index]))  # type: ignore[misc]
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    return [results[index] for index in range(len(items))]
+
+
+def _result_of(result: Callable[[], R], name: Callable[[], str]) -> R:
+    try:
+        return result()
+    except SegwrightError:
+        raise
+    except Exception as error:
+        raise RuntimeError(f"{name()}: {type(error).__name__}: {error}") from error

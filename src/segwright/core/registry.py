@@ -1,0 +1,79 @@
+"""Component references: a registered name or `module:attr`, so that a checkpoint can find the part again."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from segwright.core.errors import ConfigError, nearest
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Names for one kind of component.
+
+    >>> losses = Registry[str]("loss")
+    >>> losses.register("dice", "the Dice loss")
+    >>> losses.get("dice")
+    'the Dice loss'
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._values: dict[str, T] = {}
+
+    def register(self, name: str, value: T) -> None:
+        """Add a component; a name can be given once."""
+        if name in self._values:
+            raise ConfigError(f"{self.kind} '{name}' is registered already; choose another name")
+        self._values[name] = value
+
+    def get(self, name: str) -> T:
+        """Return the component called `name`; an unknown name is a `ConfigError` with the nearest one."""
+        if name not in self._values:
+            raise ConfigError(f"unknown {self.kind} '{name}'{nearest(name, self._values)}")
+        return self._values[name]
+
+    def names(self) -> tuple[str, ...]:
+        """Return the registered names, in order of registration."""
+        return tuple(self._values)
+
+
+def import_reference(reference: str, *, kind: str) -> Any:
+    """Import the object behind `module:attr`.
+
+    Raises:
+        ConfigError: the reference is malformed, or the module or the attribute is not there.
+    """
+    module_name, separator, attribute = reference.partition(":")
+    if not separator or not module_name or not attribute:
+        raise ConfigError(f"{kind} '{reference}' is not a reference; write it as 'package.module:name'")
+    try:
+        value: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module_name.startswith(error.name):
+            raise ConfigError(
+                f"{kind} '{reference}': importing {module_name} needs {error.name}; install it"
+            ) from error
+        raise ConfigError(
+            f"{kind} '{reference}': no module named {module_name}; install it or run where it can be imported"
+        ) from error
+    for part in attribute.split("."):
+        if not hasattr(value, part):
+            raise ConfigError(f"{kind} '{reference}': {module_name} has no '{attribute}'{nearest(part, dir(value))}")
+        value = getattr(value, part)
+    return value
+
+
+def reference_of(component: Callable[..., Any]) -> str:
+    """Return `module:qualname` of an importable function or class.
+
+    Raises:
+        ConfigError: a lambda or a nested function, which no other process could find again.
+    """
+    name = f"{component.__module__}:{component.__qualname__}"
+    if "<" in name:
+        raise ConfigError(f"'{name}' cannot be stored in a checkpoint; move it to the top level of a module")
+    return name

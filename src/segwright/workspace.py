@@ -1,0 +1,108 @@
+"""Every on-disk name: where raw data, preprocessed data and results live. Nothing else spells these paths."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from segwright.core.errors import DatasetError, WorkspaceError, nearest
+
+DATASET_JSON = "dataset.json"
+FINGERPRINT_JSON = "dataset_fingerprint.json"
+SPLITS_JSON = "splits_final.json"
+PLANS_JSON = "plans.json"
+
+CASE_FOLDER_PREFIX = "segwright_"
+"""Keeps our preprocessed cases apart from nnU-Net's, which deletes its own data folder before each run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workspace:
+    """Three trees as in nnU-Net (spec A 1.2); `Workspace.under(folder)` puts all of them below one folder."""
+
+    raw: Path
+    preprocessed: Path
+    results: Path
+
+    @classmethod
+    def under(cls, work: Path) -> Workspace:
+        """Return the workspace whose three trees are sub-folders of `work`."""
+        return cls(raw=work / "raw", preprocessed=work / "preprocessed", results=work / "results")
+
+    def resolve_dataset(self, dataset: str | Path) -> Path:
+        """Return the raw folder of a dataset given by path, by name (`Dataset004_X`) or by id (`4`).
+
+        Raises:
+            DatasetError: nothing matches, or several folders do.
+        """
+        text = str(dataset)
+        if not text.isdecimal() and (Path(text) / DATASET_JSON).is_file():
+            return Path(os.path.abspath(text))
+        known = (
+            sorted(folder.name for folder in self.raw.glob("Dataset*") if folder.is_dir()) if self.raw.is_dir() else []
+        )
+        if text.isdecimal():
+            matches = [name for name in known if name.split("_")[0] == f"Dataset{int(text):03d}"]
+        else:
+            matches = [name for name in known if name == text]
+        if len(matches) == 1:
+            return self.raw / matches[0]
+        if matches:
+            raise DatasetError(f"dataset id {text} is ambiguous below {self.raw}: {', '.join(matches)}; give the name")
+        if Path(text).is_dir():
+            raise DatasetError(
+                f"{text}: no {DATASET_JSON} in this folder; a raw dataset has it beside imagesTr and labelsTr"
+            )
+        hint = nearest(text, known) if known else "; give the path of a folder that holds dataset.json"
+        raise DatasetError(f"dataset '{text}' is neither a folder nor a name or id below {self.raw}{hint}")
+
+    def require_writable(self) -> None:
+        """Make the output trees, so that an unwritable place is known before any work starts.
+
+        Raises:
+            WorkspaceError: a folder cannot be made or written to.
+        """
+        for folder in (self.preprocessed, self.results):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                probe = folder / f".probe-{os.getpid()}"
+                probe.touch()
+                probe.unlink()
+            except OSError as error:
+                raise WorkspaceError(
+                    f"work folder {folder}: cannot be written ({error.strerror}); choose another one with --work DIR"
+                ) from error
+
+    def preprocessed_dataset(self, name: str) -> Path:
+        """Return the folder of everything derived from one raw dataset before training."""
+        return self.preprocessed / name
+
+    def dataset_copy(self, name: str) -> Path:
+        """Return the copy of the raw `dataset.json` that belongs to the preprocessed data."""
+        return self.preprocessed / name / DATASET_JSON
+
+    def fingerprint_file(self, name: str) -> Path:
+        """Return the dataset's fingerprint."""
+        return self.preprocessed / name / FINGERPRINT_JSON
+
+    def plans_file(self, name: str, plans: str) -> Path:
+        """Return one plans file of the dataset."""
+        return self.preprocessed / name / f"{plans}.json"
+
+    def splits_file(self, name: str) -> Path:
+        """Return the dataset's cross-validation splits."""
+        return self.preprocessed / name / SPLITS_JSON
+
+    def case_folder(self, name: str, data_identifier: str) -> Path:
+        """Return the folder of preprocessed cases of one data identifier."""
+        return self.preprocessed / name / f"{CASE_FOLDER_PREFIX}{data_identifier}"
+
+    def model_folder(self, name: str, trainer: str, plans: str, configuration: str) -> Path:
+        """Return the folder of all folds of one model."""
+        return self.results / name / f"{trainer}__{plans}__{configuration}"
+
+    @staticmethod
+    def fold_folder(model_folder: Path, fold: int | str) -> Path:
+        """Return the folder of one fold (`fold_0`, `fold_all`)."""
+        return model_folder / f"fold_{fold}"

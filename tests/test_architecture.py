@@ -1,0 +1,142 @@
+"""The house rules of docs/architecture.md, section 3, read off the source."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "segwright"
+MODULES = sorted(SOURCE.rglob("*.py"))
+
+LEVELS = (
+    {"core"},
+    {"data", "workspace"},
+    {"networks", "preprocessing", "augmentation"},
+    {"planning", "inference", "interop"},
+    {"evaluation"},
+    {"training"},
+    {"report"},
+    {"api"},
+    {"cli"},
+)
+MAX_LINES = 400
+
+
+def part_of(module: Path) -> str:
+    """Return the top-level folder or module that a file belongs to."""
+    relative = module.relative_to(SOURCE)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+def level_of(part: str) -> int:
+    return next(level for level, parts in enumerate(LEVELS) if part in parts)
+
+
+def imported_parts(tree: ast.AST) -> Iterator[str]:
+    """Yield the parts of the package that a module imports, inside functions too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        yield from (name.split(".")[1] for name in names if name.startswith("segwright."))
+
+
+def parsed(module: Path) -> ast.Module:
+    return ast.parse(module.read_text(encoding="utf-8"))
+
+
+def called_names(tree: ast.AST) -> set[str]:
+    return {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+
+
+@pytest.fixture(params=MODULES, ids=lambda module: str(module.relative_to(SOURCE)))
+def module(request: pytest.FixtureRequest) -> Path:
+    assert isinstance(request.param, Path)
+    return request.param
+
+
+def test_imports_go_down(module: Path) -> None:
+    part = part_of(module)
+    if part == "__init__":
+        return
+    for imported in imported_parts(parsed(module)):
+        allowed = imported == part or level_of(imported) < level_of(part) or {part, imported} <= {"data", "workspace"}
+        assert allowed, f"{part} imports {imported}"
+
+
+def test_data_and_workspace_form_no_cycle() -> None:
+    users = {part_of(module) for module in MODULES if {"data", "workspace"} & set(imported_parts(parsed(module)))}
+    pairs = [
+        (part_of(module), other)
+        for module in MODULES
+        if part_of(module) in {"data", "workspace"}
+        for other in imported_parts(parsed(module))
+        if other in {"data", "workspace"} - {part_of(module)}
+    ]
+    assert users, "nobody uses the data layer"
+    assert len(set(pairs)) <= 1, pairs
+
+
+def test_modules_stay_short(module: Path) -> None:
+    assert len(module.read_text(encoding="utf-8").splitlines()) <= MAX_LINES
+
+
+def test_only_the_command_line_prints_and_reads_the_environment(module: Path) -> None:
+    if part_of(module) == "cli":
+        return
+    tree = parsed(module)
+    assert "print" not in called_names(tree)
+    attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert not attributes & {"environ", "getenv", "putenv", "expandvars"}
+
+
+def test_no_global_statement(module: Path) -> None:
+    assert not any(isinstance(node, ast.Global) for node in ast.walk(parsed(module)))
+
+
+def test_no_pickle(module: Path) -> None:
+    if module.relative_to(SOURCE).as_posix() == "interop/nnunet.py":
+        return
+    text = module.read_text(encoding="utf-8")
+    assert "import pickle" not in text
+    assert "torch.load" not in text
+    assert "allow_pickle=True" not in text
+
+
+def test_the_accelerator_is_named_in_one_place(module: Path) -> None:
+    if module.relative_to(SOURCE).as_posix() in {"core/device.py", "training/ddp.py"}:
+        return
+    strings = [node.value for node in ast.walk(parsed(module)) if isinstance(node, ast.Constant)]
+    assert "cuda" not in strings
+
+
+def test_no_process_is_started(module: Path) -> None:
+    parts = {name for node in ast.walk(parsed(module)) for name in _modules_of(node)}
+    assert not parts & {"multiprocessing", "subprocess"}
+
+
+def _modules_of(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name.split(".")[0] for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        return [(node.module or "").split(".")[0]]
+    return []
+
+
+def test_core_and_data_import_without_torch() -> None:
+    names = [
+        ".".join(["segwright", *module.relative_to(SOURCE).with_suffix("").parts])
+        for module in MODULES
+        if part_of(module) in {"core", "data", "workspace"} and module.name not in {"device.py", "__init__.py"}
+    ]
+    program = f"import {', '.join(names)}, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
