@@ -69,21 +69,8 @@ def test_imports_go_down(module: Path) -> None:
     if part == "__init__":
         return
     for imported in imported_parts(parsed(module)):
-        allowed = imported == part or level_of(imported) < level_of(part) or {part, imported} <= {"data", "workspace"}
+        allowed = imported == part or level_of(imported) < level_of(part)
         assert allowed, f"{part} imports {imported}"
-
-
-def test_data_and_workspace_form_no_cycle() -> None:
-    users = {part_of(module) for module in MODULES if {"data", "workspace"} & set(imported_parts(parsed(module)))}
-    pairs = [
-        (part_of(module), other)
-        for module in MODULES
-        if part_of(module) in {"data", "workspace"}
-        for other in imported_parts(parsed(module))
-        if other in {"data", "workspace"} - {part_of(module)}
-    ]
-    assert users, "nobody uses the data layer"
-    assert len(set(pairs)) <= 1, pairs
 
 
 def test_modules_stay_short(module: Path) -> None:

@@ -1,0 +1,60 @@
+"""`python -m benchmarks STAGE`: run a stage, print the comparison, keep it as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from datetime import datetime, timezone
+from pathlib import Path
+
+from benchmarks import harness, oracle
+from benchmarks.stages import STAGES
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> int:
+    """Run the stages named on the command line; 1 where one misses its target."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "stages", nargs="+", choices=[*STAGES, "all"], metavar="STAGE", help=", ".join([*STAGES, "all"])
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="how often each side runs (default 3)")
+    parser.add_argument("-o", "--output", type=Path, default=None, help="JSON file (default benchmarks/results/...)")
+    arguments = parser.parse_args()
+    names = list(STAGES) if "all" in arguments.stages else arguments.stages
+    programs = oracle.set_up()
+    if programs is None:
+        print("the oracle's set-up script is absent: only this side is measured", file=sys.stderr)
+    comparisons = []
+    for name in names:
+        with tempfile.TemporaryDirectory(prefix="segwright-bench-") as folder:
+            comparisons.append(STAGES[name](Path(folder), programs, arguments.rounds))
+    document = {"schema_version": 1, "machine": harness.machine(), "stages": [item.to_json() for item in comparisons]}
+    stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
+    output = arguments.output or RESULTS / f"{'-'.join(names)}-{stamp}.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    for comparison in comparisons:
+        print(line(comparison))
+    print(f"written to {output}")
+    return 0
+
+
+def line(comparison: harness.Comparison) -> str:
+    """Return one comparison as a line of the table."""
+    summary = comparison.to_json()
+    parts = [f"{comparison.stage:<12}"]
+    for side in ("ours", "nnunet"):
+        found = summary.get(side)
+        if isinstance(found, dict):
+            parts.append(f"{side} {found['median_s']:.3f} s, {found['peak_mib']:.0f} MiB")
+    if comparison.ratio is not None:
+        parts.append(f"{comparison.ratio:.2f}x")
+    return "  ".join([*parts, f"(target: {comparison.target})"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""Run commands of both systems in alternation; measure wall time and the memory of the whole process tree."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+
+MEMORY_POLL_S = 0.1
+CPU_FLAGS_OF_INTEREST = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "sve")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """One side of a comparison. It may print a JSON object with `seconds` as its last line; else its wall time counts."""
+
+    arguments: Sequence[str]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    before: Sequence[str] = ()
+    """A command run first and not measured, e.g. to empty a folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """What one run of a command took."""
+
+    seconds: float
+    peak_mib: float
+    extra: Mapping[str, object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Both sides of one stage after all rounds."""
+
+    stage: str
+    target: str
+    ours: tuple[Sample, ...]
+    theirs: tuple[Sample, ...]
+
+    @property
+    def ratio(self) -> float | None:
+        """Median time of nnU-Net over ours; above 1 means that ours is faster."""
+        if not self.theirs:
+            return None
+        return median(sample.seconds for sample in self.theirs) / median(sample.seconds for sample in self.ours)
+
+    def to_json(self) -> dict[str, object]:
+        """Return a JSON-serialisable summary with every sample."""
+        sides = {"ours": self.ours, "nnunet": self.theirs}
+        return {
+            "stage": self.stage,
+            "target": self.target,
+            "ratio": self.ratio,
+            **{
+                name: {
+                    "median_s": median(sample.seconds for sample in samples),
+                    "peak_mib": max(sample.peak_mib for sample in samples),
+                    "samples": [asdict(sample) for sample in samples],
+                }
+                for name, samples in sides.items()
+                if samples
+            },
+        }
+
+
+def compare(stage: str, target: str, ours: Command, theirs: Command | None, *, rounds: int) -> Comparison:
+    """Run both commands `rounds` times, taking turns, so that a noisy neighbour hits both."""
+    samples: dict[str, list[Sample]] = {"ours": [], "theirs": []}
+    for number in range(rounds):
+        for side, command in (("ours", ours), ("theirs", theirs)):
+            if command is None:
+                continue
+            sample = measure(command)
+            samples[side].append(sample)
+            print(f"{stage} round {number + 1} {side}: {sample.seconds:.3f} s", file=sys.stderr)
+    return Comparison(stage=stage, target=target, ours=tuple(samples["ours"]), theirs=tuple(samples["theirs"]))
+
+
+def measure(command: Command) -> Sample:
+    """Run one command to its end.
+
+    Raises:
+        RuntimeError: it failed; the end of what it printed is in the message.
+    """
+    environment = {**os.environ, **command.environment}
+    if command.before:
+        subprocess.run(command.before, check=True, env=environment)
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        command.arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    watch = MemoryWatch(process.pid)
+    watch.start()
+    output, errors = process.communicate()
+    seconds = time.perf_counter() - start
+    watch.stop()
+    if process.returncode != 0:
+        raise RuntimeError(f"{' '.join(command.arguments)} failed:\n{output[-1000:]}\n{errors[-3000:]}")
+    said = _last_json(output)
+    measured = said.pop("seconds", seconds)
+    assert isinstance(measured, int | float)
+    return Sample(seconds=float(measured), peak_mib=watch.peak_mib, extra=said)
+
+
+class MemoryWatch(threading.Thread):
+    """Poll the proportional set size of a process and all its descendants (shared pages counted once)."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self.pid = pid
+        self.peak_mib = 0.0
+        self._done = threading.Event()
+
+    def run(self) -> None:
+        """Poll until stopped."""
+        while not self._done.wait(MEMORY_POLL_S):
+            self.peak_mib = max(self.peak_mib, sum(_pss_kib(pid) for pid in _tree(self.pid)) / 1024)
+
+    def stop(self) -> None:
+        """End the polling."""
+        self._done.set()
+        self.join()
+
+
+def machine() -> dict[str, object]:
+    """Return what a reader needs to judge the numbers: CPU, flags, versions; no host names."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    lines = dict(line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
+    found = {name.strip(): value.strip() for name, value in lines.items()}
+    flags = set(found.get("flags", found.get("Features", "")).split())
+    return {
+        "cpu": found.get("model name", platform.machine()),
+        "cpu_flags": [flag for flag in CPU_FLAGS_OF_INTEREST if flag in flags],
+        "cpus": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("segwright", "torch", "numpy", "scipy", "blosc2")},
+    }
+
+
+def _last_json(output: str) -> dict[str, object]:
+    for line in reversed(output.strip().splitlines()):
+        if line.startswith("{"):
+            said: dict[str, object] = json.loads(line)
+            return said
+    return {}
+
+
+def _tree(pid: int) -> list[int]:
+    found, waiting = [], [pid]
+    while waiting:
+        current = waiting.pop()
+        found.append(current)
+        try:
+            for task in Path(f"/proc/{current}/task").iterdir():
+                waiting.extend(int(child) for child in (task / "children").read_text().split())
+        except OSError:
+            continue
+    return found
+
+
+def _pss_kib(pid: int) -> int:
+    try:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1])
+    except OSError:
+        pass
+    return 0

@@ -1,0 +1,22 @@
+"""Where nnU-Net 2.8.1 stands: an environment of its own, set up on demand and only ever run, never imported."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+HERE = Path(__file__).parent / "oracle_side"
+DEFAULT_FOLDER = Path.home() / ".cache" / "segwright-oracle"
+
+
+def set_up() -> Path | None:
+    """Return the folder of the oracle's programs, building it where needed; None where its set-up script is absent."""
+    setup = SHARED / "oracle" / "setup.sh"
+    if (DEFAULT_FOLDER / "ready").exists():
+        return DEFAULT_FOLDER / "bin"
+    if not setup.is_file():
+        return None
+    subprocess.run(["bash", str(setup), str(DEFAULT_FOLDER)], check=True)
+    return DEFAULT_FOLDER / "bin"

@@ -1,0 +1,108 @@
+"""What is compared: one function per stage, `stage(scratch folder, oracle's programs, rounds) -> Comparison`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.harness import Command, Comparison, compare
+from benchmarks.oracle import HERE, SHARED
+
+PROGRAMS = Path(sys.executable).parent
+OURS = Path(__file__).parent / "our_side"
+HIPPOCAMPUS = SHARED / "data" / "Dataset004_Hippocampus"
+REFERENCE = SHARED / "data" / "reference"
+
+
+def startup(scratch: Path, oracle: Path | None, rounds: int) -> Comparison:
+    """`segwright --help` beside nnU-Net's most used command's."""
+    theirs = None
+    if oracle is not None:
+        theirs = Command(
+            arguments=[str(oracle / "nnUNetv2_plan_and_preprocess"), "--help"], environment=_folders(scratch)
+        )
+    ours = Command(arguments=[str(PROGRAMS / "segwright"), "--help"])
+    return compare("startup", "--help under 0.3 s", ours, theirs, rounds=max(rounds, 5))
+
+
+def preprocess(scratch: Path, oracle: Path | None, rounds: int) -> Comparison:
+    """Fingerprint, plan and 3d_fullres data of Hippocampus, from nothing, each system with one worker per CPU."""
+    workers = str(len(os.sched_getaffinity(0)))
+    theirs = None
+    if oracle is not None:
+        folders = _folders(scratch)
+        Path(folders["nnUNet_raw"], HIPPOCAMPUS.name).symlink_to(HIPPOCAMPUS)
+        theirs = Command(
+            arguments=[
+                str(oracle / "nnUNetv2_plan_and_preprocess"),
+                *("-d", "4", "-c", "3d_fullres", "-npfp", workers, "-np", workers, "--no_pbar"),
+            ],
+            environment=folders,
+            before=["rm", "-rf", str(Path(folders["nnUNet_preprocessed"], HIPPOCAMPUS.name))],
+        )
+    work = scratch / "ours"
+    ours = Command(
+        arguments=[sys.executable, str(OURS / "prepare.py"), str(HIPPOCAMPUS), str(work)],
+        before=["rm", "-rf", str(work)],
+    )
+    return compare("preprocess", "3x", ours, theirs, rounds=rounds)
+
+
+def resample(scratch: Path, oracle: Path | None, rounds: int) -> Comparison:
+    """Order-3 resampling of one channel, 150x400x400 to 170x213x213, on the same array; the results are compared too."""
+    arrays = {side: scratch / f"{side}.npy" for side in ("input", "ours", "theirs")}
+    make = [sys.executable, str(OURS / "make_array.py"), str(arrays["input"])]
+    theirs = None
+    if oracle is not None:
+        theirs = Command(
+            arguments=[
+                str(oracle / "python"), str(HERE / "resample.py"), str(arrays["input"]), str(arrays["theirs"])
+            ],
+            environment=_folders(scratch),
+        )  # fmt: skip
+    ours = Command(
+        arguments=[
+            sys.executable, str(OURS / "resample.py"), *(str(arrays[side]) for side in ("input", "ours", "theirs"))
+        ],
+        before=make,
+    )  # fmt: skip
+    return compare("resample", "5x, equal to 1e-4 of the range", ours, theirs, rounds=rounds)
+
+
+def step(scratch: Path, oracle: Path | None, rounds: int) -> Comparison:
+    """One training step of Hippocampus 3d_fullres at batch 9: forward, loss, backward, clip, update."""
+    plans, description = REFERENCE / "nnUNetPlans.json", HIPPOCAMPUS / "dataset.json"
+    theirs = None
+    if oracle is not None:
+        folders = _folders(scratch)
+        cases = Path(folders["nnUNet_preprocessed"], HIPPOCAMPUS.name, "nnUNetPlans_3d_fullres")
+        cases.mkdir(parents=True)
+        (cases / "case.b2nd").touch()  # the trainer looks at the suffixes alone to choose its storage class
+        plan = json.loads(plans.read_text()) | {"continue_training": False}
+        (scratch / "plans.json").write_text(json.dumps(plan))
+        theirs = Command(
+            arguments=[str(oracle / "python"), str(HERE / "step.py"), str(scratch / "plans.json"), str(description)],
+            environment=folders,
+        )
+    ours = Command(
+        arguments=[sys.executable, str(OURS / "step.py"), str(plans), str(description), str(scratch / "run")]
+    )
+    return compare("step", "4x", ours, theirs, rounds=rounds)
+
+
+STAGES: dict[str, Callable[[Path, Path | None, int], Comparison]] = {
+    "startup": startup,
+    "preprocess": preprocess,
+    "resample": resample,
+    "step": step,
+}
+
+
+def _folders(scratch: Path) -> dict[str, str]:
+    folders = {f"nnUNet_{name}": str(scratch / name) for name in ("raw", "preprocessed", "results")}
+    for folder in folders.values():
+        Path(folder).mkdir(exist_ok=True)
+    return folders | {"nnUNet_compile": "f"}
