@@ -21,7 +21,7 @@ CPU_FLAGS_OF_INTEREST = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """One side of a comparison. It may print a JSON object with `seconds` as its last line; else its wall time counts."""
+    """One side of a comparison; a JSON object with `seconds` as its last line of output replaces its wall time."""
 
     arguments: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)

@@ -52,7 +52,7 @@ def preprocess(scratch: Path, oracle: Path | None, rounds: int) -> Comparison:
 
 
 def resample(scratch: Path, oracle: Path | None, rounds: int) -> Comparison:
-    """Order-3 resampling of one channel, 150x400x400 to 170x213x213, on the same array; the results are compared too."""
+    """Order-3 resampling of one channel, 150x400x400 to 170x213x213, on one array; the results are compared too."""
     arrays = {side: scratch / f"{side}.npy" for side in ("input", "ours", "theirs")}
     make = [sys.executable, str(OURS / "make_array.py"), str(arrays["input"])]
     theirs = None

@@ -6,12 +6,13 @@ import os
 import statistics
 import sys
 import time
+from pathlib import Path
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 torch.set_num_threads(len(os.sched_getaffinity(0)))
-plans, description = (json.load(open(path)) for path in sys.argv[1:3])
+plans, description = (json.loads(Path(path).read_text()) for path in sys.argv[1:3])
 with contextlib.redirect_stdout(sys.stderr):
     trainer = nnUNetTrainer(plans, "3d_fullres", 0, description, device=torch.device("cpu"))
     trainer.initialize()
