@@ -151,11 +151,11 @@ def machine() -> dict[str, object]:
 
 
 def _last_json(output: str) -> dict[str, object]:
-    for line in reversed(output.strip().splitlines()):
-        if line.startswith("{"):
-            said: dict[str, object] = json.loads(line)
-            return said
-    return {}
+    last = (output.strip().splitlines() or [""])[-1]
+    if not last.startswith('{"'):
+        return {}
+    said: dict[str, object] = json.loads(last)
+    return said
 
 
 def _tree(pid: int) -> list[int]:
