@@ -1,0 +1,179 @@
+"""Intensity augmentations: noise, blur, brightness, contrast, low resolution and gamma.
+
+Defaults are those of nnU-Net 2.8.1 (spec B 3.1, 3.3). Labels pass through untouched. Each transform leaves shapes,
+dtype and device as they are; no value travels from the device to the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from segwright.augmentation.operators import Operator, along_axes, gaussian_operator, low_resolution_operator
+from segwright.augmentation.transform import Draw, Range, Samples, column, draw_around_one
+
+SMALLEST_SPREAD = 1e-7
+"""Below this a range or a standard deviation counts as this, so that a constant patch stays finite."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GaussianNoise:
+    """Add white noise; one standard deviation for all channels, one field per channel."""
+
+    probability: float = 0.1
+    sigma: Range = (0.0, 0.1)
+
+    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Draw | None:
+        """Return `sigma` and the `seed` of the noise field."""
+        if rng.random() >= self.probability:
+            return None
+        return {"sigma": np.asarray(rng.uniform(*self.sigma)), "seed": np.asarray(rng.integers(2**62))}
+
+    def apply(self, samples: Samples, draws: Sequence[Draw]) -> Samples:
+        """Return images + sigma * N(0, 1)."""
+        images = samples.images
+        fields = []
+        for draw in draws:
+            source = torch.Generator(device=images.device).manual_seed(int(draw["seed"]))
+            fields.append(torch.randn(images.shape[1:], generator=source, device=images.device))
+        return replace(samples, images=torch.addcmul(images, column(draws, "sigma", images), torch.stack(fields)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GaussianBlur:
+    """Blur some channels; one sigma (voxels) per channel and axis."""
+
+    probability: float = 0.2
+    channel_probability: float = 0.5
+    sigma: Range = (0.5, 1.0)
+
+    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Draw | None:
+        """Return `sigma` (C, axes), 0 in the channels that stay sharp."""
+        if rng.random() >= self.probability:
+            return None
+        chosen = rng.random(shape[0]) < self.channel_probability
+        sigma = rng.uniform(*self.sigma, size=(shape[0], len(shape) - 1)) * chosen[:, None]
+        return {"sigma": sigma} if chosen.any() else None
+
+    def apply(self, samples: Samples, draws: Sequence[Draw]) -> Samples:
+        """Return the images with the chosen channels blurred, borders reflected."""
+        sigma = np.concatenate([np.asarray(draw["sigma"], dtype=np.float64) for draw in draws])  # (B * C, axes)
+        rows = np.flatnonzero(sigma.any(axis=1))
+        operators = [
+            np.stack([gaussian_operator(size, float(sigma[row, axis])) for row in rows])
+            for axis, size in enumerate(samples.images.shape[2:])
+        ]
+        return replace(samples, images=_filter_channels(samples.images, rows.tolist(), operators))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LowResolution:
+    """Sample some channels coarsely and interpolate them back; one factor per channel for all axes but the fixed."""
+
+    probability: float = 0.25
+    channel_probability: float = 0.5
+    factor: Range = (0.5, 1.0)
+    fixed_axes: tuple[int, ...] = ()
+
+    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Draw | None:
+        """Return `factor` (C,), 1 in the channels that stay."""
+        if rng.random() >= self.probability:
+            return None
+        chosen = rng.random(shape[0]) < self.channel_probability
+        factor = np.where(chosen, rng.uniform(*self.factor, size=shape[0]), 1.0)
+        return {"factor": factor} if chosen.any() else None
+
+    def apply(self, samples: Samples, draws: Sequence[Draw]) -> Samples:
+        """Return the images with the chosen channels at round(size * factor) voxels and back."""
+        factor = np.concatenate([np.asarray(draw["factor"], dtype=np.float64) for draw in draws])  # (B * C,)
+        rows = np.flatnonzero(factor != 1.0)
+        operators = [
+            None
+            if axis in self.fixed_axes
+            else np.stack([low_resolution_operator(size, max(round(size * float(factor[row])), 1)) for row in rows])
+            for axis, size in enumerate(samples.images.shape[2:])
+        ]
+        return replace(samples, images=_filter_channels(samples.images, rows.tolist(), operators))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Brightness:
+    """Multiply each channel by its own factor."""
+
+    probability: float = 0.15
+    factor: Range = (0.75, 1.25)
+
+    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Draw | None:
+        """Return `factor` (C,)."""
+        if rng.random() >= self.probability:
+            return None
+        return {"factor": draw_around_one(rng, self.factor, shape[0])}
+
+    def apply(self, samples: Samples, draws: Sequence[Draw]) -> Samples:
+        """Return images * factor."""
+        return replace(samples, images=samples.images * column(draws, "factor", samples.images))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contrast:
+    """Stretch each channel about its mean, kept inside its previous range."""
+
+    probability: float = 0.15
+    factor: Range = (0.75, 1.25)
+
+    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Draw | None:
+        """Return `factor` (C,)."""
+        if rng.random() >= self.probability:
+            return None
+        return {"factor": draw_around_one(rng, self.factor, shape[0])}
+
+    def apply(self, samples: Samples, draws: Sequence[Draw]) -> Samples:
+        """Return (images - mean) * factor + mean, clamped to each channel's minimum and maximum."""
+        images = samples.images
+        axes = tuple(range(2, images.ndim))
+        low, high = torch.aminmax(images.flatten(2), dim=2)
+        mean = images.mean(axes, keepdim=True)
+        stretched = (images - mean) * column(draws, "factor", images) + mean
+        return replace(samples, images=stretched.clamp(low.view_as(mean), high.view_as(mean)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gamma:
+    """Raise each channel, scaled to [0, 1], to its own power; mean and standard deviation are restored."""
+
+    probability: float = 0.3
+    gamma: Range = (0.7, 1.5)
+    inverted: bool = False
+
+    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Draw | None:
+        """Return `gamma` (C,)."""
+        if rng.random() >= self.probability:
+            return None
+        return {"gamma": draw_around_one(rng, self.gamma, shape[0])}
+
+    def apply(self, samples: Samples, draws: Sequence[Draw]) -> Samples:
+        """Return the images with the curve applied, to the negated image where `inverted`."""
+        images = -samples.images if self.inverted else samples.images
+        axes = tuple(range(2, images.ndim))
+        low, high = torch.aminmax(images.flatten(2), dim=2)
+        deviation, mean = torch.std_mean(images, dim=axes, keepdim=True)
+        spread = (high - low).clamp_min(SMALLEST_SPREAD).view_as(mean)
+        # The reference multiplies by the range and adds the minimum again; both cancel in restoring mean and deviation
+        # up to the floor on the deviation, which is therefore scaled instead.
+        curve = ((images - low.view_as(mean)) / spread).pow(column(draws, "gamma", images))
+        new_deviation, new_mean = torch.std_mean(curve, dim=axes, keepdim=True)
+        gain = deviation / (new_deviation * spread).clamp_min(SMALLEST_SPREAD) * spread
+        restored = torch.addcmul(mean, curve - new_mean, gain)
+        return replace(samples, images=-restored if self.inverted else restored)
+
+
+def _filter_channels(images: torch.Tensor, rows: list[int], operators: Sequence[Operator | None]) -> torch.Tensor:
+    """Return `images` (B, C, *S) with the volumes `rows` (of B * C) sent through operators (rows, size, size)."""
+    volumes = images.flatten(0, 1)
+    index = torch.tensor(rows, device=images.device)
+    matrices = [None if item is None else torch.from_numpy(item).to(images.device) for item in operators]
+    filtered = along_axes(volumes.index_select(0, index), matrices)
+    return volumes.index_copy(0, index, filtered).view_as(images)

@@ -1,0 +1,190 @@
+"""The recipe: which transforms a training sample goes through, in which order, as a value that can be edited."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from segwright.augmentation.intensity import Brightness, Contrast, Gamma, GaussianBlur, GaussianNoise, LowResolution
+from segwright.augmentation.spatial import Affine, MaskOutside, Matrix, Mirror
+from segwright.augmentation.transform import Draw, Samples, Transform
+from segwright.core.errors import ConfigError, nearest
+from segwright.core.registry import Registry, import_reference
+
+SPATIAL = "spatial"
+"""The name of the affine in a recipe; it comes first, as it decides what is read."""
+
+ANISOTROPIC_PATCH = 3
+"""A 3D patch whose longest edge exceeds this many times its first is rotated in plane only (spec B 2.5)."""
+
+ELONGATED_PATCH = 1.5
+"""A 2D patch longer than this many times its short edge is rotated little (spec B 2.5)."""
+
+Key = Callable[[str], np.random.Generator]
+"""Gives the generator of a named transform for one sample: draws do not shift when a recipe is edited."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatchGeometry:
+    """How patches of a shape are turned: rotation range in radians, in-plane only or not, axes that are mirrored."""
+
+    rotation: tuple[float, float]
+    dummy_2d: bool
+    mirror_axes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A transform with the name it is edited by."""
+
+    name: str
+    transform: Transform
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """An affine and an ordered tuple of further transforms.
+
+    >>> recipe = build_recipe("default", (64, 64, 64))
+    >>> recipe.without("mirror").mirror_axes
+    ()
+    """
+
+    spatial: Affine | None = None
+    steps: tuple[Step, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = self.names()
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(f"augmentation recipe: two transforms are called '{name}'; names must differ")
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the transforms in order."""
+        return ((SPATIAL,) if self.spatial else ()) + tuple(step.name for step in self.steps)
+
+    @property
+    def mirror_axes(self) -> tuple[int, ...]:
+        """The spatial axes that training mirrors, hence the ones that inference may mirror."""
+        axes = {axis for step in self.steps if isinstance(step.transform, Mirror) for axis in step.transform.axes}
+        return tuple(sorted(axes))
+
+    def without(self, name: str) -> Recipe:
+        """Return the recipe without the named transform."""
+        self._require(name)
+        if name == SPATIAL:
+            return replace(self, spatial=None)
+        return replace(self, steps=tuple(step for step in self.steps if step.name != name))
+
+    def replace(self, name: str, transform: Transform | Affine) -> Recipe:
+        """Return the recipe with the named transform exchanged; `spatial` takes an `Affine`."""
+        self._require(name)
+        if isinstance(transform, Affine) != (name == SPATIAL):
+            raise ConfigError(f"augmentation recipe: '{name}' cannot be a {type(transform).__name__}")
+        if isinstance(transform, Affine):
+            return replace(self, spatial=transform)
+        steps = (Step(name=name, transform=transform) if step.name == name else step for step in self.steps)
+        return replace(self, steps=tuple(steps))
+
+    def insert_after(self, name: str, new_name: str, transform: Transform) -> Recipe:
+        """Return the recipe with `transform`, called `new_name`, right after the named one."""
+        self._require(name)
+        position = self.names().index(name) + (0 if self.spatial else 1)
+        steps = (*self.steps[:position], Step(name=new_name, transform=transform), *self.steps[position:])
+        return replace(self, steps=steps)
+
+    def draw_matrix(self, key: Key, dims: int) -> Matrix | None:
+        """Draw the affine of one sample; None for a plain crop."""
+        return None if self.spatial is None else self.spatial.draw(key(SPATIAL), dims)
+
+    def draw(self, key: Key, shape: Sequence[int]) -> dict[str, Draw]:
+        """Draw all other transforms for one sample of `shape` (C, *S); those that are left out are missing."""
+        drawn = ((step.name, step.transform.draw(key(step.name), shape)) for step in self.steps)
+        return {name: draw for name, draw in drawn if draw is not None}
+
+    def apply_inplace(self, samples: Samples, draws: Sequence[Mapping[str, Draw]]) -> None:
+        """Run the steps on a batch, each on the samples that drew it, in order; `samples` is overwritten."""
+        for step in self.steps:
+            chosen = [index for index, draw in enumerate(draws) if step.name in draw]
+            if not chosen:
+                continue
+            index = torch.tensor(chosen, device=samples.images.device)
+            part = Samples(images=samples.images.index_select(0, index), labels=samples.labels.index_select(0, index))
+            changed = step.transform.apply(part, [draws[sample][step.name] for sample in chosen])
+            if changed.images.shape != part.images.shape or changed.labels.shape != part.labels.shape:
+                raise ConfigError(
+                    f"augmentation '{step.name}' turned images {tuple(part.images.shape)} into "
+                    f"{tuple(changed.images.shape)}; a transform keeps the shape"
+                )
+            samples.images.index_copy_(0, index, changed.images)
+            if changed.labels is not part.labels:
+                samples.labels.index_copy_(0, index, changed.labels)
+
+    def _require(self, name: str) -> None:
+        if name not in self.names():
+            raise ConfigError(f"augmentation recipe has no transform '{name}'{nearest(name, self.names())}")
+
+
+class RecipeBuilder(Protocol):
+    """What a registered name or a `module:attr` reference must be."""
+
+    def __call__(self, patch_size: Sequence[int], *, masked_channels: Sequence[int] = ()) -> Recipe:
+        """Return the recipe for patches of `patch_size`; `masked_channels` were normalised inside the nonzero mask."""
+        ...
+
+
+def patch_geometry(patch_size: Sequence[int]) -> PatchGeometry:
+    """Return rotation range, in-plane rule and mirror axes of a patch (nnU-Net 2.8.1 behaviour, spec B 2.5)."""
+    longest = max(patch_size)
+    dummy_2d = len(patch_size) == 3 and longest / patch_size[0] > ANISOTROPIC_PATCH
+    if len(patch_size) == 2:
+        degrees = 15.0 if longest / min(patch_size) > ELONGATED_PATCH else 180.0
+    else:
+        degrees = 180.0 if dummy_2d else 30.0
+    limit = math.radians(degrees)
+    return PatchGeometry(rotation=(-limit, limit), dummy_2d=dummy_2d, mirror_axes=tuple(range(len(patch_size))))
+
+
+def default_recipe(patch_size: Sequence[int], *, masked_channels: Sequence[int] = ()) -> Recipe:
+    """Return nnU-Net's default augmentation (2.8.1 behaviour, spec B 3.1)."""
+    geometry = patch_geometry(patch_size)
+    steps = [
+        Step(name="noise", transform=GaussianNoise()),
+        Step(name="blur", transform=GaussianBlur()),
+        Step(name="brightness", transform=Brightness()),
+        Step(name="contrast", transform=Contrast()),
+        Step(name="low_resolution", transform=LowResolution(fixed_axes=(0,) if geometry.dummy_2d else ())),
+        Step(name="gamma_inverted", transform=Gamma(probability=0.1, inverted=True)),
+        Step(name="gamma", transform=Gamma(probability=0.3)),
+        Step(name="mirror", transform=Mirror(axes=geometry.mirror_axes)),
+    ]
+    if masked_channels:
+        steps.append(Step(name="mask_outside", transform=MaskOutside(channels=tuple(masked_channels))))
+    spatial = Affine(rotation=geometry.rotation, in_plane=geometry.dummy_2d)
+    return Recipe(spatial=spatial, steps=tuple(steps))
+
+
+def no_recipe(patch_size: Sequence[int], *, masked_channels: Sequence[int] = ()) -> Recipe:
+    """Return the recipe that changes nothing."""
+    return Recipe()
+
+
+RECIPES: Registry[RecipeBuilder] = Registry("augmentation recipe")
+RECIPES.register("default", default_recipe)
+RECIPES.register("none", no_recipe)
+
+
+def build_recipe(reference: str, patch_size: Sequence[int], *, masked_channels: Sequence[int] = ()) -> Recipe:
+    """Return the recipe behind a registered name or `module:attr` (a `RecipeBuilder`)."""
+    builder: RecipeBuilder = (
+        import_reference(reference, kind="augmentation recipe") if ":" in reference else RECIPES.get(reference)
+    )
+    recipe = builder(patch_size, masked_channels=masked_channels)
+    if not isinstance(recipe, Recipe):
+        raise ConfigError(f"augmentation recipe '{reference}' returned {type(recipe).__name__}; return a Recipe")
+    return recipe

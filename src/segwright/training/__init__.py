@@ -1,0 +1,1 @@
+"""Training: sampling, batches, losses and the loop."""

@@ -1,0 +1,105 @@
+"""Which case, which class, which patch: pure functions of a random generator (nnU-Net 2.8.1 behaviour, spec B 2.2-2.4).
+
+Two deviations, both on purpose: a patch placed on a foreground voxel stays inside the case at the upper border as it
+does at the lower (the reference lets it protrude, spec B S15), and with batch size 1 foreground is forced by chance
+rather than never (S14).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from segwright.core.arrays import Box
+from segwright.data.labels import OUTSIDE, ClassKey
+
+ClassLocations = Mapping[ClassKey, npt.NDArray[Any]]
+"""Voxels (n, 3) of each class or region in a preprocessed case; n may be 0."""
+
+
+def num_forced(batch_size: int, fraction: float) -> int:
+    """Return how many samples at the end of a batch must show foreground, by the reference's rule.
+
+    >>> [num_forced(size, 0.33) for size in (1, 2, 5, 9)]
+    [0, 1, 2, 3]
+    """
+    return batch_size - min(max(round(batch_size * (1 - fraction)), 0), batch_size)
+
+
+def is_forced(index: int, batch_size: int, fraction: float, rng: np.random.Generator) -> bool:
+    """Return whether sample `index` of a batch must show foreground; a batch of one decides by chance."""
+    if batch_size == 1:
+        return bool(rng.random() < fraction)
+    return index >= batch_size - num_forced(batch_size, fraction)
+
+
+def start_range(shape: Sequence[int], patch_size: Sequence[int]) -> Box:
+    """Return the half-open range of patch starts per axis; a case smaller than the patch lies about its middle."""
+    ranges = []
+    for size, patch in zip(shape, patch_size, strict=True):
+        missing = max(patch - size, 0)
+        low = -((missing + 1) // 2)
+        high = size - patch + missing // 2 + missing % 2
+        ranges.append((low, high + 1))
+    return tuple(ranges)
+
+
+def choose_key(
+    locations: ClassLocations, rng: np.random.Generator, *, forced: bool, has_ignore: bool
+) -> ClassKey | None:
+    """Return the class whose voxels the patch is placed on, or None for anywhere.
+
+    Forced: any class or region that the case contains, all equally likely. With an ignore label the other patches
+    are placed on annotated voxels, because elsewhere nothing can be learned.
+    """
+    present = [key for key, voxels in locations.items() if len(voxels)]
+    annotated = [key for key in present if isinstance(key, tuple) and key[0] == OUTSIDE]
+    if not forced:
+        return annotated[0] if has_ignore and annotated else None
+    classes = [key for key in present if key not in annotated] or annotated
+    return classes[int(rng.integers(len(classes)))] if classes else None
+
+
+def choose_start(
+    shape: Sequence[int],
+    patch_size: Sequence[int],
+    rng: np.random.Generator,
+    *,
+    voxels: npt.NDArray[Any] | None = None,
+) -> tuple[int, ...]:
+    """Return where the patch begins, in voxels of the case; negative where padding comes first.
+
+    Args:
+        shape: spatial shape of the case.
+        patch_size: of the same length.
+        rng: the generator of this sample.
+        voxels: (n, axes) candidates for the patch's centre; without, every position is equally likely.
+    """
+    ranges = start_range(shape, patch_size)
+    if voxels is None:
+        return tuple(int(rng.integers(low, high)) for low, high in ranges)
+    voxel = voxels[int(rng.integers(len(voxels)))][-len(ranges) :]
+    return tuple(
+        min(max(int(position) - patch // 2, low), high - 1)
+        for position, patch, (low, high) in zip(voxel, patch_size, ranges, strict=True)
+    )
+
+
+def read_box(array: Any, box: Box, *, fill: float, out: npt.NDArray[Any]) -> None:
+    """Copy `box` of `array` (K, *S), or of anything with `shape` and slices, into `out`; `fill` outside the array."""
+    shape = array.shape[1:]
+    inside = [(max(low, 0), min(high, size)) for (low, high), size in zip(box, shape, strict=True)]
+    if any(low >= high for low, high in inside):
+        out[...] = fill
+        return
+    if any(pair != wanted for pair, wanted in zip(inside, box, strict=True)):
+        out[...] = fill
+    source = (slice(None), *(slice(low, high) for low, high in inside))
+    target = (
+        slice(None),
+        *(slice(low - first, high - first) for (low, high), (first, _) in zip(inside, box, strict=True)),
+    )
+    out[target] = array[source]

@@ -1,0 +1,53 @@
+"""What the loss compares with: label maps or region channels, one per output resolution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from segwright.data.labels import Labels
+
+Scales = Sequence[Sequence[float]]
+"""Relative size of each network output per spatial axis, the highest resolution first."""
+
+
+def encode_targets(
+    maps: torch.Tensor, labels: Labels, scales: Scales | None = None
+) -> torch.Tensor | list[torch.Tensor]:
+    """Return the training target of label maps (B, 1, *S) in which -1 marks voxels outside the case or its mask.
+
+    Voxels of -1 become background. Label training keeps the integer map; regions become boolean channels (B, R, *S)
+    in the order of their declaration, the ignore label's last. With `scales` the result is a list, one target per
+    output (nnU-Net 2.8.1 behaviour, spec B 3.1, 3.6, 3.7).
+    """
+    maps = maps.clamp_min(0)
+    if scales is None:
+        return _encode(maps, labels)
+    return [_encode(downsample(maps, scale), labels) for scale in scales]
+
+
+def downsample(maps: torch.Tensor, scale: Sequence[float]) -> torch.Tensor:
+    """Return `maps` (B, L, *S) at round(size * scale) voxels per axis by the `nearest-exact` rule."""
+    for axis, (size, factor) in enumerate(zip(maps.shape[2:], scale, strict=True)):
+        reduced = max(round(size * factor), 1)
+        if reduced != size:
+            # float32 as in torch's own rule, so that ties at voxel borders fall on the same side
+            step = torch.tensor(size / reduced, dtype=torch.float32, device=maps.device)
+            position = (torch.arange(reduced, dtype=torch.float32, device=maps.device) + 0.5) * step
+            index = position.floor().to(torch.int64).clamp_max(size - 1)
+            maps = maps.index_select(axis + 2, index)
+    return maps
+
+
+def _encode(maps: torch.Tensor, labels: Labels) -> torch.Tensor:
+    regions = labels.regions
+    if regions is None:
+        return maps
+    ignore = labels.ignore_label
+    channels = [*regions] if ignore is None else [*regions, ignore]
+    encoded = torch.zeros((len(maps), len(channels), *maps.shape[2:]), dtype=torch.bool, device=maps.device)
+    for index, channel in enumerate(channels):
+        for value in channel if isinstance(channel, tuple) else (channel,):
+            encoded[:, index] |= maps[:, 0] == value
+    return encoded
