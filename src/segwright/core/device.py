@@ -1,0 +1,104 @@
+"""Where tensors live and how they are computed: device, precision and memory layout, chosen once per run."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+
+import torch
+
+from segwright.core.errors import ConfigError, nearest
+
+CPU = "cpu"
+CUDA = "cuda"
+MPS = "mps"
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+_AMPERE = 8  # first compute capability with bf16 tensor cores
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """Return the device called `name`: auto, cpu, cuda, cuda:1 or mps.
+
+    `auto` takes a CUDA GPU if there is one, else Apple's GPU, else the CPU.
+
+    Raises:
+        ConfigError: the name is unknown, or this machine has no such device.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device(CUDA)
+        return torch.device(MPS if torch.backends.mps.is_available() else CPU)
+    kind, _, index = name.partition(":")
+    if kind not in {CPU, CUDA, MPS} or (":" in name and not index.isdecimal()):
+        raise ConfigError(f"unknown device '{name}'{nearest(kind, ['auto', CPU, CUDA, f'{CUDA}:1', MPS])}")
+    if kind == CPU:
+        return torch.device(CPU)
+    if kind == MPS:
+        if not torch.backends.mps.is_available():
+            raise ConfigError("device 'mps': this machine has no Apple GPU that torch can use; choose auto or cpu")
+        return torch.device(MPS)
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 0:
+        reason = "torch was built without CUDA" if torch.version.cuda is None else "no CUDA GPU was found"
+        raise ConfigError(f"device '{name}': {reason}; choose auto or cpu, or install a CUDA build of torch")
+    if index and int(index) >= count:
+        raise ConfigError(f"device '{name}': this machine has {count} CUDA GPU(s), numbered from 0")
+    return torch.device(name)
+
+
+@lru_cache(maxsize=1)
+def has_fast_bf16() -> bool:
+    """Return whether this CPU multiplies bf16 in hardware (AMX or AVX512-BF16) and torch's kernels use it."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    # Private probes, absent from older torch: there bf16 stays off, which is slower but right.
+    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(bool(getattr(torch.cpu, probe, bool)()) for probe in probes)
+
+
+def compute_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
+    """Return the dtype in which convolutions run.
+
+    Args:
+        device: where the network lives.
+        precision: "auto" (bf16 where the hardware multiplies it, fp16 on older GPUs, else fp32), "fp32", "bf16" or
+            "fp16".
+
+    Raises:
+        ConfigError: unknown precision, or fp16 on the CPU.
+    """
+    if precision != "auto":
+        if precision not in PRECISIONS:
+            raise ConfigError(f"unknown precision '{precision}'{nearest(precision, ['auto', *PRECISIONS])}")
+        if precision == "fp16" and device.type == CPU:
+            raise ConfigError("precision 'fp16' needs a GPU; choose auto, bf16 or fp32 on the CPU")
+        return PRECISIONS[precision]
+    if device.type == CPU:
+        return torch.bfloat16 if has_fast_bf16() else torch.float32
+    if device.type == CUDA:
+        major, _ = torch.cuda.get_device_capability(device)
+        return torch.bfloat16 if major >= _AMPERE else torch.float16
+    return torch.float32
+
+
+def autocast(device: torch.device, precision: str = "auto") -> AbstractContextManager[object]:
+    """Return the context in which forward passes run; it does nothing where `compute_dtype` is fp32."""
+    dtype = compute_dtype(device, precision)
+    if dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def memory_format(device: torch.device, dims: int) -> torch.memory_format:
+    """Return the layout in which convolutions are fastest for images with `dims` spatial axes.
+
+    Channels-last on the CPU for 2D and 3D (no reordering around each convolution) and for 2D on CUDA (tensor
+    cores); contiguous elsewhere.
+    """
+    if dims == 2 and device.type in {CPU, CUDA}:
+        return torch.channels_last
+    if dims == 3 and device.type == CPU:
+        return torch.channels_last_3d
+    return torch.contiguous_format

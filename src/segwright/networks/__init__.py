@@ -1,0 +1,1 @@
+"""Segmentation networks: building blocks, U-Nets, their construction from plans, and their weights on disk."""

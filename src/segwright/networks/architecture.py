@@ -1,0 +1,274 @@
+"""Read a plan's architecture block: nnU-Net's class paths and keyword arguments, checked, as our own values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from torch import nn
+
+from segwright.core.errors import ConfigError, nearest
+from segwright.networks.blocks import DIMS, LayerOptions, Size
+from segwright.networks.norm import InstanceNorm2d, InstanceNorm3d
+from segwright.networks.unet import Topology
+
+PLAIN: Final = "PlainConvUNet"
+RESIDUAL_ENCODER: Final = "ResidualEncoderUNet"
+RESIDUAL: Final = "ResidualUNet"
+NETWORK_CLASSES: Final = (PLAIN, RESIDUAL_ENCODER, RESIDUAL)
+CLASS_PREFIX: Final = "dynamic_network_architectures.architectures.unet."
+
+# Residual blocks per encoder stage; nnU-Net's ResEnc planners, spec A 5.1 and 9.7.
+RESIDUAL_BLOCKS: Final = (1, 3, 4, 6)
+PLAIN_CONVS: Final = 2  # nnU-Net's default planner, spec A 5.1
+BASE_FEATURES: Final = 32
+MAX_FEATURES: Final[dict[int, int]] = {2: 512, 3: 320}
+MIN_EDGE: Final = 4  # smallest feature-map extent at the bottleneck, spec A 5.6
+
+_CONVS: Final[dict[str, type[nn.Module]]] = {"Conv2d": nn.Conv2d, "Conv3d": nn.Conv3d}
+_NORMS: Final[dict[str, type[nn.Module]]] = {
+    "InstanceNorm2d": InstanceNorm2d,
+    "InstanceNorm3d": InstanceNorm3d,
+    "BatchNorm2d": nn.BatchNorm2d,
+    "BatchNorm3d": nn.BatchNorm3d,
+}
+_DROPOUTS: Final[dict[str, type[nn.Module]]] = {
+    cls.__name__: cls for cls in (nn.Dropout, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+}
+_NONLINS: Final[dict[str, type[nn.Module]]] = {
+    cls.__name__: cls
+    for cls in (
+        nn.CELU, nn.ELU, nn.GELU, nn.Hardswish, nn.Identity, nn.LeakyReLU, nn.Mish, nn.PReLU, nn.ReLU, nn.ReLU6,
+        nn.RReLU, nn.SELU, nn.Sigmoid, nn.SiLU, nn.Softplus, nn.Softsign, nn.Tanh,
+    )
+}  # fmt: skip
+_OPS: Final = {"conv_op": _CONVS, "norm_op": _NORMS, "dropout_op": _DROPOUTS, "nonlin": _NONLINS}
+
+_COMMON_KEYS: Final = (
+    "n_stages", "features_per_stage", "conv_op", "kernel_sizes", "strides", "n_conv_per_stage_decoder", "conv_bias",
+    "norm_op", "norm_op_kwargs", "dropout_op", "dropout_op_kwargs", "nonlin", "nonlin_kwargs",
+)  # fmt: skip
+_KEYS: Final[dict[str, tuple[str, ...]]] = {
+    PLAIN: (*_COMMON_KEYS, "n_conv_per_stage", "nonlin_first"),
+    RESIDUAL_ENCODER: (*_COMMON_KEYS, "n_blocks_per_stage", "block", "bottleneck_channels", "stem_channels"),
+    RESIDUAL: (*_COMMON_KEYS, "n_blocks_per_stage", "block", "bottleneck_channels", "stem_channels"),
+}
+_REQUIRED: Final = (
+    "n_stages", "features_per_stage", "conv_op", "kernel_sizes", "strides", "n_conv_per_stage_decoder",
+)  # fmt: skip
+_REFUSED: Final = (
+    "stochastic_depth_p", "squeeze_excitation", "squeeze_excitation_reduction_ratio", "squeeze_excitation_rd_divisor",
+)  # fmt: skip
+
+# What the short name "ResEncL" stands for, spec A 9.7.
+RESENC_L_KWARGS: Final[dict[str, Any]] = {
+    "n_stages": 6,
+    "features_per_stage": [32, 64, 128, 256, 320, 320],
+    "conv_op": "torch.nn.modules.conv.Conv3d",
+    "kernel_sizes": [[3, 3, 3]] * 6,
+    "strides": [[1, 1, 1], *([[2, 2, 2]] * 5)],
+    "n_blocks_per_stage": [1, 3, 4, 6, 6, 6],
+    "n_conv_per_stage_decoder": [1] * 5,
+    "conv_bias": True,
+    "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+    "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+    "dropout_op": None,
+    "dropout_op_kwargs": None,
+    "nonlin": "torch.nn.LeakyReLU",
+    "nonlin_kwargs": {"inplace": True},
+}
+
+
+def network_class(path: str) -> str:
+    """Return which of `NETWORK_CLASSES` a plan's class path means; only the last component counts (spec A 9.1).
+
+    Raises:
+        ConfigError: no such network here.
+    """
+    name = path.rpartition(".")[2]
+    if name in NETWORK_CLASSES:
+        return name
+    raise ConfigError(
+        f"network_class_name '{path}' is not built in{nearest(name, NETWORK_CLASSES)}; a network of your own is given "
+        "as 'package.module:function'"
+    )
+
+
+def parse_architecture(path: str, kwargs: Mapping[str, Any]) -> tuple[Topology, LayerOptions]:
+    """Check the keyword arguments of a plan's architecture block and return them as our values.
+
+    Args:
+        path: the network's class path, e.g. "dynamic_network_architectures.architectures.unet.PlainConvUNet".
+        kwargs: its `arch_kwargs`; ops as dotted strings or as classes, per-stage entries as lists or scalars.
+
+    Raises:
+        ConfigError: an unknown, missing, unsupported or badly sized argument; it is named.
+    """
+    name = network_class(path)
+    _check_keys(name, kwargs)
+    options = _layer_options(name, kwargs)
+    dims, num_stages = options.dims, int(kwargs["n_stages"])
+    if num_stages < 2:
+        raise ConfigError(f"{name}: n_stages is {num_stages}; a U-Net needs at least 2")
+    residual = name != PLAIN
+    blocks_key = "n_blocks_per_stage" if residual else "n_conv_per_stage"
+    features = _per_stage(name, kwargs, "features_per_stage", num_stages)
+    inner = _bottleneck_channels(name, kwargs, num_stages)
+    stem = kwargs.get("stem_channels")
+    topology = Topology(
+        features=features,
+        kernels=_sizes(name, kwargs, "kernel_sizes", num_stages, dims),
+        strides=_sizes(name, kwargs, "strides", num_stages, dims),
+        encoder_blocks=_per_stage(name, kwargs, blocks_key, num_stages),
+        decoder_blocks=_per_stage(name, kwargs, "n_conv_per_stage_decoder", num_stages - 1),
+        residual_encoder=residual,
+        residual_decoder=name == RESIDUAL,
+        stem_channels=features[0] if stem is None else int(stem),
+        bottleneck_channels=inner,
+    )
+    return topology, options
+
+
+def plain_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a plain U-Net with the topology of `kwargs`, which may be a residual network's."""
+    num_stages = int(kwargs["n_stages"])
+    plain = {key: value for key, value in kwargs.items() if key in _KEYS[PLAIN]}
+    if "n_conv_per_stage" not in plain:
+        plain["n_conv_per_stage"] = [PLAIN_CONVS] * num_stages
+        plain["n_conv_per_stage_decoder"] = [PLAIN_CONVS] * (num_stages - 1)
+    return plain
+
+
+def residual_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a residual encoder U-Net with the topology of `kwargs`, which may be a plain one's."""
+    num_stages = int(kwargs["n_stages"])
+    residual = {key: value for key, value in kwargs.items() if key in _KEYS[RESIDUAL_ENCODER]}
+    if "n_blocks_per_stage" not in residual:
+        deep = [RESIDUAL_BLOCKS[-1]] * max(0, num_stages - len(RESIDUAL_BLOCKS))
+        residual["n_blocks_per_stage"] = [*RESIDUAL_BLOCKS, *deep][:num_stages]
+        residual["n_conv_per_stage_decoder"] = [1] * (num_stages - 1)
+    return residual
+
+
+def kwargs_for_patch(patch_size: Sequence[int]) -> dict[str, Any]:
+    """Return plain U-Net arguments for a patch where no plan says better: halve each axis while it stays large.
+
+    Args:
+        patch_size: extents in voxels, 2 or 3 of them.
+    """
+    dims = len(patch_size)
+    if dims not in MAX_FEATURES:
+        raise ConfigError(f"patch_size {list(patch_size)}: networks have 2 or 3 spatial axes, not {dims}")
+    edges, strides = list(patch_size), [[1] * dims]
+    while any(edge >= 2 * MIN_EDGE for edge in edges):
+        stride = [2 if edge >= 2 * MIN_EDGE else 1 for edge in edges]
+        edges = [edge // step for edge, step in zip(edges, stride, strict=True)]
+        strides.append(stride)
+    if len(strides) == 1:
+        strides.append([1] * dims)
+    num_stages = len(strides)
+    return {
+        **RESENC_L_KWARGS,
+        "n_stages": num_stages,
+        "features_per_stage": [min(MAX_FEATURES[dims], BASE_FEATURES * 2**stage) for stage in range(num_stages)],
+        "conv_op": f"torch.nn.modules.conv.Conv{dims}d",
+        "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dims}d",
+        "kernel_sizes": [[3] * dims] * num_stages,
+        "strides": strides,
+        "n_conv_per_stage": [PLAIN_CONVS] * num_stages,
+        "n_conv_per_stage_decoder": [PLAIN_CONVS] * (num_stages - 1),
+    }
+
+
+def resolve_op(key: str, value: object) -> type[nn.Module] | None:
+    """Return the torch class a plan names under `key`; instance norm becomes our fast one.
+
+    Only classes on a list are known, so a plan can import nothing.
+
+    Raises:
+        ConfigError: the class is not on the list, or is not torch's.
+    """
+    if value is None:
+        return None
+    known = _OPS[key]
+    path = f"{value.__module__}.{value.__qualname__}" if isinstance(value, type) else str(value)
+    package, _, name = path.rpartition(".")
+    ours = isinstance(value, type) and value in known.values()
+    if name in known and (ours or package == "torch.nn" or package.startswith("torch.nn.modules.")):
+        return known[name]
+    raise ConfigError(f"{key} '{path}' is not supported{nearest(name, known)}; write it as torch.nn.NAME")
+
+
+def _check_keys(name: str, kwargs: Mapping[str, Any]) -> None:
+    known = _KEYS[name]
+    for key, value in kwargs.items():
+        if key in _REFUSED:
+            if value:
+                raise ConfigError(f"{name}: {key} is not supported; remove it from arch_kwargs")
+        elif key not in known and not (key == "nonlin_first" and not value):
+            raise ConfigError(f"{name}: unknown argument '{key}' in arch_kwargs{nearest(key, known)}")
+    required = (*_REQUIRED, "n_conv_per_stage" if name == PLAIN else "n_blocks_per_stage")
+    missing = [key for key in required if kwargs.get(key) is None]
+    if missing:
+        raise ConfigError(f"{name}: arch_kwargs lacks {', '.join(missing)}")
+
+
+def _layer_options(name: str, kwargs: Mapping[str, Any]) -> LayerOptions:
+    conv_op = resolve_op("conv_op", kwargs["conv_op"])
+    assert conv_op is not None
+    norm_op = resolve_op("norm_op", kwargs.get("norm_op"))
+    dims = DIMS[conv_op]
+    if norm_op is not None and not norm_op.__name__.endswith(f"{dims}d"):
+        raise ConfigError(f"{name}: norm_op {norm_op.__name__} does not fit conv_op {conv_op.__name__}")
+    return LayerOptions(
+        conv_op=conv_op,
+        conv_bias=bool(kwargs.get("conv_bias", False)),
+        norm_op=norm_op,
+        norm_op_kwargs=dict(kwargs.get("norm_op_kwargs") or {}),
+        dropout_op=resolve_op("dropout_op", kwargs.get("dropout_op")),
+        dropout_op_kwargs=dict(kwargs.get("dropout_op_kwargs") or {}),
+        nonlin=resolve_op("nonlin", kwargs.get("nonlin")),
+        nonlin_kwargs=dict(kwargs.get("nonlin_kwargs") or {}),
+        nonlin_first=bool(kwargs.get("nonlin_first", False)),
+    )
+
+
+def _bottleneck_channels(name: str, kwargs: Mapping[str, Any], num_stages: int) -> tuple[int, ...] | None:
+    block = kwargs.get("block")
+    block_name = block.__name__ if isinstance(block, type) else str(block or "BasicBlockD").rpartition(".")[2]
+    if block_name not in {"BasicBlockD", "BottleneckD"}:
+        raise ConfigError(f"{name}: unknown block '{block_name}'{nearest(block_name, ['BasicBlockD', 'BottleneckD'])}")
+    if block_name == "BasicBlockD":
+        return None
+    if kwargs.get("bottleneck_channels") is None:
+        raise ConfigError(f"{name}: block BottleneckD needs bottleneck_channels, one number per stage")
+    return _per_stage(name, kwargs, "bottleneck_channels", num_stages)
+
+
+def _per_stage(name: str, kwargs: Mapping[str, Any], key: str, count: int) -> tuple[int, ...]:
+    """Return one whole number per stage; a scalar stands for all."""
+    value = kwargs[key]
+    numbers = tuple(value) if isinstance(value, list | tuple) else (value,) * count
+    _check_count(name, key, numbers, count)
+    if any(int(number) < 1 for number in numbers):
+        raise ConfigError(f"{name}: {key} is {value}; every entry must be at least 1")
+    return tuple(int(number) for number in numbers)
+
+
+def _sizes(name: str, kwargs: Mapping[str, Any], key: str, count: int, dims: int) -> tuple[Size, ...]:
+    """Return one size per stage and axis; a scalar stands for all stages, a scalar entry for all axes."""
+    value = kwargs[key]
+    entries = tuple(value) if isinstance(value, list | tuple) else (value,) * count
+    _check_count(name, key, entries, count)
+    sizes = []
+    for entry in entries:
+        size = tuple(int(part) for part in entry) if isinstance(entry, list | tuple) else (int(entry),) * dims
+        if len(size) != dims:
+            raise ConfigError(f"{name}: {key} has the entry {list(size)}; expected {dims} axes, as in conv_op")
+        sizes.append(size)
+    return tuple(sizes)
+
+
+def _check_count(name: str, key: str, entries: Sequence[object], count: int) -> None:
+    if len(entries) != count:
+        raise ConfigError(f"{name}: {key} has {len(entries)} entries; n_stages asks for {count}")

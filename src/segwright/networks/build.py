@@ -1,0 +1,281 @@
+"""Construct networks: from a plan's architecture block, a registered name, or a user's `module:attr`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from segwright.core.device import memory_format
+from segwright.core.errors import ConfigError, ModelError
+from segwright.core.registry import Registry, import_reference
+from segwright.networks.architecture import (
+    CLASS_PREFIX,
+    NETWORK_CLASSES,
+    PLAIN,
+    RESENC_L_KWARGS,
+    RESIDUAL_ENCODER,
+    kwargs_for_patch,
+    parse_architecture,
+    plain_kwargs,
+    residual_kwargs,
+)
+from segwright.networks.blocks import BasicBlockD, BottleneckD
+from segwright.networks.unet import UNet
+
+INIT_SEED: Final = 12345  # where the caller passes no generator, so that construction is repeatable
+KAIMING_SLOPE: Final = 0.01  # nnU-Net 2.8.1 behaviour, spec A 9.6
+SHORT_NAMES: Final = {"ResEncL": (RESIDUAL_ENCODER, RESENC_L_KWARGS)}  # self-supervised plans, spec A 9.7
+
+
+class NetworkBuilder(Protocol):
+    """What a registered name or a `module:attr` stands for."""
+
+    def __call__(
+        self,
+        num_input_channels: int,
+        num_output_channels: int,
+        *,
+        patch_size: tuple[int, ...],
+        deep_supervision: bool,
+        **kwargs: Any,
+    ) -> nn.Module:
+        """Return a network that gives logits (B, C, *S), or a list of them, highest resolution first."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchitectureSpec:
+    """Which network, in a form that plans and checkpoints can store.
+
+    Attributes:
+        reference: a registered name ("unet", "residual-unet"), "module:attr", or nnU-Net's class path.
+        kwargs: its keyword arguments, JSON values.
+    """
+
+    reference: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_plan(cls, architecture: Mapping[str, Any]) -> ArchitectureSpec:
+        """Return the spec of a plan's architecture block (`network_class_name`, `arch_kwargs`)."""
+        if not isinstance(architecture.get("network_class_name"), str):
+            raise ConfigError("the plan's architecture has no network_class_name; make the plan anew or add it")
+        return cls(reference=architecture["network_class_name"], kwargs=dict(architecture.get("arch_kwargs") or {}))
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> ArchitectureSpec:
+        """Undo `to_json`."""
+        return cls(reference=str(document["reference"]), kwargs=dict(document.get("kwargs") or {}))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return `{"reference": ..., "kwargs": ...}`."""
+        return {"reference": self.reference, "kwargs": dict(self.kwargs)}
+
+
+def build_network(
+    architecture: Mapping[str, Any] | ArchitectureSpec,
+    num_input_channels: int,
+    num_output_channels: int,
+    *,
+    deep_supervision: bool,
+    generator: torch.Generator | None = None,
+) -> nn.Module:
+    """Build and initialise one of nnU-Net's U-Nets from a plan's architecture block.
+
+    Args:
+        architecture: the block (`network_class_name`, `arch_kwargs`) or its spec.
+        num_input_channels: image channels.
+        num_output_channels: heads, i.e. labels with background, or regions.
+        deep_supervision: give a list of logits, highest resolution first.
+        generator: where initial weights come from; a fixed seed if None. torch's global one is never touched.
+
+    Raises:
+        ConfigError: an unknown network class or argument.
+    """
+    spec = architecture if isinstance(architecture, ArchitectureSpec) else ArchitectureSpec.from_plan(architecture)
+    reference, kwargs = spec.reference, dict(spec.kwargs)
+    if reference in SHORT_NAMES:
+        reference, defaults = SHORT_NAMES[reference]
+        kwargs = {**defaults, **kwargs}
+    topology, options = parse_architecture(reference, kwargs)
+    with torch.device("meta"):  # torch's own initial weights would cost time and draw from the global generator
+        network = UNet(num_input_channels, num_output_channels, topology, options, deep_supervision=deep_supervision)
+    network = network.to_empty(device="cpu")
+    initialize(network, generator)
+    return network
+
+
+def build_from_spec(
+    spec: ArchitectureSpec | None,
+    configuration_architecture: Mapping[str, Any],
+    num_input_channels: int,
+    num_output_channels: int,
+    patch_size: Sequence[int],
+    deep_supervision: bool,
+    *,
+    generator: torch.Generator | None = None,
+) -> nn.Module:
+    """Build the network a user asked for, or the plan's where `spec` is None.
+
+    A built-in name ("unet", "residual-unet") takes the plan's topology, overlaid with the spec's kwargs. A
+    `module:attr` is called with the spec's kwargs alone and initialises itself, under a generator of its own.
+
+    Raises:
+        ConfigError: the reference is unknown, cannot be imported, or does not take the arguments.
+        ModelError: it gave no `nn.Module`.
+    """
+    if spec is None:
+        spec = ArchitectureSpec.from_plan(configuration_architecture)
+    reference, kwargs = spec.reference, dict(spec.kwargs)
+    builtin = reference in TOPOLOGY_NAMES
+    if not builtin and ":" not in reference and reference not in NETWORKS.names():
+        if "." not in reference and reference not in {*SHORT_NAMES, *NETWORK_CLASSES}:
+            NETWORKS.get(reference)  # raises, naming the nearest
+        return build_network(
+            spec, num_input_channels, num_output_channels, deep_supervision=deep_supervision, generator=generator
+        )
+    if builtin:
+        kwargs = {**dict(configuration_architecture.get("arch_kwargs") or {}), **kwargs}
+    builder: NetworkBuilder = (
+        import_reference(reference, kind="network") if ":" in reference else NETWORKS.get(reference)
+    )
+    if not callable(builder):
+        raise ConfigError(f"network '{reference}' is not callable; name a function or a class")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(INIT_SEED if generator is None else generator.initial_seed())
+        try:
+            network = builder(
+                num_input_channels,
+                num_output_channels,
+                patch_size=tuple(patch_size),
+                deep_supervision=deep_supervision,
+                **kwargs,
+            )
+        except TypeError as error:
+            raise ConfigError(
+                f"network '{reference}': {error}; it is called as fn(num_input_channels, num_output_channels, *, "
+                f"patch_size, deep_supervision, **kwargs) with kwargs {sorted(kwargs)}"
+            ) from error
+    if not isinstance(network, nn.Module):
+        raise ModelError(f"network '{reference}' gave {type(network).__name__}; it must return a torch.nn.Module")
+    if builtin and generator is not None:
+        initialize(network, generator)
+    return network
+
+
+def build_unet(
+    num_input_channels: int,
+    num_output_channels: int,
+    *,
+    patch_size: tuple[int, ...],
+    deep_supervision: bool,
+    **kwargs: Any,
+) -> nn.Module:
+    """Build a plain U-Net, with the topology of plan kwargs where they are given, else one that suits the patch."""
+    arguments = plain_kwargs(_with_topology(patch_size, kwargs, "n_conv_per_stage"))
+    spec = ArchitectureSpec(reference=CLASS_PREFIX + PLAIN, kwargs=arguments)
+    return build_network(spec, num_input_channels, num_output_channels, deep_supervision=deep_supervision)
+
+
+def build_residual_unet(
+    num_input_channels: int,
+    num_output_channels: int,
+    *,
+    patch_size: tuple[int, ...],
+    deep_supervision: bool,
+    **kwargs: Any,
+) -> nn.Module:
+    """Build a U-Net with a residual encoder, with the topology of plan kwargs, else one that suits the patch.
+
+    A plain plan's convolution counts are replaced by the ResEnc presets': 1, 3, 4, 6, 6, ... blocks, 1 in the decoder.
+    """
+    arguments = residual_kwargs(_with_topology(patch_size, kwargs, "n_blocks_per_stage"))
+    spec = ArchitectureSpec(reference=CLASS_PREFIX + RESIDUAL_ENCODER, kwargs=arguments)
+    return build_network(spec, num_input_channels, num_output_channels, deep_supervision=deep_supervision)
+
+
+NETWORKS: Final[Registry[NetworkBuilder]] = Registry("network")
+NETWORKS.register("unet", build_unet)
+NETWORKS.register("residual-unet", build_residual_unet)
+TOPOLOGY_NAMES: Final = NETWORKS.names()  # built-in names, which are given the plan's arch_kwargs
+
+
+def initialize(network: nn.Module, generator: torch.Generator | None = None) -> None:
+    """Set initial weights in place: Kaiming normal convolutions, zero biases, plain norms (spec A 9.6).
+
+    The last norm of each residual block starts at zero, weight and bias. Every tensor is drawn exactly once.
+
+    Args:
+        network: a network on the CPU.
+        generator: a CPU generator; a fixed seed if None.
+    """
+    source = torch.Generator().manual_seed(INIT_SEED) if generator is None else generator
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+            nn.init.kaiming_normal_(module.weight, a=KAIMING_SLOPE, generator=source)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.modules.batchnorm._NormBase | nn.PReLU):
+            module.reset_parameters()
+    for module in network.modules():
+        if isinstance(module, BasicBlockD | BottleneckD):
+            norm = module.last_norm
+            if isinstance(norm, nn.modules.batchnorm._NormBase) and norm.affine:
+                nn.init.zeros_(norm.weight)
+                nn.init.zeros_(norm.bias)
+
+
+def output_scales(network: nn.Module, num_input_channels: int, patch_size: Sequence[int]) -> list[tuple[float, ...]]:
+    """Return the size of each output relative to the patch, highest resolution first; one entry if it gives a tensor.
+
+    The network is traced on the meta device, which computes shapes only; one that cannot is run once on zeros.
+
+    Raises:
+        ModelError: the output is neither a tensor (B, C, *S) nor a list of them.
+    """
+    shape = (1, num_input_channels, *patch_size)
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    with torch.no_grad():
+        try:
+            meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
+            outputs = functional_call(network, meta, (torch.empty(shape, device="meta"),))
+        except (RuntimeError, NotImplementedError):
+            device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
+            saved = {name: tensor.clone() for name, tensor in network.named_buffers()}
+            outputs = functional_call(network, saved, (torch.zeros(shape, device=device),))
+    levels = list(outputs) if isinstance(outputs, list | tuple) else [outputs]
+    for level in levels:
+        if not isinstance(level, Tensor) or level.ndim != len(shape):
+            found = f"shape {tuple(level.shape)}" if isinstance(level, Tensor) else type(level).__name__
+            raise ModelError(f"the network gave {found} for input {shape}; expected logits with {len(shape)} axes")
+    return [tuple(size / full for size, full in zip(level.shape[2:], patch_size, strict=True)) for level in levels]
+
+
+def set_deep_supervision(network: nn.Module, enabled: bool) -> None:
+    """Switch deep supervision at run time; networks without such a switch are left as they are."""
+    for module in (network, getattr(network, "decoder", None)):
+        if isinstance(module, nn.Module) and isinstance(getattr(module, "deep_supervision", None), bool):
+            module.deep_supervision = enabled  # type: ignore[assignment]
+
+
+def prepare(network: nn.Module, device: torch.device) -> nn.Module:
+    """Move a network to a device, in the memory layout that is fastest there, and return it."""
+    dims = max((weight.ndim - 2 for weight in network.parameters() if weight.ndim in {4, 5}), default=0)
+    network = network.to(device)
+    return network.to(memory_format=memory_format(device, dims)) if dims else network  # type: ignore[call-overload]
+
+
+def _with_topology(patch_size: Sequence[int], kwargs: Mapping[str, Any], blocks_key: str) -> dict[str, Any]:
+    """Return kwargs as they are if they describe a network, else laid over a topology that suits the patch."""
+    if "n_stages" in kwargs:
+        return dict(kwargs)
+    base = kwargs_for_patch(patch_size)
+    for key in ("n_blocks_per_stage", "n_conv_per_stage"):
+        if key != "n_conv_per_stage" or blocks_key != key:
+            base.pop(key, None)
+    return {**base, **kwargs}

@@ -1,0 +1,169 @@
+"""U-Nets with plain and residual encoders, 2D and 3D; same maths and parameter names as nnU-Net's (spec A 9.3-9.5).
+
+The decoder knows only the encoder's channels and strides, not the encoder itself, so each parameter has one name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from segwright.networks.blocks import TRANSPOSED, ConvStack, LayerOptions, ResidualStack, Size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topology:
+    """Everything that shapes a U-Net, one entry per stage; validated by `build.py`.
+
+    Attributes:
+        features: channels after each encoder stage.
+        kernels: kernel size of each stage, per axis.
+        strides: stride of each stage's first convolution, per axis.
+        encoder_blocks: convolutions (plain) or residual blocks in each encoder stage.
+        decoder_blocks: the same for the decoder, one entry less, from the bottleneck upwards.
+        residual_encoder: residual blocks in the encoder.
+        residual_decoder: residual blocks in the decoder.
+        stem_channels: channels of the residual encoder's stem.
+        bottleneck_channels: inner channels of each stage's bottleneck blocks; None for basic blocks.
+    """
+
+    features: tuple[int, ...]
+    kernels: tuple[Size, ...]
+    strides: tuple[Size, ...]
+    encoder_blocks: tuple[int, ...]
+    decoder_blocks: tuple[int, ...]
+    residual_encoder: bool = False
+    residual_decoder: bool = False
+    stem_channels: int = 0
+    bottleneck_channels: tuple[int, ...] | None = None
+
+
+class PlainEncoder(nn.Module):
+    """Stacks of convolutions; the first of each stage strides."""
+
+    def __init__(self, in_channels: int, topology: Topology, options: LayerOptions) -> None:
+        super().__init__()
+        stages: list[nn.Module] = []
+        channels = in_channels
+        for index, features in enumerate(topology.features):
+            stack = ConvStack(
+                topology.encoder_blocks[index],
+                channels,
+                features,
+                topology.kernels[index],
+                topology.strides[index],
+                options,
+            )
+            stages.append(nn.Sequential(stack))
+            channels = features
+        self.stages = nn.Sequential(*stages)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return the output of every stage, highest resolution first."""
+        skips = []
+        for stage in self.stages:
+            x = stage(x)
+            skips.append(x)
+        return skips
+
+
+class ResidualEncoder(nn.Module):
+    """A stem of one convolution, then stacks of residual blocks; the first of each stage strides."""
+
+    def __init__(self, in_channels: int, topology: Topology, options: LayerOptions) -> None:
+        super().__init__()
+        channels = topology.stem_channels
+        unit = (1,) * options.dims
+        self.stem = ConvStack(1, in_channels, channels, topology.kernels[0], unit, options)
+        stages: list[nn.Module] = []
+        for index, features in enumerate(topology.features):
+            inner = topology.bottleneck_channels
+            stages.append(
+                ResidualStack(
+                    topology.encoder_blocks[index],
+                    channels,
+                    features,
+                    topology.kernels[index],
+                    topology.strides[index],
+                    options,
+                    bottleneck_channels=None if inner is None else inner[index],
+                )
+            )
+            channels = features
+        self.stages = nn.Sequential(*stages)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return the output of every stage, highest resolution first."""
+        x = self.stem(x)
+        skips = []
+        for stage in self.stages:
+            x = stage(x)
+            skips.append(x)
+        return skips
+
+
+class Decoder(nn.Module):
+    """Up-sampling by transposed convolution, concatenation with the skip, convolutions, one head per resolution.
+
+    All heads always exist, so weights are interchangeable; `deep_supervision` decides which are computed.
+    """
+
+    def __init__(
+        self, topology: Topology, options: LayerOptions, num_output_channels: int, *, deep_supervision: bool
+    ) -> None:
+        super().__init__()
+        self.deep_supervision = deep_supervision
+        transposed = TRANSPOSED[options.dims]
+        unit = (1,) * options.dims
+        stages: list[nn.Module] = []
+        upsamplings: list[nn.Module] = []
+        heads: list[nn.Module] = []
+        for index, num_blocks in enumerate(topology.decoder_blocks):
+            low = len(topology.features) - 1 - index
+            high = low - 1
+            features, stride = topology.features[high], topology.strides[low]
+            upsamplings.append(transposed(topology.features[low], features, stride, stride, bias=options.conv_bias))
+            stack = ResidualStack if topology.residual_decoder else ConvStack
+            stages.append(stack(num_blocks, 2 * features, features, topology.kernels[high], unit, options))
+            heads.append(options.conv_op(features, num_output_channels, 1, bias=True))
+        self.stages = nn.ModuleList(stages)
+        self.transpconvs = nn.ModuleList(upsamplings)
+        self.seg_layers = nn.ModuleList(heads)
+
+    def forward(self, skips: list[Tensor]) -> Tensor | list[Tensor]:
+        """Return logits (B, C, *S), or with deep supervision a list of them, highest resolution first."""
+        x = skips[-1]
+        outputs: list[Tensor] = []
+        last = len(self.stages) - 1
+        for index, (upsample, stage, head) in enumerate(
+            zip(self.transpconvs, self.stages, self.seg_layers, strict=True)
+        ):
+            x = stage(torch.cat((upsample(x), skips[-2 - index]), 1))
+            if self.deep_supervision or index == last:
+                outputs.append(head(x))
+        return outputs[::-1] if self.deep_supervision else outputs[-1]
+
+
+class UNet(nn.Module):
+    """Encoder and decoder with skip connections."""
+
+    def __init__(
+        self,
+        num_input_channels: int,
+        num_output_channels: int,
+        topology: Topology,
+        options: LayerOptions,
+        *,
+        deep_supervision: bool,
+    ) -> None:
+        super().__init__()
+        encoder = ResidualEncoder if topology.residual_encoder else PlainEncoder
+        self.encoder = encoder(num_input_channels, topology, options)
+        self.decoder = Decoder(topology, options, num_output_channels, deep_supervision=deep_supervision)
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:  # (B, C, *S)
+        """Return logits (B, heads, *S), or with deep supervision a list of them, highest resolution first."""
+        out: Tensor | list[Tensor] = self.decoder(self.encoder(x))
+        return out

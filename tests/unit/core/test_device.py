@@ -1,0 +1,88 @@
+"""Choice of device, precision and layout."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from segwright.core import device as devices
+from segwright.core.device import autocast, compute_dtype, has_fast_bf16, memory_format, resolve_device
+from segwright.core.errors import ConfigError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+
+@pytest.mark.usefixtures("_no_gpu")
+def test_auto_is_the_cpu_where_there_is_nothing_else() -> None:
+    assert resolve_device("auto") == CPU
+    assert resolve_device("cpu") == CPU
+
+
+@pytest.mark.usefixtures("_no_gpu")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cuda", "choose auto or cpu"),
+        ("cuda:1", "device 'cuda:1'"),
+        ("mps", "no Apple GPU"),
+        ("cdua", "did you mean 'cuda'"),
+        ("cuda:x", "unknown device 'cuda:x'"),
+        ("cpu:", "unknown device"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        resolve_device(name)
+
+
+def test_a_gpu_is_taken_by_auto_and_its_number_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve_device("auto").type == "cuda"
+    assert resolve_device("cuda:1").index == 1
+    with pytest.raises(ConfigError, match=r"has 2 CUDA GPU"):
+        resolve_device("cuda:2")
+
+
+@pytest.mark.parametrize(("fast", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_bf16_is_used_on_the_cpu_only_where_it_is_fast(
+    fast: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "has_fast_bf16", lambda: fast)
+    assert compute_dtype(CPU) == dtype
+    conv = torch.nn.Conv2d(1, 1, 1)
+    with autocast(CPU):
+        assert conv(torch.zeros(1, 1, 2, 2)).dtype == dtype
+
+
+def test_older_gpus_get_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    assert compute_dtype(gpu) == torch.float16
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    assert compute_dtype(gpu) == torch.bfloat16
+
+
+def test_precision_can_be_asked_for() -> None:
+    assert compute_dtype(CPU, "fp32") == torch.float32
+    assert compute_dtype(CPU, "bf16") == torch.bfloat16
+    with pytest.raises(ConfigError, match="needs a GPU"):
+        compute_dtype(CPU, "fp16")
+    with pytest.raises(ConfigError, match="did you mean 'fp32'"):
+        compute_dtype(CPU, "fp23")
+
+
+def test_the_bf16_probe_answers() -> None:
+    assert has_fast_bf16() in {True, False}
+
+
+def test_layouts() -> None:
+    assert memory_format(CPU, 2) == torch.channels_last
+    assert memory_format(CPU, 3) == torch.channels_last_3d
+    assert memory_format(torch.device("mps"), 3) == torch.contiguous_format

@@ -1,0 +1,282 @@
+"""Construction of networks from plans, names and user functions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from segwright.core.errors import ConfigError, ModelError
+from segwright.networks.architecture import RESENC_L_KWARGS, kwargs_for_patch, parse_architecture, resolve_op
+from segwright.networks.build import (
+    ArchitectureSpec,
+    build_from_spec,
+    build_network,
+    initialize,
+    output_scales,
+    prepare,
+    set_deep_supervision,
+)
+from segwright.networks.norm import InstanceNorm2d, InstanceNorm3d
+
+PREFIX = "dynamic_network_architectures.architectures.unet."
+
+
+def plain(dims: int = 2, stages: int = 3, **changes: Any) -> dict[str, Any]:
+    """Return a plan's architecture block."""
+    kwargs = {
+        "n_stages": stages,
+        "features_per_stage": [4 * 2**stage for stage in range(stages)],
+        "conv_op": f"torch.nn.modules.conv.Conv{dims}d",
+        "kernel_sizes": [[3] * dims] * stages,
+        "strides": [[1] * dims] + [[2] * dims] * (stages - 1),
+        "n_conv_per_stage": [2] * stages,
+        "n_conv_per_stage_decoder": [2] * (stages - 1),
+        "conv_bias": True,
+        "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dims}d",
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "dropout_op": None,
+        "dropout_op_kwargs": None,
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+        **changes,
+    }
+    return {
+        "network_class_name": PREFIX + "PlainConvUNet",
+        "arch_kwargs": kwargs,
+        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+    }
+
+
+def residual(dims: int, features: list[int], blocks: list[int]) -> dict[str, Any]:
+    block = plain(dims, len(features), features_per_stage=features)
+    block["network_class_name"] = PREFIX + "ResidualEncoderUNet"
+    del block["arch_kwargs"]["n_conv_per_stage"]
+    block["arch_kwargs"] |= {"n_blocks_per_stage": blocks, "n_conv_per_stage_decoder": [1] * (len(blocks) - 1)}
+    return block
+
+
+def features(dims: int, stages: int) -> list[int]:
+    return [min({2: 512, 3: 320}[dims], 32 * 2**stage) for stage in range(stages)]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "count"),
+    [
+        (plain(3, 6, features_per_stage=features(3, 6)), 31195594),
+        (plain(2, 8, features_per_stage=features(2, 8)), 46324558),
+        (residual(3, features(3, 6), [1, 3, 4, 6, 6, 6]), 102349770),
+        (residual(2, features(2, 8), [1, 3, 4, 6, 6, 6, 6, 6]), 140017038),
+    ],
+)
+def test_parameter_counts_of_the_specification(
+    architecture: dict[str, Any], count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segwright.networks.build.initialize", lambda network, generator: None)
+    network = build_network(architecture, 1, 2, deep_supervision=False)
+    assert sum(parameter.numel() for parameter in network.parameters()) == count
+
+
+def test_one_tensor_without_deep_supervision_a_list_with_it() -> None:
+    network = build_network(plain(), 1, 3, deep_supervision=True)
+    image = torch.randn(1, 1, 16, 16)
+    outputs = network(image)
+    assert [tuple(output.shape) for output in outputs] == [(1, 3, 16, 16), (1, 3, 8, 8)]
+    set_deep_supervision(network, False)
+    assert torch.equal(network(image), outputs[0])
+
+
+def test_output_scales_come_from_the_network() -> None:
+    kwargs = plain(3, strides=[[1, 1, 1], [1, 2, 2], [2, 2, 2]])
+    network = build_network(kwargs, 1, 3, deep_supervision=True)
+    assert output_scales(network, 1, (8, 16, 16)) == [(1.0, 1.0, 1.0), (1.0, 0.5, 0.5)]
+
+
+def test_output_scales_of_a_network_that_meta_cannot_trace() -> None:
+    assert output_scales(Untraceable(), 1, (4, 4)) == [(1.0, 1.0)]
+
+
+def test_output_scales_refuse_another_kind_of_output() -> None:
+    with pytest.raises(ModelError, match="expected logits with 4 axes"):
+        output_scales(nn.Flatten(), 1, (4, 4))
+
+
+def test_scalars_are_replicated() -> None:
+    block = plain(n_conv_per_stage=1, kernel_sizes=3, strides=[1, 2, [2, 2]], features_per_stage=6)
+    topology, _ = parse_architecture(block["network_class_name"], block["arch_kwargs"])
+    assert topology.features == (6, 6, 6)
+    assert topology.kernels == ((3, 3),) * 3
+    assert topology.strides == ((1, 1), (2, 2), (2, 2))
+
+
+def test_instance_norm_becomes_ours() -> None:
+    assert resolve_op("norm_op", "torch.nn.modules.instancenorm.InstanceNorm3d") is InstanceNorm3d
+    assert resolve_op("norm_op", nn.InstanceNorm2d) is InstanceNorm2d
+
+
+@pytest.mark.parametrize(
+    ("key", "path", "message"),
+    [
+        ("nonlin", "os.system", "nonlin 'os.system' is not supported"),
+        ("nonlin", "mypkg.LeakyReLU", "not supported"),
+        ("norm_op", "torch.nn.InstanceNrm3d", "did you mean 'InstanceNorm3d'"),
+    ],
+)
+def test_ops_outside_the_list_are_refused(key: str, path: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        resolve_op(key, path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"strides": [1, 2]}, "strides has 2 entries; n_stages asks for 3"),
+        ({"n_conv_per_stage_decoder": [1, 1, 1]}, "n_conv_per_stage_decoder has 3 entries; n_stages asks for 2"),
+        ({"kernel_sizes": [[3, 3, 3]] * 3}, "expected 2 axes"),
+        ({"feature_per_stage": 4}, "unknown argument 'feature_per_stage'.*did you mean 'features_per_stage'"),
+        ({"stochastic_depth_p": 0.1}, "stochastic_depth_p is not supported"),
+        ({"strides": None}, "lacks strides"),
+        ({"n_stages": 1}, "needs at least 2"),
+        ({"features_per_stage": [4, 0, 4]}, "at least 1"),
+        ({"norm_op": "torch.nn.InstanceNorm3d"}, "does not fit conv_op"),
+    ],
+)
+def test_wrong_arguments_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_network(plain(**changes), 1, 2, deep_supervision=False)
+
+
+def test_an_unknown_network_class_says_what_to_do() -> None:
+    block = {**plain(), "network_class_name": "some.where.PlainConvUnet"}
+    with pytest.raises(ConfigError, match="did you mean 'PlainConvUNet'.*package.module:function"):
+        build_network(block, 1, 2, deep_supervision=False)
+
+
+def test_construction_is_repeatable_and_leaves_the_global_generator_alone() -> None:
+    before = torch.random.get_rng_state()
+    first, second = (build_network(plain(), 1, 2, deep_supervision=False) for _ in range(2))
+    seeded = build_network(plain(), 1, 2, deep_supervision=False, generator=torch.Generator().manual_seed(5))
+    assert torch.equal(before, torch.random.get_rng_state())
+    name = "encoder.stages.0.0.convs.1.conv.weight"
+    assert torch.equal(first.state_dict()[name], second.state_dict()[name])
+    assert not torch.equal(first.state_dict()[name], seeded.state_dict()[name])
+
+
+def test_initial_weights_have_the_specified_spread() -> None:
+    network = nn.Sequential(nn.Conv2d(64, 64, 3), nn.ConvTranspose2d(64, 128, 2, 2), nn.BatchNorm2d(128))
+    initialize(network, torch.Generator().manual_seed(0))
+    gain = (2 / (1 + 0.01**2)) ** 0.5
+    assert float(network[0].weight.detach().std()) == pytest.approx(gain / (64 * 9) ** 0.5, rel=0.02)  # type: ignore[union-attr]
+    assert float(network[1].weight.detach().std()) == pytest.approx(gain / (128 * 4) ** 0.5, rel=0.02)  # type: ignore[union-attr]
+    assert not network[0].bias.any()  # type: ignore[union-attr]
+
+
+def test_residual_blocks_start_as_their_skip() -> None:
+    network = build_network(residual(2, [4, 8], [1, 2]), 1, 2, deep_supervision=False)
+    state = network.state_dict()
+    last = [key for key in state if ".conv2.norm." in key]
+    assert last
+    assert all(not state[key].any() for key in last)
+    assert state["encoder.stages.1.blocks.0.conv1.norm.weight"].eq(1).all()
+
+
+def test_residual_unet_by_name_takes_the_plans_topology() -> None:
+    network = build_from_spec(ArchitectureSpec(reference="residual-unet"), plain(2, 5), 1, 2, (32, 32), False)
+    state = network.state_dict()
+    blocks = [sum(f"encoder.stages.{s}.blocks.{b}.conv1.conv.weight" in state for b in range(9)) for s in range(5)]
+    assert blocks == [1, 3, 4, 6, 6]
+    assert state["encoder.stages.4.blocks.5.conv2.conv.weight"].shape == (64, 64, 3, 3)
+    assert "decoder.stages.3.convs.0.conv.weight" in state
+    assert "decoder.stages.3.convs.1.conv.weight" not in state
+
+
+def test_unet_by_name_takes_a_residual_plans_topology_and_own_kwargs() -> None:
+    spec = ArchitectureSpec(reference="unet", kwargs={"features_per_stage": [6, 6]})
+    network = build_from_spec(spec, residual(2, [4, 8], [1, 2]), 1, 2, (32, 32), False)
+    assert network.state_dict()["encoder.stages.1.0.convs.1.conv.weight"].shape == (6, 6, 3, 3)
+
+
+def test_names_work_without_a_plan() -> None:
+    for name in ("unet", "residual-unet"):
+        network = build_from_spec(
+            ArchitectureSpec(reference=name, kwargs={"features_per_stage": 4}), {}, 1, 2, (16, 16), True
+        )
+        assert output_scales(network, 1, (16, 16)) == [(1.0, 1.0), (0.5, 0.5)]
+
+
+def test_no_spec_builds_the_plans_network() -> None:
+    network = build_from_spec(None, plain(), 1, 2, (16, 16), False)
+    assert "encoder.stages.2.0.convs.1.conv.weight" in network.state_dict()
+
+
+def test_a_user_function_gets_patch_size_and_its_own_kwargs() -> None:
+    spec = ArchitectureSpec(reference=f"{__name__}:make_head", kwargs={"bias": False})
+    before = torch.random.get_rng_state()
+    network = build_from_spec(spec, plain(), 2, 3, (16, 16), True)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert isinstance(network, nn.Conv2d)
+    assert network.weight.shape == (3, 2, 1, 1)
+    assert ArchitectureSpec.from_json(spec.to_json()) == spec
+
+
+@pytest.mark.parametrize(
+    ("reference", "kwargs", "message"),
+    [
+        ("residual-unit", {}, "did you mean 'residual-unet'"),
+        ("no_such_module:net", {}, "no module named no_such_module"),
+        ("make_head", {"wrong": 1}, r"called as fn\(num_input_channels"),
+        ("make_nothing", {}, "must return a torch.nn.Module"),
+        ("NOT_CALLABLE", {}, "not callable"),
+    ],
+)
+def test_bad_references_are_explained(reference: str, kwargs: dict[str, Any], message: str) -> None:
+    if reference in globals():
+        reference = f"{__name__}:{reference}"
+    with pytest.raises((ConfigError, ModelError), match=message):
+        build_from_spec(ArchitectureSpec(reference=reference, kwargs=kwargs), plain(), 1, 2, (8, 8), False)
+
+
+def test_the_short_name_of_self_supervised_plans_is_known() -> None:
+    topology, options = parse_architecture(PREFIX + "ResidualEncoderUNet", RESENC_L_KWARGS)
+    assert topology.encoder_blocks == (1, 3, 4, 6, 6, 6)
+    assert options.dims == 3
+
+
+def test_a_patch_alone_gives_a_topology_that_fits() -> None:
+    kwargs = kwargs_for_patch((20, 64, 64))
+    assert kwargs["strides"] == [[1, 1, 1], [2, 2, 2], [2, 2, 2], [1, 2, 2], [1, 2, 2]]
+
+
+def test_prepare_lays_convolutions_out_for_the_cpu() -> None:
+    network = prepare(build_network(plain(3, 2), 1, 2, deep_supervision=False), torch.device("cpu"))
+    weight = network.state_dict()["encoder.stages.0.0.convs.1.conv.weight"]
+    assert weight.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+class Untraceable(nn.Module):
+    """Decides by a value, which the meta device has not."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if float(x.sum()) == 0 else x[..., ::2]
+
+
+NOT_CALLABLE = 3
+
+
+def make_head(
+    num_input_channels: int,
+    num_output_channels: int,
+    *,
+    patch_size: tuple[int, ...],
+    deep_supervision: bool,
+    bias: bool = True,
+) -> nn.Module:
+    assert patch_size == (16, 16)
+    assert deep_supervision
+    return nn.Conv2d(num_input_channels, num_output_channels, 1, bias=bias)
+
+
+def make_nothing(*_: object, **__: object) -> None:
+    return None
