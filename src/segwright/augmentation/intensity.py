@@ -134,10 +134,10 @@ class Contrast:
         """Return (images - mean) * factor + mean, clamped to each channel's minimum and maximum."""
         images = samples.images
         axes = tuple(range(2, images.ndim))
-        low, high = torch.aminmax(images.flatten(2), dim=2)
         mean = images.mean(axes, keepdim=True)
-        stretched = (images - mean) * column(draws, "factor", images) + mean
-        return replace(samples, images=stretched.clamp(low.view_as(mean), high.view_as(mean)))
+        stretched = torch.addcmul(mean, images - mean, column(draws, "factor", images))
+        # amin and amax apart are twenty times faster on the CPU than aminmax along an axis
+        return replace(samples, images=stretched.clamp_(images.amin(axes, True), images.amax(axes, True)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,16 +158,19 @@ class Gamma:
         """Return the images with the curve applied, to the negated image where `inverted`."""
         images = -samples.images if self.inverted else samples.images
         axes = tuple(range(2, images.ndim))
-        low, high = torch.aminmax(images.flatten(2), dim=2)
-        deviation, mean = torch.std_mean(images, dim=axes, keepdim=True)
-        spread = (high - low).clamp_min(SMALLEST_SPREAD).view_as(mean)
-        # The reference multiplies by the range and adds the minimum again; both cancel in restoring mean and deviation
-        # up to the floor on the deviation, which is therefore scaled instead.
-        curve = ((images - low.view_as(mean)) / spread).pow(column(draws, "gamma", images))
-        new_deviation, new_mean = torch.std_mean(curve, dim=axes, keepdim=True)
-        gain = deviation / (new_deviation * spread).clamp_min(SMALLEST_SPREAD) * spread
-        restored = torch.addcmul(mean, curve - new_mean, gain)
+        low = images.amin(axes, keepdim=True)
+        spread = (images.amax(axes, keepdim=True) - low).clamp_min_(SMALLEST_SPREAD)
+        mean = images.mean(axes, keepdim=True)
+        curve = ((images - low) / spread).pow_(column(draws, "gamma", images)).mul_(spread)
+        curve -= curve.mean(axes, keepdim=True)
+        gain = _deviation(images - mean, axes) / _deviation(curve, axes).clamp_min_(SMALLEST_SPREAD)
+        restored = torch.addcmul(mean, curve, gain)
         return replace(samples, images=-restored if self.inverted else restored)
+
+
+def _deviation(centred: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
+    """Return the standard deviation of values whose mean is 0; much faster than `torch.std` on the CPU."""
+    return centred.square().mean(axes, keepdim=True).sqrt_()
 
 
 def _filter_channels(images: torch.Tensor, rows: list[int], operators: Sequence[Operator | None]) -> torch.Tensor:

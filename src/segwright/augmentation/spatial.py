@@ -6,7 +6,7 @@ patch voxel v shows the case at `centre + matrix @ v`. Labels are resampled as o
 
 from __future__ import annotations
 
-import itertools
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -219,7 +219,11 @@ class _SourceTable:
 
 def _interpolate(values: torch.Tensor, corners: list[torch.Tensor], fractions: list[torch.Tensor]) -> torch.Tensor:
     """Interpolate `values` (voxels,) linearly between the corners."""
-    level = [values.index_select(0, corner.flatten()).view(corner.shape) for corner in corners]
+    return _blend([values.index_select(0, corner.flatten()).view(corner.shape) for corner in corners], fractions)
+
+
+def _blend(level: list[torch.Tensor], fractions: list[torch.Tensor]) -> torch.Tensor:
+    """Reduce the values at the corners to one, axis by axis."""
     for fraction in reversed(fractions):
         level = [torch.lerp(low, high, fraction) for low, high in zip(level[::2], level[1::2], strict=True)]
     return level[0]
@@ -227,32 +231,43 @@ def _interpolate(values: torch.Tensor, corners: list[torch.Tensor], fractions: l
 
 def _vote(classes: torch.Tensor, corners: list[torch.Tensor], fractions: list[torch.Tensor]) -> torch.Tensor:
     """Return the label with the largest total weight among the corners."""
-    around = torch.stack([classes.index_select(0, corner.flatten()) for corner in corners])  # (corners, voxels)
+    around = [classes.index_select(0, corner.flatten()) for corner in corners]
     flat = [fraction.flatten() for fraction in fractions]
-    if classes.device.type != "cpu":  # finding the mixed voxels would wait for the device
-        return _heaviest(around, flat).view(corners[0].shape)
-    winner = around[0]
-    low, high = torch.aminmax(around, dim=0)
+    if classes.device.type != "cpu":  # finding the mixed voxels would make the host wait
+        return _heaviest(torch.stack(around), flat).view(corners[0].shape)
+    low, high = functools.reduce(torch.minimum, around), functools.reduce(torch.maximum, around)
     (mixed,) = torch.nonzero(low != high, as_tuple=True)
     if len(mixed):
-        winner[mixed] = _heaviest(around.index_select(1, mixed), [item.index_select(0, mixed) for item in flat])
-    return winner.view(corners[0].shape)
+        few = [label.index_select(0, mixed) for label in around]
+        part = [fraction.index_select(0, mixed) for fraction in flat]
+        low.index_copy_(0, mixed, _winner(few, low.index_select(0, mixed), high.index_select(0, mixed), part))
+    return low.view(corners[0].shape)
+
+
+def _winner(
+    around: list[torch.Tensor], low: torch.Tensor, high: torch.Tensor, fractions: list[torch.Tensor]
+) -> torch.Tensor:
+    """Return `_heaviest` by a shorter way where only the labels `low` and `high` meet, which is nearly everywhere."""
+    upper = [label == high for label in around]
+    share = _blend([side.to(torch.float32) for side in upper], fractions)
+    winner = torch.where(share > 0.5, high, low)
+    third = functools.reduce(
+        torch.bitwise_or, [~(label == low) & ~side for label, side in zip(around, upper, strict=True)]
+    )
+    (crowded,) = torch.nonzero(third, as_tuple=True)
+    if len(crowded):
+        few = torch.stack([label.index_select(0, crowded) for label in around])
+        winner.index_copy_(0, crowded, _heaviest(few, [fraction.index_select(0, crowded) for fraction in fractions]))
+    return winner
 
 
 def _heaviest(around: torch.Tensor, fractions: list[torch.Tensor]) -> torch.Tensor:
     """Return, per column of `around` (corners, voxels), the label with the largest sum of linear weights."""
-    weights = []
-    for sides in itertools.product((False, True), repeat=len(fractions)):
-        parts = [fraction if side else 1 - fraction for side, fraction in zip(sides, fractions, strict=True)]
-        weight = parts[0]
-        for part in parts[1:]:
-            weight = weight * part
-        weights.append(weight)
-    best, winner = torch.full_like(weights[0], -1.0), around[0]
-    for candidate in around:
-        total = torch.zeros_like(best)
-        for weight, label in zip(weights, around, strict=True):
-            total.addcmul_(weight, label == candidate)
-        better = (total > best) | ((total == best) & (candidate < winner))
-        best, winner = torch.where(better, total, best), torch.where(better, candidate, winner)
-    return winner
+    parts = [torch.ones_like(fractions[0])]
+    for fraction in fractions:  # the last axis varies fastest, as in the corners
+        parts = [part for low in parts for part in (low * (1 - fraction), low * fraction)]
+    weights = torch.stack(parts)  # (corners, voxels)
+    nothing = torch.zeros((), device=weights.device)
+    totals = torch.stack([torch.where(around == label, weights, nothing).sum(0) for label in around])
+    largest = torch.iinfo(around.dtype).max
+    return torch.where(totals >= totals.amax(0), around, largest).amin(0)
