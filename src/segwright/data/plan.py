@@ -1,0 +1,384 @@
+"""The plan: everything decided before training, in nnU-Net's `plans.json` schema, read, checked and written here."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from logging import getLogger
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from segwright.core.documents import describe_validation, read_json, write_json
+from segwright.core.errors import PlanError, SegwrightError, nearest
+
+NETWORK_PATH = "dynamic_network_architectures.architectures.unet."
+"""Where nnU-Net's plans say its U-Nets live; kept so that either system can read the other's plans."""
+
+KW_REQUIRES_IMPORT = ("conv_op", "norm_op", "dropout_op", "nonlin")
+"""Architecture arguments that hold the import path of a class."""
+
+_OLD_ARCHITECTURE_KEYS = (
+    "UNet_class_name",
+    "UNet_base_num_features",
+    "unet_max_num_features",
+    "n_conv_per_stage_encoder",
+    "n_conv_per_stage_decoder",
+    "pool_op_kernel_sizes",
+    "conv_kernel_sizes",
+    "num_pool_per_axis",
+)
+_ENCODER_ARGUMENT = {"PlainConvUNet": "n_conv_per_stage", "ResidualEncoderUNet": "n_blocks_per_stage"}
+_INDENT = 4
+
+M = TypeVar("M", bound=BaseModel)
+logger = getLogger(__name__)
+
+
+class Architecture(BaseModel):
+    """Which network, and its arguments: the `architecture` block of a configuration (spec A 5.7)."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
+
+    network_class_name: str = Field(min_length=1)
+    arch_kwargs: dict[str, Any]
+    kw_requires_import: tuple[str, ...] = Field(default=(), alias="_kw_requires_import")
+
+
+class Configuration(BaseModel):
+    """One configuration of a plan with its inheritance resolved (spec A 5.13); sizes in transposed axis order.
+
+    Spacing is in the images' unit (mm as a rule), sizes are in voxels.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
+
+    data_identifier: str = Field(min_length=1)
+    preprocessor_name: str
+    batch_size: int = Field(ge=1)
+    patch_size: tuple[int, ...]
+    median_image_size_in_voxels: tuple[float, ...] = ()
+    spacing: tuple[float, ...]
+    normalization_schemes: tuple[str, ...] = Field(min_length=1)
+    use_mask_for_norm: tuple[bool, ...]
+    resampling_fn_data: str
+    resampling_fn_seg: str
+    resampling_fn_data_kwargs: dict[str, Any]
+    resampling_fn_seg_kwargs: dict[str, Any]
+    resampling_fn_probabilities: str
+    resampling_fn_probabilities_kwargs: dict[str, Any]
+    architecture: Architecture
+    batch_dice: bool
+    next_stage: str | tuple[str, ...] | None = None
+    previous_stage: str | None = None
+    inherits_from: str | None = None
+
+    @property
+    def dims(self) -> int:
+        """Number of spatial axes of a patch: 2 or 3."""
+        return len(self.patch_size)
+
+    @property
+    def strides(self) -> tuple[tuple[int, ...], ...]:
+        """Downsampling factor per stage and axis; empty where the architecture has no `strides` argument."""
+        return tuple(_per_axis(stride, self.dims) for stride in self.architecture.arch_kwargs.get("strides") or ())
+
+    @property
+    def next_stages(self) -> tuple[str, ...]:
+        """Configurations that take this one's predictions as additional input."""
+        if self.next_stage is None:
+            return ()
+        return (self.next_stage,) if isinstance(self.next_stage, str) else self.next_stage
+
+    @field_validator("spacing")
+    @classmethod
+    def _spacing_is_positive(cls, spacing: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(math.isfinite(value) and value > 0 for value in spacing):
+            raise ValueError(f"is {list(spacing)}; every entry must be a positive number")
+        return spacing
+
+    @field_validator("patch_size")
+    @classmethod
+    def _patch_is_a_size(cls, patch_size: tuple[int, ...]) -> tuple[int, ...]:
+        if len(patch_size) not in (2, 3) or min(patch_size) < 1:
+            raise ValueError(f"is {list(patch_size)}; give 2 or 3 positive numbers of voxels")
+        return patch_size
+
+    @model_validator(mode="after")
+    def _lengths_agree(self) -> Configuration:
+        for key, values in (
+            ("spacing", self.spacing),
+            ("median_image_size_in_voxels", self.median_image_size_in_voxels),
+        ):
+            if len(values) != self.dims and (values or key == "spacing"):
+                raise ValueError(f"{key} has {len(values)} entries, patch_size has {self.dims}; make them equal")
+        if len(self.use_mask_for_norm) != len(self.normalization_schemes):
+            raise ValueError(
+                f"use_mask_for_norm has {len(self.use_mask_for_norm)} entries, normalization_schemes has"
+                f" {len(self.normalization_schemes)}; give one per channel in both"
+            )
+        _check_architecture(self.architecture.arch_kwargs, self.patch_size)
+        return self
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any], *, where: str = "configuration") -> Configuration:
+        """Validate one resolved configuration; plans from before the `architecture` block are upgraded (spec A 5.15).
+
+        Raises:
+            PlanError: a value is missing or does not fit; `where` and the key are named.
+        """
+        return _validate(cls, upgrade_configuration(document, where=where), where)
+
+
+class Plan(BaseModel):
+    """A `plans.json`: facts about the dataset and its configurations, raw as in the file.
+
+    `configuration` gives one of them resolved and checked. `segwright` holds our additions: the rationale of every
+    decision and what the plan was made from.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
+
+    dataset_name: str
+    plans_name: str
+    original_median_spacing_after_transp: tuple[float, ...] = ()
+    original_median_shape_after_transp: tuple[int, ...] = ()
+    image_reader_writer: str
+    transpose_forward: tuple[int, ...]
+    transpose_backward: tuple[int, ...]
+    configurations: dict[str, dict[str, Any]]
+    experiment_planner_used: str = ""
+    label_manager: str = "LabelManager"
+    foreground_intensity_properties_per_channel: dict[str, dict[str, float]]
+    segwright: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_legacy_names(cls, document: Any) -> Any:
+        old, new = "foreground_intensity_properties_by_modality", "foreground_intensity_properties_per_channel"
+        if isinstance(document, Mapping) and old in document and new not in document:
+            return {(new if key == old else key): value for key, value in document.items()}
+        return document
+
+    @model_validator(mode="after")
+    def _transposition_is_reversible(self) -> Plan:
+        forward, backward = self.transpose_forward, self.transpose_backward
+        if sorted(forward) != list(range(len(forward))):
+            raise ValueError(f"transpose_forward is {list(forward)}; it must list every axis once")
+        if backward != inverse_permutation(forward):
+            raise ValueError(
+                f"transpose_backward is {list(backward)}; the inverse of transpose_forward is"
+                f" {list(inverse_permutation(forward))}"
+            )
+        return self
+
+    @property
+    def configuration_names(self) -> tuple[str, ...]:
+        """Names of all configurations, in file order."""
+        return tuple(self.configurations)
+
+    def configuration(self, name: str) -> Configuration:
+        """Return a configuration with `inherits_from` resolved (spec A 5.14), upgraded if old, and checked.
+
+        Raises:
+            PlanError: there is no such configuration, its ancestry is broken or a value does not fit.
+        """
+        where = f"plans '{self.plans_name}', configuration '{name}'"
+        return Configuration.from_json(self._resolve(name, ()), where=where)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document as nnU-Net writes it (same key order), unknown keys and `segwright` after its own."""
+        return {key: _plain(value) for key, value in self._entries()}
+
+    def save(self, path: Path) -> None:
+        """Write the plan, atomically, with nnU-Net's indentation."""
+        write_json(path, self.to_json(), indent=_INDENT)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any], *, where: str = "plans") -> Plan:
+        """Validate a plans document.
+
+        Raises:
+            PlanError: a value is missing or does not fit; `where` and the key are named.
+        """
+        return _validate(cls, document, where)
+
+    @classmethod
+    def load(cls, path: Path) -> Plan:
+        """Read a plans file, ours or nnU-Net's.
+
+        Raises:
+            PlanError: the file is missing, not JSON or not a plan.
+        """
+        try:
+            document = read_json(path)
+        except SegwrightError as error:
+            raise PlanError(str(error)) from error
+        return cls.from_json(document, where=str(path))
+
+    def _entries(self) -> Iterator[tuple[str, Any]]:
+        # Only what was given: informational keys absent from a file do not appear when it is written again.
+        for key in type(self).model_fields:
+            if key != "segwright" and key in self.model_fields_set:
+                yield key, getattr(self, key)
+        yield from (self.model_extra or {}).items()
+        if self.segwright:
+            yield "segwright", self.segwright
+
+    def _resolve(self, name: str, descendants: tuple[str, ...]) -> dict[str, Any]:
+        if name not in self.configurations:
+            asked = f", which '{descendants[-1]}' inherits from" if descendants else ""
+            raise PlanError(
+                f"plans '{self.plans_name}' have no configuration '{name}'{asked}{nearest(name, self.configurations)}"
+            )
+        if name in descendants:
+            raise PlanError(
+                f"plans '{self.plans_name}': configurations inherit from each other in a circle"
+                f" ({' -> '.join((*descendants, name))}); remove one inherits_from"
+            )
+        own = copy.deepcopy(self.configurations[name])
+        parent = own.get("inherits_from")
+        return own if parent is None else {**self._resolve(parent, (*descendants, name)), **own}
+
+
+def inverse_permutation(order: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the permutation that undoes `order`.
+
+    >>> inverse_permutation((1, 2, 0))
+    (2, 0, 1)
+    """
+    return tuple(order.index(axis) for axis in range(len(order)))
+
+
+def architecture_block(
+    network: str,
+    *,
+    dims: int,
+    features: tuple[int, ...],
+    kernel_sizes: tuple[tuple[int, ...], ...],
+    strides: tuple[tuple[int, ...], ...],
+    encoder_blocks: tuple[int, ...],
+    decoder_convs: tuple[int, ...],
+) -> dict[str, Any]:
+    """Return a U-Net's `architecture` block, keys in nnU-Net's order (spec A 5.7).
+
+    Args:
+        network: `PlainConvUNet` or `ResidualEncoderUNet`.
+        dims: 2 or 3 spatial axes.
+        features: Output channels per stage.
+        kernel_sizes: Kernel per stage and axis.
+        strides: Downsampling per stage and axis.
+        encoder_blocks: Convolutions (plain) or residual blocks (residual) per stage.
+        decoder_convs: Convolutions per decoder stage, lowest resolution first.
+    """
+    return {
+        "network_class_name": NETWORK_PATH + network,
+        "arch_kwargs": {
+            "n_stages": len(strides),
+            "features_per_stage": list(features),
+            "conv_op": f"torch.nn.modules.conv.Conv{dims}d",
+            "kernel_sizes": [list(kernel) for kernel in kernel_sizes],
+            "strides": [list(stride) for stride in strides],
+            _ENCODER_ARGUMENT[network]: list(encoder_blocks),
+            "n_conv_per_stage_decoder": list(decoder_convs),
+            "conv_bias": True,
+            "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dims}d",
+            "norm_op_kwargs": {"eps": 1e-05, "affine": True},
+            "dropout_op": None,
+            "dropout_op_kwargs": None,
+            "nonlin": "torch.nn.LeakyReLU",
+            "nonlin_kwargs": {"inplace": True},
+        },
+        "_kw_requires_import": list(KW_REQUIRES_IMPORT),
+    }
+
+
+def upgrade_configuration(document: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+    """Return `document` with the keys of early nnU-Net v2 plans turned into an `architecture` block (spec A 5.15).
+
+    A document that has the block, or nothing to make it from, comes back unchanged. Unlike nnU-Net's upgrade, that of
+    residual plans names the class that exists (spec A, S-21).
+
+    Raises:
+        PlanError: the old network is not one that can be translated, or an old key is missing.
+    """
+    if "architecture" in document or "UNet_class_name" not in document:
+        return dict(document)
+    network = document["UNet_class_name"]
+    if network not in _ENCODER_ARGUMENT:
+        raise PlanError(f"{where}: UNet_class_name '{network}' is unknown{nearest(network, _ENCODER_ARGUMENT)}")
+    missing = [key for key in _OLD_ARCHITECTURE_KEYS if key not in document and key != "num_pool_per_axis"]
+    if missing:
+        raise PlanError(f"{where}: old plans without {', '.join(missing)}; make the plan again")
+    logger.warning("%s: old plans without an architecture block, upgraded in memory", where)
+    strides = document["pool_op_kernel_sizes"]
+    base, most = document["UNet_base_num_features"], document["unet_max_num_features"]
+    block = architecture_block(
+        network,
+        dims=len(document["patch_size"]),
+        features=tuple(min(base * 2**stage, most) for stage in range(len(strides))),
+        kernel_sizes=document["conv_kernel_sizes"],
+        strides=strides,
+        encoder_blocks=document["n_conv_per_stage_encoder"],
+        decoder_convs=document["n_conv_per_stage_decoder"],
+    )
+    return {
+        **{key: value for key, value in document.items() if key not in _OLD_ARCHITECTURE_KEYS},
+        "architecture": block,
+    }
+
+
+def _check_architecture(arch_kwargs: Mapping[str, Any], patch_size: tuple[int, ...]) -> None:
+    """Raise a `ValueError` where the per-stage lists of a U-Net or the patch do not fit together."""
+    strides = arch_kwargs.get("strides")
+    if not isinstance(strides, list | tuple):
+        return
+    for key, expected in (
+        ("kernel_sizes", len(strides)),
+        ("features_per_stage", len(strides)),
+        ("n_conv_per_stage", len(strides)),
+        ("n_blocks_per_stage", len(strides)),
+        ("n_conv_per_stage_decoder", len(strides) - 1),
+    ):
+        values = arch_kwargs.get(key)
+        if isinstance(values, list | tuple) and len(values) != expected:
+            raise ValueError(f"{key} has {len(values)} entries; {len(strides)} strides ask for {expected}")
+    stages = arch_kwargs.get("n_stages", len(strides))
+    if stages != len(strides):
+        raise ValueError(f"n_stages is {stages}, but there are {len(strides)} strides; make them equal")
+    dims = len(patch_size)
+    conv_op = arch_kwargs.get("conv_op")
+    if isinstance(conv_op, str) and conv_op.endswith("d") and not conv_op.endswith(f"Conv{dims}d"):
+        raise ValueError(f"conv_op is {conv_op}, but patch_size has {dims} entries")
+    for key in ("strides", "kernel_sizes"):
+        for entry in arch_kwargs.get(key) or ():
+            if isinstance(entry, list | tuple) and len(entry) != dims:
+                raise ValueError(f"{key} has the entry {list(entry)}, but patch_size has {dims} entries")
+    for axis, size in enumerate(patch_size):
+        divisor = math.prod(_per_axis(stride, dims)[axis] for stride in strides)
+        if divisor < 1 or size % divisor:
+            fits = math.ceil(size / max(divisor, 1)) * max(divisor, 1)
+            raise ValueError(
+                f"patch_size {list(patch_size)}: {size} in axis {axis} is not divisible by {divisor}, the product of"
+                f" the strides there; take {fits}, or pool less"
+            )
+
+
+def _per_axis(value: int | list[int] | tuple[int, ...], dims: int) -> tuple[int, ...]:
+    return (value,) * dims if isinstance(value, int) else tuple(value)
+
+
+def _validate(model: type[M], document: Any, where: str) -> M:
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        raise PlanError(f"{where}: {describe_validation(error)}") from error
+
+
+def _plain(value: Any) -> Any:
+    """Return `value` with tuples as lists and nothing shared with the plan."""
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,70 @@
+"""How each input channel is normalised, from its name and from how much cropping removes (spec A 5.10, 6.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from segwright.data.dataset import DatasetDescription
+from segwright.data.fingerprint import Fingerprint
+from segwright.planning.presets import MASK_BELOW
+from segwright.planning.rationale import EVERYWHERE, Decision
+
+_ZSCORE = "ZScoreNormalization"
+_SCHEMES: Mapping[str, str] = MappingProxyType(
+    {
+        "ct": "CTNormalization",
+        "nonorm": "NoNormalization",
+        "zscore": _ZSCORE,
+        "rescale_to_0_1": "RescaleTo01Normalization",
+        "rgb_to_0_1": "RGBTo01Normalization",
+    }
+)
+"""Scheme by channel name in lower case; every other name gets z-scores."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Normalization:
+    """Scheme and masking per channel, and the reasons.
+
+    Attributes:
+        schemes: nnU-Net's class name per channel, in the order of `channel_names` (spec A, S-4).
+        use_mask: Whether statistics come from inside the non-zero mask only, per channel.
+        decisions: What the rationale records.
+    """
+
+    schemes: tuple[str, ...]
+    use_mask: tuple[bool, ...]
+    decisions: tuple[Decision, ...]
+
+
+def choose_normalization(description: DatasetDescription, fingerprint: Fingerprint) -> Normalization:
+    """Return how the channels are normalised."""
+    names = list(description.channel_names.values())
+    schemes = tuple(_SCHEMES.get(name.casefold(), _ZSCORE) for name in names)
+    kept = fingerprint.median_relative_size_after_cropping
+    masked = kept < MASK_BELOW
+    use_mask = tuple(masked and scheme == _ZSCORE for scheme in schemes)
+    chosen = ", ".join(f"'{name}' gives {scheme}" for name, scheme in dict(zip(names, schemes, strict=True)).items())
+    extent = f"cropping to the non-zero region keeps {kept:.3g} of the median image"
+    return Normalization(
+        schemes=schemes,
+        use_mask=use_mask,
+        decisions=(
+            Decision(
+                configuration=EVERYWHERE,
+                decision="normalisation",
+                value=list(schemes),
+                because=f"by channel name: {chosen}",
+            ),
+            Decision(
+                configuration=EVERYWHERE,
+                decision="normalise inside the mask",
+                value=list(use_mask),
+                because=f"{extent}, below {MASK_BELOW}: z-scores come from inside it"
+                if masked
+                else f"{extent}, not below {MASK_BELOW}",
+            ),
+        ),
+    )

@@ -1,0 +1,134 @@
+"""One planned configuration: its block in the plan, and its part of the rationale."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from segwright.data.plan import architecture_block
+from segwright.planning.channels import Normalization
+from segwright.planning.presets import MIN_BATCH, REFERENCE_BATCH, Preset, resampling_functions
+from segwright.planning.rationale import Decision, numbers
+from segwright.planning.sizing import Budget, Sizing
+
+PREPROCESSOR = "DefaultPreprocessor"
+"""nnU-Net's name for the only preprocessing there is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """A configuration before it is written into the plan.
+
+    Attributes:
+        name: `2d`, `3d_lowres` or `3d_fullres`.
+        data_identifier: Name of its preprocessed data.
+        spacing: Target spacing of its axes.
+        median_shape: Median image at that spacing, voxels.
+        sizing: Patch, batch and network.
+        batch_dice: Whether the Dice loss pools the samples of a batch.
+        batch_dice_because: The reason of it.
+        next_stage: Configuration that refines its predictions.
+    """
+
+    name: str
+    data_identifier: str
+    spacing: tuple[float, ...]
+    median_shape: tuple[float, ...]
+    sizing: Sizing
+    batch_dice: bool
+    batch_dice_because: str
+    next_stage: str | None = None
+
+
+def configuration_block(draft: Draft, preset: Preset, normalization: Normalization) -> dict[str, Any]:
+    """Return the configuration as `plans.json` has it, keys in nnU-Net's order (spec A 5.13)."""
+    sizing = draft.sizing
+    block = {
+        "data_identifier": draft.data_identifier,
+        "preprocessor_name": PREPROCESSOR,
+        "batch_size": sizing.batch_size,
+        "patch_size": list(sizing.topology.patch_size),
+        "median_image_size_in_voxels": list(draft.median_shape),
+        "spacing": list(draft.spacing),
+        "normalization_schemes": list(normalization.schemes),
+        "use_mask_for_norm": list(normalization.use_mask),
+        **resampling_functions(preset.resampling),
+        "architecture": architecture_block(
+            preset.network.value,
+            dims=len(draft.spacing),
+            features=sizing.features,
+            kernel_sizes=sizing.topology.kernel_sizes,
+            strides=sizing.topology.strides,
+            encoder_blocks=sizing.encoder_blocks,
+            decoder_convs=sizing.decoder_convs,
+        ),
+        "batch_dice": draft.batch_dice,
+    }
+    return block if draft.next_stage is None else {**block, "next_stage": draft.next_stage}
+
+
+def explain_draft(draft: Draft, budget: Budget) -> Iterator[Decision]:
+    """Yield the reasons of one configuration's values."""
+    sizing, topology = draft.sizing, draft.sizing.topology
+    dims = len(draft.spacing)
+    for decision, value, because in (
+        ("patch size", list(topology.patch_size), _patch_reason(draft)),
+        ("batch size", sizing.batch_size, _batch_reason(draft, budget)),
+        (
+            "topology",
+            {"stages": topology.num_stages, "downsampling": list(topology.divisor), "features": list(sizing.features)},
+            _topology_reason(draft),
+        ),
+        (
+            "memory estimate",
+            _gigabytes(sizing, budget, dims),
+            f"{sizing.elements} feature-map elements a sample; {sizing.reference:.6g} at batch size"
+            f" {REFERENCE_BATCH[dims]} stand for {budget.gpu_memory_gb:g} GB",
+        ),
+        ("batch dice", draft.batch_dice, draft.batch_dice_because),
+    ):
+        yield Decision(configuration=draft.name, decision=decision, value=value, because=because)
+
+
+def _gigabytes(sizing: Sizing, budget: Budget, dims: int) -> float:
+    share = sizing.elements * sizing.batch_size / (sizing.reference * REFERENCE_BATCH[dims])
+    return round(share * budget.gpu_memory_gb, 2)
+
+
+def _patch_reason(draft: Draft) -> str:
+    sizing = draft.sizing
+    start = (
+        f"{numbers(sizing.first_patch)}: the aspect of spacing {numbers(draft.spacing)}, at most the median image"
+        f" ({numbers(draft.median_shape)}), rounded up to what the network divides"
+    )
+    if not sizing.shrink_steps:
+        return f"starts and stays at {start}"
+    times = "once" if sizing.shrink_steps == 1 else f"{sizing.shrink_steps} times"
+    return f"starts at {start}; shortened {times}, along the axis that covers most of the image, to fit the memory"
+
+
+def _batch_reason(draft: Draft, budget: Budget) -> str:
+    sizing = draft.sizing
+    bounds = (
+        f"memory allows {sizing.batch_by_memory}, {budget.preset.max_dataset_covered:.0%} of the dataset's voxels"
+        f" allow {sizing.batch_by_dataset}"
+    )
+    least = min(sizing.batch_by_memory, sizing.batch_by_dataset)
+    return f"{bounds}; the smaller" if least >= MIN_BATCH else f"{bounds}; never less than {MIN_BATCH}"
+
+
+def _topology_reason(draft: Draft) -> str:
+    topology = draft.sizing.topology
+    flat = [stage for stage, kernel in enumerate(topology.kernel_sizes) if min(kernel) < max(kernel)]
+    uneven = [stage for stage, stride in enumerate(topology.strides) if stage and min(stride) < max(stride)]
+    reason = "axes are halved while 4 voxels or more are left and their spacings are within a factor of 2"
+    if flat:
+        reason += f"; the kernel is 1 along the coarse axis in stages {_stages(flat)}, until spacings are comparable"
+    if uneven:
+        reason += f"; entering stages {_stages(uneven)} not all axes are halved"
+    return reason
+
+
+def _stages(numbers_of: list[int]) -> str:
+    return ", ".join(str(stage) for stage in numbers_of)

@@ -1,0 +1,58 @@
+"""How much memory a network needs, in elements of feature maps, in closed form (spec A 5.8)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from segwright.planning.presets import Network
+from segwright.planning.topology import Topology
+
+
+def feature_map_elements(
+    network: Network,
+    topology: Topology,
+    *,
+    features: Sequence[int],
+    encoder_blocks: Sequence[int],
+    decoder_convs: Sequence[int],
+    num_classes: int,
+) -> int:
+    """Return the number of output elements of all convolutions for one sample, deep supervision off.
+
+    nnU-Net 2.8.1 finds the same number by building the network and summing; the number of input channels has no part
+    in it (spec A 5.8).
+
+    Args:
+        network: Which family of U-Net.
+        topology: Strides and patch; the patch is divisible by the strides.
+        features: Channels per stage.
+        encoder_blocks: Convolutions (plain) or residual blocks of two (residual) per encoder stage.
+        decoder_convs: Convolutions per decoder stage, lowest resolution first.
+        num_classes: Entries of `labels` in `dataset.json`, background, ignore and regions alike (spec A, S-17).
+    """
+    maps = [channels * voxels for channels, voxels in zip(features, _voxels(topology), strict=True)]
+    if network is Network.PLAIN:
+        total = sum(count * size for count, size in zip(encoder_blocks, maps, strict=True))
+    else:
+        total = maps[0]  # the stem, at input resolution
+        total += sum(2 * count * size for count, size in zip(encoder_blocks, maps, strict=True))
+        total += sum(maps[stage] for stage in range(topology.num_stages) if _projects(topology, features, stage))
+    upsampled = reversed(maps[:-1])
+    total += sum((count + 1) * size for count, size in zip(decoder_convs, upsampled, strict=True))
+    return total + num_classes * math.prod(topology.patch_size)
+
+
+def _voxels(topology: Topology) -> list[int]:
+    """Return the number of voxels of a feature map per stage."""
+    sizes, voxels = list(topology.patch_size), []
+    for stride in topology.strides:
+        sizes = [size // factor for size, factor in zip(sizes, stride, strict=True)]
+        voxels.append(math.prod(sizes))
+    return voxels
+
+
+def _projects(topology: Topology, features: Sequence[int], stage: int) -> bool:
+    """Return whether the skip path of the stage's first residual block holds a convolution."""
+    before = features[max(stage - 1, 0)]  # the stem has the channels of stage 0
+    return features[stage] != before or max(topology.strides[stage]) > 1

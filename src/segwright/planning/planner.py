@@ -1,0 +1,284 @@
+"""Plan a dataset: from its fingerprint to every value that preprocessing, training and inference need (spec A 5)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from logging import getLogger
+from typing import Any
+
+from segwright.core.documents import content_hash
+from segwright.core.errors import PlanError
+from segwright.data.dataset import DatasetDescription
+from segwright.data.fingerprint import Fingerprint
+from segwright.data.plan import Plan, inverse_permutation
+from segwright.planning.channels import choose_normalization
+from segwright.planning.configurations import Draft, configuration_block, explain_draft
+from segwright.planning.lowres import Search, find_lowres
+from segwright.planning.presets import PRESETS, Preset, resampling_functions
+from segwright.planning.rationale import EVERYWHERE, Decision
+from segwright.planning.sizing import Budget, size_configuration
+from segwright.planning.spacing import median_shape_at, original_medians, target_spacing, transposition
+
+SCHEMA_VERSION = 1
+"""Version of the layout below the plan's key `segwright`."""
+
+FLAT, LOWRES, FULLRES, CASCADE = "2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres"
+_SHARED_DATA = (FLAT, FULLRES)
+
+logger = getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Images:
+    """The dataset at its target spacing; all in transposed axis order.
+
+    Attributes:
+        order: Axis order, `transpose_forward`.
+        spacing: Target spacing.
+        median_shape: Median image at that spacing, voxels; may hold halves.
+        decisions: Why.
+    """
+
+    order: tuple[int, ...]
+    spacing: tuple[float, ...]
+    median_shape: tuple[float, ...]
+    decisions: tuple[Decision, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Naming:
+    """Names of the plans and of the preprocessed data."""
+
+    plans: str
+    shared: str | None
+
+    def data_identifier(self, configuration: str) -> str:
+        owner = self.shared if self.shared and configuration in _SHARED_DATA else self.plans
+        return f"{owner}_{configuration}"
+
+
+def plan(
+    fingerprint: Fingerprint,
+    description: DatasetDescription,
+    *,
+    dataset_name: str,
+    reader: str,
+    preset: Preset,
+    gpu_memory_gb: float | None = None,
+    spacing: tuple[float, ...] | None = None,
+    plans_name: str | None = None,
+    suppress_transpose: bool = False,
+    existing: Plan | None = None,
+) -> Plan:
+    """Return the plan of a dataset: nnU-Net 2.8.1's values, with the reason of every decision beside them.
+
+    Args:
+        fingerprint: Spacings, cropped shapes and intensities of the training cases.
+        description: The dataset's `dataset.json`.
+        dataset_name: Folder name of the dataset.
+        reader: Name of the image reader (`data.images.choose_reader`).
+        preset: Planner family (`presets.preset`).
+        gpu_memory_gb: Memory to aim at, GB; the preset's by default.
+        spacing: Target spacing instead of the automatic one, in the reader's axis order.
+        plans_name: Name instead of the preset's.
+        suppress_transpose: Keep the reader's axis order.
+        existing: Plan of the same name, whose configurations are kept where the new plan has none of that name, so
+            that hand-made ones survive (spec A 5.12).
+
+    Raises:
+        PlanError: the fingerprint or an option cannot be used.
+    """
+    _check(fingerprint, gpu_memory_gb)
+    budget = Budget(
+        preset=preset,
+        gpu_memory_gb=preset.gpu_memory_gb if gpu_memory_gb is None else gpu_memory_gb,
+        num_classes=len(description.labels),
+        num_training=description.num_training,
+    )
+    # Data may be shared between presets only where it is the same data (spec A, S-16).
+    shares = preset.shares_data and spacing is None and not suppress_transpose
+    naming = _Naming(plans=plans_name or preset.plans_name, shared=PRESETS["default"].plans_name if shares else None)
+    images = _arrange(fingerprint, spacing, suppress_transpose=suppress_transpose)
+    normalization = choose_normalization(description, fingerprint)
+    drafts, search = _draft(images, naming, budget)
+    configurations = {draft.name: configuration_block(draft, preset, normalization) for draft in drafts}
+    if search.lowres:
+        configurations[CASCADE] = {"inherits_from": FULLRES, "previous_stage": LOWRES}
+    kept = _kept(existing, configurations)
+    rationale = [
+        *images.decisions,
+        *normalization.decisions,
+        *_common_decisions(preset),
+        _cascade_decision(search),
+        *(entry for draft in drafts for entry in explain_draft(draft, budget)),
+        *(_kept_decision(name) for name in kept),
+    ]
+    median_spacing, median_shape = original_medians(fingerprint)
+    return Plan(
+        dataset_name=dataset_name,
+        plans_name=naming.plans,
+        original_median_spacing_after_transp=_ordered(median_spacing, images.order),
+        original_median_shape_after_transp=_ordered(median_shape, images.order),
+        image_reader_writer=reader,
+        transpose_forward=images.order,
+        transpose_backward=inverse_permutation(images.order),
+        configurations={**configurations, **kept},
+        experiment_planner_used=preset.planner,
+        label_manager="LabelManager",
+        foreground_intensity_properties_per_channel=_intensities(fingerprint),
+        segwright={
+            "schema_version": SCHEMA_VERSION,
+            "version": version("segwright"),
+            "preset": preset.name,
+            "resampling": preset.resampling,
+            "gpu_memory_gb": budget.gpu_memory_gb,
+            "fingerprint_hash": content_hash(fingerprint.model_dump(mode="json")),
+            "rationale": [entry.to_json() for entry in rationale],
+        },
+    )
+
+
+def _check(fingerprint: Fingerprint, gpu_memory_gb: float | None) -> None:
+    if not fingerprint.spacings or len(fingerprint.spacings) != len(fingerprint.shapes_after_crop):
+        raise PlanError(
+            f"fingerprint: {len(fingerprint.spacings)} spacings and {len(fingerprint.shapes_after_crop)} shapes; there"
+            " must be one of each per case, and at least one case; extract it again"
+        )
+    for index, (spacing, shape) in enumerate(zip(fingerprint.spacings, fingerprint.shapes_after_crop, strict=True)):
+        if len(spacing) != 3 or len(shape) != 3 or not min(*spacing, *shape) > 0:
+            raise PlanError(
+                f"fingerprint: case {index} has spacing {list(spacing)} and shape {list(shape)}; both must be three"
+                " positive numbers; mend the image's header and extract the fingerprint again"
+            )
+    if gpu_memory_gb is not None and not (math.isfinite(gpu_memory_gb) and gpu_memory_gb > 0):
+        raise PlanError(f"GPU memory target {gpu_memory_gb} GB: give a positive number")
+
+
+def _arrange(fingerprint: Fingerprint, override: tuple[float, ...] | None, *, suppress_transpose: bool) -> _Images:
+    target = target_spacing(fingerprint, override)
+    order = transposition(target.value, suppress=suppress_transpose)
+    spacing = _ordered(target.value, order)
+    if suppress_transpose:
+        why = "asked to keep the axes as read"
+    elif order == tuple(range(len(order))):
+        why = "the first axis has the largest spacing already, or none is larger"
+    else:
+        why = f"axis {order[0]} as read has the largest spacing and comes first, so that 2D slices have the finest"
+    return _Images(
+        order=order,
+        spacing=spacing,
+        median_shape=_ordered(median_shape_at(fingerprint, target.value), order),
+        decisions=(
+            Decision(
+                configuration=EVERYWHERE, decision="target spacing", value=list(target.value), because=target.because
+            ),
+            Decision(configuration=EVERYWHERE, decision="axis order", value=list(order), because=why),
+        ),
+    )
+
+
+def _draft(images: _Images, naming: _Naming, budget: Budget) -> tuple[list[Draft], Search]:
+    """Return the configurations with a network of their own, in file order, and how the low-resolution search ended."""
+    dataset_voxels = math.prod(images.median_shape) * budget.num_training
+    drafts = [
+        Draft(
+            name=FLAT,
+            data_identifier=naming.data_identifier(FLAT),
+            spacing=images.spacing[1:],
+            median_shape=images.median_shape[1:],
+            sizing=size_configuration(
+                images.spacing[1:], images.median_shape[1:], dataset_voxels=dataset_voxels, budget=budget
+            ),
+            batch_dice=True,
+            batch_dice_because="a slice often lacks structures, a batch of slices does not",
+        )
+    ]
+    if images.median_shape[0] == 1:
+        return drafts, Search(lowres=None, because="the images are 2D: no 3D configuration is planned")
+    full = size_configuration(images.spacing, images.median_shape, dataset_voxels=dataset_voxels, budget=budget)
+    search = find_lowres(images.spacing, images.median_shape, full, budget)
+    if search.lowres:
+        drafts.append(
+            Draft(
+                name=LOWRES,
+                data_identifier=naming.data_identifier(LOWRES),
+                spacing=search.lowres.spacing,
+                median_shape=search.lowres.median_shape,
+                sizing=search.lowres.sizing,
+                batch_dice=False,
+                batch_dice_because="a patch covers a large part of the image, so its Dice is stable on its own",
+                next_stage=CASCADE,
+            )
+        )
+    drafts.append(
+        Draft(
+            name=FULLRES,
+            data_identifier=naming.data_identifier(FULLRES),
+            spacing=images.spacing,
+            median_shape=images.median_shape,
+            sizing=full,
+            batch_dice=search.lowres is not None,
+            batch_dice_because="a patch is a small part of the image, so samples are pooled"
+            if search.lowres
+            else "a patch covers enough of the image, so its Dice is stable on its own",
+        )
+    )
+    return drafts, search
+
+
+def _common_decisions(preset: Preset) -> Iterator[Decision]:
+    functions = resampling_functions(preset.resampling)
+    reasons = {
+        "default": "cubic for images, linear for labels and probabilities; nearest along a much coarser axis",
+        "torch": "linear on any device, asked for",
+        "torch-sepz": "linear on any device, a much coarser axis apart, asked for",
+        "none": "asked for: images stay on their grid; sizes are planned as if they were resampled (spec A, S-19)",
+    }
+    yield Decision(
+        configuration=EVERYWHERE,
+        decision="resampling",
+        value=functions["resampling_fn_data"],
+        because=reasons[preset.resampling],
+    )
+    yield Decision(
+        configuration=EVERYWHERE, decision="network", value=preset.network.value, because=f"preset '{preset.name}'"
+    )
+
+
+def _cascade_decision(search: Search) -> Decision:
+    return Decision(
+        configuration=EVERYWHERE,
+        decision="low resolution and cascade",
+        value=bool(search.lowres),
+        because=search.because,
+    )
+
+
+def _kept(existing: Plan | None, configurations: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    if existing is None:
+        return {}
+    kept = {name: block for name, block in existing.configurations.items() if name not in configurations}
+    if kept:
+        logger.info("kept from the earlier plans '%s': %s", existing.plans_name, ", ".join(kept))
+    return kept
+
+
+def _kept_decision(name: str) -> Decision:
+    return Decision(
+        configuration=name,
+        decision="kept",
+        value=True,
+        because="the earlier plan of this name has it and the new one does not; remove the file to drop it",
+    )
+
+
+def _intensities(fingerprint: Fingerprint) -> dict[str, dict[str, float]]:
+    channels = fingerprint.foreground_intensity_properties_per_channel
+    return {name: dict(sorted(statistics.model_dump().items())) for name, statistics in channels.items()}
+
+
+def _ordered(values: tuple[Any, ...], order: tuple[int, ...]) -> tuple[Any, ...]:
+    return tuple(values[axis] for axis in order)

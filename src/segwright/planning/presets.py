@@ -1,0 +1,186 @@
+"""The planner families of nnU-Net 2.8.1 as values (spec A 5.1): networks, memory references, names, resampling."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+from segwright.core.errors import PlanError, nearest
+
+ANISOTROPY = 3
+"""An axis this much coarser than the others is treated on its own (nnU-Net paper, and spec A 5.1)."""
+ANISOTROPY_PER_STAGE = 2
+"""Axes are pooled together, and get a kernel of 3, while their spacings differ by less than this factor."""
+MIN_EDGE = 4
+"""Shortest edge of the lowest-resolution feature map, voxels."""
+BASE_FEATURES = 32
+MAX_FEATURES: Mapping[int, int] = MappingProxyType({2: 512, 3: 320})
+"""Most channels of a stage, by number of spatial axes."""
+REFERENCE_BATCH: Mapping[int, int] = MappingProxyType({2: 12, 3: 2})
+"""Batch size for which the memory references were taken, by number of spatial axes."""
+MIN_BATCH = 2
+INITIAL_PATCH_VOXELS: Mapping[int, int] = MappingProxyType({2: 2048**2, 3: 256**3})
+"""Size of the patch from which the search starts, by number of spatial axes."""
+LOWRES_COVERAGE = 0.25
+"""A low-resolution configuration is planned where a patch covers less than this part of the median image."""
+LOWRES_STEP = 1.03
+"""Factor by which the spacing grows per step of the low-resolution search."""
+LOWRES_MIN_RATIO = 2
+"""The low-resolution configuration is kept if the median image has at least this many times fewer voxels in it."""
+MASK_BELOW = 0.75
+"""Normalise inside the mask only where cropping keeps less than this part of the median image."""
+
+Resampling = Literal["default", "torch", "torch-sepz", "none"]
+
+
+class Network(Enum):
+    """U-Net families; the value is the class name in the plans."""
+
+    PLAIN = "PlainConvUNet"
+    RESIDUAL = "ResidualEncoderUNet"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """One planner of nnU-Net.
+
+    Attributes:
+        name: Our name for it.
+        planner: Class name that nnU-Net writes to `experiment_planner_used`.
+        plans_name: Default name of the plans, hence of the file.
+        network: U-Net family.
+        gpu_memory_gb: Memory the plan aims at, GB; the reference values belong to it.
+        reference_elements: Feature-map elements that fit that memory at the reference batch, by number of axes.
+        max_dataset_covered: Largest part of the dataset's voxels that a batch may hold.
+        encoder_blocks: Blocks per encoder stage, longest case.
+        decoder_convs: Convolutions per decoder stage, longest case.
+        shrinks_2d_late: 2D patches shrink only when not even a batch of two fits (spec A, S-18).
+        shares_data: `2d` and `3d_fullres` use the default plans' preprocessed data (spec A 5.2).
+        resampling: Which resampling functions the plan names.
+    """
+
+    name: str
+    planner: str
+    plans_name: str
+    network: Network
+    gpu_memory_gb: float
+    reference_elements: Mapping[int, int]
+    max_dataset_covered: float
+    encoder_blocks: tuple[int, ...]
+    decoder_convs: tuple[int, ...]
+    shrinks_2d_late: bool = False
+    shares_data: bool = False
+    resampling: Resampling = "default"
+
+
+def _residual(name: str, planner: str, plans_name: str, memory: float, cap: float, in_3d: int, in_2d: int) -> Preset:
+    return Preset(
+        name=name,
+        planner=planner,
+        plans_name=plans_name,
+        network=Network.RESIDUAL,
+        gpu_memory_gb=memory,
+        reference_elements=MappingProxyType({3: in_3d, 2: in_2d}),
+        max_dataset_covered=cap,
+        encoder_blocks=(1, 3, 4, *(6,) * 10),
+        decoder_convs=(1,) * 12,
+        shares_data=True,
+    )
+
+
+_DEFAULT = Preset(
+    name="default",
+    planner="ExperimentPlanner",
+    plans_name="nnUNetPlans",
+    network=Network.PLAIN,
+    gpu_memory_gb=8,
+    reference_elements=MappingProxyType({3: 560_000_000, 2: 85_000_000}),
+    max_dataset_covered=0.05,
+    encoder_blocks=(2,) * 14,
+    decoder_convs=(2,) * 13,
+    shrinks_2d_late=True,
+)
+
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {
+        item.name: item
+        for item in (
+            _DEFAULT,
+            _residual("resenc", "ResEncUNetPlanner", "nnUNetResEncUNetPlans", 8, 0.05, 680_000_000, 135_000_000),
+            _residual("resenc-m", "nnUNetPlannerResEncM", "nnUNetResEncUNetMPlans", 8, 1, 680_000_000, 135_000_000),
+            _residual("resenc-l", "nnUNetPlannerResEncL", "nnUNetResEncUNetLPlans", 24, 1, 2_100_000_000, 380_000_000),
+            _residual(
+                "resenc-xl", "nnUNetPlannerResEncXL", "nnUNetResEncUNetXLPlans", 40, 1, 3_600_000_000, 560_000_000
+            ),
+        )
+    }
+)
+"""Presets with default resampling, by name."""
+
+RESAMPLINGS: tuple[str, ...] = get_args(Resampling)
+
+_SUFFIX: Mapping[str, str] = MappingProxyType(
+    {"torch": "_torchres", "torch-sepz": "_torchres_sepz", "none": "_noResampling"}
+)
+_VARIANT_PLANNERS: Mapping[tuple[str, str], str] = MappingProxyType(
+    {
+        ("default", "torch"): "nnUNetPlanner_torchres",
+        ("resenc-l", "torch"): "nnUNetPlannerResEncL_torchres",
+        ("resenc-l", "torch-sepz"): "nnUNetPlannerResEncL_torchres_sepz",
+        ("resenc-l", "none"): "nnUNetPlannerResEncL_noResampling",
+    }
+)
+
+
+def preset(name: str, resampling: str = "default") -> Preset:
+    """Return a preset by name, with one of the resampling variants.
+
+    Where nnU-Net has a planner for the combination, its names are used. Otherwise the plans get the usual suffix and
+    `experiment_planner_used` stays the preset's own planner, a class that nnU-Net can find.
+
+    Raises:
+        PlanError: no such preset or resampling; the nearest is named.
+    """
+    if name not in PRESETS:
+        raise PlanError(f"unknown preset '{name}'{nearest(name, PRESETS)}")
+    base = PRESETS[name]
+    if resampling == "default":
+        return base
+    if resampling not in _SUFFIX:
+        raise PlanError(f"unknown resampling '{resampling}'{nearest(resampling, RESAMPLINGS)}")
+    return replace(
+        base,
+        planner=_VARIANT_PLANNERS.get((name, resampling), base.planner),
+        plans_name=base.plans_name + _SUFFIX[resampling],
+        shares_data=False,
+        resampling=resampling,  # type: ignore[arg-type]
+    )
+
+
+def resampling_functions(resampling: Resampling) -> dict[str, Any]:
+    """Return the six resampling keys of a configuration (spec A 5.11), without order."""
+    data, seg, probabilities = (_resampling_kwargs(resampling, kind) for kind in ("data", "seg", "probabilities"))
+    function = {"default": "resample_data_or_seg_to_shape", "none": "no_resampling_hack"}.get(
+        resampling, "resample_torch_fornnunet"
+    )
+    return {
+        "resampling_fn_data": function,
+        "resampling_fn_seg": function,
+        "resampling_fn_data_kwargs": data,
+        "resampling_fn_seg_kwargs": seg,
+        "resampling_fn_probabilities": function,
+        "resampling_fn_probabilities_kwargs": probabilities,
+    }
+
+
+def _resampling_kwargs(resampling: Resampling, kind: str) -> dict[str, Any]:
+    if resampling == "none":
+        return {}
+    is_seg = {"is_seg": kind == "seg"}
+    if resampling == "default":
+        return {**is_seg, "order": 3 if kind == "data" else 1, "order_z": 0, "force_separate_z": None}
+    separate = {"force_separate_z": False if resampling == "torch" else None, "memefficient_seg_resampling": False}
+    return {**is_seg, **separate, **({"separate_z_anisotropy_threshold": ANISOTROPY} if resampling != "torch" else {})}

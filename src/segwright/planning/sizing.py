@@ -1,0 +1,158 @@
+"""Patch and batch size of one configuration: as large as the memory reference allows (spec A 5.9)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from segwright.core.errors import PlanError
+from segwright.planning.memory import feature_map_elements
+from segwright.planning.presets import (
+    BASE_FEATURES,
+    INITIAL_PATCH_VOXELS,
+    MAX_FEATURES,
+    MIN_BATCH,
+    REFERENCE_BATCH,
+    Preset,
+)
+from segwright.planning.topology import Topology, derive
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """What bounds patch and batch size, the same for all configurations of a plan.
+
+    Attributes:
+        preset: Planner family.
+        gpu_memory_gb: Memory to aim at, GB.
+        num_classes: Entries of `labels` in `dataset.json`.
+        num_training: Number of training cases.
+    """
+
+    preset: Preset
+    gpu_memory_gb: float
+    num_classes: int
+    num_training: int
+
+    def reference(self, dims: int) -> float:
+        """Return how many feature-map elements may be used at the reference batch size."""
+        return self.preset.reference_elements[dims] * (self.gpu_memory_gb / self.preset.gpu_memory_gb)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizing:
+    """Patch, batch and network of one configuration, and how they came about.
+
+    Attributes:
+        topology: Strides, kernels and the final patch.
+        features: Channels per stage.
+        encoder_blocks: Blocks per encoder stage.
+        decoder_convs: Convolutions per decoder stage, lowest resolution first.
+        batch_size: Patches per step.
+        elements: Feature-map elements of one sample (spec A 5.8).
+        reference: Elements allowed at the reference batch size.
+        first_patch: Patch before any shrinking.
+        shrink_steps: How many times an axis was shortened.
+        batch_by_memory: Batch size that memory allows.
+        batch_by_dataset: Batch size at which a batch holds the allowed part of the dataset.
+    """
+
+    topology: Topology
+    features: tuple[int, ...]
+    encoder_blocks: tuple[int, ...]
+    decoder_convs: tuple[int, ...]
+    batch_size: int
+    elements: int
+    reference: float
+    first_patch: tuple[int, ...]
+    shrink_steps: int
+    batch_by_memory: int
+    batch_by_dataset: int
+
+
+def size_configuration(
+    spacing: Sequence[float], median_shape: Sequence[float], *, dataset_voxels: float, budget: Budget
+) -> Sizing:
+    """Return patch, batch and network for one target spacing.
+
+    nnU-Net 2.8.1 behaviour, spec A 5.9: start from a large patch of the spacing's aspect ratio, not larger than the
+    median image; while the network is too big, shorten the axis that covers most of the image; then fill the memory
+    with samples, but with no more than a part of the dataset.
+
+    Args:
+        spacing: Target spacing of 2 or 3 axes, transposed.
+        median_shape: Median shape at that spacing, voxels; may hold halves.
+        dataset_voxels: Voxels of the whole dataset in 3D, for 2D configurations as well.
+        budget: Bounds of the plan.
+    """
+    dims = len(spacing)
+    reference = budget.reference(dims)
+    topology = derive(spacing, _initial_patch(spacing, median_shape))
+    first_patch, steps = topology.patch_size, 0
+    while _too_big(elements := _elements(topology, budget), dims, reference, budget.preset):
+        topology = derive(spacing, _shrunk(spacing, topology, median_shape))
+        steps += 1
+    by_memory = round((reference / elements) * REFERENCE_BATCH[dims])
+    by_dataset = round(dataset_voxels * budget.preset.max_dataset_covered / math.prod(topology.patch_size))
+    return Sizing(
+        topology=topology,
+        features=_features(topology),
+        encoder_blocks=budget.preset.encoder_blocks[: topology.num_stages],
+        decoder_convs=budget.preset.decoder_convs[: topology.num_stages - 1],
+        batch_size=max(min(by_memory, by_dataset), MIN_BATCH),
+        elements=elements,
+        reference=reference,
+        first_patch=first_patch,
+        shrink_steps=steps,
+        batch_by_memory=by_memory,
+        batch_by_dataset=by_dataset,
+    )
+
+
+def _initial_patch(spacing: Sequence[float], median_shape: Sequence[float]) -> list[float]:
+    dims = len(spacing)
+    inverse = [1 / value for value in spacing]
+    scale = (INITIAL_PATCH_VOXELS[dims] / math.prod(inverse)) ** (1 / dims)
+    return [min(round(value * scale), size) for value, size in zip(inverse, median_shape, strict=True)]
+
+
+def _features(topology: Topology) -> tuple[int, ...]:
+    most = MAX_FEATURES[len(topology.patch_size)]
+    return tuple(min(most, BASE_FEATURES * 2**stage) for stage in range(topology.num_stages))
+
+
+def _elements(topology: Topology, budget: Budget) -> int:
+    preset = budget.preset
+    return feature_map_elements(
+        preset.network,
+        topology,
+        features=_features(topology),
+        encoder_blocks=preset.encoder_blocks[: topology.num_stages],
+        decoder_convs=preset.decoder_convs[: topology.num_stages - 1],
+        num_classes=budget.num_classes,
+    )
+
+
+def _too_big(elements: int, dims: int, reference: float, preset: Preset) -> bool:
+    allowed_samples = REFERENCE_BATCH[dims] / MIN_BATCH if preset.shrinks_2d_late else 1
+    return elements / allowed_samples > reference
+
+
+def _shrunk(spacing: Sequence[float], topology: Topology, median_shape: Sequence[float]) -> list[int]:
+    """Return the patch with one axis shortened, the one that covers most of the median image (the last, on ties).
+
+    The step is the divisor that holds *after* shortening by the present one: an axis that just loses a pooling
+    stage shrinks by the smaller step only.
+    """
+    patch = list(topology.patch_size)
+    axis = max(range(len(patch)), key=lambda candidate: (patch[candidate] / median_shape[candidate], candidate))
+    trial = list(patch)
+    trial[axis] -= topology.divisor[axis]
+    patch[axis] -= derive(spacing, trial).divisor[axis]
+    if patch[axis] < 1:
+        raise PlanError(
+            f"no patch fits the memory target: at patch {list(topology.patch_size)} the network is still too big;"
+            " raise --gpu-memory or merge labels"
+        )
+    return patch
