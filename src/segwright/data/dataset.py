@@ -1,0 +1,327 @@
+"""A raw dataset: its `dataset.json`, its cases, and everything that can be wrong with their files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from logging import getLogger
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from segwright.core.documents import read_json
+from segwright.core.errors import DatasetError, ImageError, Problem, ProblemReport, SegwrightError
+from segwright.data.cases import Case, Listing, channel_problems, explicit_cases, list_folder
+from segwright.data.images import choose_reader, read_header
+from segwright.data.labels import ClassKey, Labels, gap_problem, label_problems
+
+logger = getLogger(__name__)
+
+DATASET_JSON = "dataset.json"
+IMAGES_FOLDER = "imagesTr"
+LABELS_FOLDER = "labelsTr"
+
+NO_ENVIRONMENT: Mapping[str, str] = {}
+
+
+class CaseFiles(BaseModel):
+    """One entry of the explicit file lists of a dataset.json (spec A 1.5)."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    images: tuple[str, ...] = Field(min_length=1)
+    label: str
+
+
+def _refuse_swapped(value: object) -> object:
+    if isinstance(value, str) and not value.lstrip("-").isdecimal():
+        raise ValueError(f"is the text '{value}', expected a whole number or a list of them (name -> value)")
+    return value
+
+
+class DatasetDescription(BaseModel):
+    """A `dataset.json` (spec A 1.5); keys that are not ours are kept, the order of labels and channels too."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
+
+    channel_names: dict[str, str] = Field(validation_alias=AliasChoices("channel_names", "modality"), min_length=1)
+    labels: dict[str, Annotated[ClassKey, BeforeValidator(_refuse_swapped)]]
+    regions_class_order: tuple[int, ...] | None = None
+    num_training: int = Field(alias="numTraining", ge=0)
+    file_ending: str
+    overwrite_image_reader_writer: str | None = None
+    dataset: dict[str, CaseFiles] | None = None
+
+    _document: dict[str, Any] | None = PrivateAttr(default=None)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _keep_document(cls, data: Any, handler: ModelWrapValidatorHandler[DatasetDescription]) -> DatasetDescription:
+        description = handler(data)
+        if isinstance(data, dict):
+            description._document = deepcopy(data)
+        return description
+
+    @field_validator("file_ending")
+    @classmethod
+    def _starts_with_dot(cls, ending: str) -> str:
+        if not ending.startswith("."):
+            raise ValueError(f"is '{ending}', expected an ending with its dot, as '.nii.gz'")
+        return ending
+
+    def raw(self) -> dict[str, Any]:
+        """Return the JSON document as it was read, for copies beside plans and models."""
+        if self._document is not None:
+            return deepcopy(self._document)
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dataset:
+    """A raw dataset whose files are all there; `check` looks into them.
+
+    Attributes:
+        name: of its folder.
+        cases: sorted by identifier; with explicit lists in the order of dataset.json.
+        reader: nnU-Net's name of the image reader.
+    """
+
+    name: str
+    folder: Path
+    description: DatasetDescription
+    cases: tuple[Case, ...]
+    reader: str
+
+    @property
+    def labels(self) -> Labels:
+        """What the label values mean."""
+        return Labels.from_description(self.description)
+
+    @property
+    def num_channels(self) -> int:
+        """Number of image channels."""
+        return len(self.description.channel_names)
+
+    @property
+    def identifiers(self) -> tuple[str, ...]:
+        """The names of the cases."""
+        return tuple(case.identifier for case in self.cases)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """What a first look at a dataset folder finds, problems included.
+
+    Attributes:
+        description: None if dataset.json is missing or invalid; there are no cases then.
+        cases: those that were found, complete or not.
+        problems: all that keeps the dataset from being loaded.
+        stray: files in the image folder that belong to no case (spec A, S-34).
+        reader: chosen by file ending alone where no example could be read.
+    """
+
+    description: DatasetDescription | None
+    cases: tuple[Case, ...]
+    problems: tuple[Problem, ...]
+    stray: tuple[Path, ...]
+    reader: str
+
+
+def load(folder: Path, *, environment: Mapping[str, str] = NO_ENVIRONMENT) -> Dataset:
+    """Load a raw dataset folder: read dataset.json, list the cases, choose the reader.
+
+    Args:
+        folder: holds dataset.json, imagesTr and labelsTr (or explicit file lists in dataset.json).
+        environment: variables that explicit file lists may name as `$NAME`.
+
+    Raises:
+        ProblemReport: dataset.json, folders or files are missing or wrong; every finding is listed.
+    """
+    survey = look(folder, environment=environment)
+    if survey.problems or survey.description is None:
+        raise ProblemReport(survey.problems)
+    for file in survey.stray:
+        logger.warning(
+            "%s: belongs to no case and is ignored; expected {case}_0000%s", file, survey.description.file_ending
+        )
+    declared = survey.description.num_training
+    if declared != len(survey.cases):
+        logger.warning("%s: numTraining is %d, found %d cases", folder / DATASET_JSON, declared, len(survey.cases))
+    return Dataset(
+        name=folder.absolute().name,
+        folder=folder,
+        description=survey.description,
+        cases=survey.cases,
+        reader=survey.reader,
+    )
+
+
+def load_description(path: Path) -> DatasetDescription:
+    """Read a `dataset.json`.
+
+    Raises:
+        SegwrightError: not there or not JSON.
+        ProblemReport: keys are missing or invalid, or the labels break a rule; every finding is listed.
+    """
+    if not path.is_file():
+        raise DatasetError(f"{path}: no such file; a raw dataset has a {DATASET_JSON} beside its image folders")
+    document = read_json(path)
+    if not isinstance(document, dict):
+        raise DatasetError(
+            f"{path}: holds a {type(document).__name__}, expected an object with channel_names and labels"
+        )
+    try:
+        description = DatasetDescription.model_validate(document)
+    except ValidationError as error:
+        raise ProblemReport(_validation_problems(path, error)) from error
+    found = label_problems(description.labels, description.regions_class_order)
+    if found:
+        raise ProblemReport([Problem(where=f"{path}, labels", what=what) for what in found])
+    return description
+
+
+def look(folder: Path, *, environment: Mapping[str, str] = NO_ENVIRONMENT) -> Survey:
+    """Take stock of a dataset folder without raising for what is wrong in it."""
+    try:
+        description = load_description(folder / DATASET_JSON)
+    except ProblemReport as report:
+        return Survey(description=None, cases=(), problems=report.problems, stray=(), reader="")
+    except SegwrightError as error:
+        return Survey(description=None, cases=(), problems=(problem_of(error),), stray=(), reader="")
+    if description.dataset is not None:
+        entries = {name: (files.images, files.label) for name, files in description.dataset.items()}
+        listing = explicit_cases(folder, entries, environment)
+        place = folder / DATASET_JSON
+    else:
+        place = folder / IMAGES_FOLDER
+        listing = list_folder(place, description.file_ending, labels=folder / LABELS_FOLDER)
+    problems = list(listing.problems)
+    gap = gap_problem(description.labels)
+    if gap is not None and not Labels.from_description(description).has_regions:
+        # Heads are numbered without gaps, so training would learn other values than those on disk.
+        problems.append(Problem(where=f"{folder / DATASET_JSON}, labels", what=gap))
+    if not listing.cases and not listing.problems:
+        problems.append(_no_cases(place, description.file_ending, listing.stray))
+    reader = _choose(listing, description, problems)
+    names = tuple(description.channel_names.values())
+    problems += _channel_count_problems(listing, names, reader, description.file_ending)
+    return Survey(
+        description=description,
+        cases=listing.cases,
+        problems=tuple(problems),
+        stray=listing.stray,
+        reader=reader,
+    )
+
+
+def problem_of(error: SegwrightError, *, remedy: str = "") -> Problem:
+    """Return an error whose message starts with its place as one entry of a report."""
+    where, _, what = str(error).partition(": ")
+    return Problem(where=where, what=what, remedy=remedy)
+
+
+def list_cases(folder: Path, file_ending: str, num_channels: int | None = None) -> tuple[Case, ...]:
+    """List the cases of a folder of images to predict (spec A 1.4, 1.7); their `label` is None.
+
+    Args:
+        num_channels: where given, every case must have that many channels.
+
+    Raises:
+        DatasetError: the folder is missing or holds no case.
+        ProblemReport: channels are missing or too many; every one is named.
+    """
+    listing = list_folder(folder, file_ending, labels=None)
+    if listing.problems:
+        raise ProblemReport(listing.problems)
+    if not listing.cases:
+        raise ProblemReport([_no_cases(folder, file_ending, listing.stray)])
+    if num_channels is not None:
+        names = tuple(f"{index:04d}" for index in range(num_channels))
+        try:
+            reader = choose_reader(file_ending, listing.cases[0].images[0])
+        except ImageError:
+            reader = choose_reader(file_ending, None)
+        problems = _channel_count_problems(listing, names, reader, file_ending)
+        if problems:
+            raise ProblemReport(problems)
+    return listing.cases
+
+
+def _choose(listing: Listing, description: DatasetDescription, problems: list[Problem]) -> str:
+    """Choose the reader by the first image; note why where none can read it."""
+    example = listing.cases[0].images[0] if listing.cases and listing.cases[0].images else None
+    override = description.overwrite_image_reader_writer
+    if example is not None and not example.is_file():
+        example = None
+    try:
+        return choose_reader(description.file_ending, example, override)
+    except ImageError as error:
+        problems.append(problem_of(error, remedy="replace the file or remove its case"))
+    try:
+        return choose_reader(description.file_ending, None, override)
+    except ImageError:
+        return ""
+
+
+def _channel_count_problems(listing: Listing, names: Sequence[str], reader: str, file_ending: str) -> list[Problem]:
+    """Compare the files of every case with the channels; one RGB(A) or 4D file carries several."""
+    num_files = len(names)
+    first = next((case.images[0] for case in listing.cases if case.images), None)
+    if first is not None and reader and any(len(case.images) != num_files for case in listing.cases):
+        try:
+            carried = read_header(first, reader).num_channels
+        except ImageError:
+            carried = 1
+        if carried > 1 and num_files % carried == 0:
+            num_files //= carried
+    return channel_problems(listing, names[:num_files] if num_files else names, file_ending)
+
+
+def _no_cases(where: Path, file_ending: str, stray: Sequence[Path]) -> Problem:
+    hint = f"; found {stray[0].name}, which lacks the channel number" if stray else ""
+    return Problem(
+        where=str(where),
+        what=f"no cases: no file named {{case}}_0000{file_ending}{hint}",
+        remedy="name the first channel _0000 and use the file_ending of dataset.json",
+    )
+
+
+def _validation_problems(path: Path, error: ValidationError) -> list[Problem]:
+    problems = []
+    for finding in error.errors(include_url=False, include_context=False, include_input=False):
+        keys = [str(part) for part in finding["loc"]]
+        # The branches of a union (int or list) are pydantic's own names, not keys of the document.
+        shown = [key for key in keys if not re.fullmatch(r"int|tuple\[.*|function-.*", key)]
+        what = "is missing" if finding["type"] == "missing" else finding["msg"].removeprefix("Value error, ")
+        problem = Problem(
+            where=f"{path}, {'.'.join(shown) or 'document'}",
+            what=what,
+            remedy=_KEY_REMEDIES.get(shown[0], "") if shown else "",
+        )
+        if problem not in problems:
+            problems.append(problem)
+    return problems
+
+
+_KEY_REMEDIES = {
+    "channel_names": 'give an object of index -> name, as {"0": "CT"}',
+    "labels": 'give an object of name -> value, as {"background": 0, "liver": 1}',
+    "numTraining": "give the number of training cases",
+    "num_training": "give the number of training cases",
+    "file_ending": 'give the ending of images and labels, as ".nii.gz"',
+    "dataset": 'give {case: {"images": [files], "label": file}}',
+}

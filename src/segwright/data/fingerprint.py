@@ -1,0 +1,164 @@
+"""What planning needs to know of a dataset: shapes, spacings and the intensities of its foreground."""
+
+from __future__ import annotations
+
+from logging import getLogger
+from math import prod
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from segwright.core.arrays import box_shape, crop
+from segwright.core.documents import parse_document, write_json
+from segwright.core.errors import DatasetError, ImageError
+from segwright.core.parallel import map_threads
+from segwright.data.cases import Case
+from segwright.data.cropping import content_box
+from segwright.data.dataset import Dataset
+from segwright.data.images import read_images, read_label
+from segwright.data.samples import WeightedSample, draw
+
+logger = getLogger(__name__)
+
+TOTAL_SAMPLES = 10**8
+"""Voxels drawn over the whole dataset, shared evenly by its cases (nnU-Net 2.8.1, spec A 4)."""
+SAMPLE_SEED = 1234
+"""Every case starts its own stream from this seed (nnU-Net 2.8.1, spec A 4)."""
+
+
+class IntensityStatistics(BaseModel):
+    """Intensities of one channel inside the foreground of all cases."""
+
+    model_config = ConfigDict(frozen=True)
+
+    mean: float
+    median: float
+    std: float
+    min: float
+    max: float
+    percentile_99_5: float
+    percentile_00_5: float
+
+
+class Fingerprint(BaseModel):
+    """The properties of a dataset that plans follow from (nnU-Net's `dataset_fingerprint.json`, spec A 4).
+
+    Attributes:
+        spacings: per case, array axis order as read.
+        shapes_after_crop: per case, spatial shape of the non-zero region.
+        median_relative_size_after_cropping: voxels kept by the crop, as a fraction.
+        foreground_intensity_properties_per_channel: keyed by the position of the channel, "0", "1", ...
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    spacings: tuple[tuple[float, ...], ...]
+    shapes_after_crop: tuple[tuple[int, ...], ...]
+    median_relative_size_after_cropping: float
+    foreground_intensity_properties_per_channel: dict[str, IntensityStatistics]
+
+    @classmethod
+    def load(cls, path: Path) -> Fingerprint:
+        """Read a `dataset_fingerprint.json`.
+
+        Raises:
+            SegwrightError: missing, not JSON, or keys missing; named.
+        """
+        return parse_document(cls, path)
+
+    def save(self, path: Path) -> None:
+        """Write it as nnU-Net does, atomically."""
+        write_json(path, self.model_dump(mode="json"), indent=4, sort_keys=True)
+
+
+class _CaseFacts(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    spacing: tuple[float, ...]
+    shape: tuple[int, ...]
+    relative_size: float
+    lacks_foreground: bool
+
+
+def extract(dataset: Dataset, *, workers: int | None = None) -> Fingerprint:
+    """Read every case once and return the dataset's fingerprint.
+
+    The intensities are those that nnU-Net 2.8.1 draws, voxel for voxel: drawn positions are counted per voxel instead
+    of collected, so that the memory needed follows the number of different values, not the number of draws.
+
+    Raises:
+        ImageError: a file is unreadable, holds NaN, or image and label differ in shape.
+        DatasetError: no case has any foreground, or channel counts differ from dataset.json.
+    """
+    num_draws = TOTAL_SAMPLES // len(dataset.cases)
+    samples = [WeightedSample() for _ in range(dataset.num_channels)]
+    facts = map_threads(
+        lambda case: _examine(case, dataset, samples, num_draws),
+        dataset.cases,
+        workers=workers,
+        describe=lambda case: case.identifier,
+        title="fingerprint",
+    )
+    if all(fact.lacks_foreground for fact in facts):
+        raise DatasetError(
+            f"{dataset.folder}: none of its {len(facts)} cases has a voxel with a foreground label; "
+            "intensities cannot be planned for. Check the label files"
+        )
+    # The reference works in float32, but an empty case makes it promote everything to float64 (spec A, S-12).
+    rounding = np.float64 if any(fact.lacks_foreground for fact in facts) else np.float32
+    return Fingerprint(
+        spacings=tuple(fact.spacing for fact in facts),
+        shapes_after_crop=tuple(fact.shape for fact in facts),
+        median_relative_size_after_cropping=median(fact.relative_size for fact in facts),
+        foreground_intensity_properties_per_channel={
+            str(channel): _statistics(sample, rounding) for channel, sample in enumerate(samples)
+        },
+    )
+
+
+def _examine(case: Case, dataset: Dataset, samples: list[WeightedSample], num_draws: int) -> _CaseFacts:
+    assert case.label is not None, "training cases have labels"
+    volume = read_images(case.images, dataset.reader)
+    label = read_label(case.label, dataset.reader)
+    if len(volume.array) != dataset.num_channels:
+        raise DatasetError(
+            f"{case.images[0]}: case '{case.identifier}' has {len(volume.array)} channels, dataset.json names "
+            f"{dataset.num_channels}; make them agree"
+        )
+    if volume.array.shape[1:] != label.array.shape[1:]:
+        raise ImageError(
+            f"{case.label}: shape {label.array.shape[1:]} differs from {volume.array.shape[1:]} of its image "
+            f"{case.images[0].name}; export both on one grid"
+        )
+    for array, file in ((volume.array, case.images[0]), (label.array, case.label)):
+        # The sum is not finite if any voxel is not; it needs no array of flags.
+        if not np.isfinite(array.sum(dtype=np.float64)):
+            raise ImageError(f"{file}: case '{case.identifier}' holds NaN or infinite values; replace them")
+    box = content_box(volume.array)
+    foreground = crop(label.array[0], box) > 0  # the ignore label counts as well (spec A, S-11)
+    random = np.random.RandomState(SAMPLE_SEED)
+    for channel, sample in zip(crop(volume.array, box), samples, strict=True):
+        sample.add(*draw(channel[foreground], num_draws, random))
+    shape = box_shape(box)
+    return _CaseFacts(
+        spacing=volume.spacing,
+        shape=shape,
+        relative_size=prod(shape) / prod(volume.array.shape[1:]),
+        lacks_foreground=not foreground.any(),
+    )
+
+
+def _statistics(sample: WeightedSample, rounding: type[np.float32] | type[np.float64]) -> IntensityStatistics:
+    low, middle, high = sample.percentiles((0.5, 50.0, 99.5))
+    mean, std = sample.moments()
+    return IntensityStatistics(
+        mean=mean,
+        std=std,
+        min=sample.smallest,
+        max=sample.largest,
+        median=float(rounding(middle)),
+        percentile_00_5=float(rounding(low)),
+        percentile_99_5=float(rounding(high)),
+    )

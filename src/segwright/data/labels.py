@@ -1,0 +1,253 @@
+"""What the label values mean: classes or regions, heads of the network, how scores become a label map."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import expit
+
+from segwright.core.errors import DatasetError
+
+ClassKey = int | tuple[int, ...]
+"""One label value, or the values that make up a region."""
+
+BACKGROUND = "background"
+IGNORE = "ignore"
+OUTSIDE = -1
+"""Marks background outside the non-zero mask in preprocessed labels (spec A 4.1)."""
+
+REGION_THRESHOLD = 0.5
+LARGEST_UINT8_LABEL = 254
+"""nnU-Net 2.8.1 behaviour, spec A 2.1: a maximum of 255 is already written as uint16."""
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """The labels of a dataset (nnU-Net 2.8.1 behaviour, spec A 7).
+
+    Make one with `from_dataset_json`, which checks the rules.
+
+    >>> labels = Labels.from_dataset_json({"labels": {"background": 0, "liver": 1, "tumour": 2}})
+    >>> labels.num_heads, labels.foreground_labels, labels.names[2]
+    (3, (1, 2), 'tumour')
+    """
+
+    declared: Mapping[str, ClassKey]
+    regions_class_order: tuple[int, ...] | None = None
+    names: Mapping[int, str] = field(init=False)
+    """Head index to label name."""
+
+    def __post_init__(self) -> None:
+        problems = label_problems(self.declared, self.regions_class_order)
+        if problems:
+            raise DatasetError(f"dataset.json, labels: {'; '.join(problems)}")
+        object.__setattr__(self, "names", self._head_names())
+
+    @classmethod
+    def from_dataset_json(cls, document: Mapping[str, Any]) -> Labels:
+        """Return the labels of a `dataset.json` document.
+
+        Raises:
+            DatasetError: a rule of spec A 7.1 is broken.
+        """
+        if "labels" not in document:
+            raise DatasetError("dataset.json: key 'labels' is missing; expected an object of name -> value")
+        order = document.get("regions_class_order")
+        return cls(
+            {str(name): _as_key(value) for name, value in document["labels"].items()},
+            None if order is None else tuple(int(value) for value in order),
+        )
+
+    @classmethod
+    def from_description(cls, description: Any) -> Labels:
+        """Return the labels of a `DatasetDescription`."""
+        return cls(dict(description.labels), description.regions_class_order)
+
+    @property
+    def has_regions(self) -> bool:
+        """Whether the network has one sigmoid head per region instead of one softmax head per label."""
+        return any(isinstance(key, tuple) and len(key) > 1 for key in self.declared.values())
+
+    @property
+    def ignore_label(self) -> int | None:
+        """The value that marks voxels nobody annotated."""
+        value = self.declared.get(IGNORE)
+        return value if isinstance(value, int) else None
+
+    @property
+    def all_labels(self) -> tuple[int, ...]:
+        """Every value, background included, ignore left out, ascending."""
+        values = {value for name, key in self.declared.items() if name != IGNORE for value in _values(key)}
+        return tuple(sorted(values))
+
+    @property
+    def foreground_labels(self) -> tuple[int, ...]:
+        """Every value but background and ignore, ascending."""
+        return tuple(value for value in self.all_labels if value != 0)
+
+    @property
+    def regions(self) -> tuple[ClassKey, ...] | None:
+        """The foreground regions in the order of their declaration; None without regions."""
+        if not self.has_regions:
+            return None
+        return tuple(key for name, key in self.declared.items() if _is_foreground(name, key))
+
+    @property
+    def num_heads(self) -> int:
+        """Number of output channels of the network."""
+        regions = self.regions
+        return len(self.all_labels) if regions is None else len(regions)
+
+    @property
+    def class_keys(self) -> tuple[ClassKey, ...]:
+        """What class locations are collected for: regions or foreground labels, then everything annotated.
+
+        The last key is there only with an ignore label (nnU-Net 2.8.1 behaviour, spec A 6.5).
+        """
+        keys = self.evaluation_classes()
+        return keys if self.ignore_label is None else (*keys, (OUTSIDE, *self.all_labels))
+
+    def evaluation_classes(self) -> tuple[ClassKey, ...]:
+        """Return what is scored: regions or labels, without background."""
+        regions = self.regions
+        return self.foreground_labels if regions is None else regions
+
+    def class_name(self, key: ClassKey) -> str:
+        """Return the name under which a label or region was declared."""
+        wanted = set(_values(key))
+        for name, declared in self.declared.items():
+            if set(_values(declared)) == wanted:
+                return name
+        return "+".join(str(value) for value in _values(key))
+
+    def encode(self, label_map: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+        """Return `label_map` (*S) as one boolean channel per head (heads, *S).
+
+        Voxels with the ignore label or outside the mask (-1) belong to no foreground head; the latter to background.
+        """
+        regions = self.regions
+        if regions is not None:
+            return np.stack([np.isin(label_map, _values(region)) for region in regions])
+        heads = np.stack([label_map == value for value in self.all_labels])
+        heads[0] |= label_map == OUTSIDE
+        return heads
+
+    def decide(self, scores: npt.NDArray[Any], *, logits: bool) -> npt.NDArray[np.unsignedinteger[Any]]:
+        """Return the label map (*S) of network outputs or probabilities (heads, *S), spec A 7.4.
+
+        Labels: the head with the largest score, the first of equals. Regions: `regions_class_order[i]` is written
+        where region i is above one half, later regions over earlier ones.
+        """
+        self._require_heads(scores)
+        result: npt.NDArray[np.unsignedinteger[Any]] = np.zeros(scores.shape[1:], dtype=self.dtype)
+        if self.has_regions:
+            assert self.regions_class_order is not None
+            threshold = 0.0 if logits else REGION_THRESHOLD
+            for value, score in zip(self.regions_class_order, scores, strict=True):
+                result[score > threshold] = value
+            return result
+        # A running maximum needs no index array of eight bytes a voxel and reads every head once.
+        best = scores[0].copy()
+        for value, score in zip(self.all_labels[1:], scores[1:], strict=True):
+            result[score > best] = value
+            np.maximum(best, score, out=best)
+        return result
+
+    def probabilities(self, logits: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Return softmax over the heads, or sigmoid for regions, of `logits` (heads, *S) in float32 (spec A 7.3)."""
+        self._require_heads(logits)
+        values = np.array(logits, dtype=np.float32)
+        if self.has_regions:
+            expit(values, out=values)
+            return values
+        values -= values.max(axis=0)
+        np.exp(values, out=values)
+        values /= values.sum(axis=0)
+        return values
+
+    @property
+    def dtype(self) -> type[np.uint8] | type[np.uint16]:
+        """The type that label maps are decided and written in."""
+        largest = max((*self.all_labels, *(self.regions_class_order or ())))
+        return np.uint8 if largest <= LARGEST_UINT8_LABEL else np.uint16
+
+    def _require_heads(self, scores: npt.NDArray[Any]) -> None:
+        if len(scores) != self.num_heads:
+            raise DatasetError(
+                f"network output has {len(scores)} channels, the labels of dataset.json need {self.num_heads}; "
+                "use the dataset.json the model was trained with"
+            )
+
+    def _head_names(self) -> dict[int, str]:
+        regions = self.regions
+        if regions is not None:
+            names = [name for name, key in self.declared.items() if _is_foreground(name, key)]
+        else:
+            names = [self.class_name(value) for value in self.all_labels]
+        return dict(enumerate(names))
+
+
+def label_problems(declared: Mapping[str, ClassKey], regions_class_order: tuple[int, ...] | None) -> list[str]:
+    """Return every broken rule of the `labels` of a dataset.json (spec A 7.1), each as 'what; remedy'."""
+    problems = []
+    if BACKGROUND not in declared:
+        problems.append("'background' is missing; add \"background\": 0")
+    elif declared[BACKGROUND] != 0:
+        problems.append(f"'background' is {declared[BACKGROUND]}, expected 0")
+    others = [value for name, key in declared.items() if name != IGNORE for value in _values(key)]
+    if any(value < 0 for value in others):
+        problems.append(f"values must not be negative, found {min(others)}")
+    empty = [name for name, key in declared.items() if not _values(key)]
+    if empty:
+        problems.append(f"'{empty[0]}' lists no value")
+    if IGNORE in declared:
+        problems.extend(_ignore_problems(declared[IGNORE], others))
+    return problems + _region_problems(declared, regions_class_order)
+
+
+def gap_problem(declared: Mapping[str, ClassKey]) -> str | None:
+    """Return what is wrong where the values, the ignore label included, do not count up from 0 without a gap."""
+    values = sorted({value for key in declared.values() for value in _values(key)})
+    missing = sorted(set(range(max(values, default=0) + 1)) - set(values))
+    if not missing:
+        return None
+    return f"values {_listed(values)} are not consecutive, {_listed(missing)} missing; renumber the labels without gaps"
+
+
+def _ignore_problems(ignore: ClassKey, others: list[int]) -> list[str]:
+    expected = max(others, default=0) + 1
+    if not isinstance(ignore, int):
+        return [f"'ignore' is a list, expected the single value {expected}"]
+    return [] if ignore == expected else [f"'ignore' is {ignore}, expected {expected}, one above all other values"]
+
+
+def _region_problems(declared: Mapping[str, ClassKey], order: tuple[int, ...] | None) -> list[str]:
+    if not any(isinstance(key, tuple) and len(key) > 1 for key in declared.values()):
+        return []
+    names = [name for name, key in declared.items() if _is_foreground(name, key)]
+    if order is None:
+        return [f"regions are declared but regions_class_order is missing; give one value for each of {names}"]
+    if len(order) != len(names):
+        return [f"regions_class_order has {len(order)} entries, expected one for each of {names}"]
+    return []
+
+
+def _is_foreground(name: str, key: ClassKey) -> bool:
+    return name != IGNORE and set(_values(key)) != {0}
+
+
+def _values(key: ClassKey) -> tuple[int, ...]:
+    return key if isinstance(key, tuple) else (key,)
+
+
+def _as_key(value: Any) -> ClassKey:
+    return int(value) if isinstance(value, int) else tuple(int(part) for part in value)
+
+
+def _listed(values: list[int], limit: int = 8) -> str:
+    shown = ", ".join(str(value) for value in values[:limit])
+    return shown + (", ..." if len(values) > limit else "")

@@ -1,0 +1,160 @@
+"""Cross-validation splits: made like the reference, read, checked, selected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from logging import getLogger
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from segwright.core.documents import describe_validation, read_json, write_json
+from segwright.core.errors import DatasetError
+
+logger = getLogger(__name__)
+
+NUM_FOLDS = 5
+SPLIT_SEED = 12345
+"""Seed and number of folds of nnU-Net 2.8.1 (spec A 1.8)."""
+
+_SHOWN_IDENTIFIERS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The training and validation cases of one fold."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+
+
+class _SplitDocument(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    train: list[str]
+    val: list[str]
+
+
+def default_splits(identifiers: Sequence[str]) -> list[Split]:
+    """Return nnU-Net's five folds over the sorted identifiers (spec A 1.8).
+
+    Raises:
+        DatasetError: fewer than five cases.
+    """
+    ordered = sorted(identifiers)
+    if len(ordered) < NUM_FOLDS:
+        raise DatasetError(
+            f"{NUM_FOLDS}-fold cross-validation needs at least {NUM_FOLDS} cases, found {len(ordered)}; "
+            "add cases, train on all of them (fold all), or write your own splits_final.json"
+        )
+    shuffled = np.arange(len(ordered))
+    np.random.RandomState(SPLIT_SEED).shuffle(shuffled)
+    splits = []
+    for chunk in np.array_split(shuffled, NUM_FOLDS):
+        held_out = set(chunk.tolist())
+        splits.append(
+            Split(
+                train=tuple(name for index, name in enumerate(ordered) if index not in held_out),
+                val=tuple(name for index, name in enumerate(ordered) if index in held_out),
+            )
+        )
+    return splits
+
+
+def load(path: Path) -> list[Split]:
+    """Read a `splits_final.json`.
+
+    Raises:
+        SegwrightError: not readable, not JSON, or not a list of {"train": [...], "val": [...]}.
+    """
+    document = read_json(path)
+    try:
+        folds: list[_SplitDocument] = TypeAdapter(list[_SplitDocument]).validate_python(document)
+    except ValidationError as error:
+        raise DatasetError(
+            f'{path}: {describe_validation(error)}; expected a list of {{"train": [ids], "val": [ids]}}'
+        ) from error
+    if not folds:
+        raise DatasetError(f"{path}: holds no fold; delete the file to get the default splits")
+    return [Split(train=tuple(fold.train), val=tuple(fold.val)) for fold in folds]
+
+
+def save(path: Path, splits: Sequence[Split]) -> None:
+    """Write `splits_final.json` as nnU-Net reads it, atomically."""
+    write_json(path, [{"train": list(split.train), "val": list(split.val)} for split in splits], indent=4)
+
+
+def resolve(path: Path, identifiers: Sequence[str], *, raw_file: Path | None = None) -> list[Split]:
+    """Return the splits of a dataset: those at `path`, else the raw dataset's own, else the default; saved at `path`.
+
+    Args:
+        path: `splits_final.json` beside the preprocessed data.
+        identifiers: all cases of the dataset.
+        raw_file: `splits_final.json` in the raw dataset, used if it exists.
+
+    Raises:
+        DatasetError: both files exist and a fold of the raw one differs (spec A 1.8).
+    """
+    supplied = load(raw_file) if raw_file is not None and raw_file.is_file() else None
+    if path.is_file():
+        splits = load(path)
+        if supplied is not None and not _agree(supplied, splits):
+            raise DatasetError(
+                f"{path}: folds differ from those of {raw_file}; delete the former to use the latter "
+                "(models trained on the old folds are then not comparable)"
+            )
+        return splits
+    splits = default_splits(identifiers) if supplied is None else supplied
+    save(path, splits)
+    return splits
+
+
+def select(splits: Sequence[Split], identifiers: Sequence[str], fold: int | Literal["all"]) -> Split:
+    """Return the cases of one fold; `"all"` trains and validates on every case.
+
+    Raises:
+        DatasetError: no such fold, an empty side, or a case of the fold is not among `identifiers`.
+    """
+    if fold == "all":
+        everything = tuple(sorted(identifiers))
+        return Split(train=everything, val=everything)
+    if not 0 <= fold < len(splits):
+        raise DatasetError(f"fold {fold} does not exist; choose from 0 to {len(splits) - 1}, or all")
+    split = splits[fold]
+    if not split.train or not split.val:
+        raise DatasetError(f"fold {fold}: needs at least one training and one validation case; mend splits_final.json")
+    unknown = unknown_identifiers(split, identifiers)
+    if unknown:
+        raise DatasetError(
+            f"fold {fold}: no data for {shorten(unknown)}; preprocess the missing cases or mend splits_final.json"
+        )
+    shared = overlap(split)
+    if shared:
+        logger.warning("fold %d: %s are both in train and val; its scores are too good", fold, shorten(shared))
+    return split
+
+
+def unknown_identifiers(split: Split, identifiers: Sequence[str]) -> list[str]:
+    """Return the cases of a fold that the dataset does not have."""
+    return sorted({*split.train, *split.val} - set(identifiers))
+
+
+def overlap(split: Split) -> list[str]:
+    """Return the cases that are both trained on and validated with."""
+    return sorted(set(split.train) & set(split.val))
+
+
+def shorten(identifiers: Sequence[str]) -> str:
+    """Return case names as text, only the first few of many."""
+    shown = ", ".join(identifiers[:_SHOWN_IDENTIFIERS])
+    more = len(identifiers) - _SHOWN_IDENTIFIERS
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def _agree(supplied: Sequence[Split], present: Sequence[Split]) -> bool:
+    return len(supplied) <= len(present) and all(
+        set(a.train) == set(b.train) and set(a.val) == set(b.val) for a, b in zip(supplied, present, strict=False)
+    )
