@@ -1,0 +1,1 @@
+"""How good predictions are: voxel counts and overlap by case and class, in nnU-Net's summary schema."""

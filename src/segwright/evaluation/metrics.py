@@ -1,0 +1,99 @@
+"""Overlap of two label maps: one confusion pass for all labels, regions as unions of labels.
+
+Empty masks: Dice and IoU are NaN where a class is in neither map, and 0 where it is in one of them only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from segwright.data.labels import ClassKey
+
+_DIRECT_VALUES = 256
+"""Label values below this index the confusion matrix directly; larger ones are renumbered first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overlap:
+    """Voxel counts of one class in one case."""
+
+    tp: int
+    fp: int
+    fn: int
+    tn: int
+
+    @property
+    def dice(self) -> float:
+        """2 TP / (2 TP + FP + FN); NaN where the class is in neither map."""
+        union = self.tp + self.fp + self.fn
+        return 2 * self.tp / (union + self.tp) if union else float("nan")
+
+    @property
+    def iou(self) -> float:
+        """TP / (TP + FP + FN); NaN where the class is in neither map."""
+        union = self.tp + self.fp + self.fn
+        return self.tp / union if union else float("nan")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Confusion:
+    """Voxels by (reference value, predicted value); ignored voxels left out."""
+
+    values: tuple[int, ...]
+    counts: npt.NDArray[np.int64]  # (values, values): reference by prediction
+
+    def overlap(self, key: ClassKey) -> Overlap:
+        """Return the counts of one label, or of the union of several."""
+        inside = np.isin(self.values, key)
+        true_positives = int(self.counts[np.ix_(inside, inside)].sum())
+        predicted = int(self.counts[:, inside].sum())
+        present = int(self.counts[inside].sum())
+        total = int(self.counts.sum())
+        return Overlap(
+            tp=true_positives,
+            fp=predicted - true_positives,
+            fn=present - true_positives,
+            tn=total - predicted - present + true_positives,
+        )
+
+
+def confusion(
+    reference: npt.NDArray[np.integer], prediction: npt.NDArray[np.integer], *, ignore_label: int | None = None
+) -> Confusion:
+    """Count every pair of reference and predicted value once; both arrays (*S) have the same shape.
+
+    Voxels whose reference is `ignore_label` are left out of all counts (nnU-Net 2.8.1 behaviour, spec B 6).
+    """
+    assert reference.shape == prediction.shape, "shapes are checked where files are read"
+    first, second = reference.reshape(-1), prediction.reshape(-1)
+    if ignore_label is not None:
+        annotated = first != ignore_label
+        first, second = first[annotated], second[annotated]
+    if not first.size:
+        return Confusion(values=(), counts=np.zeros((0, 0), dtype=np.int64))
+    lowest, highest = min(first.min(), second.min()), max(first.max(), second.max())
+    if lowest < 0 or highest >= _DIRECT_VALUES:
+        known, indices = np.unique(np.concatenate([first, second]), return_inverse=True)
+        values = tuple(int(value) for value in known)
+        first, second = np.split(indices.reshape(-1), 2)
+    else:
+        values = tuple(range(int(highest) + 1))
+    pairs = first.astype(np.int64) * len(values) + second
+    counts = np.bincount(pairs, minlength=len(values) ** 2)
+    return Confusion(values=values, counts=counts.reshape(len(values), len(values)))
+
+
+def overlaps(
+    reference: npt.NDArray[np.integer],
+    prediction: npt.NDArray[np.integer],
+    keys: Sequence[ClassKey],
+    *,
+    ignore_label: int | None = None,
+) -> Mapping[ClassKey, Overlap]:
+    """Return the counts of every label or region in `keys`."""
+    matrix = confusion(reference, prediction, ignore_label=ignore_label)
+    return {key: matrix.overlap(key) for key in keys}

@@ -1,0 +1,249 @@
+"""Scores of a folder of predictions in nnU-Net's `summary.json`: by case and class, by class, over the foreground."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
+
+from segwright.core.documents import parse_document, write_json
+from segwright.core.errors import DatasetError, Problem, ProblemReport, SegwrightError
+from segwright.core.parallel import map_threads
+from segwright.data.images import read_label
+from segwright.data.labels import ClassKey, Labels
+from segwright.evaluation.metrics import Overlap, overlaps
+
+logger = getLogger(__name__)
+
+_INDENT = 4
+
+
+class Measures(BaseModel):
+    """Overlap measures of one class: counts in one case, means over several."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
+
+    dice: float = Field(alias="Dice")
+    fn: int | float = Field(alias="FN")
+    fp: int | float = Field(alias="FP")
+    iou: float = Field(alias="IoU")
+    tn: int | float = Field(alias="TN")
+    tp: int | float = Field(alias="TP")
+    n_pred: int | float
+    n_ref: int | float
+
+    @classmethod
+    def of(cls, overlap: Overlap) -> Measures:
+        """Return the measures of one class in one case."""
+        return cls(
+            dice=overlap.dice,
+            iou=overlap.iou,
+            tp=overlap.tp,
+            fp=overlap.fp,
+            fn=overlap.fn,
+            tn=overlap.tn,
+            n_pred=overlap.tp + overlap.fp,
+            n_ref=overlap.tp + overlap.fn,
+        )
+
+    @classmethod
+    def mean_of(cls, several: Sequence[Measures], *, skip_nan: bool) -> Measures:
+        """Return the mean of every measure; NaN entries are left out with `skip_nan`, otherwise they win."""
+        return cls(
+            **{
+                name: _mean([getattr(measures, name) for measures in several], skip_nan=skip_nan)
+                for name in cls.model_fields
+            }
+        )
+
+
+class CaseScores(BaseModel):
+    """Measures of one case by class key (`"1"` or `"(1, 2)"`)."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    metrics: dict[str, Measures]
+    prediction_file: str
+    reference_file: str
+
+    @property
+    def case(self) -> str:
+        """The case's file name."""
+        return Path(self.reference_file).name
+
+    @property
+    def mean_dice(self) -> float:
+        """Mean Dice over the foreground classes that are in the reference or the prediction; NaN where none is."""
+        return _mean([measures.dice for measures in self.metrics.values()], skip_nan=True)
+
+
+class Scores(BaseModel):
+    """A `summary.json` (nnU-Net's schema, spec B 6).
+
+    `mean` leaves out the cases in which a class is in neither map. `foreground_mean` is nnU-Net's plain mean over the
+    classes: one class that no case has makes it NaN (spec B, S22). `foreground_mean_present` is ours and leaves such
+    classes out; the two are equal where every class occurs.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    foreground_mean: Measures
+    mean: dict[str, Measures]
+    metric_per_case: tuple[CaseScores, ...]
+    foreground_mean_present: Measures | None = None
+
+    @classmethod
+    def of(cls, cases: Sequence[CaseScores]) -> Scores:
+        """Return the scores of at least one case; every case has the same classes, none of them background."""
+        keys = list(cases[0].metrics)
+        mean = {key: Measures.mean_of([case.metrics[key] for case in cases], skip_nan=True) for key in keys}
+        return cls(
+            foreground_mean=Measures.mean_of(list(mean.values()), skip_nan=False),
+            mean=mean,
+            metric_per_case=tuple(cases),
+            foreground_mean_present=Measures.mean_of(list(mean.values()), skip_nan=True),
+        )
+
+    @property
+    def mean_dice(self) -> float:
+        """Mean foreground Dice over the classes that occur."""
+        present = self.foreground_mean_present
+        return self.foreground_mean.dice if present is None else present.dice
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document with nnU-Net's names."""
+        return self.model_dump(by_alias=True, mode="python", exclude_none=True)
+
+    def save(self, path: Path) -> None:
+        """Write the summary as nnU-Net does: keys sorted, NaN bare."""
+        write_json(path, self.to_json(), indent=_INDENT, sort_keys=True)
+
+    @classmethod
+    def load(cls, path: Path) -> Scores:
+        """Read a summary, ours or nnU-Net's."""
+        return parse_document(cls, path)
+
+
+def class_key_text(key: ClassKey) -> str:
+    """Return a class as nnU-Net writes it: `1`, `(1, 2)`."""
+    return str(key)
+
+
+def class_key(text: str) -> ClassKey:
+    """Return the class behind a key of `summary.json`.
+
+    >>> class_key("1"), class_key("(1, 2)"), class_key("(3,)")
+    (1, (1, 2), (3,))
+    """
+    if not text.startswith("("):
+        return int(text)
+    return tuple(int(part) for part in text.strip("()").split(",") if part.strip())
+
+
+def evaluate(
+    reference_dir: Path,
+    prediction_dir: Path,
+    *,
+    labels: Labels,
+    file_ending: str,
+    reader: str,
+    workers: int | None = None,
+    require_all: bool = False,
+) -> Scores:
+    """Score every prediction against the reference of the same file name.
+
+    Args:
+        labels: names the classes (or regions) and the ignore label.
+        file_ending: which files count, on both sides.
+        reader: the class that reads them, as in the plan.
+        require_all: treat a reference without prediction as a problem too, instead of logging how many there are.
+
+    Raises:
+        DatasetError: there is no prediction at all.
+        ProblemReport: predictions without reference, unreadable files, different shapes; all of them at once.
+    """
+    predictions, references = (_label_files(folder, file_ending) for folder in (prediction_dir, reference_dir))
+    if not predictions:
+        raise DatasetError(f"{prediction_dir}: no prediction ends in {file_ending}; give the folder that holds them")
+    _check_pairs(predictions, references, reference_dir, require_all=require_all)
+    found = map_threads(
+        lambda name: _score_case(references[name], predictions[name], labels, reader),
+        list(predictions),
+        workers=workers,
+        title="evaluating",
+    )
+    problems = [result for result in found if isinstance(result, Problem)]
+    if problems:
+        raise ProblemReport(problems)
+    return Scores.of([result for result in found if isinstance(result, CaseScores)])
+
+
+def evaluate_case(
+    reference: npt.NDArray[np.integer], prediction: npt.NDArray[np.integer], labels: Labels
+) -> dict[str, Measures]:
+    """Return the measures of one case, two label maps (*S), by class key."""
+    counts: Mapping[ClassKey, Overlap] = overlaps(
+        reference, prediction, labels.evaluation_classes(), ignore_label=labels.ignore_label
+    )
+    return {class_key_text(key): Measures.of(overlap) for key, overlap in counts.items()}
+
+
+def _label_files(folder: Path, file_ending: str) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise DatasetError(f"{folder}: no such folder")
+    files = (path for path in folder.iterdir() if path.name.endswith(file_ending) and not path.name.startswith("."))
+    return {path.name: path for path in sorted(files)}
+
+
+def _check_pairs(
+    predictions: Iterable[str], references: Iterable[str], reference_dir: Path, *, require_all: bool
+) -> None:
+    predicted, referenced = set(predictions), set(references)
+    problems = [
+        Problem(
+            where=name,
+            what=f"prediction without a reference in {reference_dir}",
+            remedy="give the folder with its labels, or remove the prediction",
+        )
+        for name in sorted(predicted - referenced)
+    ]
+    missing = sorted(referenced - predicted)
+    if require_all:
+        problems += [
+            Problem(where=name, what="reference without a prediction", remedy="predict the case") for name in missing
+        ]
+    elif missing:
+        logger.info("%d of %d references have no prediction and are not scored", len(missing), len(referenced))
+    if problems:
+        raise ProblemReport(problems)
+
+
+def _score_case(reference_file: Path, prediction_file: Path, labels: Labels, reader: str) -> CaseScores | Problem:
+    try:
+        reference, prediction = (
+            np.rint(read_label(path, reader).array[0]).astype(np.int64) for path in (reference_file, prediction_file)
+        )
+    except SegwrightError as error:
+        return Problem(where=prediction_file.name, what=str(error))
+    if reference.shape != prediction.shape:
+        return Problem(
+            where=prediction_file.name,
+            what=f"prediction has shape {prediction.shape}, its reference {reference.shape}",
+            remedy="both must lie on the grid of the image",
+        )
+    return CaseScores(
+        metrics=evaluate_case(reference, prediction, labels),
+        prediction_file=str(prediction_file),
+        reference_file=str(reference_file),
+    )
+
+
+def _mean(values: Sequence[float], *, skip_nan: bool) -> float:
+    kept = [value for value in values if not (skip_nan and math.isnan(value))]
+    return float(np.mean(kept)) if kept else float("nan")

@@ -1,0 +1,261 @@
+"""Predict a folder of cases: reading, network and export overlap in threads; finished cases are kept on a restart."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import segwright
+from segwright.core.documents import content_hash, read_json, write_json
+from segwright.core.errors import SegwrightError, WorkspaceError
+from segwright.core.log import progress
+from segwright.data.cases import Case
+from segwright.data.dataset import list_cases
+from segwright.data.images import read_images
+from segwright.inference.export import save_labels, save_probabilities
+from segwright.inference.predictor import Predictor
+from segwright.preprocessing.pipeline import Preprocessed
+from segwright.workspace import DATASET_JSON, PLANS_JSON
+
+logger = getLogger(__name__)
+
+PREDICTION_JSON = "prediction.json"
+SCHEMA_VERSION = 1
+
+_MAX_EXPORTS = 2
+"""Cases that may wait for or be in export; with the one being read and the one in the network, four are in memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseRecord:
+    """One predicted case: where it went and the wall time of each phase."""
+
+    case: str
+    output: Path
+    read_s: float = 0.0
+    predict_s: float = 0.0
+    export_s: float = 0.0
+    kept: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    case: Case
+    output: Path
+    archive: Path | None
+    inputs: str
+
+
+def predict_files(
+    predictor: Predictor,
+    input_folder: Path,
+    output_folder: Path,
+    *,
+    probabilities: bool = False,
+    overwrite: bool = False,
+) -> list[CaseRecord]:
+    """Predict every case of a folder and write `<case><ending>` for each.
+
+    The output folder also gets `dataset.json`, `plans.json` (as with nnU-Net) and `prediction.json`: the model, the
+    options and the record of each case. Started again, it predicts only what is missing or whose input changed.
+
+    Args:
+        predictor: made by `load_predictor`, so that it knows its dataset.json.
+        input_folder: `<case>_0000<ending>` and so on; never written to.
+        output_folder: another folder.
+        probabilities: also write `<case>.npz` and `<case>.provenance.json`.
+        overwrite: predict everything anew, also over predictions of another model.
+
+    Returns:
+        One record for each case, in order of the case names.
+
+    Raises:
+        ProblemReport: there is no case, or cases lack channels; all of them are named before work starts.
+        SegwrightError: anything else a user can mend, the case named.
+    """
+    description = predictor.description
+    assert description is not None, "a predictor for files is made by load_predictor"
+    _require_apart(input_folder, output_folder)
+    cases = list_cases(input_folder, description.file_ending, len(description.channel_names))
+    journal = _Journal.open(output_folder, _identity(predictor), overwrite=overwrite)
+    jobs = [_job(case, output_folder, description.file_ending, probabilities=probabilities) for case in cases]
+    if not journal.known and not overwrite:
+        _require_unused(jobs, output_folder)
+    write_json(output_folder / DATASET_JSON, description.raw(), indent=4)
+    predictor.plan.save(output_folder / PLANS_JSON)
+    journal.save()
+    todo = [job for job in jobs if not journal.is_finished(job)]
+    if len(todo) < len(jobs):
+        logger.info("%d of %d cases are predicted already and kept", len(jobs) - len(todo), len(jobs))
+    done = {record.case: record for record in _run(predictor, todo, journal)}
+    return [
+        done.get(job.case.identifier) or CaseRecord(case=job.case.identifier, output=job.output, kept=True)
+        for job in jobs
+    ]
+
+
+def _require_apart(input_folder: Path, output_folder: Path) -> None:
+    source, target = input_folder.resolve(), output_folder.resolve()
+    if target == source or source in target.parents:
+        raise WorkspaceError(
+            f"{output_folder}: the output folder is or lies in the input folder {input_folder}, "
+            "which is never written to; choose another one"
+        )
+
+
+def _require_unused(jobs: Sequence[_Job], output_folder: Path) -> None:
+    taken = [job.output.name for job in jobs if job.output.exists()]
+    if taken:
+        raise WorkspaceError(
+            f"{output_folder}: holds predictions of another model or other options ({taken[0]}"
+            f"{f' and {len(taken) - 1} more' if len(taken) > 1 else ''}); choose another output folder or overwrite"
+        )
+
+
+def _job(case: Case, output_folder: Path, ending: str, *, probabilities: bool) -> _Job:
+    states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in case.images]
+    return _Job(
+        case=case,
+        output=output_folder / f"{case.identifier}{ending}",
+        archive=output_folder / f"{case.identifier}.npz" if probabilities else None,
+        inputs=content_hash(states),
+    )
+
+
+def _identity(predictor: Predictor) -> dict[str, Any]:
+    """Return what decides the labels: predictions that share it are interchangeable."""
+    window = predictor.window
+    return {
+        **predictor.origin,
+        "mirror_axes": list(window.mirror_axes),
+        "step": window.step,
+        "precision": window.precision,
+        "device": window.device.type,
+    }
+
+
+class _Journal:
+    """The `prediction.json` of an output folder, rewritten after every case."""
+
+    def __init__(self, path: Path, identity: dict[str, Any], cases: dict[str, Any], *, known: bool) -> None:
+        self.path = path
+        self.identity = identity
+        self.cases = cases
+        self.known = known
+
+    @classmethod
+    def open(cls, folder: Path, identity: dict[str, Any], *, overwrite: bool) -> _Journal:
+        """Go on with the journal of a folder if it was written with the same `identity`, else begin one."""
+        path = folder / PREDICTION_JSON
+        known = False
+        cases: dict[str, Any] = {}
+        if path.is_file() and not overwrite:
+            document = read_json(path)
+            known = isinstance(document, dict) and document.get("model") == identity
+            cases = dict(document.get("cases", {})) if known else {}
+        return cls(path, identity, cases, known=known)
+
+    def is_finished(self, job: _Job) -> bool:
+        """Whether the outputs of a case exist and were made from the input as it is now."""
+        entry = self.cases.get(job.case.identifier)
+        if entry is None or entry.get("inputs") != job.inputs:
+            return False
+        return job.output.is_file() and (job.archive is None or job.archive.is_file())
+
+    def add(self, job: _Job, record: CaseRecord) -> None:
+        """Note a finished case."""
+        times = {key: round(value, 3) for key, value in asdict(record).items() if key.endswith("_s")}
+        self.cases[record.case] = {"inputs": job.inputs, "output": record.output.name, **times}
+        self.save()
+
+    def save(self) -> None:
+        """Write the document."""
+        versions = {"segwright": segwright.__version__, "torch": torch.__version__, "numpy": np.__version__}
+        write_json(
+            self.path,
+            {
+                "schema_version": SCHEMA_VERSION,
+                "model": self.identity,
+                "versions": versions,
+                "cases": dict(sorted(self.cases.items())),
+            },
+        )
+
+
+def _run(predictor: Predictor, jobs: Sequence[_Job], journal: _Journal) -> Iterator[CaseRecord]:
+    """Predict the jobs in order; the next case is read and the last ones are exported meanwhile."""
+    with ThreadPoolExecutor(1) as reading, ThreadPoolExecutor(1) as exporting:
+        exports: list[Future[CaseRecord]] = []
+        upcoming = [reading.submit(_read, predictor, job) for job in jobs[:1]]
+        try:
+            for index, job in enumerate(progress(jobs, title="predicting" if jobs else "", total=len(jobs))):
+                prepared, read_s = upcoming.pop().result()
+                upcoming = [reading.submit(_read, predictor, following) for following in jobs[index + 1 : index + 2]]
+                start = time.perf_counter()
+                with _naming(job.case):
+                    logits = predictor.predict_preprocessed(prepared.image)
+                record = CaseRecord(
+                    case=job.case.identifier,
+                    output=job.output,
+                    read_s=read_s,
+                    predict_s=time.perf_counter() - start,
+                )
+                exports.append(exporting.submit(_export, predictor, job, logits, prepared, record, journal))
+                if len(exports) >= _MAX_EXPORTS:
+                    yield exports.pop(0).result()
+            for export in exports:
+                yield export.result()
+        except BaseException:
+            reading.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _read(predictor: Predictor, job: _Job) -> tuple[Preprocessed, float]:
+    start = time.perf_counter()
+    with _naming(job.case):
+        prepared = predictor.prepare(read_images(job.case.images, predictor.plan.image_reader_writer))
+    return prepared, time.perf_counter() - start
+
+
+def _export(
+    predictor: Predictor, job: _Job, logits: Tensor, prepared: Preprocessed, record: CaseRecord, journal: _Journal
+) -> CaseRecord:
+    start = time.perf_counter()
+    provenance = prepared.provenance
+    with _naming(job.case):
+        prediction = predictor.decide(logits, provenance, probabilities=job.archive is not None)
+        if job.archive is not None and prediction.probabilities is not None:
+            save_probabilities(prediction.probabilities, job.archive, provenance, {"model": journal.identity})
+        save_labels(prediction.labels, job.output, provenance, predictor.plan.image_reader_writer)
+    done = CaseRecord(
+        case=record.case,
+        output=record.output,
+        read_s=record.read_s,
+        predict_s=record.predict_s,
+        export_s=time.perf_counter() - start,
+    )
+    journal.add(job, done)
+    return done
+
+
+@contextmanager
+def _naming(case: Case) -> Iterator[None]:
+    """Put the case's name before every error."""
+    try:
+        yield
+    except SegwrightError as error:
+        if str(error).startswith(case.identifier):
+            raise
+        raise SegwrightError(f"{case.identifier}: {error}") from error
+    except Exception as error:
+        raise RuntimeError(f"{case.identifier}: {type(error).__name__}: {error}") from error

@@ -1,0 +1,283 @@
+"""The sliding window and the predictor: networks, tiles, mirroring, averaged logits, from one case to its label map.
+
+Legend: B samples of one forward pass, C channels, H heads, S spatial axes of the image, P of the patch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import combinations, islice
+from math import prod
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from segwright.core.arrays import Box, box_slices, pad_to
+from segwright.core.device import autocast, memory_format
+from segwright.core.errors import ImageError, ModelError
+from segwright.data.dataset import DatasetDescription
+from segwright.data.images import Volume
+from segwright.data.labels import Labels
+from segwright.data.plan import Configuration, Plan
+from segwright.data.store import Provenance
+from segwright.inference.export import logits_to_labels, logits_to_probabilities
+from segwright.inference.stitching import Planes, stitch
+from segwright.inference.windows import DEFAULT_STEP, Start, gaussian_map, tiles
+from segwright.networks.build import prepare
+from segwright.preprocessing import pipeline
+
+Image: TypeAlias = "npt.NDArray[np.float32] | Tensor"
+
+_BATCH_VOXELS_CPU = 2**20
+_BATCH_VOXELS_ACCELERATOR = 2 * 128**3
+"""Voxels in one forward pass up to which small patches are batched; larger batches only cost memory (measured)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """One case on its own grid, axes as the reader gave them."""
+
+    labels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]  # (Z, Y, X)
+    probabilities: npt.NDArray[np.float32] | None  # (H, Z, Y, X)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """How the sliding window runs; `batch` is the number of patches, mirrored ones counted, in one forward pass."""
+
+    patch_size: tuple[int, ...]
+    device: torch.device
+    mirror_axes: tuple[int, ...] = ()
+    step: float = DEFAULT_STEP
+    precision: str = "auto"
+    batch: int | None = None
+
+    def __post_init__(self) -> None:
+        if any(not 0 <= axis < len(self.patch_size) for axis in self.mirror_axes):
+            raise ModelError(
+                f"mirror axes {self.mirror_axes} do not fit a patch with {len(self.patch_size)} axes; "
+                "they are spatial axes counted from 0"
+            )
+
+    @property
+    def flips(self) -> list[tuple[int, ...]]:
+        """Every combination of mirror axes, none first, as spatial axes."""
+        axes = self.mirror_axes
+        return [flip for size in range(len(axes) + 1) for flip in combinations(axes, size)]
+
+    @property
+    def forward_batch(self) -> int:
+        """Patches per forward pass."""
+        if self.batch is not None:
+            return max(1, self.batch)
+        voxels = _BATCH_VOXELS_CPU if self.device.type == "cpu" else _BATCH_VOXELS_ACCELERATOR
+        return max(1, voxels // prod(self.patch_size))
+
+
+def sliding_window_logits(
+    networks: nn.Module | Sequence[nn.Module],
+    image: Image,
+    patch_size: Sequence[int],
+    num_heads: int,
+    *,
+    device: torch.device,
+    mirror_axes: Sequence[int] = (),
+    step: float = DEFAULT_STEP,
+    precision: str = "auto",
+    batch_tiles: int | None = None,
+) -> Tensor:
+    """Return the logits of a whole preprocessed image (nnU-Net 2.8.1 behaviour, spec B 4.5, with float32 sums).
+
+    Args:
+        networks: one or several, whose logits are averaged; each gives (B, H, *P).
+        image: (C, *S); a patch with one axis fewer runs over every slice of axis 0.
+        mirror_axes: spatial axes of the patch whose flips are averaged in.
+        batch_tiles: patches per forward pass, mirrored ones counted; chosen by patch size and device by default.
+
+    Returns:
+        (H, *S) float32 on the CPU.
+    """
+    window = Window(
+        patch_size=tuple(patch_size),
+        device=device,
+        mirror_axes=tuple(mirror_axes),
+        step=step,
+        precision=precision,
+        batch=batch_tiles,
+    )
+    members = (networks,) if isinstance(networks, nn.Module) else tuple(networks)
+    logits = torch.empty((num_heads, *image.shape[1:]))
+    for planes in window_planes(members, image, num_heads, window=window):
+        logits[:, planes.start : planes.stop] = planes.logits
+    return logits
+
+
+def window_planes(networks: Sequence[nn.Module], image: Image, num_heads: int, *, window: Window) -> Iterator[Planes]:
+    """Yield the logits of `image` (C, *S) plane by plane along axis 0, on the CPU, padding removed.
+
+    Raises:
+        ImageError: the image holds NaN or infinite values.
+        ModelError: a network's output has the wrong shape or is not finite.
+    """
+    array = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
+    if not np.isfinite(array).all():
+        raise ImageError("the preprocessed image holds NaN or infinite values; check the intensities of the input")
+    padded, content = pad_to(array, _covering(array.shape[1:], window.patch_size))
+    for planes in _padded_planes(networks, torch.from_numpy(padded), num_heads, window):
+        yield from _within(planes, content)
+
+
+class Predictor:
+    """Networks of one model and all they need to turn a case into labels; safe to use from several threads.
+
+    Args:
+        networks: one for each fold, deep supervision off; moved to `device` and laid out for it.
+        mirror_axes: spatial axes that mirroring may use; none switches it off.
+        description: the model's dataset.json; needed to predict from files alone.
+        origin: what `prediction.json` says about where the networks come from.
+    """
+
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        plan: Plan,
+        configuration: Configuration,
+        labels: Labels,
+        *,
+        device: torch.device,
+        mirror_axes: Sequence[int] = (),
+        precision: str = "auto",
+        step: float = DEFAULT_STEP,
+        batch_tiles: int | None = None,
+        description: DatasetDescription | None = None,
+        origin: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.plan = plan
+        self.configuration = configuration
+        self.labels = labels
+        self.description = description
+        self.origin = dict(origin or {})
+        self.window = Window(
+            patch_size=tuple(configuration.patch_size),
+            device=device,
+            mirror_axes=tuple(mirror_axes),
+            step=step,
+            precision=precision,
+            batch=batch_tiles,
+        )
+        self.networks = tuple(prepare(network, device) for network in networks)
+
+    def prepare(self, volume: Volume) -> pipeline.Preprocessed:
+        """Bring one case onto the network's grid."""
+        return pipeline.apply(volume, None, self.plan, self.configuration)
+
+    def predict_preprocessed(self, image: Image) -> Tensor:
+        """Return the networks' mean logits (H, *S), float32 on the CPU, of a preprocessed image (C, *S)."""
+        logits = torch.empty((self.labels.num_heads, *image.shape[1:]))
+        for planes in window_planes(self.networks, image, self.labels.num_heads, window=self.window):
+            logits[:, planes.start : planes.stop] = planes.logits
+        return logits
+
+    def decide(self, logits: Tensor, provenance: Provenance, *, probabilities: bool = False) -> Prediction:
+        """Bring logits (H, *S) back to the grid of the case and decide the label of each voxel."""
+        maps = logits_to_probabilities(logits, provenance, self.configuration, self.labels) if probabilities else None
+        return Prediction(
+            labels=logits_to_labels(logits, provenance, self.configuration, self.labels), probabilities=maps
+        )
+
+    def predict_case(self, volume: Volume, *, probabilities: bool = False) -> Prediction:
+        """Return labels, and probabilities where asked for, of one case on its own grid."""
+        prepared = self.prepare(volume)
+        return self.decide(self.predict_preprocessed(prepared.image), prepared.provenance, probabilities=probabilities)
+
+
+def _covering(shape: Sequence[int], patch_size: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape to pad to: at least the patch along the axes that the patch has."""
+    untiled = len(shape) - len(patch_size)
+    tiled = (max(size, patch) for size, patch in zip(shape[untiled:], patch_size, strict=True))
+    return (*shape[:untiled], *tiled)
+
+
+def _within(planes: Planes, content: Box) -> Iterator[Planes]:
+    """Cut the padding off finished planes."""
+    (first, last), *others = content
+    start, stop = max(planes.start, first), min(planes.stop, last)
+    if start < stop:
+        inside = ((start - planes.start, stop - planes.start), *others)
+        yield Planes(start=start - first, stop=stop - first, logits=planes.logits[box_slices(inside)])
+
+
+def _padded_planes(networks: Sequence[nn.Module], image: Tensor, num_heads: int, window: Window) -> Iterator[Planes]:
+    patch = window.patch_size
+    shape = image.shape[1:]
+    depth = () if len(patch) == len(shape) else (1,)
+    weights = torch.from_numpy(gaussian_map(patch).copy()).reshape(*depth, *patch).to(window.device)
+
+    def predicted() -> Iterator[tuple[Start, Tensor]]:
+        starts = iter(tiles(shape, patch, window.step))
+        while group := list(islice(starts, max(1, window.forward_batch // len(window.flips)))):
+            batch = torch.stack([_cut(image, start, patch) for start in group])
+            logits = _mean_logits(networks, batch.to(window.device, non_blocking=True), num_heads, window)
+            yield from zip(group, logits.unsqueeze(2) if depth else logits, strict=True)
+
+    for planes in stitch(predicted(), shape=shape, weights=weights):
+        if not bool(torch.isfinite(planes.logits).all()):
+            raise ModelError(
+                f"the network gives NaN or infinite logits in {window.precision} precision; "
+                "its weights are damaged, or try precision fp32"
+            )
+        yield Planes(start=planes.start, stop=planes.stop, logits=planes.logits.cpu())
+
+
+def _cut(image: Tensor, start: Start, patch: Sequence[int]) -> Tensor:
+    """Return the tile (C, *P) at `start`; a start along an axis that the patch lacks picks one slice."""
+    untiled = len(start) - len(patch)
+    box = tuple((low, low + size) for low, size in zip(start[untiled:], patch, strict=True))
+    return (image[:, start[0]] if untiled else image)[box_slices(box)]
+
+
+def _mean_logits(networks: Sequence[nn.Module], batch: Tensor, num_heads: int, window: Window) -> Tensor:
+    """Return the logits (B, H, *P) float32 of `batch` (B, C, *P), averaged over networks and flips."""
+    flips = window.flips
+    per_pass = max(1, window.forward_batch // len(batch))
+    total = torch.zeros((len(batch), num_heads, *window.patch_size), device=window.device)
+    layout = memory_format(window.device, len(window.patch_size))
+    with torch.inference_mode(), autocast(window.device, window.precision), _evaluating(networks):
+        for first in range(0, len(flips), per_pass):
+            group = flips[first : first + per_pass]
+            mirrored = torch.cat([_flip(batch, flip) for flip in group]).contiguous(memory_format=layout)
+            for network in networks:
+                parts = _checked(network(mirrored), (len(mirrored), *total.shape[1:])).chunk(len(group))
+                for flip, part in zip(group, parts, strict=True):
+                    total += _flip(part, flip)
+    return total / (len(flips) * len(networks))
+
+
+def _flip(tensor: Tensor, flip: Sequence[int]) -> Tensor:
+    return tensor.flip([axis + 2 for axis in flip]) if flip else tensor
+
+
+def _checked(output: object, expected: tuple[int, ...]) -> Tensor:
+    logits = output[0] if isinstance(output, list | tuple) else output
+    if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ModelError(f"the network gave {found}, expected logits of shape {expected} (batch, heads, patch)")
+    return logits
+
+
+@contextmanager
+def _evaluating(networks: Sequence[nn.Module]) -> Iterator[None]:
+    """Evaluation mode for the block; networks in training go back to it."""
+    training = [network for network in networks if network.training]
+    for network in training:
+        network.eval()
+    try:
+        yield
+    finally:
+        for network in training:
+            network.train()

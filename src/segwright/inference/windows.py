@@ -1,0 +1,78 @@
+"""Where the tiles of a sliding window lie and how much each voxel of a tile counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import product
+from math import ceil
+
+import numpy as np
+import numpy.typing as npt
+from scipy.ndimage import gaussian_filter1d
+
+from segwright.core.errors import ConfigError
+
+DEFAULT_STEP = 0.5
+"""Distance of two tiles as a fraction of the patch (nnU-Net 2.8.1, spec B 4.1)."""
+
+GAUSSIAN_PEAK = 10.0
+GAUSSIAN_SIGMAS_PER_PATCH = 8.0
+GAUSSIAN_FLOOR = 2.0**-24
+"""Smallest weight: the smallest positive float16, which nnU-Net puts where its float16 map would be 0 (spec B 4.5)."""
+
+Start = tuple[int, ...]
+"""First voxel of a tile per spatial axis."""
+
+
+def axis_starts(size: int, patch: int, step: float = DEFAULT_STEP) -> tuple[int, ...]:
+    """Return the tile starts of one axis: as few tiles as `step` allows, spread evenly (spec B 4.5).
+
+    >>> axis_starts(110, 64)
+    (0, 23, 46)
+
+    Raises:
+        ConfigError: `step` is not in (0, 1].
+    """
+    if not 0 < step <= 1:
+        raise ConfigError(f"tile step {step} is outside (0, 1]; it is a fraction of the patch, 0.5 by default")
+    assert size >= patch, "the image is padded to the patch size first"
+    target = patch * step
+    num = ceil((size - patch) / target) + 1
+    stride = (size - patch) / (num - 1) if num > 1 else 0.0
+    return tuple(int(np.round(stride * index)) for index in range(num))
+
+
+def tile_starts(
+    image_size: Sequence[int], patch_size: Sequence[int], step: float = DEFAULT_STEP
+) -> tuple[tuple[int, ...], ...]:
+    """Return the tile starts of every axis of `image_size`.
+
+    A patch with one axis fewer than the image is a 2D one: it visits every slice of axis 0.
+    """
+    assert len(image_size) - len(patch_size) in (0, 1), "the patch has the image's axes, or all but the first"
+    slices = (tuple(range(image_size[0])),) if len(patch_size) < len(image_size) else ()
+    tiled = image_size[len(slices) :]
+    return slices + tuple(axis_starts(size, patch, step) for size, patch in zip(tiled, patch_size, strict=True))
+
+
+def tiles(image_size: Sequence[int], patch_size: Sequence[int], step: float = DEFAULT_STEP) -> list[Start]:
+    """Return the first voxel of every tile, ascending along axis 0, which lets the stitching roll."""
+    return list(product(*tile_starts(image_size, patch_size, step)))
+
+
+@lru_cache(maxsize=4)
+def gaussian_map(patch_size: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """Return the weight of every voxel of a tile: a Gaussian with its peak of 10 at `patch // 2`, sigma patch / 8.
+
+    Equals nnU-Net's map (spec B 4.5) up to the rounding to float16 that is left out here. The array is read-only.
+    """
+    weights = np.ones((), dtype=np.float64)
+    for size in patch_size:
+        impulse = np.zeros(size)
+        impulse[size // 2] = 1.0
+        axis = gaussian_filter1d(impulse, size / GAUSSIAN_SIGMAS_PER_PATCH, mode="constant", cval=0.0)
+        weights = weights[..., None] * (axis / axis.max())
+    result = np.maximum(weights * GAUSSIAN_PEAK, GAUSSIAN_FLOOR).astype(np.float32)
+    result.setflags(write=False)
+    return result
