@@ -1,0 +1,1 @@
+"""From a read case to the arrays that a network sees, and back: crop, normalise, resample, store."""

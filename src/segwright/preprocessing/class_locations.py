@@ -1,0 +1,49 @@
+"""Which voxels a patch may be centred on to show a class: a fixed sample per class (spec A 6.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from segwright.data.labels import ClassKey
+
+FEWEST_VOXELS = 10000
+"""All voxels of a class up to this number, nnU-Net's value."""
+SMALLEST_SHARE = 0.01
+"""Of a larger class at least this share, nnU-Net's value."""
+
+_SEED = 1234
+
+
+def class_locations(
+    label: npt.NDArray[np.integer[Any]], keys: Sequence[ClassKey]
+) -> dict[ClassKey, npt.NDArray[np.int32]]:
+    """Sample the voxels of each class, the same ones in the same order as nnU-Net 2.8.1.
+
+    Args:
+        label: (1, *S) preprocessed label map.
+        keys: a label or the labels of a region, see `Labels.class_keys`.
+
+    Returns:
+        For each key its voxels (n, 3); n is 0 where the class is absent.
+    """
+    labels = label[0].reshape(-1)
+    wanted = {key: key if isinstance(key, tuple) else (key,) for key in keys}
+    where = {value: np.flatnonzero(labels == value) for value in sorted(set().union(*wanted.values()))}
+    random = np.random.RandomState(_SEED)
+    result = {}
+    for key, values in wanted.items():
+        parts = [where[value] for value in values]
+        total = sum(len(part) for part in parts)
+        voxels = np.zeros(0, dtype=np.intp)
+        if total:
+            count = max(min(FEWEST_VOXELS, total), ceil(SMALLEST_SHARE * total))
+            chosen = random.permutation(total)[:count]
+            voxels = (parts[0] if len(parts) == 1 else np.concatenate(parts))[chosen]
+        coordinates = np.unravel_index(voxels, label.shape[1:])
+        result[key] = np.stack(coordinates, axis=1).astype(np.int32)
+    return result

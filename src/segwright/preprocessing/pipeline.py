@@ -1,0 +1,276 @@
+"""One case from the raw grid to the network's grid and back, and a whole dataset into a store (spec A 6.1, 6.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from segwright.core.arrays import uncrop
+from segwright.core.documents import content_hash, file_hash
+from segwright.core.errors import DatasetError, ImageError, Problem, ProblemReport, SegwrightError
+from segwright.core.parallel import available_cpus, map_threads
+from segwright.data.cases import Case
+from segwright.data.cropping import crop_to_nonzero
+from segwright.data.dataset import Dataset
+from segwright.data.images import Volume, read_images, read_label
+from segwright.data.labels import Labels
+from segwright.data.plan import Configuration, Plan
+from segwright.data.store import CaseStore, Provenance, SourceFile, name_clashes
+from segwright.preprocessing.class_locations import class_locations
+from segwright.preprocessing.normalization import normalize
+from segwright.preprocessing.resampling import resample_image, resample_label
+
+logger = getLogger(__name__)
+
+FORMAT = 1
+"""Raised when the same input gives other preprocessed arrays than before, so that stored cases are made anew."""
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preprocessed:
+    """A case in memory as the network sees it."""
+
+    image: Floats  # (C, *S)
+    label: npt.NDArray[np.int16] | None  # (1, *S), -1 outside the non-zero region
+    provenance: Provenance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreprocessReport:
+    """Which cases were made and which were there already."""
+
+    done: tuple[str, ...]
+    skipped: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    plan: Plan
+    configuration: Configuration
+    labels: Labels
+    reader: str
+    store: CaseStore
+    recipe: str
+    """Hash of everything but the raw files that decides what a preprocessed case looks like."""
+
+
+def target_shape(shape: Sequence[int], spacing: Sequence[float], new_spacing: Sequence[float]) -> tuple[int, ...]:
+    """Return the number of voxels per axis after resampling.
+
+    >>> target_shape((10, 20, 20), (5, 1, 1), (2.5, 0.8, 1))
+    (20, 25, 20)
+    """
+    return tuple(round(old / new * extent) for extent, old, new in zip(shape, spacing, new_spacing, strict=True))
+
+
+def full_spacing(configuration: Configuration, case_spacing: Sequence[float]) -> tuple[float, ...]:
+    """Return the configuration's spacing with three axes: slices of a 2D configuration keep the case's distance."""
+    return (*case_spacing[: len(case_spacing) - len(configuration.spacing)], *configuration.spacing)
+
+
+def apply(volume: Volume, label: npt.NDArray[Any] | None, plan: Plan, configuration: Configuration) -> Preprocessed:
+    """Transpose, crop, normalise and resample a case (nnU-Net 2.8.1 behaviour, spec A 6.1).
+
+    Args:
+        volume: the image as read.
+        label: (1, *S) in the reader's axis order, None at inference.
+        plan: the plan.
+        configuration: one of its configurations.
+
+    Raises:
+        ImageError: image and label differ in shape or the image does not fit the plan.
+    """
+    if label is not None and label.shape[1:] != volume.array.shape[1:]:
+        raise ImageError(
+            f"image has shape {volume.array.shape[1:]}, label {label.shape[1:]}; they must lie on the same grid"
+        )
+    order = plan.transpose_forward
+    axes = (0, *(axis + 1 for axis in order))
+    spacing = tuple(float(volume.spacing[axis]) for axis in order)
+    transposed = volume.array.transpose(axes)
+    image, marked, box = crop_to_nonzero(transposed, None if label is None else label.transpose(axes))
+    provenance = Provenance(
+        properties=volume.properties,
+        shape_before_cropping=tuple(transposed.shape[1:]),
+        box=box,
+        shape_after_cropping=tuple(image.shape[1:]),
+        spacing=spacing,
+        transpose_forward=tuple(order),
+        transpose_backward=tuple(plan.transpose_backward),
+    )
+    image = normalize(
+        image,
+        configuration.normalization_schemes,
+        configuration.use_mask_for_norm,
+        marked,
+        plan.foreground_intensity_properties_per_channel,
+    )
+    wanted = full_spacing(configuration, spacing)
+    grid = (target_shape(image.shape[1:], spacing, wanted), spacing, wanted)
+    if min(grid[0]) < 1:
+        raise ImageError(
+            f"shape {image.shape[1:]} at spacing {spacing} has no voxel left at spacing {wanted}; check the spacing of "
+            "the file"
+        )
+    return Preprocessed(
+        image=resample_image(image, *grid, configuration.resampling_fn_data, configuration.resampling_fn_data_kwargs),
+        label=None
+        if label is None
+        else resample_label(marked, *grid, configuration.resampling_fn_seg, configuration.resampling_fn_seg_kwargs),
+        provenance=provenance,
+    )
+
+
+def undo_labels(labels: npt.NDArray[Any], provenance: Provenance) -> npt.NDArray[Any]:
+    """Put a label map on the cropped grid (*S) back into the case's own grid, in the reader's axis order."""
+    whole = uncrop(labels, provenance.box, provenance.shape_before_cropping)
+    return np.ascontiguousarray(whole.transpose(provenance.transpose_backward))
+
+
+def undo_probabilities(probabilities: Floats, provenance: Provenance, *, has_regions: bool) -> Floats:
+    """Put probabilities on the cropped grid (heads, *S) back into the case's own grid (spec A 7.5).
+
+    Outside the crop everything is 0, but the background head is 1 where there is one.
+    """
+    whole = uncrop(probabilities, provenance.box, provenance.shape_before_cropping)
+    if not has_regions:
+        whole[0] = uncrop(probabilities[0], provenance.box, provenance.shape_before_cropping, fill=1)
+    return np.ascontiguousarray(whole.transpose((0, *(axis + 1 for axis in provenance.transpose_backward))))
+
+
+def preprocess_dataset(
+    dataset: Dataset, plan: Plan, configuration_name: str, store: CaseStore, *, workers: int | None = None
+) -> PreprocessReport:
+    """Preprocess every case that is not in the store as it should be, and take out what is no case any more.
+
+    A case that cannot be done does not keep the others from being done.
+
+    Raises:
+        ProblemReport: the cases that failed, after all others are done.
+    """
+    clashes = [
+        Problem(
+            where=f"{dataset.name}, case {second}",
+            what=f"its files would replace those of case {first}",
+            remedy="rename one of the two",
+        )
+        for first, second in name_clashes([case.identifier for case in dataset.cases])
+    ]
+    if clashes:
+        raise ProblemReport(clashes)
+    job = _job(dataset, plan, configuration_name, store)
+    known = {case.identifier for case in dataset.cases}
+    for identifier in store.identifiers():
+        if identifier not in known:
+            logger.info("%s: removing case %s, which the dataset no longer has", store.folder, identifier)
+            store.remove(identifier)
+    # Cases in parallel keep the processors busier than many threads on one small array.
+    abreast = max(1, min(available_cpus() if workers is None else workers, len(dataset.cases)))
+    with _torch_threads(max(1, available_cpus() // abreast)):
+        results = map_threads(
+            lambda case: _attempt(case, job),
+            dataset.cases,
+            workers=abreast,
+            describe=lambda case: case.identifier,
+            title=f"preprocessing {configuration_name}",
+        )
+    problems = [result for result in results if isinstance(result, Problem)]
+    if problems:
+        raise ProblemReport(problems)
+    outcome = list(zip(dataset.cases, results, strict=True))
+    return PreprocessReport(
+        done=tuple(case.identifier for case, was_made in outcome if was_made),
+        skipped=tuple(case.identifier for case, was_made in outcome if not was_made),
+    )
+
+
+def _job(dataset: Dataset, plan: Plan, configuration_name: str, store: CaseStore) -> _Job:
+    configuration = plan.configuration(configuration_name)
+    labels = Labels.from_description(dataset.description)
+    recipe = {
+        "format": FORMAT,
+        "reader": plan.image_reader_writer,
+        "transpose": plan.transpose_forward,
+        "spacing": configuration.spacing,
+        "normalization": [configuration.normalization_schemes, configuration.use_mask_for_norm],
+        "intensities": plan.foreground_intensity_properties_per_channel,
+        "image": [configuration.resampling_fn_data, configuration.resampling_fn_data_kwargs],
+        "label": [configuration.resampling_fn_seg, configuration.resampling_fn_seg_kwargs],
+        "classes": labels.class_keys,
+    }
+    return _Job(
+        plan=plan,
+        configuration=configuration,
+        labels=labels,
+        reader=plan.image_reader_writer,
+        store=store,
+        recipe=content_hash(recipe),
+    )
+
+
+def _attempt(case: Case, job: _Job) -> bool | Problem:
+    """Return whether the case had to be made, or why it could not be."""
+    try:
+        return _preprocess_case(case, job)
+    except SegwrightError as error:
+        return Problem(where=f"case {case.identifier}", what=str(error))
+    except Exception as error:  # one broken case must not cost the others
+        logger.debug("case %s", case.identifier, exc_info=True)
+        return Problem(where=f"case {case.identifier}", what=f"{type(error).__name__}: {error}")
+
+
+def _preprocess_case(case: Case, job: _Job) -> bool:
+    if case.label is None:
+        raise DatasetError(f"no label file beside {case.images[0]}; training cases need one")
+    sources = _sources([*case.images, case.label], job.store.recorded_sources(case.identifier))
+    made_from = content_hash([job.recipe, [[file.name, file.sha256] for file in sources]])
+    if job.store.is_fresh(case.identifier, made_from):
+        return False
+    label = read_label(case.label, job.reader)
+    prepared = apply(read_images(case.images, job.reader), label.array, job.plan, job.configuration)
+    assert prepared.label is not None
+    job.store.save(
+        case.identifier,
+        prepared.image,
+        prepared.label,
+        class_locations(prepared.label, job.labels.class_keys),
+        prepared.provenance,
+        patch_size=job.configuration.patch_size,
+        source_hash=made_from,
+        sources=sources,
+    )
+    return True
+
+
+def _sources(paths: Sequence[Path], recorded: Sequence[SourceFile]) -> list[SourceFile]:
+    """Return what identifies the content of each file; unchanged size and time save reading it again."""
+    known = {(file.name, file.size, file.mtime_ns): file for file in recorded}
+    result = []
+    for path in paths:
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise DatasetError(f"{path}: cannot be read ({error.strerror}); restore the file") from error
+        key = (path.name, status.st_size, status.st_mtime_ns)
+        result.append(known.get(key) or SourceFile(name=key[0], size=key[1], mtime_ns=key[2], sha256=file_hash(path)))
+    return result
+
+
+@contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,301 @@
+"""Resample images, label maps and logits to another grid, by the functions that plans name (spec A 6.4).
+
+Three names are known, with nnU-Net 2.8.1's meaning and keyword arguments: `resample_data_or_seg_to_shape` (splines;
+very anisotropic volumes are resized slice by slice and then along the coarse axis), `resample_torch_fornnunet` (linear)
+and `no_resampling_hack`. Images and logits run in float32 on the device they are on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from segwright.core.errors import ConfigError, PlanError, nearest
+from segwright.preprocessing.label_resampling import (
+    AxisSamples,
+    Rule,
+    interpolated,
+    picked,
+    resize_axis_by_indicators,
+    resize_labels,
+    resize_labels_spline,
+)
+from segwright.preprocessing.operators import (
+    IndexArray,
+    apply_gather,
+    apply_linear_in_plane,
+    apply_linear_planes,
+    apply_spline,
+    nearest_indices,
+    needed_inputs,
+    torch_nearest_indices,
+)
+
+DEFAULT_FUNCTION = "resample_data_or_seg_to_shape"
+TORCH_FUNCTION = "resample_torch_fornnunet"
+NO_RESAMPLING = "no_resampling_hack"
+
+ANISOTROPY_THRESHOLD = 3.0
+"""Ratio of the largest to the smallest spacing above which the coarse axis is treated apart (spec A 6.4.1)."""
+
+_FUNCTIONS = (DEFAULT_FUNCTION, TORCH_FUNCTION, NO_RESAMPLING)
+_LABEL_RULES: tuple[Rule, ...] = ("majority", "classic")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """How to resample, read from a plan's function name and keyword arguments."""
+
+    kind: Literal["spline", "torch", "none"]
+    order: int = 3
+    order_z: int = 0
+    force_separate_z: bool | None = None
+    threshold: float = ANISOTROPY_THRESHOLD
+    rule: Rule = "majority"
+
+    def indices(self, old: int, new: int) -> IndexArray:
+        """Return the nearest input sample of each output sample, as the function of this method rounds."""
+        return torch_nearest_indices(old, new) if self.kind == "torch" else nearest_indices(old, new)
+
+
+def method_of(name: str, kwargs: Mapping[str, Any]) -> Method:
+    """Return the method behind a plan's resampling function.
+
+    Raises:
+        PlanError: the function is not known.
+        ConfigError: a keyword argument has a value that is not supported.
+    """
+    threshold = float(kwargs.get("separate_z_anisotropy_threshold", ANISOTROPY_THRESHOLD))
+    if name == NO_RESAMPLING:
+        return Method(kind="none")
+    if name == TORCH_FUNCTION:
+        modes = kwargs.get("mode", "linear"), kwargs.get("aniso_axis_mode", "nearest-exact")
+        if modes != ("linear", "nearest-exact"):
+            raise ConfigError(
+                f"{name}: mode and aniso_axis_mode must be 'linear' and 'nearest-exact', not {modes[0]!r} and "
+                f"{modes[1]!r}; change the plan"
+            )
+        force = kwargs.get("force_separate_z")
+        rule: Rule = "torch-memefficient" if kwargs.get("memefficient_seg_resampling") else "torch"
+        return Method(kind="torch", order=1, force_separate_z=force, threshold=threshold, rule=rule)
+    if name != DEFAULT_FUNCTION:
+        raise PlanError(f"unknown resampling function '{name}' in the plan{nearest(name, _FUNCTIONS)}")
+    order, order_z = int(kwargs.get("order", 3)), int(kwargs.get("order_z", 0))
+    rule = kwargs.get("label_rule", "majority")
+    if not (0 <= order <= 5 and 0 <= order_z <= 5) or rule not in _LABEL_RULES:
+        raise ConfigError(
+            f"{name}: order and order_z must be 0 to 5 and label_rule one of {', '.join(_LABEL_RULES)}, not "
+            f"{order}, {order_z} and {rule!r}; change the plan"
+        )
+    force = kwargs.get("force_separate_z", False)
+    return Method(kind="spline", order=order, order_z=order_z, force_separate_z=force, threshold=threshold, rule=rule)
+
+
+def separate_axis(
+    current_spacing: Sequence[float],
+    new_spacing: Sequence[float],
+    force_separate_z: bool | None = None,
+    threshold: float = ANISOTROPY_THRESHOLD,
+) -> int | None:
+    """Return the axis that is resampled apart from the others, or None (spec A 6.4.1; equality is exact, S-31)."""
+    if force_separate_z is False:
+        return None
+    reference = current_spacing
+    if force_separate_z is None:
+        if max(current_spacing) / min(current_spacing) <= threshold:
+            reference = new_spacing
+        if max(reference) / min(reference) <= threshold:
+            return None
+    coarse = [axis for axis, extent in enumerate(reference) if extent == max(reference)]
+    return coarse[0] if len(coarse) == 1 else None
+
+
+def resample_image(
+    array: npt.NDArray[Any] | torch.Tensor,
+    new_shape: Sequence[int],
+    current_spacing: Sequence[float],
+    new_spacing: Sequence[float],
+    function: str,
+    kwargs: Mapping[str, Any],
+) -> Any:
+    """Resample (C, *S) to `new_shape`; results are clipped to the range of the channel (of the slice, S-32).
+
+    Returns:
+        float32, an array for an array and a tensor for a tensor.
+    """
+    volume = _tensor(array)
+    resampler = LogitResampler(volume.shape[1:], new_shape, current_spacing, new_spacing, function, kwargs)
+    result = volume.new_empty((len(volume), *resampler.shape), dtype=torch.float32)
+    for index in range(len(volume)):  # the intermediate volumes of one channel at a time
+        result[index] = resampler.slab(volume[index : index + 1], 0, resampler.shape[0])[0]
+    return result if isinstance(array, torch.Tensor) else result.numpy()
+
+
+def resample_label(
+    array: npt.NDArray[Any] | torch.Tensor,
+    new_shape: Sequence[int],
+    current_spacing: Sequence[float],
+    new_spacing: Sequence[float],
+    function: str,
+    kwargs: Mapping[str, Any],
+) -> Any:
+    """Resample label maps (1, *S) of any integer type to `new_shape`; -1 is a label like any other.
+
+    Returns:
+        The input's type, an array for an array and a tensor for a tensor.
+    """
+    if isinstance(array, torch.Tensor):
+        resampled = resample_label(array.numpy(force=True), new_shape, current_spacing, new_spacing, function, kwargs)
+        return torch.from_numpy(resampled).to(array.device)
+    method = method_of(function, kwargs)
+    shape = tuple(int(extent) for extent in new_shape)
+    if method.kind == "none" or array.shape[1:] == shape:
+        return array
+    separate = separate_axis(current_spacing, new_spacing, method.force_separate_z, method.threshold)
+    return np.stack([_resize_map(channel, shape, method, separate) for channel in array])
+
+
+def resample_logits(
+    logits: npt.NDArray[Any] | torch.Tensor,
+    new_shape: Sequence[int],
+    current_spacing: Sequence[float],
+    new_spacing: Sequence[float],
+    function: str,
+    kwargs: Mapping[str, Any],
+) -> Any:
+    """Resample logits or probabilities (heads, *S) to `new_shape`; `LogitResampler` does the same in slabs."""
+    return resample_image(logits, new_shape, current_spacing, new_spacing, function, kwargs)
+
+
+class LogitResampler:
+    """Resampling of one volume to one grid, a slab of output planes at a time.
+
+    >>> resampler = LogitResampler((4, 4, 4), (8, 4, 4), (2, 1, 1), (1, 1, 1), "resample_torch_fornnunet", {})
+    >>> resampler.slab(torch.zeros(3, 4, 4, 4), 2, 5).shape
+    torch.Size([3, 3, 4, 4])
+    """
+
+    def __init__(
+        self,
+        old_shape: Sequence[int],
+        new_shape: Sequence[int],
+        current_spacing: Sequence[float],
+        new_spacing: Sequence[float],
+        function: str,
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        self._method = method_of(function, kwargs)
+        self._old = tuple(int(extent) for extent in old_shape)
+        self.shape = self._old if self._method.kind == "none" else tuple(int(extent) for extent in new_shape)
+        """Spatial shape of the whole output."""
+        self._separate = separate_axis(
+            current_spacing, new_spacing, self._method.force_separate_z, self._method.threshold
+        )
+        changed = [axis for axis in range(3) if self._old[axis] != self.shape[axis]]
+        # Shrinking axes first: the fewest voxels for the axes that follow.
+        changed.sort(key=lambda axis: (self.shape[axis] / self._old[axis], -axis))
+        self._picks_planes = 0 in changed and self._order(0) == 0
+        self._cuts_planes = 0 in changed and not self._picks_planes
+        if self._picks_planes:
+            changed.remove(0)
+        self._within = self._steps([axis for axis in changed if axis != self._separate])
+        self._along = self._steps([axis for axis in changed if axis == self._separate])
+
+    def slab(self, logits: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """Return output planes [start, stop) along spatial axis 0.
+
+        Args:
+            logits: the whole input (heads, *S), any float type.
+            start: first plane.
+            stop: one past the last plane.
+
+        Returns:
+            (heads, stop - start, Y, X) float32; slabs put together are the whole result.
+        """
+        assert tuple(logits.shape[1:]) == self._old, f"expected {self._old}, got {tuple(logits.shape[1:])}"
+        with torch.no_grad():
+            rows, first, low, high = (start, stop), 0, start, stop
+            if self._picks_planes:
+                indices = self._method.indices(self._old[0], self.shape[0])[start:stop]
+                used, back = np.unique(indices, return_inverse=True)
+                planes = apply_gather(logits, 1, used).float()
+            else:
+                if self._cuts_planes:
+                    low, high = needed_inputs(self._old[0], self.shape[0], self._order(0), rows)
+                    first = low
+                planes = logits[:, low:high].float()
+            result = self._resize(planes, self._within, rows, first)
+            if self._within and self._method.order > 1:
+                # Before the coarse axis, each slice by its own range (spec A 6.4.2, S-32).
+                result = self._clip(result, planes if self._separate == 0 else logits)
+            result = self._resize(result, self._along, rows, first)
+            return apply_gather(result, 1, back) if self._picks_planes and len(used) < len(back) else result
+
+    def _order(self, axis: int) -> int:
+        return self._method.order_z if axis == self._separate else self._method.order
+
+    def _steps(self, axes: list[int]) -> list[tuple[int, ...]]:
+        """Return the axes one by one, the two in-plane axes together where torch resizes both in one pass."""
+        if {1, 2} <= set(axes) and self._method.order == 1:
+            axes.remove(2)
+            return [(1, 2) if axis == 1 else (axis,) for axis in axes]
+        return [(axis,) for axis in axes]
+
+    def _resize(
+        self, volume: torch.Tensor, steps: list[tuple[int, ...]], rows: tuple[int, int], first: int
+    ) -> torch.Tensor:
+        for axes in steps:
+            axis = axes[0]
+            order, old, new = self._order(axis), self._old[axis], self.shape[axis]
+            if order == 0:
+                volume = apply_gather(volume, axis + 1, self._method.indices(old, new))
+            elif order > 1:
+                part: dict[str, Any] = {"rows": rows, "first": first} if axis == 0 else {}
+                volume = apply_spline(volume, axis + 1, old, new, order=order, **part)
+            elif axis == 0:
+                volume = apply_linear_planes(volume, old, new, rows=rows, first=first)
+            else:
+                plane = [self.shape[index] if index in axes else volume.shape[index + 1] for index in (1, 2)]
+                volume = apply_linear_in_plane(volume, plane)
+        return volume
+
+    def _clip(self, volume: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+        axes = [axis + 1 for axis in range(3) if axis != self._separate]
+        return volume.clamp_(source.amin(axes, keepdim=True).float(), source.amax(axes, keepdim=True).float())
+
+
+def _resize_map(
+    labels: npt.NDArray[Any], shape: tuple[int, ...], method: Method, separate: int | None
+) -> npt.NDArray[Any]:
+    """Resize one label map (*S)."""
+    if method.kind == "spline" and separate is not None and method.order_z > 0:
+        within = tuple(labels.shape[axis] if axis == separate else shape[axis] for axis in range(3))
+        slices = _resize_map(labels, within, method, None)
+        same = slices.shape[separate] == shape[separate]
+        return slices if same else resize_axis_by_indicators(slices, separate, shape[separate], method.order_z)
+    orders = [method.order_z if axis == separate else method.order for axis in range(3)]
+    nearest_axes = [picked(method.indices(old, new)) for old, new in zip(labels.shape, shape, strict=True)]
+    if all(order <= 1 for order, old, new in zip(orders, labels.shape, shape, strict=True) if old != new):
+        axes: list[AxisSamples] = [
+            interpolated(old, new, picks.nearest) if order == 1 else picks
+            for order, old, new, picks in zip(orders, labels.shape, shape, nearest_axes, strict=True)
+        ]
+        return resize_labels(labels, axes, method.rule)
+    nearest_map = resize_labels(labels, nearest_axes)
+    if separate is None:
+        return resize_labels_spline(labels, shape, method.order, nearest_map)
+    index = nearest_axes[separate].nearest
+    within = tuple(len(index) if axis == separate else shape[axis] for axis in range(3))
+    return resize_labels_spline(labels.take(index, axis=separate), within, method.order, nearest_map)
+
+
+def _tensor(array: npt.NDArray[Any] | torch.Tensor) -> torch.Tensor:
+    if isinstance(array, torch.Tensor):
+        return array
+    values = np.ascontiguousarray(array, dtype=None if array.dtype.kind == "f" else np.float32)
+    return torch.from_numpy(values if values.flags.writeable else values.copy())
