@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypedDict
 
@@ -167,7 +168,8 @@ class BatchLoader:
         forced = is_forced(index, self.batch_size, self.oversample_foreground_percent, rng)
         chosen = choose_key(case.locations, rng, forced=forced, has_ignore=self.labels.ignore_label is not None)
         voxels = None if chosen is None else case.locations[chosen]
-        start = choose_start(case.image.shape[1:], self._patch_in_case(), rng, voxels=voxels)
+        with _naming(identifier):  # the voxels may be rows on disk
+            start = choose_start(case.image.shape[1:], self._patch_in_case(), rng, voxels=voxels)
         return SampleDraw(
             identifier=identifier,
             start=start,
@@ -238,14 +240,14 @@ class BatchLoader:
                 f"case {identifier}: {case.image.shape[0]} channels where other cases have {images.shape[0]}; "
                 "preprocess the dataset again"
             )
-        try:
+        with _naming(identifier):
             read_box(case.image, box, fill=0.0, out=images)
             read_box(case.label, box, fill=OUTSIDE, out=labels)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise _unreadable(identifier, error) from error
 
 
-def prefetch(loader: BatchLoader, epoch: int, steps: int, *, ahead: int = 2, first_step: int = 0) -> Iterator[Batch]:
+def prefetch(
+    loader: BatchLoader, epoch: int, steps: int, *, ahead: int = 2, first_step: int = 0
+) -> Generator[Batch, None, None]:
     """Yield the batches `first_step ... steps - 1` of an epoch, made in a thread up to `ahead` steps ahead.
 
     An error in the thread is raised here at the step it belongs to. The thread has ended when the iterator is
@@ -285,12 +287,8 @@ class _CaseCache:
         with self._lock:
             case = self._open.get(identifier)
             if case is None:
-                try:
+                with _naming(identifier):
                     case = self._load(identifier)
-                except SegwrightError:
-                    raise
-                except (OSError, RuntimeError, ValueError, KeyError) as error:
-                    raise _unreadable(identifier, error) from error
                 self._open[identifier] = case
             return case
 
@@ -302,20 +300,27 @@ class _CaseCache:
                 f"case {identifier}: image {tuple(image.shape[1:])}, label {tuple(label.shape[1:])}: shapes differ; "
                 "preprocess the dataset again"
             )
-        voxels = int(np.prod(image.shape[1:]))
-        size = voxels * (4 * image.shape[0] + 2 * label.shape[0])
+        rows = sum(len(voxels) for voxels in locations.values())
+        size = int(np.prod(image.shape)) * 4 + int(np.prod(label.shape)) * 2 + rows * 3 * 4
         if size > self._left:
             return _OpenCase(image=image, label=label, locations=locations)
         self._left -= size
         return _OpenCase(
             image=np.ascontiguousarray(image[...], dtype=np.float32),
             label=np.ascontiguousarray(label[...], dtype=np.int16),
-            locations=locations,
+            locations={key: np.asarray(voxels, dtype=np.int32) for key, voxels in locations.items()},
         )
 
 
-def _unreadable(identifier: str, error: Exception) -> DatasetError:
-    return DatasetError(
-        f"case {identifier}: cannot be read from the preprocessed data ({type(error).__name__}: {error}); "
-        "delete its files and preprocess again"
-    )
+@contextmanager
+def _naming(identifier: str) -> Iterator[None]:
+    """Name the case in any error of reading it."""
+    try:
+        yield
+    except SegwrightError:
+        raise
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        raise DatasetError(
+            f"case {identifier}: cannot be read from the preprocessed data ({type(error).__name__}: {error}); "
+            "delete its files and preprocess again"
+        ) from error

@@ -8,7 +8,7 @@ rather than never (S14).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +16,21 @@ import numpy.typing as npt
 from segwright.core.arrays import Box
 from segwright.data.labels import OUTSIDE, ClassKey
 
-ClassLocations = Mapping[ClassKey, npt.NDArray[Any]]
-"""Voxels (n, 3) of each class or region in a preprocessed case; n may be 0."""
+
+class Voxels(Protocol):
+    """Coordinates (n, 3), an array or rows on disk; n may be 0."""
+
+    def __len__(self) -> int:
+        """Return n."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Any:
+        """Return one coordinate (3,)."""
+        ...
+
+
+ClassLocations = Mapping[ClassKey, Voxels]
+"""Voxels of each class or region in a preprocessed case."""
 
 
 def num_forced(batch_size: int, fraction: float) -> int:
@@ -68,7 +81,7 @@ def choose_start(
     patch_size: Sequence[int],
     rng: np.random.Generator,
     *,
-    voxels: npt.NDArray[Any] | None = None,
+    voxels: Voxels | None = None,
 ) -> tuple[int, ...]:
     """Return where the patch begins, in voxels of the case; negative where padding comes first.
 
@@ -76,7 +89,7 @@ def choose_start(
         shape: spatial shape of the case.
         patch_size: of the same length.
         rng: the generator of this sample.
-        voxels: (n, axes) candidates for the patch's centre; without, every position is equally likely.
+        voxels: n > 0 candidates for the patch's centre; without, every position is equally likely.
     """
     ranges = start_range(shape, patch_size)
     if voxels is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ import torch
 
 from segwright.augmentation.recipe import Recipe, Step, build_recipe
 from segwright.augmentation.spatial import Affine, Mirror
-from segwright.core.errors import ConfigError, DatasetError
+from segwright.core.errors import ConfigError, DatasetError, SegwrightError
 from segwright.data.labels import Labels
+from segwright.data.store import CaseStore, Provenance
 from segwright.training.batches import Batch, BatchLoader, prefetch
 
 LABELS = Labels.from_dataset_json({"labels": {"background": 0, "a": 1, "b": 2}})
@@ -164,6 +166,46 @@ def test_mirrored_batch_is_the_flipped_plain_batch() -> None:
     assert isinstance(plain["target"], torch.Tensor)
     assert isinstance(flipped["target"], torch.Tensor)
     assert torch.equal(flipped["target"], plain["target"].flip(4))
+
+
+def stored(store: FakeStore, folder: Path) -> CaseStore:
+    """Write the cases of a fake store to disk."""
+    result = CaseStore(folder)
+    for identifier, case in store.cases.items():
+        shape = case.image.shape[1:]
+        provenance = Provenance(
+            properties={},
+            shape_before_cropping=shape,
+            box=tuple((0, size) for size in shape),
+            shape_after_cropping=shape,
+            spacing=(1.0, 1.0, 1.0),
+            transpose_forward=(0, 1, 2),
+            transpose_backward=(0, 1, 2),
+        )
+        result.save(
+            identifier, case.image, case.label, case.class_locations, provenance, patch_size=PATCH, source_hash="x"
+        )
+    return result
+
+
+@pytest.mark.parametrize("cache_gib", [0.0, 1.0])
+def test_cases_on_disk_give_the_batches_of_cases_in_memory(tmp_path: Path, cache_gib: float) -> None:
+    fake = FakeStore([(12, 14, 9), (7, 9, 5), (16, 8, 20)])
+    store = stored(fake, tmp_path)
+    options: dict[str, Any] = {"patch_size": PATCH, "batch_size": 4, "labels": LABELS, "seed": 3}
+    recipe = build_recipe("default", PATCH)
+    loader = BatchLoader(store, store.identifiers(), recipe=recipe, cache_gib=cache_gib, **options)
+    for step in range(3):
+        assert_equal(loader.batch(0, step), make_loader(fake, recipe=recipe).batch(0, step))
+
+
+def test_case_that_vanished_from_the_disk_is_named(tmp_path: Path) -> None:
+    store = stored(FakeStore([(12, 14, 9)]), tmp_path)
+    loader = BatchLoader(store, ["case_0"], patch_size=PATCH, batch_size=2, labels=LABELS, cache="none")
+    loader.batch(0, 0)
+    (tmp_path / "case_0.b2nd").unlink()
+    with pytest.raises(SegwrightError, match="case_0"):
+        loader.batch(0, 1)
 
 
 def test_each_case_is_opened_once() -> None:
