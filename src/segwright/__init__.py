@@ -1,1 +1,55 @@
-"""Segwright."""
+"""Segwright: from a folder of medical images with labels to a trained, evaluated, deployable segmentation model.
+
+The verbs are functions: `check, fingerprint, plan, preprocess, train, predict, evaluate, run, demo`, and `load_model`.
+They are imported at first use, so that `import segwright` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from segwright.api import (
+        check,
+        demo,
+        evaluate,
+        fingerprint,
+        load_model,
+        plan,
+        plan_from_fingerprint,
+        predict,
+        preprocess,
+        run,
+        train,
+    )
+
+__all__ = [
+    "check",
+    "demo",
+    "evaluate",
+    "fingerprint",
+    "load_model",
+    "plan",
+    "plan_from_fingerprint",
+    "predict",
+    "preprocess",
+    "run",
+    "train",
+]
+
+__version__: str
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(import_module("segwright.api"), name)
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("segwright")
+    raise AttributeError(f"module 'segwright' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,22 @@
+"""The product: every verb of the command line as a function; torch is imported by those alone that compute with it."""
+
+from segwright.api.journey import demo, run
+from segwright.api.learning import evaluate, keyword_values, load_model, predict, train
+from segwright.api.preparing import PlanOptions, check, explain, fingerprint, plan, plan_from_fingerprint, preprocess
+
+__all__ = [
+    "PlanOptions",
+    "check",
+    "demo",
+    "evaluate",
+    "explain",
+    "fingerprint",
+    "keyword_values",
+    "load_model",
+    "plan",
+    "plan_from_fingerprint",
+    "predict",
+    "preprocess",
+    "run",
+    "train",
+]

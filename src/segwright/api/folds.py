@@ -1,0 +1,182 @@
+"""One fold of one configuration: where it lies, how far it is, and doing what is missing of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from segwright.api.preparing import cases_folder
+from segwright.api.session import Session
+from segwright.core.documents import atomic_path
+from segwright.core.errors import ConfigError, ModelError
+from segwright.data import splits
+from segwright.data.plan import Plan
+from segwright.data.store import CaseStore
+from segwright.evaluation.scores import Scores
+from segwright.report.results import TrainedFold, dice_by_name
+from segwright.workspace import FINGERPRINT_JSON, PLANS_JSON
+
+if TYPE_CHECKING:
+    from segwright.training.trainer import Trainer
+
+Fold = int | Literal["all"]
+
+TRAINER = "Trainer"
+SUMMARY = Path("validation") / "summary.json"
+
+
+def require_folds(session: Session, folds: Sequence[Fold]) -> None:
+    """Make the splits if need be and see that every fold exists.
+
+    Raises:
+        DatasetError: a fold does not exist, or its cases do not.
+    """
+    for fold in folds:
+        if fold != "all":
+            splits.select(dataset_splits(session), session.dataset.identifiers, fold)
+
+
+def dataset_splits(session: Session) -> list[splits.Split]:
+    """Return the dataset's splits: those in the workspace, else the raw dataset's, else nnU-Net's default."""
+    file = session.workspace.splits_file(session.name)
+    return splits.resolve(file, session.dataset.identifiers, raw_file=session.raw_splits)
+
+
+def model_folder(session: Session, plan: Plan, configuration: str) -> Path:
+    """Return where the folds of a configuration go."""
+    return session.workspace.model_folder(session.name, TRAINER, plan.plans_name, configuration)
+
+
+def fold_folder(session: Session, plan: Plan, configuration: str, fold: Fold) -> Path:
+    """Return where one fold goes."""
+    return session.workspace.fold_folder(model_folder(session, plan, configuration), fold)
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether a fold folder holds a checkpoint."""
+    return any(folder.glob("checkpoint_*.safetensors"))
+
+
+def is_trained(folder: Path) -> bool:
+    """Whether the training of a fold has ended; told by file names alone, so that torch is not needed for it."""
+    return all((folder / f"checkpoint_final{suffix}").is_file() for suffix in (".safetensors", ".json"))
+
+
+def is_validated(folder: Path) -> bool:
+    """Whether the held-out cases of a fold are scored."""
+    return (folder / SUMMARY).is_file()
+
+
+def require_same_plan(session: Session, plan: Plan, configuration: str) -> None:
+    """See that folds that were trained before belong to this plan.
+
+    Raises:
+        ModelError: they were trained with other settings.
+    """
+    folder = model_folder(session, plan, configuration)
+    used = folder / PLANS_JSON
+    if not used.is_file() or not any(is_begun(fold) for fold in folder.glob("fold_*")):
+        return
+    trained = Plan.load(used)
+    if configuration in trained.configurations and trained.configuration(configuration) == plan.configuration(
+        configuration
+    ):
+        return
+    raise ModelError(
+        f"{folder}: was trained with a plan that has changed since; remove the folder to train anew, "
+        "or keep both with other plans ('segwright plan --name NAME')"
+    )
+
+
+def require_trainable(plan: Plan, names: Sequence[str], settings: Mapping[str, Any], device: str) -> None:
+    """See, before any work starts, that settings and device are right.
+
+    Raises:
+        ConfigError: a setting or the device is wrong, or a configuration needs another one's predictions.
+    """
+    from segwright.core.device import resolve_device
+    from segwright.training.config import TrainConfig
+
+    TrainConfig.from_mapping(settings)
+    resolve_device(device)
+    for name in names:
+        stage = plan.configuration(name).previous_stage
+        if stage is not None:
+            raise ConfigError(
+                f"configuration '{name}' takes the predictions of '{stage}' as input, which cannot be trained yet; "
+                "choose 3d_fullres, 3d_lowres or 2d"
+            )
+
+
+def train_fold(
+    session: Session, plan: Plan, configuration: str, fold: Fold, *, settings: Mapping[str, Any], device: str
+) -> TrainedFold:
+    """Train what is missing of one fold, validate what is missing, and return its scores."""
+    folder = fold_folder(session, plan, configuration, fold)
+    if not (is_trained(folder) and is_validated(folder)):
+        trainer = _train(session, plan, configuration, fold, settings=settings, device=device)
+        trainer.perform_actual_validation()
+    return finished_fold(session, plan, configuration, fold)
+
+
+def train_only(
+    session: Session, plan: Plan, configuration: str, fold: Fold, *, settings: Mapping[str, Any], device: str
+) -> Path:
+    """Train what is missing of one fold, without validation, and return the model folder."""
+    folder = fold_folder(session, plan, configuration, fold)
+    if not is_trained(folder):
+        _train(session, plan, configuration, fold, settings=settings, device=device)
+    return folder.parent
+
+
+def finished_fold(session: Session, plan: Plan, configuration: str, fold: Fold) -> TrainedFold:
+    """Return the scores of a fold that is trained and validated."""
+    folder = fold_folder(session, plan, configuration, fold)
+    summary = Scores.load(folder / SUMMARY)
+    return TrainedFold(
+        configuration=configuration,
+        fold=fold,
+        model=folder.parent,
+        folder=folder,
+        dice=dice_by_name(summary, session.dataset.labels),
+    )
+
+
+def _train(
+    session: Session, plan: Plan, configuration: str, fold: Fold, *, settings: Mapping[str, Any], device: str
+) -> Trainer:
+    """Begin, continue or just open the training of a fold, and return its trainer with the final weights."""
+    from segwright.training.checkpoints import resumable
+    from segwright.training.config import TrainConfig
+    from segwright.training.trainer import Trainer
+
+    folder = fold_folder(session, plan, configuration, fold)
+    identifiers = session.dataset.identifiers
+    trainer = Trainer(
+        plan,
+        configuration,
+        fold,
+        session.dataset.description,
+        device,
+        config=TrainConfig.from_mapping(settings),
+        cases=CaseStore(cases_folder(session, plan, configuration)),
+        split=splits.select([] if fold == "all" else dataset_splits(session), identifiers, fold),
+        references={case.identifier: case.label for case in session.dataset.cases if case.label is not None},
+        output_folder=folder,
+    )
+    _copy_fingerprint(session, folder.parent)
+    checkpoint = resumable(folder)
+    if checkpoint is not None:
+        trainer.load_checkpoint(checkpoint)
+    if not is_trained(folder):
+        trainer.run_training()
+    return trainer
+
+
+def _copy_fingerprint(session: Session, model: Path) -> None:
+    """Put the fingerprint beside the folds, as nnU-Net does; plan and dataset.json are the trainer's."""
+    source = session.workspace.fingerprint_file(session.name)
+    if source.is_file():
+        with atomic_path(model / FINGERPRINT_JSON) as temporary:
+            temporary.write_bytes(source.read_bytes())

@@ -1,0 +1,200 @@
+"""The whole journey: a dataset from its raw files to validated models, and the demo that shows it on phantoms."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from logging import getLogger
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from segwright.api import folds as folding
+from segwright.api import learning, preparing
+from segwright.api.preparing import PlanOptions
+from segwright.api.session import Session, open_session
+from segwright.data import phantom
+from segwright.data.dataset import NO_ENVIRONMENT
+from segwright.data.images import read_images, read_label
+from segwright.data.plan import Plan
+from segwright.data.splits import NUM_FOLDS
+from segwright.planning import presets
+from segwright.report.results import DemoResult, RunReport, dice_by_name
+from segwright.workspace import Workspace
+
+logger = getLogger(__name__)
+
+DEFAULT_FOLDS = (0,)
+
+DEMO_DATASET = "Dataset900_Phantom"
+DEMO_CONFIGURATION = "3d_fullres"
+DEMO_BUDGET_S = 100.0
+"""Training time of the demo, seconds; the rest of its four minutes is for a slow start, prediction and pictures."""
+DEMO_MARK = "segwright_demo.json"
+
+
+def run(
+    dataset: str | Path,
+    *,
+    workspace: Workspace | None = None,
+    configurations: Sequence[str] | None = None,
+    folds: Sequence[int] | Literal["all"] | None = None,
+    budget: str | float | None = None,
+    preset: str = "default",
+    device: str = "auto",
+    workers: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] = NO_ENVIRONMENT,
+) -> RunReport:
+    """Check, fingerprint, plan, preprocess, train and validate; what is there and fresh is left alone.
+
+    Killed at any moment and started again, it does only what is missing; on finished work it does nothing.
+
+    Args:
+        dataset: Folder, name or id.
+        workspace: Where results go; `./segwright-work` by default.
+        configurations: To train; by default 3d_fullres, or 2d where the plan has no other.
+        folds: Numbers, or `all` for every fold; the first by default.
+        budget: Training time of each fold, as `10m` or in seconds; without it 1000 epochs.
+        preset: Planner preset.
+        device: auto, cpu, mps or a GPU.
+        workers: Threads.
+        settings: Further fields of `TrainConfig`, e.g. `num_epochs`.
+        environment: Variables that explicit file lists may name.
+
+    Returns:
+        The folds with their scores, and the stages that had work to do.
+
+    Example:
+        >>> report = run("raw/Dataset004_Hippocampus", folds=[0], budget="10m")  # doctest: +SKIP
+        >>> report.folds[0].dice["mean"]  # doctest: +SKIP
+    """
+    chosen = learning.training_settings(budget, settings)
+    presets.preset(preset)
+    session = open_session(dataset, workspace, environment=environment)
+    done: list[str] = []
+    found, was_measured = preparing.make_fingerprint(session, workers=workers)
+    plan, was_planned = preparing.make_plan(session, found, PlanOptions(preset=preset))
+    done += ["fingerprint"] * was_measured + ["plan"] * was_planned
+    names = _configurations(plan, configurations)
+    numbers = _folds(session, folds)
+    todo = [(name, fold) for name in names for fold in numbers if not _is_finished(session, plan, name, fold)]
+    for name in names:
+        folding.require_same_plan(session, plan, name)
+    if todo:
+        folding.require_trainable(plan, [name for name, _ in todo], chosen, device)
+    for name in preparing.data_owners(plan, names):
+        if not preparing.cases_are_fresh(session, plan, name):
+            report = preparing.make_cases(session, plan, name, workers=workers)
+            done += [f"preprocess {name}"] * bool(report.done)
+    for name, fold in todo:
+        logger.info("training %s, fold %s", name, fold)
+        folding.train_fold(session, plan, name, fold, settings=chosen, device=device)
+        done.append(f"train {name} fold {fold}")
+    folds_done = tuple(folding.finished_fold(session, plan, name, fold) for name in names for fold in numbers)
+    return RunReport(folds=folds_done, done=tuple(done))
+
+
+def demo(
+    folder: Path | str = "segwright-demo",
+    *,
+    budget: str | float | None = None,
+    fresh: bool = False,
+    device: str = "auto",
+) -> DemoResult:
+    """Make a phantom dataset, train on it, predict and score cases it has not seen, and draw them.
+
+    An interrupted demo is continued and a finished one shown again.
+
+    Args:
+        folder: Where everything goes.
+        budget: Training time, 100 seconds by default.
+        fresh: Remove an earlier demo first.
+        device: auto, cpu, mps or a GPU.
+    """
+    start = time.monotonic()
+    seconds = learning.seconds(budget) or DEMO_BUDGET_S
+    workspace = Workspace.under(Path(folder).absolute())
+    if fresh:
+        _remove_demo(Path(folder))
+    workspace.require_writable()
+    raw = workspace.raw / DEMO_DATASET
+    logger.info("making a phantom dataset in %s", raw)
+    phantom.write_dataset(raw)
+    session = open_session(raw, workspace)
+    found, _ = preparing.make_fingerprint(session)
+    plan, _ = preparing.make_plan(session, found, preparing.DEFAULT_OPTIONS)
+    if not preparing.cases_are_fresh(session, plan, DEMO_CONFIGURATION):
+        preparing.make_cases(session, plan, DEMO_CONFIGURATION)
+    settings = {"budget_s": seconds}
+    # All training cases: the score comes from the test cases, so none needs to be held out, or validated.
+    model = folding.train_only(session, plan, DEMO_CONFIGURATION, "all", settings=settings, device=device)
+    predictions = Path(folder).absolute() / "predictions"
+    logger.info("predicting cases that were not trained on")
+    learning.predict(model, raw / "imagesTs", predictions, device=device)
+    scores = learning.evaluate(raw / "labelsTs", predictions, dataset_json=raw / "dataset.json")
+    named = dice_by_name(scores.scores, scores.labels)
+    return DemoResult(
+        mean_dice=named.pop("mean"),
+        per_label=named,
+        seconds=time.monotonic() - start,
+        model=model,
+        pictures=tuple(_draw(raw, predictions, Path(folder).absolute() / "pictures", session)),
+    )
+
+
+def _configurations(plan: Plan, wanted: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the configurations to train; each exists."""
+    if wanted:
+        for name in wanted:
+            plan.configuration(name)
+        return tuple(dict.fromkeys(wanted))
+    name = next(known for known in ("3d_fullres", *plan.configuration_names) if known in plan.configurations)
+    logger.info("configuration %s; --config trains others of %s", name, ", ".join(plan.configuration_names))
+    return (name,)
+
+
+def _folds(session: Session, wanted: Sequence[int] | Literal["all"] | None) -> tuple[int, ...]:
+    """Return the folds to train; each exists."""
+    if wanted is None:
+        logger.info("fold 0; --folds all trains all %d", NUM_FOLDS)
+    every = range(len(folding.dataset_splits(session)))
+    numbers = tuple(every) if wanted == "all" else tuple(dict.fromkeys(DEFAULT_FOLDS if wanted is None else wanted))
+    folding.require_folds(session, numbers)
+    return numbers
+
+
+def _is_finished(session: Session, plan: Plan, name: str, fold: int) -> bool:
+    folder = folding.fold_folder(session, plan, name, fold)
+    return folding.is_trained(folder) and folding.is_validated(folder)
+
+
+def _draw(raw: Path, predictions: Path, folder: Path, session: Session) -> Iterator[Path]:
+    from segwright.report.pictures import save_overlay
+
+    reader = session.dataset.reader
+    labels = session.dataset.labels
+    for prediction in sorted(predictions.glob(f"*{phantom.FILE_ENDING}")):
+        case = prediction.name.removesuffix(phantom.FILE_ENDING)
+        image = read_images([raw / "imagesTs" / f"{case}_0000{phantom.FILE_ENDING}"], reader)
+        truth, predicted = (read_label(file, reader) for file in (raw / "labelsTs" / prediction.name, prediction))
+        picture = folder / f"{case}.png"
+        save_overlay(
+            picture,
+            image.array[0],
+            truth.array[0].astype(np.int16),
+            predicted.array[0].astype(np.int16),
+            names=[labels.class_name(key) for key in labels.foreground_labels],
+            title=case,
+        )
+        yield picture
+
+
+def _remove_demo(folder: Path) -> None:
+    """Remove an earlier demo, and only what a demo made."""
+    for part in ("raw", "preprocessed", "results"):
+        shutil.rmtree(folder / part / DEMO_DATASET, ignore_errors=True)
+    for part in ("predictions", "pictures"):
+        shutil.rmtree(folder / part, ignore_errors=True)

@@ -1,0 +1,229 @@
+"""The verbs from training on: train, predict, evaluate, load_model."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from logging import getLogger
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from segwright.api.folds import (
+    Fold,
+    fold_folder,
+    is_begun,
+    require_folds,
+    require_same_plan,
+    require_trainable,
+    train_fold,
+)
+from segwright.api.preparing import DEFAULT_PLANS, cases_are_fresh, load_plan, make_cases
+from segwright.api.session import open_session
+from segwright.core.errors import ConfigError, DatasetError, ModelError
+from segwright.data.dataset import NO_ENVIRONMENT, load_description
+from segwright.data.images import choose_reader
+from segwright.data.labels import Labels
+from segwright.evaluation import scores as scoring
+from segwright.report.results import Evaluation, TrainedFold
+from segwright.workspace import DATASET_JSON, Workspace
+
+if TYPE_CHECKING:
+    from segwright.inference.files import CaseRecord
+    from segwright.inference.predictor import Predictor
+
+logger = getLogger(__name__)
+
+SUMMARY = "summary.json"
+
+_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?:in)?)?(?:(\d+(?:\.\d+)?)s?)?")
+_SECONDS = (3600.0, 60.0, 1.0)
+
+
+def train(
+    dataset: str | Path,
+    *,
+    configuration: str,
+    fold: Fold,
+    workspace: Workspace | None = None,
+    plans: str = DEFAULT_PLANS,
+    budget: str | float | None = None,
+    network: str | None = None,
+    network_kwargs: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    workers: int | None = None,
+    environment: Mapping[str, str] = NO_ENVIRONMENT,
+) -> TrainedFold:
+    """Train one fold of one configuration, then predict and score its held-out cases.
+
+    Args:
+        dataset: Folder, name or id.
+        configuration: Of the plan; its cases are preprocessed first where needed.
+        fold: Which fold to hold out, or `all` to train on every case.
+        workspace: Where results go; `./segwright-work` by default.
+        plans: Name of the plans, made before.
+        budget: Training time, as `10m` or in seconds; the schedule follows the time.
+        network: Another network than the plan's: `residual-unet`, `module:function`.
+        network_kwargs: Its arguments.
+        settings: Further fields of `TrainConfig`, e.g. `num_epochs`.
+        resume: Continue an interrupted training; without it one that was begun is an error.
+        device: auto, cpu, mps or a GPU.
+        workers: Threads of preprocessing.
+        environment: Variables that explicit file lists may name.
+
+    Raises:
+        SegwrightError: dataset, plan, fold, a setting or the device is wrong, or the fold was begun before.
+    """
+    chosen = training_settings(budget, settings, network=network, network_kwargs=network_kwargs)
+    session = open_session(dataset, workspace, environment=environment)
+    plan = load_plan(session, plans)
+    require_folds(session, [fold])
+    require_trainable(plan, [configuration], chosen, device)
+    require_same_plan(session, plan, configuration)
+    folder = fold_folder(session, plan, configuration, fold)
+    if is_begun(folder) and not resume:
+        raise ModelError(f"{folder}: holds a training already; continue it with --resume, or remove the folder")
+    if not cases_are_fresh(session, plan, configuration):
+        make_cases(session, plan, configuration, workers=workers)
+    return train_fold(session, plan, configuration, fold, settings=chosen, device=device)
+
+
+def predict(
+    model: Path | str,
+    images: Path | str,
+    output: Path | str,
+    *,
+    folds: Sequence[int] | Literal["all"] | None = None,
+    checkpoint: str = "final",
+    mirroring: bool = True,
+    probabilities: bool = False,
+    overwrite: bool = False,
+    device: str = "auto",
+) -> list[CaseRecord]:
+    """Predict a folder of images (`CASE_0000.ENDING`, one file per channel) with a trained model.
+
+    Args:
+        model: Model folder, with `plans.json`, `dataset.json` and `fold_k`.
+        images: Input folder, never written to.
+        output: Gets one label map per case; cases that are there already are kept.
+        folds: Whose networks are averaged; all that are trained by default.
+        checkpoint: final, best or latest.
+        mirroring: Average over flipped images too.
+        probabilities: Also write `CASE.npz` with class probabilities.
+        overwrite: Predict again what is there.
+        device: auto, cpu, mps or a GPU.
+    """
+    from segwright.inference.files import predict_files
+
+    predictor = load_model(model, folds=folds, checkpoint=checkpoint, mirroring=mirroring, device=device)
+    return predict_files(predictor, Path(images), Path(output), probabilities=probabilities, overwrite=overwrite)
+
+
+def load_model(
+    model: Path | str,
+    *,
+    folds: Sequence[int] | Literal["all"] | None = None,
+    checkpoint: str = "final",
+    mirroring: bool = True,
+    device: str = "auto",
+) -> Predictor:
+    """Return the predictor of a model folder; `predict_case(volume)` gives the labels of one case in memory."""
+    from segwright.inference.model_folder import load_predictor
+
+    return load_predictor(Path(model), folds=folds, checkpoint=checkpoint, mirroring=mirroring, device=device)
+
+
+def evaluate(
+    reference: Path | str,
+    prediction: Path | str,
+    *,
+    dataset_json: Path | str | None = None,
+    output: Path | str | None = None,
+    workers: int | None = None,
+) -> Evaluation:
+    """Score predictions against references of the same file names and write nnU-Net's `summary.json`.
+
+    Args:
+        reference: Folder of true label maps.
+        prediction: Folder of predicted label maps.
+        dataset_json: Names labels and file ending; by default the one in, or one level above, either folder.
+        output: File of the scores; `summary.json` in the prediction folder by default.
+        workers: Threads.
+    """
+    truth, predicted = Path(reference), Path(prediction)
+    description = load_description(Path(dataset_json) if dataset_json else _find_description(truth, predicted))
+    labels = Labels.from_description(description)
+    found = scoring.evaluate(
+        truth,
+        predicted,
+        labels=labels,
+        file_ending=description.file_ending,
+        reader=choose_reader(description.file_ending, None, description.overwrite_image_reader_writer),
+        workers=workers,
+    )
+    file = Path(output) if output else predicted / SUMMARY
+    found.save(file)
+    return Evaluation(scores=found, file=file, labels=labels)
+
+
+def seconds(duration: str | float | None) -> float | None:
+    """Return a duration such as `90s`, `10m`, `1h30m` or plain seconds in seconds.
+
+    >>> seconds("1h30m"), seconds("90"), seconds(5)
+    (5400.0, 90.0, 5.0)
+    """
+    if duration is None:
+        return None
+    match = _DURATION.fullmatch(str(duration).strip().lower().replace(" ", ""))
+    parts = match.groups() if match else ()
+    found = sum(float(part) * unit for part, unit in zip(parts, _SECONDS, strict=False) if part)
+    if found <= 0:
+        raise ConfigError(f"budget '{duration}' is not a duration; write for instance 90s, 10m or 1h30m")
+    return found
+
+
+def keyword_values(pairs: Sequence[str]) -> dict[str, Any]:
+    """Return `KEY=VALUE` texts as keyword arguments; a value is read as JSON where it is JSON.
+
+    >>> keyword_values(["width=48", "norm=batch"])
+    {'width': 48, 'norm': 'batch'}
+    """
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise ConfigError(f"'{pair}' is not KEY=VALUE; write for instance width=48")
+        try:
+            values[name] = json.loads(text)
+        except json.JSONDecodeError:
+            values[name] = text
+    return values
+
+
+def training_settings(
+    budget: str | float | None,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    network: str | None = None,
+    network_kwargs: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return the fields of `TrainConfig` that were asked for."""
+    chosen = {**(settings or {})}
+    if budget is not None:
+        chosen["budget_s"] = seconds(budget)
+    if network is not None:
+        chosen["network"] = network
+    if network_kwargs:
+        chosen["network_kwargs"] = dict(network_kwargs)
+    return chosen
+
+
+def _find_description(reference: Path, prediction: Path) -> Path:
+    for folder in (prediction, reference, reference.parent, prediction.parent):
+        if (folder / DATASET_JSON).is_file():
+            return folder / DATASET_JSON
+    raise DatasetError(
+        f"{prediction}: no {DATASET_JSON} here, in {reference} or beside it; name one with --dataset-json FILE"
+    )

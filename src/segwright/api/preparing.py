@@ -1,0 +1,304 @@
+"""The verbs before training: check, fingerprint, plan, preprocess; each leaves alone what is there and fresh."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from logging import getLogger
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segwright.api.session import Session, open_session, workspace_or_default, writing_problem
+from segwright.core.documents import atomic_path, file_hash
+from segwright.core.errors import PlanError, ProblemReport
+from segwright.data import checks
+from segwright.data import fingerprint as measuring
+from segwright.data.dataset import NO_ENVIRONMENT, load_description
+from segwright.data.fingerprint import Fingerprint
+from segwright.data.freshness import folder_digest
+from segwright.data.images import choose_reader
+from segwright.data.plan import Plan
+from segwright.data.store import CaseStore
+from segwright.planning import planner, presets, rationale
+from segwright.workspace import DATASET_JSON, Workspace
+
+if TYPE_CHECKING:
+    from segwright.preprocessing.pipeline import PreprocessReport
+
+logger = getLogger(__name__)
+
+DEFAULT_PLANS = presets.PRESETS["default"].plans_name
+UNNAMED_DATASET = "Dataset"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOptions:
+    """What a person may decide about a plan.
+
+    Attributes:
+        preset: default, resenc, resenc-m, resenc-l or resenc-xl.
+        gpu_memory_gb: Memory to aim at; the preset's by default.
+        name: Name of the plans and of their file; the preset's by default.
+        spacing: Target spacing in the images' axis order; planned by default.
+        resampling: default, torch, torch-sepz or none.
+    """
+
+    preset: str = "default"
+    gpu_memory_gb: float | None = None
+    name: str | None = None
+    spacing: tuple[float, float, float] | None = None
+    resampling: str = "default"
+
+
+DEFAULT_OPTIONS = PlanOptions()
+
+
+def check(
+    dataset: str | Path,
+    *,
+    workspace: Workspace | None = None,
+    workers: int | None = None,
+    environment: Mapping[str, str] = NO_ENVIRONMENT,
+) -> checks.Findings:
+    """Look for everything that is wrong with a dataset, in one pass over its files; nothing is written.
+
+    Example:
+        >>> findings = check("raw/Dataset004_Hippocampus")  # doctest: +SKIP
+        >>> [str(problem) for problem in findings.errors]  # doctest: +SKIP
+    """
+    place = workspace_or_default(workspace)
+    findings = checks.check(place.resolve_dataset(dataset), workers=workers, environment=environment)
+    problem = writing_problem(place)
+    return findings if problem is None else replace(findings, errors=(*findings.errors, problem))
+
+
+def fingerprint(
+    dataset: str | Path,
+    *,
+    workspace: Workspace | None = None,
+    workers: int | None = None,
+    force: bool = False,
+    environment: Mapping[str, str] = NO_ENVIRONMENT,
+) -> Fingerprint:
+    """Check the dataset, then measure shapes, spacings and intensities, or return what was measured before.
+
+    Raises:
+        ProblemReport: something is wrong with the dataset; every finding is listed.
+    """
+    session = open_session(dataset, workspace, environment=environment)
+    return make_fingerprint(session, workers=workers, force=force)[0]
+
+
+def plan(
+    dataset: str | Path,
+    *,
+    workspace: Workspace | None = None,
+    options: PlanOptions = DEFAULT_OPTIONS,
+    workers: int | None = None,
+    force: bool = False,
+    environment: Mapping[str, str] = NO_ENVIRONMENT,
+) -> Plan:
+    """Plan a dataset: every value that the later stages need, with its reason; measured first where needed.
+
+    A plans file that was edited by hand, or written by another program, is kept unless `force`.
+    """
+    presets.preset(options.preset, options.resampling)
+    session = open_session(dataset, workspace, environment=environment)
+    found, _ = make_fingerprint(session, workers=workers)
+    return make_plan(session, found, options, force=force)[0]
+
+
+def plan_from_fingerprint(fingerprint: Path, dataset_json: Path, *, options: PlanOptions = DEFAULT_OPTIONS) -> Plan:
+    """Plan without images; nothing is written. The dataset is named after the folder of `dataset_json`."""
+    chosen = presets.preset(options.preset, options.resampling)
+    measured = Fingerprint.load(fingerprint)
+    description = load_description(dataset_json)
+    return planner.plan(
+        measured,
+        description,
+        dataset_name=dataset_json.absolute().parent.name or UNNAMED_DATASET,
+        reader=choose_reader(description.file_ending, None, description.overwrite_image_reader_writer),
+        preset=chosen,
+        gpu_memory_gb=options.gpu_memory_gb,
+        spacing=options.spacing,
+        plans_name=options.name,
+    )
+
+
+def explain(plan: Plan) -> str:
+    """Return the reason of every decision in a plan as text."""
+    return rationale.explain(plan)
+
+
+def preprocess(
+    dataset: str | Path,
+    *,
+    workspace: Workspace | None = None,
+    plans: str = DEFAULT_PLANS,
+    configurations: Sequence[str] | None = None,
+    workers: int | None = None,
+    environment: Mapping[str, str] = NO_ENVIRONMENT,
+) -> dict[str, PreprocessReport]:
+    """Crop, normalise, resample and store all cases; those that are there and fresh are kept.
+
+    Args:
+        dataset: Folder, name or id.
+        workspace: Where results go; `./segwright-work` by default.
+        plans: Name of the plans, made before.
+        configurations: All of the plan by default.
+        workers: Threads.
+        environment: Variables that explicit file lists may name.
+
+    Returns:
+        What was done, by configuration.
+    """
+    session = open_session(dataset, workspace, environment=environment)
+    made = load_plan(session, plans)
+    names = tuple(configurations or made.configuration_names)
+    for name in names:
+        made.configuration(name)
+    return {name: make_cases(session, made, name, workers=workers) for name in data_owners(made, names)}
+
+
+def verify(session: Session, *, workers: int | None = None) -> bool:
+    """Check the raw files unless they were found good as they are now; return whether that was needed.
+
+    Raises:
+        ProblemReport: all that is wrong.
+    """
+    if session.journal.holds("check", session.raw_state):
+        return False
+    findings = checks.check(session.dataset.folder, workers=workers)
+    for problem in findings.warnings:
+        logger.warning("%s", problem)
+    if findings.errors:
+        raise ProblemReport(findings.errors)
+    session.journal.record("check", session.raw_state)
+    return True
+
+
+def make_fingerprint(session: Session, *, workers: int | None = None, force: bool = False) -> tuple[Fingerprint, bool]:
+    """Return the fingerprint, and whether it had to be measured."""
+    file = session.workspace.fingerprint_file(session.name)
+    stage = "fingerprint"
+    verify(session, workers=workers)
+    if file.is_file() and not force:
+        if session.journal.holds(stage, session.raw_state):
+            return Fingerprint.load(file), False
+        if not session.journal.knows(stage):
+            found = Fingerprint.load(file)
+            if len(found.spacings) == len(session.dataset.cases):
+                logger.info("%s was there already and is kept; segwright fingerprint --force measures again", file)
+                session.journal.record(stage, session.raw_state)
+                return found, False
+        logger.info("the dataset changed since it was measured")
+    found = measuring.extract(session.dataset, workers=workers)
+    found.save(file)
+    session.journal.record(stage, session.raw_state)
+    return found, True
+
+
+def make_plan(session: Session, found: Fingerprint, options: PlanOptions, *, force: bool = False) -> tuple[Plan, bool]:
+    """Return the plan, and whether it had to be made; a file that is not as we wrote it is kept unless `force`."""
+    chosen = presets.preset(options.preset, options.resampling)
+    name = options.name or chosen.plans_name
+    _copy_description(session)
+    file = session.workspace.plans_file(session.name, name)
+    stage = f"plans {name}"
+    made_from = [
+        file_hash(session.workspace.fingerprint_file(session.name)),
+        session.dataset.description.raw(),
+        asdict(options),
+    ]
+    existing = Plan.load(file) if file.is_file() else None
+    if existing is not None and not force:
+        if not session.journal.holds(f"{stage} as written", file_hash(file)):
+            _say_kept(file, session, stage, made_from)
+            return existing, False
+        if session.journal.holds(stage, made_from):
+            return existing, False
+    made = planner.plan(
+        found,
+        session.dataset.description,
+        dataset_name=session.name,
+        reader=session.dataset.reader,
+        preset=chosen,
+        gpu_memory_gb=options.gpu_memory_gb,
+        spacing=options.spacing,
+        plans_name=name,
+        existing=existing,
+    )
+    made.save(file)
+    session.journal.record(f"{stage} as written", file_hash(file))
+    session.journal.record(stage, made_from)
+    return made, True
+
+
+def load_plan(session: Session, name: str) -> Plan:
+    """Return the plan of that name.
+
+    Raises:
+        PlanError: it was not made yet.
+    """
+    file = session.workspace.plans_file(session.name, name)
+    if not file.is_file():
+        raise PlanError(f"{file}: no such plans; make them first with 'segwright plan {session.dataset.folder}'")
+    return Plan.load(file)
+
+
+def data_owners(plan: Plan, names: Sequence[str]) -> tuple[str, ...]:
+    """Return configurations that between them have all the preprocessed data of `names`; some share theirs."""
+    owners: dict[str, str] = {}
+    for name in names:
+        owners.setdefault(plan.configuration(name).data_identifier, name)
+    return tuple(owners.values())
+
+
+def make_cases(session: Session, plan: Plan, name: str, *, workers: int | None = None) -> PreprocessReport:
+    """Preprocess what is missing or stale of one configuration."""
+    from segwright.preprocessing.pipeline import preprocess_dataset
+
+    folder = cases_folder(session, plan, name)
+    report = preprocess_dataset(session.dataset, plan, name, CaseStore(folder), workers=workers)
+    session.journal.record(*_cases_record(session, plan, name))
+    return report
+
+
+def cases_are_fresh(session: Session, plan: Plan, name: str) -> bool:
+    """Whether the preprocessed data are as they were left, and the raw files and the plan too; a glance, no reading."""
+    return session.journal.holds(*_cases_record(session, plan, name))
+
+
+def cases_folder(session: Session, plan: Plan, name: str) -> Path:
+    """Return where the preprocessed cases of a configuration are."""
+    return session.workspace.case_folder(session.name, plan.configuration(name).data_identifier)
+
+
+def _cases_record(session: Session, plan: Plan, name: str) -> tuple[str, object]:
+    configuration = plan.configuration(name).model_dump(mode="json", by_alias=True)
+    shared = {key: value for key, value in plan.to_json().items() if key not in ("configurations", "segwright")}
+    made_from = [session.raw_state, configuration, shared, folder_digest(cases_folder(session, plan, name))]
+    return f"cases {plan.plans_name} {name}", made_from
+
+
+def _copy_description(session: Session) -> None:
+    """Keep a byte copy of dataset.json beside the preprocessed data, as nnU-Net does."""
+    source = session.dataset.folder / DATASET_JSON
+    target = session.workspace.dataset_copy(session.name)
+    content = source.read_bytes()
+    if not target.is_file() or target.read_bytes() != content:
+        with atomic_path(target) as temporary:
+            temporary.write_bytes(content)
+
+
+def _say_kept(file: Path, session: Session, stage: str, made_from: object) -> None:
+    if not session.journal.knows(stage):
+        logger.info("%s was not written by this workspace and is kept", file)
+    elif session.journal.holds(stage, made_from):
+        logger.info("%s was edited by hand and is kept", file)
+    else:
+        logger.warning(
+            "%s was edited by hand and is kept although dataset or options changed; "
+            "give another --name, or overwrite it with 'segwright plan --force'",
+            file,
+        )

@@ -1,0 +1,84 @@
+"""One dataset in one workspace: what a verb works on, and what is known about the freshness of each stage."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from segwright.core.errors import Problem
+from segwright.data.dataset import NO_ENVIRONMENT, Dataset, load
+from segwright.data.freshness import Journal, listing_digest
+from segwright.workspace import DATASET_JSON, SPLITS_JSON, Workspace
+
+DEFAULT_WORK = Path("segwright-work")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """A loaded dataset, where its results go, and a digest of its raw files."""
+
+    workspace: Workspace
+    dataset: Dataset
+    journal: Journal
+    raw_state: str
+
+    @property
+    def name(self) -> str:
+        """Name of the dataset."""
+        return self.dataset.name
+
+    @property
+    def raw_splits(self) -> Path:
+        """Where the raw dataset may keep splits of its own."""
+        return self.dataset.folder / SPLITS_JSON
+
+
+def open_session(
+    dataset: str | Path, workspace: Workspace | None, *, environment: Mapping[str, str] = NO_ENVIRONMENT
+) -> Session:
+    """Load a dataset and make sure that results can be written, before any work starts.
+
+    Args:
+        dataset: Folder, name or id.
+        workspace: Where results go; `./segwright-work` by default.
+        environment: Variables that explicit file lists may name.
+
+    Raises:
+        SegwrightError: the dataset is not usable or the workspace not writable.
+    """
+    place = workspace_or_default(workspace)
+    loaded = load(place.resolve_dataset(dataset), environment=environment)
+    place.require_writable()
+    return Session(
+        workspace=place,
+        dataset=loaded,
+        journal=Journal(place.preprocessed_dataset(loaded.name)),
+        raw_state=listing_digest(_raw_files(loaded)),
+    )
+
+
+def workspace_or_default(workspace: Workspace | None) -> Workspace:
+    """Return the workspace, or the one below `./segwright-work`."""
+    return Workspace.under(DEFAULT_WORK.absolute()) if workspace is None else workspace
+
+
+def writing_problem(workspace: Workspace) -> Problem | None:
+    """Return why results cannot be written, without making a folder."""
+    for folder in (workspace.preprocessed, workspace.results):
+        existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            what = "no folder" if not existing.is_dir() else "not writable"
+            return Problem(
+                where=f"work folder {folder}", what=f"{existing} is {what}", remedy="choose another one with --work DIR"
+            )
+    return None
+
+
+def _raw_files(dataset: Dataset) -> Iterator[Path]:
+    yield dataset.folder / DATASET_JSON
+    for case in dataset.cases:
+        yield from case.images
+        if case.label is not None:
+            yield case.label

@@ -1,0 +1,69 @@
+"""The program `segwright`: its global options and its verbs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from segwright.cli import models, stages
+from segwright.cli.grammar import Verbs
+
+app = typer.Typer(
+    name="segwright",
+    cls=Verbs,
+    help="From a folder of medical images with labels to a trained, evaluated, deployable segmentation model.",
+    epilog="Global options may stand before or after the command. 'segwright COMMAND --help' tells more.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import segwright
+
+        print(f"segwright {segwright.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def settings(
+    context: typer.Context,
+    work: Annotated[
+        Path | None, typer.Option("--work", metavar="DIR", help="Where everything lands (default ./segwright-work).")
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors on stderr.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an unexpected error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Prepare logging and hand the work folder on."""
+    from segwright.core import log
+
+    log.configure(-1 if quiet else int(verbose or debug))
+    context.obj = work
+
+
+for verb in (
+    models.run,
+    stages.check,
+    stages.fingerprint,
+    stages.plan,
+    stages.preprocess,
+    models.train,
+    models.predict,
+    models.evaluate,
+    models.demo,
+):
+    app.command(verb.__name__)(verb)
+
+
+def main() -> None:
+    """Run the program; leaves the process with 0, 1 (the user can mend it), 2 (our fault) or 130 (interrupted)."""
+    app()

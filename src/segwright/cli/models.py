@@ -1,0 +1,179 @@
+"""The verbs from training on: train, predict, evaluate, run, demo."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from segwright.cli import options
+from segwright.cli.tables import number, print_scores, print_table
+
+DEMO_WORK = Path("segwright-demo")
+
+
+def train(
+    context: typer.Context,
+    dataset: options.Dataset,
+    config: Annotated[str, typer.Option("--config", "-c", metavar="C", help="Configuration, e.g. 3d_fullres.")],
+    fold: Annotated[
+        str, typer.Option("--fold", metavar="K|all", help="Fold to hold out, or all to train on every case.")
+    ],
+    plans: options.Plans = "nnUNetPlans",
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Epochs (default 1000).")] = None,
+    iterations: Annotated[
+        int | None, typer.Option("--iterations", min=1, help="Steps per epoch (default 250).")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Default: as planned.")] = None,
+    budget: options.Budget = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of all random draws.")] = None,
+    network: Annotated[
+        str | None, typer.Option("--network", metavar="REF", help="unet, residual-unet or module:function.")
+    ] = None,
+    network_arg: Annotated[
+        list[str] | None, typer.Option("--network-arg", metavar="KEY=VALUE", help="Argument of --network; repeatable.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted training.")] = False,
+    device: options.Device = "auto",
+) -> None:
+    """Train one fold of one configuration, then predict and score its held-out cases."""
+    from segwright import api
+
+    knobs = {"num_epochs": epochs, "num_iterations_per_epoch": iterations, "batch_size": batch_size, "seed": seed}
+    trained = api.train(
+        dataset,
+        workspace=options.workspace_of(context),
+        configuration=config,
+        fold=options.one_fold(fold),
+        plans=plans,
+        budget=budget,
+        network=network,
+        network_kwargs=api.keyword_values(network_arg or ()),
+        resume=resume,
+        device=device,
+        settings={name: value for name, value in knobs.items() if value is not None},
+    )
+    print_scores(f"{config}, fold {fold}: Dice of held-out cases", {"Dice": trained.dice})
+    print(f"model: {trained.model}")
+
+
+def predict(
+    model: Annotated[Path, typer.Option("--model", "-m", metavar="DIR", help="Model folder (Trainer__plans__config).")],
+    images: Annotated[Path, typer.Option("-i", "--input", metavar="IN", help="Folder of images, CASE_0000.ENDING.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="Folder for the label maps.")],
+    folds: Annotated[
+        list[str] | None, typer.Option("--folds", metavar="0,1|all", help="Folds to average (default: all there are).")
+    ] = None,
+    checkpoint: Annotated[str, typer.Option("--checkpoint", metavar="NAME", help="final, best or latest.")] = "final",
+    no_mirroring: Annotated[bool, typer.Option("--no-mirroring", help="Faster, a little less accurate.")] = False,
+    probabilities: Annotated[
+        str | None, typer.Option("--probabilities", metavar="npz", help="Also write class probabilities.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again what is there already.")] = False,
+    device: options.Device = "auto",
+) -> None:
+    """Predict a folder of images with a trained model."""
+    from segwright import api
+
+    if probabilities not in (None, "npz"):
+        raise typer.BadParameter(f"'{probabilities}' is not a format; choose npz", param_hint="--probabilities")
+    records = api.predict(
+        model,
+        images,
+        output,
+        folds=options.fold_numbers(folds),
+        checkpoint=checkpoint,
+        mirroring=not no_mirroring,
+        probabilities=probabilities is not None,
+        overwrite=overwrite,
+        device=device,
+    )
+    kept = sum(record.kept for record in records)
+    print(f"{len(records)} cases in {output}" + (f", {kept} of them kept from before" if kept else ""))
+
+
+def evaluate(
+    reference: Annotated[Path, typer.Argument(metavar="REFERENCE_DIR", help="Folder of true label maps.")],
+    prediction: Annotated[Path, typer.Argument(metavar="PREDICTION_DIR", help="Folder of predicted label maps.")],
+    dataset_json: Annotated[
+        Path | None,
+        typer.Option("--dataset-json", metavar="F", help="Names the labels (default: found beside either folder)."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Where to write summary.json.")
+    ] = None,
+    workers: options.Workers = None,
+) -> None:
+    """Score predictions: Dice, IoU and counts per case and class, in nnU-Net's summary.json."""
+    from segwright import api
+
+    result = api.evaluate(reference, prediction, dataset_json=dataset_json, output=output, workers=workers)
+    rows = [
+        [name, number(item.dice), number(item.iou), f"{item.n_pred:.0f}", f"{item.n_ref:.0f}"]
+        for name, item in result.named_means()
+    ]
+    title = f"{len(result.scores.metric_per_case)} cases"
+    print_table(title, ["class", "Dice", "IoU", "voxels predicted", "voxels true"], rows)
+    print(f"written to {result.file}")
+
+
+def run(
+    context: typer.Context,
+    dataset: options.Dataset,
+    config: options.Configurations = None,
+    folds: Annotated[
+        list[str] | None, typer.Option("--folds", metavar="0|0,1|all", help="Folds to train (default 0).")
+    ] = None,
+    budget: options.Budget = None,
+    preset: options.Preset = "default",
+    device: options.Device = "auto",
+    workers: options.Workers = None,
+) -> None:
+    """Do everything: check, fingerprint, plan, preprocess, train, validate. Started again, do what is missing."""
+    from segwright import api
+
+    report = api.run(
+        dataset,
+        workspace=options.workspace_of(context),
+        configurations=options.words(config) or None,
+        folds=options.fold_numbers(folds),
+        budget=budget,
+        preset=preset,
+        device=device,
+        workers=workers,
+    )
+    rows = {f"{item.configuration} fold {item.fold}": item.dice for item in report.folds}
+    print_scores("Dice of held-out cases", rows)
+    for model in report.models:
+        print(f"model: {model}")
+    if not report.done:
+        print("nothing to do: everything is there already")
+
+
+def demo(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="DIR", help="Folder (default ./segwright-demo, or --work).")
+    ] = None,
+    budget: options.Budget = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew instead of continuing an earlier demo.")] = False,
+    device: options.Device = "auto",
+) -> None:
+    """Make a phantom dataset, train on it, predict and score unseen cases, draw pictures; takes four minutes."""
+    from segwright import api
+
+    folder = output or context.obj or DEMO_WORK
+    result = api.demo(folder, budget=budget, fresh=fresh, device=device)
+    if as_json:
+        print(json.dumps(result.to_json()))
+        return
+    rows = [[name, number(dice)] for name, dice in [*result.per_label.items(), ("mean", result.mean_dice)]]
+    print_table("Dice on cases it did not train on", ["structure", "Dice"], rows)
+    print(f"pictures (image, truth, prediction): {result.pictures[0].parent}")
+    for picture in result.pictures:
+        print(f"  {picture}")
+    print(f"model: {result.model}")
+    print(f"{result.seconds:.0f} s in all")

@@ -1,0 +1,101 @@
+"""Values of the command line: folds, lists, the workspace; the options that several verbs share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from segwright.workspace import Workspace
+
+DEFAULT_WORK = Path("segwright-work")
+
+
+def words(values: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the words of a repeated option, each of which may itself be a list with commas.
+
+    >>> words(["2d,3d_fullres", "2d"])
+    ('2d', '3d_fullres')
+    """
+    found = (word.strip() for value in values or () for word in value.split(","))
+    return tuple(dict.fromkeys(word for word in found if word))
+
+
+def fold_numbers(values: Sequence[str] | None) -> tuple[int, ...] | Literal["all"] | None:
+    """Return folds as numbers, the word `all`, or None where nothing was given.
+
+    >>> fold_numbers(["0,1", "4"]), fold_numbers(["all"])
+    ((0, 1, 4), 'all')
+    """
+    found = words(values)
+    if not found:
+        return None
+    if found == ("all",):
+        return "all"
+    wrong = [word for word in found if not word.isdecimal()]
+    if wrong:
+        raise typer.BadParameter(
+            f"'{wrong[0]}' is not a fold; write for instance 0, or 0,1,2, or all", param_hint="--folds"
+        )
+    return tuple(int(word) for word in found)
+
+
+def one_fold(text: str) -> int | Literal["all"]:
+    """Return one fold: a number or the word `all`."""
+    if text == "all":
+        return "all"
+    if not text.isdecimal():
+        raise typer.BadParameter(f"'{text}' is not a fold; write a number such as 0, or all", param_hint="--fold")
+    return int(text)
+
+
+def workspace_of(context: typer.Context, *, default: Path = DEFAULT_WORK) -> Workspace:
+    """Return where this call reads and writes.
+
+    An explicit `--work` decides where results go. Without it the variables `nnUNet_raw`, `nnUNet_preprocessed` and
+    `nnUNet_results` are honoured where set. Raw data is only read, so its variable counts whenever the work folder
+    has no raw tree of its own.
+    """
+    from segwright.workspace import Workspace
+
+    given: Path | None = context.obj
+    own = Workspace.under((given or default).absolute())
+    raw = _variable("nnUNet_raw", own.raw)
+    if given is not None:
+        return Workspace(raw=own.raw if own.raw.is_dir() else raw, preprocessed=own.preprocessed, results=own.results)
+    return Workspace(
+        raw=raw,
+        preprocessed=_variable("nnUNet_preprocessed", own.preprocessed),
+        results=_variable("nnUNet_results", own.results),
+    )
+
+
+def _variable(name: str, default: Path) -> Path:
+    value = os.environ.get(name)
+    return Path(value).absolute() if value else default
+
+
+Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="Folder of a raw dataset, its name, or its id (4).")]
+Plans = Annotated[str, typer.Option("--plans", metavar="NAME", help="Name of the plans.")]
+Configurations = Annotated[
+    list[str] | None, typer.Option("--config", "-c", metavar="NAME ...", help="Configurations, e.g. 2d 3d_fullres.")
+]
+Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, mps, or a GPU (cuda, cuda:1).")]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Threads (default: every CPU it may use).")]
+Budget = Annotated[
+    str | None, typer.Option("--budget", metavar="TIME", help="Training time of each fold, e.g. 90s, 10m, 1h30m.")
+]
+Preset = Annotated[str, typer.Option("--preset", metavar="P", help="default, resenc, resenc-m, resenc-l or resenc-xl.")]
+Resampling = Annotated[str, typer.Option("--resampling", metavar="R", help="default, torch, torch-sepz or none.")]
+GpuMemory = Annotated[
+    float | None,
+    typer.Option("--gpu-memory", metavar="GB", min=0.1, help="Memory the plan aims at (default: preset's)."),
+]
+Spacing = Annotated[
+    tuple[float, float, float] | None,
+    typer.Option("--spacing", metavar="Z Y X", help="Target spacing instead of the planned one."),
+]

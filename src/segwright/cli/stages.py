@@ -1,0 +1,140 @@
+"""The verbs before training: check, fingerprint, plan, preprocess."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from segwright.cli import options
+from segwright.cli.tables import number, print_table
+
+
+def check(context: typer.Context, dataset: options.Dataset, workers: options.Workers = None) -> None:
+    """Report every problem of a dataset in one pass; exit code 1 if there is one."""
+    from segwright import api
+
+    findings = api.check(dataset, workspace=options.workspace_of(context), workers=workers)
+    for problem in findings.errors:
+        print(f"error: {problem}")
+    for problem in findings.warnings:
+        print(f"warning: {problem}")
+    if findings.errors:
+        print(f"{len(findings.errors)} error(s), {len(findings.warnings)} warning(s)")
+        raise typer.Exit(1)
+    print(
+        f"ok: {dataset} is a usable dataset" + (f", {len(findings.warnings)} warning(s)" if findings.warnings else "")
+    )
+
+
+def fingerprint(
+    context: typer.Context,
+    dataset: options.Dataset,
+    workers: options.Workers = None,
+    force: Annotated[bool, typer.Option("--force", help="Measure again even if nothing changed.")] = False,
+) -> None:
+    """Measure shapes, spacings and intensities of all cases."""
+    from segwright import api
+
+    workspace = options.workspace_of(context)
+    found = api.fingerprint(dataset, workspace=workspace, workers=workers, force=force)
+    rows = [
+        [
+            channel,
+            *(
+                number(value)
+                for value in (item.mean, item.std, item.percentile_00_5, item.median, item.percentile_99_5)
+            ),
+        ]
+        for channel, item in found.foreground_intensity_properties_per_channel.items()
+    ]
+    print_table("Foreground intensities", ["channel", "mean", "std", "0.5 %", "median", "99.5 %"], rows)
+    file = workspace.fingerprint_file(workspace.resolve_dataset(dataset).name)
+    print(f"{len(found.spacings)} cases; written to {file}")
+
+
+def plan(
+    context: typer.Context,
+    dataset: Annotated[
+        str | None, typer.Argument(metavar="DATASET", help="Folder of a raw dataset, name, or id.")
+    ] = None,
+    preset: options.Preset = "default",
+    gpu_memory: options.GpuMemory = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="N", help="Name of the plans (default: preset's).")
+    ] = None,
+    spacing: options.Spacing = None,
+    resampling: options.Resampling = "default",
+    explain: Annotated[bool, typer.Option("--explain", help="Print the reason of every decision.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a plans file that was edited by hand.")] = False,
+    from_fingerprint: Annotated[
+        Path | None, typer.Option("--from-fingerprint", metavar="FILE", help="Plan from a fingerprint, without images.")
+    ] = None,
+    dataset_json: Annotated[
+        Path | None, typer.Option("--dataset-json", metavar="FILE", help="The dataset.json of --from-fingerprint.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Where to write the plans instead.")
+    ] = None,
+) -> None:
+    """Decide everything about training, in nnU-Net's plans.json, with the reasons."""
+    from segwright import api
+    from segwright.core.errors import ConfigError
+
+    settings = api.PlanOptions(
+        preset=preset, gpu_memory_gb=gpu_memory, name=name, spacing=spacing, resampling=resampling
+    )
+    if (from_fingerprint is None) != (dataset_json is None) or (from_fingerprint is None) == (dataset is None):
+        raise ConfigError("plan: give either DATASET, or --from-fingerprint FILE together with --dataset-json FILE")
+    if from_fingerprint is not None and dataset_json is not None:
+        made = api.plan_from_fingerprint(from_fingerprint, dataset_json, options=settings)
+        file = output or Path(f"{made.plans_name}.json")
+        made.save(file)
+    else:
+        workspace = options.workspace_of(context)
+        made = api.plan(str(dataset), workspace=workspace, options=settings, force=force)
+        file = workspace.plans_file(workspace.resolve_dataset(str(dataset)).name, made.plans_name)
+        if output is not None:
+            made.save(output)
+            file = output
+    configurations = {each: made.configuration(each) for each in made.configuration_names}
+    rows = [
+        [
+            each,
+            _sizes(item.spacing),
+            _sizes(item.median_image_size_in_voxels),
+            _sizes(item.patch_size),
+            str(item.batch_size),
+        ]
+        for each, item in configurations.items()
+    ]
+    print_table(made.plans_name, ["configuration", "spacing", "median size", "patch", "batch"], rows)
+    if explain:
+        print(api.explain(made))
+    print(f"written to {file}")
+
+
+def preprocess(
+    context: typer.Context,
+    dataset: options.Dataset,
+    plans: options.Plans = "nnUNetPlans",
+    config: options.Configurations = None,
+    workers: options.Workers = None,
+) -> None:
+    """Crop, normalise and resample all cases; cases that are there already are kept."""
+    from segwright import api
+
+    reports = api.preprocess(
+        dataset,
+        workspace=options.workspace_of(context),
+        plans=plans,
+        configurations=options.words(config) or None,
+        workers=workers,
+    )
+    for name, report in reports.items():
+        print(f"{name}: {len(report.done)} cases preprocessed, {len(report.skipped)} kept")
+
+
+def _sizes(values: tuple[float, ...]) -> str:
+    return " x ".join(f"{value:g}" if abs(value) < 1e5 else f"{value:.0f}" for value in values)

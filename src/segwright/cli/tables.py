@@ -1,0 +1,41 @@
+"""Results as tables on stdout."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print one table; columns after the first are right-aligned (they hold numbers)."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        needed = 4 + sum(3 + max(len(row[index]) for row in [columns, *rows]) for index in range(len(columns)))
+        console = Console(highlight=False, width=max(80, needed))
+    table = Table(title=title or None, box=SIMPLE_HEAD, title_justify="left", title_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def print_scores(title: str, rows: Mapping[str, Mapping[str, float]]) -> None:
+    """Print a table with one row per name and one column per measure."""
+    measures = list(next(iter(rows.values()), {}))
+    print_table(
+        title, ["", *measures], [[name, *(number(values[key]) for key in measures)] for name, values in rows.items()]
+    )
+
+
+def number(value: float | None) -> str:
+    """Return a score as text; a measure without any case is a dash.
+
+    >>> number(0.87654), number(float("nan"))
+    ('0.8765', '-')
+    """
+    return "-" if value is None or math.isnan(value) else f"{value:.4f}"

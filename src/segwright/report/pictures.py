@@ -1,0 +1,99 @@
+"""Overlay pictures: the image, the true outline and the predicted one, in the slice that shows most structure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from segwright.core.documents import atomic_path
+
+COLOURS = ("#4cc9f0", "#f72585", "#f9c74f", "#43aa8b", "#b5179e", "#f3722c", "#90be6d", "#577590")
+"""Colours of the labels 1, 2, ...; told apart by most colour-blind people where they touch."""
+
+_PANEL_INCHES = 3.2
+_DPI = 110
+_FILL = 0.35
+_GREY_PERCENTILES = (0.5, 99.9)
+
+
+def save_overlay(
+    path: Path,
+    image: npt.NDArray[Any],
+    reference: npt.NDArray[Any],
+    prediction: npt.NDArray[Any],
+    *,
+    names: Sequence[str],
+    title: str = "",
+) -> None:
+    """Write a PNG with three panels: image, image with the reference, image with the prediction.
+
+    Args:
+        path: where to; written whole or not at all.
+        image: one channel (Z, Y, X).
+        reference: label map (Z, Y, X).
+        prediction: label map (Z, Y, X).
+        names: of the labels 1, 2, ... for the legend.
+        title: above the panels.
+    """
+    index = best_slice(reference, prediction)
+    grey = image[index].astype(np.float32)
+    low, high = np.percentile(image, _GREY_PERCENTILES)
+    figure = Figure(figsize=(3 * _PANEL_INCHES, _PANEL_INCHES + 0.7), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 3)
+    content = (("image", None), ("truth", reference[index]), ("prediction", prediction[index]))
+    for panel, (heading, labels) in zip(panels, content, strict=True):
+        panel.imshow(grey, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), origin="lower")
+        panel.set_title(heading, fontsize=10)
+        panel.set_axis_off()
+        if labels is not None:
+            _draw_labels(panel, labels)
+    handles = [_swatch(value) for value in range(1, len(names) + 1)]
+    figure.legend(
+        handles, names, loc="outside lower center", ncols=max(1, min(6, len(names))), frameon=False, fontsize=9
+    )
+    figure.suptitle(f"{title}  (slice {index})" if title else f"slice {index}", fontsize=11)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def best_slice(reference: npt.NDArray[Any], prediction: npt.NDArray[Any]) -> int:
+    """Return the slice along axis 0 where the rarest label has most voxels, the middle one where there is none.
+
+    A large structure is seen in many slices, a small one only in a few.
+    """
+    values, counts = np.unique(reference[reference > 0], return_counts=True)
+    if len(values):
+        area = (reference == values[np.argmin(counts)]).sum(axis=(1, 2))
+    else:
+        area = (prediction > 0).sum(axis=(1, 2))
+    return int(area.argmax()) if area.any() else len(reference) // 2
+
+
+def _draw_labels(panel: Any, labels: npt.NDArray[Any]) -> None:
+    for value in np.unique(labels[labels > 0]).astype(int):
+        mask = labels == value
+        filled = np.zeros((*mask.shape, 4), dtype=np.float32)
+        filled[mask] = _rgba(int(value), _FILL)
+        panel.imshow(filled, origin="lower")
+        panel.contour(mask, levels=[0.5], colors=[_colour(int(value))], linewidths=1.2)
+
+
+def _swatch(value: int) -> Patch:
+    return Patch(color=_colour(value))
+
+
+def _colour(value: int) -> str:
+    return COLOURS[(value - 1) % len(COLOURS)]
+
+
+def _rgba(value: int, opacity: float) -> tuple[float, float, float, float]:
+    red, green, blue = (int(_colour(value)[first : first + 2], 16) / 255 for first in (1, 3, 5))
+    return red, green, blue, opacity

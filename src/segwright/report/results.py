@@ -1,0 +1,83 @@
+"""What the verbs give back: trained folds, whole runs, evaluations, the demo."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segwright.data.labels import Labels
+from segwright.evaluation.scores import Measures, Scores, class_key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedFold:
+    """One trained fold.
+
+    Attributes:
+        configuration: Name of the configuration.
+        fold: Number, or `all`.
+        model: Model folder, to predict with.
+        folder: The fold's folder in it.
+        dice: Mean Dice of the held-out cases by class name, and under `mean` over the classes.
+    """
+
+    configuration: str
+    fold: int | str
+    model: Path
+    folder: Path
+    dice: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunReport:
+    """A finished run: its folds, and which stages had work to do (none if everything was there)."""
+
+    folds: tuple[TrainedFold, ...]
+    done: tuple[str, ...]
+
+    @property
+    def models(self) -> tuple[Path, ...]:
+        """The model folders, one for each configuration."""
+        return tuple(dict.fromkeys(fold.model for fold in self.folds))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Scores of a folder of predictions, the file they are in, and what their classes are called."""
+
+    scores: Scores
+    file: Path
+    labels: Labels
+
+    def named_means(self) -> list[tuple[str, Measures]]:
+        """Return the mean measures of every class by name, and last of the foreground."""
+        rows = [(self.labels.class_name(class_key(key)), item) for key, item in self.scores.mean.items()]
+        return [*rows, ("mean", self.scores.foreground_mean_present or self.scores.foreground_mean)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoResult:
+    """What the demo reached on cases that it did not train on."""
+
+    mean_dice: float
+    per_label: dict[str, float]
+    seconds: float
+    model: Path
+    pictures: tuple[Path, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as one JSON object."""
+        return {
+            "mean_dice": self.mean_dice,
+            "per_label": self.per_label,
+            "seconds": round(self.seconds, 1),
+            "model": str(self.model),
+            "pictures": [str(path) for path in self.pictures],
+        }
+
+
+def dice_by_name(scores: Scores, labels: Labels) -> dict[str, float]:
+    """Return the mean Dice of every class by name, and last over the classes that occur."""
+    named = {labels.class_name(class_key(key)): item.dice for key, item in scores.mean.items()}
+    return {**named, "mean": scores.mean_dice}
