@@ -22,6 +22,7 @@ from segwright.data.images import write_labels
 from segwright.data.labels import Labels
 from segwright.data.plan import Configuration
 from segwright.data.store import Provenance
+from segwright.preprocessing.pipeline import full_spacing
 from segwright.preprocessing.resampling import LogitResampler
 
 LabelMap = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
@@ -48,7 +49,7 @@ def resampled_slabs(
     resampler = LogitResampler(
         tuple(logits.shape[1:]),
         shape,
-        (*spacing[: len(shape) - configuration.dims], *configuration.spacing),
+        full_spacing(configuration, spacing),
         spacing,
         configuration.resampling_fn_probabilities,
         configuration.resampling_fn_probabilities_kwargs,

@@ -1,0 +1,150 @@
+"""Folders of cases in, folders of label maps out."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+
+from segwright.core.errors import ProblemReport, SegwrightError, WorkspaceError
+from segwright.data.images import read_images
+from segwright.inference import files
+from segwright.inference.files import predict_files
+from segwright.inference.model_folder import load_predictor
+from segwright.inference.predictor import Predictor
+
+
+@pytest.fixture
+def predictor(make_model: Callable[..., Path]) -> Predictor:
+    return load_predictor(make_model(0), device="cpu", precision="fp32")
+
+
+def state(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+
+def test_every_case_gets_labels_on_the_grid_of_its_image(predictor: Predictor, images: Path, tmp_path: Path) -> None:
+    before = state(images)
+    records = predict_files(predictor, images, tmp_path / "out")
+    assert [record.case for record in records] == ["a", "b"]
+    assert sorted(state(tmp_path / "out")) == [
+        "a.nii.gz", "b.nii.gz", "dataset.json", "plans.json", "prediction.json"
+    ]  # fmt: skip
+    for record in records:
+        image = sitk.ReadImage(str(images / f"{record.case}_0000.nii.gz"))
+        labels = sitk.ReadImage(str(record.output))
+        assert (labels.GetSize(), labels.GetSpacing(), labels.GetOrigin()) == (
+            image.GetSize(),
+            image.GetSpacing(),
+            image.GetOrigin(),
+        )
+    assert state(images) == before
+
+
+def test_files_hold_what_predicting_the_case_gives(predictor: Predictor, images: Path, tmp_path: Path) -> None:
+    predict_files(predictor, images, tmp_path / "out", probabilities=True)
+    expected = predictor.predict_case(read_images([images / "a_0000.nii.gz"], "SimpleITKIO"), probabilities=True)
+    labels = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out" / "a.nii.gz")))
+    np.testing.assert_array_equal(labels, expected.labels)
+    with np.load(tmp_path / "out" / "a.npz") as archive:
+        np.testing.assert_array_equal(archive["probabilities"], expected.probabilities)
+        assert archive["probabilities"].shape == (3, *labels.shape)
+    assert (tmp_path / "out" / "a.provenance.json").is_file()
+
+
+def test_the_journal_tells_model_versions_and_times(predictor: Predictor, images: Path, tmp_path: Path) -> None:
+    predict_files(predictor, images, tmp_path / "out")
+    document = json.loads((tmp_path / "out" / "prediction.json").read_text())
+    assert document["schema_version"] == 1
+    assert document["model"]["folds"] == ["0"]
+    assert document["model"]["mirror_axes"] == [0, 1, 2]
+    assert document["versions"]["segwright"]
+    assert document["cases"]["a"]["output"] == "a.nii.gz"
+    assert document["cases"]["a"]["predict_s"] > 0
+
+
+def test_finished_cases_are_kept_and_missing_ones_made(predictor: Predictor, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    predict_files(predictor, images, out)
+    (out / "b.nii.gz").unlink()
+    before = state(out)
+    records = predict_files(predictor, images, out)
+    assert [record.kept for record in records] == [True, False]
+    assert state(out)["a.nii.gz"] == before["a.nii.gz"]
+    assert (out / "b.nii.gz").is_file()
+
+
+def test_a_changed_input_is_predicted_anew(predictor: Predictor, images: Path, tmp_path: Path) -> None:
+    predict_files(predictor, images, tmp_path / "out")
+    image = sitk.ReadImage(str(images / "a_0000.nii.gz"))
+    sitk.WriteImage(image * 2, str(images / "a_0000.nii.gz"))
+    assert [record.kept for record in predict_files(predictor, images, tmp_path / "out")] == [False, True]
+
+
+def test_probabilities_that_are_missing_are_made(predictor: Predictor, images: Path, tmp_path: Path) -> None:
+    predict_files(predictor, images, tmp_path / "out")
+    records = predict_files(predictor, images, tmp_path / "out", probabilities=True)
+    assert [record.kept for record in records] == [False, False]
+    assert (tmp_path / "out" / "b.npz").is_file()
+
+
+def test_predictions_of_another_model_are_not_replaced_unasked(
+    predictor: Predictor, make_model: Callable[..., Path], images: Path, tmp_path: Path
+) -> None:
+    predict_files(predictor, images, tmp_path / "out")
+    other = load_predictor(make_model(3), folds=[3], device="cpu", precision="fp32")
+    with pytest.raises(WorkspaceError, match="predictions of another model"):
+        predict_files(other, images, tmp_path / "out")
+    assert [record.kept for record in predict_files(other, images, tmp_path / "out", overwrite=True)] == [False, False]
+
+
+@pytest.mark.parametrize("inside", ["", "predictions"])
+def test_the_input_folder_is_never_the_output_folder(predictor: Predictor, images: Path, inside: str) -> None:
+    before = state(images)
+    with pytest.raises(WorkspaceError, match="never written to"):
+        predict_files(predictor, images, images / inside)
+    assert state(images) == before
+
+
+def test_all_missing_channels_are_named_before_work_starts(predictor: Predictor, images: Path, tmp_path: Path) -> None:
+    for name in ("c", "d"):
+        (images / f"{name}_0001.nii.gz").write_bytes((images / "a_0000.nii.gz").read_bytes())
+    with pytest.raises(ProblemReport) as caught:
+        predict_files(predictor, images, tmp_path / "out")
+    assert "c_0000.nii.gz" in str(caught.value)
+    assert "d_0000.nii.gz" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bad_case_is_named_and_the_ones_before_it_are_kept(
+    predictor: Predictor, images: Path, tmp_path: Path
+) -> None:
+    (images / "b_0000.nii.gz").write_bytes(b"broken")
+    with pytest.raises(SegwrightError, match="^b: "):
+        predict_files(predictor, images, tmp_path / "out")
+    assert (tmp_path / "out" / "a.nii.gz").is_file()
+    assert not (tmp_path / "out" / "b.nii.gz").exists()
+    assert "a" in json.loads((tmp_path / "out" / "prediction.json").read_text())["cases"]
+
+
+def test_a_failing_export_stops_the_run_with_the_case_named(
+    predictor: Predictor, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_disk(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files, "save_labels", full_disk)
+    with pytest.raises(RuntimeError, match="a: OSError.*No space left"):
+        predict_files(predictor, images, tmp_path / "out")
+
+
+def test_no_thread_is_left_behind(predictor: Predictor, images: Path, tmp_path: Path) -> None:
+    before = threading.active_count()
+    predict_files(predictor, images, tmp_path / "out")
+    assert threading.active_count() == before

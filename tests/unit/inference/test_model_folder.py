@@ -1,0 +1,105 @@
+"""Model folders: what is loaded, and what is said where something is missing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from segwright.core.errors import ModelError
+from segwright.inference.model_folder import choose_folds, load_predictor
+
+MakeModel = Callable[..., Path]
+
+
+@pytest.mark.parametrize("name", ["2d", "3d_fullres"])
+def test_a_model_folder_is_all_that_is_needed(make_model: MakeModel, name: str) -> None:
+    predictor = load_predictor(make_model(0, 1, name=name), device="cpu", precision="fp32")
+    assert len(predictor.networks) == 2
+    assert predictor.window.mirror_axes == ((0, 1) if name == "2d" else (0, 1, 2))
+    logits = predictor.predict_preprocessed(np.ones((1, 9, 10, 11), dtype=np.float32))
+    assert logits.shape == (3, 9, 10, 11)
+    assert not any(network.training for network in predictor.networks)
+
+
+def test_folds_are_averaged(make_model: MakeModel) -> None:
+    folder = make_model(0, 1)
+    image = np.random.default_rng(0).normal(size=(1, 8, 8, 8)).astype(np.float32)
+    first, second, both = (
+        load_predictor(folder, folds=folds, device="cpu", precision="fp32").predict_preprocessed(image)
+        for folds in ([0], [1], [0, 1])
+    )
+    assert not torch.allclose(first, second)
+    torch.testing.assert_close((first + second) / 2, both, rtol=1e-4, atol=1e-4)
+
+
+def test_mirroring_can_be_switched_off(make_model: MakeModel) -> None:
+    assert load_predictor(make_model(0), device="cpu", mirroring=False).window.mirror_axes == ()
+
+
+def test_folds_are_found(make_model: MakeModel) -> None:
+    folder = make_model(2, 10, 1, "all")
+    assert choose_folds(folder, None, "final") == ("1", "2", "10")
+    assert choose_folds(folder, "all", "final") == ("all",)
+    assert choose_folds(folder, [10, 1, 1], "final") == ("10", "1")
+
+
+def test_all_means_every_fold_where_none_was_trained_on_all_cases(make_model: MakeModel) -> None:
+    assert choose_folds(make_model(0, 1), "all", "final") == ("0", "1")
+
+
+def test_a_missing_fold_or_checkpoint_lists_what_is_there(make_model: MakeModel) -> None:
+    folder = make_model(0)
+    make_model(1, checkpoint="latest")
+    with pytest.raises(
+        ModelError, match=r"no 'final' checkpoint for fold 1, 3; there is fold 0: final; fold 1: latest"
+    ):
+        load_predictor(folder, folds=[0, 1, 3], device="cpu")
+    assert len(load_predictor(folder, folds=[1], checkpoint="latest", device="cpu").networks) == 1
+
+
+def test_an_empty_model_folder_is_named(make_model: MakeModel, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no fold is trained here"):
+        load_predictor(make_model(), device="cpu")
+    with pytest.raises(ModelError, match="no such model folder"):
+        load_predictor(tmp_path / "nowhere", device="cpu")
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(ModelError, match=r"plans\.json and dataset\.json missing"):
+        load_predictor(tmp_path / "bare", device="cpu")
+
+
+def test_a_damaged_header_names_the_file_and_the_key(make_model: MakeModel) -> None:
+    folder = make_model(0)
+    (folder / "fold_0" / "checkpoint_final.json").write_text('{"configuration": "3d_fullres"}')
+    with pytest.raises(ModelError, match=r"checkpoint_final\.json: network"):
+        load_predictor(folder, device="cpu")
+
+
+def test_weights_of_another_network_are_refused(make_model: MakeModel) -> None:
+    folder = make_model(0)
+    header = folder / "fold_0" / "checkpoint_final.json"
+    document = json.loads(header.read_text())
+    document["network"]["kwargs"]["features_per_stage"] = [6, 8]
+    header.write_text(json.dumps(document))
+    with pytest.raises(ModelError, match=r"checkpoint_final\.safetensors do not fit the network"):
+        load_predictor(folder, device="cpu")
+
+
+def test_folds_of_different_set_ups_are_refused(make_model: MakeModel) -> None:
+    folder = make_model(0, 1)
+    header = folder / "fold_1" / "checkpoint_final.json"
+    header.write_text(json.dumps({**json.loads(header.read_text()), "mirror_axes": [0]}))
+    with pytest.raises(ModelError, match="fold 1 was trained as"):
+        load_predictor(folder, device="cpu")
+
+
+def test_the_origin_tells_models_apart_but_not_places(make_model: MakeModel) -> None:
+    folder = make_model(0, 1)
+    first, second = (load_predictor(folder, folds=[fold], device="cpu").origin["model_hash"] for fold in (0, 1))
+    moved = folder.rename(folder.parent / "elsewhere")
+    assert first != second
+    assert load_predictor(moved, folds=[0], device="cpu").origin["model_hash"] == first

@@ -1,0 +1,182 @@
+"""The sliding window on networks whose answer is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from segwright.core.errors import ImageError, ModelError
+from segwright.data.images import Volume
+from segwright.data.labels import Labels
+from segwright.data.plan import Plan
+from segwright.inference.predictor import Predictor, sliding_window_logits
+from segwright.networks.build import build_network
+
+CPU = torch.device("cpu")
+
+
+class Pointwise(nn.Module):
+    """Each voxel's logits depend on that voxel alone, so tiling must not show."""
+
+    def __init__(self, gain: float = 1.0) -> None:
+        super().__init__()
+        self.gain = gain
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x[:, :1] * self.gain, x[:, :1] ** 2], dim=1)
+
+
+class Ramp(nn.Module):
+    """Weights voxels by their place along the first spatial axis: sees in which direction it looks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = torch.arange(x.shape[2], dtype=x.dtype).reshape(-1, *[1] * (x.dim() - 3))
+        return torch.cat([x * places, x], dim=1)
+
+
+class Fixed(nn.Module):
+    """Gives what it was told to, whatever it sees."""
+
+    def __init__(self, output: Tensor) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output
+
+
+def image(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(1, *shape)).astype(np.float32)
+
+
+@pytest.mark.parametrize("shape", [(13, 9, 17), (3, 20, 5), (8, 8, 8)])
+@pytest.mark.parametrize("patch", [(8, 8, 8), (8, 8)])
+@pytest.mark.parametrize("batch", [None, 1, 3])
+def test_tiles_and_padding_leave_no_trace(shape: tuple[int, ...], patch: tuple[int, ...], batch: int | None) -> None:
+    data = image(*shape)
+    axes = tuple(range(len(patch)))
+    logits = sliding_window_logits(
+        Pointwise(), data, patch, 2, device=CPU, mirror_axes=axes, precision="fp32", batch_tiles=batch
+    )
+    assert logits.dtype == torch.float32
+    np.testing.assert_allclose(logits.numpy(), np.concatenate([data, data**2]), rtol=1e-5, atol=1e-6)
+
+
+def test_mirroring_averages_over_the_flips_of_the_patch() -> None:
+    data = image(4, 4, 4)
+    logits = sliding_window_logits(
+        Ramp(), data, (4, 4, 4), 2, device=CPU, mirror_axes=(0, 2), precision="fp32", batch_tiles=2
+    )
+    # A ramp 0..3 and its mirror image have the mean 1.5 everywhere.
+    np.testing.assert_allclose(logits[0].numpy(), data[0] * 1.5, rtol=1e-5)
+    plain = sliding_window_logits(Ramp(), data, (4, 4, 4), 2, device=CPU, precision="fp32")
+    np.testing.assert_allclose(plain[0].numpy(), data[0] * np.arange(4)[:, None, None], rtol=1e-5, atol=1e-7)
+
+
+def test_mirror_axes_of_a_2d_patch_count_from_the_patch() -> None:
+    data = image(3, 4, 4)
+    logits = sliding_window_logits(Ramp(), data, (4, 4), 2, device=CPU, mirror_axes=(0,), precision="fp32")
+    np.testing.assert_allclose(logits[0].numpy(), data[0] * 1.5, rtol=1e-5)
+
+
+def test_several_networks_are_averaged_as_logits() -> None:
+    data = image(10, 8, 8)
+    logits = sliding_window_logits([Pointwise(1.0), Pointwise(4.0)], data, (8, 8, 8), 2, device=CPU, precision="fp32")
+    np.testing.assert_allclose(logits[0].numpy(), data[0] * 2.5, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_batching_does_not_change_the_answer_of_a_real_network(plan: Plan, dims: int) -> None:
+    block = plan.configurations[{2: "2d", 3: "3d_fullres"}[dims]]["architecture"]
+    network = build_network(block, 1, 3, deep_supervision=False)
+    first, second = (
+        sliding_window_logits(
+            network,
+            image(9, 12, 11),
+            (8,) * dims,
+            3,
+            device=CPU,
+            mirror_axes=tuple(range(dims)),
+            precision="fp32",
+            batch_tiles=batch,
+        )
+        for batch in (1, 24)
+    )
+    torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-4)
+
+
+def test_a_tensor_gives_what_its_array_gives() -> None:
+    data = image(9, 9, 9)
+    first, second = (
+        sliding_window_logits(Pointwise(), given, (8, 8, 8), 2, device=CPU, precision="fp32")
+        for given in (data, torch.from_numpy(data))
+    )
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+def test_a_network_in_training_is_evaluated_and_goes_back() -> None:
+    network = nn.Sequential(nn.Conv3d(1, 2, 1), nn.Dropout(0.5))
+    network.train()
+    first, second = (
+        sliding_window_logits(network, image(8, 8, 8), (8, 8, 8), 2, device=CPU, precision="fp32") for _ in range(2)
+    )
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    assert network.training
+
+
+def test_the_result_can_be_changed_by_its_owner() -> None:
+    logits = sliding_window_logits(Pointwise(), image(8, 8, 8), (8, 8, 8), 2, device=CPU)
+    logits += 1
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_image_with_nan_or_inf_is_refused(value: float) -> None:
+    data = image(8, 8, 8)
+    data[0, 1, 2, 3] = value
+    with pytest.raises(ImageError, match="NaN or infinite"):
+        sliding_window_logits(Pointwise(), data, (8, 8, 8), 2, device=CPU)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (Fixed(torch.zeros(1, 5, 8, 8, 8)), r"gave \(1, 5, 8, 8, 8\), expected logits of shape \(1, 2, 8, 8, 8\)"),
+        (Fixed(torch.full((1, 2, 8, 8, 8), torch.inf)), "NaN or infinite logits"),
+    ],
+)
+def test_a_network_that_fails_is_named(network: nn.Module, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        sliding_window_logits(network, image(8, 8, 8), (8, 8, 8), 2, device=CPU)
+
+
+def test_mirror_axes_beyond_the_patch_are_refused() -> None:
+    with pytest.raises(ModelError, match="mirror axes"):
+        sliding_window_logits(Pointwise(), image(8, 8, 8), (8, 8), 2, device=CPU, mirror_axes=(2,))
+
+
+@pytest.mark.parametrize("name", ["2d", "3d_fullres"])
+def test_a_case_comes_back_on_its_own_grid(plan: Plan, name: str) -> None:
+    """With permuted axes, a crop and resampling in between, an asymmetric structure stays where it is."""
+    labels = Labels.from_dataset_json({"labels": {"background": 0, "bright": 1}})
+    array = np.full((1, 24, 32, 40), 10.0, dtype=np.float32)
+    array[0, :, :, :4] = 0
+    array[0, 4:16, 6:24, 12:36] = 200
+    volume = Volume(array=array, spacing=(1.2, 1.0, 1.1), properties={})
+
+    class Brightness(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([torch.full_like(x, 105), x], dim=1)
+
+    configuration = plan.configuration(name).model_copy(update={"normalization_schemes": ("NoNormalization",)})
+    predictor = Predictor([Brightness()], plan, configuration, labels, device=CPU, mirror_axes=(0, 1), precision="fp32")
+    prediction = predictor.predict_case(volume, probabilities=True)
+    assert prediction.labels.dtype == np.uint8
+    assert prediction.probabilities is not None
+    truth = array[0] > 100
+    overlap = 2 * (truth & (prediction.labels == 1)).sum() / (truth.sum() + (prediction.labels == 1).sum())
+    assert overlap > 0.93
+    np.testing.assert_allclose(prediction.probabilities.sum(0), 1, atol=1e-5)
+    np.testing.assert_array_equal(prediction.probabilities.argmax(0), prediction.labels)
+    assert (prediction.probabilities[0, :, :, :4] == 1).all()
