@@ -76,7 +76,7 @@ def _zscore(channel: Floats, mask: Mask | None, intensities: Mapping[str, float]
     centred /= np.float32(scale)
     if mask is None:
         return centred
-    result = channel.copy()
+    result = np.array(channel, dtype=np.float32)
     result[mask] = centred
     return result
 

@@ -1,0 +1,98 @@
+"""Our preprocessing against what nnU-Net 2.8.1 wrote for the same datasets (tests/golden/preprocessing/make_preprocessing.py)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from segwright.core.arrays import crop
+from segwright.data.images import Volume
+from segwright.data.labels import Labels
+from segwright.data.plan import Plan
+from segwright.preprocessing.class_locations import class_locations
+from segwright.preprocessing.pipeline import Preprocessed, apply, undo_labels
+
+FOLDER = Path(__file__).parents[2] / "golden" / "preprocessing"
+IMAGE_TOLERANCE = 1e-4  # normalised units
+LABEL_AGREEMENT = 0.9999
+
+
+def cases() -> Iterator[Any]:
+    for path in sorted(FOLDER.glob("*.npz")):
+        with np.load(path) as golden:
+            keys = [name.removesuffix("_seg") for name in golden.files if name.endswith("_seg")]
+        for key in keys:
+            yield pytest.param(path.stem, *key.rsplit("_", 1), id=f"{path.stem}-{key}")
+
+
+@lru_cache(maxsize=4)
+def load(name: str) -> dict[str, Any]:
+    with np.load(FOLDER / f"{name}.npz") as golden:
+        return dict(golden)
+
+
+@lru_cache(maxsize=4)
+def run(name: str, configuration: str, index: str) -> Preprocessed:
+    golden = load(name)
+    plan = Plan.from_json(json.loads(str(golden["plans"])))
+    volume = Volume(
+        array=golden[f"image_{index}"].astype(np.float32),
+        spacing=tuple(golden[f"spacing_{index}"].tolist()),
+        properties={},
+    )
+    label = golden[f"label_{index}"][None]
+    return apply(volume, label, plan, plan.configuration(configuration))
+
+
+@pytest.mark.parametrize(("name", "configuration", "index"), cases())
+def test_image_equals_the_reference(name: str, configuration: str, index: str) -> None:
+    expected = load(name)[f"{configuration}_{index}_image"]
+    actual = run(name, configuration, index).image
+    assert actual.dtype == np.float32
+    assert actual.shape == expected.shape
+    assert np.abs(actual - expected).max() < IMAGE_TOLERANCE
+
+
+@pytest.mark.parametrize(("name", "configuration", "index"), cases())
+def test_label_equals_the_reference(name: str, configuration: str, index: str) -> None:
+    expected = load(name)[f"{configuration}_{index}_seg"]
+    actual = run(name, configuration, index).label
+    assert actual is not None
+    assert actual.shape == expected.shape
+    assert (actual == expected).mean() >= LABEL_AGREEMENT
+
+
+@pytest.mark.parametrize(("name", "configuration", "index"), cases())
+def test_crop_equals_the_reference(name: str, configuration: str, index: str) -> None:
+    golden, key = load(name), f"{configuration}_{index}"
+    provenance = run(name, configuration, index).provenance
+    assert provenance.box == tuple(map(tuple, golden[f"{key}_box"].tolist()))
+    assert provenance.shape_before_cropping == tuple(golden[f"{key}_shape_before"])
+    assert provenance.shape_after_cropping == tuple(golden[f"{key}_shape_after"])
+
+
+@pytest.mark.parametrize(("name", "configuration", "index"), cases())
+def test_class_locations_equal_the_reference(name: str, configuration: str, index: str) -> None:
+    golden, key = load(name), f"{configuration}_{index}"
+    labels = Labels.from_dataset_json(json.loads(str(golden["dataset_json"])))
+    locations = class_locations(golden[f"{key}_seg"], labels.class_keys)
+    for position, (classes, voxels) in enumerate(locations.items()):
+        assert golden[f"{key}_class_{position}"].tolist() == list(np.atleast_1d(classes))
+        assert len(voxels) == golden[f"{key}_count_{position}"]
+        assert np.array_equal(voxels[:50], golden[f"{key}_voxels_{position}"])
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted(FOLDER.glob("*.npz"))])
+def test_undo_puts_the_cropped_labels_back(name: str) -> None:
+    golden = load(name)
+    configuration = json.loads(str(golden["plans"]))["configurations"]
+    provenance = run(name, "3d_fullres" if "3d_fullres" in configuration else "2d", "0").provenance
+    label = golden["label_0"]
+    cropped = crop(label.transpose(provenance.transpose_forward), provenance.box)
+    assert np.array_equal(undo_labels(cropped, provenance), label)
