@@ -215,7 +215,8 @@ class LogitResampler:
             stop: one past the last plane.
 
         Returns:
-            (heads, stop - start, Y, X) float32; slabs put together are the whole result.
+            (heads, stop - start, Y, X) float32; slabs put together are the whole result, up to rounding of the last
+            bit.
         """
         assert tuple(logits.shape[1:]) == self._old, f"expected {self._old}, got {tuple(logits.shape[1:])}"
         with torch.no_grad():

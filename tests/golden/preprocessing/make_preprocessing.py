@@ -18,7 +18,7 @@ from typing import Any
 
 import blosc2
 import numpy as np
-import SimpleITK as sitk
+import SimpleITK
 from scipy import ndimage
 
 HERE = Path(__file__).parent
@@ -115,9 +115,9 @@ def run_oracle(name: str, dataset: dict[str, Any], work: Path) -> dict[str, np.n
         content[f"spacing_{index}"] = np.asarray(spacing)
         files = [(f"imagesTr/case{index}_{channel:04d}", image) for channel, image in enumerate(images)]
         for stem, array in [*files, (f"labelsTr/case{index}", label)]:
-            picture = sitk.GetImageFromArray(array)
+            picture = SimpleITK.GetImageFromArray(array)
             picture.SetSpacing(tuple(float(value) for value in spacing[::-1]))
-            sitk.WriteImage(picture, str(raw / f"{stem}.nrrd"))
+            SimpleITK.WriteImage(picture, str(raw / f"{stem}.nrrd"))
     description = {
         "channel_names": {str(index): channel for index, channel in enumerate(dataset["channels"])},
         "labels": dataset["labels"],
@@ -176,7 +176,7 @@ def main() -> None:
         path = HERE / f"{name}.npz"
         np.savez_compressed(path, **content)
         assert path.stat().st_size < LARGEST_FILE, f"{path} has {path.stat().st_size} bytes"
-        print(path.name, path.stat().st_size)
+        sys.stdout.write(f"{path.name} {path.stat().st_size}\n")
 
 
 if __name__ == "__main__":

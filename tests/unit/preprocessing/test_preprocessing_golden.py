@@ -1,4 +1,4 @@
-"""Our preprocessing against what nnU-Net 2.8.1 wrote for the same datasets (tests/golden/preprocessing/make_preprocessing.py)."""
+"""Our preprocessing against what nnU-Net 2.8.1 wrote for the same datasets, see make_preprocessing.py there."""
 
 from __future__ import annotations
 
