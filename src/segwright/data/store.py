@@ -9,8 +9,10 @@ threads.
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,8 @@ _PROBE_BYTES = 64 * 1024
 """The checksum covers this much at both ends of a file: enough to notice what went wrong, cheap for any size."""
 _ROWS_PER_CHUNK, _ROWS_PER_BLOCK = 16384, 512
 _FILTERS = (blosc2.Filter.NOFILTER, blosc2.Filter.SHUFFLE, blosc2.Filter.BITSHUFFLE)
+_TEMPORARY = ".*.tmp.*"
+_ABANDONED_S = 600.0
 _REMEDY = "preprocess the dataset again"
 
 
@@ -236,6 +240,15 @@ class CaseStore:
         self._json(identifier).unlink(missing_ok=True)
         for kind in _ENDINGS:
             self._array(identifier, kind).unlink(missing_ok=True)
+
+    def sweep(self) -> None:
+        """Delete what a killed process left half-written; young files may belong to one that is at work."""
+        if not self.folder.is_dir():
+            return
+        for path in self.folder.glob(_TEMPORARY):
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > _ABANDONED_S:
+                    path.unlink()
 
     def is_fresh(self, identifier: str, source_hash: str) -> bool:
         """Whether the case is there, undamaged as far as a quick look tells, and made from `source_hash`."""

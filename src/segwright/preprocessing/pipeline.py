@@ -169,6 +169,7 @@ def preprocess_dataset(
     if clashes:
         raise ProblemReport(clashes)
     job = _job(dataset, plan, configuration_name, store)
+    store.sweep()
     known = {case.identifier for case in dataset.cases}
     for identifier in store.identifiers():
         if identifier not in known:

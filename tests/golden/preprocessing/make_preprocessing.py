@@ -65,6 +65,13 @@ DATASETS: dict[str, dict[str, Any]] = {
         "planner": "nnUNetPlanner_torchres",
         "configurations": ["3d_fullres"],
     },
+    "rgb_2d": {
+        "channels": ["R", "G", "B"],
+        "labels": {"background": 0, "inner": 1, "outer": 2},
+        "ending": ".png",
+        "cases": [((1, 60, 52), (999.0, 1.0, 1.0)), ((1, 48, 70), (999.0, 1.0, 1.0))],
+        "configurations": ["2d"],
+    },
     "other_schemes": {
         "channels": ["nonorm", "rescale_to_0_1", "rgb_to_0_1"],
         "labels": {"background": 0, "inner": 1},
@@ -102,6 +109,22 @@ def make_case(
     return array, label
 
 
+def write_case(
+    raw: Path, stem: str, images: np.ndarray, label: np.ndarray, spacing: tuple[float, ...], *, ending: str
+) -> None:
+    """Write the files of one case, a natural image as one file with all channels."""
+    if ending == ".png":
+        picture = SimpleITK.GetImageFromArray(np.moveaxis(images[:, 0], 0, -1).astype(np.uint8), isVector=True)
+        SimpleITK.WriteImage(picture, str(raw / f"imagesTr/{stem}_0000{ending}"))
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(label[0]), str(raw / f"labelsTr/{stem}{ending}"))
+        return
+    files = [(f"imagesTr/{stem}_{channel:04d}", image) for channel, image in enumerate(images)]
+    for name, array in [*files, (f"labelsTr/{stem}", label)]:
+        picture = SimpleITK.GetImageFromArray(array)
+        picture.SetSpacing(tuple(float(value) for value in spacing[::-1]))
+        SimpleITK.WriteImage(picture, str(raw / f"{name}{ending}"))
+
+
 def run_oracle(name: str, dataset: dict[str, Any], work: Path) -> dict[str, np.ndarray]:
     """Write the dataset, run the commands, return the content of the golden file."""
     rng = np.random.default_rng(sum(map(ord, name)))
@@ -113,16 +136,12 @@ def run_oracle(name: str, dataset: dict[str, Any], work: Path) -> dict[str, np.n
         images, label = make_case(rng, dataset, shape)
         content[f"image_{index}"], content[f"label_{index}"] = images, label
         content[f"spacing_{index}"] = np.asarray(spacing)
-        files = [(f"imagesTr/case{index}_{channel:04d}", image) for channel, image in enumerate(images)]
-        for stem, array in [*files, (f"labelsTr/case{index}", label)]:
-            picture = SimpleITK.GetImageFromArray(array)
-            picture.SetSpacing(tuple(float(value) for value in spacing[::-1]))
-            SimpleITK.WriteImage(picture, str(raw / f"{stem}.nrrd"))
+        write_case(raw, f"case{index}", images, label, spacing, ending=dataset.get("ending", ".nrrd"))
     description = {
         "channel_names": {str(index): channel for index, channel in enumerate(dataset["channels"])},
         "labels": dataset["labels"],
         "numTraining": len(dataset["cases"]),
-        "file_ending": ".nrrd",
+        "file_ending": dataset.get("ending", ".nrrd"),
     }
     if "regions_class_order" in dataset:
         description["regions_class_order"] = dataset["regions_class_order"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -146,6 +147,15 @@ def test_an_interrupted_write_leaves_no_case(store: CaseStore, image: Any, monke
     with pytest.raises(KeyboardInterrupt):
         store.save("case", image, image[:1] > 0, {}, PROVENANCE, patch_size=(8, 8, 8), source_hash="new")
     assert store.identifiers() == ()
+
+
+def test_sweep_removes_what_was_abandoned(store: CaseStore) -> None:
+    old, young = (store.folder / f".{name}.tmp.case.b2nd" for name in ("11111111", "22222222"))
+    for path in (old, young):
+        path.write_bytes(b"half")
+    os.utime(old, (1, 1))
+    store.sweep()
+    assert (old.exists(), young.exists(), store.is_fresh("case", "abc")) == (False, True, True)
 
 
 def test_sources_come_back(store: CaseStore, image: Any) -> None:
