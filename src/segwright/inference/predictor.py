@@ -48,7 +48,11 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """How the sliding window runs; `batch` is the number of patches, mirrored ones counted, in one forward pass."""
+    """How the sliding window runs.
+
+    `batch` is the number of patches, mirrored ones counted, in one forward pass; `sums` is the type in which tiles are
+    added up.
+    """
 
     patch_size: tuple[int, ...]
     device: torch.device
@@ -56,6 +60,7 @@ class Window:
     step: float = DEFAULT_STEP
     precision: str = "auto"
     batch: int | None = None
+    sums: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
         if any(not 0 <= axis < len(self.patch_size) for axis in self.mirror_axes):
@@ -138,6 +143,7 @@ class Predictor:
     Args:
         networks: one for each fold, deep supervision off; moved to `device` and laid out for it.
         mirror_axes: spatial axes that mirroring may use; none switches it off.
+        sums: the type in which tiles are added up; float16 gives nnU-Net's rounding at the border of the image.
         description: the model's dataset.json; needed to predict from files alone.
         origin: what `prediction.json` says about where the networks come from.
     """
@@ -154,6 +160,7 @@ class Predictor:
         precision: str = "auto",
         step: float = DEFAULT_STEP,
         batch_tiles: int | None = None,
+        sums: torch.dtype = torch.float32,
         description: DatasetDescription | None = None,
         origin: Mapping[str, Any] | None = None,
     ) -> None:
@@ -169,6 +176,7 @@ class Predictor:
             step=step,
             precision=precision,
             batch=batch_tiles,
+            sums=sums,
         )
         self.networks = tuple(prepare(network, device) for network in networks)
 
@@ -216,7 +224,7 @@ def _padded_planes(networks: Sequence[nn.Module], image: Tensor, num_heads: int,
     patch = window.patch_size
     shape = image.shape[1:]
     depth = () if len(patch) == len(shape) else (1,)
-    weights = torch.from_numpy(gaussian_map(patch).copy()).reshape(*depth, *patch).to(window.device)
+    weights = torch.from_numpy(gaussian_map(patch).copy()).reshape(*depth, *patch).to(window.device, window.sums)
 
     def predicted() -> Iterator[tuple[Start, Tensor]]:
         starts = iter(tiles(shape, patch, window.step))
