@@ -81,7 +81,7 @@ def load_predictor(
         mirror_axes=(headers[0].mirror_axes or ()) if mirroring else (),
         precision=precision,
         description=description,
-        origin=_origin(model_folder, chosen, checkpoint, headers[0].configuration, plan),
+        origin=_origin(model_folder, chosen, checkpoint, headers[0].configuration, plan, description),
     )
 
 
@@ -176,7 +176,12 @@ def _load_network(
 
 
 def _origin(
-    model_folder: Path, folds: Sequence[str], checkpoint: str, configuration: str, plan: Plan
+    model_folder: Path,
+    folds: Sequence[str],
+    checkpoint: str,
+    configuration: str,
+    plan: Plan,
+    description: DatasetDescription,
 ) -> dict[str, Any]:
     """Return what tells this model from any other, wherever its folder lies."""
     weights = [file_hash(_weights(model_folder, fold, checkpoint)) for fold in folds]
@@ -185,5 +190,5 @@ def _origin(
         "configuration": configuration,
         "folds": list(folds),
         "checkpoint": checkpoint,
-        "model_hash": content_hash({"weights": weights, "plan": plan.to_json(), "configuration": configuration}),
+        "model_hash": content_hash([weights, plan.to_json(), description.raw(), configuration]),
     }
