@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from segwright.api.preparing import cases_folder
 from segwright.api.session import Session
-from segwright.core.documents import atomic_path
+from segwright.core.documents import atomic_path, read_json
 from segwright.core.errors import ConfigError, ModelError
 from segwright.data import splits
 from segwright.data.plan import Plan
 from segwright.data.store import CaseStore
 from segwright.evaluation.scores import Scores
 from segwright.report.results import TrainedFold, dice_by_name
+from segwright.training.config import TrainConfig
 from segwright.workspace import FINGERPRINT_JSON, PLANS_JSON
 
 if TYPE_CHECKING:
     from segwright.training.trainer import Trainer
 
+logger = getLogger(__name__)
+
 Fold = int | Literal["all"]
 
 TRAINER = "Trainer"
+TRAIN_JSON = "train.json"
 SUMMARY = Path("validation") / "summary.json"
 
 
@@ -68,44 +73,55 @@ def is_validated(folder: Path) -> bool:
     return (folder / SUMMARY).is_file()
 
 
-def require_same_plan(session: Session, plan: Plan, configuration: str) -> None:
-    """See that folds that were trained before belong to this plan.
+def require_settings(settings: Mapping[str, Any], device: str) -> None:
+    """See, before any work starts, that training settings and device are right.
 
     Raises:
-        ModelError: they were trained with other settings.
+        ConfigError: one is not.
     """
+    TrainConfig.from_mapping(settings)
+    if device != "auto":  # always there, and torch takes seconds to import
+        from segwright.core.device import resolve_device
+
+        resolve_device(device)
+
+
+def require_trainable(session: Session, plan: Plan, configuration: str) -> None:
+    """See that a configuration can be trained, and that folds trained before belong to this plan.
+
+    Raises:
+        ConfigError: it needs another configuration's predictions.
+        ModelError: there are folds that were trained with another plan.
+    """
+    wanted = plan.configuration(configuration)
+    if wanted.previous_stage is not None:
+        raise ConfigError(
+            f"configuration '{configuration}' takes the predictions of '{wanted.previous_stage}' as input and cannot "
+            "be trained yet; choose 3d_fullres, 3d_lowres or 2d"
+        )
     folder = model_folder(session, plan, configuration)
     used = folder / PLANS_JSON
     if not used.is_file() or not any(is_begun(fold) for fold in folder.glob("fold_*")):
         return
     trained = Plan.load(used)
-    if configuration in trained.configurations and trained.configuration(configuration) == plan.configuration(
-        configuration
-    ):
-        return
-    raise ModelError(
-        f"{folder}: was trained with a plan that has changed since; remove the folder to train anew, "
-        "or keep both with other plans ('segwright plan --name NAME')"
-    )
+    if configuration not in trained.configurations or trained.configuration(configuration) != wanted:
+        raise ModelError(
+            f"{folder}: was trained with a plan that has changed since; remove the folder to train anew, "
+            "or keep both with other plans ('segwright plan --name NAME')"
+        )
 
 
-def require_trainable(plan: Plan, names: Sequence[str], settings: Mapping[str, Any], device: str) -> None:
-    """See, before any work starts, that settings and device are right.
-
-    Raises:
-        ConfigError: a setting or the device is wrong, or a configuration needs another one's predictions.
-    """
-    from segwright.core.device import resolve_device
-    from segwright.training.config import TrainConfig
-
-    TrainConfig.from_mapping(settings)
-    resolve_device(device)
-    for name in names:
-        stage = plan.configuration(name).previous_stage
-        if stage is not None:
-            raise ConfigError(
-                f"configuration '{name}' takes the predictions of '{stage}' as input, which cannot be trained yet; "
-                "choose 3d_fullres, 3d_lowres or 2d"
+def say_if_trained_otherwise(
+    session: Session, plan: Plan, configuration: str, fold: Fold, settings: Mapping[str, Any]
+) -> None:
+    """Log which of the settings asked for are not those that a finished fold was trained with."""
+    folder = fold_folder(session, plan, configuration, fold)
+    record = folder / TRAIN_JSON
+    used = read_json(record).get("config", {}) if record.is_file() else {}
+    for name, value in settings.items():
+        if used.get(name) != value:
+            logger.warning(
+                "%s is kept, trained with %s = %s, not %s; remove it to train anew", folder, name, used.get(name), value
             )
 
 
@@ -148,7 +164,6 @@ def _train(
 ) -> Trainer:
     """Begin, continue or just open the training of a fold, and return its trainer with the final weights."""
     from segwright.training.checkpoints import resumable
-    from segwright.training.config import TrainConfig
     from segwright.training.trainer import Trainer
 
     folder = fold_folder(session, plan, configuration, fold)

@@ -14,7 +14,7 @@ from segwright.api.folds import (
     fold_folder,
     is_begun,
     require_folds,
-    require_same_plan,
+    require_settings,
     require_trainable,
     train_fold,
 )
@@ -77,11 +77,11 @@ def train(
         SegwrightError: dataset, plan, fold, a setting or the device is wrong, or the fold was begun before.
     """
     chosen = training_settings(budget, settings, network=network, network_kwargs=network_kwargs)
+    require_settings(chosen, device)
     session = open_session(dataset, workspace, environment=environment)
     plan = load_plan(session, plans)
     require_folds(session, [fold])
-    require_trainable(plan, [configuration], chosen, device)
-    require_same_plan(session, plan, configuration)
+    require_trainable(session, plan, configuration)
     folder = fold_folder(session, plan, configuration, fold)
     if is_begun(folder) and not resume:
         raise ModelError(f"{folder}: holds a training already; continue it with --resume, or remove the folder")

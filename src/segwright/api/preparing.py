@@ -168,7 +168,7 @@ def verify(session: Session, *, workers: int | None = None) -> bool:
     """
     if session.journal.holds("check", session.raw_state):
         return False
-    findings = checks.check(session.dataset.folder, workers=workers)
+    findings = checks.check(session.dataset.folder, workers=workers, environment=session.environment)
     for problem in findings.warnings:
         logger.warning("%s", problem)
     if findings.errors:

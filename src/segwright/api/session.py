@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from segwright.core.errors import Problem
@@ -17,12 +17,13 @@ DEFAULT_WORK = Path("segwright-work")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """A loaded dataset, where its results go, and a digest of its raw files."""
+    """A loaded dataset, where its results go, a digest of its raw files, and variables that its file lists may name."""
 
     workspace: Workspace
     dataset: Dataset
     journal: Journal
     raw_state: str
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def name(self) -> str:
@@ -56,6 +57,7 @@ def open_session(
         dataset=loaded,
         journal=Journal(place.preprocessed_dataset(loaded.name)),
         raw_state=listing_digest(_raw_files(loaded)),
+        environment=environment,
     )
 
 

@@ -21,7 +21,6 @@ EXIT_BUG = 2
 EXIT_INTERRUPTED = 130
 """Stopped by Ctrl-C, as shells report it."""
 
-REPORT_TO = "https://github.com/segwright/segwright/issues"
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 """Typer's base class of wrong usage; its home differs between typer versions, so it is taken from a public child."""
 
@@ -114,8 +113,8 @@ def _unexpected(error: Exception, *, debug: bool) -> int:
         traceback.print_exc()
     first = (str(error).splitlines() or [""])[0]
     _say(f"error: unexpected {type(error).__name__}: {first}")
-    again = "" if debug else "run again with --debug for the traceback and "
-    _say(f"       this is a fault of segwright; please {again}report it at {REPORT_TO}")
+    again = "the traceback above" if debug else "the output of the same command with --debug"
+    _say(f"       this is a fault of segwright, not yours; please report it to the project with {again}")
     return EXIT_BUG
 
 

@@ -45,6 +45,7 @@ def train(
     trained = api.train(
         dataset,
         workspace=options.workspace_of(context),
+        environment=options.environment(),
         configuration=config,
         fold=options.one_fold(fold),
         plans=plans,
@@ -137,6 +138,7 @@ def run(
     report = api.run(
         dataset,
         workspace=options.workspace_of(context),
+        environment=options.environment(),
         configurations=options.words(config) or None,
         folds=options.fold_numbers(folds),
         budget=budget,

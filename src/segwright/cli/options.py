@@ -74,6 +74,11 @@ def workspace_of(context: typer.Context, *, default: Path = DEFAULT_WORK) -> Wor
     )
 
 
+def environment() -> dict[str, str]:
+    """Return the variables that explicit file lists of a dataset may name."""
+    return dict(os.environ)
+
+
 def _variable(name: str, default: Path) -> Path:
     value = os.environ.get(name)
     return Path(value).absolute() if value else default

@@ -15,7 +15,9 @@ def check(context: typer.Context, dataset: options.Dataset, workers: options.Wor
     """Report every problem of a dataset in one pass; exit code 1 if there is one."""
     from segwright import api
 
-    findings = api.check(dataset, workspace=options.workspace_of(context), workers=workers)
+    findings = api.check(
+        dataset, workspace=options.workspace_of(context), workers=workers, environment=options.environment()
+    )
     for problem in findings.errors:
         print(f"error: {problem}")
     for problem in findings.warnings:
@@ -38,7 +40,9 @@ def fingerprint(
     from segwright import api
 
     workspace = options.workspace_of(context)
-    found = api.fingerprint(dataset, workspace=workspace, workers=workers, force=force)
+    found = api.fingerprint(
+        dataset, workspace=workspace, workers=workers, force=force, environment=options.environment()
+    )
     rows = [
         [
             channel,
@@ -93,7 +97,9 @@ def plan(
         made.save(file)
     else:
         workspace = options.workspace_of(context)
-        made = api.plan(str(dataset), workspace=workspace, options=settings, force=force)
+        made = api.plan(
+            str(dataset), workspace=workspace, options=settings, force=force, environment=options.environment()
+        )
         file = workspace.plans_file(workspace.resolve_dataset(str(dataset)).name, made.plans_name)
         if output is not None:
             made.save(output)
@@ -128,6 +134,7 @@ def preprocess(
     reports = api.preprocess(
         dataset,
         workspace=options.workspace_of(context),
+        environment=options.environment(),
         plans=plans,
         configurations=options.words(config) or None,
         workers=workers,

@@ -15,15 +15,15 @@ from segwright.core.seeds import generator
 
 PHANTOM_SEED = 20240611
 EDGE = 48
-"""Mean edge length of an image, voxels."""
-EDGE_JITTER = 4
+"""Largest edge length of an image, voxels; the patch then covers every image whole."""
+EDGE_JITTER = 5
 FILE_ENDING = ".nii.gz"
 LABELS = {"background": 0, "organ": 1, "lesion": 2}
 
 _TISSUE, _ORGAN, _LESION, _VESSEL = 100.0, 150.0, 190.0, 160.0
 _NOISE = 12.0
 """Standard deviation of the noise: a quarter of the contrast between organ and tissue."""
-_BIAS = 0.25
+_BIAS = 0.15
 """Largest relative change of intensity by the bias field."""
 
 Floats = npt.NDArray[np.float64]
@@ -45,7 +45,7 @@ def make_phantom(index: int, *, seed: int = PHANTOM_SEED, edge: int = EDGE) -> P
     """
     draw = generator(seed, "phantom", index)
     jitter = min(EDGE_JITTER, edge // 8)
-    shape = tuple(int(size) for size in draw.integers(edge - jitter, edge + jitter, size=3, endpoint=True))
+    shape = tuple(int(size) for size in draw.integers(edge - jitter, edge, size=3, endpoint=True))
     spacing = (1.0, 1.0, 1.0)
     axes = [np.arange(size) - (size - 1) / 2 for size in shape]
     grid = np.stack(np.meshgrid(*axes, indexing="ij")) / (edge / 2)  # (3, Z, Y, X), about -1 to 1
@@ -57,7 +57,7 @@ def make_phantom(index: int, *, seed: int = PHANTOM_SEED, edge: int = EDGE) -> P
     organ = _ellipsoid(grid, centre, radii, turn) < 1
     direction = draw.normal(size=3)
     direction /= np.linalg.norm(direction)
-    small = draw.uniform(0.16, 0.23)
+    small = draw.uniform(0.22, 0.30)
     surface = centre + turn @ (radii * direction)  # a point of the organ's surface
     lesion = _ellipsoid(grid, surface, np.full(3, small), turn) < 1
     vessel = _cylinder(grid, draw)
