@@ -319,7 +319,8 @@ def _write(path: Path, array: npt.NDArray[Any], layout: tuple[tuple[int, ...], t
     array = np.ascontiguousarray(array)
     parameters = _parameters(array, chunks, blocks)
     # Written in one go: blosc2 would write the file's trailer anew after each chunk.
-    frame = blosc2.asarray(array, chunks=chunks, blocks=blocks, cparams=parameters).to_cframe()
+    stored = blosc2.asarray(array, chunks=chunks, blocks=blocks, cparams=parameters, contiguous=True)
+    frame = stored.to_cframe()
     with atomic_path(path) as temporary:
         temporary.write_bytes(frame)
     return {"shape": list(array.shape), "dtype": array.dtype.name, "bytes": len(frame), "checksum": _checksum(path)}
