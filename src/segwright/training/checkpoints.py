@@ -1,0 +1,173 @@
+"""Checkpoints: weights and momentum as safetensors, everything else as JSON; never half of one and half of another.
+
+The weights file is the checkpoint: the state goes into its header, so one rename switches from the old to the new.
+The optimiser's tensors lie in a file named after their step, written before that rename and named in the state. The
+JSON beside the weights is the same state for people and for prediction, written last.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from segwright.core.documents import describe_validation, write_json
+from segwright.core.errors import ModelError
+from segwright.networks.checkpoint import load_weights, save_weights
+
+SCHEMA_VERSION: Final = 1
+
+Kind = Literal["latest", "best", "final"]
+
+_HEADER_KEY = "segwright"
+
+
+class CheckpointState(BaseModel):
+    """Everything about a training at one moment but its tensors.
+
+    `epoch` is the next one to train, `step` counts all training steps, `elapsed_s` is training time in seconds.
+    `epoch_step` and `epoch_losses` are of the steps of that epoch that are done already.
+    `config_set` names the settings that were not left to defaults, plan or device.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    schema_version: int = SCHEMA_VERSION
+    trainer: str
+    configuration: str
+    fold: int | str
+    network: dict[str, Any]
+    epoch: int = Field(ge=0)
+    step: int = Field(ge=0)
+    elapsed_s: float
+    epoch_step: int = 0
+    epoch_losses: list[float | None] = Field(default_factory=list)
+    mirror_axes: tuple[int, ...]
+    logging: list[dict[str, Any]]
+    best_ema: float | None
+    config: dict[str, Any]
+    config_set: list[str]
+    plans_hash: str
+    optimizer_file: str | None = None
+    optimizer_values: dict[str, Any] = Field(default_factory=dict)
+    scaler: dict[str, Any] | None = None
+
+    @property
+    def losses(self) -> list[Tensor]:
+        """Losses of the open epoch's steps; NaN for one that was skipped."""
+        return [torch.tensor(math.nan if loss is None else loss) for loss in self.epoch_losses]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint read back."""
+
+    state: CheckpointState
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+
+
+def recorded(losses: Sequence[Tensor]) -> list[float | None]:
+    """Return losses as a document holds them: the numbers, None for a step that was skipped."""
+    return [value if math.isfinite(value) else None for value in map(float, losses)]
+
+
+def checkpoint_file(folder: Path, kind: Kind) -> Path:
+    """Return the weights file of a checkpoint in a fold folder."""
+    return folder / f"checkpoint_{kind}.safetensors"
+
+
+def save(
+    folder: Path,
+    kind: Kind,
+    state: CheckpointState,
+    weights: Mapping[str, Tensor],
+    *,
+    optimizer: Mapping[str, Tensor] | None = None,
+) -> Path:
+    """Write a checkpoint into a fold folder and return its weights file.
+
+    Args:
+        folder: of the fold.
+        kind: which checkpoint is replaced.
+        state: of the training.
+        weights: the network's state dict.
+        optimizer: tensors to resume with; left out where nobody will.
+    """
+    path = checkpoint_file(folder, kind)
+    if optimizer is not None:
+        name = f"{path.stem}_optimizer_{state.step}.safetensors"
+        save_weights(folder / name, optimizer)
+        state = state.model_copy(update={"optimizer_file": name})
+    document = state.model_dump(mode="json")
+    save_weights(path, weights, metadata={_HEADER_KEY: json.dumps(document)})
+    write_json(path.with_suffix(".json"), document)
+    _drop_optimizers(path, keep=state.optimizer_file)
+    return path
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint by its weights file.
+
+    Raises:
+        ModelError: a file is missing or damaged.
+    """
+    weights = load_weights(path)
+    state = read_state(path)
+    optimizer = load_weights(path.parent / state.optimizer_file) if state.optimizer_file else {}
+    return Checkpoint(state=state, weights=weights, optimizer=optimizer)
+
+
+def read_state(path: Path) -> CheckpointState:
+    """Read the state in the header of a weights file.
+
+    Raises:
+        ModelError: the file is missing, damaged or was not written by a training.
+    """
+    try:
+        with safe_open(path, framework="pt") as stream:
+            header = (stream.metadata() or {}).get(_HEADER_KEY)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path}: cannot be read ({error}); delete it and train again") from error
+    if header is None:
+        raise ModelError(f"{path}: holds weights but no training to resume; start one anew")
+    try:
+        return CheckpointState.model_validate_json(header)
+    except ValidationError as error:
+        raise ModelError(f"{path}: {describe_validation(error)}; start the training anew") from error
+
+
+def is_finished(folder: Path) -> bool:
+    """Return whether the training in a fold folder has ended."""
+    path = checkpoint_file(folder, "final")
+    return path.is_file() and path.with_suffix(".json").is_file()
+
+
+def resumable(folder: Path) -> Path | None:
+    """Return the checkpoint to go on from: the final one of a finished training, else the latest; None if none."""
+    if is_finished(folder):
+        return checkpoint_file(folder, "final")
+    latest = checkpoint_file(folder, "latest")
+    return latest if latest.is_file() else None
+
+
+def delete(folder: Path, kind: Kind) -> None:
+    """Remove a checkpoint, its JSON first."""
+    path = checkpoint_file(folder, kind)
+    path.with_suffix(".json").unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+    _drop_optimizers(path, keep=None)
+
+
+def _drop_optimizers(path: Path, *, keep: str | None) -> None:
+    for old in path.parent.glob(f"{path.stem}_optimizer_*.safetensors"):
+        if old.name != keep:
+            old.unlink(missing_ok=True)

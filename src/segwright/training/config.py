@@ -1,0 +1,82 @@
+"""Every setting of a training run as one frozen value, knobs named as in nnU-Net."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from segwright.core.documents import describe_validation
+from segwright.core.errors import ConfigError, nearest
+
+
+class TrainConfig(BaseModel):
+    """How a network is trained; defaults as in nnU-Net 2.8.1 (spec B 1.2).
+
+    A field that was left alone may be decided by the regime (`training.regime`), one that was set never is.
+
+    >>> changed(TrainConfig(), num_epochs=5).num_epochs
+    5
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_epochs: int = Field(default=1000, ge=1)
+    num_iterations_per_epoch: int = Field(default=250, ge=1)
+    num_val_iterations_per_epoch: int = Field(default=50, ge=1)
+    budget_s: float | None = Field(default=None, gt=0)
+    """Seconds of training, the last checkpoint included; the schedule follows the time. `num_epochs` then is only a
+    limit where it was set."""
+
+    batch_size: int | None = Field(default=None, ge=1)
+    """None: the plan's."""
+    initial_lr: float = Field(default=1e-2, gt=0)
+    momentum: float = Field(default=0.99, ge=0, lt=1)
+    weight_decay: float = Field(default=3e-5, ge=0)
+    clip_norm: float = Field(default=12.0, gt=0)
+    """Largest norm of the gradient over all parameters."""
+
+    loss: str | None = None
+    """A registered name or `module:attr`; None: Dice + CE for labels, Dice + BCE for regions."""
+    batch_dice: bool | None = None
+    """Dice over the whole batch as if it were one image; None: the plan's choice."""
+    enable_deep_supervision: bool = True
+
+    network: str | None = None
+    """A registered name or `module:attr`; None: the plan's architecture."""
+    network_kwargs: dict[str, Any] = Field(default_factory=dict)
+
+    oversample_foreground_percent: float = Field(default=0.33, ge=0, le=1)
+    augmentation: str = "default"
+    """A registered recipe or `module:attr`."""
+    mirror_axes: tuple[int, ...] | None = None
+    """Spatial axes flipped in training and prediction; None: the recipe's."""
+
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    seed: int = 12345
+    save_every: int = Field(default=50, ge=1)
+    """Epochs between two saves of `checkpoint_latest`."""
+    save_interval_s: float = Field(default=600.0, gt=0)
+    """Longest time between two saves, in seconds: what a killed run may lose."""
+    disable_checkpointing: bool = False
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """Return the configuration with `values` set.
+
+        Raises:
+            ConfigError: an unknown key, the nearest one named, or a value that does not fit.
+        """
+        unknown = [key for key in values if key not in cls.model_fields]
+        if unknown:
+            raise ConfigError(f"unknown training setting '{unknown[0]}'{nearest(unknown[0], cls.model_fields)}")
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise ConfigError(f"training settings: {describe_validation(error)}") from error
+
+
+def changed(config: TrainConfig, **values: Any) -> TrainConfig:
+    """Return `config` with `values` set and checked; which fields were set stays known."""
+    return TrainConfig.from_mapping({**config.model_dump(exclude_unset=True), **values})

@@ -1,0 +1,172 @@
+"""The last act of a fold: predict its validation cases in full, score them on their own grid, keep what is done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from logging import getLogger
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+from segwright.core.documents import read_json, write_json
+from segwright.core.errors import DatasetError, SegwrightError
+from segwright.core.log import progress
+from segwright.core.parallel import map_threads
+from segwright.data.images import read_label
+from segwright.data.labels import Labels
+from segwright.data.store import Provenance
+from segwright.evaluation.scores import CaseScores, Scores, evaluate_case
+from segwright.inference.export import save_labels
+from segwright.inference.predictor import Predictor
+from segwright.training.batches import TrainingCase
+
+logger = getLogger(__name__)
+
+SUMMARY_JSON = "summary.json"
+RECORD_JSON = "predictions.json"
+SCHEMA_VERSION = 1
+
+_MAX_EXPORTS = 2
+"""Cases waiting for export; more would only hold memory."""
+
+
+class ValidationCase(TrainingCase, Protocol):
+    """A preprocessed case that knows the way back to its own grid."""
+
+    @property
+    def provenance(self) -> Provenance:
+        """Grid, crop and axis order of the raw case."""
+        ...
+
+
+class ValidationSource(Protocol):
+    """Where cases come from; `data.store.CaseStore` is one."""
+
+    def load(self, identifier: str) -> ValidationCase:
+        """Open a case."""
+        ...
+
+
+def validate(
+    predictor: Predictor,
+    cases: ValidationSource,
+    identifiers: Sequence[str],
+    references: Mapping[str, Path],
+    folder: Path,
+    *,
+    file_ending: str,
+    weights_hash: str,
+    say: Callable[[str], None],
+) -> Scores:
+    """Predict, write `<case><ending>` and `summary.json` into `folder`, and return the scores.
+
+    Started again, it keeps the predictions that the same weights made.
+
+    Args:
+        predictor: of the trained network.
+        cases: preprocessed cases.
+        identifiers: of the validation cases.
+        references: label file of each.
+        folder: `validation` in the fold folder.
+        file_ending: of predictions, as in dataset.json.
+        weights_hash: tells these weights from others.
+        say: takes lines for the log.
+
+    Raises:
+        DatasetError: a reference is missing.
+        SegwrightError: a case cannot be read, the case named.
+    """
+    missing = [name for name in identifiers if name not in references or not references[name].is_file()]
+    if missing:
+        raise DatasetError(f"case {missing[0]}: no reference label to validate with; put it back into labelsTr")
+    files = {name: folder / f"{name}{file_ending}" for name in identifiers}
+    record = _Record.open(folder, weights_hash)
+    todo = [name for name in identifiers if not record.has(files[name])]
+    start = time.monotonic()
+    kept = f", {len(files) - len(todo)} are done already" if len(todo) < len(files) else ""
+    say(f"validation: predicting {len(todo)} cases with {len(predictor.window.flips)} mirrored views{kept}")
+    _predict(predictor, cases, {name: files[name] for name in todo}, record)
+    scores = _score(files, references, predictor.labels, predictor.plan.image_reader_writer)
+    scores.save(folder / SUMMARY_JSON)
+    say(f"validation complete in {time.monotonic() - start:.1f} s, mean validation Dice {scores.mean_dice:.4f}")
+    return scores
+
+
+class _Record:
+    """Which predictions were made with which weights: `predictions.json`, rewritten after every case."""
+
+    def __init__(self, path: Path, weights_hash: str, done: dict[str, int]) -> None:
+        self._path = path
+        self._hash = weights_hash
+        self._done = done
+
+    @classmethod
+    def open(cls, folder: Path, weights_hash: str) -> _Record:
+        """Go on with the record if it is of these weights; else begin one and remove the predictions it lists."""
+        path = folder / RECORD_JSON
+        document = read_json(path) if path.is_file() else {}
+        done: dict[str, int] = document.get("files", {})
+        if document.get("weights_hash") != weights_hash:
+            for name in done:
+                (folder / name).unlink(missing_ok=True)
+            (folder / SUMMARY_JSON).unlink(missing_ok=True)
+            done = {}
+        return cls(path, weights_hash, done)
+
+    def has(self, file: Path) -> bool:
+        """Return whether a prediction is there as it was written."""
+        return file.is_file() and self._done.get(file.name) == file.stat().st_size
+
+    def add(self, file: Path) -> None:
+        """Note a finished prediction."""
+        self._done[file.name] = file.stat().st_size
+        write_json(
+            self._path,
+            {"schema_version": SCHEMA_VERSION, "weights_hash": self._hash, "files": dict(sorted(self._done.items()))},
+        )
+
+
+def _predict(predictor: Predictor, cases: ValidationSource, files: Mapping[str, Path], record: _Record) -> None:
+    """Predict case by case; the one before is exported in a thread meanwhile."""
+    with ThreadPoolExecutor(1, thread_name_prefix="segwright-export") as exporting:
+        exports: list[Future[None]] = []
+        for name, file in progress(files.items(), title="validating" if files else "", total=len(files)):
+            case = cases.load(name)
+            try:
+                logits = predictor.predict_preprocessed(np.asarray(case.image[...], dtype=np.float32))
+            except SegwrightError as error:
+                raise type(error)(f"case {name}: {error}") from error
+            exports.append(exporting.submit(_export, predictor, logits, case.provenance, file, record))
+            if len(exports) >= _MAX_EXPORTS:
+                exports.pop(0).result()
+        for export in exports:
+            export.result()
+
+
+def _export(predictor: Predictor, logits: Tensor, provenance: Provenance, file: Path, record: _Record) -> None:
+    prediction = predictor.decide(logits, provenance)
+    save_labels(prediction.labels, file, provenance, predictor.plan.image_reader_writer)
+    record.add(file)
+
+
+def _score(files: Mapping[str, Path], references: Mapping[str, Path], labels: Labels, reader: str) -> Scores:
+    def score(name: str) -> CaseScores:
+        reference, prediction = (
+            np.rint(read_label(path, reader).array[0]).astype(np.int64) for path in (references[name], files[name])
+        )
+        if reference.shape != prediction.shape:
+            raise DatasetError(
+                f"case {name}: the reference {references[name]} has shape {reference.shape}, the prediction "
+                f"{prediction.shape}; the label must lie on the grid of its image"
+            )
+        return CaseScores(
+            metrics=evaluate_case(reference, prediction, labels),
+            prediction_file=str(files[name]),
+            reference_file=str(references[name]),
+        )
+
+    return Scores.of(map_threads(score, sorted(files), describe=str))

@@ -1,0 +1,73 @@
+"""The two batch loaders of a run, put together from its settings."""
+
+from __future__ import annotations
+
+from segwright.augmentation.recipe import Recipe, build_recipe
+from segwright.augmentation.spatial import Mirror
+from segwright.core.errors import ConfigError
+from segwright.data.labels import Labels
+from segwright.data.plan import Configuration
+from segwright.data.splits import Split
+from segwright.training.batches import BatchLoader, CaseSource
+from segwright.training.config import TrainConfig
+from segwright.training.targets import Scales
+
+MIRROR = "mirror"
+
+
+def training_recipe(config: TrainConfig, configuration: Configuration) -> Recipe:
+    """Return the augmentation of a run, its mirror axes those of `config` where they are set.
+
+    Raises:
+        ConfigError: an axis that a patch does not have, or axes for a recipe that does not mirror.
+    """
+    masked = [channel for channel, is_masked in enumerate(configuration.use_mask_for_norm) if is_masked]
+    recipe = build_recipe(config.augmentation, configuration.patch_size, masked_channels=masked)
+    axes = config.mirror_axes
+    if axes is None or axes == recipe.mirror_axes:
+        return recipe
+    if any(not 0 <= axis < configuration.dims for axis in axes):
+        raise ConfigError(f"mirror_axes {axes}: a patch has the spatial axes 0 to {configuration.dims - 1}")
+    if MIRROR not in recipe.names():
+        raise ConfigError(f"mirror_axes {axes}: the augmentation '{config.augmentation}' has no step '{MIRROR}' to set")
+    return recipe.replace(MIRROR, Mirror(axes=axes)) if axes else recipe.without(MIRROR)
+
+
+def build_loaders(
+    cases: CaseSource,
+    split: Split,
+    *,
+    config: TrainConfig,
+    configuration: Configuration,
+    labels: Labels,
+    recipe: Recipe,
+    scales: Scales | None,
+) -> tuple[BatchLoader, BatchLoader]:
+    """Return the loaders of training and of online validation.
+
+    Args:
+        cases: opens preprocessed cases.
+        split: which cases are for what.
+        config: with its batch size decided.
+        configuration: of the plan.
+        labels: of the dataset.
+        recipe: augmentation of training batches.
+        scales: relative sizes of the network's outputs, None for one output.
+    """
+    assert config.batch_size is not None, "the regime decides the batch size"
+    training, validation = (
+        BatchLoader(
+            cases,
+            identifiers,
+            patch_size=configuration.patch_size,
+            batch_size=config.batch_size,
+            labels=labels,
+            recipe=recipe,
+            oversample_foreground_percent=config.oversample_foreground_percent,
+            seed=config.seed,
+            training=is_training,
+            scales=scales,
+        )
+        for identifiers, is_training in ((split.train, True), (split.val, False))
+    )
+    return training, validation

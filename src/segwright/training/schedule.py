@@ -1,0 +1,152 @@
+"""Learning rate as a pure function of progress, and the clock that progress is read from under a time budget."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+POLY_EXPONENT = 0.9
+"""nnU-Net 2.8.1 behaviour, spec B 1.7."""
+
+BUDGET_EPOCHS = 25
+"""Under a time budget an epoch takes at most this fraction of it, so that curves and checkpoints stay useful."""
+
+SHORTEST_EPOCH = 0.5
+"""A last epoch shorter than this share of a slice is not begun; the epoch before it goes on to the end."""
+
+FIRST_RESERVE_S = 2.0
+"""Kept free at the end for validation and the final checkpoint until both have been measured, in seconds."""
+
+LARGEST_RESERVE = 0.1
+"""No more than this share of the budget is kept free, whatever was measured."""
+
+
+def poly(progress: float, *, exponent: float = POLY_EXPONENT) -> float:
+    """Return the factor of the learning rate at `progress` in [0, 1].
+
+    >>> round(0.01 * poly(500 / 1000), 7)
+    0.0053589
+    """
+    return float((1.0 - min(max(progress, 0.0), 1.0)) ** exponent)
+
+
+class Clock:
+    """Training time over all parts of a run that was resumed, and how much of epochs and budget is left.
+
+    Args:
+        num_epochs: after how many epochs the training ends, None if the budget alone counts.
+        budget_s: seconds of training, None without a budget.
+        now: a monotonic clock in seconds.
+    """
+
+    def __init__(
+        self, *, num_epochs: int | None, budget_s: float | None, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.num_epochs = num_epochs
+        self.budget_s = budget_s
+        self.before_s = 0.0
+        self._now = now
+        self._start: float | None = None
+        self._epoch_start_s = 0.0
+        self._steps = 0
+        self._costs_s: dict[str, float] = {}
+
+    def start(self) -> None:
+        """Let the time run; `before_s` was spent earlier."""
+        self._start = self._now()
+
+    def stop(self) -> None:
+        """Halt the time."""
+        self.before_s = self.elapsed_s
+        self._start = None
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds of training so far."""
+        return self.before_s + (0.0 if self._start is None else self._now() - self._start)
+
+    @contextmanager
+    def costing(self, what: str) -> Iterator[None]:
+        """Remember what the block, `validation` or `save`, takes; as much is kept free at the end of the budget."""
+        begin = self._now()
+        yield
+        self._costs_s[what] = self._now() - begin
+
+    @property
+    def reserve_s(self) -> float:
+        """Seconds of the budget kept free for what follows the last step."""
+        if self.budget_s is None:
+            return 0.0
+        measured = sum(self._costs_s.values()) if len(self._costs_s) > 1 else FIRST_RESERVE_S
+        return min(measured, LARGEST_RESERVE * self.budget_s)
+
+    def progress(self, epoch: int) -> float:
+        """Return the share of the training that is over at the start of `epoch`, by epochs or by time, 0 to 1."""
+        by_epochs = 0.0 if self.num_epochs is None else epoch / self.num_epochs
+        by_time = 0.0 if self.budget_s is None else self.elapsed_s / (self.budget_s - self.reserve_s)
+        return min(max(by_epochs, by_time), 1.0)
+
+    def begin_epoch(self) -> None:
+        """Mark the start of an epoch."""
+        self._epoch_start_s = self.elapsed_s
+        self._steps = 0
+
+    def end_step(self) -> None:
+        """Mark the end of a step."""
+        self._steps += 1
+
+    def is_over(self, epoch: int) -> bool:
+        """Return whether `epoch` is not to begin any more; the first one always is."""
+        return epoch > 0 and (self._is_late or (self.num_epochs is not None and epoch >= self.num_epochs))
+
+    @property
+    def epoch_is_over(self) -> bool:
+        """Whether the epoch has had its slice of the budget; an epoch has at least one step."""
+        if self.budget_s is None or self._steps == 0:
+            return False
+        if self._is_late:
+            return True
+        slice_s = self.budget_s / BUDGET_EPOCHS
+        left_s = self.budget_s - self.reserve_s - self.elapsed_s
+        return self.elapsed_s - self._epoch_start_s >= slice_s and left_s >= SHORTEST_EPOCH * slice_s
+
+    def left_s(self, epochs: int) -> float:
+        """Return about how many seconds are left after `epochs` epochs."""
+        limits = []
+        if self.budget_s is not None:
+            limits.append(self.budget_s - self.elapsed_s)
+        if self.num_epochs is not None:
+            limits.append(self.elapsed_s / epochs * (self.num_epochs - epochs))
+        return max(min(limits), 0.0)
+
+    @property
+    def _is_late(self) -> bool:
+        """Whether another step would end after the budget."""
+        if self.budget_s is None:
+            return False
+        step_s = (self.elapsed_s - self._epoch_start_s) / self._steps if self._steps else 0.0
+        return self.elapsed_s + step_s > self.budget_s - self.reserve_s
+
+
+class Timer:
+    """Says when something is due again.
+
+    Args:
+        interval_s: seconds from one time to the next.
+        now: a monotonic clock in seconds.
+    """
+
+    def __init__(self, interval_s: float, *, now: Callable[[], float] = time.monotonic) -> None:
+        self.interval_s = interval_s
+        self._now = now
+        self._last = now()
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the interval has passed."""
+        return self._now() - self._last >= self.interval_s
+
+    def reset(self) -> None:
+        """Begin the interval anew."""
+        self._last = self._now()

@@ -1,0 +1,375 @@
+"""The trainer: the loop, its hooks under nnU-Net's names, and the parts it puts together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from segwright.core.device import autocast, compute_dtype, memory_format, resolve_device
+from segwright.core.documents import file_hash, write_json
+from segwright.core.errors import ConfigError
+from segwright.evaluation.scores import Scores
+from segwright.inference.predictor import Predictor
+from segwright.networks.build import output_scales, prepare, set_deep_supervision
+from segwright.networks.checkpoint import load_state
+from segwright.training import checkpoints, final_validation, regime
+from segwright.training.batches import Batch, BatchLoader, prefetch
+from segwright.training.checkpoints import CheckpointState, recorded
+from segwright.training.loaders import build_loaders, training_recipe
+from segwright.training.logbook import Logbook, row_text
+from segwright.training.losses import TrainingLoss, build_loss
+from segwright.training.network_building import NetworkBuilding, check_outputs
+from segwright.training.online_validation import ValidationStep, confusion, pseudo_dice
+from segwright.training.optimization import build_sgd, optimizer_tensors, restore_optimizer, set_learning_rate, update
+from segwright.training.progress_plot import plot
+from segwright.training.record import TRAIN_JSON, train_record
+from segwright.training.resuming import require_same_training, resumed_config
+from segwright.training.schedule import Clock, Timer, poly
+from segwright.training.sinks import JsonlSink
+from segwright.workspace import DATASET_JSON, PLANS_JSON
+
+PLOT_INTERVAL_S: Final = 30.0
+"""Least time between two drawings of `progress.png`; one takes about as long as a training step on a CPU."""
+
+
+class Trainer(NetworkBuilding):
+    """Trains one configuration on one fold; a subclass changes a knob or a hook.
+
+    `initialize` builds network, optimiser and loss, `on_train_start` opens the data. Arguments as in `Assignment`.
+    """
+
+    network: nn.Module
+    optimizer: Optimizer
+    loss: TrainingLoss
+    device: torch.device
+    dataloader_train: BatchLoader
+    dataloader_val: BatchLoader
+    grad_scaler: torch.amp.GradScaler | None = None
+    logbook: Logbook
+    clock: Clock
+    is_finished = False
+    best_ema: float | None = None
+    current_epoch = 0
+    current_step = 0
+    _epoch_step = 0
+    _is_checked = False
+
+    def initialize(self) -> None:
+        """Settle the settings and build network, optimiser and loss.
+
+        Raises:
+            ConfigError: it was called before, or settings contradict each other.
+        """
+        if self.was_initialized:
+            raise ConfigError("the trainer is initialized already; make a new one")
+        if self.configuration.previous_stage is not None:
+            raise ConfigError(
+                f"configuration '{self.configuration_name}' continues '{self.configuration.previous_stage}'; cascades "
+                "cannot be trained yet, choose another configuration"
+            )
+        self.device = resolve_device(self._device_name)
+        decided = regime.decide(self._with_knobs(), self.configuration, self.device)
+        self.config, self.notes = decided.config, decided.notes
+        self._show_knobs()
+        self.clock = Clock(num_epochs=regime.counted_epochs(self.config), budget_s=self.config.budget_s)
+        self.logbook = Logbook()
+        self._epoch_losses: list[Tensor] = []
+        self._save_timer = Timer(regime.save_interval_s(self.config))
+        self._plot_timer = Timer(PLOT_INTERVAL_S)
+        network = self._build_network()
+        self.scales = output_scales(network, self.num_input_channels, self.configuration.patch_size)
+        self.network = prepare(network, self.device)
+        self.optimizer = self.configure_optimizers()
+        if compute_dtype(self.device, self.config.precision) == torch.float16:
+            self.grad_scaler = torch.amp.GradScaler(self.device.type)
+        self.loss = self._build_loss()
+        self.recipe = training_recipe(self.config, self.configuration)
+        self.was_initialized = True
+
+    def configure_optimizers(self) -> Optimizer:
+        """Return the optimiser; its learning rate is set by the schedule."""
+        return build_sgd(self.network, self.config)
+
+    def get_dataloaders(self) -> tuple[BatchLoader, BatchLoader]:
+        """Return what makes training and validation batches."""
+        return build_loaders(
+            self.cases,
+            self.split,
+            config=self.config,
+            configuration=self.configuration,
+            labels=self.labels,
+            recipe=self.recipe,
+            scales=self.scales if len(self.scales) > 1 else None,
+        )
+
+    def run_training(self) -> None:
+        """Train from where this trainer stands to the end, or do nothing if the training is finished."""
+        if self.is_finished:
+            self.print_to_log_file(f"fold {self.fold} is trained already ({self.current_epoch} epochs)")
+            return
+        self.on_train_start()
+        while not self.clock.is_over(self.current_epoch):
+            self.on_epoch_start()
+            self.on_train_epoch_start()
+            for batch in self._training_batches():
+                self._epoch_losses.append(self.train_step(batch)["loss"])
+            self.on_train_epoch_end(self._epoch_losses)
+            with torch.no_grad(), self.clock.costing("validation"):
+                self.on_validation_epoch_start()
+                self.on_validation_epoch_end([self.validation_step(batch) for batch in self._validation_batches()])
+            self.on_epoch_end()
+        self.on_train_end()
+
+    def on_train_start(self) -> None:
+        """Open data, write down what is run, start the clock."""
+        if not self.was_initialized:
+            self.initialize()
+        torch.backends.cudnn.benchmark = True
+        self.set_deep_supervision_enabled(self.enable_deep_supervision)
+        self.dataloader_train, self.dataloader_val = self.get_dataloaders()
+        self.output_folder.mkdir(parents=True, exist_ok=True)
+        self.plans.save(self.output_folder.parent / PLANS_JSON)
+        write_json(self.output_folder.parent / DATASET_JSON, self.dataset_json.raw(), indent=4)
+        record = train_record(self.config, self.device, notes=self.notes, identity=self.identity())
+        write_json(self.output_folder / TRAIN_JSON, record)
+        for sink in self.sinks:
+            if isinstance(sink, JsonlSink):
+                sink.rewind(self.current_epoch)
+        length = f"{self.num_epochs} epochs" if self.config.budget_s is None else f"{self.config.budget_s:.0f} s"
+        begin = "training" if self.current_step == 0 else f"resuming at epoch {self.current_epoch} of"
+        self.print_to_log_file(
+            f"{begin} {self.configuration_name}, fold {self.fold}: {length}, {len(self.split.train)} cases, batch size "
+            f"{self.batch_size}, patch {self.configuration.patch_size}, on {self.device}"
+        )
+        for note in self.notes:
+            self.print_to_log_file(note)
+        self.clock.start()
+        self._save_timer.reset()
+
+    def on_epoch_start(self) -> None:
+        """Begin an epoch's row of metrics."""
+        self.clock.begin_epoch()
+        self.logbook.log("epoch_start_timestamps", time.time(), self.current_epoch)
+
+    def on_train_epoch_start(self) -> None:
+        """Set training mode and the learning rate."""
+        self.network.train()
+        set_learning_rate(self.optimizer, self.learning_rate)
+        self.logbook.log("lrs", self.learning_rate, self.current_epoch)
+
+    def train_step(self, batch: Batch) -> dict[str, Tensor]:
+        """Update the weights with one batch; `loss` stays on the device and is NaN if the step was skipped."""
+        data, target = self._on_device(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        with autocast(self.device, self.config.precision):
+            output = self.network(data)
+        if not self._is_checked:
+            check_outputs(output, target, data, self.labels.num_heads)
+            self._is_checked = True
+        loss = self.loss(output, target)
+        torch.autograd.backward(loss if self.grad_scaler is None else self.grad_scaler.scale(loss))
+        norm = update(self.optimizer, self.network, clip_norm=self.config.clip_norm, scaler=self.grad_scaler)
+        return {"loss": torch.where(torch.isfinite(norm), loss.detach(), torch.nan)}
+
+    def on_train_epoch_end(self, losses: list[Tensor]) -> None:
+        """Log the mean loss of the steps that were made and count the others."""
+        values = torch.stack([loss.float().cpu() for loss in losses]) if losses else torch.zeros(0)
+        finite = torch.isfinite(values)
+        self.logbook.log("train_losses", float(values[finite].mean()), self.current_epoch)
+        self.logbook.log("steps", len(values), self.current_epoch)
+        self.logbook.log("skipped_steps", int((~finite).sum()), self.current_epoch)
+
+    def on_validation_epoch_start(self) -> None:
+        """Set evaluation mode."""
+        self.network.eval()
+
+    def validation_step(self, batch: Batch) -> ValidationStep:
+        """Return loss and counts of one batch, on the device."""
+        data, target = self._on_device(batch)
+        with autocast(self.device, self.config.precision):
+            output = self.network(data)
+        full, truth = (level if isinstance(level, Tensor) else level[0] for level in (output, target))
+        tp, fp, fn = confusion(full, truth, self.labels)
+        return {"loss": self.loss(output, target), "tp_hard": tp, "fp_hard": fp, "fn_hard": fn}
+
+    def on_validation_epoch_end(self, steps: list[ValidationStep]) -> None:
+        """Log validation loss and pseudo Dice."""
+        loss, per_class = pseudo_dice(steps)
+        present = [value for value in per_class if value == value]
+        self.logbook.log("val_losses", loss, self.current_epoch)
+        self.logbook.log("dice_per_class_or_region", per_class, self.current_epoch)
+        mean = sum(present) / len(present) if present else float("nan")
+        self.logbook.log("mean_fg_dice", mean, self.current_epoch)
+
+    def on_epoch_end(self) -> None:
+        """Write the epoch down, save what is due, go to the next."""
+        epoch = self.current_epoch
+        self.logbook.log("elapsed_s", self.clock.elapsed_s, epoch)
+        self.logbook.log("epoch_end_timestamps", time.time(), epoch)
+        row = self.logbook.rows[epoch]
+        self.print_to_log_file(row_text(row, names=self.class_names, left_s=self.clock.left_s(epoch + 1)))
+        for sink in self.sinks:
+            sink.log(row, epoch)
+        self.current_epoch += 1
+        self._epoch_losses, self._epoch_step = [], 0
+        ema = self.logbook.value("ema_fg_dice")
+        if isinstance(ema, float) and (self.best_ema is None or ema > self.best_ema):
+            self.best_ema = ema
+            self.save_checkpoint("best")
+        is_due = self.current_epoch % self.save_every == 0 or self._save_timer.is_due
+        if is_due and not self.clock.is_over(self.current_epoch):
+            self.save_checkpoint("latest")
+        if self._plot_timer.is_due:
+            self._plot()
+
+    def on_train_end(self) -> None:
+        """Write the final checkpoint, which takes the latest one's place."""
+        self.clock.stop()
+        self.is_finished = True
+        self.save_checkpoint("final")
+        if not self.disable_checkpointing:
+            checkpoints.delete(self.output_folder, "latest")
+        self._plot()
+        for sink in self.sinks:
+            sink.close()
+        self.print_to_log_file(f"training done: {self.current_step} steps in {self.clock.elapsed_s:.1f} s")
+
+    def perform_actual_validation(self) -> Scores:
+        """Predict and score the validation cases in full; `validation/summary.json` holds the scores."""
+        final = checkpoints.checkpoint_file(self.output_folder, "final")
+        self.set_deep_supervision_enabled(False)
+        try:
+            predictor = Predictor(
+                [self.network],
+                self.plans,
+                self.configuration,
+                self.labels,
+                device=self.device,
+                mirror_axes=self.recipe.mirror_axes,
+                precision=self.config.precision,
+            )
+            return final_validation.validate(
+                predictor,
+                self.cases,
+                self.split.val,
+                self.reference_files(),
+                self.output_folder / "validation",
+                file_ending=self.dataset_json.file_ending,
+                weights_hash=file_hash(final) if final.is_file() else f"unsaved at {time.time()}",
+                say=self.print_to_log_file,
+            )
+        finally:
+            self.set_deep_supervision_enabled(self.enable_deep_supervision)
+
+    def save_checkpoint(self, kind: checkpoints.Kind) -> None:
+        """Write a checkpoint; only `latest` can be resumed and has the optimiser's state."""
+        if self.disable_checkpointing:
+            return
+        tensors, values = optimizer_tensors(self.optimizer, self.network)
+        state = CheckpointState(
+            trainer=self.trainer_name,
+            configuration=self.configuration_name,
+            fold=self.fold,
+            network=self.network_spec().to_json(),
+            epoch=self.current_epoch,
+            epoch_step=self._epoch_step,
+            epoch_losses=recorded(self._epoch_losses),
+            step=self.current_step,
+            elapsed_s=self.clock.elapsed_s,
+            mirror_axes=self.recipe.mirror_axes,
+            logging=self.logbook.rows,
+            best_ema=self.best_ema,
+            config=self.config.model_dump(mode="json"),
+            config_set=sorted(self.config.model_fields_set),
+            plans_hash=self.plans_hash,
+            optimizer_values=values,
+            scaler=None if self.grad_scaler is None else self.grad_scaler.state_dict(),
+        )
+        resumable = tensors if kind == "latest" else None
+        with self.clock.costing("save"):
+            checkpoints.save(self.output_folder, kind, state, self.network.state_dict(), optimizer=resumable)
+        if resumable is not None:
+            self._save_timer.reset()
+
+    def load_checkpoint(self, path: Path) -> None:
+        """Continue where a checkpoint stands; settings that were left alone are taken from it.
+
+        Raises:
+            ModelError: it is damaged or belongs to another training.
+            ConfigError: a setting was changed that may not change during a training.
+        """
+        checkpoint = checkpoints.load(path)
+        state = checkpoint.state
+        require_same_training(state, self.identity(), path)
+        if not self.was_initialized:
+            self.config = resumed_config(self._with_knobs(), state, path)
+            self._show_knobs()
+            self.initialize()
+        load_state(self.network, checkpoint.weights, source=str(path))
+        restore_optimizer(self.optimizer, self.network, checkpoint.optimizer, state.optimizer_values)
+        if self.grad_scaler is not None and state.scaler is not None:
+            self.grad_scaler.load_state_dict(state.scaler)
+        self.current_epoch, self.current_step, self._epoch_step = state.epoch, state.step, state.epoch_step
+        self._epoch_losses = [loss.to(self.device) for loss in state.losses]
+        self.logbook = Logbook(state.logging)
+        self.best_ema = state.best_ema
+        self.clock.before_s = state.elapsed_s
+        self.is_finished = path == checkpoints.checkpoint_file(path.parent, "final")
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """Switch the network between several outputs and one; a network that has no such switch stays as it is."""
+        set_deep_supervision(self.network, enabled)
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate at this moment: poly over the epochs, or over the time of a budget, whichever is further."""
+        return self.initial_lr * poly(self.clock.progress(self.current_epoch))
+
+    def _build_loss(self) -> TrainingLoss:
+        return build_loss(
+            self.labels,
+            batch_dice=bool(self.config.batch_dice),
+            num_outputs=len(self.scales) if len(self.scales) > 1 else None,
+            reference=self.config.loss,
+        )
+
+    def _training_batches(self) -> Iterator[Batch]:
+        """Yield the rest of the epoch's batches; counts, saves and follows the clock between steps."""
+        steps = self.num_iterations_per_epoch
+        loader = self.dataloader_train
+        with closing(prefetch(loader, self.current_epoch, steps, first_step=self._epoch_step)) as batches:
+            for batch in batches:
+                if self.config.budget_s is not None:
+                    set_learning_rate(self.optimizer, self.learning_rate)
+                yield batch
+                self.current_step += 1
+                self._epoch_step += 1
+                self.clock.end_step()
+                if self._save_timer.is_due:
+                    self.save_checkpoint("latest")
+                if self.clock.epoch_is_over:
+                    return
+
+    def _validation_batches(self) -> Iterator[Batch]:
+        steps = regime.num_validation_steps(self.config, self._epoch_step)
+        with closing(prefetch(self.dataloader_val, self.current_epoch, steps)) as batches:
+            yield from batches
+
+    def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor | list[Tensor]]:
+        layout = memory_format(self.device, self.configuration.dims)
+        data = batch["data"].to(self.device, non_blocking=True).contiguous(memory_format=layout)
+        target = batch["target"]
+        if isinstance(target, Tensor):
+            return data, target.to(self.device, non_blocking=True)
+        return data, [level.to(self.device, non_blocking=True) for level in target]
+
+    def _plot(self) -> None:
+        plot(self.logbook, self.output_folder / "progress.png")
+        self._plot_timer.reset()
