@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from logging import getLogger
+from math import prod
+from os import SEEK_END
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK
 import tifffile
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 from PIL import Image
 
 from segwright.core.documents import atomic_path, read_json, write_json
@@ -31,6 +36,10 @@ CHANNEL_SUFFIX = re.compile(r"_\d{4}$")
 RGB_CHANNELS = (3, 4)
 
 _CANONICAL_ORIENTATION = "RAS"
+_GZIP_MAGIC = b"\x1f\x8b"
+_GZIP_SIZE_WRAPS = 1 << 32
+_LARGEST_TAIL = 1 << 16
+"""Bytes that may follow the voxels without being looked at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +86,7 @@ class SimpleITKIO:
 
     def read(self, file: Path, *, is_label: bool = False) -> tuple[Header, Floats]:
         """Read one file; a 4D image is taken as channels along its last ITK axis (spec A 2.4)."""
-        image = SimpleITK.ReadImage(str(file))
+        image = _itk_read(file)
         return _itk_volume(image, _itk_header(image, image.GetNumberOfComponentsPerPixel()))
 
     def write(self, labels: LabelMap, path: Path, spacing: tuple[float, ...], geometry: Mapping[str, Any]) -> None:
@@ -97,7 +106,7 @@ class SimpleITKIOWithReorient(SimpleITKIO):
 
     def read(self, file: Path, *, is_label: bool = False) -> tuple[Header, Floats]:
         """Read and re-orient one 3D file."""
-        image = SimpleITK.ReadImage(str(file))
+        image = _itk_read(file)
         if image.GetDimension() != 3:
             raise ValueError(f"has {image.GetDimension()} dimensions, re-orientation needs 3")
         orientation = SimpleITK.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection())
@@ -248,6 +257,50 @@ class NaturalImage2DIO:
         else:
             raise ValueError(f"has shape {shape}, expected a grey (h, w) or RGB(A) (h, w, 3 or 4) picture")
         return Header(shape=(1, *shape[:2]), spacing=(FLAT_SPACING_FACTOR, 1.0, 1.0), num_channels=num_channels)
+
+
+def nonfinite_in_nifti(file: Path) -> int:
+    """Count voxels of a NIfTI file that are NaN or infinite; ITK silently reads them as 0."""
+    image = nibabel.load(file)
+    if image.get_data_dtype().kind != "f":
+        return 0
+    return int(np.count_nonzero(~np.isfinite(np.asanyarray(image.dataobj))))
+
+
+def is_nifti(file: Path) -> bool:
+    """Whether the file's name says NIfTI."""
+    return file.name.lower().endswith((".nii", ".nii.gz"))
+
+
+def _itk_read(file: Path) -> Any:
+    image = SimpleITK.ReadImage(str(file))
+    if is_nifti(file):
+        _require_complete_nifti(file)
+    return image
+
+
+def _require_complete_nifti(file: Path) -> None:
+    """Refuse a NIfTI file that was cut off, which ITK would fill up with zeros without a word.
+
+    The last four bytes of a gzip file tell its full size; only where they do not fit is the file read to its end,
+    because a file of several gzip members tells the size of the last one.
+    """
+    try:
+        image = nibabel.load(file)
+        expected = image.dataobj.offset + prod(image.shape) * image.get_data_dtype().itemsize
+    except (ImageFileError, HeaderDataError):
+        expected = 0  # too short for a header, or a dialect that ITK alone understands
+    with file.open("rb") as stream:
+        is_compressed = stream.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
+        found = stream.seek(-4, SEEK_END) + 4
+        told = int.from_bytes(stream.read(4), "little")
+    if is_compressed:
+        if expected and (told - expected) % _GZIP_SIZE_WRAPS <= _LARGEST_TAIL:
+            return
+        with gzip.open(file) as stream:
+            found = sum(map(len, iter(lambda: stream.read(1 << 20), b"")))
+    if found < expected:
+        raise ValueError(f"is cut off: {found} bytes of {expected}")
 
 
 def _itk_header(image: Any, num_components: int) -> Header:

@@ -24,6 +24,8 @@ from segwright.data.formats import (
     SimpleITKIO,
     SimpleITKIOWithReorient,
     Tiff3DIO,
+    is_nifti,
+    nonfinite_in_nifti,
 )
 from segwright.data.labels import LARGEST_UINT8_LABEL
 
@@ -159,6 +161,14 @@ def write_labels(labels: npt.NDArray[Any], path: Path, properties: Mapping[str, 
     stored: LabelMap = labels.astype(np.uint8 if largest <= LARGEST_UINT8_LABEL else np.uint16)
     with _naming(path, "written", must_exist=False):
         _reader(reader).write(stored, path, tuple(properties["spacing"]), properties.get("geometry", {}))
+
+
+def hidden_nonfinite(file: Path, reader: str) -> int:
+    """Count NaN and infinite voxels that `reader` hides by reading them as 0."""
+    if not (reader.startswith("SimpleITKIO") and is_nifti(file)):
+        return 0
+    with _naming(file, "read"):
+        return nonfinite_in_nifti(file)
 
 
 def grid_problem(header: Header, other: Header, other_file: Path) -> str | None:

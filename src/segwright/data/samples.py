@@ -59,8 +59,9 @@ class WeightedSample:
         if not len(values):
             return
         total = int(counts.sum())
-        mean = float(np.dot(values.astype(np.float64), counts) / total)
-        deviation = float(np.dot(np.square(values - mean, dtype=np.float64), counts))
+        exact = values.astype(np.float64)
+        mean = float(np.dot(exact, counts) / total)
+        deviation = float(np.dot(np.square(exact - mean), counts))
         with self._lock:
             self._parts.append((total, mean, deviation))
             self.smallest = min(self.smallest, float(values.min()))

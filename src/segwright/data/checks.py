@@ -1,0 +1,281 @@
+"""Look at everything in a raw dataset that could go wrong later, and report all of it at once (spec A 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from segwright.core.errors import Problem, SegwrightError
+from segwright.core.parallel import map_threads
+from segwright.data import splits
+from segwright.data.cases import Case, surplus_labels
+from segwright.data.dataset import (
+    DATASET_JSON,
+    LABELS_FOLDER,
+    NO_ENVIRONMENT,
+    DatasetDescription,
+    Survey,
+    look,
+    problem_of,
+)
+from segwright.data.formats import Header
+from segwright.data.images import (
+    geometry_differences,
+    grid_problem,
+    hidden_nonfinite,
+    read_header,
+    read_images,
+    read_label,
+)
+from segwright.data.labels import Labels, gap_problem
+
+SPLITS_JSON = "splits_final.json"
+
+_ONE_GRID = "resample or re-export the files so that all files of a case share one grid"
+_LARGEST_COUNTED = 65535
+_SHOWN_VALUES = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """All that `check` found.
+
+    Attributes:
+        errors: must be mended before the dataset can be used.
+        warnings: worth a look.
+        num_cases: cases that were looked at.
+    """
+
+    errors: tuple[Problem, ...]
+    warnings: tuple[Problem, ...]
+    num_cases: int
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether the dataset can be used."""
+        return not self.errors
+
+
+@dataclass(slots=True)
+class _Log:
+    """Findings while they are collected; `present` are the label values that occur."""
+
+    errors: list[Problem] = field(default_factory=list)
+    warnings: list[Problem] = field(default_factory=list)
+    unreadable: set[Path] = field(default_factory=set)
+    present: set[int] = field(default_factory=set)
+
+    def error(self, where: object, what: str, remedy: str = "") -> None:
+        self.errors.append(Problem(where=str(where), what=what, remedy=remedy))
+
+    def warn(self, where: object, what: str, remedy: str = "") -> None:
+        self.warnings.append(Problem(where=str(where), what=what, remedy=remedy))
+
+    def absorb(self, others: Sequence[_Log]) -> None:
+        for other in others:
+            # A broken file shows in the survey as well as in its case; once is enough.
+            known = {problem.where for problem in self.errors}
+            self.errors += [p for p in other.errors if not (p.where in known and Path(p.where) in other.unreadable)]
+            self.warnings += other.warnings
+            self.unreadable |= other.unreadable
+            self.present |= other.present
+
+
+def check(folder: Path, *, environment: Mapping[str, str] = NO_ENVIRONMENT, workers: int | None = None) -> Findings:
+    """Check a raw dataset folder in one pass; bad data is reported, never raised, and nothing is written.
+
+    Headers of all cases are read before any voxel, so that cheap findings do not wait for expensive ones.
+
+    Args:
+        environment: variables that explicit file lists may name as `$NAME`.
+        workers: threads; all CPUs by default.
+    """
+    survey = look(folder, environment=environment)
+    log = _Log(errors=list(survey.problems))
+    description = survey.description
+    if description is None:
+        return Findings(errors=tuple(log.errors), warnings=(), num_cases=0)
+    _check_description(folder / DATASET_JSON, description, survey, log)
+    _check_surroundings(folder, description, survey, log)
+    cases = survey.cases if survey.reader else ()
+    num_channels = len(description.channel_names)
+    log.absorb(
+        map_threads(
+            lambda case: _check_headers(case, survey.reader, num_channels),
+            cases,
+            workers=workers,
+            describe=lambda case: case.identifier,
+            title="headers",
+        )
+    )
+    labels = Labels.from_description(description)
+    unreadable = frozenset(log.unreadable)
+    log.absorb(
+        map_threads(
+            lambda case: _check_voxels(case, survey.reader, labels, unreadable),
+            cases,
+            workers=workers,
+            describe=lambda case: case.identifier,
+            title="voxels",
+        )
+    )
+    absent = sorted(set(labels.foreground_labels) - log.present)
+    if absent and cases:
+        names = ", ".join(f"{value} ({labels.class_name(value)})" for value in absent)
+        log.warn(folder / DATASET_JSON, f"label {names} occurs in no case", "remove it or check the label files")
+    return Findings(errors=tuple(log.errors), warnings=tuple(log.warnings), num_cases=len(survey.cases))
+
+
+def _check_description(path: Path, description: DatasetDescription, survey: Survey, log: _Log) -> None:
+    if description.num_training != len(survey.cases):
+        what = f"numTraining is {description.num_training}, found {len(survey.cases)} cases"
+        log.error(path, what, "mend the number or add the missing files")
+    gap = gap_problem(description.labels)
+    if gap is not None and Labels.from_description(description).has_regions:
+        log.error(f"{path}, labels", gap)  # without regions the survey has it
+    expected = [str(index) for index in range(len(description.channel_names))]
+    if list(description.channel_names) != expected:
+        what = f"channel_names are numbered {', '.join(description.channel_names)}, expected {', '.join(expected)}"
+        log.warn(path, what, "the order of the entries is what counts, not their numbers")
+
+
+def _check_surroundings(folder: Path, description: DatasetDescription, survey: Survey, log: _Log) -> None:
+    """Check what lies beside the cases: stray files, surplus labels, the dataset's own splits."""
+    for file in survey.stray:
+        what = f"belongs to no case, expected {{case}}_0000{description.file_ending}"
+        log.warn(file, what, "rename or remove it")
+    if description.dataset is None and (folder / LABELS_FOLDER).is_dir():
+        for file in surplus_labels(folder / LABELS_FOLDER, survey.cases, description.file_ending):
+            log.warn(file, "label without an image", "add the images or remove the label")
+    path = folder / SPLITS_JSON
+    if path.is_file():
+        _check_splits(path, [case.identifier for case in survey.cases], log)
+
+
+def _check_splits(path: Path, identifiers: Sequence[str], log: _Log) -> None:
+    try:
+        folds = splits.load(path)
+    except SegwrightError as error:
+        log.errors.append(problem_of(error))
+        return
+    for index, fold in enumerate(folds):
+        where = f"{path}, fold {index}"
+        unknown = splits.unknown_identifiers(fold, identifiers)
+        if unknown:
+            log.error(where, f"the dataset has no case {splits.shorten(unknown)}", "mend the names or add the cases")
+        if not fold.train or not fold.val:
+            log.error(where, f"{len(fold.train)} training and {len(fold.val)} validation cases", "give both some")
+        shared = splits.overlap(fold)
+        if shared:
+            log.warn(where, f"{splits.shorten(shared)} in both train and val", "scores of this fold are too good")
+
+
+def _check_headers(case: Case, reader: str, num_channels: int) -> _Log:
+    """Compare the grids of all files of a case without reading voxels."""
+    log = _Log()
+    headers: dict[Path, Header] = {}
+    for file in (*case.images, *([case.label] if case.label is not None else [])):
+        if not file.is_file():
+            log.unreadable.add(file)  # reported by the survey
+            continue
+        try:
+            headers[file] = read_header(file, reader, is_label=file == case.label)
+        except SegwrightError as error:
+            log.unreadable.add(file)
+            log.error(file, str(error).removeprefix(f"{file}: "), "replace the file or remove its case")
+    images = [file for file in case.images if file in headers]
+    found = sum(headers[file].num_channels for file in images)
+    if len(images) == len(case.images) and found != num_channels and any(headers[f].num_channels > 1 for f in images):
+        what = f"case '{case.identifier}' has {found} channels, dataset.json names {num_channels}"
+        log.error(case.images[0], what, "make channel_names and files agree")
+    if case.label is not None and case.label in headers and headers[case.label].num_channels != 1:
+        log.unreadable.add(case.label)
+        what = f"has {headers[case.label].num_channels} channels, a label map has one whole number per voxel"
+        log.error(case.label, what, "save it as a single-channel image")
+    for file in headers:
+        _compare_grids(file, headers, images, log)
+    return log
+
+
+def _compare_grids(file: Path, headers: Mapping[Path, Header], images: Sequence[Path], log: _Log) -> None:
+    """Hold a file against the first readable image of its case."""
+    if not images or file == images[0]:
+        return
+    problem = grid_problem(headers[file], headers[images[0]], images[0])
+    if problem is not None:
+        log.error(file, problem, _ONE_GRID)
+        return
+    differing = geometry_differences(headers[file], headers[images[0]])
+    if differing:
+        log.warn(
+            file, f"{' and '.join(differing)} differ from those of {images[0].name}", "do they show the same place?"
+        )
+
+
+def _check_voxels(case: Case, reader: str, labels: Labels, unreadable: frozenset[Path]) -> _Log:
+    """Look for values that are no numbers, and for labels that nobody declared."""
+    log = _Log()
+    for file in case.images:
+        if file in unreadable:
+            continue
+        try:
+            array = read_images([file], reader).array
+            hidden = hidden_nonfinite(file, reader)
+        except SegwrightError as error:
+            log.error(file, str(error).removeprefix(f"{file}: "), "replace the file or remove its case")
+            continue
+        _check_finite(file, array, log)
+        if hidden:
+            log.warn(file, f"{hidden} voxels are NaN or infinite and are read as 0", "replace them by what is meant")
+    if case.label is None or case.label in unreadable:
+        return log
+    try:
+        label = read_label(case.label, reader).array
+    except SegwrightError as error:
+        log.error(case.label, str(error).removeprefix(f"{case.label}: "), "replace the file or remove its case")
+        return log
+    if _check_finite(case.label, label, log):
+        _check_values(case.label, label, labels, log)
+    return log
+
+
+def _check_finite(file: Path, array: npt.NDArray[np.float32], log: _Log) -> bool:
+    # One infinite or missing value makes the sum so, without an array of flags; only then are they counted.
+    if np.isfinite(array.sum(dtype=np.float64)):
+        return True
+    bad = int(np.count_nonzero(~np.isfinite(array)))
+    log.error(file, f"{bad} voxels are NaN or infinite", "replace them by a number")
+    return False
+
+
+def _check_values(file: Path, label: npt.NDArray[np.float32], labels: Labels, log: _Log) -> None:
+    expected = {*labels.all_labels, *([] if labels.ignore_label is None else [labels.ignore_label])}
+    found = _distinct(label)
+    log.present |= {int(value) for value in found}
+    unexpected = [value for value in found if value not in expected]
+    if unexpected:
+        shown = ", ".join(f"{value:g}" for value in unexpected[:_SHOWN_VALUES])
+        more = ", ..." if len(unexpected) > _SHOWN_VALUES else ""
+        declared = ", ".join(str(value) for value in sorted(expected))
+        log.error(
+            file, f"unexpected label value {shown}{more}, dataset.json declares {declared}", "mend either of them"
+        )
+    elif found == [0.0]:
+        log.warn(file, "only background", "is that right?")
+
+
+def _distinct(label: npt.NDArray[np.float32]) -> list[float]:
+    """Return the distinct values ascending; whole numbers are counted slice by slice, far faster than sorting."""
+    whole = np.zeros(_LARGEST_COUNTED + 1, dtype=bool)
+    if label.min() < 0 or label.max() > _LARGEST_COUNTED:
+        return [float(value) for value in np.unique(label)]
+    for plane in label[0]:
+        numbers = plane.astype(np.uint16)
+        if not np.array_equal(numbers, plane):
+            return [float(value) for value in np.unique(label)]
+        whole[numbers] = True
+    return [float(value) for value in np.flatnonzero(whole)]

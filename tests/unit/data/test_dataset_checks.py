@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import made_files
+import numpy as np
+import pytest
+import SimpleITK
+
+from segwright.data.checks import Findings, check
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return made_files.write_dataset(tmp_path / "Dataset007_Made", num_channels=2, num_cases=3)
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    made_files.edit_json(folder, {**json.loads((folder / "dataset.json").read_text()), **changes})
+
+
+def rewrite(path: Path, *, array: np.ndarray | None = None, **geometry: tuple[float, ...]) -> None:
+    """Write an image again with other voxels or geometry."""
+    old = SimpleITK.ReadImage(str(path))
+    image = old if array is None else SimpleITK.GetImageFromArray(array, isVector=False)
+    if array is not None and array.ndim == 3 and image.GetSize() == old.GetSize():
+        image.CopyInformation(old)
+    for key, value in geometry.items():
+        getattr(image, f"Set{key.capitalize()}")(value)
+    SimpleITK.WriteImage(image, str(path))
+
+
+def voxels(path: Path, dtype: type = np.float32) -> np.ndarray:
+    return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path))).astype(dtype)
+
+
+def errors(findings: Findings) -> str:
+    return "\n".join(str(problem) for problem in findings.errors)
+
+
+def warnings(findings: Findings) -> str:
+    return "\n".join(str(problem) for problem in findings.warnings)
+
+
+def test_faultless_dataset_has_no_findings(folder: Path) -> None:
+    findings = check(folder)
+
+    assert (findings.errors, findings.warnings, findings.num_cases) == ((), (), 3)
+    assert findings.is_clean
+
+
+def test_everything_is_reported_in_one_pass(folder: Path) -> None:
+    edit(folder, numTraining=5)
+    (folder / "imagesTr" / "case_00_0001.nii.gz").unlink()
+    (folder / "imagesTr" / "case_01_0001.nii.gz").write_bytes(b"x")
+    label = folder / "labelsTr" / "case_01.nii.gz"
+    rewrite(label, array=voxels(label, np.uint8) * 4)
+    rewrite(folder / "labelsTr" / "case_02.nii.gz", array=np.zeros((6, 8, 5), np.uint8))
+
+    findings = check(folder)
+
+    assert len(findings.errors) == 5, errors(findings)
+    text = errors(findings)
+    assert "dataset.json: numTraining is 5, found 3 cases; mend the number" in text
+    assert "case_00_0001.nii.gz: no such file, channel 0001 (MR1)" in text
+    assert "case_01_0001.nii.gz: cannot be read" in text
+    assert "case_01.nii.gz: unexpected label value 4, 8, dataset.json declares 0, 1, 2; mend" in text
+    assert "case_02.nii.gz: shape (6, 8, 5) differs from (6, 8, 7) of case_02_0000.nii.gz; resample" in text
+
+
+def test_spacing_mismatch_is_an_error(folder: Path) -> None:
+    rewrite(folder / "labelsTr" / "case_00.nii.gz", spacing=(1, 1, 1))
+
+    assert "case_00.nii.gz: spacing (1, 1, 1) differs from (2.5, 0.9, 0.8)" in errors(check(folder))
+
+
+@pytest.mark.parametrize(("key", "value"), [("origin", (9, 9, 9)), ("direction", (1, 0, 0, 0, 1, 0, 0, 0, 1))])
+def test_other_geometry_is_a_warning(folder: Path, key: str, value: tuple[float, ...]) -> None:
+    rewrite(folder / "labelsTr" / "case_00.nii.gz", **{key: value})
+
+    findings = check(folder)
+
+    assert findings.is_clean
+    assert f"case_00.nii.gz: {key} differ from those of case_00_0000.nii.gz" in warnings(findings)
+
+
+def test_unreadable_first_image_is_reported_once(folder: Path) -> None:
+    (folder / "imagesTr" / "case_00_0000.nii.gz").write_bytes(b"x")
+
+    findings = check(folder)
+
+    assert len(findings.errors) == 1
+    assert findings.num_cases == 3
+
+
+def test_unreadable_label_is_named(folder: Path) -> None:
+    (folder / "labelsTr" / "case_01.nii.gz").write_bytes(b"x")
+
+    assert "labelsTr/case_01.nii.gz: cannot be read" in errors(check(folder))
+
+
+def test_damage_that_only_the_voxels_show_is_found(folder: Path) -> None:
+    path = folder / "imagesTr" / "case_01_0000.nii.gz"
+    path.write_bytes(path.read_bytes()[:-60])
+
+    assert "case_01_0000.nii.gz: cannot be read" in errors(check(folder))
+
+
+def put_nonfinite(path: Path, value: float) -> None:
+    array = voxels(path)
+    array[0, 0, :2] = value
+    rewrite(path, array=array)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_no_numbers_are_counted(tmp_path: Path, value: float) -> None:
+    folder = made_files.write_dataset(tmp_path / "d", num_cases=2, ending=".mha")
+    put_nonfinite(folder / "imagesTr" / "case_01_0000.mha", value)
+
+    assert "case_01_0000.mha: 2 voxels are NaN or infinite; replace them" in errors(check(folder))
+
+
+def test_values_that_the_reader_replaces_are_a_warning(folder: Path) -> None:
+    put_nonfinite(folder / "imagesTr" / "case_01_0000.nii.gz", np.nan)
+
+    findings = check(folder)
+
+    assert findings.is_clean
+    assert "case_01_0000.nii.gz: 2 voxels are NaN or infinite and are read as 0" in warnings(findings)
+
+
+def test_label_with_fractions_is_an_error(folder: Path) -> None:
+    path = folder / "labelsTr" / "case_01.nii.gz"
+    rewrite(path, array=voxels(path) / 2)
+
+    assert "unexpected label value 0.5" in errors(check(folder))
+
+
+def test_negative_label_is_an_error(folder: Path) -> None:
+    path = folder / "labelsTr" / "case_01.nii.gz"
+    rewrite(path, array=-voxels(path, np.int16))
+
+    assert "unexpected label value -2, -1" in errors(check(folder))
+
+
+def test_label_with_channels_is_an_error(folder: Path) -> None:
+    path = folder / "labelsTr" / "case_01.nii.gz"
+    rewrite(path, array=np.zeros((2, 6, 8, 7), np.uint8))
+
+    findings = check(folder)
+
+    assert "case_01.nii.gz: has 2 channels, a label map has one" in errors(findings)
+
+
+def test_file_with_several_channels_is_an_error(folder: Path) -> None:
+    path = folder / "imagesTr" / "case_01_0001.nii.gz"
+    series = SimpleITK.JoinSeries([SimpleITK.ReadImage(str(path))] * 2)
+    SimpleITK.WriteImage(series, str(path))
+
+    assert "case 'case_01' has 3 channels, dataset.json names 2" in errors(check(folder))
+
+
+def test_ignore_label_is_expected_in_label_files(folder: Path) -> None:
+    edit(folder, labels={"background": 0, "organ": 1, "ignore": 2})
+
+    assert check(folder).is_clean
+
+
+def test_label_that_never_occurs_is_a_warning(folder: Path) -> None:
+    edit(folder, labels={"background": 0, "organ": 1, "lesion": 2, "stone": 3})
+
+    assert "label 3 (stone) occurs in no case" in warnings(check(folder))
+
+
+def test_case_with_only_background_is_a_warning(folder: Path) -> None:
+    path = folder / "labelsTr" / "case_01.nii.gz"
+    rewrite(path, array=np.zeros((6, 8, 7), np.uint8))
+
+    assert "case_01.nii.gz: only background" in warnings(check(folder))
+
+
+def test_gap_in_region_labels_is_an_error(folder: Path) -> None:
+    edit(folder, labels={"background": 0, "whole": [1, 4], "core": 4}, regions_class_order=[1, 2])
+
+    assert "labels: values 0, 1, 4 are not consecutive, 2, 3 missing" in errors(check(folder))
+
+
+def test_unordered_channel_numbers_are_a_warning(folder: Path) -> None:
+    edit(folder, channel_names={"1": "a", "0": "b"})
+
+    assert "channel_names are numbered 1, 0, expected 0, 1" in warnings(check(folder))
+
+
+def test_stray_and_surplus_files_are_warnings(folder: Path) -> None:
+    shutil.copy(folder / "labelsTr" / "case_00.nii.gz", folder / "labelsTr" / "other.nii.gz")
+    shutil.copy(folder / "labelsTr" / "case_00.nii.gz", folder / "imagesTr" / "other.nii.gz")
+
+    text = warnings(check(folder))
+
+    assert "labelsTr/other.nii.gz: label without an image" in text
+    assert "imagesTr/other.nii.gz: belongs to no case" in text
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        ([{"train": ["case_00", "ghost"], "val": ["case_01"]}], "fold 0: the dataset has no case ghost; mend"),
+        ([{"train": ["case_00"], "val": []}], "fold 0: 1 training and 0 validation cases"),
+        ([{"training": []}], "0.train: Field required"),
+    ],
+)
+def test_bad_splits_are_errors(folder: Path, splits: list[Any], message: str) -> None:
+    (folder / "splits_final.json").write_text(json.dumps(splits))
+
+    assert message in errors(check(folder))
+
+
+def test_overlapping_split_is_a_warning(folder: Path) -> None:
+    splits = [{"train": ["case_00", "case_01"], "val": ["case_01"]}]
+    (folder / "splits_final.json").write_text(json.dumps(splits))
+
+    assert "fold 0: case_01 in both train and val" in warnings(check(folder))
+
+
+def test_folder_without_dataset_json_is_reported(tmp_path: Path) -> None:
+    assert "dataset.json: no such file" in errors(check(tmp_path))
+
+
+def test_dataset_without_cases_is_reported(folder: Path) -> None:
+    for file in (folder / "imagesTr").iterdir():
+        file.unlink()
+
+    assert "imagesTr: no cases: no file named {case}_0000.nii.gz; name the first" in errors(check(folder))
+
+
+def test_unknown_file_ending_is_reported(folder: Path) -> None:
+    edit(folder, file_ending=".gz")
+
+    assert "file ending '.gz' has no reader" in errors(check(folder))
+
+
+def test_checking_writes_nothing(folder: Path) -> None:
+    before = sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*"))
+
+    check(folder)
+
+    assert sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*")) == before
