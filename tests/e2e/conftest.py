@@ -1,0 +1,37 @@
+"""A tiny phantom dataset and a workspace in which it was run to the end, shared by the journeys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from journeys import RUN, Journey, call, states, watching_children
+
+from segwright.data.phantom import write_dataset
+
+EDGE = 16
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A raw dataset of six training and two test cases; not to be changed."""
+    folder = tmp_path_factory.mktemp("raw") / "Dataset007_Tiny"
+    write_dataset(folder, num_training=6, num_test=2, edge=EDGE)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def journey(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Journey:
+    work = tmp_path_factory.mktemp("work")
+    before = states(tiny)
+    with pytest.MonkeyPatch.context() as patch, watching_children() as children:
+        for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+            patch.delenv(name, raising=False)
+        result = call("--work", work, "run", tiny, *RUN)
+    return Journey(dataset=tiny, work=work, result=result, children=tuple(children), raw_before=before)
