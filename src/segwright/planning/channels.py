@@ -47,7 +47,7 @@ def choose_normalization(description: DatasetDescription, fingerprint: Fingerpri
     masked = kept < MASK_BELOW
     use_mask = tuple(masked and scheme == _ZSCORE for scheme in schemes)
     chosen = ", ".join(f"'{name}' gives {scheme}" for name, scheme in dict(zip(names, schemes, strict=True)).items())
-    extent = f"cropping to the non-zero region keeps {kept:.3g} of the median image"
+    extent = f"cropping to the non-zero region keeps {kept:.2%} of the median image"
     return Normalization(
         schemes=schemes,
         use_mask=use_mask,
@@ -62,9 +62,9 @@ def choose_normalization(description: DatasetDescription, fingerprint: Fingerpri
                 configuration=EVERYWHERE,
                 decision="normalise inside the mask",
                 value=list(use_mask),
-                because=f"{extent}, below {MASK_BELOW}: z-scores come from inside it"
+                because=f"{extent}, below {MASK_BELOW:.0%}: z-scores come from inside it"
                 if masked
-                else f"{extent}, not below {MASK_BELOW}",
+                else f"{extent}, not below {MASK_BELOW:.0%}",
             ),
         ),
     )

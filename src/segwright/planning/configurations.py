@@ -81,7 +81,7 @@ def explain_draft(draft: Draft, budget: Budget) -> Iterator[Decision]:
             _topology_reason(draft),
         ),
         (
-            "memory estimate",
+            "memory estimate, GB",
             _gigabytes(sizing, budget, dims),
             f"{sizing.elements} feature-map elements a sample; {sizing.reference:.6g} at batch size"
             f" {REFERENCE_BATCH[dims]} stand for {budget.gpu_memory_gb:g} GB",

@@ -85,8 +85,7 @@ def plan(
         spacing: Target spacing instead of the automatic one, in the reader's axis order.
         plans_name: Name instead of the preset's.
         suppress_transpose: Keep the reader's axis order.
-        existing: Plan of the same name, whose configurations are kept where the new plan has none of that name, so
-            that hand-made ones survive (spec A 5.12).
+        existing: Earlier plan; its configurations that the new one lacks are kept, hand-made ones above all.
 
     Raises:
         PlanError: the fingerprint or an option cannot be used.
@@ -98,24 +97,15 @@ def plan(
         num_classes=len(description.labels),
         num_training=description.num_training,
     )
-    # Data may be shared between presets only where it is the same data (spec A, S-16).
-    shares = preset.shares_data and spacing is None and not suppress_transpose
-    naming = _Naming(plans=plans_name or preset.plans_name, shared=PRESETS["default"].plans_name if shares else None)
+    naming = _name(preset, plans_name, usual_data=spacing is None and not suppress_transpose)
     images = _arrange(fingerprint, spacing, suppress_transpose=suppress_transpose)
     normalization = choose_normalization(description, fingerprint)
     drafts, search = _draft(images, naming, budget)
     configurations = {draft.name: configuration_block(draft, preset, normalization) for draft in drafts}
-    if search.lowres:
-        configurations[CASCADE] = {"inherits_from": FULLRES, "previous_stage": LOWRES}
+    configurations |= {CASCADE: {"inherits_from": FULLRES, "previous_stage": LOWRES}} if search.lowres else {}
     kept = _kept(existing, configurations)
-    rationale = [
-        *images.decisions,
-        *normalization.decisions,
-        *_common_decisions(preset),
-        _cascade_decision(search),
-        *(entry for draft in drafts for entry in explain_draft(draft, budget)),
-        *(_kept_decision(name) for name in kept),
-    ]
+    common = (*images.decisions, *normalization.decisions, *_common_decisions(preset), _cascade_decision(search))
+    own = [entry for draft in drafts for entry in explain_draft(draft, budget)]
     median_spacing, median_shape = original_medians(fingerprint)
     return Plan(
         dataset_name=dataset_name,
@@ -129,16 +119,27 @@ def plan(
         experiment_planner_used=preset.planner,
         label_manager="LabelManager",
         foreground_intensity_properties_per_channel=_intensities(fingerprint),
-        segwright={
-            "schema_version": SCHEMA_VERSION,
-            "version": version("segwright"),
-            "preset": preset.name,
-            "resampling": preset.resampling,
-            "gpu_memory_gb": budget.gpu_memory_gb,
-            "fingerprint_hash": content_hash(fingerprint.model_dump(mode="json")),
-            "rationale": [entry.to_json() for entry in rationale],
-        },
+        segwright=_additions(fingerprint, budget, [*common, *own, *map(_kept_decision, kept)]),
     )
+
+
+def _name(preset: Preset, plans_name: str | None, *, usual_data: bool) -> _Naming:
+    # Presets share preprocessed data only where it is the same data (spec A, S-16).
+    shared = PRESETS["default"].plans_name if preset.shares_data and usual_data else None
+    return _Naming(plans=plans_name or preset.plans_name, shared=shared)
+
+
+def _additions(fingerprint: Fingerprint, budget: Budget, rationale: list[Decision]) -> dict[str, Any]:
+    """Return what the plan holds below the key `segwright`."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "version": version("segwright"),
+        "preset": budget.preset.name,
+        "resampling": budget.preset.resampling,
+        "gpu_memory_gb": budget.gpu_memory_gb,
+        "fingerprint_hash": content_hash(fingerprint.model_dump(mode="json")),
+        "rationale": [entry.to_json() for entry in rationale],
+    }
 
 
 def _check(fingerprint: Fingerprint, gpu_memory_gb: float | None) -> None:

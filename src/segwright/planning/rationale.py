@@ -83,16 +83,10 @@ def _block(name: str, entries: list[Decision]) -> str:
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, list | tuple) and all(isinstance(entry, int | float) for entry in value):
-        return numbers(value) if not any(isinstance(entry, bool) for entry in value) else _joined(value)
-    if isinstance(value, list | tuple):
-        return _joined(value)
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_shown(entry)}" for key, entry in value.items())
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "none"}[value]
+        return "; ".join(f"{key} {_shown(entry)}" for key, entry in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_shown(entry) for entry in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _joined(values: Iterable[Any]) -> str:
-    return ", ".join(_shown(value) for value in values)

@@ -16,6 +16,7 @@ from segwright.planning.presets import (
     REFERENCE_BATCH,
     Preset,
 )
+from segwright.planning.rationale import numbers
 from segwright.planning.topology import Topology, derive
 
 
@@ -85,10 +86,18 @@ def size_configuration(
         median_shape: Median shape at that spacing, voxels; may hold halves.
         dataset_voxels: Voxels of the whole dataset in 3D, for 2D configurations as well.
         budget: Bounds of the plan.
+
+    Raises:
+        PlanError: the images vanish at that spacing, or no patch is small enough.
     """
     dims = len(spacing)
     reference = budget.reference(dims)
     topology = derive(spacing, _initial_patch(spacing, median_shape))
+    if min(topology.patch_size) < 1:
+        raise PlanError(
+            f"no patch can be planned: at spacing {numbers(spacing)} the median image has {numbers(median_shape)}"
+            " voxels; look at the spacings in the fingerprint, or give another one with --spacing"
+        )
     first_patch, steps = topology.patch_size, 0
     while _too_big(elements := _elements(topology, budget), dims, reference, budget.preset):
         topology = derive(spacing, _shrunk(spacing, topology, median_shape))

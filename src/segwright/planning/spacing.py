@@ -99,6 +99,6 @@ def _median(values: npt.NDArray[np.float64]) -> tuple[float, ...]:
 
 
 def _plain_reason(worst: int, *, thick: bool, few: bool) -> str:
-    spacing = f"{'over' if thick else 'at most'} {ANISOTROPY} times coarser"
-    count = f"{'' if few else 'not '}{ANISOTROPY} times fewer voxels"
-    return f"the median of all cases; no thick slices: axis {worst} is {spacing} than the others, with {count}"
+    spacing = f"{'over' if thick else 'at most'} {ANISOTROPY} times the others' spacing"
+    count = f"{'less' if few else 'no less'} than 1/{ANISOTROPY} of their voxels"
+    return f"the median of all cases; slices are not thick: axis {worst} has {spacing} and {count}"
