@@ -16,11 +16,12 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     if not console.is_terminal:
         needed = 4 + sum(3 + max(len(row[index]) for row in [columns, *rows]) for index in range(len(columns)))
         console = Console(highlight=False, width=max(80, needed))
-    table = Table(title=title or None, box=SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
+    console.print(title, style="bold")  # a title of the table itself would wrap at its width
     console.print(table)
 
 
