@@ -91,12 +91,7 @@ def plan(
         PlanError: the fingerprint or an option cannot be used.
     """
     _check(fingerprint, gpu_memory_gb)
-    budget = Budget(
-        preset=preset,
-        gpu_memory_gb=preset.gpu_memory_gb if gpu_memory_gb is None else gpu_memory_gb,
-        num_classes=len(description.labels),
-        num_training=description.num_training,
-    )
+    budget = _budget(description, preset, gpu_memory_gb)
     naming = _name(preset, plans_name, usual_data=spacing is None and not suppress_transpose)
     images = _arrange(fingerprint, spacing, suppress_transpose=suppress_transpose)
     normalization = choose_normalization(description, fingerprint)
@@ -120,6 +115,15 @@ def plan(
         label_manager="LabelManager",
         foreground_intensity_properties_per_channel=_intensities(fingerprint),
         segwright=_additions(fingerprint, budget, [*common, *own, *map(_kept_decision, kept)]),
+    )
+
+
+def _budget(description: DatasetDescription, preset: Preset, gpu_memory_gb: float | None) -> Budget:
+    return Budget(
+        preset=preset,
+        gpu_memory_gb=preset.gpu_memory_gb if gpu_memory_gb is None else gpu_memory_gb,
+        num_classes=len(description.labels),
+        num_training=description.num_training,
     )
 
 
