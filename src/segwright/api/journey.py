@@ -33,7 +33,6 @@ DEMO_DATASET = "Dataset900_Phantom"
 DEMO_CONFIGURATION = "3d_fullres"
 DEMO_BUDGET_S = 120.0
 """Training time of the demo, seconds; the rest of its four minutes is for a slow start, prediction and pictures."""
-DEMO_MARK = "segwright_demo.json"
 
 
 def run(
@@ -118,7 +117,8 @@ def demo(
         device: auto, cpu, mps or a GPU.
     """
     start = time.monotonic()
-    seconds = learning.seconds(budget) or DEMO_BUDGET_S
+    settings = {"budget_s": learning.seconds(budget) or DEMO_BUDGET_S}
+    folding.require_settings(settings, device)
     workspace = Workspace.under(Path(folder).absolute())
     if fresh:
         _remove_demo(Path(folder))
@@ -131,12 +131,12 @@ def demo(
     plan, _ = preparing.make_plan(session, found, preparing.DEFAULT_OPTIONS)
     if not preparing.cases_are_fresh(session, plan, DEMO_CONFIGURATION):
         preparing.make_cases(session, plan, DEMO_CONFIGURATION)
-    settings = {"budget_s": seconds}
     # All training cases: the score comes from the test cases, so none needs to be held out, or validated.
+    was_trained = folding.is_trained(folding.fold_folder(session, plan, DEMO_CONFIGURATION, "all"))
     model = folding.train_only(session, plan, DEMO_CONFIGURATION, "all", settings=settings, device=device)
     predictions = Path(folder).absolute() / "predictions"
     logger.info("predicting cases that were not trained on")
-    learning.predict(model, raw / "imagesTs", predictions, device=device)
+    learning.predict(model, raw / "imagesTs", predictions, overwrite=not was_trained, device=device)
     scores = learning.evaluate(raw / "labelsTs", predictions, dataset_json=raw / "dataset.json")
     named = dice_by_name(scores.scores, scores.labels)
     return DemoResult(

@@ -87,6 +87,25 @@ def test_a_full_disk_is_not_our_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "/work/file: no space left" in result.stderr
 
 
+def test_training_options_reach_the_api_and_unset_ones_do_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: dict[str, object] = {}
+
+    def record(dataset: str, **given: object) -> None:
+        seen.update(given, dataset=dataset)
+        raise DatasetError("enough")
+
+    monkeypatch.setattr(api, "train", record)
+    monkeypatch.chdir(tmp_path)
+    numbers = ["--epochs", "3", "--iterations", "7", "--batch-size", "4", "--seed", "9"]
+    more = ["--network", "residual-unet", "--network-arg", "width=48", "--resume", "--budget", "10m"]
+    call("train", "4", "--config", "2d", "--fold", "all", *numbers, *more)
+    assert seen["settings"] == {"num_epochs": 3, "num_iterations_per_epoch": 7, "batch_size": 4, "seed": 9}
+    assert (seen["fold"], seen["network"], seen["network_kwargs"]) == ("all", "residual-unet", {"width": 48})
+    assert (seen["resume"], seen["budget"], seen["configuration"]) == (True, "10m", "2d")
+    call("train", "4", "--config", "2d", "--fold", "0")
+    assert seen["settings"] == {}
+
+
 def test_an_interrupt_is_exit_code_130(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _failing_with(monkeypatch, KeyboardInterrupt()).exit_code == 130
 
