@@ -69,7 +69,7 @@ class NetworkBuilding(Assignment):
                     "build_network_architecture; drop one of them"
                 )
             kwargs = {"plans": self.plans.to_json(), "configuration": self.configuration_name}
-            return ArchitectureSpec(reference=reference_of(type(self).rebuild_network), kwargs=kwargs)
+            return ArchitectureSpec(reference=f"{reference_of(type(self))}.rebuild_network", kwargs=kwargs)
         if config.network is not None:
             return ArchitectureSpec(reference=config.network, kwargs=config.network_kwargs)
         if config.network_kwargs:

@@ -102,7 +102,7 @@ def restore_optimizer(
                 f"{tuple(parameter.shape)}; start the training anew"
             )
         else:
-            optimizer.state[parameter][key] = value
+            optimizer.state[parameter][key] = value.clone() if isinstance(value, Tensor) else value
 
 
 def _entries(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:

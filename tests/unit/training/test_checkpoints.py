@@ -1,0 +1,159 @@
+"""Checkpoints: whole at every moment, exact when read back, refused with the reason where they do not fit."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_task import settings
+
+from segwright.core.errors import ConfigError, ModelError
+from segwright.networks.checkpoint import save_weights
+from segwright.training import checkpoints
+from segwright.training.checkpoints import CheckpointState, recorded
+from segwright.training.config import TrainConfig
+from segwright.training.resuming import require_same_training, resumed_config
+
+WEIGHTS = {"layer.weight": torch.arange(6.0).reshape(2, 3)}
+MOMENTUM = {"momentum_buffer/layer.weight": torch.full((2, 3), 0.1)}
+IDENTITY = {"trainer": "Trainer", "configuration": "3d", "fold": 0, "plans_hash": "abc"}
+
+
+def state(step: int = 5, config: TrainConfig | None = None, **values: Any) -> CheckpointState:
+    config = config or settings()
+    given: dict[str, Any] = {
+        **IDENTITY,
+        "network": {"reference": "unet", "kwargs": {}},
+        "epoch": 2,
+        "step": step,
+        "elapsed_s": 12.5,
+        "mirror_axes": (0, 1),
+        "logging": [{"epoch": 0, "ema_fg_dice": None}],
+        "best_ema": None,
+        "config": config.model_dump(mode="json"),
+        "config_set": sorted(config.model_fields_set),
+        **values,
+    }
+    return CheckpointState(**given)
+
+
+def test_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
+    saved = state(epoch_losses=recorded([torch.tensor(0.1), torch.tensor(math.nan)]))
+    path = checkpoints.save(tmp_path, "latest", saved, WEIGHTS, optimizer=MOMENTUM)
+    found = checkpoints.load(path)
+    assert found.state == saved.model_copy(update={"optimizer_file": found.state.optimizer_file})
+    torch.testing.assert_close(found.weights, WEIGHTS, rtol=0, atol=0)
+    torch.testing.assert_close(found.optimizer, MOMENTUM, rtol=0, atol=0)
+    losses = found.state.losses
+    assert float(losses[0]) == float(torch.tensor(0.1))
+    assert math.isnan(float(losses[1]))
+
+
+def test_json_beside_the_weights_is_the_same_state(tmp_path: Path) -> None:
+    path = checkpoints.save(tmp_path, "final", state(), WEIGHTS)
+    document = json.loads(path.with_suffix(".json").read_text())
+    assert document == checkpoints.read_state(path).model_dump(mode="json")
+    assert document["mirror_axes"] == [0, 1]
+
+
+def test_only_the_newest_optimizer_file_stays(tmp_path: Path) -> None:
+    for step in (5, 9):
+        checkpoints.save(tmp_path, "latest", state(step), WEIGHTS, optimizer=MOMENTUM)
+    assert [path.name for path in tmp_path.glob("*optimizer*")] == ["checkpoint_latest_optimizer_9.safetensors"]
+
+
+@pytest.mark.parametrize("writes", range(4))
+def test_a_kill_between_any_two_writes_leaves_the_old_or_the_new_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    checkpoints.save(tmp_path, "latest", state(5), WEIGHTS, optimizer=MOMENTUM)
+    done = 0
+
+    def dying(function: Any) -> Any:
+        def wrapped(*arguments: Any, **options: Any) -> Any:
+            nonlocal done
+            if done == writes:
+                raise KeyboardInterrupt
+            done += 1
+            return function(*arguments, **options)
+
+        return wrapped
+
+    for name in ("save_weights", "write_json", "_drop_optimizers"):
+        monkeypatch.setattr(checkpoints, name, dying(getattr(checkpoints, name)))
+    newer = {"momentum_buffer/layer.weight": torch.full((2, 3), 0.2)}
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.save(tmp_path, "latest", state(9), {"layer.weight": torch.ones(2, 3)}, optimizer=newer)
+    monkeypatch.undo()
+    path = checkpoints.resumable(tmp_path)
+    assert path is not None
+    found = checkpoints.load(path)
+    is_new = found.state.step == 9
+    assert is_new == (writes >= 2)
+    assert float(found.weights["layer.weight"][0, 1]) == 1.0
+    assert float(found.weights["layer.weight"][0, 0]) == (1.0 if is_new else 0.0)
+    assert float(found.optimizer["momentum_buffer/layer.weight"][0, 0]) == pytest.approx(0.2 if is_new else 0.1)
+
+
+def test_final_checkpoint_is_preferred_and_needs_its_json(tmp_path: Path) -> None:
+    assert checkpoints.resumable(tmp_path) is None
+    checkpoints.save(tmp_path, "latest", state(), WEIGHTS, optimizer=MOMENTUM)
+    final = checkpoints.save(tmp_path, "final", state(), WEIGHTS)
+    assert checkpoints.resumable(tmp_path) == final
+    final.with_suffix(".json").unlink()
+    assert not checkpoints.is_finished(tmp_path)
+    assert checkpoints.resumable(tmp_path) == checkpoints.checkpoint_file(tmp_path, "latest")
+
+
+def test_deleted_checkpoint_leaves_nothing(tmp_path: Path) -> None:
+    checkpoints.save(tmp_path, "latest", state(), WEIGHTS, optimizer=MOMENTUM)
+    checkpoints.delete(tmp_path, "latest")
+    assert not list(tmp_path.iterdir())
+
+
+def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    path = checkpoints.save(tmp_path, "latest", state(), WEIGHTS)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ModelError, match="checkpoint_latest.safetensors: not a readable"):
+        checkpoints.load(path)
+
+
+def test_weights_of_elsewhere_cannot_be_resumed(tmp_path: Path) -> None:
+    save_weights(tmp_path / "w.safetensors", WEIGHTS)
+    with pytest.raises(ModelError, match="no training to resume"):
+        checkpoints.load(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("trainer", "MyTrainer", "trainer is MyTrainer, not Trainer"),
+        ("configuration", "2d", "configuration is 2d, not 3d"),
+        ("fold", "all", "fold is all, not 0"),
+        ("plans_hash", "other", "the plan has changed"),
+    ],
+)
+def test_checkpoint_of_another_training_is_refused(key: str, value: str, words: str) -> None:
+    with pytest.raises(ModelError, match=words):
+        require_same_training(state(**{key: value}), IDENTITY, Path("c.safetensors"))
+
+
+def test_resumed_training_has_the_checkpoint_s_settings() -> None:
+    before = settings(seed=7, batch_size=2)
+    found = resumed_config(TrainConfig(), state(config=before), Path("c"))
+    assert found == before
+    assert found.model_fields_set == before.model_fields_set
+
+
+def test_length_may_change_after_a_resume() -> None:
+    found = resumed_config(TrainConfig(num_epochs=9), state(), Path("c"))
+    assert (found.num_epochs, found.num_iterations_per_epoch) == (9, 2)
+
+
+def test_other_settings_may_not_change_after_a_resume() -> None:
+    with pytest.raises(ConfigError, match="was trained with seed = 12345, now 1; resume with the same value"):
+        resumed_config(TrainConfig(seed=1), state(), Path("c"))
