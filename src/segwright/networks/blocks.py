@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+import torch
 from torch import Tensor, nn
 
+from segwright.networks.convolution import conv_pair
 from segwright.networks.norm import ChannelsLastInstanceNorm, norm_leaky_relu
 
 Size = tuple[int, ...]
@@ -65,7 +67,13 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, *S) -> (B, C', *S')
         """Apply the block."""
-        x = self.conv(x)
+        return self._after_conv(self.conv(x))
+
+    def forward_pair(self, first: Tensor, second: Tensor) -> Tensor:
+        """Apply the block to two tensors concatenated along the channels."""
+        return self._after_conv(conv_pair(self.conv, first, second))
+
+    def _after_conv(self, x: Tensor) -> Tensor:
         if self.dropout is not None:
             x = self.dropout(x)
         if self.nonlin_first:
@@ -112,6 +120,13 @@ class ConvStack(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply all blocks."""
         out: Tensor = self.convs(x)
+        return out
+
+    def forward_pair(self, first: Tensor, second: Tensor) -> Tensor:
+        """Apply all blocks to two tensors concatenated along the channels."""
+        head = self.convs[0]
+        assert isinstance(head, ConvBlock)
+        out: Tensor = self.convs[1:](head.forward_pair(first, second))
         return out
 
 
@@ -203,6 +218,10 @@ class ResidualStack(nn.Module):
         """Apply all blocks."""
         out: Tensor = self.blocks(x)
         return out
+
+    def forward_pair(self, first: Tensor, second: Tensor) -> Tensor:
+        """Apply all blocks to two tensors concatenated along the channels."""
+        return self.forward(torch.cat((first, second), 1))
 
 
 def _skip(in_channels: int, out_channels: int, stride: Size, options: LayerOptions) -> nn.Sequential | None:

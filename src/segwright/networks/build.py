@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from segwright.core.device import memory_format
+from segwright.core.device import keep_freed_memory, memory_format
 from segwright.core.errors import ConfigError, ModelError
 from segwright.core.registry import Registry, import_reference
 from segwright.networks.architecture import (
@@ -264,7 +264,12 @@ def set_deep_supervision(network: nn.Module, enabled: bool) -> None:
 
 
 def prepare(network: nn.Module, device: torch.device) -> nn.Module:
-    """Move a network to a device, in the memory layout that is fastest there, and return it."""
+    """Move a network to a device, in the memory layout that is fastest there, and return it.
+
+    On the CPU it also has the process keep freed memory (see `keep_freed_memory`).
+    """
+    if device.type == "cpu":
+        keep_freed_memory()
     dims = max((weight.ndim - 2 for weight in network.parameters() if weight.ndim in {4, 5}), default=0)
     network = network.to(device)
     return network.to(memory_format=memory_format(device, dims)) if dims else network  # type: ignore[call-overload]

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from segwright.networks.convolution import layout_of
+
 IDENTITY_SLOPE = 1.0
 
 
@@ -67,18 +69,12 @@ def _apply(x: Tensor, norm: ChannelsLastInstanceNorm, slope: float) -> Tensor:
     return out
 
 
-def _layout(x: Tensor) -> torch.memory_format:
-    """Return the layout of a dense tensor; contiguous where it has none of torch's."""
-    channels_last = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
-    return channels_last if x.is_contiguous(memory_format=channels_last) else torch.contiguous_format
-
-
 class _SampleNorm(torch.autograd.Function):
     """One batch norm per sample, then LeakyReLU in place; slope 1 means none."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, slope: float) -> Tensor:
-        layout = _layout(x)
+        layout = layout_of(x)
         x = x.contiguous(memory_format=layout)
         out = torch.empty_like(x, memory_format=layout)
         stats = torch.empty((2, *x.shape[:2]), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from segwright.networks.blocks import TRANSPOSED, ConvStack, LayerOptions, ResidualStack, Size
+from segwright.networks.convolution import upsample_by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +140,8 @@ class Decoder(nn.Module):
         for index, (upsample, stage, head) in enumerate(
             zip(self.transpconvs, self.stages, self.seg_layers, strict=True)
         ):
-            x = stage(torch.cat((upsample(x), skips[-2 - index]), 1))
+            assert isinstance(stage, ConvStack | ResidualStack)
+            x = stage.forward_pair(upsample_by(upsample, x), skips[-2 - index])
             if self.deep_supervision or index == last:
                 outputs.append(head(x))
         return outputs[::-1] if self.deep_supervision else outputs[-1]

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import platform
+
 import pytest
 import torch
 
 from segwright.core import device as devices
-from segwright.core.device import autocast, compute_dtype, has_fast_bf16, memory_format, resolve_device
+from segwright.core.device import (
+    autocast,
+    compute_dtype,
+    has_fast_bf16,
+    keep_freed_memory,
+    memory_format,
+    resolve_device,
+)
 from segwright.core.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -80,6 +89,19 @@ def test_precision_can_be_asked_for() -> None:
 
 def test_the_bf16_probe_answers() -> None:
     assert has_fast_bf16() in {True, False}
+
+
+def test_keeping_freed_memory_is_harmless_where_the_c_library_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    keep_freed_memory.cache_clear()
+    monkeypatch.setattr(devices.ctypes, "CDLL", lambda _: object())
+    assert not keep_freed_memory()
+    keep_freed_memory.cache_clear()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
+def test_freed_memory_is_kept_by_glibc() -> None:
+    keep_freed_memory.cache_clear()
+    assert keep_freed_memory()
 
 
 def test_layouts() -> None:

@@ -1,0 +1,67 @@
+"""Convolutions arranged for the CPU: over two tensors without concatenating them, and with fast bias gradients.
+
+Legend: B batch, C channels, S spatial axes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def conv_pair(conv: nn.Module, first: Tensor, second: Tensor) -> Tensor:
+    """Return `conv` applied to two tensors (B, C, *S) concatenated along the channels.
+
+    On the CPU it is the sum of two convolutions with a part of the weights each: equal to rounding, and faster than
+    copying both tensors together, and their gradients apart.
+    """
+    if not isinstance(conv, nn.Conv2d | nn.Conv3d) or first.device.type != "cpu":
+        whole: Tensor = conv(torch.cat((first, second), 1))
+        return whole
+    layout = layout_of(conv.weight)
+    parts = [part.contiguous(memory_format=layout) for part in conv.weight.tensor_split([first.shape[1]], 1)]
+    out: Tensor = conv._conv_forward(first, parts[0], conv.bias)
+    return out.add_(conv._conv_forward(second, parts[1], None))
+
+
+def upsample_by(transposed: nn.Module, x: Tensor) -> Tensor:
+    """Return a transposed convolution of `x` (B, C, *S); on the CPU its bias gradient is a plain sum.
+
+    torch's own takes longer for the bias than for all the rest of the layer.
+    """
+    if (
+        not isinstance(transposed, nn.ConvTranspose2d | nn.ConvTranspose3d)
+        or x.device.type != "cpu"
+        or transposed.bias is None
+    ):
+        out: Tensor = transposed(x)
+        return out
+    convolve = nn.functional.conv_transpose2d if x.ndim == 4 else nn.functional.conv_transpose3d
+    out = convolve(x, transposed.weight, transposed.bias.detach(), transposed.stride)
+    fed: Tensor = _BiasGradient.apply(out, transposed.bias)  # type: ignore[no-untyped-call]
+    return fed
+
+
+def layout_of(x: Tensor) -> torch.memory_format:
+    """Return the layout of a dense tensor (B, C, *S); contiguous where it has none of torch's."""
+    channels_last = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+    return channels_last if x.is_contiguous(memory_format=channels_last) else torch.contiguous_format
+
+
+class _BiasGradient(torch.autograd.Function):
+    """Pass on a tensor to which `bias` has been added, and give the bias its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor) -> Tensor:  # (B, C, *S), (C)
+        ctx.dtype = bias.dtype
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+        if not ctx.needs_input_grad[1]:
+            return grad, None
+        # Sample by sample: sums of bf16 come back as bf16, their total is made in the bias's own dtype.
+        sums = torch.stack([sample.flatten(1).sum(1) for sample in grad])
+        return grad, sums.to(ctx.dtype).sum(0)
