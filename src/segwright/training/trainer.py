@@ -80,7 +80,7 @@ class Trainer(NetworkBuilding):
         self._show_knobs()
         self.clock = Clock(num_epochs=regime.counted_epochs(self.config), budget_s=self.config.budget_s)
         self.logbook = Logbook()
-        self._epoch_losses: list[Tensor] = []
+        self._epoch_outputs: list[dict[str, Tensor]] = []
         self._save_timer = Timer(regime.save_interval_s(self.config))
         self._plot_timer = Timer(PLOT_INTERVAL_S)
         network = self._build_network()
@@ -119,8 +119,8 @@ class Trainer(NetworkBuilding):
             self.on_epoch_start()
             self.on_train_epoch_start()
             for batch in self._training_batches():
-                self._epoch_losses.append(self.train_step(batch)["loss"])
-            self.on_train_epoch_end(self._epoch_losses)
+                self._epoch_outputs.append(self.train_step(batch))
+            self.on_train_epoch_end(self._epoch_outputs)
             with torch.no_grad(), self.clock.costing("validation"):
                 self.on_validation_epoch_start()
                 self.on_validation_epoch_end([self.validation_step(batch) for batch in self._validation_batches()])
@@ -178,9 +178,9 @@ class Trainer(NetworkBuilding):
         norm = update(self.optimizer, self.network, clip_norm=self.config.clip_norm, scaler=self.grad_scaler)
         return {"loss": torch.where(torch.isfinite(norm), loss.detach(), torch.nan)}
 
-    def on_train_epoch_end(self, losses: list[Tensor]) -> None:
+    def on_train_epoch_end(self, steps: list[dict[str, Tensor]]) -> None:
         """Log the mean loss of the steps that were made and count the others."""
-        values = torch.stack([loss.float().cpu() for loss in losses]) if losses else torch.zeros(0)
+        values = torch.stack([step["loss"].float() for step in steps]).cpu()
         finite = torch.isfinite(values)
         self.logbook.log("train_losses", float(values[finite].mean()), self.current_epoch)
         self.logbook.log("steps", len(values), self.current_epoch)
@@ -218,7 +218,7 @@ class Trainer(NetworkBuilding):
         for sink in self.sinks:
             sink.log(row, epoch)
         self.current_epoch += 1
-        self._epoch_losses, self._epoch_step = [], 0
+        self._epoch_outputs, self._epoch_step = [], 0
         ema = self.logbook.value("ema_fg_dice")
         if isinstance(ema, float) and (self.best_ema is None or ema > self.best_ema):
             self.best_ema = ema
@@ -280,7 +280,7 @@ class Trainer(NetworkBuilding):
             network=self.network_spec().to_json(),
             epoch=self.current_epoch,
             epoch_step=self._epoch_step,
-            epoch_losses=recorded(self._epoch_losses),
+            epoch_losses=recorded([step["loss"] for step in self._epoch_outputs]),
             step=self.current_step,
             elapsed_s=self.clock.elapsed_s,
             mirror_axes=self.recipe.mirror_axes,
@@ -317,7 +317,7 @@ class Trainer(NetworkBuilding):
         if self.grad_scaler is not None and state.scaler is not None:
             self.grad_scaler.load_state_dict(state.scaler)
         self.current_epoch, self.current_step, self._epoch_step = state.epoch, state.step, state.epoch_step
-        self._epoch_losses = [loss.to(self.device) for loss in state.losses]
+        self._epoch_outputs = [{"loss": loss.to(self.device)} for loss in state.losses]
         self.logbook = Logbook(state.logging)
         self.best_ema = state.best_ema
         self.clock.before_s = state.elapsed_s
