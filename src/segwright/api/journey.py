@@ -75,7 +75,6 @@ def run(
     folding.require_settings(chosen, device)
     presets.preset(preset)
     session = open_session(dataset, workspace, environment=environment)
-    preparing.verify(session, workers=workers)
     numbers = _folds(session, folds)
     done: list[str] = []
     found, was_measured = preparing.make_fingerprint(session, workers=workers)

@@ -160,15 +160,20 @@ def preprocess(
     return {name: make_cases(session, made, name, workers=workers) for name in data_owners(made, names)}
 
 
-def verify(session: Session, *, workers: int | None = None) -> bool:
+def verify(session: Session, *, workers: int | None = None, visit: checks.Visitor | None = None) -> bool:
     """Check the raw files unless they were found good as they are now; return whether that was needed.
+
+    Args:
+        session: the dataset.
+        workers: threads; all CPUs by default.
+        visit: sees the voxels of every case that is checked.
 
     Raises:
         ProblemReport: all that is wrong.
     """
     if session.journal.holds("check", session.raw_state):
         return False
-    findings = checks.check(session.dataset.folder, workers=workers, environment=session.environment)
+    findings = checks.check(session.dataset.folder, workers=workers, environment=session.environment, visit=visit)
     for problem in findings.warnings:
         logger.warning("%s", problem)
     if findings.errors:
@@ -181,18 +186,21 @@ def make_fingerprint(session: Session, *, workers: int | None = None, force: boo
     """Return the fingerprint, and whether it had to be measured."""
     file = session.workspace.fingerprint_file(session.name)
     stage = "fingerprint"
-    verify(session, workers=workers)
-    if file.is_file() and not force:
+    dataset = session.dataset
+    measurement = measuring.Measurement(num_cases=len(dataset.cases), num_channels=dataset.num_channels)
+    is_new = not file.is_file()
+    was_visited = verify(session, workers=workers, visit=measurement.add if is_new else None)
+    if not is_new and not force:
         if session.journal.holds(stage, session.raw_state):
             return Fingerprint.load(file), False
         if not session.journal.knows(stage):
             found = Fingerprint.load(file)
-            if len(found.spacings) == len(session.dataset.cases):
+            if len(found.spacings) == len(dataset.cases):
                 logger.info("%s was there already and is kept; segwright fingerprint --force measures again", file)
                 session.journal.record(stage, session.raw_state)
                 return found, False
         logger.info("the dataset changed since it was measured")
-    found = measuring.extract(session.dataset, workers=workers)
+    found = measurement.fingerprint(dataset) if is_new and was_visited else measuring.extract(dataset, workers=workers)
     found.save(file)
     session.journal.record(stage, session.raw_state)
     return found, True

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from segwright.data.dataset import (
 )
 from segwright.data.formats import Header
 from segwright.data.images import (
+    Volume,
     geometry_differences,
     grid_problem,
     hidden_nonfinite,
@@ -34,6 +35,9 @@ from segwright.data.images import (
 from segwright.data.labels import Labels, gap_problem
 
 SPLITS_JSON = "splits_final.json"
+
+Visitor = Callable[[Case, Volume, Volume], None]
+"""Takes a case, its images (C, *S) and its label (1, *S)."""
 
 _ONE_GRID = "resample or re-export the files so that all files of a case share one grid"
 _LARGEST_COUNTED = 65535
@@ -85,7 +89,13 @@ class _Log:
             self.present |= other.present
 
 
-def check(folder: Path, *, environment: Mapping[str, str] = NO_ENVIRONMENT, workers: int | None = None) -> Findings:
+def check(
+    folder: Path,
+    *,
+    environment: Mapping[str, str] = NO_ENVIRONMENT,
+    workers: int | None = None,
+    visit: Visitor | None = None,
+) -> Findings:
     """Check a raw dataset folder in one pass; bad data is reported, never raised, and nothing is written.
 
     Headers of all cases are read before any voxel, so that cheap findings do not wait for expensive ones.
@@ -93,6 +103,8 @@ def check(folder: Path, *, environment: Mapping[str, str] = NO_ENVIRONMENT, work
     Args:
         environment: variables that explicit file lists may name as `$NAME`.
         workers: threads; all CPUs by default.
+        visit: called with every case as long as nothing is wrong, in any thread, so that whoever needs the voxels as
+            well does not read them again.
     """
     survey = look(folder, environment=environment)
     log = _Log(errors=list(survey.problems))
@@ -114,9 +126,10 @@ def check(folder: Path, *, environment: Mapping[str, str] = NO_ENVIRONMENT, work
     )
     labels = Labels.from_description(description)
     unreadable = frozenset(log.unreadable)
+    visit = None if log.errors else visit
     log.absorb(
         map_threads(
-            lambda case: _check_voxels(case, survey.reader, labels, unreadable),
+            lambda case: _check_voxels(case, survey.reader, labels, unreadable, visit),
             cases,
             workers=workers,
             describe=lambda case: case.identifier,
@@ -216,30 +229,35 @@ def _compare_grids(file: Path, headers: Mapping[Path, Header], images: Sequence[
         )
 
 
-def _check_voxels(case: Case, reader: str, labels: Labels, unreadable: frozenset[Path]) -> _Log:
+def _check_voxels(case: Case, reader: str, labels: Labels, unreadable: frozenset[Path], visit: Visitor | None) -> _Log:
     """Look for values that are no numbers, and for labels that nobody declared."""
     log = _Log()
+    volumes = []
     for file in case.images:
         if file in unreadable:
             continue
         try:
-            array = read_images([file], reader).array
+            volume = read_images([file], reader)
             hidden = hidden_nonfinite(file, reader)
         except SegwrightError as error:
             log.error(file, str(error).removeprefix(f"{file}: "), "replace the file or remove its case")
             continue
-        _check_finite(file, array, log)
+        volumes.append(volume)
+        _check_finite(file, volume.array, log)
         if hidden:
             log.warn(file, f"{hidden} voxels are NaN or infinite and are read as 0", "replace them by what is meant")
     if case.label is None or case.label in unreadable:
         return log
     try:
-        label = read_label(case.label, reader).array
+        label = read_label(case.label, reader)
     except SegwrightError as error:
         log.error(case.label, str(error).removeprefix(f"{case.label}: "), "replace the file or remove its case")
         return log
-    if _check_finite(case.label, label, log):
-        _check_values(case.label, label, labels, log)
+    if _check_finite(case.label, label.array, log):
+        _check_values(case.label, label.array, labels, log)
+    if visit is not None and not log.errors:
+        images = volumes[0].array if len(volumes) == 1 else np.concatenate([volume.array for volume in volumes])
+        visit(case, replace(volumes[0], array=images), label)
     return log
 
 

@@ -17,7 +17,7 @@ from segwright.core.parallel import map_threads
 from segwright.data.cases import Case
 from segwright.data.cropping import content_box
 from segwright.data.dataset import Dataset
-from segwright.data.images import read_images, read_label
+from segwright.data.images import Volume, read_images, read_label
 from segwright.data.samples import WeightedSample, draw
 
 logger = getLogger(__name__)
@@ -82,50 +82,85 @@ class _CaseFacts(BaseModel):
     lacks_foreground: bool
 
 
-def extract(dataset: Dataset, *, workers: int | None = None) -> Fingerprint:
-    """Read every case once and return the dataset's fingerprint.
+class Measurement:
+    """Collects a fingerprint case by case, in any order and from any thread.
 
     The intensities are those that nnU-Net 2.8.1 draws, voxel for voxel: drawn positions are counted per voxel instead
     of collected, so that the memory needed follows the number of different values, not the number of draws.
+    """
+
+    def __init__(self, *, num_cases: int, num_channels: int) -> None:
+        self._num_draws = TOTAL_SAMPLES // max(num_cases, 1)
+        self._samples = [WeightedSample() for _ in range(num_channels)]
+        self._facts: dict[str, _CaseFacts] = {}
+
+    def add(self, case: Case, volume: Volume, label: Volume) -> None:
+        """Measure one case.
+
+        Raises:
+            ImageError: image and label differ in shape, or hold NaN.
+            DatasetError: its channels are not those that dataset.json names.
+        """
+        _require_usable(case, volume, label, len(self._samples))
+        box = content_box(volume.array)
+        foreground = crop(label.array[0], box) > 0  # the ignore label counts as well (spec A, S-11)
+        random = np.random.RandomState(SAMPLE_SEED)
+        for channel, sample in zip(crop(volume.array, box), self._samples, strict=True):
+            sample.add(*draw(channel[foreground], self._num_draws, random))
+        shape = box_shape(box)
+        self._facts[case.identifier] = _CaseFacts(
+            spacing=volume.spacing,
+            shape=shape,
+            relative_size=prod(shape) / prod(volume.array.shape[1:]),
+            lacks_foreground=not foreground.any(),
+        )
+
+    def fingerprint(self, dataset: Dataset) -> Fingerprint:
+        """Return the fingerprint of the measured cases, in the order of the dataset's.
+
+        Raises:
+            DatasetError: no case has any foreground.
+        """
+        facts = [self._facts[case.identifier] for case in dataset.cases]
+        if all(fact.lacks_foreground for fact in facts):
+            raise DatasetError(
+                f"{dataset.folder}: none of its {len(facts)} cases has a voxel with a foreground label; "
+                "intensities cannot be planned for. Check the label files"
+            )
+        # The reference works in float32, but an empty case makes it promote everything to float64 (spec A, S-12).
+        rounding = np.float64 if any(fact.lacks_foreground for fact in facts) else np.float32
+        return Fingerprint(
+            spacings=tuple(fact.spacing for fact in facts),
+            shapes_after_crop=tuple(fact.shape for fact in facts),
+            median_relative_size_after_cropping=median(fact.relative_size for fact in facts),
+            foreground_intensity_properties_per_channel={
+                str(channel): _statistics(sample, rounding) for channel, sample in enumerate(self._samples)
+            },
+        )
+
+
+def extract(dataset: Dataset, *, workers: int | None = None) -> Fingerprint:
+    """Read every case once and return the dataset's fingerprint.
 
     Raises:
         ImageError: a file is unreadable, holds NaN, or image and label differ in shape.
         DatasetError: no case has any foreground, or channel counts differ from dataset.json.
     """
-    num_draws = TOTAL_SAMPLES // len(dataset.cases)
-    samples = [WeightedSample() for _ in range(dataset.num_channels)]
-    facts = map_threads(
-        lambda case: _examine(case, dataset, samples, num_draws),
-        dataset.cases,
-        workers=workers,
-        describe=lambda case: case.identifier,
-        title="fingerprint",
-    )
-    if all(fact.lacks_foreground for fact in facts):
-        raise DatasetError(
-            f"{dataset.folder}: none of its {len(facts)} cases has a voxel with a foreground label; "
-            "intensities cannot be planned for. Check the label files"
-        )
-    # The reference works in float32, but an empty case makes it promote everything to float64 (spec A, S-12).
-    rounding = np.float64 if any(fact.lacks_foreground for fact in facts) else np.float32
-    return Fingerprint(
-        spacings=tuple(fact.spacing for fact in facts),
-        shapes_after_crop=tuple(fact.shape for fact in facts),
-        median_relative_size_after_cropping=median(fact.relative_size for fact in facts),
-        foreground_intensity_properties_per_channel={
-            str(channel): _statistics(sample, rounding) for channel, sample in enumerate(samples)
-        },
-    )
+    measurement = Measurement(num_cases=len(dataset.cases), num_channels=dataset.num_channels)
+
+    def measure(case: Case) -> None:
+        assert case.label is not None, "training cases have labels"
+        measurement.add(case, read_images(case.images, dataset.reader), read_label(case.label, dataset.reader))
+
+    map_threads(measure, dataset.cases, workers=workers, describe=lambda case: case.identifier, title="fingerprint")
+    return measurement.fingerprint(dataset)
 
 
-def _examine(case: Case, dataset: Dataset, samples: list[WeightedSample], num_draws: int) -> _CaseFacts:
-    assert case.label is not None, "training cases have labels"
-    volume = read_images(case.images, dataset.reader)
-    label = read_label(case.label, dataset.reader)
-    if len(volume.array) != dataset.num_channels:
+def _require_usable(case: Case, volume: Volume, label: Volume, num_channels: int) -> None:
+    if len(volume.array) != num_channels:
         raise DatasetError(
             f"{case.images[0]}: case '{case.identifier}' has {len(volume.array)} channels, dataset.json names "
-            f"{dataset.num_channels}; make them agree"
+            f"{num_channels}; make them agree"
         )
     if volume.array.shape[1:] != label.array.shape[1:]:
         raise ImageError(
@@ -136,18 +171,6 @@ def _examine(case: Case, dataset: Dataset, samples: list[WeightedSample], num_dr
         # The sum is not finite if any voxel is not; it needs no array of flags.
         if not np.isfinite(array.sum(dtype=np.float64)):
             raise ImageError(f"{file}: case '{case.identifier}' holds NaN or infinite values; replace them")
-    box = content_box(volume.array)
-    foreground = crop(label.array[0], box) > 0  # the ignore label counts as well (spec A, S-11)
-    random = np.random.RandomState(SAMPLE_SEED)
-    for channel, sample in zip(crop(volume.array, box), samples, strict=True):
-        sample.add(*draw(channel[foreground], num_draws, random))
-    shape = box_shape(box)
-    return _CaseFacts(
-        spacing=volume.spacing,
-        shape=shape,
-        relative_size=prod(shape) / prod(volume.array.shape[1:]),
-        lacks_foreground=not foreground.any(),
-    )
 
 
 def _statistics(sample: WeightedSample, rounding: type[np.float32] | type[np.float64]) -> IntensityStatistics:

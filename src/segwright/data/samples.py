@@ -60,8 +60,9 @@ class WeightedSample:
             return
         total = int(counts.sum())
         exact = values.astype(np.float64)
-        mean = float(np.dot(exact, counts) / total)
-        deviation = float(np.dot(np.square(exact - mean), counts))
+        # Sums in numpy's own order: a dot product's last digit depends on the alignment of its memory.
+        mean = float((exact * counts).sum() / total)
+        deviation = float((np.square(exact - mean) * counts).sum())
         with self._lock:
             self._parts.append((total, mean, deviation))
             self.smallest = min(self.smallest, float(values.min()))

@@ -130,6 +130,9 @@ def resample_image(
     """
     volume = _tensor(array)
     resampler = LogitResampler(volume.shape[1:], new_shape, current_spacing, new_spacing, function, kwargs)
+    if resampler.shape == tuple(volume.shape[1:]):
+        unchanged = volume.float()
+        return unchanged if isinstance(array, torch.Tensor) else unchanged.numpy()
     result = volume.new_empty((len(volume), *resampler.shape), dtype=torch.float32)
     for index in range(len(volume)):  # the intermediate volumes of one channel at a time
         result[index] = resampler.slab(volume[index : index + 1], 0, resampler.shape[0])[0]
