@@ -137,6 +137,18 @@ def test_batch_size_that_was_set_is_kept() -> None:
     assert not any("batch" in note for note in regime.notes)
 
 
+@pytest.mark.parametrize(
+    ("values", "momentum"),
+    [({}, 0.95), ({"budget_s": 7200}, 0.99), ({"momentum": 0.99}, 0.99), ({"budget_s": None}, 0.99)],
+)
+def test_momentum_is_lower_under_a_short_budget_on_a_cpu_unless_it_was_set(
+    values: dict[str, float], momentum: float
+) -> None:
+    regime = decide(settings(**{"budget_s": 60, **values}), CONFIGURATION, CPU)
+    assert regime.config.momentum == momentum
+    assert any("momentum" in note for note in regime.notes) == (momentum == 0.95)
+
+
 def test_budget_on_an_accelerator_keeps_the_plan_s_batch_size() -> None:
     assert decide(settings(budget_s=60), CONFIGURATION, torch.device("mps")).config.batch_size == 3
 
