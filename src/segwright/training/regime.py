@@ -16,8 +16,8 @@ prototype on Hippocampus 3d_fullres, 2 cores: 0.857 mean foreground Dice at batc
 SHORT_BUDGET_S = 3600.0
 SHORT_BUDGET_MOMENTUM = 0.95
 """Momentum of a CPU run with a budget of at most an hour: nnU-Net's 0.99 averages over more steps than such a run can
-spare. Origin: 400 steps at batch 2 on Hippocampus 3d_fullres, fold 0, one seed each: 0.831 mean foreground Dice at 0.95,
-0.820 at 0.99, 0.819 at 0.9."""
+spare. Origin: 400 steps at batch 2 on Hippocampus 3d_fullres, fold 0, one seed each: 0.831 mean foreground Dice at
+0.95, 0.820 at 0.99, 0.819 at 0.9."""
 
 VALIDATION_SHARE = 0.1
 """Online-validation steps for each training step of a budgeted epoch; a step without gradient costs about a third."""
