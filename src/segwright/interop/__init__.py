@@ -1,0 +1,1 @@
+"""Other programs' model files, read safely and turned into ours."""

@@ -1,0 +1,53 @@
+"""The examples that the documentation shows, run on a phantom."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import segwright
+from examples import own_trainer
+from segwright.data import phantom
+from segwright.training.config import TrainConfig
+from segwright.workspace import Workspace
+
+SHORT = {"num_epochs": 1, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "batch_size": 2}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Workspace]:
+    folder = tmp_path_factory.mktemp("examples")
+    dataset, workspace = folder / "raw" / "Dataset900_Phantom", Workspace.under(folder)
+    phantom.write_dataset(dataset)
+    segwright.fingerprint(dataset, workspace=workspace)
+    segwright.plan(dataset, workspace=workspace)
+    segwright.preprocess(dataset, workspace=workspace, configurations=["3d_fullres"])
+    return dataset, workspace
+
+
+def test_a_function_is_trained_and_predicts_again(prepared: tuple[Path, Workspace]) -> None:
+    dataset, workspace = prepared
+    fold = segwright.train(
+        dataset,
+        workspace=workspace,
+        configuration="3d_fullres",
+        fold=0,
+        network="examples.tiny_network:build",
+        network_kwargs={"width": 4},
+        settings=SHORT,
+        device="cpu",
+    )
+    header = json.loads((fold.folder / "checkpoint_final.json").read_text())
+    assert header["network"] == {"reference": "examples.tiny_network:build", "kwargs": {"width": 4}}
+    predictor = segwright.load_model(fold.folder.parent, device="cpu")
+    assert sum(parameter.numel() for parameter in predictor.networks[0].parameters()) < 1000
+
+
+def test_a_subclass_is_trained_and_predicts_again(prepared: tuple[Path, Workspace]) -> None:
+    dataset, workspace = prepared
+    own_trainer.train(dataset, workspace, config=TrainConfig(**SHORT))
+    model = workspace.model_folder(dataset.name, "TinyTrainer", "nnUNetPlans", "3d_fullres")
+    predictor = segwright.load_model(model, device="cpu")
+    assert type(predictor.networks[0]).__name__ == "Sequential"
