@@ -13,8 +13,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from segwright.networks.convolution import conv_pair
 from segwright.networks.norm import ChannelsLastInstanceNorm, norm_leaky_relu
+from segwright.networks.upsampling import upsample_conv_pair
 
 Size = tuple[int, ...]
 ConvClass = type[nn.Conv2d] | type[nn.Conv3d]
@@ -69,9 +69,9 @@ class ConvBlock(nn.Module):
         """Apply the block."""
         return self._after_conv(self.conv(x))
 
-    def forward_pair(self, first: Tensor, second: Tensor) -> Tensor:
-        """Apply the block to two tensors concatenated along the channels."""
-        return self._after_conv(conv_pair(self.conv, first, second))
+    def forward_up(self, upsample: nn.Module, x: Tensor, skip: Tensor) -> Tensor:
+        """Apply the block to the up-sampled `x` and the skip, concatenated along the channels."""
+        return self._after_conv(upsample_conv_pair(upsample, self.conv, x, skip))
 
     def _after_conv(self, x: Tensor) -> Tensor:
         if self.dropout is not None:
@@ -122,11 +122,11 @@ class ConvStack(nn.Module):
         out: Tensor = self.convs(x)
         return out
 
-    def forward_pair(self, first: Tensor, second: Tensor) -> Tensor:
-        """Apply all blocks to two tensors concatenated along the channels."""
+    def forward_up(self, upsample: nn.Module, x: Tensor, skip: Tensor) -> Tensor:
+        """Apply all blocks to the up-sampled `x` and the skip, concatenated along the channels."""
         head = self.convs[0]
         assert isinstance(head, ConvBlock)
-        out: Tensor = self.convs[1:](head.forward_pair(first, second))
+        out: Tensor = self.convs[1:](head.forward_up(upsample, x, skip))
         return out
 
 
@@ -219,9 +219,9 @@ class ResidualStack(nn.Module):
         out: Tensor = self.blocks(x)
         return out
 
-    def forward_pair(self, first: Tensor, second: Tensor) -> Tensor:
-        """Apply all blocks to two tensors concatenated along the channels."""
-        return self.forward(torch.cat((first, second), 1))
+    def forward_up(self, upsample: nn.Module, x: Tensor, skip: Tensor) -> Tensor:
+        """Apply all blocks to the up-sampled `x` and the skip, concatenated along the channels."""
+        return self.forward(torch.cat((upsample(x), skip), 1))
 
 
 def _skip(in_channels: int, out_channels: int, stride: Size, options: LayerOptions) -> nn.Sequential | None:

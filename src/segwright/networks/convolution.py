@@ -17,7 +17,7 @@ def conv_pair(conv: nn.Module, first: Tensor, second: Tensor) -> Tensor:
     On the CPU it is the sum of two convolutions with a part of the weights each: equal to rounding, and faster than
     copying both tensors together, and their gradients apart.
     """
-    if not isinstance(conv, nn.Conv2d | nn.Conv3d) or first.device.type != "cpu":
+    if not isinstance(conv, nn.Conv2d | nn.Conv3d) or not is_eager_cpu(first):
         whole: Tensor = conv(torch.cat((first, second), 1))
         return whole
     layout = layout_of(conv.weight)
@@ -33,7 +33,7 @@ def upsample_by(transposed: nn.Module, x: Tensor) -> Tensor:
     """
     if (
         not isinstance(transposed, nn.ConvTranspose2d | nn.ConvTranspose3d)
-        or x.device.type != "cpu"
+        or not is_eager_cpu(x)
         or transposed.bias is None
     ):
         out: Tensor = transposed(x)
@@ -42,6 +42,12 @@ def upsample_by(transposed: nn.Module, x: Tensor) -> Tensor:
     out = convolve(x, transposed.weight, transposed.bias.detach(), transposed.stride)
     fed: Tensor = _BiasGradient.apply(out, transposed.bias)  # type: ignore[no-untyped-call]
     return fed
+
+
+def is_eager_cpu(x: Tensor) -> bool:
+    """Return whether `x` is on the CPU and really computed: tracers and compilers get torch's own layers."""
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return x.device.type == "cpu" and not tracing and not torch.compiler.is_compiling()
 
 
 def layout_of(x: Tensor) -> torch.memory_format:

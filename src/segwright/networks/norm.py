@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from segwright.networks.convolution import layout_of
+from segwright.networks.convolution import is_eager_cpu, layout_of
 
 IDENTITY_SLOPE = 1.0
 
@@ -54,13 +54,12 @@ def norm_leaky_relu(norm: ChannelsLastInstanceNorm, x: Tensor, slope: float) -> 
 def _is_ours(norm: ChannelsLastInstanceNorm, x: Tensor) -> bool:
     """Return whether the fast way computes what torch would; errors are left to torch as well."""
     return (
-        x.device.type == "cpu"
+        is_eager_cpu(x)
         and x.ndim in {4, 5}
         and x.dtype in {torch.float32, torch.bfloat16, torch.float64}
         and x.shape[1] == norm.num_features
         and x[0, 0].numel() > 1
         and not norm.track_running_stats
-        and not (torch.jit.is_tracing() or torch.compiler.is_compiling())  # type: ignore[attr-defined, no-untyped-call]
     )
 
 

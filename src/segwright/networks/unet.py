@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from segwright.networks.blocks import TRANSPOSED, ConvStack, LayerOptions, ResidualStack, Size
-from segwright.networks.convolution import upsample_by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +140,7 @@ class Decoder(nn.Module):
             zip(self.transpconvs, self.stages, self.seg_layers, strict=True)
         ):
             assert isinstance(stage, ConvStack | ResidualStack)
-            x = stage.forward_pair(upsample_by(upsample, x), skips[-2 - index])
+            x = stage.forward_up(upsample, x, skips[-2 - index])
             if self.deep_supervision or index == last:
                 outputs.append(head(x))
         return outputs[::-1] if self.deep_supervision else outputs[-1]
