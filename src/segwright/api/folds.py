@@ -32,20 +32,20 @@ SUMMARY = Path("validation") / "summary.json"
 
 
 def require_folds(session: Session, folds: Sequence[Fold]) -> None:
-    """Make the splits if need be and see that every fold exists.
+    """See that every fold exists, before anything is written.
 
     Raises:
         DatasetError: a fold does not exist, or its cases do not.
     """
     for fold in folds:
         if fold != "all":
-            splits.select(dataset_splits(session), session.dataset.identifiers, fold)
+            splits.select(dataset_splits(session, write=False), session.dataset.identifiers, fold)
 
 
-def dataset_splits(session: Session) -> list[splits.Split]:
+def dataset_splits(session: Session, *, write: bool = True) -> list[splits.Split]:
     """Return the dataset's splits: those in the workspace, else the raw dataset's, else nnU-Net's default."""
     file = session.workspace.splits_file(session.name)
-    return splits.resolve(file, session.dataset.identifiers, raw_file=session.raw_splits)
+    return splits.resolve(file, session.dataset.identifiers, raw_file=session.raw_splits, write=write)
 
 
 def model_folder(session: Session, plan: Plan, configuration: str) -> Path:

@@ -162,7 +162,7 @@ def _folds(session: Session, wanted: Sequence[int] | Literal["all"] | None) -> t
     """Return the folds to train; each exists."""
     if wanted is None:
         logger.info("fold 0; --folds all trains all %d", NUM_FOLDS)
-    every = range(len(folding.dataset_splits(session)))
+    every = range(len(folding.dataset_splits(session, write=False)))
     numbers = tuple(every) if wanted == "all" else tuple(dict.fromkeys(DEFAULT_FOLDS if wanted is None else wanted))
     folding.require_folds(session, numbers)
     return numbers

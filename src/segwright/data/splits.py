@@ -87,13 +87,14 @@ def save(path: Path, splits: Sequence[Split]) -> None:
     write_json(path, [{"train": list(split.train), "val": list(split.val)} for split in splits], indent=4)
 
 
-def resolve(path: Path, identifiers: Sequence[str], *, raw_file: Path | None = None) -> list[Split]:
+def resolve(path: Path, identifiers: Sequence[str], *, raw_file: Path | None = None, write: bool = True) -> list[Split]:
     """Return the splits of a dataset: those at `path`, else the raw dataset's own, else the default; saved at `path`.
 
     Args:
         path: `splits_final.json` beside the preprocessed data.
         identifiers: all cases of the dataset.
         raw_file: `splits_final.json` in the raw dataset, used if it exists.
+        write: save them; without, nothing on disk changes.
 
     Raises:
         DatasetError: both files exist and a fold of the raw one differs (spec A 1.8).
@@ -108,7 +109,8 @@ def resolve(path: Path, identifiers: Sequence[str], *, raw_file: Path | None = N
             )
         return splits
     splits = default_splits(identifiers) if supplied is None else supplied
-    save(path, splits)
+    if write:
+        save(path, splits)
     return splits
 
 
