@@ -36,7 +36,10 @@ def save_weights(path: Path, state: Mapping[str, Tensor], *, metadata: Mapping[s
             tensors[name] = tensor.clone()
         seen[tensor.untyped_storage().data_ptr()] = name
     with atomic_path(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # what this user gives to new files; safetensors lets nobody else read them
         save_file(tensors, temporary, metadata=dict(metadata or {}))
+        temporary.chmod(mode)
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:

@@ -85,7 +85,8 @@ def _taps(step: int, size: int) -> int:
 def _selections(stride: Size, kernel: Size) -> Tensor:
     """Return which (tap, part) pairs of all axes make which (phase, offset) pairs: a 0-1 matrix (p * j, u * r)."""
     taps = tuple(_taps(step, size) for step, size in zip(stride, kernel, strict=True))
-    matrix = torch.zeros((*stride, *taps, *kernel, *stride))
+    with torch.inference_mode(mode=False):  # kept for trainings that follow a prediction
+        matrix = torch.zeros((*stride, *taps, *kernel, *stride))
     for phase in product(*(range(step) for step in stride)):
         for tap in product(*(range(size) for size in kernel)):
             places = [_place(*axis) for axis in zip(phase, tap, stride, kernel, strict=True)]

@@ -110,3 +110,14 @@ class Pair(nn.Module):
 
     def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
         return upsample_conv_pair(self.upsample, self.conv, x, skip)
+
+
+def test_training_may_follow_a_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upsampling, "WORTHWHILE", 100.0)
+    upsampling._selections.cache_clear()
+    upsample, conv = nn.ConvTranspose3d(4, 2, 2, 2), nn.Conv3d(4, 3, 3, padding=1)
+    x, skip = torch.randn(1, 4, 2, 2, 2), torch.randn(1, 2, 4, 4, 4)
+    with torch.inference_mode():
+        upsample_conv_pair(upsample, conv, x, skip)
+    upsample_conv_pair(upsample, conv, x, skip).sum().backward()
+    assert upsample.weight.grad is not None
