@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from segwright.core.arrays import uncrop
 from segwright.core.documents import content_hash, file_hash
@@ -26,7 +25,6 @@ from segwright.data.plan import Configuration, Plan
 from segwright.data.store import CaseStore, Provenance, SourceFile, name_clashes
 from segwright.preprocessing.class_locations import class_locations
 from segwright.preprocessing.normalization import normalize
-from segwright.preprocessing.resampling import resample_image, resample_label
 
 logger = getLogger(__name__)
 
@@ -34,6 +32,7 @@ FORMAT = 1
 """Raised when the same input gives other preprocessed arrays than before, so that stored cases are made anew."""
 
 Floats = npt.NDArray[np.float32]
+_Grid = tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...]]  # new shape, spacing before, spacing after
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +63,33 @@ class _Job:
     """Hash of everything but the raw files that decides what a preprocessed case looks like."""
 
 
+class TorchThreads:
+    """Bounds the threads of torch from the first `limit()` to the end of the block, and imports it no earlier."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._before: int | None = None
+        self._lock = Lock()
+
+    def __enter__(self) -> TorchThreads:
+        return self
+
+    def limit(self) -> None:
+        """Set the bound; may be called from any thread, any number of times."""
+        import torch
+
+        with self._lock:
+            if self._before is None:
+                self._before = torch.get_num_threads()
+                torch.set_num_threads(self._count)
+
+    def __exit__(self, *exception: object) -> None:
+        if self._before is not None:
+            import torch
+
+            torch.set_num_threads(self._before)
+
+
 def target_shape(shape: Sequence[int], spacing: Sequence[float], new_spacing: Sequence[float]) -> tuple[int, ...]:
     """Return the number of voxels per axis after resampling.
 
@@ -78,7 +104,14 @@ def full_spacing(configuration: Configuration, case_spacing: Sequence[float]) ->
     return (*case_spacing[: len(case_spacing) - len(configuration.spacing)], *configuration.spacing)
 
 
-def apply(volume: Volume, label: npt.NDArray[Any] | None, plan: Plan, configuration: Configuration) -> Preprocessed:
+def apply(
+    volume: Volume,
+    label: npt.NDArray[Any] | None,
+    plan: Plan,
+    configuration: Configuration,
+    *,
+    threads: TorchThreads | None = None,
+) -> Preprocessed:
     """Transpose, crop, normalise and resample a case (nnU-Net 2.8.1 behaviour, spec A 6.1).
 
     Args:
@@ -86,6 +119,7 @@ def apply(volume: Volume, label: npt.NDArray[Any] | None, plan: Plan, configurat
         label: (1, *S) in the reader's axis order, None at inference.
         plan: the plan.
         configuration: one of its configurations.
+        threads: bounds the threads of resampling, for callers that do several cases at once.
 
     Raises:
         ImageError: image and label differ in shape or the image does not fit the plan.
@@ -122,13 +156,24 @@ def apply(volume: Volume, label: npt.NDArray[Any] | None, plan: Plan, configurat
             f"shape {image.shape[1:]} at spacing {spacing} has no voxel left at spacing {wanted}; check the spacing of "
             "the file"
         )
-    return Preprocessed(
-        image=resample_image(image, *grid, configuration.resampling_fn_data, configuration.resampling_fn_data_kwargs),
-        label=None
-        if label is None
-        else resample_label(marked, *grid, configuration.resampling_fn_seg, configuration.resampling_fn_seg_kwargs),
-        provenance=provenance,
-    )
+    cropped = None if label is None else marked
+    if grid[0] != image.shape[1:]:
+        if threads is not None:
+            threads.limit()
+        image, cropped = _resample(image, cropped, grid, configuration)
+    return Preprocessed(image=image.astype(np.float32, copy=False), label=cropped, provenance=provenance)
+
+
+def _resample(
+    image: Floats, label: npt.NDArray[np.int16] | None, grid: _Grid, configuration: Configuration
+) -> tuple[Floats, npt.NDArray[np.int16] | None]:
+    # Imported late: it needs torch, whose import takes longer than preprocessing many a dataset of equal grids.
+    from segwright.preprocessing.resampling import resample_image, resample_label
+
+    image = resample_image(image, *grid, configuration.resampling_fn_data, configuration.resampling_fn_data_kwargs)
+    if label is not None:
+        label = resample_label(label, *grid, configuration.resampling_fn_seg, configuration.resampling_fn_seg_kwargs)
+    return image, label
 
 
 def undo_labels(labels: npt.NDArray[Any], provenance: Provenance) -> npt.NDArray[Any]:
@@ -177,9 +222,9 @@ def preprocess_dataset(
             store.remove(identifier)
     # Cases in parallel keep the processors busier than many threads on one small array.
     abreast = max(1, min(available_cpus() if workers is None else workers, len(dataset.cases)))
-    with _torch_threads(max(1, available_cpus() // abreast)):
+    with TorchThreads(max(1, available_cpus() // abreast)) as threads:
         results = map_threads(
-            lambda case: _attempt(case, job),
+            lambda case: _attempt(case, job, threads),
             dataset.cases,
             workers=abreast,
             describe=lambda case: case.identifier,
@@ -219,10 +264,10 @@ def _job(dataset: Dataset, plan: Plan, configuration_name: str, store: CaseStore
     )
 
 
-def _attempt(case: Case, job: _Job) -> bool | Problem:
+def _attempt(case: Case, job: _Job, threads: TorchThreads) -> bool | Problem:
     """Return whether the case had to be made, or why it could not be."""
     try:
-        return _preprocess_case(case, job)
+        return _preprocess_case(case, job, threads)
     except SegwrightError as error:
         return Problem(where=f"case {case.identifier}", what=str(error))
     except Exception as error:  # one broken case must not cost the others
@@ -230,7 +275,7 @@ def _attempt(case: Case, job: _Job) -> bool | Problem:
         return Problem(where=f"case {case.identifier}", what=f"{type(error).__name__}: {error}")
 
 
-def _preprocess_case(case: Case, job: _Job) -> bool:
+def _preprocess_case(case: Case, job: _Job, threads: TorchThreads) -> bool:
     if case.label is None:
         raise DatasetError(f"no label file beside {case.images[0]}; training cases need one")
     sources = _sources([*case.images, case.label], job.store.recorded_sources(case.identifier))
@@ -238,7 +283,8 @@ def _preprocess_case(case: Case, job: _Job) -> bool:
     if job.store.is_fresh(case.identifier, made_from):
         return False
     label = read_label(case.label, job.reader)
-    prepared = apply(read_images(case.images, job.reader), label.array, job.plan, job.configuration)
+    volume = read_images(case.images, job.reader)
+    prepared = apply(volume, label.array, job.plan, job.configuration, threads=threads)
     assert prepared.label is not None
     job.store.save(
         case.identifier,
@@ -265,13 +311,3 @@ def _sources(paths: Sequence[Path], recorded: Sequence[SourceFile]) -> list[Sour
         key = (path.name, status.st_size, status.st_mtime_ns)
         result.append(known.get(key) or SourceFile(name=key[0], size=key[1], mtime_ns=key[2], sha256=file_hash(path)))
     return result
-
-
-@contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
