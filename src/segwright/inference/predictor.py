@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations, islice
 from math import prod
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +26,12 @@ from segwright.data.labels import Labels
 from segwright.data.plan import Configuration, Plan
 from segwright.data.store import Provenance
 from segwright.inference.export import logits_to_labels, logits_to_probabilities
-from segwright.inference.stitching import Planes, stitch
-from segwright.inference.windows import DEFAULT_STEP, Start, gaussian_map, tiles
+from segwright.inference.stitching import PORTION_BYTES, Planes, stitch
+from segwright.inference.windows import DEFAULT_STEP, HALF_QUANTUM, Start, gaussian_map, tiles
 from segwright.networks.build import prepare
 from segwright.preprocessing import pipeline
 
+T = TypeVar("T")
 Image: TypeAlias = "npt.NDArray[np.float32] | Tensor"
 
 _BATCH_VOXELS_CPU = 2**20
@@ -51,7 +52,7 @@ class Window:
     """How the sliding window runs.
 
     `batch` is the number of patches, mirrored ones counted, in one forward pass; `sums` is the type in which tiles are
-    added up.
+    added up, `quantum` what their weighted logits are rounded to multiples of (0: not at all).
     """
 
     patch_size: tuple[int, ...]
@@ -61,6 +62,7 @@ class Window:
     precision: str = "auto"
     batch: int | None = None
     sums: torch.dtype = torch.float32
+    quantum: float = 0.0
 
     def __post_init__(self) -> None:
         if any(not 0 <= axis < len(self.patch_size) for axis in self.mirror_axes):
@@ -96,7 +98,7 @@ def sliding_window_logits(
     precision: str = "auto",
     batch_tiles: int | None = None,
 ) -> Tensor:
-    """Return the logits of a whole preprocessed image (nnU-Net 2.8.1 behaviour, spec B 4.5, with float32 sums).
+    """Return the logits of a whole preprocessed image (spec B 4.5, in float32 throughout).
 
     Args:
         networks: one or several, whose logits are averaged; each gives (B, H, *P).
@@ -122,19 +124,25 @@ def sliding_window_logits(
     return logits
 
 
-def window_planes(networks: Sequence[nn.Module], image: Image, num_heads: int, *, window: Window) -> Iterator[Planes]:
-    """Yield the logits of `image` (C, *S) plane by plane along axis 0, on the CPU, padding removed.
+def window_planes(
+    networks: Sequence[nn.Module], image: Image, num_heads: int, *, window: Window, axis: int = 0
+) -> Iterator[Planes]:
+    """Yield the logits of `image` (C, *S) a few planes at a time, on the CPU, padding removed.
+
+    Sums are held for one patch depth along `axis`, whatever the extent of the image. The planes of another axis than 0
+    have it in front, (H, planes, *other axes); a patch with one axis fewer than the image goes along axis 0 only.
 
     Raises:
         ImageError: the image holds NaN or infinite values.
         ModelError: a network's output has the wrong shape or is not finite.
     """
     array = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
-    if not np.isfinite(array).all():
+    assert axis == 0 or len(window.patch_size) == array.ndim - 1, "slices are visited along axis 0"
+    if not all(np.isfinite(plane).all() for channel in array for plane in channel):
         raise ImageError("the preprocessed image holds NaN or infinite values; check the intensities of the input")
     padded, content = pad_to(array, _covering(array.shape[1:], window.patch_size))
-    for planes in _padded_planes(networks, torch.from_numpy(padded), num_heads, window):
-        yield from _within(planes, content)
+    for planes in _padded_planes(networks, torch.from_numpy(padded), num_heads, window, axis):
+        yield from _within(planes, tuple(_to_front(content, axis)))
 
 
 class Predictor:
@@ -143,7 +151,9 @@ class Predictor:
     Args:
         networks: one for each fold, deep supervision off; moved to `device` and laid out for it.
         mirror_axes: spatial axes that mirroring may use; none switches it off.
-        sums: the type in which tiles are added up; float16 gives nnU-Net's rounding at the border of the image.
+        sums: the type in which tiles are added up.
+        quantum: what weighted logits are rounded to multiples of; the default gives nnU-Net's rounding at the border of
+            the image, where its sums have one or two digits, 0 gives none.
         description: the model's dataset.json; needed to predict from files alone.
         origin: what `prediction.json` says about where the networks come from.
     """
@@ -161,6 +171,7 @@ class Predictor:
         step: float = DEFAULT_STEP,
         batch_tiles: int | None = None,
         sums: torch.dtype = torch.float32,
+        quantum: float = HALF_QUANTUM,
         description: DatasetDescription | None = None,
         origin: Mapping[str, Any] | None = None,
     ) -> None:
@@ -177,6 +188,7 @@ class Predictor:
             precision=precision,
             batch=batch_tiles,
             sums=sums,
+            quantum=quantum if sums == torch.float32 else 0.0,
         )
         self.networks = tuple(prepare(network, device) for network in networks)
 
@@ -204,6 +216,11 @@ class Predictor:
         return self.decide(self.predict_preprocessed(prepared.image), prepared.provenance, probabilities=probabilities)
 
 
+def _to_front(values: Sequence[T], axis: int) -> list[T]:
+    """Return one value per axis with that of `axis` first."""
+    return [values[axis], *values[:axis], *values[axis + 1 :]]
+
+
 def _covering(shape: Sequence[int], patch_size: Sequence[int]) -> tuple[int, ...]:
     """Return the shape to pad to: at least the patch along the axes that the patch has."""
     untiled = len(shape) - len(patch_size)
@@ -220,20 +237,26 @@ def _within(planes: Planes, content: Box) -> Iterator[Planes]:
         yield Planes(start=start - first, stop=stop - first, logits=planes.logits[box_slices(inside)])
 
 
-def _padded_planes(networks: Sequence[nn.Module], image: Tensor, num_heads: int, window: Window) -> Iterator[Planes]:
+def _padded_planes(
+    networks: Sequence[nn.Module], image: Tensor, num_heads: int, window: Window, axis: int
+) -> Iterator[Planes]:
     patch = window.patch_size
-    shape = image.shape[1:]
-    depth = () if len(patch) == len(shape) else (1,)
-    weights = torch.from_numpy(gaussian_map(patch).copy()).reshape(*depth, *patch).to(window.device, window.sums)
+    depth = () if len(patch) == image.ndim - 1 else (1,)
+    weights = torch.from_numpy(gaussian_map(patch).copy()).reshape(*depth, *patch).movedim(axis, 0).contiguous()
+    order = _to_front(range(image.ndim - 1), axis)
+    shape = _to_front(image.shape[1:], axis)
 
     def predicted() -> Iterator[tuple[Start, Tensor]]:
-        starts = iter(tiles(shape, patch, window.step))
+        starts = iter(tiles(shape, patch if depth else _to_front(patch, axis), window.step))
         while group := list(islice(starts, max(1, window.forward_batch // len(window.flips)))):
-            batch = torch.stack([_cut(image, start, patch) for start in group])
+            batch = torch.stack([_cut(image, tuple(start[at] for at in places), patch) for start in group])
             logits = _mean_logits(networks, batch.to(window.device, non_blocking=True), num_heads, window)
-            yield from zip(group, logits.unsqueeze(2) if depth else logits, strict=True)
+            tiled = logits.unsqueeze(2) if depth else logits
+            yield from zip(group, tiled.movedim(axis + 2, 2), strict=True)
 
-    for planes in stitch(predicted(), shape=shape, weights=weights):
+    places = [order.index(at) for at in range(image.ndim - 1)]
+    weights = weights.to(window.device, window.sums)
+    for planes in stitch(predicted(), shape=shape, weights=weights, quantum=window.quantum):
         if not bool(torch.isfinite(planes.logits).all()):
             raise ModelError(
                 f"the network gives NaN or infinite logits in {window.precision} precision; "
@@ -262,8 +285,15 @@ def _mean_logits(networks: Sequence[nn.Module], batch: Tensor, num_heads: int, w
             for network in networks:
                 parts = _checked(network(mirrored), (len(mirrored), *total.shape[1:])).chunk(len(group))
                 for flip, part in zip(group, parts, strict=True):
-                    total += _flip(part, flip)
-    return total / (len(flips) * len(networks))
+                    _add_flipped_inplace(total, part, flip)
+    return total.div_(len(flips) * len(networks))
+
+
+def _add_flipped_inplace(total: Tensor, part: Tensor, flip: Sequence[int]) -> None:
+    """Add `part` (B, H, *P), flipped, to `total`; a few heads at a time, for a flip makes a copy."""
+    heads = max(1, PORTION_BYTES // (4 * total[:, :1].numel()))
+    for head in range(0, total.shape[1], heads):
+        total[:, head : head + heads] += _flip(part[:, head : head + heads], flip)
 
 
 def _flip(tensor: Tensor, flip: Sequence[int]) -> Tensor:

@@ -18,8 +18,8 @@ DEFAULT_STEP = 0.5
 
 GAUSSIAN_PEAK = 10.0
 GAUSSIAN_SIGMAS_PER_PATCH = 8.0
-GAUSSIAN_FLOOR = 2.0**-24
-"""Smallest weight: the smallest positive float16, which nnU-Net puts where its float16 map would be 0 (spec B 4.5)."""
+HALF_QUANTUM = 2.0**-24
+"""Smallest positive float16 and the spacing of the smallest ones: nnU-Net's sums of weighted logits count in it."""
 
 Start = tuple[int, ...]
 """First voxel of a tile per spatial axis."""
@@ -61,11 +61,24 @@ def tiles(image_size: Sequence[int], patch_size: Sequence[int], step: float = DE
     return list(product(*tile_starts(image_size, patch_size, step)))
 
 
+def rolling_axis(image_size: Sequence[int], patch_size: Sequence[int]) -> int:
+    """Return the axis along which the fewest sums are held: the one with the most patches, the first of equals.
+
+    >>> rolling_axis((267, 267, 533), (128, 128, 128))
+    2
+    """
+    if len(patch_size) < len(image_size):
+        return 0
+    shares = [patch / max(size, patch) for size, patch in zip(image_size, patch_size, strict=True)]
+    return shares.index(min(shares))
+
+
 @lru_cache(maxsize=4)
 def gaussian_map(patch_size: tuple[int, ...]) -> npt.NDArray[np.float32]:
     """Return the weight of every voxel of a tile: a Gaussian with its peak of 10 at `patch // 2`, sigma patch / 8.
 
-    Equals nnU-Net's map (spec B 4.5) up to the rounding to float16 that is left out here. The array is read-only.
+    Rounded to float16 as nnU-Net's map (spec B 4.5): at the edges of a tile, where the numbers have one or two digits,
+    the share of each tile would else be another one. The array is read-only.
     """
     weights = np.ones((), dtype=np.float64)
     for size in patch_size:
@@ -73,6 +86,7 @@ def gaussian_map(patch_size: tuple[int, ...]) -> npt.NDArray[np.float32]:
         impulse[size // 2] = 1.0
         axis = gaussian_filter1d(impulse, size / GAUSSIAN_SIGMAS_PER_PATCH, mode="constant", cval=0.0)
         weights = weights[..., None] * (axis / axis.max())
-    result = np.maximum(weights * GAUSSIAN_PEAK, GAUSSIAN_FLOOR).astype(np.float32)
+    rounded = (weights * GAUSSIAN_PEAK).astype(np.float16).astype(np.float32)
+    result = np.maximum(rounded, rounded[rounded > 0].min())
     result.setflags(write=False)
     return result

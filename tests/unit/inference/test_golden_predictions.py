@@ -68,10 +68,10 @@ def test_with_its_rounding_everything_is_as_in_nnunet(file: Path) -> None:
 
 @pytest.mark.parametrize("file", GOLDENS, ids=lambda file: file.stem)
 @pytest.mark.parametrize(("precision", "tolerance", "same"), [("fp32", 5e-3, 0.999), ("bf16", 2e-2, 0.995)])
-def test_better_sums_differ_near_the_border_of_the_image_only(
-    file: Path, precision: str, tolerance: float, same: float
-) -> None:
-    """nnU-Net adds tiles up in float16: where only tile edges lie, its weights of 1e-7 have one digit."""
+def test_float32_sums_give_what_nnunet_gives(file: Path, precision: str, tolerance: float, same: float) -> None:
+    """At the border of the image too, where nnU-Net's float16 sums of tiny weights have one or two digits."""
     ours, theirs, labels, their_labels = predict(file, precision=precision, sums=torch.float32)
-    assert (np.abs(ours - theirs).max(axis=0) <= tolerance).mean() >= 0.985
+    different = np.abs(ours - theirs).max(axis=0) > tolerance
+    # In bf16 a logit on the edge of two steps of those digits may fall to the other side.
+    assert different.mean() <= (0 if precision == "fp32" else 5e-3), f"{different.sum()}, {np.abs(ours - theirs).max()}"
     assert (labels == their_labels).mean() >= same

@@ -7,7 +7,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from segwright.core.errors import ConfigError
-from segwright.inference.windows import GAUSSIAN_FLOOR, axis_starts, gaussian_map, tile_starts, tiles
+from segwright.inference.windows import HALF_QUANTUM, axis_starts, gaussian_map, rolling_axis, tile_starts, tiles
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,21 @@ def test_gaussian_is_the_filtered_impulse_with_peak_ten(patch: tuple[int, ...]) 
     expected = filtered / filtered.max() * 10
     result = gaussian_map(patch)
     assert result.dtype == np.float32
-    np.testing.assert_allclose(result, np.maximum(expected, GAUSSIAN_FLOOR), rtol=1e-5)
+    np.testing.assert_allclose(result, np.maximum(expected, HALF_QUANTUM), rtol=2.0**-11, atol=HALF_QUANTUM / 2)
+    np.testing.assert_array_equal(result, result.astype(np.float16))
     assert result[tuple(size // 2 for size in patch)] == 10
     assert result.min() > 0
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "axis"),
+    [
+        ((20, 30, 40), (10, 10, 10), 2),
+        ((40, 30, 40), (10, 10, 10), 0),
+        ((40, 60, 60), (10, 30, 30), 0),
+        ((8, 8, 8), (10, 9, 8), 0),
+        ((8, 90, 90), (9, 9), 0),
+    ],
+)
+def test_the_window_rolls_where_it_holds_least(size: tuple[int, ...], patch: tuple[int, ...], axis: int) -> None:
+    assert rolling_axis(size, patch) == axis
