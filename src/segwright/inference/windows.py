@@ -87,6 +87,6 @@ def gaussian_map(patch_size: tuple[int, ...]) -> npt.NDArray[np.float32]:
         axis = gaussian_filter1d(impulse, size / GAUSSIAN_SIGMAS_PER_PATCH, mode="constant", cval=0.0)
         weights = weights[..., None] * (axis / axis.max())
     rounded = (weights * GAUSSIAN_PEAK).astype(np.float16).astype(np.float32)
-    result = np.maximum(rounded, rounded[rounded > 0].min())
+    result: npt.NDArray[np.float32] = np.maximum(rounded, rounded[rounded > 0].min())
     result.setflags(write=False)
     return result

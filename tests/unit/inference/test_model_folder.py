@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +30,13 @@ def test_a_model_folder_is_all_that_is_needed(make_model: MakeModel, name: str) 
 def test_folds_are_averaged(make_model: MakeModel) -> None:
     folder = make_model(0, 1)
     image = np.random.default_rng(0).normal(size=(1, 8, 8, 8)).astype(np.float32)
-    first, second, both = (
-        load_predictor(folder, folds=folds, device="cpu", precision="fp32").predict_preprocessed(image)
-        for folds in ([0], [1], [0, 1])
-    )
+
+    def logits(*folds: int) -> torch.Tensor:
+        predictor = load_predictor(folder, folds=folds, device="cpu", precision="fp32")
+        predictor.window = replace(predictor.window, quantum=0)  # the rounding at the border is not linear
+        return predictor.predict_preprocessed(image)
+
+    first, second, both = logits(0), logits(1), logits(0, 1)
     assert not torch.allclose(first, second)
     torch.testing.assert_close((first + second) / 2, both, rtol=1e-4, atol=1e-4)
 
