@@ -1,70 +1,67 @@
 """From logits on the network's grid to labels and probabilities on the case's own grid, slab by slab.
 
-Classes times original grid is held only where probabilities are asked for. Legend: H heads, (Z, Y, X) a grid.
+Classes times original grid is held only where probabilities are asked for in memory. Legend: H heads, (Z, Y, X) a grid.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from segwright.core.arrays import box_slices
 from segwright.core.documents import atomic_path, write_json
-from segwright.core.errors import PlanError
 from segwright.data.images import write_labels
 from segwright.data.labels import Labels
 from segwright.data.plan import Configuration
 from segwright.data.store import Provenance
-from segwright.preprocessing.pipeline import full_spacing
-from segwright.preprocessing.resampling import LogitResampler
+from segwright.inference.slabs import SLAB_BYTES, WayBack, to_front
+from segwright.inference.stitching import Planes
 
 LabelMap = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
-SLAB_BYTES = 64 * 2**20
-"""Resampled logits held at once; small enough to stay far below the label map of a large case."""
+
+class ProbabilitySink(Protocol):
+    """Takes probabilities slab by slab."""
+
+    def write(self, start: int, stop: int, probabilities: npt.NDArray[np.float32]) -> None:
+        """Take (H, stop - start, Y, X), planes [start, stop) of the cropped case, axes as the planes have them."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Slab:
-    """Logits of the planes [start, stop) of the cropped case, on its own spacing."""
+def export_planes(
+    planes: Iterable[Planes], way: WayBack, labels: Labels, *, sink: ProbabilitySink | None = None
+) -> LabelMap:
+    """Return the label map in the reader's axis order, made as the planes come (spec B 4.6).
 
-    start: int
-    stop: int
-    logits: npt.NDArray[np.float32]  # (H, stop - start, Y, X)
+    Beside the label map only planes that wait and one slab are held. Background fills what was cropped off.
 
+    Args:
+        planes: logits on the network's grid, (H, planes, Y, X), in order.
+        way: back to the case.
+        labels: decide.
+        sink: gets the probabilities too.
 
-def resampled_slabs(
-    logits: Tensor, provenance: Provenance, configuration: Configuration, *, slab_bytes: int = SLAB_BYTES
-) -> Iterator[Slab]:
-    """Yield `logits` (H, *S) on the grid of the cropped case, a few planes at a time."""
-    shape = tuple(provenance.shape_after_cropping)
-    spacing = tuple(provenance.spacing)
-    resampler = LogitResampler(
-        tuple(logits.shape[1:]),
-        shape,
-        full_spacing(configuration, spacing),
-        spacing,
-        configuration.resampling_fn_probabilities,
-        configuration.resampling_fn_probabilities_kwargs,
-    )
-    if resampler.shape != shape:
-        raise PlanError(
-            f"resampling_fn_probabilities '{configuration.resampling_fn_probabilities}' gives shape {resampler.shape}, "
-            f"the case has {shape}; in the plan, use the counterpart of resampling_fn_data"
-        )
-    bytes_per_plane = 4 * logits.shape[0] * shape[1] * shape[2]
-    planes = max(1, slab_bytes // bytes_per_plane)
-    for start in range(0, shape[0], planes):
-        stop = min(start + planes, shape[0])
-        slab = resampler.slab(logits, start, stop)
-        yield Slab(start=start, stop=stop, logits=torch.as_tensor(slab).numpy())
+    Raises:
+        DatasetError: the number of heads does not fit the labels.
+    """
+    provenance = way.provenance
+    shape = [provenance.shape_before_cropping[axis] for axis in provenance.transpose_backward]
+    result: npt.NDArray[Any] = np.zeros(shape, dtype=labels.dtype)
+    inside = way.from_case(result)[box_slices(to_front(provenance.box, way.axis))]
+    checked = _with_heads(planes, labels)
+    if sink is None:
+        for slab in way.slabs(checked):
+            inside[slab.start : slab.stop] = slab.decided(labels)
+        return result
+    for slab in way.slabs(checked, heads_at_once=labels.num_heads):
+        scores = slab.scores().numpy()
+        inside[slab.start : slab.stop] = labels.decide(scores, logits=True)
+        sink.write(slab.start, slab.stop, labels.probabilities(scores))
+    return result
 
 
 def logits_to_labels(
@@ -79,11 +76,8 @@ def logits_to_labels(
 
     Background fills what was cropped off. The result does not depend on `slab_bytes`.
     """
-    whole = np.zeros(tuple(provenance.shape_before_cropping), dtype=labels.dtype)
-    inside = whole[box_slices(provenance.box)]
-    for slab in resampled_slabs(logits, provenance, configuration, slab_bytes=slab_bytes):
-        inside[slab.start : slab.stop] = labels.decide(slab.logits, logits=True)
-    return np.ascontiguousarray(whole.transpose(provenance.transpose_backward))
+    way = WayBack(logits.shape[1:], provenance, configuration, slab_bytes=slab_bytes)
+    return export_planes(_whole(logits), way, labels)
 
 
 def logits_to_probabilities(
@@ -97,10 +91,21 @@ def logits_to_probabilities(
     if not labels.has_regions:
         whole[0] = 1
     inside = whole[box_slices(provenance.box)]
-    for slab in resampled_slabs(logits, provenance, configuration):
-        inside[:, slab.start : slab.stop] = labels.probabilities(slab.logits)
+    way = WayBack(logits.shape[1:], provenance, configuration)
+    for slab in way.slabs(_whole(logits), heads_at_once=len(logits)):
+        inside[:, slab.start : slab.stop] = labels.probabilities(slab.scores().numpy())
     order = (0, *(axis + 1 for axis in provenance.transpose_backward))
     return np.ascontiguousarray(whole.transpose(order))
+
+
+def _whole(logits: Tensor) -> list[Planes]:
+    return [Planes(start=0, stop=logits.shape[1], logits=logits)]
+
+
+def _with_heads(planes: Iterable[Planes], labels: Labels) -> Iterable[Planes]:
+    for part in planes:
+        labels.decide(np.empty((len(part.logits), 0), dtype=np.float32), logits=True)  # refuses a wrong number
+        yield part
 
 
 def save_labels(label_map: LabelMap, path: Path, provenance: Provenance, reader: str) -> None:

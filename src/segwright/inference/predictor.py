@@ -5,12 +5,12 @@ Legend: B samples of one forward pass, C channels, H heads, S spatial axes of th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations, islice
 from math import prod
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,13 +25,19 @@ from segwright.data.images import Volume
 from segwright.data.labels import Labels
 from segwright.data.plan import Configuration, Plan
 from segwright.data.store import Provenance
-from segwright.inference.export import logits_to_labels, logits_to_probabilities
+from segwright.inference.export import (
+    LabelMap,
+    ProbabilitySink,
+    export_planes,
+    logits_to_labels,
+    logits_to_probabilities,
+)
+from segwright.inference.slabs import WayBack, to_front
 from segwright.inference.stitching import PORTION_BYTES, Planes, stitch
-from segwright.inference.windows import DEFAULT_STEP, HALF_QUANTUM, Start, gaussian_map, tiles
+from segwright.inference.windows import DEFAULT_STEP, HALF_QUANTUM, Start, gaussian_map, rolling_axis, tiles
 from segwright.networks.build import prepare
 from segwright.preprocessing import pipeline
 
-T = TypeVar("T")
 Image: TypeAlias = "npt.NDArray[np.float32] | Tensor"
 
 _BATCH_VOXELS_CPU = 2**20
@@ -138,11 +144,10 @@ def window_planes(
     """
     array = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
     assert axis == 0 or len(window.patch_size) == array.ndim - 1, "slices are visited along axis 0"
-    if not all(np.isfinite(plane).all() for channel in array for plane in channel):
-        raise ImageError("the preprocessed image holds NaN or infinite values; check the intensities of the input")
+    _require_finite(array, "the preprocessed image")
     padded, content = pad_to(array, _covering(array.shape[1:], window.patch_size))
     for planes in _padded_planes(networks, torch.from_numpy(padded), num_heads, window, axis):
-        yield from _within(planes, tuple(_to_front(content, axis)))
+        yield from _within(planes, to_front(content, axis))
 
 
 class Predictor:
@@ -193,15 +198,38 @@ class Predictor:
         self.networks = tuple(prepare(network, device) for network in networks)
 
     def prepare(self, volume: Volume) -> pipeline.Preprocessed:
-        """Bring one case onto the network's grid."""
+        """Bring one case onto the network's grid.
+
+        Raises:
+            ImageError: the image holds NaN or infinite values, which normalisation may hide, or does not fit the plan.
+        """
+        _require_finite(volume.array, "the image")
         return pipeline.apply(volume, None, self.plan, self.configuration)
 
     def predict_preprocessed(self, image: Image) -> Tensor:
         """Return the networks' mean logits (H, *S), float32 on the CPU, of a preprocessed image (C, *S)."""
         logits = torch.empty((self.labels.num_heads, *image.shape[1:]))
-        for planes in window_planes(self.networks, image, self.labels.num_heads, window=self.window):
-            logits[:, planes.start : planes.stop] = planes.logits
+        axis = self.axis_of(image)
+        for planes in self.planes(image):
+            logits.movedim(axis + 1, 1)[:, planes.start : planes.stop] = planes.logits
         return logits
+
+    def axis_of(self, image: Image) -> int:
+        """Return the spatial axis of a preprocessed image (C, *S) along which its planes are finished."""
+        return rolling_axis(tuple(image.shape[1:]), self.window.patch_size)
+
+    def planes(self, image: Image) -> Iterator[Planes]:
+        """Yield the logits of `predict_preprocessed` a few planes at a time, `axis_of` in front of the other axes."""
+        heads, axis = self.labels.num_heads, self.axis_of(image)
+        return window_planes(self.networks, image, heads, window=self.window, axis=axis)
+
+    def export(
+        self, prepared: pipeline.Preprocessed, planes: Iterable[Planes], *, sink: ProbabilitySink | None = None
+    ) -> LabelMap:
+        """Return the label map of a case whose `planes` come now or were kept; `sink` gets the probabilities."""
+        shape, axis = prepared.image.shape[1:], self.axis_of(prepared.image)
+        way = WayBack(shape, prepared.provenance, self.configuration, axis=axis)
+        return export_planes(planes, way, self.labels, sink=sink)
 
     def decide(self, logits: Tensor, provenance: Provenance, *, probabilities: bool = False) -> Prediction:
         """Bring logits (H, *S) back to the grid of the case and decide the label of each voxel."""
@@ -213,12 +241,15 @@ class Predictor:
     def predict_case(self, volume: Volume, *, probabilities: bool = False) -> Prediction:
         """Return labels, and probabilities where asked for, of one case on its own grid."""
         prepared = self.prepare(volume)
+        if not probabilities:
+            return Prediction(labels=self.export(prepared, self.planes(prepared.image)), probabilities=None)
         return self.decide(self.predict_preprocessed(prepared.image), prepared.provenance, probabilities=probabilities)
 
 
-def _to_front(values: Sequence[T], axis: int) -> list[T]:
-    """Return one value per axis with that of `axis` first."""
-    return [values[axis], *values[:axis], *values[axis + 1 :]]
+def _require_finite(array: npt.NDArray[Any], name: str) -> None:
+    """Refuse NaN and infinite values; plane by plane, without a mask of the size of the image (C, *S)."""
+    if not all(np.isfinite(plane).all() for channel in array for plane in channel):
+        raise ImageError(f"{name} holds NaN or infinite values; check the intensities of the input")
 
 
 def _covering(shape: Sequence[int], patch_size: Sequence[int]) -> tuple[int, ...]:
@@ -243,11 +274,11 @@ def _padded_planes(
     patch = window.patch_size
     depth = () if len(patch) == image.ndim - 1 else (1,)
     weights = torch.from_numpy(gaussian_map(patch).copy()).reshape(*depth, *patch).movedim(axis, 0).contiguous()
-    order = _to_front(range(image.ndim - 1), axis)
-    shape = _to_front(image.shape[1:], axis)
+    order = to_front(range(image.ndim - 1), axis)
+    shape = to_front(image.shape[1:], axis)
 
     def predicted() -> Iterator[tuple[Start, Tensor]]:
-        starts = iter(tiles(shape, patch if depth else _to_front(patch, axis), window.step))
+        starts = iter(tiles(shape, patch if depth else to_front(patch, axis), window.step))
         while group := list(islice(starts, max(1, window.forward_batch // len(window.flips)))):
             batch = torch.stack([_cut(image, tuple(start[at] for at in places), patch) for start in group])
             logits = _mean_logits(networks, batch.to(window.device, non_blocking=True), num_heads, window)

@@ -209,30 +209,44 @@ class LogitResampler:
         self._within = self._steps([axis for axis in changed if axis != self._separate])
         self._along = self._steps([axis for axis in changed if axis == self._separate])
 
-    def slab(self, logits: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    @property
+    def needs_all_planes(self) -> bool:
+        """Whether every slab depends on the whole input: higher orders are clipped to its range."""
+        return bool(self._within) and self._method.order > 1 and self._separate != 0
+
+    def inputs(self, start: int, stop: int) -> tuple[int, int]:
+        """Return the half-open range of input planes from which output planes [start, stop) are interpolated."""
+        if self._picks_planes:
+            indices = self._method.indices(self._old[0], self.shape[0])[start:stop]
+            return int(indices[0]), int(indices[-1]) + 1
+        cut = self._cuts_planes
+        return needed_inputs(self._old[0], self.shape[0], self._order(0), (start, stop)) if cut else (start, stop)
+
+    def slab(self, logits: torch.Tensor, start: int, stop: int, *, offset: int = 0) -> torch.Tensor:
         """Return output planes [start, stop) along spatial axis 0.
 
         Args:
-            logits: the whole input (heads, *S), any float type.
+            logits: the input (heads, *S), any float type; the whole of it, or what `inputs` tells.
             start: first plane.
             stop: one past the last plane.
+            offset: the input plane that `logits` begin with.
 
         Returns:
             (heads, stop - start, Y, X) float32; slabs put together are the whole result, up to rounding of the last
             bit.
         """
-        assert tuple(logits.shape[1:]) == self._old, f"expected {self._old}, got {tuple(logits.shape[1:])}"
+        assert tuple(logits.shape[2:]) == self._old[1:], f"expected {self._old}, got {tuple(logits.shape[1:])}"
         with torch.no_grad():
             rows, first, low, high = (start, stop), 0, start, stop
             if self._picks_planes:
                 indices = self._method.indices(self._old[0], self.shape[0])[start:stop]
                 used, back = np.unique(indices, return_inverse=True)
-                planes = apply_gather(logits, 1, used).float()
+                planes = apply_gather(logits, 1, used - offset).float()
             else:
                 if self._cuts_planes:
-                    low, high = needed_inputs(self._old[0], self.shape[0], self._order(0), rows)
+                    low, high = self.inputs(start, stop)
                     first = low
-                planes = logits[:, low:high].float()
+                planes = logits[:, low - offset : high - offset].float()
             result = self._resize(planes, self._within, rows, first)
             if self._within and self._method.order > 1:
                 # Before the coarse axis, each slice by its own range (spec A 6.4.2, S-32).

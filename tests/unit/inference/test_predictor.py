@@ -11,7 +11,8 @@ from segwright.core.errors import ImageError, ModelError
 from segwright.data.images import Volume
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan
-from segwright.inference.predictor import Predictor, sliding_window_logits
+from segwright.inference.predictor import Predictor, Window, sliding_window_logits, window_planes
+from segwright.inference.windows import HALF_QUANTUM
 from segwright.networks.build import build_network
 
 CPU = torch.device("cpu")
@@ -105,6 +106,46 @@ def test_batching_does_not_change_the_answer_of_a_real_network(plan: Plan, dims:
         for batch in (1, 24)
     )
     torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_the_window_may_roll_along_any_axis(plan: Plan, axis: int) -> None:
+    network = build_network(plan.configurations["3d_fullres"]["architecture"], 1, 3, deep_supervision=False)
+    window = Window(patch_size=(8, 8, 8), device=CPU, mirror_axes=(0, 1), precision="fp32")
+    data = image(5, 12, 19)
+    first, other = (
+        torch.cat([planes.logits for planes in window_planes([network], data, 3, window=window, axis=at)], dim=1)
+        for at in (0, axis)
+    )
+    torch.testing.assert_close(first, other.movedim(1, axis + 1), rtol=1e-4, atol=1e-5)
+
+
+def test_logits_beyond_the_range_of_half_precision_give_their_labels() -> None:
+    """nnU-Net adds up ten times a logit in float16, whose largest number is 65504."""
+    data = np.sign(image(12, 12, 12)) * 6e4
+
+    class Extreme(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([x, -x], dim=1)
+
+    window = Window(patch_size=(8, 8, 8), device=CPU, mirror_axes=(0, 1, 2), precision="fp32", quantum=HALF_QUANTUM)
+    logits = torch.cat([planes.logits for planes in window_planes([Extreme()], data, 2, window=window)], dim=1)
+    np.testing.assert_allclose(logits[0].numpy(), data[0], rtol=1e-5)
+    np.testing.assert_array_equal(logits.argmax(0).numpy(), data[0] < 0)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("scheme", ["CTNormalization", "NoNormalization"])
+def test_a_case_with_nan_or_inf_is_refused_whatever_normalisation_makes_of_it(
+    plan: Plan, scheme: str, value: float
+) -> None:
+    array = image(9, 9, 9)
+    array[0, 4, 4, 4] = value
+    configuration = plan.configuration("3d_fullres").model_copy(update={"normalization_schemes": (scheme,)})
+    labels = Labels.from_dataset_json({"labels": {"background": 0, "one": 1}})
+    predictor = Predictor([Pointwise()], plan, configuration, labels, device=CPU)
+    with pytest.raises(ImageError, match="the image holds NaN or infinite"):
+        predictor.predict_case(Volume(array=array, spacing=(1.5, 1.5, 1.5), properties={}))
 
 
 def test_a_tensor_gives_what_its_array_gives() -> None:

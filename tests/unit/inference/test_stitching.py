@@ -68,3 +68,23 @@ def test_tiles_that_go_back_are_refused() -> None:
     predicted = random_tiles()
     with pytest.raises(AssertionError, match="ascend"):
         list(stitch(predicted[::-1], shape=SHAPE, weights=torch.ones(PATCH)))
+
+
+def test_portions_are_as_small_as_asked_for() -> None:
+    predicted = random_tiles()
+    weights = torch.ones(PATCH)
+    small = list(stitch(predicted, shape=SHAPE, weights=weights, portion_bytes=1))
+    assert [part.stop - part.start for part in small] == [1] * SHAPE[0]
+    large = list(stitch(predicted, shape=SHAPE, weights=weights))
+    torch.testing.assert_close(*(torch.cat([part.logits for part in parts], dim=1) for parts in (small, large)))
+
+
+def test_weighted_logits_are_rounded_to_whole_quanta() -> None:
+    """What float16 sums do to their smallest numbers, which are whole multiples of one."""
+    quantum = 2.0**-24
+    weights = torch.full(PATCH, 2 * quantum)
+    predicted = random_tiles()
+    rounded = [(start, (logits * 2).round() / 2) for start, logits in predicted]
+    found = torch.cat([p.logits for p in stitch(predicted, shape=SHAPE, weights=weights, quantum=quantum)], dim=1)
+    expected = torch.cat([p.logits for p in stitch(rounded, shape=SHAPE, weights=weights)], dim=1)
+    torch.testing.assert_close(found, expected)
