@@ -32,6 +32,15 @@ TrainingLoss = Callable[[Outputs, Outputs], Tensor]
 """What a trainer calls: (outputs, targets) to a scalar."""
 
 
+Pool = Callable[[Tensor], Tensor]
+"""Sums a tensor over the processes of a training, the gradient going to the own part (`distributed.Ranks.pool`)."""
+
+
+def alone(part: Tensor) -> Tensor:
+    """Return what one process has: the pool of a training in one process."""
+    return part
+
+
 class ResolutionLoss(Protocol):
     """The contract of a loss."""
 
@@ -43,13 +52,18 @@ class ResolutionLoss(Protocol):
 class LossFactory(Protocol):
     """What a registered name stands for: a loss for labels and a kind of Dice."""
 
-    def __call__(self, *, batch_dice: bool) -> ResolutionLoss:
-        """Return the loss."""
+    def __call__(self, *, batch_dice: bool, pool: Pool = alone) -> ResolutionLoss:
+        """Return the loss, its value that of the batches of all processes together."""
         ...
 
 
 def build_loss(
-    labels: Labels, *, batch_dice: bool, num_outputs: int | None = None, reference: str | None = None
+    labels: Labels,
+    *,
+    batch_dice: bool,
+    num_outputs: int | None = None,
+    reference: str | None = None,
+    pool: Pool = alone,
 ) -> TrainingLoss:
     """Return the loss of a run.
 
@@ -58,6 +72,7 @@ def build_loss(
         batch_dice: sum over the batch before the Dice is taken.
         num_outputs: resolutions the network gives; None: one tensor.
         reference: a registered name or `module:attr`; None: `dice_bce` for regions, else `dice_ce`.
+        pool: sums over processes; a loss from outside is averaged over their samples.
 
     Raises:
         ConfigError: the loss is unknown, or does not suit labels or regions.
@@ -70,8 +85,9 @@ def build_loss(
             raise ConfigError(f"loss '{name}' is not callable; name a function fn(output, target, *, labels)")
         if labels.ignore_label is not None:
             loss = partial(_hiding_ignored, loss)
+        loss = loss if pool is alone else partial(_averaged, loss, pool)
     else:
-        loss = LOSSES.get(name)(batch_dice=batch_dice)
+        loss = LOSSES.get(name)(batch_dice=batch_dice, pool=pool)
         if (name == "dice_bce") != labels.has_regions:
             kind = "regions" if labels.has_regions else "labels"
             raise ConfigError(f"loss '{name}' does not suit {kind}; leave the loss to its default")
@@ -93,7 +109,7 @@ def deep_supervision_weights(num_outputs: int) -> tuple[float, ...]:
     return tuple(weight / sum(weights) for weight in weights)
 
 
-def dice_ce(output: Tensor, target: Tensor, *, labels: Labels, batch_dice: bool) -> Tensor:
+def dice_ce(output: Tensor, target: Tensor, *, labels: Labels, batch_dice: bool, pool: Pool = alone) -> Tensor:
     """Return cross entropy minus the mean soft Dice of the foreground labels (nnU-Net 2.8.1 behaviour, spec B 1.10).
 
     Both share one log-softmax. Ignored voxels count in neither; with none annotated the cross entropy is 0.
@@ -103,23 +119,24 @@ def dice_ce(output: Tensor, target: Tensor, *, labels: Labels, batch_dice: bool)
         target: label values (B, 1, *S), any integer type.
         labels: name the ignore label.
         batch_dice: sum over the batch before the Dice is taken.
+        pool: sums over processes.
     """
     log_p = F.log_softmax(_widened(output), dim=1)
     index = target.long()
     ignore = labels.ignore_label
     mask = None if ignore is None else index != ignore
     if mask is None:
-        cross_entropy = F.nll_loss(log_p, index[:, 0])
+        cross_entropy = _weighted(F.nll_loss(log_p, index[:, 0]), len(index), pool)
     else:
         index = index.masked_fill(~mask, 0)
         log_p_target = log_p.gather(1, index).masked_fill(~mask, 0.0)
-        cross_entropy = -log_p_target.sum() / mask.sum().clamp_min(1)
+        cross_entropy = -pool(log_p_target.sum()) / pool(mask.sum()).clamp_min(1)
     p = log_p[:, 1:].exp()
     one_hot = torch.zeros_like(log_p).scatter_(1, index, 1.0)[:, 1:]
-    return cross_entropy + dice(p, one_hot, batch_dice=batch_dice, mask=mask)
+    return cross_entropy + dice(p, one_hot, batch_dice=batch_dice, mask=mask, pool=pool)
 
 
-def dice_bce(output: Tensor, target: Tensor, *, labels: Labels, batch_dice: bool) -> Tensor:
+def dice_bce(output: Tensor, target: Tensor, *, labels: Labels, batch_dice: bool, pool: Pool = alone) -> Tensor:
     """Return binary cross entropy minus the mean soft Dice of the regions (spec B 1.10).
 
     With an ignore label the cross entropy is the mean over annotated voxels *and regions*, so that it weighs the same
@@ -131,25 +148,27 @@ def dice_bce(output: Tensor, target: Tensor, *, labels: Labels, batch_dice: bool
         target: bool (B, regions, *S), with an ignore label one more channel, true where nobody annotated.
         labels: tell whether there is an ignore label.
         batch_dice: sum over the batch before the Dice is taken.
+        pool: sums over processes.
     """
     logits = _widened(output)
     mask = None if labels.ignore_label is None else ~target[:, -1:].bool()
     truth = target[:, : logits.shape[1]].to(logits.dtype)
     if mask is None:
-        cross_entropy = F.binary_cross_entropy_with_logits(logits, truth)
+        cross_entropy = _weighted(F.binary_cross_entropy_with_logits(logits, truth), len(logits), pool)
     else:
         voxelwise = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").masked_fill(~mask, 0.0)
-        cross_entropy = voxelwise.sum() / (logits.shape[1] * mask.sum()).clamp_min(1)
-    return cross_entropy + dice(logits.sigmoid(), truth, batch_dice=batch_dice, mask=mask)
+        cross_entropy = pool(voxelwise.sum()) / (logits.shape[1] * pool(mask.sum())).clamp_min(1)
+    return cross_entropy + dice(logits.sigmoid(), truth, batch_dice=batch_dice, mask=mask, pool=pool)
 
 
-def dice(p: Tensor, truth: Tensor, *, batch_dice: bool, mask: Tensor | None = None) -> Tensor:
+def dice(p: Tensor, truth: Tensor, *, batch_dice: bool, mask: Tensor | None = None, pool: Pool = alone) -> Tensor:
     """Return minus the mean soft Dice of probabilities `p` and `truth`, both (B, C, *S) (spec B 1.10).
 
     Args:
         p: probabilities.
         truth: 0 and 1 in the type of `p`.
         batch_dice: sum over the batch first.
+        pool: sums over processes.
         mask: bool (B, 1, *S), voxels that count.
     """
     if mask is not None:
@@ -158,21 +177,31 @@ def dice(p: Tensor, truth: Tensor, *, batch_dice: bool, mask: Tensor | None = No
     overlap = (p * truth).flatten(2).sum(2)  # (B, C)
     total = p.flatten(2).sum(2) + truth.flatten(2).sum(2)
     if batch_dice:
-        overlap, total = overlap.sum(0), total.sum(0)
-    return -((2 * overlap + SMOOTH) / (total + SMOOTH).clamp_min(SMALLEST_DENOMINATOR)).mean()
+        overlap, total = pool(overlap.sum(0)), pool(total.sum(0))
+    scores = (2 * overlap + SMOOTH) / (total + SMOOTH).clamp_min(SMALLEST_DENOMINATOR)
+    return -scores.mean() if batch_dice else -_weighted(scores.mean(), len(p), pool)
 
 
-def _dice_ce(*, batch_dice: bool) -> ResolutionLoss:
-    return partial(dice_ce, batch_dice=batch_dice)
+def _dice_ce(*, batch_dice: bool, pool: Pool = alone) -> ResolutionLoss:
+    return partial(dice_ce, batch_dice=batch_dice, pool=pool)
 
 
-def _dice_bce(*, batch_dice: bool) -> ResolutionLoss:
-    return partial(dice_bce, batch_dice=batch_dice)
+def _dice_bce(*, batch_dice: bool, pool: Pool = alone) -> ResolutionLoss:
+    return partial(dice_bce, batch_dice=batch_dice, pool=pool)
 
 
 LOSSES: Registry[LossFactory] = Registry("loss")
 LOSSES.register("dice_ce", _dice_ce)
 LOSSES.register("dice_bce", _dice_bce)
+
+
+def _weighted(mean: Tensor, samples: int, pool: Pool) -> Tensor:
+    """Return a mean over the samples here as the mean over those of all processes, whose numbers may differ."""
+    return mean if pool is alone else pool(mean * samples) / pool(torch.full_like(mean, samples, requires_grad=False))
+
+
+def _averaged(loss: ResolutionLoss, pool: Pool, output: Tensor, target: Tensor, *, labels: Labels) -> Tensor:
+    return _weighted(loss(output, target, labels=labels), len(output), pool)
 
 
 def _widened(output: Tensor) -> Tensor:
