@@ -13,13 +13,11 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from segwright.core.arrays import box_slices
-from segwright.core.documents import atomic_path, write_json
 from segwright.data.images import write_labels
 from segwright.data.labels import Labels
 from segwright.data.plan import Configuration
 from segwright.data.store import Provenance
-from segwright.inference.slabs import SLAB_BYTES, WayBack, to_front
+from segwright.inference.slabs import SLAB_BYTES, WayBack
 from segwright.inference.stitching import Planes
 
 LabelMap = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
@@ -30,6 +28,23 @@ class ProbabilitySink(Protocol):
 
     def write(self, start: int, stop: int, probabilities: npt.NDArray[np.float32]) -> None:
         """Take (H, stop - start, Y, X), planes [start, stop) of the cropped case, axes as the planes have them."""
+
+
+class ProbabilityArray:
+    """Probabilities in memory: `array` (H, Z, Y, X) float32 on the whole case, in the reader's axis order.
+
+    Outside the crop every probability is 0, but background's is 1 where it has a head of its own (spec A 7.5).
+    """
+
+    def __init__(self, way: WayBack, labels: Labels) -> None:
+        self.array: npt.NDArray[np.float32] = np.zeros((labels.num_heads, *way.case_shape), dtype=np.float32)
+        if not labels.has_regions:
+            self.array[0] = 1
+        self._inside = way.inside(self.array)
+
+    def write(self, start: int, stop: int, probabilities: npt.NDArray[np.float32]) -> None:
+        """Take planes [start, stop) of the cropped case."""
+        self._inside[:, start:stop] = probabilities
 
 
 def export_planes(
@@ -48,10 +63,8 @@ def export_planes(
     Raises:
         DatasetError: the number of heads does not fit the labels.
     """
-    provenance = way.provenance
-    shape = [provenance.shape_before_cropping[axis] for axis in provenance.transpose_backward]
-    result: npt.NDArray[Any] = np.zeros(shape, dtype=labels.dtype)
-    inside = way.from_case(result)[box_slices(to_front(provenance.box, way.axis))]
+    result: npt.NDArray[Any] = np.zeros(way.case_shape, dtype=labels.dtype)
+    inside = way.inside(result)
     checked = _with_heads(planes, labels)
     if sink is None:
         for slab in way.slabs(checked):
@@ -87,15 +100,11 @@ def logits_to_probabilities(
 
     Outside the crop every probability is 0, but background's is 1 where it has a head of its own.
     """
-    whole = np.zeros((len(logits), *provenance.shape_before_cropping), dtype=np.float32)
-    if not labels.has_regions:
-        whole[0] = 1
-    inside = whole[box_slices(provenance.box)]
     way = WayBack(logits.shape[1:], provenance, configuration)
+    probabilities = ProbabilityArray(way, labels)
     for slab in way.slabs(_whole(logits), heads_at_once=len(logits)):
-        inside[:, slab.start : slab.stop] = labels.probabilities(slab.scores().numpy())
-    order = (0, *(axis + 1 for axis in provenance.transpose_backward))
-    return np.ascontiguousarray(whole.transpose(order))
+        probabilities.write(slab.start, slab.stop, labels.probabilities(slab.scores().numpy()))
+    return probabilities.array
 
 
 def _whole(logits: Tensor) -> list[Planes]:
@@ -111,16 +120,3 @@ def _with_heads(planes: Iterable[Planes], labels: Labels) -> Iterable[Planes]:
 def save_labels(label_map: LabelMap, path: Path, provenance: Provenance, reader: str) -> None:
     """Write a label map in the format and geometry of the images it was predicted from, atomically."""
     write_labels(label_map, path, provenance.properties, reader)
-
-
-def save_probabilities(
-    probabilities: npt.NDArray[np.float32], path: Path, provenance: Provenance, document: dict[str, Any]
-) -> None:
-    """Write `path` (`<case>.npz`, key `probabilities`, as nnU-Net) and beside it `<case>.provenance.json`.
-
-    The JSON takes the place of nnU-Net's pickled properties; `document` is added to it. The archive is written last,
-    so that where it is, the JSON is too.
-    """
-    write_json(path.with_name(f"{path.stem}.provenance.json"), {**document, "provenance": provenance.to_json()})
-    with atomic_path(path) as temporary:
-        np.savez_compressed(temporary, probabilities=probabilities)

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from logging import getLogger
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import segwright
 from segwright.core.documents import content_hash, read_json, write_json
-from segwright.core.errors import SegwrightError, WorkspaceError
+from segwright.core.errors import ImageError, SegwrightError, WorkspaceError
 from segwright.core.log import progress
 from segwright.data.cases import Case
 from segwright.data.dataset import list_cases
-from segwright.data.images import read_images
-from segwright.inference.export import save_labels, save_probabilities
+from segwright.data.images import hidden_nonfinite, read_images
+from segwright.inference.export import save_labels
 from segwright.inference.predictor import Predictor
+from segwright.inference.stitching import Planes
+from segwright.inference.writers import Saving
 from segwright.preprocessing.pipeline import Preprocessed
 from segwright.workspace import DATASET_JSON, PLANS_JSON
 
@@ -31,6 +33,10 @@ logger = getLogger(__name__)
 
 PREDICTION_JSON = "prediction.json"
 SCHEMA_VERSION = 1
+
+HOLD_BYTES = 512 * 2**20
+"""Logits of a case up to this size are kept, so that its export overlaps with the next case; larger ones are exported
+as they are made, and only a few planes of them are ever held."""
 
 _MAX_EXPORTS = 2
 """Cases that may wait for or be in export; with the one being read and the one in the network, four are in memory."""
@@ -52,7 +58,8 @@ class CaseRecord:
 class _Job:
     case: Case
     output: Path
-    archive: Path | None
+    saving: Saving | None
+    probabilities: tuple[Path, ...]
     inputs: str
 
 
@@ -61,8 +68,9 @@ def predict_files(
     input_folder: Path,
     output_folder: Path,
     *,
-    probabilities: bool = False,
+    probabilities: bool | Saving = False,
     overwrite: bool = False,
+    hold_bytes: int = HOLD_BYTES,
 ) -> list[CaseRecord]:
     """Predict every case of a folder and write `<case><ending>` for each.
 
@@ -73,8 +81,9 @@ def predict_files(
         predictor: made by `load_predictor`, so that it knows its dataset.json.
         input_folder: `<case>_0000<ending>` and so on; never written to.
         output_folder: another folder.
-        probabilities: also write `<case>.npz` and `<case>.provenance.json`.
+        probabilities: also write `<case>.npz` and `<case>.provenance.json`, or what `Saving` tells.
         overwrite: predict everything anew, also over predictions of another model.
+        hold_bytes: size of logits above which a case is exported while it is predicted.
 
     Returns:
         One record for each case, in order of the case names.
@@ -88,7 +97,10 @@ def predict_files(
     _require_apart(input_folder, output_folder)
     cases = list_cases(input_folder, description.file_ending, len(description.channel_names))
     journal = _Journal.open(output_folder, _identity(predictor), overwrite=overwrite)
-    jobs = [_job(case, output_folder, description.file_ending, probabilities=probabilities) for case in cases]
+    saving = Saving(kind="npz") if probabilities is True else probabilities or None
+    if saving is not None:
+        saving.require_writable(predictor.plan.image_reader_writer)
+    jobs = [_job(case, output_folder, predictor, description.file_ending, saving) for case in cases]
     if not journal.known and not overwrite:
         _require_unused(jobs, output_folder)
     write_json(output_folder / DATASET_JSON, description.raw(), indent=4)
@@ -97,7 +109,7 @@ def predict_files(
     todo = [job for job in jobs if not journal.is_finished(job)]
     if len(todo) < len(jobs):
         logger.info("%d of %d cases are predicted already and kept", len(jobs) - len(todo), len(jobs))
-    done = {record.case: record for record in _run(predictor, todo, journal)}
+    done = {record.case: record for record in _run(predictor, todo, journal, hold_bytes)}
     return [
         done.get(job.case.identifier) or CaseRecord(case=job.case.identifier, output=job.output, kept=True)
         for job in jobs
@@ -122,12 +134,13 @@ def _require_unused(jobs: Sequence[_Job], output_folder: Path) -> None:
         )
 
 
-def _job(case: Case, output_folder: Path, ending: str, *, probabilities: bool) -> _Job:
+def _job(case: Case, output_folder: Path, predictor: Predictor, ending: str, saving: Saving | None) -> _Job:
     states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in case.images]
     return _Job(
         case=case,
         output=output_folder / f"{case.identifier}{ending}",
-        archive=output_folder / f"{case.identifier}.npz" if probabilities else None,
+        saving=saving,
+        probabilities=() if saving is None else saving.files(output_folder, case.identifier, predictor.labels),
         inputs=content_hash(states),
     )
 
@@ -170,7 +183,7 @@ class _Journal:
         entry = self.cases.get(job.case.identifier)
         if entry is None or entry.get("inputs") != job.inputs:
             return False
-        return job.output.is_file() and (job.archive is None or job.archive.is_file())
+        return all(path.is_file() for path in (job.output, *job.probabilities))
 
     def add(self, job: _Job, record: CaseRecord) -> None:
         """Note a finished case."""
@@ -192,7 +205,7 @@ class _Journal:
         )
 
 
-def _run(predictor: Predictor, jobs: Sequence[_Job], journal: _Journal) -> Iterator[CaseRecord]:
+def _run(predictor: Predictor, jobs: Sequence[_Job], journal: _Journal, hold_bytes: int) -> Iterator[CaseRecord]:
     """Predict the jobs in order; the next case is read and the last ones are exported meanwhile."""
     with ThreadPoolExecutor(1) as reading, ThreadPoolExecutor(1) as exporting:
         exports: list[Future[CaseRecord]] = []
@@ -202,15 +215,21 @@ def _run(predictor: Predictor, jobs: Sequence[_Job], journal: _Journal) -> Itera
                 prepared, read_s = upcoming.pop().result()
                 upcoming = [reading.submit(_read, predictor, following) for following in jobs[index + 1 : index + 2]]
                 start = time.perf_counter()
-                with _naming(job.case):
-                    logits = predictor.predict_preprocessed(prepared.image)
+                planes: Iterable[Planes] = predictor.planes(prepared.image)
+                if 4 * predictor.labels.num_heads * prod(prepared.image.shape[1:]) <= hold_bytes:
+                    with _naming(job.case):
+                        planes = list(planes)
                 record = CaseRecord(
                     case=job.case.identifier,
                     output=job.output,
                     read_s=read_s,
                     predict_s=time.perf_counter() - start,
                 )
-                exports.append(exporting.submit(_export, predictor, job, logits, prepared, record, journal))
+                exports.append(exporting.submit(_export, predictor, job, planes, prepared, record, journal))
+                if not isinstance(planes, list):
+                    wait(exports[-1:])  # the network runs in the export
+                # Or the finished case would be held until the next one is done.
+                del planes, prepared
                 if len(exports) >= _MAX_EXPORTS:
                     yield exports.pop(0).result()
             for export in exports:
@@ -222,21 +241,32 @@ def _run(predictor: Predictor, jobs: Sequence[_Job], journal: _Journal) -> Itera
 
 def _read(predictor: Predictor, job: _Job) -> tuple[Preprocessed, float]:
     start = time.perf_counter()
+    reader = predictor.plan.image_reader_writer
     with _naming(job.case):
-        prepared = predictor.prepare(read_images(job.case.images, predictor.plan.image_reader_writer))
+        for file in job.case.images:
+            if count := hidden_nonfinite(file, reader):
+                raise ImageError(f"{file}: {count} voxels are NaN or infinite; check how the image was made")
+        prepared = predictor.prepare(read_images(job.case.images, reader))
     return prepared, time.perf_counter() - start
 
 
 def _export(
-    predictor: Predictor, job: _Job, logits: Tensor, prepared: Preprocessed, record: CaseRecord, journal: _Journal
+    predictor: Predictor,
+    job: _Job,
+    planes: Iterable[Planes],
+    prepared: Preprocessed,
+    record: CaseRecord,
+    journal: _Journal,
 ) -> CaseRecord:
     start = time.perf_counter()
-    provenance = prepared.provenance
     with _naming(job.case):
-        prediction = predictor.decide(logits, provenance, probabilities=job.archive is not None)
-        if job.archive is not None and prediction.probabilities is not None:
-            save_probabilities(prediction.probabilities, job.archive, provenance, {"model": journal.identity})
-        save_labels(prediction.labels, job.output, provenance, predictor.plan.image_reader_writer)
+        if job.saving is None:
+            label_map = predictor.export(prepared, planes)
+        else:
+            folder, name, document = job.output.parent, job.case.identifier, {"model": journal.identity}
+            with job.saving.open(folder, name, predictor.labels, predictor.way_back(prepared), document) as sink:
+                label_map = predictor.export(prepared, planes, sink=sink)
+        save_labels(label_map, job.output, prepared.provenance, predictor.plan.image_reader_writer)
     done = CaseRecord(
         case=record.case,
         output=record.output,

@@ -27,6 +27,7 @@ from segwright.data.plan import Configuration, Plan
 from segwright.data.store import Provenance
 from segwright.inference.export import (
     LabelMap,
+    ProbabilityArray,
     ProbabilitySink,
     export_planes,
     logits_to_labels,
@@ -227,9 +228,12 @@ class Predictor:
         self, prepared: pipeline.Preprocessed, planes: Iterable[Planes], *, sink: ProbabilitySink | None = None
     ) -> LabelMap:
         """Return the label map of a case whose `planes` come now or were kept; `sink` gets the probabilities."""
+        return export_planes(planes, self.way_back(prepared), self.labels, sink=sink)
+
+    def way_back(self, prepared: pipeline.Preprocessed) -> WayBack:
+        """Return how the `planes` of a case come back to its own grid."""
         shape, axis = prepared.image.shape[1:], self.axis_of(prepared.image)
-        way = WayBack(shape, prepared.provenance, self.configuration, axis=axis)
-        return export_planes(planes, way, self.labels, sink=sink)
+        return WayBack(shape, prepared.provenance, self.configuration, axis=axis)
 
     def decide(self, logits: Tensor, provenance: Provenance, *, probabilities: bool = False) -> Prediction:
         """Bring logits (H, *S) back to the grid of the case and decide the label of each voxel."""
@@ -241,9 +245,9 @@ class Predictor:
     def predict_case(self, volume: Volume, *, probabilities: bool = False) -> Prediction:
         """Return labels, and probabilities where asked for, of one case on its own grid."""
         prepared = self.prepare(volume)
-        if not probabilities:
-            return Prediction(labels=self.export(prepared, self.planes(prepared.image)), probabilities=None)
-        return self.decide(self.predict_preprocessed(prepared.image), prepared.provenance, probabilities=probabilities)
+        sink = ProbabilityArray(self.way_back(prepared), self.labels) if probabilities else None
+        label_map = self.export(prepared, self.planes(prepared.image), sink=sink)
+        return Prediction(labels=label_map, probabilities=None if sink is None else sink.array)
 
 
 def _require_finite(array: npt.NDArray[Any], name: str) -> None:

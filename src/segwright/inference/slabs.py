@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from segwright.core.arrays import box_slices
 from segwright.core.errors import PlanError
 from segwright.data.labels import Labels
 from segwright.data.plan import Configuration
@@ -146,11 +147,19 @@ class WayBack:
                 start = stop
         assert start == shape[0], "planes are missing"
 
-    def from_case(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return the view of `array` (*S), in the reader's axis order, with the axes of the planes."""
-        planned = array.transpose(self.provenance.transpose_forward)
-        rolled: npt.NDArray[Any] = planned.transpose(to_front(range(planned.ndim), self.axis))
-        return rolled
+    @property
+    def case_shape(self) -> tuple[int, ...]:
+        """Shape of the whole case in the reader's axis order."""
+        provenance = self.provenance
+        return tuple(provenance.shape_before_cropping[axis] for axis in provenance.transpose_backward)
+
+    def inside(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return the view of `array` (..., *case_shape) that the slabs fill, with the axes of the planes."""
+        lead = array.ndim - len(self.case_shape)
+        planned = array.transpose(*range(lead), *(lead + axis for axis in self.provenance.transpose_forward))
+        rolled = planned.transpose(*range(lead), *to_front(range(lead, array.ndim), self.axis))
+        view: npt.NDArray[Any] = rolled[box_slices(to_front(self.provenance.box, self.axis))]
+        return view
 
 
 def _joined(parts: list[Planes], low: int) -> list[Planes]:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from segwright.core.documents import read_json
 from segwright.core.errors import PlanError
 from segwright.data.labels import Labels
 from segwright.data.plan import Configuration, Plan
 from segwright.data.store import Provenance
-from segwright.inference.export import logits_to_labels, logits_to_probabilities, save_probabilities
+from segwright.inference.export import logits_to_labels, logits_to_probabilities
 from segwright.preprocessing.pipeline import full_spacing, undo_labels, undo_probabilities
 from segwright.preprocessing.resampling import resample_logits
 
@@ -95,14 +93,3 @@ def test_a_plan_that_cannot_resample_back_is_named(plan: Plan) -> None:
     )
     with pytest.raises(PlanError, match="resampling_fn_probabilities"):
         logits_to_labels(logits(10, 7, 8), PROVENANCE, configuration, LABELS)
-
-
-def test_probabilities_are_stored_as_by_nnunet_with_json_beside(tmp_path: Path) -> None:
-    probabilities = np.random.default_rng(0).random((3, 4, 5, 6)).astype(np.float32)
-    save_probabilities(probabilities, tmp_path / "case.1.npz", PROVENANCE, {"model": "m"})
-    with np.load(tmp_path / "case.1.npz", allow_pickle=False) as archive:
-        assert list(archive) == ["probabilities"]
-        np.testing.assert_array_equal(archive["probabilities"], probabilities)
-    document = read_json(tmp_path / "case.1.provenance.json")
-    assert document["model"] == "m"
-    assert Provenance.from_json(document["provenance"]) == PROVENANCE

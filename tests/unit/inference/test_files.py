@@ -148,3 +148,19 @@ def test_no_thread_is_left_behind(predictor: Predictor, images: Path, tmp_path: 
     before = threading.active_count()
     predict_files(predictor, images, tmp_path / "out")
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("hold_bytes", [0, 2**30])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_case_with_nan_or_inf_is_refused_by_name(
+    predictor: Predictor, images: Path, tmp_path: Path, value: float, hold_bytes: int
+) -> None:
+    """ITK would read such voxels as 0 without a word."""
+    image = sitk.ReadImage(str(images / "b_0000.nii.gz"))
+    array = sitk.GetArrayFromImage(image)
+    array[3, 4, 5] = value
+    broken = sitk.GetImageFromArray(array)
+    broken.CopyInformation(image)
+    sitk.WriteImage(broken, str(images / "b_0000.nii.gz"))
+    with pytest.raises(SegwrightError, match=r"^b: .*b_0000.nii.gz: 1 voxels are NaN or infinite"):
+        predict_files(predictor, images, tmp_path / "out", hold_bytes=hold_bytes)

@@ -1,0 +1,191 @@
+"""Probabilities to files: written slab by slab to a compressed array, which becomes what was asked for.
+
+Legend: H heads, (Z, Y, X) the case's own grid in the reader's axis order.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import blosc2
+import numpy as np
+import numpy.typing as npt
+
+from segwright.core.arrays import box_slices
+from segwright.core.documents import atomic_path, write_json
+from segwright.core.errors import ConfigError, nearest
+from segwright.data.images import READERS
+from segwright.data.labels import Labels
+from segwright.inference.export import ProbabilitySink
+from segwright.inference.slabs import WayBack, to_front
+
+FORMATS = ("npz", "b2nd", "nifti")
+NIFTI_FOLDER = "probabilities"
+"""Maps lie apart from the label maps, whose file ending they may share."""
+QUANTA = 255
+"""A probability of 1 in maps of uint8."""
+
+_KEY = "probabilities"
+_NIFTI_READERS = ("SimpleITKIO", "NibabelIO", "NibabelIOWithReorient", "SimpleITKIOWithReorient")
+_UNUSUAL = re.compile(r"[^\w.-]+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saving:
+    """In which form the probabilities of a case are kept.
+
+    `npz` is nnU-Net's: float32 (H, Z, Y, X) under the key `probabilities`; `b2nd` the same in a blosc2 array, of which
+    a part can be read; `nifti` one uint8 map (255 is 1) for each class, on the grid of the image.
+
+    Raises:
+        ConfigError: the form is unknown, or classes are chosen for another one than nifti.
+    """
+
+    kind: str
+    classes: tuple[str, ...] | None = None
+    """Of nifti: names of labels or regions, by default all but the background."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in FORMATS:
+            raise ConfigError(f"probabilities cannot be saved as '{self.kind}'{nearest(self.kind, FORMATS)}")
+        if self.classes is not None and self.kind != "nifti":
+            raise ConfigError(f"{self.kind} holds the probabilities of all classes; choose classes with nifti only")
+
+    def heads(self, labels: Labels) -> tuple[int, ...]:
+        """Return which heads are kept.
+
+        Raises:
+            ConfigError: a class is not among the labels.
+        """
+        if self.kind != "nifti":
+            return tuple(labels.names)
+        if self.classes is None:
+            return tuple(head for head in labels.names if head or labels.has_regions)
+        by_name = {name: head for head, name in labels.names.items()}
+        for name in self.classes:
+            if name not in by_name:
+                raise ConfigError(f"no class is called '{name}'{nearest(name, by_name)}")
+        return tuple(by_name[name] for name in self.classes)
+
+    def files(self, folder: Path, case: str, labels: Labels) -> tuple[Path, ...]:
+        """Return the files that hold the probabilities of a case."""
+        if self.kind != "nifti":
+            return (folder / f"{case}.{self.kind}",)
+        names = (_UNUSUAL.sub("_", labels.names[head]) for head in self.heads(labels))
+        return tuple(folder / NIFTI_FOLDER / f"{case}_{name}.nii.gz" for name in names)
+
+    def require_writable(self, reader: str) -> None:
+        """Raise a ConfigError where the images have no geometry that NIfTI could keep."""
+        if self.kind == "nifti" and reader not in _NIFTI_READERS:
+            raise ConfigError(
+                f"images read by {reader} have no position in space to write maps in NIfTI; choose npz or b2nd"
+            )
+
+    @contextmanager
+    def open(
+        self, folder: Path, case: str, labels: Labels, way: WayBack, document: Mapping[str, Any]
+    ) -> Iterator[ProbabilitySink]:
+        """Yield what takes the probabilities of a case; at the end of the block the files are there.
+
+        Beside npz and b2nd lies `<case>.provenance.json`, in the place of nnU-Net's pickled properties, with `document`
+        added; it is written first, so that where the probabilities are, it is too.
+        """
+        files = self.files(folder, case, labels)
+        provenance = way.provenance
+        if self.kind != "nifti":
+            write_json(folder / f"{case}.provenance.json", {**document, "provenance": provenance.to_json()})
+        heads = self.heads(labels)
+        with _scratch(files[0]) as path:
+            array = _ProbabilityArray(path, heads, labels, way, quantised=self.kind == "nifti")
+            yield array
+            if self.kind == "b2nd":
+                path.replace(files[0])
+            elif self.kind == "npz":
+                _write_npz(array.stored, files[0])
+            else:
+                reader = READERS[str(provenance.properties["reader"])]
+                spacing, geometry = tuple(provenance.properties["spacing"]), provenance.properties.get("geometry", {})
+                for index, file in enumerate(files):
+                    reader.write(array.stored[index], file, spacing, geometry)
+
+
+@contextmanager
+def _scratch(final: Path) -> Iterator[Path]:
+    """Yield the path of a blosc2 file beside `final`; what is left of it after the block is removed."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    path = final.with_name(f".{uuid4().hex[:8]}.tmp.{final.name}.b2nd")
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+class _ProbabilityArray:
+    """A blosc2 array (H, Z, Y, X) that is filled plane by plane along one axis."""
+
+    def __init__(self, path: Path, heads: tuple[int, ...], labels: Labels, way: WayBack, *, quantised: bool) -> None:
+        provenance = way.provenance
+        self.heads = list(heads)
+        self.way = way
+        self.quantised = quantised
+        self.background = None if labels.has_regions or 0 not in heads else heads.index(0)
+        self.shape = to_front(provenance.shape_before_cropping, way.axis)
+        self.box = to_front(provenance.box, way.axis)
+        self.axis = list(provenance.transpose_backward).index(way.axis)
+        """The reader's axis that planes come along."""
+        shape = way.case_shape
+        # One head of one plane: each chunk is written once, whatever the slabs.
+        chunks = [1 if axis == self.axis else extent for axis, extent in enumerate(shape)]
+        self.stored: Any = blosc2.zeros(
+            (len(heads), *shape),
+            dtype=np.uint8 if quantised else np.float32,
+            chunks=(1, *chunks),
+            urlpath=str(path),
+            mode="w",
+            contiguous=True,
+            cparams=blosc2.CParams(codec=blosc2.Codec.ZSTD, clevel=1, filters=[blosc2.Filter.SHUFFLE]),
+        )
+        if self.background is not None:
+            low, high = self.box[0]
+            for plane in (*range(low), *range(high, self.shape[0])):
+                self._put(plane, plane + 1, None)
+
+    def write(self, start: int, stop: int, probabilities: npt.NDArray[np.float32]) -> None:
+        """Take planes [start, stop) of the cropped case."""
+        first = self.box[0][0]
+        self._put(first + start, first + stop, probabilities)
+
+    def _put(self, start: int, stop: int, probabilities: npt.NDArray[np.float32] | None) -> None:
+        """Store planes [start, stop) of the whole case; None is background."""
+        planes = np.zeros((len(self.heads), stop - start, *self.shape[1:]), np.float32)
+        if self.background is not None:
+            planes[self.background] = 1
+        if probabilities is not None:
+            planes[box_slices(self.box[1:])] = probabilities[self.heads]
+        if self.quantised:
+            planes = np.rint(planes * QUANTA)
+        # From planes first to the plan's axes to the reader's.
+        planned = np.moveaxis(planes, 1, 1 + self.way.axis)
+        read = planned.transpose((0, *(axis + 1 for axis in self.way.provenance.transpose_backward)))
+        key = (slice(None), *(slice(start, stop) if axis == self.axis else slice(None) for axis in range(3)))
+        self.stored[key] = np.ascontiguousarray(read, dtype=self.stored.dtype)
+
+
+def _write_npz(stored: Any, path: Path) -> None:
+    """Write what `np.savez_compressed` would, one head at a time."""
+    header = {"descr": "<f4", "fortran_order": False, "shape": tuple(stored.shape)}
+    with (
+        atomic_path(path) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open(f"{_KEY}.npy", "w", force_zip64=True) as stream,
+    ):
+        np.lib.format.write_array_header_1_0(stream, header)
+        for head in range(stored.shape[0]):
+            stream.write(np.ascontiguousarray(stored[head], dtype="<f4").data)
