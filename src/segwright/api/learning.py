@@ -98,7 +98,8 @@ def predict(
     folds: Sequence[int] | Literal["all"] | None = None,
     checkpoint: str = "final",
     mirroring: bool = True,
-    probabilities: bool = False,
+    probabilities: bool | str = False,
+    classes: Sequence[str] | None = None,
     overwrite: bool = False,
     device: str = "auto",
 ) -> list[CaseRecord]:
@@ -111,14 +112,18 @@ def predict(
         folds: Whose networks are averaged; all that are trained by default.
         checkpoint: final, best or latest.
         mirroring: Average over flipped images too.
-        probabilities: Also write `CASE.npz` with class probabilities.
+        probabilities: Also write class probabilities: npz (or True), b2nd or nifti.
+        classes: Of nifti: whose maps are written; all but the background by default.
         overwrite: Predict again what is there.
         device: auto, cpu, mps or a GPU.
     """
     from segwright.inference.files import predict_files
+    from segwright.inference.writers import Saving
 
+    kind = "npz" if probabilities is True else probabilities or ("nifti" if classes else None)
+    saving = Saving(kind=kind, classes=classes) if kind else False
     predictor = load_model(model, folds=folds, checkpoint=checkpoint, mirroring=mirroring, device=device)
-    return predict_files(predictor, Path(images), Path(output), probabilities=probabilities, overwrite=overwrite)
+    return predict_files(predictor, Path(images), Path(output), probabilities=saving, overwrite=overwrite)
 
 
 def load_model(

@@ -70,7 +70,10 @@ def predict(
     checkpoint: Annotated[str, typer.Option("--checkpoint", metavar="NAME", help="final, best or latest.")] = "final",
     no_mirroring: Annotated[bool, typer.Option("--no-mirroring", help="Faster, a little less accurate.")] = False,
     probabilities: Annotated[
-        str | None, typer.Option("--probabilities", metavar="npz", help="Also write class probabilities.")
+        str | None, typer.Option("--probabilities", metavar="FORM", help="Also write them: npz, b2nd or nifti.")
+    ] = None,
+    classes: Annotated[
+        list[str] | None, typer.Option("--classes", metavar="A,B", help="Of nifti: whose maps (default: foreground).")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again what is there already.")] = False,
     device: options.Device = "auto",
@@ -78,8 +81,9 @@ def predict(
     """Predict a folder of images with a trained model."""
     from segwright import api
 
-    if probabilities not in (None, "npz"):
-        raise typer.BadParameter(f"'{probabilities}' is not a format; choose npz", param_hint="--probabilities")
+    if probabilities not in (None, "npz", "b2nd", "nifti"):
+        message = f"'{probabilities}' is not a format; choose npz, b2nd or nifti"
+        raise typer.BadParameter(message, param_hint="--probabilities")
     records = api.predict(
         model,
         images,
@@ -87,7 +91,8 @@ def predict(
         folds=options.fold_numbers(folds),
         checkpoint=checkpoint,
         mirroring=not no_mirroring,
-        probabilities=probabilities is not None,
+        probabilities=probabilities or False,
+        classes=options.words(classes) or None,
         overwrite=overwrite,
         device=device,
     )

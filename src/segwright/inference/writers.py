@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +49,7 @@ class Saving:
     """
 
     kind: str
-    classes: tuple[str, ...] | None = None
+    classes: Sequence[str] | None = None
     """Of nifti: names of labels or regions, by default all but the background."""
 
     def __post_init__(self) -> None:
