@@ -15,6 +15,7 @@ from segwright.data.labels import Labels
 from segwright.data.plan import Configuration, Plan
 from segwright.data.splits import Split
 from segwright.training.config import TrainConfig, changed
+from segwright.training.distributed import ALONE, Ranks
 from segwright.training.final_validation import ValidationSource
 from segwright.training.logbook import write_line
 from segwright.training.sinks import JsonlSink, MetricSink
@@ -55,6 +56,7 @@ class Assignment:
         config: the settings; nnU-Net's where none are given.
         references: folder of the original labels, or the file of each case; for the final validation.
         sinks: more places for metrics than `metrics.jsonl`.
+        ranks: the processes that share this training; the first one alone writes and logs.
     """
 
     initial_lr: float
@@ -82,6 +84,7 @@ class Assignment:
         config: TrainConfig | None = None,
         references: Mapping[str, Path] | Path | None = None,
         sinks: Sequence[MetricSink] = (),
+        ranks: Ranks = ALONE,
     ) -> None:
         self.was_initialized = False
         self.plans = plans if isinstance(plans, Plan) else Plan.from_json(plans)
@@ -99,7 +102,8 @@ class Assignment:
         self.split = split
         self.output_folder = output_folder
         self.references = references
-        self.sinks: list[MetricSink] = [JsonlSink(output_folder / "metrics.jsonl"), *sinks]
+        self.ranks = ranks
+        self.sinks: list[MetricSink] = [JsonlSink(output_folder / METRICS_FILE), *sinks] if ranks.is_first else []
         self.notes: tuple[str, ...] = ()
         self._device_name = str(device)
         self._show_knobs()
@@ -131,7 +135,8 @@ class Assignment:
 
     def print_to_log_file(self, *parts: object, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
         """Write a line to `training.log` and, unless told otherwise, to the log of the program."""
-        write_line(self.output_folder / LOG_FILE, *parts, console=also_print_to_console, timestamp=add_timestamp)
+        if self.ranks.is_first:
+            write_line(self.output_folder / LOG_FILE, *parts, console=also_print_to_console, timestamp=add_timestamp)
 
     def identity(self) -> dict[str, Any]:
         """Return what is trained, for the record."""

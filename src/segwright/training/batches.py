@@ -24,6 +24,7 @@ from segwright.core.arrays import Box, box_shape
 from segwright.core.errors import ConfigError, DatasetError, SegwrightError
 from segwright.core.seeds import generator
 from segwright.data.labels import OUTSIDE, Labels
+from segwright.training.distributed import ALONE, Ranks
 from segwright.training.sampling import ClassLocations, choose_key, choose_start, is_forced, read_box
 from segwright.training.targets import Scales, encode_targets
 
@@ -106,6 +107,7 @@ class BatchLoader:
         scales: relative sizes of the network's outputs, None for a single target.
         cache: `ram` keeps decoded cases in memory up to `cache_gib`, `none` reads every patch from the store.
         cache_gib: see `cache`.
+        ranks: makes its own samples of the global batch of `batch_size`.
     """
 
     def __init__(
@@ -124,6 +126,7 @@ class BatchLoader:
         scales: Scales | None = None,
         cache: Literal["ram", "none"] = "ram",
         cache_gib: float = DEFAULT_CACHE_GIB,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.identifiers = tuple(identifiers)
         self.patch_size = tuple(patch_size)
@@ -137,10 +140,11 @@ class BatchLoader:
         self.scales = scales
         self._cases = _CaseCache(store, int(cache_gib * 2**30) if cache == "ram" else 0)
         self._require_sense()
+        self._own = ranks.own(batch_size)
 
     def draw(self, epoch: int, step: int) -> tuple[SampleDraw, ...]:
-        """Draw every sample of a batch: case, transform, position, augmentation."""
-        return tuple(self._draw_sample(epoch, step, index) for index in range(self.batch_size))
+        """Draw every sample of a batch that is this rank's: case, transform, position, augmentation."""
+        return tuple(self._draw_sample(epoch, step, index) for index in self._own)
 
     @torch.no_grad()
     def batch(self, epoch: int, step: int) -> Batch:

@@ -23,6 +23,7 @@ from segwright.evaluation.scores import CaseScores, Scores, evaluate_case
 from segwright.inference.export import save_labels
 from segwright.inference.predictor import Predictor
 from segwright.training.batches import TrainingCase
+from segwright.training.distributed import ALONE, Ranks
 
 logger = getLogger(__name__)
 
@@ -61,6 +62,7 @@ def validate(
     file_ending: str,
     weights_hash: str,
     say: Callable[[str], None],
+    ranks: Ranks = ALONE,
 ) -> Scores:
     """Predict, write `<case><ending>` and `summary.json` into `folder`, and return the scores.
 
@@ -75,6 +77,7 @@ def validate(
         file_ending: of predictions, as in dataset.json.
         weights_hash: tells these weights from others.
         say: takes lines for the log.
+        ranks: share the cases; the first one keeps the record and scores, all return its scores.
 
     Raises:
         DatasetError: a reference is missing.
@@ -84,25 +87,34 @@ def validate(
     if missing:
         raise DatasetError(f"case {missing[0]}: no reference label to validate with; put it back into labelsTr")
     files = {name: folder / f"{name}{file_ending}" for name in identifiers}
-    record = _Record.open(folder, weights_hash)
-    todo = [name for name in identifiers if not record.has(files[name])]
+    record = _Record.open(folder, weights_hash) if ranks.is_first else _Record(None, weights_hash, {})
+    todo = ranks.first([name for name in identifiers if not record.has(files[name])])
     start = time.monotonic()
     kept = f", {len(files) - len(todo)} are done already" if len(todo) < len(files) else ""
     say(f"validation: predicting {len(todo)} cases with {len(predictor.window.flips)} mirrored views{kept}")
-    _predict(predictor, cases, {name: files[name] for name in todo}, record)
+    _predict(predictor, cases, {name: files[name] for name in ranks.own_items(todo)}, record)
+    for done in ranks.gather(record.done)[1:]:
+        record.add(*(folder / name for name in done))
+    if not ranks.is_first:
+        ranks.barrier()
+        return Scores.load(folder / SUMMARY_JSON)
     scores = _score(files, references, predictor.labels, predictor.plan.image_reader_writer)
     scores.save(folder / SUMMARY_JSON)
+    ranks.barrier()
     say(f"validation complete in {time.monotonic() - start:.1f} s, mean validation Dice {scores.mean_dice:.4f}")
     return scores
 
 
 class _Record:
-    """Which predictions were made with which weights: `predictions.json`, rewritten after every case."""
+    """Which predictions were made with which weights: `predictions.json`, rewritten after every case.
 
-    def __init__(self, path: Path, weights_hash: str, done: dict[str, int]) -> None:
+    Without a path it is kept in memory.
+    """
+
+    def __init__(self, path: Path | None, weights_hash: str, done: dict[str, int]) -> None:
         self._path = path
         self._hash = weights_hash
-        self._done = done
+        self.done = done
 
     @classmethod
     def open(cls, folder: Path, weights_hash: str) -> _Record:
@@ -119,15 +131,14 @@ class _Record:
 
     def has(self, file: Path) -> bool:
         """Return whether a prediction is there as it was written."""
-        return file.is_file() and self._done.get(file.name) == file.stat().st_size
+        return file.is_file() and self.done.get(file.name) == file.stat().st_size
 
-    def add(self, file: Path) -> None:
-        """Note a finished prediction."""
-        self._done[file.name] = file.stat().st_size
-        write_json(
-            self._path,
-            {"schema_version": SCHEMA_VERSION, "weights_hash": self._hash, "files": dict(sorted(self._done.items()))},
-        )
+    def add(self, *files: Path) -> None:
+        """Note finished predictions."""
+        self.done.update({file.name: file.stat().st_size for file in files})
+        if self._path is not None:
+            document = {"schema_version": SCHEMA_VERSION, "weights_hash": self._hash}
+            write_json(self._path, {**document, "files": dict(sorted(self.done.items()))})
 
 
 def _predict(predictor: Predictor, cases: ValidationSource, files: Mapping[str, Path], record: _Record) -> None:

@@ -10,6 +10,7 @@ from segwright.data.plan import Configuration
 from segwright.data.splits import Split
 from segwright.training.batches import BatchLoader, CaseSource
 from segwright.training.config import TrainConfig
+from segwright.training.distributed import ALONE, Ranks
 from segwright.training.targets import Scales
 
 MIRROR = "mirror"
@@ -42,6 +43,7 @@ def build_loaders(
     labels: Labels,
     recipe: Recipe,
     scales: Scales | None,
+    ranks: Ranks = ALONE,
 ) -> tuple[BatchLoader, BatchLoader]:
     """Return the loaders of training and of online validation.
 
@@ -53,6 +55,7 @@ def build_loaders(
         labels: of the dataset.
         recipe: augmentation of training batches.
         scales: relative sizes of the network's outputs, None for one output.
+        ranks: share each batch.
     """
     assert config.batch_size is not None, "the regime decides the batch size"
     training, validation = (
@@ -67,6 +70,7 @@ def build_loaders(
             seed=config.seed,
             training=is_training,
             scales=scales,
+            ranks=ranks,
         )
         for identifiers, is_training in ((split.train, True), (split.val, False))
     )

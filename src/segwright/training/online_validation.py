@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from segwright.data.labels import Labels
+from segwright.training.distributed import ALONE, Ranks
 
 
 class ValidationStep(TypedDict):
@@ -46,14 +47,14 @@ def confusion(output: Tensor, target: Tensor, labels: Labels) -> tuple[Tensor, T
     return tp[1:], (num_predicted - tp)[1:], (num_true - tp)[1:]
 
 
-def pseudo_dice(steps: list[ValidationStep]) -> tuple[float, list[float]]:
+def pseudo_dice(steps: list[ValidationStep], ranks: Ranks = ALONE) -> tuple[float, list[float]]:
     """Return the mean validation loss and the Dice of each class, NaN where a class was neither there nor predicted.
 
     The one moment of an epoch at which the host waits for the device.
     """
     loss = torch.stack([step["loss"].detach().float() for step in steps]).mean()
-    tp = torch.stack([step["tp_hard"] for step in steps]).sum(0)
-    wrong = torch.stack([step["fp_hard"] + step["fn_hard"] for step in steps]).sum(0)
+    tp = ranks.total(torch.stack([step["tp_hard"] for step in steps]).sum(0))
+    wrong = ranks.total(torch.stack([step["fp_hard"] + step["fn_hard"] for step in steps]).sum(0))
     dice = (2 * tp).double() / (2 * tp + wrong)
     return float(loss), [float(value) for value in dice.cpu()]
 

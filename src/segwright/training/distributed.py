@@ -1,0 +1,378 @@
+"""Several processes on one training: who is who, what they tell each other, and the end of all if one ends.
+
+One global batch is shared out by its samples, so that losses and weights are those of a single process with that batch.
+Tensors go by nccl between GPUs and by gloo otherwise. Nothing here starts a process or reads the environment: a `Place`
+is given. That a process ended is told by heartbeats in the store through which the processes met, not by the time
+limit of an exchange, because one may rightly wait for long while another prepares or validates.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import pairwise
+from logging import getLogger
+from typing import Any, Final, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from segwright.core.errors import ConfigError, SegwrightError
+
+logger = getLogger(__name__)
+
+T = TypeVar("T")
+
+BEAT_S: Final = 1.0
+SILENCE_S: Final = 15.0
+"""After so many seconds without a heartbeat a process counts as ended."""
+GRACE_S: Final = 5.0
+"""A process that learns of another's end and hangs in an exchange with it is ended after this time, in seconds."""
+EXIT_OTHER_ENDED: Final = 1
+
+_MEETING_S: Final = 300.0
+_LONGEST_WAIT: Final = timedelta(days=2)
+_BUCKET_BYTES: Final = 64 * 2**20
+_HOST_TYPES: Final = ("cpu", "mps")
+_DONE: Final = "done"
+_FAILED: Final = "failed"
+
+
+class RankError(SegwrightError):
+    """Another process of the training ended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Which of how many processes this is, and where they meet.
+
+    `store_is_there` is true where another program (torchrun) keeps the store; else rank 0 does. `attempt` tells
+    restarts apart.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    address: str
+    port: int
+    store_is_there: bool = False
+    attempt: int = 0
+
+
+def shares(batch_size: int, world_size: int) -> tuple[range, ...]:
+    """Return which samples of the global batch each rank takes: equal parts, the first ones larger by one.
+
+    nnU-Net 2.8.1 leaves some ranks of an uneven split empty-handed of foreground or short of a sample (spec B 1.9,
+    S9, S10). Here a sample keeps its place in the global batch, so forced foreground is that of a single process.
+
+    >>> shares(5, 2), shares(4, 3)
+    ((range(0, 3), range(3, 5)), (range(0, 2), range(2, 3), range(3, 4)))
+
+    Raises:
+        ConfigError: there are fewer samples than ranks.
+    """
+    if batch_size < world_size:
+        raise ConfigError(
+            f"batch size {batch_size} on {world_size} processes leaves some without a sample; use --gpus {batch_size} "
+            f"or --batch-size {world_size}"
+        )
+    base, more = divmod(batch_size, world_size)
+    starts = [rank * base + min(rank, more) for rank in range(world_size + 1)]
+    return tuple(range(low, high) for low, high in pairwise(starts))
+
+
+class Ranks:
+    """What a training asks of its processes; this class is for one process and does nothing."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which alone writes, logs and decides about time."""
+        return self.rank == 0
+
+    def own(self, batch_size: int) -> range:
+        """Return which samples of the global batch are this rank's."""
+        return shares(batch_size, self.world_size)[self.rank]
+
+    def own_items(self, items: Sequence[T]) -> Sequence[T]:
+        """Return every `world_size`-th item, beginning with `rank`; the numbers of items may be uneven."""
+        return items[self.rank :: self.world_size]
+
+    def pool(self, part: Tensor) -> Tensor:
+        """Return the sum over ranks; its gradient goes to the own part, so that gradients are summed over ranks."""
+        return part
+
+    def total(self, part: Tensor) -> Tensor:
+        """Return the sum over ranks, without gradient."""
+        return part
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace each gradient by its sum over ranks: the pooled loss is the same everywhere, its gradient shared."""
+
+    def equalize(self, module: nn.Module) -> None:
+        """Give every rank the weights of rank 0."""
+
+    def first(self, value: T) -> T:
+        """Return the value of rank 0, a plain one; all ranks have to call."""
+        return value
+
+    def gather(self, value: T) -> list[T]:
+        """Return the values of all ranks; all have to call."""
+        return [value]
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+
+
+ALONE: Final = Ranks()
+
+
+class _Group(Ranks):
+    """Several processes that met."""
+
+    def __init__(self, place: Place, watch: _Watch) -> None:
+        self.rank = place.rank
+        self.world_size = place.world_size
+        self._watch = watch
+
+    def pool(self, part: Tensor) -> Tensor:
+        with self._watch.explaining():
+            return _Pooled.apply(part)  # type: ignore[no-any-return, no-untyped-call]
+
+    def total(self, part: Tensor) -> Tensor:
+        with self._watch.explaining():
+            whole = part.detach().clone()
+            dist.all_reduce(whole)
+            return whole
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        with self._watch.explaining():
+            for bucket in _buckets(gradients):
+                flat = torch.cat([gradient.flatten() for gradient in bucket])
+                dist.all_reduce(flat)
+                parts = torch.split(flat, [gradient.numel() for gradient in bucket])
+                for gradient, part in zip(bucket, parts, strict=True):
+                    gradient.copy_(part.view(gradient.shape))
+
+    def equalize(self, module: nn.Module) -> None:
+        with self._watch.explaining(), torch.no_grad():
+            for tensor in (*module.parameters(), *module.buffers()):
+                whole = tensor.detach().contiguous()
+                dist.broadcast(whole, src=0)
+                tensor.copy_(whole)
+
+    def first(self, value: T) -> T:
+        with self._watch.explaining():
+            values: list[T] = _documents(value, self.world_size, first_alone=True)
+            return values[0]
+
+    def gather(self, value: T) -> list[T]:
+        with self._watch.explaining():
+            return _documents(value, self.world_size)
+
+    def barrier(self) -> None:
+        self.gather(None)
+
+
+@contextmanager
+def joined(place: Place | None, device: str) -> Iterator[Ranks]:
+    """Meet the other processes and part from them at the end; an error here ends all of them.
+
+    Args:
+        place: None for a training in one process.
+        device: of this process; decides between nccl and gloo.
+
+    Raises:
+        RankError: the others did not come, or one of them ended.
+    """
+    if place is None or place.world_size == 1:
+        yield ALONE
+        return
+    if torch.device(device).type not in _HOST_TYPES:
+        torch.cuda.set_device(device)
+    store = _meet(place)
+    watch = _Watch(place)
+    kind = torch.device(device).type
+    backend = "gloo" if kind in _HOST_TYPES else f"cpu:gloo,{kind}:nccl"
+    with watch.explaining():
+        dist.init_process_group(
+            backend, store=store, rank=place.rank, world_size=place.world_size, timeout=_LONGEST_WAIT
+        )
+    ranks = _Group(place, watch)
+    try:
+        yield ranks
+        ranks.barrier()
+    except BaseException as error:
+        watch.stop(f"{_FAILED}: {type(error).__name__}: {error}")
+        raise
+    watch.stop(_DONE)
+    ranks.barrier()  # rank 0 keeps the store: it may go only when nobody looks any more
+    dist.destroy_process_group()
+
+
+class _Pooled(torch.autograd.Function):
+    """The sum over ranks; each rank's gradient is that of its own part, which leaves the sum to the parameters'."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor) -> Tensor:
+        """Return the sum."""
+        whole = part.detach().clone()
+        dist.all_reduce(whole)
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """Return the gradient as it is."""
+        return gradient
+
+
+class _Watch:
+    """Tells the other processes that this one lives, and ends this one when another does not.
+
+    An exchange with an ended process may hang (nccl) or fail with a message of sockets (gloo). So a thread looks at
+    everybody's heartbeat; what it finds is the message of the error, and where the main thread hangs the process is
+    ended from here.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._store = _connect(place, is_master=False)
+        self._last_word = ""
+        self._verdict = ""
+        self._decided = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="segwright-ranks", daemon=True)
+        self._thread.start()
+
+    def stop(self, word: str) -> None:
+        """Leave `word`, done or failed, for the others and stop looking at them."""
+        self._last_word = word
+        self._stopping.set()
+        if word == _DONE:
+            self._thread.join()
+        elif not self._decided.is_set():
+            self._decided.wait(2 * BEAT_S)  # until the word is left
+
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Turn the error of an exchange into one that says who ended."""
+        try:
+            yield
+        except RuntimeError as error:
+            self._decided.wait(SILENCE_S + 3 * BEAT_S)
+            if not self._verdict:
+                raise
+            raise RankError(
+                f"rank {self._place.rank}: stopped because {self._verdict}; mend its cause and continue with --resume"
+            ) from error
+
+    def _run(self) -> None:
+        seen: dict[int, tuple[str, float]] = {}
+        count = 0
+        while not self._stopping.is_set() and not self._verdict:
+            count += 1
+            self._verdict = self._look(str(count), seen)
+            if not self._verdict:
+                self._stopping.wait(BEAT_S)
+        if self._verdict:
+            self._decided.set()
+            logger.error("rank %d: %s; ending", self._place.rank, self._verdict)
+        else:
+            self._leave_word()
+            self._decided.set()
+            if self._last_word == _DONE:
+                return
+        time.sleep(GRACE_S)
+        os._exit(EXIT_OTHER_ENDED)  # the main thread hangs in an exchange or its clean-up: no exception reaches it
+
+    def _look(self, beat: str, seen: dict[int, tuple[str, float]]) -> str:
+        """Give one heartbeat, look at the others', and return who ended, or nothing."""
+        now = time.monotonic()
+        try:
+            self._store.set(_key(self._place.rank), beat)
+            for rank in range(self._place.world_size):
+                if rank == self._place.rank or not self._store.check([_key(rank)]):
+                    continue
+                word = self._store.get(_key(rank)).decode()
+                before, since = seen.get(rank, ("", now))
+                seen[rank] = (word, since if word == before else now)
+                if word.startswith(_FAILED):
+                    return f"rank {rank} {word}"
+                if word != _DONE and now - seen[rank][1] > SILENCE_S:
+                    return f"rank {rank} ended without a word (no heartbeat for {SILENCE_S:.0f} s)"
+        except RuntimeError:
+            keeper = "torchrun" if self._place.store_is_there else "rank 0"
+            return f"{keeper} ended: its store does not answer"
+        return ""
+
+    def _leave_word(self) -> None:
+        try:
+            self._store.set(_key(self._place.rank), self._last_word)
+        except RuntimeError as error:
+            logger.debug("nobody left to tell: %s", error)
+
+
+def _key(rank: int) -> str:
+    return f"alive/{rank}"
+
+
+def _meet(place: Place) -> Any:
+    return _connect(place, is_master=place.rank == 0 and not place.store_is_there)
+
+
+def _connect(place: Place, *, is_master: bool) -> Any:
+    try:
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            place.address,
+            place.port,
+            is_master=is_master,
+            timeout=timedelta(seconds=_MEETING_S),
+            wait_for_workers=False,
+        )
+    except RuntimeError as error:
+        raise RankError(
+            f"rank {place.rank}: no meeting with the other processes at {place.address}:{place.port} "
+            f"({str(error).splitlines()[0]}); see that the port is free and rank 0 runs"
+        ) from error
+    return dist.PrefixStore(f"segwright/{place.attempt}", store)  # type: ignore[attr-defined]
+
+
+def _documents(value: Any, world_size: int, *, first_alone: bool = False) -> list[Any]:
+    """Return the JSON values of all ranks, or only the first rank's."""
+    text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+    size = torch.tensor([len(text)])
+    if first_alone:
+        dist.broadcast(size, src=0)
+        text = text if dist.get_rank() == 0 else torch.empty(int(size), dtype=torch.uint8)
+        dist.broadcast(text, src=0)
+        return [json.loads(bytes(text.tolist()))]
+    sizes = [torch.zeros_like(size) for _ in range(world_size)]
+    dist.all_gather(sizes, size)
+    longest = max(int(size) for size in sizes)
+    texts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(world_size)]
+    dist.all_gather(texts, torch.cat([text, text.new_zeros(longest - len(text))]))
+    return [json.loads(bytes(text[: int(size)].tolist())) for text, size in zip(texts, sizes, strict=True)]
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield the tensors in order, as many at a time as fit a bucket."""
+    bucket: list[Tensor] = []
+    size = 0
+    for tensor in tensors:
+        bucket.append(tensor)
+        size += tensor.numel() * tensor.element_size()
+        if size >= _BUCKET_BYTES:
+            yield bucket
+            bucket, size = [], 0
+    if bucket:
+        yield bucket
