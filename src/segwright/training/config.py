@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from segwright.core.documents import describe_validation
 from segwright.core.errors import ConfigError, nearest
@@ -39,6 +40,8 @@ class TrainConfig(BaseModel):
 
     loss: str | None = None
     """A registered name or `module:attr`; None: Dice + CE for labels, Dice + BCE for regions."""
+    class_weights: tuple[float, ...] | None = None
+    """Weight of each label, background first, or of each region, in every term of a built-in loss; None: all alike."""
     batch_dice: bool | None = None
     """Dice over the whole batch as if it were one image; None: the plan's choice."""
     enable_deep_supervision: bool = True
@@ -60,6 +63,13 @@ class TrainConfig(BaseModel):
     save_interval_s: float = Field(default=600.0, gt=0)
     """Longest time between two saves, in seconds: what a killed run may lose."""
     disable_checkpointing: bool = False
+
+    @field_validator("class_weights")
+    @classmethod
+    def _are_weights(cls, weights: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if weights is not None and not (all(0 <= weight < math.inf for weight in weights) and any(weights)):
+            raise ValueError(f"{list(weights)} are no weights; give finite numbers from 0, at least one above")
+        return weights
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> TrainConfig:

@@ -1,4 +1,4 @@
-"""Losses: soft Dice with cross entropy (labels) or binary cross entropy (regions), deep supervision, ignored voxels.
+"""Losses: soft Dice, cross entropies, top-k, class weights; deep supervision and ignored voxels around them.
 
 Array letters: B samples, C channels (heads), S spatial axes. A loss of one resolution is any
 `fn(output (B, C, *S), target, *, labels) -> scalar`; targets are as `training.targets` makes them.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any, Final, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +17,7 @@ from torch import Tensor
 from segwright.core.errors import ConfigError
 from segwright.core.registry import Registry, import_reference
 from segwright.data.labels import Labels
-
-SMOOTH = 1e-5
-SMALLEST_DENOMINATOR = 1e-8
-"""Of the Dice loss; nnU-Net 2.8.1 behaviour, spec B 1.10."""
+from segwright.training.loss_terms import Entropy, Pool, alone, averaged, dice, mean_entropy, top_entropy
 
 HIDDEN_LOGIT = 30.0
 """Logit of the right answer put in for an ignored voxel before a loss that does not know of ignored voxels."""
@@ -30,15 +27,6 @@ Outputs = Tensor | Sequence[Tensor]
 
 TrainingLoss = Callable[[Outputs, Outputs], Tensor]
 """What a trainer calls: (outputs, targets) to a scalar."""
-
-
-Pool = Callable[[Tensor], Tensor]
-"""Sums a tensor over the processes of a training, the gradient going to the own part (`distributed.Ranks.pool`)."""
-
-
-def alone(part: Tensor) -> Tensor:
-    """Return what one process has: the pool of a training in one process."""
-    return part
 
 
 class ResolutionLoss(Protocol):
@@ -52,8 +40,8 @@ class ResolutionLoss(Protocol):
 class LossFactory(Protocol):
     """What a registered name stands for: a loss for labels and a kind of Dice."""
 
-    def __call__(self, *, batch_dice: bool, pool: Pool = alone) -> ResolutionLoss:
-        """Return the loss, its value that of the batches of all processes together."""
+    def __call__(self, *, batch_dice: bool, pool: Pool = alone, class_weights: Tensor | None = None) -> ResolutionLoss:
+        """Return the loss, its value that of the batches of all processes together; weights are (heads,), mean 1."""
         ...
 
 
@@ -63,6 +51,7 @@ def build_loss(
     batch_dice: bool,
     num_outputs: int | None = None,
     reference: str | None = None,
+    class_weights: Sequence[float] | None = None,
     pool: Pool = alone,
 ) -> TrainingLoss:
     """Return the loss of a run.
@@ -72,10 +61,11 @@ def build_loss(
         batch_dice: sum over the batch before the Dice is taken.
         num_outputs: resolutions the network gives; None: one tensor.
         reference: a registered name or `module:attr`; None: `dice_bce` for regions, else `dice_ce`.
+        class_weights: of each head, background first for labels; None: all alike.
         pool: sums over processes; a loss from outside is averaged over their samples.
 
     Raises:
-        ConfigError: the loss is unknown, or does not suit labels or regions.
+        ConfigError: the loss is unknown or does not suit labels or regions, or the class weights do not.
     """
     name = reference or ("dice_bce" if labels.has_regions else "dice_ce")
     loss: ResolutionLoss
@@ -83,14 +73,19 @@ def build_loss(
         loss = import_reference(name, kind="loss")
         if not callable(loss):
             raise ConfigError(f"loss '{name}' is not callable; name a function fn(output, target, *, labels)")
+        if class_weights is not None:
+            raise ConfigError(f"class_weights are for the built-in losses; write them into '{name}' or drop them")
         if labels.ignore_label is not None:
             loss = partial(_hiding_ignored, loss)
         loss = loss if pool is alone else partial(_averaged, loss, pool)
     else:
-        loss = LOSSES.get(name)(batch_dice=batch_dice, pool=pool)
-        if (name == "dice_bce") != labels.has_regions:
-            kind = "regions" if labels.has_regions else "labels"
-            raise ConfigError(f"loss '{name}' does not suit {kind}; leave the loss to its default")
+        factory = LOSSES.get(name)
+        _require_fit(name, labels)
+        if class_weights is None:
+            loss = factory(batch_dice=batch_dice, pool=pool)
+        else:
+            weights = _checked_weights(class_weights, labels, name)
+            loss = factory(batch_dice=batch_dice, pool=pool, class_weights=weights)
     one_scale: TrainingLoss = partial(_one_resolution, loss, labels)
     if num_outputs is None:
         return one_scale
@@ -109,35 +104,67 @@ def deep_supervision_weights(num_outputs: int) -> tuple[float, ...]:
     return tuple(weight / sum(weights) for weight in weights)
 
 
-def dice_ce(output: Tensor, target: Tensor, *, labels: Labels, batch_dice: bool, pool: Pool = alone) -> Tensor:
-    """Return cross entropy minus the mean soft Dice of the foreground labels (nnU-Net 2.8.1 behaviour, spec B 1.10).
+def label_loss(
+    output: Tensor,
+    target: Tensor,
+    *,
+    labels: Labels,
+    entropy: Entropy | None,
+    with_dice: bool,
+    batch_dice: bool = False,
+    class_weights: Tensor | None = None,
+    pool: Pool = alone,
+) -> Tensor:
+    """Return the sum of a cross entropy and minus the mean soft Dice of the foreground labels (spec B 1.10).
 
-    Both share one log-softmax. Ignored voxels count in neither; with none annotated the cross entropy is 0.
+    Both share one log-softmax. Ignored voxels have gradient 0 in both; with none annotated the cross entropy is 0.
 
     Args:
         output: logits (B, C, *S).
         target: label values (B, 1, *S), any integer type.
         labels: name the ignore label.
+        entropy: `mean_entropy`, `top_entropy` or none.
+        with_dice: add the Dice term.
         batch_dice: sum over the batch before the Dice is taken.
+        class_weights: (C,), mean 1: both terms become weighted means, the Dice over its foreground labels.
         pool: sums over processes.
     """
     log_p = F.log_softmax(_widened(output), dim=1)
     index = target.long()
     ignore = labels.ignore_label
     mask = None if ignore is None else index != ignore
-    if mask is None:
-        cross_entropy = _weighted(F.nll_loss(log_p, index[:, 0]), len(index), pool)
-    else:
+    if mask is not None:
         index = index.masked_fill(~mask, 0)
-        log_p_target = log_p.gather(1, index).masked_fill(~mask, 0.0)
-        cross_entropy = -pool(log_p_target.sum()) / pool(mask.sum()).clamp_min(1)
-    p = log_p[:, 1:].exp()
-    one_hot = torch.zeros_like(log_p).scatter_(1, index, 1.0)[:, 1:]
-    return cross_entropy + dice(p, one_hot, batch_dice=batch_dice, mask=mask, pool=pool)
+    weights = _placed(class_weights, log_p)
+    terms = []
+    if entropy is not None:
+        terms.append(entropy(log_p, index, mask=mask, weights=weights, pool=pool))
+    if with_dice:
+        one_hot = torch.zeros_like(log_p).scatter_(1, index, 1.0)[:, 1:]
+        foreground = None if weights is None else weights[1:]
+        p = log_p[:, 1:].exp()
+        terms.append(dice(p, one_hot, batch_dice=batch_dice, mask=mask, class_weights=foreground, pool=pool))
+    return sum(terms[1:], start=terms[0])
 
 
-def dice_bce(output: Tensor, target: Tensor, *, labels: Labels, batch_dice: bool, pool: Pool = alone) -> Tensor:
-    """Return binary cross entropy minus the mean soft Dice of the regions (spec B 1.10).
+def dice_ce(output: Tensor, target: Tensor, *, labels: Labels, batch_dice: bool, pool: Pool = alone) -> Tensor:
+    """Return nnU-Net's loss for labels: `label_loss` of mean cross entropy and Dice (nnU-Net 2.8.1 behaviour)."""
+    return label_loss(
+        output, target, labels=labels, entropy=mean_entropy, with_dice=True, batch_dice=batch_dice, pool=pool
+    )
+
+
+def region_loss(
+    output: Tensor,
+    target: Tensor,
+    *,
+    labels: Labels,
+    with_entropy: bool,
+    batch_dice: bool,
+    class_weights: Tensor | None = None,
+    pool: Pool = alone,
+) -> Tensor:
+    """Return binary cross entropy, where it is wanted, minus the mean soft Dice of the regions (spec B 1.10).
 
     With an ignore label the cross entropy is the mean over annotated voxels *and regions*, so that it weighs the same
     as without one. nnU-Net 2.8.1 divides by the voxels alone and so multiplies it by the number of regions (spec B,
@@ -147,61 +174,106 @@ def dice_bce(output: Tensor, target: Tensor, *, labels: Labels, batch_dice: bool
         output: logits (B, regions, *S).
         target: bool (B, regions, *S), with an ignore label one more channel, true where nobody annotated.
         labels: tell whether there is an ignore label.
+        with_entropy: add the cross entropy.
         batch_dice: sum over the batch before the Dice is taken.
+        class_weights: (regions,), mean 1: both terms become weighted means over the regions.
         pool: sums over processes.
     """
     logits = _widened(output)
     mask = None if labels.ignore_label is None else ~target[:, -1:].bool()
     truth = target[:, : logits.shape[1]].to(logits.dtype)
+    weights = _placed(class_weights, logits)
+    overlap = dice(logits.sigmoid(), truth, batch_dice=batch_dice, mask=mask, class_weights=weights, pool=pool)
+    if not with_entropy:
+        return overlap
+    spread = None if weights is None else weights.view(-1, *(1,) * (logits.ndim - 2))
     if mask is None:
-        cross_entropy = _weighted(F.binary_cross_entropy_with_logits(logits, truth), len(logits), pool)
-    else:
-        voxelwise = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").masked_fill(~mask, 0.0)
-        cross_entropy = pool(voxelwise.sum()) / (logits.shape[1] * pool(mask.sum())).clamp_min(1)
-    return cross_entropy + dice(logits.sigmoid(), truth, batch_dice=batch_dice, mask=mask, pool=pool)
+        cross_entropy = F.binary_cross_entropy_with_logits(logits, truth, weight=spread)
+        return averaged(cross_entropy, len(logits), pool) + overlap
+    voxelwise = F.binary_cross_entropy_with_logits(logits, truth, weight=spread, reduction="none")
+    voxelwise = voxelwise.masked_fill(~mask, 0.0)
+    return pool(voxelwise.sum()) / (logits.shape[1] * pool(mask.sum())).clamp_min(1) + overlap
 
 
-def dice(p: Tensor, truth: Tensor, *, batch_dice: bool, mask: Tensor | None = None, pool: Pool = alone) -> Tensor:
-    """Return minus the mean soft Dice of probabilities `p` and `truth`, both (B, C, *S) (spec B 1.10).
-
-    Args:
-        p: probabilities.
-        truth: 0 and 1 in the type of `p`.
-        batch_dice: sum over the batch first.
-        pool: sums over processes.
-        mask: bool (B, 1, *S), voxels that count.
-    """
-    if mask is not None:
-        p = p.masked_fill(~mask, 0.0)
-        truth = truth.masked_fill(~mask, 0.0)
-    overlap = (p * truth).flatten(2).sum(2)  # (B, C)
-    total = p.flatten(2).sum(2) + truth.flatten(2).sum(2)
-    if batch_dice:
-        overlap, total = pool(overlap.sum(0)), pool(total.sum(0))
-    scores = (2 * overlap + SMOOTH) / (total + SMOOTH).clamp_min(SMALLEST_DENOMINATOR)
-    return -scores.mean() if batch_dice else -_weighted(scores.mean(), len(p), pool)
+def dice_bce(output: Tensor, target: Tensor, *, labels: Labels, batch_dice: bool, pool: Pool = alone) -> Tensor:
+    """Return the loss for regions: `region_loss` of binary cross entropy and Dice."""
+    return region_loss(output, target, labels=labels, with_entropy=True, batch_dice=batch_dice, pool=pool)
 
 
-def _dice_ce(*, batch_dice: bool, pool: Pool = alone) -> ResolutionLoss:
-    return partial(dice_ce, batch_dice=batch_dice, pool=pool)
+def _label_loss(entropy: Entropy, *, with_dice: bool) -> LossFactory:
+    def factory(*, batch_dice: bool, pool: Pool = alone, class_weights: Tensor | None = None) -> ResolutionLoss:
+        return partial(
+            label_loss,
+            entropy=entropy,
+            with_dice=with_dice,
+            batch_dice=batch_dice,
+            class_weights=class_weights,
+            pool=pool,
+        )
+
+    return factory
 
 
-def _dice_bce(*, batch_dice: bool, pool: Pool = alone) -> ResolutionLoss:
-    return partial(dice_bce, batch_dice=batch_dice, pool=pool)
+def _dice_bce(*, batch_dice: bool, pool: Pool = alone, class_weights: Tensor | None = None) -> ResolutionLoss:
+    return partial(region_loss, with_entropy=True, batch_dice=batch_dice, class_weights=class_weights, pool=pool)
+
+
+def _dice(*, batch_dice: bool, pool: Pool = alone, class_weights: Tensor | None = None) -> ResolutionLoss:
+    options: dict[str, Any] = {"batch_dice": batch_dice, "class_weights": class_weights, "pool": pool}
+
+    def loss(output: Tensor, target: Tensor, *, labels: Labels) -> Tensor:
+        if labels.has_regions:
+            return region_loss(output, target, labels=labels, with_entropy=False, **options)
+        return label_loss(output, target, labels=labels, entropy=None, with_dice=True, **options)
+
+    return loss
 
 
 LOSSES: Registry[LossFactory] = Registry("loss")
-LOSSES.register("dice_ce", _dice_ce)
+LOSSES.register("dice_ce", _label_loss(mean_entropy, with_dice=True))
 LOSSES.register("dice_bce", _dice_bce)
+LOSSES.register("dice", _dice)
+LOSSES.register("ce", _label_loss(mean_entropy, with_dice=False))
+LOSSES.register("topk10", _label_loss(top_entropy, with_dice=False))
+LOSSES.register("dice_topk10", _label_loss(top_entropy, with_dice=True))
+
+FOR_LABELS: Final = ("dice_ce", "dice", "ce", "topk10", "dice_topk10")
+FOR_REGIONS: Final = ("dice_bce", "dice")
+"""Which of the built-in losses suit; the cross entropies are between classes that exclude each other."""
+
+DICE_LOSSES: Final = ("dice_ce", "dice_bce", "dice", "dice_topk10")
 
 
-def _weighted(mean: Tensor, samples: int, pool: Pool) -> Tensor:
-    """Return a mean over the samples here as the mean over those of all processes, whose numbers may differ."""
-    return mean if pool is alone else pool(mean * samples) / pool(torch.full_like(mean, samples, requires_grad=False))
+def _require_fit(name: str, labels: Labels) -> None:
+    """Refuse a built-in loss of the other kind; one that a user registered is taken at its word."""
+    fitting = FOR_REGIONS if labels.has_regions else FOR_LABELS
+    if name not in fitting and name in (*FOR_LABELS, *FOR_REGIONS):
+        kind = "regions" if labels.has_regions else "labels"
+        raise ConfigError(
+            f"loss '{name}' does not suit {kind}; choose from {', '.join(fitting)}, or leave the loss to its default"
+        )
+
+
+def _checked_weights(values: Sequence[float], labels: Labels, name: str) -> Tensor:
+    """Return class weights (heads,) scaled to mean 1, so that equal ones are the same as none."""
+    names = ", ".join(labels.names[index] for index in range(labels.num_heads))
+    if len(values) != labels.num_heads:
+        raise ConfigError(f"class_weights has {len(values)} entries, expected {labels.num_heads}, in the order {names}")
+    weights = torch.tensor(values, dtype=torch.float32)
+    if name in DICE_LOSSES and not labels.has_regions and not bool(weights[1:].any()):
+        raise ConfigError(
+            f"class_weights {list(values)}: all foreground labels ({names}) weigh 0, so loss '{name}' has no Dice; "
+            "give one of them a weight, or choose loss 'ce'"
+        )
+    return weights / weights.mean()
+
+
+def _placed(weights: Tensor | None, like: Tensor) -> Tensor | None:
+    return None if weights is None else weights.to(like.device, like.dtype, non_blocking=True)
 
 
 def _averaged(loss: ResolutionLoss, pool: Pool, output: Tensor, target: Tensor, *, labels: Labels) -> Tensor:
-    return _weighted(loss(output, target, labels=labels), len(output), pool)
+    return averaged(loss(output, target, labels=labels), len(output), pool)
 
 
 def _widened(output: Tensor) -> Tensor:
