@@ -16,7 +16,14 @@ _THINNEST_WITH_HOLES = 3
 
 def content_box(image: npt.NDArray[np.float32]) -> Box:
     """Return the box that holds every voxel of `image` (C, *S) with a non-zero channel; all of it if there is none."""
-    return nonzero_box(_nonzero_mask(image))
+    # Plane by plane, for a mask of all of it takes a quarter of the image's memory.
+    deep = np.zeros(image.shape[1], dtype=bool)
+    within = np.zeros(image.shape[2:], dtype=bool)
+    for index in range(image.shape[1]):
+        plane = _nonzero_mask(image[:, index])
+        deep[index] = plane.any()
+        within |= plane
+    return (*nonzero_box(deep), *nonzero_box(within))
 
 
 def crop_to_nonzero(

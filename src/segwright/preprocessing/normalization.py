@@ -23,6 +23,7 @@ SCHEMES: Registry[Scheme] = Registry("normalization scheme")
 _SMALLEST_SCALE = 1e-8
 """No division by less, nnU-Net's epsilon for float32."""
 _LARGEST_RGB = 255
+_PARTS = 64
 
 
 def normalize(
@@ -53,16 +54,20 @@ def normalize(
             f"the plan normalises {len(schemes)} channels, the image has {len(image)}; use the plan of this dataset"
         )
     mask = None if label is None or not any(use_mask) else label[0] >= 0
-    result = np.empty(image.shape, dtype=np.float32)
+    # With one channel its normalised array is the result already.
+    result = np.empty(image.shape if len(image) > 1 else (1, 0), dtype=np.float32)
     for index, (channel, name, masked) in enumerate(zip(image, schemes, use_mask, strict=True)):
         scheme: Scheme = import_reference(name, kind=SCHEMES.kind) if ":" in name else SCHEMES.get(name)
         try:
-            result[index] = scheme(channel, mask if masked else None, intensities.get(str(index), {}))
+            normalized = scheme(channel, mask if masked else None, intensities.get(str(index), {}))
         except KeyError as error:
             raise PlanError(
                 f"{name} of channel {index} needs {error} from the plan's foreground_intensity_properties_per_channel; "
                 "plan the dataset again"
             ) from error
+        if len(image) == 1:
+            return normalized[None].astype(np.float32, order="C", copy=np.may_share_memory(normalized, image))
+        result[index] = normalized
     return result
 
 
@@ -72,7 +77,9 @@ def _zscore(channel: Floats, mask: Mask | None, intensities: Mapping[str, float]
         return channel  # An all-zero image has no inside (spec A, S-14); nnU-Net averages nothing and gets NaN.
     mean = values.mean(dtype=np.float64)
     centred: Floats = np.subtract(values, np.float32(mean))
-    scale = max(float(np.sqrt(np.square(centred).mean(dtype=np.float64))), _SMALLEST_SCALE)
+    # In parts, for the squares of all of it take as much memory as the image.
+    squares = sum(float(np.square(part).sum(dtype=np.float64)) for part in np.array_split(centred, _PARTS))
+    scale = max(float(np.sqrt(squares / centred.size)), _SMALLEST_SCALE)
     centred /= np.float32(scale)
     if mask is None:
         return centred

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from segwright.core.arrays import uncrop
+from segwright.core.arrays import crop, uncrop
 from segwright.core.documents import content_hash, file_hash
 from segwright.core.errors import DatasetError, ImageError, Problem, ProblemReport, SegwrightError
 from segwright.core.parallel import available_cpus, map_threads
 from segwright.data.cases import Case
-from segwright.data.cropping import crop_to_nonzero
+from segwright.data.cropping import content_box, crop_to_nonzero
 from segwright.data.dataset import Dataset
 from segwright.data.images import Volume, read_images, read_label
 from segwright.data.labels import Labels
@@ -132,7 +132,12 @@ def apply(
     axes = (0, *(axis + 1 for axis in order))
     spacing = tuple(float(volume.spacing[axis]) for axis in order)
     transposed = volume.array.transpose(axes)
-    image, marked, box = crop_to_nonzero(transposed, None if label is None else label.transpose(axes))
+    marked: npt.NDArray[np.int16] | None = None
+    if label is None and not any(configuration.use_mask_for_norm):
+        box = content_box(transposed)  # the mask itself is not needed
+        image = crop(transposed, box)
+    else:
+        image, marked, box = crop_to_nonzero(transposed, None if label is None else label.transpose(axes))
     provenance = Provenance(
         properties=volume.properties,
         shape_before_cropping=tuple(transposed.shape[1:]),
