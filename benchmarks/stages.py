@@ -93,11 +93,50 @@ def step(scratch: Path, oracle: Path | None, rounds: int) -> Comparison:
     return compare("step", "4x", ours, theirs, rounds=rounds)
 
 
+def export(scratch: Path, oracle: Path | None, rounds: int) -> Comparison:
+    """Logits to labels, 14 classes, 75x130x130 to 150x400x400; extra memory and how many labels agree are told too."""
+    theirs = None
+    if oracle is not None:
+        theirs = Command(
+            arguments=[str(oracle / "python"), str(HERE / "export.py"), str(scratch)], environment=_folders(scratch)
+        )
+    made_from = (str(REFERENCE / "nnUNetPlans.json"), str(HIPPOCAMPUS / "dataset.json"))
+    ours = Command(
+        arguments=[sys.executable, str(OURS / "export.py"), str(scratch)],
+        before=[sys.executable, str(OURS / "make_logits.py"), str(scratch), *made_from],
+    )
+    return compare("export", "8x, a fifth of the extra memory", ours, theirs, rounds=rounds)
+
+
+def predict(scratch: Path, oracle: Path | None, rounds: int) -> Comparison:
+    """60 cases of Hippocampus with mirroring, end to end, the same weights of nnU-Net on both sides."""
+    model, images = REFERENCE / "nnUNetTrainerShort__nnUNetPlans__3d_fullres", scratch / "images"
+    images.mkdir()
+    for file in sorted((HIPPOCAMPUS / "imagesTr").glob("*.nii.gz"))[:60]:
+        (images / file.name).symlink_to(file)
+    theirs = None
+    if oracle is not None:
+        output = scratch / "theirs"
+        theirs = Command(
+            arguments=[str(oracle / "python"), str(HERE / "predict.py"), str(model), str(images), str(output)],
+            environment=_folders(scratch),
+            before=["rm", "-rf", str(output)],
+        )
+    output = scratch / "ours"
+    ours = Command(
+        arguments=[sys.executable, str(OURS / "predict.py"), str(model), str(images), str(output)],
+        before=["rm", "-rf", str(output)],
+    )
+    return compare("predict", "5x, first result within 5 s", ours, theirs, rounds=rounds)
+
+
 STAGES: dict[str, Callable[[Path, Path | None, int], Comparison]] = {
     "startup": startup,
     "preprocess": preprocess,
     "resample": resample,
     "step": step,
+    "export": export,
+    "predict": predict,
 }
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations, islice
-from math import prod
+from math import ceil, prod
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -44,6 +44,8 @@ Image: TypeAlias = "npt.NDArray[np.float32] | Tensor"
 _BATCH_VOXELS_CPU = 2**20
 _BATCH_VOXELS_ACCELERATOR = 2 * 128**3
 """Voxels in one forward pass up to which small patches are batched; larger batches only cost memory (measured)."""
+_BATCH_HEADS = 16
+"""With more heads than this, smaller batches: their logits would be the largest thing in memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,13 +86,12 @@ class Window:
         axes = self.mirror_axes
         return [flip for size in range(len(axes) + 1) for flip in combinations(axes, size)]
 
-    @property
-    def forward_batch(self) -> int:
-        """Patches per forward pass."""
+    def forward_batch(self, num_heads: int) -> int:
+        """Return the number of patches per forward pass."""
         if self.batch is not None:
             return max(1, self.batch)
         voxels = _BATCH_VOXELS_CPU if self.device.type == "cpu" else _BATCH_VOXELS_ACCELERATOR
-        return max(1, voxels // prod(self.patch_size))
+        return max(1, voxels // (prod(self.patch_size) * ceil(num_heads / _BATCH_HEADS)))
 
 
 def sliding_window_logits(
@@ -283,7 +284,7 @@ def _padded_planes(
 
     def predicted() -> Iterator[tuple[Start, Tensor]]:
         starts = iter(tiles(shape, patch if depth else to_front(patch, axis), window.step))
-        while group := list(islice(starts, max(1, window.forward_batch // len(window.flips)))):
+        while group := list(islice(starts, max(1, window.forward_batch(num_heads) // len(window.flips)))):
             batch = torch.stack([_cut(image, tuple(start[at] for at in places), patch) for start in group])
             logits = _mean_logits(networks, batch.to(window.device, non_blocking=True), num_heads, window)
             tiled = logits.unsqueeze(2) if depth else logits
@@ -310,18 +311,24 @@ def _cut(image: Tensor, start: Start, patch: Sequence[int]) -> Tensor:
 def _mean_logits(networks: Sequence[nn.Module], batch: Tensor, num_heads: int, window: Window) -> Tensor:
     """Return the logits (B, H, *P) float32 of `batch` (B, C, *P), averaged over networks and flips."""
     flips = window.flips
-    per_pass = max(1, window.forward_batch // len(batch))
-    total = torch.zeros((len(batch), num_heads, *window.patch_size), device=window.device)
+    per_pass = max(1, window.forward_batch(num_heads) // len(batch))
+    shape = (num_heads, *window.patch_size)
+    total: Tensor | None = None
     layout = memory_format(window.device, len(window.patch_size))
     with torch.inference_mode(), autocast(window.device, window.precision), _evaluating(networks):
         for first in range(0, len(flips), per_pass):
             group = flips[first : first + per_pass]
             mirrored = torch.cat([_flip(batch, flip) for flip in group]).contiguous(memory_format=layout)
             for network in networks:
-                parts = _checked(network(mirrored), (len(mirrored), *total.shape[1:])).chunk(len(group))
+                parts = _checked(network(mirrored), (len(mirrored), *shape)).chunk(len(group))
+                if len(flips) * len(networks) == 1:
+                    return parts[0].float()  # without a second array of logits
+                if total is None:
+                    total = torch.zeros((len(batch), *shape), device=window.device)
                 for flip, part in zip(group, parts, strict=True):
                     _add_flipped_inplace(total, part, flip)
-    return total.div_(len(flips) * len(networks))
+        assert total is not None, "there is at least one network"
+        return total.div_(len(flips) * len(networks))
 
 
 def _add_flipped_inplace(total: Tensor, part: Tensor, flip: Sequence[int]) -> None:

@@ -1,0 +1,40 @@
+"""Time logits -> label map with the library: `export.py FOLDER` (of make_logits.py), label map to `ours.npy`."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from memory import extra_memory
+
+from segwright.core.parallel import available_cpus
+from segwright.data.labels import Labels
+from segwright.data.plan import Plan
+from segwright.data.store import Provenance
+from segwright.inference.export import logits_to_labels
+
+torch.set_num_threads(available_cpus())
+folder = Path(sys.argv[1])
+configuration = Plan.load(folder / "plans.json").configuration("3d_fullres")
+labels = Labels.from_dataset_json(json.loads((folder / "dataset.json").read_text()))
+shape = tuple(json.loads((folder / "shape.json").read_text()))
+provenance = Provenance(
+    properties={},
+    shape_before_cropping=shape,
+    box=tuple((0, extent) for extent in shape),
+    shape_after_cropping=shape,
+    spacing=(1.0, 1.0, 1.0),
+    transpose_forward=(0, 1, 2),
+    transpose_backward=(0, 1, 2),
+)
+logits = torch.from_numpy(np.load(folder / "logits.npy"))
+said: dict[str, float] = {}
+with extra_memory(said):
+    start = time.perf_counter()
+    result = logits_to_labels(logits, provenance, configuration, labels)
+    said["seconds"] = time.perf_counter() - start
+if (folder / "theirs.npy").exists():
+    said["same_labels"] = float((result == np.load(folder / "theirs.npy")).mean())
+print(json.dumps(said))

@@ -1,0 +1,50 @@
+"""Predict a folder: `predict.py NNUNET_MODEL IMAGES OUTPUT`; the time includes the conversion of the model."""
+
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+
+START = time.perf_counter()
+POLL_S = 0.05
+
+
+def main() -> None:
+    """Predict; print all seconds since the start of this program and those to the first label map."""
+    from segwright.inference.files import predict_files
+    from segwright.inference.model_folder import load_predictor
+    from segwright.interop.nnunet import import_model
+
+    model, images, output = (Path(argument) for argument in sys.argv[1:4])
+    first: list[float] = []
+
+    def watch() -> None:
+        while not first and not done.wait(POLL_S):
+            if any(not path.name.startswith(".") for path in output.glob("*.nii.gz")):
+                first.append(time.perf_counter() - START)
+
+    done = threading.Event()
+    watching = threading.Thread(target=watch)
+    watching.start()
+    import_model(model, output.parent / "converted")
+    records = predict_files(load_predictor(output.parent / "converted", device="cpu"), images, output)
+    done.set()
+    watching.join()
+    seconds = time.perf_counter() - START
+    theirs = output.parent / "theirs"
+    print(json.dumps({"seconds": seconds, "first_s": first[0], "cases": len(records), **agreement(output, theirs)}))
+
+
+def agreement(ours: Path, theirs: Path) -> dict[str, float]:
+    """Return the share of equal labels where nnU-Net's are there, outside the time measured."""
+    import numpy as np
+    from SimpleITK import GetArrayFromImage, ReadImage
+
+    pairs = [(path, theirs / path.name) for path in ours.glob("*.nii.gz") if (theirs / path.name).exists()]
+    shares = [(GetArrayFromImage(ReadImage(a)) == GetArrayFromImage(ReadImage(b))).mean() for a, b in pairs]
+    return {"same_labels": float(np.mean(shares))} if shares else {}
+
+
+if __name__ == "__main__":
+    main()

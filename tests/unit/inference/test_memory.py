@@ -1,0 +1,40 @@
+"""Resident memory of prediction and export: read from the system in a process of its own, so Linux only."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+BUDGET_MIB = 256
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+
+
+def measured(*arguments: object) -> dict[str, float]:
+    program = [sys.executable, str(HERE / "measure_memory.py"), *map(str, arguments)]
+    output = subprocess.run(program, check=True, capture_output=True, text=True).stdout
+    found: dict[str, float] = json.loads(output)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("heads", [2, 25, 105, 300])
+def test_labels_need_little_beside_the_logits(heads: int) -> None:
+    found = measured("export", heads)
+    assert found["extra_mib"] <= 2 * found["label_mib"] + BUDGET_MIB
+    # All classes on the original grid at once would break the bound.
+    if heads >= 25:
+        assert found["whole_mib"] > 2 * found["label_mib"] + BUDGET_MIB
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_long_axis() -> None:
+    shorts = [measured("predict", 512)["beyond_arrays_mib"] for _ in range(2)]
+    long = measured("predict", 2048)["beyond_arrays_mib"]
+    # The allocator's own mood is some percent; one more copy of the image would be 20.
+    assert long <= 1.05 * max(shorts)
