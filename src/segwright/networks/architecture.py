@@ -180,6 +180,17 @@ def kwargs_for_patch(patch_size: Sequence[int]) -> dict[str, Any]:
     }
 
 
+def norm_kwargs(norm: str, dims: int) -> dict[str, Any]:
+    """Return the arguments that give a built-in network `instance` or `batch` norm (spec B 1.14).
+
+    Args:
+        norm: which of the two.
+        dims: spatial axes, 2 or 3.
+    """
+    path = {"instance": "torch.nn.modules.instancenorm.InstanceNorm", "batch": "torch.nn.modules.batchnorm.BatchNorm"}
+    return {"norm_op": f"{path[norm]}{dims}d", "norm_op_kwargs": {"eps": 1e-5, "affine": True}}
+
+
 def resolve_op(key: str, value: object) -> type[nn.Module] | None:
     """Return the torch class a plan names under `key`; instance norm becomes our fast one.
 

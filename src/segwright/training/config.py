@@ -33,10 +33,28 @@ class TrainConfig(BaseModel):
     batch_size: int | None = Field(default=None, ge=1)
     """None: the plan's."""
     initial_lr: float = Field(default=1e-2, gt=0)
+    schedule: str = "poly"
+    """Of the learning rate over epochs or budget: `poly`, `cosine`, a registered name or `module:attr`, each also after
+    `warmup+`."""
+    warmup_epochs: int | None = Field(default=None, ge=1)
+    """Epochs of a `warmup+` schedule's rise; None: `warmup_share` of them."""
+    warmup_share: float = Field(default=0.05, gt=0, lt=1)
+    """Share of the epochs or of the budget that the rise takes; nnU-Net's 50 of 1000 epochs."""
+    optimizer: str = "sgd"
+    """`sgd`, `adam`, `adamw`, a registered name or `module:attr`."""
+    optimizer_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """More arguments of the optimizer, e.g. `betas`, `amsgrad`."""
+    lr_groups: dict[str, float] = Field(default_factory=dict)
+    """Factors of the learning rate by name of a module or parameter, the longest that fits; 0 freezes."""
     momentum: float = Field(default=0.99, ge=0, lt=1)
+    """Of `sgd`."""
+    nesterov: bool = True
+    """Of `sgd`; without effect where the momentum is 0."""
     weight_decay: float = Field(default=3e-5, ge=0)
     clip_norm: float = Field(default=12.0, gt=0)
     """Largest norm of the gradient over all parameters."""
+    ema_weights: float | None = Field(default=None, gt=0, lt=1)
+    """Decay of an average of the weights, which is then what is validated and kept, e.g. 0.999; None: no average."""
 
     loss: str | None = None
     """A registered name or `module:attr`; None: Dice + CE for labels, Dice + BCE for regions."""
@@ -49,6 +67,8 @@ class TrainConfig(BaseModel):
     network: str | None = None
     """A registered name or `module:attr`; None: the plan's architecture."""
     network_kwargs: dict[str, Any] = Field(default_factory=dict)
+    norm: Literal["instance", "batch"] | None = None
+    """Normalisation layers of a built-in network; None: the plan's."""
 
     oversample_foreground_percent: float = Field(default=0.33, ge=0, le=1)
     augmentation: str = "default"
@@ -70,6 +90,14 @@ class TrainConfig(BaseModel):
         if weights is not None and not (all(0 <= weight < math.inf for weight in weights) and any(weights)):
             raise ValueError(f"{list(weights)} are no weights; give finite numbers from 0, at least one above")
         return weights
+
+    @field_validator("lr_groups")
+    @classmethod
+    def _are_factors(cls, groups: dict[str, float]) -> dict[str, float]:
+        for name, factor in groups.items():
+            if not 0 <= factor < math.inf:
+                raise ValueError(f"the factor of '{name}' is {factor}; give a finite number from 0")
+        return groups
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> TrainConfig:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from segwright.core.errors import ConfigError, ModelError
 from segwright.core.registry import reference_of
 from segwright.data.plan import Configuration, Plan
-from segwright.networks.build import ArchitectureSpec, build_from_spec
+from segwright.networks.architecture import norm_kwargs
+from segwright.networks.build import SHORT_NAMES, TOPOLOGY_NAMES, ArchitectureSpec, build_from_spec
 from segwright.training.assignment import Assignment
 
 
@@ -62,6 +63,11 @@ class NetworkBuilding(Assignment):
             ConfigError: settings contradict each other, or the subclass cannot be imported.
         """
         config = self.config
+        changeable = (None, *TOPOLOGY_NAMES, *SHORT_NAMES)
+        if config.norm is not None and (self._builds_its_own or config.network not in changeable):
+            name = self.trainer_name if self._builds_its_own else f"network '{config.network}'"
+            raise ConfigError(f"norm = '{config.norm}' is for built-in networks; {name} chooses its own, drop the norm")
+        norm = {} if config.norm is None else norm_kwargs(config.norm, self.configuration.dims)
         if self._builds_its_own:
             if config.network is not None:
                 raise ConfigError(
@@ -71,10 +77,11 @@ class NetworkBuilding(Assignment):
             kwargs = {"plans": self.plans.to_json(), "configuration": self.configuration_name}
             return ArchitectureSpec(reference=f"{reference_of(type(self))}.rebuild_network", kwargs=kwargs)
         if config.network is not None:
-            return ArchitectureSpec(reference=config.network, kwargs=config.network_kwargs)
+            return ArchitectureSpec(reference=config.network, kwargs={**config.network_kwargs, **norm})
         if config.network_kwargs:
             raise ConfigError("network_kwargs are set without a network; name it, e.g. network='unet'")
-        return ArchitectureSpec.from_plan(self.configuration.architecture.model_dump(by_alias=True))
+        planned = ArchitectureSpec.from_plan(self.configuration.architecture.model_dump(by_alias=True))
+        return ArchitectureSpec(reference=planned.reference, kwargs={**planned.kwargs, **norm})
 
     def _build_network(self) -> nn.Module:
         """Return the network, its initial weights drawn with the run's seed."""

@@ -48,7 +48,7 @@ def decide(config: TrainConfig, configuration: Configuration, device: torch.devi
                 "time budget more and smaller steps learn more; set the batch size to override"
             )
     is_short = config.budget_s is not None and config.budget_s <= SHORT_BUDGET_S and device.type == "cpu"
-    if is_short and "momentum" not in config.model_fields_set:
+    if is_short and config.optimizer == "sgd" and "momentum" not in config.model_fields_set:
         values["momentum"] = SHORT_BUDGET_MOMENTUM
         notes.append(
             f"momentum {SHORT_BUDGET_MOMENTUM} instead of {config.momentum}: better where a CPU has an hour or less; "

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+
+from segwright.core.errors import ConfigError
+from segwright.core.registry import Registry, import_reference
+from segwright.training.config import TrainConfig
 
 POLY_EXPONENT = 0.9
 """nnU-Net 2.8.1 behaviour, spec B 1.7."""
+
+PROBES = (0.0, 0.5, 1.0)
+"""Where a schedule is tried before the training begins."""
+
+WARMUP = "warmup+"
+"""Before the name of the schedule that follows a warm-up."""
+
+BUDGET_WARMUP_FIRST = 0.02
+"""Factor at the start of a warm-up under a time budget: that of nnU-Net's 50 epochs of warm-up, spec B 1.14."""
 
 BUDGET_EPOCHS = 25
 """Under a time budget an epoch takes at most this fraction of it, so that curves and checkpoints stay useful."""
@@ -29,6 +44,86 @@ def poly(progress: float, *, exponent: float = POLY_EXPONENT) -> float:
     0.0053589
     """
     return float((1.0 - min(max(progress, 0.0), 1.0)) ** exponent)
+
+
+def cosine(progress: float) -> float:
+    """Return the factor of the learning rate at `progress` in [0, 1]: half a cosine from 1 to 0.
+
+    >>> round(cosine(0.5), 7)
+    0.5
+    """
+    return 0.5 * (1.0 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
+
+
+Schedule = Callable[[float], float]
+"""Progress of the training in [0, 1] to the factor of the initial learning rate, 0 or more."""
+
+SCHEDULES: Registry[Schedule] = Registry("schedule")
+SCHEDULES.register("poly", poly)
+SCHEDULES.register("cosine", cosine)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Warmup:
+    """A schedule that follows a linear rise.
+
+    Attributes:
+        share: of the training that the rise takes.
+        first: factor at the start of the training.
+        last: factor that the rise is heading for at its end.
+        then: over the rest.
+    """
+
+    share: float
+    first: float
+    last: float
+    then: Schedule
+
+    def __call__(self, progress: float) -> float:
+        """Return the factor of the learning rate at `progress` in [0, 1]."""
+        if progress >= self.share:
+            return self.then((progress - self.share) / (1.0 - self.share))
+        return self.first + (self.last - self.first) * progress / self.share
+
+
+def build_schedule(config: TrainConfig, num_epochs: int | None) -> Schedule:
+    """Return the schedule that the settings name.
+
+    `warmup+NAME` rises for `warmup_epochs` epochs, epoch e at (e + 1) / `warmup_epochs` of the initial rate, as nnU-Net
+    2.8.1's warm-up does (spec B 1.14), or under a budget for `warmup_share` of it; NAME follows over the rest.
+
+    Args:
+        config: the settings.
+        num_epochs: after how many epochs the training ends; None: the budget alone decides.
+
+    Raises:
+        ConfigError: an unknown schedule, one that gives no factors, or a warm-up that does not fit.
+    """
+    name = config.schedule
+    before, plus, rest = name.rpartition(WARMUP)
+    schedule: Schedule = import_reference(rest, kind="schedule") if ":" in rest else SCHEDULES.get(rest)
+    if before or not callable(schedule):
+        raise ConfigError(f"schedule '{name}' is none; name a function fn(progress) -> factor, or {WARMUP}NAME")
+    for progress in PROBES:
+        factor = schedule(progress)
+        if not (isinstance(factor, int | float) and 0 <= factor < math.inf):
+            raise ConfigError(f"schedule '{name}' gives {factor} at progress {progress}, expected a factor from 0")
+    epochs = config.warmup_epochs
+    if not plus:
+        if epochs is not None:
+            raise ConfigError(f"warmup_epochs {epochs} has no effect with schedule '{name}'; choose '{WARMUP}{name}'")
+        return schedule
+    if config.budget_s is not None or num_epochs is None:
+        if epochs is not None:
+            raise ConfigError(f"warmup_epochs {epochs}: a budget has no fixed number of epochs; set warmup_share")
+        return Warmup(share=config.warmup_share, first=BUDGET_WARMUP_FIRST, last=1.0, then=schedule)
+    if epochs is None:
+        epochs = min(max(1, round(config.warmup_share * num_epochs)), num_epochs - 1)
+    elif epochs >= num_epochs:
+        raise ConfigError(f"warmup_epochs {epochs} must be below num_epochs, {num_epochs}; shorten the warm-up")
+    if epochs == 0:
+        return schedule
+    return Warmup(share=epochs / num_epochs, first=1 / epochs, last=1 + 1 / epochs, then=schedule)
 
 
 class Clock:

@@ -1,0 +1,127 @@
+"""A moving average of the weights, which is validated and kept in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from segwright.core.errors import ModelError
+
+PREFIX: Final = "ema_weights/"
+"""Begins the names of the average's tensors beside the optimiser's in a checkpoint."""
+
+COUNT: Final = "ema_steps"
+"""Name of the number of updates in a checkpoint."""
+
+WARMUP_STEPS: Final = 9.0
+"""Update t (from 0) keeps at most t / (t + 9) of the average, so that it forgets the initial weights at once and is
+never older than the training."""
+
+
+class WeightAverage:
+    """The exponential moving average of a network's parameters and buffers.
+
+    An update is `average + (1 - d) * (weights - average)` with d = min(decay, t / (t + 9)) at update t from 0. Counters
+    (whole numbers) are copied. It follows the updates an optimiser really makes: a step that was skipped because its
+    gradient was not finite leaves the average as it is, decided on the device.
+
+    Args:
+        network: on its device; keeps its own weights.
+        decay: share of the average that an update keeps, in (0, 1).
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self._live = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+        self._average = {name: tensor.detach().clone() for name, tensor in self._live.items()}
+        device = next(iter(self._live.values())).device
+        self._steps = torch.zeros((), device=device)
+        self._decay = torch.full_like(self._steps, decay)
+
+    @torch.no_grad()
+    def update(self, made: Tensor) -> None:
+        """Take the weights in where `made`, a bool scalar on the device, is true."""
+        keep = torch.minimum(self._decay, self._steps / (self._steps + WARMUP_STEPS))
+        for name, average in self._average.items():
+            weights = self._live[name].detach()
+            moved = (
+                torch.lerp(average, weights, (1 - keep).to(average.dtype)) if average.is_floating_point() else weights
+            )
+            # A product with 0 would let a NaN through that a skipped step left in a running statistic.
+            average.copy_(torch.where(made, moved, average))
+        self._steps += made
+
+    def after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        """Be called after an optimiser's step; fused ones leave in `found_inf` whether they skipped it."""
+        skipped = vars(optimizer).get("found_inf")
+        made = torch.ones_like(self._steps) if skipped is None else 1 - skipped.reshape(())
+        self.update(made > 0)
+
+    @torch.no_grad()
+    def exchange(self) -> None:
+        """Swap the network's weights and the average in place."""
+        for name, average in self._average.items():
+            weights = self._live[name].detach()
+            kept = weights.clone()
+            weights.copy_(average)
+            average.copy_(kept)
+
+    @torch.no_grad()
+    def install(self) -> None:
+        """Give the network the average for good."""
+        for name, average in self._average.items():
+            self._live[name].detach().copy_(average)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return everything that is needed to go on exactly."""
+        return {COUNT: self._steps, **{f"{PREFIX}{name}": tensor for name, tensor in self._average.items()}}
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Undo `tensors`, or begin at the network's weights where there are none.
+
+        Raises:
+            ModelError: they are of another network.
+        """
+        if not tensors:
+            for name, average in self._average.items():
+                average.copy_(self._live[name].detach())
+            self._steps.zero_()
+            return
+        own = self.tensors()
+        if {name: tensor.shape for name, tensor in tensors.items()} != {name: own[name].shape for name in own}:
+            raise ModelError("the averaged weights do not fit the network; start the training anew")
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
+
+
+def follow(network: nn.Module, optimizer: Optimizer, decay: float | None) -> WeightAverage | None:
+    """Return an average that follows every step the optimiser makes from now on; None where none is wanted."""
+    if decay is None:
+        return None
+    average = WeightAverage(network, decay)
+    optimizer.register_step_post_hook(average.after_step)
+    return average
+
+
+@contextmanager
+def applied(average: WeightAverage | None) -> Iterator[None]:
+    """Give the network its averaged weights while the block runs; nothing happens without an average."""
+    if average is None:
+        yield
+        return
+    average.exchange()
+    try:
+        yield
+    finally:
+        average.exchange()
+
+
+def separated(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Split a checkpoint's further tensors into the optimiser's and the average's."""
+    average = {name: tensor for name, tensor in tensors.items() if name == COUNT or name.startswith(PREFIX)}
+    return {name: tensor for name, tensor in tensors.items() if name not in average}, average
