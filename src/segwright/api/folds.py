@@ -20,6 +20,7 @@ from segwright.training.config import TrainConfig
 from segwright.workspace import FINGERPRINT_JSON, PLANS_JSON
 
 if TYPE_CHECKING:
+    from segwright.training.distributed import Ranks
     from segwright.training.trainer import Trainer
 
 logger = getLogger(__name__)
@@ -126,12 +127,19 @@ def say_if_trained_otherwise(
 
 
 def train_fold(
-    session: Session, plan: Plan, configuration: str, fold: Fold, *, settings: Mapping[str, Any], device: str
+    session: Session,
+    plan: Plan,
+    configuration: str,
+    fold: Fold,
+    *,
+    settings: Mapping[str, Any],
+    device: str,
+    ranks: Ranks | None = None,
 ) -> TrainedFold:
     """Train what is missing of one fold, validate what is missing, and return its scores."""
     folder = fold_folder(session, plan, configuration, fold)
     if not (is_trained(folder) and is_validated(folder)):
-        trainer = _train(session, plan, configuration, fold, settings=settings, device=device)
+        trainer = _train(session, plan, configuration, fold, settings=settings, device=device, ranks=ranks)
         trainer.perform_actual_validation()
     return finished_fold(session, plan, configuration, fold)
 
@@ -160,14 +168,23 @@ def finished_fold(session: Session, plan: Plan, configuration: str, fold: Fold) 
 
 
 def _train(
-    session: Session, plan: Plan, configuration: str, fold: Fold, *, settings: Mapping[str, Any], device: str
+    session: Session,
+    plan: Plan,
+    configuration: str,
+    fold: Fold,
+    *,
+    settings: Mapping[str, Any],
+    device: str,
+    ranks: Ranks | None = None,
 ) -> Trainer:
     """Begin, continue or just open the training of a fold, and return its trainer with the final weights."""
     from segwright.training.checkpoints import resumable
+    from segwright.training.distributed import ALONE
     from segwright.training.trainer import Trainer
 
     folder = fold_folder(session, plan, configuration, fold)
     identifiers = session.dataset.identifiers
+    writes = ranks is None or ranks.is_first
     trainer = Trainer(
         plan,
         configuration,
@@ -176,11 +193,13 @@ def _train(
         device,
         config=TrainConfig.from_mapping(settings),
         cases=CaseStore(cases_folder(session, plan, configuration)),
-        split=splits.select([] if fold == "all" else dataset_splits(session), identifiers, fold),
+        split=splits.select([] if fold == "all" else dataset_splits(session, write=writes), identifiers, fold),
         references={case.identifier: case.label for case in session.dataset.cases if case.label is not None},
         output_folder=folder,
+        ranks=ranks or ALONE,
     )
-    _copy_fingerprint(session, folder.parent)
+    if writes:
+        _copy_fingerprint(session, folder.parent)
     checkpoint = resumable(folder)
     if checkpoint is not None:
         trainer.load_checkpoint(checkpoint)

@@ -31,6 +31,7 @@ from segwright.workspace import DATASET_JSON, Workspace
 if TYPE_CHECKING:
     from segwright.inference.files import CaseRecord
     from segwright.inference.predictor import Predictor
+    from segwright.training.distributed import Ranks
 
 logger = getLogger(__name__)
 
@@ -55,6 +56,7 @@ def train(
     device: str = "auto",
     workers: int | None = None,
     environment: Mapping[str, str] = NO_ENVIRONMENT,
+    ranks: Ranks | None = None,
 ) -> TrainedFold:
     """Train one fold of one configuration, then predict and score its held-out cases.
 
@@ -72,6 +74,7 @@ def train(
         device: auto, cpu, mps or a GPU.
         workers: Threads of preprocessing.
         environment: Variables that explicit file lists may name.
+        ranks: The processes that share the training; all of them call this function.
 
     Raises:
         SegwrightError: dataset, plan, fold, a setting or the device is wrong, or the fold was begun before.
@@ -85,9 +88,11 @@ def train(
     folder = fold_folder(session, plan, configuration, fold)
     if is_begun(folder) and not resume:
         raise ModelError(f"{folder}: holds a training already; continue it with --resume, or remove the folder")
-    if not cases_are_fresh(session, plan, configuration):
+    if (ranks is None or ranks.is_first) and not cases_are_fresh(session, plan, configuration):
         make_cases(session, plan, configuration, workers=workers)
-    return train_fold(session, plan, configuration, fold, settings=chosen, device=device)
+    if ranks is not None:
+        ranks.barrier()
+    return train_fold(session, plan, configuration, fold, settings=chosen, device=device, ranks=ranks)
 
 
 def predict(

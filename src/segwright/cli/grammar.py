@@ -101,7 +101,7 @@ def _guarded(command: Any, arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_USER
     except Exception as error:
-        return _unexpected(error, debug="--debug" in arguments)
+        return _unexpected(error, debug="--debug" in arguments or "RANK" in os.environ)
     return code if isinstance(code, int) else 0
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from segwright.cli import options
+from segwright.cli import launch, options
 from segwright.cli.tables import number, print_scores, print_table
 
 DEMO_WORK = Path("segwright-demo")
@@ -37,27 +37,36 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted training.")] = False,
     device: options.Device = "auto",
+    gpus: Annotated[int, typer.Option("--gpus", metavar="N", min=1, help="Processes that share each batch.")] = 1,
 ) -> None:
     """Train one fold of one configuration, then predict and score its held-out cases."""
     from segwright import api
 
     knobs = {"num_epochs": epochs, "num_iterations_per_epoch": iterations, "batch_size": batch_size, "seed": seed}
-    trained = api.train(
-        dataset,
-        workspace=options.workspace_of(context),
-        environment=options.environment(),
-        configuration=config,
-        fold=options.one_fold(fold),
-        plans=plans,
-        budget=budget,
-        network=network,
-        network_kwargs=api.keyword_values(network_arg or ()),
-        resume=resume,
-        device=device,
-        settings={name: value for name, value in knobs.items() if value is not None},
-    )
-    print_scores(f"{config}, fold {fold}: Dice of held-out cases", {"Dice": trained.dice})
-    print(f"model: {trained.model}")
+    place = launch.place_here(options.environment())
+    if place is None and gpus > 1:
+        launch.start(gpus, device)
+        return
+    with launch.joined(place, device) as ranks:
+        trained = api.train(
+            dataset,
+            workspace=options.workspace_of(context),
+            environment=options.environment(),
+            configuration=config,
+            fold=options.one_fold(fold),
+            plans=plans,
+            budget=budget,
+            network=network,
+            network_kwargs=api.keyword_values(network_arg or ()),
+            resume=resume,
+            device=launch.device_of(device, place),
+            ranks=ranks,
+            settings={name: value for name, value in knobs.items() if value is not None},
+        )
+    if place is None or place.rank == 0:
+        print_scores(f"{config}, fold {fold}: Dice of held-out cases", {"Dice": trained.dice})
+        print(f"model: {trained.model}")
+    launch.leave_if_one_of_several(place)
 
 
 def predict(

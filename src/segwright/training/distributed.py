@@ -9,7 +9,9 @@ limit of an exchange, because one may rightly wait for long while another prepar
 from __future__ import annotations
 
 import json
+import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,20 +20,21 @@ from dataclasses import dataclass
 from datetime import timedelta
 from itertools import pairwise
 from logging import getLogger
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from segwright.core.errors import ConfigError, SegwrightError
+from segwright.training.loss_terms import Pool, alone
 
 logger = getLogger(__name__)
 
 T = TypeVar("T")
 
 BEAT_S: Final = 1.0
-SILENCE_S: Final = 15.0
+SILENCE_S: Final = 10.0
 """After so many seconds without a heartbeat a process counts as ended."""
 GRACE_S: Final = 5.0
 """A process that learns of another's end and hangs in an exchange with it is ended after this time, in seconds."""
@@ -107,9 +110,10 @@ class Ranks:
         """Return every `world_size`-th item, beginning with `rank`; the numbers of items may be uneven."""
         return items[self.rank :: self.world_size]
 
-    def pool(self, part: Tensor) -> Tensor:
-        """Return the sum over ranks; its gradient goes to the own part, so that gradients are summed over ranks."""
-        return part
+    @property
+    def pool(self) -> Pool:
+        """The sum over ranks; its gradient goes to the own part, so that gradients are summed over ranks."""
+        return alone
 
     def total(self, part: Tensor) -> Tensor:
         """Return the sum over ranks, without gradient."""
@@ -144,7 +148,11 @@ class _Group(Ranks):
         self.world_size = place.world_size
         self._watch = watch
 
-    def pool(self, part: Tensor) -> Tensor:
+    @property
+    def pool(self) -> Pool:
+        return self._pooled
+
+    def _pooled(self, part: Tensor) -> Tensor:
         with self._watch.explaining():
             return _Pooled.apply(part)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -182,6 +190,17 @@ class _Group(Ranks):
 
     def barrier(self) -> None:
         self.gather(None)
+
+
+def leave() -> NoReturn:
+    """End this process well, without the interpreter's clean-up: gloo's threads outlive the group (torch 2.13).
+
+    The interpreter that meets them on its way out aborts now and then.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    logging.shutdown()
+    os._exit(0)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from segwright.evaluation.scores import Scores
 from segwright.inference.predictor import Predictor
 from segwright.networks.build import output_scales, prepare, set_deep_supervision
 from segwright.networks.checkpoint import load_state
-from segwright.training import averaging, checkpoints, final_validation, regime
+from segwright.training import checkpoints, final_validation, regime
 from segwright.training.batches import Batch, BatchLoader, prefetch
 from segwright.training.checkpoints import CheckpointState, recorded
 from segwright.training.loaders import build_loaders, training_recipe
@@ -27,17 +27,11 @@ from segwright.training.logbook import Logbook, row_text
 from segwright.training.losses import TrainingLoss, build_loss
 from segwright.training.network_building import NetworkBuilding, check_outputs
 from segwright.training.online_validation import ValidationStep, confusion, pseudo_dice
-from segwright.training.optimization import (
-    build_optimizer,
-    optimizer_tensors,
-    restore_optimizer,
-    set_learning_rate,
-    update,
-)
+from segwright.training.optimization import build_sgd, optimizer_tensors, restore_optimizer, set_learning_rate, update
 from segwright.training.progress_plot import plot
 from segwright.training.record import TRAIN_JSON, train_record
 from segwright.training.resuming import require_same_training, resumed_config
-from segwright.training.schedule import Clock, Schedule, Timer, build_schedule
+from segwright.training.schedule import Clock, Timer, poly
 from segwright.training.sinks import JsonlSink
 from segwright.workspace import DATASET_JSON, PLANS_JSON
 
@@ -60,8 +54,6 @@ class Trainer(NetworkBuilding):
     grad_scaler: torch.amp.GradScaler | None = None
     logbook: Logbook
     clock: Clock
-    schedule: Schedule
-    average: averaging.WeightAverage | None
     is_finished = False
     best_ema: float | None = None
     current_epoch = 0
@@ -87,7 +79,6 @@ class Trainer(NetworkBuilding):
         self.config, self.notes = decided.config, decided.notes
         self._show_knobs()
         self.clock = Clock(num_epochs=regime.counted_epochs(self.config), budget_s=self.config.budget_s)
-        self.schedule = build_schedule(self.config, self.clock.num_epochs)
         self.logbook = Logbook()
         self._epoch_outputs: list[dict[str, Tensor]] = []
         self._save_timer = Timer(regime.save_interval_s(self.config))
@@ -95,8 +86,8 @@ class Trainer(NetworkBuilding):
         network = self._build_network()
         self.scales = output_scales(network, self.num_input_channels, self.configuration.patch_size)
         self.network = prepare(network, self.device)
+        self.ranks.equalize(self.network)
         self.optimizer = self.configure_optimizers()
-        self.average = averaging.follow(self.network, self.optimizer, self.config.ema_weights)
         if compute_dtype(self.device, self.config.precision) == torch.float16:
             self.grad_scaler = torch.amp.GradScaler(self.device.type)
         self.loss = self._build_loss()
@@ -105,7 +96,7 @@ class Trainer(NetworkBuilding):
 
     def configure_optimizers(self) -> Optimizer:
         """Return the optimiser; its learning rate is set by the schedule."""
-        return build_optimizer(self.network, self.config)
+        return build_sgd(self.network, self.config)
 
     def get_dataloaders(self) -> tuple[BatchLoader, BatchLoader]:
         """Return what makes training and validation batches."""
@@ -117,6 +108,7 @@ class Trainer(NetworkBuilding):
             labels=self.labels,
             recipe=self.recipe,
             scales=self.scales if len(self.scales) > 1 else None,
+            ranks=self.ranks,
         )
 
     def run_training(self) -> None:
@@ -125,13 +117,13 @@ class Trainer(NetworkBuilding):
             self.print_to_log_file(f"fold {self.fold} is trained already ({self.current_epoch} epochs)")
             return
         self.on_train_start()
-        while not self.clock.is_over(self.current_epoch):
+        while not self.ranks.first(self.clock.is_over(self.current_epoch)):
             self.on_epoch_start()
             self.on_train_epoch_start()
             for batch in self._training_batches():
                 self._epoch_outputs.append(self.train_step(batch))
             self.on_train_epoch_end(self._epoch_outputs)
-            with torch.no_grad(), self.clock.costing("validation"), averaging.applied(self.average):
+            with torch.no_grad(), self.clock.costing("validation"):
                 self.on_validation_epoch_start()
                 self.on_validation_epoch_end([self.validation_step(batch) for batch in self._validation_batches()])
             self.on_epoch_end()
@@ -145,10 +137,11 @@ class Trainer(NetworkBuilding):
         self.set_deep_supervision_enabled(self.enable_deep_supervision)
         self.dataloader_train, self.dataloader_val = self.get_dataloaders()
         self.output_folder.mkdir(parents=True, exist_ok=True)
-        self.plans.save(self.output_folder.parent / PLANS_JSON)
-        write_json(self.output_folder.parent / DATASET_JSON, self.dataset_json.raw(), indent=4)
-        record = train_record(self.config, self.device, notes=self.notes, identity=self.identity())
-        write_json(self.output_folder / TRAIN_JSON, record)
+        if self.ranks.is_first:
+            self.plans.save(self.output_folder.parent / PLANS_JSON)
+            write_json(self.output_folder.parent / DATASET_JSON, self.dataset_json.raw(), indent=4)
+            record = train_record(self.config, self.device, notes=self.notes, identity=self.identity())
+            write_json(self.output_folder / TRAIN_JSON, record)
         for sink in self.sinks:
             if isinstance(sink, JsonlSink):
                 sink.rewind(self.current_epoch)
@@ -171,7 +164,7 @@ class Trainer(NetworkBuilding):
     def on_train_epoch_start(self) -> None:
         """Set training mode and the learning rate."""
         self.network.train()
-        set_learning_rate(self.optimizer, self.learning_rate)
+        set_learning_rate(self.optimizer, self.ranks.first(self.learning_rate))
         self.logbook.log("lrs", self.learning_rate, self.current_epoch)
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
@@ -185,6 +178,7 @@ class Trainer(NetworkBuilding):
             self._is_checked = True
         loss = self.loss(output, target)
         torch.autograd.backward(loss if self.grad_scaler is None else self.grad_scaler.scale(loss))
+        self.ranks.sum_gradients(self.network.parameters())
         norm = update(self.optimizer, self.network, clip_norm=self.config.clip_norm, scaler=self.grad_scaler)
         return {"loss": torch.where(torch.isfinite(norm), loss.detach(), torch.nan)}
 
@@ -211,7 +205,7 @@ class Trainer(NetworkBuilding):
 
     def on_validation_epoch_end(self, steps: list[ValidationStep]) -> None:
         """Log validation loss and pseudo Dice."""
-        loss, per_class = pseudo_dice(steps)
+        loss, per_class = pseudo_dice(steps, self.ranks)
         present = [value for value in per_class if value == value]
         self.logbook.log("val_losses", loss, self.current_epoch)
         self.logbook.log("dice_per_class_or_region", per_class, self.current_epoch)
@@ -243,10 +237,8 @@ class Trainer(NetworkBuilding):
         """Write the final checkpoint, which takes the latest one's place."""
         self.clock.stop()
         self.is_finished = True
-        if self.average is not None:
-            self.average.install()
         self.save_checkpoint("final")
-        if not self.disable_checkpointing:
+        if self.ranks.is_first and not self.disable_checkpointing:
             checkpoints.delete(self.output_folder, "latest")
         self._plot()
         for sink in self.sinks:
@@ -276,13 +268,14 @@ class Trainer(NetworkBuilding):
                 file_ending=self.dataset_json.file_ending,
                 weights_hash=file_hash(final) if final.is_file() else f"unsaved at {time.time()}",
                 say=self.print_to_log_file,
+                ranks=self.ranks,
             )
         finally:
             self.set_deep_supervision_enabled(self.enable_deep_supervision)
 
     def save_checkpoint(self, kind: checkpoints.Kind) -> None:
         """Write a checkpoint; only `latest` can be resumed and has the optimiser's state."""
-        if self.disable_checkpointing:
+        if self.disable_checkpointing or not self.ranks.is_first:
             return
         tensors, values = optimizer_tensors(self.optimizer, self.network)
         state = CheckpointState(
@@ -305,9 +298,7 @@ class Trainer(NetworkBuilding):
             scaler=None if self.grad_scaler is None else self.grad_scaler.state_dict(),
         )
         resumable = tensors if kind == "latest" else None
-        if self.average is not None:
-            tensors |= self.average.tensors()
-        with self.clock.costing("save"), averaging.applied(None if kind == "latest" else self.average):
+        with self.clock.costing("save"):
             checkpoints.save(self.output_folder, kind, state, self.network.state_dict(), optimizer=resumable)
         if resumable is not None:
             self._save_timer.reset()
@@ -327,10 +318,7 @@ class Trainer(NetworkBuilding):
             self._show_knobs()
             self.initialize()
         load_state(self.network, checkpoint.weights, source=str(path))
-        own, averages = averaging.separated(checkpoint.optimizer)
-        restore_optimizer(self.optimizer, self.network, own, state.optimizer_values)
-        if self.average is not None:
-            self.average.restore(averages)
+        restore_optimizer(self.optimizer, self.network, checkpoint.optimizer, state.optimizer_values)
         if self.grad_scaler is not None and state.scaler is not None:
             self.grad_scaler.load_state_dict(state.scaler)
         self.current_epoch, self.current_step, self._epoch_step = state.epoch, state.step, state.epoch_step
@@ -346,8 +334,8 @@ class Trainer(NetworkBuilding):
 
     @property
     def learning_rate(self) -> float:
-        """The rate at this moment: the schedule over the epochs, or over the time of a budget, whichever is further."""
-        return self.initial_lr * self.schedule(self.clock.progress(self.current_epoch))
+        """The rate at this moment: poly over the epochs, or over the time of a budget, whichever is further."""
+        return self.initial_lr * poly(self.clock.progress(self.current_epoch))
 
     def _build_loss(self) -> TrainingLoss:
         return build_loss(
@@ -355,7 +343,7 @@ class Trainer(NetworkBuilding):
             batch_dice=bool(self.config.batch_dice),
             num_outputs=len(self.scales) if len(self.scales) > 1 else None,
             reference=self.config.loss,
-            class_weights=self.config.class_weights,
+            pool=self.ranks.pool,
         )
 
     def _training_batches(self) -> Iterator[Batch]:
@@ -365,14 +353,14 @@ class Trainer(NetworkBuilding):
         with closing(prefetch(loader, self.current_epoch, steps, first_step=self._epoch_step)) as batches:
             for batch in batches:
                 if self.config.budget_s is not None:
-                    set_learning_rate(self.optimizer, self.learning_rate)
+                    set_learning_rate(self.optimizer, self.ranks.first(self.learning_rate))
                 yield batch
                 self.current_step += 1
                 self._epoch_step += 1
                 self.clock.end_step()
                 if self._save_timer.is_due:
                     self.save_checkpoint("latest")
-                if self.clock.epoch_is_over:
+                if self.ranks.first(self.clock.epoch_is_over):
                     return
 
     def _validation_batches(self) -> Iterator[Batch]:
@@ -389,5 +377,6 @@ class Trainer(NetworkBuilding):
         return data, [level.to(self.device, non_blocking=True) for level in target]
 
     def _plot(self) -> None:
-        plot(self.logbook, self.output_folder / "progress.png")
+        if self.ranks.is_first:
+            plot(self.logbook, self.output_folder / "progress.png")
         self._plot_timer.reset()

@@ -1,0 +1,185 @@
+"""Several processes for one training: found in torchrun's variables, or started here, the one place that starts any."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import IO, TYPE_CHECKING, Final
+
+import typer
+
+from segwright.core.errors import ConfigError
+from segwright.core.parallel import available_cpus
+
+if TYPE_CHECKING:
+    from segwright.training.distributed import Place, Ranks
+
+END_S: Final = 20.0
+"""After this time, in seconds, processes that do not end by themselves when another has failed are killed."""
+
+_POLL_S: Final = 0.1
+_SHOWN_BYTES: Final = 16_000
+_HOST_DEVICES: Final = ("cpu", "mps")
+
+
+def place_here(variables: Mapping[str, str]) -> Place | None:
+    """Return this process's place among several, from torchrun's variables; None where there are none.
+
+    Raises:
+        ConfigError: a variable is missing or not a number.
+    """
+    if "RANK" not in variables or "WORLD_SIZE" not in variables:
+        return None
+    from segwright.training.distributed import Place
+
+    try:
+        return Place(
+            rank=int(variables["RANK"]),
+            world_size=int(variables["WORLD_SIZE"]),
+            local_rank=int(variables["LOCAL_RANK"]),
+            address=variables["MASTER_ADDR"],
+            port=int(variables["MASTER_PORT"]),
+            store_is_there=variables.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+            attempt=int(variables.get("TORCHELASTIC_RESTART_COUNT", 0)),
+        )
+    except (KeyError, ValueError) as error:
+        raise ConfigError(
+            f"variables RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT: {error}; torchrun sets all of them, "
+            "without it unset RANK and use --gpus N"
+        ) from error
+
+
+def device_of(device: str, place: Place | None) -> str:
+    """Return the device of this process: its own GPU where there are several processes.
+
+    Raises:
+        ConfigError: several processes on one GPU.
+    """
+    if place is None or device in _HOST_DEVICES:
+        return device
+    from segwright.core.device import resolve_device
+
+    if ":" in device:
+        raise ConfigError(f"device '{device}' is one GPU for {place.world_size} processes; leave --device to auto")
+    resolved = resolve_device(device)
+    return str(resolved if resolved.type in _HOST_DEVICES else resolve_device(f"{resolved.type}:{place.local_rank}"))
+
+
+def joined(place: Place | None, device: str) -> AbstractContextManager[Ranks | None]:
+    """Return the context in which this process works with the others; None and no import where it is alone."""
+    if place is None:
+        return nullcontext()
+    from segwright.core import log
+    from segwright.training.distributed import joined
+
+    if place.rank > 0:
+        log.configure(-1)
+    return joined(place, device_of(device, place))
+
+
+def leave_if_one_of_several(place: Place | None) -> None:
+    """End a process that worked with others, its work done."""
+    if place is not None:
+        from segwright.training.distributed import leave
+
+        leave()
+
+
+def start(count: int, device: str) -> None:
+    """Run this very command in `count` processes and wait for all; if one fails, show what it said and end the rest.
+
+    The first one speaks as if it were alone.
+
+    Raises:
+        ConfigError: there are not as many GPUs.
+        typer.Exit: one of them failed or all were stopped, with its exit code.
+    """
+    from segwright.training.distributed import Place
+
+    last = Place(rank=count - 1, world_size=count, local_rank=count - 1, address="", port=0)
+    device_of(device, last)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if "OMP_NUM_THREADS" not in os.environ:
+        common["OMP_NUM_THREADS"] = str(max(1, available_cpus() // count))
+    command = [sys.executable, "-m", "segwright", *sys.argv[1:]]
+    with tempfile.TemporaryDirectory(prefix="segwright-ranks-") as folder:
+        said = [open(os.path.join(folder, str(rank)), "w+b") for rank in range(1, count)]  # noqa: SIM115
+        processes: list[subprocess.Popen[bytes]] = []
+        try:
+            for rank in range(count):
+                own = {**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+                log = said[rank - 1] if rank else None
+                processes.append(subprocess.Popen(command, env=own, stdout=log, stderr=log))
+            failed = _wait(processes)
+            if failed is not None:
+                _end(processes)
+                if failed:
+                    _show(said[failed - 1], failed)
+                code = processes[failed].returncode
+                typer.echo(f"error: rank {failed} {_how(code)}; the other processes were ended", err=True)
+                raise typer.Exit(code if code > 0 else 128 - code)
+        finally:
+            _end(processes)
+            for log in said:
+                log.close()
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
+    """Return the rank that failed first, or None when all have ended well; passes a request to stop on."""
+    asked_to_stop = False
+
+    def pass_on(number: int, _: object) -> None:
+        nonlocal asked_to_stop
+        asked_to_stop = True
+        for process in processes:
+            process.send_signal(number)
+
+    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    before = [signal.signal(number, pass_on) for number in numbers]
+    try:
+        while True:
+            codes = [process.poll() for process in processes]
+            broken = [rank for rank, code in enumerate(codes) if code not in (None, 0)]
+            if broken and (None not in codes or not asked_to_stop):
+                return min(broken, key=lambda rank: (codes[rank] or 0) > 0)  # one that was killed is the cause
+            if all(code == 0 for code in codes):
+                return None
+            time.sleep(_POLL_S)
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """End what still runs: politely first."""
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
+    deadline = time.monotonic() + END_S
+    for process in processes:
+        try:
+            process.wait(max(deadline - time.monotonic(), 0.0))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _show(log: IO[bytes], rank: int) -> None:
+    size = log.seek(0, os.SEEK_END)
+    log.seek(max(size - _SHOWN_BYTES, 0))
+    for line in log.read().decode(errors="replace").splitlines():
+        typer.echo(f"[rank {rank}] {line}", err=True)
+
+
+def _how(code: int) -> str:
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"

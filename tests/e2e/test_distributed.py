@@ -1,0 +1,90 @@
+"""`segwright train --gpus 2` and torchrun, on the CPU over gloo; a rank that is killed ends the other."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from journeys import Journey, call
+
+SOURCE = Path(__file__).parents[2] / "src"
+SETTINGS = ("--config", "3d_fullres", "--iterations", "2", "--batch-size", "3", "--device", "cpu")
+
+
+def started(*command: object) -> subprocess.Popen[str]:
+    kept = {name: value for name, value in os.environ.items() if name not in {"RANK", "WORLD_SIZE"}}
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        env={**kept, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def children(pid: int) -> list[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(word) for word in text.split()]
+
+
+def rank_of(pid: int) -> str:
+    variables = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    return next((word.removeprefix("RANK=") for word in variables if word.startswith("RANK=")), "")
+
+
+def wait_for(path: Path, text: str, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if path.is_file() and text in path.read_text():
+            return
+        time.sleep(0.1)
+    process.kill()
+    raise AssertionError(f"no '{text}' in {path}: {process.communicate()}")
+
+
+def test_two_processes_train_and_validate_a_fold(journey: Journey) -> None:
+    process = started(
+        *("-m", "segwright", "--work", journey.work, "train", journey.dataset),
+        *(*SETTINGS, "--fold", "1", "--epochs", "1", "--gpus", "2"),
+    )
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert output.count("model: ") == 1
+    fold = journey.model / "fold_1"
+    assert (fold / "validation" / "summary.json").is_file()
+    assert (fold / "training.log").read_text().count("training done") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["gpus", "torchrun"])
+def test_a_killed_rank_ends_the_training_with_its_name(journey: Journey, launcher: str) -> None:
+    fold = {"gpus": "2", "torchrun": "3"}[launcher]
+    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29877")
+    process = started(
+        *(torchrun if launcher == "torchrun" else ()),
+        *("-m", "segwright", "--work", journey.work, "train", journey.dataset, *SETTINGS, "--fold", fold),
+        *("--epochs", "100000", *(("--gpus", "2") if launcher == "gpus" else ())),
+    )
+    wait_for(journey.model / f"fold_{fold}" / "training.log", "epoch 1:", process)
+    ranks = {rank_of(pid): pid for pid in children(process.pid)}
+    start = time.monotonic()
+    os.kill(ranks["1"], signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - start < 30
+    assert process.returncode != 0
+    assert ("rank 1 was killed by SIGKILL" if launcher == "gpus" else "Signal 9 (SIGKILL)") in errors
+    assert not Path(f"/proc/{ranks['0']}").exists()
+
+
+def test_more_gpus_than_there_are_is_an_error(journey: Journey) -> None:
+    result = call(
+        *("--work", journey.work, "train", journey.dataset, "--config", "3d_fullres", "--fold", "0"),
+        *("--gpus", "2", "--device", "cuda:0"),
+    )
+    assert result.exit_code == 1
+    assert "one GPU for 2 processes" in result.stderr

@@ -1,0 +1,120 @@
+"""What the processes of `test_distributed` do; run as `python -m rank_programs FUNCTION RANK WORLD_SIZE PORT ...`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny_task import DATASET_JSON, REGIONS_JSON, make, settings, write_references
+from torch import nn
+
+from segwright.training.distributed import Place, Ranks, joined, leave
+from segwright.training.trainer import Trainer
+
+KEPT = ("train_losses", "val_losses", "dice_per_class_or_region", "skipped_steps")
+
+
+class PoisonedTrainer(Trainer):
+    """The second rank's gradient is not finite in the second step."""
+
+    def train_step(self, batch: Any) -> Any:
+        if self.ranks.rank == self.ranks.world_size - 1 and self.current_step == 1:
+            batch["data"][0, 0, 0, 0, 0] = float("nan")
+        return super().train_step(batch)
+
+
+def train(ranks: Ranks, folder: str, regime: str, batch_dice: str, steps: str, validate: str = "") -> None:
+    """Train the tiny task; rank 0 leaves its checkpoint and `metrics.jsonl`, every rank the weights it ended with."""
+    document = REGIONS_JSON if regime == "regions" else DATASET_JSON
+    config = settings(
+        num_epochs=1, num_iterations_per_epoch=int(steps), batch_dice=batch_dice == "yes", loss=None, seed=3
+    )
+    own = Path(folder)
+    options = {"references": write_references(own / "labelsTr", document)} if ranks.is_first and validate else {}
+    ranks.barrier()
+    if validate and not ranks.is_first:
+        options = {"references": own / "labelsTr"}
+    trainer = make(
+        own,
+        PoisonedTrainer if regime == "poisoned" else Trainer,
+        dataset_json=document,
+        config=config,
+        ranks=ranks,
+        **options,
+    )
+    if validate:
+        trainer.split = type(trainer.split)(train=("case_0",), val=("case_1", "case_2", "case_3"))
+    trainer.run_training()
+    torch.save(trainer.network.state_dict(), own / f"weights_{ranks.rank}.pt")
+    if validate:
+        dice = trainer.perform_actual_validation().mean_dice
+        (own / f"dice_{ranks.rank}.json").write_text(json.dumps(dice))
+
+
+def sums(ranks: Ranks) -> None:
+    """Check every exchange of three ranks against what it must give."""
+    rank, size = ranks.rank, ranks.world_size
+    assert ranks.first([rank, "a", None]) == [0, "a", None]
+    assert ranks.gather({"rank": rank, "text": "x" * rank}) == [{"rank": r, "text": "x" * r} for r in range(size)]
+    assert ranks.total(torch.tensor([rank, 1])).tolist() == [sum(range(size)), size]
+    assert list(ranks.own_items(range(7))) == list(range(7))[rank::size]
+    part = torch.tensor(float(rank), requires_grad=True)
+    torch.square(ranks.pool(part)).backward()
+    assert part.grad is not None
+    assert part.grad.item() == 2 * sum(range(size))
+    layer = nn.Linear(2, 2)
+    torch.nn.init.constant_(layer.weight, float(rank + 1))
+    ranks.equalize(layer)
+    assert layer.weight.detach().unique().tolist() == [1.0]
+    layer.weight.grad = torch.full((2, 2), float(rank))
+    ranks.sum_gradients(layer.parameters())
+    assert layer.weight.grad.unique().tolist() == [float(sum(range(size)))]
+    assert layer.bias.grad is None
+
+
+def killed(ranks: Ranks) -> None:
+    """Rank 1 is killed in the middle of an exchange."""
+    ranks.barrier()
+    if ranks.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    ranks.barrier()
+
+
+def failing(ranks: Ranks) -> None:
+    """Rank 1 fails; the others wait for it in an exchange."""
+    ranks.barrier()
+    if ranks.rank == 1:
+        raise ValueError("no such voxel")
+    ranks.barrier()
+
+
+def slow(ranks: Ranks) -> None:
+    """Rank 1 needs longer than a silence may last, but lives."""
+    from segwright.training import distributed
+
+    distributed.SILENCE_S = 2.0  # type: ignore[misc]
+    ranks.barrier()
+    if ranks.rank == 1:
+        time.sleep(4)
+    ranks.barrier()
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO)
+    torch.set_num_threads(1)
+    function, rank, size, port, *arguments = sys.argv[1:]
+    place = Place(rank=int(rank), world_size=int(size), local_rank=int(rank), address="127.0.0.1", port=int(port))
+    with joined(place if int(size) > 1 else None, "cpu") as ranks:
+        {"train": train, "sums": sums, "killed": killed, "failing": failing, "slow": slow}[function](ranks, *arguments)
+    leave()
+
+
+if __name__ == "__main__":
+    main()
