@@ -19,7 +19,7 @@ from segwright.evaluation.scores import Scores
 from segwright.inference.predictor import Predictor
 from segwright.networks.build import output_scales, prepare, set_deep_supervision
 from segwright.networks.checkpoint import load_state
-from segwright.training import checkpoints, final_validation, regime
+from segwright.training import averaging, checkpoints, final_validation, regime
 from segwright.training.batches import Batch, BatchLoader, prefetch
 from segwright.training.checkpoints import CheckpointState, recorded
 from segwright.training.loaders import build_loaders, training_recipe
@@ -27,11 +27,17 @@ from segwright.training.logbook import Logbook, row_text
 from segwright.training.losses import TrainingLoss, build_loss
 from segwright.training.network_building import NetworkBuilding, check_outputs
 from segwright.training.online_validation import ValidationStep, confusion, pseudo_dice
-from segwright.training.optimization import build_sgd, optimizer_tensors, restore_optimizer, set_learning_rate, update
+from segwright.training.optimization import (
+    build_optimizer,
+    optimizer_tensors,
+    restore_optimizer,
+    set_learning_rate,
+    update,
+)
 from segwright.training.progress_plot import plot
 from segwright.training.record import TRAIN_JSON, train_record
 from segwright.training.resuming import require_same_training, resumed_config
-from segwright.training.schedule import Clock, Timer, poly
+from segwright.training.schedule import Clock, Schedule, Timer, build_schedule
 from segwright.training.sinks import JsonlSink
 from segwright.workspace import DATASET_JSON, PLANS_JSON
 
@@ -54,6 +60,8 @@ class Trainer(NetworkBuilding):
     grad_scaler: torch.amp.GradScaler | None = None
     logbook: Logbook
     clock: Clock
+    schedule: Schedule
+    average: averaging.WeightAverage | None
     is_finished = False
     best_ema: float | None = None
     current_epoch = 0
@@ -79,6 +87,7 @@ class Trainer(NetworkBuilding):
         self.config, self.notes = decided.config, decided.notes
         self._show_knobs()
         self.clock = Clock(num_epochs=regime.counted_epochs(self.config), budget_s=self.config.budget_s)
+        self.schedule = build_schedule(self.config, self.clock.num_epochs)
         self.logbook = Logbook()
         self._epoch_outputs: list[dict[str, Tensor]] = []
         self._save_timer = Timer(regime.save_interval_s(self.config))
@@ -88,6 +97,7 @@ class Trainer(NetworkBuilding):
         self.network = prepare(network, self.device)
         self.ranks.equalize(self.network)
         self.optimizer = self.configure_optimizers()
+        self.average = averaging.follow(self.network, self.optimizer, self.config.ema_weights)
         if compute_dtype(self.device, self.config.precision) == torch.float16:
             self.grad_scaler = torch.amp.GradScaler(self.device.type)
         self.loss = self._build_loss()
@@ -96,7 +106,7 @@ class Trainer(NetworkBuilding):
 
     def configure_optimizers(self) -> Optimizer:
         """Return the optimiser; its learning rate is set by the schedule."""
-        return build_sgd(self.network, self.config)
+        return build_optimizer(self.network, self.config)
 
     def get_dataloaders(self) -> tuple[BatchLoader, BatchLoader]:
         """Return what makes training and validation batches."""
@@ -123,7 +133,7 @@ class Trainer(NetworkBuilding):
             for batch in self._training_batches():
                 self._epoch_outputs.append(self.train_step(batch))
             self.on_train_epoch_end(self._epoch_outputs)
-            with torch.no_grad(), self.clock.costing("validation"):
+            with torch.no_grad(), self.clock.costing("validation"), averaging.applied(self.average):
                 self.on_validation_epoch_start()
                 self.on_validation_epoch_end([self.validation_step(batch) for batch in self._validation_batches()])
             self.on_epoch_end()
@@ -237,6 +247,8 @@ class Trainer(NetworkBuilding):
         """Write the final checkpoint, which takes the latest one's place."""
         self.clock.stop()
         self.is_finished = True
+        if self.average is not None:
+            self.average.install()
         self.save_checkpoint("final")
         if self.ranks.is_first and not self.disable_checkpointing:
             checkpoints.delete(self.output_folder, "latest")
@@ -298,7 +310,9 @@ class Trainer(NetworkBuilding):
             scaler=None if self.grad_scaler is None else self.grad_scaler.state_dict(),
         )
         resumable = tensors if kind == "latest" else None
-        with self.clock.costing("save"):
+        if self.average is not None:
+            tensors |= self.average.tensors()
+        with self.clock.costing("save"), averaging.applied(None if kind == "latest" else self.average):
             checkpoints.save(self.output_folder, kind, state, self.network.state_dict(), optimizer=resumable)
         if resumable is not None:
             self._save_timer.reset()
@@ -318,7 +332,10 @@ class Trainer(NetworkBuilding):
             self._show_knobs()
             self.initialize()
         load_state(self.network, checkpoint.weights, source=str(path))
-        restore_optimizer(self.optimizer, self.network, checkpoint.optimizer, state.optimizer_values)
+        own, averages = averaging.separated(checkpoint.optimizer)
+        restore_optimizer(self.optimizer, self.network, own, state.optimizer_values)
+        if self.average is not None:
+            self.average.restore(averages)
         if self.grad_scaler is not None and state.scaler is not None:
             self.grad_scaler.load_state_dict(state.scaler)
         self.current_epoch, self.current_step, self._epoch_step = state.epoch, state.step, state.epoch_step
@@ -334,8 +351,8 @@ class Trainer(NetworkBuilding):
 
     @property
     def learning_rate(self) -> float:
-        """The rate at this moment: poly over the epochs, or over the time of a budget, whichever is further."""
-        return self.initial_lr * poly(self.clock.progress(self.current_epoch))
+        """The rate at this moment: the schedule over the epochs, or over the time of a budget, whichever is further."""
+        return self.initial_lr * self.schedule(self.clock.progress(self.current_epoch))
 
     def _build_loss(self) -> TrainingLoss:
         return build_loss(
@@ -344,6 +361,7 @@ class Trainer(NetworkBuilding):
             num_outputs=len(self.scales) if len(self.scales) > 1 else None,
             reference=self.config.loss,
             pool=self.ranks.pool,
+            class_weights=self.config.class_weights,
         )
 
     def _training_batches(self) -> Iterator[Batch]:
