@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -90,6 +91,15 @@ class TrainConfig(BaseModel):
         if weights is not None and not (all(0 <= weight < math.inf for weight in weights) and any(weights)):
             raise ValueError(f"{list(weights)} are no weights; give finite numbers from 0, at least one above")
         return weights
+
+    @field_validator("optimizer_kwargs", "network_kwargs")
+    @classmethod
+    def _are_json(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return them as a checkpoint will give them back, so that a resumed training finds the same values."""
+        try:
+            return dict(json.loads(json.dumps(kwargs)))
+        except TypeError as error:
+            raise ValueError(f"{error}; give JSON values, which a checkpoint can hold") from error
 
     @field_validator("lr_groups")
     @classmethod
