@@ -25,9 +25,9 @@ from segwright.preprocessing.resampling import LogitResampler
 
 T = TypeVar("T")
 
-SLAB_BYTES = 8 * 2**20
-"""Resampled logits of the heads that are in the making at once: fits the cache, which makes 14 heads on 150x400x400
-twice as fast as 64 MiB (measured on 2 cores), and is nothing beside any label map."""
+SLAB_BYTES = 4 * 2**20
+"""Resampled logits in the making at once in each thread: fits the cache (14 heads on 150x400x400 took 0.6 s with 8 MiB
+and 1.3 s with 128 MiB on 2 cores), and is nothing beside any label map."""
 
 _PARTS = 4
 """Share of a slab that one head takes: too few heads at once cost calls, too few planes cost overlap (measured)."""
