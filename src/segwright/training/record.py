@@ -7,19 +7,45 @@ import re
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 import segwright
 from segwright.core.device import compute_dtype
+from segwright.core.documents import write_json
 from segwright.training.config import TrainConfig
+from segwright.workspace import DATASET_JSON, PLANS_JSON
+
+if TYPE_CHECKING:
+    from segwright.training.trainer import Trainer
 
 TRAIN_JSON = "train.json"
 SCHEMA_VERSION = 1
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def write_documents(trainer: Trainer) -> None:
+    """Put plan and dataset description beside the folds, and the record of this run into the fold's folder."""
+    model = trainer.output_folder.parent
+    trainer.plans.save(model / PLANS_JSON)
+    write_json(model / DATASET_JSON, trainer.dataset_json.raw(), indent=4)
+    record = train_record(trainer.config, trainer.device, notes=trainer.notes, identity=trainer.identity())
+    write_json(trainer.output_folder / TRAIN_JSON, record)
+
+
+def opening_lines(trainer: Trainer) -> list[str]:
+    """Return what the log says at the start: what is trained, for how long, on what; why settings are as they are."""
+    budget = trainer.config.budget_s
+    length = f"{trainer.num_epochs} epochs" if budget is None else f"{budget:.0f} s"
+    begin = "training" if trainer.current_step == 0 else f"resuming at epoch {trainer.current_epoch} of"
+    return [
+        f"{begin} {trainer.configuration_name}, fold {trainer.fold}: {length}, {len(trainer.split.train)} cases, batch "
+        f"size {trainer.batch_size}, patch {trainer.configuration.patch_size}, on {trainer.device}",
+        *trainer.notes,
+    ]
 
 
 def train_record(

@@ -1,14 +1,21 @@
-"""What must be equal for a training to go on, and what may change."""
+"""A trainer's state as a value and back; what must be equal for a training to go on, and what may change."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from segwright.core.errors import ConfigError, ModelError
-from segwright.training.checkpoints import CheckpointState
+from segwright.networks.checkpoint import load_state
+from segwright.training.averaging import separated
+from segwright.training.checkpoints import Checkpoint, CheckpointState, checkpoint_file, recorded
 from segwright.training.config import TrainConfig
+from segwright.training.logbook import Logbook
+from segwright.training.optimization import restore_optimizer
+
+if TYPE_CHECKING:
+    from segwright.training.trainer import Trainer
 
 CHANGEABLE: Final = (
     "num_epochs",
@@ -19,6 +26,47 @@ CHANGEABLE: Final = (
     "disable_checkpointing",
 )
 """Settings that may differ after a resume: how long, how often; all others would make it another training."""
+
+
+def snapshot(trainer: Trainer, optimizer_values: Mapping[str, Any]) -> CheckpointState:
+    """Return where a trainer stands, apart from its tensors."""
+    return CheckpointState(
+        trainer=trainer.trainer_name,
+        configuration=trainer.configuration_name,
+        fold=trainer.fold,
+        network=trainer.network_spec().to_json(),
+        epoch=trainer.current_epoch,
+        epoch_step=trainer.epoch_step,
+        epoch_losses=recorded([step["loss"] for step in trainer.epoch_outputs]),
+        step=trainer.current_step,
+        elapsed_s=trainer.clock.elapsed_s,
+        mirror_axes=trainer.recipe.mirror_axes,
+        logging=trainer.logbook.rows,
+        best_ema=trainer.best_ema,
+        config=trainer.config.model_dump(mode="json"),
+        config_set=sorted(trainer.config.model_fields_set),
+        plans_hash=trainer.plans_hash,
+        optimizer_values=dict(optimizer_values),
+        scaler=None if trainer.grad_scaler is None else trainer.grad_scaler.state_dict(),
+    )
+
+
+def restore(trainer: Trainer, checkpoint: Checkpoint, path: Path) -> None:
+    """Undo `snapshot`: put an initialized trainer where the checkpoint at `path` stands."""
+    state = checkpoint.state
+    load_state(trainer.network, checkpoint.weights, source=str(path))
+    own, averages = separated(checkpoint.optimizer)
+    restore_optimizer(trainer.optimizer, trainer.network, own, state.optimizer_values)
+    if trainer.average is not None:
+        trainer.average.restore(averages)
+    if trainer.grad_scaler is not None and state.scaler is not None:
+        trainer.grad_scaler.load_state_dict(state.scaler)
+    trainer.current_epoch, trainer.current_step, trainer.epoch_step = state.epoch, state.step, state.epoch_step
+    trainer.epoch_outputs = [{"loss": loss.to(trainer.device)} for loss in state.losses]
+    trainer.logbook = Logbook(state.logging)
+    trainer.best_ema = state.best_ema
+    trainer.clock.before_s = state.elapsed_s
+    trainer.is_finished = path == checkpoint_file(path.parent, "final")
 
 
 def require_same_training(state: CheckpointState, identity: Mapping[str, Any], path: Path) -> None:
