@@ -7,12 +7,13 @@ from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from segwright.api.preparing import cases_folder
+from segwright.api.preparing import cases_are_fresh, cases_folder, make_cases
 from segwright.api.session import Session
-from segwright.core.documents import atomic_path, read_json
-from segwright.core.errors import ConfigError, ModelError
+from segwright.core.documents import atomic_path, file_hash, read_json
+from segwright.core.errors import DatasetError, ModelError
 from segwright.data import splits
 from segwright.data.plan import Plan
+from segwright.data.previous_stage import FOLDER, StageMaps
 from segwright.data.store import CaseStore
 from segwright.evaluation.scores import Scores
 from segwright.report.results import TrainedFold, dice_by_name
@@ -20,6 +21,7 @@ from segwright.training.config import TrainConfig
 from segwright.workspace import FINGERPRINT_JSON, PLANS_JSON
 
 if TYPE_CHECKING:
+    from segwright.training.cascade import CascadeStore
     from segwright.training.distributed import Ranks
     from segwright.training.trainer import Trainer
 
@@ -91,15 +93,12 @@ def require_trainable(session: Session, plan: Plan, configuration: str) -> None:
     """See that a configuration can be trained, and that folds trained before belong to this plan.
 
     Raises:
-        ConfigError: it needs another configuration's predictions.
+        PlanError: the plan lacks it, or the one whose predictions it takes as input.
         ModelError: there are folds that were trained with another plan.
     """
     wanted = plan.configuration(configuration)
     if wanted.previous_stage is not None:
-        raise ConfigError(
-            f"configuration '{configuration}' takes the predictions of '{wanted.previous_stage}' as input and cannot "
-            "be trained yet; choose 3d_fullres, 3d_lowres or 2d"
-        )
+        require_trainable(session, plan, wanted.previous_stage)
     folder = model_folder(session, plan, configuration)
     used = folder / PLANS_JSON
     if not used.is_file() or not any(is_begun(fold) for fold in folder.glob("fold_*")):
@@ -139,6 +138,7 @@ def train_fold(
     """Train what is missing of one fold, validate what is missing, and return its scores."""
     folder = fold_folder(session, plan, configuration, fold)
     if not (is_trained(folder) and is_validated(folder)):
+        _complete_previous_stage(session, plan, configuration, fold, settings=settings, device=device, ranks=ranks)
         trainer = _train(session, plan, configuration, fold, settings=settings, device=device, ranks=ranks)
         trainer.perform_actual_validation()
     return finished_fold(session, plan, configuration, fold)
@@ -150,6 +150,7 @@ def train_only(
     """Train what is missing of one fold, without validation, and return the model folder."""
     folder = fold_folder(session, plan, configuration, fold)
     if not is_trained(folder):
+        _complete_previous_stage(session, plan, configuration, fold, settings=settings, device=device)
         _train(session, plan, configuration, fold, settings=settings, device=device)
     return folder.parent
 
@@ -183,7 +184,6 @@ def _train(
     from segwright.training.trainer import Trainer
 
     folder = fold_folder(session, plan, configuration, fold)
-    identifiers = session.dataset.identifiers
     writes = ranks is None or ranks.is_first
     trainer = Trainer(
         plan,
@@ -192,8 +192,8 @@ def _train(
         session.dataset.description,
         device,
         config=TrainConfig.from_mapping(settings),
-        cases=CaseStore(cases_folder(session, plan, configuration)),
-        split=splits.select([] if fold == "all" else dataset_splits(session, write=writes), identifiers, fold),
+        cases=_cases(session, plan, configuration),
+        split=_split(session, fold, write=writes),
         references={case.identifier: case.label for case in session.dataset.cases if case.label is not None},
         output_folder=folder,
         ranks=ranks or ALONE,
@@ -206,6 +206,112 @@ def _train(
     if not is_trained(folder):
         trainer.run_training()
     return trainer
+
+
+def _split(session: Session, fold: Fold, *, write: bool) -> splits.Split:
+    every = [] if fold == "all" else dataset_splits(session, write=write)
+    return splits.select(every, session.dataset.identifiers, fold)
+
+
+def _stage_maps(session: Session, plan: Plan, configuration: str) -> StageMaps:
+    """Return where the previous stage's predictions for a configuration lie, in the previous stage's model folder."""
+    previous = plan.configuration(configuration).previous_stage
+    assert previous is not None, "only a second stage has maps to read"
+    return StageMaps(model_folder(session, plan, previous) / FOLDER / configuration)
+
+
+def _cases(session: Session, plan: Plan, configuration: str) -> CaseStore | CascadeStore:
+    """Return the preprocessed cases of a configuration, a second stage's with the previous one's predictions."""
+    store = CaseStore(cases_folder(session, plan, configuration))
+    if plan.configuration(configuration).previous_stage is None:
+        return store
+    from segwright.training.cascade import CascadeStore
+
+    return CascadeStore(store, _stage_maps(session, plan, configuration))
+
+
+def _complete_previous_stage(
+    session: Session,
+    plan: Plan,
+    configuration: str,
+    fold: Fold,
+    *,
+    settings: Mapping[str, Any],
+    device: str,
+    ranks: Ranks | None = None,
+) -> None:
+    """Make what a second stage's fold reads: folds of the first stage, and each case's prediction by one of them.
+
+    A case is predicted by the fold that holds it out; what is there, of these weights, is kept.
+
+    Raises:
+        DatasetError: no fold holds a case out.
+    """
+    previous = plan.configuration(configuration).previous_stage
+    if previous is None:
+        return
+    from segwright.training.distributed import ALONE
+
+    together = ranks or ALONE
+    holders = _holding_folds(session, fold, write=together.is_first)
+    if together.is_first and not cases_are_fresh(session, plan, previous):
+        make_cases(session, plan, previous)
+    untrained = together.first([k for k in holders if not is_trained(fold_folder(session, plan, previous, k))])
+    if untrained:
+        logger.info(
+            "%s fold %s reads out-of-fold predictions of %s: its missing folds %s are trained first, alike",
+            *(configuration, fold, previous, ", ".join(map(str, untrained))),
+        )
+    for number in untrained:
+        _complete_previous_stage(session, plan, previous, number, settings=settings, device=device, ranks=ranks)
+        _train(session, plan, previous, number, settings=settings, device=device, ranks=ranks)
+        together.barrier()
+    for number, identifiers in holders.items():
+        _predict_held_out(session, plan, configuration, number, together.own_items(identifiers), device=device)
+    together.barrier()
+
+
+def _holding_folds(session: Session, fold: Fold, *, write: bool) -> dict[int, list[str]]:
+    """Return the fold that holds out each case that `fold` reads, as fold to cases."""
+    reading = _split(session, fold, write=write)
+    every = dataset_splits(session, write=write)
+    holders: dict[int, list[str]] = {}
+    for name in sorted({*reading.train, *reading.val}):
+        number = next((index for index, split in enumerate(every) if name in split.val), None)
+        if number is None:
+            raise DatasetError(
+                f"case {name}: no fold holds it out, so the first stage of the cascade has no unbiased prediction of "
+                "it; add a fold to splits_final.json that does"
+            )
+        holders.setdefault(number, []).append(name)
+    return dict(sorted(holders.items()))
+
+
+def _predict_held_out(
+    session: Session, plan: Plan, configuration: str, fold: int, identifiers: Sequence[str], *, device: str
+) -> None:
+    """Predict what is missing of cases for a second stage by the fold of the first that did not train on them."""
+    from segwright.inference.model_folder import load_predictor
+    from segwright.training.cascade import missing_maps, predict_next_stage
+
+    wanted = plan.configuration(configuration)
+    assert wanted.previous_stage is not None
+    folder = fold_folder(session, plan, wanted.previous_stage, fold)
+    weights_hash = file_hash(folder / "checkpoint_final.safetensors")
+    maps = _stage_maps(session, plan, configuration)
+    next_cases = CaseStore(cases_folder(session, plan, configuration))
+    missing = missing_maps(maps, next_cases, identifiers, weights_hash)
+    if not missing:
+        return
+    cases = _cases(session, plan, wanted.previous_stage)
+    logger.info(
+        "%s fold %d: predicting %d held-out cases for %s, %d are there already",
+        *(wanted.previous_stage, fold, len(missing), configuration, len(identifiers) - len(missing)),
+    )
+    predictor = load_predictor(folder.parent, folds=[fold], device=device)
+    predict_next_stage(
+        predictor, cases, missing, next_cases, maps, patch_size=wanted.patch_size, weights_hash=weights_hash
+    )
 
 
 def _copy_fingerprint(session: Session, model: Path) -> None:

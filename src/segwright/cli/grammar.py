@@ -12,6 +12,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from segwright.cli import launch
 from segwright.core.errors import SegwrightError, nearest
 
 EXIT_USER = 1
@@ -41,7 +42,9 @@ class Verbs(TyperGroup):
         """Run and leave the process with one of the exit codes of this module."""
         arguments = list(args[0] if args else kwargs.pop("args", None) or sys.argv[1:])
         kwargs.pop("standalone_mode", None)
-        sys.exit(_guarded(lambda: TyperGroup.main(self, arguments, standalone_mode=False, **kwargs), arguments))
+        code = _guarded(lambda: TyperGroup.main(self, arguments, standalone_mode=False, **kwargs), arguments)
+        launch.leave_if_one_of_several(os.environ, code)
+        sys.exit(code)
 
 
 def arrange(args: Sequence[str], *, verbs: Sequence[str]) -> list[str]:
@@ -93,7 +96,7 @@ def _guarded(command: Any, arguments: Sequence[str]) -> int:
     except SegwrightError as error:
         for line in str(error).splitlines():
             _say(f"error: {line}")
-        return EXIT_USER
+        return error.exit_code
     except USAGE_ERROR as error:
         _say(f"error: {usage_message(error)}")
         return EXIT_USER

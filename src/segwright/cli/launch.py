@@ -84,12 +84,12 @@ def joined(place: Place | None, device: str) -> AbstractContextManager[Ranks | N
     return joined(place, device_of(device, place))
 
 
-def leave_if_one_of_several(place: Place | None) -> None:
-    """End a process that worked with others, its work done."""
-    if place is not None:
+def leave_if_one_of_several(variables: Mapping[str, str], code: int) -> None:
+    """End a process that worked with others, well or not."""
+    if "RANK" in variables:
         from segwright.training.distributed import leave
 
-        leave()
+        leave(code)
 
 
 def start(count: int, device: str) -> None:
@@ -135,7 +135,9 @@ def start(count: int, device: str) -> None:
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
-    """Return the rank that failed first, or None when all have ended well; passes a request to stop on."""
+    """Return the rank that failed of its own, or None when all have ended well; passes a request to stop on."""
+    from segwright.training.distributed import EXIT_OTHER_ENDED
+
     asked_to_stop = False
 
     def pass_on(number: int, _: object) -> None:
@@ -150,8 +152,9 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
         while True:
             codes = [process.poll() for process in processes]
             broken = [rank for rank, code in enumerate(codes) if code not in (None, 0)]
-            if broken and (None not in codes or not asked_to_stop):
-                return min(broken, key=lambda rank: (codes[rank] or 0) > 0)  # one that was killed is the cause
+            causes = [rank for rank in broken if codes[rank] != EXIT_OTHER_ENDED]
+            if (causes and not asked_to_stop) or (broken and None not in codes):
+                return (causes or broken)[0]
             if all(code == 0 for code in codes):
                 return None
             time.sleep(_POLL_S)

@@ -35,6 +35,9 @@ def train(
     network_arg: Annotated[
         list[str] | None, typer.Option("--network-arg", metavar="KEY=VALUE", help="Argument of --network; repeatable.")
     ] = None,
+    set_values: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of a training; repeatable.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted training.")] = False,
     device: options.Device = "auto",
     gpus: Annotated[int, typer.Option("--gpus", metavar="N", min=1, help="Processes that share each batch.")] = 1,
@@ -43,6 +46,7 @@ def train(
     from segwright import api
 
     knobs = {"num_epochs": epochs, "num_iterations_per_epoch": iterations, "batch_size": batch_size, "seed": seed}
+    chosen = api.keyword_values(set_values or ())
     place = launch.place_here(options.environment())
     if place is None and gpus > 1:
         launch.start(gpus, device)
@@ -61,12 +65,11 @@ def train(
             resume=resume,
             device=launch.device_of(device, place),
             ranks=ranks,
-            settings={name: value for name, value in knobs.items() if value is not None},
+            settings={**chosen, **{name: value for name, value in knobs.items() if value is not None}},
         )
     if place is None or place.rank == 0:
         print_scores(f"{config}, fold {fold}: Dice of held-out cases", {"Dice": trained.dice})
         print(f"model: {trained.model}")
-    launch.leave_if_one_of_several(place)
 
 
 def predict(

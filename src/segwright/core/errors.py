@@ -10,6 +10,8 @@ from difflib import get_close_matches
 class SegwrightError(ValueError):
     """Something the user can mend; the command line prints it as one line and exits with 1."""
 
+    exit_code = 1
+
 
 class DatasetError(SegwrightError):
     """A raw dataset, its `dataset.json`, its splits or its files do not fit together."""

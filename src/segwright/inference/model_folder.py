@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from segwright.core.errors import ModelError, SegwrightError
 from segwright.data.dataset import DatasetDescription, load_description
 from segwright.data.labels import Labels
 from segwright.data.plan import Configuration, Plan
+from segwright.inference.cascade import CascadePredictor, previous_stage_folder
 from segwright.inference.predictor import Predictor
 from segwright.networks.build import ArchitectureSpec, build_from_spec
 from segwright.networks.checkpoint import load_state, load_weights
@@ -72,7 +74,13 @@ def load_predictor(
         _load_network(_weights(model_folder, fold, checkpoint), header, configuration, description, labels)
         for fold, header in zip(chosen, headers, strict=True)
     ]
-    return Predictor(
+    build: Callable[..., Predictor] = Predictor
+    if configuration.previous_stage is not None:
+        folder = previous_stage_folder(model_folder, headers[0].configuration, configuration.previous_stage)
+        build = partial(
+            CascadePredictor, load_predictor(folder, device=device, mirroring=mirroring, precision=precision)
+        )
+    return build(
         networks,
         plan,
         configuration,

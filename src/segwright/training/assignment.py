@@ -118,8 +118,9 @@ class Assignment:
 
     @property
     def num_input_channels(self) -> int:
-        """Channels of the network's input."""
-        return len(self.dataset_json.channel_names)
+        """Channels of the network's input; in a second stage one more for each foreground label."""
+        previous = self.labels.foreground_labels if self.configuration.previous_stage is not None else ()
+        return len(self.dataset_json.channel_names) + len(previous)
 
     @property
     def class_names(self) -> list[str]:

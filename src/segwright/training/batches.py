@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from segwright.augmentation.cascade import PreviousStage
 from segwright.augmentation.recipe import Recipe
 from segwright.augmentation.spatial import Matrix, Source, patch_centre, resample, source_box
 from segwright.augmentation.transform import Draw, Samples
@@ -55,7 +56,7 @@ class TrainingCase(Protocol):
 
     @property
     def label(self) -> CaseArray:
-        """(1, *S3) int16, -1 outside the nonzero mask."""
+        """(1, *S3) int16, -1 outside the nonzero mask; (2, *S3) with the map of a cascade's previous stage."""
         ...
 
     @property
@@ -100,6 +101,7 @@ class BatchLoader:
         batch_size: samples per batch.
         labels: tell regions and the ignore label.
         recipe: the augmentation; without training it is left out.
+        previous: appends the previous stage's map of a cascade to the channels; cases have two label maps then.
         oversample_foreground_percent: share of samples that must show foreground, 0 to 1.
         seed: the run's seed.
         training: false for validation batches, which have draws of their own.
@@ -119,6 +121,7 @@ class BatchLoader:
         batch_size: int,
         labels: Labels,
         recipe: Recipe | None = None,
+        previous: PreviousStage | None = None,
         oversample_foreground_percent: float = 0.33,
         seed: int = 0,
         training: bool = True,
@@ -133,6 +136,8 @@ class BatchLoader:
         self.batch_size = batch_size
         self.labels = labels
         self.recipe = recipe if recipe is not None and training else Recipe()
+        self.previous = previous
+        self._num_maps = 1 if previous is None else 2
         self.oversample_foreground_percent = oversample_foreground_percent
         self.seed = seed
         self.purpose = "training" if training else "validation"
@@ -155,10 +160,11 @@ class BatchLoader:
         """
         draws = self.draw(epoch, step)
         samples = self._assemble(draws)
-        self.recipe.apply_inplace(samples, [draw.augmentation for draw in draws])
+        drawn = [draw.augmentation for draw in draws]
+        self.recipe.apply_inplace(samples, drawn)
         return {
-            "data": samples.images,
-            "target": encode_targets(samples.labels, self.labels, self.scales),
+            "data": samples.images if self.previous is None else self.previous.append(samples, drawn),
+            "target": encode_targets(samples.labels[:, :1], self.labels, self.scales),
             "keys": [draw.identifier for draw in draws],
         }
 
@@ -178,7 +184,10 @@ class BatchLoader:
             identifier=identifier,
             start=start,
             matrix=self.recipe.draw_matrix(key, len(self.patch_size)),
-            augmentation=self.recipe.draw(key, (case.image.shape[0], *self.patch_size)),
+            augmentation={
+                **self.recipe.draw(key, (case.image.shape[0], *self.patch_size)),
+                **(self.previous.draw(key) if self.previous is not None else {}),
+            },
         )
 
     def _require_sense(self) -> None:
@@ -202,14 +211,14 @@ class BatchLoader:
         channels = self._cases.get(draws[0].identifier).image.shape[0]
         shape = (len(draws), channels, *self.patch_size)
         images = np.zeros((len(draws), channels, *patch), dtype=np.float32)
-        labels = np.full((len(draws), 1, *patch), OUTSIDE, dtype=np.int16)
+        labels = np.full((len(draws), self._num_maps, *patch), OUTSIDE, dtype=np.int16)
         for index, draw in enumerate(draws):
             if draw.matrix is None:
                 box = tuple((low, low + size) for low, size in zip(draw.start, patch, strict=True))
                 self._read(draw.identifier, box, images[index], labels[index])
         samples = Samples(
             images=torch.from_numpy(images).view(shape).to(self.device),
-            labels=torch.from_numpy(labels).view(len(draws), 1, *self.patch_size).to(self.device),
+            labels=torch.from_numpy(labels).view(len(draws), self._num_maps, *self.patch_size).to(self.device),
         )
         turned = [index for index, draw in enumerate(draws) if draw.matrix is not None]
         if turned:
@@ -228,11 +237,11 @@ class BatchLoader:
         box = source_box(draw.matrix, centre, patch_size)
         whole = tuple((low, low + 1) for low in draw.start[:-dims]) + box
         images = np.empty((channels, *box_shape(whole)), dtype=np.float32)
-        labels = np.empty((1, *box_shape(whole)), dtype=np.int16)
+        labels = np.empty((self._num_maps, *box_shape(whole)), dtype=np.int16)
         self._read(draw.identifier, whole, images, labels)
         return Source(
             images=torch.from_numpy(images).view(channels, *box_shape(box)).to(self.device),
-            labels=torch.from_numpy(labels).view(1, *box_shape(box)).to(self.device),
+            labels=torch.from_numpy(labels).view(self._num_maps, *box_shape(box)).to(self.device),
             centre=tuple(middle - low for middle, (low, _) in zip(centre, box, strict=True)),
             matrix=draw.matrix,
         )
@@ -243,6 +252,11 @@ class BatchLoader:
             raise DatasetError(
                 f"case {identifier}: {case.image.shape[0]} channels where other cases have {images.shape[0]}; "
                 "preprocess the dataset again"
+            )
+        if case.label.shape[0] != self._num_maps:
+            raise DatasetError(
+                f"case {identifier}: {case.label.shape[0]} label maps, expected {self._num_maps}; the second stage "
+                "of a cascade is trained from cases with the previous stage's maps (training.cascade.CascadeStore)"
             )
         with _naming(identifier):
             read_box(case.image, box, fill=0.0, out=images)

@@ -38,7 +38,8 @@ SILENCE_S: Final = 10.0
 """After so many seconds without a heartbeat a process counts as ended."""
 GRACE_S: Final = 5.0
 """A process that learns of another's end and hangs in an exchange with it is ended after this time, in seconds."""
-EXIT_OTHER_ENDED: Final = 1
+EXIT_OTHER_ENDED: Final = 3
+"""Exit code of a process that ends because another did, which tells the cause from its consequences."""
 
 _MEETING_S: Final = 300.0
 _LONGEST_WAIT: Final = timedelta(days=2)
@@ -50,6 +51,8 @@ _FAILED: Final = "failed"
 
 class RankError(SegwrightError):
     """Another process of the training ended."""
+
+    exit_code = EXIT_OTHER_ENDED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,15 +195,15 @@ class _Group(Ranks):
         self.gather(None)
 
 
-def leave() -> NoReturn:
-    """End this process well, without the interpreter's clean-up: gloo's threads outlive the group (torch 2.13).
+def leave(code: int) -> NoReturn:
+    """End this process without the interpreter's clean-up: gloo's threads outlive the group (torch 2.13).
 
-    The interpreter that meets them on its way out aborts now and then.
+    The interpreter that meets them on its way out aborts now and then, after a success as after an error.
     """
     sys.stdout.flush()
     sys.stderr.flush()
     logging.shutdown()
-    os._exit(0)
+    os._exit(code)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from segwright.evaluation.scores import CaseScores, Scores, evaluate_case
 from segwright.inference.export import save_labels
 from segwright.inference.predictor import Predictor
 from segwright.training.batches import TrainingCase
+from segwright.training.cascade import network_input
 from segwright.training.distributed import ALONE, Ranks
 
 logger = getLogger(__name__)
@@ -148,7 +149,7 @@ def _predict(predictor: Predictor, cases: ValidationSource, files: Mapping[str, 
         for name, file in progress(files.items(), title="validating" if files else "", total=len(files)):
             case = cases.load(name)
             try:
-                logits = predictor.predict_preprocessed(np.asarray(case.image[...], dtype=np.float32))
+                logits = predictor.predict_preprocessed(network_input(case.image, case.label, predictor.labels))
             except SegwrightError as error:
                 raise type(error)(f"case {name}: {error}") from error
             exports.append(exporting.submit(_export, predictor, logits, case.provenance, file, record))

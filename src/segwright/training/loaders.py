@@ -9,6 +9,7 @@ from segwright.data.labels import Labels
 from segwright.data.plan import Configuration
 from segwright.data.splits import Split
 from segwright.training.batches import BatchLoader, CaseSource
+from segwright.training.cascade import previous_stage
 from segwright.training.config import TrainConfig
 from segwright.training.distributed import ALONE, Ranks
 from segwright.training.targets import Scales
@@ -66,6 +67,7 @@ def build_loaders(
             batch_size=config.batch_size,
             labels=labels,
             recipe=recipe,
+            previous=previous_stage(configuration, labels, augmented=is_training and bool(recipe.names())),
             oversample_foreground_percent=config.oversample_foreground_percent,
             seed=config.seed,
             training=is_training,

@@ -13,33 +13,24 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from segwright.core.device import autocast, compute_dtype, memory_format, resolve_device
-from segwright.core.documents import file_hash, write_json
+from segwright.core.documents import file_hash
 from segwright.core.errors import ConfigError
 from segwright.evaluation.scores import Scores
 from segwright.inference.predictor import Predictor
 from segwright.networks.build import output_scales, prepare, set_deep_supervision
-from segwright.networks.checkpoint import load_state
 from segwright.training import averaging, checkpoints, final_validation, regime
 from segwright.training.batches import Batch, BatchLoader, prefetch
-from segwright.training.checkpoints import CheckpointState, recorded
 from segwright.training.loaders import build_loaders, training_recipe
 from segwright.training.logbook import Logbook, row_text
 from segwright.training.losses import TrainingLoss, build_loss
 from segwright.training.network_building import NetworkBuilding, check_outputs
 from segwright.training.online_validation import ValidationStep, confusion, pseudo_dice
-from segwright.training.optimization import (
-    build_optimizer,
-    optimizer_tensors,
-    restore_optimizer,
-    set_learning_rate,
-    update,
-)
+from segwright.training.optimization import build_optimizer, optimizer_tensors, set_learning_rate, update
 from segwright.training.progress_plot import plot
-from segwright.training.record import TRAIN_JSON, train_record
-from segwright.training.resuming import require_same_training, resumed_config
+from segwright.training.record import opening_lines, write_documents
+from segwright.training.resuming import require_same_training, restore, resumed_config, snapshot
 from segwright.training.schedule import Clock, Schedule, Timer, build_schedule
 from segwright.training.sinks import JsonlSink
-from segwright.workspace import DATASET_JSON, PLANS_JSON
 
 PLOT_INTERVAL_S: Final = 30.0
 """Least time between two drawings of `progress.png`; one takes about as long as a training step on a CPU."""
@@ -66,7 +57,7 @@ class Trainer(NetworkBuilding):
     best_ema: float | None = None
     current_epoch = 0
     current_step = 0
-    _epoch_step = 0
+    epoch_step = 0
     _is_checked = False
 
     def initialize(self) -> None:
@@ -77,11 +68,6 @@ class Trainer(NetworkBuilding):
         """
         if self.was_initialized:
             raise ConfigError("the trainer is initialized already; make a new one")
-        if self.configuration.previous_stage is not None:
-            raise ConfigError(
-                f"configuration '{self.configuration_name}' continues '{self.configuration.previous_stage}'; cascades "
-                "cannot be trained yet, choose another configuration"
-            )
         self.device = resolve_device(self._device_name)
         decided = regime.decide(self._with_knobs(), self.configuration, self.device)
         self.config, self.notes = decided.config, decided.notes
@@ -89,7 +75,7 @@ class Trainer(NetworkBuilding):
         self.clock = Clock(num_epochs=regime.counted_epochs(self.config), budget_s=self.config.budget_s)
         self.schedule = build_schedule(self.config, self.clock.num_epochs)
         self.logbook = Logbook()
-        self._epoch_outputs: list[dict[str, Tensor]] = []
+        self.epoch_outputs: list[dict[str, Tensor]] = []
         self._save_timer = Timer(regime.save_interval_s(self.config))
         self._plot_timer = Timer(PLOT_INTERVAL_S)
         network = self._build_network()
@@ -131,8 +117,8 @@ class Trainer(NetworkBuilding):
             self.on_epoch_start()
             self.on_train_epoch_start()
             for batch in self._training_batches():
-                self._epoch_outputs.append(self.train_step(batch))
-            self.on_train_epoch_end(self._epoch_outputs)
+                self.epoch_outputs.append(self.train_step(batch))
+            self.on_train_epoch_end(self.epoch_outputs)
             with torch.no_grad(), self.clock.costing("validation"), averaging.applied(self.average):
                 self.on_validation_epoch_start()
                 self.on_validation_epoch_end([self.validation_step(batch) for batch in self._validation_batches()])
@@ -148,21 +134,12 @@ class Trainer(NetworkBuilding):
         self.dataloader_train, self.dataloader_val = self.get_dataloaders()
         self.output_folder.mkdir(parents=True, exist_ok=True)
         if self.ranks.is_first:
-            self.plans.save(self.output_folder.parent / PLANS_JSON)
-            write_json(self.output_folder.parent / DATASET_JSON, self.dataset_json.raw(), indent=4)
-            record = train_record(self.config, self.device, notes=self.notes, identity=self.identity())
-            write_json(self.output_folder / TRAIN_JSON, record)
+            write_documents(self)
         for sink in self.sinks:
             if isinstance(sink, JsonlSink):
                 sink.rewind(self.current_epoch)
-        length = f"{self.num_epochs} epochs" if self.config.budget_s is None else f"{self.config.budget_s:.0f} s"
-        begin = "training" if self.current_step == 0 else f"resuming at epoch {self.current_epoch} of"
-        self.print_to_log_file(
-            f"{begin} {self.configuration_name}, fold {self.fold}: {length}, {len(self.split.train)} cases, batch size "
-            f"{self.batch_size}, patch {self.configuration.patch_size}, on {self.device}"
-        )
-        for note in self.notes:
-            self.print_to_log_file(note)
+        for line in opening_lines(self):
+            self.print_to_log_file(line)
         self.clock.start()
         self._save_timer.reset()
 
@@ -232,7 +209,7 @@ class Trainer(NetworkBuilding):
         for sink in self.sinks:
             sink.log(row, epoch)
         self.current_epoch += 1
-        self._epoch_outputs, self._epoch_step = [], 0
+        self.epoch_outputs, self.epoch_step = [], 0
         ema = self.logbook.value("ema_fg_dice")
         if isinstance(ema, float) and (self.best_ema is None or ema > self.best_ema):
             self.best_ema = ema
@@ -290,25 +267,7 @@ class Trainer(NetworkBuilding):
         if self.disable_checkpointing or not self.ranks.is_first:
             return
         tensors, values = optimizer_tensors(self.optimizer, self.network)
-        state = CheckpointState(
-            trainer=self.trainer_name,
-            configuration=self.configuration_name,
-            fold=self.fold,
-            network=self.network_spec().to_json(),
-            epoch=self.current_epoch,
-            epoch_step=self._epoch_step,
-            epoch_losses=recorded([step["loss"] for step in self._epoch_outputs]),
-            step=self.current_step,
-            elapsed_s=self.clock.elapsed_s,
-            mirror_axes=self.recipe.mirror_axes,
-            logging=self.logbook.rows,
-            best_ema=self.best_ema,
-            config=self.config.model_dump(mode="json"),
-            config_set=sorted(self.config.model_fields_set),
-            plans_hash=self.plans_hash,
-            optimizer_values=values,
-            scaler=None if self.grad_scaler is None else self.grad_scaler.state_dict(),
-        )
+        state = snapshot(self, values)
         resumable = tensors if kind == "latest" else None
         if self.average is not None:
             tensors |= self.average.tensors()
@@ -331,19 +290,7 @@ class Trainer(NetworkBuilding):
             self.config = resumed_config(self._with_knobs(), state, path)
             self._show_knobs()
             self.initialize()
-        load_state(self.network, checkpoint.weights, source=str(path))
-        own, averages = averaging.separated(checkpoint.optimizer)
-        restore_optimizer(self.optimizer, self.network, own, state.optimizer_values)
-        if self.average is not None:
-            self.average.restore(averages)
-        if self.grad_scaler is not None and state.scaler is not None:
-            self.grad_scaler.load_state_dict(state.scaler)
-        self.current_epoch, self.current_step, self._epoch_step = state.epoch, state.step, state.epoch_step
-        self._epoch_outputs = [{"loss": loss.to(self.device)} for loss in state.losses]
-        self.logbook = Logbook(state.logging)
-        self.best_ema = state.best_ema
-        self.clock.before_s = state.elapsed_s
-        self.is_finished = path == checkpoints.checkpoint_file(path.parent, "final")
+        restore(self, checkpoint, path)
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Switch the network between several outputs and one; a network that has no such switch stays as it is."""
@@ -360,21 +307,21 @@ class Trainer(NetworkBuilding):
             batch_dice=bool(self.config.batch_dice),
             num_outputs=len(self.scales) if len(self.scales) > 1 else None,
             reference=self.config.loss,
-            pool=self.ranks.pool,
             class_weights=self.config.class_weights,
+            pool=self.ranks.pool,
         )
 
     def _training_batches(self) -> Iterator[Batch]:
         """Yield the rest of the epoch's batches; counts, saves and follows the clock between steps."""
         steps = self.num_iterations_per_epoch
         loader = self.dataloader_train
-        with closing(prefetch(loader, self.current_epoch, steps, first_step=self._epoch_step)) as batches:
+        with closing(prefetch(loader, self.current_epoch, steps, first_step=self.epoch_step)) as batches:
             for batch in batches:
                 if self.config.budget_s is not None:
                     set_learning_rate(self.optimizer, self.ranks.first(self.learning_rate))
                 yield batch
                 self.current_step += 1
-                self._epoch_step += 1
+                self.epoch_step += 1
                 self.clock.end_step()
                 if self._save_timer.is_due:
                     self.save_checkpoint("latest")
@@ -382,7 +329,7 @@ class Trainer(NetworkBuilding):
                     return
 
     def _validation_batches(self) -> Iterator[Batch]:
-        steps = regime.num_validation_steps(self.config, self._epoch_step)
+        steps = regime.num_validation_steps(self.config, self.epoch_step)
         with closing(prefetch(self.dataloader_val, self.current_epoch, steps)) as batches:
             yield from batches
 

@@ -47,6 +47,8 @@ def test_an_unknown_option_names_the_nearest() -> None:
         (["plan"], "give either DATASET, or --from-fingerprint FILE together with --dataset-json FILE"),
         (["predict", "-m", "m", "-i", "i", "-o", "o", "--probabilities", "png"], "'png' is not a format; choose npz"),
         (["train", "x", "--config", "2d", "--fold", "0", "--network-arg", "width"], "is not KEY=VALUE"),
+        (["train", "x", "--config", "2d", "--fold", "0", "--set", "loss"], "is not KEY=VALUE"),
+        (["train", "x", "--config", "2d", "--fold", "0", "--set", "los=ce"], "'los'; did you mean 'loss'"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_1(
@@ -104,6 +106,9 @@ def test_training_options_reach_the_api_and_unset_ones_do_not(monkeypatch: pytes
     assert (seen["resume"], seen["budget"], seen["configuration"]) == (True, "10m", "2d")
     call("train", "4", "--config", "2d", "--fold", "0")
     assert seen["settings"] == {}
+    values = ["--set", "loss=topk10", "--set", "class_weights=[1, 2]", "--set", "num_epochs=3", "--epochs", "4"]
+    call("train", "4", "--config", "2d", "--fold", "0", *values)
+    assert seen["settings"] == {"loss": "topk10", "class_weights": [1, 2], "num_epochs": 4}
 
 
 def test_an_interrupt_is_exit_code_130(monkeypatch: pytest.MonkeyPatch) -> None:

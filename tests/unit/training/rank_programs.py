@@ -113,7 +113,7 @@ def main() -> None:
     place = Place(rank=int(rank), world_size=int(size), local_rank=int(rank), address="127.0.0.1", port=int(port))
     with joined(place if int(size) > 1 else None, "cpu") as ranks:
         {"train": train, "sums": sums, "killed": killed, "failing": failing, "slow": slow}[function](ranks, *arguments)
-    leave()
+    leave(0)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,10 @@ def test_one_process_is_left_as_it_is() -> None:
     assert (ALONE.first(3), ALONE.gather("a"), list(ALONE.own(4))) == (3, ["a"], [0, 1, 2, 3])
 
 
-@pytest.mark.parametrize(("regime", "batch_dice"), [("labels", "yes"), ("labels", "no"), ("regions", "yes")])
+@pytest.mark.parametrize(
+    ("regime", "batch_dice"),
+    [("labels", "yes"), ("labels", "no"), pytest.param("regions", "yes", marks=pytest.mark.slow)],
+)
 def test_two_ranks_train_as_one_with_an_uneven_batch(tmp_path: Path, regime: str, batch_dice: str) -> None:
     expected, (alone,) = trained(tmp_path / "one", 1, regime, batch_dice, "10")
     found, (first, second) = trained(tmp_path / "two", 2, regime, batch_dice, "10")
@@ -89,7 +92,11 @@ def test_a_slow_rank_is_not_taken_for_dead() -> None:
 
 
 @pytest.mark.parametrize(
-    ("function", "cause"), [("killed", "rank 1 ended without a word"), ("failing", "ValueError: no such voxel")]
+    ("function", "cause"),
+    [
+        pytest.param("killed", "rank 1 ended without a word", marks=pytest.mark.slow),
+        ("failing", "ValueError: no such voxel"),
+    ],
 )
 def test_the_end_of_one_ends_the_others_with_its_name(function: str, cause: str) -> None:
     processes = gloo.start(function, 2)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tiny_task import DATASET_JSON, REGIONS_JSON, make, plans, settings, write_references
 from torch import Tensor, nn
 
-from segwright.core.errors import ConfigError, ModelError
+from segwright.core.errors import ConfigError, DatasetError, ModelError
 from segwright.data.plan import Configuration, Plan
 from segwright.data.splits import Split
 from segwright.evaluation.scores import Scores
@@ -444,11 +444,11 @@ def test_sinks_get_every_epoch_and_are_closed(tmp_path: Path) -> None:
     assert listener.events == [(0, 2), (1, 2), "closed"]
 
 
-def test_second_stage_of_a_cascade_is_refused_for_now(tmp_path: Path) -> None:
+def test_second_stage_of_a_cascade_needs_the_previous_stages_maps(tmp_path: Path) -> None:
     document = plans()
     document["configurations"]["3d"]["previous_stage"] = "2d"
-    with pytest.raises(ConfigError, match="cascades cannot be trained yet"):
-        make(tmp_path, plans=document).initialize()
+    with pytest.raises(DatasetError, match="1 label maps, expected 2"):
+        make(tmp_path, plans=document).run_training()
 
 
 def test_commit_is_read_from_loose_and_packed_references(tmp_path: Path) -> None:

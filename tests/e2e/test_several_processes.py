@@ -16,11 +16,11 @@ SOURCE = Path(__file__).parents[2] / "src"
 SETTINGS = ("--config", "3d_fullres", "--iterations", "2", "--batch-size", "3", "--device", "cpu")
 
 
-def started(*command: object) -> subprocess.Popen[str]:
+def started(*command: object, path: Path = SOURCE) -> subprocess.Popen[str]:
     kept = {name: value for name, value in os.environ.items() if name not in {"RANK", "WORLD_SIZE"}}
     return subprocess.Popen(
         [sys.executable, *map(str, command)],
-        env={**kept, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"},
+        env={**kept, "PYTHONPATH": f"{SOURCE}:{path}", "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -79,6 +79,23 @@ def test_a_killed_rank_ends_the_training_with_its_name(journey: Journey, launche
     assert process.returncode != 0
     assert ("rank 1 was killed by SIGKILL" if launcher == "gpus" else "Signal 9 (SIGKILL)") in errors
     assert not Path(f"/proc/{ranks['0']}").exists()
+
+
+def test_the_traceback_of_a_failing_rank_is_shown(journey: Journey, tmp_path: Path) -> None:
+    (tmp_path / "mynets.py").write_text(
+        "import os, torch\n\n\ndef build(inputs, outputs, **kwargs):\n"
+        "    if os.environ['RANK'] == '1':\n        raise KeyError('lost weights')\n"
+        "    return torch.nn.Conv3d(inputs, outputs, 1)\n"
+    )
+    process = started(
+        *("-m", "segwright", "--work", journey.work, "train", journey.dataset, *SETTINGS, "--fold", "4"),
+        *("--epochs", "1", "--gpus", "2", "--network", "mynets:build"),
+        path=tmp_path,
+    )
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode not in (0, None)
+    assert "[rank 1] Traceback" in errors
+    assert "lost weights" in errors
 
 
 def test_more_gpus_than_there_are_is_an_error(journey: Journey) -> None:

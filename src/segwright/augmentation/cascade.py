@@ -1,0 +1,170 @@
+"""The previous stage's label map as input channels, and what training does to them (nnU-Net 2.8.1, spec B 3.5).
+
+Errors of the first stage on its own training data are rarer than on new data; random operators and lost components
+keep the second stage from copying its input. L foreground labels, S spatial axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from segwright.augmentation.recipe import Key
+from segwright.augmentation.transform import Draw, Range, Samples
+
+OPERATOR: Final = "cascade_operator"
+REMOVAL: Final = "cascade_removal"
+OPERATORS: Final = ("dilation", "erosion", "closing", "opening")
+
+Masks = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BinaryOperators:
+    """Dilate, erode, close or open channels with a ball (a disk in 2D) of random radius (voxels)."""
+
+    probability: float = 0.4
+    per_label: float = 0.5
+    radius: Range = (1.0, 8.0)
+
+    def draw(self, rng: np.random.Generator, num_labels: int) -> Draw | None:
+        """Return `order`, `chosen`, `operator` and `radius`, each (L,), or None to leave the sample as it is."""
+        if rng.random() >= self.probability:
+            return None
+        return {
+            "order": rng.permutation(num_labels),
+            "chosen": rng.random(num_labels) < self.per_label,
+            "operator": rng.integers(len(OPERATORS), size=num_labels),
+            "radius": rng.uniform(*self.radius, size=num_labels),
+        }
+
+    def apply(self, masks: Masks, draw: Draw) -> Masks:
+        """Return the changed masks (L, *S); a voxel that one gains is taken from the others, a lost one is in none."""
+        result: Masks = masks.copy()
+        for label in np.asarray(draw["order"]):
+            if draw["chosen"][label]:
+                before = result[label].copy()
+                after = apply_operator(before, OPERATORS[int(draw["operator"][label])], float(draw["radius"][label]))
+                result[:, after & ~before] = False
+                result[label] = after
+        return result
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComponentRemoval:
+    """Erase one connected component (full connectivity) that is smaller than a share of the patch."""
+
+    probability: float = 0.2
+    per_label: float = 0.5
+    largest_share: float = 0.15
+
+    def draw(self, rng: np.random.Generator, num_labels: int) -> Draw | None:
+        """Return `chosen` and `pick` (0 to 1), each (L,), or None to leave the sample as it is."""
+        if rng.random() >= self.probability:
+            return None
+        return {"chosen": rng.random(num_labels) < self.per_label, "pick": rng.random(num_labels)}
+
+    def apply(self, masks: Masks, draw: Draw) -> Masks:
+        """Return the masks (L, *S) without the components that the draw picks."""
+        result: Masks = masks.copy()
+        for label in np.flatnonzero(draw["chosen"]):
+            components, _ = ndimage.label(result[label], structure=np.ones((3,) * (masks.ndim - 1)))
+            sizes = np.bincount(components.ravel())
+            (candidates,) = np.nonzero(sizes < self.largest_share * components.size)
+            candidates = candidates[(candidates > 0) & (sizes[candidates] > 0)]
+            if len(candidates):
+                picked = candidates[int(float(draw["pick"][label]) * len(candidates))]
+                result[label] &= components != picked
+        return result
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreviousStage:
+    """How the second label map of samples becomes input channels; without transforms it is encoded as it is.
+
+    Attributes:
+        labels: foreground labels, one channel each.
+        operators: applied first.
+        removal: applied second.
+    """
+
+    labels: tuple[int, ...]
+    operators: BinaryOperators | None = None
+    removal: ComponentRemoval | None = None
+
+    def draw(self, key: Key) -> dict[str, Draw]:
+        """Draw the transforms of one sample; those that are left out are missing."""
+        drawn: dict[str, Draw | None] = {}
+        if self.operators is not None:
+            drawn[OPERATOR] = self.operators.draw(key(OPERATOR), len(self.labels))
+        if self.removal is not None:
+            drawn[REMOVAL] = self.removal.draw(key(REMOVAL), len(self.labels))
+        return {name: draw for name, draw in drawn.items() if draw is not None}
+
+    def append(self, samples: Samples, draws: Sequence[Mapping[str, Draw]]) -> Tensor:
+        """Return the images (B, C + L, *S): those of `samples`, then the previous stage's labels as 0 and 1."""
+        maps = samples.labels[:, 1]
+        channels = torch.stack([maps == label for label in self.labels], dim=1)
+        for index, draw in enumerate(draws):
+            masks: Masks | None = None
+            if self.operators is not None and OPERATOR in draw:
+                masks = self.operators.apply(channels[index].cpu().numpy(), draw[OPERATOR])
+            if self.removal is not None and REMOVAL in draw:
+                masks = self.removal.apply(channels[index].cpu().numpy() if masks is None else masks, draw[REMOVAL])
+            if masks is not None:
+                channels[index] = torch.from_numpy(masks).to(channels.device)
+        return torch.cat([samples.images, channels.to(samples.images.dtype)], dim=1)
+
+
+def apply_operator(mask: Masks, operator: str, radius: float) -> Masks:
+    """Return `mask` (*S) after one of `OPERATORS`; nothing is added from outside and nothing erodes at its border."""
+    occupied = [np.flatnonzero(mask.any(axis=tuple(o for o in range(mask.ndim) if o != a))) for a in range(mask.ndim)]
+    if not len(occupied[0]):
+        return np.zeros(mask.shape, dtype=bool)
+    element = ball(radius, mask.ndim)
+    reach = element.shape[0]  # twice the half width: a closing grows, then looks around what it grew
+    box = tuple(slice(max(int(hits[0]) - reach, 0), int(hits[-1]) + 1 + reach) for hits in occupied)
+    part: Masks = mask[box]
+    steps = {"dilation": "d", "erosion": "e", "closing": "de", "opening": "ed"}[operator]
+    for step in steps:
+        part = _dilated(part, element) if step == "d" else ~_dilated(~part, element)
+    result: Masks = np.zeros_like(mask)
+    result[box] = part
+    return result
+
+
+def ball(radius: float, dims: int) -> Masks:
+    """Return a ball of floor(2 * radius + 1) voxels across, as scikit-image samples one of real-valued radius.
+
+    >>> ball(1.0, 2).astype(int).tolist()
+    [[0, 1, 0], [1, 1, 1], [0, 1, 0]]
+    """
+    axis = np.arange(int(2 * radius + 1)) - (int(2 * radius + 1) - 1) / 2
+    squared = sum(np.meshgrid(*(axis**2,) * dims, indexing="ij"), start=np.zeros(1))
+    return np.asarray(squared <= axis[-1] ** 2 + 1e-9)
+
+
+def _dilated(mask: Masks, element: Masks) -> Masks:
+    """Dilate by a convolution in Fourier space, whose time does not grow with the element."""
+    shape = [size + width - 1 for size, width in zip(mask.shape, element.shape, strict=True)]
+    padded = [_fast_length(size) for size in shape]
+    spectra = [torch.fft.rfftn(torch.from_numpy(array.astype(np.float32)), s=padded) for array in (mask, element)]
+    counts = torch.fft.irfftn(spectra[0] * spectra[1], s=padded).numpy()
+    same = tuple(
+        slice((width - 1) // 2, (width - 1) // 2 + size) for size, width in zip(mask.shape, element.shape, strict=True)
+    )
+    return np.asarray(counts[same] > 0.5)
+
+
+def _fast_length(size: int) -> int:
+    """Return the next length that the transform does quickly: few small factors."""
+    lengths = sorted({2**a * 3**b * 5**c for a in range(12) for b in range(4) for c in range(3)})
+    return next((high for low, high in pairwise([0, *lengths]) if low < size <= high), size)

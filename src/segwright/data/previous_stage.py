@@ -1,0 +1,116 @@
+"""Label maps that one stage of a cascade predicted for the next, on the next stage's grid.
+
+A case is `<case>.b2nd`, the map (*S) as nnU-Net stores it (spec A 6.6), and `<case>.json`: which weights made it,
+shape, type and size. The document is written last, so a map without it does not exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import numpy as np
+import numpy.typing as npt
+
+from segwright.core.documents import atomic_path, read_json, write_json
+from segwright.core.errors import SegwrightError, WorkspaceError
+from segwright.data.chunks import chunk_and_block
+from segwright.data.store import LazyArray
+
+FOLDER = "predicted_next_stage"
+"""In the model folder of the stage that predicts; below it one folder for each stage that reads."""
+
+SCHEMA_VERSION = 1
+
+
+def one_hot(maps: npt.NDArray[Any], foreground: Sequence[int]) -> npt.NDArray[np.float32]:
+    """Return the channels (len(foreground), *S) of a label map (1, *S); other values, -1 too, are in none of them."""
+    return np.stack([maps[0] == label for label in foreground]).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class StageMap:
+    """A stored map seen as (1, *S); read where it is sliced."""
+
+    array: LazyArray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(1, *S)."""
+        return (1, *self.array.shape)
+
+    def __getitem__(self, key: Any) -> npt.NDArray[Any]:
+        """Return (1, *part) for a key that leaves the first axis whole: `...` or `(slice(None), *slices)`."""
+        return self.array[... if key is Ellipsis else tuple(key)[1:]][None]
+
+
+@dataclass(frozen=True, slots=True)
+class StageMaps:
+    """The maps in one folder."""
+
+    folder: Path
+
+    def save(self, identifier: str, label_map: npt.NDArray[Any], patch_size: Sequence[int], weights_hash: str) -> None:
+        """Write a map (*S), atomically; what was there is replaced.
+
+        Args:
+            identifier: the case.
+            label_map: on the grid of the stage that reads it.
+            patch_size: of that stage; decides what is compressed together.
+            weights_hash: of the checkpoint that made it.
+        """
+        self._json(identifier).unlink(missing_ok=True)
+        chunks, blocks = chunk_and_block((1, *label_map.shape), patch_size, label_map.itemsize)
+        parameters = blosc2.CParams(codec=blosc2.Codec.ZSTD, clevel=1, nthreads=1)
+        array: Any = blosc2.asarray(
+            np.ascontiguousarray(label_map), chunks=chunks[1:], blocks=blocks[1:], cparams=parameters, contiguous=True
+        )
+        frame = array.to_cframe()
+        with atomic_path(self._map(identifier)) as temporary:
+            temporary.write_bytes(frame)
+        write_json(
+            self._json(identifier),
+            {
+                "schema_version": SCHEMA_VERSION,
+                "weights_hash": weights_hash,
+                "shape": list(label_map.shape),
+                "dtype": label_map.dtype.name,
+                "bytes": len(frame),
+            },
+        )
+
+    def is_fresh(self, identifier: str, shape: Sequence[int], weights_hash: str) -> bool:
+        """Whether the map is there as it was written, has `shape` and was made by these weights."""
+        try:
+            document = read_json(self._json(identifier))
+            size = self._map(identifier).stat().st_size
+            wanted = (weights_hash, list(shape), size)
+            return wanted == tuple(document[key] for key in ("weights_hash", "shape", "bytes"))
+        except (SegwrightError, OSError, KeyError, TypeError):
+            return False
+
+    def load(self, identifier: str) -> StageMap:
+        """Open a map without reading it.
+
+        Raises:
+            WorkspaceError: it is not there or its document is damaged.
+        """
+        path = self._json(identifier)
+        try:
+            document = read_json(path)
+            array = LazyArray(self._map(identifier), tuple(document["shape"]), np.dtype(document["dtype"]))
+        except (SegwrightError, KeyError, TypeError) as error:
+            raise WorkspaceError(
+                f"case '{identifier}': no prediction of the previous stage ({path}); train this stage by "
+                "'segwright train', which makes what is missing"
+            ) from error
+        return StageMap(array)
+
+    def _json(self, identifier: str) -> Path:
+        return self.folder / f"{identifier}.json"
+
+    def _map(self, identifier: str) -> Path:
+        return self.folder / f"{identifier}.b2nd"

@@ -1,0 +1,59 @@
+"""Prediction with the second stage of a cascade: the first stage is run for each case and its labels are added."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segwright.core.errors import ModelError
+from segwright.data.images import Volume
+from segwright.data.previous_stage import one_hot
+from segwright.inference.predictor import Predictor
+from segwright.preprocessing import pipeline
+
+STORED = "previous_stage"
+"""Folder in a model folder that may hold the first stage's model; else it is looked for beside the model folder."""
+
+
+class CascadePredictor(Predictor):
+    """A predictor whose cases get the labels of another one as further channels."""
+
+    def __init__(self, first: Predictor, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.first = first
+        self.origin["previous_stage"] = dict(first.origin)
+
+    def prepare(self, volume: Volume) -> pipeline.Preprocessed:
+        """Run the first stage and bring image and labels onto the second stage's grid (spec A 6.1, B 4.8).
+
+        Labels, not probabilities, are passed on, by way of the case's own grid, as with nnU-Net.
+
+        Raises:
+            ImageError: the image holds NaN or infinite values or does not fit the plan.
+        """
+        previous = self.first.predict_case(volume).labels
+        prepared = pipeline.apply(volume, previous[None].astype(np.int16), self.plan, self.configuration)
+        assert prepared.label is not None
+        channels = one_hot(prepared.label, self.labels.foreground_labels)
+        return pipeline.Preprocessed(
+            image=np.concatenate([prepared.image, channels]), label=None, provenance=prepared.provenance
+        )
+
+
+def previous_stage_folder(model_folder: Path, configuration: str, previous: str) -> Path:
+    """Return the model folder of the first stage: stored in the second's, or beside it.
+
+    Raises:
+        ModelError: there is none.
+    """
+    whole = model_folder.absolute()
+    beside = whole.with_name(whole.name.removesuffix(configuration) + previous)
+    for folder in (model_folder / STORED, beside):
+        if folder.is_dir():
+            return folder
+    raise ModelError(
+        f"{model_folder}: configuration '{configuration}' needs the model of '{previous}', which is neither in "
+        f"{model_folder / STORED} nor at {beside}; copy the first stage's model folder to one of them"
+    )

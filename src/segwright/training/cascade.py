@@ -1,0 +1,170 @@
+"""The second stage of a cascade: cases with the previous stage's maps, and making those maps (spec B 1.11, 3.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from segwright.augmentation.cascade import BinaryOperators, ComponentRemoval, PreviousStage
+from segwright.core.errors import DatasetError, SegwrightError
+from segwright.core.log import progress
+from segwright.data.labels import Labels
+from segwright.data.plan import Configuration
+from segwright.data.previous_stage import StageMap, StageMaps, one_hot
+from segwright.data.store import CaseStore, PreprocessedCase, Provenance
+from segwright.inference.predictor import Predictor
+from segwright.preprocessing.pipeline import full_spacing
+from segwright.preprocessing.resampling import LogitResampler
+from segwright.training.batches import CaseArray
+from segwright.training.sampling import ClassLocations
+
+_SLAB_PLANES = 16
+"""Planes of logits that are resampled at once; classes times the whole grid of the next stage is never held."""
+
+
+@dataclass(frozen=True, slots=True)
+class TwoMaps:
+    """The true label map and the previous stage's as one array (2, *S); read where it is sliced."""
+
+    truth: CaseArray
+    previous: StageMap
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(2, *S)."""
+        return (2, *self.truth.shape[1:])
+
+    def __getitem__(self, key: Any) -> npt.NDArray[np.int16]:
+        """Return the slice for a key that leaves the first axis whole."""
+        parts = [np.asarray(part[key]).astype(np.int16, copy=False) for part in (self.truth, self.previous)]
+        return np.concatenate(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class CascadeCase:
+    """A case of the second stage; `label` has the previous stage's map as its second channel."""
+
+    case: PreprocessedCase
+    previous: StageMap
+
+    @property
+    def image(self) -> CaseArray:
+        """(C, *S) float32, the previous stage not in it."""
+        return self.case.image
+
+    @property
+    def label(self) -> CaseArray:
+        """(2, *S) int16."""
+        return TwoMaps(self.case.label, self.previous)
+
+    @property
+    def class_locations(self) -> ClassLocations:
+        """Voxels of each class."""
+        return self.case.class_locations
+
+    @property
+    def provenance(self) -> Provenance:
+        """Grid, crop and axis order of the raw case."""
+        return self.case.provenance
+
+
+@dataclass(frozen=True, slots=True)
+class CascadeStore:
+    """Preprocessed cases together with what the previous stage predicted for them."""
+
+    cases: CaseStore
+    maps: StageMaps
+
+    def load(self, identifier: str) -> CascadeCase:
+        """Open a case.
+
+        Raises:
+            WorkspaceError: the case or its map is not there.
+            DatasetError: the map is on another grid.
+        """
+        case, previous = self.cases.load(identifier), self.maps.load(identifier)
+        if previous.shape[1:] != case.image.shape[1:]:
+            raise DatasetError(
+                f"case {identifier}: the previous stage's map has shape {previous.shape[1:]}, the image "
+                f"{case.image.shape[1:]}; delete {self.maps.folder} and train again"
+            )
+        return CascadeCase(case, previous)
+
+
+def previous_stage(configuration: Configuration, labels: Labels, *, augmented: bool) -> PreviousStage | None:
+    """Return how batches take up the previous stage's maps, None for a configuration that has no such stage."""
+    if configuration.previous_stage is None:
+        return None
+    if not augmented:
+        return PreviousStage(labels=labels.foreground_labels)
+    return PreviousStage(labels=labels.foreground_labels, operators=BinaryOperators(), removal=ComponentRemoval())
+
+
+def network_input(image: CaseArray, label: CaseArray, labels: Labels) -> npt.NDArray[np.float32]:
+    """Return a whole case as its network takes it: (C, *S), with (C + foreground labels, *S) in a second stage."""
+    array = np.asarray(image[...], dtype=np.float32)
+    if label.shape[0] == 1:
+        return array
+    return np.concatenate([array, one_hot(np.asarray(label[...])[1:], labels.foreground_labels)])
+
+
+def missing_maps(maps: StageMaps, next_cases: CaseStore, identifiers: Sequence[str], weights_hash: str) -> list[str]:
+    """Return the cases without a map of these weights on the next stage's grid."""
+    shapes = {name: next_cases.load(name).image.shape[1:] for name in identifiers}
+    return [name for name, shape in shapes.items() if not maps.is_fresh(name, shape, weights_hash)]
+
+
+def predict_next_stage(
+    predictor: Predictor,
+    cases: CaseStore | CascadeStore,
+    identifiers: Sequence[str],
+    next_cases: CaseStore,
+    maps: StageMaps,
+    *,
+    patch_size: Sequence[int],
+    weights_hash: str,
+) -> None:
+    """Predict cases with the first stage and store their label maps on the second stage's grid.
+
+    Args:
+        predictor: of the fold that did not train on these cases.
+        cases: preprocessed for the first stage.
+        identifiers: of the cases to predict.
+        next_cases: preprocessed for the second stage; tell the grids.
+        maps: where the label maps go.
+        patch_size: of the second stage.
+        weights_hash: of the predictor's checkpoint.
+    """
+    for name in progress(identifiers, title="next stage" if identifiers else "", total=len(identifiers)):
+        case, shape = cases.load(name), next_cases.load(name).image.shape[1:]
+        try:
+            label_map = on_grid(predictor, network_input(case.image, case.label, predictor.labels), case, shape)
+        except SegwrightError as error:
+            raise type(error)(f"case {name}: {error}") from error
+        maps.save(name, label_map, patch_size, weights_hash)
+
+
+def on_grid(
+    predictor: Predictor,
+    image: npt.NDArray[np.float32],
+    case: PreprocessedCase | CascadeCase,
+    shape: Sequence[int],
+) -> npt.NDArray[Any]:
+    """Return the label map (*shape) of a preprocessed image: logits resampled, then decided (spec B 1.11).
+
+    As in nnU-Net both spacings of the resampling are those of the predicting stage.
+    """
+    configuration = predictor.configuration
+    logits = predictor.predict_preprocessed(image)
+    spacing = full_spacing(configuration, case.provenance.spacing)
+    function, kwargs = configuration.resampling_fn_probabilities, configuration.resampling_fn_probabilities_kwargs
+    resampler = LogitResampler(logits.shape[1:], shape, spacing, spacing, function, kwargs)
+    result = np.zeros(resampler.shape, dtype=predictor.labels.dtype)
+    for start in range(0, len(result), _SLAB_PLANES):
+        stop = min(start + _SLAB_PLANES, len(result))
+        result[start:stop] = predictor.labels.decide(resampler.slab(logits, start, stop).numpy(), logits=True)
+    return result
