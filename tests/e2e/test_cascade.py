@@ -27,7 +27,14 @@ CASCADE, LOWRES = "3d_cascade_fullres", "3d_lowres"
 
 def train(raw: Path, work: Workspace, **options: Any) -> Any:
     return api.train(
-        raw, workspace=work, configuration=CASCADE, fold=0, settings=SETTINGS, device="cpu", resume=True, **options
+        raw,
+        workspace=work,
+        configuration=CASCADE,
+        fold=0,
+        settings=SETTINGS,
+        device="cpu",
+        resume=(model(work, CASCADE) / "fold_0").is_dir(),
+        **options,
     )
 
 

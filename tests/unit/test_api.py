@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import segwright
-from segwright.api.folds import is_begun, is_trained, require_settings
+from segwright.api.folds import TrainOptions, is_begun, is_trained, require_options
 from segwright.api.learning import keyword_values, seconds, training_settings
 from segwright.api.session import writing_problem
 from segwright.core.errors import ConfigError
@@ -76,7 +76,7 @@ def test_settings_hold_only_what_was_asked_for() -> None:
 )
 def test_wrong_settings_are_refused_before_work(settings: dict[str, Any], device: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        require_settings(settings, device)
+        require_options(TrainOptions(settings=settings, device=device))
 
 
 def test_writing_is_judged_without_making_folders(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from segwright.api.preparing import cases_are_fresh, cases_folder, make_cases
 from segwright.api.session import Session
 from segwright.core.documents import atomic_path, file_hash, read_json
-from segwright.core.errors import DatasetError, ModelError
+from segwright.core.errors import ConfigError, DatasetError, ModelError
+from segwright.core.registry import import_reference
 from segwright.data import splits
 from segwright.data.plan import Plan
 from segwright.data.previous_stage import FOLDER, StageMaps
@@ -21,6 +23,7 @@ from segwright.training.config import TrainConfig
 from segwright.workspace import FINGERPRINT_JSON, PLANS_JSON
 
 if TYPE_CHECKING:
+    from segwright.core.stopping import StopRequest
     from segwright.training.cascade import CascadeStore
     from segwright.training.distributed import Ranks
     from segwright.training.trainer import Trainer
@@ -29,9 +32,25 @@ logger = getLogger(__name__)
 
 Fold = int | Literal["all"]
 
-TRAINER = "Trainer"
 TRAIN_JSON = "train.json"
 SUMMARY = Path("validation") / "summary.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainOptions:
+    """How folds are trained, the same for all folds of a call.
+
+    Attributes:
+        settings: Fields of `TrainConfig`.
+        device: auto, cpu, mps or a GPU.
+        ranks: The processes that share each training, None for one.
+        stop: Asks a training to end after its step.
+    """
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "auto"
+    ranks: Ranks | None = None
+    stop: StopRequest | None = None
 
 
 def require_folds(session: Session, folds: Sequence[Fold]) -> None:
@@ -53,7 +72,7 @@ def dataset_splits(session: Session, *, write: bool = True) -> list[splits.Split
 
 def model_folder(session: Session, plan: Plan, configuration: str) -> Path:
     """Return where the folds of a configuration go."""
-    return session.workspace.model_folder(session.name, TRAINER, plan.plans_name, configuration)
+    return session.workspace.model_folder(session.name, session.trainer_name, plan.plans_name, configuration)
 
 
 def fold_folder(session: Session, plan: Plan, configuration: str, fold: Fold) -> Path:
@@ -76,17 +95,33 @@ def is_validated(folder: Path) -> bool:
     return (folder / SUMMARY).is_file()
 
 
-def require_settings(settings: Mapping[str, Any], device: str) -> None:
+def require_options(options: TrainOptions) -> None:
     """See, before any work starts, that training settings and device are right.
 
     Raises:
         ConfigError: one is not.
     """
-    TrainConfig.from_mapping(settings)
-    if device != "auto":  # always there, and torch takes seconds to import
+    TrainConfig.from_mapping(options.settings)
+    if options.device != "auto":  # always there, and torch takes seconds to import
         from segwright.core.device import resolve_device
 
-        resolve_device(device)
+        resolve_device(options.device)
+
+
+def trainer_class(reference: str | None) -> type[Trainer]:
+    """Return the trainer behind `module:Class`, by default the trainer.
+
+    Raises:
+        ConfigError: there is no such class, or it is no trainer.
+    """
+    from segwright.training.trainer import Trainer
+
+    if reference is None:
+        return Trainer
+    found = import_reference(reference, kind="trainer")
+    if not (isinstance(found, type) and issubclass(found, Trainer)):
+        raise ConfigError(f"trainer '{reference}' is no subclass of segwright.training.trainer.Trainer; make it one")
+    return found
 
 
 def require_trainable(session: Session, plan: Plan, configuration: str) -> None:
@@ -125,33 +160,22 @@ def say_if_trained_otherwise(
             )
 
 
-def train_fold(
-    session: Session,
-    plan: Plan,
-    configuration: str,
-    fold: Fold,
-    *,
-    settings: Mapping[str, Any],
-    device: str,
-    ranks: Ranks | None = None,
-) -> TrainedFold:
+def train_fold(session: Session, plan: Plan, configuration: str, fold: Fold, *, options: TrainOptions) -> TrainedFold:
     """Train what is missing of one fold, validate what is missing, and return its scores."""
     folder = fold_folder(session, plan, configuration, fold)
     if not (is_trained(folder) and is_validated(folder)):
-        _complete_previous_stage(session, plan, configuration, fold, settings=settings, device=device, ranks=ranks)
-        trainer = _train(session, plan, configuration, fold, settings=settings, device=device, ranks=ranks)
+        _complete_previous_stage(session, plan, configuration, fold, options)
+        trainer = _train(session, plan, configuration, fold, options)
         trainer.perform_actual_validation()
     return finished_fold(session, plan, configuration, fold)
 
 
-def train_only(
-    session: Session, plan: Plan, configuration: str, fold: Fold, *, settings: Mapping[str, Any], device: str
-) -> Path:
+def train_only(session: Session, plan: Plan, configuration: str, fold: Fold, *, options: TrainOptions) -> Path:
     """Train what is missing of one fold, without validation, and return the model folder."""
     folder = fold_folder(session, plan, configuration, fold)
     if not is_trained(folder):
-        _complete_previous_stage(session, plan, configuration, fold, settings=settings, device=device)
-        _train(session, plan, configuration, fold, settings=settings, device=device)
+        _complete_previous_stage(session, plan, configuration, fold, options)
+        _train(session, plan, configuration, fold, options)
     return folder.parent
 
 
@@ -168,37 +192,28 @@ def finished_fold(session: Session, plan: Plan, configuration: str, fold: Fold) 
     )
 
 
-def _train(
-    session: Session,
-    plan: Plan,
-    configuration: str,
-    fold: Fold,
-    *,
-    settings: Mapping[str, Any],
-    device: str,
-    ranks: Ranks | None = None,
-) -> Trainer:
+def _train(session: Session, plan: Plan, configuration: str, fold: Fold, options: TrainOptions) -> Trainer:
     """Begin, continue or just open the training of a fold, and return its trainer with the final weights."""
     from segwright.training.checkpoints import resumable
     from segwright.training.distributed import ALONE
-    from segwright.training.trainer import Trainer
 
     folder = fold_folder(session, plan, configuration, fold)
-    writes = ranks is None or ranks.is_first
-    trainer = Trainer(
+    ranks = options.ranks or ALONE
+    trainer = trainer_class(session.trainer)(
         plan,
         configuration,
         fold,
         session.dataset.description,
-        device,
-        config=TrainConfig.from_mapping(settings),
+        options.device,
+        config=TrainConfig.from_mapping(options.settings),
         cases=_cases(session, plan, configuration),
-        split=_split(session, fold, write=writes),
+        split=_split(session, fold, write=ranks.is_first),
         references={case.identifier: case.label for case in session.dataset.cases if case.label is not None},
         output_folder=folder,
-        ranks=ranks or ALONE,
+        ranks=ranks,
+        stop=options.stop,
     )
-    if writes:
+    if ranks.is_first:
         _copy_fingerprint(session, folder.parent)
     checkpoint = resumable(folder)
     if checkpoint is not None:
@@ -231,14 +246,7 @@ def _cases(session: Session, plan: Plan, configuration: str) -> CaseStore | Casc
 
 
 def _complete_previous_stage(
-    session: Session,
-    plan: Plan,
-    configuration: str,
-    fold: Fold,
-    *,
-    settings: Mapping[str, Any],
-    device: str,
-    ranks: Ranks | None = None,
+    session: Session, plan: Plan, configuration: str, fold: Fold, options: TrainOptions
 ) -> None:
     """Make what a second stage's fold reads: folds of the first stage, and each case's prediction by one of them.
 
@@ -252,23 +260,24 @@ def _complete_previous_stage(
         return
     from segwright.training.distributed import ALONE
 
-    together = ranks or ALONE
-    holders = _holding_folds(session, fold, write=together.is_first)
-    if together.is_first and not cases_are_fresh(session, plan, previous):
+    ranks = options.ranks or ALONE
+    holders = _holding_folds(session, fold, write=ranks.is_first)
+    if ranks.is_first and not cases_are_fresh(session, plan, previous):
         make_cases(session, plan, previous)
-    untrained = together.first([k for k in holders if not is_trained(fold_folder(session, plan, previous, k))])
+    untrained = ranks.first([k for k in holders if not is_trained(fold_folder(session, plan, previous, k))])
     if untrained:
         logger.info(
             "%s fold %s reads out-of-fold predictions of %s: its missing folds %s are trained first, alike",
             *(configuration, fold, previous, ", ".join(map(str, untrained))),
         )
     for number in untrained:
-        _complete_previous_stage(session, plan, previous, number, settings=settings, device=device, ranks=ranks)
-        _train(session, plan, previous, number, settings=settings, device=device, ranks=ranks)
-        together.barrier()
+        _complete_previous_stage(session, plan, previous, number, options)
+        _train(session, plan, previous, number, options)
+        ranks.barrier()
     for number, identifiers in holders.items():
-        _predict_held_out(session, plan, configuration, number, together.own_items(identifiers), device=device)
-    together.barrier()
+        own = ranks.own_items(identifiers)
+        _predict_held_out(session, plan, configuration, number, own, device=options.device)
+    ranks.barrier()
 
 
 def _holding_folds(session: Session, fold: Fold, *, write: bool) -> dict[int, list[str]]:

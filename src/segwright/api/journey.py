@@ -8,12 +8,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from logging import getLogger
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from segwright.api import folds as folding
 from segwright.api import learning, preparing
+from segwright.api.folds import TrainOptions
 from segwright.api.preparing import PlanOptions
 from segwright.api.session import Session, open_session
 from segwright.data import phantom
@@ -24,6 +25,9 @@ from segwright.data.splits import NUM_FOLDS
 from segwright.planning import presets
 from segwright.report.results import DemoResult, RunReport, dice_by_name
 from segwright.workspace import Workspace
+
+if TYPE_CHECKING:
+    from segwright.core.stopping import StopRequest
 
 logger = getLogger(__name__)
 
@@ -45,8 +49,12 @@ def run(
     preset: str = "default",
     device: str = "auto",
     workers: int | None = None,
+    network: str | None = None,
+    network_kwargs: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
+    trainer: str | None = None,
     environment: Mapping[str, str] = NO_ENVIRONMENT,
+    stop: StopRequest | None = None,
 ) -> RunReport:
     """Check, fingerprint, plan, preprocess, train and validate; what is there and fresh is left alone.
 
@@ -61,8 +69,12 @@ def run(
         preset: Planner preset.
         device: auto, cpu, mps or a GPU.
         workers: Threads.
+        network: Another network than the plan's: `residual-unet`, `module:function`.
+        network_kwargs: Its arguments.
         settings: Further fields of `TrainConfig`, e.g. `num_epochs`.
+        trainer: A subclass of `Trainer` that trains instead, `module:Class`.
         environment: Variables that explicit file lists may name.
+        stop: Asks a training to save and end after its step.
 
     Returns:
         The folds with their scores, and the stages that had work to do.
@@ -71,10 +83,13 @@ def run(
         >>> report = run("raw/Dataset004_Hippocampus", folds=[0], budget="10m")  # doctest: +SKIP
         >>> report.folds[0].dice["mean"]  # doctest: +SKIP
     """
-    chosen = learning.training_settings(budget, settings)
-    folding.require_settings(chosen, device)
+    chosen = learning.training_settings(budget, settings, network=network, network_kwargs=network_kwargs)
+    options = TrainOptions(settings=chosen, device=device, stop=stop)
+    folding.require_options(options)
+    if trainer is not None:
+        folding.trainer_class(trainer)
     presets.preset(preset)
-    session = open_session(dataset, workspace, environment=environment)
+    session = open_session(dataset, workspace, environment=environment, trainer=trainer)
     numbers = _folds(session, folds)
     done: list[str] = []
     found, was_measured = preparing.make_fingerprint(session, workers=workers)
@@ -90,7 +105,7 @@ def run(
             done += [f"preprocess {name}"] * bool(report.done)
     for name, fold in todo:
         logger.info("training %s, fold %s", name, fold)
-        folding.train_fold(session, plan, name, fold, settings=chosen, device=device)
+        folding.train_fold(session, plan, name, fold, options=options)
         done.append(f"train {name} fold {fold}")
     for name, fold in set(itertools.product(names, numbers)) - set(todo):
         folding.say_if_trained_otherwise(session, plan, name, fold, chosen)
@@ -116,8 +131,8 @@ def demo(
         device: auto, cpu, mps or a GPU.
     """
     start = time.monotonic()
-    settings = {"budget_s": learning.seconds(budget) or DEMO_BUDGET_S}
-    folding.require_settings(settings, device)
+    options = TrainOptions(settings={"budget_s": learning.seconds(budget) or DEMO_BUDGET_S}, device=device)
+    folding.require_options(options)
     workspace = Workspace.under(Path(folder).absolute())
     if fresh:
         _remove_demo(Path(folder))
@@ -132,7 +147,7 @@ def demo(
         preparing.make_cases(session, plan, DEMO_CONFIGURATION)
     # All training cases: the score comes from the test cases, so none needs to be held out, or validated.
     was_trained = folding.is_trained(folding.fold_folder(session, plan, DEMO_CONFIGURATION, "all"))
-    model = folding.train_only(session, plan, DEMO_CONFIGURATION, "all", settings=settings, device=device)
+    model = folding.train_only(session, plan, DEMO_CONFIGURATION, "all", options=options)
     predictions = Path(folder).absolute() / "predictions"
     logger.info("predicting cases that were not trained on")
     learning.predict(model, raw / "imagesTs", predictions, overwrite=not was_trained, device=device)

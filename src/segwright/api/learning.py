@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from segwright.api.folds import (
+    TRAIN_JSON,
     Fold,
+    TrainOptions,
     fold_folder,
     is_begun,
     require_folds,
-    require_settings,
+    require_options,
     require_trainable,
     train_fold,
+    trainer_class,
 )
 from segwright.api.preparing import DEFAULT_PLANS, cases_are_fresh, load_plan, make_cases
 from segwright.api.session import open_session
@@ -29,6 +32,7 @@ from segwright.report.results import Evaluation, TrainedFold
 from segwright.workspace import DATASET_JSON, Workspace
 
 if TYPE_CHECKING:
+    from segwright.core.stopping import StopRequest
     from segwright.inference.files import CaseRecord
     from segwright.inference.predictor import Predictor
     from segwright.training.distributed import Ranks
@@ -52,11 +56,13 @@ def train(
     network: str | None = None,
     network_kwargs: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
+    trainer: str | None = None,
     resume: bool = False,
     device: str = "auto",
     workers: int | None = None,
     environment: Mapping[str, str] = NO_ENVIRONMENT,
     ranks: Ranks | None = None,
+    stop: StopRequest | None = None,
 ) -> TrainedFold:
     """Train one fold of one configuration, then predict and score its held-out cases.
 
@@ -70,29 +76,37 @@ def train(
         network: Another network than the plan's: `residual-unet`, `module:function`.
         network_kwargs: Its arguments.
         settings: Further fields of `TrainConfig`, e.g. `num_epochs`.
-        resume: Continue an interrupted training; without it one that was begun is an error.
+        trainer: A subclass of `Trainer` that trains instead, `module:Class`.
+        resume: Continue an interrupted training; without it one that was begun is an error, with it one that was not.
         device: auto, cpu, mps or a GPU.
         workers: Threads of preprocessing.
         environment: Variables that explicit file lists may name.
         ranks: The processes that share the training; all of them call this function.
+        stop: Asks the training to save and end after its step.
 
     Raises:
+        Interrupted: it was asked to stop; `resume` goes on from there.
         SegwrightError: dataset, plan, fold, a setting or the device is wrong, or the fold was begun before.
     """
     chosen = training_settings(budget, settings, network=network, network_kwargs=network_kwargs)
-    require_settings(chosen, device)
-    session = open_session(dataset, workspace, environment=environment)
+    options = TrainOptions(settings=chosen, device=device, ranks=ranks, stop=stop)
+    require_options(options)
+    if trainer is not None:
+        trainer_class(trainer)
+    session = open_session(dataset, workspace, environment=environment, trainer=trainer)
     plan = load_plan(session, plans)
     require_folds(session, [fold])
     require_trainable(session, plan, configuration)
     folder = fold_folder(session, plan, configuration, fold)
     if is_begun(folder) and not resume:
         raise ModelError(f"{folder}: holds a training already; continue it with --resume, or remove the folder")
+    if resume and not (folder / TRAIN_JSON).is_file():
+        raise ModelError(f"{folder}: no training was begun here, so there is nothing to resume; leave --resume out")
     if (ranks is None or ranks.is_first) and not cases_are_fresh(session, plan, configuration):
         make_cases(session, plan, configuration, workers=workers)
     if ranks is not None:
         ranks.barrier()
-    return train_fold(session, plan, configuration, fold, settings=chosen, device=device, ranks=ranks)
+    return train_fold(session, plan, configuration, fold, options=options)
 
 
 def predict(

@@ -13,17 +13,27 @@ from segwright.data.freshness import Journal, listing_digest
 from segwright.workspace import DATASET_JSON, SPLITS_JSON, Workspace
 
 DEFAULT_WORK = Path("segwright-work")
+TRAINER = "Trainer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """A loaded dataset, where its results go, a digest of its raw files, and variables that its file lists may name."""
+    """A loaded dataset, where its results go, a digest of its raw files, and variables that its file lists may name.
+
+    `trainer` is the reference of the class that trains, `module:Class`, None for ours.
+    """
 
     workspace: Workspace
     dataset: Dataset
     journal: Journal
     raw_state: str
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    trainer: str | None = None
+
+    @property
+    def trainer_name(self) -> str:
+        """Name of the class that trains, as in the model folder's name."""
+        return TRAINER if self.trainer is None else self.trainer.rpartition(":")[2].rpartition(".")[2]
 
     @property
     def name(self) -> str:
@@ -37,7 +47,11 @@ class Session:
 
 
 def open_session(
-    dataset: str | Path, workspace: Workspace | None, *, environment: Mapping[str, str] = NO_ENVIRONMENT
+    dataset: str | Path,
+    workspace: Workspace | None,
+    *,
+    environment: Mapping[str, str] = NO_ENVIRONMENT,
+    trainer: str | None = None,
 ) -> Session:
     """Load a dataset and make sure that results can be written, before any work starts.
 
@@ -45,6 +59,7 @@ def open_session(
         dataset: Folder, name or id.
         workspace: Where results go; `./segwright-work` by default.
         environment: Variables that explicit file lists may name.
+        trainer: Reference of the class that trains, `module:Class`; ours by default.
 
     Raises:
         SegwrightError: the dataset is not usable or the workspace not writable.
@@ -58,6 +73,7 @@ def open_session(
         journal=Journal(place.preprocessed_dataset(loaded.name)),
         raw_state=listing_digest(_raw_files(loaded)),
         environment=environment,
+        trainer=trainer,
     )
 
 

@@ -17,9 +17,11 @@ import typer
 
 from segwright.core.errors import ConfigError
 from segwright.core.parallel import available_cpus
+from segwright.core.stopping import EXIT_RESUMABLE
 
 if TYPE_CHECKING:
-    from segwright.training.distributed import Place, Ranks
+    from segwright.training.distributed import Ranks
+    from segwright.training.heartbeat import Place
 
 END_S: Final = 20.0
 """After this time, in seconds, processes that do not end by themselves when another has failed are killed."""
@@ -37,7 +39,7 @@ def place_here(variables: Mapping[str, str]) -> Place | None:
     """
     if "RANK" not in variables or "WORLD_SIZE" not in variables:
         return None
-    from segwright.training.distributed import Place
+    from segwright.training.heartbeat import Place
 
     try:
         return Place(
@@ -101,7 +103,7 @@ def start(count: int, device: str) -> None:
         ConfigError: there are not as many GPUs.
         typer.Exit: one of them failed or all were stopped, with its exit code.
     """
-    from segwright.training.distributed import Place
+    from segwright.training.heartbeat import Place
 
     last = Place(rank=count - 1, world_size=count, local_rank=count - 1, address="", port=0)
     device_of(device, last)
@@ -126,6 +128,8 @@ def start(count: int, device: str) -> None:
                 if failed:
                     _show(said[failed - 1], failed)
                 code = processes[failed].returncode
+                if code == EXIT_RESUMABLE:
+                    raise typer.Exit(code)
                 typer.echo(f"error: rank {failed} {_how(code)}; the other processes were ended", err=True)
                 raise typer.Exit(code if code > 0 else 128 - code)
         finally:
@@ -136,7 +140,7 @@ def start(count: int, device: str) -> None:
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
     """Return the rank that failed of its own, or None when all have ended well; passes a request to stop on."""
-    from segwright.training.distributed import EXIT_OTHER_ENDED
+    from segwright.training.heartbeat import EXIT_OTHER_ENDED
 
     asked_to_stop = False
 
@@ -146,7 +150,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
         for process in processes:
             process.send_signal(number)
 
-    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
     before = [signal.signal(number, pass_on) for number in numbers]
     try:
         while True:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from segwright.cli import launch, options
+from segwright.cli.signals import heeding_signals
 from segwright.cli.tables import number, print_scores, print_table
 
 DEMO_WORK = Path("segwright-demo")
@@ -22,22 +23,16 @@ def train(
         str, typer.Option("--fold", metavar="K|all", help="Fold to hold out, or all to train on every case.")
     ],
     plans: options.Plans = "nnUNetPlans",
-    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Epochs (default 1000).")] = None,
-    iterations: Annotated[
-        int | None, typer.Option("--iterations", min=1, help="Steps per epoch (default 250).")
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Default: as planned.")] = None,
+    epochs: options.Epochs = None,
+    iterations: options.Iterations = None,
+    batch_size: options.BatchSize = None,
     budget: options.Budget = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of all random draws.")] = None,
-    network: Annotated[
-        str | None, typer.Option("--network", metavar="REF", help="unet, residual-unet or module:function.")
-    ] = None,
-    network_arg: Annotated[
-        list[str] | None, typer.Option("--network-arg", metavar="KEY=VALUE", help="Argument of --network; repeatable.")
-    ] = None,
-    set_values: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of a training; repeatable.")
-    ] = None,
+    seed: options.Seed = None,
+    deterministic: options.Deterministic = False,
+    network: options.Network = None,
+    network_arg: options.NetworkArg = None,
+    set_values: options.SetValues = None,
+    trainer: options.Trainer = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted training.")] = False,
     device: options.Device = "auto",
     gpus: Annotated[int, typer.Option("--gpus", metavar="N", min=1, help="Processes that share each batch.")] = 1,
@@ -45,13 +40,20 @@ def train(
     """Train one fold of one configuration, then predict and score its held-out cases."""
     from segwright import api
 
-    knobs = {"num_epochs": epochs, "num_iterations_per_epoch": iterations, "batch_size": batch_size, "seed": seed}
-    chosen = api.keyword_values(set_values or ())
+    chosen = options.train_settings(
+        set_values=set_values,
+        epochs=epochs,
+        iterations=iterations,
+        batch_size=batch_size,
+        seed=seed,
+        deterministic=deterministic,
+    )
     place = launch.place_here(options.environment())
     if place is None and gpus > 1:
         launch.start(gpus, device)
         return
-    with launch.joined(place, device) as ranks:
+    options.import_from_here()
+    with heeding_signals() as stop, launch.joined(place, device) as ranks:
         trained = api.train(
             dataset,
             workspace=options.workspace_of(context),
@@ -62,10 +64,12 @@ def train(
             budget=budget,
             network=network,
             network_kwargs=api.keyword_values(network_arg or ()),
+            settings=chosen,
+            trainer=trainer,
             resume=resume,
             device=launch.device_of(device, place),
             ranks=ranks,
-            settings={**chosen, **{name: value for name, value in knobs.items() if value is not None}},
+            stop=stop,
         )
     if place is None or place.rank == 0:
         print_scores(f"{config}, fold {fold}: Dice of held-out cases", {"Dice": trained.dice})
@@ -145,6 +149,11 @@ def run(
         list[str] | None, typer.Option("--folds", metavar="0|0,1|all", help="Folds to train (default 0).")
     ] = None,
     budget: options.Budget = None,
+    epochs: options.Epochs = None,
+    network: options.Network = None,
+    network_arg: options.NetworkArg = None,
+    set_values: options.SetValues = None,
+    trainer: options.Trainer = None,
     preset: options.Preset = "default",
     device: options.Device = "auto",
     workers: options.Workers = None,
@@ -152,17 +161,24 @@ def run(
     """Do everything: check, fingerprint, plan, preprocess, train, validate. Started again, do what is missing."""
     from segwright import api
 
-    report = api.run(
-        dataset,
-        workspace=options.workspace_of(context),
-        environment=options.environment(),
-        configurations=options.words(config) or None,
-        folds=options.fold_numbers(folds),
-        budget=budget,
-        preset=preset,
-        device=device,
-        workers=workers,
-    )
+    options.import_from_here()
+    with heeding_signals() as stop:
+        report = api.run(
+            dataset,
+            workspace=options.workspace_of(context),
+            environment=options.environment(),
+            configurations=options.words(config) or None,
+            folds=options.fold_numbers(folds),
+            budget=budget,
+            preset=preset,
+            network=network,
+            network_kwargs=api.keyword_values(network_arg or ()),
+            settings=options.train_settings(set_values=set_values, epochs=epochs),
+            trainer=trainer,
+            device=device,
+            workers=workers,
+            stop=stop,
+        )
     rows = {f"{item.configuration} fold {item.fold}": item.dice for item in report.folds}
     print_scores("Dice of held-out cases", rows)
     for model in report.models:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -79,6 +80,28 @@ def environment() -> dict[str, str]:
     return dict(os.environ)
 
 
+def import_from_here() -> None:
+    """Let references such as `mynets:build` mean a module of the current folder, unless one is installed."""
+    sys.path.append(os.getcwd())
+
+
+def train_settings(
+    *,
+    set_values: Sequence[str] | None,
+    epochs: int | None,
+    iterations: int | None = None,
+    batch_size: int | None = None,
+    seed: int | None = None,
+    deterministic: bool = False,
+) -> dict[str, Any]:
+    """Return the fields of `TrainConfig` that options set; an option of its own counts more than `--set`."""
+    from segwright import api
+
+    knobs = {"num_epochs": epochs, "num_iterations_per_epoch": iterations, "batch_size": batch_size, "seed": seed}
+    knobs["deterministic"] = deterministic or None
+    return {**api.keyword_values(set_values or ()), **{key: value for key, value in knobs.items() if value is not None}}
+
+
 def _variable(name: str, default: Path) -> Path:
     value = os.environ.get(name)
     return Path(value).absolute() if value else default
@@ -93,6 +116,23 @@ Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Threads (default: every CPU it may use).")]
 Budget = Annotated[
     str | None, typer.Option("--budget", metavar="TIME", help="Training time of each fold, e.g. 90s, 10m, 1h30m.")
+]
+Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="Epochs (default 1000).")]
+Iterations = Annotated[int | None, typer.Option("--iterations", min=1, help="Steps per epoch (default 250).")]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Default: as planned.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of all random draws.")]
+Deterministic = Annotated[bool, typer.Option("--deterministic", help="The same bits each time; needs epochs.")]
+Network = Annotated[
+    str | None, typer.Option("--network", metavar="REF", help="unet, residual-unet, ... or module:function.")
+]
+NetworkArg = Annotated[
+    list[str] | None, typer.Option("--network-arg", metavar="KEY=VALUE", help="Argument of --network; repeatable.")
+]
+SetValues = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of a training; repeatable.")
+]
+Trainer = Annotated[
+    str | None, typer.Option("--trainer", metavar="MODULE:CLASS", help="A subclass of Trainer that trains instead.")
 ]
 Preset = Annotated[str, typer.Option("--preset", metavar="P", help="default, resenc, resenc-m, resenc-l or resenc-xl.")]
 Resampling = Annotated[str, typer.Option("--resampling", metavar="R", help="default, torch, torch-sepz or none.")]

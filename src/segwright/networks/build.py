@@ -230,30 +230,40 @@ def initialize(network: nn.Module, generator: torch.Generator | None = None) -> 
                 nn.init.zeros_(norm.bias)
 
 
-def output_scales(network: nn.Module, num_input_channels: int, patch_size: Sequence[int]) -> list[tuple[float, ...]]:
-    """Return the size of each output relative to the patch, highest resolution first; one entry if it gives a tensor.
+def output_shapes(network: nn.Module, num_input_channels: int, patch_size: Sequence[int]) -> list[tuple[int, ...]]:
+    """Return the shape (C, *S) of each output for one patch, highest resolution first; one entry if it gives a tensor.
 
     The network is traced on the meta device, which computes shapes only; one that cannot is run once on zeros.
 
     Raises:
-        ModelError: the output is neither a tensor (B, C, *S) nor a list of them.
+        ModelError: it fails, or its output is neither a tensor (B, C, *S) nor a list of them.
     """
-    shape = (1, num_input_channels, *patch_size)
-    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    shape = (2, num_input_channels, *patch_size)  # batch norm refuses a single sample
     with torch.no_grad():
         try:
+            tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
             meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
             outputs = functional_call(network, meta, (torch.empty(shape, device="meta"),))
-        except (RuntimeError, NotImplementedError):
-            device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
-            saved = {name: tensor.clone() for name, tensor in network.named_buffers()}
-            outputs = functional_call(network, saved, (torch.zeros(shape, device=device),))
+        except Exception:  # a user's network may do anything; zeros tell whether it is broken or just not traceable
+            outputs = _run_on_zeros(network, shape)
     levels = list(outputs) if isinstance(outputs, list | tuple) else [outputs]
     for level in levels:
         if not isinstance(level, Tensor) or level.ndim != len(shape):
             found = f"shape {tuple(level.shape)}" if isinstance(level, Tensor) else type(level).__name__
             raise ModelError(f"the network gave {found} for input {shape}; expected logits with {len(shape)} axes")
-    return [tuple(size / full for size, full in zip(level.shape[2:], patch_size, strict=True)) for level in levels]
+    return [tuple(level.shape[1:]) for level in levels]
+
+
+def _run_on_zeros(network: nn.Module, shape: tuple[int, ...]) -> Any:
+    device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
+    buffers = {name: tensor.clone() for name, tensor in network.named_buffers()}
+    try:
+        return functional_call(network, buffers, (torch.zeros(shape, device=device),))
+    except Exception as error:
+        raise ModelError(
+            f"the network failed on an input of shape {shape}: {type(error).__name__}: {error}; see that its levels "
+            "suit the patch"
+        ) from error
 
 
 def set_deep_supervision(network: nn.Module, enabled: bool) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from segwright.core.documents import content_hash
 from segwright.core.errors import ConfigError
+from segwright.core.stopping import StopRequest
 from segwright.data.dataset import DatasetDescription
 from segwright.data.labels import Labels
 from segwright.data.plan import Configuration, Plan
@@ -18,7 +19,7 @@ from segwright.training.config import TrainConfig, changed
 from segwright.training.distributed import ALONE, Ranks
 from segwright.training.final_validation import ValidationSource
 from segwright.training.logbook import write_line
-from segwright.training.sinks import JsonlSink, MetricSink
+from segwright.training.sinks import ForgivingSink, JsonlSink, MetricSink
 
 KNOBS: Final = (
     "initial_lr",
@@ -55,7 +56,9 @@ class Assignment:
         output_folder: of the fold; its parent is the model folder.
         config: the settings; nnU-Net's where none are given.
         references: folder of the original labels, or the file of each case; for the final validation.
-        sinks: more places for metrics than `metrics.jsonl`.
+        sinks: more places for metrics than `metrics.jsonl`, beside those of the settings.
+        callbacks: objects or functions to be called at events (`training.callbacks`), beside those of the settings.
+        stop: asks the training to save and end after its step.
         ranks: the processes that share this training; the first one alone writes and logs.
     """
 
@@ -84,6 +87,8 @@ class Assignment:
         config: TrainConfig | None = None,
         references: Mapping[str, Path] | Path | None = None,
         sinks: Sequence[MetricSink] = (),
+        callbacks: Sequence[object] = (),
+        stop: StopRequest | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
         self.was_initialized = False
@@ -103,7 +108,12 @@ class Assignment:
         self.output_folder = output_folder
         self.references = references
         self.ranks = ranks
-        self.sinks: list[MetricSink] = [JsonlSink(output_folder / METRICS_FILE), *sinks] if ranks.is_first else []
+        self.sinks: list[MetricSink] = []
+        if ranks.is_first:
+            given = (ForgivingSink(sink, type(sink).__name__) for sink in sinks)
+            self.sinks = [JsonlSink(output_folder / METRICS_FILE), *given]
+        self.callbacks = [*callbacks]
+        self.stop = stop or StopRequest()
         self.notes: tuple[str, ...] = ()
         self._device_name = str(device)
         self._show_knobs()

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from segwright.core.documents import describe_validation
 from segwright.core.errors import ConfigError, nearest
@@ -71,6 +71,11 @@ class TrainConfig(BaseModel):
     norm: Literal["instance", "batch"] | None = None
     """Normalisation layers of a built-in network; None: the plan's."""
 
+    callbacks: tuple[str, ...] = ()
+    """Event hooks, each `module:attr`: a class, an object or a function, see `training.callbacks`."""
+    sinks: tuple[str, ...] = ()
+    """More places for metrics than `metrics.jsonl`: `tensorboard`, `mlflow`, `wandb` or `module:attr`."""
+
     oversample_foreground_percent: float = Field(default=0.33, ge=0, le=1)
     augmentation: str = "default"
     """A registered recipe or `module:attr`."""
@@ -79,6 +84,8 @@ class TrainConfig(BaseModel):
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     seed: int = 12345
+    deterministic: bool = False
+    """The same bits each time: slower algorithms where the fast ones add in any order. Not with a budget."""
     save_every: int = Field(default=50, ge=1)
     """Epochs between two saves of `checkpoint_latest`."""
     save_interval_s: float = Field(default=600.0, gt=0)
@@ -91,6 +98,11 @@ class TrainConfig(BaseModel):
         if weights is not None and not (all(0 <= weight < math.inf for weight in weights) and any(weights)):
             raise ValueError(f"{list(weights)} are no weights; give finite numbers from 0, at least one above")
         return weights
+
+    @field_validator("callbacks", "sinks", mode="before")
+    @classmethod
+    def _are_words(cls, value: Any) -> Any:
+        return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
 
     @field_validator("optimizer_kwargs", "network_kwargs")
     @classmethod
@@ -108,6 +120,12 @@ class TrainConfig(BaseModel):
             if not 0 <= factor < math.inf:
                 raise ValueError(f"the factor of '{name}' is {factor}; give a finite number from 0")
         return groups
+
+    @model_validator(mode="after")
+    def _is_repeatable(self) -> TrainConfig:
+        if self.deterministic and self.budget_s is not None:
+            raise ValueError("deterministic: under a budget the learning rate follows the clock; give num_epochs")
+        return self
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> TrainConfig:

@@ -2,8 +2,7 @@
 
 One global batch is shared out by its samples, so that losses and weights are those of a single process with that batch.
 Tensors go by nccl between GPUs and by gloo otherwise. Nothing here starts a process or reads the environment: a `Place`
-is given. That a process ended is told by heartbeats in the store through which the processes met, not by the time
-limit of an exchange, because one may rightly wait for long while another prepares or validates.
+is given. `heartbeat` tells when a process has ended.
 """
 
 from __future__ import annotations
@@ -12,64 +11,26 @@ import json
 import logging
 import os
 import sys
-import threading
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from itertools import pairwise
-from logging import getLogger
 from typing import Any, Final, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from segwright.core.errors import ConfigError, SegwrightError
+from segwright.core.errors import ConfigError
+from segwright.core.stopping import Interrupted
+from segwright.training.heartbeat import DONE, FAILED, STOPPED, Place, Watch, meet
 from segwright.training.loss_terms import Pool, alone
-
-logger = getLogger(__name__)
 
 T = TypeVar("T")
 
-BEAT_S: Final = 1.0
-SILENCE_S: Final = 10.0
-"""After so many seconds without a heartbeat a process counts as ended."""
-GRACE_S: Final = 5.0
-"""A process that learns of another's end and hangs in an exchange with it is ended after this time, in seconds."""
-EXIT_OTHER_ENDED: Final = 3
-"""Exit code of a process that ends because another did, which tells the cause from its consequences."""
-
-_MEETING_S: Final = 300.0
 _LONGEST_WAIT: Final = timedelta(days=2)
 _BUCKET_BYTES: Final = 64 * 2**20
 _HOST_TYPES: Final = ("cpu", "mps")
-_DONE: Final = "done"
-_FAILED: Final = "failed"
-
-
-class RankError(SegwrightError):
-    """Another process of the training ended."""
-
-    exit_code = EXIT_OTHER_ENDED
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Which of how many processes this is, and where they meet.
-
-    `store_is_there` is true where another program (torchrun) keeps the store; else rank 0 does. `attempt` tells
-    restarts apart.
-    """
-
-    rank: int
-    world_size: int
-    local_rank: int
-    address: str
-    port: int
-    store_is_there: bool = False
-    attempt: int = 0
 
 
 def shares(batch_size: int, world_size: int) -> tuple[range, ...]:
@@ -146,7 +107,7 @@ ALONE: Final = Ranks()
 class _Group(Ranks):
     """Several processes that met."""
 
-    def __init__(self, place: Place, watch: _Watch) -> None:
+    def __init__(self, place: Place, watch: Watch) -> None:
         self.rank = place.rank
         self.world_size = place.world_size
         self._watch = watch
@@ -222,8 +183,8 @@ def joined(place: Place | None, device: str) -> Iterator[Ranks]:
         return
     if torch.device(device).type not in _HOST_TYPES:
         torch.cuda.set_device(device)
-    store = _meet(place)
-    watch = _Watch(place)
+    store = meet(place)
+    watch = Watch(place)
     kind = torch.device(device).type
     backend = "gloo" if kind in _HOST_TYPES else f"cpu:gloo,{kind}:nccl"
     with watch.explaining():
@@ -234,10 +195,13 @@ def joined(place: Place | None, device: str) -> Iterator[Ranks]:
     try:
         yield ranks
         ranks.barrier()
-    except BaseException as error:
-        watch.stop(f"{_FAILED}: {type(error).__name__}: {error}")
+    except Interrupted:
+        watch.stop(STOPPED)
         raise
-    watch.stop(_DONE)
+    except BaseException as error:
+        watch.stop(f"{FAILED}: {type(error).__name__}: {error}")
+        raise
+    watch.stop(DONE)
     ranks.barrier()  # rank 0 keeps the store: it may go only when nobody looks any more
     dist.destroy_process_group()
 
@@ -256,117 +220,6 @@ class _Pooled(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         """Return the gradient as it is."""
         return gradient
-
-
-class _Watch:
-    """Tells the other processes that this one lives, and ends this one when another does not.
-
-    An exchange with an ended process may hang (nccl) or fail with a message of sockets (gloo). So a thread looks at
-    everybody's heartbeat; what it finds is the message of the error, and where the main thread hangs the process is
-    ended from here.
-    """
-
-    def __init__(self, place: Place) -> None:
-        self._place = place
-        self._store = _connect(place, is_master=False)
-        self._last_word = ""
-        self._verdict = ""
-        self._decided = threading.Event()
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="segwright-ranks", daemon=True)
-        self._thread.start()
-
-    def stop(self, word: str) -> None:
-        """Leave `word`, done or failed, for the others and stop looking at them."""
-        self._last_word = word
-        self._stopping.set()
-        if word == _DONE:
-            self._thread.join()
-        elif not self._decided.is_set():
-            self._decided.wait(2 * BEAT_S)  # until the word is left
-
-    @contextmanager
-    def explaining(self) -> Iterator[None]:
-        """Turn the error of an exchange into one that says who ended."""
-        try:
-            yield
-        except RuntimeError as error:
-            self._decided.wait(SILENCE_S + 3 * BEAT_S)
-            if not self._verdict:
-                raise
-            raise RankError(
-                f"rank {self._place.rank}: stopped because {self._verdict}; mend its cause and continue with --resume"
-            ) from error
-
-    def _run(self) -> None:
-        seen: dict[int, tuple[str, float]] = {}
-        count = 0
-        while not self._stopping.is_set() and not self._verdict:
-            count += 1
-            self._verdict = self._look(str(count), seen)
-            if not self._verdict:
-                self._stopping.wait(BEAT_S)
-        if self._verdict:
-            self._decided.set()
-            logger.error("rank %d: %s; ending", self._place.rank, self._verdict)
-        else:
-            self._leave_word()
-            self._decided.set()
-            if self._last_word == _DONE:
-                return
-        time.sleep(GRACE_S)
-        os._exit(EXIT_OTHER_ENDED)  # the main thread hangs in an exchange or its clean-up: no exception reaches it
-
-    def _look(self, beat: str, seen: dict[int, tuple[str, float]]) -> str:
-        """Give one heartbeat, look at the others', and return who ended, or nothing."""
-        now = time.monotonic()
-        try:
-            self._store.set(_key(self._place.rank), beat)
-            for rank in range(self._place.world_size):
-                if rank == self._place.rank or not self._store.check([_key(rank)]):
-                    continue
-                word = self._store.get(_key(rank)).decode()
-                before, since = seen.get(rank, ("", now))
-                seen[rank] = (word, since if word == before else now)
-                if word.startswith(_FAILED):
-                    return f"rank {rank} {word}"
-                if word != _DONE and now - seen[rank][1] > SILENCE_S:
-                    return f"rank {rank} ended without a word (no heartbeat for {SILENCE_S:.0f} s)"
-        except RuntimeError:
-            keeper = "torchrun" if self._place.store_is_there else "rank 0"
-            return f"{keeper} ended: its store does not answer"
-        return ""
-
-    def _leave_word(self) -> None:
-        try:
-            self._store.set(_key(self._place.rank), self._last_word)
-        except RuntimeError as error:
-            logger.debug("nobody left to tell: %s", error)
-
-
-def _key(rank: int) -> str:
-    return f"alive/{rank}"
-
-
-def _meet(place: Place) -> Any:
-    return _connect(place, is_master=place.rank == 0 and not place.store_is_there)
-
-
-def _connect(place: Place, *, is_master: bool) -> Any:
-    try:
-        store = dist.TCPStore(  # type: ignore[attr-defined]
-            place.address,
-            place.port,
-            is_master=is_master,
-            timeout=timedelta(seconds=_MEETING_S),
-            wait_for_workers=False,
-        )
-    except RuntimeError as error:
-        raise RankError(
-            f"rank {place.rank}: no meeting with the other processes at {place.address}:{place.port} "
-            f"({str(error).splitlines()[0]}); see that the port is free and rank 0 runs"
-        ) from error
-    return dist.PrefixStore(f"segwright/{place.attempt}", store)  # type: ignore[attr-defined]
 
 
 def _documents(value: Any, world_size: int, *, first_alone: bool = False) -> list[Any]:

@@ -77,9 +77,13 @@ def row_text(row: Mapping[str, Metric], *, names: Sequence[str], left_s: float |
         names: of the foreground classes, in the order of `dice_per_class_or_region`.
         left_s: seconds until the training ends, None if nobody knows.
     """
-    per_class = row.get("dice_per_class_or_region")
+    per_class, voxels = row.get("dice_per_class_or_region"), row.get("true_voxels_per_class")
     shown = per_class if isinstance(per_class, list) else []
-    dices = ", ".join(f"{name} {_number(value)}" for name, value in zip(names, shown, strict=False))
+    there = voxels if isinstance(voxels, list) else [None] * len(shown)
+    dices = ", ".join(
+        f"{name} {_number(value)}{' (absent, but predicted)' if value is not None and count == 0 else ''}"
+        for name, value, count in zip(names, shown, there, strict=False)
+    )
     text = (
         f"epoch {row.get('epoch')}: train loss {_number(row.get('train_losses'))}, "
         f"val loss {_number(row.get('val_losses'))}, pseudo Dice {dices}, EMA {_number(row.get('ema_fg_dice'))}, "

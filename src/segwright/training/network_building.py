@@ -12,8 +12,9 @@ from segwright.core.errors import ConfigError, ModelError
 from segwright.core.registry import reference_of
 from segwright.data.plan import Configuration, Plan
 from segwright.networks.architecture import norm_kwargs
-from segwright.networks.build import SHORT_NAMES, TOPOLOGY_NAMES, ArchitectureSpec, build_from_spec
+from segwright.networks.build import SHORT_NAMES, TOPOLOGY_NAMES, ArchitectureSpec, build_from_spec, output_shapes
 from segwright.training.assignment import Assignment
+from segwright.training.targets import Scales
 
 
 class NetworkBuilding(Assignment):
@@ -111,6 +112,23 @@ class NetworkBuilding(Assignment):
     @property
     def _builds_its_own(self) -> bool:
         return type(self).build_network_architecture is not NetworkBuilding.build_network_architecture
+
+
+def checked_scales(network: nn.Module, num_input_channels: int, patch_size: Sequence[int], num_heads: int) -> Scales:
+    """Return the sizes of a network's outputs relative to the patch, and see that they are logits of the labels.
+
+    Raises:
+        ModelError: what was expected, what came.
+    """
+    shapes = output_shapes(network, num_input_channels, patch_size)
+    for index, shape in enumerate(shapes):
+        if shape[0] != num_heads or (index == 0 and shape[1:] != tuple(patch_size)):
+            expected = (num_heads, *(patch_size if index == 0 else shape[1:]))
+            raise ModelError(
+                f"output {index} of the network is {shape} for a patch of {tuple(patch_size)}, expected logits of "
+                f"shape {expected} (heads, patch)"
+            )
+    return [tuple(size / full for size, full in zip(shape[1:], patch_size, strict=True)) for shape in shapes]
 
 
 def check_outputs(outputs: Any, target: Any, data: Tensor, num_heads: int) -> None:

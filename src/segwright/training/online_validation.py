@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -18,6 +18,17 @@ class ValidationStep(TypedDict):
     tp_hard: Tensor
     fp_hard: Tensor
     fn_hard: Tensor
+
+
+class PseudoDice(NamedTuple):
+    """An epoch's mean validation loss; Dice and number of true voxels of each foreground class or region.
+
+    A Dice is NaN for a class that was neither there nor predicted, and 0 for one that was predicted but not there.
+    """
+
+    loss: float
+    dice: list[float]
+    true_voxels: list[int]
 
 
 def confusion(output: Tensor, target: Tensor, labels: Labels) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,16 +58,17 @@ def confusion(output: Tensor, target: Tensor, labels: Labels) -> tuple[Tensor, T
     return tp[1:], (num_predicted - tp)[1:], (num_true - tp)[1:]
 
 
-def pseudo_dice(steps: list[ValidationStep], ranks: Ranks = ALONE) -> tuple[float, list[float]]:
-    """Return the mean validation loss and the Dice of each class, NaN where a class was neither there nor predicted.
+def pseudo_dice(steps: list[ValidationStep], ranks: Ranks = ALONE) -> PseudoDice:
+    """Return what the steps of all ranks say together.
 
     The one moment of an epoch at which the host waits for the device.
     """
     loss = torch.stack([step["loss"].detach().float() for step in steps]).mean()
     tp = ranks.total(torch.stack([step["tp_hard"] for step in steps]).sum(0))
-    wrong = ranks.total(torch.stack([step["fp_hard"] + step["fn_hard"] for step in steps]).sum(0))
-    dice = (2 * tp).double() / (2 * tp + wrong)
-    return float(loss), [float(value) for value in dice.cpu()]
+    fp = ranks.total(torch.stack([step["fp_hard"] for step in steps]).sum(0))
+    fn = ranks.total(torch.stack([step["fn_hard"] for step in steps]).sum(0))
+    dice = (2 * tp).double() / (2 * tp + fp + fn)
+    return PseudoDice(float(loss), dice.cpu().tolist(), (tp + fn).cpu().tolist())
 
 
 def _regions(output: Tensor, target: Tensor, *, has_ignore: bool) -> tuple[Tensor, Tensor, Tensor]:

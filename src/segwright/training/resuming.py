@@ -24,6 +24,8 @@ CHANGEABLE: Final = (
     "save_every",
     "save_interval_s",
     "disable_checkpointing",
+    "callbacks",
+    "sinks",
 )
 """Settings that may differ after a resume: how long, how often; all others would make it another training."""
 

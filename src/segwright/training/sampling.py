@@ -60,6 +60,11 @@ def start_range(shape: Sequence[int], patch_size: Sequence[int]) -> Box:
     return tuple(ranges)
 
 
+def is_annotated(key: ClassKey) -> bool:
+    """Return whether a key stands for all annotated voxels of a case, where an ignore label is, and for no class."""
+    return isinstance(key, tuple) and key[0] == OUTSIDE
+
+
 def choose_key(
     locations: ClassLocations, rng: np.random.Generator, *, forced: bool, has_ignore: bool
 ) -> ClassKey | None:
@@ -69,7 +74,7 @@ def choose_key(
     are placed on annotated voxels, because elsewhere nothing can be learned.
     """
     present = [key for key, voxels in locations.items() if len(voxels)]
-    annotated = [key for key in present if isinstance(key, tuple) and key[0] == OUTSIDE]
+    annotated = [key for key in present if is_annotated(key)]
     if not forced:
         return annotated[0] if has_ignore and annotated else None
     classes = [key for key in present if key not in annotated] or annotated

@@ -146,6 +146,7 @@ class Clock:
         self._epoch_start_s = 0.0
         self._steps = 0
         self._costs_s: dict[str, float] = {}
+        self._is_ended = False
 
     def start(self) -> None:
         """Let the time run; `before_s` was spent earlier."""
@@ -191,13 +192,21 @@ class Clock:
         """Mark the end of a step."""
         self._steps += 1
 
+    def end_training(self) -> None:
+        """Let epoch and training be over now, as if their time had come."""
+        self._is_ended = True
+
     def is_over(self, epoch: int) -> bool:
         """Return whether `epoch` is not to begin any more; the first one always is."""
+        if self._is_ended:
+            return True
         return epoch > 0 and (self._is_late or (self.num_epochs is not None and epoch >= self.num_epochs))
 
     @property
     def epoch_is_over(self) -> bool:
         """Whether the epoch has had its slice of the budget; an epoch has at least one step."""
+        if self._is_ended:
+            return True
         if self.budget_s is None or self._steps == 0:
             return False
         if self._is_late:
@@ -206,8 +215,8 @@ class Clock:
         left_s = self.budget_s - self.reserve_s - self.elapsed_s
         return self.elapsed_s - self._epoch_start_s >= slice_s and left_s >= SHORTEST_EPOCH * slice_s
 
-    def left_s(self, epochs: int) -> float:
-        """Return about how many seconds are left after `epochs` epochs."""
+    def left_s(self, epochs: float) -> float:
+        """Return about how many seconds are left after `epochs` epochs, more than none."""
         limits = []
         if self.budget_s is not None:
             limits.append(self.budget_s - self.elapsed_s)

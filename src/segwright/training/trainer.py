@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -14,23 +13,31 @@ from torch.optim import Optimizer
 
 from segwright.core.device import autocast, compute_dtype, memory_format, resolve_device
 from segwright.core.documents import file_hash
-from segwright.core.errors import ConfigError
+from segwright.core.errors import ConfigError, ModelError
+from segwright.core.stopping import Interrupted
 from segwright.evaluation.scores import Scores
 from segwright.inference.predictor import Predictor
-from segwright.networks.build import output_scales, prepare, set_deep_supervision
+from segwright.networks.build import prepare, set_deep_supervision
 from segwright.training import averaging, checkpoints, final_validation, regime
-from segwright.training.batches import Batch, BatchLoader, prefetch
+from segwright.training.batches import Batch, BatchLoader
+from segwright.training.callbacks import load_callbacks, run_hook
 from segwright.training.loaders import build_loaders, training_recipe
 from segwright.training.logbook import Logbook, row_text
 from segwright.training.losses import TrainingLoss, build_loss
-from segwright.training.network_building import NetworkBuilding, check_outputs
+from segwright.training.network_building import NetworkBuilding, check_outputs, checked_scales
+from segwright.training.network_plot import plot_network
 from segwright.training.online_validation import ValidationStep, confusion, pseudo_dice
 from segwright.training.optimization import build_optimizer, optimizer_tensors, set_learning_rate, update
+from segwright.training.optional_sinks import open_sinks, require_sinks
 from segwright.training.progress_plot import plot
 from segwright.training.record import opening_lines, write_documents
+from segwright.training.reproducing import reproducible
 from segwright.training.resuming import require_same_training, restore, resumed_config, snapshot
+from segwright.training.safety import StepWatch, check_loss
 from segwright.training.schedule import Clock, Schedule, Timer, build_schedule
-from segwright.training.sinks import JsonlSink
+from segwright.training.status import State, StatusFile
+from segwright.training.stepping import training_batches, validation_batches
+from segwright.training.unlearned import unlearned_lines
 
 PLOT_INTERVAL_S: Final = 30.0
 """Least time between two drawings of `progress.png`; one takes about as long as a training step on a CPU."""
@@ -52,6 +59,9 @@ class Trainer(NetworkBuilding):
     logbook: Logbook
     clock: Clock
     schedule: Schedule
+    status: StatusFile
+    step_watch: StepWatch
+    save_timer: Timer
     average: averaging.WeightAverage | None
     is_finished = False
     best_ema: float | None = None
@@ -76,10 +86,11 @@ class Trainer(NetworkBuilding):
         self.schedule = build_schedule(self.config, self.clock.num_epochs)
         self.logbook = Logbook()
         self.epoch_outputs: list[dict[str, Tensor]] = []
-        self._save_timer = Timer(regime.save_interval_s(self.config))
+        self.save_timer = Timer(regime.save_interval_s(self.config))
         self._plot_timer = Timer(PLOT_INTERVAL_S)
         network = self._build_network()
-        self.scales = output_scales(network, self.num_input_channels, self.configuration.patch_size)
+        heads, patch_size = self.labels.num_heads, self.configuration.patch_size
+        self.scales = checked_scales(network, self.num_input_channels, patch_size, heads)
         self.network = prepare(network, self.device)
         self.ranks.equalize(self.network)
         self.optimizer = self.configure_optimizers()
@@ -88,6 +99,10 @@ class Trainer(NetworkBuilding):
             self.grad_scaler = torch.amp.GradScaler(self.device.type)
         self.loss = self._build_loss()
         self.recipe = training_recipe(self.config, self.configuration)
+        self.callbacks += load_callbacks(self.config.callbacks)
+        require_sinks(self.config.sinks)
+        self.step_watch = StepWatch()
+        self.status = StatusFile(self.output_folder)
         self.was_initialized = True
 
     def configure_optimizers(self) -> Optimizer:
@@ -112,36 +127,44 @@ class Trainer(NetworkBuilding):
         if self.is_finished:
             self.print_to_log_file(f"fold {self.fold} is trained already ({self.current_epoch} epochs)")
             return
-        self.on_train_start()
-        while not self.ranks.first(self.clock.is_over(self.current_epoch)):
-            self.on_epoch_start()
-            self.on_train_epoch_start()
-            for batch in self._training_batches():
-                self.epoch_outputs.append(self.train_step(batch))
-            self.on_train_epoch_end(self.epoch_outputs)
-            with torch.no_grad(), self.clock.costing("validation"), averaging.applied(self.average):
-                self.on_validation_epoch_start()
-                self.on_validation_epoch_end([self.validation_step(batch) for batch in self._validation_batches()])
-            self.on_epoch_end()
-        self.on_train_end()
+        run = partial(run_hook, self)
+        device = resolve_device(self._device_name)
+        with self.stop.heeded(), reproducible(device, deterministic=self.config.deterministic):
+            run(self.on_train_start)
+            while not self.ranks.first(self.clock.is_over(self.current_epoch)):
+                run(self.on_epoch_start)
+                run(self.on_train_epoch_start)
+                for batch in training_batches(self):
+                    self.epoch_outputs.append(self.train_step(batch))
+                run(self.on_train_epoch_end, self.epoch_outputs)
+                with torch.no_grad(), self.clock.costing("validation"), averaging.applied(self.average):
+                    run(self.on_validation_epoch_start)
+                    steps = [self.validation_step(batch) for batch in validation_batches(self)]
+                    run(self.on_validation_epoch_end, steps)
+                run(self.on_epoch_end)
+            run(self.on_train_end)
+        if self.stop.reason:
+            raise Interrupted(f"{self.stop.reason}: the training is finished; --resume goes on with its validation")
 
     def on_train_start(self) -> None:
         """Open data, write down what is run, start the clock."""
         if not self.was_initialized:
             self.initialize()
-        torch.backends.cudnn.benchmark = True
         self.set_deep_supervision_enabled(self.enable_deep_supervision)
         self.dataloader_train, self.dataloader_val = self.get_dataloaders()
         self.output_folder.mkdir(parents=True, exist_ok=True)
         if self.ranks.is_first:
             write_documents(self)
+            self.sinks += open_sinks(self.config.sinks, self.output_folder)
+            self.plot_network_architecture()
         for sink in self.sinks:
-            if isinstance(sink, JsonlSink):
-                sink.rewind(self.current_epoch)
+            sink.rewind(self.current_epoch)
         for line in opening_lines(self):
             self.print_to_log_file(line)
         self.clock.start()
-        self._save_timer.reset()
+        if self.current_step == 0:
+            self.save_checkpoint("latest")  # from here on a killed run can be resumed, with its settings
+        self.save_timer.reset()
 
     def on_epoch_start(self) -> None:
         """Begin an epoch's row of metrics."""
@@ -162,8 +185,10 @@ class Trainer(NetworkBuilding):
             output = self.network(data)
         if not self._is_checked:
             check_outputs(output, target, data, self.labels.num_heads)
-            self._is_checked = True
         loss = self.loss(output, target)
+        if not self._is_checked:
+            check_loss(loss, output, data, batch["keys"])
+            self._is_checked = True
         torch.autograd.backward(loss if self.grad_scaler is None else self.grad_scaler.scale(loss))
         self.ranks.sum_gradients(self.network.parameters())
         norm = update(self.optimizer, self.network, clip_norm=self.config.clip_norm, scaler=self.grad_scaler)
@@ -176,6 +201,10 @@ class Trainer(NetworkBuilding):
         self.logbook.log("train_losses", float(values[finite].mean()), self.current_epoch)
         self.logbook.log("steps", len(values), self.current_epoch)
         self.logbook.log("skipped_steps", int((~finite).sum()), self.current_epoch)
+        skipped = torch.nonzero(~finite).flatten().tolist()
+        if skipped:
+            cases = ", ".join(self.step_watch.cases_of(skipped))
+            self.print_to_log_file(f"{len(skipped)} steps skipped, loss or gradient not finite; cases: {cases}")
 
     def on_validation_epoch_start(self) -> None:
         """Set evaluation mode."""
@@ -192,10 +221,11 @@ class Trainer(NetworkBuilding):
 
     def on_validation_epoch_end(self, steps: list[ValidationStep]) -> None:
         """Log validation loss and pseudo Dice."""
-        loss, per_class = pseudo_dice(steps, self.ranks)
+        loss, per_class, true_voxels = pseudo_dice(steps, self.ranks)
         present = [value for value in per_class if value == value]
         self.logbook.log("val_losses", loss, self.current_epoch)
         self.logbook.log("dice_per_class_or_region", per_class, self.current_epoch)
+        self.logbook.log("true_voxels_per_class", true_voxels, self.current_epoch)
         mean = sum(present) / len(present) if present else float("nan")
         self.logbook.log("mean_fg_dice", mean, self.current_epoch)
 
@@ -208,13 +238,16 @@ class Trainer(NetworkBuilding):
         self.print_to_log_file(row_text(row, names=self.class_names, left_s=self.clock.left_s(epoch + 1)))
         for sink in self.sinks:
             sink.log(row, epoch)
+        for line in unlearned_lines(self):
+            self.print_to_log_file(line)
         self.current_epoch += 1
         self.epoch_outputs, self.epoch_step = [], 0
+        self.step_watch.begin_epoch()
         ema = self.logbook.value("ema_fg_dice")
         if isinstance(ema, float) and (self.best_ema is None or ema > self.best_ema):
             self.best_ema = ema
             self.save_checkpoint("best")
-        is_due = self.current_epoch % self.save_every == 0 or self._save_timer.is_due
+        is_due = self.current_epoch % self.save_every == 0 or self.save_timer.is_due
         if is_due and not self.clock.is_over(self.current_epoch):
             self.save_checkpoint("latest")
         if self._plot_timer.is_due:
@@ -232,11 +265,13 @@ class Trainer(NetworkBuilding):
         self._plot()
         for sink in self.sinks:
             sink.close()
+        self.tell("finished")
         self.print_to_log_file(f"training done: {self.current_step} steps in {self.clock.elapsed_s:.1f} s")
 
     def perform_actual_validation(self) -> Scores:
         """Predict and score the validation cases in full; `validation/summary.json` holds the scores."""
         final = checkpoints.checkpoint_file(self.output_folder, "final")
+        self.tell("validating")
         self.set_deep_supervision_enabled(False)
         try:
             predictor = Predictor(
@@ -261,6 +296,7 @@ class Trainer(NetworkBuilding):
             )
         finally:
             self.set_deep_supervision_enabled(self.enable_deep_supervision)
+            self.tell("finished")
 
     def save_checkpoint(self, kind: checkpoints.Kind) -> None:
         """Write a checkpoint; only `latest` can be resumed and has the optimiser's state."""
@@ -274,7 +310,7 @@ class Trainer(NetworkBuilding):
         with self.clock.costing("save"), averaging.applied(None if kind == "latest" else self.average):
             checkpoints.save(self.output_folder, kind, state, self.network.state_dict(), optimizer=resumable)
         if resumable is not None:
-            self._save_timer.reset()
+            self.save_timer.reset()
 
     def load_checkpoint(self, path: Path) -> None:
         """Continue where a checkpoint stands; settings that were left alone are taken from it.
@@ -311,28 +347,6 @@ class Trainer(NetworkBuilding):
             pool=self.ranks.pool,
         )
 
-    def _training_batches(self) -> Iterator[Batch]:
-        """Yield the rest of the epoch's batches; counts, saves and follows the clock between steps."""
-        steps = self.num_iterations_per_epoch
-        loader = self.dataloader_train
-        with closing(prefetch(loader, self.current_epoch, steps, first_step=self.epoch_step)) as batches:
-            for batch in batches:
-                if self.config.budget_s is not None:
-                    set_learning_rate(self.optimizer, self.ranks.first(self.learning_rate))
-                yield batch
-                self.current_step += 1
-                self.epoch_step += 1
-                self.clock.end_step()
-                if self._save_timer.is_due:
-                    self.save_checkpoint("latest")
-                if self.ranks.first(self.clock.epoch_is_over):
-                    return
-
-    def _validation_batches(self) -> Iterator[Batch]:
-        steps = regime.num_validation_steps(self.config, self.epoch_step)
-        with closing(prefetch(self.dataloader_val, self.current_epoch, steps)) as batches:
-            yield from batches
-
     def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor | list[Tensor]]:
         layout = memory_format(self.device, self.configuration.dims)
         data = batch["data"].to(self.device, non_blocking=True).contiguous(memory_format=layout)
@@ -340,6 +354,19 @@ class Trainer(NetworkBuilding):
         if isinstance(target, Tensor):
             return data, target.to(self.device, non_blocking=True)
         return data, [level.to(self.device, non_blocking=True) for level in target]
+
+    def plot_network_architecture(self) -> None:
+        """Draw the network into `network_architecture.png`; one that cannot be drawn is trained all the same."""
+        path = self.output_folder / "network_architecture.png"
+        try:
+            plot_network(self.network, self.num_input_channels, self.configuration.patch_size, path)
+        except ModelError as error:
+            self.print_to_log_file(f"no picture of the network: {error}")
+
+    def tell(self, state: State) -> None:
+        """Write into `status.json` how far this is."""
+        if self.ranks.is_first:
+            self.status.write(self, state)
 
     def _plot(self) -> None:
         if self.ranks.is_first:

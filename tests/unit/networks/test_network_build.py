@@ -15,7 +15,7 @@ from segwright.networks.build import (
     build_from_spec,
     build_network,
     initialize,
-    output_scales,
+    output_shapes,
     prepare,
     set_deep_supervision,
 )
@@ -88,19 +88,19 @@ def test_one_tensor_without_deep_supervision_a_list_with_it() -> None:
     assert torch.equal(network(image), outputs[0])
 
 
-def test_output_scales_come_from_the_network() -> None:
+def test_output_shapes_come_from_the_network() -> None:
     kwargs = plain(3, strides=[[1, 1, 1], [1, 2, 2], [2, 2, 2]])
     network = build_network(kwargs, 1, 3, deep_supervision=True)
-    assert output_scales(network, 1, (8, 16, 16)) == [(1.0, 1.0, 1.0), (1.0, 0.5, 0.5)]
+    assert output_shapes(network, 1, (8, 16, 16)) == [(3, 8, 16, 16), (3, 8, 8, 8)]
 
 
-def test_output_scales_of_a_network_that_meta_cannot_trace() -> None:
-    assert output_scales(Untraceable(), 1, (4, 4)) == [(1.0, 1.0)]
+def test_output_shapes_of_a_network_that_meta_cannot_trace() -> None:
+    assert output_shapes(Untraceable(), 1, (4, 4)) == [(1, 4, 4)]
 
 
-def test_output_scales_refuse_another_kind_of_output() -> None:
+def test_output_shapes_refuse_another_kind_of_output() -> None:
     with pytest.raises(ModelError, match="expected logits with 4 axes"):
-        output_scales(nn.Flatten(), 1, (4, 4))
+        output_shapes(nn.Flatten(), 1, (4, 4))
 
 
 def test_scalars_are_replicated() -> None:
@@ -203,7 +203,7 @@ def test_names_work_without_a_plan() -> None:
         network = build_from_spec(
             ArchitectureSpec(reference=name, kwargs={"features_per_stage": 4}), {}, 1, 2, (16, 16), True
         )
-        assert output_scales(network, 1, (16, 16)) == [(1.0, 1.0), (0.5, 0.5)]
+        assert output_shapes(network, 1, (16, 16)) == [(2, 16, 16), (2, 8, 8)]
 
 
 def test_no_spec_builds_the_plans_network() -> None:

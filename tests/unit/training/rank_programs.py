@@ -15,7 +15,8 @@ import torch
 from tiny_task import DATASET_JSON, REGIONS_JSON, make, settings, write_references
 from torch import nn
 
-from segwright.training.distributed import Place, Ranks, joined, leave
+from segwright.training.distributed import Ranks, joined, leave
+from segwright.training.heartbeat import Place
 from segwright.training.trainer import Trainer
 
 KEPT = ("train_losses", "val_losses", "dice_per_class_or_region", "skipped_steps")
@@ -97,9 +98,9 @@ def failing(ranks: Ranks) -> None:
 
 def slow(ranks: Ranks) -> None:
     """Rank 1 needs longer than a silence may last, but lives."""
-    from segwright.training import distributed
+    from segwright.training import heartbeat
 
-    distributed.SILENCE_S = 2.0  # type: ignore[misc]
+    heartbeat.SILENCE_S = 2.0  # type: ignore[misc]
     ranks.barrier()
     if ranks.rank == 1:
         time.sleep(4)

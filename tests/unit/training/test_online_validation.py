@@ -50,7 +50,8 @@ def step(loss: float, tp: list[int], fp: list[int], fn: list[int]) -> Validation
 
 
 def test_dice_is_taken_over_all_steps_together() -> None:
-    loss, dice = pseudo_dice([step(1.0, [1, 0], [1, 0], [0, 0]), step(2.0, [2, 0], [0, 0], [1, 0])])
+    loss, dice, true_voxels = pseudo_dice([step(1.0, [1, 0], [1, 0], [0, 0]), step(2.0, [2, 0], [0, 0], [1, 0])])
     assert loss == pytest.approx(1.5)
     assert dice[0] == pytest.approx(6 / 8)
     assert math.isnan(dice[1])
+    assert true_voxels == [4, 0]

@@ -143,8 +143,9 @@ def make(folder: Path, kind: type[Trainer] = Trainer, **options: Any) -> Trainer
         "dataset_json": DATASET_JSON,
         "device": "cpu",
         "config": settings(),
+        "cases": TinyStore(options.get("dataset_json", DATASET_JSON)),
         "split": Split(train=("case_0", "case_1", "case_2"), val=("case_3",)),
         "output_folder": folder / "fold_0",
         **options,
     }
-    return kind(cases=TinyStore(given["dataset_json"]), **given)
+    return kind(**given)

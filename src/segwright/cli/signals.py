@@ -1,0 +1,49 @@
+"""Signals that ask a program to end: a training finishes its step and saves, anything else ends at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import typer
+
+from segwright.core.stopping import Interrupted, StopRequest
+
+SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")
+
+
+@contextmanager
+def heeding_signals() -> Iterator[StopRequest]:
+    """Turn SIGTERM, SIGUSR1 (SLURM's warning before the time limit) and Ctrl-C into a request to end.
+
+    A second one, or one while nobody looks at the request, ends the block with `Interrupted` or `KeyboardInterrupt`.
+    """
+    stop = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if stop.is_heeded and not stop.reason:
+            stop.ask(name)
+            typer.echo(f"{name}: saving after this step; once more ends at once", err=True)
+        elif number == signal.SIGINT:
+            raise KeyboardInterrupt
+        else:
+            raise Interrupted(f"stopped by {name}; what is finished is kept, the same command goes on from there")
+
+    before = {number: signal.signal(number, handle) for number in _known()}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _known() -> list[signal.Signals]:
+    """Return the signals that this system has; Windows has no SIGUSR1."""
+    return [found for found in (getattr(signal, name, None) for name in SIGNALS) if found is not None]

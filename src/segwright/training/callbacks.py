@@ -1,0 +1,91 @@
+"""Event hooks without a subclass: objects or functions that are called after the trainer's hook of the same name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from segwright.core.errors import ConfigError, SegwrightError, nearest
+from segwright.core.registry import import_reference
+from segwright.core.stopping import Interrupted
+
+if TYPE_CHECKING:
+    from segwright.training.trainer import Trainer
+
+EVENTS: Final = (
+    "on_train_start",
+    "on_epoch_start",
+    "on_train_epoch_start",
+    "on_train_epoch_end",
+    "on_validation_epoch_start",
+    "on_validation_epoch_end",
+    "on_epoch_end",
+    "on_train_end",
+)
+"""In the order in which they come; a callback has methods `fn(trainer)` under any of these names."""
+
+PLAIN_EVENT: Final = "on_epoch_end"
+"""When a callback that is a plain function is called."""
+
+
+class CallbackError(SegwrightError):
+    """A callback failed; the fault is its author's."""
+
+
+def load_callbacks(references: Sequence[str]) -> list[object]:
+    """Return the callbacks behind `module:attr` references: a class (made without arguments), an object, a function.
+
+    Raises:
+        ConfigError: there is no such thing, or it has none of the methods.
+    """
+    found = [import_reference(reference, kind="callback") for reference in references]
+    callbacks = [value() if isinstance(value, type) else value for value in found]
+    for reference, callback in zip(references, callbacks, strict=True):
+        require_callback(callback, name=f"callback '{reference}'")
+    return callbacks
+
+
+def require_callback(callback: object, *, name: str) -> None:
+    """See that a callback will be called.
+
+    Raises:
+        ConfigError: it has no method that is an event's, or one that looks like an event's and is none.
+    """
+    methods = [method for method in dir(callback) if method.startswith("on_")]
+    for method in methods:
+        if method not in EVENTS:
+            raise ConfigError(f"{name}: there is no event {method}{nearest(method, EVENTS)}")
+    if not methods and not callable(callback):
+        raise ConfigError(f"{name} has none of the methods {', '.join(EVENTS)}; write one of them as fn(self, trainer)")
+
+
+def run_hook(trainer: Trainer, hook: Callable[..., None], *arguments: Any) -> None:
+    """Call a hook of the trainer and then, in their order, the callbacks that want its event.
+
+    Raises:
+        CallbackError: a callback failed.
+    """
+    hook(*arguments)
+    event = hook.__name__
+    for callback in trainer.callbacks:
+        method = _method(callback, event)
+        if method is None:
+            continue
+        try:
+            method(trainer)
+        except (SegwrightError, Interrupted):
+            raise
+        except Exception as error:
+            name = getattr(callback, "__name__", type(callback).__name__)
+            raise CallbackError(f"callback {name} failed in {event}: {type(error).__name__}: {error}") from error
+
+
+def _method(callback: object, event: str) -> Callable[[Trainer], None] | None:
+    method: Callable[[Trainer], None] | None = getattr(callback, event, None)
+    if method is None and event == PLAIN_EVENT and callable(callback) and not _has_events(callback):
+        return callback
+    return method
+
+
+def _has_events(callback: object) -> bool:
+    return any(hasattr(callback, event) for event in EVENTS)

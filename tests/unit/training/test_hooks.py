@@ -1,0 +1,172 @@
+"""The trainer's hooks as an interface: names, signatures, order; and the callbacks that are called after them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_task import make, settings
+
+from segwright.core.errors import ConfigError
+from segwright.training import callbacks
+from segwright.training.callbacks import EVENTS, CallbackError
+from segwright.training.trainer import Trainer
+
+SIGNATURES = {
+    "initialize": "(self) -> 'None'",
+    "build_network_architecture": (
+        "(plans: 'Plan', configuration: 'Configuration', num_input_channels: 'int', num_output_channels: 'int', "
+        "enable_deep_supervision: 'bool' = True) -> 'nn.Module'"
+    ),
+    "configure_optimizers": "(self) -> 'Optimizer'",
+    "get_dataloaders": "(self) -> 'tuple[BatchLoader, BatchLoader]'",
+    "run_training": "(self) -> 'None'",
+    "on_train_start": "(self) -> 'None'",
+    "on_epoch_start": "(self) -> 'None'",
+    "on_train_epoch_start": "(self) -> 'None'",
+    "train_step": "(self, batch: 'Batch') -> 'dict[str, Tensor]'",
+    "on_train_epoch_end": "(self, steps: 'list[dict[str, Tensor]]') -> 'None'",
+    "on_validation_epoch_start": "(self) -> 'None'",
+    "validation_step": "(self, batch: 'Batch') -> 'ValidationStep'",
+    "on_validation_epoch_end": "(self, steps: 'list[ValidationStep]') -> 'None'",
+    "on_epoch_end": "(self) -> 'None'",
+    "on_train_end": "(self) -> 'None'",
+    "perform_actual_validation": "(self) -> 'Scores'",
+    "save_checkpoint": "(self, kind: 'checkpoints.Kind') -> 'None'",
+    "load_checkpoint": "(self, path: 'Path') -> 'None'",
+    "set_deep_supervision_enabled": "(self, enabled: 'bool') -> 'None'",
+    "print_to_log_file": (
+        "(self, *parts: 'object', also_print_to_console: 'bool' = True, add_timestamp: 'bool' = True) -> 'None'"
+    ),
+    "plot_network_architecture": "(self) -> 'None'",
+}
+
+EPOCH = [
+    "on_epoch_start",
+    "on_train_epoch_start",
+    *["train_step"] * 2,
+    "on_train_epoch_end",
+    "on_validation_epoch_start",
+    "validation_step",
+    "on_validation_epoch_end",
+    "on_epoch_end",
+]
+BEGIN = [
+    *("run_training", "on_train_start", "initialize", "build_network_architecture", "configure_optimizers"),
+    *("set_deep_supervision_enabled", "get_dataloaders", "plot_network_architecture", "save_checkpoint latest"),
+]
+
+
+def recording(calls: list[str]) -> type[Trainer]:
+    """Return a subclass that writes down each hook when it begins and otherwise does what the trainer does."""
+
+    def wrapped(name: str) -> Callable[..., Any]:
+        def hook(self: Trainer, *arguments: Any, **named: Any) -> Any:
+            calls.append(f"{name} {arguments[0]}" if name == "save_checkpoint" else name)
+            return getattr(super(recorder, self), name)(*arguments, **named)
+
+        return hook
+
+    quiet = ("print_to_log_file", "build_network_architecture")
+    members: dict[str, Any] = {name: wrapped(name) for name in SIGNATURES if name not in quiet}
+
+    def build_network_architecture(*arguments: Any, **named: Any) -> Any:
+        calls.append("build_network_architecture")
+        return Trainer.build_network_architecture(*arguments, **named)
+
+    members["build_network_architecture"] = staticmethod(build_network_architecture)
+    members["rebuild_network"] = classmethod(lambda cls, **named: None)
+    members["__module__"] = __name__
+    recorder = type("RecordingTrainer", (Trainer,), members)
+    return recorder
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signatures_are_an_interface(name: str) -> None:
+    assert str(inspect.signature(getattr(Trainer, name))) == SIGNATURES[name]
+
+
+def test_a_subclass_sees_the_documented_order(tmp_path: Path) -> None:
+    calls: list[str] = []
+    make(tmp_path, recording(calls), config=settings(num_epochs=2)).run_training()
+    first, second = [*EPOCH, "save_checkpoint best"], EPOCH
+    body = calls[len(BEGIN) :]
+    assert calls[: len(BEGIN)] == BEGIN
+    assert [call for call in body if call != "save_checkpoint best"] == [*EPOCH, *second, *END]
+    assert body[: len(first)] == first
+
+
+END = ["on_train_end", "save_checkpoint final"]
+
+
+class Watcher:
+    """Writes down its events with the epoch in which they came."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, int]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in EVENTS:
+            raise AttributeError(name)
+        return lambda trainer: self.seen.append((name, trainer.current_epoch))
+
+
+ends: list[int] = []
+
+
+def at_the_end(trainer: Trainer) -> None:
+    ends.append(trainer.current_epoch)
+
+
+class Failing:
+    def on_train_epoch_end(self, trainer: Trainer) -> None:
+        raise KeyError("no such metric")
+
+
+class Misnamed:
+    def on_epoch_ends(self, trainer: Trainer) -> None:
+        """Never called."""
+
+
+def test_callbacks_are_called_after_the_hooks(tmp_path: Path) -> None:
+    watcher = Watcher()
+    make(tmp_path, config=settings(num_epochs=1), callbacks=[watcher]).run_training()
+    assert [event for event, _ in watcher.seen] == list(EVENTS)
+    assert dict(watcher.seen)["on_epoch_end"] == 1  # the trainer's own hook has ended the epoch before
+
+
+def test_a_function_is_called_at_the_end_of_each_epoch(tmp_path: Path) -> None:
+    ends.clear()
+    reference = f"{__name__}:at_the_end"
+    trainer = make(tmp_path, config=settings(callbacks=reference))
+    trainer.run_training()
+    assert ends == [1, 2]
+    assert trainer.config.callbacks == (reference,)
+
+
+def test_a_failing_callback_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CallbackError, match="Failing failed in on_train_epoch_end: KeyError: 'no such metric'"):
+        make(tmp_path, config=settings(callbacks=f"{__name__}:Failing")).run_training()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Misnamed", "no event on_epoch_ends; did you mean 'on_epoch_end'"),
+        ("EPOCH", "has none of the methods"),
+        ("Nobody", "has no 'Nobody'"),
+    ],
+)
+def test_what_would_never_be_called_is_refused_before_the_training(tmp_path: Path, name: str, message: str) -> None:
+    trainer = make(tmp_path, config=settings(callbacks=[f"{__name__}:{name}"]))
+    with pytest.raises(ConfigError, match=message):
+        trainer.initialize()
+    assert not trainer.output_folder.exists()
+
+
+def test_events_are_hooks() -> None:
+    assert set(EVENTS) < set(SIGNATURES)
+    assert callbacks.PLAIN_EVENT in EVENTS
