@@ -3,8 +3,10 @@
 from segwright.api.journey import demo, run
 from segwright.api.learning import evaluate, keyword_values, load_model, predict, train
 from segwright.api.preparing import PlanOptions, check, explain, fingerprint, plan, plan_from_fingerprint, preprocess
+from segwright.api.watching import FoldStatus, status
 
 __all__ = [
+    "FoldStatus",
     "PlanOptions",
     "check",
     "demo",
@@ -18,5 +20,6 @@ __all__ = [
     "predict",
     "preprocess",
     "run",
+    "status",
     "train",
 ]

@@ -1,4 +1,8 @@
-"""How the command line is read and how it fails: forgiving argument order, a clear line per error, three exit codes."""
+"""How the command line is read and how it fails: forgiving argument order, a clear line per error, few exit codes.
+
+Beside those below there are the codes of some errors: 75, stopped and can be resumed (`core.stopping`), and 3, another
+process of the training ended (`training.heartbeat`).
+"""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from segwright.cli import models, stages
+from segwright.cli import models, options, stages, watching
 from segwright.cli.grammar import Verbs
 
 app = typer.Typer(
@@ -43,9 +43,10 @@ def settings(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Prepare logging and hand the work folder on."""
+    """Prepare logging and imports, and hand the work folder on."""
     from segwright.core import log
 
+    options.import_from_here()
     log.configure(-1 if quiet else int(verbose or debug))
     context.obj = work
 
@@ -59,11 +60,12 @@ for verb in (
     models.train,
     models.predict,
     models.evaluate,
+    watching.status,
     models.demo,
 ):
     app.command(verb.__name__)(verb)
 
 
 def main() -> None:
-    """Run the program; leaves the process with 0, 1 (the user can mend it), 2 (our fault) or 130 (interrupted)."""
+    """Run the program; leaves the process with one of the exit codes of `grammar`."""
     app()

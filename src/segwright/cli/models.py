@@ -52,7 +52,6 @@ def train(
     if place is None and gpus > 1:
         launch.start(gpus, device)
         return
-    options.import_from_here()
     with heeding_signals() as stop, launch.joined(place, device) as ranks:
         trained = api.train(
             dataset,
@@ -161,7 +160,6 @@ def run(
     """Do everything: check, fingerprint, plan, preprocess, train, validate. Started again, do what is missing."""
     from segwright import api
 
-    options.import_from_here()
     with heeding_signals() as stop:
         report = api.run(
             dataset,

@@ -1,0 +1,76 @@
+"""How far trainings are, read from their folders while they run in another process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from segwright.core.documents import parse_document
+from segwright.core.errors import ModelError
+from segwright.evaluation.scores import Scores
+from segwright.training.status import STATUS_JSON, STOP_FILE, Status
+
+SILENT_S = 60.0
+"""A training that has written nothing for so long, and for ten of its steps, is taken for dead."""
+
+SILENT_STEPS = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoldStatus:
+    """One fold's training.
+
+    Attributes:
+        folder: Of the fold.
+        state: training, stopping, interrupted, silent (it may be dead), validating, or finished.
+        status: What it last wrote.
+        age_s: Seconds since then.
+        dice: Mean of the final validation, None before it.
+    """
+
+    folder: Path
+    state: str
+    status: Status
+    age_s: float
+    dice: float | None
+
+
+def status(folder: Path | str) -> list[FoldStatus]:
+    """Return the state of every training at or below a folder: a fold's, a model's, a dataset's results, a work folder.
+
+    Raises:
+        ModelError: there is none.
+    """
+    place = Path(folder)
+    found = [_read(path) for path in sorted(_files(place))]
+    if not found:
+        raise ModelError(f"{place}: no training has begun here; give a fold, model, results or work folder")
+    return found
+
+
+def _files(place: Path) -> Iterator[Path]:
+    """Yield status files at most five levels down (work/results/dataset/model/fold), not in data folders."""
+    for depth in range(5):
+        yield from place.glob("*/" * depth + STATUS_JSON)
+
+
+def _read(path: Path) -> FoldStatus:
+    status = parse_document(Status, path)
+    age_s = max(time.time() - status.updated, 0.0)
+    summary = path.parent / "validation" / "summary.json"
+    state: str = status.state
+    if state == "training":
+        step_s = status.elapsed_s / max(status.step, 1)
+        if age_s > max(SILENT_S, SILENT_STEPS * step_s):
+            state = "silent"
+        elif (path.parent / STOP_FILE).exists():
+            state = "stopping"
+    return FoldStatus(
+        folder=path.parent,
+        state=state,
+        status=status,
+        age_s=age_s,
+        dice=Scores.load(summary).mean_dice if summary.is_file() else None,
+    )

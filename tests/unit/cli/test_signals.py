@@ -1,0 +1,42 @@
+"""Signals while a training heeds them, and while nothing does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from segwright.cli.signals import heeding_signals
+from segwright.core.stopping import Interrupted
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_the_first_is_a_request_and_the_second_an_end(number: signal.Signals) -> None:
+    ending = KeyboardInterrupt if number == signal.SIGINT else Interrupted
+    before = signal.getsignal(number)
+    with heeding_signals() as stop, stop.heeded():
+        os.kill(os.getpid(), number)
+        assert stop.reason == number.name
+        with pytest.raises(ending):
+            os.kill(os.getpid(), number)
+    assert signal.getsignal(number) == before
+
+
+def test_without_a_training_the_first_is_the_end() -> None:
+    with heeding_signals(), pytest.raises(Interrupted, match="stopped by SIGTERM; what is finished is kept"):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_in_another_thread_signals_are_left_alone() -> None:
+    reasons: list[str] = []
+
+    def work() -> None:
+        with heeding_signals() as stop:
+            reasons.append(stop.reason)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert reasons == [""]
