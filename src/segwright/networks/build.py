@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from segwright.core.device import keep_freed_memory, memory_format
 from segwright.core.errors import ConfigError, ModelError
 from segwright.core.registry import Registry, import_reference
+from segwright.networks import optional
 from segwright.networks.architecture import (
     CLASS_PREFIX,
     NETWORK_CLASSES,
@@ -203,6 +204,10 @@ NETWORKS: Final[Registry[NetworkBuilder]] = Registry("network")
 NETWORKS.register("unet", build_unet)
 NETWORKS.register("residual-unet", build_residual_unet)
 TOPOLOGY_NAMES: Final = NETWORKS.names()  # built-in names, which are given the plan's arch_kwargs
+NETWORKS.register("segresnet", optional.build_segresnet)
+NETWORKS.register("swin-unetr", optional.build_swin_unetr)
+NETWORKS.register("dynunet", optional.build_dynunet)
+NETWORKS.register("primus", optional.build_primus)
 
 
 def initialize(network: nn.Module, generator: torch.Generator | None = None) -> None:
@@ -230,6 +235,15 @@ def initialize(network: nn.Module, generator: torch.Generator | None = None) -> 
                 nn.init.zeros_(norm.bias)
 
 
+def on_meta(network: nn.Module) -> nn.Module:
+    """Return a copy of a network without values, on the device that computes shapes only; costs no memory."""
+    tensors = (*network.parameters(), *network.buffers())
+    memo = {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors}
+    for parameter in network.parameters():
+        memo[id(parameter)] = nn.Parameter(memo[id(parameter)], requires_grad=False)
+    return deepcopy(network, dict(memo))
+
+
 def output_shapes(network: nn.Module, num_input_channels: int, patch_size: Sequence[int]) -> list[tuple[int, ...]]:
     """Return the shape (C, *S) of each output for one patch, highest resolution first; one entry if it gives a tensor.
 
@@ -241,9 +255,7 @@ def output_shapes(network: nn.Module, num_input_channels: int, patch_size: Seque
     shape = (2, num_input_channels, *patch_size)  # batch norm refuses a single sample
     with torch.no_grad():
         try:
-            tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-            meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
-            outputs = functional_call(network, meta, (torch.empty(shape, device="meta"),))
+            outputs = on_meta(network)(torch.empty(shape, device="meta"))
         except Exception:  # a user's network may do anything; zeros tell whether it is broken or just not traceable
             outputs = _run_on_zeros(network, shape)
     levels = list(outputs) if isinstance(outputs, list | tuple) else [outputs]
@@ -256,14 +268,17 @@ def output_shapes(network: nn.Module, num_input_channels: int, patch_size: Seque
 
 def _run_on_zeros(network: nn.Module, shape: tuple[int, ...]) -> Any:
     device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
-    buffers = {name: tensor.clone() for name, tensor in network.named_buffers()}
+    before = [buffer.clone() for buffer in network.buffers()]
     try:
-        return functional_call(network, buffers, (torch.zeros(shape, device=device),))
+        return network(torch.zeros(shape, device=device))
     except Exception as error:
         raise ModelError(
             f"the network failed on an input of shape {shape}: {type(error).__name__}: {error}; see that its levels "
             "suit the patch"
         ) from error
+    finally:
+        for buffer, value in zip(network.buffers(), before, strict=True):
+            buffer.copy_(value)
 
 
 def set_deep_supervision(network: nn.Module, enabled: bool) -> None:

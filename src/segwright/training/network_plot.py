@@ -11,10 +11,10 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from segwright.core.documents import atomic_path
 from segwright.core.errors import ModelError
+from segwright.networks.build import on_meta
 
 _SIZE_INCHES: Final = (11.0, 6.0)
 _DPI: Final = 100
@@ -43,17 +43,15 @@ def trace(network: nn.Module, num_input_channels: int, patch_size: Sequence[int]
         if isinstance(output, Tensor) and output.ndim == len(shape):
             layers.append(Layer(type(module).__name__, output.shape[1], tuple(output.shape[2:])))
 
-    handles = [module.register_forward_hook(note) for module in network.modules() if not any(module.children())]
     try:
-        tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-        meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
+        shadow = on_meta(network)
+        for module in shadow.modules():
+            if not any(module.children()):
+                module.register_forward_hook(note)
         with torch.no_grad():
-            functional_call(network, meta, (torch.empty(shape, device="meta"),))
+            shadow(torch.empty(shape, device="meta"))
     except Exception as error:
         raise ModelError(f"the network cannot be traced ({type(error).__name__}: {error})") from error
-    finally:
-        for handle in handles:
-            handle.remove()
     if not layers:
         raise ModelError("the network has no layer with feature maps to draw")
     return layers
