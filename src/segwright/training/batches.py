@@ -26,7 +26,7 @@ from segwright.core.errors import ConfigError, DatasetError, SegwrightError
 from segwright.core.seeds import generator
 from segwright.data.labels import OUTSIDE, Labels
 from segwright.training.distributed import ALONE, Ranks
-from segwright.training.sampling import ClassLocations, choose_key, choose_start, is_forced, read_box
+from segwright.training.sampling import ClassLocations, Sampler, choose_key, choose_start, is_forced, read_box, uniform
 from segwright.training.targets import Scales, encode_targets
 
 DEFAULT_CACHE_GIB = 2.0
@@ -103,6 +103,8 @@ class BatchLoader:
         recipe: the augmentation; without training it is left out.
         previous: appends the previous stage's map of a cascade to the channels; cases have two label maps then.
         oversample_foreground_percent: share of samples that must show foreground, 0 to 1.
+        oversample_by_chance: each sample is forced with that chance, instead of the last ones of each batch.
+        sampler: chooses the case of each sample; all cases are equally likely by default.
         seed: the run's seed.
         training: false for validation batches, which have draws of their own.
         device: where the batch is augmented and handed over; the CPU by default.
@@ -123,6 +125,8 @@ class BatchLoader:
         recipe: Recipe | None = None,
         previous: PreviousStage | None = None,
         oversample_foreground_percent: float = 0.33,
+        oversample_by_chance: bool = False,
+        sampler: Sampler = uniform,
         seed: int = 0,
         training: bool = True,
         device: torch.device | None = None,
@@ -139,6 +143,8 @@ class BatchLoader:
         self.previous = previous
         self._num_maps = 1 if previous is None else 2
         self.oversample_foreground_percent = oversample_foreground_percent
+        self.oversample_by_chance = oversample_by_chance
+        self.sampler = sampler
         self.seed = seed
         self.purpose = "training" if training else "validation"
         self.device = device or torch.device("cpu")
@@ -173,9 +179,12 @@ class BatchLoader:
             return generator(self.seed, f"{self.purpose}:{name}", epoch, step, index)
 
         rng = key("sample")
-        identifier = self.identifiers[int(rng.integers(len(self.identifiers)))]
+        identifier = self.sampler(self.identifiers, rng)
+        if identifier not in self.identifiers:
+            raise ConfigError(f"the sampler chose '{identifier}', which is no {self.purpose} case of this fold")
         case = self._cases.get(identifier)
-        forced = is_forced(index, self.batch_size, self.oversample_foreground_percent, rng)
+        percent, by_chance = self.oversample_foreground_percent, self.oversample_by_chance
+        forced = is_forced(index, self.batch_size, percent, rng, by_chance=by_chance)
         chosen = choose_key(case.locations, rng, forced=forced, has_ignore=self.labels.ignore_label is not None)
         voxels = None if chosen is None else case.locations[chosen]
         with _naming(identifier):  # the voxels may be rows on disk

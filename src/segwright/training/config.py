@@ -77,6 +77,10 @@ class TrainConfig(BaseModel):
     """More places for metrics than `metrics.jsonl`: `tensorboard`, `mlflow`, `wandb` or `module:attr`."""
 
     oversample_foreground_percent: float = Field(default=0.33, ge=0, le=1)
+    oversample_by_chance: bool = False
+    """Toss for each sample instead of forcing the last ones of a batch."""
+    sampler: str = "uniform"
+    """Chooses the case of each sample: `uniform` or `module:attr`, `fn(identifiers, rng) -> identifier`."""
     augmentation: str = "default"
     """A registered recipe or `module:attr`."""
     mirror_axes: tuple[int, ...] | None = None

@@ -12,6 +12,7 @@ from segwright.training.batches import BatchLoader, CaseSource
 from segwright.training.cascade import previous_stage
 from segwright.training.config import TrainConfig
 from segwright.training.distributed import ALONE, Ranks
+from segwright.training.sampling import build_sampler, num_forced
 from segwright.training.targets import Scales
 
 MIRROR = "mirror"
@@ -33,6 +34,19 @@ def training_recipe(config: TrainConfig, configuration: Configuration) -> Recipe
     if MIRROR not in recipe.names():
         raise ConfigError(f"mirror_axes {axes}: the augmentation '{config.augmentation}' has no step '{MIRROR}' to set")
     return recipe.replace(MIRROR, Mirror(axes=axes)) if axes else recipe.without(MIRROR)
+
+
+def forced_share(config: TrainConfig) -> float:
+    """Return the share of samples that must show foreground.
+
+    By chance the default becomes the share that the rule for whole batches really gives, e.g. a half of two samples
+    (nnU-Net 2.8.1 behaviour, spec B 1.14).
+    """
+    share = config.oversample_foreground_percent
+    if not config.oversample_by_chance or "oversample_foreground_percent" in config.model_fields_set:
+        return share
+    assert config.batch_size is not None, "the regime decides the batch size"
+    return num_forced(config.batch_size, share) / config.batch_size
 
 
 def build_loaders(
@@ -68,7 +82,9 @@ def build_loaders(
             labels=labels,
             recipe=recipe,
             previous=previous_stage(configuration, labels, augmented=is_training and bool(recipe.names())),
-            oversample_foreground_percent=config.oversample_foreground_percent,
+            oversample_foreground_percent=forced_share(config),
+            oversample_by_chance=config.oversample_by_chance,
+            sampler=build_sampler(config.sampler),
             seed=config.seed,
             training=is_training,
             scales=scales,

@@ -7,13 +7,15 @@ rather than never (S14).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from segwright.core.arrays import Box
+from segwright.core.errors import ConfigError
+from segwright.core.registry import Registry, import_reference
 from segwright.data.labels import OUTSIDE, ClassKey
 
 
@@ -42,9 +44,31 @@ def num_forced(batch_size: int, fraction: float) -> int:
     return batch_size - min(max(round(batch_size * (1 - fraction)), 0), batch_size)
 
 
-def is_forced(index: int, batch_size: int, fraction: float, rng: np.random.Generator) -> bool:
-    """Return whether sample `index` of a batch must show foreground; a batch of one decides by chance."""
-    if batch_size == 1:
+def uniform(identifiers: Sequence[str], rng: np.random.Generator) -> str:
+    """Return one of the cases, all equally likely."""
+    return identifiers[int(rng.integers(len(identifiers)))]
+
+
+Sampler = Callable[[Sequence[str], np.random.Generator], str]
+"""Chooses the case of a sample among those of a fold; all its chance comes from the generator."""
+
+SAMPLERS: Registry[Sampler] = Registry("sampler")
+SAMPLERS.register("uniform", uniform)
+
+
+def build_sampler(reference: str) -> Sampler:
+    """Return the sampler of a registered name, or the function behind `module:attr`."""
+    sampler: Sampler = import_reference(reference, kind="sampler") if ":" in reference else SAMPLERS.get(reference)
+    if not callable(sampler):
+        raise ConfigError(f"sampler '{reference}' cannot be called; name a function fn(identifiers, rng) -> identifier")
+    return sampler
+
+
+def is_forced(
+    index: int, batch_size: int, fraction: float, rng: np.random.Generator, *, by_chance: bool = False
+) -> bool:
+    """Return whether sample `index` of a batch must show foreground; a batch of one always decides by chance."""
+    if batch_size == 1 or by_chance:
         return bool(rng.random() < fraction)
     return index >= batch_size - num_forced(batch_size, fraction)
 

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_task import make
+from tiny_task import settings as tiny_settings
 
+from segwright.core.errors import ConfigError
+from segwright.training.config import TrainConfig
+from segwright.training.loaders import forced_share
 from segwright.training.sampling import choose_key, choose_start, is_forced, num_forced, read_box, start_range
 
 ANNOTATED = (-1, 0, 1, 2)
@@ -115,3 +124,50 @@ def test_read_box_equals_a_cut_from_the_padded_array(
     padded = np.pad(array, [(0, 0)] + [(50, 50)] * 3, constant_values=-1)
     cut = tuple(slice(50 + start, 50 + start + size) for start, size in zip(low, extent, strict=True))
     np.testing.assert_array_equal(out, padded[(slice(None), *cut)])
+
+
+def test_by_chance_each_sample_is_forced_alike() -> None:
+    rng = np.random.default_rng(0)
+    forced = np.array([[is_forced(index, 4, 0.25, rng, by_chance=True) for index in range(4)] for _ in range(2000)])
+    assert forced.mean(axis=0) == pytest.approx([0.25] * 4, abs=0.04)
+    assert len({*forced.sum(axis=1)}) > 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"batch_size": 2}, 0.33),
+        ({"batch_size": 2, "oversample_by_chance": True}, 0.5),
+        ({"batch_size": 9, "oversample_by_chance": True}, 3 / 9),
+        ({"batch_size": 2, "oversample_by_chance": True, "oversample_foreground_percent": 0.1}, 0.1),
+    ],
+)
+def test_the_default_chance_is_what_whole_batches_give(settings: dict[str, Any], expected: float) -> None:
+    assert forced_share(TrainConfig.from_mapping(settings)) == pytest.approx(expected)
+
+
+def mostly_the_last(identifiers: Sequence[str], rng: np.random.Generator) -> str:
+    return identifiers[-1] if rng.random() < 0.9 else identifiers[0]
+
+
+def nobody(identifiers: Sequence[str], rng: np.random.Generator) -> str:
+    return "nobody"
+
+
+def test_a_sampler_of_a_users_own_chooses_the_cases(tmp_path: Path) -> None:
+    trainer = make(tmp_path, config=tiny_settings(sampler=f"{__name__}:mostly_the_last", batch_size=100))
+    trainer.initialize()
+    loader, _ = trainer.get_dataloaders()
+    drawn = [sample.identifier for sample in loader.draw(0, 0)]
+    assert {*drawn} == {"case_0", "case_2"}
+    assert drawn.count("case_2") > 75
+    assert drawn == [sample.identifier for sample in loader.draw(0, 0)]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("unifrom", "did you mean 'uniform'"), (f"{__name__}:nobody", "the sampler chose 'nobody'")],
+)
+def test_a_wrong_sampler_is_named(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make(tmp_path, config=tiny_settings(sampler=name)).run_training()
