@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import segwright
-from examples import own_trainer
+from examples import named_network, own_trainer
 from segwright.data import phantom
 from segwright.training.config import TrainConfig
 from segwright.workspace import Workspace
@@ -25,6 +25,19 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Workspace]
     segwright.plan(dataset, workspace=workspace)
     segwright.preprocess(dataset, workspace=workspace, configurations=["3d_fullres"])
     return dataset, workspace
+
+
+def test_a_name_is_trained_and_predicts_again(prepared: tuple[Path, Workspace]) -> None:
+    dataset, workspace = prepared
+    dice = named_network.train(
+        dataset, workspace, configurations=["3d_fullres"], folds=[1], settings=SHORT, device="cpu"
+    )
+    assert 0 <= dice["mean"] <= 1
+    model = workspace.model_folder(dataset.name, "Trainer", "nnUNetPlans", "3d_fullres")
+    assert (
+        json.loads((model / "fold_1" / "checkpoint_final.json").read_text())["network"]["reference"] == "residual-unet"
+    )
+    assert segwright.load_model(model, folds=[1], device="cpu").networks
 
 
 def test_a_function_is_trained_and_predicts_again(prepared: tuple[Path, Workspace]) -> None:
