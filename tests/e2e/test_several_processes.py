@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +13,8 @@ from pathlib import Path
 
 import pytest
 from journeys import Journey, call
+
+from segwright.core.stopping import EXIT_RESUMABLE
 
 SOURCE = Path(__file__).parents[2] / "src"
 SETTINGS = ("--config", "3d_fullres", "--iterations", "2", "--batch-size", "3", "--device", "cpu")
@@ -105,3 +109,21 @@ def test_more_gpus_than_there_are_is_an_error(journey: Journey) -> None:
     )
     assert result.exit_code == 1
     assert "one GPU for 2 processes" in result.stderr
+
+
+def test_processes_stop_together_and_resume(journey: Journey, tmp_path: Path) -> None:
+    shutil.copytree(journey.work / "preprocessed", tmp_path / "preprocessed")
+    command = ("--work", tmp_path, "train", journey.dataset, *SETTINGS, "--fold", "0", "--gpus", "2")
+    process = started("-m", "segwright", *command, "--epochs", "100000")
+    fold = tmp_path / "results" / journey.dataset.name / journey.model.name / "fold_0"
+    wait_for(fold / "training.log", "epoch 1:", process)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == EXIT_RESUMABLE, errors
+    assert errors.count("SIGTERM: saved after") == 1
+    assert "Traceback" not in errors
+    step = json.loads((fold / "checkpoint_latest.json").read_text())["step"]
+    process = started("-m", "segwright", *command, "--epochs", "2", "--resume")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert json.loads((fold / "checkpoint_final.json").read_text())["step"] >= step > 0
