@@ -1,4 +1,4 @@
-"""`train.json`: what was run, with which settings, on what, by which versions."""
+"""`train.json`: what was run, with which settings, on what, by which versions; `debug.json`: everything, as text."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from segwright.training.trainer import Trainer
 
 TRAIN_JSON = "train.json"
+DEBUG_JSON = "debug.json"
 SCHEMA_VERSION = 1
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -34,6 +35,20 @@ def write_documents(trainer: Trainer) -> None:
     write_json(model / DATASET_JSON, trainer.dataset_json.raw(), indent=4)
     record = train_record(trainer.config, trainer.device, notes=trainer.notes, identity=trainer.identity())
     write_json(trainer.output_folder / TRAIN_JSON, record)
+    write_json(trainer.output_folder / DEBUG_JSON, debug_document(trainer), sort_keys=True)
+
+
+def debug_document(trainer: Trainer) -> dict[str, str]:
+    """Return everything a trainer holds as text, its network layer by layer, and the machine (spec B 1.4)."""
+    values = {name: str(value) for name, value in vars(trainer).items() if not name.startswith("_")}
+    accelerator = trainer.device.type not in ("cpu", "mps")
+    return {
+        **values,
+        "hostname": platform.node(),
+        "gpu_name": torch.cuda.get_device_name(trainer.device) if accelerator else "None",
+        "cudnn_version": str(torch.backends.cudnn.version()) if accelerator else "None",  # type: ignore[no-untyped-call]
+        "torch_version": torch.__version__,
+    }
 
 
 def opening_lines(trainer: Trainer) -> list[str]:

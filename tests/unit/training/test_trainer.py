@@ -60,6 +60,7 @@ def test_run_leaves_the_files_of_a_fold(tmp_path: Path) -> None:
         "checkpoint_best.safetensors",
         "checkpoint_final.json",
         "checkpoint_final.safetensors",
+        "debug.json",
         "metrics.jsonl",
         "network_architecture.png",
         "progress.png",
@@ -84,6 +85,9 @@ def test_record_says_what_was_run(tmp_path: Path) -> None:
     assert record["config"]["batch_size"] == 3
     assert record["seed"] == 12345
     assert record["versions"]["torch"] == torch.__version__
+    debug = json.loads((trainer.output_folder / "debug.json").read_text())
+    assert "Conv3d(1, 4" in debug["network"]
+    assert "initial_lr" in debug
     assert (record["configuration"], record["fold"], record["cases"]) == ("3d", 0, {"train": 3, "val": 1})
 
 
