@@ -26,7 +26,7 @@ def blocks(page: str) -> list[tuple[str, str]]:
 def commands(page: str) -> list[str]:
     """Return the trainings that a page shows."""
     lines = [line for language, text in blocks(page) if not language for line in text.splitlines()]
-    return [line for line in lines if line.startswith("segwright train ")]
+    return [line for line in lines if line.startswith("segwright train DATASET ")]
 
 
 @pytest.fixture
@@ -45,10 +45,13 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         del sys.modules[name]
 
 
-@pytest.mark.parametrize("command", [*commands("change-the-network.md"), *commands("extend.md")])
+PAGES = ("change-the-network.md", "extend.md", "fine-tuning.md")
+
+
+@pytest.mark.parametrize("command", [command for page in PAGES for command in commands(page)])
 def test_what_is_shown_works(journey: Journey, project: Path, command: str) -> None:
-    shutil.copytree(journey.work / "preprocessed", project / "work" / "preprocessed")
-    words = shlex.split(command.replace("DATASET", str(journey.dataset)))[1:]
+    shutil.copytree(journey.preprocessed, project / "work" / "preprocessed" / journey.dataset.name)
+    words = shlex.split(command.replace("DATASET", str(journey.dataset)).replace("MODEL", str(journey.model)))[1:]
     trained = call("--work", project / "work", *words, *SHORT)
     assert trained.exit_code == 0, trained.stderr
     [model] = (project / "work" / "results" / journey.dataset.name).iterdir()

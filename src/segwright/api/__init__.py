@@ -3,6 +3,7 @@
 from segwright.api.journey import demo, run
 from segwright.api.learning import evaluate, keyword_values, load_model, predict, train
 from segwright.api.preparing import PlanOptions, check, explain, fingerprint, plan, plan_from_fingerprint, preprocess
+from segwright.api.transfer import move_plans
 from segwright.api.watching import FoldStatus, status
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "fingerprint",
     "keyword_values",
     "load_model",
+    "move_plans",
     "plan",
     "plan_from_fingerprint",
     "predict",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -101,7 +101,11 @@ def require_options(options: TrainOptions) -> None:
     Raises:
         ConfigError: one is not.
     """
-    TrainConfig.from_mapping(options.settings)
+    pretrained = TrainConfig.from_mapping(options.settings).pretrained
+    if pretrained is not None:
+        from segwright.training.finetuning import find_checkpoint
+
+        find_checkpoint(Path(pretrained))
     if options.device != "auto":  # always there, and torch takes seconds to import
         from segwright.core.device import resolve_device
 
@@ -261,6 +265,8 @@ def _complete_previous_stage(
     from segwright.training.distributed import ALONE
 
     ranks = options.ranks or ALONE
+    own = {key: value for key, value in options.settings.items() if key not in ("pretrained", "pretrained_channels")}
+    options = replace(options, settings=own)  # the pretrained network is one of the second stage
     holders = _holding_folds(session, fold, write=ranks.is_first)
     if ranks.is_first and not cases_are_fresh(session, plan, previous):
         make_cases(session, plan, previous)
@@ -275,8 +281,8 @@ def _complete_previous_stage(
         _train(session, plan, previous, number, options)
         ranks.barrier()
     for number, identifiers in holders.items():
-        own = ranks.own_items(identifiers)
-        _predict_held_out(session, plan, configuration, number, own, device=options.device)
+        part = ranks.own_items(identifiers)
+        _predict_held_out(session, plan, configuration, number, part, device=options.device)
     ranks.barrier()
 
 

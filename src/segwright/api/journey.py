@@ -51,6 +51,7 @@ def run(
     workers: int | None = None,
     network: str | None = None,
     network_kwargs: Mapping[str, Any] | None = None,
+    pretrained: Path | str | None = None,
     settings: Mapping[str, Any] | None = None,
     trainer: str | None = None,
     environment: Mapping[str, str] = NO_ENVIRONMENT,
@@ -71,6 +72,7 @@ def run(
         workers: Threads.
         network: Another network than the plan's: `residual-unet`, `module:function`.
         network_kwargs: Its arguments.
+        pretrained: Model folder or checkpoint, ours or nnU-Net's, to begin with; what fits is taken over.
         settings: Further fields of `TrainConfig`, e.g. `num_epochs`.
         trainer: A subclass of `Trainer` that trains instead, `module:Class`.
         environment: Variables that explicit file lists may name.
@@ -83,7 +85,9 @@ def run(
         >>> report = run("raw/Dataset004_Hippocampus", folds=[0], budget="10m")  # doctest: +SKIP
         >>> report.folds[0].dice["mean"]  # doctest: +SKIP
     """
-    chosen = learning.training_settings(budget, settings, network=network, network_kwargs=network_kwargs)
+    chosen = learning.training_settings(
+        budget, settings, network=network, network_kwargs=network_kwargs, pretrained=pretrained
+    )
     options = TrainOptions(settings=chosen, device=device, stop=stop)
     folding.require_options(options)
     if trainer is not None:

@@ -55,6 +55,7 @@ def train(
     budget: str | float | None = None,
     network: str | None = None,
     network_kwargs: Mapping[str, Any] | None = None,
+    pretrained: Path | str | None = None,
     settings: Mapping[str, Any] | None = None,
     trainer: str | None = None,
     resume: bool = False,
@@ -75,6 +76,7 @@ def train(
         budget: Training time, as `10m` or in seconds; the schedule follows the time.
         network: Another network than the plan's: `residual-unet`, `module:function`.
         network_kwargs: Its arguments.
+        pretrained: Model folder or checkpoint, ours or nnU-Net's, to begin with; what fits is taken over.
         settings: Further fields of `TrainConfig`, e.g. `num_epochs`.
         trainer: A subclass of `Trainer` that trains instead, `module:Class`.
         resume: Continue an interrupted training; without it one that was begun is an error, with it one that was not.
@@ -88,7 +90,7 @@ def train(
         Interrupted: it was asked to stop; `resume` goes on from there.
         SegwrightError: dataset, plan, fold, a setting or the device is wrong, or the fold was begun before.
     """
-    chosen = training_settings(budget, settings, network=network, network_kwargs=network_kwargs)
+    chosen = training_settings(budget, settings, network=network, network_kwargs=network_kwargs, pretrained=pretrained)
     options = TrainOptions(settings=chosen, device=device, ranks=ranks, stop=stop)
     require_options(options)
     if trainer is not None:
@@ -232,9 +234,12 @@ def training_settings(
     *,
     network: str | None = None,
     network_kwargs: Mapping[str, Any] | None = None,
+    pretrained: Path | str | None = None,
 ) -> dict[str, Any]:
     """Return the fields of `TrainConfig` that were asked for."""
     chosen = {**(settings or {})}
+    if pretrained is not None:
+        chosen["pretrained"] = str(Path(pretrained).absolute())
     if budget is not None:
         chosen["budget_s"] = seconds(budget)
     if network is not None:

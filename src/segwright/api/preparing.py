@@ -210,7 +210,7 @@ def make_plan(session: Session, found: Fingerprint, options: PlanOptions, *, for
     """Return the plan, and whether it had to be made; a file that is not as we wrote it is kept unless `force`."""
     chosen = presets.preset(options.preset, options.resampling)
     name = options.name or chosen.plans_name
-    _copy_description(session)
+    copy_description(session)
     file = session.workspace.plans_file(session.name, name)
     stage = f"plans {name}"
     made_from = [
@@ -289,7 +289,7 @@ def _cases_record(session: Session, plan: Plan, name: str) -> tuple[str, object]
     return f"cases {plan.plans_name} {name}", made_from
 
 
-def _copy_description(session: Session) -> None:
+def copy_description(session: Session) -> None:
     """Keep a byte copy of dataset.json beside the preprocessed data, as nnU-Net does."""
     source = session.dataset.folder / DATASET_JSON
     target = session.workspace.dataset_copy(session.name)

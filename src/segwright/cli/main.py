@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from segwright.cli import models, options, stages, watching
+from segwright.cli import models, options, stages, transfer, watching
 from segwright.cli.grammar import Verbs
 
 app = typer.Typer(
@@ -57,13 +57,14 @@ for verb in (
     stages.fingerprint,
     stages.plan,
     stages.preprocess,
+    transfer.move_plans,
     models.train,
     models.predict,
     models.evaluate,
     watching.status,
     models.demo,
 ):
-    app.command(verb.__name__)(verb)
+    app.command(verb.__name__.replace("_", "-"))(verb)
 
 
 def main() -> None:

@@ -128,6 +128,10 @@ Network = Annotated[
 NetworkArg = Annotated[
     list[str] | None, typer.Option("--network-arg", metavar="KEY=VALUE", help="Argument of --network; repeatable.")
 ]
+Pretrained = Annotated[
+    Path | None,
+    typer.Option("--pretrained", metavar="MODEL", help="Begin with the weights of a trained model that fit."),
+]
 SetValues = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of a training; repeatable.")
 ]

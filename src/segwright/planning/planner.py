@@ -113,7 +113,7 @@ def plan(
         configurations={**configurations, **kept},
         experiment_planner_used=preset.planner,
         label_manager="LabelManager",
-        foreground_intensity_properties_per_channel=_intensities(fingerprint),
+        foreground_intensity_properties_per_channel=intensities(fingerprint),
         segwright=_additions(fingerprint, budget, [*common, *own, *map(_kept_decision, kept)]),
     )
 
@@ -280,7 +280,8 @@ def _kept_decision(name: str) -> Decision:
     )
 
 
-def _intensities(fingerprint: Fingerprint) -> dict[str, dict[str, float]]:
+def intensities(fingerprint: Fingerprint) -> dict[str, dict[str, float]]:
+    """Return the statistics of each channel as a plan has them."""
     channels = fingerprint.foreground_intensity_properties_per_channel
     return {name: dict(sorted(statistics.model_dump().items())) for name, statistics in channels.items()}
 

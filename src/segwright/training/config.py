@@ -68,6 +68,10 @@ class TrainConfig(BaseModel):
     network: str | None = None
     """A registered name or `module:attr`; None: the plan's architecture."""
     network_kwargs: dict[str, Any] = Field(default_factory=dict)
+    pretrained: str | None = None
+    """Model folder, fold folder or checkpoint, ours or nnU-Net's, whose fitting tensors the network begins with."""
+    pretrained_channels: Literal["auto", "mean", "zero"] = "auto"
+    """What an input channel gets that the pretrained network has not, see `training.finetuning`."""
     norm: Literal["instance", "batch"] | None = None
     """Normalisation layers of a built-in network; None: the plan's."""
 

@@ -84,15 +84,15 @@ class NetworkBuilding(Assignment):
         planned = ArchitectureSpec.from_plan(self.configuration.architecture.model_dump(by_alias=True))
         return ArchitectureSpec(reference=planned.reference, kwargs={**planned.kwargs, **norm})
 
-    def _build_network(self) -> nn.Module:
-        """Return the network, its initial weights drawn with the run's seed."""
+    def _build_network(self, *, more: int = 0) -> nn.Module:
+        """Return the network, its initial weights drawn with the run's seed; with `more` input channels and heads."""
         spec, configuration = self.network_spec(), self.configuration
-        heads, seed = self.labels.num_heads, self.config.seed
+        inputs, heads, seed = self.num_input_channels + more, self.labels.num_heads + more, self.config.seed
         if not self._builds_its_own:
             return build_from_spec(
                 spec,
                 configuration.architecture.model_dump(by_alias=True),
-                self.num_input_channels,
+                inputs,
                 heads,
                 configuration.patch_size,
                 self.enable_deep_supervision,
@@ -101,7 +101,7 @@ class NetworkBuilding(Assignment):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = type(self).build_network_architecture(
-                self.plans, configuration, self.num_input_channels, heads, self.enable_deep_supervision
+                self.plans, configuration, inputs, heads, self.enable_deep_supervision
             )
         if not isinstance(network, nn.Module):
             raise ModelError(

@@ -21,6 +21,7 @@ from segwright.networks.build import prepare, set_deep_supervision
 from segwright.training import averaging, checkpoints, final_validation, regime
 from segwright.training.batches import Batch, BatchLoader
 from segwright.training.callbacks import load_callbacks, run_hook
+from segwright.training.finetuning import start_from
 from segwright.training.loaders import build_loaders, training_recipe
 from segwright.training.logbook import Logbook, row_text
 from segwright.training.losses import TrainingLoss, build_loss
@@ -64,6 +65,7 @@ class Trainer(NetworkBuilding):
     save_timer: Timer
     average: averaging.WeightAverage | None
     is_finished = False
+    is_resumed = False
     best_ema: float | None = None
     current_epoch = 0
     current_step = 0
@@ -91,6 +93,8 @@ class Trainer(NetworkBuilding):
         network = self._build_network()
         heads, patch_size = self.labels.num_heads, self.configuration.patch_size
         self.scales = checked_scales(network, self.num_input_channels, patch_size, heads)
+        if self.config.pretrained is not None and not self.is_resumed:
+            self.notes += (*start_from(self, network, self._build_network(more=1)),)
         self.network = prepare(network, self.device)
         self.ranks.equalize(self.network)
         self.optimizer = self.configure_optimizers()
@@ -325,6 +329,7 @@ class Trainer(NetworkBuilding):
         if not self.was_initialized:
             self.config = resumed_config(self._with_knobs(), state, path)
             self._show_knobs()
+            self.is_resumed = True
             self.initialize()
         restore(self, checkpoint, path)
 

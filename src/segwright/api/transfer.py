@@ -1,0 +1,78 @@
+"""Plans from one dataset, or from a trained model, for another dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from logging import getLogger
+from pathlib import Path
+
+from segwright.api.preparing import DEFAULT_PLANS, copy_description, make_fingerprint
+from segwright.api.session import open_session, workspace_or_default
+from segwright.core.errors import PlanError
+from segwright.data.dataset import NO_ENVIRONMENT
+from segwright.data.plan import Plan
+from segwright.planning.transfer import moved, normalised_for
+from segwright.workspace import PLANS_JSON, Workspace
+
+logger = getLogger(__name__)
+
+
+def move_plans(
+    source: Path | str,
+    target: Path | str,
+    *,
+    workspace: Workspace | None = None,
+    plans: str = DEFAULT_PLANS,
+    name: str | None = None,
+    force: bool = False,
+    workers: int | None = None,
+    environment: Mapping[str, str] = NO_ENVIRONMENT,
+) -> Plan:
+    """Give a dataset the plans of another one, for pre-training or fine-tuning with the same network and spacing.
+
+    A target with as many channels keeps the normalisation and the intensity statistics of the source, as in nnU-Net.
+
+    Args:
+        source: A dataset (folder, name or id) that was planned, a trained model's folder, or a plans file.
+        target: The dataset that gets the plans.
+        workspace: Of both datasets; `./segwright-work` by default.
+        plans: Name of the source dataset's plans.
+        name: Of the moved plans; as in the source by default.
+        force: Overwrite plans of that name.
+        workers: Threads, where the target has to be measured.
+        environment: Variables that explicit file lists may name.
+
+    Raises:
+        PlanError: there are no such plans, or the target has plans of that name.
+    """
+    place = workspace_or_default(workspace)
+    plan = Plan.load(_plans_file(source, place, plans))
+    session = open_session(target, workspace, environment=environment)
+    if _num_channels(plan) != len(session.dataset.description.channel_names):
+        measured, _ = make_fingerprint(session, workers=workers)
+        logger.info("%s has other channels than the plans: it gets its own normalisation", session.name)
+        plan = normalised_for(plan, session.dataset.description, measured)
+    found = moved(plan, dataset_name=session.name, reader=session.dataset.reader, plans_name=name or plan.plans_name)
+    file = place.plans_file(session.name, found.plans_name)
+    if file.exists() and not force:
+        raise PlanError(f"{file}: is there already; choose another name with --name, or overwrite it with --force")
+    copy_description(session)
+    found.save(file)
+    logger.info("plans %s of %s, for %s: %s", plan.plans_name, plan.dataset_name, session.name, file)
+    return found
+
+
+def _num_channels(plan: Plan) -> int:
+    return len(plan.configuration(plan.configuration_names[0]).normalization_schemes)
+
+
+def _plans_file(source: Path | str, workspace: Workspace, plans: str) -> Path:
+    path = Path(source)
+    if path.is_file():
+        return path
+    if (path / PLANS_JSON).is_file():
+        return path / PLANS_JSON
+    file = workspace.plans_file(workspace.resolve_dataset(source).name, plans)
+    if not file.is_file():
+        raise PlanError(f"{file}: no such plans; plan the source first ('segwright plan {source}'), or give --plans")
+    return file

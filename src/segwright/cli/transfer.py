@@ -1,0 +1,36 @@
+"""The verb that gives a dataset the plans of another."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from segwright.cli import options
+
+
+def move_plans(
+    context: typer.Context,
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SOURCE", help="Dataset with plans, trained model, or plans file."),
+    ],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="Dataset that gets the plans.")],
+    plans: options.Plans = "nnUNetPlans",
+    name: Annotated[str | None, typer.Option("--name", metavar="N", help="Name of the moved plans.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite plans of that name.")] = False,
+) -> None:
+    """Give a dataset the plans of another, to pre-train or fine-tune with the same network and spacing."""
+    from segwright import api
+
+    workspace = options.workspace_of(context)
+    moved = api.move_plans(
+        source,
+        target,
+        workspace=workspace,
+        plans=plans,
+        name=name,
+        force=force,
+        environment=options.environment(),
+    )
+    print(f"written to {workspace.plans_file(moved.dataset_name, moved.plans_name)}")

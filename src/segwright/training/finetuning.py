@@ -1,0 +1,245 @@
+"""Fine-tuning: take over the tensors of a trained network that fit, adapt input channels and heads, say what was done.
+
+nnU-Net 2.8.1 copies all but the heads or nothing (spec B 9.1). Here tensors that depend on the input channels or on the
+heads are found by building the network a second time with one more of each and comparing shapes, so that any
+architecture will do; channels and classes are matched by their names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+import torch
+from torch import Tensor, nn
+
+from segwright.core.documents import file_hash
+from segwright.core.errors import ModelError
+from segwright.data.dataset import load_description
+from segwright.data.labels import Labels
+from segwright.interop.nnunet import read_checkpoint
+from segwright.networks.checkpoint import drop_aliases, load_weights
+from segwright.workspace import DATASET_JSON
+
+if TYPE_CHECKING:
+    from segwright.training.assignment import Assignment
+
+NewChannels = Literal["auto", "mean", "zero"]
+"""Weights of an input channel that the source has not: the mean of its channels, or zero; auto: zero if other channels
+are found by their names, so that the network starts as it was, else the mean."""
+
+CHECKPOINTS: Final = tuple(
+    f"checkpoint_{kind}.{suffix}" for kind in ("final", "best", "latest") for suffix in ("safetensors", "pth")
+)
+MOST_LINES: Final = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A trained network to begin with: its weights and the names of its input channels and heads."""
+
+    path: Path
+    weights: Mapping[str, Tensor]
+    channels: tuple[str, ...]
+    heads: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transfer:
+    """What was done with each tensor of the new network, by name; adapted and skipped ones with how and why."""
+
+    loaded: tuple[str, ...]
+    adapted: Mapping[str, str]
+    skipped: Mapping[str, str]
+
+    def lines(self, path: Path) -> list[str]:
+        """Return the account for the log and for `train.json`."""
+        count = f"{len(self.loaded)} tensors loaded, {len(self.adapted)} adapted, {len(self.skipped)} skipped"
+        details = [
+            *(f"adapted {name}: {how}" for name, how in self.adapted.items()),
+            *(f"skipped {name}: {why}" for name, why in self.skipped.items()),
+        ]
+        more = [f"and {len(details) - MOST_LINES} more"] if len(details) > MOST_LINES else []
+        return [f"fine-tuning from {path} ({file_hash(path)[:12]}): {count}", *details[:MOST_LINES], *more]
+
+
+def find_checkpoint(place: Path) -> Path:
+    """Return the checkpoint file that is meant: the file itself, that of a fold, or of a model folder.
+
+    Of a model folder fold `all` is taken if it is trained, else the first one; of a fold the final checkpoint, else
+    the best, else the latest. Models of nnU-Net will do.
+
+    Raises:
+        ModelError: there is none.
+    """
+    if place.is_file():
+        return place
+    folders = [place, place / "fold_all", *sorted(place.glob("fold_[0-9]*"))]
+    found = next((folder / name for folder in folders for name in CHECKPOINTS if (folder / name).is_file()), None)
+    if found is None:
+        raise ModelError(f"{place}: no trained model; give a model folder, a fold's folder or a checkpoint file")
+    return found
+
+
+def read_source(place: Path) -> Source:
+    """Open a trained network.
+
+    Raises:
+        ModelError: there is none, it cannot be read, or its dataset.json is not two folders above the checkpoint.
+    """
+    path = find_checkpoint(place)
+    description_file = path.parent.parent / DATASET_JSON
+    if not description_file.is_file():
+        raise ModelError(
+            f"{path}: {description_file} is missing, which names the channels and labels it was trained with; "
+            "keep a checkpoint in its model folder"
+        )
+    weights = read_checkpoint(path)["network_weights"] if path.suffix == ".pth" else load_weights(path)
+    description = load_description(description_file)
+    labels = Labels.from_description(description)
+    return Source(
+        path=path,
+        weights=drop_aliases(weights),
+        channels=tuple(description.channel_names.values()),
+        heads=tuple(labels.names.values()),
+    )
+
+
+def start_from(trainer: Assignment, network: nn.Module, larger: nn.Module) -> list[str]:
+    """Give a trainer's new network what fits of the network that its settings name, and return the account.
+
+    Args:
+        trainer: with `config.pretrained`.
+        network: changed in place.
+        larger: the same architecture with one more input channel and one more head.
+
+    Raises:
+        ModelError: the source cannot be read, or nothing but heads fits.
+    """
+    assert trainer.config.pretrained is not None
+    source = read_source(Path(trainer.config.pretrained))
+    stage = trainer.labels.foreground_labels if trainer.configuration.previous_stage is not None else ()
+    channels = (*trainer.dataset_json.channel_names.values(), *(f"previous stage {value}" for value in stage))
+    done = transfer(
+        network,
+        source,
+        grown_axes(network, larger),
+        channels=channels,
+        heads=tuple(trainer.labels.names.values()),
+        new_channels=trainer.config.pretrained_channels,
+    )
+    return done.lines(source.path)
+
+
+GrownAxes = Mapping[str, tuple[bool, bool]]
+"""Of each tensor: whether its first axis counts heads, and whether its second counts input channels."""
+
+
+def grown_axes(network: nn.Module, larger: nn.Module) -> GrownAxes:
+    """Compare a network with its twin that has one more input channel and one more head."""
+    shapes = {name: tensor.shape for name, tensor in drop_aliases(network.state_dict()).items()}
+    others = {name: tensor.shape for name, tensor in drop_aliases(larger.state_dict()).items()}
+    axes = {}
+    for name, shape in shapes.items():
+        other = others.get(name, shape)
+        grown = [index for index, (size, more) in enumerate(zip(shape, other, strict=False)) if more == size + 1]
+        axes[name] = (0 in grown, 1 in grown)
+    return axes
+
+
+@torch.no_grad()
+def transfer(
+    network: nn.Module,
+    source: Source,
+    axes: GrownAxes,
+    *,
+    channels: Sequence[str],
+    heads: Sequence[str],
+    new_channels: NewChannels = "auto",
+) -> Transfer:
+    """Copy what fits into a network in place.
+
+    Args:
+        network: freshly initialised; keeps what the source cannot give.
+        source: the trained network.
+        axes: which tensors depend on heads and input channels.
+        channels: names of the network's input channels.
+        heads: names of its heads, background first, or its regions.
+        new_channels: what an input channel gets that the source has not.
+
+    Raises:
+        ModelError: no tensor but heads fits.
+    """
+    loaded: list[str] = []
+    adapted: dict[str, str] = {}
+    skipped: dict[str, str] = {}
+    for name, target in drop_aliases(network.state_dict()).items():
+        given = source.weights.get(name)
+        is_head, is_input = axes[name]
+        if given is None:
+            skipped[name] = "the source has no such tensor"
+            continue
+        how = []
+        if is_input:
+            given, text = _by_channel(given, source.channels, channels, new_channels)
+            how += [text] if text else []
+        if is_head:
+            given, text = _by_head(given, target, source.heads, heads)
+            how += [text] if text else []
+        if given.shape != target.shape:
+            skipped[name] = f"shape {tuple(source.weights[name].shape)} in the source, {tuple(target.shape)} here"
+            continue
+        target.copy_(given)
+        if how:
+            adapted[name] = "; ".join(how)
+        else:
+            loaded.append(name)
+    if not any(not axes[name][0] for name in (*loaded, *adapted)):
+        raise ModelError(
+            f"{source.path}: no tensor fits this network; plan for the source's architecture with "
+            "'segwright move-plans SOURCE_DATASET TARGET_DATASET' and train with these plans"
+        )
+    return Transfer(loaded=tuple(loaded), adapted=adapted, skipped=skipped)
+
+
+def _by_channel(given: Tensor, before: Sequence[str], after: Sequence[str], rule: NewChannels) -> tuple[Tensor, str]:
+    """Return input weights (out, C, ...) for the new channels, and what was done, nothing if they are the same."""
+    found = _matches(before, after)
+    if given.shape[1] != len(before) or found == [*range(len(before))]:
+        return given, ""
+    if len(before) == len(after) and not any(match is not None for match in found):
+        return given, ""  # other names for as many channels: by position, as nnU-Net does
+    known = sum(match is not None for match in found)
+    fill = "zero" if rule == "zero" or (rule == "auto" and known) else "mean"
+    mean = given.mean(dim=1)
+    parts = [
+        given[:, match] if match is not None else torch.zeros_like(mean) if fill == "zero" else mean for match in found
+    ]
+    # The mean of C channels stands for all of them: C new ones together weigh as much as the source's did.
+    scale = len(before) / len(after) if fill == "mean" else 1.0
+    return torch.stack(parts, dim=1) * scale, f"input channels: {_origins(after, found, fill)}"
+
+
+def _by_head(given: Tensor, fresh: Tensor, before: Sequence[str], after: Sequence[str]) -> tuple[Tensor, str]:
+    """Return head weights (heads, ...) for the new classes, fresh ones where the source has no such class."""
+    found = _matches(before, after)
+    if len(given) != len(before) or given.shape[1:] != fresh.shape[1:] or found == [*range(len(before))]:
+        return given, ""
+    result = fresh.clone()
+    for index, match in enumerate(found):
+        if match is not None:
+            result[index] = given[match]
+    return result, f"heads: {_origins(after, found, 'new')}"
+
+
+def _matches(before: Sequence[str], after: Sequence[str]) -> list[int | None]:
+    """Return for each name its place among the earlier ones, whatever its case."""
+    places = {name.casefold(): index for index, name in enumerate(before)}
+    return [places.get(name.casefold()) for name in after]
+
+
+def _origins(names: Sequence[str], found: Sequence[int | None], otherwise: str) -> str:
+    pairs = zip(names, found, strict=True)
+    return ", ".join(f"{name} {otherwise if match is None else 'from the source'}" for name, match in pairs)

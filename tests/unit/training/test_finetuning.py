@@ -1,0 +1,199 @@
+"""Beginning with a trained network: what fits, what is adapted by name, what is said of it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_task
+import torch
+from tiny_task import DATASET_JSON, TinyStore, make, settings, write_references
+from torch import Tensor, nn
+
+from segwright.core.errors import ModelError
+from segwright.data.plan import Plan
+from segwright.training.checkpoints import checkpoint_file, resumable
+from segwright.training.finetuning import Source, find_checkpoint, grown_axes, transfer
+from segwright.training.trainer import Trainer
+
+TWO_CHANNELS = {**DATASET_JSON, "channel_names": {"0": "PET", "1": "mri"}}
+THREE_CLASSES = {**DATASET_JSON, "labels": {"background": 0, "dark": 1, "new": 2, "bright": 3}}
+
+
+class TwoChannelStore(TinyStore):
+    """The image, and the same once more behind it."""
+
+    def load(self, identifier: str) -> Any:
+        case = super().load(identifier)
+        case.image = np.concatenate([np.zeros_like(case.image), case.image])
+        return case
+
+
+class ThreeClassStore(TinyStore):
+    """Other numbers for the same structures, and one more in a corner."""
+
+    def load(self, identifier: str) -> Any:
+        case = TinyStore().load(identifier)
+        label = np.choose(case.label, [0, 3, 1]).astype(np.int16)
+        label[0, :2, :2, :2] = 2
+        case.label = label
+        case.class_locations = {key: np.argwhere(label[0] == key) for key in (1, 2, 3)}
+        return case
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    folder = tmp_path_factory.mktemp("source") / "model"
+    references = write_references(folder.parent / "labelsTr", DATASET_JSON)
+    config = settings(num_epochs=2, num_iterations_per_epoch=10, momentum=0.9)
+    trainer = make(folder, config=config, references=references)
+    trainer.run_training()
+    trainer.perform_actual_validation()
+    return trainer
+
+
+def fine_tuned(trained: Trainer, folder: Path, **options: Any) -> Trainer:
+    config = settings(pretrained=str(trained.output_folder.parent), **options.pop("settings", {}))
+    trainer = make(folder, config=config, **options)
+    trainer.initialize()
+    return trainer
+
+
+def state(trainer: Trainer) -> dict[str, Tensor]:
+    return trainer.network.state_dict()
+
+
+def test_an_unchanged_task_starts_with_the_source_s_score(trained: Trainer, tmp_path: Path) -> None:
+    references = trained.references
+    trainer = fine_tuned(trained, tmp_path, references=references)
+    assert all(torch.equal(tensor, state(trained)[name]) for name, tensor in state(trainer).items())
+    expected = trained.perform_actual_validation().mean_dice
+    assert trainer.perform_actual_validation().mean_dice == pytest.approx(expected, abs=1e-9)
+    assert expected > 0.2
+    [line] = trainer.notes
+    assert f"{len(state(trainer))} tensors loaded, 0 adapted, 0 skipped" in line
+
+
+def test_channels_are_matched_by_name(trained: Trainer, tmp_path: Path) -> None:
+    plan = tiny_task.plans()
+    for configuration in plan["configurations"].values():
+        configuration |= {"normalization_schemes": ["ZScoreNormalization"] * 2, "use_mask_for_norm": [False] * 2}
+    options = {"plans": Plan.from_json(plan), "dataset_json": TWO_CHANNELS, "cases": TwoChannelStore()}
+    trainer = fine_tuned(trained, tmp_path, **options)
+    notes = "\n".join(trainer.notes)
+    assert "1 adapted, 0 skipped" in notes
+    assert "input channels: PET zero, mri from the source" in notes
+    image = torch.randn(1, 1, 16, 16, 16)
+    trained.set_deep_supervision_enabled(False)
+    trainer.set_deep_supervision_enabled(False)
+    with torch.no_grad():
+        found = trainer.network.eval()(torch.cat([torch.randn_like(image), image], dim=1))
+        torch.testing.assert_close(found, trained.network.eval()(image))
+    trainer.set_deep_supervision_enabled(True)
+    trainer.run_training()
+
+
+def test_classes_are_matched_by_name(trained: Trainer, tmp_path: Path) -> None:
+    trainer = fine_tuned(trained, tmp_path, dataset_json=THREE_CLASSES, cases=ThreeClassStore())
+    assert "heads: background from the source, dark from the source, new new, bright from the source" in "\n".join(
+        trainer.notes
+    )
+    for name, before in state(trained).items():
+        after = state(trainer)[name]
+        if "seg_layers" in name:
+            assert torch.equal(after[[0, 3, 1]], before)
+        else:
+            assert torch.equal(after, before)
+    trainer.run_training()
+    assert "heads: background from the source" in (trainer.output_folder / "train.json").read_text()
+
+
+def network(inputs: int, heads: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(inputs, 5, 1), nn.BatchNorm2d(5), nn.Conv2d(5, heads, 1))
+
+
+def moved(
+    before: nn.Module, names: tuple[str, ...], after: nn.Module, wanted: tuple[str, ...], rule: Any = "auto"
+) -> Any:
+    source = Source(path=Path("source"), weights=before.state_dict(), channels=names, heads=("background", "a"))
+    axes = grown_axes(after, network(len(wanted) + 1, 3))
+    return transfer(after, source, axes, channels=wanted, heads=("background", "a"), new_channels=rule)
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted", "rule", "expected"),
+    [
+        (("T1", "T2"), ("T2", "T1"), "auto", [[0, 1], [1, 0]]),
+        (("T1", "T2"), ("flair", "dwi"), "auto", [[1, 0], [0, 1]]),
+        (("T1", "T2"), ("dwi",), "auto", [[1.0], [1.0]]),
+        (("T1",), ("a", "b"), "auto", [[0.5, 0.5]]),
+        (("T1",), ("T1", "b"), "auto", [[1, 0]]),
+        (("T1",), ("T1", "b"), "mean", [[0.5, 0.5]]),
+        (("T1",), ("a", "b"), "zero", [[0, 0]]),
+    ],
+)
+def test_input_channels_follow_the_rule(
+    names: tuple[str, ...], wanted: tuple[str, ...], rule: Any, expected: list[list[float]]
+) -> None:
+    before, after = network(len(names), 2), network(len(wanted), 2)
+    moved(before, names, after, wanted, rule)
+    mix = torch.tensor(expected, dtype=torch.float32)  # (source channels, new channels)
+    found = after[0].weight[:, :, 0, 0]  # type: ignore[index,union-attr]
+    torch.testing.assert_close(found, before[0].weight[:, :, 0, 0] @ mix)  # type: ignore[index,union-attr]
+
+
+def test_axes_are_found_in_any_network() -> None:
+    axes = grown_axes(network(2, 3), network(3, 4))
+    assert axes["0.weight"] == (False, True)
+    assert axes["2.weight"] == axes["2.bias"] == (True, False)
+    assert axes["1.running_mean"] == axes["0.bias"] == (False, False)
+
+
+def test_tensors_of_another_shape_are_skipped_with_both() -> None:
+    before = nn.Sequential(nn.Conv2d(1, 5, 3), nn.BatchNorm2d(5), nn.Conv2d(5, 2, 1))
+    after = network(1, 2)
+    done = moved(before, ("T1",), after, ("T1",))
+    assert done.skipped == {"0.weight": "shape (5, 1, 3, 3) in the source, (5, 1, 1, 1) here"}
+    assert "1.running_var" in done.loaded
+
+
+def test_a_network_that_shares_nothing_is_refused(trained: Trainer, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no tensor fits this network; .* 'segwright move-plans"):
+        fine_tuned(trained, tmp_path, settings={"network": f"{__name__}:other"})
+
+
+def other(num_input_channels: int, num_output_channels: int, *, patch_size: Any, deep_supervision: bool) -> nn.Module:
+    return nn.Sequential(nn.Conv3d(num_input_channels, 3, 1), nn.Conv3d(3, num_output_channels, 1))
+
+
+def test_a_resumed_training_needs_the_source_no_more(trained: Trainer, tmp_path: Path) -> None:
+    shutil.copytree(trained.output_folder.parent, tmp_path / "source")
+    config = settings(pretrained=str(tmp_path / "source"), num_epochs=2)
+    trainer = make(tmp_path / "new", config=config)
+    trainer.initialize()
+    trainer.save_checkpoint("latest")
+    shutil.rmtree(tmp_path / "source")
+    again = make(tmp_path / "new", config=config)
+    path = resumable(again.output_folder)
+    assert path is not None
+    again.load_checkpoint(path)
+    assert all(torch.equal(tensor, state(trainer)[name]) for name, tensor in state(again).items())
+
+
+def test_models_folds_and_files_are_found(trained: Trainer, tmp_path: Path) -> None:
+    final = checkpoint_file(trained.output_folder, "final")
+    for place in (trained.output_folder.parent, trained.output_folder, final):
+        assert find_checkpoint(place) == final
+    with pytest.raises(ModelError, match="no trained model; give a model folder"):
+        find_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_without_its_folder_is_refused(trained: Trainer, tmp_path: Path) -> None:
+    file = tmp_path / "a" / "b" / "checkpoint_final.safetensors"
+    file.parent.mkdir(parents=True)
+    shutil.copy(checkpoint_file(trained.output_folder, "final"), file)
+    with pytest.raises(ModelError, match=r"dataset\.json is missing, which names the channels"):
+        make(tmp_path / "new", config=settings(pretrained=str(file))).initialize()
