@@ -169,6 +169,12 @@ def default_recipe(patch_size: Sequence[int], *, masked_channels: Sequence[int] 
     return Recipe(spatial=spatial, steps=tuple(steps))
 
 
+def _strong_recipe(patch_size: Sequence[int], *, masked_channels: Sequence[int] = ()) -> Recipe:
+    from segwright.augmentation.strong import strong_recipe  # built on this module
+
+    return strong_recipe(patch_size, masked_channels=masked_channels)
+
+
 def no_recipe(patch_size: Sequence[int], *, masked_channels: Sequence[int] = ()) -> Recipe:
     """Return the recipe that changes nothing."""
     return Recipe()
@@ -177,6 +183,7 @@ def no_recipe(patch_size: Sequence[int], *, masked_channels: Sequence[int] = ())
 RECIPES: Registry[RecipeBuilder] = Registry("augmentation recipe")
 RECIPES.register("default", default_recipe)
 RECIPES.register("none", no_recipe)
+RECIPES.register("strong", _strong_recipe)
 
 
 def build_recipe(reference: str, patch_size: Sequence[int], *, masked_channels: Sequence[int] = ()) -> Recipe:

@@ -32,7 +32,7 @@ class Affine:
     """Random rotation and isotropic scaling; a larger factor shows more of the case, so objects get smaller.
 
     Defaults are those of nnU-Net 2.8.1 (spec B 3.1, 3.2). `rotation` is in radians; with `in_plane` (3D patches of
-    thick slices) only the last two axes are rotated and scaled.
+    thick slices) only the last two axes are rotated and scaled. Each angle is kept with `axis_probability`.
     """
 
     rotation: Range
@@ -40,16 +40,20 @@ class Affine:
     scaling: Range = (0.7, 1.4)
     scaling_probability: float = 0.2
     in_plane: bool = False
+    axis_probability: float = 1.0
+    scaling_per_axis: bool = False
 
     def draw(self, rng: np.random.Generator, dims: int) -> Matrix | None:
         """Return a (dims, dims) matrix, or None for a plain crop."""
         rotated = rng.random() < self.rotation_probability
         scaled = rng.random() < self.scaling_probability
         angles = rng.uniform(*self.rotation, size=3)
-        factor = rng.uniform(*self.scaling) if scaled else 1.0
+        turning = dims - 1 if self.in_plane else dims
+        factor = rng.uniform(*self.scaling, size=turning if self.scaling_per_axis else None) if scaled else 1.0
+        if self.axis_probability < 1:
+            angles *= rng.random(3) < self.axis_probability
         if not (rotated or scaled):
             return None
-        turning = dims - 1 if self.in_plane else dims
         matrix = np.eye(dims)
         block = rotation_matrix(angles if turning == 3 else angles[-1:]) if rotated else np.eye(turning)
         matrix[dims - turning :, dims - turning :] = block * factor

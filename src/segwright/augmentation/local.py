@@ -1,0 +1,223 @@
+"""Augmentations of the strong recipe: turns of the grid, and changes in a part of the image (spec B 3.9).
+
+Labels follow the turns and pass untouched through the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from segwright.augmentation.intensity import SMALLEST_SPREAD
+from segwright.augmentation.transform import Draw, Range, Samples, column
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """Turn the grid by right angles and exchange axes, among axes of equal size only; voxels keep their values."""
+
+    axes: tuple[int, ...]
+    rotation_probability: float = 0.5
+    exchange_probability: float = 0.5
+
+    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Draw | None:
+        """Return `order` (axes of S,), the old axis of each new one, and `flips` (axes of S,) of the new axes."""
+        dims = len(shape) - 1
+        order, flips = np.arange(dims), np.zeros(dims, dtype=bool)
+        if rng.random() < self.rotation_probability:
+            first, second = rng.choice(self.axes, size=2, replace=False)
+            for _ in range(int(rng.integers(4))):
+                order[[first, second]] = order[[second, first]]
+                flips[[first, second]] = flips[[second, first]]
+                flips[first] = not flips[first]
+        if rng.random() < self.exchange_probability:
+            places = list(self.axes)
+            shuffled = rng.permutation(places)
+            order[places], flips[places] = order[shuffled], flips[shuffled]
+        return {"order": order, "flips": flips} if flips.any() or (order != np.arange(dims)).any() else None
+
+    def apply(self, samples: Samples, draws: Sequence[Draw]) -> Samples:
+        """Return the turned samples."""
+        images, labels = torch.empty_like(samples.images), torch.empty_like(samples.labels)
+        for index, draw in enumerate(draws):
+            order = [0, *(1 + int(axis) for axis in draw["order"])]
+            flips = [1 + int(axis) for axis in np.flatnonzero(draw["flips"])]
+            images[index] = samples.images[index].permute(order).flip(flips)
+            labels[index] = samples.labels[index].permute(order).flip(flips)
+        return Samples(images=images, labels=labels)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shift:
+    """Add its own number to each of some channels, in units of the normalised image's standard deviation."""
+
+    probability: float = 0.1
+    channel_probability: float = 0.5
+    sigma: float = 0.5
+
+    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Draw | None:
+        """Return `shift` (C,), 0 in the channels that stay."""
+        if rng.random() >= self.probability:
+            return None
+        chosen = rng.random(shape[0]) < self.channel_probability
+        return {"shift": rng.normal(0.0, self.sigma, shape[0]) * chosen} if chosen.any() else None
+
+    def apply(self, samples: Samples, draws: Sequence[Draw]) -> Samples:
+        """Return images + shift."""
+        return replace(samples, images=samples.images + column(draws, "shift", samples.images))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blank:
+    """Fill boxes in some channels with the mean of what they cover."""
+
+    probability: float = 0.4
+    channel_probability: float = 0.5
+    most: int = 4
+
+    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Draw | None:
+        """Return `boxes` (C, most, axes of S, 2), low and high; empty where there is none."""
+        if rng.random() >= self.probability:
+            return None
+        size = np.asarray(shape[1:])
+        smallest = np.maximum(1, size // 10)
+        edges = rng.integers(smallest, np.maximum(size // 3, smallest + 1), size=(shape[0], self.most, len(size)))
+        lows = rng.integers(0, size - edges + 1)
+        chosen = rng.random(shape[0]) < self.channel_probability
+        counts = rng.integers(1, self.most + 1, size=shape[0]) * chosen
+        boxes = np.stack([lows, lows + edges], axis=-1)
+        boxes[np.arange(self.most) >= counts[:, None]] = 0
+        return {"boxes": boxes} if chosen.any() else None
+
+    def apply(self, samples: Samples, draws: Sequence[Draw]) -> Samples:
+        """Return the images with the boxes filled one after the other."""
+        images = samples.images.clone()
+        for index, draw in enumerate(draws):
+            for channel, boxes in enumerate(draw["boxes"].tolist()):
+                for box in boxes:
+                    inside = tuple(slice(low, high) for low, high in box)
+                    part = images[index, channel][inside]
+                    if part.numel():
+                        part.copy_(part.mean().expand_as(part))
+        return replace(samples, images=images)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bump:
+    """Where a Gaussian bump lies: in units of the patch's size, somewhat outside it too."""
+
+    centre: Range = (-0.5, 1.5)
+    smallest_sigma: float = 1 / 6
+
+    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Draw:
+        """Return `centre` and `sigma` (C, axes of S), voxels; sigma uniform in its logarithm."""
+        size = np.asarray(shape[1:], dtype=np.float64)
+        many = (shape[0], len(size))
+        centre = rng.uniform(*self.centre, size=many) * size
+        lowest = np.log(np.maximum(size * self.smallest_sigma, 1.0))
+        return {"centre": centre, "sigma": np.exp(rng.uniform(lowest, np.log(np.maximum(size, 1.0)), size=many))}
+
+    def field(self, draws: Sequence[Draw], images: torch.Tensor) -> torch.Tensor:
+        """Return the bumps (B, C, *S), each with the largest value 1: a product of one factor for each axis."""
+        result = torch.ones((), device=images.device)
+        dims = images.ndim - 2
+        for axis in range(dims):
+            position = torch.arange(images.shape[2 + axis], device=images.device, dtype=images.dtype)
+            centre, sigma = (
+                torch.from_numpy(np.stack([draw[name][:, axis] for draw in draws]).astype(np.float32))
+                .to(images.device)
+                .unsqueeze(-1)
+                for name in ("centre", "sigma")
+            )
+            # In logarithms and relative to the nearest voxel: far outside, every value would be 0.
+            power = -0.5 * ((position - centre) / sigma).square()
+            factor = (power - power.amax(-1, keepdim=True)).exp()
+            result = result * factor.view(*factor.shape[:2], *(1,) * axis, -1, *(1,) * (dims - 1 - axis))
+        return result
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gradient:
+    """Add a bump of random sign and height to some channels."""
+
+    probability: float = 0.3
+    channel_probability: float = 0.5
+    height: Range = (1.0, 5.0)
+    bump: Bump = Bump()
+
+    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Draw | None:
+        """Return the bump and its `height` (C,), 0 in the channels that stay."""
+        if rng.random() >= self.probability:
+            return None
+        chosen = rng.random(shape[0]) < self.channel_probability
+        sign = np.where(rng.random(shape[0]) < 0.5, -1.0, 1.0)
+        height = rng.uniform(*self.height, size=shape[0]) * sign * chosen
+        return {**self.bump.draw(rng, shape), "height": height} if chosen.any() else None
+
+    def apply(self, samples: Samples, draws: Sequence[Draw]) -> Samples:
+        """Return images + height * bump."""
+        field = self.bump.field(draws, samples.images)
+        return replace(samples, images=torch.addcmul(samples.images, column(draws, "height", samples.images), field))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalGamma:
+    """Blend some channels with their power, by a bump as weight."""
+
+    probability: float = 0.3
+    channel_probability: float = 0.5
+    darker: Range = (1.5, 4.0)
+    brighter: Range = (0.01, 0.8)
+    bump: Bump = Bump()
+
+    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Draw | None:
+        """Return the bump and `gamma` (C,), 1 in the channels that stay."""
+        if rng.random() >= self.probability:
+            return None
+        chosen = rng.random(shape[0]) < self.channel_probability
+        dark = rng.random(shape[0]) < 0.5
+        gamma = np.where(dark, rng.uniform(*self.darker, shape[0]), rng.uniform(*self.brighter, shape[0]))
+        return {**self.bump.draw(rng, shape), "gamma": np.where(chosen, gamma, 1.0)} if chosen.any() else None
+
+    def apply(self, samples: Samples, draws: Sequence[Draw]) -> Samples:
+        """Return the images, scaled to [0, 1], blended with their power and scaled back."""
+        images = samples.images
+        axes = tuple(range(2, images.ndim))
+        low = images.amin(axes, keepdim=True)
+        spread = (images.amax(axes, keepdim=True) - low).clamp_min_(SMALLEST_SPREAD)
+        scaled = (images - low) / spread
+        powered = scaled.pow(column(draws, "gamma", images))
+        return replace(samples, images=torch.lerp(scaled, powered, self.bump.field(draws, images)) * spread + low)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sharpen:
+    """Add some of the negative Laplacian to some channels; borders replicated."""
+
+    probability: float = 0.2
+    channel_probability: float = 0.5
+    strength: Range = (0.1, 1.0)
+
+    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Draw | None:
+        """Return `strength` (C,), 0 in the channels that stay."""
+        if rng.random() >= self.probability:
+            return None
+        chosen = rng.random(shape[0]) < self.channel_probability
+        return {"strength": rng.uniform(*self.strength, size=shape[0]) * chosen} if chosen.any() else None
+
+    def apply(self, samples: Samples, draws: Sequence[Draw]) -> Samples:
+        """Return images + strength * sum over axes of (2 x - left - right)."""
+        images = samples.images
+        dims = images.ndim - 2
+        padded = F.pad(images, (1, 1) * dims, mode="replicate")
+        edges = torch.zeros_like(images)
+        for axis in range(2, images.ndim):
+            rest = [slice(None), slice(None), *(slice(1, -1),) * dims]
+            for side in (slice(None, -2), slice(2, None)):
+                rest[axis] = side
+                edges += images - padded[tuple(rest)]
+        return replace(samples, images=torch.addcmul(images, column(draws, "strength", images), edges))
