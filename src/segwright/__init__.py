@@ -1,7 +1,7 @@
 """Segwright: from a folder of medical images with labels to a trained, evaluated, deployable segmentation model.
 
-The verbs are functions: `check, fingerprint, plan, preprocess, train, predict, evaluate, run, demo`, and `load_model`.
-They are imported at first use, so that `import segwright` costs next to nothing.
+The verbs are functions: `check, fingerprint, plan, preprocess, train, predict, evaluate, run, demo, write_report`, and
+`load_model`. They are imported at first use, so that `import segwright` costs next to nothing.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         preprocess,
         run,
         train,
+        write_report,
     )
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "preprocess",
     "run",
     "train",
+    "write_report",
 ]
 
 __version__: str

@@ -1,8 +1,10 @@
 """The product: every verb of the command line as a function; torch is imported by those alone that compute with it."""
 
 from segwright.api.journey import demo, run
-from segwright.api.learning import evaluate, keyword_values, load_model, predict, train
+from segwright.api.learning import evaluate, keyword_values, train
+from segwright.api.predicting import load_model, predict
 from segwright.api.preparing import PlanOptions, check, explain, fingerprint, plan, plan_from_fingerprint, preprocess
+from segwright.api.reporting import find_fingerprint, find_plan, find_scores, write_report
 from segwright.api.transfer import move_plans
 from segwright.api.watching import FoldStatus, status
 
@@ -13,6 +15,9 @@ __all__ = [
     "demo",
     "evaluate",
     "explain",
+    "find_fingerprint",
+    "find_plan",
+    "find_scores",
     "fingerprint",
     "keyword_values",
     "load_model",
@@ -24,4 +29,5 @@ __all__ = [
     "run",
     "status",
     "train",
+    "write_report",
 ]

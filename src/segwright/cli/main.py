@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from segwright.cli import models, options, stages, transfer, watching
+from segwright.cli import models, options, predicting, showing, stages, transfer, watching
 from segwright.cli.grammar import Verbs
 
 app = typer.Typer(
@@ -59,10 +59,12 @@ for verb in (
     stages.preprocess,
     transfer.move_plans,
     models.train,
-    models.predict,
+    predicting.predict,
     models.evaluate,
     watching.status,
     models.demo,
+    showing.report,
+    showing.show,
 ):
     app.command(verb.__name__.replace("_", "-"))(verb)
 

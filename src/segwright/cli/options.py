@@ -148,3 +148,4 @@ Spacing = Annotated[
     tuple[float, float, float] | None,
     typer.Option("--spacing", metavar="Z Y X", help="Target spacing instead of the planned one."),
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -33,6 +35,11 @@ def print_scores(title: str, rows: Mapping[str, Mapping[str, float]]) -> None:
     )
 
 
+def print_json(document: Any) -> None:
+    """Print one JSON document; NaN and infinite numbers become null, as JSON has neither."""
+    print(json.dumps(_finite(document), indent=2, allow_nan=False, default=str))
+
+
 def number(value: float | None) -> str:
     """Return a score as text; a measure without any case is a dash.
 
@@ -40,3 +47,11 @@ def number(value: float | None) -> str:
     ('0.8765', '-')
     """
     return "-" if value is None or math.isnan(value) else f"{value:.4f}"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

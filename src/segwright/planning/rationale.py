@@ -76,17 +76,18 @@ def numbers(values: Iterable[float]) -> str:
     return " x ".join(f"{value:.6g}" for value in values)
 
 
-def _block(name: str, entries: list[Decision]) -> str:
-    title = "the whole plan" if name == EVERYWHERE else name
-    lines = [f"{_INDENT}{entry.decision}: {_shown(entry.value)}\n{_INDENT * 2}{entry.because}" for entry in entries]
-    return "\n".join([f"{title}:", *lines])
-
-
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return the value of a decision as text."""
     if isinstance(value, Mapping):
-        return "; ".join(f"{key} {_shown(entry)}" for key, entry in value.items())
+        return "; ".join(f"{key} {shown(entry)}" for key, entry in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(_shown(entry) for entry in value)
+        return ", ".join(shown(entry) for entry in value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _block(name: str, entries: list[Decision]) -> str:
+    title = "the whole plan" if name == EVERYWHERE else name
+    lines = [f"{_INDENT}{entry.decision}: {shown(entry.value)}\n{_INDENT * 2}{entry.because}" for entry in entries]
+    return "\n".join([f"{title}:", *lines])

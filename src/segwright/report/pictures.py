@@ -13,9 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from segwright.core.documents import atomic_path
-
-COLOURS = ("#4cc9f0", "#f72585", "#f9c74f", "#43aa8b", "#b5179e", "#f3722c", "#90be6d", "#577590")
-"""Colours of the labels 1, 2, ...; told apart by most colour-blind people where they touch."""
+from segwright.report.colours import label_colour, rgb
 
 _PANEL_INCHES = 3.2
 _DPI = 110
@@ -83,17 +81,13 @@ def _draw_labels(panel: Any, labels: npt.NDArray[Any]) -> None:
         filled = np.zeros((*mask.shape, 4), dtype=np.float32)
         filled[mask] = _rgba(int(value), _FILL)
         panel.imshow(filled, origin="lower")
-        panel.contour(mask, levels=[0.5], colors=[_colour(int(value))], linewidths=1.2)
+        panel.contour(mask, levels=[0.5], colors=[label_colour(int(value))], linewidths=1.2)
 
 
 def _swatch(value: int) -> Patch:
-    return Patch(color=_colour(value))
-
-
-def _colour(value: int) -> str:
-    return COLOURS[(value - 1) % len(COLOURS)]
+    return Patch(color=label_colour(value))
 
 
 def _rgba(value: int, opacity: float) -> tuple[float, float, float, float]:
-    red, green, blue = (int(_colour(value)[first : first + 2], 16) / 255 for first in (1, 3, 5))
-    return red, green, blue, opacity
+    red, green, blue = rgb(label_colour(value))
+    return red / 255, green / 255, blue / 255, opacity

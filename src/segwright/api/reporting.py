@@ -1,0 +1,307 @@
+"""The verbs report and show: one HTML page about a run or a model; its plan, fingerprint and scores, found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from itertools import chain
+from logging import getLogger
+from pathlib import Path
+
+import numpy as np
+
+from segwright.api.session import workspace_or_default
+from segwright.core.documents import write_text
+from segwright.core.errors import DatasetError, ModelError, SegwrightError
+from segwright.data import dataset as datasets
+from segwright.data.dataset import NO_ENVIRONMENT, DatasetDescription
+from segwright.data.fingerprint import Fingerprint
+from segwright.data.images import read_header
+from segwright.data.labels import Labels
+from segwright.data.plan import Plan
+from segwright.data.store import CaseStore
+from segwright.evaluation.scores import CaseScores, Scores, class_key
+from segwright.report import page, sources, tables
+from segwright.report.case_images import CaseImages, ImageSources, case_identifier, load_case
+from segwright.report.sources import ModelRecord, ScoreSet
+from segwright.report.volumes import pack
+from segwright.workspace import DATASET_JSON, FINGERPRINT_JSON, PLANS_JSON, Workspace
+
+logger = getLogger(__name__)
+
+REPORT_HTML = "report.html"
+
+_RANKS = ("worst", "second worst", "third worst")
+PICTURE_BYTES = 8_000_000
+"""All compressed voxels of a report; a third more in the file, which stays below 15 MB."""
+_MOST_BYTES_A_CASE = 1_500_000
+_CT = "CTNormalization"
+_CT_MARGIN = 0.5
+"""Of a CT's foreground range, added on both sides of the window: the surroundings stay visible."""
+_ML = 1e-3
+"""mm^3 in mL."""
+
+
+def write_report(
+    target: str | Path,
+    output: Path | str | None = None,
+    *,
+    workspace: Workspace | None = None,
+    scores: Sequence[Path | str] = (),
+    pictures: bool = True,
+    environment: Mapping[str, str] = NO_ENVIRONMENT,
+) -> Path:
+    """Write one self-contained HTML page about a model, or about all models of a dataset, and return its path.
+
+    Args:
+        target: A model folder, a fold of it, the results or the work folder of a run; or a dataset's name or id.
+        output: The file; `report.html` in the folder that `target` means by default.
+        workspace: Where raw and preprocessed images may be; that of the model by default.
+        scores: Further `summary.json` files, of other predictions by the model, to show with their cases.
+        pictures: Show cases in a slice viewer; without, the page holds no image of a patient.
+        environment: Variables that explicit file lists of a dataset may name.
+
+    Raises:
+        ModelError: There is no trained model, or models of several datasets.
+
+    Example:
+        >>> write_report("segwright-work", "report.html")  # doctest: +SKIP
+    """
+    folder = _resolve(target, workspace)
+    models = [sources.read_model(model, fold) for model, fold in sources.locate(folder)]
+    shown = [(model, sources.score_sets(model, tuple(map(Path, scores)))) for model in models]
+    num_viewed = sum(len(_chosen(scored)) for _, sets in shown for scored in sets)
+    budget = min(_MOST_BYTES_A_CASE, PICTURE_BYTES // max(num_viewed, 1))
+    parts = []
+    for model, sets in shown:
+        images = [_image_sources(model, scored, workspace, environment) for scored in sets]
+        volumes, unit = _label_volumes(model, sets[0], images[0]) if sets else ({}, "")
+        parts.append(
+            page.ShownModel(
+                model=model,
+                sets=tuple(
+                    _look_at(model, scored, found, budget) if pictures else page.ShownSet(scored=scored)
+                    for scored, found in zip(sets, images, strict=True)
+                ),
+                volumes=volumes,
+                volume_unit=unit,
+            )
+        )
+    file = Path(output) if output is not None else folder / REPORT_HTML
+    write_text(file, page.render(parts, created=datetime.now().astimezone()))
+    return file
+
+
+def find_plan(path: str | Path) -> Plan:
+    """Return the plan in a file, or in a folder that holds one (a model, or a preprocessed dataset).
+
+    Raises:
+        SegwrightError: There is none, or several.
+    """
+    return Plan.load(_document(Path(path), (PLANS_JSON, "*Plans*.json"), "plan"))
+
+
+def find_fingerprint(path: str | Path) -> Fingerprint:
+    """Return the fingerprint in a file, or in a folder that holds one (a model, or a preprocessed dataset).
+
+    Raises:
+        SegwrightError: There is none.
+    """
+    return Fingerprint.load(_document(Path(path), (FINGERPRINT_JSON,), "fingerprint"))
+
+
+def find_scores(path: str | Path) -> list[tables.ScoreTable]:
+    """Return the scores in a `summary.json`, in a folder that holds one, or of all models that a path means.
+
+    Raises:
+        SegwrightError: There are none.
+    """
+    place = Path(path)
+    file = place if place.is_file() else place / sources.SUMMARY_JSON
+    if file.is_file():
+        description = _description_near(file)
+        return [
+            tables.ScoreTable.of(
+                str(file), Scores.load(file), Labels.from_description(description), description.file_ending
+            )
+        ]
+    found = [
+        tables.ScoreTable.of(
+            f"{model.configuration_name}: {scored.title}", scored.scores, model.labels, model.description.file_ending
+        )
+        for model in (sources.read_model(folder, fold) for folder, fold in sources.locate(place))
+        for scored in sources.score_sets(model)
+    ]
+    if not found:
+        raise ModelError(f"{place}: no fold has a validation/{sources.SUMMARY_JSON}; train a fold with a number")
+    return found
+
+
+def try_report(target: Path, output: Path, *, workspace: Workspace, scores: Sequence[Path] = ()) -> Path | None:
+    """Write a report after other work is done; a failure is said and never an error. Returns None where it failed."""
+    try:
+        return write_report(target, output, workspace=workspace, scores=scores)
+    except Exception as error:  # whatever it is: the work before it is done and must count
+        logger.warning("no report was written (%s: %s); all else is done", type(error).__name__, error)
+        return None
+
+
+def _document(path: Path, patterns: Sequence[str], kind: str) -> Path:
+    """Return the file itself, or the one in a folder (for a fold: above it) that fits the first fitting pattern."""
+    if path.is_file():
+        return path
+    for folder in (path, path.absolute().parent):
+        for pattern in patterns:
+            found = sorted(folder.glob(pattern))
+            if len(found) > 1:
+                names = ", ".join(file.name for file in found)
+                raise ModelError(f"{folder}: holds several files with a {kind} ({names}); name one of them")
+            if found:
+                return found[0]
+    what = f"holds no {kind}" if path.is_dir() else "no such file or folder"
+    raise ModelError(f"{path}: {what}; give {patterns[0]} or a folder with it, for instance a model folder")
+
+
+def _description_near(summary: Path) -> DatasetDescription:
+    """Return the dataset.json that names the classes of a summary: beside it, or up to three folders above."""
+    folders = list(summary.absolute().parents)[:4]
+    found = next((folder / DATASET_JSON for folder in folders if (folder / DATASET_JSON).is_file()), None)
+    if found is None:
+        raise DatasetError(
+            f"{summary}: no {DATASET_JSON} beside it or up to three folders above, so its classes have no names; "
+            "copy it there"
+        )
+    return datasets.load_description(found)
+
+
+def _resolve(target: str | Path, workspace: Workspace | None) -> Path:
+    """Return the folder that is meant: a path that is there, else the results of a dataset by name or id."""
+    path = Path(target)
+    if path.exists():
+        return path
+    results = workspace_or_default(workspace).results
+    trained = {folder.name: folder for folder in sorted(results.glob("Dataset*")) if folder.is_dir()}
+    text = str(target)
+    found = [name for name in trained if text.isdecimal() and name.split("_")[0] == f"Dataset{int(text):03d}"]
+    name = found[0] if len(found) == 1 else text
+    if name not in trained:
+        known = ", ".join(trained) or "no dataset"
+        raise ModelError(
+            f"'{target}' is neither a folder nor the name or id of one trained dataset; {results} holds {known}"
+        )
+    return trained[name]
+
+
+def _chosen(scored: ScoreSet) -> list[tuple[str, CaseScores]]:
+    """Return the cases to look at with what they stand for: the worst, the median, the best."""
+    cases = [case for case in tables.ranked(scored.scores) if not math.isnan(case.mean_dice)]
+    if not cases:
+        return []
+    num_worst = min(len(_RANKS), max(1, len(cases) - 2))
+    picks = {index: _RANKS[index] for index in range(num_worst)}
+    picks.setdefault((len(cases) - 1) // 2, "median")
+    picks.setdefault(len(cases) - 1, "best")
+    return [(rank, cases[index]) for index, rank in sorted(picks.items())]
+
+
+def _look_at(model: ModelRecord, scored: ScoreSet, images: ImageSources, max_bytes: int) -> page.ShownSet:
+    viewed, missing = [], []
+    labels = model.labels
+    for rank, case in _chosen(scored):
+        try:
+            found = load_case(case, images)
+        except SegwrightError as error:
+            missing.append(f"{rank}, {error}")
+            continue
+        viewed.append(
+            page.ViewedCase(
+                rank=rank,
+                name=found.identifier,
+                mean=case.mean_dice,
+                dice={labels.class_name(class_key(key)): item.dice for key, item in case.metrics.items()},
+                packed=pack(found, labels.foreground_labels, max_bytes=max_bytes, windows=_windows(model, found)),
+            )
+        )
+    return page.ShownSet(scored=scored, viewed=tuple(viewed), missing=tuple(missing))
+
+
+def _windows(model: ModelRecord, case: CaseImages) -> list[tuple[float, float] | None]:
+    """Return the grey window of each channel: around the labels' intensities in a CT, else left to the image."""
+    windows: list[tuple[float, float] | None] = []
+    statistics = model.plan.foreground_intensity_properties_per_channel
+    for channel in range(len(case.image)):
+        schemes = model.configuration.normalization_schemes
+        known = statistics.get(str(channel))
+        if not case.is_raw or known is None or channel >= len(schemes) or schemes[channel] != _CT:
+            windows.append(None)
+            continue
+        low, high = known["percentile_00_5"], known["percentile_99_5"]
+        margin = _CT_MARGIN * (high - low)
+        windows.append((low - margin, high + margin))
+    return windows
+
+
+def _image_sources(
+    model: ModelRecord, scored: ScoreSet, workspace: Workspace | None, environment: Mapping[str, str]
+) -> ImageSources:
+    """Return where images may be: beside the recorded labels, in the workspace, in the tree of the model."""
+    name, identifier = model.dataset, model.configuration.data_identifier
+    places = [place for place in (workspace, _own_workspace(model)) if place is not None]
+    recorded = (Path(case.reference_file).parent.parent for case in scored.scores.metric_per_case[:1])
+    folders = chain(recorded, (place.raw / name for place in places))
+    raw = next((folder for folder in folders if (folder / DATASET_JSON).is_file()), None)
+    stores = [CaseStore(place.case_folder(name, identifier)) for place in places]
+    store = next((store for store in stores if store.identifiers()), None)
+    return ImageSources(
+        description=model.description,
+        reader=model.plan.image_reader_writer,
+        predictions=scored.folders,
+        raw=raw,
+        files=_listed_files(model, raw, environment),
+        store=store,
+    )
+
+
+def _own_workspace(model: ModelRecord) -> Workspace | None:
+    """Return the workspace whose results the model is in, as far as the names of folders tell."""
+    results = model.folder.parent.parent
+    return Workspace.under(results.parent) if results.name == "results" else None
+
+
+def _listed_files(model: ModelRecord, raw: Path | None, environment: Mapping[str, str]) -> Mapping[str, Sequence[Path]]:
+    if raw is None or model.description.dataset is None:
+        return {}
+    return {case.identifier: case.images for case in datasets.look(raw, environment=environment).cases}
+
+
+def _label_volumes(model: ModelRecord, scored: ScoreSet, images: ImageSources) -> tuple[dict[str, list[float]], str]:
+    """Return the true volumes of each class over the cases that have it, and their unit.
+
+    Voxel counts are those of the scores; voxel sizes come from the files' headers. Without one, voxels are counted.
+    """
+    sizes = [_voxel_ml(case, images) for case in scored.scores.metric_per_case]
+    is_known = all(size is not None for size in sizes)
+    volumes: dict[str, list[float]] = {}
+    for key in scored.scores.mean:
+        counts = [case.metrics[key].n_ref for case in scored.scores.metric_per_case]
+        volumes[model.labels.class_name(class_key(key))] = [
+            count * (size if is_known and size is not None else 1.0)
+            for count, size in zip(counts, sizes, strict=True)
+            if count
+        ]
+    return volumes, "mL" if is_known else "voxels"
+
+
+def _voxel_ml(case: CaseScores, images: ImageSources) -> float | None:
+    """Return the volume of a voxel; None where no file tells, or where the image is flat."""
+    files = [Path(case.reference_file), *(folder / case.case for folder in images.predictions)]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        logger.debug("%s: no file to read the voxel size from", case_identifier(case, images.description))
+        return None
+    try:
+        header = read_header(file, images.reader, is_label=True)
+    except SegwrightError:
+        return None
+    return None if header.shape[0] == 1 else float(np.prod(header.spacing)) * _ML

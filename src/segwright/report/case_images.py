@@ -1,0 +1,192 @@
+"""Image, truth and prediction of a scored case on one grid, from the raw files or else from the preprocessed store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from segwright.core.arrays import crop
+from segwright.core.errors import DatasetError, ImageError
+from segwright.data.dataset import DatasetDescription
+from segwright.data.images import read_images, read_label
+from segwright.data.plan import inverse_permutation
+from segwright.data.store import CaseStore, PreprocessedCase
+from segwright.evaluation.scores import CaseScores
+
+_IMAGES_FOLDER = {"labelsTr": "imagesTr", "labelsTs": "imagesTs"}
+_LPS = ("RL", "AP", "IS")
+"""Where an axis of ITK's world begins and where it ends."""
+_AFFINE_TO_LPS = np.diag([-1.0, -1.0, 1.0])
+_LEAST_COSINE = 0.8
+"""Below it an axis runs between two directions of the body, and neither name would be honest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseImages:
+    """A case to look at; spatial axes S in the order of the files.
+
+    Attributes:
+        identifier: of the case.
+        image: (C, *S) float32.
+        reference: (*S) int.
+        prediction: (*S) int.
+        spacing: of the axes, in the unit of the files (mm as a rule).
+        directions: where each axis leads to: one of R, L, A, P, I, S; empty where the files do not tell.
+        is_raw: whether the image is that of the files; else the preprocessed one: cropped, resampled, normalised.
+    """
+
+    identifier: str
+    image: npt.NDArray[np.float32]
+    reference: npt.NDArray[np.int64]
+    prediction: npt.NDArray[np.int64]
+    spacing: tuple[float, ...]
+    directions: str
+    is_raw: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSources:
+    """Where images of cases may be.
+
+    Attributes:
+        description: of the dataset.
+        reader: nnU-Net's name of the image reader.
+        predictions: folders to look for predictions in.
+        raw: the raw dataset; by default where the scores say that the references are.
+        files: image files of cases whose dataset.json lists them.
+        store: of preprocessed cases, if one is known.
+    """
+
+    description: DatasetDescription
+    reader: str
+    predictions: Sequence[Path]
+    raw: Path | None
+    files: Mapping[str, Sequence[Path]]
+    store: CaseStore | None
+
+
+def load_case(scores: CaseScores, sources: ImageSources) -> CaseImages:
+    """Return the images of a case.
+
+    Raises:
+        DatasetError: the prediction, or everything that could be shown under it, is gone; says what was looked for.
+        SegwrightError: a file cannot be read.
+    """
+    identifier = case_identifier(scores, sources.description)
+    predictions = [Path(scores.prediction_file), *(folder / scores.case for folder in sources.predictions)]
+    prediction = next((file for file in predictions if file.is_file()), None)
+    if prediction is None:
+        raise DatasetError(f"case {identifier}: its prediction is gone ({predictions[-1]})")
+    reference, images = _raw_files(scores, identifier, sources)
+    if reference is not None and images:
+        return _from_raw(identifier, images, reference, prediction, sources.reader)
+    if sources.store is not None and identifier in sources.store.identifiers():
+        return _from_store(sources.store.load(identifier), prediction, sources.reader)
+    store = "no preprocessed copy is known" if sources.store is None else f"nor is it in {sources.store.folder}"
+    raise DatasetError(f"case {identifier}: its image is not where it was ({scores.reference_file}), {store}")
+
+
+def case_identifier(scores: CaseScores, description: DatasetDescription) -> str:
+    """Return the name of a scored case."""
+    return scores.case.removesuffix(description.file_ending)
+
+
+def directions_of(properties: Mapping[str, Any]) -> str:
+    """Return where the three array axes lead to in the body, one letter each; empty where the files do not tell.
+
+    >>> directions_of({"geometry": {"direction": [1, 0, 0, 0, 1, 0, 0, 0, 1]}})
+    'SPL'
+    """
+    geometry = properties.get("geometry", {})
+    if "affine" in geometry:
+        matrix = _AFFINE_TO_LPS @ np.asarray(geometry["affine"], dtype=float)[:3, :3]
+    elif len(geometry.get("direction", ())) == 9:
+        matrix = np.asarray(geometry["direction"], dtype=float).reshape(3, 3)
+    else:
+        return ""
+    lengths = np.linalg.norm(matrix, axis=0)
+    if not lengths.all():
+        return ""
+    cosines = matrix / lengths
+    world = np.abs(cosines).argmax(axis=0)  # of each file axis x, y, z
+    if len(set(world.tolist())) < 3 or np.abs(cosines).max(axis=0).min() < _LEAST_COSINE:
+        return ""
+    letters = [_LPS[axis][int(cosines[axis, column] > 0)] for column, axis in enumerate(world)]
+    return "".join(reversed(letters))
+
+
+def _raw_files(scores: CaseScores, identifier: str, sources: ImageSources) -> tuple[Path | None, tuple[Path, ...]]:
+    """Return the reference and the image files of a case, as far as they are there."""
+    recorded = Path(scores.reference_file)
+    labels = recorded.parent.name
+    references = [recorded] + ([sources.raw / labels / recorded.name] if sources.raw else [])
+    reference = next((file for file in references if file.is_file()), None)
+    ending = sources.description.file_ending
+    channels = range(len(sources.description.channel_names))
+    for file in references:
+        folder = file.parent.parent / _IMAGES_FOLDER.get(labels, "imagesTr")
+        files = tuple(folder / f"{identifier}_{channel:04d}{ending}" for channel in channels)
+        if not all(image.is_file() for image in files):
+            files = files[:1]  # one file may hold all channels
+        if all(image.is_file() for image in files):
+            return reference, files
+    listed = tuple(sources.files.get(identifier, ()))
+    return reference, listed if all(file.is_file() for file in listed) else ()
+
+
+def _from_raw(identifier: str, images: Sequence[Path], reference: Path, prediction: Path, reader: str) -> CaseImages:
+    volume, truth, predicted = (
+        read_images(images, reader),
+        read_label(reference, reader),
+        read_label(prediction, reader),
+    )
+    shapes = {item.array.shape[1:] for item in (volume, truth, predicted)}
+    if len(shapes) > 1:
+        raise ImageError(f"case {identifier}: image, truth and prediction differ in shape: {sorted(shapes)}")
+    return CaseImages(
+        identifier=identifier,
+        image=volume.array,
+        reference=_whole(truth.array[0]),
+        prediction=_whole(predicted.array[0]),
+        spacing=volume.spacing,
+        directions=directions_of(volume.properties),
+        is_raw=True,
+    )
+
+
+def _from_store(case: PreprocessedCase, prediction: Path, reader: str) -> CaseImages:
+    """Return a preprocessed case with its axes as in the files; the prediction is brought to its grid."""
+    provenance = case.provenance
+    predicted = read_label(prediction, reader).array[0].transpose(provenance.transpose_forward)
+    if predicted.shape != tuple(provenance.shape_before_cropping):
+        raise ImageError(
+            f"{prediction}: shape {predicted.shape} is not that of the preprocessed case "
+            f"{tuple(provenance.shape_before_cropping)}"
+        )
+    image, label = np.asarray(case.image), np.asarray(case.label)[0]
+    cropped = crop(predicted, provenance.box)
+    positions = [
+        np.minimum((np.arange(new) + 0.5) * old // new, old - 1).astype(int)
+        for new, old in zip(label.shape, cropped.shape, strict=True)
+    ]
+    spacing = np.asarray(provenance.spacing) * provenance.shape_after_cropping / label.shape
+    back = inverse_permutation(provenance.transpose_forward)
+    return CaseImages(
+        identifier=case.identifier,
+        image=image.transpose(0, *(axis + 1 for axis in back)),
+        reference=_whole(np.maximum(label, 0)).transpose(back),
+        prediction=_whole(cropped[np.ix_(*positions)]).transpose(back),
+        spacing=tuple(float(spacing[axis]) for axis in back),
+        directions=directions_of(provenance.properties),
+        is_raw=False,
+    )
+
+
+def _whole(array: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    result: npt.NDArray[np.int64] = np.rint(array).astype(np.int64)
+    return result

@@ -1,0 +1,313 @@
+"""The page of a report: what the template shows, and the template filled with it; one HTML text, complete in itself."""
+
+from __future__ import annotations
+
+import itertools
+from base64 import b64encode
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import sha256
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+import segwright
+from segwright.planning.rationale import EVERYWHERE, numbers, shown
+from segwright.report import charts, tables
+from segwright.report.colours import label_colour
+from segwright.report.sources import FoldRecord, ModelRecord, ScoreSet
+from segwright.report.volumes import PackedCase
+
+_TEMPLATES = "templates"
+_INTENSITIES = ("mean", "std", "min", "percentile_00_5", "median", "percentile_99_5", "max")
+_MOST_CURVES = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewedCase:
+    """A case in the viewer: what it stands for (worst, median, best), its scores and its voxels."""
+
+    rank: str
+    name: str
+    mean: float
+    dice: Mapping[str, float]
+    packed: PackedCase
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownSet:
+    """Scores with the cases to look at, and why others of them cannot be."""
+
+    scored: ScoreSet
+    viewed: tuple[ViewedCase, ...] = ()
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownModel:
+    """A model with its scores; `volumes` are those of the classes in mL (or voxels), by class name."""
+
+    model: ModelRecord
+    sets: tuple[ShownSet, ...]
+    volumes: Mapping[str, Sequence[float]]
+    volume_unit: str = "mL"
+
+
+def render(models: Sequence[ShownModel], *, created: datetime) -> str:
+    """Return the HTML of a report about models of one dataset."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("segwright.report", _TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style, script = (_text(name) for name in ("report.css", "report.js"))
+    return environment.get_template("report.html").render(
+        page=_page(models, created),
+        version=segwright.__version__,
+        style=Markup(style),
+        script=Markup(script),
+        style_hash=_digest(style),
+        script_hash=_digest(script),
+    )
+
+
+def _page(models: Sequence[ShownModel], created: datetime) -> dict[str, Any]:
+    first = models[0]
+    counter = itertools.count(1)
+    several = len(models) > 1
+    return {
+        "title": first.model.dataset,
+        "headlines": [_headline(item, several=several) for item in models if item.sets],
+        "models": [_model(item, counter, several=several) for item in models],
+        "resamples": tables.NUM_RESAMPLES,
+        "facts": _facts(first.model),
+        "data_charts": _data_charts(first),
+        "data_missing": [] if first.model.fingerprint else ["No dataset_fingerprint.json beside the model."],
+        "intensity_names": [
+            name.replace("percentile_00_5", "0.5 %").replace("percentile_99_5", "99.5 %") for name in _INTENSITIES
+        ],
+        "intensities": _intensities(first.model),
+        "created": created.strftime("%Y-%m-%d %H:%M"),
+        "has_pictures": any(shown_set.viewed for item in models for shown_set in item.sets),
+    }
+
+
+def _headline(item: ShownModel, *, several: bool) -> dict[str, Any]:
+    scored = item.sets[0].scored
+    row = tables.class_rows(scored.scores, item.model.labels)[-1]
+    name = f"{item.model.configuration_name}: " if several else ""
+    return {
+        "value": row.values["Dice"],
+        "interval": row.interval,
+        "text": f"{name}{scored.title}, {scored.num_cases} cases",
+    }
+
+
+def _model(item: ShownModel, counter: Iterator[int], *, several: bool) -> dict[str, Any]:
+    model = item.model
+    return {
+        "name": model.configuration_name,
+        "suffix": f": {model.configuration_name}" if several else "",
+        "folder": model.folder.name,
+        "sets": [_set(part, model, next(counter)) for part in item.sets],
+        "folds": [{"name": fold.name, "charts": _curves(fold, model), "notes": _notes(fold)} for fold in model.folds],
+        "plan": _plan(model),
+        "decisions": [
+            {
+                "name": each.decision if each.configuration == EVERYWHERE else f"{each.configuration}, {each.decision}",
+                "value": shown(each.value),
+                "because": each.because,
+            }
+            for each in tables.decisions(model)
+        ],
+        "environment": tables.environment(model),
+    }
+
+
+def _set(part: ShownSet, model: ModelRecord, number: int) -> dict[str, Any]:
+    scored, labels = part.scored, model.labels
+    rows = tables.class_rows(scored.scores, labels)
+    classes = [row.name for row in rows[: len(scored.scores.mean)]]
+    dice = tables.dice_table(scored.scores)
+    groups = [
+        charts.Group(name=name, values=[value for value in dice[:, column].tolist() if value == value])
+        for column, name in enumerate(classes)
+    ]
+    return {
+        "number": number,
+        "title": scored.title,
+        "note": scored.note,
+        "num_cases": scored.num_cases,
+        "measures": [
+            {"key": name, "title": tables.measure_title(name), "digits": tables.measure_digits(name)}
+            for name in tables.measure_names(scored.scores)
+        ],
+        "rows": [
+            {
+                "name": row.name,
+                "values": row.values,
+                "interval": row.interval,
+                "num_cases": row.num_cases,
+                "is_mean": position >= len(classes),
+            }
+            for position, row in enumerate(rows)
+        ],
+        "distribution": charts.dots("Dice of every case", groups, x_name="Dice"),
+        "classes": classes,
+        "cases": tables.case_rows(scored.scores, labels, model.description.file_ending),
+        "missing": part.missing,
+        "viewed": [
+            {
+                "name": case.name,
+                "rank": case.rank,
+                "mean": case.mean,
+                "thumbnail": case.packed.thumbnail,
+                "payload": case.packed.payload,
+            }
+            for case in part.viewed
+        ],
+        "about": _about(part.viewed, model),
+    }
+
+
+def _about(viewed: Sequence[ViewedCase], model: ModelRecord) -> dict[str, Any]:
+    """Return what the viewer's script needs to know beside the voxels."""
+    labels = model.labels
+    return {
+        "labels": [
+            {"name": labels.class_name(value), "colour": label_colour(position)}
+            for position, value in enumerate(labels.foreground_labels, start=1)
+        ],
+        "channels": list(model.description.channel_names.values())[
+            : max((c.packed.channels for c in viewed), default=0)
+        ],
+        "cases": [
+            {
+                "rank": case.rank,
+                "name": case.name,
+                "dice": ", ".join(
+                    f"{name} {value:.4f}" if value == value else f"{name} absent" for name, value in case.dice.items()
+                ),
+                "shape": case.packed.shape,
+                "spacing": case.packed.spacing,
+                "planes": case.packed.planes,
+                "corners": case.packed.corners,
+                "upright": case.packed.is_upright,
+                "channels": case.packed.channels,
+                "start": case.packed.start,
+                "remark": case.packed.remark,
+            }
+            for case in viewed
+        ],
+    }
+
+
+def _curves(fold: FoldRecord, model: ModelRecord) -> list[Markup]:
+    epochs = [row["epoch"] for row in fold.epochs]
+
+    def column(key: str) -> list[float | None]:
+        return [value if isinstance(value := row.get(key), int | float) else None for row in fold.epochs]
+
+    def part(position: int) -> list[float | None]:
+        rows = (row.get("dice_per_class_or_region") for row in fold.epochs)
+        return [row[position] if isinstance(row, list) and position < len(row) else None for row in rows]
+
+    losses = [("training loss", "train_losses"), ("validation loss", "val_losses")]
+    names = [model.labels.class_name(key) for key in model.labels.evaluation_classes()][:_MOST_CURVES]
+    dice = [charts.Series(name="moving average", x=epochs, y=column("ema_fg_dice"))]
+    dice += [charts.Series(name=name, x=epochs, y=part(position)) for position, name in enumerate(names)]
+    drawn = (
+        charts.lines(
+            "Loss", [charts.Series(name=name, x=epochs, y=column(key)) for name, key in losses], x_name="epoch"
+        ),
+        charts.lines("Pseudo Dice on random patches", dice[:_MOST_CURVES], x_name="epoch", limits=(0.0, 1.0)),
+        charts.lines("Learning rate", [charts.Series(name="learning rate", x=epochs, y=column("lrs"))], x_name="epoch"),
+    )
+    return [chart for chart in drawn if chart]
+
+
+def _notes(fold: FoldRecord) -> list[str]:
+    notes = [str(note) for note in fold.training.get("notes", ())]
+    seconds = [row["elapsed_s"] for row in fold.epochs if isinstance(row.get("elapsed_s"), int | float)]
+    steps = sum(row["steps"] for row in fold.epochs if isinstance(row.get("steps"), int))
+    if seconds:
+        notes.insert(0, f"{len(fold.epochs)} epochs, {steps} steps, {seconds[-1]:.0f} s of training")
+    return notes
+
+
+def _facts(model: ModelRecord) -> list[tuple[str, str]]:
+    description = model.description
+    raw = description.raw()
+    labels = ", ".join(f"{name} ({shown(value)})" for name, value in raw.get("labels", {}).items())
+    facts = [
+        ("dataset", model.dataset),
+        *((key, str(raw[key])) for key in ("name", "description", "reference", "licence", "release") if key in raw),
+        ("cases", str(len(model.fingerprint.spacings) if model.fingerprint else description.num_training)),
+        ("channels", ", ".join(description.channel_names.values())),
+        ("labels", labels),
+        ("files", f"{description.file_ending}, read by {model.plan.image_reader_writer}"),
+    ]
+    if model.fingerprint:
+        kept = model.fingerprint.median_relative_size_after_cropping
+        facts.append(("kept by cropping", f"{kept:.1%} of the median image"))
+    return facts
+
+
+def _data_charts(item: ShownModel) -> list[Markup]:
+    found = item.model.fingerprint
+    drawn = []
+    if found:
+        drawn += [
+            charts.dots("Voxel spacing", _by_axis(found.spacings), x_name="mm"),
+            charts.dots("Image size after cropping", _by_axis(found.shapes_after_crop), x_name="voxels"),
+        ]
+    groups = [charts.Group(name=name, values=values) for name, values in item.volumes.items()]
+    drawn.append(charts.dots("Volume of the labels, scored cases", groups, x_name=item.volume_unit))
+    return [chart for chart in drawn if chart]
+
+
+def _by_axis(rows: Sequence[Sequence[float]]) -> list[charts.Group]:
+    return [
+        charts.Group(name=f"axis {axis}", values=[float(value) for value in values])
+        for axis, values in enumerate(zip(*rows, strict=True))
+    ]
+
+
+def _intensities(model: ModelRecord) -> list[tuple[str, list[float]]]:
+    if model.fingerprint is None:
+        return []
+    names = model.description.channel_names
+    return [
+        (names.get(channel, channel), [getattr(item, name) for name in _INTENSITIES])
+        for channel, item in model.fingerprint.foreground_intensity_properties_per_channel.items()
+    ]
+
+
+def _plan(model: ModelRecord) -> list[tuple[str, str]]:
+    chosen = model.configuration
+    network = chosen.architecture
+    stages = network.arch_kwargs.get("features_per_stage")
+    facts = [
+        ("plans", f"{model.plan.plans_name}, made by {model.plan.experiment_planner_used or 'an unknown planner'}"),
+        ("target spacing", numbers(chosen.spacing)),
+        ("median image", numbers(chosen.median_image_size_in_voxels)),
+        ("patch", numbers(chosen.patch_size)),
+        ("batch size", str(chosen.batch_size)),
+        ("normalisation", ", ".join(chosen.normalization_schemes)),
+        ("network", network.network_class_name.rpartition(".")[2]),
+        ("features by stage", shown(stages) if stages else ""),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def _text(name: str) -> str:
+    return (files("segwright.report") / _TEMPLATES / name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    return f"sha256-{b64encode(sha256(text.encode()).digest()).decode('ascii')}"

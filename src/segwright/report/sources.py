@@ -1,0 +1,251 @@
+"""What a report is made of: the files of a model folder and its folds, found and read; nothing is drawn here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segwright.core.documents import file_hash, parse_document, read_json
+from segwright.core.errors import ModelError
+from segwright.data.dataset import DatasetDescription, load_description
+from segwright.data.fingerprint import Fingerprint
+from segwright.data.labels import Labels
+from segwright.data.plan import Configuration, Plan
+from segwright.evaluation.scores import Scores
+from segwright.workspace import DATASET_JSON, FINGERPRINT_JSON, PLANS_JSON
+
+METRICS_JSONL = "metrics.jsonl"
+TRAIN_JSON = "train.json"
+VALIDATION = "validation"
+SUMMARY_JSON = "summary.json"
+
+ALL = "all"
+"""Name of the fold that trains on every case."""
+
+_FOLD_PREFIX = "fold_"
+_CHECKPOINTS = ("final", "best", "latest")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoldRecord:
+    """What one fold left behind.
+
+    Attributes:
+        name: number, or `all`.
+        folder: of the fold.
+        training: `train.json`; empty where the fold has none.
+        epochs: rows of `metrics.jsonl`.
+        scores: of the held-out cases, None where they were not predicted.
+        weights: name and SHA-256 of the checkpoint that predicts; empty where the fold has none.
+    """
+
+    name: str
+    folder: Path
+    training: Mapping[str, Any]
+    epochs: tuple[Mapping[str, Any], ...]
+    scores: Scores | None
+    weights: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRecord:
+    """A model folder with what its folds left behind."""
+
+    folder: Path
+    dataset: str
+    configuration_name: str
+    plan: Plan
+    description: DatasetDescription
+    fingerprint: Fingerprint | None
+    folds: tuple[FoldRecord, ...]
+
+    @property
+    def labels(self) -> Labels:
+        """What the label values mean."""
+        return Labels.from_description(self.description)
+
+    @property
+    def configuration(self) -> Configuration:
+        """The configuration that was trained."""
+        return self.plan.configuration(self.configuration_name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreSet:
+    """Scored predictions.
+
+    Attributes:
+        title: what was scored.
+        note: how to take the numbers; empty where they are what one expects.
+        scores: of all cases.
+        folders: where the predictions are, if they were moved away from where the scores say they are.
+    """
+
+    title: str
+    note: str
+    scores: Scores
+    folders: tuple[Path, ...]
+
+    @property
+    def num_cases(self) -> int:
+        """Number of scored cases."""
+        return len(self.scores.metric_per_case)
+
+
+def locate(path: Path) -> tuple[tuple[Path, str | None], ...]:
+    """Return the model folders that a path means, each with the fold that is meant, None for all of them.
+
+    Args:
+        path: a model folder, one of its folds, the results of a dataset, a results tree or a work folder.
+
+    Raises:
+        ModelError: there is no trained model, or models of several datasets.
+    """
+    path = path.absolute()
+    if path.name.startswith(_FOLD_PREFIX) and _is_model(path.parent):
+        return ((path.parent, path.name.removeprefix(_FOLD_PREFIX)),)
+    if _is_model(path):
+        return ((path, None),)
+    for pattern in ("*", "*/*", "results/*/*"):
+        models = sorted(folder for folder in path.glob(pattern) if _is_model(folder))
+        datasets = sorted({folder.parent for folder in models})
+        if len(datasets) > 1:
+            raise ModelError(
+                f"{path}: holds models of several datasets ({', '.join(folder.name for folder in datasets)}); "
+                f"name one of them, for instance {datasets[0]}"
+            )
+        if models:
+            return tuple((folder, None) for folder in models)
+    what = "holds no trained model" if path.is_dir() else "no such folder"
+    raise ModelError(
+        f"{path}: {what}; give a model folder (with {PLANS_JSON} and fold_0), a fold, or the work folder of a run"
+    )
+
+
+def read_model(folder: Path, fold: str | None = None) -> ModelRecord:
+    """Read a model folder.
+
+    Args:
+        folder: has `plans.json`, `dataset.json` and `fold_k`.
+        fold: the only one to read.
+
+    Raises:
+        SegwrightError: a document is damaged.
+    """
+    plan = Plan.load(folder / PLANS_JSON)
+    names = [path.name.removeprefix(_FOLD_PREFIX) for path in folder.glob(f"{_FOLD_PREFIX}*") if path.is_dir()]
+    chosen = [name for name in sorted(names, key=_fold_order) if fold in (None, name)]
+    folds = tuple(read_fold(folder / f"{_FOLD_PREFIX}{name}") for name in chosen)
+    measured = folder / FINGERPRINT_JSON
+    return ModelRecord(
+        folder=folder,
+        dataset=plan.dataset_name,
+        configuration_name=_configuration_name(folder, plan, folds),
+        plan=plan,
+        description=load_description(folder / DATASET_JSON),
+        fingerprint=parse_document(Fingerprint, measured) if measured.is_file() else None,
+        folds=folds,
+    )
+
+
+def read_fold(folder: Path) -> FoldRecord:
+    """Read what a fold left behind, as far as it is there."""
+    record, summary = folder / TRAIN_JSON, folder / VALIDATION / SUMMARY_JSON
+    return FoldRecord(
+        name=folder.name.removeprefix(_FOLD_PREFIX),
+        folder=folder,
+        training=read_json(record) if record.is_file() else {},
+        epochs=_rows(folder / METRICS_JSONL),
+        scores=Scores.load(summary) if summary.is_file() else None,
+        weights=_weights(folder),
+    )
+
+
+def score_sets(model: ModelRecord, more: Sequence[Path] = ()) -> tuple[ScoreSet, ...]:
+    """Return the scores of a model: held-out cases of all its folds together, then other summaries.
+
+    Args:
+        model: the folds without validation are left out.
+        more: further `summary.json` files of predictions by this model.
+    """
+    sets = []
+    held_out = [(fold, fold.scores) for fold in model.folds if fold.scores is not None and fold.name != ALL]
+    if held_out:
+        names = ", ".join(fold.name for fold, _ in held_out)
+        sets.append(
+            ScoreSet(
+                title=f"Held-out cases of fold{'s' if len(held_out) > 1 else ''} {names}",
+                note="Each case was predicted by the fold that did not train on it.",
+                scores=_joined([scores for _, scores in held_out]),
+                folders=tuple(fold.folder / VALIDATION for fold, _ in held_out),
+            )
+        )
+    for fold in model.folds:
+        if fold.name == ALL and fold.scores is not None:
+            sets.append(
+                ScoreSet(
+                    title="Cases of fold all",
+                    note="These cases were trained on: the numbers say nothing about new ones.",
+                    scores=fold.scores,
+                    folders=(fold.folder / VALIDATION,),
+                )
+            )
+    for file in more:
+        title = f"Predictions in {file.absolute().parent.name}"
+        sets.append(ScoreSet(title=title, note="", scores=Scores.load(file), folders=(file.parent,)))
+    return tuple(sets)
+
+
+def _joined(several: Sequence[Scores]) -> Scores:
+    """Return one fold's scores as they are, those of several folds over all their cases."""
+    if len(several) == 1:
+        return several[0]
+    return Scores.of([case for scores in several for case in scores.metric_per_case])
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / PLANS_JSON).is_file() and (folder / DATASET_JSON).is_file()
+
+
+def _configuration_name(folder: Path, plan: Plan, folds: Sequence[FoldRecord]) -> str:
+    """Return the configuration that was trained: as the record says, else as the folder's name says."""
+    for fold in folds:
+        if "configuration" in fold.training:
+            return str(fold.training["configuration"])
+    named = folder.name.rpartition("__")[2]
+    if named in plan.configurations:
+        return named
+    raise ModelError(
+        f"{folder}: neither {TRAIN_JSON} of a fold nor the folder's name tells the configuration; "
+        f"name it Trainer__plans__CONFIGURATION, one of {', '.join(plan.configuration_names)}"
+    )
+
+
+def _rows(path: Path) -> tuple[Mapping[str, Any], ...]:
+    """Return the rows of a metrics file; a line that was cut off is left out."""
+    if not path.is_file():
+        return ()
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("epoch"), int):
+            rows.append(row)
+    return tuple(rows)
+
+
+def _weights(folder: Path) -> Mapping[str, str]:
+    for name in _CHECKPOINTS:
+        file = folder / f"checkpoint_{name}.safetensors"
+        if file.is_file():
+            return {file.name: file_hash(file)}
+    return {}
+
+
+def _fold_order(name: str) -> tuple[bool, int, str]:
+    return not name.isdecimal(), int(name) if name.isdecimal() else 0, name

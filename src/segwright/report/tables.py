@@ -1,0 +1,207 @@
+"""The tables of a report: scores with confidence intervals, cases, decisions, environment; values, no HTML."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from segwright.data.labels import Labels
+from segwright.evaluation.scores import CaseScores, Measures, Scores, class_key
+from segwright.planning import rationale
+from segwright.report.sources import ModelRecord
+
+COUNTS = ("TP", "FP", "FN", "TN")
+"""Shown nowhere but in `summary.json`: nobody reads them."""
+
+_UNITS = {"n_pred": "voxels predicted", "n_ref": "voxels true"}
+NUM_RESAMPLES = 2000
+_CONFIDENCE = 95
+_SEED = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassRow:
+    """Scores of one class over all cases.
+
+    Attributes:
+        name: of the class.
+        values: measure to mean, in the order of `measure_names`.
+        interval: of the mean Dice, 95 %, bootstrap over cases; None with fewer than two cases.
+        num_cases: in which the class occurs, in truth or prediction.
+    """
+
+    name: str
+    values: Mapping[str, float]
+    interval: tuple[float, float] | None
+    num_cases: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseRow:
+    """Scores of one case: mean Dice over its classes, Dice by class name."""
+
+    name: str
+    mean: float
+    dice: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreTable:
+    """Scores of a set of cases: by class, and by case from the worst to the best."""
+
+    title: str
+    rows: tuple[ClassRow, ...]
+    cases: tuple[CaseRow, ...]
+
+    @classmethod
+    def of(cls, title: str, scores: Scores, labels: Labels, file_ending: str) -> ScoreTable:
+        """Return the tables of a summary."""
+        rows, cases = class_rows(scores, labels), case_rows(scores, labels, file_ending)
+        return cls(title=title, rows=tuple(rows), cases=tuple(cases))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the tables as a JSON object; NaN where a class is in no case."""
+        return asdict(self)
+
+
+def measure_names(scores: Scores) -> tuple[str, ...]:
+    """Return the measures that are shown, Dice first; more than nnU-Net's where the summary has more."""
+    first = next(iter(scores.mean.values()), scores.foreground_mean)
+    names = [name for name, value in _values(first).items() if isinstance(value, int | float)]
+    own = [name for name in names if name not in COUNTS and name not in _UNITS]
+    return ("Dice", *(name for name in own if name != "Dice"), *_UNITS)
+
+
+def measure_title(name: str) -> str:
+    """Return a measure as the heading of a column."""
+    return _UNITS.get(name, name)
+
+
+def measure_digits(name: str) -> int:
+    """Return how many decimals of a measure are worth showing."""
+    return 1 if name in _UNITS else 4
+
+
+def class_rows(scores: Scores, labels: Labels) -> list[ClassRow]:
+    """Return one row per class, and last one for the mean over the classes that occur."""
+    names = measure_names(scores)
+    dice = dice_table(scores)  # (cases, classes)
+    rows = [
+        ClassRow(
+            name=labels.class_name(class_key(key)),
+            values=_chosen(measures, names),
+            interval=interval(dice[:, [column]]),
+            num_cases=int(np.isfinite(dice[:, column]).sum()),
+        )
+        for column, (key, measures) in enumerate(scores.mean.items())
+    ]
+    overall = scores.foreground_mean_present or scores.foreground_mean
+    mean = ClassRow(
+        name="mean over classes",
+        values=_chosen(overall, names),
+        interval=interval(dice),
+        num_cases=int(np.isfinite(dice).any(axis=1).sum()),
+    )
+    return [*rows, mean] if len(rows) > 1 else rows
+
+
+def case_rows(scores: Scores, labels: Labels, file_ending: str) -> list[CaseRow]:
+    """Return the cases from the worst to the best; those without any class last."""
+    rows = [
+        CaseRow(
+            name=case.case.removesuffix(file_ending),
+            mean=case.mean_dice,
+            dice={labels.class_name(class_key(key)): item.dice for key, item in case.metrics.items()},
+        )
+        for case in ranked(scores)
+    ]
+    return rows
+
+
+def ranked(scores: Scores) -> list[CaseScores]:
+    """Return the cases from the lowest mean Dice to the highest; those without any class last."""
+    return sorted(scores.metric_per_case, key=lambda case: (math.isnan(case.mean_dice), case.mean_dice, case.case))
+
+
+def dice_table(scores: Scores) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return Dice (cases, classes); NaN where a class is in neither map."""
+    return np.array([[case.metrics[key].dice for key in scores.mean] for case in scores.metric_per_case], dtype=float)
+
+
+def interval(dice: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, float] | None:
+    """Return the 95 % percentile bootstrap interval, over cases, of the mean over classes of their mean Dice.
+
+    Args:
+        dice: (cases, classes), NaN where a class is in neither map of a case.
+    """
+    if len(dice) < 2 or not np.isfinite(dice).any():
+        return None
+    drawn = np.random.default_rng(_SEED).integers(0, len(dice), (NUM_RESAMPLES, len(dice)))
+    weights = np.stack([np.bincount(row, minlength=len(dice)) for row in drawn]).astype(float)  # (resamples, cases)
+    present = np.isfinite(dice)
+    counts = weights @ present
+    with np.errstate(invalid="ignore"):
+        means = weights @ np.where(present, dice, 0) / counts  # (resamples, classes)
+    kept = np.isfinite(means)
+    overall = np.where(kept, means, 0).sum(axis=1) / np.maximum(kept.sum(axis=1), 1)
+    tail = (100 - _CONFIDENCE) / 2
+    low, high = np.percentile(overall[kept.any(axis=1)], (tail, 100 - tail))
+    return float(low), float(high)
+
+
+def decisions(model: ModelRecord) -> list[rationale.Decision]:
+    """Return why the plan is as it is: what holds everywhere, then what holds for the trained configuration."""
+    chosen = (rationale.EVERYWHERE, model.configuration_name)
+    found = [item for item in rationale.decisions(model.plan) if item.configuration in chosen]
+    return sorted(found, key=lambda item: chosen.index(item.configuration))
+
+
+def environment(model: ModelRecord) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return, for the plan and each fold, what it was made with: names and values."""
+    origin = model.plan.segwright
+    plan = [
+        ("plans", model.plan.plans_name),
+        ("preset", str(origin.get("preset", ""))),
+        ("planned by segwright", str(origin.get("version", ""))),
+        ("fingerprint SHA-256", str(origin.get("fingerprint_hash", ""))),
+    ]
+    groups = [("plan", plan)]
+    for fold in model.folds:
+        training = fold.training
+        config = training.get("config", {})
+        versions = training.get("versions", {})
+        entries = [
+            ("trainer", str(training.get("trainer", ""))),
+            ("started", str(training.get("started", ""))),
+            ("device", f"{training.get('device', '')} {training.get('compute_dtype', '')}".strip()),
+            ("threads", str(training.get("threads", ""))),
+            ("seed", str(training.get("seed", ""))),
+            ("length", _length(config)),
+            ("batch size", str(config.get("batch_size") or "")),
+            ("cases", ", ".join(f"{count} {part}" for part, count in training.get("cases", {}).items())),
+            ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
+            ("git commit", str(training.get("git_commit") or "")),
+            ("plan SHA-256", str(training.get("plans_hash", ""))),
+            *((f"{name} SHA-256", digest) for name, digest in fold.weights.items()),
+        ]
+        groups.append((f"fold {fold.name}", entries))
+    return [(name, [(key, value) for key, value in entries if value]) for name, entries in groups]
+
+
+def _length(config: Mapping[str, Any]) -> str:
+    if config.get("budget_s"):
+        return f"{config['budget_s']:g} s"
+    return f"{config['num_epochs']} epochs" if "num_epochs" in config else ""
+
+
+def _values(measures: Measures) -> dict[str, Any]:
+    return measures.model_dump(by_alias=True)
+
+
+def _chosen(measures: Measures, names: Sequence[str]) -> dict[str, float]:
+    values = _values(measures)
+    return {name: float(values.get(name, math.nan)) for name in names}

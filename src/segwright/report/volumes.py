@@ -1,0 +1,259 @@
+"""Volumes for the viewer of the report: turned upright, cropped, thinned and packed until they are small enough.
+
+A packed volume is zlib-compressed bytes: C channels, truth, prediction, each (Z, Y, X) uint8.
+"""
+
+from __future__ import annotations
+
+import io
+import zlib
+from base64 import b64encode
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from segwright.core.arrays import Box, crop, nonzero_box
+from segwright.report.case_images import CaseImages
+from segwright.report.colours import label_colour, rgb
+
+Bytes = npt.NDArray[np.uint8]
+T = TypeVar("T")
+
+MOST_CHANNELS = 4
+GREY_PERCENTILES = (0.5, 99.5)
+
+_UPRIGHT = ("SI", "PA", "LR")
+"""Axes of the viewer: an index that grows leads up, to the back, to the patient's left."""
+_MARGIN = 0.25
+"""Kept around all labels on each side where the whole image is too large, as a fraction of their box."""
+_LEAST_MARGIN = 8
+_MOST_FACTOR = 16
+_HOPELESS = 8
+"""Volumes this many times the limit are not even compressed: images never shrink that far."""
+_THUMBNAIL = 168
+_OPACITY = 0.55
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedCase:
+    """A case for the viewer.
+
+    Attributes:
+        shape: of the packed arrays.
+        spacing: of their voxels.
+        planes: name of the plane across each axis.
+        corners: what is at the start and the end of each axis; empty strings where unknown.
+        is_upright: whether the first axis leads up and must be drawn from below.
+        channels: number of channels.
+        start: voxel to show first, where the prediction is most wrong.
+        payload: base64 of the compressed bytes.
+        thumbnail: base64 of a PNG of the first slice.
+        remark: how the volume differs from the file.
+    """
+
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    planes: tuple[str, str, str]
+    corners: tuple[tuple[str, str], ...]
+    is_upright: bool
+    channels: int
+    start: tuple[int, int, int]
+    payload: str
+    thumbnail: str
+    remark: str
+
+
+def pack(
+    case: CaseImages, labels: Sequence[int], *, max_bytes: int, windows: Sequence[tuple[float, float] | None]
+) -> PackedCase:
+    """Return a case with at most `max_bytes` of compressed voxels.
+
+    Args:
+        case: (C, *S) with three spatial axes.
+        labels: foreground values in the order of their colours; stored as 1, 2, ...
+        max_bytes: of the payload before base64.
+        windows: of each channel, the intensities that become black and white; None: percentiles of what is shown.
+    """
+    turned = upright(case)
+    reference, prediction = (_positions(array, labels) for array in (turned.reference, turned.prediction))
+    grey = turned.image[:MOST_CHANNELS]
+    for box, factors in _attempts(reference, prediction, turned.spacing):
+        shape = tuple(ceil((stop - start) / factor) for (start, stop), factor in zip(box, factors, strict=True))
+        if np.prod(shape) * (len(grey) + 2) > _HOPELESS * max_bytes and max(factors) < _MOST_FACTOR:
+            continue
+        parts = [
+            *(
+                quantise(_averaged(crop(channel, box), factors), window)
+                for channel, window in zip(grey, windows, strict=False)
+            ),
+            _picked(crop(reference, box), factors),
+            _picked(crop(prediction, box), factors),
+        ]
+        data = zlib.compress(np.stack(parts).tobytes(), 9)
+        if len(data) <= max_bytes or max(factors) >= _MOST_FACTOR:
+            break
+    spacing = tuple(extent * factor for extent, factor in zip(turned.spacing, factors, strict=True))
+    start = most_wrong(parts[-2], parts[-1])
+    is_upright = bool(turned.directions)
+    return PackedCase(
+        shape=_three(parts[0].shape),
+        spacing=_three(spacing),
+        planes=("axial", "coronal", "sagittal") if is_upright else ("axis 0", "axis 1", "axis 2"),
+        corners=(("I", "S"), ("A", "P"), ("R", "L")) if is_upright else (("", ""),) * 3,
+        is_upright=is_upright,
+        channels=len(parts) - 2,
+        start=start,
+        payload=b64encode(data).decode("ascii"),
+        thumbnail=_thumbnail(parts[0], parts[-2], parts[-1], start[0], spacing),
+        remark=_remark(case, box, reference.shape, factors),
+    )
+
+
+def upright(case: CaseImages) -> CaseImages:
+    """Return the case with axes that lead up, to the back and to the patient's left, by turning and mirroring alone.
+
+    A case whose files do not tell its directions comes back as it is.
+    """
+    if not case.directions:
+        return case
+    order = [next(axis for axis, letter in enumerate(case.directions) if letter in pair) for pair in _UPRIGHT]
+    mirrored = tuple(
+        position
+        for position, (axis, pair) in enumerate(zip(order, _UPRIGHT, strict=True))
+        if case.directions[axis] != pair[0]
+    )
+
+    def turn(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return np.flip(array.transpose(order), mirrored)
+
+    return replace(
+        case,
+        image=np.stack([turn(channel) for channel in case.image[:MOST_CHANNELS]]),
+        reference=turn(case.reference),
+        prediction=turn(case.prediction),
+        spacing=tuple(case.spacing[axis] for axis in order),
+        directions="SPL",
+    )
+
+
+def quantise(array: npt.NDArray[np.floating[Any]], window: tuple[float, float] | None) -> Bytes:
+    """Return intensities as bytes, 0 and 255 at the ends of the window (percentiles of the array by default)."""
+    low, high = np.percentile(array, GREY_PERCENTILES) if window is None else window
+    scale = 255 / max(float(high - low), 1e-12)
+    return np.rint(np.clip((array - low) * scale, 0, 255)).astype(np.uint8)
+
+
+def most_wrong(reference: Bytes, prediction: Bytes) -> tuple[int, int, int]:
+    """Return a voxel of the slice with most differences; where there is none, of the one with most structure."""
+    shown = reference != prediction
+    if not shown.any():
+        shown = reference > 0
+    if not shown.any():
+        return _three([extent // 2 for extent in reference.shape])
+    index = int(shown.sum(axis=(1, 2)).argmax())
+    rows, columns = np.nonzero(shown[index])
+    nearest = int(np.hypot(rows - rows.mean(), columns - columns.mean()).argmin())
+    return index, int(rows[nearest]), int(columns[nearest])
+
+
+def _attempts(reference: Bytes, prediction: Bytes, spacing: Sequence[float]) -> Iterator[tuple[Box, tuple[int, ...]]]:
+    """Yield what to show, ever smaller: all, what is around the labels, and that ever coarser."""
+    whole: Box = tuple((0, extent) for extent in reference.shape)
+    ones = (1,) * reference.ndim
+    yield whole, ones
+    box = _around((reference > 0) | (prediction > 0))
+    yield box, ones
+    factors = np.ones(reference.ndim, dtype=int)
+    extents = np.array([stop - start for start, stop in box])
+    while factors.max() < _MOST_FACTOR:
+        # The finest axes first, so that voxels become cubes; an axis of a few voxels is left alone.
+        size = np.where(extents > 2 * factors, factors * np.asarray(spacing), np.inf)
+        if not np.isfinite(size).any():
+            size = factors * np.asarray(spacing)
+        factors = np.where(size <= size.min() * 1.5, factors * 2, factors)
+        yield box, tuple(int(factor) for factor in factors)
+
+
+def _around(mask: npt.NDArray[np.bool_]) -> Box:
+    if not mask.any():
+        return tuple((0, extent) for extent in mask.shape)
+    box = []
+    for (start, stop), extent in zip(nonzero_box(mask), mask.shape, strict=True):
+        margin = max(_LEAST_MARGIN, round((stop - start) * _MARGIN))
+        box.append((max(start - margin, 0), min(stop + margin, extent)))
+    return tuple(box)
+
+
+def _averaged(array: npt.NDArray[np.float32], factors: Sequence[int]) -> npt.NDArray[np.float32]:
+    """Return the mean of blocks of `factors` voxels; blocks at the end may be smaller."""
+    result = array
+    for axis, factor in enumerate(factors):
+        if factor > 1:
+            starts = np.arange(0, result.shape[axis], factor)
+            counts = np.diff(np.append(starts, result.shape[axis]))
+            shape = [-1 if other == axis else 1 for other in range(result.ndim)]
+            sums = np.add.reduceat(result, starts, axis=axis)
+            result = np.divide(sums, counts.reshape(shape), dtype=np.float32)
+    return result
+
+
+def _picked(array: Bytes, factors: Sequence[int]) -> Bytes:
+    """Return the middle voxel of each block of `factors` voxels."""
+    positions = [
+        np.minimum(np.arange(0, extent, factor) + factor // 2, extent - 1)
+        for extent, factor in zip(array.shape, factors, strict=True)
+    ]
+    return array[np.ix_(*positions)]
+
+
+def _positions(array: npt.NDArray[np.int64], labels: Sequence[int]) -> Bytes:
+    """Return label values as their position among `labels`, from 1 on; 0 for all others."""
+    result = np.zeros(array.shape, dtype=np.uint8)
+    for position, value in enumerate(labels[:255], start=1):
+        result[array == value] = position
+    return result
+
+
+def _thumbnail(grey: Bytes, reference: Bytes, prediction: Bytes, index: int, spacing: Sequence[float]) -> str:
+    """Return a small PNG of one slice: the prediction as a tint, the outline of the truth in white."""
+    height, width = grey.shape[1] * spacing[1], grey.shape[2] * spacing[2]
+    scale = _THUMBNAIL / max(height, width)
+    size = max(round(width * scale), 1), max(round(height * scale), 1)
+    resized = np.asarray(Image.fromarray(grey[index]).resize(size, Image.Resampling.BILINEAR), dtype=np.float32)
+    truth, predicted = (
+        np.asarray(Image.fromarray(array[index]).resize(size, Image.Resampling.NEAREST))
+        for array in (reference, prediction)
+    )
+    picture = np.repeat(resized[..., None], 3, axis=2)
+    for value in np.unique(predicted[predicted > 0]):
+        tint = np.array(rgb(label_colour(int(value))), dtype=np.float32)
+        picture[predicted == value] *= 1 - _OPACITY
+        picture[predicted == value] += _OPACITY * tint
+    edge = np.zeros(truth.shape, dtype=bool)
+    edge[1:] |= truth[1:] != truth[:-1]
+    edge[:, 1:] |= truth[:, 1:] != truth[:, :-1]
+    picture[edge] = 255
+    stream = io.BytesIO()
+    Image.fromarray(np.rint(picture).clip(0, 255).astype(np.uint8)).save(stream, format="png", optimize=True)
+    return b64encode(stream.getvalue()).decode("ascii")
+
+
+def _remark(case: CaseImages, box: Box, shape: Sequence[int], factors: Sequence[int]) -> str:
+    parts = ["raw image" if case.is_raw else "preprocessed image (cropped, resampled, normalised)"]
+    if any((start, stop) != (0, extent) for (start, stop), extent in zip(box, shape, strict=True)):
+        parts.append("cut out around the labels")
+    if max(factors) > 1:
+        parts.append(f"every {' x '.join(map(str, factors))} voxels shown as one")
+    if len(case.image) > MOST_CHANNELS:
+        parts.append(f"{MOST_CHANNELS} of {len(case.image)} channels")
+    return ", ".join(parts)
+
+
+def _three(values: Sequence[T]) -> tuple[T, T, T]:
+    first, second, third = values
+    return first, second, third

@@ -1,0 +1,181 @@
+"""The page of a report: complete in itself, small, equal to the summary, harmless, kind where something is gone."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import zlib
+from base64 import b64decode
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_model import DATASET, EVIL, make_model, summary_of
+
+from segwright import api
+from segwright.core.errors import ModelError
+from segwright.data.images import read_label
+from segwright.workspace import Workspace
+
+LIMIT = 15_000_000
+
+
+class Page(HTMLParser):
+    """What a browser would see: elements, the numbers of tables, the text of scripts by class."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.tables: dict[str, list[list[str]]] = {}
+        self.scripts: list[tuple[str | None, str]] = []
+        self.words: list[str] = []
+        self._table: str | None = None
+        self._tag = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.elements.append((tag, values))
+        self._tag = tag
+        if tag == "table":
+            self._table = values.get("class")
+        if tag == "tr" and self._table:
+            self.tables.setdefault(self._table, []).append([])
+        if tag == "data" and self._table:
+            self.tables[self._table][-1].append(str(values["value"]))
+        if tag == "script":
+            self.scripts.append((values.get("class"), ""))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "table":
+            self._table = None
+        self._tag = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._tag == "script":
+            self.scripts[-1] = (self.scripts[-1][0], self.scripts[-1][1] + data)
+        elif self._tag != "style":
+            self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("work"))
+
+
+@pytest.fixture(scope="module")
+def text(model: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    file = api.write_report(model, tmp_path_factory.mktemp("out") / "report.html")
+    assert file.stat().st_size < LIMIT
+    return file.read_text(encoding="utf-8")
+
+
+def test_the_page_refers_to_nothing_outside(text: str) -> None:
+    page = Page(text)
+    without_voxels = re.sub(r'<script type="application/octet-stream".*?</script>|base64,[\w+/=]+', "", text)
+    assert not re.search(r"https?:|[\"'(=\s]//|url\(|@import|\bfetch\(|XMLHttpRequest|WebSocket", without_voxels)
+    for tag, attributes in page.elements:
+        for name in ("src", "href", "action", "data", "poster", "srcset"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("data:", "#")), (tag, name, value)
+        assert tag not in {"iframe", "object", "embed", "base", "form"}
+    policy = next(a["content"] for tag, a in page.elements if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    assert "unsafe" not in policy
+
+
+def test_its_numbers_are_those_of_the_summary(text: str, model: Path) -> None:
+    page, summary = Page(text), summary_of(model)
+    classes = [row for row in page.tables["scores"] if row]
+    found = [[float(value) for value in row] for row in classes]
+    wanted = [[item.dice, item.iou, item.n_pred, item.n_ref] for item in summary.mean.values()]
+    mean = summary.foreground_mean_present
+    assert mean is not None
+    assert found == [*wanted, [mean.dice, mean.iou, mean.n_pred, mean.n_ref]]
+    cases = [[float(value) for value in row] for row in page.tables["sortable"] if row]
+    by_case = [[case.mean_dice, *(item.dice for item in case.metrics.values())] for case in summary.metric_per_case]
+    assert cases == sorted(by_case)
+
+
+def test_the_voxels_of_the_worst_case_are_those_of_the_files(text: str, model: Path) -> None:
+    page = Page(text)
+    about = json.loads(next(body for kind, body in page.scripts if kind == "about"))
+    worst = about["cases"][0]
+    summary = summary_of(model)
+    lowest = min(summary.metric_per_case, key=lambda case: case.mean_dice)
+    assert (worst["rank"], f"{worst['name']}.nii.gz") == ("worst", lowest.case)
+    payload = next(body for kind, body in page.scripts if kind == "volume")
+    arrays = np.frombuffer(zlib.decompress(b64decode(payload)), np.uint8).reshape(-1, *worst["shape"])
+    assert len(arrays) == 3
+    for array, file in zip(arrays[1:], (lowest.reference_file, lowest.prediction_file), strict=True):
+        # The phantom's axes lead to the right and to the front; the viewer's to the left and to the back.
+        turned = read_label(Path(file), "SimpleITKIO").array[0][:, ::-1, ::-1]
+        np.testing.assert_array_equal(array, turned)
+    differences = (arrays[1] != arrays[2]).sum(axis=(1, 2))
+    assert differences[worst["start"][0]] == differences.max() > 0
+
+
+def test_it_tells_reasons_curves_notes_and_hashes(text: str) -> None:
+    words = " ".join(Page(text).words)
+    for expected in ("target spacing", "the median of all cases", "training loss", "a note", "plan SHA-256", "abc",
+                     "95", "median", "phantom_001", "Volume of the labels"):  # fmt: skip
+        assert expected in words
+
+
+def test_names_cannot_do_harm(tmp_path: Path) -> None:
+    model = make_model(tmp_path, evil=True)
+    page_text = api.write_report(model).read_text(encoding="utf-8")
+    assert "<script>alert" not in page_text
+    assert EVIL in " ".join(Page(page_text).words)
+    page = Page(page_text)
+    about = json.loads(next(body for kind, body in page.scripts if kind == "about"))
+    assert EVIL in {label["name"] for label in about["labels"]}
+
+
+def test_without_raw_images_the_preprocessed_ones_are_shown(tmp_path: Path) -> None:
+    model = make_model(tmp_path)
+    workspace = Workspace.under(tmp_path)
+    api.preprocess(workspace.raw / DATASET, workspace=workspace, configurations=["3d_fullres"], workers=1)
+    shutil.rmtree(workspace.raw)
+    page = Page(api.write_report(tmp_path).read_text(encoding="utf-8"))
+    about = json.loads(next(body for kind, body in page.scripts if kind == "about"))
+    assert about["cases"][0]["remark"].startswith("preprocessed image")
+    payload = next(body for kind, body in page.scripts if kind == "volume")
+    arrays = np.frombuffer(zlib.decompress(b64decode(payload)), np.uint8).reshape(-1, *about["cases"][0]["shape"])
+    counts = [np.bincount(array.ravel(), minlength=3)[1:] for array in arrays[1:]]
+    assert all(count.min() > 0 for count in counts)
+    assert (arrays[1] != arrays[2]).any()
+    assert (tmp_path / "results" / DATASET).is_dir()
+    assert not model.joinpath("report.html").exists()
+
+
+def test_what_is_gone_is_said(tmp_path: Path) -> None:
+    model = make_model(tmp_path)
+    shutil.rmtree(tmp_path / "raw")
+    (model / "fold_0" / "metrics.jsonl").unlink()
+    (model / "dataset_fingerprint.json").unlink()
+    words = " ".join(Page(api.write_report(model).read_text(encoding="utf-8")).words)
+    assert "its image is not where it was" in words
+    assert "No metrics.jsonl in this fold" in words
+    assert "No dataset_fingerprint.json" in words
+
+
+def test_without_pictures_no_voxel_is_in_the_page(model: Path, tmp_path: Path) -> None:
+    page = Page(api.write_report(model, tmp_path / "r.html", pictures=False).read_text(encoding="utf-8"))
+    assert not [kind for kind, _ in page.scripts if kind == "volume"]
+    assert not [tag for tag, _ in page.elements if tag == "img"]
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="holds no trained model; give a model folder"):
+        api.write_report(tmp_path)
+
+
+def test_models_of_several_datasets_are_not_mixed(model: Path, tmp_path: Path) -> None:
+    for name in ("Dataset001_A", "Dataset002_B"):
+        shutil.copytree(model, tmp_path / "results" / name / model.name)
+    with pytest.raises(ModelError, match="models of several datasets"):
+        api.write_report(tmp_path)

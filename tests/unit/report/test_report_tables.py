@@ -1,0 +1,44 @@
+"""Numbers and drawings of the report."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from segwright.report.charts import Group, Series, dots, lines
+from segwright.report.tables import interval
+
+
+def test_the_interval_is_that_of_a_percentile_bootstrap() -> None:
+    dice = np.random.default_rng(1).uniform(0.5, 0.9, size=60)
+    found = interval(dice[:, None])
+    oracle = stats.bootstrap((dice,), np.mean, n_resamples=5000, method="percentile", rng=0).confidence_interval
+    assert found == pytest.approx((oracle.low, oracle.high), abs=0.004)
+
+
+def test_the_interval_leaves_out_classes_that_a_case_lacks() -> None:
+    dice = np.array([[0.5, np.nan], [0.7, 1.0], [0.6, np.nan]])
+    found = interval(dice)
+    assert found is not None
+    assert 0.5 <= found[0] <= found[1] <= 0.85
+    assert interval(dice[:1]) is None
+    assert interval(np.full((3, 1), np.nan)) is None
+
+
+def test_a_line_is_broken_where_a_value_is_missing() -> None:
+    drawn = lines("t", [Series(name="a<b", x=range(5), y=[1, 2, None, 3, 4])], x_name="epoch")
+    assert drawn.count("<polyline") == 2
+    assert "a&lt;b" in drawn
+    assert "a<b" not in drawn
+
+
+def test_charts_without_values_are_not_drawn() -> None:
+    assert lines("t", [Series(name="a", x=[0, 1], y=[None, None])], x_name="epoch") == ""
+    assert dots("t", [Group(name="a", values=[])], x_name="mL") == ""
+
+
+def test_a_dot_for_every_value_and_a_bar_at_the_median() -> None:
+    drawn = dots("t", [Group(name="a", values=[1.0, 2.0, 3.0])], x_name="mL", limits=(1.0, 3.0))
+    assert drawn.count("<circle") == 3
+    assert "median 2, lowest 1, n = 3" in drawn
