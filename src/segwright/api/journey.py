@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from segwright.api import folds as folding
-from segwright.api import learning, preparing
+from segwright.api import learning, predicting, preparing
 from segwright.api.folds import TrainOptions
 from segwright.api.preparing import PlanOptions
 from segwright.api.session import Session, open_session
@@ -154,7 +154,7 @@ def demo(
     model = folding.train_only(session, plan, DEMO_CONFIGURATION, "all", options=options)
     predictions = Path(folder).absolute() / "predictions"
     logger.info("predicting cases that were not trained on")
-    learning.predict(model, raw / "imagesTs", predictions, overwrite=not was_trained, device=device)
+    predicting.predict(model, raw / "imagesTs", predictions, overwrite=not was_trained, device=device)
     scores = learning.evaluate(raw / "labelsTs", predictions, dataset_json=raw / "dataset.json")
     named = dice_by_name(scores.scores, scores.labels)
     return DemoResult(

@@ -1,4 +1,4 @@
-"""The verbs from training on: train, predict, evaluate, load_model."""
+"""Training as a verb, and the evaluation of predictions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from logging import getLogger
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from segwright.api.folds import (
     TRAIN_JSON,
@@ -33,8 +33,6 @@ from segwright.workspace import DATASET_JSON, Workspace
 
 if TYPE_CHECKING:
     from segwright.core.stopping import StopRequest
-    from segwright.inference.files import CaseRecord
-    from segwright.inference.predictor import Predictor
     from segwright.training.distributed import Ranks
 
 logger = getLogger(__name__)
@@ -109,56 +107,6 @@ def train(
     if ranks is not None:
         ranks.barrier()
     return train_fold(session, plan, configuration, fold, options=options)
-
-
-def predict(
-    model: Path | str,
-    images: Path | str,
-    output: Path | str,
-    *,
-    folds: Sequence[int] | Literal["all"] | None = None,
-    checkpoint: str = "final",
-    mirroring: bool = True,
-    probabilities: bool | str = False,
-    classes: Sequence[str] | None = None,
-    overwrite: bool = False,
-    device: str = "auto",
-) -> list[CaseRecord]:
-    """Predict a folder of images (`CASE_0000.ENDING`, one file per channel) with a trained model.
-
-    Args:
-        model: Model folder, with `plans.json`, `dataset.json` and `fold_k`.
-        images: Input folder, never written to.
-        output: Gets one label map per case; cases that are there already are kept.
-        folds: Whose networks are averaged; all that are trained by default.
-        checkpoint: final, best or latest.
-        mirroring: Average over flipped images too.
-        probabilities: Also write class probabilities: npz (or True), b2nd or nifti.
-        classes: Of nifti: whose maps are written; all but the background by default.
-        overwrite: Predict again what is there.
-        device: auto, cpu, mps or a GPU.
-    """
-    from segwright.inference.files import predict_files
-    from segwright.inference.writers import Saving
-
-    kind = "npz" if probabilities is True else probabilities or ("nifti" if classes else None)
-    saving = Saving(kind=kind, classes=classes) if kind else False
-    predictor = load_model(model, folds=folds, checkpoint=checkpoint, mirroring=mirroring, device=device)
-    return predict_files(predictor, Path(images), Path(output), probabilities=saving, overwrite=overwrite)
-
-
-def load_model(
-    model: Path | str,
-    *,
-    folds: Sequence[int] | Literal["all"] | None = None,
-    checkpoint: str = "final",
-    mirroring: bool = True,
-    device: str = "auto",
-) -> Predictor:
-    """Return the predictor of a model folder; `predict_case(volume)` gives the labels of one case in memory."""
-    from segwright.inference.model_folder import load_predictor
-
-    return load_predictor(Path(model), folds=folds, checkpoint=checkpoint, mirroring=mirroring, device=device)
 
 
 def evaluate(

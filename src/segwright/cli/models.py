@@ -77,46 +77,6 @@ def train(
         print(f"model: {trained.model}")
 
 
-def predict(
-    model: Annotated[Path, typer.Option("--model", "-m", metavar="DIR", help="Model folder (Trainer__plans__config).")],
-    images: Annotated[Path, typer.Option("-i", "--input", metavar="IN", help="Folder of images, CASE_0000.ENDING.")],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="Folder for the label maps.")],
-    folds: Annotated[
-        list[str] | None, typer.Option("--folds", metavar="0,1|all", help="Folds to average (default: all there are).")
-    ] = None,
-    checkpoint: Annotated[str, typer.Option("--checkpoint", metavar="NAME", help="final, best or latest.")] = "final",
-    no_mirroring: Annotated[bool, typer.Option("--no-mirroring", help="Faster, a little less accurate.")] = False,
-    probabilities: Annotated[
-        str | None, typer.Option("--probabilities", metavar="FORM", help="Also write them: npz, b2nd or nifti.")
-    ] = None,
-    classes: Annotated[
-        list[str] | None, typer.Option("--classes", metavar="A,B", help="Of nifti: whose maps (default: foreground).")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again what is there already.")] = False,
-    device: options.Device = "auto",
-) -> None:
-    """Predict a folder of images with a trained model."""
-    from segwright import api
-
-    if probabilities not in (None, "npz", "b2nd", "nifti"):
-        message = f"'{probabilities}' is not a format; choose npz, b2nd or nifti"
-        raise typer.BadParameter(message, param_hint="--probabilities")
-    records = api.predict(
-        model,
-        images,
-        output,
-        folds=options.fold_numbers(folds),
-        checkpoint=checkpoint,
-        mirroring=not no_mirroring,
-        probabilities=probabilities or False,
-        classes=options.words(classes) or None,
-        overwrite=overwrite,
-        device=device,
-    )
-    kept = sum(record.kept for record in records)
-    print(f"{len(records)} cases in {output}" + (f", {kept} of them kept from before" if kept else ""))
-
-
 def evaluate(
     reference: Annotated[Path, typer.Argument(metavar="REFERENCE_DIR", help="Folder of true label maps.")],
     prediction: Annotated[Path, typer.Argument(metavar="PREDICTION_DIR", help="Folder of predicted label maps.")],

@@ -1,0 +1,54 @@
+"""The verb that predicts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from segwright.cli import options
+
+
+def predict(
+    model: Annotated[Path, typer.Option("--model", "-m", metavar="DIR", help="Model folder (Trainer__plans__config).")],
+    images: Annotated[Path, typer.Option("-i", "--input", metavar="IN", help="Folder of images, CASE_0000.ENDING.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="Folder for the label maps.")],
+    folds: Annotated[
+        list[str] | None, typer.Option("--folds", metavar="0,1|all", help="Folds to average (default: all there are).")
+    ] = None,
+    checkpoint: Annotated[str, typer.Option("--checkpoint", metavar="NAME", help="final, best or latest.")] = "final",
+    no_mirroring: Annotated[bool, typer.Option("--no-mirroring", help="Faster, a little less accurate.")] = False,
+    probabilities: Annotated[
+        str | None, typer.Option("--probabilities", metavar="FORM", help="Also write them: npz, b2nd or nifti.")
+    ] = None,
+    classes: Annotated[
+        list[str] | None, typer.Option("--classes", metavar="A,B", help="Of nifti: whose maps (default: foreground).")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again what is there already.")] = False,
+    precision: Annotated[
+        str, typer.Option("--precision", metavar="P", help="fp32, bf16, fp16, or auto: what the device is fast at.")
+    ] = "auto",
+    device: options.Device = "auto",
+) -> None:
+    """Predict a folder of images with a trained model."""
+    from segwright import api
+
+    if probabilities not in (None, "npz", "b2nd", "nifti"):
+        message = f"'{probabilities}' is not a format; choose npz, b2nd or nifti"
+        raise typer.BadParameter(message, param_hint="--probabilities")
+    records = api.predict(
+        model,
+        images,
+        output,
+        folds=options.fold_numbers(folds),
+        checkpoint=checkpoint,
+        mirroring=not no_mirroring,
+        probabilities=probabilities or False,
+        classes=options.words(classes) or None,
+        overwrite=overwrite,
+        precision=precision,
+        device=device,
+    )
+    kept = sum(record.kept for record in records)
+    print(f"{len(records)} cases in {output}" + (f", {kept} of them kept from before" if kept else ""))
