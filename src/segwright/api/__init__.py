@@ -3,7 +3,6 @@
 from segwright.api.journey import demo, run
 from segwright.api.learning import evaluate, keyword_values, train
 from segwright.api.predicting import load_model, predict
-from segwright.api.predicting import load_model, predict
 from segwright.api.preparing import PlanOptions, check, explain, fingerprint, plan, plan_from_fingerprint, preprocess
 from segwright.api.reporting import find_fingerprint, find_plan, find_scores, write_report
 from segwright.api.transfer import move_plans

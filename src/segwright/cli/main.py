@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from segwright.cli import models, options, predicting, stages, transfer, watching
+from segwright.cli import models, options, predicting, showing, stages, transfer, watching
 from segwright.cli.grammar import Verbs
 
 app = typer.Typer(
@@ -63,6 +63,8 @@ for verb in (
     models.evaluate,
     watching.status,
     models.demo,
+    showing.report,
+    showing.show,
 ):
     app.command(verb.__name__.replace("_", "-"))(verb)
 
