@@ -1,30 +1,26 @@
-"""The sliding window and the predictor: networks, tiles, mirroring, averaged logits, from one case to its label map.
+"""The predictor: from one case, or an array, or a folder, to label maps on their own grids.
 
-Legend: B samples of one forward pass, C channels, H heads, S spatial axes of the image, P of the patch.
+Legend: C channels, H heads, S spatial axes of the image.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import combinations, islice
-from math import ceil, prod
-from typing import Any, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from segwright.core.arrays import Box, box_slices, pad_to
-from segwright.core.device import autocast, memory_format
-from segwright.core.errors import ImageError, ModelError
 from segwright.data.dataset import DatasetDescription
 from segwright.data.images import Volume
 from segwright.data.labels import Labels
 from segwright.data.plan import Configuration, Plan
 from segwright.data.store import Provenance
+from segwright.inference.arrays import Placed, place
 from segwright.inference.export import (
     LabelMap,
     ProbabilityArray,
@@ -33,19 +29,15 @@ from segwright.inference.export import (
     logits_to_labels,
     logits_to_probabilities,
 )
-from segwright.inference.slabs import WayBack, to_front
-from segwright.inference.stitching import PORTION_BYTES, Planes, stitch
-from segwright.inference.windows import DEFAULT_STEP, HALF_QUANTUM, Start, gaussian_map, rolling_axis, tiles
+from segwright.inference.slabs import WayBack
+from segwright.inference.sliding import Image, Window, require_finite, window_planes
+from segwright.inference.stitching import Planes
+from segwright.inference.windows import DEFAULT_STEP, HALF_QUANTUM, rolling_axis
 from segwright.networks.build import prepare
 from segwright.preprocessing import pipeline
 
-Image: TypeAlias = "npt.NDArray[np.float32] | Tensor"
-
-_BATCH_VOXELS_CPU = 2**20
-_BATCH_VOXELS_ACCELERATOR = 2 * 128**3
-"""Voxels in one forward pass up to which small patches are batched; larger batches only cost memory (measured)."""
-_BATCH_HEADS = 16
-"""With more heads than this, smaller batches: their logits would be the largest thing in memory."""
+if TYPE_CHECKING:
+    from segwright.inference.files import CaseRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,102 +46,6 @@ class Prediction:
 
     labels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]  # (Z, Y, X)
     probabilities: npt.NDArray[np.float32] | None  # (H, Z, Y, X)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Window:
-    """How the sliding window runs.
-
-    `batch` is the number of patches, mirrored ones counted, in one forward pass; `sums` is the type in which tiles are
-    added up, `quantum` what their weighted logits are rounded to multiples of (0: not at all).
-    """
-
-    patch_size: tuple[int, ...]
-    device: torch.device
-    mirror_axes: tuple[int, ...] = ()
-    step: float = DEFAULT_STEP
-    precision: str = "auto"
-    batch: int | None = None
-    sums: torch.dtype = torch.float32
-    quantum: float = 0.0
-
-    def __post_init__(self) -> None:
-        if any(not 0 <= axis < len(self.patch_size) for axis in self.mirror_axes):
-            raise ModelError(
-                f"mirror axes {self.mirror_axes} do not fit a patch with {len(self.patch_size)} axes; "
-                "they are spatial axes counted from 0"
-            )
-
-    @property
-    def flips(self) -> list[tuple[int, ...]]:
-        """Every combination of mirror axes, none first, as spatial axes."""
-        axes = self.mirror_axes
-        return [flip for size in range(len(axes) + 1) for flip in combinations(axes, size)]
-
-    def forward_batch(self, num_heads: int) -> int:
-        """Return the number of patches per forward pass."""
-        if self.batch is not None:
-            return max(1, self.batch)
-        voxels = _BATCH_VOXELS_CPU if self.device.type == "cpu" else _BATCH_VOXELS_ACCELERATOR
-        return max(1, voxels // (prod(self.patch_size) * ceil(num_heads / _BATCH_HEADS)))
-
-
-def sliding_window_logits(
-    networks: nn.Module | Sequence[nn.Module],
-    image: Image,
-    patch_size: Sequence[int],
-    num_heads: int,
-    *,
-    device: torch.device,
-    mirror_axes: Sequence[int] = (),
-    step: float = DEFAULT_STEP,
-    precision: str = "auto",
-    batch_tiles: int | None = None,
-) -> Tensor:
-    """Return the logits of a whole preprocessed image (spec B 4.5, in float32 throughout).
-
-    Args:
-        networks: one or several, whose logits are averaged; each gives (B, H, *P).
-        image: (C, *S); a patch with one axis fewer runs over every slice of axis 0.
-        mirror_axes: spatial axes of the patch whose flips are averaged in.
-        batch_tiles: patches per forward pass, mirrored ones counted; chosen by patch size and device by default.
-
-    Returns:
-        (H, *S) float32 on the CPU.
-    """
-    window = Window(
-        patch_size=tuple(patch_size),
-        device=device,
-        mirror_axes=tuple(mirror_axes),
-        step=step,
-        precision=precision,
-        batch=batch_tiles,
-    )
-    members = (networks,) if isinstance(networks, nn.Module) else tuple(networks)
-    logits = torch.empty((num_heads, *image.shape[1:]))
-    for planes in window_planes(members, image, num_heads, window=window):
-        logits[:, planes.start : planes.stop] = planes.logits
-    return logits
-
-
-def window_planes(
-    networks: Sequence[nn.Module], image: Image, num_heads: int, *, window: Window, axis: int = 0
-) -> Iterator[Planes]:
-    """Yield the logits of `image` (C, *S) a few planes at a time, on the CPU, padding removed.
-
-    Sums are held for one patch depth along `axis`, whatever the extent of the image. The planes of another axis than 0
-    have it in front, (H, planes, *other axes); a patch with one axis fewer than the image goes along axis 0 only.
-
-    Raises:
-        ImageError: the image holds NaN or infinite values.
-        ModelError: a network's output has the wrong shape or is not finite.
-    """
-    array = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
-    assert axis == 0 or len(window.patch_size) == array.ndim - 1, "slices are visited along axis 0"
-    _require_finite(array, "the preprocessed image")
-    padded, content = pad_to(array, _covering(array.shape[1:], window.patch_size))
-    for planes in _padded_planes(networks, torch.from_numpy(padded), num_heads, window, axis):
-        yield from _within(planes, to_front(content, axis))
 
 
 class Predictor:
@@ -205,7 +101,7 @@ class Predictor:
         Raises:
             ImageError: the image holds NaN or infinite values, which normalisation may hide, or does not fit the plan.
         """
-        _require_finite(volume.array, "the image")
+        require_finite(volume.array, "the image")
         return pipeline.apply(volume, None, self.plan, self.configuration)
 
     def predict_preprocessed(self, image: Image) -> Tensor:
@@ -250,114 +146,49 @@ class Predictor:
         label_map = self.export(prepared, self.planes(prepared.image), sink=sink)
         return Prediction(labels=label_map, probabilities=None if sink is None else sink.array)
 
+    def predict(
+        self,
+        array: npt.NDArray[Any] | Tensor,
+        *,
+        spacing: Sequence[float] | None = None,
+        affine: npt.ArrayLike | None = None,
+    ) -> LabelMap:
+        """Return the label map of an array, on its grid and in its axis order; arguments as in `arrays.place`.
 
-def _require_finite(array: npt.NDArray[Any], name: str) -> None:
-    """Refuse NaN and infinite values; plane by plane, without a mask of the size of the image (C, *S)."""
-    if not all(np.isfinite(plane).all() for channel in array for plane in channel):
-        raise ImageError(f"{name} holds NaN or infinite values; check the intensities of the input")
+        Raises:
+            ImageError: the array does not fit the model, or holds NaN or infinite values.
+        """
+        placed = self._place(array, spacing, affine)
+        labels: LabelMap = placed.back(self.predict_case(placed.volume).labels)
+        return labels
 
+    def predict_probabilities(
+        self,
+        array: npt.NDArray[Any] | Tensor,
+        *,
+        spacing: Sequence[float] | None = None,
+        affine: npt.ArrayLike | None = None,
+    ) -> Prediction:
+        """Return label map and probabilities (H, *S) of an array, as `predict` does."""
+        placed = self._place(array, spacing, affine)
+        found = self.predict_case(placed.volume, probabilities=True)
+        assert found.probabilities is not None
+        return Prediction(labels=placed.back(found.labels), probabilities=placed.back(found.probabilities))
 
-def _covering(shape: Sequence[int], patch_size: Sequence[int]) -> tuple[int, ...]:
-    """Return the shape to pad to: at least the patch along the axes that the patch has."""
-    untiled = len(shape) - len(patch_size)
-    tiled = (max(size, patch) for size, patch in zip(shape[untiled:], patch_size, strict=True))
-    return (*shape[:untiled], *tiled)
+    def predict_files(self, images: Path | str, output: Path | str, **options: Any) -> list[CaseRecord]:
+        """Predict a folder of images into another one; options as in `files.predict_files`."""
+        from segwright.inference.files import predict_files  # which is built on this module
 
+        return predict_files(self, Path(images), Path(output), **options)
 
-def _within(planes: Planes, content: Box) -> Iterator[Planes]:
-    """Cut the padding off finished planes."""
-    (first, last), *others = content
-    start, stop = max(planes.start, first), min(planes.stop, last)
-    if start < stop:
-        inside = ((start - planes.start, stop - planes.start), *others)
-        yield Planes(start=start - first, stop=stop - first, logits=planes.logits[box_slices(inside)])
+    def _place(
+        self, array: npt.NDArray[Any] | Tensor, spacing: Sequence[float] | None, affine: npt.ArrayLike | None
+    ) -> Placed:
+        return place(
+            array, num_channels=self.num_channels, reader=self.plan.image_reader_writer, spacing=spacing, affine=affine
+        )
 
-
-def _padded_planes(
-    networks: Sequence[nn.Module], image: Tensor, num_heads: int, window: Window, axis: int
-) -> Iterator[Planes]:
-    patch = window.patch_size
-    depth = () if len(patch) == image.ndim - 1 else (1,)
-    weights = torch.from_numpy(gaussian_map(patch).copy()).reshape(*depth, *patch).movedim(axis, 0).contiguous()
-    order = to_front(range(image.ndim - 1), axis)
-    shape = to_front(image.shape[1:], axis)
-
-    def predicted() -> Iterator[tuple[Start, Tensor]]:
-        starts = iter(tiles(shape, patch if depth else to_front(patch, axis), window.step))
-        while group := list(islice(starts, max(1, window.forward_batch(num_heads) // len(window.flips)))):
-            batch = torch.stack([_cut(image, tuple(start[at] for at in places), patch) for start in group])
-            logits = _mean_logits(networks, batch.to(window.device, non_blocking=True), num_heads, window)
-            tiled = logits.unsqueeze(2) if depth else logits
-            yield from zip(group, tiled.movedim(axis + 2, 2), strict=True)
-
-    places = [order.index(at) for at in range(image.ndim - 1)]
-    weights = weights.to(window.device, window.sums)
-    for planes in stitch(predicted(), shape=shape, weights=weights, quantum=window.quantum):
-        if not bool(torch.isfinite(planes.logits).all()):
-            raise ModelError(
-                f"the network gives NaN or infinite logits in {window.precision} precision; "
-                "its weights are damaged, or try precision fp32"
-            )
-        yield Planes(start=planes.start, stop=planes.stop, logits=planes.logits.cpu())
-
-
-def _cut(image: Tensor, start: Start, patch: Sequence[int]) -> Tensor:
-    """Return the tile (C, *P) at `start`; a start along an axis that the patch lacks picks one slice."""
-    untiled = len(start) - len(patch)
-    box = tuple((low, low + size) for low, size in zip(start[untiled:], patch, strict=True))
-    return (image[:, start[0]] if untiled else image)[box_slices(box)]
-
-
-def _mean_logits(networks: Sequence[nn.Module], batch: Tensor, num_heads: int, window: Window) -> Tensor:
-    """Return the logits (B, H, *P) float32 of `batch` (B, C, *P), averaged over networks and flips."""
-    flips = window.flips
-    per_pass = max(1, window.forward_batch(num_heads) // len(batch))
-    shape = (num_heads, *window.patch_size)
-    total: Tensor | None = None
-    layout = memory_format(window.device, len(window.patch_size))
-    with torch.inference_mode(), autocast(window.device, window.precision), _evaluating(networks):
-        for first in range(0, len(flips), per_pass):
-            group = flips[first : first + per_pass]
-            mirrored = torch.cat([_flip(batch, flip) for flip in group]).contiguous(memory_format=layout)
-            for network in networks:
-                parts = _checked(network(mirrored), (len(mirrored), *shape)).chunk(len(group))
-                if len(flips) * len(networks) == 1:
-                    return parts[0].float()  # without a second array of logits
-                if total is None:
-                    total = torch.zeros((len(batch), *shape), device=window.device)
-                for flip, part in zip(group, parts, strict=True):
-                    _add_flipped_inplace(total, part, flip)
-        assert total is not None, "there is at least one network"
-        return total.div_(len(flips) * len(networks))
-
-
-def _add_flipped_inplace(total: Tensor, part: Tensor, flip: Sequence[int]) -> None:
-    """Add `part` (B, H, *P), flipped, to `total`; a few heads at a time, for a flip makes a copy."""
-    heads = max(1, PORTION_BYTES // (4 * total[:, :1].numel()))
-    for head in range(0, total.shape[1], heads):
-        total[:, head : head + heads] += _flip(part[:, head : head + heads], flip)
-
-
-def _flip(tensor: Tensor, flip: Sequence[int]) -> Tensor:
-    return tensor.flip([axis + 2 for axis in flip]) if flip else tensor
-
-
-def _checked(output: object, expected: tuple[int, ...]) -> Tensor:
-    logits = output[0] if isinstance(output, list | tuple) else output
-    if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ModelError(f"the network gave {found}, expected logits of shape {expected} (batch, heads, patch)")
-    return logits
-
-
-@contextmanager
-def _evaluating(networks: Sequence[nn.Module]) -> Iterator[None]:
-    """Evaluation mode for the block; networks in training go back to it."""
-    training = [network for network in networks if network.training]
-    for network in training:
-        network.eval()
-    try:
-        yield
-    finally:
-        for network in training:
-            network.train()
+    @property
+    def num_channels(self) -> int:
+        """Channels of an image, those of a previous stage not counted."""
+        return len(self.configuration.normalization_schemes)

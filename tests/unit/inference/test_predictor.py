@@ -11,7 +11,8 @@ from segwright.core.errors import ImageError, ModelError
 from segwright.data.images import Volume
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan
-from segwright.inference.predictor import Predictor, Window, sliding_window_logits, window_planes
+from segwright.inference.predictor import Predictor
+from segwright.inference.sliding import Window, sliding_window_logits, window_planes
 from segwright.inference.windows import HALF_QUANTUM
 from segwright.networks.build import build_network
 

@@ -1,0 +1,241 @@
+"""The sliding window: networks, tiles, mirroring, averaged logits, a few planes at a time.
+
+Legend: B samples of one forward pass, C channels, H heads, S spatial axes of the image, P of the patch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import combinations, islice
+from math import ceil, prod
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from segwright.core.arrays import Box, box_slices, pad_to
+from segwright.core.device import autocast, memory_format
+from segwright.core.errors import ImageError, ModelError
+from segwright.inference.slabs import to_front
+from segwright.inference.stitching import PORTION_BYTES, Planes, stitch
+from segwright.inference.windows import DEFAULT_STEP, Start, gaussian_map, tiles
+
+Image: TypeAlias = "npt.NDArray[np.float32] | Tensor"
+
+_BATCH_VOXELS_CPU = 2**20
+_BATCH_VOXELS_ACCELERATOR = 2 * 128**3
+"""Voxels in one forward pass up to which small patches are batched; larger batches only cost memory (measured)."""
+_BATCH_HEADS = 16
+"""With more heads than this, smaller batches: their logits would be the largest thing in memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """How the sliding window runs.
+
+    `batch` is the number of patches, mirrored ones counted, in one forward pass; `sums` is the type in which tiles are
+    added up, `quantum` what their weighted logits are rounded to multiples of (0: not at all).
+    """
+
+    patch_size: tuple[int, ...]
+    device: torch.device
+    mirror_axes: tuple[int, ...] = ()
+    step: float = DEFAULT_STEP
+    precision: str = "auto"
+    batch: int | None = None
+    sums: torch.dtype = torch.float32
+    quantum: float = 0.0
+
+    def __post_init__(self) -> None:
+        if any(not 0 <= axis < len(self.patch_size) for axis in self.mirror_axes):
+            raise ModelError(
+                f"mirror axes {self.mirror_axes} do not fit a patch with {len(self.patch_size)} axes; "
+                "they are spatial axes counted from 0"
+            )
+
+    @property
+    def flips(self) -> list[tuple[int, ...]]:
+        """Every combination of mirror axes, none first, as spatial axes."""
+        axes = self.mirror_axes
+        return [flip for size in range(len(axes) + 1) for flip in combinations(axes, size)]
+
+    def forward_batch(self, num_heads: int) -> int:
+        """Return the number of patches per forward pass."""
+        if self.batch is not None:
+            return max(1, self.batch)
+        voxels = _BATCH_VOXELS_CPU if self.device.type == "cpu" else _BATCH_VOXELS_ACCELERATOR
+        return max(1, voxels // (prod(self.patch_size) * ceil(num_heads / _BATCH_HEADS)))
+
+
+def sliding_window_logits(
+    networks: nn.Module | Sequence[nn.Module],
+    image: Image,
+    patch_size: Sequence[int],
+    num_heads: int,
+    *,
+    device: torch.device,
+    mirror_axes: Sequence[int] = (),
+    step: float = DEFAULT_STEP,
+    precision: str = "auto",
+    batch_tiles: int | None = None,
+) -> Tensor:
+    """Return the logits of a whole preprocessed image (spec B 4.5, in float32 throughout).
+
+    Args:
+        networks: one or several, whose logits are averaged; each gives (B, H, *P).
+        image: (C, *S); a patch with one axis fewer runs over every slice of axis 0.
+        mirror_axes: spatial axes of the patch whose flips are averaged in.
+        batch_tiles: patches per forward pass, mirrored ones counted; chosen by patch size and device by default.
+
+    Returns:
+        (H, *S) float32 on the CPU.
+    """
+    window = Window(
+        patch_size=tuple(patch_size),
+        device=device,
+        mirror_axes=tuple(mirror_axes),
+        step=step,
+        precision=precision,
+        batch=batch_tiles,
+    )
+    members = (networks,) if isinstance(networks, nn.Module) else tuple(networks)
+    logits = torch.empty((num_heads, *image.shape[1:]))
+    for planes in window_planes(members, image, num_heads, window=window):
+        logits[:, planes.start : planes.stop] = planes.logits
+    return logits
+
+
+def window_planes(
+    networks: Sequence[nn.Module], image: Image, num_heads: int, *, window: Window, axis: int = 0
+) -> Iterator[Planes]:
+    """Yield the logits of `image` (C, *S) a few planes at a time, on the CPU, padding removed.
+
+    Sums are held for one patch depth along `axis`, whatever the extent of the image. The planes of another axis than 0
+    have it in front, (H, planes, *other axes); a patch with one axis fewer than the image goes along axis 0 only.
+
+    Raises:
+        ImageError: the image holds NaN or infinite values.
+        ModelError: a network's output has the wrong shape or is not finite.
+    """
+    array = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
+    assert axis == 0 or len(window.patch_size) == array.ndim - 1, "slices are visited along axis 0"
+    require_finite(array, "the preprocessed image")
+    padded, content = pad_to(array, _covering(array.shape[1:], window.patch_size))
+    for planes in _padded_planes(networks, torch.from_numpy(padded), num_heads, window, axis):
+        yield from _within(planes, to_front(content, axis))
+
+
+def require_finite(array: npt.NDArray[Any], name: str) -> None:
+    """Refuse NaN and infinite values; plane by plane, without a mask of the size of the image (C, *S)."""
+    if not all(np.isfinite(plane).all() for channel in array for plane in channel):
+        raise ImageError(f"{name} holds NaN or infinite values; check the intensities of the input")
+
+
+def _covering(shape: Sequence[int], patch_size: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape to pad to: at least the patch along the axes that the patch has."""
+    untiled = len(shape) - len(patch_size)
+    tiled = (max(size, patch) for size, patch in zip(shape[untiled:], patch_size, strict=True))
+    return (*shape[:untiled], *tiled)
+
+
+def _within(planes: Planes, content: Box) -> Iterator[Planes]:
+    """Cut the padding off finished planes."""
+    (first, last), *others = content
+    start, stop = max(planes.start, first), min(planes.stop, last)
+    if start < stop:
+        inside = ((start - planes.start, stop - planes.start), *others)
+        yield Planes(start=start - first, stop=stop - first, logits=planes.logits[box_slices(inside)])
+
+
+def _padded_planes(
+    networks: Sequence[nn.Module], image: Tensor, num_heads: int, window: Window, axis: int
+) -> Iterator[Planes]:
+    patch = window.patch_size
+    depth = () if len(patch) == image.ndim - 1 else (1,)
+    weights = torch.from_numpy(gaussian_map(patch).copy()).reshape(*depth, *patch).movedim(axis, 0).contiguous()
+    order = to_front(range(image.ndim - 1), axis)
+    shape = to_front(image.shape[1:], axis)
+
+    def predicted() -> Iterator[tuple[Start, Tensor]]:
+        starts = iter(tiles(shape, patch if depth else to_front(patch, axis), window.step))
+        while group := list(islice(starts, max(1, window.forward_batch(num_heads) // len(window.flips)))):
+            batch = torch.stack([_cut(image, tuple(start[at] for at in places), patch) for start in group])
+            logits = _mean_logits(networks, batch.to(window.device, non_blocking=True), num_heads, window)
+            tiled = logits.unsqueeze(2) if depth else logits
+            yield from zip(group, tiled.movedim(axis + 2, 2), strict=True)
+
+    places = [order.index(at) for at in range(image.ndim - 1)]
+    weights = weights.to(window.device, window.sums)
+    for planes in stitch(predicted(), shape=shape, weights=weights, quantum=window.quantum):
+        if not bool(torch.isfinite(planes.logits).all()):
+            raise ModelError(
+                f"the network gives NaN or infinite logits in {window.precision} precision; "
+                "its weights are damaged, or try precision fp32"
+            )
+        yield Planes(start=planes.start, stop=planes.stop, logits=planes.logits.cpu())
+
+
+def _cut(image: Tensor, start: Start, patch: Sequence[int]) -> Tensor:
+    """Return the tile (C, *P) at `start`; a start along an axis that the patch lacks picks one slice."""
+    untiled = len(start) - len(patch)
+    box = tuple((low, low + size) for low, size in zip(start[untiled:], patch, strict=True))
+    return (image[:, start[0]] if untiled else image)[box_slices(box)]
+
+
+def _mean_logits(networks: Sequence[nn.Module], batch: Tensor, num_heads: int, window: Window) -> Tensor:
+    """Return the logits (B, H, *P) float32 of `batch` (B, C, *P), averaged over networks and flips."""
+    flips = window.flips
+    per_pass = max(1, window.forward_batch(num_heads) // len(batch))
+    shape = (num_heads, *window.patch_size)
+    total: Tensor | None = None
+    layout = memory_format(window.device, len(window.patch_size))
+    with torch.inference_mode(), autocast(window.device, window.precision), _evaluating(networks):
+        for first in range(0, len(flips), per_pass):
+            group = flips[first : first + per_pass]
+            mirrored = torch.cat([_flip(batch, flip) for flip in group]).contiguous(memory_format=layout)
+            for network in networks:
+                parts = _checked(network(mirrored), (len(mirrored), *shape)).chunk(len(group))
+                if len(flips) * len(networks) == 1:
+                    return parts[0].float()  # without a second array of logits
+                if total is None:
+                    total = torch.zeros((len(batch), *shape), device=window.device)
+                for flip, part in zip(group, parts, strict=True):
+                    _add_flipped_inplace(total, part, flip)
+        assert total is not None, "there is at least one network"
+        return total.div_(len(flips) * len(networks))
+
+
+def _add_flipped_inplace(total: Tensor, part: Tensor, flip: Sequence[int]) -> None:
+    """Add `part` (B, H, *P), flipped, to `total`; a few heads at a time, for a flip makes a copy."""
+    heads = max(1, PORTION_BYTES // (4 * total[:, :1].numel()))
+    for head in range(0, total.shape[1], heads):
+        total[:, head : head + heads] += _flip(part[:, head : head + heads], flip)
+
+
+def _flip(tensor: Tensor, flip: Sequence[int]) -> Tensor:
+    return tensor.flip([axis + 2 for axis in flip]) if flip else tensor
+
+
+def _checked(output: object, expected: tuple[int, ...]) -> Tensor:
+    logits = output[0] if isinstance(output, list | tuple) else output
+    if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ModelError(f"the network gave {found}, expected logits of shape {expected} (batch, heads, patch)")
+    return logits
+
+
+@contextmanager
+def _evaluating(networks: Sequence[nn.Module]) -> Iterator[None]:
+    """Evaluation mode for the block; networks in training go back to it."""
+    training = [network for network in networks if network.training]
+    for network in training:
+        network.eval()
+    try:
+        yield
+    finally:
+        for network in training:
+            network.train()
