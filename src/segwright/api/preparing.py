@@ -17,6 +17,7 @@ from segwright.data.dataset import NO_ENVIRONMENT, load_description
 from segwright.data.fingerprint import Fingerprint
 from segwright.data.freshness import folder_digest
 from segwright.data.images import choose_reader
+from segwright.data.orientation import canonical_axes, reorienting
 from segwright.data.plan import Plan
 from segwright.data.store import CaseStore
 from segwright.planning import planner, presets, rationale
@@ -41,6 +42,7 @@ class PlanOptions:
         name: Name of the plans and of their file; the preset's by default.
         spacing: Target spacing in the images' axis order; planned by default.
         resampling: default, torch, torch-sepz or none.
+        reorient: Turn every image to RAS+ first, for datasets whose images are stored in several orientations.
     """
 
     preset: str = "default"
@@ -48,6 +50,7 @@ class PlanOptions:
     name: str | None = None
     spacing: tuple[float, float, float] | None = None
     resampling: str = "default"
+    reorient: bool = False
 
 
 DEFAULT_OPTIONS = PlanOptions()
@@ -225,11 +228,15 @@ def make_plan(session: Session, found: Fingerprint, options: PlanOptions, *, for
             return existing, False
         if session.journal.holds(stage, made_from):
             return existing, False
+    reader = session.dataset.reader
+    if options.reorient:
+        found = found.reordered([canonical_axes(case.images[0], reader) for case in session.dataset.cases])
+        reader = reorienting(reader)
     made = planner.plan(
         found,
         session.dataset.description,
         dataset_name=session.name,
-        reader=session.dataset.reader,
+        reader=reader,
         preset=chosen,
         gpu_memory_gb=options.gpu_memory_gb,
         spacing=options.spacing,

@@ -70,6 +70,10 @@ def plan(
     ] = None,
     spacing: options.Spacing = None,
     resampling: options.Resampling = "default",
+    reorient: Annotated[
+        bool,
+        typer.Option("--reorient", help="Turn every image to RAS+: for several orientations."),
+    ] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Print the reason of every decision.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a plans file that was edited by hand.")] = False,
     from_fingerprint: Annotated[
@@ -87,7 +91,7 @@ def plan(
     from segwright.core.errors import ConfigError
 
     settings = api.PlanOptions(
-        preset=preset, gpu_memory_gb=gpu_memory, name=name, spacing=spacing, resampling=resampling
+        preset=preset, gpu_memory_gb=gpu_memory, name=name, spacing=spacing, resampling=resampling, reorient=reorient
     )
     if (from_fingerprint is None) != (dataset_json is None) or (from_fingerprint is None) == (dataset is None):
         raise ConfigError("plan: give either DATASET, or --from-fingerprint FILE together with --dataset-json FILE")

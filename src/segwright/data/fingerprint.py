@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from logging import getLogger
 from math import prod
 from pathlib import Path
@@ -67,6 +68,14 @@ class Fingerprint(BaseModel):
             SegwrightError: missing, not JSON, or keys missing; named.
         """
         return parse_document(cls, path)
+
+    def reordered(self, orders: Sequence[Sequence[int]]) -> Fingerprint:
+        """Return it with the axes of each case in another order: as it would be of images turned by right angles."""
+        spacings = [tuple(case[axis] for axis in order) for case, order in zip(self.spacings, orders, strict=True)]
+        shapes = [
+            tuple(case[axis] for axis in order) for case, order in zip(self.shapes_after_crop, orders, strict=True)
+        ]
+        return self.model_copy(update={"spacings": tuple(spacings), "shapes_after_crop": tuple(shapes)})
 
     def save(self, path: Path) -> None:
         """Write it as nnU-Net does, atomically."""
