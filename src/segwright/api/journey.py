@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from segwright.api import folds as folding
-from segwright.api import learning, predicting, preparing
+from segwright.api import learning, predicting, preparing, reporting
 from segwright.api.folds import TrainOptions
 from segwright.api.preparing import PlanOptions
 from segwright.api.session import Session, open_session
@@ -114,7 +114,8 @@ def run(
     for name, fold in set(itertools.product(names, numbers)) - set(todo):
         folding.say_if_trained_otherwise(session, plan, name, fold, chosen)
     folds_done = tuple(folding.finished_fold(session, plan, name, fold) for name in names for fold in numbers)
-    return RunReport(folds=folds_done, done=tuple(done))
+    page = reporting.report_of_run(folds_done[0].model.parent, workspace=session.workspace)
+    return RunReport(folds=folds_done, done=tuple(done), page=page)
 
 
 def demo(
@@ -163,6 +164,7 @@ def demo(
         seconds=time.monotonic() - start,
         model=model,
         pictures=tuple(_draw(raw, predictions, Path(folder).absolute() / "pictures", session)),
+        page=reporting.report_of_run(model.parent, workspace=workspace, scores=[scores.file]),
     )
 
 

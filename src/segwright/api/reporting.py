@@ -138,13 +138,21 @@ def find_scores(path: str | Path) -> list[tables.ScoreTable]:
     return found
 
 
-def try_report(target: Path, output: Path, *, workspace: Workspace, scores: Sequence[Path] = ()) -> Path | None:
-    """Write a report after other work is done; a failure is said and never an error. Returns None where it failed."""
+def report_of_run(results: Path, *, workspace: Workspace, scores: Sequence[Path] = ()) -> Path | None:
+    """Return the report beside the models of a dataset, written anew if scores are newer than it.
+
+    A failure is said and is never an error: the work before it is done and must count. None is returned then.
+    """
+    file = results / REPORT_HTML
+    summaries = [*results.glob(f"*/fold_*/{sources.VALIDATION}/{sources.SUMMARY_JSON}"), *scores]
     try:
-        return write_report(target, output, workspace=workspace, scores=scores)
-    except Exception as error:  # whatever it is: the work before it is done and must count
+        made = file.stat().st_mtime_ns if file.is_file() else 0
+        if any(summary.stat().st_mtime_ns > made for summary in summaries):
+            write_report(results, file, workspace=workspace, scores=scores)
+    except Exception as error:
         logger.warning("no report was written (%s: %s); all else is done", type(error).__name__, error)
         return None
+    return file
 
 
 def _document(path: Path, patterns: Sequence[str], kind: str) -> Path:

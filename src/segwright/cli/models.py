@@ -145,6 +145,8 @@ def run(
     print_scores("Dice of held-out cases", rows)
     for model in report.models:
         print(f"model: {model}")
+    if report.page is not None:
+        print(f"report: {report.page}")
     if not report.done:
         print("nothing to do: everything is there already")
 
@@ -173,4 +175,6 @@ def demo(
     for picture in result.pictures:
         print(f"  {picture}")
     print(f"model: {result.model}")
+    if result.page is not None:
+        print(f"report: {result.page}")
     print(f"{result.seconds:.0f} s in all")

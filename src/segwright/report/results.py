@@ -28,18 +28,43 @@ class TrainedFold:
     folder: Path
     dice: dict[str, float]
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the fold as one JSON object."""
+        return {
+            "configuration": self.configuration,
+            "fold": self.fold,
+            "model": str(self.model),
+            "folder": str(self.folder),
+            "dice": self.dice,
+        }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport:
-    """A finished run: its folds, and which stages had work to do (none if everything was there)."""
+    """A finished run.
+
+    Attributes:
+        folds: Its folds.
+        done: Which stages had work to do; none if everything was there.
+        page: The HTML report, None where it could not be written.
+    """
 
     folds: tuple[TrainedFold, ...]
     done: tuple[str, ...]
+    page: Path | None = None
 
     @property
     def models(self) -> tuple[Path, ...]:
         """The model folders, one for each configuration."""
         return tuple(dict.fromkeys(fold.model for fold in self.folds))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the run as one JSON object."""
+        return {
+            "folds": [fold.to_json() for fold in self.folds],
+            "done": list(self.done),
+            "report": self.page and str(self.page),
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +90,7 @@ class DemoResult:
     seconds: float
     model: Path
     pictures: tuple[Path, ...]
+    page: Path | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as one JSON object."""
@@ -74,6 +100,7 @@ class DemoResult:
             "seconds": round(self.seconds, 1),
             "model": str(self.model),
             "pictures": [str(path) for path in self.pictures],
+            "report": self.page and str(self.page),
         }
 
 

@@ -1,0 +1,35 @@
+"""The report at the end of a run: made when scores are new, never the reason for a failure."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+from made_model import make_model
+
+from segwright.api.reporting import report_of_run
+from segwright.workspace import Workspace
+
+
+def test_it_is_written_once_and_again_when_scores_are_newer(tmp_path: Path) -> None:
+    model = make_model(tmp_path)
+    workspace = Workspace.under(tmp_path)
+    file = report_of_run(model.parent, workspace=workspace)
+    assert file == model.parent / "report.html"
+    made = file.stat().st_mtime_ns
+    report_of_run(model.parent, workspace=workspace)
+    assert file.stat().st_mtime_ns == made
+    summary = model / "fold_0" / "validation" / "summary.json"
+    os.utime(summary, ns=(made + 1, made + 1))
+    report_of_run(model.parent, workspace=workspace)
+    assert file.stat().st_mtime_ns > made
+
+
+def test_a_failure_is_said_and_nothing_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = make_model(tmp_path)
+    (model / "plans.json").write_text("{")
+    with caplog.at_level(logging.WARNING):
+        assert report_of_run(model.parent, workspace=Workspace.under(tmp_path)) is None
+    assert "no report was written (PlanError" in caplog.text
