@@ -10,7 +10,7 @@ import typer
 
 from segwright.cli import launch, options
 from segwright.cli.signals import heeding_signals
-from segwright.cli.tables import number, print_scores, print_table
+from segwright.cli.tables import number, print_json, print_scores, print_table
 
 DEMO_WORK = Path("segwright-demo")
 
@@ -37,6 +37,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted training.")] = False,
     device: options.Device = "auto",
     gpus: Annotated[int, typer.Option("--gpus", metavar="N", min=1, help="Processes that share each batch.")] = 1,
+    as_json: options.AsJson = False,
 ) -> None:
     """Train one fold of one configuration, then predict and score its held-out cases."""
     from segwright import api
@@ -72,7 +73,9 @@ def train(
             ranks=ranks,
             stop=stop,
         )
-    if place is None or place.rank == 0:
+    if as_json and (place is None or place.rank == 0):
+        print_json(trained.to_json())
+    elif place is None or place.rank == 0:
         print_scores(f"{config}, fold {fold}: Dice of held-out cases", {"Dice": trained.dice})
         print(f"model: {trained.model}")
 
@@ -88,11 +91,15 @@ def evaluate(
         Path | None, typer.Option("-o", "--output", metavar="FILE", help="Where to write summary.json.")
     ] = None,
     workers: options.Workers = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Score predictions: Dice, IoU and counts per case and class, in nnU-Net's summary.json."""
     from segwright import api
 
     result = api.evaluate(reference, prediction, dataset_json=dataset_json, output=output, workers=workers)
+    if as_json:
+        print_json(result.to_json())
+        return
     rows = [
         [name, number(item.dice), number(item.iou), f"{item.n_pred:.0f}", f"{item.n_ref:.0f}"]
         for name, item in result.named_means()
@@ -119,6 +126,7 @@ def run(
     preset: options.Preset = "default",
     device: options.Device = "auto",
     workers: options.Workers = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Do everything: check, fingerprint, plan, preprocess, train, validate. Started again, do what is missing."""
     from segwright import api
@@ -141,6 +149,9 @@ def run(
             workers=workers,
             stop=stop,
         )
+    if as_json:
+        print_json(report.to_json())
+        return
     rows = {f"{item.configuration} fold {item.fold}": item.dice for item in report.folds}
     print_scores("Dice of held-out cases", rows)
     for model in report.models:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from segwright.cli import options
+from segwright.cli.tables import print_json
 
 
 def predict(
@@ -30,6 +32,7 @@ def predict(
         str, typer.Option("--precision", metavar="P", help="fp32, bf16, fp16, or auto: what the device is fast at.")
     ] = "auto",
     device: options.Device = "auto",
+    as_json: options.AsJson = False,
 ) -> None:
     """Predict a folder of images with a trained model."""
     from segwright import api
@@ -50,5 +53,8 @@ def predict(
         precision=precision,
         device=device,
     )
+    if as_json:
+        print_json([asdict(record) for record in records])
+        return
     kept = sum(record.kept for record in records)
     print(f"{len(records)} cases in {output}" + (f", {kept} of them kept from before" if kept else ""))

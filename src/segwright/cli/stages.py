@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from segwright.cli import options
-from segwright.cli.tables import number, print_table
+from segwright.cli.tables import number, print_json, print_table
 
 
-def check(context: typer.Context, dataset: options.Dataset, workers: options.Workers = None) -> None:
+def check(
+    context: typer.Context,
+    dataset: options.Dataset,
+    workers: options.Workers = None,
+    as_json: options.AsJson = False,
+) -> None:
     """Report every problem of a dataset in one pass; exit code 1 if there is one."""
     from segwright import api
 
     findings = api.check(
         dataset, workspace=options.workspace_of(context), workers=workers, environment=options.environment()
     )
+    if as_json:
+        print_json(asdict(findings))
+        raise typer.Exit(1 if findings.errors else 0)
     for problem in findings.errors:
         print(f"error: {problem}")
     for problem in findings.warnings:
@@ -35,6 +44,7 @@ def fingerprint(
     dataset: options.Dataset,
     workers: options.Workers = None,
     force: Annotated[bool, typer.Option("--force", help="Measure again even if nothing changed.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Measure shapes, spacings and intensities of all cases."""
     from segwright import api
@@ -43,6 +53,9 @@ def fingerprint(
     found = api.fingerprint(
         dataset, workspace=workspace, workers=workers, force=force, environment=options.environment()
     )
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+        return
     rows = [
         [
             channel,
@@ -85,6 +98,7 @@ def plan(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE", help="Where to write the plans instead.")
     ] = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Decide everything about training, in nnU-Net's plans.json, with the reasons."""
     from segwright import api
@@ -108,6 +122,9 @@ def plan(
         if output is not None:
             made.save(output)
             file = output
+    if as_json:
+        print_json(made.to_json())
+        return
     configurations = {each: made.configuration(each) for each in made.configuration_names}
     rows = [
         [
@@ -131,6 +148,7 @@ def preprocess(
     plans: options.Plans = "nnUNetPlans",
     config: options.Configurations = None,
     workers: options.Workers = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Crop, normalise and resample all cases; cases that are there already are kept."""
     from segwright import api
@@ -143,6 +161,9 @@ def preprocess(
         configurations=options.words(config) or None,
         workers=workers,
     )
+    if as_json:
+        print_json({name: {"done": report.done, "kept": report.skipped} for name, report in reports.items()})
+        return
     for name, report in reports.items():
         print(f"{name}: {len(report.done)} cases preprocessed, {len(report.skipped)} kept")
 

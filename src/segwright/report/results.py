@@ -80,6 +80,11 @@ class Evaluation:
         rows = [(self.labels.class_name(class_key(key)), item) for key, item in self.scores.mean.items()]
         return [*rows, ("mean", self.scores.foreground_mean_present or self.scores.foreground_mean)]
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the mean measures by name as one JSON object; the cases are in the file."""
+        means = {name: item.model_dump(by_alias=True) for name, item in self.named_means()}
+        return {"file": str(self.file), "cases": len(self.scores.metric_per_case), "mean": means}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoResult:
