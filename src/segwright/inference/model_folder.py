@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict
-from torch import nn
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor, nn
 
 from segwright.core.device import resolve_device
-from segwright.core.documents import content_hash, file_hash, parse_document
+from segwright.core.documents import content_hash, describe_validation, file_hash, read_json
 from segwright.core.errors import ModelError, SegwrightError
 from segwright.data.dataset import DatasetDescription, load_description
 from segwright.data.labels import Labels
@@ -39,6 +39,52 @@ class CheckpointHeader(BaseModel):
     mirror_axes: tuple[int, ...] | None = None
 
 
+class CheckpointFormat(Protocol):
+    """How the checkpoints in a fold's folder are read."""
+
+    def names(self, fold_folder: Path) -> list[str]:
+        """Return which of final, best and latest are there, complete."""
+        ...
+
+    def file(self, fold_folder: Path, checkpoint: str) -> Path:
+        """Return the file of the weights."""
+        ...
+
+    def header(self, fold_folder: Path, checkpoint: str) -> Mapping[str, Any]:
+        """Return a document that fits `CheckpointHeader`."""
+        ...
+
+    def weights(self, fold_folder: Path, checkpoint: str) -> Mapping[str, Tensor]:
+        """Return the network's state dict."""
+        ...
+
+
+class OurCheckpoints:
+    """`checkpoint_final.safetensors` with `checkpoint_final.json` beside it."""
+
+    def names(self, fold_folder: Path) -> list[str]:
+        """Return which of final, best and latest are there, complete."""
+        weights = {path.stem for path in fold_folder.glob("checkpoint_*.safetensors")}
+        headers = {path.stem for path in fold_folder.glob("checkpoint_*.json")}
+        return sorted(name.removeprefix("checkpoint_") for name in weights & headers)
+
+    def file(self, fold_folder: Path, checkpoint: str) -> Path:
+        """Return the file of the weights."""
+        return fold_folder / f"checkpoint_{checkpoint}.safetensors"
+
+    def header(self, fold_folder: Path, checkpoint: str) -> Mapping[str, Any]:
+        """Return the document beside the weights."""
+        document: Mapping[str, Any] = read_json(self.file(fold_folder, checkpoint).with_suffix(".json"))
+        return document
+
+    def weights(self, fold_folder: Path, checkpoint: str) -> Mapping[str, Tensor]:
+        """Return the network's state dict."""
+        return load_weights(self.file(fold_folder, checkpoint))
+
+
+OURS: Final = OurCheckpoints()
+
+
 def load_predictor(
     model_folder: Path,
     *,
@@ -47,39 +93,41 @@ def load_predictor(
     device: str = "auto",
     mirroring: bool = True,
     precision: str = "auto",
+    reading: CheckpointFormat = OURS,
 ) -> Predictor:
     """Return the predictor of a model folder, its folds' logits averaged.
 
     Args:
-        model_folder: has `plans.json`, `dataset.json` and `fold_k/checkpoint_<checkpoint>.{safetensors,json}`.
+        model_folder: has `plans.json`, `dataset.json` and `fold_k` with checkpoints.
         folds: which networks take part.
         checkpoint: `final`, `best` or `latest`.
         device: auto, cpu, cuda, cuda:1 or mps.
         mirroring: average over the flips that training allowed.
         precision: auto, fp32, bf16 or fp16.
+        reading: of checkpoints; ours by default.
 
     Raises:
         ModelError: a file, a fold or a checkpoint is missing, or folds do not belong together.
     """
     target = resolve_device(device)
     _require_files(model_folder)
-    chosen = choose_folds(model_folder, folds, checkpoint)
-    headers = [_header(model_folder, fold, checkpoint) for fold in chosen]
+    chosen = choose_folds(model_folder, folds, checkpoint, reading)
+    folders = [Workspace.fold_folder(model_folder, fold) for fold in chosen]
+    headers = [_header(reading, folder, checkpoint) for folder in folders]
     _require_same(headers, chosen, model_folder)
     plan = Plan.load(model_folder / PLANS_JSON)
     description = load_description(model_folder / DATASET_JSON)
     labels = Labels.from_description(description)
     configuration = plan.configuration(headers[0].configuration)
     networks = [
-        _load_network(_weights(model_folder, fold, checkpoint), header, configuration, description, labels)
-        for fold, header in zip(chosen, headers, strict=True)
+        _load_network(reading, folder, checkpoint, header, configuration, description, labels)
+        for folder, header in zip(folders, headers, strict=True)
     ]
     build: Callable[..., Predictor] = Predictor
     if configuration.previous_stage is not None:
         folder = previous_stage_folder(model_folder, headers[0].configuration, configuration.previous_stage)
-        build = partial(
-            CascadePredictor, load_predictor(folder, device=device, mirroring=mirroring, precision=precision)
-        )
+        first = load_predictor(folder, device=device, mirroring=mirroring, precision=precision, reading=reading)
+        build = partial(CascadePredictor, first)
     return build(
         networks,
         plan,
@@ -89,18 +137,33 @@ def load_predictor(
         mirror_axes=(headers[0].mirror_axes or ()) if mirroring else (),
         precision=precision,
         description=description,
-        origin=_origin(model_folder, chosen, checkpoint, headers[0].configuration, plan, description),
+        origin={
+            "model": model_folder.name,
+            "configuration": headers[0].configuration,
+            "folds": list(chosen),
+            "checkpoint": checkpoint,
+            "model_hash": content_hash(
+                [
+                    [file_hash(reading.file(folder, checkpoint)) for folder in folders],
+                    plan.to_json(),
+                    description.raw(),
+                    headers[0].configuration,
+                ]
+            ),
+        },
     )
 
 
-def choose_folds(model_folder: Path, folds: Folds, checkpoint: str) -> tuple[str, ...]:
+def choose_folds(
+    model_folder: Path, folds: Folds, checkpoint: str, reading: CheckpointFormat = OURS
+) -> tuple[str, ...]:
     """Return the fold names ("0", "all") that are meant and have the checkpoint.
 
     Raises:
         ModelError: one of them has none; what the folder holds is listed.
     """
     there = {
-        path.name.removeprefix(_FOLD_PREFIX): _checkpoints(path)
+        path.name.removeprefix(_FOLD_PREFIX): reading.names(path)
         for path in sorted(model_folder.glob(f"{_FOLD_PREFIX}*"))
         if path.is_dir()
     }
@@ -123,12 +186,6 @@ def choose_folds(model_folder: Path, folds: Folds, checkpoint: str) -> tuple[str
     return tuple(wanted)
 
 
-def _checkpoints(fold_folder: Path) -> list[str]:
-    weights = {path.stem for path in fold_folder.glob("checkpoint_*.safetensors")}
-    headers = {path.stem for path in fold_folder.glob("checkpoint_*.json")}
-    return sorted(name.removeprefix("checkpoint_") for name in weights & headers)
-
-
 def _require_files(model_folder: Path) -> None:
     if not model_folder.is_dir():
         raise ModelError(f"{model_folder}: no such model folder; expected plans.json, dataset.json and fold_k in it")
@@ -139,14 +196,12 @@ def _require_files(model_folder: Path) -> None:
         )
 
 
-def _weights(model_folder: Path, fold: str, checkpoint: str) -> Path:
-    return Workspace.fold_folder(model_folder, fold) / f"checkpoint_{checkpoint}.safetensors"
-
-
-def _header(model_folder: Path, fold: str, checkpoint: str) -> CheckpointHeader:
-    path = _weights(model_folder, fold, checkpoint).with_suffix(".json")
+def _header(reading: CheckpointFormat, fold_folder: Path, checkpoint: str) -> CheckpointHeader:
+    path = reading.file(fold_folder, checkpoint).with_suffix(".json")
     try:
-        return parse_document(CheckpointHeader, path)
+        return CheckpointHeader.model_validate(reading.header(fold_folder, checkpoint))
+    except ValidationError as error:
+        raise ModelError(f"{path}: {describe_validation(error)}") from error
     except SegwrightError as error:
         raise ModelError(str(error)) from error
 
@@ -162,7 +217,9 @@ def _require_same(headers: Sequence[CheckpointHeader], folds: Sequence[str], mod
 
 
 def _load_network(
-    weights: Path,
+    reading: CheckpointFormat,
+    fold_folder: Path,
+    checkpoint: str,
     header: CheckpointHeader,
     configuration: Configuration,
     description: DatasetDescription,
@@ -179,24 +236,6 @@ def _load_network(
         configuration.patch_size,
         False,
     )
-    load_state(network, load_weights(weights), source=str(weights))
+    source = str(reading.file(fold_folder, checkpoint))
+    load_state(network, reading.weights(fold_folder, checkpoint), source=source)
     return network.eval()
-
-
-def _origin(
-    model_folder: Path,
-    folds: Sequence[str],
-    checkpoint: str,
-    configuration: str,
-    plan: Plan,
-    description: DatasetDescription,
-) -> dict[str, Any]:
-    """Return what tells this model from any other, wherever its folder lies."""
-    weights = [file_hash(_weights(model_folder, fold, checkpoint)) for fold in folds]
-    return {
-        "model": model_folder.name,
-        "configuration": configuration,
-        "folds": list(folds),
-        "checkpoint": checkpoint,
-        "model_hash": content_hash([weights, plan.to_json(), description.raw(), configuration]),
-    }

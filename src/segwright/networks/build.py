@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from segwright.core.device import keep_freed_memory, memory_format
 from segwright.core.errors import ConfigError, ModelError
-from segwright.core.registry import Registry, import_reference
+from segwright.core.registry import Registry
 from segwright.networks import optional
 from segwright.networks.architecture import (
     CLASS_PREFIX,
@@ -26,6 +26,7 @@ from segwright.networks.architecture import (
     residual_kwargs,
 )
 from segwright.networks.blocks import BasicBlockD, BottleneckD
+from segwright.networks.references import import_network
 from segwright.networks.unet import UNet
 
 INIT_SEED: Final = 12345  # where the caller passes no generator, so that construction is repeatable
@@ -66,6 +67,11 @@ class ArchitectureSpec:
         """Return the spec of a plan's architecture block (`network_class_name`, `arch_kwargs`)."""
         if not isinstance(architecture.get("network_class_name"), str):
             raise ConfigError("the plan's architecture has no network_class_name; make the plan anew or add it")
+        if ":" in architecture["network_class_name"]:
+            raise ConfigError(
+                f"the plan's network_class_name '{architecture['network_class_name']}' is refused: a plan names "
+                "networks of nnU-Net; name others with --network"
+            )
         return cls(reference=architecture["network_class_name"], kwargs=dict(architecture.get("arch_kwargs") or {}))
 
     @classmethod
@@ -142,11 +148,7 @@ def build_from_spec(
         )
     if builtin:
         kwargs = {**dict(configuration_architecture.get("arch_kwargs") or {}), **kwargs}
-    builder: NetworkBuilder = (
-        import_reference(reference, kind="network") if ":" in reference else NETWORKS.get(reference)
-    )
-    if not callable(builder):
-        raise ConfigError(f"network '{reference}' is not callable; name a function or a class")
+    builder: NetworkBuilder = import_network(reference) if ":" in reference else NETWORKS.get(reference)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(INIT_SEED if generator is None else generator.initial_seed())
         try:

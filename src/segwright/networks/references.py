@@ -1,0 +1,81 @@
+"""Networks of a user's own, found by `module:attr`; with care, because models come from other people.
+
+A model folder names a function, it does not bring one: what is called must be installed or in the current folder. And
+it must look like a network's builder before it is called, so that a model cannot have any other function run.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any, Final
+
+from torch import nn
+
+from segwright.core.errors import ConfigError
+from segwright.core.registry import import_reference
+
+ARGUMENTS: Final = ("patch_size", "deep_supervision")
+"""Keywords that every builder takes."""
+
+
+def import_network(reference: str) -> Callable[..., Any]:
+    """Return the function or class behind `module:attr`; nothing of it is called.
+
+    Raises:
+        ConfigError: it is not there, belongs to Python's own library, was only imported into that module, or does not
+            take a network's arguments.
+    """
+    module = reference.partition(":")[0]
+    top = module.partition(".")[0]
+    if top in sys.stdlib_module_names or top in sys.builtin_module_names:
+        raise ConfigError(
+            f"network '{reference}' is refused: {top} is Python's own library, no network is defined there"
+        )
+    _require_module(reference, module)
+    found = import_reference(reference, kind="network")
+    if not callable(found):
+        raise ConfigError(f"network '{reference}' is not callable; name a function or a class")
+    owner = getattr(found, "__func__", found)
+    if getattr(owner, "__module__", None) != module and not _is_inherited(found):
+        raise ConfigError(
+            f"network '{reference}' is refused: it is defined in {getattr(owner, '__module__', 'another module')}; "
+            "name it where it is defined, or wrap it in a function of your own"
+        )
+    try:
+        inspect.signature(found).bind(1, 2, **dict.fromkeys(ARGUMENTS), **_more(found))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"network '{reference}': {error}; it is called as fn(num_input_channels, num_output_channels, *, "
+            "patch_size, deep_supervision, **kwargs)"
+        ) from error
+    return found  # type: ignore[no-any-return]
+
+
+def _require_module(reference: str, module: str) -> None:
+    """See that a module is there without importing it, its parents aside."""
+    try:
+        missing = find_spec(module) is None
+    except (ImportError, ValueError):
+        missing = True
+    if missing:
+        raise ConfigError(
+            f"network '{reference}': no module named {module}; install it or run where it can be imported"
+        )
+
+
+def _more(builder: Any) -> dict[str, None]:
+    """Return further keywords that a builder insists on; its kwargs will give them, or a TypeError tells."""
+    parameters = list(inspect.signature(builder).parameters.values())[2:]
+    kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = (each.name for each in parameters if each.kind in kinds and each.default is inspect.Parameter.empty)
+    return {name: None for name in names if name not in ARGUMENTS}
+
+
+def _is_inherited(found: Any) -> bool:
+    """Whether it is the method of a trainer, which its subclass inherits, or a network's class."""
+    if isinstance(found, type):
+        return issubclass(found, nn.Module)
+    return inspect.ismethod(found) and isinstance(found.__self__, type) and found.__name__ == "rebuild_network"
