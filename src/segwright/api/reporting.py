@@ -208,7 +208,9 @@ def _chosen(scored: ScoreSet) -> list[tuple[str, CaseScores]]:
         return []
     num_worst = min(len(_RANKS), max(1, len(cases) - 2))
     picks = {index: _RANKS[index] for index in range(num_worst)}
-    picks.setdefault((len(cases) - 1) // 2, "median")
+    median = (len(cases) - 1) // 2
+    if median:
+        picks[median] = "median"
     picks.setdefault(len(cases) - 1, "best")
     return [(rank, cases[index]) for index, rank in sorted(picks.items())]
 

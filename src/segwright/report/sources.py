@@ -207,7 +207,9 @@ def _joined(several: Sequence[Scores]) -> Scores:
 
 
 def _is_model(folder: Path) -> bool:
-    return (folder / PLANS_JSON).is_file() and (folder / DATASET_JSON).is_file()
+    """Whether a folder is a model's; a folder of predictions has both documents too, but no fold."""
+    documents = (folder / PLANS_JSON, folder / DATASET_JSON)
+    return all(file.is_file() for file in documents) and any(folder.glob(f"{_FOLD_PREFIX}*/"))
 
 
 def _configuration_name(folder: Path, plan: Plan, folds: Sequence[FoldRecord]) -> str:

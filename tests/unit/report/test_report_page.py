@@ -174,6 +174,14 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
         api.write_report(tmp_path)
 
 
+def test_predictions_beside_the_results_are_no_model(model: Path, tmp_path: Path) -> None:
+    shutil.copytree(model, tmp_path / "results" / DATASET / model.name)
+    for name in ("plans.json", "dataset.json"):
+        (tmp_path / "predictions").mkdir(exist_ok=True)
+        shutil.copy(model / name, tmp_path / "predictions" / name)
+    assert api.write_report(tmp_path, pictures=False) == tmp_path / "report.html"
+
+
 def test_models_of_several_datasets_are_not_mixed(model: Path, tmp_path: Path) -> None:
     for name in ("Dataset001_A", "Dataset002_B"):
         shutil.copytree(model, tmp_path / "results" / name / model.name)

@@ -260,7 +260,7 @@
       this.predicted = bytes.subarray((about.channels + 1) * size);
       this.chooseImage();
       this.position = [...about.start];
-      caption.textContent = `${about.rank}: ${about.name} (${about.dice}). ${about.remark}.`;
+      caption.textContent = `${about.rank}: ${about.name} (${about.dice}); ${about.remark}`;
       this.find("screen").hidden = false;
       this.planes.forEach((plane) => (plane.figure.hidden = about.shape[plane.rowAxis] === 1 || about.shape[plane.columnAxis] === 1));
       this.redraw();
