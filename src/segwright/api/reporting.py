@@ -33,9 +33,9 @@ logger = getLogger(__name__)
 REPORT_HTML = "report.html"
 
 _RANKS = ("worst", "second worst", "third worst")
-PICTURE_BYTES = 8_000_000
+PICTURE_BYTES = 9_000_000
 """All compressed voxels of a report; a third more in the file, which stays below 15 MB."""
-_MOST_BYTES_A_CASE = 1_500_000
+_MOST_BYTES_A_CASE = 1_800_000
 _CT = "CTNormalization"
 _CT_MARGIN = 0.5
 """Of a CT's foreground range, added on both sides of the window: the surroundings stay visible."""

@@ -33,8 +33,8 @@ class CaseImages:
     Attributes:
         identifier: of the case.
         image: (C, *S) float32.
-        reference: (*S) int.
-        prediction: (*S) int.
+        reference: (*S) int32.
+        prediction: (*S) int32.
         spacing: of the axes, in the unit of the files (mm as a rule).
         directions: where each axis leads to: one of R, L, A, P, I, S; empty where the files do not tell.
         is_raw: whether the image is that of the files; else the preprocessed one: cropped, resampled, normalised.
@@ -42,8 +42,8 @@ class CaseImages:
 
     identifier: str
     image: npt.NDArray[np.float32]
-    reference: npt.NDArray[np.int64]
-    prediction: npt.NDArray[np.int64]
+    reference: npt.NDArray[np.int32]
+    prediction: npt.NDArray[np.int32]
     spacing: tuple[float, ...]
     directions: str
     is_raw: bool
@@ -187,6 +187,6 @@ def _from_store(case: PreprocessedCase, prediction: Path, reader: str) -> CaseIm
     )
 
 
-def _whole(array: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    result: npt.NDArray[np.int64] = np.rint(array).astype(np.int64)
+def _whole(array: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+    result: npt.NDArray[np.int32] = np.rint(array).astype(np.int32)
     return result

@@ -15,6 +15,7 @@ import jinja2
 from markupsafe import Markup
 
 import segwright
+from segwright.data.labels import Labels
 from segwright.planning.rationale import EVERYWHERE, numbers, shown
 from segwright.report import charts, tables
 from segwright.report.colours import label_colour
@@ -180,7 +181,7 @@ def _about(viewed: Sequence[ViewedCase], model: ModelRecord) -> dict[str, Any]:
     labels = model.labels
     return {
         "labels": [
-            {"name": labels.class_name(value), "colour": label_colour(position)}
+            {"name": _value_name(labels, value), "colour": label_colour(position)}
             for position, value in enumerate(labels.foreground_labels, start=1)
         ],
         "channels": list(model.description.channel_names.values())[
@@ -205,6 +206,13 @@ def _about(viewed: Sequence[ViewedCase], model: ModelRecord) -> dict[str, Any]:
             for case in viewed
         ],
     }
+
+
+def _value_name(labels: Labels, value: int) -> str:
+    """Return the name of a value of the label map; one that is only part of regions is told by them."""
+    name = labels.class_name(value)
+    regions = [region for region, values in labels.declared.items() if isinstance(values, tuple) and value in values]
+    return f"label {value} of {', '.join(regions)}" if name == str(value) and regions else name
 
 
 def _curves(fold: FoldRecord, model: ModelRecord) -> list[Markup]:

@@ -26,6 +26,8 @@ T = TypeVar("T")
 
 MOST_CHANNELS = 4
 GREY_PERCENTILES = (0.5, 99.5)
+_PERCENTILE_VOXELS = 500_000
+"""Enough for a grey window; every n-th voxel is taken of larger volumes."""
 
 _UPRIGHT = ("SI", "PA", "LR")
 """Axes of the viewer: an index that grows leads up, to the back, to the patient's left."""
@@ -33,8 +35,8 @@ _MARGIN = 0.25
 """Kept around all labels on each side where the whole image is too large, as a fraction of their box."""
 _LEAST_MARGIN = 8
 _MOST_FACTOR = 16
-_HOPELESS = 8
-"""Volumes this many times the limit are not even compressed: images never shrink that far."""
+_HOPELESS = 4
+"""Images this many times the limit are not even compressed: they rarely shrink that far."""
 _THUMBNAIL = 168
 _OPACITY = 0.55
 
@@ -84,7 +86,7 @@ def pack(
     grey = turned.image[:MOST_CHANNELS]
     for box, factors in _attempts(reference, prediction, turned.spacing):
         shape = tuple(ceil((stop - start) / factor) for (start, stop), factor in zip(box, factors, strict=True))
-        if np.prod(shape) * (len(grey) + 2) > _HOPELESS * max_bytes and max(factors) < _MOST_FACTOR:
+        if np.prod(shape) * len(grey) > _HOPELESS * max_bytes and max(factors) < _MOST_FACTOR:
             continue
         parts = [
             *(
@@ -129,11 +131,13 @@ def upright(case: CaseImages) -> CaseImages:
     )
 
     def turn(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        return np.flip(array.transpose(order), mirrored)
+        leading = array.ndim - len(order)
+        moved = array.transpose(*range(leading), *(axis + leading for axis in order))
+        return np.flip(moved, tuple(axis + leading for axis in mirrored))
 
     return replace(
         case,
-        image=np.stack([turn(channel) for channel in case.image[:MOST_CHANNELS]]),
+        image=turn(case.image),
         reference=turn(case.reference),
         prediction=turn(case.prediction),
         spacing=tuple(case.spacing[axis] for axis in order),
@@ -143,7 +147,8 @@ def upright(case: CaseImages) -> CaseImages:
 
 def quantise(array: npt.NDArray[np.floating[Any]], window: tuple[float, float] | None) -> Bytes:
     """Return intensities as bytes, 0 and 255 at the ends of the window (percentiles of the array by default)."""
-    low, high = np.percentile(array, GREY_PERCENTILES) if window is None else window
+    step = max(1, array.size // _PERCENTILE_VOXELS)
+    low, high = np.percentile(array.ravel()[::step], GREY_PERCENTILES) if window is None else window
     scale = 255 / max(float(high - low), 1e-12)
     return np.rint(np.clip((array - low) * scale, 0, 255)).astype(np.uint8)
 
@@ -175,7 +180,7 @@ def _attempts(reference: Bytes, prediction: Bytes, spacing: Sequence[float]) -> 
         size = np.where(extents > 2 * factors, factors * np.asarray(spacing), np.inf)
         if not np.isfinite(size).any():
             size = factors * np.asarray(spacing)
-        factors = np.where(size <= size.min() * 1.5, factors * 2, factors)
+        factors = np.where(size <= size.min() * 1.5, factors + 1, factors)
         yield box, tuple(int(factor) for factor in factors)
 
 
@@ -211,7 +216,7 @@ def _picked(array: Bytes, factors: Sequence[int]) -> Bytes:
     return array[np.ix_(*positions)]
 
 
-def _positions(array: npt.NDArray[np.int64], labels: Sequence[int]) -> Bytes:
+def _positions(array: npt.NDArray[np.int32], labels: Sequence[int]) -> Bytes:
     """Return label values as their position among `labels`, from 1 on; 0 for all others."""
     result = np.zeros(array.shape, dtype=np.uint8)
     for position, value in enumerate(labels[:255], start=1):

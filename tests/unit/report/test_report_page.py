@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK
 from made_model import DATASET, EVIL, make_model, summary_of
 
 from segwright import api
@@ -187,3 +188,39 @@ def test_models_of_several_datasets_are_not_mixed(model: Path, tmp_path: Path) -
         shutil.copytree(model, tmp_path / "results" / name / model.name)
     with pytest.raises(ModelError, match="models of several datasets"):
         api.write_report(tmp_path)
+
+
+def test_folds_are_scored_together_and_regions_keep_their_names(tmp_path: Path) -> None:
+    model = make_model(tmp_path)
+    description = json.loads((model / "dataset.json").read_text())
+    description |= {"labels": {"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order": [1, 2]}
+    (model / "dataset.json").write_text(json.dumps(description))
+    summary = json.loads((model / "fold_0" / "validation" / "summary.json").read_text())
+    for entry in (summary["mean"], *(case["metrics"] for case in summary["metric_per_case"])):
+        entry["(1, 2)"] = entry.pop("1")
+    for fold in (0, 2):
+        part = summary | {"metric_per_case": summary["metric_per_case"][fold : fold + 3]}
+        validation = model / f"fold_{fold}" / "validation"
+        validation.mkdir(parents=True, exist_ok=True)
+        (validation / "summary.json").write_text(json.dumps(part))
+    page = Page(api.write_report(model).read_text(encoding="utf-8"))
+    assert "Held-out cases of folds 0, 2" in page.words
+    dice = [case["metrics"]["2"]["Dice"] for fold in (0, 2) for case in summary["metric_per_case"][fold : fold + 3]]
+    shown = {row[0] for row in page.tables["scores"] if row}
+    assert str(float(np.mean(dice))) in shown
+    assert {"whole", "core", "mean over classes"} <= set(page.words)
+    about = json.loads(next(body for kind, body in page.scripts if kind == "about"))
+    assert [label["name"] for label in about["labels"]] == ["label 1 of whole", "core"]
+
+
+def test_a_flat_image_has_one_plane(tmp_path: Path) -> None:
+    model = make_model(tmp_path)
+    validation = model / "fold_0" / "validation"
+    for file in [*validation.glob("*.nii.gz"), *tmp_path.glob("raw/*/*/*.nii.gz")]:
+        image = SimpleITK.ReadImage(str(file))
+        SimpleITK.WriteImage(image[:, :, 6], str(file))
+    page = Page(api.write_report(model).read_text(encoding="utf-8"))
+    about = json.loads(next(body for kind, body in page.scripts if kind == "about"))
+    assert about["cases"][0]["shape"][0] == 1
+    assert about["cases"][0]["planes"] == ["axis 0", "axis 1", "axis 2"]
+    assert "voxels" in page.words

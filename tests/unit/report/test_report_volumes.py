@@ -15,7 +15,7 @@ from segwright.report.volumes import most_wrong, pack, quantise, upright
 
 def case(shape: tuple[int, int, int] = (8, 10, 12), directions: str = "", seed: int = 0) -> CaseImages:
     rng = np.random.default_rng(seed)
-    reference = np.zeros(shape, dtype=np.int64)
+    reference = np.zeros(shape, dtype=np.int32)
     reference[2:5, 3:6, 4:9] = 7
     prediction = np.zeros_like(reference)
     prediction[2:5, 3:6, 4:8] = 7
