@@ -204,4 +204,4 @@ def _values(measures: Measures) -> dict[str, Any]:
 
 def _chosen(measures: Measures, names: Sequence[str]) -> dict[str, float]:
     values = _values(measures)
-    return {name: float(values.get(name, math.nan)) for name in names}
+    return {name: float(value if isinstance(value := values.get(name), int | float) else math.nan) for name in names}

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from segwright.data.labels import Labels
+from segwright.evaluation.scores import Scores
 from segwright.report.charts import Group, Series, dots, lines
-from segwright.report.tables import interval
+from segwright.report.tables import class_rows, interval, measure_names
 
 
 def test_the_interval_is_that_of_a_percentile_bootstrap() -> None:
@@ -42,3 +44,21 @@ def test_a_dot_for_every_value_and_a_bar_at_the_median() -> None:
     drawn = dots("t", [Group(name="a", values=[1.0, 2.0, 3.0])], x_name="mL", limits=(1.0, 3.0))
     assert drawn.count("<circle") == 3
     assert "median 2, lowest 1, n = 3" in drawn
+
+
+def test_further_measures_of_a_summary_are_shown_and_gaps_are_nan() -> None:
+    counts = {"FN": 1, "FP": 1, "IoU": 0.5, "TN": 1, "TP": 1, "n_pred": 2, "n_ref": 2}
+    measures = {"Dice": 0.6, **counts, "HD95": 3.5, "worst_place": [1, 2]}
+    case = {"metrics": {"1": measures}, "prediction_file": "a/c.nii.gz", "reference_file": "b/c.nii.gz"}
+    document = {"mean": {"1": measures, "2": {"Dice": 0.4, **counts, "HD95": None}}}
+    both = {"metrics": {"1": measures, "2": {"Dice": 0.4, **counts}}}
+    summary = Scores.model_validate(
+        {"foreground_mean": {"Dice": 0.5, **counts}, **document, "metric_per_case": [case | both, case | both]}
+    )
+    assert measure_names(summary) == ("Dice", "IoU", "HD95", "n_pred", "n_ref")
+    labels = Labels.from_dataset_json({"labels": {"background": 0, "a": 1, "b": 2}})
+    first, second, mean = class_rows(summary, labels)
+    assert (first.name, first.values["HD95"]) == ("a", 3.5)
+    assert np.isnan(second.values["HD95"])
+    assert np.isnan(mean.values["HD95"])
+    assert mean.values["Dice"] == 0.5

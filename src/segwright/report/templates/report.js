@@ -262,7 +262,12 @@
       this.position = [...about.start];
       caption.textContent = `${about.rank}: ${about.name} (${about.dice}); ${about.remark}`;
       this.find("screen").hidden = false;
-      this.planes.forEach((plane) => (plane.figure.hidden = about.shape[plane.rowAxis] === 1 || about.shape[plane.columnAxis] === 1));
+      const isFlat = Math.min(...about.shape) === 1;
+      this.planes.forEach((plane) => {
+        plane.figure.hidden = isFlat && about.shape[plane.axis] !== 1;
+        plane.slider.hidden = isFlat;
+      });
+      this.find("planes").classList.toggle("single", isFlat);
       this.redraw();
     }
 
