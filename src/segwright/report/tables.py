@@ -182,6 +182,8 @@ def environment(model: ModelRecord) -> list[tuple[str, list[tuple[str, str]]]]:
             ("seed", str(training.get("seed", ""))),
             ("length", _length(config)),
             ("batch size", str(config.get("batch_size") or "")),
+            ("network, if not the plan's", str(config.get("network") or "")),
+            ("loss, if not the default", str(config.get("loss") or "")),
             ("cases", ", ".join(f"{count} {part}" for part, count in training.get("cases", {}).items())),
             ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
             ("git commit", str(training.get("git_commit") or "")),
