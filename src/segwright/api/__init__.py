@@ -1,5 +1,6 @@
 """The product: every verb of the command line as a function; torch is imported by those alone that compute with it."""
 
+from segwright.api.exchange import export_model, import_model
 from segwright.api.journey import demo, run
 from segwright.api.learning import evaluate, keyword_values, train
 from segwright.api.predicting import load_model, predict
@@ -15,10 +16,12 @@ __all__ = [
     "demo",
     "evaluate",
     "explain",
+    "export_model",
     "find_fingerprint",
     "find_plan",
     "find_scores",
     "fingerprint",
+    "import_model",
     "keyword_values",
     "load_model",
     "move_plans",

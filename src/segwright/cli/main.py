@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from segwright.cli import models, options, predicting, showing, stages, transfer, watching
+from segwright.cli import exchange, models, options, predicting, showing, stages, transfer, watching
 from segwright.cli.grammar import Verbs
 
 app = typer.Typer(
@@ -60,6 +60,8 @@ for verb in (
     transfer.move_plans,
     models.train,
     predicting.predict,
+    exchange.import_model,
+    exchange.export_model,
     models.evaluate,
     watching.status,
     models.demo,

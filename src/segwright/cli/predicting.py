@@ -13,7 +13,9 @@ from segwright.cli.tables import print_json
 
 
 def predict(
-    model: Annotated[Path, typer.Option("--model", "-m", metavar="DIR", help="Model folder (Trainer__plans__config).")],
+    model: Annotated[
+        Path, typer.Option("--model", "-m", metavar="DIR", help="Model folder or zip file; nnU-Net's too.")
+    ],
     images: Annotated[Path, typer.Option("-i", "--input", metavar="IN", help="Folder of images, CASE_0000.ENDING.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="Folder for the label maps.")],
     folds: Annotated[
@@ -31,6 +33,9 @@ def predict(
     precision: Annotated[
         str, typer.Option("--precision", metavar="P", help="fp32, bf16, fp16, or auto: what the device is fast at.")
     ] = "auto",
+    trust_code: Annotated[
+        bool, typer.Option("--trust-code", help="Let nnU-Net plans name any installed network class.")
+    ] = False,
     device: options.Device = "auto",
     as_json: options.AsJson = False,
 ) -> None:
@@ -51,6 +56,7 @@ def predict(
         classes=options.words(classes) or None,
         overwrite=overwrite,
         precision=precision,
+        trust_code=trust_code,
         device=device,
     )
     if as_json:

@@ -94,6 +94,7 @@ def load_predictor(
     mirroring: bool = True,
     precision: str = "auto",
     reading: CheckpointFormat = OURS,
+    trust_code: bool = False,
 ) -> Predictor:
     """Return the predictor of a model folder, its folds' logits averaged.
 
@@ -105,6 +106,7 @@ def load_predictor(
         mirroring: average over the flips that training allowed.
         precision: auto, fp32, bf16 or fp16.
         reading: of checkpoints; ours by default.
+        trust_code: whether a class path that is none of nnU-Net's networks is imported and called.
 
     Raises:
         ModelError: a file, a fold or a checkpoint is missing, or folds do not belong together.
@@ -120,13 +122,15 @@ def load_predictor(
     labels = Labels.from_description(description)
     configuration = plan.configuration(headers[0].configuration)
     networks = [
-        _load_network(reading, folder, checkpoint, header, configuration, description, labels)
+        _load_network(reading, folder, checkpoint, header, configuration, description, labels, trust_code=trust_code)
         for folder, header in zip(folders, headers, strict=True)
     ]
     build: Callable[..., Predictor] = Predictor
     if configuration.previous_stage is not None:
         folder = previous_stage_folder(model_folder, headers[0].configuration, configuration.previous_stage)
-        first = load_predictor(folder, device=device, mirroring=mirroring, precision=precision, reading=reading)
+        first = load_predictor(
+            folder, device=device, mirroring=mirroring, precision=precision, reading=reading, trust_code=trust_code
+        )
         build = partial(CascadePredictor, first)
     return build(
         networks,
@@ -224,6 +228,8 @@ def _load_network(
     configuration: Configuration,
     description: DatasetDescription,
     labels: Labels,
+    *,
+    trust_code: bool,
 ) -> nn.Module:
     num_channels = len(description.channel_names)
     if configuration.previous_stage is not None:
@@ -235,6 +241,7 @@ def _load_network(
         labels.num_heads,
         configuration.patch_size,
         False,
+        trust_code=trust_code,
     )
     source = str(reading.file(fold_folder, checkpoint))
     load_state(network, reading.weights(fold_folder, checkpoint), source=source)

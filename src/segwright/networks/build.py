@@ -26,7 +26,7 @@ from segwright.networks.architecture import (
     residual_kwargs,
 )
 from segwright.networks.blocks import BasicBlockD, BottleneckD
-from segwright.networks.references import import_network
+from segwright.networks.references import foreign_network, import_network
 from segwright.networks.unet import UNet
 
 INIT_SEED: Final = 12345  # where the caller passes no generator, so that construction is repeatable
@@ -126,11 +126,13 @@ def build_from_spec(
     deep_supervision: bool,
     *,
     generator: torch.Generator | None = None,
+    trust_code: bool = False,
 ) -> nn.Module:
     """Build the network a user asked for, or the plan's where `spec` is None.
 
     A built-in name ("unet", "residual-unet") takes the plan's topology, overlaid with the spec's kwargs. A
-    `module:attr` is called with the spec's kwargs alone and initialises itself, under a generator of its own.
+    `module:attr` is called with the spec's kwargs alone and initialises itself, under a generator of its own. A class
+    path of nnU-Net plans that is none of its U-Nets is built only with `trust_code`.
 
     Raises:
         ConfigError: the reference is unknown, cannot be imported, or does not take the arguments.
@@ -143,6 +145,10 @@ def build_from_spec(
     if not builtin and ":" not in reference and reference not in NETWORKS.names():
         if "." not in reference and reference not in {*SHORT_NAMES, *NETWORK_CLASSES}:
             NETWORKS.get(reference)  # raises, naming the nearest
+        if trust_code and reference.rpartition(".")[2] not in NETWORK_CLASSES and reference not in SHORT_NAMES:
+            return foreign_network(
+                reference, kwargs, num_input_channels, num_output_channels, deep_supervision=deep_supervision
+            )
         return build_network(
             spec, num_input_channels, num_output_channels, deep_supervision=deep_supervision, generator=generator
         )
@@ -169,6 +175,30 @@ def build_from_spec(
     if builtin and generator is not None:
         initialize(network, generator)
     return network
+
+
+def nnunet_spec(
+    spec: ArchitectureSpec, configuration_architecture: Mapping[str, Any], patch_size: Sequence[int]
+) -> ArchitectureSpec:
+    """Return the same network under nnU-Net's class path, with all its arguments.
+
+    Raises:
+        ConfigError: nnU-Net has no such network.
+    """
+    reference, kwargs = spec.reference, dict(spec.kwargs)
+    if reference in SHORT_NAMES:
+        reference, defaults = SHORT_NAMES[reference]
+        kwargs = {**defaults, **kwargs}
+    if reference in TOPOLOGY_NAMES:
+        kwargs = {**dict(configuration_architecture.get("arch_kwargs") or {}), **kwargs}
+        if reference == "unet":
+            kwargs = plain_kwargs(_with_topology(patch_size, kwargs, "n_conv_per_stage"))
+            reference = CLASS_PREFIX + PLAIN
+        else:
+            kwargs = residual_kwargs(_with_topology(patch_size, kwargs, "n_blocks_per_stage"))
+            reference = CLASS_PREFIX + RESIDUAL_ENCODER
+    parse_architecture(reference, kwargs)
+    return ArchitectureSpec(reference=reference, kwargs=kwargs)
 
 
 def build_unet(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Any, Final
 
@@ -16,6 +16,9 @@ from torch import nn
 
 from segwright.core.errors import ConfigError
 from segwright.core.registry import import_reference
+
+IMPORTED: Final = ("conv_op", "norm_op", "dropout_op", "nonlin")
+"""Arguments that nnU-Net plans give as dotted paths of torch's classes."""
 
 ARGUMENTS: Final = ("patch_size", "deep_supervision")
 """Keywords that every builder takes."""
@@ -52,6 +55,37 @@ def import_network(reference: str) -> Callable[..., Any]:
             "patch_size, deep_supervision, **kwargs)"
         ) from error
     return found  # type: ignore[no-any-return]
+
+
+def foreign_network(
+    path: str,
+    kwargs: Mapping[str, Any],
+    num_input_channels: int,
+    num_output_channels: int,
+    *,
+    deep_supervision: bool,
+) -> nn.Module:
+    """Build a network that nnU-Net plans name by another class path, for a model whose maker is trusted (spec A 9.1).
+
+    Raises:
+        ConfigError: the class is not installed or not a network.
+    """
+    cls = _by_path(path)
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        raise ConfigError(f"network '{path}' is no torch.nn.Module class; the plan is damaged")
+    resolved = {
+        key: _by_path(value) if key in IMPORTED and isinstance(value, str) else value for key, value in kwargs.items()
+    }
+    arguments = {"input_channels": num_input_channels, "num_classes": num_output_channels, **resolved}
+    try:
+        return cls(**arguments, deep_supervision=deep_supervision)
+    except TypeError as error:
+        raise ConfigError(f"network '{path}': {error}; the plan's arch_kwargs do not suit it") from error
+
+
+def _by_path(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return import_reference(f"{module}:{name}", kind="network")
 
 
 def _require_module(reference: str, module: str) -> None:

@@ -47,9 +47,9 @@ def test_a_folder_without_folds_is_refused(tmp_path: Path) -> None:
 @pytest.mark.skipif(not MODEL.is_dir(), reason="the reference model is not here")
 def test_the_reference_model_becomes_one_of_ours(tmp_path: Path) -> None:
     assert is_nnunet_model(MODEL)
-    (fold,) = import_model(MODEL, tmp_path)
+    (fold,) = import_model(MODEL, tmp_path / "ours")
     header = json.loads((fold / "checkpoint_final.json").read_text())
     assert (header["configuration"], header["fold"], header["mirror_axes"]) == ("3d_fullres", 0, [0, 1, 2])
-    predictor = load_predictor(tmp_path, device="cpu")
+    predictor = load_predictor(tmp_path / "ours", device="cpu")
     logits = predictor.predict_preprocessed(np.zeros((1, 16, 16, 16), np.float32))
     assert logits.shape == (3, 16, 16, 16)

@@ -1,0 +1,104 @@
+"""Models from and for nnU-Net: opened where they lie, imported as safe folders, exported as nnU-Net's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from logging import getLogger
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from segwright.core.errors import ConfigError, ModelError, nearest
+from segwright.workspace import PLANS_JSON
+
+logger = getLogger(__name__)
+
+FORMATS = ("nnunet",)
+
+
+def import_model(source: Path | str, target: Path | str) -> list[Path]:
+    """Convert models of nnU-Net v2, which are pickles, into folders of ours, which are not; return these.
+
+    Args:
+        source: Model folder, or a zip file as nnU-Net exports it; only read.
+        target: New model folder; of several models in a zip file, their parent.
+
+    Raises:
+        SegwrightError: nothing to import, a file that is damaged or does more than hold weights, or the target exists.
+    """
+    from segwright.interop import nnunet
+
+    with unpacked(Path(source)) as place:
+        models = find_models(place)
+        targets = [Path(target)] if len(models) == 1 else [Path(target) / model.name for model in models]
+        for model, new in zip(models, targets, strict=True):
+            folds = nnunet.import_model(model, new)
+            logger.info("%s: %s", new, ", ".join(fold.name for fold in folds))
+    return targets
+
+
+def export_model(
+    model: Path | str, target: Path | str, *, kind: str = "nnunet", folds: Sequence[int | str] | None = None
+) -> Path:
+    """Write a model trained here for another system.
+
+    Args:
+        model: Model folder of ours.
+        target: New model folder, or `NAME.zip` for `nnUNetv2_install_pretrained_model_from_zip`.
+        kind: nnunet.
+        folds: All that are trained by default.
+
+    Raises:
+        SegwrightError: nothing is trained, the network is none of nnU-Net's, or the target exists.
+    """
+    if kind not in FORMATS:
+        raise ConfigError(f"no format '{kind}'{nearest(kind, FORMATS)}")
+    from segwright.interop.export import export_model as export
+
+    done = export(Path(model), Path(target), folds=None if folds is None else [str(fold) for fold in folds])
+    logger.info("%s: %s for nnU-Net v2", target, ", ".join(done))
+    return Path(target)
+
+
+@contextmanager
+def unpacked(place: Path) -> Iterator[Path]:
+    """Yield a folder as it is, a zip file unpacked into a folder that is gone after the block.
+
+    Raises:
+        ModelError: the zip file is damaged or hostile.
+    """
+    if not place.is_file():
+        yield place
+        return
+    from segwright.interop.archive import extract
+
+    with TemporaryDirectory(prefix="segwright-model-") as folder:
+        extract(place, Path(folder))
+        yield Path(folder)
+
+
+def find_models(place: Path) -> list[Path]:
+    """Return the model folders at or below a folder.
+
+    Raises:
+        ModelError: there is none.
+    """
+    found = sorted(file.parent for file in place.rglob(PLANS_JSON) if any(file.parent.glob("fold_*/checkpoint_*")))
+    if not found:
+        raise ModelError(f"{place}: no model; expected {PLANS_JSON} and fold_0 with a checkpoint in it")
+    return found
+
+
+def only_model(place: Path, source: Path) -> Path:
+    """Return the model folder at or below a folder, of which there must be one.
+
+    Raises:
+        ModelError: there is none, or several: their names.
+    """
+    if (place / PLANS_JSON).is_file() or place == source:
+        return place
+    found = find_models(place)
+    if len(found) > 1:
+        names = ", ".join(str(model.relative_to(place)) for model in found)
+        raise ModelError(f"{source}: holds {len(found)} models: {names}; import it, and name one of the new folders")
+    return found[0]

@@ -1,0 +1,35 @@
+"""The verbs that take models from nnU-Net and give them to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from segwright.cli import options
+
+
+def import_model(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Model folder of nnU-Net v2, or its zip file.")],
+    target: Annotated[Path, typer.Argument(metavar="DEST", help="New model folder.")],
+) -> None:
+    """Convert a model of nnU-Net v2 into a safe folder: no pickle, nothing that could run."""
+    from segwright import api
+
+    for model in api.import_model(source, target):
+        print(f"model: {model}")
+
+
+def export_model(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder of ours.")],
+    target: Annotated[Path, typer.Argument(metavar="DEST", help="New folder, or NAME.zip.")],
+    kind: Annotated[str, typer.Option("--format", metavar="F", help="nnunet.")] = "nnunet",
+    folds: Annotated[
+        list[str] | None, typer.Option("--folds", metavar="0,1|all", help="Folds (default: all there are).")
+    ] = None,
+) -> None:
+    """Write a model that was trained here for nnU-Net v2."""
+    from segwright import api
+
+    print(f"written to {api.export_model(model, target, kind=kind, folds=options.words(folds) or None)}")

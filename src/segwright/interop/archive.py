@@ -1,0 +1,69 @@
+"""Zip files from other people: looked through before anything is written, and never trusted about their sizes."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+import zipfile
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Final
+
+from segwright.core.errors import ModelError
+
+MOST_ENTRIES: Final = 20_000
+MOST_BYTES: Final = 32 * 2**30
+"""Unpacked; five folds of the largest network with optimiser states have 10 GiB."""
+LARGEST_RATIO: Final = 100
+"""Unpacked to packed size of an entry that is larger than `SMALL_BYTES`; weights hardly shrink, text tenfold."""
+SMALL_BYTES: Final = 10 * 2**20
+
+_BLOCK: Final = 1 << 20
+
+
+def extract(archive: Path, target: Path) -> None:
+    """Unpack a zip file into an empty folder.
+
+    Raises:
+        ModelError: it is no zip file, or an entry leads out of the folder, is a link, or would fill the disk.
+    """
+    try:
+        with zipfile.ZipFile(archive) as stream:
+            entries = [entry for entry in stream.infolist() if not entry.is_dir()]
+            _require_harmless(archive, entries)
+            for entry in entries:
+                _write(stream, entry, target / entry.filename, archive)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        raise ModelError(f"{archive}: no zip file that can be read ({error}); download it again") from error
+
+
+def _require_harmless(archive: Path, entries: list[zipfile.ZipInfo]) -> None:
+    for entry in entries:
+        name = entry.filename
+        parts = (*PurePosixPath(name).parts, *PureWindowsPath(name).parts)
+        if ".." in parts or PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor or "\0" in name:
+            raise ModelError(f"{archive}: refused, its entry '{name}' leads out of the folder it is unpacked to")
+        if stat.S_ISLNK(entry.external_attr >> 16):
+            raise ModelError(f"{archive}: refused, its entry '{name}' is a link")
+        if entry.file_size > max(SMALL_BYTES, LARGEST_RATIO * entry.compress_size):
+            raise ModelError(
+                f"{archive}: refused, its entry '{name}' grows from {entry.compress_size} to {entry.file_size} bytes"
+            )
+    total = sum(entry.file_size for entry in entries)
+    free = shutil.disk_usage(archive.parent).free
+    if len(entries) > MOST_ENTRIES or total > min(MOST_BYTES, free):
+        raise ModelError(
+            f"{archive}: refused, it holds {len(entries)} files of {total / 2**30:.1f} GiB unpacked; at most "
+            f"{MOST_ENTRIES} files and {min(MOST_BYTES, free) / 2**30:.1f} GiB are unpacked here"
+        )
+
+
+def _write(stream: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path, archive: Path) -> None:
+    """Write one entry, no further than its declared size, whatever its data say."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    left = entry.file_size
+    with stream.open(entry) as source, path.open("xb") as target:
+        while block := source.read(_BLOCK):
+            left -= len(block)
+            if left < 0:
+                raise ModelError(f"{archive}: refused, its entry '{entry.filename}' is larger than it says")
+            target.write(block)

@@ -1,0 +1,151 @@
+"""A model trained here as nnU-Net's own model folder: `.pth` checkpoints, plans with the network that was trained."""
+
+from __future__ import annotations
+
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import torch
+
+from segwright.core.documents import atomic_path, read_json, write_json
+from segwright.core.errors import ConfigError, ModelError, WorkspaceError
+from segwright.data.labels import Labels
+from segwright.data.plan import KW_REQUIRES_IMPORT, Plan
+from segwright.networks.build import ArchitectureSpec, build_from_spec, nnunet_spec
+from segwright.networks.checkpoint import add_aliases, load_state, load_weights
+from segwright.workspace import DATASET_JSON, FINGERPRINT_JSON, PLANS_JSON
+
+TRAINER: Final = "nnUNetTrainer"
+"""nnU-Net finds the class that builds the network by this name; the standard trainer builds what the plans say."""
+
+LOGGED: Final = (
+    *("mean_fg_dice", "ema_fg_dice", "dice_per_class_or_region", "train_losses"),
+    *("val_losses", "lrs", "epoch_start_timestamps", "epoch_end_timestamps"),
+)
+"""Lists of nnU-Net's logger (spec B 1.5)."""
+
+
+def export_model(model: Path, target: Path, *, folds: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Write a model folder for nnU-Net v2 and return the folds in it.
+
+    Args:
+        model: ours, with `plans.json`, `dataset.json` and `fold_k/checkpoint_final.safetensors`.
+        target: the new model folder; `name.zip` for a file that `nnUNetv2_install_pretrained_model_from_zip` takes.
+        folds: names of the folds, by default all that are trained.
+
+    Raises:
+        ModelError: nothing is trained, or the network is none that nnU-Net can build.
+        WorkspaceError: the target is there already.
+    """
+    headers = _headers(model, folds)
+    if target.exists():
+        raise WorkspaceError(f"{target}: is there already; choose a new place")
+    plan = Plan.load(model / PLANS_JSON)
+    description: dict[str, Any] = read_json(model / DATASET_JSON)
+    name = str(next(iter(headers.values()))["configuration"])
+    plans = _plans_of(plan, name, next(iter(headers.values())))
+    with atomic_path(target) as temporary:
+        if target.suffix != ".zip":
+            _write_folder(temporary, model, headers, plan, plans, description)
+        else:
+            with TemporaryDirectory(dir=target.parent, prefix=".export-") as scratch:
+                _write_folder(Path(scratch), model, headers, plan, plans, description)
+                _zip(Path(scratch), temporary, f"{plan.dataset_name}/{TRAINER}__{plan.plans_name}__{name}")
+    return tuple(headers)
+
+
+def _write_folder(
+    folder: Path,
+    model: Path,
+    headers: Mapping[str, Mapping[str, Any]],
+    plan: Plan,
+    plans: dict[str, Any],
+    description: dict[str, Any],
+) -> None:
+    write_json(folder / PLANS_JSON, plans, indent=4)
+    write_json(folder / DATASET_JSON, description, indent=4)
+    if (model / FINGERPRINT_JSON).is_file():
+        write_json(folder / FINGERPRINT_JSON, read_json(model / FINGERPRINT_JSON), indent=4)
+    for fold, header in headers.items():
+        (folder / fold).mkdir()
+        torch.save(_checkpoint(model / fold, header, plan, plans, description), folder / fold / "checkpoint_final.pth")
+
+
+def _headers(model: Path, folds: Sequence[str] | None) -> dict[str, Mapping[str, Any]]:
+    names = [f"fold_{fold}" for fold in folds] if folds else sorted(path.name for path in model.glob("fold_*"))
+    found = {name: model / name / "checkpoint_final.json" for name in names}
+    missing = [name for name, file in found.items() if not file.is_file()]
+    there = {name: read_json(file) for name, file in found.items() if file.is_file()}
+    if not there or (folds and missing):
+        raise ModelError(f"{model}: no finished training in {', '.join(missing) or 'it'}; name a model folder of ours")
+    return there
+
+
+def _plans_of(plan: Plan, name: str, header: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the plans with the network that was trained, in nnU-Net's words."""
+    configuration = plan.configuration(name)
+    architecture = configuration.architecture.model_dump(by_alias=True)
+    spec = ArchitectureSpec.from_json(header["network"])
+    try:
+        resolved = nnunet_spec(spec, architecture, configuration.patch_size)
+    except ConfigError as error:
+        raise ModelError(f"network '{spec.reference}' cannot be exported: {error}") from error
+    document = plan.to_json()
+    document["configurations"][name]["architecture"] = {
+        "network_class_name": resolved.reference,
+        "arch_kwargs": dict(resolved.kwargs),
+        "_kw_requires_import": list(KW_REQUIRES_IMPORT),
+    }
+    return document
+
+
+def _checkpoint(
+    fold: Path, header: Mapping[str, Any], plan: Plan, plans: dict[str, Any], description: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what nnU-Net's checkpoints hold (spec B 1.6); the optimiser's state is not kept."""
+    configuration = plan.configuration(str(header["configuration"]))
+    labels = Labels.from_dataset_json(description)
+    channels = len(description["channel_names"])
+    if configuration.previous_stage is not None:
+        channels += len(labels.foreground_labels)
+    network = build_from_spec(
+        ArchitectureSpec.from_json(header["network"]),
+        configuration.architecture.model_dump(by_alias=True),
+        channels,
+        labels.num_heads,
+        configuration.patch_size,
+        True,
+    )
+    weights = fold / "checkpoint_final.safetensors"
+    load_state(network, load_weights(weights), source=str(weights))
+    state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    rows = header.get("logging") or []
+    axes = header.get("mirror_axes")
+    return {
+        "network_weights": OrderedDict(add_aliases(state, network)),
+        "optimizer_state": {},
+        "grad_scaler_state": None,
+        "logging": {name: [row.get(name) for row in rows] for name in LOGGED},
+        "_best_ema": header.get("best_ema"),
+        "current_epoch": int(header.get("epoch", 0)),
+        "init_args": {
+            "plans": plans,
+            "configuration": str(header["configuration"]),
+            "fold": header["fold"],
+            "dataset_json": description,
+            "device": torch.device("cpu"),
+        },
+        "trainer_name": TRAINER,
+        "inference_allowed_mirroring_axes": tuple(axes) if axes else None,
+    }
+
+
+def _zip(folder: Path, file: Path, prefix: str) -> None:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                archive.write(path, f"{prefix}/{path.relative_to(folder)}")

@@ -1,0 +1,266 @@
+"""Models from and for nnU-Net; and models of people who mean no good, at every door."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import stat
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from journeys import Journey, call
+
+from segwright import api
+from segwright.core.errors import SegwrightError
+from segwright.data.images import read_images
+from segwright.interop.nnunet import read_checkpoint
+
+CHECKPOINT = Path("fold_0") / "checkpoint_final.pth"
+
+
+@pytest.fixture(scope="module")
+def exported(journey: Journey, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The journey's model as nnU-Net would have it."""
+    return api.export_model(journey.model, tmp_path_factory.mktemp("exported") / "model")
+
+
+@pytest.fixture
+def image(journey: Journey) -> np.ndarray:
+    [file, *_] = sorted((journey.dataset / "imagesTs").iterdir())
+    return read_images([file], "SimpleITKIO").array[0]
+
+
+def labels(model: Path, image: np.ndarray) -> np.ndarray:
+    return api.load_model(model, device="cpu", precision="fp32").predict(image, spacing=(1, 1, 1))
+
+
+def test_export_and_import_change_no_prediction(
+    journey: Journey, exported: Path, image: np.ndarray, tmp_path: Path
+) -> None:
+    expected = labels(journey.model, image)
+    assert len(np.unique(expected)) > 1
+    np.testing.assert_array_equal(labels(exported, image), expected)
+    result = call("import-model", exported, tmp_path / "back")
+    assert result.exit_code == 0, result.stderr
+    assert not [*(tmp_path / "back").rglob("*.pth")]
+    np.testing.assert_array_equal(labels(tmp_path / "back", image), expected)
+
+
+def test_the_exported_folder_has_what_nnunet_needs(exported: Path) -> None:
+    checkpoint = read_checkpoint(exported / CHECKPOINT)
+    assert {*checkpoint} == {
+        *("network_weights", "optimizer_state", "grad_scaler_state", "logging", "_best_ema", "current_epoch"),
+        *("init_args", "trainer_name", "inference_allowed_mirroring_axes"),
+    }
+    assert checkpoint["trainer_name"] == "nnUNetTrainer"
+    assert checkpoint["inference_allowed_mirroring_axes"] == (0, 1, 2)
+    assert {*checkpoint["init_args"]} == {"plans", "configuration", "fold", "dataset_json", "device"}
+    names = set(checkpoint["network_weights"])
+    assert "decoder.encoder.stages.0.0.convs.0.all_modules.0.weight" in names
+    plans = json.loads((exported / "plans.json").read_text())
+    architecture = plans["configurations"]["3d_fullres"]["architecture"]
+    assert architecture["network_class_name"].startswith("dynamic_network_architectures.architectures.unet.")
+
+
+def test_a_zip_file_holds_the_model_as_nnunet_packs_it(journey: Journey, image: np.ndarray, tmp_path: Path) -> None:
+    file = tmp_path / "model.zip"
+    result = call("export-model", journey.model, file)
+    assert result.exit_code == 0, result.stderr
+    with zipfile.ZipFile(file) as archive:
+        names = archive.namelist()
+    assert f"{journey.dataset.name}/nnUNetTrainer__nnUNetPlans__3d_fullres/{CHECKPOINT.as_posix()}" in names
+    expected = labels(journey.model, image)
+    np.testing.assert_array_equal(labels(file, image), expected)
+    assert call("import-model", file, tmp_path / "ours").exit_code == 0
+    np.testing.assert_array_equal(labels(tmp_path / "ours", image), expected)
+
+
+def test_a_network_of_ones_own_is_not_exported(journey: Journey, tmp_path: Path) -> None:
+    shutil.copytree(journey.model, tmp_path / "model")
+    header = tmp_path / "model" / "fold_0" / "checkpoint_final.json"
+    document = json.loads(header.read_text())
+    document["network"] = {"reference": "mynets:build", "kwargs": {}}
+    header.write_text(json.dumps(document))
+    result = call("export-model", tmp_path / "model", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "network 'mynets:build' cannot be exported" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+class Payload:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return (os.mkdir, (str(self.marker),))
+
+
+def hostile_checkpoint(model: Path, marker: Path) -> None:
+    checkpoint = dict(read_checkpoint(model / CHECKPOINT))
+    checkpoint["init_args"] = Payload(marker)
+    torch.save(checkpoint, model / CHECKPOINT)
+
+
+def hostile_class_path(model: Path, marker: Path) -> None:
+    change_architecture(model, network_class_name="os.mkdir", arch_kwargs={"path": str(marker)})
+
+
+def hostile_reference(model: Path, marker: Path) -> None:
+    change_architecture(model, network_class_name="os:mkdir", arch_kwargs={"path": str(marker)})
+
+
+def hostile_operator(model: Path, marker: Path) -> None:
+    plans = json.loads((model / "plans.json").read_text())
+    arguments = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    change_architecture(
+        model, arch_kwargs={**arguments, "norm_op": "os.mkdir", "norm_op_kwargs": {"path": str(marker)}}
+    )
+
+
+def change_architecture(model: Path, **values: Any) -> None:
+    plans = json.loads((model / "plans.json").read_text())
+    plans["configurations"]["3d_fullres"]["architecture"] |= values
+    (model / "plans.json").write_text(json.dumps(plans))
+
+
+ATTACKS = (hostile_checkpoint, hostile_class_path, hostile_reference, hostile_operator)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_hostile_model_is_refused_at_every_door(
+    journey: Journey, exported: Path, tmp_path: Path, attack: Callable[[Path, Path], None], packed: bool
+) -> None:
+    model, marker = tmp_path / "model", tmp_path / "marker"
+    shutil.copytree(exported, model)
+    attack(model, marker)
+    source = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", model)) if packed else model
+    images = journey.dataset / "imagesTs"
+    doors = [
+        ("predict", "--model", source, "-i", images, "-o", tmp_path / "out", "--device", "cpu"),
+        ("import-model", source, tmp_path / "imported"),
+    ]
+    if attack is hostile_checkpoint and not packed:
+        work = tmp_path / "work"
+        shutil.copytree(journey.preprocessed, work / "preprocessed" / journey.dataset.name)
+        doors.append(
+            ("--work", work, "train", journey.dataset, "--config", "3d_fullres", "--fold", "0", "--pretrained", source)
+        )
+    for door in doors:
+        result = call(*door)
+        assert result.exit_code == 1, (door, result.stderr, result.exception)
+        assert "error:" in result.stderr
+        assert not marker.exists()
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "imported").exists()
+    with pytest.raises(SegwrightError, match="refused|os.mkdir|os:mkdir"):
+        api.load_model(source, device="cpu")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("reference", ["os:mkdir", "subprocess:run", "shutil:rmtree", "torch:load", "numpy:load"])
+def test_a_checkpoint_of_ours_cannot_name_any_function(journey: Journey, tmp_path: Path, reference: str) -> None:
+    shutil.copytree(journey.model, tmp_path / "model")
+    header = tmp_path / "model" / "fold_0" / "checkpoint_final.json"
+    document = json.loads(header.read_text())
+    document["network"] = {"reference": reference, "kwargs": {"path": str(tmp_path / "marker")}}
+    header.write_text(json.dumps(document))
+    images = journey.dataset / "imagesTs"
+    result = call("predict", "--model", tmp_path / "model", "-i", images, "-o", tmp_path / "out", "--device", "cpu")
+    assert result.exit_code == 1
+    assert f"network '{reference}'" in result.stderr
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("change", [hostile_class_path, hostile_operator])
+def test_a_plan_edited_by_a_hostile_hand_trains_nothing(
+    journey: Journey, tmp_path: Path, change: Callable[[Path, Path], None]
+) -> None:
+    folder = tmp_path / "work" / "preprocessed" / journey.dataset.name
+    shutil.copytree(journey.preprocessed, folder)
+    (folder / "nnUNetPlans.json").rename(folder / "plans.json")
+    change(folder, tmp_path / "marker")
+    (folder / "plans.json").rename(folder / "nnUNetPlans.json")
+    for command in (("run", journey.dataset, "--config", "3d_fullres", "--budget", "1s"),):
+        result = call("--work", tmp_path / "work", *command, "--device", "cpu")
+        assert result.exit_code == 1, result.stderr
+        assert "os.mkdir" in result.stderr
+    assert not (tmp_path / "marker").exists()
+
+
+def entry(name: str, *, link: bool = False) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)
+    info.external_attr = ((stat.S_IFLNK if link else stat.S_IFREG) | 0o644) << 16
+    return info
+
+
+def bomb() -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("plans.json", b"0" * (30 * 2**20))
+    return stream.getvalue()
+
+
+def zipped(info: zipfile.ZipInfo) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr(info, "/etc/passwd")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (zipped(entry("../outside.txt")), "leads out of the folder"),
+        (zipped(entry("model/../../outside.txt")), "leads out of the folder"),
+        (zipped(entry("/tmp/outside.txt")), "leads out of the folder"),
+        (zipped(entry("C:\\outside.txt")), "leads out of the folder"),
+        (zipped(entry("..\\outside.txt")), "leads out of the folder"),
+        (zipped(entry("plans.json", link=True)), "is a link"),
+        (bomb(), "grows from"),
+        (b"PK nothing of the kind", "no zip file that can be read"),
+    ],
+)
+def test_a_hostile_zip_file_is_refused_before_anything_is_written(
+    journey: Journey, tmp_path: Path, content: bytes, message: str
+) -> None:
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True)
+    file = folder / "model.zip"
+    file.write_bytes(content)
+    images = journey.dataset / "imagesTs"
+    for door in (
+        ("predict", "--model", file, "-i", images, "-o", folder / "out", "--device", "cpu"),
+        ("import-model", file, folder / "imported"),
+    ):
+        result = call(*door)
+        assert result.exit_code == 1, result.stderr
+        assert message in result.stderr
+    assert [*tmp_path.rglob("*")] == [tmp_path / "a", folder, file]
+
+
+def test_an_unknown_class_needs_trust_and_its_package(exported: Path, tmp_path: Path) -> None:
+    shutil.copytree(exported, tmp_path / "model")
+    change_architecture(tmp_path / "model", network_class_name="nobodys_networks.nets.Net", arch_kwargs={})
+    with pytest.raises(ValueError, match="unknown network class|nobodys_networks"):
+        api.load_model(tmp_path / "model", device="cpu")
+    with pytest.raises(ValueError, match="no module named nobodys_networks"):
+        api.load_model(tmp_path / "model", device="cpu", trust_code=True)
+
+
+def test_several_models_in_a_zip_file_are_named(exported: Path, tmp_path: Path) -> None:
+    for name in ("a__b__2d", "a__b__3d_fullres"):
+        shutil.copytree(exported, tmp_path / "all" / name)
+    file = Path(shutil.make_archive(str(tmp_path / "all"), "zip", tmp_path / "all"))
+    with pytest.raises(ValueError, match="holds 2 models: a__b__2d, a__b__3d_fullres"):
+        api.load_model(file, device="cpu")
+    assert [path.name for path in api.import_model(file, tmp_path / "ours")] == ["a__b__2d", "a__b__3d_fullres"]
