@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from segwright.api.exchange import only_model, unpacked
+from segwright.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from segwright.inference.files import CaseRecord
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def predict(
-    model: Path | str,
+    model: Path | str | Sequence[Path | str],
     images: Path | str,
     output: Path | str,
     *,
@@ -27,11 +28,15 @@ def predict(
     precision: str = "auto",
     device: str = "auto",
     trust_code: bool = False,
+    exact: bool = False,
+    part: int = 0,
+    parts: int = 1,
 ) -> list[CaseRecord]:
     """Predict a folder of images (`CASE_0000.ENDING`, one file per channel) with a trained model.
 
     Args:
-        model: Model folder, with `plans.json`, `dataset.json` and `fold_k`.
+        model: Model folder, with `plans.json`, `dataset.json` and `fold_k`; of nnU-Net v2 too, or its zip file. Of
+            several models the probabilities are averaged.
         images: Input folder, never written to.
         output: Gets one label map per case; cases that are there already are kept.
         folds: Whose networks are averaged; all that are trained by default.
@@ -41,24 +46,48 @@ def predict(
         classes: Of nifti: whose maps are written; all but the background by default.
         overwrite: Predict again what is there.
         precision: fp32, bf16, fp16, or what the device is fast at.
-        device: auto, cpu, mps or a GPU.
+        device: auto, cpu, mps, a GPU, or several with commas (`cuda:0,cuda:1`), which share the cases.
         trust_code: Let the plans of nnU-Net name any installed network class, which is then imported and called.
+        exact: Give tiles of one value, such as air, a pass of their own each.
+        part: Predict every `parts`-th case, beginning with this one (from 0); for several machines.
+        parts: Into how many parts the cases are dealt.
     """
+    from segwright.inference.ensemble import predict_ensemble
     from segwright.inference.files import predict_files
     from segwright.inference.writers import Saving
 
     kind = "npz" if probabilities is True else probabilities or ("nifti" if classes else None)
     saving = Saving(kind=kind, classes=classes) if kind else False
-    predictor = load_model(
-        model,
-        folds=folds,
-        checkpoint=checkpoint,
-        mirroring=mirroring,
-        precision=precision,
-        device=device,
-        trust_code=trust_code,
+    models = [model] if isinstance(model, Path | str) else list(model)
+    devices = [name.strip() for name in device.split(",")]
+    if len(models) > 1 and (saving or parts > 1 or len(devices) > 1):
+        raise ConfigError("several models write label maps, on one device, without parts; predict with each otherwise")
+    predictors = [
+        load_model(
+            each,
+            folds=folds,
+            checkpoint=checkpoint,
+            mirroring=mirroring,
+            precision=precision,
+            device=name,
+            trust_code=trust_code,
+            exact=exact,
+        )
+        for each in models
+        for name in devices
+    ]
+    if len(models) > 1:
+        return predict_ensemble(predictors, Path(images), Path(output), overwrite=overwrite)
+    return predict_files(
+        predictors[0],
+        Path(images),
+        Path(output),
+        probabilities=saving,
+        overwrite=overwrite,
+        part=part,
+        parts=parts,
+        others=predictors[1:],
     )
-    return predict_files(predictor, Path(images), Path(output), probabilities=saving, overwrite=overwrite)
 
 
 def load_model(
@@ -70,6 +99,7 @@ def load_model(
     precision: str = "auto",
     device: str = "auto",
     trust_code: bool = False,
+    exact: bool = False,
 ) -> Predictor:
     """Return the predictor of a model folder, for many predictions in one process.
 
@@ -84,6 +114,7 @@ def load_model(
         precision: fp32, bf16, fp16, or what the device is fast at.
         device: auto, cpu, mps or a GPU.
         trust_code: Let the plans of nnU-Net name any installed network class, which is then imported and called.
+        exact: Give tiles of one value, such as air, a pass of their own each.
     """
     from segwright.inference.model_folder import OURS, CheckpointFormat, load_predictor
     from segwright.interop.nnunet import NnunetCheckpoints, is_nnunet_model
@@ -100,4 +131,5 @@ def load_model(
             device=device,
             reading=reading,
             trust_code=trust_code,
+            reuse=not exact,
         )

@@ -14,7 +14,10 @@ from segwright.cli.tables import print_json
 
 def predict(
     model: Annotated[
-        Path, typer.Option("--model", "-m", metavar="DIR", help="Model folder or zip file; nnU-Net's too.")
+        list[Path],
+        typer.Option(
+            "--model", "-m", metavar="DIR", help="Model folder or zip file, nnU-Net's too; repeat to average."
+        ),
     ],
     images: Annotated[Path, typer.Option("-i", "--input", metavar="IN", help="Folder of images, CASE_0000.ENDING.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="Folder for the label maps.")],
@@ -36,7 +39,12 @@ def predict(
     trust_code: Annotated[
         bool, typer.Option("--trust-code", help="Let nnU-Net plans name any installed network class.")
     ] = False,
-    device: options.Device = "auto",
+    exact: Annotated[bool, typer.Option("--exact", help="A pass for every tile, even of plain air.")] = False,
+    part: Annotated[int, typer.Option("--part", metavar="I", min=0, help="Predict part I of --parts, from 0.")] = 0,
+    parts: Annotated[int, typer.Option("--parts", metavar="N", min=1, help="Deal the cases into N parts.")] = 1,
+    device: Annotated[
+        str, typer.Option("--device", "--devices", metavar="NAME", help="auto, cpu, mps, cuda:1, or cuda:0,cuda:1.")
+    ] = "auto",
     as_json: options.AsJson = False,
 ) -> None:
     """Predict a folder of images with a trained model."""
@@ -57,6 +65,9 @@ def predict(
         overwrite=overwrite,
         precision=precision,
         trust_code=trust_code,
+        exact=exact,
+        part=part,
+        parts=parts,
         device=device,
     )
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -17,13 +18,15 @@ import torch
 
 import segwright
 from segwright.core.documents import content_hash, read_json, write_json
-from segwright.core.errors import ImageError, SegwrightError, WorkspaceError
+from segwright.core.errors import ConfigError, ImageError, SegwrightError, WorkspaceError
 from segwright.core.log import progress
+from segwright.core.memory import peak_bytes
 from segwright.data.cases import Case
 from segwright.data.dataset import list_cases
-from segwright.data.images import hidden_nonfinite, read_images
+from segwright.data.images import Volume, hidden_nonfinite, read_images
 from segwright.inference.export import save_labels
 from segwright.inference.predictor import Predictor
+from segwright.inference.sliding import TileCount
 from segwright.inference.stitching import Planes
 from segwright.inference.writers import Saving
 from segwright.preprocessing.pipeline import Preprocessed
@@ -44,18 +47,22 @@ _MAX_EXPORTS = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseRecord:
-    """One predicted case: where it went and the wall time of each phase."""
+    """One predicted case: where it went, the wall time of each phase, and how many tiles needed no pass."""
 
     case: str
     output: Path
     read_s: float = 0.0
     predict_s: float = 0.0
     export_s: float = 0.0
+    tiles: int = 0
+    tiles_reused: int = 0
     kept: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Job:
+class Job:
+    """One case to predict; `inputs` tells its files from changed ones."""
+
     case: Case
     output: Path
     saving: Saving | None
@@ -70,6 +77,9 @@ def predict_files(
     *,
     probabilities: bool | Saving = False,
     overwrite: bool = False,
+    part: int = 0,
+    parts: int = 1,
+    others: Sequence[Predictor] = (),
     hold_bytes: int = HOLD_BYTES,
 ) -> list[CaseRecord]:
     """Predict every case of a folder and write `<case><ending>` for each.
@@ -83,6 +93,9 @@ def predict_files(
         output_folder: another folder.
         probabilities: also write `<case>.npz` and `<case>.provenance.json`, or what `Saving` tells.
         overwrite: predict everything anew, also over predictions of another model.
+        part: predict every `parts`-th case, beginning with this one (from 0); for several machines.
+        parts: into how many parts the cases are dealt.
+        others: the same model on other devices, which take cases too.
         hold_bytes: size of logits above which a case is exported while it is predicted.
 
     Returns:
@@ -94,29 +107,40 @@ def predict_files(
     """
     description = predictor.description
     assert description is not None, "a predictor for files is made by load_predictor"
-    _require_apart(input_folder, output_folder)
-    cases = list_cases(input_folder, description.file_ending, len(description.channel_names))
-    journal = _Journal.open(output_folder, _identity(predictor), overwrite=overwrite)
+    require_apart(input_folder, output_folder)
+    if not 0 <= part < parts:
+        raise ConfigError(f"part {part} of {parts}: parts are counted from 0 to {parts - 1}")
+    cases = list_cases(input_folder, description.file_ending, len(description.channel_names))[part::parts]
+    name = PREDICTION_JSON if parts == 1 else f"prediction_part_{part}_of_{parts}.json"
+    journal = Journal.open(output_folder / name, identity(predictor), overwrite=overwrite)
     saving = Saving(kind="npz") if probabilities is True else probabilities or None
     if saving is not None:
         saving.require_writable(predictor.plan.image_reader_writer)
-    jobs = [_job(case, output_folder, predictor, description.file_ending, saving) for case in cases]
+    jobs = [job_of(case, output_folder, predictor, description.file_ending, saving) for case in cases]
     if not journal.known and not overwrite:
-        _require_unused(jobs, output_folder)
+        require_unused(jobs, output_folder)
     write_json(output_folder / DATASET_JSON, description.raw(), indent=4)
     predictor.plan.save(output_folder / PLANS_JSON)
     journal.save()
     todo = [job for job in jobs if not journal.is_finished(job)]
     if len(todo) < len(jobs):
         logger.info("%d of %d cases are predicted already and kept", len(jobs) - len(todo), len(jobs))
-    done = {record.case: record for record in _run(predictor, todo, journal, hold_bytes)}
+    workers = [predictor, *others][: max(len(todo), 1)]
+    shares = [todo[index :: len(workers)] for index in range(len(workers))]
+    with ThreadPoolExecutor(len(workers), "segwright-devices") as pool:
+        runs = [
+            pool.submit(lambda worker, share: [*_run(worker, share, journal, hold_bytes)], worker, share)
+            for worker, share in zip(workers, shares, strict=True)
+        ]
+        done = {record.case: record for run in runs for record in run.result()}
     return [
         done.get(job.case.identifier) or CaseRecord(case=job.case.identifier, output=job.output, kept=True)
         for job in jobs
     ]
 
 
-def _require_apart(input_folder: Path, output_folder: Path) -> None:
+def require_apart(input_folder: Path, output_folder: Path) -> None:
+    """Refuse to write into the input folder."""
     source, target = input_folder.resolve(), output_folder.resolve()
     if target == source or source in target.parents:
         raise WorkspaceError(
@@ -125,7 +149,8 @@ def _require_apart(input_folder: Path, output_folder: Path) -> None:
         )
 
 
-def _require_unused(jobs: Sequence[_Job], output_folder: Path) -> None:
+def require_unused(jobs: Sequence[Job], output_folder: Path) -> None:
+    """Refuse to replace predictions that another model, or another program, has made."""
     taken = [job.output.name for job in jobs if job.output.exists()]
     if taken:
         raise WorkspaceError(
@@ -134,9 +159,10 @@ def _require_unused(jobs: Sequence[_Job], output_folder: Path) -> None:
         )
 
 
-def _job(case: Case, output_folder: Path, predictor: Predictor, ending: str, saving: Saving | None) -> _Job:
+def job_of(case: Case, output_folder: Path, predictor: Predictor, ending: str, saving: Saving | None) -> Job:
+    """Return what there is to do for a case."""
     states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in case.images]
-    return _Job(
+    return Job(
         case=case,
         output=output_folder / f"{case.identifier}{ending}",
         saving=saving,
@@ -145,7 +171,7 @@ def _job(case: Case, output_folder: Path, predictor: Predictor, ending: str, sav
     )
 
 
-def _identity(predictor: Predictor) -> dict[str, Any]:
+def identity(predictor: Predictor) -> dict[str, Any]:
     """Return what decides the labels: predictions that share it are interchangeable."""
     window = predictor.window
     return {
@@ -157,7 +183,7 @@ def _identity(predictor: Predictor) -> dict[str, Any]:
     }
 
 
-class _Journal:
+class Journal:
     """The `prediction.json` of an output folder, rewritten after every case."""
 
     def __init__(self, path: Path, identity: dict[str, Any], cases: dict[str, Any], *, known: bool) -> None:
@@ -165,11 +191,11 @@ class _Journal:
         self.identity = identity
         self.cases = cases
         self.known = known
+        self._lock = threading.Lock()
 
     @classmethod
-    def open(cls, folder: Path, identity: dict[str, Any], *, overwrite: bool) -> _Journal:
-        """Go on with the journal of a folder if it was written with the same `identity`, else begin one."""
-        path = folder / PREDICTION_JSON
+    def open(cls, path: Path, identity: dict[str, Any], *, overwrite: bool) -> Journal:
+        """Go on with a journal if it was written with the same `identity`, else begin one."""
         known = False
         cases: dict[str, Any] = {}
         if path.is_file() and not overwrite:
@@ -178,21 +204,24 @@ class _Journal:
             cases = dict(document.get("cases", {})) if known else {}
         return cls(path, identity, cases, known=known)
 
-    def is_finished(self, job: _Job) -> bool:
+    def is_finished(self, job: Job) -> bool:
         """Whether the outputs of a case exist and were made from the input as it is now."""
         entry = self.cases.get(job.case.identifier)
         if entry is None or entry.get("inputs") != job.inputs:
             return False
         return all(path.is_file() for path in (job.output, *job.probabilities))
 
-    def add(self, job: _Job, record: CaseRecord) -> None:
+    def add(self, job: Job, record: CaseRecord) -> None:
         """Note a finished case."""
-        times = {key: round(value, 3) for key, value in asdict(record).items() if key.endswith("_s")}
-        self.cases[record.case] = {"inputs": job.inputs, "output": record.output.name, **times}
-        self.save()
+        values = {key: round(value, 3) for key, value in asdict(record).items() if key.endswith("_s")}
+        values |= {"tiles": record.tiles, "tiles_reused": record.tiles_reused}
+        with self._lock:
+            self.cases[record.case] = {"inputs": job.inputs, "output": record.output.name, **values}
+            self.save()
 
     def save(self) -> None:
         """Write the document."""
+        peak = peak_bytes()
         versions = {"segwright": segwright.__version__, "torch": torch.__version__, "numpy": np.__version__}
         write_json(
             self.path,
@@ -200,12 +229,13 @@ class _Journal:
                 "schema_version": SCHEMA_VERSION,
                 "model": self.identity,
                 "versions": versions,
+                "peak_memory_mib": None if peak is None else round(peak / 2**20),
                 "cases": dict(sorted(self.cases.items())),
             },
         )
 
 
-def _run(predictor: Predictor, jobs: Sequence[_Job], journal: _Journal, hold_bytes: int) -> Iterator[CaseRecord]:
+def _run(predictor: Predictor, jobs: Sequence[Job], journal: Journal, hold_bytes: int) -> Iterator[CaseRecord]:
     """Predict the jobs in order; the next case is read and the last ones are exported meanwhile."""
     with ThreadPoolExecutor(1) as reading, ThreadPoolExecutor(1) as exporting:
         exports: list[Future[CaseRecord]] = []
@@ -215,9 +245,10 @@ def _run(predictor: Predictor, jobs: Sequence[_Job], journal: _Journal, hold_byt
                 prepared, read_s = upcoming.pop().result()
                 upcoming = [reading.submit(_read, predictor, following) for following in jobs[index + 1 : index + 2]]
                 start = time.perf_counter()
-                planes: Iterable[Planes] = predictor.planes(prepared.image)
+                count = TileCount()
+                planes: Iterable[Planes] = predictor.planes(prepared.image, count=count)
                 if 4 * predictor.labels.num_heads * prod(prepared.image.shape[1:]) <= hold_bytes:
-                    with _naming(job.case):
+                    with naming(job.case):
                         planes = list(planes)
                 record = CaseRecord(
                     case=job.case.identifier,
@@ -225,7 +256,7 @@ def _run(predictor: Predictor, jobs: Sequence[_Job], journal: _Journal, hold_byt
                     read_s=read_s,
                     predict_s=time.perf_counter() - start,
                 )
-                exports.append(exporting.submit(_export, predictor, job, planes, prepared, record, journal))
+                exports.append(exporting.submit(_export, predictor, job, planes, prepared, record, journal, count))
                 if not isinstance(planes, list):
                     wait(exports[-1:])  # the network runs in the export
                 # Or the finished case would be held until the next one is done.
@@ -239,27 +270,36 @@ def _run(predictor: Predictor, jobs: Sequence[_Job], journal: _Journal, hold_byt
             raise
 
 
-def _read(predictor: Predictor, job: _Job) -> tuple[Preprocessed, float]:
+def _read(predictor: Predictor, job: Job) -> tuple[Preprocessed, float]:
     start = time.perf_counter()
-    reader = predictor.plan.image_reader_writer
-    with _naming(job.case):
-        for file in job.case.images:
-            if count := hidden_nonfinite(file, reader):
-                raise ImageError(f"{file}: {count} voxels are NaN or infinite; check how the image was made")
-        prepared = predictor.prepare(read_images(job.case.images, reader))
+    with naming(job.case):
+        prepared = predictor.prepare(read_volume(job.case, predictor.plan.image_reader_writer))
     return prepared, time.perf_counter() - start
+
+
+def read_volume(case: Case, reader: str) -> Volume:
+    """Read the images of a case.
+
+    Raises:
+        ImageError: a file is unreadable or holds NaN or infinite values.
+    """
+    for file in case.images:
+        if count := hidden_nonfinite(file, reader):
+            raise ImageError(f"{file}: {count} voxels are NaN or infinite; check how the image was made")
+    return read_images(case.images, reader)
 
 
 def _export(
     predictor: Predictor,
-    job: _Job,
+    job: Job,
     planes: Iterable[Planes],
     prepared: Preprocessed,
     record: CaseRecord,
-    journal: _Journal,
+    journal: Journal,
+    count: TileCount,
 ) -> CaseRecord:
     start = time.perf_counter()
-    with _naming(job.case):
+    with naming(job.case):
         if job.saving is None:
             label_map = predictor.export(prepared, planes)
         else:
@@ -273,13 +313,15 @@ def _export(
         read_s=record.read_s,
         predict_s=record.predict_s,
         export_s=time.perf_counter() - start,
+        tiles=count.tiles,
+        tiles_reused=count.reused,
     )
     journal.add(job, done)
     return done
 
 
 @contextmanager
-def _naming(case: Case) -> Iterator[None]:
+def naming(case: Case) -> Iterator[None]:
     """Put the case's name before every error."""
     try:
         yield

@@ -95,6 +95,7 @@ def load_predictor(
     precision: str = "auto",
     reading: CheckpointFormat = OURS,
     trust_code: bool = False,
+    reuse: bool = True,
 ) -> Predictor:
     """Return the predictor of a model folder, its folds' logits averaged.
 
@@ -107,6 +108,7 @@ def load_predictor(
         precision: auto, fp32, bf16 or fp16.
         reading: of checkpoints; ours by default.
         trust_code: whether a class path that is none of nnU-Net's networks is imported and called.
+        reuse: compute tiles of one value once.
 
     Raises:
         ModelError: a file, a fold or a checkpoint is missing, or folds do not belong together.
@@ -129,7 +131,13 @@ def load_predictor(
     if configuration.previous_stage is not None:
         folder = previous_stage_folder(model_folder, headers[0].configuration, configuration.previous_stage)
         first = load_predictor(
-            folder, device=device, mirroring=mirroring, precision=precision, reading=reading, trust_code=trust_code
+            folder,
+            device=device,
+            mirroring=mirroring,
+            precision=precision,
+            reading=reading,
+            trust_code=trust_code,
+            reuse=reuse,
         )
         build = partial(CascadePredictor, first)
     return build(
@@ -140,6 +148,7 @@ def load_predictor(
         device=target,
         mirror_axes=(headers[0].mirror_axes or ()) if mirroring else (),
         precision=precision,
+        reuse=reuse,
         description=description,
         origin={
             "model": model_folder.name,

@@ -30,7 +30,7 @@ from segwright.inference.export import (
     logits_to_probabilities,
 )
 from segwright.inference.slabs import WayBack
-from segwright.inference.sliding import Image, Window, require_finite, window_planes
+from segwright.inference.sliding import Image, TileCount, Window, require_finite, window_planes
 from segwright.inference.stitching import Planes
 from segwright.inference.windows import DEFAULT_STEP, HALF_QUANTUM, rolling_axis
 from segwright.networks.build import prepare
@@ -57,6 +57,7 @@ class Predictor:
         sums: the type in which tiles are added up.
         quantum: what weighted logits are rounded to multiples of; the default gives nnU-Net's rounding at the border of
             the image, where its sums have one or two digits, 0 gives none.
+        reuse: compute tiles of one value once; false for a pass of each.
         description: the model's dataset.json; needed to predict from files alone.
         origin: what `prediction.json` says about where the networks come from.
     """
@@ -75,6 +76,7 @@ class Predictor:
         batch_tiles: int | None = None,
         sums: torch.dtype = torch.float32,
         quantum: float = HALF_QUANTUM,
+        reuse: bool = True,
         description: DatasetDescription | None = None,
         origin: Mapping[str, Any] | None = None,
     ) -> None:
@@ -92,6 +94,7 @@ class Predictor:
             batch=batch_tiles,
             sums=sums,
             quantum=quantum if sums == torch.float32 else 0.0,
+            reuse=reuse,
         )
         self.networks = tuple(prepare(network, device) for network in networks)
 
@@ -116,10 +119,10 @@ class Predictor:
         """Return the spatial axis of a preprocessed image (C, *S) along which its planes are finished."""
         return rolling_axis(tuple(image.shape[1:]), self.window.patch_size)
 
-    def planes(self, image: Image) -> Iterator[Planes]:
+    def planes(self, image: Image, *, count: TileCount | None = None) -> Iterator[Planes]:
         """Yield the logits of `predict_preprocessed` a few planes at a time, `axis_of` in front of the other axes."""
         heads, axis = self.labels.num_heads, self.axis_of(image)
-        return window_planes(self.networks, image, heads, window=self.window, axis=axis)
+        return window_planes(self.networks, image, heads, window=self.window, axis=axis, count=count)
 
     def export(
         self, prepared: pipeline.Preprocessed, planes: Iterable[Planes], *, sink: ProbabilitySink | None = None

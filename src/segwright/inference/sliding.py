@@ -5,7 +5,7 @@ Legend: B samples of one forward pass, C channels, H heads, S spatial axes of th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations, islice
@@ -29,6 +29,8 @@ Image: TypeAlias = "npt.NDArray[np.float32] | Tensor"
 _BATCH_VOXELS_CPU = 2**20
 _BATCH_VOXELS_ACCELERATOR = 2 * 128**3
 """Voxels in one forward pass up to which small patches are batched; larger batches only cost memory (measured)."""
+_KNOWN_BYTES = 128 * 2**20
+"""Logits of a tile up to this size are remembered; larger ones would show in the memory that prediction needs."""
 _BATCH_HEADS = 16
 """With more heads than this, smaller batches: their logits would be the largest thing in memory."""
 
@@ -38,7 +40,8 @@ class Window:
     """How the sliding window runs.
 
     `batch` is the number of patches, mirrored ones counted, in one forward pass; `sums` is the type in which tiles are
-    added up, `quantum` what their weighted logits are rounded to multiples of (0: not at all).
+    added up, `quantum` what their weighted logits are rounded to multiples of (0: not at all). With `reuse` the logits
+    of a tile of one value, such as air, are computed once and serve all tiles of that value.
     """
 
     patch_size: tuple[int, ...]
@@ -49,6 +52,7 @@ class Window:
     batch: int | None = None
     sums: torch.dtype = torch.float32
     quantum: float = 0.0
+    reuse: bool = True
 
     def __post_init__(self) -> None:
         if any(not 0 <= axis < len(self.patch_size) for axis in self.mirror_axes):
@@ -109,13 +113,28 @@ def sliding_window_logits(
     return logits
 
 
+@dataclass(slots=True)
+class TileCount:
+    """How many tiles a case had, and how many of them needed no pass of their own."""
+
+    tiles: int = 0
+    reused: int = 0
+
+
 def window_planes(
-    networks: Sequence[nn.Module], image: Image, num_heads: int, *, window: Window, axis: int = 0
+    networks: Sequence[nn.Module],
+    image: Image,
+    num_heads: int,
+    *,
+    window: Window,
+    axis: int = 0,
+    count: TileCount | None = None,
 ) -> Iterator[Planes]:
     """Yield the logits of `image` (C, *S) a few planes at a time, on the CPU, padding removed.
 
     Sums are held for one patch depth along `axis`, whatever the extent of the image. The planes of another axis than 0
     have it in front, (H, planes, *other axes); a patch with one axis fewer than the image goes along axis 0 only.
+    `count` is counted up.
 
     Raises:
         ImageError: the image holds NaN or infinite values.
@@ -125,7 +144,8 @@ def window_planes(
     assert axis == 0 or len(window.patch_size) == array.ndim - 1, "slices are visited along axis 0"
     require_finite(array, "the preprocessed image")
     padded, content = pad_to(array, _covering(array.shape[1:], window.patch_size))
-    for planes in _padded_planes(networks, torch.from_numpy(padded), num_heads, window, axis):
+    counted = count or TileCount()
+    for planes in _padded_planes(networks, torch.from_numpy(padded), num_heads, window, axis, counted):
         yield from _within(planes, to_front(content, axis))
 
 
@@ -152,7 +172,7 @@ def _within(planes: Planes, content: Box) -> Iterator[Planes]:
 
 
 def _padded_planes(
-    networks: Sequence[nn.Module], image: Tensor, num_heads: int, window: Window, axis: int
+    networks: Sequence[nn.Module], image: Tensor, num_heads: int, window: Window, axis: int, count: TileCount
 ) -> Iterator[Planes]:
     patch = window.patch_size
     depth = () if len(patch) == image.ndim - 1 else (1,)
@@ -160,13 +180,20 @@ def _padded_planes(
     order = to_front(range(image.ndim - 1), axis)
     shape = to_front(image.shape[1:], axis)
 
+    def forward(cuts: Sequence[Tensor]) -> Sequence[Tensor]:
+        batch = torch.stack([*cuts]).to(window.device, non_blocking=True)
+        logits = _mean_logits(networks, batch, num_heads, window)
+        return list((logits.unsqueeze(2) if depth else logits).movedim(axis + 2, 2))
+
     def predicted() -> Iterator[tuple[Start, Tensor]]:
+        known = _Known(window.reuse and 4 * num_heads * prod(patch) <= _KNOWN_BYTES)
         starts = iter(tiles(shape, patch if depth else to_front(patch, axis), window.step))
         while group := list(islice(starts, max(1, window.forward_batch(num_heads) // len(window.flips)))):
-            batch = torch.stack([_cut(image, tuple(start[at] for at in places), patch) for start in group])
-            logits = _mean_logits(networks, batch.to(window.device, non_blocking=True), num_heads, window)
-            tiled = logits.unsqueeze(2) if depth else logits
-            yield from zip(group, tiled.movedim(axis + 2, 2), strict=True)
+            cuts = [_cut(image, tuple(start[at] for at in places), patch) for start in group]
+            found = known.logits(cuts, forward)
+            count.tiles += len(group)
+            yield from zip(group, found, strict=True)
+        count.reused += known.reused
 
     places = [order.index(at) for at in range(image.ndim - 1)]
     weights = weights.to(window.device, window.sums)
@@ -177,6 +204,50 @@ def _padded_planes(
                 "its weights are damaged, or try precision fp32"
             )
         yield Planes(start=planes.start, stop=planes.stop, logits=planes.logits.cpu())
+
+
+class _Known:
+    """Remembers the logits of the last tile that had one value in each channel; memory for one tile."""
+
+    def __init__(self, is_used: bool) -> None:
+        self.is_used = is_used
+        self.reused = 0
+        self._value: tuple[float, ...] | None = None
+        self._logits: Tensor | None = None
+
+    def logits(self, cuts: Sequence[Tensor], forward: Callable[[Sequence[Tensor]], Sequence[Tensor]]) -> list[Tensor]:
+        """Return the logits of tiles (C, *P), by `forward` for those that are not known."""
+        values = [_only_value(cut) if self.is_used else None for cut in cuts]
+        wanted: list[int] = []
+        for index, value in enumerate(values):
+            is_first = value is not None and value != self._value and value not in (values[at] for at in wanted)
+            if value is None or is_first:
+                wanted.append(index)
+        made = dict(zip(wanted, forward([cuts[index] for index in wanted]) if wanted else (), strict=True))
+        result: list[Tensor] = []
+        for index, value in enumerate(values):
+            if index in made:
+                result.append(made[index])
+            else:
+                self.reused += 1
+                same = next((at for at in wanted if values[at] == value), None)
+                known = self._logits if same is None else made[same]
+                assert known is not None, "a value that is not wanted is known"
+                result.append(known)
+        for index in wanted:
+            if values[index] is not None:
+                self._value, self._logits = values[index], made[index].clone()
+        return result
+
+
+def _only_value(cut: Tensor) -> tuple[float, ...] | None:
+    """Return the value of each channel of a tile (C, *P) without structure; None for any other."""
+    flat = cut.flatten(1)
+    first = flat[:, :1]
+    corner = flat[:, -1:]  # most tiles differ here already
+    if bool((first != corner).any()) or bool((flat != first).any()):
+        return None
+    return tuple(first[:, 0].tolist())
 
 
 def _cut(image: Tensor, start: Start, patch: Sequence[int]) -> Tensor:

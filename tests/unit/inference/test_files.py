@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
-from segwright.core.errors import ProblemReport, SegwrightError, WorkspaceError
+from segwright.core.errors import ConfigError, ProblemReport, SegwrightError, WorkspaceError
 from segwright.data.images import read_images
 from segwright.inference import files
 from segwright.inference.files import predict_files
@@ -164,3 +164,26 @@ def test_a_case_with_nan_or_inf_is_refused_by_name(
     sitk.WriteImage(broken, str(images / "b_0000.nii.gz"))
     with pytest.raises(SegwrightError, match=r"^b: .*b_0000.nii.gz: 1 voxels are NaN or infinite"):
         predict_files(predictor, images, tmp_path / "out", hold_bytes=hold_bytes)
+
+
+def test_parts_make_the_whole(predictor: Predictor, images: Path, tmp_path: Path) -> None:
+    whole = predict_files(predictor, images, tmp_path / "whole")
+    parts = [predict_files(predictor, images, tmp_path / "parts", part=index, parts=2) for index in (0, 1)]
+    assert sorted(record.case for part in parts for record in part) == [record.case for record in whole]
+    for record in whole:
+        assert (tmp_path / "parts" / record.output.name).read_bytes() == record.output.read_bytes()
+    with pytest.raises(ConfigError, match="parts are counted from 0 to 1"):
+        predict_files(predictor, images, tmp_path / "parts", part=2, parts=2)
+
+
+def test_devices_share_the_cases(make_model: Callable[..., Path], images: Path, tmp_path: Path) -> None:
+    predictors = [load_predictor(make_model(0), device="cpu", precision="fp32") for _ in range(2)]
+    records = predict_files(predictors[0], images, tmp_path / "two", others=predictors[1:])
+    alone = predict_files(predictors[0], images, tmp_path / "one")
+    assert [record.case for record in records] == [record.case for record in alone]
+    for record in alone:
+        assert (tmp_path / "two" / record.output.name).read_bytes() == record.output.read_bytes()
+    journal = json.loads((tmp_path / "two" / "prediction.json").read_text())
+    assert len(journal["cases"]) == len(alone)
+    assert journal["peak_memory_mib"] > 10
+    assert all(case["tiles"] >= 1 for case in journal["cases"].values())

@@ -12,7 +12,7 @@ from segwright.data.images import Volume
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan
 from segwright.inference.predictor import Predictor
-from segwright.inference.sliding import Window, sliding_window_logits, window_planes
+from segwright.inference.sliding import TileCount, Window, sliding_window_logits, window_planes
 from segwright.inference.windows import HALF_QUANTUM
 from segwright.networks.build import build_network
 
@@ -222,3 +222,37 @@ def test_a_case_comes_back_on_its_own_grid(plan: Plan, name: str) -> None:
     np.testing.assert_allclose(prediction.probabilities.sum(0), 1, atol=1e-5)
     np.testing.assert_array_equal(prediction.probabilities.argmax(0), prediction.labels)
     assert (prediction.probabilities[0, :, :, :4] == 1).all()
+
+
+class Counting(nn.Module):
+    """A convolution that sees its neighbours, and counts the tiles it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Conv3d(1, 2, 3, padding=1)
+        self.seen = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += len(x)
+        return self.layer(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_tiles_of_one_value_are_computed_once_and_change_nothing(batch: int) -> None:
+    data = np.full((1, 40, 24, 24), -1.0, dtype=np.float32)
+    data[0, 2:10, 2:10, 2:10] = np.random.default_rng(0).normal(size=(8, 8, 8))
+    data[0, 32:] = 0.5
+    found, passes, counts = [], [], []
+    for reuse in (False, True):
+        network, count = Counting(), TileCount()
+        window = Window(patch_size=(8, 8, 8), device=CPU, precision="fp32", batch=batch, reuse=reuse)
+        planes = [part.logits for part in window_planes([network], data, 2, window=window, count=count)]
+        found.append(torch.cat(planes, dim=1))
+        passes.append(network.seen)
+        counts.append(count)
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-6)
+    assert passes[0] == counts[0].tiles == counts[1].tiles
+    assert counts[0].reused == 0
+    assert passes[1] == counts[1].tiles - counts[1].reused
+    assert counts[1].reused > 0.7 * counts[1].tiles

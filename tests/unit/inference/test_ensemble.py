@@ -1,0 +1,69 @@
+"""Several models at once: the mean of their probabilities, on disk as in memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from segwright.core.errors import ConfigError, ModelError
+from segwright.data.images import read_images, read_label
+from segwright.data.labels import Labels
+from segwright.inference.ensemble import mean_labels, predict_ensemble
+from segwright.inference.model_folder import load_predictor
+from segwright.inference.predictor import Predictor
+
+
+@pytest.fixture
+def predictors(make_model: Callable[..., Path]) -> list[Predictor]:
+    """A 3D and a 2D model with weights of their own."""
+    models = [make_model(0, name=name, seed=seed) for seed, name in ((1, "3d_fullres"), (2, "2d"))]
+    return [load_predictor(model, device="cpu", precision="fp32") for model in models]
+
+
+def test_labels_are_those_of_the_mean_probabilities(predictors: list[Predictor], images: Path, tmp_path: Path) -> None:
+    records = predict_ensemble(predictors, images, tmp_path / "out")
+    reader = predictors[0].plan.image_reader_writer
+    for record in records:
+        files = sorted(images.glob(f"{record.case}_*"))
+        volume = read_images(files, reader)
+        maps = [predictor.predict_case(volume, probabilities=True).probabilities for predictor in predictors]
+        expected = predictors[0].labels.decide(np.mean(maps, axis=0), logits=False)
+        np.testing.assert_array_equal(read_label(record.output, reader).array[0], expected)
+    assert not [*(tmp_path / "out").glob(".ensemble*")]
+    journal = json.loads((tmp_path / "out" / "prediction.json").read_text())
+    assert len(journal["model"]["ensemble"]) == 2
+
+
+def test_finished_cases_are_kept(predictors: list[Predictor], images: Path, tmp_path: Path) -> None:
+    first = predict_ensemble(predictors, images, tmp_path / "out")
+    first[0].output.unlink()
+    again = predict_ensemble(predictors, images, tmp_path / "out")
+    assert [record.kept for record in again] == [False, *[True] * (len(first) - 1)]
+
+
+def test_models_of_another_task_are_refused(predictors: list[Predictor], images: Path, tmp_path: Path) -> None:
+    predictors[1].labels = Labels.from_dataset_json({"labels": {"background": 0, "other": 1}})
+    with pytest.raises(ModelError, match="have another labels; only models of one task average"):
+        predict_ensemble(predictors, images, tmp_path / "out")
+
+
+def test_slabs_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = Labels.from_dataset_json({"labels": {"background": 0, "a": 1, "b": 2}})
+    arrays = [np.random.default_rng(seed).random((3, 9, 5, 4), dtype=np.float32) for seed in (0, 1)]
+    whole = mean_labels(arrays, labels)
+    monkeypatch.setattr("segwright.inference.ensemble.SLAB_BYTES", 1)
+    np.testing.assert_array_equal(mean_labels(arrays, labels), whole)
+    np.testing.assert_array_equal(whole, np.argmax(arrays[0] + arrays[1], axis=0))
+
+
+def test_what_an_ensemble_cannot_do_is_said(make_model: Callable[..., Path], images: Path, tmp_path: Path) -> None:
+    from segwright import api
+
+    models = [make_model(0), make_model(0, name="2d")]
+    with pytest.raises(ConfigError, match="several models write label maps"):
+        api.predict(models, images, tmp_path / "out", parts=2, device="cpu")
+    assert len(api.predict(models, images, tmp_path / "out", device="cpu")) == len([*images.glob("*_0000*")])
