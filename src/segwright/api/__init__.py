@@ -2,7 +2,7 @@
 
 from segwright.api.exchange import export_model, import_model
 from segwright.api.journey import demo, run
-from segwright.api.learning import evaluate, keyword_values, train
+from segwright.api.learning import compare, evaluate, keyword_values, train
 from segwright.api.predicting import load_model, predict
 from segwright.api.preparing import PlanOptions, check, explain, fingerprint, plan, plan_from_fingerprint, preprocess
 from segwright.api.reporting import find_fingerprint, find_plan, find_scores, write_report
@@ -13,6 +13,7 @@ __all__ = [
     "FoldStatus",
     "PlanOptions",
     "check",
+    "compare",
     "demo",
     "evaluate",
     "explain",

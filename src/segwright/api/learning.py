@@ -28,6 +28,8 @@ from segwright.data.dataset import NO_ENVIRONMENT, load_description
 from segwright.data.images import choose_reader
 from segwright.data.labels import Labels
 from segwright.evaluation import scores as scoring
+from segwright.evaluation import statistics
+from segwright.evaluation.statistics import Comparison
 from segwright.report.results import Evaluation, TrainedFold
 from segwright.workspace import DATASET_JSON, Workspace
 
@@ -115,6 +117,9 @@ def evaluate(
     *,
     dataset_json: Path | str | None = None,
     output: Path | str | None = None,
+    surface: bool = False,
+    lesions: bool = False,
+    csv: Path | str | None = None,
     workers: int | None = None,
 ) -> Evaluation:
     """Score predictions against references of the same file names and write nnU-Net's `summary.json`.
@@ -124,6 +129,9 @@ def evaluate(
         prediction: Folder of predicted label maps.
         dataset_json: Names labels and file ending; by default the one in, or one level above, either folder.
         output: File of the scores; `summary.json` in the prediction folder by default.
+        surface: Also HD, HD95, ASSD and NSD, in mm.
+        lesions: Also detection of single structures, and panoptic quality.
+        csv: Also write one line for each case and class.
         workers: Threads.
     """
     truth, predicted = Path(reference), Path(prediction)
@@ -135,11 +143,29 @@ def evaluate(
         labels=labels,
         file_ending=description.file_ending,
         reader=choose_reader(description.file_ending, None, description.overwrite_image_reader_writer),
+        further=scoring.Further(surface=surface, lesions=lesions),
         workers=workers,
     )
+    if csv is not None:
+        found.save_csv(Path(csv))
     file = Path(output) if output else predicted / SUMMARY
     found.save(file)
     return Evaluation(scores=found, file=file, labels=labels)
+
+
+def compare(summaries: Sequence[Path | str]) -> list[Comparison]:
+    """Test which of several models is better on the cases they share, by their `summary.json`.
+
+    Args:
+        summaries: Files, or the folders that hold them; at least two.
+
+    Raises:
+        SegwrightError: a file is missing or damaged, or too few cases are shared.
+    """
+    if len(summaries) < 2:
+        raise ConfigError("compare: give at least two summary.json files")
+    paths = [Path(each) / SUMMARY if Path(each).is_dir() else Path(each) for each in summaries]
+    return statistics.compare({str(path): scoring.Scores.load(path) for path in paths})
 
 
 def seconds(duration: str | float | None) -> float | None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from segwright.cli import exchange, models, options, predicting, showing, stages, transfer, watching
+from segwright.cli import evaluating, exchange, models, options, predicting, showing, stages, transfer, watching
 from segwright.cli.grammar import Verbs
 
 app = typer.Typer(
@@ -62,7 +62,8 @@ for verb in (
     predicting.predict,
     exchange.import_model,
     exchange.export_model,
-    models.evaluate,
+    evaluating.evaluate,
+    evaluating.compare,
     watching.status,
     models.demo,
     showing.report,

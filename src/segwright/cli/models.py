@@ -80,35 +80,6 @@ def train(
         print(f"model: {trained.model}")
 
 
-def evaluate(
-    reference: Annotated[Path, typer.Argument(metavar="REFERENCE_DIR", help="Folder of true label maps.")],
-    prediction: Annotated[Path, typer.Argument(metavar="PREDICTION_DIR", help="Folder of predicted label maps.")],
-    dataset_json: Annotated[
-        Path | None,
-        typer.Option("--dataset-json", metavar="F", help="Names the labels (default: found beside either folder)."),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Where to write summary.json.")
-    ] = None,
-    workers: options.Workers = None,
-    as_json: options.AsJson = False,
-) -> None:
-    """Score predictions: Dice, IoU and counts per case and class, in nnU-Net's summary.json."""
-    from segwright import api
-
-    result = api.evaluate(reference, prediction, dataset_json=dataset_json, output=output, workers=workers)
-    if as_json:
-        print_json(result.to_json())
-        return
-    rows = [
-        [name, number(item.dice), number(item.iou), f"{item.n_pred:.0f}", f"{item.n_ref:.0f}"]
-        for name, item in result.named_means()
-    ]
-    title = f"{len(result.scores.metric_per_case)} cases"
-    print_table(title, ["class", "Dice", "IoU", "voxels predicted", "voxels true"], rows)
-    print(f"written to {result.file}")
-
-
 def run(
     context: typer.Context,
     dataset: options.Dataset,

@@ -38,6 +38,16 @@ class Overlap:
         union = self.tp + self.fp + self.fn
         return self.tp / union if union else float("nan")
 
+    @property
+    def precision(self) -> float:
+        """TP / (TP + FP); NaN where the class is not predicted."""
+        return self.tp / (self.tp + self.fp) if self.tp + self.fp else float("nan")
+
+    @property
+    def recall(self) -> float:
+        """TP / (TP + FN); NaN where the class is not there."""
+        return self.tp / (self.tp + self.fn) if self.tp + self.fn else float("nan")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Confusion:

@@ -2,30 +2,52 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
-from segwright.core.documents import parse_document, write_json
+from segwright.core.documents import atomic_path, parse_document, write_json
 from segwright.core.errors import DatasetError, Problem, ProblemReport, SegwrightError
 from segwright.core.parallel import map_threads
 from segwright.data.images import read_label
 from segwright.data.labels import ClassKey, Labels
+from segwright.evaluation.lesions import compare_lesions
 from segwright.evaluation.metrics import Overlap, overlaps
+from segwright.evaluation.surface import surface_distances
 
 logger = getLogger(__name__)
 
 _INDENT = 4
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Further:
+    """Which measures are taken beside the overlap.
+
+    Attributes:
+        surface: HD, HD95, ASSD and NSD, see `evaluation.surface`.
+        lesions: detection and panoptic quality, see `evaluation.lesions`.
+        tolerances: of the NSD, in mm.
+    """
+
+    surface: bool = False
+    lesions: bool = False
+    tolerances: tuple[float, ...] = (1.0, 2.0)
+
+
 class Measures(BaseModel):
-    """Overlap measures of one class: counts in one case, means over several."""
+    """Measures of one class: counts in one case, means over several. Those that nnU-Net lacks are extra fields.
+
+    Means of the extra ones leave out NaN and infinite values: a surface distance is infinite where one mask is empty.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
 
@@ -39,7 +61,7 @@ class Measures(BaseModel):
     n_ref: int | float
 
     @classmethod
-    def of(cls, overlap: Overlap) -> Measures:
+    def of(cls, overlap: Overlap, **further: float) -> Measures:
         """Return the measures of one class in one case."""
         return cls(
             dice=overlap.dice,
@@ -50,6 +72,7 @@ class Measures(BaseModel):
             tn=overlap.tn,
             n_pred=overlap.tp + overlap.fp,
             n_ref=overlap.tp + overlap.fn,
+            **{"Precision": overlap.precision, "Recall": overlap.recall, **further},
         )
 
     @classmethod
@@ -59,8 +82,20 @@ class Measures(BaseModel):
             **{
                 name: _mean([getattr(measures, name) for measures in several], skip_nan=skip_nan)
                 for name in cls.model_fields
-            }
+            },
+            **{
+                name: _mean([each.further[name] for each in several if name in each.further], skip_nan=True)
+                for name in dict.fromkeys(name for each in several for name in each.further)
+            },
         )
+
+    @property
+    def further(self) -> dict[str, float]:
+        """The measures that nnU-Net has not, by name."""
+        return dict(self.model_extra or {})
+
+
+OVERLAP_ALONE: Final = Further()
 
 
 class CaseScores(BaseModel):
@@ -124,6 +159,18 @@ class Scores(BaseModel):
         """Write the summary as nnU-Net does: keys sorted, NaN bare."""
         write_json(path, self.to_json(), indent=_INDENT, sort_keys=True)
 
+    def save_csv(self, path: Path) -> None:
+        """Write one line for each case and class, all measures in columns."""
+        rows = [
+            {"case": case.case, "class": key, **measures.model_dump(by_alias=True)}
+            for case in self.metric_per_case
+            for key, measures in case.metrics.items()
+        ]
+        with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
+            writer.writeheader()
+            writer.writerows(rows)
+
     @classmethod
     def load(cls, path: Path) -> Scores:
         """Read a summary, ours or nnU-Net's."""
@@ -155,6 +202,7 @@ def evaluate(
     reader: str,
     workers: int | None = None,
     require_all: bool = False,
+    further: Further = OVERLAP_ALONE,
 ) -> Scores:
     """Score every prediction against the reference of the same file name.
 
@@ -162,6 +210,7 @@ def evaluate(
         labels: names the classes (or regions) and the ignore label.
         file_ending: which files count, on both sides.
         reader: the class that reads them, as in the plan.
+        further: measures beside the overlap.
         require_all: treat a reference without prediction as a problem too, instead of logging how many there are.
 
     Raises:
@@ -173,7 +222,7 @@ def evaluate(
         raise DatasetError(f"{prediction_dir}: no prediction ends in {file_ending}; give the folder that holds them")
     _check_pairs(predictions, references, reference_dir, require_all=require_all)
     found = map_threads(
-        lambda name: _score_case(references[name], predictions[name], labels, reader),
+        lambda name: _score_case(references[name], predictions[name], labels, reader, further),
         list(predictions),
         workers=workers,
         title="evaluating",
@@ -185,13 +234,51 @@ def evaluate(
 
 
 def evaluate_case(
-    reference: npt.NDArray[np.integer], prediction: npt.NDArray[np.integer], labels: Labels
+    reference: npt.NDArray[np.integer],
+    prediction: npt.NDArray[np.integer],
+    labels: Labels,
+    *,
+    spacing: Sequence[float] | None = None,
+    further: Further = OVERLAP_ALONE,
 ) -> dict[str, Measures]:
-    """Return the measures of one case, two label maps (*S), by class key."""
+    """Return the measures of one case, two label maps (*S), by class key.
+
+    With `spacing` (mm, one number for each axis) there are volumes too, in mm^3. Ignored voxels count as background.
+    """
     counts: Mapping[ClassKey, Overlap] = overlaps(
         reference, prediction, labels.evaluation_classes(), ignore_label=labels.ignore_label
     )
-    return {class_key_text(key): Measures.of(overlap) for key, overlap in counts.items()}
+    if spacing is None:
+        return {class_key_text(key): Measures.of(overlap) for key, overlap in counts.items()}
+    known = None if labels.ignore_label is None else reference != labels.ignore_label
+    voxel = math.prod(spacing)
+    result = {}
+    for key, overlap in counts.items():
+        predicted, present = (overlap.tp + overlap.fp) * voxel, (overlap.tp + overlap.fn) * voxel
+        values = {"Volume_pred_mm3": predicted, "Volume_ref_mm3": present, "Volume_error_mm3": predicted - present}
+        if further.surface or further.lesions:
+            masks = [
+                np.isin(array, key) if known is None else np.isin(array, key) & known
+                for array in (reference, prediction)
+            ]
+            values |= _of_masks(masks[0], masks[1], spacing, further)
+        result[class_key_text(key)] = Measures.of(overlap, **values)
+    return result
+
+
+def _of_masks(
+    reference: npt.NDArray[np.bool_], prediction: npt.NDArray[np.bool_], spacing: Sequence[float], further: Further
+) -> dict[str, float]:
+    values: dict[str, float] = {}
+    if further.surface:
+        distances = surface_distances(reference, prediction, spacing)
+        values |= {"HD": distances.hausdorff, "HD95": distances.hausdorff_95, "ASSD": distances.mean}
+        values |= {f"NSD_{tolerance:g}mm": distances.surface_dice(tolerance) for tolerance in further.tolerances}
+    if further.lesions:
+        lesions = compare_lesions(reference, prediction)
+        values |= {"Lesion_F1": lesions.f1, "Lesion_recall": lesions.recall, "Lesion_precision": lesions.precision}
+        values |= {"PQ": lesions.panoptic_quality}
+    return values
 
 
 def _label_files(folder: Path, file_ending: str) -> dict[str, Path]:
@@ -224,11 +311,12 @@ def _check_pairs(
         raise ProblemReport(problems)
 
 
-def _score_case(reference_file: Path, prediction_file: Path, labels: Labels, reader: str) -> CaseScores | Problem:
+def _score_case(
+    reference_file: Path, prediction_file: Path, labels: Labels, reader: str, further: Further
+) -> CaseScores | Problem:
     try:
-        reference, prediction = (
-            np.rint(read_label(path, reader).array[0]).astype(np.int64) for path in (reference_file, prediction_file)
-        )
+        volumes = [read_label(path, reader) for path in (reference_file, prediction_file)]
+        reference, prediction = (np.rint(volume.array[0]).astype(np.int64) for volume in volumes)
     except SegwrightError as error:
         return Problem(where=prediction_file.name, what=str(error))
     if reference.shape != prediction.shape:
@@ -238,12 +326,12 @@ def _score_case(reference_file: Path, prediction_file: Path, labels: Labels, rea
             remedy="both must lie on the grid of the image",
         )
     return CaseScores(
-        metrics=evaluate_case(reference, prediction, labels),
+        metrics=evaluate_case(reference, prediction, labels, spacing=volumes[0].spacing, further=further),
         prediction_file=str(prediction_file),
         reference_file=str(reference_file),
     )
 
 
 def _mean(values: Sequence[float], *, skip_nan: bool) -> float:
-    kept = [value for value in values if not (skip_nan and math.isnan(value))]
+    kept = [value for value in values if not (skip_nan and not math.isfinite(value))]
     return float(np.mean(kept)) if kept else float("nan")

@@ -18,6 +18,7 @@ from made_model import DATASET, EVIL, make_model, summary_of
 from segwright import api
 from segwright.core.errors import ModelError
 from segwright.data.images import read_label
+from segwright.evaluation.scores import Measures
 from segwright.workspace import Workspace
 
 LIMIT = 15_000_000
@@ -88,14 +89,18 @@ def test_the_page_refers_to_nothing_outside(text: str) -> None:
     assert "unsafe" not in policy
 
 
+def row_of(item: Measures) -> list[float]:
+    return [item.dice, item.iou, *(value for _, value in sorted(item.further.items())), item.n_pred, item.n_ref]
+
+
 def test_its_numbers_are_those_of_the_summary(text: str, model: Path) -> None:
     page, summary = Page(text), summary_of(model)
     classes = [row for row in page.tables["scores"] if row]
     found = [[float(value) for value in row] for row in classes]
-    wanted = [[item.dice, item.iou, item.n_pred, item.n_ref] for item in summary.mean.values()]
+    wanted = [row_of(item) for item in summary.mean.values()]
     mean = summary.foreground_mean_present
     assert mean is not None
-    assert found == [*wanted, [mean.dice, mean.iou, mean.n_pred, mean.n_ref]]
+    assert found == [*wanted, row_of(mean)]
     cases = [[float(value) for value in row] for row in page.tables["sortable"] if row]
     by_case = [[case.mean_dice, *(item.dice for item in case.metrics.values())] for case in summary.metric_per_case]
     assert cases == sorted(by_case)

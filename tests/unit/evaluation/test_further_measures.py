@@ -1,0 +1,118 @@
+"""Measures beside nnU-Net's in `summary.json`, as CSV and on the command line; paired tests between models."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+from scipy import stats
+from typer.testing import CliRunner
+
+from segwright.cli.main import app
+from segwright.core.errors import DatasetError
+from segwright.data.labels import Labels
+from segwright.evaluation.scores import CaseScores, Further, Measures, Scores, evaluate_case
+from segwright.evaluation.statistics import compare, holm
+
+LABELS = Labels.from_dataset_json({"labels": {"background": 0, "a": 1, "b": 2, "ignore": 3}})
+SPACING = (2.0, 1.0, 0.5)
+
+
+def maps() -> tuple[np.ndarray, np.ndarray]:
+    reference = np.zeros((6, 8, 8), dtype=np.int64)
+    reference[1:3, 1:4, 1:4] = 1
+    reference[5, :, :] = 3
+    prediction = reference.copy()
+    prediction[1:3, 1:4, 4] = 1
+    prediction[5, :, :] = 1  # where nobody has annotated
+    return reference, prediction
+
+
+def test_volumes_and_distances_are_in_mm_and_ignored_voxels_do_not_count() -> None:
+    further = Further(surface=True, lesions=True, tolerances=(0.4, 0.5))
+    found = evaluate_case(*maps(), LABELS, spacing=SPACING, further=further)
+    first, second = found["1"].further, found["2"].further
+    assert first["Volume_ref_mm3"] == 18
+    assert first["Volume_error_mm3"] == 6
+    assert first["HD"] == 0.5
+    assert first["NSD_0.5mm"] == 1.0
+    assert first["NSD_0.4mm"] < 1.0
+    assert first["Lesion_F1"] == 1.0
+    assert first["PQ"] == pytest.approx(18 / 24)
+    assert first["Precision"] == pytest.approx(0.75)
+    assert all(math.isnan(second[name]) for name in ("HD", "HD95", "ASSD", "NSD_0.4mm", "Lesion_F1", "PQ"))
+
+
+def measures(dice: float, **further: float) -> Measures:
+    return Measures(dice=dice, iou=dice, tp=1, fp=1, fn=1, tn=1, n_pred=2, n_ref=2, **further)
+
+
+def scores(*dices: float) -> Scores:
+    return Scores.of(
+        [
+            CaseScores(metrics={"1": measures(dice)}, prediction_file=f"p{index}", reference_file=f"r{index}")
+            for index, dice in enumerate(dices)
+        ]
+    )
+
+
+def test_means_leave_out_what_cannot_be_measured() -> None:
+    several = [measures(0.5, HD=4.0), measures(0.0, HD=math.inf), measures(0.7, HD=math.nan), measures(0.9, HD=2.0)]
+    mean = Measures.mean_of(several, skip_nan=True)
+    assert mean.further["HD"] == 3.0
+    assert mean.dice == pytest.approx(0.525)
+
+
+def test_models_are_compared_on_common_cases() -> None:
+    rng = np.random.default_rng(0)
+    first = rng.uniform(0.5, 0.8, size=20)
+    second, third = first + rng.uniform(0.0, 0.05, size=20), first + rng.normal(0, 0.01, size=20)
+    found = compare({"a": scores(*first), "b": scores(*second), "c": scores(*third)})
+    assert [(item.first, item.second) for item in found] == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert found[0].p == pytest.approx(stats.wilcoxon(second - first).pvalue)
+    assert found[0].difference == pytest.approx((second - first).mean())
+    assert [item.p_holm for item in found] == pytest.approx(holm([item.p for item in found]))
+    assert found[0].p_holm < 0.05 < found[1].p_holm
+    with pytest.raises(DatasetError, match="2 scored cases in common"):
+        compare({"a": scores(0.1, 0.2), "b": scores(0.1, 0.2)})
+
+
+def test_equal_models_do_not_differ() -> None:
+    assert compare({"a": scores(*[0.5] * 8), "b": scores(*[0.5] * 8)})[0].p == 1.0
+
+
+def test_the_command_line_writes_and_compares(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 2, size=(8, 6, 6, 6)).astype(np.uint8)
+    for name, share in (("truth", 0.0), ("good", 0.02), ("bad", 0.3)):
+        (tmp_path / name).mkdir()
+        for index, label in enumerate(truth):
+            wrong = rng.random(label.shape) < share
+            sitk.WriteImage(sitk.GetImageFromArray(label ^ wrong), str(tmp_path / name / f"{index}.nii.gz"))
+    description = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1}, "file_ending": ".nii.gz"}
+    (tmp_path / "truth" / "dataset.json").write_text(json.dumps({**description, "numTraining": 8}))
+    for name in ("good", "bad"):
+        words = [
+            "evaluate",
+            tmp_path / "truth",
+            tmp_path / name,
+            "--surface",
+            "--lesions",
+            "--csv",
+            tmp_path / f"{name}.csv",
+        ]
+        result = CliRunner().invoke(app, [str(word) for word in words])
+        assert result.exit_code == 0, result.stderr
+        assert "HD95" in result.stdout
+    with (tmp_path / "good.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 8
+    assert {"case", "class", "Dice", "HD95", "NSD_1mm", "PQ", "Volume_error_mm3"} <= rows[0].keys()
+    result = CliRunner().invoke(app, ["compare", str(tmp_path / "bad"), str(tmp_path / "good"), "--json"])
+    [found] = json.loads(result.stdout)
+    assert (found["cases"], found["difference"] > 0, found["p"] < 0.05) == (8, True, True)
