@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
@@ -26,6 +26,9 @@ from segwright.evaluation.surface import surface_distances
 logger = getLogger(__name__)
 
 _INDENT = 4
+
+Change = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
+"""Makes one label map (*S) of another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,11 +224,34 @@ def evaluate(
     if not predictions:
         raise DatasetError(f"{prediction_dir}: no prediction ends in {file_ending}; give the folder that holds them")
     _check_pairs(predictions, references, reference_dir, require_all=require_all)
+    pairs = [(references[name], file) for name, file in predictions.items()]
+    return evaluate_files(pairs, labels=labels, reader=reader, workers=workers, further=further)
+
+
+def evaluate_files(
+    pairs: Sequence[tuple[Path, Path]],
+    *,
+    labels: Labels,
+    reader: str,
+    workers: int | None = None,
+    further: Further = OVERLAP_ALONE,
+    change: Change | None = None,
+) -> Scores:
+    """Score pairs of a reference and a prediction file, at least one.
+
+    Args:
+        pairs: reference first.
+        labels: names the classes (or regions) and the ignore label.
+        reader: the class that reads them, as in the plan.
+        workers: threads, and cases in memory.
+        further: measures beside the overlap.
+        change: is done to each predicted label map (*S) before it is scored.
+
+    Raises:
+        ProblemReport: unreadable files, different shapes; all of them at once.
+    """
     found = map_threads(
-        lambda name: _score_case(references[name], predictions[name], labels, reader, further),
-        list(predictions),
-        workers=workers,
-        title="evaluating",
+        lambda pair: _score_case(*pair, labels, reader, further, change), pairs, workers=workers, title="evaluating"
     )
     problems = [result for result in found if isinstance(result, Problem)]
     if problems:
@@ -312,7 +338,12 @@ def _check_pairs(
 
 
 def _score_case(
-    reference_file: Path, prediction_file: Path, labels: Labels, reader: str, further: Further
+    reference_file: Path,
+    prediction_file: Path,
+    labels: Labels,
+    reader: str,
+    further: Further,
+    change: Change | None,
 ) -> CaseScores | Problem:
     try:
         volumes = [read_label(path, reader) for path in (reference_file, prediction_file)]
@@ -325,6 +356,8 @@ def _score_case(
             what=f"prediction has shape {prediction.shape}, its reference {reference.shape}",
             remedy="both must lie on the grid of the image",
         )
+    if change is not None:
+        prediction = change(prediction)
     return CaseScores(
         metrics=evaluate_case(reference, prediction, labels, spacing=volumes[0].spacing, further=further),
         prediction_file=str(prediction_file),

@@ -1,4 +1,4 @@
-"""Is one model better than another? Paired tests over the cases that both have predicted."""
+"""How sure a mean Dice is, and whether one model is better than another: bootstrap over cases, paired tests."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
+import numpy.typing as npt
 from scipy import stats
 
 from segwright.core.errors import DatasetError
@@ -15,6 +16,12 @@ from segwright.evaluation.scores import Scores
 
 FEWEST_CASES = 6
 """With fewer pairs Wilcoxon's test cannot reach p < 0.05."""
+
+NUM_RESAMPLES = 2000
+_CONFIDENCE = 95
+_SEED = 0
+
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,3 +87,52 @@ def holm(values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(values) - rank) * values[index]))
         result[index] = largest
     return result
+
+
+def dice_table(scores: Scores) -> Floats:
+    """Return Dice (cases, classes); NaN where a class is in neither map."""
+    return np.array([[case.metrics[key].dice for key in scores.mean] for case in scores.metric_per_case], dtype=float)
+
+
+def interval(dice: Floats) -> tuple[float, float] | None:
+    """Return the 95 % percentile bootstrap interval, over cases, of the mean over classes of their mean Dice.
+
+    Args:
+        dice: (cases, classes), NaN where a class is in neither map of a case.
+
+    Returns:
+        None with fewer than two cases, or without any class.
+    """
+    return None if len(dice) < 2 else _percentiles(_resampled_means(dice))
+
+
+def margin_interval(first: Floats, second: Floats) -> tuple[float, float] | None:
+    """Return the 95 % interval of how much higher the mean Dice of `first` is: both resampled by the same cases.
+
+    Args:
+        first: (cases, classes), as of `interval`.
+        second: the same cases and classes.
+    """
+    assert first.shape == second.shape, "both have predicted the same cases"
+    return None if len(first) < 2 else _percentiles(_resampled_means(first) - _resampled_means(second))
+
+
+def _resampled_means(dice: Floats) -> Floats:
+    """Return the mean over classes of their mean Dice for each draw of cases (resamples); NaN where no class is."""
+    drawn = np.random.default_rng(_SEED).integers(0, len(dice), (NUM_RESAMPLES, len(dice)))
+    weights = np.stack([np.bincount(row, minlength=len(dice)) for row in drawn]).astype(float)  # (resamples, cases)
+    present = np.isfinite(dice)
+    with np.errstate(invalid="ignore"):
+        means = weights @ np.where(present, dice, 0) / (weights @ present)  # (resamples, classes)
+        kept = np.isfinite(means)
+        overall: Floats = np.where(kept, means, 0).sum(axis=1) / kept.sum(axis=1)
+    return overall
+
+
+def _percentiles(values: Floats) -> tuple[float, float] | None:
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return None
+    tail = (100 - _CONFIDENCE) / 2
+    low, high = np.percentile(finite, (tail, 100 - tail))
+    return float(low), float(high)

@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 import segwright
 from segwright.data.labels import Labels
+from segwright.evaluation import statistics
 from segwright.planning.rationale import EVERYWHERE, numbers, shown
 from segwright.report import charts, tables
 from segwright.report.colours import label_colour
@@ -85,7 +86,7 @@ def _page(models: Sequence[ShownModel], created: datetime) -> dict[str, Any]:
         "title": first.model.dataset,
         "headlines": [_headline(item, several=several) for item in models if item.sets],
         "models": [_model(item, counter, several=several) for item in models],
-        "resamples": tables.NUM_RESAMPLES,
+        "resamples": statistics.NUM_RESAMPLES,
         "facts": _facts(first.model),
         "data_charts": _data_charts(first),
         "data_missing": [] if first.model.fingerprint else ["No dataset_fingerprint.json beside the model."],
@@ -134,7 +135,7 @@ def _set(part: ShownSet, model: ModelRecord, number: int) -> dict[str, Any]:
     scored, labels = part.scored, model.labels
     rows = tables.class_rows(scored.scores, labels)
     classes = [row.name for row in rows[: len(scored.scores.mean)]]
-    dice = tables.dice_table(scored.scores)
+    dice = statistics.dice_table(scored.scores)
     groups = [
         charts.Group(name=name, values=[value for value in dice[:, column].tolist() if value == value])
         for column, name in enumerate(classes)

@@ -11,6 +11,7 @@ import numpy as np
 
 from segwright.data.labels import Labels
 from segwright.evaluation.scores import CaseScores, Measures, Scores, class_key
+from segwright.evaluation.statistics import dice_table, interval
 from segwright.planning import rationale
 from segwright.report.sources import ModelRecord
 
@@ -18,9 +19,6 @@ COUNTS = ("TP", "FP", "FN", "TN")
 """Shown nowhere but in `summary.json`: nobody reads them."""
 
 _UNITS = {"n_pred": "voxels predicted", "n_ref": "voxels true"}
-NUM_RESAMPLES = 2000
-_CONFIDENCE = 95
-_SEED = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,32 +123,6 @@ def case_rows(scores: Scores, labels: Labels, file_ending: str) -> list[CaseRow]
 def ranked(scores: Scores) -> list[CaseScores]:
     """Return the cases from the lowest mean Dice to the highest; those without any class last."""
     return sorted(scores.metric_per_case, key=lambda case: (math.isnan(case.mean_dice), case.mean_dice, case.case))
-
-
-def dice_table(scores: Scores) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return Dice (cases, classes); NaN where a class is in neither map."""
-    return np.array([[case.metrics[key].dice for key in scores.mean] for case in scores.metric_per_case], dtype=float)
-
-
-def interval(dice: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, float] | None:
-    """Return the 95 % percentile bootstrap interval, over cases, of the mean over classes of their mean Dice.
-
-    Args:
-        dice: (cases, classes), NaN where a class is in neither map of a case.
-    """
-    if len(dice) < 2 or not np.isfinite(dice).any():
-        return None
-    drawn = np.random.default_rng(_SEED).integers(0, len(dice), (NUM_RESAMPLES, len(dice)))
-    weights = np.stack([np.bincount(row, minlength=len(dice)) for row in drawn]).astype(float)  # (resamples, cases)
-    present = np.isfinite(dice)
-    counts = weights @ present
-    with np.errstate(invalid="ignore"):
-        means = weights @ np.where(present, dice, 0) / counts  # (resamples, classes)
-    kept = np.isfinite(means)
-    overall = np.where(kept, means, 0).sum(axis=1) / np.maximum(kept.sum(axis=1), 1)
-    tail = (100 - _CONFIDENCE) / 2
-    low, high = np.percentile(overall[kept.any(axis=1)], (tail, 100 - tail))
-    return float(low), float(high)
 
 
 def decisions(model: ModelRecord) -> list[rationale.Decision]:

@@ -8,8 +8,9 @@ from scipy import stats
 
 from segwright.data.labels import Labels
 from segwright.evaluation.scores import Scores
+from segwright.evaluation.statistics import interval
 from segwright.report.charts import Group, Series, dots, lines
-from segwright.report.tables import class_rows, interval, measure_names
+from segwright.report.tables import class_rows, measure_names
 
 
 def test_the_interval_is_that_of_a_percentile_bootstrap() -> None:
