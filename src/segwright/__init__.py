@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from segwright.api import (
+        accumulate_crossval,
+        apply_postprocessing,
         check,
         demo,
+        determine_postprocessing,
+        ensemble,
         evaluate,
         fingerprint,
         load_model,
@@ -26,8 +30,12 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "accumulate_crossval",
+    "apply_postprocessing",
     "check",
     "demo",
+    "determine_postprocessing",
+    "ensemble",
     "evaluate",
     "fingerprint",
     "load_model",

@@ -4,6 +4,7 @@ from segwright.api.exchange import export_model, import_model
 from segwright.api.journey import demo, run
 from segwright.api.learning import compare, evaluate, keyword_values, train
 from segwright.api.predicting import load_model, predict
+from segwright.api.predictions import accumulate_crossval, apply_postprocessing, determine_postprocessing, ensemble
 from segwright.api.preparing import PlanOptions, check, explain, fingerprint, plan, plan_from_fingerprint, preprocess
 from segwright.api.reporting import find_fingerprint, find_plan, find_scores, write_report
 from segwright.api.transfer import move_plans
@@ -12,9 +13,13 @@ from segwright.api.watching import FoldStatus, status
 __all__ = [
     "FoldStatus",
     "PlanOptions",
+    "accumulate_crossval",
+    "apply_postprocessing",
     "check",
     "compare",
     "demo",
+    "determine_postprocessing",
+    "ensemble",
     "evaluate",
     "explain",
     "export_model",

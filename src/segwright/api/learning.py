@@ -135,7 +135,7 @@ def evaluate(
         workers: Threads.
     """
     truth, predicted = Path(reference), Path(prediction)
-    description = load_description(Path(dataset_json) if dataset_json else _find_description(truth, predicted))
+    description = load_description(Path(dataset_json) if dataset_json else find_description(truth, predicted))
     labels = Labels.from_description(description)
     found = scoring.evaluate(
         truth,
@@ -223,10 +223,14 @@ def training_settings(
     return chosen
 
 
-def _find_description(reference: Path, prediction: Path) -> Path:
-    for folder in (prediction, reference, reference.parent, prediction.parent):
+def find_description(*folders: Path) -> Path:
+    """Return the `dataset.json` in one of some folders, the last first, or beside one.
+
+    Raises:
+        DatasetError: there is none.
+    """
+    for folder in (*reversed(folders), *(folder.parent for folder in folders)):
         if (folder / DATASET_JSON).is_file():
             return folder / DATASET_JSON
-    raise DatasetError(
-        f"{prediction}: no {DATASET_JSON} here, in {reference} or beside it; name one with --dataset-json FILE"
-    )
+    places = ", ".join(map(str, folders))
+    raise DatasetError(f"{places}: no {DATASET_JSON} here or one level above; name one with --dataset-json FILE")

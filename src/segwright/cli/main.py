@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from segwright.cli import evaluating, exchange, models, options, predicting, showing, stages, transfer, watching
+from segwright.cli import (
+    combining,
+    evaluating,
+    exchange,
+    models,
+    options,
+    predicting,
+    showing,
+    stages,
+    transfer,
+    watching,
+)
 from segwright.cli.grammar import Verbs
 
 app = typer.Typer(
@@ -64,6 +75,10 @@ for verb in (
     exchange.export_model,
     evaluating.evaluate,
     evaluating.compare,
+    combining.accumulate_crossval,
+    combining.ensemble,
+    combining.determine_postprocessing,
+    combining.apply_postprocessing,
     watching.status,
     models.demo,
     showing.report,

@@ -220,12 +220,24 @@ def evaluate(
         DatasetError: there is no prediction at all.
         ProblemReport: predictions without reference, unreadable files, different shapes; all of them at once.
     """
+    pairs = pair_files(reference_dir, prediction_dir, file_ending, require_all=require_all)
+    return evaluate_files(pairs, labels=labels, reader=reader, workers=workers, further=further)
+
+
+def pair_files(
+    reference_dir: Path, prediction_dir: Path, file_ending: str, *, require_all: bool = False
+) -> list[tuple[Path, Path]]:
+    """Return every prediction with the reference of the same file name, reference first; arguments as of `evaluate`.
+
+    Raises:
+        DatasetError: there is no prediction at all.
+        ProblemReport: predictions without reference; all of them at once.
+    """
     predictions, references = (_label_files(folder, file_ending) for folder in (prediction_dir, reference_dir))
     if not predictions:
         raise DatasetError(f"{prediction_dir}: no prediction ends in {file_ending}; give the folder that holds them")
     _check_pairs(predictions, references, reference_dir, require_all=require_all)
-    pairs = [(references[name], file) for name, file in predictions.items()]
-    return evaluate_files(pairs, labels=labels, reader=reader, workers=workers, further=further)
+    return [(references[name], file) for name, file in predictions.items()]
 
 
 def evaluate_files(

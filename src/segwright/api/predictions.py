@@ -1,0 +1,154 @@
+"""Verbs on folders of predictions: post-processing, ensembles, cross-validation gathered over the folds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segwright.api.learning import SUMMARY, find_description
+from segwright.core.errors import ConfigError, DatasetError
+from segwright.data.dataset import DatasetDescription, load_description
+from segwright.data.images import choose_reader
+from segwright.data.labels import Labels
+from segwright.data.plan import Plan
+from segwright.evaluation import crossval, scores
+from segwright.report.results import Evaluation
+from segwright.workspace import PLANS_JSON
+
+if TYPE_CHECKING:
+    from segwright.evaluation.postprocessing import Determined
+
+
+def determine_postprocessing(
+    reference: Path | str,
+    prediction: Path | str,
+    *,
+    dataset_json: Path | str | None = None,
+    output: Path | str | None = None,
+    workers: int | None = None,
+) -> Determined:
+    """Decide, as nnU-Net does, whether to keep only the largest component of labels, and write `postprocessing.json`.
+
+    Args:
+        reference: Folder of true label maps; it may hold more cases than were predicted.
+        prediction: Folder of predicted label maps, of cases that were not trained on.
+        dataset_json: Names labels and file ending; by default the one in, or one level above, either folder.
+        output: The file; `postprocessing.json` in the prediction folder by default.
+        workers: Threads.
+
+    Raises:
+        SegwrightError: There is no prediction, one has no reference, or files are damaged or do not fit.
+    """
+    from segwright.evaluation.postprocessing import determine
+    from segwright.inference.postprocessing import POSTPROCESSING_JSON
+
+    truth, predicted = Path(reference), Path(prediction)
+    description = load_description(Path(dataset_json) if dataset_json else find_description(truth, predicted))
+    found = determine(
+        scores.pair_files(truth, predicted, description.file_ending),
+        labels=Labels.from_description(description),
+        reader=_reader(predicted, description),
+        workers=workers,
+    )
+    found.processing.save(Path(output) if output else predicted / POSTPROCESSING_JSON)
+    return found
+
+
+def apply_postprocessing(
+    prediction: Path | str,
+    output: Path | str,
+    *,
+    postprocessing: Path | str | None = None,
+    dataset_json: Path | str | None = None,
+    workers: int | None = None,
+) -> list[Path]:
+    """Apply a `postprocessing.json`, ours or nnU-Net's, to every label map of a folder; return the files written.
+
+    Args:
+        prediction: Folder of label maps.
+        output: Gets those with the steps applied.
+        postprocessing: The document; `postprocessing.json` in the prediction folder by default.
+        dataset_json: Names the file ending; by default the one in, or one level above, the folder.
+        workers: Threads.
+
+    Raises:
+        SegwrightError: There is no label map, or the document is none that is known; nnU-Net's pickle is never read.
+    """
+    from segwright.inference.postprocessing import PostProcessing, process_folder
+
+    folder = Path(prediction)
+    processing = PostProcessing.load(Path(postprocessing) if postprocessing else folder)
+    description = load_description(Path(dataset_json) if dataset_json else find_description(folder))
+    return process_folder(
+        processing,
+        folder,
+        Path(output),
+        file_ending=description.file_ending,
+        reader=_reader(folder, description),
+        workers=workers,
+    )
+
+
+def ensemble(
+    predictions: Sequence[Path | str],
+    output: Path | str,
+    *,
+    dataset_json: Path | str | None = None,
+    overwrite: bool = False,
+) -> list[Path]:
+    """Write the label maps of the mean of saved probabilities, and return the files.
+
+    Args:
+        predictions: Two or more folders that `predict` wrote with probabilities as b2nd or npz; nnU-Net's too.
+        output: Gets one label map per case.
+        dataset_json: Names the labels; by default the one in, or one level above, a prediction folder.
+        overwrite: Replace label maps that are there.
+
+    Raises:
+        SegwrightError: Cases are missing in a folder, or files are damaged or do not fit.
+    """
+    if len(predictions) < 2:
+        raise ConfigError("ensemble: give at least two folders of predictions")
+    from segwright.inference.saved_probabilities import average_folders
+
+    folders = [Path(each) for each in predictions]
+    description = load_description(Path(dataset_json) if dataset_json else find_description(*folders))
+    return average_folders(
+        folders,
+        Path(output),
+        labels=Labels.from_description(description),
+        file_ending=description.file_ending,
+        reader=_reader(folders[0], description),
+        overwrite=overwrite,
+    )
+
+
+def accumulate_crossval(
+    model: Path | str, output: Path | str | None = None, *, folds: Sequence[int] | None = None
+) -> Evaluation:
+    """Gather what the folds of a model predicted for their held-out cases in one folder, with one `summary.json`.
+
+    Args:
+        model: Model folder, ours or nnU-Net's.
+        output: New folder; `crossval_results_folds_0_1` and so on in the model folder by default.
+        folds: All that have predicted their held-out cases by default.
+
+    Raises:
+        SegwrightError: A fold has no predictions, two folds have the same case, or the folder is there already.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        raise DatasetError(f"{folder}: no such model folder")
+    found = crossval.read_crossval(folder, folds)
+    target = Path(output) if output else folder / crossval.accumulated_name(found.folds)
+    gathered = crossval.accumulate(found, target)
+    labels = Labels.from_description(load_description(find_description(folder)))
+    return Evaluation(scores=gathered, file=target / SUMMARY, labels=labels)
+
+
+def _reader(folder: Path, description: DatasetDescription) -> str:
+    """Return the reader of the plans beside predictions, without plans the one of the file ending."""
+    if (folder / PLANS_JSON).is_file():
+        return Plan.load(folder / PLANS_JSON).image_reader_writer
+    return choose_reader(description.file_ending, None, description.overwrite_image_reader_writer)

@@ -1,0 +1,121 @@
+"""What the folds of a model predicted for the cases they held out, gathered over the folds that there are."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from segwright.core.documents import atomic_path
+from segwright.core.errors import ModelError, Problem, ProblemReport, WorkspaceError
+from segwright.data.dataset import load_description
+from segwright.evaluation.scores import Scores
+from segwright.workspace import DATASET_JSON, PLANS_JSON, Workspace
+
+SUMMARY_JSON: Final = "summary.json"
+VALIDATION: Final = "validation"
+
+_FOLD_PREFIX = "fold_"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrossValidation:
+    """Out-of-fold predictions of one model: fold to case to file, folds and cases in order."""
+
+    model: Path
+    files: Mapping[int, Mapping[str, Path]]
+
+    @property
+    def folds(self) -> tuple[int, ...]:
+        """The folds that have predicted their cases."""
+        return tuple(self.files)
+
+    @property
+    def cases(self) -> dict[str, Path]:
+        """The prediction of every case."""
+        return {case: file for files in self.files.values() for case, file in files.items()}
+
+    def only(self, folds: Sequence[int]) -> CrossValidation:
+        """Return those of some folds."""
+        return replace(self, files={fold: files for fold, files in self.files.items() if fold in folds})
+
+
+def validated_folds(model: Path) -> tuple[int, ...]:
+    """Return the numbered folds whose held-out cases are predicted and scored; `fold_all` holds none out."""
+    names = [file.parent.parent.name for file in model.glob(f"{_FOLD_PREFIX}*/{VALIDATION}/{SUMMARY_JSON}")]
+    numbers = [name.removeprefix(_FOLD_PREFIX) for name in names]
+    return tuple(sorted(int(number) for number in numbers if number.isdecimal()))
+
+
+def read_crossval(model: Path, folds: Sequence[int] | None = None) -> CrossValidation:
+    """Find the out-of-fold predictions of a model folder, ours or nnU-Net's.
+
+    Args:
+        model: the folder that holds `fold_k`.
+        folds: which ones; those that there are by default.
+
+    Raises:
+        ModelError: a fold that is asked for, or every one, has no validation.
+        ProblemReport: predictions are missing, or in two folds; all of them at once.
+    """
+    there = validated_folds(model)
+    missing = sorted(set(folds or ()) - set(there))
+    if missing or not there:
+        what = f"fold {', '.join(map(str, missing))} has" if missing else "no fold has"
+        held = f"; folds {', '.join(map(str, there))} have" if there else ""
+        raise ModelError(f"{model}: {what} predicted its held-out cases{held}; train it with 'segwright train'")
+    ending = load_description(model / DATASET_JSON).file_ending
+    files: dict[int, dict[str, Path]] = {}
+    problems = []
+    seen: dict[str, int] = {}
+    for fold in there if folds is None else sorted(set(folds)):
+        folder = Workspace.fold_folder(model, fold) / VALIDATION
+        cases = sorted(case.case.removesuffix(ending) for case in Scores.load(folder / SUMMARY_JSON).metric_per_case)
+        files[fold] = {case: folder / f"{case}{ending}" for case in cases}
+        for case, file in files[fold].items():
+            if not file.is_file():
+                problems.append(Problem(where=str(file), what="no such file", remedy="validate the fold again"))
+            if case in seen:
+                what = f"held out by fold {seen[case]} and by fold {fold}"
+                problems.append(Problem(where=f"case {case}", what=what, remedy="choose folds of one set of splits"))
+            seen[case] = fold
+    if problems:
+        raise ProblemReport(problems)
+    return CrossValidation(model=model, files=files)
+
+
+def accumulate(found: CrossValidation, target: Path) -> Scores:
+    """Copy the predictions of all folds into one folder, with one `summary.json` over their cases (spec B 5.2).
+
+    Raises:
+        WorkspaceError: the folder is there already and not empty.
+    """
+    if target.exists() and any(target.iterdir()):
+        raise WorkspaceError(f"{target}: is there already; remove it or choose a new place")
+    cases = []
+    with atomic_path(target) as temporary:
+        temporary.mkdir()
+        for name in (DATASET_JSON, PLANS_JSON):
+            if (found.model / name).is_file():
+                shutil.copyfile(found.model / name, temporary / name)
+        for files in found.files.values():
+            for file in files.values():
+                shutil.copyfile(file, temporary / file.name)
+        for fold in found.folds:
+            summary = Scores.load(Workspace.fold_folder(found.model, fold) / VALIDATION / SUMMARY_JSON)
+            for case in summary.metric_per_case:
+                cases.append(case.model_copy(update={"prediction_file": str(target / case.case)}))
+        scores = Scores.of(sorted(cases, key=lambda case: case.case))
+        scores.save(temporary / SUMMARY_JSON)
+    return scores
+
+
+def accumulated_name(folds: Sequence[int]) -> str:
+    """Return nnU-Net's name of the folder of accumulated predictions.
+
+    >>> accumulated_name((0, 2))
+    'crossval_results_folds_0_2'
+    """
+    return f"crossval_results_folds_{'_'.join(map(str, folds))}"

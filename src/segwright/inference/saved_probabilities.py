@@ -1,0 +1,157 @@
+"""Probabilities that predictions were saved with, averaged over folders: nnU-Net's `.npz`, or `.b2nd` (spec B 5.1).
+
+Legend: H heads, (Z, Y, X) a case's own grid in the reader's axis order.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import blosc2
+import numpy as np
+
+from segwright.core.errors import DatasetError, Problem, ProblemReport, SegwrightError, WorkspaceError
+from segwright.core.log import progress
+from segwright.data.images import Volume, read_label, write_labels
+from segwright.data.labels import Labels
+from segwright.inference.ensemble import mean_labels
+from segwright.inference.writers import NIFTI_FOLDER
+
+ENDINGS: Final = (".b2nd", ".npz")
+"""Where a case has both, the first is read: a part of it can be."""
+
+_MEMBER = "probabilities.npy"
+
+
+def average_folders(
+    folders: Sequence[Path],
+    output: Path,
+    *,
+    labels: Labels,
+    file_ending: str,
+    reader: str,
+    overwrite: bool = False,
+) -> list[Path]:
+    """Write the label maps of the mean of the probabilities in several folders, and return the files.
+
+    Beside the label map a slab of each folder's probabilities is in memory, or one head where a file cannot be read in
+    part.
+
+    Args:
+        folders: two or more, with the same cases; each holds label maps too, whose geometry the results get.
+        output: another folder.
+        labels: of the dataset.
+        file_ending: of label maps.
+        reader: of label maps, as in the plan.
+        overwrite: replace label maps that are there.
+
+    Raises:
+        ProblemReport: cases or label maps are missing; all of them at once.
+        SegwrightError: a file is damaged or does not fit, the case named.
+        WorkspaceError: the output is there already.
+    """
+    if output.resolve() in [folder.resolve() for folder in folders]:
+        raise WorkspaceError(f"{output}: is one of the folders to average; choose another one")
+    found = [_files(folder) for folder in folders]
+    cases = sorted(set().union(*found))
+    _require_all(folders, found, cases, file_ending)
+    targets = {case: output / f"{case}{file_ending}" for case in cases}
+    taken = [file for file in targets.values() if file.exists()]
+    if taken and not overwrite:
+        raise WorkspaceError(f"{taken[0]}: is there already; choose another output folder or overwrite")
+    output.mkdir(parents=True, exist_ok=True)
+    for case in progress(cases, title="averaging", total=len(cases)):
+        with TemporaryDirectory(dir=output, prefix=".ensemble-") as scratch:
+            try:
+                volume = read_label(folders[0] / targets[case].name, reader)
+                arrays = [
+                    _opened(files[case], Path(scratch) / f"{index}.b2nd", labels, volume)
+                    for index, files in enumerate(found)
+                ]
+                write_labels(mean_labels(arrays, labels), targets[case], volume.properties, reader)
+            except SegwrightError as error:
+                raise type(error)(f"{case}: {error}") from error
+    return list(targets.values())
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Return the file of probabilities of each case.
+
+    Raises:
+        DatasetError: there is none.
+    """
+    if not folder.is_dir():
+        raise DatasetError(f"{folder}: no such folder")
+    files = {
+        path.name.removesuffix(ending): path
+        for ending in reversed(ENDINGS)
+        for path in sorted(folder.glob(f"*{ending}"))
+        if path.name[0] != "."
+    }
+    if not files:
+        rounded = f"; the maps in {NIFTI_FOLDER} are rounded to 8 bits" if (folder / NIFTI_FOLDER).is_dir() else ""
+        raise DatasetError(f"{folder}: no probabilities{rounded}; predict with --probabilities b2nd, or npz")
+    return files
+
+
+def _require_all(
+    folders: Sequence[Path], found: Sequence[dict[str, Path]], cases: Sequence[str], file_ending: str
+) -> None:
+    problems = [
+        Problem(where=str(folder), what=f"no probabilities of case {case}", remedy="predict it with this model too")
+        for folder, files in zip(folders, found, strict=True)
+        for case in cases
+        if case not in files
+    ]
+    problems += [
+        Problem(where=str(folders[0]), what=f"no label map {case}{file_ending}, which tells the geometry")
+        for case in cases
+        if not (folders[0] / f"{case}{file_ending}").is_file()
+    ]
+    if problems:
+        raise ProblemReport(problems)
+
+
+def _opened(file: Path, scratch: Path, labels: Labels, volume: Volume) -> Any:
+    """Return an array (H, Z, Y, X) on disk; what cannot be read in part is put into `scratch` first."""
+    try:
+        array: Any = blosc2.open(str(file), mode="r") if file.suffix == ENDINGS[0] else _unpacked(file, scratch)
+    except (OSError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise DatasetError(f"{file}: cannot be read ({error})") from error
+    wanted = (labels.num_heads, *volume.array.shape[1:])
+    if tuple(array.shape) != wanted or np.dtype(array.dtype).kind != "f":
+        raise DatasetError(
+            f"{file}: {array.dtype} {tuple(array.shape)}, expected floats {wanted}: a head for each "
+            f"{'region' if labels.has_regions else 'label'} on the grid of the label map"
+        )
+    return array
+
+
+def _unpacked(file: Path, scratch: Path) -> Any:
+    """Copy the array of an npz file, head by head, into one that can be read in part."""
+    with zipfile.ZipFile(file) as archive, archive.open(_MEMBER) as stream:
+        read_header = np.lib.format.read_array_header_1_0
+        if np.lib.format.read_magic(stream) != (1, 0):
+            read_header = np.lib.format.read_array_header_2_0
+        shape, in_columns, dtype = read_header(stream)
+        if in_columns or dtype.kind != "f" or len(shape) != 4:
+            raise ValueError(f"{dtype} {shape}, expected floats of four axes in rows")
+        array: Any = blosc2.empty(
+            shape,
+            dtype=dtype,
+            chunks=(1, 1, *shape[2:]),
+            urlpath=str(scratch),
+            contiguous=True,
+            cparams=blosc2.CParams(codec=blosc2.Codec.LZ4, clevel=1),
+        )
+        size = dtype.itemsize * int(np.prod(shape[1:]))
+        for head in range(shape[0]):
+            content = stream.read(size)
+            if len(content) < size:
+                raise ValueError("is cut off")
+            array[head] = np.frombuffer(content, dtype).reshape(shape[1:])
+    return array

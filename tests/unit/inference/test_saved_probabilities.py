@@ -1,0 +1,121 @@
+"""Folders of saved probabilities, averaged: both formats, slab by slab, and what does not fit."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import blosc2
+import numpy as np
+import pytest
+
+from segwright.core.errors import DatasetError, ProblemReport, WorkspaceError
+from segwright.data.images import read_label, write_labels
+from segwright.data.labels import Labels
+from segwright.inference.saved_probabilities import average_folders
+
+ENDING, READER = ".nii.gz", "SimpleITKIO"
+LABELS = Labels.from_dataset_json({"labels": {"background": 0, "a": 1, "b": 2}})
+SHAPE = (4, 6, 5)
+GEOMETRY = {
+    "spacing": [2.0, 1.0, 1.5],
+    "geometry": {"spacing": [1.5, 1.0, 2.0], "origin": [3.0, 0.0, -1.0], "direction": np.eye(3).ravel().tolist()},
+}
+
+
+def save(folder: Path, kind: str, case: str, seed: int) -> np.ndarray:
+    folder.mkdir(exist_ok=True)
+    values = np.random.default_rng(seed).random((3, *SHAPE), dtype=np.float32)
+    if kind == "npz":
+        np.savez_compressed(folder / f"{case}.npz", probabilities=values)
+    else:
+        blosc2.asarray(values, urlpath=str(folder / f"{case}.b2nd"), mode="w")
+    write_labels(values.argmax(axis=0).astype(np.uint8), folder / f"{case}{ENDING}", GEOMETRY, READER)
+    return values
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> list[Path]:
+    return [tmp_path / "first", tmp_path / "second"]
+
+
+def average(folders: list[Path], output: Path, *, overwrite: bool = False) -> list[Path]:
+    return average_folders(folders, output, labels=LABELS, file_ending=ENDING, reader=READER, overwrite=overwrite)
+
+
+def test_labels_are_those_of_the_mean(folders: list[Path], tmp_path: Path) -> None:
+    expected = {
+        case: np.mean([save(folders[0], "npz", case, seed), save(folders[1], "b2nd", case, seed + 10)], axis=0)
+        for seed, case in enumerate(("x", "y"))
+    }
+    written = average(folders, tmp_path / "out")
+    assert [file.name for file in written] == [f"x{ENDING}", f"y{ENDING}"]
+    for file in written:
+        volume = read_label(file, READER)
+        np.testing.assert_array_equal(volume.array[0], expected[file.name.removesuffix(ENDING)].argmax(axis=0))
+        assert volume.properties["geometry"]["origin"] == [3.0, 0.0, -1.0]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {file.name for file in written}
+    with pytest.raises(WorkspaceError, match="is there already"):
+        average(folders, tmp_path / "out")
+    assert average(folders, tmp_path / "out", overwrite=True) == written
+
+
+def test_all_that_is_missing_is_said_at_once(folders: list[Path], tmp_path: Path) -> None:
+    save(folders[0], "npz", "x", 0)
+    save(folders[0], "npz", "y", 0)
+    save(folders[1], "npz", "z", 0)
+    (folders[0] / f"y{ENDING}").unlink()
+    with pytest.raises(ProblemReport) as caught:
+        average(folders, tmp_path / "out")
+    text = str(caught.value)
+    assert [line.split(": ")[1].split(";")[0] for line in text.splitlines()] == [
+        "no probabilities of case z",
+        "no probabilities of case x",
+        "no probabilities of case y",
+        f"no label map y{ENDING}, which tells the geometry",
+        f"no label map z{ENDING}, which tells the geometry",
+    ]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (np.zeros((3, 4, 6, 4), np.float32), r"x: .*x.npz: float32 \(3, 4, 6, 4\), expected floats \(3, 4, 6, 5\)"),
+        (np.zeros((2, *SHAPE), np.float32), "a head for each label"),
+        (np.zeros((3, *SHAPE), np.int32), "expected floats of four axes"),
+        (np.zeros((3, *SHAPE), object), "expected floats of four axes"),
+        (None, "cannot be read"),
+    ],
+)
+def test_other_arrays_are_refused(
+    content: np.ndarray | None, message: str, folders: list[Path], tmp_path: Path
+) -> None:
+    for folder in folders:
+        save(folder, "npz", "x", 0)
+    if content is None:
+        (folders[1] / "x.npz").write_bytes(b"PK")
+    else:
+        np.savez(folders[1] / "x.npz", probabilities=content)
+    with pytest.raises(DatasetError, match=message):
+        average(folders, tmp_path / "out")
+
+
+def test_a_file_that_is_cut_off_is_refused(folders: list[Path], tmp_path: Path) -> None:
+    for folder in folders:
+        save(folder, "npz", "x", 0)
+    with zipfile.ZipFile(folders[0] / "x.npz") as archive:
+        content = archive.read("probabilities.npy")
+    with zipfile.ZipFile(folders[0] / "x.npz", "w") as archive:
+        archive.writestr("probabilities.npy", content[:-100])
+    with pytest.raises(DatasetError, match="is cut off"):
+        average(folders, tmp_path / "out")
+
+
+def test_folders_without_probabilities_are_told_what_to_do(folders: list[Path], tmp_path: Path) -> None:
+    save(folders[0], "npz", "x", 0)
+    (folders[1] / "probabilities").mkdir(parents=True)
+    with pytest.raises(DatasetError, match="rounded to 8 bits; predict with --probabilities b2nd, or npz"):
+        average(folders, tmp_path / "out")
+    with pytest.raises(WorkspaceError, match="is one of the folders"):
+        average([folders[0], folders[0]], folders[0])
