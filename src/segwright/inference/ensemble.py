@@ -7,7 +7,7 @@ memory is that of one model, whatever their number and the number of classes.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +16,7 @@ from typing import Any, Final
 import blosc2
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from segwright.core.documents import write_json
 from segwright.core.errors import ModelError
@@ -23,21 +24,24 @@ from segwright.core.log import progress
 from segwright.data.dataset import list_cases
 from segwright.data.images import Volume, write_labels
 from segwright.data.labels import Labels
+from segwright.inference.arrays import Placed, place
 from segwright.inference.export import LabelMap
 from segwright.inference.files import (
-    PREDICTION_JSON,
     CaseRecord,
     Job,
     Journal,
     identity,
     job_of,
+    journal_name,
     naming,
     read_volume,
     require_apart,
     require_unused,
 )
-from segwright.inference.predictor import Predictor
+from segwright.inference.postprocessing import NO_POSTPROCESSING, PostProcessing
+from segwright.inference.predictor import Prediction, Predictor
 from segwright.inference.sliding import TileCount
+from segwright.inference.stitching import Planes
 from segwright.inference.writers import Saving
 from segwright.preprocessing.pipeline import Preprocessed
 from segwright.workspace import DATASET_JSON
@@ -46,8 +50,77 @@ SLAB_BYTES: Final = 64 * 2**20
 """Probabilities of one model that are averaged at once."""
 
 
+class Ensemble:
+    """Several models that answer as one: what `Predictor` has for callers is here too.
+
+    Args:
+        predictors: of models that were trained on the same channels and labels; their plans may differ.
+        postprocessing: is applied to label maps, not to probabilities.
+
+    Raises:
+        ModelError: the models do not belong together.
+    """
+
+    def __init__(self, predictors: Sequence[Predictor], postprocessing: PostProcessing = NO_POSTPROCESSING) -> None:
+        require_same_task(predictors)
+        self.predictors = tuple(predictors)
+        self.postprocessing = postprocessing
+        self.labels = predictors[0].labels
+        self.num_channels = predictors[0].num_channels
+        self.reader = predictors[0].plan.image_reader_writer
+
+    def predict_case(self, volume: Volume, *, probabilities: bool = False) -> Prediction:
+        """Return labels, and mean probabilities where asked for, of one case on its own grid."""
+        with TemporaryDirectory(prefix="segwright-ensemble-") as scratch:
+            arrays, _ = _probabilities(self.predictors, volume, Path(scratch))
+            label_map = self.postprocessing(mean_labels(arrays, self.labels))
+            mean = np.mean([array[:] for array in arrays], axis=0) if probabilities else None
+        return Prediction(labels=label_map, probabilities=mean)
+
+    def predict(
+        self,
+        array: npt.NDArray[Any] | Tensor,
+        *,
+        spacing: Sequence[float] | None = None,
+        affine: npt.ArrayLike | None = None,
+    ) -> LabelMap:
+        """Return the label map of an array, on its grid and in its axis order; arguments as in `arrays.place`."""
+        placed = self._place(array, spacing, affine)
+        labels: LabelMap = placed.back(self.predict_case(placed.volume).labels)
+        return labels
+
+    def predict_probabilities(
+        self,
+        array: npt.NDArray[Any] | Tensor,
+        *,
+        spacing: Sequence[float] | None = None,
+        affine: npt.ArrayLike | None = None,
+    ) -> Prediction:
+        """Return label map and mean probabilities (H, *S) of an array, as `predict` does."""
+        placed = self._place(array, spacing, affine)
+        found = self.predict_case(placed.volume, probabilities=True)
+        assert found.probabilities is not None
+        return Prediction(labels=placed.back(found.labels), probabilities=placed.back(found.probabilities))
+
+    def predict_files(self, images: Path | str, output: Path | str, **options: Any) -> list[CaseRecord]:
+        """Predict a folder of images into another one; options as of `predict_ensemble`."""
+        return predict_ensemble(self.predictors, Path(images), Path(output), self.postprocessing, **options)
+
+    def _place(
+        self, array: npt.NDArray[Any] | Tensor, spacing: Sequence[float] | None, affine: npt.ArrayLike | None
+    ) -> Placed:
+        return place(array, num_channels=self.num_channels, reader=self.reader, spacing=spacing, affine=affine)
+
+
 def predict_ensemble(
-    predictors: Sequence[Predictor], input_folder: Path, output_folder: Path, *, overwrite: bool = False
+    predictors: Sequence[Predictor],
+    input_folder: Path,
+    output_folder: Path,
+    postprocessing: PostProcessing = NO_POSTPROCESSING,
+    *,
+    overwrite: bool = False,
+    part: int = 0,
+    parts: int = 1,
 ) -> list[CaseRecord]:
     """Predict every case of a folder with all models and write the labels of their mean probabilities.
 
@@ -55,7 +128,10 @@ def predict_ensemble(
         predictors: of models that were trained on the same channels and labels; their plans may differ.
         input_folder: `<case>_0000<ending>` and so on; never written to.
         output_folder: as of `files.predict_files`; finished cases are kept.
+        postprocessing: of the label maps.
         overwrite: predict everything anew.
+        part: predict every `parts`-th case, beginning with this one (from 0).
+        parts: into how many parts the cases are dealt.
 
     Raises:
         ModelError: the models do not belong together.
@@ -66,9 +142,12 @@ def predict_ensemble(
     assert description is not None, "a predictor for files is made by load_predictor"
     require_same_task(predictors)
     require_apart(input_folder, output_folder)
-    cases = list_cases(input_folder, description.file_ending, len(description.channel_names))
-    models = {"ensemble": [identity(predictor) for predictor in predictors]}
-    journal = Journal.open(output_folder / PREDICTION_JSON, models, overwrite=overwrite)
+    name = journal_name(part, parts)
+    cases = list_cases(input_folder, description.file_ending, len(description.channel_names))[part::parts]
+    models: dict[str, Any] = {"ensemble": [identity(predictor) for predictor in predictors]}
+    if postprocessing.steps:
+        models["postprocessing"] = postprocessing.to_json()
+    journal = Journal.open(output_folder / name, models, overwrite=overwrite)
     jobs = [job_of(case, output_folder, first, description.file_ending, None) for case in cases]
     if not journal.known and not overwrite:
         require_unused(jobs, output_folder)
@@ -79,7 +158,7 @@ def predict_ensemble(
         if journal.is_finished(job):
             records.append(CaseRecord(case=job.case.identifier, output=job.output, kept=True))
         else:
-            records.append(_predict(predictors, job, journal))
+            records.append(_predict(predictors, postprocessing, job, journal))
     return records
 
 
@@ -103,21 +182,6 @@ def require_same_task(predictors: Sequence[Predictor]) -> None:
                 )
 
 
-def predict_volume(predictors: Sequence[Predictor], volume: Volume, scratch: Path) -> tuple[LabelMap, TileCount]:
-    """Return the label map of one case, on its own grid, by the mean probabilities of all models."""
-    labels = predictors[0].labels
-    count = TileCount()
-    saving = Saving(kind="b2nd")
-    for index, predictor in enumerate(predictors):
-        prepared: Preprocessed = predictor.prepare(volume)
-        planes = predictor.planes(prepared.image, count=count)
-        with saving.open(scratch, str(index), labels, predictor.way_back(prepared), {}) as sink:
-            predictor.export(prepared, planes, sink=sink)
-        del prepared
-    arrays = [blosc2.open(str(scratch / f"{index}.b2nd"), mode="r") for index in range(len(predictors))]
-    return mean_labels(arrays, labels), count
-
-
 def mean_labels(arrays: Sequence[Any], labels: Labels) -> LabelMap:
     """Return the label map (Z, Y, X) of the mean of probabilities (H, Z, Y, X), arrays in memory or on disk."""
     shape = tuple(arrays[0].shape)
@@ -132,7 +196,7 @@ def mean_labels(arrays: Sequence[Any], labels: Labels) -> LabelMap:
     return result
 
 
-def _predict(predictors: Sequence[Predictor], job: Job, journal: Journal) -> CaseRecord:
+def _predict(predictors: Sequence[Predictor], postprocessing: PostProcessing, job: Job, journal: Journal) -> CaseRecord:
     begin = time.perf_counter()
     reader = predictors[0].plan.image_reader_writer
     with ExitStack() as stack:
@@ -140,7 +204,8 @@ def _predict(predictors: Sequence[Predictor], job: Job, journal: Journal) -> Cas
         scratch = stack.enter_context(TemporaryDirectory(dir=job.output.parent, prefix=".ensemble-"))
         volume = read_volume(job.case, reader)
         read_s = time.perf_counter() - begin
-        label_map, count = predict_volume(predictors, volume, Path(scratch))
+        arrays, count = _probabilities(predictors, volume, Path(scratch))
+        label_map = postprocessing(mean_labels(arrays, predictors[0].labels))
         write_labels(label_map, job.output, volume.properties, reader)
     record = CaseRecord(
         case=job.case.identifier,
@@ -152,3 +217,24 @@ def _predict(predictors: Sequence[Predictor], job: Job, journal: Journal) -> Cas
     )
     journal.add(job, record)
     return record
+
+
+def _probabilities(predictors: Sequence[Predictor], volume: Volume, scratch: Path) -> tuple[list[Any], TileCount]:
+    """Return each model's probabilities (H, Z, Y, X) of one case, on its own grid, in files of `scratch`."""
+    count = TileCount()
+    arrays = []
+    for index, predictor in enumerate(predictors):
+        prepared: Preprocessed = predictor.prepare(volume)
+        planes = predictor.planes(prepared.image, count=count)
+        arrays.append(store_probabilities(predictor, prepared, planes, scratch, str(index)))
+        del prepared
+    return arrays, count
+
+
+def store_probabilities(
+    predictor: Predictor, prepared: Preprocessed, planes: Iterable[Planes], folder: Path, name: str
+) -> Any:
+    """Write the probabilities of a case into a file of `folder` and return it as an array (H, Z, Y, X) on disk."""
+    with Saving(kind="b2nd").open(folder, name, predictor.labels, predictor.way_back(prepared), {}) as sink:
+        predictor.export(prepared, planes, sink=sink)
+    return blosc2.open(str(folder / f"{name}.b2nd"), mode="r")

@@ -108,10 +108,8 @@ def predict_files(
     description = predictor.description
     assert description is not None, "a predictor for files is made by load_predictor"
     require_apart(input_folder, output_folder)
-    if not 0 <= part < parts:
-        raise ConfigError(f"part {part} of {parts}: parts are counted from 0 to {parts - 1}")
+    name = journal_name(part, parts)
     cases = list_cases(input_folder, description.file_ending, len(description.channel_names))[part::parts]
-    name = PREDICTION_JSON if parts == 1 else f"prediction_part_{part}_of_{parts}.json"
     journal = Journal.open(output_folder / name, identity(predictor), overwrite=overwrite)
     saving = Saving(kind="npz") if probabilities is True else probabilities or None
     if saving is not None:
@@ -137,6 +135,13 @@ def predict_files(
         done.get(job.case.identifier) or CaseRecord(case=job.case.identifier, output=job.output, kept=True)
         for job in jobs
     ]
+
+
+def journal_name(part: int, parts: int) -> str:
+    """Return the name of a part's journal; raises a ConfigError for a part that is none."""
+    if not 0 <= part < parts:
+        raise ConfigError(f"part {part} of {parts}: parts are counted from 0 to {parts - 1}")
+    return PREDICTION_JSON if parts == 1 else f"prediction_part_{part}_of_{parts}.json"
 
 
 def require_apart(input_folder: Path, output_folder: Path) -> None:
@@ -173,9 +178,10 @@ def job_of(case: Case, output_folder: Path, predictor: Predictor, ending: str, s
 
 def identity(predictor: Predictor) -> dict[str, Any]:
     """Return what decides the labels: predictions that share it are interchangeable."""
-    window = predictor.window
+    window, steps = predictor.window, predictor.postprocessing.to_json()
     return {
         **predictor.origin,
+        **({"postprocessing": steps} if steps else {}),
         "mirror_axes": list(window.mirror_axes),
         "step": window.step,
         "precision": window.precision,

@@ -83,6 +83,10 @@ class PostProcessing(BaseModel):
         """Mean foreground Dice with the steps, less that without."""
         return None if self.dice_before is None or self.dice_after is None else self.dice_after - self.dice_before
 
+    def to_json(self) -> list[list[int]]:
+        """Return the steps alone: predictions that share them are interchangeable."""
+        return [list(step.labels) for step in self.steps]
+
     def save(self, path: Path) -> None:
         """Write the document."""
         write_json(path, self.model_dump(mode="python", exclude_none=True))

@@ -29,6 +29,7 @@ from segwright.inference.export import (
     logits_to_labels,
     logits_to_probabilities,
 )
+from segwright.inference.postprocessing import NO_POSTPROCESSING, PostProcessing
 from segwright.inference.slabs import WayBack
 from segwright.inference.sliding import Image, TileCount, Window, require_finite, window_planes
 from segwright.inference.stitching import Planes
@@ -60,6 +61,7 @@ class Predictor:
         reuse: compute tiles of one value once; false for a pass of each.
         description: the model's dataset.json; needed to predict from files alone.
         origin: what `prediction.json` says about where the networks come from.
+        postprocessing: is applied to label maps, not to probabilities.
     """
 
     def __init__(
@@ -79,12 +81,14 @@ class Predictor:
         reuse: bool = True,
         description: DatasetDescription | None = None,
         origin: Mapping[str, Any] | None = None,
+        postprocessing: PostProcessing = NO_POSTPROCESSING,
     ) -> None:
         self.plan = plan
         self.configuration = configuration
         self.labels = labels
         self.description = description
         self.origin = dict(origin or {})
+        self.postprocessing = postprocessing
         self.window = Window(
             patch_size=tuple(configuration.patch_size),
             device=device,
@@ -128,7 +132,8 @@ class Predictor:
         self, prepared: pipeline.Preprocessed, planes: Iterable[Planes], *, sink: ProbabilitySink | None = None
     ) -> LabelMap:
         """Return the label map of a case whose `planes` come now or were kept; `sink` gets the probabilities."""
-        return export_planes(planes, self.way_back(prepared), self.labels, sink=sink)
+        found: LabelMap = self.postprocessing(export_planes(planes, self.way_back(prepared), self.labels, sink=sink))
+        return found
 
     def way_back(self, prepared: pipeline.Preprocessed) -> WayBack:
         """Return how the `planes` of a case come back to its own grid."""
