@@ -10,6 +10,7 @@ from segwright.api.exchange import only_model, unpacked
 from segwright.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from segwright.inference.ensemble import Ensemble
     from segwright.inference.files import CaseRecord
     from segwright.inference.predictor import Predictor
 
@@ -35,8 +36,8 @@ def predict(
     """Predict a folder of images (`CASE_0000.ENDING`, one file per channel) with a trained model.
 
     Args:
-        model: Model folder, with `plans.json`, `dataset.json` and `fold_k`; of nnU-Net v2 too, or its zip file. Of
-            several models the probabilities are averaged.
+        model: What `select` wrote; or a model folder, with `plans.json`, `dataset.json` and `fold_k`, of nnU-Net v2
+            too, or its zip file. Of several models the probabilities are averaged.
         images: Input folder, never written to.
         output: Gets one label map per case; cases that are there already are kept.
         folds: Whose networks are averaged; all that are trained by default.
@@ -52,7 +53,7 @@ def predict(
         part: Predict every `parts`-th case, beginning with this one (from 0); for several machines.
         parts: Into how many parts the cases are dealt.
     """
-    from segwright.inference.ensemble import predict_ensemble
+    from segwright.inference.ensemble import Ensemble
     from segwright.inference.files import predict_files
     from segwright.inference.writers import Saving
 
@@ -60,9 +61,9 @@ def predict(
     saving = Saving(kind=kind, classes=classes) if kind else False
     models = [model] if isinstance(model, Path | str) else list(model)
     devices = [name.strip() for name in device.split(",")]
-    if len(models) > 1 and (saving or parts > 1 or len(devices) > 1):
-        raise ConfigError("several models write label maps, on one device, without parts; predict with each otherwise")
-    predictors = [
+    if len(models) > 1:
+        _require_none_selected(models)
+    loaded = [
         load_model(
             each,
             folds=folds,
@@ -76,8 +77,12 @@ def predict(
         for each in models
         for name in devices
     ]
-    if len(models) > 1:
-        return predict_ensemble(predictors, Path(images), Path(output), overwrite=overwrite)
+    predictors = [each for each in loaded if not isinstance(each, Ensemble)]
+    several = loaded[0] if isinstance(loaded[0], Ensemble) else Ensemble(predictors) if len(models) > 1 else None
+    if several is not None:
+        if saving or len(devices) > 1:
+            raise ConfigError("several models write label maps, on one device; predict with each otherwise")
+        return several.predict_files(images, output, overwrite=overwrite, part=part, parts=parts)
     return predict_files(
         predictors[0],
         Path(images),
@@ -100,14 +105,16 @@ def load_model(
     device: str = "auto",
     trust_code: bool = False,
     exact: bool = False,
-) -> Predictor:
+) -> Predictor | Ensemble:
     """Return the predictor of a model folder, for many predictions in one process.
 
     `model.predict(array, spacing=...)` gives the label map of an array in the array's own axis order,
     `model.predict_files(images, output)` those of a folder. Threads may share a predictor.
+    A model of `select` with several members answers alike; its post-processing is applied.
 
     Args:
-        model: Model folder, with `plans.json`, `dataset.json` and `fold_k`; of nnU-Net v2 too, or its zip file.
+        model: Model folder, with `plans.json`, `dataset.json` and `fold_k`, or what `select` wrote; of nnU-Net v2
+            too, or its zip file.
         folds: Whose networks are averaged; all that are trained by default.
         checkpoint: final, best or latest.
         mirroring: Average over flipped images too.
@@ -117,10 +124,10 @@ def load_model(
         exact: Give tiles of one value, such as air, a pass of their own each.
     """
     from segwright.inference.model_folder import OURS, CheckpointFormat, load_predictor
+    from segwright.inference.selected import find_selected, load_selected
     from segwright.interop.nnunet import NnunetCheckpoints, is_nnunet_model
 
-    with unpacked(Path(model)) as place:
-        folder = only_model(place, Path(model))
+    def load(folder: Path) -> Predictor:
         reading: CheckpointFormat = NnunetCheckpoints() if is_nnunet_model(folder) else OURS
         return load_predictor(
             folder,
@@ -133,3 +140,19 @@ def load_model(
             trust_code=trust_code,
             reuse=not exact,
         )
+
+    with unpacked(Path(model)) as place:
+        selected = find_selected(place, below=place != Path(model))
+        return load(only_model(place, Path(model))) if selected is None else load_selected(selected, load)
+
+
+def _require_none_selected(models: Sequence[Path | str]) -> None:
+    """See that models to average have no post-processing of their own."""
+    from segwright.inference.selected import MEMBERS, find_selected
+
+    for each in models:
+        if find_selected(Path(each)) is not None:
+            raise ConfigError(
+                f"{each}: a selected model predicts alone, with the post-processing found for it; to average others "
+                f"with its members, name the folders in {Path(each) / MEMBERS}"
+            )

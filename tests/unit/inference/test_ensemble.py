@@ -12,8 +12,9 @@ import pytest
 from segwright.core.errors import ConfigError, ModelError
 from segwright.data.images import read_images, read_label
 from segwright.data.labels import Labels
-from segwright.inference.ensemble import mean_labels, predict_ensemble
+from segwright.inference.ensemble import Ensemble, mean_labels, predict_ensemble
 from segwright.inference.model_folder import load_predictor
+from segwright.inference.postprocessing import PostProcessing, keep_largest
 from segwright.inference.predictor import Predictor
 
 
@@ -65,5 +66,20 @@ def test_what_an_ensemble_cannot_do_is_said(make_model: Callable[..., Path], ima
 
     models = [make_model(0), make_model(0, name="2d")]
     with pytest.raises(ConfigError, match="several models write label maps"):
-        api.predict(models, images, tmp_path / "out", parts=2, device="cpu")
-    assert len(api.predict(models, images, tmp_path / "out", device="cpu")) == len([*images.glob("*_0000*")])
+        api.predict(models, images, tmp_path / "out", probabilities="npz", device="cpu")
+    parts = [api.predict(models, images, tmp_path / "out", part=part, parts=2, device="cpu") for part in range(2)]
+    assert [[record.case for record in part] for part in parts] == [["a"], ["b"]]
+    assert len(api.predict(models, images, tmp_path / "whole", device="cpu")) == len([*images.glob("*_0000*")])
+
+
+def test_an_ensemble_answers_as_a_predictor(predictors: list[Predictor], images: Path) -> None:
+    volume = read_images([images / "a_0000.nii.gz"], "SimpleITKIO")
+    both = Ensemble(predictors, PostProcessing.model_validate({"steps": [{"labels": 1}]}))
+    found = both.predict_probabilities(volume.array[0], spacing=volume.spacing)
+    maps = [each.predict_probabilities(volume.array[0], spacing=volume.spacing).probabilities for each in predictors]
+    assert found.probabilities is not None
+    np.testing.assert_allclose(found.probabilities, np.mean(maps, axis=0), atol=1e-7)
+    plain = predictors[0].labels.decide(found.probabilities, logits=False)
+    np.testing.assert_array_equal(found.labels, keep_largest(plain, (1,)))
+    assert (found.labels != plain).any()
+    np.testing.assert_array_equal(both.predict(volume.array[0], spacing=volume.spacing), found.labels)

@@ -1,0 +1,179 @@
+"""The folder of a selected model: its members with all they need to predict, and post-processing; no raw data.
+
+selection.json        members, and what the selection found
+postprocessing.json   steps of label maps
+members/<name>/       one or two model folders, see `model_folder`
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from segwright.core.documents import atomic_path, parse_document, write_json
+from segwright.core.errors import ModelError, WorkspaceError
+from segwright.data.plan import Plan
+from segwright.inference.cascade import STORED, previous_stage_folder
+from segwright.inference.ensemble import Ensemble
+from segwright.inference.model_folder import choose_folds
+from segwright.inference.postprocessing import POSTPROCESSING_JSON, PostProcessing
+from segwright.inference.predictor import Predictor
+from segwright.workspace import DATASET_JSON, FINGERPRINT_JSON, PLANS_JSON, Workspace
+
+SELECTION_JSON: Final = "selection.json"
+MEMBERS: Final = "members"
+
+_OURS = {SELECTION_JSON, POSTPROCESSING_JSON, MEMBERS}
+_CHECKPOINT = ("checkpoint_final.safetensors", "checkpoint_final.json")
+
+
+class Member(BaseModel):
+    """One model of a selection."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    # A plain name: the folder may come from elsewhere and must not point out of itself.
+    name: Annotated[str, StringConstraints(pattern=r"^[^./\\][^/\\]*$")]
+    configuration: str
+    folds: tuple[int | str, ...]
+
+
+class Selected(BaseModel):
+    """`selection.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    schema_version: Literal[1] = 1
+    dataset: str
+    members: Annotated[tuple[Member, ...], Field(min_length=1)]
+    made_from: str = ""
+    """Hash of all that decided; the same again gives the same model."""
+    selection: Mapping[str, Any] = {}
+    """What was compared and how it ended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A trained model folder, its configuration, and the folds to take."""
+
+    folder: Path
+    configuration: str
+    folds: tuple[int | str, ...]
+
+
+def find_selected(place: Path, *, below: bool = False) -> Path | None:
+    """Return the folder of a selected model: `place`, or with `below` a folder in it; None where it is none."""
+    candidates = [place, *(sorted(place.iterdir()) if below and place.is_dir() else ())]
+    return next((folder for folder in candidates if (folder / SELECTION_JSON).is_file()), None)
+
+
+def read_selected(folder: Path) -> Selected:
+    """Read `selection.json`.
+
+    Raises:
+        SegwrightError: it is missing or damaged.
+    """
+    return parse_document(Selected, folder / SELECTION_JSON)
+
+
+def load_selected(folder: Path, load: Callable[[Path], Predictor]) -> Predictor | Ensemble:
+    """Return the only member's predictor, or all members as one, with post-processing.
+
+    Args:
+        folder: of the selected model.
+        load: opens a model folder.
+
+    Raises:
+        SegwrightError: a document is damaged or a member missing.
+    """
+    members = [load(folder / MEMBERS / member.name) for member in read_selected(folder).members]
+    processing = PostProcessing.load(folder / POSTPROCESSING_JSON)
+    if len(members) > 1:
+        return Ensemble(members, processing)
+    members[0].postprocessing = processing
+    return members[0]
+
+
+def require_replaceable(target: Path) -> None:
+    """See that a selected model may be written.
+
+    Raises:
+        WorkspaceError: there is something else.
+    """
+    if target.exists() and not (target.is_dir() and {path.name for path in target.iterdir()} <= _OURS):
+        raise WorkspaceError(f"{target}: holds something else than a selected model; choose a new place with -o")
+
+
+def write_selected(
+    target: Path,
+    sources: Sequence[Source],
+    postprocessing: PostProcessing,
+    *,
+    dataset: str,
+    made_from: str,
+    selection: Mapping[str, Any],
+) -> None:
+    """Write a selected model, whole or not at all; an earlier one is replaced.
+
+    Weights are linked where the file system can, so that they need no space twice; a checkpoint is never changed in
+    place, only replaced, so what happens to the originals does not reach the links.
+
+    Args:
+        target: the folder.
+        sources: the members, in the order of the selection.
+        postprocessing: its steps.
+        dataset: name of the dataset.
+        made_from: see `Selected`.
+        selection: see `Selected`.
+
+    Raises:
+        WorkspaceError: the target holds something else.
+        ModelError: a member lacks a file.
+    """
+    require_replaceable(target)
+    with atomic_path(target) as temporary:
+        members = []
+        for source in sources:
+            _copy_model(source, temporary / MEMBERS / source.folder.name)
+            members.append(Member(name=source.folder.name, configuration=source.configuration, folds=source.folds))
+        postprocessing.save(temporary / POSTPROCESSING_JSON)
+        document = Selected(dataset=dataset, members=tuple(members), made_from=made_from, selection=selection)
+        write_json(temporary / SELECTION_JSON, document.model_dump(mode="python"))
+        if target.exists():
+            shutil.rmtree(target)
+
+
+def _copy_model(source: Source, target: Path) -> None:
+    """Copy what prediction needs, of a second stage the first one too."""
+    for name in (PLANS_JSON, DATASET_JSON, FINGERPRINT_JSON):
+        if name != FINGERPRINT_JSON or (source.folder / name).is_file():
+            _copy(source.folder / name, target / name)
+    for fold in source.folds:
+        for name in _CHECKPOINT:
+            _copy(
+                Workspace.fold_folder(source.folder, fold) / name, Workspace.fold_folder(target, fold) / name, link=True
+            )
+    previous = Plan.load(source.folder / PLANS_JSON).configuration(source.configuration).previous_stage
+    if previous is not None:
+        first = previous_stage_folder(source.folder, source.configuration, previous)
+        every = choose_folds(first, None, "final")  # as prediction takes them
+        _copy_model(Source(folder=first, configuration=previous, folds=every), target / STORED)
+
+
+def _copy(source: Path, target: Path, *, link: bool = False) -> None:
+    if not source.is_file():
+        raise ModelError(f"{source}: no such file; the model is not complete, train it again")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if link:
+        try:
+            os.link(source, target)
+            return
+        except OSError:  # another file system, or one without links
+            pass
+    shutil.copyfile(source, target)
