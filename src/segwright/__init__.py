@@ -1,7 +1,7 @@
 """Segwright: from a folder of medical images with labels to a trained, evaluated, deployable segmentation model.
 
-The verbs are functions: `check, fingerprint, plan, preprocess, train, predict, evaluate, run, demo, write_report`, and
-`load_model`. They are imported at first use, so that `import segwright` costs next to nothing.
+The verbs are functions: `check, fingerprint, plan, preprocess, train, select, predict, evaluate, run, demo` and others,
+and `load_model`. They are imported at first use, so that `import segwright` costs next to nothing.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         predict,
         preprocess,
         run,
+        select,
         train,
         write_report,
     )
@@ -44,6 +45,7 @@ __all__ = [
     "predict",
     "preprocess",
     "run",
+    "select",
     "train",
     "write_report",
 ]

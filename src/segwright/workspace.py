@@ -102,6 +102,14 @@ class Workspace:
         """Return the folder of all folds of one model."""
         return self.results / name / f"{trainer}__{plans}__{configuration}"
 
+    def selected_folder(self, name: str) -> Path:
+        """Return where the selected model of a dataset goes."""
+        return self.results / name / "model"
+
+    def ensemble_folder(self, name: str, ensemble: str) -> Path:
+        """Return the folder of what an ensemble predicted in cross-validation."""
+        return self.results / name / "ensembles" / ensemble
+
     @staticmethod
     def fold_folder(model_folder: Path, fold: int | str) -> Path:
         """Return the folder of one fold (`fold_0`, `fold_all`)."""

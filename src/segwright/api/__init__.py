@@ -7,6 +7,7 @@ from segwright.api.predicting import load_model, predict
 from segwright.api.predictions import accumulate_crossval, apply_postprocessing, determine_postprocessing, ensemble
 from segwright.api.preparing import PlanOptions, check, explain, fingerprint, plan, plan_from_fingerprint, preprocess
 from segwright.api.reporting import find_fingerprint, find_plan, find_scores, write_report
+from segwright.api.selecting import select
 from segwright.api.transfer import move_plans
 from segwright.api.watching import FoldStatus, status
 
@@ -36,6 +37,7 @@ __all__ = [
     "predict",
     "preprocess",
     "run",
+    "select",
     "status",
     "train",
     "write_report",

@@ -31,7 +31,7 @@ USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 
 GLOBAL_VALUES = ("--work",)
 GLOBAL_FLAGS = ("--debug", "--verbose", "-v", "--quiet", "-q")
-LIST_OPTIONS = ("--config", "-c", "--folds")
+LIST_OPTIONS = ("--config", "--configs", "-c", "--folds")
 KNOWN_WORDS = frozenset({"2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres"})
 
 

@@ -110,7 +110,8 @@ def _variable(name: str, default: Path) -> Path:
 Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="Folder of a raw dataset, its name, or its id (4).")]
 Plans = Annotated[str, typer.Option("--plans", metavar="NAME", help="Name of the plans.")]
 Configurations = Annotated[
-    list[str] | None, typer.Option("--config", "-c", metavar="NAME ...", help="Configurations, e.g. 2d 3d_fullres.")
+    list[str] | None,
+    typer.Option("--config", "--configs", "-c", metavar="NAME ...", help="Configurations, e.g. 2d 3d_fullres."),
 ]
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, mps, or a GPU (cuda, cuda:1).")]
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Threads (default: every CPU it may use).")]

@@ -12,19 +12,19 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from segwright.core.documents import atomic_path, parse_document, write_json
 from segwright.core.errors import ModelError, WorkspaceError
 from segwright.data.plan import Plan
-from segwright.inference.cascade import STORED, previous_stage_folder
-from segwright.inference.ensemble import Ensemble
-from segwright.inference.model_folder import choose_folds
 from segwright.inference.postprocessing import POSTPROCESSING_JSON, PostProcessing
-from segwright.inference.predictor import Predictor
 from segwright.workspace import DATASET_JSON, FINGERPRINT_JSON, PLANS_JSON, Workspace
+
+if TYPE_CHECKING:
+    from segwright.inference.ensemble import Ensemble
+    from segwright.inference.predictor import Predictor
 
 SELECTION_JSON: Final = "selection.json"
 MEMBERS: Final = "members"
@@ -92,6 +92,8 @@ def load_selected(folder: Path, load: Callable[[Path], Predictor]) -> Predictor 
     Raises:
         SegwrightError: a document is damaged or a member missing.
     """
+    from segwright.inference.ensemble import Ensemble
+
     members = [load(folder / MEMBERS / member.name) for member in read_selected(folder).members]
     processing = PostProcessing.load(folder / POSTPROCESSING_JSON)
     if len(members) > 1:
@@ -159,6 +161,9 @@ def _copy_model(source: Source, target: Path) -> None:
             _copy(
                 Workspace.fold_folder(source.folder, fold) / name, Workspace.fold_folder(target, fold) / name, link=True
             )
+    from segwright.inference.cascade import STORED, previous_stage_folder
+    from segwright.inference.model_folder import choose_folds
+
     previous = Plan.load(source.folder / PLANS_JSON).configuration(source.configuration).previous_stage
     if previous is not None:
         first = previous_stage_folder(source.folder, source.configuration, previous)

@@ -1,4 +1,4 @@
-"""What the verbs give back: trained folds, whole runs, evaluations, the demo."""
+"""What the verbs give back: trained folds, whole runs, selections, evaluations, the demo."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 from segwright.data.labels import Labels
 from segwright.evaluation.scores import Measures, Scores, class_key
+from segwright.evaluation.selection import Summary
+from segwright.inference.postprocessing import PostProcessing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +42,31 @@ class TrainedFold:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SelectionReport:
+    """A selected model.
+
+    Attributes:
+        model: Its folder, to predict with.
+        comparison: How the candidates compare.
+        postprocessing: What is done to its label maps, and what that gained.
+        is_new: Whether it had to be selected; not where it was there already.
+    """
+
+    model: Path
+    comparison: Summary
+    postprocessing: PostProcessing
+    is_new: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the selection as one JSON object."""
+        return {
+            "model": str(self.model),
+            **self.comparison.model_dump(),
+            "postprocessing": self.postprocessing.model_dump(),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport:
     """A finished run.
 
@@ -47,11 +74,13 @@ class RunReport:
         folds: Its folds.
         done: Which stages had work to do; none if everything was there.
         page: The HTML report, None where it could not be written.
+        selection: The model to predict with.
     """
 
     folds: tuple[TrainedFold, ...]
     done: tuple[str, ...]
     page: Path | None = None
+    selection: SelectionReport | None = None
 
     @property
     def models(self) -> tuple[Path, ...]:
@@ -64,6 +93,7 @@ class RunReport:
             "folds": [fold.to_json() for fold in self.folds],
             "done": list(self.done),
             "report": self.page and str(self.page),
+            "selection": self.selection and self.selection.to_json(),
         }
 
 

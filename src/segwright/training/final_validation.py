@@ -88,7 +88,7 @@ def validate(
     if missing:
         raise DatasetError(f"case {missing[0]}: no reference label to validate with; put it back into labelsTr")
     files = {name: folder / f"{name}{file_ending}" for name in identifiers}
-    record = _Record.open(folder, weights_hash) if ranks.is_first else _Record(None, weights_hash, {})
+    record = Record.open(folder, weights_hash) if ranks.is_first else Record(None, weights_hash, {})
     todo = ranks.first([name for name in identifiers if not record.has(files[name])])
     start = time.monotonic()
     kept = f", {len(files) - len(todo)} are done already" if len(todo) < len(files) else ""
@@ -106,7 +106,7 @@ def validate(
     return scores
 
 
-class _Record:
+class Record:
     """Which predictions were made with which weights: `predictions.json`, rewritten after every case.
 
     Without a path it is kept in memory.
@@ -118,7 +118,7 @@ class _Record:
         self.done = done
 
     @classmethod
-    def open(cls, folder: Path, weights_hash: str) -> _Record:
+    def open(cls, folder: Path, weights_hash: str) -> Record:
         """Go on with the record if it is of these weights; else begin one and remove the predictions it lists."""
         path = folder / RECORD_JSON
         document = read_json(path) if path.is_file() else {}
@@ -142,7 +142,7 @@ class _Record:
             write_json(self._path, {**document, "files": dict(sorted(self.done.items()))})
 
 
-def _predict(predictor: Predictor, cases: ValidationSource, files: Mapping[str, Path], record: _Record) -> None:
+def _predict(predictor: Predictor, cases: ValidationSource, files: Mapping[str, Path], record: Record) -> None:
     """Predict case by case; the one before is exported in a thread meanwhile."""
     with ThreadPoolExecutor(1, thread_name_prefix="segwright-export") as exporting:
         exports: list[Future[None]] = []
@@ -159,7 +159,7 @@ def _predict(predictor: Predictor, cases: ValidationSource, files: Mapping[str, 
             export.result()
 
 
-def _export(predictor: Predictor, logits: Tensor, provenance: Provenance, file: Path, record: _Record) -> None:
+def _export(predictor: Predictor, logits: Tensor, provenance: Provenance, file: Path, record: Record) -> None:
     prediction = predictor.decide(logits, provenance)
     save_labels(prediction.labels, file, provenance, predictor.plan.image_reader_writer)
     record.add(file)

@@ -1,0 +1,314 @@
+"""Selection as a verb: the model, or pair of models, that is best on held-out cases, as a folder that predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from logging import getLogger
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segwright.api.folds import is_trained
+from segwright.api.preparing import cases_are_fresh, cases_folder, make_cases
+from segwright.api.session import Session, open_session
+from segwright.core.documents import content_hash
+from segwright.core.errors import ModelError, Problem, ProblemReport, nearest
+from segwright.data.dataset import NO_ENVIRONMENT
+from segwright.data.plan import Plan
+from segwright.data.previous_stage import FOLDER, StageMaps
+from segwright.data.store import CaseStore
+from segwright.evaluation.crossval import SUMMARY_JSON, VALIDATION, CrossValidation, read_crossval, validated_folds
+from segwright.evaluation.postprocessing import determine
+from segwright.evaluation.scores import Scores, evaluate_files
+from segwright.evaluation.selection import Candidate, Summary, choose, ensemble_name
+from segwright.inference.postprocessing import POSTPROCESSING_JSON, PostProcessing
+from segwright.inference.selected import (
+    Source,
+    find_selected,
+    read_selected,
+    require_replaceable,
+    write_selected,
+)
+from segwright.report.results import SelectionReport
+from segwright.workspace import PLANS_JSON, Workspace
+
+if TYPE_CHECKING:
+    from segwright.training.cascade import CascadeStore
+
+logger = getLogger(__name__)
+
+VERSION = 1
+"""Raised when the same models would be selected or written otherwise than before."""
+
+_SEPARATOR = "__"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """A model folder with the folds that are compared, and its predictions of the cases that they held out."""
+
+    folder: Path
+    plan: Plan
+    configuration: str
+    found: CrossValidation
+
+    @property
+    def name(self) -> str:
+        """Name of the folder: trainer, plans and configuration."""
+        return self.folder.name
+
+
+def select(
+    dataset: str | Path,
+    *,
+    workspace: Workspace | None = None,
+    configurations: Sequence[str] | None = None,
+    folds: Sequence[int] | None = None,
+    plans: str | None = None,
+    ensembles: bool = True,
+    output: Path | str | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    environment: Mapping[str, str] = NO_ENVIRONMENT,
+) -> SelectionReport:
+    """Find the model, or the pair of models, that predicts held-out cases best, and write it as a folder that predicts.
+
+    Every model is scored on the held-out cases of the folds that all models have; a pair by the mean of the two
+    models' probabilities, which are made for this. Post-processing is decided on the winner's predictions.
+
+    Args:
+        dataset: Folder, name or id.
+        workspace: Where results are; `./segwright-work` by default.
+        configurations: Which ones compete; all that are trained by default.
+        folds: Whose held-out cases count; those that all models have by default.
+        plans: Only models of these plans; of all by default.
+        ensembles: Whether pairs compete too.
+        output: The folder; `model` in the results of the dataset by default. An earlier selection in it is replaced.
+        device: auto, cpu, mps or a GPU.
+        workers: Threads.
+        environment: Variables that explicit file lists may name.
+
+    Raises:
+        SegwrightError: Nothing is trained and validated, models have no fold in common, or the folder is in use.
+
+    Example:
+        >>> report = select("raw/Dataset004_Hippocampus")  # doctest: +SKIP
+        >>> segwright.predict(report.model, "images", "out")  # doctest: +SKIP
+    """
+    session = open_session(dataset, workspace, environment=environment)
+    models = find_trained(session, configurations=configurations, plans=plans)
+    return select_models(
+        session, models, folds=folds, ensembles=ensembles, output=output, device=device, workers=workers
+    )
+
+
+def find_trained(
+    session: Session, *, configurations: Sequence[str] | None = None, plans: str | None = None
+) -> list[Path]:
+    """Return the model folders of a dataset that have predicted held-out cases.
+
+    Raises:
+        ModelError: there is none, or none of a configuration that is asked for.
+    """
+    place = session.workspace.results / session.name
+    every = sorted(file.parent for file in place.glob(f"*{_SEPARATOR}*{_SEPARATOR}*/{PLANS_JSON}"))
+    of_plans = [folder for folder in every if plans in (None, folder.name.split(_SEPARATOR)[-2])]
+    there = {folder: folder.name.split(_SEPARATOR)[-1] for folder in of_plans if validated_folds(folder)}
+    if not there:
+        begun = f"; {every[0].name} has predicted none of its held-out cases yet" if every else ""
+        raise ModelError(
+            f"{place}: nothing to select from{begun}; train folds with 'segwright train' or 'segwright run'"
+        )
+    for name in configurations or ():
+        if name not in there.values():
+            raise ModelError(f"{place}: no trained fold of '{name}'{nearest(name, set(there.values()))}")
+    return [folder for folder, name in there.items() if configurations is None or name in configurations]
+
+
+def select_models(
+    session: Session,
+    models: Sequence[Path],
+    *,
+    folds: Sequence[int] | None = None,
+    ensembles: bool = True,
+    output: Path | str | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+) -> SelectionReport:
+    """Select among model folders; arguments as of `select`. What was selected from the same before is kept."""
+    target = Path(output) if output is not None else session.workspace.selected_folder(session.name)
+    require_replaceable(target)
+    trained = _trained(models, folds)
+    common = trained[0].found.folds
+    members = {each.name: _folds_to_copy(each, folds) for each in trained}
+    made_from = content_hash(
+        [
+            VERSION,
+            ensembles,
+            common,
+            session.raw_state,
+            [[each.name, members[each.name], _state(each.folder, members[each.name])] for each in trained],
+        ]
+    )
+    if find_selected(target) is not None:
+        known = read_selected(target)
+        if known.made_from == made_from:
+            comparison = Summary.model_validate(known.selection)
+            processing = PostProcessing.load(target / POSTPROCESSING_JSON)
+            return SelectionReport(model=target, comparison=comparison, postprocessing=processing, is_new=False)
+    _say_folds(trained, models)
+    references = _references(session, trained[0].found)
+    predictions: dict[tuple[str, ...], dict[str, Path]] = {(each.name,): each.found.cases for each in trained}
+    if ensembles and len(trained) > 1:
+        predictions |= _pair_predictions(session, trained, device=device, workers=workers)
+    reader = trained[0].plan.image_reader_writer
+
+    def score(files: Mapping[str, Path]) -> Scores:
+        pairs = [(references[case], file) for case, file in files.items()]
+        return evaluate_files(pairs, labels=session.dataset.labels, reader=reader, workers=workers)
+
+    candidates = [
+        Candidate(
+            name=names[0] if len(names) == 1 else ensemble_name(names[0], names[1], common),
+            members=names,
+            scores=score(files),
+        )
+        for names, files in predictions.items()
+    ]
+    selection = choose(candidates, common)
+    winners = predictions[selection.winner.members]
+    found = determine(
+        [(references[case], file) for case, file in winners.items()],
+        labels=session.dataset.labels,
+        reader=reader,
+        workers=workers,
+    )
+    comparison = selection.summary()
+    by_name = {each.name: each for each in trained}
+    write_selected(
+        target,
+        [
+            Source(folder=by_name[name].folder, configuration=by_name[name].configuration, folds=members[name])
+            for name in selection.winner.members
+        ],
+        found.processing,
+        dataset=session.name,
+        made_from=made_from,
+        selection=comparison.model_dump(),
+    )
+    logger.info("selected %s, mean Dice %.4f: %s", comparison.winner, comparison.dice, target)
+    return SelectionReport(model=target, comparison=comparison, postprocessing=found.processing, is_new=True)
+
+
+def _trained(models: Sequence[Path], folds: Sequence[int] | None) -> list[Trained]:
+    """Return the models with the folds that all of them have.
+
+    Raises:
+        ModelError: there is no such fold, or they were trained with different splits.
+    """
+    found = [read_crossval(model, folds) for model in models]
+    common = [fold for fold in found[0].folds if all(fold in each.folds for each in found)]
+    if not common:
+        held = "; ".join(f"{each.model.name}: {', '.join(map(str, each.folds))}" for each in found)
+        raise ModelError(
+            f"no fold has predicted its held-out cases in all models ({held}); train one in all, or choose some with "
+            "--config"
+        )
+    result = []
+    for each in found:
+        for fold in common:
+            if each.files[fold].keys() != found[0].files[fold].keys():
+                raise ModelError(
+                    f"{each.model}: fold {fold} held out other cases than that of {found[0].model.name}; only models "
+                    "of the same splits can be compared, choose them with --config or --folds"
+                )
+        name = each.model.name.split(_SEPARATOR)[-1]
+        plan = Plan.load(each.model / PLANS_JSON)
+        result.append(Trained(folder=each.model, plan=plan, configuration=name, found=each.only(common)))
+    return result
+
+
+def _folds_to_copy(model: Trained, folds: Sequence[int] | None) -> tuple[int, ...]:
+    """Return the folds whose networks will predict: those asked for, or all whose training has ended."""
+    names = [path.name.removeprefix("fold_") for path in model.folder.glob("fold_*")]
+    every = sorted(int(name) for name in names if name.isdecimal())
+    return tuple(
+        fold
+        for fold in every
+        if (folds is None or fold in folds) and is_trained(Workspace.fold_folder(model.folder, fold))
+    )
+
+
+def _state(model: Path, folds: Sequence[int]) -> list[tuple[str, int, int]]:
+    """Return size and time of all files that decide about a selection."""
+    names = ("checkpoint_final.safetensors", f"{VALIDATION}/{SUMMARY_JSON}")
+    files = [Workspace.fold_folder(model, fold) / name for fold in folds for name in names]
+    states = [(file, file.stat()) for file in (model / PLANS_JSON, *files) if file.is_file()]
+    return [(str(file.relative_to(model)), state.st_size, state.st_mtime_ns) for file, state in states]
+
+
+def _say_folds(trained: Sequence[Trained], models: Sequence[Path]) -> None:
+    common = trained[0].found.folds
+    count = len(trained[0].found.cases)
+    logger.info(
+        "comparing %s on %d held-out cases of fold%s %s",
+        *(", ".join(each.name for each in trained), count),
+        *("s" if len(common) > 1 else "", ", ".join(map(str, common))),
+    )
+    for each, model in zip(trained, models, strict=True):
+        others = sorted(set(validated_folds(model)) - set(common))
+        if others:
+            logger.warning("%s has fold %s too, which not all are compared on", each.name, ", ".join(map(str, others)))
+
+
+def _references(session: Session, found: CrossValidation) -> dict[str, Path]:
+    """Return the true label map of each held-out case."""
+    labels = {case.identifier: case.label for case in session.dataset.cases if case.label is not None}
+    missing = [case for case in found.cases if case not in labels]
+    if missing:
+        raise ProblemReport(
+            [
+                Problem(where=f"case {case}", what="was held out but has no label in the dataset", remedy="put it back")
+                for case in missing
+            ]
+        )
+    return {case: labels[case] for case in found.cases}
+
+
+def _pair_predictions(
+    session: Session, trained: Sequence[Trained], *, device: str, workers: int | None
+) -> dict[tuple[str, ...], dict[str, Path]]:
+    """Return the label maps of every pair of models, made where they are missing."""
+    from segwright.training.out_of_fold import Member, predict_pairs
+
+    ending = session.dataset.description.file_ending
+    members = {each.name: Member(folder=each.folder, cases=_cases(session, each, workers=workers)) for each in trained}
+    pairs = list(combinations(members, 2))
+    result: dict[tuple[str, ...], dict[str, Path]] = {pair: {} for pair in pairs}
+    for fold, files in trained[0].found.files.items():
+        folders = {
+            pair: Workspace.fold_folder(
+                session.workspace.ensemble_folder(session.name, "___".join(("ensemble", *pair))), fold
+            )
+            for pair in pairs
+        }
+        predict_pairs(members, folders, fold, list(files), file_ending=ending, device=device)
+        for pair, folder in folders.items():
+            result[pair] |= {case: folder / f"{case}{ending}" for case in files}
+    return result
+
+
+def _cases(session: Session, model: Trained, *, workers: int | None) -> CaseStore | CascadeStore:
+    """Return the preprocessed cases of a model, a second stage's with the first one's predictions."""
+    plan, name = model.plan, model.configuration
+    if not cases_are_fresh(session, plan, name):
+        make_cases(session, plan, name, workers=workers)
+    store = CaseStore(cases_folder(session, plan, name))
+    previous = plan.configuration(name).previous_stage
+    if previous is None:
+        return store
+    from segwright.inference.cascade import previous_stage_folder
+    from segwright.training.cascade import CascadeStore
+
+    return CascadeStore(store, StageMaps(previous_stage_folder(model.folder, name, previous) / FOLDER / name))

@@ -1,0 +1,80 @@
+"""The verb that selects a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from segwright.cli import options
+from segwright.cli.tables import number, print_json, print_table
+
+if TYPE_CHECKING:
+    from segwright.report.results import SelectionReport
+
+
+def select(
+    context: typer.Context,
+    dataset: options.Dataset,
+    config: options.Configurations = None,
+    folds: Annotated[
+        list[str] | None, typer.Option("--folds", metavar="0,2", help="Default: those that all models have.")
+    ] = None,
+    plans: Annotated[str | None, typer.Option("--plans", metavar="NAME", help="Only models of these plans.")] = None,
+    no_ensembles: Annotated[bool, typer.Option("--no-ensembles", help="Compare single models only.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="DIR", help="Default: model in the dataset's results.")
+    ] = None,
+    device: options.Device = "auto",
+    workers: options.Workers = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Find the model or pair of models that is best on held-out cases, and write it as one folder that predicts."""
+    from segwright import api
+
+    numbers = options.fold_numbers(folds)
+    report = api.select(
+        dataset,
+        workspace=options.workspace_of(context),
+        configurations=options.words(config) or None,
+        folds=None if numbers == "all" else numbers,
+        plans=plans,
+        ensembles=not no_ensembles,
+        output=output,
+        device=device,
+        workers=workers,
+        environment=options.environment(),
+    )
+    if as_json:
+        print_json(report.to_json())
+    else:
+        print_selection(report)
+
+
+def print_selection(report: SelectionReport) -> None:
+    """Print how the candidates compare, what post-processing gained, and how to predict."""
+    found, processing = report.comparison, report.postprocessing
+    rows = [
+        [
+            f"{candidate.name}{' *' if candidate.name == found.winner else ''}",
+            number(candidate.dice),
+            _between(candidate.interval),
+        ]
+        for candidate in found.candidates
+    ]
+    folds = f"fold{'s' if len(found.folds) > 1 else ''} {', '.join(map(str, found.folds))}"
+    print_table(f"{found.cases} held-out cases of {folds}", ["model", "mean Dice", "95 % interval"], rows)
+    if found.margin is not None:
+        print(f"* is better by {found.margin:.4f} ({_between(found.margin_interval)})")
+    kept = ", ".join(item.name for item in processing.decisions if item.accepted)
+    if kept:
+        change = f"{number(processing.dice_before)} -> {number(processing.dice_after)}"
+        print(f"post-processing keeps the largest component of {kept}: mean Dice {change}")
+    else:
+        print("no post-processing: keeping the largest component helps nowhere")
+    print(f"predict with: segwright predict --model {report.model} -i IMAGES -o OUT")
+
+
+def _between(interval: tuple[float, float] | None) -> str:
+    return "-" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}"

@@ -1,0 +1,125 @@
+"""Selection among two configurations with folds 0 and 2 only, and a model that outlives its data."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from journeys import call, states
+
+from segwright import api
+from segwright.data.images import read_images, read_label
+from segwright.data.labels import Labels
+from segwright.data.phantom import write_dataset
+from segwright.evaluation.scores import evaluate_case
+from segwright.workspace import Workspace
+
+READER = "SimpleITKIO"
+SHORT: dict[str, Any] = {"num_epochs": 1, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1}
+MODELS = ("Trainer__nnUNetPlans__2d", "Trainer__nnUNetPlans__3d_fullres")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work folder with a tiny dataset and four short trainings; tests copy it."""
+    work = tmp_path_factory.mktemp("selecting")
+    workspace = Workspace.under(work)
+    dataset = workspace.raw / "Dataset007_Tiny"
+    write_dataset(dataset, num_training=6, num_test=2, edge=16)
+    api.fingerprint(dataset, workspace=workspace)
+    api.plan(dataset, workspace=workspace)
+    for configuration in ("2d", "3d_fullres"):
+        for fold in (0, 2):
+            options = {"settings": {**SHORT, "batch_size": 2}, "device": "cpu"}
+            api.train(dataset, workspace=workspace, configuration=configuration, fold=fold, **options)
+    return work
+
+
+@pytest.fixture
+def work(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "work"))
+
+
+def test_select_delete_predict(work: Path, tmp_path: Path) -> None:
+    results = work / "results" / "Dataset007_Tiny"
+    done = call("--work", work, "select", 7, "--device", "cpu")
+    assert done.exit_code == 0, done.stderr
+    assert "3 held-out cases of folds 0, 2" in done.stdout
+    assert f"ensemble___{MODELS[0]}___{MODELS[1]}___0_2" in done.stdout
+    document = json.loads((results / "model" / "selection.json").read_text())
+    found = document["selection"]
+    assert [each["members"] for each in found["candidates"]] == [[MODELS[0]], [MODELS[1]], [*MODELS]]
+    dice = [each["dice"] for each in found["candidates"]]
+    assert next(each["dice"] for each in found["candidates"] if each["name"] == found["winner"]) == max(dice)
+    assert found["margin"] == pytest.approx(sorted(dice)[-1] - sorted(dice)[-2])
+    for name, value in zip(MODELS, dice, strict=False):
+        folds = [json.loads((results / name / f"fold_{k}/validation/summary.json").read_text()) for k in (0, 2)]
+        by_class: dict[str, list[float]] = {}
+        for case in (case for fold in folds for case in fold["metric_per_case"]):
+            for key, measures in case["metrics"].items():
+                by_class.setdefault(key, []).append(measures["Dice"])
+        assert value == pytest.approx(np.mean([np.nanmean(values) for values in by_class.values()]))
+    assert not [*results.rglob("*.b2nd"), *results.rglob(".probabilities*")]
+
+    before = states(results)
+    again = call("--work", work, "select", "7", "--device", "cpu", "--json")
+    assert json.loads(again.stdout)["winner"] == found["winner"]
+    assert states(results) == before
+
+    images = Path(shutil.copytree(work / "raw" / "Dataset007_Tiny" / "imagesTs", tmp_path / "images"))
+    model = Path(shutil.move(results / "model", tmp_path / "model"))
+    shutil.rmtree(work)
+    predicted = call("predict", "--model", model, "-i", images, "-o", tmp_path / "out", "--device", "cpu")
+    assert predicted.exit_code == 0, predicted.stderr
+    assert len([*(tmp_path / "out").glob("*.nii.gz")]) == 2
+    file = sorted(images.iterdir())[0]
+    volume = read_images([file], READER)
+    labels = api.load_model(model, device="cpu").predict(volume.array[0], spacing=volume.spacing)
+    written = tmp_path / "out" / file.name.replace("_0000", "")
+    np.testing.assert_array_equal(read_label(written, READER).array[0], labels)
+
+
+def test_a_pair_is_scored_by_its_mean_probabilities(work: Path) -> None:
+    """Out-of-fold probabilities on demand are those that both models predict from the raw images."""
+    raw = work / "raw" / "Dataset007_Tiny"
+    report = api.select(raw, workspace=Workspace.under(work), device="cpu", output=work / "model")
+    folder = work / "results" / raw.name / "ensembles" / f"ensemble___{'___'.join(MODELS)}"
+    labels = Labels.from_dataset_json(json.loads((raw / "dataset.json").read_text()))
+    assert report.is_new
+    for fold in (0, 2):
+        models = [api.load_model(work / "results" / raw.name / name, folds=[fold], device="cpu") for name in MODELS]
+        for file in sorted((folder / f"fold_{fold}").glob("*.nii.gz")):
+            volume = read_images([raw / "imagesTr" / file.name.replace(".nii.gz", "_0000.nii.gz")], READER)
+            maps = [model.predict_probabilities(volume.array[0], spacing=volume.spacing) for model in models]
+            mean = np.mean([found.probabilities for found in maps], axis=0)
+            stored = read_label(file, READER).array[0].astype(np.int64)
+            agreement = evaluate_case(labels.decide(mean, logits=False).astype(np.int64), stored, labels)
+            assert all(measures.dice > 0.999 or np.isnan(measures.dice) for measures in agreement.values())
+
+
+def test_what_cannot_be_compared_is_said(work: Path, tmp_path: Path) -> None:
+    results = work / "results" / "Dataset007_Tiny"
+    only = ("--work", work, "select", 7, "--device", "cpu", "--no-ensembles", "-o", tmp_path / "model")
+    single = call(*only, "--configs", "2d", "--folds", "2")
+    assert single.exit_code == 0, single.stderr
+    assert [*(tmp_path / "model" / "members").iterdir()] == [tmp_path / "model" / "members" / MODELS[0]]
+    assert [path.name for path in (tmp_path / "model" / "members" / MODELS[0]).glob("fold_*")] == ["fold_2"]
+    assert "ensemble" not in single.stdout
+    for arguments, message in (
+        (("--folds", "1"), "fold 1 has predicted its held-out cases; folds 0, 2 have"),
+        (("--config", "3d_fulres"), "did you mean '3d_fullres'?"),
+        (("--plans", "Other"), "nothing to select from"),
+    ):
+        refused = call(*only, *arguments)
+        assert (refused.exit_code, message in refused.stderr) == (1, True), refused.stderr
+    shutil.rmtree(results / MODELS[0] / "fold_2")
+    fewer = call(*only)
+    assert "held-out cases of fold 0" in fewer.stdout
+    assert f"{MODELS[1]} has fold 2 too" in fewer.stderr
+    shutil.rmtree(results / MODELS[1] / "fold_0")
+    none = call(*only)
+    assert "no fold has predicted its held-out cases in all models" in none.stderr
