@@ -19,6 +19,9 @@ def test_the_journey_ends_with_a_table(journey: Journey) -> None:
     assert journey.result.exit_code == 0, journey.result.stderr
     assert "3d_fullres fold 0" in journey.result.stdout
     assert str(journey.model) in journey.result.stdout
+    selected = journey.model.with_name("model")
+    assert f"predict with: segwright predict --model {selected} -i IMAGES -o OUT" in journey.result.stdout
+    assert (selected / "members" / journey.model.name / "fold_0" / "checkpoint_final.safetensors").is_file()
 
 
 def test_files_land_where_nnunet_users_look(journey: Journey) -> None:

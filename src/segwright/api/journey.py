@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from segwright.api import folds as folding
-from segwright.api import learning, predicting, preparing, reporting
+from segwright.api import learning, predicting, preparing, reporting, selecting
 from segwright.api.folds import TrainOptions
 from segwright.api.preparing import PlanOptions
 from segwright.api.session import Session, open_session
@@ -57,7 +57,7 @@ def run(
     environment: Mapping[str, str] = NO_ENVIRONMENT,
     stop: StopRequest | None = None,
 ) -> RunReport:
-    """Check, fingerprint, plan, preprocess, train and validate; what is there and fresh is left alone.
+    """Check, fingerprint, plan, preprocess, train, validate and select; what is there and fresh is left alone.
 
     Killed at any moment and started again, it does only what is missing; on finished work it does nothing.
 
@@ -79,7 +79,7 @@ def run(
         stop: Asks a training to save and end after its step.
 
     Returns:
-        The folds with their scores, and the stages that had work to do.
+        The folds with their scores, the stages that had work to do, and the selected model.
 
     Example:
         >>> report = run("raw/Dataset004_Hippocampus", folds=[0], budget="10m")  # doctest: +SKIP
@@ -114,8 +114,11 @@ def run(
     for name, fold in set(itertools.product(names, numbers)) - set(todo):
         folding.say_if_trained_otherwise(session, plan, name, fold, chosen)
     folds_done = tuple(folding.finished_fold(session, plan, name, fold) for name in names for fold in numbers)
+    models = [folding.model_folder(session, plan, name) for name in names]
+    selection = selecting.select_models(session, models, folds=numbers, device=device, workers=workers)
+    done += ["select"] * selection.is_new
     page = reporting.report_of_run(folds_done[0].model.parent, workspace=session.workspace)
-    return RunReport(folds=folds_done, done=tuple(done), page=page)
+    return RunReport(folds=folds_done, done=tuple(done), page=page, selection=selection)
 
 
 def demo(

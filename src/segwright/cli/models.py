@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from segwright.cli import launch, options
+from segwright.cli.selecting import print_selection
 from segwright.cli.signals import heeding_signals
 from segwright.cli.tables import number, print_json, print_scores, print_table
 
@@ -99,7 +100,7 @@ def run(
     workers: options.Workers = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Do everything: check, fingerprint, plan, preprocess, train, validate. Started again, do what is missing."""
+    """Do everything: check, fingerprint, plan, preprocess, train, select. Started again, do what is missing."""
     from segwright import api
 
     with heeding_signals() as stop:
@@ -127,6 +128,8 @@ def run(
     print_scores("Dice of held-out cases", rows)
     for model in report.models:
         print(f"model: {model}")
+    if report.selection is not None:
+        print_selection(report.selection)
     if report.page is not None:
         print(f"report: {report.page}")
     if not report.done:

@@ -63,9 +63,9 @@ def print_selection(report: SelectionReport) -> None:
         ]
         for candidate in found.candidates
     ]
-    folds = f"fold{'s' if len(found.folds) > 1 else ''} {', '.join(map(str, found.folds))}"
-    print_table(f"{found.cases} held-out cases of {folds}", ["model", "mean Dice", "95 % interval"], rows)
     if found.margin is not None:
+        folds = f"fold{'s' if len(found.folds) > 1 else ''} {', '.join(map(str, found.folds))}"
+        print_table(f"{found.cases} held-out cases of {folds}", ["model", "mean Dice", "95 % interval"], rows)
         print(f"* is better by {found.margin:.4f} ({_between(found.margin_interval)})")
     kept = ", ".join(item.name for item in processing.decisions if item.accepted)
     if kept:
