@@ -166,3 +166,22 @@ def test_the_first_stage_may_be_stored_in_the_second(trained: tuple[Path, Worksp
         api.load_model(alone, device="cpu")
     shutil.copytree(model(work, LOWRES), alone / STORED)
     assert isinstance(api.load_model(alone, device="cpu"), CascadePredictor)
+
+
+def test_a_selected_cascade_stands_alone(trained: tuple[Path, Workspace, str], tmp_path: Path) -> None:
+    raw, finished, _ = trained
+    shutil.copytree(finished.results.parent, tmp_path / "work")
+    work = Workspace.under(tmp_path / "work")
+    first = {"configuration": LOWRES, "fold": 0, "settings": SETTINGS, "device": "cpu", "resume": True}
+    api.train(raw, workspace=work, **first)  # its training is there, its validation was not asked for yet
+    report = api.select(raw, workspace=work, device="cpu")
+    assert [len(each.members) for each in report.comparison.candidates] == [1, 1, 2]
+    alone = api.select(raw, workspace=work, configurations=[CASCADE], output=tmp_path / "model", device="cpu")
+    expected = api.load_model(model(work, CASCADE), device="cpu")
+    shutil.rmtree(work.results.parent)
+    found = api.load_model(alone.model, device="cpu")
+    assert isinstance(found, CascadePredictor)
+    assert found.first.origin["folds"] == ["0", "1"]
+    image = np.random.default_rng(0).normal(size=(16, 14, 15))
+    plain = expected.predict(image, spacing=(1, 1, 1))
+    np.testing.assert_array_equal(found.predict(image, spacing=(1, 1, 1)), alone.postprocessing(plain))

@@ -62,3 +62,19 @@ def test_saved_probabilities_are_averaged(journey: Journey, tmp_path: Path) -> N
     assert "2 cases" in averaged.stdout
     single = call("ensemble", tmp_path / "npz", "-o", tmp_path / "single")
     assert (single.exit_code, "at least two folders" in single.stderr) == (1, True)
+
+
+def test_labels_can_be_named_instead_of_a_dataset(journey: Journey, tmp_path: Path) -> None:
+    predictions = tmp_path / "far" / "predictions"
+    predictions.mkdir(parents=True)
+    references = tmp_path / "away" / "references"
+    references.mkdir(parents=True)
+    for file in (journey.dataset / "labelsTs").iterdir():
+        for folder in (references, predictions):
+            (folder / file.name).write_bytes(file.read_bytes())
+    done = call("evaluate", references, predictions, "--labels", "1,2", "--json")
+    assert done.exit_code == 0, done.stderr
+    assert set(json.loads(done.stdout)["mean"]) == {"1", "2", "mean"}
+    assert json.loads(done.stdout)["mean"]["2"]["Dice"] == 1
+    wrong = call("evaluate", references, predictions, "--labels", "organ")
+    assert (wrong.exit_code, "'organ' is no label" in wrong.stderr) == (1, True)

@@ -25,7 +25,7 @@ from segwright.api.preparing import DEFAULT_PLANS, cases_are_fresh, load_plan, m
 from segwright.api.session import open_session
 from segwright.core.errors import ConfigError, DatasetError, ModelError
 from segwright.data.dataset import NO_ENVIRONMENT, load_description
-from segwright.data.images import choose_reader
+from segwright.data.images import READERS, choose_reader
 from segwright.data.labels import Labels
 from segwright.evaluation import scores as scoring
 from segwright.evaluation import statistics
@@ -116,6 +116,7 @@ def evaluate(
     prediction: Path | str,
     *,
     dataset_json: Path | str | None = None,
+    label_values: Sequence[int] | None = None,
     output: Path | str | None = None,
     surface: bool = False,
     lesions: bool = False,
@@ -128,6 +129,7 @@ def evaluate(
         reference: Folder of true label maps.
         prediction: Folder of predicted label maps.
         dataset_json: Names labels and file ending; by default the one in, or one level above, either folder.
+        label_values: What to score, instead of what a dataset.json says; the file ending is that of the references.
         output: File of the scores; `summary.json` in the prediction folder by default.
         surface: Also HD, HD95, ASSD and NSD, in mm.
         lesions: Also detection of single structures, and panoptic quality.
@@ -135,14 +137,19 @@ def evaluate(
         workers: Threads.
     """
     truth, predicted = Path(reference), Path(prediction)
-    description = load_description(Path(dataset_json) if dataset_json else find_description(truth, predicted))
-    labels = Labels.from_description(description)
+    if label_values:
+        labels = Labels({"background": 0, **{str(value): value for value in sorted({*label_values} - {0})}})
+        ending, reader = _known_ending(truth), None
+    else:
+        description = load_description(Path(dataset_json) if dataset_json else find_description(truth, predicted))
+        labels = Labels.from_description(description)
+        ending, reader = description.file_ending, description.overwrite_image_reader_writer
     found = scoring.evaluate(
         truth,
         predicted,
         labels=labels,
-        file_ending=description.file_ending,
-        reader=choose_reader(description.file_ending, None, description.overwrite_image_reader_writer),
+        file_ending=ending,
+        reader=choose_reader(ending, None, reader),
         further=scoring.Further(surface=surface, lesions=lesions),
         workers=workers,
     )
@@ -151,6 +158,18 @@ def evaluate(
     file = Path(output) if output else predicted / SUMMARY
     found.save(file)
     return Evaluation(scores=found, file=file, labels=labels)
+
+
+def _known_ending(folder: Path) -> str:
+    """Return the ending of the files in a folder, the longest that a reader knows."""
+    if not folder.is_dir():
+        raise DatasetError(f"{folder}: no such folder")
+    endings = sorted({ending for reader in READERS.values() for ending in reader.endings}, key=len, reverse=True)
+    for file in sorted(folder.iterdir()):
+        for ending in endings:
+            if file.name.lower().endswith(ending):
+                return file.name[-len(ending) :]
+    raise DatasetError(f"{folder}: no label map; a reader knows {', '.join(sorted(endings))}")
 
 
 def compare(summaries: Sequence[Path | str]) -> list[Comparison]:

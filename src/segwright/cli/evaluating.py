@@ -22,6 +22,9 @@ def evaluate(
         Path | None,
         typer.Option("--dataset-json", metavar="F", help="Names the labels (default: found beside either folder)."),
     ] = None,
+    labels: Annotated[
+        list[str] | None, typer.Option("--labels", metavar="1,2", help="Score these values; no dataset.json is needed.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE", help="Where to write summary.json.")
     ] = None,
@@ -40,6 +43,7 @@ def evaluate(
         reference,
         prediction,
         dataset_json=dataset_json,
+        label_values=options.label_values(labels),
         output=output,
         surface=surface,
         lesions=lesions,

@@ -45,6 +45,20 @@ def fold_numbers(values: Sequence[str] | None) -> tuple[int, ...] | Literal["all
     return tuple(int(word) for word in found)
 
 
+def label_values(values: Sequence[str] | None) -> tuple[int, ...] | None:
+    """Return label values as numbers, None where nothing was given.
+
+    >>> label_values(["1,2"])
+    (1, 2)
+    """
+    found = words(values)
+    wrong = [word for word in found if not word.isdecimal() or word == "0"]
+    if wrong:
+        message = f"'{wrong[0]}' is no label; write for instance 1,2"
+        raise typer.BadParameter(message, param_hint="--labels")
+    return tuple(map(int, found)) or None
+
+
 def one_fold(text: str) -> int | Literal["all"]:
     """Return one fold: a number or the word `all`."""
     if text == "all":

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 SELECTION_JSON: Final = "selection.json"
 MEMBERS: Final = "members"
 
-_OURS = {SELECTION_JSON, POSTPROCESSING_JSON, MEMBERS}
+_OURS = {SELECTION_JSON, POSTPROCESSING_JSON, MEMBERS, "report.html"}
 _CHECKPOINT = ("checkpoint_final.safetensors", "checkpoint_final.json")
 
 
