@@ -1,4 +1,4 @@
-"""Print what one prediction or export needs at its peak: `measure_memory.py export HEADS` or `predict EXTENT`."""
+"""Print what one prediction or export needs at its peak: `measure_memory.py export|average HEADS` or `predict EXTENT`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from segwright.data.images import Volume
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan
 from segwright.data.store import Provenance
+from segwright.inference.ensemble import Ensemble
 from segwright.inference.export import logits_to_labels
 from segwright.inference.predictor import Predictor
 
@@ -128,6 +129,31 @@ def predict(extent: int) -> dict[str, float]:
     return {"beyond_arrays_mib": peak - (2 * array.nbytes + prediction.labels.nbytes) / MIB}
 
 
+def average(heads: int) -> dict[str, float]:
+    """Predict a case with two models whose probabilities, on its own grid, would be large."""
+    chosen, coarse = plan(1.0), (2.0, 4.0, 4.0)
+    configuration = chosen.configuration("memory").model_copy(update={"spacing": coarse})
+    predictors = [
+        Predictor(
+            [nn.Conv3d(1, heads, 1)],
+            chosen,
+            configuration,
+            labels_of(heads),
+            device=torch.device("cpu"),
+            precision="fp32",
+        )
+        for _ in range(2)
+    ]
+    both, spacing = Ensemble(predictors), (1.0, 1.0, 1.0)
+    random = np.random.default_rng(0)
+    for shape in ((8, 16, 16), (80, 256, 256)):  # once on little, see `export`
+        array = random.standard_normal((1, *shape), dtype=np.float32)
+        before = start_peak()
+        label_map = both.predict_case(Volume(array=array, spacing=spacing, properties={"spacing": spacing})).labels
+        extra = resident_mib("VmHWM") - before
+    return {"extra_mib": extra, "label_mib": label_map.nbytes / MIB, "whole_mib": 4 * heads * label_map.size / MIB}
+
+
 if __name__ == "__main__":
-    measure = {"export": export, "predict": predict}[sys.argv[1]]
+    measure = {"export": export, "average": average, "predict": predict}[sys.argv[1]]
     sys.stdout.write(json.dumps(measure(int(sys.argv[2]))))

@@ -38,3 +38,9 @@ def test_memory_does_not_grow_with_the_long_axis() -> None:
     long = measured("predict", 2048)["beyond_arrays_mib"]
     # The allocator's own mood is some percent; one more copy of the image would be 20.
     assert long <= 1.05 * max(shorts)
+
+
+@pytest.mark.slow
+def test_an_ensemble_never_holds_the_probabilities_of_a_case() -> None:
+    found = measured("average", 32)
+    assert found["extra_mib"] <= 2 * found["label_mib"] + BUDGET_MIB < found["whole_mib"]
