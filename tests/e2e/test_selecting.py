@@ -110,16 +110,21 @@ def test_what_cannot_be_compared_is_said(work: Path, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "model" / "members" / MODELS[0]).glob("fold_*")] == ["fold_2"]
     assert "ensemble" not in single.stdout
     for arguments, message in (
-        (("--folds", "1"), "fold 1 has predicted its held-out cases; folds 0, 2 have"),
+        (("--folds", "1"), "fold 1 is not trained and validated; there is 0, 2"),
         (("--config", "3d_fulres"), "did you mean '3d_fullres'?"),
         (("--plans", "Other"), "nothing to select from"),
     ):
         refused = call(*only, *arguments)
         assert (refused.exit_code, message in refused.stderr) == (1, True), refused.stderr
+    foreign = results / "nnUNetTrainer__nnUNetPlans__2d"
+    shutil.copytree(results / MODELS[0], foreign)
+    for file in foreign.rglob("checkpoint_*"):
+        file.unlink()
     shutil.rmtree(results / MODELS[0] / "fold_2")
     fewer = call(*only)
     assert "held-out cases of fold 0" in fewer.stdout
     assert f"{MODELS[1]} has fold 2 too" in fewer.stderr
+    assert f"{foreign.name} is left out" in fewer.stderr
     shutil.rmtree(results / MODELS[1] / "fold_0")
     none = call(*only)
     assert "no fold has predicted its held-out cases in all models" in none.stderr

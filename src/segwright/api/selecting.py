@@ -113,10 +113,17 @@ def find_trained(
     """
     place = session.workspace.results / session.name
     every = sorted(file.parent for file in place.glob(f"*{_SEPARATOR}*{_SEPARATOR}*/{PLANS_JSON}"))
-    of_plans = [folder for folder in every if plans in (None, folder.name.split(_SEPARATOR)[-2])]
-    there = {folder: folder.name.split(_SEPARATOR)[-1] for folder in of_plans if validated_folds(folder)}
+    there: dict[Path, str] = {}
+    for folder in every:
+        *_, of_plans, name = folder.name.split(_SEPARATOR)
+        if plans not in (None, of_plans):
+            continue
+        if _comparable_folds(folder):
+            there[folder] = name
+        else:
+            logger.warning("%s is left out: no fold is trained here and has predicted held-out cases", folder.name)
     if not there:
-        begun = f"; {every[0].name} has predicted none of its held-out cases yet" if every else ""
+        begun = f"; no fold in {every[0].name} is trained to the end and validated" if every else ""
         raise ModelError(
             f"{place}: nothing to select from{begun}; train folds with 'segwright train' or 'segwright run'"
         )
@@ -207,7 +214,14 @@ def _trained(models: Sequence[Path], folds: Sequence[int] | None) -> list[Traine
     Raises:
         ModelError: there is no such fold, or they were trained with different splits.
     """
-    found = [read_crossval(model, folds) for model in models]
+    for model in models:
+        missing = sorted(set(folds or ()) - set(_comparable_folds(model)))
+        if missing:
+            held = ", ".join(map(str, _comparable_folds(model)))
+            raise ModelError(
+                f"{model}: fold {', '.join(map(str, missing))} is not trained and validated; there is {held or 'none'}"
+            )
+    found = [read_crossval(model, folds or _comparable_folds(model)) for model in models]
     common = [fold for fold in found[0].folds if all(fold in each.folds for each in found)]
     if not common:
         held = "; ".join(f"{each.model.name}: {', '.join(map(str, each.folds))}" for each in found)
@@ -227,6 +241,11 @@ def _trained(models: Sequence[Path], folds: Sequence[int] | None) -> list[Traine
         plan = Plan.load(each.model / PLANS_JSON)
         result.append(Trained(folder=each.model, plan=plan, configuration=name, found=each.only(common)))
     return result
+
+
+def _comparable_folds(model: Path) -> list[int]:
+    """Return the folds with weights of ours whose held-out cases are predicted; nnU-Net's have others."""
+    return [fold for fold in validated_folds(model) if is_trained(Workspace.fold_folder(model, fold))]
 
 
 def _folds_to_copy(model: Trained, folds: Sequence[int] | None) -> tuple[int, ...]:
@@ -257,7 +276,7 @@ def _say_folds(trained: Sequence[Trained], models: Sequence[Path]) -> None:
         *("s" if len(common) > 1 else "", ", ".join(map(str, common))),
     )
     for each, model in zip(trained, models, strict=True):
-        others = sorted(set(validated_folds(model)) - set(common))
+        others = sorted(set(_comparable_folds(model)) - set(common))
         if others:
             logger.warning("%s has fold %s too, which not all are compared on", each.name, ", ".join(map(str, others)))
 

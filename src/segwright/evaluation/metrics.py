@@ -17,6 +17,10 @@ _DIRECT_VALUES = 256
 """Label values below this index the confusion matrix directly; larger ones are renumbered first."""
 
 
+_BLOCK = 1 << 20
+"""Voxels that are counted at once: no copy of a whole case, in a wider type, is made."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overlap:
     """Voxel counts of one class in one case."""
@@ -80,9 +84,6 @@ def confusion(
     """
     assert reference.shape == prediction.shape, "shapes are checked where files are read"
     first, second = reference.reshape(-1), prediction.reshape(-1)
-    if ignore_label is not None:
-        annotated = first != ignore_label
-        first, second = first[annotated], second[annotated]
     if not first.size:
         return Confusion(values=(), counts=np.zeros((0, 0), dtype=np.int64))
     lowest, highest = min(first.min(), second.min()), max(first.max(), second.max())
@@ -92,9 +93,14 @@ def confusion(
         first, second = np.split(indices.reshape(-1), 2)
     else:
         values = tuple(range(int(highest) + 1))
-    pairs = first.astype(np.int64) * len(values) + second
-    counts = np.bincount(pairs, minlength=len(values) ** 2)
-    return Confusion(values=values, counts=counts.reshape(len(values), len(values)))
+    counts = np.zeros(len(values) ** 2, dtype=np.int64)
+    for start in range(0, first.size, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        counts += np.bincount(first[block].astype(np.int64) * len(values) + second[block], minlength=len(counts))
+    matrix = counts.reshape(len(values), len(values))
+    if ignore_label in values:
+        matrix[values.index(ignore_label)] = 0
+    return Confusion(values=values, counts=matrix)
 
 
 def overlaps(

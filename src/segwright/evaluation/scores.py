@@ -358,8 +358,8 @@ def _score_case(
     change: Change | None,
 ) -> CaseScores | Problem:
     try:
-        volumes = [read_label(path, reader) for path in (reference_file, prediction_file)]
-        reference, prediction = (np.rint(volume.array[0]).astype(np.int64) for volume in volumes)
+        reference, spacing = _read_labels(reference_file, reader)
+        prediction, _ = _read_labels(prediction_file, reader)
     except SegwrightError as error:
         return Problem(where=prediction_file.name, what=str(error))
     if reference.shape != prediction.shape:
@@ -371,10 +371,16 @@ def _score_case(
     if change is not None:
         prediction = change(prediction)
     return CaseScores(
-        metrics=evaluate_case(reference, prediction, labels, spacing=volumes[0].spacing, further=further),
+        metrics=evaluate_case(reference, prediction, labels, spacing=spacing, further=further),
         prediction_file=str(prediction_file),
         reference_file=str(reference_file),
     )
+
+
+def _read_labels(file: Path, reader: str) -> tuple[npt.NDArray[np.int32], tuple[float, float, float]]:
+    """Return a label map (*S) and its spacing; what was read is let go."""
+    volume = read_label(file, reader)
+    return np.rint(volume.array[0]).astype(np.int32), volume.spacing
 
 
 def _mean(values: Sequence[float], *, skip_nan: bool) -> float:

@@ -1,4 +1,4 @@
-"""Print what one prediction or export needs at its peak: `measure_memory.py export|average HEADS` or `predict EXTENT`."""
+"""Print what a prediction needs at its peak: `measure_memory.py export HEADS`, `average HEADS` or `predict EXTENT`."""
 
 from __future__ import annotations
 
