@@ -80,9 +80,12 @@ def predict(
     predictors = [each for each in loaded if not isinstance(each, Ensemble)]
     several = loaded[0] if isinstance(loaded[0], Ensemble) else Ensemble(predictors) if len(models) > 1 else None
     if several is not None:
-        if saving or len(devices) > 1:
-            raise ConfigError("several models write label maps, on one device; predict with each otherwise")
-        return several.predict_files(images, output, overwrite=overwrite, part=part, parts=parts)
+        if len(devices) > 1:
+            raise ConfigError(
+                "several models predict on one device; give each device a part of the cases, --part 0 --parts "
+                f"{len(devices)} and so on"
+            )
+        return several.predict_files(images, output, probabilities=saving, overwrite=overwrite, part=part, parts=parts)
     return predict_files(
         predictors[0],
         Path(images),

@@ -95,6 +95,7 @@ def ensemble(
     output: Path | str,
     *,
     dataset_json: Path | str | None = None,
+    probabilities: bool | str = False,
     overwrite: bool = False,
 ) -> list[Path]:
     """Write the label maps of the mean of saved probabilities, and return the files.
@@ -103,6 +104,7 @@ def ensemble(
         predictions: Two or more folders that `predict` wrote with probabilities as b2nd or npz; nnU-Net's too.
         output: Gets one label map per case.
         dataset_json: Names the labels; by default the one in, or one level above, a prediction folder.
+        probabilities: Also write the mean: npz (or True), b2nd or nifti.
         overwrite: Replace label maps that are there.
 
     Raises:
@@ -111,6 +113,7 @@ def ensemble(
     if len(predictions) < 2:
         raise ConfigError("ensemble: give at least two folders of predictions")
     from segwright.inference.saved_probabilities import average_folders
+    from segwright.inference.writers import Saving
 
     folders = [Path(each) for each in predictions]
     description = load_description(Path(dataset_json) if dataset_json else find_description(*folders))
@@ -120,6 +123,7 @@ def ensemble(
         labels=Labels.from_description(description),
         file_ending=description.file_ending,
         reader=_reader(folders[0], description),
+        saving=Saving(kind="npz" if probabilities is True else probabilities) if probabilities else None,
         overwrite=overwrite,
     )
 

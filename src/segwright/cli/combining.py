@@ -73,13 +73,18 @@ def ensemble(
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="Folder for the label maps.")],
     dataset_json: DatasetJson = None,
+    probabilities: Annotated[
+        str | None, typer.Option("--probabilities", metavar="FORM", help="Also write the mean: npz, b2nd or nifti.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace label maps that are there.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Average the saved probabilities of several folders of predictions, nnU-Net's too."""
     from segwright import api
 
-    files = api.ensemble(predictions, output, dataset_json=dataset_json, overwrite=overwrite)
+    files = api.ensemble(
+        predictions, output, dataset_json=dataset_json, probabilities=probabilities or False, overwrite=overwrite
+    )
     if as_json:
         print_json(files)
     else:

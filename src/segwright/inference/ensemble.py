@@ -24,6 +24,7 @@ from segwright.core.log import progress
 from segwright.data.dataset import list_cases
 from segwright.data.images import Volume, write_labels
 from segwright.data.labels import Labels
+from segwright.data.store import Provenance
 from segwright.inference.arrays import Placed, place
 from segwright.inference.export import LabelMap
 from segwright.inference.files import (
@@ -42,7 +43,7 @@ from segwright.inference.postprocessing import NO_POSTPROCESSING, PostProcessing
 from segwright.inference.predictor import Prediction, Predictor
 from segwright.inference.sliding import TileCount
 from segwright.inference.stitching import Planes
-from segwright.inference.writers import Saving
+from segwright.inference.writers import Saving, StoredProbabilities
 from segwright.preprocessing.pipeline import Preprocessed
 from segwright.workspace import DATASET_JSON
 
@@ -72,7 +73,7 @@ class Ensemble:
     def predict_case(self, volume: Volume, *, probabilities: bool = False) -> Prediction:
         """Return labels, and mean probabilities where asked for, of one case on its own grid."""
         with TemporaryDirectory(prefix="segwright-ensemble-") as scratch:
-            arrays, _ = _probabilities(self.predictors, volume, Path(scratch))
+            arrays, *_ = _probabilities(self.predictors, volume, Path(scratch))
             label_map = self.postprocessing(mean_labels(arrays, self.labels))
             mean = np.mean([array[:] for array in arrays], axis=0) if probabilities else None
         return Prediction(labels=label_map, probabilities=mean)
@@ -118,6 +119,7 @@ def predict_ensemble(
     output_folder: Path,
     postprocessing: PostProcessing = NO_POSTPROCESSING,
     *,
+    probabilities: bool | Saving = False,
     overwrite: bool = False,
     part: int = 0,
     parts: int = 1,
@@ -129,6 +131,7 @@ def predict_ensemble(
         input_folder: `<case>_0000<ending>` and so on; never written to.
         output_folder: as of `files.predict_files`; finished cases are kept.
         postprocessing: of the label maps.
+        probabilities: also write their mean, as of `files.predict_files`.
         overwrite: predict everything anew.
         part: predict every `parts`-th case, beginning with this one (from 0).
         parts: into how many parts the cases are dealt.
@@ -148,7 +151,10 @@ def predict_ensemble(
     if postprocessing.steps:
         models["postprocessing"] = postprocessing.to_json()
     journal = Journal.open(output_folder / name, models, overwrite=overwrite)
-    jobs = [job_of(case, output_folder, first, description.file_ending, None) for case in cases]
+    saving = Saving(kind="npz") if probabilities is True else probabilities or None
+    if saving is not None:
+        saving.require_writable(first.plan.image_reader_writer)
+    jobs = [job_of(case, output_folder, first, description.file_ending, saving) for case in cases]
     if not journal.known and not overwrite:
         require_unused(jobs, output_folder)
     write_json(output_folder / DATASET_JSON, description.raw(), indent=4)
@@ -182,8 +188,11 @@ def require_same_task(predictors: Sequence[Predictor]) -> None:
                 )
 
 
-def mean_labels(arrays: Sequence[Any], labels: Labels) -> LabelMap:
-    """Return the label map (Z, Y, X) of the mean of probabilities (H, Z, Y, X), arrays in memory or on disk."""
+def mean_labels(arrays: Sequence[Any], labels: Labels, kept: StoredProbabilities | None = None) -> LabelMap:
+    """Return the label map (Z, Y, X) of the mean of probabilities (H, Z, Y, X), arrays in memory or on disk.
+
+    `kept` takes the mean.
+    """
     shape = tuple(arrays[0].shape)
     result: npt.NDArray[Any] = np.zeros(shape[1:], dtype=labels.dtype)
     depth = max(1, SLAB_BYTES // (4 * int(np.prod((shape[0], *shape[2:])))))
@@ -192,7 +201,10 @@ def mean_labels(arrays: Sequence[Any], labels: Labels) -> LabelMap:
         total = np.zeros((shape[0], stop - start, *shape[2:]), dtype=np.float32)
         for array in arrays:
             total += array[:, start:stop]
-        result[start:stop] = labels.decide(total / np.float32(len(arrays)), logits=False)
+        total /= len(arrays)
+        result[start:stop] = labels.decide(total, logits=False)
+        if kept is not None:
+            kept.put(start, stop, total[kept.heads])
     return result
 
 
@@ -204,8 +216,13 @@ def _predict(predictors: Sequence[Predictor], postprocessing: PostProcessing, jo
         scratch = stack.enter_context(TemporaryDirectory(dir=job.output.parent, prefix=".ensemble-"))
         volume = read_volume(job.case, reader)
         read_s = time.perf_counter() - begin
-        arrays, count = _probabilities(predictors, volume, Path(scratch))
-        label_map = postprocessing(mean_labels(arrays, predictors[0].labels))
+        labels = predictors[0].labels
+        arrays, provenance, count = _probabilities(predictors, volume, Path(scratch))
+        kept = None
+        if job.saving is not None:
+            folder, name, document = job.output.parent, job.case.identifier, {"model": journal.identity}
+            kept = stack.enter_context(job.saving.open_whole(folder, name, labels, provenance, document))
+        label_map = postprocessing(mean_labels(arrays, labels, kept))
         write_labels(label_map, job.output, volume.properties, reader)
     record = CaseRecord(
         case=job.case.identifier,
@@ -219,16 +236,23 @@ def _predict(predictors: Sequence[Predictor], postprocessing: PostProcessing, jo
     return record
 
 
-def _probabilities(predictors: Sequence[Predictor], volume: Volume, scratch: Path) -> tuple[list[Any], TileCount]:
-    """Return each model's probabilities (H, Z, Y, X) of one case, on its own grid, in files of `scratch`."""
+def _probabilities(
+    predictors: Sequence[Predictor], volume: Volume, scratch: Path
+) -> tuple[list[Any], Provenance, TileCount]:
+    """Return each model's probabilities (H, Z, Y, X) of one case, on its own grid, in files of `scratch`.
+
+    With it comes where the case is from, as the first model sees it.
+    """
+    provenances = []
     count = TileCount()
     arrays = []
     for index, predictor in enumerate(predictors):
         prepared: Preprocessed = predictor.prepare(volume)
         planes = predictor.planes(prepared.image, count=count)
         arrays.append(store_probabilities(predictor, prepared, planes, scratch, str(index)))
+        provenances.append(prepared.provenance)
         del prepared
-    return arrays, count
+    return arrays, provenances[0], count
 
 
 def store_probabilities(

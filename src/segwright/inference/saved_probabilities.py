@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -18,8 +19,9 @@ from segwright.core.errors import DatasetError, Problem, ProblemReport, Segwrigh
 from segwright.core.log import progress
 from segwright.data.images import Volume, read_label, write_labels
 from segwright.data.labels import Labels
+from segwright.data.store import Provenance
 from segwright.inference.ensemble import mean_labels
-from segwright.inference.writers import NIFTI_FOLDER
+from segwright.inference.writers import NIFTI_FOLDER, Saving
 
 ENDINGS: Final = (".b2nd", ".npz")
 """Where a case has both, the first is read: a part of it can be."""
@@ -34,6 +36,7 @@ def average_folders(
     labels: Labels,
     file_ending: str,
     reader: str,
+    saving: Saving | None = None,
     overwrite: bool = False,
 ) -> list[Path]:
     """Write the label maps of the mean of the probabilities in several folders, and return the files.
@@ -47,6 +50,7 @@ def average_folders(
         labels: of the dataset.
         file_ending: of label maps.
         reader: of label maps, as in the plan.
+        saving: how the mean is kept too.
         overwrite: replace label maps that are there.
 
     Raises:
@@ -65,14 +69,19 @@ def average_folders(
         raise WorkspaceError(f"{taken[0]}: is there already; choose another output folder or overwrite")
     output.mkdir(parents=True, exist_ok=True)
     for case in progress(cases, title="averaging", total=len(cases)):
-        with TemporaryDirectory(dir=output, prefix=".ensemble-") as scratch:
+        with ExitStack() as stack:
+            scratch = stack.enter_context(TemporaryDirectory(dir=output, prefix=".ensemble-"))
             try:
                 volume = read_label(folders[0] / targets[case].name, reader)
                 arrays = [
                     _opened(files[case], Path(scratch) / f"{index}.b2nd", labels, volume)
                     for index, files in enumerate(found)
                 ]
-                write_labels(mean_labels(arrays, labels), targets[case], volume.properties, reader)
+                kept = None
+                if saving is not None:
+                    document = {"model": {"ensemble": [str(folder) for folder in folders]}}
+                    kept = stack.enter_context(saving.open_whole(output, case, labels, _uncropped(volume), document))
+                write_labels(mean_labels(arrays, labels, kept), targets[case], volume.properties, reader)
             except SegwrightError as error:
                 raise type(error)(f"{case}: {error}") from error
     return list(targets.values())
@@ -129,6 +138,20 @@ def _opened(file: Path, scratch: Path, labels: Labels, volume: Volume) -> Any:
             f"{'region' if labels.has_regions else 'label'} on the grid of the label map"
         )
     return array
+
+
+def _uncropped(volume: Volume) -> Provenance:
+    """Return the provenance of a case that is used as it was read."""
+    shape, axes = volume.array.shape[1:], tuple(range(volume.array.ndim - 1))
+    return Provenance(
+        properties=volume.properties,
+        shape_before_cropping=shape,
+        box=tuple((0, extent) for extent in shape),
+        shape_after_cropping=shape,
+        spacing=volume.spacing,
+        transpose_forward=axes,
+        transpose_backward=axes,
+    )
 
 
 def _unpacked(file: Path, scratch: Path) -> Any:

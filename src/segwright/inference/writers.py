@@ -23,6 +23,7 @@ from segwright.core.documents import atomic_path, write_json
 from segwright.core.errors import ConfigError, nearest
 from segwright.data.images import READERS
 from segwright.data.labels import Labels
+from segwright.data.store import Provenance
 from segwright.inference.export import ProbabilitySink
 from segwright.inference.slabs import WayBack, to_front
 
@@ -97,23 +98,38 @@ class Saving:
         Beside npz and b2nd lies `<case>.provenance.json`, in the place of nnU-Net's pickled properties, with `document`
         added; it is written first, so that where the probabilities are, it is too.
         """
+        with self.open_whole(folder, case, labels, way.provenance, document, axis=_reader_axis(way)) as stored:
+            yield _Sink(stored, labels, way)
+
+    @contextmanager
+    def open_whole(
+        self,
+        folder: Path,
+        case: str,
+        labels: Labels,
+        provenance: Provenance,
+        document: Mapping[str, Any],
+        *,
+        axis: int = 0,
+    ) -> Iterator[StoredProbabilities]:
+        """Yield what takes planes of the whole case, in the reader's axis order, along one axis; else as `open`."""
         files = self.files(folder, case, labels)
-        provenance = way.provenance
         if self.kind != "nifti":
             write_json(folder / f"{case}.provenance.json", {**document, "provenance": provenance.to_json()})
-        heads = self.heads(labels)
+        before, back = provenance.shape_before_cropping, provenance.transpose_backward
+        shape = tuple(before[source] for source in back)
         with _scratch(files[0]) as path:
-            array = _ProbabilityArray(path, heads, labels, way, quantised=self.kind == "nifti")
-            yield array
+            target = StoredProbabilities(path, self.heads(labels), shape, axis, quantised=self.kind == "nifti")
+            yield target
             if self.kind == "b2nd":
                 path.replace(files[0])
             elif self.kind == "npz":
-                _write_npz(array.stored, files[0])
+                _write_npz(target.stored, files[0])
             else:
                 reader = READERS[str(provenance.properties["reader"])]
                 spacing, geometry = tuple(provenance.properties["spacing"]), provenance.properties.get("geometry", {})
                 for index, file in enumerate(files):
-                    reader.write(array.stored[index], file, spacing, geometry)
+                    reader.write(target.stored[index], file, spacing, geometry)
 
 
 @contextmanager
@@ -127,22 +143,15 @@ def _scratch(final: Path) -> Iterator[Path]:
         path.unlink(missing_ok=True)
 
 
-class _ProbabilityArray:
-    """A blosc2 array (H, Z, Y, X) that is filled plane by plane along one axis."""
+class StoredProbabilities:
+    """A blosc2 array (kept heads, Z, Y, X) that is filled plane by plane along one axis."""
 
-    def __init__(self, path: Path, heads: tuple[int, ...], labels: Labels, way: WayBack, *, quantised: bool) -> None:
-        provenance = way.provenance
+    def __init__(self, path: Path, heads: Sequence[int], shape: tuple[int, ...], axis: int, *, quantised: bool) -> None:
         self.heads = list(heads)
-        self.way = way
+        self.axis = axis
         self.quantised = quantised
-        self.background = None if labels.has_regions or 0 not in heads else heads.index(0)
-        self.shape = to_front(provenance.shape_before_cropping, way.axis)
-        self.box = to_front(provenance.box, way.axis)
-        self.axis = list(provenance.transpose_backward).index(way.axis)
-        """The reader's axis that planes come along."""
-        shape = way.case_shape
         # One head of one plane: each chunk is written once, whatever the slabs.
-        chunks = [1 if axis == self.axis else extent for axis, extent in enumerate(shape)]
+        chunks = [1 if each == axis else extent for each, extent in enumerate(shape)]
         self.stored: Any = blosc2.zeros(
             (len(heads), *shape),
             dtype=np.uint8 if quantised else np.float32,
@@ -152,6 +161,23 @@ class _ProbabilityArray:
             contiguous=True,
             cparams=blosc2.CParams(codec=blosc2.Codec.ZSTD, clevel=1, filters=[blosc2.Filter.SHUFFLE]),
         )
+
+    def put(self, start: int, stop: int, planes: npt.NDArray[np.float32]) -> None:
+        """Store planes [start, stop) of the kept heads, (kept heads, Z, Y, X) with stop - start along the axis."""
+        values = np.rint(planes * QUANTA) if self.quantised else planes
+        key = (slice(None), *(slice(start, stop) if axis == self.axis else slice(None) for axis in range(3)))
+        self.stored[key] = np.ascontiguousarray(values, dtype=self.stored.dtype)
+
+
+class _Sink:
+    """Takes planes of the cropped case, axes as a predictor has them, and stores those of the whole one."""
+
+    def __init__(self, target: StoredProbabilities, labels: Labels, way: WayBack) -> None:
+        self.target = target
+        self.way = way
+        self.background = None if labels.has_regions or 0 not in target.heads else target.heads.index(0)
+        self.shape = to_front(way.provenance.shape_before_cropping, way.axis)
+        self.box = to_front(way.provenance.box, way.axis)
         if self.background is not None:
             low, high = self.box[0]
             for plane in (*range(low), *range(high, self.shape[0])):
@@ -164,18 +190,21 @@ class _ProbabilityArray:
 
     def _put(self, start: int, stop: int, probabilities: npt.NDArray[np.float32] | None) -> None:
         """Store planes [start, stop) of the whole case; None is background."""
-        planes = np.zeros((len(self.heads), stop - start, *self.shape[1:]), np.float32)
+        heads = self.target.heads
+        planes = np.zeros((len(heads), stop - start, *self.shape[1:]), np.float32)
         if self.background is not None:
             planes[self.background] = 1
         if probabilities is not None:
-            planes[box_slices(self.box[1:])] = probabilities[self.heads]
-        if self.quantised:
-            planes = np.rint(planes * QUANTA)
+            planes[box_slices(self.box[1:])] = probabilities[heads]
         # From planes first to the plan's axes to the reader's.
         planned = np.moveaxis(planes, 1, 1 + self.way.axis)
         read = planned.transpose((0, *(axis + 1 for axis in self.way.provenance.transpose_backward)))
-        key = (slice(None), *(slice(start, stop) if axis == self.axis else slice(None) for axis in range(3)))
-        self.stored[key] = np.ascontiguousarray(read, dtype=self.stored.dtype)
+        self.target.put(start, stop, read)
+
+
+def _reader_axis(way: WayBack) -> int:
+    """Return the reader's axis that planes come along."""
+    return list(way.provenance.transpose_backward).index(way.axis)
 
 
 def _write_npz(stored: Any, path: Path) -> None:

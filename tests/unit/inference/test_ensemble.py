@@ -16,6 +16,7 @@ from segwright.inference.ensemble import Ensemble, mean_labels, predict_ensemble
 from segwright.inference.model_folder import load_predictor
 from segwright.inference.postprocessing import PostProcessing, keep_largest
 from segwright.inference.predictor import Predictor
+from segwright.inference.writers import Saving
 
 
 @pytest.fixture
@@ -65,8 +66,8 @@ def test_what_an_ensemble_cannot_do_is_said(make_model: Callable[..., Path], ima
     from segwright import api
 
     models = [make_model(0), make_model(0, name="2d")]
-    with pytest.raises(ConfigError, match="several models write label maps"):
-        api.predict(models, images, tmp_path / "out", probabilities="npz", device="cpu")
+    with pytest.raises(ConfigError, match="several models predict on one device; .* --parts 2"):
+        api.predict(models, images, tmp_path / "out", device="cpu,cpu")
     parts = [api.predict(models, images, tmp_path / "out", part=part, parts=2, device="cpu") for part in range(2)]
     assert [[record.case for record in part] for part in parts] == [["a"], ["b"]]
     assert len(api.predict(models, images, tmp_path / "whole", device="cpu")) == len([*images.glob("*_0000*")])
@@ -83,3 +84,17 @@ def test_an_ensemble_answers_as_a_predictor(predictors: list[Predictor], images:
     np.testing.assert_array_equal(found.labels, keep_largest(plain, (1,)))
     assert (found.labels != plain).any()
     np.testing.assert_array_equal(both.predict(volume.array[0], spacing=volume.spacing), found.labels)
+
+
+def test_mean_probabilities_are_written(predictors: list[Predictor], images: Path, tmp_path: Path) -> None:
+    volume = read_images([images / "a_0000.nii.gz"], "SimpleITKIO")
+    expected = np.mean([each.predict_case(volume, probabilities=True).probabilities for each in predictors], axis=0)
+    both = Ensemble(predictors)
+    both.predict_files(images, tmp_path / "npz", probabilities=True)
+    with np.load(tmp_path / "npz" / "a.npz") as archive:
+        np.testing.assert_allclose(archive["probabilities"], expected, atol=1e-6)
+    document = json.loads((tmp_path / "npz" / "a.provenance.json").read_text())
+    assert (len(document["model"]["ensemble"]), document["provenance"]["properties"]["reader"]) == (2, "SimpleITKIO")
+    both.predict_files(images, tmp_path / "maps", probabilities=Saving(kind="nifti", classes=["outer"]))
+    found = read_label(tmp_path / "maps" / "probabilities" / "a_outer.nii.gz", "SimpleITKIO").array[0]
+    np.testing.assert_allclose(found / 255, expected[2], atol=0.5 / 255 + 1e-6)

@@ -13,6 +13,7 @@ from segwright.core.errors import DatasetError, ProblemReport, WorkspaceError
 from segwright.data.images import read_label, write_labels
 from segwright.data.labels import Labels
 from segwright.inference.saved_probabilities import average_folders
+from segwright.inference.writers import Saving
 
 ENDING, READER = ".nii.gz", "SimpleITKIO"
 LABELS = Labels.from_dataset_json({"labels": {"background": 0, "a": 1, "b": 2}})
@@ -119,3 +120,14 @@ def test_folders_without_probabilities_are_told_what_to_do(folders: list[Path], 
         average(folders, tmp_path / "out")
     with pytest.raises(WorkspaceError, match="is one of the folders"):
         average([folders[0], folders[0]], folders[0])
+
+
+def test_the_mean_can_be_kept_and_averaged_again(folders: list[Path], tmp_path: Path) -> None:
+    first, second = save(folders[0], "npz", "x", 0), save(folders[1], "b2nd", "x", 1)
+    options = {"labels": LABELS, "file_ending": ENDING, "reader": READER}
+    average_folders(folders, tmp_path / "mean", saving=Saving(kind="b2nd"), **options)
+    stored = blosc2.open(str(tmp_path / "mean" / "x.b2nd"), mode="r")
+    np.testing.assert_allclose(stored[:], (first + second) / 2, atol=1e-7)
+    [again] = average_folders([tmp_path / "mean", folders[0]], tmp_path / "again", **options)
+    expected = (first * 3 + second).argmax(axis=0)
+    np.testing.assert_array_equal(read_label(again, READER).array[0], expected)
