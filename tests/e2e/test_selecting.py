@@ -128,3 +128,12 @@ def test_what_cannot_be_compared_is_said(work: Path, tmp_path: Path) -> None:
     shutil.rmtree(results / MODELS[1] / "fold_0")
     none = call(*only)
     assert "no fold has predicted its held-out cases in all models" in none.stderr
+
+
+def test_labels_that_changed_since_are_refused(work: Path) -> None:
+    file = work / "raw" / "Dataset007_Tiny" / "dataset.json"
+    document = json.loads(file.read_text())
+    document["labels"] = {"background": 0, "organ": [1, 2], "lesion": 2}
+    file.write_text(json.dumps(document | {"regions_class_order": [1, 2]}))
+    refused = call("--work", work, "select", 7, "--device", "cpu")
+    assert (refused.exit_code, "was trained on other labels" in refused.stderr) == (1, True), refused.stderr

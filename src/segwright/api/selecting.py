@@ -14,7 +14,8 @@ from segwright.api.preparing import cases_are_fresh, cases_folder, make_cases
 from segwright.api.session import Session, open_session
 from segwright.core.documents import content_hash
 from segwright.core.errors import ModelError, Problem, ProblemReport, nearest
-from segwright.data.dataset import NO_ENVIRONMENT
+from segwright.data.dataset import NO_ENVIRONMENT, load_description
+from segwright.data.labels import Labels
 from segwright.data.plan import Plan
 from segwright.data.previous_stage import FOLDER, StageMaps
 from segwright.data.store import CaseStore
@@ -24,6 +25,7 @@ from segwright.evaluation.scores import Scores, evaluate_files
 from segwright.evaluation.selection import Candidate, Summary, choose, ensemble_name
 from segwright.inference.postprocessing import POSTPROCESSING_JSON, PostProcessing
 from segwright.inference.selected import (
+    MEMBERS,
     Source,
     find_selected,
     read_selected,
@@ -31,7 +33,7 @@ from segwright.inference.selected import (
     write_selected,
 )
 from segwright.report.results import SelectionReport
-from segwright.workspace import PLANS_JSON, Workspace
+from segwright.workspace import DATASET_JSON, PLANS_JSON, Workspace
 
 if TYPE_CHECKING:
     from segwright.training.cascade import CascadeStore
@@ -148,23 +150,14 @@ def select_models(
     require_replaceable(target)
     trained = _trained(models, folds)
     common = trained[0].found.folds
-    members = {each.name: _folds_to_copy(each, folds) for each in trained}
-    made_from = content_hash(
-        [
-            VERSION,
-            ensembles,
-            common,
-            session.raw_state,
-            [[each.name, members[each.name], _state(each.folder, members[each.name])] for each in trained],
-        ]
-    )
-    if find_selected(target) is not None:
-        known = read_selected(target)
-        if known.made_from == made_from:
-            comparison = Summary.model_validate(known.selection)
-            processing = PostProcessing.load(target / POSTPROCESSING_JSON)
-            return SelectionReport(model=target, comparison=comparison, postprocessing=processing, is_new=False)
-    _say_folds(trained, models)
+    sources = {each.name: _source(each, folds) for each in trained}
+    states = [[name, source.folds, _state(source)] for name, source in sources.items()]
+    made_from = content_hash([VERSION, ensembles, common, session.raw_state, states])
+    known = _known(target, made_from)
+    if known is not None:
+        return known
+    _require_labels(session, trained)
+    _say_folds(trained)
     references = _references(session, trained[0].found)
     predictions: dict[tuple[str, ...], dict[str, Path]] = {(each.name,): each.found.cases for each in trained}
     if ensembles and len(trained) > 1:
@@ -192,13 +185,9 @@ def select_models(
         workers=workers,
     )
     comparison = selection.summary()
-    by_name = {each.name: each for each in trained}
     write_selected(
         target,
-        [
-            Source(folder=by_name[name].folder, configuration=by_name[name].configuration, folds=members[name])
-            for name in selection.winner.members
-        ],
+        [sources[name] for name in selection.winner.members],
         found.processing,
         dataset=session.name,
         made_from=made_from,
@@ -248,26 +237,51 @@ def _comparable_folds(model: Path) -> list[int]:
     return [fold for fold in validated_folds(model) if is_trained(Workspace.fold_folder(model, fold))]
 
 
-def _folds_to_copy(model: Trained, folds: Sequence[int] | None) -> tuple[int, ...]:
-    """Return the folds whose networks will predict: those asked for, or all whose training has ended."""
-    names = [path.name.removeprefix("fold_") for path in model.folder.glob("fold_*")]
+def _source(model: Trained, folds: Sequence[int] | None) -> Source:
+    """Return what will predict: the folds asked for, or all whose training has ended."""
+    names = [path.name.removeprefix("fold_") for path in model.folder.glob("fold_*") if is_trained(path)]
     every = sorted(int(name) for name in names if name.isdecimal())
-    return tuple(
-        fold
-        for fold in every
-        if (folds is None or fold in folds) and is_trained(Workspace.fold_folder(model.folder, fold))
+    chosen = tuple(fold for fold in every if folds is None or fold in folds)
+    return Source(folder=model.folder, configuration=model.configuration, folds=chosen)
+
+
+def _state(source: Source) -> list[tuple[str, int, int]]:
+    """Return size and time of all files that decide about a selection."""
+    names = ("checkpoint_final.safetensors", f"{VALIDATION}/{SUMMARY_JSON}")
+    files = [Workspace.fold_folder(source.folder, fold) / name for fold in source.folds for name in names]
+    states = [(file, file.stat()) for file in (source.folder / PLANS_JSON, *files) if file.is_file()]
+    return [(str(file.relative_to(source.folder)), state.st_size, state.st_mtime_ns) for file, state in states]
+
+
+def _known(target: Path, made_from: str) -> SelectionReport | None:
+    """Return the selection that is there if it was made from the same."""
+    if find_selected(target) is None:
+        return None
+    known = read_selected(target)
+    whole = all((target / MEMBERS / member.name).is_dir() for member in known.members)
+    if known.made_from != made_from or not whole:
+        return None
+    return SelectionReport(
+        model=target,
+        comparison=Summary.model_validate(known.selection),
+        postprocessing=PostProcessing.load(target / POSTPROCESSING_JSON),
+        is_new=False,
     )
 
 
-def _state(model: Path, folds: Sequence[int]) -> list[tuple[str, int, int]]:
-    """Return size and time of all files that decide about a selection."""
-    names = ("checkpoint_final.safetensors", f"{VALIDATION}/{SUMMARY_JSON}")
-    files = [Workspace.fold_folder(model, fold) / name for fold in folds for name in names]
-    states = [(file, file.stat()) for file in (model / PLANS_JSON, *files) if file.is_file()]
-    return [(str(file.relative_to(model)), state.st_size, state.st_mtime_ns) for file, state in states]
+def _require_labels(session: Session, trained: Sequence[Trained]) -> None:
+    """See that models predict the labels that the dataset has now."""
+    now = session.dataset.labels
+    for each in trained:
+        then = Labels.from_description(load_description(each.folder / DATASET_JSON))
+        if (then.evaluation_classes(), then.ignore_label) != (now.evaluation_classes(), now.ignore_label):
+            raise ModelError(
+                f"{each.folder}: was trained on other labels than {session.dataset.folder / DATASET_JSON} has now; "
+                "train it again, or leave it out with --config"
+            )
 
 
-def _say_folds(trained: Sequence[Trained], models: Sequence[Path]) -> None:
+def _say_folds(trained: Sequence[Trained]) -> None:
     common = trained[0].found.folds
     count = len(trained[0].found.cases)
     logger.info(
@@ -275,8 +289,8 @@ def _say_folds(trained: Sequence[Trained], models: Sequence[Path]) -> None:
         *(", ".join(each.name for each in trained), count),
         *("s" if len(common) > 1 else "", ", ".join(map(str, common))),
     )
-    for each, model in zip(trained, models, strict=True):
-        others = sorted(set(_comparable_folds(model)) - set(common))
+    for each in trained:
+        others = sorted(set(_comparable_folds(each.folder)) - set(common))
         if others:
             logger.warning("%s has fold %s too, which not all are compared on", each.name, ", ".join(map(str, others)))
 
