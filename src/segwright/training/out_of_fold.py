@@ -15,9 +15,10 @@ from tempfile import TemporaryDirectory
 from segwright.core.documents import content_hash, file_hash
 from segwright.core.errors import SegwrightError
 from segwright.core.log import progress
+from segwright.data.images import write_labels
 from segwright.inference.ensemble import mean_labels, require_same_task, store_probabilities
-from segwright.inference.export import save_labels
 from segwright.inference.model_folder import load_predictor
+from segwright.inference.predictor import Predictor
 from segwright.preprocessing.pipeline import Preprocessed
 from segwright.training.cascade import network_input
 from segwright.training.final_validation import Record, ValidationSource
@@ -79,25 +80,30 @@ def predict_pairs(
     }
     require_same_task(list(predictors.values()))
     for case in progress(cases, title="predicting", total=len(cases)):
-        wanted = dict.fromkeys(name for pair in todo[case] for name in pair)
-        with TemporaryDirectory(dir=_made(folders[todo[case][0]]), prefix=".probabilities-") as scratch:
-            try:
-                arrays = {}
-                for name in wanted:
-                    stored, predictor = members[name].cases.load(case), predictors[name]
-                    image = network_input(stored.image, stored.label, predictor.labels)
-                    prepared = Preprocessed(image=image, label=None, provenance=stored.provenance)
-                    planes = predictor.planes(image)
-                    arrays[name] = store_probabilities(predictor, prepared, planes, Path(scratch), name)
-                for pair in todo[case]:
-                    predictor, file = predictors[pair[0]], folders[pair] / f"{case}{file_ending}"
-                    label_map = mean_labels([arrays[name] for name in pair], predictor.labels)
-                    save_labels(label_map, file, prepared.provenance, predictor.plan.image_reader_writer)
-                    records[pair].add(file)
-            except SegwrightError as error:
-                raise type(error)(f"case {case}: {error}") from error
+        files = {pair: folders[pair] / f"{case}{file_ending}" for pair in todo[case]}
+        try:
+            _predict_case(case, files, {name: members[name].cases for name in names}, predictors)
+        except SegwrightError as error:
+            raise type(error)(f"case {case}: {error}") from error
+        for pair, file in files.items():
+            records[pair].add(file)
 
 
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def _predict_case(
+    case: str, files: Mapping[Pair, Path], sources: Mapping[str, ValidationSource], predictors: Mapping[str, Predictor]
+) -> None:
+    """Write the label map of one case by every pair."""
+    place = next(iter(files.values())).parent
+    place.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=place, prefix=".probabilities-") as scratch:
+        arrays, properties = {}, {}
+        for name in dict.fromkeys(name for pair in files for name in pair):
+            stored, predictor = sources[name].load(case), predictors[name]
+            image = network_input(stored.image, stored.label, predictor.labels)
+            prepared = Preprocessed(image=image, label=None, provenance=stored.provenance)
+            arrays[name] = store_probabilities(predictor, prepared, predictor.planes(image), Path(scratch), name)
+            properties[name] = stored.provenance.properties
+        for pair, file in files.items():
+            predictor = predictors[pair[0]]
+            label_map = mean_labels([arrays[name] for name in pair], predictor.labels)
+            write_labels(label_map, file, properties[pair[0]], predictor.plan.image_reader_writer)
