@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -143,16 +143,25 @@ class Labels:
         where region i is above one half, later regions over earlier ones.
         """
         self._require_heads(scores)
-        result: npt.NDArray[np.unsignedinteger[Any]] = np.zeros(scores.shape[1:], dtype=self.dtype)
+        return self.decide_one_by_one(scores, scores.shape[1:], logits=logits)
+
+    def decide_one_by_one(
+        self, heads: Iterable[npt.NDArray[Any]], shape: tuple[int, ...], *, logits: bool
+    ) -> npt.NDArray[np.unsignedinteger[Any]]:
+        """Return the label map (*S) as `decide` does, of heads (*S) that need not be in memory together."""
+        result: npt.NDArray[np.unsignedinteger[Any]] = np.zeros(shape, dtype=self.dtype)
         if self.has_regions:
             assert self.regions_class_order is not None
             threshold = 0.0 if logits else REGION_THRESHOLD
-            for value, score in zip(self.regions_class_order, scores, strict=True):
+            for value, score in zip(self.regions_class_order, heads, strict=True):
                 result[score > threshold] = value
             return result
         # A running maximum needs no index array of eight bytes a voxel and reads every head once.
-        best = scores[0].copy()
-        for value, score in zip(self.all_labels[1:], scores[1:], strict=True):
+        best: npt.NDArray[Any] | None = None
+        for value, score in zip(self.all_labels, heads, strict=True):
+            if best is None:
+                best = score.copy()
+                continue
             result[score > best] = value
             np.maximum(best, score, out=best)
         return result

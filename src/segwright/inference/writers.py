@@ -164,8 +164,17 @@ class StoredProbabilities:
 
     def put(self, start: int, stop: int, planes: npt.NDArray[np.float32]) -> None:
         """Store planes [start, stop) of the kept heads, (kept heads, Z, Y, X) with stop - start along the axis."""
+        self._put(slice(None), start, stop, planes)
+
+    def put_head(self, head: int, start: int, stop: int, planes: npt.NDArray[np.float32]) -> None:
+        """Store planes [start, stop) of one head (Z, Y, X), if it is kept."""
+        if head in self.heads:
+            index = self.heads.index(head)
+            self._put(slice(index, index + 1), start, stop, planes[None])
+
+    def _put(self, heads: slice, start: int, stop: int, planes: npt.NDArray[np.float32]) -> None:
         values = np.rint(planes * QUANTA) if self.quantised else planes
-        key = (slice(None), *(slice(start, stop) if axis == self.axis else slice(None) for axis in range(3)))
+        key = (heads, *(slice(start, stop) if axis == self.axis else slice(None) for axis in range(3)))
         self.stored[key] = np.ascontiguousarray(values, dtype=self.stored.dtype)
 
 
