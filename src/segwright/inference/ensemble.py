@@ -49,7 +49,7 @@ from segwright.workspace import DATASET_JSON
 
 SLAB_BYTES: Final = 128 * 2**20
 """What averaging holds at once: one head's mean, what is added to it, and the best so far. Few heads and many planes,
-for chunks that lie across the slab are opened in each (24 heads on 120x256x256: 2.4 s, with all heads at once 7.9 s)."""
+for chunks that lie across a slab are opened for each (24 heads on 120x256x256: 2.4 s, all heads at once 7.9 s)."""
 
 
 class Ensemble:
