@@ -101,6 +101,27 @@ def test_a_pair_is_scored_by_its_mean_probabilities(work: Path) -> None:
             assert all(measures.dice > 0.999 or np.isnan(measures.dice) for measures in agreement.values())
 
 
+def test_only_what_is_missing_is_predicted_again(work: Path) -> None:
+    raw, results = work / "raw" / "Dataset007_Tiny", work / "results" / "Dataset007_Tiny"
+    options: dict[str, Any] = {"workspace": Workspace.under(work), "device": "cpu"}
+    first = api.select(raw, **options)
+    folder = results / "ensembles" / f"ensemble___{'___'.join(MODELS)}" / "fold_0"
+    lost = min(folder.glob("*.nii.gz"))
+    before, content = states(results / "ensembles"), read_label(lost, READER).array
+    lost.unlink()
+    shutil.rmtree(first.model)
+    again = api.select(raw, **options)
+    assert (again.is_new, again.comparison) == (True, first.comparison)
+    np.testing.assert_array_equal(read_label(lost, READER).array, content)
+    changed = {name for name, state in states(results / "ensembles").items() if before.get(name) != state}
+    name = str(lost.relative_to(results / "ensembles"))
+    assert {name} <= changed <= {name, str(Path(name).with_name("predictions.json"))}
+    missing = min((results / MODELS[0] / "fold_2" / "validation").glob("*.nii.gz"))
+    missing.unlink()
+    refused = call("--work", work, "select", 7, "-o", work / "other")
+    assert f"{missing}: no such file; remove the summary.json beside it" in refused.stderr
+
+
 def test_what_cannot_be_compared_is_said(work: Path, tmp_path: Path) -> None:
     results = work / "results" / "Dataset007_Tiny"
     only = ("--work", work, "select", 7, "--device", "cpu", "--no-ensembles", "-o", tmp_path / "model")

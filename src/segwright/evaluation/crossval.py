@@ -76,7 +76,8 @@ def read_crossval(model: Path, folds: Sequence[int] | None = None) -> CrossValid
         files[fold] = {case: folder / f"{case}{ending}" for case in cases}
         for case, file in files[fold].items():
             if not file.is_file():
-                problems.append(Problem(where=str(file), what="no such file", remedy="validate the fold again"))
+                remedy = f"remove the {SUMMARY_JSON} beside it; 'segwright train --resume' then predicts it again"
+                problems.append(Problem(where=str(file), what="no such file", remedy=remedy))
             if case in seen:
                 what = f"held out by fold {seen[case]} and by fold {fold}"
                 problems.append(Problem(where=f"case {case}", what=what, remedy="choose folds of one set of splits"))

@@ -44,7 +44,8 @@ def determine(
 
     def score(steps: Sequence[KeepLargest]) -> Scores:
         change = PostProcessing(steps=tuple(steps)) if steps else None
-        return evaluate_files(pairs, labels=labels, reader=reader, workers=workers, change=change)
+        title = "post-processing"
+        return evaluate_files(pairs, labels=labels, reader=reader, workers=workers, change=change, title=title)
 
     before = current = score(())
     steps: list[KeepLargest] = []

@@ -248,6 +248,7 @@ def evaluate_files(
     workers: int | None = None,
     further: Further = OVERLAP_ALONE,
     change: Change | None = None,
+    title: str = "evaluating",
 ) -> Scores:
     """Score pairs of a reference and a prediction file, at least one.
 
@@ -258,12 +259,13 @@ def evaluate_files(
         workers: threads, and cases in memory.
         further: measures beside the overlap.
         change: is done to each predicted label map (*S) before it is scored.
+        title: of the progress.
 
     Raises:
         ProblemReport: unreadable files, different shapes; all of them at once.
     """
     found = map_threads(
-        lambda pair: _score_case(*pair, labels, reader, further, change), pairs, workers=workers, title="evaluating"
+        lambda pair: _score_case(*pair, labels, reader, further, change), pairs, workers=workers, title=title
     )
     problems = [result for result in found if isinstance(result, Problem)]
     if problems:
