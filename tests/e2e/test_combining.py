@@ -43,9 +43,11 @@ def test_postprocessing_is_found_and_applied(journey: Journey, tmp_path: Path) -
         *("--dataset-json", journey.dataset / "dataset.json"),
     )
     assert applied.exit_code == 0, applied.stderr
-    for file in out.iterdir():
+    for file in out.glob("*.nii.gz"):
         assert read_label(file, READER).array[0, -1, -1, -1] == 0
-    assert len([*out.iterdir()]) == 2
+    assert len([*out.glob("*.nii.gz")]) == 2
+    again = call("apply-postprocessing", "-i", out, "-o", out, "--postprocessing", predictions)
+    assert again.exit_code == 0, again.stderr
 
 
 def test_saved_probabilities_are_averaged(journey: Journey, tmp_path: Path) -> None:

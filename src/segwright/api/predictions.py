@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segwright.api.learning import SUMMARY, find_description
+from segwright.core.documents import write_json
 from segwright.core.errors import ConfigError, DatasetError
 from segwright.data.dataset import DatasetDescription, load_description
 from segwright.data.images import choose_reader
@@ -14,7 +15,7 @@ from segwright.data.labels import Labels
 from segwright.data.plan import Plan
 from segwright.evaluation import crossval, scores
 from segwright.report.results import Evaluation
-from segwright.workspace import PLANS_JSON
+from segwright.workspace import DATASET_JSON, PLANS_JSON
 
 if TYPE_CHECKING:
     from segwright.evaluation.postprocessing import Determined
@@ -67,7 +68,7 @@ def apply_postprocessing(
 
     Args:
         prediction: Folder of label maps.
-        output: Gets those with the steps applied.
+        output: Gets those with the steps applied, and `dataset.json`.
         postprocessing: The document; `postprocessing.json` in the prediction folder by default.
         dataset_json: Names the file ending; by default the one in, or one level above, the folder.
         workers: Threads.
@@ -80,7 +81,7 @@ def apply_postprocessing(
     folder = Path(prediction)
     processing = PostProcessing.load(Path(postprocessing) if postprocessing else folder)
     description = load_description(Path(dataset_json) if dataset_json else find_description(folder))
-    return process_folder(
+    files = process_folder(
         processing,
         folder,
         Path(output),
@@ -88,6 +89,8 @@ def apply_postprocessing(
         reader=_reader(folder, description),
         workers=workers,
     )
+    write_json(Path(output) / DATASET_JSON, description.raw(), indent=4)
+    return files
 
 
 def ensemble(
@@ -102,7 +105,7 @@ def ensemble(
 
     Args:
         predictions: Two or more folders that `predict` wrote with probabilities as b2nd or npz; nnU-Net's too.
-        output: Gets one label map per case.
+        output: Gets one label map per case, and `dataset.json`.
         dataset_json: Names the labels; by default the one in, or one level above, a prediction folder.
         probabilities: Also write the mean: npz (or True), b2nd or nifti.
         overwrite: Replace label maps that are there.
@@ -116,8 +119,8 @@ def ensemble(
     from segwright.inference.writers import Saving
 
     folders = [Path(each) for each in predictions]
-    description = load_description(Path(dataset_json) if dataset_json else find_description(*folders))
-    return average_folders(
+    description = load_description(Path(dataset_json) if dataset_json else find_description(*reversed(folders)))
+    files = average_folders(
         folders,
         Path(output),
         labels=Labels.from_description(description),
@@ -126,6 +129,8 @@ def ensemble(
         saving=Saving(kind="npz" if probabilities is True else probabilities) if probabilities else None,
         overwrite=overwrite,
     )
+    write_json(Path(output) / DATASET_JSON, description.raw(), indent=4)
+    return files
 
 
 def accumulate_crossval(
