@@ -158,3 +158,18 @@ def test_labels_that_changed_since_are_refused(work: Path) -> None:
     file.write_text(json.dumps(document | {"regions_class_order": [1, 2]}))
     refused = call("--work", work, "select", 7, "--device", "cpu")
     assert (refused.exit_code, "was trained on other labels" in refused.stderr) == (1, True), refused.stderr
+
+
+def test_a_run_compares_what_earlier_ones_trained_but_keeps_what_was_asked_for(work: Path) -> None:
+    raw = work / "raw" / "Dataset007_Tiny"
+    options: dict[str, Any] = {"workspace": Workspace.under(work), "device": "cpu"}
+    run = api.run(raw, configurations=["2d"], folds=[0, 2], settings=SHORT, **options)
+    assert run.selection is not None
+    assert [each.members for each in run.selection.comparison.candidates] == [(MODELS[0],), (MODELS[1],), MODELS]
+    assert "select" in run.done
+    assert not [each for each in run.done if each.startswith("train")]
+    asked = api.select(raw, configurations=["2d"], **options)
+    assert (asked.is_new, asked.comparison.winner) == (True, MODELS[0])
+    again = api.run(raw, configurations=["3d_fullres"], folds=[0, 2], settings=SHORT, **options)
+    assert again.selection is not None
+    assert (again.selection.is_new, again.selection.comparison) == (False, asked.comparison)

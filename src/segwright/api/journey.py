@@ -114,8 +114,7 @@ def run(
     for name, fold in set(itertools.product(names, numbers)) - set(todo):
         folding.say_if_trained_otherwise(session, plan, name, fold, chosen)
     folds_done = tuple(folding.finished_fold(session, plan, name, fold) for name in names for fold in numbers)
-    models = [folding.model_folder(session, plan, name) for name in names]
-    selection = selecting.select_models(session, models, folds=numbers, device=device, workers=workers)
+    selection = selecting.select_after_run(session, plan, names, numbers, device=device, workers=workers)
     done += ["select"] * selection.is_new
     page = reporting.report_of_run(folds_done[0].model.parent, workspace=session.workspace)
     return RunReport(folds=folds_done, done=tuple(done), page=page, selection=selection)

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from logging import getLogger
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
-from segwright.api.folds import is_trained
+from segwright.api.folds import is_trained, model_folder
 from segwright.api.preparing import cases_are_fresh, cases_folder, make_cases
 from segwright.api.session import Session, open_session
+from segwright.api.trained_models import (
+    Trained,
+    comparable_folds,
+    find_trained,
+    open_trained,
+    require_labels,
+    say_folds,
+)
 from segwright.core.documents import content_hash
-from segwright.core.errors import ModelError, Problem, ProblemReport, nearest
-from segwright.data.dataset import NO_ENVIRONMENT, load_description
-from segwright.data.labels import Labels
+from segwright.core.errors import ModelError, Problem, ProblemReport
+from segwright.data.dataset import NO_ENVIRONMENT
 from segwright.data.plan import Plan
 from segwright.data.previous_stage import FOLDER, StageMaps
 from segwright.data.store import CaseStore
-from segwright.evaluation.crossval import SUMMARY_JSON, VALIDATION, CrossValidation, read_crossval, validated_folds
+from segwright.evaluation.crossval import SUMMARY_JSON, VALIDATION, CrossValidation
 from segwright.evaluation.postprocessing import determine
 from segwright.evaluation.scores import Scores, evaluate_files
 from segwright.evaluation.selection import Candidate, Summary, choose, ensemble_name
@@ -33,7 +39,7 @@ from segwright.inference.selected import (
     write_selected,
 )
 from segwright.report.results import SelectionReport
-from segwright.workspace import DATASET_JSON, PLANS_JSON, Workspace
+from segwright.workspace import PLANS_JSON, Workspace
 
 if TYPE_CHECKING:
     from segwright.training.cascade import CascadeStore
@@ -43,22 +49,7 @@ logger = getLogger(__name__)
 VERSION = 1
 """Raised when the same models would be selected or written otherwise than before."""
 
-_SEPARATOR = "__"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trained:
-    """A model folder with the folds that are compared, and its predictions of the cases that they held out."""
-
-    folder: Path
-    plan: Plan
-    configuration: str
-    found: CrossValidation
-
-    @property
-    def name(self) -> str:
-        """Name of the folder: trainer, plans and configuration."""
-        return self.folder.name
+Verb = Literal["select", "run"]
 
 
 def select(
@@ -105,34 +96,27 @@ def select(
     )
 
 
-def find_trained(
-    session: Session, *, configurations: Sequence[str] | None = None, plans: str | None = None
-) -> list[Path]:
-    """Return the model folders of a dataset that have predicted held-out cases.
-
-    Raises:
-        ModelError: there is none, or none of a configuration that is asked for.
-    """
-    place = session.workspace.results / session.name
-    every = sorted(file.parent for file in place.glob(f"*{_SEPARATOR}*{_SEPARATOR}*/{PLANS_JSON}"))
-    there: dict[Path, str] = {}
-    for folder in every:
-        *_, of_plans, name = folder.name.split(_SEPARATOR)
-        if plans not in (None, of_plans):
-            continue
-        if _comparable_folds(folder):
-            there[folder] = name
-        else:
-            logger.warning("%s is left out: no fold is trained here and has predicted held-out cases", folder.name)
-    if not there:
-        begun = f"; no fold in {every[0].name} is trained to the end and validated" if every else ""
-        raise ModelError(
-            f"{place}: nothing to select from{begun}; train folds with 'segwright train' or 'segwright run'"
-        )
-    for name in configurations or ():
-        if name not in there.values():
-            raise ModelError(f"{place}: no trained fold of '{name}'{nearest(name, set(there.values()))}")
-    return [folder for folder, name in there.items() if configurations is None or name in configurations]
+def select_after_run(
+    session: Session,
+    plan: Plan,
+    names: Sequence[str],
+    folds: Sequence[int],
+    *,
+    device: str = "auto",
+    workers: int | None = None,
+) -> SelectionReport:
+    """Select among the configurations of a run and those of the same plans that have its folds from earlier ones."""
+    options: dict[str, Any] = {"folds": folds, "device": device, "workers": workers, "by": "run"}
+    every = {name: model_folder(session, plan, name) for name in sorted({*names, *plan.configuration_names})}
+    wanted = [folder for name, folder in every.items() if name in names or {*folds} <= {*comparable_folds(folder)}]
+    own = [every[name] for name in sorted(set(names))]
+    try:
+        return select_models(session, wanted, **options)
+    except (ModelError, ProblemReport) as error:
+        if wanted == own:
+            raise
+        logger.warning("%s; only what this run trained is compared", error)
+        return select_models(session, own, **options)
 
 
 def select_models(
@@ -144,20 +128,24 @@ def select_models(
     output: Path | str | None = None,
     device: str = "auto",
     workers: int | None = None,
+    by: Verb = "select",
 ) -> SelectionReport:
-    """Select among model folders; arguments as of `select`. What was selected from the same before is kept."""
+    """Select among model folders; arguments as of `select`.
+
+    What was selected from the same before is kept; `by` a run, so is what `select` was asked for.
+    """
     target = Path(output) if output is not None else session.workspace.selected_folder(session.name)
     require_replaceable(target)
-    trained = _trained(models, folds)
+    trained = open_trained(models, folds)
     common = trained[0].found.folds
     sources = {each.name: _source(each, folds) for each in trained}
     states = [[name, source.folds, _state(source)] for name, source in sources.items()]
     made_from = content_hash([VERSION, ensembles, common, session.raw_state, states])
-    known = _known(target, made_from)
+    known = _known(target, made_from, by)
     if known is not None:
         return known
-    _require_labels(session, trained)
-    _say_folds(trained)
+    require_labels(session, trained)
+    say_folds(trained)
     references = _references(session, trained[0].found)
     predictions: dict[tuple[str, ...], dict[str, Path]] = {(each.name,): each.found.cases for each in trained}
     if ensembles and len(trained) > 1:
@@ -191,50 +179,11 @@ def select_models(
         found.processing,
         dataset=session.name,
         made_from=made_from,
+        by=by,
         selection=comparison.model_dump(),
     )
     logger.info("selected %s, mean Dice %.4f: %s", comparison.winner, comparison.dice, target)
     return SelectionReport(model=target, comparison=comparison, postprocessing=found.processing, is_new=True)
-
-
-def _trained(models: Sequence[Path], folds: Sequence[int] | None) -> list[Trained]:
-    """Return the models with the folds that all of them have.
-
-    Raises:
-        ModelError: there is no such fold, or they were trained with different splits.
-    """
-    for model in models:
-        missing = sorted(set(folds or ()) - set(_comparable_folds(model)))
-        if missing:
-            held = ", ".join(map(str, _comparable_folds(model)))
-            raise ModelError(
-                f"{model}: fold {', '.join(map(str, missing))} is not trained and validated; there is {held or 'none'}"
-            )
-    found = [read_crossval(model, folds or _comparable_folds(model)) for model in models]
-    common = [fold for fold in found[0].folds if all(fold in each.folds for each in found)]
-    if not common:
-        held = "; ".join(f"{each.model.name}: {', '.join(map(str, each.folds))}" for each in found)
-        raise ModelError(
-            f"no fold has predicted its held-out cases in all models ({held}); train one in all, or choose some with "
-            "--config"
-        )
-    result = []
-    for each in found:
-        for fold in common:
-            if each.files[fold].keys() != found[0].files[fold].keys():
-                raise ModelError(
-                    f"{each.model}: fold {fold} held out other cases than that of {found[0].model.name}; only models "
-                    "of the same splits can be compared, choose them with --config or --folds"
-                )
-        name = each.model.name.split(_SEPARATOR)[-1]
-        plan = Plan.load(each.model / PLANS_JSON)
-        result.append(Trained(folder=each.model, plan=plan, configuration=name, found=each.only(common)))
-    return result
-
-
-def _comparable_folds(model: Path) -> list[int]:
-    """Return the folds with weights of ours whose held-out cases are predicted; nnU-Net's have others."""
-    return [fold for fold in validated_folds(model) if is_trained(Workspace.fold_folder(model, fold))]
 
 
 def _source(model: Trained, folds: Sequence[int] | None) -> Source:
@@ -253,46 +202,24 @@ def _state(source: Source) -> list[tuple[str, int, int]]:
     return [(str(file.relative_to(source.folder)), state.st_size, state.st_mtime_ns) for file, state in states]
 
 
-def _known(target: Path, made_from: str) -> SelectionReport | None:
-    """Return the selection that is there if it was made from the same."""
+def _known(target: Path, made_from: str, by: Verb) -> SelectionReport | None:
+    """Return the selection that is there if it was made from the same, or is not to be replaced by this verb."""
     if find_selected(target) is None:
         return None
     known = read_selected(target)
     whole = all((target / MEMBERS / member.name).is_dir() for member in known.members)
-    if known.made_from != made_from or not whole:
+    if not whole:
         return None
+    if known.made_from != made_from:
+        if by == "select" or known.by != "select":
+            return None
+        logger.warning("%s: was selected by 'segwright select' and is kept; the same command selects anew", target)
     return SelectionReport(
         model=target,
         comparison=Summary.model_validate(known.selection),
         postprocessing=PostProcessing.load(target / POSTPROCESSING_JSON),
         is_new=False,
     )
-
-
-def _require_labels(session: Session, trained: Sequence[Trained]) -> None:
-    """See that models predict the labels that the dataset has now."""
-    now = session.dataset.labels
-    for each in trained:
-        then = Labels.from_description(load_description(each.folder / DATASET_JSON))
-        if (then.evaluation_classes(), then.ignore_label) != (now.evaluation_classes(), now.ignore_label):
-            raise ModelError(
-                f"{each.folder}: was trained on other labels than {session.dataset.folder / DATASET_JSON} has now; "
-                "train it again, or leave it out with --config"
-            )
-
-
-def _say_folds(trained: Sequence[Trained]) -> None:
-    common = trained[0].found.folds
-    count = len(trained[0].found.cases)
-    logger.info(
-        "comparing %s on %d held-out cases of fold%s %s",
-        *(", ".join(each.name for each in trained), count),
-        *("s" if len(common) > 1 else "", ", ".join(map(str, common))),
-    )
-    for each in trained:
-        others = sorted(set(_comparable_folds(each.folder)) - set(common))
-        if others:
-            logger.warning("%s has fold %s too, which not all are compared on", each.name, ", ".join(map(str, others)))
 
 
 def _references(session: Session, found: CrossValidation) -> dict[str, Path]:

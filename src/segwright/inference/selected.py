@@ -54,6 +54,8 @@ class Selected(BaseModel):
     members: Annotated[tuple[Member, ...], Field(min_length=1)]
     made_from: str = ""
     """Hash of all that decided; the same again gives the same model."""
+    by: str = ""
+    """The verb that wrote it."""
     selection: Mapping[str, Any] = {}
     """What was compared and how it ended."""
 
@@ -119,6 +121,7 @@ def write_selected(
     *,
     dataset: str,
     made_from: str,
+    by: str,
     selection: Mapping[str, Any],
 ) -> None:
     """Write a selected model, whole or not at all; an earlier one is replaced.
@@ -132,6 +135,7 @@ def write_selected(
         postprocessing: its steps.
         dataset: name of the dataset.
         made_from: see `Selected`.
+        by: see `Selected`.
         selection: see `Selected`.
 
     Raises:
@@ -145,7 +149,7 @@ def write_selected(
             _copy_model(source, temporary / MEMBERS / source.folder.name)
             members.append(Member(name=source.folder.name, configuration=source.configuration, folds=source.folds))
         postprocessing.save(temporary / POSTPROCESSING_JSON)
-        document = Selected(dataset=dataset, members=tuple(members), made_from=made_from, selection=selection)
+        document = Selected(dataset=dataset, members=tuple(members), made_from=made_from, by=by, selection=selection)
         write_json(temporary / SELECTION_JSON, document.model_dump(mode="python"))
         if target.exists():
             shutil.rmtree(target)

@@ -1,0 +1,133 @@
+"""The trained models of a dataset that can be compared: their folds, what they predicted for cases held out, labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from logging import getLogger
+from pathlib import Path
+
+from segwright.api.folds import is_trained
+from segwright.api.session import Session
+from segwright.core.errors import ModelError, nearest
+from segwright.data.dataset import load_description
+from segwright.data.labels import Labels
+from segwright.data.plan import Plan
+from segwright.evaluation.crossval import CrossValidation, read_crossval, validated_folds
+from segwright.workspace import DATASET_JSON, PLANS_JSON, Workspace
+
+logger = getLogger(__name__)
+
+_SEPARATOR = "__"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """A model folder with the folds that are compared, and its predictions of the cases that they held out."""
+
+    folder: Path
+    plan: Plan
+    configuration: str
+    found: CrossValidation
+
+    @property
+    def name(self) -> str:
+        """Name of the folder: trainer, plans and configuration."""
+        return self.folder.name
+
+
+def find_trained(
+    session: Session, *, configurations: Sequence[str] | None = None, plans: str | None = None
+) -> list[Path]:
+    """Return the model folders of a dataset that have predicted held-out cases.
+
+    Raises:
+        ModelError: there is none, or none of a configuration that is asked for.
+    """
+    place = session.workspace.results / session.name
+    every = sorted(file.parent for file in place.glob(f"*{_SEPARATOR}*{_SEPARATOR}*/{PLANS_JSON}"))
+    there: dict[Path, str] = {}
+    for folder in every:
+        *_, of_plans, name = folder.name.split(_SEPARATOR)
+        if plans not in (None, of_plans):
+            continue
+        if comparable_folds(folder):
+            there[folder] = name
+        elif configurations is None or name in configurations:
+            logger.warning("%s is left out: no fold is trained here and has predicted held-out cases", folder.name)
+    if not there:
+        begun = f"; no fold in {every[0].name} is trained to the end and validated" if every else ""
+        raise ModelError(
+            f"{place}: nothing to select from{begun}; train folds with 'segwright train' or 'segwright run'"
+        )
+    for name in configurations or ():
+        if name not in there.values():
+            raise ModelError(f"{place}: no trained fold of '{name}'{nearest(name, set(there.values()))}")
+    return [folder for folder, name in there.items() if configurations is None or name in configurations]
+
+
+def open_trained(models: Sequence[Path], folds: Sequence[int] | None) -> list[Trained]:
+    """Return the models with the folds that all of them have.
+
+    Raises:
+        ModelError: there is no such fold, or they were trained with different splits.
+    """
+    for model in models:
+        missing = sorted(set(folds or ()) - set(comparable_folds(model)))
+        if missing:
+            held = ", ".join(map(str, comparable_folds(model)))
+            raise ModelError(
+                f"{model}: fold {', '.join(map(str, missing))} is not trained and validated; there is {held or 'none'}"
+            )
+    found = [read_crossval(model, folds or comparable_folds(model)) for model in models]
+    common = [fold for fold in found[0].folds if all(fold in each.folds for each in found)]
+    if not common:
+        held = "; ".join(f"{each.model.name}: {', '.join(map(str, each.folds))}" for each in found)
+        raise ModelError(
+            f"no fold has predicted its held-out cases in all models ({held}); train one in all, or choose some with "
+            "--config"
+        )
+    result = []
+    for each in found:
+        for fold in common:
+            if each.files[fold].keys() != found[0].files[fold].keys():
+                raise ModelError(
+                    f"{each.model}: fold {fold} held out other cases than that of {found[0].model.name}; only models "
+                    "of the same splits can be compared, choose them with --config or --folds"
+                )
+        name = each.model.name.split(_SEPARATOR)[-1]
+        plan = Plan.load(each.model / PLANS_JSON)
+        result.append(Trained(folder=each.model, plan=plan, configuration=name, found=each.only(common)))
+    return result
+
+
+def comparable_folds(model: Path) -> list[int]:
+    """Return the folds with weights of ours whose held-out cases are predicted; nnU-Net's have others."""
+    return [fold for fold in validated_folds(model) if is_trained(Workspace.fold_folder(model, fold))]
+
+
+def require_labels(session: Session, trained: Sequence[Trained]) -> None:
+    """See that models predict the labels that the dataset has now."""
+    now = session.dataset.labels
+    for each in trained:
+        then = Labels.from_description(load_description(each.folder / DATASET_JSON))
+        if (then.evaluation_classes(), then.ignore_label) != (now.evaluation_classes(), now.ignore_label):
+            raise ModelError(
+                f"{each.folder}: was trained on other labels than {session.dataset.folder / DATASET_JSON} has now; "
+                "train it again, or leave it out with --config"
+            )
+
+
+def say_folds(trained: Sequence[Trained]) -> None:
+    """Log which folds are compared, and which are not because not all models have them."""
+    common = trained[0].found.folds
+    count = len(trained[0].found.cases)
+    logger.info(
+        "comparing %s on %d held-out cases of fold%s %s",
+        *(", ".join(each.name for each in trained), count),
+        *("s" if len(common) > 1 else "", ", ".join(map(str, common))),
+    )
+    for each in trained:
+        others = sorted(set(comparable_folds(each.folder)) - set(common))
+        if others:
+            logger.warning("%s has fold %s too, which not all are compared on", each.name, ", ".join(map(str, others)))
