@@ -173,3 +173,25 @@ def test_a_run_compares_what_earlier_ones_trained_but_keeps_what_was_asked_for(w
     again = api.run(raw, configurations=["3d_fullres"], folds=[0, 2], settings=SHORT, **options)
     assert again.selection is not None
     assert (again.selection.is_new, again.selection.comparison) == (False, asked.comparison)
+
+
+def test_models_of_other_splits_are_refused(work: Path) -> None:
+    summary = work / "results" / "Dataset007_Tiny" / MODELS[0] / "fold_0" / "validation" / "summary.json"
+    document = json.loads(summary.read_text())
+    document["metric_per_case"] = document["metric_per_case"][:1]
+    summary.write_text(json.dumps(document))
+    refused = call("--work", work, "select", 7, "--device", "cpu")
+    assert (refused.exit_code, "fold 0 held out other cases than that of" in refused.stderr) == (1, True)
+
+
+def test_a_held_out_case_that_left_the_dataset_is_named(work: Path) -> None:
+    raw = work / "raw" / "Dataset007_Tiny"
+    validation = work / "results" / raw.name / MODELS[0] / "fold_2" / "validation"
+    [case] = [file.name.removesuffix(".nii.gz") for file in validation.glob("*.nii.gz")]
+    for file in (raw / "labelsTr" / f"{case}.nii.gz", raw / "imagesTr" / f"{case}_0000.nii.gz"):
+        file.unlink()
+    document = json.loads((raw / "dataset.json").read_text())
+    (raw / "dataset.json").write_text(json.dumps(document | {"numTraining": document["numTraining"] - 1}))
+    refused = call("--work", work, "select", 7, "--device", "cpu", "--no-ensembles")
+    assert refused.exit_code == 1
+    assert f"case {case}: was held out but has no label in the dataset; put it back" in refused.stderr
