@@ -36,8 +36,8 @@ def predict(
     """Predict a folder of images (`CASE_0000.ENDING`, one file per channel) with a trained model.
 
     Args:
-        model: What `select` wrote; or a model folder, with `plans.json`, `dataset.json` and `fold_k`, of nnU-Net v2
-            too, or its zip file. Of several models the probabilities are averaged.
+        model: What `select` wrote, or the results that hold it; or a model folder, with `plans.json`, `dataset.json`
+            and `fold_k`, of nnU-Net v2 too, or its zip file. Of several models the probabilities are averaged.
         images: Input folder, never written to.
         output: Gets one label map per case; cases that are there already are kept.
         folds: Whose networks are averaged; all that are trained by default.
@@ -145,7 +145,7 @@ def load_model(
         )
 
     with unpacked(Path(model)) as place:
-        selected = find_selected(place, below=place != Path(model))
+        selected = find_selected(place)
         return load(only_model(place, Path(model))) if selected is None else load_selected(selected, load)
 
 

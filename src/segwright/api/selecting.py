@@ -33,7 +33,7 @@ from segwright.inference.postprocessing import POSTPROCESSING_JSON, PostProcessi
 from segwright.inference.selected import (
     MEMBERS,
     Source,
-    find_selected,
+    is_selected,
     read_selected,
     require_replaceable,
     write_selected,
@@ -204,7 +204,7 @@ def _state(source: Source) -> list[tuple[str, int, int]]:
 
 def _known(target: Path, made_from: str, by: Verb) -> SelectionReport | None:
     """Return the selection that is there if it was made from the same, or is not to be replaced by this verb."""
-    if find_selected(target) is None:
+    if not is_selected(target):
         return None
     known = read_selected(target)
     whole = all((target / MEMBERS / member.name).is_dir() for member in known.members)

@@ -69,10 +69,23 @@ class Source:
     folds: tuple[int | str, ...]
 
 
-def find_selected(place: Path, *, below: bool = False) -> Path | None:
-    """Return the folder of a selected model: `place`, or with `below` a folder in it; None where it is none."""
-    candidates = [place, *(sorted(place.iterdir()) if below and place.is_dir() else ())]
-    return next((folder for folder in candidates if (folder / SELECTION_JSON).is_file()), None)
+def is_selected(folder: Path) -> bool:
+    """Whether a folder is one of a selected model."""
+    return (folder / SELECTION_JSON).is_file()
+
+
+def find_selected(place: Path) -> Path | None:
+    """Return the selected model that is meant: the folder, or the one in it, such as in the results of a dataset.
+
+    Raises:
+        ModelError: there are several in it.
+    """
+    if is_selected(place):
+        return place
+    found = sorted(folder for folder in place.iterdir() if is_selected(folder)) if place.is_dir() else []
+    if len(found) > 1:
+        raise ModelError(f"{place}: holds several selected models; name one of {', '.join(map(str, found))}")
+    return found[0] if found else None
 
 
 def read_selected(folder: Path) -> Selected:

@@ -104,6 +104,14 @@ def test_a_zip_file_of_it_predicts(select: Callable[..., Path], images: Path, tm
     assert len(api.predict(file, images, tmp_path / "out", device="cpu")) == 2
 
 
+def test_the_folder_that_holds_one_will_do_and_several_are_named(select: Callable[..., Path], tmp_path: Path) -> None:
+    select("2d", target="results/model")
+    assert isinstance(api.load_model(tmp_path / "results", device="cpu"), Predictor)
+    select("2d", target="results/other")
+    with pytest.raises(ModelError, match=r"several selected models; name one of .*results/model, .*results/other"):
+        api.load_model(tmp_path / "results", device="cpu")
+
+
 def test_only_a_selected_model_is_replaced(select: Callable[..., Path]) -> None:
     folder = select("2d")
     select("3d_fullres")
