@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from segwright.augmentation.intensity import SMALLEST_SPREAD
+from segwright.augmentation.intensity import SMALLEST_SPREAD, channel_mean
 from segwright.augmentation.transform import Draw, Range, Samples, column
 
 
@@ -102,7 +102,7 @@ class Blank:
                     inside = tuple(slice(low, high) for low, high in box)
                     part = images[index, channel][inside]
                     if part.numel():
-                        part.copy_(part.mean().expand_as(part))
+                        part.copy_(channel_mean(part[None, None]).view(()).expand_as(part))
         return replace(samples, images=images)
 
 

@@ -107,27 +107,37 @@ class Recipe:
         drawn = ((step.name, step.transform.draw(key(step.name), shape)) for step in self.steps)
         return {name: draw for name, draw in drawn if draw is not None}
 
-    def apply_inplace(self, samples: Samples, draws: Sequence[Mapping[str, Draw]]) -> None:
-        """Run the steps on a batch, each on the samples that drew it, in order; `samples` is overwritten."""
+    def apply(self, samples: Samples, draws: Sequence[Mapping[str, Draw]]) -> Samples:
+        """Return a batch after the steps, each on the samples that drew it, in order; `samples` may be overwritten."""
         for step in self.steps:
             chosen = [index for index, draw in enumerate(draws) if step.name in draw]
             if not chosen:
                 continue
-            index = torch.tensor(chosen, device=samples.images.device)
+            drawn = [draws[sample][step.name] for sample in chosen]
+            if len(chosen) == len(draws):
+                samples = _changed(step, samples, drawn)
+                continue
+            index = torch.tensor(chosen).to(samples.images.device, non_blocking=True)
             part = Samples(images=samples.images.index_select(0, index), labels=samples.labels.index_select(0, index))
-            changed = step.transform.apply(part, [draws[sample][step.name] for sample in chosen])
-            if changed.images.shape != part.images.shape or changed.labels.shape != part.labels.shape:
-                raise ConfigError(
-                    f"augmentation '{step.name}' turned images {tuple(part.images.shape)} into "
-                    f"{tuple(changed.images.shape)}; a transform keeps the shape"
-                )
+            changed = _changed(step, part, drawn)
             samples.images.index_copy_(0, index, changed.images)
             if changed.labels is not part.labels:
                 samples.labels.index_copy_(0, index, changed.labels)
+        return samples
 
     def _require(self, name: str) -> None:
         if name not in self.names():
             raise ConfigError(f"augmentation recipe has no transform '{name}'{nearest(name, self.names())}")
+
+
+def _changed(step: Step, samples: Samples, draws: Sequence[Draw]) -> Samples:
+    changed = step.transform.apply(samples, draws)
+    if changed.images.shape != samples.images.shape or changed.labels.shape != samples.labels.shape:
+        raise ConfigError(
+            f"augmentation '{step.name}' turned images {tuple(samples.images.shape)} into "
+            f"{tuple(changed.images.shape)}; a transform keeps the shape"
+        )
+    return changed
 
 
 class RecipeBuilder(Protocol):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 
 from segwright.augmentation.transform import Draw, Range, Samples
 from segwright.core.arrays import Box
+from segwright.core.device import CPU
 
 Matrix = npt.NDArray[np.float64]
 
@@ -104,19 +105,21 @@ class MaskOutside:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """The part of a case that one transformed patch needs.
+    """What one transformed patch is taken from: a part of a case, or a box in the whole of one.
 
     Attributes:
-        images: (C, *M) float32, 0 where the case ended.
-        labels: (L, *M) int16, -1 where the case ended.
-        centre: where the patch's centre lies in this part, in voxels.
+        images: (C, *M) float32, contiguous, 0 where the case ended.
+        labels: (L, *M) int16, contiguous, -1 where the case ended.
+        centre: where the patch's centre lies in the box of `source_box`, in voxels.
         matrix: the affine.
+        box: that box in M; None where M is no more than it.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     centre: tuple[float, ...]
     matrix: Matrix
+    box: Box | None = None
 
 
 def rotation_matrix(angles: npt.NDArray[np.float64]) -> Matrix:
@@ -144,86 +147,141 @@ def source_box(matrix: Matrix, centre: Sequence[float], patch_size: Sequence[int
     return tuple((int(first), int(last) + 2) for first, last in zip(low, high, strict=True))
 
 
-def resample(sources: Sequence[Source], patch_size: Sequence[int]) -> Samples:
-    """Return the patches (n, C, *patch_size) and (n, L, *patch_size) that the sources' affines show.
+def resample(source: Source, patch_size: Sequence[int]) -> Samples:
+    """Return the patch (1, C, *patch_size) and (1, L, *patch_size) that the source's affine shows.
 
     Images are interpolated linearly. Each label voxel gets the label with the largest linear weight among its
     neighbours, the smallest label on a tie: the argmax of linearly interpolated one-hot maps, padding (-1) included.
     """
-    first = sources[0]
-    device = first.images.device
-    channels, maps = first.images.shape[0], first.labels.shape[0]
-    values = torch.cat([source.images.flatten(1) for source in sources], dim=1)  # (C, all source voxels)
-    classes = torch.cat([source.labels.flatten(1) for source in sources], dim=1)  # (L, all source voxels)
-    table = _SourceTable.of(sources, device)
-    images = torch.empty((len(sources), channels, *patch_size), device=device)
-    labels = torch.empty((len(sources), maps, *patch_size), dtype=classes.dtype, device=device)
-    rows = patch_size[0]
-    if device.type == "cpu":
-        rows = max(1, SLAB_VOXELS // (len(sources) * math.prod(patch_size[1:])))
+    device = source.images.device
+    images = torch.empty((len(source.images), *patch_size), device=device)
+    labels = torch.empty((len(source.labels), *patch_size), dtype=source.labels.dtype, device=device)
+    grid = [torch.arange(size, device=device) - (size - 1) / 2 for size in patch_size]
+    rows = patch_size[0] if device.type != CPU else max(1, SLAB_VOXELS // math.prod(patch_size[1:]))
     for begin in range(0, patch_size[0], rows):
         slab = slice(begin, min(begin + rows, patch_size[0]))
-        corners, fractions = table.corners(patch_size, slab)
-        for channel in range(channels):
-            images[:, channel, slab] = _interpolate(values[channel], corners, fractions)
-        for index in range(maps):
-            labels[:, index, slab] = _vote(classes[index], corners, fractions)
-    return Samples(images=images, labels=labels)
+        points = _Points.of(source, [grid[0][slab], *grid[1:]])
+        for channel, image in enumerate(source.images):
+            images[channel, slab] = points.interpolate(image)
+        for index, classes in enumerate(source.labels):
+            labels[index, slab] = points.vote(classes)
+    return Samples(images=images[None], labels=labels[None])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _SourceTable:
-    """Matrices, centres and memory layout of n sources laid one after the other, as tensors on their device."""
+class _Points:
+    """Points between voxels of a source, where a slab of a patch looks; `axes` are those it looks between voxels of.
 
-    matrices: torch.Tensor  # (n, axes, axes)
-    centres: torch.Tensor  # (n, axes)
-    limits: torch.Tensor  # (n, axes) last voxel that has a right-hand neighbour
-    strides: torch.Tensor  # (n, axes)
-    offsets: torch.Tensor  # (n,) first voxel of each source
+    Attributes:
+        lows: per axis, the voxel below each point, in the shape that the points of that axis differ in.
+        fractions: per axis, how far above that voxel it is, in the same shape.
+        base: (*slab,) flat index of the voxel below in all axes; None where the axes are apart (no rotation).
+        steps: from there to all 2^axes neighbours, the last axis varying fastest.
+        box: of the source.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+    lows: tuple[torch.Tensor, ...]
+    fractions: tuple[torch.Tensor, ...]
+    base: torch.Tensor | None
+    steps: tuple[int, ...]
+    box: Box
 
     @classmethod
-    def of(cls, sources: Sequence[Source], device: torch.device) -> _SourceTable:
-        shapes = np.array([source.images.shape[1:] for source in sources])
-        strides = np.concatenate([np.cumprod(shapes[:, :0:-1], axis=1)[:, ::-1], np.ones_like(shapes[:, :1])], axis=1)
-        offsets = np.concatenate([[0], np.cumsum(shapes.prod(axis=1))[:-1]])
-        matrices = np.stack([source.matrix for source in sources]).astype(np.float32)
-        centres = np.array([source.centre for source in sources], dtype=np.float32)
+    def of(cls, source: Source, grid: Sequence[torch.Tensor]) -> _Points:
+        """Return the points of a slab with the coordinates `grid`, 0 at the patch's centre."""
+        shape = source.images.shape[1:]
+        dims = len(shape)
+        matrix = source.matrix.astype(np.float32)
+        index_type = torch.int32 if math.prod(shape) < 2**31 else torch.int64
+        lows, fractions = [], []
+        for axis in range(dims):
+            position = torch.full((1,) * dims, source.centre[axis], device=grid[0].device)
+            for other in np.flatnonzero(matrix[axis]).tolist():
+                along = grid[other].view(-1, *(1,) * (dims - 1 - other))
+                position = position + along * float(matrix[axis, other])
+            lows.append(position.to(index_type))  # no position is negative, so this rounds down
+            fractions.append(position.frac_())
+        strides = [math.prod(shape[axis + 1 :]) for axis in range(dims)]
+        moved = [axis for axis in range(dims) if (matrix[axis] != np.eye(dims, dtype=np.float32)[axis]).any()]
+        box = source.box or tuple((0, size) for size in shape)
+        base = None
+        if (matrix != np.diag(np.diag(matrix))).any():
+            base = _flat(lows, strides)
+        steps = [sum(low * stride for (low, _), stride in zip(box, strides, strict=True))]
+        for axis in moved:
+            steps = [step for low in steps for step in (low, low + strides[axis])]
         return cls(
-            matrices=torch.from_numpy(matrices).to(device),
-            centres=torch.from_numpy(centres).to(device),
-            limits=torch.from_numpy((shapes - 2).astype(np.float32)).to(device),
-            strides=torch.from_numpy(strides.astype(np.int64)).to(device),
-            offsets=torch.from_numpy(offsets.astype(np.int64)).to(device),
+            shape=tuple(len(line) for line in grid),
+            axes=tuple(moved),
+            lows=tuple(lows),
+            fractions=tuple(fractions),
+            base=base,
+            steps=tuple(steps),
+            box=box,
         )
 
-    def corners(self, patch_size: Sequence[int], slab: slice) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Return the flat indices of the 2^axes neighbours and the fraction per axis, each (n, *slab of the patch)."""
-        dims = len(patch_size)
-        spread = (-1, *(1,) * dims)
-        grid = [torch.arange(size, device=self.centres.device) - (size - 1) / 2 for size in patch_size]
-        grid[0] = grid[0][slab]
-        base: torch.Tensor | None = None
-        fractions = []
-        for axis in range(dims):
-            position = self.centres[:, axis].view(spread)
-            for other in range(dims):
-                step = self.matrices[:, axis, other].view(spread)
-                position = position + step * grid[other].view(-1, *(1,) * (dims - 1 - other))
-            low = position.floor().clamp_min_(0).minimum(self.limits[:, axis].view(spread))
-            fractions.append(position.sub_(low))
-            index = low.to(torch.int64).mul_(self.strides[:, axis].view(spread))
-            base = index.add_(self.offsets.view(spread)) if base is None else base.add_(index)
-        assert base is not None
-        corners = [base]
-        for axis in range(dims):  # the last axis varies fastest, as in itertools.product
-            step = self.strides[:, axis].view(spread)
-            corners = [corner for low in corners for corner in (low, low + step)]
-        return corners, fractions
+    def interpolate(self, image: torch.Tensor) -> torch.Tensor:
+        """Interpolate `image` (*M) linearly."""
+        if self.base is None:
+            return self._along_axes(image, torch.lerp)
+        return _blend(self._neighbours(image, self.base), [self.fractions[axis] for axis in self.axes])
+
+    def vote(self, classes: torch.Tensor) -> torch.Tensor:
+        """Return the label with the largest total weight among the neighbours in `classes` (*M)."""
+        fractions = [self.fractions[axis].expand(self.shape) for axis in self.axes]
+        if classes.device.type != CPU:  # finding the mixed voxels would make the host wait
+            around = self._neighbours(classes, self._flat_base(classes))
+            return _heaviest(torch.stack(around), fractions)
+        if self.base is None:
+            low, high = (self._along_axes(classes, reduce) for reduce in (_minimum, _maximum))
+        else:
+            around = self._neighbours(classes, self.base)
+            low, high = functools.reduce(torch.minimum, around), functools.reduce(torch.maximum, around)
+        (mixed,) = torch.nonzero((low != high).flatten(), as_tuple=True)
+        if len(mixed):
+            few = self._neighbours(classes, self._flat_base(classes).flatten().index_select(0, mixed))
+            part = [fraction.flatten().index_select(0, mixed) for fraction in fractions]
+            lowest, highest = (each.flatten().index_select(0, mixed) for each in (low, high))
+            low.view(-1).index_copy_(0, mixed, _winner(few, lowest, highest, part))
+        return low
+
+    def _neighbours(self, values: torch.Tensor, base: torch.Tensor) -> list[torch.Tensor]:
+        """Return `values` (*M) at all neighbours of the points whose lowest ones are at the flat indices `base`."""
+        flat, index = values.view(-1), base.flatten()
+        return [flat[step:].index_select(0, index).view(base.shape) for step in self.steps]
+
+    def _along_axes(
+        self, values: torch.Tensor, reduce: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        """Bring two neighbours together axis by axis, which is far less than all 2^axes where no axis is turned."""
+        values = values[tuple(slice(*interval) for interval in self.box)]
+        for axis, (low, fraction) in enumerate(zip(self.lows, self.fractions, strict=True)):
+            index = low.flatten()
+            below = values.index_select(axis, index)
+            values = reduce(below, values.index_select(axis, index + 1), fraction) if axis in self.axes else below
+        return values
+
+    def _flat_base(self, values: torch.Tensor) -> torch.Tensor:
+        if self.base is not None:
+            return self.base
+        return _flat(self.lows, values.stride())
 
 
-def _interpolate(values: torch.Tensor, corners: list[torch.Tensor], fractions: list[torch.Tensor]) -> torch.Tensor:
-    """Interpolate `values` (voxels,) linearly between the corners."""
-    return _blend([values.index_select(0, corner.flatten()).view(corner.shape) for corner in corners], fractions)
+def _flat(lows: Sequence[torch.Tensor], strides: Sequence[int]) -> torch.Tensor:
+    total = lows[0] * strides[0]
+    for low, stride in zip(lows[1:], strides[1:], strict=True):
+        total = torch.add(total, low, alpha=stride)
+    return total
+
+
+def _minimum(low: torch.Tensor, high: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    return torch.minimum(low, high)
+
+
+def _maximum(low: torch.Tensor, high: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    return torch.maximum(low, high)
 
 
 def _blend(level: list[torch.Tensor], fractions: list[torch.Tensor]) -> torch.Tensor:
@@ -231,21 +289,6 @@ def _blend(level: list[torch.Tensor], fractions: list[torch.Tensor]) -> torch.Te
     for fraction in reversed(fractions):
         level = [torch.lerp(low, high, fraction) for low, high in zip(level[::2], level[1::2], strict=True)]
     return level[0]
-
-
-def _vote(classes: torch.Tensor, corners: list[torch.Tensor], fractions: list[torch.Tensor]) -> torch.Tensor:
-    """Return the label with the largest total weight among the corners."""
-    around = [classes.index_select(0, corner.flatten()) for corner in corners]
-    flat = [fraction.flatten() for fraction in fractions]
-    if classes.device.type != "cpu":  # finding the mixed voxels would make the host wait
-        return _heaviest(torch.stack(around), flat).view(corners[0].shape)
-    low, high = functools.reduce(torch.minimum, around), functools.reduce(torch.maximum, around)
-    (mixed,) = torch.nonzero(low != high, as_tuple=True)
-    if len(mixed):
-        few = [label.index_select(0, mixed) for label in around]
-        part = [fraction.index_select(0, mixed) for fraction in flat]
-        low.index_copy_(0, mixed, _winner(few, low.index_select(0, mixed), high.index_select(0, mixed), part))
-    return low.view(corners[0].shape)
 
 
 def _winner(
@@ -266,11 +309,11 @@ def _winner(
 
 
 def _heaviest(around: torch.Tensor, fractions: list[torch.Tensor]) -> torch.Tensor:
-    """Return, per column of `around` (corners, voxels), the label with the largest sum of linear weights."""
-    parts = [torch.ones_like(fractions[0])]
+    """Return, per point of `around` (corners, ...), the label with the largest sum of linear weights."""
+    parts = [torch.ones_like(around[0], dtype=torch.float32)]
     for fraction in fractions:  # the last axis varies fastest, as in the corners
         parts = [part for low in parts for part in (low * (1 - fraction), low * fraction)]
-    weights = torch.stack(parts)  # (corners, voxels)
+    weights = torch.stack(parts)  # (corners, ...)
     nothing = torch.zeros((), device=weights.device)
     totals = torch.stack([torch.where(around == label, weights, nothing).sum(0) for label in around])
     largest = torch.iinfo(around.dtype).max

@@ -46,7 +46,7 @@ def column(draws: Sequence[Draw], name: str, images: torch.Tensor) -> torch.Tens
     """
     values = np.stack([np.asarray(draw[name], dtype=np.float32) for draw in draws])
     values = values.reshape(len(draws), -1, *(1,) * (images.ndim - 2))
-    return torch.from_numpy(values).to(images.device)
+    return torch.from_numpy(values).to(images.device, non_blocking=True)
 
 
 def draw_around_one(rng: np.random.Generator, limits: Range, size: int) -> npt.NDArray[np.float64]:

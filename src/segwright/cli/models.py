@@ -30,6 +30,7 @@ def train(
     budget: options.Budget = None,
     seed: options.Seed = None,
     deterministic: options.Deterministic = False,
+    cache: options.Cache = None,
     network: options.Network = None,
     network_arg: options.NetworkArg = None,
     pretrained: options.Pretrained = None,
@@ -50,6 +51,7 @@ def train(
         batch_size=batch_size,
         seed=seed,
         deterministic=deterministic,
+        cache=cache,
     )
     place = launch.place_here(options.environment())
     if place is None and gpus > 1:
@@ -90,6 +92,7 @@ def run(
     ] = None,
     budget: options.Budget = None,
     epochs: options.Epochs = None,
+    cache: options.Cache = None,
     network: options.Network = None,
     network_arg: options.NetworkArg = None,
     pretrained: options.Pretrained = None,
@@ -115,7 +118,7 @@ def run(
             network=network,
             network_kwargs=api.keyword_values(network_arg or ()),
             pretrained=pretrained,
-            settings=options.train_settings(set_values=set_values, epochs=epochs),
+            settings=options.train_settings(set_values=set_values, epochs=epochs, cache=cache),
             trainer=trainer,
             device=device,
             workers=workers,

@@ -107,12 +107,13 @@ def train_settings(
     batch_size: int | None = None,
     seed: int | None = None,
     deterministic: bool = False,
+    cache: str | None = None,
 ) -> dict[str, Any]:
     """Return the fields of `TrainConfig` that options set; an option of its own counts more than `--set`."""
     from segwright import api
 
-    knobs = {"num_epochs": epochs, "num_iterations_per_epoch": iterations, "batch_size": batch_size, "seed": seed}
-    knobs["deterministic"] = deterministic or None
+    knobs: dict[str, Any] = {"num_epochs": epochs, "num_iterations_per_epoch": iterations, "batch_size": batch_size}
+    knobs |= {"seed": seed, "deterministic": deterministic or None, "cache": cache}
     return {**api.keyword_values(set_values or ()), **{key: value for key, value in knobs.items() if value is not None}}
 
 
@@ -137,6 +138,9 @@ Iterations = Annotated[int | None, typer.Option("--iterations", min=1, help="Ste
 BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Default: as planned.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of all random draws.")]
 Deterministic = Annotated[bool, typer.Option("--deterministic", help="The same bits each time; needs epochs.")]
+Cache = Annotated[
+    str | None, typer.Option("--cache", metavar="M", help="Hold cases in memory: auto (default), none, ram, device.")
+]
 Network = Annotated[
     str | None, typer.Option("--network", metavar="REF", help="unet, residual-unet, ... or module:function.")
 ]

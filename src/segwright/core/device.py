@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 
 import torch
@@ -51,6 +52,24 @@ def resolve_device(name: str = "auto") -> torch.device:
     if index and int(index) >= count:
         raise ConfigError(f"device '{name}': this machine has {count} CUDA GPU(s), numbered from 0")
     return torch.device(name)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return how much of a GPU's own memory is free; 0 for a device that has none or does not tell."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == CUDA else 0
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute a block on the CPU without torch's helper threads, whose number would show in the last bits."""
+    before = torch.get_num_threads()
+    if before > 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if before > 1:
+            torch.set_num_threads(before)
 
 
 @lru_cache(maxsize=1)

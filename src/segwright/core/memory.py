@@ -1,8 +1,13 @@
-"""How much memory this process has needed."""
+"""How much memory this process has needed, and how much it may still take."""
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
+
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 def peak_bytes() -> int | None:
@@ -13,3 +18,25 @@ def peak_bytes() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def available_bytes() -> int:
+    """Return how much memory this process may still take: what the system has free and what its cgroup leaves.
+
+    Where the system does not tell (macOS, Windows), it is half of the whole memory.
+    """
+    try:
+        text = _MEMINFO.read_text(encoding="ascii")
+        free = next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        pages = ("SC_PHYS_PAGES", "SC_PAGE_SIZE")
+        names: dict[str, int] = getattr(os, "sysconf_names", {})
+        return os.sysconf(pages[0]) * os.sysconf(pages[1]) // 2 if all(name in names for name in pages) else 2**32
+    try:
+        limit = int((_CGROUP / "memory.max").read_text(encoding="ascii"))
+        used = int((_CGROUP / "memory.current").read_text(encoding="ascii"))
+        stat = (_CGROUP / "memory.stat").read_text(encoding="ascii").split()
+        pages_of_files = int(stat[stat.index("inactive_file") + 1])  # given back when memory is short
+    except (OSError, ValueError):  # "max", or no cgroup of version 2
+        return free
+    return max(0, min(free, limit - used + pages_of_files))

@@ -1,83 +1,39 @@
-"""Batches as a pure function of (seed, epoch, step), made in a thread ahead of the training step.
+"""Batches as a pure function of (seed, epoch, step).
 
 Array letters: B samples, C channels, L label maps, S spatial axes of the patch.
 """
 
 from __future__ import annotations
 
-import threading
-from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypedDict
+from typing import TypedDict
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from segwright.augmentation.cascade import PreviousStage
 from segwright.augmentation.recipe import Recipe
 from segwright.augmentation.spatial import Matrix, Source, patch_centre, resample, source_box
 from segwright.augmentation.transform import Draw, Samples
 from segwright.core.arrays import Box, box_shape
-from segwright.core.errors import ConfigError, DatasetError, SegwrightError
+from segwright.core.device import CPU, one_thread
+from segwright.core.errors import ConfigError, DatasetError
 from segwright.core.seeds import generator
 from segwright.data.labels import OUTSIDE, Labels
+from segwright.training.caching import CaseCache, CaseSource, OpenCase, naming
 from segwright.training.distributed import ALONE, Ranks
-from segwright.training.sampling import ClassLocations, Sampler, choose_key, choose_start, is_forced, read_box, uniform
+from segwright.training.sampling import Sampler, choose_key, choose_start, is_forced, read_box, uniform
 from segwright.training.targets import Scales, encode_targets
-
-DEFAULT_CACHE_GIB = 2.0
-"""Decoded cases kept in memory by default, in GiB; a data set that needs more is read patch by patch."""
-
-
-class CaseArray(Protocol):
-    """An array on disk or in memory: a shape and slices."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(channels, *spatial)."""
-        ...
-
-    def __getitem__(self, key: Any) -> Any:
-        """Return the slice as a numpy array."""
-        ...
-
-
-class TrainingCase(Protocol):
-    """What a loader needs of a preprocessed case."""
-
-    @property
-    def image(self) -> CaseArray:
-        """(C, *S3) float32."""
-        ...
-
-    @property
-    def label(self) -> CaseArray:
-        """(1, *S3) int16, -1 outside the nonzero mask; (2, *S3) with the map of a cascade's previous stage."""
-        ...
-
-    @property
-    def class_locations(self) -> ClassLocations:
-        """Voxels of each class."""
-        ...
-
-
-class CaseSource(Protocol):
-    """Where cases come from; `data.store.CaseStore` is one."""
-
-    def load(self, identifier: str) -> TrainingCase:
-        """Open a case."""
-        ...
 
 
 class Batch(TypedDict):
     """`data` (B, C, *S) float32, `target` as `encode_targets` gives it, and the case of each sample."""
 
-    data: torch.Tensor
-    target: torch.Tensor | list[torch.Tensor]
+    data: Tensor
+    target: Tensor | list[Tensor]
     keys: list[str]
 
 
@@ -95,7 +51,7 @@ class BatchLoader:
     """Makes the batch of any (epoch, step), the same in every thread and after every resume.
 
     Args:
-        store: opens cases by identifier.
+        store: opens cases by identifier; a `CaseCache` decides what stays in memory, by default nothing does.
         identifiers: the cases to sample from, uniformly and with replacement.
         patch_size: 2 or 3 axes; with 2 a slice along the first axis of the case is taken.
         batch_size: samples per batch.
@@ -109,14 +65,12 @@ class BatchLoader:
         training: false for validation batches, which have draws of their own.
         device: where the batch is augmented and handed over; the CPU by default.
         scales: relative sizes of the network's outputs, None for a single target.
-        cache: `ram` keeps decoded cases in memory up to `cache_gib`, `none` reads every patch from the store.
-        cache_gib: see `cache`.
         ranks: makes its own samples of the global batch of `batch_size`.
     """
 
     def __init__(
         self,
-        store: CaseSource,
+        store: CaseSource | CaseCache,
         identifiers: Sequence[str],
         *,
         patch_size: Sequence[int],
@@ -131,8 +85,6 @@ class BatchLoader:
         training: bool = True,
         device: torch.device | None = None,
         scales: Scales | None = None,
-        cache: Literal["ram", "none"] = "ram",
-        cache_gib: float = DEFAULT_CACHE_GIB,
         ranks: Ranks = ALONE,
     ) -> None:
         self.identifiers = tuple(identifiers)
@@ -147,11 +99,20 @@ class BatchLoader:
         self.sampler = sampler
         self.seed = seed
         self.purpose = "training" if training else "validation"
-        self.device = device or torch.device("cpu")
+        self.device = device or torch.device(CPU)
         self.scales = scales
-        self._cases = _CaseCache(store, int(cache_gib * 2**30) if cache == "ram" else 0)
+        self._cases = store if isinstance(store, CaseCache) else CaseCache(store)
         self._require_sense()
         self._own = ranks.own(batch_size)
+
+    @property
+    def batch_bytes(self) -> int:
+        """Bytes of one batch's images and largest target, the channels of a previous stage apart."""
+        return len(self._own) * math.prod(self.patch_size) * (4 * self._num_channels + 2 * self._num_maps)
+
+    @property
+    def _num_channels(self) -> int:
+        return int(self._cases.load(self.identifiers[0]).image.shape[0])
 
     def draw(self, epoch: int, step: int) -> tuple[SampleDraw, ...]:
         """Draw every sample of a batch that is this rank's: case, transform, position, augmentation."""
@@ -165,14 +126,22 @@ class BatchLoader:
             DatasetError: a case cannot be read; the message names it.
         """
         draws = self.draw(epoch, step)
-        samples = self._assemble(draws)
-        drawn = [draw.augmentation for draw in draws]
-        self.recipe.apply_inplace(samples, drawn)
+        # On the CPU a sample at a time stays in the cache, and its bits depend on no other and on no number of threads.
+        parts: list[Sequence[SampleDraw]] = [[draw] for draw in draws] if self.device.type == CPU else [draws]
+        with one_thread():
+            made = [self._augmented(part) for part in parts]
         return {
-            "data": samples.images if self.previous is None else self.previous.append(samples, drawn),
-            "target": encode_targets(samples.labels[:, :1], self.labels, self.scales),
+            "data": _joined([samples.images for samples in made]),
+            "target": encode_targets(_joined([samples.labels[:, :1] for samples in made]), self.labels, self.scales),
             "keys": [draw.identifier for draw in draws],
         }
+
+    def _augmented(self, draws: Sequence[SampleDraw]) -> Samples:
+        drawn = [draw.augmentation for draw in draws]
+        samples = self.recipe.apply(self._assemble(draws), drawn)
+        if self.previous is None:
+            return samples
+        return Samples(images=self.previous.append(samples, drawn), labels=samples.labels)
 
     def _draw_sample(self, epoch: int, step: int, index: int) -> SampleDraw:
         def key(name: str) -> np.random.Generator:
@@ -182,12 +151,12 @@ class BatchLoader:
         identifier = self.sampler(self.identifiers, rng)
         if identifier not in self.identifiers:
             raise ConfigError(f"the sampler chose '{identifier}', which is no {self.purpose} case of this fold")
-        case = self._cases.get(identifier)
+        case = self._cases.load(identifier)
         percent, by_chance = self.oversample_foreground_percent, self.oversample_by_chance
         forced = is_forced(index, self.batch_size, percent, rng, by_chance=by_chance)
-        chosen = choose_key(case.locations, rng, forced=forced, has_ignore=self.labels.ignore_label is not None)
-        voxels = None if chosen is None else case.locations[chosen]
-        with _naming(identifier):  # the voxels may be rows on disk
+        chosen = choose_key(case.class_locations, rng, forced=forced, has_ignore=self.labels.ignore_label is not None)
+        voxels = None if chosen is None else case.class_locations[chosen]
+        with naming(identifier):  # the voxels may be rows on disk
             start = choose_start(case.image.shape[1:], self._patch_in_case(), rng, voxels=voxels)
         return SampleDraw(
             identifier=identifier,
@@ -216,50 +185,53 @@ class BatchLoader:
 
     def _assemble(self, draws: Sequence[SampleDraw]) -> Samples:
         """Read the patches; those with a matrix are read at the box it needs and resampled."""
-        patch = self._patch_in_case()
-        channels = self._cases.get(draws[0].identifier).image.shape[0]
-        shape = (len(draws), channels, *self.patch_size)
-        images = np.zeros((len(draws), channels, *patch), dtype=np.float32)
-        labels = np.full((len(draws), self._num_maps, *patch), OUTSIDE, dtype=np.int16)
-        for index, draw in enumerate(draws):
-            if draw.matrix is None:
-                box = tuple((low, low + size) for low, size in zip(draw.start, patch, strict=True))
-                self._read(draw.identifier, box, images[index], labels[index])
-        samples = Samples(
-            images=torch.from_numpy(images).view(shape).to(self.device),
-            labels=torch.from_numpy(labels).view(len(draws), self._num_maps, *self.patch_size).to(self.device),
-        )
-        turned = [index for index, draw in enumerate(draws) if draw.matrix is not None]
-        if turned:
-            shown = resample([self._source(draws[index], channels) for index in turned], self.patch_size)
-            where = torch.tensor(turned, device=self.device)
-            samples.images.index_copy_(0, where, shown.images)
-            samples.labels.index_copy_(0, where, shown.labels)
-        return samples
+        made = [self._patch(draw, self._num_channels) for draw in draws]
+        return Samples(images=_joined([part.images for part in made]), labels=_joined([part.labels for part in made]))
 
-    def _source(self, draw: SampleDraw, channels: int) -> Source:
-        """Read what one transformed patch needs."""
-        assert draw.matrix is not None
-        patch_size = self.patch_size
-        dims = len(patch_size)
-        centre = patch_centre(draw.start[-dims:], patch_size)
-        box = source_box(draw.matrix, centre, patch_size)
+    def _patch(self, draw: SampleDraw, channels: int) -> Samples:
+        """Return one patch as a batch of one."""
+        patch_size, dims = self.patch_size, len(self.patch_size)
+        if draw.matrix is None:
+            whole = tuple((low, low + size) for low, size in zip(draw.start, self._patch_in_case(), strict=True))
+            images, labels = self._read(draw.identifier, whole, channels)
+            return Samples(images=images.view(1, -1, *patch_size), labels=labels.view(1, -1, *patch_size))
+        middle = patch_centre(draw.start[-dims:], patch_size)
+        box = source_box(draw.matrix, middle, patch_size)
+        centre = tuple(position - low for position, (low, _) in zip(middle, box, strict=True))
         whole = tuple((low, low + 1) for low in draw.start[:-dims]) + box
-        images = np.empty((channels, *box_shape(whole)), dtype=np.float32)
-        labels = np.empty((self._num_maps, *box_shape(whole)), dtype=np.int16)
-        self._read(draw.identifier, whole, images, labels)
-        return Source(
-            images=torch.from_numpy(images).view(channels, *box_shape(box)).to(self.device),
-            labels=torch.from_numpy(labels).view(self._num_maps, *box_shape(box)).to(self.device),
-            centre=tuple(middle - low for middle, (low, _) in zip(centre, box, strict=True)),
-            matrix=draw.matrix,
-        )
+        held = self._held(draw.identifier, whole, channels)
+        if held is not None:  # cut nothing out: a turned patch needs a fraction of the box around it
+            images, labels = held if dims == 3 else (part[:, draw.start[0]] for part in held)
+            return resample(
+                Source(images=images, labels=labels, centre=centre, matrix=draw.matrix, box=box), patch_size
+            )
+        images, labels = (part.view(-1, *box_shape(box)) for part in self._read(draw.identifier, whole, channels))
+        return resample(Source(images=images, labels=labels, centre=centre, matrix=draw.matrix), patch_size)
 
-    def _read(self, identifier: str, box: Box, images: npt.NDArray[Any], labels: npt.NDArray[Any]) -> None:
-        case = self._cases.get(identifier)
-        if case.image.shape[0] != images.shape[0]:
+    def _held(self, identifier: str, box: Box, channels: int) -> tuple[Tensor, Tensor] | None:
+        """Return the whole of a case that lies where batches are made, if `box` does not leave the case."""
+        case = self._case(identifier, channels)
+        if not isinstance(case.image, Tensor) or case.image.device != self.device:
+            return None
+        inside = all(low >= 0 and high <= size for (low, high), size in zip(box, case.image.shape[1:], strict=True))
+        return (case.image, case.label) if inside else None
+
+    def _read(self, identifier: str, box: Box, channels: int) -> tuple[Tensor, Tensor]:
+        """Return images (C, *box) and labels (L, *box) on the device, 0 and -1 outside the case."""
+        case = self._case(identifier, channels)
+        place = case.image.device if isinstance(case.image, Tensor) else torch.device(CPU)
+        images = torch.empty((channels, *box_shape(box)), device=place)
+        labels = torch.empty((self._num_maps, *box_shape(box)), dtype=torch.int16, device=place)
+        with naming(identifier):
+            for array, fill, part in ((case.image, 0.0, images), (case.label, OUTSIDE, labels)):
+                read_box(array, box, fill=fill, out=part if isinstance(array, Tensor) else part.numpy())
+        return images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+
+    def _case(self, identifier: str, channels: int) -> OpenCase:
+        case = self._cases.load(identifier)
+        if case.image.shape[0] != channels:
             raise DatasetError(
-                f"case {identifier}: {case.image.shape[0]} channels where other cases have {images.shape[0]}; "
+                f"case {identifier}: {case.image.shape[0]} channels where other cases have {channels}; "
                 "preprocess the dataset again"
             )
         if case.label.shape[0] != self._num_maps:
@@ -267,87 +239,8 @@ class BatchLoader:
                 f"case {identifier}: {case.label.shape[0]} label maps, expected {self._num_maps}; the second stage "
                 "of a cascade is trained from cases with the previous stage's maps (training.cascade.CascadeStore)"
             )
-        with _naming(identifier):
-            read_box(case.image, box, fill=0.0, out=images)
-            read_box(case.label, box, fill=OUTSIDE, out=labels)
+        return case
 
 
-def prefetch(
-    loader: BatchLoader, epoch: int, steps: int, *, ahead: int = 2, first_step: int = 0
-) -> Generator[Batch, None, None]:
-    """Yield the batches `first_step ... steps - 1` of an epoch, made in a thread up to `ahead` steps ahead.
-
-    An error in the thread is raised here at the step it belongs to. The thread has ended when the iterator is
-    exhausted, closed or has raised.
-    """
-    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="segwright-batches")
-    waiting: deque[Future[Batch]] = deque()
-    try:
-        for step in range(first_step, steps):
-            waiting.append(pool.submit(loader.batch, epoch, step))
-            if len(waiting) > max(ahead, 1):
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _OpenCase:
-    image: CaseArray
-    label: CaseArray
-    locations: ClassLocations
-
-
-class _CaseCache:
-    """Opens each case once; decodes cases into memory while the byte budget lasts, the others are read by slices."""
-
-    def __init__(self, store: CaseSource, budget: int) -> None:
-        self._store = store
-        self._left = budget
-        self._open: dict[str, _OpenCase] = {}
-        self._lock = threading.Lock()
-
-    def get(self, identifier: str) -> _OpenCase:
-        """Return the case; a case that cannot be opened is a `DatasetError` that names it."""
-        with self._lock:
-            case = self._open.get(identifier)
-            if case is None:
-                with _naming(identifier):
-                    case = self._load(identifier)
-                self._open[identifier] = case
-            return case
-
-    def _load(self, identifier: str) -> _OpenCase:
-        case = self._store.load(identifier)
-        image, label, locations = case.image, case.label, case.class_locations
-        if tuple(image.shape[1:]) != tuple(label.shape[1:]):
-            raise DatasetError(
-                f"case {identifier}: image {tuple(image.shape[1:])}, label {tuple(label.shape[1:])}: shapes differ; "
-                "preprocess the dataset again"
-            )
-        rows = sum(len(voxels) for voxels in locations.values())
-        size = int(np.prod(image.shape)) * 4 + int(np.prod(label.shape)) * 2 + rows * 3 * 4
-        if size > self._left:
-            return _OpenCase(image=image, label=label, locations=locations)
-        self._left -= size
-        return _OpenCase(
-            image=np.ascontiguousarray(image[...], dtype=np.float32),
-            label=np.ascontiguousarray(label[...], dtype=np.int16),
-            locations={key: np.asarray(voxels, dtype=np.int32) for key, voxels in locations.items()},
-        )
-
-
-@contextmanager
-def _naming(identifier: str) -> Iterator[None]:
-    """Name the case in any error of reading it."""
-    try:
-        yield
-    except SegwrightError:
-        raise
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
-        raise DatasetError(
-            f"case {identifier}: cannot be read from the preprocessed data ({type(error).__name__}: {error}); "
-            "delete its files and preprocess again"
-        ) from error
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

@@ -19,7 +19,7 @@ from segwright.data.store import CaseStore, PreprocessedCase, Provenance
 from segwright.inference.predictor import Predictor
 from segwright.preprocessing.pipeline import full_spacing
 from segwright.preprocessing.resampling import LogitResampler
-from segwright.training.batches import CaseArray
+from segwright.training.caching import CaseArray
 from segwright.training.sampling import ClassLocations
 
 _SLAB_PLANES = 16

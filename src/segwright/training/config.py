@@ -90,6 +90,11 @@ class TrainConfig(BaseModel):
     mirror_axes: tuple[int, ...] | None = None
     """Spatial axes flipped in training and prediction; None: the recipe's."""
 
+    cache: Literal["auto", "none", "ram", "device"] = "auto"
+    """Where preprocessed cases are kept while they are trained on, see `training.caching`; no batch depends on it."""
+    cache_gib: float | None = Field(default=None, ge=0)
+    """What they may take there; None: half of the free memory, or a fifth of the GPU's."""
+
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     seed: int = 12345
     deterministic: bool = False

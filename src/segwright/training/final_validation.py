@@ -22,7 +22,7 @@ from segwright.data.store import Provenance
 from segwright.evaluation.scores import CaseScores, Scores, evaluate_case
 from segwright.inference.export import save_labels
 from segwright.inference.predictor import Predictor
-from segwright.training.batches import TrainingCase
+from segwright.training.caching import TrainingCase
 from segwright.training.cascade import network_input
 from segwright.training.distributed import ALONE, Ranks
 

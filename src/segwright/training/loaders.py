@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import torch
+
 from segwright.augmentation.recipe import Recipe, build_recipe
 from segwright.augmentation.spatial import Mirror
+from segwright.core.device import CPU, MPS
 from segwright.core.errors import ConfigError
 from segwright.data.labels import Labels
 from segwright.data.plan import Configuration
 from segwright.data.splits import Split
-from segwright.training.batches import BatchLoader, CaseSource
+from segwright.training.batches import BatchLoader
+from segwright.training.caching import CaseCache, CaseSource, Residence, decide, total_bytes
 from segwright.training.cascade import previous_stage
 from segwright.training.config import TrainConfig
 from segwright.training.distributed import ALONE, Ranks
@@ -58,9 +62,10 @@ def build_loaders(
     labels: Labels,
     recipe: Recipe,
     scales: Scales | None,
+    device: torch.device,
     ranks: Ranks = ALONE,
-) -> tuple[BatchLoader, BatchLoader]:
-    """Return the loaders of training and of online validation.
+) -> tuple[BatchLoader, BatchLoader, Residence]:
+    """Return the loaders of training and of online validation, and where their cases lie.
 
     Args:
         cases: opens preprocessed cases.
@@ -70,12 +75,17 @@ def build_loaders(
         labels: of the dataset.
         recipe: augmentation of training batches.
         scales: relative sizes of the network's outputs, None for one output.
+        device: where the network is; batches are made there, those for an Apple GPU on the CPU.
         ranks: share each batch.
     """
     assert config.batch_size is not None, "the regime decides the batch size"
+    place = torch.device(CPU) if device.type == MPS else device
+    needed = total_bytes(cases, sorted({*split.train, *split.val}))
+    residence = decide(config.cache, needed, place, limit_gib=config.cache_gib, sharing=ranks.world_size)
+    cache = CaseCache(cases, residence, place)
     training, validation = (
         BatchLoader(
-            cases,
+            cache,
             identifiers,
             patch_size=configuration.patch_size,
             batch_size=config.batch_size,
@@ -87,9 +97,10 @@ def build_loaders(
             sampler=build_sampler(config.sampler),
             seed=config.seed,
             training=is_training,
+            device=place,
             scales=scales,
             ranks=ranks,
         )
         for identifiers, is_training in ((split.train, True), (split.val, False))
     )
-    return training, validation
+    return training, validation, residence

@@ -26,6 +26,8 @@ CHANGEABLE: Final = (
     "disable_checkpointing",
     "callbacks",
     "sinks",
+    "cache",
+    "cache_gib",
 )
 """Settings that may differ after a resume: how long, how often; all others would make it another training."""
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from segwright.core.arrays import Box
 from segwright.core.errors import ConfigError
@@ -130,8 +129,11 @@ def choose_start(
     )
 
 
-def read_box(array: Any, box: Box, *, fill: float, out: npt.NDArray[Any]) -> None:
-    """Copy `box` of `array` (K, *S), or of anything with `shape` and slices, into `out`; `fill` outside the array."""
+def read_box(array: Any, box: Box, *, fill: float, out: Any) -> None:
+    """Copy `box` of `array` (K, *S), or of anything with `shape` and slices, into `out`; `fill` outside the array.
+
+    Both may be numpy arrays or both tensors.
+    """
     shape = array.shape[1:]
     inside = [(max(low, 0), min(high, size)) for (low, high), size in zip(box, shape, strict=True)]
     if any(low >= high for low, high in inside):

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from segwright.core.stopping import Interrupted
 from segwright.training import regime
-from segwright.training.batches import Batch, prefetch
+from segwright.training.batches import Batch
 from segwright.training.optimization import set_learning_rate
+from segwright.training.reading_ahead import prefetch
 from segwright.training.reproducing import seed_step
 
 if TYPE_CHECKING:

@@ -115,7 +115,7 @@ class Trainer(NetworkBuilding):
 
     def get_dataloaders(self) -> tuple[BatchLoader, BatchLoader]:
         """Return what makes training and validation batches."""
-        return build_loaders(
+        training, validation, residence = build_loaders(
             self.cases,
             self.split,
             config=self.config,
@@ -123,8 +123,11 @@ class Trainer(NetworkBuilding):
             labels=self.labels,
             recipe=self.recipe,
             scales=self.scales if len(self.scales) > 1 else None,
+            device=self.device,
             ranks=self.ranks,
         )
+        self.notes += (residence.because,)
+        return training, validation
 
     def run_training(self) -> None:
         """Train from where this trainer stands to the end, or do nothing if the training is finished."""

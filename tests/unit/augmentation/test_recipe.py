@@ -108,7 +108,7 @@ class AddOne:
 def test_only_samples_that_drew_a_step_are_changed() -> None:
     recipe = Recipe(steps=(Step(name="add", transform=AddOne()),))
     samples = Samples(images=torch.zeros(3, 1, 4, 4), labels=torch.zeros(3, 1, 4, 4, dtype=torch.int16))
-    recipe.apply_inplace(samples, [{"add": {"amount": np.asarray(1.0)}}, {}, {"add": {"amount": np.asarray(1.0)}}])
+    recipe.apply(samples, [{"add": {"amount": np.asarray(1.0)}}, {}, {"add": {"amount": np.asarray(1.0)}}])
     assert samples.images.mean((1, 2, 3)).tolist() == [1.0, 0.0, 1.0]
 
 
@@ -138,4 +138,4 @@ def test_transform_that_changes_the_shape_is_named() -> None:
     recipe = Recipe(steps=(Step(name="cut", transform=Cut()),))
     samples = Samples(images=torch.zeros(1, 1, 4, 4), labels=torch.zeros(1, 1, 4, 4, dtype=torch.int16))
     with pytest.raises(ConfigError, match=r"'cut' turned images \(1, 1, 4, 4\) into \(1, 1, 4, 3\)"):
-        recipe.apply_inplace(samples, [{"cut": {}}])
+        recipe.apply(samples, [{"cut": {}}])

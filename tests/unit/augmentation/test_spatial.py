@@ -61,11 +61,21 @@ def scipy_patch(image: Any, label: Any, centre: Sequence[float], matrix: Any, pa
     return shown, np.array(values)[np.argmax(one_hot, axis=0)]
 
 
+def in_plane(angle: float, scale: float = 1.0) -> Any:
+    """Return a turn about the first axis that leaves that axis alone."""
+    matrix = np.eye(3)
+    matrix[1:, 1:] = rotation_matrix(np.array([angle])) * scale
+    return matrix
+
+
 CASES = [
     ((14, 20, 17), (10, 12, 9), rotation_matrix(np.array([0.4, -0.2, 0.3])) * 1.3),
     ((14, 20, 17), (10, 12, 9), np.eye(3) * 0.7),
     ((8, 9, 30), (12, 12, 8), rotation_matrix(np.array([-0.5, 0.5, 0.1]))),
     ((24, 19), (16, 12), rotation_matrix(np.array([2.0])) * 1.4),
+    ((24, 19), (16, 12), np.diag([1.3, 1.3])),
+    ((7, 24, 19), (6, 16, 12), in_plane(2.0, 0.8)),
+    ((7, 24, 19), (6, 16, 12), in_plane(0.0, 1.3)),
 ]
 
 
@@ -73,7 +83,7 @@ CASES = [
 def test_resampled_patch_equals_scipy(shape: tuple[int, ...], patch_size: tuple[int, ...], matrix: Any) -> None:
     image, label = make_case(shape)
     centre = patch_centre([1] * len(shape), patch_size)
-    result = resample([make_source(image, label, centre, matrix)], patch_size)
+    result = resample(make_source(image, label, centre, matrix), patch_size)
     expected_image, expected_label = scipy_patch(image, label, centre, matrix, patch_size)
     np.testing.assert_allclose(result.images[0, 0].numpy(), expected_image, atol=1e-4)
     assert np.mean(result.labels[0, 0].numpy() == expected_label) >= 0.999
@@ -83,7 +93,7 @@ def test_resampled_patch_equals_grid_sample_with_the_reference_convention() -> N
     image, label = make_case((17, 17, 17))
     size = (9, 11, 7)
     matrix = rotation_matrix(np.array([0.3, 0.1, -0.4])) * 0.9
-    result = resample([make_source(image, label, (8.0, 8.0, 8.0), matrix)], size)
+    result = resample(make_source(image, label, (8.0, 8.0, 8.0), matrix), size)
     grid = np.stack(np.meshgrid(*[np.arange(s) - (s - 1) / 2 for s in size], indexing="ij"), axis=-1)
     normalised = (grid @ matrix.T / (17 / 2))[..., ::-1].astype(np.float32)
     expected = functional.grid_sample(
@@ -92,17 +102,19 @@ def test_resampled_patch_equals_grid_sample_with_the_reference_convention() -> N
     torch.testing.assert_close(result.images, expected, atol=1e-4, rtol=0)
 
 
-def test_sources_of_different_shapes_do_not_mix() -> None:
-    size = (8, 9, 7)
-    sources = []
-    for seed, (shape, matrix) in enumerate([((12, 10, 11), np.eye(3) * 1.2), ((7, 15, 9), CASES[0][2])]):
-        image, label = make_case(shape, seed=seed)
-        sources.append(make_source(image, label, patch_centre((0, 1, -2), size), matrix, margin=12 + seed))
-    together = resample(sources, size)
-    for index, source in enumerate(sources):
-        alone = resample([source], size)
-        assert torch.equal(together.images[index], alone.images[0])
-        assert torch.equal(together.labels[index], alone.labels[0])
+@pytest.mark.parametrize("matrix", [np.eye(3) * 1.2, CASES[0][2], in_plane(0.7)])
+def test_a_box_in_the_whole_of_a_case_gives_the_bits_of_the_box_alone(matrix: Any) -> None:
+    image, label = make_case((40, 37, 43))
+    middle, size = (19.5, 18.0, 20.5), (10, 9, 8)
+    box = source_box(matrix, middle, size)
+    centre = tuple(position - low for position, (low, _) in zip(middle, box, strict=True))
+    inner = (slice(None), *(slice(*interval) for interval in box))
+    images, labels = torch.from_numpy(image), torch.from_numpy(label)
+    whole = resample(Source(images=images, labels=labels, centre=centre, matrix=matrix, box=box), size)
+    parts = images[inner].contiguous(), labels[inner].contiguous()
+    alone = resample(Source(images=parts[0], labels=parts[1], centre=centre, matrix=matrix), size)
+    assert torch.equal(whole.images, alone.images)
+    assert torch.equal(whole.labels, alone.labels)
 
 
 def test_patch_of_several_slabs_equals_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +122,7 @@ def test_patch_of_several_slabs_equals_scipy(monkeypatch: pytest.MonkeyPatch) ->
     shape, patch_size, matrix = CASES[0]
     image, label = make_case(shape)
     centre = patch_centre([1] * 3, patch_size)
-    result = resample([make_source(image, label, centre, matrix)], patch_size)
+    result = resample(make_source(image, label, centre, matrix), patch_size)
     expected_image, expected_label = scipy_patch(image, label, centre, matrix, patch_size)
     np.testing.assert_allclose(result.images[0, 0].numpy(), expected_image, atol=1e-4)
     assert np.mean(result.labels[0, 0].numpy() == expected_label) >= 0.999
@@ -121,7 +133,7 @@ def test_largest_weight_wins_among_many_labels() -> None:
     label = rng.integers(0, 100, size=(1, 10, 11, 12)).astype(np.int16)
     image = np.zeros_like(label, dtype=np.float32)
     matrix = rotation_matrix(np.array([0.3, 0.2, 0.1]))
-    result = resample([make_source(image, label, (5.0, 5.0, 6.0), matrix)], (6, 6, 6))
+    result = resample(make_source(image, label, (5.0, 5.0, 6.0), matrix), (6, 6, 6))
     _, expected = scipy_patch(image, label, (5.0, 5.0, 6.0), matrix, (6, 6, 6))
     assert np.mean(result.labels[0, 0].numpy() == expected) >= 0.99
 
@@ -141,12 +153,12 @@ def test_source_box_holds_every_voxel_the_patch_needs(data: st.DataObject, dims:
     box = source_box(matrix, centre, patch_size)
     inner = (slice(None), *(slice(low + margin, high + margin) for low, high in box))
     cut = Source(
-        images=whole.images[inner],
-        labels=whole.labels[inner],
+        images=whole.images[inner].contiguous(),
+        labels=whole.labels[inner].contiguous(),
         centre=tuple(middle - low for middle, (low, _) in zip(centre, box, strict=True)),
         matrix=matrix,
     )
-    wide, narrow = resample([whole], patch_size), resample([cut], patch_size)
+    wide, narrow = resample(whole, patch_size), resample(cut, patch_size)
     torch.testing.assert_close(narrow.images, wide.images, atol=1e-3, rtol=0)
     assert (narrow.labels == wide.labels).float().mean() > 0.97
 

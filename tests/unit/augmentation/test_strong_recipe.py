@@ -144,7 +144,7 @@ def test_the_recipe_gives_finite_patches_of_the_same_shape(patch_size: tuple[int
     ]
     assert {name for draw in draws for name in draw} >= {"blur", "gamma", "mirror", "blank", "gradient", "sharpen"}
     before = samples.images.clone()
-    recipe.apply_inplace(samples, draws)
+    samples = recipe.apply(samples, draws)
     assert samples.images.shape == shape
     assert bool(torch.isfinite(samples.images).all())
     assert not torch.equal(samples.images, before)

@@ -16,7 +16,9 @@ from segwright.augmentation.spatial import Affine, Mirror
 from segwright.core.errors import ConfigError, DatasetError, SegwrightError
 from segwright.data.labels import Labels
 from segwright.data.store import CaseStore, Provenance
-from segwright.training.batches import Batch, BatchLoader, prefetch
+from segwright.training.batches import Batch, BatchLoader
+from segwright.training.caching import CaseCache, Residence
+from segwright.training.reading_ahead import THREAD_NAME, prefetch
 
 LABELS = Labels.from_dataset_json({"labels": {"background": 0, "a": 1, "b": 2}})
 PATCH = (8, 10, 6)
@@ -49,15 +51,17 @@ class FakeStore:
         return self.cases[identifier]
 
 
-def make_loader(store: FakeStore | None = None, **options: Any) -> BatchLoader:
+def make_loader(store: FakeStore | None = None, *, held: bool = False, **options: Any) -> BatchLoader:
+    """Return a loader; with `held` all cases stay in memory."""
     store = store or FakeStore([(12, 14, 9), (7, 9, 5), (16, 8, 20)])
     given = {"patch_size": PATCH, "batch_size": 4, "labels": LABELS, "seed": 3, **options}
-    return BatchLoader(store, list(store.cases), **given)
+    residence = Residence(place="ram", budget=2**40) if held else Residence()
+    return BatchLoader(CaseCache(store, residence), list(store.cases), **given)
 
 
 def assert_equal(first: Batch, second: Batch) -> None:
     assert first["keys"] == second["keys"]
-    torch.testing.assert_close(first["data"], second["data"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(first["data"], second["data"], atol=0, rtol=0)
     torch.testing.assert_close(first["target"], second["target"], atol=0, rtol=0)
 
 
@@ -83,35 +87,6 @@ def test_plain_patches_are_cut_exactly_and_padded_with_zero() -> None:
         target = batch["target"]
         assert isinstance(target, torch.Tensor)
         np.testing.assert_array_equal(target[index, 0].numpy(), label[cut])
-
-
-def test_same_key_gives_the_same_batch_in_every_loader_thread_and_order() -> None:
-    recipe = build_recipe("default", PATCH)
-    loader, other = make_loader(recipe=recipe), make_loader(recipe=recipe, cache="none")
-    threaded = list(prefetch(loader, 1, 6, ahead=3))
-    for step in (5, 0, 3):
-        assert_equal(threaded[step], other.batch(1, step))
-
-
-def test_result_does_not_depend_on_the_number_of_torch_threads() -> None:
-    recipe = build_recipe("default", PATCH)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        one = make_loader(recipe=recipe).batch(0, 1)
-        torch.set_num_threads(2)
-        assert_equal(one, make_loader(recipe=recipe).batch(0, 1))
-    finally:
-        torch.set_num_threads(before)
-
-
-def test_sample_does_not_depend_on_its_neighbours() -> None:
-    recipe = build_recipe("default", PATCH)
-    options: dict[str, Any] = {"recipe": recipe, "oversample_foreground_percent": 0.0}
-    for step in range(4):
-        small = make_loader(batch_size=3, **options).batch(0, step)
-        large = make_loader(batch_size=6, **options).batch(0, step)
-        torch.testing.assert_close(small["data"], large["data"][:3], atol=1e-5, rtol=1e-5)
 
 
 def test_epochs_steps_seeds_and_purposes_differ() -> None:
@@ -143,7 +118,9 @@ def test_validation_batches_are_not_augmented() -> None:
 def test_identity_affine_shows_what_a_plain_crop_shows() -> None:
     still = Affine(rotation=(0.0, 0.0), rotation_probability=1.0, scaling_probability=0.0)
     for step in range(3):
-        assert_equal(make_loader(recipe=Recipe(spatial=still)).batch(0, step), make_loader().batch(0, step))
+        shown, plain = make_loader(recipe=Recipe(spatial=still)).batch(0, step), make_loader().batch(0, step)
+        torch.testing.assert_close(shown["data"], plain["data"], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(shown["target"], plain["target"], atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("spatial", [False, True])
@@ -188,20 +165,9 @@ def stored(store: FakeStore, folder: Path) -> CaseStore:
     return result
 
 
-@pytest.mark.parametrize("cache_gib", [0.0, 1.0])
-def test_cases_on_disk_give_the_batches_of_cases_in_memory(tmp_path: Path, cache_gib: float) -> None:
-    fake = FakeStore([(12, 14, 9), (7, 9, 5), (16, 8, 20)])
-    store = stored(fake, tmp_path)
-    options: dict[str, Any] = {"patch_size": PATCH, "batch_size": 4, "labels": LABELS, "seed": 3}
-    recipe = build_recipe("default", PATCH)
-    loader = BatchLoader(store, store.identifiers(), recipe=recipe, cache_gib=cache_gib, **options)
-    for step in range(3):
-        assert_equal(loader.batch(0, step), make_loader(fake, recipe=recipe).batch(0, step))
-
-
 def test_case_that_vanished_from_the_disk_is_named(tmp_path: Path) -> None:
     store = stored(FakeStore([(12, 14, 9)]), tmp_path)
-    loader = BatchLoader(store, ["case_0"], patch_size=PATCH, batch_size=2, labels=LABELS, cache="none")
+    loader = BatchLoader(store, ["case_0"], patch_size=PATCH, batch_size=2, labels=LABELS)
     loader.batch(0, 0)
     (tmp_path / "case_0.b2nd").unlink()
     with pytest.raises(SegwrightError, match="case_0"):
@@ -225,12 +191,12 @@ class Broken:
         raise RuntimeError("blosc2: bad chunk")
 
 
-@pytest.mark.parametrize("cache", ["ram", "none"])
-def test_reading_error_in_the_thread_names_the_case_and_ends(cache: str) -> None:
+@pytest.mark.parametrize("held", [True, False])
+def test_reading_error_in_the_thread_names_the_case_and_ends(held: bool) -> None:
     store = FakeStore([(12, 14, 9)])
     store.cases["case_0"].image = Broken()
     with pytest.raises(DatasetError, match=r"case_0.*bad chunk.*preprocess again"):
-        list(prefetch(make_loader(store, cache=cache), 0, 3))
+        list(prefetch(make_loader(store, held=held), 0, 3))
     assert not batch_threads()
 
 
@@ -250,7 +216,7 @@ def test_image_and_label_of_different_shape_name_the_case() -> None:
 
 
 def batch_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("segwright-batches")]
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith(THREAD_NAME)]
 
 
 def test_prefetcher_ends_its_thread_when_left_early() -> None:
@@ -268,7 +234,7 @@ def test_prefetcher_resumes_in_the_middle_of_an_epoch() -> None:
     assert_equal(rest[0], loader.batch(0, 4))
 
 
-def test_error_of_a_later_step_comes_after_the_good_ones() -> None:
+def test_an_error_of_a_later_step_ends_the_epoch_at_once() -> None:
     loader = make_loader()
 
     def failing(epoch: int, step: int) -> Batch:
@@ -277,10 +243,10 @@ def test_error_of_a_later_step_comes_after_the_good_ones() -> None:
         return make_loader().batch(epoch, step)
 
     loader.batch = failing  # type: ignore[method-assign]
-    batches = prefetch(loader, 0, 6, ahead=4)
-    assert len([next(batches), next(batches)]) == 2
+    batches = prefetch(loader, 0, 60, ahead=4)
     with pytest.raises(DatasetError, match="case x"):
-        next(batches)
+        for _ in range(8):
+            next(batches)
     assert not batch_threads()
 
 

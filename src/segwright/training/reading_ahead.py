@@ -1,0 +1,107 @@
+"""Batches made in threads ahead of the steps that need them, in order, as many as a number of bytes allows."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final, Protocol
+
+import torch
+
+from segwright.core.device import CPU
+from segwright.core.parallel import available_cpus
+from segwright.training.batches import Batch
+
+AHEAD_BYTES: Final = 512 * 2**20
+"""Batches that wait take at most this much, but one may always wait."""
+
+_MOST_AHEAD: Final = 12
+_MOST_THREADS: Final = 6
+
+THREAD_NAME: Final = "segwright-batches"
+
+
+class Loader(Protocol):
+    """What is read ahead from; `batches.BatchLoader` is one."""
+
+    device: torch.device
+
+    @property
+    def batch_bytes(self) -> int:
+        """Bytes of one batch."""
+        ...
+
+    def batch(self, epoch: int, step: int) -> Batch:
+        """Return the batch of a step."""
+        ...
+
+
+def num_threads(device: torch.device) -> int:
+    """Return how many threads make batches: one beside a network on the CPU, which needs the others itself."""
+    return 1 if device.type == CPU else max(1, min(_MOST_THREADS, available_cpus() - 1))
+
+
+def num_ahead(batch_bytes: int, threads: int) -> int:
+    """Return how many batches may wait or be in the making.
+
+    >>> num_ahead(1 << 20, 1), num_ahead(300 << 20, 4), num_ahead(1 << 40, 4)
+    (3, 1, 1)
+    """
+    return max(1, min(_MOST_AHEAD, 2 * threads + 1, AHEAD_BYTES // max(batch_bytes, 1)))
+
+
+def prefetch(
+    loader: Loader, epoch: int, steps: int, *, first_step: int = 0, threads: int | None = None, ahead: int | None = None
+) -> Generator[Batch, None, None]:
+    """Yield the batches `first_step ... steps - 1` of an epoch, the same ones whatever `threads` and `ahead` are.
+
+    An error in a thread is raised here at once, before the good batches ahead of it. The threads have ended when the
+    iterator is exhausted, closed or has raised.
+
+    Args:
+        loader: makes batches.
+        epoch: the epoch.
+        steps: of the epoch.
+        first_step: where a resumed epoch goes on.
+        threads: that make batches; by default as the device suggests.
+        ahead: batches that may wait; by default what `AHEAD_BYTES` allows.
+    """
+    count = num_threads(loader.device) if threads is None else threads
+    most = num_ahead(loader.batch_bytes, count) if ahead is None else max(ahead, 1)
+    pool = _single_threaded_pool(min(count, most))
+    waiting: deque[Future[Batch]] = deque()
+    try:
+        for step in range(first_step, steps):
+            waiting.append(pool.submit(loader.batch, epoch, step))
+            failed = next((each for each in waiting if each.done() and each.exception()), None)
+            if failed is not None:
+                failed.result()
+            if len(waiting) > most:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _single_threaded_pool(count: int) -> ThreadPoolExecutor:
+    """Return a pool whose threads run each torch operation alone, so that they don't fight the network for cores.
+
+    torch keeps the number both for the calling thread and for threads to come: it is set in each thread of the pool
+    and put back here, where it stands as before.
+    """
+    started = threading.Barrier(count + 1)
+
+    def begin() -> None:
+        torch.set_num_threads(1)
+        started.wait()
+
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(max_workers=count, thread_name_prefix=THREAD_NAME)
+    for _ in range(count):
+        pool.submit(begin)
+    started.wait()
+    torch.set_num_threads(before)
+    return pool
