@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import wraps
 from math import ceil
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, ParamSpec, TypeVar
 
 from segwright.core.errors import SegwrightError
 from segwright.core.log import progress
 
 T = TypeVar("T")
 R = TypeVar("R")
+P = ParamSpec("P")
 
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_IMPORTED_BY: Final = os.getpid()
 
 
 def available_cpus() -> int:
@@ -53,6 +57,23 @@ def map_threads(
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     return [results[index] for index in range(len(items))]
+
+
+def fork_safe(function: Callable[P, R]) -> Callable[P, R]:
+    """Let `function` run in a process that was forked, as `multiprocessing` does on Linux, after torch was used.
+
+    The child inherits OpenMP's list of threads but not the threads: the thread that forked would wait for them forever
+    in its first parallel loop. Any other thread gets threads of its own, so the function runs in one.
+    """
+
+    @wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        if os.getpid() == _IMPORTED_BY or threading.current_thread() is not threading.main_thread():
+            return function(*args, **kwargs)
+        with ThreadPoolExecutor(1, "segwright-fork") as pool:
+            return pool.submit(function, *args, **kwargs).result()
+
+    return wrapped
 
 
 def _result_of(result: Callable[[], R], name: Callable[[], str]) -> R:

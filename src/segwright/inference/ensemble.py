@@ -21,6 +21,7 @@ from torch import Tensor
 from segwright.core.documents import write_json
 from segwright.core.errors import ModelError
 from segwright.core.log import progress
+from segwright.core.parallel import fork_safe
 from segwright.data.dataset import list_cases
 from segwright.data.images import Volume, write_labels
 from segwright.data.labels import Labels
@@ -71,6 +72,7 @@ class Ensemble:
         self.num_channels = predictors[0].num_channels
         self.reader = predictors[0].plan.image_reader_writer
 
+    @fork_safe
     def predict_case(self, volume: Volume, *, probabilities: bool = False) -> Prediction:
         """Return labels, and mean probabilities where asked for, of one case on its own grid."""
         with TemporaryDirectory(prefix="segwright-ensemble-") as scratch:
@@ -114,6 +116,7 @@ class Ensemble:
         return place(array, num_channels=self.num_channels, reader=self.reader, spacing=spacing, affine=affine)
 
 
+@fork_safe
 def predict_ensemble(
     predictors: Sequence[Predictor],
     input_folder: Path,

@@ -21,6 +21,7 @@ from segwright.core.documents import content_hash, read_json, write_json
 from segwright.core.errors import ConfigError, ImageError, SegwrightError, WorkspaceError
 from segwright.core.log import progress
 from segwright.core.memory import peak_bytes
+from segwright.core.parallel import fork_safe
 from segwright.data.cases import Case
 from segwright.data.dataset import list_cases
 from segwright.data.images import Volume, hidden_nonfinite, read_images
@@ -70,6 +71,7 @@ class Job:
     inputs: str
 
 
+@fork_safe
 def predict_files(
     predictor: Predictor,
     input_folder: Path,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from segwright.core.device import resolve_device
 from segwright.core.documents import content_hash, describe_validation, file_hash, read_json
 from segwright.core.errors import ModelError, SegwrightError
+from segwright.core.parallel import fork_safe
 from segwright.data.dataset import DatasetDescription, load_description
 from segwright.data.labels import Labels
 from segwright.data.plan import Configuration, Plan
@@ -85,6 +86,7 @@ class OurCheckpoints:
 OURS: Final = OurCheckpoints()
 
 
+@fork_safe
 def load_predictor(
     model_folder: Path,
     *,

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from segwright.core.parallel import fork_safe
 from segwright.data.dataset import DatasetDescription
 from segwright.data.images import Volume
 from segwright.data.labels import Labels
@@ -111,6 +112,7 @@ class Predictor:
         require_finite(volume.array, "the image")
         return pipeline.apply(volume, None, self.plan, self.configuration)
 
+    @fork_safe
     def predict_preprocessed(self, image: Image) -> Tensor:
         """Return the networks' mean logits (H, *S), float32 on the CPU, of a preprocessed image (C, *S)."""
         logits = torch.empty((self.labels.num_heads, *image.shape[1:]))
@@ -147,6 +149,7 @@ class Predictor:
             labels=logits_to_labels(logits, provenance, self.configuration, self.labels), probabilities=maps
         )
 
+    @fork_safe
     def predict_case(self, volume: Volume, *, probabilities: bool = False) -> Prediction:
         """Return labels, and probabilities where asked for, of one case on its own grid."""
         prepared = self.prepare(volume)
