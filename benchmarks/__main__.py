@@ -28,10 +28,11 @@ def main() -> int:
     programs = oracle.set_up()
     if programs is None:
         print("the oracle's set-up script is absent: only this side is measured", file=sys.stderr)
-    comparisons = []
+    comparisons: list[harness.Comparison] = []
     for name in names:
         with tempfile.TemporaryDirectory(prefix="segwright-bench-") as folder:
-            comparisons.append(STAGES[name](Path(folder), programs, arguments.rounds))
+            made = STAGES[name](Path(folder), programs, arguments.rounds)
+            comparisons += made if isinstance(made, tuple) else (made,)
     document = {"schema_version": 1, "machine": harness.machine(), "stages": [item.to_json() for item in comparisons]}
     stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
     output = arguments.output or RESULTS / f"{'-'.join(names)}-{stamp}.json"
@@ -46,13 +47,14 @@ def main() -> int:
 def line(comparison: harness.Comparison) -> str:
     """Return one comparison as a line of the table."""
     summary = comparison.to_json()
-    parts = [f"{comparison.stage:<12}"]
+    parts = [f"{comparison.stage:<18}"]
     for side in ("ours", "nnunet"):
         found = summary.get(side)
         if isinstance(found, dict):
             parts.append(f"{side} {found['median_s']:.3f} s, {found['peak_mib']:.0f} MiB")
     if comparison.ratio is not None:
         parts.append(f"{comparison.ratio:.2f}x")
+    parts += [f"{name} {value}" for name, value in comparison.ours[-1].extra.items() if isinstance(value, float)]
     return "  ".join([*parts, f"(target: {comparison.target})"])
 
 

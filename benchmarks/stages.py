@@ -1,4 +1,4 @@
-"""What is compared: one function per stage, `stage(scratch folder, oracle's programs, rounds) -> Comparison`."""
+"""What is compared: one function per stage, `stage(scratch folder, oracle's programs, rounds)` to its comparisons."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ PROGRAMS = Path(sys.executable).parent
 OURS = Path(__file__).parent / "our_side"
 HIPPOCAMPUS = SHARED / "data" / "Dataset004_Hippocampus"
 REFERENCE = SHARED / "data" / "reference"
+LOADER_SIZES = (
+    ("40x56x40", "36x50x35", 9, 900),
+    ("96x96x96", "150x180x150", 2, 80),
+    ("128x128x128", "190x220x190", 2, 40),
+)
+"""Patch, case, batch size and number of samples; the first as in Hippocampus."""
 
 
 def startup(scratch: Path, oracle: Path | None, rounds: int) -> Comparison:
@@ -130,13 +136,37 @@ def predict(scratch: Path, oracle: Path | None, rounds: int) -> Comparison:
     return compare("predict", "5x, first result within 5 s", ours, theirs, rounds=rounds)
 
 
-STAGES: dict[str, Callable[[Path, Path | None, int], Comparison]] = {
+def loader(scratch: Path, oracle: Path | None, rounds: int) -> tuple[Comparison, ...]:
+    """Samples of the default recipe, reading included, a thread or process for each CPU; then the share of a step."""
+    plans, description = REFERENCE / "nnUNetPlans.json", HIPPOCAMPUS / "dataset.json"
+    found = []
+    for patch, case, batch_size, num_samples in LOADER_SIZES:
+        folder = scratch / patch
+        folder.mkdir()
+        amount = (patch, str(batch_size), str(num_samples))
+        theirs = None
+        if oracle is not None:
+            arguments = [str(oracle / "python"), str(HERE / "loader.py"), str(folder), str(plans), str(description)]
+            workers = {"nnUNet_n_proc_DA": str(len(os.sched_getaffinity(0)))}
+            theirs = Command(arguments=[*arguments, *amount], environment=_folders(folder) | workers)
+        ours = Command(
+            arguments=[sys.executable, str(OURS / "loader.py"), str(folder), *amount],
+            before=[sys.executable, str(OURS / "make_loader_cases.py"), str(folder), case, patch],
+        )
+        found.append(compare(f"loader {patch}", "4x samples per second", ours, theirs, rounds=rounds))
+    small = str(scratch / LOADER_SIZES[0][0])
+    share = Command(arguments=[sys.executable, str(OURS / "loader_share.py"), small, str(plans), str(description)])
+    return *found, compare("loader share", "under 5 % of a step on the CPU", share, None, rounds=rounds)
+
+
+STAGES: dict[str, Callable[[Path, Path | None, int], Comparison | tuple[Comparison, ...]]] = {
     "startup": startup,
     "preprocess": preprocess,
     "resample": resample,
     "step": step,
     "export": export,
     "predict": predict,
+    "loader": loader,
 }
 
 

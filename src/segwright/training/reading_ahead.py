@@ -95,6 +95,7 @@ def _single_threaded_pool(count: int) -> ThreadPoolExecutor:
     started = threading.Barrier(count + 1)
 
     def begin() -> None:
+        torch.get_num_threads()  # what a thread asks for before its first operation is forgotten at that operation
         torch.set_num_threads(1)
         started.wait()
 

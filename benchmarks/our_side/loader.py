@@ -1,0 +1,54 @@
+"""Time our loader with the default recipe: `loader.py FOLDER PATCH BATCH_SIZE NUM_SAMPLES`; seconds per sample."""
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from segwright.augmentation.recipe import build_recipe
+from segwright.core.device import keep_freed_memory
+from segwright.core.parallel import available_cpus
+from segwright.data.labels import Labels
+from segwright.data.store import CaseStore
+from segwright.training.batches import BatchLoader
+from segwright.training.caching import CaseCache, decide, total_bytes
+from segwright.training.reading_ahead import prefetch
+
+folder = Path(sys.argv[1])
+patch = tuple(map(int, sys.argv[2].split("x")))
+batch_size, num_samples = int(sys.argv[3]), int(sys.argv[4])
+keep_freed_memory()  # as every training on the CPU does
+store = CaseStore(folder / "ours")
+labels = Labels.from_dataset_json({"labels": {"background": 0, "a": 1, "b": 2}})
+scales = [[1.0 / 2**level] * 3 for level in range(3 if min(patch) < 64 else 5)]
+needed = total_bytes(store, store.identifiers())
+
+
+def seconds_per_sample(mode: str) -> tuple[float, str]:
+    """Return the time of a sample once everything is warm, and where the cases are."""
+    residence = decide(mode, needed, torch.device("cpu"))
+    loader = BatchLoader(
+        CaseCache(store, residence),
+        store.identifiers(),
+        patch_size=patch,
+        batch_size=batch_size,
+        labels=labels,
+        recipe=build_recipe("default", patch),
+        scales=scales,
+    )
+    warm = max(4, math.ceil(12 / batch_size))
+    steps = warm + math.ceil(num_samples / batch_size)
+    start = 0.0
+    for step, _ in enumerate(prefetch(loader, 0, steps, threads=available_cpus())):
+        if step + 1 == warm:
+            start = time.perf_counter()
+    return (time.perf_counter() - start) / ((steps - warm) * batch_size), residence.place
+
+
+default, place = seconds_per_sample("auto")
+from_disk, _ = seconds_per_sample("none")
+rates = {"place": place, "samples_per_s": round(1 / default, 1), "from_disk_samples_per_s": round(1 / from_disk, 1)}
+print(json.dumps({"seconds": default, **rates, "from_disk_seconds": from_disk}))
