@@ -6,6 +6,7 @@ from segwright.api.learning import compare, evaluate, keyword_values, train
 from segwright.api.predicting import load_model, predict
 from segwright.api.predictions import accumulate_crossval, apply_postprocessing, determine_postprocessing, ensemble
 from segwright.api.preparing import PlanOptions, check, explain, fingerprint, plan, plan_from_fingerprint, preprocess
+from segwright.api.previewing import preview_augmentation
 from segwright.api.reporting import find_fingerprint, find_plan, find_scores, write_report
 from segwright.api.selecting import select
 from segwright.api.transfer import move_plans
@@ -36,6 +37,7 @@ __all__ = [
     "plan_from_fingerprint",
     "predict",
     "preprocess",
+    "preview_augmentation",
     "run",
     "select",
     "status",

@@ -182,7 +182,7 @@ def channel_mean(images: torch.Tensor) -> torch.Tensor:
 def _deviation(centred: torch.Tensor) -> torch.Tensor:
     """Return the standard deviation of values whose mean is 0; much faster than `torch.std` on the CPU."""
     planes = torch.linalg.vector_norm(centred.flatten(3), dim=-1)
-    length = torch.linalg.vector_norm(planes, dim=-1) / math.sqrt(centred[0, 0].numel())
+    length: torch.Tensor = torch.linalg.vector_norm(planes, dim=-1) / math.sqrt(centred[0, 0].numel())
     return length.view(*centred.shape[:2], *(1,) * (centred.ndim - 2))
 
 

@@ -1,0 +1,198 @@
+"""A page of augmented training samples: each beside the plain patch it was made of, its labels, and what was drawn."""
+
+from __future__ import annotations
+
+import io
+import math
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import sha256
+from importlib.resources import files
+from typing import Any, Final
+
+import jinja2
+import numpy as np
+import numpy.typing as npt
+from markupsafe import Markup
+from PIL import Image
+
+import segwright
+from segwright.report.colours import label_colour, rgb
+
+_MOST_CHANNELS: Final = 3
+_LONGEST_PX: Final = 260
+_FILL: Final = 0.45
+_GREY_PERCENTILES: Final = (0.5, 99.5)
+_STYLE: Final = """
+.shown { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
+.shown figure { margin: 0; }
+.shown img { display: block; image-rendering: pixelated; background: #000; max-width: 100%; }
+.shown figcaption { color: var(--quiet); font-size: 0.85rem; max-width: 16rem; }
+.shown td { white-space: normal; text-align: left; overflow-wrap: anywhere; } .shown th { text-align: left; }
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownSample:
+    """A sample as it was read and as it is trained on: images (C, *S), label maps (*S), S two or three axes.
+
+    Attributes:
+        title: the case and where in it.
+        plain: the patch before augmentation.
+        plain_labels: its labels; below 0 outside the case.
+        augmented: the patch that is trained on.
+        augmented_labels: its labels.
+        drawn: the transforms in order, each with its parameters as text.
+    """
+
+    title: str
+    plain: npt.NDArray[np.float32]
+    plain_labels: npt.NDArray[Any]
+    augmented: npt.NDArray[np.float32]
+    augmented_labels: npt.NDArray[Any]
+    drawn: Sequence[tuple[str, str]]
+
+
+def render(
+    samples: Sequence[ShownSample],
+    *,
+    title: str,
+    notes: Sequence[str],
+    labels: Mapping[int, str],
+    channels: Sequence[str],
+    spacing: Sequence[float],
+    created: datetime,
+) -> str:
+    """Return the HTML, complete in itself.
+
+    Args:
+        samples: to show.
+        title: of the page.
+        notes: about recipe, patch and seed.
+        labels: value to name, of the foreground labels; other values are drawn in the last colour.
+        channels: names of the image channels.
+        spacing: of the patch's axes; the pictures are drawn in proportion.
+        created: when.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("segwright.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style = (files("segwright.report") / "templates" / "report.css").read_text(encoding="utf-8") + _STYLE
+    colours = {value: label_colour(position) for position, value in enumerate(labels, start=1)}
+    return environment.get_template("augmentation.html").render(
+        title=title,
+        notes=notes,
+        legend=[(name, colours[value]) for value, name in labels.items()],
+        samples=[
+            {
+                "title": sample.title,
+                "pictures": _pictures(sample, colours, channels, spacing),
+                "drawn": sample.drawn,
+            }
+            for sample in samples
+        ],
+        version=segwright.__version__,
+        created=created.strftime("%Y-%m-%d %H:%M"),
+        style=Markup(style),
+        style_hash=f"sha256-{b64encode(sha256(style.encode()).digest()).decode('ascii')}",
+    )
+
+
+def parameter_text(values: npt.NDArray[Any]) -> str:
+    """Return drawn values for reading; of many values their number and range.
+
+    >>> parameter_text(np.array([0.123456, 2.0])), parameter_text(np.arange(40))
+    ('0.123, 2', '40 values, 0 to 39')
+    """
+    flat = np.asarray(values).ravel()
+    if flat.dtype == bool:
+        return ", ".join("yes" if value else "no" for value in flat)
+    if flat.size > 12:
+        return f"{flat.size} values, {flat.min():.3g} to {flat.max():.3g}"
+    return ", ".join(f"{value:.3g}" for value in flat)
+
+
+def affine_text(matrix: npt.NDArray[np.float64]) -> str:
+    """Return rotation angles and scaling factors of a matrix of `augmentation.spatial.Affine`.
+
+    >>> affine_text(np.diag([1.25, 1.25]))
+    'scaling 1.25'
+    """
+    factors = np.linalg.norm(matrix, axis=0)
+    turned = matrix / factors
+    if len(matrix) == 3:
+        radians = [
+            math.atan2(turned[2, 1], turned[2, 2]),
+            -math.asin(float(np.clip(turned[2, 0], -1, 1))),
+            math.atan2(turned[1, 0], turned[0, 0]),
+        ]
+    else:
+        radians = [math.atan2(turned[1, 0], turned[0, 0])]
+    parts = []
+    if any(abs(angle) > 1e-6 for angle in radians):
+        parts.append(f"rotation {', '.join(f'{math.degrees(angle):.1f}' for angle in radians)} degrees")
+    if np.ptp(factors) > 1e-6:
+        parts.append(f"scaling {', '.join(f'{factor:.3g}' for factor in factors)}")
+    elif abs(factors[0] - 1) > 1e-6:
+        parts.append(f"scaling {factors[0]:.3g}")
+    return "; ".join(parts)
+
+
+def _pictures(
+    sample: ShownSample, colours: Mapping[int, str], channels: Sequence[str], spacing: Sequence[float]
+) -> list[dict[str, Any]]:
+    """Draw the plane that shows most labels: before and after for each channel, then the labels over the first."""
+    has_planes = sample.augmented_labels.ndim == 3
+    planes = (sample.plain_labels > 0).sum((1, 2)) + (sample.augmented_labels > 0).sum((1, 2)) if has_planes else None
+    best = 0 if planes is None else int(planes.argmax()) if planes.any() else len(planes) // 2
+    where = f", plane {best + 1} of {len(planes)}" if planes is not None else ""
+
+    def plane(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        result: npt.NDArray[Any] = array[..., best, :, :] if has_planes else array
+        return result
+
+    pictures = []
+    for channel, name in list(enumerate(channels))[:_MOST_CHANNELS]:
+        low, high = np.percentile(sample.plain[channel], _GREY_PERCENTILES)
+        moments = (
+            ("plain", sample.plain, sample.plain_labels),
+            ("trained on", sample.augmented, sample.augmented_labels),
+        )
+        for moment, image, label in moments:
+            grey = np.clip((plane(image)[channel] - low) / max(high - low, 1e-6), 0, 1) * 255
+            canvas = np.repeat(grey[..., None], 3, axis=-1)
+            pictures.append(_picture(canvas, f"{name}, {moment}{where}", spacing))
+            if channel == 0:
+                overlaid = _overlay(canvas, plane(label), colours)
+                pictures.append(_picture(overlaid, f"labels, {moment}", spacing))
+    return pictures
+
+
+def _overlay(
+    canvas: npt.NDArray[np.float32], labels: npt.NDArray[Any], colours: Mapping[int, str]
+) -> npt.NDArray[np.float32]:
+    result: npt.NDArray[np.float32] = canvas.copy()
+    for value in np.unique(labels[labels > 0]).tolist():
+        chosen = labels == value
+        colour = np.array(rgb(colours.get(value, label_colour(len(colours) + 1))))
+        result[chosen] = (1 - _FILL) * result[chosen] + _FILL * colour
+    return result
+
+
+def _picture(canvas: npt.NDArray[np.float32], caption: str, spacing: Sequence[float]) -> dict[str, Any]:
+    height, width = (size * step for size, step in zip(canvas.shape[:2], spacing[-2:], strict=True))
+    scale = _LONGEST_PX / max(height, width)
+    stream = io.BytesIO()
+    Image.fromarray(canvas.astype(np.uint8)).save(stream, format="PNG", optimize=True)
+    return {
+        "data": b64encode(stream.getvalue()).decode("ascii"),
+        "caption": caption,
+        "width": max(1, round(width * scale)),
+        "height": max(1, round(height * scale)),
+    }
