@@ -89,7 +89,7 @@ def preview_augmentation(
             f"augmentation '{config.augmentation}', seed {config.seed}",
             f"patch {' x '.join(map(str, chosen.patch_size))} voxels",
             f"transforms in order: {', '.join(recipe.names()) or 'none'}",
-            "Grey values are drawn in the window of the plain patch. Black beyond the case is padding.",
+            "Grey values are drawn in the window of the plain patch; around a case there is padding of 0.",
         ],
         labels={value: labels.class_name(value) for value in labels.foreground_labels},
         channels=list(session.dataset.description.channel_names.values()),
