@@ -185,6 +185,12 @@ def _strong_recipe(patch_size: Sequence[int], *, masked_channels: Sequence[int] 
     return strong_recipe(patch_size, masked_channels=masked_channels)
 
 
+def _elastic_recipe(patch_size: Sequence[int], *, masked_channels: Sequence[int] = ()) -> Recipe:
+    from segwright.augmentation.elastic import elastic_recipe  # built on this module
+
+    return elastic_recipe(patch_size, masked_channels=masked_channels)
+
+
 def no_recipe(patch_size: Sequence[int], *, masked_channels: Sequence[int] = ()) -> Recipe:
     """Return the recipe that changes nothing."""
     return Recipe()
@@ -194,6 +200,7 @@ RECIPES: Registry[RecipeBuilder] = Registry("augmentation recipe")
 RECIPES.register("default", default_recipe)
 RECIPES.register("none", no_recipe)
 RECIPES.register("strong", _strong_recipe)
+RECIPES.register("elastic", _elastic_recipe)
 
 
 def build_recipe(reference: str, patch_size: Sequence[int], *, masked_channels: Sequence[int] = ()) -> Recipe:

@@ -161,7 +161,7 @@ def resample(source: Source, patch_size: Sequence[int]) -> Samples:
     rows = patch_size[0] if device.type != CPU else max(1, SLAB_VOXELS // math.prod(patch_size[1:]))
     for begin in range(0, patch_size[0], rows):
         slab = slice(begin, min(begin + rows, patch_size[0]))
-        points = _Points.of(source, [grid[0][slab], *grid[1:]])
+        points = Points.of(source, [grid[0][slab], *grid[1:]])
         for channel, image in enumerate(source.images):
             images[channel, slab] = points.interpolate(image)
         for index, classes in enumerate(source.labels):
@@ -170,7 +170,7 @@ def resample(source: Source, patch_size: Sequence[int]) -> Samples:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Points:
+class Points:
     """Points between voxels of a source, where a slab of a patch looks; `axes` are those it looks between voxels of.
 
     Attributes:
@@ -190,7 +190,7 @@ class _Points:
     box: Box
 
     @classmethod
-    def of(cls, source: Source, grid: Sequence[torch.Tensor]) -> _Points:
+    def of(cls, source: Source, grid: Sequence[torch.Tensor]) -> Points:
         """Return the points of a slab with the coordinates `grid`, 0 at the patch's centre."""
         shape = source.images.shape[1:]
         dims = len(shape)
@@ -209,17 +209,42 @@ class _Points:
         base = None
         if (matrix != np.diag(np.diag(matrix))).any():
             base = _flat(lows, strides)
-        steps = [sum(low * stride for (low, _), stride in zip(box, strides, strict=True))]
-        for axis in moved:
-            steps = [step for low in steps for step in (low, low + strides[axis])]
+        first = sum(low * stride for (low, _), stride in zip(box, strides, strict=True))
         return cls(
             shape=tuple(len(line) for line in grid),
             axes=tuple(moved),
             lows=tuple(lows),
             fractions=tuple(fractions),
             base=base,
-            steps=tuple(steps),
+            steps=_steps(first, [strides[axis] for axis in moved]),
             box=box,
+        )
+
+    @classmethod
+    def at(cls, positions: Sequence[torch.Tensor | None], shape: Sequence[int]) -> Points:
+        """Return points at any `positions` (*S) in a patch of `shape` S, between 0 and the last voxel of each axis.
+
+        None stands for an axis along which every voxel stays.
+        """
+        device = next(position.device for position in positions if position is not None)
+        lows, fractions = [], []
+        for axis, (position, extent) in enumerate(zip(positions, shape, strict=True)):
+            if position is None:
+                lows.append(torch.arange(extent, device=device).view(-1, *(1,) * (len(shape) - 1 - axis)))
+                fractions.append(torch.zeros((1,) * len(shape), device=device))
+            else:
+                lows.append(position.to(torch.int64).clamp_max_(extent - 2))
+                fractions.append(position - lows[-1])
+        moved = [axis for axis, position in enumerate(positions) if position is not None]
+        strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+        return cls(
+            shape=tuple(shape),
+            axes=tuple(moved),
+            lows=tuple(lows),
+            fractions=tuple(fractions),
+            base=_flat(lows, strides),
+            steps=_steps(0, [strides[axis] for axis in moved]),
+            box=tuple((0, extent) for extent in shape),
         )
 
     def interpolate(self, image: torch.Tensor) -> torch.Tensor:
@@ -250,7 +275,7 @@ class _Points:
 
     def _neighbours(self, values: torch.Tensor, base: torch.Tensor) -> list[torch.Tensor]:
         """Return `values` (*M) at all neighbours of the points whose lowest ones are at the flat indices `base`."""
-        flat, index = values.view(-1), base.flatten()
+        flat, index = values.reshape(-1), base.flatten()
         return [flat[step:].index_select(0, index).view(base.shape) for step in self.steps]
 
     def _along_axes(
@@ -268,6 +293,14 @@ class _Points:
         if self.base is not None:
             return self.base
         return _flat(self.lows, values.stride())
+
+
+def _steps(first: int, strides: Sequence[int]) -> tuple[int, ...]:
+    """Return the flat indices of a voxel and its neighbours one stride further, the last stride varying fastest."""
+    steps = [first]
+    for stride in strides:
+        steps = [step for low in steps for step in (low, low + stride)]
+    return tuple(steps)
 
 
 def _flat(lows: Sequence[torch.Tensor], strides: Sequence[int]) -> torch.Tensor:

@@ -79,7 +79,7 @@ def always_turned(recipe: Recipe, patch_size: tuple[int, ...]) -> Recipe:
 
 @pytest.mark.usefixtures("valueless_noise")
 @pytest.mark.parametrize("place", ["none", "device"])
-@pytest.mark.parametrize("recipe", ["default", "strong"])
+@pytest.mark.parametrize("recipe", ["default", "strong", "elastic"])
 @pytest.mark.parametrize("patch_size", PATCHES)
 def test_whole_batches_are_made_without_reading_a_value(patch_size: tuple[int, ...], recipe: str, place: Any) -> None:
     loader = BatchLoader(
@@ -100,7 +100,7 @@ def test_whole_batches_are_made_without_reading_a_value(patch_size: tuple[int, .
         assert batch["data"].device == WITHOUT_VALUES
 
 
-@pytest.mark.parametrize("recipe", ["default", "strong"])
+@pytest.mark.parametrize("recipe", ["default", "strong", "elastic"])
 @pytest.mark.parametrize("patch_size", PATCHES)
 def test_no_transform_calls_an_operation_that_waits(patch_size: tuple[int, ...], recipe: str) -> None:
     chosen = build_recipe(recipe, patch_size, masked_channels=[1])
