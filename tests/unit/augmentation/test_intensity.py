@@ -144,30 +144,3 @@ def test_noise_of_a_sample_does_not_depend_on_its_neighbours() -> None:
     alone = Samples(images=samples.images[1:], labels=samples.labels[1:])
     together = GaussianNoise().apply(samples, draws).images[1:]
     assert torch.equal(GaussianNoise().apply(alone, draws[1:]).images, together)
-
-
-@pytest.mark.parametrize(
-    ("transform", "probability"),
-    [
-        (GaussianNoise(), 0.1),
-        (GaussianBlur(), 0.2 * 0.75),  # two channels, each with probability 1/2: one in four times none
-        (Brightness(), 0.15),
-        (Contrast(), 0.15),
-        (LowResolution(), 0.25 * 0.75),
-        (Gamma(), 0.3),
-    ],
-)
-def test_transform_is_drawn_as_often_as_specified(transform: Transform, probability: float) -> None:
-    rng = np.random.default_rng(5)
-    hits = sum(transform.draw(rng, (2, 8, 8, 8)) is not None for _ in range(3000))
-    assert stats.binomtest(hits, 3000, probability).pvalue > 0.001
-
-
-def test_factors_lie_below_and_above_one_equally_often() -> None:
-    rng = np.random.default_rng(6)
-    draws = [Gamma(probability=1.0).draw(rng, (1, 4, 4)) for _ in range(3000)]
-    values = np.array([draw["gamma"].item() for draw in draws if draw is not None])
-    below, above = values[values < 1], values[values >= 1]
-    assert stats.binomtest(len(below), len(values), 0.5).pvalue > 0.001
-    assert stats.kstest(below, stats.uniform(0.7, 0.3).cdf).pvalue > 0.01
-    assert stats.kstest(above, stats.uniform(1.0, 0.5).cdf).pvalue > 0.01

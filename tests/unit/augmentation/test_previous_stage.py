@@ -84,19 +84,6 @@ def test_only_small_components_are_erased_one_at_a_time() -> None:
     assert all(one[:10, :10].all() for one in kept)
 
 
-def test_probabilities_are_nnunets() -> None:
-    rng = np.random.default_rng(0)
-    operators = [BinaryOperators().draw(rng, 3) for _ in range(4000)]
-    removals = [ComponentRemoval().draw(rng, 3) for _ in range(4000)]
-    drawn = [draw for draw in operators if draw is not None]
-    assert len(drawn) / 4000 == pytest.approx(0.4, abs=0.03)
-    assert sum(draw is not None for draw in removals) / 4000 == pytest.approx(0.2, abs=0.03)
-    assert np.mean([draw["chosen"] for draw in drawn]) == pytest.approx(0.5, abs=0.03)
-    radii = np.array([draw["radius"] for draw in drawn])
-    assert 1 <= radii.min() < 1.1
-    assert 7.9 < radii.max() <= 8
-
-
 def test_labels_become_channels_behind_the_image() -> None:
     labels = torch.zeros((1, 2, 4, 4), dtype=torch.int16)
     labels[0, 1, 0], labels[0, 1, 1], labels[0, 1, 2] = 1, 2, -1
