@@ -211,7 +211,7 @@ class BatchLoader:
     def _held(self, identifier: str, box: Box, channels: int) -> tuple[Tensor, Tensor] | None:
         """Return the whole of a case that lies where batches are made, if `box` does not leave the case."""
         case = self._case(identifier, channels)
-        if not isinstance(case.image, Tensor) or case.image.device != self.device:
+        if not isinstance(case.image, Tensor) or case.image.device.type != self.device.type:
             return None
         inside = all(low >= 0 and high <= size for (low, high), size in zip(box, case.image.shape[1:], strict=True))
         return (case.image, case.label) if inside else None

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from test_batches import LABELS, PATCH, Broken, FakeStore, assert_equal, stored
+from test_trainer import DyingTrainer, Killed, final_weights
 from tiny_task import make
 from tiny_task import settings as tiny_settings
 
@@ -18,6 +19,8 @@ from segwright.core.memory import available_bytes
 from segwright.training import caching
 from segwright.training.batches import BatchLoader
 from segwright.training.caching import CaseCache, Residence, decide, decoded_bytes, total_bytes
+from segwright.training.checkpoints import resumable
+from segwright.training.config import TrainConfig
 from segwright.training.reading_ahead import prefetch
 
 GPU = torch.device("meta")  # any device with a memory of its own
@@ -157,3 +160,21 @@ def test_a_training_has_the_same_losses_in_every_mode_and_says_where_its_cases_a
         assert f"cases are {'read from disk' if name == 'none' else 'kept in memory'}" in log
     assert losses[0] == losses[1]
     assert not np.isnan(losses[0])
+
+
+def test_a_training_goes_on_in_another_mode_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    config = tiny_settings(num_iterations_per_epoch=3, cache="ram")
+    whole = make(tmp_path / "whole", config=config)
+    whole.run_training()
+    dying = make(tmp_path / "parts", DyingTrainer, config=config)
+    dying.steps_left = 4
+    with pytest.raises(Killed):
+        dying.run_training()
+    resumed = make(tmp_path / "parts", config=TrainConfig(cache="none"))
+    checkpoint = resumable(resumed.output_folder)
+    assert checkpoint is not None
+    resumed.load_checkpoint(checkpoint)
+    resumed.run_training()
+    assert resumed.config.cache == "none"
+    torch.testing.assert_close(final_weights(resumed), final_weights(whole), rtol=0, atol=0)
+    assert resumed.logbook.column("train_losses") == whole.logbook.column("train_losses")
