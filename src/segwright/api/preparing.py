@@ -17,8 +17,9 @@ from segwright.data.dataset import NO_ENVIRONMENT, load_description
 from segwright.data.fingerprint import Fingerprint
 from segwright.data.freshness import folder_digest
 from segwright.data.images import choose_reader
-from segwright.data.orientation import canonical_axes, reorienting
+from segwright.data.orientation import canonical_axes, lateral_axis, reorienting
 from segwright.data.plan import Plan
+from segwright.data.sides import find_pairs
 from segwright.data.store import CaseStore
 from segwright.planning import planner, presets, rationale
 from segwright.workspace import DATASET_JSON, Workspace
@@ -232,6 +233,7 @@ def make_plan(session: Session, found: Fingerprint, options: PlanOptions, *, for
     if options.reorient:
         found = found.reordered([canonical_axes(case.images[0], reader) for case in session.dataset.cases])
         reader = reorienting(reader)
+    cases = session.dataset.cases if find_pairs(session.dataset.description) else ()
     made = planner.plan(
         found,
         session.dataset.description,
@@ -242,6 +244,7 @@ def make_plan(session: Session, found: Fingerprint, options: PlanOptions, *, for
         spacing=options.spacing,
         plans_name=name,
         existing=existing,
+        lateral={lateral_axis(case.images[0], reader) for case in cases},
     )
     made.save(file)
     session.journal.record(f"{stage} as written", file_hash(file))

@@ -17,6 +17,7 @@ from segwright.core.errors import ConfigError
 from segwright.data.dataset import NO_ENVIRONMENT
 from segwright.data.labels import BACKGROUND, IGNORE, Labels
 from segwright.data.plan import Plan
+from segwright.data.sides import Sides
 from segwright.data.store import CaseStore
 from segwright.report import augmentation_page
 from segwright.report.augmentation_page import ShownSample
@@ -73,7 +74,7 @@ def preview_augmentation(
     plan = load_plan(session, plans)
     name = configuration or _default(plan)
     chosen = plan.configuration(name)
-    recipe = training_recipe(config, chosen)
+    recipe = training_recipe(config, chosen, session.dataset.labels, Sides.of_plan(plan))
     if not cases_are_fresh(session, plan, name):
         make_cases(session, plan, name, workers=workers)
     store = CaseStore(cases_folder(session, plan, name))

@@ -74,6 +74,11 @@ class Recipe:
         axes = {axis for step in self.steps if isinstance(step.transform, Mirror) for axis in step.transform.axes}
         return tuple(sorted(axes))
 
+    @property
+    def swaps_sides(self) -> bool:
+        """Whether mirroring exchanges the labels of left and right."""
+        return any(isinstance(step.transform, Mirror) and step.transform.swaps_sides for step in self.steps)
+
     def without(self, name: str) -> Recipe:
         """Return the recipe without the named transform."""
         self._require(name)

@@ -17,6 +17,7 @@ import torch
 from segwright.augmentation.transform import Draw, Range, Samples
 from segwright.core.arrays import Box
 from segwright.core.device import CPU
+from segwright.data.labels import OUTSIDE
 
 Matrix = npt.NDArray[np.float64]
 
@@ -62,10 +63,20 @@ class Affine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mirror:
-    """Flip images and labels along each allowed spatial axis with the same probability."""
+    """Flip images and labels along each allowed spatial axis with the same probability.
+
+    A flip along a `lateral` axis, one that runs between left and right, turns label v into `exchanged[v]`.
+    """
 
     axes: tuple[int, ...]
     probability: float = 0.5
+    lateral: tuple[int, ...] = ()
+    exchanged: tuple[int, ...] = ()
+
+    @property
+    def swaps_sides(self) -> bool:
+        """Whether some flips exchange labels."""
+        return bool(self.exchanged and set(self.axes) & set(self.lateral))
 
     def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Draw | None:
         """Return `flips` (axes of S,), true where the sample is flipped."""
@@ -78,11 +89,19 @@ class Mirror:
         axes = [[1 + int(axis) for axis in np.flatnonzero(draw["flips"])] for draw in draws]
         if len(draws) == 1:
             there = [axis + 1 for axis in axes[0]]
-            return Samples(images=samples.images.flip(there), labels=samples.labels.flip(there))
+            return Samples(images=samples.images.flip(there), labels=self._seen(samples.labels.flip(there), axes[0]))
+        flipped = (label.flip(flips) for label, flips in zip(samples.labels, axes, strict=True))
         return Samples(
             images=torch.stack([image.flip(flips) for image, flips in zip(samples.images, axes, strict=True)]),
-            labels=torch.stack([label.flip(flips) for label, flips in zip(samples.labels, axes, strict=True)]),
+            labels=torch.stack([self._seen(label, flips) for label, flips in zip(flipped, axes, strict=True)]),
         )
+
+    def _seen(self, labels: torch.Tensor, axes: Sequence[int]) -> torch.Tensor:
+        """Return flipped labels as they are called in the mirror; `axes` are those of (L, *S)."""
+        if not self.swaps_sides or sum(axis - 1 in self.lateral for axis in axes) % 2 == 0:
+            return labels
+        table = torch.tensor((*self.exchanged, OUTSIDE), dtype=labels.dtype)  # index -1 is its end
+        return table.to(labels.device, non_blocking=True)[labels.int()]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

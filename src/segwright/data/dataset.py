@@ -65,6 +65,8 @@ class DatasetDescription(BaseModel):
     file_ending: str
     overwrite_image_reader_writer: str | None = None
     dataset: dict[str, CaseFiles] | None = None
+    label_pairs: tuple[tuple[str, str], ...] | None = None
+    """Names of left and right, ours; without it they are found by `sides.find_pairs`."""
 
     _document: dict[str, Any] | None = PrivateAttr(default=None)
 
@@ -82,6 +84,15 @@ class DatasetDescription(BaseModel):
         if not ending.startswith("."):
             raise ValueError(f"is '{ending}', expected an ending with its dot, as '.nii.gz'")
         return ending
+
+    @model_validator(mode="after")
+    def _pairs_are_labels(self) -> DatasetDescription:
+        paired = [name for pair in self.label_pairs or () for name in pair]
+        if unknown := sorted(set(paired) - set(self.labels)):
+            raise ValueError(f"label_pairs names {unknown}, expected names of labels: {list(self.labels)}")
+        if twice := sorted({name for name in paired if paired.count(name) > 1}):
+            raise ValueError(f"label_pairs names {twice} twice, expected every label in one pair at most")
+        return self
 
     def raw(self) -> dict[str, Any]:
         """Return the JSON document as it was read, for copies beside plans and models."""

@@ -38,6 +38,7 @@ class CheckpointHeader(BaseModel):
     configuration: str
     network: ArchitectureSpec
     mirror_axes: tuple[int, ...] | None = None
+    swap_sides: bool = False
 
 
 class CheckpointFormat(Protocol):
@@ -149,6 +150,7 @@ def load_predictor(
         labels,
         device=target,
         mirror_axes=(headers[0].mirror_axes or ()) if mirroring else (),
+        swap_sides=headers[0].swap_sides,
         precision=precision,
         reuse=reuse,
         description=description,

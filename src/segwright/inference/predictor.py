@@ -20,6 +20,7 @@ from segwright.data.dataset import DatasetDescription
 from segwright.data.images import Volume
 from segwright.data.labels import Labels
 from segwright.data.plan import Configuration, Plan
+from segwright.data.sides import Sides, mirrored_heads
 from segwright.data.store import Provenance
 from segwright.inference.arrays import Placed, place
 from segwright.inference.export import (
@@ -56,6 +57,7 @@ class Predictor:
     Args:
         networks: one for each fold, deep supervision off; moved to `device` and laid out for it.
         mirror_axes: spatial axes that mirroring may use; none switches it off.
+        swap_sides: the networks were trained to see left as right in a mirror, along the axes that the plan tells.
         sums: the type in which tiles are added up.
         quantum: what weighted logits are rounded to multiples of; the default gives nnU-Net's rounding at the border of
             the image, where its sums have one or two digits, 0 gives none.
@@ -74,6 +76,7 @@ class Predictor:
         *,
         device: torch.device,
         mirror_axes: Sequence[int] = (),
+        swap_sides: bool = False,
         precision: str = "auto",
         step: float = DEFAULT_STEP,
         batch_tiles: int | None = None,
@@ -90,10 +93,13 @@ class Predictor:
         self.description = description
         self.origin = dict(origin or {})
         self.postprocessing = postprocessing
+        sides = Sides.of_plan(plan) if swap_sides else None
         self.window = Window(
             patch_size=tuple(configuration.patch_size),
             device=device,
             mirror_axes=tuple(mirror_axes),
+            lateral=sides.in_patch(configuration.dims) if sides else (),
+            other_side=mirrored_heads(labels, sides.pairs) if sides else (),
             step=step,
             precision=precision,
             batch=batch_tiles,

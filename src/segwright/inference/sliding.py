@@ -41,12 +41,15 @@ class Window:
 
     `batch` is the number of patches, mirrored ones counted, in one forward pass; `sums` is the type in which tiles are
     added up, `quantum` what their weighted logits are rounded to multiples of (0: not at all). With `reuse` the logits
-    of a tile of one value, such as air, are computed once and serve all tiles of that value.
+    of a tile of one value, such as air, are computed once and serve all tiles of that value. In an image flipped along
+    a `lateral` axis, head h shows what `other_side[h]` shows in the image itself.
     """
 
     patch_size: tuple[int, ...]
     device: torch.device
     mirror_axes: tuple[int, ...] = ()
+    lateral: tuple[int, ...] = ()
+    other_side: tuple[int, ...] = ()
     step: float = DEFAULT_STEP
     precision: str = "auto"
     batch: int | None = None
@@ -60,6 +63,10 @@ class Window:
                 f"mirror axes {self.mirror_axes} do not fit a patch with {len(self.patch_size)} axes; "
                 "they are spatial axes counted from 0"
             )
+
+    def heads_of(self, flip: Sequence[int]) -> Sequence[int] | None:
+        """Return which heads of a flipped image belong to the image's own, in their order; None for the same ones."""
+        return self.other_side if self.other_side and len(set(flip) & set(self.lateral)) % 2 else None
 
     @property
     def flips(self) -> list[tuple[int, ...]]:
@@ -275,16 +282,17 @@ def _mean_logits(networks: Sequence[nn.Module], batch: Tensor, num_heads: int, w
                 if total is None:
                     total = torch.zeros((len(batch), *shape), device=window.device)
                 for flip, part in zip(group, parts, strict=True):
-                    _add_flipped_inplace(total, part, flip)
+                    _add_flipped_inplace(total, part, flip, window.heads_of(flip))
         assert total is not None, "there is at least one network"
         return total.div_(len(flips) * len(networks))
 
 
-def _add_flipped_inplace(total: Tensor, part: Tensor, flip: Sequence[int]) -> None:
-    """Add `part` (B, H, *P), flipped, to `total`; a few heads at a time, for a flip makes a copy."""
-    heads = max(1, PORTION_BYTES // (4 * total[:, :1].numel()))
-    for head in range(0, total.shape[1], heads):
-        total[:, head : head + heads] += _flip(part[:, head : head + heads], flip)
+def _add_flipped_inplace(total: Tensor, part: Tensor, flip: Sequence[int], heads: Sequence[int] | None = None) -> None:
+    """Add `part` (B, H, *P), flipped, its `heads` in that order, to `total`; a few at a time, for a flip is a copy."""
+    step = max(1, PORTION_BYTES // (4 * total[:, :1].numel()))
+    for first in range(0, total.shape[1], step):
+        chosen = slice(first, first + step)
+        total[:, chosen] += _flip(part[:, chosen] if heads is None else part[:, heads[chosen]], flip)
 
 
 def _flip(tensor: Tensor, flip: Sequence[int]) -> Tensor:

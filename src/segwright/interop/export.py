@@ -15,6 +15,7 @@ from segwright.core.documents import atomic_path, read_json, write_json
 from segwright.core.errors import ConfigError, ModelError, WorkspaceError
 from segwright.data.labels import Labels
 from segwright.data.plan import KW_REQUIRES_IMPORT, Plan
+from segwright.data.sides import Sides
 from segwright.networks.build import ArchitectureSpec, build_from_spec, nnunet_spec
 from segwright.networks.checkpoint import add_aliases, load_state, load_weights
 from segwright.workspace import DATASET_JSON, FINGERPRINT_JSON, PLANS_JSON
@@ -103,6 +104,13 @@ def _plans_of(plan: Plan, name: str, header: Mapping[str, Any]) -> dict[str, Any
     return document
 
 
+def _mirror_axes(header: Mapping[str, Any], plan: Plan) -> list[int]:
+    """Return the axes that nnU-Net may mirror: it cannot swap the labels of left and right."""
+    sides = Sides.of_plan(plan) if header.get("swap_sides") else None
+    lateral = sides.in_patch(plan.configuration(str(header["configuration"])).dims) if sides else ()
+    return [axis for axis in header.get("mirror_axes") or () if axis not in lateral]
+
+
 def _checkpoint(
     fold: Path, header: Mapping[str, Any], plan: Plan, plans: dict[str, Any], description: dict[str, Any]
 ) -> dict[str, Any]:
@@ -124,7 +132,7 @@ def _checkpoint(
     load_state(network, load_weights(weights), source=str(weights))
     state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     rows = header.get("logging") or []
-    axes = header.get("mirror_axes")
+    axes = _mirror_axes(header, plan)
     return {
         "network_weights": OrderedDict(add_aliases(state, network)),
         "optimizer_state": {},

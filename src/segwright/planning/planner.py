@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from logging import getLogger
@@ -14,11 +14,13 @@ from segwright.core.errors import PlanError
 from segwright.data.dataset import DatasetDescription
 from segwright.data.fingerprint import Fingerprint
 from segwright.data.plan import Plan, inverse_permutation
+from segwright.data.sides import KEY as SIDES
 from segwright.planning.channels import choose_normalization
 from segwright.planning.configurations import Draft, configuration_block, explain_draft
 from segwright.planning.lowres import Search, find_lowres
 from segwright.planning.presets import PRESETS, Preset, resampling_functions
 from segwright.planning.rationale import EVERYWHERE, Decision
+from segwright.planning.sides import Lateral, choose_mirroring
 from segwright.planning.sizing import Budget, size_configuration
 from segwright.planning.spacing import median_shape_at, original_medians, target_spacing, transposition
 
@@ -72,6 +74,7 @@ def plan(
     plans_name: str | None = None,
     suppress_transpose: bool = False,
     existing: Plan | None = None,
+    lateral: Collection[Lateral | None] = (),
 ) -> Plan:
     """Return the plan of a dataset: nnU-Net 2.8.1's values, with the reason of every decision beside them.
 
@@ -86,6 +89,7 @@ def plan(
         plans_name: Name instead of the preset's.
         suppress_transpose: Keep the reader's axis order.
         existing: Earlier plan; its configurations that the new one lacks are kept, hand-made ones above all.
+        lateral: The different ways in which left and right lie in the images, for labels that have sides.
 
     Raises:
         PlanError: the fingerprint or an option cannot be used.
@@ -99,7 +103,14 @@ def plan(
     configurations = {draft.name: configuration_block(draft, preset, normalization) for draft in drafts}
     configurations |= {CASCADE: {"inherits_from": FULLRES, "previous_stage": LOWRES}} if search.lowres else {}
     kept = _kept(existing, configurations)
-    common = (*images.decisions, *normalization.decisions, *_common_decisions(preset), _cascade_decision(search))
+    sides, why_sides = choose_mirroring(description, images.order, lateral)
+    common = (
+        *images.decisions,
+        *normalization.decisions,
+        *_common_decisions(preset),
+        _cascade_decision(search),
+        *why_sides,
+    )
     own = [entry for draft in drafts for entry in explain_draft(draft, budget)]
     median_spacing, median_shape = original_medians(fingerprint)
     return Plan(
@@ -114,7 +125,8 @@ def plan(
         experiment_planner_used=preset.planner,
         label_manager="LabelManager",
         foreground_intensity_properties_per_channel=intensities(fingerprint),
-        segwright=_additions(fingerprint, budget, [*common, *own, *map(_kept_decision, kept)]),
+        segwright=_additions(fingerprint, budget, [*common, *own, *map(_kept_decision, kept)])
+        | ({} if sides is None else {SIDES: sides.to_json()}),
     )
 
 
@@ -141,7 +153,7 @@ def _additions(fingerprint: Fingerprint, budget: Budget, rationale: list[Decisio
         "preset": budget.preset.name,
         "resampling": budget.preset.resampling,
         "gpu_memory_gb": budget.gpu_memory_gb,
-        "fingerprint_hash": content_hash(fingerprint.model_dump(mode="json")),
+        "fingerprint_hash": content_hash(fingerprint.model_dump(mode="json", exclude={"segwright"})),
         "rationale": [entry.to_json() for entry in rationale],
     }
 

@@ -51,6 +51,7 @@ class CheckpointState(BaseModel):
     epoch_step: int = 0
     epoch_losses: list[float | None] = Field(default_factory=list)
     mirror_axes: tuple[int, ...]
+    swap_sides: bool = False
     logging: list[dict[str, Any]]
     best_ema: float | None
     config: dict[str, Any]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from segwright.augmentation.recipe import Recipe, build_recipe
 from segwright.augmentation.spatial import Mirror
 from segwright.core.device import CPU, MPS
-from segwright.core.errors import ConfigError
+from segwright.core.errors import ConfigError, PlanError
 from segwright.data.labels import Labels
 from segwright.data.plan import Configuration
+from segwright.data.sides import Sides, mirrored_values
 from segwright.data.splits import Split
 from segwright.training.batches import BatchLoader
 from segwright.training.caching import CaseCache, CaseSource, Residence, decide, total_bytes
@@ -22,8 +25,10 @@ from segwright.training.targets import Scales
 MIRROR = "mirror"
 
 
-def training_recipe(config: TrainConfig, configuration: Configuration) -> Recipe:
+def training_recipe(config: TrainConfig, configuration: Configuration, labels: Labels, sides: Sides | None) -> Recipe:
     """Return the augmentation of a run, its mirror axes those of `config` where they are set.
+
+    By default the axes between left and right are mirrored only where `sides` has the labels swapped.
 
     Raises:
         ConfigError: an axis that a patch does not have, or axes for a recipe that does not mirror.
@@ -32,12 +37,38 @@ def training_recipe(config: TrainConfig, configuration: Configuration) -> Recipe
     recipe = build_recipe(config.augmentation, configuration.patch_size, masked_channels=masked)
     axes = config.mirror_axes
     if axes is None or axes == recipe.mirror_axes:
-        return recipe
+        return recipe if sides is None else _sided(recipe, sides, labels, configuration.dims, asked=axes is not None)
     if any(not 0 <= axis < configuration.dims for axis in axes):
         raise ConfigError(f"mirror_axes {axes}: a patch has the spatial axes 0 to {configuration.dims - 1}")
     if MIRROR not in recipe.names():
         raise ConfigError(f"mirror_axes {axes}: the augmentation '{config.augmentation}' has no step '{MIRROR}' to set")
-    return recipe.replace(MIRROR, Mirror(axes=axes)) if axes else recipe.without(MIRROR)
+    if not axes:
+        return recipe.without(MIRROR)
+    recipe = recipe.replace(MIRROR, Mirror(axes=axes))
+    return recipe if sides is None else _sided(recipe, sides, labels, configuration.dims, asked=True)
+
+
+def _sided(recipe: Recipe, sides: Sides, labels: Labels, dims: int, *, asked: bool) -> Recipe:
+    """Return a recipe that swaps the labels of left and right, or mirrors no axis between them unless `asked` to.
+
+    Raises:
+        PlanError: the plan's pairs do not tell what label each one becomes.
+    """
+    lateral = sides.in_patch(dims)
+    values = mirrored_values(labels, sides.pairs) if sides.swap else {}
+    if values is None:
+        raise PlanError(f"label pairs {sides.pairs}: both sides must be made of as many labels; make the plan again")
+    for step in recipe.steps:
+        mirror = step.transform
+        if not isinstance(mirror, Mirror) or not set(mirror.axes) & set(lateral):
+            continue
+        if sides.swap:
+            exchanged = tuple(values.get(value, value) for value in range(max(values) + 1))
+            recipe = recipe.replace(step.name, replace(mirror, lateral=lateral, exchanged=exchanged))
+        elif not asked:
+            axes = tuple(axis for axis in mirror.axes if axis not in lateral)
+            recipe = recipe.replace(step.name, replace(mirror, axes=axes)) if axes else recipe.without(step.name)
+    return recipe
 
 
 def forced_share(config: TrainConfig) -> float:

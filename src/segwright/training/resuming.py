@@ -45,6 +45,7 @@ def snapshot(trainer: Trainer, optimizer_values: Mapping[str, Any]) -> Checkpoin
         step=trainer.current_step,
         elapsed_s=trainer.clock.elapsed_s,
         mirror_axes=trainer.recipe.mirror_axes,
+        swap_sides=trainer.recipe.swaps_sides,
         logging=trainer.logbook.rows,
         best_ema=trainer.best_ema,
         config=trainer.config.model_dump(mode="json"),

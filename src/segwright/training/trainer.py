@@ -15,6 +15,7 @@ from segwright.core.device import autocast, compute_dtype, memory_format, resolv
 from segwright.core.documents import file_hash
 from segwright.core.errors import ConfigError, ModelError
 from segwright.core.stopping import Interrupted
+from segwright.data.sides import Sides
 from segwright.evaluation.scores import Scores
 from segwright.inference.predictor import Predictor
 from segwright.networks.build import prepare, set_deep_supervision
@@ -102,7 +103,7 @@ class Trainer(NetworkBuilding):
         if compute_dtype(self.device, self.config.precision) == torch.float16:
             self.grad_scaler = torch.amp.GradScaler(self.device.type)
         self.loss = self._build_loss()
-        self.recipe = training_recipe(self.config, self.configuration)
+        self.recipe = training_recipe(self.config, self.configuration, self.labels, Sides.of_plan(self.plans))
         self.callbacks += load_callbacks(self.config.callbacks)
         require_sinks(self.config.sinks)
         self.step_watch = StepWatch()
@@ -288,6 +289,7 @@ class Trainer(NetworkBuilding):
                 self.labels,
                 device=self.device,
                 mirror_axes=self.recipe.mirror_axes,
+                swap_sides=self.recipe.swaps_sides,
                 precision=self.config.precision,
             )
             return final_validation.validate(

@@ -1,0 +1,113 @@
+"""Left and right: labels that are each other's mirror image, and the axis of the images that runs between them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from segwright.core.errors import PlanError
+from segwright.data.dataset import DatasetDescription
+from segwright.data.labels import Labels
+from segwright.data.plan import Plan
+
+KEY: Final = "left_right"
+"""Where a plan holds it, below `segwright`."""
+
+Pairs = tuple[tuple[str, str], ...]
+
+_LEFT: Final = re.compile(r"(?<![a-z])left(?![a-z])")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sides:
+    """What mirroring has to know about the left and the right of a body.
+
+    Attributes:
+        pairs: names of labels or regions, left and right.
+        axes: of preprocessed images (S), along which left and right may lie.
+        swap: whether a mirrored sample gets the other side's labels; else these axes are not mirrored.
+    """
+
+    pairs: Pairs
+    axes: tuple[int, ...]
+    swap: bool
+
+    @classmethod
+    def of_plan(cls, plan: Plan) -> Sides | None:
+        """Return what a plan holds; None where it has no pairs.
+
+        Raises:
+            PlanError: the entry was edited into something else.
+        """
+        entry = plan.segwright.get(KEY)
+        if entry is None:
+            return None
+        try:
+            pairs = tuple((str(left), str(right)) for left, right in entry["pairs"])
+            sides = cls(pairs=pairs, axes=tuple(int(axis) for axis in entry["axes"]), swap=bool(entry["swap"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise PlanError(
+                f"plans '{plan.plans_name}': segwright.{KEY} must have 'pairs' (of two names), 'axes' and 'swap'; "
+                "mend it or make the plan again"
+            ) from error
+        if not set(sides.axes) <= {0, 1, 2}:
+            raise PlanError(f"plans '{plan.plans_name}': segwright.{KEY}.axes {list(sides.axes)}: expected 0, 1 or 2")
+        return sides
+
+    def in_patch(self, dims: int) -> tuple[int, ...]:
+        """Return the axes of a patch with `dims` axes; a 2D patch lacks the first one."""
+        return tuple(axis - 3 + dims for axis in self.axes if axis >= 3 - dims)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the entry as a plan holds it."""
+        return asdict(self)
+
+
+def find_pairs(description: DatasetDescription) -> Pairs:
+    """Return the declared `label_pairs`, else every two names that differ in left and right alone.
+
+    >>> labels = {"background": 0, "kidney_left": 1, "kidney_right": 2, "Left lung": 3, "cleft": 4}
+    >>> document = {"channel_names": {"0": "CT"}, "labels": labels, "numTraining": 1, "file_ending": ".nii.gz"}
+    >>> find_pairs(DatasetDescription(**document))
+    (('kidney_left', 'kidney_right'),)
+    """
+    if description.label_pairs is not None:
+        return description.label_pairs
+    named = {name.lower(): name for name in description.labels}
+    others = ((name, _LEFT.sub("right", lower)) for lower, name in named.items() if _LEFT.search(lower))
+    return tuple((left, named[right]) for left, right in others if right in named)
+
+
+def mirrored_values(labels: Labels, pairs: Pairs) -> dict[int, int] | None:
+    """Return the label value that each one becomes in the mirror, or None if the pairs do not decide that.
+
+    A value is known by the labels and regions it belongs to: it becomes one that belongs to their counterparts.
+    """
+    counterparts = _counterparts(pairs)
+    owners: dict[int, frozenset[str]] = {}
+    for name, key in labels.declared.items():
+        for value in key if isinstance(key, tuple) else (key,):
+            owners[value] = owners.get(value, frozenset()) | {name}
+    by_owners: dict[frozenset[str], list[int]] = {}
+    for value in sorted(owners):
+        by_owners.setdefault(owners[value], []).append(value)
+    result: dict[int, int] = {}
+    for names, values in by_owners.items():
+        others = by_owners.get(frozenset(counterparts.get(name, name) for name in names), [])
+        if len(others) != len(values):
+            return None
+        result |= dict(zip(values, others, strict=True))
+    return result
+
+
+def mirrored_heads(labels: Labels, pairs: Pairs) -> tuple[int, ...]:
+    """Return for each head of the network the one that shows its counterpart."""
+    counterparts = _counterparts(pairs)
+    index = {name: head for head, name in labels.names.items()}
+    return tuple(index[counterparts.get(name, name)] for name in labels.names.values())
+
+
+def _counterparts(pairs: Sequence[tuple[str, str]]) -> Mapping[str, str]:
+    return dict(pairs) | {right: left for left, right in pairs}
