@@ -189,7 +189,11 @@ def _deviation(centred: torch.Tensor) -> torch.Tensor:
 def _filter_channels(images: torch.Tensor, rows: list[int], operators: Sequence[Operator | None]) -> torch.Tensor:
     """Return `images` (B, C, *S) with the volumes `rows` (of B * C) sent through operators (rows, size, size)."""
     volumes = images.flatten(0, 1)
-    index = torch.tensor(rows, device=images.device)
-    matrices = [None if item is None else torch.from_numpy(item).to(images.device) for item in operators]
+    matrices = [
+        None if item is None else torch.from_numpy(item).to(images.device, non_blocking=True) for item in operators
+    ]
+    if len(rows) == len(volumes):
+        return along_axes(volumes, matrices).view_as(images)
+    index = torch.tensor(rows).to(images.device, non_blocking=True)
     filtered = along_axes(volumes.index_select(0, index), matrices)
     return volumes.index_copy(0, index, filtered).view_as(images)
