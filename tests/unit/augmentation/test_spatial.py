@@ -135,7 +135,7 @@ def test_largest_weight_wins_among_many_labels() -> None:
     matrix = rotation_matrix(np.array([0.3, 0.2, 0.1]))
     result = resample(make_source(image, label, (5.0, 5.0, 6.0), matrix), (6, 6, 6))
     _, expected = scipy_patch(image, label, (5.0, 5.0, 6.0), matrix, (6, 6, 6))
-    assert np.mean(result.labels[0, 0].numpy() == expected) >= 0.99
+    assert np.mean(result.labels[0, 0].numpy() == expected) >= 0.999
 
 
 @settings(max_examples=40, deadline=None)
