@@ -18,9 +18,8 @@ import torch
 from segwright.core.device import CPU, free_bytes
 from segwright.core.errors import DatasetError, SegwrightError
 from segwright.core.memory import available_bytes
+from segwright.training.config import CacheMode
 from segwright.training.sampling import ClassLocations
-
-CacheMode = Literal["auto", "none", "ram", "device"]
 
 RAM_SHARE = 0.5
 """Of the memory that is free when a training begins: what cases may take. The rest is for batches, network, system."""

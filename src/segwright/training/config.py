@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from segwright.core.documents import describe_validation
 from segwright.core.errors import ConfigError, nearest
 
+CacheMode = Literal["auto", "none", "ram", "device"]
+
 
 class TrainConfig(BaseModel):
     """How a network is trained; defaults as in nnU-Net 2.8.1 (spec B 1.2).
@@ -90,7 +92,7 @@ class TrainConfig(BaseModel):
     mirror_axes: tuple[int, ...] | None = None
     """Spatial axes flipped in training and prediction; None: the recipe's."""
 
-    cache: Literal["auto", "none", "ram", "device"] = "auto"
+    cache: CacheMode = "auto"
     """Where preprocessed cases are kept while they are trained on, see `training.caching`; no batch depends on it."""
     cache_gib: float | None = Field(default=None, ge=0)
     """What they may take there; None: half of the free memory, or a fifth of the GPU's."""

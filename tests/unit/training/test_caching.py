@@ -20,7 +20,7 @@ from segwright.training import caching
 from segwright.training.batches import BatchLoader
 from segwright.training.caching import CaseCache, Residence, decide, decoded_bytes, total_bytes
 from segwright.training.checkpoints import resumable
-from segwright.training.config import TrainConfig
+from segwright.training.config import CacheMode, TrainConfig
 from segwright.training.reading_ahead import prefetch
 
 GPU = torch.device("meta")  # any device with a memory of its own
@@ -50,7 +50,7 @@ def free(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 @pytest.mark.usefixtures("free")
 def test_the_place_follows_from_mode_size_and_what_is_free(
-    mode: caching.CacheMode, needed: int, device: torch.device, place: str
+    mode: CacheMode, needed: int, device: torch.device, place: str
 ) -> None:
     assert decide(mode, needed, device).place == place
 
