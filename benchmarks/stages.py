@@ -136,6 +136,12 @@ def predict(scratch: Path, oracle: Path | None, rounds: int) -> Comparison:
     return compare("predict", "5x, first result within 5 s", ours, theirs, rounds=rounds)
 
 
+def whole_body(scratch: Path, oracle: Path | None, rounds: int) -> Comparison:
+    """A whole body with 105 labels from image to label map; nnU-Net would hold 88 GB of logits on its own grid."""
+    ours = Command(arguments=[sys.executable, str(OURS / "whole_body.py"), str(REFERENCE / "nnUNetPlans.json")])
+    return compare("whole_body", "below 8 GiB in all", ours, None, rounds=1)
+
+
 def loader(scratch: Path, oracle: Path | None, rounds: int) -> tuple[Comparison, ...]:
     """Samples of the default recipe, reading included, a thread or process for each CPU; then the share of a step."""
     plans, description = REFERENCE / "nnUNetPlans.json", HIPPOCAMPUS / "dataset.json"
@@ -166,6 +172,7 @@ STAGES: dict[str, Callable[[Path, Path | None, int], Comparison | tuple[Comparis
     "step": step,
     "export": export,
     "predict": predict,
+    "whole_body": whole_body,
     "loader": loader,
 }
 

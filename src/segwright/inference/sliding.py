@@ -199,7 +199,8 @@ def _padded_planes(
             cuts = [_cut(image, tuple(start[at] for at in places), patch) for start in group]
             found = known.logits(cuts, forward)
             count.tiles += len(group)
-            yield from zip(group, found, strict=True)
+            for start in group:
+                yield start, found.pop(0)  # or its memory would be held during the next pass
         count.reused += known.reused
 
     places = [order.index(at) for at in range(image.ndim - 1)]
@@ -265,7 +266,7 @@ def _cut(image: Tensor, start: Start, patch: Sequence[int]) -> Tensor:
 
 
 def _mean_logits(networks: Sequence[nn.Module], batch: Tensor, num_heads: int, window: Window) -> Tensor:
-    """Return the logits (B, H, *P) float32 of `batch` (B, C, *P), averaged over networks and flips."""
+    """Return the logits (B, H, *P) of `batch` (B, C, *P), the float32 mean over networks and flips if they are many."""
     flips = window.flips
     per_pass = max(1, window.forward_batch(num_heads) // len(batch))
     shape = (num_heads, *window.patch_size)
@@ -278,7 +279,7 @@ def _mean_logits(networks: Sequence[nn.Module], batch: Tensor, num_heads: int, w
             for network in networks:
                 parts = _checked(network(mirrored), (len(mirrored), *shape)).chunk(len(group))
                 if len(flips) * len(networks) == 1:
-                    return parts[0].float()  # without a second array of logits
+                    return parts[0]  # without a second array of logits, in whatever precision
                 if total is None:
                     total = torch.zeros((len(batch), *shape), device=window.device)
                 for flip, part in zip(group, parts, strict=True):

@@ -54,6 +54,7 @@ def stitch(
             buffer = _Ring(len(logits), shape, weights, quantum, portion_bytes)
         yield from buffer.advance(start[0])
         buffer.add(start, logits)
+        del logits  # or it would be held while the next one is computed
     assert buffer is not None, "there is always at least one tile"
     yield from buffer.advance(shape[0])
 
