@@ -48,5 +48,5 @@ def choose_mirroring(
         "pairs": [f"{left} | {right}" for left, right in pairs],
     }
     source = "found by their names" if description.label_pairs is None else "declared in dataset.json"
-    reason = f"{len(pairs)} pairs of labels, {source}; {because}"
+    reason = f"{len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'} of labels, {source}; {because}"
     return sides, (Decision(configuration=EVERYWHERE, decision="left and right", value=shown, because=reason),)
