@@ -45,6 +45,7 @@ def children_of(pid: int) -> set[int]:
 def test_a_damaged_case_ends_the_run_within_ten_seconds_and_no_process_was_started(
     journey: Journey, tmp_path: Path
 ) -> None:
+    assert journey.result.exit_code == 0, journey.result.output
     shutil.copytree(journey.work / "preprocessed", tmp_path / "work" / "preprocessed")
     (tmp_path / "wrecker.py").write_text(WRECKER)
     short = ("--epochs", "10", "--iterations", "3", "--batch-size", "2", "--device", "cpu", "--cache", "none")
