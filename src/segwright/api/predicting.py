@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from segwright.api.exchange import only_model, unpacked
 from segwright.core.errors import ConfigError
@@ -25,6 +25,7 @@ def predict(
     mirroring: bool = True,
     probabilities: bool | str = False,
     classes: Sequence[str] | None = None,
+    uncertainty: bool = False,
     overwrite: bool = False,
     precision: str = "auto",
     device: str = "auto",
@@ -45,6 +46,7 @@ def predict(
         mirroring: Average over flipped images too.
         probabilities: Also write class probabilities: npz (or True), b2nd or nifti.
         classes: Of nifti: whose maps are written; all but the background by default.
+        uncertainty: Also write maps of entropy and of the disagreement of folds and mirrored views.
         overwrite: Predict again what is there.
         precision: fp32, bf16, fp16, or what the device is fast at.
         device: auto, cpu, mps, a GPU, or several with commas (`cuda:0,cuda:1`), which share the cases.
@@ -79,22 +81,26 @@ def predict(
     ]
     predictors = [each for each in loaded if not isinstance(each, Ensemble)]
     several = loaded[0] if isinstance(loaded[0], Ensemble) else Ensemble(predictors) if len(models) > 1 else None
+    options: dict[str, Any] = {
+        "probabilities": saving,
+        "uncertainty": uncertainty,
+        "overwrite": overwrite,
+        "part": part,
+        "parts": parts,
+    }
     if several is not None:
         if len(devices) > 1:
             raise ConfigError(
                 "several models predict on one device; give each device a part of the cases, --part 0 --parts "
                 f"{len(devices)} and so on"
             )
-        return several.predict_files(images, output, probabilities=saving, overwrite=overwrite, part=part, parts=parts)
+        return several.predict_files(images, output, **options)
     return predict_files(
         predictors[0],
         Path(images),
         Path(output),
-        probabilities=saving,
-        overwrite=overwrite,
-        part=part,
-        parts=parts,
         others=predictors[1:],
+        **options,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from segwright.cli import options
-from segwright.cli.tables import print_json
+from segwright.cli.tables import number, print_json, print_table
 
 
 def predict(
@@ -32,6 +32,9 @@ def predict(
     classes: Annotated[
         list[str] | None, typer.Option("--classes", metavar="A,B", help="Of nifti: whose maps (default: foreground).")
     ] = None,
+    uncertainty: Annotated[
+        bool, typer.Option("--uncertainty", help="Also write maps of entropy and of disagreement.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again what is there already.")] = False,
     precision: Annotated[
         str, typer.Option("--precision", metavar="P", help="fp32, bf16, fp16, or auto: what the device is fast at.")
@@ -62,6 +65,7 @@ def predict(
         mirroring=not no_mirroring,
         probabilities=probabilities or False,
         classes=options.words(classes) or None,
+        uncertainty=uncertainty,
         overwrite=overwrite,
         precision=precision,
         trust_code=trust_code,
@@ -73,5 +77,13 @@ def predict(
     if as_json:
         print_json([asdict(record) for record in records])
         return
+    print_table(
+        f"{len(records)} cases",
+        ["case", "confidence", "expected Dice", "look at it, for"],
+        [
+            [each.case, number(each.confidence), number(each.expected_dice), "; ".join(each.warnings)]
+            for each in records
+        ],
+    )
     kept = sum(record.kept for record in records)
     print(f"{len(records)} cases in {output}" + (f", {kept} of them kept from before" if kept else ""))

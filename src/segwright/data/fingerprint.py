@@ -7,6 +7,7 @@ from logging import getLogger
 from math import prod
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -19,6 +20,7 @@ from segwright.data.cases import Case
 from segwright.data.cropping import content_box
 from segwright.data.dataset import Dataset
 from segwright.data.images import Volume, read_images, read_label
+from segwright.data.outliers import TrainingRange, measure, orientation
 from segwright.data.samples import WeightedSample, draw
 
 logger = getLogger(__name__)
@@ -51,6 +53,7 @@ class Fingerprint(BaseModel):
         shapes_after_crop: per case, spatial shape of the non-zero region.
         median_relative_size_after_cropping: voxels kept by the crop, as a fraction.
         foreground_intensity_properties_per_channel: keyed by the position of the channel, "0", "1", ...
+        segwright: what the images look like, to tell others at prediction; an addition of ours, which no plan follows.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -59,6 +62,7 @@ class Fingerprint(BaseModel):
     shapes_after_crop: tuple[tuple[int, ...], ...]
     median_relative_size_after_cropping: float
     foreground_intensity_properties_per_channel: dict[str, IntensityStatistics]
+    segwright: TrainingRange | None = None
 
     @classmethod
     def load(cls, path: Path) -> Fingerprint:
@@ -79,7 +83,11 @@ class Fingerprint(BaseModel):
 
     def save(self, path: Path) -> None:
         """Write it as nnU-Net does, atomically."""
-        write_json(path, self.model_dump(mode="json"), indent=4, sort_keys=True)
+        write_json(path, self.to_json(), indent=4, sort_keys=True)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return nnU-Net's keys, and ours where there is something to say."""
+        return self.model_dump(mode="json", exclude=None if self.segwright else {"segwright"})
 
 
 class _CaseFacts(BaseModel):
@@ -89,6 +97,8 @@ class _CaseFacts(BaseModel):
     shape: tuple[int, ...]
     relative_size: float
     lacks_foreground: bool
+    measures: dict[str, float]
+    orientation: str | None
 
 
 class Measurement:
@@ -122,6 +132,8 @@ class Measurement:
             shape=shape,
             relative_size=prod(shape) / prod(volume.array.shape[1:]),
             lacks_foreground=not foreground.any(),
+            measures=measure(volume),
+            orientation=orientation(volume.properties),
         )
 
     def fingerprint(self, dataset: Dataset) -> Fingerprint:
@@ -145,6 +157,7 @@ class Measurement:
             foreground_intensity_properties_per_channel={
                 str(channel): _statistics(sample, rounding) for channel, sample in enumerate(self._samples)
             },
+            segwright=TrainingRange.of([fact.measures for fact in facts], [fact.orientation for fact in facts]),
         )
 
 

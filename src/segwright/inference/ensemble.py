@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -27,6 +28,7 @@ from segwright.data.images import Volume, write_labels
 from segwright.data.labels import Labels
 from segwright.data.store import Provenance
 from segwright.inference.arrays import Placed, place
+from segwright.inference.awareness import UNAWARE, Awareness, say_warnings
 from segwright.inference.export import LabelMap
 from segwright.inference.files import (
     CaseRecord,
@@ -44,7 +46,8 @@ from segwright.inference.postprocessing import NO_POSTPROCESSING, PostProcessing
 from segwright.inference.predictor import Prediction, Predictor
 from segwright.inference.sliding import TileCount
 from segwright.inference.stitching import Planes
-from segwright.inference.writers import Saving, StoredProbabilities
+from segwright.inference.uncertainty import MAPS, Observation, Uncertainty, pooled_maps
+from segwright.inference.writers import Saving, StoredProbabilities, open_whole_maps, require_writable, store_maps
 from segwright.preprocessing.pipeline import Preprocessed
 from segwright.workspace import DATASET_JSON
 
@@ -68,18 +71,24 @@ class Ensemble:
         require_same_task(predictors)
         self.predictors = tuple(predictors)
         self.postprocessing = postprocessing
+        self.awareness = predictors[0].awareness
         self.labels = predictors[0].labels
         self.num_channels = predictors[0].num_channels
         self.reader = predictors[0].plan.image_reader_writer
 
     @fork_safe
-    def predict_case(self, volume: Volume, *, probabilities: bool = False) -> Prediction:
-        """Return labels, and mean probabilities where asked for, of one case on its own grid."""
+    def predict_case(self, volume: Volume, *, probabilities: bool = False, uncertainty: bool = False) -> Prediction:
+        """Return labels, and mean probabilities and maps where asked for, of one case on its own grid."""
         with TemporaryDirectory(prefix="segwright-ensemble-") as scratch:
-            arrays, *_ = _probabilities(self.predictors, volume, Path(scratch))
+            stored, *_ = _probabilities(self.predictors, volume, Path(scratch), maps=uncertainty)
+            arrays = [each.array for each in stored]
             label_map = self.postprocessing(mean_labels(arrays, self.labels))
             mean = _mean(arrays) if probabilities else None
-        return Prediction(labels=label_map, probabilities=mean)
+            spreads = [each.spread for each in stored]
+            maps = pooled_maps(arrays, spreads, self.labels, 0, label_map.shape[0]) if uncertainty else None
+        return Prediction(
+            labels=label_map, probabilities=mean, uncertainty=None if maps is None else Uncertainty(*maps)
+        )
 
     def predict(
         self,
@@ -106,8 +115,23 @@ class Ensemble:
         assert found.probabilities is not None
         return Prediction(labels=placed.back(found.labels), probabilities=placed.back(found.probabilities))
 
+    def predict_uncertainty(
+        self,
+        array: npt.NDArray[Any] | Tensor,
+        *,
+        spacing: Sequence[float] | None = None,
+        affine: npt.ArrayLike | None = None,
+    ) -> Prediction:
+        """Return label map and `uncertainty`, its maps from 0 to 1, of an array, as `predict` does."""
+        placed = self._place(array, spacing, affine)
+        found = self.predict_case(placed.volume, uncertainty=True)
+        assert found.uncertainty is not None
+        maps = Uncertainty(*(placed.back(each) for each in found.uncertainty))
+        return Prediction(labels=placed.back(found.labels), probabilities=None, uncertainty=maps)
+
     def predict_files(self, images: Path | str, output: Path | str, **options: Any) -> list[CaseRecord]:
         """Predict a folder of images into another one; options as of `predict_ensemble`."""
+        options.setdefault("awareness", self.awareness)
         return predict_ensemble(self.predictors, Path(images), Path(output), self.postprocessing, **options)
 
     def _place(
@@ -124,9 +148,12 @@ def predict_ensemble(
     postprocessing: PostProcessing = NO_POSTPROCESSING,
     *,
     probabilities: bool | Saving = False,
+    uncertainty: bool = False,
+    calibrated: bool = False,
     overwrite: bool = False,
     part: int = 0,
     parts: int = 1,
+    awareness: Awareness = UNAWARE,
 ) -> list[CaseRecord]:
     """Predict every case of a folder with all models and write the labels of their mean probabilities.
 
@@ -136,9 +163,12 @@ def predict_ensemble(
         output_folder: as of `files.predict_files`; finished cases are kept.
         postprocessing: of the label maps.
         probabilities: also write their mean, as of `files.predict_files`.
+        uncertainty: also write maps, as of `files.predict_files`.
+        calibrated: write the mean with the model's temperature.
         overwrite: predict everything anew.
         part: predict every `parts`-th case, beginning with this one (from 0).
         parts: into how many parts the cases are dealt.
+        awareness: what the ensemble knows of its limits.
 
     Raises:
         ModelError: the models do not belong together.
@@ -156,9 +186,9 @@ def predict_ensemble(
         models["postprocessing"] = postprocessing.to_json()
     journal = Journal.open(output_folder / name, models, overwrite=overwrite)
     saving = Saving(kind="npz") if probabilities is True else probabilities or None
-    if saving is not None:
-        saving.require_writable(first.plan.image_reader_writer)
-    jobs = [job_of(case, output_folder, first, description.file_ending, saving) for case in cases]
+    require_writable(first.plan.image_reader_writer, saving, uncertainty=uncertainty)
+    heat = awareness.temperature(calibrated=calibrated)
+    jobs = [job_of(case, output_folder, first, saving, uncertainty=uncertainty, temperature=heat) for case in cases]
     if not journal.known and not overwrite:
         require_unused(jobs, output_folder)
     write_json(output_folder / DATASET_JSON, description.raw(), indent=4)
@@ -166,9 +196,9 @@ def predict_ensemble(
     records = []
     for job in progress(jobs, title="predicting" if jobs else "", total=len(jobs)):
         if journal.is_finished(job):
-            records.append(CaseRecord(case=job.case.identifier, output=job.output, kept=True))
+            records.append(journal.kept(job))
         else:
-            records.append(_predict(predictors, postprocessing, job, journal))
+            records.append(_predict(predictors, postprocessing, job, journal, awareness))
     return records
 
 
@@ -192,19 +222,37 @@ def require_same_task(predictors: Sequence[Predictor]) -> None:
                 )
 
 
-def mean_labels(arrays: Sequence[Any], labels: Labels, kept: StoredProbabilities | None = None) -> LabelMap:
+def mean_labels(
+    arrays: Sequence[Any], labels: Labels, kept: StoredProbabilities | None = None, *, temperature: float = 1.0
+) -> LabelMap:
     """Return the label map (Z, Y, X) of the mean of probabilities (H, Z, Y, X), arrays in memory or on disk.
 
-    `kept` takes the mean.
+    `kept` takes the mean, as with logits divided by `temperature`.
     """
     shape = tuple(arrays[0].shape)
     result: npt.NDArray[Any] = np.zeros(shape[1:], dtype=labels.dtype)
     depth = max(1, SLAB_BYTES // (3 * 4 * int(np.prod(shape[2:]))))
     for start in range(0, shape[1], depth):
         stop = min(start + depth, shape[1])
-        heads = _mean_heads(arrays, start, stop, kept)
+        heads = _mean_heads(arrays, start, stop, kept if temperature == 1 else None)
         result[start:stop] = labels.decide_one_by_one(heads, (stop - start, *shape[2:]), logits=False)
+        if kept is not None and temperature != 1:
+            _keep_tempered(arrays, labels, start, stop, kept, temperature)
     return result
+
+
+def _keep_tempered(
+    arrays: Sequence[Any], labels: Labels, start: int, stop: int, kept: StoredProbabilities, temperature: float
+) -> None:
+    """Store the tempered mean of planes [start, stop), one head at a time."""
+    power = np.float32(1 / temperature)
+    total: Any = None
+    if not labels.has_regions:
+        total = sum(values**power for values in _mean_heads(arrays, start, stop, None))
+    for head, values in enumerate(_mean_heads(arrays, start, stop, None)):
+        raised = values**power
+        whole = raised + (1 - values) ** power if total is None else total
+        kept.put_head(head, start, stop, raised / whole)
 
 
 def _mean(arrays: Sequence[Any]) -> npt.NDArray[np.float32]:
@@ -229,22 +277,36 @@ def _mean_heads(
         yield mean
 
 
-def _predict(predictors: Sequence[Predictor], postprocessing: PostProcessing, job: Job, journal: Journal) -> CaseRecord:
+def _predict(
+    predictors: Sequence[Predictor], postprocessing: PostProcessing, job: Job, journal: Journal, awareness: Awareness
+) -> CaseRecord:
     begin = time.perf_counter()
     reader = predictors[0].plan.image_reader_writer
     with ExitStack() as stack:
         stack.enter_context(naming(job.case))
         scratch = stack.enter_context(TemporaryDirectory(dir=job.output.parent, prefix=".ensemble-"))
         volume = read_volume(job.case, reader)
+        findings = awareness.findings(volume)
         read_s = time.perf_counter() - begin
         labels = predictors[0].labels
-        arrays, provenance, count = _probabilities(predictors, volume, Path(scratch))
+        spread = awareness.measures_disagreement(*(each.window.mirror_axes for each in predictors))
+        stored, provenance, count = _probabilities(
+            predictors, volume, Path(scratch), spread=spread, maps=bool(job.maps)
+        )
+        arrays = [each.array for each in stored]
         kept = None
         if job.saving is not None:
             folder, name, document = job.output.parent, job.case.identifier, {"model": journal.identity}
             kept = stack.enter_context(job.saving.open_whole(folder, name, labels, provenance, document))
-        label_map = postprocessing(mean_labels(arrays, labels, kept))
+        label_map = postprocessing(mean_labels(arrays, labels, kept, temperature=job.temperature))
+        if job.maps:
+            target = stack.enter_context(open_whole_maps(job.maps, provenance))
+            for plane in range(label_map.shape[0]):
+                maps = pooled_maps(arrays, [each.spread for each in stored], labels, plane, plane + 1)
+                target.put(plane, plane + 1, np.stack(maps))
         write_labels(label_map, job.output, volume.properties, reader)
+    found = awareness.assess(Observation.mean(each.observation for each in stored), findings)
+    say_warnings(job.case.identifier, found.warnings)
     record = CaseRecord(
         case=job.case.identifier,
         output=job.output,
@@ -252,34 +314,67 @@ def _predict(predictors: Sequence[Predictor], postprocessing: PostProcessing, jo
         predict_s=time.perf_counter() - begin - read_s,
         tiles=count.tiles,
         tiles_reused=count.reused,
+        confidence=found.confidence,
+        expected_dice=found.expected_dice,
+        warnings=found.warnings,
     )
     journal.add(job, record)
     return record
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """What one model said of a case: probabilities (H, Z, Y, X) and disagreement (Z, Y, X) on disk, and in short."""
+
+    array: Any
+    observation: Observation
+    spread: Any = None
+
+
 def _probabilities(
-    predictors: Sequence[Predictor], volume: Volume, scratch: Path
-) -> tuple[list[Any], Provenance, TileCount]:
-    """Return each model's probabilities (H, Z, Y, X) of one case, on its own grid, in files of `scratch`.
+    predictors: Sequence[Predictor], volume: Volume, scratch: Path, *, spread: bool = False, maps: bool = False
+) -> tuple[list[Stored], Provenance, TileCount]:
+    """Return each model's probabilities of one case, on its own grid, in files of `scratch`.
 
     With it comes where the case is from, as the first model sees it.
     """
     provenances = []
     count = TileCount()
-    arrays = []
+    stored = []
     for index, predictor in enumerate(predictors):
         prepared: Preprocessed = predictor.prepare(volume)
-        planes = predictor.planes(prepared.image, count=count)
-        arrays.append(store_probabilities(predictor, prepared, planes, scratch, str(index)))
+        planes = predictor.planes(prepared.image, count=count, spread=spread or maps)
+        stored.append(store_probabilities(predictor, prepared, planes, scratch, str(index), maps=maps))
         provenances.append(prepared.provenance)
         del prepared
-    return arrays, provenances[0], count
+    return stored, provenances[0], count
 
 
 def store_probabilities(
-    predictor: Predictor, prepared: Preprocessed, planes: Iterable[Planes], folder: Path, name: str
-) -> Any:
-    """Write the probabilities of a case into a file of `folder` and return it as an array (H, Z, Y, X) on disk."""
-    with Saving(kind="b2nd").open(folder, name, predictor.labels, predictor.way_back(prepared), {}) as sink:
-        predictor.export(prepared, planes, sink=sink)
-    return blosc2.open(str(folder / f"{name}.b2nd"), mode="r")
+    predictor: Predictor,
+    prepared: Preprocessed,
+    planes: Iterable[Planes],
+    folder: Path,
+    name: str,
+    *,
+    maps: bool = False,
+) -> Stored:
+    """Write the probabilities of a case into a file of `folder`, with `maps` its disagreement into another one."""
+    way, observer = predictor.way_back(prepared), predictor.observer(prepared)
+    found, fill = store_maps(folder / f"{name}_maps.b2nd", way, len(MAPS)) if maps else (None, None)
+    with Saving(kind="b2nd").open(folder, name, predictor.labels, way, {}) as sink:
+        predictor.export(prepared, observer.watch(planes, keep=maps), sink=sink, maps=fill)
+    array = blosc2.open(str(folder / f"{name}.b2nd"), mode="r")
+    return Stored(array=array, observation=observer.observation(), spread=None if found is None else _OneMap(found, 1))
+
+
+class _OneMap:
+    """A map (Z, Y, X) of an array (maps, Z, Y, X) on disk, of which planes are read."""
+
+    def __init__(self, stored: Any, index: int) -> None:
+        self._stored = stored
+        self._index = index
+
+    def __getitem__(self, planes: slice) -> npt.NDArray[np.float32]:
+        found: npt.NDArray[np.float32] = self._stored[self._index, planes]
+        return found

@@ -22,27 +22,23 @@ from segwright.data.plan import Configuration
 from segwright.data.store import Provenance
 from segwright.inference.slabs import SLAB_BYTES, Slab, WayBack
 from segwright.inference.stitching import Planes
+from segwright.inference.uncertainty import disagreement_map, entropy_map
 
 LabelMap = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 
 class ProbabilitySink(Protocol):
-    """Takes probabilities slab by slab."""
+    """Takes probabilities, or other maps, slab by slab."""
 
     def write(self, start: int, stop: int, probabilities: npt.NDArray[np.float32]) -> None:
         """Take (H, stop - start, Y, X), planes [start, stop) of the cropped case, axes as the planes have them."""
 
 
-class ProbabilityArray:
-    """Probabilities in memory: `array` (H, Z, Y, X) float32 on the whole case, in the reader's axis order.
+class MapArray:
+    """Maps in memory: `array` (M, Z, Y, X) float32 on the whole case, axes as read, 0 outside the crop."""
 
-    Outside the crop every probability is 0, but background's is 1 where it has a head of its own (spec A 7.5).
-    """
-
-    def __init__(self, way: WayBack, labels: Labels) -> None:
-        self.array: npt.NDArray[np.float32] = np.zeros((labels.num_heads, *way.case_shape), dtype=np.float32)
-        if not labels.has_regions:
-            self.array[0] = 1
+    def __init__(self, way: WayBack, num_maps: int) -> None:
+        self.array: npt.NDArray[np.float32] = np.zeros((num_maps, *way.case_shape), dtype=np.float32)
         self._inside = way.inside(self.array)
 
     def write(self, start: int, stop: int, probabilities: npt.NDArray[np.float32]) -> None:
@@ -50,32 +46,55 @@ class ProbabilityArray:
         self._inside[:, start:stop] = probabilities
 
 
+class ProbabilityArray(MapArray):
+    """Probabilities in memory; outside the crop background's is 1 where it has a head of its own (spec A 7.5)."""
+
+    def __init__(self, way: WayBack, labels: Labels) -> None:
+        super().__init__(way, labels.num_heads)
+        if not labels.has_regions:
+            self.array[0] = 1
+
+
 def export_planes(
-    planes: Iterable[Planes], way: WayBack, labels: Labels, *, sink: ProbabilitySink | None = None
+    planes: Iterable[Planes],
+    way: WayBack,
+    labels: Labels,
+    *,
+    sink: ProbabilitySink | None = None,
+    maps: ProbabilitySink | None = None,
+    temperature: float = 1.0,
 ) -> LabelMap:
     """Return the label map in the reader's axis order, made as the planes come (spec B 4.6).
 
     Beside the label map only planes that wait and one slab are held. Background fills what was cropped off.
 
     Args:
-        planes: logits on the network's grid, (H, planes, Y, X), in order.
+        planes: logits on the network's grid, (H, planes, Y, X), in order; for `maps` with their disagreement last.
         way: back to the case.
         labels: decide.
         sink: gets the probabilities too.
+        maps: gets the maps of `uncertainty.MAPS`.
+        temperature: that logits are divided by for probabilities and their entropy.
 
     Raises:
         DatasetError: the number of heads does not fit the labels.
     """
     result: npt.NDArray[Any] = np.zeros(way.case_shape, dtype=labels.dtype)
     inside = way.inside(result)
-    checked = _with_heads(planes, labels)
-    if sink is None:
+    checked = _with_heads(planes, labels, more=int(maps is not None))
+    if sink is None and maps is None:
         _decide_in_threads(way.slabs(checked), inside, labels)
         return result
     for slab in way.slabs(checked, heads_at_once=labels.num_heads):
         scores = slab.scores().numpy()
-        inside[slab.start : slab.stop] = labels.decide(scores, logits=True)
-        sink.write(slab.start, slab.stop, labels.probabilities(scores))
+        logits, spread = scores[: labels.num_heads], scores[labels.num_heads :]
+        inside[slab.start : slab.stop] = labels.decide(logits, logits=True)
+        probabilities = labels.probabilities(logits / np.float32(temperature))
+        if sink is not None:
+            sink.write(slab.start, slab.stop, probabilities)
+        if maps is not None:
+            found = (entropy_map(probabilities, labels), disagreement_map(spread[0]))
+            maps.write(slab.start, slab.stop, np.stack(found))
     return result
 
 
@@ -137,9 +156,9 @@ def _whole(logits: Tensor) -> list[Planes]:
     return [Planes(start=0, stop=logits.shape[1], logits=logits)]
 
 
-def _with_heads(planes: Iterable[Planes], labels: Labels) -> Iterable[Planes]:
+def _with_heads(planes: Iterable[Planes], labels: Labels, *, more: int) -> Iterable[Planes]:
     for part in planes:
-        labels.decide(np.empty((len(part.logits), 0), dtype=np.float32), logits=True)  # refuses a wrong number
+        labels.decide(np.empty((len(part.logits) - more, 0), dtype=np.float32), logits=True)  # refuses a wrong number
         yield part
 
 

@@ -6,8 +6,8 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
 from logging import getLogger
 from math import prod
 from pathlib import Path
@@ -25,11 +25,13 @@ from segwright.core.parallel import fork_safe
 from segwright.data.cases import Case
 from segwright.data.dataset import list_cases
 from segwright.data.images import Volume, hidden_nonfinite, read_images
+from segwright.inference.awareness import say_warnings
 from segwright.inference.export import save_labels
 from segwright.inference.predictor import Predictor
 from segwright.inference.sliding import TileCount
 from segwright.inference.stitching import Planes
-from segwright.inference.writers import Saving
+from segwright.inference.uncertainty import map_files
+from segwright.inference.writers import Saving, open_maps, require_writable
 from segwright.preprocessing.pipeline import Preprocessed
 from segwright.workspace import DATASET_JSON, PLANS_JSON
 
@@ -42,13 +44,16 @@ HOLD_BYTES = 512 * 2**20
 """Logits of a case up to this size are kept, so that its export overlaps with the next case; larger ones are exported
 as they are made, and only a few planes of them are ever held."""
 
+_ASSESSED = ("confidence", "expected_dice", "warnings")
+
 _MAX_EXPORTS = 2
 """Cases that may wait for or be in export; with the one being read and the one in the network, four are in memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseRecord:
-    """One predicted case: where it went, the wall time of each phase, and how many tiles needed no pass."""
+    """One predicted case: where it went, the wall time of each phase, how many tiles needed no pass, and how far it is
+    to be trusted (see `awareness.Assessment`)."""
 
     case: str
     output: Path
@@ -58,6 +63,9 @@ class CaseRecord:
     tiles: int = 0
     tiles_reused: int = 0
     kept: bool = False
+    confidence: float | None = None
+    expected_dice: float | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +77,8 @@ class Job:
     saving: Saving | None
     probabilities: tuple[Path, ...]
     inputs: str
+    maps: tuple[Path, ...] = ()
+    temperature: float = 1.0
 
 
 @fork_safe
@@ -78,6 +88,8 @@ def predict_files(
     output_folder: Path,
     *,
     probabilities: bool | Saving = False,
+    uncertainty: bool = False,
+    calibrated: bool = False,
     overwrite: bool = False,
     part: int = 0,
     parts: int = 1,
@@ -94,6 +106,8 @@ def predict_files(
         input_folder: `<case>_0000<ending>` and so on; never written to.
         output_folder: another folder.
         probabilities: also write `<case>.npz` and `<case>.provenance.json`, or what `Saving` tells.
+        uncertainty: also write the maps of `uncertainty.map_files`.
+        calibrated: write probabilities with the model's temperature.
         overwrite: predict everything anew, also over predictions of another model.
         part: predict every `parts`-th case, beginning with this one (from 0); for several machines.
         parts: into how many parts the cases are dealt.
@@ -114,9 +128,9 @@ def predict_files(
     cases = list_cases(input_folder, description.file_ending, len(description.channel_names))[part::parts]
     journal = Journal.open(output_folder / name, identity(predictor), overwrite=overwrite)
     saving = Saving(kind="npz") if probabilities is True else probabilities or None
-    if saving is not None:
-        saving.require_writable(predictor.plan.image_reader_writer)
-    jobs = [job_of(case, output_folder, predictor, description.file_ending, saving) for case in cases]
+    require_writable(predictor.plan.image_reader_writer, saving, uncertainty=uncertainty)
+    heat = predictor.awareness.temperature(calibrated=calibrated)
+    jobs = [job_of(case, output_folder, predictor, saving, uncertainty=uncertainty, temperature=heat) for case in cases]
     if not journal.known and not overwrite:
         require_unused(jobs, output_folder)
     write_json(output_folder / DATASET_JSON, description.raw(), indent=4)
@@ -130,10 +144,7 @@ def predict_files(
         done = {record.case: record for record in _run(predictor, todo, journal, hold_bytes)}
     else:
         done = _run_side_by_side(workers, todo, journal, hold_bytes)
-    return [
-        done.get(job.case.identifier) or CaseRecord(case=job.case.identifier, output=job.output, kept=True)
-        for job in jobs
-    ]
+    return [done.get(job.case.identifier) or journal.kept(job) for job in jobs]
 
 
 def journal_name(part: int, parts: int) -> str:
@@ -163,15 +174,26 @@ def require_unused(jobs: Sequence[Job], output_folder: Path) -> None:
         )
 
 
-def job_of(case: Case, output_folder: Path, predictor: Predictor, ending: str, saving: Saving | None) -> Job:
+def job_of(
+    case: Case,
+    output_folder: Path,
+    predictor: Predictor,
+    saving: Saving | None,
+    *,
+    uncertainty: bool = False,
+    temperature: float = 1.0,
+) -> Job:
     """Return what there is to do for a case."""
     states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in case.images]
+    assert predictor.description is not None, "a predictor for files is made by load_predictor"
     return Job(
         case=case,
-        output=output_folder / f"{case.identifier}{ending}",
+        output=output_folder / f"{case.identifier}{predictor.description.file_ending}",
         saving=saving,
         probabilities=() if saving is None else saving.files(output_folder, case.identifier, predictor.labels),
-        inputs=content_hash(states),
+        inputs=content_hash([states, temperature] if saving and temperature != 1 else states),
+        maps=map_files(output_folder, case.identifier) if uncertainty else (),
+        temperature=temperature,
     )
 
 
@@ -214,15 +236,22 @@ class Journal:
         entry = self.cases.get(job.case.identifier)
         if entry is None or entry.get("inputs") != job.inputs:
             return False
-        return all(path.is_file() for path in (job.output, *job.probabilities))
+        return all(path.is_file() for path in (job.output, *job.probabilities, *job.maps))
 
     def add(self, job: Job, record: CaseRecord) -> None:
         """Note a finished case."""
         values = {key: round(value, 3) for key, value in asdict(record).items() if key.endswith("_s")}
-        values |= {"tiles": record.tiles, "tiles_reused": record.tiles_reused}
+        values |= {key: asdict(record)[key] for key in ("tiles", "tiles_reused", *_ASSESSED)}
         with self._lock:
             self.cases[record.case] = {"inputs": job.inputs, "output": record.output.name, **values}
             self.save()
+
+    def kept(self, job: Job) -> CaseRecord:
+        """Return the record of a case that was finished before."""
+        entry = self.cases.get(job.case.identifier, {})
+        known = {key: entry[key] for key in _ASSESSED if key in entry}
+        known["warnings"] = tuple(known.get("warnings", ()))
+        return CaseRecord(case=job.case.identifier, output=job.output, kept=True, **known)
 
     def save(self) -> None:
         """Write the document."""
@@ -259,11 +288,13 @@ def _run(predictor: Predictor, jobs: Sequence[Job], journal: Journal, hold_bytes
         upcoming = [reading.submit(_read, predictor, job) for job in jobs[:1]]
         try:
             for index, job in enumerate(progress(jobs, title="predicting" if jobs else "", total=len(jobs))):
-                prepared, read_s = upcoming.pop().result()
+                prepared, read_s, findings = upcoming.pop().result()
                 upcoming = [reading.submit(_read, predictor, following) for following in jobs[index + 1 : index + 2]]
                 start = time.perf_counter()
                 count = TileCount()
-                planes: Iterable[Planes] = predictor.planes(prepared.image, count=count)
+                planes: Iterable[Planes] = predictor.planes(
+                    prepared.image, count=count, spread=measures_spread(predictor, job)
+                )
                 if 4 * predictor.labels.num_heads * prod(prepared.image.shape[1:]) <= hold_bytes:
                     with naming(job.case):
                         planes = list(planes)
@@ -272,6 +303,7 @@ def _run(predictor: Predictor, jobs: Sequence[Job], journal: Journal, hold_bytes
                     output=job.output,
                     read_s=read_s,
                     predict_s=time.perf_counter() - start,
+                    warnings=findings,
                 )
                 exports.append(exporting.submit(_export, predictor, job, planes, prepared, record, journal, count))
                 if not isinstance(planes, list):
@@ -287,11 +319,18 @@ def _run(predictor: Predictor, jobs: Sequence[Job], journal: Journal, hold_bytes
             raise
 
 
-def _read(predictor: Predictor, job: Job) -> tuple[Preprocessed, float]:
+def measures_spread(predictor: Predictor, job: Job) -> bool:
+    """Whether the disagreement of folds and mirrored views is needed."""
+    return bool(job.maps) or predictor.awareness.measures_disagreement(predictor.window.mirror_axes)
+
+
+def _read(predictor: Predictor, job: Job) -> tuple[Preprocessed, float, tuple[str, ...]]:
     start = time.perf_counter()
     with naming(job.case):
-        prepared = predictor.prepare(read_volume(job.case, predictor.plan.image_reader_writer))
-    return prepared, time.perf_counter() - start
+        volume = read_volume(job.case, predictor.plan.image_reader_writer)
+        findings = predictor.awareness.findings(volume)
+        prepared = predictor.prepare(volume)
+    return prepared, time.perf_counter() - start, findings
 
 
 def read_volume(case: Case, reader: str) -> Volume:
@@ -316,23 +355,26 @@ def _export(
     count: TileCount,
 ) -> CaseRecord:
     start = time.perf_counter()
-    with naming(job.case):
-        if job.saving is None:
-            label_map = predictor.export(prepared, planes)
-        else:
+    observer = predictor.observer(prepared)
+    seen = observer.watch(planes, keep=bool(job.maps))
+    with naming(job.case), ExitStack() as stack:
+        way, sink, maps = predictor.way_back(prepared), None, None
+        if job.saving is not None:
             folder, name, document = job.output.parent, job.case.identifier, {"model": journal.identity}
-            with job.saving.open(folder, name, predictor.labels, predictor.way_back(prepared), document) as sink:
-                label_map = predictor.export(prepared, planes, sink=sink)
+            sink = stack.enter_context(job.saving.open(folder, name, predictor.labels, way, document))
+        if job.maps:
+            maps = stack.enter_context(open_maps(job.maps, way))
+        label_map = predictor.export(prepared, seen, sink=sink, maps=maps, temperature=job.temperature)
         save_labels(label_map, job.output, prepared.provenance, predictor.plan.image_reader_writer)
-    done = CaseRecord(
-        case=record.case,
-        output=record.output,
-        read_s=record.read_s,
-        predict_s=record.predict_s,
+    found = predictor.awareness.assess(observer.observation(), record.warnings)
+    done = replace(
+        record,
         export_s=time.perf_counter() - start,
         tiles=count.tiles,
         tiles_reused=count.reused,
+        **{key: getattr(found, key) for key in _ASSESSED},
     )
+    say_warnings(done.case, done.warnings)
     journal.add(job, done)
     return done
 

@@ -17,6 +17,7 @@ from segwright.core.parallel import fork_safe
 from segwright.data.dataset import DatasetDescription, load_description
 from segwright.data.labels import Labels
 from segwright.data.plan import Configuration, Plan
+from segwright.inference.awareness import Awareness, training_range
 from segwright.inference.cascade import CascadePredictor, previous_stage_folder
 from segwright.inference.predictor import Predictor
 from segwright.networks.build import ArchitectureSpec, build_from_spec
@@ -143,7 +144,7 @@ def load_predictor(
             reuse=reuse,
         )
         build = partial(CascadePredictor, first)
-    return build(
+    predictor = build(
         networks,
         plan,
         configuration,
@@ -169,6 +170,8 @@ def load_predictor(
             ),
         },
     )
+    predictor.awareness = Awareness(training=training_range(model_folder))
+    return predictor
 
 
 def choose_folds(

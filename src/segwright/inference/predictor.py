@@ -23,8 +23,10 @@ from segwright.data.plan import Configuration, Plan
 from segwright.data.sides import Sides, mirrored_heads
 from segwright.data.store import Provenance
 from segwright.inference.arrays import Placed, place
+from segwright.inference.awareness import UNAWARE
 from segwright.inference.export import (
     LabelMap,
+    MapArray,
     ProbabilityArray,
     ProbabilitySink,
     export_planes,
@@ -35,6 +37,7 @@ from segwright.inference.postprocessing import NO_POSTPROCESSING, PostProcessing
 from segwright.inference.slabs import WayBack
 from segwright.inference.sliding import Image, TileCount, Window, require_finite, window_planes
 from segwright.inference.stitching import Planes
+from segwright.inference.uncertainty import MAPS, Observer, Uncertainty, log_partition
 from segwright.inference.windows import DEFAULT_STEP, HALF_QUANTUM, rolling_axis
 from segwright.networks.build import prepare
 from segwright.preprocessing import pipeline
@@ -49,6 +52,7 @@ class Prediction:
 
     labels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]  # (Z, Y, X)
     probabilities: npt.NDArray[np.float32] | None  # (H, Z, Y, X)
+    uncertainty: Uncertainty | None = None
 
 
 class Predictor:
@@ -93,6 +97,7 @@ class Predictor:
         self.description = description
         self.origin = dict(origin or {})
         self.postprocessing = postprocessing
+        self.awareness = UNAWARE
         sides = Sides.of_plan(plan) if swap_sides else None
         self.window = Window(
             patch_size=tuple(configuration.patch_size),
@@ -131,17 +136,33 @@ class Predictor:
         """Return the spatial axis of a preprocessed image (C, *S) along which its planes are finished."""
         return rolling_axis(tuple(image.shape[1:]), self.window.patch_size)
 
-    def planes(self, image: Image, *, count: TileCount | None = None) -> Iterator[Planes]:
-        """Yield the logits of `predict_preprocessed` a few planes at a time, `axis_of` in front of the other axes."""
+    def planes(self, image: Image, *, count: TileCount | None = None, spread: bool = False) -> Iterator[Planes]:
+        """Yield the logits of `predict_preprocessed` a few planes at a time, `axis_of` in front of the other axes.
+
+        With `spread` the disagreement of networks and mirrored views is one more head, see `uncertainty`.
+        """
         heads, axis = self.labels.num_heads, self.axis_of(image)
-        return window_planes(self.networks, image, heads, window=self.window, axis=axis, count=count)
+        more = log_partition(self.labels) if spread else None
+        return window_planes(self.networks, image, heads, window=self.window, axis=axis, count=count, spread=more)
 
     def export(
-        self, prepared: pipeline.Preprocessed, planes: Iterable[Planes], *, sink: ProbabilitySink | None = None
+        self,
+        prepared: pipeline.Preprocessed,
+        planes: Iterable[Planes],
+        *,
+        sink: ProbabilitySink | None = None,
+        maps: ProbabilitySink | None = None,
+        temperature: float = 1.0,
     ) -> LabelMap:
-        """Return the label map of a case whose `planes` come now or were kept; `sink` gets the probabilities."""
-        found: LabelMap = self.postprocessing(export_planes(planes, self.way_back(prepared), self.labels, sink=sink))
+        """Return the label map of a case whose `planes` come now or were kept; more as of `export_planes`."""
+        way, heat = self.way_back(prepared), temperature
+        label_map = export_planes(planes, way, self.labels, sink=sink, maps=maps, temperature=heat)
+        found: LabelMap = self.postprocessing(label_map)
         return found
+
+    def observer(self, prepared: pipeline.Preprocessed) -> Observer:
+        """Return what looks at the `planes` of a case as they pass."""
+        return Observer(self.labels, prepared.provenance, tuple(prepared.image.shape[1:]))
 
     def way_back(self, prepared: pipeline.Preprocessed) -> WayBack:
         """Return how the `planes` of a case come back to its own grid."""
@@ -156,12 +177,17 @@ class Predictor:
         )
 
     @fork_safe
-    def predict_case(self, volume: Volume, *, probabilities: bool = False) -> Prediction:
-        """Return labels, and probabilities where asked for, of one case on its own grid."""
+    def predict_case(self, volume: Volume, *, probabilities: bool = False, uncertainty: bool = False) -> Prediction:
+        """Return labels, and probabilities and maps of uncertainty where asked for, of one case on its own grid."""
         prepared = self.prepare(volume)
         sink = ProbabilityArray(self.way_back(prepared), self.labels) if probabilities else None
-        label_map = self.export(prepared, self.planes(prepared.image), sink=sink)
-        return Prediction(labels=label_map, probabilities=None if sink is None else sink.array)
+        maps = MapArray(self.way_back(prepared), len(MAPS)) if uncertainty else None
+        label_map = self.export(prepared, self.planes(prepared.image, spread=uncertainty), sink=sink, maps=maps)
+        return Prediction(
+            labels=label_map,
+            probabilities=None if sink is None else sink.array,
+            uncertainty=None if maps is None else Uncertainty(*maps.array),
+        )
 
     def predict(
         self,
@@ -191,6 +217,20 @@ class Predictor:
         found = self.predict_case(placed.volume, probabilities=True)
         assert found.probabilities is not None
         return Prediction(labels=placed.back(found.labels), probabilities=placed.back(found.probabilities))
+
+    def predict_uncertainty(
+        self,
+        array: npt.NDArray[Any] | Tensor,
+        *,
+        spacing: Sequence[float] | None = None,
+        affine: npt.ArrayLike | None = None,
+    ) -> Prediction:
+        """Return label map and `uncertainty`, its maps from 0 to 1, of an array, as `predict` does."""
+        placed = self._place(array, spacing, affine)
+        found = self.predict_case(placed.volume, uncertainty=True)
+        assert found.uncertainty is not None
+        maps = Uncertainty(*(placed.back(each) for each in found.uncertainty))
+        return Prediction(labels=placed.back(found.labels), probabilities=None, uncertainty=maps)
 
     def predict_files(self, images: Path | str, output: Path | str, **options: Any) -> list[CaseRecord]:
         """Predict a folder of images into another one; options as in `files.predict_files`."""

@@ -2,6 +2,8 @@
 
 selection.json        members, and what the selection found
 postprocessing.json   steps of label maps
+quality.json          what Dice to expect of a prediction
+calibration.json      the temperature of its probabilities
 members/<name>/       one or two model folders, see `model_folder`
 """
 
@@ -19,7 +21,10 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from segwright.core.documents import atomic_path, parse_document, write_json
 from segwright.core.errors import ModelError, WorkspaceError
 from segwright.data.plan import Plan
+from segwright.inference.awareness import with_selected
+from segwright.inference.calibration import CALIBRATION_JSON, Calibration
 from segwright.inference.postprocessing import POSTPROCESSING_JSON, PostProcessing
+from segwright.inference.quality import QUALITY_JSON, Quality
 from segwright.workspace import DATASET_JSON, FINGERPRINT_JSON, PLANS_JSON, Workspace
 
 if TYPE_CHECKING:
@@ -29,7 +34,7 @@ if TYPE_CHECKING:
 SELECTION_JSON: Final = "selection.json"
 MEMBERS: Final = "members"
 
-_OURS = {SELECTION_JSON, POSTPROCESSING_JSON, MEMBERS, "report.html"}
+_OURS = {SELECTION_JSON, POSTPROCESSING_JSON, QUALITY_JSON, CALIBRATION_JSON, MEMBERS, "report.html"}
 _CHECKPOINT = ("checkpoint_final.safetensors", "checkpoint_final.json")
 
 
@@ -111,10 +116,10 @@ def load_selected(folder: Path, load: Callable[[Path], Predictor]) -> Predictor 
 
     members = [load(folder / MEMBERS / member.name) for member in read_selected(folder).members]
     processing = PostProcessing.load(folder / POSTPROCESSING_JSON)
-    if len(members) > 1:
-        return Ensemble(members, processing)
-    members[0].postprocessing = processing
-    return members[0]
+    whole = Ensemble(members, processing) if len(members) > 1 else members[0]
+    whole.postprocessing = processing
+    whole.awareness = with_selected(whole.awareness, folder)
+    return whole
 
 
 def require_replaceable(target: Path) -> None:
@@ -136,6 +141,8 @@ def write_selected(
     made_from: str,
     by: str,
     selection: Mapping[str, Any],
+    quality: Quality | None = None,
+    calibration: Calibration | None = None,
 ) -> None:
     """Write a selected model, whole or not at all; an earlier one is replaced.
 
@@ -150,6 +157,8 @@ def write_selected(
         made_from: see `Selected`.
         by: see `Selected`.
         selection: see `Selected`.
+        quality: the estimate fitted on held-out cases.
+        calibration: the temperature fitted on them.
 
     Raises:
         WorkspaceError: the target holds something else.
@@ -162,6 +171,10 @@ def write_selected(
             _copy_model(source, temporary / MEMBERS / source.folder.name)
             members.append(Member(name=source.folder.name, configuration=source.configuration, folds=source.folds))
         postprocessing.save(temporary / POSTPROCESSING_JSON)
+        if quality is not None:
+            quality.save(temporary / QUALITY_JSON)
+        if calibration is not None:
+            calibration.save(temporary / CALIBRATION_JSON)
         document = Selected(dataset=dataset, members=tuple(members), made_from=made_from, by=by, selection=selection)
         write_json(temporary / SELECTION_JSON, document.model_dump(mode="python"))
         if target.exists():

@@ -25,6 +25,8 @@ from segwright.inference.stitching import PORTION_BYTES, Planes, stitch
 from segwright.inference.windows import DEFAULT_STEP, Start, gaussian_map, tiles
 
 Image: TypeAlias = "npt.NDArray[np.float32] | Tensor"
+Spread: TypeAlias = Callable[[Tensor], Tensor]
+"""A convex function of logits (B, H, *P), such as `uncertainty.log_partition`: (B, 1, *P) float32."""
 
 _BATCH_VOXELS_CPU = 2**20
 _BATCH_VOXELS_ACCELERATOR = 2 * 128**3
@@ -136,12 +138,14 @@ def window_planes(
     window: Window,
     axis: int = 0,
     count: TileCount | None = None,
+    spread: Spread | None = None,
 ) -> Iterator[Planes]:
     """Yield the logits of `image` (C, *S) a few planes at a time, on the CPU, padding removed.
 
     Sums are held for one patch depth along `axis`, whatever the extent of the image. The planes of another axis than 0
     have it in front, (H, planes, *other axes); a patch with one axis fewer than the image goes along axis 0 only.
-    `count` is counted up.
+    `count` is counted up. With `spread` one more head tells how much less it is of the mean logits than of those of
+    single networks, flips and tiles, at least 0: their disagreement.
 
     Raises:
         ImageError: the image holds NaN or infinite values.
@@ -152,7 +156,7 @@ def window_planes(
     require_finite(array, "the preprocessed image")
     padded, content = pad_to(array, _covering(array.shape[1:], window.patch_size))
     counted = count or TileCount()
-    for planes in _padded_planes(networks, torch.from_numpy(padded), num_heads, window, axis, counted):
+    for planes in _padded_planes(networks, torch.from_numpy(padded), num_heads, window, axis, counted, spread):
         yield from _within(planes, to_front(content, axis))
 
 
@@ -179,7 +183,13 @@ def _within(planes: Planes, content: Box) -> Iterator[Planes]:
 
 
 def _padded_planes(
-    networks: Sequence[nn.Module], image: Tensor, num_heads: int, window: Window, axis: int, count: TileCount
+    networks: Sequence[nn.Module],
+    image: Tensor,
+    num_heads: int,
+    window: Window,
+    axis: int,
+    count: TileCount,
+    spread: Spread | None,
 ) -> Iterator[Planes]:
     patch = window.patch_size
     depth = () if len(patch) == image.ndim - 1 else (1,)
@@ -189,7 +199,7 @@ def _padded_planes(
 
     def forward(cuts: Sequence[Tensor]) -> Sequence[Tensor]:
         batch = torch.stack([*cuts]).to(window.device, non_blocking=True)
-        logits = _mean_logits(networks, batch, num_heads, window)
+        logits = _mean_logits(networks, batch, num_heads, window, spread)
         return list((logits.unsqueeze(2) if depth else logits).movedim(axis + 2, 2))
 
     def predicted() -> Iterator[tuple[Start, Tensor]]:
@@ -211,7 +221,10 @@ def _padded_planes(
                 f"the network gives NaN or infinite logits in {window.precision} precision; "
                 "its weights are damaged, or try precision fp32"
             )
-        yield Planes(start=planes.start, stop=planes.stop, logits=planes.logits.cpu())
+        logits = planes.logits.cpu()
+        if spread is not None:
+            logits[num_heads:].sub_(spread(logits[None, :num_heads])[0]).clamp_(min=0)
+        yield Planes(start=planes.start, stop=planes.stop, logits=logits)
 
 
 class _Known:
@@ -265,8 +278,10 @@ def _cut(image: Tensor, start: Start, patch: Sequence[int]) -> Tensor:
     return (image[:, start[0]] if untiled else image)[box_slices(box)]
 
 
-def _mean_logits(networks: Sequence[nn.Module], batch: Tensor, num_heads: int, window: Window) -> Tensor:
-    """Return the logits (B, H, *P) of `batch` (B, C, *P), the float32 mean over networks and flips if they are many."""
+def _mean_logits(
+    networks: Sequence[nn.Module], batch: Tensor, num_heads: int, window: Window, spread: Spread | None
+) -> Tensor:
+    """Return the logits (B, H, *P) of `batch` (B, C, *P), last their `spread`; a float32 mean over several passes."""
     flips = window.flips
     per_pass = max(1, window.forward_batch(num_heads) // len(batch))
     shape = (num_heads, *window.patch_size)
@@ -278,12 +293,15 @@ def _mean_logits(networks: Sequence[nn.Module], batch: Tensor, num_heads: int, w
             mirrored = torch.cat([_flip(batch, flip) for flip in group]).contiguous(memory_format=layout)
             for network in networks:
                 parts = _checked(network(mirrored), (len(mirrored), *shape)).chunk(len(group))
-                if len(flips) * len(networks) == 1:
+                if len(flips) * len(networks) == 1 and spread is None:
                     return parts[0]  # without a second array of logits, in whatever precision
                 if total is None:
-                    total = torch.zeros((len(batch), *shape), device=window.device)
+                    heads = num_heads + (spread is not None)
+                    total = torch.zeros((len(batch), heads, *window.patch_size), device=window.device)
                 for flip, part in zip(group, parts, strict=True):
-                    _add_flipped_inplace(total, part, flip, window.heads_of(flip))
+                    _add_flipped_inplace(total[:, :num_heads], part, flip, window.heads_of(flip))
+                    if spread is not None:
+                        _add_flipped_inplace(total[:, num_heads:], spread(part), flip)
         assert total is not None, "there is at least one network"
         return total.div_(len(flips) * len(networks))
 

@@ -99,7 +99,8 @@ class Saving:
         added; it is written first, so that where the probabilities are, it is too.
         """
         with self.open_whole(folder, case, labels, way.provenance, document, axis=_reader_axis(way)) as stored:
-            yield _Sink(stored, labels, way)
+            background = None if labels.has_regions or 0 not in stored.heads else stored.heads.index(0)
+            yield _Sink(stored, way, background)
 
     @contextmanager
     def open_whole(
@@ -126,10 +127,37 @@ class Saving:
             elif self.kind == "npz":
                 _write_npz(target.stored, files[0])
             else:
-                reader = READERS[str(provenance.properties["reader"])]
-                spacing, geometry = tuple(provenance.properties["spacing"]), provenance.properties.get("geometry", {})
-                for index, file in enumerate(files):
-                    reader.write(target.stored[index], file, spacing, geometry)
+                _write_nifti(target.stored, files, provenance)
+
+
+def require_writable(reader: str, saving: Saving | None, *, uncertainty: bool) -> None:
+    """Raise a ConfigError where images have no geometry that what is asked for could keep."""
+    for form in (saving, Saving(kind="nifti") if uncertainty else None):
+        if form is not None:
+            form.require_writable(reader)
+
+
+@contextmanager
+def open_maps(files: Sequence[Path], way: WayBack) -> Iterator[ProbabilitySink]:
+    """Yield what takes maps from 0 to 1 of a case, (files, planes, Y, X); at the end they are there, uint8 NIfTI."""
+    with open_whole_maps(files, way.provenance, axis=_reader_axis(way)) as stored:
+        yield _Sink(stored, way, None)
+
+
+def store_maps(path: Path, way: WayBack, num_maps: int) -> tuple[Any, ProbabilitySink]:
+    """Return a new array (maps, Z, Y, X) float32 on disk, of the whole case as read, and what fills it."""
+    target = StoredProbabilities(path, range(num_maps), way.case_shape, _reader_axis(way), quantised=False)
+    return target.stored, _Sink(target, way, None)
+
+
+@contextmanager
+def open_whole_maps(files: Sequence[Path], provenance: Provenance, *, axis: int = 0) -> Iterator[StoredProbabilities]:
+    """Yield what takes planes of maps of the whole case, in the reader's axis order, along one axis."""
+    shape = tuple(provenance.shape_before_cropping[source] for source in provenance.transpose_backward)
+    with _scratch(files[0]) as path:
+        target = StoredProbabilities(path, range(len(files)), shape, axis, quantised=True)
+        yield target
+        _write_nifti(target.stored, files, provenance)
 
 
 @contextmanager
@@ -181,10 +209,10 @@ class StoredProbabilities:
 class _Sink:
     """Takes planes of the cropped case, axes as a predictor has them, and stores those of the whole one."""
 
-    def __init__(self, target: StoredProbabilities, labels: Labels, way: WayBack) -> None:
+    def __init__(self, target: StoredProbabilities, way: WayBack, background: int | None) -> None:
         self.target = target
         self.way = way
-        self.background = None if labels.has_regions or 0 not in target.heads else target.heads.index(0)
+        self.background = background
         self.shape = to_front(way.provenance.shape_before_cropping, way.axis)
         self.box = to_front(way.provenance.box, way.axis)
         if self.background is not None:
@@ -214,6 +242,14 @@ class _Sink:
 def _reader_axis(way: WayBack) -> int:
     """Return the reader's axis that planes come along."""
     return list(way.provenance.transpose_backward).index(way.axis)
+
+
+def _write_nifti(stored: Any, files: Sequence[Path], provenance: Provenance) -> None:
+    """Write each map of an array (maps, Z, Y, X) on the grid of the images."""
+    reader = READERS[str(provenance.properties["reader"])]
+    spacing, geometry = tuple(provenance.properties["spacing"]), provenance.properties.get("geometry", {})
+    for index, file in enumerate(files):
+        reader.write(stored[index], file, spacing, geometry)
 
 
 def _write_npz(stored: Any, path: Path) -> None:

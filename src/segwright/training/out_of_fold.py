@@ -101,7 +101,8 @@ def _predict_case(
             stored, predictor = sources[name].load(case), predictors[name]
             image = network_input(stored.image, stored.label, predictor.labels)
             prepared = Preprocessed(image=image, label=None, provenance=stored.provenance)
-            arrays[name] = store_probabilities(predictor, prepared, predictor.planes(image), Path(scratch), name)
+            stored_now = store_probabilities(predictor, prepared, predictor.planes(image), Path(scratch), name)
+            arrays[name] = stored_now.array
             properties[name] = stored.provenance.properties
         for pair, file in files.items():
             predictor = predictors[pair[0]]

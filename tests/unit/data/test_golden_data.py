@@ -34,7 +34,7 @@ def test_splits_equal_the_reference(count: str) -> None:
 
 def assert_equals_reference(found: fingerprint.Fingerprint, expected: dict[str, Any]) -> None:
     document = found.model_dump(mode="json")
-    assert document.keys() == expected.keys()
+    assert document.keys() - {"segwright"} == expected.keys()  # one addition of ours, which no plan follows
     assert document["shapes_after_crop"] == expected["shapes_after_crop"]
     assert document["spacings"] == expected["spacings"]
     key = "foreground_intensity_properties_per_channel"

@@ -1,0 +1,184 @@
+"""Inputs unlike the training cases: geometry and intensities of each case measured, their range kept, others told.
+
+The range is that of the training cases, widened by a margin. The margin is wider where few cases were seen, and wide
+enough that of the training cases themselves, each held against the others, next to none is told. A range says in plain
+words what is wrong, and follows any distribution; a distance to the mean would not (intensities of MR have no unit).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+
+from segwright.data.images import Volume
+
+FEWEST_CASES: Final = 5
+"""With fewer nothing is told: hardly any range is seen."""
+
+_VOXELS = 2**17
+_MARGINS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
+"""Of the width of the range, added on both sides; the first at which few training cases are told."""
+_MOST_ALARMS = 0.01
+_FEW = 10
+"""With this many cases the margin is doubled: the range of a sample grows with its size."""
+_LEVELS = (1, 25, 50, 75, 99)
+_LEAST_WIDTHS: Mapping[str, float] = {"spacing": 0.4, "extent": 0.7, "level": 0.5, "form": 0.1, "noise": 0.7}
+"""Widths that a range has at least, so that equal training cases don't tell every other: factors of 1.5, 2 and 2 for
+spacing, extent and noise, e^0.5 for intensities, a tenth of an image's range for the form of its histogram."""
+
+_LOGARITHMIC = ("spacing", "extent", "noise")
+
+
+class Bounds(BaseModel):
+    """Smallest and largest value of one measure over the training cases; logarithms, see `measure`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    low: float
+    high: float
+
+
+class TrainingRange(BaseModel):
+    """What training cases look like.
+
+    Attributes:
+        cases: number of them.
+        margin: what ranges are widened by on both sides, as a share of their width.
+        bounds: by measure.
+        orientations: of the axes, such as LPS; empty where the files tell none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    schema_version: Literal[1] = 1
+    cases: int
+    margin: float
+    bounds: Mapping[str, Bounds]
+    orientations: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, rows: Sequence[Mapping[str, float]], orientations: Sequence[str | None] = ()) -> TrainingRange:
+        """Return the range of cases, each as `measure` gives it."""
+        names = list(rows[0]) if rows else []
+        table = np.array([[row[name] for name in names] for row in rows], dtype=float).reshape(len(rows), len(names))
+        bounds = {
+            name: Bounds(low=float(low), high=float(high))
+            for name, low, high in zip(
+                names, table.min(axis=0, initial=np.inf), table.max(axis=0, initial=-np.inf), strict=False
+            )
+        }
+        known = tuple(sorted({each for each in orientations if each}))
+        return cls(cases=len(rows), margin=_margin(names, table), bounds=bounds, orientations=known)
+
+    def findings(self, volume: Volume) -> tuple[str, ...]:
+        """Return in words what of an image lies outside; nothing where too few cases were seen."""
+        if self.cases < FEWEST_CASES:
+            return ()
+        found = []
+        for name, value in measure(volume).items():
+            bounds = self.bounds.get(name)
+            if bounds is None:
+                continue
+            width = self.margin * max(bounds.high - bounds.low, _least_width(name))
+            if not bounds.low - width <= value <= bounds.high + width:
+                found.append(_said(name, value, bounds))
+        turned = orientation(volume.properties)
+        if turned and self.orientations and turned not in self.orientations:
+            found.append(f"axes run {turned}, those of the training cases {' or '.join(self.orientations)}")
+        return tuple(found)
+
+
+def measure(volume: Volume) -> dict[str, float]:
+    """Return what is compared, a number for each measure; times and memory of a small sample, whatever the image.
+
+    spacing, extent: of each axis, mm, their logarithm. level: percentiles of the voxels that are not 0, of each
+    channel, as sign(x) log(1 + |x|): both a factor and an offset show. form: where the quartiles lie between the 1st
+    and the 99th percentile. noise: mean difference of neighbours against that range, its logarithm.
+    """
+    result: dict[str, float] = {}
+    for axis, (size, extent) in enumerate(zip(volume.array.shape[1:], volume.spacing, strict=True)):
+        result[f"spacing {axis}"] = math.log(max(extent, 1e-12))
+        result[f"extent {axis}"] = math.log(max(size * extent, 1e-12))
+    for channel, image in enumerate(volume.array):
+        rows = _sampled(image)
+        inside = rows[rows != 0]
+        values = inside if inside.size >= rows.size // 100 and inside.size else rows
+        levels = [float(level) for level in np.percentile(values, _LEVELS)]
+        width = max(levels[-1] - levels[0], 1e-12)
+        for percent, level in zip(_LEVELS, levels, strict=True):
+            result[f"level {channel} {percent}"] = math.copysign(math.log1p(abs(level)), level)
+        for percent, level in zip(_LEVELS[1:-1], levels[1:-1], strict=True):
+            result[f"form {channel} {percent}"] = (level - levels[0]) / width
+        steps = np.abs(np.diff(rows, axis=-1))
+        noise = float(steps.mean(dtype=np.float64)) / width if steps.size else 0.0
+        result[f"noise {channel}"] = math.log(max(noise, 1e-6))
+    return result
+
+
+def orientation(properties: Mapping[str, Any]) -> str | None:
+    """Return to which side of a person the first, second and third axis of a file run (LPS, RAS, ...), if it tells."""
+    geometry = properties.get("geometry", {})
+    if geometry.get("direction") is not None and len(geometry["direction"]) == 9:
+        matrix = np.array(geometry["direction"], dtype=float).reshape(3, 3)
+        names = (("R", "L"), ("A", "P"), ("I", "S"))  # ITK counts to the left, the back, the head
+    elif geometry.get("affine") is not None:
+        matrix = np.array(geometry["affine"], dtype=float)[:3, :3]
+        names = (("L", "R"), ("P", "A"), ("I", "S"))
+    else:
+        return None
+    strongest = np.abs(matrix / np.maximum(np.linalg.norm(matrix, axis=0), 1e-12)).argmax(axis=0)
+    return "".join(names[row][int(matrix[row, column] > 0)] for column, row in enumerate(strongest))
+
+
+def _sampled(image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return whole rows (planes, columns, X) of an image (Z, Y, X), some thousands of them at the most."""
+    step = max(1, math.ceil(math.sqrt(image.size / _VOXELS)))
+    along = min(step, image.shape[0])
+    return image[::along, :: max(1, step * step // along)]
+
+
+def _margin(names: Sequence[str], table: npt.NDArray[np.float64]) -> float:
+    """Return the margin for cases (cases, measures)."""
+    count = len(table)
+    if count < FEWEST_CASES:
+        return _MARGINS[-1]
+    ordered = np.sort(table, axis=0)
+    # Without itself, the smallest case is held against the second smallest.
+    low = np.where(table == ordered[0], ordered[1], ordered[0])
+    high = np.where(table == ordered[-1], ordered[-2], ordered[-1])
+    width = np.maximum(high - low, [_least_width(name) for name in names])
+    apart = np.maximum(low - table, table - high) / width
+    worst = apart.max(axis=1)
+    for margin in _MARGINS:
+        wider = margin * (1 + _FEW / count)
+        if (worst > wider).mean() <= _MOST_ALARMS:
+            return wider
+    return _MARGINS[-1] * (1 + _FEW / count)
+
+
+def _least_width(name: str) -> float:
+    return _LEAST_WIDTHS[name.split()[0]]
+
+
+def _said(name: str, value: float, bounds: Bounds) -> str:
+    kind, place, *percent = name.split()
+    numbers = (value, bounds.low, bounds.high)
+    if kind in _LOGARITHMIC:
+        found, low, high = (math.exp(number) for number in numbers)
+    elif kind == "level":
+        found, low, high = (math.copysign(math.expm1(abs(number)), number) for number in numbers)
+    else:
+        found, low, high = numbers
+    what = {
+        "spacing": f"spacing of axis {place} is {found:.4g} mm",
+        "extent": f"the image is {found:.4g} mm long along axis {place}",
+        "level": f"channel {place}: {percent[0] if percent else ''} % of the intensities are below {found:.4g}",
+        "form": f"channel {place}: the {percent[0] if percent else ''} % intensity lies at {found:.2f} of the range",
+        "noise": f"channel {place}: neighbours differ by {found:.3g} of the intensity range",
+    }[kind]
+    return f"{what}, in training {low:.4g} to {high:.4g}"

@@ -1,0 +1,103 @@
+"""What a model knows of its own limits: training range, quality estimate, calibration; each may be missing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from logging import getLogger
+from pathlib import Path
+
+from segwright.core.errors import ConfigError, SegwrightError
+from segwright.data.fingerprint import Fingerprint
+from segwright.data.images import Volume
+from segwright.data.outliers import TrainingRange
+from segwright.inference.calibration import CALIBRATION_JSON, Calibration
+from segwright.inference.quality import QUALITY_JSON, Quality
+from segwright.inference.uncertainty import Observation
+from segwright.workspace import FINGERPRINT_JSON
+
+logger = getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assessment:
+    """How far a prediction is to be trusted.
+
+    Attributes:
+        confidence: soft Dice that the model's own probabilities promise; None without foreground.
+        expected_dice: what cases held out in training teach to expect; None where the model has no estimate.
+        warnings: why the case should be looked at; the input's first.
+    """
+
+    confidence: float | None = None
+    expected_dice: float | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Awareness:
+    """What a model was given to judge its predictions with."""
+
+    training: TrainingRange | None = None
+    quality: Quality | None = None
+    calibration: Calibration | None = None
+
+    def findings(self, volume: Volume) -> tuple[str, ...]:
+        """Return in words what of an image is unlike the training cases."""
+        return () if self.training is None else self.training.findings(volume)
+
+    def measures_disagreement(self, *mirror_axes: tuple[int, ...]) -> bool:
+        """Whether the quality estimate can be made: the members use the same mirrored views as in its fit."""
+        return self.quality is not None and self.quality.mirror_axes == mirror_axes
+
+    def assess(self, observation: Observation, findings: tuple[str, ...] = ()) -> Assessment:
+        """Return how far a prediction is to be trusted; `findings` are those of the input."""
+        expected = None
+        if self.quality is not None and observation.disagreement is not None:
+            expected = self.quality.expected_dice(observation)
+            failing = self.quality.warning(expected)
+            findings = (*findings, failing) if failing else findings
+        return Assessment(confidence=observation.confidence, expected_dice=expected, warnings=findings)
+
+    def temperature(self, *, calibrated: bool) -> float:
+        """Return the temperature of probabilities that are written.
+
+        Raises:
+            ConfigError: calibrated ones are asked for, and the model has no calibration.
+        """
+        if not calibrated:
+            return 1.0
+        if self.calibration is None:
+            raise ConfigError(f"calibrated: the model has no {CALIBRATION_JSON}; ask for probabilities as they are")
+        return self.calibration.temperature
+
+
+UNAWARE = Awareness()
+
+
+def say_warnings(case: str, warnings: Sequence[str]) -> None:
+    """Log why a case should be looked at."""
+    for warning in warnings:
+        logger.warning("%s: %s", case, warning)
+
+
+def training_range(model_folder: Path) -> TrainingRange | None:
+    """Return what the training cases of a model folder look like, if its fingerprint tells; nnU-Net's does not."""
+    file = model_folder / FINGERPRINT_JSON
+    if not file.is_file():
+        return None
+    try:
+        return Fingerprint.load(file).segwright
+    except SegwrightError as error:  # prediction needs no fingerprint
+        logger.warning("%s; inputs unlike the training cases are not told", error)
+        return None
+
+
+def with_selected(found: Awareness, folder: Path) -> Awareness:
+    """Return it with the estimates in the folder of a selected model."""
+    quality, calibration = folder / QUALITY_JSON, folder / CALIBRATION_JSON
+    return replace(
+        found,
+        quality=Quality.load(quality) if quality.is_file() else None,
+        calibration=Calibration.load(calibration) if calibration.is_file() else None,
+    )
