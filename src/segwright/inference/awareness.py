@@ -12,8 +12,8 @@ from segwright.data.fingerprint import Fingerprint
 from segwright.data.images import Volume
 from segwright.data.outliers import TrainingRange
 from segwright.inference.calibration import CALIBRATION_JSON, Calibration
+from segwright.inference.observation import Observation
 from segwright.inference.quality import QUALITY_JSON, Quality
-from segwright.inference.uncertainty import Observation
 from segwright.workspace import FINGERPRINT_JSON
 
 logger = getLogger(__name__)

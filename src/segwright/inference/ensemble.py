@@ -42,11 +42,12 @@ from segwright.inference.files import (
     require_apart,
     require_unused,
 )
+from segwright.inference.observation import Observation
 from segwright.inference.postprocessing import NO_POSTPROCESSING, PostProcessing
 from segwright.inference.predictor import Prediction, Predictor
 from segwright.inference.sliding import TileCount
 from segwright.inference.stitching import Planes
-from segwright.inference.uncertainty import MAPS, Observation, Uncertainty, pooled_maps
+from segwright.inference.uncertainty import MAPS, Uncertainty, pooled_maps
 from segwright.inference.writers import Saving, StoredProbabilities, open_whole_maps, require_writable, store_maps
 from segwright.preprocessing.pipeline import Preprocessed
 from segwright.workspace import DATASET_JSON

@@ -13,7 +13,7 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from segwright.core.documents import parse_document, write_json
-from segwright.inference.uncertainty import Observation
+from segwright.inference.observation import Observation
 
 QUALITY_JSON: Final = "quality.json"
 FEATURES: Final = ("overlap", "entropy", "disagreement", "volume")
