@@ -83,6 +83,54 @@ def test_select_delete_predict(work: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_label(written, READER).array[0], labels)
 
 
+def test_a_selected_model_knows_its_limits(work: Path, tmp_path: Path) -> None:
+    raw, results = work / "raw" / "Dataset007_Tiny", work / "results" / "Dataset007_Tiny"
+    validation = results / MODELS[1] / "fold_0" / "validation"
+    seen = {file.name: file.read_text() for file in (validation / "observed").iterdir()}
+    assert {name.removesuffix(".json") for name in seen} == {
+        file.name.removesuffix(".nii.gz") for file in validation.glob("*.nii.gz")
+    }
+    options = ("--config", "3d_fullres", "--device", "cpu")
+    done = call("--work", work, "select", 7, *options)
+    assert "expected Dice, told from the prediction alone: 3 held-out cases" in done.stdout, done.stderr
+    assert "(predict --calibrated)" in done.stdout
+    written = {name: (results / "model" / name).read_text() for name in ("quality.json", "calibration.json")}
+    assert json.loads(written["quality.json"])["cases"] == json.loads(written["calibration.json"])["cases"] == 3
+
+    # A model that was validated before there were observations is observed now, with the same result.
+    shutil.rmtree(validation / "observed")
+    shutil.rmtree(results / "model")
+    assert call("--work", work, "select", 7, *options).exit_code == 0
+    assert {file.name: file.read_text() for file in (validation / "observed").iterdir()} == seen
+    assert {name: (results / "model" / name).read_text() for name in written} == written
+
+    predict = ("predict", "--model", results / "model", "-i", raw / "imagesTs", "--device", "cpu")
+    plain = call(*predict, "-o", tmp_path / "plain", "--probabilities", "npz", "--json")
+    cases = json.loads(plain.stdout)
+    assert all(0 <= case["expected_dice"] <= 1 and 0 <= case["confidence"] <= 1 for case in cases), plain.stderr
+    record = json.loads((tmp_path / "plain" / "prediction.json").read_text())["cases"]
+    assert [record[case["case"]]["expected_dice"] for case in cases] == [case["expected_dice"] for case in cases]
+    heat = json.loads(written["calibration.json"])["temperature"]
+    calibrated = call(*predict, "-o", tmp_path / "calibrated", "--probabilities", "npz", "--calibrated")
+    assert calibrated.exit_code == 0, calibrated.stderr
+    for file in sorted((tmp_path / "plain").glob("*.npz")):
+        before, after = (
+            np.load(folder / file.name)["probabilities"] for folder in (file.parent, tmp_path / "calibrated")
+        )
+        powers = before.astype(np.float64) ** (1 / heat)
+        np.testing.assert_allclose(after, powers / powers.sum(axis=0), atol=2e-3)
+        name = file.name.replace(".npz", ".nii.gz")
+        labels = [read_label(tmp_path / folder / name, READER).array for folder in ("plain", "calibrated")]
+        np.testing.assert_array_equal(*labels)
+    refused = call("predict", "--model", results / MODELS[1], *predict[3:], "-o", tmp_path / "no", "--calibrated")
+    assert (refused.exit_code, "the model has no calibration.json" in refused.stderr) == (1, True)
+
+    page = api.write_report(results, tmp_path / "report.html", workspace=Workspace.under(work), pictures=False)
+    text = page.read_text()
+    assert "What the model knows of its limits" in text
+    assert f"{MODELS[1]} (selected)" in text
+
+
 def test_a_pair_is_scored_by_its_mean_probabilities(work: Path) -> None:
     """Out-of-fold probabilities on demand are those that both models predict from the raw images."""
     raw = work / "raw" / "Dataset007_Tiny"
@@ -114,8 +162,9 @@ def test_only_what_is_missing_is_predicted_again(work: Path) -> None:
     assert (again.is_new, again.comparison) == (True, first.comparison)
     np.testing.assert_array_equal(read_label(lost, READER).array, content)
     changed = {name for name, state in states(results / "ensembles").items() if before.get(name) != state}
-    name = str(lost.relative_to(results / "ensembles"))
-    assert {name} <= changed <= {name, str(Path(name).with_name("predictions.json"))}
+    name, case = str(lost.relative_to(results / "ensembles")), lost.name.removesuffix(".nii.gz")
+    beside = {str(Path(name).parent / other) for other in ("predictions.json", f"observed/{case}.json")}
+    assert {name} <= changed <= {name, *beside}
     missing = min((results / MODELS[0] / "fold_2" / "validation").glob("*.nii.gz"))
     missing.unlink()
     refused = call("--work", work, "select", 7, "-o", work / "other")

@@ -26,6 +26,7 @@ def predict(
     probabilities: bool | str = False,
     classes: Sequence[str] | None = None,
     uncertainty: bool = False,
+    calibrated: bool = False,
     overwrite: bool = False,
     precision: str = "auto",
     device: str = "auto",
@@ -47,6 +48,7 @@ def predict(
         probabilities: Also write class probabilities: npz (or True), b2nd or nifti.
         classes: Of nifti: whose maps are written; all but the background by default.
         uncertainty: Also write maps of entropy and of the disagreement of folds and mirrored views.
+        calibrated: Write probabilities with the temperature that `select` found; labels stay the same.
         overwrite: Predict again what is there.
         precision: fp32, bf16, fp16, or what the device is fast at.
         device: auto, cpu, mps, a GPU, or several with commas (`cuda:0,cuda:1`), which share the cases.
@@ -84,6 +86,7 @@ def predict(
     options: dict[str, Any] = {
         "probabilities": saving,
         "uncertainty": uncertainty,
+        "calibrated": calibrated,
         "overwrite": overwrite,
         "part": part,
         "parts": parts,

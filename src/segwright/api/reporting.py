@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from segwright.api.selecting import read_selection
 from segwright.api.session import workspace_or_default
 from segwright.core.documents import write_text
 from segwright.core.errors import DatasetError, ModelError, SegwrightError
@@ -22,6 +23,7 @@ from segwright.data.labels import Labels
 from segwright.data.plan import Plan
 from segwright.data.store import CaseStore
 from segwright.evaluation.scores import CaseScores, Scores, class_key
+from segwright.inference.selected import SELECTION_JSON, find_selected
 from segwright.report import page, sources, tables
 from segwright.report.case_images import CaseImages, ImageSources, case_identifier, load_case
 from segwright.report.sources import ModelRecord, ScoreSet
@@ -89,7 +91,9 @@ def write_report(
             )
         )
     file = Path(output) if output is not None else folder / REPORT_HTML
-    write_text(file, page.render(parts, created=datetime.now().astimezone()))
+    selected = find_selected(folder)
+    selection = None if selected is None else read_selection(selected)
+    write_text(file, page.render(parts, selection=selection, created=datetime.now().astimezone()))
     return file
 
 
@@ -144,10 +148,11 @@ def report_of_run(results: Path, *, workspace: Workspace, scores: Sequence[Path]
     A failure is said and is never an error: the work before it is done and must count. None is returned then.
     """
     file = results / REPORT_HTML
-    summaries = [*results.glob(f"*/fold_*/{sources.VALIDATION}/{sources.SUMMARY_JSON}"), *scores]
+    validations = results.glob(f"*/fold_*/{sources.VALIDATION}/{sources.SUMMARY_JSON}")
+    shown = [*validations, *results.glob(f"*/{SELECTION_JSON}"), *scores]
     try:
         made = file.stat().st_mtime_ns if file.is_file() else 0
-        if any(summary.stat().st_mtime_ns > made for summary in summaries):
+        if any(document.stat().st_mtime_ns > made for document in shown):
             write_report(results, file, workspace=workspace, scores=scores)
     except Exception as error:
         logger.warning("no report was written (%s: %s); all else is done", type(error).__name__, error)

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from logging import getLogger
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from segwright.api.estimating import fit_estimates, member_of
 from segwright.api.folds import is_trained, model_folder
-from segwright.api.preparing import cases_are_fresh, cases_folder, make_cases
 from segwright.api.session import Session, open_session
 from segwright.api.trained_models import (
     Trained,
@@ -23,12 +23,11 @@ from segwright.core.documents import content_hash
 from segwright.core.errors import ModelError, Problem, ProblemReport
 from segwright.data.dataset import NO_ENVIRONMENT
 from segwright.data.plan import Plan
-from segwright.data.previous_stage import FOLDER, StageMaps
-from segwright.data.store import CaseStore
 from segwright.evaluation.crossval import SUMMARY_JSON, VALIDATION, CrossValidation
 from segwright.evaluation.postprocessing import determine
 from segwright.evaluation.scores import Scores, evaluate_files
 from segwright.evaluation.selection import Candidate, Summary, choose, ensemble_name
+from segwright.inference.awareness import read_estimates
 from segwright.inference.postprocessing import POSTPROCESSING_JSON, PostProcessing
 from segwright.inference.selected import (
     MEMBERS,
@@ -41,12 +40,9 @@ from segwright.inference.selected import (
 from segwright.report.results import SelectionReport
 from segwright.workspace import PLANS_JSON, Workspace
 
-if TYPE_CHECKING:
-    from segwright.training.cascade import CascadeStore
-
 logger = getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 """Raised when the same models would be selected or written otherwise than before."""
 
 Verb = Literal["select", "run"]
@@ -149,7 +145,7 @@ def select_models(
     references = _references(session, trained[0].found)
     predictions: dict[tuple[str, ...], dict[str, Path]] = {(each.name,): each.found.cases for each in trained}
     if ensembles and len(trained) > 1:
-        predictions |= _pair_predictions(session, trained, device=device, workers=workers)
+        predictions |= _pair_predictions(session, trained, references, device=device, workers=workers)
     reader = trained[0].plan.image_reader_writer
 
     def score(files: Mapping[str, Path]) -> Scores:
@@ -173,6 +169,8 @@ def select_models(
         workers=workers,
     )
     comparison = selection.summary()
+    members = [each for each in trained if each.name in selection.winner.members]
+    estimates = fit_estimates(session, members, winners, selection.winner.scores, device=device, workers=workers)
     write_selected(
         target,
         [sources[name] for name in selection.winner.members],
@@ -181,9 +179,18 @@ def select_models(
         made_from=made_from,
         by=by,
         selection=comparison.model_dump(),
+        quality=estimates.quality,
+        calibration=estimates.calibration,
     )
     logger.info("selected %s, mean Dice %.4f: %s", comparison.winner, comparison.dice, target)
-    return SelectionReport(model=target, comparison=comparison, postprocessing=found.processing, is_new=True)
+    return SelectionReport(
+        model=target,
+        comparison=comparison,
+        postprocessing=found.processing,
+        quality=estimates.quality,
+        calibration=estimates.calibration,
+        is_new=True,
+    )
 
 
 def _source(model: Trained, folds: Sequence[int] | None) -> Source:
@@ -214,10 +221,22 @@ def _known(target: Path, made_from: str, by: Verb) -> SelectionReport | None:
         if by == "select" or known.by != "select":
             return None
         logger.warning("%s: was selected by 'segwright select' and is kept; the same command selects anew", target)
+    return read_selection(target)
+
+
+def read_selection(folder: Path) -> SelectionReport:
+    """Return what the folder of a selected model says about its selection.
+
+    Raises:
+        SegwrightError: a document is missing or damaged.
+    """
+    quality, calibration = read_estimates(folder)
     return SelectionReport(
-        model=target,
-        comparison=Summary.model_validate(known.selection),
-        postprocessing=PostProcessing.load(target / POSTPROCESSING_JSON),
+        model=folder,
+        comparison=Summary.model_validate(read_selected(folder).selection),
+        postprocessing=PostProcessing.load(folder / POSTPROCESSING_JSON),
+        quality=quality,
+        calibration=calibration,
         is_new=False,
     )
 
@@ -237,13 +256,18 @@ def _references(session: Session, found: CrossValidation) -> dict[str, Path]:
 
 
 def _pair_predictions(
-    session: Session, trained: Sequence[Trained], *, device: str, workers: int | None
+    session: Session,
+    trained: Sequence[Trained],
+    references: Mapping[str, Path],
+    *,
+    device: str,
+    workers: int | None,
 ) -> dict[tuple[str, ...], dict[str, Path]]:
     """Return the label maps of every pair of models, made where they are missing."""
-    from segwright.training.out_of_fold import Member, predict_pairs
+    from segwright.training.out_of_fold import predict_pairs
 
     ending = session.dataset.description.file_ending
-    members = {each.name: Member(folder=each.folder, cases=_cases(session, each, workers=workers)) for each in trained}
+    members = {each.name: member_of(session, each, workers=workers) for each in trained}
     pairs = list(combinations(members, 2))
     result: dict[tuple[str, ...], dict[str, Path]] = {pair: {} for pair in pairs}
     for fold, files in trained[0].found.files.items():
@@ -253,22 +277,8 @@ def _pair_predictions(
             )
             for pair in pairs
         }
-        predict_pairs(members, folders, fold, list(files), file_ending=ending, device=device)
+        truths = {case: references[case] for case in files}
+        predict_pairs(members, folders, fold, truths, file_ending=ending, device=device)
         for pair, folder in folders.items():
             result[pair] |= {case: folder / f"{case}{ending}" for case in files}
     return result
-
-
-def _cases(session: Session, model: Trained, *, workers: int | None) -> CaseStore | CascadeStore:
-    """Return the preprocessed cases of a model, a second stage's with the first one's predictions."""
-    plan, name = model.plan, model.configuration
-    if not cases_are_fresh(session, plan, name):
-        make_cases(session, plan, name, workers=workers)
-    store = CaseStore(cases_folder(session, plan, name))
-    previous = plan.configuration(name).previous_stage
-    if previous is None:
-        return store
-    from segwright.inference.cascade import previous_stage_folder
-    from segwright.training.cascade import CascadeStore
-
-    return CascadeStore(store, StageMaps(previous_stage_folder(model.folder, name, previous) / FOLDER / name))

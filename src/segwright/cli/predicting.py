@@ -35,6 +35,9 @@ def predict(
     uncertainty: Annotated[
         bool, typer.Option("--uncertainty", help="Also write maps of entropy and of disagreement.")
     ] = False,
+    calibrated: Annotated[
+        bool, typer.Option("--calibrated", help="Probabilities with the temperature that select found.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again what is there already.")] = False,
     precision: Annotated[
         str, typer.Option("--precision", metavar="P", help="fp32, bf16, fp16, or auto: what the device is fast at.")
@@ -66,6 +69,7 @@ def predict(
         probabilities=probabilities or False,
         classes=options.words(classes) or None,
         uncertainty=uncertainty,
+        calibrated=calibrated,
         overwrite=overwrite,
         precision=precision,
         trust_code=trust_code,

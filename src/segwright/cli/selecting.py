@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -73,7 +74,26 @@ def print_selection(report: SelectionReport) -> None:
         print(f"post-processing keeps the largest component of {kept}: mean Dice {change}")
     else:
         print("no post-processing: keeping the largest component helps nowhere")
+    for line in _limits(report):
+        print(line)
     print(f"predict with: segwright predict --model {report.model} -i IMAGES -o OUT")
+
+
+def _limits(report: SelectionReport) -> Iterator[str]:
+    """Yield in words what the model knows of its own limits."""
+    if report.quality is not None:
+        told = f"expected Dice, told from the prediction alone: {report.quality.cases} held-out cases"
+        if report.quality.error is not None:
+            told += f", {report.quality.error:.4f} beside the true one in the mean"
+        if report.quality.auroc is not None:
+            told += f", AUROC {report.quality.auroc:.2f} for the worst fifth (Dice up to {report.quality.tau:.4f})"
+        yield told
+    if report.calibration is not None:
+        found = report.calibration
+        yield (
+            f"temperature {found.temperature:.2f}: calibration error {found.ece_before:.4f} -> {found.ece_after:.4f} "
+            "(predict --calibrated)"
+        )
 
 
 def _between(interval: tuple[float, float] | None) -> str:

@@ -95,9 +95,18 @@ def training_range(model_folder: Path) -> TrainingRange | None:
 
 def with_selected(found: Awareness, folder: Path) -> Awareness:
     """Return it with the estimates in the folder of a selected model."""
+    quality, calibration = read_estimates(folder)
+    return replace(found, quality=quality, calibration=calibration)
+
+
+def read_estimates(folder: Path) -> tuple[Quality | None, Calibration | None]:
+    """Return what the folder of a selected model estimates, None for what it has not.
+
+    Raises:
+        SegwrightError: a document is damaged.
+    """
     quality, calibration = folder / QUALITY_JSON, folder / CALIBRATION_JSON
-    return replace(
-        found,
-        quality=Quality.load(quality) if quality.is_file() else None,
-        calibration=Calibration.load(calibration) if calibration.is_file() else None,
+    return (
+        Quality.load(quality) if quality.is_file() else None,
+        Calibration.load(calibration) if calibration.is_file() else None,
     )

@@ -9,7 +9,6 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from logging import getLogger
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from segwright.data.dataset import list_cases
 from segwright.data.images import Volume, hidden_nonfinite, read_images
 from segwright.inference.awareness import say_warnings
 from segwright.inference.export import save_labels
-from segwright.inference.predictor import Predictor
+from segwright.inference.predictor import HOLD_BYTES, Predictor
 from segwright.inference.sliding import TileCount
 from segwright.inference.stitching import Planes
 from segwright.inference.uncertainty import map_files
@@ -39,10 +38,6 @@ logger = getLogger(__name__)
 
 PREDICTION_JSON = "prediction.json"
 SCHEMA_VERSION = 1
-
-HOLD_BYTES = 512 * 2**20
-"""Logits of a case up to this size are kept, so that its export overlaps with the next case; larger ones are exported
-as they are made, and only a few planes of them are ever held."""
 
 _ASSESSED = ("confidence", "expected_dice", "warnings")
 
@@ -295,7 +290,7 @@ def _run(predictor: Predictor, jobs: Sequence[Job], journal: Journal, hold_bytes
                 planes: Iterable[Planes] = predictor.planes(
                     prepared.image, count=count, spread=measures_spread(predictor, job)
                 )
-                if 4 * predictor.labels.num_heads * prod(prepared.image.shape[1:]) <= hold_bytes:
+                if predictor.may_hold(prepared.image, hold_bytes):
                     with naming(job.case):
                         planes = list(planes)
                 record = CaseRecord(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,10 @@ from segwright.preprocessing import pipeline
 
 if TYPE_CHECKING:
     from segwright.inference.files import CaseRecord
+
+HOLD_BYTES = 512 * 2**20
+"""Logits of a case up to this size are kept, so that its export overlaps with the next case; larger ones are exported
+as they are made, and only a few planes of them are ever held."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +140,10 @@ class Predictor:
     def axis_of(self, image: Image) -> int:
         """Return the spatial axis of a preprocessed image (C, *S) along which its planes are finished."""
         return rolling_axis(tuple(image.shape[1:]), self.window.patch_size)
+
+    def may_hold(self, image: Image, hold_bytes: int = HOLD_BYTES) -> bool:
+        """Whether the logits of a preprocessed image (C, *S) may be kept until the next case is predicted."""
+        return 4 * self.labels.num_heads * prod(image.shape[1:]) <= hold_bytes
 
     def planes(self, image: Image, *, count: TileCount | None = None, spread: bool = False) -> Iterator[Planes]:
         """Yield the logits of `predict_preprocessed` a few planes at a time, `axis_of` in front of the other axes.

@@ -27,8 +27,8 @@ class UsualVolume(BaseModel):
 
     Attributes:
         share: of the held-out cases that have it.
-        low: 5th percentile, mm^3.
-        high: 95th percentile, mm^3.
+        low: 5th percentile, mm^3; less where few cases have it.
+        high: 95th percentile, mm^3; more where few cases have it.
     """
 
     model_config = ConfigDict(frozen=True)

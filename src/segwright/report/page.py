@@ -20,6 +20,7 @@ from segwright.evaluation import statistics
 from segwright.planning.rationale import EVERYWHERE, numbers, shown
 from segwright.report import charts, tables
 from segwright.report.colours import label_colour
+from segwright.report.results import SelectionReport
 from segwright.report.sources import FoldRecord, ModelRecord, ScoreSet
 from segwright.report.volumes import PackedCase
 
@@ -58,8 +59,8 @@ class ShownModel:
     volume_unit: str = "mL"
 
 
-def render(models: Sequence[ShownModel], *, created: datetime) -> str:
-    """Return the HTML of a report about models of one dataset."""
+def render(models: Sequence[ShownModel], *, created: datetime, selection: SelectionReport | None = None) -> str:
+    """Return the HTML of a report about models of one dataset, and what was selected among them."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("segwright.report", _TEMPLATES),
         autoescape=True,
@@ -70,6 +71,7 @@ def render(models: Sequence[ShownModel], *, created: datetime) -> str:
     style, script = (_text(name) for name in ("report.css", "report.js"))
     return environment.get_template("report.html").render(
         page=_page(models, created),
+        selection=None if selection is None else _selection(selection),
         version=segwright.__version__,
         style=Markup(style),
         script=Markup(script),
@@ -128,6 +130,28 @@ def _model(item: ShownModel, counter: Iterator[int], *, several: bool) -> dict[s
             for each in tables.decisions(model)
         ],
         "environment": tables.environment(model),
+    }
+
+
+def _selection(found: SelectionReport) -> dict[str, Any]:
+    comparison = found.comparison
+    return {
+        "folds": ", ".join(map(str, comparison.folds)),
+        "cases": comparison.cases,
+        "candidates": [
+            {
+                "name": each.name,
+                "dice": each.dice,
+                "interval": each.interval,
+                "is_winner": each.name == comparison.winner,
+            }
+            for each in comparison.candidates
+        ],
+        "margin": comparison.margin,
+        "margin_interval": comparison.margin_interval,
+        "postprocessing": found.postprocessing.decisions,
+        "quality": found.quality,
+        "calibration": found.calibration,
     }
 
 

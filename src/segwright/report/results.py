@@ -9,7 +9,9 @@ from typing import Any
 from segwright.data.labels import Labels
 from segwright.evaluation.scores import Measures, Scores, class_key
 from segwright.evaluation.selection import Summary
+from segwright.inference.calibration import Calibration
 from segwright.inference.postprocessing import PostProcessing
+from segwright.inference.quality import Quality
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,12 +51,16 @@ class SelectionReport:
         model: Its folder, to predict with.
         comparison: How the candidates compare.
         postprocessing: What is done to its label maps, and what that gained.
+        quality: How it tells what Dice to expect, and how well; None where no held-out case could be scored.
+        calibration: The temperature of its probabilities, and what that gains; None likewise.
         is_new: Whether it had to be selected; not where it was there already.
     """
 
     model: Path
     comparison: Summary
     postprocessing: PostProcessing
+    quality: Quality | None = None
+    calibration: Calibration | None = None
     is_new: bool
 
     def to_json(self) -> dict[str, Any]:
@@ -63,6 +69,8 @@ class SelectionReport:
             "model": str(self.model),
             **self.comparison.model_dump(),
             "postprocessing": self.postprocessing.model_dump(),
+            "quality": self.quality and self.quality.model_dump(),
+            "calibration": self.calibration and self.calibration.model_dump(),
         }
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from logging import getLogger
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from torch import Tensor
 
 from segwright.core.documents import read_json, write_json
 from segwright.core.errors import DatasetError, SegwrightError
@@ -22,9 +23,13 @@ from segwright.data.store import Provenance
 from segwright.evaluation.scores import CaseScores, Scores, evaluate_case
 from segwright.inference.export import save_labels
 from segwright.inference.predictor import Predictor
+from segwright.inference.stitching import Planes
+from segwright.preprocessing.pipeline import Preprocessed
 from segwright.training.caching import TrainingCase
 from segwright.training.cascade import network_input
 from segwright.training.distributed import ALONE, Ranks
+from segwright.training.observing import FOLDER as OBSERVED
+from segwright.training.observing import Witness
 
 logger = getLogger(__name__)
 
@@ -127,6 +132,7 @@ class Record:
             for name in done:
                 (folder / name).unlink(missing_ok=True)
             (folder / SUMMARY_JSON).unlink(missing_ok=True)
+            shutil.rmtree(folder / OBSERVED, ignore_errors=True)
             done = {}
         return cls(path, weights_hash, done)
 
@@ -143,26 +149,50 @@ class Record:
 
 
 def _predict(predictor: Predictor, cases: ValidationSource, files: Mapping[str, Path], record: Record) -> None:
-    """Predict case by case; the one before is exported in a thread meanwhile."""
+    """Predict case by case; the one before is exported in a thread meanwhile, large ones as they are predicted."""
     with ThreadPoolExecutor(1, thread_name_prefix="segwright-export") as exporting:
         exports: list[Future[None]] = []
         for name, file in progress(files.items(), title="validating" if files else "", total=len(files)):
             case = cases.load(name)
-            try:
-                logits = predictor.predict_preprocessed(network_input(case.image, case.label, predictor.labels))
-            except SegwrightError as error:
-                raise type(error)(f"case {name}: {error}") from error
-            exports.append(exporting.submit(_export, predictor, logits, case.provenance, file, record))
+            image = network_input(case.image, case.label, predictor.labels)
+            prepared = Preprocessed(image=image, label=None, provenance=case.provenance)
+            witness = Witness(predictor, prepared, np.asarray(case.label[...])[0])
+            planes: Iterable[Planes] = predictor.planes(image, spread=True)
+            with naming(name):
+                if predictor.may_hold(image):
+                    planes = list(planes)
+            exports.append(exporting.submit(_export, predictor, prepared, planes, witness, file, record, name))
+            if not isinstance(planes, list):
+                exports[-1].result()  # the network runs in the export
             if len(exports) >= _MAX_EXPORTS:
                 exports.pop(0).result()
         for export in exports:
             export.result()
 
 
-def _export(predictor: Predictor, logits: Tensor, provenance: Provenance, file: Path, record: Record) -> None:
-    prediction = predictor.decide(logits, provenance)
-    save_labels(prediction.labels, file, provenance, predictor.plan.image_reader_writer)
+def _export(
+    predictor: Predictor,
+    prepared: Preprocessed,
+    planes: Iterable[Planes],
+    witness: Witness,
+    file: Path,
+    record: Record,
+    name: str,
+) -> None:
+    with naming(name):
+        label_map = predictor.export(prepared, witness.watch(planes))
+        save_labels(label_map, file, prepared.provenance, predictor.plan.image_reader_writer)
+    witness.observed().save(file.parent, name)
     record.add(file)
+
+
+@contextmanager
+def naming(case: str) -> Iterator[None]:
+    """Put the case's name before what a user can mend."""
+    try:
+        yield
+    except SegwrightError as error:
+        raise type(error)(f"case {case}: {error}") from error
 
 
 def _score(files: Mapping[str, Path], references: Mapping[str, Path], labels: Labels, reader: str) -> Scores:

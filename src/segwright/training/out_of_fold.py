@@ -1,4 +1,4 @@
-"""Held-out cases of a fold predicted by pairs of models: the mean of their probabilities, made case by case.
+"""Held-out cases of a fold predicted once more: by pairs of models, and by a model that nobody watched.
 
 Each model's probabilities of a case go to a compressed file, are averaged slab by slab for every pair, and are removed
 before the next case: neither memory nor disk holds those of several cases.
@@ -12,16 +12,19 @@ from logging import getLogger
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
+
 from segwright.core.documents import content_hash, file_hash
-from segwright.core.errors import SegwrightError
 from segwright.core.log import progress
-from segwright.data.images import write_labels
+from segwright.data.images import read_label, write_labels
 from segwright.inference.ensemble import mean_labels, require_same_task, store_probabilities
 from segwright.inference.model_folder import load_predictor
+from segwright.inference.observation import Observation
 from segwright.inference.predictor import Predictor
 from segwright.preprocessing.pipeline import Preprocessed
 from segwright.training.cascade import network_input
-from segwright.training.final_validation import Record, ValidationSource
+from segwright.training.final_validation import Record, ValidationSource, naming
+from segwright.training.observing import Observed, Witness, judge_mean, observed_file
 from segwright.workspace import Workspace
 
 logger = getLogger(__name__)
@@ -41,18 +44,18 @@ def predict_pairs(
     members: Mapping[str, Member],
     folders: Mapping[Pair, Path],
     fold: int,
-    identifiers: Sequence[str],
+    references: Mapping[str, Path],
     *,
     file_ending: str,
     device: str = "auto",
 ) -> None:
-    """Write `<case><ending>` of every pair; what the same weights made before is kept.
+    """Write `<case><ending>` of every pair, and what was observed; what the same weights made before is kept.
 
     Args:
         members: by name.
         folders: where the label maps of each pair of names go.
         fold: whose networks predict.
-        identifiers: the cases that they did not train on.
+        references: true label map of each case that they did not train on.
         file_ending: of label maps.
         device: auto, cpu, mps or a GPU.
 
@@ -67,8 +70,12 @@ def predict_pairs(
         pair: Record.open(folder, content_hash([weights[name] for name in pair])) for pair, folder in folders.items()
     }
     todo = {
-        case: [pair for pair, folder in folders.items() if not records[pair].has(folder / f"{case}{file_ending}")]
-        for case in identifiers
+        case: [
+            pair
+            for pair, folder in folders.items()
+            if not (records[pair].has(folder / f"{case}{file_ending}") and observed_file(folder, case).is_file())
+        ]
+        for case in references
     }
     cases = [case for case, pairs in todo.items() if pairs]
     if not cases:
@@ -79,32 +86,64 @@ def predict_pairs(
         name: load_predictor(members[name].folder, folds=[fold], device=device) for name in names if name in needed
     }
     require_same_task(list(predictors.values()))
+    sources = {name: members[name].cases for name in names}
     for case in progress(cases, title="predicting", total=len(cases)):
         files = {pair: folders[pair] / f"{case}{file_ending}" for pair in todo[case]}
-        try:
-            _predict_case(case, files, {name: members[name].cases for name in names}, predictors)
-        except SegwrightError as error:
-            raise type(error)(f"case {case}: {error}") from error
+        with naming(case):
+            _predict_case(case, files, sources, predictors, references[case])
         for pair, file in files.items():
             records[pair].add(file)
 
 
+def observe(
+    member: Member, folder: Path, fold: int, identifiers: Sequence[str], *, device: str = "auto"
+) -> dict[str, Observed]:
+    """Return what was observed of held-out cases whose label maps are in `folder`; what is not known is predicted.
+
+    A model that was validated before there were observations has none.
+    """
+    missing = [case for case in identifiers if not observed_file(folder, case).is_file()]
+    if missing:
+        logger.info("fold %d: observing %d held-out cases of %s", fold, len(missing), member.folder.name)
+        predictor = load_predictor(member.folder, folds=[fold], device=device)
+        for case in progress(missing, title="observing", total=len(missing)):
+            stored = member.cases.load(case)
+            image = network_input(stored.image, stored.label, predictor.labels)
+            prepared = Preprocessed(image=image, label=None, provenance=stored.provenance)
+            witness = Witness(predictor, prepared, np.asarray(stored.label[...])[0])
+            with naming(case):
+                for _ in witness.watch(predictor.planes(image, spread=True)):
+                    pass
+            witness.observed().save(folder, case)
+    return {case: Observed.load(folder, case) for case in identifiers}
+
+
 def _predict_case(
-    case: str, files: Mapping[Pair, Path], sources: Mapping[str, ValidationSource], predictors: Mapping[str, Predictor]
+    case: str,
+    files: Mapping[Pair, Path],
+    sources: Mapping[str, ValidationSource],
+    predictors: Mapping[str, Predictor],
+    reference: Path,
 ) -> None:
-    """Write the label map of one case by every pair."""
+    """Write the label map of one case by every pair, and what was observed."""
     place = next(iter(files.values())).parent
     place.mkdir(parents=True, exist_ok=True)
+    reader = next(iter(predictors.values())).plan.image_reader_writer
     with TemporaryDirectory(dir=place, prefix=".probabilities-") as scratch:
-        arrays, properties = {}, {}
+        found, properties = {}, {}
         for name in dict.fromkeys(name for pair in files for name in pair):
             stored, predictor = sources[name].load(case), predictors[name]
             image = network_input(stored.image, stored.label, predictor.labels)
             prepared = Preprocessed(image=image, label=None, provenance=stored.provenance)
-            stored_now = store_probabilities(predictor, prepared, predictor.planes(image), Path(scratch), name)
-            arrays[name] = stored_now.array
+            planes = predictor.planes(image, spread=True)
+            found[name] = store_probabilities(predictor, prepared, planes, Path(scratch), name)
             properties[name] = stored.provenance.properties
+        truth = np.rint(read_label(reference, reader).array[0]).astype(np.int32)
         for pair, file in files.items():
-            predictor = predictors[pair[0]]
-            label_map = mean_labels([arrays[name] for name in pair], predictor.labels)
-            write_labels(label_map, file, properties[pair[0]], predictor.plan.image_reader_writer)
+            labels, arrays = predictors[pair[0]].labels, [found[name].array for name in pair]
+            Observed(
+                observation=Observation.mean(found[name].observation for name in pair),
+                reliability=judge_mean(arrays, truth, labels),
+                mirror_axes=tuple(predictors[name].window.mirror_axes for name in pair),
+            ).save(file.parent, case)
+            write_labels(mean_labels(arrays, labels), file, properties[pair[0]], reader)

@@ -1,0 +1,91 @@
+"""What a selected model knows of its own limits: Dice to expect, temperature; fitted on the cases that it held out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segwright.api.preparing import cases_are_fresh, cases_folder, make_cases
+from segwright.api.session import Session
+from segwright.api.trained_models import Trained
+from segwright.data.previous_stage import FOLDER, StageMaps
+from segwright.data.store import CaseStore
+from segwright.evaluation import calibration, quality
+from segwright.evaluation.scores import Scores
+from segwright.inference.calibration import Calibration
+from segwright.inference.quality import Quality
+
+if TYPE_CHECKING:
+    from segwright.training.out_of_fold import Member
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimates:
+    """Each is None where nothing was held out that it could be fitted on."""
+
+    quality: Quality | None
+    calibration: Calibration | None
+
+
+def fit_estimates(
+    session: Session,
+    members: Sequence[Trained],
+    predictions: Mapping[str, Path],
+    scores: Scores,
+    *,
+    device: str = "auto",
+    workers: int | None = None,
+) -> Estimates:
+    """Return the estimates of a model, or of a pair, from its predictions of held-out cases.
+
+    Args:
+        session: of the dataset.
+        members: the one or two models.
+        predictions: label map of each case; what was observed lies beside it.
+        scores: of the cases, in their order.
+        device: auto, cpu, mps or a GPU, where cases must be predicted again.
+        workers: threads.
+    """
+    from segwright.training.observing import Observed, observed_file
+    from segwright.training.out_of_fold import observe
+
+    if len(members) == 1:  # pairs were observed when they were predicted
+        for fold, files in members[0].found.files.items():
+            missing = [case for case, file in files.items() if not observed_file(file.parent, case).is_file()]
+            if missing:
+                member = member_of(session, members[0], workers=workers)
+                observe(member, files[missing[0]].parent, fold, missing, device=device)
+    seen = {case: Observed.load(file.parent, case) for case, file in predictions.items()}
+    held_out = [
+        quality.HeldOut(
+            observation=seen[case].observation,
+            dice=score.mean_dice,
+            present=tuple(measures.n_ref > 0 for measures in score.metrics.values()),
+        )
+        for case, score in zip(predictions, scores.metric_per_case, strict=True)
+        if not math.isnan(score.mean_dice)
+    ]
+    mirror_axes = next(iter(seen.values())).mirror_axes
+    reliabilities = [each.reliability for each in seen.values() if each.reliability is not None]
+    return Estimates(quality=quality.fit(held_out, mirror_axes), calibration=calibration.fit(reliabilities))
+
+
+def member_of(session: Session, model: Trained, *, workers: int | None) -> Member:
+    """Return a model with its preprocessed cases, a second stage's with the first one's predictions."""
+    from segwright.training.out_of_fold import Member
+
+    plan, name = model.plan, model.configuration
+    if not cases_are_fresh(session, plan, name):
+        make_cases(session, plan, name, workers=workers)
+    store = CaseStore(cases_folder(session, plan, name))
+    previous = plan.configuration(name).previous_stage
+    if previous is None:
+        return Member(folder=model.folder, cases=store)
+    from segwright.inference.cascade import previous_stage_folder
+    from segwright.training.cascade import CascadeStore
+
+    maps = StageMaps(previous_stage_folder(model.folder, name, previous) / FOLDER / name)
+    return Member(folder=model.folder, cases=CascadeStore(store, maps))
