@@ -97,6 +97,15 @@ class Measures(BaseModel):
         """The measures that nnU-Net has not, by name."""
         return dict(self.model_extra or {})
 
+    def value(self, name: str) -> float:
+        """Return a measure by its name in `summary.json`; NaN where it was not taken."""
+        if name in (self.model_extra or {}):
+            return self.further[name]
+        for field, info in type(self).model_fields.items():
+            if name == (info.alias or field):
+                return float(getattr(self, field))
+        return math.nan
+
 
 OVERLAP_ALONE: Final = Further()
 

@@ -1,4 +1,4 @@
-"""How sure a mean Dice is, and whether one model is better than another: bootstrap over cases, paired tests."""
+"""How sure the mean of a measure is, and which of two models is better: bootstrap over cases, paired tests."""
 
 from __future__ import annotations
 
@@ -89,21 +89,33 @@ def holm(values: Sequence[float]) -> list[float]:
     return result
 
 
+def measure_table(scores: Scores, name: str) -> Floats:
+    """Return one measure (cases, classes), by its name in `summary.json`: `Dice`, `HD95`, `NSD_1mm`.
+
+    NaN where it was not taken, is not defined or is infinite: a surface distance where one mask is empty. So what
+    `interval` resamples is what the means of `summary.json` are over.
+    """
+    rows = [[case.metrics[key].value(name) for key in scores.mean] for case in scores.metric_per_case]
+    found = np.array(rows, dtype=float).reshape(len(rows), len(scores.mean))
+    found[~np.isfinite(found)] = np.nan
+    return found
+
+
 def dice_table(scores: Scores) -> Floats:
     """Return Dice (cases, classes); NaN where a class is in neither map."""
-    return np.array([[case.metrics[key].dice for key in scores.mean] for case in scores.metric_per_case], dtype=float)
+    return measure_table(scores, "Dice")
 
 
-def interval(dice: Floats) -> tuple[float, float] | None:
-    """Return the 95 % percentile bootstrap interval, over cases, of the mean over classes of their mean Dice.
+def interval(values: Floats) -> tuple[float, float] | None:
+    """Return the 95 % percentile bootstrap interval, over cases, of the mean over classes of their mean.
 
     Args:
-        dice: (cases, classes), NaN where a class is in neither map of a case.
+        values: (cases, classes) of one measure, NaN where it is not defined, as of `measure_table`.
 
     Returns:
         None with fewer than two cases, or without any class.
     """
-    return None if len(dice) < 2 else _percentiles(_resampled_means(dice))
+    return None if len(values) < 2 else _percentiles(_resampled_means(values))
 
 
 def margin_interval(first: Floats, second: Floats) -> tuple[float, float] | None:
@@ -117,13 +129,13 @@ def margin_interval(first: Floats, second: Floats) -> tuple[float, float] | None
     return None if len(first) < 2 else _percentiles(_resampled_means(first) - _resampled_means(second))
 
 
-def _resampled_means(dice: Floats) -> Floats:
-    """Return the mean over classes of their mean Dice for each draw of cases (resamples); NaN where no class is."""
-    drawn = np.random.default_rng(_SEED).integers(0, len(dice), (NUM_RESAMPLES, len(dice)))
-    weights = np.stack([np.bincount(row, minlength=len(dice)) for row in drawn]).astype(float)  # (resamples, cases)
-    present = np.isfinite(dice)
+def _resampled_means(table: Floats) -> Floats:
+    """Return the mean over classes of their mean for each draw of cases (resamples); NaN where no class is."""
+    drawn = np.random.default_rng(_SEED).integers(0, len(table), (NUM_RESAMPLES, len(table)))
+    weights = np.stack([np.bincount(row, minlength=len(table)) for row in drawn]).astype(float)  # (resamples, cases)
+    present = np.isfinite(table)
     with np.errstate(invalid="ignore"):
-        means = weights @ np.where(present, dice, 0) / (weights @ present)  # (resamples, classes)
+        means = weights @ np.where(present, table, 0) / (weights @ present)  # (resamples, classes)
         kept = np.isfinite(means)
         overall: Floats = np.where(kept, means, 0).sum(axis=1) / kept.sum(axis=1)
     return overall

@@ -17,7 +17,7 @@ from segwright.cli.main import app
 from segwright.core.errors import DatasetError
 from segwright.data.labels import Labels
 from segwright.evaluation.scores import CaseScores, Further, Measures, Scores, evaluate_case
-from segwright.evaluation.statistics import compare, holm
+from segwright.evaluation.statistics import compare, dice_table, holm, interval, measure_table
 
 LABELS = Labels.from_dataset_json({"labels": {"background": 0, "a": 1, "b": 2, "ignore": 3}})
 SPACING = (2.0, 1.0, 0.5)
@@ -66,6 +66,23 @@ def test_means_leave_out_what_cannot_be_measured() -> None:
     mean = Measures.mean_of(several, skip_nan=True)
     assert mean.further["HD"] == 3.0
     assert mean.dice == pytest.approx(0.525)
+
+
+def test_every_measure_has_a_table_and_an_interval() -> None:
+    hd95 = [4.0, math.inf, math.nan, 2.0, 3.0]
+    cases = [
+        CaseScores(
+            metrics={"1": measures(0.5, HD95=value), "2": measures(0.8)}, prediction_file="p", reference_file="r"
+        )
+        for value in hd95
+    ]
+    table = measure_table(Scores.of(cases), "HD95")
+    np.testing.assert_array_equal(table, [[4, math.nan], [math.nan] * 2, [math.nan] * 2, [2, math.nan], [3, math.nan]])
+    low, high = interval(table) or (math.nan, math.nan)
+    assert 2 <= low < 3 < high <= 4
+    np.testing.assert_array_equal(dice_table(Scores.of(cases)), [[0.5, 0.8]] * 5)
+    np.testing.assert_array_equal(measure_table(Scores.of(cases), "n_ref"), [[2, 2]] * 5)
+    assert interval(measure_table(Scores.of(cases), "NSD_7mm")) is None
 
 
 def test_models_are_compared_on_common_cases() -> None:
