@@ -16,11 +16,8 @@ import numpy as np
 from segwright.core.documents import read_json, write_json
 from segwright.core.errors import DatasetError, SegwrightError
 from segwright.core.log import progress
-from segwright.core.parallel import map_threads
-from segwright.data.images import read_label
-from segwright.data.labels import Labels
 from segwright.data.store import Provenance
-from segwright.evaluation.scores import CaseScores, Scores, evaluate_case
+from segwright.evaluation.scores import Further, Scores, evaluate_files
 from segwright.inference.export import save_labels
 from segwright.inference.predictor import Predictor
 from segwright.inference.stitching import Planes
@@ -104,7 +101,12 @@ def validate(
     if not ranks.is_first:
         ranks.barrier()
         return Scores.load(folder / SUMMARY_JSON)
-    scores = _score(files, references, predictor.labels, predictor.plan.image_reader_writer)
+    scores = evaluate_files(
+        [(references[name], files[name]) for name in sorted(files)],
+        labels=predictor.labels,
+        reader=predictor.plan.image_reader_writer,
+        further=Further(surface=True),
+    )
     scores.save(folder / SUMMARY_JSON)
     ranks.barrier()
     say(f"validation complete in {time.monotonic() - start:.1f} s, mean validation Dice {scores.mean_dice:.4f}")
@@ -193,22 +195,3 @@ def naming(case: str) -> Iterator[None]:
         yield
     except SegwrightError as error:
         raise type(error)(f"case {case}: {error}") from error
-
-
-def _score(files: Mapping[str, Path], references: Mapping[str, Path], labels: Labels, reader: str) -> Scores:
-    def score(name: str) -> CaseScores:
-        reference, prediction = (
-            np.rint(read_label(path, reader).array[0]).astype(np.int64) for path in (references[name], files[name])
-        )
-        if reference.shape != prediction.shape:
-            raise DatasetError(
-                f"case {name}: the reference {references[name]} has shape {reference.shape}, the prediction "
-                f"{prediction.shape}; the label must lie on the grid of its image"
-            )
-        return CaseScores(
-            metrics=evaluate_case(reference, prediction, labels),
-            prediction_file=str(files[name]),
-            reference_file=str(references[name]),
-        )
-
-    return Scores.of(map_threads(score, sorted(files), describe=str))

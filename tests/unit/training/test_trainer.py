@@ -68,6 +68,8 @@ def test_run_leaves_the_files_of_a_fold(tmp_path: Path) -> None:
         "train.json",
         "training.log",
         "validation",
+        "validation/observed",
+        "validation/observed/case_3.json",
         "validation/case_3.nii.gz",
         "validation/predictions.json",
         "validation/summary.json",
