@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 from uuid import uuid4
 
 from pydantic import BaseModel, ValidationError
@@ -19,6 +21,9 @@ from segwright.core.errors import SegwrightError, WorkspaceError
 M = TypeVar("M", bound=BaseModel)
 
 _HASH_BLOCK = 1 << 20
+_TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.tmp\.(?P<final>.+)", re.DOTALL)
+_IN_THE_WAY = {errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY}
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP}
 
 
 @contextmanager
@@ -34,26 +39,80 @@ def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
             small files are several times faster without, and a power cut is found out by the checksum.
 
     Raises:
-        WorkspaceError: the folder cannot be made or written to.
+        WorkspaceError: the folder cannot be made or written to, or a folder has the name of the file.
     """
-    temporary = path.with_name(f".{uuid4().hex[:8]}.tmp.{path.name}")
+    temporary = temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _explain(error, path)
+    try:
         yield temporary
         if durable and temporary.is_file():
             _flush(temporary)
         os.replace(temporary, path)
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        if error.filename not in {str(temporary), str(path), str(path.parent)}:
+    except OSError as error:
+        if error.filename not in {str(temporary), str(path), str(path.parent)} or error.errno == errno.ENOENT:
             raise
-        raise WorkspaceError(
-            f"{path}: cannot be written ({error.strerror}); choose a folder you may write to"
-        ) from error
+        _explain(error, path)
     finally:
-        if temporary.is_dir():
+        if os.path.isdir(temporary):
             shutil.rmtree(temporary, ignore_errors=True)
         else:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # a name that is too long, or a folder that is gone
+                temporary.unlink(missing_ok=True)
+
+
+def temporary_beside(path: Path) -> Path:
+    """Return a new name beside `path` for what is to take its place."""
+    return path.with_name(f".{uuid4().hex[:8]}.tmp.{path.name}")
+
+
+def sweep_leftovers(folder: Path, names: Collection[str]) -> None:
+    """Delete what a killed process left when it was writing `names` into a folder; the caller alone writes these."""
+    if not folder.is_dir():
+        return
+    for path in folder.glob(".*.tmp.*"):
+        found = _TEMPORARY.fullmatch(path.name)
+        if found is None or found["final"] not in names:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink()
+
+
+def require_folder(folder: Path) -> None:
+    """See that files can be written into a folder, which may have to be made; nothing is made or written.
+
+    Raises:
+        WorkspaceError: a file is in its place, or it, or where it would be made, is not writable.
+    """
+    try:
+        existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    except OSError as error:
+        _explain(error, folder)
+    if not existing.is_dir():
+        raise WorkspaceError(f"{folder}: cannot be written to, for {existing} is a file; choose another folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise WorkspaceError(
+            f"{folder}: cannot be written to, for {existing} is not writable; choose a folder you may write to"
+        )
+
+
+def _explain(error: OSError, path: Path) -> NoReturn:
+    """Raise what to tell of a failure to write `path`; the error itself where the place is not to blame."""
+    if error.errno == errno.EISDIR or (error.errno in _IN_THE_WAY and path.is_dir()):
+        told = "is a folder already; name another file, or remove the folder"
+    elif error.errno in _IN_THE_WAY:
+        blocking = next((str(place) for place in path.parents if place.exists() and not place.is_dir()), "a file")
+        told = f"cannot be written, for {blocking} is no folder; choose another one"
+    elif error.errno in _REFUSED:
+        told = f"cannot be written ({error.strerror}); choose a folder you may write to"
+    else:
+        raise error
+    raise WorkspaceError(f"{path}: {told}") from error
 
 
 def write_text(path: Path, text: str) -> None:

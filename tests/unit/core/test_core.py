@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from segwright.core import arrays, documents, parallel, registry, seeds
-from segwright.core.errors import ConfigError, DatasetError, Problem, ProblemReport, SegwrightError, nearest
+from segwright.core.errors import (
+    ConfigError,
+    DatasetError,
+    Problem,
+    ProblemReport,
+    SegwrightError,
+    WorkspaceError,
+    nearest,
+)
 
 
 class Point(BaseModel):
@@ -42,6 +50,43 @@ def test_temporary_names_keep_the_suffix_that_writers_look_at(tmp_path: Path) ->
     with documents.atomic_path(tmp_path / "case.nii.gz") as temporary:
         assert temporary.name.endswith(".nii.gz")
         temporary.touch()
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(WorkspaceError, match=r"file/a/b.json: cannot be written, for .*/file is no folder; choose"):
+        documents.write_json(tmp_path / "file" / "a" / "b.json", {})
+    with pytest.raises(WorkspaceError, match=r"folder: is a folder already; name another file"):
+        documents.write_json(tmp_path / "folder", {})
+    with pytest.raises(WorkspaceError, match=r"/proc/none/b.json: cannot be written \(No such file"):
+        documents.write_json(Path("/proc/none/b.json"), {})
+    with pytest.raises(WorkspaceError, match=r"cannot be written \(File name too long\)"):
+        documents.write_json(tmp_path / ("a" * 250), {})
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+def test_a_full_disk_is_not_told_as_a_wrong_place(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space"), documents.atomic_path(tmp_path / "a") as temporary:
+        raise OSError(28, "No space left on device", str(temporary))
+
+
+def test_a_folder_is_looked_at_before_anything_is_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    documents.require_folder(tmp_path / "new" / "er")
+    with pytest.raises(WorkspaceError, match=r"file/out: cannot be written to, for .*/file is a file; choose another"):
+        documents.require_folder(tmp_path / "file" / "out")
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_what_is_left_of_a_name_is_swept_and_nothing_else(tmp_path: Path) -> None:
+    others = [".01234567.tmp.other.json", ".mine.tmp.a.json", "a.json"]
+    for name in (".01234567.tmp.a.json", *others):
+        (tmp_path / name).touch()
+    (tmp_path / ".89abcdef.tmp.scratch").mkdir()
+    documents.sweep_leftovers(tmp_path, {"a.json", "scratch"})
+    assert sorted(os.listdir(tmp_path)) == sorted(others)
+    documents.sweep_leftovers(tmp_path / "none", {"a.json"})
 
 
 def test_a_broken_document_names_file_and_line(tmp_path: Path) -> None:
