@@ -129,6 +129,15 @@ def test_a_selected_model_knows_its_limits(work: Path, tmp_path: Path) -> None:
     text = page.read_text()
     assert "What the model knows of its limits" in text
     assert f"{MODELS[1]} (selected)" in text
+    model = Path(shutil.move(results / "model", tmp_path / "model"))
+    shutil.rmtree(work)
+    alone = api.write_report(model, tmp_path / "alone.html").read_text()
+    assert f"{MODELS[1]} (selected)" in alone
+    assert "Held-out cases, 3 cases" in alone
+    assert 'class="surfaces"' in alone
+    shown = {kind: call("show", kind, model, "--json") for kind in ("plan", "fingerprint", "scores")}
+    assert all(done.exit_code == 0 for done in shown.values()), shown
+    assert [row["name"] for row in json.loads(shown["scores"].stdout)[0]["surfaces"]][:2] == ["organ", "lesion"]
 
 
 def test_a_pair_is_scored_by_its_mean_probabilities(work: Path) -> None:

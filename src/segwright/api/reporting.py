@@ -23,7 +23,7 @@ from segwright.data.labels import Labels
 from segwright.data.plan import Plan
 from segwright.data.store import CaseStore
 from segwright.evaluation.scores import CaseScores, Scores, class_key
-from segwright.inference.selected import SELECTION_JSON, find_selected
+from segwright.inference.selected import MEMBERS, SELECTION_JSON, find_selected, is_selected
 from segwright.report import page, sources, tables
 from segwright.report.case_images import CaseImages, ImageSources, case_identifier, load_case
 from segwright.report.sources import ModelRecord, ScoreSet
@@ -34,6 +34,8 @@ logger = getLogger(__name__)
 
 REPORT_HTML = "report.html"
 
+_BELOW = (f"{MEMBERS}/*/", "*/", "preprocessed/*/", "results/*/*/")
+"""Where documents are below a selected model, the results of a dataset, a work folder."""
 _RANKS = ("worst", "second worst", "third worst")
 PICTURE_BYTES = 9_000_000
 """All compressed voxels of a report; a third more in the file, which stays below 15 MB."""
@@ -57,7 +59,8 @@ def write_report(
     """Write one self-contained HTML page about a model, or about all models of a dataset, and return its path.
 
     Args:
-        target: A model folder, a fold of it, the results or the work folder of a run; or a dataset's name or id.
+        target: A model folder, a fold of it, what `select` wrote, the results or the work folder of a run; or a
+            dataset's name or id.
         output: The file; `report.html` in the folder that `target` means by default.
         workspace: Where raw and preprocessed images may be; that of the model by default.
         scores: Further `summary.json` files, of other predictions by the model, to show with their cases.
@@ -72,7 +75,10 @@ def write_report(
     """
     folder = _resolve(target, workspace)
     models = [sources.read_model(model, fold) for model, fold in sources.locate(folder)]
-    shown = [(model, sources.score_sets(model, tuple(map(Path, scores)))) for model in models]
+    summary = folder / sources.SUMMARY_JSON
+    of_selection = [summary] if is_selected(folder) and summary.is_file() else []
+    more = [[*of_selection, *map(Path, scores)], *([Path(file) for file in scores] for _ in models[1:])]
+    shown = [(model, sources.score_sets(model, files)) for model, files in zip(models, more, strict=True)]
     num_viewed = sum(len(_chosen(scored)) for _, sets in shown for scored in sets)
     budget = min(_MOST_BYTES_A_CASE, PICTURE_BYTES // max(num_viewed, 1))
     parts = []
@@ -98,19 +104,19 @@ def write_report(
 
 
 def find_plan(path: str | Path) -> Plan:
-    """Return the plan in a file, or in a folder that holds one (a model, or a preprocessed dataset).
+    """Return the plan in a file, or in a folder that holds one: of a model, preprocessed data, results, or all work.
 
     Raises:
-        SegwrightError: There is none, or several.
+        SegwrightError: There is none, or several that differ.
     """
     return Plan.load(_document(Path(path), (PLANS_JSON, "*Plans*.json"), "plan"))
 
 
 def find_fingerprint(path: str | Path) -> Fingerprint:
-    """Return the fingerprint in a file, or in a folder that holds one (a model, or a preprocessed dataset).
+    """Return the fingerprint in a file, or in a folder that holds one, as `find_plan` does.
 
     Raises:
-        SegwrightError: There is none.
+        SegwrightError: There is none, or several that differ.
     """
     return Fingerprint.load(_document(Path(path), (FINGERPRINT_JSON,), "fingerprint"))
 
@@ -160,25 +166,28 @@ def report_of_run(results: Path, *, workspace: Workspace, scores: Sequence[Path]
     return file
 
 
-def _document(path: Path, patterns: Sequence[str], kind: str) -> Path:
-    """Return the file itself, or the one in a folder (for a fold: above it) that fits the first fitting pattern."""
+def _document(path: Path, names: Sequence[str], kind: str) -> Path:
+    """Return the file itself, or the one in a folder (for a fold: above it) or below it; the first name that fits."""
     if path.is_file():
         return path
-    for folder in (path, path.absolute().parent):
-        for pattern in patterns:
-            found = sorted(folder.glob(pattern))
-            if len(found) > 1:
-                names = ", ".join(file.name for file in found)
-                raise ModelError(f"{folder}: holds several files with a {kind} ({names}); name one of them")
-            if found:
-                return found[0]
+    near = (path, path.absolute().parent)
+    patterns = [(folder, name) for folder in near for name in names]
+    patterns += [(path, f"{below}{name}") for below in _BELOW for name in names]
+    for folder, pattern in patterns:
+        found = sorted(folder.glob(pattern))
+        if len({file.read_bytes() for file in found}) > 1:
+            listed = ", ".join(str(file.relative_to(folder)) for file in found)
+            raise ModelError(f"{folder}: holds several files with a {kind} ({listed}); name one of them")
+        if found:
+            return found[0]
     what = f"holds no {kind}" if path.is_dir() else "no such file or folder"
-    raise ModelError(f"{path}: {what}; give {patterns[0]} or a folder with it, for instance a model folder")
+    raise ModelError(f"{path}: {what}; give {names[0]} or a folder with it, for instance a model folder")
 
 
 def _description_near(summary: Path) -> DatasetDescription:
-    """Return the dataset.json that names the classes of a summary: beside it, or up to three folders above."""
-    folders = list(summary.absolute().parents)[:4]
+    """Return the dataset.json that names the classes of a summary: beside it, up to three folders above, of members."""
+    above = list(summary.absolute().parents)[:4]
+    folders = [*above, *sorted(above[0].glob(f"{MEMBERS}/*"))]
     found = next((folder / DATASET_JSON for folder in folders if (folder / DATASET_JSON).is_file()), None)
     if found is None:
         raise DatasetError(

@@ -25,7 +25,7 @@ from segwright.data.dataset import NO_ENVIRONMENT
 from segwright.data.plan import Plan
 from segwright.evaluation.crossval import SUMMARY_JSON, VALIDATION, CrossValidation
 from segwright.evaluation.postprocessing import determine
-from segwright.evaluation.scores import Scores, evaluate_files
+from segwright.evaluation.scores import OVERLAP_ALONE, Further, Scores, evaluate_files
 from segwright.evaluation.selection import Candidate, Summary, choose, ensemble_name
 from segwright.inference.awareness import read_estimates
 from segwright.inference.postprocessing import POSTPROCESSING_JSON, PostProcessing
@@ -148,9 +148,9 @@ def select_models(
         predictions |= _pair_predictions(session, trained, references, device=device, workers=workers)
     reader = trained[0].plan.image_reader_writer
 
-    def score(files: Mapping[str, Path]) -> Scores:
+    def score(files: Mapping[str, Path], further: Further = OVERLAP_ALONE) -> Scores:
         pairs = [(references[case], file) for case, file in files.items()]
-        return evaluate_files(pairs, labels=session.dataset.labels, reader=reader, workers=workers)
+        return evaluate_files(pairs, labels=session.dataset.labels, reader=reader, workers=workers, further=further)
 
     candidates = [
         Candidate(
@@ -179,6 +179,7 @@ def select_models(
         made_from=made_from,
         by=by,
         selection=comparison.model_dump(),
+        summary=score(winners, Further(surface=True)).to_json(),
         quality=estimates.quality,
         calibration=estimates.calibration,
     )

@@ -127,6 +127,11 @@ def _show_scores(table: ScoreTable) -> None:
         for row in table.rows
     ]
     print_table(f"{table.title}, {len(table.cases)} cases", ["class", *names, "Dice 95 %", "cases"], rows)
+    if table.surfaces:
+        measured = list(table.surfaces[0].values)
+        values = [[number(row.values[name]) for name in measured] for row in table.surfaces]
+        named = [[row.name, *found] for row, found in zip(table.surfaces, values, strict=True)]
+        print_table("Surfaces: distances in mm, NSD as a share", ["class", *measured], named)
     worst = table.cases[:_WORST_SHOWN]
     classes = list(worst[0].dice)
     print_table(

@@ -2,6 +2,7 @@
 
 selection.json        members, and what the selection found
 postprocessing.json   steps of label maps
+summary.json          scores of its held-out cases, before post-processing
 quality.json          what Dice to expect of a prediction
 calibration.json      the temperature of its probabilities
 members/<name>/       one or two model folders, see `model_folder`
@@ -32,10 +33,13 @@ if TYPE_CHECKING:
     from segwright.inference.predictor import Predictor
 
 SELECTION_JSON: Final = "selection.json"
+SUMMARY_JSON: Final = "summary.json"
 MEMBERS: Final = "members"
 
-_OURS = {SELECTION_JSON, POSTPROCESSING_JSON, QUALITY_JSON, CALIBRATION_JSON, MEMBERS, "report.html"}
+_OURS = {SELECTION_JSON, SUMMARY_JSON, POSTPROCESSING_JSON, QUALITY_JSON, CALIBRATION_JSON, MEMBERS, "report.html"}
 _CHECKPOINT = ("checkpoint_final.safetensors", "checkpoint_final.json")
+_RECORDS = ("train.json", "metrics.jsonl")
+"""Of a fold, for its report; prediction needs none."""
 
 
 class Member(BaseModel):
@@ -102,6 +106,11 @@ def read_selected(folder: Path) -> Selected:
     return parse_document(Selected, folder / SELECTION_JSON)
 
 
+def member_folders(folder: Path) -> list[Path]:
+    """Return the model folders of a selected model, in the order of the selection."""
+    return [folder / MEMBERS / member.name for member in read_selected(folder).members]
+
+
 def load_selected(folder: Path, load: Callable[[Path], Predictor]) -> Predictor | Ensemble:
     """Return the only member's predictor, or all members as one, with post-processing.
 
@@ -114,7 +123,7 @@ def load_selected(folder: Path, load: Callable[[Path], Predictor]) -> Predictor 
     """
     from segwright.inference.ensemble import Ensemble
 
-    members = [load(folder / MEMBERS / member.name) for member in read_selected(folder).members]
+    members = [load(member) for member in member_folders(folder)]
     processing = PostProcessing.load(folder / POSTPROCESSING_JSON)
     whole = Ensemble(members, processing) if len(members) > 1 else members[0]
     whole.postprocessing = processing
@@ -141,6 +150,7 @@ def write_selected(
     made_from: str,
     by: str,
     selection: Mapping[str, Any],
+    summary: Mapping[str, Any] | None = None,
     quality: Quality | None = None,
     calibration: Calibration | None = None,
 ) -> None:
@@ -157,6 +167,7 @@ def write_selected(
         made_from: see `Selected`.
         by: see `Selected`.
         selection: see `Selected`.
+        summary: document with the scores of its held-out cases.
         quality: the estimate fitted on held-out cases.
         calibration: the temperature fitted on them.
 
@@ -171,6 +182,8 @@ def write_selected(
             _copy_model(source, temporary / MEMBERS / source.folder.name)
             members.append(Member(name=source.folder.name, configuration=source.configuration, folds=source.folds))
         postprocessing.save(temporary / POSTPROCESSING_JSON)
+        if summary is not None:
+            write_json(temporary / SUMMARY_JSON, summary, indent=4, sort_keys=True)
         if quality is not None:
             quality.save(temporary / QUALITY_JSON)
         if calibration is not None:
@@ -187,10 +200,12 @@ def _copy_model(source: Source, target: Path) -> None:
         if name != FINGERPRINT_JSON or (source.folder / name).is_file():
             _copy(source.folder / name, target / name)
     for fold in source.folds:
+        here, there = Workspace.fold_folder(source.folder, fold), Workspace.fold_folder(target, fold)
         for name in _CHECKPOINT:
-            _copy(
-                Workspace.fold_folder(source.folder, fold) / name, Workspace.fold_folder(target, fold) / name, link=True
-            )
+            _copy(here / name, there / name, link=True)
+        for name in _RECORDS:
+            if (here / name).is_file():
+                _copy(here / name, there / name)
     from segwright.inference.cascade import STORED, previous_stage_folder
     from segwright.inference.model_folder import choose_folds
 

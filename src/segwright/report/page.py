@@ -173,6 +173,8 @@ def _set(part: ShownSet, model: ModelRecord, number: int) -> dict[str, Any]:
             {"key": name, "title": tables.measure_title(name), "digits": tables.measure_digits(name)}
             for name in tables.measure_names(scored.scores)
         ],
+        "surface_measures": tables.surface_names(scored.scores),
+        "surfaces": tables.surface_rows(scored.scores, labels),
         "rows": [
             {
                 "name": row.name,

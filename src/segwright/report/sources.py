@@ -15,6 +15,7 @@ from segwright.data.fingerprint import Fingerprint
 from segwright.data.labels import Labels
 from segwright.data.plan import Configuration, Plan
 from segwright.evaluation.scores import Scores
+from segwright.inference.selected import is_selected, member_folders
 from segwright.workspace import DATASET_JSON, FINGERPRINT_JSON, PLANS_JSON
 
 METRICS_JSONL = "metrics.jsonl"
@@ -99,7 +100,8 @@ def locate(path: Path) -> tuple[tuple[Path, str | None], ...]:
     """Return the model folders that a path means, each with the fold that is meant, None for all of them.
 
     Args:
-        path: a model folder, one of its folds, the results of a dataset, a results tree or a work folder.
+        path: a model folder, one of its folds, what `select` wrote, the results of a dataset, a results tree or a work
+            folder.
 
     Raises:
         ModelError: there is no trained model, or models of several datasets.
@@ -109,6 +111,8 @@ def locate(path: Path) -> tuple[tuple[Path, str | None], ...]:
         return ((path.parent, path.name.removeprefix(_FOLD_PREFIX)),)
     if _is_model(path):
         return ((path, None),)
+    if is_selected(path):
+        return tuple((folder, None) for folder in member_folders(path))
     for pattern in ("*", "*/*", "results/*/*"):
         models = sorted(folder for folder in path.glob(pattern) if _is_model(folder))
         datasets = sorted({folder.parent for folder in models})
@@ -193,10 +197,19 @@ def score_sets(model: ModelRecord, more: Sequence[Path] = ()) -> tuple[ScoreSet,
                     folders=(fold.folder / VALIDATION,),
                 )
             )
-    for file in more:
-        title = f"Predictions in {file.absolute().parent.name}"
-        sets.append(ScoreSet(title=title, note="", scores=Scores.load(file), folders=(file.parent,)))
+    sets += [_further_set(file) for file in more]
     return tuple(sets)
+
+
+def _further_set(file: Path) -> ScoreSet:
+    """Return the scores in a summary that is none of the model's own."""
+    folder, scores = file.absolute().parent, Scores.load(file)
+    if not is_selected(folder):
+        return ScoreSet(title=f"Predictions in {folder.name}", note="", scores=scores, folders=(file.parent,))
+    note = "Each was predicted by folds that did not train on it, two models averaged; before post-processing."
+    alone = "Each case was predicted by the fold that did not train on it; before post-processing."
+    several = len(member_folders(folder)) > 1
+    return ScoreSet(title="Held-out cases", note=note if several else alone, scores=scores, folders=())
 
 
 def _joined(several: Sequence[Scores]) -> Scores:

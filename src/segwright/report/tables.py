@@ -11,14 +11,19 @@ import numpy as np
 
 from segwright.data.labels import Labels
 from segwright.evaluation.scores import CaseScores, Measures, Scores, class_key
-from segwright.evaluation.statistics import dice_table, interval
+from segwright.evaluation.statistics import interval, measure_table
 from segwright.planning import rationale
 from segwright.report.sources import ModelRecord
 
 COUNTS = ("TP", "FP", "FN", "TN")
 """Shown nowhere but in `summary.json`: nobody reads them."""
 
+SURFACE = ("HD", "ASSD", "NSD")
+"""How measures of surfaces begin; they have a table of their own."""
+
 _UNITS = {"n_pred": "voxels predicted", "n_ref": "voxels true"}
+_VOLUMES = "Volume_"
+"""How measures begin that voxel counts tell too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,14 +33,19 @@ class ClassRow:
     Attributes:
         name: of the class.
         values: measure to mean, in the order of `measure_names`.
-        interval: of the mean Dice, 95 %, bootstrap over cases; None with fewer than two cases.
-        num_cases: in which the class occurs, in truth or prediction.
+        intervals: of the means of Dice and of surfaces, 95 %, bootstrap over cases; None with fewer than two cases.
+        num_cases: in which the class occurs, in truth or prediction; of surfaces in both.
     """
 
     name: str
     values: Mapping[str, float]
-    interval: tuple[float, float] | None
+    intervals: Mapping[str, tuple[float, float] | None]
     num_cases: int
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """That of the mean Dice."""
+        return self.intervals.get("Dice")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,17 +59,19 @@ class CaseRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreTable:
-    """Scores of a set of cases: by class, and by case from the worst to the best."""
+    """Scores of a set of cases: by class, overlap and surfaces (none where not measured), and by case, worst first."""
 
     title: str
     rows: tuple[ClassRow, ...]
+    surfaces: tuple[ClassRow, ...]
     cases: tuple[CaseRow, ...]
 
     @classmethod
     def of(cls, title: str, scores: Scores, labels: Labels, file_ending: str) -> ScoreTable:
         """Return the tables of a summary."""
-        rows, cases = class_rows(scores, labels), case_rows(scores, labels, file_ending)
-        return cls(title=title, rows=tuple(rows), cases=tuple(cases))
+        rows, surfaces = class_rows(scores, labels), surface_rows(scores, labels)
+        cases = case_rows(scores, labels, file_ending)
+        return cls(title=title, rows=tuple(rows), surfaces=tuple(surfaces), cases=tuple(cases))
 
     def to_json(self) -> dict[str, Any]:
         """Return the tables as a JSON object; NaN where a class is in no case."""
@@ -67,11 +79,15 @@ class ScoreTable:
 
 
 def measure_names(scores: Scores) -> tuple[str, ...]:
-    """Return the measures that are shown, Dice first; more than nnU-Net's where the summary has more."""
-    first = next(iter(scores.mean.values()), scores.foreground_mean)
-    names = [name for name, value in _values(first).items() if isinstance(value, int | float)]
+    """Return the measures of overlap that are shown, Dice first; more than nnU-Net's where the summary has more."""
+    names = [name for name in _names(scores) if not name.startswith((*SURFACE, _VOLUMES))]
     own = [name for name in names if name not in COUNTS and name not in _UNITS]
     return ("Dice", *(name for name in own if name != "Dice"), *_UNITS)
+
+
+def surface_names(scores: Scores) -> tuple[str, ...]:
+    """Return the measures of surfaces in a summary; none where they were not taken."""
+    return tuple(name for name in _names(scores) if name.startswith(SURFACE))
 
 
 def measure_title(name: str) -> str:
@@ -86,23 +102,32 @@ def measure_digits(name: str) -> int:
 
 def class_rows(scores: Scores, labels: Labels) -> list[ClassRow]:
     """Return one row per class, and last one for the mean over the classes that occur."""
-    names = measure_names(scores)
-    dice = dice_table(scores)  # (cases, classes)
+    return _rows(scores, labels, measure_names(scores), ("Dice",))
+
+
+def surface_rows(scores: Scores, labels: Labels) -> list[ClassRow]:
+    """Return rows as `class_rows` does, of surfaces, every measure with its interval; none where not measured."""
+    names = surface_names(scores)
+    return _rows(scores, labels, names, names) if names else []
+
+
+def _rows(scores: Scores, labels: Labels, names: Sequence[str], resampled: Sequence[str]) -> list[ClassRow]:
+    by_name = {name: measure_table(scores, name) for name in resampled}  # (cases, classes) each
+    first = by_name[resampled[0]]
     rows = [
         ClassRow(
             name=labels.class_name(class_key(key)),
             values=_chosen(measures, names),
-            interval=interval(dice[:, [column]]),
-            num_cases=int(np.isfinite(dice[:, column]).sum()),
+            intervals={name: interval(values[:, [column]]) for name, values in by_name.items()},
+            num_cases=int(np.isfinite(first[:, column]).sum()),
         )
         for column, (key, measures) in enumerate(scores.mean.items())
     ]
-    overall = scores.foreground_mean_present or scores.foreground_mean
     mean = ClassRow(
         name="mean over classes",
-        values=_chosen(overall, names),
-        interval=interval(dice),
-        num_cases=int(np.isfinite(dice).any(axis=1).sum()),
+        values=_chosen(scores.foreground_mean_present or scores.foreground_mean, names),
+        intervals={name: interval(values) for name, values in by_name.items()},
+        num_cases=int(np.isfinite(first).any(axis=1).sum()),
     )
     return [*rows, mean] if len(rows) > 1 else rows
 
@@ -170,6 +195,12 @@ def _length(config: Mapping[str, Any]) -> str:
     if config.get("budget_s"):
         return f"{config['budget_s']:g} s"
     return f"{config['num_epochs']} epochs" if "num_epochs" in config else ""
+
+
+def _names(scores: Scores) -> list[str]:
+    """Return the measures of a summary that are numbers."""
+    first = next(iter(scores.mean.values()), scores.foreground_mean)
+    return [name for name, value in _values(first).items() if isinstance(value, int | float)]
 
 
 def _values(measures: Measures) -> dict[str, Any]:

@@ -90,7 +90,11 @@ def test_the_page_refers_to_nothing_outside(text: str) -> None:
 
 
 def row_of(item: Measures) -> list[float]:
-    return [item.dice, item.iou, *(value for _, value in sorted(item.further.items())), item.n_pred, item.n_ref]
+    return [item.dice, item.iou, item.further["Precision"], item.further["Recall"], item.n_pred, item.n_ref]
+
+
+def surfaces_of(item: Measures) -> list[float]:
+    return [item.further[name] for name in ("ASSD", "HD", "HD95", "NSD_1mm", "NSD_2mm")]
 
 
 def test_its_numbers_are_those_of_the_summary(text: str, model: Path) -> None:
@@ -101,6 +105,8 @@ def test_its_numbers_are_those_of_the_summary(text: str, model: Path) -> None:
     mean = summary.foreground_mean_present
     assert mean is not None
     assert found == [*wanted, row_of(mean)]
+    surfaces = [[float(value) for value in row] for row in page.tables["surfaces"] if row]
+    assert surfaces == [surfaces_of(item) for item in (*summary.mean.values(), mean)]
     cases = [[float(value) for value in row] for row in page.tables["sortable"] if row]
     by_case = [[case.mean_dice, *(item.dice for item in case.metrics.values())] for case in summary.metric_per_case]
     assert cases == sorted(by_case)

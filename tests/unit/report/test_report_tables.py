@@ -10,7 +10,7 @@ from segwright.data.labels import Labels
 from segwright.evaluation.scores import Scores
 from segwright.evaluation.statistics import interval
 from segwright.report.charts import Group, Series, dots, lines
-from segwright.report.tables import class_rows, measure_names
+from segwright.report.tables import class_rows, measure_names, surface_names, surface_rows
 
 
 def test_the_interval_is_that_of_a_percentile_bootstrap() -> None:
@@ -56,10 +56,16 @@ def test_further_measures_of_a_summary_are_shown_and_gaps_are_nan() -> None:
     summary = Scores.model_validate(
         {"foreground_mean": {"Dice": 0.5, **counts}, **document, "metric_per_case": [case | both, case | both]}
     )
-    assert measure_names(summary) == ("Dice", "IoU", "HD95", "n_pred", "n_ref")
+    assert measure_names(summary) == ("Dice", "IoU", "n_pred", "n_ref")
+    assert surface_names(summary) == ("HD95",)
     labels = Labels.from_dataset_json({"labels": {"background": 0, "a": 1, "b": 2}})
     first, second, mean = class_rows(summary, labels)
-    assert (first.name, first.values["HD95"]) == ("a", 3.5)
-    assert np.isnan(second.values["HD95"])
-    assert np.isnan(mean.values["HD95"])
+    surfaces = surface_rows(summary, labels)
+    assert [row.name for row in surfaces] == ["a", "b", mean.name]
+    assert surfaces[0].values["HD95"] == 3.5
+    assert surfaces[0].intervals["HD95"] == (3.5, 3.5)
+    assert surfaces[1].intervals["HD95"] is None
+    assert (surfaces[0].num_cases, surfaces[1].num_cases) == (2, 0)
+    assert all(np.isnan(row.values["HD95"]) for row in surfaces[1:])
+    assert [row.interval for row in (first, second)] == [(0.6, 0.6), (0.4, 0.4)]
     assert mean.values["Dice"] == 0.5
