@@ -11,7 +11,7 @@ from segwright.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from segwright.inference.ensemble import Ensemble
-    from segwright.inference.files import CaseRecord
+    from segwright.inference.journal import CaseRecord
     from segwright.inference.predictor import Predictor
 
 

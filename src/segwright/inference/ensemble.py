@@ -6,6 +6,7 @@ memory is that of one model, whatever their number and the number of classes.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -19,38 +20,25 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from segwright.core.documents import write_json
+from segwright.core.documents import temporary_beside
 from segwright.core.errors import ModelError
 from segwright.core.log import progress
 from segwright.core.parallel import fork_safe
-from segwright.data.dataset import list_cases
 from segwright.data.images import Volume, write_labels
 from segwright.data.labels import Labels
 from segwright.data.store import Provenance
 from segwright.inference.arrays import Placed, place
 from segwright.inference.awareness import UNAWARE, Awareness, say_warnings
 from segwright.inference.export import LabelMap
-from segwright.inference.files import (
-    CaseRecord,
-    Job,
-    Journal,
-    identity,
-    job_of,
-    journal_name,
-    naming,
-    read_volume,
-    require_apart,
-    require_unused,
-)
+from segwright.inference.files import SCRATCH, begin, naming, read_volume
+from segwright.inference.journal import Asked, CaseRecord, Job, Journal, Meter, identity
 from segwright.inference.observation import Observation
 from segwright.inference.postprocessing import NO_POSTPROCESSING, PostProcessing
 from segwright.inference.predictor import Prediction, Predictor
-from segwright.inference.sliding import TileCount
 from segwright.inference.stitching import Planes
 from segwright.inference.uncertainty import MAPS, Uncertainty, pooled_maps
-from segwright.inference.writers import Saving, StoredProbabilities, open_whole_maps, require_writable, store_maps
+from segwright.inference.writers import Saving, StoredProbabilities, open_whole_maps, store_maps
 from segwright.preprocessing.pipeline import Preprocessed
-from segwright.workspace import DATASET_JSON
 
 SLAB_BYTES: Final = 128 * 2**20
 """What averaging holds at once: one head's mean, what is added to it, and the best so far. Few heads and many planes,
@@ -175,31 +163,30 @@ def predict_ensemble(
         ModelError: the models do not belong together.
         SegwrightError: as `files.predict_files`.
     """
-    first = predictors[0]
-    description = first.description
-    assert description is not None, "a predictor for files is made by load_predictor"
     require_same_task(predictors)
-    require_apart(input_folder, output_folder)
-    name = journal_name(part, parts)
-    cases = list_cases(input_folder, description.file_ending, len(description.channel_names))[part::parts]
     models: dict[str, Any] = {"ensemble": [identity(predictor) for predictor in predictors]}
     if postprocessing.steps:
         models["postprocessing"] = postprocessing.to_json()
-    journal = Journal.open(output_folder / name, models, overwrite=overwrite)
     saving = Saving(kind="npz") if probabilities is True else probabilities or None
-    require_writable(first.plan.image_reader_writer, saving, uncertainty=uncertainty)
-    heat = awareness.temperature(calibrated=calibrated)
-    jobs = [job_of(case, output_folder, first, saving, uncertainty=uncertainty, temperature=heat) for case in cases]
-    if not journal.known and not overwrite:
-        require_unused(jobs, output_folder)
-    write_json(output_folder / DATASET_JSON, description.raw(), indent=4)
-    journal.save()
+    asked = Asked(
+        saving=saving, uncertainty=uncertainty, calibrated=calibrated, overwrite=overwrite, part=part, parts=parts
+    )
+    journal, jobs, todo = begin(
+        predictors,
+        input_folder,
+        output_folder,
+        asked,
+        model=models,
+        awareness=awareness,
+        workers=predictors[:1],
+    )
+    names = {job.case.identifier for job in todo}
     records = []
     for job in progress(jobs, title="predicting" if jobs else "", total=len(jobs)):
-        if journal.is_finished(job):
-            records.append(journal.kept(job))
-        else:
+        if job.case.identifier in names:
             records.append(_predict(predictors, postprocessing, job, journal, awareness))
+        else:
+            records.append(journal.kept(job))
     return records
 
 
@@ -281,18 +268,20 @@ def _mean_heads(
 def _predict(
     predictors: Sequence[Predictor], postprocessing: PostProcessing, job: Job, journal: Journal, awareness: Awareness
 ) -> CaseRecord:
-    begin = time.perf_counter()
+    start = time.perf_counter()
     reader = predictors[0].plan.image_reader_writer
     with ExitStack() as stack:
         stack.enter_context(naming(job.case))
-        scratch = stack.enter_context(TemporaryDirectory(dir=job.output.parent, prefix=".ensemble-"))
+        scratch = temporary_beside(job.output.with_name(f"{job.case.identifier}.{SCRATCH}"))
+        scratch.mkdir()
+        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
         volume = read_volume(job.case, reader)
         findings = awareness.findings(volume)
-        read_s = time.perf_counter() - begin
+        read_s = time.perf_counter() - start
         labels = predictors[0].labels
         spread = awareness.measures_disagreement(*(each.window.mirror_axes for each in predictors))
-        stored, provenance, count = _probabilities(
-            predictors, volume, Path(scratch), spread=spread, maps=bool(job.maps)
+        stored, provenance, meter, prepare_s = _probabilities(
+            predictors, volume, scratch, spread=spread, maps=bool(job.maps)
         )
         arrays = [each.array for each in stored]
         kept = None
@@ -311,10 +300,11 @@ def _predict(
     record = CaseRecord(
         case=job.case.identifier,
         output=job.output,
-        read_s=read_s,
-        predict_s=time.perf_counter() - begin - read_s,
-        tiles=count.tiles,
-        tiles_reused=count.reused,
+        read_s=read_s + prepare_s,
+        predict_s=meter.seconds,
+        export_s=time.perf_counter() - start - read_s - prepare_s - meter.seconds,
+        tiles=meter.tiles.tiles,
+        tiles_skipped=meter.tiles.reused,
         confidence=found.confidence,
         expected_dice=found.expected_dice,
         warnings=found.warnings,
@@ -334,21 +324,24 @@ class Stored:
 
 def _probabilities(
     predictors: Sequence[Predictor], volume: Volume, scratch: Path, *, spread: bool = False, maps: bool = False
-) -> tuple[list[Stored], Provenance, TileCount]:
+) -> tuple[list[Stored], Provenance, Meter, float]:
     """Return each model's probabilities of one case, on its own grid, in files of `scratch`.
 
-    With it comes where the case is from, as the first model sees it.
+    With it come where the case is from, as the first model sees it, what the passes took, and how long it took to bring
+    the image onto the networks' grids.
     """
     provenances = []
-    count = TileCount()
+    meter, prepare_s = Meter(), 0.0
     stored = []
     for index, predictor in enumerate(predictors):
+        start = time.perf_counter()
         prepared: Preprocessed = predictor.prepare(volume)
-        planes = predictor.planes(prepared.image, count=count, spread=spread or maps)
+        prepare_s += time.perf_counter() - start
+        planes = meter.watch(predictor.planes(prepared.image, count=meter.tiles, spread=spread or maps))
         stored.append(store_probabilities(predictor, prepared, planes, scratch, str(index), maps=maps))
         provenances.append(prepared.provenance)
         del prepared
-    return stored, provenances[0], count
+    return stored, provenances[0], meter, prepare_s
 
 
 def store_probabilities(

@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-import threading
+import errno
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-import numpy as np
-import torch
-
-import segwright
-from segwright.core.documents import content_hash, read_json, write_json
-from segwright.core.errors import ConfigError, ImageError, SegwrightError, WorkspaceError
+from segwright.core.documents import content_hash, require_folder, sweep_leftovers, write_json
+from segwright.core.errors import ImageError, SegwrightError, WorkspaceError
 from segwright.core.log import progress
-from segwright.core.memory import peak_bytes
 from segwright.core.parallel import fork_safe
 from segwright.data.cases import Case
 from segwright.data.dataset import list_cases
 from segwright.data.images import Volume, hidden_nonfinite, read_images
-from segwright.inference.awareness import say_warnings
+from segwright.inference.awareness import Awareness, say_warnings
 from segwright.inference.export import save_labels
+from segwright.inference.journal import (
+    ASSESSED,
+    PREDICTION_JSON,
+    Asked,
+    CaseRecord,
+    Job,
+    Journal,
+    Meter,
+    identity,
+    precision_of,
+)
 from segwright.inference.predictor import HOLD_BYTES, Predictor
-from segwright.inference.sliding import TileCount
 from segwright.inference.stitching import Planes
 from segwright.inference.uncertainty import map_files
 from segwright.inference.writers import Saving, open_maps, require_writable
@@ -36,44 +41,12 @@ from segwright.workspace import DATASET_JSON, PLANS_JSON
 
 logger = getLogger(__name__)
 
-PREDICTION_JSON = "prediction.json"
-SCHEMA_VERSION = 1
+SCRATCH: Final = "ensemble"
+"""Ending of the folder in which the members of an ensemble keep a case meanwhile."""
 
-_ASSESSED = ("confidence", "expected_dice", "warnings")
-
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _MAX_EXPORTS = 2
 """Cases that may wait for or be in export; with the one being read and the one in the network, four are in memory."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CaseRecord:
-    """One predicted case: where it went, the wall time of each phase, how many tiles needed no pass, and how far it is
-    to be trusted (see `awareness.Assessment`)."""
-
-    case: str
-    output: Path
-    read_s: float = 0.0
-    predict_s: float = 0.0
-    export_s: float = 0.0
-    tiles: int = 0
-    tiles_reused: int = 0
-    kept: bool = False
-    confidence: float | None = None
-    expected_dice: float | None = None
-    warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """One case to predict; `inputs` tells its files from changed ones."""
-
-    case: Case
-    output: Path
-    saving: Saving | None
-    probabilities: tuple[Path, ...]
-    inputs: str
-    maps: tuple[Path, ...] = ()
-    temperature: float = 1.0
 
 
 @fork_safe
@@ -116,24 +89,20 @@ def predict_files(
         ProblemReport: there is no case, or cases lack channels; all of them are named before work starts.
         SegwrightError: anything else a user can mend, the case named.
     """
-    description = predictor.description
-    assert description is not None, "a predictor for files is made by load_predictor"
-    require_apart(input_folder, output_folder)
-    name = journal_name(part, parts)
-    cases = list_cases(input_folder, description.file_ending, len(description.channel_names))[part::parts]
-    journal = Journal.open(output_folder / name, identity(predictor), overwrite=overwrite)
     saving = Saving(kind="npz") if probabilities is True else probabilities or None
-    require_writable(predictor.plan.image_reader_writer, saving, uncertainty=uncertainty)
-    heat = predictor.awareness.temperature(calibrated=calibrated)
-    jobs = [job_of(case, output_folder, predictor, saving, uncertainty=uncertainty, temperature=heat) for case in cases]
-    if not journal.known and not overwrite:
-        require_unused(jobs, output_folder)
-    write_json(output_folder / DATASET_JSON, description.raw(), indent=4)
+    asked = Asked(
+        saving=saving, uncertainty=uncertainty, calibrated=calibrated, overwrite=overwrite, part=part, parts=parts
+    )
+    journal, jobs, todo = begin(
+        [predictor],
+        input_folder,
+        output_folder,
+        asked,
+        model=identity(predictor),
+        awareness=predictor.awareness,
+        workers=[predictor, *others],
+    )
     predictor.plan.save(output_folder / PLANS_JSON)
-    journal.save()
-    todo = [job for job in jobs if not journal.is_finished(job)]
-    if len(todo) < len(jobs):
-        logger.info("%d of %d cases are predicted already and kept", len(jobs) - len(todo), len(jobs))
     workers = [predictor, *others][: max(len(todo), 1)]
     if len(workers) == 1:  # not in a thread of its own: large arrays cost page faults there, a tenth of the time
         done = {record.case: record for record in _run(predictor, todo, journal, hold_bytes)}
@@ -142,11 +111,65 @@ def predict_files(
     return [done.get(job.case.identifier) or journal.kept(job) for job in jobs]
 
 
-def journal_name(part: int, parts: int) -> str:
-    """Return the name of a part's journal; raises a ConfigError for a part that is none."""
-    if not 0 <= part < parts:
-        raise ConfigError(f"part {part} of {parts}: parts are counted from 0 to {parts - 1}")
-    return PREDICTION_JSON if parts == 1 else f"prediction_part_{part}_of_{parts}.json"
+def begin(
+    members: Sequence[Predictor],
+    input_folder: Path,
+    output_folder: Path,
+    asked: Asked,
+    *,
+    model: dict[str, Any],
+    awareness: Awareness,
+    workers: Sequence[Predictor],
+) -> tuple[Journal, list[Job], list[Job]]:
+    """Check all that can be known beforehand, then write the first documents; return journal, jobs and those to do.
+
+    Args:
+        members: the models that are averaged.
+        input_folder: as of `predict_files`.
+        output_folder: as of `predict_files`.
+        asked: options of the run.
+        model: identity of what predicts.
+        awareness: what it knows of its limits.
+        workers: predictors on the devices that take part.
+    """
+    first = members[0]
+    description = first.description
+    assert description is not None, "a predictor for files is made by load_predictor"
+    for each in (*members, *workers):
+        precision_of(each)
+    require_apart(input_folder, output_folder)
+    require_writable(first.plan.image_reader_writer, asked.saving, uncertainty=asked.uncertainty)
+    heat = awareness.temperature(calibrated=asked.calibrated)
+    options = asked.options(members, [each.window.device for each in workers])
+    cases = list_cases(input_folder, description.file_ending, len(description.channel_names))
+    jobs = [job_of(case, output_folder, first, asked, temperature=heat) for case in cases[asked.part :: asked.parts]]
+    for folder in sorted({output_folder, *(file.parent for job in jobs for file in job.files)}):
+        require_folder(folder)
+    journal = Journal.open(output_folder / asked.journal_name, model, options, overwrite=asked.overwrite)
+    todo = list(jobs) if asked.overwrite else journal.left_of(jobs)
+    if not asked.overwrite:
+        journal.require_unused(todo)
+    _sweep(journal, jobs)
+    write_json(output_folder / DATASET_JSON, description.raw(), indent=4)
+    journal.save()
+    if len(todo) < len(jobs):
+        logger.info("%d of %d cases are predicted already and kept", len(jobs) - len(todo), len(jobs))
+    return journal, jobs, todo
+
+
+def _sweep(journal: Journal, jobs: Sequence[Job]) -> None:
+    """Delete what a killed run left half-written of the files that this run alone writes."""
+    shared = {DATASET_JSON, PLANS_JSON} if journal.path.name == PREDICTION_JSON else set()  # parts write them too
+    sweep_leftovers(journal.path.parent, {journal.path.name, *shared})
+    names: dict[Path, set[str]] = {}
+    for job in jobs:
+        case = job.case.identifier
+        more = (f"{case}.json", f"{case}.provenance.json", f"{case}.{SCRATCH}")  # beside label maps, probabilities
+        names.setdefault(job.output.parent, set()).update(more)
+        for file in job.files:
+            names.setdefault(file.parent, set()).update((file.name, f"{file.name}.b2nd"))
+    for folder, found in names.items():
+        sweep_leftovers(folder, found)
 
 
 def require_apart(input_folder: Path, output_folder: Path) -> None:
@@ -159,109 +182,20 @@ def require_apart(input_folder: Path, output_folder: Path) -> None:
         )
 
 
-def require_unused(jobs: Sequence[Job], output_folder: Path) -> None:
-    """Refuse to replace predictions that another model, or another program, has made."""
-    taken = [job.output.name for job in jobs if job.output.exists()]
-    if taken:
-        raise WorkspaceError(
-            f"{output_folder}: holds predictions of another model or other options ({taken[0]}"
-            f"{f' and {len(taken) - 1} more' if len(taken) > 1 else ''}); choose another output folder or overwrite"
-        )
-
-
-def job_of(
-    case: Case,
-    output_folder: Path,
-    predictor: Predictor,
-    saving: Saving | None,
-    *,
-    uncertainty: bool = False,
-    temperature: float = 1.0,
-) -> Job:
+def job_of(case: Case, output_folder: Path, predictor: Predictor, asked: Asked, *, temperature: float = 1.0) -> Job:
     """Return what there is to do for a case."""
     states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in case.images]
     assert predictor.description is not None, "a predictor for files is made by load_predictor"
+    saving = asked.saving
     return Job(
         case=case,
         output=output_folder / f"{case.identifier}{predictor.description.file_ending}",
         saving=saving,
         probabilities=() if saving is None else saving.files(output_folder, case.identifier, predictor.labels),
         inputs=content_hash([states, temperature] if saving and temperature != 1 else states),
-        maps=map_files(output_folder, case.identifier) if uncertainty else (),
+        maps=map_files(output_folder, case.identifier) if asked.uncertainty else (),
         temperature=temperature,
     )
-
-
-def identity(predictor: Predictor) -> dict[str, Any]:
-    """Return what decides the labels: predictions that share it are interchangeable."""
-    window, steps = predictor.window, predictor.postprocessing.to_json()
-    return {
-        **predictor.origin,
-        **({"postprocessing": steps} if steps else {}),
-        "mirror_axes": list(window.mirror_axes),
-        "step": window.step,
-        "precision": window.precision,
-        "device": window.device.type,
-    }
-
-
-class Journal:
-    """The `prediction.json` of an output folder, rewritten after every case."""
-
-    def __init__(self, path: Path, identity: dict[str, Any], cases: dict[str, Any], *, known: bool) -> None:
-        self.path = path
-        self.identity = identity
-        self.cases = cases
-        self.known = known
-        self._lock = threading.Lock()
-
-    @classmethod
-    def open(cls, path: Path, identity: dict[str, Any], *, overwrite: bool) -> Journal:
-        """Go on with a journal if it was written with the same `identity`, else begin one."""
-        known = False
-        cases: dict[str, Any] = {}
-        if path.is_file() and not overwrite:
-            document = read_json(path)
-            known = isinstance(document, dict) and document.get("model") == identity
-            cases = dict(document.get("cases", {})) if known else {}
-        return cls(path, identity, cases, known=known)
-
-    def is_finished(self, job: Job) -> bool:
-        """Whether the outputs of a case exist and were made from the input as it is now."""
-        entry = self.cases.get(job.case.identifier)
-        if entry is None or entry.get("inputs") != job.inputs:
-            return False
-        return all(path.is_file() for path in (job.output, *job.probabilities, *job.maps))
-
-    def add(self, job: Job, record: CaseRecord) -> None:
-        """Note a finished case."""
-        values = {key: round(value, 3) for key, value in asdict(record).items() if key.endswith("_s")}
-        values |= {key: asdict(record)[key] for key in ("tiles", "tiles_reused", *_ASSESSED)}
-        with self._lock:
-            self.cases[record.case] = {"inputs": job.inputs, "output": record.output.name, **values}
-            self.save()
-
-    def kept(self, job: Job) -> CaseRecord:
-        """Return the record of a case that was finished before."""
-        entry = self.cases.get(job.case.identifier, {})
-        known = {key: entry[key] for key in _ASSESSED if key in entry}
-        known["warnings"] = tuple(known.get("warnings", ()))
-        return CaseRecord(case=job.case.identifier, output=job.output, kept=True, **known)
-
-    def save(self) -> None:
-        """Write the document."""
-        peak = peak_bytes()
-        versions = {"segwright": segwright.__version__, "torch": torch.__version__, "numpy": np.__version__}
-        write_json(
-            self.path,
-            {
-                "schema_version": SCHEMA_VERSION,
-                "model": self.identity,
-                "versions": versions,
-                "peak_memory_mib": None if peak is None else round(peak / 2**20),
-                "cases": dict(sorted(self.cases.items())),
-            },
-        )
 
 
 def _run_side_by_side(
@@ -285,22 +219,15 @@ def _run(predictor: Predictor, jobs: Sequence[Job], journal: Journal, hold_bytes
             for index, job in enumerate(progress(jobs, title="predicting" if jobs else "", total=len(jobs))):
                 prepared, read_s, findings = upcoming.pop().result()
                 upcoming = [reading.submit(_read, predictor, following) for following in jobs[index + 1 : index + 2]]
-                start = time.perf_counter()
-                count = TileCount()
-                planes: Iterable[Planes] = predictor.planes(
-                    prepared.image, count=count, spread=measures_spread(predictor, job)
+                meter = Meter()
+                planes: Iterable[Planes] = meter.watch(
+                    predictor.planes(prepared.image, count=meter.tiles, spread=measures_spread(predictor, job))
                 )
                 if predictor.may_hold(prepared.image, hold_bytes):
                     with naming(job.case):
                         planes = list(planes)
-                record = CaseRecord(
-                    case=job.case.identifier,
-                    output=job.output,
-                    read_s=read_s,
-                    predict_s=time.perf_counter() - start,
-                    warnings=findings,
-                )
-                exports.append(exporting.submit(_export, predictor, job, planes, prepared, record, journal, count))
+                record = CaseRecord(case=job.case.identifier, output=job.output, read_s=read_s, warnings=findings)
+                exports.append(exporting.submit(_export, predictor, job, planes, prepared, record, journal, meter))
                 if not isinstance(planes, list):
                     wait(exports[-1:])  # the network runs in the export
                 # Or the finished case would be held until the next one is done.
@@ -347,9 +274,9 @@ def _export(
     prepared: Preprocessed,
     record: CaseRecord,
     journal: Journal,
-    count: TileCount,
+    meter: Meter,
 ) -> CaseRecord:
-    start = time.perf_counter()
+    start, before = time.perf_counter(), meter.seconds
     observer = predictor.observer(prepared)
     seen = observer.watch(planes, keep=bool(job.maps))
     with naming(job.case), ExitStack() as stack:
@@ -364,10 +291,11 @@ def _export(
     found = predictor.awareness.assess(observer.observation(), record.warnings)
     done = replace(
         record,
-        export_s=time.perf_counter() - start,
-        tiles=count.tiles,
-        tiles_reused=count.reused,
-        **{key: getattr(found, key) for key in _ASSESSED},
+        predict_s=meter.seconds,
+        export_s=time.perf_counter() - start - (meter.seconds - before),
+        tiles=meter.tiles.tiles,
+        tiles_skipped=meter.tiles.reused,
+        **{key: getattr(found, key) for key in ASSESSED},
     )
     say_warnings(done.case, done.warnings)
     journal.add(job, done)
@@ -383,5 +311,11 @@ def naming(case: Case) -> Iterator[None]:
         if str(error).startswith(case.identifier):
             raise
         raise SegwrightError(f"{case.identifier}: {error}") from error
+    except OSError as error:
+        if error.errno in _FULL:
+            raise WorkspaceError(
+                f"{case.identifier}: {error.strerror}; free some space, or choose another folder"
+            ) from error
+        raise RuntimeError(f"{case.identifier}: {type(error).__name__}: {error}") from error
     except Exception as error:
         raise RuntimeError(f"{case.identifier}: {type(error).__name__}: {error}") from error

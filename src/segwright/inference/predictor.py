@@ -44,7 +44,7 @@ from segwright.networks.build import prepare
 from segwright.preprocessing import pipeline
 
 if TYPE_CHECKING:
-    from segwright.inference.files import CaseRecord
+    from segwright.inference.journal import CaseRecord
 
 HOLD_BYTES = 512 * 2**20
 """Logits of a case up to this size are kept, so that its export overlaps with the next case; larger ones are exported

@@ -35,7 +35,7 @@ def test_labels_are_those_of_the_mean_probabilities(predictors: list[Predictor],
         maps = [predictor.predict_case(volume, probabilities=True).probabilities for predictor in predictors]
         expected = predictors[0].labels.decide(np.mean(maps, axis=0), logits=False)
         np.testing.assert_array_equal(read_label(record.output, reader).array[0], expected)
-    assert not [*(tmp_path / "out").glob(".ensemble*")]
+    assert not [*(tmp_path / "out").glob(".*")]
     journal = json.loads((tmp_path / "out" / "prediction.json").read_text())
     assert len(journal["model"]["ensemble"]) == 2
 
