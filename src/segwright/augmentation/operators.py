@@ -40,7 +40,9 @@ def low_resolution_operator(size: int, reduced: int) -> Operator:
 
     nnU-Net 2.8.1 behaviour, spec B 3.3: down by `nearest-exact`, up linearly without aligned corners.
     """
-    kept = np.minimum(np.floor((np.arange(reduced) + 0.5) * (size / reduced)), size - 1).astype(int)
+    # float32 as in torch's own rule, so that ties at voxel borders fall on the same side
+    middle = np.arange(reduced, dtype=np.float32) + np.float32(0.5)
+    kept = np.minimum(np.floor(middle * np.float32(size / reduced)), size - 1).astype(int)
     position = np.maximum((np.arange(size) + 0.5) * (reduced / size) - 0.5, 0.0)
     low = np.minimum(np.floor(position).astype(int), reduced - 1)
     high = np.minimum(low + 1, reduced - 1)

@@ -19,7 +19,7 @@ from segwright.augmentation.intensity import (
     GaussianNoise,
     LowResolution,
 )
-from segwright.augmentation.operators import gaussian_taps
+from segwright.augmentation.operators import gaussian_taps, low_resolution_operator
 from segwright.augmentation.transform import Samples, Transform
 
 SHAPE_3D = (3, 2, 9, 12, 7)
@@ -62,6 +62,20 @@ def test_contrast_stretches_about_the_mean_inside_the_old_range(shape: tuple[int
         return stretched.clip(image.min(), image.max())
 
     draws = per_channel("factor", [0.8, 1.2], [1.0, 0.75], [1.25, 0.9])
+    assert_per_channel(Contrast(), make_samples(shape), draws, reference)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("clamped", [(True, False, True), (False, False, False)])
+def test_contrast_leaves_the_old_range_where_it_is_not_clamped(
+    shape: tuple[int, ...], clamped: tuple[bool, ...]
+) -> None:
+    def reference(image: Any, draw: Any, channel: int) -> Any:
+        stretched = (image - image.mean()) * draw["factor"][channel] + image.mean()
+        return stretched.clip(image.min(), image.max()) if draw["clamped"] else stretched
+
+    factors = per_channel("factor", [0.8, 1.9], [1.7, 1.0], [1.25, 0.9])
+    draws = [{**draw, "clamped": np.asarray(each)} for draw, each in zip(factors, clamped, strict=True)]
     assert_per_channel(Contrast(), make_samples(shape), draws, reference)
 
 
@@ -144,3 +158,13 @@ def test_noise_of_a_sample_does_not_depend_on_its_neighbours() -> None:
     alone = Samples(images=samples.images[1:], labels=samples.labels[1:])
     together = GaussianNoise().apply(samples, draws).images[1:]
     assert torch.equal(GaussianNoise().apply(alone, draws[1:]).images, together)
+
+
+@pytest.mark.parametrize("size", [56, 96, 128])
+def test_every_reduction_samples_the_voxels_that_torch_samples(size: int) -> None:
+    line = torch.randn(1, 1, size, generator=torch.Generator().manual_seed(size))
+    for reduced in range(1, size + 1):
+        small = functional.interpolate(line, size=reduced, mode="nearest-exact")
+        expected = functional.interpolate(small, size=size, mode="linear", align_corners=False)
+        found = torch.from_numpy(low_resolution_operator(size, reduced).copy()) @ line[0, 0]
+        torch.testing.assert_close(found, expected[0, 0], atol=1e-4, rtol=0)
