@@ -142,25 +142,35 @@ def apply_operator(mask: Masks, operator: str, radius: float) -> Masks:
 
 
 def ball(radius: float, dims: int) -> Masks:
-    """Return a ball of floor(2 * radius + 1) voxels across, as scikit-image samples one of real-valued radius.
+    """Return the points within `radius` of a lattice from -radius on, as scikit-image's ball (3D) or disk (2D) has it.
+
+    A ball's points divide the diameter evenly, floor(2 * radius + 1) along an axis; a disk's are one voxel apart. So a
+    disk whose radius is no multiple of 1/2 is off its centre. Rounding decides about points on a ball's surface, the
+    same way as in scikit-image: the last axis is added first.
 
     >>> ball(1.0, 2).astype(int).tolist()
     [[0, 1, 0], [1, 1, 1], [0, 1, 0]]
     """
-    axis = np.arange(int(2 * radius + 1)) - (int(2 * radius + 1) - 1) / 2
-    squared = sum(np.meshgrid(*(axis**2,) * dims, indexing="ij"), start=np.zeros(1))
-    return np.asarray(squared <= axis[-1] ** 2 + 1e-9)
+    count = int(2 * radius + 1)
+    points = np.arange(-radius, radius + 1) if dims == 2 else np.arange(count) * (2 * radius / (count - 1)) - radius
+    distance = np.zeros(1)
+    for axis in reversed(range(dims)):
+        distance = distance + (points**2).reshape(-1, *(1,) * (dims - 1 - axis))
+    return np.asarray(distance <= radius**2)
 
 
 def _dilated(mask: Masks, element: Masks) -> Masks:
-    """Dilate by a convolution in Fourier space, whose time does not grow with the element."""
+    """Dilate by a correlation in Fourier space, whose time does not grow with the element.
+
+    An element is not symmetric where rounding or a disk's real-valued radius breaks it; one of even width lies half a
+    voxel to the left.
+    """
     shape = [size + width - 1 for size, width in zip(mask.shape, element.shape, strict=True)]
     padded = [_fast_length(size) for size in shape]
-    spectra = [torch.fft.rfftn(torch.from_numpy(array.astype(np.float32)), s=padded) for array in (mask, element)]
+    arrays = (mask, np.flip(element))
+    spectra = [torch.fft.rfftn(torch.from_numpy(array.astype(np.float32)), s=padded) for array in arrays]
     counts = torch.fft.irfftn(spectra[0] * spectra[1], s=padded).numpy()
-    same = tuple(
-        slice((width - 1) // 2, (width - 1) // 2 + size) for size, width in zip(mask.shape, element.shape, strict=True)
-    )
+    same = tuple(slice(width // 2, width // 2 + size) for size, width in zip(mask.shape, element.shape, strict=True))
     return np.asarray(counts[same] > 0.5)
 
 

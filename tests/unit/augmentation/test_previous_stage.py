@@ -24,16 +24,16 @@ def blobs(seed: int, shape: tuple[int, ...]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-@pytest.mark.parametrize("radius", [1.0, 2.2, 3.1])  # elements of odd width, which have a centre
+@pytest.mark.parametrize("radius", [1.0, 1.7, 2.2, 2.5, 2.65, 3.1])  # elements of odd and of even width
 @pytest.mark.parametrize("shape", [(20, 24, 22), (40, 33)])
 def test_operators_are_those_of_morphology(operator: str, radius: float, shape: tuple[int, ...]) -> None:
     mask, element = blobs(1, shape), ball(radius, len(shape))
 
     def dilate(image: np.ndarray) -> np.ndarray:
-        return np.asarray(ndimage.binary_dilation(image, element))
+        return np.asarray(ndimage.binary_dilation(image, np.flip(element)))  # a voxel looks around itself
 
     def erode(image: np.ndarray) -> np.ndarray:
-        return np.asarray(ndimage.binary_erosion(image, element, border_value=1))
+        return ~dilate(~image)
 
     expected = {
         "dilation": lambda: dilate(mask),
@@ -42,6 +42,19 @@ def test_operators_are_those_of_morphology(operator: str, radius: float, shape: 
         "opening": lambda: dilate(erode(mask)),
     }[operator]()
     np.testing.assert_array_equal(apply_operator(mask, operator, radius), expected)
+
+
+@pytest.mark.parametrize("radius", [1.7, 2.0, 2.65, 3.253085737531595, 7.9])
+def test_a_ball_is_cut_from_points_that_divide_its_diameter_evenly(radius: float) -> None:
+    axes = np.ogrid[(slice(-radius, radius, 1j * int(2 * radius + 1)),) * 3]
+    first, second, third = (axis**2 for axis in axes)
+    np.testing.assert_array_equal(ball(radius, 3), third + second + first <= radius**2)
+
+
+def test_a_disk_is_cut_from_whole_steps_and_off_its_centre_for_a_broken_radius() -> None:
+    middle = [0, 1, 1, 1, 0]  # points at -1.7, -0.7, 0.3, 1.3 and 2.3
+    assert ball(1.7, 2).astype(int).tolist() == [[0] * 5, middle, middle, [0, 1, 1, 0, 0], [0] * 5]
+    assert ball(1.5, 2).astype(int).tolist() == [[0] * 4, [0, 1, 1, 0], [0, 1, 1, 0], [0] * 4]
 
 
 def test_an_even_ball_dilates_too_and_an_empty_mask_stays_empty() -> None:
