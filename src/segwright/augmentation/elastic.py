@@ -49,7 +49,11 @@ class Elastic:
         size = samples.images.shape[2:]
         images, labels = torch.empty_like(samples.images), torch.empty_like(samples.labels)
         for index, draw in enumerate(draws):
-            points = Points.at(self._positions(draw, size, samples.images.device), size)
+            positions = self._positions(draw, size, samples.images.device)
+            if all(position is None for position in positions):
+                images[index], labels[index] = samples.images[index], samples.labels[index]
+                continue
+            points = Points.at(positions, size)
             for channel, image in enumerate(samples.images[index].contiguous()):
                 images[index, channel] = points.interpolate(image)
             for number, label in enumerate(samples.labels[index].contiguous()):

@@ -111,15 +111,18 @@ class Bump:
     """Where a Gaussian bump lies: in units of the patch's size, somewhat outside it too."""
 
     centre: Range = (-0.5, 1.5)
-    smallest_sigma: float = 1 / 6
+    smallest_part: int = 6
 
     def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Draw:
-        """Return `centre` and `sigma` (C, axes of S), voxels; sigma uniform in its logarithm."""
-        size = np.asarray(shape[1:], dtype=np.float64)
+        """Return `centre` and `sigma` (C, axes of S), voxels; sigma uniform in its logarithm.
+
+        It is between size // `smallest_part`, a whole number as in nnU-Net 2.8.1, and size.
+        """
+        size = np.asarray(shape[1:])
         many = (shape[0], len(size))
         centre = rng.uniform(*self.centre, size=many) * size
-        lowest = np.log(np.maximum(size * self.smallest_sigma, 1.0))
-        return {"centre": centre, "sigma": np.exp(rng.uniform(lowest, np.log(np.maximum(size, 1.0)), size=many))}
+        lowest = np.log(np.maximum(size // self.smallest_part, 1))
+        return {"centre": centre, "sigma": np.exp(rng.uniform(lowest, np.log(size), size=many))}
 
     def field(self, draws: Sequence[Draw], images: torch.Tensor) -> torch.Tensor:
         """Return the bumps (B, C, *S), each with the largest value 1: a product of one factor for each axis."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -13,7 +14,8 @@ import torch
 from segwright.augmentation.intensity import Brightness, Contrast, Gamma, GaussianBlur, GaussianNoise, LowResolution
 from segwright.augmentation.spatial import Affine, MaskOutside, Matrix, Mirror
 from segwright.augmentation.transform import Draw, Samples, Transform
-from segwright.core.errors import ConfigError, nearest
+from segwright.core.device import CPU
+from segwright.core.errors import ConfigError, SegwrightError, nearest
 from segwright.core.registry import Registry, import_reference
 
 SPATIAL = "spatial"
@@ -45,10 +47,27 @@ class Step:
     name: str
     transform: Transform
 
+    def __post_init__(self) -> None:
+        if self.name == SPATIAL or isinstance(self.transform, Affine):
+            raise ConfigError(
+                f"augmentation '{self.name}': rotation and scaling come first, as '{SPATIAL}', for they decide what is "
+                f"read; a step has another name and cannot be a {Affine.__name__}: recipe.replace('{SPATIAL}', ...)"
+            )
+        if isinstance(self.transform, type) or not all(
+            callable(getattr(self.transform, method, None)) for method in ("draw", "apply")
+        ):
+            raise ConfigError(
+                f"augmentation '{self.name}': expected an object with draw(rng, shape) and apply(samples, draws), got "
+                f"{_shown(self.transform)}"
+            )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """An affine and an ordered tuple of further transforms.
+
+    `previous_label_probability` is for the second stage of a cascade: how often the binary operators and the removal
+    of a component, once drawn for a sample, change each label's map of the previous stage.
 
     >>> recipe = build_recipe("default", (64, 64, 64))
     >>> recipe.without("mirror").mirror_axes
@@ -57,8 +76,11 @@ class Recipe:
 
     spatial: Affine | None = None
     steps: tuple[Step, ...] = ()
+    previous_label_probability: float = 0.5
 
     def __post_init__(self) -> None:
+        if self.spatial is not None and not isinstance(self.spatial, Affine):
+            raise ConfigError(f"augmentation '{SPATIAL}' must be an Affine, got {_shown(self.spatial)}")
         names = self.names()
         for name in names:
             if names.count(name) > 1:
@@ -87,8 +109,9 @@ class Recipe:
         return replace(self, steps=tuple(step for step in self.steps if step.name != name))
 
     def replace(self, name: str, transform: Transform | Affine) -> Recipe:
-        """Return the recipe with the named transform exchanged; `spatial` takes an `Affine`."""
-        self._require(name)
+        """Return the recipe with the named transform exchanged; `spatial` takes an `Affine` and may be missing."""
+        if name != SPATIAL:
+            self._require(name)
         if isinstance(transform, Affine) != (name == SPATIAL):
             raise ConfigError(f"augmentation recipe: '{name}' cannot be a {type(transform).__name__}")
         if isinstance(transform, Affine):
@@ -97,9 +120,13 @@ class Recipe:
         return replace(self, steps=tuple(steps))
 
     def insert_after(self, name: str, new_name: str, transform: Transform) -> Recipe:
-        """Return the recipe with `transform`, called `new_name`, right after the named one."""
-        self._require(name)
-        position = self.names().index(name) + (0 if self.spatial else 1)
+        """Return the recipe with `transform`, called `new_name`, right after the named one.
+
+        After `spatial` means first, in a recipe without rotation and scaling too.
+        """
+        if name != SPATIAL:
+            self._require(name)
+        position = 0 if name == SPATIAL else 1 + [step.name for step in self.steps].index(name)
         steps = (*self.steps[:position], Step(name=new_name, transform=transform), *self.steps[position:])
         return replace(self, steps=steps)
 
@@ -109,7 +136,7 @@ class Recipe:
 
     def draw(self, key: Key, shape: Sequence[int]) -> dict[str, Draw]:
         """Draw all other transforms for one sample of `shape` (C, *S); those that are left out are missing."""
-        drawn = ((step.name, step.transform.draw(key(step.name), shape)) for step in self.steps)
+        drawn = ((step.name, _draw(step, key, shape)) for step in self.steps)
         return {name: draw for name, draw in drawn if draw is not None}
 
     def apply(self, samples: Samples, draws: Sequence[Mapping[str, Draw]]) -> Samples:
@@ -135,14 +162,73 @@ class Recipe:
             raise ConfigError(f"augmentation recipe has no transform '{name}'{nearest(name, self.names())}")
 
 
+def _draw(step: Step, key: Key, shape: Sequence[int]) -> Draw | None:
+    rng = key(step.name)
+    with _blaming(step, "draw"):
+        draw: object = step.transform.draw(rng, shape)
+    if draw is None or isinstance(draw, Mapping):
+        return draw
+    raise ConfigError(
+        f"augmentation '{step.name}': draw returned {_shown(draw)}; return a dict of numpy arrays, or None where the "
+        "sample stays as it is"
+    )
+
+
 def _changed(step: Step, samples: Samples, draws: Sequence[Draw]) -> Samples:
-    changed = step.transform.apply(samples, draws)
-    if changed.images.shape != samples.images.shape or changed.labels.shape != samples.labels.shape:
+    looks_inside = _is_foreign(step) and samples.images.device.type == CPU  # elsewhere the host would wait for it
+    was_finite = looks_inside and _is_finite(samples.images)
+    with _blaming(step, "apply"):
+        changed: object = step.transform.apply(samples, draws)
+    if not isinstance(changed, Samples):
+        raise ConfigError(f"augmentation '{step.name}': apply returned {_shown(changed)}; return the changed Samples")
+    for what, before, after in (
+        ("images", samples.images, changed.images),
+        ("labels", samples.labels, changed.labels),
+    ):
+        if not isinstance(after, torch.Tensor):
+            raise ConfigError(f"augmentation '{step.name}': {what} are {_shown(after)}; a transform returns tensors")
+        if (after.shape, after.dtype, after.device) != (before.shape, before.dtype, before.device):
+            raise ConfigError(
+                f"augmentation '{step.name}' turned {what} {_described(before)} into {_described(after)}; "
+                "a transform keeps the shape, the type and the device"
+            )
+    if was_finite and not _is_finite(changed.images):
         raise ConfigError(
-            f"augmentation '{step.name}' turned images {tuple(samples.images.shape)} into "
-            f"{tuple(changed.images.shape)}; a transform keeps the shape"
+            f"augmentation '{step.name}' made values that are not finite of images that were; look at divisions, "
+            "powers and logarithms of constant or negative patches"
         )
     return changed
+
+
+@contextmanager
+def _blaming(step: Step, method: str) -> Iterator[None]:
+    """Name the transform in any error of its own."""
+    try:
+        yield
+    except (SegwrightError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"augmentation '{step.name}': {type(step.transform).__name__}.{method} failed with "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _is_foreign(step: Step) -> bool:
+    """Whether a transform comes from outside this package, whose own need no look at every voxel."""
+    return type(step.transform).__module__.partition(".")[0] != __name__.partition(".")[0]
+
+
+def _is_finite(images: torch.Tensor) -> bool:
+    return math.isfinite(float(images.sum()))
+
+
+def _described(tensor: torch.Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"
+
+
+def _shown(value: object) -> str:
+    return f"the class {value.__name__} itself" if isinstance(value, type) else f"a {type(value).__name__}"
 
 
 class RecipeBuilder(Protocol):
@@ -213,7 +299,15 @@ def build_recipe(reference: str, patch_size: Sequence[int], *, masked_channels: 
     builder: RecipeBuilder = (
         import_reference(reference, kind="augmentation recipe") if ":" in reference else RECIPES.get(reference)
     )
-    recipe = builder(patch_size, masked_channels=masked_channels)
+    try:
+        recipe: object = builder(patch_size, masked_channels=masked_channels)
+    except SegwrightError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"augmentation recipe '{reference}' failed with {type(error).__name__}: {error}; expected a function "
+            "fn(patch_size, *, masked_channels=()) that returns a Recipe"
+        ) from error
     if not isinstance(recipe, Recipe):
-        raise ConfigError(f"augmentation recipe '{reference}' returned {type(recipe).__name__}; return a Recipe")
+        raise ConfigError(f"augmentation recipe '{reference}' returned {_shown(recipe)}; return a Recipe")
     return recipe

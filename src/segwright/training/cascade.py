@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segwright.augmentation.cascade import BinaryOperators, ComponentRemoval, PreviousStage
+from segwright.augmentation.recipe import Recipe
 from segwright.core.errors import DatasetError, SegwrightError
 from segwright.core.log import progress
 from segwright.data.labels import Labels
@@ -95,13 +96,20 @@ class CascadeStore:
         return CascadeCase(case, previous)
 
 
-def previous_stage(configuration: Configuration, labels: Labels, *, augmented: bool) -> PreviousStage | None:
-    """Return how batches take up the previous stage's maps, None for a configuration that has no such stage."""
+def previous_stage(configuration: Configuration, labels: Labels, recipe: Recipe | None = None) -> PreviousStage | None:
+    """Return how batches take up the previous stage's maps, None for a configuration that has no such stage.
+
+    The maps are changed as `recipe` says; an empty recipe, or none, leaves them as they are.
+    """
     if configuration.previous_stage is None:
         return None
-    if not augmented:
+    if recipe is None or not recipe.names():
         return PreviousStage(labels=labels.foreground_labels)
-    return PreviousStage(labels=labels.foreground_labels, operators=BinaryOperators(), removal=ComponentRemoval())
+    return PreviousStage(
+        labels=labels.foreground_labels,
+        operators=BinaryOperators(per_label=recipe.previous_label_probability),
+        removal=ComponentRemoval(per_label=recipe.previous_label_probability),
+    )
 
 
 def network_input(image: CaseArray, label: CaseArray, labels: Labels) -> npt.NDArray[np.float32]:

@@ -122,7 +122,7 @@ def build_loaders(
             batch_size=config.batch_size,
             labels=labels,
             recipe=recipe,
-            previous=previous_stage(configuration, labels, augmented=is_training and bool(recipe.names())),
+            previous=previous_stage(configuration, labels, recipe if is_training else None),
             oversample_foreground_percent=forced_share(config),
             oversample_by_chance=config.oversample_by_chance,
             sampler=build_sampler(config.sampler),

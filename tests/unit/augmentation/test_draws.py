@@ -17,6 +17,7 @@ from scipy import stats
 
 from segwright.augmentation.cascade import OPERATORS, BinaryOperators, ComponentRemoval
 from segwright.augmentation.elastic import Elastic
+from segwright.augmentation.intensity import GaussianBlur
 from segwright.augmentation.recipe import Recipe, build_recipe, default_recipe
 from segwright.augmentation.spatial import Affine
 from segwright.core.seeds import generator
@@ -57,8 +58,11 @@ def values(transform: Any, name: str, shape: tuple[int, ...] = SHAPE_3D) -> Valu
         for field in ("probability", "channel_probability", "per_label")
         if field in type(transform).__dataclass_fields__
     }
-    found = draws(replace(transform, **always), shape)
-    return np.concatenate([np.ravel(np.asarray(draw[name], dtype=float)) for draw in found])[:NUM]
+    found = [np.asarray(draw[name], dtype=float) for draw in draws(replace(transform, **always), shape)]
+    if isinstance(transform, GaussianBlur) and not transform.sigma_per_axis:
+        assert all((each == each[:, :1]).all() for each in found)
+        found = [each[:, 0] for each in found]
+    return np.concatenate([np.ravel(each) for each in found])[:NUM]
 
 
 DEFAULT, STRONG = default_recipe((32, 32, 32)), build_recipe("strong", (32, 32, 32))
@@ -78,7 +82,7 @@ PARAMETERS: dict[str, tuple[Any, str, Distribution]] = {
     "shift": (step(STRONG, "shift"), "shift", stats.norm(0, 0.5).cdf),
     "gradient height": (step(STRONG, "gradient"), "height", mixture(uniform(-5, -1), uniform(1, 5))),
     "gradient centre": (step(STRONG, "gradient"), "centre", uniform(-0.5 * BUMP_SIZE, 1.5 * BUMP_SIZE)),
-    "gradient width": (step(STRONG, "gradient"), "sigma", stats.loguniform(BUMP_SIZE / 6, BUMP_SIZE).cdf),
+    "gradient width": (step(STRONG, "gradient"), "sigma", stats.loguniform(BUMP_SIZE // 6, BUMP_SIZE).cdf),
     "local gamma": (step(STRONG, "local_gamma"), "gamma", mixture(uniform(0.01, 0.8), uniform(1.5, 4))),
     "sharpen": (step(STRONG, "sharpen"), "strength", uniform(0.1, 1)),
     "elastic spacing": (Elastic(), "spacing", uniform(0.1, 0.4)),
@@ -90,6 +94,20 @@ PARAMETERS: dict[str, tuple[Any, str, Distribution]] = {
 def test_parameters_follow_the_specification(name: str) -> None:
     transform, parameter, distribution = PARAMETERS[name]
     assert stats.kstest(values(transform, parameter), distribution).pvalue > 0.01
+
+
+@pytest.mark.parametrize("size", [40, 56, 96])
+def test_a_bumps_least_width_is_a_whole_number_of_voxels(size: int) -> None:
+    sigma = values(step(STRONG, "gradient"), "sigma", (1, size, size, size))
+    assert stats.kstest(sigma, stats.loguniform(size // 6, size).cdf).pvalue > 0.01
+
+
+def test_half_of_the_strong_contrasts_keep_the_range_and_half_of_the_channels_are_left() -> None:
+    found = [draw for draw in draws(replace(step(STRONG, "contrast"), probability=1.0)) if draw is not None]
+    assert_binomial(len(found), NUM, 0.75)
+    assert_binomial(sum(bool(draw["clamped"]) for draw in found), len(found), 0.5)
+    assert_binomial(sum(bool((draw["factor"] != 1).all()) for draw in found), NUM, 0.25)
+    assert all(draw["clamped"] for draw in draws(replace(step(DEFAULT, "contrast"), probability=1.0)))
 
 
 def matrices(affine: Affine, dims: int, **always: float) -> list[Any]:
@@ -172,7 +190,7 @@ def test_rotation_and_scaling_are_decided_apart(recipe: str, rotated: float, sca
         ("strong", "blur", 0.2 * 0.75),
         ("strong", "noise", 0.1),
         ("strong", "shift", 0.1 * 0.75),
-        ("strong", "contrast", 0.2),
+        ("strong", "contrast", 0.2 * 0.75),
         ("strong", "low_resolution", 0.15 * 0.75),
         ("strong", "gamma_inverted", 0.1),
         ("strong", "gamma", 0.1),

@@ -71,3 +71,12 @@ def test_it_is_off_by_default_and_a_recipe_of_its_own() -> None:
     recipe = build_recipe("elastic", (8, 64, 64))
     assert recipe.names()[:2] == ("spatial", "elastic")
     assert next(step.transform for step in recipe.steps if step.name == "elastic") == Elastic(fixed_axes=(0,))
+
+
+@pytest.mark.parametrize("fixed", [(), (0,)])
+def test_a_patch_of_one_voxel_stays(fixed: tuple[int, ...]) -> None:
+    samples = Samples(images=torch.ones(2, 1, 1, 1, 1), labels=torch.ones(2, 1, 1, 1, 1, dtype=torch.int16))
+    draws = [Elastic(probability=1.0).draw(np.random.default_rng(seed), (1, 1, 1, 1)) for seed in range(2)]
+    result = Elastic(fixed_axes=fixed).apply(samples, draws)  # type: ignore[arg-type]
+    assert torch.equal(result.images, samples.images)
+    assert torch.equal(result.labels, samples.labels)

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from segwright.augmentation.recipe import Recipe, Step, build_recipe
 from segwright.augmentation.spatial import Affine
 from segwright.augmentation.transform import Draw, Samples
+from segwright.core.errors import ConfigError
 from segwright.core.seeds import generator
 from segwright.data.labels import Labels
 from segwright.training.batches import BatchLoader
@@ -130,7 +131,7 @@ def test_the_tests_above_notice_a_transform_that_reads() -> None:
     recipe = Recipe(steps=(Step(name="looks", transform=Looks()),))
     samples = Samples(images=torch.ones(1, 1, 4, 4), labels=torch.zeros(1, 1, 4, 4, dtype=torch.int16))
     with pytest.raises(Reading), Forbidding():
-        recipe.apply(samples, [{"looks": {}}])
+        Looks().apply(samples, [{}])
     nowhere = Samples(images=samples.images.to(WITHOUT_VALUES), labels=samples.labels.to(WITHOUT_VALUES))
-    with pytest.raises(RuntimeError, match=r"item\(\)"):
+    with pytest.raises(ConfigError, match=r"'looks': Looks.apply failed with RuntimeError: .*item\(\)"):
         recipe.apply(nowhere, [{"looks": {}}])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -137,5 +138,103 @@ class Cut:
 def test_transform_that_changes_the_shape_is_named() -> None:
     recipe = Recipe(steps=(Step(name="cut", transform=Cut()),))
     samples = Samples(images=torch.zeros(1, 1, 4, 4), labels=torch.zeros(1, 1, 4, 4, dtype=torch.int16))
-    with pytest.raises(ConfigError, match=r"'cut' turned images \(1, 1, 4, 4\) into \(1, 1, 4, 3\)"):
+    with pytest.raises(ConfigError, match=r"'cut' turned images \(1, 1, 4, 4\) .* into \(1, 1, 4, 3\)"):
         recipe.apply(samples, [{"cut": {}}])
+
+
+def in_place(samples: Samples) -> Samples:
+    return Samples(images=samples.images.mul_(0).div_(0), labels=samples.labels)
+
+
+@pytest.mark.parametrize(
+    ("faulty", "message"),
+    [
+        (lambda samples: samples.nothing, "'bad': Foreign.apply failed with AttributeError: .*nothing"),
+        (lambda samples: None, "'bad': apply returned a NoneType; return the changed Samples"),
+        (lambda samples: Samples(images=samples.images.numpy(), labels=samples.labels), "images are a ndarray"),
+        (lambda samples: Samples(images=samples.images.double(), labels=samples.labels), "into .* float64 on cpu"),
+        (lambda samples: Samples(images=samples.images, labels=samples.labels.long()), "labels .* int16 .*int64"),
+        (lambda samples: Samples(images=samples.images / 0, labels=samples.labels), "'bad' made values that are not"),
+        (in_place, "'bad' made values that are not finite"),
+    ],
+)
+@pytest.mark.parametrize("of", [1, 2])
+def test_a_fault_of_a_foreign_transform_is_told_with_its_name(faulty: Any, message: str, of: int) -> None:
+    class Foreign:
+        def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Draw | None:
+            return {}
+
+        def apply(self, samples: Samples, draws: Sequence[Draw]) -> Any:
+            return faulty(samples)
+
+    recipe = Recipe(steps=(Step(name="bad", transform=Foreign()),))
+    samples = Samples(images=torch.zeros(of, 1, 4, 4), labels=torch.zeros(of, 1, 4, 4, dtype=torch.int16))
+    with pytest.raises(ConfigError, match=message):
+        recipe.apply(samples, [{"bad": {}}, {}][:of])
+
+
+def test_images_that_were_not_finite_are_not_a_transforms_fault() -> None:
+    recipe = Recipe(steps=(Step(name="add", transform=AddOne()),))
+    images = torch.full((1, 1, 4, 4), torch.nan)
+    samples = Samples(images=images, labels=torch.zeros(1, 1, 4, 4, dtype=torch.int16))
+    assert bool(recipe.apply(samples, [{"add": {}}]).images.isnan().all())
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"), [(3.0, "'bad': draw returned a float"), (None, "draw failed with ZeroDivisionError")]
+)
+def test_a_faulty_draw_is_told_with_its_name(returned: Any, message: str) -> None:
+    class Foreign(AddOne):
+        def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Any:
+            return returned or 1 / 0
+
+    recipe = Recipe(steps=(Step(name="bad", transform=Foreign()),))
+    with pytest.raises(ConfigError, match=message):
+        recipe.draw(lambda name: np.random.default_rng(0), (1, 4, 4))
+
+
+def failing_builder(patch_size: Sequence[int]) -> Recipe:
+    """Lacks the argument that every builder gets."""
+    return Recipe()
+
+
+@pytest.mark.parametrize(
+    ("builder", "message"),
+    [
+        (failing_builder, "failed with TypeError: .*masked_channels.*expected a function fn"),
+        (lambda patch_size, masked_channels: None, "returned a NoneType; return a Recipe"),
+        (lambda patch_size, masked_channels: 1 / 0, "failed with ZeroDivisionError"),
+        (Recipe(), "failed with TypeError: .*not callable"),
+    ],
+)
+def test_a_faulty_builder_is_told_with_its_reference(
+    monkeypatch: pytest.MonkeyPatch, builder: Any, message: str
+) -> None:
+    monkeypatch.setattr("segwright.augmentation.recipe.import_reference", lambda reference, kind: builder)
+    with pytest.raises(ConfigError, match=f"'mypkg:recipe' {message}"):
+        build_recipe("mypkg:recipe", (8, 8))
+
+
+def test_what_is_no_transform_is_refused_when_the_recipe_is_made() -> None:
+    recipe = default_recipe((32, 32))
+    with pytest.raises(ConfigError, match="cannot be a Affine: recipe.replace"):
+        recipe.insert_after("noise", "turn", Affine(rotation=(0, 1)))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="'add': expected an object with .* got the class AddOne itself"):
+        recipe.insert_after("noise", "add", AddOne)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="got a int"):
+        recipe.replace("noise", 3)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="'spatial' must be an Affine, got a AddOne"):
+        Recipe(spatial=AddOne())  # type: ignore[arg-type]
+
+
+def test_an_empty_recipe_can_be_extended() -> None:
+    empty = build_recipe("none", (32, 32))
+    assert empty.insert_after("spatial", "gamma", Gamma()).insert_after("gamma", "add", AddOne()).names() == (
+        "gamma",
+        "add",
+    )
+    assert empty.replace("spatial", Affine(rotation=(0, 1))).names() == ("spatial",)
+    later = default_recipe((32, 32)).without("spatial").insert_after("spatial", "first", Gamma())
+    assert later.names()[:2] == ("first", "noise")
+    with pytest.raises(ConfigError, match="no transform 'spatial'"):
+        empty.without("spatial")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from segwright.augmentation.recipe import build_recipe
 from segwright.augmentation.spatial import Affine
 from segwright.augmentation.transform import Samples, Transform
 from segwright.core.seeds import generator
+from segwright.data.labels import Labels
+from segwright.training.cascade import previous_stage
 
 SHAPES = [(2, 2, 9, 12, 7), (2, 2, 16, 11)]
 
@@ -149,3 +152,24 @@ def test_the_recipe_gives_finite_patches_of_the_same_shape(patch_size: tuple[int
     assert bool(torch.isfinite(samples.images).all())
     assert not torch.equal(samples.images, before)
     assert ("turn" in recipe.names()) == (patch_size != (12, 20))
+
+
+def test_axes_of_thick_slices_are_turned_too_where_they_are_the_commonest() -> None:
+    for patch_size, axes in (((16, 16, 64), (0, 1)), ((8, 32, 32), (1, 2)), ((16, 16, 16), (0, 1, 2))):
+        recipe = build_recipe("strong", patch_size)
+        (turn,) = (each.transform for each in recipe.steps if each.name == "turn")
+        assert isinstance(turn, Turn)
+        assert turn.axes == axes
+
+
+def test_a_cascade_changes_every_label_that_is_drawn_in_the_strong_recipe_and_half_of_them_else() -> None:
+    configuration = SimpleNamespace(previous_stage="3d_lowres")
+    for name, per_label in (("strong", 1.0), ("default", 0.5)):
+        stage = previous_stage(configuration, Labels({"background": 0, "a": 1}), build_recipe(name, (8, 8)))  # type: ignore[arg-type]
+        assert stage is not None
+        assert stage.operators is not None
+        assert stage.removal is not None
+        assert (stage.operators.per_label, stage.removal.per_label) == (per_label, per_label)
+    plain = previous_stage(configuration, Labels({"background": 0, "a": 1}), build_recipe("none", (8, 8)))  # type: ignore[arg-type]
+    assert plain is not None
+    assert plain.operators is None
