@@ -9,14 +9,20 @@ from typing import Any, Final
 import nibabel
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from segwright.core.errors import ImageError
 from segwright.data.formats import FLAT_SPACING_FACTOR
 from segwright.data.images import Volume
+from segwright.inference.awareness import Awareness, say_warnings
+from segwright.inference.sliding import require_finite
 
 REORIENTING_READERS: Final = ("SimpleITKIOWithReorient", "NibabelIOWithReorient")
 """Readers by which a plan asks for RAS+ orientation, whatever that of the file."""
+
+_SAME_SPACING = 1e-3
+"""Relative difference up to which a spacing is that of an affine: headers round."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,38 +71,50 @@ def place(
     Raises:
         ImageError: shape, spacing, affine and model do not fit together.
     """
-    values = np.asarray(array.detach().cpu() if isinstance(array, Tensor) else array)
+    values = _checked_array(array)
+    given = tuple(values.shape)
     matrix = None if affine is None else _checked_affine(affine)
-    if spacing is None:
-        if matrix is None:
-            raise ImageError("an array has no spacing of its own; give spacing= in the order of its axes, or affine=")
-        spacing = [float(extent) for extent in np.linalg.norm(matrix[:3, :3], axis=0)]
-    dims = len(spacing)
-    if dims not in (2, 3) or (matrix is not None and dims != 3):
-        raise ImageError(f"spacing {list(spacing)}: expected two or three numbers, three with an affine")
-    if not all(np.isfinite(extent) and extent > 0 for extent in spacing):
-        raise ImageError(f"spacing {list(spacing)}: expected positive numbers, in mm")
+    spacings = _checked_spacing(spacing, matrix)
+    dims = len(spacings)
     if values.ndim == dims:
         values = values[None]
     if values.ndim != dims + 1 or len(values) != num_channels:
         raise ImageError(
-            f"array of shape {tuple(np.shape(array))} with {dims} spacings: expected {dims} spatial axes"
+            f"array of shape {given} with {dims} spacings: expected {dims} spatial axes"
             + (f" behind {num_channels} channels" if num_channels > 1 else ", or one channel before them")
         )
+    if not values.size:
+        raise ImageError(f"array of shape {given}: expected at least one voxel along every axis")
     shape = tuple(values.shape[1:])
-    spacings = [float(extent) for extent in spacing]
     if dims == 2:
         values, spacings = values[:, None], [max(spacings) * FLAT_SPACING_FACTOR, *spacings]
     order, flipped = _layout(matrix, reader)
     found = values.transpose(0, *(axis + 1 for axis in order))
     found = np.flip(found, tuple(axis + 1 for axis in flipped))
     ordered = tuple(spacings[axis] for axis in order)
+    with np.errstate(over="ignore"):  # infinite values are refused by name
+        voxels = np.ascontiguousarray(found, dtype=np.float32)
     volume = Volume(
-        array=np.ascontiguousarray(found, dtype=np.float32),
+        array=voxels,
         spacing=(ordered[0], ordered[1], ordered[2]),
-        properties={"reader": reader, "spacing": list(ordered)},
+        properties={"reader": reader, "spacing": list(ordered), **_geometry(matrix, reader)},
     )
     return Placed(volume=volume, order=order, flipped=flipped, shape=shape)
+
+
+def say_unlike(awareness: Awareness, placed: Placed) -> None:
+    """Log what of an array is unlike the training cases.
+
+    Raises:
+        ImageError: it holds NaN or infinite values.
+    """
+    require_finite(placed.volume.array, "the image")
+    say_warnings("array", awareness.findings(placed.volume))
+
+
+def _geometry(affine: npt.NDArray[np.float64] | None, reader: str) -> dict[str, Any]:
+    """Return the orientation of an array that is used as it is stored."""
+    return {} if affine is None or reader in REORIENTING_READERS else {"geometry": {"affine": affine.tolist()}}
 
 
 def _layout(affine: npt.NDArray[np.float64] | None, reader: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -115,8 +133,56 @@ def _layout(affine: npt.NDArray[np.float64] | None, reader: str) -> tuple[tuple[
     return order, tuple(axis for axis, source in enumerate(order) if orientation[source, 1] < 0)
 
 
+def _checked_array(array: npt.ArrayLike | Tensor) -> npt.NDArray[Any]:
+    """Return an array of real numbers."""
+    try:
+        if isinstance(array, Tensor):
+            array = array.detach().cpu()
+            array = array.float() if array.dtype == torch.bfloat16 else array  # which numpy has not
+        values = np.asarray(array)
+        if values.dtype == object:
+            values = values.astype(np.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ImageError(
+            f"array of type {type(array).__name__} ({error}); expected numbers, as a numpy array or a torch tensor"
+        ) from error
+    if values.dtype.kind not in "biuf":
+        more = "; give its magnitude or its real part" if values.dtype.kind == "c" else ""
+        raise ImageError(f"array of {values.dtype}: expected integers or real numbers{more}")
+    return values
+
+
+def _checked_spacing(spacing: Sequence[float] | None, affine: npt.NDArray[np.float64] | None) -> list[float]:
+    """Return the extent of a voxel along each axis of the array, mm."""
+    own = None if affine is None else np.linalg.norm(affine[:3, :3], axis=0)
+    if spacing is None:
+        if own is None:
+            raise ImageError("an array has no spacing of its own; give spacing= in the order of its axes, or affine=")
+        return [float(extent) for extent in own]
+    what = "expected two or three numbers, one for each axis in mm, such as (3.0, 0.8, 0.8)"
+    try:
+        found = np.asarray(spacing, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ImageError(f"spacing {spacing!r}: {what}") from error
+    if found.ndim != 1 or len(found) not in (2, 3) or (own is not None and len(found) != 3):
+        raise ImageError(f"spacing {found.tolist()}: {what}; three with an affine")
+    if not (np.isfinite(found) & (found > 0)).all():
+        raise ImageError(f"spacing {found.tolist()}: expected positive numbers, in mm")
+    if own is not None and not np.allclose(found, own, rtol=_SAME_SPACING, atol=0):
+        raise ImageError(
+            f"spacing {found.tolist()} contradicts the affine, whose voxels are {own.round(4).tolist()} mm; give one "
+            "of them, in the order of the array's axes"
+        )
+    return [float(extent) for extent in found]
+
+
 def _checked_affine(affine: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    matrix = np.asarray(affine, dtype=np.float64)
+    """Return an affine that can be used."""
+    what = "expected a (4, 4) matrix that can be inverted"
+    try:
+        matrix = np.asarray(affine, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ImageError(f"affine {affine!r}: {what}") from error
     if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:3, :3])) < 1e-12:
-        raise ImageError(f"affine of shape {matrix.shape}: expected a (4, 4) matrix that can be inverted")
+        raise ImageError(f"affine of shape {matrix.shape}: {what}")
     return matrix

@@ -27,7 +27,7 @@ from segwright.core.parallel import fork_safe
 from segwright.data.images import Volume, write_labels
 from segwright.data.labels import Labels
 from segwright.data.store import Provenance
-from segwright.inference.arrays import Placed, place
+from segwright.inference.arrays import Placed, place, say_unlike
 from segwright.inference.awareness import UNAWARE, Awareness, say_warnings
 from segwright.inference.export import LabelMap
 from segwright.inference.files import SCRATCH, begin, naming, read_volume
@@ -126,7 +126,9 @@ class Ensemble:
     def _place(
         self, array: npt.NDArray[Any] | Tensor, spacing: Sequence[float] | None, affine: npt.ArrayLike | None
     ) -> Placed:
-        return place(array, num_channels=self.num_channels, reader=self.reader, spacing=spacing, affine=affine)
+        placed = place(array, num_channels=self.num_channels, reader=self.reader, spacing=spacing, affine=affine)
+        say_unlike(self.awareness, placed)
+        return placed
 
 
 @fork_safe

@@ -23,7 +23,7 @@ from segwright.data.labels import Labels
 from segwright.data.plan import Configuration, Plan
 from segwright.data.sides import Sides, mirrored_heads
 from segwright.data.store import Provenance
-from segwright.inference.arrays import Placed, place
+from segwright.inference.arrays import Placed, place, say_unlike
 from segwright.inference.awareness import UNAWARE
 from segwright.inference.export import (
     LabelMap,
@@ -207,6 +207,8 @@ class Predictor:
     ) -> LabelMap:
         """Return the label map of an array, on its grid and in its axis order; arguments as in `arrays.place`.
 
+        What of it is unlike the training cases is logged as a warning.
+
         Raises:
             ImageError: the array does not fit the model, or holds NaN or infinite values.
         """
@@ -250,9 +252,10 @@ class Predictor:
     def _place(
         self, array: npt.NDArray[Any] | Tensor, spacing: Sequence[float] | None, affine: npt.ArrayLike | None
     ) -> Placed:
-        return place(
-            array, num_channels=self.num_channels, reader=self.plan.image_reader_writer, spacing=spacing, affine=affine
-        )
+        reader = self.plan.image_reader_writer
+        placed = place(array, num_channels=self.num_channels, reader=reader, spacing=spacing, affine=affine)
+        say_unlike(self.awareness, placed)
+        return placed
 
     @property
     def num_channels(self) -> int:

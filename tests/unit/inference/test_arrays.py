@@ -13,7 +13,10 @@ import pytest
 import torch
 
 from segwright.core.errors import ImageError
+from segwright.data.outliers import TrainingRange, measure
 from segwright.inference.arrays import place
+from segwright.inference.awareness import Awareness
+from segwright.inference.ensemble import Ensemble
 from segwright.inference.model_folder import load_predictor
 from segwright.inference.predictor import Predictor
 
@@ -75,11 +78,66 @@ def test_a_flat_image_gets_a_first_axis_and_loses_it_again() -> None:
         ({"spacing": (1, 1, 1), "reader": "NibabelIOWithReorient"}, r"asks for RAS\+ .* give affine="),
         ({"affine": np.zeros((4, 4))}, "can be inverted"),
         ({"affine": np.eye(3)}, r"expected a \(4, 4\) matrix"),
+        ({"affine": "eye"}, r"affine 'eye': expected a \(4, 4\) matrix"),
+        ({"spacing": 1.0}, r"spacing 1.0: expected two or three numbers, one for each axis in mm, such as \(3.0"),
+        ({"spacing": "abc"}, "spacing 'abc': expected two or three numbers"),
+        ({"spacing": (1, 1), "affine": RAS}, "three with an affine"),
+        ({"spacing": (3, 3, 3), "affine": RAS}, r"contradicts the affine, whose voxels are \[2.0, 1.0, 3.0\] mm; give"),
     ],
 )
 def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ImageError, match=message):
         place(phantom(), **{"num_channels": 1, "reader": "NibabelIO", **options})
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((4, 4, 4), complex), "array of complex128: expected integers or real numbers; give its magnitude"),
+        (torch.zeros(4, 4, 4, dtype=torch.complex64), "array of complex64: expected integers or real numbers"),
+        (np.array([[["a"]]]), "array of <U1: expected integers or real numbers"),
+        (np.array([[["a"]]], dtype=object), "array of type ndarray .*; expected numbers, as a numpy array or a torch"),
+        ([[[1, 2], [3]]], "array of type list .*; expected numbers, as a numpy array or a torch tensor"),
+        (np.zeros((0, 4, 4)), r"array of shape \(0, 4, 4\): expected at least one voxel"),
+    ],
+)
+def test_what_is_no_image_is_refused(array: Any, message: str) -> None:
+    with pytest.raises(ImageError, match=message):
+        place(array, num_channels=1, reader="SimpleITKIO", spacing=(1, 1, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.int16, torch.uint8, torch.bool])
+def test_every_real_tensor_will_do(dtype: torch.dtype) -> None:
+    tensor = (torch.arange(64).reshape(4, 4, 4) % 2).to(dtype)
+    placed = place(tensor, num_channels=1, reader="SimpleITKIO", spacing=(1, 1, 1))
+    np.testing.assert_array_equal(placed.volume.array[0], np.arange(64).reshape(4, 4, 4) % 2)
+
+
+def test_a_spacing_that_the_affine_has_too_will_do() -> None:
+    placed = place(phantom(), num_channels=1, reader="NibabelIO", spacing=(2.0001, 1, 3), affine=RAS)
+    assert placed.volume.spacing == (3.0, 1.0, 2.0001)
+
+
+def test_numbers_too_large_for_float32_are_refused_by_name(predictor: Predictor) -> None:
+    with pytest.raises(ImageError, match="the image holds NaN or infinite"):
+        predictor.predict(phantom().astype(float) * 1e300, spacing=(1, 1, 1))
+
+
+@pytest.mark.parametrize("method", ["predict", "predict_probabilities", "predict_uncertainty"])
+@pytest.mark.parametrize("several", [False, True])
+def test_arrays_unlike_the_training_cases_are_told(
+    predictor: Predictor, caplog: pytest.LogCaptureFixture, method: str, several: bool
+) -> None:
+    usual = place(phantom(), num_channels=1, reader="SimpleITKIO", affine=RAS).volume
+    training = TrainingRange.of([measure(usual)] * 5, ["RAS"])
+    predictor.awareness = Awareness(training=training)
+    ask = getattr(Ensemble([predictor, predictor]) if several else predictor, method)
+    ask(phantom(), affine=RAS)
+    assert not caplog.records
+    ask(phantom() * 1000, affine=np.diag([-2.0, 1.0, 3.0, 1.0]))
+    assert "array: axes run LAS, those of the training cases RAS" in caplog.text
+    assert {record.levelname for record in caplog.records} == {"WARNING"}
+    assert len(caplog.records) > 1
 
 
 @pytest.fixture
