@@ -79,8 +79,8 @@ class Saving:
         """Return the files that hold the probabilities of a case."""
         if self.kind != "nifti":
             return (folder / f"{case}.{self.kind}",)
-        names = (_UNUSUAL.sub("_", labels.names[head]) for head in self.heads(labels))
-        return tuple(folder / NIFTI_FOLDER / f"{case}_{name}.nii.gz" for name in names)
+        names = _file_names(labels)
+        return tuple(folder / NIFTI_FOLDER / f"{case}_{names[head]}.nii.gz" for head in self.heads(labels))
 
     def require_writable(self, reader: str) -> None:
         """Raise a ConfigError where the images have no geometry that NIfTI could keep."""
@@ -237,6 +237,17 @@ class _Sink:
         planned = np.moveaxis(planes, 1, 1 + self.way.axis)
         read = planned.transpose((0, *(axis + 1 for axis in self.way.provenance.transpose_backward)))
         self.target.put(start, stop, read)
+
+
+def _file_names(labels: Labels) -> dict[int, str]:
+    """Return what stands for each head in the names of files: its own, and the head's number where several share it."""
+    found = {head: _UNUSUAL.sub("_", name) for head, name in labels.names.items()}
+    while True:
+        folded = [name.casefold() for name in found.values()]  # some file systems know no case
+        shared = {name for name in folded if folded.count(name) > 1}
+        if not shared:
+            return found
+        found = {head: f"{name}_{head}" if name.casefold() in shared else name for head, name in found.items()}
 
 
 def _reader_axis(way: WayBack) -> int:

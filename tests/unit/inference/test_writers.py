@@ -111,6 +111,24 @@ def test_classes_of_nifti_may_be_chosen(tmp_path: Path, plan: Plan) -> None:
         np.testing.assert_allclose(found / 255, truth, atol=0.5 / 255 + 1e-6)
 
 
+def test_classes_whose_names_are_one_in_a_file_name_have_maps_of_their_own(tmp_path: Path, plan: Plan) -> None:
+    labels = Labels.from_dataset_json({"labels": {"background": 0, "left a": 1, "Left/a": 2}})
+    saving = Saving(kind="nifti")
+    expected = fill(saving, tmp_path, plan, labels, 0)
+    files = saving.files(tmp_path, "case.1", labels)
+    assert [file.name for file in files] == ["case.1_left_a_1.nii.gz", "case.1_Left_a_2.nii.gz"]
+    assert Saving(kind="nifti", classes=("Left/a",)).files(tmp_path, "case.1", labels) == files[1:]
+    for file, truth in zip(files, expected[1:], strict=True):
+        found = sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
+        np.testing.assert_allclose(found / 255, truth, atol=0.5 / 255 + 1e-6)
+
+
+def test_a_number_that_is_added_to_a_name_makes_no_other_one(tmp_path: Path) -> None:
+    labels = Labels.from_dataset_json({"labels": {"background": 0, "a b": 1, "a/b": 2, "a_b_1": 3}})
+    names = [file.name for file in Saving(kind="nifti").files(tmp_path, "c", labels)]
+    assert names == ["c_a_b_1_1.nii.gz", "c_a_b_2.nii.gz", "c_a_b_1_3.nii.gz"]
+
+
 def test_a_failure_leaves_nothing_behind(tmp_path: Path, plan: Plan) -> None:
     way = WayBack((9, 8, 7), PROVENANCE, plan.configuration("3d_fullres"))
     with pytest.raises(RuntimeError, match="meanwhile"), Saving(kind="b2nd").open(tmp_path, "a", LABELS, way, {}):
