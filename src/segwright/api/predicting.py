@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from segwright.inference.ensemble import Ensemble
     from segwright.inference.journal import CaseRecord
     from segwright.inference.predictor import Predictor
+    from segwright.inference.writers import Saving
+
+logger = getLogger(__name__)
 
 
 def predict(
@@ -59,16 +63,15 @@ def predict(
     """
     from segwright.inference.ensemble import Ensemble
     from segwright.inference.files import predict_files
-    from segwright.inference.writers import Saving
 
-    kind = "npz" if probabilities is True else probabilities or ("nifti" if classes else None)
-    saving = Saving(kind=kind, classes=classes) if kind else False
+    saving = _checked_options(images, output, probabilities, classes, part=part, parts=parts)
+    devices = _checked_devices(device, precision)
     models = [model] if isinstance(model, Path | str) else list(model)
-    devices = [name.strip() for name in device.split(",")]
     if len(models) > 1:
         _require_none_selected(models)
+        _require_one(devices)
     loaded = [
-        load_model(
+        _load(
             each,
             folds=folds,
             checkpoint=checkpoint,
@@ -84,7 +87,7 @@ def predict(
     predictors = [each for each in loaded if not isinstance(each, Ensemble)]
     several = loaded[0] if isinstance(loaded[0], Ensemble) else Ensemble(predictors) if len(models) > 1 else None
     options: dict[str, Any] = {
-        "probabilities": saving,
+        "probabilities": saving or False,
         "uncertainty": uncertainty,
         "calibrated": calibrated,
         "overwrite": overwrite,
@@ -92,11 +95,7 @@ def predict(
         "parts": parts,
     }
     if several is not None:
-        if len(devices) > 1:
-            raise ConfigError(
-                "several models predict on one device; give each device a part of the cases, --part 0 --parts "
-                f"{len(devices)} and so on"
-            )
+        _require_one(devices)
         return several.predict_files(images, output, **options)
     return predict_files(
         predictors[0],
@@ -135,27 +134,82 @@ def load_model(
         trust_code: Let the plans of nnU-Net name any installed network class, which is then imported and called.
         exact: Give tiles of one value, such as air, a pass of their own each.
     """
+    _checked_devices(device, precision)
+    return _load(
+        model,
+        folds=folds,
+        checkpoint=checkpoint,
+        mirroring=mirroring,
+        precision=precision,
+        device=device,
+        trust_code=trust_code,
+        exact=exact,
+    )
+
+
+def _load(model: Path | str, *, trust_code: bool, exact: bool, **options: Any) -> Predictor | Ensemble:
+    """Return the predictor of a model folder; what may be asked of the device is checked."""
     from segwright.inference.model_folder import OURS, CheckpointFormat, load_predictor
     from segwright.inference.selected import find_selected, load_selected
     from segwright.interop.nnunet import NnunetCheckpoints, is_nnunet_model
 
     def load(folder: Path) -> Predictor:
         reading: CheckpointFormat = NnunetCheckpoints() if is_nnunet_model(folder) else OURS
-        return load_predictor(
-            folder,
-            folds=folds,
-            checkpoint=checkpoint,
-            mirroring=mirroring,
-            precision=precision,
-            device=device,
-            reading=reading,
-            trust_code=trust_code,
-            reuse=not exact,
-        )
+        return load_predictor(folder, reading=reading, trust_code=trust_code, reuse=not exact, **options)
 
     with unpacked(Path(model)) as place:
         selected = find_selected(place)
         return load(only_model(place, Path(model))) if selected is None else load_selected(selected, load)
+
+
+def _checked_options(
+    images: Path | str,
+    output: Path | str,
+    probabilities: bool | str,
+    classes: Sequence[str] | None,
+    *,
+    part: int,
+    parts: int,
+) -> Saving | None:
+    """Return how probabilities are saved; what needs no model to be refused is refused before one is loaded."""
+    from segwright.core.documents import require_folder
+    from segwright.inference.files import require_apart
+    from segwright.inference.journal import Asked
+    from segwright.inference.writers import Saving
+
+    kind = "npz" if probabilities is True else probabilities or ("nifti" if classes else None)
+    saving = Saving(kind=kind, classes=classes) if kind else None
+    Asked(saving=saving, part=part, parts=parts)
+    require_apart(Path(images), Path(output))
+    require_folder(Path(output))
+    return saving
+
+
+def _checked_devices(text: str, precision: str) -> list[str]:
+    """Return the names of devices; each is there and computes in the precision."""
+    from segwright.core.device import CPU, compute_dtype, has_fast_bf16, resolve_device
+
+    names = [name.strip() for name in text.split(",")]
+    if "" in names:
+        raise ConfigError(f"device '{text}': a name is missing; name devices as in cpu, or cuda:0,cuda:1")
+    devices = [resolve_device(name) for name in names]
+    for device in devices:
+        compute_dtype(device, precision)
+    if precision == "bf16" and any(device.type == CPU for device in devices) and not has_fast_bf16():
+        logger.warning(
+            "precision 'bf16': this CPU has no instructions for it, so it is slower than fp32 and less exact; "
+            "choose fp32 or auto"
+        )
+    return names
+
+
+def _require_one(devices: Sequence[str]) -> None:
+    """See that an ensemble predicts on one device."""
+    if len(devices) > 1:
+        raise ConfigError(
+            "several models predict on one device; give each device a part of the cases, --part 0 --parts "
+            f"{len(devices)} and so on"
+        )
 
 
 def _require_none_selected(models: Sequence[Path | str]) -> None:
