@@ -26,7 +26,7 @@ from segwright.data.labels import OUTSIDE, Labels
 from segwright.training.caching import CaseCache, CaseSource, OpenCase, naming
 from segwright.training.distributed import ALONE, Ranks
 from segwright.training.sampling import Sampler, choose_key, choose_start, is_forced, read_box, uniform
-from segwright.training.targets import Scales, encode_targets
+from segwright.training.targets import Scales, encode_targets, target_bytes
 
 
 class Batch(TypedDict):
@@ -107,8 +107,11 @@ class BatchLoader:
 
     @property
     def batch_bytes(self) -> int:
-        """Bytes of one batch's images and largest target, the channels of a previous stage apart."""
-        return len(self._own) * math.prod(self.patch_size) * (4 * self._num_channels + 2 * self._num_maps)
+        """Bytes of one batch's images, with the channels of a previous stage, and of all its targets."""
+        channels = self._num_channels + (0 if self.previous is None else len(self.previous.labels))
+        shares = sum(math.prod(scale) for scale in self.scales or [(1,)])
+        per_voxel = 4 * channels + target_bytes(self.labels) * shares
+        return math.ceil(len(self._own) * math.prod(self.patch_size) * per_voxel)
 
     @property
     def _num_channels(self) -> int:

@@ -202,16 +202,25 @@ def total_bytes(store: CaseSource, identifiers: Sequence[str]) -> int:
 
 @contextmanager
 def naming(identifier: str) -> Iterator[None]:
-    """Name the case in any error of reading it."""
+    """Name the case in any error of reading it, whatever its kind."""
     try:
         yield
-    except SegwrightError:
+    except SegwrightError as error:
+        if not _names(str(error), identifier):
+            error.args = (f"case {identifier}: {error}",)  # keeps the kind, hence the exit code
         raise
-    except (OSError, RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:
+    except Exception as error:
+        remedy = "delete its files and preprocess again"
+        if isinstance(error, MemoryError | torch.OutOfMemoryError):
+            remedy = "memory is short: free some, or train with --cache none"
         raise DatasetError(
-            f"case {identifier}: cannot be read from the preprocessed data ({type(error).__name__}: {error}); "
-            "delete its files and preprocess again"
+            f"case {identifier}: cannot be read from the preprocessed data ({type(error).__name__}: {error}); {remedy}"
         ) from error
+
+
+def _names(message: str, identifier: str) -> bool:
+    """Whether a message names the case as such; a path that holds its name does not."""
+    return f"case {identifier}:" in message or f"case '{identifier}'" in message
 
 
 def _shown(size: float) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from segwright.data.labels import Labels
+from segwright.data.labels import ClassKey, Labels
 
 Scales = Sequence[Sequence[float]]
 """Relative size of each network output per spatial axis, the highest resolution first."""
@@ -40,12 +40,24 @@ def downsample(maps: torch.Tensor, scale: Sequence[float]) -> torch.Tensor:
     return maps
 
 
-def _encode(maps: torch.Tensor, labels: Labels) -> torch.Tensor:
-    regions = labels.regions
+def target_bytes(labels: Labels) -> int:
+    """Return the bytes of a target for each of its voxels: a map of int16, or a boolean channel for each region."""
+    channels = _channels(labels)
+    return torch.int16.itemsize if channels is None else len(channels) * torch.bool.itemsize
+
+
+def _channels(labels: Labels) -> list[ClassKey] | None:
+    """Return the regions, the ignore label last; None without regions."""
+    regions, ignore = labels.regions, labels.ignore_label
     if regions is None:
+        return None
+    return [*regions] if ignore is None else [*regions, ignore]
+
+
+def _encode(maps: torch.Tensor, labels: Labels) -> torch.Tensor:
+    channels = _channels(labels)
+    if channels is None:
         return maps
-    ignore = labels.ignore_label
-    channels = [*regions] if ignore is None else [*regions, ignore]
     encoded = torch.zeros((len(maps), len(channels), *maps.shape[2:]), dtype=torch.bool, device=maps.device)
     for index, channel in enumerate(channels):
         for value in channel if isinstance(channel, tuple) else (channel,):

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 
+from segwright.augmentation.cascade import PreviousStage
 from segwright.augmentation.recipe import Recipe, Step, build_recipe
 from segwright.augmentation.spatial import Affine, Mirror
-from segwright.core.errors import ConfigError, DatasetError, SegwrightError
+from segwright.core.errors import ConfigError, DatasetError, SegwrightError, WorkspaceError
 from segwright.data.labels import Labels
 from segwright.data.store import CaseStore, Provenance
 from segwright.training.batches import Batch, BatchLoader
-from segwright.training.caching import CaseCache, Residence
+from segwright.training.caching import CaseCache, Residence, naming
 from segwright.training.reading_ahead import THREAD_NAME, prefetch
 
 LABELS = Labels.from_dataset_json({"labels": {"background": 0, "a": 1, "b": 2}})
@@ -189,6 +190,53 @@ class Broken:
 
     def __getitem__(self, key: Any) -> Any:
         raise RuntimeError("blosc2: bad chunk")
+
+
+@pytest.mark.parametrize(
+    "kind", [MemoryError, EOFError, AttributeError, ZeroDivisionError, RecursionError, torch.OutOfMemoryError]
+)
+def test_an_error_of_any_kind_names_the_case(kind: type[Exception]) -> None:
+    class Worse(Broken):
+        def __getitem__(self, key: Any) -> Any:
+            raise kind("boom")
+
+    store = FakeStore([(12, 14, 9)])
+    store.cases["case_0"].image = Worse()
+    remedy = "train with --cache none" if "Memory" in kind.__name__ else "preprocess again"
+    with pytest.raises(DatasetError, match=rf"case case_0: .*{kind.__name__}: boom\); .*{remedy}"):
+        make_loader(store).batch(0, 0)
+
+
+@pytest.mark.parametrize("kind", [DatasetError, WorkspaceError])
+def test_an_error_that_names_only_a_path_gets_the_cases_name(kind: type[SegwrightError]) -> None:
+    class Lost(FakeStore):
+        def load(self, identifier: str) -> FakeCase:
+            raise kind(f"/data/{identifier}.b2nd: missing or damaged")
+
+    with pytest.raises(kind, match=r"^case case_0: /data/case_0.b2nd: missing"):
+        make_loader(Lost([(12, 14, 9)])).batch(0, 0)
+
+
+def test_a_name_is_not_told_twice() -> None:
+    for message in ("case case_0: image and label differ", "no map for case 'case_0' of the previous stage"):
+        with pytest.raises(DatasetError, match=f"^{message}"), naming("case_0"):
+            raise DatasetError(message)
+
+
+@pytest.mark.parametrize("scales", [None, [[1, 1, 1], [0.5, 0.5, 0.5]]])
+@pytest.mark.parametrize("regions", [False, True])
+@pytest.mark.parametrize("cascade", [False, True])
+def test_the_bytes_of_a_batch_are_those_of_its_tensors(scales: Any, regions: bool, cascade: bool) -> None:
+    declared = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3} if regions else {"background": 0, "a": 1}
+    labels = Labels.from_dataset_json({"labels": declared, "regions_class_order": [1, 2]})
+    store = FakeStore([(12, 14, 9)], channels=3)
+    if cascade:
+        store.cases["case_0"].label = np.concatenate([store.cases["case_0"].label] * 2)
+    previous = PreviousStage(labels=labels.foreground_labels) if cascade else None
+    loader = make_loader(store, patch_size=(8, 12, 4), labels=labels, scales=scales, previous=previous)
+    batch = loader.batch(0, 0)
+    targets = batch["target"] if isinstance(batch["target"], list) else [batch["target"]]
+    assert loader.batch_bytes == batch["data"].nbytes + sum(target.nbytes for target in targets)
 
 
 @pytest.mark.parametrize("held", [True, False])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segwright.data.labels import Labels
-from segwright.training.targets import downsample, encode_targets
+from segwright.training.targets import downsample, encode_targets, target_bytes
 
 PLAIN = Labels.from_dataset_json({"labels": {"background": 0, "a": 1, "b": 2}})
 REGIONS = Labels.from_dataset_json(
@@ -63,3 +63,10 @@ def test_downsampling_equals_nearest_exact_for_any_size(size: int, scale: float)
     reduced = max(round(size * scale), 1)
     expected = functional.interpolate(line.float(), size=(reduced, 1), mode="nearest-exact")
     assert torch.equal(downsample(line, (scale, 1.0)), expected.to(torch.int16))
+
+
+def test_bytes_of_a_targets_voxel_are_those_it_takes() -> None:
+    for labels in (PLAIN, REGIONS):
+        target = encode_targets(label_maps(high=3), labels)
+        assert isinstance(target, torch.Tensor)
+        assert target_bytes(labels) == target.nbytes // (2 * 8 * 10 * 6)
