@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
@@ -56,7 +56,7 @@ class ShownSample:
 
 
 def render(
-    samples: Sequence[ShownSample],
+    samples: Iterable[ShownSample],
     *,
     title: str,
     notes: Sequence[str],
@@ -64,17 +64,19 @@ def render(
     channels: Sequence[str],
     spacing: Sequence[float],
     created: datetime,
+    previous: Sequence[str] = (),
 ) -> str:
     """Return the HTML, complete in itself.
 
     Args:
-        samples: to show.
+        samples: to show; each is drawn and forgotten before the next is taken.
         title: of the page.
         notes: about recipe, patch and seed.
-        labels: value to name, of the foreground labels; other values are drawn in the last colour.
-        channels: names of the image channels.
+        labels: value to name, of all labels but the background; other values are drawn in the last colour.
+        channels: names of the image channels; the first few are drawn.
         spacing: of the patch's axes; the pictures are drawn in proportion.
         created: when.
+        previous: names of the channels behind them, the labels of a cascade's previous stage; the first few are drawn.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("segwright.report", "templates"),
@@ -84,6 +86,10 @@ def render(
         lstrip_blocks=True,
     )
     style = (files("segwright.report") / "templates" / "report.css").read_text(encoding="utf-8") + _STYLE
+    shown = [
+        *list(enumerate(channels))[:_MOST_CHANNELS],
+        *list(enumerate(previous, start=len(channels)))[:_MOST_CHANNELS],
+    ]
     colours = {value: label_colour(position) for position, value in enumerate(labels, start=1)}
     return environment.get_template("augmentation.html").render(
         title=title,
@@ -92,7 +98,7 @@ def render(
         samples=[
             {
                 "title": sample.title,
-                "pictures": _pictures(sample, colours, channels, spacing),
+                "pictures": _pictures(sample, colours, shown, spacing),
                 "drawn": sample.drawn,
             }
             for sample in samples
@@ -145,7 +151,7 @@ def affine_text(matrix: npt.NDArray[np.float64]) -> str:
 
 
 def _pictures(
-    sample: ShownSample, colours: Mapping[int, str], channels: Sequence[str], spacing: Sequence[float]
+    sample: ShownSample, colours: Mapping[int, str], channels: Sequence[tuple[int, str]], spacing: Sequence[float]
 ) -> list[dict[str, Any]]:
     """Draw the plane that shows most labels: before and after for each channel, then the labels over the first."""
     has_planes = sample.augmented_labels.ndim == 3
@@ -158,7 +164,7 @@ def _pictures(
         return result
 
     pictures = []
-    for channel, name in list(enumerate(channels))[:_MOST_CHANNELS]:
+    for channel, name in channels:
         low, high = np.percentile(sample.plain[channel], _GREY_PERCENTILES)
         moments = (
             ("plain", sample.plain, sample.plain_labels),

@@ -15,6 +15,7 @@ import jinja2
 from markupsafe import Markup
 
 import segwright
+from segwright.data.fingerprint import Fingerprint
 from segwright.data.labels import Labels
 from segwright.evaluation import statistics
 from segwright.planning.rationale import EVERYWHERE, numbers, shown
@@ -298,18 +299,21 @@ def _data_charts(item: ShownModel) -> list[Markup]:
     drawn = []
     if found:
         drawn += [
-            charts.dots("Voxel spacing", _by_axis(found.spacings), x_name="mm"),
-            charts.dots("Image size after cropping", _by_axis(found.shapes_after_crop), x_name="voxels"),
+            charts.dots("Voxel spacing", _by_axis(found.spacings, found), x_name="mm"),
+            charts.dots("Image size after cropping", _by_axis(found.shapes_after_crop, found), x_name="voxels"),
         ]
     groups = [charts.Group(name=name, values=values) for name, values in item.volumes.items()]
     drawn.append(charts.dots("Volume of the labels, scored cases", groups, x_name=item.volume_unit))
     return [chart for chart in drawn if chart]
 
 
-def _by_axis(rows: Sequence[Sequence[float]]) -> list[charts.Group]:
+def _by_axis(rows: Sequence[Sequence[float]], found: Fingerprint) -> list[charts.Group]:
+    """Return the values of each axis; one along which all images are flat has no size and no spacing."""
+    is_flat = [set(sizes) == {1} for sizes in zip(*found.shapes_after_crop, strict=True)]
     return [
         charts.Group(name=f"axis {axis}", values=[float(value) for value in values])
         for axis, values in enumerate(zip(*rows, strict=True))
+        if not is_flat[axis]
     ]
 
 
