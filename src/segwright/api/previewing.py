@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
-from segwright.api.folds import TrainOptions, require_options
+from segwright.api.folds import TrainOptions, model_folder, require_options
 from segwright.api.preparing import DEFAULT_PLANS, cases_are_fresh, cases_folder, load_plan, make_cases
-from segwright.api.session import open_session
+from segwright.api.session import Session, open_session
 from segwright.core.documents import write_text
-from segwright.core.errors import ConfigError
+from segwright.core.errors import ConfigError, SegwrightError
+from segwright.data import splits
 from segwright.data.dataset import NO_ENVIRONMENT
 from segwright.data.labels import BACKGROUND, IGNORE, Labels
 from segwright.data.plan import Plan
+from segwright.data.previous_stage import FOLDER, StageMaps
 from segwright.data.sides import Sides
 from segwright.data.store import CaseStore
 from segwright.report import augmentation_page
@@ -25,7 +28,10 @@ from segwright.training.config import TrainConfig
 from segwright.workspace import Workspace
 
 if TYPE_CHECKING:
+    from segwright.augmentation.recipe import Recipe
+    from segwright.data.plan import Configuration
     from segwright.training.batches import Batch, BatchLoader, SampleDraw
+    from segwright.training.cascade import CascadeStore
 
 PREVIEW_HTML = "augmentation.html"
 MOST_SAMPLES = 200
@@ -45,7 +51,9 @@ def preview_augmentation(
 ) -> Path:
     """Write one HTML page of training samples, each before and after augmentation, and return its path.
 
-    They are the first samples that a training on all cases would see with the same settings.
+    They are the first samples that a training on all cases would see with the same settings on this machine: its
+    batches one after the other, each with its forced samples at the end. Of a cascade's second stage the previous
+    stage's maps must be there.
 
     Args:
         dataset: Folder, name or id.
@@ -59,13 +67,12 @@ def preview_augmentation(
         environment: Variables that explicit file lists may name.
 
     Raises:
-        SegwrightError: dataset, plan, configuration or a setting is wrong, or a case cannot be read.
+        SegwrightError: dataset, plan, configuration or a setting is wrong, a case cannot be read, or the previous stage
+            of a cascade is not trained.
 
     Example:
         >>> preview_augmentation(4, samples=8)  # doctest: +SKIP
     """
-    from segwright.training.loaders import training_recipe
-
     if not 1 <= samples <= MOST_SAMPLES:
         raise ConfigError(f"samples {samples}: expected 1 to {MOST_SAMPLES}")
     require_options(TrainOptions(settings=settings or {}))
@@ -73,31 +80,21 @@ def preview_augmentation(
     session = open_session(dataset, workspace, environment=environment)
     plan = load_plan(session, plans)
     name = configuration or _default(plan)
-    chosen = plan.configuration(name)
-    recipe = training_recipe(config, chosen, session.dataset.labels, Sides.of_plan(plan))
+    shown = _Shown.of(session, plan, name, config)
     if not cases_are_fresh(session, plan, name):
         make_cases(session, plan, name, workers=workers)
-    store = CaseStore(cases_folder(session, plan, name))
-    labels = session.dataset.labels
-    plain, augmented = (
-        _loader(store, config, chosen.patch_size, labels, samples, recipe if is_augmented else None)
-        for is_augmented in (False, True)
-    )
+    folder = cases_folder(session, plan, name)
     page = augmentation_page.render(
-        _shown(plain, augmented),
+        shown.samples(_cases(session, plan, name, CaseStore(folder)), samples),
         title=f"{session.name}, {name}",
-        notes=[
-            f"augmentation '{config.augmentation}', seed {config.seed}",
-            f"patch {' x '.join(map(str, chosen.patch_size))} voxels",
-            f"transforms in order: {', '.join(recipe.names()) or 'none'}",
-            "Grey values are drawn in the window of the plain patch; around a case there is padding of 0.",
-        ],
-        labels={value: labels.class_name(value) for value in labels.foreground_labels},
+        notes=shown.notes(),
+        labels=_legend(session.dataset.labels),
         channels=list(session.dataset.description.channel_names.values()),
-        spacing=chosen.spacing,
+        previous=shown.previous_channels(),
+        spacing=plan.configuration(name).spacing,
         created=datetime.now().astimezone(),
     )
-    file = Path(output) if output is not None else store.folder.parent / PREVIEW_HTML
+    file = Path(output) if output is not None else folder.parent / PREVIEW_HTML
     write_text(file, page)
     return file
 
@@ -106,43 +103,128 @@ def _default(plan: Plan) -> str:
     return next(known for known in ("3d_fullres", *plan.configuration_names) if known in plan.configurations)
 
 
-def _loader(
-    store: CaseStore, config: TrainConfig, patch_size: tuple[int, ...], labels: Labels, count: int, recipe: Any
-) -> BatchLoader:
-    """Return a loader whose targets are label maps, of regions too."""
-    from segwright.training.batches import BatchLoader
-    from segwright.training.sampling import build_sampler
+def _cases(session: Session, plan: Plan, configuration: str, store: CaseStore) -> CaseStore | CascadeStore:
+    """Return the cases as a training reads them, with the previous stage's maps where the configuration has one.
 
-    values = {BACKGROUND: 0, **{f"label {value}": value for value in labels.foreground_labels}}
-    if labels.ignore_label is not None:
-        values[IGNORE] = labels.ignore_label
-    return BatchLoader(
-        store,
-        store.identifiers(),
-        patch_size=patch_size,
-        batch_size=count,
-        labels=Labels(values),
-        recipe=recipe,
-        oversample_foreground_percent=config.oversample_foreground_percent,
-        oversample_by_chance=config.oversample_by_chance,
-        sampler=build_sampler(config.sampler),
-        seed=config.seed,
-    )
+    Raises:
+        ConfigError: these maps are not there.
+    """
+    from segwright.training.cascade import CascadeStore
+
+    previous = plan.configuration(configuration).previous_stage
+    if previous is None:
+        return store
+    cases = CascadeStore(store, StageMaps(model_folder(session, plan, previous) / FOLDER / configuration))
+    for identifier in store.identifiers():
+        try:
+            cases.load(identifier)
+        except SegwrightError as error:
+            raise ConfigError(
+                f"configuration '{configuration}' is trained on what '{previous}' predicts, which is not there for all "
+                f"cases ({error}); train '{previous}' and then '{configuration}' on all folds first, or preview "
+                f"'{previous}'"
+            ) from error
+    return cases
 
 
-def _shown(plain: BatchLoader, augmented: BatchLoader) -> list[ShownSample]:
-    (images, maps), (changed_images, changed_maps) = (_arrays(loader.batch(0, 0)) for loader in (plain, augmented))
-    return [
-        ShownSample(
-            title=f"{draw.identifier}, from voxel {', '.join(map(str, draw.start))}",
-            plain=images[index],
-            plain_labels=maps[index, 0],
-            augmented=changed_images[index],
-            augmented_labels=changed_maps[index, 0],
-            drawn=_drawn(draw),
+def _legend(labels: Labels) -> dict[int, str]:
+    """Return every label value with its name; of a value of regions, the regions that it belongs to."""
+    legend = {value: labels.class_name(value) for value in labels.foreground_labels}
+    for value in legend if labels.has_regions else ():
+        names = [name for name, key in labels.declared.items() if value in (key if isinstance(key, tuple) else (key,))]
+        legend[value] = f"{value}: {', '.join(names)}"
+    return legend if labels.ignore_label is None else {**legend, labels.ignore_label: f"{IGNORE} (not trained on)"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shown:
+    """The samples of a training with `config`, whose batch size is decided."""
+
+    identifiers: tuple[str, ...]
+    config: TrainConfig
+    configuration: Configuration
+    labels: Labels
+    recipe: Recipe
+
+    @classmethod
+    def of(cls, session: Session, plan: Plan, name: str, config: TrainConfig) -> _Shown:
+        """Return what a training on all cases would be, on this machine.
+
+        Raises:
+            SegwrightError: configuration or recipe do not exist.
+        """
+        from segwright.core.device import resolve_device
+        from segwright.training import regime
+        from segwright.training.loaders import training_recipe
+
+        configuration, labels = plan.configuration(name), session.dataset.labels
+        decided = regime.decide(config, configuration, resolve_device("auto")).config
+        return cls(
+            identifiers=tuple(splits.select([], session.dataset.identifiers, "all").train),
+            config=decided,
+            configuration=configuration,
+            labels=labels,
+            recipe=training_recipe(decided, configuration, labels, Sides.of_plan(plan)),
         )
-        for index, draw in enumerate(augmented.draw(0, 0))
-    ]
+
+    def notes(self) -> list[str]:
+        """Return what the page says above the samples."""
+        return [
+            f"augmentation '{self.config.augmentation}', seed {self.config.seed}",
+            f"patch {' x '.join(map(str, self.configuration.patch_size))} voxels, batches of {self.config.batch_size}",
+            f"transforms in order: {', '.join(self.recipe.names()) or 'none'}",
+            "Grey values are drawn in the window of the plain patch; around a case there is padding of 0.",
+        ]
+
+    def previous_channels(self) -> list[str]:
+        """Return the names of the channels that the previous stage's map becomes."""
+        if self.configuration.previous_stage is None:
+            return []
+        return [f"previous stage: {self.labels.class_name(value)}" for value in self.labels.foreground_labels]
+
+    def samples(self, cases: CaseStore | CascadeStore, count: int) -> Iterator[ShownSample]:
+        """Yield the first samples, never holding more than the batch they are in."""
+        plain, augmented = self._loader(cases, None), self._loader(cases, self.recipe)
+        for number in range(count):
+            step, index = divmod(number, augmented.batch_size)
+            if index == 0:
+                (images, maps), (changed_images, changed_maps) = (
+                    _arrays(loader.batch(0, step)) for loader in (plain, augmented)
+                )
+                draws = augmented.draw(0, step)
+            yield ShownSample(
+                title=f"{draws[index].identifier}, from voxel {', '.join(map(str, draws[index].start))}",
+                plain=images[index],
+                plain_labels=maps[index, 0],
+                augmented=changed_images[index],
+                augmented_labels=changed_maps[index, 0],
+                drawn=_drawn(draws[index]),
+            )
+
+    def _loader(self, cases: CaseStore | CascadeStore, recipe: Recipe | None) -> BatchLoader:
+        """Return a loader whose targets are label maps, of regions too."""
+        from segwright.training.batches import BatchLoader
+        from segwright.training.cascade import previous_stage
+        from segwright.training.loaders import forced_share
+        from segwright.training.sampling import build_sampler
+
+        values = {BACKGROUND: 0, **{f"label {value}": value for value in self.labels.foreground_labels}}
+        if self.labels.ignore_label is not None:
+            values[IGNORE] = self.labels.ignore_label
+        assert self.config.batch_size is not None, "the regime decides the batch size"
+        return BatchLoader(
+            cases,
+            self.identifiers,
+            patch_size=self.configuration.patch_size,
+            batch_size=self.config.batch_size,
+            labels=Labels(values),
+            recipe=recipe,
+            previous=previous_stage(self.configuration, self.labels, recipe),
+            oversample_foreground_percent=forced_share(self.config),
+            oversample_by_chance=self.config.oversample_by_chance,
+            sampler=build_sampler(self.config.sampler),
+            seed=self.config.seed,
+        )
 
 
 def _arrays(batch: Batch) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
