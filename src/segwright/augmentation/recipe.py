@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -26,6 +25,9 @@ ANISOTROPIC_PATCH = 3
 
 ELONGATED_PATCH = 1.5
 """A 2D patch longer than this many times its short edge is rotated little (spec B 2.5)."""
+
+_PASSED_ON = (SegwrightError, MemoryError, torch.OutOfMemoryError)
+"""Errors that are no fault of the transform in which they come up, or tell it themselves."""
 
 Key = Callable[[str], np.random.Generator]
 """Gives the generator of a named transform for one sample: draws do not shift when a recipe is edited."""
@@ -164,8 +166,12 @@ class Recipe:
 
 def _draw(step: Step, key: Key, shape: Sequence[int]) -> Draw | None:
     rng = key(step.name)
-    with _blaming(step, "draw"):
+    try:
         draw: object = step.transform.draw(rng, shape)
+    except _PASSED_ON:
+        raise
+    except Exception as error:
+        raise _blamed(step, "draw", error) from error
     if draw is None or isinstance(draw, Mapping):
         return draw
     raise ConfigError(
@@ -177,8 +183,12 @@ def _draw(step: Step, key: Key, shape: Sequence[int]) -> Draw | None:
 def _changed(step: Step, samples: Samples, draws: Sequence[Draw]) -> Samples:
     looks_inside = _is_foreign(step) and samples.images.device.type == CPU  # elsewhere the host would wait for it
     was_finite = looks_inside and _is_finite(samples.images)
-    with _blaming(step, "apply"):
+    try:
         changed: object = step.transform.apply(samples, draws)
+    except _PASSED_ON:
+        raise
+    except Exception as error:
+        raise _blamed(step, "apply", error) from error
     if not isinstance(changed, Samples):
         raise ConfigError(f"augmentation '{step.name}': apply returned {_shown(changed)}; return the changed Samples")
     for what, before, after in (
@@ -200,18 +210,11 @@ def _changed(step: Step, samples: Samples, draws: Sequence[Draw]) -> Samples:
     return changed
 
 
-@contextmanager
-def _blaming(step: Step, method: str) -> Iterator[None]:
-    """Name the transform in any error of its own."""
-    try:
-        yield
-    except (SegwrightError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        raise ConfigError(
-            f"augmentation '{step.name}': {type(step.transform).__name__}.{method} failed with "
-            f"{type(error).__name__}: {error}"
-        ) from error
+def _blamed(step: Step, method: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"augmentation '{step.name}': {type(step.transform).__name__}.{method} failed with "
+        f"{type(error).__name__}: {error}"
+    )
 
 
 def _is_foreign(step: Step) -> bool:
