@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from logging import getLogger
 from pathlib import Path
 from typing import Any, Final
@@ -15,13 +14,14 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from segwright.core.documents import atomic_path, parse_document, write_json
-from segwright.core.errors import DatasetError, Problem, ProblemReport, SegwrightError
+from segwright.core.errors import Problem, ProblemReport, SegwrightError
 from segwright.core.parallel import map_threads
 from segwright.data.images import read_label
 from segwright.data.labels import ClassKey, Labels
-from segwright.evaluation.lesions import compare_lesions
+from segwright.evaluation.masks import Further as Further
+from segwright.evaluation.masks import class_mask, has_volume, measure_masks
 from segwright.evaluation.metrics import Overlap, overlaps
-from segwright.evaluation.surface import surface_distances
+from segwright.evaluation.pairs import pair_files as pair_files
 
 logger = getLogger(__name__)
 
@@ -29,21 +29,6 @@ _INDENT = 4
 
 Change = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 """Makes one label map (*S) of another."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Further:
-    """Which measures are taken beside the overlap.
-
-    Attributes:
-        surface: HD, HD95, ASSD and NSD, see `evaluation.surface`.
-        lesions: detection and panoptic quality, see `evaluation.lesions`.
-        tolerances: of the NSD, in mm.
-    """
-
-    surface: bool = False
-    lesions: bool = False
-    tolerances: tuple[float, ...] = (1.0, 2.0)
 
 
 class Measures(BaseModel):
@@ -233,22 +218,6 @@ def evaluate(
     return evaluate_files(pairs, labels=labels, reader=reader, workers=workers, further=further)
 
 
-def pair_files(
-    reference_dir: Path, prediction_dir: Path, file_ending: str, *, require_all: bool = False
-) -> list[tuple[Path, Path]]:
-    """Return every prediction with the reference of the same file name, reference first; arguments as of `evaluate`.
-
-    Raises:
-        DatasetError: there is no prediction at all.
-        ProblemReport: predictions without reference; all of them at once.
-    """
-    predictions, references = (_label_files(folder, file_ending) for folder in (prediction_dir, reference_dir))
-    if not predictions:
-        raise DatasetError(f"{prediction_dir}: no prediction ends in {file_ending}; give the folder that holds them")
-    _check_pairs(predictions, references, reference_dir, require_all=require_all)
-    return [(references[name], file) for name, file in predictions.items()]
-
-
 def evaluate_files(
     pairs: Sequence[tuple[Path, Path]],
     *,
@@ -292,7 +261,8 @@ def evaluate_case(
 ) -> dict[str, Measures]:
     """Return the measures of one case, two label maps (*S), by class key.
 
-    With `spacing` (mm, one number for each axis) there are volumes too, in mm^3. Ignored voxels count as background.
+    With `spacing` (mm, one number for each axis) there are volumes too, in mm^3, of all but flat images. Ignored voxels
+    count as background.
     """
     counts: Mapping[ClassKey, Overlap] = overlaps(
         reference, prediction, labels.evaluation_classes(), ignore_label=labels.ignore_label
@@ -300,64 +270,20 @@ def evaluate_case(
     if spacing is None:
         return {class_key_text(key): Measures.of(overlap) for key, overlap in counts.items()}
     known = None if labels.ignore_label is None else reference != labels.ignore_label
-    voxel = math.prod(spacing)
+    voxel = math.prod(spacing) if has_volume(reference.shape, spacing) else None
     result = {}
     for key, overlap in counts.items():
-        predicted, present = (overlap.tp + overlap.fp) * voxel, (overlap.tp + overlap.fn) * voxel
-        values = {"Volume_pred_mm3": predicted, "Volume_ref_mm3": present, "Volume_error_mm3": predicted - present}
+        values: dict[str, float] = {}
+        if voxel is not None:
+            predicted, present = (overlap.tp + overlap.fp) * voxel, (overlap.tp + overlap.fn) * voxel
+            values = {"Volume_pred_mm3": predicted, "Volume_ref_mm3": present, "Volume_error_mm3": predicted - present}
         if further.surface or further.lesions:
-            masks = [
-                np.isin(array, key) if known is None else np.isin(array, key) & known
-                for array in (reference, prediction)
-            ]
-            values |= _of_masks(masks[0], masks[1], spacing, further)
+            masks = [class_mask(array, key) for array in (reference, prediction)]
+            if known is not None:
+                masks = [mask & known for mask in masks]
+            values |= measure_masks(masks[0], masks[1], spacing, further)
         result[class_key_text(key)] = Measures.of(overlap, **values)
     return result
-
-
-def _of_masks(
-    reference: npt.NDArray[np.bool_], prediction: npt.NDArray[np.bool_], spacing: Sequence[float], further: Further
-) -> dict[str, float]:
-    values: dict[str, float] = {}
-    if further.surface:
-        distances = surface_distances(reference, prediction, spacing)
-        values |= {"HD": distances.hausdorff, "HD95": distances.hausdorff_95, "ASSD": distances.mean}
-        values |= {f"NSD_{tolerance:g}mm": distances.surface_dice(tolerance) for tolerance in further.tolerances}
-    if further.lesions:
-        lesions = compare_lesions(reference, prediction)
-        values |= {"Lesion_F1": lesions.f1, "Lesion_recall": lesions.recall, "Lesion_precision": lesions.precision}
-        values |= {"PQ": lesions.panoptic_quality}
-    return values
-
-
-def _label_files(folder: Path, file_ending: str) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise DatasetError(f"{folder}: no such folder")
-    files = (path for path in folder.iterdir() if path.name.endswith(file_ending) and not path.name.startswith("."))
-    return {path.name: path for path in sorted(files)}
-
-
-def _check_pairs(
-    predictions: Iterable[str], references: Iterable[str], reference_dir: Path, *, require_all: bool
-) -> None:
-    predicted, referenced = set(predictions), set(references)
-    problems = [
-        Problem(
-            where=name,
-            what=f"prediction without a reference in {reference_dir}",
-            remedy="give the folder with its labels, or remove the prediction",
-        )
-        for name in sorted(predicted - referenced)
-    ]
-    missing = sorted(referenced - predicted)
-    if require_all:
-        problems += [
-            Problem(where=name, what="reference without a prediction", remedy="predict the case") for name in missing
-        ]
-    elif missing:
-        logger.info("%d of %d references have no prediction and are not scored", len(missing), len(referenced))
-    if problems:
-        raise ProblemReport(problems)
 
 
 def _score_case(

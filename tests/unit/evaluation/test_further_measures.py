@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from segwright.cli.main import app
 from segwright.core.errors import DatasetError
 from segwright.data.labels import Labels
+from segwright.evaluation.masks import class_mask
 from segwright.evaluation.scores import CaseScores, Further, Measures, Scores, evaluate_case
 from segwright.evaluation.statistics import compare, dice_table, holm, interval, measure_table
 
@@ -46,6 +47,27 @@ def test_volumes_and_distances_are_in_mm_and_ignored_voxels_do_not_count() -> No
     assert first["PQ"] == pytest.approx(18 / 24)
     assert first["Precision"] == pytest.approx(0.75)
     assert all(math.isnan(second[name]) for name in ("HD", "HD95", "ASSD", "NSD_0.4mm", "Lesion_F1", "PQ"))
+
+
+def test_a_flat_image_is_measured_in_its_plane_and_has_no_volume() -> None:
+    reference, prediction = np.zeros((2, 1, 20, 20), dtype=np.int64)
+    reference[0, 4:14, 4:14] = 1
+    prediction[0, 4:14, 4:17] = 1
+    further = Further(surface=True, lesions=True, tolerances=(1.0,))
+    found = evaluate_case(reference, prediction, LABELS, spacing=(999.0, 1.0, 1.0), further=further)["1"].further
+    plane = evaluate_case(reference[0], prediction[0], LABELS, spacing=(1.0, 1.0), further=further)["1"].further
+    assert {name: plane[name] for name in found} == pytest.approx(found)
+    assert (found["HD"], found["HD95"]) == (3.0, 3.0)
+    assert found["ASSD"] == pytest.approx(54 / (36 + 42))  # over the outlines, not over every voxel
+    assert not [name for name in found if name.startswith("Volume")]
+    one_slice = evaluate_case(reference, prediction, LABELS, spacing=(5.0, 1.0, 1.0), further=further)["1"].further
+    assert (one_slice["Volume_ref_mm3"], one_slice["HD"]) == (500, 3.0)
+
+
+def test_regions_and_single_labels_have_the_masks_of_isin() -> None:
+    label_map = np.random.default_rng(0).integers(0, 5, (3, 4, 5))
+    for key in (1, (2,), (1, 3), (1, 2, 4)):
+        np.testing.assert_array_equal(class_mask(label_map, key), np.isin(label_map, key))
 
 
 def measures(dice: float, **further: float) -> Measures:

@@ -68,6 +68,22 @@ def test_distances_are_those_of_all_pairs(seed: int) -> None:
         np.testing.assert_allclose(measures, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("seed", range(200))
+def test_a_surface_as_far_away_as_the_tolerance_is_within(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    spacing = tuple(float(value) for value in rng.choice([0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 5.0], 3))
+    first, second = (rng.random((4, 6, 7)) < rng.choice([0.05, 0.3]) for _ in range(2))
+    first[0, 0, 0] = second[-1, -1, -1] = True
+    points = [np.array(surface(mask)) for mask in (first, second)]
+    apart = np.sqrt((((points[0][:, None] - points[1][None]) * spacing) ** 2).sum(axis=-1))
+    there, back = apart.min(axis=1), apart.min(axis=0)
+    tolerances = (1.0, 2.0, *rng.choice(np.concatenate([there, back]), 5))
+    found = surface_distances(first, second, spacing, tolerances=tolerances)
+    for tolerance in tolerances:
+        expected = ((there <= tolerance).sum() + (back <= tolerance).sum()) / (len(there) + len(back))
+        assert found.surface_dice(tolerance) == expected
+
+
 def components(mask: np.ndarray) -> list[set[tuple[int, ...]]]:
     left = {tuple(int(value) for value in voxel) for voxel in zip(*np.nonzero(mask), strict=True)}
     found = []
