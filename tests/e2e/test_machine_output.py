@@ -72,3 +72,28 @@ def test_report_finds_a_dataset_by_its_number(journey: Journey, tmp_path: Path) 
     assert done == {"report": str(tmp_path / "r.html"), "bytes": (tmp_path / "r.html").stat().st_size}
     missing = call("--work", journey.work, "report", "8")
     assert (missing.exit_code, "Dataset007_Tiny" in missing.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "report", "preview-augmentation"])
+def test_a_folder_in_the_place_of_a_file_is_the_users_to_mend(journey: Journey, tmp_path: Path, verb: str) -> None:
+    words: dict[str, tuple[object, ...]] = {
+        "evaluate": (journey.dataset / "labelsTs", journey.dataset / "labelsTs"),
+        "report": (journey.model, "--no-pictures"),
+        "preview-augmentation": (journey.dataset, "--config", "3d_fullres", "--samples", 1),
+    }
+    more = ("--dataset-json", journey.dataset / "dataset.json") if verb == "evaluate" else ()
+    (tmp_path / "folder").mkdir()
+    done = call("--work", journey.work, verb, *words[verb], *more, "-o", tmp_path / "folder")
+    assert done.exit_code == 1, done.output
+    assert "folder: is a folder already; name another file, or remove the folder" in done.stderr
+    assert [*tmp_path.iterdir()] == [tmp_path / "folder"]
+    assert not [*(tmp_path / "folder").iterdir()]
+
+
+def test_the_record_of_a_case_tells_skipped_tiles_and_the_time_of_each_phase(journey: Journey, tmp_path: Path) -> None:
+    images = journey.dataset / "imagesTs"
+    done = json_of("predict", "-m", journey.model, "-i", images, "-o", tmp_path, "--json", "--device", "cpu", "--exact")
+    assert {"read_s", "predict_s", "export_s", "tiles", "tiles_skipped"} <= set(done[0])
+    document = json.loads((tmp_path / "prediction.json").read_text())
+    assert document["options"]["exact"] is True
+    assert {case["tiles_skipped"] for case in document["cases"].values()} == {0}

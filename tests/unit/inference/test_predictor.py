@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +15,7 @@ from segwright.core.errors import ImageError, ModelError
 from segwright.data.images import Volume
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan
+from segwright.inference.model_folder import load_predictor
 from segwright.inference.predictor import Predictor
 from segwright.inference.sliding import TileCount, Window, sliding_window_logits, window_planes
 from segwright.inference.windows import HALF_QUANTUM
@@ -222,6 +227,19 @@ def test_a_case_comes_back_on_its_own_grid(plan: Plan, name: str) -> None:
     np.testing.assert_allclose(prediction.probabilities.sum(0), 1, atol=1e-5)
     np.testing.assert_array_equal(prediction.probabilities.argmax(0), prediction.labels)
     assert (prediction.probabilities[0, :, :, :4] == 1).all()
+
+
+def test_plain_float32_sums_are_had_by_the_window(make_model: Callable[..., Path]) -> None:
+    """As docs/how-to/predict.md tells."""
+    model = load_predictor(make_model(0), device="cpu", precision="fp32")
+    data = image(13, 9, 17)
+    plain = sliding_window_logits(
+        model.networks, data, (8, 8, 8), 3, device=CPU, mirror_axes=(0, 1, 2), precision="fp32"
+    )
+    rounded = model.predict_preprocessed(data)
+    model.window = replace(model.window, quantum=0.0)
+    torch.testing.assert_close(model.predict_preprocessed(data), plain, rtol=1e-5, atol=1e-5)
+    assert (rounded - plain).abs().max() > 1e-3
 
 
 class Counting(nn.Module):
