@@ -107,6 +107,11 @@ class PostProcessing(BaseModel):
         document = read_json(file)
         if isinstance(document, dict) and "postprocessing_fns" in document:
             document = _from_nnunet(document, file)
+        elif isinstance(document, dict) and "steps" not in document:
+            raise ConfigError(
+                f"{file}: holds no post-processing: expected 'steps', or nnU-Net's 'postprocessing_fns'; "
+                "'segwright determine-postprocessing' writes one"
+            )
         try:
             return cls.model_validate(document)
         except ValidationError as error:
@@ -168,10 +173,13 @@ def process_folder(
 
 
 def _components(mask: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
-    """Return the number of each voxel's component, 0 outside; by the faster library where it is installed."""
+    """Return the number of each voxel's component, 0 outside; by the faster library where it is installed.
+
+    That one fails on masks with an extent of 1, so it gets a margin.
+    """
     if mask.ndim == 3 and find_spec("cc3d") is not None:
-        found: npt.NDArray[Any] = import_module("cc3d").connected_components(mask, connectivity=26)
-        return found
+        found: npt.NDArray[Any] = import_module("cc3d").connected_components(np.pad(mask, 1), connectivity=26)
+        return found[1:-1, 1:-1, 1:-1]
     numbered, _ = ndimage.label(mask, np.ones((3,) * mask.ndim, dtype=bool))
     return np.asarray(numbered)
 
