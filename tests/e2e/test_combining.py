@@ -20,7 +20,7 @@ def test_folds_are_gathered(journey: Journey, tmp_path: Path) -> None:
     fold = json.loads((journey.model / "fold_0" / "validation" / "summary.json").read_text())
     assert summary["mean"] == fold["mean"]
     refused = call("accumulate-crossval", journey.model, "--folds", "3")
-    assert (refused.exit_code, "fold 3 has predicted" in refused.stderr) == (1, True)
+    assert (refused.exit_code, "fold 3 has not predicted" in refused.stderr) == (1, True)
 
 
 def test_postprocessing_is_found_and_applied(journey: Journey, tmp_path: Path) -> None:

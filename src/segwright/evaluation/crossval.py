@@ -63,9 +63,7 @@ def read_crossval(model: Path, folds: Sequence[int] | None = None) -> CrossValid
     there = validated_folds(model)
     missing = sorted(set(folds or ()) - set(there))
     if missing or not there:
-        what = f"fold {', '.join(map(str, missing))} has" if missing else "no fold has"
-        held = f"; folds {', '.join(map(str, there))} have" if there else ""
-        raise ModelError(f"{model}: {what} predicted its held-out cases{held}; train it with 'segwright train'")
+        raise ModelError(f"{model}: {_not_predicted(missing, there)}; train with 'segwright train'")
     ending = load_description(model / DATASET_JSON).file_ending
     files: dict[int, dict[str, Path]] = {}
     problems = []
@@ -120,3 +118,14 @@ def accumulated_name(folds: Sequence[int]) -> str:
     'crossval_results_folds_0_2'
     """
     return f"crossval_results_folds_{'_'.join(map(str, folds))}"
+
+
+def _not_predicted(missing: Sequence[int], there: Sequence[int]) -> str:
+    if len(missing) > 1:
+        what = f"folds {', '.join(map(str, missing))} have not predicted their held-out cases"
+    else:
+        what = f"{f'fold {missing[0]} has not' if missing else 'no fold has'} predicted its held-out cases"
+    if not there:
+        return what
+    held = ", ".join(map(str, there))
+    return f"{what}; " + (f"folds {held} have" if len(there) > 1 else f"fold {held} has")

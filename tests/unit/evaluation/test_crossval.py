@@ -64,7 +64,9 @@ def test_the_folds_that_there_are_count(model: Path, tmp_path: Path) -> None:
 
 def test_folds_can_be_chosen_and_must_be_there(model: Path) -> None:
     assert read_crossval(model, [2]).folds == (2,)
-    with pytest.raises(ModelError, match="fold 1, 3 has predicted its held-out cases; folds 0, 2 have"):
+    with pytest.raises(ModelError, match="model: fold 1 has not predicted its held-out cases; folds 0, 2 have"):
+        read_crossval(model, [0, 1])
+    with pytest.raises(ModelError, match="folds 1, 3 have not predicted their held-out cases; folds 0, 2 have"):
         read_crossval(model, [3, 0, 1])
     assert accumulated_name((0, 2)) == "crossval_results_folds_0_2"
 
