@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
+from logging import getLogger
 from typing import Final, Protocol
 
 import torch
@@ -13,6 +14,8 @@ import torch
 from segwright.core.device import CPU
 from segwright.core.parallel import available_cpus
 from segwright.training.batches import Batch
+
+logger = getLogger(__name__)
 
 AHEAD_BYTES: Final = 512 * 2**20
 """Batches that wait take at most this much, but one may always wait."""
@@ -57,8 +60,9 @@ def prefetch(
 ) -> Generator[Batch, None, None]:
     """Yield the batches `first_step ... steps - 1` of an epoch, the same ones whatever `threads` and `ahead` are.
 
-    An error in a thread is raised here at once, before the good batches ahead of it. The threads have ended when the
-    iterator is exhausted, closed or has raised.
+    An error in a thread is logged at once and raised here when the next batch is asked for, before the good batches
+    ahead of it: nothing can stop the step that is running, least of all its backward pass, but no other begins. The
+    threads have ended when the iterator is exhausted, closed or has raised.
 
     Args:
         loader: makes batches.
@@ -72,9 +76,18 @@ def prefetch(
     most = num_ahead(loader.batch_bytes, count) if ahead is None else max(ahead, 1)
     pool = _single_threaded_pool(min(count, most))
     waiting: deque[Future[Batch]] = deque()
+    told = threading.Event()
+
+    def tell(made: Future[Batch]) -> None:
+        error = None if made.cancelled() else made.exception()
+        if error is not None and not told.is_set():
+            told.set()
+            logger.warning("a batch ahead cannot be made, so this ends after the running step: %s", error)
+
     try:
         for step in range(first_step, steps):
             waiting.append(pool.submit(loader.batch, epoch, step))
+            waiting[-1].add_done_callback(tell)
             failed = next((each for each in waiting if each.done() and each.exception()), None)
             if failed is not None:
                 failed.result()

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from segwright.core.device import one_thread
+from segwright.core.errors import DatasetError
 from segwright.training.batches import Batch
 from segwright.training.reading_ahead import AHEAD_BYTES, num_ahead, num_threads, prefetch
 
@@ -78,3 +79,24 @@ def test_no_more_batches_wait_than_the_bytes_allow(ahead_bytes: int) -> None:
 def test_a_network_on_the_cpu_has_one_thread_beside_it() -> None:
     assert num_threads(torch.device("cpu")) == 1
     assert num_threads(torch.device("meta")) >= 1
+
+
+def test_an_error_ahead_is_told_while_the_step_runs_and_raised_after_it(caplog: pytest.LogCaptureFixture) -> None:
+    class Failing(Counting):
+        def batch(self, epoch: int, step: int) -> Batch:
+            if step == 2:
+                raise DatasetError("case x: gone")
+            return super().batch(epoch, step)
+
+    batches = prefetch(Failing(1000), 0, 20, threads=1, ahead=3)
+    next(batches)
+    for _ in range(2000):  # the step
+        threading.Event().wait(0.001)
+        if caplog.messages:
+            break
+    assert caplog.messages == [
+        "a batch ahead cannot be made, so this ends after the running step: case x: gone",
+    ]
+    with pytest.raises(DatasetError, match="case x"):
+        next(batches)
+    assert len(caplog.messages) == 1
