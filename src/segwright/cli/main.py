@@ -93,4 +93,5 @@ for verb in (
 
 def main() -> None:
     """Run the program; leaves the process with one of the exit codes of `grammar`."""
+    options.wait_briefly()
     app()

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from segwright.workspace import Workspace
 
 DEFAULT_WORK = Path("segwright-work")
+
+_SPINS: Final = "3000"
+"""Rounds that a waiting thread spins: some ten microseconds."""
 
 
 def words(values: Sequence[str] | None) -> tuple[str, ...]:
@@ -97,6 +100,16 @@ def environment() -> dict[str, str]:
 def import_from_here() -> None:
     """Let references such as `mynets:build` mean a module of the current folder, unless one is installed."""
     sys.path.append(os.getcwd())
+
+
+def wait_briefly() -> None:
+    """Let torch's threads spin for microseconds, not milliseconds, before they sleep; before torch is imported.
+
+    They meet thousands of times in a pass, and by default each spins for up to 300,000 rounds while another program
+    has the processor that the last one needs (GNU OpenMP; measured in benchmarks/LOG.md). What a user has set counts.
+    """
+    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = _SPINS
 
 
 def train_settings(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import typer
 
 from segwright.cli.grammar import arrange
-from segwright.cli.options import fold_numbers, one_fold, words, workspace_of
+from segwright.cli.options import fold_numbers, one_fold, wait_briefly, words, workspace_of
 
 VERBS = ["run", "predict", "preprocess"]
 
@@ -69,3 +70,15 @@ def test_variables_are_honoured_without_work_and_raw_with_it(monkeypatch: pytest
     assert (explicit.raw, explicit.results) == (tmp_path / "my_raw", tmp_path / "w" / "results")
     (tmp_path / "w" / "raw").mkdir(parents=True)
     assert workspace_of(_context(tmp_path / "w")).raw == tmp_path / "w" / "raw"
+
+
+@pytest.mark.parametrize("chosen", [None, "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
+def test_threads_wait_briefly_unless_the_user_has_chosen(chosen: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # so that it is put back as it was
+        monkeypatch.delenv(name)
+    if chosen:
+        monkeypatch.setenv(chosen, "7")
+    wait_briefly()
+    found = {name: os.environ[name] for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY") if name in os.environ}
+    assert found == ({chosen: "7"} if chosen else {"GOMP_SPINCOUNT": "3000"})
