@@ -31,6 +31,7 @@ PREDICTION_JSON: Final = "prediction.json"
 SCHEMA_VERSION: Final = 1
 ASSESSED: Final = ("confidence", "expected_dice", "warnings")
 
+_REMEDY = "remove the file and its label maps, or predict them again with --overwrite"
 _JOURNALS = re.compile(r"prediction(_part_\d+_of_\d+)?\.json")
 
 Entries = dict[str, dict[str, Any]]
@@ -86,7 +87,8 @@ class Asked:
 
     def __post_init__(self) -> None:
         if not 0 <= self.part < self.parts:
-            raise ConfigError(f"part {self.part} of {self.parts}: parts are counted from 0 to {self.parts - 1}")
+            more = "; tell with --parts N into how many the cases are dealt" if self.parts == 1 else ""
+            raise ConfigError(f"part {self.part} of {self.parts}: parts are counted from 0 to {self.parts - 1}{more}")
 
     @property
     def journal_name(self) -> str:
@@ -322,11 +324,8 @@ def _read(file: Path) -> tuple[Any, Entries]:
     try:
         document = read_json(file)
     except SegwrightError as error:
-        raise WorkspaceError(f"{error}; remove the file, or overwrite what was predicted (--overwrite)") from error
+        raise WorkspaceError(f"{error}; {_REMEDY}") from error
     cases = document.get("cases", {}) if isinstance(document, dict) else None
     if not isinstance(cases, dict) or not all(isinstance(entry, dict) for entry in cases.values()):
-        raise WorkspaceError(
-            f"{file}: expected an object with 'model' and 'cases', as predict writes it; remove the file, or overwrite "
-            "what was predicted (--overwrite)"
-        )
+        raise WorkspaceError(f"{file}: expected an object with 'model' and 'cases', as predict writes it; {_REMEDY}")
     return document.get("model"), cases

@@ -201,7 +201,10 @@ def test_leftovers_of_a_killed_run_are_swept(model: Predictor | Ensemble, images
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{bad", "not valid JSON at line 1, column 2: .*; remove the file, or overwrite .*--overwrite"),
+        (
+            "{bad",
+            "not valid JSON at line 1, column 2: .*; remove the file and its label maps, or predict .*--overwrite",
+        ),
         ('{"model": 1, "cases": []}', "expected an object with 'model' and 'cases'.*; remove the file"),
         ("[]", "expected an object with 'model' and 'cases'"),
     ],
