@@ -186,7 +186,12 @@ class Plan(BaseModel):
             PlanError: there is no such configuration, its ancestry is broken or a value does not fit.
         """
         where = f"plans '{self.plans_name}', configuration '{name}'"
-        return Configuration.from_json(self._resolve(name, ()), where=where)
+        try:
+            return Configuration.from_json(self._resolve(name, ()), where=where)
+        except SegwrightError:
+            raise
+        except (TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+            raise PlanError(f"{where}: a value is of the wrong kind ({error}); the plan is damaged") from error
 
     def to_json(self) -> dict[str, Any]:
         """Return the document as nnU-Net writes it (same key order), unknown keys and `segwright` after its own."""

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from torch import nn
 
-from segwright.core.errors import ConfigError, nearest
+from segwright.core.errors import ConfigError, SegwrightError, nearest
 from segwright.networks.blocks import DIMS, LayerOptions, Size
 from segwright.networks.norm import InstanceNorm2d, InstanceNorm3d
 from segwright.networks.unet import Topology
@@ -16,13 +16,16 @@ PLAIN: Final = "PlainConvUNet"
 RESIDUAL_ENCODER: Final = "ResidualEncoderUNet"
 RESIDUAL: Final = "ResidualUNet"
 NETWORK_CLASSES: Final = (PLAIN, RESIDUAL_ENCODER, RESIDUAL)
-CLASS_PREFIX: Final = "dynamic_network_architectures.architectures.unet."
+PACKAGE: Final = "dynamic_network_architectures."
+CLASS_PREFIX: Final = f"{PACKAGE}architectures.unet."
 
 # Residual blocks per encoder stage; nnU-Net's ResEnc planners, spec A 5.1 and 9.7.
 RESIDUAL_BLOCKS: Final = (1, 3, 4, 6)
 PLAIN_CONVS: Final = 2  # nnU-Net's default planner, spec A 5.1
 BASE_FEATURES: Final = 32
 MAX_FEATURES: Final[dict[int, int]] = {2: 512, 3: 320}
+MOST_STAGES: Final = 64  # halving as often, the patch of the largest computer is a point
+MOST_BLOCKS: Final = 1000  # per stage; a plan that asks for more is damaged
 MIN_EDGE: Final = 4  # smallest feature-map extent at the bottleneck, spec A 5.6
 
 _CONVS: Final[dict[str, type[nn.Module]]] = {"Conv2d": nn.Conv2d, "Conv3d": nn.Conv3d}
@@ -53,6 +56,7 @@ _KEYS: Final[dict[str, tuple[str, ...]]] = {
     RESIDUAL_ENCODER: (*_COMMON_KEYS, "n_blocks_per_stage", "block", "bottleneck_channels", "stem_channels"),
     RESIDUAL: (*_COMMON_KEYS, "n_blocks_per_stage", "block", "bottleneck_channels", "stem_channels"),
 }
+_BLOCK_KEYS: Final = ("n_conv_per_stage", "n_blocks_per_stage", "n_conv_per_stage_decoder")
 _REQUIRED: Final = (
     "n_stages", "features_per_stage", "conv_op", "kernel_sizes", "strides", "n_conv_per_stage_decoder",
 )  # fmt: skip
@@ -79,14 +83,23 @@ RESENC_L_KWARGS: Final[dict[str, Any]] = {
 }
 
 
+def is_known_network(path: str) -> bool:
+    """Whether a plan's class path means one of `NETWORK_CLASSES`, from wherever in nnU-Net's package of networks.
+
+    nnU-Net itself looks at the last component alone if the path leads nowhere (spec A 9.1, S-21).
+    """
+    package, _, name = path.rpartition(".")
+    return name in NETWORK_CLASSES and (not package or path.startswith(PACKAGE))
+
+
 def network_class(path: str) -> str:
-    """Return which of `NETWORK_CLASSES` a plan's class path means; only the last component counts (spec A 9.1).
+    """Return which of `NETWORK_CLASSES` a plan's class path means.
 
     Raises:
         ConfigError: no such network here.
     """
     name = path.rpartition(".")[2]
-    if name in NETWORK_CLASSES:
+    if is_known_network(path):
         return name
     raise ConfigError(
         f"network_class_name '{path}' is not built in{nearest(name, NETWORK_CLASSES)}; a network of your own is given "
@@ -105,11 +118,22 @@ def parse_architecture(path: str, kwargs: Mapping[str, Any]) -> tuple[Topology, 
         ConfigError: an unknown, missing, unsupported or badly sized argument; it is named.
     """
     name = network_class(path)
+    try:
+        return _parse(name, kwargs)
+    except SegwrightError:
+        raise
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise ConfigError(
+            f"{name}: arch_kwargs has a value of the wrong kind ({error}); the plan is damaged"
+        ) from error
+
+
+def _parse(name: str, kwargs: Mapping[str, Any]) -> tuple[Topology, LayerOptions]:
     _check_keys(name, kwargs)
     options = _layer_options(name, kwargs)
     dims, num_stages = options.dims, int(kwargs["n_stages"])
-    if num_stages < 2:
-        raise ConfigError(f"{name}: n_stages is {num_stages}; a U-Net needs at least 2")
+    if not 2 <= num_stages <= MOST_STAGES:
+        raise ConfigError(f"{name}: n_stages is {num_stages}; a U-Net needs at least 2 and at most {MOST_STAGES}")
     residual = name != PLAIN
     blocks_key = "n_blocks_per_stage" if residual else "n_conv_per_stage"
     features = _per_stage(name, kwargs, "features_per_stage", num_stages)
@@ -203,11 +227,16 @@ def resolve_op(key: str, value: object) -> type[nn.Module] | None:
         return None
     known = _OPS[key]
     path = f"{value.__module__}.{value.__qualname__}" if isinstance(value, type) else str(value)
-    package, _, name = path.rpartition(".")
+    name = path.rpartition(".")[2]
     ours = isinstance(value, type) and value in known.values()
-    if name in known and (ours or package == "torch.nn" or package.startswith("torch.nn.modules.")):
+    if name in known and (ours or path in _paths_of(name)):
         return known[name]
     raise ConfigError(f"{key} '{path}' is not supported{nearest(name, known)}; write it as torch.nn.NAME")
+
+
+def _paths_of(name: str) -> tuple[str, ...]:
+    """Return the paths under which torch's users write a layer."""
+    return f"torch.nn.{name}", f"torch.nn.modules.{name}", f"{getattr(nn, name).__module__}.{name}"
 
 
 def _check_keys(name: str, kwargs: Mapping[str, Any]) -> None:
@@ -263,6 +292,8 @@ def _per_stage(name: str, kwargs: Mapping[str, Any], key: str, count: int) -> tu
     _check_count(name, key, numbers, count)
     if any(int(number) < 1 for number in numbers):
         raise ConfigError(f"{name}: {key} is {value}; every entry must be at least 1")
+    if key in _BLOCK_KEYS and max(numbers, default=0) > MOST_BLOCKS:
+        raise ConfigError(f"{name}: {key} is {value}; at most {MOST_BLOCKS} are built")
     return tuple(int(number) for number in numbers)
 
 

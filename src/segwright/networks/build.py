@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from segwright.core.device import keep_freed_memory, memory_format
-from segwright.core.errors import ConfigError, ModelError
+from segwright.core.errors import ConfigError, ModelError, SegwrightError
 from segwright.core.registry import Registry
 from segwright.networks import optional
 from segwright.networks.architecture import (
@@ -20,12 +20,14 @@ from segwright.networks.architecture import (
     PLAIN,
     RESENC_L_KWARGS,
     RESIDUAL_ENCODER,
+    is_known_network,
     kwargs_for_patch,
     parse_architecture,
     plain_kwargs,
     residual_kwargs,
 )
 from segwright.networks.blocks import BasicBlockD, BottleneckD
+from segwright.networks.checkpoint import require_fitting
 from segwright.networks.references import foreign_network, import_network
 from segwright.networks.unet import UNet
 
@@ -105,16 +107,63 @@ def build_network(
         ConfigError: an unknown network class or argument.
     """
     spec = architecture if isinstance(architecture, ArchitectureSpec) else ArchitectureSpec.from_plan(architecture)
+    network = outline(spec, num_input_channels, num_output_channels, deep_supervision=deep_supervision)
+    try:
+        network = network.to_empty(device="cpu")
+    except (RuntimeError, MemoryError) as error:
+        size = sum(tensor.numel() * tensor.element_size() for tensor in network.parameters())
+        raise ConfigError(
+            f"network '{spec.reference}' has {size / 2**30:.1f} GiB of weights, more than there is memory; see its "
+            "features_per_stage"
+        ) from error
+    initialize(network, generator)
+    return network
+
+
+def outline(
+    spec: ArchitectureSpec, num_input_channels: int, num_output_channels: int, *, deep_supervision: bool = False
+) -> nn.Module:
+    """Build one of nnU-Net's U-Nets on the meta device: names and shapes of its tensors, which take no memory.
+
+    Raises:
+        ConfigError: an unknown network class or argument, or arguments of which none can be built.
+    """
     reference, kwargs = spec.reference, dict(spec.kwargs)
     if reference in SHORT_NAMES:
         reference, defaults = SHORT_NAMES[reference]
         kwargs = {**defaults, **kwargs}
     topology, options = parse_architecture(reference, kwargs)
-    with torch.device("meta"):  # torch's own initial weights would cost time and draw from the global generator
-        network = UNet(num_input_channels, num_output_channels, topology, options, deep_supervision=deep_supervision)
-    network = network.to_empty(device="cpu")
-    initialize(network, generator)
-    return network
+    try:
+        with torch.device("meta"):  # torch's own initial weights would cost time and draw from the global generator
+            return UNet(num_input_channels, num_output_channels, topology, options, deep_supervision=deep_supervision)
+    except SegwrightError:
+        raise
+    except (TypeError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"network '{reference}' cannot be built: {reason}; see arch_kwargs in the plan") from error
+
+
+def require_weights(
+    spec: ArchitectureSpec,
+    configuration_architecture: Mapping[str, Any],
+    num_input_channels: int,
+    num_output_channels: int,
+    patch_size: Sequence[int],
+    weights: Mapping[str, Tensor],
+    *,
+    source: str,
+) -> None:
+    """See that weights, which may be on the meta device, are those of a U-Net, before memory is taken for it.
+
+    A network that is none of nnU-Net's U-Nets passes: only building it would tell.
+
+    Raises:
+        ConfigError: no such network can be built.
+        ModelError: tensors are missing, unexpected or of another shape.
+    """
+    if spec.reference in TOPOLOGY_NAMES or spec.reference in SHORT_NAMES or is_known_network(spec.reference):
+        resolved = nnunet_spec(spec, configuration_architecture, patch_size)
+        require_fitting(outline(resolved, num_input_channels, num_output_channels), weights, source=source)
 
 
 def build_from_spec(
@@ -145,7 +194,7 @@ def build_from_spec(
     if not builtin and ":" not in reference and reference not in NETWORKS.names():
         if "." not in reference and reference not in {*SHORT_NAMES, *NETWORK_CLASSES}:
             NETWORKS.get(reference)  # raises, naming the nearest
-        if trust_code and reference.rpartition(".")[2] not in NETWORK_CLASSES and reference not in SHORT_NAMES:
+        if trust_code and not is_known_network(reference) and reference not in SHORT_NAMES:
             return foreign_network(
                 reference, kwargs, num_input_channels, num_output_channels, deep_supervision=deep_supervision
             )

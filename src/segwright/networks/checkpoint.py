@@ -114,6 +114,16 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], *, source: str =
     Raises:
         ModelError: names missing, unexpected, or with another shape, the first few of each listed.
     """
+    require_fitting(network, state, source=source)
+    network.load_state_dict(drop_aliases(state))
+
+
+def require_fitting(network: nn.Module, state: Mapping[str, Tensor], *, source: str = "the weights") -> None:
+    """See that a state dict has the tensors of a network, which may both be on the meta device.
+
+    Raises:
+        ModelError: as `load_state`.
+    """
     given, wanted = drop_aliases(state), drop_aliases(network.state_dict())
     missing = [name for name in wanted if name not in given]
     unexpected = [name for name in given if name not in wanted]
@@ -132,7 +142,6 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], *, source: str =
             f"{source} do not fit the network: {'; '.join(findings)}; use the plans and dataset.json "
             "that they were trained with"
         )
-    network.load_state_dict(given)
 
 
 def _unwrap(name: str) -> str:

@@ -1,0 +1,74 @@
+"""Whether a plan asks for known parts only: a model's plan comes from other people, and may name anything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Final
+
+from segwright.core.errors import PlanError, SegwrightError, nearest
+from segwright.data.images import READERS
+from segwright.data.plan import Configuration, Plan
+from segwright.preprocessing.normalization import SCHEMES
+from segwright.preprocessing.resampling import method_of
+
+PREPROCESSORS: Final = ("DefaultPreprocessor",)
+LABEL_MANAGERS: Final = ("LabelManager",)
+"""What the plans of all nnU-Net's planners name, 2.0 to 2.8 (spec A 5.13); others change what a model sees or says."""
+
+MOST_PATCH_VOXELS: Final = 2**28
+"""Of one patch; nnU-Net's planners give 256^3 on the largest GPUs."""
+
+
+def require_known(plan: Plan, configuration: Configuration, *, trust_code: bool = False) -> None:
+    """See that reader, normalisation, resampling, preprocessor and label manager are known; nothing is imported.
+
+    Args:
+        plan: of a model that somebody else may have made.
+        configuration: the one that the model was trained with.
+        trust_code: accept normalisation by `module:attr`, which is imported when a case is normalised.
+
+    Raises:
+        PlanError: one of them is not, or the patch fits no computer; it is named.
+    """
+    where = f"plans '{plan.plans_name}'"
+    _require("image_reader_writer", plan.image_reader_writer, tuple(READERS), where)
+    _require("preprocessor_name", configuration.preprocessor_name, PREPROCESSORS, where)
+    _require("label_manager", plan.label_manager, LABEL_MANAGERS, where)
+    for scheme in configuration.normalization_schemes:
+        if ":" in scheme and not trust_code:
+            raise PlanError(
+                f"{where}: normalization scheme '{scheme}' is refused, since it is code that would be imported; if you "
+                "trust the model's maker, allow it with --trust-code"
+            )
+        if ":" not in scheme:
+            _require("normalization scheme", scheme, SCHEMES.names(), where)
+    functions: Mapping[str, tuple[str, Mapping[str, object]]] = {
+        "resampling_fn_data": (configuration.resampling_fn_data, configuration.resampling_fn_data_kwargs),
+        "resampling_fn_seg": (configuration.resampling_fn_seg, configuration.resampling_fn_seg_kwargs),
+        "resampling_fn_probabilities": (
+            configuration.resampling_fn_probabilities,
+            configuration.resampling_fn_probabilities_kwargs,
+        ),
+    }
+    for key, (name, kwargs) in functions.items():
+        try:
+            method_of(name, kwargs)
+        except SegwrightError as error:
+            raise PlanError(f"{where}, {key}: {error}") from error
+        except (TypeError, ValueError, OverflowError) as error:
+            raise PlanError(
+                f"{where}: {key}_kwargs has a value of the wrong kind ({error}); the plan is damaged"
+            ) from error
+    if math.prod(configuration.patch_size) > MOST_PATCH_VOXELS:
+        raise PlanError(
+            f"{where}: patch_size {list(configuration.patch_size)} has {math.prod(configuration.patch_size)} voxels; "
+            f"at most {MOST_PATCH_VOXELS} are predicted at once, the plan is damaged"
+        )
+
+
+def _require(key: str, name: str, known: tuple[str, ...], where: str) -> None:
+    if name not in known:
+        raise PlanError(
+            f"{where}: {key} '{name}' is not known here{nearest(name, known)}; it is refused, never imported"
+        )
