@@ -48,6 +48,11 @@ def previous_stage_folder(model_folder: Path, configuration: str, previous: str)
     Raises:
         ModelError: there is none.
     """
+    if Path(previous).name != previous or previous == configuration:
+        raise ModelError(
+            f"{model_folder}: configuration '{configuration}' has the previous stage '{previous}', which is none; the "
+            "plan is damaged"
+        )
     whole = model_folder.absolute()
     beside = whole.with_name(whole.name.removesuffix(configuration) + previous)
     for folder in (model_folder / STORED, beside):

@@ -20,8 +20,9 @@ from segwright.data.plan import Configuration, Plan
 from segwright.inference.awareness import Awareness, training_range
 from segwright.inference.cascade import CascadePredictor, previous_stage_folder
 from segwright.inference.predictor import Predictor
-from segwright.networks.build import ArchitectureSpec, build_from_spec
+from segwright.networks.build import ArchitectureSpec, build_from_spec, require_weights
 from segwright.networks.checkpoint import load_state, load_weights
+from segwright.preprocessing.known import require_known
 from segwright.workspace import DATASET_JSON, PLANS_JSON, Workspace
 
 Folds = Literal["all"] | Sequence[int] | None
@@ -100,6 +101,7 @@ def load_predictor(
     reading: CheckpointFormat = OURS,
     trust_code: bool = False,
     reuse: bool = True,
+    later: tuple[Path, ...] = (),
 ) -> Predictor:
     """Return the predictor of a model folder, its folds' logits averaged.
 
@@ -113,6 +115,7 @@ def load_predictor(
         reading: of checkpoints; ours by default.
         trust_code: whether a class path that is none of nnU-Net's networks is imported and called.
         reuse: compute tiles of one value once.
+        later: models of a cascade whose earlier stage this one is.
 
     Raises:
         ModelError: a file, a fold or a checkpoint is missing, or folds do not belong together.
@@ -127,6 +130,8 @@ def load_predictor(
     description = load_description(model_folder / DATASET_JSON)
     labels = Labels.from_description(description)
     configuration = plan.configuration(headers[0].configuration)
+    require_known(plan, configuration, trust_code=trust_code)
+    require_axes(headers[0].mirror_axes, configuration, str(model_folder))
     networks = [
         _load_network(reading, folder, checkpoint, header, configuration, description, labels, trust_code=trust_code)
         for folder, header in zip(folders, headers, strict=True)
@@ -134,6 +139,8 @@ def load_predictor(
     build: Callable[..., Predictor] = Predictor
     if configuration.previous_stage is not None:
         folder = previous_stage_folder(model_folder, headers[0].configuration, configuration.previous_stage)
+        if folder.resolve() in (stages := (*later, model_folder.resolve())):
+            raise ModelError(f"{model_folder}: the stages of this cascade lead back to {folder}; the plans are damaged")
         first = load_predictor(
             folder,
             device=device,
@@ -142,6 +149,7 @@ def load_predictor(
             reading=reading,
             trust_code=trust_code,
             reuse=reuse,
+            later=stages,
         )
         build = partial(CascadePredictor, first)
     predictor = build(
@@ -236,6 +244,19 @@ def _require_same(headers: Sequence[CheckpointHeader], folds: Sequence[str], mod
             )
 
 
+def require_axes(axes: Sequence[int] | None, configuration: Configuration, where: str) -> None:
+    """See that a checkpoint mirrors along axes that its patches have.
+
+    Raises:
+        ModelError: it does not.
+    """
+    known = range(configuration.dims)
+    if axes is not None and (len(set(axes)) < len(axes) or not set(axes) <= set(known)):
+        raise ModelError(
+            f"{where}: mirror axes {list(axes)}; a checkpoint of this plan has some of {[*known]}, each once"
+        )
+
+
 def _load_network(
     reading: CheckpointFormat,
     fold_folder: Path,
@@ -250,15 +271,26 @@ def _load_network(
     num_channels = len(description.channel_names)
     if configuration.previous_stage is not None:
         num_channels += len(labels.foreground_labels)
+    architecture = configuration.architecture.model_dump(by_alias=True)
+    source = str(reading.file(fold_folder, checkpoint))
+    weights = reading.weights(fold_folder, checkpoint)
+    require_weights(
+        header.network,
+        architecture,
+        num_channels,
+        labels.num_heads,
+        configuration.patch_size,
+        weights,
+        source=source,
+    )
     network = build_from_spec(
         header.network,
-        configuration.architecture.model_dump(by_alias=True),
+        architecture,
         num_channels,
         labels.num_heads,
         configuration.patch_size,
         False,
         trust_code=trust_code,
     )
-    source = str(reading.file(fold_folder, checkpoint))
-    load_state(network, reading.weights(fold_folder, checkpoint), source=source)
+    load_state(network, weights, source=source)
     return network.eval()

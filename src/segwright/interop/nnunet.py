@@ -1,36 +1,33 @@
 """nnU-Net v2's trained model folders, converted into ours: safetensors and JSON instead of pickles.
 
-A `.pth` file is read by torch's restricted unpickler, which builds tensors and plain containers, and beside them only
-the numpy scalars that nnU-Net logs (spec B 1.6). Whatever else a file asks for is refused by its name and never run.
+A `.pth` file is read by `interop.torchfile`, which builds plain values and tensors (spec B 1.6). Whatever else a file
+asks for is refused by its name and never run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Final
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from segwright.core.documents import atomic_path, read_json, write_json
 from segwright.core.errors import ModelError, WorkspaceError
+from segwright.data.dataset import load_description
+from segwright.data.labels import Labels
 from segwright.data.plan import Plan
+from segwright.interop.instructions import StoredTensor
+from segwright.interop.torchfile import read_document, read_tensors
 from segwright.networks.architecture import parse_architecture
-from segwright.networks.build import ArchitectureSpec
+from segwright.networks.build import ArchitectureSpec, require_weights
 from segwright.networks.checkpoint import drop_aliases, save_weights
+from segwright.preprocessing.known import require_known
 from segwright.workspace import DATASET_JSON, FINGERPRINT_JSON, PLANS_JSON
 
 KINDS: Final = ("final", "best", "latest")
 SCHEMA_VERSION = 1
-
-_NUMPY_SCALARS: list[Any] = [
-    np.float64(0).__reduce__()[0],
-    np.dtype,
-    *(type(np.dtype(name)) for name in ("f4", "f8", "i4", "i8", "bool")),
-]
 
 
 def is_nnunet_model(folder: Path) -> bool:
@@ -40,9 +37,6 @@ def is_nnunet_model(folder: Path) -> bool:
 
 class NnunetCheckpoints:
     """`checkpoint_final.pth` in a fold's folder, for `inference.model_folder.load_predictor`."""
-
-    def __init__(self) -> None:
-        self._last: tuple[Path, Mapping[str, Any]] | None = None
 
     def names(self, fold_folder: Path) -> list[str]:
         """Return which of final, best and latest are there."""
@@ -55,46 +49,96 @@ class NnunetCheckpoints:
     def header(self, fold_folder: Path, checkpoint: str) -> Mapping[str, Any]:
         """Return what our checkpoints say beside the weights."""
         plan = Plan.load(fold_folder.parent / PLANS_JSON)
-        return header_of(self._read(self.file(fold_folder, checkpoint)), plan)
+        path = self.file(fold_folder, checkpoint)
+        return header_of(_describe(path), plan, path)
 
     def weights(self, fold_folder: Path, checkpoint: str) -> Mapping[str, Tensor]:
         """Return the network's state dict."""
-        weights: Mapping[str, Tensor] = self._read(self.file(fold_folder, checkpoint))["network_weights"]
+        weights: Mapping[str, Tensor] = read_checkpoint(self.file(fold_folder, checkpoint))["network_weights"]
         return weights
 
-    def _read(self, path: Path) -> Mapping[str, Any]:
-        if self._last is None or self._last[0] != path:
-            self._last = path, read_checkpoint(path)
-        return self._last[1]
 
-
-def import_model(source: Path, target: Path) -> tuple[Path, ...]:
+def import_model(source: Path, target: Path, *, inside: Mapping[str, Path] | None = None) -> tuple[Path, ...]:
     """Convert every trained fold of an nnU-Net model folder and return the new fold folders.
 
     Args:
         source: `<Trainer>__<plans>__<configuration>`; only read.
         target: our model folder, which is new; `segwright predict --model` takes it.
+        inside: further models of nnU-Net that become folders in it, by their new names.
 
     Raises:
-        ModelError: no fold is trained, or a checkpoint is damaged or holds more than weights and plain values.
+        ModelError: no fold is trained, or a checkpoint is damaged, does not fit the plan, or holds more than weights
+            and plain values.
+        PlanError: the plan asks for parts that are not known here.
         WorkspaceError: the target is there already.
     """
-    if not is_nnunet_model(source):
-        raise ModelError(f"{source}: no nnU-Net model; expected {PLANS_JSON} and fold_0/checkpoint_final.pth in it")
+    models = {"": source, **(inside or {})}
+    for model in models.values():
+        if not is_nnunet_model(model):
+            raise ModelError(f"{model}: no nnU-Net model; expected {PLANS_JSON} and fold_0/checkpoint_final.pth in it")
     if target.exists():
         raise WorkspaceError(f"{target}: is there already; choose a new folder")
-    plan = Plan.load(source / PLANS_JSON)
-    for configuration in {header_of(read_checkpoint(path), plan)["configuration"] for path in _files(source)}:
-        architecture = plan.configuration(configuration).architecture
-        parse_architecture(architecture.network_class_name, architecture.arch_kwargs)  # before anything is written
+    for model in models.values():
+        _require_convertible(model)
     with atomic_path(target) as temporary:
-        plan.save(temporary / PLANS_JSON)
-        for name in (DATASET_JSON, FINGERPRINT_JSON):
-            if (source / name).is_file():
-                write_json(temporary / name, read_json(source / name), indent=4)
-        for path in _files(source):
-            _write_checkpoint(read_checkpoint(path), plan, temporary / path.parent.name / path.stem)
+        for name, model in models.items():
+            _convert(model, temporary / name)
     return tuple(sorted(target.glob("fold_*")))
+
+
+def configuration_of(source: Path) -> str:
+    """Return the configuration that an nnU-Net model was trained with.
+
+    Raises:
+        ModelError: no fold is trained, or a checkpoint is not one of nnU-Net's.
+    """
+    files = _files(source)
+    if not files:
+        raise ModelError(f"{source}: no nnU-Net model; expected {PLANS_JSON} and fold_0/checkpoint_final.pth in it")
+    return str(header_of(_describe(files[0]), Plan.load(source / PLANS_JSON), files[0])["configuration"])
+
+
+def _require_convertible(source: Path) -> None:
+    """See that plan, dataset.json and checkpoints belong together, before anything is written."""
+    plan = Plan.load(source / PLANS_JSON)
+    description = load_description(source / DATASET_JSON)
+    labels = Labels.from_description(description)
+    for path in _files(source):
+        checkpoint = _describe(path)
+        header = header_of(checkpoint, plan, path)
+        configuration = plan.configuration(header["configuration"])
+        require_known(plan, configuration)
+        architecture = configuration.architecture
+        parse_architecture(architecture.network_class_name, architecture.arch_kwargs)
+        stage = labels.foreground_labels if configuration.previous_stage is not None else ()
+        require_weights(
+            ArchitectureSpec.from_json(header["network"]),
+            architecture.model_dump(by_alias=True),
+            len(description.channel_names) + len(stage),
+            labels.num_heads,
+            configuration.patch_size,
+            {name: _outline(tensor, name, path) for name, tensor in checkpoint["network_weights"].items()},
+            source=str(path),
+        )
+
+
+def _outline(tensor: StoredTensor, name: str, path: Path) -> Tensor:
+    try:
+        return tensor.outline()
+    except ModelError as error:
+        raise ModelError(f"{path}: refused, '{name}': {error}") from error
+
+
+def _convert(source: Path, target: Path) -> None:
+    plan = Plan.load(source / PLANS_JSON)
+    plan.save(target / PLANS_JSON)
+    for name in (DATASET_JSON, FINGERPRINT_JSON):
+        if (source / name).is_file():
+            write_json(target / name, read_json(source / name), indent=4)
+    for path in _files(source):
+        checkpoint, stem = read_checkpoint(path), target / path.parent.name / path.stem
+        save_weights(stem.with_suffix(".safetensors"), drop_aliases(checkpoint["network_weights"]))
+        write_json(stem.with_suffix(".json"), header_of(checkpoint, plan, path))
 
 
 def _files(source: Path) -> list[Path]:
@@ -103,49 +147,81 @@ def _files(source: Path) -> list[Path]:
 
 
 def read_checkpoint(path: Path) -> Mapping[str, Any]:
-    """Return the content of a `.pth` file of nnU-Net, tensors on the CPU.
+    """Return the content of a `.pth` file of nnU-Net, weights on the CPU; the optimiser's tensors are not read.
 
     Raises:
-        ModelError: it is damaged, asks for other objects than tensors and plain values, or lacks the expected keys.
+        ModelError: it is damaged, asks for other objects than tensors and plain values, lacks the expected keys, or its
+            weights are no numbers.
     """
-    try:
-        with torch.serialization.safe_globals(_NUMPY_SCALARS):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        # The first line names what was asked for; the rest is torch's advice on how to run it after all.
-        reason = next((line for line in str(error).splitlines() if "GLOBAL" in line), "not a checkpoint").strip()
-        raise ModelError(f"{path}: refused, since it is not only weights and plain values ({reason})") from error
-    except (OSError, RuntimeError, EOFError) as error:
-        raise ModelError(f"{path}: cannot be read ({error}); copy it again") from error
+    checkpoint = _describe(path)
+    weights = read_tensors(path, checkpoint["network_weights"])
+    for name, tensor in weights.items():
+        if not torch.isfinite(tensor).all():
+            raise ModelError(
+                f"{path}: '{name}' has NaN or infinite weights; the training failed, use another checkpoint"
+            )
+    return {**checkpoint, "network_weights": weights}
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    """Return the content of a `.pth` file, its tensors described only."""
+    checkpoint = read_document(path)
+    if not isinstance(checkpoint, Mapping):
+        raise ModelError(f"{path}: not an nnU-Net checkpoint, but a {type(checkpoint).__name__}")
     missing = {"network_weights", "init_args", "trainer_name"} - set(checkpoint)
     if missing:
         raise ModelError(f"{path}: not an nnU-Net checkpoint, it lacks {', '.join(sorted(missing))}")
+    weights = checkpoint["network_weights"]
+    if not isinstance(weights, Mapping):
+        raise ModelError(f"{path}: network_weights is a {type(weights).__name__}; expected tensors by name")
+    wrong = [name for name, value in weights.items() if not (isinstance(name, str) and isinstance(value, StoredTensor))]
+    if wrong:
+        raise ModelError(f"{path}: network_weights has '{str(wrong[0])[:80]}', which is no tensor")
     return dict(checkpoint)
 
 
-def header_of(checkpoint: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+def header_of(checkpoint: Mapping[str, Any], plan: Plan, path: Path) -> dict[str, Any]:
     """Return what our checkpoints say beside the weights.
 
     Raises:
         ModelError: the file's own description is not that of a training.
+        PlanError: the plan has no such configuration, or it is damaged.
     """
     arguments = checkpoint["init_args"]
     if not isinstance(arguments, Mapping) or not {"configuration", "fold"} <= set(arguments):
-        raise ModelError("init_args of the checkpoint lacks configuration and fold; it was not written by nnU-Net")
-    configuration = str(arguments["configuration"])
-    architecture = plan.configuration(configuration).architecture.model_dump(by_alias=True)
+        raise ModelError(f"{path}: init_args lacks configuration and fold; it was not written by nnU-Net")
+    name, fold, epoch = arguments["configuration"], arguments["fold"], checkpoint.get("current_epoch", 0)
     axes = checkpoint.get("inference_allowed_mirroring_axes")
+    for what, value, fits in (
+        ("init_args.configuration", name, type(name) is str),
+        ("init_args.fold", fold, type(fold) is int or fold == "all" or (type(fold) is str and fold.isdecimal())),
+        ("trainer_name", checkpoint["trainer_name"], type(checkpoint["trainer_name"]) is str),
+        ("current_epoch", epoch, type(epoch) is int),
+        ("inference_allowed_mirroring_axes", axes, axes is None or _are_numbers(axes)),
+    ):
+        if not fits:
+            raise ModelError(f"{path}: {what} is {_shown(value)}; it was not written by nnU-Net")
+    configuration = plan.configuration(name)
+    if axes is not None and not set(axes) <= set(range(configuration.dims)):
+        raise ModelError(
+            f"{path}: inference_allowed_mirroring_axes is {list(axes)}; a patch has axes 0 to {configuration.dims - 1}"
+        )
+    architecture = configuration.architecture.model_dump(by_alias=True)
     return {
         "schema_version": SCHEMA_VERSION,
         "trainer": checkpoint["trainer_name"],
-        "configuration": configuration,
-        "fold": arguments["fold"],
+        "configuration": name,
+        "fold": fold,
         "network": ArchitectureSpec.from_plan(architecture).to_json(),
-        "mirror_axes": None if axes is None else [int(axis) for axis in axes],
-        "epoch": int(checkpoint.get("current_epoch", 0)),
+        "mirror_axes": None if axes is None else sorted(set(axes)),
+        "epoch": epoch,
     }
 
 
-def _write_checkpoint(checkpoint: Mapping[str, Any], plan: Plan, stem: Path) -> None:
-    save_weights(stem.with_suffix(".safetensors"), drop_aliases(checkpoint["network_weights"]))
-    write_json(stem.with_suffix(".json"), header_of(checkpoint, plan))
+def _are_numbers(values: object) -> bool:
+    return isinstance(values, list | tuple) and all(type(value) is int for value in values)
+
+
+def _shown(value: object) -> str:
+    """Return a value for a message; one that holds others could be endless."""
+    return repr(value)[:80] if isinstance(value, str | int | float) else f"a {type(value).__name__}"

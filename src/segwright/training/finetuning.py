@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,12 @@ from segwright.core.documents import file_hash
 from segwright.core.errors import ModelError
 from segwright.data.dataset import load_description
 from segwright.data.labels import Labels
-from segwright.interop.nnunet import read_checkpoint
+from segwright.data.plan import Plan
+from segwright.interop.nnunet import header_of, read_checkpoint
+from segwright.networks.build import ArchitectureSpec, outline
 from segwright.networks.checkpoint import drop_aliases, load_weights
-from segwright.workspace import DATASET_JSON
+from segwright.preprocessing.known import require_known
+from segwright.workspace import DATASET_JSON, PLANS_JSON
 
 if TYPE_CHECKING:
     from segwright.training.assignment import Assignment
@@ -33,6 +36,7 @@ are found by their names, so that the network starts as it was, else the mean.""
 CHECKPOINTS: Final = tuple(
     f"checkpoint_{kind}.{suffix}" for kind in ("final", "best", "latest") for suffix in ("safetensors", "pth")
 )
+_SUFFIXES: Final = (".safetensors", ".pth")
 MOST_LINES: Final = 12
 
 
@@ -75,6 +79,11 @@ def find_checkpoint(place: Path) -> Path:
         ModelError: there is none.
     """
     if place.is_file():
+        if place.suffix not in _SUFFIXES:
+            raise ModelError(
+                f"{place}: no checkpoint file, which ends in {' or '.join(_SUFFIXES)}; of a zip file make a model "
+                "folder first, with 'segwright import-model'"
+            )
         return place
     folders = [place, place / "fold_all", *sorted(place.glob("fold_[0-9]*"))]
     found = next((folder / name for folder in folders for name in CHECKPOINTS if (folder / name).is_file()), None)
@@ -88,6 +97,7 @@ def read_source(place: Path) -> Source:
 
     Raises:
         ModelError: there is none, it cannot be read, or its dataset.json is not two folders above the checkpoint.
+        SegwrightError: the plan of a model of nnU-Net asks for a network or a part that is not known here.
     """
     path = find_checkpoint(place)
     description_file = path.parent.parent / DATASET_JSON
@@ -96,7 +106,13 @@ def read_source(place: Path) -> Source:
             f"{path}: {description_file} is missing, which names the channels and labels it was trained with; "
             "keep a checkpoint in its model folder"
         )
-    weights = read_checkpoint(path)["network_weights"] if path.suffix == ".pth" else load_weights(path)
+    if path.suffix == ".pth":
+        checkpoint = read_checkpoint(path)
+        weights = checkpoint["network_weights"]
+        if (path.parent.parent / PLANS_JSON).is_file():
+            _require_known_plan(Plan.load(path.parent.parent / PLANS_JSON), checkpoint, path)
+    else:
+        weights = load_weights(path)
     description = load_description(description_file)
     labels = Labels.from_description(description)
     return Source(
@@ -105,6 +121,13 @@ def read_source(place: Path) -> Source:
         channels=tuple(description.channel_names.values()),
         heads=tuple(labels.names.values()),
     )
+
+
+def _require_known_plan(plan: Plan, checkpoint: Mapping[str, Any], path: Path) -> None:
+    """See that the plan of a model of nnU-Net is one that other verbs would take; nothing in it is needed here."""
+    configuration = plan.configuration(header_of(checkpoint, plan, path)["configuration"])
+    require_known(plan, configuration)
+    outline(ArchitectureSpec.from_plan(configuration.architecture.model_dump(by_alias=True)), 1, 1)
 
 
 def start_from(trainer: Assignment, network: nn.Module, larger: nn.Module) -> list[str]:

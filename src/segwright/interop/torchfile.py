@@ -1,0 +1,122 @@
+"""Files of `torch.save` read as data: plain values, and tensors on demand, so that an optimiser's state costs nothing.
+
+torch's own restricted reader is steered by a list that all threads of the process share, builds `bytearray`s of any
+length, and unpacks compressed records of any size; hence this one.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from struct import error as StructError
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from segwright.core.errors import ModelError
+from segwright.interop.instructions import Machine, RefusedError, Storage, StoredTensor
+
+LARGEST_PICKLE: Final = 16 * 2**20
+"""Bytes of the part without tensors, or half the file if that is more; 1000 epochs with 100 classes log 7 MiB."""
+
+_DAMAGES: Final = (
+    *(ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, NotImplementedError, OSError),
+    *(RuntimeError, StructError, TypeError, ValueError, zipfile.BadZipFile),
+)
+"""What a damaged file may cause while it is interpreted; none of these comes from code of the file."""
+
+_BLOCK: Final = 1 << 22
+
+
+def read_document(path: Path) -> Any:
+    """Return what a file of `torch.save` holds: plain values, and tensors as `StoredTensor`.
+
+    Raises:
+        ModelError: it is damaged, compressed, or asks for anything that is no plain value; that is named.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            prefix = _prefix(archive, path.stat().st_size)
+            entry = archive.getinfo(f"{prefix}data.pkl")
+            if entry.file_size > max(LARGEST_PICKLE, path.stat().st_size // 2):
+                raise RefusedError(f"{entry.file_size / 2**20:.0f} MiB beside its tensors")
+            return Machine(archive.read(entry)).run()
+    except RefusedError as error:
+        raise ModelError(f"{path}: refused, since it is not only weights and plain values ({error})") from error
+    except _DAMAGES as error:
+        raise ModelError(f"{path}: cannot be read as a checkpoint ({_reason(error)}); copy it again") from error
+
+
+def read_tensors(path: Path, stored: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
+    """Return the values of tensors that `read_document` described; those that share a record share memory.
+
+    Raises:
+        ModelError: a record is missing, damaged or smaller than its tensor.
+    """
+    flat: dict[Storage, Tensor] = {}
+    result: dict[str, Tensor] = {}
+    name = ""
+    try:
+        left = path.stat().st_size
+        with zipfile.ZipFile(path) as archive:
+            prefix = _prefix(archive, left)
+            for name, tensor in stored.items():
+                tensor.outline()
+                if tensor.storage not in flat:
+                    left -= tensor.storage.numel * tensor.storage.dtype.itemsize
+                    if left < 0:
+                        raise ModelError("tensors of more bytes than the file has")
+                    flat[tensor.storage] = _values(archive, f"{prefix}data/{tensor.storage.key}", tensor.storage)
+                result[name] = flat[tensor.storage].as_strided(tensor.shape, tensor.stride, tensor.offset)
+    except RefusedError as error:
+        raise ModelError(f"{path}: refused, since it is not only weights and plain values ({error})") from error
+    except ModelError as error:
+        raise ModelError(f"{path}: refused, '{name}': {error}") from error
+    except _DAMAGES as error:
+        raise ModelError(f"{path}: '{name}' cannot be read ({_reason(error)}); copy it again") from error
+    return result
+
+
+def _prefix(archive: zipfile.ZipFile, size: int) -> str:
+    """Return the folder in the file that torch made, once all its records are seen to be harmless."""
+    entries = archive.infolist()
+    for entry in entries:
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+            sizes = f"from {entry.compress_size} to {entry.file_size} bytes"
+            raise RefusedError(
+                f"its record '{entry.filename[:80]}' is compressed, {sizes}; torch stores them as they are"
+            )
+    names = [entry.filename for entry in entries]
+    if len(set(names)) < len(names) or sum(entry.file_size for entry in entries) > size:
+        raise RefusedError("its records overlap")
+    found = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
+    if len(found) != 1:
+        raise ValueError("it has no data.pkl, as files of torch.save have")
+    prefix = found[0].removesuffix("data.pkl")
+    if f"{prefix}byteorder" in names and archive.read(f"{prefix}byteorder") != b"little":
+        raise ValueError("its numbers are big-endian")
+    return prefix
+
+
+def _values(archive: zipfile.ZipFile, record: str, storage: Storage) -> Tensor:
+    """Return the flat tensor in a record."""
+    if not storage.numel:
+        return torch.empty(0, dtype=storage.dtype)
+    size = storage.numel * storage.dtype.itemsize
+    if archive.getinfo(record).file_size < size:
+        raise ModelError(f"{size} bytes are asked for, its record has {archive.getinfo(record).file_size}")
+    buffer = bytearray(size)
+    with archive.open(record) as stream:
+        left = memoryview(buffer)
+        while left and (block := stream.read(min(len(left), _BLOCK))):
+            left[: len(block)] = block
+            left = left[len(block) :]
+    if left:
+        raise EOFError("the record ends early")
+    return torch.frombuffer(buffer, dtype=storage.dtype)
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
