@@ -18,9 +18,14 @@ import torch
 from journeys import Journey, call
 
 from segwright import api
-from segwright.core.errors import SegwrightError
+from segwright.core.errors import ModelError, SegwrightError
 from segwright.data.images import read_images
+from segwright.data.plan import Plan
+from segwright.inference.cascade import STORED
 from segwright.interop.nnunet import read_checkpoint
+from segwright.networks.build import build_network
+from segwright.networks.checkpoint import add_aliases
+from segwright.training.finetuning import read_source
 
 CHECKPOINT = Path("fold_0") / "checkpoint_final.pth"
 
@@ -264,3 +269,120 @@ def test_several_models_in_a_zip_file_are_named(exported: Path, tmp_path: Path) 
     with pytest.raises(ValueError, match="holds 2 models: a__b__2d, a__b__3d_fullres"):
         api.load_model(file, device="cpu")
     assert [path.name for path in api.import_model(file, tmp_path / "ours")] == ["a__b__2d", "a__b__3d_fullres"]
+
+
+def test_a_zip_file_is_named_as_it_was_given(exported: Path, tmp_path: Path) -> None:
+    shutil.copytree(exported, tmp_path / "model")
+    change_architecture(tmp_path / "model", network_class_name="evilmod.PlainConvUNet")
+    (tmp_path / "model" / "dataset.json").unlink()
+    file = Path(shutil.make_archive(str(tmp_path / "model"), "zip", tmp_path / "model"))
+    with pytest.raises(SegwrightError, match=f"^{file}: dataset.json missing"):
+        api.load_model(file, device="cpu")
+
+
+def test_a_restart_with_the_same_zip_file_goes_on(journey: Journey, exported: Path, tmp_path: Path) -> None:
+    file = Path(shutil.make_archive(str(tmp_path / "model"), "zip", exported))
+    options: dict[str, Any] = {"device": "cpu", "mirroring": False}
+    first = api.predict(file, journey.dataset / "imagesTs", tmp_path / "out", **options)
+    again = api.predict(file, journey.dataset / "imagesTs", tmp_path / "out", **options)
+    assert [record.case for record in again] == [record.case for record in first]
+    assert json.loads((tmp_path / "out" / "prediction.json").read_text())["model"]["model"] == "model.zip"
+
+
+def foreign_part(model: Path, key: str, value: Any) -> None:
+    plans = json.loads((model / "plans.json").read_text())
+    owner = plans if key in plans else plans["configurations"]["3d_fullres"]
+    owner[key] = value
+    (model / "plans.json").write_text(json.dumps(plans))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("image_reader_writer", "evilmod.Reader"),
+        ("label_manager", "evilmod.Labels"),
+        ("preprocessor_name", "evilmod.Preprocessor"),
+        ("normalization_schemes", ["evilmod:build"]),
+        ("resampling_fn_data", "evilmod.resample"),
+        ("patch_size", [40000, 40000, 40000]),
+        ("network_class_name", "evilmod.PlainConvUNet"),
+    ],
+)
+def test_a_foreign_part_of_a_plan_is_refused_at_every_door(
+    exported: Path, tmp_path: Path, key: str, value: Any
+) -> None:
+    shutil.copytree(exported, tmp_path / "model")
+    if key == "network_class_name":
+        change_architecture(tmp_path / "model", **{key: value})
+    else:
+        foreign_part(tmp_path / "model", key, value)
+    for door in (
+        lambda: api.load_model(tmp_path / "model", device="cpu"),
+        lambda: api.import_model(tmp_path / "model", tmp_path / "imported"),
+        lambda: read_source(tmp_path / "model"),
+    ):
+        with pytest.raises(SegwrightError, match=r"evilmod\.|evilmod:|patch_size"):
+            door()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_network_larger_than_its_weights_takes_no_memory(exported: Path, tmp_path: Path) -> None:
+    shutil.copytree(exported, tmp_path / "model")
+    plans = json.loads((tmp_path / "model" / "plans.json").read_text())
+    arguments = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    arguments["features_per_stage"] = [20_000] * len(arguments["features_per_stage"])
+    change_architecture(tmp_path / "model", arch_kwargs=arguments)
+    with pytest.raises(ModelError, match="do not fit the network"):
+        api.load_model(tmp_path / "model", device="cpu")
+
+
+def test_fine_tuning_wants_a_zip_file_imported_first(exported: Path, tmp_path: Path) -> None:
+    file = Path(shutil.make_archive(str(tmp_path / "model"), "zip", exported))
+    with pytest.raises(ModelError, match=r"model\.zip: no checkpoint file.*import-model"):
+        read_source(file)
+
+
+@pytest.fixture(scope="module")
+def cascade(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with both stages of a cascade of nnU-Net's, the second's network made for the channels it gets."""
+    folder = tmp_path_factory.mktemp("cascade")
+    plans = json.loads((exported / "plans.json").read_text())
+    description = json.loads((exported / "dataset.json").read_text())
+    plans["configurations"]["3d_lowres"] = plans["configurations"]["3d_fullres"]
+    plans["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    architecture = Plan.from_json(plans).configuration("3d_fullres").architecture.model_dump(by_alias=True)
+    channels, heads = len(description["channel_names"]), len(description["labels"])
+    for name, inputs in (("3d_lowres", channels), ("3d_cascade_fullres", channels + heads - 1)):
+        model = folder / f"nnUNetTrainer__nnUNetPlans__{name}"
+        shutil.copytree(exported, model)
+        (model / "plans.json").write_text(json.dumps(plans))
+        checkpoint = dict(read_checkpoint(model / CHECKPOINT))
+        checkpoint["init_args"] = {**checkpoint["init_args"], "configuration": name}
+        network = build_network(architecture, inputs, heads, deep_supervision=True)
+        checkpoint["network_weights"] = add_aliases(network.state_dict(), network)
+        torch.save(checkpoint, model / CHECKPOINT)
+    return folder
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_second_stage_brings_its_first_along(cascade: Path, image: np.ndarray, tmp_path: Path, packed: bool) -> None:
+    second = cascade / "nnUNetTrainer__nnUNetPlans__3d_cascade_fullres"
+    source = Path(shutil.make_archive(str(tmp_path / "both"), "zip", cascade)) if packed else second
+    expected = labels(source, image)
+    assert api.import_model(source, tmp_path / "alone" / "ours") == [tmp_path / "alone" / "ours"]
+    assert (tmp_path / "alone" / "ours" / STORED / "fold_0" / "checkpoint_final.safetensors").is_file()
+    assert not [*(tmp_path / "alone").rglob("*.pth")]
+    np.testing.assert_array_equal(labels(tmp_path / "alone" / "ours", image), expected)
+
+
+def test_stages_that_lead_back_to_each_other_are_refused(cascade: Path, tmp_path: Path) -> None:
+    shutil.copytree(cascade, tmp_path / "both")
+    first = tmp_path / "both" / "nnUNetTrainer__nnUNetPlans__3d_lowres"
+    shutil.rmtree(first)
+    shutil.copytree(tmp_path / "both" / "nnUNetTrainer__nnUNetPlans__3d_cascade_fullres", first)
+    plans = json.loads((first / "plans.json").read_text())
+    for previous, message in (("../../etc", "which is none"), ("3d_cascade_fullres", "which is none")):
+        plans["configurations"]["3d_cascade_fullres"]["previous_stage"] = previous
+        (first / "plans.json").write_text(json.dumps(plans))
+        with pytest.raises(ModelError, match=message):
+            api.load_model(first, device="cpu")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import stat
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Final
 
@@ -16,6 +17,10 @@ MOST_BYTES: Final = 32 * 2**30
 LARGEST_RATIO: Final = 100
 """Unpacked to packed size of an entry that is larger than `SMALL_BYTES`; weights hardly shrink, text tenfold."""
 SMALL_BYTES: Final = 10 * 2**20
+LARGEST_TOTAL_RATIO: Final = 20
+"""Of all entries to the file, where they are larger than `SMALL_BYTES`; a model is mostly weights."""
+LONGEST_NAME: Final = 255
+"""Of a file, in bytes; what the usual file systems take."""
 
 _BLOCK: Final = 1 << 20
 
@@ -24,7 +29,8 @@ def extract(archive: Path, target: Path) -> None:
     """Unpack a zip file into an empty folder.
 
     Raises:
-        ModelError: it is no zip file, or an entry leads out of the folder, is a link, or would fill the disk.
+        ModelError: it is no zip file, or an entry leads out of the folder, is a link, in the way of another, or would
+            fill the disk.
     """
     try:
         with zipfile.ZipFile(archive) as stream:
@@ -32,8 +38,11 @@ def extract(archive: Path, target: Path) -> None:
             _require_harmless(archive, entries)
             for entry in entries:
                 _write(stream, entry, target / entry.filename, archive)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
         raise ModelError(f"{archive}: no zip file that can be read ({error}); download it again") from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ModelError(f"{archive}: cannot be unpacked ({reason}); unpack it yourself and name the folder") from error
 
 
 def _require_harmless(archive: Path, entries: list[zipfile.ZipInfo]) -> None:
@@ -48,13 +57,32 @@ def _require_harmless(archive: Path, entries: list[zipfile.ZipInfo]) -> None:
             raise ModelError(
                 f"{archive}: refused, its entry '{name}' grows from {entry.compress_size} to {entry.file_size} bytes"
             )
+    _require_apart(archive, entries)
     total = sum(entry.file_size for entry in entries)
+    packed = archive.stat().st_size
+    if total > max(SMALL_BYTES, LARGEST_TOTAL_RATIO * packed):
+        raise ModelError(f"{archive}: refused, its {len(entries)} entries grow from {packed} to {total} bytes")
     free = shutil.disk_usage(archive.parent).free
     if len(entries) > MOST_ENTRIES or total > min(MOST_BYTES, free):
         raise ModelError(
             f"{archive}: refused, it holds {len(entries)} files of {total / 2**30:.1f} GiB unpacked; at most "
             f"{MOST_ENTRIES} files and {min(MOST_BYTES, free) / 2**30:.1f} GiB are unpacked here"
         )
+
+
+def _require_apart(archive: Path, entries: list[zipfile.ZipInfo]) -> None:
+    """See that every entry is a file of its own, and none a folder of another."""
+    files: set[PurePosixPath] = set()
+    for entry in entries:
+        path = PurePosixPath(entry.filename)
+        if path in files:
+            raise ModelError(f"{archive}: refused, it has two entries '{entry.filename}'")
+        if any(len(part.encode("utf-8", "surrogateescape")) > LONGEST_NAME for part in path.parts):
+            raise ModelError(f"{archive}: refused, the name of its entry '{entry.filename[:80]}...' is too long")
+        files.add(path)
+    for path in files:
+        if not files.isdisjoint(path.parents):
+            raise ModelError(f"{archive}: refused, its entry '{path}' lies below another file")
 
 
 def _write(stream: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path, archive: Path) -> None:
