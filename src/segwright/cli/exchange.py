@@ -8,16 +8,22 @@ from typing import Annotated
 import typer
 
 from segwright.cli import options
+from segwright.cli.tables import print_json
 
 
 def import_model(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Model folder of nnU-Net v2, or its zip file.")],
     target: Annotated[Path, typer.Argument(metavar="DEST", help="New model folder.")],
+    as_json: options.AsJson = False,
 ) -> None:
     """Convert a model of nnU-Net v2 into a safe folder: no pickle, nothing that could run."""
     from segwright import api
 
-    for model in api.import_model(source, target):
+    models = api.import_model(source, target)
+    if as_json:
+        print_json({"models": models})
+        return
+    for model in models:
         print(f"model: {model}")
 
 
@@ -28,8 +34,13 @@ def export_model(
     folds: Annotated[
         list[str] | None, typer.Option("--folds", metavar="0,1|all", help="Folds (default: all there are).")
     ] = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Write a model that was trained here for nnU-Net v2."""
     from segwright import api
 
-    print(f"written to {api.export_model(model, target, kind=kind, folds=options.words(folds) or None)}")
+    written = api.export_model(model, target, kind=kind, folds=options.words(folds) or None)
+    if as_json:
+        print_json({"model": written})
+    else:
+        print(f"written to {written}")

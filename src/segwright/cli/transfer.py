@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from segwright.cli import options
+from segwright.cli.tables import print_json
 
 
 def move_plans(
@@ -19,6 +20,7 @@ def move_plans(
     plans: options.Plans = "nnUNetPlans",
     name: Annotated[str | None, typer.Option("--name", metavar="N", help="Name of the moved plans.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite plans of that name.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Give a dataset the plans of another, to pre-train or fine-tune with the same network and spacing."""
     from segwright import api
@@ -33,4 +35,8 @@ def move_plans(
         force=force,
         environment=options.environment(),
     )
-    print(f"written to {workspace.plans_file(moved.dataset_name, moved.plans_name)}")
+    file = workspace.plans_file(moved.dataset_name, moved.plans_name)
+    if as_json:
+        print_json({"plans": str(file), "dataset": moved.dataset_name, "name": moved.plans_name})
+    else:
+        print(f"written to {file}")
