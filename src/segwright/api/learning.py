@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from logging import getLogger
@@ -120,6 +121,9 @@ def evaluate(
     output: Path | str | None = None,
     surface: bool = False,
     lesions: bool = False,
+    tolerances: Sequence[float] | None = None,
+    ignore_label: int | None = None,
+    require_all: bool = False,
     csv: Path | str | None = None,
     workers: int | None = None,
 ) -> Evaluation:
@@ -133,10 +137,18 @@ def evaluate(
         output: File of the scores; `summary.json` in the prediction folder by default.
         surface: Also HD, HD95, ASSD and NSD, in mm.
         lesions: Also detection of single structures, and panoptic quality.
+        tolerances: Of the NSD, in mm; 1 and 2 by default.
+        ignore_label: Voxels with this reference count for nothing; by default what dataset.json says.
+        require_all: A reference without a prediction is an error, instead of left out.
         csv: Also write one line for each case and class.
         workers: Threads.
+
+    Raises:
+        SegwrightError: a folder or file is missing, damaged or does not fit, or a value is wrong.
     """
     truth, predicted = Path(reference), Path(prediction)
+    require_folders(truth, predicted)
+    further = _further(surface=surface, lesions=lesions, tolerances=tolerances)
     if label_values:
         labels = Labels({"background": 0, **{str(value): value for value in sorted({*label_values} - {0})}})
         ending, reader = _known_ending(truth), None
@@ -144,14 +156,20 @@ def evaluate(
         description = load_description(Path(dataset_json) if dataset_json else find_description(truth, predicted))
         labels = Labels.from_description(description)
         ending, reader = description.file_ending, description.overwrite_image_reader_writer
+    if ignore_label is not None and ignore_label in labels.all_labels:
+        scored = ", ".join(str(value) for value in labels.foreground_labels if value != ignore_label)
+        raise ConfigError(f"label {ignore_label} cannot be scored and ignored; name the others with --labels {scored}")
     found = scoring.evaluate(
         truth,
         predicted,
         labels=labels,
         file_ending=ending,
         reader=choose_reader(ending, None, reader),
-        further=scoring.Further(surface=surface, lesions=lesions),
+        further=further,
         workers=workers,
+        require_all=require_all,
+        ignore_label=ignore_label,
+        known=None if label_values else labels.all_labels,
     )
     if csv is not None:
         found.save_csv(Path(csv))
@@ -160,10 +178,17 @@ def evaluate(
     return Evaluation(scores=found, file=file, labels=labels)
 
 
+def _further(*, surface: bool, lesions: bool, tolerances: Sequence[float] | None) -> scoring.Further:
+    if tolerances is None:
+        return scoring.Further(surface=surface, lesions=lesions)
+    wrong = [value for value in tolerances if not (math.isfinite(value) and value > 0)]
+    if wrong or not tolerances:
+        raise ConfigError(f"tolerance {wrong[0] if wrong else 'list is empty'}: expected mm above 0, for instance 1,2")
+    return scoring.Further(surface=True, lesions=lesions, tolerances=tuple(dict.fromkeys(tolerances)))
+
+
 def _known_ending(folder: Path) -> str:
     """Return the ending of the files in a folder, the longest that a reader knows."""
-    if not folder.is_dir():
-        raise DatasetError(f"{folder}: no such folder")
     endings = sorted({ending for reader in READERS.values() for ending in reader.endings}, key=len, reverse=True)
     for file in sorted(folder.iterdir()):
         for ending in endings:
@@ -179,11 +204,16 @@ def compare(summaries: Sequence[Path | str]) -> list[Comparison]:
         summaries: Files, or the folders that hold them; at least two.
 
     Raises:
-        SegwrightError: a file is missing or damaged, or too few cases are shared.
+        SegwrightError: a file is missing, damaged or given twice, or too few cases are shared.
     """
     if len(summaries) < 2:
         raise ConfigError("compare: give at least two summary.json files")
     paths = [Path(each) / SUMMARY if Path(each).is_dir() else Path(each) for each in summaries]
+    seen: set[Path] = set()
+    for path in paths:
+        if path.resolve() in seen:
+            raise ConfigError(f"compare: {path} is given twice; give the summary of another model")
+        seen.add(path.resolve())
     return statistics.compare({str(path): scoring.Scores.load(path) for path in paths})
 
 
@@ -242,13 +272,26 @@ def training_settings(
     return chosen
 
 
-def find_description(*folders: Path) -> Path:
-    """Return the `dataset.json` in one of some folders, the last first, or beside one.
+def require_folders(*folders: Path) -> None:
+    """Make sure that folders are there.
 
     Raises:
-        DatasetError: there is none.
+        DatasetError: one is not.
     """
-    for folder in (*reversed(folders), *(folder.parent for folder in folders)):
+    for folder in folders:
+        if not folder.is_dir():
+            raise DatasetError(f"{folder}: no such folder")
+
+
+def find_description(*folders: Path) -> Path:
+    """Return the `dataset.json` in one of some folders, the last first, or beside one; of a fold, its model's.
+
+    Raises:
+        DatasetError: a folder is missing, or there is none.
+    """
+    require_folders(*folders)
+    models = [folder.parent.parent for folder in map(Path.absolute, folders) if folder.parent.name.startswith("fold_")]
+    for folder in (*reversed(folders), *(folder.absolute().parent for folder in folders), *reversed(models)):
         if (folder / DATASET_JSON).is_file():
             return folder / DATASET_JSON
     places = ", ".join(map(str, folders))

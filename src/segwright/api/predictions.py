@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segwright.api.learning import SUMMARY, find_description
+from segwright.api.learning import SUMMARY, find_description, require_folders
 from segwright.core.documents import write_json
 from segwright.core.errors import ConfigError, DatasetError
 from segwright.data.dataset import DatasetDescription, load_description
@@ -45,6 +45,7 @@ def determine_postprocessing(
     from segwright.inference.postprocessing import POSTPROCESSING_JSON
 
     truth, predicted = Path(reference), Path(prediction)
+    require_folders(truth, predicted)
     description = load_description(Path(dataset_json) if dataset_json else find_description(truth, predicted))
     found = determine(
         scores.pair_files(truth, predicted, description.file_ending),
@@ -79,6 +80,7 @@ def apply_postprocessing(
     from segwright.inference.postprocessing import PostProcessing, process_folder
 
     folder = Path(prediction)
+    require_folders(folder)
     processing = PostProcessing.load(Path(postprocessing) if postprocessing else folder)
     description = load_description(Path(dataset_json) if dataset_json else find_description(folder))
     files = process_folder(
@@ -119,6 +121,7 @@ def ensemble(
     from segwright.inference.writers import Saving
 
     folders = [Path(each) for each in predictions]
+    require_folders(*folders)
     description = load_description(Path(dataset_json) if dataset_json else find_description(*reversed(folders)))
     files = average_folders(
         folders,

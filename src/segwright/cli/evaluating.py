@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from segwright.cli import options
 from segwright.cli.tables import number, print_json, print_table
+
+if TYPE_CHECKING:
+    from segwright.report.results import Evaluation
 
 UNSHOWN: Final = ("Volume_pred_mm3", "Volume_ref_mm3", "Volume_error_mm3")
 """Measures that `summary.json` has and the table has not: they mean little on average."""
@@ -30,6 +34,15 @@ def evaluate(
     ] = None,
     surface: Annotated[bool, typer.Option("--surface", help="Also HD, HD95, ASSD and NSD, in mm.")] = False,
     lesions: Annotated[bool, typer.Option("--lesions", help="Also detection of single structures, and PQ.")] = False,
+    tolerance: Annotated[
+        list[str] | None, typer.Option("--tolerance", metavar="1,2", help="Of the NSD, in mm; sets --surface.")
+    ] = None,
+    ignore_label: Annotated[
+        int | None, typer.Option("--ignore-label", metavar="N", help="Voxels with this true label count for nothing.")
+    ] = None,
+    require_all: Annotated[
+        bool, typer.Option("--require-all", help="A reference without a prediction is an error.")
+    ] = False,
     csv: Annotated[
         Path | None, typer.Option("--csv", metavar="FILE", help="Also write a line for each case and class.")
     ] = None,
@@ -47,27 +60,16 @@ def evaluate(
         output=output,
         surface=surface,
         lesions=lesions,
+        tolerances=_tolerances(tolerance),
+        ignore_label=ignore_label,
+        require_all=require_all,
         csv=csv,
         workers=workers,
     )
     if as_json:
         print_json(result.to_json())
         return
-    means = list(result.named_means())
-    shown = [name for name in dict.fromkeys(key for _, item in means for key in item.further) if name not in UNSHOWN]
-    rows = [
-        [
-            name,
-            *(number(value) for value in (item.dice, item.iou, *(item.further.get(key) for key in shown))),
-            f"{item.n_pred:.0f}",
-            f"{item.n_ref:.0f}",
-        ]
-        for name, item in means
-    ]
-    title = f"{len(result.scores.metric_per_case)} cases"
-    print_table(title, ["class", "Dice", "IoU", *shown, "voxels predicted", "voxels true"], rows)
-    if surface or lesions:
-        print("absent in truth and prediction: left out; in one of them: Dice, NSD, F1, PQ 0, distances left out")
+    _print_means(result)
     print(f"written to {result.file}")
 
 
@@ -95,3 +97,30 @@ def compare(
         for item in found
     ]
     print_table("Mean foreground Dice, paired by case", ["models", "cases", "difference", "p", "p (Holm)"], rows)
+
+
+def _tolerances(values: Sequence[str] | None) -> tuple[float, ...] | None:
+    found = options.words(values)
+    try:
+        return tuple(map(float, found)) or None
+    except ValueError as error:
+        raise typer.BadParameter(f"{error}; write mm, for instance 1,2", param_hint="--tolerance") from error
+
+
+def _print_means(result: Evaluation) -> None:
+    means = list(result.named_means())
+    shown = [name for name in dict.fromkeys(key for _, item in means for key in item.further) if name not in UNSHOWN]
+    rows = [
+        [
+            name,
+            *(number(value) for value in (item.dice, item.iou, *(item.further.get(key) for key in shown))),
+            f"{item.n_pred:.0f}",
+            f"{item.n_ref:.0f}",
+        ]
+        for name, item in means
+    ]
+    title = f"{len(result.scores.metric_per_case)} cases"
+    print_table(title, ["class", "Dice", "IoU", *shown, "voxels predicted", "voxels true"], rows)
+    zero = ["Dice", "IoU", *(name for name in shown if name.startswith(("NSD", "Lesion", "PQ")))]
+    infinite = "; distances left out" if "HD" in shown else ""
+    print(f"absent in truth and prediction: left out; in one of them: {', '.join(zero)} 0{infinite}")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
 from typing import Any, Final
@@ -20,12 +21,14 @@ from segwright.data.images import read_label
 from segwright.data.labels import ClassKey, Labels
 from segwright.evaluation.masks import Further as Further
 from segwright.evaluation.masks import class_mask, has_volume, measure_masks
-from segwright.evaluation.metrics import Overlap, overlaps
+from segwright.evaluation.metrics import Confusion, Overlap, confusion
 from segwright.evaluation.pairs import pair_files as pair_files
 
 logger = getLogger(__name__)
 
 _INDENT = 4
+_SAME_SPACING = 1e-3
+"""Relative; formats store spacings in single precision, some as text."""
 
 Change = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 """Makes one label map (*S) of another."""
@@ -200,6 +203,8 @@ def evaluate(
     workers: int | None = None,
     require_all: bool = False,
     further: Further = OVERLAP_ALONE,
+    ignore_label: int | None = None,
+    known: Collection[int] | None = None,
 ) -> Scores:
     """Score every prediction against the reference of the same file name.
 
@@ -209,13 +214,23 @@ def evaluate(
         reader: the class that reads them, as in the plan.
         further: measures beside the overlap.
         require_all: treat a reference without prediction as a problem too, instead of logging how many there are.
+        ignore_label: as of `evaluate_case`.
+        known: values that predictions are expected to hold; a warning names others. Any without it.
 
     Raises:
         DatasetError: there is no prediction at all.
         ProblemReport: predictions without reference, unreadable files, different shapes; all of them at once.
     """
     pairs = pair_files(reference_dir, prediction_dir, file_ending, require_all=require_all)
-    return evaluate_files(pairs, labels=labels, reader=reader, workers=workers, further=further)
+    return evaluate_files(
+        pairs,
+        labels=labels,
+        reader=reader,
+        workers=workers,
+        further=further,
+        ignore_label=ignore_label,
+        known=known,
+    )
 
 
 def evaluate_files(
@@ -227,6 +242,8 @@ def evaluate_files(
     further: Further = OVERLAP_ALONE,
     change: Change | None = None,
     title: str = "evaluating",
+    ignore_label: int | None = None,
+    known: Collection[int] | None = None,
 ) -> Scores:
     """Score pairs of a reference and a prediction file, at least one.
 
@@ -238,17 +255,28 @@ def evaluate_files(
         further: measures beside the overlap.
         change: is done to each predicted label map (*S) before it is scored.
         title: of the progress.
+        ignore_label: as of `evaluate_case`.
+        known: as of `evaluate`.
 
     Raises:
         ProblemReport: unreadable files, different shapes; all of them at once.
     """
-    found = map_threads(
-        lambda pair: _score_case(*pair, labels, reader, further, change), pairs, workers=workers, title=title
-    )
+    ignored = labels.ignore_label if ignore_label is None else ignore_label
+
+    def score(pair: tuple[Path, Path]) -> _Scored | Problem:
+        try:
+            read = [_read_labels(file, reader) for file in pair]
+        except SegwrightError as error:
+            return Problem(where=pair[1].name, what=str(error))
+        return _score_case(pair, read, labels, ignored, further, change)
+
+    found = map_threads(score, pairs, workers=workers, title=title)
     problems = [result for result in found if isinstance(result, Problem)]
     if problems:
         raise ProblemReport(problems)
-    return Scores.of([result for result in found if isinstance(result, CaseScores)])
+    scored = [result for result in found if isinstance(result, _Scored)]
+    _warn(scored, known)
+    return Scores.of([result.case for result in scored])
 
 
 def evaluate_case(
@@ -258,18 +286,31 @@ def evaluate_case(
     *,
     spacing: Sequence[float] | None = None,
     further: Further = OVERLAP_ALONE,
+    ignore_label: int | None = None,
 ) -> dict[str, Measures]:
     """Return the measures of one case, two label maps (*S), by class key.
 
-    With `spacing` (mm, one number for each axis) there are volumes too, in mm^3, of all but flat images. Ignored voxels
-    count as background.
+    With `spacing` (mm, one number for each axis) there are volumes too, in mm^3, of all but flat images. Voxels whose
+    reference is the ignore label, `ignore_label` or else that of `labels`, count as background.
     """
-    counts: Mapping[ClassKey, Overlap] = overlaps(
-        reference, prediction, labels.evaluation_classes(), ignore_label=labels.ignore_label
-    )
+    ignored = labels.ignore_label if ignore_label is None else ignore_label
+    matrix = confusion(reference, prediction, ignore_label=ignored)
+    return _measure(matrix, reference, prediction, labels, spacing, ignored, further)
+
+
+def _measure(
+    matrix: Confusion,
+    reference: npt.NDArray[np.integer],
+    prediction: npt.NDArray[np.integer],
+    labels: Labels,
+    spacing: Sequence[float] | None,
+    ignored: int | None,
+    further: Further,
+) -> dict[str, Measures]:
+    counts = {key: matrix.overlap(key) for key in labels.evaluation_classes()}
     if spacing is None:
         return {class_key_text(key): Measures.of(overlap) for key, overlap in counts.items()}
-    known = None if labels.ignore_label is None else reference != labels.ignore_label
+    known = None if ignored is None else reference != ignored
     voxel = math.prod(spacing) if has_volume(reference.shape, spacing) else None
     result = {}
     for key, overlap in counts.items():
@@ -286,32 +327,63 @@ def evaluate_case(
     return result
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Scored:
+    """Scores of a case; which values were predicted, and whether the spacings differ."""
+
+    case: CaseScores
+    predicted: frozenset[int]
+    spacings_differ: bool
+
+
 def _score_case(
-    reference_file: Path,
-    prediction_file: Path,
+    files: tuple[Path, Path],
+    read: Sequence[tuple[npt.NDArray[np.int32], tuple[float, float, float]]],
     labels: Labels,
-    reader: str,
+    ignored: int | None,
     further: Further,
     change: Change | None,
-) -> CaseScores | Problem:
-    try:
-        reference, spacing = _read_labels(reference_file, reader)
-        prediction, _ = _read_labels(prediction_file, reader)
-    except SegwrightError as error:
-        return Problem(where=prediction_file.name, what=str(error))
+) -> _Scored | Problem:
+    (reference, spacing), (prediction, other) = read
     if reference.shape != prediction.shape:
         return Problem(
-            where=prediction_file.name,
+            where=files[1].name,
             what=f"prediction has shape {prediction.shape}, its reference {reference.shape}",
             remedy="both must lie on the grid of the image",
         )
     if change is not None:
         prediction = change(prediction)
-    return CaseScores(
-        metrics=evaluate_case(reference, prediction, labels, spacing=spacing, further=further),
-        prediction_file=str(prediction_file),
-        reference_file=str(reference_file),
+    matrix = confusion(reference, prediction, ignore_label=ignored)
+    there = np.flatnonzero(matrix.counts.sum(axis=0))
+    case = CaseScores(
+        metrics=_measure(matrix, reference, prediction, labels, spacing, ignored, further),
+        prediction_file=str(files[1]),
+        reference_file=str(files[0]),
     )
+    return _Scored(
+        case=case,
+        predicted=frozenset(matrix.values[index] for index in there),
+        spacings_differ=not np.allclose(spacing, other, rtol=_SAME_SPACING, atol=0),
+    )
+
+
+def _warn(scored: Sequence[_Scored], known: Collection[int] | None) -> None:
+    """Tell once what is odd about predictions and can be measured all the same."""
+    if known is not None:
+        odd = [each for each in scored if not each.predicted <= set(known)]
+        if odd:
+            foreign = sorted({value for each in odd for value in each.predicted} - {*known})
+            logger.warning(
+                "%d of %d predictions hold values that are no labels of the dataset (%s), first %s: they count as "
+                "background",
+                *(len(odd), len(scored), ", ".join(map(str, foreign)), odd[0].case.case),
+            )
+    odd = [each for each in scored if each.spacings_differ]
+    if odd:
+        logger.warning(
+            "%d of %d predictions have another spacing than their reference, first %s: that of the reference counts",
+            *(len(odd), len(scored), odd[0].case.case),
+        )
 
 
 def _read_labels(file: Path, reader: str) -> tuple[npt.NDArray[np.int32], tuple[float, float, float]]:

@@ -1,0 +1,109 @@
+"""The options, warnings and refusals of `evaluate`, `compare` and the verbs on folders of predictions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+from journeys import Journey, call
+
+DATASET = {
+    "channel_names": {"0": "CT"},
+    "labels": {"background": 0, "a": 1},
+    "numTraining": 3,
+    "file_ending": ".nii.gz",
+}
+
+
+def write(file: Path, label_map: np.ndarray, spacing: float = 1.0) -> None:
+    image = sitk.GetImageFromArray(label_map.astype(np.uint8))
+    image.SetSpacing((spacing, 1.0, 1.0))
+    sitk.WriteImage(image, str(file))
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """Three references, the last of which has no prediction."""
+    truth, model = tmp_path / "truth", tmp_path / "model"
+    predicted = model / "fold_0" / "validation"
+    truth.mkdir()
+    predicted.mkdir(parents=True)
+    (model / "dataset.json").write_text(json.dumps(DATASET))
+    label_map = np.zeros((4, 6, 8))
+    label_map[1:3, 1:4, 2:5] = 1
+    label_map[:, :, 7] = 255  # nobody has annotated
+    for name in "abc":
+        write(truth / f"{name}.nii.gz", label_map)
+        if name != "c":
+            write(predicted / f"{name}.nii.gz", np.where(label_map == 255, 1, label_map))
+    return truth, predicted
+
+
+def test_a_fold_finds_the_dataset_json_of_its_model_and_the_rule_is_told(folders: tuple[Path, Path]) -> None:
+    done = call("evaluate", *folders)
+    assert done.exit_code == 0, done.stderr
+    assert "absent in truth and prediction: left out; in one of them: Dice, IoU 0\n" in done.stdout
+
+
+def test_voxels_of_another_ignore_label_do_not_count(folders: tuple[Path, Path]) -> None:
+    assert json.loads(call("evaluate", *folders, "--json").stdout)["mean"]["a"]["Dice"] < 1
+    for more in ((), ("--labels", "1")):
+        done = call("evaluate", *folders, "--ignore-label", 255, "--json", *more)
+        assert [item["Dice"] for item in json.loads(done.stdout)["mean"].values()] == [1, 1]
+    both = call("evaluate", *folders, "--labels", "1,2", "--ignore-label", 2)
+    assert (both.exit_code, "label 2 cannot be scored and ignored" in both.stderr) == (1, True)
+
+
+def test_a_missing_prediction_is_an_error_on_request(folders: tuple[Path, Path]) -> None:
+    done = call("evaluate", *folders, "--require-all")
+    assert (done.exit_code, "c.nii.gz: reference without a prediction" in done.stderr) == (1, True)
+
+
+def test_tolerances_are_those_that_are_asked_for(folders: tuple[Path, Path]) -> None:
+    done = call("evaluate", *folders, "--tolerance", "0.5,3", "--json")
+    measured = json.loads(done.stdout)["mean"]["a"]
+    assert {name for name in measured if name.startswith("NSD")} == {"NSD_0.5mm", "NSD_3mm"}
+    assert "one of them: Dice, IoU, NSD_3mm 0; distances" in call("evaluate", *folders, "--tolerance", 3).stdout
+    wrong = call("evaluate", *folders, "--tolerance", "0")
+    assert (wrong.exit_code, "expected mm above 0" in wrong.stderr) == (1, True)
+    word = call("evaluate", *folders, "--tolerance", "near")
+    assert (word.exit_code != 0, "--tolerance" in word.stderr) == (True, True)
+
+
+def test_odd_predictions_are_told_once(folders: tuple[Path, Path]) -> None:
+    for name in "ab":
+        write(folders[1] / f"{name}.nii.gz", np.full((4, 6, 8), 7 if name == "b" else 1), spacing=2.0)
+    done = call("evaluate", *folders)
+    assert done.exit_code == 0
+    told = " ".join(done.stderr.split())
+    assert told.count("1 of 2 predictions hold values that are no labels of the dataset (7), first b.nii.gz") == 1
+    assert told.count("2 of 2 predictions have another spacing than their reference, first a.nii.gz") == 1
+    named = call("evaluate", *folders, "--labels", "1")
+    assert "no labels of the dataset" not in " ".join(named.stderr.split())
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "determine-postprocessing", "ensemble"])
+def test_a_missing_folder_is_named(folders: tuple[Path, Path], verb: str) -> None:
+    more = ("-o", folders[0].parent / "out") if verb == "ensemble" else ()
+    for pair in (("gone", folders[1]), (folders[1], "gone")):
+        done = call(verb, *pair, *more)
+        assert (done.exit_code, "gone: no such folder" in done.stderr) == (1, True)
+
+
+def test_a_model_is_not_compared_with_itself(folders: tuple[Path, Path]) -> None:
+    call("evaluate", *folders)
+    done = call("compare", folders[1], folders[1] / "summary.json")
+    assert (done.exit_code, "summary.json is given twice" in done.stderr) == (1, True)
+
+
+def test_verbs_that_write_folders_print_json(journey: Journey, tmp_path: Path) -> None:
+    moved = call("--work", tmp_path / "work", "move-plans", journey.model, journey.dataset, "--name", "moved", "--json")
+    assert Path(json.loads(moved.stdout)["plans"]).is_file()
+    assert json.loads(moved.stdout)["name"] == "moved"
+    exported = call("export-model", journey.model, tmp_path / "theirs", "--json")
+    assert json.loads(exported.stdout) == {"model": str(tmp_path / "theirs")}
+    imported = call("import-model", tmp_path / "theirs", tmp_path / "ours", "--json")
+    assert json.loads(imported.stdout) == {"models": [str(tmp_path / "ours")]}
