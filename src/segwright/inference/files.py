@@ -146,7 +146,7 @@ def begin(
     for folder in sorted({output_folder, *(file.parent for job in jobs for file in job.files)}):
         require_folder(folder)
     journal = Journal.open(output_folder / asked.journal_name, model, options, overwrite=asked.overwrite)
-    todo = list(jobs) if asked.overwrite else journal.left_of(jobs)
+    todo = list(jobs) if asked.overwrite else journal.left_of(jobs, first.plan.image_reader_writer)
     if not asked.overwrite:
         journal.require_unused(todo)
     _sweep(journal, jobs)

@@ -20,6 +20,7 @@ from segwright.core.documents import read_json, write_json
 from segwright.core.errors import ConfigError, SegwrightError, WorkspaceError
 from segwright.core.memory import peak_bytes
 from segwright.data.cases import Case
+from segwright.data.images import read_label
 from segwright.inference.predictor import Predictor
 from segwright.inference.sliding import TileCount
 from segwright.inference.stitching import Planes
@@ -219,20 +220,23 @@ class Journal:
                 kin.append(entries)
         return cls(path, identity, options, cases=cases, kin=kin, strangers=strangers, is_known=is_known)
 
-    def left_of(self, jobs: Sequence[Job]) -> list[Job]:
-        """Return the jobs whose files are not there as they were made from the input as it is now; note the others."""
+    def left_of(self, jobs: Sequence[Job], reader: str) -> list[Job]:
+        """Return the jobs whose files were not made from the input as it is now, or are damaged; note the others.
+
+        A label map of another size that `reader` can read was corrected by somebody, and is kept.
+        """
         left = []
         for job in jobs:
             name = job.case.identifier
             known = [each[name] for each in (self.cases, *self._kin) if name in each]
-            found = next((entry for entry in known if self._is_whole(entry, job)), None)
+            found = next((entry for entry in known if self._is_whole(entry, job, reader)), None)
             if found is not None:
                 self.cases[name] = found
                 continue
             left.append(job)
             changed = self._changed(known[0], job) if known and known[0].get("inputs") == job.inputs else ()
-            for file in changed:
-                logger.warning("%s: is not as it was written: damaged, or changed; predicted again", file)
+            for file in filter(Path.is_file, changed):
+                logger.warning("%s: is damaged; predicted again", file)
         return left
 
     def require_unused(self, jobs: Sequence[Job]) -> None:
@@ -257,7 +261,7 @@ class Journal:
         """Note a finished case."""
         values = {key: round(value, 3) for key, value in asdict(record).items() if key.endswith("_s")}
         values |= {key: asdict(record)[key] for key in ("tiles", "tiles_skipped", *ASSESSED)}
-        files = {self._name(file): _state(file) for file in job.files}
+        files = {self._name(file): _size(file) for file in job.files}
         with self._lock:
             before = self.cases.get(record.case, {})
             if before.get("inputs") == job.inputs:  # what an earlier run wrote for the case stays good
@@ -293,30 +297,38 @@ class Journal:
     def _name(self, file: Path) -> str:
         return file.relative_to(self.path.parent).as_posix()
 
-    def _is_whole(self, entry: Mapping[str, Any], job: Job) -> bool:
+    def _is_whole(self, entry: Mapping[str, Any], job: Job, reader: str) -> bool:
         files = entry.get("files", {})
-        return entry.get("inputs") == job.inputs and all(
-            _state(file) == files.get(self._name(file), ()) for file in job.files
-        )
+        if entry.get("inputs") != job.inputs or not all(self._name(file) in files for file in job.files):
+            return False
+        changed = self._changed(entry, job)
+        if changed == [job.output] and _is_readable(job.output, reader):
+            logger.info("%s: was changed since it was predicted; kept", job.output)
+            return True
+        return not changed
 
     def _changed(self, entry: Mapping[str, Any], job: Job) -> list[Path]:
-        """Return the files of a case that are there, but not as the entry says."""
+        """Return the files of a case that have another size than the entry says, or are gone."""
         files = entry.get("files", {})
-        there = [file for file in job.files if file.is_file() and self._name(file) in files]
-        return [file for file in there if _state(file) != files[self._name(file)]]
+        return [file for file in job.files if self._name(file) in files and _size(file) != files[self._name(file)]]
 
     def _made(self, entries: Entries, job: Job) -> bool:
         """Whether the label map is the one that a journal's run made."""
         files = entries.get(job.case.identifier, {}).get("files", {})
-        return bool(_state(job.output) == files.get(self._name(job.output), ()))
+        return job.output.is_file() and _size(job.output) == files.get(self._name(job.output))
 
 
-def _state(file: Path) -> list[int] | None:
-    """Return size and time of a file, which a damaged or replaced one does not share; None where there is none."""
-    if not file.is_file():
-        return None
-    found = file.stat()
-    return [found.st_size, found.st_mtime_ns]
+def _size(file: Path) -> int | None:
+    """Return the size of a file, which a damaged one does not share; None where there is none."""
+    return file.stat().st_size if file.is_file() else None
+
+
+def _is_readable(file: Path, reader: str) -> bool:
+    try:
+        read_label(file, reader)
+    except SegwrightError:
+        return False
+    return True
 
 
 def _read(file: Path) -> tuple[Any, Entries]:

@@ -165,8 +165,24 @@ def test_a_damaged_output_is_predicted_again(
     (tmp_path / name).write_bytes(whole[:100])
     assert kept(model, images, tmp_path, probabilities=True) == [False, True]
     assert len((tmp_path / name).read_bytes()) == len(whole)
-    assert f"{name}: is not as it was written: damaged, or changed; predicted again" in caplog.text
+    assert f"{name}: is damaged; predicted again" in caplog.text
     assert kept(model, images, tmp_path, probabilities=True) == [True, True]
+
+
+def test_a_label_map_that_somebody_corrected_is_kept(
+    predictor: Predictor, images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    predict_files(predictor, images, tmp_path)
+    found = sitk.ReadImage(str(tmp_path / "a.nii.gz"))
+    noise = np.random.default_rng(0).integers(0, 2, sitk.GetArrayFromImage(found).shape).astype(np.uint8)
+    corrected = sitk.GetImageFromArray(noise)
+    corrected.CopyInformation(found)
+    sitk.WriteImage(corrected, str(tmp_path / "a.nii.gz"))
+    before = (tmp_path / "a.nii.gz").read_bytes()
+    assert kept(predictor, images, tmp_path) == [True, True]
+    assert (tmp_path / "a.nii.gz").read_bytes() == before
+    assert "a.nii.gz: was changed since it was predicted; kept" in caplog.text
 
 
 def test_what_an_earlier_run_wrote_beside_stays_good(predictor: Predictor, images: Path, tmp_path: Path) -> None:
