@@ -223,7 +223,7 @@ class Journal:
     def left_of(self, jobs: Sequence[Job], reader: str) -> list[Job]:
         """Return the jobs whose files were not made from the input as it is now, or are damaged; note the others.
 
-        A label map of another size that `reader` can read was corrected by somebody, and is kept.
+        A label map that changed and that `reader` can read was corrected by somebody, and is kept.
         """
         left = []
         for job in jobs:
@@ -261,7 +261,7 @@ class Journal:
         """Note a finished case."""
         values = {key: round(value, 3) for key, value in asdict(record).items() if key.endswith("_s")}
         values |= {key: asdict(record)[key] for key in ("tiles", "tiles_skipped", *ASSESSED)}
-        files = {self._name(file): _size(file) for file in job.files}
+        files = {self._name(file): _state(file) for file in job.files}
         with self._lock:
             before = self.cases.get(record.case, {})
             if before.get("inputs") == job.inputs:  # what an earlier run wrote for the case stays good
@@ -302,25 +302,29 @@ class Journal:
         if entry.get("inputs") != job.inputs or not all(self._name(file) in files for file in job.files):
             return False
         changed = self._changed(entry, job)
-        if changed == [job.output] and _is_readable(job.output, reader):
+        is_foreign = any(self._made(each, job) for each in self._strangers)
+        if changed == [job.output] and not is_foreign and _is_readable(job.output, reader):
             logger.info("%s: was changed since it was predicted; kept", job.output)
             return True
         return not changed
 
     def _changed(self, entry: Mapping[str, Any], job: Job) -> list[Path]:
-        """Return the files of a case that have another size than the entry says, or are gone."""
+        """Return the files of a case that are not as the entry says, or are gone."""
         files = entry.get("files", {})
-        return [file for file in job.files if self._name(file) in files and _size(file) != files[self._name(file)]]
+        return [file for file in job.files if self._name(file) in files and _state(file) != files[self._name(file)]]
 
     def _made(self, entries: Entries, job: Job) -> bool:
         """Whether the label map is the one that a journal's run made."""
         files = entries.get(job.case.identifier, {}).get("files", {})
-        return job.output.is_file() and _size(job.output) == files.get(self._name(job.output))
+        return job.output.is_file() and _state(job.output) == files.get(self._name(job.output))
 
 
-def _size(file: Path) -> int | None:
-    """Return the size of a file, which a damaged one does not share; None where there is none."""
-    return file.stat().st_size if file.is_file() else None
+def _state(file: Path) -> list[int] | None:
+    """Return size and time of a file, which a damaged or replaced one does not share; None where there is none."""
+    if not file.is_file():
+        return None
+    found = file.stat()
+    return [found.st_size, found.st_mtime_ns]
 
 
 def _is_readable(file: Path, reader: str) -> bool:
