@@ -323,7 +323,7 @@ def _predict_held_out(
         "%s fold %d: predicting %d held-out cases for %s, %d are there already",
         *(wanted.previous_stage, fold, len(missing), configuration, len(identifiers) - len(missing)),
     )
-    predictor = load_predictor(folder.parent, folds=[fold], device=device)
+    predictor = load_predictor(folder.parent, folds=[fold], device=device, trust_code=True)
     predict_next_stage(
         predictor, cases, missing, next_cases, maps, patch_size=wanted.patch_size, weights_hash=weights_hash
     )
