@@ -150,7 +150,7 @@ def test_a_model_of_another_plan_is_not_mixed(journey: Journey, tmp_path: Path) 
     ("arguments", "message"),
     [
         (("predict", "--model", "none", "-i", "in", "-o", "out"), "no such model folder"),
-        (("evaluate", "none", "none"), "name one with --dataset-json FILE"),
+        (("evaluate", "none", "none"), "none: no such folder"),
         (("train", "DATASET", "--config", "2d", "--fold", "0"), "make them first with 'segwright plan"),
         (("preprocess", "DATASET"), "make them first with 'segwright plan"),
     ],
