@@ -109,7 +109,7 @@ def build_network(
     spec = architecture if isinstance(architecture, ArchitectureSpec) else ArchitectureSpec.from_plan(architecture)
     network = outline(spec, num_input_channels, num_output_channels, deep_supervision=deep_supervision)
     try:
-        network = network.to_empty(device="cpu")
+        network = network._apply(_without_values)
     except (RuntimeError, MemoryError) as error:
         size = sum(tensor.numel() * tensor.element_size() for tensor in network.parameters())
         raise ConfigError(
@@ -289,6 +289,11 @@ NETWORKS.register("segresnet", optional.build_segresnet)
 NETWORKS.register("swin-unetr", optional.build_swin_unetr)
 NETWORKS.register("dynunet", optional.build_dynunet)
 NETWORKS.register("primus", optional.build_primus)
+
+
+def _without_values(tensor: Tensor) -> Tensor:
+    """Return memory for a tensor of the meta device; `to_empty` does that too, and imports sympy for half a second."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype)
 
 
 def initialize(network: nn.Module, generator: torch.Generator | None = None) -> None:

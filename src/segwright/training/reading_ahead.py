@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from logging import getLogger
 from typing import Final, Protocol
@@ -56,13 +56,19 @@ def num_ahead(batch_bytes: int, threads: int) -> int:
 
 
 def prefetch(
-    loader: Loader, epoch: int, steps: int, *, first_step: int = 0, threads: int | None = None, ahead: int | None = None
+    loader: Loader,
+    epoch: int,
+    steps: int,
+    *,
+    first_step: int = 0,
+    threads: int | None = None,
+    ahead: int | None = None,
+    on_error: Callable[[BaseException], object] | None = None,
 ) -> Generator[Batch, None, None]:
     """Yield the batches `first_step ... steps - 1` of an epoch, the same ones whatever `threads` and `ahead` are.
 
     An error in a thread is logged at once and raised here when the next batch is asked for, before the good batches
-    ahead of it: nothing can stop the step that is running, least of all its backward pass, but no other begins. The
-    threads have ended when the iterator is exhausted, closed or has raised.
+    ahead of it. The threads have ended when the iterator is exhausted, closed or has raised.
 
     Args:
         loader: makes batches.
@@ -71,6 +77,7 @@ def prefetch(
         first_step: where a resumed epoch goes on.
         threads: that make batches; by default as the device suggests.
         ahead: batches that may wait; by default what `AHEAD_BYTES` allows.
+        on_error: is called with the first error, in the thread in which it happened.
     """
     count = num_threads(loader.device) if threads is None else threads
     most = num_ahead(loader.batch_bytes, count) if ahead is None else max(ahead, 1)
@@ -82,7 +89,9 @@ def prefetch(
         error = None if made.cancelled() else made.exception()
         if error is not None and not told.is_set():
             told.set()
-            logger.warning("a batch ahead cannot be made, so this ends after the running step: %s", error)
+            logger.warning("a batch ahead cannot be made, so this ends: %s", error)
+            if on_error is not None:
+                on_error(error)
 
     try:
         for step in range(first_step, steps):

@@ -12,6 +12,7 @@ from segwright.training.batches import Batch
 from segwright.training.optimization import set_learning_rate
 from segwright.training.reading_ahead import prefetch
 from segwright.training.reproducing import seed_step
+from segwright.training.step_alarm import StepAlarm
 
 if TYPE_CHECKING:
     from segwright.training.trainer import Trainer
@@ -25,7 +26,11 @@ def training_batches(trainer: Trainer) -> Iterator[Batch]:
     """
     steps = trainer.num_iterations_per_epoch
     loader = trainer.dataloader_train
-    with closing(prefetch(loader, trainer.current_epoch, steps, first_step=trainer.epoch_step)) as batches:
+    first = trainer.epoch_step
+    with (
+        StepAlarm(trainer.network) as alarm,
+        closing(prefetch(loader, trainer.current_epoch, steps, first_step=first, on_error=alarm.give)) as batches,
+    ):
         for batch in batches:
             if trainer.config.budget_s is not None:
                 set_learning_rate(trainer.optimizer, trainer.ranks.first(trainer.learning_rate))
@@ -38,7 +43,10 @@ def training_batches(trainer: Trainer) -> Iterator[Batch]:
 def validation_batches(trainer: Trainer) -> Iterator[Batch]:
     """Yield the batches of the online validation."""
     steps = regime.num_validation_steps(trainer.config, trainer.epoch_step)
-    with closing(prefetch(trainer.dataloader_val, trainer.current_epoch, steps)) as batches:
+    with (
+        StepAlarm(trainer.network) as alarm,
+        closing(prefetch(trainer.dataloader_val, trainer.current_epoch, steps, on_error=alarm.give)) as batches,
+    ):
         yield from batches
 
 

@@ -95,7 +95,7 @@ def test_an_error_ahead_is_told_while_the_step_runs_and_raised_after_it(caplog: 
         if caplog.messages:
             break
     assert caplog.messages == [
-        "a batch ahead cannot be made, so this ends after the running step: case x: gone",
+        "a batch ahead cannot be made, so this ends: case x: gone",
     ]
     with pytest.raises(DatasetError, match="case x"):
         next(batches)
