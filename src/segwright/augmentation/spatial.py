@@ -27,6 +27,9 @@ SLAB_VOXELS = 96 * 1024
 READING_MARGIN = 1e-3
 """Voxels added around a reading box, so that rounding in float32 never asks for a voxel that was not read."""
 
+_MIXED = torch.iinfo(torch.int16).min
+"""Stands for neighbours of several labels; no label is that."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Affine:
@@ -178,13 +181,15 @@ def resample(source: Source, patch_size: Sequence[int]) -> Samples:
     labels = torch.empty((len(source.labels), *patch_size), dtype=source.labels.dtype, device=device)
     grid = [torch.arange(size, device=device) - (size - 1) / 2 for size in patch_size]
     rows = patch_size[0] if device.type != CPU else max(1, SLAB_VOXELS // math.prod(patch_size[1:]))
+    agreed: list[torch.Tensor | None] = []
     for begin in range(0, patch_size[0], rows):
         slab = slice(begin, min(begin + rows, patch_size[0]))
         points = Points.of(source, [grid[0][slab], *grid[1:]])
         for channel, image in enumerate(source.images):
             images[channel, slab] = points.interpolate(image)
+        agreed = agreed or [points.agreed(classes) for classes in source.labels]
         for index, classes in enumerate(source.labels):
-            labels[index, slab] = points.vote(classes)
+            labels[index, slab] = points.vote(classes, agreed[index])
     return Samples(images=images[None], labels=labels[None])
 
 
@@ -272,25 +277,51 @@ class Points:
             return self._along_axes(image, torch.lerp)
         return _blend(self._neighbours(image, self.base), [self.fractions[axis] for axis in self.axes])
 
-    def vote(self, classes: torch.Tensor) -> torch.Tensor:
-        """Return the label with the largest total weight among the neighbours in `classes` (*M)."""
+    def agreed(self, classes: torch.Tensor) -> torch.Tensor | None:
+        """Return the label that each voxel of `classes` (*M) shares with its neighbours, `_MIXED` where they differ.
+
+        Flat, from the box's first voxel on; it serves all slabs of a source. None where `vote` finds it a shorter way.
+        """
+        if self.base is None or classes.device.type != CPU:
+            return None
+        strides = classes.stride()
+        first, reach = self.steps[0], self.steps[-1] - self.steps[0]
+        span = sum((high - 1 - low) * stride for (low, high), stride in zip(self.box, strides, strict=True))
+        agreed, mixed = classes.new_empty(span + 1 - reach), classes.new_tensor(_MIXED)
+        for begin in range(0, len(agreed), SLAB_VOXELS):
+            out = agreed[begin : begin + SLAB_VOXELS]
+            low = high = classes.view(-1)[first + begin : first + begin + len(out) + reach]
+            for stride in (strides[axis] for axis in self.axes):
+                low, high = torch.minimum(low[:-stride], low[stride:]), torch.maximum(high[:-stride], high[stride:])
+            torch.where(low == high, low, mixed, out=out)
+        return agreed
+
+    def vote(self, classes: torch.Tensor, agreed: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the label with the largest total weight among the neighbours in `classes` (*M).
+
+        Args:
+            classes: the labels.
+            agreed: what `agreed` gave for them; found here by default.
+        """
         fractions = [self.fractions[axis].expand(self.shape) for axis in self.axes]
         if classes.device.type != CPU:  # finding the mixed voxels would make the host wait
             around = torch.stack(self._neighbours(classes, self._flat_base(classes)))
             return _heaviest(around, fractions)
         if self.base is None:
-            low, high = (self._along_axes(classes, reduce) for reduce in (_minimum, _maximum))
+            labels, high = (self._along_axes(classes, reduce) for reduce in (_minimum, _maximum))
+            differ = labels != high
         else:
-            around = torch.stack(self._neighbours(classes, self.base))
-            low, high = around.amin(0), around.amax(0)
-        # numpy finds them ten times as fast as torch
-        mixed = torch.from_numpy(np.flatnonzero((low != high).numpy()))
+            found = self.agreed(classes) if agreed is None else agreed
+            assert found is not None, "turned points on the CPU have it"
+            labels = found.index_select(0, self.base.flatten()).view(self.base.shape)
+            differ = labels == _MIXED
+        mixed = torch.from_numpy(np.flatnonzero(differ.numpy()))  # ten times as fast as torch
         if len(mixed):
             few = self._flat_base(classes).flatten().index_select(0, mixed)
             near = classes.view(-1).index_select(0, (few + few.new_tensor(self.steps)[:, None]).view(-1))
             part = [fraction.flatten().index_select(0, mixed) for fraction in fractions]
-            low.view(-1).index_copy_(0, mixed, _winner(near.view(-1, len(few)), part))
-        return low
+            labels.view(-1).index_copy_(0, mixed, _winner(near.view(-1, len(few)), part))
+        return labels
 
     def _neighbours(self, values: torch.Tensor, base: torch.Tensor) -> list[torch.Tensor]:
         """Return `values` (*M) at all neighbours of the points whose lowest ones are at the flat indices `base`."""
@@ -352,7 +383,8 @@ def _winner(around: torch.Tensor, fractions: list[torch.Tensor]) -> torch.Tensor
     for fraction in reversed(fractions):
         share = torch.lerp(share[::2], share[1::2], fraction)
     winner = torch.where(share[0] > 0.5, high, low)
-    crowded = torch.from_numpy(np.flatnonzero((upper.logical_or_(around == low)).all(0).logical_not_().numpy()))
+    other = upper.logical_or_(around == low).view(torch.uint8).amin(0)  # `all` takes ten times as long
+    crowded = torch.from_numpy(np.flatnonzero(other.numpy() == 0))
     if len(crowded):
         part = [fraction.index_select(0, crowded) for fraction in fractions]
         winner.index_copy_(0, crowded, _heaviest(around.index_select(1, crowded), part))
@@ -361,11 +393,13 @@ def _winner(around: torch.Tensor, fractions: list[torch.Tensor]) -> torch.Tensor
 
 def _heaviest(around: torch.Tensor, fractions: list[torch.Tensor]) -> torch.Tensor:
     """Return, per point of `around` (corners, ...), the label with the largest sum of linear weights."""
-    parts = [torch.ones_like(around[0], dtype=torch.float32)]
+    weights = torch.ones_like(around[:1], dtype=torch.float32)
     for fraction in fractions:  # the last axis varies fastest, as in the corners
-        parts = [part for low in parts for part in (low * (1 - fraction), low * fraction)]
-    weights = torch.stack(parts)  # (corners, ...)
-    nothing = torch.zeros((), device=weights.device)
-    totals = torch.stack([torch.where(around == label, weights, nothing).sum(0) for label in around])
+        weights = (weights[:, None] * torch.stack((1 - fraction, fraction))).flatten(0, 1)
+    if around.device.type == CPU:  # few points, for which each operation costs more than its arithmetic
+        totals = ((around[:, None] == around) * weights).sum(1)
+    else:
+        nothing = torch.zeros((), device=weights.device)
+        totals = torch.stack([torch.where(around == label, weights, nothing).sum(0) for label in around])
     largest = torch.iinfo(around.dtype).max
     return torch.where(totals >= totals.amax(0), around, largest).amin(0)
