@@ -7,7 +7,7 @@ patch voxel v shows the case at `centre + matrix @ v`. Labels are resampled as o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -181,15 +181,16 @@ def resample(source: Source, patch_size: Sequence[int]) -> Samples:
     labels = torch.empty((len(source.labels), *patch_size), dtype=source.labels.dtype, device=device)
     grid = [torch.arange(size, device=device) - (size - 1) / 2 for size in patch_size]
     rows = patch_size[0] if device.type != CPU else max(1, SLAB_VOXELS // math.prod(patch_size[1:]))
-    agreed: list[torch.Tensor | None] = []
+    agreed: list[torch.Tensor] = []
     for begin in range(0, patch_size[0], rows):
         slab = slice(begin, min(begin + rows, patch_size[0]))
         points = Points.of(source, [grid[0][slab], *grid[1:]])
         for channel, image in enumerate(source.images):
             images[channel, slab] = points.interpolate(image)
-        agreed = agreed or [points.agreed(classes) for classes in source.labels]
+        if device.type == CPU:
+            agreed = agreed or [points.agreed(classes) for classes in source.labels]
         for index, classes in enumerate(source.labels):
-            labels[index, slab] = points.vote(classes, agreed[index])
+            labels[index, slab] = points.vote(classes, agreed[index] if agreed else None)
     return Samples(images=images[None], labels=labels[None])
 
 
@@ -225,14 +226,14 @@ class Points:
             for other in np.flatnonzero(matrix[axis]).tolist():
                 along = grid[other].view(-1, *(1,) * (dims - 1 - other))
                 position = position + along * float(matrix[axis, other])
-            lows.append(position.to(torch.int64))  # no position is negative, so this rounds down
+            lows.append(position.to(torch.int32))  # no position is negative, so this rounds down
             fractions.append(position.frac_())
         strides = [math.prod(shape[axis + 1 :]) for axis in range(dims)]
         moved = [axis for axis in range(dims) if (matrix[axis] != np.eye(dims, dtype=np.float32)[axis]).any()]
         box = source.box or tuple((0, size) for size in shape)
         base = None
         if (matrix != np.diag(np.diag(matrix))).any():
-            base = _flat(lows, strides)
+            base = _flat(lows, shape)
         first = sum(low * stride for (low, _), stride in zip(box, strides, strict=True))
         return cls(
             shape=tuple(len(line) for line in grid),
@@ -254,10 +255,11 @@ class Points:
         lows, fractions = [], []
         for axis, (position, extent) in enumerate(zip(positions, shape, strict=True)):
             if position is None:
-                lows.append(torch.arange(extent, device=device).view(-1, *(1,) * (len(shape) - 1 - axis)))
+                line = torch.arange(extent, dtype=torch.int32, device=device)
+                lows.append(line.view(-1, *(1,) * (len(shape) - 1 - axis)))
                 fractions.append(torch.zeros((1,) * len(shape), device=device))
             else:
-                lows.append(position.to(torch.int64).clamp_max_(extent - 2))
+                lows.append(position.to(torch.int32).clamp_max_(extent - 2))
                 fractions.append(position - lows[-1])
         moved = [axis for axis, position in enumerate(positions) if position is not None]
         strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
@@ -266,7 +268,7 @@ class Points:
             axes=tuple(moved),
             lows=tuple(lows),
             fractions=tuple(fractions),
-            base=_flat(lows, strides),
+            base=_flat(lows, shape),
             steps=_steps(0, [strides[axis] for axis in moved]),
             box=tuple((0, extent) for extent in shape),
         )
@@ -274,75 +276,69 @@ class Points:
     def interpolate(self, image: torch.Tensor) -> torch.Tensor:
         """Interpolate `image` (*M) linearly."""
         if self.base is None:
-            return self._along_axes(image, torch.lerp)
+            return self._along_axes(image)
         return _blend(self._neighbours(image, self.base), [self.fractions[axis] for axis in self.axes])
 
-    def agreed(self, classes: torch.Tensor) -> torch.Tensor | None:
+    def agreed(self, classes: torch.Tensor) -> npt.NDArray[np.int16]:
         """Return the label that each voxel of `classes` (*M) shares with its neighbours, `_MIXED` where they differ.
 
-        Flat, from the box's first voxel on; it serves all slabs of a source. None where `vote` finds it a shorter way.
+        Flat, from the box's first voxel to the last one that has all neighbours; it serves all slabs of a source. On
+        the CPU only, as all that numpy does here: it compares and finds small integers several times as fast as torch.
         """
-        if self.base is None or classes.device.type != CPU:
-            return None
-        strides = classes.stride()
+        flat, strides = classes.view(-1).numpy(), classes.stride()
         first, reach = self.steps[0], self.steps[-1] - self.steps[0]
         span = sum((high - 1 - low) * stride for (low, high), stride in zip(self.box, strides, strict=True))
-        agreed, mixed = classes.new_empty(span + 1 - reach), classes.new_tensor(_MIXED)
+        agreed = np.empty(span + 1 - reach, flat.dtype)
         for begin in range(0, len(agreed), SLAB_VOXELS):
             out = agreed[begin : begin + SLAB_VOXELS]
-            low = high = classes.view(-1)[first + begin : first + begin + len(out) + reach]
+            part = flat[first + begin : first + begin + len(out) + reach]
+            differ = np.zeros(len(part), dtype=bool)
             for stride in (strides[axis] for axis in self.axes):
-                low, high = torch.minimum(low[:-stride], low[stride:]), torch.maximum(high[:-stride], high[stride:])
-            torch.where(low == high, low, mixed, out=out)
+                further = part[: len(differ) - stride] != part[stride : len(differ)]
+                further |= differ[:-stride]
+                further |= differ[stride:]
+                differ = further
+            out[:] = part[: len(out)]
+            np.putmask(out, differ, _MIXED)
         return agreed
 
-    def vote(self, classes: torch.Tensor, agreed: torch.Tensor | None = None) -> torch.Tensor:
+    def vote(self, classes: torch.Tensor, agreed: npt.NDArray[np.int16] | None = None) -> torch.Tensor:
         """Return the label with the largest total weight among the neighbours in `classes` (*M).
 
         Args:
             classes: the labels.
-            agreed: what `agreed` gave for them; found here by default.
+            agreed: what `agreed` gave for them, on the CPU; found here by default.
         """
         fractions = [self.fractions[axis].expand(self.shape) for axis in self.axes]
+        base = self._flat_base(classes)
         if classes.device.type != CPU:  # finding the mixed voxels would make the host wait
-            around = torch.stack(self._neighbours(classes, self._flat_base(classes)))
-            return _heaviest(around, fractions)
-        if self.base is None:
-            labels, high = (self._along_axes(classes, reduce) for reduce in (_minimum, _maximum))
-            differ = labels != high
-        else:
-            found = self.agreed(classes) if agreed is None else agreed
-            assert found is not None, "turned points on the CPU have it"
-            labels = found.index_select(0, self.base.flatten()).view(self.base.shape)
-            differ = labels == _MIXED
-        mixed = torch.from_numpy(np.flatnonzero(differ.numpy()))  # ten times as fast as torch
-        if len(mixed):
-            few = self._flat_base(classes).flatten().index_select(0, mixed)
-            near = classes.view(-1).index_select(0, (few + few.new_tensor(self.steps)[:, None]).view(-1))
-            part = [fraction.flatten().index_select(0, mixed) for fraction in fractions]
-            labels.view(-1).index_copy_(0, mixed, _winner(near.view(-1, len(few)), part))
-        return labels
+            return _heaviest(torch.stack(self._neighbours(classes, base)), fractions)
+        found = self.agreed(classes) if agreed is None else agreed
+        labels = found.take(base.numpy(), mode="clip")  # no index is outside; to look first takes longer
+        mixed = np.flatnonzero(labels == _MIXED)
+        few = base.numpy().reshape(-1)[mixed]
+        around = classes.view(-1).numpy().take(few + np.array(self.steps)[:, None], mode="clip")
+        labels.reshape(-1)[mixed] = _winner(around, [part.numpy().reshape(-1)[mixed] for part in fractions])
+        return torch.from_numpy(labels)
 
     def _neighbours(self, values: torch.Tensor, base: torch.Tensor) -> list[torch.Tensor]:
         """Return `values` (*M) at all neighbours of the points whose lowest ones are at the flat indices `base`."""
         flat, index = values.reshape(-1), base.flatten()
         return [flat[step:].index_select(0, index).view(base.shape) for step in self.steps]
 
-    def _along_axes(
-        self, values: torch.Tensor, reduce: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-    ) -> torch.Tensor:
-        """Bring two neighbours together axis by axis, which is far less than all 2^axes where no axis is turned."""
+    def _along_axes(self, values: torch.Tensor) -> torch.Tensor:
+        """Interpolate axis by axis, which is far less than all 2^axes neighbours where no axis is turned."""
         values = values[tuple(slice(*interval) for interval in self.box)]
         for axis, (low, fraction) in enumerate(zip(self.lows, self.fractions, strict=True)):
             index = low.flatten()
             below = values.index_select(axis, index)
-            values = reduce(below, values.index_select(axis, index + 1), fraction) if axis in self.axes else below
+            values = below.lerp(values.index_select(axis, index + 1), fraction) if axis in self.axes else below
         return values
 
     def _flat_base(self, values: torch.Tensor) -> torch.Tensor:
         if self.base is not None:
             return self.base
-        return _flat(self.lows, values.stride())
+        return _flat(self.lows, values.shape)
 
 
 def _steps(first: int, strides: Sequence[int]) -> tuple[int, ...]:
@@ -353,19 +349,12 @@ def _steps(first: int, strides: Sequence[int]) -> tuple[int, ...]:
     return tuple(steps)
 
 
-def _flat(lows: Sequence[torch.Tensor], strides: Sequence[int]) -> torch.Tensor:
-    total = lows[0] * strides[0]
-    for low, stride in zip(lows[1:], strides[1:], strict=True):
-        total = torch.add(total, low, alpha=stride)
-    return total
-
-
-def _minimum(low: torch.Tensor, high: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-    return torch.minimum(low, high)
-
-
-def _maximum(low: torch.Tensor, high: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-    return torch.maximum(low, high)
+def _flat(lows: Sequence[torch.Tensor], shape: Sequence[int]) -> torch.Tensor:
+    """Return flat indices into `shape`: added up in 32 bits where they fit, which is faster, but read in 64."""
+    total = lows[-1] if math.prod(shape) <= torch.iinfo(torch.int32).max else lows[-1].to(torch.int64)
+    for axis, low in enumerate(lows[:-1]):
+        total = torch.add(total, low, alpha=math.prod(shape[axis + 1 :]))
+    return total.to(torch.int64)
 
 
 def _blend(level: list[torch.Tensor], fractions: list[torch.Tensor]) -> torch.Tensor:
@@ -375,19 +364,20 @@ def _blend(level: list[torch.Tensor], fractions: list[torch.Tensor]) -> torch.Te
     return level[0]
 
 
-def _winner(around: torch.Tensor, fractions: list[torch.Tensor]) -> torch.Tensor:
+def _winner(around: npt.NDArray[np.int16], fractions: list[npt.NDArray[np.float32]]) -> npt.NDArray[np.int16]:
     """Return `_heaviest` by a shorter way where only two labels meet, which is nearly everywhere."""
-    low, high = around.amin(0), around.amax(0)
+    low, high = around.min(0), around.max(0)
     upper = around == high
-    share = upper.to(torch.float32)
+    share = upper.astype(np.float32)
     for fraction in reversed(fractions):
-        share = torch.lerp(share[::2], share[1::2], fraction)
-    winner = torch.where(share[0] > 0.5, high, low)
-    other = upper.logical_or_(around == low).view(torch.uint8).amin(0)  # `all` takes ten times as long
-    crowded = torch.from_numpy(np.flatnonzero(other.numpy() == 0))
+        below, above = share[::2], share[1::2]
+        share = below + fraction * (above - below)
+    winner = np.where(share[0] > 0.5, high, low)
+    upper |= around == low
+    crowded = np.flatnonzero(~upper.all(0))
     if len(crowded):
-        part = [fraction.index_select(0, crowded) for fraction in fractions]
-        winner.index_copy_(0, crowded, _heaviest(around.index_select(1, crowded), part))
+        part = [torch.from_numpy(fraction[crowded]) for fraction in fractions]
+        winner[crowded] = _heaviest(torch.from_numpy(around[:, crowded]), part).numpy()
     return winner
 
 
