@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +23,22 @@ _STARTS_A_CHILD = frozenset(
 
 def call(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def shrink(plans: Path, width: int = 6) -> None:
+    """Give the networks of a plan `width` features in their first stage, for tests of all but their quality."""
+    document = json.loads(plans.read_text())
+    for configuration in document["configurations"].values():
+        kwargs = configuration["architecture"]["arch_kwargs"]
+        kwargs["features_per_stage"] = [width * 2**stage for stage in range(kwargs["n_stages"])]
+    plans.write_text(json.dumps(document))
+
+
+def small_work(journey: Journey, folder: Path) -> Path:
+    """Return `folder`, made a work folder with the journey's preprocessed data and plans of small networks."""
+    shutil.copytree(journey.work / "preprocessed", folder / "preprocessed")
+    shrink(folder / "preprocessed" / journey.dataset.name / "nnUNetPlans.json")
+    return folder
 
 
 def states(folder: Path) -> dict[str, tuple[int, int]]:

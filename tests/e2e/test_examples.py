@@ -20,7 +20,7 @@ SHORT = {"num_epochs": 1, "num_iterations_per_epoch": 2, "num_val_iterations_per
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Workspace]:
     folder = tmp_path_factory.mktemp("examples")
     dataset, workspace = folder / "raw" / "Dataset900_Phantom", Workspace.under(folder)
-    phantom.write_dataset(dataset)
+    phantom.write_dataset(dataset, edge=16)
     segwright.fingerprint(dataset, workspace=workspace)
     segwright.plan(dataset, workspace=workspace)
     segwright.preprocess(dataset, workspace=workspace, configurations=["3d_fullres"])

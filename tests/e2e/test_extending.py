@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from journeys import Journey, call
+from journeys import Journey, call, small_work
 
 from segwright.core.stopping import EXIT_RESUMABLE
 
 SOURCE = Path(__file__).parents[2] / "src"
 SHORT = ("--config", "3d_fullres", "--iterations", "2", "--batch-size", "2", "--device", "cpu")
+SHORT += ("--set", "num_val_iterations_per_epoch=2")
 
 NETWORK = """
 from torch import nn
@@ -61,9 +62,8 @@ def run(*arguments: object, folder: Path, path: Sequence[Path] = ()) -> subproce
 
 @pytest.fixture
 def work(journey: Journey, tmp_path: Path) -> Path:
-    """A work folder of its own with the journey's preprocessed data."""
-    shutil.copytree(journey.work / "preprocessed", tmp_path / "work" / "preprocessed")
-    return tmp_path / "work"
+    """A work folder of its own with the journey's preprocessed data and a small network."""
+    return small_work(journey, tmp_path / "work")
 
 
 def test_a_users_files_train_by_command_line_and_predict_without_them(
@@ -144,8 +144,7 @@ def curve(folder: Path) -> tuple[list[float], bytes]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(journey: Journey, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[float], bytes]:
-    work = tmp_path_factory.mktemp("uninterrupted")
-    shutil.copytree(journey.work / "preprocessed", work / "preprocessed")
+    work = small_work(journey, tmp_path_factory.mktemp("uninterrupted") / "work")
     result = call("--work", work, "train", journey.dataset, *LONG)
     assert result.exit_code == 0, result.stderr
     return curve(work / "results" / journey.dataset.name / FOLD)

@@ -13,6 +13,7 @@ from journeys import Journey, call
 from segwright.data.plan import Plan
 
 SHORT = ("--config", "3d_fullres", "--fold", "0", "--epochs", "1", "--iterations", "1", "--device", "cpu")
+SHORT += ("--set", "num_val_iterations_per_epoch=1")
 NNUNET = Path(__file__).parents[3] / "shared" / "data" / "reference"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,12 +11,23 @@ import time
 from pathlib import Path
 
 import pytest
-from journeys import Journey, call
+from journeys import Journey, call, small_work
 
 from segwright.core.stopping import EXIT_RESUMABLE
 
 SOURCE = Path(__file__).parents[2] / "src"
 SETTINGS = ("--config", "3d_fullres", "--iterations", "2", "--batch-size", "3", "--device", "cpu")
+SETTINGS += ("--set", "num_val_iterations_per_epoch=1")
+
+
+@pytest.fixture(scope="module")
+def work(journey: Journey, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work folder of these tests' own, each of which trains a fold of its own."""
+    return small_work(journey, tmp_path_factory.mktemp("several") / "work")
+
+
+def model_in(work: Path, journey: Journey) -> Path:
+    return work / "results" / journey.dataset.name / journey.model.name
 
 
 def started(*command: object, path: Path = SOURCE) -> subprocess.Popen[str]:
@@ -51,30 +61,30 @@ def wait_for(path: Path, text: str, process: subprocess.Popen[str]) -> None:
     raise AssertionError(f"no '{text}' in {path}: {process.communicate()}")
 
 
-def test_two_processes_train_and_validate_a_fold(journey: Journey) -> None:
+def test_two_processes_train_and_validate_a_fold(journey: Journey, work: Path) -> None:
     process = started(
-        *("-m", "segwright", "--work", journey.work, "train", journey.dataset),
+        *("-m", "segwright", "--work", work, "train", journey.dataset),
         *(*SETTINGS, "--fold", "1", "--epochs", "1", "--gpus", "2"),
     )
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert output.count("model: ") == 1
-    fold = journey.model / "fold_1"
+    fold = model_in(work, journey) / "fold_1"
     assert (fold / "validation" / "summary.json").is_file()
     assert (fold / "training.log").read_text().count("training done") == 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["gpus", "torchrun"])
-def test_a_killed_rank_ends_the_training_with_its_name(journey: Journey, launcher: str) -> None:
+def test_a_killed_rank_ends_the_training_with_its_name(journey: Journey, work: Path, launcher: str) -> None:
     fold = {"gpus": "2", "torchrun": "3"}[launcher]
     torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29877")
     process = started(
         *(torchrun if launcher == "torchrun" else ()),
-        *("-m", "segwright", "--work", journey.work, "train", journey.dataset, *SETTINGS, "--fold", fold),
+        *("-m", "segwright", "--work", work, "train", journey.dataset, *SETTINGS, "--fold", fold),
         *("--epochs", "100000", *(("--gpus", "2") if launcher == "gpus" else ())),
     )
-    wait_for(journey.model / f"fold_{fold}" / "training.log", "epoch 1:", process)
+    wait_for(model_in(work, journey) / f"fold_{fold}" / "training.log", "epoch 1:", process)
     ranks = {rank_of(pid): pid for pid in children(process.pid)}
     start = time.monotonic()
     os.kill(ranks["1"], signal.SIGKILL)
@@ -85,14 +95,14 @@ def test_a_killed_rank_ends_the_training_with_its_name(journey: Journey, launche
     assert not Path(f"/proc/{ranks['0']}").exists()
 
 
-def test_the_traceback_of_a_failing_rank_is_shown(journey: Journey, tmp_path: Path) -> None:
+def test_the_traceback_of_a_failing_rank_is_shown(journey: Journey, work: Path, tmp_path: Path) -> None:
     (tmp_path / "mynets.py").write_text(
         "import os, torch\n\n\ndef build(inputs, outputs, **kwargs):\n"
         "    if os.environ['RANK'] == '1':\n        raise KeyError('lost weights')\n"
         "    return torch.nn.Conv3d(inputs, outputs, 1)\n"
     )
     process = started(
-        *("-m", "segwright", "--work", journey.work, "train", journey.dataset, *SETTINGS, "--fold", "4"),
+        *("-m", "segwright", "--work", work, "train", journey.dataset, *SETTINGS, "--fold", "4"),
         *("--epochs", "1", "--gpus", "2", "--network", "mynets:build"),
         path=tmp_path,
     )
@@ -102,20 +112,19 @@ def test_the_traceback_of_a_failing_rank_is_shown(journey: Journey, tmp_path: Pa
     assert "lost weights" in errors
 
 
-def test_more_gpus_than_there_are_is_an_error(journey: Journey) -> None:
+def test_more_gpus_than_there_are_is_an_error(journey: Journey, work: Path) -> None:
     result = call(
-        *("--work", journey.work, "train", journey.dataset, "--config", "3d_fullres", "--fold", "0"),
+        *("--work", work, "train", journey.dataset, "--config", "3d_fullres", "--fold", "0"),
         *("--gpus", "2", "--device", "cuda:0"),
     )
     assert result.exit_code == 1
     assert "one GPU for 2 processes" in result.stderr
 
 
-def test_processes_stop_together_and_resume(journey: Journey, tmp_path: Path) -> None:
-    shutil.copytree(journey.work / "preprocessed", tmp_path / "preprocessed")
-    command = ("--work", tmp_path, "train", journey.dataset, *SETTINGS, "--fold", "0", "--gpus", "2")
+def test_processes_stop_together_and_resume(journey: Journey, work: Path) -> None:
+    command = ("--work", work, "train", journey.dataset, *SETTINGS, "--fold", "0", "--gpus", "2")
     process = started("-m", "segwright", *command, "--epochs", "100000")
-    fold = tmp_path / "results" / journey.dataset.name / journey.model.name / "fold_0"
+    fold = model_in(work, journey) / "fold_0"
     wait_for(fold / "training.log", "epoch 1:", process)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)

@@ -8,6 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from journeys import shrink
 
 from segwright import api
 from segwright.data import phantom
@@ -50,6 +51,7 @@ def test_a_tenth_of_the_annotation_is_nearly_enough(tmp_path: Path) -> None:
             make_sparse(raw, share)
         api.fingerprint(raw, workspace=work)
         api.plan(raw, workspace=work)
+        shrink(work.plans_file(name, "nnUNetPlans"), width=8)
         fold = api.train(raw, workspace=work, configuration="3d_fullres", fold="all", settings=SETTINGS, device="cpu")
         api.predict(fold.model, raw / "imagesTs", tmp_path / name, device="cpu")
         dice[share] = api.evaluate(raw / "labelsTs", tmp_path / name, dataset_json=names).scores.mean_dice

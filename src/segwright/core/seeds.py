@@ -27,7 +27,7 @@ def generator(seed: int, purpose: str, *counters: int) -> np.random.Generator:
 
 @dataclass(frozen=True, slots=True)
 class _Ready(ISeedSequence):
-    """A ready key; the argument `key` of Philox does the same, but first asks the system for entropy that is not used."""
+    """A ready key. The argument `key` of Philox does the same, but first asks the system for entropy in vain."""
 
     digest: bytes
 

@@ -34,10 +34,9 @@ def test_labels_need_little_beside_the_logits(heads: int) -> None:
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_long_axis() -> None:
-    shorts = [measured("predict", 512)["beyond_arrays_mib"] for _ in range(2)]
-    long = measured("predict", 2048)["beyond_arrays_mib"]
+    shorts, longs = ([measured("predict", extent)["beyond_arrays_mib"] for _ in range(2)] for extent in (512, 2048))
     # The allocator's own mood is some percent; one more copy of the image would be 20.
-    assert long <= 1.05 * max(shorts)
+    assert min(longs) <= 1.05 * max(shorts)
 
 
 @pytest.mark.slow
