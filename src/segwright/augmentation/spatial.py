@@ -181,7 +181,7 @@ def resample(source: Source, patch_size: Sequence[int]) -> Samples:
     labels = torch.empty((len(source.labels), *patch_size), dtype=source.labels.dtype, device=device)
     grid = [torch.arange(size, device=device) - (size - 1) / 2 for size in patch_size]
     rows = patch_size[0] if device.type != CPU else max(1, SLAB_VOXELS // math.prod(patch_size[1:]))
-    agreed: list[torch.Tensor] = []
+    agreed: list[npt.NDArray[np.int16]] = []
     for begin in range(0, patch_size[0], rows):
         slab = slice(begin, min(begin + rows, patch_size[0]))
         points = Points.of(source, [grid[0][slab], *grid[1:]])
@@ -372,7 +372,7 @@ def _winner(around: npt.NDArray[np.int16], fractions: list[npt.NDArray[np.float3
     for fraction in reversed(fractions):
         below, above = share[::2], share[1::2]
         share = below + fraction * (above - below)
-    winner = np.where(share[0] > 0.5, high, low)
+    winner: npt.NDArray[np.int16] = np.where(share[0] > 0.5, high, low)
     upper |= around == low
     crowded = np.flatnonzero(~upper.all(0))
     if len(crowded):

@@ -22,7 +22,8 @@ def generator(seed: int, purpose: str, *counters: int) -> np.random.Generator:
     Two calls with the same arguments give the same draws, in any thread and in any order: those of a Philox generator
     with `key` as its key.
     """
-    return np.random.Generator(np.random.Philox(_Ready(_digest(seed, purpose, counters))))
+    ready = _Ready(_digest(seed, purpose, counters))
+    return np.random.Generator(np.random.Philox(ready))  # type: ignore[arg-type]  # the stubs know no ISeedSequence
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,7 +109,7 @@ def build_network(
     spec = architecture if isinstance(architecture, ArchitectureSpec) else ArchitectureSpec.from_plan(architecture)
     network = outline(spec, num_input_channels, num_output_channels, deep_supervision=deep_supervision)
     try:
-        network = network._apply(_without_values)
+        network._apply(_without_values)  # type: ignore[no-untyped-call]
     except (RuntimeError, MemoryError) as error:
         size = sum(tensor.numel() * tensor.element_size() for tensor in network.parameters())
         raise ConfigError(

@@ -32,7 +32,7 @@ class StepAlarm:
             self._handles.append(module.register_forward_pre_hook(end_step))
         for parameter in self.network.parameters():
             if parameter.requires_grad:
-                self._handles.append(parameter.register_post_accumulate_grad_hook(end_step))
+                self._handles.append(parameter.register_post_accumulate_grad_hook(end_step))  # type: ignore[no-untyped-call]
 
     def withdraw(self) -> None:
         """Remove all hooks."""
