@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from segwright.augmentation.recipe import SPATIAL, Recipe, default_recipe, patch_geometry
-from segwright.augmentation.spatial import Points
+from segwright.augmentation.resampling import Points
 from segwright.augmentation.transform import Draw, Range, Samples
 
 ELASTIC = "elastic"

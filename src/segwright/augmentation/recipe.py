@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from segwright.augmentation.intensity import Brightness, Contrast, Gamma, GaussianBlur, GaussianNoise, LowResolution
-from segwright.augmentation.spatial import Affine, MaskOutside, Matrix, Mirror
+from segwright.augmentation.resampling import Matrix
+from segwright.augmentation.spatial import Affine, MaskOutside, Mirror
 from segwright.augmentation.transform import Draw, Samples, Transform
 from segwright.core.device import CPU
 from segwright.core.errors import ConfigError, SegwrightError, nearest

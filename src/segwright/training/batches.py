@@ -16,7 +16,7 @@ from torch import Tensor
 
 from segwright.augmentation.cascade import PreviousStage
 from segwright.augmentation.recipe import Recipe
-from segwright.augmentation.spatial import Matrix, Source, patch_centre, resample, source_box
+from segwright.augmentation.resampling import Matrix, Source, patch_centre, resample, source_box
 from segwright.augmentation.transform import Draw, Samples
 from segwright.core.arrays import Box, box_shape
 from segwright.core.device import CPU, one_thread

@@ -22,7 +22,8 @@ from segwright.augmentation.cascade import (
 )
 from segwright.augmentation.intensity import GaussianNoise
 from segwright.augmentation.recipe import default_recipe
-from segwright.augmentation.spatial import MaskOutside, Mirror, Source, resample, rotation_matrix
+from segwright.augmentation.resampling import Source, resample
+from segwright.augmentation.spatial import MaskOutside, Mirror, rotation_matrix
 from segwright.augmentation.transform import Samples
 from segwright.core.seeds import generator
 from segwright.data.labels import Labels

@@ -14,16 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from segwright.augmentation.spatial import (
-    Affine,
-    MaskOutside,
-    Mirror,
-    Source,
-    patch_centre,
-    resample,
-    rotation_matrix,
-    source_box,
-)
+from segwright.augmentation.resampling import Source, patch_centre, resample, source_box
+from segwright.augmentation.spatial import Affine, MaskOutside, Mirror, rotation_matrix
 from segwright.augmentation.transform import Samples
 
 
@@ -118,7 +110,7 @@ def test_a_box_in_the_whole_of_a_case_gives_the_bits_of_the_box_alone(matrix: An
 
 
 def test_patch_of_several_slabs_equals_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("segwright.augmentation.spatial.SLAB_VOXELS", 300)
+    monkeypatch.setattr("segwright.augmentation.resampling.SLAB_VOXELS", 300)
     shape, patch_size, matrix = CASES[0]
     image, label = make_case(shape)
     centre = patch_centre([1] * 3, patch_size)
