@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from segwright.core.device import give_back_freed_memory
 from segwright.core.parallel import fork_safe
 from segwright.data.dataset import DatasetDescription
 from segwright.data.images import Volume
@@ -45,6 +46,9 @@ from segwright.preprocessing import pipeline
 
 if TYPE_CHECKING:
     from segwright.inference.journal import CaseRecord
+
+LARGE_BYTES = 64 * 2**20
+"""After an image of more than this is prepared, the memory of its intermediate copies goes back to the system."""
 
 HOLD_BYTES = 512 * 2**20
 """Logits of a case up to this size are kept, so that its export overlaps with the next case; larger ones are exported
@@ -126,7 +130,10 @@ class Predictor:
             ImageError: the image holds NaN or infinite values, which normalisation may hide, or does not fit the plan.
         """
         require_finite(volume.array, "the image")
-        return pipeline.apply(volume, None, self.plan, self.configuration)
+        prepared = pipeline.apply(volume, None, self.plan, self.configuration)
+        if volume.array.nbytes > LARGE_BYTES:
+            give_back_freed_memory()
+        return prepared
 
     @fork_safe
     def predict_preprocessed(self, image: Image) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from segwright.core.arrays import Box, box_slices, pad_to
-from segwright.core.device import autocast, memory_format
+from segwright.core.device import autocast, give_back_freed_memory, memory_format
 from segwright.core.errors import ImageError, ModelError
 from segwright.inference.slabs import to_front
 from segwright.inference.stitching import PORTION_BYTES, Planes, stitch
@@ -31,7 +31,7 @@ Spread: TypeAlias = Callable[[Tensor], Tensor]
 _BATCH_VOXELS_CPU = 2**20
 _BATCH_VOXELS_ACCELERATOR = 2 * 128**3
 """Voxels in one forward pass up to which small patches are batched; larger batches only cost memory (measured)."""
-_KNOWN_BYTES = 128 * 2**20
+_LARGE_BYTES = 128 * 2**20
 """Logits of a tile up to this size are remembered; larger ones would show in the memory that prediction needs."""
 _BATCH_HEADS = 16
 """With more heads than this, smaller batches: their logits would be the largest thing in memory."""
@@ -203,7 +203,8 @@ def _padded_planes(
         return list((logits.unsqueeze(2) if depth else logits).movedim(axis + 2, 2))
 
     def predicted() -> Iterator[tuple[Start, Tensor]]:
-        known = _Known(window.reuse and 4 * num_heads * prod(patch) <= _KNOWN_BYTES)
+        is_large = 4 * num_heads * prod(patch) > _LARGE_BYTES
+        known = _Known(window.reuse and not is_large)
         starts = iter(tiles(shape, patch if depth else to_front(patch, axis), window.step))
         while group := list(islice(starts, max(1, window.forward_batch(num_heads) // len(window.flips)))):
             cuts = [_cut(image, tuple(start[at] for at in places), patch) for start in group]
@@ -211,6 +212,8 @@ def _padded_planes(
             count.tiles += len(group)
             for start in group:
                 yield start, found.pop(0)  # or its memory would be held during the next pass
+            if is_large:  # something small in the gap that they leave, and the next ones would not fit
+                give_back_freed_memory()
         count.reused += known.reused
 
     places = [order.index(at) for at in range(image.ndim - 1)]
