@@ -47,12 +47,12 @@ from segwright.preprocessing import pipeline
 if TYPE_CHECKING:
     from segwright.inference.journal import CaseRecord
 
-LARGE_BYTES = 64 * 2**20
-"""After an image of more than this is prepared, the memory of its intermediate copies goes back to the system."""
-
 HOLD_BYTES = 512 * 2**20
 """Logits of a case up to this size are kept, so that its export overlaps with the next case; larger ones are exported
 as they are made, and only a few planes of them are ever held."""
+
+_LARGE_IMAGE_BYTES = 64 * 2**20
+"""After an image of more than this is prepared, the memory of its intermediate copies goes back to the system."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +131,7 @@ class Predictor:
         """
         require_finite(volume.array, "the image")
         prepared = pipeline.apply(volume, None, self.plan, self.configuration)
-        if volume.array.nbytes > LARGE_BYTES:
+        if volume.array.nbytes > _LARGE_IMAGE_BYTES:
             give_back_freed_memory()
         return prepared
 

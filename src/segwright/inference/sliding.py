@@ -32,7 +32,8 @@ _BATCH_VOXELS_CPU = 2**20
 _BATCH_VOXELS_ACCELERATOR = 2 * 128**3
 """Voxels in one forward pass up to which small patches are batched; larger batches only cost memory (measured)."""
 _LARGE_BYTES = 128 * 2**20
-"""Logits of a tile up to this size are remembered; larger ones would show in the memory that prediction needs."""
+"""Logits of a tile up to this size may be remembered, and the gap they leave kept; larger ones would show in the memory
+that prediction needs."""
 _BATCH_HEADS = 16
 """With more heads than this, smaller batches: their logits would be the largest thing in memory."""
 

@@ -291,11 +291,6 @@ NETWORKS.register("dynunet", optional.build_dynunet)
 NETWORKS.register("primus", optional.build_primus)
 
 
-def _without_values(tensor: Tensor) -> Tensor:
-    """Return memory for a tensor of the meta device; `to_empty` does that too, and imports sympy for half a second."""
-    return torch.empty(tensor.shape, dtype=tensor.dtype)
-
-
 def initialize(network: nn.Module, generator: torch.Generator | None = None) -> None:
     """Set initial weights in place: Kaiming normal convolutions, zero biases, plain norms (spec A 9.6).
 
@@ -384,6 +379,11 @@ def prepare(network: nn.Module, device: torch.device) -> nn.Module:
     dims = max((weight.ndim - 2 for weight in network.parameters() if weight.ndim in {4, 5}), default=0)
     network = network.to(device)
     return network.to(memory_format=memory_format(device, dims)) if dims else network  # type: ignore[call-overload]
+
+
+def _without_values(tensor: Tensor) -> Tensor:
+    """Return memory for a tensor of the meta device; `to_empty` does that too, and imports sympy for half a second."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype)
 
 
 def _with_topology(patch_size: Sequence[int], kwargs: Mapping[str, Any], blocks_key: str) -> dict[str, Any]:

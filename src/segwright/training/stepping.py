@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 from segwright.core.stopping import Interrupted
 from segwright.training import regime
-from segwright.training.batches import Batch
+from segwright.training.batches import Batch, BatchLoader
 from segwright.training.optimization import set_learning_rate
 from segwright.training.reading_ahead import prefetch
 from segwright.training.reproducing import seed_step
@@ -26,11 +26,7 @@ def training_batches(trainer: Trainer) -> Iterator[Batch]:
     """
     steps = trainer.num_iterations_per_epoch
     loader = trainer.dataloader_train
-    first = trainer.epoch_step
-    with (
-        StepAlarm(trainer.network) as alarm,
-        closing(prefetch(loader, trainer.current_epoch, steps, first_step=first, on_error=alarm.give)) as batches,
-    ):
+    with _read_ahead(trainer, loader, steps, first_step=trainer.epoch_step) as batches:
         for batch in batches:
             if trainer.config.budget_s is not None:
                 set_learning_rate(trainer.optimizer, trainer.ranks.first(trainer.learning_rate))
@@ -43,10 +39,7 @@ def training_batches(trainer: Trainer) -> Iterator[Batch]:
 def validation_batches(trainer: Trainer) -> Iterator[Batch]:
     """Yield the batches of the online validation."""
     steps = regime.num_validation_steps(trainer.config, trainer.epoch_step)
-    with (
-        StepAlarm(trainer.network) as alarm,
-        closing(prefetch(trainer.dataloader_val, trainer.current_epoch, steps, on_error=alarm.give)) as batches,
-    ):
+    with _read_ahead(trainer, trainer.dataloader_val, steps) as batches:
         yield from batches
 
 
@@ -72,3 +65,14 @@ def end_step(trainer: Trainer, batch: Batch) -> bool:
         trainer.tell("interrupted")
         raise Interrupted(f"{reason}: saved after {trainer.current_step} steps; continue with --resume")
     return bool(epoch_is_over)
+
+
+@contextmanager
+def _read_ahead(trainer: Trainer, loader: BatchLoader, steps: int, *, first_step: int = 0) -> Iterator[Iterator[Batch]]:
+    """Give the batches of the epoch's steps; an error in making one ends the step that is running."""
+    epoch = trainer.current_epoch
+    with (
+        StepAlarm(trainer.network) as alarm,
+        closing(prefetch(loader, epoch, steps, first_step=first_step, on_error=alarm.give)) as batches,
+    ):
+        yield batches
