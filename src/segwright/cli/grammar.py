@@ -10,13 +10,15 @@ import errno
 import os
 import sys
 import traceback
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from inspect import getdoc
+from typing import Any, ClassVar
 
 import typer
 from typer.core import TyperGroup
+from typer.main import get_command
 
-from segwright.cli import launch
+from segwright.cli.place import leave_if_one_of_several
 from segwright.core.errors import SegwrightError, nearest
 
 EXIT_USER = 1
@@ -35,8 +37,34 @@ LIST_OPTIONS = ("--config", "--configs", "-c", "--folds")
 KNOWN_WORDS = frozenset({"2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres"})
 
 
+Verb = Callable[..., Any]
+
+
 class Verbs(TyperGroup):
-    """The group of all verbs: arranges the arguments before parsing and turns every exception into one line."""
+    """The group of all verbs: arranges the arguments before parsing and turns every exception into one line.
+
+    A verb's options are read from its signature when it is called; reading those of all would be a quarter of the time
+    that `--help` takes.
+    """
+
+    verbs: ClassVar[Mapping[str, Verb]] = {}
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of all verbs."""
+        return list(self.verbs)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return the command of a verb, None for an unknown one."""
+        if cmd_name not in self.verbs:
+            return None
+        alone = typer.Typer(add_completion=False, rich_markup_mode=None)
+        alone.command(cmd_name)(self.verbs[cmd_name])
+        return get_command(alone)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write each verb with the first sentence about it."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _first_sentence(verb)) for name, verb in self.verbs.items()])
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse after putting global options first and repeating list options."""
@@ -47,8 +75,17 @@ class Verbs(TyperGroup):
         arguments = list(args[0] if args else kwargs.pop("args", None) or sys.argv[1:])
         kwargs.pop("standalone_mode", None)
         code = _guarded(lambda: TyperGroup.main(self, arguments, standalone_mode=False, **kwargs), arguments)
-        launch.leave_if_one_of_several(os.environ, code)
+        leave_if_one_of_several(os.environ, code)
         sys.exit(code)
+
+
+def by_name(*verbs: Verb) -> dict[str, Verb]:
+    """Return functions by the names of their verbs."""
+    return {verb.__name__.replace("_", "-"): verb for verb in verbs}
+
+
+def _first_sentence(verb: Verb) -> str:
+    return (getdoc(verb) or "").split("\n\n")[0].replace("\n", " ")
 
 
 def arrange(args: Sequence[str], *, verbs: Sequence[str]) -> list[str]:

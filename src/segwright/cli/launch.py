@@ -1,4 +1,4 @@
-"""Several processes for one training: found in torchrun's variables, or started here, the one place that starts any."""
+"""Several processes for one training, `--gpus N`: the one place that starts any; imported only when it does."""
 
 from __future__ import annotations
 
@@ -9,89 +9,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import IO, TYPE_CHECKING, Final
+from collections.abc import Sequence
+from typing import IO, Final
 
 import typer
 
-from segwright.core.errors import ConfigError
+from segwright.cli.place import device_of
 from segwright.core.parallel import available_cpus
 from segwright.core.stopping import EXIT_RESUMABLE
-
-if TYPE_CHECKING:
-    from segwright.training.distributed import Ranks
-    from segwright.training.heartbeat import Place
+from segwright.training.heartbeat import EXIT_OTHER_ENDED, Place
 
 END_S: Final = 20.0
 """After this time, in seconds, processes that do not end by themselves when another has failed are killed."""
 
 _POLL_S: Final = 0.1
 _SHOWN_BYTES: Final = 16_000
-_HOST_DEVICES: Final = ("cpu", "mps")
-
-
-def place_here(variables: Mapping[str, str]) -> Place | None:
-    """Return this process's place among several, from torchrun's variables; None where there are none.
-
-    Raises:
-        ConfigError: a variable is missing or not a number.
-    """
-    if "RANK" not in variables or "WORLD_SIZE" not in variables:
-        return None
-    from segwright.training.heartbeat import Place
-
-    try:
-        return Place(
-            rank=int(variables["RANK"]),
-            world_size=int(variables["WORLD_SIZE"]),
-            local_rank=int(variables["LOCAL_RANK"]),
-            address=variables["MASTER_ADDR"],
-            port=int(variables["MASTER_PORT"]),
-            store_is_there=variables.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
-            attempt=int(variables.get("TORCHELASTIC_RESTART_COUNT", 0)),
-        )
-    except (KeyError, ValueError) as error:
-        raise ConfigError(
-            f"variables RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT: {error}; torchrun sets all of them, "
-            "without it unset RANK and use --gpus N"
-        ) from error
-
-
-def device_of(device: str, place: Place | None) -> str:
-    """Return the device of this process: its own GPU where there are several processes.
-
-    Raises:
-        ConfigError: several processes on one GPU.
-    """
-    if place is None or device in _HOST_DEVICES:
-        return device
-    from segwright.core.device import resolve_device
-
-    if ":" in device:
-        raise ConfigError(f"device '{device}' is one GPU for {place.world_size} processes; leave --device to auto")
-    resolved = resolve_device(device)
-    return str(resolved if resolved.type in _HOST_DEVICES else resolve_device(f"{resolved.type}:{place.local_rank}"))
-
-
-def joined(place: Place | None, device: str) -> AbstractContextManager[Ranks | None]:
-    """Return the context in which this process works with the others; None and no import where it is alone."""
-    if place is None:
-        return nullcontext()
-    from segwright.core import log
-    from segwright.training.distributed import joined
-
-    if place.rank > 0:
-        log.configure(-1)
-    return joined(place, device_of(device, place))
-
-
-def leave_if_one_of_several(variables: Mapping[str, str], code: int) -> None:
-    """End a process that worked with others, well or not."""
-    if "RANK" in variables:
-        from segwright.training.distributed import leave
-
-        leave(code)
 
 
 def start(count: int, device: str) -> None:
@@ -103,8 +35,6 @@ def start(count: int, device: str) -> None:
         ConfigError: there are not as many GPUs.
         typer.Exit: one of them failed or all were stopped, with its exit code.
     """
-    from segwright.training.heartbeat import Place
-
     last = Place(rank=count - 1, world_size=count, local_rank=count - 1, address="", port=0)
     device_of(device, last)
     with socket.socket() as probe:
@@ -140,8 +70,6 @@ def start(count: int, device: str) -> None:
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
     """Return the rank that failed of its own, or None when all have ended well; passes a request to stop on."""
-    from segwright.training.heartbeat import EXIT_OTHER_ENDED
-
     asked_to_stop = False
 
     def pass_on(number: int, _: object) -> None:

@@ -21,11 +21,41 @@ from segwright.cli import (
     transfer,
     watching,
 )
-from segwright.cli.grammar import Verbs
+from segwright.cli.grammar import Verbs, by_name
+
+
+class Program(Verbs):
+    """All verbs, in the order of the help."""
+
+    verbs = by_name(
+        models.run,
+        stages.check,
+        stages.fingerprint,
+        stages.plan,
+        stages.preprocess,
+        transfer.move_plans,
+        previewing.preview_augmentation,
+        models.train,
+        selecting.select,
+        predicting.predict,
+        exchange.import_model,
+        exchange.export_model,
+        evaluating.evaluate,
+        evaluating.compare,
+        combining.accumulate_crossval,
+        combining.ensemble,
+        combining.determine_postprocessing,
+        combining.apply_postprocessing,
+        watching.status,
+        models.demo,
+        showing.report,
+        showing.show,
+    )
+
 
 app = typer.Typer(
     name="segwright",
-    cls=Verbs,
+    cls=Program,
     help="From a folder of medical images with labels to a trained, evaluated, deployable segmentation model.",
     epilog="Global options may stand before or after the command. 'segwright COMMAND --help' tells more.",
     add_completion=False,
@@ -62,33 +92,6 @@ def settings(
     options.import_from_here()
     log.configure(-1 if quiet else int(verbose or debug))
     context.obj = work
-
-
-for verb in (
-    models.run,
-    stages.check,
-    stages.fingerprint,
-    stages.plan,
-    stages.preprocess,
-    transfer.move_plans,
-    previewing.preview_augmentation,
-    models.train,
-    selecting.select,
-    predicting.predict,
-    exchange.import_model,
-    exchange.export_model,
-    evaluating.evaluate,
-    evaluating.compare,
-    combining.accumulate_crossval,
-    combining.ensemble,
-    combining.determine_postprocessing,
-    combining.apply_postprocessing,
-    watching.status,
-    models.demo,
-    showing.report,
-    showing.show,
-):
-    app.command(verb.__name__.replace("_", "-"))(verb)
 
 
 def main() -> None:

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from segwright.cli import launch, options
+from segwright.cli import options
+from segwright.cli.place import device_of, joined, place_here
 from segwright.cli.selecting import print_selection
 from segwright.cli.signals import heeding_signals
 from segwright.cli.tables import number, print_json, print_scores, print_table
@@ -53,11 +54,13 @@ def train(
         deterministic=deterministic,
         cache=cache,
     )
-    place = launch.place_here(options.environment())
+    place = place_here(options.environment())
     if place is None and gpus > 1:
+        from segwright.cli import launch
+
         launch.start(gpus, device)
         return
-    with heeding_signals() as stop, launch.joined(place, device) as ranks:
+    with heeding_signals() as stop, joined(place, device) as ranks:
         trained = api.train(
             dataset,
             workspace=options.workspace_of(context),
@@ -72,7 +75,7 @@ def train(
             settings=chosen,
             trainer=trainer,
             resume=resume,
-            device=launch.device_of(device, place),
+            device=device_of(device, place),
             ranks=ranks,
             stop=stop,
         )
