@@ -18,7 +18,6 @@ from typing import Any, Final
 import blosc2
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from segwright.core.documents import temporary_beside
 from segwright.core.errors import ModelError
@@ -27,14 +26,14 @@ from segwright.core.parallel import fork_safe
 from segwright.data.images import Volume, write_labels
 from segwright.data.labels import Labels
 from segwright.data.store import Provenance
-from segwright.inference.arrays import Placed, place, say_unlike
 from segwright.inference.awareness import UNAWARE, Awareness, say_warnings
 from segwright.inference.export import LabelMap
 from segwright.inference.files import SCRATCH, begin, naming, read_volume
 from segwright.inference.journal import Asked, CaseRecord, Job, Journal, Meter, identity
 from segwright.inference.observation import Observation
 from segwright.inference.postprocessing import NO_POSTPROCESSING, PostProcessing
-from segwright.inference.predictor import Prediction, Predictor
+from segwright.inference.prediction import ArrayPredictor, Prediction
+from segwright.inference.predictor import Predictor
 from segwright.inference.stitching import Planes
 from segwright.inference.uncertainty import MAPS, Uncertainty, pooled_maps
 from segwright.inference.writers import Saving, StoredProbabilities, open_whole_maps, store_maps
@@ -45,7 +44,7 @@ SLAB_BYTES: Final = 128 * 2**20
 for chunks that lie across a slab are opened for each (24 heads on 120x256x256: 2.4 s, all heads at once 7.9 s)."""
 
 
-class Ensemble:
+class Ensemble(ArrayPredictor):
     """Several models that answer as one: what `Predictor` has for callers is here too.
 
     Args:
@@ -62,8 +61,16 @@ class Ensemble:
         self.postprocessing = postprocessing
         self.awareness = predictors[0].awareness
         self.labels = predictors[0].labels
-        self.num_channels = predictors[0].num_channels
-        self.reader = predictors[0].plan.image_reader_writer
+
+    @property
+    def reader(self) -> str:
+        """Of all members."""
+        return self.predictors[0].reader
+
+    @property
+    def num_channels(self) -> int:
+        """Of all members."""
+        return self.predictors[0].num_channels
 
     @fork_safe
     def predict_case(self, volume: Volume, *, probabilities: bool = False, uncertainty: bool = False) -> Prediction:
@@ -79,56 +86,10 @@ class Ensemble:
             labels=label_map, probabilities=mean, uncertainty=None if maps is None else Uncertainty(*maps)
         )
 
-    def predict(
-        self,
-        array: npt.NDArray[Any] | Tensor,
-        *,
-        spacing: Sequence[float] | None = None,
-        affine: npt.ArrayLike | None = None,
-    ) -> LabelMap:
-        """Return the label map of an array, on its grid and in its axis order; arguments as in `arrays.place`."""
-        placed = self._place(array, spacing, affine)
-        labels: LabelMap = placed.back(self.predict_case(placed.volume).labels)
-        return labels
-
-    def predict_probabilities(
-        self,
-        array: npt.NDArray[Any] | Tensor,
-        *,
-        spacing: Sequence[float] | None = None,
-        affine: npt.ArrayLike | None = None,
-    ) -> Prediction:
-        """Return label map and mean probabilities (H, *S) of an array, as `predict` does."""
-        placed = self._place(array, spacing, affine)
-        found = self.predict_case(placed.volume, probabilities=True)
-        assert found.probabilities is not None
-        return Prediction(labels=placed.back(found.labels), probabilities=placed.back(found.probabilities))
-
-    def predict_uncertainty(
-        self,
-        array: npt.NDArray[Any] | Tensor,
-        *,
-        spacing: Sequence[float] | None = None,
-        affine: npt.ArrayLike | None = None,
-    ) -> Prediction:
-        """Return label map and `uncertainty`, its maps from 0 to 1, of an array, as `predict` does."""
-        placed = self._place(array, spacing, affine)
-        found = self.predict_case(placed.volume, uncertainty=True)
-        assert found.uncertainty is not None
-        maps = Uncertainty(*(placed.back(each) for each in found.uncertainty))
-        return Prediction(labels=placed.back(found.labels), probabilities=None, uncertainty=maps)
-
     def predict_files(self, images: Path | str, output: Path | str, **options: Any) -> list[CaseRecord]:
         """Predict a folder of images into another one; options as of `predict_ensemble`."""
         options.setdefault("awareness", self.awareness)
         return predict_ensemble(self.predictors, Path(images), Path(output), self.postprocessing, **options)
-
-    def _place(
-        self, array: npt.NDArray[Any] | Tensor, spacing: Sequence[float] | None, affine: npt.ArrayLike | None
-    ) -> Placed:
-        placed = place(array, num_channels=self.num_channels, reader=self.reader, spacing=spacing, affine=affine)
-        say_unlike(self.awareness, placed)
-        return placed
 
 
 @fork_safe
@@ -203,7 +164,7 @@ def require_same_task(predictors: Sequence[Predictor]) -> None:
         for what, one, two in (
             ("labels", first.labels, other.labels),
             ("number of channels", first.num_channels, other.num_channels),
-            ("reader", first.plan.image_reader_writer, other.plan.image_reader_writer),
+            ("reader", first.reader, other.reader),
         ):
             if one != two:
                 names = (first.origin.get("model"), other.origin.get("model"))
@@ -271,7 +232,7 @@ def _predict(
     predictors: Sequence[Predictor], postprocessing: PostProcessing, job: Job, journal: Journal, awareness: Awareness
 ) -> CaseRecord:
     start = time.perf_counter()
-    reader = predictors[0].plan.image_reader_writer
+    reader = predictors[0].reader
     with ExitStack() as stack:
         stack.enter_context(naming(job.case))
         scratch = temporary_beside(job.output.with_name(f"{job.case.identifier}.{SCRATCH}"))

@@ -138,7 +138,7 @@ def begin(
     for each in (*members, *workers):
         precision_of(each)
     require_apart(input_folder, output_folder)
-    require_writable(first.plan.image_reader_writer, asked.saving, uncertainty=asked.uncertainty)
+    require_writable(first.reader, asked.saving, uncertainty=asked.uncertainty)
     heat = awareness.temperature(calibrated=asked.calibrated)
     options = asked.options(members, [each.window.device for each in workers])
     cases = list_cases(input_folder, description.file_ending, len(description.channel_names))
@@ -146,7 +146,7 @@ def begin(
     for folder in sorted({output_folder, *(file.parent for job in jobs for file in job.files)}):
         require_folder(folder)
     journal = Journal.open(output_folder / asked.journal_name, model, options, overwrite=asked.overwrite)
-    todo = list(jobs) if asked.overwrite else journal.left_of(jobs, first.plan.image_reader_writer)
+    todo = list(jobs) if asked.overwrite else journal.left_of(jobs, first.reader)
     if not asked.overwrite:
         journal.require_unused(todo)
     _sweep(journal, jobs)
@@ -249,7 +249,7 @@ def measures_spread(predictor: Predictor, job: Job) -> bool:
 def _read(predictor: Predictor, job: Job) -> tuple[Preprocessed, float, tuple[str, ...]]:
     start = time.perf_counter()
     with naming(job.case):
-        volume = read_volume(job.case, predictor.plan.image_reader_writer)
+        volume = read_volume(job.case, predictor.reader)
         findings = predictor.awareness.findings(volume)
         prepared = predictor.prepare(volume)
     return prepared, time.perf_counter() - start, findings
@@ -287,7 +287,7 @@ def _export(
         if job.maps:
             maps = stack.enter_context(open_maps(job.maps, way))
         label_map = predictor.export(prepared, seen, sink=sink, maps=maps, temperature=job.temperature)
-        save_labels(label_map, job.output, prepared.provenance, predictor.plan.image_reader_writer)
+        save_labels(label_map, job.output, prepared.provenance, predictor.reader)
     found = predictor.awareness.assess(observer.observation(), record.warnings)
     done = replace(
         record,

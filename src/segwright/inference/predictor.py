@@ -6,13 +6,10 @@ Legend: C channels, H heads, S spatial axes of the image.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -24,8 +21,6 @@ from segwright.data.labels import Labels
 from segwright.data.plan import Configuration, Plan
 from segwright.data.sides import Sides, mirrored_heads
 from segwright.data.store import Provenance
-from segwright.inference.arrays import Placed, place, say_unlike
-from segwright.inference.awareness import UNAWARE
 from segwright.inference.export import (
     LabelMap,
     MapArray,
@@ -36,6 +31,7 @@ from segwright.inference.export import (
     logits_to_probabilities,
 )
 from segwright.inference.postprocessing import NO_POSTPROCESSING, PostProcessing
+from segwright.inference.prediction import ArrayPredictor, Prediction
 from segwright.inference.slabs import WayBack
 from segwright.inference.sliding import Image, TileCount, Window, require_finite, window_planes
 from segwright.inference.stitching import Planes
@@ -55,16 +51,7 @@ _LARGE_IMAGE_BYTES = 64 * 2**20
 """After an image of more than this is prepared, the memory of its intermediate copies goes back to the system."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prediction:
-    """One case on its own grid, axes as the reader gave them."""
-
-    labels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]  # (Z, Y, X)
-    probabilities: npt.NDArray[np.float32] | None  # (H, Z, Y, X)
-    uncertainty: Uncertainty | None = None
-
-
-class Predictor:
+class Predictor(ArrayPredictor):
     """Networks of one model and all they need to turn a case into labels; safe to use from several threads.
 
     Args:
@@ -106,7 +93,6 @@ class Predictor:
         self.description = description
         self.origin = dict(origin or {})
         self.postprocessing = postprocessing
-        self.awareness = UNAWARE
         sides = Sides.of_plan(plan) if swap_sides else None
         self.window = Window(
             patch_size=tuple(configuration.patch_size),
@@ -122,6 +108,16 @@ class Predictor:
             reuse=reuse,
         )
         self.networks = tuple(prepare(network, device) for network in networks)
+
+    @property
+    def reader(self) -> str:
+        """The plan's reader and writer of images."""
+        return self.plan.image_reader_writer
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of an image, those of a previous stage not counted."""
+        return len(self.configuration.normalization_schemes)
 
     def prepare(self, volume: Volume) -> pipeline.Preprocessed:
         """Bring one case onto the network's grid.
@@ -205,66 +201,8 @@ class Predictor:
             uncertainty=None if maps is None else Uncertainty(*maps.array),
         )
 
-    def predict(
-        self,
-        array: npt.NDArray[Any] | Tensor,
-        *,
-        spacing: Sequence[float] | None = None,
-        affine: npt.ArrayLike | None = None,
-    ) -> LabelMap:
-        """Return the label map of an array, on its grid and in its axis order; arguments as in `arrays.place`.
-
-        What of it is unlike the training cases is logged as a warning.
-
-        Raises:
-            ImageError: the array does not fit the model, or holds NaN or infinite values.
-        """
-        placed = self._place(array, spacing, affine)
-        labels: LabelMap = placed.back(self.predict_case(placed.volume).labels)
-        return labels
-
-    def predict_probabilities(
-        self,
-        array: npt.NDArray[Any] | Tensor,
-        *,
-        spacing: Sequence[float] | None = None,
-        affine: npt.ArrayLike | None = None,
-    ) -> Prediction:
-        """Return label map and probabilities (H, *S) of an array, as `predict` does."""
-        placed = self._place(array, spacing, affine)
-        found = self.predict_case(placed.volume, probabilities=True)
-        assert found.probabilities is not None
-        return Prediction(labels=placed.back(found.labels), probabilities=placed.back(found.probabilities))
-
-    def predict_uncertainty(
-        self,
-        array: npt.NDArray[Any] | Tensor,
-        *,
-        spacing: Sequence[float] | None = None,
-        affine: npt.ArrayLike | None = None,
-    ) -> Prediction:
-        """Return label map and `uncertainty`, its maps from 0 to 1, of an array, as `predict` does."""
-        placed = self._place(array, spacing, affine)
-        found = self.predict_case(placed.volume, uncertainty=True)
-        assert found.uncertainty is not None
-        maps = Uncertainty(*(placed.back(each) for each in found.uncertainty))
-        return Prediction(labels=placed.back(found.labels), probabilities=None, uncertainty=maps)
-
     def predict_files(self, images: Path | str, output: Path | str, **options: Any) -> list[CaseRecord]:
         """Predict a folder of images into another one; options as in `files.predict_files`."""
         from segwright.inference.files import predict_files  # which is built on this module
 
         return predict_files(self, Path(images), Path(output), **options)
-
-    def _place(
-        self, array: npt.NDArray[Any] | Tensor, spacing: Sequence[float] | None, affine: npt.ArrayLike | None
-    ) -> Placed:
-        reader = self.plan.image_reader_writer
-        placed = place(array, num_channels=self.num_channels, reader=reader, spacing=spacing, affine=affine)
-        say_unlike(self.awareness, placed)
-        return placed
-
-    @property
-    def num_channels(self) -> int:
-        """Channels of an image, those of a previous stage not counted."""
-        return len(self.configuration.normalization_schemes)

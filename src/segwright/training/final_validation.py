@@ -104,7 +104,7 @@ def validate(
     scores = evaluate_files(
         [(references[name], files[name]) for name in sorted(files)],
         labels=predictor.labels,
-        reader=predictor.plan.image_reader_writer,
+        reader=predictor.reader,
         further=Further(surface=True),
     )
     scores.save(folder / SUMMARY_JSON)
@@ -183,7 +183,7 @@ def _export(
 ) -> None:
     with naming(name):
         label_map = predictor.export(prepared, witness.watch(planes))
-        save_labels(label_map, file, prepared.provenance, predictor.plan.image_reader_writer)
+        save_labels(label_map, file, prepared.provenance, predictor.reader)
     witness.observed().save(file.parent, name)
     record.add(file)
 

@@ -130,7 +130,7 @@ def _predict_case(
     """Write the label map of one case by every pair, and what was observed."""
     place = next(iter(files.values())).parent
     place.mkdir(parents=True, exist_ok=True)
-    reader = next(iter(predictors.values())).plan.image_reader_writer
+    reader = next(iter(predictors.values())).reader
     with TemporaryDirectory(dir=place, prefix=".probabilities-") as scratch:
         found, properties = {}, {}
         for name in dict.fromkeys(name for pair in files for name in pair):

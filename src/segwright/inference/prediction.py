@@ -1,0 +1,100 @@
+"""What a model says of one case, and the calls with arrays that a single model and an ensemble share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from segwright.data.images import Volume
+from segwright.inference.arrays import Placed, place, say_unlike
+from segwright.inference.awareness import UNAWARE, Awareness
+from segwright.inference.export import LabelMap
+from segwright.inference.uncertainty import Uncertainty
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """One case on its own grid, axes as the reader gave them."""
+
+    labels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]  # (Z, Y, X)
+    probabilities: npt.NDArray[np.float32] | None  # (H, Z, Y, X)
+    uncertainty: Uncertainty | None = None
+
+
+class ArrayPredictor(ABC):
+    """Answers a caller's arrays, by what it says of a case."""
+
+    awareness: Awareness = UNAWARE
+    """What it knows of its limits."""
+
+    @property
+    @abstractmethod
+    def reader(self) -> str:
+        """The plan's reader and writer of images."""
+
+    @property
+    @abstractmethod
+    def num_channels(self) -> int:
+        """Channels of an image, those of a previous stage not counted."""
+
+    @abstractmethod
+    def predict_case(self, volume: Volume, *, probabilities: bool = False, uncertainty: bool = False) -> Prediction:
+        """Return labels, and probabilities and maps of uncertainty where asked for, of one case on its own grid."""
+
+    def predict(
+        self,
+        array: npt.NDArray[Any] | Tensor,
+        *,
+        spacing: Sequence[float] | None = None,
+        affine: npt.ArrayLike | None = None,
+    ) -> LabelMap:
+        """Return the label map of an array, on its grid and in its axis order; arguments as in `arrays.place`.
+
+        What of it is unlike the training cases is logged as a warning.
+
+        Raises:
+            ImageError: the array does not fit the model, or holds NaN or infinite values.
+        """
+        placed = self._place(array, spacing, affine)
+        labels: LabelMap = placed.back(self.predict_case(placed.volume).labels)
+        return labels
+
+    def predict_probabilities(
+        self,
+        array: npt.NDArray[Any] | Tensor,
+        *,
+        spacing: Sequence[float] | None = None,
+        affine: npt.ArrayLike | None = None,
+    ) -> Prediction:
+        """Return label map and probabilities (H, *S), an ensemble's mean, of an array, as `predict` does."""
+        placed = self._place(array, spacing, affine)
+        found = self.predict_case(placed.volume, probabilities=True)
+        assert found.probabilities is not None
+        return Prediction(labels=placed.back(found.labels), probabilities=placed.back(found.probabilities))
+
+    def predict_uncertainty(
+        self,
+        array: npt.NDArray[Any] | Tensor,
+        *,
+        spacing: Sequence[float] | None = None,
+        affine: npt.ArrayLike | None = None,
+    ) -> Prediction:
+        """Return label map and `uncertainty`, its maps from 0 to 1, of an array, as `predict` does."""
+        placed = self._place(array, spacing, affine)
+        found = self.predict_case(placed.volume, uncertainty=True)
+        assert found.uncertainty is not None
+        maps = Uncertainty(*(placed.back(each) for each in found.uncertainty))
+        return Prediction(labels=placed.back(found.labels), probabilities=None, uncertainty=maps)
+
+    def _place(
+        self, array: npt.NDArray[Any] | Tensor, spacing: Sequence[float] | None, affine: npt.ArrayLike | None
+    ) -> Placed:
+        placed = place(array, num_channels=self.num_channels, reader=self.reader, spacing=spacing, affine=affine)
+        say_unlike(self.awareness, placed)
+        return placed
