@@ -34,9 +34,11 @@ def test_labels_need_little_beside_the_logits(heads: int) -> None:
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_long_axis() -> None:
-    shorts, longs = ([measured("predict", extent)["beyond_arrays_mib"] for _ in range(2)] for extent in (512, 2048))
-    # The allocator's own mood is some percent; one more copy of the image would be 20.
-    assert min(longs) <= 1.05 * max(shorts)
+    def needed(extent: int) -> float:
+        return measured("predict", extent)["beyond_arrays_mib"]
+
+    # The allocator's own mood is some percent, so twice if need be; one more copy of the image would be 20.
+    assert any(needed(2048) <= 1.05 * needed(512) for _ in range(2))
 
 
 @pytest.mark.slow

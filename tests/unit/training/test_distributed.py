@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import gloo
 import pytest
@@ -19,10 +20,25 @@ from segwright.training.losses import build_loss
 KEPT = ("train_losses", "val_losses", "dice_per_class_or_region", "skipped_steps")
 
 
-def trained(folder: Path, world_size: int, *arguments: str) -> tuple[dict[str, Any], list[dict[str, torch.Tensor]]]:
-    folder.mkdir()
-    for code, errors in gloo.finish(gloo.start("train", world_size, folder, *arguments)):
+Trained: TypeAlias = tuple[dict[str, Any], list[dict[str, torch.Tensor]]]
+
+
+def trained(folder: Path, world_size: int, *arguments: str) -> Trained:
+    return trained_together({folder: world_size}, *arguments)[0]
+
+
+def trained_together(folders: Mapping[Path, int], *arguments: str) -> list[Trained]:
+    """Train in each folder with so many processes, all of them at the same time: most of it is their start."""
+    processes = []
+    for folder, world_size in folders.items():
+        folder.mkdir()
+        processes += gloo.start("train", world_size, folder, *arguments)
+    for code, errors in gloo.finish(processes):
         assert code == 0, errors
+    return [outcome(folder, world_size) for folder, world_size in folders.items()]
+
+
+def outcome(folder: Path, world_size: int) -> Trained:
     row = json.loads((folder / "fold_0" / "metrics.jsonl").read_text().splitlines()[-1])
     weights = [torch.load(folder / f"weights_{rank}.pt", weights_only=True) for rank in range(world_size)]
     return {key: row[key] for key in KEPT}, weights
@@ -53,8 +69,8 @@ def test_one_process_is_left_as_it_is() -> None:
     [("labels", "yes"), ("labels", "no"), pytest.param("regions", "yes", marks=pytest.mark.slow)],
 )
 def test_two_ranks_train_as_one_with_an_uneven_batch(tmp_path: Path, regime: str, batch_dice: str) -> None:
-    expected, (alone,) = trained(tmp_path / "one", 1, regime, batch_dice, "10")
-    found, (first, second) = trained(tmp_path / "two", 2, regime, batch_dice, "10")
+    one, two = trained_together({tmp_path / "one": 1, tmp_path / "two": 2}, regime, batch_dice, "10")
+    (expected, (alone,)), (found, (first, second)) = one, two
     assert found["train_losses"] == pytest.approx(expected["train_losses"], abs=1e-5)
     assert found["val_losses"] == pytest.approx(expected["val_losses"], abs=1e-5)
     assert found["dice_per_class_or_region"] == pytest.approx(expected["dice_per_class_or_region"], abs=1e-3)
