@@ -21,6 +21,9 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
 
+_WORTH_GIVING_BACK = 64 * 2**20
+"""It takes 0.1 s; reading, normalising or predicting as much takes many times that."""
+
 _AMPERE = 8  # first compute capability with bf16 tensor cores
 
 
@@ -143,10 +146,13 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))
 
 
-def give_back_freed_memory() -> None:
+def give_back_freed_memory(freed: int) -> None:
     """Return what this process has freed so far to the system, where `keep_freed_memory` would let it pile up.
 
-    For after work on arrays whose size does not come again: what they leave fits nothing that follows.
+    For after work on arrays whose size does not come again: what they leave fits nothing that follows. Where that is
+    little, as the number of bytes `freed` last tells, it is kept.
     """
+    if freed < _WORTH_GIVING_BACK:
+        return
     with suppress(AttributeError, OSError, TypeError):  # no glibc
         ctypes.CDLL(None).malloc_trim(0)

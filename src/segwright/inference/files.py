@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from logging import getLogger
 from pathlib import Path
 from typing import Any, Final
 
+from segwright.core.device import give_back_freed_memory
 from segwright.core.documents import content_hash, require_folder, sweep_leftovers, write_json
 from segwright.core.errors import ImageError, SegwrightError, WorkspaceError
 from segwright.core.log import progress
@@ -19,8 +20,9 @@ from segwright.core.parallel import fork_safe
 from segwright.data.cases import Case
 from segwright.data.dataset import list_cases
 from segwright.data.images import Volume, hidden_nonfinite, read_images
+from segwright.data.store import Provenance
 from segwright.inference.awareness import Awareness, say_warnings
-from segwright.inference.export import save_labels
+from segwright.inference.export import LabelMap, save_labels
 from segwright.inference.journal import (
     ASSESSED,
     PREDICTION_JSON,
@@ -32,6 +34,7 @@ from segwright.inference.journal import (
     identity,
     precision_of,
 )
+from segwright.inference.observation import Observation
 from segwright.inference.predictor import HOLD_BYTES, Predictor
 from segwright.inference.stitching import Planes
 from segwright.inference.uncertainty import map_files
@@ -223,13 +226,15 @@ def _run(predictor: Predictor, jobs: Sequence[Job], journal: Journal, hold_bytes
                 planes: Iterable[Planes] = meter.watch(
                     predictor.planes(prepared.image, count=meter.tiles, spread=measures_spread(predictor, job))
                 )
+                record = CaseRecord(case=job.case.identifier, output=job.output, read_s=read_s, warnings=findings)
                 if predictor.may_hold(prepared.image, hold_bytes):
                     with naming(job.case):
                         planes = list(planes)
-                record = CaseRecord(case=job.case.identifier, output=job.output, read_s=read_s, warnings=findings)
-                exports.append(exporting.submit(_export, predictor, job, planes, prepared, record, journal, meter))
-                if not isinstance(planes, list):
-                    wait(exports[-1:])  # the network runs in the export
+                    exports.append(exporting.submit(_export, predictor, job, planes, prepared, record, journal, meter))
+                else:  # decided as it is predicted; in this thread, where the network is fastest
+                    decided = _decide(predictor, job, planes, prepared, journal, meter)
+                    exports.append(exporting.submit(_write, predictor, job, decided, record, journal, meter))
+                    del decided
                 # Or the finished case would be held until the next one is done.
                 del planes, prepared
                 if len(exports) >= _MAX_EXPORTS:
@@ -252,6 +257,9 @@ def _read(predictor: Predictor, job: Job) -> tuple[Preprocessed, float, tuple[st
         volume = read_volume(job.case, predictor.reader)
         findings = predictor.awareness.findings(volume)
         prepared = predictor.prepare(volume)
+    freed = volume.array.nbytes
+    del volume
+    give_back_freed_memory(freed)
     return prepared, time.perf_counter() - start, findings
 
 
@@ -264,7 +272,20 @@ def read_volume(case: Case, reader: str) -> Volume:
     for file in case.images:
         if count := hidden_nonfinite(file, reader):
             raise ImageError(f"{file}: {count} voxels are NaN or infinite; check how the image was made")
-    return read_images(case.images, reader)
+    volume = read_images(case.images, reader)
+    give_back_freed_memory(volume.array.nbytes)  # about as much was needed beside it
+    return volume
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Decided:
+    """A case on its own grid, its probabilities and maps written, its label map not yet."""
+
+    label_map: LabelMap
+    provenance: Provenance
+    observation: Observation
+    seconds: float
+    """Without those of the network."""
 
 
 def _export(
@@ -276,6 +297,13 @@ def _export(
     journal: Journal,
     meter: Meter,
 ) -> CaseRecord:
+    decided = _decide(predictor, job, planes, prepared, journal, meter)
+    return _write(predictor, job, decided, record, journal, meter)
+
+
+def _decide(
+    predictor: Predictor, job: Job, planes: Iterable[Planes], prepared: Preprocessed, journal: Journal, meter: Meter
+) -> _Decided:
     start, before = time.perf_counter(), meter.seconds
     observer = predictor.observer(prepared)
     seen = observer.watch(planes, keep=bool(job.maps))
@@ -287,12 +315,25 @@ def _export(
         if job.maps:
             maps = stack.enter_context(open_maps(job.maps, way))
         label_map = predictor.export(prepared, seen, sink=sink, maps=maps, temperature=job.temperature)
-        save_labels(label_map, job.output, prepared.provenance, predictor.reader)
-    found = predictor.awareness.assess(observer.observation(), record.warnings)
+    return _Decided(
+        label_map=label_map,
+        provenance=prepared.provenance,
+        observation=observer.observation(),
+        seconds=time.perf_counter() - start - (meter.seconds - before),
+    )
+
+
+def _write(
+    predictor: Predictor, job: Job, decided: _Decided, record: CaseRecord, journal: Journal, meter: Meter
+) -> CaseRecord:
+    start = time.perf_counter()
+    with naming(job.case):
+        save_labels(decided.label_map, job.output, decided.provenance, predictor.reader)
+    found = predictor.awareness.assess(decided.observation, record.warnings)
     done = replace(
         record,
         predict_s=meter.seconds,
-        export_s=time.perf_counter() - start - (meter.seconds - before),
+        export_s=decided.seconds + time.perf_counter() - start,
         tiles=meter.tiles.tiles,
         tiles_skipped=meter.tiles.reused,
         **{key: getattr(found, key) for key in ASSESSED},

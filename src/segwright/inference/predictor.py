@@ -43,12 +43,9 @@ from segwright.preprocessing import pipeline
 if TYPE_CHECKING:
     from segwright.inference.journal import CaseRecord
 
-HOLD_BYTES = 512 * 2**20
-"""Logits of a case up to this size are kept, so that its export overlaps with the next case; larger ones are exported
-as they are made, and only a few planes of them are ever held."""
-
-_LARGE_IMAGE_BYTES = 64 * 2**20
-"""After an image of more than this is prepared, the memory of its intermediate copies goes back to the system."""
+HOLD_BYTES = 64 * 2**20
+"""Logits of a case up to this size are kept, so that all of its export overlaps with the next case; larger ones are
+decided as they are made, and only a few planes of them are ever held."""
 
 
 class Predictor(ArrayPredictor):
@@ -127,8 +124,7 @@ class Predictor(ArrayPredictor):
         """
         require_finite(volume.array, "the image")
         prepared = pipeline.apply(volume, None, self.plan, self.configuration)
-        if volume.array.nbytes > _LARGE_IMAGE_BYTES:
-            give_back_freed_memory()
+        give_back_freed_memory(volume.array.nbytes)  # intermediate copies
         return prepared
 
     @fork_safe

@@ -204,7 +204,8 @@ def _padded_planes(
         return list((logits.unsqueeze(2) if depth else logits).movedim(axis + 2, 2))
 
     def predicted() -> Iterator[tuple[Start, Tensor]]:
-        is_large = 4 * num_heads * prod(patch) > _LARGE_BYTES
+        tile_bytes = 4 * num_heads * prod(patch)
+        is_large = tile_bytes > _LARGE_BYTES
         known = _Known(window.reuse and not is_large)
         starts = iter(tiles(shape, patch if depth else to_front(patch, axis), window.step))
         while group := list(islice(starts, max(1, window.forward_batch(num_heads) // len(window.flips)))):
@@ -214,7 +215,7 @@ def _padded_planes(
             for start in group:
                 yield start, found.pop(0)  # or its memory would be held during the next pass
             if is_large:  # something small in the gap that they leave, and the next ones would not fit
-                give_back_freed_memory()
+                give_back_freed_memory(tile_bytes)
         count.reused += known.reused
 
     places = [order.index(at) for at in range(image.ndim - 1)]

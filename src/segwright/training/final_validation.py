@@ -18,7 +18,7 @@ from segwright.core.errors import DatasetError, SegwrightError
 from segwright.core.log import progress
 from segwright.data.store import Provenance
 from segwright.evaluation.scores import Further, Scores, evaluate_files
-from segwright.inference.export import save_labels
+from segwright.inference.export import LabelMap, save_labels
 from segwright.inference.predictor import Predictor
 from segwright.inference.stitching import Planes
 from segwright.preprocessing.pipeline import Preprocessed
@@ -159,13 +159,17 @@ def _predict(predictor: Predictor, cases: ValidationSource, files: Mapping[str, 
             image = network_input(case.image, case.label, predictor.labels)
             prepared = Preprocessed(image=image, label=None, provenance=case.provenance)
             witness = Witness(predictor, prepared, np.asarray(case.label[...])[0])
-            planes: Iterable[Planes] = predictor.planes(image, spread=True)
-            with naming(name):
-                if predictor.may_hold(image):
-                    planes = list(planes)
-            exports.append(exporting.submit(_export, predictor, prepared, planes, witness, file, record, name))
-            if not isinstance(planes, list):
-                exports[-1].result()  # the network runs in the export
+            planes = predictor.planes(image, spread=True)
+            if predictor.may_hold(image):
+                with naming(name):
+                    held = list(planes)
+                exports.append(exporting.submit(_export, predictor, prepared, held, witness, file, record, name))
+                del held
+            else:  # decided as it is predicted, in this thread
+                decided = _decide(predictor, prepared, planes, witness, name)
+                origin = prepared.provenance
+                exports.append(exporting.submit(_write, predictor, origin, decided, witness, file, record, name))
+                del decided
             if len(exports) >= _MAX_EXPORTS:
                 exports.pop(0).result()
         for export in exports:
@@ -181,9 +185,28 @@ def _export(
     record: Record,
     name: str,
 ) -> None:
+    label_map = _decide(predictor, prepared, planes, witness, name)
+    _write(predictor, prepared.provenance, label_map, witness, file, record, name)
+
+
+def _decide(
+    predictor: Predictor, prepared: Preprocessed, planes: Iterable[Planes], witness: Witness, name: str
+) -> LabelMap:
     with naming(name):
-        label_map = predictor.export(prepared, witness.watch(planes))
-        save_labels(label_map, file, prepared.provenance, predictor.reader)
+        return predictor.export(prepared, witness.watch(planes))
+
+
+def _write(
+    predictor: Predictor,
+    provenance: Provenance,
+    label_map: LabelMap,
+    witness: Witness,
+    file: Path,
+    record: Record,
+    name: str,
+) -> None:
+    with naming(name):
+        save_labels(label_map, file, provenance, predictor.reader)
     witness.observed().save(file.parent, name)
     record.add(file)
 

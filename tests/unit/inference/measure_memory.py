@@ -1,22 +1,27 @@
-"""Print what a prediction needs at its peak: `measure_memory.py export HEADS`, `average HEADS` or `predict EXTENT`."""
+"""Print what a prediction needs at its peak: `measure_memory.py export|average HEADS` or `predict|files EXTENT`."""
 
 from __future__ import annotations
 
 import json
 import sys
+from math import prod
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
 from torch import nn
 
+from segwright.data.dataset import DatasetDescription
 from segwright.data.images import Volume
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan
 from segwright.data.store import Provenance
 from segwright.inference.ensemble import Ensemble
 from segwright.inference.export import logits_to_labels
+from segwright.inference.files import predict_files
 from segwright.inference.predictor import Predictor
 
 STATUS = Path("/proc/self/status")
@@ -129,6 +134,31 @@ def predict(extent: int) -> dict[str, float]:
     return {"beyond_arrays_mib": peak - (2 * array.nbytes + prediction.labels.nbytes) / MIB}
 
 
+def files(extent: int) -> dict[str, float]:
+    """Predict a file (128, 128, extent), nothing but the image itself and the labels taken off."""
+    shape = (128, 128, extent)
+    dataset = {"channel_names": {"0": "MRI"}, "labels": labels_of(4).declared, "numTraining": 1, "file_ending": ".nii"}
+    with TemporaryDirectory() as folder:
+        images = Path(folder, "images")
+        images.mkdir()
+        array = np.random.default_rng(0).normal(100, 20, shape).astype(np.int16)
+        nib.save(nib.Nifti1Image(array, np.eye(4)), images / "long_0000.nii")
+        del array
+        chosen = plan(1.0)
+        predictor = Predictor(
+            [nn.Conv3d(1, 4, 1)],
+            chosen,
+            chosen.configuration("memory"),
+            labels_of(4),
+            device=torch.device("cpu"),
+            precision="fp32",
+            description=DatasetDescription.model_validate(dataset),
+        )
+        start_peak()
+        predict_files(predictor, images, Path(folder, "labels"))
+    return {"beyond_arrays_mib": resident_mib("VmHWM") - (4 + 1) * prod(shape) / MIB}
+
+
 def average(heads: int) -> dict[str, float]:
     """Predict a case with two models whose probabilities, on its own grid, would be large."""
     chosen, coarse = plan(1.0), (2.0, 4.0, 4.0)
@@ -155,5 +185,5 @@ def average(heads: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    measure = {"export": export, "average": average, "predict": predict}[sys.argv[1]]
+    measure = {"export": export, "average": average, "predict": predict, "files": files}[sys.argv[1]]
     sys.stdout.write(json.dumps(measure(int(sys.argv[2]))))
