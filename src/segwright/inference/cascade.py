@@ -25,7 +25,7 @@ class CascadePredictor(Predictor):
         self.first = first
         self.origin["previous_stage"] = dict(first.origin)
 
-    def prepare(self, volume: Volume) -> pipeline.Preprocessed:
+    def prepare(self, volume: Volume) -> pipeline.Prepared:
         """Run the first stage and bring image and labels onto the second stage's grid (spec A 6.1, B 4.8).
 
         Labels, not probabilities, are passed on, by way of the case's own grid, as with nnU-Net.
@@ -37,9 +37,7 @@ class CascadePredictor(Predictor):
         prepared = pipeline.apply(volume, previous[None].astype(np.int16), self.plan, self.configuration)
         assert prepared.label is not None
         channels = one_hot(prepared.label, self.labels.foreground_labels)
-        return pipeline.Preprocessed(
-            image=np.concatenate([prepared.image, channels]), label=None, provenance=prepared.provenance
-        )
+        return pipeline.Prepared(image=np.concatenate([prepared.image, channels]), provenance=prepared.provenance)
 
 
 def previous_stage_folder(model_folder: Path, configuration: str, previous: str) -> Path:

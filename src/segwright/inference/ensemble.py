@@ -37,7 +37,7 @@ from segwright.inference.predictor import Predictor
 from segwright.inference.stitching import Planes
 from segwright.inference.uncertainty import MAPS, Uncertainty, pooled_maps
 from segwright.inference.writers import Saving, StoredProbabilities, open_whole_maps, store_maps
-from segwright.preprocessing.pipeline import Preprocessed
+from segwright.preprocessing.pipeline import Prepared
 
 SLAB_BYTES: Final = 128 * 2**20
 """What averaging holds at once: one head's mean, what is added to it, and the best so far. Few heads and many planes,
@@ -298,7 +298,7 @@ def _probabilities(
     stored = []
     for index, predictor in enumerate(predictors):
         start = time.perf_counter()
-        prepared: Preprocessed = predictor.prepare(volume)
+        prepared: Prepared = predictor.prepare(volume)
         prepare_s += time.perf_counter() - start
         planes = meter.watch(predictor.planes(prepared.image, count=meter.tiles, spread=spread or maps))
         stored.append(store_probabilities(predictor, prepared, planes, scratch, str(index), maps=maps))
@@ -309,7 +309,7 @@ def _probabilities(
 
 def store_probabilities(
     predictor: Predictor,
-    prepared: Preprocessed,
+    prepared: Prepared,
     planes: Iterable[Planes],
     folder: Path,
     name: str,

@@ -39,7 +39,7 @@ from segwright.inference.predictor import HOLD_BYTES, Predictor
 from segwright.inference.stitching import Planes
 from segwright.inference.uncertainty import map_files
 from segwright.inference.writers import Saving, open_maps, require_writable
-from segwright.preprocessing.pipeline import Preprocessed
+from segwright.preprocessing.pipeline import Prepared
 from segwright.workspace import DATASET_JSON, PLANS_JSON
 
 logger = getLogger(__name__)
@@ -251,7 +251,7 @@ def measures_spread(predictor: Predictor, job: Job) -> bool:
     return bool(job.maps) or predictor.awareness.measures_disagreement(predictor.window.mirror_axes)
 
 
-def _read(predictor: Predictor, job: Job) -> tuple[Preprocessed, float, tuple[str, ...]]:
+def _read(predictor: Predictor, job: Job) -> tuple[Prepared, float, tuple[str, ...]]:
     start = time.perf_counter()
     with naming(job.case):
         volume = read_volume(job.case, predictor.reader)
@@ -292,7 +292,7 @@ def _export(
     predictor: Predictor,
     job: Job,
     planes: Iterable[Planes],
-    prepared: Preprocessed,
+    prepared: Prepared,
     record: CaseRecord,
     journal: Journal,
     meter: Meter,
@@ -302,7 +302,7 @@ def _export(
 
 
 def _decide(
-    predictor: Predictor, job: Job, planes: Iterable[Planes], prepared: Preprocessed, journal: Journal, meter: Meter
+    predictor: Predictor, job: Job, planes: Iterable[Planes], prepared: Prepared, journal: Journal, meter: Meter
 ) -> _Decided:
     start, before = time.perf_counter(), meter.seconds
     observer = predictor.observer(prepared)

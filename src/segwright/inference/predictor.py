@@ -116,14 +116,14 @@ class Predictor(ArrayPredictor):
         """Channels of an image, those of a previous stage not counted."""
         return len(self.configuration.normalization_schemes)
 
-    def prepare(self, volume: Volume) -> pipeline.Preprocessed:
+    def prepare(self, volume: Volume) -> pipeline.Prepared:
         """Bring one case onto the network's grid.
 
         Raises:
             ImageError: the image holds NaN or infinite values, which normalisation may hide, or does not fit the plan.
         """
         require_finite(volume.array, "the image")
-        prepared = pipeline.apply(volume, None, self.plan, self.configuration)
+        prepared = pipeline.prepare(volume, self.plan, self.configuration)
         give_back_freed_memory(volume.array.nbytes)  # intermediate copies
         return prepared
 
@@ -155,7 +155,7 @@ class Predictor(ArrayPredictor):
 
     def export(
         self,
-        prepared: pipeline.Preprocessed,
+        prepared: pipeline.Prepared,
         planes: Iterable[Planes],
         *,
         sink: ProbabilitySink | None = None,
@@ -168,11 +168,11 @@ class Predictor(ArrayPredictor):
         found: LabelMap = self.postprocessing(label_map)
         return found
 
-    def observer(self, prepared: pipeline.Preprocessed) -> Observer:
+    def observer(self, prepared: pipeline.Prepared) -> Observer:
         """Return what looks at the `planes` of a case as they pass."""
         return Observer(self.labels, prepared.provenance, tuple(prepared.image.shape[1:]))
 
-    def way_back(self, prepared: pipeline.Preprocessed) -> WayBack:
+    def way_back(self, prepared: pipeline.Prepared) -> WayBack:
         """Return how the `planes` of a case come back to its own grid."""
         shape, axis = prepared.image.shape[1:], self.axis_of(prepared.image)
         return WayBack(shape, prepared.provenance, self.configuration, axis=axis)

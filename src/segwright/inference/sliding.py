@@ -23,8 +23,9 @@ from segwright.core.errors import ImageError, ModelError
 from segwright.inference.slabs import to_front
 from segwright.inference.stitching import PORTION_BYTES, Planes, stitch
 from segwright.inference.windows import DEFAULT_STEP, Start, gaussian_map, tiles
+from segwright.preprocessing.normalization import NormalizedView
 
-Image: TypeAlias = "npt.NDArray[np.float32] | Tensor"
+Image: TypeAlias = "npt.NDArray[np.float32] | NormalizedView | Tensor"
 Spread: TypeAlias = Callable[[Tensor], Tensor]
 """A convex function of logits (B, H, *P), such as `uncertainty.log_partition`: (B, 1, *P) float32."""
 
@@ -152,18 +153,25 @@ def window_planes(
         ImageError: the image holds NaN or infinite values.
         ModelError: a network's output has the wrong shape or is not finite.
     """
-    array = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
-    assert axis == 0 or len(window.patch_size) == array.ndim - 1, "slices are visited along axis 0"
-    require_finite(array, "the preprocessed image")
-    padded, content = pad_to(array, _covering(array.shape[1:], window.patch_size))
+    source: npt.NDArray[np.float32] | NormalizedView
+    if isinstance(image, NormalizedView):
+        source = image
+    else:
+        source = np.asarray(image.detach().cpu() if isinstance(image, Tensor) else image)
+    assert axis == 0 or len(window.patch_size) == source.ndim - 1, "slices are visited along axis 0"
+    require_finite(source, "the preprocessed image")
+    shape = _covering(source.shape[1:], window.patch_size)
+    content: Box = tuple((0, size) for size in shape)
+    if shape != source.shape[1:]:
+        source, content = pad_to(np.asarray(source), shape)
     counted = count or TileCount()
-    for planes in _padded_planes(networks, torch.from_numpy(padded), num_heads, window, axis, counted, spread):
+    for planes in _padded_planes(networks, source, num_heads, window, axis, counted, spread):
         yield from _within(planes, to_front(content, axis))
 
 
-def require_finite(array: npt.NDArray[Any], name: str) -> None:
+def require_finite(array: npt.NDArray[Any] | NormalizedView, name: str) -> None:
     """Refuse NaN and infinite values; plane by plane, without a mask of the size of the image (C, *S)."""
-    if not all(np.isfinite(plane).all() for channel in array for plane in channel):
+    if not all(np.isfinite(array[:, index]).all() for index in range(array.shape[1])):
         raise ImageError(f"{name} holds NaN or infinite values; check the intensities of the input")
 
 
@@ -185,7 +193,7 @@ def _within(planes: Planes, content: Box) -> Iterator[Planes]:
 
 def _padded_planes(
     networks: Sequence[nn.Module],
-    image: Tensor,
+    image: npt.NDArray[np.float32] | NormalizedView,
     num_heads: int,
     window: Window,
     axis: int,
@@ -276,11 +284,12 @@ def _only_value(cut: Tensor) -> tuple[float, ...] | None:
     return tuple(first[:, 0].tolist())
 
 
-def _cut(image: Tensor, start: Start, patch: Sequence[int]) -> Tensor:
+def _cut(image: npt.NDArray[np.float32] | NormalizedView, start: Start, patch: Sequence[int]) -> Tensor:
     """Return the tile (C, *P) at `start`; a start along an axis that the patch lacks picks one slice."""
     untiled = len(start) - len(patch)
-    box = tuple((low, low + size) for low, size in zip(start[untiled:], patch, strict=True))
-    return (image[:, start[0]] if untiled else image)[box_slices(box)]
+    inside = (slice(low, low + size) for low, size in zip(start[untiled:], patch, strict=True))
+    where: tuple[Any, ...] = (slice(None), *start[:untiled], *inside)
+    return torch.from_numpy(image[where])
 
 
 def _mean_logits(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -10,15 +13,17 @@ import numpy.typing as npt
 from segwright.core.errors import ImageError, PlanError
 from segwright.core.registry import Registry, import_reference
 
-Floats = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.bool_]
+Floats: TypeAlias = npt.NDArray[np.float32]
+Mask: TypeAlias = npt.NDArray[np.bool_]
+Intensities: TypeAlias = Mapping[str, float]
+"""Foreground intensity statistics of the dataset."""
 
-Scheme = Callable[[Floats, Mask | None, Mapping[str, float]], Floats]
-"""fn(channel (*S), mask (*S) or None, foreground intensity statistics of the dataset) -> normalised channel.
+Scheme = Callable[[Floats, Mask | None, Intensities], Floats]
+"""What a plan names as `module:attr`: fn(channel (*S), mask (*S) or None, intensities) -> normalised channel.
 
 The mask is the non-zero region where the plan asks for it, else None. The channel must not be changed in place."""
 
-SCHEMES: Registry[Scheme] = Registry("normalization scheme")
+ZSCORE = "ZScoreNormalization"
 
 _SMALLEST_SCALE = 1e-8
 """No division by less, nnU-Net's epsilon for float32."""
@@ -26,12 +31,72 @@ _LARGEST_RGB = 255
 _PARTS = 64
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Linear:
+    """A normalisation of each voxel by itself: clipped, shifted, divided."""
+
+    low: float | None = None
+    high: float | None = None
+    shift: float = 0.0
+    scale: float = 1.0
+
+    def __call__(self, values: Floats) -> Floats:
+        """Return new values, float32."""
+        if self.low is None:
+            result: Floats = np.subtract(values, np.float32(self.shift))
+        else:
+            result = values.clip(np.float32(self.low), np.float32(self.high))
+            result -= np.float32(self.shift)
+        result /= np.float32(self.scale)
+        return result
+
+
+SCHEMES: Registry[Callable[[Floats, Intensities], Linear]] = Registry("normalization scheme")
+"""By name: fn(the voxels that count, intensities) -> how each voxel is normalised."""
+
+
+class NormalizedView:
+    """A case (C, *S) that is normalised where it is cut, so that no second array of its size is needed.
+
+    Args:
+        image: (C, *S) float32, kept.
+        channels: how each channel is normalised.
+    """
+
+    def __init__(self, image: Floats, channels: Sequence[Linear]) -> None:
+        self._image = image
+        self._channels = tuple(channels)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, *S)."""
+        return self._image.shape
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes, that of the channels included."""
+        return self._image.ndim
+
+    def __getitem__(self, where: tuple[Any, ...]) -> Floats:
+        """Return a new array, normalised, of all channels: `where` begins with a whole slice."""
+        assert where[0] == slice(None), "channels are cut together"
+        part = self._image[where]
+        result = np.empty(part.shape, dtype=np.float32)  # in C order, whatever that of the image
+        for index, channel in enumerate(self._channels):
+            result[index] = channel(part[index])
+        return result
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        """Return all of it."""
+        return self[(slice(None),)].astype(dtype or np.float32, copy=False)
+
+
 def normalize(
     image: Floats,
     schemes: Sequence[str],
     use_mask: Sequence[bool],
     label: npt.NDArray[np.int16] | None,
-    intensities: Mapping[str, Mapping[str, float]],
+    intensities: Mapping[str, Intensities],
 ) -> Floats:
     """Normalise a case.
 
@@ -49,76 +114,118 @@ def normalize(
         PlanError: the plan does not fit the channels or lacks a value.
         ImageError: the intensities do not fit the scheme.
     """
-    if not len(image) == len(schemes) == len(use_mask):
-        raise PlanError(
-            f"the plan normalises {len(schemes)} channels, the image has {len(image)}; use the plan of this dataset"
-        )
+    _require_channels(image, schemes, use_mask)
     mask = None if label is None or not any(use_mask) else label[0] >= 0
     # With one channel its normalised array is the result already.
     result = np.empty(image.shape if len(image) > 1 else (1, 0), dtype=np.float32)
     for index, (channel, name, masked) in enumerate(zip(image, schemes, use_mask, strict=True)):
-        scheme: Scheme = import_reference(name, kind=SCHEMES.kind) if ":" in name else SCHEMES.get(name)
-        try:
-            normalized = scheme(channel, mask if masked else None, intensities.get(str(index), {}))
-        except KeyError as error:
-            raise PlanError(
-                f"{name} of channel {index} needs {error} from the plan's foreground_intensity_properties_per_channel; "
-                "plan the dataset again"
-            ) from error
+        normalized = _normalized(channel, name, mask if masked else None, intensities, index)
         if len(image) == 1:
             return normalized[None].astype(np.float32, order="C", copy=np.may_share_memory(normalized, image))
         result[index] = normalized
     return result
 
 
-def _zscore(channel: Floats, mask: Mask | None, intensities: Mapping[str, float]) -> Floats:
-    values = channel if mask is None else channel[mask]
-    if not values.size:
-        return channel  # An all-zero image has no inside (spec A, S-14); nnU-Net averages nothing and gets NaN.
-    mean = values.mean(dtype=np.float64)
-    centred: Floats = np.subtract(values, np.float32(mean))
-    # In parts, for the squares of all of it take as much memory as the image.
-    squares = sum(float(np.square(part).sum(dtype=np.float64)) for part in np.array_split(centred, _PARTS))
-    scale = max(float(np.sqrt(squares / centred.size)), _SMALLEST_SCALE)
-    centred /= np.float32(scale)
-    if mask is None:
-        return centred
+def normalized_view(
+    image: Floats, schemes: Sequence[str], use_mask: Sequence[bool], intensities: Mapping[str, Intensities]
+) -> NormalizedView | None:
+    """Return what `normalize` returns, made where it is cut; None where a scheme or a mask needs all of it at once.
+
+    Raises:
+        PlanError: as of `normalize`.
+        ImageError: as of `normalize`.
+    """
+    _require_channels(image, schemes, use_mask)
+    if any(use_mask) or any(":" in name for name in schemes):
+        return None
+    return NormalizedView(
+        image,
+        [
+            _fitted(channel, name, intensities, at)
+            for at, (channel, name) in enumerate(zip(image, schemes, strict=True))
+        ],
+    )
+
+
+def _require_channels(image: Floats, schemes: Sequence[str], use_mask: Sequence[bool]) -> None:
+    if not len(image) == len(schemes) == len(use_mask):
+        raise PlanError(
+            f"the plan normalises {len(schemes)} channels, the image has {len(image)}; use the plan of this dataset"
+        )
+
+
+def _normalized(
+    channel: Floats, name: str, mask: Mask | None, intensities: Mapping[str, Intensities], index: int
+) -> Floats:
+    if ":" in name:
+        scheme: Scheme = import_reference(name, kind=SCHEMES.kind)
+        with _lacking(name, index):
+            return scheme(channel, mask, intensities.get(str(index), {}))
+    if mask is None or name != ZSCORE:  # the others take all voxels alike
+        return _fitted(channel, name, intensities, index)(channel)
+    inside = channel[mask]
     result = np.array(channel, dtype=np.float32)
-    result[mask] = centred
+    if inside.size:  # An all-zero image has no inside (spec A, S-14); nnU-Net averages nothing and gets NaN.
+        result[mask] = _fitted(inside, name, intensities, index)(inside)
     return result
 
 
-def _ct(channel: Floats, mask: Mask | None, intensities: Mapping[str, float]) -> Floats:
-    low, high = intensities["percentile_00_5"], intensities["percentile_99_5"]
-    result: Floats = channel.clip(np.float32(low), np.float32(high))
-    result -= np.float32(intensities["mean"])
-    result /= np.float32(max(intensities["std"], _SMALLEST_SCALE))
-    return result
+def _fitted(values: Floats, name: str, intensities: Mapping[str, Intensities], index: int) -> Linear:
+    with _lacking(name, index):
+        return SCHEMES.get(name)(values, intensities.get(str(index), {}))
 
 
-def _unchanged(channel: Floats, mask: Mask | None, intensities: Mapping[str, float]) -> Floats:
-    return channel
+@contextmanager
+def _lacking(name: str, index: int) -> Iterator[None]:
+    """Say which statistics a plan lacks."""
+    try:
+        yield
+    except KeyError as error:
+        raise PlanError(
+            f"{name} of channel {index} needs {error} from the plan's foreground_intensity_properties_per_channel; "
+            "plan the dataset again"
+        ) from error
 
 
-def _rescale_to_0_1(channel: Floats, mask: Mask | None, intensities: Mapping[str, float]) -> Floats:
-    result: Floats = channel - channel.min()
-    result /= max(result.max(), np.float32(_SMALLEST_SCALE))
-    return result
+def _zscore(values: Floats, intensities: Intensities) -> Linear:
+    mean = float(np.float32(values.mean(dtype=np.float64)))
+    squares = 0.0
+    for part in np.array_split(values, _PARTS):  # all of it centred would take as much memory as the image
+        centred = np.subtract(part, np.float32(mean))
+        squares += float(np.square(centred, out=centred).sum(dtype=np.float64))
+    return Linear(shift=mean, scale=max(float(np.sqrt(squares / values.size)), _SMALLEST_SCALE))
 
 
-def _rgb_to_0_1(channel: Floats, mask: Mask | None, intensities: Mapping[str, float]) -> Floats:
-    low, high = float(channel.min()), float(channel.max())
+def _ct(values: Floats, intensities: Intensities) -> Linear:
+    return Linear(
+        low=intensities["percentile_00_5"],
+        high=intensities["percentile_99_5"],
+        shift=intensities["mean"],
+        scale=max(intensities["std"], _SMALLEST_SCALE),
+    )
+
+
+def _unchanged(values: Floats, intensities: Intensities) -> Linear:
+    return Linear()
+
+
+def _rescale_to_0_1(values: Floats, intensities: Intensities) -> Linear:
+    low, high = values.min(), values.max()
+    return Linear(shift=float(low), scale=max(float(high - low), _SMALLEST_SCALE))
+
+
+def _rgb_to_0_1(values: Floats, intensities: Intensities) -> Linear:
+    low, high = float(values.min()), float(values.max())
     if low < 0 or high > _LARGEST_RGB:
         raise ImageError(
             f"RGBTo01Normalization expects intensities of 0 to {_LARGEST_RGB}, found {low:g} to {high:g}; choose "
             "another channel name in dataset.json"
         )
-    result: Floats = np.divide(channel, np.float32(_LARGEST_RGB))
-    return result
+    return Linear(scale=_LARGEST_RGB)
 
 
 for _name, _scheme in (
-    ("ZScoreNormalization", _zscore),
+    (ZSCORE, _zscore),
     ("CTNormalization", _ct),
     ("NoNormalization", _unchanged),
     ("RescaleTo01Normalization", _rescale_to_0_1),

@@ -24,7 +24,7 @@ from segwright.data.labels import Labels
 from segwright.data.plan import Configuration, Plan
 from segwright.data.store import CaseStore, Provenance, SourceFile, name_clashes
 from segwright.preprocessing.class_locations import class_locations
-from segwright.preprocessing.normalization import normalize
+from segwright.preprocessing.normalization import NormalizedView, normalize, normalized_view
 
 logger = getLogger(__name__)
 
@@ -33,6 +33,14 @@ FORMAT = 1
 
 Floats = npt.NDArray[np.float32]
 _Grid = tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...]]  # new shape, spacing before, spacing after
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A case as the network sees it when it predicts."""
+
+    image: Floats | NormalizedView  # (C, *S)
+    provenance: Provenance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,9 +136,38 @@ def apply(
         raise ImageError(
             f"image has shape {volume.array.shape[1:]}, label {label.shape[1:]}; they must lie on the same grid"
         )
+    image, marked, provenance = _cropped(volume, label, plan, configuration)
+    cropped = None if label is None else marked
+    image, cropped = _on_grid(image, cropped, marked, provenance, plan, configuration, threads)
+    return Preprocessed(image=image, label=cropped, provenance=provenance)
+
+
+def prepare(volume: Volume, plan: Plan, configuration: Configuration) -> Prepared:
+    """Return what `apply` gives for prediction; where no voxel is resampled, normalised when it is cut.
+
+    Raises:
+        ImageError: the image does not fit the plan.
+    """
+    image, mask, provenance = _cropped(volume, None, plan, configuration)
+    if _grid(provenance, configuration)[0] == image.shape[1:]:
+        view = normalized_view(
+            image,
+            configuration.normalization_schemes,
+            configuration.use_mask_for_norm,
+            plan.foreground_intensity_properties_per_channel,
+        )
+        if view is not None:
+            return Prepared(image=view, provenance=provenance)
+    image, _ = _on_grid(image, None, mask, provenance, plan, configuration)
+    return Prepared(image=image, provenance=provenance)
+
+
+def _cropped(
+    volume: Volume, label: npt.NDArray[Any] | None, plan: Plan, configuration: Configuration
+) -> tuple[Floats, npt.NDArray[np.int16] | None, Provenance]:
+    """Return image, label marked with -1 outside, and where they are from, in the plan's axis order."""
     order = plan.transpose_forward
     axes = (0, *(axis + 1 for axis in order))
-    spacing = tuple(float(volume.spacing[axis]) for axis in order)
     transposed = volume.array.transpose(axes)
     marked: npt.NDArray[np.int16] | None = None
     if label is None and not any(configuration.use_mask_for_norm):
@@ -143,30 +180,52 @@ def apply(
         shape_before_cropping=tuple(transposed.shape[1:]),
         box=box,
         shape_after_cropping=tuple(image.shape[1:]),
-        spacing=spacing,
+        spacing=tuple(float(volume.spacing[axis]) for axis in order),
         transpose_forward=tuple(order),
         transpose_backward=tuple(plan.transpose_backward),
     )
+    return image, marked, provenance
+
+
+def _grid(provenance: Provenance, configuration: Configuration) -> _Grid:
+    """Return the network's grid.
+
+    Raises:
+        ImageError: it has no voxel.
+    """
+    shape, spacing = provenance.shape_after_cropping, provenance.spacing
+    wanted = full_spacing(configuration, spacing)
+    grid = (target_shape(shape, spacing, wanted), spacing, wanted)
+    if min(grid[0]) < 1:
+        raise ImageError(
+            f"shape {shape} at spacing {spacing} has no voxel left at spacing {wanted}; check the spacing of the file"
+        )
+    return grid
+
+
+def _on_grid(
+    image: Floats,
+    label: npt.NDArray[np.int16] | None,
+    mask: npt.NDArray[np.int16] | None,
+    provenance: Provenance,
+    plan: Plan,
+    configuration: Configuration,
+    threads: TorchThreads | None = None,
+) -> tuple[Floats, npt.NDArray[np.int16] | None]:
+    """Normalise a cropped image, whose `mask` is -1 outside, and bring it and its label onto the network's grid."""
+    grid = _grid(provenance, configuration)
     image = normalize(
         image,
         configuration.normalization_schemes,
         configuration.use_mask_for_norm,
-        marked,
+        mask,
         plan.foreground_intensity_properties_per_channel,
     )
-    wanted = full_spacing(configuration, spacing)
-    grid = (target_shape(image.shape[1:], spacing, wanted), spacing, wanted)
-    if min(grid[0]) < 1:
-        raise ImageError(
-            f"shape {image.shape[1:]} at spacing {spacing} has no voxel left at spacing {wanted}; check the spacing of "
-            "the file"
-        )
-    cropped = None if label is None else marked
     if grid[0] != image.shape[1:]:
         if threads is not None:
             threads.limit()
-        image, cropped = _resample(image, cropped, grid, configuration)
-    return Preprocessed(image=image.astype(np.float32, copy=False), label=cropped, provenance=provenance)
+        image, label = _resample(image, label, grid, configuration)
+    return image.astype(np.float32, copy=False), label
 
 
 def _resample(

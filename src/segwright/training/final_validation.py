@@ -21,7 +21,7 @@ from segwright.evaluation.scores import Further, Scores, evaluate_files
 from segwright.inference.export import LabelMap, save_labels
 from segwright.inference.predictor import Predictor
 from segwright.inference.stitching import Planes
-from segwright.preprocessing.pipeline import Preprocessed
+from segwright.preprocessing.pipeline import Prepared
 from segwright.training.caching import TrainingCase
 from segwright.training.cascade import network_input
 from segwright.training.distributed import ALONE, Ranks
@@ -157,7 +157,7 @@ def _predict(predictor: Predictor, cases: ValidationSource, files: Mapping[str, 
         for name, file in progress(files.items(), title="validating" if files else "", total=len(files)):
             case = cases.load(name)
             image = network_input(case.image, case.label, predictor.labels)
-            prepared = Preprocessed(image=image, label=None, provenance=case.provenance)
+            prepared = Prepared(image=image, provenance=case.provenance)
             witness = Witness(predictor, prepared, np.asarray(case.label[...])[0])
             planes = predictor.planes(image, spread=True)
             if predictor.may_hold(image):
@@ -178,7 +178,7 @@ def _predict(predictor: Predictor, cases: ValidationSource, files: Mapping[str, 
 
 def _export(
     predictor: Predictor,
-    prepared: Preprocessed,
+    prepared: Prepared,
     planes: Iterable[Planes],
     witness: Witness,
     file: Path,
@@ -190,7 +190,7 @@ def _export(
 
 
 def _decide(
-    predictor: Predictor, prepared: Preprocessed, planes: Iterable[Planes], witness: Witness, name: str
+    predictor: Predictor, prepared: Prepared, planes: Iterable[Planes], witness: Witness, name: str
 ) -> LabelMap:
     with naming(name):
         return predictor.export(prepared, witness.watch(planes))

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from segwright.core.errors import ConfigError, ImageError, PlanError
-from segwright.preprocessing.normalization import normalize
+from segwright.preprocessing.normalization import SCHEMES, normalize, normalized_view
 
 STATISTICS = {"0": {"percentile_00_5": -1.0, "percentile_99_5": 5.0, "mean": 1.0, "std": 2.0}}
 
@@ -99,3 +99,31 @@ def test_missing_statistics_name_the_channel() -> None:
 def test_a_plan_for_other_channels_is_refused() -> None:
     with pytest.raises(PlanError, match="the plan normalises 2 channels, the image has 1"):
         normalize(channel(1), ["NoNormalization"] * 2, [False] * 2, None, {})
+
+
+@pytest.mark.parametrize("scheme", SCHEMES.names())
+def test_a_view_gives_what_normalising_all_of_it_gives(scheme: str) -> None:
+    image = np.random.default_rng(0).uniform(0, 255, (6, 7, 5, 2)).astype(np.float32).transpose(3, 1, 0, 2)
+    statistics = {"0": STATISTICS["0"], "1": {**STATISTICS["0"], "std": 0.3}}
+    expected = normalize(image, [scheme] * 2, [False] * 2, None, statistics)
+    view = normalized_view(image, [scheme] * 2, [False] * 2, statistics)
+    assert view is not None
+    assert (view.shape, view.ndim) == (expected.shape, expected.ndim)
+    assert np.array_equal(np.asarray(view), expected)
+    for where in ((slice(None), slice(1, 4), slice(2, 6), slice(0, 5)), (slice(None), 3, slice(1, 3))):
+        part = view[where]
+        assert np.array_equal(part, expected[where])
+        assert part.flags.c_contiguous
+        assert part.dtype == np.float32
+
+
+def test_what_needs_all_of_an_image_has_no_view() -> None:
+    assert normalized_view(channel(1, 2), [f"{__name__}:double"], [False], {}) is None
+    assert normalized_view(channel(1, 2), ["ZScoreNormalization"], [True], {}) is None
+
+
+def test_a_view_refuses_what_normalising_refuses() -> None:
+    with pytest.raises(ImageError, match="0 to 255, found 0 to 300"):
+        normalized_view(channel(0, 300), ["RGBTo01Normalization"], [False], {})
+    with pytest.raises(PlanError, match="channel 0 needs 'percentile_00_5'"):
+        normalized_view(channel(1), ["CTNormalization"], [False], {})

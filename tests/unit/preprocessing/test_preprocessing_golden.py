@@ -16,7 +16,7 @@ from segwright.data.images import Volume
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan
 from segwright.preprocessing.class_locations import class_locations
-from segwright.preprocessing.pipeline import Preprocessed, apply, undo_labels
+from segwright.preprocessing.pipeline import Preprocessed, apply, prepare, undo_labels
 
 FOLDER = Path(__file__).parents[2] / "golden" / "preprocessing"
 IMAGE_TOLERANCE = 1e-4  # normalised units
@@ -37,17 +37,23 @@ def load(name: str) -> dict[str, Any]:
         return dict(golden)
 
 
-@lru_cache(maxsize=4)
-def run(name: str, configuration: str, index: str) -> Preprocessed:
+def plan_of(name: str) -> Plan:
+    return Plan.from_json(json.loads(str(load(name)["plans"])))
+
+
+def volume_of(name: str, index: str) -> Volume:
     golden = load(name)
-    plan = Plan.from_json(json.loads(str(golden["plans"])))
-    volume = Volume(
+    return Volume(
         array=golden[f"image_{index}"].astype(np.float32),
         spacing=tuple(golden[f"spacing_{index}"].tolist()),
         properties={},
     )
-    label = golden[f"label_{index}"][None]
-    return apply(volume, label, plan, plan.configuration(configuration))
+
+
+@lru_cache(maxsize=4)
+def run(name: str, configuration: str, index: str) -> Preprocessed:
+    plan, label = plan_of(name), load(name)[f"label_{index}"][None]
+    return apply(volume_of(name, index), label, plan, plan.configuration(configuration))
 
 
 @pytest.mark.parametrize(("name", "configuration", "index"), cases())
@@ -57,6 +63,15 @@ def test_image_equals_the_reference(name: str, configuration: str, index: str) -
     assert actual.dtype == np.float32
     assert actual.shape == expected.shape
     assert np.abs(actual - expected).max() < IMAGE_TOLERANCE
+
+
+@pytest.mark.parametrize(("name", "configuration", "index"), cases())
+def test_a_case_to_predict_is_the_same_to_the_last_bit(name: str, configuration: str, index: str) -> None:
+    plan, volume = plan_of(name), volume_of(name, index)
+    prepared = prepare(volume, plan, plan.configuration(configuration))
+    expected = apply(volume, None, plan, plan.configuration(configuration))
+    assert np.array_equal(np.asarray(prepared.image), expected.image)
+    assert prepared.provenance == expected.provenance
 
 
 @pytest.mark.parametrize(("name", "configuration", "index"), cases())
