@@ -11,6 +11,8 @@ import pytest
 
 HERE = Path(__file__).parent
 BUDGET_MIB = 256
+ROUNDS = 4
+"""The allocator's own mood is some percent, so more than once if need be; one more copy of the image would be 20."""
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 
@@ -35,11 +37,13 @@ def test_labels_need_little_beside_the_logits(heads: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("what", "longest"), [("predict", 2048), ("files", 4096)])
 def test_memory_does_not_grow_with_the_long_axis(what: str, longest: int) -> None:
-    def needed(extent: int) -> float:
-        return measured(what, extent)["beyond_arrays_mib"]
-
-    # The allocator's own mood is some percent, so twice if need be; one more copy of the image would be 20.
-    assert any(needed(longest) <= 1.05 * needed(512) for _ in range(2))
+    shorts, longs = [], []
+    for _ in range(ROUNDS):
+        shorts.append(measured(what, 512)["beyond_arrays_mib"])
+        longs.append(measured(what, longest)["beyond_arrays_mib"])
+        if min(longs) <= 1.05 * min(shorts):
+            return
+    pytest.fail(f"{shorts} MiB, then {longs}")
 
 
 @pytest.mark.slow
