@@ -36,7 +36,6 @@ GLOBAL_FLAGS = ("--debug", "--verbose", "-v", "--quiet", "-q")
 LIST_OPTIONS = ("--config", "--configs", "-c", "--folds")
 KNOWN_WORDS = frozenset({"2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres"})
 
-
 Verb = Callable[..., Any]
 
 
@@ -62,9 +61,9 @@ class Verbs(TyperGroup):
         return get_command(alone)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write each verb with the first sentence about it."""
+        """Write each verb with the first paragraph about it."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, _first_sentence(verb)) for name, verb in self.verbs.items()])
+            formatter.write_dl([(name, _first_paragraph(verb)) for name, verb in self.verbs.items()])
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse after putting global options first and repeating list options."""
@@ -84,7 +83,7 @@ def by_name(*verbs: Verb) -> dict[str, Verb]:
     return {verb.__name__.replace("_", "-"): verb for verb in verbs}
 
 
-def _first_sentence(verb: Verb) -> str:
+def _first_paragraph(verb: Verb) -> str:
     return (getdoc(verb) or "").split("\n\n")[0].replace("\n", " ")
 
 
