@@ -14,8 +14,8 @@ from torch import Tensor
 from segwright.inference.windows import Start
 
 PORTION_BYTES = 2 * 2**20
-"""Finished planes, and weighted logits of a tile, that are in the making at once: what is added to the sums' memory. They
-are few, for how many of them threads still decide differs from run to run, and the largest number stays."""
+"""Finished planes, and weighted logits of a tile, that are in the making at once: what is added to the sums' memory.
+They are few, for how many of them threads still decide differs from run to run, and the largest number stays."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
