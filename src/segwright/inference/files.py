@@ -259,7 +259,7 @@ def _read(predictor: Predictor, job: Job) -> tuple[Prepared, float, tuple[str, .
         prepared = predictor.prepare(volume)
     freed = volume.array.nbytes
     del volume
-    give_back_freed_memory(freed)
+    give_back_freed_memory(freed)  # where a resampled copy is predicted, the image itself
     return prepared, time.perf_counter() - start, findings
 
 

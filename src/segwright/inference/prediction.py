@@ -12,7 +12,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from segwright.data.images import Volume
-from segwright.inference.arrays import Placed, place, say_unlike
+from segwright.inference.arrays import place, say_unlike
 from segwright.inference.awareness import UNAWARE, Awareness
 from segwright.inference.export import LabelMap
 from segwright.inference.uncertainty import Uncertainty
@@ -61,9 +61,7 @@ class ArrayPredictor(ABC):
         Raises:
             ImageError: the array does not fit the model, or holds NaN or infinite values.
         """
-        placed = self._place(array, spacing, affine)
-        labels: LabelMap = placed.back(self.predict_case(placed.volume).labels)
-        return labels
+        return self._of_array(array, spacing, affine).labels
 
     def predict_probabilities(
         self,
@@ -73,10 +71,7 @@ class ArrayPredictor(ABC):
         affine: npt.ArrayLike | None = None,
     ) -> Prediction:
         """Return label map and probabilities (H, *S), an ensemble's mean, of an array, as `predict` does."""
-        placed = self._place(array, spacing, affine)
-        found = self.predict_case(placed.volume, probabilities=True)
-        assert found.probabilities is not None
-        return Prediction(labels=placed.back(found.labels), probabilities=placed.back(found.probabilities))
+        return self._of_array(array, spacing, affine, probabilities=True)
 
     def predict_uncertainty(
         self,
@@ -86,15 +81,22 @@ class ArrayPredictor(ABC):
         affine: npt.ArrayLike | None = None,
     ) -> Prediction:
         """Return label map and `uncertainty`, its maps from 0 to 1, of an array, as `predict` does."""
-        placed = self._place(array, spacing, affine)
-        found = self.predict_case(placed.volume, uncertainty=True)
-        assert found.uncertainty is not None
-        maps = Uncertainty(*(placed.back(each) for each in found.uncertainty))
-        return Prediction(labels=placed.back(found.labels), probabilities=None, uncertainty=maps)
+        return self._of_array(array, spacing, affine, uncertainty=True)
 
-    def _place(
-        self, array: npt.NDArray[Any] | Tensor, spacing: Sequence[float] | None, affine: npt.ArrayLike | None
-    ) -> Placed:
+    def _of_array(
+        self,
+        array: npt.NDArray[Any] | Tensor,
+        spacing: Sequence[float] | None,
+        affine: npt.ArrayLike | None,
+        **wanted: bool,
+    ) -> Prediction:
+        """Return what is `wanted` of `predict_case`, on the caller's grid."""
         placed = place(array, num_channels=self.num_channels, reader=self.reader, spacing=spacing, affine=affine)
         say_unlike(self.awareness, placed)
-        return placed
+        found = self.predict_case(placed.volume, **wanted)
+        probabilities, maps = found.probabilities, found.uncertainty
+        return Prediction(
+            labels=placed.back(found.labels),
+            probabilities=None if probabilities is None else placed.back(probabilities),
+            uncertainty=None if maps is None else Uncertainty(*(placed.back(each) for each in maps)),
+        )

@@ -114,18 +114,17 @@ def small(provenance: Provenance) -> Provenance:
     )
 
 
+def pointwise(heads: int, *, spacing: tuple[float, ...] = (1.0, 1.0, 1.0), **options: Any) -> Predictor:
+    """Return a predictor whose network is one convolution of single voxels."""
+    chosen = plan(1.0)
+    configuration = chosen.configuration("memory").model_copy(update={"spacing": spacing})
+    network, device = nn.Conv3d(1, heads, 1), torch.device("cpu")
+    return Predictor([network], chosen, configuration, labels_of(heads), device=device, precision="fp32", **options)
+
+
 def predict(extent: int) -> dict[str, float]:
     """Predict (128, 128, extent), nothing but the image itself and the labels taken off."""
-    chosen = plan(1.0)
-    predictor = Predictor(
-        [nn.Conv3d(1, 4, 1)],
-        chosen,
-        chosen.configuration("memory"),
-        labels_of(4),
-        device=torch.device("cpu"),
-        mirror_axes=(0,),
-        precision="fp32",
-    )
+    predictor = pointwise(4, mirror_axes=(0,))
     array = np.random.default_rng(0).standard_normal((1, 128, 128, extent), dtype=np.float32)
     start_peak()
     prediction = predictor.predict_case(Volume(array=array, spacing=(1.0, 1.0, 1.0), properties={}))
@@ -143,16 +142,7 @@ def files(extent: int) -> dict[str, float]:
         array = np.random.default_rng(0).normal(100, 20, shape).astype(np.int16)
         nib.save(nib.Nifti1Image(array, np.eye(4)), images / "long_0000.nii")
         del array
-        chosen = plan(1.0)
-        predictor = Predictor(
-            [nn.Conv3d(1, 4, 1)],
-            chosen,
-            chosen.configuration("memory"),
-            labels_of(4),
-            device=torch.device("cpu"),
-            precision="fp32",
-            description=DatasetDescription.model_validate(dataset),
-        )
+        predictor = pointwise(4, description=DatasetDescription.model_validate(dataset))
         start_peak()
         predict_files(predictor, images, Path(folder, "labels"))
     return {"beyond_arrays_mib": resident_mib("VmHWM") - (4 + 1) * prod(shape) / MIB}
@@ -160,19 +150,7 @@ def files(extent: int) -> dict[str, float]:
 
 def average(heads: int) -> dict[str, float]:
     """Predict a case with two models whose probabilities, on its own grid, would be large."""
-    chosen, coarse = plan(1.0), (2.0, 4.0, 4.0)
-    configuration = chosen.configuration("memory").model_copy(update={"spacing": coarse})
-    predictors = [
-        Predictor(
-            [nn.Conv3d(1, heads, 1)],
-            chosen,
-            configuration,
-            labels_of(heads),
-            device=torch.device("cpu"),
-            precision="fp32",
-        )
-        for _ in range(2)
-    ]
+    predictors = [pointwise(heads, spacing=(2.0, 4.0, 4.0)) for _ in range(2)]
     both, spacing = Ensemble(predictors), (1.0, 1.0, 1.0)
     random = np.random.default_rng(0)
     for shape in ((8, 16, 16), (80, 256, 256)):  # once on little, see `export`

@@ -12,8 +12,8 @@ import pytest
 
 HERE = Path(__file__).parent
 BUDGET_MIB = 256
-ROUNDS = 4
-"""The allocator's own mood is some percent, so more than once if need be; one more copy of the image would be 20."""
+ROUNDS = 2
+"""The allocator's own mood is some percent, so twice if need be; one more copy of the image would be 20."""
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 
