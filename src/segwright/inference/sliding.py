@@ -23,6 +23,7 @@ from segwright.core.errors import ImageError, ModelError
 from segwright.inference.slabs import to_front
 from segwright.inference.stitching import PORTION_BYTES, Planes, stitch
 from segwright.inference.windows import DEFAULT_STEP, Start, gaussian_map, tiles
+from segwright.networks.inference import FastLayers
 from segwright.preprocessing.normalization import NormalizedView
 
 Image: TypeAlias = "npt.NDArray[np.float32] | NormalizedView | Tensor"
@@ -301,7 +302,7 @@ def _mean_logits(
     shape = (num_heads, *window.patch_size)
     total: Tensor | None = None
     layout = memory_format(window.device, len(window.patch_size))
-    with torch.inference_mode(), autocast(window.device, window.precision), _evaluating(networks):
+    with torch.inference_mode(), autocast(window.device, window.precision), _evaluating(networks), FastLayers():
         for first in range(0, len(flips), per_pass):
             group = flips[first : first + per_pass]
             mirrored = torch.cat([_flip(batch, flip) for flip in group]).contiguous(memory_format=layout)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.overrides import wrap_torch_function
 
 from segwright.networks.convolution import is_eager_cpu, layout_of
 
@@ -27,7 +28,7 @@ class ChannelsLastInstanceNorm(nn.modules.instancenorm._InstanceNorm):
         """Normalise each channel of each sample."""
         if not _is_ours(self, x):
             return super().forward(x)
-        return _apply(x, self, IDENTITY_SLOPE)
+        return sample_norm(x, self, IDENTITY_SLOPE)
 
 
 class InstanceNorm2d(ChannelsLastInstanceNorm, nn.InstanceNorm2d):
@@ -43,11 +44,11 @@ def norm_leaky_relu(norm: ChannelsLastInstanceNorm, x: Tensor, slope: float) -> 
 
     Args:
         norm: the norm layer.
-        x: (B, C, *S).
+        x: (B, C, *S); without gradients it may be overwritten.
         slope: of the negative half; the fused way needs it to be positive.
     """
     if slope > 0 and _is_ours(norm, x):
-        return _apply(x, norm, slope)
+        return sample_norm(x, norm, slope, in_place=True)
     return nn.functional.leaky_relu(norm(x), slope, inplace=True)
 
 
@@ -63,7 +64,9 @@ def _is_ours(norm: ChannelsLastInstanceNorm, x: Tensor) -> bool:
     )
 
 
-def _apply(x: Tensor, norm: ChannelsLastInstanceNorm, slope: float) -> Tensor:
+@wrap_torch_function(lambda x, norm, slope, in_place=False: (x,))  # so that `inference.FastLayers` may answer
+def sample_norm(x: Tensor, norm: ChannelsLastInstanceNorm, slope: float, in_place: bool = False) -> Tensor:
+    """Return `leaky_relu(norm(x), slope)`, slope 1 for no LeakyReLU; `x` (B, C, *S) may be lost if `in_place`."""
     out: Tensor = _SampleNorm.apply(x, norm.weight, norm.bias, norm.eps, slope)  # type: ignore[no-untyped-call]
     return out
 

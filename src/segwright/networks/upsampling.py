@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import wrap_torch_function
 
 from segwright.networks.convolution import conv_pair, is_eager_cpu, layout_of, upsample_by
 
@@ -29,6 +30,7 @@ Size = tuple[int, ...]
 Region = tuple[slice, ...]
 
 
+@wrap_torch_function(lambda upsample, conv, x, skip: (x, skip))  # so that `inference.FastLayers` may answer
 def upsample_conv_pair(upsample: nn.Module, conv: nn.Module, x: Tensor, skip: Tensor) -> Tensor:
     """Return `conv(cat(upsample(x), skip))`.
 

@@ -1,0 +1,349 @@
+/* Convolutions by Winograd's minimal filtering, and instance norm with LeakyReLU, for float32 on the CPU.
+ *
+ * Winograd's F(4x4, 3x3) takes 36 multiplications for 4x4 outputs where the direct way takes 144 (Lavin & Gray 2016,
+ * "Fast algorithms for convolutional neural networks", arXiv:1509.09308); it is applied in planes, and F(2, 3), 4
+ * multiplications instead of 6, along the depth. Blocks of tiles are transformed, multiplied and transformed back while
+ * they are in the cache.
+ *
+ * All arrays are float32 and channels-last: images (n, d, h, w, c). Every function is called by several threads at
+ * once with the same arguments, its own `work` aside; `next` is the job that the next free thread takes. No result
+ * depends on the number of threads.
+ */
+#include <stdint.h>
+#include <string.h>
+
+#define API __attribute__((visibility("default")))
+#define INLINE static inline __attribute__((always_inline))
+
+enum {
+    LANES = 8,       /* floats in a vector */
+    COLUMNS = 16,    /* output channels in registers: two vectors */
+    ROWS = 6,        /* tiles in registers: 6 x 2 sums, 2 weights and 1 input fill 15 of 16 registers */
+    TILE = 4,        /* outputs of a tile along each axis of the plane */
+    PATCH = 6,       /* inputs that they need */
+    POINTS = 36,     /* multiplications per tile, input and output channel */
+    DEPTHS = 4,      /* the same along the depth, for two outputs of three taps */
+    STAGGER = 16,    /* floats between the arrays of two points, so that they do not meet in the same cache lines */
+};
+
+typedef float Lanes __attribute__((vector_size(4 * LANES)));
+typedef float Unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+/* What `kernels.py` expects; to be counted up with every change of these functions. */
+API int64_t segwright_version(void) { return 1; }
+
+INLINE Lanes load(const float *from) { return (Lanes) * (const Unaligned *)from; }
+INLINE void store(float *to, Lanes value) { *(Unaligned *)to = (Unaligned)value; }
+INLINE int64_t take(int64_t *next) { return __atomic_fetch_add(next, 1, __ATOMIC_RELAXED); }
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t parts(int64_t whole, int64_t size) { return (whole + size - 1) / size; }
+
+/* The three matrices of F(4, 3) with the points 0, 1, -1, 2, -2 and infinity, along one axis. */
+
+INLINE void transform_weight(Lanes g0, Lanes g1, Lanes g2, Lanes *out, int64_t stride) {
+    Lanes outer = (g0 + g2) / 6.0f, middle = g1 / 6.0f, wide = g0 / 24.0f + g2 / 6.0f, twice = g1 / 12.0f;
+    out[0] = g0 / 4.0f;
+    out[stride] = -outer - middle;
+    out[2 * stride] = middle - outer;
+    out[3 * stride] = wide + twice;
+    out[4 * stride] = wide - twice;
+    out[5 * stride] = g2;
+}
+
+INLINE void transform_input(const Lanes *d, int64_t step, Lanes *out, int64_t stride) {
+    Lanes d1 = d[step], d2 = d[2 * step], d3 = d[3 * step], d4 = d[4 * step];
+    Lanes even = d4 - 4.0f * d2, odd = d3 - 4.0f * d1, inner = d4 - d2, twice = 2.0f * (d3 - d1);
+    out[0] = 4.0f * d[0] - 5.0f * d2 + d4;
+    out[stride] = even + odd;
+    out[2 * stride] = even - odd;
+    out[3 * stride] = inner + twice;
+    out[4 * stride] = inner - twice;
+    out[5 * stride] = 4.0f * d1 - 5.0f * d3 + d[5 * step];
+}
+
+INLINE void transform_output(const Lanes *m, int64_t step, Lanes *out, int64_t stride) {
+    Lanes near = m[step] + m[2 * step], near_odd = m[step] - m[2 * step];
+    Lanes far = m[3 * step] + m[4 * step], far_odd = m[3 * step] - m[4 * step];
+    out[0] = m[0] + near + far;
+    out[stride] = near_odd + 2.0f * far_odd;
+    out[2 * stride] = near + 4.0f * far;
+    out[3 * stride] = near_odd + 8.0f * far_odd + m[5 * step];
+}
+
+/* The matrix of F(2, 3) for weights along the depth, with the points 0, 1, -1 and infinity. */
+INLINE void transform_taps(Lanes g0, Lanes g1, Lanes g2, Lanes *out) {
+    Lanes even = 0.5f * (g0 + g2), odd = 0.5f * g1;
+    out[0] = g0;
+    out[1] = even + odd;
+    out[2] = even - odd;
+    out[3] = g2;
+}
+
+INLINE int64_t depths_of(int64_t taps) { return taps == 3 ? DEPTHS : 1; }
+INLINE int64_t weights_apart(int64_t taps, int64_t in, int64_t out) { return depths_of(taps) * in * out + STAGGER; }
+
+/* Transform weights (taps, 3, 3, in, out) to POINTS times (depths, out / COLUMNS, in, COLUMNS); a job is COLUMNS. */
+API void segwright_weights(const float *weight, int64_t taps, int64_t in, int64_t out, float *points, int64_t *next) {
+    int64_t plane = in * out, apart = weights_apart(taps, in, out);
+    for (int64_t job; (job = take(next)) < out / COLUMNS;) {
+        float *to = points + job * in * COLUMNS;
+        for (int64_t each = 0; each < in * COLUMNS; each += LANES) {
+            const float *from = weight + each / COLUMNS * out + job * COLUMNS + each % COLUMNS;
+            Lanes whole[3][POINTS];
+            for (int64_t tap = 0; tap < taps; tap++, from += 9 * plane) {
+                Lanes g[9], half[18];
+                for (int i = 0; i < 9; i++) g[i] = load(from + i * plane);
+                for (int i = 0; i < 3; i++) transform_weight(g[i], g[3 + i], g[6 + i], half + i, 3);
+                for (int i = 0; i < PATCH; i++) {
+                    transform_weight(half[3 * i], half[3 * i + 1], half[3 * i + 2], whole[tap] + PATCH * i, 1);
+                }
+            }
+            for (int i = 0; i < POINTS; i++) {
+                Lanes deep[DEPTHS] = {whole[0][i]};
+                if (taps == 3) transform_taps(whole[0][i], whole[1][i], whole[2][i], deep);
+                for (int64_t q = 0; q < depths_of(taps); q++) store(to + i * apart + q * plane + each, deep[q]);
+            }
+        }
+    }
+}
+
+/* Transform the patch at (y, x) of a plane (h, w, c), zero outside, to POINTS arrays that lie `apart`. */
+static void input_tile(
+    const float *plane, int64_t h, int64_t w, int64_t c, int64_t y, int64_t x, float *to, int64_t apart
+) {
+    int inside = y >= 0 && x >= 0 && y + PATCH <= h && x + PATCH <= w;
+    const float *corner = plane + (y * w + x) * c;
+    for (int64_t first = 0; first < c; first += LANES, corner += LANES) {
+        Lanes d[POINTS], half[POINTS];
+        for (int i = 0; i < PATCH; i++) {
+            for (int j = 0; j < PATCH; j++) {
+                int seen = inside || (y + i >= 0 && y + i < h && x + j >= 0 && x + j < w);
+                d[PATCH * i + j] = seen ? load(corner + (i * w + j) * c) : (Lanes){0};
+            }
+        }
+        for (int j = 0; j < PATCH; j++) transform_input(d + j, PATCH, half + j, PATCH);
+        for (int i = 0; i < PATCH; i++) {
+            Lanes row[PATCH];
+            transform_input(half + PATCH * i, 1, row, 1);
+            for (int j = 0; j < PATCH; j++) store(to + (PATCH * i + j) * apart + first, row[j]);
+        }
+    }
+}
+
+/* Transform POINTS arrays that lie `apart` back to the tile at (y, x) of a plane (h, w, c), cut at its border. */
+static void output_tile(
+    const float *from, int64_t apart, const float *bias, float *plane, int64_t h, int64_t w, int64_t c, int64_t y,
+    int64_t x
+) {
+    int64_t height = least(TILE, h - y), width = least(TILE, w - x);
+    float *corner = plane + (y * w + x) * c;
+    for (int64_t first = 0; first < c; first += LANES, corner += LANES) {
+        Lanes half[TILE * PATCH], constant = bias ? load(bias + first) : (Lanes){0};
+        for (int j = 0; j < PATCH; j++) {
+            Lanes column[PATCH];
+            for (int i = 0; i < PATCH; i++) column[i] = load(from + (PATCH * i + j) * apart + first);
+            transform_output(column, 1, half + j, PATCH);
+        }
+        for (int i = 0; i < height; i++) {
+            Lanes row[TILE];
+            transform_output(half + PATCH * i, 1, row, 1);
+            for (int j = 0; j < width; j++) store(corner + (i * w + j) * c, row[j] + constant);
+        }
+    }
+}
+
+/* Multiply `rows` rows of `a` (in floats each) by weights (in, COLUMNS); `rows` has to be known to the compiler. */
+INLINE void multiply_rows(int rows, const float *a, int64_t in, const float *weights, float *to, int64_t to_stride) {
+    Lanes sums[ROWS][2];
+    for (int i = 0; i < rows; i++) sums[i][0] = sums[i][1] = (Lanes){0};
+    for (int64_t k = 0; k < in; k++, weights += COLUMNS) {
+        Lanes low = load(weights), high = load(weights + LANES);
+#pragma GCC unroll 6
+        for (int i = 0; i < rows; i++) {
+            Lanes value = a[i * in + k] - (Lanes){0};
+            sums[i][0] += value * low;
+            sums[i][1] += value * high;
+        }
+    }
+#pragma GCC unroll 6
+    for (int i = 0; i < rows; i++) {
+        store(to + i * to_stride, sums[i][0]);
+        store(to + i * to_stride + LANES, sums[i][1]);
+    }
+}
+
+/* Multiply `a` (rows, in) by weights (out / COLUMNS, in, COLUMNS) to `to` (rows, out). */
+static void multiply(const float *a, int64_t rows, int64_t in, const float *weights, int64_t out, float *to) {
+    for (int64_t c = 0; c < out; c += COLUMNS, weights += in * COLUMNS) {
+        int64_t row = 0;
+        for (; row + ROWS <= rows; row += ROWS) multiply_rows(ROWS, a + row * in, in, weights, to + row * out + c, out);
+        switch (rows - row) {
+        case 5: multiply_rows(5, a + row * in, in, weights, to + row * out + c, out); break;
+        case 4: multiply_rows(4, a + row * in, in, weights, to + row * out + c, out); break;
+        case 3: multiply_rows(3, a + row * in, in, weights, to + row * out + c, out); break;
+        case 2: multiply_rows(2, a + row * in, in, weights, to + row * out + c, out); break;
+        case 1: multiply_rows(1, a + row * in, in, weights, to + row * out + c, out); break;
+        }
+    }
+}
+
+/* Along the depth: four planes (size) at `from`, for each pair of outputs, to DEPTHS arrays (pairs, size). */
+static void spread_depth(const float *from, int64_t pairs, int64_t size, float *to) {
+    for (int64_t pair = 0; pair < pairs; pair++, from += 2 * size, to += size) {
+        for (int64_t i = 0; i < size; i += LANES) {
+            Lanes d0 = load(from + i), d1 = load(from + size + i);
+            Lanes d2 = load(from + 2 * size + i), d3 = load(from + 3 * size + i);
+            store(to + i, d0 - d2);
+            store(to + pairs * size + i, d1 + d2);
+            store(to + 2 * pairs * size + i, d2 - d1);
+            store(to + 3 * pairs * size + i, d1 - d3);
+        }
+    }
+}
+
+/* Back from DEPTHS arrays (pairs, size) to two planes (size) for each pair. */
+static void gather_depth(const float *from, int64_t pairs, int64_t size, float *to) {
+    for (int64_t pair = 0; pair < pairs; pair++, from += size, to += 2 * size) {
+        for (int64_t i = 0; i < size; i += LANES) {
+            Lanes m1 = load(from + pairs * size + i), m2 = load(from + 2 * pairs * size + i);
+            store(to + i, load(from + i) + m1 + m2);
+            store(to + size + i, m1 - m2 - load(from + 3 * pairs * size + i));
+        }
+    }
+}
+
+/* How the work on one image is cut: `strip` rows of tiles and `depth` planes at a time. */
+typedef struct {
+    int64_t n, d, h, w;      /* of both inputs and of the output */
+    int64_t first, second;   /* channels of the two inputs, the second may have none */
+    int64_t out;             /* channels of the output */
+    int64_t taps;            /* along the depth: 1 or 3 */
+    int64_t strip, depth;    /* the depth is even where there are three taps */
+} Shape;
+
+INLINE int64_t tiles_of_plane(const Shape *s) { return s->strip * parts(s->w, TILE); }
+INLINE int64_t input_apart(const Shape *s) {
+    return (s->depth + s->taps - 1) * tiles_of_plane(s) * (s->first + s->second) + STAGGER;
+}
+INLINE int64_t output_apart(const Shape *s) { return s->depth * tiles_of_plane(s) * s->out + STAGGER; }
+INLINE int64_t deep_input(const Shape *s) { return DEPTHS * s->depth / 2 * tiles_of_plane(s) * (s->first + s->second); }
+
+/* Return how many floats of `work` each thread needs. */
+API int64_t segwright_convolve_work(const Shape *s) {
+    int64_t deep = s->taps == 3 ? deep_input(s) + DEPTHS * s->depth / 2 * tiles_of_plane(s) * s->out : 0;
+    return POINTS * (input_apart(s) + output_apart(s)) + deep;
+}
+
+/* Convolve two images, concatenated along their channels, with padding that keeps the shape; a job is a strip. */
+API void segwright_convolve(
+    const Shape *s, const float *first, const float *second, const float *points, const float *bias, float *out,
+    float *work, int64_t *next
+) {
+    int64_t across = parts(s->w, TILE), down = parts(s->h, TILE), strips = parts(down, s->strip);
+    int64_t tiles = tiles_of_plane(s), in = s->first + s->second, before = s->taps / 2, overlap = s->taps - 1;
+    int64_t in_apart = input_apart(s), out_apart = output_apart(s), pairs = s->depth / 2;
+    float *input = work, *product = work + POINTS * in_apart;
+    float *deep = product + POINTS * out_apart, *deep_product = deep + deep_input(s);
+    for (int64_t job; (job = take(next)) < s->n * strips;) {
+        int64_t sample = job / strips, top = job % strips * s->strip, rows = least(s->strip, down - top);
+        for (int64_t z = 0; z < s->d; z += s->depth) {
+            int64_t known = z ? overlap : 0;
+            if (known) {
+                for (int i = 0; i < POINTS; i++) {
+                    float *at = input + i * in_apart;
+                    memmove(at, at + s->depth * tiles * in, sizeof(float) * overlap * tiles * in);
+                }
+            }
+            for (int64_t each = known * tiles; each < (s->depth + overlap) * tiles; each++) {
+                int64_t plane = z + each / tiles - before, row = each % tiles / across, column = each % across;
+                float *to = input + each * in;
+                if (plane < 0 || plane >= s->d || row >= rows) {
+                    for (int i = 0; i < POINTS; i++) memset(to + i * in_apart, 0, sizeof(float) * in);
+                    continue;
+                }
+                int64_t at = (sample * s->d + plane) * s->h * s->w, y = (top + row) * TILE - 1, x = column * TILE - 1;
+                input_tile(first + at * s->first, s->h, s->w, s->first, y, x, to, in_apart);
+                if (s->second) {
+                    input_tile(second + at * s->second, s->h, s->w, s->second, y, x, to + s->first, in_apart);
+                }
+            }
+            for (int i = 0; i < POINTS; i++) {
+                const float *from = input + i * in_apart, *weights = points + i * weights_apart(s->taps, in, s->out);
+                float *to = product + i * out_apart;
+                if (s->taps == 1) {
+                    multiply(from, s->depth * tiles, in, weights, s->out, to);
+                    continue;
+                }
+                spread_depth(from, pairs, tiles * in, deep);
+                for (int q = 0; q < DEPTHS; q++) {
+                    int64_t at = q * pairs * tiles;
+                    multiply(
+                        deep + at * in, pairs * tiles, in, weights + q * in * s->out, s->out, deep_product + at * s->out
+                    );
+                }
+                gather_depth(deep_product, pairs, tiles * s->out, to);
+            }
+            for (int64_t each = 0; each < least(s->depth, s->d - z) * tiles; each++) {
+                int64_t row = each % tiles / across, y = (top + row) * TILE, x = each % across * TILE;
+                float *plane = out + (sample * s->d + z + each / tiles) * s->h * s->w * s->out;
+                if (row < rows) output_tile(product + each * s->out, out_apart, bias, plane, s->h, s->w, s->out, y, x);
+            }
+        }
+    }
+}
+
+/* Write mean and sum of squared deviations of each channel of a run of voxels (count, c) to `to` (2, c). */
+static void moments(const float *from, int64_t count, int64_t c, float *to) {
+    enum { TOGETHER = 4 };
+    for (int64_t first = 0; first < c; first += TOGETHER * LANES) {
+        int64_t vectors = least(TOGETHER, (c - first) / LANES);
+        Lanes origin[TOGETHER], sum[TOGETHER], squares[TOGETHER];
+        for (int v = 0; v < TOGETHER; v++) {
+            origin[v] = v < vectors ? load(from + first + v * LANES) : (Lanes){0};
+            sum[v] = squares[v] = (Lanes){0};
+        }
+        for (int64_t voxel = 0; voxel < count; voxel++) {
+            const float *at = from + voxel * c + first;
+            for (int v = 0; v < vectors; v++) {
+                Lanes distance = load(at + v * LANES) - origin[v];
+                sum[v] += distance;
+                squares[v] += distance * distance;
+            }
+        }
+        for (int v = 0; v < vectors; v++) {
+            Lanes mean = sum[v] / (float)count;
+            store(to + first + v * LANES, origin[v] + mean);
+            store(to + c + first + v * LANES, squares[v] - mean * sum[v]);
+        }
+    }
+}
+
+/* Give `moments` of each run of voxels of images (n, voxels, c) to (n, runs, 2, c); a job is a run. */
+API void segwright_moments(
+    const float *from, int64_t n, int64_t voxels, int64_t c, int64_t run, float *to, int64_t *next
+) {
+    int64_t runs = parts(voxels, run);
+    for (int64_t job; (job = take(next)) < n * runs;) {
+        int64_t start = job % runs * run;
+        moments(from + (job / runs * voxels + start) * c, least(run, voxels - start), c, to + job * 2 * c);
+    }
+}
+
+/* Write leaky_relu((from - mean) * scale + shift) of images (n, voxels, c), the three of them (n, c); a job is a run. */
+API void segwright_scale(
+    const float *from, int64_t n, int64_t voxels, int64_t c, int64_t run, const float *mean, const float *scale,
+    const float *shift, float slope, float *to, int64_t *next
+) {
+    typedef int32_t Mask __attribute__((vector_size(4 * LANES)));
+    int64_t runs = parts(voxels, run);
+    for (int64_t job; (job = take(next)) < n * runs;) {
+        int64_t sample = job / runs * c, start = job % runs * run, stop = least(start + run, voxels);
+        for (int64_t at = (job / runs * voxels + start) * c, voxel = start; voxel < stop; voxel++) {
+            for (int64_t i = sample; i < sample + c; i += LANES, at += LANES) {
+                Lanes value = (load(from + at) - load(mean + i)) * load(scale + i) + load(shift + i);
+                Mask positive = value > 0;
+                store(to + at, (Lanes)((positive & (Mask)value) | (~positive & (Mask)(value * slope))));
+            }
+        }
+    }
+}

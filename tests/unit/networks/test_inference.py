@@ -1,0 +1,141 @@
+"""Faster layers: where they compute, where they keep out, and that nobody sees a difference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from segwright.networks import kernels
+from segwright.networks.blocks import BasicBlockD, ConvStack, LayerOptions
+from segwright.networks.inference import FastLayers
+from segwright.networks.norm import InstanceNorm2d, InstanceNorm3d
+
+compiled = pytest.mark.skipif(kernels.library() is None, reason="the kernels are not compiled for this processor")
+OPTIONS = {
+    dims: LayerOptions(
+        conv_op=(nn.Conv2d, nn.Conv3d)[dims - 2],
+        conv_bias=True,
+        norm_op=(InstanceNorm2d, InstanceNorm3d)[dims - 2],
+        norm_op_kwargs={"affine": True},
+        nonlin=nn.LeakyReLU,
+        nonlin_kwargs={"inplace": True},
+    )
+    for dims in (2, 3)
+}
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Which kernels were called, in order."""
+    found: list[str] = []
+
+    def counted(name: str, kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(*args: Any, **kwargs: Any) -> Tensor:
+            found.append(name)
+            return kernel(*args, **kwargs)
+
+        return call
+
+    for name in ("convolve", "instance_norm"):
+        monkeypatch.setattr(kernels, name, counted(name, getattr(kernels, name)))
+    return found
+
+
+def both_ways(module: nn.Module, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what a module gives without and with faster layers."""
+    with torch.inference_mode():
+        plain = module(*inputs).clone()
+        with FastLayers():
+            return plain, module(*inputs)
+
+
+def image_of(dims: int, channels: int = 16, size: int = 24) -> Tensor:
+    layout = torch.channels_last if dims == 2 else torch.channels_last_3d
+    return torch.randn(8, channels, *(size,) * dims).contiguous(memory_format=layout)
+
+
+@compiled
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_network_of_ours_is_computed_by_the_kernels(dims: int, calls: list[str]) -> None:
+    class Decoding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            kernel, unit = (3,) * dims, (1,) * dims
+            self.residual = BasicBlockD(16, 32, kernel, unit, OPTIONS[dims])
+            self.up = (nn.ConvTranspose2d, nn.ConvTranspose3d)[dims - 2](16, 32, 2, 2)
+            self.stack = ConvStack(2, 64, 32, kernel, unit, OPTIONS[dims])
+
+        def forward(self, coarse: Tensor, x: Tensor) -> Tensor:
+            return self.stack.forward_up(self.up, coarse, self.residual(x))
+
+    plain, fast = both_ways(Decoding(), image_of(dims, size=12), image_of(dims))
+    torch.testing.assert_close(fast, plain, rtol=1e-4, atol=2e-4)
+    # Of the shortcut, a 1x1 convolution, only the norm; then two layers of the block and two of the stack.
+    assert sorted(calls) == ["convolve"] * 4 + ["instance_norm"] * 5
+
+
+@compiled
+def test_a_network_of_yours_is_computed_by_the_kernels(calls: list[str]) -> None:
+    yours = nn.Sequential(
+        nn.Conv3d(16, 32, 3, padding="same"), nn.ReLU(), nn.Conv3d(32, 16, (1, 3, 3), padding=(0, 1, 1))
+    )
+    plain, fast = both_ways(yours, image_of(3))
+    torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-4)
+    assert calls == ["convolve"] * 2
+
+
+@compiled
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.Conv3d(16, 16, 3, padding=1, stride=2),
+        nn.Conv3d(16, 16, 3, padding=1, stride=(1, 1, 2)),
+        nn.Conv3d(16, 16, 3, padding=2, dilation=2),
+        nn.Conv3d(16, 16, 3, padding=1, groups=2),
+        nn.Conv3d(16, 16, 3, padding=1, padding_mode="circular"),
+        nn.Conv3d(16, 16, 3),
+        nn.Conv3d(16, 16, 3, padding=(1, 1, 0)),
+        nn.Conv3d(16, 16, 5, padding=2),
+        nn.Conv3d(16, 16, (3, 3, 1), padding=(1, 1, 0)),
+        nn.Conv3d(16, 12, 3, padding=1),
+        nn.Conv1d(16, 16, 3, padding=1),
+    ],
+    ids=str,
+)
+def test_other_convolutions_are_torchs(module: nn.Module, calls: list[str]) -> None:
+    image = image_of(3).flatten(2) if isinstance(module, nn.Conv1d) else image_of(3)
+    plain, fast = both_ways(module, image)
+    assert torch.equal(fast, plain)
+    assert calls == []
+
+
+@pytest.mark.parametrize("reason", ["gradients", "float64", "autocast", "few tiles", "no library"])
+def test_they_keep_out(reason: str, calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    conv = nn.Conv3d(16, 16, 3, padding=1)
+    image = image_of(3, size=4) if reason == "few tiles" else image_of(3)
+    if reason == "float64":
+        conv, image = conv.double(), image.double()
+    if reason == "no library":
+        monkeypatch.setattr(kernels, "library", lambda: None)
+    with (
+        torch.set_grad_enabled(reason == "gradients"),
+        torch.autocast("cpu", dtype=torch.bfloat16, enabled=reason == "autocast"),
+    ):
+        plain = conv(image)
+        with FastLayers():
+            fast = conv(image)
+    assert torch.equal(fast, plain)
+    assert calls == []
+
+
+@compiled
+def test_a_traced_network_is_torchs(calls: list[str]) -> None:
+    conv, image = nn.Conv3d(16, 16, 3, padding=1), image_of(3)
+    with torch.no_grad(), FastLayers():
+        traced = torch.jit.trace(conv, image, check_trace=False)  # type: ignore[no-untyped-call]
+    assert "conv" in str(traced.graph)
+    assert calls == []

@@ -1,0 +1,142 @@
+"""The compiled kernels against torch's own operations in float64."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from segwright.networks import kernels
+
+IS_FAST_CPU = torch.backends.cpu.get_cpu_capability() in {"AVX2", "AVX512"}
+CLOSE = 3e-5
+"""Of the largest value: Winograd's points 2 and -2 cost two digits of float32."""
+
+compiled = pytest.mark.skipif(kernels.library() is None, reason="the kernels are not compiled for this processor")
+
+
+@pytest.mark.skipif(
+    not IS_FAST_CPU or platform.machine() != "x86_64" or sys.platform == "win32" or shutil.which("cc") is None,
+    reason="no processor or no compiler for the kernels",
+)
+def test_installing_compiles_the_kernels() -> None:
+    assert kernels.library() is not None, "run `make setup`"
+
+
+def layout(image: Tensor) -> torch.memory_format:
+    return torch.channels_last if image.ndim == 4 else torch.channels_last_3d
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def exactly(images: list[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolve in float64."""
+    convolve = functional.conv2d if weight.ndim == 4 else functional.conv3d
+    padding = [size // 2 for size in weight.shape[2:]]
+    return convolve(torch.cat(images, 1).double(), weight.double(), None if bias is None else bias.double(), 1, padding)
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("samples", "channels", "outputs", "size", "kernel"),
+    [
+        (1, (8,), 16, (4, 4, 4), (3, 3, 3)),
+        (2, (16,), 32, (7, 9, 13), (3, 3, 3)),
+        (1, (24,), 48, (1, 1, 1), (3, 3, 3)),
+        (1, (8,), 16, (2, 5, 3), (3, 3, 3)),
+        (3, (32, 8), 16, (5, 21, 6), (3, 3, 3)),
+        (1, (8, 32), 32, (30, 11, 8), (3, 3, 3)),
+        (2, (16, 16), 16, (9, 12, 17), (1, 3, 3)),
+        (2, (8,), 16, (33, 19), (3, 3)),
+        (1, (16, 24), 64, (64, 6), (3, 3)),
+        (1, (160,), 176, (6, 13, 10), (3, 3, 3)),
+    ],
+)
+def test_convolution(
+    samples: int, channels: tuple[int, ...], outputs: int, size: tuple[int, ...], kernel: tuple[int, ...]
+) -> None:
+    images = [random(samples, each, *size) for each in channels]
+    weight, bias = random(outputs, sum(channels), *kernel), random(outputs)
+    for constant in (bias, None):
+        wanted = exactly(images, weight, constant)
+        got = kernels.convolve(images, weight, constant)
+        assert got.is_contiguous(memory_format=layout(got))
+        assert got.shape == wanted.shape
+        assert float((got - wanted).abs().max()) <= CLOSE * float(wanted.abs().max())
+    ordered = [image.contiguous(memory_format=layout(image)) for image in images]
+    assert torch.equal(kernels.convolve(ordered, weight.contiguous(memory_format=layout(weight)), bias=None), got)
+
+
+@compiled
+def test_no_bit_depends_on_threads_or_on_the_other_samples() -> None:
+    image, weight = random(3, 16, 11, 22, 18), random(32, 16, 3, 3, 3)
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            found.append((kernels.convolve([image], weight, None), kernels.instance_norm(image, None, None, 1e-5, 0.1)))
+    finally:
+        torch.set_num_threads(before)
+    for convolved, normalised in found[1:]:
+        assert torch.equal(convolved, found[0][0])
+        assert torch.equal(normalised, found[0][1])
+    alone = image[1:2]
+    assert torch.equal(kernels.convolve([alone], weight, None), found[0][0][1:2])
+    assert torch.equal(kernels.instance_norm(alone, None, None, 1e-5, 0.1), found[0][1][1:2])
+
+
+@compiled
+@pytest.mark.parametrize("size", [(2, 1), (5, 7), (40, 30), (3, 20, 41)])
+@pytest.mark.parametrize(("slope", "affine"), [(1.0, True), (0.01, True), (0.2, False)])
+def test_instance_norm(size: tuple[int, ...], slope: float, affine: bool) -> None:
+    offset = random(1, 40, *(1,) * len(size)) * 100
+    image = random(2, 40, *size) * random(2, 40, *(1,) * len(size)) + offset
+    weight, bias = (random(40), random(40)) if affine else (None, None)
+    factors = [None if each is None else each.double() for each in (weight, bias)]
+    wanted = functional.instance_norm(image.double(), weight=factors[0], bias=factors[1], eps=1e-5)
+    wanted = functional.leaky_relu(wanted, slope)
+    got = kernels.instance_norm(image, weight, bias, 1e-5, slope)
+    # What float32 keeps of a value of 100 is what the norm can tell.
+    torch.testing.assert_close(got.double(), wanted, rtol=1e-4, atol=2e-3)
+    near = image - offset
+    torch.testing.assert_close(
+        kernels.instance_norm(near, weight, bias, 1e-5, slope),
+        functional.leaky_relu(functional.instance_norm(near, weight=weight, bias=bias, eps=1e-5), slope),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+    overwritten = image.contiguous(memory_format=layout(image))
+    kernels.instance_norm(overwritten, weight, bias, 1e-5, slope, in_place=True)
+    assert torch.equal(overwritten, got)
+
+
+@compiled
+def test_a_constant_channel_becomes_its_bias() -> None:
+    image = torch.full((1, 8, 9, 50, 40), 1234.5)
+    got = kernels.instance_norm(image, torch.ones(8), torch.full((8,), 0.25), 1e-5, 0.01)
+    torch.testing.assert_close(got, torch.full_like(got, 0.25), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("content", [None, b"not a library"])
+def test_without_a_library_there_are_none(
+    content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if content is not None:
+        (tmp_path / "_kernels.so").write_bytes(content)
+    monkeypatch.setattr(kernels, "LIBRARY", tmp_path / "_kernels.so")
+    assert kernels.library.__wrapped__() is None
+
+
+@compiled
+def test_a_library_of_another_version_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_VERSION", -1)
+    assert kernels.library.__wrapped__() is None
