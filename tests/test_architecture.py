@@ -127,3 +127,13 @@ def test_core_and_data_import_without_torch() -> None:
     ]
     program = f"import {', '.join(names)}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_a_prediction_imports_neither_training_nor_report_nor_store() -> None:
+    names = ("blosc2", "jinja2", "matplotlib", "segwright.planning", "segwright.report", "segwright.training")
+    program = (
+        "import sys, segwright, segwright.inference.ensemble, segwright.inference.files, segwright.interop.nnunet\n"
+        f"segwright.predict, segwright.load_model\nsys.exit(' '.join(set(sys.modules) & set({names!r})))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == ""

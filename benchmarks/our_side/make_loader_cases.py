@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from segwright.data.store import CaseStore, Provenance
+from segwright.data.provenance import Provenance
+from segwright.data.store import CaseStore
 
 NUM_CASES = 6
 

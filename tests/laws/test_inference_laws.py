@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan
-from segwright.data.store import Provenance
+from segwright.data.provenance import Provenance
 from segwright.inference.export import export_planes
 from segwright.inference.slabs import WayBack
 from segwright.inference.stitching import Planes

@@ -1,16 +1,33 @@
-"""The product: every verb of the command line as a function; torch is imported by those alone that compute with it."""
+"""The product: every verb of the command line as a function.
 
-from segwright.api.exchange import export_model, import_model
-from segwright.api.journey import demo, run
-from segwright.api.learning import compare, evaluate, keyword_values, train
-from segwright.api.predicting import load_model, predict
-from segwright.api.predictions import accumulate_crossval, apply_postprocessing, determine_postprocessing, ensemble
-from segwright.api.preparing import PlanOptions, check, explain, fingerprint, plan, plan_from_fingerprint, preprocess
-from segwright.api.previewing import preview_augmentation
-from segwright.api.reporting import find_fingerprint, find_plan, find_scores, write_report
-from segwright.api.selecting import select
-from segwright.api.transfer import move_plans
-from segwright.api.watching import FoldStatus, status
+A verb is imported at its first use, with what it needs: a prediction waits for no training, report or plan.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from segwright.api.exchange import export_model, import_model
+    from segwright.api.journey import demo, run
+    from segwright.api.learning import compare, evaluate, keyword_values, train
+    from segwright.api.predicting import load_model, predict
+    from segwright.api.predictions import accumulate_crossval, apply_postprocessing, determine_postprocessing, ensemble
+    from segwright.api.preparing import (
+        PlanOptions,
+        check,
+        explain,
+        fingerprint,
+        plan,
+        plan_from_fingerprint,
+        preprocess,
+    )
+    from segwright.api.previewing import preview_augmentation
+    from segwright.api.reporting import find_fingerprint, find_plan, find_scores, write_report
+    from segwright.api.selecting import select
+    from segwright.api.transfer import move_plans
+    from segwright.api.watching import FoldStatus, status
 
 __all__ = [
     "FoldStatus",
@@ -44,3 +61,59 @@ __all__ = [
     "train",
     "write_report",
 ]
+
+_MODULES = {
+    "exchange": (
+        "export_model",
+        "import_model",
+    ),
+    "journey": (
+        "demo",
+        "run",
+    ),
+    "learning": (
+        "compare",
+        "evaluate",
+        "keyword_values",
+        "train",
+    ),
+    "predicting": (
+        "load_model",
+        "predict",
+    ),
+    "predictions": (
+        "accumulate_crossval",
+        "apply_postprocessing",
+        "determine_postprocessing",
+        "ensemble",
+    ),
+    "preparing": (
+        "PlanOptions",
+        "check",
+        "explain",
+        "fingerprint",
+        "plan",
+        "plan_from_fingerprint",
+        "preprocess",
+    ),
+    "previewing": ("preview_augmentation",),
+    "reporting": (
+        "find_fingerprint",
+        "find_plan",
+        "find_scores",
+        "write_report",
+    ),
+    "selecting": ("select",),
+    "transfer": ("move_plans",),
+    "watching": (
+        "FoldStatus",
+        "status",
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

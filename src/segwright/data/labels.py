@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -260,3 +260,8 @@ def _as_key(value: Any) -> ClassKey:
 def _listed(values: list[int], limit: int = 8) -> str:
     shown = ", ".join(str(value) for value in values[:limit])
     return shown + (", ..." if len(values) > limit else "")
+
+
+def one_hot(maps: npt.NDArray[Any], foreground: Sequence[int]) -> npt.NDArray[np.float32]:
+    """Return the channels (len(foreground), *S) of a label map (1, *S); other values, -1 too, are in none of them."""
+    return np.stack([maps[0] == label for label in foreground]).astype(np.float32)

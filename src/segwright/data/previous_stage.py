@@ -26,11 +26,6 @@ FOLDER = "predicted_next_stage"
 SCHEMA_VERSION = 1
 
 
-def one_hot(maps: npt.NDArray[Any], foreground: Sequence[int]) -> npt.NDArray[np.float32]:
-    """Return the channels (len(foreground), *S) of a label map (1, *S); other values, -1 too, are in none of them."""
-    return np.stack([maps[0] == label for label in foreground]).astype(np.float32)
-
-
 @dataclass(frozen=True, slots=True)
 class StageMap:
     """A stored map seen as (1, *S); read where it is sliced."""

@@ -21,11 +21,11 @@ import blosc2
 import numpy as np
 import numpy.typing as npt
 
-from segwright.core.arrays import Box
 from segwright.core.documents import atomic_path, read_json, write_json
 from segwright.core.errors import SegwrightError, WorkspaceError, nearest
 from segwright.data.chunks import chunk_and_block
 from segwright.data.labels import ClassKey
+from segwright.data.provenance import Provenance, SourceFile
 
 SCHEMA_VERSION = 1
 
@@ -43,59 +43,6 @@ _FILTERS = {
 _TEMPORARY = ".*.tmp.*"
 _ABANDONED_S = 600.0
 _REMEDY = "preprocess the dataset again"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Provenance:
-    """Where a preprocessed case comes from: all that is needed to put a prediction back on the case's own grid.
-
-    Axes are transposed (the plan's order) but for `properties`, which are the reader's own.
-    """
-
-    properties: Mapping[str, Any]
-    shape_before_cropping: tuple[int, ...]
-    box: Box
-    """The non-zero region in `shape_before_cropping`."""
-    shape_after_cropping: tuple[int, ...]
-    spacing: tuple[float, ...]
-    """Of the case before resampling."""
-    transpose_forward: tuple[int, ...]
-    transpose_backward: tuple[int, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the provenance as a JSON document."""
-        return {
-            "properties": dict(self.properties),
-            "shape_before_cropping": list(self.shape_before_cropping),
-            "box": [list(interval) for interval in self.box],
-            "shape_after_cropping": list(self.shape_after_cropping),
-            "spacing": list(self.spacing),
-            "transpose_forward": list(self.transpose_forward),
-            "transpose_backward": list(self.transpose_backward),
-        }
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Provenance:
-        """Return the provenance behind `to_json`."""
-        return cls(
-            properties=document["properties"],
-            shape_before_cropping=tuple(document["shape_before_cropping"]),
-            box=tuple((int(start), int(stop)) for start, stop in document["box"]),
-            shape_after_cropping=tuple(document["shape_after_cropping"]),
-            spacing=tuple(document["spacing"]),
-            transpose_forward=tuple(document["transpose_forward"]),
-            transpose_backward=tuple(document["transpose_backward"]),
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourceFile:
-    """A raw file a case was made from; size and time tell that its hash need not be computed again."""
-
-    name: str
-    size: int
-    mtime_ns: int
-    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,18 +245,18 @@ class CaseStore:
     def _json(self, identifier: str) -> Path:
         return self.folder / f"{identifier}.json"
 
+    @staticmethod
+    def name_clashes(identifiers: Sequence[str]) -> Iterator[tuple[str, str]]:
+        """Yield pairs of cases whose files would have the same name, such as `a` and `a_seg`."""
+        known = set(identifiers)
+        for identifier in identifiers:
+            for kind in (_LABEL, _LOCATIONS):
+                other = identifier + _ENDINGS[kind].removesuffix(_ENDINGS[_IMAGE])
+                if other in known:
+                    yield identifier, other
+
     def _array(self, identifier: str, kind: str) -> Path:
         return self.folder / f"{identifier}{_ENDINGS[kind]}"
-
-
-def name_clashes(identifiers: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield pairs of cases whose files would have the same name, such as `a` and `a_seg`."""
-    known = set(identifiers)
-    for identifier in identifiers:
-        for kind in (_LABEL, _LOCATIONS):
-            other = identifier + _ENDINGS[kind].removesuffix(_ENDINGS[_IMAGE])
-            if other in known:
-                yield identifier, other
 
 
 def _layout(kind: str, array: npt.NDArray[Any], patch_size: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from segwright.core.errors import ModelError
 from segwright.data.images import Volume
-from segwright.data.previous_stage import one_hot
+from segwright.data.labels import one_hot
 from segwright.inference.predictor import Predictor
 from segwright.preprocessing import pipeline
 

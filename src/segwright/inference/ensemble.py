@@ -15,7 +15,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-import blosc2
 import numpy as np
 import numpy.typing as npt
 
@@ -25,7 +24,7 @@ from segwright.core.log import progress
 from segwright.core.parallel import fork_safe
 from segwright.data.images import Volume, write_labels
 from segwright.data.labels import Labels
-from segwright.data.store import Provenance
+from segwright.data.provenance import Provenance
 from segwright.inference.awareness import UNAWARE, Awareness, say_warnings
 from segwright.inference.export import LabelMap
 from segwright.inference.files import SCRATCH, begin, naming, read_volume
@@ -317,6 +316,8 @@ def store_probabilities(
     maps: bool = False,
 ) -> Stored:
     """Write the probabilities of a case into a file of `folder`, with `maps` its disagreement into another one."""
+    import blosc2  # 0.3 s, which other predictions are spared
+
     way, observer = predictor.way_back(prepared), predictor.observer(prepared)
     found, fill = store_maps(folder / f"{name}_maps.b2nd", way, len(MAPS)) if maps else (None, None)
     with Saving(kind="b2nd").open(folder, name, predictor.labels, way, {}) as sink:

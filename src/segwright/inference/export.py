@@ -19,7 +19,7 @@ from torch import Tensor
 from segwright.data.images import write_labels
 from segwright.data.labels import Labels
 from segwright.data.plan import Configuration
-from segwright.data.store import Provenance
+from segwright.data.provenance import Provenance
 from segwright.inference.slabs import SLAB_BYTES, Slab, WayBack
 from segwright.inference.stitching import Planes
 from segwright.inference.uncertainty import disagreement_map, entropy_map

@@ -20,7 +20,7 @@ from segwright.core.parallel import fork_safe
 from segwright.data.cases import Case
 from segwright.data.dataset import list_cases
 from segwright.data.images import Volume, hidden_nonfinite, read_images
-from segwright.data.store import Provenance
+from segwright.data.provenance import Provenance
 from segwright.inference.awareness import Awareness, say_warnings
 from segwright.inference.export import LabelMap, save_labels
 from segwright.inference.journal import (

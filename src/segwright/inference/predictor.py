@@ -19,8 +19,8 @@ from segwright.data.dataset import DatasetDescription
 from segwright.data.images import Volume
 from segwright.data.labels import Labels
 from segwright.data.plan import Configuration, Plan
+from segwright.data.provenance import Provenance
 from segwright.data.sides import Sides, mirrored_heads
-from segwright.data.store import Provenance
 from segwright.inference.export import (
     LabelMap,
     MapArray,

@@ -19,7 +19,7 @@ from segwright.core.errors import DatasetError, Problem, ProblemReport, Segwrigh
 from segwright.core.log import progress
 from segwright.data.images import Volume, read_label, write_labels
 from segwright.data.labels import Labels
-from segwright.data.store import Provenance
+from segwright.data.provenance import Provenance
 from segwright.inference.ensemble import mean_labels
 from segwright.inference.writers import NIFTI_FOLDER, Saving
 

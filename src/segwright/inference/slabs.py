@@ -18,7 +18,7 @@ from segwright.core.arrays import box_slices
 from segwright.core.errors import PlanError
 from segwright.data.labels import Labels
 from segwright.data.plan import Configuration
-from segwright.data.store import Provenance
+from segwright.data.provenance import Provenance
 from segwright.inference.stitching import Planes
 from segwright.preprocessing.pipeline import full_spacing
 from segwright.preprocessing.resampling import LogitResampler

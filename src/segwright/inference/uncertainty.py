@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from segwright.data.labels import Labels
-from segwright.data.store import Provenance
+from segwright.data.provenance import Provenance
 from segwright.inference.observation import Observation
 from segwright.inference.sliding import Spread
 from segwright.inference.stitching import Planes

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import blosc2
 import numpy as np
 import numpy.typing as npt
 
@@ -23,7 +22,7 @@ from segwright.core.documents import atomic_path, write_json
 from segwright.core.errors import ConfigError, nearest
 from segwright.data.images import READERS
 from segwright.data.labels import Labels
-from segwright.data.store import Provenance
+from segwright.data.provenance import Provenance
 from segwright.inference.export import ProbabilitySink
 from segwright.inference.slabs import WayBack, to_front
 
@@ -175,6 +174,8 @@ class StoredProbabilities:
     """A blosc2 array (kept heads, Z, Y, X) that is filled plane by plane along one axis."""
 
     def __init__(self, path: Path, heads: Sequence[int], shape: tuple[int, ...], axis: int, *, quantised: bool) -> None:
+        import blosc2  # 0.3 s, which other predictions are spared
+
         self.heads = list(heads)
         self.axis = axis
         self.quantised = quantised

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +22,12 @@ from segwright.data.dataset import Dataset
 from segwright.data.images import Volume, read_images, read_label
 from segwright.data.labels import Labels
 from segwright.data.plan import Configuration, Plan
-from segwright.data.store import CaseStore, Provenance, SourceFile, name_clashes
+from segwright.data.provenance import Provenance, SourceFile
 from segwright.preprocessing.class_locations import class_locations
 from segwright.preprocessing.normalization import NormalizedView, normalize, normalized_view
+
+if TYPE_CHECKING:  # a prediction stores no preprocessed cases and is spared the import of blosc2
+    from segwright.data.store import CaseStore
 
 logger = getLogger(__name__)
 
@@ -273,7 +276,7 @@ def preprocess_dataset(
             what=f"its files would replace those of case {first}",
             remedy="rename one of the two",
         )
-        for first, second in name_clashes([case.identifier for case in dataset.cases])
+        for first, second in store.name_clashes([case.identifier for case in dataset.cases])
     ]
     if clashes:
         raise ProblemReport(clashes)

@@ -13,10 +13,11 @@ from segwright.augmentation.cascade import BinaryOperators, ComponentRemoval, Pr
 from segwright.augmentation.recipe import Recipe
 from segwright.core.errors import DatasetError, SegwrightError
 from segwright.core.log import progress
-from segwright.data.labels import Labels
+from segwright.data.labels import Labels, one_hot
 from segwright.data.plan import Configuration
-from segwright.data.previous_stage import StageMap, StageMaps, one_hot
-from segwright.data.store import CaseStore, PreprocessedCase, Provenance
+from segwright.data.previous_stage import StageMap, StageMaps
+from segwright.data.provenance import Provenance
+from segwright.data.store import CaseStore, PreprocessedCase
 from segwright.inference.predictor import Predictor
 from segwright.preprocessing.pipeline import full_spacing
 from segwright.preprocessing.resampling import LogitResampler

@@ -16,7 +16,7 @@ import numpy as np
 from segwright.core.documents import read_json, write_json
 from segwright.core.errors import DatasetError, SegwrightError
 from segwright.core.log import progress
-from segwright.data.store import Provenance
+from segwright.data.provenance import Provenance
 from segwright.evaluation.scores import Further, Scores, evaluate_files
 from segwright.inference.export import LabelMap, save_labels
 from segwright.inference.predictor import Predictor

@@ -15,7 +15,8 @@ import pytest
 
 from segwright.core.errors import WorkspaceError
 from segwright.data.chunks import chunk_and_block
-from segwright.data.store import CaseStore, Provenance, SourceFile, name_clashes
+from segwright.data.provenance import Provenance, SourceFile
+from segwright.data.store import CaseStore
 
 SHAPE = (9, 10, 11)
 PROVENANCE = Provenance(
@@ -188,7 +189,10 @@ def test_reading_a_damaged_array_names_the_file(store: CaseStore) -> None:
 
 
 def test_cases_whose_files_would_clash_are_told() -> None:
-    assert list(name_clashes(["a", "a_seg", "b", "b_locations", "c"])) == [("a", "a_seg"), ("b", "b_locations")]
+    assert list(CaseStore.name_clashes(["a", "a_seg", "b", "b_locations", "c"])) == [
+        ("a", "a_seg"),
+        ("b", "b_locations"),
+    ]
 
 
 def test_large_coordinates_are_kept(store: CaseStore) -> None:

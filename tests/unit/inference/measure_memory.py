@@ -18,7 +18,7 @@ from segwright.data.dataset import DatasetDescription
 from segwright.data.images import Volume
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan
-from segwright.data.store import Provenance
+from segwright.data.provenance import Provenance
 from segwright.inference.ensemble import Ensemble
 from segwright.inference.export import logits_to_labels
 from segwright.inference.files import predict_files

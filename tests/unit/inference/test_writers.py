@@ -16,7 +16,7 @@ from segwright.core.errors import ConfigError
 from segwright.data.images import Volume, read_images
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan
-from segwright.data.store import Provenance
+from segwright.data.provenance import Provenance
 from segwright.inference.export import ProbabilityArray
 from segwright.inference.files import predict_files
 from segwright.inference.model_folder import load_predictor

@@ -16,7 +16,8 @@ from segwright.augmentation.recipe import Recipe, Step, build_recipe
 from segwright.augmentation.spatial import Affine, Mirror
 from segwright.core.errors import ConfigError, DatasetError, SegwrightError, WorkspaceError
 from segwright.data.labels import Labels
-from segwright.data.store import CaseStore, Provenance
+from segwright.data.provenance import Provenance
+from segwright.data.store import CaseStore
 from segwright.training.batches import Batch, BatchLoader
 from segwright.training.caching import CaseCache, Residence, naming
 from segwright.training.reading_ahead import THREAD_NAME, prefetch
