@@ -91,14 +91,19 @@ def _keeps_shape(weight: Tensor, stride: Any, padding: Any, dilation: Any) -> bo
 
 
 def _are_ours(image: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
-    """Return whether the kernels compute with these tensors: in float32, on the CPU, now."""
+    """Return whether the kernels compute with these tensors: plain ones, in float32, on the CPU, now."""
     return (
         is_eager_cpu(image)
         and not torch.is_grad_enabled()
-        and all(tensor is None or tensor.dtype == torch.float32 for tensor in (image, weight, bias))
         and not torch.is_autocast_enabled("cpu")
+        and all(_is_plain(tensor) for tensor in (image, weight, bias) if tensor is not None)
         and kernels.library() is not None
     )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    is_dense = type(tensor) in {Tensor, nn.Parameter} and tensor.layout == torch.strided
+    return is_dense and tensor.dtype == torch.float32
 
 
 _ANSWERS: Final[Mapping[Callable[..., Any], Callable[..., Answer]]] = MappingProxyType(

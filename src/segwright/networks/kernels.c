@@ -160,7 +160,7 @@ INLINE void multiply_rows(int rows, const float *a, int64_t in, const float *wei
         Lanes low = load(weights), high = load(weights + LANES);
 #pragma GCC unroll 6
         for (int i = 0; i < rows; i++) {
-            Lanes value = a[i * in + k] - (Lanes){0};
+            Lanes value = a[i * in + k] - (Lanes){0}; /* in all lanes */
             sums[i][0] += value * low;
             sums[i][1] += value * high;
         }
@@ -221,17 +221,78 @@ typedef struct {
     int64_t strip, depth;    /* the depth is even where there are three taps */
 } Shape;
 
-INLINE int64_t tiles_of_plane(const Shape *s) { return s->strip * parts(s->w, TILE); }
+INLINE int64_t across(const Shape *s) { return parts(s->w, TILE); }
+INLINE int64_t channels(const Shape *s) { return s->first + s->second; }
+INLINE int64_t overlap(const Shape *s) { return s->taps - 1; }
+INLINE int64_t tiles_of_plane(const Shape *s) { return s->strip * across(s); }
+INLINE int64_t tiles_of_block(const Shape *s) { return s->depth * tiles_of_plane(s); }
 INLINE int64_t input_apart(const Shape *s) {
-    return (s->depth + s->taps - 1) * tiles_of_plane(s) * (s->first + s->second) + STAGGER;
+    return (tiles_of_block(s) + overlap(s) * tiles_of_plane(s)) * channels(s) + STAGGER;
 }
-INLINE int64_t output_apart(const Shape *s) { return s->depth * tiles_of_plane(s) * s->out + STAGGER; }
-INLINE int64_t deep_input(const Shape *s) { return DEPTHS * s->depth / 2 * tiles_of_plane(s) * (s->first + s->second); }
+INLINE int64_t product_apart(const Shape *s) { return tiles_of_block(s) * s->out + STAGGER; }
+INLINE int64_t deep_tiles(const Shape *s) { return s->taps == 3 ? DEPTHS * tiles_of_block(s) / 2 : 0; }
 
 /* Return how many floats of `work` each thread needs. */
 API int64_t segwright_convolve_work(const Shape *s) {
-    int64_t deep = s->taps == 3 ? deep_input(s) + DEPTHS * s->depth / 2 * tiles_of_plane(s) * s->out : 0;
-    return POINTS * (input_apart(s) + output_apart(s)) + deep;
+    return POINTS * (input_apart(s) + product_apart(s)) + deep_tiles(s) * (channels(s) + s->out);
+}
+
+/* Transform `rows` rows of tiles from `top` on, in the planes that the outputs of a block from `z` on need; the first
+ * of them are the last ones of the block before. */
+static void transform_block(
+    const Shape *s, const float *first, const float *second, int64_t sample, int64_t z, int64_t top, int64_t rows,
+    float *input
+) {
+    int64_t tiles = tiles_of_plane(s), c = channels(s), apart = input_apart(s), known = z ? overlap(s) * tiles : 0;
+    for (int i = 0; known && i < POINTS; i++) {
+        float *at = input + i * apart;
+        memmove(at, at + tiles_of_block(s) * c, sizeof(float) * known * c);
+    }
+    for (int64_t each = known; each < tiles_of_block(s) + overlap(s) * tiles; each++) {
+        int64_t plane = z + each / tiles - s->taps / 2, row = each % tiles / across(s);
+        float *to = input + each * c;
+        if (plane < 0 || plane >= s->d || row >= rows) {
+            for (int i = 0; i < POINTS; i++) memset(to + i * apart, 0, sizeof(float) * c);
+            continue;
+        }
+        int64_t at = (sample * s->d + plane) * s->h * s->w, y = (top + row) * TILE - 1, x = each % across(s) * TILE - 1;
+        input_tile(first + at * s->first, s->h, s->w, s->first, y, x, to, apart);
+        if (s->second) input_tile(second + at * s->second, s->h, s->w, s->second, y, x, to + s->first, apart);
+    }
+}
+
+/* Multiply the tiles of a block by the weights, point by point. */
+static void multiply_block(const Shape *s, const float *input, const float *points, float *deep, float *product) {
+    int64_t c = channels(s), tiles = tiles_of_plane(s), pairs = s->depth / 2, rows = pairs * tiles;
+    float *deep_product = deep + deep_tiles(s) * c;
+    for (int i = 0; i < POINTS; i++) {
+        const float *from = input + i * input_apart(s), *weights = points + i * weights_apart(s->taps, c, s->out);
+        float *to = product + i * product_apart(s);
+        if (s->taps == 1) {
+            multiply(from, tiles_of_block(s), c, weights, s->out, to);
+            continue;
+        }
+        spread_depth(from, pairs, tiles * c, deep);
+        for (int q = 0; q < DEPTHS; q++) {
+            multiply(deep + q * rows * c, rows, c, weights + q * c * s->out, s->out, deep_product + q * rows * s->out);
+        }
+        gather_depth(deep_product, pairs, tiles * s->out, to);
+    }
+}
+
+/* Transform the tiles of a block back and write those that lie in the image. */
+static void write_block(
+    const Shape *s, const float *product, const float *bias, int64_t sample, int64_t z, int64_t top, int64_t rows,
+    float *out
+) {
+    int64_t tiles = tiles_of_plane(s);
+    for (int64_t each = 0; each < least(s->depth, s->d - z) * tiles; each++) {
+        int64_t row = each % tiles / across(s), y = (top + row) * TILE, x = each % across(s) * TILE;
+        float *plane = out + (sample * s->d + z + each / tiles) * s->h * s->w * s->out;
+        if (row < rows) {
+            output_tile(product + each * s->out, product_apart(s), bias, plane, s->h, s->w, s->out, y, x);
+        }
+    }
 }
 
 /* Convolve two images, concatenated along their channels, with padding that keeps the shape; a job is a strip. */
@@ -239,55 +300,14 @@ API void segwright_convolve(
     const Shape *s, const float *first, const float *second, const float *points, const float *bias, float *out,
     float *work, int64_t *next
 ) {
-    int64_t across = parts(s->w, TILE), down = parts(s->h, TILE), strips = parts(down, s->strip);
-    int64_t tiles = tiles_of_plane(s), in = s->first + s->second, before = s->taps / 2, overlap = s->taps - 1;
-    int64_t in_apart = input_apart(s), out_apart = output_apart(s), pairs = s->depth / 2;
-    float *input = work, *product = work + POINTS * in_apart;
-    float *deep = product + POINTS * out_apart, *deep_product = deep + deep_input(s);
+    int64_t down = parts(s->h, TILE), strips = parts(down, s->strip);
+    float *input = work, *product = input + POINTS * input_apart(s), *deep = product + POINTS * product_apart(s);
     for (int64_t job; (job = take(next)) < s->n * strips;) {
         int64_t sample = job / strips, top = job % strips * s->strip, rows = least(s->strip, down - top);
         for (int64_t z = 0; z < s->d; z += s->depth) {
-            int64_t known = z ? overlap : 0;
-            if (known) {
-                for (int i = 0; i < POINTS; i++) {
-                    float *at = input + i * in_apart;
-                    memmove(at, at + s->depth * tiles * in, sizeof(float) * overlap * tiles * in);
-                }
-            }
-            for (int64_t each = known * tiles; each < (s->depth + overlap) * tiles; each++) {
-                int64_t plane = z + each / tiles - before, row = each % tiles / across, column = each % across;
-                float *to = input + each * in;
-                if (plane < 0 || plane >= s->d || row >= rows) {
-                    for (int i = 0; i < POINTS; i++) memset(to + i * in_apart, 0, sizeof(float) * in);
-                    continue;
-                }
-                int64_t at = (sample * s->d + plane) * s->h * s->w, y = (top + row) * TILE - 1, x = column * TILE - 1;
-                input_tile(first + at * s->first, s->h, s->w, s->first, y, x, to, in_apart);
-                if (s->second) {
-                    input_tile(second + at * s->second, s->h, s->w, s->second, y, x, to + s->first, in_apart);
-                }
-            }
-            for (int i = 0; i < POINTS; i++) {
-                const float *from = input + i * in_apart, *weights = points + i * weights_apart(s->taps, in, s->out);
-                float *to = product + i * out_apart;
-                if (s->taps == 1) {
-                    multiply(from, s->depth * tiles, in, weights, s->out, to);
-                    continue;
-                }
-                spread_depth(from, pairs, tiles * in, deep);
-                for (int q = 0; q < DEPTHS; q++) {
-                    int64_t at = q * pairs * tiles;
-                    multiply(
-                        deep + at * in, pairs * tiles, in, weights + q * in * s->out, s->out, deep_product + at * s->out
-                    );
-                }
-                gather_depth(deep_product, pairs, tiles * s->out, to);
-            }
-            for (int64_t each = 0; each < least(s->depth, s->d - z) * tiles; each++) {
-                int64_t row = each % tiles / across, y = (top + row) * TILE, x = each % across * TILE;
-                float *plane = out + (sample * s->d + z + each / tiles) * s->h * s->w * s->out;
-                if (row < rows) output_tile(product + each * s->out, out_apart, bias, plane, s->h, s->w, s->out, y, x);
-            }
+            transform_block(s, first, second, sample, z, top, rows, input);
+            multiply_block(s, input, points, deep, product);
+            write_block(s, product, bias, sample, z, top, rows, out);
         }
     }
 }
@@ -329,7 +349,7 @@ API void segwright_moments(
     }
 }
 
-/* Write leaky_relu((from - mean) * scale + shift) of images (n, voxels, c), the three of them (n, c); a job is a run. */
+/* Write leaky_relu((from - mean) * scale + shift) of images (n, voxels, c), the factors (n, c); a job is a run. */
 API void segwright_scale(
     const float *from, int64_t n, int64_t voxels, int64_t c, int64_t run, const float *mean, const float *scale,
     const float *shift, float slope, float *to, int64_t *next

@@ -45,6 +45,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
+class Subclass(Tensor):
+    """A tensor with a type of its own, as MONAI has."""
+
+
 def both_ways(module: nn.Module, *inputs: Tensor) -> tuple[Tensor, Tensor]:
     """Return what a module gives without and with faster layers."""
     with torch.inference_mode():
@@ -113,12 +117,14 @@ def test_other_convolutions_are_torchs(module: nn.Module, calls: list[str]) -> N
     assert calls == []
 
 
-@pytest.mark.parametrize("reason", ["gradients", "float64", "autocast", "few tiles", "no library"])
+@pytest.mark.parametrize("reason", ["gradients", "float64", "autocast", "few tiles", "no library", "subclass"])
 def test_they_keep_out(reason: str, calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     conv = nn.Conv3d(16, 16, 3, padding=1)
     image = image_of(3, size=4) if reason == "few tiles" else image_of(3)
     if reason == "float64":
         conv, image = conv.double(), image.double()
+    if reason == "subclass":
+        image = image.as_subclass(Subclass)
     if reason == "no library":
         monkeypatch.setattr(kernels, "library", lambda: None)
     with (
