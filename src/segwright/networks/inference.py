@@ -50,14 +50,14 @@ def _convolution(
 
 
 def _conv_pair(conv: nn.Module, first: Tensor, second: Tensor) -> Answer:
-    if not _is_for_pairs(conv, second, [first.shape[1], second.shape[1]]):
+    if not _are_ours(first) or not _is_for_pairs(conv, second, [first.shape[1], second.shape[1]]):
         return None
     return kernels.convolve([first, second], conv.weight, conv.bias)
 
 
 def _upsample_conv_pair(upsample: nn.Module, conv: nn.Module, x: Tensor, skip: Tensor) -> Answer:
     """Up-sample first: merged with the convolution it would take more multiplications than the kernel."""
-    if not isinstance(upsample, nn.ConvTranspose2d | nn.ConvTranspose3d):
+    if not isinstance(upsample, nn.ConvTranspose2d | nn.ConvTranspose3d) or not _are_ours(x, upsample.weight):
         return None
     if not _is_for_pairs(conv, skip, [upsample.out_channels, skip.shape[1]]):
         return None
@@ -90,20 +90,22 @@ def _keeps_shape(weight: Tensor, stride: Any, padding: Any, dilation: Any) -> bo
     return padding == "same" or (tuple(padding) if isinstance(padding, Sequence) else (padding,) * dims) == width
 
 
-def _are_ours(image: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
+def _are_ours(image: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> bool:
     """Return whether the kernels compute with these tensors: plain ones, in float32, on the CPU, now."""
     return (
         is_eager_cpu(image)
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and all(_is_plain(tensor) for tensor in (image, weight, bias) if tensor is not None)
+        and (weight is None or bias is None or bias.shape == weight.shape[:1])
         and kernels.library() is not None
     )
 
 
 def _is_plain(tensor: Tensor) -> bool:
+    """Return whether a tensor is numbers in memory; subclasses may be anything."""
     is_dense = type(tensor) in {Tensor, nn.Parameter} and tensor.layout == torch.strided
-    return is_dense and tensor.dtype == torch.float32
+    return is_dense and tensor.dtype == torch.float32 and tensor.device.type == "cpu"
 
 
 _ANSWERS: Final[Mapping[Callable[..., Any], Callable[..., Answer]]] = MappingProxyType(

@@ -25,7 +25,7 @@ _VERSION: Final = 1
 """Of the functions in kernels.c; a library of another version, from before an update, is not used."""
 LANES, _COLUMNS, _POINTS, _DEPTHS, _TILE, _STAGGER = 8, 16, 36, 4, 4, 16  # of kernels.c
 _LEAST_TILES: Final = 256
-"""With fewer tiles the transformed weights, four times as many, take longer to read than is saved."""
+"""With fewer tiles the transformed weights, five times as many, take longer to read than is saved."""
 _RUN: Final = 1024
 """Voxels whose sums are made in float32; runs are put together in float64."""
 
@@ -61,11 +61,11 @@ def suits(weight: Tensor, image: Tensor, channels: Sequence[int]) -> bool:
         image: (B, C', *S), one of them.
         channels: of each image; C in all.
     """
+    if weight.ndim != image.ndim or tuple(weight.shape[2:]) not in {(3, 3), (1, 3, 3), (3, 3, 3)}:
+        return False
     depth, rows, columns = (1, *image.shape[2:])[-3:]
     return (
-        tuple(weight.shape[2:]) in {(3, 3), (1, 3, 3), (3, 3, 3)}
-        and weight.ndim == image.ndim
-        and weight.shape[0] % _COLUMNS == 0
+        weight.shape[0] % _COLUMNS == 0
         and weight.shape[1] == sum(channels)
         and all(size % LANES == 0 for size in channels)
         and len(image) * depth * ceil(rows / _TILE) * ceil(columns / _TILE) >= _LEAST_TILES
@@ -85,7 +85,12 @@ def convolve(images: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> T
 
     Returns:
         (B, O, *S), channels-last.
+
+    Raises:
+        ValueError: the images differ in more than their channels.
     """
+    if len({(len(image), *image.shape[2:]) for image in images}) > 1:
+        raise ValueError(f"images of shapes {[tuple(image.shape) for image in images]} cannot be concatenated")
     layout = torch.channels_last if images[0].ndim == 4 else torch.channels_last_3d
     images = [image.contiguous(memory_format=layout) for image in images]
     outputs, inputs, *kernel = weight.shape

@@ -13,6 +13,7 @@ from segwright.networks import kernels
 from segwright.networks.blocks import BasicBlockD, ConvStack, LayerOptions
 from segwright.networks.inference import FastLayers
 from segwright.networks.norm import InstanceNorm2d, InstanceNorm3d
+from segwright.networks.upsampling import upsample_conv_pair
 
 compiled = pytest.mark.skipif(kernels.library() is None, reason="the kernels are not compiled for this processor")
 OPTIONS = {
@@ -145,3 +146,25 @@ def test_a_traced_network_is_torchs(calls: list[str]) -> None:
         traced = torch.jit.trace(conv, image, check_trace=False)  # type: ignore[no-untyped-call]
     assert "conv" in str(traced.graph)
     assert calls == []
+
+
+@compiled
+@pytest.mark.parametrize("dims", [2, 3])
+def test_an_image_without_a_batch_is_torchs(dims: int, calls: list[str]) -> None:
+    conv = (nn.Conv2d, nn.Conv3d)[dims - 2](16, 16, 3, padding=1)
+    plain, fast = both_ways(conv, image_of(dims, size=30)[0])
+    assert torch.equal(fast, plain)
+    assert calls == []
+
+
+@compiled
+def test_a_skip_of_another_size_is_refused() -> None:
+    up, conv = nn.ConvTranspose3d(16, 16, 2, 2), nn.Conv3d(32, 16, 3, padding=1)
+    with torch.inference_mode(), FastLayers(), pytest.raises(ValueError, match="cannot be concatenated"):
+        upsample_conv_pair(up, conv, image_of(3, size=12), image_of(3, size=25))
+
+
+@compiled
+def test_a_bias_of_another_size_is_refused() -> None:
+    with torch.inference_mode(), FastLayers(), pytest.raises(RuntimeError, match="bias"):
+        torch.conv3d(image_of(3), torch.zeros(16, 16, 3, 3, 3), torch.zeros(8), padding=1)
