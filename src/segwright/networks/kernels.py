@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from functools import lru_cache
-from math import ceil, prod
+from math import ceil, prod, sqrt
 from pathlib import Path
 from threading import Thread
 from typing import Any, Final
@@ -28,6 +28,8 @@ _LEAST_TILES: Final = 256
 """With fewer tiles the transformed weights, five times as many, take longer to read than is saved."""
 _RUN: Final = 1024
 """Voxels whose sums are made in float32; runs are put together in float64."""
+_START_S, _PRODUCT_S, _BYTE_S = 5e-5, 5e-11, 1.5e-10
+"""Measured on one core: the start of a thread, a multiplication of a convolution with its transforms, a byte of a norm."""
 
 
 class _Shape(ctypes.Structure):
@@ -45,12 +47,10 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         found = ctypes.CDLL(str(LIBRARY))
-    except OSError:
+        found.segwright_convolve_work.restype = ctypes.c_int64
+        return found if found.segwright_version() == _VERSION else None
+    except (OSError, AttributeError):  # none, or none of ours
         return None
-    if found.segwright_version() != _VERSION:
-        return None
-    found.segwright_convolve_work.restype = ctypes.c_int64
-    return found
 
 
 def suits(weight: Tensor, image: Tensor, channels: Sequence[int]) -> bool:
@@ -97,7 +97,9 @@ def convolve(images: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> T
     taps = prod(kernel) // 9
     ordered = weight.reshape(outputs, inputs, taps, 3, 3).permute(2, 3, 4, 1, 0).contiguous()
     points = torch.empty(_POINTS * ((_DEPTHS if taps == 3 else 1) * inputs * outputs + _STAGGER))
-    _in_threads("segwright_weights", outputs // _COLUMNS, ordered, taps, inputs, outputs, points)
+    _in_threads(
+        "segwright_weights", outputs // _COLUMNS, points.nbytes * _BYTE_S, ordered, taps, inputs, outputs, points
+    )
 
     size = (1, *images[0].shape[2:])[-3:]
     across, down = (ceil(extent / _TILE) for extent in size[:0:-1])
@@ -107,9 +109,10 @@ def convolve(images: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> T
     loaded = library()
     assert loaded is not None, "the caller has asked"
     out = torch.empty((len(images[0]), outputs, *images[0].shape[2:]), memory_format=layout)
+    products = points.numel() * len(images[0]) * prod(size) / (_TILE**2 * (_DEPTHS / 2 if taps == 3 else 1))
     _in_threads(
-        "segwright_convolve", len(images[0]) * ceil(down / strip), shape, images[0], images[-1], points,
-        None if bias is None else bias.contiguous(), out,
+        "segwright_convolve", len(images[0]) * ceil(down / strip), products * _PRODUCT_S, shape, images[0], images[-1],
+        points, None if bias is None else bias.contiguous(), out,
         work=loaded.segwright_convolve_work(ctypes.byref(shape)),
     )  # fmt: skip
     return out
@@ -124,8 +127,8 @@ def instance_norm(
     samples, channels, voxels = *image.shape[:2], prod(image.shape[2:])
     runs = ceil(voxels / _RUN)
     moments = torch.empty((samples, runs, 2, channels))
-    geometry = (image, samples, voxels, channels, _RUN)
-    _in_threads("segwright_moments", samples * runs, *geometry, moments)
+    seconds, geometry = image.nbytes * _BYTE_S, (image, samples, voxels, channels, _RUN)
+    _in_threads("segwright_moments", samples * runs, seconds, *geometry, moments)
     means, squares = moments.double().unbind(2)  # (B, runs, C)
     counts = torch.full((runs, 1), float(_RUN), dtype=torch.float64)
     counts[-1] = voxels - (runs - 1) * _RUN
@@ -135,7 +138,7 @@ def instance_norm(
     shift = torch.zeros(samples, channels) + (0.0 if bias is None else bias)
     out = image if in_place else torch.empty_like(image)
     factors = (mean.float(), scale.float(), shift, ctypes.c_float(slope))
-    _in_threads("segwright_scale", samples * runs, *geometry, *factors, out)
+    _in_threads("segwright_scale", samples * runs, 2 * seconds, *geometry, *factors, out)
     return out
 
 
@@ -156,18 +159,19 @@ def _cut(depth: int, down: int, across: int, tiles: int, *, even: bool) -> tuple
     return planes, rows
 
 
-def _in_threads(name: str, jobs: int, *arguments: Any, work: int | None = None) -> None:
-    """Call a kernel in as many threads as torch computes with; each takes jobs until there is none.
+def _in_threads(name: str, jobs: int, seconds: float, *arguments: Any, work: int | None = None) -> None:
+    """Call a kernel in no more threads than torch computes with; each takes jobs until there is none.
 
     Args:
         name: of the function in kernels.c.
         jobs: how many there are.
+        seconds: that one core takes for all of them; t / n + n s, s for the start of a thread, is least at sqrt(t / s).
         arguments: tensors as pointers, integers in 64 bits, None for no tensor.
         work: floats that each thread needs for itself.
     """
     function = getattr(library(), name)
     taken = ctypes.c_int64(0)
-    threads = min(torch.get_num_threads(), jobs)
+    threads = min(torch.get_num_threads(), jobs, ceil(sqrt(seconds / _START_S)))
     spaces: list[list[Tensor]] = [[] if work is None else [torch.empty(work)] for _ in range(threads)]
 
     def take_jobs(space: list[Tensor]) -> None:  # holds the tensors, should an interrupt end the wait below
