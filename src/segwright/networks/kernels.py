@@ -29,7 +29,7 @@ _LEAST_TILES: Final = 256
 _RUN: Final = 1024
 """Voxels whose sums are made in float32; runs are put together in float64."""
 _START_S, _PRODUCT_S, _BYTE_S = 5e-5, 5e-11, 1.5e-10
-"""Measured on one core: the start of a thread, a multiplication of a convolution with its transforms, a byte of a norm."""
+"""Of one core: to start a thread, a multiplication of a convolution with its transforms, a byte of a norm; measured."""
 
 
 class _Shape(ctypes.Structure):
