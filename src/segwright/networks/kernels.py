@@ -69,6 +69,7 @@ def suits(weight: Tensor, image: Tensor, channels: Sequence[int]) -> bool:
         and weight.shape[1] == sum(channels)
         and all(size % LANES == 0 for size in channels)
         and len(image) * depth * ceil(rows / _TILE) * ceil(columns / _TILE) >= _LEAST_TILES
+        and 2 * len(image) * ceil(rows / _TILE) >= torch.get_num_threads()  # or most of them would have no job
     )
 
 
@@ -104,6 +105,7 @@ def convolve(images: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> T
     size = (1, *images[0].shape[2:])[-3:]
     across, down = (ceil(extent / _TILE) for extent in size[:0:-1])
     depth, strip = _cut(size[0], down, across, _tiles_of_block(inputs, outputs), even=taps == 3)
+    strip = min(strip, max(1, len(images[0]) * down // torch.get_num_threads()))  # a job for each thread
     channels = [image.shape[1] for image in (*images, images[0][:, :0])[:2]]
     shape = _Shape(len(images[0]), *size, *channels, outputs, taps, strip, depth)
     loaded = library()
