@@ -120,7 +120,7 @@ class PreviousStage:
             if self.removal is not None and REMOVAL in draw:
                 masks = self.removal.apply(channels[index].cpu().numpy() if masks is None else masks, draw[REMOVAL])
             if masks is not None:
-                channels[index] = torch.from_numpy(masks).to(channels.device)
+                channels[index] = torch.from_numpy(masks).to(channels.device, non_blocking=True)
         return torch.cat([samples.images, channels.to(samples.images.dtype)], dim=1)
 
 

@@ -132,7 +132,7 @@ class Bump:
             position = torch.arange(images.shape[2 + axis], device=images.device, dtype=images.dtype)
             centre, sigma = (
                 torch.from_numpy(np.stack([draw[name][:, axis] for draw in draws]).astype(np.float32))
-                .to(images.device)
+                .to(images.device, non_blocking=True)
                 .unsqueeze(-1)
                 for name in ("centre", "sigma")
             )

@@ -132,13 +132,17 @@ def _decide_in_threads(slabs: Iterable[Slab], inside: npt.NDArray[Any], labels: 
     """Fill `inside` with the labels of each slab, slabs side by side.
 
     Each thread computes alone: torch's own threads meet after every one of thousands of small steps, which costs ten
-    times the work where another program has one of the processors.
+    times the work where another program has one of the processors. Where torch has one thread, the caller's serves.
     """
     count = torch.get_num_threads()
 
     def fill(slab: Slab) -> None:
         inside[slab.start : slab.stop] = slab.decided(labels)
 
+    if count == 1:
+        for slab in slabs:
+            fill(slab)
+        return
     waiting: deque[Future[None]] = deque()
     try:
         with ThreadPoolExecutor(count, "segwright-slabs", initializer=torch.set_num_threads, initargs=(1,)) as pool:

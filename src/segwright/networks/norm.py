@@ -67,8 +67,29 @@ def _is_ours(norm: ChannelsLastInstanceNorm, x: Tensor) -> bool:
 @wrap_torch_function(lambda x, norm, slope, in_place=False: (x,))  # so that `inference.FastLayers` may answer
 def sample_norm(x: Tensor, norm: ChannelsLastInstanceNorm, slope: float, in_place: bool = False) -> Tensor:
     """Return `leaky_relu(norm(x), slope)`, slope 1 for no LeakyReLU; `x` (B, C, *S) may be lost if `in_place`."""
+    if not torch.is_grad_enabled():
+        return _normalise(x, norm.weight, norm.bias, norm.eps, slope, in_place=in_place)[0]
     out: Tensor = _SampleNorm.apply(x, norm.weight, norm.bias, norm.eps, slope)  # type: ignore[no-untyped-call]
     return out
+
+
+def _normalise(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, slope: float, *, in_place: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return the LeakyReLU of the norm of `x` (B, C, *S), channels-last, and mean and inverse deviation (2, B, C)."""
+    layout = layout_of(x)
+    x = x.contiguous(memory_format=layout)
+    out = x if in_place else torch.empty_like(x, memory_format=layout)
+    stats = torch.empty((2, *x.shape[:2]), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+    for index in range(len(x)):
+        sample, target = x[index : index + 1], out[index : index + 1]
+        torch.ops.aten.native_batch_norm.out(
+            sample, weight, bias, None, None, True, 0.0, eps,
+            out=target, save_mean=stats[0, index], save_invstd=stats[1, index],
+        )  # fmt: skip
+        if slope != IDENTITY_SLOPE:
+            torch.ops.aten.leaky_relu_(target, slope)
+    return out, stats
 
 
 class _SampleNorm(torch.autograd.Function):
@@ -76,20 +97,10 @@ class _SampleNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, slope: float) -> Tensor:
-        layout = layout_of(x)
-        x = x.contiguous(memory_format=layout)
-        out = torch.empty_like(x, memory_format=layout)
-        stats = torch.empty((2, *x.shape[:2]), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
-        for index in range(len(x)):
-            sample, target = x[index : index + 1], out[index : index + 1]
-            torch.ops.aten.native_batch_norm.out(
-                sample, weight, bias, None, None, True, 0.0, eps,
-                out=target, save_mean=stats[0, index], save_invstd=stats[1, index],
-            )  # fmt: skip
-            if slope != IDENTITY_SLOPE:
-                torch.ops.aten.leaky_relu_(target, slope)
+        x = x.contiguous(memory_format=layout_of(x))
+        out, stats = _normalise(x, weight, bias, eps, slope)
         ctx.save_for_backward(x, weight, out if slope != IDENTITY_SLOPE else None, stats)
-        ctx.eps, ctx.slope, ctx.layout = eps, slope, layout
+        ctx.eps, ctx.slope, ctx.layout = eps, slope, layout_of(x)
         return out
 
     @staticmethod

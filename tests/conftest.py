@@ -1,0 +1,18 @@
+"""Tests marked `gpu` run where torch sees a CUDA GPU, and are skipped elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+
+
+def pytest_collection_modifyitems(items: Iterable[pytest.Item]) -> None:
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
