@@ -75,7 +75,9 @@ def _is_for_pairs(conv: nn.Module, image: Tensor, channels: Sequence[int]) -> Ty
 
 
 def _sample_norm(x: Tensor, norm: ChannelsLastInstanceNorm, slope: float, in_place: bool = False) -> Answer:
-    if not _are_ours(x, norm.weight, norm.bias) or x.shape[1] % kernels.LANES:
+    if not _can_compute(x) or x.shape[1] % kernels.LANES:
+        return None
+    if not _are_plain([x], torch.float32, torch.bfloat16) or not _are_plain([norm.weight, norm.bias], torch.float32):
         return None
     return kernels.instance_norm(x, norm.weight, norm.bias, norm.eps, slope, in_place=in_place)
 
@@ -91,21 +93,30 @@ def _keeps_shape(weight: Tensor, stride: Any, padding: Any, dilation: Any) -> bo
 
 
 def _are_ours(image: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> bool:
-    """Return whether the kernels compute with these tensors: plain ones, in float32, on the CPU, now."""
+    """Return whether the kernels convolve these tensors: in float32, whatever a precision of torch's may ask for."""
     return (
-        is_eager_cpu(image)
-        and not torch.is_grad_enabled()
+        _can_compute(image)
         and not torch.is_autocast_enabled("cpu")
-        and all(_is_plain(tensor) for tensor in (image, weight, bias) if tensor is not None)
+        and _are_plain([image, weight, bias], torch.float32)
         and (weight is None or bias is None or bias.shape == weight.shape[:1])
-        and kernels.library() is not None
     )
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    """Return whether a tensor is numbers in memory; subclasses may be anything."""
-    is_dense = type(tensor) in {Tensor, nn.Parameter} and tensor.layout == torch.strided
-    return is_dense and tensor.dtype == torch.float32 and tensor.device.type == "cpu"
+def _are_plain(tensors: Sequence[Tensor | None], *dtypes: torch.dtype) -> bool:
+    """Return whether all tensors but None are numbers in memory, of one of `dtypes`; subclasses may be anything."""
+    return all(
+        type(tensor) in {Tensor, nn.Parameter}
+        and tensor.layout == torch.strided
+        and tensor.dtype in dtypes
+        and tensor.device.type == "cpu"
+        for tensor in tensors
+        if tensor is not None
+    )
+
+
+def _can_compute(image: Tensor) -> bool:
+    """Return whether there are kernels, and this is a run of the network without gradients rather than a trace."""
+    return is_eager_cpu(image) and not torch.is_grad_enabled() and kernels.library() is not None
 
 
 _ANSWERS: Final[Mapping[Callable[..., Any], Callable[..., Answer]]] = MappingProxyType(

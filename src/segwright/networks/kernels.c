@@ -1,14 +1,15 @@
-/* Convolutions by Winograd's minimal filtering, and instance norm with LeakyReLU, for float32 on the CPU.
+/* Convolutions by Winograd's minimal filtering, and instance norm with LeakyReLU, on the CPU.
  *
  * Winograd's F(4x4, 3x3) takes 36 multiplications for 4x4 outputs where the direct way takes 144 (Lavin & Gray 2016,
  * "Fast algorithms for convolutional neural networks", arXiv:1509.09308); it is applied in planes, and F(2, 3), 4
  * multiplications instead of 6, along the depth. Blocks of tiles are transformed, multiplied and transformed back while
  * they are in the cache.
  *
- * All arrays are float32 and channels-last: images (n, d, h, w, c). Every function is called by several threads at
- * once with the same arguments, its own `work` aside; `next` is the job that the next free thread takes. No result
- * depends on the number of threads.
+ * All arrays are float32, or bfloat16 where a norm is told so by `half`, and channels-last: images (n, d, h, w, c).
+ * Every function is called by several threads at once with the same arguments, its own `work` aside; `next` is the job
+ * that the next free thread takes. No result depends on the number of threads.
  */
+#include <immintrin.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -30,7 +31,7 @@ typedef float Lanes __attribute__((vector_size(4 * LANES)));
 typedef float Unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 /* What `kernels.py` expects; to be counted up with every change of these functions. */
-API int64_t segwright_version(void) { return 1; }
+API int64_t segwright_version(void) { return 2; }
 
 INLINE Lanes load(const float *from) { return (Lanes) * (const Unaligned *)from; }
 INLINE void store(float *to, Lanes value) { *(Unaligned *)to = (Unaligned)value; }
@@ -237,21 +238,25 @@ API int64_t segwright_convolve_work(const Shape *s) {
     return POINTS * (input_apart(s) + product_apart(s)) + deep_tiles(s) * (channels(s) + s->out);
 }
 
-/* Transform `rows` rows of tiles from `top` on, in the planes that the outputs of a block from `z` on need; the first
- * of them are the last ones of the block before. */
+/* Return how many planes the block from `z` on has, one more where a pair of them is not whole. */
+INLINE int64_t depth_from(const Shape *s, int64_t z) {
+    return least(s->depth, s->taps == 3 ? parts(s->d - z, 2) * 2 : s->d - z);
+}
+
+/* Transform the tiles from row `top` on, in the planes that the outputs of the block from `z` on need; the first of
+ * them are the last ones of the block before. */
 static void transform_block(
-    const Shape *s, const float *first, const float *second, int64_t sample, int64_t z, int64_t top, int64_t rows,
-    float *input
+    const Shape *s, const float *first, const float *second, int64_t sample, int64_t z, int64_t top, float *input
 ) {
     int64_t tiles = tiles_of_plane(s), c = channels(s), apart = input_apart(s), known = z ? overlap(s) * tiles : 0;
     for (int i = 0; known && i < POINTS; i++) {
         float *at = input + i * apart;
         memmove(at, at + tiles_of_block(s) * c, sizeof(float) * known * c);
     }
-    for (int64_t each = known; each < tiles_of_block(s) + overlap(s) * tiles; each++) {
+    for (int64_t each = known; each < (depth_from(s, z) + overlap(s)) * tiles; each++) {
         int64_t plane = z + each / tiles - s->taps / 2, row = each % tiles / across(s);
         float *to = input + each * c;
-        if (plane < 0 || plane >= s->d || row >= rows) {
+        if (plane < 0 || plane >= s->d) {
             for (int i = 0; i < POINTS; i++) memset(to + i * apart, 0, sizeof(float) * c);
             continue;
         }
@@ -261,15 +266,18 @@ static void transform_block(
     }
 }
 
-/* Multiply the tiles of a block by the weights, point by point. */
-static void multiply_block(const Shape *s, const float *input, const float *points, float *deep, float *product) {
-    int64_t c = channels(s), tiles = tiles_of_plane(s), pairs = s->depth / 2, rows = pairs * tiles;
+/* Multiply the tiles of the block from `z` on by the weights, point by point. */
+static void multiply_block(
+    const Shape *s, const float *input, const float *points, int64_t z, float *deep, float *product
+) {
+    int64_t c = channels(s), tiles = tiles_of_plane(s), depth = depth_from(s, z), pairs = depth / 2;
+    int64_t rows = pairs * tiles;
     float *deep_product = deep + deep_tiles(s) * c;
     for (int i = 0; i < POINTS; i++) {
         const float *from = input + i * input_apart(s), *weights = points + i * weights_apart(s->taps, c, s->out);
         float *to = product + i * product_apart(s);
         if (s->taps == 1) {
-            multiply(from, tiles_of_block(s), c, weights, s->out, to);
+            multiply(from, depth * tiles, c, weights, s->out, to);
             continue;
         }
         spread_depth(from, pairs, tiles * c, deep);
@@ -282,16 +290,13 @@ static void multiply_block(const Shape *s, const float *input, const float *poin
 
 /* Transform the tiles of a block back and write those that lie in the image. */
 static void write_block(
-    const Shape *s, const float *product, const float *bias, int64_t sample, int64_t z, int64_t top, int64_t rows,
-    float *out
+    const Shape *s, const float *product, const float *bias, int64_t sample, int64_t z, int64_t top, float *out
 ) {
     int64_t tiles = tiles_of_plane(s);
     for (int64_t each = 0; each < least(s->depth, s->d - z) * tiles; each++) {
         int64_t row = each % tiles / across(s), y = (top + row) * TILE, x = each % across(s) * TILE;
         float *plane = out + (sample * s->d + z + each / tiles) * s->h * s->w * s->out;
-        if (row < rows) {
-            output_tile(product + each * s->out, product_apart(s), bias, plane, s->h, s->w, s->out, y, x);
-        }
+        output_tile(product + each * s->out, product_apart(s), bias, plane, s->h, s->w, s->out, y, x);
     }
 }
 
@@ -303,29 +308,50 @@ API void segwright_convolve(
     int64_t down = parts(s->h, TILE), strips = parts(down, s->strip);
     float *input = work, *product = input + POINTS * input_apart(s), *deep = product + POINTS * product_apart(s);
     for (int64_t job; (job = take(next)) < s->n * strips;) {
-        int64_t sample = job / strips, top = job % strips * s->strip, rows = least(s->strip, down - top);
+        int64_t sample = job / strips, top = job % strips * s->strip;
+        Shape part = *s;
+        part.strip = least(s->strip, down - top);
         for (int64_t z = 0; z < s->d; z += s->depth) {
-            transform_block(s, first, second, sample, z, top, rows, input);
-            multiply_block(s, input, points, deep, product);
-            write_block(s, product, bias, sample, z, top, rows, out);
+            transform_block(&part, first, second, sample, z, top, input);
+            multiply_block(&part, input, points, z, deep, product);
+            write_block(&part, product, bias, sample, z, top, out);
         }
     }
 }
 
-/* Write mean and sum of squared deviations of each channel of a run of voxels (count, c) to `to` (2, c). */
-static void moments(const float *from, int64_t count, int64_t c, float *to) {
+/* Element `at` of an array and those after it; `half`, whether they are bfloat16, has to be known to the compiler. */
+INLINE Lanes load_from(const void *array, int64_t at, int half) {
+    if (!half) return load((const float *)array + at);
+    __m128i halves = _mm_loadu_si128((const __m128i *)((const uint16_t *)array + at));
+    return (Lanes)_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16);
+}
+
+/* The other way; to the nearest bfloat16, the even one of two. */
+INLINE void store_to(void *array, int64_t at, Lanes value, int half) {
+    typedef uint32_t Bits __attribute__((vector_size(4 * LANES)));
+    if (!half) {
+        store((float *)array + at, value);
+        return;
+    }
+    Bits bits = (Bits)value;
+    __m256i words = (__m256i)((bits + ((bits >> 16) & 1) + 0x7fff) >> 16);
+    __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(words, words), 0x08); /* each half packs its own */
+    _mm_storeu_si128((__m128i *)((uint16_t *)array + at), _mm256_castsi256_si128(packed));
+}
+
+/* Write mean and sum of squared deviations of each channel of `count` voxels, from element `at` on, to `to` (2, c). */
+INLINE void moments(const void *from, int64_t at, int64_t count, int64_t c, float *to, int half) {
     enum { TOGETHER = 4 };
     for (int64_t first = 0; first < c; first += TOGETHER * LANES) {
         int64_t vectors = least(TOGETHER, (c - first) / LANES);
         Lanes origin[TOGETHER], sum[TOGETHER], squares[TOGETHER];
         for (int v = 0; v < TOGETHER; v++) {
-            origin[v] = v < vectors ? load(from + first + v * LANES) : (Lanes){0};
+            origin[v] = v < vectors ? load_from(from, at + first + v * LANES, half) : (Lanes){0};
             sum[v] = squares[v] = (Lanes){0};
         }
         for (int64_t voxel = 0; voxel < count; voxel++) {
-            const float *at = from + voxel * c + first;
             for (int v = 0; v < vectors; v++) {
-                Lanes distance = load(at + v * LANES) - origin[v];
+                Lanes distance = load_from(from, at + voxel * c + first + v * LANES, half) - origin[v];
                 sum[v] += distance;
                 squares[v] += distance * distance;
             }
@@ -340,30 +366,42 @@ static void moments(const float *from, int64_t count, int64_t c, float *to) {
 
 /* Give `moments` of each run of voxels of images (n, voxels, c) to (n, runs, 2, c); a job is a run. */
 API void segwright_moments(
-    const float *from, int64_t n, int64_t voxels, int64_t c, int64_t run, float *to, int64_t *next
+    const void *from, int64_t half, int64_t n, int64_t voxels, int64_t c, int64_t run, float *to, int64_t *next
 ) {
     int64_t runs = parts(voxels, run);
     for (int64_t job; (job = take(next)) < n * runs;) {
-        int64_t start = job % runs * run;
-        moments(from + (job / runs * voxels + start) * c, least(run, voxels - start), c, to + job * 2 * c);
+        int64_t start = job % runs * run, at = (job / runs * voxels + start) * c, count = least(run, voxels - start);
+        if (half) moments(from, at, count, c, to + job * 2 * c, 1);
+        else moments(from, at, count, c, to + job * 2 * c, 0);
     }
 }
 
-/* Write leaky_relu((from - mean) * scale + shift) of images (n, voxels, c), the factors (n, c); a job is a run. */
-API void segwright_scale(
-    const float *from, int64_t n, int64_t voxels, int64_t c, int64_t run, const float *mean, const float *scale,
-    const float *shift, float slope, float *to, int64_t *next
+/* Write leaky_relu((from - mean) * scale + shift) for `count` voxels from element `at` on. */
+INLINE void scale_run(
+    const void *from, int64_t at, int64_t count, int64_t c, const float *mean, const float *scale, const float *shift,
+    float slope, void *to, int half
 ) {
     typedef int32_t Mask __attribute__((vector_size(4 * LANES)));
+    for (int64_t voxel = 0; voxel < count; voxel++) {
+        for (int64_t i = 0; i < c; i += LANES, at += LANES) {
+            Lanes value = (load_from(from, at, half) - load(mean + i)) * load(scale + i) + load(shift + i);
+            Mask positive = value > 0;
+            store_to(to, at, (Lanes)((positive & (Mask)value) | (~positive & (Mask)(value * slope))), half);
+        }
+    }
+}
+
+/* Scale images (n, voxels, c), the factors (n, c); a job is a run. */
+API void segwright_scale(
+    const void *from, int64_t half, int64_t n, int64_t voxels, int64_t c, int64_t run, const float *mean,
+    const float *scale, const float *shift, float slope, void *to, int64_t *next
+) {
     int64_t runs = parts(voxels, run);
     for (int64_t job; (job = take(next)) < n * runs;) {
-        int64_t sample = job / runs * c, start = job % runs * run, stop = least(start + run, voxels);
-        for (int64_t at = (job / runs * voxels + start) * c, voxel = start; voxel < stop; voxel++) {
-            for (int64_t i = sample; i < sample + c; i += LANES, at += LANES) {
-                Lanes value = (load(from + at) - load(mean + i)) * load(scale + i) + load(shift + i);
-                Mask positive = value > 0;
-                store(to + at, (Lanes)((positive & (Mask)value) | (~positive & (Mask)(value * slope))));
-            }
-        }
+        int64_t sample = job / runs * c, start = job % runs * run, count = least(run, voxels - start);
+        int64_t at = (job / runs * voxels + start) * c;
+        const float *means = mean + sample, *scales = scale + sample, *shifts = shift + sample;
+        if (half) scale_run(from, at, count, c, means, scales, shifts, slope, to, 1);
+        else scale_run(from, at, count, c, means, scales, shifts, slope, to, 0);
     }
 }

@@ -1,4 +1,4 @@
-"""Compiled kernels for float32 inference on the CPU: Winograd convolutions, instance norm with LeakyReLU.
+"""Compiled kernels for inference on the CPU: Winograd convolutions (float32), instance norm with LeakyReLU (also bf16).
 
 `kernels.c` is compiled when the package is installed, where there is a C compiler; without one, or on a processor that
 lacks AVX2, `library` gives None and torch's own operations serve. Nothing here has a gradient.
@@ -21,7 +21,7 @@ from torch import Tensor
 
 LIBRARY: Final = Path(__file__).with_name("_kernels.so")
 
-_VERSION: Final = 1
+_VERSION: Final = 2
 """Of the functions in kernels.c; a library of another version, from before an update, is not used."""
 LANES, _COLUMNS, _POINTS, _DEPTHS, _TILE, _STAGGER = 8, 16, 36, 4, 4, 16  # of kernels.c
 _LEAST_TILES: Final = 256
@@ -123,13 +123,23 @@ def convolve(images: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> T
 def instance_norm(
     image: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, slope: float, *, in_place: bool = False
 ) -> Tensor:
-    """Return the LeakyReLU of the instance norm of an image (B, C, *S); C a multiple of 8, slope 1 for no LeakyReLU."""
+    """Return the LeakyReLU of the instance norm of an image (B, C, *S); slope 1 for no LeakyReLU.
+
+    Args:
+        image: float32 or bfloat16, C a multiple of 8.
+        weight: (C) float32.
+        bias: (C) float32.
+        eps: is added to the variance.
+        slope: of the negative half.
+        in_place: write over `image`, if it is channels-last.
+    """
     layout = torch.channels_last if image.ndim == 4 else torch.channels_last_3d
     image = image.contiguous(memory_format=layout)
     samples, channels, voxels = *image.shape[:2], prod(image.shape[2:])
     runs = ceil(voxels / _RUN)
     moments = torch.empty((samples, runs, 2, channels))
-    seconds, geometry = image.nbytes * _BYTE_S, (image, samples, voxels, channels, _RUN)
+    is_half = int(image.dtype == torch.bfloat16)
+    seconds, geometry = image.nbytes * _BYTE_S, (image, is_half, samples, voxels, channels, _RUN)
     _in_threads("segwright_moments", samples * runs, seconds, *geometry, moments)
     means, squares = moments.double().unbind(2)  # (B, runs, C)
     counts = torch.full((runs, 1), float(_RUN), dtype=torch.float64)
@@ -157,7 +167,7 @@ def _cut(depth: int, down: int, across: int, tiles: int, *, even: bool) -> tuple
     """Return how many planes and rows of tiles make a block of about so many `tiles`; blocks of one size if may be."""
     planes = ceil(depth / ceil(depth * across / tiles))
     planes += even and planes % 2
-    rows = ceil(down / ceil(down * across * planes / tiles))
+    rows = ceil(down / max(1, round(down * across * planes / tiles)))
     return planes, rows
 
 

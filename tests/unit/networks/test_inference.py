@@ -140,6 +140,17 @@ def test_they_keep_out(reason: str, calls: list[str], monkeypatch: pytest.Monkey
 
 
 @compiled
+@pytest.mark.parametrize("dims", [2, 3])
+def test_in_bf16_the_norms_alone_are_computed_by_the_kernels(dims: int, calls: list[str]) -> None:
+    stack = ConvStack(2, 16, 32, (3,) * dims, (1,) * dims, OPTIONS[dims])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        plain, fast = both_ways(stack, image_of(dims))
+    assert fast.dtype == plain.dtype == torch.bfloat16
+    torch.testing.assert_close(fast, plain, rtol=2e-2, atol=5e-2)
+    assert calls == ["instance_norm"] * 2
+
+
+@compiled
 def test_a_traced_network_is_torchs(calls: list[str]) -> None:
     conv, image = nn.Conv3d(16, 16, 3, padding=1), image_of(3)
     with torch.no_grad(), FastLayers():

@@ -133,6 +133,29 @@ def test_instance_norm(size: tuple[int, ...], slope: float, affine: bool) -> Non
 
 
 @compiled
+@pytest.mark.parametrize("size", [(5, 7), (3, 20, 41)])
+@pytest.mark.parametrize("slope", [1.0, 0.01])
+def test_instance_norm_in_bf16_is_that_of_float32_rounded_once(size: tuple[int, ...], slope: float) -> None:
+    image, weight, bias = (random(2, 40, *size) * 3 + 1).bfloat16(), random(40), random(40)
+    got = kernels.instance_norm(image, weight, bias, 1e-5, slope)
+    assert got.dtype == torch.bfloat16
+    assert torch.equal(got, kernels.instance_norm(image.float(), weight, bias, 1e-5, slope).bfloat16())
+    overwritten = image.contiguous(memory_format=layout(image))
+    kernels.instance_norm(overwritten, weight, bias, 1e-5, slope, in_place=True)
+    assert torch.equal(overwritten, got)
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_broken_value_breaks_its_channel_alone(dtype: torch.dtype) -> None:
+    image = random(1, 8, 6, 6).to(dtype)
+    image[0, 3, 2, 2] = float("nan")
+    got = kernels.instance_norm(image, None, None, 1e-5, 0.01)
+    assert torch.isnan(got).flatten(2).all(2).tolist() == [[channel == 3 for channel in range(8)]]
+    assert torch.isfinite(got[:, :3]).all()
+
+
+@compiled
 def test_a_constant_channel_becomes_its_bias() -> None:
     image = torch.full((1, 8, 9, 50, 40), 1234.5)
     got = kernels.instance_norm(image, torch.ones(8), torch.full((8,), 0.25), 1e-5, 0.01)
