@@ -1,4 +1,4 @@
-"""Build hook: compiles `networks/kernels.c` where there is a C compiler; without one the package is slower, no less."""
+"""Build hook: compiles `networks/native/*.c` where there is a C compiler; without one a package is slower, no less."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 FOLDER = Path("src/segwright/networks")
-FLAGS = ("-O3", "-std=gnu11", "-mavx2", "-mfma", "-shared", "-fPIC", "-fvisibility=hidden")
+FLAGS = ("-O3", "-std=gnu11", "-mavx2", "-mfma", "-shared", "-fPIC", "-fvisibility=hidden", "-pthread")
 
 
 class Kernels(BuildHookInterface[Any]):
@@ -23,11 +23,12 @@ class Kernels(BuildHookInterface[Any]):
         """Compile; on failure say so and go on."""
         if sys.platform == "win32" or platform.machine().lower() not in {"x86_64", "amd64"}:
             return
-        source, library = (Path(self.root) / FOLDER / name for name in ("kernels.c", "_kernels.so"))
+        library = Path(self.root) / FOLDER / "_kernels.so"
+        sources = [str(source) for source in sorted((library.parent / "native").glob("*.c"))]
         library.unlink(missing_ok=True)  # or one of an older source would be loaded
         compiler = os.environ.get("CC", "cc").split()
         try:
-            subprocess.run([*compiler, *FLAGS, str(source), "-o", str(library)], check=True, capture_output=True)
+            subprocess.run([*compiler, *FLAGS, *sources, "-o", str(library)], check=True, capture_output=True)
         except (OSError, subprocess.CalledProcessError) as error:
             detail = getattr(error, "stderr", None) or b""
             self.app.display_warning(f"prediction on the CPU will be slower: {error} {detail.decode(errors='replace')}")

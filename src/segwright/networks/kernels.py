@@ -1,6 +1,6 @@
 """Compiled kernels for inference on the CPU: Winograd convolutions (float32), instance norm with LeakyReLU (also bf16).
 
-`kernels.c` is compiled when the package is installed, where there is a C compiler; without one, or on a processor that
+`native/*.c` is compiled when the package is installed, where there is a C compiler; without one, or on a processor that
 lacks AVX2, `library` gives None and torch's own operations serve. Nothing here has a gradient.
 
 Legend: B batch, C channels, S spatial axes.
@@ -11,9 +11,8 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from functools import lru_cache
-from math import ceil, prod, sqrt
+from math import ceil, prod
 from pathlib import Path
-from threading import Thread
 from typing import Any, Final
 
 import torch
@@ -21,19 +20,21 @@ from torch import Tensor
 
 LIBRARY: Final = Path(__file__).with_name("_kernels.so")
 
-_VERSION: Final = 2
-"""Of the functions in kernels.c; a library of another version, from before an update, is not used."""
-LANES, _COLUMNS, _POINTS, _DEPTHS, _TILE, _STAGGER = 8, 16, 36, 4, 4, 16  # of kernels.c
+_VERSION: Final = 3
+"""Of the functions in native/; a library of another version, from before an update, is not used."""
+LANES, _COLUMNS, _POINTS, _DEPTHS, _TILE, _STAGGER = 8, 16, 36, 4, 4, 16  # of winograd.c
 _LEAST_TILES: Final = 256
 """With fewer tiles the transformed weights, five times as many, take longer to read than is saved."""
 _RUN: Final = 1024
 """Voxels whose sums are made in float32; runs are put together in float64."""
-_START_S, _PRODUCT_S, _BYTE_S = 5e-5, 5e-11, 1.5e-10
-"""Of one core: to start a thread, a multiplication of a convolution with its transforms, a byte of a norm; measured."""
+_PRODUCT_S, _BYTE_S = 5e-11, 1.5e-10
+"""Of one core: a multiplication of a convolution with its transforms, a byte of a norm; measured."""
+_WORTH_THREADS_S: Final = 2e-5
+"""A team of threads takes a tenth of it to begin and end."""
 
 
 class _Shape(ctypes.Structure):
-    """`Shape` of kernels.c."""
+    """`Shape` of winograd.c."""
 
     _fields_ = [  # noqa: RUF012
         (name, ctypes.c_int64) for name in ("n", "d", "h", "w", "first", "second", "out", "taps", "strip", "depth")
@@ -48,6 +49,7 @@ def library() -> ctypes.CDLL | None:
     try:
         found = ctypes.CDLL(str(LIBRARY))
         found.segwright_convolve_work.restype = ctypes.c_int64
+        found.segwright_run.restype = None
         return found if found.segwright_version() == _VERSION else None
     except (OSError, AttributeError):  # none, or none of ours
         return None
@@ -98,9 +100,7 @@ def convolve(images: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> T
     taps = prod(kernel) // 9
     ordered = weight.reshape(outputs, inputs, taps, 3, 3).permute(2, 3, 4, 1, 0).contiguous()
     points = torch.empty(_POINTS * ((_DEPTHS if taps == 3 else 1) * inputs * outputs + _STAGGER))
-    _in_threads(
-        "segwright_weights", outputs // _COLUMNS, points.nbytes * _BYTE_S, ordered, taps, inputs, outputs, points
-    )
+    _run("segwright_weights", points.nbytes * _BYTE_S, ordered, taps, inputs, outputs, points)
 
     size = (1, *images[0].shape[2:])[-3:]
     across, down = (ceil(extent / _TILE) for extent in size[:0:-1])
@@ -112,10 +112,9 @@ def convolve(images: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> T
     assert loaded is not None, "the caller has asked"
     out = torch.empty((len(images[0]), outputs, *images[0].shape[2:]), memory_format=layout)
     products = points.numel() * len(images[0]) * prod(size) / (_TILE**2 * (_DEPTHS / 2 if taps == 3 else 1))
-    _in_threads(
-        "segwright_convolve", len(images[0]) * ceil(down / strip), products * _PRODUCT_S, shape, images[0], images[-1],
-        points, None if bias is None else bias.contiguous(), out,
-        work=loaded.segwright_convolve_work(ctypes.byref(shape)),
+    _run(
+        "segwright_convolve", products * _PRODUCT_S, shape, images[0], images[-1], points,
+        None if bias is None else bias.contiguous(), out, work=loaded.segwright_convolve_work(ctypes.byref(shape)),
     )  # fmt: skip
     return out
 
@@ -140,7 +139,7 @@ def instance_norm(
     moments = torch.empty((samples, runs, 2, channels))
     is_half = int(image.dtype == torch.bfloat16)
     seconds, geometry = image.nbytes * _BYTE_S, (image, is_half, samples, voxels, channels, _RUN)
-    _in_threads("segwright_moments", samples * runs, seconds, *geometry, moments)
+    _run("segwright_moments", seconds, *geometry, moments)
     means, squares = moments.double().unbind(2)  # (B, runs, C)
     counts = torch.full((runs, 1), float(_RUN), dtype=torch.float64)
     counts[-1] = voxels - (runs - 1) * _RUN
@@ -149,8 +148,7 @@ def instance_norm(
     scale = (variance + eps).rsqrt() * (1.0 if weight is None else weight)
     shift = torch.zeros(samples, channels) + (0.0 if bias is None else bias)
     out = image if in_place else torch.empty_like(image)
-    factors = (mean.float(), scale.float(), shift, ctypes.c_float(slope))
-    _in_threads("segwright_scale", samples * runs, 2 * seconds, *geometry, *factors, out)
+    _run("segwright_scale", 2 * seconds, *geometry, mean.float(), scale.float(), shift, float(slope), out)
     return out
 
 
@@ -171,35 +169,46 @@ def _cut(depth: int, down: int, across: int, tiles: int, *, even: bool) -> tuple
     return planes, rows
 
 
-def _in_threads(name: str, jobs: int, seconds: float, *arguments: Any, work: int | None = None) -> None:
-    """Call a kernel in no more threads than torch computes with; each takes jobs until there is none.
+class _Argument(ctypes.Union):
+    """`Argument` of native.h."""
+
+    _fields_ = [("whole", ctypes.c_int64), ("real", ctypes.c_float), ("array", ctypes.c_void_p)]  # noqa: RUF012
+
+
+def _run(name: str, seconds: float, *arguments: Tensor | ctypes.Structure | float | None, work: int = 0) -> None:
+    """Call a kernel in as many threads as torch computes with.
 
     Args:
-        name: of the function in kernels.c.
-        jobs: how many there are.
-        seconds: that one core takes for all of them; t / n + n s, s for the start of a thread, is least at sqrt(t / s).
-        arguments: tensors as pointers, integers in 64 bits, None for no tensor.
+        name: of the function in native/.
+        seconds: that one core takes for it; where that is little, the caller's thread serves.
+        arguments: as the function has them; None for no array.
         work: floats that each thread needs for itself.
     """
-    function = getattr(library(), name)
-    taken = ctypes.c_int64(0)
-    threads = min(torch.get_num_threads(), jobs, ceil(sqrt(seconds / _START_S)))
-    spaces: list[list[Tensor]] = [[] if work is None else [torch.empty(work)] for _ in range(threads)]
-
-    def take_jobs(space: list[Tensor]) -> None:  # holds the tensors, should an interrupt end the wait below
-        function(*map(_as_c, (*arguments, *space)), ctypes.byref(taken))
-
-    others = [Thread(target=take_jobs, args=(space,), daemon=True) for space in spaces[1:]]
-    for thread in others:
-        thread.start()
-    take_jobs(spaces[0])
-    for thread in others:
-        thread.join()
+    loaded = library()
+    assert loaded is not None, "the caller has asked"
+    threads = torch.get_num_threads() if seconds > _WORTH_THREADS_S else 1
+    space = torch.empty(threads * work)
+    passed = (_Argument * len(arguments))(*map(_argument, arguments))
+    loaded.segwright_run(
+        getattr(loaded, name), passed, ctypes.c_void_p(space.data_ptr()), ctypes.c_int64(work), ctypes.c_int64(threads),
+        _team(),
+    )  # fmt: skip
 
 
-def _as_c(value: Any) -> Any:
+def _argument(value: Tensor | ctypes.Structure | float | None) -> _Argument:
     if isinstance(value, Tensor):
-        return ctypes.c_void_p(value.data_ptr())
+        return _Argument(array=value.data_ptr())
     if isinstance(value, ctypes.Structure):
-        return ctypes.byref(value)
-    return ctypes.c_int64(value) if isinstance(value, int) else value
+        return _Argument(array=ctypes.addressof(value))
+    if isinstance(value, float):
+        return _Argument(real=value)
+    return _Argument(array=None) if value is None else _Argument(whole=value)
+
+
+@lru_cache(maxsize=1)
+def _team() -> Any:
+    """Return the function by which torch calls its threads; None where its OpenMP has another."""
+    try:
+        return ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so")).GOMP_parallel
+    except (OSError, AttributeError):
+        return None

@@ -1,23 +1,13 @@
-/* Convolutions by Winograd's minimal filtering, and instance norm with LeakyReLU, on the CPU.
+/* Convolutions by Winograd's minimal filtering, float32.
  *
  * Winograd's F(4x4, 3x3) takes 36 multiplications for 4x4 outputs where the direct way takes 144 (Lavin & Gray 2016,
  * "Fast algorithms for convolutional neural networks", arXiv:1509.09308); it is applied in planes, and F(2, 3), 4
  * multiplications instead of 6, along the depth. Blocks of tiles are transformed, multiplied and transformed back while
  * they are in the cache.
- *
- * All arrays are float32, or bfloat16 where a norm is told so by `half`, and channels-last: images (n, d, h, w, c).
- * Every function is called by several threads at once with the same arguments, its own `work` aside; `next` is the job
- * that the next free thread takes. No result depends on the number of threads.
  */
-#include <immintrin.h>
-#include <stdint.h>
-#include <string.h>
-
-#define API __attribute__((visibility("default")))
-#define INLINE static inline __attribute__((always_inline))
+#include "native.h"
 
 enum {
-    LANES = 8,       /* floats in a vector */
     COLUMNS = 16,    /* output channels in registers: two vectors */
     ROWS = 6,        /* tiles in registers: 6 x 2 sums, 2 weights and 1 input fill 15 of 16 registers */
     TILE = 4,        /* outputs of a tile along each axis of the plane */
@@ -26,18 +16,6 @@ enum {
     DEPTHS = 4,      /* the same along the depth, for two outputs of three taps */
     STAGGER = 16,    /* floats between the arrays of two points, so that they do not meet in the same cache lines */
 };
-
-typedef float Lanes __attribute__((vector_size(4 * LANES)));
-typedef float Unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-
-/* What `kernels.py` expects; to be counted up with every change of these functions. */
-API int64_t segwright_version(void) { return 2; }
-
-INLINE Lanes load(const float *from) { return (Lanes) * (const Unaligned *)from; }
-INLINE void store(float *to, Lanes value) { *(Unaligned *)to = (Unaligned)value; }
-INLINE int64_t take(int64_t *next) { return __atomic_fetch_add(next, 1, __ATOMIC_RELAXED); }
-INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-INLINE int64_t parts(int64_t whole, int64_t size) { return (whole + size - 1) / size; }
 
 /* The three matrices of F(4, 3) with the points 0, 1, -1, 2, -2 and infinity, along one axis. */
 
@@ -83,9 +61,14 @@ INLINE void transform_taps(Lanes g0, Lanes g1, Lanes g2, Lanes *out) {
 INLINE int64_t depths_of(int64_t taps) { return taps == 3 ? DEPTHS : 1; }
 INLINE int64_t weights_apart(int64_t taps, int64_t in, int64_t out) { return depths_of(taps) * in * out + STAGGER; }
 
-/* Transform weights (taps, 3, 3, in, out) to POINTS times (depths, out / COLUMNS, in, COLUMNS); a job is COLUMNS. */
-API void segwright_weights(const float *weight, int64_t taps, int64_t in, int64_t out, float *points, int64_t *next) {
+/* Transform weights (taps, 3, 3, in, out) to POINTS times (depths, out / COLUMNS, in, COLUMNS); a job is COLUMNS.
+ * Arguments: weights, taps, in, out, points. */
+API void segwright_weights(const Argument *arguments, float *work, int64_t *next) {
+    const float *weight = arguments[0].array;
+    int64_t taps = arguments[1].whole, in = arguments[2].whole, out = arguments[3].whole;
+    float *points = arguments[4].array;
     int64_t plane = in * out, apart = weights_apart(taps, in, out);
+    (void)work;
     for (int64_t job; (job = take(next)) < out / COLUMNS;) {
         float *to = points + job * in * COLUMNS;
         for (int64_t each = 0; each < in * COLUMNS; each += LANES) {
@@ -300,11 +283,13 @@ static void write_block(
     }
 }
 
-/* Convolve two images, concatenated along their channels, with padding that keeps the shape; a job is a strip. */
-API void segwright_convolve(
-    const Shape *s, const float *first, const float *second, const float *points, const float *bias, float *out,
-    float *work, int64_t *next
-) {
+/* Convolve two images, concatenated along their channels, with padding that keeps the shape; a job is a strip.
+ * Arguments: Shape, first image, second image, transformed weights, bias or none, output. */
+API void segwright_convolve(const Argument *arguments, float *work, int64_t *next) {
+    const Shape *s = arguments[0].array;
+    const float *first = arguments[1].array, *second = arguments[2].array;
+    const float *points = arguments[3].array, *bias = arguments[4].array;
+    float *out = arguments[5].array;
     int64_t down = parts(s->h, TILE), strips = parts(down, s->strip);
     float *input = work, *product = input + POINTS * input_apart(s), *deep = product + POINTS * product_apart(s);
     for (int64_t job; (job = take(next)) < s->n * strips;) {
@@ -316,92 +301,5 @@ API void segwright_convolve(
             multiply_block(&part, input, points, z, deep, product);
             write_block(&part, product, bias, sample, z, top, out);
         }
-    }
-}
-
-/* Element `at` of an array and those after it; `half`, whether they are bfloat16, has to be known to the compiler. */
-INLINE Lanes load_from(const void *array, int64_t at, int half) {
-    if (!half) return load((const float *)array + at);
-    __m128i halves = _mm_loadu_si128((const __m128i *)((const uint16_t *)array + at));
-    return (Lanes)_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16);
-}
-
-/* The other way; to the nearest bfloat16, the even one of two. */
-INLINE void store_to(void *array, int64_t at, Lanes value, int half) {
-    typedef uint32_t Bits __attribute__((vector_size(4 * LANES)));
-    if (!half) {
-        store((float *)array + at, value);
-        return;
-    }
-    Bits bits = (Bits)value;
-    __m256i words = (__m256i)((bits + ((bits >> 16) & 1) + 0x7fff) >> 16);
-    __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(words, words), 0x08); /* each half packs its own */
-    _mm_storeu_si128((__m128i *)((uint16_t *)array + at), _mm256_castsi256_si128(packed));
-}
-
-/* Write mean and sum of squared deviations of each channel of `count` voxels, from element `at` on, to `to` (2, c). */
-INLINE void moments(const void *from, int64_t at, int64_t count, int64_t c, float *to, int half) {
-    enum { TOGETHER = 4 };
-    for (int64_t first = 0; first < c; first += TOGETHER * LANES) {
-        int64_t vectors = least(TOGETHER, (c - first) / LANES);
-        Lanes origin[TOGETHER], sum[TOGETHER], squares[TOGETHER];
-        for (int v = 0; v < TOGETHER; v++) {
-            origin[v] = v < vectors ? load_from(from, at + first + v * LANES, half) : (Lanes){0};
-            sum[v] = squares[v] = (Lanes){0};
-        }
-        for (int64_t voxel = 0; voxel < count; voxel++) {
-            for (int v = 0; v < vectors; v++) {
-                Lanes distance = load_from(from, at + voxel * c + first + v * LANES, half) - origin[v];
-                sum[v] += distance;
-                squares[v] += distance * distance;
-            }
-        }
-        for (int v = 0; v < vectors; v++) {
-            Lanes mean = sum[v] / (float)count;
-            store(to + first + v * LANES, origin[v] + mean);
-            store(to + c + first + v * LANES, squares[v] - mean * sum[v]);
-        }
-    }
-}
-
-/* Give `moments` of each run of voxels of images (n, voxels, c) to (n, runs, 2, c); a job is a run. */
-API void segwright_moments(
-    const void *from, int64_t half, int64_t n, int64_t voxels, int64_t c, int64_t run, float *to, int64_t *next
-) {
-    int64_t runs = parts(voxels, run);
-    for (int64_t job; (job = take(next)) < n * runs;) {
-        int64_t start = job % runs * run, at = (job / runs * voxels + start) * c, count = least(run, voxels - start);
-        if (half) moments(from, at, count, c, to + job * 2 * c, 1);
-        else moments(from, at, count, c, to + job * 2 * c, 0);
-    }
-}
-
-/* Write leaky_relu((from - mean) * scale + shift) for `count` voxels from element `at` on. */
-INLINE void scale_run(
-    const void *from, int64_t at, int64_t count, int64_t c, const float *mean, const float *scale, const float *shift,
-    float slope, void *to, int half
-) {
-    typedef int32_t Mask __attribute__((vector_size(4 * LANES)));
-    for (int64_t voxel = 0; voxel < count; voxel++) {
-        for (int64_t i = 0; i < c; i += LANES, at += LANES) {
-            Lanes value = (load_from(from, at, half) - load(mean + i)) * load(scale + i) + load(shift + i);
-            Mask positive = value > 0;
-            store_to(to, at, (Lanes)((positive & (Mask)value) | (~positive & (Mask)(value * slope))), half);
-        }
-    }
-}
-
-/* Scale images (n, voxels, c), the factors (n, c); a job is a run. */
-API void segwright_scale(
-    const void *from, int64_t half, int64_t n, int64_t voxels, int64_t c, int64_t run, const float *mean,
-    const float *scale, const float *shift, float slope, void *to, int64_t *next
-) {
-    int64_t runs = parts(voxels, run);
-    for (int64_t job; (job = take(next)) < n * runs;) {
-        int64_t sample = job / runs * c, start = job % runs * run, count = least(run, voxels - start);
-        int64_t at = (job / runs * voxels + start) * c;
-        const float *means = mean + sample, *scales = scale + sample, *shifts = shift + sample;
-        if (half) scale_run(from, at, count, c, means, scales, shifts, slope, to, 1);
-        else scale_run(from, at, count, c, means, scales, shifts, slope, to, 0);
     }
 }

@@ -1,0 +1,47 @@
+/* Calls a kernel in several threads. */
+#include <pthread.h>
+
+#include "native.h"
+
+/* OpenMP's way to call a function in a team of threads, as compilers do (GNU's libgomp, and LLVM's for its sake). */
+typedef void Team(void (*function)(void *), void *data, unsigned threads, unsigned flags);
+
+typedef struct {
+    Kernel *kernel;
+    const Argument *arguments;
+    float *work;
+    int64_t work_size, began, next;
+} Run;
+
+/* What `kernels.py` expects; to be counted up with every change of these functions. */
+API int64_t segwright_version(void) { return 3; }
+
+static void take_part(void *data) {
+    Run *run = data;
+    run->kernel(run->arguments, run->work + take(&run->began) * run->work_size, &run->next);
+}
+
+static void *take_part_in_thread(void *data) {
+    take_part(data);
+    return NULL;
+}
+
+/* Call a kernel in `threads` threads at most, each with `work_size` floats of `work`: in torch's own by its `team`, which
+ * still look out for work when a layer ends and are there at once; without one in new ones. */
+API void segwright_run(
+    Kernel *kernel, const Argument *arguments, float *work, int64_t work_size, int64_t threads, Team *team
+) {
+    enum { MOST = 256 };
+    Run run = {kernel, arguments, work, work_size, 0, 0};
+    pthread_t others[MOST];
+    int64_t started = 0;
+    if (team && threads > 1) {
+        team(take_part, &run, (unsigned)threads, 0);
+        return;
+    }
+    while (started < least(threads, MOST) - 1 && !pthread_create(&others[started], NULL, take_part_in_thread, &run)) {
+        started++;
+    }
+    take_part(&run);
+    while (started) pthread_join(others[--started], NULL);
+}
