@@ -29,24 +29,23 @@ INLINE void transform_weight(Lanes g0, Lanes g1, Lanes g2, Lanes *out, int64_t s
     out[5 * stride] = g2;
 }
 
-INLINE void transform_input(const Lanes *d, int64_t step, Lanes *out, int64_t stride) {
-    Lanes d1 = d[step], d2 = d[2 * step], d3 = d[3 * step], d4 = d[4 * step];
+INLINE void transform_input(const Lanes *d, Lanes *out, int64_t stride) {
+    Lanes d1 = d[1], d2 = d[2], d3 = d[3], d4 = d[4];
     Lanes even = d4 - 4.0f * d2, odd = d3 - 4.0f * d1, inner = d4 - d2, twice = 2.0f * (d3 - d1);
     out[0] = 4.0f * d[0] - 5.0f * d2 + d4;
     out[stride] = even + odd;
     out[2 * stride] = even - odd;
     out[3 * stride] = inner + twice;
     out[4 * stride] = inner - twice;
-    out[5 * stride] = 4.0f * d1 - 5.0f * d3 + d[5 * step];
+    out[5 * stride] = 4.0f * d1 - 5.0f * d3 + d[5];
 }
 
-INLINE void transform_output(const Lanes *m, int64_t step, Lanes *out, int64_t stride) {
-    Lanes near = m[step] + m[2 * step], near_odd = m[step] - m[2 * step];
-    Lanes far = m[3 * step] + m[4 * step], far_odd = m[3 * step] - m[4 * step];
+INLINE void transform_output(const Lanes *m, Lanes *out, int64_t stride) {
+    Lanes near = m[1] + m[2], near_odd = m[1] - m[2], far = m[3] + m[4], far_odd = m[3] - m[4];
     out[0] = m[0] + near + far;
     out[stride] = near_odd + 2.0f * far_odd;
     out[2 * stride] = near + 4.0f * far;
-    out[3 * stride] = near_odd + 8.0f * far_odd + m[5 * step];
+    out[3 * stride] = near_odd + 8.0f * far_odd + m[5];
 }
 
 /* The matrix of F(2, 3) for weights along the depth, with the points 0, 1, -1 and infinity. */
@@ -91,26 +90,39 @@ API void segwright_weights(const Argument *arguments, float *work, int64_t *next
     }
 }
 
+/* Transform a patch, one vector at each place, to POINTS arrays that lie `apart`; floats from row to row, from column to
+ * column. */
+INLINE void transform_patch(const float *from, int64_t rows, int64_t columns, float *to, int64_t apart) {
+    Lanes half[POINTS];
+    for (int j = 0; j < PATCH; j++, from += columns) {
+        Lanes column[PATCH];
+        for (int i = 0; i < PATCH; i++) column[i] = load(from + i * rows);
+        transform_input(column, half + j, PATCH);
+    }
+    for (int i = 0; i < PATCH; i++, to += PATCH * apart) {
+        Lanes row[PATCH];
+        transform_input(half + PATCH * i, row, 1);
+        for (int j = 0; j < PATCH; j++) store(to + j * apart, row[j]);
+    }
+}
+
 /* Transform the patch at (y, x) of a plane (h, w, c), zero outside, to POINTS arrays that lie `apart`. */
 static void input_tile(
     const float *plane, int64_t h, int64_t w, int64_t c, int64_t y, int64_t x, float *to, int64_t apart
 ) {
-    int inside = y >= 0 && x >= 0 && y + PATCH <= h && x + PATCH <= w;
     const float *corner = plane + (y * w + x) * c;
-    for (int64_t first = 0; first < c; first += LANES, corner += LANES) {
-        Lanes d[POINTS], half[POINTS];
-        for (int i = 0; i < PATCH; i++) {
-            for (int j = 0; j < PATCH; j++) {
-                int seen = inside || (y + i >= 0 && y + i < h && x + j >= 0 && x + j < w);
-                d[PATCH * i + j] = seen ? load(corner + (i * w + j) * c) : (Lanes){0};
+    if (y >= 0 && x >= 0 && y + PATCH <= h && x + PATCH <= w) {
+        for (int64_t first = 0; first < c; first += LANES) transform_patch(corner + first, w * c, c, to + first, apart);
+        return;
+    }
+    for (int64_t first = 0; first < c; first += LANES) {
+        Lanes seen[POINTS] = {0};
+        for (int64_t i = y < 0; i < least(PATCH, h - y); i++) {
+            for (int64_t j = x < 0; j < least(PATCH, w - x); j++) {
+                seen[PATCH * i + j] = load(corner + (i * w + j) * c + first);
             }
         }
-        for (int j = 0; j < PATCH; j++) transform_input(d + j, PATCH, half + j, PATCH);
-        for (int i = 0; i < PATCH; i++) {
-            Lanes row[PATCH];
-            transform_input(half + PATCH * i, 1, row, 1);
-            for (int j = 0; j < PATCH; j++) store(to + (PATCH * i + j) * apart + first, row[j]);
-        }
+        transform_patch((const float *)seen, PATCH * LANES, LANES, to + first, apart);
     }
 }
 
@@ -126,11 +138,11 @@ static void output_tile(
         for (int j = 0; j < PATCH; j++) {
             Lanes column[PATCH];
             for (int i = 0; i < PATCH; i++) column[i] = load(from + (PATCH * i + j) * apart + first);
-            transform_output(column, 1, half + j, PATCH);
+            transform_output(column, half + j, PATCH);
         }
         for (int i = 0; i < height; i++) {
             Lanes row[TILE];
-            transform_output(half + PATCH * i, 1, row, 1);
+            transform_output(half + PATCH * i, row, 1);
             for (int j = 0; j < width; j++) store(corner + (i * w + j) * c, row[j] + constant);
         }
     }
