@@ -183,17 +183,16 @@ static void multiply(const float *a, int64_t rows, int64_t in, const float *weig
     }
 }
 
-/* Along the depth: four planes (size) at `from`, for each pair of outputs, to DEPTHS arrays (pairs, size). */
-static void spread_depth(const float *from, int64_t pairs, int64_t size, float *to) {
-    for (int64_t pair = 0; pair < pairs; pair++, from += 2 * size, to += size) {
-        for (int64_t i = 0; i < size; i += LANES) {
-            Lanes d0 = load(from + i), d1 = load(from + size + i);
-            Lanes d2 = load(from + 2 * size + i), d3 = load(from + 3 * size + i);
-            store(to + i, d0 - d2);
-            store(to + pairs * size + i, d1 + d2);
-            store(to + 2 * pairs * size + i, d2 - d1);
-            store(to + 3 * pairs * size + i, d1 - d3);
-        }
+/* Along the depth: four planes (size) from plane `first` of a ring on to DEPTHS arrays that lie `apart`. */
+static void spread_depth(const float *ring, int64_t planes, int64_t first, int64_t size, float *to, int64_t apart) {
+    const float *plane[DEPTHS];
+    for (int q = 0; q < DEPTHS; q++) plane[q] = ring + (first + q) % planes * size;
+    for (int64_t i = 0; i < size; i += LANES) {
+        Lanes d0 = load(plane[0] + i), d1 = load(plane[1] + i), d2 = load(plane[2] + i), d3 = load(plane[3] + i);
+        store(to + i, d0 - d2);
+        store(to + apart + i, d1 + d2);
+        store(to + 2 * apart + i, d2 - d1);
+        store(to + 3 * apart + i, d1 - d3);
     }
 }
 
@@ -222,9 +221,8 @@ INLINE int64_t channels(const Shape *s) { return s->first + s->second; }
 INLINE int64_t overlap(const Shape *s) { return s->taps - 1; }
 INLINE int64_t tiles_of_plane(const Shape *s) { return s->strip * across(s); }
 INLINE int64_t tiles_of_block(const Shape *s) { return s->depth * tiles_of_plane(s); }
-INLINE int64_t input_apart(const Shape *s) {
-    return (tiles_of_block(s) + overlap(s) * tiles_of_plane(s)) * channels(s) + STAGGER;
-}
+INLINE int64_t ring(const Shape *s) { return s->depth + overlap(s); } /* planes of inputs that are held */
+INLINE int64_t input_apart(const Shape *s) { return ring(s) * tiles_of_plane(s) * channels(s) + STAGGER; }
 INLINE int64_t product_apart(const Shape *s) { return tiles_of_block(s) * s->out + STAGGER; }
 INLINE int64_t deep_tiles(const Shape *s) { return s->taps == 3 ? DEPTHS * tiles_of_block(s) / 2 : 0; }
 
@@ -239,25 +237,23 @@ INLINE int64_t depth_from(const Shape *s, int64_t z) {
 }
 
 /* Transform the tiles from row `top` on, in the planes that the outputs of the block from `z` on need; the first of
- * them are the last ones of the block before. */
+ * them are the last ones of the block before. Plane z - 1 has place z of the ring, or z itself with one tap. */
 static void transform_block(
     const Shape *s, const float *first, const float *second, int64_t sample, int64_t z, int64_t top, float *input
 ) {
-    int64_t tiles = tiles_of_plane(s), c = channels(s), apart = input_apart(s), known = z ? overlap(s) * tiles : 0;
-    for (int i = 0; known && i < POINTS; i++) {
-        float *at = input + i * apart;
-        memmove(at, at + tiles_of_block(s) * c, sizeof(float) * known * c);
-    }
-    for (int64_t each = known; each < (depth_from(s, z) + overlap(s)) * tiles; each++) {
-        int64_t plane = z + each / tiles - s->taps / 2, row = each % tiles / across(s);
-        float *to = input + each * c;
+    int64_t tiles = tiles_of_plane(s), c = channels(s), apart = input_apart(s), stop = z + depth_from(s, z) + overlap(s);
+    for (int64_t place = z ? z + overlap(s) : 0; place < stop; place++) {
+        int64_t plane = place - s->taps / 2, at = (sample * s->d + plane) * s->h * s->w;
+        float *to = input + place % ring(s) * tiles * c;
         if (plane < 0 || plane >= s->d) {
-            for (int i = 0; i < POINTS; i++) memset(to + i * apart, 0, sizeof(float) * c);
+            for (int i = 0; i < POINTS; i++) memset(to + i * apart, 0, sizeof(float) * tiles * c);
             continue;
         }
-        int64_t at = (sample * s->d + plane) * s->h * s->w, y = (top + row) * TILE - 1, x = each % across(s) * TILE - 1;
-        input_tile(first + at * s->first, s->h, s->w, s->first, y, x, to, apart);
-        if (s->second) input_tile(second + at * s->second, s->h, s->w, s->second, y, x, to + s->first, apart);
+        for (int64_t tile = 0; tile < tiles; tile++, to += c) {
+            int64_t y = (top + tile / across(s)) * TILE - 1, x = tile % across(s) * TILE - 1;
+            input_tile(first + at * s->first, s->h, s->w, s->first, y, x, to, apart);
+            if (s->second) input_tile(second + at * s->second, s->h, s->w, s->second, y, x, to + s->first, apart);
+        }
     }
 }
 
@@ -275,7 +271,9 @@ static void multiply_block(
             multiply(from, depth * tiles, c, weights, s->out, to);
             continue;
         }
-        spread_depth(from, pairs, tiles * c, deep);
+        for (int64_t pair = 0; pair < pairs; pair++) {
+            spread_depth(from, ring(s), z + 2 * pair, tiles * c, deep + pair * tiles * c, rows * c);
+        }
         for (int q = 0; q < DEPTHS; q++) {
             multiply(deep + q * rows * c, rows, c, weights + q * c * s->out, s->out, deep_product + q * rows * s->out);
         }
