@@ -27,10 +27,8 @@ _LEAST_TILES: Final = 256
 """With fewer tiles the transformed weights, five times as many, take longer to read than is saved."""
 _RUN: Final = 1024
 """Voxels whose sums are made in float32; runs are put together in float64."""
-_PRODUCT_S, _BYTE_S = 5e-11, 1.5e-10
-"""Of one core: a multiplication of a convolution with its transforms, a byte of a norm; measured."""
-_WORTH_THREADS_S: Final = 2e-5
-"""A team of threads takes a tenth of it to begin and end."""
+_GRAIN: Final = 32768
+"""Values that are worth several threads, as torch has it."""
 
 
 class _Shape(ctypes.Structure):
@@ -100,7 +98,7 @@ def convolve(images: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> T
     taps = prod(kernel) // 9
     ordered = weight.reshape(outputs, inputs, taps, 3, 3).permute(2, 3, 4, 1, 0).contiguous()
     points = torch.empty(_POINTS * ((_DEPTHS if taps == 3 else 1) * inputs * outputs + _STAGGER))
-    _run("segwright_weights", points.nbytes * _BYTE_S, ordered, taps, inputs, outputs, points)
+    _run("segwright_weights", points.numel(), ordered, taps, inputs, outputs, points)
 
     size = (1, *images[0].shape[2:])[-3:]
     across, down = (ceil(extent / _TILE) for extent in size[:0:-1])
@@ -111,11 +109,9 @@ def convolve(images: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> T
     loaded = library()
     assert loaded is not None, "the caller has asked"
     out = torch.empty((len(images[0]), outputs, *images[0].shape[2:]), memory_format=layout)
-    products = points.numel() * len(images[0]) * prod(size) / (_TILE**2 * (_DEPTHS / 2 if taps == 3 else 1))
-    _run(
-        "segwright_convolve", products * _PRODUCT_S, shape, images[0], images[-1], points,
-        None if bias is None else bias.contiguous(), out, work=loaded.segwright_convolve_work(ctypes.byref(shape)),
-    )  # fmt: skip
+    constant = None if bias is None else bias.contiguous()
+    work = loaded.segwright_convolve_work(ctypes.byref(shape))
+    _run("segwright_convolve", out.numel(), shape, images[0], images[-1], points, constant, out, work=work)
     return out
 
 
@@ -137,9 +133,8 @@ def instance_norm(
     samples, channels, voxels = *image.shape[:2], prod(image.shape[2:])
     runs = ceil(voxels / _RUN)
     moments = torch.empty((samples, runs, 2, channels))
-    is_half = int(image.dtype == torch.bfloat16)
-    seconds, geometry = image.nbytes * _BYTE_S, (image, is_half, samples, voxels, channels, _RUN)
-    _run("segwright_moments", seconds, *geometry, moments)
+    geometry = (image, int(image.dtype == torch.bfloat16), samples, voxels, channels, _RUN)
+    _run("segwright_moments", image.numel(), *geometry, moments)
     means, squares = moments.double().unbind(2)  # (B, runs, C)
     counts = torch.full((runs, 1), float(_RUN), dtype=torch.float64)
     counts[-1] = voxels - (runs - 1) * _RUN
@@ -148,7 +143,7 @@ def instance_norm(
     scale = (variance + eps).rsqrt() * (1.0 if weight is None else weight)
     shift = torch.zeros(samples, channels) + (0.0 if bias is None else bias)
     out = image if in_place else torch.empty_like(image)
-    _run("segwright_scale", 2 * seconds, *geometry, mean.float(), scale.float(), shift, float(slope), out)
+    _run("segwright_scale", image.numel(), *geometry, mean.float(), scale.float(), shift, float(slope), out)
     return out
 
 
@@ -175,18 +170,18 @@ class _Argument(ctypes.Union):
     _fields_ = [("whole", ctypes.c_int64), ("real", ctypes.c_float), ("array", ctypes.c_void_p)]  # noqa: RUF012
 
 
-def _run(name: str, seconds: float, *arguments: Tensor | ctypes.Structure | float | None, work: int = 0) -> None:
+def _run(name: str, values: int, *arguments: Tensor | ctypes.Structure | float | None, work: int = 0) -> None:
     """Call a kernel in as many threads as torch computes with.
 
     Args:
         name: of the function in native/.
-        seconds: that one core takes for it; where that is little, the caller's thread serves.
+        values: that it writes or reads; where they are few, the caller's thread serves.
         arguments: as the function has them; None for no array.
         work: floats that each thread needs for itself.
     """
     loaded = library()
     assert loaded is not None, "the caller has asked"
-    threads = torch.get_num_threads() if seconds > _WORTH_THREADS_S else 1
+    threads = torch.get_num_threads() if values >= _GRAIN else 1
     space = torch.empty(threads * work)
     passed = (_Argument * len(arguments))(*map(_argument, arguments))
     loaded.segwright_run(

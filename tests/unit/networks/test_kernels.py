@@ -76,7 +76,16 @@ def test_convolution(
 
 
 @compiled
-def test_no_bit_depends_on_threads_or_on_the_other_samples() -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems' torch may have another OpenMP")
+def test_torchs_team_of_threads_is_found() -> None:
+    assert kernels._team() is not None
+
+
+@compiled
+@pytest.mark.parametrize("team", ["torch's", "none"])
+def test_no_bit_depends_on_threads_or_on_the_other_samples(team: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if team == "none":
+        monkeypatch.setattr(kernels, "_team", lambda: None)
     image, weight = random(3, 16, 11, 22, 18), random(32, 16, 3, 3, 3)
     before = torch.get_num_threads()
     found = []
