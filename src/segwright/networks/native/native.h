@@ -1,8 +1,8 @@
 /* What the kernels share: vectors, the work of several threads, and how arguments reach them.
  *
  * All arrays are float32, or bfloat16 where a norm is told so by `half`, and channels-last: images (n, d, h, w, c).
- * A kernel is called by several threads at once with the same arguments, its own `work` aside; `next` is the job that the
- * next free thread takes. No result depends on the number of threads.
+ * A kernel is called by several threads at once with the same arguments, its own `work` aside; `next` is the job that
+ * the next free thread takes. No result depends on the number of threads.
  */
 #ifndef SEGWRIGHT_NATIVE_H
 #define SEGWRIGHT_NATIVE_H

@@ -26,8 +26,8 @@ static void *take_part_in_thread(void *data) {
     return NULL;
 }
 
-/* Call a kernel in `threads` threads at most, each with `work_size` floats of `work`: in torch's own by its `team`, which
- * still look out for work when a layer ends and are there at once; without one in new ones. */
+/* Call a kernel in `threads` threads at most, each with `work_size` floats of `work`: by its `team` in torch's own,
+ * which look out for work a while after a layer and are there at once; without a team in new ones. */
 API void segwright_run(
     Kernel *kernel, const Argument *arguments, float *work, int64_t work_size, int64_t threads, Team *team
 ) {

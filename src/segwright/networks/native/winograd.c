@@ -90,8 +90,8 @@ API void segwright_weights(const Argument *arguments, float *work, int64_t *next
     }
 }
 
-/* Transform a patch, one vector at each place, to POINTS arrays that lie `apart`; floats from row to row, from column to
- * column. */
+/* Transform a patch, one vector at each place, to POINTS arrays that lie `apart`; the next row is `rows` floats away,
+ * the next column `columns`. */
 INLINE void transform_patch(const float *from, int64_t rows, int64_t columns, float *to, int64_t apart) {
     Lanes half[POINTS];
     for (int j = 0; j < PATCH; j++, from += columns) {
@@ -241,7 +241,8 @@ INLINE int64_t depth_from(const Shape *s, int64_t z) {
 static void transform_block(
     const Shape *s, const float *first, const float *second, int64_t sample, int64_t z, int64_t top, float *input
 ) {
-    int64_t tiles = tiles_of_plane(s), c = channels(s), apart = input_apart(s), stop = z + depth_from(s, z) + overlap(s);
+    int64_t tiles = tiles_of_plane(s), c = channels(s), apart = input_apart(s);
+    int64_t stop = z + depth_from(s, z) + overlap(s);
     for (int64_t place = z ? z + overlap(s) : 0; place < stop; place++) {
         int64_t plane = place - s->taps / 2, at = (sample * s->d + plane) * s->h * s->w;
         float *to = input + place % ring(s) * tiles * c;
