@@ -20,7 +20,7 @@ from torch import Tensor
 
 LIBRARY: Final = Path(__file__).with_name("_kernels.so")
 
-_VERSION: Final = 3
+_VERSION: Final = 4
 """Of the functions in native/; a library of another version, from before an update, is not used."""
 LANES, _COLUMNS, _POINTS, _DEPTHS, _TILE, _STAGGER = 8, 16, 36, 4, 4, 16  # of winograd.c
 _LEAST_TILES: Final = 256
@@ -47,7 +47,7 @@ def library() -> ctypes.CDLL | None:
     try:
         found = ctypes.CDLL(str(LIBRARY))
         found.segwright_convolve_work.restype = ctypes.c_int64
-        found.segwright_run.restype = None
+        found.segwright_call.restype = None
         return found if found.segwright_version() == _VERSION else None
     except (OSError, AttributeError):  # none, or none of ours
         return None
@@ -98,7 +98,7 @@ def convolve(images: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> T
     taps = prod(kernel) // 9
     ordered = weight.reshape(outputs, inputs, taps, 3, 3).permute(2, 3, 4, 1, 0).contiguous()
     points = torch.empty(_POINTS * ((_DEPTHS if taps == 3 else 1) * inputs * outputs + _STAGGER))
-    _run("segwright_weights", points.numel(), ordered, taps, inputs, outputs, points)
+    _call("segwright_weights", points.numel(), ordered, taps, inputs, outputs, points)
 
     size = (1, *images[0].shape[2:])[-3:]
     across, down = (ceil(extent / _TILE) for extent in size[:0:-1])
@@ -111,7 +111,7 @@ def convolve(images: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> T
     out = torch.empty((len(images[0]), outputs, *images[0].shape[2:]), memory_format=layout)
     constant = None if bias is None else bias.contiguous()
     work = loaded.segwright_convolve_work(ctypes.byref(shape))
-    _run("segwright_convolve", out.numel(), shape, images[0], images[-1], points, constant, out, work=work)
+    _call("segwright_convolve", out.numel(), shape, images[0], images[-1], points, constant, out, work=work)
     return out
 
 
@@ -134,7 +134,7 @@ def instance_norm(
     runs = ceil(voxels / _RUN)
     moments = torch.empty((samples, runs, 2, channels))
     geometry = (image, int(image.dtype == torch.bfloat16), samples, voxels, channels, _RUN)
-    _run("segwright_moments", image.numel(), *geometry, moments)
+    _call("segwright_moments", image.numel(), *geometry, moments)
     means, squares = moments.double().unbind(2)  # (B, runs, C)
     counts = torch.full((runs, 1), float(_RUN), dtype=torch.float64)
     counts[-1] = voxels - (runs - 1) * _RUN
@@ -143,7 +143,7 @@ def instance_norm(
     scale = (variance + eps).rsqrt() * (1.0 if weight is None else weight)
     shift = torch.zeros(samples, channels) + (0.0 if bias is None else bias)
     out = image if in_place else torch.empty_like(image)
-    _run("segwright_scale", image.numel(), *geometry, mean.float(), scale.float(), shift, float(slope), out)
+    _call("segwright_scale", image.numel(), *geometry, mean.float(), scale.float(), shift, float(slope), out)
     return out
 
 
@@ -170,7 +170,7 @@ class _Argument(ctypes.Union):
     _fields_ = [("whole", ctypes.c_int64), ("real", ctypes.c_float), ("array", ctypes.c_void_p)]  # noqa: RUF012
 
 
-def _run(name: str, values: int, *arguments: Tensor | ctypes.Structure | float | None, work: int = 0) -> None:
+def _call(name: str, values: int, *arguments: Tensor | ctypes.Structure | float | None, work: int = 0) -> None:
     """Call a kernel in as many threads as torch computes with.
 
     Args:
@@ -184,7 +184,7 @@ def _run(name: str, values: int, *arguments: Tensor | ctypes.Structure | float |
     threads = torch.get_num_threads() if values >= _GRAIN else 1
     space = torch.empty(threads * work)
     passed = (_Argument * len(arguments))(*map(_argument, arguments))
-    loaded.segwright_run(
+    loaded.segwright_call(
         getattr(loaded, name), passed, ctypes.c_void_p(space.data_ptr()), ctypes.c_int64(work), ctypes.c_int64(threads),
         _team(),
     )  # fmt: skip

@@ -33,7 +33,7 @@ def downsample(maps: torch.Tensor, scale: Sequence[float]) -> torch.Tensor:
         reduced = max(round(size * factor), 1)
         if reduced != size:
             # float32 as in torch's own rule, so that ties at voxel borders fall on the same side
-            step = torch.tensor(size / reduced, dtype=torch.float32)  # a GPU's would wait for all before it
+            step = torch.tensor(size / reduced, dtype=torch.float32)  # made on a GPU, the host would wait for it
             position = (torch.arange(reduced, dtype=torch.float32) + 0.5) * step
             index = position.floor().to(torch.int64).clamp_max(size - 1)
             maps = maps.index_select(axis + 2, index.to(maps.device, non_blocking=True))

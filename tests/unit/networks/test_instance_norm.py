@@ -71,6 +71,23 @@ def test_gradients_pass_gradcheck(dims: int, layout: str) -> None:
     assert torch.autograd.gradcheck(function, (x, norm.weight, norm.bias))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dims", [2, 3])
+def test_without_gradients_the_values_are_the_same_and_take_no_memory(
+    dims: int, layout: str, dtype: torch.dtype
+) -> None:
+    x, norm = image(dims, layout, dtype=dtype), layer(dims, affine=True)
+    expected, alone = norm_leaky_relu(norm, x, 0.01).detach(), norm(x).detach()
+    with torch.inference_mode():
+        given = x.clone()
+        assert torch.equal(norm(given), alone)
+        assert torch.equal(given, x)  # a norm without LeakyReLU leaves its input as it is
+        out = norm_leaky_relu(norm, given, 0.01)
+    assert torch.equal(out, expected)
+    assert out.data_ptr() == given.data_ptr()
+
+
 def test_a_gradient_in_another_layout_is_taken() -> None:
     x, norm = image(3, "channels_last"), layer(3, affine=True)
     upstream = torch.randn(x.shape)

@@ -11,14 +11,14 @@ typedef struct {
     const Argument *arguments;
     float *work;
     int64_t work_size, began, next;
-} Run;
+} Call;
 
 /* What `kernels.py` expects; to be counted up with every change of these functions. */
-API int64_t segwright_version(void) { return 3; }
+API int64_t segwright_version(void) { return 4; }
 
 static void take_part(void *data) {
-    Run *run = data;
-    run->kernel(run->arguments, run->work + take(&run->began) * run->work_size, &run->next);
+    Call *call = data;
+    call->kernel(call->arguments, call->work + take(&call->began) * call->work_size, &call->next);
 }
 
 static void *take_part_in_thread(void *data) {
@@ -28,20 +28,20 @@ static void *take_part_in_thread(void *data) {
 
 /* Call a kernel in `threads` threads at most, each with `work_size` floats of `work`: by its `team` in torch's own,
  * which look out for work a while after a layer and are there at once; without a team in new ones. */
-API void segwright_run(
+API void segwright_call(
     Kernel *kernel, const Argument *arguments, float *work, int64_t work_size, int64_t threads, Team *team
 ) {
     enum { MOST = 256 };
-    Run run = {kernel, arguments, work, work_size, 0, 0};
+    Call call = {kernel, arguments, work, work_size, 0, 0};
     pthread_t others[MOST];
     int64_t started = 0;
     if (team && threads > 1) {
-        team(take_part, &run, (unsigned)threads, 0);
+        team(take_part, &call, (unsigned)threads, 0);
         return;
     }
-    while (started < least(threads, MOST) - 1 && !pthread_create(&others[started], NULL, take_part_in_thread, &run)) {
+    while (started < least(threads, MOST) - 1 && !pthread_create(&others[started], NULL, take_part_in_thread, &call)) {
         started++;
     }
-    take_part(&run);
+    take_part(&call);
     while (started) pthread_join(others[--started], NULL);
 }
