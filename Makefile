@@ -12,6 +12,7 @@ $(READY): pyproject.toml constraints.txt hatch_build.py $(wildcard src/segwright
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m compileall -q src/segwright
 	touch $@
 
 demo: setup

@@ -1,4 +1,4 @@
-"""Predict a folder: `predict.py NNUNET_MODEL IMAGES OUTPUT`; the time includes the conversion of the model."""
+"""Predict a folder with a model of nnU-Net's as it is: `predict.py NNUNET_MODEL IMAGES OUTPUT`."""
 
 import json
 import sys
@@ -12,9 +12,7 @@ POLL_S = 0.05
 
 def main() -> None:
     """Predict; print all seconds since the start of this program and those to the first label map."""
-    from segwright.inference.files import predict_files
-    from segwright.inference.model_folder import load_predictor
-    from segwright.interop.nnunet import import_model
+    import segwright
 
     model, images, output = (Path(argument) for argument in sys.argv[1:4])
     first: list[float] = []
@@ -27,8 +25,7 @@ def main() -> None:
     done = threading.Event()
     watching = threading.Thread(target=watch)
     watching.start()
-    import_model(model, output.parent / "converted")
-    records = predict_files(load_predictor(output.parent / "converted", device="cpu"), images, output)
+    records = segwright.predict(model, images, output, device="cpu")
     done.set()
     watching.join()
     seconds = time.perf_counter() - START

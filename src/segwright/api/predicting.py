@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from segwright.api.exchange import only_model, unpacked
+from segwright.core.collecting import at_rest
 from segwright.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -61,8 +62,9 @@ def predict(
         part: Predict every `parts`-th case, beginning with this one (from 0); for several machines.
         parts: Into how many parts the cases are dealt.
     """
-    from segwright.inference.ensemble import Ensemble
-    from segwright.inference.files import predict_files
+    with at_rest():
+        from segwright.inference.ensemble import Ensemble
+        from segwright.inference.files import predict_files
 
     saving = _checked_options(images, output, probabilities, classes, part=part, parts=parts)
     devices = _checked_devices(device, precision)
@@ -149,9 +151,10 @@ def load_model(
 
 def _load(model: Path | str, *, trust_code: bool, exact: bool, **options: Any) -> Predictor | Ensemble:
     """Return the predictor of a model folder; what may be asked of the device is checked."""
-    from segwright.inference.model_folder import OURS, CheckpointFormat, load_predictor
-    from segwright.inference.selected import find_selected, load_selected
-    from segwright.interop.nnunet import NnunetCheckpoints, is_nnunet_model
+    with at_rest():
+        from segwright.inference.model_folder import OURS, CheckpointFormat, load_predictor
+        from segwright.inference.selected import find_selected, load_selected
+        from segwright.interop.nnunet import NnunetCheckpoints, is_nnunet_model
 
     def load(folder: Path) -> Predictor:
         reading: CheckpointFormat = NnunetCheckpoints() if is_nnunet_model(folder) else OURS

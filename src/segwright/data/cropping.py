@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
+import scipy
 
 from segwright.core.arrays import Box, crop, nonzero_box
 from segwright.data.labels import OUTSIDE
@@ -66,7 +66,7 @@ def _fill_holes(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     if mask.all() or min(mask.shape) < _THINNEST_WITH_HOLES:
         return mask
     components: npt.NDArray[np.signedinteger[Any]]
-    components, count = ndimage.label(~mask)
+    components, count = scipy.ndimage.label(~mask)
     is_hole = np.ones(count + 1, dtype=bool)
     is_hole[0] = False
     for axis in range(mask.ndim):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import expit
+import scipy
 
 from segwright.core.errors import DatasetError
 
@@ -171,7 +171,7 @@ class Labels:
         self._require_heads(logits)
         values = np.array(logits, dtype=np.float32)
         if self.has_regions:
-            expit(values, out=values)
+            scipy.special.expit(values, out=values)
             return values
         values -= values.max(axis=0)
         np.exp(values, out=values)

@@ -13,8 +13,8 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
+import scipy
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError, field_validator
-from scipy import ndimage
 
 from segwright.core.arrays import box_slices, nonzero_box
 from segwright.core.documents import describe_validation, read_json, write_json
@@ -180,7 +180,7 @@ def _components(mask: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
     if mask.ndim == 3 and find_spec("cc3d") is not None:
         found: npt.NDArray[Any] = import_module("cc3d").connected_components(np.pad(mask, 1), connectivity=26)
         return found[1:-1, 1:-1, 1:-1]
-    numbered, _ = ndimage.label(mask, np.ones((3,) * mask.ndim, dtype=bool))
+    numbered, _ = scipy.ndimage.label(mask, np.ones((3,) * mask.ndim, dtype=bool))
     return np.asarray(numbered)
 
 

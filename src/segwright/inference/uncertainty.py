@@ -22,8 +22,8 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import scipy
 import torch
-from scipy.special import entr, expit
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -135,13 +135,14 @@ class Observer:
         self._entropy += share * float(np.log(totals).sum(dtype=np.float64) - powers.sum(axis=0) @ largest)
 
     def _look_at_regions(self, logits: Floats, share: float) -> None:
-        values = expit(logits)
+        values = scipy.special.expit(logits)
         is_in = logits > 0
         self._possible += share * values.sum(axis=1)
         self._predicted += share * is_in.sum(axis=1)
         self._sure += share * (values * is_in).sum(axis=1)
         self._foreground += share * float(is_in.any(axis=0).sum())
-        self._entropy += share * float((entr(values) + entr(1 - values)).sum(dtype=np.float64))
+        entropy = scipy.special.entr(values) + scipy.special.entr(1 - values)
+        self._entropy += share * float(entropy.sum(dtype=np.float64))
 
 
 def _against(total: float, foreground: float) -> float:
@@ -157,9 +158,9 @@ def entropy_map(probabilities: Floats, labels: Labels) -> Floats:
         probabilities: (H, *S).
         labels: whose heads they are.
     """
-    found: Floats = entr(probabilities).sum(axis=0, dtype=np.float32)
+    found: Floats = scipy.special.entr(probabilities).sum(axis=0, dtype=np.float32)
     if labels.has_regions:
-        found += entr(1 - probabilities).sum(axis=0, dtype=np.float32)
+        found += scipy.special.entr(1 - probabilities).sum(axis=0, dtype=np.float32)
     found /= largest_entropy(labels)
     return np.clip(found, 0, 1, out=found)
 
@@ -196,8 +197,8 @@ def pooled_maps(
         each = [np.asarray(array[head, start:stop], dtype=np.float32) for array in arrays]
         sides = (each, [1 - values for values in each]) if labels.has_regions else (each,)
         for side in sides:
-            joint += entr(np.mean(side, axis=0))
-            alone += np.mean([entr(values) for values in side], axis=0)
+            joint += scipy.special.entr(np.mean(side, axis=0))
+            alone += np.mean([scipy.special.entr(values) for values in side], axis=0)
     within = np.mean([-np.log1p(-np.minimum(spread[start:stop], 1 - 1e-6)) for spread in spreads], axis=0)
     entropy: Floats = np.clip(joint / np.float32(largest_entropy(labels)), 0, 1)
     return entropy, disagreement_map(np.maximum(joint - alone, 0) + within)

@@ -9,7 +9,6 @@ from math import ceil
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import gaussian_filter1d
 
 from segwright.core.errors import ConfigError
 
@@ -82,10 +81,8 @@ def gaussian_map(patch_size: tuple[int, ...]) -> npt.NDArray[np.float32]:
     """
     weights = np.ones((), dtype=np.float64)
     for size in patch_size:
-        impulse = np.zeros(size)
-        impulse[size // 2] = 1.0
-        axis = gaussian_filter1d(impulse, size / GAUSSIAN_SIGMAS_PER_PATCH, mode="constant", cval=0.0)
-        weights = weights[..., None] * (axis / axis.max())
+        sigmas = (np.arange(size) - size // 2) / (size / GAUSSIAN_SIGMAS_PER_PATCH)
+        weights = weights[..., None] * np.exp(-0.5 * sigmas**2)
     rounded = (weights * GAUSSIAN_PEAK).astype(np.float16).astype(np.float32)
     result: npt.NDArray[np.float32] = np.maximum(rounded, rounded[rounded > 0].min())
     result.setflags(write=False)

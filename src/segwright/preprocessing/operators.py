@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy
 import torch
-from scipy import ndimage
 from torch.nn import functional
 
 FloatArray = npt.NDArray[np.float64]
@@ -51,7 +51,7 @@ def axis_operator(old: int, new: int, order: int) -> FloatArray:
     if old == new:
         operator = np.eye(old)
     else:
-        zoom: Any = ndimage.zoom  # its type hints are finer than the numpy versions that we support
+        zoom: Any = scipy.ndimage.zoom  # its type hints are finer than the numpy versions that we support
         operator = zoom(np.eye(old), (new / old, 1.0), order=order, mode="nearest", grid_mode=True)
     assert operator.shape == (new, old), f"zoom gave {operator.shape} for {(new, old)}"
     operator.flags.writeable = False
