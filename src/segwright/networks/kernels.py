@@ -20,11 +20,11 @@ from torch import Tensor
 
 LIBRARY: Final = Path(__file__).with_name("_kernels.so")
 
-_VERSION: Final = 4
+_VERSION: Final = 5
 """Of the functions in native/; a library of another version, from before an update, is not used."""
-LANES, _COLUMNS, _POINTS, _DEPTHS, _TILE, _STAGGER = 8, 16, 36, 4, 4, 16  # of winograd.c
+LANES, _COLUMNS, _POINTS, _PATCH, _TILE, _STAGGER = 8, 16, 36, 6, 4, 16  # of winograd.c
 _LEAST_TILES: Final = 256
-"""With fewer tiles the transformed weights, five times as many, take longer to read than is saved."""
+"""With fewer tiles the transformed weights, eight times as many, take longer to read than is saved."""
 _RUN: Final = 1024
 """Voxels whose sums are made in float32; runs are put together in float64."""
 _GRAIN: Final = 32768
@@ -76,8 +76,8 @@ def suits(weight: Tensor, image: Tensor, channels: Sequence[int]) -> bool:
 def convolve(images: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
     """Convolve one or two images, concatenated along their channels, with stride 1 and padding that keeps the shape.
 
-    Winograd's F(4x4, 3x3) in planes and F(2, 3) along the depth (Lavin & Gray 2016, arXiv:1509.09308): a sixth of the
-    multiplications in 3D, three times as fast as the direct way, and 1e-5 of the largest value from it.
+    Winograd's F(4, 3) along every axis with three taps (Lavin & Gray 2016, arXiv:1509.09308): an eighth of the
+    multiplications in 3D, three to four times as fast as the direct way, and a few 1e-6 of the largest value from it.
 
     Args:
         images: (B, C, *S) and (B, C', *S).
@@ -97,12 +97,13 @@ def convolve(images: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> T
     outputs, inputs, *kernel = weight.shape
     taps = prod(kernel) // 9
     ordered = weight.reshape(outputs, inputs, taps, 3, 3).permute(2, 3, 4, 1, 0).contiguous()
-    points = torch.empty(_POINTS * ((_DEPTHS if taps == 3 else 1) * inputs * outputs + _STAGGER))
+    weights = (_PATCH if taps == 3 else 1) * inputs * outputs
+    points = torch.empty(_POINTS * (weights + _STAGGER))
     _call("segwright_weights", points.numel(), ordered, taps, inputs, outputs, points)
 
     size = (1, *images[0].shape[2:])[-3:]
     across, down = (ceil(extent / _TILE) for extent in size[:0:-1])
-    depth, strip = _cut(size[0], down, across, _tiles_of_block(inputs, outputs), even=taps == 3)
+    depth, strip = _cut(size[0], down, across, _tiles_of_block(weights), group=_TILE if taps == 3 else 1)
     strip = min(strip, max(1, len(images[0]) * down // torch.get_num_threads()))  # a job for each thread
     channels = [image.shape[1] for image in (*images, images[0][:, :0])[:2]]
     shape = _Shape(len(images[0]), *size, *channels, outputs, taps, strip, depth)
@@ -147,19 +148,22 @@ def instance_norm(
     return out
 
 
-def _tiles_of_block(inputs: int, outputs: int) -> int:
-    """Return how many tiles to transform before they are multiplied; found by timing 32 to 320 channels.
+def _tiles_of_block(weights: int) -> int:
+    """Return how many tiles to transform before they are multiplied; found by timing 32 to 512 channels.
 
-    As many as the second-level cache of a core holds, half a MiB; more where the weights of a point do not fit either
-    and are read again for each block.
+    As many as the second-level cache of a core holds, half a MiB; more where the `weights` of a point, so many floats,
+    would take most of it and are read again for each block.
     """
-    return min(160, max(24, inputs * outputs // 300))
+    return 24 if weights <= 1 << 16 else 120
 
 
-def _cut(depth: int, down: int, across: int, tiles: int, *, even: bool) -> tuple[int, int]:
-    """Return how many planes and rows of tiles make a block of about so many `tiles`; blocks of one size if may be."""
+def _cut(depth: int, down: int, across: int, tiles: int, *, group: int) -> tuple[int, int]:
+    """Return how many planes, in whole groups, and rows of tiles make a block of about so many `tiles`.
+
+    Blocks are of one size if may be.
+    """
     planes = ceil(depth / ceil(depth * across / tiles))
-    planes += even and planes % 2
+    planes = ceil(planes / group) * group
     rows = ceil(down / max(1, round(down * across * planes / tiles)))
     return planes, rows
 

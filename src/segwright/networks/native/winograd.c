@@ -1,9 +1,9 @@
 /* Convolutions by Winograd's minimal filtering, float32.
  *
- * Winograd's F(4x4, 3x3) takes 36 multiplications for 4x4 outputs where the direct way takes 144 (Lavin & Gray 2016,
- * "Fast algorithms for convolutional neural networks", arXiv:1509.09308); it is applied in planes, and F(2, 3), 4
- * multiplications instead of 6, along the depth. Blocks of tiles are transformed, multiplied and transformed back while
- * they are in the cache.
+ * Winograd's F(4, 3) takes 6 multiplications for 4 outputs along an axis where the direct way takes 12 (Lavin & Gray
+ * 2016, "Fast algorithms for convolutional neural networks", arXiv:1509.09308). It is applied to tiles of 4x4 in planes
+ * and, with three taps, to groups of four planes. Blocks of tiles are transformed, multiplied and transformed back
+ * while they are in the cache.
  */
 #include "native.h"
 
@@ -13,51 +13,55 @@ enum {
     TILE = 4,        /* outputs of a tile along each axis of the plane */
     PATCH = 6,       /* inputs that they need */
     POINTS = 36,     /* multiplications per tile, input and output channel */
-    DEPTHS = 4,      /* the same along the depth, for two outputs of three taps */
     STAGGER = 16,    /* floats between the arrays of two points, so that they do not meet in the same cache lines */
 };
 
-/* The three matrices of F(4, 3) with the points 0, 1, -1, 2, -2 and infinity, along one axis. */
+/* Places from `first` until before `stop`. */
+typedef struct {
+    int64_t first, stop;
+} Span;
+
+/* The three matrices of F(4, 3) along one axis, with the points 0, NEAR, -NEAR, FAR, -FAR and infinity. NEAR * FAR is
+ * 1, which saves multiplications, and with 2/3 and 3/2 errors are a third of those with the usual 1 and 2
+ * (benchmarks/LOG.md; Barabasz et al. 2020, arXiv:1803.10986, on the choice of points). */
+
+#define NEAR (2.0f / 3.0f)
+#define FAR (3.0f / 2.0f)
+#define NEAR2 (NEAR * NEAR)
+#define FAR2 (FAR * FAR)
 
 INLINE void transform_weight(Lanes g0, Lanes g1, Lanes g2, Lanes *out, int64_t stride) {
-    Lanes outer = (g0 + g2) / 6.0f, middle = g1 / 6.0f, wide = g0 / 24.0f + g2 / 6.0f, twice = g1 / 12.0f;
-    out[0] = g0 / 4.0f;
-    out[stride] = -outer - middle;
-    out[2 * stride] = middle - outer;
-    out[3 * stride] = wide + twice;
-    out[4 * stride] = wide - twice;
+    Lanes near = (g0 + NEAR2 * g2) / (2.0f * NEAR * (NEAR2 - FAR2)), near_odd = g1 / (2.0f * (NEAR2 - FAR2));
+    Lanes far = (g0 + FAR2 * g2) / (2.0f * FAR * (FAR2 - NEAR2)), far_odd = g1 / (2.0f * (FAR2 - NEAR2));
+    out[0] = g0;
+    out[stride] = near + near_odd;
+    out[2 * stride] = near - near_odd;
+    out[3 * stride] = far + far_odd;
+    out[4 * stride] = far - far_odd;
     out[5 * stride] = g2;
 }
 
 INLINE void transform_input(const Lanes *d, Lanes *out, int64_t stride) {
-    Lanes d1 = d[1], d2 = d[2], d3 = d[3], d4 = d[4];
-    Lanes even = d4 - 4.0f * d2, odd = d3 - 4.0f * d1, inner = d4 - d2, twice = 2.0f * (d3 - d1);
-    out[0] = 4.0f * d[0] - 5.0f * d2 + d4;
-    out[stride] = even + odd;
-    out[2 * stride] = even - odd;
-    out[3 * stride] = inner + twice;
-    out[4 * stride] = inner - twice;
-    out[5 * stride] = 4.0f * d1 - 5.0f * d3 + d[5];
+    Lanes near = d[4] - FAR2 * d[2], near_odd = d[3] - FAR2 * d[1];
+    Lanes far = d[4] - NEAR2 * d[2], far_odd = d[3] - NEAR2 * d[1];
+    out[0] = d[0] + d[4] - (NEAR2 + FAR2) * d[2];
+    out[stride] = near + NEAR * near_odd;
+    out[2 * stride] = near - NEAR * near_odd;
+    out[3 * stride] = far + FAR * far_odd;
+    out[4 * stride] = far - FAR * far_odd;
+    out[5 * stride] = d[1] + d[5] - (NEAR2 + FAR2) * d[3];
 }
 
 INLINE void transform_output(const Lanes *m, Lanes *out, int64_t stride) {
     Lanes near = m[1] + m[2], near_odd = m[1] - m[2], far = m[3] + m[4], far_odd = m[3] - m[4];
-    out[0] = m[0] + near + far;
-    out[stride] = near_odd + 2.0f * far_odd;
-    out[2 * stride] = near + 4.0f * far;
-    out[3 * stride] = near_odd + 8.0f * far_odd + m[5];
+    out[0] = m[0] + FAR * near + NEAR * far;
+    out[stride] = near_odd + far_odd;
+    out[2 * stride] = NEAR * near + FAR * far;
+    out[3 * stride] = NEAR2 * near_odd + FAR2 * far_odd + m[5];
 }
 
-/* The matrix of F(2, 3) for weights along the depth, with the points 0, 1, -1 and infinity. */
-INLINE void transform_taps(Lanes g0, Lanes g1, Lanes g2, Lanes *out) {
-    Lanes even = 0.5f * (g0 + g2), odd = 0.5f * g1;
-    out[0] = g0;
-    out[1] = even + odd;
-    out[2] = even - odd;
-    out[3] = g2;
-}
-
-INLINE int64_t depths_of(int64_t taps) { return taps == 3 ? DEPTHS : 1; }
+INLINE int64_t depths_of(int64_t taps) { return taps == 3 ? PATCH : 1; }
+INLINE int64_t group_of(int64_t taps) { return taps == 3 ? TILE : 1; } /* planes that are computed together */
 INLINE int64_t weights_apart(int64_t taps, int64_t in, int64_t out) { return depths_of(taps) * in * out + STAGGER; }
 
 /* Transform weights (taps, 3, 3, in, out) to POINTS times (depths, out / COLUMNS, in, COLUMNS); a job is COLUMNS.
@@ -82,23 +86,39 @@ API void segwright_weights(const Argument *arguments, float *work, int64_t *next
                 }
             }
             for (int i = 0; i < POINTS; i++) {
-                Lanes deep[DEPTHS] = {whole[0][i]};
-                if (taps == 3) transform_taps(whole[0][i], whole[1][i], whole[2][i], deep);
+                Lanes deep[PATCH] = {whole[0][i]};
+                if (taps == 3) transform_weight(whole[0][i], whole[1][i], whole[2][i], deep, 1);
                 for (int64_t q = 0; q < depths_of(taps); q++) store(to + i * apart + q * plane + each, deep[q]);
             }
         }
     }
 }
 
-/* Transform a patch, one vector at each place, to POINTS arrays that lie `apart`; the next row is `rows` floats away,
- * the next column `columns`. */
-INLINE void transform_patch(const float *from, int64_t rows, int64_t columns, float *to, int64_t apart) {
+/* Ask for rows of `floats` floats, the next one `apart`, that are needed soon. The processor foresees the rows of one
+ * plane, but not that the same rows of the plane after it come next. */
+INLINE void prefetch(const float *from, int64_t rows, int64_t apart, int64_t floats) {
+    for (const float *row = from; rows > 0; rows--, row += apart) {
+        for (int64_t i = 0; i < floats; i += 2 * LANES) __builtin_prefetch(row + i, 0, 2);
+    }
+}
+
+/* Transform a patch, one vector at each place, zero outside the rows and columns that are `seen` of it, to points that
+ * lie `apart`; the next row is `rows` floats away, the next column `columns`. */
+INLINE void transform_patch(
+    const float *from, int64_t rows, int64_t columns, Span seen_rows, Span seen_columns, float *to, int64_t apart
+) {
     Lanes half[POINTS];
+#pragma GCC unroll 1
     for (int j = 0; j < PATCH; j++, from += columns) {
-        Lanes column[PATCH];
-        for (int i = 0; i < PATCH; i++) column[i] = load(from + i * rows);
+        Lanes column[PATCH] = {0};
+        if (j >= seen_columns.first && j < seen_columns.stop) {
+            for (int i = 0; i < PATCH; i++) {
+                if (i >= seen_rows.first && i < seen_rows.stop) column[i] = load(from + i * rows);
+            }
+        }
         transform_input(column, half + j, PATCH);
     }
+#pragma GCC unroll 1
     for (int i = 0; i < PATCH; i++, to += PATCH * apart) {
         Lanes row[PATCH];
         transform_input(half + PATCH * i, row, 1);
@@ -106,35 +126,30 @@ INLINE void transform_patch(const float *from, int64_t rows, int64_t columns, fl
     }
 }
 
-/* Transform the patch at (y, x) of a plane (h, w, c), zero outside, to POINTS arrays that lie `apart`. */
+/* Transform the patch at (y, x) of a plane (h, w, c), zero outside, to points that lie `apart`; `is_last` of its image
+ * is a plane that none follows. */
 static void input_tile(
-    const float *plane, int64_t h, int64_t w, int64_t c, int64_t y, int64_t x, float *to, int64_t apart
+    const float *plane, int is_last, int64_t h, int64_t w, int64_t c, int64_t y, int64_t x, float *to, int64_t apart
 ) {
+    Span rows = {y < 0, least(PATCH, h - y)}, columns = {x < 0, least(PATCH, w - x)};
     const float *corner = plane + (y * w + x) * c;
-    if (y >= 0 && x >= 0 && y + PATCH <= h && x + PATCH <= w) {
-        for (int64_t first = 0; first < c; first += LANES) transform_patch(corner + first, w * c, c, to + first, apart);
-        return;
-    }
+    if (!is_last) prefetch(corner + ((h + rows.first) * w + 1) * c, rows.stop - rows.first, w * c, TILE * c);
     for (int64_t first = 0; first < c; first += LANES) {
-        Lanes seen[POINTS] = {0};
-        for (int64_t i = y < 0; i < least(PATCH, h - y); i++) {
-            for (int64_t j = x < 0; j < least(PATCH, w - x); j++) {
-                seen[PATCH * i + j] = load(corner + (i * w + j) * c + first);
-            }
-        }
-        transform_patch((const float *)seen, PATCH * LANES, LANES, to + first, apart);
+        transform_patch(corner + first, w * c, c, rows, columns, to + first, apart);
     }
 }
 
-/* Transform POINTS arrays that lie `apart` back to the tile at (y, x) of a plane (h, w, c), cut at its border. */
+/* Transform points that lie `apart` back to the tile at (y, x) of a plane (h, w, c), cut at its border. */
 static void output_tile(
-    const float *from, int64_t apart, const float *bias, float *plane, int64_t h, int64_t w, int64_t c, int64_t y,
-    int64_t x
+    const float *from, int64_t apart, const float *bias, float *plane, int is_last, int64_t h, int64_t w, int64_t c,
+    int64_t y, int64_t x
 ) {
     int64_t height = least(TILE, h - y), width = least(TILE, w - x);
     float *corner = plane + (y * w + x) * c;
+    if (!is_last) prefetch(corner + h * w * c, height, w * c, width * c);
     for (int64_t first = 0; first < c; first += LANES, corner += LANES) {
         Lanes half[TILE * PATCH], constant = bias ? load(bias + first) : (Lanes){0};
+#pragma GCC unroll 1
         for (int j = 0; j < PATCH; j++) {
             Lanes column[PATCH];
             for (int i = 0; i < PATCH; i++) column[i] = load(from + (PATCH * i + j) * apart + first);
@@ -152,6 +167,7 @@ static void output_tile(
 INLINE void multiply_rows(int rows, const float *a, int64_t in, const float *weights, float *to, int64_t to_stride) {
     Lanes sums[ROWS][2];
     for (int i = 0; i < rows; i++) sums[i][0] = sums[i][1] = (Lanes){0};
+#pragma GCC unroll 2
     for (int64_t k = 0; k < in; k++, weights += COLUMNS) {
         Lanes low = load(weights), high = load(weights + LANES);
 #pragma GCC unroll 6
@@ -183,26 +199,27 @@ static void multiply(const float *a, int64_t rows, int64_t in, const float *weig
     }
 }
 
-/* Along the depth: four planes (size) from plane `first` of a ring on to DEPTHS arrays that lie `apart`. */
-static void spread_depth(const float *ring, int64_t planes, int64_t first, int64_t size, float *to, int64_t apart) {
-    const float *plane[DEPTHS];
-    for (int q = 0; q < DEPTHS; q++) plane[q] = ring + (first + q) % planes * size;
-    for (int64_t i = 0; i < size; i += LANES) {
-        Lanes d0 = load(plane[0] + i), d1 = load(plane[1] + i), d2 = load(plane[2] + i), d3 = load(plane[3] + i);
-        store(to + i, d0 - d2);
-        store(to + apart + i, d1 + d2);
-        store(to + 2 * apart + i, d2 - d1);
-        store(to + 3 * apart + i, d1 - d3);
+/* Along the depth: one point of the tiles (tiles, POINTS, c) of PATCH planes to PATCH arrays (tiles, c) that lie
+ * `apart`. */
+static void spread_depth(const float *const *planes, int64_t tiles, int64_t c, float *to, int64_t apart) {
+    for (int64_t tile = 0; tile < tiles; tile++, to += c) {
+        for (int64_t i = 0; i < c; i += LANES) {
+            Lanes whole[PATCH], deep[PATCH];
+            for (int q = 0; q < PATCH; q++) whole[q] = load(planes[q] + tile * POINTS * c + i);
+            transform_input(whole, deep, 1);
+            for (int q = 0; q < PATCH; q++) store(to + q * apart + i, deep[q]);
+        }
     }
 }
 
-/* Back from DEPTHS arrays (pairs, size) to two planes (size) for each pair. */
-static void gather_depth(const float *from, int64_t pairs, int64_t size, float *to) {
-    for (int64_t pair = 0; pair < pairs; pair++, from += size, to += 2 * size) {
-        for (int64_t i = 0; i < size; i += LANES) {
-            Lanes m1 = load(from + pairs * size + i), m2 = load(from + 2 * pairs * size + i);
-            store(to + i, load(from + i) + m1 + m2);
-            store(to + size + i, m1 - m2 - load(from + 3 * pairs * size + i));
+/* Back from PATCH arrays (tiles, c) that lie `apart` to one point of the tiles (tiles, POINTS, c) of TILE planes. */
+static void gather_depth(const float *from, int64_t apart, int64_t tiles, int64_t c, float *to) {
+    for (int64_t tile = 0; tile < tiles; tile++, from += c, to += POINTS * c) {
+        for (int64_t i = 0; i < c; i += LANES) {
+            Lanes deep[PATCH], whole[TILE];
+            for (int q = 0; q < PATCH; q++) deep[q] = load(from + q * apart + i);
+            transform_output(deep, whole, 1);
+            for (int q = 0; q < TILE; q++) store(to + q * tiles * POINTS * c + i, whole[q]);
         }
     }
 }
@@ -213,7 +230,7 @@ typedef struct {
     int64_t first, second;   /* channels of the two inputs, the second may have none */
     int64_t out;             /* channels of the output */
     int64_t taps;            /* along the depth: 1 or 3 */
-    int64_t strip, depth;    /* the depth is even where there are three taps */
+    int64_t strip, depth;    /* the depth is a multiple of group_of(taps) */
 } Shape;
 
 INLINE int64_t across(const Shape *s) { return parts(s->w, TILE); }
@@ -222,38 +239,54 @@ INLINE int64_t overlap(const Shape *s) { return s->taps - 1; }
 INLINE int64_t tiles_of_plane(const Shape *s) { return s->strip * across(s); }
 INLINE int64_t tiles_of_block(const Shape *s) { return s->depth * tiles_of_plane(s); }
 INLINE int64_t ring(const Shape *s) { return s->depth + overlap(s); } /* planes of inputs that are held */
-INLINE int64_t input_apart(const Shape *s) { return ring(s) * tiles_of_plane(s) * channels(s) + STAGGER; }
-INLINE int64_t product_apart(const Shape *s) { return tiles_of_block(s) * s->out + STAGGER; }
-INLINE int64_t deep_tiles(const Shape *s) { return s->taps == 3 ? DEPTHS * tiles_of_block(s) / 2 : 0; }
+INLINE int64_t deep_tiles(const Shape *s) { return s->taps == 3 ? PATCH * tiles_of_block(s) / TILE : 0; }
+
+/* Where the transformed tiles of a block lie: how far from each other are points, and tiles. */
+typedef struct {
+    int64_t point, tile, size;
+} Layout;
+
+/* With three taps the points of a tile lie together, for they are written at once and read along the depth anyway; with
+ * one tap the tiles of a point do, as they are multiplied. */
+INLINE Layout layout(const Shape *s, int64_t tiles, int64_t c) {
+    int64_t point = s->taps == 3 ? c : tiles * c + STAGGER, tile = s->taps == 3 ? POINTS * c : c;
+    return (Layout){point, tile, POINTS * (tiles * c + STAGGER)};
+}
+
+INLINE Layout input_layout(const Shape *s) { return layout(s, ring(s) * tiles_of_plane(s), channels(s)); }
+INLINE Layout product_layout(const Shape *s) { return layout(s, tiles_of_block(s), s->out); }
 
 /* Return how many floats of `work` each thread needs. */
 API int64_t segwright_convolve_work(const Shape *s) {
-    return POINTS * (input_apart(s) + product_apart(s)) + deep_tiles(s) * (channels(s) + s->out);
+    return input_layout(s).size + product_layout(s).size + deep_tiles(s) * (channels(s) + s->out);
 }
 
-/* Return how many planes the block from `z` on has, one more where a pair of them is not whole. */
+/* Return how many planes the block from `z` on has, some more where a group of them is not whole. */
 INLINE int64_t depth_from(const Shape *s, int64_t z) {
-    return least(s->depth, s->taps == 3 ? parts(s->d - z, 2) * 2 : s->d - z);
+    return least(s->depth, parts(s->d - z, group_of(s->taps)) * group_of(s->taps));
 }
 
-/* Transform the tiles from row `top` on, in the planes that the outputs of the block from `z` on need; the first of
- * them are the last ones of the block before. Plane z - 1 has place z of the ring, or z itself with one tap. */
+/* Transform the tiles from row `top` on, in the planes that the outputs of the block from `z` on need, to the ring
+ * `input` of planes; the first of them are the last ones of the block before. Plane z - 1 has place z of the ring, or z
+ * itself with one tap. */
 static void transform_block(
     const Shape *s, const float *first, const float *second, int64_t sample, int64_t z, int64_t top, float *input
 ) {
-    int64_t tiles = tiles_of_plane(s), c = channels(s), apart = input_apart(s);
-    int64_t stop = z + depth_from(s, z) + overlap(s);
+    Layout lies = input_layout(s);
+    int64_t tiles = tiles_of_plane(s), stop = z + depth_from(s, z) + overlap(s);
     for (int64_t place = z ? z + overlap(s) : 0; place < stop; place++) {
         int64_t plane = place - s->taps / 2, at = (sample * s->d + plane) * s->h * s->w;
-        float *to = input + place % ring(s) * tiles * c;
-        if (plane < 0 || plane >= s->d) {
-            for (int i = 0; i < POINTS; i++) memset(to + i * apart, 0, sizeof(float) * tiles * c);
+        int is_last = plane == s->d - 1;
+        float *to = input + place % ring(s) * tiles * lies.tile;
+        if (plane < 0 || plane >= s->d) { /* of three taps */
+            memset(to, 0, sizeof(float) * tiles * lies.tile);
             continue;
         }
-        for (int64_t tile = 0; tile < tiles; tile++, to += c) {
+        for (int64_t tile = 0; tile < tiles; tile++, to += lies.tile) {
             int64_t y = (top + tile / across(s)) * TILE - 1, x = tile % across(s) * TILE - 1;
-            input_tile(first + at * s->first, s->h, s->w, s->first, y, x, to, apart);
-            if (s->second) input_tile(second + at * s->second, s->h, s->w, s->second, y, x, to + s->first, apart);
+            input_tile(first + at * s->first, is_last, s->h, s->w, s->first, y, x, to, lies.point);
+            if (!s->second) continue;
+            input_tile(second + at * s->second, is_last, s->h, s->w, s->second, y, x, to + s->first, lies.point);
         }
     }
 }
@@ -262,23 +295,28 @@ static void transform_block(
 static void multiply_block(
     const Shape *s, const float *input, const float *points, int64_t z, float *deep, float *product
 ) {
-    int64_t c = channels(s), tiles = tiles_of_plane(s), depth = depth_from(s, z), pairs = depth / 2;
-    int64_t rows = pairs * tiles;
+    Layout in = input_layout(s), lies = product_layout(s);
+    int64_t c = channels(s), out = s->out, tiles = tiles_of_plane(s), depth = depth_from(s, z);
+    int64_t rows = depth / TILE * tiles;
     float *deep_product = deep + deep_tiles(s) * c;
-    for (int i = 0; i < POINTS; i++) {
-        const float *from = input + i * input_apart(s), *weights = points + i * weights_apart(s->taps, c, s->out);
-        float *to = product + i * product_apart(s);
+    for (int i = 0; i < POINTS; i++, input += in.point, product += lies.point) {
+        const float *weights = points + i * weights_apart(s->taps, c, out);
         if (s->taps == 1) {
-            multiply(from, depth * tiles, c, weights, s->out, to);
+            multiply(input, depth * tiles, c, weights, out, product);
             continue;
         }
-        for (int64_t pair = 0; pair < pairs; pair++) {
-            spread_depth(from, ring(s), z + 2 * pair, tiles * c, deep + pair * tiles * c, rows * c);
+        for (int64_t plane = 0; plane < depth; plane += TILE) {
+            const float *planes[PATCH];
+            for (int q = 0; q < PATCH; q++) planes[q] = input + (z + plane + q) % ring(s) * tiles * in.tile;
+            spread_depth(planes, tiles, c, deep + plane / TILE * tiles * c, rows * c);
         }
-        for (int q = 0; q < DEPTHS; q++) {
-            multiply(deep + q * rows * c, rows, c, weights + q * c * s->out, s->out, deep_product + q * rows * s->out);
+        for (int q = 0; q < PATCH; q++) {
+            multiply(deep + q * rows * c, rows, c, weights + q * c * out, out, deep_product + q * rows * out);
         }
-        gather_depth(deep_product, pairs, tiles * s->out, to);
+        for (int64_t plane = 0; plane < depth; plane += TILE) {
+            const float *from = deep_product + plane / TILE * tiles * out;
+            gather_depth(from, rows * out, tiles, out, product + plane * tiles * lies.tile);
+        }
     }
 }
 
@@ -286,11 +324,12 @@ static void multiply_block(
 static void write_block(
     const Shape *s, const float *product, const float *bias, int64_t sample, int64_t z, int64_t top, float *out
 ) {
+    Layout lies = product_layout(s);
     int64_t tiles = tiles_of_plane(s);
-    for (int64_t each = 0; each < least(s->depth, s->d - z) * tiles; each++) {
+    for (int64_t each = 0; each < least(s->depth, s->d - z) * tiles; each++, product += lies.tile) {
         int64_t row = each % tiles / across(s), y = (top + row) * TILE, x = each % across(s) * TILE;
         float *plane = out + (sample * s->d + z + each / tiles) * s->h * s->w * s->out;
-        output_tile(product + each * s->out, product_apart(s), bias, plane, s->h, s->w, s->out, y, x);
+        output_tile(product, lies.point, bias, plane, z + each / tiles == s->d - 1, s->h, s->w, s->out, y, x);
     }
 }
 
@@ -302,7 +341,7 @@ API void segwright_convolve(const Argument *arguments, float *work, int64_t *nex
     const float *points = arguments[3].array, *bias = arguments[4].array;
     float *out = arguments[5].array;
     int64_t down = parts(s->h, TILE), strips = parts(down, s->strip);
-    float *input = work, *product = input + POINTS * input_apart(s), *deep = product + POINTS * product_apart(s);
+    float *input = work, *product = input + input_layout(s).size, *deep = product + product_layout(s).size;
     for (int64_t job; (job = take(next)) < s->n * strips;) {
         int64_t sample = job / strips, top = job % strips * s->strip;
         Shape part = *s;
