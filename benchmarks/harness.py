@@ -16,6 +16,9 @@ from pathlib import Path
 from statistics import median
 
 MEMORY_POLL_S = 0.1
+GROWTH, PSS_SHARE = 1.01, 0.02
+"""Proportional sizes are asked for when the plain ones have grown so much, else in so small a share of the time: to
+tell them, the system walks all pages of a process, on the processor that is measured."""
 CPU_FLAGS_OF_INTEREST = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "sve")
 
 
@@ -113,7 +116,7 @@ def measure(command: Command) -> Sample:
 
 
 class MemoryWatch(threading.Thread):
-    """Poll the proportional set size of a process and all its descendants (shared pages counted once)."""
+    """Watch the proportional set size of a process and all its descendants (shared pages counted once)."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
@@ -123,8 +126,15 @@ class MemoryWatch(threading.Thread):
 
     def run(self) -> None:
         """Poll until stopped."""
+        highest, again_at = 0.0, 0.0
         while not self._done.wait(MEMORY_POLL_S):
-            self.peak_mib = max(self.peak_mib, sum(_pss_kib(pid) for pid in _tree(self.pid)) / 1024)
+            tree, start = _tree(self.pid), time.perf_counter()
+            resident = sum(map(_resident_kib, tree))
+            if resident > GROWTH * highest or start > again_at:
+                highest = max(highest, resident)
+                self.peak_mib = max(self.peak_mib, sum(map(_pss_kib, tree)) / 1024)
+                now = time.perf_counter()
+                again_at = now + (now - start) / PSS_SHARE
 
     def stop(self) -> None:
         """End the polling."""
@@ -171,10 +181,18 @@ def _tree(pid: int) -> list[int]:
     return found
 
 
+def _resident_kib(pid: int) -> int:
+    return _told(pid, "status", "VmRSS:")
+
+
 def _pss_kib(pid: int) -> int:
+    return _told(pid, "smaps_rollup", "Pss:")
+
+
+def _told(pid: int, file: str, name: str) -> int:
     try:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
+        for line in Path(f"/proc/{pid}/{file}").read_text().splitlines():
+            if line.startswith(name):
                 return int(line.split()[1])
     except OSError:
         pass

@@ -27,3 +27,8 @@ def test_the_ratio_is_their_median_over_ours() -> None:
     comparison = harness.compare("stage", "3x", ours, theirs, rounds=2)
     assert comparison.ratio == 3
     assert comparison.to_json()["stage"] == "stage"
+
+
+def test_memory_that_is_taken_for_a_while_is_seen() -> None:
+    program = "import time; time.sleep(0.5); a = bytearray(300 << 20); time.sleep(0.5); del a; time.sleep(0.3)"
+    assert 300 <= harness.measure(python(program)).peak_mib <= 400

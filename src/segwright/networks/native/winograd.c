@@ -13,6 +13,7 @@ enum {
     TILE = 4,        /* outputs of a tile along each axis of the plane */
     PATCH = 6,       /* inputs that they need */
     POINTS = 36,     /* multiplications per tile, input and output channel */
+    AHEAD = 1024,    /* floats of weights that are asked for before they are needed */
     STAGGER = 16,    /* floats between the arrays of two points, so that they do not meet in the same cache lines */
 };
 
@@ -170,6 +171,7 @@ INLINE void multiply_rows(int rows, const float *a, int64_t in, const float *wei
 #pragma GCC unroll 2
     for (int64_t k = 0; k < in; k++, weights += COLUMNS) {
         Lanes low = load(weights), high = load(weights + LANES);
+        __builtin_prefetch(weights + AHEAD);
 #pragma GCC unroll 6
         for (int i = 0; i < rows; i++) {
             Lanes value = a[i * in + k] - (Lanes){0}; /* in all lanes */
