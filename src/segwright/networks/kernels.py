@@ -20,7 +20,7 @@ from torch import Tensor
 
 LIBRARY: Final = Path(__file__).with_name("_kernels.so")
 
-_VERSION: Final = 5
+_VERSION: Final = 6
 """Of the functions in native/; a library of another version, from before an update, is not used."""
 LANES, _COLUMNS, _POINTS, _PATCH, _TILE, _STAGGER = 8, 16, 36, 6, 4, 16  # of winograd.c
 _LEAST_TILES: Final = 256
@@ -132,19 +132,17 @@ def instance_norm(
     layout = torch.channels_last if image.ndim == 4 else torch.channels_last_3d
     image = image.contiguous(memory_format=layout)
     samples, channels, voxels = *image.shape[:2], prod(image.shape[2:])
-    runs = ceil(voxels / _RUN)
-    moments = torch.empty((samples, runs, 2, channels))
-    geometry = (image, int(image.dtype == torch.bfloat16), samples, voxels, channels, _RUN)
-    _call("segwright_moments", image.numel(), *geometry, moments)
-    means, squares = moments.double().unbind(2)  # (B, runs, C)
-    counts = torch.full((runs, 1), float(_RUN), dtype=torch.float64)
-    counts[-1] = voxels - (runs - 1) * _RUN
-    mean = (means * counts).sum(1) / voxels
-    variance = (squares + counts * (means - mean.unsqueeze(1)).square()).sum(1) / voxels
-    scale = (variance + eps).rsqrt() * (1.0 if weight is None else weight)
-    shift = torch.zeros(samples, channels) + (0.0 if bias is None else bias)
+    runs, threads = ceil(voxels / _RUN), torch.get_num_threads()
+    moments, factors = torch.empty((samples, runs, 2, channels)), torch.empty((samples, 3, channels))
     out = image if in_place else torch.empty_like(image)
-    _call("segwright_scale", image.numel(), *geometry, mean.float(), scale.float(), shift, float(slope), out)
+    geometry = (image, int(image.dtype == torch.bfloat16), samples, voxels, channels, _RUN)
+    affine = (None if each is None else each.contiguous() for each in (weight, bias))
+    arguments = (*geometry, *affine, float(eps), float(slope), moments, factors, out)
+    if samples % threads == 0:
+        _call("segwright_norm", image.numel(), *arguments, work=(2 * runs + 3) * channels)
+    else:
+        for step in ("segwright_moments", "segwright_factors", "segwright_scale"):
+            _call(step, image.numel(), *arguments)
     return out
 
 

@@ -122,7 +122,7 @@ def test_layers_with_too_few_jobs_for_many_threads_are_torchs() -> None:
 def test_instance_norm(size: tuple[int, ...], slope: float, affine: bool) -> None:
     offset = random(1, 40, *(1,) * len(size)) * 100
     image = random(2, 40, *size) * random(2, 40, *(1,) * len(size)) + offset
-    weight, bias = (random(40), random(40)) if affine else (None, None)
+    weight, bias = (random(40, 2)[:, 1], random(1).expand(40)) if affine else (None, None)
     factors = [None if each is None else each.double() for each in (weight, bias)]
     wanted = functional.instance_norm(image.double(), weight=factors[0], bias=factors[1], eps=1e-5)
     wanted = functional.leaky_relu(wanted, slope)
