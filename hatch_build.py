@@ -28,7 +28,7 @@ class Kernels(BuildHookInterface[Any]):
         library.unlink(missing_ok=True)  # or one of an older source would be loaded
         compiler = os.environ.get("CC", "cc").split()
         try:
-            subprocess.run([*compiler, *FLAGS, *sources, "-o", str(library)], check=True, capture_output=True)
+            subprocess.run([*compiler, *FLAGS, *sources, "-lm", "-o", str(library)], check=True, capture_output=True)
         except (OSError, subprocess.CalledProcessError) as error:
             detail = getattr(error, "stderr", None) or b""
             self.app.display_warning(f"prediction on the CPU will be slower: {error} {detail.decode(errors='replace')}")
