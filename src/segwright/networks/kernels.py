@@ -20,11 +20,13 @@ from torch import Tensor
 
 LIBRARY: Final = Path(__file__).with_name("_kernels.so")
 
-_VERSION: Final = 6
+_VERSION: Final = 7
 """Of the functions in native/; a library of another version, from before an update, is not used."""
 LANES, _COLUMNS, _POINTS, _PATCH, _TILE, _STAGGER = 8, 16, 36, 6, 4, 16  # of winograd.c
 _LEAST_TILES: Final = 256
 """With fewer tiles the transformed weights, eight times as many, take longer to read than is saved."""
+_JOBS: Final = 4
+"""For each thread, so that none waits long for the others at the end."""
 _RUN: Final = 1024
 """Voxels whose sums are made in float32; runs are put together in float64."""
 _GRAIN: Final = 32768
@@ -35,7 +37,8 @@ class _Shape(ctypes.Structure):
     """`Shape` of winograd.c."""
 
     _fields_ = [  # noqa: RUF012
-        (name, ctypes.c_int64) for name in ("n", "d", "h", "w", "first", "second", "out", "taps", "strip", "depth")
+        (name, ctypes.c_int64)
+        for name in ("n", "d", "h", "w", "first", "second", "out", "taps", "units", "length", "strip")
     ]
 
 
@@ -97,16 +100,14 @@ def convolve(images: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> T
     outputs, inputs, *kernel = weight.shape
     taps = prod(kernel) // 9
     ordered = weight.reshape(outputs, inputs, taps, 3, 3).permute(2, 3, 4, 1, 0).contiguous()
-    weights = (_PATCH if taps == 3 else 1) * inputs * outputs
-    points = torch.empty(_POINTS * (weights + _STAGGER))
+    depths = _PATCH if taps == 3 else 1
+    points = torch.empty(depths * _POINTS * (inputs * outputs + _STAGGER))
     _call("segwright_weights", points.numel(), ordered, taps, inputs, outputs, points)
 
     size = (1, *images[0].shape[2:])[-3:]
-    across, down = (ceil(extent / _TILE) for extent in size[:0:-1])
-    depth, strip = _cut(size[0], down, across, _tiles_of_block(weights), group=_TILE if taps == 3 else 1)
-    strip = min(strip, max(1, len(images[0]) * down // torch.get_num_threads()))  # a job for each thread
     channels = [image.shape[1] for image in (*images, images[0][:, :0])[:2]]
-    shape = _Shape(len(images[0]), *size, *channels, outputs, taps, strip, depth)
+    cut = _cut(len(images[0]), size, taps, inputs * outputs)
+    shape = _Shape(len(images[0]), *size, *channels, outputs, taps, *cut)
     loaded = library()
     assert loaded is not None, "the caller has asked"
     out = torch.empty((len(images[0]), outputs, *images[0].shape[2:]), memory_format=layout)
@@ -146,24 +147,21 @@ def instance_norm(
     return out
 
 
-def _tiles_of_block(weights: int) -> int:
-    """Return how many tiles to transform before they are multiplied; found by timing 32 to 512 channels.
+def _cut(samples: int, size: Sequence[int], taps: int, weights: int) -> tuple[int, int, int]:
+    """Return how `_Shape` cuts the work: units, rows of tiles of a job, and rows of tiles at once.
 
-    As many as the second-level cache of a core holds, half a MiB; more where the `weights` of a point, so many floats,
-    would take most of it and are read again for each block.
+    Found by timing 32 to 512 channels: as few tiles as keep both the tiles of a depth and its `weights`, so many floats
+    a point, in the second-level cache; where the weights are too many for that, enough tiles to read them seldom.
     """
-    return 24 if weights <= 1 << 16 else 120
-
-
-def _cut(depth: int, down: int, across: int, tiles: int, *, group: int) -> tuple[int, int]:
-    """Return how many planes, in whole groups, and rows of tiles make a block of about so many `tiles`.
-
-    Blocks are of one size if may be.
-    """
-    planes = ceil(depth / ceil(depth * across / tiles))
-    planes = ceil(planes / group) * group
-    rows = ceil(down / max(1, round(down * across * planes / tiles)))
-    return planes, rows
+    wanted = 10 if weights <= 1 << 13 else 36
+    depth, down, across = (
+        ceil(extent / group) for extent, group in zip(size, (_TILE ** (taps // 3), _TILE, _TILE), strict=True)
+    )
+    strip = ceil(down / max(1, round(down * across / wanted)))
+    threads = torch.get_num_threads()
+    units = min(max(1, round(wanted / (down * across))), ceil(samples * depth / threads))
+    parts = ceil(_JOBS * threads / ceil(samples * depth / units))  # of a unit, so that there are enough jobs
+    return units, ceil(down / parts / strip) * strip, strip
 
 
 class _Argument(ctypes.Union):

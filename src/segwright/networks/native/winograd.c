@@ -1,9 +1,10 @@
 /* Convolutions by Winograd's minimal filtering, float32.
  *
  * Winograd's F(4, 3) takes 6 multiplications for 4 outputs along an axis where the direct way takes 12 (Lavin & Gray
- * 2016, "Fast algorithms for convolutional neural networks", arXiv:1509.09308). It is applied to tiles of 4x4 in planes
- * and, with three taps, to groups of four planes. Blocks of tiles are transformed, multiplied and transformed back
- * while they are in the cache.
+ * 2016, "Fast algorithms for convolutional neural networks", arXiv:1509.09308). With three taps along the depth it is
+ * applied there first, to whole rows of voxels: six planes become six depths, which are convolved like images of their
+ * own, by tiles of 4x4, and give four planes of the output. So no more than one depth of a block needs to be in the
+ * cache with its weights.
  */
 #include "native.h"
 
@@ -16,11 +17,6 @@ enum {
     AHEAD = 1024,    /* floats of weights that are asked for before they are needed */
     STAGGER = 16,    /* floats between the arrays of two points, so that they do not meet in the same cache lines */
 };
-
-/* Places from `first` until before `stop`. */
-typedef struct {
-    int64_t first, stop;
-} Span;
 
 /* The three matrices of F(4, 3) along one axis, with the points 0, NEAR, -NEAR, FAR, -FAR and infinity. NEAR * FAR is
  * 1, which saves multiplications, and with 2/3 and 3/2 errors are a third of those with the usual 1 and 2
@@ -62,16 +58,14 @@ INLINE void transform_output(const Lanes *m, Lanes *out, int64_t stride) {
 }
 
 INLINE int64_t depths_of(int64_t taps) { return taps == 3 ? PATCH : 1; }
-INLINE int64_t group_of(int64_t taps) { return taps == 3 ? TILE : 1; } /* planes that are computed together */
-INLINE int64_t weights_apart(int64_t taps, int64_t in, int64_t out) { return depths_of(taps) * in * out + STAGGER; }
 
-/* Transform weights (taps, 3, 3, in, out) to POINTS times (depths, out / COLUMNS, in, COLUMNS); a job is COLUMNS.
- * Arguments: weights, taps, in, out, points. */
+/* Transform weights (taps, 3, 3, in, out) to (depths, POINTS) times (out / COLUMNS, in, COLUMNS), STAGGER apart; a job
+ * is COLUMNS. Arguments: weights, taps, in, out, points. */
 API void segwright_weights(const Argument *arguments, float *work, int64_t *next) {
     const float *weight = arguments[0].array;
     int64_t taps = arguments[1].whole, in = arguments[2].whole, out = arguments[3].whole;
     float *points = arguments[4].array;
-    int64_t plane = in * out, apart = weights_apart(taps, in, out);
+    int64_t plane = in * out, apart = plane + STAGGER;
     (void)work;
     for (int64_t job; (job = take(next)) < out / COLUMNS;) {
         float *to = points + job * in * COLUMNS;
@@ -89,77 +83,8 @@ API void segwright_weights(const Argument *arguments, float *work, int64_t *next
             for (int i = 0; i < POINTS; i++) {
                 Lanes deep[PATCH] = {whole[0][i]};
                 if (taps == 3) transform_weight(whole[0][i], whole[1][i], whole[2][i], deep, 1);
-                for (int64_t q = 0; q < depths_of(taps); q++) store(to + i * apart + q * plane + each, deep[q]);
+                for (int64_t q = 0; q < depths_of(taps); q++) store(to + (q * POINTS + i) * apart + each, deep[q]);
             }
-        }
-    }
-}
-
-/* Ask for rows of `floats` floats, the next one `apart`, that are needed soon. The processor foresees the rows of one
- * plane, but not that the same rows of the plane after it come next. */
-INLINE void prefetch(const float *from, int64_t rows, int64_t apart, int64_t floats) {
-    for (const float *row = from; rows > 0; rows--, row += apart) {
-        for (int64_t i = 0; i < floats; i += 2 * LANES) __builtin_prefetch(row + i, 0, 2);
-    }
-}
-
-/* Transform a patch, one vector at each place, zero outside the rows and columns that are `seen` of it, to points that
- * lie `apart`; the next row is `rows` floats away, the next column `columns`. */
-INLINE void transform_patch(
-    const float *from, int64_t rows, int64_t columns, Span seen_rows, Span seen_columns, float *to, int64_t apart
-) {
-    Lanes half[POINTS];
-#pragma GCC unroll 1
-    for (int j = 0; j < PATCH; j++, from += columns) {
-        Lanes column[PATCH] = {0};
-        if (j >= seen_columns.first && j < seen_columns.stop) {
-            for (int i = 0; i < PATCH; i++) {
-                if (i >= seen_rows.first && i < seen_rows.stop) column[i] = load(from + i * rows);
-            }
-        }
-        transform_input(column, half + j, PATCH);
-    }
-#pragma GCC unroll 1
-    for (int i = 0; i < PATCH; i++, to += PATCH * apart) {
-        Lanes row[PATCH];
-        transform_input(half + PATCH * i, row, 1);
-        for (int j = 0; j < PATCH; j++) store(to + j * apart, row[j]);
-    }
-}
-
-/* Transform the patch at (y, x) of a plane (h, w, c), zero outside, to points that lie `apart`; `is_last` of its image
- * is a plane that none follows. */
-static void input_tile(
-    const float *plane, int is_last, int64_t h, int64_t w, int64_t c, int64_t y, int64_t x, float *to, int64_t apart
-) {
-    Span rows = {y < 0, least(PATCH, h - y)}, columns = {x < 0, least(PATCH, w - x)};
-    const float *corner = plane + (y * w + x) * c;
-    if (!is_last) prefetch(corner + ((h + rows.first) * w + 1) * c, rows.stop - rows.first, w * c, TILE * c);
-    for (int64_t first = 0; first < c; first += LANES) {
-        transform_patch(corner + first, w * c, c, rows, columns, to + first, apart);
-    }
-}
-
-/* Transform points that lie `apart` back to the tile at (y, x) of a plane (h, w, c), cut at its border. */
-static void output_tile(
-    const float *from, int64_t apart, const float *bias, float *plane, int is_last, int64_t h, int64_t w, int64_t c,
-    int64_t y, int64_t x
-) {
-    int64_t height = least(TILE, h - y), width = least(TILE, w - x);
-    float *corner = plane + (y * w + x) * c;
-    if (!is_last) prefetch(corner + h * w * c, height, w * c, width * c);
-    for (int64_t first = 0; first < c; first += LANES, corner += LANES) {
-        Lanes half[TILE * PATCH], constant = bias ? load(bias + first) : (Lanes){0};
-#pragma GCC unroll 1
-        for (int j = 0; j < PATCH; j++) {
-            Lanes column[PATCH];
-            for (int i = 0; i < PATCH; i++) column[i] = load(from + (PATCH * i + j) * apart + first);
-            transform_output(column, half + j, PATCH);
-        }
-        for (int i = 0; i < height; i++) {
-            Lanes row[TILE];
-            transform_output(half + PATCH * i, row, 1);
-            for (int j = 0; j < width; j++) store(corner + (i * w + j) * c, row[j] + constant);
         }
     }
 }
@@ -168,15 +93,17 @@ static void output_tile(
 INLINE void multiply_rows(int rows, const float *a, int64_t in, const float *weights, float *to, int64_t to_stride) {
     Lanes sums[ROWS][2];
     for (int i = 0; i < rows; i++) sums[i][0] = sums[i][1] = (Lanes){0};
-#pragma GCC unroll 2
-    for (int64_t k = 0; k < in; k++, weights += COLUMNS) {
-        Lanes low = load(weights), high = load(weights + LANES);
-        __builtin_prefetch(weights + AHEAD);
+    for (const float *end = a + in; a < end; a += LANES) {
+#pragma GCC unroll 8
+        for (int k = 0; k < LANES; k++, weights += COLUMNS) {
+            Lanes low = load(weights), high = load(weights + LANES);
+            __builtin_prefetch(weights + AHEAD);
 #pragma GCC unroll 6
-        for (int i = 0; i < rows; i++) {
-            Lanes value = a[i * in + k] - (Lanes){0}; /* in all lanes */
-            sums[i][0] += value * low;
-            sums[i][1] += value * high;
+            for (int i = 0; i < rows; i++) {
+                Lanes value = a[i * in + k] - (Lanes){0}; /* in all lanes */
+                sums[i][0] += value * low;
+                sums[i][1] += value * high;
+            }
         }
     }
 #pragma GCC unroll 6
@@ -188,170 +115,242 @@ INLINE void multiply_rows(int rows, const float *a, int64_t in, const float *wei
 
 /* Multiply `a` (rows, in) by weights (out / COLUMNS, in, COLUMNS) to `to` (rows, out). */
 static void multiply(const float *a, int64_t rows, int64_t in, const float *weights, int64_t out, float *to) {
+    int64_t most = parts(rows, parts(rows, ROWS)); /* 4 times 5 rather than 3 times 6 and 2, which are as slow as 4 */
     for (int64_t c = 0; c < out; c += COLUMNS, weights += in * COLUMNS) {
-        int64_t row = 0;
-        for (; row + ROWS <= rows; row += ROWS) multiply_rows(ROWS, a + row * in, in, weights, to + row * out + c, out);
-        switch (rows - row) {
-        case 5: multiply_rows(5, a + row * in, in, weights, to + row * out + c, out); break;
-        case 4: multiply_rows(4, a + row * in, in, weights, to + row * out + c, out); break;
-        case 3: multiply_rows(3, a + row * in, in, weights, to + row * out + c, out); break;
-        case 2: multiply_rows(2, a + row * in, in, weights, to + row * out + c, out); break;
-        case 1: multiply_rows(1, a + row * in, in, weights, to + row * out + c, out); break;
+        for (int64_t row = 0, count; row < rows; row += count) {
+            const float *from = a + row * in;
+            float *sums = to + row * out + c;
+            count = least(most, rows - row);
+            switch (count) {
+            case 6: multiply_rows(6, from, in, weights, sums, out); break;
+            case 5: multiply_rows(5, from, in, weights, sums, out); break;
+            case 4: multiply_rows(4, from, in, weights, sums, out); break;
+            case 3: multiply_rows(3, from, in, weights, sums, out); break;
+            case 2: multiply_rows(2, from, in, weights, sums, out); break;
+            case 1: multiply_rows(1, from, in, weights, sums, out); break;
+            }
         }
     }
 }
 
-/* Along the depth: one point of the tiles (tiles, POINTS, c) of PATCH planes to PATCH arrays (tiles, c) that lie
- * `apart`. */
-static void spread_depth(const float *const *planes, int64_t tiles, int64_t c, float *to, int64_t apart) {
-    for (int64_t tile = 0; tile < tiles; tile++, to += c) {
-        for (int64_t i = 0; i < c; i += LANES) {
-            Lanes whole[PATCH], deep[PATCH];
-            for (int q = 0; q < PATCH; q++) whole[q] = load(planes[q] + tile * POINTS * c + i);
-            transform_input(whole, deep, 1);
-            for (int q = 0; q < PATCH; q++) store(to + q * apart + i, deep[q]);
-        }
-    }
-}
-
-/* Back from PATCH arrays (tiles, c) that lie `apart` to one point of the tiles (tiles, POINTS, c) of TILE planes. */
-static void gather_depth(const float *from, int64_t apart, int64_t tiles, int64_t c, float *to) {
-    for (int64_t tile = 0; tile < tiles; tile++, from += c, to += POINTS * c) {
-        for (int64_t i = 0; i < c; i += LANES) {
-            Lanes deep[PATCH], whole[TILE];
-            for (int q = 0; q < PATCH; q++) deep[q] = load(from + q * apart + i);
-            transform_output(deep, whole, 1);
-            for (int q = 0; q < TILE; q++) store(to + q * tiles * POINTS * c + i, whole[q]);
-        }
-    }
-}
-
-/* How the work on one image is cut: `strip` rows of tiles and `depth` planes at a time. */
+/* The images and how the work on them is cut: a unit is TILE planes of a sample, or one with a single tap; a job is
+ * `units` of them and `length` rows of tiles, of which it takes `strip` at a time. */
 typedef struct {
-    int64_t n, d, h, w;      /* of both inputs and of the output */
-    int64_t first, second;   /* channels of the two inputs, the second may have none */
-    int64_t out;             /* channels of the output */
-    int64_t taps;            /* along the depth: 1 or 3 */
-    int64_t strip, depth;    /* the depth is a multiple of group_of(taps) */
+    int64_t n, d, h, w;             /* of both inputs and of the output */
+    int64_t first, second;          /* channels of the two inputs, the second may have none */
+    int64_t out;                    /* channels of the output */
+    int64_t taps;                   /* along the depth: 1 or 3 */
+    int64_t units, length, strip;
 } Shape;
 
+INLINE int64_t planes_of(const Shape *s) { return s->taps == 3 ? TILE : 1; } /* of a unit */
+INLINE int64_t units_of(const Shape *s) { return parts(s->d, planes_of(s)); } /* of a sample */
+INLINE int64_t depths(const Shape *s) { return depths_of(s->taps); }
+INLINE int64_t down(const Shape *s) { return parts(s->h, TILE); }
 INLINE int64_t across(const Shape *s) { return parts(s->w, TILE); }
 INLINE int64_t channels(const Shape *s) { return s->first + s->second; }
-INLINE int64_t overlap(const Shape *s) { return s->taps - 1; }
-INLINE int64_t tiles_of_plane(const Shape *s) { return s->strip * across(s); }
-INLINE int64_t tiles_of_block(const Shape *s) { return s->depth * tiles_of_plane(s); }
-INLINE int64_t ring(const Shape *s) { return s->depth + overlap(s); } /* planes of inputs that are held */
-INLINE int64_t deep_tiles(const Shape *s) { return s->taps == 3 ? PATCH * tiles_of_block(s) / TILE : 0; }
+INLINE int64_t tiles(const Shape *s) { return s->units * s->strip * across(s); } /* that are multiplied at once */
 
-/* Where the transformed tiles of a block lie: how far from each other are points, and tiles. */
+/* Of a strip with the border that its tiles' patches need, and of its output: rows, floats of a row and of a depth. */
+INLINE int64_t rows_in(const Shape *s) { return TILE * s->strip + PATCH - TILE; }
+INLINE int64_t row_in(const Shape *s) { return (TILE * across(s) + PATCH - TILE) * channels(s); }
+INLINE int64_t depth_in(const Shape *s) { return rows_in(s) * row_in(s); }
+INLINE int64_t row_out(const Shape *s) { return TILE * across(s) * s->out; }
+INLINE int64_t depth_out(const Shape *s) { return TILE * s->strip * row_out(s); }
+
+/* Floats from one point of all tiles to the next. */
+INLINE int64_t apart_in(const Shape *s) { return tiles(s) * channels(s) + STAGGER; }
+INLINE int64_t apart_out(const Shape *s) { return tiles(s) * s->out + STAGGER; }
+
+/* What is convolved at once: `units` from `unit` on, `strip` rows of tiles from `top` on. */
 typedef struct {
-    int64_t point, tile, size;
-} Layout;
+    int64_t unit, units, top, strip;
+} Step;
 
-/* With three taps the points of a tile lie together, for they are written at once and read along the depth anyway; with
- * one tap the tiles of a point do, as they are multiplied. */
-INLINE Layout layout(const Shape *s, int64_t tiles, int64_t c) {
-    int64_t point = s->taps == 3 ? c : tiles * c + STAGGER, tile = s->taps == 3 ? POINTS * c : c;
-    return (Layout){point, tile, POINTS * (tiles * c + STAGGER)};
+/* What a thread works in: strips of the inputs and the outputs (units, depths), the points of one depth's tiles
+ * (POINTS, tiles, c) before and after they are multiplied, and a row of zeros. Row y of the inputs has place y + 1 of a
+ * ring, so the last ones of a strip need not be made again for the next. */
+typedef struct {
+    float *in, *out, *points, *products, *nothing;
+} Room;
+
+INLINE Room room_of(const Shape *s, float *work) {
+    Room room = {.in = work};
+    room.out = room.in + s->units * depths(s) * depth_in(s);
+    room.points = room.out + s->units * depths(s) * depth_out(s);
+    room.products = room.points + POINTS * apart_in(s);
+    room.nothing = room.products + POINTS * apart_out(s);
+    return room;
 }
-
-INLINE Layout input_layout(const Shape *s) { return layout(s, ring(s) * tiles_of_plane(s), channels(s)); }
-INLINE Layout product_layout(const Shape *s) { return layout(s, tiles_of_block(s), s->out); }
 
 /* Return how many floats of `work` each thread needs. */
 API int64_t segwright_convolve_work(const Shape *s) {
-    return input_layout(s).size + product_layout(s).size + deep_tiles(s) * (channels(s) + s->out);
+    return s->units * depths(s) * (depth_in(s) + depth_out(s)) + POINTS * (apart_in(s) + apart_out(s)) +
+           s->w * channels(s);
 }
 
-/* Return how many planes the block from `z` on has, some more where a group of them is not whole. */
-INLINE int64_t depth_from(const Shape *s, int64_t z) {
-    return least(s->depth, parts(s->d - z, group_of(s->taps)) * group_of(s->taps));
-}
-
-/* Transform the tiles from row `top` on, in the planes that the outputs of the block from `z` on need, to the ring
- * `input` of planes; the first of them are the last ones of the block before. Plane z - 1 has place z of the ring, or z
- * itself with one tap. */
-static void transform_block(
-    const Shape *s, const float *first, const float *second, int64_t sample, int64_t z, int64_t top, float *input
+/* Transform a row of `w` voxels along the depth: of `planes` (w, c) to depths (w, wide) that lie `apart`. */
+INLINE void spread_row(
+    int64_t taps, const float *const *planes, int64_t w, int64_t c, float *to, int64_t wide, int64_t apart
 ) {
-    Layout lies = input_layout(s);
-    int64_t tiles = tiles_of_plane(s), stop = z + depth_from(s, z) + overlap(s);
-    for (int64_t place = z ? z + overlap(s) : 0; place < stop; place++) {
-        int64_t plane = place - s->taps / 2, at = (sample * s->d + plane) * s->h * s->w;
-        int is_last = plane == s->d - 1;
-        float *to = input + place % ring(s) * tiles * lies.tile;
-        if (plane < 0 || plane >= s->d) { /* of three taps */
-            memset(to, 0, sizeof(float) * tiles * lies.tile);
-            continue;
-        }
-        for (int64_t tile = 0; tile < tiles; tile++, to += lies.tile) {
-            int64_t y = (top + tile / across(s)) * TILE - 1, x = tile % across(s) * TILE - 1;
-            input_tile(first + at * s->first, is_last, s->h, s->w, s->first, y, x, to, lies.point);
-            if (!s->second) continue;
-            input_tile(second + at * s->second, is_last, s->h, s->w, s->second, y, x, to + s->first, lies.point);
+    for (int64_t x = 0; x < w; x++) {
+        for (int64_t i = 0; i < c; i += LANES) {
+            Lanes whole[PATCH], deep[PATCH];
+            for (int q = 0; q < depths_of(taps); q++) whole[q] = load(planes[q] + x * c + i);
+            if (taps == 3) transform_input(whole, deep, 1);
+            else deep[0] = whole[0];
+            for (int q = 0; q < depths_of(taps); q++) store(to + q * apart + x * wide + i, deep[q]);
         }
     }
 }
 
-/* Multiply the tiles of the block from `z` on by the weights, point by point. */
-static void multiply_block(
-    const Shape *s, const float *input, const float *points, int64_t z, float *deep, float *product
+/* Transform the rows of an image that a step needs, from `start` on and zero outside, along the depth, to channels `at`
+ * to `at + c` of its strips. */
+static void spread(
+    const Shape *s, Step step, const float *image, int64_t c, int64_t at, int64_t start, Room room
 ) {
-    Layout in = input_layout(s), lies = product_layout(s);
-    int64_t c = channels(s), out = s->out, tiles = tiles_of_plane(s), depth = depth_from(s, z);
-    int64_t rows = depth / TILE * tiles;
-    float *deep_product = deep + deep_tiles(s) * c;
-    for (int i = 0; i < POINTS; i++, input += in.point, product += lies.point) {
-        const float *weights = points + i * weights_apart(s->taps, c, out);
-        if (s->taps == 1) {
-            multiply(input, depth * tiles, c, weights, out, product);
-            continue;
-        }
-        for (int64_t plane = 0; plane < depth; plane += TILE) {
+    int64_t wide = channels(s), apart = depth_in(s);
+    for (int64_t each = 0; each < step.units; each++) {
+        int64_t unit = step.unit + each, sample = unit / units_of(s);
+        int64_t first = unit % units_of(s) * planes_of(s) - s->taps / 2;
+        for (int64_t y = start; y < TILE * (step.top + step.strip) + PATCH - TILE - 1; y++) {
             const float *planes[PATCH];
-            for (int q = 0; q < PATCH; q++) planes[q] = input + (z + plane + q) % ring(s) * tiles * in.tile;
-            spread_depth(planes, tiles, c, deep + plane / TILE * tiles * c, rows * c);
-        }
-        for (int q = 0; q < PATCH; q++) {
-            multiply(deep + q * rows * c, rows, c, weights + q * c * out, out, deep_product + q * rows * out);
-        }
-        for (int64_t plane = 0; plane < depth; plane += TILE) {
-            const float *from = deep_product + plane / TILE * tiles * out;
-            gather_depth(from, rows * out, tiles, out, product + plane * tiles * lies.tile);
+            float *row = room.in + each * depths(s) * apart + (y + 1) % rows_in(s) * row_in(s) + at;
+            for (int q = 0; q < depths(s); q++) {
+                int64_t plane = first + q;
+                int is_inside = y >= 0 && y < s->h && plane >= 0 && plane < s->d;
+                planes[q] = is_inside ? image + ((sample * s->d + plane) * s->h + y) * s->w * c : room.nothing;
+                for (int64_t x = 0; x < row_in(s) / wide; x += x ? 1 : s->w + 1) { /* before and after the row */
+                    memset(row + q * apart + x * wide, 0, sizeof(float) * c);
+                }
+            }
+            if (s->taps == 3) spread_row(3, planes, s->w, c, row + wide, wide, apart);
+            else spread_row(1, planes, s->w, c, row + wide, wide, apart);
         }
     }
 }
 
-/* Transform the tiles of a block back and write those that lie in the image. */
-static void write_block(
-    const Shape *s, const float *product, const float *bias, int64_t sample, int64_t z, int64_t top, float *out
+/* The other way for a row: depths (w, c) that lie `apart` to `count` planes (w, c). */
+INLINE void gather_row(
+    int64_t taps, const float *from, int64_t apart, int64_t w, int64_t c, const float *bias, float *const *planes,
+    int64_t count
 ) {
-    Layout lies = product_layout(s);
-    int64_t tiles = tiles_of_plane(s);
-    for (int64_t each = 0; each < least(s->depth, s->d - z) * tiles; each++, product += lies.tile) {
-        int64_t row = each % tiles / across(s), y = (top + row) * TILE, x = each % across(s) * TILE;
-        float *plane = out + (sample * s->d + z + each / tiles) * s->h * s->w * s->out;
-        output_tile(product, lies.point, bias, plane, z + each / tiles == s->d - 1, s->h, s->w, s->out, y, x);
+    for (int64_t x = 0; x < w; x++) {
+        for (int64_t i = 0; i < c; i += LANES) {
+            Lanes deep[PATCH], whole[TILE], constant = bias ? load(bias + i) : (Lanes){0};
+            for (int q = 0; q < depths_of(taps); q++) deep[q] = load(from + q * apart + x * c + i);
+            if (taps == 3) transform_output(deep, whole, 1);
+            else whole[0] = deep[0];
+            for (int64_t q = 0; q < count; q++) store(planes[q] + x * c + i, whole[q] + constant);
+        }
     }
 }
 
-/* Convolve two images, concatenated along their channels, with padding that keeps the shape; a job is a strip.
+/* Transform a step's strips back along the depth and write what lies in the image. */
+static void gather(const Shape *s, Step step, const float *bias, Room room, float *out) {
+    for (int64_t each = 0; each < step.units; each++) {
+        int64_t unit = step.unit + each, sample = unit / units_of(s), first = unit % units_of(s) * planes_of(s);
+        int64_t count = least(planes_of(s), s->d - first);
+        const float *from = room.out + each * depths(s) * depth_out(s);
+        for (int64_t y = TILE * step.top; y < least(TILE * (step.top + step.strip), s->h); y++, from += row_out(s)) {
+            float *planes[TILE];
+            for (int q = 0; q < count; q++) planes[q] = out + ((sample * s->d + first + q) * s->h + y) * s->w * s->out;
+            if (s->taps == 1) gather_row(1, from, 0, s->w, s->out, bias, planes, 1);
+            else if (count == TILE) gather_row(3, from, depth_out(s), s->w, s->out, bias, planes, TILE);
+            else gather_row(3, from, depth_out(s), s->w, s->out, bias, planes, count);
+        }
+    }
+}
+
+/* Transform a patch, one vector at each place of its rows, to points that lie `apart`; the next column is `columns`
+ * floats away. */
+INLINE void transform_patch(const float *const *rows, int64_t at, int64_t columns, float *to, int64_t apart) {
+    Lanes half[POINTS];
+#pragma GCC unroll 1
+    for (int j = 0; j < PATCH; j++, at += columns) {
+        Lanes column[PATCH];
+        for (int i = 0; i < PATCH; i++) column[i] = load(rows[i] + at);
+        transform_input(column, half + j, PATCH);
+    }
+#pragma GCC unroll 1
+    for (int i = 0; i < PATCH; i++, to += PATCH * apart) {
+        Lanes row[PATCH];
+        transform_input(half + PATCH * i, row, 1);
+        for (int j = 0; j < PATCH; j++) store(to + j * apart, row[j]);
+    }
+}
+
+/* The other way: points that lie `apart` to a tile. */
+INLINE void transform_tile(const float *from, int64_t apart, float *to, int64_t rows, int64_t columns) {
+    Lanes half[TILE * PATCH];
+#pragma GCC unroll 1
+    for (int j = 0; j < PATCH; j++) {
+        Lanes column[PATCH];
+        for (int i = 0; i < PATCH; i++) column[i] = load(from + (PATCH * i + j) * apart);
+        transform_output(column, half + j, PATCH);
+    }
+#pragma GCC unroll 1
+    for (int i = 0; i < TILE; i++) {
+        Lanes row[TILE];
+        transform_output(half + PATCH * i, row, 1);
+        for (int j = 0; j < TILE; j++) store(to + i * rows + j * columns, row[j]);
+    }
+}
+
+/* Convolve one depth of a step's strips by its transformed weights. */
+static void convolve_depth(const Shape *s, Step step, int64_t depth, const float *weights, Room room) {
+    int64_t c = channels(s), out = s->out, tile = 0;
+    for (int64_t unit = 0; unit < step.units; unit++) {
+        const float *strip = room.in + (unit * depths(s) + depth) * depth_in(s);
+        for (int64_t row = step.top; row < step.top + step.strip; row++) {
+            const float *rows[PATCH];
+            for (int i = 0; i < PATCH; i++) rows[i] = strip + (TILE * row + i) % rows_in(s) * row_in(s);
+            for (int64_t x = 0; x < across(s); x++, tile++) {
+                float *to = room.points + tile * c;
+                for (int64_t i = 0; i < c; i += LANES) transform_patch(rows, TILE * x * c + i, c, to + i, apart_in(s));
+            }
+        }
+    }
+    for (int64_t i = 0; i < POINTS; i++, weights += c * out + STAGGER) {
+        multiply(room.points + i * apart_in(s), tile, c, weights, out, room.products + i * apart_out(s));
+    }
+    tile = 0;
+    for (int64_t unit = 0; unit < step.units; unit++) {
+        float *strip = room.out + (unit * depths(s) + depth) * depth_out(s);
+        for (int64_t row = 0; row < step.strip; row++) {
+            for (int64_t x = 0; x < across(s); x++, tile++) {
+                const float *from = room.products + tile * out;
+                float *to = strip + TILE * (row * row_out(s) + x * out);
+                for (int64_t i = 0; i < out; i += LANES) {
+                    transform_tile(from + i, apart_out(s), to + i, row_out(s), out);
+                }
+            }
+        }
+    }
+}
+
+/* Convolve two images, concatenated along their channels, with padding that keeps the shape; jobs as in Shape.
  * Arguments: Shape, first image, second image, transformed weights, bias or none, output. */
 API void segwright_convolve(const Argument *arguments, float *work, int64_t *next) {
     const Shape *s = arguments[0].array;
     const float *first = arguments[1].array, *second = arguments[2].array;
     const float *points = arguments[3].array, *bias = arguments[4].array;
     float *out = arguments[5].array;
-    int64_t down = parts(s->h, TILE), strips = parts(down, s->strip);
-    float *input = work, *product = input + input_layout(s).size, *deep = product + product_layout(s).size;
-    for (int64_t job; (job = take(next)) < s->n * strips;) {
-        int64_t sample = job / strips, top = job % strips * s->strip;
-        Shape part = *s;
-        part.strip = least(s->strip, down - top);
-        for (int64_t z = 0; z < s->d; z += s->depth) {
-            transform_block(&part, first, second, sample, z, top, input);
-            multiply_block(&part, input, points, z, deep, product);
-            write_block(&part, product, bias, sample, z, top, out);
+    int64_t units = s->n * units_of(s), lengths = parts(down(s), s->length);
+    Room room = room_of(s, work);
+    memset(room.nothing, 0, sizeof(float) * s->w * channels(s));
+    for (int64_t job; (job = take(next)) < parts(units, s->units) * lengths;) {
+        int64_t unit = job / lengths * s->units, begin = job % lengths * s->length;
+        int64_t end = least(begin + s->length, down(s));
+        for (int64_t top = begin; top < end; top += s->strip) {
+            Step step = {unit, least(s->units, units - unit), top, least(s->strip, end - top)};
+            int64_t row = TILE * top + (top == begin ? -1 : PATCH - TILE - 1); /* the first that is not there yet */
+            spread(s, step, first, s->first, 0, row, room);
+            if (s->second) spread(s, step, second, s->second, s->first, row, room);
+            for (int64_t depth = 0; depth < depths(s); depth++) {
+                convolve_depth(s, step, depth, points + depth * POINTS * (channels(s) * s->out + STAGGER), room);
+            }
+            gather(s, step, bias, room, out);
         }
     }
 }
