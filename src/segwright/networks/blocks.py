@@ -6,12 +6,13 @@ so that its weights load; the reference's aliases (`all_modules.*`) are a matter
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import wrap_torch_function
 
 from segwright.networks.norm import ChannelsLastInstanceNorm, norm_leaky_relu
 from segwright.networks.upsampling import upsample_conv_pair
@@ -90,6 +91,26 @@ class ConvBlock(nn.Module):
         return {"conv": 0, "norm": after_conv + (self.nonlin_first and self.nonlin is not None)}
 
 
+@wrap_torch_function(lambda blocks, x, *others: (x,))  # so that `inference.FastLayers` may answer
+def computed_together(
+    blocks: Sequence[nn.Module],
+    x: Tensor,
+    upsample: nn.Module | None = None,
+    skip: Tensor | None = None,
+    head: nn.Module | None = None,
+) -> Tensor | None:
+    """Return what layers in a row make of `x`; None outside of contexts that compute several at once.
+
+    Args:
+        blocks: convolution blocks.
+        x: (B, C, *S).
+        upsample: what is applied to `x` first, if there is a skip.
+        skip: (B, C', *S'), concatenated to it then.
+        head: the last layer, if any.
+    """
+    return None
+
+
 class ConvStack(nn.Module):
     """Convolution blocks in a row; only the first one has the stride and the input's channels."""
 
@@ -119,15 +140,19 @@ class ConvStack(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply all blocks."""
-        out: Tensor = self.convs(x)
+        together = computed_together(self.convs, x)
+        out: Tensor = self.convs(x) if together is None else together
         return out
 
-    def forward_up(self, upsample: nn.Module, x: Tensor, skip: Tensor) -> Tensor:
-        """Apply all blocks to the up-sampled `x` and the skip, concatenated along the channels."""
-        head = self.convs[0]
-        assert isinstance(head, ConvBlock)
-        out: Tensor = self.convs[1:](head.forward_up(upsample, x, skip))
-        return out
+    def forward_up(self, upsample: nn.Module, x: Tensor, skip: Tensor, head: nn.Module | None = None) -> Tensor:
+        """Apply all blocks, and a head if any, to the up-sampled `x` and the skip, concatenated along the channels."""
+        together = computed_together(self.convs, x, upsample, skip, head)
+        if together is not None:
+            return together
+        first = self.convs[0]
+        assert isinstance(first, ConvBlock)
+        out: Tensor = self.convs[1:](first.forward_up(upsample, x, skip))
+        return out if head is None else head(out)
 
 
 class BasicBlockD(nn.Module):
@@ -144,7 +169,8 @@ class BasicBlockD(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the block."""
         residual = x if self.skip is None else self.skip(x)
-        out: Tensor = self.conv2(self.conv1(x)) + residual
+        main = computed_together((self.conv1, self.conv2), x)
+        out: Tensor = (self.conv2(self.conv1(x)) if main is None else main) + residual
         return out if self.nonlin2 is None else self.nonlin2(out)
 
     @property
@@ -219,9 +245,10 @@ class ResidualStack(nn.Module):
         out: Tensor = self.blocks(x)
         return out
 
-    def forward_up(self, upsample: nn.Module, x: Tensor, skip: Tensor) -> Tensor:
-        """Apply all blocks to the up-sampled `x` and the skip, concatenated along the channels."""
-        return self.forward(torch.cat((upsample(x), skip), 1))
+    def forward_up(self, upsample: nn.Module, x: Tensor, skip: Tensor, head: nn.Module | None = None) -> Tensor:
+        """Apply all blocks, and a head if any, to the up-sampled `x` and the skip, concatenated along the channels."""
+        out = self.forward(torch.cat((upsample(x), skip), 1))
+        return out if head is None else head(out)
 
 
 def _skip(in_channels: int, out_channels: int, stride: Size, options: LayerOptions) -> nn.Sequential | None:

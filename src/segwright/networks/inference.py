@@ -7,6 +7,7 @@ own that stand for several of torch's. The compiled kernels compute what they ar
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias, TypeGuard
 
@@ -15,8 +16,15 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from segwright.networks import kernels
+from segwright.networks.blocks import ConvBlock, computed_together
+from segwright.networks.compiled import library
 from segwright.networks.convolution import conv_pair, is_eager_cpu, upsample_by
-from segwright.networks.norm import ChannelsLastInstanceNorm, sample_norm
+from segwright.networks.norm import (
+    IDENTITY_SLOPE,
+    ChannelsLastInstanceNorm,
+    norm_leaky_relu,
+    sample_norm,
+)
 from segwright.networks.upsampling import upsample_conv_pair
 
 Answer: TypeAlias = Tensor | None
@@ -46,11 +54,13 @@ def _convolution(
 ) -> Answer:
     if not _are_ours(input, weight, bias) or groups != 1 or not _keeps_shape(weight, stride, padding, dilation):
         return None
+    if kernels.suits_voxels(weight, input):
+        return kernels.convolve_voxels(input, weight, bias)
     return kernels.convolve([input], weight, bias) if kernels.suits(weight, input, [input.shape[1]]) else None
 
 
 def _conv_pair(conv: nn.Module, first: Tensor, second: Tensor) -> Answer:
-    if not _are_ours(first) or not _is_for_pairs(conv, second, [first.shape[1], second.shape[1]]):
+    if not _are_ours(first) or not _is_for_kernel(conv, second, [first.shape[1], second.shape[1]]):
         return None
     return kernels.convolve([first, second], conv.weight, conv.bias)
 
@@ -59,18 +69,106 @@ def _upsample_conv_pair(upsample: nn.Module, conv: nn.Module, x: Tensor, skip: T
     """Up-sample first: merged with the convolution it would take more multiplications than the kernel."""
     if not isinstance(upsample, nn.ConvTranspose2d | nn.ConvTranspose3d) or not _are_ours(x, upsample.weight):
         return None
-    if not _is_for_pairs(conv, skip, [upsample.out_channels, skip.shape[1]]):
+    if not _is_for_kernel(conv, skip, [upsample.out_channels, skip.shape[1]]):
         return None
     return kernels.convolve([upsample_by(upsample, x), skip], conv.weight, conv.bias)
 
 
-def _is_for_pairs(conv: nn.Module, image: Tensor, channels: Sequence[int]) -> TypeGuard[nn.Conv2d | nn.Conv3d]:
+@dataclass(frozen=True)
+class _Block:
+    """What a convolution block consists of."""
+
+    conv: nn.Conv2d | nn.Conv3d
+    norm: ChannelsLastInstanceNorm
+    slope: float
+
+    @classmethod
+    def of(cls, block: nn.Module) -> _Block | None:
+        """Return the parts of `block`; None where there are others, or somebody looks at them."""
+        if type(block) is not ConvBlock or block.dropout is not None or block.nonlin_first:
+            return None
+        conv, norm, nonlin = block.conv, block.norm, block.nonlin
+        if not isinstance(conv, nn.Conv2d | nn.Conv3d) or not isinstance(norm, ChannelsLastInstanceNorm):
+            return None
+        if norm.track_running_stats or not _are_plain([norm.weight, norm.bias], torch.float32):
+            return None
+        if _is_watched(block):
+            return None
+        if nonlin is None:
+            return cls(conv, norm, IDENTITY_SLOPE)
+        return cls(conv, norm, nonlin.negative_slope) if type(nonlin) is nn.LeakyReLU else None
+
+    def can_use_kernel(self, images: Sequence[Tensor]) -> bool:
+        """Return whether the kernels compute the convolution of `images`, concatenated."""
+        return self.slope > 0 and _is_for_kernel(self.conv, images[0], [image.shape[1] for image in images])
+
+
+def _computed_together(
+    modules: Sequence[nn.Module],
+    x: Tensor,
+    upsample: nn.Module | None = None,
+    skip: Tensor | None = None,
+    head: nn.Module | None = None,
+) -> Answer:
+    """Find each norm while its convolution is written, and apply it while the next one reads."""
+    blocks = [block for block in map(_Block.of, modules) if block is not None]
+    if not _are_ours(x) or len(blocks) < len(modules):
+        return None
+    images: list[Tensor | kernels.Normalised] = [x]
+    if skip is not None:
+        if not isinstance(upsample, nn.ConvTranspose2d | nn.ConvTranspose3d) or not _are_ours(x, upsample.weight):
+            return None
+        if not _is_for_kernel(blocks[0].conv, skip, [upsample.out_channels, skip.shape[1]]):
+            return None
+        images = [upsample_by(upsample, x), skip]
+    for block, following in zip(blocks, (*blocks[1:], None), strict=True):
+        conv, norm = block.conv, kernels.Norm(block.norm.weight, block.norm.bias, block.norm.eps, block.slope)
+        if block.can_use_kernel([*map(_tensor, images)]):
+            images = [kernels.convolve_and_norm(images, conv.weight, conv.bias, norm)]
+            continue
+        out = conv(_applied(images[0]))
+        if following is not None and following.can_use_kernel([out]):
+            images = [kernels.find_norm(out, norm)]
+        else:
+            with FastLayers():
+                images = [norm_leaky_relu(block.norm, out, block.slope)]
+    if head is None:
+        return _applied(images[0])
+    if _is_head(head, _tensor(images[0])) and not _is_watched(head):
+        return kernels.convolve_voxels(images[0], head.weight, head.bias)
+    logits: Tensor = head(_applied(images[0]))
+    return logits
+
+
+def _tensor(image: Tensor | kernels.Normalised) -> Tensor:
+    return image if isinstance(image, Tensor) else image.image
+
+
+def _applied(image: Tensor | kernels.Normalised) -> Tensor:
+    return image if isinstance(image, Tensor) else image.applied()
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Return whether somebody wants to see what a module or a part of it computes."""
+    return any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
+
+
+def _is_for_kernel(conv: nn.Module, image: Tensor, channels: Sequence[int]) -> TypeGuard[nn.Conv2d | nn.Conv3d]:
+    """Return whether the kernels compute `conv` for images like `image` with so many `channels`."""
+    return _keeps_its_shape(conv, image) and kernels.suits(conv.weight, image, channels)
+
+
+def _is_head(conv: nn.Module, image: Tensor) -> TypeGuard[nn.Conv2d | nn.Conv3d]:
+    """Return whether the kernels compute `conv` for each voxel of `image`."""
+    return _keeps_its_shape(conv, image) and kernels.suits_voxels(conv.weight, image)
+
+
+def _keeps_its_shape(conv: nn.Module, image: Tensor) -> TypeGuard[nn.Conv2d | nn.Conv3d]:
     return (
         isinstance(conv, nn.Conv2d | nn.Conv3d)
         and _are_ours(image, conv.weight, conv.bias)
         and (conv.padding_mode, conv.groups) == ("zeros", 1)
         and _keeps_shape(conv.weight, conv.stride, conv.padding, conv.dilation)
-        and kernels.suits(conv.weight, image, channels)
     )
 
 
@@ -79,7 +177,7 @@ def _sample_norm(x: Tensor, norm: ChannelsLastInstanceNorm, slope: float, in_pla
         return None
     if not _are_plain([x], torch.float32, torch.bfloat16) or not _are_plain([norm.weight, norm.bias], torch.float32):
         return None
-    return kernels.instance_norm(x, norm.weight, norm.bias, norm.eps, slope, in_place=in_place)
+    return kernels.instance_norm(x, kernels.Norm(norm.weight, norm.bias, norm.eps, slope), in_place=in_place)
 
 
 def _keeps_shape(weight: Tensor, stride: Any, padding: Any, dilation: Any) -> bool:
@@ -116,7 +214,7 @@ def _are_plain(tensors: Sequence[Tensor | None], *dtypes: torch.dtype) -> bool:
 
 def _can_compute(image: Tensor) -> bool:
     """Return whether there are kernels, and this is a run of the network without gradients rather than a trace."""
-    return is_eager_cpu(image) and not torch.is_grad_enabled() and kernels.library() is not None
+    return is_eager_cpu(image) and not torch.is_grad_enabled() and library() is not None
 
 
 _ANSWERS: Final[Mapping[Callable[..., Any], Callable[..., Answer]]] = MappingProxyType(
@@ -126,5 +224,6 @@ _ANSWERS: Final[Mapping[Callable[..., Any], Callable[..., Answer]]] = MappingPro
         conv_pair: _conv_pair,
         upsample_conv_pair: _upsample_conv_pair,
         sample_norm: _sample_norm,
+        computed_together: _computed_together,
     }
 )

@@ -1,7 +1,6 @@
-"""Compiled kernels for inference on the CPU: Winograd convolutions (float32), instance norm with LeakyReLU (also bf16).
+"""Operations of the compiled kernels: convolutions (float32), instance norm with LeakyReLU (also bf16).
 
-`native/*.c` is compiled when the package is installed, where there is a C compiler; without one, or on a processor that
-lacks AVX2, `library` gives None and torch's own operations serve. Nothing here has a gradient.
+For use where `compiled.library` gives one. Nothing here has a gradient.
 
 Legend: B batch, C channels, S spatial axes.
 """
@@ -10,27 +9,24 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from functools import lru_cache
+from dataclasses import dataclass
 from math import ceil, prod
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
 
-LIBRARY: Final = Path(__file__).with_name("_kernels.so")
+from segwright.networks.compiled import call, work_of
 
-_VERSION: Final = 7
-"""Of the functions in native/; a library of another version, from before an update, is not used."""
-LANES, _COLUMNS, _POINTS, _PATCH, _TILE, _STAGGER = 8, 16, 36, 6, 4, 16  # of winograd.c
+LANES, _COLUMNS, _POINTS, _PATCH, _TILE, _TAPS, _STAGGER = 8, 16, 36, 6, 4, 3, 16  # of native/
 _LEAST_TILES: Final = 256
 """With fewer tiles the transformed weights, eight times as many, take longer to read than is saved."""
 _JOBS: Final = 4
 """For each thread, so that none waits long for the others at the end."""
 _RUN: Final = 1024
-"""Voxels whose sums are made in float32; runs are put together in float64."""
-_GRAIN: Final = 32768
-"""Values that are worth several threads, as torch has it."""
+"""Voxels of a job where each is computed alone; sums of so many are made in float32, then in float64."""
+_MOST_CLASSES, _LEAST_VOXELS = 8, 4096
+"""Of `convolve_voxels`; torch computes more classes as fast."""
 
 
 class _Shape(ctypes.Structure):
@@ -40,20 +36,6 @@ class _Shape(ctypes.Structure):
         (name, ctypes.c_int64)
         for name in ("n", "d", "h", "w", "first", "second", "out", "taps", "units", "length", "strip")
     ]
-
-
-@lru_cache(maxsize=1)
-def library() -> ctypes.CDLL | None:
-    """Return the compiled kernels; None where there are none for this processor."""
-    if torch.backends.cpu.get_cpu_capability() not in {"AVX2", "AVX512"}:
-        return None
-    try:
-        found = ctypes.CDLL(str(LIBRARY))
-        found.segwright_convolve_work.restype = ctypes.c_int64
-        found.segwright_call.restype = None
-        return found if found.segwright_version() == _VERSION else None
-    except (OSError, AttributeError):  # none, or none of ours
-        return None
 
 
 def suits(weight: Tensor, image: Tensor, channels: Sequence[int]) -> bool:
@@ -66,17 +48,66 @@ def suits(weight: Tensor, image: Tensor, channels: Sequence[int]) -> bool:
     """
     if weight.ndim != image.ndim or tuple(weight.shape[2:]) not in {(3, 3), (1, 3, 3), (3, 3, 3)}:
         return False
+    if weight.shape[0] % _COLUMNS or weight.shape[1] != sum(channels):
+        return False
     depth, rows, columns = (1, *image.shape[2:])[-3:]
     return (
-        weight.shape[0] % _COLUMNS == 0
-        and weight.shape[1] == sum(channels)
-        and all(size % LANES == 0 for size in channels)
+        all(size % LANES == 0 for size in channels)
         and len(image) * depth * ceil(rows / _TILE) * ceil(columns / _TILE) >= _LEAST_TILES
         and 2 * len(image) * ceil(rows / _TILE) >= torch.get_num_threads()  # or most of them would have no job
     )
 
 
-def convolve(images: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
+def suits_voxels(weight: Tensor, image: Tensor) -> bool:
+    """Return whether `convolve_voxels` is made for `weight` (O, C, *K) and an image (B, C, *S), and pays."""
+    return (
+        weight.ndim == image.ndim
+        and set(weight.shape[2:]) == {1}
+        and len(weight) <= _MOST_CLASSES
+        and weight.shape[1] == image.shape[1]
+        and weight.shape[1] % LANES == 0
+        and len(image) * prod(image.shape[2:]) >= _LEAST_VOXELS
+    )
+
+
+@dataclass(frozen=True)
+class Norm:
+    """An instance norm and the LeakyReLU that follows it.
+
+    Attributes:
+        weight: (C) float32, or None.
+        bias: (C) float32, or None.
+        eps: is added to the variance.
+        slope: of the negative half; 1 for no LeakyReLU.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+    slope: float
+
+
+@dataclass(frozen=True)
+class Normalised:
+    """An image whose norm is known and not yet applied.
+
+    Attributes:
+        image: (B, C, *S) float32, channels-last.
+        factors: (B, 3, C) mean, scale and shift.
+        slope: of the negative half.
+    """
+
+    image: Tensor
+    factors: Tensor
+    slope: float
+
+    def applied(self) -> Tensor:
+        """Return the image with its norm, written over it."""
+        _norm("segwright_scale", self.image, Norm(None, None, 0.0, self.slope), None, self.factors, self.image)
+        return self.image
+
+
+def convolve(images: Sequence[Tensor | Normalised], weight: Tensor, bias: Tensor | None) -> Tensor:
     """Convolve one or two images, concatenated along their channels, with stride 1 and padding that keeps the shape.
 
     Winograd's F(4, 3) along every axis with three taps (Lavin & Gray 2016, arXiv:1509.09308): an eighth of the
@@ -93,58 +124,139 @@ def convolve(images: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> T
     Raises:
         ValueError: the images differ in more than their channels.
     """
-    if len({(len(image), *image.shape[2:]) for image in images}) > 1:
-        raise ValueError(f"images of shapes {[tuple(image.shape) for image in images]} cannot be concatenated")
-    layout = torch.channels_last if images[0].ndim == 4 else torch.channels_last_3d
-    images = [image.contiguous(memory_format=layout) for image in images]
-    outputs, inputs, *kernel = weight.shape
-    taps = prod(kernel) // 9
-    ordered = weight.reshape(outputs, inputs, taps, 3, 3).permute(2, 3, 4, 1, 0).contiguous()
-    depths = _PATCH if taps == 3 else 1
-    points = torch.empty(depths * _POINTS * (inputs * outputs + _STAGGER))
-    _call("segwright_weights", points.numel(), ordered, taps, inputs, outputs, points)
+    return _convolve(images, weight, bias, with_records=False)[0]
 
-    size = (1, *images[0].shape[2:])[-3:]
-    channels = [image.shape[1] for image in (*images, images[0][:, :0])[:2]]
-    cut = _cut(len(images[0]), size, taps, inputs * outputs)
-    shape = _Shape(len(images[0]), *size, *channels, outputs, taps, *cut)
-    loaded = library()
-    assert loaded is not None, "the caller has asked"
-    out = torch.empty((len(images[0]), outputs, *images[0].shape[2:]), memory_format=layout)
-    constant = None if bias is None else bias.contiguous()
-    work = loaded.segwright_convolve_work(ctypes.byref(shape))
-    _call("segwright_convolve", out.numel(), shape, images[0], images[-1], points, constant, out, work=work)
+
+def convolve_and_norm(
+    images: Sequence[Tensor | Normalised], weight: Tensor, bias: Tensor | None, norm: Norm
+) -> Normalised:
+    """Convolve as `convolve` does and find the norm of the result, while it is in the cache."""
+    return _normalised(*_convolve(images, weight, bias, with_records=True), norm)
+
+
+def convolve_voxels(image: Tensor | Normalised, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolve each voxel alone.
+
+    Args:
+        image: (B, C, *S) float32, C a multiple of 8.
+        weight: (O, C, 1, 1[, 1]), see `suits_voxels`.
+        bias: (O).
+
+    Returns:
+        (B, O, *S), channels-last.
+    """
+    (source,) = _tensors([image])
+    samples, channels, voxels, classes = *source.shape[:2], prod(source.shape[2:]), len(weight)
+    out = torch.empty((samples, classes, *source.shape[2:]), memory_format=_layout(source))
+    call(
+        "segwright_head", source.numel(), *_source(image, source), samples, voxels, channels, classes,
+        weight.flatten(1).contiguous(), _ordered(bias), _RUN, out, work=LANES * channels,
+    )  # fmt: skip
     return out
 
 
-def instance_norm(
-    image: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, slope: float, *, in_place: bool = False
-) -> Tensor:
-    """Return the LeakyReLU of the instance norm of an image (B, C, *S); slope 1 for no LeakyReLU.
+def find_norm(image: Tensor, norm: Norm) -> Normalised:
+    """Return an image (B, C, *S) of float32, C a multiple of 8, with its norm."""
+    image = image.contiguous(memory_format=_layout(image))
+    records = _records(len(image), ceil(prod(image.shape[2:]) / _RUN), image.shape[1])
+    _norm("segwright_moments", image, norm, records, None, None)
+    return _normalised(image, records, norm)
+
+
+def instance_norm(image: Tensor, norm: Norm, *, in_place: bool = False) -> Tensor:
+    """Return an image (B, C, *S) with its norm.
 
     Args:
         image: float32 or bfloat16, C a multiple of 8.
-        weight: (C) float32.
-        bias: (C) float32.
-        eps: is added to the variance.
-        slope: of the negative half.
+        norm: what to apply.
         in_place: write over `image`, if it is channels-last.
     """
-    layout = torch.channels_last if image.ndim == 4 else torch.channels_last_3d
-    image = image.contiguous(memory_format=layout)
-    samples, channels, voxels = *image.shape[:2], prod(image.shape[2:])
-    runs, threads = ceil(voxels / _RUN), torch.get_num_threads()
-    moments, factors = torch.empty((samples, runs, 2, channels)), torch.empty((samples, 3, channels))
+    image = image.contiguous(memory_format=_layout(image))
     out = image if in_place else torch.empty_like(image)
-    geometry = (image, int(image.dtype == torch.bfloat16), samples, voxels, channels, _RUN)
-    affine = (None if each is None else each.contiguous() for each in (weight, bias))
-    arguments = (*geometry, *affine, float(eps), float(slope), moments, factors, out)
-    if samples % threads == 0:
-        _call("segwright_norm", image.numel(), *arguments, work=(2 * runs + 3) * channels)
-    else:
-        for step in ("segwright_moments", "segwright_factors", "segwright_scale"):
-            _call(step, image.numel(), *arguments)
+    runs, channels = ceil(prod(image.shape[2:]) / _RUN), image.shape[1]
+    if len(image) % torch.get_num_threads() == 0:
+        work = runs * (2 * channels + LANES) + 3 * channels
+        _norm("segwright_norm", image, norm, runs, None, out, work=work)
+        return out
+    records, factors = _records(len(image), runs, channels), torch.empty((len(image), 3, channels))
+    for step in ("segwright_moments", "segwright_factors", "segwright_scale"):
+        _norm(step, image, norm, records, factors, out)
     return out
+
+
+def _convolve(
+    images: Sequence[Tensor | Normalised], weight: Tensor, bias: Tensor | None, *, with_records: bool
+) -> tuple[Tensor, Tensor]:
+    """Convolve, and return the records of the result's moments, too, empty where they are not wanted."""
+    sources = _tensors(images)
+    if len({(len(image), *image.shape[2:]) for image in sources}) > 1:
+        raise ValueError(f"images of shapes {[tuple(image.shape) for image in sources]} cannot be concatenated")
+    samples, size = len(sources[0]), (1, *sources[0].shape[2:])[-3:]
+    taps = prod(weight.shape[2:]) // _TAPS**2
+    out = torch.empty((samples, len(weight), *sources[0].shape[2:]), memory_format=_layout(sources[0]))
+    records = _records(samples * with_records, ceil(size[0] / _TILE ** (taps // _TAPS)) * size[1], len(weight))
+    channels = [image.shape[1] for image in (*sources, sources[0][:, :0])[:2]]
+    shape = _Shape(samples, *size, *channels, len(weight), taps, *_cut(samples, size, taps, weight[:, :, 0].numel()))
+    first, second = (_source(images[at], sources[at]) for at in (0, -1))
+    work = work_of("segwright_convolve_work", shape)
+    call(
+        "segwright_convolve", out.numel(), shape, *first, *second, _points(weight, taps), _ordered(bias), out, records,
+        work=work,
+    )  # fmt: skip
+    return out, records
+
+
+def _points(weight: Tensor, taps: int) -> Tensor:
+    """Transform weights (O, C, *K) for segwright_convolve."""
+    outputs, inputs = weight.shape[:2]
+    points = torch.empty((_PATCH if taps == _TAPS else 1) * _POINTS * (inputs * outputs + _STAGGER))
+    ordered = weight.flatten(2).permute(2, 1, 0).contiguous()
+    call("segwright_weights", points.numel(), ordered, taps, inputs, outputs, points)
+    return points
+
+
+def _tensors(images: Sequence[Tensor | Normalised]) -> list[Tensor]:
+    """Return the values of images, channels-last."""
+    tensors = [image if isinstance(image, Tensor) else image.image for image in images]
+    return [tensor.contiguous(memory_format=_layout(tensors[0])) for tensor in tensors]
+
+
+def _source(image: Tensor | Normalised, values: Tensor) -> tuple[Tensor, Tensor | None, float]:
+    """Return values, factors and slope of an image as the kernels have them."""
+    return (values, None, 1.0) if isinstance(image, Tensor) else (values, image.factors, float(image.slope))
+
+
+def _ordered(vector: Tensor | None) -> Tensor | None:
+    return None if vector is None else vector.contiguous()
+
+
+def _layout(image: Tensor) -> torch.memory_format:
+    return torch.channels_last if image.ndim == 4 else torch.channels_last_3d
+
+
+def _records(samples: int, runs: int, channels: int) -> Tensor:
+    """Return room for the moments of so many runs of each sample, and how many voxels they have."""
+    return torch.empty((samples, runs, 2 * channels + LANES))
+
+
+def _normalised(image: Tensor, records: Tensor, norm: Norm) -> Normalised:
+    factors = torch.empty((len(image), 3, image.shape[1]))
+    _norm("segwright_factors", image, norm, records, factors, None)
+    return Normalised(image, factors, norm.slope)
+
+
+def _norm(
+    step: str, image: Tensor, norm: Norm, records: Tensor | int | None, factors: Tensor | None, out: Tensor | None,
+    *, work: int = 0,
+) -> None:  # fmt: skip
+    """Call a kernel of instance_norm.c; `records` may be how many there are for a sample."""
+    runs = records if isinstance(records, int) else 0 if records is None else records.shape[1]
+    given = records if isinstance(records, Tensor) else None
+    samples, channels, voxels = *image.shape[:2], prod(image.shape[2:])
+    call(
+        step, image.numel(), image, int(image.dtype == torch.bfloat16), samples, voxels, channels, _RUN, runs,
+        _ordered(norm.weight), _ordered(norm.bias), float(norm.eps), float(norm.slope), given, factors, out, work=work,
+    )  # fmt: skip
 
 
 def _cut(samples: int, size: Sequence[int], taps: int, weights: int) -> tuple[int, int, int]:
@@ -154,56 +266,10 @@ def _cut(samples: int, size: Sequence[int], taps: int, weights: int) -> tuple[in
     a point, in the second-level cache; where the weights are too many for that, enough tiles to read them seldom.
     """
     wanted = 10 if weights <= 1 << 13 else 36
-    depth, down, across = (
-        ceil(extent / group) for extent, group in zip(size, (_TILE ** (taps // 3), _TILE, _TILE), strict=True)
-    )
+    group = _TILE if taps == _TAPS else 1
+    depth, down, across = ceil(size[0] / group), ceil(size[1] / _TILE), ceil(size[2] / _TILE)
     strip = ceil(down / max(1, round(down * across / wanted)))
     threads = torch.get_num_threads()
     units = min(max(1, round(wanted / (down * across))), ceil(samples * depth / threads))
     parts = ceil(_JOBS * threads / ceil(samples * depth / units))  # of a unit, so that there are enough jobs
     return units, ceil(down / parts / strip) * strip, strip
-
-
-class _Argument(ctypes.Union):
-    """`Argument` of native.h."""
-
-    _fields_ = [("whole", ctypes.c_int64), ("real", ctypes.c_float), ("array", ctypes.c_void_p)]  # noqa: RUF012
-
-
-def _call(name: str, values: int, *arguments: Tensor | ctypes.Structure | float | None, work: int = 0) -> None:
-    """Call a kernel in as many threads as torch computes with.
-
-    Args:
-        name: of the function in native/.
-        values: that it writes or reads; where they are few, the caller's thread serves.
-        arguments: as the function has them; None for no array.
-        work: floats that each thread needs for itself.
-    """
-    loaded = library()
-    assert loaded is not None, "the caller has asked"
-    threads = torch.get_num_threads() if values >= _GRAIN else 1
-    space = torch.empty(threads * work)
-    passed = (_Argument * len(arguments))(*map(_argument, arguments))
-    loaded.segwright_call(
-        getattr(loaded, name), passed, ctypes.c_void_p(space.data_ptr()), ctypes.c_int64(work), ctypes.c_int64(threads),
-        _team(),
-    )  # fmt: skip
-
-
-def _argument(value: Tensor | ctypes.Structure | float | None) -> _Argument:
-    if isinstance(value, Tensor):
-        return _Argument(array=value.data_ptr())
-    if isinstance(value, ctypes.Structure):
-        return _Argument(array=ctypes.addressof(value))
-    if isinstance(value, float):
-        return _Argument(real=value)
-    return _Argument(array=None) if value is None else _Argument(whole=value)
-
-
-@lru_cache(maxsize=1)
-def _team() -> Any:
-    """Return the function by which torch calls its threads; None where its OpenMP has another."""
-    try:
-        return ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so")).GOMP_parallel
-    except (OSError, AttributeError):
-        return None

@@ -140,8 +140,12 @@ class Decoder(nn.Module):
             zip(self.transpconvs, self.stages, self.seg_layers, strict=True)
         ):
             assert isinstance(stage, ConvStack | ResidualStack)
-            x = stage.forward_up(upsample, x, skips[-2 - index])
-            if self.deep_supervision or index == last:
+            skip = skips[-2 - index]
+            if index == last:
+                outputs.append(stage.forward_up(upsample, x, skip, head))
+                break
+            x = stage.forward_up(upsample, x, skip)
+            if self.deep_supervision:
                 outputs.append(head(x))
         return outputs[::-1] if self.deep_supervision else outputs[-1]
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from segwright.networks import kernels
+from segwright.networks import compiled, inference, kernels
 from segwright.networks.blocks import BasicBlockD, ConvStack, LayerOptions
 from segwright.networks.inference import FastLayers
 from segwright.networks.norm import InstanceNorm2d, InstanceNorm3d
 from segwright.networks.upsampling import upsample_conv_pair
 
-compiled = pytest.mark.skipif(kernels.library() is None, reason="the kernels are not compiled for this processor")
+needs_kernels = pytest.mark.skipif(compiled.library() is None, reason="the kernels are not compiled for this processor")
 OPTIONS = {
     dims: LayerOptions(
         conv_op=(nn.Conv2d, nn.Conv3d)[dims - 2],
@@ -41,7 +41,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return call
 
-    for name in ("convolve", "instance_norm"):
+    for name in ("convolve", "convolve_and_norm", "convolve_voxels", "find_norm", "instance_norm"):
         monkeypatch.setattr(kernels, name, counted(name, getattr(kernels, name)))
     return found
 
@@ -63,7 +63,7 @@ def image_of(dims: int, channels: int = 16, size: int = 24) -> Tensor:
     return torch.randn(8, channels, *(size,) * dims).contiguous(memory_format=layout)
 
 
-@compiled
+@needs_kernels
 @pytest.mark.parametrize("dims", [2, 3])
 def test_a_network_of_ours_is_computed_by_the_kernels(dims: int, calls: list[str]) -> None:
     class Decoding(nn.Module):
@@ -73,17 +73,37 @@ def test_a_network_of_ours_is_computed_by_the_kernels(dims: int, calls: list[str
             self.residual = BasicBlockD(16, 32, kernel, unit, OPTIONS[dims])
             self.up = (nn.ConvTranspose2d, nn.ConvTranspose3d)[dims - 2](16, 32, 2, 2)
             self.stack = ConvStack(2, 64, 32, kernel, unit, OPTIONS[dims])
+            self.head = OPTIONS[dims].conv_op(32, 3, 1)
 
         def forward(self, coarse: Tensor, x: Tensor) -> Tensor:
-            return self.stack.forward_up(self.up, coarse, self.residual(x))
+            return self.stack.forward_up(self.up, coarse, self.residual(x), self.head)
 
     plain, fast = both_ways(Decoding(), image_of(dims, size=12), image_of(dims))
     torch.testing.assert_close(fast, plain, rtol=1e-4, atol=2e-4)
-    # Of the shortcut, a 1x1 convolution, only the norm; then two layers of the block and two of the stack.
-    assert sorted(calls) == ["convolve"] * 4 + ["instance_norm"] * 5
+    # Of the shortcut, a 1x1 convolution to many channels, only the norm; then two layers of the block and of the stack.
+    assert calls == ["instance_norm"] + ["convolve_and_norm"] * 4 + ["convolve_voxels"]
 
 
-@compiled
+@needs_kernels
+def test_a_norm_before_a_convolution_of_the_kernels_is_applied_there(calls: list[str]) -> None:
+    stack = ConvStack(3, 4, 32, (3, 3, 3), (1, 1, 1), OPTIONS[3])
+    plain, fast = both_ways(stack, image_of(3, channels=4))
+    torch.testing.assert_close(fast, plain, rtol=1e-4, atol=2e-4)
+    assert calls == ["find_norm", "convolve_and_norm", "convolve_and_norm"]
+
+
+@needs_kernels
+@pytest.mark.parametrize("part", ["convs.0", "convs.0.conv", "convs.1"])
+def test_whoever_looks_at_a_layer_sees_it(part: str, calls: list[str]) -> None:
+    stack, seen = ConvStack(2, 16, 32, (3, 3, 3), (1, 1, 1), OPTIONS[3]), []
+    stack.get_submodule(part).register_forward_hook(lambda module, inputs, output: seen.append(output))
+    plain, fast = both_ways(stack, image_of(3))
+    torch.testing.assert_close(fast, plain, rtol=1e-4, atol=2e-4)
+    assert len(seen) == 2
+    assert "convolve_and_norm" not in calls
+
+
+@needs_kernels
 def test_a_network_of_yours_is_computed_by_the_kernels(calls: list[str]) -> None:
     yours = nn.Sequential(
         nn.Conv3d(16, 32, 3, padding="same"), nn.ReLU(), nn.Conv3d(32, 16, (1, 3, 3), padding=(0, 1, 1))
@@ -93,7 +113,7 @@ def test_a_network_of_yours_is_computed_by_the_kernels(calls: list[str]) -> None
     assert calls == ["convolve"] * 2
 
 
-@compiled
+@needs_kernels
 @pytest.mark.parametrize(
     "module",
     [
@@ -127,7 +147,7 @@ def test_they_keep_out(reason: str, calls: list[str], monkeypatch: pytest.Monkey
     if reason == "subclass":
         image = image.as_subclass(Subclass)
     if reason == "no library":
-        monkeypatch.setattr(kernels, "library", lambda: None)
+        monkeypatch.setattr(inference, "library", lambda: None)
     with (
         torch.set_grad_enabled(reason == "gradients"),
         torch.autocast("cpu", dtype=torch.bfloat16, enabled=reason == "autocast"),
@@ -139,7 +159,7 @@ def test_they_keep_out(reason: str, calls: list[str], monkeypatch: pytest.Monkey
     assert calls == []
 
 
-@compiled
+@needs_kernels
 @pytest.mark.parametrize("dims", [2, 3])
 def test_in_bf16_the_norms_alone_are_computed_by_the_kernels(dims: int, calls: list[str]) -> None:
     stack = ConvStack(2, 16, 32, (3,) * dims, (1,) * dims, OPTIONS[dims])
@@ -150,7 +170,7 @@ def test_in_bf16_the_norms_alone_are_computed_by_the_kernels(dims: int, calls: l
     assert calls == ["instance_norm"] * 2
 
 
-@compiled
+@needs_kernels
 def test_a_traced_network_is_torchs(calls: list[str]) -> None:
     conv, image = nn.Conv3d(16, 16, 3, padding=1), image_of(3)
     with torch.no_grad(), FastLayers():
@@ -159,7 +179,7 @@ def test_a_traced_network_is_torchs(calls: list[str]) -> None:
     assert calls == []
 
 
-@compiled
+@needs_kernels
 @pytest.mark.parametrize("dims", [2, 3])
 def test_an_image_without_a_batch_is_torchs(dims: int, calls: list[str]) -> None:
     conv = (nn.Conv2d, nn.Conv3d)[dims - 2](16, 16, 3, padding=1)
@@ -168,14 +188,14 @@ def test_an_image_without_a_batch_is_torchs(dims: int, calls: list[str]) -> None
     assert calls == []
 
 
-@compiled
+@needs_kernels
 def test_a_skip_of_another_size_is_refused() -> None:
     up, conv = nn.ConvTranspose3d(16, 16, 2, 2), nn.Conv3d(32, 16, 3, padding=1)
     with torch.inference_mode(), FastLayers(), pytest.raises(ValueError, match="cannot be concatenated"):
         upsample_conv_pair(up, conv, image_of(3, size=12), image_of(3, size=25))
 
 
-@compiled
+@needs_kernels
 def test_a_bias_of_another_size_is_refused() -> None:
     with torch.inference_mode(), FastLayers(), pytest.raises(RuntimeError, match="bias"):
         torch.conv3d(image_of(3), torch.zeros(16, 16, 3, 3, 3), torch.zeros(8), padding=1)

@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from segwright.networks import kernels
+from segwright.networks import compiled, kernels
 
 IS_FAST_CPU = torch.backends.cpu.get_cpu_capability() in {"AVX2", "AVX512"}
 CLOSE = 1e-5
 """Of the largest value: Winograd's algorithm costs a digit of float32."""
 
-compiled = pytest.mark.skipif(kernels.library() is None, reason="the kernels are not compiled for this processor")
+PLAIN = kernels.Norm(None, None, eps=1e-5, slope=0.1)
+
+needs_kernels = pytest.mark.skipif(compiled.library() is None, reason="the kernels are not compiled for this processor")
 
 
 @pytest.mark.skipif(
@@ -26,7 +28,7 @@ compiled = pytest.mark.skipif(kernels.library() is None, reason="the kernels are
     reason="no processor or no compiler for the kernels",
 )
 def test_installing_compiles_the_kernels() -> None:
-    assert kernels.library() is not None, "run `make setup`"
+    assert compiled.library() is not None, "run `make setup`"
 
 
 def layout(image: Tensor) -> torch.memory_format:
@@ -44,7 +46,14 @@ def exactly(images: list[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor
     return convolve(torch.cat(images, 1).double(), weight.double(), None if bias is None else bias.double(), 1, padding)
 
 
-@compiled
+def exactly_normed(image: Tensor, norm: kernels.Norm) -> Tensor:
+    """Normalise in the image's precision."""
+    weight, bias = (None if each is None else each.to(image.dtype) for each in (norm.weight, norm.bias))
+    normed = functional.instance_norm(image, weight=weight, bias=bias, eps=norm.eps)
+    return functional.leaky_relu(normed, norm.slope)
+
+
+@needs_kernels
 @pytest.mark.parametrize(
     ("samples", "channels", "outputs", "size", "kernel"),
     [
@@ -75,32 +84,91 @@ def test_convolution(
     assert torch.equal(kernels.convolve(ordered, weight.contiguous(memory_format=layout(weight)), bias=None), got)
 
 
-@compiled
+@needs_kernels
+@pytest.mark.parametrize(
+    ("samples", "channels", "size", "kernel"),
+    [
+        (2, (16,), (8, 12, 8), (3, 3, 3)),
+        (1, (32, 8), (7, 9, 13), (3, 3, 3)),
+        (3, (8, 16), (5, 21, 6), (1, 3, 3)),
+        (2, (40,), (33, 19), (3, 3)),
+        (1, (8,), (1, 2, 3), (3, 3, 3)),
+    ],
+)
+def test_norms_before_and_after_a_convolution(
+    samples: int, channels: tuple[int, ...], size: tuple[int, ...], kernel: tuple[int, ...]
+) -> None:
+    images = [3 + 2 * random(samples, each, *size) for each in channels]
+    weight, bias = random(16, sum(channels), *kernel), random(16)
+    before = [kernels.Norm(random(each), 1 + random(each), eps=1e-5, slope=0.1) for each in channels]
+    after = kernels.Norm(random(16), None, eps=1e-5, slope=0.01)
+
+    found = [kernels.find_norm(image.clone(), norm) for image, norm in zip(images, before, strict=True)]
+    normed = [exactly_normed(image.double(), norm) for image, norm in zip(images, before, strict=True)]
+    got = kernels.convolve_and_norm(found, weight, bias, after)
+    wanted = exactly(normed, weight, bias)
+    assert float((got.image - wanted).abs().max()) <= CLOSE * float(wanted.abs().max())
+    means, deviations = wanted.flatten(2).mean(2), wanted.flatten(2).std(2, correction=0)
+    torch.testing.assert_close(got.factors[:, 0].double(), means, rtol=0, atol=CLOSE * float(wanted.abs().max()))
+    assert after.weight is not None
+    torch.testing.assert_close(got.factors[:, 1].double(), after.weight / deviations, rtol=1e-4, atol=0)
+    normed_after = exactly_normed(wanted, after)
+    assert float((got.applied() - normed_after).abs().max()) <= 10 * CLOSE * float(normed_after.abs().max())
+
+    mixed = kernels.convolve([found[0], *images[1:]], weight, bias)
+    wanted = exactly([normed[0], *images[1:]], weight, bias)
+    assert float((mixed - wanted).abs().max()) <= CLOSE * float(wanted.abs().max())
+
+
+@needs_kernels
+@pytest.mark.parametrize("classes", [1, 3, 8])
+@pytest.mark.parametrize("size", [(5, 9, 13), (31, 17)])
+def test_convolution_of_each_voxel(classes: int, size: tuple[int, ...]) -> None:
+    image, norm = 3 + random(2, 24, *size), kernels.Norm(random(24), random(24), eps=1e-5, slope=0.1)
+    weight, bias = random(classes, 24, *(1,) * len(size)), random(classes)
+    convolve = functional.conv2d if len(size) == 2 else functional.conv3d
+    for constant in (bias, None):
+        exact = None if constant is None else constant.double()
+        for given, plain in (
+            (image, image.double()),
+            (kernels.find_norm(image, norm), exactly_normed(image.double(), norm)),
+        ):
+            wanted, got = convolve(plain, weight.double(), exact), kernels.convolve_voxels(given, weight, constant)
+            assert got.is_contiguous(memory_format=layout(got))
+            assert float((got - wanted).abs().max()) <= CLOSE * float(wanted.abs().max())
+
+
+@needs_kernels
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems' torch may have another OpenMP")
 def test_torchs_team_of_threads_is_found() -> None:
-    assert kernels._team() is not None
+    assert compiled._team() is not None
 
 
-@compiled
+@needs_kernels
 @pytest.mark.parametrize("team", ["torch's", "none"])
 def test_no_bit_depends_on_threads_or_on_the_other_samples(team: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if team == "none":
-        monkeypatch.setattr(kernels, "_team", lambda: None)
+        monkeypatch.setattr(compiled, "_team", lambda: None)
     image, weight = random(3, 16, 11, 22, 18), random(32, 16, 3, 3, 3)
     before = torch.get_num_threads()
     found = []
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            found.append((kernels.convolve([image], weight, None), kernels.instance_norm(image, None, None, 1e-5, 0.1)))
+            found.append(
+                (
+                    kernels.convolve([image], weight, None),
+                    kernels.instance_norm(image, PLAIN),
+                    kernels.convolve_and_norm([kernels.find_norm(image, PLAIN)], weight, None, PLAIN).applied(),
+                )
+            )
     finally:
         torch.set_num_threads(before)
-    for convolved, normalised in found[1:]:
-        assert torch.equal(convolved, found[0][0])
-        assert torch.equal(normalised, found[0][1])
+    for results in found[1:]:
+        assert all(map(torch.equal, results, found[0]))
     alone = image[1:2]
     assert torch.equal(kernels.convolve([alone], weight, None), found[0][0][1:2])
-    assert torch.equal(kernels.instance_norm(alone, None, None, 1e-5, 0.1), found[0][1][1:2])
+    assert torch.equal(kernels.instance_norm(alone, PLAIN), found[0][1][1:2])
 
 
 def test_layers_with_too_few_jobs_for_many_threads_are_torchs() -> None:
@@ -116,7 +184,7 @@ def test_layers_with_too_few_jobs_for_many_threads_are_torchs() -> None:
     assert found == [True, True, False]
 
 
-@compiled
+@needs_kernels
 @pytest.mark.parametrize("size", [(2, 1), (5, 7), (40, 30), (3, 20, 41)])
 @pytest.mark.parametrize(("slope", "affine"), [(1.0, True), (0.01, True), (0.2, False)])
 def test_instance_norm(size: tuple[int, ...], slope: float, affine: bool) -> None:
@@ -126,48 +194,48 @@ def test_instance_norm(size: tuple[int, ...], slope: float, affine: bool) -> Non
     factors = [None if each is None else each.double() for each in (weight, bias)]
     wanted = functional.instance_norm(image.double(), weight=factors[0], bias=factors[1], eps=1e-5)
     wanted = functional.leaky_relu(wanted, slope)
-    got = kernels.instance_norm(image, weight, bias, 1e-5, slope)
+    got = kernels.instance_norm(image, kernels.Norm(weight, bias, 1e-5, slope))
     # What float32 keeps of a value of 100 is what the norm can tell.
     torch.testing.assert_close(got.double(), wanted, rtol=1e-4, atol=2e-3)
     near = image - offset
     torch.testing.assert_close(
-        kernels.instance_norm(near, weight, bias, 1e-5, slope),
+        kernels.instance_norm(near, kernels.Norm(weight, bias, 1e-5, slope)),
         functional.leaky_relu(functional.instance_norm(near, weight=weight, bias=bias, eps=1e-5), slope),
         rtol=1e-4,
         atol=1e-4,
     )
     overwritten = image.contiguous(memory_format=layout(image))
-    kernels.instance_norm(overwritten, weight, bias, 1e-5, slope, in_place=True)
+    kernels.instance_norm(overwritten, kernels.Norm(weight, bias, 1e-5, slope), in_place=True)
     assert torch.equal(overwritten, got)
 
 
-@compiled
+@needs_kernels
 @pytest.mark.parametrize("size", [(5, 7), (3, 20, 41)])
 @pytest.mark.parametrize("slope", [1.0, 0.01])
 def test_instance_norm_in_bf16_is_that_of_float32_rounded_once(size: tuple[int, ...], slope: float) -> None:
     image, weight, bias = (random(2, 40, *size) * 3 + 1).bfloat16(), random(40), random(40)
-    got = kernels.instance_norm(image, weight, bias, 1e-5, slope)
+    got = kernels.instance_norm(image, kernels.Norm(weight, bias, 1e-5, slope))
     assert got.dtype == torch.bfloat16
-    assert torch.equal(got, kernels.instance_norm(image.float(), weight, bias, 1e-5, slope).bfloat16())
+    assert torch.equal(got, kernels.instance_norm(image.float(), kernels.Norm(weight, bias, 1e-5, slope)).bfloat16())
     overwritten = image.contiguous(memory_format=layout(image))
-    kernels.instance_norm(overwritten, weight, bias, 1e-5, slope, in_place=True)
+    kernels.instance_norm(overwritten, kernels.Norm(weight, bias, 1e-5, slope), in_place=True)
     assert torch.equal(overwritten, got)
 
 
-@compiled
+@needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_broken_value_breaks_its_channel_alone(dtype: torch.dtype) -> None:
     image = random(1, 8, 6, 6).to(dtype)
     image[0, 3, 2, 2] = float("nan")
-    got = kernels.instance_norm(image, None, None, 1e-5, 0.01)
+    got = kernels.instance_norm(image, kernels.Norm(None, None, 1e-5, 0.01))
     assert torch.isnan(got).flatten(2).all(2).tolist() == [[channel == 3 for channel in range(8)]]
     assert torch.isfinite(got[:, :3]).all()
 
 
-@compiled
+@needs_kernels
 def test_a_constant_channel_becomes_its_bias() -> None:
     image = torch.full((1, 8, 9, 50, 40), 1234.5)
-    got = kernels.instance_norm(image, torch.ones(8), torch.full((8,), 0.25), 1e-5, 0.01)
+    got = kernels.instance_norm(image, kernels.Norm(torch.ones(8), torch.full((8,), 0.25), 1e-5, 0.01))
     torch.testing.assert_close(got, torch.full_like(got, 0.25), rtol=0, atol=1e-6)
 
 
@@ -177,11 +245,11 @@ def test_without_a_library_there_are_none(
 ) -> None:
     if content is not None:
         (tmp_path / "_kernels.so").write_bytes(content)
-    monkeypatch.setattr(kernels, "LIBRARY", tmp_path / "_kernels.so")
-    assert kernels.library.__wrapped__() is None
+    monkeypatch.setattr(compiled, "LIBRARY", tmp_path / "_kernels.so")
+    assert compiled.library.__wrapped__() is None
 
 
-@compiled
+@needs_kernels
 def test_a_library_of_another_version_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_VERSION", -1)
-    assert kernels.library.__wrapped__() is None
+    monkeypatch.setattr(compiled, "_VERSION", -1)
+    assert compiled.library.__wrapped__() is None

@@ -6,15 +6,13 @@
  * own, by tiles of 4x4, and give four planes of the output. So no more than one depth of a block needs to be in the
  * cache with its weights.
  */
-#include "native.h"
+#include "multiply.h"
+#include "norm.h"
 
 enum {
-    COLUMNS = 16,    /* output channels in registers: two vectors */
-    ROWS = 6,        /* tiles in registers: 6 x 2 sums, 2 weights and 1 input fill 15 of 16 registers */
     TILE = 4,        /* outputs of a tile along each axis of the plane */
     PATCH = 6,       /* inputs that they need */
     POINTS = 36,     /* multiplications per tile, input and output channel */
-    AHEAD = 1024,    /* floats of weights that are asked for before they are needed */
     STAGGER = 16,    /* floats between the arrays of two points, so that they do not meet in the same cache lines */
 };
 
@@ -89,50 +87,6 @@ API void segwright_weights(const Argument *arguments, float *work, int64_t *next
     }
 }
 
-/* Multiply `rows` rows of `a` (in floats each) by weights (in, COLUMNS); `rows` has to be known to the compiler. */
-INLINE void multiply_rows(int rows, const float *a, int64_t in, const float *weights, float *to, int64_t to_stride) {
-    Lanes sums[ROWS][2];
-    for (int i = 0; i < rows; i++) sums[i][0] = sums[i][1] = (Lanes){0};
-    for (const float *end = a + in; a < end; a += LANES) {
-#pragma GCC unroll 8
-        for (int k = 0; k < LANES; k++, weights += COLUMNS) {
-            Lanes low = load(weights), high = load(weights + LANES);
-            __builtin_prefetch(weights + AHEAD);
-#pragma GCC unroll 6
-            for (int i = 0; i < rows; i++) {
-                Lanes value = a[i * in + k] - (Lanes){0}; /* in all lanes */
-                sums[i][0] += value * low;
-                sums[i][1] += value * high;
-            }
-        }
-    }
-#pragma GCC unroll 6
-    for (int i = 0; i < rows; i++) {
-        store(to + i * to_stride, sums[i][0]);
-        store(to + i * to_stride + LANES, sums[i][1]);
-    }
-}
-
-/* Multiply `a` (rows, in) by weights (out / COLUMNS, in, COLUMNS) to `to` (rows, out). */
-static void multiply(const float *a, int64_t rows, int64_t in, const float *weights, int64_t out, float *to) {
-    int64_t most = parts(rows, parts(rows, ROWS)); /* 4 times 5 rather than 3 times 6 and 2, which are as slow as 4 */
-    for (int64_t c = 0; c < out; c += COLUMNS, weights += in * COLUMNS) {
-        for (int64_t row = 0, count; row < rows; row += count) {
-            const float *from = a + row * in;
-            float *sums = to + row * out + c;
-            count = least(most, rows - row);
-            switch (count) {
-            case 6: multiply_rows(6, from, in, weights, sums, out); break;
-            case 5: multiply_rows(5, from, in, weights, sums, out); break;
-            case 4: multiply_rows(4, from, in, weights, sums, out); break;
-            case 3: multiply_rows(3, from, in, weights, sums, out); break;
-            case 2: multiply_rows(2, from, in, weights, sums, out); break;
-            case 1: multiply_rows(1, from, in, weights, sums, out); break;
-            }
-        }
-    }
-}
-
 /* The images and how the work on them is cut: a unit is TILE planes of a sample, or one with a single tap; a job is
  * `units` of them and `length` rows of tiles, of which it takes `strip` at a time. */
 typedef struct {
@@ -167,11 +121,11 @@ typedef struct {
     int64_t unit, units, top, strip;
 } Step;
 
-/* What a thread works in: strips of the inputs and the outputs (units, depths), the points of one depth's tiles
- * (POINTS, tiles, c) before and after they are multiplied, and a row of zeros. Row y of the inputs has place y + 1 of a
- * ring, so the last ones of a strip need not be made again for the next. */
+/* What a thread works in: strips of the inputs and the outputs (units, depths), and the points of one depth's tiles
+ * (POINTS, tiles, c) before and after they are multiplied. Row y of the inputs has place y + 1 of a ring, so the last
+ * ones of a strip need not be made again for the next. */
 typedef struct {
-    float *in, *out, *points, *products, *nothing;
+    float *in, *out, *points, *products;
 } Room;
 
 INLINE Room room_of(const Shape *s, float *work) {
@@ -179,24 +133,35 @@ INLINE Room room_of(const Shape *s, float *work) {
     room.out = room.in + s->units * depths(s) * depth_in(s);
     room.points = room.out + s->units * depths(s) * depth_out(s);
     room.products = room.points + POINTS * apart_in(s);
-    room.nothing = room.products + POINTS * apart_out(s);
     return room;
 }
 
 /* Return how many floats of `work` each thread needs. */
 API int64_t segwright_convolve_work(const Shape *s) {
-    return s->units * depths(s) * (depth_in(s) + depth_out(s)) + POINTS * (apart_in(s) + apart_out(s)) +
-           s->w * channels(s);
+    return s->units * depths(s) * (depth_in(s) + depth_out(s)) + POINTS * (apart_in(s) + apart_out(s));
 }
 
-/* Transform a row of `w` voxels along the depth: of `planes` (w, c) to depths (w, wide) that lie `apart`. */
+/* An image (n, d, h, w, c); with `factors` (n, 3, c) its norm's LeakyReLU is what is convolved. */
+typedef struct {
+    const float *values;
+    int64_t c;
+    const float *factors;
+    float slope;
+} Image;
+
+/* Transform a row of `w` voxels along the depth: of `planes` (w, c), none where there are zeros, to depths (w, wide) that
+ * lie `apart`. */
 INLINE void spread_row(
-    int64_t taps, const float *const *planes, int64_t w, int64_t c, float *to, int64_t wide, int64_t apart
+    int64_t taps, const float *const *planes, const float *factors, float slope, int64_t w, int64_t c, float *to,
+    int64_t wide, int64_t apart
 ) {
     for (int64_t x = 0; x < w; x++) {
         for (int64_t i = 0; i < c; i += LANES) {
             Lanes whole[PATCH], deep[PATCH];
-            for (int q = 0; q < depths_of(taps); q++) whole[q] = load(planes[q] + x * c + i);
+            for (int q = 0; q < depths_of(taps); q++) {
+                whole[q] = planes[q] ? load(planes[q] + x * c + i) : (Lanes){0};
+                if (factors && planes[q]) whole[q] = normalised(whole[q], factors + i, c, slope);
+            }
             if (taps == 3) transform_input(whole, deep, 1);
             else deep[0] = whole[0];
             for (int q = 0; q < depths_of(taps); q++) store(to + q * apart + x * wide + i, deep[q]);
@@ -204,28 +169,28 @@ INLINE void spread_row(
     }
 }
 
-/* Transform the rows of an image that a step needs, from `start` on and zero outside, along the depth, to channels `at`
- * to `at + c` of its strips. */
-static void spread(
-    const Shape *s, Step step, const float *image, int64_t c, int64_t at, int64_t start, Room room
-) {
-    int64_t wide = channels(s), apart = depth_in(s);
+/* Transform the rows of an image that a step needs, from `start` on and zero outside, along the depth, to the channels
+ * of its strips from `at` on. */
+static void spread(const Shape *s, Step step, const Image *image, int64_t at, int64_t start, Room room) {
+    int64_t c = image->c, wide = channels(s), apart = depth_in(s);
     for (int64_t each = 0; each < step.units; each++) {
         int64_t unit = step.unit + each, sample = unit / units_of(s);
         int64_t first = unit % units_of(s) * planes_of(s) - s->taps / 2;
+        const float *factors = image->factors ? image->factors + sample * 3 * c : NULL;
         for (int64_t y = start; y < TILE * (step.top + step.strip) + PATCH - TILE - 1; y++) {
             const float *planes[PATCH];
-            float *row = room.in + each * depths(s) * apart + (y + 1) % rows_in(s) * row_in(s) + at;
+            float *row = room.in + each * depths(s) * apart + (y + 1) % rows_in(s) * row_in(s) + at, *to = row + wide;
             for (int q = 0; q < depths(s); q++) {
                 int64_t plane = first + q;
                 int is_inside = y >= 0 && y < s->h && plane >= 0 && plane < s->d;
-                planes[q] = is_inside ? image + ((sample * s->d + plane) * s->h + y) * s->w * c : room.nothing;
+                planes[q] = is_inside ? image->values + ((sample * s->d + plane) * s->h + y) * s->w * c : NULL;
                 for (int64_t x = 0; x < row_in(s) / wide; x += x ? 1 : s->w + 1) { /* before and after the row */
                     memset(row + q * apart + x * wide, 0, sizeof(float) * c);
                 }
             }
-            if (s->taps == 3) spread_row(3, planes, s->w, c, row + wide, wide, apart);
-            else spread_row(1, planes, s->w, c, row + wide, wide, apart);
+            if (s->taps == 1) spread_row(1, planes, factors, image->slope, s->w, c, to, wide, apart);
+            else if (factors) spread_row(3, planes, factors, image->slope, s->w, c, to, wide, apart);
+            else spread_row(3, planes, NULL, 1, s->w, c, to, wide, apart);
         }
     }
 }
@@ -246,8 +211,9 @@ INLINE void gather_row(
     }
 }
 
-/* Transform a step's strips back along the depth and write what lies in the image. */
-static void gather(const Shape *s, Step step, const float *bias, Room room, float *out) {
+/* Transform a step's strips back along the depth and write what lies in the image; with `records` (n, units, h, record)
+ * a record of each row of a unit, too. */
+static void gather(const Shape *s, Step step, const float *bias, Room room, float *out, float *records) {
     for (int64_t each = 0; each < step.units; each++) {
         int64_t unit = step.unit + each, sample = unit / units_of(s), first = unit % units_of(s) * planes_of(s);
         int64_t count = least(planes_of(s), s->d - first);
@@ -258,6 +224,9 @@ static void gather(const Shape *s, Step step, const float *bias, Room room, floa
             if (s->taps == 1) gather_row(1, from, 0, s->w, s->out, bias, planes, 1);
             else if (count == TILE) gather_row(3, from, depth_out(s), s->w, s->out, bias, planes, TILE);
             else gather_row(3, from, depth_out(s), s->w, s->out, bias, planes, count);
+            if (!records) continue;
+            float *to = records + (unit * s->h + y) * record(s->out);
+            moments((const void *const *)planes, count, 0, s->w, s->out, to, 0);
         }
     }
 }
@@ -330,27 +299,28 @@ static void convolve_depth(const Shape *s, Step step, int64_t depth, const float
 }
 
 /* Convolve two images, concatenated along their channels, with padding that keeps the shape; jobs as in Shape.
- * Arguments: Shape, first image, second image, transformed weights, bias or none, output. */
+ * Arguments: Shape; values, factors or none, and slope of each image; transformed weights, bias or none, output; records
+ * of its moments or none. */
 API void segwright_convolve(const Argument *arguments, float *work, int64_t *next) {
     const Shape *s = arguments[0].array;
-    const float *first = arguments[1].array, *second = arguments[2].array;
-    const float *points = arguments[3].array, *bias = arguments[4].array;
-    float *out = arguments[5].array;
+    Image first = {arguments[1].array, s->first, arguments[2].array, arguments[3].real};
+    Image second = {arguments[4].array, s->second, arguments[5].array, arguments[6].real};
+    const float *points = arguments[7].array, *bias = arguments[8].array;
+    float *out = arguments[9].array, *records = arguments[10].array;
     int64_t units = s->n * units_of(s), lengths = parts(down(s), s->length);
     Room room = room_of(s, work);
-    memset(room.nothing, 0, sizeof(float) * s->w * channels(s));
     for (int64_t job; (job = take(next)) < parts(units, s->units) * lengths;) {
         int64_t unit = job / lengths * s->units, begin = job % lengths * s->length;
         int64_t end = least(begin + s->length, down(s));
         for (int64_t top = begin; top < end; top += s->strip) {
             Step step = {unit, least(s->units, units - unit), top, least(s->strip, end - top)};
             int64_t row = TILE * top + (top == begin ? -1 : PATCH - TILE - 1); /* the first that is not there yet */
-            spread(s, step, first, s->first, 0, row, room);
-            if (s->second) spread(s, step, second, s->second, s->first, row, room);
+            spread(s, step, &first, 0, row, room);
+            if (s->second) spread(s, step, &second, s->first, row, room);
             for (int64_t depth = 0; depth < depths(s); depth++) {
                 convolve_depth(s, step, depth, points + depth * POINTS * (channels(s) * s->out + STAGGER), room);
             }
-            gather(s, step, bias, room, out);
+            gather(s, step, bias, room, out, records);
         }
     }
 }

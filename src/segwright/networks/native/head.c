@@ -1,0 +1,53 @@
+/* The last layer of a network: each voxel alone, from many channels to a few classes. */
+#include "norm.h"
+
+enum { GROUP = LANES }; /* voxels whose sums are made together */
+
+/* Sum each of eight vectors. */
+INLINE Lanes sums_of(const Lanes *v) {
+    __m256 low = _mm256_hadd_ps(_mm256_hadd_ps((__m256)v[0], (__m256)v[1]), _mm256_hadd_ps((__m256)v[2], (__m256)v[3]));
+    __m256 high = _mm256_hadd_ps(_mm256_hadd_ps((__m256)v[4], (__m256)v[5]), _mm256_hadd_ps((__m256)v[6], (__m256)v[7]));
+    return (Lanes)_mm256_permute2f128_ps(low, high, 0x20) + (Lanes)_mm256_permute2f128_ps(low, high, 0x31);
+}
+
+/* Multiply `count` voxels (count, c), GROUP at most, by weights (classes, c); sum GROUP products each, some of them
+ * none's. */
+INLINE void classify(
+    const float *voxels, int64_t count, int64_t c, const float *weights, const float *bias, int64_t classes, float *out
+) {
+    for (int64_t k = 0; k < classes; k++) {
+        Lanes sums[GROUP] = {0};
+        for (int64_t i = 0; i < c; i += LANES) {
+            Lanes weight = load(weights + k * c + i);
+            for (int v = 0; v < GROUP; v++) sums[v] += load(voxels + v * c + i) * weight;
+        }
+        Lanes whole = sums_of(sums) + (bias ? bias[k] : 0);
+        for (int64_t v = 0; v < count; v++) out[v * classes + k] = whole[v];
+    }
+}
+
+/* Convolve each voxel alone; a job is `run` of them, the last ones first: what was written last is in the cache.
+ * Arguments: image (n, voxels, c), with factors (n, 3, c) or none and slope as for segwright_convolve; n, voxels, c,
+ * classes; weights (classes, c), bias (classes) or none; run, output (n, voxels, classes). `work` holds (GROUP, c). */
+API void segwright_head(const Argument *arguments, float *work, int64_t *next) {
+    const float *image = arguments[0].array, *factors = arguments[1].array;
+    float slope = arguments[2].real;
+    int64_t n = arguments[3].whole, voxels = arguments[4].whole, c = arguments[5].whole, classes = arguments[6].whole;
+    const float *weights = arguments[7].array, *bias = arguments[8].array;
+    int64_t run = arguments[9].whole, runs = parts(voxels, run);
+    float *out = arguments[10].array;
+    for (int64_t job; (job = take(next)) < n * runs;) {
+        int64_t sample = (n * runs - 1 - job) / runs, first = (n * runs - 1 - job) % runs * run;
+        for (int64_t voxel = first; voxel < least(first + run, voxels); voxel += GROUP) {
+            int64_t count = least(GROUP, voxels - voxel), at = sample * voxels + voxel;
+            for (int64_t each = 0; each < count; each++) {
+                for (int64_t i = 0; i < c; i += LANES) {
+                    Lanes value = load(image + (at + each) * c + i);
+                    if (factors) value = normalised(value, factors + sample * 3 * c + i, c, slope);
+                    store(work + each * c + i, value);
+                }
+            }
+            classify(work, count, c, weights, bias, classes, out + at * classes);
+        }
+    }
+}

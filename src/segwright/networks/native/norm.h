@@ -1,0 +1,57 @@
+/* What instance norms are made of. */
+#ifndef SEGWRIGHT_NORM_H
+#define SEGWRIGHT_NORM_H
+
+#include "native.h"
+
+enum { RECORD = LANES }; /* floats after the moments of a run (2, c), of which the first holds how many voxels it had */
+
+INLINE int64_t record(int64_t c) { return 2 * c + RECORD; }
+
+/* Element `at` of an array and those after it; `half`, whether they are bfloat16, has to be known to the compiler. */
+INLINE Lanes load_from(const void *array, int64_t at, int half) {
+    if (!half) return load((const float *)array + at);
+    __m128i halves = _mm_loadu_si128((const __m128i *)((const uint16_t *)array + at));
+    return (Lanes)_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16);
+}
+
+/* Write mean and sum of squared deviations of each channel of a run, and its voxels, to the record `to`: `voxels` of each
+ * of `count` arrays, from element `at` on. */
+INLINE void moments(
+    const void *const *arrays, int64_t count, int64_t at, int64_t voxels, int64_t c, float *to, int half
+) {
+    enum { TOGETHER = 4 };
+    float number = count * voxels;
+    to[2 * c] = number;
+    for (int64_t first = 0; first < c; first += TOGETHER * LANES) {
+        int64_t vectors = least(TOGETHER, (c - first) / LANES);
+        Lanes origin[TOGETHER], sum[TOGETHER], squares[TOGETHER];
+        for (int v = 0; v < TOGETHER; v++) {
+            origin[v] = v < vectors ? load_from(arrays[0], at + first + v * LANES, half) : (Lanes){0};
+            sum[v] = squares[v] = (Lanes){0};
+        }
+        for (int64_t each = 0; each < count; each++) {
+            for (int64_t voxel = 0; voxel < voxels; voxel++) {
+                for (int v = 0; v < vectors; v++) {
+                    Lanes value = load_from(arrays[each], at + voxel * c + first + v * LANES, half);
+                    Lanes distance = value - origin[v];
+                    sum[v] += distance;
+                    squares[v] += distance * distance;
+                }
+            }
+        }
+        for (int v = 0; v < vectors; v++) {
+            Lanes mean = sum[v] / number;
+            store(to + first + v * LANES, origin[v] + mean);
+            store(to + c + first + v * LANES, squares[v] - mean * sum[v]);
+        }
+    }
+}
+
+/* Return leaky_relu((value - mean) * scale + shift) of channels that begin at `factors`, which are these three (3, c). */
+INLINE Lanes normalised(Lanes value, const float *factors, int64_t c, float slope) {
+    Lanes scaled = (value - load(factors)) * load(factors + c) + load(factors + 2 * c);
+    return (Lanes)_mm256_blendv_ps((__m256)scaled, (__m256)(scaled * slope), (__m256)scaled); /* by its sign */
+}
+
+#endif
