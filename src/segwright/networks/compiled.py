@@ -16,7 +16,7 @@ from torch import Tensor
 
 LIBRARY: Final = Path(__file__).with_name("_kernels.so")
 
-_VERSION: Final = 8
+_VERSION: Final = 10
 """Of the functions in native/; a library of another version, from before an update, is not used."""
 _GRAIN: Final = 32768
 """Values that are worth several threads, as torch has it."""

@@ -52,17 +52,20 @@ def _convolution(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Answer:
-    if not _are_ours(input, weight, bias) or groups != 1 or not _keeps_shape(weight, stride, padding, dilation):
+    if not _are_ours(input, weight, bias) or groups != 1 or not _pads_evenly(weight, stride, padding, dilation):
         return None
-    if kernels.suits_voxels(weight, input):
+    steps = _sizes(stride, weight)
+    if kernels.suits_voxels(weight, input, steps):
         return kernels.convolve_voxels(input, weight, bias)
-    return kernels.convolve([input], weight, bias) if kernels.suits(weight, input, [input.shape[1]]) else None
+    if kernels.suits(weight, input, [input.shape[1]], steps):
+        return kernels.convolve([input], weight, bias, steps)
+    return None
 
 
 def _conv_pair(conv: nn.Module, first: Tensor, second: Tensor) -> Answer:
     if not _are_ours(first) or not _is_for_kernel(conv, second, [first.shape[1], second.shape[1]]):
         return None
-    return kernels.convolve([first, second], conv.weight, conv.bias)
+    return kernels.convolve([first, second], conv.weight, conv.bias, tuple(conv.stride))
 
 
 def _upsample_conv_pair(upsample: nn.Module, conv: nn.Module, x: Tensor, skip: Tensor) -> Answer:
@@ -71,7 +74,7 @@ def _upsample_conv_pair(upsample: nn.Module, conv: nn.Module, x: Tensor, skip: T
         return None
     if not _is_for_kernel(conv, skip, [upsample.out_channels, skip.shape[1]]):
         return None
-    return kernels.convolve([upsample_by(upsample, x), skip], conv.weight, conv.bias)
+    return kernels.convolve([upsample_by(upsample, x), skip], conv.weight, conv.bias, tuple(conv.stride))
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ def _computed_together(
     for block, following in zip(blocks, (*blocks[1:], None), strict=True):
         conv, norm = block.conv, kernels.Norm(block.norm.weight, block.norm.bias, block.norm.eps, block.slope)
         if block.can_use_kernel([*map(_tensor, images)]):
-            images = [kernels.convolve_and_norm(images, conv.weight, conv.bias, norm)]
+            images = [kernels.convolve_and_norm(images, conv.weight, conv.bias, norm, tuple(conv.stride))]
             continue
         out = conv(_applied(images[0]))
         if following is not None and following.can_use_kernel([out]):
@@ -155,20 +158,20 @@ def _is_watched(module: nn.Module) -> bool:
 
 def _is_for_kernel(conv: nn.Module, image: Tensor, channels: Sequence[int]) -> TypeGuard[nn.Conv2d | nn.Conv3d]:
     """Return whether the kernels compute `conv` for images like `image` with so many `channels`."""
-    return _keeps_its_shape(conv, image) and kernels.suits(conv.weight, image, channels)
+    return _is_even(conv, image) and kernels.suits(conv.weight, image, channels, _sizes(conv.stride, conv.weight))
 
 
 def _is_head(conv: nn.Module, image: Tensor) -> TypeGuard[nn.Conv2d | nn.Conv3d]:
     """Return whether the kernels compute `conv` for each voxel of `image`."""
-    return _keeps_its_shape(conv, image) and kernels.suits_voxels(conv.weight, image)
+    return _is_even(conv, image) and kernels.suits_voxels(conv.weight, image, _sizes(conv.stride, conv.weight))
 
 
-def _keeps_its_shape(conv: nn.Module, image: Tensor) -> TypeGuard[nn.Conv2d | nn.Conv3d]:
+def _is_even(conv: nn.Module, image: Tensor) -> TypeGuard[nn.Conv2d | nn.Conv3d]:
     return (
         isinstance(conv, nn.Conv2d | nn.Conv3d)
         and _are_ours(image, conv.weight, conv.bias)
         and (conv.padding_mode, conv.groups) == ("zeros", 1)
-        and _keeps_shape(conv.weight, conv.stride, conv.padding, conv.dilation)
+        and _pads_evenly(conv.weight, conv.stride, conv.padding, conv.dilation)
     )
 
 
@@ -180,14 +183,18 @@ def _sample_norm(x: Tensor, norm: ChannelsLastInstanceNorm, slope: float, in_pla
     return kernels.instance_norm(x, kernels.Norm(norm.weight, norm.bias, norm.eps, slope), in_place=in_place)
 
 
-def _keeps_shape(weight: Tensor, stride: Any, padding: Any, dilation: Any) -> bool:
-    """Return whether a convolution visits every voxel and pads as much as its kernel needs."""
-    dims = weight.ndim - 2
-    steps = (stride, dilation)
-    if any(tuple(step) != (1,) * len(step) if isinstance(step, Sequence) else step != 1 for step in steps):
-        return False
+def _pads_evenly(weight: Tensor, stride: Any, padding: Any, dilation: Any) -> bool:
+    """Return whether a convolution pads as much as its kernel needs, and skips nothing within it."""
     width = tuple(size // 2 for size in weight.shape[2:])
-    return padding == "same" or (tuple(padding) if isinstance(padding, Sequence) else (padding,) * dims) == width
+    if padding == "same":
+        return set(_sizes(stride, weight)) == {1} and set(_sizes(dilation, weight)) == {1}
+    return _sizes(padding, weight) == width and set(_sizes(dilation, weight)) == {1}
+
+
+def _sizes(sizes: Any, weight: Tensor) -> tuple[int, ...]:
+    """Return one size for each axis; torch takes one for all, too."""
+    each = tuple(sizes) if isinstance(sizes, Sequence) else (sizes,)
+    return each * (weight.ndim - 2) if len(each) == 1 else each
 
 
 def _are_ours(image: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> bool:

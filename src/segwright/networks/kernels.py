@@ -18,15 +18,21 @@ from torch import Tensor
 
 from segwright.networks.compiled import call, work_of
 
-LANES, _COLUMNS, _POINTS, _PATCH, _TILE, _TAPS, _STAGGER = 8, 16, 36, 6, 4, 3, 16  # of native/
+Size = tuple[int, ...]
+
+LANES, _COLUMNS, _TILE, _KINDS, _TAPS, _STAGGER = 8, 16, 4, 6, 3, 16  # of native/
 _LEAST_TILES: Final = 256
 """With fewer tiles the transformed weights, eight times as many, take longer to read than is saved."""
+_MOST_WASTE: Final = 1.5
+"""How many times the output all tiles may be where there is a stride, for it saves less."""
 _JOBS: Final = 4
 """For each thread, so that none waits long for the others at the end."""
 _RUN: Final = 1024
 """Voxels of a job where each is computed alone; sums of so many are made in float32, then in float64."""
-_MOST_CLASSES, _LEAST_VOXELS = 8, 4096
-"""Of `convolve_voxels`; torch computes more classes as fast."""
+_MOST_CLASSES: Final = 8
+"""Of `convolve_voxels`; torch computes more of them as fast."""
+_LEAST_VOXELS: Final = 4096
+"""That are worth arranging the weights for them."""
 
 
 class _Shape(ctypes.Structure):
@@ -34,34 +40,44 @@ class _Shape(ctypes.Structure):
 
     _fields_ = [  # noqa: RUF012
         (name, ctypes.c_int64)
-        for name in ("n", "d", "h", "w", "first", "second", "out", "taps", "units", "length", "strip")
-    ]
+        for name in (
+            "n", "d", "h", "w", "first", "second", "out", "out_d", "out_h", "out_w", "taps", "deep_stride", "stride",
+            "units", "length", "strip",
+        )
+    ]  # fmt: skip
 
 
-def suits(weight: Tensor, image: Tensor, channels: Sequence[int]) -> bool:
+def suits(weight: Tensor, image: Tensor, channels: Sequence[int], stride: Size) -> bool:
     """Return whether `convolve` is made for `weight` and images like `image` with so many `channels`, and pays.
 
     Args:
         weight: (O, C, *K).
         image: (B, C', *S), one of them.
         channels: of each image; C in all.
+        stride: along each axis.
     """
     if weight.ndim != image.ndim or tuple(weight.shape[2:]) not in {(3, 3), (1, 3, 3), (3, 3, 3)}:
         return False
-    if weight.shape[0] % _COLUMNS or weight.shape[1] != sum(channels):
+    deep, rows, columns = (1, *stride)[-3:]
+    if rows != columns or not {deep, rows} <= {1, 2} or deep > prod(weight.shape[2:]) // _TAPS**2:
         return False
-    depth, rows, columns = (1, *image.shape[2:])[-3:]
+    size = _strided((1, *image.shape[2:])[-3:], (deep, rows, columns))
+    tiles = [ceil(extent / _TILE) for extent in size]
     return (
-        all(size % LANES == 0 for size in channels)
-        and len(image) * depth * ceil(rows / _TILE) * ceil(columns / _TILE) >= _LEAST_TILES
-        and 2 * len(image) * ceil(rows / _TILE) >= torch.get_num_threads()  # or most of them would have no job
+        weight.shape[0] % _COLUMNS == 0
+        and weight.shape[1] == sum(channels)
+        and all(each % LANES == 0 for each in channels)
+        and len(image) * size[0] * tiles[1] * tiles[2] >= _LEAST_TILES
+        and 2 * len(image) * tiles[1] >= torch.get_num_threads()  # or most of them would have no job
+        and (rows == 1 or prod(tiles) * _TILE**3 <= _MOST_WASTE * prod(size))
     )
 
 
-def suits_voxels(weight: Tensor, image: Tensor) -> bool:
+def suits_voxels(weight: Tensor, image: Tensor, stride: Size) -> bool:
     """Return whether `convolve_voxels` is made for `weight` (O, C, *K) and an image (B, C, *S), and pays."""
     return (
         weight.ndim == image.ndim
+        and set(stride) == {1}
         and set(weight.shape[2:]) == {1}
         and len(weight) <= _MOST_CLASSES
         and weight.shape[1] == image.shape[1]
@@ -107,8 +123,10 @@ class Normalised:
         return self.image
 
 
-def convolve(images: Sequence[Tensor | Normalised], weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Convolve one or two images, concatenated along their channels, with stride 1 and padding that keeps the shape.
+def convolve(
+    images: Sequence[Tensor | Normalised], weight: Tensor, bias: Tensor | None, stride: Size | None = None
+) -> Tensor:
+    """Convolve one or two images, concatenated along their channels, with padding that keeps the shape but for strides.
 
     Winograd's F(4, 3) along every axis with three taps (Lavin & Gray 2016, arXiv:1509.09308): an eighth of the
     multiplications in 3D, three to four times as fast as the direct way, and a few 1e-6 of the largest value from it.
@@ -117,6 +135,7 @@ def convolve(images: Sequence[Tensor | Normalised], weight: Tensor, bias: Tensor
         images: (B, C, *S) and (B, C', *S).
         weight: (O, C + C', *K), see `suits`.
         bias: (O).
+        stride: along each axis; 1 by default.
 
     Returns:
         (B, O, *S), channels-last.
@@ -124,14 +143,14 @@ def convolve(images: Sequence[Tensor | Normalised], weight: Tensor, bias: Tensor
     Raises:
         ValueError: the images differ in more than their channels.
     """
-    return _convolve(images, weight, bias, with_records=False)[0]
+    return _convolve(images, weight, bias, stride, with_records=False)[0]
 
 
 def convolve_and_norm(
-    images: Sequence[Tensor | Normalised], weight: Tensor, bias: Tensor | None, norm: Norm
+    images: Sequence[Tensor | Normalised], weight: Tensor, bias: Tensor | None, norm: Norm, stride: Size | None = None
 ) -> Normalised:
     """Convolve as `convolve` does and find the norm of the result, while it is in the cache."""
-    return _normalised(*_convolve(images, weight, bias, with_records=True), norm)
+    return _normalised(*_convolve(images, weight, bias, stride, with_records=True), norm)
 
 
 def convolve_voxels(image: Tensor | Normalised, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -185,34 +204,42 @@ def instance_norm(image: Tensor, norm: Norm, *, in_place: bool = False) -> Tenso
 
 
 def _convolve(
-    images: Sequence[Tensor | Normalised], weight: Tensor, bias: Tensor | None, *, with_records: bool
-) -> tuple[Tensor, Tensor]:
+    images: Sequence[Tensor | Normalised], weight: Tensor, bias: Tensor | None, stride: Size | None, *,
+    with_records: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Convolve, and return the records of the result's moments, too, empty where they are not wanted."""
     sources = _tensors(images)
     if len({(len(image), *image.shape[2:]) for image in sources}) > 1:
         raise ValueError(f"images of shapes {[tuple(image.shape) for image in sources]} cannot be concatenated")
-    samples, size = len(sources[0]), (1, *sources[0].shape[2:])[-3:]
-    taps = prod(weight.shape[2:]) // _TAPS**2
-    out = torch.empty((samples, len(weight), *sources[0].shape[2:]), memory_format=_layout(sources[0]))
-    records = _records(samples * with_records, ceil(size[0] / _TILE ** (taps // _TAPS)) * size[1], len(weight))
+    samples, size, steps = len(sources[0]), (1, *sources[0].shape[2:])[-3:], (1, *(stride or (1, 1, 1)))[-3:]
+    taps, wanted = prod(weight.shape[2:]) // _TAPS**2, _strided(size, steps)
+    out = torch.empty((samples, len(weight), *wanted[-weight.ndim + 2 :]), memory_format=_layout(sources[0]))
+    units = ceil(wanted[0] / _TILE) if taps == _TAPS else wanted[0]
+    records = _records(samples * with_records, units * wanted[1], len(weight))
     channels = [image.shape[1] for image in (*sources, sources[0][:, :0])[:2]]
-    shape = _Shape(samples, *size, *channels, len(weight), taps, *_cut(samples, size, taps, weight[:, :, 0].numel()))
+    cut = _cut(samples * units, wanted[1:], weight[:, :, 0].numel())
+    shape = _Shape(samples, *size, *channels, len(weight), *wanted, taps, *steps[:2], *cut)
     first, second = (_source(images[at], sources[at]) for at in (0, -1))
+    points = _points(weight, taps, steps)
     work = work_of("segwright_convolve_work", shape)
     call(
-        "segwright_convolve", out.numel(), shape, *first, *second, _points(weight, taps), _ordered(bias), out, records,
-        work=work,
+        "segwright_convolve", out.numel(), shape, *first, *second, points, _ordered(bias), out, records, work=work
     )  # fmt: skip
     return out, records
 
 
-def _points(weight: Tensor, taps: int) -> Tensor:
+def _points(weight: Tensor, taps: int, stride: Size) -> Tensor:
     """Transform weights (O, C, *K) for segwright_convolve."""
     outputs, inputs = weight.shape[:2]
-    points = torch.empty((_PATCH if taps == _TAPS else 1) * _POINTS * (inputs * outputs + _STAGGER))
+    points = torch.empty((_KINDS if taps == _TAPS else 1) * _KINDS**2 * (inputs * outputs + _STAGGER))
     ordered = weight.flatten(2).permute(2, 1, 0).contiguous()
-    call("segwright_weights", points.numel(), ordered, taps, inputs, outputs, points)
+    call("segwright_weights", points.numel(), ordered, taps, inputs, outputs, stride[1], stride[0], points)
     return points
+
+
+def _strided(size: Size, stride: Size) -> Size:
+    """Return the size of what a convolution makes of so many voxels along each axis."""
+    return tuple((extent - 1) // step + 1 for extent, step in zip(size, stride, strict=True))
 
 
 def _tensors(images: Sequence[Tensor | Normalised]) -> list[Tensor]:
@@ -259,17 +286,21 @@ def _norm(
     )  # fmt: skip
 
 
-def _cut(samples: int, size: Sequence[int], taps: int, weights: int) -> tuple[int, int, int]:
+def _cut(units: int, plane: Size, weights: int) -> Size:
     """Return how `_Shape` cuts the work: units, rows of tiles of a job, and rows of tiles at once.
 
     Found by timing 32 to 512 channels: as few tiles as keep both the tiles of a depth and its `weights`, so many floats
     a point, in the second-level cache; where the weights are too many for that, enough tiles to read them seldom.
+
+    Args:
+        units: in all samples.
+        plane: voxels of the output along its last two axes.
+        weights: see above.
     """
     wanted = 10 if weights <= 1 << 13 else 36
-    group = _TILE if taps == _TAPS else 1
-    depth, down, across = ceil(size[0] / group), ceil(size[1] / _TILE), ceil(size[2] / _TILE)
+    down, across = (ceil(extent / _TILE) for extent in plane)
     strip = ceil(down / max(1, round(down * across / wanted)))
     threads = torch.get_num_threads()
-    units = min(max(1, round(wanted / (down * across))), ceil(samples * depth / threads))
-    parts = ceil(_JOBS * threads / ceil(samples * depth / units))  # of a unit, so that there are enough jobs
-    return units, ceil(down / parts / strip) * strip, strip
+    together = min(max(1, round(wanted / (down * across))), ceil(units / threads))
+    parts = ceil(_JOBS * threads / ceil(units / together))  # of a unit, so that there are enough jobs
+    return together, ceil(down / parts / strip) * strip, strip

@@ -104,6 +104,30 @@ def test_whoever_looks_at_a_layer_sees_it(part: str, calls: list[str]) -> None:
 
 
 @needs_kernels
+@pytest.mark.parametrize(
+    ("conv", "kernel"),
+    [
+        (nn.Conv3d(16, 16, 3, padding=1, stride=2), "convolve"),
+        (nn.Conv3d(16, 16, 3, padding=1, stride=(1, 2, 2)), "convolve"),
+        (nn.Conv3d(16, 16, 3, padding=1, stride=(2, 1, 1)), "convolve"),
+        (nn.Conv3d(16, 3, 1), "convolve_voxels"),
+    ],
+    ids=str,
+)
+def test_strides_and_heads_are_computed_by_the_kernels(conv: nn.Module, kernel: str, calls: list[str]) -> None:
+    plain, fast = both_ways(conv, image_of(3))
+    torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-4)
+    assert calls == [kernel]
+
+
+@needs_kernels
+def test_strides_that_fill_their_tiles_badly_are_torchs(calls: list[str]) -> None:
+    plain, fast = both_ways(nn.Conv3d(16, 16, 3, padding=1, stride=2), image_of(3, size=18))
+    assert torch.equal(fast, plain)
+    assert calls == []
+
+
+@needs_kernels
 def test_a_network_of_yours_is_computed_by_the_kernels(calls: list[str]) -> None:
     yours = nn.Sequential(
         nn.Conv3d(16, 32, 3, padding="same"), nn.ReLU(), nn.Conv3d(32, 16, (1, 3, 3), padding=(0, 1, 1))
@@ -117,8 +141,12 @@ def test_a_network_of_yours_is_computed_by_the_kernels(calls: list[str]) -> None
 @pytest.mark.parametrize(
     "module",
     [
-        nn.Conv3d(16, 16, 3, padding=1, stride=2),
+        nn.Conv3d(16, 16, 3, padding=1, stride=3),
         nn.Conv3d(16, 16, 3, padding=1, stride=(1, 1, 2)),
+        nn.Conv3d(16, 16, (1, 3, 3), padding=(0, 1, 1), stride=(2, 1, 1)),
+        nn.Conv3d(16, 16, 3, stride=2),
+        nn.Conv3d(16, 3, 1, stride=2),
+        nn.Conv3d(16, 32, 1),
         nn.Conv3d(16, 16, 3, padding=2, dilation=2),
         nn.Conv3d(16, 16, 3, padding=1, groups=2),
         nn.Conv3d(16, 16, 3, padding=1, padding_mode="circular"),

@@ -39,11 +39,13 @@ def random(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
-def exactly(images: list[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
+def exactly(images: list[Tensor], weight: Tensor, bias: Tensor | None, stride: tuple[int, ...] | int = 1) -> Tensor:
     """Convolve in float64."""
     convolve = functional.conv2d if weight.ndim == 4 else functional.conv3d
     padding = [size // 2 for size in weight.shape[2:]]
-    return convolve(torch.cat(images, 1).double(), weight.double(), None if bias is None else bias.double(), 1, padding)
+    return convolve(
+        torch.cat(images, 1).double(), weight.double(), None if bias is None else bias.double(), stride, padding
+    )
 
 
 def exactly_normed(image: Tensor, norm: kernels.Norm) -> Tensor:
@@ -86,18 +88,52 @@ def test_convolution(
 
 @needs_kernels
 @pytest.mark.parametrize(
+    ("samples", "channels", "outputs", "size", "kernel", "stride"),
+    [
+        (1, (8,), 16, (8, 8, 8), (3, 3, 3), (2, 2, 2)),
+        (2, (16,), 32, (7, 9, 13), (3, 3, 3), (2, 2, 2)),
+        (1, (24,), 48, (1, 1, 1), (3, 3, 3), (2, 2, 2)),
+        (1, (8,), 16, (18, 35, 50), (3, 3, 3), (2, 2, 2)),
+        (3, (32, 8), 16, (5, 21, 6), (3, 3, 3), (1, 2, 2)),
+        (1, (8,), 32, (30, 11, 8), (3, 3, 3), (2, 1, 1)),
+        (2, (16, 16), 16, (9, 12, 17), (1, 3, 3), (1, 2, 2)),
+        (2, (8,), 16, (33, 19), (3, 3), (2, 2)),
+        (1, (160,), 176, (6, 13, 10), (3, 3, 3), (2, 2, 2)),
+    ],
+)
+def test_convolution_with_strides(
+    samples: int,
+    channels: tuple[int, ...],
+    outputs: int,
+    size: tuple[int, ...],
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+) -> None:
+    images = [random(samples, each, *size) for each in channels]
+    weight, bias = random(outputs, sum(channels), *kernel), random(outputs)
+    wanted = exactly(images, weight, bias, stride)
+    got = kernels.convolve(images, weight, bias, stride)
+    assert got.is_contiguous(memory_format=layout(got))
+    assert got.shape == wanted.shape
+    assert float((got - wanted).abs().max()) <= CLOSE * float(wanted.abs().max())
+
+
+@needs_kernels
+@pytest.mark.parametrize(
     ("samples", "channels", "size", "kernel"),
     [
         (2, (16,), (8, 12, 8), (3, 3, 3)),
         (1, (32, 8), (7, 9, 13), (3, 3, 3)),
         (3, (8, 16), (5, 21, 6), (1, 3, 3)),
         (2, (40,), (33, 19), (3, 3)),
-        (1, (8,), (1, 2, 3), (3, 3, 3)),
+        (1, (8,), (3, 4, 5), (3, 3, 3)),
     ],
 )
+@pytest.mark.parametrize("step", [1, 2])
 def test_norms_before_and_after_a_convolution(
-    samples: int, channels: tuple[int, ...], size: tuple[int, ...], kernel: tuple[int, ...]
+    samples: int, channels: tuple[int, ...], size: tuple[int, ...], kernel: tuple[int, ...], step: int
 ) -> None:
+    stride = tuple(step if taps == 3 else 1 for taps in kernel)
     images = [3 + 2 * random(samples, each, *size) for each in channels]
     weight, bias = random(16, sum(channels), *kernel), random(16)
     before = [kernels.Norm(random(each), 1 + random(each), eps=1e-5, slope=0.1) for each in channels]
@@ -105,8 +141,8 @@ def test_norms_before_and_after_a_convolution(
 
     found = [kernels.find_norm(image.clone(), norm) for image, norm in zip(images, before, strict=True)]
     normed = [exactly_normed(image.double(), norm) for image, norm in zip(images, before, strict=True)]
-    got = kernels.convolve_and_norm(found, weight, bias, after)
-    wanted = exactly(normed, weight, bias)
+    got = kernels.convolve_and_norm(found, weight, bias, after, stride)
+    wanted = exactly(normed, weight, bias, stride)
     assert float((got.image - wanted).abs().max()) <= CLOSE * float(wanted.abs().max())
     means, deviations = wanted.flatten(2).mean(2), wanted.flatten(2).std(2, correction=0)
     torch.testing.assert_close(got.factors[:, 0].double(), means, rtol=0, atol=CLOSE * float(wanted.abs().max()))
@@ -178,7 +214,7 @@ def test_layers_with_too_few_jobs_for_many_threads_are_torchs() -> None:
         found = []
         for threads in (1, 8, 9):
             torch.set_num_threads(threads)
-            found.append(kernels.suits(weight, image, [16]))
+            found.append(kernels.suits(weight, image, [16], (1,) * (image.ndim - 2)))
     finally:
         torch.set_num_threads(before)
     assert found == [True, True, False]
