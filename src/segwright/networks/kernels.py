@@ -11,7 +11,7 @@ import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, prod
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from segwright.networks.compiled import call, work_of
 
 Size = tuple[int, ...]
 
-LANES, _COLUMNS, _TILE, _KINDS, _TAPS, _STAGGER = 8, 16, 4, 6, 3, 16  # of native/
+LANES, _COLUMNS, _TILE, _GROUPS, _TAPS, _STAGGER = 8, 16, 4, 36, 3, 16  # of native/
 _LEAST_TILES: Final = 256
 """With fewer tiles the transformed weights, eight times as many, take longer to read than is saved."""
 _MOST_WASTE: Final = 1.5
@@ -35,13 +35,24 @@ _LEAST_VOXELS: Final = 4096
 """That are worth arranging the weights for them."""
 
 
+class _Filter(NamedTuple):
+    """A filter of filters.h: what it is called there, outputs of a tile, kinds of points."""
+
+    code: int
+    tile: int
+    kinds: int
+
+
+_ALONE, _STRIDED, _FOUR, _FIVE = _Filter(0, 1, 1), _Filter(2, 4, 6), _Filter(4, 4, 6), _Filter(5, 5, 7)
+
+
 class _Shape(ctypes.Structure):
     """`Shape` of winograd.c."""
 
     _fields_ = [  # noqa: RUF012
         (name, ctypes.c_int64)
         for name in (
-            "n", "d", "h", "w", "first", "second", "out", "out_d", "out_h", "out_w", "taps", "deep_stride", "stride",
+            "n", "d", "h", "w", "first", "second", "out", "out_d", "out_h", "out_w", "deep", "flat",
             "units", "length", "strip",
         )
     ]  # fmt: skip
@@ -128,8 +139,8 @@ def convolve(
 ) -> Tensor:
     """Convolve one or two images, concatenated along their channels, with padding that keeps the shape but for strides.
 
-    Winograd's F(4, 3) along every axis with three taps (Lavin & Gray 2016, arXiv:1509.09308): an eighth of the
-    multiplications in 3D, three to four times as fast as the direct way, and a few 1e-6 of the largest value from it.
+    Winograd's F(4, 3) or F(5, 3) along every axis with three taps (Lavin & Gray 2016, arXiv:1509.09308): an eighth of
+    the multiplications in 3D, three to four times as fast as the direct way, and a few 1e-6 of the largest value away.
 
     Args:
         images: (B, C, *S) and (B, C', *S).
@@ -212,15 +223,16 @@ def _convolve(
     if len({(len(image), *image.shape[2:]) for image in sources}) > 1:
         raise ValueError(f"images of shapes {[tuple(image.shape) for image in sources]} cannot be concatenated")
     samples, size, steps = len(sources[0]), (1, *sources[0].shape[2:])[-3:], (1, *(stride or (1, 1, 1)))[-3:]
-    taps, wanted = prod(weight.shape[2:]) // _TAPS**2, _strided(size, steps)
+    wanted = _strided(size, steps)
+    deep, flat = _filter_along_depth(weight, steps[0], wanted[0]), _FOUR if steps[1] == 1 else _STRIDED
+    units = ceil(wanted[0] / deep.tile)
     out = torch.empty((samples, len(weight), *wanted[-weight.ndim + 2 :]), memory_format=_layout(sources[0]))
-    units = ceil(wanted[0] / _TILE) if taps == _TAPS else wanted[0]
     records = _records(samples * with_records, units * wanted[1], len(weight))
     channels = [image.shape[1] for image in (*sources, sources[0][:, :0])[:2]]
     cut = _cut(samples * units, wanted[1:], weight[:, :, 0].numel())
-    shape = _Shape(samples, *size, *channels, len(weight), *wanted, taps, *steps[:2], *cut)
+    shape = _Shape(samples, *size, *channels, len(weight), *wanted, deep.code, flat.code, *cut)
     first, second = (_source(images[at], sources[at]) for at in (0, -1))
-    points = _points(weight, taps, steps)
+    points = _points(weight, deep, flat)
     work = work_of("segwright_convolve_work", shape)
     call(
         "segwright_convolve", out.numel(), shape, *first, *second, points, _ordered(bias), out, records, work=work
@@ -228,13 +240,22 @@ def _convolve(
     return out, records
 
 
-def _points(weight: Tensor, taps: int, stride: Size) -> Tensor:
+def _points(weight: Tensor, deep: _Filter, flat: _Filter) -> Tensor:
     """Transform weights (O, C, *K) for segwright_convolve."""
     outputs, inputs = weight.shape[:2]
-    points = torch.empty((_KINDS if taps == _TAPS else 1) * _KINDS**2 * (inputs * outputs + _STAGGER))
+    points = torch.empty(deep.kinds * _GROUPS * (inputs * outputs + _STAGGER))
     ordered = weight.flatten(2).permute(2, 1, 0).contiguous()
-    call("segwright_weights", points.numel(), ordered, taps, inputs, outputs, stride[1], stride[0], points)
+    call("segwright_weights", points.numel(), ordered, inputs, outputs, deep.code, flat.code, points)
     return points
+
+
+def _filter_along_depth(weight: Tensor, stride: int, planes: int) -> _Filter:
+    """Return the filter that takes the fewest multiplications for so many planes of the output."""
+    if prod(weight.shape[2:]) == _TAPS**2:
+        return _ALONE
+    if stride > 1:
+        return _STRIDED
+    return min((_FOUR, _FIVE), key=lambda filter_: ceil(planes / filter_.tile) * filter_.kinds)
 
 
 def _strided(size: Size, stride: Size) -> Size:

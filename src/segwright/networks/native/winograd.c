@@ -1,6 +1,6 @@
 /* Convolutions by Winograd's minimal filtering, float32, with stride 1 or 2.
  *
- * With three taps along the depth the filter is applied there first, to whole rows of voxels: with stride 1 six planes
+ * With three taps along the depth the filter is applied there first, to whole rows of voxels: with F(4, 3) six planes
  * become six depths, which are convolved like images of their own, by tiles of 4x4, and give four planes of the output.
  * So no more than one depth of a block needs to be in the cache with its weights.
  */
@@ -13,15 +13,13 @@ enum {
     STAGGER = 16,           /* floats between the arrays of two groups, so that they do not meet in the same cache lines */
 };
 
-INLINE int64_t depths_of(int64_t taps, int64_t stride) { return taps == 3 ? points_of(stride) : 1; }
-
-/* Transform weights (taps, 3, 3, in, out) to (kinds of depths, GROUPS) times (out / COLUMNS, in, COLUMNS), STAGGER apart;
- * a job is COLUMNS. Arguments: weights, taps, in, out, stride in the plane and along the depth, points. */
+/* Transform weights (taps, 3, 3, in, out) to (kinds along the depth, GROUPS) times (out / COLUMNS, in, COLUMNS), STAGGER
+ * apart; a job is COLUMNS. Arguments: weights, in, out, filters along the depth and in the plane, points. */
 API void segwright_weights(const Argument *arguments, float *work, int64_t *next) {
     const float *weight = arguments[0].array;
-    int64_t taps = arguments[1].whole, in = arguments[2].whole, out = arguments[3].whole;
-    int64_t stride = arguments[4].whole, deep_stride = arguments[5].whole;
-    float *points = arguments[6].array;
+    int64_t in = arguments[1].whole, out = arguments[2].whole, deep = arguments[3].whole;
+    int64_t flat = arguments[4].whole == STRIDED ? STRIDED : FOUR;
+    float *points = arguments[5].array;
     int64_t plane = in * out, apart = plane + STAGGER;
     (void)work;
     for (int64_t job; (job = take(next)) < out / COLUMNS;) {
@@ -29,46 +27,45 @@ API void segwright_weights(const Argument *arguments, float *work, int64_t *next
         for (int64_t each = 0; each < in * COLUMNS; each += LANES) {
             const float *from = weight + each / COLUMNS * out + job * COLUMNS + each % COLUMNS;
             Lanes whole[3][GROUPS];
-            for (int64_t tap = 0; tap < taps; tap++, from += 9 * plane) {
+            for (int64_t tap = 0; tap < (deep == ALONE ? 1 : 3); tap++, from += 9 * plane) {
                 Lanes g[9], half[3 * KINDS];
                 for (int i = 0; i < 9; i++) g[i] = load(from + i * plane);
-                for (int i = 0; i < 3; i++) transform_weight(stride, g[i], g[3 + i], g[6 + i], half + i, 3);
+                for (int i = 0; i < 3; i++) transform_weight(flat, g[i], g[3 + i], g[6 + i], half + i, 3);
                 for (int i = 0; i < KINDS; i++) {
                     const Lanes *row = half + 3 * i;
-                    transform_weight(stride, row[0], row[1], row[2], whole[tap] + KINDS * i, 1);
+                    transform_weight(flat, row[0], row[1], row[2], whole[tap] + KINDS * i, 1);
                 }
             }
             for (int i = 0; i < GROUPS; i++) {
-                Lanes deep[KINDS] = {whole[0][i]};
-                if (taps == 3) transform_weight(deep_stride, whole[0][i], whole[1][i], whole[2][i], deep, 1);
-                for (int64_t q = 0; q < (taps == 3 ? KINDS : 1); q++) store(to + (q * GROUPS + i) * apart + each, deep[q]);
+                Lanes kinds[MOST_KINDS] = {whole[0][i]};
+                if (deep != ALONE) transform_weight(deep, whole[0][i], whole[1][i], whole[2][i], kinds, 1);
+                for (int64_t q = 0; q < kinds_of(deep); q++) store(to + (q * GROUPS + i) * apart + each, kinds[q]);
             }
         }
     }
 }
 
-/* The images and how the work on them is cut: a unit is TILE planes of an output, or one with a single tap; a job is
- * `units` of them and `length` rows of tiles, of which it takes `strip` at a time. */
+/* The images and how the work on them is cut: a unit is as many planes of the output as the filter along the depth makes
+ * at once; a job is `units` of them and `length` rows of tiles, of which it takes `strip` at a time. */
 typedef struct {
-    int64_t n, d, h, w;             /* of both inputs */
-    int64_t first, second;          /* channels of the two inputs, the second may have none */
+    int64_t n, d, h, w;               /* of both inputs */
+    int64_t first, second;            /* channels of the two inputs, the second may have none */
     int64_t out, out_d, out_h, out_w; /* channels and size of the output */
-    int64_t taps, deep_stride;      /* along the depth: 1 or 3 taps, stride 1 or, with 3 taps, 2 */
-    int64_t stride;                 /* in the plane: 1 or 2 */
+    int64_t deep, flat;               /* filters along the depth, and in the plane: FOUR or STRIDED */
     int64_t units, length, strip;
 } Shape;
 
-INLINE int64_t planes_of(const Shape *s) { return s->taps == 3 ? TILE : 1; } /* of a unit */
+INLINE int64_t planes_of(const Shape *s) { return tile_of(s->deep); } /* of a unit */
 INLINE int64_t units_of(const Shape *s) { return parts(s->out_d, planes_of(s)); } /* of a sample */
-INLINE int64_t depths(const Shape *s) { return depths_of(s->taps, s->deep_stride); }
+INLINE int64_t depths(const Shape *s) { return points_of(s->deep); }
 INLINE int64_t down(const Shape *s) { return parts(s->out_h, TILE); }
 INLINE int64_t across(const Shape *s) { return parts(s->out_w, TILE); }
 INLINE int64_t channels(const Shape *s) { return s->first + s->second; }
 INLINE int64_t tiles(const Shape *s) { return s->units * s->strip * across(s); } /* that are multiplied at once */
 
 /* How far the inputs of tiles lie from each other, and how much wider than that they are. */
-INLINE int64_t advance(const Shape *s) { return TILE * s->stride; }
-INLINE int64_t overlap(const Shape *s) { return points_of(s->stride) - advance(s); }
+INLINE int64_t advance(const Shape *s) { return TILE * stride_of(s->flat); }
+INLINE int64_t overlap(const Shape *s) { return points_of(s->flat) - advance(s); }
 
 /* Of a strip with the border that its tiles' patches need, and of its output: rows, floats of a row and of a depth. */
 INLINE int64_t rows_in(const Shape *s) { return advance(s) * s->strip + overlap(s); }
@@ -78,21 +75,21 @@ INLINE int64_t row_out(const Shape *s) { return TILE * across(s) * s->out; }
 INLINE int64_t depth_out(const Shape *s) { return TILE * s->strip * row_out(s); }
 
 /* Floats of all points of a depth's tiles, where those of one point take `size`. */
-INLINE int64_t points_size(int64_t stride, int64_t size) {
-    return points_of(stride) * points_of(stride) * size + GROUPS * STAGGER;
+INLINE int64_t points_size(int64_t flat, int64_t size) {
+    return points_of(flat) * points_of(flat) * size + GROUPS * STAGGER;
 }
 
 /* Return where the points of a group begin; they lie together, as they are multiplied at once. */
-INLINE int64_t group_at(int64_t stride, int64_t group, int64_t size) {
+INLINE int64_t group_at(int64_t flat, int64_t group, int64_t size) {
     int64_t row = group / KINDS, column = group % KINDS;
-    return (row * points_of(stride) + column * members_of(row, stride)) * size + group * STAGGER;
+    return (row * points_of(flat) + column * members_of(row, flat)) * size + group * STAGGER;
 }
 
 /* Return where a point begins. */
-INLINE int64_t point_at(int64_t stride, int64_t row, int64_t column, int64_t size) {
-    int64_t kind = kind_of(column), group = kind_of(row) * KINDS + kind;
-    int64_t member = (row - kind_of(row)) * members_of(kind, stride) + column - kind;
-    return group_at(stride, group, size) + member * size;
+INLINE int64_t point_at(int64_t flat, int64_t row, int64_t column, int64_t size) {
+    int64_t kind = kind_of(column, flat), group = kind_of(row, flat) * KINDS + kind;
+    int64_t member = (row - kind_of(row, flat)) * members_of(kind, flat) + column - kind;
+    return group_at(flat, group, size) + member * size;
 }
 
 /* What is convolved at once: `units` from `unit` on, `strip` rows of tiles from `top` on. */
@@ -111,14 +108,14 @@ INLINE Room room_of(const Shape *s, float *work) {
     Room room = {.in = work};
     room.out = room.in + s->units * depths(s) * depth_in(s);
     room.points = room.out + s->units * depths(s) * depth_out(s);
-    room.products = room.points + points_size(s->stride, tiles(s) * channels(s));
+    room.products = room.points + points_size(s->flat, tiles(s) * channels(s));
     return room;
 }
 
 /* Return how many floats of `work` each thread needs. */
 API int64_t segwright_convolve_work(const Shape *s) {
-    return s->units * depths(s) * (depth_in(s) + depth_out(s)) + points_size(s->stride, tiles(s) * channels(s)) +
-           points_size(s->stride, tiles(s) * s->out);
+    return s->units * depths(s) * (depth_in(s) + depth_out(s)) + points_size(s->flat, tiles(s) * channels(s)) +
+           points_size(s->flat, tiles(s) * s->out);
 }
 
 /* An image (n, d, h, w, c); with `factors` (n, 3, c) its norm's LeakyReLU is what is convolved. */
@@ -132,19 +129,19 @@ typedef struct {
 /* Transform a row of `w` voxels along the depth: of `planes` (w, c), none where there are zeros, to depths (w, wide) that
  * lie `apart`. */
 INLINE void spread_row(
-    int64_t depths, const float *const *planes, const float *factors, float slope, int64_t w, int64_t c, float *to,
+    int64_t filter, const float *const *planes, const float *factors, float slope, int64_t w, int64_t c, float *to,
     int64_t wide, int64_t apart
 ) {
     for (int64_t x = 0; x < w; x++) {
         for (int64_t i = 0; i < c; i += LANES) {
             Lanes whole[MOST], deep[MOST];
-            for (int q = 0; q < depths; q++) {
+            for (int q = 0; q < points_of(filter); q++) {
                 whole[q] = planes[q] ? load(planes[q] + x * c + i) : (Lanes){0};
                 if (factors && planes[q]) whole[q] = normalised(whole[q], factors + i, c, slope);
             }
-            if (depths == 1) deep[0] = whole[0];
-            else transform_input(depths == points_of(1) ? 1 : 2, whole, deep, 1);
-            for (int q = 0; q < depths; q++) store(to + q * apart + x * wide + i, deep[q]);
+            if (filter == ALONE) deep[0] = whole[0];
+            else transform_input(filter, whole, deep, 1);
+            for (int q = 0; q < points_of(filter); q++) store(to + q * apart + x * wide + i, deep[q]);
         }
     }
 }
@@ -157,7 +154,7 @@ static void spread(const Shape *s, Step step, const Image *image, int64_t at, in
     float slope = image->slope;
     for (int64_t each = 0; each < step.units; each++) {
         int64_t unit = step.unit + each, sample = unit / units_of(s);
-        int64_t first = unit % units_of(s) * planes_of(s) * s->deep_stride - s->taps / 2;
+        int64_t first = unit % units_of(s) * planes_of(s) * stride_of(s->deep) - (s->deep != ALONE);
         const float *factors = image->factors ? image->factors + sample * 3 * c : NULL;
         for (int64_t y = start; y < stop; y++) {
             const float *planes[MOST];
@@ -170,25 +167,26 @@ static void spread(const Shape *s, Step step, const Image *image, int64_t at, in
                     memset(row + q * apart + x * wide, 0, sizeof(float) * c);
                 }
             }
-            if (depths(s) == 1) spread_row(1, planes, factors, slope, w, c, to, wide, apart);
-            else if (s->deep_stride == 2) spread_row(points_of(2), planes, factors, slope, w, c, to, wide, apart);
-            else if (factors) spread_row(points_of(1), planes, factors, slope, w, c, to, wide, apart);
-            else spread_row(points_of(1), planes, NULL, 1, w, c, to, wide, apart);
+            if (s->deep == ALONE) spread_row(ALONE, planes, factors, slope, w, c, to, wide, apart);
+            else if (s->deep == STRIDED) spread_row(STRIDED, planes, factors, slope, w, c, to, wide, apart);
+            else if (s->deep == FOUR) spread_row(FOUR, planes, factors, slope, w, c, to, wide, apart);
+            else if (factors) spread_row(FIVE, planes, factors, slope, w, c, to, wide, apart);
+            else spread_row(FIVE, planes, NULL, 1, w, c, to, wide, apart);
         }
     }
 }
 
 /* The other way for a row: depths (w, c) that lie `apart` to `count` planes (w, c). */
 INLINE void gather_row(
-    int64_t depths, const float *from, int64_t apart, int64_t w, int64_t c, const float *bias, float *const *planes,
+    int64_t filter, const float *from, int64_t apart, int64_t w, int64_t c, const float *bias, float *const *planes,
     int64_t count
 ) {
     for (int64_t x = 0; x < w; x++) {
         for (int64_t i = 0; i < c; i += LANES) {
-            Lanes deep[MOST], whole[TILE], constant = bias ? load(bias + i) : (Lanes){0};
-            for (int q = 0; q < depths; q++) deep[q] = load(from + q * apart + x * c + i);
-            if (depths == 1) whole[0] = deep[0];
-            else transform_output(depths == points_of(1) ? 1 : 2, deep, whole, 1);
+            Lanes deep[MOST], whole[MOST] = {0}, constant = bias ? load(bias + i) : (Lanes){0};
+            for (int q = 0; q < points_of(filter); q++) deep[q] = load(from + q * apart + x * c + i);
+            if (filter == ALONE) whole[0] = deep[0];
+            else transform_output(filter, deep, whole, 1);
             for (int64_t q = 0; q < count; q++) store(planes[q] + x * c + i, whole[q] + constant);
         }
     }
@@ -203,12 +201,13 @@ static void gather(const Shape *s, Step step, const float *bias, Room room, floa
         int64_t count = least(planes_of(s), s->out_d - first);
         const float *from = room.out + each * depths(s) * apart;
         for (int64_t y = TILE * step.top; y < least(TILE * (step.top + step.strip), h); y++, from += row_out(s)) {
-            float *planes[TILE];
+            float *planes[MOST];
             for (int q = 0; q < count; q++) planes[q] = out + ((sample * s->out_d + first + q) * h + y) * w * c;
-            if (depths(s) == 1) gather_row(1, from, apart, w, c, bias, planes, 1);
-            else if (s->deep_stride == 2) gather_row(points_of(2), from, apart, w, c, bias, planes, count);
-            else if (count == TILE) gather_row(points_of(1), from, apart, w, c, bias, planes, TILE);
-            else gather_row(points_of(1), from, apart, w, c, bias, planes, count);
+            if (s->deep == ALONE) gather_row(ALONE, from, apart, w, c, bias, planes, 1);
+            else if (s->deep == STRIDED) gather_row(STRIDED, from, apart, w, c, bias, planes, count);
+            else if (s->deep == FOUR) gather_row(FOUR, from, apart, w, c, bias, planes, count);
+            else if (count == tile_of(FIVE)) gather_row(FIVE, from, apart, w, c, bias, planes, tile_of(FIVE));
+            else gather_row(FIVE, from, apart, w, c, bias, planes, count);
             if (!records) continue;
             moments((const void *const *)planes, count, 0, w, c, records + (unit * h + y) * record(c), 0);
         }
@@ -218,51 +217,51 @@ static void gather(const Shape *s, Step step, const float *bias, Room room, floa
 /* Transform a patch, one vector at each place of its rows, to points that begin at `places`; the next column is
  * `columns` floats away. */
 INLINE void transform_patch(
-    int64_t stride, const float *const *rows, int64_t at, int64_t columns, float *to, const int64_t *places
+    int64_t flat, const float *const *rows, int64_t at, int64_t columns, float *to, const int64_t *places
 ) {
-    int64_t points = points_of(stride);
+    int64_t points = points_of(flat);
     Lanes half[MOST * MOST];
 #pragma GCC unroll 1
     for (int j = 0; j < points; j++, at += columns) {
         Lanes column[MOST];
         for (int i = 0; i < points; i++) column[i] = load(rows[i] + at);
-        transform_input(stride, column, half + j, points);
+        transform_input(flat, column, half + j, points);
     }
 #pragma GCC unroll 1
     for (int i = 0; i < points; i++, places += points) {
         Lanes row[MOST];
-        transform_input(stride, half + points * i, row, 1);
+        transform_input(flat, half + points * i, row, 1);
         for (int j = 0; j < points; j++) store(to + places[j], row[j]);
     }
 }
 
 /* The other way: points to a tile. */
 INLINE void transform_tile(
-    int64_t stride, const float *from, const int64_t *places, float *to, int64_t rows, int64_t columns
+    int64_t flat, const float *from, const int64_t *places, float *to, int64_t rows, int64_t columns
 ) {
-    int64_t points = points_of(stride);
+    int64_t points = points_of(flat);
     Lanes half[TILE * MOST];
 #pragma GCC unroll 1
     for (int j = 0; j < points; j++) {
         Lanes column[MOST];
         for (int i = 0; i < points; i++) column[i] = load(from + places[points * i + j]);
-        transform_output(stride, column, half + j, points);
+        transform_output(flat, column, half + j, points);
     }
 #pragma GCC unroll 1
     for (int i = 0; i < TILE; i++) {
         Lanes row[TILE];
-        transform_output(stride, half + points * i, row, 1);
+        transform_output(flat, half + points * i, row, 1);
         for (int j = 0; j < TILE; j++) store(to + i * rows + j * columns, row[j]);
     }
 }
 
-/* Convolve one depth of a step's strips by its transformed weights; `stride` has to be known to the compiler. */
+/* Convolve one depth of a step's strips by its transformed weights; `flat` has to be known to the compiler. */
 INLINE void convolve_depth(
-    int64_t stride, const Shape *s, Step step, int64_t depth, const float *weights, Room room
+    int64_t flat, const Shape *s, Step step, int64_t depth, const float *weights, Room room
 ) {
-    int64_t c = channels(s), out = s->out, points = points_of(stride), places[MOST * MOST], tile = 0;
+    int64_t c = channels(s), out = s->out, points = points_of(flat), places[MOST * MOST], tile = 0;
     int64_t count = step.units * step.strip * across(s);
-    for (int i = 0; i < points * points; i++) places[i] = point_at(stride, i / points, i % points, count * c);
+    for (int i = 0; i < points * points; i++) places[i] = point_at(flat, i / points, i % points, count * c);
     for (int64_t unit = 0; unit < step.units; unit++) {
         const float *strip = room.in + (unit * depths(s) + depth) * depth_in(s);
         for (int64_t row = step.top; row < step.top + step.strip; row++) {
@@ -270,17 +269,17 @@ INLINE void convolve_depth(
             for (int i = 0; i < points; i++) rows[i] = strip + (advance(s) * row + i) % rows_in(s) * row_in(s);
             for (int64_t x = 0; x < across(s); x++, tile++) {
                 for (int64_t i = 0; i < c; i += LANES) {
-                    transform_patch(stride, rows, advance(s) * x * c + i, c, room.points + tile * c + i, places);
+                    transform_patch(flat, rows, advance(s) * x * c + i, c, room.points + tile * c + i, places);
                 }
             }
         }
     }
     for (int64_t group = 0; group < GROUPS; group++, weights += c * out + STAGGER) {
-        int64_t members = members_of(group / KINDS, stride) * members_of(group % KINDS, stride);
-        const float *from = room.points + group_at(stride, group, count * c);
-        multiply(from, members * count, c, weights, out, room.products + group_at(stride, group, count * out));
+        int64_t members = members_of(group / KINDS, flat) * members_of(group % KINDS, flat);
+        const float *from = room.points + group_at(flat, group, count * c);
+        multiply(from, members * count, c, weights, out, room.products + group_at(flat, group, count * out));
     }
-    for (int i = 0; i < points * points; i++) places[i] = point_at(stride, i / points, i % points, count * out);
+    for (int i = 0; i < points * points; i++) places[i] = point_at(flat, i / points, i % points, count * out);
     tile = 0;
     for (int64_t unit = 0; unit < step.units; unit++) {
         float *strip = room.out + (unit * depths(s) + depth) * depth_out(s);
@@ -288,7 +287,7 @@ INLINE void convolve_depth(
             for (int64_t x = 0; x < across(s); x++, tile++) {
                 float *to = strip + TILE * (row * row_out(s) + x * out);
                 for (int64_t i = 0; i < out; i += LANES) {
-                    transform_tile(stride, room.products + tile * out + i, places, to + i, row_out(s), out);
+                    transform_tile(flat, room.products + tile * out + i, places, to + i, row_out(s), out);
                 }
             }
         }
@@ -315,9 +314,9 @@ API void segwright_convolve(const Argument *arguments, float *work, int64_t *nex
             spread(s, step, &first, 0, row, room);
             if (s->second) spread(s, step, &second, s->first, row, room);
             for (int64_t depth = 0; depth < depths(s); depth++) {
-                const float *weights = points + kind_of(depth) * GROUPS * (channels(s) * s->out + STAGGER);
-                if (s->stride == 1) convolve_depth(1, s, step, depth, weights, room);
-                else convolve_depth(2, s, step, depth, weights, room);
+                const float *weights = points + kind_of(depth, s->deep) * GROUPS * (channels(s) * s->out + STAGGER);
+                if (s->flat == FOUR) convolve_depth(FOUR, s, step, depth, weights, room);
+                else convolve_depth(STRIDED, s, step, depth, weights, room);
             }
             gather(s, step, bias, room, out, records);
         }
