@@ -88,22 +88,25 @@ class _Block:
     @classmethod
     def of(cls, block: nn.Module) -> _Block | None:
         """Return the parts of `block`; None where there are others, or somebody looks at them."""
-        if type(block) is not ConvBlock or block.dropout is not None or block.nonlin_first:
+        if type(block) is not ConvBlock or block.dropout is not None or block.nonlin_first or _is_watched(block):
             return None
         conv, norm, nonlin = block.conv, block.norm, block.nonlin
-        if not isinstance(conv, nn.Conv2d | nn.Conv3d) or not isinstance(norm, ChannelsLastInstanceNorm):
+        if not _is_plain_conv(conv) or not isinstance(norm, ChannelsLastInstanceNorm):
             return None
-        if norm.track_running_stats or not _are_plain([norm.weight, norm.bias], torch.float32):
+        if norm.num_features != len(conv.weight) or norm.track_running_stats:
             return None
-        if _is_watched(block):
+        if not _are_plain([norm.weight, norm.bias], torch.float32):
             return None
         if nonlin is None:
             return cls(conv, norm, IDENTITY_SLOPE)
-        return cls(conv, norm, nonlin.negative_slope) if type(nonlin) is nn.LeakyReLU else None
+        if not isinstance(nonlin, nn.LeakyReLU) or nonlin.negative_slope <= 0:
+            return None
+        return cls(conv, norm, nonlin.negative_slope)
 
-    def can_use_kernel(self, images: Sequence[Tensor]) -> bool:
-        """Return whether the kernels compute the convolution of `images`, concatenated."""
-        return self.slope > 0 and _is_for_kernel(self.conv, images[0], [image.shape[1] for image in images])
+    def can_use_kernel(self, image: Tensor, channels: Sequence[int]) -> bool:
+        """Return whether the kernels compute this for images like `image`; a single voxel has no norm."""
+        voxels = image[0, 0].numel()  # of which a stride may leave one
+        return voxels > 2 ** (image.ndim - 2) and _is_for_kernel(self.conv, image, channels)
 
 
 def _computed_together(
@@ -121,30 +124,27 @@ def _computed_together(
     if skip is not None:
         if not isinstance(upsample, nn.ConvTranspose2d | nn.ConvTranspose3d) or not _are_ours(x, upsample.weight):
             return None
-        if not _is_for_kernel(blocks[0].conv, skip, [upsample.out_channels, skip.shape[1]]):
+        if not blocks[0].can_use_kernel(skip, [upsample.out_channels, skip.shape[1]]):
             return None
         images = [upsample_by(upsample, x), skip]
     for block, following in zip(blocks, (*blocks[1:], None), strict=True):
         conv, norm = block.conv, kernels.Norm(block.norm.weight, block.norm.bias, block.norm.eps, block.slope)
-        if block.can_use_kernel([*map(_tensor, images)]):
+        values = [kernels.values_of(image) for image in images]
+        if block.can_use_kernel(values[0], [each.shape[1] for each in values]):
             images = [kernels.convolve_and_norm(images, conv.weight, conv.bias, norm, tuple(conv.stride))]
             continue
         out = conv(_applied(images[0]))
-        if following is not None and following.can_use_kernel([out]):
+        if following is not None and following.can_use_kernel(out, [out.shape[1]]):
             images = [kernels.find_norm(out, norm)]
         else:
             with FastLayers():
                 images = [norm_leaky_relu(block.norm, out, block.slope)]
     if head is None:
         return _applied(images[0])
-    if _is_head(head, _tensor(images[0])) and not _is_watched(head):
+    if _is_head(head, kernels.values_of(images[0])) and not _is_watched(head):
         return kernels.convolve_voxels(images[0], head.weight, head.bias)
     logits: Tensor = head(_applied(images[0]))
     return logits
-
-
-def _tensor(image: Tensor | kernels.Normalised) -> Tensor:
-    return image if isinstance(image, Tensor) else image.image
 
 
 def _applied(image: Tensor | kernels.Normalised) -> Tensor:
@@ -167,12 +167,18 @@ def _is_head(conv: nn.Module, image: Tensor) -> TypeGuard[nn.Conv2d | nn.Conv3d]
 
 
 def _is_even(conv: nn.Module, image: Tensor) -> TypeGuard[nn.Conv2d | nn.Conv3d]:
+    """Return whether `conv` pads evenly and is, like the image, what the kernels compute with."""
     return (
-        isinstance(conv, nn.Conv2d | nn.Conv3d)
+        _is_plain_conv(conv)
         and _are_ours(image, conv.weight, conv.bias)
         and (conv.padding_mode, conv.groups) == ("zeros", 1)
         and _pads_evenly(conv.weight, conv.stride, conv.padding, conv.dilation)
     )
+
+
+def _is_plain_conv(conv: nn.Module) -> TypeGuard[nn.Conv2d | nn.Conv3d]:
+    """Return whether a layer is torch's own; one derived from it may do otherwise."""
+    return type(conv) in {nn.Conv2d, nn.Conv3d}
 
 
 def _sample_norm(x: Tensor, norm: ChannelsLastInstanceNorm, slope: float, in_place: bool = False) -> Answer:

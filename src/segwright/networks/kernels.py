@@ -134,6 +134,11 @@ class Normalised:
         return self.image
 
 
+def values_of(image: Tensor | Normalised) -> Tensor:
+    """Return the values of an image, before its norm if that is not applied yet."""
+    return image if isinstance(image, Tensor) else image.image
+
+
 def convolve(
     images: Sequence[Tensor | Normalised], weight: Tensor, bias: Tensor | None, stride: Size | None = None
 ) -> Tensor:
@@ -175,7 +180,7 @@ def convolve_voxels(image: Tensor | Normalised, weight: Tensor, bias: Tensor | N
     Returns:
         (B, O, *S), channels-last.
     """
-    (source,) = _tensors([image])
+    (source,) = _ordered_values([image])
     samples, channels, voxels, classes = *source.shape[:2], prod(source.shape[2:]), len(weight)
     out = torch.empty((samples, classes, *source.shape[2:]), memory_format=_layout(source))
     call(
@@ -219,7 +224,7 @@ def _convolve(
     with_records: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Convolve, and return the records of the result's moments, too, empty where they are not wanted."""
-    sources = _tensors(images)
+    sources = _ordered_values(images)
     if len({(len(image), *image.shape[2:]) for image in sources}) > 1:
         raise ValueError(f"images of shapes {[tuple(image.shape) for image in sources]} cannot be concatenated")
     samples, size, steps = len(sources[0]), (1, *sources[0].shape[2:])[-3:], (1, *(stride or (1, 1, 1)))[-3:]
@@ -263,9 +268,9 @@ def _strided(size: Size, stride: Size) -> Size:
     return tuple((extent - 1) // step + 1 for extent, step in zip(size, stride, strict=True))
 
 
-def _tensors(images: Sequence[Tensor | Normalised]) -> list[Tensor]:
+def _ordered_values(images: Sequence[Tensor | Normalised]) -> list[Tensor]:
     """Return the values of images, channels-last."""
-    tensors = [image if isinstance(image, Tensor) else image.image for image in images]
+    tensors = [values_of(image) for image in images]
     return [tensor.contiguous(memory_format=_layout(tensors[0])) for tensor in tensors]
 
 

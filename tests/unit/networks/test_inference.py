@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -101,6 +102,40 @@ def test_whoever_looks_at_a_layer_sees_it(part: str, calls: list[str]) -> None:
     torch.testing.assert_close(fast, plain, rtol=1e-4, atol=2e-4)
     assert len(seen) == 2
     assert "convolve_and_norm" not in calls
+
+
+class Doubled(nn.Conv3d):
+    """A convolution with a way of its own."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        return 2 * super().forward(input)
+
+
+@needs_kernels
+@pytest.mark.parametrize("layer", ["conv", "head"])
+def test_layers_derived_from_torchs_keep_their_way(layer: str) -> None:
+    class Decoding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = nn.ConvTranspose3d(16, 32, 2, 2)
+            self.stack = ConvStack(2, 64, 32, (3, 3, 3), (1, 1, 1), OPTIONS[3])
+            self.head = (Doubled if layer == "head" else nn.Conv3d)(32, 3, 1)
+            if layer == "conv":
+                self.stack.convs[1].conv = Doubled(32, 32, 3, padding=1)
+
+        def forward(self, coarse: Tensor, x: Tensor) -> Tensor:
+            return self.stack.forward_up(self.up, coarse, x, self.head)
+
+    plain, fast = both_ways(Decoding(), image_of(3, size=12), image_of(3, channels=32))
+    torch.testing.assert_close(fast, plain, rtol=1e-4, atol=2e-4)
+
+
+@needs_kernels
+def test_a_single_voxel_has_no_norm() -> None:
+    stack = ConvStack(1, 16, 16, (3, 3, 3), (2, 2, 2), OPTIONS[3])
+    for context in (nullcontext(), FastLayers()):
+        with torch.inference_mode(), context, pytest.raises(ValueError, match="more than 1 spatial element"):
+            stack(torch.randn(300, 16, 2, 2, 2))
 
 
 @needs_kernels

@@ -98,7 +98,7 @@ typedef struct {
 } Step;
 
 /* What a thread works in: strips of the inputs and the outputs (units, depths), and the points of one depth's tiles
- * (POINTS, tiles, c) before and after they are multiplied. Row y of the inputs has place y + 1 of a ring, so the last
+ * (tiles, c) before and after they are multiplied. Row y of the inputs has place y + 1 of a ring, so the last
  * ones of a strip need not be made again for the next. */
 typedef struct {
     float *in, *out, *points, *products;
@@ -256,9 +256,7 @@ INLINE void transform_tile(
 }
 
 /* Convolve one depth of a step's strips by its transformed weights; `flat` has to be known to the compiler. */
-INLINE void convolve_depth(
-    int64_t flat, const Shape *s, Step step, int64_t depth, const float *weights, Room room
-) {
+INLINE void convolve_depth(int64_t flat, const Shape *s, Step step, int64_t depth, const float *weights, Room room) {
     int64_t c = channels(s), out = s->out, points = points_of(flat), places[MOST * MOST], tile = 0;
     int64_t count = step.units * step.strip * across(s);
     for (int i = 0; i < points * points; i++) places[i] = point_at(flat, i / points, i % points, count * c);
