@@ -117,8 +117,10 @@ def _computed_together(
     head: nn.Module | None = None,
 ) -> Answer:
     """Find each norm while its convolution is written, and apply it while the next one reads."""
+    if not _are_ours(x):
+        return None
     blocks = [block for block in map(_Block.of, modules) if block is not None]
-    if not _are_ours(x) or len(blocks) < len(modules):
+    if len(blocks) < len(modules):
         return None
     images: list[Tensor | kernels.Normalised] = [x]
     if skip is not None:
