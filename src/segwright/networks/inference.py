@@ -87,8 +87,8 @@ class _Block:
 
     @classmethod
     def of(cls, block: nn.Module) -> _Block | None:
-        """Return the parts of `block`; None where there are others, or somebody looks at them."""
-        if type(block) is not ConvBlock or block.dropout is not None or block.nonlin_first or _is_watched(block):
+        """Return the parts of `block`; None where there are others."""
+        if type(block) is not ConvBlock or block.dropout is not None or block.nonlin_first:
             return None
         conv, norm, nonlin = block.conv, block.norm, block.nonlin
         if not _is_plain_conv(conv) or not isinstance(norm, ChannelsLastInstanceNorm):
@@ -117,7 +117,7 @@ def _computed_together(
     head: nn.Module | None = None,
 ) -> Answer:
     """Find each norm while its convolution is written, and apply it while the next one reads."""
-    if not _are_ours(x):
+    if not _are_ours(x) or any(map(_is_watched, [modules] if isinstance(modules, nn.Module) else modules)):
         return None
     blocks = [block for block in map(_Block.of, modules) if block is not None]
     if len(blocks) < len(modules):

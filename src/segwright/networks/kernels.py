@@ -30,7 +30,7 @@ _JOBS: Final = 4
 _RUN: Final = 1024
 """Voxels of a job where each is computed alone; sums of so many are made in float32, then in float64."""
 _MOST_CLASSES: Final = 8
-"""Of `convolve_voxels`; torch computes more of them as fast."""
+"""Of `convolve_voxels`, whose time grows with them; more than 14 were never timed."""
 _LEAST_VOXELS: Final = 4096
 """That are worth arranging the weights for them."""
 

@@ -94,7 +94,7 @@ def test_a_norm_before_a_convolution_of_the_kernels_is_applied_there(calls: list
 
 
 @needs_kernels
-@pytest.mark.parametrize("part", ["convs.0", "convs.0.conv", "convs.1"])
+@pytest.mark.parametrize("part", ["convs", "convs.0", "convs.0.conv", "convs.1"])
 def test_whoever_looks_at_a_layer_sees_it(part: str, calls: list[str]) -> None:
     stack, seen = ConvStack(2, 16, 32, (3, 3, 3), (1, 1, 1), OPTIONS[3]), []
     stack.get_submodule(part).register_forward_hook(lambda module, inputs, output: seen.append(output))

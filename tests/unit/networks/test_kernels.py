@@ -186,39 +186,30 @@ def test_torchs_team_of_threads_is_found() -> None:
 def test_no_bit_depends_on_threads_or_on_the_other_samples(team: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if team == "none":
         monkeypatch.setattr(compiled, "_team", lambda: None)
-    image, weight = random(3, 16, 11, 22, 18), random(32, 16, 3, 3, 3)
+    image, weight, deep = random(3, 16, 11, 22, 18), random(32, 16, 3, 3, 3), random(1024, 16, 1, 3, 3)
     before = torch.get_num_threads()
+
+    def results(given: Tensor) -> list[Tensor]:
+        return [
+            kernels.convolve([given], weight, None),
+            kernels.convolve([given], weight, None, (2, 2, 2)),
+            kernels.convolve([given], deep, None),
+            kernels.instance_norm(given, PLAIN),
+            kernels.convolve_and_norm([kernels.find_norm(given, PLAIN)], weight, None, PLAIN).applied(),
+            kernels.convolve_voxels(kernels.find_norm(given, PLAIN), weight[:3, :, :1, :1, :1], None),
+        ]
+
     found = []
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            found.append(
-                (
-                    kernels.convolve([image], weight, None),
-                    kernels.instance_norm(image, PLAIN),
-                    kernels.convolve_and_norm([kernels.find_norm(image, PLAIN)], weight, None, PLAIN).applied(),
-                )
-            )
+            found.append(results(image))
     finally:
         torch.set_num_threads(before)
-    for results in found[1:]:
-        assert all(map(torch.equal, results, found[0]))
-    alone = image[1:2]
-    assert torch.equal(kernels.convolve([alone], weight, None), found[0][0][1:2])
-    assert torch.equal(kernels.instance_norm(alone, PLAIN), found[0][1][1:2])
-
-
-def test_layers_with_too_few_jobs_for_many_threads_are_torchs() -> None:
-    weight, image = torch.zeros(16, 16, 3, 3, 3), torch.zeros(1, 16, 16, 16, 16)
-    before = torch.get_num_threads()
-    try:
-        found = []
-        for threads in (1, 8, 9):
-            torch.set_num_threads(threads)
-            found.append(kernels.suits(weight, image, [16], (1,) * (image.ndim - 2)))
-    finally:
-        torch.set_num_threads(before)
-    assert found == [True, True, False]
+    for others in found[1:]:
+        assert all(map(torch.equal, others, found[0]))
+    for alone, among in zip(results(image[1:2]), found[0], strict=True):
+        assert torch.equal(alone, among[1:2])
 
 
 @needs_kernels
