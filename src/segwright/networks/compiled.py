@@ -16,7 +16,7 @@ from torch import Tensor
 
 LIBRARY: Final = Path(__file__).with_name("_kernels.so")
 
-_VERSION: Final = 10
+_VERSION: Final = 11
 """Of the functions in native/; a library of another version, from before an update, is not used."""
 _GRAIN: Final = 32768
 """Values that are worth several threads, as torch has it."""
@@ -30,10 +30,20 @@ def library() -> ctypes.CDLL | None:
     try:
         found = ctypes.CDLL(str(LIBRARY))
         found.segwright_convolve_work.restype = ctypes.c_int64
-        found.segwright_call.restype = None
+        found.segwright_call.restype = found.segwright_rejoin.restype = None
         return found if found.segwright_version() == _VERSION else None
     except (OSError, AttributeError):  # none, or none of ours
         return None
+
+
+def rejoin_freed_memory() -> None:
+    """Have glibc join small rests of freed arrays in this thread's cache with their arrays' memory, see heap.c.
+
+    For before an operation that makes large arrays, each of which takes new memory otherwise; where there is a library.
+    """
+    loaded = library()
+    if loaded is not None:
+        loaded.segwright_rejoin()
 
 
 class _Argument(ctypes.Union):

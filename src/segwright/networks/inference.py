@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from segwright.networks import kernels
 from segwright.networks.blocks import ConvBlock, computed_together
-from segwright.networks.compiled import library
+from segwright.networks.compiled import library, rejoin_freed_memory
 from segwright.networks.convolution import conv_pair, is_eager_cpu, upsample_by
 from segwright.networks.norm import (
     IDENTITY_SLOPE,
@@ -38,6 +38,7 @@ class FastLayers(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Compute one function of torch, or one layer of ours that asks as torch's functions do."""
+        rejoin_freed_memory()
         kwargs = kwargs or {}
         answer = _ANSWERS[func](*args, **kwargs) if func in _ANSWERS else None
         return func(*args, **kwargs) if answer is None else answer
