@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations, islice
 from math import ceil, prod
 from typing import Any, TypeAlias
@@ -47,7 +47,7 @@ class Window:
     `batch` is the number of patches, mirrored ones counted, in one forward pass; `sums` is the type in which tiles are
     added up, `quantum` what their weighted logits are rounded to multiples of (0: not at all). With `reuse` the logits
     of a tile of one value, such as air, are computed once and serve all tiles of that value. In an image flipped along
-    a `lateral` axis, head h shows what `other_side[h]` shows in the image itself.
+    a `lateral` axis, head h shows what `other_side[h]` shows in the image itself. `layers` compute the networks.
     """
 
     patch_size: tuple[int, ...]
@@ -61,6 +61,7 @@ class Window:
     sums: torch.dtype = torch.float32
     quantum: float = 0.0
     reuse: bool = True
+    layers: FastLayers = field(default_factory=FastLayers, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if any(not 0 <= axis < len(self.patch_size) for axis in self.mirror_axes):
@@ -302,7 +303,7 @@ def _mean_logits(
     shape = (num_heads, *window.patch_size)
     total: Tensor | None = None
     layout = memory_format(window.device, len(window.patch_size))
-    with torch.inference_mode(), autocast(window.device, window.precision), _evaluating(networks), FastLayers():
+    with torch.inference_mode(), autocast(window.device, window.precision), _evaluating(networks), window.layers:
         for first in range(0, len(flips), per_pass):
             group = flips[first : first + per_pass]
             mirrored = torch.cat([_flip(batch, flip) for flip in group]).contiguous(memory_format=layout)

@@ -32,7 +32,14 @@ Answer: TypeAlias = Tensor | None
 
 
 class FastLayers(TorchFunctionMode):
-    """A context, for the thread that enters it, in which `kernels` computes what it can; without gradients."""
+    """A context, for the thread that enters it, in which `kernels` computes what it can; without gradients.
+
+    Used again, it still knows the transformed weights of layers; several threads may use one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known = kernels.Points()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -40,11 +47,12 @@ class FastLayers(TorchFunctionMode):
         """Compute one function of torch, or one layer of ours that asks as torch's functions do."""
         rejoin_freed_memory()
         kwargs = kwargs or {}
-        answer = _ANSWERS[func](*args, **kwargs) if func in _ANSWERS else None
+        answer = _ANSWERS[func](self._known, *args, **kwargs) if func in _ANSWERS else None
         return func(*args, **kwargs) if answer is None else answer
 
 
 def _convolution(
+    known: kernels.Points,
     input: Tensor,  # noqa: A002 (as torch calls it)
     weight: Tensor,
     bias: Tensor | None = None,
@@ -59,23 +67,23 @@ def _convolution(
     if kernels.suits_voxels(weight, input, steps):
         return kernels.convolve_voxels(input, weight, bias)
     if kernels.suits(weight, input, [input.shape[1]], steps):
-        return kernels.convolve([input], weight, bias, steps)
+        return kernels.convolve([input], weight, bias, steps, known)
     return None
 
 
-def _conv_pair(conv: nn.Module, first: Tensor, second: Tensor) -> Answer:
+def _conv_pair(known: kernels.Points, conv: nn.Module, first: Tensor, second: Tensor) -> Answer:
     if not _are_ours(first) or not _is_for_kernel(conv, second, [first.shape[1], second.shape[1]]):
         return None
-    return kernels.convolve([first, second], conv.weight, conv.bias, tuple(conv.stride))
+    return kernels.convolve([first, second], conv.weight, conv.bias, tuple(conv.stride), known)
 
 
-def _upsample_conv_pair(upsample: nn.Module, conv: nn.Module, x: Tensor, skip: Tensor) -> Answer:
+def _upsample_conv_pair(known: kernels.Points, upsample: nn.Module, conv: nn.Module, x: Tensor, skip: Tensor) -> Answer:
     """Up-sample first: merged with the convolution it would take more multiplications than the kernel."""
     if not isinstance(upsample, nn.ConvTranspose2d | nn.ConvTranspose3d) or not _are_ours(x, upsample.weight):
         return None
     if not _is_for_kernel(conv, skip, [upsample.out_channels, skip.shape[1]]):
         return None
-    return kernels.convolve([upsample_by(upsample, x), skip], conv.weight, conv.bias, tuple(conv.stride))
+    return kernels.convolve([upsample_by(upsample, x), skip], conv.weight, conv.bias, tuple(conv.stride), known)
 
 
 @dataclass(frozen=True)
@@ -111,6 +119,7 @@ class _Block:
 
 
 def _computed_together(
+    known: kernels.Points,
     modules: Sequence[nn.Module],
     x: Tensor,
     upsample: nn.Module | None = None,
@@ -134,7 +143,7 @@ def _computed_together(
         conv, norm = block.conv, kernels.Norm(block.norm.weight, block.norm.bias, block.norm.eps, block.slope)
         values = [kernels.values_of(image) for image in images]
         if block.can_use_kernel(values[0], [each.shape[1] for each in values]):
-            images = [kernels.convolve_and_norm(images, conv.weight, conv.bias, norm, tuple(conv.stride))]
+            images = [kernels.convolve_and_norm(images, conv.weight, conv.bias, norm, tuple(conv.stride), known)]
             continue
         out = conv(_applied(images[0]))
         if following is not None and following.can_use_kernel(out, [out.shape[1]]):
@@ -184,7 +193,9 @@ def _is_plain_conv(conv: nn.Module) -> TypeGuard[nn.Conv2d | nn.Conv3d]:
     return type(conv) in {nn.Conv2d, nn.Conv3d}
 
 
-def _sample_norm(x: Tensor, norm: ChannelsLastInstanceNorm, slope: float, in_place: bool = False) -> Answer:
+def _sample_norm(
+    known: kernels.Points, x: Tensor, norm: ChannelsLastInstanceNorm, slope: float, in_place: bool = False
+) -> Answer:
     if not _can_compute(x) or x.shape[1] % kernels.LANES:
         return None
     if not _are_plain([x], torch.float32, torch.bfloat16) or not _are_plain([norm.weight, norm.bias], torch.float32):

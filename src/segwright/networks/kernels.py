@@ -14,7 +14,7 @@ from math import ceil, prod
 from typing import Final, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from segwright.networks.compiled import call, work_of
 
@@ -33,6 +33,8 @@ _MOST_CLASSES: Final = 8
 """Of `convolve_voxels`, whose time grows with them; more than 14 were never timed."""
 _LEAST_VOXELS: Final = 4096
 """That are worth arranging the weights for them."""
+_MOST_KEPT_BYTES: Final = 128 * 2**20
+"""For transformed weights, which are eight to thirteen times as many as weights."""
 
 
 class _Filter(NamedTuple):
@@ -139,8 +141,37 @@ def values_of(image: Tensor | Normalised) -> Tensor:
     return image if isinstance(image, Tensor) else image.image
 
 
+class Points:
+    """Transforms weights for the kernels, and keeps those of layers that may come again while they are the same.
+
+    Several threads may share one.
+    """
+
+    def __init__(self, most_bytes: int = _MOST_KEPT_BYTES) -> None:
+        self._kept: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
+        self._most = most_bytes
+
+    def of(self, weight: Tensor, deep: _Filter, flat: _Filter) -> Tensor:
+        """Return the points of weights (O, C, *K)."""
+        key = (weight.data_ptr(), deep.code, flat.code)
+        before, points = self._kept.get(key, (None, None))
+        if before is not None and points is not None and torch.equal(before, weight):
+            return points
+        points = _points(weight, deep, flat)
+        kept = sum(tensor.nbytes for pair in list(self._kept.values()) for tensor in pair)
+        if isinstance(weight, nn.Parameter) and (
+            before is not None or kept + weight.nbytes + points.nbytes <= self._most
+        ):
+            self._kept[key] = weight.detach().clone(), points
+        return points
+
+
 def convolve(
-    images: Sequence[Tensor | Normalised], weight: Tensor, bias: Tensor | None, stride: Size | None = None
+    images: Sequence[Tensor | Normalised],
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Size | None = None,
+    known: Points | None = None,
 ) -> Tensor:
     """Convolve one or two images, concatenated along their channels, with padding that keeps the shape but for strides.
 
@@ -152,6 +183,7 @@ def convolve(
         weight: (O, C + C', *K), see `suits`.
         bias: (O).
         stride: along each axis; 1 by default.
+        known: keeps the transformed weights.
 
     Returns:
         (B, O, *S), channels-last.
@@ -159,14 +191,19 @@ def convolve(
     Raises:
         ValueError: the images differ in more than their channels.
     """
-    return _convolve(images, weight, bias, stride, with_records=False)[0]
+    return _convolve(images, weight, bias, stride, known, with_records=False)[0]
 
 
 def convolve_and_norm(
-    images: Sequence[Tensor | Normalised], weight: Tensor, bias: Tensor | None, norm: Norm, stride: Size | None = None
+    images: Sequence[Tensor | Normalised],
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: Norm,
+    stride: Size | None = None,
+    known: Points | None = None,
 ) -> Normalised:
     """Convolve as `convolve` does and find the norm of the result, while it is in the cache."""
-    return _normalised(*_convolve(images, weight, bias, stride, with_records=True), norm)
+    return _normalised(*_convolve(images, weight, bias, stride, known, with_records=True), norm)
 
 
 def convolve_voxels(image: Tensor | Normalised, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -220,8 +257,8 @@ def instance_norm(image: Tensor, norm: Norm, *, in_place: bool = False) -> Tenso
 
 
 def _convolve(
-    images: Sequence[Tensor | Normalised], weight: Tensor, bias: Tensor | None, stride: Size | None, *,
-    with_records: bool,
+    images: Sequence[Tensor | Normalised], weight: Tensor, bias: Tensor | None, stride: Size | None,
+    known: Points | None, *, with_records: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Convolve, and return the records of the result's moments, too, empty where they are not wanted."""
     sources = _ordered_values(images)
@@ -237,7 +274,7 @@ def _convolve(
     cut = _cut(samples * units, wanted[1:], weight[:, :, 0].numel())
     shape = _Shape(samples, *size, *channels, len(weight), *wanted, deep.code, flat.code, *cut)
     first, second = (_source(images[at], sources[at]) for at in (0, -1))
-    points = _points(weight, deep, flat)
+    points = (known or Points()).of(weight, deep, flat)
     work = work_of("segwright_convolve_work", shape)
     call(
         "segwright_convolve", out.numel(), shape, *first, *second, points, _ordered(bias), out, records, work=work

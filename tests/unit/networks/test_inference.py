@@ -262,3 +262,39 @@ def test_a_skip_of_another_size_is_refused() -> None:
 def test_a_bias_of_another_size_is_refused() -> None:
     with torch.inference_mode(), FastLayers(), pytest.raises(RuntimeError, match="bias"):
         torch.conv3d(image_of(3), torch.zeros(16, 16, 3, 3, 3), torch.zeros(8), padding=1)
+
+
+@needs_kernels
+def test_weights_are_transformed_once_while_they_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    transformed: list[Tensor] = []
+
+    def counted(weight: Tensor, *filters: Any) -> Tensor:
+        transformed.append(weight)
+        return points(weight, *filters)
+
+    points = kernels._points
+    monkeypatch.setattr(kernels, "_points", counted)
+    conv, image, layers = nn.Conv3d(16, 16, 3, padding=1), image_of(3), FastLayers()
+    with torch.inference_mode():
+        for _ in range(2):
+            with layers:
+                first = conv(image)
+        assert len(transformed) == 1
+        conv.weight.data.mul_(2)  # which torch's own count of changes does not tell
+        with layers:
+            second = conv(image)
+    torch.testing.assert_close(second - conv.bias.view(-1, 1, 1, 1), 2 * (first - conv.bias.view(-1, 1, 1, 1)))
+    assert len(transformed) == 2
+
+
+@needs_kernels
+def test_few_transformed_weights_are_kept() -> None:
+    image, convs = image_of(3), [nn.Conv3d(16, 16, 3, padding=1) for _ in range(3)]
+    size = kernels._points(convs[0].weight, kernels._FOUR, kernels._FOUR).nbytes
+    known = kernels.Points(most_bytes=2 * size)
+    with torch.inference_mode():
+        for conv in (*convs, *convs):
+            kernels.convolve([image], conv.weight, conv.bias, known=known)
+            kernels.convolve([image], conv.weight.clone(), conv.bias, known=known)
+    assert sum(points.nbytes for _, points in known._kept.values()) <= 2 * size
+    assert len(known._kept) == 1
