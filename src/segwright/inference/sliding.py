@@ -6,7 +6,7 @@ Legend: B samples of one forward pass, C channels, H heads, S spatial axes of th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import combinations, islice
 from math import ceil, prod
@@ -47,7 +47,7 @@ class Window:
     `batch` is the number of patches, mirrored ones counted, in one forward pass; `sums` is the type in which tiles are
     added up, `quantum` what their weighted logits are rounded to multiples of (0: not at all). With `reuse` the logits
     of a tile of one value, such as air, are computed once and serve all tiles of that value. In an image flipped along
-    a `lateral` axis, head h shows what `other_side[h]` shows in the image itself. `layers` compute the networks.
+    a `lateral` axis, head h shows what `other_side[h]` shows in the image itself. On the CPU `layers` compute networks.
     """
 
     patch_size: tuple[int, ...]
@@ -303,7 +303,8 @@ def _mean_logits(
     shape = (num_heads, *window.patch_size)
     total: Tensor | None = None
     layout = memory_format(window.device, len(window.patch_size))
-    with torch.inference_mode(), autocast(window.device, window.precision), _evaluating(networks), window.layers:
+    layers = window.layers if window.device.type == "cpu" else nullcontext()
+    with torch.inference_mode(), autocast(window.device, window.precision), _evaluating(networks), layers:
         for first in range(0, len(flips), per_pass):
             group = flips[first : first + per_pass]
             mirrored = torch.cat([_flip(batch, flip) for flip in group]).contiguous(memory_format=layout)
