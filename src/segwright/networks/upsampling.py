@@ -68,14 +68,16 @@ def _is_worthwhile(
         return False
     if tuple(upsample.kernel_size) != stride or any(size < 2 for size in fine):
         return False
-    channels = upsample.out_channels
-    separate = prod(fine) * (prod(kernel) * channels + upsample.in_channels) * channels
+    inputs, middle, outputs = upsample.in_channels, upsample.out_channels, conv.out_channels
+    separate = len(x) * prod(fine) * (prod(kernel) * outputs + inputs) * middle
     taps = [_taps(step, size) for step, size in zip(stride, kernel, strict=True)]
     extents = [
         extent + (step == 2 and size == 3) for extent, step, size in zip(x.shape[2:], stride, kernel, strict=True)
     ]
-    merged = prod(extents) * prod(stride) * prod(taps) * upsample.in_channels * channels
-    return merged < WORTHWHILE * separate
+    places = prod(stride) * prod(taps)
+    merged = len(x) * prod(extents) * places * inputs * outputs
+    merging = prod(kernel) * prod(stride) * (middle + places) * inputs * outputs  # much, where there are few voxels
+    return merged + merging < WORTHWHILE * separate
 
 
 def _taps(step: int, size: int) -> int:

@@ -87,6 +87,8 @@ def test_wide_layers_are_merged_and_tiny_ones_are_not() -> None:
     assert is_merged(20, 4, 2)
     assert is_merged(8, 4, 4)
     assert not is_merged(4, 4, 2)
+    assert is_merged(16, 320, 320)
+    assert not is_merged(8, 320, 320), "merging the weights takes longer than it saves"
 
 
 def test_kernels_it_cannot_merge_are_computed_apart() -> None:
