@@ -145,6 +145,9 @@ class Points:
     """Transforms weights for the kernels, and keeps those of layers that may come again while they are the same.
 
     Several threads may share one.
+
+    Args:
+        most_bytes: that are kept, a copy of the weights included.
     """
 
     def __init__(self, most_bytes: int = _MOST_KEPT_BYTES) -> None:
@@ -155,13 +158,14 @@ class Points:
         """Return the points of weights (O, C, *K)."""
         key = (weight.data_ptr(), deep.code, flat.code)
         before, points = self._kept.get(key, (None, None))
-        if before is not None and points is not None and torch.equal(before, weight):
+        if (
+            before is not None and points is not None and torch.equal(before, weight)
+        ):  # torch does not count all changes
             return points
+        self._kept.pop(key, None)
         points = _points(weight, deep, flat)
         kept = sum(tensor.nbytes for pair in list(self._kept.values()) for tensor in pair)
-        if isinstance(weight, nn.Parameter) and (
-            before is not None or kept + weight.nbytes + points.nbytes <= self._most
-        ):
+        if isinstance(weight, nn.Parameter) and kept + weight.nbytes + points.nbytes <= self._most:
             self._kept[key] = weight.detach().clone(), points
         return points
 
