@@ -157,11 +157,9 @@ class Points:
     def of(self, weight: Tensor, deep: _Filter, flat: _Filter) -> Tensor:
         """Return the points of weights (O, C, *K)."""
         key = (weight.data_ptr(), deep.code, flat.code)
-        before, points = self._kept.get(key, (None, None))
-        if (
-            before is not None and points is not None and torch.equal(before, weight)
-        ):  # torch does not count all changes
-            return points
+        before = self._kept.get(key)
+        if before is not None and torch.equal(before[0], weight):  # torch's own count misses some changes
+            return before[1]
         self._kept.pop(key, None)
         points = _points(weight, deep, flat)
         kept = sum(tensor.nbytes for pair in list(self._kept.values()) for tensor in pair)

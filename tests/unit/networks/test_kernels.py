@@ -212,6 +212,19 @@ def test_no_bit_depends_on_threads_or_on_the_other_samples(team: str, monkeypatc
         assert torch.equal(alone, among[1:2])
 
 
+def test_layers_with_too_few_jobs_for_many_threads_are_torchs() -> None:
+    weight, image = torch.zeros(16, 16, 3, 3, 3), torch.zeros(1, 16, 16, 16, 16)
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 8, 9):
+            torch.set_num_threads(threads)
+            found.append(kernels.suits(weight, image, [16], (1,) * (image.ndim - 2)))
+    finally:
+        torch.set_num_threads(before)
+    assert found == [True, True, False]
+
+
 @needs_kernels
 @pytest.mark.parametrize("size", [(2, 1), (5, 7), (40, 30), (3, 20, 41)])
 @pytest.mark.parametrize(("slope", "affine"), [(1.0, True), (0.01, True), (0.2, False)])
