@@ -1,4 +1,7 @@
-"""Build hook: compiles `networks/native/*.c` where there is a C compiler; without one a package is slower, no less."""
+"""Build hook: compiles `networks/native/*.c` for two kinds of processors, where there is a C compiler.
+
+Without one a package is slower, no less.
+"""
 
 from __future__ import annotations
 
@@ -13,26 +16,37 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 FOLDER = Path("src/segwright/networks")
-FLAGS = ("-O3", "-std=gnu11", "-mavx2", "-mfma", "-shared", "-fPIC", "-fvisibility=hidden", "-pthread")
+FLAGS = ("-O3", "-std=gnu11", "-mfma", "-shared", "-fPIC", "-fvisibility=hidden", "-pthread")
+LIBRARIES = {
+    "_kernels_avx2.so": ("-mavx2",),
+    "_kernels_avx512.so": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
+}
+"""Each with what its processors have besides: what torch means by AVX2 and AVX512."""
 
 
 class Kernels(BuildHookInterface[Any]):
     """Puts the compiled kernels beside the module that loads them, and into the wheel."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Compile; on failure say so and go on."""
+        """Compile what can be compiled."""
         if sys.platform == "win32" or platform.machine().lower() not in {"x86_64", "amd64"}:
             return
-        library = Path(self.root) / FOLDER / "_kernels.so"
+        made = [str(FOLDER / name) for name, abilities in LIBRARIES.items() if self._compile(name, abilities)]
+        if made:
+            build_data["artifacts"] += made
+            build_data["pure_python"] = False
+            build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
+
+    def _compile(self, name: str, abilities: tuple[str, ...]) -> bool:
+        """Compile one library; on failure say so and return False."""
+        library = Path(self.root) / FOLDER / name
         sources = [str(source) for source in sorted((library.parent / "native").glob("*.c"))]
         library.unlink(missing_ok=True)  # or one of an older source would be loaded
-        compiler = os.environ.get("CC", "cc").split()
+        command = [*os.environ.get("CC", "cc").split(), *FLAGS, *abilities, *sources, "-lm", "-o", str(library)]
         try:
-            subprocess.run([*compiler, *FLAGS, *sources, "-lm", "-o", str(library)], check=True, capture_output=True)
+            subprocess.run(command, check=True, capture_output=True)
         except (OSError, subprocess.CalledProcessError) as error:
             detail = getattr(error, "stderr", None) or b""
             self.app.display_warning(f"prediction on the CPU will be slower: {error} {detail.decode(errors='replace')}")
-            return
-        build_data["artifacts"].append(str(FOLDER / library.name))
-        build_data["pure_python"] = False
-        build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
+            return False
+        return True

@@ -200,7 +200,7 @@ def _checked_devices(text: str, precision: str) -> list[str]:
         compute_dtype(device, precision)
     if precision == "bf16" and any(device.type == CPU for device in devices) and not has_fast_bf16():
         logger.warning(
-            "precision 'bf16': this CPU has no instructions for it, so it is slower than fp32 and less exact; "
+            "precision 'bf16': this CPU has no fast instructions for it, so it is slower than fp32 and less exact; "
             "choose fp32 or auto"
         )
     return names

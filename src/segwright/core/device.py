@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -76,13 +77,25 @@ def one_thread() -> Iterator[None]:
 
 
 @lru_cache(maxsize=1)
+def has_amx() -> bool:
+    """Return whether this CPU multiplies matrices of bf16 in hardware (AMX) and torch's kernels use it."""
+    # Private probes, here and below, absent from older torch: there bf16 stays off, which is slower but right.
+    has_kernels: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return has_kernels and bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
+
+
+@lru_cache(maxsize=1)
 def has_fast_bf16() -> bool:
-    """Return whether this CPU multiplies bf16 in hardware (AMX or AVX512-BF16) and torch's kernels use it."""
+    """Return whether this CPU multiplies bf16 faster than float32 (AMX or AVX512-BF16) and torch's kernels use it.
+
+    A processor with AVX512-FP16 is made for AMX; where that is hidden, by a virtual machine for instance, its
+    AVX512-BF16 takes twice as long as float32 (benchmarks/LOG.md).
+    """
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
-    # Private probes, absent from older torch: there bf16 stays off, which is slower but right.
-    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    return any(bool(getattr(torch.cpu, probe, bool)()) for probe in probes)
+    abilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    has_bf16 = bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
+    return has_amx() or (has_bf16 and not abilities.get("avx512_fp16", False))
 
 
 def compute_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:

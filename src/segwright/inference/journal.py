@@ -145,7 +145,7 @@ def precision_of(predictor: Predictor) -> str:
     Raises:
         ConfigError: the precision is unknown, or not one of the device.
     """
-    used = compute_dtype(predictor.window.device, predictor.window.precision)
+    used = compute_dtype(predictor.window.device, predictor.window.used_precision)
     return next(name for name, dtype in PRECISIONS.items() if dtype == used)
 
 

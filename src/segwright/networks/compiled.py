@@ -1,39 +1,90 @@
-"""The compiled library of kernels: found and loaded once, its functions called in torch's threads.
+"""The compiled libraries of kernels: found and loaded once, their functions called in torch's threads.
 
-`native/*.c` is compiled when the package is installed, where there is a C compiler; without one, or on a processor that
-lacks AVX2, `library` gives None and torch's own operations serve.
+`native/*.c` is compiled when the package is installed, where there is a C compiler, once for AVX2 and once for AVX-512;
+without one, or on a processor that lacks both, there is no library, and torch's own operations serve.
 """
 
 from __future__ import annotations
 
 import ctypes
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-LIBRARY: Final = Path(__file__).with_name("_kernels.so")
+FOLDER: Final = Path(__file__).parent
+_LIBRARIES: Final = MappingProxyType({"_kernels_avx512.so": {"AVX512"}, "_kernels_avx2.so": {"AVX2", "AVX512"}})
+"""Which of torch's names for a processor's abilities each is for; the widest vectors first."""
 
-_VERSION: Final = 11
+_VERSION: Final = 12
 """Of the functions in native/; a library of another version, from before an update, is not used."""
 _GRAIN: Final = 32768
 """Values that are worth several threads, as torch has it."""
 
 
+class Library:
+    """Kernels for vectors of `lanes` floats.
+
+    Args:
+        path: of the compiled library.
+
+    Raises:
+        OSError: there is none.
+        AttributeError: it is none of ours, or of another version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._functions = ctypes.CDLL(str(path))
+        self._functions.segwright_convolve_work.restype = ctypes.c_int64
+        self._functions.segwright_call.restype = self._functions.segwright_rejoin.restype = None
+        self.lanes = int(self._functions.segwright_lanes())
+        if self._functions.segwright_version() != _VERSION:
+            raise AttributeError(f"{path} is of another version than {_VERSION}")
+
+    def call(self, name: str, values: int, *arguments: Tensor | ctypes.Structure | float | None, work: int = 0) -> None:
+        """Call a kernel in as many threads as torch computes with.
+
+        Args:
+            name: of the function in native/.
+            values: that it writes or reads; where they are few, the caller's thread serves.
+            arguments: as the function has them; None for no array.
+            work: floats that each thread needs for itself.
+        """
+        threads = torch.get_num_threads() if values >= _GRAIN else 1
+        space = torch.empty(threads * work)
+        passed = (_Argument * len(arguments))(*map(_argument, arguments))
+        self._functions.segwright_call(
+            getattr(self._functions, name), passed, ctypes.c_void_p(space.data_ptr()), ctypes.c_int64(work),
+            ctypes.c_int64(threads), _team(),
+        )  # fmt: skip
+
+    def work_of(self, name: str, shape: ctypes.Structure) -> int:
+        """Ask a function in native/ how many floats of work each thread needs for `shape`."""
+        return int(getattr(self._functions, name)(ctypes.byref(shape)))
+
+    def rejoin(self) -> None:
+        """See `rejoin_freed_memory`."""
+        self._functions.segwright_rejoin()
+
+
 @lru_cache(maxsize=1)
-def library() -> ctypes.CDLL | None:
-    """Return the compiled kernels; None where there are none for this processor."""
-    if torch.backends.cpu.get_cpu_capability() not in {"AVX2", "AVX512"}:
-        return None
-    try:
-        found = ctypes.CDLL(str(LIBRARY))
-        found.segwright_convolve_work.restype = ctypes.c_int64
-        found.segwright_call.restype = found.segwright_rejoin.restype = None
-        return found if found.segwright_version() == _VERSION else None
-    except (OSError, AttributeError):  # none, or none of ours
-        return None
+def libraries() -> tuple[Library, ...]:
+    """Return the kernels that this processor can run, those with the widest vectors first."""
+    found = []
+    for name, abilities in _LIBRARIES.items():
+        if torch.backends.cpu.get_cpu_capability() in abilities:
+            with suppress(OSError, AttributeError):
+                found.append(Library(FOLDER / name))
+    return tuple(found)
+
+
+def library(*channels: int) -> Library | None:
+    """Return the kernels with the widest vectors of which all these numbers of channels are multiples; None without."""
+    return next((each for each in libraries() if not any(count % each.lanes for count in channels)), None)
 
 
 def rejoin_freed_memory() -> None:
@@ -43,40 +94,13 @@ def rejoin_freed_memory() -> None:
     """
     loaded = library()
     if loaded is not None:
-        loaded.segwright_rejoin()
+        loaded.rejoin()
 
 
 class _Argument(ctypes.Union):
     """`Argument` of native.h."""
 
     _fields_ = [("whole", ctypes.c_int64), ("real", ctypes.c_float), ("array", ctypes.c_void_p)]  # noqa: RUF012
-
-
-def call(name: str, values: int, *arguments: Tensor | ctypes.Structure | float | None, work: int = 0) -> None:
-    """Call a kernel in as many threads as torch computes with.
-
-    Args:
-        name: of the function in native/.
-        values: that it writes or reads; where they are few, the caller's thread serves.
-        arguments: as the function has them; None for no array.
-        work: floats that each thread needs for itself.
-    """
-    loaded = library()
-    assert loaded is not None, "the caller has asked"
-    threads = torch.get_num_threads() if values >= _GRAIN else 1
-    space = torch.empty(threads * work)
-    passed = (_Argument * len(arguments))(*map(_argument, arguments))
-    loaded.segwright_call(
-        getattr(loaded, name), passed, ctypes.c_void_p(space.data_ptr()), ctypes.c_int64(work), ctypes.c_int64(threads),
-        _team(),
-    )  # fmt: skip
-
-
-def work_of(name: str, shape: ctypes.Structure) -> int:
-    """Ask a function in native/ how many floats of work each thread needs for `shape`."""
-    loaded = library()
-    assert loaded is not None, "the caller has asked"
-    return int(getattr(loaded, name)(ctypes.byref(shape)))
 
 
 def _argument(value: Tensor | ctypes.Structure | float | None) -> _Argument:

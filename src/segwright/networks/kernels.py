@@ -16,11 +16,13 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from segwright.networks.compiled import call, work_of
+from segwright.networks.compiled import Library, library
 
 Size = tuple[int, ...]
 
-LANES, _COLUMNS, _TILE, _GROUPS, _TAPS, _STAGGER = 8, 16, 4, 36, 3, 16  # of native/
+LANES, _COLUMNS = 8, 16
+"""Channels of images, and of what convolutions make, are multiples of these; those of 16 and 32 make wider vectors."""
+_TILE, _GROUPS, _TAPS, _STAGGER, _RECORD, _GROUP = 4, 36, 3, 16, 8, 8  # of native/
 _LEAST_TILES: Final = 256
 """With fewer tiles the transformed weights, eight times as many, take longer to read than is saved."""
 _MOST_WASTE: Final = 1.5
@@ -151,17 +153,17 @@ class Points:
     """
 
     def __init__(self, most_bytes: int = _MOST_KEPT_BYTES) -> None:
-        self._kept: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
+        self._kept: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
         self._most = most_bytes
 
-    def of(self, weight: Tensor, deep: _Filter, flat: _Filter) -> Tensor:
-        """Return the points of weights (O, C, *K)."""
-        key = (weight.data_ptr(), deep.code, flat.code)
+    def of(self, weight: Tensor, deep: _Filter, flat: _Filter, compiled: Library) -> Tensor:
+        """Return the points of weights (O, C, *K) for these kernels."""
+        key = (weight.data_ptr(), deep.code, flat.code, compiled.lanes)
         before = self._kept.get(key)
         if before is not None and torch.equal(before[0], weight):  # torch's own count misses some changes
             return before[1]
         self._kept.pop(key, None)
-        points = _points(weight, deep, flat)
+        points = _points(weight, deep, flat, compiled)
         kept = sum(tensor.nbytes for pair in list(self._kept.values()) for tensor in pair)
         if isinstance(weight, nn.Parameter) and kept + weight.nbytes + points.nbytes <= self._most:
             self._kept[key] = weight.detach().clone(), points
@@ -222,9 +224,9 @@ def convolve_voxels(image: Tensor | Normalised, weight: Tensor, bias: Tensor | N
     (source,) = _ordered_values([image])
     samples, channels, voxels, classes = *source.shape[:2], prod(source.shape[2:]), len(weight)
     out = torch.empty((samples, classes, *source.shape[2:]), memory_format=_layout(source))
-    call(
+    _compiled(channels).call(
         "segwright_head", source.numel(), *_source(image, source), samples, voxels, channels, classes,
-        weight.flatten(1).contiguous(), _ordered(bias), _RUN, out, work=LANES * channels,
+        weight.flatten(1).contiguous(), _ordered(bias), _RUN, out, work=_GROUP * channels,
     )  # fmt: skip
     return out
 
@@ -249,7 +251,7 @@ def instance_norm(image: Tensor, norm: Norm, *, in_place: bool = False) -> Tenso
     out = image if in_place else torch.empty_like(image)
     runs, channels = ceil(prod(image.shape[2:]) / _RUN), image.shape[1]
     if len(image) % torch.get_num_threads() == 0:
-        work = runs * (2 * channels + LANES) + 3 * channels
+        work = runs * (2 * channels + _RECORD) + 3 * channels
         _norm("segwright_norm", image, norm, runs, None, out, work=work)
         return out
     records, factors = _records(len(image), runs, channels), torch.empty((len(image), 3, channels))
@@ -273,24 +275,31 @@ def _convolve(
     out = torch.empty((samples, len(weight), *wanted[-weight.ndim + 2 :]), memory_format=_layout(sources[0]))
     records = _records(samples * with_records, units * wanted[1], len(weight))
     channels = [image.shape[1] for image in (*sources, sources[0][:, :0])[:2]]
-    cut = _cut(samples * units, wanted[1:], weight[:, :, 0].numel())
+    compiled = _compiled(*channels, len(weight) // 2)  # it makes two vectors at once
+    cut = _cut(samples * units, wanted[1:], weight[:, :, 0].numel(), compiled.lanes)
     shape = _Shape(samples, *size, *channels, len(weight), *wanted, deep.code, flat.code, *cut)
     first, second = (_source(images[at], sources[at]) for at in (0, -1))
-    points = (known or Points()).of(weight, deep, flat)
-    work = work_of("segwright_convolve_work", shape)
-    call(
+    points = (known or Points()).of(weight, deep, flat, compiled)
+    work = compiled.work_of("segwright_convolve_work", shape)
+    compiled.call(
         "segwright_convolve", out.numel(), shape, *first, *second, points, _ordered(bias), out, records, work=work
     )  # fmt: skip
     return out, records
 
 
-def _points(weight: Tensor, deep: _Filter, flat: _Filter) -> Tensor:
+def _points(weight: Tensor, deep: _Filter, flat: _Filter, compiled: Library) -> Tensor:
     """Transform weights (O, C, *K) for segwright_convolve."""
     outputs, inputs = weight.shape[:2]
     points = torch.empty(deep.kinds * _GROUPS * (inputs * outputs + _STAGGER))
     ordered = weight.flatten(2).permute(2, 1, 0).contiguous()
-    call("segwright_weights", points.numel(), ordered, inputs, outputs, deep.code, flat.code, points)
+    compiled.call("segwright_weights", points.numel(), ordered, inputs, outputs, deep.code, flat.code, points)
     return points
+
+
+def _compiled(*channels: int) -> Library:
+    found = library(*channels)
+    assert found is not None, "the caller has asked"
+    return found
 
 
 def _filter_along_depth(weight: Tensor, stride: int, planes: int) -> _Filter:
@@ -328,7 +337,7 @@ def _layout(image: Tensor) -> torch.memory_format:
 
 def _records(samples: int, runs: int, channels: int) -> Tensor:
     """Return room for the moments of so many runs of each sample, and how many voxels they have."""
-    return torch.empty((samples, runs, 2 * channels + LANES))
+    return torch.empty((samples, runs, 2 * channels + _RECORD))
 
 
 def _normalised(image: Tensor, records: Tensor, norm: Norm) -> Normalised:
@@ -345,13 +354,13 @@ def _norm(
     runs = records if isinstance(records, int) else 0 if records is None else records.shape[1]
     given = records if isinstance(records, Tensor) else None
     samples, channels, voxels = *image.shape[:2], prod(image.shape[2:])
-    call(
+    _compiled(channels).call(
         step, image.numel(), image, int(image.dtype == torch.bfloat16), samples, voxels, channels, _RUN, runs,
         _ordered(norm.weight), _ordered(norm.bias), float(norm.eps), float(norm.slope), given, factors, out, work=work,
     )  # fmt: skip
 
 
-def _cut(units: int, plane: Size, weights: int) -> Size:
+def _cut(units: int, plane: Size, weights: int, lanes: int) -> Size:
     """Return how `_Shape` cuts the work: units, rows of tiles of a job, and rows of tiles at once.
 
     Found by timing 32 to 512 channels: as few tiles as keep both the tiles of a depth and its `weights`, so many floats
@@ -361,8 +370,10 @@ def _cut(units: int, plane: Size, weights: int) -> Size:
         units: in all samples.
         plane: voxels of the output along its last two axes.
         weights: see above.
+        lanes: of the kernels.
     """
-    wanted = 10 if weights <= 1 << 13 else 36
+    few, limit, many = (10, 1 << 13, 36) if lanes == LANES else (10, 1 << 15, 20)
+    wanted = few if weights <= limit else many
     down, across = (ceil(extent / _TILE) for extent in plane)
     strip = ceil(down / max(1, round(down * across / wanted)))
     threads = torch.get_num_threads()

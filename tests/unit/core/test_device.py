@@ -91,6 +91,26 @@ def test_the_bf16_probe_answers() -> None:
     assert has_fast_bf16() in {True, False}
 
 
+@pytest.mark.parametrize(
+    ("amx", "bf16", "abilities", "fast"),
+    [
+        (True, True, {"avx512_fp16": True}, True),
+        (False, True, {"avx512_fp16": True}, False),  # made for AMX, which is hidden: slower than float32
+        (False, True, {"avx512_fp16": False}, True),
+        (False, True, {}, True),
+        (False, False, {}, False),
+    ],
+)
+def test_bf16_is_fast_where_the_processor_is_made_for_it(
+    amx: bool, bf16: bool, abilities: dict[str, bool], fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16, raising=False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: abilities, raising=False)
+    monkeypatch.setattr(devices, "has_amx", lambda: amx)
+    assert has_fast_bf16.__wrapped__() == fast
+
+
 def test_keeping_freed_memory_is_harmless_where_the_c_library_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
     keep_freed_memory.cache_clear()
     monkeypatch.setattr(devices.ctypes, "CDLL", lambda _: object())

@@ -69,7 +69,7 @@ def test_several_models_on_several_devices_are_refused_without_a_model(images: P
 
 
 @pytest.mark.parametrize(("fast", "precision", "lines"), [(False, "bf16", 1), (True, "bf16", 0), (False, "fp32", 0)])
-def test_bf16_without_instructions_for_it_is_told_once(
+def test_bf16_without_fast_instructions_is_told_once(
     make_model: Callable[..., Path],
     images: Path,
     tmp_path: Path,
@@ -82,7 +82,7 @@ def test_bf16_without_instructions_for_it_is_told_once(
     monkeypatch.setattr("segwright.core.device.has_fast_bf16", lambda: fast)
     models = [make_model(0, name=name) for name in ("3d_fullres", "2d")]
     api.predict(models, images, tmp_path / "out", device="cpu", precision=precision)
-    told = "precision 'bf16': this CPU has no instructions for it, so it is slower than fp32 and less exact"
+    told = "precision 'bf16': this CPU has no fast instructions for it, so it is slower than fp32 and less exact"
     assert caplog.text.count(told) == lines
     caplog.clear()
     api.load_model(models[0], device="cpu", precision=precision)

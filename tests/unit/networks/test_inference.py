@@ -290,7 +290,9 @@ def test_weights_are_transformed_once_while_they_are_the_same(monkeypatch: pytes
 @needs_kernels
 def test_few_transformed_weights_are_kept() -> None:
     image, convs = image_of(3), [nn.Conv3d(16, 16, 3, padding=1) for _ in range(3)]
-    size = kernels._points(convs[0].weight, kernels._FOUR, kernels._FOUR).nbytes
+    library = compiled.library(16 // 2)
+    assert library is not None
+    size = kernels._points(convs[0].weight, kernels._FOUR, kernels._FOUR, library).nbytes
     known = kernels.Points(most_bytes=2 * size)
     with torch.inference_mode():
         for conv in (*convs, *convs):

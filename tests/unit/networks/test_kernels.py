@@ -31,6 +31,16 @@ def test_installing_compiles_the_kernels() -> None:
     assert compiled.library() is not None, "run `make setup`"
 
 
+@pytest.fixture(params=[1, 2], ids=["8 floats", "16 floats"])
+def times(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many times eight floats the vectors have; there are no kernels but those with such vectors."""
+    found = tuple(each for each in compiled.libraries() if each.lanes == 8 * request.param)
+    if not found:
+        pytest.skip("no kernels with such vectors for this processor")
+    monkeypatch.setattr(compiled, "libraries", lambda: found)
+    return int(request.param)
+
+
 def layout(image: Tensor) -> torch.memory_format:
     return torch.channels_last if image.ndim == 4 else torch.channels_last_3d
 
@@ -72,10 +82,10 @@ def exactly_normed(image: Tensor, norm: kernels.Norm) -> Tensor:
     ],
 )
 def test_convolution(
-    samples: int, channels: tuple[int, ...], outputs: int, size: tuple[int, ...], kernel: tuple[int, ...]
+    samples: int, channels: tuple[int, ...], outputs: int, size: tuple[int, ...], kernel: tuple[int, ...], times: int
 ) -> None:
-    images = [random(samples, each, *size) for each in channels]
-    weight, bias = random(outputs, sum(channels), *kernel), random(outputs)
+    images = [random(samples, times * each, *size) for each in channels]
+    weight, bias = random(times * outputs, times * sum(channels), *kernel), random(times * outputs)
     for constant in (bias, None):
         wanted = exactly(images, weight, constant)
         got = kernels.convolve(images, weight, constant)
@@ -108,9 +118,10 @@ def test_convolution_with_strides(
     size: tuple[int, ...],
     kernel: tuple[int, ...],
     stride: tuple[int, ...],
+    times: int,
 ) -> None:
-    images = [random(samples, each, *size) for each in channels]
-    weight, bias = random(outputs, sum(channels), *kernel), random(outputs)
+    images = [random(samples, times * each, *size) for each in channels]
+    weight, bias = random(times * outputs, times * sum(channels), *kernel), random(times * outputs)
     wanted = exactly(images, weight, bias, stride)
     got = kernels.convolve(images, weight, bias, stride)
     assert got.is_contiguous(memory_format=layout(got))
@@ -132,13 +143,14 @@ def test_convolution_with_strides(
 )
 @pytest.mark.parametrize("step", [1, 2])
 def test_norms_before_and_after_a_convolution(
-    samples: int, channels: tuple[int, ...], size: tuple[int, ...], kernel: tuple[int, ...], step: int
+    samples: int, channels: tuple[int, ...], size: tuple[int, ...], kernel: tuple[int, ...], step: int, times: int
 ) -> None:
+    channels, outputs = tuple(times * each for each in channels), 16 * times
     stride = tuple(step if taps == 3 else 1 for taps in kernel)
     images = [3 + 2 * random(samples, each, *size) for each in channels]
-    weight, bias = random(16, sum(channels), *kernel), random(16)
+    weight, bias = random(outputs, sum(channels), *kernel), random(outputs)
     before = [kernels.Norm(random(each), 1 + random(each), eps=1e-5, slope=0.1) for each in channels]
-    after = kernels.Norm(random(16), None, eps=1e-5, slope=0.01)
+    after = kernels.Norm(random(outputs), None, eps=1e-5, slope=0.01)
 
     found = [kernels.find_norm(image.clone(), norm) for image, norm in zip(images, before, strict=True)]
     normed = [exactly_normed(image.double(), norm) for image, norm in zip(images, before, strict=True)]
@@ -160,9 +172,10 @@ def test_norms_before_and_after_a_convolution(
 @needs_kernels
 @pytest.mark.parametrize("classes", [1, 3, 8])
 @pytest.mark.parametrize("size", [(5, 9, 13), (31, 17)])
-def test_convolution_of_each_voxel(classes: int, size: tuple[int, ...]) -> None:
-    image, norm = 3 + random(2, 24, *size), kernels.Norm(random(24), random(24), eps=1e-5, slope=0.1)
-    weight, bias = random(classes, 24, *(1,) * len(size)), random(classes)
+def test_convolution_of_each_voxel(classes: int, size: tuple[int, ...], times: int) -> None:
+    channels = 24 * times
+    image, norm = 3 + random(2, channels, *size), kernels.Norm(random(channels), random(channels), eps=1e-5, slope=0.1)
+    weight, bias = random(classes, channels, *(1,) * len(size)), random(classes)
     convolve = functional.conv2d if len(size) == 2 else functional.conv3d
     for constant in (bias, None):
         exact = None if constant is None else constant.double()
@@ -183,6 +196,7 @@ def test_torchs_team_of_threads_is_found() -> None:
 
 @needs_kernels
 @pytest.mark.parametrize("team", ["torch's", "none"])
+@pytest.mark.usefixtures("times")
 def test_no_bit_depends_on_threads_or_on_the_other_samples(team: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if team == "none":
         monkeypatch.setattr(compiled, "_team", lambda: None)
@@ -228,10 +242,11 @@ def test_layers_with_too_few_jobs_for_many_threads_are_torchs() -> None:
 @needs_kernels
 @pytest.mark.parametrize("size", [(2, 1), (5, 7), (40, 30), (3, 20, 41)])
 @pytest.mark.parametrize(("slope", "affine"), [(1.0, True), (0.01, True), (0.2, False)])
-def test_instance_norm(size: tuple[int, ...], slope: float, affine: bool) -> None:
-    offset = random(1, 40, *(1,) * len(size)) * 100
-    image = random(2, 40, *size) * random(2, 40, *(1,) * len(size)) + offset
-    weight, bias = (random(40, 2)[:, 1], random(1).expand(40)) if affine else (None, None)
+def test_instance_norm(size: tuple[int, ...], slope: float, affine: bool, times: int) -> None:
+    channels = 40 * times
+    offset = random(1, channels, *(1,) * len(size)) * 100
+    image = random(2, channels, *size) * random(2, channels, *(1,) * len(size)) + offset
+    weight, bias = (random(channels, 2)[:, 1], random(1).expand(channels)) if affine else (None, None)
     factors = [None if each is None else each.double() for each in (weight, bias)]
     wanted = functional.instance_norm(image.double(), weight=factors[0], bias=factors[1], eps=1e-5)
     wanted = functional.leaky_relu(wanted, slope)
@@ -253,8 +268,9 @@ def test_instance_norm(size: tuple[int, ...], slope: float, affine: bool) -> Non
 @needs_kernels
 @pytest.mark.parametrize("size", [(5, 7), (3, 20, 41)])
 @pytest.mark.parametrize("slope", [1.0, 0.01])
-def test_instance_norm_in_bf16_is_that_of_float32_rounded_once(size: tuple[int, ...], slope: float) -> None:
-    image, weight, bias = (random(2, 40, *size) * 3 + 1).bfloat16(), random(40), random(40)
+def test_instance_norm_in_bf16_is_that_of_float32_rounded_once(size: tuple[int, ...], slope: float, times: int) -> None:
+    channels = 40 * times
+    image, weight, bias = (random(2, channels, *size) * 3 + 1).bfloat16(), random(channels), random(channels)
     got = kernels.instance_norm(image, kernels.Norm(weight, bias, 1e-5, slope))
     assert got.dtype == torch.bfloat16
     assert torch.equal(got, kernels.instance_norm(image.float(), kernels.Norm(weight, bias, 1e-5, slope)).bfloat16())
@@ -265,18 +281,20 @@ def test_instance_norm_in_bf16_is_that_of_float32_rounded_once(size: tuple[int, 
 
 @needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_broken_value_breaks_its_channel_alone(dtype: torch.dtype) -> None:
-    image = random(1, 8, 6, 6).to(dtype)
+def test_a_broken_value_breaks_its_channel_alone(dtype: torch.dtype, times: int) -> None:
+    image = random(1, 8 * times, 6, 6).to(dtype)
     image[0, 3, 2, 2] = float("nan")
     got = kernels.instance_norm(image, kernels.Norm(None, None, 1e-5, 0.01))
-    assert torch.isnan(got).flatten(2).all(2).tolist() == [[channel == 3 for channel in range(8)]]
+    assert torch.isnan(got).flatten(2).all(2).tolist() == [[channel == 3 for channel in range(8 * times)]]
     assert torch.isfinite(got[:, :3]).all()
 
 
 @needs_kernels
-def test_a_constant_channel_becomes_its_bias() -> None:
-    image = torch.full((1, 8, 9, 50, 40), 1234.5)
-    got = kernels.instance_norm(image, kernels.Norm(torch.ones(8), torch.full((8,), 0.25), 1e-5, 0.01))
+def test_a_constant_channel_becomes_its_bias(times: int) -> None:
+    channels = 8 * times
+    image = torch.full((1, channels, 9, 50, 40), 1234.5)
+    norm = kernels.Norm(torch.ones(channels), torch.full((channels,), 0.25), 1e-5, 0.01)
+    got = kernels.instance_norm(image, norm)
     torch.testing.assert_close(got, torch.full_like(got, 0.25), rtol=0, atol=1e-6)
 
 
@@ -285,12 +303,22 @@ def test_without_a_library_there_are_none(
     content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if content is not None:
-        (tmp_path / "_kernels.so").write_bytes(content)
-    monkeypatch.setattr(compiled, "LIBRARY", tmp_path / "_kernels.so")
-    assert compiled.library.__wrapped__() is None
+        for name in compiled._LIBRARIES:
+            (tmp_path / name).write_bytes(content)
+    monkeypatch.setattr(compiled, "FOLDER", tmp_path)
+    assert compiled.libraries.__wrapped__() == ()
 
 
 @needs_kernels
 def test_a_library_of_another_version_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "_VERSION", -1)
-    assert compiled.library.__wrapped__() is None
+    assert compiled.libraries.__wrapped__() == ()
+
+
+@needs_kernels
+def test_vectors_are_as_wide_as_all_channels_allow() -> None:
+    widths = [each.lanes for each in compiled.libraries()]
+    assert widths == ([16, 8] if torch.backends.cpu.get_cpu_capability() == "AVX512" else [8])
+    for channels, fit in (((), widths), ((32, 48), widths), ((32, 8), [8]), ((8,), [8]), ((32, 12), [])):
+        found = compiled.library(*channels)
+        assert (None if found is None else found.lanes) == (fit[0] if fit else None)

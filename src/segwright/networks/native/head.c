@@ -1,14 +1,7 @@
 /* The last layer of a network: each voxel alone, from many channels to a few classes. */
 #include "norm.h"
 
-enum { GROUP = LANES }; /* voxels whose sums are made together */
-
-/* Sum each of eight vectors. */
-INLINE Lanes sums_of(const Lanes *v) {
-    __m256 low = _mm256_hadd_ps(_mm256_hadd_ps((__m256)v[0], (__m256)v[1]), _mm256_hadd_ps((__m256)v[2], (__m256)v[3]));
-    __m256 high = _mm256_hadd_ps(_mm256_hadd_ps((__m256)v[4], (__m256)v[5]), _mm256_hadd_ps((__m256)v[6], (__m256)v[7]));
-    return (Lanes)_mm256_permute2f128_ps(low, high, 0x20) + (Lanes)_mm256_permute2f128_ps(low, high, 0x31);
-}
+enum { GROUP = 8 }; /* voxels whose sums are made together */
 
 /* Multiply `count` voxels (count, c), GROUP at most, by weights (classes, c); sum GROUP products each, some of them
  * none's. */
@@ -21,7 +14,7 @@ INLINE void classify(
             Lanes weight = load(weights + k * c + i);
             for (int v = 0; v < GROUP; v++) sums[v] += load(voxels + v * c + i) * weight;
         }
-        Lanes whole = sums_of(sums) + (bias ? bias[k] : 0);
+        Eight whole = sums_of(sums) + (bias ? bias[k] : 0);
         for (int64_t v = 0; v < count; v++) out[v * classes + k] = whole[v];
     }
 }

@@ -7,17 +7,10 @@
 
 #include "norm.h"
 
-/* The other way; to the nearest bfloat16, the even one of two. */
+/* The other way of `load_from`. */
 INLINE void store_to(void *array, int64_t at, Lanes value, int half) {
-    typedef uint32_t Bits __attribute__((vector_size(4 * LANES)));
-    if (!half) {
-        store((float *)array + at, value);
-        return;
-    }
-    Bits bits = (Bits)value;
-    __m256i words = (__m256i)((bits + ((bits >> 16) & 1) + 0x7fff) >> 16);
-    __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(words, words), 0x08); /* each half packs its own */
-    _mm_storeu_si128((__m128i *)((uint16_t *)array + at), _mm256_castsi256_si128(packed));
+    if (half) store_halves((uint16_t *)array + at, value);
+    else store((float *)array + at, value);
 }
 
 /* What the kernels are called with: images (n, voxels, c), how many voxels make a run (the last one of an image may have

@@ -5,9 +5,10 @@
 #include "native.h"
 
 enum {
-    COLUMNS = 16,    /* outputs in registers: two vectors */
-    ROWS = 6,        /* rows in registers: 6 x 2 sums, 2 weights and 1 input fill 15 of 16 registers */
-    AHEAD = 1024,    /* floats of weights that are asked for before they are needed */
+    COLUMNS = 2 * LANES, /* outputs in registers: two vectors */
+    ROWS = LANES == 8 ? 6 : 12, /* in registers: 6 x 2 sums, 2 weights, 1 input of AVX2's 16; 27 of AVX-512's 32 */
+    AHEAD = 1024, /* floats of weights that are asked for before they are needed */
+    LINE = 16,    /* floats in a line of the cache */
 };
 
 /* Multiply `rows` rows of `a` (in floats each) by weights (in, COLUMNS); `rows` has to be known to the compiler. */
@@ -18,8 +19,8 @@ INLINE void multiply_rows(int rows, const float *a, int64_t in, const float *wei
 #pragma GCC unroll 8
         for (int k = 0; k < LANES; k++, weights += COLUMNS) {
             Lanes low = load(weights), high = load(weights + LANES);
-            __builtin_prefetch(weights + AHEAD);
-#pragma GCC unroll 6
+            for (int i = 0; i < COLUMNS; i += LINE) __builtin_prefetch(weights + AHEAD + i);
+#pragma GCC unroll 12
             for (int i = 0; i < rows; i++) {
                 Lanes value = a[i * in + k] - (Lanes){0}; /* in all lanes */
                 sums[i][0] += value * low;
@@ -27,12 +28,17 @@ INLINE void multiply_rows(int rows, const float *a, int64_t in, const float *wei
             }
         }
     }
-#pragma GCC unroll 6
+#pragma GCC unroll 12
     for (int i = 0; i < rows; i++) {
         store(to + i * to_stride, sums[i][0]);
         store(to + i * to_stride + LANES, sums[i][1]);
     }
 }
+
+#define CASE(count) \
+    case count: \
+        if (count <= ROWS) multiply_rows(count, from, in, weights, sums, out); \
+        break;
 
 /* Multiply `a` (rows, in) by weights (out / COLUMNS, in, COLUMNS) to `to` (rows, out). */
 static void multiply(const float *a, int64_t rows, int64_t in, const float *weights, int64_t out, float *to) {
@@ -43,12 +49,8 @@ static void multiply(const float *a, int64_t rows, int64_t in, const float *weig
             float *sums = to + row * out + c;
             count = least(most, rows - row);
             switch (count) {
-            case 6: multiply_rows(6, from, in, weights, sums, out); break;
-            case 5: multiply_rows(5, from, in, weights, sums, out); break;
-            case 4: multiply_rows(4, from, in, weights, sums, out); break;
-            case 3: multiply_rows(3, from, in, weights, sums, out); break;
-            case 2: multiply_rows(2, from, in, weights, sums, out); break;
-            case 1: multiply_rows(1, from, in, weights, sums, out); break;
+            CASE(12) CASE(11) CASE(10) CASE(9) CASE(8) CASE(7)
+            CASE(6) CASE(5) CASE(4) CASE(3) CASE(2) CASE(1)
             }
         }
     }

@@ -1,4 +1,4 @@
-/* What the kernels share: vectors, the work of several threads, and how arguments reach them.
+/* What the kernels share: the work of several threads, and how arguments reach them.
  *
  * All arrays are float32, or bfloat16 where a norm is told so by `half`, and channels-last: images (n, d, h, w, c).
  * A kernel is called by several threads at once with the same arguments, its own `work` aside; `next` is the job that
@@ -7,17 +7,11 @@
 #ifndef SEGWRIGHT_NATIVE_H
 #define SEGWRIGHT_NATIVE_H
 
-#include <immintrin.h>
-#include <stdint.h>
 #include <string.h>
 
+#include "vectors.h"
+
 #define API __attribute__((visibility("default")))
-#define INLINE static inline __attribute__((always_inline))
-
-enum { LANES = 8 }; /* floats in a vector */
-
-typedef float Lanes __attribute__((vector_size(4 * LANES)));
-typedef float Unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 typedef union {
     int64_t whole;
@@ -27,8 +21,6 @@ typedef union {
 
 typedef void Kernel(const Argument *arguments, float *work, int64_t *next);
 
-INLINE Lanes load(const float *from) { return (Lanes) * (const Unaligned *)from; }
-INLINE void store(float *to, Lanes value) { *(Unaligned *)to = (Unaligned)value; }
 INLINE int64_t take(int64_t *next) { return __atomic_fetch_add(next, 1, __ATOMIC_RELAXED); }
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t parts(int64_t whole, int64_t size) { return (whole + size - 1) / size; }

@@ -4,15 +4,13 @@
 
 #include "native.h"
 
-enum { RECORD = LANES }; /* floats after the moments of a run (2, c), of which the first holds how many voxels it had */
+enum { RECORD = 8 }; /* floats after the moments of a run (2, c), of which the first holds how many voxels it had */
 
 INLINE int64_t record(int64_t c) { return 2 * c + RECORD; }
 
 /* Element `at` of an array and those after it; `half`, whether they are bfloat16, has to be known to the compiler. */
 INLINE Lanes load_from(const void *array, int64_t at, int half) {
-    if (!half) return load((const float *)array + at);
-    __m128i halves = _mm_loadu_si128((const __m128i *)((const uint16_t *)array + at));
-    return (Lanes)_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16);
+    return half ? load_halves((const uint16_t *)array + at) : load((const float *)array + at);
 }
 
 /* Write mean and sum of squared deviations of each channel of a run, and its voxels, to the record `to`: `voxels` of each
@@ -50,8 +48,7 @@ INLINE void moments(
 
 /* Return leaky_relu((value - mean) * scale + shift) of channels that begin at `factors`, which are these three (3, c). */
 INLINE Lanes normalised(Lanes value, const float *factors, int64_t c, float slope) {
-    Lanes scaled = (value - load(factors)) * load(factors + c) + load(factors + 2 * c);
-    return (Lanes)_mm256_blendv_ps((__m256)scaled, (__m256)(scaled * slope), (__m256)scaled); /* by its sign */
+    return leaky((value - load(factors)) * load(factors + c) + load(factors + 2 * c), slope);
 }
 
 #endif
