@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from segwright.networks import kernels
+from segwright.networks import direct, kernels
 from segwright.networks.blocks import ConvBlock, computed_together
 from segwright.networks.compiled import library, rejoin_freed_memory
 from segwright.networks.convolution import conv_pair, is_eager_cpu, upsample_by
@@ -64,11 +64,35 @@ def _convolution(
     if not _are_ours(input, weight, bias) or groups != 1 or not _pads_evenly(weight, stride, padding, dilation):
         return None
     steps = _sizes(stride, weight)
-    if kernels.suits_voxels(weight, input, steps):
-        return kernels.convolve_voxels(input, weight, bias)
+    if direct.suits_voxels(weight, input, steps):
+        return direct.convolve_voxels(input, weight, bias)
+    if direct.suits_few(weight, input, steps):
+        return direct.convolve_few(input, weight, bias)
     if kernels.suits(weight, input, [input.shape[1]], steps):
         return kernels.convolve([input], weight, bias, steps, known)
     return None
+
+
+def _upsampling(
+    known: kernels.Points | None,
+    input: Tensor,  # noqa: A002 (as torch calls it)
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Answer:
+    if not _are_ours(input, weight) or not _are_plain([bias], torch.float32) or groups != 1:
+        return None
+    if bias is not None and bias.shape != weight.shape[1:2]:
+        return None
+    if {*_sizes(padding, weight), *_sizes(output_padding, weight)} != {0} or {*_sizes(dilation, weight)} != {1}:
+        return None
+    if not direct.suits_upsampling(weight, input, _sizes(stride, weight)):
+        return None
+    return direct.upsample(input, weight, bias)
 
 
 def _conv_pair(known: kernels.Points, conv: nn.Module, first: Tensor, second: Tensor) -> Answer:
@@ -83,7 +107,7 @@ def _upsample_conv_pair(known: kernels.Points, upsample: nn.Module, conv: nn.Mod
         return None
     if not _is_for_kernel(conv, skip, [upsample.out_channels, skip.shape[1]]):
         return None
-    return kernels.convolve([upsample_by(upsample, x), skip], conv.weight, conv.bias, tuple(conv.stride), known)
+    return kernels.convolve([_upsampled(upsample, x), skip], conv.weight, conv.bias, tuple(conv.stride), known)
 
 
 @dataclass(frozen=True)
@@ -117,6 +141,14 @@ class _Block:
         voxels = image[0, 0].numel()  # of which a stride may leave one
         return voxels > 2 ** (image.ndim - 2) and _is_for_kernel(self.conv, image, channels)
 
+    def can_be_direct(self, image: Tensor) -> bool:
+        """Return whether the kernels compute this as it is, for images like `image` with few channels."""
+        return (
+            image[0, 0].numel() > 1
+            and _is_even(self.conv, image)
+            and direct.suits_few(self.conv.weight, image, _sizes(self.conv.stride, self.conv.weight))
+        )
+
 
 def _computed_together(
     known: kernels.Points,
@@ -138,12 +170,15 @@ def _computed_together(
             return None
         if not blocks[0].can_use_kernel(skip, [upsample.out_channels, skip.shape[1]]):
             return None
-        images = [upsample_by(upsample, x), skip]
+        images = [_upsampled(upsample, x), skip]
     for block, following in zip(blocks, (*blocks[1:], None), strict=True):
         conv, norm = block.conv, kernels.Norm(block.norm.weight, block.norm.bias, block.norm.eps, block.slope)
         values = [kernels.values_of(image) for image in images]
         if block.can_use_kernel(values[0], [each.shape[1] for each in values]):
             images = [kernels.convolve_and_norm(images, conv.weight, conv.bias, norm, tuple(conv.stride), known)]
+            continue
+        if block.can_be_direct(values[0]):
+            images = [direct.convolve_few_and_norm(_applied(images[0]), conv.weight, conv.bias, norm)]
             continue
         out = conv(_applied(images[0]))
         if following is not None and following.can_use_kernel(out, [out.shape[1]]):
@@ -154,9 +189,15 @@ def _computed_together(
     if head is None:
         return _applied(images[0])
     if _is_head(head, kernels.values_of(images[0])) and not _is_watched(head):
-        return kernels.convolve_voxels(images[0], head.weight, head.bias)
+        return direct.convolve_voxels(images[0], head.weight, head.bias)
     logits: Tensor = head(_applied(images[0]))
     return logits
+
+
+def _upsampled(upsample: nn.ConvTranspose2d | nn.ConvTranspose3d, x: Tensor) -> Tensor:
+    asked = (upsample.stride, upsample.padding, upsample.output_padding, upsample.groups, upsample.dilation)
+    answer = _upsampling(None, x, upsample.weight, upsample.bias, *asked)
+    return upsample_by(upsample, x) if answer is None else answer
 
 
 def _applied(image: Tensor | kernels.Normalised) -> Tensor:
@@ -175,7 +216,7 @@ def _is_for_kernel(conv: nn.Module, image: Tensor, channels: Sequence[int]) -> T
 
 def _is_head(conv: nn.Module, image: Tensor) -> TypeGuard[nn.Conv2d | nn.Conv3d]:
     """Return whether the kernels compute `conv` for each voxel of `image`."""
-    return _is_even(conv, image) and kernels.suits_voxels(conv.weight, image, _sizes(conv.stride, conv.weight))
+    return _is_even(conv, image) and direct.suits_voxels(conv.weight, image, _sizes(conv.stride, conv.weight))
 
 
 def _is_even(conv: nn.Module, image: Tensor) -> TypeGuard[nn.Conv2d | nn.Conv3d]:
@@ -248,6 +289,8 @@ _ANSWERS: Final[Mapping[Callable[..., Any], Callable[..., Answer]]] = MappingPro
     {
         torch.conv2d: _convolution,
         torch.conv3d: _convolution,
+        torch.conv_transpose2d: _upsampling,
+        torch.conv_transpose3d: _upsampling,
         conv_pair: _conv_pair,
         upsample_conv_pair: _upsample_conv_pair,
         sample_norm: _sample_norm,

@@ -20,21 +20,17 @@ from segwright.networks.compiled import Library, library
 
 Size = tuple[int, ...]
 
-LANES, _COLUMNS = 8, 16
+LANES, COLUMNS = 8, 16
 """Channels of images, and of what convolutions make, are multiples of these; those of 16 and 32 make wider vectors."""
-_TILE, _GROUPS, _TAPS, _STAGGER, _RECORD, _GROUP = 4, 36, 3, 16, 8, 8  # of native/
+_TILE, _GROUPS, _TAPS, _STAGGER, _RECORD = 4, 36, 3, 16, 8  # of native/
 _LEAST_TILES: Final = 256
 """With fewer tiles the transformed weights, eight times as many, take longer to read than is saved."""
 _MOST_WASTE: Final = 1.5
 """How many times the output all tiles may be where there is a stride, for it saves less."""
 _JOBS: Final = 4
 """For each thread, so that none waits long for the others at the end."""
-_RUN: Final = 1024
+RUN: Final = 1024
 """Voxels of a job where each is computed alone; sums of so many are made in float32, then in float64."""
-_MOST_CLASSES: Final = 8
-"""Of `convolve_voxels`, whose time grows with them; more than 14 were never timed."""
-_LEAST_VOXELS: Final = 4096
-"""That are worth arranging the weights for them."""
 _MOST_KEPT_BYTES: Final = 128 * 2**20
 """For transformed weights, which are eight to thirteen times as many as weights."""
 
@@ -79,25 +75,12 @@ def suits(weight: Tensor, image: Tensor, channels: Sequence[int], stride: Size) 
     size = _strided((1, *image.shape[2:])[-3:], (deep, rows, columns))
     tiles = [ceil(extent / _TILE) for extent in size]
     return (
-        weight.shape[0] % _COLUMNS == 0
+        weight.shape[0] % COLUMNS == 0
         and weight.shape[1] == sum(channels)
         and all(each % LANES == 0 for each in channels)
         and len(image) * size[0] * tiles[1] * tiles[2] >= _LEAST_TILES
         and 2 * len(image) * tiles[1] >= torch.get_num_threads()  # or most of them would have no job
         and (rows == 1 or prod(tiles) * _TILE**3 <= _MOST_WASTE * prod(size))
-    )
-
-
-def suits_voxels(weight: Tensor, image: Tensor, stride: Size) -> bool:
-    """Return whether `convolve_voxels` is made for `weight` (O, C, *K) and an image (B, C, *S), and pays."""
-    return (
-        weight.ndim == image.ndim
-        and set(stride) == {1}
-        and set(weight.shape[2:]) == {1}
-        and len(weight) <= _MOST_CLASSES
-        and weight.shape[1] == image.shape[1]
-        and weight.shape[1] % LANES == 0
-        and len(image) * prod(image.shape[2:]) >= _LEAST_VOXELS
     )
 
 
@@ -207,36 +190,15 @@ def convolve_and_norm(
     known: Points | None = None,
 ) -> Normalised:
     """Convolve as `convolve` does and find the norm of the result, while it is in the cache."""
-    return _normalised(*_convolve(images, weight, bias, stride, known, with_records=True), norm)
-
-
-def convolve_voxels(image: Tensor | Normalised, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Convolve each voxel alone.
-
-    Args:
-        image: (B, C, *S) float32, C a multiple of 8.
-        weight: (O, C, 1, 1[, 1]), see `suits_voxels`.
-        bias: (O).
-
-    Returns:
-        (B, O, *S), channels-last.
-    """
-    (source,) = _ordered_values([image])
-    samples, channels, voxels, classes = *source.shape[:2], prod(source.shape[2:]), len(weight)
-    out = torch.empty((samples, classes, *source.shape[2:]), memory_format=_layout(source))
-    _compiled(channels).call(
-        "segwright_head", source.numel(), *_source(image, source), samples, voxels, channels, classes,
-        weight.flatten(1).contiguous(), _ordered(bias), _RUN, out, work=_GROUP * channels,
-    )  # fmt: skip
-    return out
+    return normalised_by(*_convolve(images, weight, bias, stride, known, with_records=True), norm)
 
 
 def find_norm(image: Tensor, norm: Norm) -> Normalised:
     """Return an image (B, C, *S) of float32, C a multiple of 8, with its norm."""
-    image = image.contiguous(memory_format=_layout(image))
-    records = _records(len(image), ceil(prod(image.shape[2:]) / _RUN), image.shape[1])
+    image = image.contiguous(memory_format=channels_last_of(image))
+    records = records_of(len(image), ceil(prod(image.shape[2:]) / RUN), image.shape[1])
     _norm("segwright_moments", image, norm, records, None, None)
-    return _normalised(image, records, norm)
+    return normalised_by(image, records, norm)
 
 
 def instance_norm(image: Tensor, norm: Norm, *, in_place: bool = False) -> Tensor:
@@ -247,14 +209,14 @@ def instance_norm(image: Tensor, norm: Norm, *, in_place: bool = False) -> Tenso
         norm: what to apply.
         in_place: write over `image`, if it is channels-last.
     """
-    image = image.contiguous(memory_format=_layout(image))
+    image = image.contiguous(memory_format=channels_last_of(image))
     out = image if in_place else torch.empty_like(image)
-    runs, channels = ceil(prod(image.shape[2:]) / _RUN), image.shape[1]
+    runs, channels = ceil(prod(image.shape[2:]) / RUN), image.shape[1]
     if len(image) % torch.get_num_threads() == 0:
         work = runs * (2 * channels + _RECORD) + 3 * channels
         _norm("segwright_norm", image, norm, runs, None, out, work=work)
         return out
-    records, factors = _records(len(image), runs, channels), torch.empty((len(image), 3, channels))
+    records, factors = records_of(len(image), runs, channels), torch.empty((len(image), 3, channels))
     for step in ("segwright_moments", "segwright_factors", "segwright_scale"):
         _norm(step, image, norm, records, factors, out)
     return out
@@ -265,24 +227,24 @@ def _convolve(
     known: Points | None, *, with_records: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Convolve, and return the records of the result's moments, too, empty where they are not wanted."""
-    sources = _ordered_values(images)
+    sources = _values_in_order(images)
     if len({(len(image), *image.shape[2:]) for image in sources}) > 1:
         raise ValueError(f"images of shapes {[tuple(image.shape) for image in sources]} cannot be concatenated")
     samples, size, steps = len(sources[0]), (1, *sources[0].shape[2:])[-3:], (1, *(stride or (1, 1, 1)))[-3:]
     wanted = _strided(size, steps)
     deep, flat = _filter_along_depth(weight, steps[0], wanted[0]), _FOUR if steps[1] == 1 else _STRIDED
     units = ceil(wanted[0] / deep.tile)
-    out = torch.empty((samples, len(weight), *wanted[-weight.ndim + 2 :]), memory_format=_layout(sources[0]))
-    records = _records(samples * with_records, units * wanted[1], len(weight))
+    out = torch.empty((samples, len(weight), *wanted[-weight.ndim + 2 :]), memory_format=channels_last_of(sources[0]))
+    records = records_of(samples * with_records, units * wanted[1], len(weight))
     channels = [image.shape[1] for image in (*sources, sources[0][:, :0])[:2]]
-    compiled = _compiled(*channels, len(weight) // 2)  # it makes two vectors at once
+    compiled = kernels_for(*channels, len(weight) // 2)  # it makes two vectors at once
     cut = _cut(samples * units, wanted[1:], weight[:, :, 0].numel(), compiled.lanes)
     shape = _Shape(samples, *size, *channels, len(weight), *wanted, deep.code, flat.code, *cut)
-    first, second = (_source(images[at], sources[at]) for at in (0, -1))
+    first, second = (source_of(images[at], sources[at]) for at in (0, -1))
     points = (known or Points()).of(weight, deep, flat, compiled)
     work = compiled.work_of("segwright_convolve_work", shape)
     compiled.call(
-        "segwright_convolve", out.numel(), shape, *first, *second, points, _ordered(bias), out, records, work=work
+        "segwright_convolve", out.numel(), shape, *first, *second, points, ordered(bias), out, records, work=work
     )  # fmt: skip
     return out, records
 
@@ -291,12 +253,12 @@ def _points(weight: Tensor, deep: _Filter, flat: _Filter, compiled: Library) -> 
     """Transform weights (O, C, *K) for segwright_convolve."""
     outputs, inputs = weight.shape[:2]
     points = torch.empty(deep.kinds * _GROUPS * (inputs * outputs + _STAGGER))
-    ordered = weight.flatten(2).permute(2, 1, 0).contiguous()
-    compiled.call("segwright_weights", points.numel(), ordered, inputs, outputs, deep.code, flat.code, points)
+    arranged = weight.flatten(2).permute(2, 1, 0).contiguous()
+    compiled.call("segwright_weights", points.numel(), arranged, inputs, outputs, deep.code, flat.code, points)
     return points
 
 
-def _compiled(*channels: int) -> Library:
+def kernels_for(*channels: int) -> Library:
     found = library(*channels)
     assert found is not None, "the caller has asked"
     return found
@@ -316,31 +278,31 @@ def _strided(size: Size, stride: Size) -> Size:
     return tuple((extent - 1) // step + 1 for extent, step in zip(size, stride, strict=True))
 
 
-def _ordered_values(images: Sequence[Tensor | Normalised]) -> list[Tensor]:
+def _values_in_order(images: Sequence[Tensor | Normalised]) -> list[Tensor]:
     """Return the values of images, channels-last."""
     tensors = [values_of(image) for image in images]
-    return [tensor.contiguous(memory_format=_layout(tensors[0])) for tensor in tensors]
+    return [tensor.contiguous(memory_format=channels_last_of(tensors[0])) for tensor in tensors]
 
 
-def _source(image: Tensor | Normalised, values: Tensor) -> tuple[Tensor, Tensor | None, float]:
+def source_of(image: Tensor | Normalised, values: Tensor) -> tuple[Tensor, Tensor | None, float]:
     """Return values, factors and slope of an image as the kernels have them."""
     return (values, None, 1.0) if isinstance(image, Tensor) else (values, image.factors, float(image.slope))
 
 
-def _ordered(vector: Tensor | None) -> Tensor | None:
+def ordered(vector: Tensor | None) -> Tensor | None:
     return None if vector is None else vector.contiguous()
 
 
-def _layout(image: Tensor) -> torch.memory_format:
+def channels_last_of(image: Tensor) -> torch.memory_format:
     return torch.channels_last if image.ndim == 4 else torch.channels_last_3d
 
 
-def _records(samples: int, runs: int, channels: int) -> Tensor:
+def records_of(samples: int, runs: int, channels: int) -> Tensor:
     """Return room for the moments of so many runs of each sample, and how many voxels they have."""
     return torch.empty((samples, runs, 2 * channels + _RECORD))
 
 
-def _normalised(image: Tensor, records: Tensor, norm: Norm) -> Normalised:
+def normalised_by(image: Tensor, records: Tensor, norm: Norm) -> Normalised:
     factors = torch.empty((len(image), 3, image.shape[1]))
     _norm("segwright_factors", image, norm, records, factors, None)
     return Normalised(image, factors, norm.slope)
@@ -354,9 +316,9 @@ def _norm(
     runs = records if isinstance(records, int) else 0 if records is None else records.shape[1]
     given = records if isinstance(records, Tensor) else None
     samples, channels, voxels = *image.shape[:2], prod(image.shape[2:])
-    _compiled(channels).call(
-        step, image.numel(), image, int(image.dtype == torch.bfloat16), samples, voxels, channels, _RUN, runs,
-        _ordered(norm.weight), _ordered(norm.bias), float(norm.eps), float(norm.slope), given, factors, out, work=work,
+    kernels_for(channels).call(
+        step, image.numel(), image, int(image.dtype == torch.bfloat16), samples, voxels, channels, RUN, runs,
+        ordered(norm.weight), ordered(norm.bias), float(norm.eps), float(norm.slope), given, factors, out, work=work,
     )  # fmt: skip
 
 

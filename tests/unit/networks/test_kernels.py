@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from segwright.networks import compiled, kernels
+from segwright.networks import compiled, direct, kernels
 
 IS_FAST_CPU = torch.backends.cpu.get_cpu_capability() in {"AVX2", "AVX512"}
 CLOSE = 1e-5
@@ -183,7 +183,7 @@ def test_convolution_of_each_voxel(classes: int, size: tuple[int, ...], times: i
             (image, image.double()),
             (kernels.find_norm(image, norm), exactly_normed(image.double(), norm)),
         ):
-            wanted, got = convolve(plain, weight.double(), exact), kernels.convolve_voxels(given, weight, constant)
+            wanted, got = convolve(plain, weight.double(), exact), direct.convolve_voxels(given, weight, constant)
             assert got.is_contiguous(memory_format=layout(got))
             assert float((got - wanted).abs().max()) <= CLOSE * float(wanted.abs().max())
 
@@ -210,7 +210,7 @@ def test_no_bit_depends_on_threads_or_on_the_other_samples(team: str, monkeypatc
             kernels.convolve([given], deep, None),
             kernels.instance_norm(given, PLAIN),
             kernels.convolve_and_norm([kernels.find_norm(given, PLAIN)], weight, None, PLAIN).applied(),
-            kernels.convolve_voxels(kernels.find_norm(given, PLAIN), weight[:3, :, :1, :1, :1], None),
+            direct.convolve_voxels(kernels.find_norm(given, PLAIN), weight[:3, :, :1, :1, :1], None),
         ]
 
     found = []

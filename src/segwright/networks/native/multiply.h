@@ -11,10 +11,19 @@ enum {
     LINE = 16,    /* floats in a line of the cache */
 };
 
-/* Multiply `rows` rows of `a` (in floats each) by weights (in, COLUMNS); `rows` has to be known to the compiler. */
-INLINE void multiply_rows(int rows, const float *a, int64_t in, const float *weights, float *to, int64_t to_stride) {
+/* Let sums begin with `bias`, or with zeros where there is none. */
+INLINE void start(Lanes *sums, const float *bias) {
+    sums[0] = bias ? load(bias) : (Lanes){0};
+    sums[1] = bias ? load(bias + LANES) : (Lanes){0};
+}
+
+/* Multiply `rows` rows of `a` (in floats each) by weights (in, COLUMNS) and add `bias`, or none; `rows` has to be known to
+ * the compiler. */
+INLINE void multiply_rows(
+    int rows, const float *a, int64_t in, const float *weights, const float *bias, float *to, int64_t to_stride
+) {
     Lanes sums[ROWS][2];
-    for (int i = 0; i < rows; i++) sums[i][0] = sums[i][1] = (Lanes){0};
+    for (int i = 0; i < rows; i++) start(sums[i], bias);
     for (const float *end = a + in; a < end; a += LANES) {
 #pragma GCC unroll 8
         for (int k = 0; k < LANES; k++, weights += COLUMNS) {
@@ -35,24 +44,30 @@ INLINE void multiply_rows(int rows, const float *a, int64_t in, const float *wei
     }
 }
 
-#define CASE(count) \
-    case count: \
-        if (count <= ROWS) multiply_rows(count, from, in, weights, sums, out); \
+/* Do something `count` times, for ROWS of them at once and as many as possible each time, 4 times 5 rather than 3 times 6
+ * and 2, which are as slow as 4: DO(rows), where `rows` is known to the compiler and the first of them is `at`. */
+#define BY_ROWS(at, count, DO) \
+    for (int64_t at = 0, most_ = parts(count, parts(count, ROWS)); at < (count); at += most_) { \
+        switch (least(most_, (count) - at)) { \
+        CASE(1, DO) CASE(2, DO) CASE(3, DO) CASE(4, DO) CASE(5, DO) CASE(6, DO) \
+        CASE(7, DO) CASE(8, DO) CASE(9, DO) CASE(10, DO) CASE(11, DO) CASE(12, DO) \
+        } \
+    }
+#define CASE(rows, DO) \
+    case rows: \
+        if (rows <= ROWS) DO(rows); \
         break;
 
-/* Multiply `a` (rows, in) by weights (out / COLUMNS, in, COLUMNS) to `to` (rows, out). */
-static void multiply(const float *a, int64_t rows, int64_t in, const float *weights, int64_t out, float *to) {
-    int64_t most = parts(rows, parts(rows, ROWS)); /* 4 times 5 rather than 3 times 6 and 2, which are as slow as 4 */
+/* Multiply `a` (rows, in) by weights (out / COLUMNS, in, COLUMNS), and add `bias` or none, to `to` (rows, out), whose rows
+ * lie `apart`. */
+static void multiply(
+    const float *a, int64_t rows, int64_t in, const float *weights, int64_t out, const float *bias, float *to, int64_t apart
+) {
     for (int64_t c = 0; c < out; c += COLUMNS, weights += in * COLUMNS) {
-        for (int64_t row = 0, count; row < rows; row += count) {
-            const float *from = a + row * in;
-            float *sums = to + row * out + c;
-            count = least(most, rows - row);
-            switch (count) {
-            CASE(12) CASE(11) CASE(10) CASE(9) CASE(8) CASE(7)
-            CASE(6) CASE(5) CASE(4) CASE(3) CASE(2) CASE(1)
-            }
-        }
+        const float *b = bias ? bias + c : NULL;
+#define DO(count) multiply_rows(count, a + row * in, in, weights, b, to + row * apart + c, apart)
+        BY_ROWS(row, rows, DO)
+#undef DO
     }
 }
 

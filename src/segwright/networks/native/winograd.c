@@ -275,7 +275,7 @@ INLINE void convolve_depth(int64_t flat, const Shape *s, Step step, int64_t dept
     for (int64_t group = 0; group < GROUPS; group++, weights += c * out + STAGGER) {
         int64_t members = members_of(group / KINDS, flat) * members_of(group % KINDS, flat);
         const float *from = room.points + group_at(flat, group, count * c);
-        multiply(from, members * count, c, weights, out, room.products + group_at(flat, group, count * out));
+        multiply(from, members * count, c, weights, out, NULL, room.products + group_at(flat, group, count * out), out);
     }
     for (int i = 0; i < points * points; i++) places[i] = point_at(flat, i / points, i % points, count * out);
     tile = 0;
