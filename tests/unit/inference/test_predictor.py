@@ -293,3 +293,19 @@ def test_kernels_for_float32_are_faster_than_bf16_without_a_matrix_unit(
     monkeypatch.setattr(sliding, "has_amx", lambda: has_amx)
     assert Window(patch_size=(8, 8, 8), device=CPU, precision=asked).used_precision == used
     assert Window(patch_size=(8, 8, 8), device=torch.device("cuda"), precision=asked).used_precision == asked
+
+
+@pytest.mark.parametrize(
+    ("patch", "heads", "device", "batch"),
+    [
+        ((40, 56, 40), 3, "cpu", 11),
+        ((256, 256), 3, "cpu", 16),
+        ((64, 64, 64), 3, "cpu", 2),
+        ((48, 96, 80), 3, "cpu", 2),
+        ((96, 96, 96), 3, "cpu", 1),
+        ((64, 64, 64), 105, "cpu", 1),
+        ((64, 64, 64), 3, "cuda", 16),
+    ],
+)
+def test_large_patches_are_few_at_once_on_the_cpu(patch: tuple[int, ...], heads: int, device: str, batch: int) -> None:
+    assert Window(patch_size=patch, device=torch.device(device)).forward_batch(heads) == batch

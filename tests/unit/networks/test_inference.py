@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from segwright.networks import compiled, inference, kernels
+from segwright.networks import compiled, direct, inference, kernels
 from segwright.networks.blocks import BasicBlockD, ConvStack, LayerOptions
 from segwright.networks.inference import FastLayers
 from segwright.networks.norm import InstanceNorm2d, InstanceNorm3d
@@ -42,8 +42,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return call
 
-    for name in ("convolve", "convolve_and_norm", "convolve_voxels", "find_norm", "instance_norm"):
-        monkeypatch.setattr(kernels, name, counted(name, getattr(kernels, name)))
+    names = {
+        kernels: ("convolve", "convolve_and_norm", "find_norm", "instance_norm"),
+        direct: ("convolve_voxels", "convolve_few", "convolve_few_and_norm", "upsample"),
+    }
+    for module, functions in names.items():
+        for name in functions:
+            monkeypatch.setattr(module, name, counted(name, getattr(module, name)))
     return found
 
 
@@ -79,18 +84,21 @@ def test_a_network_of_ours_is_computed_by_the_kernels(dims: int, calls: list[str
         def forward(self, coarse: Tensor, x: Tensor) -> Tensor:
             return self.stack.forward_up(self.up, coarse, self.residual(x), self.head)
 
-    plain, fast = both_ways(Decoding(), image_of(dims, size=12), image_of(dims))
+    plain, fast = both_ways(Decoding(), image_of(dims, size=24), image_of(dims, size=48))
     torch.testing.assert_close(fast, plain, rtol=1e-4, atol=2e-4)
     # Of the shortcut, a 1x1 convolution to many channels, only the norm; then two layers of the block and of the stack.
-    assert calls == ["instance_norm"] + ["convolve_and_norm"] * 4 + ["convolve_voxels"]
+    block, stack = ["instance_norm", *["convolve_and_norm"] * 2], ["upsample", *["convolve_and_norm"] * 2]
+    assert calls == [*block, *stack, "convolve_voxels"]
 
 
 @needs_kernels
 def test_a_norm_before_a_convolution_of_the_kernels_is_applied_there(calls: list[str]) -> None:
-    stack = ConvStack(3, 4, 32, (3, 3, 3), (1, 1, 1), OPTIONS[3])
-    plain, fast = both_ways(stack, image_of(3, channels=4))
-    torch.testing.assert_close(fast, plain, rtol=1e-4, atol=2e-4)
-    assert calls == ["find_norm", "convolve_and_norm", "convolve_and_norm"]
+    for channels, first in ((6, "find_norm"), (2, "convolve_few_and_norm")):
+        calls.clear()
+        stack = ConvStack(3, channels, 32, (3, 3, 3), (1, 1, 1), OPTIONS[3])
+        plain, fast = both_ways(stack, image_of(3, channels=channels))
+        torch.testing.assert_close(fast, plain, rtol=1e-4, atol=2e-4)
+        assert calls == [first, "convolve_and_norm", "convolve_and_norm"]
 
 
 @needs_kernels
@@ -146,11 +154,15 @@ def test_a_single_voxel_has_no_norm() -> None:
         (nn.Conv3d(16, 16, 3, padding=1, stride=(1, 2, 2)), "convolve"),
         (nn.Conv3d(16, 16, 3, padding=1, stride=(2, 1, 1)), "convolve"),
         (nn.Conv3d(16, 3, 1), "convolve_voxels"),
+        (nn.Conv3d(3, 16, 3, padding=1), "convolve_few"),
+        (nn.Conv3d(1, 16, (1, 3, 3), padding="same", bias=False), "convolve_few"),
+        (nn.ConvTranspose3d(16, 32, 2, stride=2), "upsample"),
+        (nn.ConvTranspose3d(16, 16, (1, 2, 2), stride=(1, 2, 2), bias=False), "upsample"),
     ],
     ids=str,
 )
-def test_strides_and_heads_are_computed_by_the_kernels(conv: nn.Module, kernel: str, calls: list[str]) -> None:
-    plain, fast = both_ways(conv, image_of(3))
+def test_single_layers_are_computed_by_the_kernels(conv: nn.Conv3d, kernel: str, calls: list[str]) -> None:
+    plain, fast = both_ways(conv, image_of(3, channels=conv.in_channels))
     torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-4)
     assert calls == [kernel]
 
@@ -191,11 +203,24 @@ def test_a_network_of_yours_is_computed_by_the_kernels(calls: list[str]) -> None
         nn.Conv3d(16, 16, (3, 3, 1), padding=(1, 1, 0)),
         nn.Conv3d(16, 12, 3, padding=1),
         nn.Conv1d(16, 16, 3, padding=1),
+        nn.Conv3d(6, 16, 3, padding=1),
+        nn.Conv3d(2, 12, 3, padding=1),
+        nn.Conv3d(2, 16, 3, padding=1, stride=2),
+        nn.Conv3d(2, 16, 3),
+        nn.ConvTranspose3d(16, 16, 3, stride=2),
+        nn.ConvTranspose3d(16, 16, 2, stride=2, padding=1),
+        nn.ConvTranspose3d(16, 16, 2, stride=2, output_padding=1),
+        nn.ConvTranspose3d(16, 16, 2, stride=2, groups=2),
+        nn.ConvTranspose3d(16, 16, 2, stride=2, dilation=2),
+        nn.ConvTranspose3d(16, 12, 2, stride=2),
+        nn.ConvTranspose3d(12, 16, 2, stride=2),
     ],
     ids=str,
 )
-def test_other_convolutions_are_torchs(module: nn.Module, calls: list[str]) -> None:
-    image = image_of(3).flatten(2) if isinstance(module, nn.Conv1d) else image_of(3)
+def test_other_convolutions_are_torchs(module: nn.Conv3d, calls: list[str]) -> None:
+    image = image_of(3, channels=module.in_channels)
+    if isinstance(module, nn.Conv1d):
+        image = image.flatten(2)
     plain, fast = both_ways(module, image)
     assert torch.equal(fast, plain)
     assert calls == []

@@ -189,6 +189,41 @@ def test_convolution_of_each_voxel(classes: int, size: tuple[int, ...], times: i
 
 
 @needs_kernels
+@pytest.mark.parametrize("channels", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("size", "kernel"), [((5, 9, 13), (3, 3, 3)), ((3, 18, 5), (1, 3, 3)), ((17, 31), (3, 3)), ((1, 1, 1), (3, 3, 3))]
+)
+def test_convolution_of_few_channels(channels: int, size: tuple[int, ...], kernel: tuple[int, ...], times: int) -> None:
+    outputs = 32 * times
+    image, weight, bias = random(2, channels, *size), random(outputs, channels, *kernel), random(outputs)
+    for constant in (bias, None):
+        wanted, got = exactly([image], weight, constant), direct.convolve_few(image, weight, constant)
+        assert got.is_contiguous(memory_format=layout(got))
+        assert float((got - wanted).abs().max()) <= CLOSE * float(wanted.abs().max())
+    if max(size) > 1:
+        norm = kernels.Norm(random(outputs), None, eps=1e-5, slope=0.01)
+        found, normed = direct.convolve_few_and_norm(image, weight, bias, norm), exactly([image], weight, bias)
+        wanted = exactly_normed(normed, norm)
+        assert float((found.applied() - wanted).abs().max()) <= 10 * CLOSE * float(wanted.abs().max())
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("size", "stride"), [((3, 5, 13), (2, 2, 2)), ((3, 4, 5), (1, 2, 2)), ((7, 11), (2, 2)), ((4, 1, 1), (3, 1, 4))]
+)
+def test_up_sampling(size: tuple[int, ...], stride: tuple[int, ...], times: int) -> None:
+    channels, outputs = 24 * times, 48 * times
+    image, weight, bias = random(2, channels, *size), random(channels, outputs, *stride), random(outputs)
+    convolve = functional.conv_transpose2d if len(size) == 2 else functional.conv_transpose3d
+    for constant in (bias, None):
+        exact = None if constant is None else constant.double()
+        wanted, got = convolve(image.double(), weight.double(), exact, stride), direct.upsample(image, weight, constant)
+        assert got.is_contiguous(memory_format=layout(got))
+        assert got.shape == wanted.shape
+        assert float((got - wanted).abs().max()) <= CLOSE * float(wanted.abs().max())
+
+
+@needs_kernels
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems' torch may have another OpenMP")
 def test_torchs_team_of_threads_is_found() -> None:
     assert compiled._team() is not None
@@ -211,6 +246,8 @@ def test_no_bit_depends_on_threads_or_on_the_other_samples(team: str, monkeypatc
             kernels.instance_norm(given, PLAIN),
             kernels.convolve_and_norm([kernels.find_norm(given, PLAIN)], weight, None, PLAIN).applied(),
             direct.convolve_voxels(kernels.find_norm(given, PLAIN), weight[:3, :, :1, :1, :1], None),
+            direct.convolve_few_and_norm(given[:, :2], weight[:, :2], None, PLAIN).applied(),
+            direct.upsample(given, weight.transpose(0, 1)[..., :2, :2, :2], None),
         ]
 
     found = []
