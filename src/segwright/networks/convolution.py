@@ -5,7 +5,7 @@ Legend: B batch, C channels, S spatial axes.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ def conv_pair(conv: nn.Module, first: Tensor, second: Tensor) -> Tensor:
     On the CPU it is the sum of two convolutions with a part of the weights each: equal to rounding, and faster than
     copying both tensors together, and their gradients apart.
     """
-    if not isinstance(conv, nn.Conv2d | nn.Conv3d) or not is_eager_cpu(first):
+    if not is_plain_conv(conv) or not is_eager_cpu(first):
         whole: Tensor = conv(torch.cat((first, second), 1))
         return whole
     layout = layout_of(conv.weight)
@@ -33,17 +33,27 @@ def upsample_by(transposed: nn.Module, x: Tensor) -> Tensor:
 
     torch's own takes longer for the bias than for all the rest of the layer.
     """
-    if (
-        not isinstance(transposed, nn.ConvTranspose2d | nn.ConvTranspose3d)
-        or not is_eager_cpu(x)
-        or transposed.bias is None
-    ):
+    if not is_plain_upsampling(transposed) or not is_eager_cpu(x) or transposed.bias is None:
         out: Tensor = transposed(x)
         return out
     convolve = nn.functional.conv_transpose2d if x.ndim == 4 else nn.functional.conv_transpose3d
-    out = convolve(x, transposed.weight, transposed.bias.detach(), transposed.stride)
+    padding = [int(width) for width in transposed.padding]
+    out = convolve(
+        x, transposed.weight, transposed.bias.detach(), transposed.stride, padding,
+        transposed.output_padding, transposed.groups, transposed.dilation,
+    )  # fmt: skip
     fed: Tensor = _BiasGradient.apply(out, transposed.bias)  # type: ignore[no-untyped-call]
     return fed
+
+
+def is_plain_conv(module: nn.Module) -> TypeGuard[nn.Conv2d | nn.Conv3d]:
+    """Return whether a convolution is torch's own; one derived from it may compute otherwise."""
+    return type(module) in {nn.Conv2d, nn.Conv3d}
+
+
+def is_plain_upsampling(module: nn.Module | None) -> TypeGuard[nn.ConvTranspose2d | nn.ConvTranspose3d]:
+    """Return the same for a transposed convolution; False where there is none."""
+    return type(module) in {nn.ConvTranspose2d, nn.ConvTranspose3d}
 
 
 def is_eager_cpu(x: Tensor) -> bool:

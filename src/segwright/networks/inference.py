@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from segwright.networks import direct, kernels
 from segwright.networks.blocks import ConvBlock, computed_together
 from segwright.networks.compiled import library, rejoin_freed_memory
-from segwright.networks.convolution import conv_pair, is_eager_cpu, upsample_by
+from segwright.networks.convolution import conv_pair, is_eager_cpu, is_plain_conv, is_plain_upsampling, upsample_by
 from segwright.networks.norm import (
     IDENTITY_SLOPE,
     ChannelsLastInstanceNorm,
@@ -103,7 +103,7 @@ def _conv_pair(known: kernels.Points, conv: nn.Module, first: Tensor, second: Te
 
 def _upsample_conv_pair(known: kernels.Points, upsample: nn.Module, conv: nn.Module, x: Tensor, skip: Tensor) -> Answer:
     """Up-sample first: merged with the convolution it would take more multiplications than the kernel."""
-    if not isinstance(upsample, nn.ConvTranspose2d | nn.ConvTranspose3d) or not _are_ours(x, upsample.weight):
+    if not is_plain_upsampling(upsample) or not _are_ours(x, upsample.weight):
         return None
     if not _is_for_kernel(conv, skip, [upsample.out_channels, skip.shape[1]]):
         return None
@@ -124,7 +124,7 @@ class _Block:
         if type(block) is not ConvBlock or block.dropout is not None or block.nonlin_first:
             return None
         conv, norm, nonlin = block.conv, block.norm, block.nonlin
-        if not _is_plain_conv(conv) or not isinstance(norm, ChannelsLastInstanceNorm):
+        if not is_plain_conv(conv) or not isinstance(norm, ChannelsLastInstanceNorm):
             return None
         if norm.num_features != len(conv.weight) or norm.track_running_stats:
             return None
@@ -166,7 +166,7 @@ def _computed_together(
         return None
     images: list[Tensor | kernels.Normalised] = [x]
     if skip is not None:
-        if not isinstance(upsample, nn.ConvTranspose2d | nn.ConvTranspose3d) or not _are_ours(x, upsample.weight):
+        if not is_plain_upsampling(upsample) or not _are_ours(x, upsample.weight):
             return None
         if not blocks[0].can_use_kernel(skip, [upsample.out_channels, skip.shape[1]]):
             return None
@@ -222,16 +222,11 @@ def _is_head(conv: nn.Module, image: Tensor) -> TypeGuard[nn.Conv2d | nn.Conv3d]
 def _is_even(conv: nn.Module, image: Tensor) -> TypeGuard[nn.Conv2d | nn.Conv3d]:
     """Return whether `conv` pads evenly and is, like the image, what the kernels compute with."""
     return (
-        _is_plain_conv(conv)
+        is_plain_conv(conv)
         and _are_ours(image, conv.weight, conv.bias)
         and (conv.padding_mode, conv.groups) == ("zeros", 1)
         and _pads_evenly(conv.weight, conv.stride, conv.padding, conv.dilation)
     )
-
-
-def _is_plain_conv(conv: nn.Module) -> TypeGuard[nn.Conv2d | nn.Conv3d]:
-    """Return whether a layer is torch's own; one derived from it may do otherwise."""
-    return type(conv) in {nn.Conv2d, nn.Conv3d}
 
 
 def _sample_norm(

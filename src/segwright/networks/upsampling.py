@@ -21,7 +21,14 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import wrap_torch_function
 
-from segwright.networks.convolution import conv_pair, is_eager_cpu, layout_of, upsample_by
+from segwright.networks.convolution import (
+    conv_pair,
+    is_eager_cpu,
+    is_plain_conv,
+    is_plain_upsampling,
+    layout_of,
+    upsample_by,
+)
 
 # Merge only where it saves this share of the multiplications: it costs some copying. Timed on 3D networks, 2 cores.
 WORTHWHILE: Final = 0.7
@@ -40,7 +47,7 @@ def upsample_conv_pair(upsample: nn.Module, conv: nn.Module, x: Tensor, skip: Te
         x: (B, C, *S) on the coarse grid.
         skip: (B, C', *S') on the fine grid.
     """
-    if not isinstance(upsample, nn.ConvTranspose2d | nn.ConvTranspose3d) or not isinstance(conv, nn.Conv2d | nn.Conv3d):
+    if not is_plain_upsampling(upsample) or not is_plain_conv(conv):
         return conv_pair(conv, upsample_by(upsample, x), skip)
     if not _is_worthwhile(upsample, conv, x, skip):
         return conv_pair(conv, upsample_by(upsample, x), skip)

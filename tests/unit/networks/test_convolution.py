@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from segwright.networks.convolution import conv_pair, upsample_by
+from segwright.networks.upsampling import upsample_conv_pair
 
 
 def compare(got: Tensor, wanted: Tensor, inputs: list[Tensor]) -> None:
@@ -59,3 +60,29 @@ def test_bf16_autocast_keeps_parameter_gradients_in_fp32() -> None:
     assert upsample.bias is not None
     assert upsample.bias.grad is not None
     assert upsample.bias.grad.dtype == torch.float32
+
+
+class DoubledConv(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (as torch calls it)
+        return 2 * super().forward(input)
+
+
+class DoubledUpsampling(nn.ConvTranspose2d):
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: A002
+        return 2 * super().forward(input, output_size)
+
+
+def test_layers_derived_from_torchs_compute_their_own_way() -> None:
+    x, skip = torch.randn(2, 4, 6, 6), torch.randn(2, 4, 12, 12)
+    for upsample in (nn.ConvTranspose2d(4, 4, 2, 2), DoubledUpsampling(4, 4, 2, 2)):
+        torch.testing.assert_close(upsample_by(upsample, x), upsample(x), rtol=1e-5, atol=1e-5)
+        for conv in (nn.Conv2d(8, 3, 3, padding=1), DoubledConv(8, 3, 3, padding=1)):
+            wanted = conv(torch.cat((upsample(x), skip), 1))
+            torch.testing.assert_close(upsample_conv_pair(upsample, conv, x, skip), wanted, rtol=1e-5, atol=1e-5)
+            wanted = conv(torch.cat((x, skip[..., :6, :6]), 1))
+            torch.testing.assert_close(conv_pair(conv, x, skip[..., :6, :6]), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_transposed_convolution_may_pad() -> None:
+    upsample, x = nn.ConvTranspose2d(3, 4, 3, 2, padding=1, output_padding=1), torch.randn(2, 3, 5, 5)
+    torch.testing.assert_close(upsample_by(upsample, x), upsample(x), rtol=1e-5, atol=1e-5)
