@@ -1,7 +1,10 @@
 /* The last layer of a network: each voxel alone, from many channels to a few classes. */
 #include "norm.h"
 
-enum { GROUP = 8 }; /* voxels whose sums are made together */
+enum {
+    GROUP = 8,     /* voxels whose sums are made together */
+    SOON = 2048,   /* floats of the image that are asked for before they are needed: memory is slower than the sums */
+};
 
 /* Multiply `count` voxels (count, c), GROUP at most, by weights (classes, c); sum GROUP products each, some of them
  * none's. */
@@ -35,7 +38,9 @@ API void segwright_head(const Argument *arguments, float *work, int64_t *next) {
             int64_t count = least(GROUP, voxels - voxel), at = sample * voxels + voxel;
             for (int64_t each = 0; each < count; each++) {
                 for (int64_t i = 0; i < c; i += LANES) {
-                    Lanes value = load(image + (at + each) * c + i);
+                    const float *from = image + (at + each) * c + i;
+                    Lanes value = load(from);
+                    if (i % LINE == 0) __builtin_prefetch(from + SOON);
                     if (factors) value = normalised(value, factors + sample * 3 * c + i, c, slope);
                     store(work + each * c + i, value);
                 }

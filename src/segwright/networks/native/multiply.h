@@ -8,7 +8,6 @@ enum {
     COLUMNS = 2 * LANES, /* outputs in registers: two vectors */
     ROWS = LANES == 8 ? 6 : 12, /* in registers: 6 x 2 sums, 2 weights, 1 input of AVX2's 16; 27 of AVX-512's 32 */
     AHEAD = 1024, /* floats of weights that are asked for before they are needed */
-    LINE = 16,    /* floats in a line of the cache */
 };
 
 /* Let sums begin with `bias`, or with zeros where there is none. */

@@ -21,6 +21,8 @@ typedef float Unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_a
 typedef uint32_t Bits __attribute__((vector_size(4 * LANES)));
 typedef float Eight __attribute__((vector_size(32)));
 
+enum { LINE = 16 }; /* floats in a line of the cache */
+
 INLINE Lanes load(const float *from) { return (Lanes) * (const Unaligned *)from; }
 INLINE void store(float *to, Lanes value) { *(Unaligned *)to = (Unaligned)value; }
 
