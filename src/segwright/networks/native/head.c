@@ -2,8 +2,8 @@
 #include "norm.h"
 
 enum {
-    GROUP = 8,     /* voxels whose sums are made together */
-    SOON = 2048,   /* floats of the image that are asked for before they are needed: memory is slower than the sums */
+    GROUP = 8,   /* voxels whose sums are made together */
+    SOON = 2048, /* floats of the image that are asked for before they are needed: memory is slower than the sums */
 };
 
 /* Multiply `count` voxels (count, c), GROUP at most, by weights (classes, c); sum GROUP products each, some of them
