@@ -7,7 +7,6 @@ without one, or on a processor that lacks both, there is no library, and torch's
 from __future__ import annotations
 
 import ctypes
-from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -17,8 +16,8 @@ import torch
 from torch import Tensor
 
 FOLDER: Final = Path(__file__).parent
-_LIBRARIES: Final = MappingProxyType({"_kernels_avx512.so": {"AVX512"}, "_kernels_avx2.so": {"AVX2", "AVX512"}})
-"""Which of torch's names for a processor's abilities each is for; the widest vectors first."""
+_LIBRARIES: Final = MappingProxyType({"_kernels_avx2.so": {"AVX2", "AVX512"}, "_kernels_avx512.so": {"AVX512"}})
+"""Which of torch's names for a processor each is for; the narrowest vectors, which suit all layers, first."""
 
 _VERSION: Final = 12
 """Of the functions in native/; a library of another version, from before an update, is not used."""
@@ -73,12 +72,15 @@ class Library:
 
 @lru_cache(maxsize=1)
 def libraries() -> tuple[Library, ...]:
-    """Return the kernels that this processor can run, those with the widest vectors first."""
-    found = []
+    """Return the kernels that this processor can run, the widest vectors first; none without the narrowest."""
+    found: list[Library] = []
     for name, abilities in _LIBRARIES.items():
-        if torch.backends.cpu.get_cpu_capability() in abilities:
-            with suppress(OSError, AttributeError):
-                found.append(Library(FOLDER / name))
+        if torch.backends.cpu.get_cpu_capability() not in abilities:
+            break
+        try:
+            found.insert(0, Library(FOLDER / name))
+        except (OSError, AttributeError):  # none, or none of ours
+            break
     return tuple(found)
 
 

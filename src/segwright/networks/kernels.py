@@ -259,6 +259,7 @@ def _points(weight: Tensor, deep: _Filter, flat: _Filter, compiled: Library) -> 
 
 
 def kernels_for(*channels: int) -> Library:
+    """Return the kernels with the widest vectors for these numbers of channels, all multiples of LANES."""
     found = library(*channels)
     assert found is not None, "the caller has asked"
     return found
@@ -290,10 +291,12 @@ def source_of(image: Tensor | Normalised, values: Tensor) -> tuple[Tensor, Tenso
 
 
 def ordered(vector: Tensor | None) -> Tensor | None:
+    """Return a vector, or none, without gaps."""
     return None if vector is None else vector.contiguous()
 
 
 def channels_last_of(image: Tensor) -> torch.memory_format:
+    """Return how the kernels have images of so many axes in memory."""
     return torch.channels_last if image.ndim == 4 else torch.channels_last_3d
 
 
@@ -303,6 +306,7 @@ def records_of(samples: int, runs: int, channels: int) -> Tensor:
 
 
 def normalised_by(image: Tensor, records: Tensor, norm: Norm) -> Normalised:
+    """Return an image with the norm that the records of its moments give."""
     factors = torch.empty((len(image), 3, image.shape[1]))
     _norm("segwright_factors", image, norm, records, factors, None)
     return Normalised(image, factors, norm.slope)

@@ -347,6 +347,15 @@ def test_without_a_library_there_are_none(
 
 
 @needs_kernels
+def test_without_the_narrowest_vectors_there_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Or layers with few channels would be asked of kernels that cannot compute them.
+    for name in list(compiled._LIBRARIES)[1:]:
+        shutil.copy(compiled.FOLDER / name, tmp_path)
+    monkeypatch.setattr(compiled, "FOLDER", tmp_path)
+    assert compiled.libraries.__wrapped__() == ()
+
+
+@needs_kernels
 def test_a_library_of_another_version_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "_VERSION", -1)
     assert compiled.libraries.__wrapped__() == ()
