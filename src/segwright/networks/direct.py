@@ -16,11 +16,13 @@ from torch import Tensor
 
 from segwright.networks.kernels import (
     COLUMNS,
+    KERNEL_SIZES,
     LANES,
     RUN,
     Norm,
     Normalised,
     Size,
+    channels_last,
     channels_last_of,
     kernels_for,
     normalised_by,
@@ -73,7 +75,7 @@ def convolve_voxels(image: Tensor | Normalised, weight: Tensor, bias: Tensor | N
     Returns:
         (B, O, *S), channels-last.
     """
-    source = _channels_last(values_of(image))
+    source = channels_last(values_of(image))
     samples, channels, voxels, classes = *source.shape[:2], prod(source.shape[2:]), len(weight)
     out = torch.empty((samples, classes, *source.shape[2:]), memory_format=channels_last_of(source))
     kernels_for(channels).call(
@@ -88,7 +90,7 @@ def suits_few(weight: Tensor, image: Tensor, stride: Size) -> bool:
     return (
         weight.ndim == image.ndim
         and set(stride) == {1}
-        and tuple(weight.shape[2:]) in {(3, 3), (1, 3, 3), (3, 3, 3)}
+        and tuple(weight.shape[2:]) in KERNEL_SIZES
         and len(weight) % COLUMNS == 0
         and weight.shape[1] == image.shape[1] <= _FEW
         and len(image) * prod(image.shape[2:]) >= _LEAST_VOXELS
@@ -117,7 +119,7 @@ def convolve_few_and_norm(image: Tensor, weight: Tensor, bias: Tensor | None, no
 def _convolve_few(
     image: Tensor, weight: Tensor, bias: Tensor | None, *, with_records: bool
 ) -> tuple[Tensor, Tensor]:  # the records are empty where they are not wanted
-    source = _channels_last(image)
+    source = channels_last(image)
     samples, channels, outputs = *source.shape[:2], len(weight)
     depth, height, width = (1, *source.shape[2:])[-3:]
     out = torch.empty((samples, outputs, *source.shape[2:]), memory_format=channels_last_of(source))
@@ -155,7 +157,7 @@ def upsample(image: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Returns:
         (B, O, *S * *K), channels-last.
     """
-    source = _channels_last(image)
+    source = channels_last(image)
     channels, outputs = weight.shape[:2]
     steps = (1, *weight.shape[2:])[-3:]
     depth, height, width = (1, *source.shape[2:])[-3:]
@@ -174,7 +176,3 @@ def _in_columns(weights: Tensor, lanes: int) -> Tensor:
     """Arrange weights (K, C, O) as the kernels multiply by them: (K, O / columns, C, columns)."""
     columns = 2 * lanes
     return weights.reshape(*weights.shape[:2], -1, columns).transpose(1, 2).contiguous()
-
-
-def _channels_last(image: Tensor) -> Tensor:
-    return image.contiguous(memory_format=channels_last_of(image))

@@ -23,6 +23,7 @@ Size = tuple[int, ...]
 LANES, COLUMNS = 8, 16
 """Channels of images, and of what convolutions make, are multiples of these; those of 16 and 32 make wider vectors."""
 _TILE, _GROUPS, _TAPS, _STAGGER, _RECORD = 4, 36, 3, 16, 8  # of native/
+KERNEL_SIZES: Final = frozenset({(3, 3), (1, 3, 3), (3, 3, 3)})
 _LEAST_TILES: Final = 256
 """With fewer tiles the transformed weights, eight times as many, take longer to read than is saved."""
 _MOST_WASTE: Final = 1.5
@@ -67,7 +68,7 @@ def suits(weight: Tensor, image: Tensor, channels: Sequence[int], stride: Size) 
         channels: of each image; C in all.
         stride: along each axis.
     """
-    if weight.ndim != image.ndim or tuple(weight.shape[2:]) not in {(3, 3), (1, 3, 3), (3, 3, 3)}:
+    if weight.ndim != image.ndim or tuple(weight.shape[2:]) not in KERNEL_SIZES:
         return False
     deep, rows, columns = (1, *stride)[-3:]
     if rows != columns or not {deep, rows} <= {1, 2} or deep > prod(weight.shape[2:]) // _TAPS**2:
@@ -195,7 +196,7 @@ def convolve_and_norm(
 
 def find_norm(image: Tensor, norm: Norm) -> Normalised:
     """Return an image (B, C, *S) of float32, C a multiple of 8, with its norm."""
-    image = image.contiguous(memory_format=channels_last_of(image))
+    image = channels_last(image)
     records = records_of(len(image), ceil(prod(image.shape[2:]) / RUN), image.shape[1])
     _norm("segwright_moments", image, norm, records, None, None)
     return normalised_by(image, records, norm)
@@ -209,7 +210,7 @@ def instance_norm(image: Tensor, norm: Norm, *, in_place: bool = False) -> Tenso
         norm: what to apply.
         in_place: write over `image`, if it is channels-last.
     """
-    image = image.contiguous(memory_format=channels_last_of(image))
+    image = channels_last(image)
     out = image if in_place else torch.empty_like(image)
     runs, channels = ceil(prod(image.shape[2:]) / RUN), image.shape[1]
     if len(image) % torch.get_num_threads() == 0:
@@ -298,6 +299,11 @@ def ordered(vector: Tensor | None) -> Tensor | None:
 def channels_last_of(image: Tensor) -> torch.memory_format:
     """Return how the kernels have images of so many axes in memory."""
     return torch.channels_last if image.ndim == 4 else torch.channels_last_3d
+
+
+def channels_last(image: Tensor) -> Tensor:
+    """Return an image (B, C, *S) as the kernels have it in memory."""
+    return image.contiguous(memory_format=channels_last_of(image))
 
 
 def records_of(samples: int, runs: int, channels: int) -> Tensor:

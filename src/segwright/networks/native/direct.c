@@ -5,30 +5,19 @@
 enum { TAPS = 3, MOST_LINES = TAPS * TAPS };
 
 /* Convolve `rows` voxels, COLUMNS outputs of each: sum the products of TAPS * c floats of each of `lines`, which are lines
- * of the image with a voxel more on either side, from the voxel before the first on. `rows` has to be known to the compiler. */
-INLINE void convolve_voxels(
+ * of the image with a voxel more on either side, from the voxel before the first on. */
+INLINE void convolve_rows(
     int rows, const float *const *lines, int64_t count, int64_t at, int64_t c, const float *weights, const float *bias,
     float *to, int64_t out
 ) {
     Lanes sums[ROWS][2];
-    for (int i = 0; i < rows; i++) start(sums[i], bias);
+    begin_sums(rows, sums, bias);
     for (int64_t line = 0; line < count; line++) {
-        const float *voxels = lines[line] + at;
         for (int64_t k = 0; k < TAPS * c; k++, weights += COLUMNS) {
-            Lanes low = load(weights), high = load(weights + LANES);
-#pragma GCC unroll 12
-            for (int i = 0; i < rows; i++) {
-                Lanes value = voxels[i * c + k] - (Lanes){0};
-                sums[i][0] += value * low;
-                sums[i][1] += value * high;
-            }
+            add_to_sums(rows, sums, lines[line] + at + k, c, weights);
         }
     }
-#pragma GCC unroll 12
-    for (int i = 0; i < rows; i++) {
-        store(to + i * out, sums[i][0]);
-        store(to + i * out + LANES, sums[i][1]);
-    }
+    write_sums(rows, sums, to, out);
 }
 
 /* An image of few channels and what its convolution makes of it; a job is `height` lines of a plane. */
@@ -65,7 +54,7 @@ API void segwright_few(const Argument *arguments, float *work, int64_t *next) {
             copy_lines(f, image, plane / f->d, plane % f->d, y, work);
             for (int64_t o = 0; o < f->out; o += COLUMNS) {
                 const float *g = weights + o * count * TAPS * f->c, *b = bias ? bias + o : NULL;
-#define DO(rows) convolve_voxels(rows, lines, count, x * f->c, f->c, g, b, to + x * f->out + o, f->out)
+#define DO(rows) convolve_rows(rows, lines, count, x * f->c, f->c, g, b, to + x * f->out + o, f->out)
                 BY_ROWS(x, f->w, DO)
 #undef DO
             }

@@ -5,42 +5,53 @@
 #include "native.h"
 
 enum {
-    COLUMNS = 2 * LANES, /* outputs in registers: two vectors */
+    COLUMNS = 2 * LANES,        /* outputs in registers: two vectors */
     ROWS = LANES == 8 ? 6 : 12, /* in registers: 6 x 2 sums, 2 weights, 1 input of AVX2's 16; 27 of AVX-512's 32 */
-    AHEAD = 1024, /* floats of weights that are asked for before they are needed */
+    AHEAD = 1024,               /* floats of weights that are asked for before they are needed */
 };
 
-/* Let sums begin with `bias`, or with zeros where there is none. */
-INLINE void start(Lanes *sums, const float *bias) {
-    sums[0] = bias ? load(bias) : (Lanes){0};
-    sums[1] = bias ? load(bias + LANES) : (Lanes){0};
+/* Sums (rows, COLUMNS) in registers, for which `rows` has to be known to the compiler: they begin with `bias` or zeros, */
+INLINE void begin_sums(int rows, Lanes (*sums)[2], const float *bias) {
+    for (int i = 0; i < rows; i++) {
+        sums[i][0] = bias ? load(bias) : (Lanes){0};
+        sums[i][1] = bias ? load(bias + LANES) : (Lanes){0};
+    }
 }
 
-/* Multiply `rows` rows of `a` (in floats each) by weights (in, COLUMNS) and add `bias`, or none; `rows` has to be known to
- * the compiler. */
+/* get an input of each row, `apart`, times its weights (COLUMNS), */
+INLINE void add_to_sums(int rows, Lanes (*sums)[2], const float *inputs, int64_t apart, const float *weights) {
+    Lanes low = load(weights), high = load(weights + LANES);
+#pragma GCC unroll 12
+    for (int i = 0; i < rows; i++) {
+        Lanes value = inputs[i * apart] - (Lanes){0}; /* in all lanes */
+        sums[i][0] += value * low;
+        sums[i][1] += value * high;
+    }
+}
+
+/* and are written to rows that lie `apart`. */
+INLINE void write_sums(int rows, Lanes (*sums)[2], float *to, int64_t apart) {
+#pragma GCC unroll 12
+    for (int i = 0; i < rows; i++) {
+        store(to + i * apart, sums[i][0]);
+        store(to + i * apart + LANES, sums[i][1]);
+    }
+}
+
+/* Multiply `rows` rows of `a` (in floats each) by weights (in, COLUMNS) and add `bias`, or none. */
 INLINE void multiply_rows(
     int rows, const float *a, int64_t in, const float *weights, const float *bias, float *to, int64_t to_stride
 ) {
     Lanes sums[ROWS][2];
-    for (int i = 0; i < rows; i++) start(sums[i], bias);
+    begin_sums(rows, sums, bias);
     for (const float *end = a + in; a < end; a += LANES) {
 #pragma GCC unroll 8
         for (int k = 0; k < LANES; k++, weights += COLUMNS) {
-            Lanes low = load(weights), high = load(weights + LANES);
             for (int i = 0; i < COLUMNS; i += LINE) __builtin_prefetch(weights + AHEAD + i);
-#pragma GCC unroll 12
-            for (int i = 0; i < rows; i++) {
-                Lanes value = a[i * in + k] - (Lanes){0}; /* in all lanes */
-                sums[i][0] += value * low;
-                sums[i][1] += value * high;
-            }
+            add_to_sums(rows, sums, a + k, in, weights);
         }
     }
-#pragma GCC unroll 12
-    for (int i = 0; i < rows; i++) {
-        store(to + i * to_stride, sums[i][0]);
-        store(to + i * to_stride + LANES, sums[i][1]);
-    }
+    write_sums(rows, sums, to, to_stride);
 }
 
 /* Do something `count` times, for ROWS of them at once and as many as possible each time, 4 times 5 rather than 3 times 6
