@@ -1,4 +1,4 @@
-"""Build hook: compiles `networks/native/*.c` for two kinds of processors, where there is a C compiler.
+"""Build hook: compiles `networks/native/*.c` for three kinds of processors, where there is a C compiler.
 
 Without one a package is slower, no less.
 """
@@ -17,11 +17,13 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 FOLDER = Path("src/segwright/networks")
 FLAGS = ("-O3", "-std=gnu11", "-mfma", "-shared", "-fPIC", "-fvisibility=hidden", "-pthread")
+_AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 LIBRARIES = {
     "_kernels_avx2.so": ("-mavx2",),
-    "_kernels_avx512.so": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
+    "_kernels_avx512.so": _AVX512,
+    "_kernels_avx512fp16.so": (*_AVX512, "-mavx512fp16"),
 }
-"""Each with what its processors have besides: what torch means by AVX2 and AVX512."""
+"""Each with what its processors have besides: what torch means by AVX2 and AVX512; AVX512-FP16 needs GCC 12."""
 
 
 class Kernels(BuildHookInterface[Any]):

@@ -190,14 +190,15 @@ def _checked_options(
 
 def _checked_devices(text: str, precision: str) -> list[str]:
     """Return the names of devices; each is there and computes in the precision."""
-    from segwright.core.device import CPU, compute_dtype, has_fast_bf16, resolve_device
+    from segwright.core.device import CPU, has_fast_bf16, resolve_device
+    from segwright.inference.precision import used_precision
 
     names = [name.strip() for name in text.split(",")]
     if "" in names:
         raise ConfigError(f"device '{text}': a name is missing; name devices as in cpu, or cuda:0,cuda:1")
     devices = [resolve_device(name) for name in names]
     for device in devices:
-        compute_dtype(device, precision)
+        used_precision(device, precision)
     if precision == "bf16" and any(device.type == CPU for device in devices) and not has_fast_bf16():
         logger.warning(
             "precision 'bf16': this CPU has no fast instructions for it, so it is slower than fp32 and less exact; "

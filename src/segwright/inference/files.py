@@ -32,7 +32,6 @@ from segwright.inference.journal import (
     Journal,
     Meter,
     identity,
-    precision_of,
 )
 from segwright.inference.observation import Observation
 from segwright.inference.predictor import HOLD_BYTES, Predictor
@@ -139,7 +138,7 @@ def begin(
     description = first.description
     assert description is not None, "a predictor for files is made by load_predictor"
     for each in (*members, *workers):
-        precision_of(each)
+        _ = each.window.used_precision  # or raise
     require_apart(input_folder, output_folder)
     require_writable(first.reader, asked.saving, uncertainty=asked.uncertainty)
     heat = awareness.temperature(calibrated=asked.calibrated)

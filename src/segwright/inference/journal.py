@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 import segwright
-from segwright.core.device import PRECISIONS, compute_dtype
 from segwright.core.documents import read_json, write_json
 from segwright.core.errors import ConfigError, SegwrightError, WorkspaceError
 from segwright.core.memory import peak_bytes
@@ -108,7 +107,7 @@ class Asked:
             "folds": folds[0] if len(folds) == 1 else folds,
             "mirroring": any(each.window.mirror_axes for each in members),
             "exact": not first.window.reuse,
-            "precision": precision_of(first),
+            "precision": first.window.used_precision,
             "devices": [str(device) for device in devices],
             "probabilities": probabilities,
             "uncertainty": self.uncertainty,
@@ -139,16 +138,6 @@ class Meter:
             del part  # or its memory would be held during the next pass
 
 
-def precision_of(predictor: Predictor) -> str:
-    """Return in which precision the networks run: what `auto` means on the device.
-
-    Raises:
-        ConfigError: the precision is unknown, or not one of the device.
-    """
-    used = compute_dtype(predictor.window.device, predictor.window.used_precision)
-    return next(name for name, dtype in PRECISIONS.items() if dtype == used)
-
-
 def identity(predictor: Predictor) -> dict[str, Any]:
     """Return what decides the labels: predictions that share it are interchangeable."""
     window, steps = predictor.window, predictor.postprocessing.to_json()
@@ -157,7 +146,7 @@ def identity(predictor: Predictor) -> dict[str, Any]:
         **({"postprocessing": steps} if steps else {}),
         "mirror_axes": list(window.mirror_axes),
         "step": window.step,
-        "precision": precision_of(predictor),
+        "precision": window.used_precision,
         "device": window.device.type,
     }
 

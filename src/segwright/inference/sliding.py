@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from segwright.core.arrays import Box, box_slices, pad_to
-from segwright.core.device import CPU, autocast, give_back_freed_memory, has_amx, memory_format
+from segwright.core.device import CPU, autocast, give_back_freed_memory, memory_format
 from segwright.core.errors import ImageError, ModelError
+from segwright.inference.precision import is_in_halves, used_precision
 from segwright.inference.slabs import to_front
 from segwright.inference.stitching import PORTION_BYTES, Planes, stitch
 from segwright.inference.windows import DEFAULT_STEP, Start, gaussian_map, tiles
-from segwright.networks.compiled import library
 from segwright.networks.inference import FastLayers
 from segwright.preprocessing.normalization import NormalizedView
 
@@ -65,7 +65,7 @@ class Window:
     sums: torch.dtype = torch.float32
     quantum: float = 0.0
     reuse: bool = True
-    layers: FastLayers = field(default_factory=FastLayers, repr=False, compare=False)
+    layers: FastLayers = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if any(not 0 <= axis < len(self.patch_size) for axis in self.mirror_axes):
@@ -73,6 +73,7 @@ class Window:
                 f"mirror axes {self.mirror_axes} do not fit a patch with {len(self.patch_size)} axes; "
                 "they are spatial axes counted from 0"
             )
+        object.__setattr__(self, "layers", FastLayers(in_halves=is_in_halves(self.device, self.precision)))
 
     def heads_of(self, flip: Sequence[int]) -> Sequence[int] | None:
         """Return which heads of a flipped image belong to the image's own, in their order; None for the same ones."""
@@ -80,13 +81,16 @@ class Window:
 
     @property
     def used_precision(self) -> str:
-        """What `precision` means: "auto" is fp32 where the CPU has kernels for it, but no matrix unit for bf16.
+        """What `precision` means on the device, see `precision.used_precision`."""
+        return used_precision(self.device, self.precision)
 
-        They take an eighth of the multiplications, bf16 saves half of their time.
-        """
-        if self.precision == "auto" and self.device.type == CPU and library() is not None and not has_amx():
-            return "fp32"
-        return self.precision
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """The context in which networks run; float16 on the CPU is a matter of its layers alone."""
+        precision = "fp32" if self.layers.in_halves else self.used_precision
+        layers = self.layers if self.device.type == CPU else nullcontext()
+        with torch.inference_mode(), autocast(self.device, precision), layers:
+            yield
 
     @property
     def flips(self) -> list[tuple[int, ...]]:
@@ -319,8 +323,7 @@ def _mean_logits(
     shape = (num_heads, *window.patch_size)
     total: Tensor | None = None
     layout = memory_format(window.device, len(window.patch_size))
-    layers = window.layers if window.device.type == CPU else nullcontext()
-    with torch.inference_mode(), autocast(window.device, window.used_precision), _evaluating(networks), layers:
+    with window.computing(), _evaluating(networks):
         for first in range(0, len(flips), per_pass):
             group = flips[first : first + per_pass]
             mirrored = torch.cat([_flip(batch, flip) for flip in group]).contiguous(memory_format=layout)

@@ -1,7 +1,7 @@
 """The compiled libraries of kernels: found and loaded once, their functions called in torch's threads.
 
-`native/*.c` is compiled when the package is installed, where there is a C compiler, once for AVX2 and once for AVX-512;
-without one, or on a processor that lacks both, there is no library, and torch's own operations serve.
+`native/*.c` is compiled when the package is installed, where there is a C compiler, for AVX2, for AVX-512 and for
+AVX512-FP16; without one, or on a processor that lacks all, there is no library, and torch's own operations serve.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ from torch import Tensor
 FOLDER: Final = Path(__file__).parent
 _LIBRARIES: Final = MappingProxyType({"_kernels_avx2.so": {"AVX2", "AVX512"}, "_kernels_avx512.so": {"AVX512"}})
 """Which of torch's names for a processor each is for; the narrowest vectors, which suit all layers, first."""
+_IN_HALVES: Final = "_kernels_avx512fp16.so"
+"""As wide, and convolutions multiply in float16; for a precision that is asked for."""
 
-_VERSION: Final = 12
+_VERSION: Final = 13
 """Of the functions in native/; a library of another version, from before an update, is not used."""
 _GRAIN: Final = 32768
 """Values that are worth several threads, as torch has it."""
 
 
 class Library:
-    """Kernels for vectors of `lanes` floats.
+    """Kernels for vectors of `lanes` floats, whose convolutions multiply `points` of this type.
 
     Args:
         path: of the compiled library.
@@ -41,6 +43,7 @@ class Library:
         self._functions.segwright_convolve_work.restype = ctypes.c_int64
         self._functions.segwright_call.restype = self._functions.segwright_rejoin.restype = None
         self.lanes = int(self._functions.segwright_lanes())
+        self.points = torch.float16 if self._functions.segwright_point_bytes() == 2 else torch.float32
         if self._functions.segwright_version() != _VERSION:
             raise AttributeError(f"{path} is of another version than {_VERSION}")
 
@@ -84,9 +87,22 @@ def libraries() -> tuple[Library, ...]:
     return tuple(found)
 
 
-def library(*channels: int) -> Library | None:
+@lru_cache(maxsize=1)
+def libraries_in_halves() -> tuple[Library, ...]:
+    """Return the kernels that convolve in float16; none where the processor does not multiply twice as many at once."""
+    abilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    if not libraries() or not abilities.get("avx512_fp16", False):
+        return ()
+    try:
+        return (Library(FOLDER / _IN_HALVES),)
+    except (OSError, AttributeError):  # an older compiler knows no halves
+        return ()
+
+
+def library(*channels: int, in_halves: bool = False) -> Library | None:
     """Return the kernels with the widest vectors of which all these numbers of channels are multiples; None without."""
-    return next((each for each in libraries() if not any(count % each.lanes for count in channels)), None)
+    candidates = libraries_in_halves() if in_halves else libraries()
+    return next((each for each in candidates if not any(count % each.lanes for count in channels)), None)
 
 
 def rejoin_freed_memory() -> None:

@@ -35,11 +35,15 @@ class FastLayers(TorchFunctionMode):
     """A context, for the thread that enters it, in which `kernels` computes what it can; without gradients.
 
     Used again, it still knows the transformed weights of layers; several threads may use one.
+
+    Args:
+        in_halves: compute convolutions in float16 where the processor is fast at it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, in_halves: bool = False) -> None:
         super().__init__()
-        self._known = kernels.Points()
+        self.in_halves = in_halves
+        self._known = kernels.Points(in_halves=in_halves)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None

@@ -22,7 +22,7 @@ Size = tuple[int, ...]
 
 LANES, COLUMNS = 8, 16
 """Channels of images, and of what convolutions make, are multiples of these; those of 16 and 32 make wider vectors."""
-_TILE, _GROUPS, _TAPS, _STAGGER, _RECORD = 4, 36, 3, 16, 8  # of native/
+_TILE, _GROUPS, _TAPS, _STAGGER, _RECORD = 4, 36, 3, 64, 8  # of native/
 KERNEL_SIZES: Final = frozenset({(3, 3), (1, 3, 3), (3, 3, 3)})
 _LEAST_TILES: Final = 256
 """With fewer tiles the transformed weights, eight times as many, take longer to read than is saved."""
@@ -134,15 +134,17 @@ class Points:
 
     Args:
         most_bytes: that are kept, a copy of the weights included.
+        in_halves: convolve in float16 where there are kernels for it.
     """
 
-    def __init__(self, most_bytes: int = _MOST_KEPT_BYTES) -> None:
+    def __init__(self, most_bytes: int = _MOST_KEPT_BYTES, *, in_halves: bool = False) -> None:
+        self.in_halves = in_halves
         self._kept: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
         self._most = most_bytes
 
     def of(self, weight: Tensor, deep: _Filter, flat: _Filter, compiled: Library) -> Tensor:
         """Return the points of weights (O, C, *K) for these kernels."""
-        key = (weight.data_ptr(), deep.code, flat.code, compiled.lanes)
+        key = (weight.data_ptr(), deep.code, flat.code, compiled.lanes, compiled.points.itemsize)
         before = self._kept.get(key)
         if before is not None and torch.equal(before[0], weight):  # torch's own count misses some changes
             return before[1]
@@ -165,6 +167,8 @@ def convolve(
 
     Winograd's F(4, 3) or F(5, 3) along every axis with three taps (Lavin & Gray 2016, arXiv:1509.09308): an eighth of
     the multiplications in 3D, three to four times as fast as the direct way, and a few 1e-6 of the largest value away.
+    In float16, where `known` asks for it and the processor is fast at it, a few 1e-3 away; values too large for it are
+    convolved in float32 after all.
 
     Args:
         images: (B, C, *S) and (B, C', *S).
@@ -179,6 +183,11 @@ def convolve(
     Raises:
         ValueError: the images differ in more than their channels.
     """
+    compiled = _in_halves(known, images, weight)
+    if compiled is not None:
+        made = _convolve(images, weight, bias, stride, known, compiled, with_records=False)[0]
+        if bool(torch.isfinite(made.sum())):
+            return made
     return _convolve(images, weight, bias, stride, known, with_records=False)[0]
 
 
@@ -191,6 +200,11 @@ def convolve_and_norm(
     known: Points | None = None,
 ) -> Normalised:
     """Convolve as `convolve` does and find the norm of the result, while it is in the cache."""
+    compiled = _in_halves(known, images, weight)
+    if compiled is not None:
+        made = normalised_by(*_convolve(images, weight, bias, stride, known, compiled, with_records=True), norm)
+        if bool(torch.isfinite(made.factors).all()):
+            return made
     return normalised_by(*_convolve(images, weight, bias, stride, known, with_records=True), norm)
 
 
@@ -225,7 +239,7 @@ def instance_norm(image: Tensor, norm: Norm, *, in_place: bool = False) -> Tenso
 
 def _convolve(
     images: Sequence[Tensor | Normalised], weight: Tensor, bias: Tensor | None, stride: Size | None,
-    known: Points | None, *, with_records: bool,
+    known: Points | None, compiled: Library | None = None, *, with_records: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Convolve, and return the records of the result's moments, too, empty where they are not wanted."""
     sources = _values_in_order(images)
@@ -238,7 +252,7 @@ def _convolve(
     out = torch.empty((samples, len(weight), *wanted[-weight.ndim + 2 :]), memory_format=channels_last_of(sources[0]))
     records = records_of(samples * with_records, units * wanted[1], len(weight))
     channels = [image.shape[1] for image in (*sources, sources[0][:, :0])[:2]]
-    compiled = kernels_for(*channels, len(weight) // 2)  # it makes two vectors at once
+    compiled = compiled or kernels_for(*channels, len(weight) // 2)  # it makes two vectors at once
     cut = _cut(samples * units, wanted[1:], weight[:, :, 0].numel(), compiled.lanes)
     shape = _Shape(samples, *size, *channels, len(weight), *wanted, deep.code, flat.code, *cut)
     first, second = (source_of(images[at], sources[at]) for at in (0, -1))
@@ -250,10 +264,18 @@ def _convolve(
     return out, records
 
 
+def _in_halves(known: Points | None, images: Sequence[Tensor | Normalised], weight: Tensor) -> Library | None:
+    """Return the kernels that convolve these images in float16, if that is wanted and they can."""
+    if known is None or not known.in_halves:
+        return None
+    return library(*(values_of(image).shape[1] for image in images), len(weight) // 2, in_halves=True)
+
+
 def _points(weight: Tensor, deep: _Filter, flat: _Filter, compiled: Library) -> Tensor:
     """Transform weights (O, C, *K) for segwright_convolve."""
     outputs, inputs = weight.shape[:2]
-    points = torch.empty(deep.kinds * _GROUPS * (inputs * outputs + _STAGGER))
+    stagger = _STAGGER // compiled.points.itemsize
+    points = torch.empty(deep.kinds * _GROUPS * (inputs * outputs + stagger), dtype=compiled.points)
     arranged = weight.flatten(2).permute(2, 1, 0).contiguous()
     compiled.call("segwright_weights", points.numel(), arranged, inputs, outputs, deep.code, flat.code, points)
     return points

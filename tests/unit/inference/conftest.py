@@ -13,6 +13,7 @@ import SimpleITK as sitk  # noqa: N813
 import torch
 
 from segwright.data.plan import Plan
+from segwright.networks import compiled
 from segwright.networks.build import build_network
 from segwright.networks.checkpoint import save_weights
 
@@ -129,3 +130,9 @@ def images(tmp_path: Path) -> Path:
         image.SetOrigin((5.0, -3.0, 2.0))
         sitk.WriteImage(image, str(folder / f"{name}_0000.nii.gz"))
     return folder
+
+
+@pytest.fixture
+def without_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor that is not fast at float16."""
+    monkeypatch.setattr(compiled, "libraries_in_halves", tuple)

@@ -15,7 +15,6 @@ from segwright.core.errors import ImageError, ModelError
 from segwright.data.images import Volume
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan
-from segwright.inference import sliding
 from segwright.inference.model_folder import load_predictor
 from segwright.inference.predictor import Predictor
 from segwright.inference.sliding import TileCount, Window, sliding_window_logits, window_planes
@@ -275,24 +274,6 @@ def test_tiles_of_one_value_are_computed_once_and_change_nothing(batch: int) -> 
     assert counts[0].reused == 0
     assert passes[1] == counts[1].tiles - counts[1].reused
     assert counts[1].reused > 0.7 * counts[1].tiles
-
-
-@pytest.mark.parametrize(
-    ("asked", "has_kernels", "has_amx", "used"),
-    [
-        ("auto", True, False, "fp32"),
-        ("auto", True, True, "auto"),
-        ("auto", False, False, "auto"),
-        ("bf16", True, False, "bf16"),
-    ],
-)
-def test_kernels_for_float32_are_faster_than_bf16_without_a_matrix_unit(
-    asked: str, has_kernels: bool, has_amx: bool, used: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sliding, "library", lambda: "kernels" if has_kernels else None)
-    monkeypatch.setattr(sliding, "has_amx", lambda: has_amx)
-    assert Window(patch_size=(8, 8, 8), device=CPU, precision=asked).used_precision == used
-    assert Window(patch_size=(8, 8, 8), device=torch.device("cuda"), precision=asked).used_precision == asked
 
 
 @pytest.mark.parametrize(

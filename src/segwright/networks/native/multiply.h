@@ -70,7 +70,7 @@ INLINE void multiply_rows(
 
 /* Multiply `a` (rows, in) by weights (out / COLUMNS, in, COLUMNS), and add `bias` or none, to `to` (rows, out), whose rows
  * lie `apart`. */
-static void multiply(
+static inline void multiply(
     const float *a, int64_t rows, int64_t in, const float *weights, int64_t out, const float *bias, float *to, int64_t apart
 ) {
     for (int64_t c = 0; c < out; c += COLUMNS, weights += in * COLUMNS) {

@@ -1,45 +1,62 @@
-/* Convolutions by Winograd's minimal filtering, float32, with stride 1 or 2.
+/* Convolutions of float32 by Winograd's minimal filtering, with stride 1 or 2.
  *
  * With three taps along the depth the filter is applied there first, to whole rows of voxels: with F(4, 3) six planes
  * become six depths, which are convolved like images of their own, by tiles of 4x4, and give four planes of the output.
  * So no more than one depth of a block needs to be in the cache with its weights.
  */
 #include "filters.h"
-#include "multiply.h"
 #include "norm.h"
+#include "points.h"
 
 enum {
     GROUPS = KINDS * KINDS, /* points of a tile that have the same weights */
-    STAGGER = 16,           /* floats between the arrays of two groups, so that they do not meet in the same cache lines */
+    STAGGER = 64 / sizeof(Point), /* points between the arrays of two groups, so that they do not meet in the same cache lines */
 };
 
-/* Transform weights (taps, 3, 3, in, out) to (kinds along the depth, GROUPS) times (out / COLUMNS, in, COLUMNS), STAGGER
- * apart; a job is COLUMNS. Arguments: weights, in, out, filters along the depth and in the plane, points. */
+/* How many bytes a point has. */
+API int64_t segwright_point_bytes(void) { return sizeof(Point); }
+
+/* Transform weights (taps, 3, 3) of LANES outputs, `plane` apart, to (GROUPS, kinds along the depth). */
+INLINE void transform_weights(int64_t deep, int64_t flat, const float *from, int64_t plane, Lanes (*kinds)[MOST_KINDS]) {
+    Lanes whole[3][GROUPS];
+    for (int64_t tap = 0; tap < (deep == ALONE ? 1 : 3); tap++, from += 9 * plane) {
+        Lanes g[9], half[3 * KINDS];
+        for (int i = 0; i < 9; i++) g[i] = load(from + i * plane);
+        for (int i = 0; i < 3; i++) transform_weight(flat, g[i], g[3 + i], g[6 + i], half + i, 3);
+        for (int i = 0; i < KINDS; i++) {
+            const Lanes *row = half + 3 * i;
+            transform_weight(flat, row[0], row[1], row[2], whole[tap] + KINDS * i, 1);
+        }
+    }
+    for (int i = 0; i < GROUPS; i++) {
+        kinds[i][0] = whole[0][i];
+        if (deep != ALONE) transform_weight(deep, whole[0][i], whole[1][i], whole[2][i], kinds[i], 1);
+    }
+}
+
+/* Transform weights (taps, 3, 3, in, out) to (kinds along the depth, GROUPS) times (out / COLUMNS, in / INPUTS, COLUMNS,
+ * INPUTS), STAGGER apart; a job is COLUMNS. Arguments: weights, in, out, filters along the depth and in the plane, points. */
 API void segwright_weights(const Argument *arguments, float *work, int64_t *next) {
     const float *weight = arguments[0].array;
     int64_t in = arguments[1].whole, out = arguments[2].whole, deep = arguments[3].whole;
     int64_t flat = arguments[4].whole == STRIDED ? STRIDED : FOUR;
-    float *points = arguments[5].array;
+    Point *points = arguments[5].array;
     int64_t plane = in * out, apart = plane + STAGGER;
     (void)work;
     for (int64_t job; (job = take(next)) < out / COLUMNS;) {
-        float *to = points + job * in * COLUMNS;
-        for (int64_t each = 0; each < in * COLUMNS; each += LANES) {
-            const float *from = weight + each / COLUMNS * out + job * COLUMNS + each % COLUMNS;
-            Lanes whole[3][GROUPS];
-            for (int64_t tap = 0; tap < (deep == ALONE ? 1 : 3); tap++, from += 9 * plane) {
-                Lanes g[9], half[3 * KINDS];
-                for (int i = 0; i < 9; i++) g[i] = load(from + i * plane);
-                for (int i = 0; i < 3; i++) transform_weight(flat, g[i], g[3 + i], g[6 + i], half + i, 3);
-                for (int i = 0; i < KINDS; i++) {
-                    const Lanes *row = half + 3 * i;
-                    transform_weight(flat, row[0], row[1], row[2], whole[tap] + KINDS * i, 1);
+        for (int64_t row = 0; row < in; row += INPUTS) {
+            for (int64_t column = 0; column < COLUMNS; column += LANES) {
+                const float *from = weight + row * out + job * COLUMNS + column;
+                Point *to = points + (job * in + row) * COLUMNS + column;
+                Lanes kinds[INPUTS][GROUPS][MOST_KINDS];
+                for (int i = 0; i < INPUTS; i++) transform_weights(deep, flat, from + i * out, plane, kinds[i]);
+                for (int64_t q = 0; q < kinds_of(deep); q++) {
+                    for (int i = 0; i < GROUPS; i++, to += apart) {
+                        Lanes inputs[INPUTS];
+                        for (int k = 0; k < INPUTS; k++) inputs[k] = kinds[k][i][q];
+                        store_weights(to, inputs);
+                    }
                 }
-            }
-            for (int i = 0; i < GROUPS; i++) {
-                Lanes kinds[MOST_KINDS] = {whole[0][i]};
-                if (deep != ALONE) transform_weight(deep, whole[0][i], whole[1][i], whole[2][i], kinds, 1);
-                for (int64_t q = 0; q < kinds_of(deep); q++) store(to + (q * GROUPS + i) * apart + each, kinds[q]);
             }
         }
     }
@@ -67,14 +84,14 @@ INLINE int64_t tiles(const Shape *s) { return s->units * s->strip * across(s); }
 INLINE int64_t advance(const Shape *s) { return TILE * stride_of(s->flat); }
 INLINE int64_t overlap(const Shape *s) { return points_of(s->flat) - advance(s); }
 
-/* Of a strip with the border that its tiles' patches need, and of its output: rows, floats of a row and of a depth. */
+/* Of a strip with the border that its tiles' patches need, and of its output: rows, points of a row and of a depth. */
 INLINE int64_t rows_in(const Shape *s) { return advance(s) * s->strip + overlap(s); }
 INLINE int64_t row_in(const Shape *s) { return (advance(s) * across(s) + overlap(s)) * channels(s); }
 INLINE int64_t depth_in(const Shape *s) { return rows_in(s) * row_in(s); }
 INLINE int64_t row_out(const Shape *s) { return TILE * across(s) * s->out; }
 INLINE int64_t depth_out(const Shape *s) { return TILE * s->strip * row_out(s); }
 
-/* Floats of all points of a depth's tiles, where those of one point take `size`. */
+/* Size of all points of a depth's tiles, where those of one take `size`. */
 INLINE int64_t points_size(int64_t flat, int64_t size) {
     return points_of(flat) * points_of(flat) * size + GROUPS * STAGGER;
 }
@@ -101,11 +118,11 @@ typedef struct {
  * (tiles, c) before and after they are multiplied. Row y of the inputs has place y + 1 of a ring, so the last
  * ones of a strip need not be made again for the next. */
 typedef struct {
-    float *in, *out, *points, *products;
+    Point *in, *out, *points, *products;
 } Room;
 
 INLINE Room room_of(const Shape *s, float *work) {
-    Room room = {.in = work};
+    Room room = {.in = (Point *)work};
     room.out = room.in + s->units * depths(s) * depth_in(s);
     room.points = room.out + s->units * depths(s) * depth_out(s);
     room.products = room.points + points_size(s->flat, tiles(s) * channels(s));
@@ -114,8 +131,9 @@ INLINE Room room_of(const Shape *s, float *work) {
 
 /* Return how many floats of `work` each thread needs. */
 API int64_t segwright_convolve_work(const Shape *s) {
-    return s->units * depths(s) * (depth_in(s) + depth_out(s)) + points_size(s->flat, tiles(s) * channels(s)) +
-           points_size(s->flat, tiles(s) * s->out);
+    int64_t strips = s->units * depths(s) * (depth_in(s) + depth_out(s));
+    int64_t points = points_size(s->flat, tiles(s) * channels(s)) + points_size(s->flat, tiles(s) * s->out);
+    return parts(strips + points, sizeof(float) / sizeof(Point));
 }
 
 /* An image (n, d, h, w, c); with `factors` (n, 3, c) its norm's LeakyReLU is what is convolved. */
@@ -129,7 +147,7 @@ typedef struct {
 /* Transform a row of `w` voxels along the depth: of `planes` (w, c), none where there are zeros, to depths (w, wide) that
  * lie `apart`. */
 INLINE void spread_row(
-    int64_t filter, const float *const *planes, const float *factors, float slope, int64_t w, int64_t c, float *to,
+    int64_t filter, const float *const *planes, const float *factors, float slope, int64_t w, int64_t c, Point *to,
     int64_t wide, int64_t apart
 ) {
     for (int64_t x = 0; x < w; x++) {
@@ -141,7 +159,7 @@ INLINE void spread_row(
             }
             if (filter == ALONE) deep[0] = whole[0];
             else transform_input(filter, whole, deep, 1);
-            for (int q = 0; q < points_of(filter); q++) store(to + q * apart + x * wide + i, deep[q]);
+            for (int q = 0; q < points_of(filter); q++) store_points(to + q * apart + x * wide + i, deep[q]);
         }
     }
 }
@@ -158,13 +176,13 @@ static void spread(const Shape *s, Step step, const Image *image, int64_t at, in
         const float *factors = image->factors ? image->factors + sample * 3 * c : NULL;
         for (int64_t y = start; y < stop; y++) {
             const float *planes[MOST];
-            float *row = room.in + each * depths(s) * apart + (y + 1) % rows_in(s) * row_in(s) + at, *to = row + wide;
+            Point *row = room.in + each * depths(s) * apart + (y + 1) % rows_in(s) * row_in(s) + at, *to = row + wide;
             for (int q = 0; q < depths(s); q++) {
                 int64_t plane = first + q;
                 int is_inside = y >= 0 && y < s->h && plane >= 0 && plane < s->d;
                 planes[q] = is_inside ? image->values + ((sample * s->d + plane) * s->h + y) * w * c : NULL;
                 for (int64_t x = 0; x < row_in(s) / wide; x += x ? 1 : w + 1) { /* before and after the row */
-                    memset(row + q * apart + x * wide, 0, sizeof(float) * c);
+                    memset(row + q * apart + x * wide, 0, sizeof(Point) * c);
                 }
             }
             if (s->deep == ALONE) spread_row(ALONE, planes, factors, slope, w, c, to, wide, apart);
@@ -178,13 +196,13 @@ static void spread(const Shape *s, Step step, const Image *image, int64_t at, in
 
 /* The other way for a row: depths (w, c) that lie `apart` to `count` planes (w, c). */
 INLINE void gather_row(
-    int64_t filter, const float *from, int64_t apart, int64_t w, int64_t c, const float *bias, float *const *planes,
+    int64_t filter, const Point *from, int64_t apart, int64_t w, int64_t c, const float *bias, float *const *planes,
     int64_t count
 ) {
     for (int64_t x = 0; x < w; x++) {
         for (int64_t i = 0; i < c; i += LANES) {
             Lanes deep[MOST], whole[MOST] = {0}, constant = bias ? load(bias + i) : (Lanes){0};
-            for (int q = 0; q < points_of(filter); q++) deep[q] = load(from + q * apart + x * c + i);
+            for (int q = 0; q < points_of(filter); q++) deep[q] = load_points(from + q * apart + x * c + i);
             if (filter == ALONE) whole[0] = deep[0];
             else transform_output(filter, deep, whole, 1);
             for (int64_t q = 0; q < count; q++) store(planes[q] + x * c + i, whole[q] + constant);
@@ -199,7 +217,7 @@ static void gather(const Shape *s, Step step, const float *bias, Room room, floa
     for (int64_t each = 0; each < step.units; each++) {
         int64_t unit = step.unit + each, sample = unit / units_of(s), first = unit % units_of(s) * planes_of(s);
         int64_t count = least(planes_of(s), s->out_d - first);
-        const float *from = room.out + each * depths(s) * apart;
+        const Point *from = room.out + each * depths(s) * apart;
         for (int64_t y = TILE * step.top; y < least(TILE * (step.top + step.strip), h); y++, from += row_out(s)) {
             float *planes[MOST];
             for (int q = 0; q < count; q++) planes[q] = out + ((sample * s->out_d + first + q) * h + y) * w * c;
@@ -215,21 +233,21 @@ static void gather(const Shape *s, Step step, const float *bias, Room room, floa
 }
 
 /* Ask for what is written next, where a vector is a line of the cache: too many lines at once for processors to foresee. */
-INLINE void soon(const float *place) {
+INLINE void soon(const Point *place) {
     if ((int)LANES == LINE) __builtin_prefetch(place);
 }
 
 /* Transform a patch, one vector at each place of its rows, to points that begin at `places`; the next column is
- * `columns` floats away. */
+ * `columns` points away. */
 INLINE void transform_patch(
-    int64_t flat, const float *const *rows, int64_t at, int64_t columns, float *to, const int64_t *places
+    int64_t flat, const Point *const *rows, int64_t at, int64_t columns, Point *to, const int64_t *places
 ) {
     int64_t points = points_of(flat);
     Lanes half[MOST * MOST];
 #pragma GCC unroll 1
     for (int j = 0; j < points; j++, at += columns) {
         Lanes column[MOST];
-        for (int i = 0; i < points; i++) column[i] = load(rows[i] + at);
+        for (int i = 0; i < points; i++) column[i] = load_points(rows[i] + at);
         transform_input(flat, column, half + j, points);
     }
 #pragma GCC unroll 1
@@ -237,7 +255,7 @@ INLINE void transform_patch(
         Lanes row[MOST];
         transform_input(flat, half + points * i, row, 1);
         for (int j = 0; j < points; j++) {
-            store(to + places[j], row[j]);
+            store_points(to + places[j], row[j]);
             soon(to + places[j] + LANES);
         }
     }
@@ -245,14 +263,14 @@ INLINE void transform_patch(
 
 /* The other way: points to a tile. */
 INLINE void transform_tile(
-    int64_t flat, const float *from, const int64_t *places, float *to, int64_t rows, int64_t columns
+    int64_t flat, const Point *from, const int64_t *places, Point *to, int64_t rows, int64_t columns
 ) {
     int64_t points = points_of(flat);
     Lanes half[TILE * MOST];
 #pragma GCC unroll 1
     for (int j = 0; j < points; j++) {
         Lanes column[MOST];
-        for (int i = 0; i < points; i++) column[i] = load(from + places[points * i + j]);
+        for (int i = 0; i < points; i++) column[i] = load_points(from + places[points * i + j]);
         transform_output(flat, column, half + j, points);
     }
 #pragma GCC unroll 1
@@ -260,21 +278,21 @@ INLINE void transform_tile(
         Lanes row[TILE];
         transform_output(flat, half + points * i, row, 1);
         for (int j = 0; j < TILE; j++) {
-            store(to + i * rows + j * columns, row[j]);
+            store_points(to + i * rows + j * columns, row[j]);
             soon(to + i * rows + (j + TILE) * columns);
         }
     }
 }
 
 /* Convolve one depth of a step's strips by its transformed weights; `flat` has to be known to the compiler. */
-INLINE void convolve_depth(int64_t flat, const Shape *s, Step step, int64_t depth, const float *weights, Room room) {
+INLINE void convolve_depth(int64_t flat, const Shape *s, Step step, int64_t depth, const Point *weights, Room room) {
     int64_t c = channels(s), out = s->out, points = points_of(flat), places[MOST * MOST], tile = 0;
     int64_t count = step.units * step.strip * across(s);
     for (int i = 0; i < points * points; i++) places[i] = point_at(flat, i / points, i % points, count * c);
     for (int64_t unit = 0; unit < step.units; unit++) {
-        const float *strip = room.in + (unit * depths(s) + depth) * depth_in(s);
+        const Point *strip = room.in + (unit * depths(s) + depth) * depth_in(s);
         for (int64_t row = step.top; row < step.top + step.strip; row++) {
-            const float *rows[MOST];
+            const Point *rows[MOST];
             for (int i = 0; i < points; i++) rows[i] = strip + (advance(s) * row + i) % rows_in(s) * row_in(s);
             for (int64_t x = 0; x < across(s); x++, tile++) {
                 for (int64_t i = 0; i < c; i += LANES) {
@@ -285,16 +303,16 @@ INLINE void convolve_depth(int64_t flat, const Shape *s, Step step, int64_t dept
     }
     for (int64_t group = 0; group < GROUPS; group++, weights += c * out + STAGGER) {
         int64_t members = members_of(group / KINDS, flat) * members_of(group % KINDS, flat);
-        const float *from = room.points + group_at(flat, group, count * c);
-        multiply(from, members * count, c, weights, out, NULL, room.products + group_at(flat, group, count * out), out);
+        const Point *from = room.points + group_at(flat, group, count * c);
+        multiply_points(from, members * count, c, weights, out, room.products + group_at(flat, group, count * out));
     }
     for (int i = 0; i < points * points; i++) places[i] = point_at(flat, i / points, i % points, count * out);
     tile = 0;
     for (int64_t unit = 0; unit < step.units; unit++) {
-        float *strip = room.out + (unit * depths(s) + depth) * depth_out(s);
+        Point *strip = room.out + (unit * depths(s) + depth) * depth_out(s);
         for (int64_t row = 0; row < step.strip; row++) {
             for (int64_t x = 0; x < across(s); x++, tile++) {
-                float *to = strip + TILE * (row * row_out(s) + x * out);
+                Point *to = strip + TILE * (row * row_out(s) + x * out);
                 for (int64_t i = 0; i < out; i += LANES) {
                     transform_tile(flat, room.products + tile * out + i, places, to + i, row_out(s), out);
                 }
@@ -310,7 +328,8 @@ API void segwright_convolve(const Argument *arguments, float *work, int64_t *nex
     const Shape *s = arguments[0].array;
     Image first = {arguments[1].array, s->first, arguments[2].array, arguments[3].real};
     Image second = {arguments[4].array, s->second, arguments[5].array, arguments[6].real};
-    const float *points = arguments[7].array, *bias = arguments[8].array;
+    const Point *points = arguments[7].array;
+    const float *bias = arguments[8].array;
     float *out = arguments[9].array, *records = arguments[10].array;
     int64_t units = s->n * units_of(s), lengths = parts(down(s), s->length);
     Room room = room_of(s, work);
@@ -323,7 +342,7 @@ API void segwright_convolve(const Argument *arguments, float *work, int64_t *nex
             spread(s, step, &first, 0, row, room);
             if (s->second) spread(s, step, &second, s->first, row, room);
             for (int64_t depth = 0; depth < depths(s); depth++) {
-                const float *weights = points + kind_of(depth, s->deep) * GROUPS * (channels(s) * s->out + STAGGER);
+                const Point *weights = points + kind_of(depth, s->deep) * GROUPS * (channels(s) * s->out + STAGGER);
                 if (s->flat == FOUR) convolve_depth(FOUR, s, step, depth, weights, room);
                 else convolve_depth(STRIDED, s, step, depth, weights, room);
             }

@@ -1,0 +1,34 @@
+"""The precision in which networks predict: what was asked for, and what `auto` means on a device."""
+
+from __future__ import annotations
+
+import torch
+
+from segwright.core.device import CPU, PRECISIONS, compute_dtype, has_amx
+from segwright.networks.compiled import library
+
+
+def is_in_halves(device: torch.device, precision: str) -> bool:
+    """Return whether the kernels of the CPU convolve in float16: twice as fast, and more exact than bf16.
+
+    A matrix unit (AMX) multiplies bf16 faster still.
+    """
+    wanted = precision == "fp16" or (precision == "auto" and not has_amx())
+    return wanted and device.type == CPU and library(in_halves=True) is not None
+
+
+def used_precision(device: torch.device, precision: str = "auto") -> str:
+    """Return fp32, bf16 or fp16, whichever networks use on a device if `precision` is asked for.
+
+    On a CPU without a matrix unit for bf16 `auto` takes float16 or float32 where there are kernels: they need an eighth
+    of the multiplications, and bf16 saves half of their time.
+
+    Raises:
+        ConfigError: the precision is unknown, or not one of the device.
+    """
+    if is_in_halves(device, precision):
+        return "fp16"
+    if precision == "auto" and device.type == CPU and library() is not None and not has_amx():
+        return "fp32"
+    used = compute_dtype(device, precision)
+    return next(name for name, dtype in PRECISIONS.items() if dtype == used)
