@@ -72,7 +72,7 @@ def _convolution(
         return direct.convolve_voxels(input, weight, bias)
     if direct.suits_few(weight, input, steps):
         return direct.convolve_few(input, weight, bias)
-    if kernels.suits(weight, input, [input.shape[1]], steps):
+    if kernels.suits(weight, input, [input.shape[1]], steps, known):
         return kernels.convolve([input], weight, bias, steps, known)
     return None
 
@@ -100,7 +100,7 @@ def _upsampling(
 
 
 def _conv_pair(known: kernels.Points, conv: nn.Module, first: Tensor, second: Tensor) -> Answer:
-    if not _are_ours(first) or not _is_for_kernel(conv, second, [first.shape[1], second.shape[1]]):
+    if not _are_ours(first) or not _is_for_kernel(conv, second, [first.shape[1], second.shape[1]], known):
         return None
     return kernels.convolve([first, second], conv.weight, conv.bias, tuple(conv.stride), known)
 
@@ -109,7 +109,7 @@ def _upsample_conv_pair(known: kernels.Points, upsample: nn.Module, conv: nn.Mod
     """Up-sample first: merged with the convolution it would take more multiplications than the kernel."""
     if not is_plain_upsampling(upsample) or not _are_ours(x, upsample.weight):
         return None
-    if not _is_for_kernel(conv, skip, [upsample.out_channels, skip.shape[1]]):
+    if not _is_for_kernel(conv, skip, [upsample.out_channels, skip.shape[1]], known):
         return None
     return kernels.convolve([_upsampled(upsample, x), skip], conv.weight, conv.bias, tuple(conv.stride), known)
 
@@ -140,10 +140,10 @@ class _Block:
             return None
         return cls(conv, norm, nonlin.negative_slope)
 
-    def can_use_kernel(self, image: Tensor, channels: Sequence[int]) -> bool:
+    def can_use_kernel(self, image: Tensor, channels: Sequence[int], known: kernels.Points) -> bool:
         """Return whether the kernels compute this for images like `image`; a single voxel has no norm."""
         voxels = image[0, 0].numel()  # of which a stride may leave one
-        return voxels > 2 ** (image.ndim - 2) and _is_for_kernel(self.conv, image, channels)
+        return voxels > 2 ** (image.ndim - 2) and _is_for_kernel(self.conv, image, channels, known)
 
     def can_be_direct(self, image: Tensor) -> bool:
         """Return whether the kernels compute this as it is, for images like `image` with few channels."""
@@ -172,20 +172,20 @@ def _computed_together(
     if skip is not None:
         if not is_plain_upsampling(upsample) or not _are_ours(x, upsample.weight):
             return None
-        if not blocks[0].can_use_kernel(skip, [upsample.out_channels, skip.shape[1]]):
+        if not blocks[0].can_use_kernel(skip, [upsample.out_channels, skip.shape[1]], known):
             return None
         images = [_upsampled(upsample, x), skip]
     for block, following in zip(blocks, (*blocks[1:], None), strict=True):
         conv, norm = block.conv, kernels.Norm(block.norm.weight, block.norm.bias, block.norm.eps, block.slope)
         values = [kernels.values_of(image) for image in images]
-        if block.can_use_kernel(values[0], [each.shape[1] for each in values]):
+        if block.can_use_kernel(values[0], [each.shape[1] for each in values], known):
             images = [kernels.convolve_and_norm(images, conv.weight, conv.bias, norm, tuple(conv.stride), known)]
             continue
         if block.can_be_direct(values[0]):
             images = [direct.convolve_few_and_norm(_applied(images[0]), conv.weight, conv.bias, norm)]
             continue
         out = conv(_applied(images[0]))
-        if following is not None and following.can_use_kernel(out, [out.shape[1]]):
+        if following is not None and following.can_use_kernel(out, [out.shape[1]], known):
             images = [kernels.find_norm(out, norm)]
         else:
             with FastLayers():
@@ -213,9 +213,13 @@ def _is_watched(module: nn.Module) -> bool:
     return any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
 
 
-def _is_for_kernel(conv: nn.Module, image: Tensor, channels: Sequence[int]) -> TypeGuard[nn.Conv2d | nn.Conv3d]:
+def _is_for_kernel(
+    conv: nn.Module, image: Tensor, channels: Sequence[int], known: kernels.Points
+) -> TypeGuard[nn.Conv2d | nn.Conv3d]:
     """Return whether the kernels compute `conv` for images like `image` with so many `channels`."""
-    return _is_even(conv, image) and kernels.suits(conv.weight, image, channels, _sizes(conv.stride, conv.weight))
+    return _is_even(conv, image) and kernels.suits(
+        conv.weight, image, channels, _sizes(conv.stride, conv.weight), known
+    )
 
 
 def _is_head(conv: nn.Module, image: Tensor) -> TypeGuard[nn.Conv2d | nn.Conv3d]:

@@ -24,10 +24,9 @@ LANES, COLUMNS = 8, 16
 """Channels of images, and of what convolutions make, are multiples of these; those of 16 and 32 make wider vectors."""
 _TILE, _GROUPS, _TAPS, _STAGGER, _RECORD = 4, 36, 3, 64, 8  # of native/
 KERNEL_SIZES: Final = frozenset({(3, 3), (1, 3, 3), (3, 3, 3)})
-_LEAST_TILES: Final = 256
-"""With fewer tiles the transformed weights, eight times as many, take longer to read than is saved."""
-_MOST_WASTE: Final = 1.5
-"""How many times the output all tiles may be where there is a stride, for it saves less."""
+_LIMITS: Final = (256, 1.5), (64, 2.0)
+"""Tiles, and how many times the output they may be where there is a stride, in float32 and in float16: with fewer the
+transformed weights, eight times as many, take longer to read than is saved, and a stride saves less."""
 _JOBS: Final = 4
 """For each thread, so that none waits long for the others at the end."""
 RUN: Final = 1024
@@ -59,7 +58,7 @@ class _Shape(ctypes.Structure):
     ]  # fmt: skip
 
 
-def suits(weight: Tensor, image: Tensor, channels: Sequence[int], stride: Size) -> bool:
+def suits(weight: Tensor, image: Tensor, channels: Sequence[int], stride: Size, known: Points | None = None) -> bool:
     """Return whether `convolve` is made for `weight` and images like `image` with so many `channels`, and pays.
 
     Args:
@@ -67,6 +66,7 @@ def suits(weight: Tensor, image: Tensor, channels: Sequence[int], stride: Size) 
         image: (B, C', *S), one of them.
         channels: of each image; C in all.
         stride: along each axis.
+        known: as `convolve` is given it.
     """
     if weight.ndim != image.ndim or tuple(weight.shape[2:]) not in KERNEL_SIZES:
         return False
@@ -75,13 +75,14 @@ def suits(weight: Tensor, image: Tensor, channels: Sequence[int], stride: Size) 
         return False
     size = _strided((1, *image.shape[2:])[-3:], (deep, rows, columns))
     tiles = [ceil(extent / _TILE) for extent in size]
+    least, most_waste = _LIMITS[_in_halves(known, channels, weight) is not None]
     return (
         weight.shape[0] % COLUMNS == 0
         and weight.shape[1] == sum(channels)
         and all(each % LANES == 0 for each in channels)
-        and len(image) * size[0] * tiles[1] * tiles[2] >= _LEAST_TILES
+        and len(image) * size[0] * tiles[1] * tiles[2] >= least
         and 2 * len(image) * tiles[1] >= torch.get_num_threads()  # or most of them would have no job
-        and (rows == 1 or prod(tiles) * _TILE**3 <= _MOST_WASTE * prod(size))
+        and (rows == 1 or prod(tiles) * _TILE**3 <= most_waste * prod(size))
     )
 
 
@@ -183,7 +184,7 @@ def convolve(
     Raises:
         ValueError: the images differ in more than their channels.
     """
-    compiled = _in_halves(known, images, weight)
+    compiled = _in_halves(known, [values_of(image).shape[1] for image in images], weight)
     if compiled is not None:
         made = _convolve(images, weight, bias, stride, known, compiled, with_records=False)[0]
         if bool(torch.isfinite(made.sum())):
@@ -200,7 +201,7 @@ def convolve_and_norm(
     known: Points | None = None,
 ) -> Normalised:
     """Convolve as `convolve` does and find the norm of the result, while it is in the cache."""
-    compiled = _in_halves(known, images, weight)
+    compiled = _in_halves(known, [values_of(image).shape[1] for image in images], weight)
     if compiled is not None:
         made = normalised_by(*_convolve(images, weight, bias, stride, known, compiled, with_records=True), norm)
         if bool(torch.isfinite(made.factors).all()):
@@ -264,11 +265,9 @@ def _convolve(
     return out, records
 
 
-def _in_halves(known: Points | None, images: Sequence[Tensor | Normalised], weight: Tensor) -> Library | None:
-    """Return the kernels that convolve these images in float16, if that is wanted and they can."""
-    if known is None or not known.in_halves:
-        return None
-    return library(*(values_of(image).shape[1] for image in images), len(weight) // 2, in_halves=True)
+def _in_halves(known: Points | None, channels: Sequence[int], weight: Tensor) -> Library | None:
+    """Return the kernels that convolve images with so many channels in float16, if that is wanted and they can."""
+    return library(*channels, len(weight) // 2, in_halves=True) if known is not None and known.in_halves else None
 
 
 def _points(weight: Tensor, deep: _Filter, flat: _Filter, compiled: Library) -> Tensor:

@@ -142,6 +142,21 @@ def test_without_the_instructions_there_are_none(monkeypatch: pytest.MonkeyPatch
     assert compiled.libraries_in_halves.__wrapped__() == ()
 
 
+@needs_halves
+def test_without_wide_vectors_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow = compiled.libraries()[-1:]
+    monkeypatch.setattr(compiled, "libraries", lambda: narrow)
+    assert compiled.libraries_in_halves.__wrapped__() == ()
+
+
+@needs_halves
+def test_few_tiles_are_enough_in_halves() -> None:
+    few, image = random(64, 64, 3, 3, 3), random(2, 64, 8, 8, 8)
+    assert kernels.suits(few, image, [64], (1, 1, 1), halves())
+    assert not kernels.suits(few, image, [64], (1, 1, 1))
+    assert not kernels.suits(few, image[:1], [64], (1, 1, 1), halves())
+
+
 @pytest.mark.parametrize("content", [None, b"not a library"])
 def test_without_a_library_there_are_none(
     content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -149,6 +164,6 @@ def test_without_a_library_there_are_none(
     if content is not None:
         (tmp_path / compiled._IN_HALVES).write_bytes(content)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_fp16": True}, raising=False)
-    monkeypatch.setattr(compiled, "libraries", lambda: ("one",))
+    monkeypatch.setattr(compiled, "libraries", lambda: ("narrow", "wide"))
     monkeypatch.setattr(compiled, "FOLDER", tmp_path)
     assert compiled.libraries_in_halves.__wrapped__() == ()
