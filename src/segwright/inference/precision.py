@@ -9,9 +9,9 @@ from segwright.networks.compiled import library
 
 
 def is_in_halves(device: torch.device, precision: str) -> bool:
-    """Return whether the kernels of the CPU convolve in float16: twice as fast, and more exact than bf16.
+    """Return whether the kernels of the CPU convolve in float16, which is faster than float32 and more exact than bf16.
 
-    A matrix unit (AMX) multiplies bf16 faster still.
+    A matrix unit (AMX) multiplies more of bf16 at once.
     """
     wanted = precision == "fp16" or (precision == "auto" and not has_amx())
     return wanted and device.type == CPU and library(in_halves=True) is not None

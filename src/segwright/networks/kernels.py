@@ -11,6 +11,7 @@ import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, prod
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 import torch
@@ -24,9 +25,9 @@ LANES, COLUMNS = 8, 16
 """Channels of images, and of what convolutions make, are multiples of these; those of 16 and 32 make wider vectors."""
 _TILE, _GROUPS, _TAPS, _STAGGER, _RECORD = 4, 36, 3, 64, 8  # of native/
 KERNEL_SIZES: Final = frozenset({(3, 3), (1, 3, 3), (3, 3, 3)})
-_LIMITS: Final = (256, 1.5), (64, 2.0)
-"""Tiles, and how many times the output they may be where there is a stride, in float32 and in float16: with fewer the
-transformed weights, eight times as many, take longer to read than is saved, and a stride saves less."""
+_LIMITS: Final = MappingProxyType({torch.float32: (256, 1.5), torch.float16: (64, 2.0)})
+"""For each type of points the least tiles, for with fewer the transformed weights, eight times as many, take longer to
+read than is saved, and how many times the output all tiles may be where there is a stride, for it saves less."""
 _JOBS: Final = 4
 """For each thread, so that none waits long for the others at the end."""
 RUN: Final = 1024
@@ -75,7 +76,8 @@ def suits(weight: Tensor, image: Tensor, channels: Sequence[int], stride: Size, 
         return False
     size = _strided((1, *image.shape[2:])[-3:], (deep, rows, columns))
     tiles = [ceil(extent / _TILE) for extent in size]
-    least, most_waste = _LIMITS[_in_halves(known, channels, weight) is not None]
+    compiled = _in_halves(known, channels, weight)
+    least, most_waste = _LIMITS[torch.float32 if compiled is None else compiled.points]
     return (
         weight.shape[0] % COLUMNS == 0
         and weight.shape[1] == sum(channels)
