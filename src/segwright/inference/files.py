@@ -34,6 +34,7 @@ from segwright.inference.journal import (
     identity,
 )
 from segwright.inference.observation import Observation
+from segwright.inference.precision import used_precision
 from segwright.inference.predictor import HOLD_BYTES, Predictor
 from segwright.inference.stitching import Planes
 from segwright.inference.uncertainty import map_files
@@ -138,7 +139,7 @@ def begin(
     description = first.description
     assert description is not None, "a predictor for files is made by load_predictor"
     for each in (*members, *workers):
-        _ = each.window.used_precision  # or raise
+        used_precision(each.window.device, each.window.precision)  # or raise
     require_apart(input_folder, output_folder)
     require_writable(first.reader, asked.saving, uncertainty=asked.uncertainty)
     heat = awareness.temperature(calibrated=asked.calibrated)

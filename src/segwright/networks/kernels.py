@@ -1,4 +1,4 @@
-"""Operations of the compiled kernels: convolutions (float32), instance norm with LeakyReLU (also bf16).
+"""Operations of the compiled kernels: convolutions (float32, halves within), instance norm with LeakyReLU (also bf16).
 
 For use where `compiled.library` gives one. Nothing here has a gradient.
 
@@ -186,11 +186,6 @@ def convolve(
     Raises:
         ValueError: the images differ in more than their channels.
     """
-    compiled = _in_halves(known, [values_of(image).shape[1] for image in images], weight)
-    if compiled is not None:
-        made = _convolve(images, weight, bias, stride, known, compiled, with_records=False)[0]
-        if bool(torch.isfinite(made.sum())):
-            return made
     return _convolve(images, weight, bias, stride, known, with_records=False)[0]
 
 
@@ -203,11 +198,6 @@ def convolve_and_norm(
     known: Points | None = None,
 ) -> Normalised:
     """Convolve as `convolve` does and find the norm of the result, while it is in the cache."""
-    compiled = _in_halves(known, [values_of(image).shape[1] for image in images], weight)
-    if compiled is not None:
-        made = normalised_by(*_convolve(images, weight, bias, stride, known, compiled, with_records=True), norm)
-        if bool(torch.isfinite(made.factors).all()):
-            return made
     return normalised_by(*_convolve(images, weight, bias, stride, known, with_records=True), norm)
 
 
@@ -242,7 +232,7 @@ def instance_norm(image: Tensor, norm: Norm, *, in_place: bool = False) -> Tenso
 
 def _convolve(
     images: Sequence[Tensor | Normalised], weight: Tensor, bias: Tensor | None, stride: Size | None,
-    known: Points | None, compiled: Library | None = None, *, with_records: bool,
+    known: Points | None, *, with_records: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Convolve, and return the records of the result's moments, too, empty where they are not wanted."""
     sources = _values_in_order(images)
@@ -255,15 +245,19 @@ def _convolve(
     out = torch.empty((samples, len(weight), *wanted[-weight.ndim + 2 :]), memory_format=channels_last_of(sources[0]))
     records = records_of(samples * with_records, units * wanted[1], len(weight))
     channels = [image.shape[1] for image in (*sources, sources[0][:, :0])[:2]]
-    compiled = compiled or kernels_for(*channels, len(weight) // 2)  # it makes two vectors at once
-    cut = _cut(samples * units, wanted[1:], weight[:, :, 0].numel(), compiled.lanes)
-    shape = _Shape(samples, *size, *channels, len(weight), *wanted, deep.code, flat.code, *cut)
     first, second = (source_of(images[at], sources[at]) for at in (0, -1))
-    points = (known or Points()).of(weight, deep, flat, compiled)
-    work = compiled.work_of("segwright_convolve_work", shape)
-    compiled.call(
-        "segwright_convolve", out.numel(), shape, *first, *second, points, ordered(bias), out, records, work=work
-    )  # fmt: skip
+    floats = kernels_for(*channels, len(weight) // 2)  # it makes two vectors at once
+    for compiled in (_in_halves(known, channels, weight) or floats, floats):
+        cut = _cut(samples * units, wanted[1:], weight[:, :, 0].numel(), compiled.lanes)
+        shape = _Shape(samples, *size, *channels, len(weight), *wanted, deep.code, flat.code, *cut)
+        points = (known or Points()).of(weight, deep, flat, compiled)
+        work = compiled.work_of("segwright_convolve_work", shape)
+        compiled.call(
+            "segwright_convolve", out.numel(), shape, *first, *second, points, ordered(bias), out, records, work=work
+        )  # fmt: skip
+        sums = records[..., : len(weight)] if with_records else out
+        if compiled is floats or bool(torch.isfinite(sums.sum())):
+            break  # else something was too large for a half
     return out, records
 
 
