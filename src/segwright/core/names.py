@@ -1,0 +1,147 @@
+"""Names that come from files and become names of files: which are allowed, and where the files may lie."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Final
+
+from pydantic import AfterValidator
+
+from segwright.core.errors import SegwrightError, WorkspaceError
+from segwright.core.text import printable
+
+LONGEST_NAME: Final = 200
+"""Of a name in bytes; file systems take 255, and endings, labels and the mark of a temporary file are added to it."""
+LONGEST_FILE_NAME: Final = 240
+"""Of a file name made of such names, in bytes; 14 more are the mark of a temporary file."""
+NAME_REMEDY: Final = "use a plain name without path separators, of at most 200 bytes, as 'patient_01'"
+
+_SHOWN: Final = 60
+"""Characters of a name that a message shows."""
+
+
+def name_problem(name: str, *, longest: int = LONGEST_NAME) -> str:
+    """Return what keeps a text from being the name of a file in one folder; empty where nothing does.
+
+    >>> name_problem("../x"), name_problem("patient_01")
+    ("holds the path separator '/'", '')
+    """
+    if not name:
+        return "is empty"
+    if name.strip(".") == "" and len(name) < 3:
+        return "is the name of a folder"
+    for separator in "/\\":
+        if separator in name:
+            return f"holds the path separator '{separator}'"
+    if not name.isprintable() and any(ord(char) < 32 or 127 <= ord(char) < 160 for char in name):
+        return "holds a control character"
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        return "is no UTF-8 text"
+    if name.startswith("."):
+        return "starts with a dot, as hidden and temporary files do"
+    return f"has {size} bytes, more than {longest}" if size > longest else ""
+
+
+def require_name(name: str, what: str, *, error: type[SegwrightError] = SegwrightError) -> str:
+    """Return a name after checking that it can be that of a file.
+
+    Args:
+        name: from a file or a command line.
+        what: it names, for the message: "case id".
+        error: is raised where it cannot.
+    """
+    wrong = name_problem(name)
+    if wrong:
+        raise error(f"{what} {shown_name(name)} {wrong}; {NAME_REMEDY}")
+    return name
+
+
+def shown_name(name: str) -> str:
+    """Return a name for a message, in quotes, cut where it is long."""
+    text = printable(name)
+    return f"'{text if len(text) <= _SHOWN else f'{text[:_SHOWN]}...'}'"
+
+
+def require_ending(ending: str) -> str:
+    """Return a file ending after checking that it begins with a dot and is part of a name alone.
+
+    Raises:
+        SegwrightError: it is none.
+    """
+    wrong = name_problem(f"x{ending}") if ending.startswith(".") else "has no dot in front"
+    if wrong or ending.strip(".") == "":
+        found = wrong or "has no letters"
+        raise SegwrightError(f"is {shown_name(ending)}, which {found}; expected an ending with its dot, as '.nii.gz'")
+    return ending
+
+
+def require_text_path(path: Path) -> Path:
+    """Return a path after checking that it can be handed to the libraries that read and write images.
+
+    Those take UTF-8 and end the process, or fail in words of their own, where Python cannot encode a path.
+
+    Raises:
+        WorkspaceError: it cannot; what to do about it is named.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise WorkspaceError(f"{printable(path)}: {ENCODING_PROBLEM}; {encoding_remedy(path)}") from error
+    return path
+
+
+ENCODING_PROBLEM: Final = "this name is no UTF-8 text"
+
+
+def encoding_remedy(path: Path | str) -> str:
+    """Return what to do about a path that UTF-8 cannot encode: the locale may be wrong, or the name."""
+    try:
+        os.fsencode(path).decode()
+    except UnicodeError:
+        return "rename it with letters of ASCII or UTF-8"
+    return "the locale reads it as ASCII: set PYTHONUTF8=1 or LC_ALL=C.UTF-8"
+
+
+def below(folder: Path, *parts: str) -> Path:
+    """Return the path of `parts` below a folder, for everything that is written under a name from a file.
+
+    A link in the place of the file itself is replaced when the file is written (`documents.atomic_path`); one to
+    another folder would lead the file there, and is refused.
+
+    Args:
+        folder: the work or output folder, or one below it that this function returned.
+        parts: names of folders, then of the file; each is one name.
+
+    Raises:
+        WorkspaceError: a part is not the name of a file, or a link leads out of the folder.
+    """
+    for part in parts:
+        wrong = name_problem(part.removeprefix("."), longest=LONGEST_FILE_NAME)
+        if wrong:
+            raise WorkspaceError(f"{shown_name(part)} below {printable(folder)}: {wrong}; {NAME_REMEDY}")
+    path = folder.joinpath(*parts)
+    try:
+        root = folder.resolve()
+        place = path.resolve() if path.is_dir() else path.parent.resolve() / path.name
+    except (OSError, RuntimeError) as error:
+        raise WorkspaceError(f"{printable(path)}: cannot be followed ({error}); remove the link") from error
+    if not place.is_relative_to(root):
+        raise WorkspaceError(
+            f"{printable(path)}: leads out of {printable(folder)} to {printable(place)} through a link, and is not "
+            "written to; remove the link"
+        )
+    return path
+
+
+def _file_name(name: str) -> str:
+    wrong = name_problem(name)
+    if wrong:
+        raise ValueError(f"{shown_name(name)} {wrong}; {NAME_REMEDY}")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_file_name)]
+"""A field of a document whose value becomes the name of a file or folder."""

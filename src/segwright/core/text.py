@@ -1,0 +1,27 @@
+"""Text from files and names, made safe to show on a terminal, in a log and in an error."""
+
+from __future__ import annotations
+
+from typing import Final
+
+_JOINERS: Final = "\u200c\u200d"
+"""Invisible, but part of the spelling of Persian, of Indian languages and of emoji."""
+
+
+def printable(text: object) -> str:
+    r"""Return a text on one line in which nothing is hidden: every character that does not print becomes an escape.
+
+    That is control characters (ESC, newline), characters that change the direction of writing, line separators, and
+    the halves of characters that stand for the bytes of a file name that is no UTF-8.
+
+    >>> printable("a\nb\x1b[31m \udcfc")
+    'a\\nb\\x1b[31m \\udcfc'
+    """
+    whole = str(text)
+    if whole.isprintable():
+        return whole
+    return "".join(char if char.isprintable() or char in _JOINERS else _escape(char) for char in whole)
+
+
+def _escape(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")
