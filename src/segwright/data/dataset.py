@@ -94,6 +94,18 @@ class DatasetDescription(BaseModel):
             raise ValueError(f"label_pairs names {twice} twice, expected every label in one pair at most")
         return self
 
+    def meaning(self) -> dict[str, Any]:
+        """Return what a network depends on: channels in order and labels, as JSON; equal for equal tasks."""
+        labels = [[name, list(key) if isinstance(key, tuple) else key] for name, key in self.labels.items()]
+        if self.regions_class_order is None:  # heads are ordered by value then
+            labels.sort(key=lambda item: (str(item[1]), str(item[0])))
+        order = self.regions_class_order
+        return {
+            "channels": list(self.channel_names.values()),
+            "labels": labels,
+            "regions_class_order": None if order is None else list(order),
+        }
+
     def raw(self) -> dict[str, Any]:
         """Return the JSON document as it was read, for copies beside plans and models."""
         if self._document is not None:

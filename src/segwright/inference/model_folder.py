@@ -41,6 +41,8 @@ class CheckpointHeader(BaseModel):
     network: ArchitectureSpec
     mirror_axes: tuple[int, ...] | None = None
     swap_sides: bool = False
+    dataset_hash: str | None = None
+    """Of the channels and labels trained with, see `DatasetDescription.meaning`; None: the checkpoint does not say."""
 
 
 class CheckpointFormat(Protocol):
@@ -128,6 +130,7 @@ def load_predictor(
     _require_same(headers, chosen, model_folder)
     plan = Plan.load(model_folder / PLANS_JSON)
     description = load_description(model_folder / DATASET_JSON)
+    _require_dataset(headers, chosen, model_folder, description)
     labels = Labels.from_description(description)
     configuration = plan.configuration(headers[0].configuration)
     require_known(plan, configuration, trust_code=trust_code)
@@ -242,6 +245,18 @@ def _require_same(headers: Sequence[CheckpointHeader], folds: Sequence[str], mod
                 f"{header.mirror_axes}, fold {folds[0]} as '{headers[0].configuration}' with {headers[0].mirror_axes}; "
                 "predict with folds of one training set-up"
             )
+
+
+def _require_dataset(
+    headers: Sequence[CheckpointHeader], folds: Sequence[str], model_folder: Path, description: DatasetDescription
+) -> None:
+    here = content_hash(description.meaning())
+    others = [fold for fold, header in zip(folds, headers, strict=True) if header.dataset_hash not in (None, here)]
+    if others:
+        raise ModelError(
+            f"{model_folder / DATASET_JSON}: has other labels or channels than those that fold {', '.join(others)} was "
+            "trained with; put back the dataset.json of that training, or predict with other folds (--folds)"
+        )
 
 
 def require_axes(axes: Sequence[int] | None, configuration: Configuration, where: str) -> None:

@@ -144,6 +144,11 @@ class Assignment:
         resolved = self.configuration.model_dump(mode="json", by_alias=True)
         return content_hash({**document, "configurations": {self.configuration_name: resolved}})
 
+    @property
+    def dataset_hash(self) -> str:
+        """Tells this set of channels and labels from others; the rest of dataset.json doesn't count."""
+        return content_hash(self.dataset_json.meaning())
+
     def print_to_log_file(self, *parts: object, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
         """Write a line to `training.log` and, unless told otherwise, to the log of the program."""
         if self.ranks.is_first:
@@ -156,6 +161,7 @@ class Assignment:
             "dataset": self.plans.dataset_name,
             "plans": self.plans.plans_name,
             "plans_hash": self.plans_hash,
+            "dataset_hash": self.dataset_hash,
             "configuration": self.configuration_name,
             "fold": self.fold,
             "cases": {"train": len(self.split.train), "val": len(self.split.val)},

@@ -36,6 +36,7 @@ class CheckpointState(BaseModel):
     `epoch` is the next one to train, `step` counts all training steps, `elapsed_s` is training time in seconds.
     `epoch_step` and `epoch_losses` are of the steps of that epoch that are done already.
     `config_set` names the settings that were not left to defaults, plan or device.
+    `dataset_hash` is of the channels and labels of dataset.json; None in checkpoints of earlier versions.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -57,6 +58,7 @@ class CheckpointState(BaseModel):
     config: dict[str, Any]
     config_set: list[str]
     plans_hash: str
+    dataset_hash: str | None = None
     optimizer_file: str | None = None
     optimizer_values: dict[str, Any] = Field(default_factory=dict)
     scaler: dict[str, Any] | None = None

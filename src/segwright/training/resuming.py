@@ -31,6 +31,11 @@ CHANGEABLE: Final = (
 )
 """Settings that may differ after a resume: how long, how often; all others would make it another training."""
 
+_CHANGED: Final = {
+    "plans_hash": "the plan has changed since",
+    "dataset_hash": "labels or channels of dataset.json have changed since",
+}
+
 
 def snapshot(trainer: Trainer, optimizer_values: Mapping[str, Any]) -> CheckpointState:
     """Return where a trainer stands, apart from its tensors."""
@@ -51,6 +56,7 @@ def snapshot(trainer: Trainer, optimizer_values: Mapping[str, Any]) -> Checkpoin
         config=trainer.config.model_dump(mode="json"),
         config_set=sorted(trainer.config.model_fields_set),
         plans_hash=trainer.plans_hash,
+        dataset_hash=trainer.dataset_hash,
         optimizer_values=dict(optimizer_values),
         scaler=None if trainer.grad_scaler is None else trainer.grad_scaler.state_dict(),
     )
@@ -81,11 +87,9 @@ def require_same_training(state: CheckpointState, identity: Mapping[str, Any], p
         ModelError: what differs.
     """
     found = state.model_dump()
-    for key in ("trainer", "configuration", "fold", "plans_hash"):
-        if found[key] != identity[key]:
-            what = (
-                "the plan has changed since" if key == "plans_hash" else f"{key} is {found[key]}, not {identity[key]}"
-            )
+    for key in ("trainer", "configuration", "fold", "plans_hash", "dataset_hash"):
+        if found[key] is not None and found[key] != identity[key]:
+            what = _CHANGED.get(key, f"{key} is {found[key]}, not {identity[key]}")
             raise ModelError(f"{path}: {what}; resume what was begun, or remove the fold folder to start anew")
 
 

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from segwright.core.documents import content_hash
 from segwright.core.errors import ModelError
+from segwright.data.dataset import load_description
 from segwright.inference.model_folder import choose_folds, load_predictor
 
 MakeModel = Callable[..., Path]
@@ -107,3 +109,14 @@ def test_the_origin_tells_models_apart_but_not_places(make_model: MakeModel) -> 
     moved = folder.rename(folder.parent / "elsewhere")
     assert first != second
     assert load_predictor(moved, folds=[0], device="cpu").origin["model_hash"] == first
+
+
+def test_folds_trained_with_other_labels_than_dataset_json_are_refused(make_model: MakeModel) -> None:
+    folder = make_model(0, 1)
+    description = load_description(folder / "dataset.json")
+    for fold, hashed in ((0, content_hash(description.meaning())), (1, "of other labels")):
+        header = folder / f"fold_{fold}" / "checkpoint_final.json"
+        header.write_text(json.dumps({**json.loads(header.read_text()), "dataset_hash": hashed}))
+    with pytest.raises(ModelError, match=r"other labels or channels than those that fold 1 was trained with"):
+        load_predictor(folder, device="cpu")
+    assert len(load_predictor(folder, folds=[0], device="cpu").networks) == 1

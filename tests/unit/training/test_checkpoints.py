@@ -20,7 +20,7 @@ from segwright.training.resuming import require_same_training, resumed_config
 
 WEIGHTS = {"layer.weight": torch.arange(6.0).reshape(2, 3)}
 MOMENTUM = {"momentum_buffer/layer.weight": torch.full((2, 3), 0.1)}
-IDENTITY = {"trainer": "Trainer", "configuration": "3d", "fold": 0, "plans_hash": "abc"}
+IDENTITY = {"trainer": "Trainer", "configuration": "3d", "fold": 0, "plans_hash": "abc", "dataset_hash": "def"}
 
 
 def state(step: int = 5, config: TrainConfig | None = None, **values: Any) -> CheckpointState:
@@ -140,6 +140,12 @@ def test_weights_of_elsewhere_cannot_be_resumed(tmp_path: Path) -> None:
 def test_checkpoint_of_another_training_is_refused(key: str, value: str, words: str) -> None:
     with pytest.raises(ModelError, match=words):
         require_same_training(state(**{key: value}), IDENTITY, Path("c.safetensors"))
+
+
+def test_other_labels_are_refused_and_an_earlier_version_s_checkpoint_is_not() -> None:
+    require_same_training(state(dataset_hash=None), IDENTITY, Path("c"))
+    with pytest.raises(ModelError, match=r"labels or channels of dataset\.json have changed since"):
+        require_same_training(state(dataset_hash="other"), IDENTITY, Path("c"))
 
 
 def test_resumed_training_has_the_checkpoint_s_settings() -> None:
