@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from segwright.core.errors import ConfigError, ModelError, SegwrightError, nearest
+from segwright.core.errors import ConfigError, ModelError, ProblemReport, SegwrightError, nearest
 from segwright.data.plan import Plan
 from segwright.workspace import PLANS_JSON
 
@@ -84,6 +85,17 @@ def unpacked(place: Path) -> Iterator[Path]:
         try:
             extract(place, root)
             yield root
+        except ProblemReport as report:
+            raise ProblemReport(
+                [
+                    replace(
+                        problem,
+                        where=problem.where.replace(str(root), str(place)),
+                        what=problem.what.replace(str(root), str(place)),
+                    )
+                    for problem in report.problems
+                ]
+            ) from report
         except SegwrightError as error:
             error.args = (str(error).replace(str(root), str(place)),)
             raise

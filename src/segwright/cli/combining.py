@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from segwright.cli import options
-from segwright.cli.tables import number, print_json, print_table
+from segwright.cli.tables import number, print_json, print_line, print_table
 
 DatasetJson = Annotated[
     Path | None,
@@ -41,7 +41,7 @@ def determine_postprocessing(
     ]
     columns = ["largest component of", "Dice without", "Dice with", "accepted"]
     print_table(f"{found.cases} cases", columns, rows)
-    print(f"mean Dice {number(found.dice_before)} -> {number(found.dice_after)}")
+    print_line(f"mean Dice {number(found.dice_before)} -> {number(found.dice_after)}")
 
 
 def apply_postprocessing(
@@ -64,7 +64,7 @@ def apply_postprocessing(
     if as_json:
         print_json(files)
     else:
-        print(f"{len(files)} cases in {output}")
+        print_line(f"{len(files)} cases in {output}")
 
 
 def ensemble(
@@ -88,7 +88,7 @@ def ensemble(
     if as_json:
         print_json(files)
     else:
-        print(f"{len(files)} cases in {output}")
+        print_line(f"{len(files)} cases in {output}")
 
 
 def accumulate_crossval(
@@ -111,4 +111,4 @@ def accumulate_crossval(
         return
     rows = [[name, number(item.dice)] for name, item in result.named_means()]
     print_table(f"{len(result.scores.metric_per_case)} cases", ["class", "Dice"], rows)
-    print(f"written to {result.file.parent}")
+    print_line(f"written to {result.file.parent}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from segwright.cli import options
-from segwright.cli.tables import number, print_json, print_table
+from segwright.cli.tables import number, print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from segwright.report.results import Evaluation
@@ -70,7 +70,7 @@ def evaluate(
         print_json(result.to_json())
         return
     _print_means(result)
-    print(f"written to {result.file}")
+    print_line(f"written to {result.file}")
 
 
 def compare(
@@ -123,4 +123,4 @@ def _print_means(result: Evaluation) -> None:
     print_table(title, ["class", "Dice", "IoU", *shown, "voxels predicted", "voxels true"], rows)
     zero = ["Dice", "IoU", *(name for name in shown if name.startswith(("NSD", "Lesion", "PQ")))]
     infinite = "; distances left out" if "HD" in shown else ""
-    print(f"absent in truth and prediction: left out; in one of them: {', '.join(zero)} 0{infinite}")
+    print_line(f"absent in truth and prediction: left out; in one of them: {', '.join(zero)} 0{infinite}")

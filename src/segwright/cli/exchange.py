@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from segwright.cli import options
-from segwright.cli.tables import print_json
+from segwright.cli.tables import print_json, print_line
 
 
 def import_model(
@@ -24,7 +24,7 @@ def import_model(
         print_json({"models": models})
         return
     for model in models:
-        print(f"model: {model}")
+        print_line(f"model: {model}")
 
 
 def export_model(
@@ -43,4 +43,4 @@ def export_model(
     if as_json:
         print_json({"model": written})
     else:
-        print(f"written to {written}")
+        print_line(f"written to {written}")

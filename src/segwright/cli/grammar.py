@@ -21,6 +21,7 @@ from typer.main import get_command
 
 from segwright.cli.place import leave_if_one_of_several
 from segwright.core.errors import SegwrightError, nearest
+from segwright.core.text import printable
 
 EXIT_USER = 1
 """Bad input or bad usage: the user can mend it."""
@@ -136,7 +137,7 @@ def _guarded(command: Any, arguments: Sequence[str]) -> int:
     except typer.Exit as leaving:
         return leaving.exit_code
     except SegwrightError as error:
-        for line in str(error).splitlines():
+        for line in error.lines():
             _say(f"error: {line}")
         return error.exit_code
     except USAGE_ERROR as error:
@@ -181,4 +182,4 @@ def usage_message(error: Any) -> str:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    print(printable(line), file=sys.stderr)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
@@ -97,4 +99,12 @@ def settings(
 def main() -> None:
     """Run the program; leaves the process with one of the exit codes of `grammar`."""
     options.wait_briefly()
+    _print_any_name()
     app()
+
+
+def _print_any_name() -> None:
+    """Let a name that the terminal's encoding lacks appear as escapes, instead of failing after the work is done."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

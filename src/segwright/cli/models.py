@@ -12,7 +12,7 @@ from segwright.cli import options
 from segwright.cli.place import device_of, joined, place_here
 from segwright.cli.selecting import print_selection
 from segwright.cli.signals import heeding_signals
-from segwright.cli.tables import number, print_json, print_scores, print_table
+from segwright.cli.tables import number, print_json, print_line, print_scores, print_table
 
 DEMO_WORK = Path("segwright-demo")
 
@@ -83,7 +83,7 @@ def train(
         print_json(trained.to_json())
     elif place is None or place.rank == 0:
         print_scores(f"{config}, fold {fold}: Dice of held-out cases", {"Dice": trained.dice})
-        print(f"model: {trained.model}")
+        print_line(f"model: {trained.model}")
 
 
 def run(
@@ -133,13 +133,13 @@ def run(
     rows = {f"{item.configuration} fold {item.fold}": item.dice for item in report.folds}
     print_scores("Dice of held-out cases", rows)
     for model in report.models:
-        print(f"model: {model}")
+        print_line(f"model: {model}")
     if report.selection is not None:
         print_selection(report.selection)
     if report.page is not None:
-        print(f"report: {report.page}")
+        print_line(f"report: {report.page}")
     if not report.done:
-        print("nothing to do: everything is there already")
+        print_line("nothing to do: everything is there already")
 
 
 def demo(
@@ -162,10 +162,10 @@ def demo(
         return
     rows = [[name, number(dice)] for name, dice in [*result.per_label.items(), ("mean", result.mean_dice)]]
     print_table("Dice on cases it did not train on", ["structure", "Dice"], rows)
-    print(f"pictures (image, truth, prediction): {result.pictures[0].parent}")
+    print_line(f"pictures (image, truth, prediction): {result.pictures[0].parent}")
     for picture in result.pictures:
-        print(f"  {picture}")
-    print(f"model: {result.model}")
+        print_line(f"  {picture}")
+    print_line(f"model: {result.model}")
     if result.page is not None:
-        print(f"report: {result.page}")
-    print(f"{result.seconds:.0f} s in all")
+        print_line(f"report: {result.page}")
+    print_line(f"{result.seconds:.0f} s in all")

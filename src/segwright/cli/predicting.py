@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from segwright.cli import options
-from segwright.cli.tables import number, print_json, print_table
+from segwright.cli.tables import number, print_json, print_line, print_table
 
 
 def predict(
@@ -90,4 +90,4 @@ def predict(
         ],
     )
     kept = sum(record.kept for record in records)
-    print(f"{len(records)} cases in {output}" + (f", {kept} of them kept from before" if kept else ""))
+    print_line(f"{len(records)} cases in {output}" + (f", {kept} of them kept from before" if kept else ""))

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from segwright.cli import options
-from segwright.cli.tables import print_json
+from segwright.cli.tables import print_json, print_line
 
 
 def preview_augmentation(
@@ -42,4 +42,4 @@ def preview_augmentation(
         workers=workers,
         environment=options.environment(),
     )
-    print_json({"page": str(file)}) if as_json else print(f"page: {file}")
+    print_json({"page": str(file)}) if as_json else print_line(f"page: {file}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from segwright.cli import options
-from segwright.cli.tables import number, print_json, print_table
+from segwright.cli.tables import number, print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from segwright.report.results import SelectionReport
@@ -67,16 +67,16 @@ def print_selection(report: SelectionReport) -> None:
     if found.margin is not None:
         folds = f"fold{'s' if len(found.folds) > 1 else ''} {', '.join(map(str, found.folds))}"
         print_table(f"{found.cases} held-out cases of {folds}", ["model", "mean Dice", "95 % interval"], rows)
-        print(f"* is better by {found.margin:.4f} ({_between(found.margin_interval)})")
+        print_line(f"* is better by {found.margin:.4f} ({_between(found.margin_interval)})")
     kept = ", ".join(item.name for item in processing.decisions if item.accepted)
     if kept:
         change = f"{number(processing.dice_before)} -> {number(processing.dice_after)}"
-        print(f"post-processing keeps the largest component of {kept}: mean Dice {change}")
+        print_line(f"post-processing keeps the largest component of {kept}: mean Dice {change}")
     else:
-        print("no post-processing: keeping the largest component helps nowhere")
+        print_line("no post-processing: keeping the largest component helps nowhere")
     for line in _limits(report):
-        print(line)
-    print(f"predict with: segwright predict --model {report.model} -i IMAGES -o OUT")
+        print_line(line)
+    print_line(f"predict with: segwright predict --model {report.model} -i IMAGES -o OUT")
 
 
 def _limits(report: SelectionReport) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from segwright.cli import options
-from segwright.cli.tables import number, print_json, print_table
+from segwright.cli.tables import number, print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from segwright.data.fingerprint import Fingerprint
@@ -50,7 +50,7 @@ def report(
     if as_json:
         print_json({"report": str(file), "bytes": size})
     else:
-        print(f"report: {file} ({size / 1e6:.1f} MB)")
+        print_line(f"report: {file} ({size / 1e6:.1f} MB)")
 
 
 def show(
@@ -94,7 +94,8 @@ def _show_plan(plan: Plan) -> None:
     title = f"{plan.plans_name} for {plan.dataset_name}"
     print_table(title, ["configuration", "spacing", "median size", "patch", "batch", "network"], rows)
     for entry in decisions(plan):
-        print(f"{entry.configuration}, {entry.decision}: {shown(entry.value)}\n    {entry.because}")
+        print_line(f"{entry.configuration}, {entry.decision}: {shown(entry.value)}")
+        print_line(f"    {entry.because}")
 
 
 def _show_fingerprint(found: Fingerprint) -> None:
@@ -112,7 +113,7 @@ def _show_fingerprint(found: Fingerprint) -> None:
         for channel, item in found.foreground_intensity_properties_per_channel.items()
     ]
     print_table("Intensities inside the labels", ["channel", *names], rows)
-    print(f"cropping keeps {found.median_relative_size_after_cropping:.1%} of the median image")
+    print_line(f"cropping keeps {found.median_relative_size_after_cropping:.1%} of the median image")
 
 
 def _show_scores(table: ScoreTable) -> None:

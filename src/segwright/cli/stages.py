@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from segwright.cli import options
-from segwright.cli.tables import number, print_json, print_table
+from segwright.cli.tables import number, print_json, print_line, print_table
 
 
 def check(
@@ -28,13 +28,13 @@ def check(
         print_json(asdict(findings))
         raise typer.Exit(1 if findings.errors else 0)
     for problem in findings.errors:
-        print(f"error: {problem}")
+        print_line(f"error: {problem}")
     for problem in findings.warnings:
-        print(f"warning: {problem}")
+        print_line(f"warning: {problem}")
     if findings.errors:
-        print(f"{len(findings.errors)} error(s), {len(findings.warnings)} warning(s)")
+        print_line(f"{len(findings.errors)} error(s), {len(findings.warnings)} warning(s)")
         raise typer.Exit(1)
-    print(
+    print_line(
         f"ok: {dataset} is a usable dataset" + (f", {len(findings.warnings)} warning(s)" if findings.warnings else "")
     )
 
@@ -68,7 +68,7 @@ def fingerprint(
     ]
     print_table("Foreground intensities", ["channel", "mean", "std", "0.5 %", "median", "99.5 %"], rows)
     file = workspace.fingerprint_file(workspace.resolve_dataset(dataset).name)
-    print(f"{len(found.spacings)} cases; written to {file}")
+    print_line(f"{len(found.spacings)} cases; written to {file}")
 
 
 def plan(
@@ -139,7 +139,7 @@ def plan(
     print_table(made.plans_name, ["configuration", "spacing", "median size", "patch", "batch"], rows)
     if explain:
         print(api.explain(made))
-    print(f"written to {file}")
+    print_line(f"written to {file}")
 
 
 def preprocess(
@@ -165,7 +165,7 @@ def preprocess(
         print_json({name: {"done": report.done, "kept": report.skipped} for name, report in reports.items()})
         return
     for name, report in reports.items():
-        print(f"{name}: {len(report.done)} cases preprocessed, {len(report.skipped)} kept")
+        print_line(f"{name}: {len(report.done)} cases preprocessed, {len(report.skipped)} kept")
 
 
 def _sizes(values: tuple[float, ...]) -> str:

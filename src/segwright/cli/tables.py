@@ -7,23 +7,28 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from segwright.core.text import printable
+
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print one table; columns after the first are right-aligned (they hold numbers)."""
     from rich.box import SIMPLE_HEAD
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
+    columns, rows = [printable(name) for name in columns], [[printable(cell) for cell in row] for row in rows]
     console = Console(highlight=False)
     if not console.is_terminal:
-        needed = 4 + sum(3 + max(len(row[index]) for row in [columns, *rows]) for index in range(len(columns)))
+        needed = 4 + sum(3 + max(cell_len(row[index]) for row in [columns, *rows]) for index in range(len(columns)))
         console = Console(highlight=False, width=max(80, needed))
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        table.add_column(Text(column), justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row)
-    console.print(title, style="bold")  # a title of the table itself would wrap at its width
+        table.add_row(*map(Text, row))
+    console.print(Text(printable(title)), style="bold")  # a title of the table itself would wrap at its width
     console.print(table)
 
 
@@ -33,6 +38,11 @@ def print_scores(title: str, rows: Mapping[str, Mapping[str, float]]) -> None:
     print_table(
         title, ["", *measures], [[name, *(number(values[key]) for key in measures)] for name, values in rows.items()]
     )
+
+
+def print_line(text: str) -> None:
+    """Print one line, whatever the names in it hold."""
+    print(printable(text))
 
 
 def print_json(document: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from segwright.cli import options
-from segwright.cli.tables import print_json
+from segwright.cli.tables import print_json, print_line
 
 
 def move_plans(
@@ -39,4 +39,4 @@ def move_plans(
     if as_json:
         print_json({"plans": str(file), "dataset": moved.dataset_name, "name": moved.plans_name})
     else:
-        print(f"written to {file}")
+        print_line(f"written to {file}")

@@ -6,11 +6,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+from segwright.core.text import printable
+
 
 class SegwrightError(ValueError):
     """Something the user can mend; the command line prints it as one line and exits with 1."""
 
     exit_code = 1
+
+    def lines(self) -> tuple[str, ...]:
+        """Return the message as lines to print; a name in it that holds a newline makes no line of its own."""
+        return (printable(self),)
 
 
 class DatasetError(SegwrightError):
@@ -46,7 +52,7 @@ class Problem:
     remedy: str = ""
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}" + (f"; {self.remedy}" if self.remedy else "")
+        return printable(f"{self.where}: {self.what}" + (f"; {self.remedy}" if self.remedy else ""))
 
 
 class ProblemReport(DatasetError):
@@ -54,7 +60,11 @@ class ProblemReport(DatasetError):
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
-        super().__init__("\n".join(str(problem) for problem in self.problems))
+        super().__init__("\n".join(self.lines()))
+
+    def lines(self) -> tuple[str, ...]:
+        """Return one line for each problem."""
+        return tuple(str(problem) for problem in self.problems)
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

@@ -6,7 +6,10 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from copy import copy
 from typing import TypeVar
+
+from segwright.core.text import printable
 
 T = TypeVar("T")
 
@@ -19,7 +22,7 @@ def configure(verbosity: int = 0) -> None:
     """Send the log of this package to stderr; for the command line alone (a library never configures handlers)."""
     package = logging.getLogger("segwright")
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_PlainFormatter("%(message)s"))
     package.handlers[:] = [handler]
     package.setLevel({-1: logging.WARNING, 0: logging.INFO}.get(verbosity, logging.DEBUG))
     package.propagate = False
@@ -35,11 +38,24 @@ def progress(items: Iterable[T], *, title: str, total: int | None = None) -> Ite
         yield from _lines(items, title, total)
 
 
+class _PlainFormatter(logging.Formatter):
+    """Keeps a record on one line, whatever the names in it hold."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the message, escaped; a traceback that follows it keeps its lines."""
+        plain = copy(record)
+        plain.msg, plain.args = printable(record.getMessage()), None
+        return super().format(plain)
+
+
 def _bar(items: Iterable[T], title: str, total: int | None) -> Iterator[T]:
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import track
 
-    yield from track(items, description=title, total=total, console=Console(stderr=True), transient=True)
+    yield from track(
+        items, description=escape(printable(title)), total=total, console=Console(stderr=True), transient=True
+    )
 
 
 def _lines(items: Iterable[T], title: str, total: int | None) -> Iterator[T]:

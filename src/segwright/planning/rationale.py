@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from segwright.core.errors import PlanError
+from segwright.core.text import printable
 from segwright.data.plan import Plan
 
 EVERYWHERE = "all"
@@ -64,7 +65,7 @@ def explain(plan: Plan) -> str:
         return f"plans '{plan.plans_name}' carry no reasons: they were not made by segwright"
     names = dict.fromkeys(entry.configuration for entry in recorded)
     blocks = [_block(name, [entry for entry in recorded if entry.configuration == name]) for name in names]
-    return "\n\n".join([f"{plan.plans_name} for {plan.dataset_name}", *blocks])
+    return "\n\n".join([printable(f"{plan.plans_name} for {plan.dataset_name}"), *blocks])
 
 
 def numbers(values: Iterable[float]) -> str:
@@ -89,5 +90,7 @@ def shown(value: Any) -> str:
 
 def _block(name: str, entries: list[Decision]) -> str:
     title = "the whole plan" if name == EVERYWHERE else name
-    lines = [f"{_INDENT}{entry.decision}: {shown(entry.value)}\n{_INDENT * 2}{entry.because}" for entry in entries]
-    return "\n".join([f"{title}:", *lines])
+    lines = [f"{title}:"]
+    for entry in entries:
+        lines += [f"{_INDENT}{entry.decision}: {shown(entry.value)}", f"{_INDENT * 2}{entry.because}"]
+    return "\n".join(map(printable, lines))
