@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test lint format bench clean
+.PHONY: setup demo test fuzz lint format bench clean
 
 setup: $(READY)
 
@@ -29,6 +29,10 @@ format: setup
 
 test: lint
 	$(BIN)/pytest
+
+# three minutes over all readers of files; the seed is printed, and what repeats each finding
+fuzz: setup
+	$(BIN)/python -m tests.fuzz run --seconds 180
 
 bench: setup
 	$(BIN)/python -m benchmarks all

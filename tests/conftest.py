@@ -7,6 +7,11 @@ from collections.abc import Iterable
 import pytest
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz-count", type=int, default=200, help="damaged files that each reader of files gets")
+    parser.addoption("--fuzz-seed", type=int, default=0, help="decides how they are damaged")
+
+
 def pytest_collection_modifyitems(items: Iterable[pytest.Item]) -> None:
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ from uuid import uuid4
 from pydantic import BaseModel, ValidationError
 
 from segwright.core.errors import SegwrightError, WorkspaceError
+from segwright.core.json_text import MOST_BYTES, parse_json
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -127,21 +129,38 @@ def write_json(path: Path, document: object, *, indent: int = 2, sort_keys: bool
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON document.
+    """Read a JSON document within the bounds of `json_text`.
 
     Raises:
-        SegwrightError: the file is missing, unreadable or not JSON; the line is named.
+        SegwrightError: the file is missing, unreadable, not UTF-8 or not JSON; the line is named.
+    """
+    return parse_json(read_bytes(path, most=MOST_BYTES), where=str(path))
+
+
+def read_bytes(path: Path, *, most: int) -> bytes:
+    """Read a whole file of `most` bytes at the most.
+
+    Raises:
+        SegwrightError: it is missing, no regular file, unreadable or too large.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        status = path.stat()
+        if refusal := _refusal(status, most):
+            raise SegwrightError(f"{path}: {refusal}")
+        return path.read_bytes()
     except FileNotFoundError as error:
         raise SegwrightError(f"{path}: no such file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise SegwrightError(f"{path}: cannot be read ({error})") from error
-    except json.JSONDecodeError as error:
-        raise SegwrightError(
-            f"{path}: not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}"
-        ) from error
+    except OSError as error:
+        raise SegwrightError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _refusal(status: os.stat_result, most: int) -> str:
+    """Return why a file is not read; empty if it is."""
+    if stat.S_ISDIR(status.st_mode):
+        return "is a folder, expected a file"
+    if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device may never end
+        return "is a pipe or a device, expected a file"
+    return f"has {status.st_size / 2**20:.0f} MiB, at most {most / 2**20:.0f} are read" if status.st_size > most else ""
 
 
 def parse_document(model: type[M], path: Path) -> M:

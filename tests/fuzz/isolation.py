@@ -1,0 +1,192 @@
+"""Feed damaged files to a reader in a child process, and report every way to end that is not an error of ours.
+
+A target says how good files are made, how they are damaged and what reads them. Input number `index` of a target
+depends on the seed alone, so that a finding is repeated with `python -m tests.fuzz show TARGET --seed S --index N`.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+from tests.fuzz.mutation import Mutator, mutate_bytes
+
+TIME_LIMIT_S = 10.0
+START_LIMIT_S = 120.0
+MOST_FINDINGS = 20
+MEMORY_LIMIT = 2**30
+"""Bytes above what the child has when its good files are read."""
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A reader of files.
+
+    Attributes:
+        make: writes good files into an empty folder and returns those that are damaged, one at a time.
+        read: reads the file at a path; the others lie good beside it.
+        mutate: damages the content of a file.
+    """
+
+    make: Callable[[Path], Sequence[Path]]
+    read: Callable[[Path], object]
+    mutate: Mutator = mutate_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """An input that did not end in a value or an error of ours."""
+
+    target: str
+    seed: int
+    index: int
+    kind: str
+    """foreign, memory, signal, hang or start."""
+    text: str
+
+    def __str__(self) -> str:
+        again = f"python -m tests.fuzz show {self.target} --seed {self.seed} --index {self.index}"
+        return f"{self.target}: {self.kind}: {self.text}\n  again: {again}"
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a run found: inputs that were tried, those refused with an error of ours, and the findings."""
+
+    tried: int = 0
+    refused: int = 0
+    findings: list[Finding] = field(default_factory=list)
+
+
+def generator(target: str, seed: int, index: int) -> Random:
+    """Return the source of randomness of one input."""
+    return Random(f"{target}:{seed}:{index}")
+
+
+def fuzz(
+    target: str,
+    *,
+    count: int,
+    seed: int,
+    first: int = 0,
+    seconds: float | None = None,
+    time_limit: float = TIME_LIMIT_S,
+) -> Outcome:
+    """Try `count` damaged files on a target, given as "module:name" of an entry of the module's TARGETS.
+
+    Args:
+        target: the reader.
+        count: of inputs.
+        seed: decides what the inputs are.
+        first: number of the first input.
+        seconds: ends the run early, as `MOST_FINDINGS` do.
+        time_limit: seconds that an input may take.
+    """
+    outcome, last = Outcome(), first + count
+    deadline = None if seconds is None else time.monotonic() + seconds
+    while first < last and not _is_over(outcome, deadline):
+        first = _run_child(target, seed, range(first, last), outcome, deadline, time_limit)
+    return outcome
+
+
+def _is_over(outcome: Outcome, deadline: float | None) -> bool:
+    late = deadline is not None and time.monotonic() > deadline
+    return late or len(outcome.findings) >= MOST_FINDINGS
+
+
+def _run_child(
+    target: str, seed: int, indices: range, outcome: Outcome, deadline: float | None, time_limit: float
+) -> int:
+    """Run inputs in one child until it ends, dies or hangs; return the number of the next input."""
+    receive, send = os.pipe()
+    with tempfile.TemporaryFile() as log:
+        child = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "tests.fuzz.child",
+                target,
+                str(seed),
+                str(indices.start),
+                str(indices.stop),
+                str(send),
+            ],
+            pass_fds=(send,),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]), **_ENVIRONMENT},
+        )
+        os.close(send)
+        running, pending, finished = -1, b"", False
+        try:
+            while True:
+                limit = time_limit if running >= 0 else START_LIMIT_S
+                ready, _, _ = select.select([receive], [], [], limit)
+                if not ready:
+                    child.send_signal(signal.SIGABRT)  # faulthandler writes where it is
+                    _add(outcome, target, seed, running, "hang", f"no answer for {limit:.0f} s\n{_tail(log, child)}")
+                    return max(running, indices.start) + 1
+                block = os.read(receive, 1 << 16)
+                if not block:
+                    break
+                *lines, pending = (pending + block).split(b"\n")
+                for line in lines:
+                    running, finished = _take(line.decode(), outcome, target, seed, running, finished)
+                if _is_over(outcome, deadline):
+                    return indices.stop
+        finally:
+            os.close(receive)
+            if not finished:
+                child.kill()
+            child.wait()
+        if finished:
+            return indices.stop
+        kind = "signal" if child.returncode < 0 else "start"
+        name = signal.Signals(-child.returncode).name if child.returncode < 0 else f"exit {child.returncode}"
+        _add(outcome, target, seed, running, kind, f"{name}\n{_tail(log, child)}")
+        return max(running, indices.start) + 1 if kind == "signal" and running >= 0 else indices.stop
+
+
+def _take(line: str, outcome: Outcome, target: str, seed: int, running: int, finished: bool) -> tuple[int, bool]:
+    """Note one message of the child; return the number of the input that runs, and whether all are done."""
+    word, _, rest = line.partition(" ")
+    if word == "begin":
+        return int(rest), finished
+    if word == "end":
+        outcome.tried += 1
+        outcome.refused += rest == "refused"
+        return running, finished
+    if word == "finding":
+        kind, _, text = rest.partition(" ")
+        _add(outcome, target, seed, running, kind, text.replace("\\n", "\n"))
+    return running, finished or word == "finished"
+
+
+def _add(outcome: Outcome, target: str, seed: int, index: int, kind: str, text: str) -> None:
+    outcome.findings.append(Finding(target, seed, index, kind, text))
+
+
+def _tail(log: object, child: subprocess.Popen[bytes]) -> str:
+    try:
+        child.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+    log.seek(0)  # type: ignore[attr-defined]
+    return str(log.read()[-3000:].decode(errors="replace"))  # type: ignore[attr-defined]
+
+
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1"}
+"""Threads reserve address space, which is what the memory limit of the child counts."""
