@@ -36,7 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
             left = (start + arguments.seconds - time.monotonic()) / (len(targets) - place)
         outcome = fuzz(name, count=count, seed=seed, first=arguments.first, seconds=left)
         print(
-            f"{name}: {outcome.tried} inputs, {outcome.refused} refused, {len(outcome.findings)} findings", flush=True
+            f"{name}: {outcome.tried} inputs, {outcome.refused} refused, {len(outcome.findings)} findings (repeated {outcome.repeats} times)",
+            flush=True,
         )
         for finding in outcome.findings:
             print(finding, flush=True)

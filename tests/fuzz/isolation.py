@@ -7,6 +7,7 @@ depends on the seed alone, so that a finding is repeated with `python -m tests.f
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from tests.fuzz.mutation import Mutator, mutate_bytes
 TIME_LIMIT_S = 10.0
 START_LIMIT_S = 120.0
 MOST_FINDINGS = 20
+MOST_REPEATS = 2000
 MEMORY_LIMIT = 2**30
 """Bytes above what the child has when its good files are read."""
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,6 +56,15 @@ class Finding:
     """foreign, memory, signal, hang or start."""
     text: str
 
+    @property
+    def cause(self) -> tuple[str, ...]:
+        """What findings of one cause share: how they ended, the innermost place in code, the kind of error."""
+        places = re.findall(
+            r'^  File "[^"]+", line \d+ in .*|^  File "[^"]+", line \d+, in .*', self.text, re.MULTILINE
+        )
+        inner = places[:1] if self.kind in {"signal", "hang"} else places[-1:]
+        return self.kind, *inner, (self.text.splitlines() or [""])[-1 if inner else 0].partition(":")[0]
+
     def __str__(self) -> str:
         again = f"python -m tests.fuzz show {self.target} --seed {self.seed} --index {self.index}"
         return f"{self.target}: {self.kind}: {self.text}\n  again: {again}"
@@ -61,11 +72,19 @@ class Finding:
 
 @dataclass(slots=True)
 class Outcome:
-    """What a run found: inputs that were tried, those refused with an error of ours, and the findings."""
+    """What a run found: inputs that were tried, those refused with an error of ours, and one finding of each cause."""
 
     tried: int = 0
     refused: int = 0
     findings: list[Finding] = field(default_factory=list)
+    repeats: int = 0
+
+    def add(self, finding: Finding) -> None:
+        """Keep a finding of a new cause; count the others."""
+        if finding.cause in {other.cause for other in self.findings}:
+            self.repeats += 1
+        else:
+            self.findings.append(finding)
 
 
 def generator(target: str, seed: int, index: int) -> Random:
@@ -101,7 +120,7 @@ def fuzz(
 
 def _is_over(outcome: Outcome, deadline: float | None) -> bool:
     late = deadline is not None and time.monotonic() > deadline
-    return late or len(outcome.findings) >= MOST_FINDINGS
+    return late or len(outcome.findings) >= MOST_FINDINGS or outcome.repeats >= MOST_REPEATS
 
 
 def _run_child(
@@ -136,7 +155,9 @@ def _run_child(
                 ready, _, _ = select.select([receive], [], [], limit)
                 if not ready:
                     child.send_signal(signal.SIGABRT)  # faulthandler writes where it is
-                    _add(outcome, target, seed, running, "hang", f"no answer for {limit:.0f} s\n{_tail(log, child)}")
+                    outcome.add(
+                        Finding(target, seed, running, "hang", f"no answer for {limit:.0f} s\n{_tail(log, child)}")
+                    )
                     return max(running, indices.start) + 1
                 block = os.read(receive, 1 << 16)
                 if not block:
@@ -155,7 +176,7 @@ def _run_child(
             return indices.stop
         kind = "signal" if child.returncode < 0 else "start"
         name = signal.Signals(-child.returncode).name if child.returncode < 0 else f"exit {child.returncode}"
-        _add(outcome, target, seed, running, kind, f"{name}\n{_tail(log, child)}")
+        outcome.add(Finding(target, seed, running, kind, f"{name}\n{_tail(log, child)}"))
         return max(running, indices.start) + 1 if kind == "signal" and running >= 0 else indices.stop
 
 
@@ -170,12 +191,8 @@ def _take(line: str, outcome: Outcome, target: str, seed: int, running: int, fin
         return running, finished
     if word == "finding":
         kind, _, text = rest.partition(" ")
-        _add(outcome, target, seed, running, kind, text.replace("\\n", "\n"))
+        outcome.add(Finding(target, seed, running, kind, text.replace("\\n", "\n")))
     return running, finished or word == "finished"
-
-
-def _add(outcome: Outcome, target: str, seed: int, index: int, kind: str, text: str) -> None:
-    outcome.findings.append(Finding(target, seed, index, kind, text))
 
 
 def _tail(log: object, child: subprocess.Popen[bytes]) -> str:

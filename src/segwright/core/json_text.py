@@ -8,6 +8,7 @@ import re
 from typing import Any, Final
 
 from segwright.core.errors import SegwrightError
+from segwright.core.text import printable
 
 MOST_BYTES: Final = 512 * 2**20
 MOST_MEMORY: Final = 2**30
@@ -103,7 +104,7 @@ def _integer(digits: str) -> int:
 
 
 def _quoted(text: str) -> str:
-    return ascii(text if len(text) <= 80 else text[:80] + "...")
+    return f"'{printable(text if len(text) <= 80 else text[:80] + '...')}'"
 
 
 def _decode(data: bytes, where: str) -> str:
@@ -175,7 +176,9 @@ def _find_half_character(document: Any) -> str | None:
 
 def _explain(text: str, error: json.JSONDecodeError) -> tuple[int, str]:
     """Return the place of an error, which differs between versions of Python, and what is wrong there."""
-    at = error.pos + len(text[error.pos :]) - len(text[error.pos :].lstrip())
+    at = error.pos
+    if error.msg.startswith(("Expecting", "Illegal")):  # there is white space before what was found instead
+        at += len(text[at:]) - len(text[at:].lstrip())
     rest = text[at : at + 80]
     comma = at if rest.startswith(",") else len(text[:at].rstrip()) - 1
     if text[comma : comma + 1] == "," and text[comma + 1 :].lstrip()[:1] in ("}", "]"):
