@@ -32,7 +32,7 @@ from segwright.data.images import (
     read_images,
     read_label,
 )
-from segwright.data.labels import Labels, gap_problem
+from segwright.data.labels import Labels, distinct_values, gap_problem
 
 SPLITS_JSON = "splits_final.json"
 
@@ -40,7 +40,6 @@ Visitor = Callable[[Case, Volume, Volume], None]
 """Takes a case, its images (C, *S) and its label (1, *S)."""
 
 _ONE_GRID = "resample or re-export the files so that all files of a case share one grid"
-_LARGEST_COUNTED = 65535
 _SHOWN_VALUES = 8
 
 
@@ -253,47 +252,31 @@ def _check_voxels(case: Case, reader: str, labels: Labels, unreadable: frozenset
     except SegwrightError as error:
         log.error(case.label, str(error).removeprefix(f"{case.label}: "), "replace the file or remove its case")
         return log
-    if _check_finite(case.label, label.array, log):
-        _check_values(case.label, label.array, labels, log)
+    _check_values(case.label, label.array, labels, log)
     if visit is not None and not log.errors:
         images = volumes[0].array if len(volumes) == 1 else np.concatenate([volume.array for volume in volumes])
         visit(case, replace(volumes[0], array=images), label)
     return log
 
 
-def _check_finite(file: Path, array: npt.NDArray[np.float32], log: _Log) -> bool:
+def _check_finite(file: Path, array: npt.NDArray[np.float32], log: _Log) -> None:
     # One infinite or missing value makes the sum so, without an array of flags; only then are they counted.
     if np.isfinite(array.sum(dtype=np.float64)):
-        return True
+        return
     bad = int(np.count_nonzero(~np.isfinite(array)))
     log.error(file, f"{bad} voxels are NaN or infinite", "replace them by a number")
-    return False
 
 
 def _check_values(file: Path, label: npt.NDArray[np.float32], labels: Labels, log: _Log) -> None:
-    expected = {*labels.all_labels, *([] if labels.ignore_label is None else [labels.ignore_label])}
-    found = _distinct(label)
-    log.present |= {int(value) for value in found}
-    unexpected = [value for value in found if value not in expected]
+    found = distinct_values(label)
+    log.present.update(found)
+    unexpected = labels.undeclared(found)
     if unexpected:
-        shown = ", ".join(f"{value:g}" for value in unexpected[:_SHOWN_VALUES])
+        shown = ", ".join(map(str, unexpected[:_SHOWN_VALUES]))
         more = ", ..." if len(unexpected) > _SHOWN_VALUES else ""
-        declared = ", ".join(str(value) for value in sorted(expected))
+        declared = ", ".join(map(str, labels.declared_values))
         log.error(
             file, f"unexpected label value {shown}{more}, dataset.json declares {declared}", "mend either of them"
         )
-    elif found == [0.0]:
+    elif found == (0,):
         log.warn(file, "only background", "is that right?")
-
-
-def _distinct(label: npt.NDArray[np.float32]) -> list[float]:
-    """Return the distinct values ascending; whole numbers are counted slice by slice, far faster than sorting."""
-    whole = np.zeros(_LARGEST_COUNTED + 1, dtype=bool)
-    if label.min() < 0 or label.max() > _LARGEST_COUNTED:
-        return [float(value) for value in np.unique(label)]
-    for plane in label[0]:
-        numbers = plane.astype(np.uint16)
-        if not np.array_equal(numbers, plane):
-            return [float(value) for value in np.unique(label)]
-        whole[numbers] = True
-    return [float(value) for value in np.flatnonzero(whole)]

@@ -27,7 +27,7 @@ from segwright.data.formats import (
     is_nifti,
     nonfinite_in_nifti,
 )
-from segwright.data.labels import LARGEST_UINT8_LABEL
+from segwright.data.labels import LARGEST_UINT8_LABEL, whole_values
 
 logger = getLogger(__name__)
 
@@ -131,16 +131,18 @@ def read_images(files: Sequence[Path], reader: str) -> Volume:
 
 
 def read_label(file: Path, reader: str) -> Volume:
-    """Read one label map as float32 (1, *S).
+    """Read one label map as float32 (1, *S) of whole numbers.
 
     Raises:
-        ImageError: the file is missing, unreadable or has more than one channel.
+        ImageError: the file is missing, unreadable, has more than one channel or values that are no whole numbers.
     """
     with _naming(file, "read"):
         header, array = _reader(reader).read(file, is_label=True)
     if len(array) != 1:
         raise ImageError(f"{file}: has {len(array)} channels, a label map has one whole number per voxel")
-    return _volume(header, array, reader)
+    if bad := hidden_nonfinite(file, reader):
+        raise ImageError(f"{file}: {bad} voxels are NaN or infinite, expected a whole number for each; replace them")
+    return _volume(header, whole_values(array, file), reader)
 
 
 def write_labels(labels: npt.NDArray[Any], path: Path, properties: Mapping[str, Any], reader: str) -> None:

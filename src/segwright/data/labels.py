@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice, pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import scipy
 
-from segwright.core.errors import DatasetError
+from segwright.core.errors import DatasetError, ImageError
 
 ClassKey = int | tuple[int, ...]
 """One label value, or the values that make up a region."""
@@ -23,6 +24,15 @@ OUTSIDE = -1
 REGION_THRESHOLD = 0.5
 LARGEST_UINT8_LABEL = 254
 """nnU-Net 2.8.1 behaviour, spec A 2.1: a maximum of 255 is already written as uint16."""
+
+ROUNDING = 1e-3
+"""A value this close to a whole number means it; programs that scale or compress label maps leave such errors."""
+LARGEST_VALUE = 2**24
+"""Up to here float32, in which label maps are read, holds every whole number."""
+
+_BLOCK = 1 << 16
+"""Voxels that are compared at once, in the processor's cache."""
+_SHOWN_VALUES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +125,15 @@ class Labels:
         """Return what is scored: regions or labels, without background."""
         regions = self.regions
         return self.foreground_labels if regions is None else regions
+
+    @property
+    def declared_values(self) -> tuple[int, ...]:
+        """Every value that a label map may hold: those of labels, background and ignore, ascending."""
+        return tuple(sorted({value for key in self.declared.values() for value in _values(key)}))
+
+    def undeclared(self, found: Iterable[int]) -> tuple[int, ...]:
+        """Return those of the values found in a label map that the dataset doesn't declare, ascending."""
+        return tuple(sorted({int(value) for value in found} - set(self.declared_values)))
 
     def class_name(self, key: ClassKey) -> str:
         """Return the name under which a label or region was declared."""
@@ -221,7 +240,8 @@ def label_problems(declared: Mapping[str, ClassKey], regions_class_order: tuple[
 def gap_problem(declared: Mapping[str, ClassKey]) -> str | None:
     """Return what is wrong where the values, the ignore label included, do not count up from 0 without a gap."""
     values = sorted({value for key in declared.values() for value in _values(key)})
-    missing = sorted(set(range(max(values, default=0) + 1)) - set(values))
+    gaps = (range(low + 1, high) for low, high in pairwise([-1, *values]))
+    missing = list(islice(chain.from_iterable(gaps), _SHOWN_VALUES + 1))  # a value may be in the millions
     if not missing:
         return None
     return f"values {_listed(values)} are not consecutive, {_listed(missing)} missing; renumber the labels without gaps"
@@ -257,11 +277,68 @@ def _as_key(value: Any) -> ClassKey:
     return int(value) if isinstance(value, int) else tuple(int(part) for part in value)
 
 
-def _listed(values: list[int], limit: int = 8) -> str:
-    shown = ", ".join(str(value) for value in values[:limit])
-    return shown + (", ..." if len(values) > limit else "")
+def _listed(values: Sequence[object]) -> str:
+    shown = ", ".join(str(value) for value in values[:_SHOWN_VALUES])
+    return shown + (", ..." if len(values) > _SHOWN_VALUES else "")
 
 
 def one_hot(maps: npt.NDArray[Any], foreground: Sequence[int]) -> npt.NDArray[np.float32]:
     """Return the channels (len(foreground), *S) of a label map (1, *S); other values, -1 too, are in none of them."""
     return np.stack([maps[0] == label for label in foreground]).astype(np.float32)
+
+
+def whole_values(array: npt.NDArray[np.floating[Any]], file: object) -> npt.NDArray[np.floating[Any]]:
+    """Return a label map (any shape) whose values are the whole numbers that they mean, up to `ROUNDING` away.
+
+    An array of whole numbers, as nearly all are, is returned itself.
+
+    Args:
+        array: as it was read.
+        file: is named in the error.
+
+    Raises:
+        ImageError: values are no whole numbers, or too large to be labels.
+    """
+    flat = array.reshape(-1)
+    rounded: npt.NDArray[np.floating[Any]] | None = None
+    for start in range(0, flat.size, _BLOCK):
+        block = flat[start : start + _BLOCK]
+        whole = np.rint(block)
+        if not np.array_equal(whole, block):
+            if not np.isfinite(block).all() or np.abs(block - whole).max() > ROUNDING:
+                raise ImageError(f"{file}: {_fractions(flat)}")
+            if rounded is None:
+                rounded = flat.copy()
+            rounded[start : start + _BLOCK] = whole
+    if flat.size and max(-flat.min(), flat.max()) > LARGEST_VALUE:
+        raise ImageError(f"{file}: {_fractions(flat)}")
+    return array if rounded is None else rounded.reshape(array.shape)
+
+
+def distinct_values(array: npt.NDArray[Any]) -> tuple[int, ...]:
+    """Return the distinct values of a label map of whole numbers, ascending; in little memory, whatever they are."""
+    found: set[int] = set()
+    flat = array.reshape(-1)
+    for start in range(0, flat.size, _BLOCK):
+        block = flat[start : start + _BLOCK]
+        low, high = int(block.min()), int(block.max())
+        if low != high and high - low < _BLOCK:  # counting is many times as fast as sorting
+            found.update((np.flatnonzero(np.bincount((block - low).astype(np.int64))) + low).tolist())
+        else:
+            found.update(int(value) for value in ((low,) if low == high else np.unique(block)))
+    return tuple(sorted(found))
+
+
+def _fractions(flat: npt.NDArray[np.floating[Any]]) -> str:
+    """Say what is wrong with the values (n,) of a label map."""
+    bad = int(np.count_nonzero(~np.isfinite(flat)))
+    if bad:
+        return f"{bad} voxels are NaN or infinite, expected a whole number for each; replace them"
+    values = np.unique(flat[(np.abs(flat - np.rint(flat)) > ROUNDING) | (np.abs(flat) > LARGEST_VALUE)])
+    shown = _listed([np.format_float_positional(value, trim="-") for value in values[: _SHOWN_VALUES + 1]])
+    if np.abs(values).max() > LARGEST_VALUE:
+        return f"unexpected label value {shown}, expected whole numbers up to {LARGEST_VALUE}"
+    return (
+        f"unexpected label value {shown}, expected whole numbers; threshold probabilities first, and resample label "
+        "maps with nearest neighbours"
+    )

@@ -389,7 +389,7 @@ def _warn(scored: Sequence[_Scored], known: Collection[int] | None) -> None:
 def _read_labels(file: Path, reader: str) -> tuple[npt.NDArray[np.int32], tuple[float, float, float]]:
     """Return a label map (*S) and its spacing; what was read is let go."""
     volume = read_label(file, reader)
-    return np.rint(volume.array[0]).astype(np.int32), volume.spacing
+    return volume.array[0].astype(np.int32), volume.spacing
 
 
 def _mean(values: Sequence[float], *, skip_nan: bool) -> float:

@@ -165,7 +165,7 @@ def process_folder(
 
     def process(file: Path) -> Path:
         volume = read_label(file, reader)
-        label_map = np.rint(volume.array[0]).astype(np.uint16)
+        label_map = volume.array[0].astype(np.uint16)
         write_labels(processing(label_map), target / file.name, volume.properties, reader)
         return target / file.name
 

@@ -140,7 +140,7 @@ def _predict_case(
             planes = predictor.planes(image, spread=True)
             found[name] = store_probabilities(predictor, prepared, planes, Path(scratch), name)
             properties[name] = stored.provenance.properties
-        truth = np.rint(read_label(reference, reader).array[0]).astype(np.int32)
+        truth = read_label(reference, reader).array[0].astype(np.int32)
         for pair, file in files.items():
             labels, arrays = predictors[pair[0]].labels, [found[name].array for name in pair]
             Observed(

@@ -139,6 +139,13 @@ def test_label_with_fractions_is_an_error(folder: Path) -> None:
     assert "unexpected label value 0.5" in errors(check(folder))
 
 
+def test_rounding_errors_of_labels_are_accepted(folder: Path) -> None:
+    path = folder / "labelsTr" / "case_01.nii.gz"
+    rewrite(path, array=voxels(path) * np.float32(0.9999999))
+
+    assert check(folder).is_clean
+
+
 def test_negative_label_is_an_error(folder: Path) -> None:
     path = folder / "labelsTr" / "case_01.nii.gz"
     rewrite(path, array=-voxels(path, np.int16))

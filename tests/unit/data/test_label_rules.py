@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from segwright.core.errors import DatasetError
-from segwright.data.labels import Labels
+from segwright.core.errors import DatasetError, ImageError
+from segwright.data.labels import Labels, distinct_values, gap_problem, whole_values
 
 PLAIN = Labels.from_dataset_json({"labels": {"background": 0, "liver": 1, "tumour": 2}})
 IGNORING = Labels.from_dataset_json({"labels": {"ignore": 3, "background": 0, "tumour": 2, "liver": 1}})
@@ -140,3 +140,47 @@ def test_many_labels_are_decided_in_two_bytes() -> None:
 def test_broken_rules_are_named(document: dict[str, Any], message: str) -> None:
     with pytest.raises(DatasetError, match=message):
         Labels.from_dataset_json(document)
+
+
+def test_whole_numbers_are_returned_as_they_are() -> None:
+    array = np.array([[0, 1], [2, 300]], np.float32)
+
+    assert whole_values(array, "file") is array
+
+
+def test_values_next_to_whole_numbers_mean_them() -> None:
+    array = np.array([0, 1, 2, 5], np.float32) * np.float32(0.9999)
+
+    np.testing.assert_array_equal(whole_values(array, "file"), [0, 1, 2, 5])
+    assert array[1] < 1, "the array itself is left alone"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([0, 0.7], r"case.mha: unexpected label value 0\.7, expected whole numbers; threshold"),
+        ([0, 0.998, 1.25], r"unexpected label value 0\.998, 1\.25, expected"),
+        ([1, np.nan, -np.inf], "2 voxels are NaN or infinite, expected a whole number for each"),
+        ([0, 2.0**40], "unexpected label value 1099511600000, expected whole numbers up to 16777216"),
+    ],
+)
+def test_values_that_are_no_labels_are_shown_in_full(values: list[float], message: str) -> None:
+    with pytest.raises(ImageError, match=message):
+        whole_values(np.array(values, np.float32), "case.mha")
+
+
+@pytest.mark.parametrize("values", [[], [0], [7, 7], [-5, 3, 0], [2**24, 0, 2**24 - 1], [*range(300)]])
+def test_distinct_values_are_found_whatever_they_are(values: list[int]) -> None:
+    assert distinct_values(np.array(values * 3, np.float32)) == tuple(sorted({*values}))
+
+
+def test_undeclared_values_are_found() -> None:
+    assert IGNORING.declared_values == (0, 1, 2, 3)
+    assert IGNORING.undeclared([-1, 0, 3, 9]) == (-1, 9)
+
+
+def test_gaps_below_a_value_of_millions_are_found_at_once() -> None:
+    problem = gap_problem({"background": 0, "a": 1, "b": 10**12})
+
+    assert problem is not None
+    assert "values 0, 1, 1000000000000 are not consecutive, 2, 3, 4, 5, 6, 7, 8, 9, ... missing" in problem
