@@ -97,7 +97,7 @@ def run(
     numbers = _folds(session, folds)
     done: list[str] = []
     found, was_measured = preparing.make_fingerprint(session, workers=workers)
-    plan, was_planned = preparing.make_plan(session, found, PlanOptions(preset=preset))
+    plan, was_planned = preparing.make_plan(session, found, PlanOptions(preset=preset), as_before=True)
     done += ["fingerprint"] * was_measured + ["plan"] * was_planned
     names = _configurations(plan, configurations)
     todo = [(name, fold) for name in names for fold in numbers if not _is_finished(session, plan, name, fold)]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segwright.api.session import Session, open_session, workspace_or_default, writing_problem
-from segwright.core.documents import atomic_path, file_hash
+from segwright.core.documents import atomic_path, content_hash, file_hash
 from segwright.core.errors import PlanError, ProblemReport
 from segwright.data import checks
 from segwright.data import fingerprint as measuring
@@ -19,6 +20,7 @@ from segwright.data.freshness import folder_digest
 from segwright.data.images import choose_reader
 from segwright.data.orientation import canonical_axes, lateral_axis, reorienting
 from segwright.data.plan import Plan
+from segwright.data.sides import KEY as SIDES
 from segwright.data.sides import find_pairs
 from segwright.data.store import CaseStore
 from segwright.planning import planner, presets, rationale
@@ -31,6 +33,9 @@ logger = getLogger(__name__)
 
 DEFAULT_PLANS = presets.PRESETS["default"].plans_name
 UNNAMED_DATASET = "Dataset"
+
+OPTIONS = "options"
+"""Where a plan keeps `PlanOptions`, among our additions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +110,9 @@ def plan(
     """Plan a dataset: every value that the later stages need, with its reason; measured first where needed.
 
     A plans file that was edited by hand, or written by another program, is kept unless `force`.
+
+    Raises:
+        PlanError: trainings or preprocessed data use the plans of that name, which would change; `force` replaces them.
     """
     presets.preset(options.preset, options.resampling)
     session = open_session(dataset, workspace, environment=environment)
@@ -210,25 +218,64 @@ def make_fingerprint(session: Session, *, workers: int | None = None, force: boo
     return found, True
 
 
-def make_plan(session: Session, found: Fingerprint, options: PlanOptions, *, force: bool = False) -> tuple[Plan, bool]:
-    """Return the plan, and whether it had to be made; a file that is not as we wrote it is kept unless `force`."""
-    chosen = presets.preset(options.preset, options.resampling)
-    name = options.name or chosen.plans_name
+def make_plan(
+    session: Session, found: Fingerprint, options: PlanOptions, *, force: bool = False, as_before: bool = False
+) -> tuple[Plan, bool]:
+    """Return the plan, and whether it had to be made; a file that is not as we wrote it is kept unless `force`.
+
+    Args:
+        session: of the dataset.
+        found: its fingerprint.
+        options: of the plan.
+        force: replace plans that were edited by hand, or that trainings or preprocessed data use.
+        as_before: plans that are there were asked for: their options count, and they are kept where trainings use them.
+
+    Raises:
+        PlanError: trainings or preprocessed data use plans that would change.
+    """
+    name = options.name or presets.preset(options.preset, options.resampling).plans_name
     copy_description(session)
     file = session.workspace.plans_file(session.name, name)
     stage = f"plans {name}"
+    existing = Plan.load(file) if file.is_file() else None
+    before = _options_of(existing)
+    if as_before and before is not None:
+        options = replace(before, name=options.name)
     made_from = [
         file_hash(session.workspace.fingerprint_file(session.name)),
         session.dataset.description.raw(),
         asdict(options),
     ]
-    existing = Plan.load(file) if file.is_file() else None
     if existing is not None and not force:
         if not session.journal.holds(f"{stage} as written", file_hash(file)):
             _say_kept(file, session, stage, made_from)
             return existing, False
         if session.journal.holds(stage, made_from):
             return existing, False
+    made = _planned(session, found, options, name, existing)
+    if existing is not None and not force and not _is_same(made, existing):
+        users = _trainings(session, name)
+        if users and as_before:
+            logger.warning(
+                "%s is kept although dataset or options changed since: %s was trained with it; 'segwright plan --name "
+                "NAME' plans anew beside it, 'segwright plan --overwrite' replaces it",
+                *(file, users[0]),
+            )
+            return existing, False
+        users += [] if before in (None, replace(options, name=None)) else _preprocessed(session, existing)
+        if users:
+            raise PlanError(
+                f"{file}: these plans would change, and {' and '.join(users)} use{'s' * (len(users) == 1)} them; "
+                f"keep both with --name {_free_name(session, name)}, or replace them with --overwrite"
+            )
+    made.save(file)
+    session.journal.record(f"{stage} as written", file_hash(file))
+    session.journal.record(stage, made_from)
+    return made, True
+
+
+def _planned(session: Session, found: Fingerprint, options: PlanOptions, name: str, existing: Plan | None) -> Plan:
+    """Return a new plan, which records the options it was made with."""
     reader = session.dataset.reader
     if options.reorient:
         found = found.reordered([canonical_axes(case.images[0], reader) for case in session.dataset.cases])
@@ -239,17 +286,50 @@ def make_plan(session: Session, found: Fingerprint, options: PlanOptions, *, for
         session.dataset.description,
         dataset_name=session.name,
         reader=reader,
-        preset=chosen,
+        preset=presets.preset(options.preset, options.resampling),
         gpu_memory_gb=options.gpu_memory_gb,
         spacing=options.spacing,
         plans_name=name,
         existing=existing,
         lateral={lateral_axis(case.images[0], reader) for case in cases},
     )
-    made.save(file)
-    session.journal.record(f"{stage} as written", file_hash(file))
-    session.journal.record(stage, made_from)
-    return made, True
+    return made.model_copy(update={"segwright": {**made.segwright, OPTIONS: asdict(replace(options, name=None))}})
+
+
+def _options_of(plan: Plan | None) -> PlanOptions | None:
+    """Return the options that a plan was made with; None where it does not say."""
+    given = None if plan is None else plan.segwright.get(OPTIONS)
+    if not isinstance(given, dict) or given.keys() != {each.name for each in fields(PlanOptions)}:
+        return None
+    spacing = given["spacing"]
+    return PlanOptions(**{**given, "spacing": tuple(spacing) if isinstance(spacing, list) else None})
+
+
+def _is_same(made: Plan, existing: Plan) -> bool:
+    """Whether two plans decide the same; their reasons may differ."""
+    documents = [plan.to_json() for plan in (made, existing)]
+    one, other = ({**document, "segwright": document.get("segwright", {}).get(SIDES)} for document in documents)
+    return content_hash(one) == content_hash(other)
+
+
+def _trainings(session: Session, plans: str) -> list[str]:
+    """Return the folds that were trained with plans of this name, or are being trained."""
+    files = sorted((session.workspace.results / session.name).glob("*__*__*/fold_*/checkpoint_*.safetensors"))
+    folds = dict.fromkeys(file.parent for file in files)
+    return [f"{fold.parent.name}/{fold.name}" for fold in folds if fold.parent.name.split("__")[-2] == plans]
+
+
+def _preprocessed(session: Session, plan: Plan) -> list[str]:
+    """Return the folders of preprocessed cases that were made with a plan."""
+    names = dict.fromkeys(plan.configuration(name).data_identifier for name in plan.configuration_names)
+    folders = [session.workspace.case_folder(session.name, name) for name in names]
+    return [folder.name for folder in folders if folder.is_dir() and any(folder.iterdir())]
+
+
+def _free_name(session: Session, name: str) -> str:
+    """Return a name for plans that is not taken."""
+    names = (f"{name}_{number}" for number in itertools.count(2))
+    return next(each for each in names if not session.workspace.plans_file(session.name, each).exists())
 
 
 def load_plan(session: Session, name: str) -> Plan:
@@ -317,6 +397,6 @@ def _say_kept(file: Path, session: Session, stage: str, made_from: object) -> No
     else:
         logger.warning(
             "%s was edited by hand and is kept although dataset or options changed; "
-            "give another --name, or overwrite it with 'segwright plan --force'",
+            "give another --name, or overwrite it with 'segwright plan --overwrite'",
             file,
         )

@@ -88,7 +88,10 @@ def plan(
         typer.Option("--reorient", help="Turn every image to RAS+: for several orientations."),
     ] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Print the reason of every decision.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite a plans file that was edited by hand.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--overwrite", "--force", help="Replace plans that were edited by hand, or that are in use."),
+    ] = False,
     from_fingerprint: Annotated[
         Path | None, typer.Option("--from-fingerprint", metavar="FILE", help="Plan from a fingerprint, without images.")
     ] = None,
