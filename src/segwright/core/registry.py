@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
-from segwright.core.errors import ConfigError, nearest
+from segwright.core.errors import ConfigError, SegwrightError, nearest
+from segwright.core.user_code import UserCodeError, described, package_of, place_of
 
 T = TypeVar("T")
+
+_REFERENCE: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 class Registry(Generic[T]):
@@ -41,25 +45,45 @@ class Registry(Generic[T]):
         return tuple(self._values)
 
 
-def import_reference(reference: str, *, kind: str) -> Any:
-    """Import the object behind `module:attr`.
+def is_reference(name: str) -> bool:
+    """Return whether a name is `module:attr`, code outside a registry.
+
+    >>> is_reference("mypkg.nets:build"), is_reference("unet")
+    (True, False)
+    """
+    return ":" in name
+
+
+def import_reference(reference: str, *, kind: str, find: Callable[[str], Any] = importlib.import_module) -> Any:
+    """Import the object behind `module:attr`, which the caller knows to be trusted (`core.trust`).
+
+    Args:
+        reference: `module:attr`.
+        kind: of component, for messages.
+        find: imports a module by its name.
 
     Raises:
         ConfigError: the reference is malformed, or the module or the attribute is not there.
+        UserCodeError: the module has an error.
     """
-    module_name, separator, attribute = reference.partition(":")
-    if not separator or not module_name or not attribute:
+    if not _REFERENCE.fullmatch(reference):
         raise ConfigError(f"{kind} '{reference}' is not a reference; write it as 'package.module:name'")
+    module_name, _, attribute = reference.partition(":")
     try:
-        value: Any = importlib.import_module(module_name)
+        value: Any = find(module_name)
     except ModuleNotFoundError as error:
-        if error.name is None or not module_name.startswith(error.name):
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise ConfigError(
                 f"{kind} '{reference}': importing {module_name} needs {error.name}; install it"
             ) from error
         raise ConfigError(
             f"{kind} '{reference}': no module named {module_name}; install it or run where it can be imported"
         ) from error
+    except SegwrightError:
+        raise
+    except (Exception, SystemExit) as error:  # a module may do anything while it is imported
+        place = place_of(error, {package_of(reference)}) or module_name
+        raise UserCodeError(f"{place}: {described(error)} (while {kind} '{reference}' is imported)") from error
     for part in attribute.split("."):
         if not hasattr(value, part):
             raise ConfigError(f"{kind} '{reference}': {module_name} has no '{attribute}'{nearest(part, dir(value))}")
