@@ -35,10 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.seconds is not None:
             left = (start + arguments.seconds - time.monotonic()) / (len(targets) - place)
         outcome = fuzz(name, count=count, seed=seed, first=arguments.first, seconds=left)
-        print(
-            f"{name}: {outcome.tried} inputs, {outcome.refused} refused, {len(outcome.findings)} findings (repeated {outcome.repeats} times)",
-            flush=True,
-        )
+        found = f"{len(outcome.findings)} findings, repeated {outcome.repeats} times"
+        print(f"{name}: {outcome.tried} inputs, {outcome.refused} refused, {found}", flush=True)
         for finding in outcome.findings:
             print(finding, flush=True)
         failed += bool(outcome.findings)

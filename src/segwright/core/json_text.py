@@ -126,7 +126,7 @@ def _decode(data: bytes, where: str) -> str:
         column = error.start - data.rfind(b"\n", 0, error.start)
         byte = data[error.start]
         likely = bytes([byte]).decode("cp1252", "replace")
-        guess = f", perhaps {likely!a} in cp1252 (Windows)" if likely.isalpha() else ""
+        guess = f", perhaps {likely!r} in cp1252 (Windows)" if likely.isalpha() else ""
         raise SegwrightError(
             f"{where}: is not UTF-8 text: byte 0x{byte:02x} at line {line}, column {column}{guess}; {_SAVE_AS}"
         ) from error
