@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 import segwright
-from segwright.api.folds import TrainOptions, is_begun, is_trained, require_options
+from segwright.api.folds import TrainOptions, is_trained, require_options
 from segwright.api.learning import keyword_values, seconds, training_settings
+from segwright.api.one_model import is_begun
 from segwright.api.session import writing_problem
 from segwright.core.errors import ConfigError
 from segwright.data.freshness import Journal, folder_digest, listing_digest

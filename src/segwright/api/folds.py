@@ -6,12 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from logging import getLogger
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from segwright.api.one_model import (
+    Fold,
+    other_settings,
+    require_same_network,
+    require_same_plan,
+    require_same_task,
+)
 from segwright.api.preparing import cases_are_fresh, cases_folder, make_cases
 from segwright.api.session import Session
-from segwright.core.documents import atomic_path, file_hash, read_json
-from segwright.core.errors import ConfigError, DatasetError, ModelError
+from segwright.core.documents import atomic_path, file_hash
+from segwright.core.errors import ConfigError, DatasetError
 from segwright.core.registry import import_reference
 from segwright.data import splits
 from segwright.data.plan import Plan
@@ -20,7 +27,7 @@ from segwright.data.store import CaseStore
 from segwright.evaluation.scores import Scores
 from segwright.report.results import TrainedFold, dice_by_name
 from segwright.training.config import TrainConfig
-from segwright.workspace import FINGERPRINT_JSON, PLANS_JSON
+from segwright.workspace import FINGERPRINT_JSON
 
 if TYPE_CHECKING:
     from segwright.core.stopping import StopRequest
@@ -30,9 +37,6 @@ if TYPE_CHECKING:
 
 logger = getLogger(__name__)
 
-Fold = int | Literal["all"]
-
-TRAIN_JSON = "train.json"
 SUMMARY = Path("validation") / "summary.json"
 
 
@@ -80,11 +84,6 @@ def fold_folder(session: Session, plan: Plan, configuration: str, fold: Fold) ->
     return session.workspace.fold_folder(model_folder(session, plan, configuration), fold)
 
 
-def is_begun(folder: Path) -> bool:
-    """Whether a fold folder holds a checkpoint."""
-    return any(folder.glob("checkpoint_*.safetensors"))
-
-
 def is_trained(folder: Path) -> bool:
     """Whether the training of a fold has ended; told by file names alone, so that torch is not needed for it."""
     return all((folder / f"checkpoint_final{suffix}").is_file() for suffix in (".safetensors", ".json"))
@@ -128,26 +127,29 @@ def trainer_class(reference: str | None) -> type[Trainer]:
     return found
 
 
-def require_trainable(session: Session, plan: Plan, configuration: str) -> None:
-    """See that a configuration can be trained, and that folds trained before belong to this plan.
+def require_trainable(
+    session: Session, plan: Plan, configuration: str, folds: Sequence[Fold], settings: Mapping[str, Any]
+) -> None:
+    """See that a configuration can be trained, and that folds trained before make one model with those to come.
+
+    Args:
+        session: dataset and workspace.
+        plan: its plan.
+        configuration: its name.
+        folds: which shall be trained.
+        settings: fields of `TrainConfig` for them.
 
     Raises:
         PlanError: the plan lacks it, or the one whose predictions it takes as input.
-        ModelError: there are folds that were trained with another plan.
+        ModelError: there are folds that were trained with another plan, other labels or another network.
     """
     wanted = plan.configuration(configuration)
     if wanted.previous_stage is not None:
-        require_trainable(session, plan, wanted.previous_stage)
+        require_trainable(session, plan, wanted.previous_stage, (), settings)
     folder = model_folder(session, plan, configuration)
-    used = folder / PLANS_JSON
-    if not used.is_file() or not any(is_begun(fold) for fold in folder.glob("fold_*")):
-        return
-    trained = Plan.load(used)
-    if configuration not in trained.configurations or trained.configuration(configuration) != wanted:
-        raise ModelError(
-            f"{folder}: was trained with a plan that has changed since; remove the folder to train anew, "
-            "or keep both with other plans ('segwright plan --name NAME')"
-        )
+    require_same_task(folder, session.dataset.description)
+    require_same_plan(folder, plan, configuration)
+    require_same_network(folder, folds, settings)
 
 
 def say_if_trained_otherwise(
@@ -155,13 +157,8 @@ def say_if_trained_otherwise(
 ) -> None:
     """Log which of the settings asked for are not those that a finished fold was trained with."""
     folder = fold_folder(session, plan, configuration, fold)
-    record = folder / TRAIN_JSON
-    used = read_json(record).get("config", {}) if record.is_file() else {}
-    for name, value in settings.items():
-        if used.get(name) != value:
-            logger.warning(
-                "%s is kept, trained with %s = %s, not %s; remove it to train anew", folder, name, used.get(name), value
-            )
+    for name, (used, asked) in other_settings(folder, settings).items():
+        logger.warning("%s is kept, trained with %s = %s, not %s; remove it to train anew", folder, name, used, asked)
 
 
 def train_fold(session: Session, plan: Plan, configuration: str, fold: Fold, *, options: TrainOptions) -> TrainedFold:
@@ -202,6 +199,7 @@ def _train(session: Session, plan: Plan, configuration: str, fold: Fold, options
     from segwright.training.distributed import ALONE
 
     folder = fold_folder(session, plan, configuration, fold)
+    require_same_network(folder.parent, [fold], options.settings)  # of a cascade's first stage, for the first time
     ranks = options.ranks or ALONE
     trainer = trainer_class(session.trainer)(
         plan,

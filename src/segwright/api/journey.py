@@ -102,7 +102,7 @@ def run(
     names = _configurations(plan, configurations)
     todo = [(name, fold) for name in names for fold in numbers if not _is_finished(session, plan, name, fold)]
     for name in names:
-        folding.require_trainable(session, plan, name)
+        folding.require_trainable(session, plan, name, [fold for each, fold in todo if each == name], chosen)
     for name in preparing.data_owners(plan, names):
         if not preparing.cases_are_fresh(session, plan, name):
             report = preparing.make_cases(session, plan, name, workers=workers)

@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segwright.api.folds import (
-    TRAIN_JSON,
-    Fold,
     TrainOptions,
     fold_folder,
-    is_begun,
+    is_trained,
     require_folds,
     require_options,
     require_trainable,
+    say_if_trained_otherwise,
     train_fold,
     trainer_class,
 )
+from segwright.api.one_model import TRAIN_JSON, Fold, is_begun, require_nothing_new
 from segwright.api.preparing import DEFAULT_PLANS, cases_are_fresh, load_plan, make_cases
 from segwright.api.session import open_session
 from segwright.core.errors import ConfigError, DatasetError, ModelError
@@ -99,12 +99,16 @@ def train(
     session = open_session(dataset, workspace, environment=environment, trainer=trainer)
     plan = load_plan(session, plans)
     require_folds(session, [fold])
-    require_trainable(session, plan, configuration)
+    require_trainable(session, plan, configuration, [fold], chosen)
     folder = fold_folder(session, plan, configuration, fold)
     if is_begun(folder) and not resume:
         raise ModelError(f"{folder}: holds a training already; continue it with --resume, or remove the folder")
     if resume and not (folder / TRAIN_JSON).is_file():
         raise ModelError(f"{folder}: no training was begun here, so there is nothing to resume; leave --resume out")
+    if is_trained(folder) and trainer is None:
+        require_nothing_new(folder, chosen)
+    elif is_trained(folder):  # a class of the user's may decide otherwise than the settings
+        say_if_trained_otherwise(session, plan, configuration, fold, chosen)
     if (ranks is None or ranks.is_first) and not cases_are_fresh(session, plan, configuration):
         make_cases(session, plan, configuration, workers=workers)
     if ranks is not None:

@@ -5,12 +5,26 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from segwright.core.documents import describe_validation
 from segwright.core.errors import ConfigError, nearest
+
+CHANGEABLE: Final = (
+    "num_epochs",
+    "budget_s",
+    "num_val_iterations_per_epoch",
+    "save_every",
+    "save_interval_s",
+    "disable_checkpointing",
+    "callbacks",
+    "sinks",
+    "cache",
+    "cache_gib",
+)
+"""Settings that may differ after a resume: how long, how often; all others would make it another training."""
 
 CacheMode = Literal["auto", "none", "ram", "device"]
 

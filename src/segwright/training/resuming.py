@@ -10,26 +10,12 @@ from segwright.core.errors import ConfigError, ModelError
 from segwright.networks.checkpoint import load_state
 from segwright.training.averaging import separated
 from segwright.training.checkpoints import Checkpoint, CheckpointState, checkpoint_file, recorded
-from segwright.training.config import TrainConfig
+from segwright.training.config import CHANGEABLE, TrainConfig
 from segwright.training.logbook import Logbook
 from segwright.training.optimization import restore_optimizer
 
 if TYPE_CHECKING:
     from segwright.training.trainer import Trainer
-
-CHANGEABLE: Final = (
-    "num_epochs",
-    "budget_s",
-    "num_val_iterations_per_epoch",
-    "save_every",
-    "save_interval_s",
-    "disable_checkpointing",
-    "callbacks",
-    "sinks",
-    "cache",
-    "cache_gib",
-)
-"""Settings that may differ after a resume: how long, how often; all others would make it another training."""
 
 _CHANGED: Final = {
     "plans_hash": "the plan has changed since",
