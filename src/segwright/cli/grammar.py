@@ -6,7 +6,6 @@ process of the training ended (`training.heartbeat`).
 
 from __future__ import annotations
 
-import errno
 import gc
 import os
 import sys
@@ -21,6 +20,7 @@ from typer.main import get_command
 
 from segwright.cli.place import leave_if_one_of_several
 from segwright.core.errors import SegwrightError, nearest
+from segwright.core.resources import resource_error
 from segwright.core.text import printable
 
 EXIT_USER = 1
@@ -152,11 +152,11 @@ def _guarded(command: Any, arguments: Sequence[str]) -> int:
 
 
 def _unexpected(error: Exception, *, debug: bool) -> int:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        _say(f"error: {error.filename or 'disk'}: no space left; free some or choose another folder with --work DIR")
-        return EXIT_USER
     if debug:
         traceback.print_exc()
+    if found := resource_error(error):
+        _say(f"error: {found}")
+        return EXIT_USER
     first = (str(error).splitlines() or [""])[0]
     _say(f"error: unexpected {type(error).__name__}: {first}")
     again = "the traceback above" if debug else "the output of the same command with --debug"

@@ -19,17 +19,19 @@ from pydantic import BaseModel, ValidationError
 
 from segwright.core.errors import SegwrightError, WorkspaceError
 from segwright.core.json_text import MOST_BYTES, parse_json
+from segwright.core.resources import resource_error
 
 M = TypeVar("M", bound=BaseModel)
 
 _HASH_BLOCK = 1 << 20
+_PROBE_BYTES = 1 << 16
 _TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.tmp\.(?P<final>.+)", re.DOTALL)
 _IN_THE_WAY = {errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP}
 
 
 @contextmanager
-def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
+def atomic_path(path: Path, *, durable: bool = True, size: int | None = None) -> Iterator[Path]:
     """Yield a temporary sibling of `path` (file or folder) that takes its place when the block succeeds.
 
     The temporary name keeps every suffix, so that writers which choose a format by suffix do the right thing, and
@@ -39,9 +41,11 @@ def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
         path: what is written.
         durable: force the content to the disk first. Not needed for a file whose checksum is written after it: many
             small files are several times faster without, and a power cut is found out by the checksum.
+        size: bytes that will be written, where that is known; told where there is no room for them.
 
     Raises:
         WorkspaceError: the folder cannot be made or written to, or a folder has the name of the file.
+        DiskError: the disk is full, or refuses a file of this size.
     """
     temporary = temporary_beside(path)
     try:
@@ -49,14 +53,11 @@ def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
     except OSError as error:
         _explain(error, path)
     try:
-        yield temporary
-        if durable and temporary.is_file():
-            _flush(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.filename not in {str(temporary), str(path), str(path.parent)} or error.errno == errno.ENOENT:
-            raise
-        _explain(error, path)
+        with disk_errors(path, temporary, size=size):
+            yield temporary
+            if durable and temporary.is_file():
+                _flush(temporary)
+            os.replace(temporary, path)
     finally:
         if os.path.isdir(temporary):
             shutil.rmtree(temporary, ignore_errors=True)
@@ -103,8 +104,58 @@ def require_folder(folder: Path) -> None:
         )
 
 
+@contextmanager
+def disk_errors(path: Path, temporary: Path, *, size: int | None = None) -> Iterator[None]:
+    """Say of a failure in a block that writes `path`, by way of `temporary`, that disk or memory is to blame.
+
+    Raises:
+        WorkspaceError: the place is to blame.
+        DiskError: the disk is full, or refuses a file of this size.
+        OutOfMemoryError: memory is used up.
+    """
+    try:
+        yield
+    except SegwrightError:
+        raise
+    except Exception as error:
+        _explain_writing(error, path, temporary, size)
+        raise
+
+
+def _explain_writing(error: Exception, path: Path, temporary: Path, size: int | None) -> None:
+    """Raise what to tell of a failure while `path` was written; return where neither disk nor memory is to blame."""
+    own = {None, str(temporary), str(path), str(path.parent)}
+    if isinstance(error, OSError) and error.filename is not None:
+        if error.filename not in own or error.errno == errno.ENOENT:
+            return
+        _explain_place(error, path)
+        error.filename = str(path)  # users do not know the temporary name
+    if found := resource_error(error, path, needed=size) or _reason_to_stop(temporary, path, size):
+        raise found from error
+
+
+def _reason_to_stop(temporary: Path, path: Path, size: int | None) -> SegwrightError | None:
+    """Return why a file cannot become longer, which the libraries of some formats do not tell; None if it can."""
+    if not temporary.is_file():
+        return None
+    try:
+        with temporary.open("ab") as stream:
+            stream.write(bytes(_PROBE_BYTES))
+    except OSError as error:
+        return resource_error(OSError(error.errno, error.strerror), path, needed=size)
+    return None
+
+
 def _explain(error: OSError, path: Path) -> NoReturn:
-    """Raise what to tell of a failure to write `path`; the error itself where the place is not to blame."""
+    """Raise what to tell of a failure to make or reach the folder of `path`; the error itself where that is unknown."""
+    _explain_place(error, path)
+    if found := resource_error(error, path):
+        raise found from error
+    raise error
+
+
+def _explain_place(error: OSError, path: Path) -> None:
+    """Raise what to tell of a failure to write `path` if its place is to blame."""
     if error.errno == errno.EISDIR or (error.errno in _IN_THE_WAY and path.is_dir()):
         told = "is a folder already; name another file, or remove the folder"
     elif error.errno in _IN_THE_WAY:
@@ -113,7 +164,7 @@ def _explain(error: OSError, path: Path) -> NoReturn:
     elif error.errno in _REFUSED:
         told = f"cannot be written ({error.strerror}); choose a folder you may write to"
     else:
-        raise error
+        return
     raise WorkspaceError(f"{path}: {told}") from error
 
 
@@ -200,5 +251,5 @@ def file_hash(path: Path) -> str:
 
 
 def _flush(path: Path) -> None:
-    with path.open("rb") as stream:
+    with path.open("r+b") as stream:  # Windows flushes only what is open for writing
         os.fsync(stream.fileno())

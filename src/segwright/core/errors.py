@@ -43,6 +43,14 @@ class WorkspaceError(SegwrightError):
     """A folder is missing, not writable or not ours."""
 
 
+class DiskError(WorkspaceError):
+    """A disk is full, or does not let a file be written."""
+
+
+class OutOfMemoryError(SegwrightError):
+    """The memory of the machine, or of its GPU, is used up."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """One finding about one place: where it is, what is wrong, what mends it."""

@@ -13,6 +13,7 @@ from typing import Final, ParamSpec, TypeVar
 
 from segwright.core.errors import SegwrightError
 from segwright.core.log import progress
+from segwright.core.resources import resource_error
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -82,4 +83,6 @@ def _result_of(result: Callable[[], R], name: Callable[[], str]) -> R:
     except SegwrightError:
         raise
     except Exception as error:
+        if found := resource_error(error):
+            raise type(found)(f"{name()}: {found}") from error
         raise RuntimeError(f"{name()}: {type(error).__name__}: {error}") from error

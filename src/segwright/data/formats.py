@@ -38,6 +38,7 @@ RGB_CHANNELS = (3, 4)
 _CANONICAL_ORIENTATION = "RAS"
 _GZIP_MAGIC = b"\x1f\x8b"
 _GZIP_SIZE_WRAPS = 1 << 32
+_NIFTI_HEADER_BYTES = 352
 _LARGEST_TAIL = 1 << 16
 """Bytes that may follow the voxels without being looked at."""
 
@@ -92,7 +93,7 @@ class SimpleITKIO:
     def write(self, labels: LabelMap, path: Path, spacing: tuple[float, ...], geometry: Mapping[str, Any]) -> None:
         """Write compressed, in the dimension that was read."""
         with atomic_path(path) as temporary:
-            SimpleITK.WriteImage(_itk_image(labels, geometry), str(temporary), useCompression=True)
+            _itk_write(_itk_image(labels, geometry), temporary)
 
 
 class SimpleITKIOWithReorient(SimpleITKIO):
@@ -120,7 +121,7 @@ class SimpleITKIOWithReorient(SimpleITKIO):
         """Write in the original orientation."""
         image = SimpleITK.DICOMOrient(_itk_image(labels, geometry), geometry["original_orientation"])
         with atomic_path(path) as temporary:
-            SimpleITK.WriteImage(image, str(temporary), useCompression=True)
+            _itk_write(image, temporary)
 
 
 class NibabelIO:
@@ -329,6 +330,25 @@ def _itk_header(image: Any, num_components: int) -> Header:
 def _itk_volume(image: Any, header: Header) -> tuple[Header, Floats]:
     array = SimpleITK.GetArrayViewFromImage(image).astype(np.float32)
     return header, array.reshape(header.num_channels, *header.shape)
+
+
+def _itk_write(image: Any, path: Path) -> None:
+    """Write an image compressed; ITK says nothing where the disk is full in the middle of a NIfTI or GIPL file.
+
+    Raises:
+        RuntimeError: less was written than the image has.
+    """
+    SimpleITK.WriteImage(image, str(path), useCompression=True)
+    name, voxels = path.name.lower(), image.GetNumberOfPixels() * image.GetSizeOfPixelComponent()
+    written = path.stat().st_size
+    if name.endswith(".nii.gz"):
+        with path.open("rb") as stream:  # the last four bytes are the size of what was compressed
+            stream.seek(-min(4, written), SEEK_END)
+            is_cut_off = int.from_bytes(stream.read(), "little") != (_NIFTI_HEADER_BYTES + voxels) % _GZIP_SIZE_WRAPS
+    else:
+        is_cut_off = name.endswith((".nii", ".gipl")) and written < voxels
+    if is_cut_off:
+        raise RuntimeError("less was written than the image has; is the disk full?")
 
 
 def _itk_image(labels: LabelMap, geometry: Mapping[str, Any]) -> Any:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from segwright.core.errors import ImageError, SegwrightError, nearest
+from segwright.core.errors import DiskError, ImageError, SegwrightError, nearest
+from segwright.core.resources import resource_error
 from segwright.data.formats import (
     Floats,
     Format,
@@ -216,9 +217,11 @@ def _naming(file: Path, action: str, *, must_exist: bool = True) -> Iterator[Non
         raise ImageError(f"{file}: no such file")
     try:
         yield
-    except (SegwrightError, MemoryError):
+    except SegwrightError:
         raise
     except Exception as error:
+        if found := resource_error(error, file):
+            raise found if isinstance(found, DiskError) else type(found)(f"{file}: {found}") from error
         raise ImageError(f"{file}: cannot be {action} ({_reason(error)})") from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,9 +13,10 @@ from typing import Any, Final
 
 from segwright.core.device import give_back_freed_memory
 from segwright.core.documents import content_hash, require_folder, sweep_leftovers, write_json
-from segwright.core.errors import ImageError, SegwrightError, WorkspaceError
+from segwright.core.errors import DiskError, ImageError, OutOfMemoryError, SegwrightError, WorkspaceError
 from segwright.core.log import progress
 from segwright.core.parallel import fork_safe
+from segwright.core.resources import resource_error
 from segwright.data.cases import Case
 from segwright.data.dataset import list_cases
 from segwright.data.images import Volume, hidden_nonfinite, read_images
@@ -47,7 +47,6 @@ logger = getLogger(__name__)
 SCRATCH: Final = "ensemble"
 """Ending of the folder in which the members of an ensemble keep a case meanwhile."""
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _MAX_EXPORTS = 2
 """Cases that may wait for or be in export; with the one being read and the one in the network, four are in memory."""
 
@@ -351,12 +350,9 @@ def naming(case: Case) -> Iterator[None]:
     except SegwrightError as error:
         if str(error).startswith(case.identifier):
             raise
-        raise SegwrightError(f"{case.identifier}: {error}") from error
-    except OSError as error:
-        if error.errno in _FULL:
-            raise WorkspaceError(
-                f"{case.identifier}: {error.strerror}; free some space, or choose another folder"
-            ) from error
-        raise RuntimeError(f"{case.identifier}: {type(error).__name__}: {error}") from error
+        kind = type(error) if isinstance(error, DiskError | OutOfMemoryError) else SegwrightError
+        raise kind(f"{case.identifier}: {error}") from error
     except Exception as error:
+        if found := resource_error(error):
+            raise type(found)(f"{case.identifier}: {found}") from error
         raise RuntimeError(f"{case.identifier}: {type(error).__name__}: {error}") from error

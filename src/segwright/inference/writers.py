@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segwright.core.arrays import box_slices
-from segwright.core.documents import atomic_path, write_json
+from segwright.core.documents import atomic_path, disk_errors, write_json
 from segwright.core.errors import ConfigError, nearest
 from segwright.data.images import READERS
 from segwright.data.labels import Labels
@@ -165,7 +165,8 @@ def _scratch(final: Path) -> Iterator[Path]:
     final.parent.mkdir(parents=True, exist_ok=True)
     path = final.with_name(f".{uuid4().hex[:8]}.tmp.{final.name}.b2nd")
     try:
-        yield path
+        with disk_errors(final, path):
+            yield path
     finally:
         path.unlink(missing_ok=True)
 

@@ -18,6 +18,7 @@ import torch
 from segwright.core.device import CPU, free_bytes
 from segwright.core.errors import DatasetError, SegwrightError
 from segwright.core.memory import available_bytes
+from segwright.core.resources import resource_error
 from segwright.training.config import CacheMode
 from segwright.training.sampling import ClassLocations
 
@@ -210,11 +211,11 @@ def naming(identifier: str) -> Iterator[None]:
             error.args = (f"case {identifier}: {error}",)  # keeps the kind, hence the exit code
         raise
     except Exception as error:
-        remedy = "delete its files and preprocess again"
-        if isinstance(error, MemoryError | torch.OutOfMemoryError):
-            remedy = "memory is short: free some, or train with --cache none"
+        if found := resource_error(error):
+            raise type(found)(f"case {identifier}: {found}") from error
         raise DatasetError(
-            f"case {identifier}: cannot be read from the preprocessed data ({type(error).__name__}: {error}); {remedy}"
+            f"case {identifier}: cannot be read from the preprocessed data ({type(error).__name__}: {error}); "
+            "delete its files and preprocess again"
         ) from error
 
 

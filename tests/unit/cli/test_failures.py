@@ -86,7 +86,7 @@ def test_our_own_fault_is_exit_code_2_and_shows_a_traceback_on_demand(monkeypatc
 def test_a_full_disk_is_not_our_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     result = _failing_with(monkeypatch, OSError(errno.ENOSPC, "No space left on device", "/work/file"))
     assert result.exit_code == 1
-    assert "/work/file: no space left" in result.stderr
+    assert "/work/file: no space left on the disk" in result.stderr
 
 
 def test_training_options_reach_the_api_and_unset_ones_do_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from segwright.core import arrays, documents, parallel, registry, seeds
 from segwright.core.errors import (
     ConfigError,
     DatasetError,
+    DiskError,
     Problem,
     ProblemReport,
     SegwrightError,
@@ -67,7 +68,7 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_not_told_as_a_wrong_place(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="No space"), documents.atomic_path(tmp_path / "a") as temporary:
+    with pytest.raises(DiskError, match="no space left"), documents.atomic_path(tmp_path / "a") as temporary:
         raise OSError(28, "No space left on device", str(temporary))
 
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import made_files
@@ -12,7 +14,7 @@ import SimpleITK
 import tifffile
 from PIL import Image
 
-from segwright.core.errors import ImageError
+from segwright.core.errors import DiskError, ImageError
 from segwright.data.images import READERS, choose_reader, read_images, read_label, write_labels
 
 LABELS = (np.arange(60).reshape(3, 4, 5) % 4).astype(np.int64)
@@ -264,6 +266,19 @@ def test_failed_write_leaves_nothing_behind(images: Path, tmp_path: Path) -> Non
         write_labels(LABELS, tmp_path / "out" / "case.unknown", volume.properties, "SimpleITKIO")
 
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha", ".gipl", ".tif"])
+def test_a_file_that_the_disk_takes_only_in_part_is_an_error(
+    tmp_path: Path, ending: str, largest_file: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 3000, (16, 16, 16))
+    reader = "Tiff3DIO" if ending == ".tif" else "SimpleITKIO"
+    geometry = {"spacing": [1.0] * 3, "origin": [0.0] * 3, "direction": np.eye(3).ravel().tolist()}
+    properties = {"reader": reader, "spacing": [1.0] * 3, "geometry": geometry}
+    with largest_file(2000), pytest.raises(DiskError, match=rf"case{ending}: .*larger than the system lets"):
+        write_labels(noise, tmp_path / f"case{ending}", properties, reader)
+    assert not [path for path in tmp_path.iterdir() if path.suffix != ".json"]
 
 
 def test_compressed_tiff_needs_no_extra_codec(tmp_path: Path) -> None:

@@ -140,7 +140,9 @@ def test_a_failing_export_stops_the_run_with_the_case_named(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files, "save_labels", full_disk)
-    with pytest.raises(WorkspaceError, match="^a: No space left on device; free some space, or choose another folder"):
+    with pytest.raises(
+        WorkspaceError, match="^a: no space left on the disk; free some, or choose a folder on another disk"
+    ):
         predict_files(predictor, images, tmp_path / "out")
 
 

@@ -1,0 +1,158 @@
+"""Full disks, missing memory and refused files, recognized in whatever words a library tells them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from segwright.core.errors import DiskError, OutOfMemoryError, SegwrightError
+
+_FULL: Final = {errno.ENOSPC, errno.EDQUOT}
+_REFUSED: Final = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
+_KNOWN: Final = {
+    *_FULL, *_REFUSED,
+    *(errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+}  # fmt: skip
+_NUMBER: Final = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")  # Rust's way, and Python's
+_SPELLINGS: Final = (
+    (re.compile(r"no space left|out of disk space|not enough space on the disk|PytorchStreamWriter failed", re.I),
+     errno.ENOSPC),
+    (re.compile(r"inline_container\.cc.*unexpected pos", re.I | re.S), errno.ENOSPC),
+    (re.compile(r"quota exceeded", re.I), errno.EDQUOT),
+    (re.compile(r"file too large", re.I), errno.EFBIG),
+    (re.compile(r"read-only file system", re.I), errno.EROFS),
+    (re.compile(r"too many open files", re.I), errno.EMFILE),
+    (re.compile(r"input/output error", re.I), errno.EIO),
+    (re.compile(r"permission denied", re.I), errno.EACCES),
+    (re.compile(
+        r"out of memory|not enough memory|(?:can't|cannot|failed to|unable to) allocate|\[enforce fail at alloc"
+        r"|bad_alloc|bad allocation|_ALLOC_FAILED|can't start new thread|failed to map segment", re.I),
+     errno.ENOMEM),
+)  # fmt: skip
+"""What torch, safetensors, ITK, numpy and the dynamic linker say; each seen on a full tmpfs or under `ulimit -v`."""
+_ON_GPU: Final = re.compile(r"\b(?:CUDA|MPS|HIP|XPU|CUBLAS|CUDNN)", re.I)
+_SIZE: Final = re.compile(r"(?:to allocate|unable to allocate)\s+([\d.]+)\s*(bytes|[KMGTPE]iB)?", re.I)
+_TORCH_ERROR: Final = "OutOfMemoryError"
+"""Torch's class for GPUs, known by name because `core` is imported without torch."""
+_KEPT: Final = "what was finished is kept"
+
+
+def resource_error(
+    error: BaseException, path: Path | None = None, *, needed: int | None = None
+) -> SegwrightError | None:
+    """Return what to tell of an error that comes from disk or memory; None for any other one.
+
+    Args:
+        error: as a library raised it; what it was raised from counts, too.
+        path: the file that was written, where the error does not name one.
+        needed: size of that file in bytes, where it is known.
+    """
+    for each, is_reason in _chain(error):
+        if isinstance(each, DiskError | OutOfMemoryError):
+            return each
+        code = _code(each)
+        if code in _REFUSED and not is_reason:
+            continue  # such a failure is often expected, and then something else went wrong
+        if code == errno.ENOMEM:
+            return OutOfMemoryError(_memory_text(str(each), on_gpu=type(each).__name__ == _TORCH_ERROR))
+        if code is not None:
+            named = each.filename if isinstance(each, OSError) else None
+            return DiskError(_disk_text(code, Path(os.fsdecode(named)) if named else path, needed))
+    return None
+
+
+def _chain(error: BaseException) -> Iterator[tuple[BaseException, bool]]:
+    """Yield an error and those before it, and whether each is given as the reason of the one after it."""
+    seen: set[int] = set()
+    following: BaseException | None = error
+    is_reason = True
+    while following is not None and id(following) not in seen:
+        seen.add(id(following))
+        yield following, is_reason
+        is_reason = is_reason and following.__cause__ is not None
+        following = following.__cause__ or (None if following.__suppress_context__ else following.__context__)
+
+
+def _code(error: BaseException) -> int | None:
+    """Return the number of the system's error behind an exception."""
+    if isinstance(error, MemoryError) or type(error).__name__ == _TORCH_ERROR:
+        return errno.ENOMEM
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno if error.errno in _KNOWN else None
+    if isinstance(error, SegwrightError | LookupError | TypeError):
+        return None
+    text = str(error)
+    if found := _NUMBER.search(text):
+        number = int(found[1] or found[2])
+        if number in _KNOWN:
+            return number
+    return next((code for spelling, code in _SPELLINGS if spelling.search(text)), None)
+
+
+def _disk_text(code: int, path: Path | None, needed: int | None) -> str:
+    where = f"{path}: " if path else ""
+    if code in _FULL:
+        limit = "the disk quota is used up" if code == errno.EDQUOT else "no space left on the disk"
+        sizes = [f"{shown(needed)} are needed"] if needed else []
+        if path is not None and (free := _free_bytes(path)) is not None and code == errno.ENOSPC:
+            sizes.append(f"{shown(free)} are free")
+        listed = f" ({', '.join(sizes)})" if sizes else ""
+        return f"{where}{limit}{listed}; free some, or choose a folder on another disk; {_KEPT}"
+    if code == errno.EFBIG:
+        size = f" of {shown(needed)}" if needed else ""
+        return (
+            f"{where}a file{size} is larger than the system lets this process write; raise the limit (ulimit -f), or "
+            f"choose a folder on another file system; {_KEPT}"
+        )
+    if code == errno.EROFS:
+        return f"{where}lies on a read-only file system; choose a folder that you may write to"
+    if code in (errno.EMFILE, errno.ENFILE):
+        return f"{where}too many files are open; raise the limit (ulimit -n), or use fewer --workers; {_KEPT}"
+    if code in _REFUSED:
+        return f"{where}cannot be opened or written ({os.strerror(code)}); check the path and its permissions"
+    return f"{where}the disk failed ({os.strerror(code)}); check it, or use a folder on another one; {_KEPT}"
+
+
+def _memory_text(text: str, *, on_gpu: bool) -> str:
+    found = _SIZE.search(text)
+    amount = ""
+    if found:
+        unit = found[2]
+        size = f"{found[1]} {unit}" if unit and unit.lower() != "bytes" else shown(int(float(found[1])))
+        amount = f" ({size} more were needed)"
+    if on_gpu or _ON_GPU.search(text):
+        return (
+            f"out of memory on the GPU{amount}; end other programs that use it, train with a smaller --batch-size or "
+            f"--cache ram, or use --device cpu; {_KEPT}"
+        )
+    return (
+        f"out of memory{amount}; end other programs, use fewer --workers, or train with --cache none or a smaller "
+        f"--batch-size; {_KEPT}"
+    )
+
+
+def shown(size: float) -> str:
+    """Return a number of bytes for people.
+
+    >>> shown(512), shown(3 * 2**20)
+    ('512 bytes', '3.0 MiB')
+    """
+    if size < 1024:
+        return f"{size:.0f} bytes"
+    for unit in ("KiB", "MiB", "GiB"):
+        size /= 1024
+        if size < 1024:
+            return f"{size:.1f} {unit}"
+    return f"{size / 1024:.1f} TiB"
+
+
+def _free_bytes(path: Path) -> int | None:
+    try:
+        return shutil.disk_usage(next(place for place in (path, *path.absolute().parents) if place.exists())).free
+    except (OSError, StopIteration):
+        return None
