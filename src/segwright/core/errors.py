@@ -53,11 +53,12 @@ class OutOfMemoryError(SegwrightError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """One finding about one place: where it is, what is wrong, what mends it."""
+    """One finding about one place: where it is, what is wrong, what mends it; of which case, if it is about one."""
 
     where: str
     what: str
     remedy: str = ""
+    case: str | None = None
 
     def __str__(self) -> str:
         return printable(f"{self.where}: {self.what}" + (f"; {self.remedy}" if self.remedy else ""))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator
 
@@ -16,6 +16,8 @@ LONGEST_NAME: Final = 200
 LONGEST_FILE_NAME: Final = 240
 """Of a file name made of such names, in bytes; 14 more are the mark of a temporary file."""
 NAME_REMEDY: Final = "use a plain name without path separators, of at most 200 bytes, as 'patient_01'"
+NO_TEXT: Final = "is no UTF-8 text"
+NO_FILE: Final = "no such file"
 
 _SHOWN: Final = 60
 """Characters of a name that a message shows."""
@@ -39,7 +41,7 @@ def name_problem(name: str, *, longest: int = LONGEST_NAME) -> str:
     try:
         size = len(name.encode())
     except UnicodeEncodeError:
-        return "is no UTF-8 text"
+        return NO_TEXT
     if name.startswith("."):
         return "starts with a dot, as hidden and temporary files do"
     return f"has {size} bytes, more than {longest}" if size > longest else ""
@@ -69,12 +71,13 @@ def require_ending(ending: str) -> str:
     """Return a file ending after checking that it begins with a dot and is part of a name alone.
 
     Raises:
-        SegwrightError: it is none.
+        SegwrightError: it does not, or is not.
     """
-    wrong = name_problem(f"x{ending}") if ending.startswith(".") else "has no dot in front"
-    if wrong or ending.strip(".") == "":
-        found = wrong or "has no letters"
-        raise SegwrightError(f"is {shown_name(ending)}, which {found}; expected an ending with its dot, as '.nii.gz'")
+    if not ending.startswith(".") or not ending.strip("."):
+        raise SegwrightError(f"is {shown_name(ending)}, expected an ending with its dot, as '.nii.gz'")
+    wrong = name_problem(f"x{ending}")
+    if wrong:
+        raise SegwrightError(f"is {shown_name(ending)}, which {wrong}; expected an ending with its dot, as '.nii.gz'")
     return ending
 
 
@@ -89,11 +92,8 @@ def require_text_path(path: Path) -> Path:
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
-        raise WorkspaceError(f"{printable(path)}: {ENCODING_PROBLEM}; {encoding_remedy(path)}") from error
+        raise WorkspaceError(f"{printable(path)}: {NO_TEXT}; {encoding_remedy(path)}") from error
     return path
-
-
-ENCODING_PROBLEM: Final = "this name is no UTF-8 text"
 
 
 def encoding_remedy(path: Path | str) -> str:
@@ -134,6 +134,33 @@ def below(folder: Path, *parts: str) -> Path:
             "written to; remove the link"
         )
     return path
+
+
+def absence(path: Path, wanted: Literal["file", "folder"] = "file") -> str:
+    """Return why there is no regular file (or folder) at `path`; empty where there is one."""
+    try:
+        is_there = path.is_file() if wanted == "file" else path.is_dir()
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        return f"cannot be looked at ({error.strerror})"
+    if is_there:
+        return ""
+    if path.is_symlink() and not path.exists():
+        return dangling(path)
+    if wanted == "folder":
+        return f"is a file; give the folder that it lies in, {path.parent}" if path.exists() else "no such folder"
+    if path.is_dir():
+        return "is a folder, expected a file"
+    return "is no regular file" if path.exists() else NO_FILE
+
+
+def dangling(path: Path) -> str:
+    """Return what is wrong with a link that leads nowhere, and what to do where it is one of git-annex."""
+    try:
+        target = printable(os.readlink(path))
+    except OSError:
+        target = "somewhere"
+    remedy = "; fetch it with 'git annex get' or 'datalad get'" if ".git/annex" in target else ""
+    return f"is a link to {target}, which is not there{remedy}"
 
 
 def _file_name(name: str) -> str:

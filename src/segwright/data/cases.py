@@ -5,14 +5,31 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
+from unicodedata import normalize
 
 from segwright.core.errors import Problem
+from segwright.core.names import NAME_REMEDY, NO_FILE, NO_TEXT, absence, encoding_remedy, name_problem, shown_name
+from segwright.data.near_misses import (
+    Entry,
+    entries,
+    in_place_of_cases,
+    near_misses,
+    similar_folder,
+    similar_label,
+)
 
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 _VARIABLE = re.compile(r"\$(?:\{(?P<braced>\w+)\}|(?P<plain>\w+))")
+
+_PREPROCESSED_ENDINGS: Final = ("_seg", "_locations")
+"""What `data.store` adds to a case's name."""
+_MEND_PATH: Final = "correct the path in dataset.json"
+_MEND_LIST: Final = "correct the list in dataset.json"
+_ADD_FILE: Final = "add the file or remove the case"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,50 +46,59 @@ class Listing:
     """Cases that were found, with what is wrong and what belongs to none of them.
 
     Attributes:
+        problems: those about one case name it, so that the others can be used.
+        stray: what the folder of images holds beside the cases and somebody may miss.
+        instead: where there are no cases, the end of a message that names what there is.
         is_explicit: the files were listed by hand, so that their names say nothing about channels.
     """
 
     cases: tuple[Case, ...]
     problems: tuple[Problem, ...]
-    stray: tuple[Path, ...] = ()
+    stray: tuple[Problem, ...] = ()
+    instead: str = ""
     is_explicit: bool = False
 
 
 def list_folder(images: Path, file_ending: str, *, labels: Path | None) -> Listing:
     """List the cases of a folder of `{case}_{CCCC}{file_ending}` files, with their labels `{case}{file_ending}`."""
     missing_folders = [
-        Problem(where=str(folder), what="no such folder", remedy=f"a dataset keeps its {kind} there")
+        Problem(where=str(folder), what=f"{wrong}{similar_folder(folder)}", remedy=f"a dataset keeps its {kind} there")
         for folder, kind in ((images, "images"), (labels, "labels"))
-        if folder is not None and not folder.is_dir()
+        if folder is not None and (wrong := absence(folder, "folder"))
     ]
     if missing_folders:
         return Listing(cases=(), problems=tuple(missing_folders))
-    groups: dict[str, list[str]] = {}
-    stray = []
-    for name in _names(images):
-        match = _CHANNEL.fullmatch(name.removesuffix(file_ending)) if name.endswith(file_ending) else None
-        if match is not None:
-            groups.setdefault(match["case"], []).append(name)
-        elif name.lower().endswith(file_ending.lower()):
-            stray.append(images / name)
-    known = set(_names(labels)) if labels is not None else set()
-    cases, problems = [], []
-    for identifier in sorted(groups):
+    groups: dict[str, list[Entry]] = {}
+    others = []
+    for entry in entries(images):
+        match = _CHANNEL.fullmatch(entry.name.removesuffix(file_ending)) if entry.name.endswith(file_ending) else None
+        if match is None:
+            others.append(entry)
+        else:
+            groups.setdefault(match["case"], []).append(entry)
+    known = {entry.name: entry for entry in entries(labels)} if labels is not None else {}
+    problems = identity_problems(images, groups)
+    usable = [identifier for identifier in sorted(groups) if not name_problem(identifier)]
+    cases = []
+    for identifier in usable:
         label = None if labels is None else labels / f"{identifier}{file_ending}"
-        if label is not None and label.name not in known:
-            problems.append(_missing_label(label, identifier, known))
-        files = tuple(images / name for name in sorted(groups[identifier]))
+        if label is not None and (label.name not in known or known[label.name].kind != "file"):
+            problems.append(_missing_label(label, identifier, file_ending, known.values()))
+        files = tuple(images / entry.name for entry in groups[identifier])
+        problems += [_absent(images / entry.name, identifier) for entry in groups[identifier] if entry.kind != "file"]
         cases.append(Case(identifier=identifier, images=files, label=label))
-    return Listing(cases=tuple(cases), problems=tuple(problems), stray=tuple(stray))
+    stray = near_misses(images, others, file_ending)
+    instead = "" if groups else in_place_of_cases(others, stray)
+    return Listing(cases=tuple(cases), problems=tuple(problems), stray=stray, instead=instead)
 
 
 def explicit_cases(
-    folder: Path, entries: Mapping[str, tuple[Sequence[str], str]], environment: Mapping[str, str]
+    folder: Path, lists: Mapping[str, tuple[Sequence[str], str]], environment: Mapping[str, str]
 ) -> Listing:
     """Return the cases of explicit file lists: variables expanded, relative paths taken from `folder`."""
     cases = []
-    problems = []
-    for identifier, (images, label) in entries.items():
+    problems = identity_problems(folder, lists)
+    for identifier, (images, label) in lists.items():
         resolved = []
         for text in (*images, label):
             unset = sorted({name for name in _variables(text) if name not in environment})
@@ -80,12 +106,48 @@ def explicit_cases(
             resolved.append(file)
             if unset:
                 what = f"environment variable {unset[0]} is not set, needed for {text}"
-                problems.append(Problem(where=f"case '{identifier}'", what=what, remedy="set it or write the path out"))
-            elif not file.is_file():
-                what = f"no such file, listed for case '{identifier}'"
-                problems.append(Problem(where=str(file), what=what, remedy="mend the path in dataset.json"))
-        cases.append(Case(identifier=identifier, images=tuple(resolved[:-1]), label=resolved[-1]))
+                remedy = "set it or write the path out"
+                problems.append(Problem(where=f"case '{identifier}'", what=what, remedy=remedy, case=identifier))
+            elif wrong := absence(file):
+                what = f"{wrong}, listed for case '{identifier}'"
+                problems.append(Problem(where=str(file), what=what, remedy=_MEND_PATH, case=identifier))
+        if not name_problem(identifier):
+            cases.append(Case(identifier=identifier, images=tuple(resolved[:-1]), label=resolved[-1]))
     return Listing(cases=tuple(cases), problems=tuple(problems), is_explicit=True)
+
+
+def identity_problems(where: Path, identifiers: Iterable[str]) -> list[Problem]:
+    """Return which names of cases cannot be those of files, and which are those of other cases in another spelling."""
+    problems = []
+    spelled: dict[str, str] = {}
+    for identifier in identifiers:
+        wrong = name_problem(identifier)
+        if wrong:
+            remedy = encoding_remedy(identifier) if wrong == NO_TEXT else NAME_REMEDY
+            what = f"case id {shown_name(identifier)} {wrong}"
+            problems.append(Problem(where=str(where), what=what, remedy=remedy, case=identifier))
+            continue
+        twin = spelled.setdefault(normalize("NFC", identifier), identifier)
+        if twin != identifier:
+            what = f"case id '{identifier}' is there twice, with accents encoded in two ways (NFC and NFD)"
+            remedy = "rename the files of one of them"
+            problems.append(Problem(where=str(where), what=what, remedy=remedy, case=identifier))
+    return problems
+
+
+def name_clashes(where: Path, identifiers: Collection[str]) -> list[Problem]:
+    """Return cases that would share a file with another case when they are preprocessed."""
+    return [
+        Problem(
+            where=str(where),
+            what=f"case id '{identifier}{ending}' names a file that belongs to case '{identifier}' once preprocessed",
+            remedy="rename one of them",
+            case=f"{identifier}{ending}",
+        )
+        for identifier in identifiers
+        for ending in _PREPROCESSED_ENDINGS
+        if f"{identifier}{ending}" in identifiers
+    ]
 
 
 def channel_problems(listing: Listing, names: Sequence[str], file_ending: str) -> list[Problem]:
@@ -99,38 +161,41 @@ def channel_problems(listing: Listing, names: Sequence[str], file_ending: str) -
         if listing.is_explicit:
             if len(case.images) != len(names):
                 what = f"lists {len(case.images)} image(s), {wanted}"
-                problems.append(Problem(where=f"case '{case.identifier}'", what=what, remedy="mend dataset.json"))
+                problems.append(
+                    Problem(where=f"case '{case.identifier}'", what=what, remedy=_MEND_LIST, case=case.identifier)
+                )
             continue
         found = _suffixes(case, file_ending)
         for suffix, name in zip(expected, names, strict=True):
             if suffix not in found:
                 file = case.images[0].with_name(f"{case.identifier}_{suffix}{file_ending}")
                 what = f"no such file, channel {suffix} ({name}) of case '{case.identifier}'; {wanted}"
-                problems.append(Problem(where=str(file), what=what, remedy="add the file or remove the case"))
+                problems.append(Problem(where=str(file), what=what, remedy=_ADD_FILE, case=case.identifier))
         for suffix, file in found.items():
             if suffix not in expected:
                 remedy = "remove the file or name its channel in dataset.json"
-                problems.append(Problem(where=str(file), what=f"one channel too many, {wanted}", remedy=remedy))
+                what = f"one channel too many, {wanted}"
+                problems.append(Problem(where=str(file), what=what, remedy=remedy, case=case.identifier))
     return problems
 
 
 def surplus_labels(labels: Path, cases: Sequence[Case], file_ending: str) -> list[Path]:
     """Return label files that no case asks for."""
     wanted = {case.label for case in cases}
-    return [labels / name for name in _names(labels) if name.endswith(file_ending) and labels / name not in wanted]
+    names = [entry.name for entry in entries(labels) if entry.kind == "file" and entry.name.endswith(file_ending)]
+    return [labels / name for name in names if labels / name not in wanted]
 
 
-def _names(folder: Path) -> list[str]:
-    """Return the visible files of a folder; dot files are what systems and interrupted writers leave behind."""
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file())
+def _missing_label(label: Path, identifier: str, file_ending: str, there: Iterable[Entry]) -> Problem:
+    wrong = absence(label)
+    hint = similar_label(label.name, file_ending, there) if wrong == NO_FILE else ""
+    what = f"{wrong}, the label of case '{identifier}'{hint}"
+    return Problem(where=str(label), what=what, remedy="add the file or remove the case's images", case=identifier)
 
 
-def _missing_label(label: Path, identifier: str, known: set[str]) -> Problem:
-    similar = sorted(name for name in known if name.split(".")[0] == identifier)
-    hint = f"; found {similar[0]}, but images and labels share one file_ending" if similar else ""
-    what = f"no such file, the label of case '{identifier}'{hint}"
-    return Problem(where=str(label), what=what, remedy="add the file or remove the case's images")
+def _absent(image: Path, identifier: str) -> Problem:
+    what = f"{absence(image)}, an image of case '{identifier}'"
+    return Problem(where=str(image), what=what, remedy="put the file there or remove the case", case=identifier)
 
 
 def _suffixes(case: Case, file_ending: str) -> dict[str, Path]:

@@ -157,9 +157,7 @@ def _check_description(path: Path, description: DatasetDescription, survey: Surv
 
 def _check_surroundings(folder: Path, description: DatasetDescription, survey: Survey, log: _Log) -> None:
     """Check what lies beside the cases: stray files, surplus labels, the dataset's own splits."""
-    for file in survey.stray:
-        what = f"belongs to no case, expected {{case}}_0000{description.file_ending}"
-        log.warn(file, what, "rename or remove it")
+    log.warnings += survey.stray
     if description.dataset is None and (folder / LABELS_FOLDER).is_dir():
         for file in surplus_labels(folder / LABELS_FOLDER, survey.cases, description.file_ending):
             log.warn(file, "label without an image", "add the images or remove the label")

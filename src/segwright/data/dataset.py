@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -25,7 +26,8 @@ from pydantic import (
 
 from segwright.core.documents import read_json
 from segwright.core.errors import DatasetError, ImageError, Problem, ProblemReport, SegwrightError
-from segwright.data.cases import Case, Listing, channel_problems, explicit_cases, list_folder
+from segwright.core.names import require_ending, require_text_path
+from segwright.data.cases import Case, Listing, channel_problems, explicit_cases, list_folder, name_clashes
 from segwright.data.images import choose_reader, read_header
 from segwright.data.labels import ClassKey, Labels, gap_problem, label_problems
 
@@ -81,9 +83,7 @@ class DatasetDescription(BaseModel):
     @field_validator("file_ending")
     @classmethod
     def _starts_with_dot(cls, ending: str) -> str:
-        if not ending.startswith("."):
-            raise ValueError(f"is '{ending}', expected an ending with its dot, as '.nii.gz'")
-        return ending
+        return require_ending(ending)
 
     @model_validator(mode="after")
     def _pairs_are_labels(self) -> DatasetDescription:
@@ -153,14 +153,14 @@ class Survey:
         description: None if dataset.json is missing or invalid; there are no cases then.
         cases: those that were found, complete or not.
         problems: all that keeps the dataset from being loaded.
-        stray: files in the image folder that belong to no case (spec A, S-34).
+        stray: what the image folder holds beside the cases (spec A, S-34).
         reader: chosen by file ending alone where no example could be read.
     """
 
     description: DatasetDescription | None
     cases: tuple[Case, ...]
     problems: tuple[Problem, ...]
-    stray: tuple[Path, ...]
+    stray: tuple[Problem, ...]
     reader: str
 
 
@@ -177,15 +177,13 @@ def load(folder: Path, *, environment: Mapping[str, str] = NO_ENVIRONMENT) -> Da
     survey = look(folder, environment=environment)
     if survey.problems or survey.description is None:
         raise ProblemReport(survey.problems)
-    for file in survey.stray:
-        logger.warning(
-            "%s: belongs to no case and is ignored; expected {case}_0000%s", file, survey.description.file_ending
-        )
+    for problem in survey.stray:
+        logger.warning("%s", problem)
     declared = survey.description.num_training
     if declared != len(survey.cases):
         logger.warning("%s: numTraining is %d, found %d cases", folder / DATASET_JSON, declared, len(survey.cases))
     return Dataset(
-        name=folder.absolute().name,
+        name=Path(os.path.abspath(folder)).name,
         folder=folder,
         description=survey.description,
         cases=survey.cases,
@@ -220,25 +218,25 @@ def load_description(path: Path) -> DatasetDescription:
 def look(folder: Path, *, environment: Mapping[str, str] = NO_ENVIRONMENT) -> Survey:
     """Take stock of a dataset folder without raising for what is wrong in it."""
     try:
-        description = load_description(folder / DATASET_JSON)
+        description = load_description(require_text_path(folder) / DATASET_JSON)
     except ProblemReport as report:
         return Survey(description=None, cases=(), problems=report.problems, stray=(), reader="")
     except SegwrightError as error:
         return Survey(description=None, cases=(), problems=(problem_of(error),), stray=(), reader="")
     if description.dataset is not None:
-        entries = {name: (files.images, files.label) for name, files in description.dataset.items()}
-        listing = explicit_cases(folder, entries, environment)
+        lists = {name: (files.images, files.label) for name, files in description.dataset.items()}
+        listing = explicit_cases(folder, lists, environment)
         place = folder / DATASET_JSON
     else:
         place = folder / IMAGES_FOLDER
         listing = list_folder(place, description.file_ending, labels=folder / LABELS_FOLDER)
-    problems = list(listing.problems)
+    problems = [*listing.problems, *name_clashes(place, [case.identifier for case in listing.cases])]
     gap = gap_problem(description.labels)
     if gap is not None and not Labels.from_description(description).has_regions:
         # Heads are numbered without gaps, so training would learn other values than those on disk.
         problems.append(Problem(where=f"{folder / DATASET_JSON}, labels", what=gap))
     if not listing.cases and not listing.problems:
-        problems.append(_no_cases(place, description.file_ending, listing.stray))
+        problems.append(_no_cases(place, description.file_ending, listing.instead))
     reader = _choose(listing, description, problems)
     names = tuple(description.channel_names.values())
     problems += _channel_count_problems(listing, names, reader, description.file_ending)
@@ -264,24 +262,40 @@ def list_cases(folder: Path, file_ending: str, num_channels: int | None = None) 
         num_channels: where given, every case must have that many channels.
 
     Raises:
-        DatasetError: the folder is missing or holds no case.
-        ProblemReport: channels are missing or too many; every one is named.
+        ProblemReport: the folder is missing or holds no case, or one of its cases cannot be used: all are named.
     """
-    listing = list_folder(folder, file_ending, labels=None)
-    if listing.problems:
-        raise ProblemReport(listing.problems)
+    cases, problems = usable_cases(folder, file_ending, num_channels)
+    if problems:
+        raise ProblemReport(problems)
+    return cases
+
+
+def usable_cases(
+    folder: Path, file_ending: str, num_channels: int | None = None
+) -> tuple[tuple[Case, ...], tuple[Problem, ...]]:
+    """List the cases of a folder that are complete, and what is wrong with the others; else as `list_cases`.
+
+    Raises:
+        ProblemReport: the folder is missing or holds no case at all.
+    """
+    listing = list_folder(require_text_path(folder), file_ending, labels=None)
+    problems = list(listing.problems)
+    if not listing.cases and not problems:
+        problems = [_no_cases(folder, file_ending, listing.instead)]
     if not listing.cases:
-        raise ProblemReport([_no_cases(folder, file_ending, listing.stray)])
+        raise ProblemReport(problems)
+    for problem in listing.stray:
+        logger.warning("%s", problem)
     if num_channels is not None:
         names = tuple(f"{index:04d}" for index in range(num_channels))
+        example = next((file for case in listing.cases for file in case.images if file.is_file()), None)
         try:
-            reader = choose_reader(file_ending, listing.cases[0].images[0])
+            reader = choose_reader(file_ending, example)
         except ImageError:
             reader = choose_reader(file_ending, None)
-        problems = _channel_count_problems(listing, names, reader, file_ending)
-        if problems:
-            raise ProblemReport(problems)
-    return listing.cases
+        problems += _channel_count_problems(listing, names, reader, file_ending)
+    refused = {problem.case for problem in problems}
+    return tuple(case for case in listing.cases if case.identifier not in refused), tuple(problems)
 
 
 def _choose(listing: Listing, description: DatasetDescription, problems: list[Problem]) -> str:
@@ -314,11 +328,10 @@ def _channel_count_problems(listing: Listing, names: Sequence[str], reader: str,
     return channel_problems(listing, names[:num_files] if num_files else names, file_ending)
 
 
-def _no_cases(where: Path, file_ending: str, stray: Sequence[Path]) -> Problem:
-    hint = f"; found {stray[0].name}, which lacks the channel number" if stray else ""
+def _no_cases(where: Path, file_ending: str, instead: str) -> Problem:
     return Problem(
         where=str(where),
-        what=f"no cases: no file named {{case}}_0000{file_ending}{hint}",
+        what=f"no cases: no file named {{case}}_0000{file_ending}{instead}",
         remedy="name the first channel _0000 and use the file_ending of dataset.json",
     )
 

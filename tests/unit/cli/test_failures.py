@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from segwright import api
 from segwright.cli.main import app
-from segwright.core.errors import DatasetError
+from segwright.core.errors import DatasetError, Problem, ProblemReport
 
 VERBS = ["run", "check", "fingerprint", "plan", "preprocess", "train", "predict", "evaluate", "demo"]
 
@@ -71,8 +71,9 @@ def _failing_with(monkeypatch: pytest.MonkeyPatch, error: BaseException, *more: 
 
 
 def test_every_line_of_a_user_error_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
-    result = _failing_with(monkeypatch, DatasetError("one\ntwo"))
-    assert (result.exit_code, result.stderr) == (1, "error: one\nerror: two\n")
+    report = ProblemReport([Problem(where="a", what="one"), Problem(where="b", what="two")])
+    result = _failing_with(monkeypatch, report)
+    assert (result.exit_code, result.stderr) == (1, "error: a: one\nerror: b: two\n")
 
 
 def test_our_own_fault_is_exit_code_2_and_shows_a_traceback_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
