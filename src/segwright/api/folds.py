@@ -17,6 +17,7 @@ from segwright.api.one_model import (
 )
 from segwright.api.preparing import cases_are_fresh, cases_folder, make_cases
 from segwright.api.session import Session
+from segwright.api.splitting import dataset_splits
 from segwright.core.documents import atomic_path, file_hash
 from segwright.core.errors import ConfigError, DatasetError
 from segwright.core.registry import import_reference
@@ -55,23 +56,6 @@ class TrainOptions:
     device: str = "auto"
     ranks: Ranks | None = None
     stop: StopRequest | None = None
-
-
-def require_folds(session: Session, folds: Sequence[Fold]) -> None:
-    """See that every fold exists, before anything is written.
-
-    Raises:
-        DatasetError: a fold does not exist, or its cases do not.
-    """
-    for fold in folds:
-        if fold != "all":
-            splits.select(dataset_splits(session, write=False), session.dataset.identifiers, fold)
-
-
-def dataset_splits(session: Session, *, write: bool = True) -> list[splits.Split]:
-    """Return the dataset's splits: those in the workspace, else the raw dataset's, else nnU-Net's default."""
-    file = session.workspace.splits_file(session.name)
-    return splits.resolve(file, session.dataset.identifiers, raw_file=session.raw_splits, write=write)
 
 
 def model_folder(session: Session, plan: Plan, configuration: str) -> Path:

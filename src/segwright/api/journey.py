@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from segwright.api import folds as folding
-from segwright.api import learning, predicting, preparing, reporting, selecting
+from segwright.api import learning, predicting, preparing, reporting, selecting, splitting
 from segwright.api.folds import TrainOptions
 from segwright.api.preparing import PlanOptions
 from segwright.api.session import Session, open_session
@@ -185,9 +185,10 @@ def _folds(session: Session, wanted: Sequence[int] | Literal["all"] | None) -> t
     """Return the folds to train; each exists."""
     if wanted is None:
         logger.info("fold 0; --folds all trains all %d", NUM_FOLDS)
-    every = range(len(folding.dataset_splits(session, write=False)))
+    every = range(len(splitting.dataset_splits(session, write=False)))
     numbers = tuple(every) if wanted == "all" else tuple(dict.fromkeys(DEFAULT_FOLDS if wanted is None else wanted))
-    folding.require_folds(session, numbers)
+    splitting.require_folds(session, numbers)
+    splitting.say_left_out(session)
     return numbers
 
 

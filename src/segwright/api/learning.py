@@ -14,7 +14,6 @@ from segwright.api.folds import (
     TrainOptions,
     fold_folder,
     is_trained,
-    require_folds,
     require_options,
     require_trainable,
     say_if_trained_otherwise,
@@ -24,6 +23,7 @@ from segwright.api.folds import (
 from segwright.api.one_model import TRAIN_JSON, Fold, is_begun, require_nothing_new
 from segwright.api.preparing import DEFAULT_PLANS, cases_are_fresh, load_plan, make_cases
 from segwright.api.session import open_session
+from segwright.api.splitting import require_folds, say_left_out
 from segwright.core.errors import ConfigError, DatasetError, ModelError
 from segwright.data.dataset import NO_ENVIRONMENT, load_description
 from segwright.data.images import READERS, choose_reader
@@ -99,6 +99,8 @@ def train(
     session = open_session(dataset, workspace, environment=environment, trainer=trainer)
     plan = load_plan(session, plans)
     require_folds(session, [fold])
+    if fold != "all":
+        say_left_out(session)
     require_trainable(session, plan, configuration, [fold], chosen)
     folder = fold_folder(session, plan, configuration, fold)
     if is_begun(folder) and not resume:

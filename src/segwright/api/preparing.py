@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segwright.api.session import Session, open_session, workspace_or_default, writing_problem
+from segwright.api.splitting import say_left_out
 from segwright.core.documents import atomic_path, content_hash, file_hash
 from segwright.core.errors import PlanError, ProblemReport
 from segwright.data import checks
@@ -166,6 +167,7 @@ def preprocess(
     """
     session = open_session(dataset, workspace, environment=environment)
     made = load_plan(session, plans)
+    say_left_out(session)
     names = tuple(configurations or made.configuration_names)
     for name in names:
         made.configuration(name)

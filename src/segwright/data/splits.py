@@ -87,7 +87,9 @@ def save(path: Path, splits: Sequence[Split]) -> None:
     write_json(path, [{"train": list(split.train), "val": list(split.val)} for split in splits], indent=4)
 
 
-def resolve(path: Path, identifiers: Sequence[str], *, raw_file: Path | None = None, write: bool = True) -> list[Split]:
+def resolve(
+    path: Path, identifiers: Sequence[str], *, raw_file: Path | None = None, write: bool = True, in_use: bool = True
+) -> list[Split]:
     """Return the splits of a dataset: those at `path`, else the raw dataset's own, else the default; saved at `path`.
 
     Args:
@@ -95,6 +97,7 @@ def resolve(path: Path, identifiers: Sequence[str], *, raw_file: Path | None = N
         identifiers: all cases of the dataset.
         raw_file: `splits_final.json` in the raw dataset, used if it exists.
         write: save them; without, nothing on disk changes.
+        in_use: whether a fold was trained with those at `path`; if not, default splits of other cases are made anew.
 
     Raises:
         DatasetError: both files exist and a fold of the raw one differs (spec A 1.8).
@@ -107,7 +110,10 @@ def resolve(path: Path, identifiers: Sequence[str], *, raw_file: Path | None = N
                 f"{path}: folds differ from those of {raw_file}; delete the former to use the latter "
                 "(models trained on the old folds are then not comparable)"
             )
-        return splits
+        if in_use or supplied is not None or not _is_default_of_others(splits, identifiers):
+            return splits
+        if write:
+            logger.info("%s: the dataset has other cases now; no fold was trained, so its folds are made anew", path)
     splits = default_splits(identifiers) if supplied is None else supplied
     if write:
         save(path, splits)
@@ -127,16 +133,22 @@ def select(splits: Sequence[Split], identifiers: Sequence[str], fold: int | Lite
         raise DatasetError(f"fold {fold} does not exist; choose from 0 to {len(splits) - 1}, or all")
     split = splits[fold]
     if not split.train or not split.val:
-        raise DatasetError(f"fold {fold}: needs at least one training and one validation case; mend splits_final.json")
+        raise DatasetError(f"fold {fold}: needs at least one training and one validation case; edit splits_final.json")
     unknown = unknown_identifiers(split, identifiers)
     if unknown:
         raise DatasetError(
-            f"fold {fold}: no data for {shorten(unknown)}; preprocess the missing cases or mend splits_final.json"
+            f"fold {fold}: the dataset has no case {shorten(unknown)}, which splits_final.json names; put back the "
+            "files, or delete splits_final.json to get new folds (models of the old ones are then not comparable)"
         )
     shared = overlap(split)
     if shared:
         logger.warning("fold %d: %s are both in train and val; its scores are too good", fold, shorten(shared))
     return split
+
+
+def left_out(splits: Sequence[Split], identifiers: Sequence[str]) -> list[str]:
+    """Return the cases that no fold trains on or validates with."""
+    return sorted(set(identifiers) - _cases(splits))
 
 
 def unknown_identifiers(split: Split, identifiers: Sequence[str]) -> list[str]:
@@ -160,3 +172,13 @@ def _agree(supplied: Sequence[Split], present: Sequence[Split]) -> bool:
     return len(supplied) <= len(present) and all(
         set(a.train) == set(b.train) and set(a.val) == set(b.val) for a, b in zip(supplied, present, strict=False)
     )
+
+
+def _is_default_of_others(splits: Sequence[Split], identifiers: Sequence[str]) -> bool:
+    """Whether splits are what `default_splits` gives for other cases than these."""
+    known = _cases(splits)
+    return known != set(identifiers) and len(known) >= NUM_FOLDS and list(splits) == default_splits(sorted(known))
+
+
+def _cases(splits: Sequence[Split]) -> set[str]:
+    return {name for split in splits for name in (*split.train, *split.val)}

@@ -20,7 +20,7 @@ from segwright.data.cases import Case
 from segwright.data.cropping import content_box, crop_to_nonzero
 from segwright.data.dataset import Dataset
 from segwright.data.images import Volume, read_images, read_label
-from segwright.data.labels import Labels
+from segwright.data.labels import Labels, distinct_values
 from segwright.data.plan import Configuration, Plan
 from segwright.data.provenance import Provenance, SourceFile
 from segwright.preprocessing.class_locations import class_locations
@@ -33,6 +33,8 @@ logger = getLogger(__name__)
 
 FORMAT = 1
 """Raised when the same input gives other preprocessed arrays than before, so that stored cases are made anew."""
+
+_SHOWN_VALUES = 8
 
 Floats = npt.NDArray[np.float32]
 _Grid = tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...]]  # new shape, spacing before, spacing after
@@ -350,6 +352,12 @@ def _preprocess_case(case: Case, job: _Job, threads: TorchThreads) -> bool:
     if job.store.is_fresh(case.identifier, made_from):
         return False
     label = read_label(case.label, job.reader)
+    unexpected = job.labels.undeclared(distinct_values(label.array))
+    if unexpected:
+        raise DatasetError(
+            f"{case.label}: label value {', '.join(map(str, unexpected[:_SHOWN_VALUES]))} is not among "
+            f"{', '.join(map(str, job.labels.declared_values))}, which dataset.json declares; correct either of them"
+        )
     volume = read_images(case.images, job.reader)
     prepared = apply(volume, label.array, job.plan, job.configuration, threads=threads)
     assert prepared.label is not None

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from segwright.core.errors import DatasetError, SegwrightError
-from segwright.data.splits import Split, default_splits, load, resolve, save, select
+from segwright.data.splits import Split, default_splits, left_out, load, resolve, save, select
 
 NAMES = [f"c{index}" for index in range(10)]
 
@@ -82,7 +82,7 @@ def test_absent_fold_is_refused(fold: int) -> None:
 
 
 def test_fold_with_missing_cases_is_refused() -> None:
-    with pytest.raises(DatasetError, match="fold 0: no data for c8, c9; preprocess the missing cases"):
+    with pytest.raises(DatasetError, match="fold 0: the dataset has no case c8, c9, which .* put back the files"):
         select(default_splits(NAMES), NAMES[:8], 0)
 
 
@@ -95,3 +95,32 @@ def test_overlap_warns(caplog: pytest.LogCaptureFixture) -> None:
     select([Split(train=("c0", "c1"), val=("c1",))], NAMES, 0)
 
     assert "c1 are both in train and val" in caplog.text
+
+
+@pytest.mark.parametrize("grown", [NAMES, NAMES[:5], NAMES[1:7]])
+def test_default_splits_of_other_cases_are_made_anew_while_no_fold_is_trained(
+    tmp_path: Path, grown: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "splits_final.json"
+    save(path, default_splits(NAMES[:6]))
+
+    assert resolve(path, grown, in_use=False, write=False) == default_splits(grown)
+    assert load(path) == default_splits(NAMES[:6])
+    with caplog.at_level("INFO"):
+        assert resolve(path, grown, in_use=False) == load(path) == default_splits(grown)
+    assert "its folds are made anew" in caplog.text
+
+
+def test_splits_in_use_or_of_a_person_are_kept_whatever_cases_there_are(tmp_path: Path) -> None:
+    path = tmp_path / "splits_final.json"
+    save(path, default_splits(NAMES[:6]))
+    assert resolve(path, NAMES, in_use=True) == default_splits(NAMES[:6])
+
+    own = [Split(train=tuple(NAMES[:4]), val=(NAMES[5],))]
+    save(path, own)
+    assert resolve(path, NAMES, in_use=False) == own
+
+
+def test_cases_in_no_fold_are_found() -> None:
+    assert left_out(default_splits(NAMES[:6]), NAMES) == NAMES[6:]
+    assert left_out([Split(train=("c0",), val=("c1",)), Split(train=("c2",), val=("c0",))], NAMES[:3]) == []

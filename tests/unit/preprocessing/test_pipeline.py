@@ -218,3 +218,25 @@ def test_probabilities_outside_the_crop(golden: dict[str, Any], plan: Plan, has_
     assert whole.shape == (3, 8, 20, 22)
     assert (whole[:, 2:7, 3:15, 4:20] == 0.25).all()
     assert whole[:, 0, 0, 0].tolist() == [0.0 if has_regions else 1.0, 0, 0]
+
+
+@pytest.mark.parametrize(("value", "words"), [(7.0, "label value 7 is not among 0, 1"), (1.9, r"1\.9")])
+def test_a_label_changed_into_something_undeclared_is_refused_by_its_file(
+    folder: Path, plan: Plan, store: CaseStore, golden: dict[str, Any], value: float, words: str
+) -> None:
+    changed = golden["label_0"].astype(np.float32)
+    changed[changed == 1] = value
+    write(folder / "labelsTr/case0.nrrd", changed, golden["spacing_0"])
+    with pytest.raises(ProblemReport, match=rf"case case0: .*labelsTr/case0\.nrrd: .*{words}"):
+        run(folder, plan, store)
+    assert store.identifiers() == ("case1", "case2")
+
+
+def test_a_label_value_that_is_almost_whole_is_rounded_not_cut_off(
+    folder: Path, plan: Plan, store: CaseStore, golden: dict[str, Any]
+) -> None:
+    run(folder, plan, store)
+    wanted = np.asarray(store.load("case0").label)
+    write(folder / "labelsTr/case0.nrrd", golden["label_0"].astype(np.float32) * 0.9999999, golden["spacing_0"])
+    assert run(folder, plan, store)[0] == ("case0",)
+    assert np.array_equal(store.load("case0").label, wanted)

@@ -1,0 +1,62 @@
+"""The folds of a dataset: read or made, and compared with the cases that it has now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from logging import getLogger
+
+from segwright.api.one_model import Fold
+from segwright.api.session import Session
+from segwright.data import splits
+
+logger = getLogger(__name__)
+
+
+def dataset_splits(session: Session, *, write: bool = True) -> list[splits.Split]:
+    """Return the dataset's splits: those in the workspace, else the raw dataset's, else nnU-Net's default.
+
+    Default splits of other cases than the dataset has now are made anew as long as no fold was trained with them.
+    """
+    return splits.resolve(
+        session.workspace.splits_file(session.name),
+        session.dataset.identifiers,
+        raw_file=session.raw_splits,
+        write=write,
+        in_use=_any_fold_begun(session),
+    )
+
+
+def require_folds(session: Session, folds: Sequence[Fold]) -> None:
+    """See that every fold exists, before anything is written.
+
+    Raises:
+        DatasetError: a fold does not exist, or its cases do not.
+    """
+    for fold in folds:
+        if fold != "all":
+            splits.select(dataset_splits(session, write=False), session.dataset.identifiers, fold)
+
+
+def say_left_out(session: Session) -> None:
+    """Warn of cases that no fold trains on or validates with."""
+    file = session.workspace.splits_file(session.name)
+    if not file.is_file() and not session.raw_splits.is_file():
+        return
+    left_out = splits.left_out(dataset_splits(session, write=False), session.dataset.identifiers)
+    if not left_out:
+        return
+    given = session.raw_splits if session.raw_splits.is_file() else None
+    logger.warning(
+        "%d case%s of %s %s in no fold of %s, so no fold trains on or validates with %s: %s; %s",
+        *(len(left_out), "s" * (len(left_out) > 1), session.name, "are" if len(left_out) > 1 else "is"),
+        *(given or file, "them" if len(left_out) > 1 else "it", splits.shorten(left_out)),
+        f"add them there and delete {file}"
+        if given is not None
+        else "delete the file to get new folds of all cases and train every fold again, for folds of different splits "
+        "are not comparable; or add them to folds in the file; or train on all cases with fold all",
+    )
+
+
+def _any_fold_begun(session: Session) -> bool:
+    results = session.workspace.results / session.name
+    return any(results.glob("*/fold_[0-9]*/checkpoint_*"))
