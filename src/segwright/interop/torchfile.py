@@ -16,10 +16,13 @@ import torch
 from torch import Tensor
 
 from segwright.core.errors import ModelError
+from segwright.interop.archive import open_zip
 from segwright.interop.instructions import Machine, RefusedError, Storage, StoredTensor
 
-LARGEST_PICKLE: Final = 16 * 2**20
-"""Bytes of the part without tensors, or half the file if that is more; 1000 epochs with 100 classes log 7 MiB."""
+LARGEST_PICKLE: Final = 64 * 2**20
+"""Bytes of the part without tensors; 1000 epochs with 100 classes log 7 MiB."""
+MOST_VIEWS: Final = 16
+"""Bytes of all tensors to those of the file; nnU-Net names each weight of an encoder four times."""
 
 _DAMAGES: Final = (
     *(ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, NotImplementedError, OSError),
@@ -37,14 +40,16 @@ def read_document(path: Path) -> Any:
         ModelError: it is damaged, compressed, or asks for anything that is no plain value; that is named.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             prefix = _prefix(archive, path.stat().st_size)
             entry = archive.getinfo(f"{prefix}data.pkl")
-            if entry.file_size > max(LARGEST_PICKLE, path.stat().st_size // 2):
+            if entry.file_size > LARGEST_PICKLE:
                 raise RefusedError(f"{entry.file_size / 2**20:.0f} MiB beside its tensors")
             return Machine(archive.read(entry)).run()
     except RefusedError as error:
         raise ModelError(f"{path}: refused, since it is not only weights and plain values ({error})") from error
+    except ModelError:
+        raise
     except _DAMAGES as error:
         raise ModelError(f"{path}: cannot be read as a checkpoint ({_reason(error)}); copy it again") from error
 
@@ -60,10 +65,13 @@ def read_tensors(path: Path, stored: Mapping[str, StoredTensor]) -> dict[str, Te
     name = ""
     try:
         left = path.stat().st_size
-        with zipfile.ZipFile(path) as archive:
+        viewed = MOST_VIEWS * left
+        with open_zip(path) as archive:
             prefix = _prefix(archive, left)
             for name, tensor in stored.items():
-                tensor.outline()
+                viewed -= tensor.outline().nbytes
+                if viewed < 0:
+                    raise ModelError(f"tensors share memory more than {MOST_VIEWS} times over")
                 if tensor.storage not in flat:
                     left -= tensor.storage.numel * tensor.storage.dtype.itemsize
                     if left < 0:
@@ -95,7 +103,8 @@ def _prefix(archive: zipfile.ZipFile, size: int) -> str:
     if len(found) != 1:
         raise ValueError("it has no data.pkl, as files of torch.save have")
     prefix = found[0].removesuffix("data.pkl")
-    if f"{prefix}byteorder" in names and archive.read(f"{prefix}byteorder") != b"little":
+    order = f"{prefix}byteorder"
+    if order in names and (archive.getinfo(order).file_size > len(b"little") or archive.read(order) != b"little"):
         raise ValueError("its numbers are big-endian")
     return prefix
 
