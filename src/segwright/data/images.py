@@ -14,21 +14,14 @@ import numpy.typing as npt
 
 from segwright.core.errors import DiskError, ImageError, SegwrightError, nearest
 from segwright.core.resources import resource_error
-from segwright.data.formats import (
-    Floats,
-    Format,
-    Header,
-    LabelMap,
-    NaturalImage2DIO,
-    NibabelIO,
-    NibabelIOWithReorient,
-    SimpleITKIO,
-    SimpleITKIOWithReorient,
-    Tiff3DIO,
-    is_nifti,
-    nonfinite_in_nifti,
-)
+from segwright.data.formats import Floats, Format, Header, LabelMap, Refusal
 from segwright.data.labels import LARGEST_UINT8_LABEL, whole_values
+from segwright.data.readers.itk import SimpleITKIO, SimpleITKIOWithReorient
+from segwright.data.readers.nifti import NibabelIO, NibabelIOWithReorient, nonfinite_in_nifti
+from segwright.data.readers.nifti_header import is_nifti
+from segwright.data.readers.pictures import NaturalImage2DIO, is_picture
+from segwright.data.readers.tiff import ENDINGS as TIFF_ENDINGS
+from segwright.data.readers.tiff import Tiff3DIO, spacing_file, tiff_shape
 
 logger = getLogger(__name__)
 
@@ -61,16 +54,24 @@ class Volume:
     properties: Mapping[str, Any]
 
 
-def choose_reader(file_ending: str, example: Path | None, override: str | None = None) -> str:
+class RefusedError(ImageError):
+    """An image file that the right reader refuses; no other reader is to be tried."""
+
+
+def choose_reader(
+    file_ending: str, examples: Path | Sequence[Path] | None, override: str | None = None, *, are_labels: bool = False
+) -> str:
     """Return the name of the reader for a dataset (spec A 2.3).
 
     Args:
         file_ending: the dataset's, with its leading dot.
-        example: first channel of the first case; readers that cannot open it are passed over.
+        examples: first channels of its cases, in their order; readers that cannot open the first are passed over.
+            TIFF files may hold pictures or stacks, so all of them are looked at: the reader that opens most is taken.
         override: `overwrite_image_reader_writer` of dataset.json.
+        are_labels: whether the examples are label maps.
 
     Raises:
-        ImageError: no reader knows the ending, or none can open the example.
+        ImageError: no reader knows the ending, or none can open the first example.
     """
     if override is not None and override != "None":
         if override in READERS:
@@ -82,18 +83,42 @@ def choose_reader(file_ending: str, example: Path | None, override: str | None =
     if not candidates:
         known = sorted({ending for reader in READERS.values() for ending in reader.endings})
         raise ImageError(f"file ending '{file_ending}' has no reader{nearest(file_ending, known)}")
-    if example is None:
+    files = [examples] if isinstance(examples, Path) else list(examples or ())
+    if not files:
         return candidates[0]
+    if file_ending.lower() in TIFF_ENDINGS and len(candidates) > 1:
+        return _tiff_reader(files, are_labels=are_labels)
     failures = []
     for name in candidates:
         try:
-            read_header(example, name)
+            read_header(files[0], name, is_label=are_labels)
+        except RefusedError:
+            raise
         except ImageError as error:
             logger.debug("%s", error)
             failures.append(str(error))
         else:
             return name
     raise ImageError(failures[0])
+
+
+def _tiff_reader(files: Sequence[Path], *, are_labels: bool) -> str:
+    """Return whether most of the files are pictures or stacks; one with a spacing beside it is a stack."""
+    found = {"NaturalImage2DIO": 0, "Tiff3DIO": 0}
+    failures = []
+    for file in files:
+        try:
+            with _naming(file, "read"):
+                shape = tiff_shape(file, is_label=are_labels)
+                has_spacing = len(shape) == 3 and spacing_file(file, is_label=are_labels).is_file()
+                found[
+                    "Tiff3DIO" if has_spacing or (len(shape) == 3 and not is_picture(shape)) else "NaturalImage2DIO"
+                ] += 1
+        except ImageError as error:
+            failures.append(error)
+    if len(failures) == len(files):
+        raise failures[0]
+    return max(found, key=lambda name: found[name])
 
 
 def read_header(file: Path, reader: str, *, is_label: bool = False) -> Header:
@@ -213,16 +238,36 @@ def _reader(name: str) -> Format:
 @contextmanager
 def _naming(file: Path, action: str, *, must_exist: bool = True) -> Iterator[None]:
     """Turn whatever a decoder raises into an error that names the file; their exception types have no common base."""
-    if must_exist and not file.is_file():
-        raise ImageError(f"{file}: no such file")
+    if must_exist:
+        _require_file(file)
     try:
         yield
     except SegwrightError:
         raise
+    except Refusal as refusal:
+        raise RefusedError(f"{file}: cannot be {action} ({refusal})") from refusal
     except Exception as error:
         if found := resource_error(error, file):
             raise found if isinstance(found, DiskError) else type(found)(f"{file}: {found}") from error
-        raise ImageError(f"{file}: cannot be {action} ({_reason(error)})") from error
+        what = "it is damaged or of an unknown kind: " if must_exist else ""
+        raise ImageError(f"{file}: cannot be {action} ({what}{_reason(error)})") from error
+
+
+def _require_file(file: Path) -> None:
+    """Refuse what is no file before it is opened; a pipe would never end."""
+    try:
+        str(file).encode()
+    except UnicodeEncodeError as error:
+        raise RefusedError(f"{str(file)!r}: its name is not UTF-8, which libraries cannot open; rename it") from error
+    if file.is_file():
+        return
+    if file.is_dir():
+        raise RefusedError(f"{file}: is a folder, expected an image file")
+    if file.exists():
+        raise RefusedError(f"{file}: is a pipe, socket or device, expected an image file")
+    if file.is_symlink():
+        raise ImageError(f"{file}: links to {file.readlink()}, which is not there; download it or remove the link")
+    raise ImageError(f"{file}: no such file")
 
 
 def _reason(error: Exception) -> str:
