@@ -18,10 +18,17 @@ DATASET = {
 }
 
 
-def write(file: Path, label_map: np.ndarray, spacing: float = 1.0) -> None:
+def write(file: Path, label_map: np.ndarray, *, spacing: float = 1.0, origin: float = 0.0) -> None:
     image = sitk.GetImageFromArray(label_map.astype(np.uint8))
-    image.SetSpacing((spacing, 1.0, 1.0))
+    image.SetSpacing((spacing,) * 3)
+    image.SetOrigin((origin,) * 3)
     sitk.WriteImage(image, str(file))
+
+
+def turn_in_storage(file: Path) -> None:
+    """Write an image again with its axes in another order, one of them flipped; it shows the same places."""
+    image = sitk.PermuteAxes(sitk.ReadImage(str(file)), (2, 0, 1))
+    sitk.WriteImage(sitk.Flip(image, (True, False, False)), str(file))
 
 
 @pytest.fixture
@@ -75,14 +82,41 @@ def test_tolerances_are_those_that_are_asked_for(folders: tuple[Path, Path]) -> 
 
 def test_odd_predictions_are_told_once(folders: tuple[Path, Path]) -> None:
     for name in "ab":
-        write(folders[1] / f"{name}.nii.gz", np.full((4, 6, 8), 7 if name == "b" else 1), spacing=2.0)
+        write(folders[1] / f"{name}.nii.gz", np.full((4, 6, 8), 7 if name == "b" else 1))
+        turn_in_storage(folders[1] / f"{name}.nii.gz")
     done = call("evaluate", *folders)
     assert done.exit_code == 0
     told = " ".join(done.stderr.split())
     assert told.count("1 of 2 predictions hold values that are no labels of the dataset (7), first b.nii.gz") == 1
-    assert told.count("2 of 2 predictions have another spacing than their reference, first a.nii.gz") == 1
+    assert told.count("2 of 2 predictions are stored along other axes than their reference, first a.nii.gz") == 1
     named = call("evaluate", *folders, "--labels", "1")
     assert "no labels of the dataset" not in " ".join(named.stderr.split())
+    others = call("evaluate", *folders, "--labels", "4,5")
+    assert "no prediction holds any of the labels that are scored (4, 5), but others: 1, 7" in " ".join(
+        others.stderr.split()
+    )
+
+
+def test_predictions_stored_along_other_axes_score_the_same(folders: tuple[Path, Path]) -> None:
+    before = json.loads(call("evaluate", *folders, "--surface", "--json").stdout)["mean"]
+    for file in folders[1].glob("*.nii.gz"):
+        turn_in_storage(file)
+    assert json.loads(call("evaluate", *folders, "--surface", "--json").stdout)["mean"] == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"spacing": 2.0}, "spacing (2, 2, 2) differs from (1, 1, 1) of its reference"),
+        ({"origin": 50.0}, "origin differs from that of its reference, voxels of one index lie up to 86.6 mm apart"),
+    ],
+)
+def test_predictions_of_other_places_are_refused(
+    folders: tuple[Path, Path], change: dict[str, float], message: str
+) -> None:
+    write(folders[1] / "a.nii.gz", np.ones((4, 6, 8)), **change)
+    done = call("evaluate", *folders)
+    assert (done.exit_code, message in " ".join(done.stderr.split())) == (1, True), done.stderr
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "determine-postprocessing", "ensemble"])

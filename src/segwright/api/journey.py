@@ -205,7 +205,8 @@ def _draw(raw: Path, predictions: Path, folder: Path, session: Session) -> Itera
     for prediction in sorted(predictions.glob(f"*{phantom.FILE_ENDING}")):
         case = prediction.name.removesuffix(phantom.FILE_ENDING)
         image = read_images([raw / "imagesTs" / f"{case}_0000{phantom.FILE_ENDING}"], reader)
-        truth, predicted = (read_label(file, reader) for file in (raw / "labelsTs" / prediction.name, prediction))
+        files = (raw / "labelsTs" / prediction.name, prediction)
+        truth, predicted = (read_label(file, reader, like=image.header) for file in files)
         picture = folder / f"{case}.png"
         save_overlay(
             picture,

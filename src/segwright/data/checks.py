@@ -23,23 +23,22 @@ from segwright.data.dataset import (
     problem_of,
 )
 from segwright.data.formats import Header
+from segwright.data.geometry import difference, find_turn
 from segwright.data.images import (
     Volume,
-    geometry_differences,
-    grid_problem,
     hidden_nonfinite,
     read_header,
     read_images,
     read_label,
 )
 from segwright.data.labels import Labels, distinct_values, gap_problem
+from segwright.data.outliers import orientation
 
 SPLITS_JSON = "splits_final.json"
 
 Visitor = Callable[[Case, Volume, Volume], None]
 """Takes a case, its images (C, *S) and its label (1, *S)."""
 
-_ONE_GRID = "resample or re-export the files so that all files of a case share one grid"
 _SHOWN_VALUES = 8
 
 
@@ -71,6 +70,9 @@ class _Log:
     warnings: list[Problem] = field(default_factory=list)
     unreadable: set[Path] = field(default_factory=set)
     present: set[int] = field(default_factory=set)
+    apart: set[Path] = field(default_factory=set)
+    turned: list[Path] = field(default_factory=list)
+    orientations: dict[str, list[str]] = field(default_factory=dict)
 
     def error(self, where: object, what: str, remedy: str = "") -> None:
         self.errors.append(Problem(where=str(where), what=what, remedy=remedy))
@@ -86,6 +88,10 @@ class _Log:
             self.warnings += other.warnings
             self.unreadable |= other.unreadable
             self.present |= other.present
+            self.apart |= other.apart
+            self.turned += other.turned
+            for code, cases in other.orientations.items():
+                self.orientations.setdefault(code, []).extend(cases)
 
 
 def check(
@@ -123,12 +129,13 @@ def check(
             title="headers",
         )
     )
+    _report_axes(folder, log)
     labels = Labels.from_description(description)
-    unreadable = frozenset(log.unreadable)
+    unreadable, apart = frozenset(log.unreadable), frozenset(log.apart)
     visit = None if log.errors else visit
     log.absorb(
         map_threads(
-            lambda case: _check_voxels(case, survey.reader, labels, unreadable, visit),
+            lambda case: _check_voxels(case, survey.reader, labels, unreadable, apart, visit),
             cases,
             workers=workers,
             describe=lambda case: case.identifier,
@@ -208,6 +215,9 @@ def _check_headers(case: Case, reader: str, num_channels: int) -> _Log:
         log.error(case.label, what, "save it as a single-channel image")
     for file in headers:
         _compare_grids(file, headers, images, log)
+    code = orientation({"geometry": headers[images[0]].geometry}) if images else None
+    if code is not None:
+        log.orientations[code] = [case.identifier]
     return log
 
 
@@ -215,21 +225,37 @@ def _compare_grids(file: Path, headers: Mapping[Path, Header], images: Sequence[
     """Hold a file against the first readable image of its case."""
     if not images or file == images[0]:
         return
-    problem = grid_problem(headers[file], headers[images[0]], images[0])
-    if problem is not None:
-        log.error(file, problem, _ONE_GRID)
-        return
-    differing = geometry_differences(headers[file], headers[images[0]])
-    if differing:
-        log.warn(
-            file, f"{' and '.join(differing)} differ from those of {images[0].name}", "do they show the same place?"
-        )
+    turn = find_turn(headers[file], headers[images[0]])
+    if turn is None:
+        log.apart.add(file)
+        log.errors.append(difference(headers[file], headers[images[0]], file=file, name=images[0].name))
+    elif not turn.is_identity:
+        log.turned.append(file)
 
 
-def _check_voxels(case: Case, reader: str, labels: Labels, unreadable: frozenset[Path], visit: Visitor | None) -> _Log:
+def _report_axes(folder: Path, log: _Log) -> None:
+    """Say once what is stored along other axes, within cases and among them."""
+    if log.turned:
+        what = f"{len(log.turned)} files are stored along other axes than the first image of their case"
+        log.warn(folder, f"{what}, first {log.turned[0].name}", "their voxels are turned onto its grid when read")
+    if len(log.orientations) > 1:
+        found = sorted(log.orientations.items(), key=lambda item: -len(item[1]))
+        counts = ", ".join(f"{code} in {len(cases)} (first {cases[0]})" for code, cases in found)
+        remedy = "'segwright plan --reorient' turns all of them to one orientation"
+        log.warn(folder, f"the axes of images run differently among cases: {counts}", remedy)
+
+
+def _check_voxels(
+    case: Case,
+    reader: str,
+    labels: Labels,
+    unreadable: frozenset[Path],
+    apart: frozenset[Path],
+    visit: Visitor | None,
+) -> _Log:
     """Look for values that are no numbers, and for labels that nobody declared."""
     log = _Log()
-    volumes = []
+    volumes: list[Volume] = []
     for file in case.images:
         if file in unreadable:
             continue
@@ -239,14 +265,14 @@ def _check_voxels(case: Case, reader: str, labels: Labels, unreadable: frozenset
         except SegwrightError as error:
             log.error(file, str(error).removeprefix(f"{file}: "), "replace the file or remove its case")
             continue
-        volumes.append(volume)
+        volumes.append(_turned(volume, volumes[0]) if volumes else volume)
         _check_finite(file, volume.array, log)
         if hidden:
             log.warn(file, f"{hidden} voxels are NaN or infinite and are read as 0", "replace them by what is meant")
     if case.label is None or case.label in unreadable:
         return log
     try:
-        label = read_label(case.label, reader)
+        label = read_label(case.label, reader, like=None if case.label in apart or not volumes else volumes[0].header)
     except SegwrightError as error:
         log.error(case.label, str(error).removeprefix(f"{case.label}: "), "replace the file or remove its case")
         return log
@@ -255,6 +281,11 @@ def _check_voxels(case: Case, reader: str, labels: Labels, unreadable: frozenset
         images = volumes[0].array if len(volumes) == 1 else np.concatenate([volume.array for volume in volumes])
         visit(case, replace(volumes[0], array=images), label)
     return log
+
+
+def _turned(volume: Volume, first: Volume) -> Volume:
+    turn = find_turn(volume.header, first.header)
+    return volume if turn is None else replace(volume, array=turn(volume.array))
 
 
 def _check_finite(file: Path, array: npt.NDArray[np.float32], log: _Log) -> None:

@@ -172,7 +172,8 @@ def extract(dataset: Dataset, *, workers: int | None = None) -> Fingerprint:
 
     def measure(case: Case) -> None:
         assert case.label is not None, "training cases have labels"
-        measurement.add(case, read_images(case.images, dataset.reader), read_label(case.label, dataset.reader))
+        volume = read_images(case.images, dataset.reader)
+        measurement.add(case, volume, read_label(case.label, dataset.reader, like=volume.header))
 
     map_threads(measure, dataset.cases, workers=workers, describe=lambda case: case.identifier, title="fingerprint")
     return measurement.fingerprint(dataset)

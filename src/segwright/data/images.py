@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from segwright.core.errors import DiskError, ImageError, SegwrightError, nearest
+from segwright.core.errors import DiskError, ImageError, Problem, SegwrightError, nearest
 from segwright.core.resources import resource_error
 from segwright.data.formats import Floats, Format, Header, LabelMap, Refusal
+from segwright.data.geometry import difference, find_turn
 from segwright.data.labels import LARGEST_UINT8_LABEL, whole_values
 from segwright.data.readers.itk import SimpleITKIO, SimpleITKIOWithReorient
 from segwright.data.readers.nifti import NibabelIO, NibabelIOWithReorient, nonfinite_in_nifti
@@ -47,11 +48,18 @@ class Volume:
         array: float32 (C, *S), three spatial axes in the reader's order; a label has one channel.
         spacing: extent of a voxel along the three axes.
         properties: JSON object with all that `write_labels` needs to put a label map on the same grid.
+        notes: what was changed while reading, or looks wrong and can be read all the same.
     """
 
     array: Floats
     spacing: tuple[float, float, float]
     properties: Mapping[str, Any]
+    notes: tuple[Problem, ...] = ()
+
+    @property
+    def header(self) -> Header:
+        """The grid, to compare others with."""
+        return header_of(self.array.shape[1:], self.properties)
 
 
 class RefusedError(ImageError):
@@ -134,11 +142,14 @@ def read_header(file: Path, reader: str, *, is_label: bool = False) -> Header:
 def read_images(files: Sequence[Path], reader: str) -> Volume:
     """Read the channel files of one case and stack them in order.
 
+    A channel that is stored along other axes than the first one, but shows the same places, is turned onto its grid.
+
     Raises:
-        ImageError: a file is missing or unreadable, or the channels do not share shape and spacing.
+        ImageError: a file is missing or unreadable, or the channels do not show the same places.
     """
     assert files, "a case has at least one channel file"
     parts: list[Floats] = []
+    notes: list[Problem] = []
     first: Header | None = None
     for file in files:
         with _naming(file, "read"):
@@ -146,21 +157,25 @@ def read_images(files: Sequence[Path], reader: str) -> Volume:
         if first is None:
             first = header
         else:
-            problem = grid_problem(header, first, files[0])
-            if problem:
-                raise ImageError(f"{file}: {problem}; the channels of a case must share one grid")
-            for warning in geometry_differences(header, first):
-                logger.warning("%s: %s differs from %s", file, warning, files[0].name)
+            array, found = _on_grid(array, header, first, file, files[0].name)
+            notes += found
         parts.append(array)
     assert first is not None
-    return _volume(first, parts[0] if len(parts) == 1 else np.concatenate(parts), reader)
+    return _volume(first, parts[0] if len(parts) == 1 else np.concatenate(parts), reader, notes)
 
 
-def read_label(file: Path, reader: str) -> Volume:
+def read_label(file: Path, reader: str, *, like: Header | None = None, name: str = "its image") -> Volume:
     """Read one label map as float32 (1, *S) of whole numbers.
 
+    Args:
+        file: the label map.
+        reader: as in the plan.
+        like: header of what it belongs to; stored along other axes, it is turned onto that grid.
+        name: of what it belongs to, for messages.
+
     Raises:
-        ImageError: the file is missing, unreadable, has more than one channel or values that are no whole numbers.
+        ImageError: the file is missing, unreadable, has more than one channel or values that are no whole numbers, or
+            does not show the same places as `like`.
     """
     with _naming(file, "read"):
         header, array = _reader(reader).read(file, is_label=True)
@@ -168,7 +183,22 @@ def read_label(file: Path, reader: str) -> Volume:
         raise ImageError(f"{file}: has {len(array)} channels, a label map has one whole number per voxel")
     if bad := hidden_nonfinite(file, reader):
         raise ImageError(f"{file}: {bad} voxels are NaN or infinite, expected a whole number for each; replace them")
-    return _volume(header, whole_values(array, file), reader)
+    array = whole_values(array, file)
+    if like is None:
+        return _volume(header, array, reader)
+    array, notes = _on_grid(array, header, like, file, name)
+    return _volume(like, array, reader, notes)
+
+
+def header_of(shape: Sequence[int], properties: Mapping[str, Any]) -> Header:
+    """Return the grid of an array (*S) that has the properties of a `Volume`."""
+    spacing, geometry = tuple(properties["spacing"]), properties.get("geometry", {})
+    return Header(shape=tuple(shape), spacing=spacing, geometry=geometry)
+
+
+def turned_note(file: Path, name: str) -> Problem:
+    """Return what is said of a file whose array is turned when it is read."""
+    return Problem(where=str(file), what=f"is stored along other axes than {name}, and turned onto its grid when read")
 
 
 def write_labels(labels: npt.NDArray[Any], path: Path, properties: Mapping[str, Any], reader: str) -> None:
@@ -199,33 +229,22 @@ def hidden_nonfinite(file: Path, reader: str) -> int:
         return nonfinite_in_nifti(file)
 
 
-def grid_problem(header: Header, other: Header, other_file: Path) -> str | None:
-    """Return how shape or spacing disagree with those of another file, if they do (numpy's allclose, spec A 2.1)."""
-    if header.shape != other.shape:
-        return f"shape {header.shape} differs from {other.shape} of {other_file.name}"
-    if not np.allclose(header.spacing, other.spacing):
-        return f"spacing {_rounded(header.spacing)} differs from {_rounded(other.spacing)} of {other_file.name}"
-    return None
+def _on_grid(array: Floats, header: Header, wanted: Header, file: Path, name: str) -> tuple[Floats, list[Problem]]:
+    """Return an array (C, *S) on the grid of another file, and what there is to say of that.
+
+    Raises:
+        ImageError: the grids are not the same places.
+    """
+    turn = find_turn(header, wanted)
+    if turn is None:
+        raise ImageError(str(difference(header, wanted, file=file, name=name)))
+    return turn(array), [] if turn.is_identity else [turned_note(file, name)]
 
 
-def geometry_differences(header: Header, other: Header) -> list[str]:
-    """Return which of origin, direction and affine disagree; that is worth a warning only (spec A 2.1)."""
-    differing = []
-    for key in ("origin", "direction", "affine"):
-        ours, theirs = header.geometry.get(key), other.geometry.get(key)
-        if (
-            ours is not None
-            and theirs is not None
-            and not (np.shape(ours) == np.shape(theirs) and np.allclose(ours, theirs))
-        ):
-            differing.append(key)
-    return differing
-
-
-def _volume(header: Header, array: Floats, reader: str) -> Volume:
+def _volume(header: Header, array: Floats, reader: str, notes: Sequence[Problem] = ()) -> Volume:
     depth, height, width = header.spacing
     properties = {"reader": reader, "spacing": list(header.spacing), "geometry": dict(header.geometry)}
-    return Volume(array=array, spacing=(depth, height, width), properties=properties)
+    return Volume(array=array, spacing=(depth, height, width), properties=properties, notes=tuple(notes))
 
 
 def _reader(name: str) -> Format:
@@ -276,7 +295,3 @@ def _reason(error: Exception) -> str:
     text = lines[-1] if lines else type(error).__name__
     text = text.rsplit("ITK ERROR:", maxsplit=1)[-1].strip()
     return text if len(text) <= _LONGEST_REASON else text[: _LONGEST_REASON - 3] + "..."
-
-
-def _rounded(spacing: Sequence[float]) -> str:
-    return f"({', '.join(f'{extent:.6g}' for extent in spacing)})"

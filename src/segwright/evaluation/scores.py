@@ -17,7 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from segwright.core.documents import atomic_path, parse_document, write_json
 from segwright.core.errors import Problem, ProblemReport, SegwrightError
 from segwright.core.parallel import map_threads
-from segwright.data.images import read_label
+from segwright.data.formats import Header
+from segwright.data.geometry import difference, find_turn
+from segwright.data.images import Volume, read_label
 from segwright.data.labels import ClassKey, Labels
 from segwright.evaluation.masks import Further as Further
 from segwright.evaluation.masks import class_mask, has_volume, measure_masks
@@ -27,9 +29,7 @@ from segwright.evaluation.pairs import pair_files as pair_files
 logger = getLogger(__name__)
 
 _INDENT = 4
-_SAME_SPACING = 1e-3
-"""Relative; formats store spacings in single precision, some as text."""
-
+_SHOWN_VALUES = 8
 Change = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 """Makes one label map (*S) of another."""
 
@@ -265,10 +265,11 @@ def evaluate_files(
 
     def score(pair: tuple[Path, Path]) -> _Scored | Problem:
         try:
-            read = [_read_labels(file, reader) for file in pair]
+            reference, prediction = (read_label(file, reader) for file in pair)
         except SegwrightError as error:
             return Problem(where=pair[1].name, what=str(error))
-        return _score_case(pair, read, labels, ignored, further, change)
+        problem = _grid_problem(pair[1], prediction.header, reference.header)
+        return problem or _score_case(pair, reference, prediction, labels, ignored, further, change)
 
     found = map_threads(score, pairs, workers=workers, title=title)
     problems = [result for result in found if isinstance(result, Problem)]
@@ -329,41 +330,52 @@ def _measure(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Scored:
-    """Scores of a case; which values were predicted, and whether the spacings differ."""
+    """Scores of a case; which values were predicted, and whether the prediction was turned onto the reference's grid."""
 
     case: CaseScores
     predicted: frozenset[int]
-    spacings_differ: bool
+    was_turned: bool
+
+
+def _grid_problem(file: Path, prediction: Header, reference: Header) -> Problem | None:
+    """Return why a prediction does not lie on the grid of its reference."""
+    if find_turn(prediction, reference) is not None:
+        return None
+    if sorted(prediction.shape) != sorted(reference.shape):
+        return Problem(
+            where=file.name,
+            what=f"prediction has shape {prediction.shape}, its reference {reference.shape}",
+            remedy="both must lie on the grid of the image",
+        )
+    return difference(prediction, reference, file=file.name, name="its reference")
 
 
 def _score_case(
     files: tuple[Path, Path],
-    read: Sequence[tuple[npt.NDArray[np.int32], tuple[float, float, float]]],
+    true: Volume,
+    predicted: Volume,
     labels: Labels,
     ignored: int | None,
     further: Further,
     change: Change | None,
-) -> _Scored | Problem:
-    (reference, spacing), (prediction, other) = read
-    if reference.shape != prediction.shape:
-        return Problem(
-            where=files[1].name,
-            what=f"prediction has shape {prediction.shape}, its reference {reference.shape}",
-            remedy="both must lie on the grid of the image",
-        )
+) -> _Scored:
+    """Return the scores of a case whose two label maps show the same places."""
+    turn = find_turn(predicted.header, true.header)
+    assert turn is not None, "checked before"
+    reference, prediction = (array[0].astype(np.int32) for array in (true.array, turn(predicted.array)))
     if change is not None:
         prediction = change(prediction)
     matrix = confusion(reference, prediction, ignore_label=ignored)
     there = np.flatnonzero(matrix.counts.sum(axis=0))
     case = CaseScores(
-        metrics=_measure(matrix, reference, prediction, labels, spacing, ignored, further),
+        metrics=_measure(matrix, reference, prediction, labels, true.spacing, ignored, further),
         prediction_file=str(files[1]),
         reference_file=str(files[0]),
     )
     return _Scored(
         case=case,
         predicted=frozenset(matrix.values[index] for index in there),
-        spacings_differ=not np.allclose(spacing, other, rtol=_SAME_SPACING, atol=0),
+        was_turned=not turn.is_identity,
     )
 
 
@@ -372,24 +384,36 @@ def _warn(scored: Sequence[_Scored], known: Collection[int] | None) -> None:
     if known is not None:
         odd = [each for each in scored if not each.predicted <= set(known)]
         if odd:
-            foreign = sorted({value for each in odd for value in each.predicted} - {*known})
+            foreign = sorted({value for each in odd for value in each.predicted} - {*known})[:_SHOWN_VALUES]
             logger.warning(
                 "%d of %d predictions hold values that are no labels of the dataset (%s), first %s: they count as "
                 "background",
                 *(len(odd), len(scored), ", ".join(map(str, foreign)), odd[0].case.case),
             )
-    odd = [each for each in scored if each.spacings_differ]
+    else:
+        _warn_of_unscored(scored)
+    odd = [each for each in scored if each.was_turned]
     if odd:
         logger.warning(
-            "%d of %d predictions have another spacing than their reference, first %s: that of the reference counts",
+            "%d of %d predictions are stored along other axes than their reference, first %s: they are turned onto "
+            "its grid",
             *(len(odd), len(scored), odd[0].case.case),
         )
 
 
-def _read_labels(file: Path, reader: str) -> tuple[npt.NDArray[np.int32], tuple[float, float, float]]:
-    """Return a label map (*S) and its spacing; what was read is let go."""
-    volume = read_label(file, reader)
-    return volume.array[0].astype(np.int32), volume.spacing
+def _warn_of_unscored(scored: Sequence[_Scored]) -> None:
+    """Tell where the values that were asked for are hardly those that predictions hold."""
+    found = set().union(*(each.predicted for each in scored)) - {0}
+    keys = [class_key(text) for text in scored[0].case.metrics]
+    wanted = {value for key in keys for value in ((key,) if isinstance(key, int) else key)}
+    shown = ", ".join(map(str, sorted(found)[:_SHOWN_VALUES]))
+    if found and not found & wanted:
+        logger.warning(
+            "no prediction holds any of the labels that are scored (%s), but others: %s; are these other names of them?",
+            *(", ".join(map(str, sorted(wanted))), shown),
+        )
+    elif min(found, default=0) < 0:
+        logger.warning("predictions hold negative values (%s), which are no labels: they count as background", shown)
 
 
 def _mean(values: Sequence[float], *, skip_nan: bool) -> float:

@@ -351,14 +351,14 @@ def _preprocess_case(case: Case, job: _Job, threads: TorchThreads) -> bool:
     made_from = content_hash([job.recipe, [[file.name, file.sha256] for file in sources]])
     if job.store.is_fresh(case.identifier, made_from):
         return False
-    label = read_label(case.label, job.reader)
+    volume = read_images(case.images, job.reader)
+    label = read_label(case.label, job.reader, like=volume.header)
     unexpected = job.labels.undeclared(distinct_values(label.array))
     if unexpected:
         raise DatasetError(
             f"{case.label}: label value {', '.join(map(str, unexpected[:_SHOWN_VALUES]))} is not among "
             f"{', '.join(map(str, job.labels.declared_values))}, which dataset.json declares; correct either of them"
         )
-    volume = read_images(case.images, job.reader)
     prepared = apply(volume, label.array, job.plan, job.configuration, threads=threads)
     assert prepared.label is not None
     job.store.save(

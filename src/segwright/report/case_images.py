@@ -140,14 +140,8 @@ def _raw_files(scores: CaseScores, identifier: str, sources: ImageSources) -> tu
 
 
 def _from_raw(identifier: str, images: Sequence[Path], reference: Path, prediction: Path, reader: str) -> CaseImages:
-    volume, truth, predicted = (
-        read_images(images, reader),
-        read_label(reference, reader),
-        read_label(prediction, reader),
-    )
-    shapes = {item.array.shape[1:] for item in (volume, truth, predicted)}
-    if len(shapes) > 1:
-        raise ImageError(f"case {identifier}: image, truth and prediction differ in shape: {sorted(shapes)}")
+    volume = read_images(images, reader)
+    truth, predicted = (read_label(file, reader, like=volume.header) for file in (reference, prediction))
     return CaseImages(
         identifier=identifier,
         image=volume.array,

@@ -16,7 +16,7 @@ import numpy as np
 
 from segwright.core.documents import content_hash, file_hash
 from segwright.core.log import progress
-from segwright.data.images import read_label, write_labels
+from segwright.data.images import header_of, read_label, write_labels
 from segwright.inference.ensemble import mean_labels, require_same_task, store_probabilities
 from segwright.inference.model_folder import load_predictor
 from segwright.inference.observation import Observation
@@ -140,7 +140,8 @@ def _predict_case(
             planes = predictor.planes(image, spread=True)
             found[name] = store_probabilities(predictor, prepared, planes, Path(scratch), name)
             properties[name] = stored.provenance.properties
-        truth = read_label(reference, reader).array[0].astype(np.int32)
+        grid = header_of(next(iter(found.values())).array.shape[1:], next(iter(properties.values())))
+        truth = read_label(reference, reader, like=grid).array[0].astype(np.int32)
         for pair, file in files.items():
             labels, arrays = predictors[pair[0]].labels, [found[name].array for name in pair]
             Observed(

@@ -78,13 +78,52 @@ def test_spacing_mismatch_is_an_error(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("key", "value"), [("origin", (9, 9, 9)), ("direction", (1, 0, 0, 0, 1, 0, 0, 0, 1))])
-def test_other_geometry_is_a_warning(folder: Path, key: str, value: tuple[float, ...]) -> None:
+def test_other_geometry_is_an_error(folder: Path, key: str, value: tuple[float, ...]) -> None:
     rewrite(folder / "labelsTr" / "case_00.nii.gz", **{key: value})
 
     findings = check(folder)
 
+    text = errors(findings)
+    assert len(findings.errors) == 1, text
+    assert f"case_00.nii.gz: {key} differs from that of case_00_0000.nii.gz, voxels of one index lie up to" in text
+    assert "if they match voxel by voxel, copy one header into both files" in text
+
+
+def turn_in_storage(path: Path) -> None:
+    """Write an image again with axes in another order, one of them flipped; it shows the same places."""
+    image = SimpleITK.PermuteAxes(SimpleITK.ReadImage(str(path)), (2, 0, 1))
+    SimpleITK.WriteImage(SimpleITK.Flip(image, (True, False, False)), str(path))
+
+
+def test_labels_stored_along_other_axes_are_turned_with_one_warning(folder: Path) -> None:
+    seen = {}
+    check(folder, visit=lambda case, image, label: seen.update({case.identifier: (image.array, label.array)}))
+    turned = {}
+    for name in ("labelsTr/case_00.nii.gz", "labelsTr/case_01.nii.gz", "imagesTr/case_01_0001.nii.gz"):
+        turn_in_storage(folder / name)
+
+    findings = check(
+        folder, visit=lambda case, image, label: turned.update({case.identifier: (image.array, label.array)})
+    )
+
     assert findings.is_clean
-    assert f"case_00.nii.gz: {key} differ from those of case_00_0000.nii.gz" in warnings(findings)
+    assert len(findings.warnings) == 1
+    what = "3 files are stored along other axes than the first image of their case, first case_00.nii.gz; their voxels"
+    assert what in warnings(findings)
+    for case, arrays in seen.items():
+        for array, other in zip(arrays, turned[case], strict=True):
+            np.testing.assert_array_equal(array, other)
+
+
+def test_cases_in_several_orientations_are_a_warning_with_the_remedy(folder: Path) -> None:
+    for file in (*folder.glob("*/case_01.nii.gz"), *folder.glob("*/case_01_*.nii.gz")):
+        turn_in_storage(file)
+
+    text = warnings(check(folder))
+
+    assert "the axes of images run differently among cases: " in text
+    assert "in 2 (first case_00), " in text
+    assert "'segwright plan --reorient' turns all of them" in text
 
 
 def test_unreadable_first_image_is_reported_once(folder: Path) -> None:

@@ -169,15 +169,31 @@ def test_channels_of_different_spacing_are_refused(tmp_path: Path) -> None:
         read_images([tmp_path / "a.mha", tmp_path / "b.mha"], "SimpleITKIO")
 
 
-def test_channels_of_different_origin_only_warn(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_channels_of_different_places_are_refused(tmp_path: Path) -> None:
     image = made_files.itk_image(np.zeros((2, 3, 4), np.int16))
     SimpleITK.WriteImage(image, str(tmp_path / "a.mha"))
     image.SetOrigin((1, 2, 3))
     SimpleITK.WriteImage(image, str(tmp_path / "b.mha"))
 
-    read_images([tmp_path / "a.mha", tmp_path / "b.mha"], "SimpleITKIO")
+    with pytest.raises(ImageError, match=r"b\.mha: origin differs from that of a\.mha"):
+        read_images([tmp_path / "a.mha", tmp_path / "b.mha"], "SimpleITKIO")
 
-    assert "b.mha: origin differs from a.mha" in caplog.text
+
+def test_channels_stored_along_other_axes_are_turned(tmp_path: Path) -> None:
+    image = made_files.itk_image(np.random.RandomState(0).randint(1, 99, (2, 3, 4)).astype(np.int16))
+    SimpleITK.WriteImage(image, str(tmp_path / "a.mha"))
+    turned = SimpleITK.Flip(SimpleITK.PermuteAxes(image, (2, 0, 1)), (True, False, True))
+    SimpleITK.WriteImage(turned, str(tmp_path / "b.mha"))
+
+    volume = read_images([tmp_path / "a.mha", tmp_path / "b.mha"], "SimpleITKIO")
+
+    np.testing.assert_array_equal(volume.array[0], volume.array[1])
+    assert [str(note) for note in volume.notes] == [
+        f"{tmp_path / 'b.mha'}: is stored along other axes than a.mha, and turned onto its grid when read"
+    ]
+    label = read_label(tmp_path / "b.mha", "SimpleITKIO", like=volume.header)
+    np.testing.assert_array_equal(label.array[0], volume.array[0])
+    assert label.properties == volume.properties
 
 
 @pytest.mark.parametrize("reader", sorted(READERS))
