@@ -9,10 +9,11 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Collection, Iterator
+import zlib
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 from uuid import uuid4
 
 from pydantic import BaseModel, ValidationError
@@ -23,6 +24,7 @@ from segwright.core.resources import resource_error
 
 M = TypeVar("M", bound=BaseModel)
 
+CHECKSUM: Final = "checksum"
 _HASH_BLOCK = 1 << 20
 _PROBE_BYTES = 1 << 16
 _TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.tmp\.(?P<final>.+)", re.DOTALL)
@@ -235,6 +237,17 @@ def describe_validation(error: ValidationError) -> str:
     )
 
 
+def with_checksum(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a document with a hash of all else in it, by which `has_right_checksum` finds damage."""
+    content = {key: value for key, value in document.items() if key != CHECKSUM}
+    return {**content, CHECKSUM: content_hash(content)}
+
+
+def has_right_checksum(document: Mapping[str, Any]) -> bool:
+    """Whether a document is as `with_checksum` left it; one that has no checksum is older and counts as right."""
+    return CHECKSUM not in document or document[CHECKSUM] == with_checksum(document)[CHECKSUM]
+
+
 def content_hash(value: object) -> str:
     """Return the SHA-256 (hex) of a JSON-serialisable value, independent of key order."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
@@ -248,6 +261,15 @@ def file_hash(path: Path) -> str:
         while block := stream.read(_HASH_BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def file_crc(path: Path) -> int:
+    """Return the CRC-32 of a file's content; it finds damage at 2 to 3 GB/s and a core, but no forgery."""
+    total = 0
+    with path.open("rb") as stream:
+        while block := stream.read(_HASH_BLOCK):
+            total = zlib.crc32(block, total)
+    return total
 
 
 def _flush(path: Path) -> None:

@@ -1,11 +1,12 @@
 """Label maps that one stage of a cascade predicted for the next, on the next stage's grid.
 
 A case is `<case>.b2nd`, the map (*S) as nnU-Net stores it (spec A 6.6), and `<case>.json`: which weights made it,
-shape, type and size. The document is written last, so a map without it does not exist.
+shape, type, size and checksums. The document is written last, so a map without it does not exist.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,10 @@ import blosc2
 import numpy as np
 import numpy.typing as npt
 
-from segwright.core.documents import atomic_path, read_json, write_json
+from segwright.core.documents import atomic_path, file_crc, has_right_checksum, read_json, with_checksum, write_json
 from segwright.core.errors import SegwrightError, WorkspaceError
 from segwright.data.chunks import chunk_and_block
-from segwright.data.store import LazyArray
+from segwright.data.store import LazyArray, lazy_array
 
 FOLDER = "predicted_next_stage"
 """In the model folder of the stage that predicts; below it one folder for each stage that reads."""
@@ -64,26 +65,25 @@ class StageMaps:
             np.ascontiguousarray(label_map), chunks=chunks[1:], blocks=blocks[1:], cparams=parameters, contiguous=True
         )
         frame = array.to_cframe()
-        with atomic_path(self._map(identifier)) as temporary:
+        with atomic_path(self._map(identifier), size=len(frame)) as temporary:
             temporary.write_bytes(frame)
-        write_json(
-            self._json(identifier),
-            {
-                "schema_version": SCHEMA_VERSION,
-                "weights_hash": weights_hash,
-                "shape": list(label_map.shape),
-                "dtype": label_map.dtype.name,
-                "bytes": len(frame),
-            },
-        )
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            "weights_hash": weights_hash,
+            "shape": list(label_map.shape),
+            "dtype": label_map.dtype.name,
+            "bytes": len(frame),
+            "crc32": zlib.crc32(frame),
+        }
+        write_json(self._json(identifier), with_checksum(document))
 
     def is_fresh(self, identifier: str, shape: Sequence[int], weights_hash: str) -> bool:
         """Whether the map is there as it was written, has `shape` and was made by these weights."""
         try:
-            document = read_json(self._json(identifier))
-            size = self._map(identifier).stat().st_size
-            wanted = (weights_hash, list(shape), size)
-            return wanted == tuple(document[key] for key in ("weights_hash", "shape", "bytes"))
+            document, file = read_json(self._json(identifier)), self._map(identifier)
+            wanted = (weights_hash, list(shape), file.stat().st_size)
+            is_whole = has_right_checksum(document) and document.get("crc32") in (None, file_crc(file))
+            return is_whole and wanted == tuple(document[key] for key in ("weights_hash", "shape", "bytes"))
         except (SegwrightError, OSError, KeyError, TypeError):
             return False
 
@@ -96,7 +96,9 @@ class StageMaps:
         path = self._json(identifier)
         try:
             document = read_json(path)
-            array = LazyArray(self._map(identifier), tuple(document["shape"]), np.dtype(document["dtype"]))
+            if not has_right_checksum(document):
+                raise WorkspaceError(f"{path}: damaged")
+            array = lazy_array(self._map(identifier), path, document)
         except (SegwrightError, KeyError, TypeError) as error:
             raise WorkspaceError(
                 f"case '{identifier}': no prediction of the previous stage ({path}); train this stage by "

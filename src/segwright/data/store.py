@@ -2,18 +2,20 @@
 
 A case is `<case>.b2nd` (image), `<case>_seg.b2nd` (label map), `<case>_locations.b2nd` (voxels of each class, one row
 of three coordinates per voxel, class after class; absent if there is none) and `<case>.json`: provenance, the number
-of rows of each class, what the case was made from, size and checksum of the arrays. The JSON is written last, so a
-case without it does not exist. Arrays are opened anew for each access: handles of blosc2 may not be shared between
+of rows of each class, what the case was made from, size and checksum of the arrays, and a checksum of its own. The
+JSON is written last, so a case without it does not exist. Each array is compared with its checksum before it is first
+read. Arrays are opened anew for each access: handles of blosc2 may not be shared between
 threads.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,9 @@ import blosc2
 import numpy as np
 import numpy.typing as npt
 
-from segwright.core.documents import atomic_path, read_json, write_json
-from segwright.core.errors import SegwrightError, WorkspaceError, nearest
+from segwright.core.documents import atomic_path, file_crc, has_right_checksum, read_json, with_checksum, write_json
+from segwright.core.errors import DatasetError, SegwrightError, WorkspaceError, nearest
+from segwright.data.array_files import read_layout
 from segwright.data.chunks import chunk_and_block
 from segwright.data.labels import ClassKey
 from segwright.data.provenance import Provenance, SourceFile
@@ -32,7 +35,7 @@ SCHEMA_VERSION = 1
 _IMAGE, _LABEL, _LOCATIONS = "image", "label", "locations"
 _ENDINGS = {_IMAGE: ".b2nd", _LABEL: "_seg.b2nd", _LOCATIONS: "_locations.b2nd"}
 _PROBE_BYTES = 64 * 1024
-"""The checksum covers this much at both ends of a file: enough to notice what went wrong, cheap for any size."""
+"""The checksum of older versions covers this much at both ends of a file."""
 _ROWS_PER_CHUNK, _ROWS_PER_BLOCK = 16384, 512
 _FILTERS = {
     _IMAGE: (blosc2.Filter.NOFILTER, blosc2.Filter.SHUFFLE),
@@ -45,6 +48,60 @@ _ABANDONED_S = 600.0
 _REMEDY = "preprocess the dataset again"
 
 
+class DamagedCaseError(WorkspaceError):
+    """A case is not as it was written; it counts as missing from now on, so that preprocessing makes it again."""
+
+
+class FirstRead:
+    """Compares a file with what its document says before any of it is used; once, from whatever thread comes first.
+
+    Args:
+        path: of the array.
+        document: is removed where the array is damaged, so that the case is made again.
+        size: of the file in bytes.
+        crc: of the file; None if an older version wrote it, which kept none of the whole file.
+    """
+
+    def __init__(self, path: Path, document: Path, *, size: int | None, crc: int | None) -> None:
+        self._path = path
+        self._document = document
+        self._size = size
+        self._crc = crc
+        self._is_done = False
+        self._lock = threading.Lock()
+
+    def require(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        """See that the file is undamaged and holds a plain array of this shape and type.
+
+        Raises:
+            DamagedCaseError: it is not, or does not.
+        """
+        if self._is_done:
+            return
+        with self._lock:
+            if not self._is_done:
+                if reason := self._damage(shape, dtype):
+                    with suppress(OSError):
+                        self._document.unlink(missing_ok=True)
+                    raise DamagedCaseError(f"{self._path}: missing or damaged ({reason}); {_REMEDY}")
+                self._is_done = True
+
+    def _damage(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
+        try:
+            if self._size is not None and self._path.stat().st_size != self._size:
+                return "it is shorter or longer than it was written"
+            if self._crc is not None and file_crc(self._path) != self._crc:
+                return "its checksum is not the one it was written with"
+            layout = read_layout(self._path)
+        except FileNotFoundError:
+            return "it is gone"
+        except DatasetError as error:
+            return str(error).removeprefix(f"{self._path}: ")
+        if layout.shape != shape or layout.dtype != dtype:
+            return f"it holds {layout.dtype} {layout.shape} instead of {dtype} {shape}"
+        return ""
+
+
 @dataclass(frozen=True, slots=True)
 class LazyArray:
     """An array on disk that is decompressed where it is sliced; may be used from any number of threads."""
@@ -52,9 +109,14 @@ class LazyArray:
     path: Path
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    first_read: FirstRead = field(compare=False)
 
     def __getitem__(self, key: Any) -> npt.NDArray[Any]:
-        result: npt.NDArray[Any] = _open(self.path)[key]
+        self.first_read.require(self.shape, self.dtype)
+        try:
+            result: npt.NDArray[Any] = _open(self.path)[key]
+        except RuntimeError as error:
+            raise DamagedCaseError(f"{self.path}: damaged ({error}); {_REMEDY}") from error
         return result
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
@@ -127,7 +189,10 @@ class CaseStore:
             raise WorkspaceError(
                 f"{self.folder}: case '{identifier}' is not preprocessed{nearest(identifier, self.identifiers())}"
             )
-        document = self._document(identifier)
+        try:
+            document = self._document(identifier)
+        except SegwrightError as error:
+            raise DamagedCaseError(f"{error}; {_REMEDY}") from error
         try:
             arrays = document["arrays"]
             return PreprocessedCase(
@@ -137,8 +202,8 @@ class CaseStore:
                 class_locations=self._class_locations(identifier, document),
                 provenance=Provenance.from_json(document["provenance"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise WorkspaceError(f"{self._json(identifier)}: not a preprocessed case ({error}); {_REMEDY}") from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DamagedCaseError(f"{self._json(identifier)}: not a preprocessed case ({error}); {_REMEDY}") from error
 
     def save(
         self,
@@ -185,7 +250,7 @@ class CaseStore:
             "classes": [[key, len(voxels)] for key, voxels in zip(class_locations, rows, strict=True)],
             "provenance": provenance.to_json(),
         }
-        write_json(self._json(identifier), document)
+        write_json(self._json(identifier), with_checksum(document))
 
     def remove(self, identifier: str) -> None:
         """Delete a case, its document first."""
@@ -203,7 +268,7 @@ class CaseStore:
                     path.unlink()
 
     def is_fresh(self, identifier: str, source_hash: str) -> bool:
-        """Whether the case is there, undamaged as far as a quick look tells, and made from `source_hash`."""
+        """Whether the case is there, undamaged to the last byte, and made from `source_hash`."""
         try:
             document = self._document(identifier)
             if document["source_hash"] != source_hash:
@@ -224,13 +289,14 @@ class CaseStore:
         path = self._json(identifier)
         document = read_json(path)
         if not isinstance(document, dict) or document.get("schema_version") != SCHEMA_VERSION:
-            raise WorkspaceError(f"{path}: expected schema_version {SCHEMA_VERSION}; {_REMEDY}")
+            raise WorkspaceError(f"{path}: expected schema_version {SCHEMA_VERSION}")
+        if not has_right_checksum(document):
+            raise WorkspaceError(f"{path}: damaged (its checksum is not the one it was written with)")
         return document
 
     def _class_locations(self, identifier: str, document: Mapping[str, Any]) -> dict[ClassKey, LazyRows]:
-        entry = document["arrays"].get(_LOCATIONS)
-        path = self._array(identifier, _LOCATIONS)
-        array = LazyArray(path, tuple(entry["shape"]) if entry else (0, 3), np.dtype(entry["dtype"] if entry else "i2"))
+        entry = document["arrays"].get(_LOCATIONS, {"shape": (0, 3), "dtype": "i2"})
+        array = self._lazy(identifier, _LOCATIONS, {_LOCATIONS: entry})
         result: dict[ClassKey, LazyRows] = {}
         first = 0
         for key, count in document["classes"]:
@@ -239,8 +305,7 @@ class CaseStore:
         return result
 
     def _lazy(self, identifier: str, kind: str, arrays: Mapping[str, Any]) -> LazyArray:
-        entry = arrays[kind]
-        return LazyArray(self._array(identifier, kind), tuple(entry["shape"]), np.dtype(entry["dtype"]))
+        return lazy_array(self._array(identifier, kind), self._json(identifier), arrays[kind])
 
     def _json(self, identifier: str) -> Path:
         return self.folder / f"{identifier}.json"
@@ -259,6 +324,12 @@ class CaseStore:
         return self.folder / f"{identifier}{_ENDINGS[kind]}"
 
 
+def lazy_array(path: Path, document: Path, entry: Mapping[str, Any]) -> LazyArray:
+    """Return an array that is compared with its entry in a document when it is first read."""
+    first_read = FirstRead(path, document, size=entry.get("bytes"), crc=entry.get("crc32"))
+    return LazyArray(path, tuple(entry["shape"]), np.dtype(entry["dtype"]), first_read)
+
+
 def _layout(kind: str, array: npt.NDArray[Any], patch_size: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     if kind == _LOCATIONS:
         return (min(len(array), _ROWS_PER_CHUNK), 3), (min(len(array), _ROWS_PER_BLOCK), 3)
@@ -273,9 +344,9 @@ def _write(
 ) -> dict[str, Any]:
     """Compress an array into a file, atomically, and return what the document keeps of it."""
     frame = _compressed(np.ascontiguousarray(array), *layout, filters).to_cframe()
-    with atomic_path(path, durable=False) as temporary:  # the document's checksum vouches for it
+    with atomic_path(path, durable=False, size=len(frame)) as temporary:  # the document's checksum vouches for it
         temporary.write_bytes(frame)
-    return {"shape": list(array.shape), "dtype": array.dtype.name, "bytes": len(frame), "checksum": _checksum(path)}
+    return {"shape": list(array.shape), "dtype": array.dtype.name, "bytes": len(frame), "crc32": zlib.crc32(frame)}
 
 
 def _compressed(
@@ -310,18 +381,20 @@ def _open(path: Path) -> Any:
     try:
         return blosc2.open(str(path), mode="r", dparams=blosc2.DParams(nthreads=1))
     except (OSError, RuntimeError, ValueError) as error:
-        raise WorkspaceError(f"{path}: missing or damaged ({error}); {_REMEDY}") from error
+        raise DamagedCaseError(f"{path}: missing or damaged ({error}); {_REMEDY}") from error
 
 
 def _is_whole(path: Path, entry: Mapping[str, Any]) -> bool:
     try:
-        return path.stat().st_size == int(entry["bytes"]) and _checksum(path) == int(entry["checksum"])
+        if path.stat().st_size != int(entry["bytes"]):
+            return False
+        return file_crc(path) == entry["crc32"] if "crc32" in entry else _checksum(path) == int(entry["checksum"])
     except (OSError, KeyError, TypeError, ValueError):
         return False
 
 
 def _checksum(path: Path) -> int:
-    """Return the CRC-32 of the file's first and last part (header and trailer of a blosc2 frame are there)."""
+    """Return the CRC-32 of the file's first and last part: all that older versions kept."""
     with path.open("rb") as stream:
         total = zlib.crc32(stream.read(_PROBE_BYTES))
         size = path.stat().st_size

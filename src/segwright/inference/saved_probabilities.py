@@ -5,18 +5,24 @@ Legend: H heads, (Z, Y, X) a case's own grid in the reader's axis order.
 
 from __future__ import annotations
 
+import shutil
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import blosc2
 import numpy as np
 
+from segwright.core.documents import require_folder
 from segwright.core.errors import DatasetError, Problem, ProblemReport, SegwrightError, WorkspaceError
 from segwright.core.log import progress
+from segwright.core.resources import resource_error
+from segwright.data.array_files import open_array
 from segwright.data.images import Volume, read_label, write_labels
 from segwright.data.labels import Labels
 from segwright.data.provenance import Provenance
@@ -26,7 +32,13 @@ from segwright.inference.writers import NIFTI_FOLDER, Saving
 ENDINGS: Final = (".b2nd", ".npz")
 """Where a case has both, the first is read: a part of it can be."""
 
+_SCRATCH = ".ensemble-"
 _MEMBER = "probabilities.npy"
+_UNREADABLE = (
+    *(OSError, RuntimeError, ValueError, LookupError, EOFError, MemoryError, SyntaxError, TypeError, ArithmeticError),
+    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
+)
+"""What the readers of zip files and of numpy's headers raise for damaged ones."""
 
 
 def average_folders(
@@ -67,10 +79,13 @@ def average_folders(
     taken = [file for file in targets.values() if file.exists()]
     if taken and not overwrite:
         raise WorkspaceError(f"{taken[0]}: is there already; choose another output folder or overwrite")
+    require_folder(output)
     output.mkdir(parents=True, exist_ok=True)
+    for left in output.glob(f"{_SCRATCH}*"):  # of a killed run
+        shutil.rmtree(left, ignore_errors=True)
     for case in progress(cases, title="averaging", total=len(cases)):
         with ExitStack() as stack:
-            scratch = stack.enter_context(TemporaryDirectory(dir=output, prefix=".ensemble-"))
+            scratch = stack.enter_context(TemporaryDirectory(dir=output, prefix=_SCRATCH))
             try:
                 volume = read_label(folders[0] / targets[case].name, reader)
                 arrays = [
@@ -82,8 +97,14 @@ def average_folders(
                     document = {"model": {"ensemble": [str(folder) for folder in folders]}}
                     kept = stack.enter_context(saving.open_whole(output, case, labels, _uncropped(volume), document))
                 write_labels(mean_labels(arrays, labels, kept), targets[case], volume.properties, reader)
+            except ProblemReport:
+                raise
             except SegwrightError as error:
                 raise type(error)(f"{case}: {error}") from error
+            except RuntimeError as error:  # blosc2's, where the values themselves are damaged
+                if known := resource_error(error):
+                    raise type(known)(f"{case}: {known}") from error
+                raise DatasetError(f"{case}: probabilities cannot be read ({error}); predict the case again") from error
     return list(targets.values())
 
 
@@ -127,17 +148,30 @@ def _require_all(
 
 def _opened(file: Path, scratch: Path, labels: Labels, volume: Volume) -> Any:
     """Return an array (H, Z, Y, X) on disk; what cannot be read in part is put into `scratch` first."""
-    try:
-        array: Any = blosc2.open(str(file), mode="r") if file.suffix == ENDINGS[0] else _unpacked(file, scratch)
-    except (OSError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise DatasetError(f"{file}: cannot be read ({error})") from error
     wanted = (labels.num_heads, *volume.array.shape[1:])
-    if tuple(array.shape) != wanted or np.dtype(array.dtype).kind != "f":
+    if file.suffix == ENDINGS[0]:
+        array = open_array(file)
+        _require(file, tuple(array.shape), array.dtype, wanted, labels)
+        return array
+    try:
+        with zipfile.ZipFile(file) as archive, archive.open(_MEMBER) as stream:
+            shape, dtype = _header(stream)
+            _require(file, shape, dtype, wanted, labels)
+            return _unpacked(stream, shape, dtype, scratch)
+    except SegwrightError:
+        raise
+    except _UNREADABLE as error:
+        if found := resource_error(error, file):
+            raise found from error
+        raise DatasetError(f"{file}: cannot be read ({error})") from error
+
+
+def _require(file: Path, shape: tuple[int, ...], dtype: np.dtype[Any], wanted: tuple[int, ...], labels: Labels) -> None:
+    if shape != wanted or dtype.kind != "f":
         raise DatasetError(
-            f"{file}: {array.dtype} {tuple(array.shape)}, expected floats {wanted}: a head for each "
+            f"{file}: {dtype} {shape}, expected floats {wanted}: a head for each "
             f"{'region' if labels.has_regions else 'label'} on the grid of the label map"
         )
-    return array
 
 
 def _uncropped(volume: Volume) -> Provenance:
@@ -154,27 +188,32 @@ def _uncropped(volume: Volume) -> Provenance:
     )
 
 
-def _unpacked(file: Path, scratch: Path) -> Any:
-    """Copy the array of an npz file, head by head, into one that can be read in part."""
-    with zipfile.ZipFile(file) as archive, archive.open(_MEMBER) as stream:
-        read_header = np.lib.format.read_array_header_1_0
-        if np.lib.format.read_magic(stream) != (1, 0):
-            read_header = np.lib.format.read_array_header_2_0
-        shape, in_columns, dtype = read_header(stream)
-        if in_columns or dtype.kind != "f" or len(shape) != 4:
-            raise ValueError(f"{dtype} {shape}, expected floats of four axes in rows")
-        array: Any = blosc2.empty(
-            shape,
-            dtype=dtype,
-            chunks=(1, 1, *shape[2:]),
-            urlpath=str(scratch),
-            contiguous=True,
-            cparams=blosc2.CParams(codec=blosc2.Codec.LZ4, clevel=1),
-        )
-        size = dtype.itemsize * int(np.prod(shape[1:]))
-        for head in range(shape[0]):
-            content = stream.read(size)
-            if len(content) < size:
-                raise ValueError("is cut off")
-            array[head] = np.frombuffer(content, dtype).reshape(shape[1:])
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Return shape and type of the array that follows; nothing in it is unpickled."""
+    is_first = np.lib.format.read_magic(stream) == (1, 0)
+    read = np.lib.format.read_array_header_1_0 if is_first else np.lib.format.read_array_header_2_0
+    shape, in_columns, dtype = read(stream)
+    if in_columns or dtype.kind != "f" or len(shape) != 4:
+        raise ValueError(f"{dtype} {shape}, expected floats of four axes in rows")
+    return shape, dtype
+
+
+def _unpacked(stream: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any], scratch: Path) -> Any:
+    """Copy an array, head by head, into one on disk that can be read in part."""
+    array: Any = blosc2.empty(
+        shape,
+        dtype=dtype,
+        chunks=(1, 1, *shape[2:]),
+        urlpath=str(scratch),
+        contiguous=True,
+        cparams=blosc2.CParams(codec=blosc2.Codec.LZ4, clevel=1),
+    )
+    size = dtype.itemsize * int(np.prod(shape[1:]))
+    for head in range(shape[0]):
+        content = stream.read(size)
+        if len(content) < size:
+            raise ValueError("is cut off")
+        array[head] = np.frombuffer(content, dtype).reshape(shape[1:])
+    if stream.read(1):  # the checksum of a member is compared at its end
+        raise ValueError("holds more than its header says")
     return array

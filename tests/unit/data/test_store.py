@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,11 @@ import blosc2
 import numpy as np
 import pytest
 
+from segwright.core.documents import file_crc, with_checksum
 from segwright.core.errors import WorkspaceError
 from segwright.data.chunks import chunk_and_block
 from segwright.data.provenance import Provenance, SourceFile
-from segwright.data.store import CaseStore
+from segwright.data.store import CaseStore, DamagedCaseError, PreprocessedCase
 
 SHAPE = (9, 10, 11)
 PROVENANCE = Provenance(
@@ -186,6 +189,74 @@ def test_reading_a_damaged_array_names_the_file(store: CaseStore) -> None:
     (store.folder / "case.b2nd").write_bytes(b"no frame at all")
     with pytest.raises(WorkspaceError, match=r"case\.b2nd: missing or damaged"):
         case.image[...]
+
+
+def flip(path: Path, bit: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+def everything(case: PreprocessedCase) -> list[Any]:
+    arrays = [case.image[...], case.label[...], *map(np.asarray, case.class_locations.values())]
+    return [*(array.tolist() for array in arrays), case.provenance, list(case.class_locations)]
+
+
+@pytest.mark.parametrize("name", [*FILES, "case.json"])
+def test_no_flipped_bit_is_read_as_data(store: CaseStore, name: str) -> None:
+    path = store.folder / name
+    whole, document = path.read_bytes(), (store.folder / "case.json").read_bytes()
+    right = everything(store.load("case"))
+    for bit in np.random.default_rng(0).integers(0, len(whole) * 8, 30).tolist():
+        flip(path, bit)
+        with suppress(WorkspaceError):
+            assert everything(store.load("case")) == right
+            assert name == "case.json"  # a space that became another one
+        path.write_bytes(whole)
+        (store.folder / "case.json").write_bytes(document)
+
+
+def test_a_damaged_case_counts_as_missing_and_is_made_again(store: CaseStore) -> None:
+    case = store.load("case")
+    flip(store.folder / "case.b2nd", 1000)
+    with pytest.raises(
+        DamagedCaseError, match=r"case\.b2nd: missing or damaged \(its checksum.*preprocess the dataset"
+    ):
+        case.image[0, 0]
+    assert store.identifiers() == ()
+    assert not store.is_fresh("case", "abc")
+
+
+def test_an_array_is_compared_with_its_checksum_once(store: CaseStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Path] = []
+    monkeypatch.setattr("segwright.data.store.file_crc", lambda path: seen.append(path) or file_crc(path))
+    case = store.load("case")
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda plane: case.image[:, plane % 9], range(50)))
+    assert seen == [store.folder / "case.b2nd"]
+
+
+def test_cases_of_older_versions_are_read(store: CaseStore, image: Any) -> None:
+    path = store.folder / "case.json"
+    document = json.loads(path.read_text())
+    del document["checksum"]
+    for kind, entry in document["arrays"].items():
+        del entry["crc32"]
+        entry["checksum"] = zlib.crc32((store.folder / FILES[["image", "label", "locations"].index(kind)]).read_bytes())
+    path.write_text(json.dumps(document))
+    assert store.is_fresh("case", "abc")
+    assert np.array_equal(store.load("case").image[...], image)
+
+
+def test_an_array_with_attributes_is_not_opened(store: CaseStore) -> None:
+    path = store.folder / "case.b2nd"
+    array = blosc2.open(str(path), mode="a")
+    array.schunk.vlmeta["code"] = "print"
+    document = json.loads((store.folder / "case.json").read_text())
+    document["arrays"]["image"] |= {"bytes": path.stat().st_size, "crc32": file_crc(path)}
+    (store.folder / "case.json").write_text(json.dumps(with_checksum(document)))
+    with pytest.raises(WorkspaceError, match="has attributes, which may hold code or references"):
+        store.load("case").image[...]
 
 
 def test_cases_whose_files_would_clash_are_told() -> None:

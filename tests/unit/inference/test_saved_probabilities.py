@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import blosc2
@@ -111,6 +112,55 @@ def test_a_file_that_is_cut_off_is_refused(folders: list[Path], tmp_path: Path) 
         archive.writestr("probabilities.npy", content[:-100])
     with pytest.raises(DatasetError, match="is cut off"):
         average(folders, tmp_path / "out")
+
+
+def _with_objects(folder: Path) -> None:
+    np.savez(folder / "x.npz", probabilities=np.array([1, "a"], dtype=object))
+
+
+def _with_attributes(folder: Path) -> None:
+    array = blosc2.asarray(np.zeros((3, *SHAPE), np.float32), urlpath=str(folder / "x.b2nd"), mode="w")
+    array.schunk.vlmeta["code"] = "print"
+
+
+def _of_expressions(folder: Path) -> None:
+    array = blosc2.asarray(np.zeros((3, *SHAPE), np.float32), urlpath=str(folder / "other.b2nd"), mode="w")
+    (array + array).save(str(folder / "x.b2nd"))
+    (folder / "other.b2nd").unlink()
+
+
+def _too_large(folder: Path) -> None:
+    with zipfile.ZipFile(folder / "x.npz", "w") as archive, archive.open("probabilities.npy", "w") as stream:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (3, 2**20, 2**20, 2**10)}
+        np.lib.format.write_array_header_1_0(stream, header)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (_with_objects, "expected floats"),
+        (_with_attributes, "may hold code or references"),
+        (_of_expressions, "holds more than an array"),
+        (_too_large, "a head for each label on the grid"),
+    ],
+)
+def test_files_of_others_run_no_code_and_take_no_memory(
+    folders: list[Path], tmp_path: Path, make: Callable[[Path], None], said: str
+) -> None:
+    for folder in folders:
+        save(folder, "npz", "x", 0)
+    (folders[1] / "x.npz").unlink()
+    make(folders[1])
+    with pytest.raises(DatasetError, match=said):
+        average(folders, tmp_path / "out")
+
+
+def test_what_a_killed_run_left_is_swept(folders: list[Path], tmp_path: Path) -> None:
+    for folder in folders:
+        save(folder, "npz", "x", 0)
+    (tmp_path / "out" / ".ensemble-killed").mkdir(parents=True)
+    average(folders, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [f"x{ENDING}"]
 
 
 def test_folders_without_probabilities_are_told_what_to_do(folders: list[Path], tmp_path: Path) -> None:
