@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segwright.core.errors import DatasetError, WorkspaceError, nearest
+from segwright.core.names import below
 
 DATASET_JSON = "dataset.json"
 FINGERPRINT_JSON = "dataset_fingerprint.json"
@@ -24,11 +25,13 @@ class Workspace:
     raw: Path
     preprocessed: Path
     results: Path
+    work: Path | None = None
+    """The folder that preprocessed and results, where they are in it, are not to leave through a link either."""
 
     @classmethod
     def under(cls, work: Path) -> Workspace:
         """Return the workspace whose three trees are sub-folders of `work`."""
-        return cls(raw=work / "raw", preprocessed=work / "preprocessed", results=work / "results")
+        return cls(raw=work / "raw", preprocessed=work / "preprocessed", results=work / "results", work=work)
 
     def resolve_dataset(self, dataset: str | Path) -> Path:
         """Return the raw folder of a dataset given by path, by name (`Dataset004_X`) or by id (`4`).
@@ -63,7 +66,7 @@ class Workspace:
         Raises:
             WorkspaceError: a folder cannot be made or written to.
         """
-        for folder in (self.preprocessed, self.results):
+        for folder in (self._below(self.preprocessed), self._below(self.results)):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 probe = folder / f".probe-{os.getpid()}"
@@ -76,41 +79,46 @@ class Workspace:
 
     def preprocessed_dataset(self, name: str) -> Path:
         """Return the folder of everything derived from one raw dataset before training."""
-        return self.preprocessed / name
+        return self._below(self.preprocessed, name)
 
     def dataset_copy(self, name: str) -> Path:
         """Return the copy of the raw `dataset.json` that belongs to the preprocessed data."""
-        return self.preprocessed / name / DATASET_JSON
+        return self._below(self.preprocessed, name, DATASET_JSON)
 
     def fingerprint_file(self, name: str) -> Path:
         """Return the dataset's fingerprint."""
-        return self.preprocessed / name / FINGERPRINT_JSON
+        return self._below(self.preprocessed, name, FINGERPRINT_JSON)
 
     def plans_file(self, name: str, plans: str) -> Path:
         """Return one plans file of the dataset."""
-        return self.preprocessed / name / f"{plans}.json"
+        return self._below(self.preprocessed, name, f"{plans}.json")
 
     def splits_file(self, name: str) -> Path:
         """Return the dataset's cross-validation splits."""
-        return self.preprocessed / name / SPLITS_JSON
+        return self._below(self.preprocessed, name, SPLITS_JSON)
 
     def case_folder(self, name: str, data_identifier: str) -> Path:
         """Return the folder of preprocessed cases of one data identifier."""
-        return self.preprocessed / name / f"{CASE_FOLDER_PREFIX}{data_identifier}"
+        return self._below(self.preprocessed, name, f"{CASE_FOLDER_PREFIX}{data_identifier}")
 
     def model_folder(self, name: str, trainer: str, plans: str, configuration: str) -> Path:
         """Return the folder of all folds of one model."""
-        return self.results / name / f"{trainer}__{plans}__{configuration}"
+        return self._below(self.results, name, f"{trainer}__{plans}__{configuration}")
 
     def selected_folder(self, name: str) -> Path:
         """Return where the selected model of a dataset goes."""
-        return self.results / name / "model"
+        return self._below(self.results, name, "model")
 
     def ensemble_folder(self, name: str, ensemble: str) -> Path:
         """Return the folder of what an ensemble predicted in cross-validation."""
-        return self.results / name / "ensembles" / ensemble
+        return self._below(self.results, name, "ensembles", ensemble)
 
     @staticmethod
     def fold_folder(model_folder: Path, fold: int | str) -> Path:
         """Return the folder of one fold (`fold_0`, `fold_all`)."""
         return model_folder / f"fold_{fold}"
+
+    def _below(self, tree: Path, *parts: str) -> Path:
+        """Return a path in one of the trees, see `names.below`."""
+        root = self.work if self.work is not None and tree.is_relative_to(self.work) else tree
+        return below(root, *tree.relative_to(root).parts, *parts)

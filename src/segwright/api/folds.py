@@ -20,6 +20,7 @@ from segwright.api.session import Session
 from segwright.api.splitting import dataset_splits
 from segwright.core.documents import atomic_path, file_hash
 from segwright.core.errors import ConfigError, DatasetError
+from segwright.core.names import below
 from segwright.core.registry import import_reference
 from segwright.data import splits
 from segwright.data.plan import Plan
@@ -65,7 +66,7 @@ def model_folder(session: Session, plan: Plan, configuration: str) -> Path:
 
 def fold_folder(session: Session, plan: Plan, configuration: str, fold: Fold) -> Path:
     """Return where one fold goes."""
-    return session.workspace.fold_folder(model_folder(session, plan, configuration), fold)
+    return below(model_folder(session, plan, configuration), f"fold_{fold}")
 
 
 def is_trained(folder: Path) -> bool:

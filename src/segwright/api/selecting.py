@@ -21,6 +21,7 @@ from segwright.api.trained_models import (
 )
 from segwright.core.documents import content_hash
 from segwright.core.errors import ModelError, Problem, ProblemReport
+from segwright.core.names import below
 from segwright.data.dataset import NO_ENVIRONMENT
 from segwright.data.plan import Plan
 from segwright.evaluation.crossval import SUMMARY_JSON, VALIDATION, CrossValidation
@@ -273,8 +274,8 @@ def _pair_predictions(
     result: dict[tuple[str, ...], dict[str, Path]] = {pair: {} for pair in pairs}
     for fold, files in trained[0].found.files.items():
         folders = {
-            pair: Workspace.fold_folder(
-                session.workspace.ensemble_folder(session.name, "___".join(("ensemble", *pair))), fold
+            pair: below(
+                session.workspace.ensemble_folder(session.name, "___".join(("ensemble", *pair))), f"fold_{fold}"
             )
             for pair in pairs
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
@@ -84,8 +85,9 @@ def workspace_of(context: typer.Context, *, default: Path = DEFAULT_WORK) -> Wor
     own = Workspace.under((given or default).absolute())
     raw = _variable("nnUNet_raw", own.raw)
     if given is not None:
-        return Workspace(raw=own.raw if own.raw.is_dir() else raw, preprocessed=own.preprocessed, results=own.results)
-    return Workspace(
+        return replace(own, raw=own.raw if own.raw.is_dir() else raw)
+    return replace(
+        own,
         raw=raw,
         preprocessed=_variable("nnUNet_preprocessed", own.preprocessed),
         results=_variable("nnUNet_results", own.results),

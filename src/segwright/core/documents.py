@@ -173,7 +173,24 @@ def _explain_place(error: OSError, path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, atomically."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def append_text(path: Path, text: str) -> None:
+    """Append `text` as UTF-8 to a file that need not be there; never to where a link in its place leads.
+
+    Raises:
+        WorkspaceError: there is a link, or the file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EMLINK):  # the latter is FreeBSD's
+            raise WorkspaceError(f"{path}: is a link, and is not written to; remove it") from error
+        raise
+    with os.fdopen(file, "a", encoding="utf-8", errors="backslashreplace") as stream:
+        stream.write(text)
 
 
 def write_json(path: Path, document: object, *, indent: int = 2, sort_keys: bool = False) -> None:
@@ -232,7 +249,8 @@ def parse_document(model: type[M], path: Path) -> M:
 def describe_validation(error: ValidationError) -> str:
     """Return a validation error as one line: key path, what is wrong, for every finding."""
     return "; ".join(
-        f"{'.'.join(str(part) for part in finding['loc']) or 'document'}: {finding['msg']}"
+        f"{'.'.join(str(part) for part in finding['loc']) or 'document'}: "
+        + finding["msg"].removeprefix("Value error, ")
         for finding in error.errors(include_url=False, include_context=False)
     )
 

@@ -13,8 +13,8 @@ from segwright.core.text import printable
 
 LONGEST_NAME: Final = 200
 """Of a name in bytes; file systems take 255, and endings, labels and the mark of a temporary file are added to it."""
-LONGEST_FILE_NAME: Final = 240
-"""Of a file name made of such names, in bytes; 14 more are the mark of a temporary file."""
+LONGEST_FILE_NAME: Final = 235
+"""Of a file name made of such names, in bytes; up to 19 more mark a temporary file."""
 NAME_REMEDY: Final = "use a plain name without path separators, of at most 200 bytes, as 'patient_01'"
 NO_TEXT: Final = "is no UTF-8 text"
 NO_FILE: Final = "no such file"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -25,8 +25,6 @@ from segwright.data.near_misses import (
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 _VARIABLE = re.compile(r"\$(?:\{(?P<braced>\w+)\}|(?P<plain>\w+))")
 
-_PREPROCESSED_ENDINGS: Final = ("_seg", "_locations")
-"""What `data.store` adds to a case's name."""
 _MEND_PATH: Final = "correct the path in dataset.json"
 _MEND_LIST: Final = "correct the list in dataset.json"
 _ADD_FILE: Final = "add the file or remove the case"
@@ -133,21 +131,6 @@ def identity_problems(where: Path, identifiers: Iterable[str]) -> list[Problem]:
             remedy = "rename the files of one of them"
             problems.append(Problem(where=str(where), what=what, remedy=remedy, case=identifier))
     return problems
-
-
-def name_clashes(where: Path, identifiers: Collection[str]) -> list[Problem]:
-    """Return cases that would share a file with another case when they are preprocessed."""
-    return [
-        Problem(
-            where=str(where),
-            what=f"case id '{identifier}{ending}' names a file that belongs to case '{identifier}' once preprocessed",
-            remedy="rename one of them",
-            case=f"{identifier}{ending}",
-        )
-        for identifier in identifiers
-        for ending in _PREPROCESSED_ENDINGS
-        if f"{identifier}{ending}" in identifiers
-    ]
 
 
 def channel_problems(listing: Listing, names: Sequence[str], file_ending: str) -> list[Problem]:

@@ -27,7 +27,7 @@ from pydantic import (
 from segwright.core.documents import read_json
 from segwright.core.errors import DatasetError, ImageError, Problem, ProblemReport, SegwrightError
 from segwright.core.names import require_ending, require_text_path
-from segwright.data.cases import Case, Listing, channel_problems, explicit_cases, list_folder, name_clashes
+from segwright.data.cases import Case, Listing, channel_problems, explicit_cases, list_folder
 from segwright.data.images import choose_reader, read_header
 from segwright.data.labels import ClassKey, Labels, gap_problem, label_problems
 
@@ -230,7 +230,7 @@ def look(folder: Path, *, environment: Mapping[str, str] = NO_ENVIRONMENT) -> Su
     else:
         place = folder / IMAGES_FOLDER
         listing = list_folder(place, description.file_ending, labels=folder / LABELS_FOLDER)
-    problems = [*listing.problems, *name_clashes(place, [case.identifier for case in listing.cases])]
+    problems = list(listing.problems)
     gap = gap_problem(description.labels)
     if gap is not None and not Labels.from_description(description).has_regions:
         # Heads are numbered without gaps, so training would learn other values than those on disk.

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from segwright.core.documents import describe_validation, read_json, write_json
 from segwright.core.errors import PlanError, SegwrightError, nearest
+from segwright.core.names import FileName
 
 NETWORK_PATH = "dynamic_network_architectures.architectures.unet."
 """Where nnU-Net's plans say its U-Nets live; kept so that either system can read the other's plans."""
@@ -55,7 +56,7 @@ class Configuration(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
 
-    data_identifier: str = Field(min_length=1)
+    data_identifier: FileName
     preprocessor_name: str
     batch_size: int = Field(ge=1)
     patch_size: tuple[int, ...]
@@ -71,8 +72,8 @@ class Configuration(BaseModel):
     resampling_fn_probabilities_kwargs: dict[str, Any]
     architecture: Architecture
     batch_dice: bool
-    next_stage: str | tuple[str, ...] | None = None
-    previous_stage: str | None = None
+    next_stage: FileName | tuple[FileName, ...] | None = None
+    previous_stage: FileName | None = None
     inherits_from: str | None = None
 
     @property
@@ -141,14 +142,14 @@ class Plan(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
 
-    dataset_name: str
-    plans_name: str
+    dataset_name: FileName
+    plans_name: FileName
     original_median_spacing_after_transp: tuple[float, ...] = ()
     original_median_shape_after_transp: tuple[int, ...] = ()
     image_reader_writer: str
     transpose_forward: tuple[int, ...]
     transpose_backward: tuple[int, ...]
-    configurations: dict[str, dict[str, Any]]
+    configurations: dict[FileName, dict[str, Any]]
     experiment_planner_used: str = ""
     label_manager: str = "LabelManager"
     foreground_intensity_properties_per_channel: dict[str, dict[str, float]]

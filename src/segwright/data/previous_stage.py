@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from segwright.core.documents import atomic_path, file_crc, has_right_checksum, read_json, with_checksum, write_json
 from segwright.core.errors import SegwrightError, WorkspaceError
+from segwright.core.names import below
 from segwright.data.chunks import chunk_and_block
 from segwright.data.store import LazyArray, lazy_array
 
@@ -58,7 +59,7 @@ class StageMaps:
             patch_size: of that stage; decides what is compressed together.
             weights_hash: of the checkpoint that made it.
         """
-        self._json(identifier).unlink(missing_ok=True)
+        below(self.folder, self._json(identifier).name).unlink(missing_ok=True)
         chunks, blocks = chunk_and_block((1, *label_map.shape), patch_size, label_map.itemsize)
         parameters = blosc2.CParams(codec=blosc2.Codec.ZSTD, clevel=1, nthreads=1)
         array: Any = blosc2.asarray(

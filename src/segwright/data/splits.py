@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from segwright.core.documents import describe_validation, read_json, write_json
 from segwright.core.errors import DatasetError
+from segwright.core.names import FileName
 
 logger = getLogger(__name__)
 
@@ -34,8 +35,8 @@ class Split:
 class _SplitDocument(BaseModel):
     model_config = ConfigDict(extra="allow")
 
-    train: list[str]
-    val: list[str]
+    train: list[FileName]
+    val: list[FileName]
 
 
 def default_splits(identifiers: Sequence[str]) -> list[Split]:

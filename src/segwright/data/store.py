@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from segwright.core.documents import atomic_path, file_crc, has_right_checksum, read_json, with_checksum, write_json
 from segwright.core.errors import DatasetError, SegwrightError, WorkspaceError, nearest
+from segwright.core.names import below
 from segwright.data.array_files import read_layout
 from segwright.data.chunks import chunk_and_block
 from segwright.data.labels import ClassKey
@@ -229,6 +230,7 @@ class CaseStore:
             source_hash: tells later whether the case is still up to date.
             sources: the raw files, see `recorded_sources`.
         """
+        below(self.folder, f"{identifier}{_ENDINGS[_LOCATIONS]}")
         self.remove(identifier)
         rows = [np.asarray(voxels).reshape(-1, 3) for voxels in class_locations.values()]
         arrays: dict[str, npt.NDArray[Any]] = {

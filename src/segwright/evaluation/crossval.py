@@ -10,6 +10,7 @@ from typing import Final
 
 from segwright.core.documents import atomic_path
 from segwright.core.errors import ModelError, Problem, ProblemReport, WorkspaceError
+from segwright.core.names import below
 from segwright.data.dataset import load_description
 from segwright.evaluation.scores import Scores
 from segwright.workspace import DATASET_JSON, PLANS_JSON, Workspace
@@ -71,7 +72,7 @@ def read_crossval(model: Path, folds: Sequence[int] | None = None) -> CrossValid
     for fold in there if folds is None else sorted(set(folds)):
         folder = Workspace.fold_folder(model, fold) / VALIDATION
         cases = sorted(case.case.removesuffix(ending) for case in Scores.load(folder / SUMMARY_JSON).metric_per_case)
-        files[fold] = {case: folder / f"{case}{ending}" for case in cases}
+        files[fold] = {case: below(folder, f"{case}{ending}") for case in cases}
         for case, file in files[fold].items():
             if not file.is_file():
                 remedy = f"remove the {SUMMARY_JSON} beside it; 'segwright train --resume' then predicts it again"
@@ -105,7 +106,7 @@ def accumulate(found: CrossValidation, target: Path) -> Scores:
         for fold in found.folds:
             summary = Scores.load(Workspace.fold_folder(found.model, fold) / VALIDATION / SUMMARY_JSON)
             for case in summary.metric_per_case:
-                cases.append(case.model_copy(update={"prediction_file": str(target / case.case)}))
+                cases.append(case.model_copy(update={"prediction_file": str(below(target, case.case))}))
         scores = Scores.of(sorted(cases, key=lambda case: case.case))
         scores.save(temporary / SUMMARY_JSON)
     return scores

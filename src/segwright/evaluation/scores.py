@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from logging import getLogger
@@ -109,8 +110,8 @@ class CaseScores(BaseModel):
 
     @property
     def case(self) -> str:
-        """The case's file name."""
-        return Path(self.reference_file).name
+        """The file name of its prediction, which is the case's name; references may have others, or all the same."""
+        return re.split(r"[/\\]", self.prediction_file)[-1]
 
     @property
     def mean_dice(self) -> float:
@@ -166,7 +167,10 @@ class Scores(BaseModel):
             for case in self.metric_per_case
             for key, measures in case.metrics.items()
         ]
-        with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        with (
+            atomic_path(path) as temporary,
+            temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream,
+        ):
             writer = csv.DictWriter(stream, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
             writer.writeheader()
             writer.writerows(rows)

@@ -13,8 +13,9 @@ from typing import Any, Final
 
 from segwright.core.device import give_back_freed_memory
 from segwright.core.documents import content_hash, require_folder, sweep_leftovers, write_json
-from segwright.core.errors import DiskError, ImageError, OutOfMemoryError, SegwrightError, WorkspaceError
+from segwright.core.errors import DatasetError, DiskError, ImageError, OutOfMemoryError, SegwrightError, WorkspaceError
 from segwright.core.log import progress
+from segwright.core.names import below
 from segwright.core.parallel import fork_safe
 from segwright.core.resources import resource_error
 from segwright.data.cases import Case
@@ -145,6 +146,7 @@ def begin(
     options = asked.options(members, [each.window.device for each in workers])
     cases = list_cases(input_folder, description.file_ending, len(description.channel_names))
     jobs = [job_of(case, output_folder, first, asked, temperature=heat) for case in cases[asked.part :: asked.parts]]
+    _require_apart_files(jobs)
     for folder in sorted({output_folder, *(file.parent for job in jobs for file in job.files)}):
         require_folder(folder)
     journal = Journal.open(output_folder / asked.journal_name, model, options, overwrite=asked.overwrite)
@@ -157,6 +159,18 @@ def begin(
     if len(todo) < len(jobs):
         logger.info("%d of %d cases are predicted already and kept", len(jobs) - len(todo), len(jobs))
     return journal, jobs, todo
+
+
+def _require_apart_files(jobs: Sequence[Job]) -> None:
+    """Refuse cases whose files would replace each other: `a` with a class `b_c`, and `a_b` with a class `c`."""
+    owners: dict[Path, str] = {}
+    for job in jobs:
+        for file in job.files:
+            other = owners.setdefault(file, job.case.identifier)
+            if other != job.case.identifier:
+                raise DatasetError(
+                    f"{file}: would hold the results of case '{other}' and of case '{job.case.identifier}'; rename one"
+                )
 
 
 def _sweep(journal: Journal, jobs: Sequence[Job]) -> None:
@@ -191,7 +205,7 @@ def job_of(case: Case, output_folder: Path, predictor: Predictor, asked: Asked, 
     saving = asked.saving
     return Job(
         case=case,
-        output=output_folder / f"{case.identifier}{predictor.description.file_ending}",
+        output=below(output_folder, f"{case.identifier}{predictor.description.file_ending}"),
         saving=saving,
         probabilities=() if saving is None else saving.files(output_folder, case.identifier, predictor.labels),
         inputs=content_hash([states, temperature] if saving and temperature != 1 else states),

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError, field_
 from segwright.core.arrays import box_slices, nonzero_box
 from segwright.core.documents import describe_validation, read_json, write_json
 from segwright.core.errors import ConfigError, DatasetError
+from segwright.core.names import below
 from segwright.core.parallel import map_threads
 from segwright.data.images import read_label, write_labels
 
@@ -166,8 +167,9 @@ def process_folder(
     def process(file: Path) -> Path:
         volume = read_label(file, reader)
         label_map = volume.array[0].astype(np.uint16)
-        write_labels(processing(label_map), target / file.name, volume.properties, reader)
-        return target / file.name
+        written = below(target, file.name)
+        write_labels(processing(label_map), written, volume.properties, reader)
+        return written
 
     return map_threads(process, files, workers=workers, title="post-processing")
 

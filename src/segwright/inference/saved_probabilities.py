@@ -21,6 +21,7 @@ import numpy as np
 from segwright.core.documents import require_folder
 from segwright.core.errors import DatasetError, Problem, ProblemReport, SegwrightError, WorkspaceError
 from segwright.core.log import progress
+from segwright.core.names import below
 from segwright.core.resources import resource_error
 from segwright.data.array_files import open_array
 from segwright.data.images import Volume, read_label, write_labels
@@ -75,7 +76,7 @@ def average_folders(
     found = [_files(folder) for folder in folders]
     cases = sorted(set().union(*found))
     _require_all(folders, found, cases, file_ending)
-    targets = {case: output / f"{case}{file_ending}" for case in cases}
+    targets = {case: below(output, f"{case}{file_ending}") for case in cases}
     taken = [file for file in targets.values() if file.exists()]
     if taken and not overwrite:
         raise WorkspaceError(f"{taken[0]}: is there already; choose another output folder or overwrite")

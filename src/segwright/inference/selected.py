@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field
 
 from segwright.core.documents import atomic_path, parse_document, write_json
 from segwright.core.errors import ModelError, WorkspaceError
+from segwright.core.names import FileName
 from segwright.data.plan import Plan
 from segwright.inference.awareness import with_selected
 from segwright.inference.calibration import CALIBRATION_JSON, Calibration
@@ -47,8 +48,7 @@ class Member(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    # A plain name: the folder may come from elsewhere and must not point out of itself.
-    name: Annotated[str, StringConstraints(pattern=r"^[^./\\][^/\\]*$")]
+    name: FileName
     configuration: str
     folds: tuple[int | str, ...]
 

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from segwright.core.names import below
 from segwright.data.labels import Labels
 from segwright.data.provenance import Provenance
 from segwright.inference.observation import Observation
@@ -206,7 +207,7 @@ def pooled_maps(
 
 def map_files(folder: Path, case: str) -> tuple[Path, ...]:
     """Return the files of the maps of a case."""
-    return tuple(folder / FOLDER / f"{case}_{name}.nii.gz" for name in MAPS)
+    return tuple(below(folder, FOLDER, f"{case}_{name}.nii.gz") for name in MAPS)
 
 
 class Uncertainty(NamedTuple):

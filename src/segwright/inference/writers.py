@@ -20,6 +20,7 @@ import numpy.typing as npt
 from segwright.core.arrays import box_slices
 from segwright.core.documents import atomic_path, disk_errors, write_json
 from segwright.core.errors import ConfigError, nearest
+from segwright.core.names import below
 from segwright.data.images import READERS
 from segwright.data.labels import Labels
 from segwright.data.provenance import Provenance
@@ -77,9 +78,9 @@ class Saving:
     def files(self, folder: Path, case: str, labels: Labels) -> tuple[Path, ...]:
         """Return the files that hold the probabilities of a case."""
         if self.kind != "nifti":
-            return (folder / f"{case}.{self.kind}",)
+            return (below(folder, f"{case}.{self.kind}"),)
         names = _file_names(labels)
-        return tuple(folder / NIFTI_FOLDER / f"{case}_{names[head]}.nii.gz" for head in self.heads(labels))
+        return tuple(below(folder, NIFTI_FOLDER, f"{case}_{names[head]}.nii.gz") for head in self.heads(labels))
 
     def require_writable(self, reader: str) -> None:
         """Raise a ConfigError where the images have no geometry that NIfTI could keep."""
@@ -115,7 +116,7 @@ class Saving:
         """Yield what takes planes of the whole case, in the reader's axis order, along one axis; else as `open`."""
         files = self.files(folder, case, labels)
         if self.kind != "nifti":
-            write_json(folder / f"{case}.provenance.json", {**document, "provenance": provenance.to_json()})
+            write_json(below(folder, f"{case}.provenance.json"), {**document, "provenance": provenance.to_json()})
         before, back = provenance.shape_before_cropping, provenance.transpose_backward
         shape = tuple(before[source] for source in back)
         with _scratch(files[0]) as path:

@@ -16,6 +16,7 @@ import numpy as np
 from segwright.core.documents import read_json, write_json
 from segwright.core.errors import DatasetError, SegwrightError
 from segwright.core.log import progress
+from segwright.core.names import LONGEST_FILE_NAME, below, name_problem
 from segwright.data.provenance import Provenance
 from segwright.evaluation.scores import Further, Scores, evaluate_files
 from segwright.inference.export import LabelMap, save_labels
@@ -89,7 +90,7 @@ def validate(
     missing = [name for name in identifiers if name not in references or not references[name].is_file()]
     if missing:
         raise DatasetError(f"case {missing[0]}: no reference label to validate with; put it back into labelsTr")
-    files = {name: folder / f"{name}{file_ending}" for name in identifiers}
+    files = {name: below(folder, f"{name}{file_ending}") for name in identifiers}
     record = Record.open(folder, weights_hash) if ranks.is_first else Record(None, weights_hash, {})
     todo = ranks.first([name for name in identifiers if not record.has(files[name])])
     start = time.monotonic()
@@ -129,10 +130,14 @@ class Record:
         """Go on with the record if it is of these weights; else begin one and remove the predictions it lists."""
         path = folder / RECORD_JSON
         document = read_json(path) if path.is_file() else {}
-        done: dict[str, int] = document.get("files", {})
-        if document.get("weights_hash") != weights_hash:
+        entries = document.get("files") if isinstance(document, dict) else None
+        # The document may come from elsewhere, and what it names is removed.
+        done = {
+            name: size for name, size in (entries or {}).items() if not name_problem(name, longest=LONGEST_FILE_NAME)
+        }
+        if not isinstance(document, dict) or document.get("weights_hash") != weights_hash:
             for name in done:
-                (folder / name).unlink(missing_ok=True)
+                below(folder, name).unlink(missing_ok=True)
             (folder / SUMMARY_JSON).unlink(missing_ok=True)
             shutil.rmtree(folder / OBSERVED, ignore_errors=True)
             done = {}

@@ -9,6 +9,9 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
+from segwright.core.documents import append_text
+from segwright.core.text import printable
+
 logger = getLogger(__name__)
 
 EMA_KEPT = 0.9
@@ -62,9 +65,8 @@ def write_line(path: Path, *parts: object, console: bool = True, timestamp: bool
     """
     text = " ".join(str(part) for part in parts)
     prefix = f"{datetime.now().isoformat(sep=' ', timespec='seconds')}: " if timestamp else ""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(f"{prefix}{text}\n")
+    lines = "\n".join(map(printable, text.split("\n")))
+    append_text(path, f"{prefix}{lines}\n")
     if console:
         logger.info("%s", text)
 
@@ -81,7 +83,7 @@ def row_text(row: Mapping[str, Metric], *, names: Sequence[str], left_s: float |
     shown = per_class if isinstance(per_class, list) else []
     there = voxels if isinstance(voxels, list) else [None] * len(shown)
     dices = ", ".join(
-        f"{name} {_number(value)}{' (absent, but predicted)' if value is not None and count == 0 else ''}"
+        f"{printable(name)} {_number(value)}{' (absent, but predicted)' if value is not None and count == 0 else ''}"
         for name, value, count in zip(names, shown, there, strict=False)
     )
     text = (

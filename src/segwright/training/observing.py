@@ -19,6 +19,7 @@ from scipy.special import logit
 
 from segwright.core.arrays import Box, box_shape, crop, nonzero_box
 from segwright.core.documents import parse_document, write_json
+from segwright.core.names import below
 from segwright.data.labels import Labels
 from segwright.evaluation.calibration import Reliabilities, Reliability
 from segwright.inference.observation import Observation
@@ -63,7 +64,7 @@ class Observed(BaseModel):
 
 def observed_file(folder: Path, case: str) -> Path:
     """Return the document of a case whose label map is in `folder`."""
-    return folder / FOLDER / f"{case}.json"
+    return below(folder, FOLDER, f"{case}.json")
 
 
 @dataclass(frozen=True, slots=True)

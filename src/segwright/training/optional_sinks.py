@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from segwright.core.errors import ConfigError
+from segwright.core.names import below
 from segwright.core.registry import Registry, import_reference
 from segwright.training.logbook import Metric
 from segwright.training.sinks import ForgivingSink, MetricSink
@@ -38,7 +39,7 @@ class TensorBoardSink:
     """Writes events into `tensorboard/` of the fold's folder (package `tensorboard`)."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder / "tensorboard"
+        self._folder = below(folder, "tensorboard")
         self._first = 0
         self._writer: Any = None
 
@@ -67,7 +68,7 @@ class MLflowSink:
     def __init__(self, folder: Path) -> None:
         self._mlflow = import_module("mlflow")
         if not self._mlflow.is_tracking_uri_set():
-            self._mlflow.set_tracking_uri((folder / "mlruns").absolute().as_uri())
+            self._mlflow.set_tracking_uri(below(folder, "mlruns").absolute().as_uri())
         self._run = self._mlflow.start_run(run_name=_run_name(folder))
 
     def rewind(self, epoch: int) -> None:

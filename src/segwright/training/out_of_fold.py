@@ -16,6 +16,7 @@ import numpy as np
 
 from segwright.core.documents import content_hash, file_hash
 from segwright.core.log import progress
+from segwright.core.names import below
 from segwright.data.images import header_of, read_label, write_labels
 from segwright.inference.ensemble import mean_labels, require_same_task, store_probabilities
 from segwright.inference.model_folder import load_predictor
@@ -73,7 +74,7 @@ def predict_pairs(
         case: [
             pair
             for pair, folder in folders.items()
-            if not (records[pair].has(folder / f"{case}{file_ending}") and observed_file(folder, case).is_file())
+            if not (records[pair].has(below(folder, f"{case}{file_ending}")) and observed_file(folder, case).is_file())
         ]
         for case in references
     }
@@ -90,7 +91,7 @@ def predict_pairs(
     require_same_task(list(predictors.values()))
     sources = {name: members[name].cases for name in names}
     for case in progress(cases, title="predicting", total=len(cases)):
-        files = {pair: folders[pair] / f"{case}{file_ending}" for pair in todo[case]}
+        files = {pair: below(folders[pair], f"{case}{file_ending}") for pair in todo[case]}
         with naming(case):
             _predict_case(case, files, sources, predictors, references[case])
         for pair, file in files.items():

@@ -8,7 +8,7 @@ from logging import getLogger
 from pathlib import Path
 from typing import Protocol
 
-from segwright.core.documents import write_text
+from segwright.core.documents import append_text, write_text
 from segwright.training.logbook import Metric
 
 logger = getLogger(__name__)
@@ -47,9 +47,7 @@ class JsonlSink:
 
     def log(self, metrics: Mapping[str, Metric], step: int) -> None:
         """Append a line."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"epoch": step, **metrics}, allow_nan=False) + "\n")
+        append_text(self.path, json.dumps({"epoch": step, **metrics}, allow_nan=False) + "\n")
 
     def close(self) -> None:
         """Nothing is held open."""

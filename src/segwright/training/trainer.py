@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from segwright.core.device import autocast, compute_dtype, memory_format, resolve_device
 from segwright.core.documents import file_hash
 from segwright.core.errors import ConfigError, ModelError
+from segwright.core.names import below
 from segwright.core.stopping import Interrupted
 from segwright.data.sides import Sides
 from segwright.evaluation.scores import Scores
@@ -297,7 +298,7 @@ class Trainer(NetworkBuilding):
                 self.cases,
                 self.split.val,
                 self.reference_files(),
-                self.output_folder / "validation",
+                below(self.output_folder, "validation"),
                 file_ending=self.dataset_json.file_ending,
                 weights_hash=file_hash(final) if final.is_file() else f"unsaved at {time.time()}",
                 say=self.print_to_log_file,

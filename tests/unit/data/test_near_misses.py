@@ -157,7 +157,7 @@ def test_a_folder_of_images_under_a_similar_name_is_found(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "..", "sub-01/ses-1", "../../../../escaped", "/tmp/x", "a\nb", ".hidden", "x" * 201, "a\\b", "\ud800"]
+    "name", ["", "..", "sub-01/ses-1", "../../../../escaped", "/tmp/x", "a\nb", ".hidden", "x" * 201, "a\\b"]
 )
 def test_ids_that_are_no_file_names_are_refused_all_at_once(folder: Path, name: str) -> None:
     entry = {"images": ["imagesTr/case_00_0000.nii.gz"], "label": "labelsTr/case_00.nii.gz"}
@@ -188,10 +188,3 @@ def test_a_folder_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
     for act in (lambda: list_cases(folder, ".nii.gz"), lambda: load(folder)):
         with pytest.raises((WorkspaceError, ProblemReport), match="is no UTF-8 text; rename it"):
             act()
-
-
-def test_cases_that_would_share_a_preprocessed_file_are_refused(folder: Path) -> None:
-    shutil.copy(folder / "imagesTr" / "case_00_0000.nii.gz", folder / "imagesTr" / "case_01_seg_0000.nii.gz")
-    shutil.copy(folder / "labelsTr" / "case_00.nii.gz", folder / "labelsTr" / "case_01_seg.nii.gz")
-    with pytest.raises(ProblemReport, match="case id 'case_01_seg' names a file that belongs to case 'case_01'"):
-        load(folder)

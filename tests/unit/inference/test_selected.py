@@ -135,7 +135,7 @@ def test_members_lie_in_the_folder(name: str, select: Callable[..., Path]) -> No
     document = json.loads((folder / "selection.json").read_text())
     document["members"][0]["name"] = name
     (folder / "selection.json").write_text(json.dumps(document))
-    with pytest.raises(SegwrightError, match=r"members.0.name: String should match"):
+    with pytest.raises(SegwrightError, match="members.0.name: .*plain name"):
         api.load_model(folder, device="cpu")
 
 
