@@ -9,7 +9,7 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
 
 from segwright.core.documents import describe_validation, read_json, write_json
 from segwright.core.errors import PlanError, SegwrightError, nearest
@@ -20,6 +20,18 @@ NETWORK_PATH = "dynamic_network_architectures.architectures.unet."
 
 KW_REQUIRES_IMPORT = ("conv_op", "norm_op", "dropout_op", "nonlin")
 """Architecture arguments that hold the import path of a class."""
+
+MOST_STAGES = 64
+"""Of a U-Net: halving as often, the patch of the largest computer is a point."""
+
+MOST_PATCH_VOXELS = 2**28
+"""Of one patch; nnU-Net's planners give 256^3 on the largest GPUs."""
+
+MOST_BATCH_VOXELS = 2**31
+"""Of all patches of a batch, 8 GiB of each channel."""
+
+FINEST_SPACING, COARSEST_SPACING = 1e-7, 1e7
+"""In mm: 0.1 nm and 10 km."""
 
 _OLD_ARCHITECTURE_KEYS = (
     "UNet_class_name",
@@ -58,9 +70,9 @@ class Configuration(BaseModel):
 
     data_identifier: FileName
     preprocessor_name: str
-    batch_size: int = Field(ge=1)
+    batch_size: int = Field(ge=1, le=MOST_BATCH_VOXELS)
     patch_size: tuple[int, ...]
-    median_image_size_in_voxels: tuple[float, ...] = ()
+    median_image_size_in_voxels: tuple[FiniteFloat, ...] = ()
     spacing: tuple[float, ...]
     normalization_schemes: tuple[str, ...] = Field(min_length=1)
     use_mask_for_norm: tuple[bool, ...]
@@ -84,7 +96,8 @@ class Configuration(BaseModel):
     @property
     def strides(self) -> tuple[tuple[int, ...], ...]:
         """Downsampling factor per stage and axis; empty where the architecture has no `strides` argument."""
-        return tuple(_per_axis(stride, self.dims) for stride in self.architecture.arch_kwargs.get("strides") or ())
+        strides = self.architecture.arch_kwargs.get("strides")
+        return tuple(_per_axis(each, self.dims) for each in strides) if isinstance(strides, list | tuple) else ()
 
     @property
     def next_stages(self) -> tuple[str, ...]:
@@ -96,15 +109,22 @@ class Configuration(BaseModel):
     @field_validator("spacing")
     @classmethod
     def _spacing_is_positive(cls, spacing: tuple[float, ...]) -> tuple[float, ...]:
-        if not all(math.isfinite(value) and value > 0 for value in spacing):
-            raise ValueError(f"is {list(spacing)}; every entry must be a positive number")
+        if not all(FINEST_SPACING <= value <= COARSEST_SPACING for value in spacing):
+            raise ValueError(
+                f"is {list(spacing)}; every entry must be a positive number of mm, from {FINEST_SPACING:g} to "
+                f"{COARSEST_SPACING:g}"
+            )
         return spacing
 
     @field_validator("patch_size")
     @classmethod
     def _patch_is_a_size(cls, patch_size: tuple[int, ...]) -> tuple[int, ...]:
         if len(patch_size) not in (2, 3) or min(patch_size) < 1:
-            raise ValueError(f"is {list(patch_size)}; give 2 or 3 positive numbers of voxels")
+            raise ValueError(f"is {list(patch_size)[:4]}; give 2 or 3 positive numbers of voxels")
+        if math.prod(patch_size) > MOST_PATCH_VOXELS:
+            raise ValueError(
+                f"is {list(patch_size)}, {math.prod(patch_size)} voxels; at most {MOST_PATCH_VOXELS} are computed"
+            )
         return patch_size
 
     @model_validator(mode="after")
@@ -115,6 +135,11 @@ class Configuration(BaseModel):
         ):
             if len(values) != self.dims and (values or key == "spacing"):
                 raise ValueError(f"{key} has {len(values)} entries, patch_size has {self.dims}; make them equal")
+        if self.batch_size * math.prod(self.patch_size) > MOST_BATCH_VOXELS:
+            raise ValueError(
+                f"batch_size is {self.batch_size}; {MOST_BATCH_VOXELS // math.prod(self.patch_size)} patches of size "
+                f"{list(self.patch_size)} are the most"
+            )
         if len(self.use_mask_for_norm) != len(self.normalization_schemes):
             raise ValueError(
                 f"use_mask_for_norm has {len(self.use_mask_for_norm)} entries, normalization_schemes has"
@@ -166,8 +191,8 @@ class Plan(BaseModel):
     @model_validator(mode="after")
     def _transposition_is_reversible(self) -> Plan:
         forward, backward = self.transpose_forward, self.transpose_backward
-        if sorted(forward) != list(range(len(forward))):
-            raise ValueError(f"transpose_forward is {list(forward)}; it must list every axis once")
+        if len(forward) > 3 or sorted(forward) != list(range(len(forward))):
+            raise ValueError(f"transpose_forward is {list(forward[:4])}; it must list every axis once")
         if backward != inverse_permutation(forward):
             raise ValueError(
                 f"transpose_backward is {list(backward)}; the inverse of transpose_forward is"
@@ -313,14 +338,20 @@ def upgrade_configuration(document: Mapping[str, Any], *, where: str) -> dict[st
     if "architecture" in document or "UNet_class_name" not in document:
         return dict(document)
     network = document["UNet_class_name"]
-    if network not in _ENCODER_ARGUMENT:
-        raise PlanError(f"{where}: UNet_class_name '{network}' is unknown{nearest(network, _ENCODER_ARGUMENT)}")
+    if not isinstance(network, str) or network not in _ENCODER_ARGUMENT:
+        raise PlanError(f"{where}: UNet_class_name '{network}' is unknown{nearest(str(network), _ENCODER_ARGUMENT)}")
     missing = [key for key in _OLD_ARCHITECTURE_KEYS if key not in document and key != "num_pool_per_axis"]
     if missing:
         raise PlanError(f"{where}: old plans without {', '.join(missing)}; make the plan again")
     logger.warning("%s: old plans without an architecture block, upgraded in memory", where)
-    strides = document["pool_op_kernel_sizes"]
+    strides: Any = document["pool_op_kernel_sizes"]
     base, most = document["UNet_base_num_features"], document["unet_max_num_features"]
+    lists = (strides, document.get("patch_size"))
+    if not all(type(number) is int for number in (base, most)) or not all(_is_short(each) for each in lists):
+        raise PlanError(
+            f"{where}: UNet_base_num_features and unet_max_num_features must be whole numbers, patch_size and "
+            f"pool_op_kernel_sizes lists of at most {MOST_STAGES}; the plan is damaged"
+        )
     block = architecture_block(
         network,
         dims=len(document["patch_size"]),
@@ -341,6 +372,8 @@ def _check_architecture(arch_kwargs: Mapping[str, Any], patch_size: tuple[int, .
     strides = arch_kwargs.get("strides")
     if not isinstance(strides, list | tuple):
         return
+    if len(strides) > MOST_STAGES:
+        raise ValueError(f"there are {len(strides)} strides; at most {MOST_STAGES} stages are built")
     for key, expected in (
         ("kernel_sizes", len(strides)),
         ("features_per_stage", len(strides)),
@@ -372,6 +405,10 @@ def _check_architecture(arch_kwargs: Mapping[str, Any], patch_size: tuple[int, .
             )
 
 
+def _is_short(value: object) -> bool:
+    return isinstance(value, list | tuple) and len(value) <= MOST_STAGES
+
+
 def _per_axis(value: int | list[int] | tuple[int, ...], dims: int) -> tuple[int, ...]:
     return (value,) * dims if isinstance(value, int) else tuple(value)
 
@@ -381,6 +418,8 @@ def _validate(model: type[M], document: Any, where: str) -> M:
         return model.model_validate(document)
     except ValidationError as error:
         raise PlanError(f"{where}: {describe_validation(error)}") from error
+    except (TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise PlanError(f"{where}: a value is of the wrong kind ({error}); the plan is damaged") from error
 
 
 def _plain(value: Any) -> Any:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
+from operator import index
 from typing import Any, Final
 
+import torch
 from torch import nn
 
 from segwright.core.errors import ConfigError, SegwrightError, nearest
+from segwright.data.plan import MOST_STAGES
 from segwright.networks.blocks import DIMS, LayerOptions, Size
 from segwright.networks.norm import InstanceNorm2d, InstanceNorm3d
 from segwright.networks.unet import Topology
@@ -24,10 +28,17 @@ RESIDUAL_BLOCKS: Final = (1, 3, 4, 6)
 PLAIN_CONVS: Final = 2  # nnU-Net's default planner, spec A 5.1
 BASE_FEATURES: Final = 32
 MAX_FEATURES: Final[dict[int, int]] = {2: 512, 3: 320}
-MOST_STAGES: Final = 64  # halving as often, the patch of the largest computer is a point
-MOST_BLOCKS: Final = 1000  # per stage; a plan that asks for more is damaged
+MOST_BLOCKS: Final = 1000  # of all stages, which take a second to make; nnU-Net's largest preset has 31
 MIN_EDGE: Final = 4  # smallest feature-map extent at the bottleneck, spec A 5.6
 
+_NUMBERS_OF_LAYERS: Final = {
+    "norm_op_kwargs": ("eps", "momentum", "affine", "track_running_stats"),
+    "dropout_op_kwargs": ("p", "inplace"),
+    "nonlin_kwargs": (
+        *("inplace", "negative_slope", "alpha", "approximate", "num_parameters", "init", "lower", "upper", "beta"),
+        "threshold",
+    ),
+}
 _CONVS: Final[dict[str, type[nn.Module]]] = {"Conv2d": nn.Conv2d, "Conv3d": nn.Conv3d}
 _NORMS: Final[dict[str, type[nn.Module]]] = {
     "InstanceNorm2d": InstanceNorm2d,
@@ -56,7 +67,6 @@ _KEYS: Final[dict[str, tuple[str, ...]]] = {
     RESIDUAL_ENCODER: (*_COMMON_KEYS, "n_blocks_per_stage", "block", "bottleneck_channels", "stem_channels"),
     RESIDUAL: (*_COMMON_KEYS, "n_blocks_per_stage", "block", "bottleneck_channels", "stem_channels"),
 }
-_BLOCK_KEYS: Final = ("n_conv_per_stage", "n_blocks_per_stage", "n_conv_per_stage_decoder")
 _REQUIRED: Final = (
     "n_stages", "features_per_stage", "conv_op", "kernel_sizes", "strides", "n_conv_per_stage_decoder",
 )  # fmt: skip
@@ -131,9 +141,7 @@ def parse_architecture(path: str, kwargs: Mapping[str, Any]) -> tuple[Topology, 
 def _parse(name: str, kwargs: Mapping[str, Any]) -> tuple[Topology, LayerOptions]:
     _check_keys(name, kwargs)
     options = _layer_options(name, kwargs)
-    dims, num_stages = options.dims, int(kwargs["n_stages"])
-    if not 2 <= num_stages <= MOST_STAGES:
-        raise ConfigError(f"{name}: n_stages is {num_stages}; a U-Net needs at least 2 and at most {MOST_STAGES}")
+    dims, num_stages = options.dims, _num_stages(kwargs)
     residual = name != PLAIN
     blocks_key = "n_blocks_per_stage" if residual else "n_conv_per_stage"
     features = _per_stage(name, kwargs, "features_per_stage", num_stages)
@@ -147,15 +155,20 @@ def _parse(name: str, kwargs: Mapping[str, Any]) -> tuple[Topology, LayerOptions
         decoder_blocks=_per_stage(name, kwargs, "n_conv_per_stage_decoder", num_stages - 1),
         residual_encoder=residual,
         residual_decoder=name == RESIDUAL,
-        stem_channels=features[0] if stem is None else int(stem),
+        stem_channels=features[0] if stem is None else _whole("stem_channels", stem),
         bottleneck_channels=inner,
     )
+    if (blocks := sum((*topology.encoder_blocks, *topology.decoder_blocks))) > MOST_BLOCKS:
+        raise ConfigError(
+            f"{name}: {blocks} blocks in all, by {blocks_key} and n_conv_per_stage_decoder; at most {MOST_BLOCKS} are "
+            "built"
+        )
     return topology, options
 
 
 def plain_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of a plain U-Net with the topology of `kwargs`, which may be a residual network's."""
-    num_stages = int(kwargs["n_stages"])
+    num_stages = _num_stages(kwargs)
     plain = {key: value for key, value in kwargs.items() if key in _KEYS[PLAIN]}
     if "n_conv_per_stage" not in plain:
         plain["n_conv_per_stage"] = [PLAIN_CONVS] * num_stages
@@ -165,7 +178,7 @@ def plain_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 def residual_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of a residual encoder U-Net with the topology of `kwargs`, which may be a plain one's."""
-    num_stages = int(kwargs["n_stages"])
+    num_stages = _num_stages(kwargs)
     residual = {key: value for key, value in kwargs.items() if key in _KEYS[RESIDUAL_ENCODER]}
     if "n_blocks_per_stage" not in residual:
         deep = [RESIDUAL_BLOCKS[-1]] * max(0, num_stages - len(RESIDUAL_BLOCKS))
@@ -253,6 +266,23 @@ def _check_keys(name: str, kwargs: Mapping[str, Any]) -> None:
         raise ConfigError(f"{name}: arch_kwargs lacks {', '.join(missing)}")
 
 
+def _num_stages(kwargs: Mapping[str, Any]) -> int:
+    num_stages = _whole("n_stages", kwargs["n_stages"])
+    if not 2 <= num_stages <= MOST_STAGES:
+        raise ConfigError(f"n_stages is {num_stages}; a U-Net needs at least 2 and at most {MOST_STAGES}")
+    return num_stages
+
+
+def _whole(key: str, value: Any) -> int:
+    """Return a whole number."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    try:
+        return index(value)
+    except TypeError as error:
+        raise ConfigError(f"{key} has {str(value)[:40]!r}; expected a whole number") from error
+
+
 def _layer_options(name: str, kwargs: Mapping[str, Any]) -> LayerOptions:
     conv_op = resolve_op("conv_op", kwargs["conv_op"])
     assert conv_op is not None
@@ -260,17 +290,47 @@ def _layer_options(name: str, kwargs: Mapping[str, Any]) -> LayerOptions:
     dims = DIMS[conv_op]
     if norm_op is not None and not norm_op.__name__.endswith(f"{dims}d"):
         raise ConfigError(f"{name}: norm_op {norm_op.__name__} does not fit conv_op {conv_op.__name__}")
-    return LayerOptions(
+    options = LayerOptions(
         conv_op=conv_op,
         conv_bias=bool(kwargs.get("conv_bias", False)),
         norm_op=norm_op,
-        norm_op_kwargs=dict(kwargs.get("norm_op_kwargs") or {}),
+        norm_op_kwargs=_layer_kwargs(name, kwargs, "norm_op_kwargs"),
         dropout_op=resolve_op("dropout_op", kwargs.get("dropout_op")),
-        dropout_op_kwargs=dict(kwargs.get("dropout_op_kwargs") or {}),
+        dropout_op_kwargs=_layer_kwargs(name, kwargs, "dropout_op_kwargs"),
         nonlin=resolve_op("nonlin", kwargs.get("nonlin")),
-        nonlin_kwargs=dict(kwargs.get("nonlin_kwargs") or {}),
+        nonlin_kwargs=_layer_kwargs(name, kwargs, "nonlin_kwargs"),
         nonlin_first=bool(kwargs.get("nonlin_first", False)),
     )
+    _try_layers(name, options)
+    return options
+
+
+def _layer_kwargs(name: str, kwargs: Mapping[str, Any], key: str) -> dict[str, Any]:
+    given, known = dict(kwargs.get(key) or {}), _NUMBERS_OF_LAYERS[key]
+    for argument, value in given.items():
+        if argument not in known:
+            raise ConfigError(f"{name}: unknown argument '{argument}' in {key}{nearest(str(argument), known)}")
+        if isinstance(value, float) and not isfinite(value):
+            raise ConfigError(f"{name}: {key} has {argument} = {value}; expected a finite number")
+    return given
+
+
+def _try_layers(name: str, options: LayerOptions) -> None:
+    """Apply norm, dropout and non-linearity to a few numbers, for torch looks at some of their arguments only then."""
+    image = torch.zeros((1, 2, *([2] * options.dims)))
+    try:
+        layers = (
+            None if options.norm_op is None else options.norm_op(2, **options.norm_op_kwargs),
+            None if options.dropout_op is None else options.dropout_op(**options.dropout_op_kwargs),
+            options.make_nonlin(),
+        )
+        with torch.no_grad():
+            for layer in layers:
+                if layer is not None:
+                    layer.eval()(image)
+    except (TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"{name}: norm, dropout or nonlin have arguments that torch refuses: {reason}") from error
 
 
 def _bottleneck_channels(name: str, kwargs: Mapping[str, Any], num_stages: int) -> tuple[int, ...] | None:
@@ -290,11 +350,10 @@ def _per_stage(name: str, kwargs: Mapping[str, Any], key: str, count: int) -> tu
     value = kwargs[key]
     numbers = tuple(value) if isinstance(value, list | tuple) else (value,) * count
     _check_count(name, key, numbers, count)
-    if any(int(number) < 1 for number in numbers):
+    whole = tuple(_whole(f"{name}: {key}", number) for number in numbers)
+    if min(whole, default=1) < 1:
         raise ConfigError(f"{name}: {key} is {value}; every entry must be at least 1")
-    if key in _BLOCK_KEYS and max(numbers, default=0) > MOST_BLOCKS:
-        raise ConfigError(f"{name}: {key} is {value}; at most {MOST_BLOCKS} are built")
-    return tuple(int(number) for number in numbers)
+    return whole
 
 
 def _sizes(name: str, kwargs: Mapping[str, Any], key: str, count: int, dims: int) -> tuple[Size, ...]:
@@ -304,9 +363,12 @@ def _sizes(name: str, kwargs: Mapping[str, Any], key: str, count: int, dims: int
     _check_count(name, key, entries, count)
     sizes = []
     for entry in entries:
-        size = tuple(int(part) for part in entry) if isinstance(entry, list | tuple) else (int(entry),) * dims
-        if len(size) != dims:
-            raise ConfigError(f"{name}: {key} has the entry {list(size)}; expected {dims} axes, as in conv_op")
+        parts = entry if isinstance(entry, list | tuple) else (entry,) * dims
+        if len(parts) != dims:
+            raise ConfigError(f"{name}: {key} has the entry {list(parts)[:4]}; expected {dims} axes, as in conv_op")
+        size = tuple(_whole(f"{name}: {key}", part) for part in parts)
+        if min(size) < 1:
+            raise ConfigError(f"{name}: {key} has the entry {list(size)}; every part must be at least 1")
         sizes.append(size)
     return tuple(sizes)
 

@@ -29,9 +29,13 @@ from segwright.networks.architecture import (
 from segwright.networks.blocks import BasicBlockD, BottleneckD
 from segwright.networks.checkpoint import require_fitting
 from segwright.networks.references import foreign_network, import_network
-from segwright.networks.unet import UNet
+from segwright.networks.unet import UNet, suits
 
 INIT_SEED: Final = 12345  # where the caller passes no generator, so that construction is repeatable
+LARGEST_ARGUMENT: Final = 4096  # of networks of other packages; the largest embedding of Primus is 1056
+MOST_ARGUMENTS: Final = 1000
+MOST_CHANNELS: Final = 2**16  # of an image, or heads
+MOST_WEIGHTS: Final = 2**30  # 4 GiB; nnU-Net's largest presets have 0.2 * 10**9
 KAIMING_SLOPE: Final = 0.01  # nnU-Net 2.8.1 behaviour, spec A 9.6
 SHORT_NAMES: Final = {"ResEncL": (RESIDUAL_ENCODER, RESENC_L_KWARGS)}  # self-supervised plans, spec A 9.7
 
@@ -108,6 +112,12 @@ def build_network(
     """
     spec = architecture if isinstance(architecture, ArchitectureSpec) else ArchitectureSpec.from_plan(architecture)
     network = outline(spec, num_input_channels, num_output_channels, deep_supervision=deep_supervision)
+    num_weights = sum(tensor.numel() for tensor in network.parameters())
+    if num_weights > MOST_WEIGHTS:
+        raise ConfigError(
+            f"network '{spec.reference}' has {num_weights / 1e6:.0f} million weights, at most {MOST_WEIGHTS / 1e6:.0f} "
+            "million are built; see its features_per_stage and kernel_sizes"
+        )
     try:
         network._apply(_without_values)  # type: ignore[no-untyped-call]
     except (RuntimeError, MemoryError) as error:
@@ -133,6 +143,11 @@ def outline(
         reference, defaults = SHORT_NAMES[reference]
         kwargs = {**defaults, **kwargs}
     topology, options = parse_architecture(reference, kwargs)
+    for what, number in (("image channels", num_input_channels), ("heads", num_output_channels)):
+        if not 1 <= number <= MOST_CHANNELS:
+            raise ConfigError(
+                f"a network with {number} {what} is not built; expected 1 to {MOST_CHANNELS}, see dataset.json"
+            )
     try:
         with torch.device("meta"):  # torch's own initial weights would cost time and draw from the global generator
             return UNet(num_input_channels, num_output_channels, topology, options, deep_supervision=deep_supervision)
@@ -159,11 +174,15 @@ def require_weights(
 
     Raises:
         ConfigError: no such network can be built.
-        ModelError: tensors are missing, unexpected or of another shape.
+        ModelError: tensors are missing, unexpected or of another shape, or a patch cannot pass through the network.
     """
     if spec.reference in TOPOLOGY_NAMES or spec.reference in SHORT_NAMES or is_known_network(spec.reference):
         resolved = nnunet_spec(spec, configuration_architecture, patch_size)
-        require_fitting(outline(resolved, num_input_channels, num_output_channels), weights, source=source)
+        network = outline(resolved, num_input_channels, num_output_channels)
+        require_fitting(network, weights, source=source)
+        topology, _ = parse_architecture(resolved.reference, resolved.kwargs)
+        if not suits(topology, patch_size):
+            output_shapes(network.eval(), num_input_channels, patch_size)
 
 
 def build_from_spec(
@@ -203,6 +222,8 @@ def build_from_spec(
         )
     if builtin:
         kwargs = {**dict(configuration_architecture.get("arch_kwargs") or {}), **kwargs}
+    elif ":" not in reference:
+        _require_modest(reference, kwargs)
     builder: NetworkBuilder = import_network(reference) if ":" in reference else NETWORKS.get(reference)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(INIT_SEED if generator is None else generator.initial_seed())
@@ -384,6 +405,20 @@ def prepare(network: nn.Module, device: torch.device) -> nn.Module:
 def _without_values(tensor: Tensor) -> Tensor:
     """Return memory for a tensor of the meta device; `to_empty` does that too, and imports sympy for half a second."""
     return torch.empty(tensor.shape, dtype=tensor.dtype)
+
+
+def _require_modest(reference: str, kwargs: Mapping[str, Any]) -> None:
+    """See that arguments for a network of another package, which may come from a model's file, are bounded."""
+    values: list[Any] = list(kwargs.values())
+    for count, value in enumerate(values, start=1):  # which grows by what is inside
+        if isinstance(value, list | tuple | dict):
+            values.extend(value.values() if isinstance(value, dict) else value)
+        number = value if isinstance(value, int | float) else 0
+        if not abs(number) <= LARGEST_ARGUMENT or count > MOST_ARGUMENTS:
+            raise ConfigError(
+                f"network '{reference}': the arguments hold {value!r:.40} or too many values; expected at most "
+                f"{MOST_ARGUMENTS} values up to {LARGEST_ARGUMENT}"
+            )
 
 
 def _with_topology(patch_size: Sequence[int], kwargs: Mapping[str, Any], blocks_key: str) -> dict[str, Any]:

@@ -5,7 +5,9 @@ The decoder knows only the encoder's channels and strides, not the encoder itsel
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 from torch import Tensor, nn
 
@@ -37,6 +39,14 @@ class Topology:
     residual_decoder: bool = False
     stem_channels: int = 0
     bottleneck_channels: tuple[int, ...] | None = None
+
+
+def suits(topology: Topology, patch_size: Sequence[int]) -> bool:
+    """Whether a patch is halved without remainder at every stage, so that what is up-sampled fits the skips."""
+    if len(patch_size) != len(topology.strides[0]) or any(size % 2 == 0 for each in topology.kernels for size in each):
+        return False
+    steps = [prod(stride[axis] for stride in topology.strides) for axis in range(len(patch_size))]
+    return not any(size % step for size, step in zip(patch_size, steps, strict=True))
 
 
 class PlainEncoder(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Final
 
@@ -16,9 +15,6 @@ PREPROCESSORS: Final = ("DefaultPreprocessor",)
 LABEL_MANAGERS: Final = ("LabelManager",)
 """What the plans of all nnU-Net's planners name, 2.0 to 2.8 (spec A 5.13); others change what a model sees or says."""
 
-MOST_PATCH_VOXELS: Final = 2**28
-"""Of one patch; nnU-Net's planners give 256^3 on the largest GPUs."""
-
 
 def require_known(plan: Plan, configuration: Configuration, *, trust_code: bool = False) -> None:
     """See that reader, normalisation, resampling, preprocessor and label manager are known; nothing is imported.
@@ -29,7 +25,7 @@ def require_known(plan: Plan, configuration: Configuration, *, trust_code: bool 
         trust_code: accept normalisation by `module:attr`, which is imported when a case is normalised.
 
     Raises:
-        PlanError: one of them is not, or the patch fits no computer; it is named.
+        PlanError: one of them is not; it is named.
     """
     where = f"plans '{plan.plans_name}'"
     _require("image_reader_writer", plan.image_reader_writer, tuple(READERS), where)
@@ -60,11 +56,6 @@ def require_known(plan: Plan, configuration: Configuration, *, trust_code: bool 
             raise PlanError(
                 f"{where}: {key}_kwargs has a value of the wrong kind ({error}); the plan is damaged"
             ) from error
-    if math.prod(configuration.patch_size) > MOST_PATCH_VOXELS:
-        raise PlanError(
-            f"{where}: patch_size {list(configuration.patch_size)} has {math.prod(configuration.patch_size)} voxels; "
-            f"at most {MOST_PATCH_VOXELS} are predicted at once, the plan is damaged"
-        )
 
 
 def _require(key: str, name: str, known: tuple[str, ...], where: str) -> None:

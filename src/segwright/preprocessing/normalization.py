@@ -27,6 +27,7 @@ ZSCORE = "ZScoreNormalization"
 
 _SMALLEST_SCALE = 1e-8
 """No division by less, nnU-Net's epsilon for float32."""
+_LARGEST_INTENSITY = 1e30
 _LARGEST_RGB = 255
 _PARTS = 64
 
@@ -197,6 +198,12 @@ def _zscore(values: Floats, intensities: Intensities) -> Linear:
 
 
 def _ct(values: Floats, intensities: Intensities) -> Linear:
+    for key in ("percentile_00_5", "percentile_99_5", "mean", "std"):
+        if not abs(intensities[key]) < _LARGEST_INTENSITY:  # nor NaN, which would make every voxel NaN
+            raise PlanError(
+                f"foreground_intensity_properties_per_channel: {key} is {intensities[key]} in the plan; plan the "
+                "dataset again"
+            )
     return Linear(
         low=intensities["percentile_00_5"],
         high=intensities["percentile_99_5"],

@@ -154,6 +154,15 @@ def test_an_unknown_configuration_gets_the_nearest_name() -> None:
         (edited(n_stages=4), "n_stages is 4, but there are 3 strides"),
         (edited(strides=[[1, 1], [2, 2], [2, 2]]), r"strides has the entry \[1, 1\]"),
         (edited(conv_op="torch.nn.modules.conv.Conv2d"), "conv_op is .*Conv2d, but patch_size has 3"),
+        (configuration_document(patch_size=[2**20, 2**20, 16]), "patch_size: .*at most 268435456 are computed"),
+        (configuration_document(batch_size=10**8), "batch_size is 100000000; 1048576 patches of size .* are the most"),
+        (configuration_document(batch_size=-1), "batch_size: Input should be greater than"),
+        (configuration_document(batch_size=2**60), "batch_size: Input should be less than"),
+        (configuration_document(spacing=[1, float("nan"), 1]), "spacing.*every entry must be a positive number"),
+        (configuration_document(spacing=[1, 1e-300, 1]), "spacing.*every entry must be a positive number"),
+        (configuration_document(median_image_size_in_voxels=[1, float("inf"), 1]), "median_image.*finite number"),
+        (edited(strides=[[1, 1, 1]] * 10**5), "there are 100000 strides; at most 64 stages are built"),
+        (edited(strides=[[1, 1, 1], None, [2, 2, 2]]), "a value is of the wrong kind"),
     ],
 )
 def test_an_edited_configuration_that_cannot_work_is_told_why(document: dict[str, Any], message: str) -> None:
@@ -178,7 +187,11 @@ def test_an_architecture_without_strides_is_left_alone() -> None:
 
 @pytest.mark.parametrize(
     ("forward", "backward", "message"),
-    [([0, 0, 1], [0, 1, 2], "must list every axis once"), ([2, 0, 1], [2, 0, 1], r"the inverse .* is \[1, 2, 0\]")],
+    [
+        ([0, 0, 1], [0, 1, 2], "must list every axis once"),
+        ([*range(10**5)], [*range(10**5)], "must list every axis once"),
+        ([2, 0, 1], [2, 0, 1], r"the inverse .* is \[1, 2, 0\]"),
+    ],
 )
 def test_a_transposition_must_be_reversible(forward: list[int], backward: list[int], message: str) -> None:
     with pytest.raises(PlanError, match=message):
@@ -191,6 +204,20 @@ def test_a_file_that_is_no_plan_is_named(text: str, message: str, tmp_path: Path
     with pytest.raises(PlanError, match=message) as caught:
         Plan.load(tmp_path / "plans.json")
     assert str(tmp_path / "plans.json") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("UNet_base_num_features", "x"),
+        ("unet_max_num_features", None),
+        ("pool_op_kernel_sizes", [[1, 1, 1]] * 10**6),
+        ("UNet_class_name", ["x"]),
+    ],
+)
+def test_old_plans_with_values_of_the_wrong_kind_are_refused(key: str, value: Any) -> None:
+    with pytest.raises(PlanError, match=key):
+        Configuration.from_json({**old_document("Generic_UNet"), "UNet_class_name": "PlainConvUNet", key: value})
 
 
 def old_document(network: str) -> dict[str, Any]:

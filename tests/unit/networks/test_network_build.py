@@ -11,12 +11,15 @@ from torch import nn
 from segwright.core.errors import ConfigError, ModelError
 from segwright.networks.architecture import RESENC_L_KWARGS, kwargs_for_patch, parse_architecture, resolve_op
 from segwright.networks.build import (
+    MOST_WEIGHTS,
     ArchitectureSpec,
     build_from_spec,
     build_network,
     initialize,
+    outline,
     output_shapes,
     prepare,
+    require_weights,
     set_deep_supervision,
 )
 from segwright.networks.norm import InstanceNorm2d, InstanceNorm3d
@@ -280,3 +283,76 @@ def make_head(
 
 def make_nothing(*_: object, **__: object) -> None:
     return None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_stages": 65}, "n_stages is 65; a U-Net needs at least 2 and at most 64"),
+        ({"n_stages": 3.5}, "n_stages has '3.5'; expected a whole number"),
+        ({"n_conv_per_stage": [400, 400, 400]}, "1204 blocks in all, .* at most 1000 are built"),
+        ({"features_per_stage": [4, 8, "8"]}, "features_per_stage has '8'; expected a whole number"),
+        ({"features_per_stage": [10**5] * 3}, "has [0-9]+ million weights, at most 1074 million are built"),
+        ({"kernel_sizes": [1001, 3, 3], "features_per_stage": 512}, "million weights, at most"),
+        ({"kernel_sizes": [[3, 0], 3, 3]}, r"kernel_sizes has the entry \[3, 0\]; every part must be at least 1"),
+        ({"strides": [1, -2, 2]}, r"strides has the entry \[-2, -2\]; every part"),
+        ({"norm_op_kwargs": {"device": "cuda"}}, "unknown argument 'device' in norm_op_kwargs"),
+        ({"norm_op_kwargs": {"eps": float("nan")}}, "norm_op_kwargs has eps = nan; expected a finite number"),
+        ({"nonlin_kwargs": {"negative_slope": "x"}}, "arguments that torch refuses"),
+        ({"nonlin": "torch.nn.GELU", "nonlin_kwargs": {"approximate": "x"}}, "arguments that torch refuses"),
+        ({"dropout_op": "torch.nn.Dropout2d", "dropout_op_kwargs": {"p": 7}}, "arguments that torch refuses"),
+    ],
+)
+def test_definitions_that_no_network_has_are_refused_before_anything_is_built(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_network(plain(**changes), 1, 2, deep_supervision=False)
+
+
+@pytest.mark.parametrize("channels", [0, 10**6])
+def test_channels_and_heads_are_bounded(channels: int) -> None:
+    with pytest.raises(ConfigError, match=f"a network with {channels} image channels is not built"):
+        build_network(plain(), channels, 2, deep_supervision=False)
+    with pytest.raises(ConfigError, match=f"a network with {channels} heads is not built"):
+        build_network(plain(), 1, channels, deep_supervision=False)
+
+
+def test_arguments_of_other_packages_networks_are_bounded() -> None:
+    for kwargs in ({"eva_depth": 10**6}, {"filters": [1] * 1001}, {"depths": [[float("inf")]]}):
+        with pytest.raises(ConfigError, match="network 'primus': the arguments hold"):
+            build_from_spec(ArchitectureSpec(reference="primus", kwargs=kwargs), {}, 1, 2, (16, 16, 16), False)
+
+
+def test_weights_of_a_network_that_no_patch_can_pass_are_refused() -> None:
+    block = plain()
+    spec = ArchitectureSpec.from_plan(block)
+    weights = outline(spec, 1, 2).state_dict()
+    require_weights(spec, block, 1, 2, (16, 16), weights, source="x")
+    with pytest.raises(ModelError, match=r"failed on an input of shape \(2, 1, 15, 16\).*its levels suit the patch"):
+        require_weights(spec, block, 1, 2, (15, 16), weights, source="x")
+
+
+REAL = {
+    "ResEncXL": (3, [32, 64, 128, 256, 320, 320, 320], [1, 3, 4, 6, 6, 6, 6]),
+    "2D of nine stages": (2, [32, 64, 128, 256, 512, 512, 512, 512, 512], [1, 3, 4, 6, 6, 6, 6, 6, 6]),
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("kernel", [1, 3, 5, 7])
+def test_the_largest_networks_of_plans_in_use_are_accepted(name: str, kernel: int) -> None:
+    dims, channels, blocks = REAL[name]
+    kwargs = {
+        **RESENC_L_KWARGS,
+        "conv_op": f"torch.nn.modules.conv.Conv{dims}d",
+        "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dims}d",
+        "n_stages": len(channels),
+        "features_per_stage": channels,
+        "kernel_sizes": [[1, kernel, kernel][-dims:], *[[min(kernel, 3)] * dims] * (len(blocks) - 1)],
+        "strides": [[1] * dims, *[[2] * dims] * (len(blocks) - 1)],
+        "n_blocks_per_stage": blocks,
+        "n_conv_per_stage_decoder": [1] * (len(blocks) - 1),
+    }
+    network = outline(ArchitectureSpec(reference=PREFIX + "ResidualEncoderUNet", kwargs=kwargs), 4, 120)
+    assert sum(weight.numel() for weight in network.parameters()) < MOST_WEIGHTS / 4
