@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from segwright.core.arrays import crop
 from segwright.core.errors import Problem, SegwrightError
 from segwright.core.parallel import map_threads
 from segwright.data import splits
 from segwright.data.cases import Case, surplus_labels
+from segwright.data.cropping import content_box
 from segwright.data.dataset import (
     DATASET_JSON,
     LABELS_FOLDER,
@@ -26,7 +28,6 @@ from segwright.data.formats import Header
 from segwright.data.geometry import difference, find_turn
 from segwright.data.images import (
     Volume,
-    hidden_nonfinite,
     read_header,
     read_images,
     read_label,
@@ -260,15 +261,12 @@ def _check_voxels(
         if file in unreadable:
             continue
         try:
-            volume = read_images([file], reader)
-            hidden = hidden_nonfinite(file, reader)
+            volume = read_images([file], reader, find_hidden=True)
         except SegwrightError as error:
             log.error(file, str(error).removeprefix(f"{file}: "), "replace the file or remove its case")
             continue
         volumes.append(_turned(volume, volumes[0]) if volumes else volume)
-        _check_finite(file, volume.array, log)
-        if hidden:
-            log.warn(file, f"{hidden} voxels are NaN or infinite and are read as 0", "replace them by what is meant")
+        log.warnings += volume.notes
     if case.label is None or case.label in unreadable:
         return log
     try:
@@ -277,9 +275,13 @@ def _check_voxels(
         log.error(case.label, str(error).removeprefix(f"{case.label}: "), "replace the file or remove its case")
         return log
     _check_values(case.label, label.array, labels, log)
-    if visit is not None and not log.errors:
-        images = volumes[0].array if len(volumes) == 1 else np.concatenate([volume.array for volume in volumes])
-        visit(case, replace(volumes[0], array=images), label)
+    if not log.errors and len(volumes) == len(case.images) and not apart.intersection(case.images):
+        arrays = [volume.array for volume in volumes]
+        images = replace(volumes[0], array=arrays[0] if len(arrays) == 1 else np.concatenate(arrays))
+        if images.array.shape[1:] == label.array.shape[1:]:
+            _check_outside(case.label, images, label, log)
+        if visit is not None:
+            visit(case, images, label)
     return log
 
 
@@ -288,12 +290,13 @@ def _turned(volume: Volume, first: Volume) -> Volume:
     return volume if turn is None else replace(volume, array=turn(volume.array))
 
 
-def _check_finite(file: Path, array: npt.NDArray[np.float32], log: _Log) -> None:
-    # One infinite or missing value makes the sum so, without an array of flags; only then are they counted.
-    if np.isfinite(array.sum(dtype=np.float64)):
-        return
-    bad = int(np.count_nonzero(~np.isfinite(array)))
-    log.error(file, f"{bad} voxels are NaN or infinite", "replace them by a number")
+def _check_outside(file: Path, images: Volume, label: Volume, log: _Log) -> None:
+    """Find foreground that is cut away with the border in which all channels are 0."""
+    total = np.count_nonzero(label.array)
+    lost = total - np.count_nonzero(crop(label.array, content_box(images.array)))
+    if lost:
+        what = f"{100 * lost / total:.2g} % of the labelled voxels lie in the border where all channels are 0"
+        log.warn(file, f"{what}, which is cropped away", "check whether image and label belong together")
 
 
 def _check_values(file: Path, label: npt.NDArray[np.float32], labels: Labels, log: _Log) -> None:

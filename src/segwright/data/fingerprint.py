@@ -117,7 +117,7 @@ class Measurement:
         """Measure one case.
 
         Raises:
-            ImageError: image and label differ in shape, or hold NaN.
+            ImageError: image and label differ in shape.
             DatasetError: its channels are not those that dataset.json names.
         """
         _require_usable(case, volume, label, len(self._samples))
@@ -165,7 +165,7 @@ def extract(dataset: Dataset, *, workers: int | None = None) -> Fingerprint:
     """Read every case once and return the dataset's fingerprint.
 
     Raises:
-        ImageError: a file is unreadable, holds NaN, or image and label differ in shape.
+        ImageError: a file is unreadable, holds values that no image has, or image and label show other places.
         DatasetError: no case has any foreground, or channel counts differ from dataset.json.
     """
     measurement = Measurement(num_cases=len(dataset.cases), num_channels=dataset.num_channels)
@@ -190,10 +190,6 @@ def _require_usable(case: Case, volume: Volume, label: Volume, num_channels: int
             f"{case.label}: shape {label.array.shape[1:]} differs from {volume.array.shape[1:]} of its image "
             f"{case.images[0].name}; export both on one grid"
         )
-    for array, file in ((volume.array, case.images[0]), (label.array, case.label)):
-        # The sum is not finite if any voxel is not; it needs no array of flags.
-        if not np.isfinite(array.sum(dtype=np.float64)):
-            raise ImageError(f"{file}: case '{case.identifier}' holds NaN or infinite values; replace them")
 
 
 def _statistics(sample: WeightedSample, rounding: type[np.float32] | type[np.float64]) -> IntensityStatistics:

@@ -16,6 +16,7 @@ from segwright.core.errors import DiskError, ImageError, Problem, SegwrightError
 from segwright.core.resources import resource_error
 from segwright.data.formats import Floats, Format, Header, LabelMap, Refusal
 from segwright.data.geometry import difference, find_turn
+from segwright.data.intensities import believed, impossible, missing_note
 from segwright.data.labels import LARGEST_UINT8_LABEL, whole_values
 from segwright.data.readers.itk import SimpleITKIO, SimpleITKIOWithReorient
 from segwright.data.readers.nifti import NibabelIO, NibabelIOWithReorient, nonfinite_in_nifti
@@ -139,26 +140,35 @@ def read_header(file: Path, reader: str, *, is_label: bool = False) -> Header:
         return _reader(reader).header(file, is_label=is_label)
 
 
-def read_images(files: Sequence[Path], reader: str) -> Volume:
+def read_images(files: Sequence[Path], reader: str, *, find_hidden: bool = False) -> Volume:
     """Read the channel files of one case and stack them in order.
 
     A channel that is stored along other axes than the first one, but shows the same places, is turned onto its grid.
+    Voxels that are NaN are read as 0.
+
+    Args:
+        files: of the channels, in order.
+        reader: as in the plan.
+        find_hidden: read NIfTI files of floats twice where the reader hides NaN and infinite values.
 
     Raises:
-        ImageError: a file is missing or unreadable, or the channels do not show the same places.
+        ImageError: a file is missing or unreadable, holds values that no image has, or the channels do not show the
+            same places.
     """
     assert files, "a case has at least one channel file"
     parts: list[Floats] = []
     notes: list[Problem] = []
     first: Header | None = None
     for file in files:
-        with _naming(file, "read"):
+        with _naming(file, "read"), np.errstate(over="ignore"):  # what float32 cannot hold is refused by name
             header, array = _reader(reader).read(file)
+        array, found = believed(array, file)
+        notes += [*found, *(_hidden(file, reader) if find_hidden else ())]
         if first is None:
             first = header
         else:
-            array, found = _on_grid(array, header, first, file, files[0].name)
-            notes += found
+            array, turned = _on_grid(array, header, first, file, files[0].name)
+            notes += turned
         parts.append(array)
     assert first is not None
     return _volume(first, parts[0] if len(parts) == 1 else np.concatenate(parts), reader, notes)
@@ -177,11 +187,11 @@ def read_label(file: Path, reader: str, *, like: Header | None = None, name: str
         ImageError: the file is missing, unreadable, has more than one channel or values that are no whole numbers, or
             does not show the same places as `like`.
     """
-    with _naming(file, "read"):
+    with _naming(file, "read"), np.errstate(over="ignore"):
         header, array = _reader(reader).read(file, is_label=True)
     if len(array) != 1:
         raise ImageError(f"{file}: has {len(array)} channels, a label map has one whole number per voxel")
-    if bad := hidden_nonfinite(file, reader):
+    if bad := sum(_hidden_nonfinite(file, reader)):
         raise ImageError(f"{file}: {bad} voxels are NaN or infinite, expected a whole number for each; replace them")
     array = whole_values(array, file)
     if like is None:
@@ -221,10 +231,22 @@ def write_labels(labels: npt.NDArray[Any], path: Path, properties: Mapping[str, 
         _reader(reader).write(stored, path, tuple(properties["spacing"]), properties.get("geometry", {}))
 
 
-def hidden_nonfinite(file: Path, reader: str) -> int:
+def _hidden(file: Path, reader: str) -> list[Problem]:
+    """Return what there is to say of values that `reader` hides by reading them as 0.
+
+    Raises:
+        ImageError: some are infinite.
+    """
+    missing, infinite = _hidden_nonfinite(file, reader)
+    if infinite:
+        raise impossible(file, infinite)
+    return [missing_note(file, missing)] if missing else []
+
+
+def _hidden_nonfinite(file: Path, reader: str) -> tuple[int, int]:
     """Count NaN and infinite voxels that `reader` hides by reading them as 0."""
     if not (reader.startswith("SimpleITKIO") and is_nifti(file)):
-        return 0
+        return 0, 0
     with _naming(file, "read"):
         return nonfinite_in_nifti(file)
 

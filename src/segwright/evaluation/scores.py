@@ -334,7 +334,7 @@ def _measure(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Scored:
-    """Scores of a case; which values were predicted, and whether the prediction was turned onto the reference's grid."""
+    """Scores of a case; which values were predicted, and whether it was turned onto the reference's grid."""
 
     case: CaseScores
     predicted: frozenset[int]
@@ -413,7 +413,7 @@ def _warn_of_unscored(scored: Sequence[_Scored]) -> None:
     shown = ", ".join(map(str, sorted(found)[:_SHOWN_VALUES]))
     if found and not found & wanted:
         logger.warning(
-            "no prediction holds any of the labels that are scored (%s), but others: %s; are these other names of them?",
+            "no prediction holds any of the labels that are scored (%s), but others: %s; check what is scored",
             *(", ".join(map(str, sorted(wanted))), shown),
         )
     elif min(found, default=0) < 0:

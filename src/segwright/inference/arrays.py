@@ -15,8 +15,8 @@ from torch import Tensor
 from segwright.core.errors import ImageError
 from segwright.data.formats import FLAT_SPACING_FACTOR
 from segwright.data.images import Volume
+from segwright.data.intensities import believed
 from segwright.inference.awareness import Awareness, say_warnings
-from segwright.inference.sliding import require_finite
 
 REORIENTING_READERS: Final = ("SimpleITKIOWithReorient", "NibabelIOWithReorient")
 """Readers by which a plan asks for RAS+ orientation, whatever that of the file."""
@@ -93,22 +93,18 @@ def place(
     found = np.flip(found, tuple(axis + 1 for axis in flipped))
     ordered = tuple(spacings[axis] for axis in order)
     with np.errstate(over="ignore"):  # infinite values are refused by name
-        voxels = np.ascontiguousarray(found, dtype=np.float32)
+        voxels, notes = believed(np.ascontiguousarray(found, dtype=np.float32), "array")
     volume = Volume(
         array=voxels,
         spacing=(ordered[0], ordered[1], ordered[2]),
         properties={"reader": reader, "spacing": list(ordered), **_geometry(matrix, reader)},
+        notes=notes,
     )
     return Placed(volume=volume, order=order, flipped=flipped, shape=shape)
 
 
 def say_unlike(awareness: Awareness, placed: Placed) -> None:
-    """Log what of an array is unlike the training cases.
-
-    Raises:
-        ImageError: it holds NaN or infinite values.
-    """
-    require_finite(placed.volume.array, "the image")
+    """Log what of an array is odd or unlike the training cases."""
     say_warnings("array", awareness.findings(placed.volume))
 
 

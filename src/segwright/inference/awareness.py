@@ -43,8 +43,9 @@ class Awareness:
     calibration: Calibration | None = None
 
     def findings(self, volume: Volume) -> tuple[str, ...]:
-        """Return in words what of an image is unlike the training cases."""
-        return () if self.training is None else self.training.findings(volume)
+        """Return in words what is odd about an image, and what of it is unlike the training cases."""
+        notes = tuple(str(note) for note in volume.notes)
+        return notes if self.training is None else (*notes, *self.training.findings(volume))
 
     def measures_disagreement(self, *mirror_axes: tuple[int, ...]) -> bool:
         """Whether the quality estimate can be made: the members use the same mirrored views as in its fit."""

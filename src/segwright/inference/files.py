@@ -13,14 +13,14 @@ from typing import Any, Final
 
 from segwright.core.device import give_back_freed_memory
 from segwright.core.documents import content_hash, require_folder, sweep_leftovers, write_json
-from segwright.core.errors import DatasetError, DiskError, ImageError, OutOfMemoryError, SegwrightError, WorkspaceError
+from segwright.core.errors import DatasetError, DiskError, OutOfMemoryError, SegwrightError, WorkspaceError
 from segwright.core.log import progress
 from segwright.core.names import below
 from segwright.core.parallel import fork_safe
 from segwright.core.resources import resource_error
 from segwright.data.cases import Case
 from segwright.data.dataset import list_cases
-from segwright.data.images import Volume, hidden_nonfinite, read_images
+from segwright.data.images import Volume, read_images
 from segwright.data.provenance import Provenance
 from segwright.inference.awareness import Awareness, say_warnings
 from segwright.inference.export import LabelMap, save_labels
@@ -280,12 +280,9 @@ def read_volume(case: Case, reader: str) -> Volume:
     """Read the images of a case.
 
     Raises:
-        ImageError: a file is unreadable or holds NaN or infinite values.
+        ImageError: a file is unreadable or holds values that no image has.
     """
-    for file in case.images:
-        if count := hidden_nonfinite(file, reader):
-            raise ImageError(f"{file}: {count} voxels are NaN or infinite; check how the image was made")
-    volume = read_images(case.images, reader)
+    volume = read_images(case.images, reader, find_hidden=True)
     give_back_freed_memory(volume.array.nbytes)  # about as much was needed beside it
     return volume
 

@@ -154,21 +154,46 @@ def put_nonfinite(path: Path, value: float) -> None:
     rewrite(path, array=array)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_values_that_are_no_numbers_are_counted(tmp_path: Path, value: float) -> None:
-    folder = made_files.write_dataset(tmp_path / "d", num_cases=2, ending=".mha")
-    put_nonfinite(folder / "imagesTr" / "case_01_0000.mha", value)
+@pytest.mark.parametrize("ending", [".mha", ".nii.gz", ".nii"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -3e38])
+def test_values_of_no_image_are_counted_by_one_rule(tmp_path: Path, value: float, ending: str) -> None:
+    folder = made_files.write_dataset(tmp_path / "d", num_cases=2, ending=ending)
+    put_nonfinite(folder / "imagesTr" / f"case_01_0000{ending}", value)
 
-    assert "case_01_0000.mha: 2 voxels are NaN or infinite; replace them" in errors(check(folder))
+    findings = check(folder)
+
+    if np.isnan(value):
+        assert findings.is_clean, errors(findings)
+        assert f"case_01_0000{ending}: 2 voxels are NaN and are read as 0" in warnings(findings)
+    else:
+        assert f"case_01_0000{ending}: 2 voxels are infinite or larger than 1e+30, which no image is" in errors(
+            findings
+        )
 
 
-def test_values_that_the_reader_replaces_are_a_warning(folder: Path) -> None:
-    put_nonfinite(folder / "imagesTr" / "case_01_0000.nii.gz", np.nan)
+@pytest.mark.parametrize("value", [0, 7])
+def test_images_without_contrast_are_a_warning(folder: Path, value: int) -> None:
+    path = folder / "imagesTr" / "case_01_0000.nii.gz"
+    rewrite(path, array=np.full((6, 8, 7), value, np.int16))
 
     findings = check(folder)
 
     assert findings.is_clean
-    assert "case_01_0000.nii.gz: 2 voxels are NaN or infinite and are read as 0" in warnings(findings)
+    assert f"case_01_0000.nii.gz: every voxel is {value}; an image without contrast shows nothing" in warnings(findings)
+
+
+def test_labels_in_the_border_that_is_cropped_away_are_a_warning(folder: Path) -> None:
+    for channel in range(2):
+        path = folder / "imagesTr" / f"case_01_000{channel}.nii.gz"
+        array = voxels(path)
+        array[3:] = 0
+        rewrite(path, array=array)
+
+    findings = check(folder)
+
+    assert findings.is_clean
+    what = "case_01.nii.gz: 33 % of the labelled voxels lie in the border where all channels are 0, which is cropped"
+    assert what in warnings(findings)
 
 
 def test_label_with_fractions_is_an_error(folder: Path) -> None:

@@ -119,7 +119,7 @@ def test_a_spacing_that_the_affine_has_too_will_do() -> None:
 
 
 def test_numbers_too_large_for_float32_are_refused_by_name(predictor: Predictor) -> None:
-    with pytest.raises(ImageError, match="the image holds NaN or infinite"):
+    with pytest.raises(ImageError, match=r"array: \d+ voxels are infinite or larger than 1e\+30"):
         predictor.predict(phantom().astype(float) * 1e300, spacing=(1, 1, 1))
 
 

@@ -64,13 +64,16 @@ class NibabelIOWithReorient(NibabelIO):
         _write(restored, path, original, geometry)
 
 
-def nonfinite_in_nifti(file: Path) -> int:
-    """Count voxels of a NIfTI file that are NaN or infinite; ITK silently reads them as 0."""
+def nonfinite_in_nifti(file: Path) -> tuple[int, int]:
+    """Count voxels of a NIfTI file that are NaN, and that are infinite; ITK silently reads both as 0."""
     check_nifti(file)
     image = nibabel.load(file)
     if image.get_data_dtype().kind != "f":
-        return 0
-    return int(np.count_nonzero(~np.isfinite(np.asanyarray(image.dataobj))))
+        return 0, 0
+    array = np.asanyarray(image.dataobj)
+    if np.isfinite(array).all():
+        return 0, 0
+    return int(np.count_nonzero(np.isnan(array))), int(np.count_nonzero(np.isinf(array)))
 
 
 def write_nifti(array: npt.NDArray[Any], path: Path, forms: Mapping[str, Any]) -> None:
