@@ -22,6 +22,7 @@ from segwright.api.folds import (
 )
 from segwright.api.one_model import TRAIN_JSON, Fold, is_begun, require_nothing_new
 from segwright.api.preparing import DEFAULT_PLANS, cases_are_fresh, load_plan, make_cases
+from segwright.api.references import listed_references
 from segwright.api.session import open_session
 from segwright.api.splitting import require_folds, say_left_out
 from segwright.core.errors import ConfigError, DatasetError, ModelError
@@ -132,11 +133,12 @@ def evaluate(
     require_all: bool = False,
     csv: Path | str | None = None,
     workers: int | None = None,
+    environment: Mapping[str, str] = NO_ENVIRONMENT,
 ) -> Evaluation:
     """Score predictions against references of the same file names and write nnU-Net's `summary.json`.
 
     Args:
-        reference: Folder of true label maps.
+        reference: Folder of true label maps; of a raw dataset that lists its files, this dataset or that folder.
         prediction: Folder of predicted label maps.
         dataset_json: Names labels and file ending; by default the one in, or one level above, either folder.
         label_values: What to score, instead of what a dataset.json says; the file ending is that of the references.
@@ -148,6 +150,7 @@ def evaluate(
         require_all: A reference without a prediction is an error, instead of left out.
         csv: Also write one line for each case and class.
         workers: Threads.
+        environment: Variables that file lists may name.
 
     Raises:
         SegwrightError: a folder or file is missing, damaged or does not fit, or a value is wrong.
@@ -176,6 +179,7 @@ def evaluate(
         require_all=require_all,
         ignore_label=ignore_label,
         known=None if label_values else labels.all_labels,
+        listed=listed_references(truth, environment),
     )
     if csv is not None:
         found.save_csv(Path(csv))

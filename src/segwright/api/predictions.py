@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segwright.api.learning import SUMMARY, find_description, require_folders
+from segwright.api.references import listed_references
 from segwright.core.documents import write_json
 from segwright.core.errors import ConfigError, DatasetError
-from segwright.data.dataset import DatasetDescription, load_description
+from segwright.data.dataset import NO_ENVIRONMENT, DatasetDescription, load_description
 from segwright.data.images import choose_reader
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan
@@ -28,15 +29,17 @@ def determine_postprocessing(
     dataset_json: Path | str | None = None,
     output: Path | str | None = None,
     workers: int | None = None,
+    environment: Mapping[str, str] = NO_ENVIRONMENT,
 ) -> Determined:
     """Decide, as nnU-Net does, whether to keep only the largest component of labels, and write `postprocessing.json`.
 
     Args:
-        reference: Folder of true label maps; it may hold more cases than were predicted.
+        reference: As of `evaluate`; there may be more cases than were predicted.
         prediction: Folder of predicted label maps, of cases that were not trained on.
         dataset_json: Names labels and file ending; by default the one in, or one level above, either folder.
         output: The file; `postprocessing.json` in the prediction folder by default.
         workers: Threads.
+        environment: Variables that file lists may name.
 
     Raises:
         SegwrightError: There is no prediction, one has no reference, or files are damaged or do not fit.
@@ -48,7 +51,7 @@ def determine_postprocessing(
     require_folders(truth, predicted)
     description = load_description(Path(dataset_json) if dataset_json else find_description(truth, predicted))
     found = determine(
-        scores.pair_files(truth, predicted, description.file_ending),
+        scores.pair_files(truth, predicted, description.file_ending, listed=listed_references(truth, environment)),
         labels=Labels.from_description(description),
         reader=_reader(predicted, description),
         workers=workers,

@@ -30,7 +30,12 @@ def determine_postprocessing(
     from segwright import api
 
     found = api.determine_postprocessing(
-        reference, prediction, dataset_json=dataset_json, output=output, workers=workers
+        reference,
+        prediction,
+        dataset_json=dataset_json,
+        output=output,
+        workers=workers,
+        environment=options.environment(),
     ).processing
     if as_json:
         print_json(found.model_dump())

@@ -65,6 +65,7 @@ def evaluate(
         require_all=require_all,
         csv=csv,
         workers=workers,
+        environment=options.environment(),
     )
     if as_json:
         print_json(result.to_json())

@@ -118,6 +118,7 @@ def below(folder: Path, *parts: str) -> Path:
     Raises:
         WorkspaceError: a part is not the name of a file, or a link leads out of the folder.
     """
+    require_text_path(folder)
     for part in parts:
         wrong = name_problem(part.removeprefix("."), longest=LONGEST_FILE_NAME)
         if wrong:
@@ -150,17 +151,25 @@ def absence(path: Path, wanted: Literal["file", "folder"] = "file") -> str:
         return f"is a file; give the folder that it lies in, {path.parent}" if path.exists() else "no such folder"
     if path.is_dir():
         return "is a folder, expected a file"
-    return "is no regular file" if path.exists() else NO_FILE
+    return "is a pipe, socket or device, expected a file" if path.exists() else NO_FILE
 
 
 def dangling(path: Path) -> str:
-    """Return what is wrong with a link that leads nowhere, and what to do where it is one of git-annex."""
+    """Return what is wrong with a link that leads nowhere."""
+    return f"is a link to {printable(_target(path))}, which is not there"
+
+
+def absence_remedy(path: Path, usual: str) -> str:
+    """Return what to do about a file that is not there: the usual, or to fetch it where it is one of git-annex."""
+    is_annexed = path.is_symlink() and ".git/annex/" in _target(path)
+    return "fetch it with 'git annex get' or 'datalad get'" if is_annexed else usual
+
+
+def _target(link: Path) -> str:
     try:
-        target = printable(os.readlink(path))
+        return os.readlink(link)
     except OSError:
-        target = "somewhere"
-    remedy = "; fetch it with 'git annex get' or 'datalad get'" if ".git/annex" in target else ""
-    return f"is a link to {target}, which is not there{remedy}"
+        return "somewhere"
 
 
 def _file_name(name: str) -> str:

@@ -12,7 +12,16 @@ from typing import Final
 from unicodedata import normalize
 
 from segwright.core.errors import Problem
-from segwright.core.names import NAME_REMEDY, NO_FILE, NO_TEXT, absence, encoding_remedy, name_problem, shown_name
+from segwright.core.names import (
+    NAME_REMEDY,
+    NO_FILE,
+    NO_TEXT,
+    absence,
+    absence_remedy,
+    encoding_remedy,
+    name_problem,
+    shown_name,
+)
 from segwright.data.near_misses import (
     Entry,
     entries,
@@ -91,24 +100,24 @@ def list_folder(images: Path, file_ending: str, *, labels: Path | None) -> Listi
 
 
 def explicit_cases(
-    folder: Path, lists: Mapping[str, tuple[Sequence[str], str]], environment: Mapping[str, str]
+    document: Path, lists: Mapping[str, tuple[Sequence[str], str]], environment: Mapping[str, str]
 ) -> Listing:
-    """Return the cases of explicit file lists: variables expanded, relative paths taken from `folder`."""
+    """Return the cases of the file lists of a dataset.json: variables expanded, paths relative to its folder."""
     cases = []
-    problems = identity_problems(folder, lists)
+    problems = identity_problems(document, lists)
     for identifier, (images, label) in lists.items():
         resolved = []
         for text in (*images, label):
             unset = sorted({name for name in _variables(text) if name not in environment})
-            file = Path(os.path.abspath(folder / _expand(text, environment)))
+            file = Path(os.path.abspath(document.parent / _expand(text, environment)))
             resolved.append(file)
             if unset:
                 what = f"environment variable {unset[0]} is not set, needed for {text}"
                 remedy = "set it or write the path out"
                 problems.append(Problem(where=f"case '{identifier}'", what=what, remedy=remedy, case=identifier))
             elif wrong := absence(file):
-                what = f"{wrong}, listed for case '{identifier}'"
-                problems.append(Problem(where=str(file), what=what, remedy=_MEND_PATH, case=identifier))
+                what, remedy = f"{wrong}, listed for case '{identifier}'", absence_remedy(file, _MEND_PATH)
+                problems.append(Problem(where=str(file), what=what, remedy=remedy, case=identifier))
         if not name_problem(identifier):
             cases.append(Case(identifier=identifier, images=tuple(resolved[:-1]), label=resolved[-1]))
     return Listing(cases=tuple(cases), problems=tuple(problems), is_explicit=True)
@@ -173,12 +182,14 @@ def _missing_label(label: Path, identifier: str, file_ending: str, there: Iterab
     wrong = absence(label)
     hint = similar_label(label.name, file_ending, there) if wrong == NO_FILE else ""
     what = f"{wrong}, the label of case '{identifier}'{hint}"
-    return Problem(where=str(label), what=what, remedy="add the file or remove the case's images", case=identifier)
+    remedy = absence_remedy(label, "add the file or remove the case's images")
+    return Problem(where=str(label), what=what, remedy=remedy, case=identifier)
 
 
 def _absent(image: Path, identifier: str) -> Problem:
     what = f"{absence(image)}, an image of case '{identifier}'"
-    return Problem(where=str(image), what=what, remedy="put the file there or remove the case", case=identifier)
+    remedy = absence_remedy(image, "put the file there or remove the case")
+    return Problem(where=str(image), what=what, remedy=remedy, case=identifier)
 
 
 def _suffixes(case: Case, file_ending: str) -> dict[str, Path]:

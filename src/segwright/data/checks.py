@@ -151,8 +151,8 @@ def check(
 
 
 def _check_description(path: Path, description: DatasetDescription, survey: Survey, log: _Log) -> None:
-    if description.num_training != len(survey.cases):
-        what = f"numTraining is {description.num_training}, found {len(survey.cases)} cases"
+    if description.num_training != survey.num_found:
+        what = f"numTraining is {description.num_training}, found {survey.num_found} cases"
         log.error(path, what, "mend the number or add the missing files")
     gap = gap_problem(description.labels)
     if gap is not None and Labels.from_description(description).has_regions:

@@ -163,6 +163,12 @@ class Survey:
     stray: tuple[Problem, ...]
     reader: str
 
+    @property
+    def num_found(self) -> int:
+        """How many cases there are, with those that cannot be used."""
+        refused = {problem.case for problem in self.problems if problem.case is not None}
+        return len(refused | {case.identifier for case in self.cases})
+
 
 def load(folder: Path, *, environment: Mapping[str, str] = NO_ENVIRONMENT) -> Dataset:
     """Load a raw dataset folder: read dataset.json, list the cases, choose the reader.
@@ -225,8 +231,8 @@ def look(folder: Path, *, environment: Mapping[str, str] = NO_ENVIRONMENT) -> Su
         return Survey(description=None, cases=(), problems=(problem_of(error),), stray=(), reader="")
     if description.dataset is not None:
         lists = {name: (files.images, files.label) for name, files in description.dataset.items()}
-        listing = explicit_cases(folder, lists, environment)
         place = folder / DATASET_JSON
+        listing = explicit_cases(place, lists, environment)
     else:
         place = folder / IMAGES_FOLDER
         listing = list_folder(place, description.file_ending, labels=folder / LABELS_FOLDER)

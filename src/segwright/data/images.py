@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segwright.core.errors import DiskError, ImageError, Problem, SegwrightError, nearest
+from segwright.core.names import absence, absence_remedy, require_text_path
 from segwright.core.resources import resource_error
 from segwright.data.formats import Floats, Format, Header, LabelMap, Refusal
 from segwright.data.geometry import difference, find_turn
@@ -279,6 +280,10 @@ def _reader(name: str) -> Format:
 @contextmanager
 def _naming(file: Path, action: str, *, must_exist: bool = True) -> Iterator[None]:
     """Turn whatever a decoder raises into an error that names the file; their exception types have no common base."""
+    try:
+        require_text_path(file)
+    except SegwrightError as error:
+        raise RefusedError(str(error)) from error
     if must_exist:
         _require_file(file)
     try:
@@ -296,19 +301,11 @@ def _naming(file: Path, action: str, *, must_exist: bool = True) -> Iterator[Non
 
 def _require_file(file: Path) -> None:
     """Refuse what is no file before it is opened; a pipe would never end."""
-    try:
-        str(file).encode()
-    except UnicodeEncodeError as error:
-        raise RefusedError(f"{str(file)!r}: its name is not UTF-8, which libraries cannot open; rename it") from error
-    if file.is_file():
-        return
-    if file.is_dir():
-        raise RefusedError(f"{file}: is a folder, expected an image file")
-    if file.exists():
-        raise RefusedError(f"{file}: is a pipe, socket or device, expected an image file")
-    if file.is_symlink():
-        raise ImageError(f"{file}: links to {file.readlink()}, which is not there; download it or remove the link")
-    raise ImageError(f"{file}: no such file")
+    wrong = absence(file)
+    if wrong:
+        kind = RefusedError if file.exists() else ImageError
+        remedy = f"; {absence_remedy(file, 'put the file there or remove the link')}" if file.is_symlink() else ""
+        raise kind(f"{file}: {wrong}{remedy}")
 
 
 def _reason(error: Exception) -> str:

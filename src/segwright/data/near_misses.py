@@ -14,7 +14,7 @@ from typing import Final, Literal
 from unicodedata import normalize
 
 from segwright.core.errors import Problem, WorkspaceError
-from segwright.core.names import absence, dangling
+from segwright.core.names import absence, absence_remedy, dangling
 from segwright.data.images import READERS
 
 Kind = Literal["file", "folder", "dangling", "special"]
@@ -108,6 +108,15 @@ def in_place_of_cases(others: Sequence[Entry], misses: Sequence[Problem]) -> str
     return ""
 
 
+def in_place_of_label_maps(folder: Path, file_ending: str) -> str:
+    """Return the end of a message about a folder without label maps of an ending: what it holds that may be some."""
+    for entry in entries(folder):
+        reason = _reason(folder, entry, file_ending, probe=False)
+        if reason is not None:
+            return f"; found {entry.name}, which {reason[1]}"
+    return ""
+
+
 def _kind(entry: os.DirEntry[str]) -> Kind:
     try:
         if entry.is_file():
@@ -127,9 +136,11 @@ def _reason(folder: Path, entry: Entry, ending: str, *, probe: bool) -> tuple[st
         what = f"is a folder, and holds {_shown(held)}"
         return ("folder", what, "move the files up, or give that folder") if held else None
     if entry.kind == "dangling":
-        return ("dangling", dangling(path), "fetch the file or remove the link") if _looks_like_image(name) else None
+        if not _looks_like_image(name):
+            return None
+        return "dangling", dangling(path), absence_remedy(path, "put the file there or remove the link")
     if entry.kind == "special":
-        return "special", "is no regular file", "remove it"
+        return "special", "is a pipe, socket or device", "remove it"
     if name.endswith(ending):
         return _wrong_name(name.removesuffix(ending), ending)
     if name.lower().endswith(ending.lower()):

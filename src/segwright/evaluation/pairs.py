@@ -1,20 +1,34 @@
-"""Predictions and the references of the same file names."""
+"""Predictions and the references of their cases: those of the same file names, or those that a dataset lists."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from logging import getLogger
 from pathlib import Path
+from types import MappingProxyType
+from typing import Final
 
 from segwright.core.errors import DatasetError, Problem, ProblemReport
+from segwright.core.names import absence
+from segwright.data.near_misses import entries, in_place_of_label_maps, similar_label
 
 logger = getLogger(__name__)
 
+NONE_LISTED: Final[Mapping[str, Path]] = MappingProxyType({})
+
 
 def pair_files(
-    reference_dir: Path, prediction_dir: Path, file_ending: str, *, require_all: bool = False
+    reference_dir: Path,
+    prediction_dir: Path,
+    file_ending: str,
+    *,
+    require_all: bool = False,
+    listed: Mapping[str, Path] = NONE_LISTED,
 ) -> list[tuple[Path, Path]]:
-    """Return every prediction with the reference of the same file name, reference first; arguments as of `evaluate`.
+    """Return every prediction with the reference of its case, reference first; arguments as of `evaluate`.
+
+    Args:
+        listed: references that have other names than their predictions, by the names of these.
 
     Raises:
         DatasetError: there is no prediction at all.
@@ -22,29 +36,38 @@ def pair_files(
     """
     predictions, references = (_label_files(folder, file_ending) for folder in (prediction_dir, reference_dir))
     if not predictions:
-        raise DatasetError(f"{prediction_dir}: no prediction ends in {file_ending}; give the folder that holds them")
-    _check_pairs(predictions, references, reference_dir, require_all=require_all)
+        found = in_place_of_label_maps(prediction_dir, file_ending)
+        raise DatasetError(
+            f"{prediction_dir}: no prediction ends in {file_ending}{found}; give the folder that holds them"
+        )
+    if not listed.keys().isdisjoint(predictions):
+        known = set(listed.values())
+        references = {**{name: file for name, file in references.items() if file not in known}, **listed}
+    _check_pairs(predictions, references, reference_dir, file_ending, require_all=require_all)
     return [(references[name], file) for name, file in predictions.items()]
 
 
 def _label_files(folder: Path, file_ending: str) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise DatasetError(f"{folder}: no such folder")
-    files = (path for path in folder.iterdir() if path.name.endswith(file_ending) and not path.name.startswith("."))
-    return {path.name: path for path in sorted(files)}
+    wrong = absence(folder, "folder")
+    if wrong:
+        raise DatasetError(f"{folder}: {wrong}")
+    names = [entry.name for entry in entries(folder) if entry.name.endswith(file_ending) and entry.kind != "folder"]
+    return {name: folder / name for name in names}
 
 
 def _check_pairs(
-    predictions: Iterable[str], references: Iterable[str], reference_dir: Path, *, require_all: bool
+    predictions: Iterable[str], references: Iterable[str], reference_dir: Path, file_ending: str, *, require_all: bool
 ) -> None:
     predicted, referenced = set(predictions), set(references)
+    without = sorted(predicted - referenced)
+    there = entries(reference_dir) if without else []
     problems = [
         Problem(
             where=name,
-            what=f"prediction without a reference in {reference_dir}",
+            what=f"prediction without a reference in {reference_dir}{similar_label(name, file_ending, there)}",
             remedy="give the folder with its labels, or remove the prediction",
         )
-        for name in sorted(predicted - referenced)
+        for name in without
     ]
     missing = sorted(referenced - predicted)
     if require_all:

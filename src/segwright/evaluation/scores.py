@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
@@ -25,6 +25,7 @@ from segwright.data.labels import ClassKey, Labels
 from segwright.evaluation.masks import Further as Further
 from segwright.evaluation.masks import class_mask, has_volume, measure_masks
 from segwright.evaluation.metrics import Confusion, Overlap, confusion
+from segwright.evaluation.pairs import NONE_LISTED
 from segwright.evaluation.pairs import pair_files as pair_files
 
 logger = getLogger(__name__)
@@ -209,8 +210,9 @@ def evaluate(
     further: Further = OVERLAP_ALONE,
     ignore_label: int | None = None,
     known: Collection[int] | None = None,
+    listed: Mapping[str, Path] = NONE_LISTED,
 ) -> Scores:
-    """Score every prediction against the reference of the same file name.
+    """Score every prediction against the reference of its case: of the same file name, or listed.
 
     Args:
         labels: names the classes (or regions) and the ignore label.
@@ -220,12 +222,13 @@ def evaluate(
         require_all: treat a reference without prediction as a problem too, instead of logging how many there are.
         ignore_label: as of `evaluate_case`.
         known: values that predictions are expected to hold; a warning names others. Any without it.
+        listed: as of `pair_files`.
 
     Raises:
         DatasetError: there is no prediction at all.
         ProblemReport: predictions without reference, unreadable files, different shapes; all of them at once.
     """
-    pairs = pair_files(reference_dir, prediction_dir, file_ending, require_all=require_all)
+    pairs = pair_files(reference_dir, prediction_dir, file_ending, require_all=require_all, listed=listed)
     return evaluate_files(
         pairs,
         labels=labels,

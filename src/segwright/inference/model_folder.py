@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from segwright.core.device import resolve_device
 from segwright.core.documents import content_hash, describe_validation, file_hash, read_json
 from segwright.core.errors import ModelError, SegwrightError
+from segwright.core.names import require_text_path
 from segwright.core.parallel import fork_safe
 from segwright.data.dataset import DatasetDescription, load_description
 from segwright.data.labels import Labels
@@ -218,7 +219,7 @@ def choose_folds(
 
 
 def _require_files(model_folder: Path) -> None:
-    if not model_folder.is_dir():
+    if not require_text_path(model_folder).is_dir():
         raise ModelError(f"{model_folder}: no such model folder; expected plans.json, dataset.json and fold_k in it")
     missing = [name for name in (PLANS_JSON, DATASET_JSON) if not (model_folder / name).is_file()]
     if missing:
