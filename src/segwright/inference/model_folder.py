@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from segwright.core.device import resolve_device
-from segwright.core.documents import content_hash, describe_validation, file_hash, read_json
+from segwright.core.documents import content_hash, describe_validation, file_hash, has_right_checksum, read_json
 from segwright.core.errors import ModelError, SegwrightError
 from segwright.core.names import require_text_path
 from segwright.core.parallel import fork_safe
@@ -81,7 +81,13 @@ class OurCheckpoints:
 
     def header(self, fold_folder: Path, checkpoint: str) -> Mapping[str, Any]:
         """Return the document beside the weights."""
-        document: Mapping[str, Any] = read_json(self.file(fold_folder, checkpoint).with_suffix(".json"))
+        path = self.file(fold_folder, checkpoint).with_suffix(".json")
+        document: Mapping[str, Any] = read_json(path)
+        if isinstance(document, Mapping) and not has_right_checksum(document):
+            raise ModelError(
+                f"{path}: damaged (its checksum is not the one it was written with); copy it again or use another "
+                "checkpoint; if it was edited on purpose, remove its line 'checksum'"
+            )
         return document
 
     def weights(self, fold_folder: Path, checkpoint: str) -> Mapping[str, Tensor]:

@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from segwright.core.documents import atomic_path, read_json, write_json
+from segwright.core.documents import atomic_path, read_json, with_checksum, write_json
 from segwright.core.errors import ModelError, WorkspaceError
 from segwright.data.dataset import load_description
 from segwright.data.labels import Labels
@@ -138,7 +138,7 @@ def _convert(source: Path, target: Path) -> None:
     for path in _files(source):
         checkpoint, stem = read_checkpoint(path), target / path.parent.name / path.stem
         save_weights(stem.with_suffix(".safetensors"), drop_aliases(checkpoint["network_weights"]))
-        write_json(stem.with_suffix(".json"), header_of(checkpoint, plan, path))
+        write_json(stem.with_suffix(".json"), with_checksum(header_of(checkpoint, plan, path)))
 
 
 def _files(source: Path) -> list[Path]:

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from segwright.core.documents import atomic_path
+from segwright.core.documents import atomic_path, file_crc
 from segwright.core.errors import ModelError
+from segwright.core.resources import resource_error
 from segwright.networks.blocks import ConvBlock
 
 ENCODER_ALIAS: Final = "decoder.encoder."
 BLOCK_ALIAS: Final = ".all_modules."
 WRAPPERS: Final = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before each name
 _NAMES_SHOWN: Final = 3
+_CHECKSUM_KEY: Final = "segwright_crc32"
+_CHECKSUM_ENTRY: Final = rb'"segwright_crc32"\s*:\s*"'
+_NO_CHECKSUM: Final = b"00000000"
+"""Stands in the header while the checksum is computed, of the file as it is then."""
+_LENGTH_BYTES: Final = 8
+_LONGEST_HEADER: Final = 100 << 20
+"""What safetensors itself reads at most."""
+_BLOCK: Final = 1 << 20
+
+
+class DamagedWeightsError(ModelError):
+    """A file of weights is not as it was written."""
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None) -> None:
@@ -28,6 +44,13 @@ def save_weights(path: Path, state: Mapping[str, Tensor], *, metadata: Mapping[s
         state: names to tensors, on any device, in any layout; aliases are not stored twice.
         metadata: strings for the file's header.
     """
+    size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    with atomic_path(path, size=size) as temporary:
+        write_weights(temporary, state, metadata=metadata)
+
+
+def write_weights(path: Path, state: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors to a new safetensors file, as `save_weights`, with a checksum of all of it in its header."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in drop_aliases(state).items()}
     seen: dict[int, str] = {}
     for name, tensor in tensors.items():
@@ -35,27 +58,80 @@ def save_weights(path: Path, state: Mapping[str, Tensor], *, metadata: Mapping[s
         if tensor.numel() and tensor.untyped_storage().data_ptr() in seen:
             tensors[name] = tensor.clone()
         seen[tensor.untyped_storage().data_ptr()] = name
-    with atomic_path(path) as temporary:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # what this user gives to new files; safetensors lets nobody else read them
-        save_file(tensors, temporary, metadata=dict(metadata or {}))
-        temporary.chmod(mode)
+    path.touch()
+    mode = path.stat().st_mode  # what this user gives to new files; safetensors lets nobody else read them
+    save_file(tensors, path, metadata={**(metadata or {}), _CHECKSUM_KEY: _NO_CHECKSUM.decode()})
+    path.chmod(mode)
+    place = _checksum_place(path)
+    assert place is not None, "safetensors writes its metadata as compact JSON"
+    with path.open("r+b") as stream:
+        checksum = f"{file_crc(path):08x}".encode()
+        stream.seek(place)
+        stream.write(checksum)
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file onto the CPU.
 
     Raises:
-        ModelError: the file is missing, cut off or of another kind.
+        ModelError: the file is missing.
+        DamagedWeightsError: it is damaged, cut off or of another kind.
+    """
+    require_undamaged(path)
+    with _naming(path):
+        return dict(load_file(path))
+
+
+def require_undamaged(path: Path) -> None:
+    """Compare a weights file with the checksum in its header; one of an older version, or another program, has none.
+
+    Raises:
+        ModelError: the file is missing.
+        DamagedWeightsError: it is not as it was written.
     """
     if not path.is_file():
         raise ModelError(f"{path}: no such weights file; train first or name another checkpoint")
+    place = _checksum_place(path)
+    if place is None:
+        _require_readable(path)
+        return
+    with path.open("rb") as stream:
+        head = stream.read(place)
+        kept = stream.read(len(_NO_CHECKSUM))
+        found = zlib.crc32(_NO_CHECKSUM, zlib.crc32(head))
+        while block := stream.read(_BLOCK):
+            found = zlib.crc32(block, found)
+    if kept != f"{found:08x}".encode():
+        raise DamagedWeightsError(
+            f"{path}: damaged (its checksum is not the one it was written with); copy it again, use another "
+            "checkpoint, or remove it and train again"
+        )
+
+
+def _require_readable(path: Path) -> None:
+    with _naming(path), safe_open(path, framework="pt") as stream:
+        stream.metadata()
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
     try:
-        return dict(load_file(path))
-    except (SafetensorError, OSError) as error:
-        raise ModelError(
+        yield
+    except (SafetensorError, OSError, MemoryError) as error:
+        if found := resource_error(error, path):
+            raise found from error
+        raise DamagedWeightsError(
             f"{path}: not a readable safetensors file ({error}); it may be cut off, copy or train it again"
         ) from error
+
+
+def _checksum_place(path: Path) -> int | None:
+    """Return where the checksum is in a file; None if there is none."""
+    with path.open("rb") as stream:
+        size = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
+        header = stream.read(min(size, _LONGEST_HEADER))
+    found = re.search(_CHECKSUM_ENTRY, header)
+    return None if found is None else _LENGTH_BYTES + found.end()
 
 
 def drop_aliases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

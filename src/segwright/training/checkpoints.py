@@ -2,15 +2,19 @@
 
 The weights file is the checkpoint: the state goes into its header, so one rename switches from the old to the new.
 The optimiser's tensors lie in a file named after their step, written before that rename and named in the state. The
-JSON beside the weights is the same state for people and for prediction, written last.
+JSON beside the weights is the same state for people and for prediction, written last. Each file has a checksum of all
+of it. The latest checkpoint but one stays, for the day that the latest is damaged.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from logging import getLogger
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -19,9 +23,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from segwright.core.documents import describe_validation, write_json
+from segwright.core.documents import atomic_path, describe_validation, with_checksum, write_json
 from segwright.core.errors import ModelError
-from segwright.networks.checkpoint import load_weights, save_weights
+from segwright.networks.checkpoint import load_weights, require_undamaged, save_weights, write_weights
+
+logger = getLogger(__name__)
 
 SCHEMA_VERSION: Final = 1
 
@@ -111,9 +117,13 @@ def save(
         save_weights(folder / name, optimizer)
         state = state.model_copy(update={"optimizer_file": name})
     document = state.model_dump(mode="json")
-    save_weights(path, weights, metadata={_HEADER_KEY: json.dumps(document)})
-    write_json(path.with_suffix(".json"), document)
-    _drop_optimizers(path, keep=state.optimizer_file)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
+    with atomic_path(path, size=size) as temporary:
+        write_weights(temporary, weights, metadata={_HEADER_KEY: json.dumps(document)})
+        if kind == "latest":
+            _keep_as_previous(path)
+    write_json(path.with_suffix(".json"), with_checksum(document))
+    _drop_optimizers(folder)
     return path
 
 
@@ -121,7 +131,8 @@ def load(path: Path) -> Checkpoint:
     """Read a checkpoint by its weights file.
 
     Raises:
-        ModelError: a file is missing or damaged.
+        ModelError: a file is missing.
+        DamagedWeightsError: a file is damaged.
     """
     weights = load_weights(path)
     state = read_state(path)
@@ -155,22 +166,71 @@ def is_finished(folder: Path) -> bool:
 
 
 def resumable(folder: Path) -> Path | None:
-    """Return the checkpoint to go on from: the final one of a finished training, else the latest; None if none."""
+    """Return the checkpoint to go on from: the final one of a finished training, else the latest; None if none.
+
+    Where the latest is damaged, a line is logged and the one before it is returned.
+
+    Raises:
+        ModelError: all that there are are damaged.
+    """
     if is_finished(folder):
         return checkpoint_file(folder, "final")
-    latest = checkpoint_file(folder, "latest")
-    return latest if latest.is_file() else None
+    damage: ModelError | None = None
+    for path in filter(Path.is_file, (checkpoint_file(folder, "latest"), _previous(folder))):
+        try:
+            _require_undamaged(path)
+        except ModelError as error:
+            logger.warning("%s", error)
+            damage = damage or error
+            continue
+        if damage is not None:
+            logger.warning("going on from the checkpoint before it, of epoch %d", read_state(path).epoch)
+        return path
+    if damage is not None:
+        raise ModelError(f"{damage}; no other checkpoint is left: remove {folder} to train it anew") from damage
+    return None
 
 
 def delete(folder: Path, kind: Kind) -> None:
-    """Remove a checkpoint, its JSON first."""
+    """Remove a checkpoint, its JSON first; with the latest goes the one before it."""
     path = checkpoint_file(folder, kind)
     path.with_suffix(".json").unlink(missing_ok=True)
     path.unlink(missing_ok=True)
-    _drop_optimizers(path, keep=None)
+    if kind == "latest":
+        _previous(folder).unlink(missing_ok=True)
+    _drop_optimizers(folder)
 
 
-def _drop_optimizers(path: Path, *, keep: str | None) -> None:
-    for old in path.parent.glob(f"{path.stem}_optimizer_*.safetensors"):
-        if old.name != keep:
+def _require_undamaged(path: Path) -> None:
+    """Compare a checkpoint's files with their checksums."""
+    require_undamaged(path)
+    optimizer = read_state(path).optimizer_file
+    if optimizer is not None:
+        require_undamaged(path.with_name(Path(optimizer).name))
+
+
+def _previous(folder: Path) -> Path:
+    return folder / "checkpoint_previous.safetensors"
+
+
+def _keep_as_previous(path: Path) -> None:
+    """Let the latest checkpoint be the previous one, too, until another takes its place."""
+    if not path.is_file():
+        return
+    previous = _previous(path.parent)
+    try:
+        previous.unlink(missing_ok=True)
+        os.link(path, previous)  # a copy without bytes of its own, and never a moment without a checkpoint
+    except OSError:  # the file system has no links
+        os.replace(path, previous)
+
+
+def _drop_optimizers(folder: Path) -> None:
+    """Remove the optimisers' files that no checkpoint names."""
+    kept = set()
+    for path in (checkpoint_file(folder, "latest"), _previous(folder)):
+        with suppress(ModelError):
+            kept.add(read_state(path).optimizer_file)
+    for old in folder.glob("checkpoint_latest_optimizer_*.safetensors"):
+        if old.name not in kept:
             old.unlink(missing_ok=True)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny_task import settings
 
+from segwright.core.documents import has_right_checksum
 from segwright.core.errors import ConfigError, ModelError
-from segwright.networks.checkpoint import save_weights
+from segwright.networks.checkpoint import load_weights, save_weights
 from segwright.training import checkpoints
 from segwright.training.checkpoints import CheckpointState, recorded
 from segwright.training.config import TrainConfig
@@ -56,17 +60,76 @@ def test_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
 def test_json_beside_the_weights_is_the_same_state(tmp_path: Path) -> None:
     path = checkpoints.save(tmp_path, "final", state(), WEIGHTS)
     document = json.loads(path.with_suffix(".json").read_text())
+    assert has_right_checksum(document)
+    assert document.pop("checksum")
     assert document == checkpoints.read_state(path).model_dump(mode="json")
     assert document["mirror_axes"] == [0, 1]
 
 
-def test_only_the_newest_optimizer_file_stays(tmp_path: Path) -> None:
-    for step in (5, 9):
+def test_the_two_newest_optimizer_files_stay(tmp_path: Path) -> None:
+    for step in (5, 9, 12):
         checkpoints.save(tmp_path, "latest", state(step), WEIGHTS, optimizer=MOMENTUM)
-    assert [path.name for path in tmp_path.glob("*optimizer*")] == ["checkpoint_latest_optimizer_9.safetensors"]
+    names = {f"checkpoint_latest_optimizer_{step}.safetensors" for step in (9, 12)}
+    assert {path.name for path in tmp_path.glob("*optimizer*")} == names
 
 
-@pytest.mark.parametrize("writes", range(4))
+def flipped(path: Path, bit: int) -> bytes:
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    return bytes(content)
+
+
+def two_saved(folder: Path) -> Path:
+    """Save two checkpoints and return the later one's weights file."""
+    checkpoints.save(folder, "latest", state(5, epoch=1), WEIGHTS, optimizer=MOMENTUM)
+    newer = {"momentum_buffer/layer.weight": torch.full((2, 3), 0.2)}
+    return checkpoints.save(folder, "latest", state(9), {"layer.weight": torch.ones(2, 3)}, optimizer=newer)
+
+
+@pytest.mark.parametrize("name", ["checkpoint_latest", "checkpoint_latest_optimizer_9"])
+@pytest.mark.parametrize("links", [True, False])
+def test_a_flipped_bit_leads_back_to_the_checkpoint_before(
+    tmp_path: Path, name: str, links: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("no links here")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    two_saved(tmp_path)
+    path = tmp_path / f"{name}.safetensors"
+    whole = path.read_bytes()
+    for bit in np.random.default_rng(0).integers(0, len(whole) * 8, 60).tolist():
+        path.write_bytes(flipped(path, bit))
+        found = checkpoints.resumable(tmp_path)
+        assert found is not None
+        checkpoint = checkpoints.load(found)
+        if checkpoint.state.step == 9 and b"segwright_crc32" not in path.read_bytes():  # this word alone was hit
+            path.write_bytes(whole)
+            continue
+        assert checkpoint.state.step == 5
+        torch.testing.assert_close(checkpoint.weights, WEIGHTS, rtol=0, atol=0)
+        torch.testing.assert_close(checkpoint.optimizer, MOMENTUM, rtol=0, atol=0)
+        path.write_bytes(whole)
+    assert "going on from the checkpoint before it, of epoch 1" in caplog.text
+    assert "damaged (its checksum" in caplog.text
+    assert checkpoints.resumable(tmp_path) == checkpoints.checkpoint_file(tmp_path, "latest")
+
+
+def test_where_all_checkpoints_are_damaged_it_is_an_error(tmp_path: Path) -> None:
+    two_saved(tmp_path)
+    for path in tmp_path.glob("*.safetensors"):
+        path.write_bytes(b"nothing")
+    with pytest.raises(ModelError, match="no other checkpoint is left: remove .* to train it anew"):
+        checkpoints.resumable(tmp_path)
+
+
+def test_weights_without_a_checksum_are_read(tmp_path: Path) -> None:
+    save_file(WEIGHTS, tmp_path / "w.safetensors", metadata={"format": "pt"})
+    torch.testing.assert_close(load_weights(tmp_path / "w.safetensors"), WEIGHTS, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("writes", range(5))
 def test_a_kill_between_any_two_writes_leaves_the_old_or_the_new_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
 ) -> None:
@@ -83,7 +146,7 @@ def test_a_kill_between_any_two_writes_leaves_the_old_or_the_new_checkpoint(
 
         return wrapped
 
-    for name in ("save_weights", "write_json", "_drop_optimizers"):
+    for name in ("save_weights", "write_weights", "_keep_as_previous", "write_json", "_drop_optimizers"):
         monkeypatch.setattr(checkpoints, name, dying(getattr(checkpoints, name)))
     newer = {"momentum_buffer/layer.weight": torch.full((2, 3), 0.2)}
     with pytest.raises(KeyboardInterrupt):
@@ -93,7 +156,7 @@ def test_a_kill_between_any_two_writes_leaves_the_old_or_the_new_checkpoint(
     assert path is not None
     found = checkpoints.load(path)
     is_new = found.state.step == 9
-    assert is_new == (writes >= 2)
+    assert is_new == (writes >= 3)
     assert float(found.weights["layer.weight"][0, 1]) == 1.0
     assert float(found.weights["layer.weight"][0, 0]) == (1.0 if is_new else 0.0)
     assert float(found.optimizer["momentum_buffer/layer.weight"][0, 0]) == pytest.approx(0.2 if is_new else 0.1)
@@ -118,7 +181,7 @@ def test_deleted_checkpoint_leaves_nothing(tmp_path: Path) -> None:
 def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     path = checkpoints.save(tmp_path, "latest", state(), WEIGHTS)
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ModelError, match="checkpoint_latest.safetensors: not a readable"):
+    with pytest.raises(ModelError, match="checkpoint_latest.safetensors: damaged"):
         checkpoints.load(path)
 
 
