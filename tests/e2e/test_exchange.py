@@ -58,6 +58,29 @@ def test_export_and_import_change_no_prediction(
     np.testing.assert_array_equal(labels(tmp_path / "back", image), expected)
 
 
+@pytest.mark.parametrize("change", ["plans", "labels"])
+def test_folds_of_nnunet_that_were_trained_otherwise_do_not_predict(
+    exported: Path, tmp_path: Path, change: str
+) -> None:
+    model = Path(shutil.copytree(exported, tmp_path / "model"))
+    shutil.copytree(model / "fold_0", model / "fold_1")
+    api.load_model(model, device="cpu")
+    checkpoint = torch.load(model / "fold_1" / CHECKPOINT.name, weights_only=True)
+    arguments = checkpoint["init_args"]
+    if change == "plans":
+        arguments["plans"]["configurations"]["3d_fullres"]["spacing"] = [3.0, 3.0, 3.0]
+    else:
+        arguments["dataset_json"]["labels"] = {"background": 0, "lesion": 1, "organ": 2}
+    torch.save(checkpoint, model / "fold_1" / CHECKPOINT.name)
+    message = "the plans differ" if change == "plans" else "other labels or channels than those that fold 1 was"
+    with pytest.raises(ModelError, match=message):
+        api.load_model(model, device="cpu")
+    api.import_model(model, tmp_path / "imported")
+    with pytest.raises(ModelError, match=message):
+        api.load_model(tmp_path / "imported", device="cpu")
+    api.load_model(tmp_path / "imported", folds=[0], device="cpu")
+
+
 def test_the_exported_folder_has_what_nnunet_needs(exported: Path) -> None:
     checkpoint = read_checkpoint(exported / CHECKPOINT)
     assert {*checkpoint} == {

@@ -83,6 +83,17 @@ def test_select_delete_predict(work: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_label(written, READER).array[0], labels)
 
 
+def test_folds_of_different_networks_are_not_selected(work: Path) -> None:
+    results = work / "results" / "Dataset007_Tiny"
+    header = results / MODELS[1] / "fold_2" / "checkpoint_final.json"
+    document = json.loads(header.read_text())
+    header.write_text(json.dumps({**document, "network": {"reference": "residual-unet", "kwargs": {}}}))
+    done = call("--work", work, "select", 7, "--config", "3d_fullres", "--device", "cpu")
+    assert done.exit_code == 1
+    assert "its folds were trained as different models, the network differs (fold 0:" in done.stderr
+    assert not (results / "model").exists()
+
+
 def test_a_selected_model_knows_its_limits(work: Path, tmp_path: Path) -> None:
     raw, results = work / "raw" / "Dataset007_Tiny", work / "results" / "Dataset007_Tiny"
     validation = results / MODELS[1] / "fold_0" / "validation"

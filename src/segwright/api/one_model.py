@@ -22,10 +22,6 @@ TRAIN_JSON: Final = "train.json"
 
 _NETWORK: Final = ("network", "network_kwargs", "norm")
 """Settings that decide what network is trained."""
-_INFORMATION: Final = ("median_image_size_in_voxels",)
-"""What a configuration says about the dataset and no training reads."""
-_OF_THE_VOXELS: Final = ("ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization")
-"""Normalisation that reads no statistics of the dataset."""
 _WAYS_OUT: Final = (
     "remove the folder to train anew, or train a second model beside it under other plans ('segwright plan DATASET "
     "--name NAME', then 'segwright train DATASET --plans NAME ...')"
@@ -72,7 +68,7 @@ def require_same_plan(model: Path, plan: Plan, configuration: str) -> None:
     if not begun or not used.is_file():
         return
     then = Plan.load(used)
-    if configuration not in then.configurations or _decisive(then, configuration) != _decisive(plan, configuration):
+    if configuration not in then.configurations or then.decisive(configuration) != plan.decisive(configuration):
         raise ModelError(f"{model}: {_listed(begun)} trained with a plan that has changed since; {_WAYS_OUT}")
 
 
@@ -139,18 +135,6 @@ def require_nothing_new(folder: Path, settings: Mapping[str, Any]) -> None:
             "train without --resume",
             *(folder, key, used, key, now),
         )
-
-
-def _decisive(plan: Plan, name: str) -> dict[str, Any]:
-    """Return what of a plan decides about the training of a configuration."""
-    configuration = plan.configuration(name)
-    kept = configuration.model_dump(mode="json", by_alias=True, exclude={*_INFORMATION})
-    reads_statistics = not set(configuration.normalization_schemes) <= set(_OF_THE_VOXELS)
-    return {
-        "configuration": kept,
-        "transpose": list(plan.transpose_forward),
-        "intensities": plan.foreground_intensity_properties_per_channel if reads_statistics else None,
-    }
 
 
 def _listed(folders: Sequence[Path]) -> str:

@@ -126,7 +126,7 @@ def plan_from_fingerprint(fingerprint: Path, dataset_json: Path, *, options: Pla
     chosen = presets.preset(options.preset, options.resampling)
     measured = Fingerprint.load(fingerprint)
     description = load_description(dataset_json)
-    return planner.plan(
+    made = planner.plan(
         measured,
         description,
         dataset_name=dataset_json.absolute().parent.name or UNNAMED_DATASET,
@@ -136,6 +136,7 @@ def plan_from_fingerprint(fingerprint: Path, dataset_json: Path, *, options: Pla
         spacing=options.spacing,
         plans_name=options.name,
     )
+    return _with_options(made, options)
 
 
 def explain(plan: Plan) -> str:
@@ -277,7 +278,7 @@ def make_plan(
 
 
 def _planned(session: Session, found: Fingerprint, options: PlanOptions, name: str, existing: Plan | None) -> Plan:
-    """Return a new plan, which records the options it was made with."""
+    """Return a new plan."""
     reader = session.dataset.reader
     if options.reorient:
         found = found.reordered([canonical_axes(case.images[0], reader) for case in session.dataset.cases])
@@ -295,7 +296,12 @@ def _planned(session: Session, found: Fingerprint, options: PlanOptions, name: s
         existing=existing,
         lateral={lateral_axis(case.images[0], reader) for case in cases},
     )
-    return made.model_copy(update={"segwright": {**made.segwright, OPTIONS: asdict(replace(options, name=None))}})
+    return _with_options(made, options)
+
+
+def _with_options(plan: Plan, options: PlanOptions) -> Plan:
+    """Return the plan with the options that it was made with; its name is beside them."""
+    return plan.model_copy(update={"segwright": {**plan.segwright, OPTIONS: asdict(replace(options, name=None))}})
 
 
 def _options_of(plan: Plan | None) -> PlanOptions | None:

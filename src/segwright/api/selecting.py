@@ -131,6 +131,8 @@ def select_models(
 
     What was selected from the same before is kept; `by` a run, so is what `select` was asked for.
     """
+    from segwright.inference.model_folder import require_folds
+
     target = Path(output) if output is not None else session.workspace.selected_folder(session.name)
     require_replaceable(target)
     trained = open_trained(models, folds)
@@ -142,6 +144,8 @@ def select_models(
     if known is not None:
         return known
     require_labels(session, trained)
+    for source in sources.values():
+        require_folds(source.folder, source.folds)
     say_folds(trained)
     references = _references(session, trained[0].found)
     predictions: dict[tuple[str, ...], dict[str, Path]] = {(each.name,): each.found.cases for each in trained}

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
 
-from segwright.core.documents import describe_validation, read_json, write_json
+from segwright.core.documents import content_hash, describe_validation, read_json, write_json
 from segwright.core.errors import PlanError, SegwrightError, nearest
 from segwright.core.names import FileName
 
@@ -44,6 +44,12 @@ _OLD_ARCHITECTURE_KEYS = (
     "num_pool_per_axis",
 )
 _ENCODER_ARGUMENT = {"PlainConvUNet": "n_conv_per_stage", "ResidualEncoderUNet": "n_blocks_per_stage"}
+_INFORMATION = {"median_image_size_in_voxels"}
+"""What a configuration says about the dataset and nothing reads."""
+_OF_THE_VOXELS = {"ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization"}
+"""Normalisation that reads no statistics of the dataset."""
+_REORIENTING = "WithReorient"
+"""Ends the names of readers that turn images."""
 _INDENT = 4
 
 M = TypeVar("M", bound=BaseModel)
@@ -218,6 +224,25 @@ class Plan(BaseModel):
             raise
         except (TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise PlanError(f"{where}: a value is of the wrong kind ({error}); the plan is damaged") from error
+
+    def decisive(self, name: str) -> dict[str, Any]:
+        """Return what of this plan decides about trainings and predictions of a configuration, as JSON.
+
+        Raises:
+            PlanError: as `configuration`.
+        """
+        configuration = self.configuration(name)
+        reads_statistics = not set(configuration.normalization_schemes) <= _OF_THE_VOXELS
+        return {
+            "configuration": configuration.model_dump(mode="json", by_alias=True, exclude=_INFORMATION),
+            "transpose": list(self.transpose_forward),
+            "reoriented": self.image_reader_writer.endswith(_REORIENTING),
+            "intensities": self.foreground_intensity_properties_per_channel if reads_statistics else None,
+        }
+
+    def decisive_hash(self, name: str) -> str:
+        """Return what tells `decisive` from that of another plan."""
+        return content_hash(self.decisive(name))
 
     def to_json(self) -> dict[str, Any]:
         """Return the document as nnU-Net writes it (same key order), unknown keys and `segwright` after its own."""

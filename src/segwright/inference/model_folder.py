@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from logging import getLogger
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from segwright.core.device import resolve_device
-from segwright.core.documents import content_hash, describe_validation, file_hash, has_right_checksum, read_json
+from segwright.core.documents import content_hash, file_hash, has_right_checksum, read_json
 from segwright.core.errors import ModelError, SegwrightError
 from segwright.core.names import require_text_path
 from segwright.core.parallel import fork_safe
@@ -21,29 +21,19 @@ from segwright.data.plan import Configuration, Plan
 from segwright.inference.awareness import Awareness, training_range
 from segwright.inference.cascade import CascadePredictor, previous_stage_folder
 from segwright.inference.predictor import Predictor
-from segwright.networks.build import ArchitectureSpec, build_from_spec, require_weights
+from segwright.networks.build import build_from_spec, require_weights
 from segwright.networks.checkpoint import load_state, load_weights
+from segwright.networks.folds import CheckpointHeader, parse_header, require_one_model
 from segwright.preprocessing.known import require_known
 from segwright.workspace import DATASET_JSON, PLANS_JSON, Workspace
 
 Folds = Literal["all"] | Sequence[int] | None
 """Fold numbers; "all": the network trained on all cases (`fold_all`), or without it every fold; None: every fold."""
 
+logger = getLogger(__name__)
+
 _FOLD_PREFIX = "fold_"
 _ALL = "all"
-
-
-class CheckpointHeader(BaseModel):
-    """The part of `checkpoint_*.json` that prediction needs; training keeps more in it."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    configuration: str
-    network: ArchitectureSpec
-    mirror_axes: tuple[int, ...] | None = None
-    swap_sides: bool = False
-    dataset_hash: str | None = None
-    """Of the channels and labels trained with, see `DatasetDescription.meaning`; None: the checkpoint does not say."""
 
 
 class CheckpointFormat(Protocol):
@@ -133,13 +123,13 @@ def load_predictor(
     _require_files(model_folder)
     chosen = choose_folds(model_folder, folds, checkpoint, reading)
     folders = [Workspace.fold_folder(model_folder, fold) for fold in chosen]
-    headers = [_header(reading, folder, checkpoint) for folder in folders]
-    _require_same(headers, chosen, model_folder)
     plan = Plan.load(model_folder / PLANS_JSON)
     description = load_description(model_folder / DATASET_JSON)
-    _require_dataset(headers, chosen, model_folder, description)
+    headers = [_header(reading, folder, checkpoint) for folder in folders]
+    require_one_model(dict(zip(chosen, headers, strict=True)), plan, description, model_folder)
     labels = Labels.from_description(description)
     configuration = plan.configuration(headers[0].configuration)
+    _say_other_plans(headers, plan, model_folder)
     require_known(plan, configuration, trust_code=trust_code)
     require_axes(headers[0].mirror_axes, configuration, str(model_folder))
     networks = [
@@ -224,6 +214,17 @@ def choose_folds(
     return tuple(wanted)
 
 
+def require_folds(model_folder: Path, folds: Sequence[int | str]) -> None:
+    """See that trained folds of a model folder are one model.
+
+    Raises:
+        ModelError: they are not, or a document is missing or damaged.
+    """
+    plan, description = Plan.load(model_folder / PLANS_JSON), load_description(model_folder / DATASET_JSON)
+    headers = {str(fold): _header(OURS, Workspace.fold_folder(model_folder, fold), "final") for fold in folds}
+    require_one_model(headers, plan, description, model_folder)
+
+
 def _require_files(model_folder: Path) -> None:
     if not require_text_path(model_folder).is_dir():
         raise ModelError(f"{model_folder}: no such model folder; expected plans.json, dataset.json and fold_k in it")
@@ -234,36 +235,22 @@ def _require_files(model_folder: Path) -> None:
         )
 
 
+def _say_other_plans(headers: Sequence[CheckpointHeader], plan: Plan, model_folder: Path) -> None:
+    """Warn where `plans.json` is not the one that the folds were trained with."""
+    if headers[0].setup_hash not in (None, plan.decisive_hash(headers[0].configuration)):
+        logger.warning(
+            "%s: is not the plan that the model was trained with; predictions are good only if spacing, normalisation "
+            "and orientation are as they were",
+            model_folder / PLANS_JSON,
+        )
+
+
 def _header(reading: CheckpointFormat, fold_folder: Path, checkpoint: str) -> CheckpointHeader:
     path = reading.file(fold_folder, checkpoint).with_suffix(".json")
     try:
-        return CheckpointHeader.model_validate(reading.header(fold_folder, checkpoint))
-    except ValidationError as error:
-        raise ModelError(f"{path}: {describe_validation(error)}") from error
+        return parse_header(reading.header(fold_folder, checkpoint), path)
     except SegwrightError as error:
         raise ModelError(str(error)) from error
-
-
-def _require_same(headers: Sequence[CheckpointHeader], folds: Sequence[str], model_folder: Path) -> None:
-    for fold, header in zip(folds, headers, strict=True):
-        if header.configuration != headers[0].configuration or header.mirror_axes != headers[0].mirror_axes:
-            raise ModelError(
-                f"{model_folder}: fold {fold} was trained as '{header.configuration}' with mirror axes "
-                f"{header.mirror_axes}, fold {folds[0]} as '{headers[0].configuration}' with {headers[0].mirror_axes}; "
-                "predict with folds of one training set-up"
-            )
-
-
-def _require_dataset(
-    headers: Sequence[CheckpointHeader], folds: Sequence[str], model_folder: Path, description: DatasetDescription
-) -> None:
-    here = content_hash(description.meaning())
-    others = [fold for fold, header in zip(folds, headers, strict=True) if header.dataset_hash not in (None, here)]
-    if others:
-        raise ModelError(
-            f"{model_folder / DATASET_JSON}: has other labels or channels than those that fold {', '.join(others)} was "
-            "trained with; put back the dataset.json of that training, or predict with other folds (--folds)"
-        )
 
 
 def require_axes(axes: Sequence[int] | None, configuration: Configuration, where: str) -> None:

@@ -13,12 +13,16 @@ import torch
 
 from segwright.core.documents import atomic_path, read_json, write_json
 from segwright.core.errors import ConfigError, ModelError, WorkspaceError
+from segwright.data.dataset import load_description
 from segwright.data.labels import Labels
 from segwright.data.plan import KW_REQUIRES_IMPORT, Plan
 from segwright.data.sides import Sides
 from segwright.networks.build import ArchitectureSpec, build_from_spec, nnunet_spec
 from segwright.networks.checkpoint import add_aliases, load_state, load_weights
+from segwright.networks.folds import parse_header, require_one_model
 from segwright.workspace import DATASET_JSON, FINGERPRINT_JSON, PLANS_JSON
+
+CHECKPOINT_JSON: Final = "checkpoint_final.json"
 
 TRAINER: Final = "nnUNetTrainer"
 """nnU-Net finds the class that builds the network by this name; the standard trainer builds what the plans say."""
@@ -39,13 +43,18 @@ def export_model(model: Path, target: Path, *, folds: Sequence[str] | None = Non
         folds: names of the folds, by default all that are trained.
 
     Raises:
-        ModelError: nothing is trained, or the network is none that nnU-Net can build.
+        ModelError: nothing is trained, folds are different models, or the network is none that nnU-Net can build.
         WorkspaceError: the target is there already.
     """
     headers = _headers(model, folds)
     if target.exists():
         raise WorkspaceError(f"{target}: is there already; choose a new place")
     plan = Plan.load(model / PLANS_JSON)
+    checked = {
+        name.removeprefix("fold_"): parse_header(header, model / name / CHECKPOINT_JSON)
+        for name, header in headers.items()
+    }
+    require_one_model(checked, plan, load_description(model / DATASET_JSON), model)
     description: dict[str, Any] = read_json(model / DATASET_JSON)
     name = str(next(iter(headers.values()))["configuration"])
     plans = _plans_of(plan, name, next(iter(headers.values())))
@@ -78,7 +87,7 @@ def _write_folder(
 
 def _headers(model: Path, folds: Sequence[str] | None) -> dict[str, Mapping[str, Any]]:
     names = [f"fold_{fold}" for fold in folds] if folds else sorted(path.name for path in model.glob("fold_*"))
-    found = {name: model / name / "checkpoint_final.json" for name in names}
+    found = {name: model / name / CHECKPOINT_JSON for name in names}
     missing = [name for name, file in found.items() if not file.is_file()]
     there = {name: read_json(file) for name, file in found.items() if file.is_file()}
     if not there or (folds and missing):

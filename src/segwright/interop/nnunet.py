@@ -13,9 +13,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from segwright.core.documents import atomic_path, read_json, with_checksum, write_json
+from segwright.core.documents import atomic_path, content_hash, read_json, with_checksum, write_json
 from segwright.core.errors import ModelError, WorkspaceError
-from segwright.data.dataset import load_description
+from segwright.data.dataset import DatasetDescription, load_description
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan
 from segwright.interop.instructions import StoredTensor
@@ -215,7 +215,23 @@ def header_of(checkpoint: Mapping[str, Any], plan: Plan, path: Path) -> dict[str
         "network": ArchitectureSpec.from_plan(architecture).to_json(),
         "mirror_axes": None if axes is None else sorted(set(axes)),
         "epoch": epoch,
+        **_hashes(arguments),
     }
+
+
+def _hashes(arguments: Mapping[str, Any]) -> dict[str, str]:
+    """Return what tells plan and labels that a fold was trained with from others; nothing where they cannot be read."""
+    try:
+        plan, description = (
+            Plan.from_json(arguments["plans"]),
+            DatasetDescription.model_validate(arguments["dataset_json"]),
+        )
+        return {
+            "setup_hash": plan.decisive_hash(arguments["configuration"]),
+            "dataset_hash": content_hash(description.meaning()),
+        }
+    except (KeyError, TypeError, ValueError):
+        return {}
 
 
 def _are_numbers(values: object) -> bool:

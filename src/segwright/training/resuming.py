@@ -43,6 +43,7 @@ def snapshot(trainer: Trainer, optimizer_values: Mapping[str, Any]) -> Checkpoin
         config_set=sorted(trainer.config.model_fields_set),
         plans_hash=trainer.plans_hash,
         dataset_hash=trainer.dataset_hash,
+        setup_hash=trainer.plans.decisive_hash(trainer.configuration_name),
         optimizer_values=dict(optimizer_values),
         scaler=None if trainer.grad_scaler is None else trainer.grad_scaler.state_dict(),
     )

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ import torch
 from segwright.core.documents import content_hash
 from segwright.core.errors import ModelError
 from segwright.data.dataset import load_description
-from segwright.inference.model_folder import choose_folds, load_predictor
+from segwright.data.plan import Plan
+from segwright.inference.model_folder import choose_folds, load_predictor, require_folds
+from segwright.interop.export import export_model
 
 MakeModel = Callable[..., Path]
 
@@ -95,12 +98,73 @@ def test_weights_of_another_network_are_refused(make_model: MakeModel) -> None:
         load_predictor(folder, device="cpu")
 
 
-def test_folds_of_different_set_ups_are_refused(make_model: MakeModel) -> None:
-    folder = make_model(0, 1)
-    header = folder / "fold_1" / "checkpoint_final.json"
-    header.write_text(json.dumps({**json.loads(header.read_text()), "mirror_axes": [0]}))
-    with pytest.raises(ModelError, match="fold 1 was trained as"):
+def change_header(folder: Path, fold: int, **values: Any) -> None:
+    header = folder / f"fold_{fold}" / "checkpoint_final.json"
+    header.write_text(json.dumps({**json.loads(header.read_text()), **values}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mirror_axes": [0]}, r"mirror axes differ \(fold 0, 2: \[0, 1, 2\]; fold 1: \[0\]\)"),
+        ({"swap_sides": True}, "swapping of left and right differ"),
+        ({"configuration": "2d"}, "configuration differ"),
+        ({"setup_hash": "of other plans"}, "plans differ"),
+        (
+            {"network": {"reference": "residual-unet"}},
+            r"network differs \(fold 0, 2: dyn.*PlainConvUNet; fold 1: dyn.*Res",
+        ),
+        ({"network": {"reference": "mine:build"}}, "fold 1: mine:build"),
+        (
+            {"network": {"reference": "unet", "kwargs": {"features_per_stage": [6, 12]}}},
+            r"features_per_stage \[6, 12\]",
+        ),
+    ],
+)
+def test_folds_of_different_models_are_refused(
+    make_model: MakeModel, plan: Plan, change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    folder = make_model(0, 1, 2)
+    for fold in (0, 2):
+        change_header(folder, fold, setup_hash=plan.decisive_hash("3d_fullres"))
+    change_header(folder, 1, **change)
+    with pytest.raises(ModelError, match=message) as error:
         load_predictor(folder, device="cpu")
+    assert "for instance --folds 0,2" in str(error.value)
+    with pytest.raises(ModelError, match=message):
+        require_folds(folder, [0, 1, 2])
+    with pytest.raises(ModelError, match=message):
+        export_model(folder, tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()
+    assert len(load_predictor(folder, folds=[0, 2], device="cpu").networks) == 2
+
+
+def test_one_network_may_have_two_names(make_model: MakeModel) -> None:
+    folder = make_model(0, 1)
+    change_header(folder, 1, network={"reference": "unet"})
+    assert len(load_predictor(folder, device="cpu").networks) == 2
+
+
+def test_plans_that_changed_after_the_training_are_said(
+    make_model: MakeModel, plan: Plan, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = make_model(0)
+    change_header(folder, 0, setup_hash=plan.decisive_hash("3d_fullres"))
+    load_predictor(folder, device="cpu")
+    assert not caplog.records
+    document = plan.to_json()
+    document["configurations"]["3d_fullres"]["spacing"] = [2.0, 2.0, 2.0]
+    Plan.from_json(document).save(folder / "plans.json")
+    load_predictor(folder, device="cpu")
+    assert "is not the plan that the model was trained with" in caplog.text
+
+
+@pytest.mark.parametrize("document", ["[]", "{}", '{"configuration": "3d_fullres", "network": 3}'])
+def test_a_damaged_header_is_not_exported(make_model: MakeModel, document: str, tmp_path: Path) -> None:
+    folder = make_model(0)
+    (folder / "fold_0" / "checkpoint_final.json").write_text(document)
+    with pytest.raises(ModelError, match=r"fold_0/checkpoint_final\.json: "):
+        export_model(folder, tmp_path / "exported")
 
 
 def test_the_origin_tells_models_apart_but_not_places(make_model: MakeModel) -> None:
