@@ -15,6 +15,7 @@ from typing import IO, Final
 import typer
 
 from segwright.cli.place import device_of
+from segwright.cli.signals import known_signals
 from segwright.core.parallel import available_cpus
 from segwright.core.stopping import EXIT_RESUMABLE
 from segwright.training.heartbeat import EXIT_OTHER_ENDED, Place
@@ -78,8 +79,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
         for process in processes:
             process.send_signal(number)
 
-    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    before = [signal.signal(number, pass_on) for number in numbers]
+    before = {number: signal.signal(number, pass_on) for number in known_signals()}
     try:
         while True:
             codes = [process.poll() for process in processes]
@@ -91,7 +91,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
                 return None
             time.sleep(_POLL_S)
     finally:
-        for number, handler in zip(numbers, before, strict=True):
+        for number, handler in before.items():
             signal.signal(number, handler)
 
 

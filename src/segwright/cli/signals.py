@@ -36,7 +36,7 @@ def heeding_signals() -> Iterator[StopRequest]:
         else:
             raise Interrupted(f"stopped by {name}; what is finished is kept, the same command goes on from there")
 
-    before = {number: signal.signal(number, handle) for number in _known()}
+    before = {number: signal.signal(number, handle) for number in known_signals()}
     try:
         yield stop
     finally:
@@ -44,6 +44,6 @@ def heeding_signals() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
-def _known() -> list[signal.Signals]:
+def known_signals() -> list[signal.Signals]:
     """Return the signals that this system has; Windows has no SIGUSR1."""
     return [found for found in (getattr(signal, name, None) for name in SIGNALS) if found is not None]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import lru_cache
 from typing import Any
@@ -74,6 +76,28 @@ def one_thread() -> Iterator[None]:
     finally:
         if before > 1:
             torch.set_num_threads(before)
+
+
+def single_threaded_pool(count: int, name: str) -> ThreadPoolExecutor:
+    """Return a pool whose threads run each torch operation alone, so that they don't fight others for cores.
+
+    torch keeps the number both for the calling thread and for threads to come: it is set in each thread of the pool
+    and put back here, where it stands as before.
+    """
+    started = threading.Barrier(count + 1)
+
+    def begin() -> None:
+        torch.get_num_threads()  # what a thread asks for before its first operation is forgotten at that operation
+        torch.set_num_threads(1)
+        started.wait()
+
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(max_workers=count, thread_name_prefix=name)
+    for _ in range(count):
+        pool.submit(begin)
+    started.wait()
+    torch.set_num_threads(before)
+    return pool
 
 
 @lru_cache(maxsize=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 from segwright.core.text import printable
@@ -74,6 +74,17 @@ class ProblemReport(DatasetError):
     def lines(self) -> tuple[str, ...]:
         """Return one line for each problem."""
         return tuple(str(problem) for problem in self.problems)
+
+
+def located(error: SegwrightError, where: str) -> SegwrightError:
+    """Return the error with a place before its message, or before each of its problems; its kind stays.
+
+    >>> str(located(ImageError("cannot be read"), "case 7"))
+    'case 7: cannot be read'
+    """
+    if isinstance(error, ProblemReport):
+        return ProblemReport([replace(each, where=f"{where}: {each.where}") for each in error.problems])
+    return type(error)(f"{where}: {error}")
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from segwright.core.device import single_threaded_pool
 from segwright.data.images import write_labels
 from segwright.data.labels import Labels
 from segwright.data.plan import Configuration
@@ -144,16 +145,13 @@ def _decide_in_threads(slabs: Iterable[Slab], inside: npt.NDArray[Any], labels: 
             fill(slab)
         return
     waiting: deque[Future[None]] = deque()
-    try:
-        with ThreadPoolExecutor(count, "segwright-slabs", initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for slab in slabs:
-                waiting.append(pool.submit(fill, slab))
-                if len(waiting) > count:
-                    waiting.popleft().result()
-            for slab_done in waiting:
-                slab_done.result()
-    finally:
-        torch.set_num_threads(count)  # threads that begin later take the number that was set last
+    with single_threaded_pool(count, "segwright-slabs") as pool:
+        for slab in slabs:
+            waiting.append(pool.submit(fill, slab))
+            if len(waiting) > count:
+                waiting.popleft().result()
+        for slab_done in waiting:
+            slab_done.result()
 
 
 def _whole(logits: Tensor) -> list[Planes]:

@@ -19,7 +19,7 @@ import blosc2
 import numpy as np
 
 from segwright.core.documents import require_folder
-from segwright.core.errors import DatasetError, Problem, ProblemReport, SegwrightError, WorkspaceError
+from segwright.core.errors import DatasetError, Problem, ProblemReport, SegwrightError, WorkspaceError, located
 from segwright.core.log import progress
 from segwright.core.names import below
 from segwright.core.resources import resource_error
@@ -98,10 +98,8 @@ def average_folders(
                     document = {"model": {"ensemble": [str(folder) for folder in folders]}}
                     kept = stack.enter_context(saving.open_whole(output, case, labels, _uncropped(volume), document))
                 write_labels(mean_labels(arrays, labels, kept), targets[case], volume.properties, reader)
-            except ProblemReport:
-                raise
             except SegwrightError as error:
-                raise type(error)(f"{case}: {error}") from error
+                raise located(error, case) from error
             except RuntimeError as error:  # blosc2's, where the values themselves are damaged
                 if known := resource_error(error):
                     raise type(known)(f"{case}: {known}") from error

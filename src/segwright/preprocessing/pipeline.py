@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from logging import getLogger
@@ -82,9 +83,12 @@ class TorchThreads:
     def __init__(self, count: int) -> None:
         self._count = count
         self._before: int | None = None
+        self._is_limited = False
         self._lock = Lock()
 
     def __enter__(self) -> TorchThreads:
+        if torch := sys.modules.get("torch"):  # a thread that calls `limit` may have been given another number
+            self._before = torch.get_num_threads()
         return self
 
     def limit(self) -> None:
@@ -94,12 +98,15 @@ class TorchThreads:
         with self._lock:
             if self._before is None:
                 self._before = torch.get_num_threads()
+            if not self._is_limited:
                 torch.set_num_threads(self._count)
+                self._is_limited = True
 
     def __exit__(self, *exception: object) -> None:
-        if self._before is not None:
+        if self._is_limited:
             import torch
 
+            assert self._before is not None
             torch.set_num_threads(self._before)
 
 

@@ -59,14 +59,13 @@ def require_callback(callback: object, *, name: str) -> None:
         raise ConfigError(f"{name} has none of the methods {', '.join(EVENTS)}; write one of them as fn(self, trainer)")
 
 
-def run_hook(trainer: Trainer, hook: Callable[..., None], *arguments: Any) -> None:
-    """Call a hook of the trainer and then, in their order, the callbacks that want its event.
+def run_hook(trainer: Trainer, event: str, *arguments: Any) -> None:
+    """Call the hook of an event and then, in their order, the callbacks that want the event.
 
     Raises:
         CallbackError: a callback failed.
     """
-    hook(*arguments)
-    event = hook.__name__
+    getattr(trainer, event)(*arguments)
     for callback in trainer.callbacks:
         method = _method(callback, event)
         if method is None:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from segwright.augmentation.cascade import BinaryOperators, ComponentRemoval, PreviousStage
 from segwright.augmentation.recipe import Recipe
-from segwright.core.errors import DatasetError, SegwrightError
+from segwright.core.errors import DatasetError, SegwrightError, located
 from segwright.core.log import progress
 from segwright.data.labels import Labels, one_hot
 from segwright.data.plan import Configuration
@@ -153,7 +153,7 @@ def predict_next_stage(
         try:
             label_map = on_grid(predictor, network_input(case.image, case.label, predictor.labels), case, shape)
         except SegwrightError as error:
-            raise type(error)(f"case {name}: {error}") from error
+            raise located(error, f"case {name}") from error
         maps.save(name, label_map, patch_size, weights_hash)
 
 

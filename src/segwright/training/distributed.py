@@ -87,7 +87,10 @@ class Ranks:
         """Replace each gradient by its sum over ranks: the pooled loss is the same everywhere, its gradient shared."""
 
     def equalize(self, module: nn.Module) -> None:
-        """Give every rank the weights of rank 0."""
+        """Give every rank the weights and buffers of rank 0."""
+
+    def equalize_buffers(self, module: nn.Module) -> None:
+        """Give every rank the buffers of rank 0, above all running statistics of batch norm: each saw other samples."""
 
     def first(self, value: T) -> T:
         """Return the value of rank 0, a plain one; all ranks have to call."""
@@ -127,9 +130,24 @@ class _Group(Ranks):
             return whole
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        if not trained:
+            return
+        # A parameter may have no gradient on some ranks, and all must exchange the same.
+        missing = [index for index, parameter in enumerate(trained) if parameter.grad is None]
+        gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in trained]
+        present = gradients[0].new_ones(len(trained))
+        for index in missing:
+            present[index] = 0
+        self._add_up([*gradients, present])
+        for index in missing:
+            if present[index] > 0:  # without a gradient anywhere the optimiser leaves a parameter alone
+                trained[index].grad = gradients[index]
+
+    def _add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its sum over ranks."""
         with self._watch.explaining():
-            for bucket in _buckets(gradients):
+            for bucket in _buckets(tensors):
                 flat = torch.cat([gradient.flatten() for gradient in bucket])
                 dist.all_reduce(flat)
                 parts = torch.split(flat, [gradient.numel() for gradient in bucket])
@@ -137,8 +155,14 @@ class _Group(Ranks):
                     gradient.copy_(part.view(gradient.shape))
 
     def equalize(self, module: nn.Module) -> None:
+        self._broadcast([*module.parameters(), *module.buffers()])
+
+    def equalize_buffers(self, module: nn.Module) -> None:
+        self._broadcast([*module.buffers()])
+
+    def _broadcast(self, tensors: Sequence[Tensor]) -> None:
         with self._watch.explaining(), torch.no_grad():
-            for tensor in (*module.parameters(), *module.buffers()):
+            for tensor in tensors:
                 whole = tensor.detach().contiguous()
                 dist.broadcast(whole, src=0)
                 tensor.copy_(whole)

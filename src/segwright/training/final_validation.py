@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from segwright.core.documents import read_json, write_json
-from segwright.core.errors import DatasetError, SegwrightError
+from segwright.core.errors import DatasetError, SegwrightError, located
 from segwright.core.log import progress
 from segwright.core.names import LONGEST_FILE_NAME, below, name_problem
 from segwright.data.provenance import Provenance
@@ -222,4 +222,4 @@ def naming(case: str) -> Iterator[None]:
     try:
         yield
     except SegwrightError as error:
-        raise type(error)(f"case {case}: {error}") from error
+        raise located(error, f"case {case}") from error

@@ -64,11 +64,10 @@ def pseudo_dice(steps: list[ValidationStep], ranks: Ranks = ALONE) -> PseudoDice
     The one moment of an epoch at which the host waits for the device.
     """
     loss = torch.stack([step["loss"].detach().float() for step in steps]).mean()
-    tp = ranks.total(torch.stack([step["tp_hard"] for step in steps]).sum(0))
-    fp = ranks.total(torch.stack([step["fp_hard"] for step in steps]).sum(0))
-    fn = ranks.total(torch.stack([step["fn_hard"] for step in steps]).sum(0))
+    counts = [torch.stack([step["tp_hard"], step["fp_hard"], step["fn_hard"]]) for step in steps]
+    tp, fp, fn = ranks.total(torch.stack(counts).sum(0)).cpu()  # MPS has no float64
     dice = (2 * tp).double() / (2 * tp + fp + fn)
-    return PseudoDice(float(loss), dice.cpu().tolist(), (tp + fn).cpu().tolist())
+    return PseudoDice(float(loss), dice.tolist(), (tp + fn).tolist())
 
 
 def _regions(output: Tensor, target: Tensor, *, has_ignore: bool) -> tuple[Tensor, Tensor, Tensor]:

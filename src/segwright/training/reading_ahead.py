@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Generator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from logging import getLogger
 from typing import Final, Protocol
 
 import torch
 
-from segwright.core.device import CPU
+from segwright.core.device import CPU, single_threaded_pool
 from segwright.core.parallel import available_cpus
 from segwright.training.batches import Batch
 
@@ -81,7 +81,7 @@ def prefetch(
     """
     count = num_threads(loader.device) if threads is None else threads
     most = num_ahead(loader.batch_bytes, count) if ahead is None else max(ahead, 1)
-    pool = _single_threaded_pool(min(count, most))
+    pool = single_threaded_pool(min(count, most), THREAD_NAME)
     waiting: deque[Future[Batch]] = deque()
     told = threading.Event()
 
@@ -106,25 +106,3 @@ def prefetch(
             yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _single_threaded_pool(count: int) -> ThreadPoolExecutor:
-    """Return a pool whose threads run each torch operation alone, so that they don't fight the network for cores.
-
-    torch keeps the number both for the calling thread and for threads to come: it is set in each thread of the pool
-    and put back here, where it stands as before.
-    """
-    started = threading.Barrier(count + 1)
-
-    def begin() -> None:
-        torch.get_num_threads()  # what a thread asks for before its first operation is forgotten at that operation
-        torch.set_num_threads(1)
-        started.wait()
-
-    before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(max_workers=count, thread_name_prefix=THREAD_NAME)
-    for _ in range(count):
-        pool.submit(begin)
-    started.wait()
-    torch.set_num_threads(before)
-    return pool

@@ -139,19 +139,20 @@ class Trainer(NetworkBuilding):
         run = partial(run_hook, self)
         device = resolve_device(self._device_name)
         with self.stop.heeded(), reproducible(device, deterministic=self.config.deterministic):
-            run(self.on_train_start)
+            run("on_train_start")
             while not self.ranks.first(self.clock.is_over(self.current_epoch)):
-                run(self.on_epoch_start)
-                run(self.on_train_epoch_start)
+                run("on_epoch_start")
+                run("on_train_epoch_start")
                 for batch in training_batches(self):
                     self.epoch_outputs.append(self.train_step(batch))
-                run(self.on_train_epoch_end, self.epoch_outputs)
+                run("on_train_epoch_end", self.epoch_outputs)
                 with torch.no_grad(), self.clock.costing("validation"), averaging.applied(self.average):
-                    run(self.on_validation_epoch_start)
+                    self.ranks.equalize_buffers(self.network)
+                    run("on_validation_epoch_start")
                     steps = [self.validation_step(batch) for batch in validation_batches(self)]
-                    run(self.on_validation_epoch_end, steps)
-                run(self.on_epoch_end)
-            run(self.on_train_end)
+                    run("on_validation_epoch_end", steps)
+                run("on_epoch_end")
+            run("on_train_end")
         if self.stop.reason:
             raise Interrupted(f"{self.stop.reason}: the training is finished; --resume goes on with its validation")
 
@@ -281,6 +282,7 @@ class Trainer(NetworkBuilding):
         """Predict and score the validation cases in full; `validation/summary.json` holds the scores."""
         final = checkpoints.checkpoint_file(self.output_folder, "final")
         self.tell("validating")
+        self.ranks.equalize_buffers(self.network)
         self.set_deep_supervision_enabled(False)
         try:
             predictor = Predictor(
@@ -314,9 +316,8 @@ class Trainer(NetworkBuilding):
             return
         tensors, values = optimizer_tensors(self.optimizer, self.network)
         state = snapshot(self, values)
-        resumable = tensors if kind == "latest" else None
-        if self.average is not None:
-            tensors |= self.average.tensors()
+        averages = {} if self.average is None else self.average.tensors()
+        resumable = {**tensors, **averages} if kind == "latest" else None
         with self.clock.costing("save"), averaging.applied(None if kind == "latest" else self.average):
             checkpoints.save(self.output_folder, kind, state, self.network.state_dict(), optimizer=resumable)
         if resumable is not None:

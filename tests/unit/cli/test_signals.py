@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from segwright.cli import launch
 from segwright.cli.signals import heeding_signals
 from segwright.core.stopping import Interrupted
 
@@ -40,3 +41,15 @@ def test_in_another_thread_signals_are_left_alone() -> None:
     thread.start()
     thread.join()
     assert reasons == [""]
+
+
+class Ended:
+    """A process that has ended well."""
+
+    def poll(self) -> int:
+        return 0
+
+
+def test_several_processes_are_waited_for_where_there_is_no_sigusr1(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(signal, "SIGUSR1")
+    assert launch._wait([Ended()]) is None  # type: ignore[list-item]

@@ -15,10 +15,12 @@ from segwright.core.errors import (
     ConfigError,
     DatasetError,
     DiskError,
+    ModelError,
     Problem,
     ProblemReport,
     SegwrightError,
     WorkspaceError,
+    located,
     nearest,
 )
 
@@ -167,3 +169,14 @@ def test_references_are_found_again_and_lambdas_refused() -> None:
 def test_a_wrong_reference_says_what_to_do(reference: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         registry.import_reference(reference, kind="loss")
+
+
+def test_a_place_is_put_before_every_problem() -> None:
+    report = ProblemReport([Problem(where="a.nii", what="is empty"), Problem(where="b.nii", what="is a link")])
+    found = located(report, "case 7")
+    assert isinstance(found, ProblemReport)
+    assert str(found) == "case 7: a.nii: is empty\ncase 7: b.nii: is a link"
+
+
+def test_an_error_stays_of_its_kind_when_it_gets_a_place() -> None:
+    assert type(located(ModelError("does not fit"), "case 7")) is ModelError

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -15,8 +17,10 @@ from segwright.core.device import (
     keep_freed_memory,
     memory_format,
     resolve_device,
+    single_threaded_pool,
 )
 from segwright.core.errors import ConfigError
+from segwright.preprocessing.pipeline import TorchThreads
 
 CPU = torch.device("cpu")
 
@@ -128,3 +132,34 @@ def test_layouts() -> None:
     assert memory_format(CPU, 2) == torch.channels_last
     assert memory_format(CPU, 3) == torch.channels_last_3d
     assert memory_format(torch.device("mps"), 3) == torch.contiguous_format
+
+
+@pytest.fixture
+def _two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def threads_of_a_new_thread() -> int:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(torch.get_num_threads).result()
+
+
+@pytest.mark.usefixtures("_two_threads")
+def test_only_the_threads_of_a_single_threaded_pool_compute_alone() -> None:
+    with single_threaded_pool(2, "few") as pool:
+        assert [pool.submit(torch.get_num_threads).result() for _ in range(2)] == [1, 1]
+        assert (torch.get_num_threads(), threads_of_a_new_thread()) == (2, 2)
+
+
+@pytest.mark.usefixtures("_two_threads")
+def test_preprocessing_gives_back_the_number_of_threads_of_its_caller() -> None:
+    with TorchThreads(1) as threads:
+        with ThreadPoolExecutor(1) as others:
+            others.submit(torch.set_num_threads, 1).result()  # torch gives it to threads that begin later, too
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(threads.limit).result()
+            assert pool.submit(torch.get_num_threads).result() == 1
+    assert (torch.get_num_threads(), threads_of_a_new_thread()) == (2, 2)

@@ -35,7 +35,12 @@ def train(ranks: Ranks, folder: str, regime: str, batch_dice: str, steps: str, v
     """Train the tiny task; rank 0 leaves its checkpoint and `metrics.jsonl`, every rank the weights it ended with."""
     document = REGIONS_JSON if regime == "regions" else DATASET_JSON
     config = settings(
-        num_epochs=1, num_iterations_per_epoch=int(steps), batch_dice=batch_dice == "yes", loss=None, seed=3
+        num_epochs=1,
+        num_iterations_per_epoch=int(steps),
+        batch_dice=batch_dice == "yes",
+        loss=None,
+        seed=3,
+        norm="batch" if regime == "batch-norm" else None,
     )
     own = Path(folder)
     options = {"references": write_references(own / "labelsTr", document)} if ranks.is_first and validate else {}
@@ -53,10 +58,10 @@ def train(ranks: Ranks, folder: str, regime: str, batch_dice: str, steps: str, v
     if validate:
         trainer.split = type(trainer.split)(train=("case_0",), val=("case_1", "case_2", "case_3"))
     trainer.run_training()
-    torch.save(trainer.network.state_dict(), own / f"weights_{ranks.rank}.pt")
     if validate:
         dice = trainer.perform_actual_validation().mean_dice
         (own / f"dice_{ranks.rank}.json").write_text(json.dumps(dice))
+    torch.save(trainer.network.state_dict(), own / f"weights_{ranks.rank}.pt")
 
 
 def sums(ranks: Ranks) -> None:
@@ -78,6 +83,18 @@ def sums(ranks: Ranks) -> None:
     ranks.sum_gradients(layer.parameters())
     assert layer.weight.grad.unique().tolist() == [float(sum(range(size)))]
     assert layer.bias.grad is None
+    layer.weight.grad = torch.full((2, 2), float(rank))
+    layer.bias.grad = None if rank == 0 else torch.ones(2)
+    ranks.sum_gradients(layer.parameters())
+    assert layer.weight.grad.unique().tolist() == [float(sum(range(size)))]
+    assert layer.bias.grad is not None
+    assert layer.bias.grad.tolist() == [size - 1, size - 1]
+    norm = nn.BatchNorm1d(2)
+    nn.init.constant_(norm.running_mean, float(rank))
+    nn.init.constant_(norm.weight, float(rank))
+    ranks.equalize_buffers(norm)
+    assert norm.running_mean.tolist() == [0.0, 0.0]
+    assert norm.weight.detach().tolist() == [float(rank)] * 2
 
 
 def killed(ranks: Ranks) -> None:

@@ -97,6 +97,13 @@ def test_validation_is_shared_out_with_uneven_counts(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "dice_0.json").read_text() == (tmp_path / "run" / "dice_1.json").read_text()
 
 
+def test_ranks_validate_with_the_same_batch_statistics(tmp_path: Path) -> None:
+    _, (first, second) = trained(tmp_path / "run", 2, "batch-norm", "no", "2", "validate")
+    assert any("running_mean" in name for name in first)
+    for name, weight in first.items():
+        assert torch.equal(weight, second[name])
+
+
 def test_three_ranks_exchange_what_they_should() -> None:
     for code, errors in gloo.finish(gloo.start("sums", 3)):
         assert code == 0, errors

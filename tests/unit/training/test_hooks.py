@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,29 @@ def test_callbacks_are_called_after_the_hooks(tmp_path: Path) -> None:
     make(tmp_path, config=settings(num_epochs=1), callbacks=[watcher]).run_training()
     assert [event for event, _ in watcher.seen] == list(EVENTS)
     assert dict(watcher.seen)["on_epoch_end"] == 1  # the trainer's own hook has ended the epoch before
+
+
+def undressed(hook: Callable[..., None]) -> Callable[..., None]:
+    """A decorator that forgets the name."""
+
+    def called(*arguments: Any) -> None:
+        hook(*arguments)
+
+    return called
+
+
+class Decorated(Trainer):
+    @undressed
+    def on_epoch_end(self) -> None:
+        super().on_epoch_end()
+
+
+def test_a_decorated_hook_keeps_its_callbacks(tmp_path: Path) -> None:
+    watcher = Watcher()
+    trainer = make(tmp_path, Decorated, config=settings(num_epochs=1), callbacks=[watcher])
+    trainer.on_epoch_start = partial(trainer.on_epoch_start)  # type: ignore[method-assign]
+    trainer.run_training()
+    assert [event for event, _ in watcher.seen] == list(EVENTS)
 
 
 def test_a_function_is_called_at_the_end_of_each_epoch(tmp_path: Path) -> None:

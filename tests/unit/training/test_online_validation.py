@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -55,3 +56,23 @@ def test_dice_is_taken_over_all_steps_together() -> None:
     assert dice[0] == pytest.approx(6 / 8)
     assert math.isnan(dice[1])
     assert true_voxels == [4, 0]
+
+
+class WithoutFloat64(torch.Tensor):
+    """A tensor of a device such as MPS that has no float64."""
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+        if function is torch.Tensor.cpu:
+            with torch._C.DisableTorchFunctionSubclass():
+                return arguments[0].as_subclass(torch.Tensor)
+        found = super().__torch_function__(function, types, arguments, named or {})
+        if isinstance(found, cls) and found.dtype == torch.float64:
+            raise TypeError("this device has no float64")
+        return found
+
+
+def test_the_pseudo_dice_needs_no_float64_of_the_device() -> None:
+    counts = {key: torch.tensor([3, 0]).as_subclass(WithoutFloat64) for key in ("tp_hard", "fp_hard", "fn_hard")}
+    loss, dice, true_voxels = pseudo_dice([ValidationStep(loss=torch.tensor(0.5), **counts)])  # type: ignore[typeddict-item]
+    assert (loss, dice[0], true_voxels) == (0.5, 0.5, [6, 0])
