@@ -13,7 +13,15 @@ from typing import Any, Final
 
 from segwright.core.device import give_back_freed_memory
 from segwright.core.documents import content_hash, require_folder, sweep_leftovers, write_json
-from segwright.core.errors import DatasetError, DiskError, OutOfMemoryError, SegwrightError, WorkspaceError
+from segwright.core.errors import (
+    DatasetError,
+    DiskError,
+    OutOfMemoryError,
+    Problem,
+    ProblemReport,
+    SegwrightError,
+    WorkspaceError,
+)
 from segwright.core.log import progress
 from segwright.core.names import below
 from segwright.core.parallel import fork_safe
@@ -89,8 +97,9 @@ def predict_files(
         One record for each case, in order of the case names.
 
     Raises:
-        ProblemReport: there is no case, or cases lack channels; all of them are named before work starts.
-        SegwrightError: anything else a user can mend, the case named.
+        ProblemReport: there is no case, or cases lack channels: all of them are named before work starts. Or cases
+            cannot be read or predicted: they are named after all others are done.
+        SegwrightError: anything else a user can fix.
     """
     saving = Saving(kind="npz") if probabilities is True else probabilities or None
     asked = Asked(
@@ -107,10 +116,12 @@ def predict_files(
     )
     predictor.plan.save(output_folder / PLANS_JSON)
     workers = [predictor, *others][: max(len(todo), 1)]
+    failures = Failures()
     if len(workers) == 1:  # not in a thread of its own: large arrays cost page faults there, a tenth of the time
-        done = {record.case: record for record in _run(predictor, todo, journal, hold_bytes)}
+        done = {record.case: record for record in _run(predictor, todo, journal, hold_bytes, failures)}
     else:
-        done = _run_side_by_side(workers, todo, journal, hold_bytes)
+        done = _run_side_by_side(workers, todo, journal, hold_bytes, failures)
+    failures.require_none(len(jobs))
     return [done.get(job.case.identifier) or journal.kept(job) for job in jobs]
 
 
@@ -215,48 +226,89 @@ def job_of(case: Case, output_folder: Path, predictor: Predictor, asked: Asked, 
 
 
 def _run_side_by_side(
-    workers: Sequence[Predictor], jobs: Sequence[Job], journal: Journal, hold_bytes: int
+    workers: Sequence[Predictor], jobs: Sequence[Job], journal: Journal, hold_bytes: int, failures: Failures
 ) -> dict[str, CaseRecord]:
     """Deal the jobs to the workers, each in a thread of its own."""
     with ThreadPoolExecutor(len(workers), "segwright-devices") as pool:
         runs = [
-            pool.submit(lambda worker, share: [*_run(worker, share, journal, hold_bytes)], worker, share)
+            pool.submit(lambda worker, share: [*_run(worker, share, journal, hold_bytes, failures)], worker, share)
             for worker, share in ((worker, jobs[index :: len(workers)]) for index, worker in enumerate(workers))
         ]
         return {record.case: record for run in runs for record in run.result()}
 
 
-def _run(predictor: Predictor, jobs: Sequence[Job], journal: Journal, hold_bytes: int) -> Iterator[CaseRecord]:
+def _run(
+    predictor: Predictor, jobs: Sequence[Job], journal: Journal, hold_bytes: int, failures: Failures
+) -> Iterator[CaseRecord]:
     """Predict the jobs in order; the next case is read and the last ones are exported meanwhile."""
     with ThreadPoolExecutor(1) as reading, ThreadPoolExecutor(1) as exporting:
-        exports: list[Future[CaseRecord]] = []
+        exports: list[tuple[Case, Future[CaseRecord]]] = []
         upcoming = [reading.submit(_read, predictor, job) for job in jobs[:1]]
         try:
             for index, job in enumerate(progress(jobs, title="predicting" if jobs else "", total=len(jobs))):
-                prepared, read_s, findings = upcoming.pop().result()
+                current = upcoming.pop()
                 upcoming = [reading.submit(_read, predictor, following) for following in jobs[index + 1 : index + 2]]
-                meter = Meter()
-                planes: Iterable[Planes] = meter.watch(
-                    predictor.planes(prepared.image, count=meter.tiles, spread=measures_spread(predictor, job))
-                )
-                record = CaseRecord(case=job.case.identifier, output=job.output, read_s=read_s, warnings=findings)
-                if predictor.may_hold(prepared.image, hold_bytes):
-                    with naming(job.case):
-                        planes = list(planes)
-                    exports.append(exporting.submit(_export, predictor, job, planes, prepared, record, journal, meter))
-                else:  # decided as it is predicted; in this thread, where the network is fastest
-                    decided = _decide(predictor, job, planes, prepared, journal, meter)
-                    exports.append(exporting.submit(_write, predictor, job, decided, record, journal, meter))
-                    del decided
+                with failures.collect(job.case):
+                    prepared, read_s, findings = current.result()
+                    meter = Meter()
+                    planes: Iterable[Planes] = meter.watch(
+                        predictor.planes(prepared.image, count=meter.tiles, spread=measures_spread(predictor, job))
+                    )
+                    record = CaseRecord(case=job.case.identifier, output=job.output, read_s=read_s, warnings=findings)
+                    if predictor.may_hold(prepared.image, hold_bytes):
+                        with naming(job.case):
+                            planes = list(planes)
+                        arguments = (predictor, job, planes, prepared, record, journal, meter)
+                        exports.append((job.case, exporting.submit(_export, *arguments)))
+                        del arguments
+                    else:  # decided as it is predicted; in this thread, where the network is fastest
+                        decided = _decide(predictor, job, planes, prepared, journal, meter)
+                        saved = exporting.submit(_write, predictor, job, decided, record, journal, meter)
+                        exports.append((job.case, saved))
+                        del decided
                 # Or the finished case would be held until the next one is done.
-                del planes, prepared
+                current = planes = prepared = None  # type: ignore[assignment]
                 if len(exports) >= _MAX_EXPORTS:
-                    yield exports.pop(0).result()
+                    yield from failures.result(*exports.pop(0))
             for export in exports:
-                yield export.result()
+                yield from failures.result(*export)
         except BaseException:
             reading.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+class Failures:
+    """Cases that cannot be read or predicted: noted while the others are done, and told together at the end."""
+
+    def __init__(self) -> None:
+        self._problems: list[Problem] = []
+
+    @contextmanager
+    def collect(self, case: Case) -> Iterator[None]:
+        """Note what is wrong with a case; where the disk or the output folder is to blame, the error passes."""
+        try:
+            yield
+        except WorkspaceError:
+            raise
+        except SegwrightError as error:
+            what = str(error).removeprefix(f"{case.identifier}: ")
+            self._problems.append(Problem(where=case.identifier, what=what))  # its text alone: it may hold arrays
+            logger.warning("%s: not predicted (%s); going on with the others", case.identifier, what)
+
+    def result(self, case: Case, export: Future[CaseRecord]) -> list[CaseRecord]:
+        """Return the record of a finished case, none of one that failed."""
+        with self.collect(case):
+            return [export.result()]
+        return []
+
+    def require_none(self, num_cases: int) -> None:
+        """Raise a ProblemReport where there are some."""
+        if not self._problems:
+            return
+        problems = sorted(self._problems, key=lambda problem: problem.where)
+        if num_cases > 1:
+            logger.warning("%d of %d cases are not predicted", len(problems), num_cases)
+        raise ProblemReport(problems)
 
 
 def measures_spread(predictor: Predictor, job: Job) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segwright.core.errors import ConfigError, ModelError
+from segwright.core.errors import ConfigError, ModelError, ProblemReport
 from segwright.data.images import read_images, read_label
 from segwright.data.labels import Labels
 from segwright.inference.ensemble import Ensemble, mean_labels, predict_ensemble
@@ -45,6 +45,13 @@ def test_finished_cases_are_kept(predictors: list[Predictor], images: Path, tmp_
     first[0].output.unlink()
     again = predict_ensemble(predictors, images, tmp_path / "out")
     assert [record.kept for record in again] == [False, *[True] * (len(first) - 1)]
+
+
+def test_a_bad_image_costs_its_case_alone(predictors: list[Predictor], images: Path, tmp_path: Path) -> None:
+    (images / "a_0000.nii.gz").write_bytes(b"broken")
+    with pytest.raises(ProblemReport, match="^a: .*cannot be read"):
+        predict_ensemble(predictors, images, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").glob("*.nii.gz")] == ["b.nii.gz"]
 
 
 def test_models_of_another_task_are_refused(predictors: list[Predictor], images: Path, tmp_path: Path) -> None:

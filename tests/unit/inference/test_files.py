@@ -13,9 +13,10 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 
 from segwright.core.errors import ConfigError, ProblemReport, SegwrightError, WorkspaceError
-from segwright.data.images import read_images
+from segwright.data.cases import Case
+from segwright.data.images import Volume, read_images
 from segwright.inference import files
-from segwright.inference.files import predict_files
+from segwright.inference.files import predict_files, read_volume
 from segwright.inference.model_folder import load_predictor
 from segwright.inference.predictor import Predictor
 
@@ -122,15 +123,42 @@ def test_all_missing_channels_are_named_before_work_starts(predictor: Predictor,
     assert not (tmp_path / "out").exists()
 
 
-def test_a_bad_case_is_named_and_the_ones_before_it_are_kept(
-    predictor: Predictor, images: Path, tmp_path: Path
+@pytest.mark.parametrize("bad", ["a", "b"])
+@pytest.mark.parametrize("hold_bytes", [0, 1 << 30])
+@pytest.mark.parametrize("num_devices", [1, 2])
+def test_a_bad_image_costs_its_case_alone(
+    predictor: Predictor, images: Path, tmp_path: Path, bad: str, hold_bytes: int, num_devices: int
 ) -> None:
-    (images / "b_0000.nii.gz").write_bytes(b"broken")
-    with pytest.raises(SegwrightError, match="^b: "):
+    (images / f"{bad}_0000.nii.gz").write_bytes(b"broken")
+    good = "b" if bad == "a" else "a"
+    others = [predictor] * (num_devices - 1)
+    with pytest.raises(ProblemReport, match=f"^{bad}: .*cannot be read"):
+        predict_files(predictor, images, tmp_path / "out", hold_bytes=hold_bytes, others=others)
+    assert (tmp_path / "out" / f"{good}.nii.gz").is_file()
+    assert not (tmp_path / "out" / f"{bad}.nii.gz").exists()
+    assert set(json.loads((tmp_path / "out" / "prediction.json").read_text())["cases"]) == {good}
+
+
+def test_all_bad_images_are_listed(predictor: Predictor, images: Path, tmp_path: Path) -> None:
+    for case in "ab":
+        (images / f"{case}_0000.nii.gz").write_bytes(b"broken")
+    with pytest.raises(ProblemReport) as caught:
         predict_files(predictor, images, tmp_path / "out")
-    assert (tmp_path / "out" / "a.nii.gz").is_file()
-    assert not (tmp_path / "out" / "b.nii.gz").exists()
-    assert "a" in json.loads((tmp_path / "out" / "prediction.json").read_text())["cases"]
+    assert [problem.where for problem in caught.value.problems] == ["a", "b"]
+
+
+def test_a_case_that_is_too_large_for_the_memory_costs_itself_alone(
+    predictor: Predictor, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(case: Case, reader: str) -> Volume:
+        if case.identifier == "a":
+            raise MemoryError("Unable to allocate 3.00 TiB for an array")
+        return read_volume(case, reader)
+
+    monkeypatch.setattr(files, "read_volume", too_large)
+    with pytest.raises(ProblemReport, match=r"^a: out of memory \(3.00 TiB more were needed\)"):
+        predict_files(predictor, images, tmp_path / "out")
+    assert (tmp_path / "out" / "b.nii.gz").is_file()
 
 
 def test_a_failing_export_stops_the_run_with_the_case_named(
