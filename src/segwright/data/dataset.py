@@ -29,7 +29,7 @@ from segwright.core.errors import DatasetError, ImageError, Problem, ProblemRepo
 from segwright.core.names import require_ending, require_text_path
 from segwright.data.cases import Case, Listing, channel_problems, explicit_cases, list_folder
 from segwright.data.images import choose_reader, read_header
-from segwright.data.labels import ClassKey, Labels, gap_problem, label_problems
+from segwright.data.labels import ClassKey, Labels, decoding_problem, gap_problem, ignore_problem, label_problems
 
 logger = getLogger(__name__)
 
@@ -241,6 +241,7 @@ def look(folder: Path, *, environment: Mapping[str, str] = NO_ENVIRONMENT) -> Su
     if gap is not None and not Labels.from_description(description).has_regions:
         # Heads are numbered without gaps, so training would learn other values than those on disk.
         problems.append(Problem(where=f"{folder / DATASET_JSON}, labels", what=gap))
+    problems += _meaning_problems(folder / DATASET_JSON, description)
     if not listing.cases and not listing.problems:
         problems.append(_no_cases(place, description.file_ending, listing.instead))
     reader = _choose(listing, description, problems)
@@ -253,6 +254,15 @@ def look(folder: Path, *, environment: Mapping[str, str] = NO_ENVIRONMENT) -> Su
         stray=listing.stray,
         reader=reader,
     )
+
+
+def _meaning_problems(path: Path, description: DatasetDescription) -> list[Problem]:
+    """Return where dataset.json says something else than what a model trained with it would predict."""
+    found = {
+        "labels": ignore_problem(description.labels),
+        "regions_class_order": decoding_problem(Labels.from_description(description)),
+    }
+    return [Problem(where=f"{path}, {key}", what=what) for key, what in found.items() if what is not None]
 
 
 def problem_of(error: SegwrightError, *, remedy: str = "") -> Problem:

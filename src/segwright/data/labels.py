@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice, pairwise
@@ -29,6 +30,8 @@ ROUNDING = 1e-3
 """A value this close to a whole number means it; programs that scale or compress label maps leave such errors."""
 LARGEST_VALUE = 2**24
 """Up to here float32, in which label maps are read, holds every whole number."""
+
+_IGNORE_SPELLINGS = ("ignore", "ignored", "ignorelabel", "ignoredlabel", "ignoreclass", "ignoreindex", "toignore")
 
 _BLOCK = 1 << 16
 """Voxels that are compared at once, in the processor's cache."""
@@ -245,6 +248,60 @@ def gap_problem(declared: Mapping[str, ClassKey]) -> str | None:
     if not missing:
         return None
     return f"values {_listed(values)} are not consecutive, {_listed(missing)} missing; renumber the labels without gaps"
+
+
+def ignore_problem(declared: Mapping[str, ClassKey]) -> str | None:
+    """Return which name is another spelling of `ignore`, which training would take for a class."""
+    if IGNORE in declared:
+        return None
+    for name in declared:
+        if re.sub(r"[^a-z]", "", name.lower()) in _IGNORE_SPELLINGS:
+            return (
+                f"'{name}' would be trained as a class; name it '{IGNORE}' for voxels that count for nothing, or give "
+                "the class another name"
+            )
+    return None
+
+
+def decoding_problem(labels: Labels) -> str | None:
+    """Return which label the regions cannot be turned back into, by the rule of `Labels.decide`.
+
+    Labels in the same regions cannot be told apart; any one of them will do.
+    """
+    regions, order = labels.regions, labels.regions_class_order
+    if regions is None or order is None:
+        return None
+    members = [set(_values(region)) for region in regions]
+    strangers = sorted(set(order) - set(labels.all_labels))
+    if strangers:
+        return f"{list(order)}: {_listed(strangers)} is no declared label; {_ordering(labels)}"
+    for value in labels.all_labels:
+        written = _decoded(value, members, order)
+        if any((value in region) != (written in region) for region in members):
+            names = [name for name, key in labels.declared.items() if _is_foreground(name, key)]
+            inside = ", ".join(f"'{name}'" for name, region in zip(names, members, strict=True) if value in region)
+            return (
+                f"{list(order)}: label {value}, in {inside or 'no region'}, would be predicted as "
+                f"{written}; {_ordering(labels)}"
+            )
+    return None
+
+
+def _decoded(value: int, members: Sequence[set[int]], order: Sequence[int]) -> int:
+    """Return what is written for a voxel with a label, if the network finds exactly its regions."""
+    return next((new for new, region in zip(reversed(order), reversed(members), strict=True) if value in region), 0)
+
+
+def _ordering(labels: Labels) -> str:
+    """Return the remedy: an order of the regions as they are declared, where there is one."""
+    assert labels.regions is not None
+    members = [set(_values(region)) for region in labels.regions]
+    own = [region - set().union(*members[index + 1 :]) for index, region in enumerate(members)]
+    order = [min(left or region) for left, region in zip(own, members, strict=True)]
+    values = set().union(*members)
+    if all((value in region) == (_decoded(value, members, order) in region) for value in values for region in members):
+        return f"use {order}"
+    return "declare regions before those that they contain, and for each the label that only this region has"
 
 
 def _ignore_problems(ignore: ClassKey, others: list[int]) -> list[str]:

@@ -259,6 +259,22 @@ def test_gap_in_region_labels_is_an_error(folder: Path) -> None:
     assert "labels: values 0, 1, 4 are not consecutive, 2, 3 missing" in errors(check(folder))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"labels": {"background": 0, "whole": [1, 2], "core": 1}, "regions_class_order": [1, 2]},
+            "dataset.json, regions_class_order: [1, 2]: label 1",
+        ),
+        ({"labels": {"background": 0, "organ": 1, "Ignore": 2}}, "dataset.json, labels: 'Ignore' would be trained"),
+    ],
+)
+def test_labels_that_mean_something_else_are_errors(folder: Path, changes: dict[str, Any], message: str) -> None:
+    edit(folder, **changes)
+
+    assert message in errors(check(folder))
+
+
 def test_unordered_channel_numbers_are_a_warning(folder: Path) -> None:
     edit(folder, channel_names={"1": "a", "0": "b"})
 

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from segwright.core.errors import DatasetError, ImageError
-from segwright.data.labels import Labels, distinct_values, gap_problem, whole_values
+from segwright.data.labels import (
+    Labels,
+    decoding_problem,
+    distinct_values,
+    gap_problem,
+    ignore_problem,
+    whole_values,
+)
 
 PLAIN = Labels.from_dataset_json({"labels": {"background": 0, "liver": 1, "tumour": 2}})
 IGNORING = Labels.from_dataset_json({"labels": {"ignore": 3, "background": 0, "tumour": 2, "liver": 1}})
@@ -184,3 +191,45 @@ def test_gaps_below_a_value_of_millions_are_found_at_once() -> None:
 
     assert problem is not None
     assert "values 0, 1, 1000000000000 are not consecutive, 2, 3, 4, 5, 6, 7, 8, 9, ... missing" in problem
+
+
+def regions(order: list[int], **declared: Any) -> Labels:
+    return Labels.from_dataset_json({"labels": {"background": 0, **declared}, "regions_class_order": order})
+
+
+@pytest.mark.parametrize(
+    ("order", "declared", "message"),
+    [
+        ([1, 2, 3], {"whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}, None),
+        ([1, 3, 2], {"kidney": [1, 2, 3], "masses": [2, 3], "tumour": 2}, None),
+        ([2, 1], {"whole": [1, 2], "core": 1}, None),
+        ([3, 2], {"whole": [1, 2, 3], "core": 2}, None),  # 1 and 3 are in the same regions
+        ([1, 2], {"whole": [1, 2], "core": 1}, "label 1, in 'whole', 'core', would be predicted as 2; use [2, 1]"),
+        ([1, 9], {"whole": [1, 2], "core": 1}, "9 is no declared label; use [2, 1]"),
+        ([1, 2, 3], {"core": [2, 3], "whole": [1, 2, 3], "enhancing": 3}, "label 2, in 'core', 'whole', would be"),
+        ([1, 3], {"left": [1, 2], "right": [2, 3]}, "label 2, in 'left', 'right', would be predicted as 3; declare"),
+    ],
+)
+def test_regions_must_decode_to_what_they_encode(order: list[int], declared: dict[str, Any], message: str) -> None:
+    labels = regions(order, **declared)
+
+    problem = decoding_problem(labels)
+
+    assert (problem is None) if message is None else (problem is not None and message in problem), problem
+    if message is None:
+        values = np.array(labels.all_labels)
+        decided = labels.decide(labels.encode(values).astype(np.float32), logits=False)
+        np.testing.assert_array_equal(labels.encode(decided), labels.encode(values))
+
+
+@pytest.mark.parametrize("name", ["Ignore", "IGNORE", "ignored", "ignore_label", "Ignore label", "ignore-index"])
+def test_other_spellings_of_ignore_are_named(name: str) -> None:
+    problem = ignore_problem({"background": 0, "a": 1, name: 2})
+
+    assert problem is not None
+    assert f"'{name}' would be trained as a class; name it 'ignore'" in problem
+
+
+@pytest.mark.parametrize("labels", [{"ignore": 2, "Ignored": 1}, {"ignorance": 1}, {"a": 1}])
+def test_other_names_are_no_spelling_of_ignore(labels: dict[str, int]) -> None:
+    assert ignore_problem({"background": 0, **labels}) is None
