@@ -127,6 +127,25 @@ def test_a_missing_folder_is_named(folders: tuple[Path, Path], verb: str) -> Non
         assert (done.exit_code, "gone: no such folder" in done.stderr) == (1, True)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": {"background": 0, "b": 1}}, 'labels [["b", 1]], but [["a", 1]] in'),
+        ({"channel_names": {"0": "MR"}}, 'channels ["MR"], but ["CT"] in'),
+        ({"file_ending": ".mha"}, 'file_ending ".mha", but ".nii.gz" in'),
+    ],
+)
+def test_folders_of_different_tasks_are_not_averaged(
+    folders: tuple[Path, Path], tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    for folder, document in zip(folders, (DATASET, DATASET | change), strict=True):
+        (folder / "dataset.json").write_text(json.dumps(document))
+    done = call("ensemble", *folders, "-o", tmp_path / "out")
+    text = " ".join(done.stderr.split())
+    assert (done.exit_code, message in text) == (1, True), text
+    assert "an ensemble needs models of the same task" in text
+
+
 def test_a_model_is_not_compared_with_itself(folders: tuple[Path, Path]) -> None:
     call("evaluate", *folders)
     done = call("compare", folders[1], folders[1] / "summary.json")

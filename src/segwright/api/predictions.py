@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -116,7 +117,8 @@ def ensemble(
         overwrite: Replace label maps that are there.
 
     Raises:
-        SegwrightError: Cases are missing in a folder, or files are damaged or do not fit.
+        SegwrightError: Cases are missing in a folder, the folders are of different tasks, or files are damaged or do
+            not fit.
     """
     if len(predictions) < 2:
         raise ConfigError("ensemble: give at least two folders of predictions")
@@ -125,7 +127,9 @@ def ensemble(
 
     folders = [Path(each) for each in predictions]
     require_folders(*folders)
-    description = load_description(Path(dataset_json) if dataset_json else find_description(*reversed(folders)))
+    source = Path(dataset_json) if dataset_json else find_description(*reversed(folders))
+    description = load_description(source)
+    _require_one_task(folders, source, description)
     files = average_folders(
         folders,
         Path(output),
@@ -160,6 +164,34 @@ def accumulate_crossval(
     gathered = crossval.accumulate(found, target)
     labels = Labels.from_description(load_description(find_description(folder)))
     return Evaluation(scores=gathered, file=target / SUMMARY, labels=labels)
+
+
+def _require_one_task(folders: Sequence[Path], source: Path, description: DatasetDescription) -> None:
+    """See that predictions mean the same, by the dataset.json in their folders.
+
+    Raises:
+        ConfigError: one has other labels, channels or files.
+    """
+    wanted = {**description.meaning(), "file_ending": description.file_ending}
+    for folder in folders:
+        file = folder / DATASET_JSON
+        if not file.is_file() or file.samefile(source):
+            continue
+        other = load_description(file)
+        found = {**other.meaning(), "file_ending": other.file_ending}
+        differing = [key for key in wanted if wanted[key] != found[key]]
+        if differing:
+            shown = "; ".join(f"{key} {_difference(found[key], wanted[key])}" for key in differing)
+            raise ConfigError(f"{file}: {shown} in {source}; an ensemble needs models of the same task")
+
+
+def _difference(found: object, wanted: object) -> str:
+    """Return two values of a dataset.json; of lists the entries that differ."""
+    if isinstance(found, list) and isinstance(wanted, list):
+        found, wanted = (
+            [entry for entry in one if entry not in two] or one for one, two in ((found, wanted), (wanted, found))
+        )
+    return f"{json.dumps(found)}, but {json.dumps(wanted)}"
 
 
 def _reader(folder: Path, description: DatasetDescription) -> str:

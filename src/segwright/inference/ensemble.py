@@ -161,18 +161,27 @@ def require_same_task(predictors: Sequence[Predictor]) -> None:
     Raises:
         ModelError: channels, labels or reader differ.
     """
-    first = predictors[0]
-    for other in predictors[1:]:
-        for what, one, two in (
-            ("labels", first.labels, other.labels),
-            ("number of channels", first.num_channels, other.num_channels),
-            ("reader", first.reader, other.reader),
-        ):
-            if one != two:
-                names = (first.origin.get("model"), other.origin.get("model"))
-                raise ModelError(
-                    f"models {names[0]} and {names[1]} have another {what}; only models of one task average"
-                )
+    first, *others = predictors
+    for other in others:
+        differing = [what for what, value in _task(first).items() if _task(other)[what] not in (value, None) and value]
+        if differing:
+            names = (first.origin.get("model"), other.origin.get("model"))
+            raise ModelError(
+                f"models {names[0]} and {names[1]} have different {' and '.join(differing)}; an ensemble needs models "
+                "of the same task"
+            )
+
+
+def _task(predictor: Predictor) -> dict[str, Any]:
+    """Return what the members of an ensemble share; None for what is not known."""
+    description = predictor.description
+    return {
+        "labels": predictor.labels,
+        "numbers of channels": predictor.num_channels,
+        "readers": predictor.reader,
+        "channel names": description and list(description.channel_names.values()),
+        "file endings": description and description.file_ending,
+    }
 
 
 def mean_labels(

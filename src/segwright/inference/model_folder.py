@@ -16,7 +16,7 @@ from segwright.core.errors import ModelError, SegwrightError
 from segwright.core.names import require_text_path
 from segwright.core.parallel import fork_safe
 from segwright.data.dataset import DatasetDescription, load_description
-from segwright.data.labels import Labels
+from segwright.data.labels import Labels, decoding_problem
 from segwright.data.plan import Configuration, Plan
 from segwright.inference.awareness import Awareness, training_range
 from segwright.inference.cascade import CascadePredictor, previous_stage_folder
@@ -26,6 +26,8 @@ from segwright.networks.checkpoint import load_state, load_weights
 from segwright.networks.folds import CheckpointHeader, parse_header, require_one_model
 from segwright.preprocessing.known import require_known
 from segwright.workspace import DATASET_JSON, PLANS_JSON, Workspace
+
+logger = getLogger(__name__)
 
 Folds = Literal["all"] | Sequence[int] | None
 """Fold numbers; "all": the network trained on all cases (`fold_all`), or without it every fold; None: every fold."""
@@ -128,6 +130,8 @@ def load_predictor(
     headers = [_header(reading, folder, checkpoint) for folder in folders]
     require_one_model(dict(zip(chosen, headers, strict=True)), plan, description, model_folder)
     labels = Labels.from_description(description)
+    if problem := decoding_problem(labels):
+        logger.warning("%s, regions_class_order: %s", model_folder / DATASET_JSON, problem)
     configuration = plan.configuration(headers[0].configuration)
     _say_other_plans(headers, plan, model_folder)
     require_known(plan, configuration, trust_code=trust_code)

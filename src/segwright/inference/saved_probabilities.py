@@ -24,7 +24,8 @@ from segwright.core.log import progress
 from segwright.core.names import below
 from segwright.core.resources import resource_error
 from segwright.data.array_files import open_array
-from segwright.data.images import Volume, read_label, write_labels
+from segwright.data.geometry import difference, find_turn
+from segwright.data.images import Volume, read_header, read_label, write_labels
 from segwright.data.labels import Labels
 from segwright.data.provenance import Provenance
 from segwright.inference.ensemble import mean_labels
@@ -89,6 +90,8 @@ def average_folders(
             scratch = stack.enter_context(TemporaryDirectory(dir=output, prefix=_SCRATCH))
             try:
                 volume = read_label(folders[0] / targets[case].name, reader)
+                for folder in folders[1:]:
+                    _require_same_grid(folder / targets[case].name, volume, reader)
                 arrays = [
                     _opened(files[case], Path(scratch) / f"{index}.b2nd", labels, volume)
                     for index, files in enumerate(found)
@@ -143,6 +146,25 @@ def _require_all(
     ]
     if problems:
         raise ProblemReport(problems)
+
+
+def _require_same_grid(file: Path, volume: Volume, reader: str) -> None:
+    """See that a label map, where there is one, lies on the grid of another folder's.
+
+    Raises:
+        DatasetError: it does not, so that neither do the probabilities beside it.
+    """
+    if not file.is_file():
+        return
+    header = read_header(file, reader, is_label=True)
+    turn = find_turn(header, volume.header)
+    if turn is None:
+        raise DatasetError(str(difference(header, volume.header, file=file, name="the first folder's label map")))
+    if not turn.is_identity:
+        raise DatasetError(
+            f"{file}: is stored along other axes than the first folder's label map, and so are the probabilities; "
+            "predict the same image files with both models"
+        )
 
 
 def _opened(file: Path, scratch: Path, labels: Labels, volume: Volume) -> Any:

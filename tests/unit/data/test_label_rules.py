@@ -206,7 +206,11 @@ def regions(order: list[int], **declared: Any) -> Labels:
         ([3, 2], {"whole": [1, 2, 3], "core": 2}, None),  # 1 and 3 are in the same regions
         ([1, 2], {"whole": [1, 2], "core": 1}, "label 1, in 'whole', 'core', would be predicted as 2; use [2, 1]"),
         ([1, 9], {"whole": [1, 2], "core": 1}, "9 is no declared label; use [2, 1]"),
-        ([1, 2, 3], {"core": [2, 3], "whole": [1, 2, 3], "enhancing": 3}, "label 2, in 'core', 'whole', would be"),
+        (
+            [1, 2, 3],
+            {"core": [2, 3], "whole": [1, 2, 3], "enhancing": 3},
+            "label 1, in 'whole', would be predicted as 2; declare",
+        ),
         ([1, 3], {"left": [1, 2], "right": [2, 3]}, "label 2, in 'left', 'right', would be predicted as 3; declare"),
     ],
 )

@@ -56,7 +56,15 @@ def test_a_bad_image_costs_its_case_alone(predictors: list[Predictor], images: P
 
 def test_models_of_another_task_are_refused(predictors: list[Predictor], images: Path, tmp_path: Path) -> None:
     predictors[1].labels = Labels.from_dataset_json({"labels": {"background": 0, "other": 1}})
-    with pytest.raises(ModelError, match="have another labels; only models of one task average"):
+    with pytest.raises(ModelError, match="have different labels; an ensemble needs models of the same task"):
+        predict_ensemble(predictors, images, tmp_path / "out")
+
+
+def test_models_of_other_channels_are_refused(predictors: list[Predictor], images: Path, tmp_path: Path) -> None:
+    description = predictors[1].description
+    assert description is not None
+    predictors[1].description = description.model_copy(update={"channel_names": {"0": "another"}})
+    with pytest.raises(ModelError, match="have different channel names; an ensemble needs"):
         predict_ensemble(predictors, images, tmp_path / "out")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import blosc2
 import numpy as np
 import pytest
+import SimpleITK
 
 from segwright.core.errors import DatasetError, ProblemReport, WorkspaceError
 from segwright.data.images import read_label, write_labels
@@ -43,6 +44,34 @@ def folders(tmp_path: Path) -> list[Path]:
 
 def average(folders: list[Path], output: Path, *, overwrite: bool = False) -> list[Path]:
     return average_folders(folders, output, labels=LABELS, file_ending=ENDING, reader=READER, overwrite=overwrite)
+
+
+def turn_in_storage(file: Path) -> None:
+    image = SimpleITK.Flip(SimpleITK.ReadImage(str(file)), (True, False, False))
+    SimpleITK.WriteImage(image, str(file))
+
+
+def move(file: Path) -> None:
+    image = SimpleITK.ReadImage(str(file))
+    image.SetOrigin((0, 0, 0))
+    SimpleITK.WriteImage(image, str(file))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (move, r"origin differs from that of the first folder's label map"),
+        (turn_in_storage, r"is stored along other axes than the first folder's label map, and so are the prob"),
+    ],
+)
+def test_probabilities_of_other_grids_are_refused(
+    folders: list[Path], tmp_path: Path, change: Callable[[Path], None], message: str
+) -> None:
+    for seed, folder in enumerate(folders):
+        save(folder, "npz", "x", seed)
+    change(folders[1] / f"x{ENDING}")
+    with pytest.raises(DatasetError, match=message):
+        average(folders, tmp_path / "out")
 
 
 def test_labels_are_those_of_the_mean(folders: list[Path], tmp_path: Path) -> None:
