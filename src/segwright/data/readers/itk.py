@@ -95,6 +95,8 @@ def _open(file: Path, *, is_label: bool) -> tuple[Any, NiftiHeader | None]:
         raise Refusal(f"its ending is none of {', '.join(_PARSERS)}; convert it")
     parser, check = _PARSERS[ending]
     nifti = check(file, is_label=is_label)
+    if nifti is not None and nifti.is_second:
+        raise ValueError("is of version 2 of NIfTI, which ITK does not read; take NibabelIO, or store it as version 1")
     reader = SimpleITK.ImageFileReader()
     reader.SetImageIO(parser)
     reader.SetFileName(str(file))

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from logging import getLogger
 from math import prod
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,9 @@ _RATIOS: Final[Mapping[int, int]] = {_UNCOMPRESSED: 1, 32773: 128, 5: 2048}
 
 _SMALL_SEGMENT = 1 << 17
 """Bytes; what a compressed strip or tile of this size unpacks to (128 MiB) needs no count beforehand."""
+_SMALLEST_PAGE = 64
+"""Bytes that five tags need, without which a page is none."""
+_MOST_PAGES = 1 << 16
 _LARGEST_SEGMENT = 1 << 24
 """Values in a strip or tile that may be larger than its image."""
 _MOST_THREADS = 4
@@ -120,6 +123,7 @@ def _open(file: Path, *, is_label: bool) -> tifffile.TiffFile:
     start = file_start(file, 256)
     if not start.startswith(_MAGICS):
         raise not_this_format(start, "TIFF")
+    _check_chain(file, start)
     tiff = tifffile.TiffFile(file, _multifile=False)
     try:
         _check(tiff, file.stat().st_size, is_label=is_label)
@@ -127,6 +131,28 @@ def _open(file: Path, *, is_label: bool) -> tifffile.TiffFile:
         tiff.close()
         raise
     return tiff
+
+
+def _check_chain(file: Path, start: bytes) -> None:
+    """Follow the pages to the last; tifffile follows a loop of them for ever."""
+    order: Literal["little", "big"] = "little" if start.startswith(b"II") else "big"
+    is_big = start[2:4] in (b"+\0", b"\0+")
+    count_bytes, entry_bytes, offset_bytes = (8, 20, 8) if is_big else (2, 12, 4)
+    seen: set[int] = set()
+    most = min(_MOST_PAGES, file.stat().st_size // _SMALLEST_PAGE + 1)
+    with file.open("rb") as stream:
+
+        def number(place: int, length: int) -> int:
+            stream.seek(place)
+            return int.from_bytes(stream.read(length), order)
+
+        offset = number(8 if is_big else 4, offset_bytes)
+        while offset:
+            seen_before = len(seen)
+            seen.add(offset)
+            if len(seen) == seen_before or len(seen) > most or offset > file.stat().st_size:
+                raise Refusal(f"its list of pages does not end after {seen_before}; the file is damaged")
+            offset = number(offset + count_bytes + entry_bytes * number(offset, count_bytes), offset_bytes)
 
 
 def _check(tiff: tifffile.TiffFile, available: int, *, is_label: bool) -> None:
