@@ -25,15 +25,16 @@ from segwright.api.preparing import DEFAULT_PLANS, cases_are_fresh, load_plan, m
 from segwright.api.references import listed_references
 from segwright.api.session import open_session
 from segwright.api.splitting import require_folds, say_left_out
-from segwright.core.errors import ConfigError, DatasetError, ModelError
+from segwright.core.errors import ConfigError, DatasetError, ImageError, ModelError
 from segwright.data.dataset import NO_ENVIRONMENT, load_description
-from segwright.data.images import READERS, choose_reader
+from segwright.data.images import READERS, choose_reader, read_header
 from segwright.data.labels import Labels
+from segwright.data.plan import Plan
 from segwright.evaluation import scores as scoring
 from segwright.evaluation import statistics
 from segwright.evaluation.statistics import Comparison
 from segwright.report.results import Evaluation, TrainedFold
-from segwright.workspace import DATASET_JSON, Workspace
+from segwright.workspace import DATASET_JSON, PLANS_JSON, Workspace
 
 if TYPE_CHECKING:
     from segwright.core.stopping import StopRequest
@@ -44,6 +45,8 @@ logger = getLogger(__name__)
 SUMMARY = "summary.json"
 
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?:in)?)?(?:(\d+(?:\.\d+)?)s?)?")
+_EXAMPLES = 3
+"""Label maps that the reader of a plan is tried on."""
 _SECONDS = (3600.0, 60.0, 1.0)
 
 
@@ -173,7 +176,7 @@ def evaluate(
         predicted,
         labels=labels,
         file_ending=ending,
-        reader=choose_reader(ending, None, reader),
+        reader=find_label_reader(ending, reader, truth, predicted),
         further=further,
         workers=workers,
         require_all=require_all,
@@ -300,9 +303,53 @@ def find_description(*folders: Path) -> Path:
         DatasetError: a folder is missing, or there is none.
     """
     require_folders(*folders)
-    models = [folder.parent.parent for folder in map(Path.absolute, folders) if folder.parent.name.startswith("fold_")]
-    for folder in (*reversed(folders), *(folder.absolute().parent for folder in folders), *reversed(models)):
+    for folder in _places(folders):
         if (folder / DATASET_JSON).is_file():
             return folder / DATASET_JSON
     places = ", ".join(map(str, folders))
     raise DatasetError(f"{places}: no {DATASET_JSON} here or one level above; name one with --dataset-json FILE")
+
+
+def find_label_reader(file_ending: str, override: str | None, *folders: Path) -> str:
+    """Return the reader of the label maps in some folders.
+
+    That of the plans in or above one of them, if it opens the files; else the one that opens most of them.
+
+    Args:
+        file_ending: of the label maps.
+        override: what dataset.json says.
+        folders: those with label maps; of plans, the last folder's come first.
+
+    Raises:
+        ImageError: no reader knows the ending.
+        SegwrightError: a plan is damaged.
+    """
+    files = [
+        file
+        for folder in folders
+        for file in sorted(folder.iterdir())
+        if file.name.endswith(file_ending) and not file.name.startswith(".")
+    ]
+    for place in _places(folders):
+        if (place / PLANS_JSON).is_file():
+            planned = Plan.load(place / PLANS_JSON).image_reader_writer
+            if not files or any(_opens(planned, file) for file in files[:_EXAMPLES]):
+                return planned
+    try:
+        return choose_reader(file_ending, files, override, are_labels=True)
+    except ImageError:  # reading them names all that are damaged
+        return choose_reader(file_ending, None, override)
+
+
+def _places(folders: Sequence[Path]) -> list[Path]:
+    """Return where documents about some folders may lie: in them, the last first, one level above, in their model."""
+    models = [folder.parent.parent for folder in map(Path.absolute, folders) if folder.parent.name.startswith("fold_")]
+    return [*reversed(folders), *(folder.absolute().parent for folder in folders), *reversed(models)]
+
+
+def _opens(reader: str, file: Path) -> bool:
+    try:
+        read_header(file, reader, is_label=True)
+    except ImageError:
+        return False
+    return True

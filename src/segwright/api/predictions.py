@@ -7,17 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segwright.api.learning import SUMMARY, find_description, require_folders
+from segwright.api.learning import SUMMARY, find_description, find_label_reader, require_folders
 from segwright.api.references import listed_references
 from segwright.core.documents import write_json
 from segwright.core.errors import ConfigError, DatasetError
 from segwright.data.dataset import NO_ENVIRONMENT, DatasetDescription, load_description
-from segwright.data.images import choose_reader
 from segwright.data.labels import Labels
-from segwright.data.plan import Plan
 from segwright.evaluation import crossval, scores
 from segwright.report.results import Evaluation
-from segwright.workspace import DATASET_JSON, PLANS_JSON
+from segwright.workspace import DATASET_JSON
 
 if TYPE_CHECKING:
     from segwright.evaluation.postprocessing import Determined
@@ -54,7 +52,7 @@ def determine_postprocessing(
     found = determine(
         scores.pair_files(truth, predicted, description.file_ending, listed=listed_references(truth, environment)),
         labels=Labels.from_description(description),
-        reader=_reader(predicted, description),
+        reader=find_label_reader(description.file_ending, description.overwrite_image_reader_writer, truth, predicted),
         workers=workers,
     )
     found.processing.save(Path(output) if output else predicted / POSTPROCESSING_JSON)
@@ -92,7 +90,7 @@ def apply_postprocessing(
         folder,
         Path(output),
         file_ending=description.file_ending,
-        reader=_reader(folder, description),
+        reader=find_label_reader(description.file_ending, description.overwrite_image_reader_writer, folder),
         workers=workers,
     )
     write_json(Path(output) / DATASET_JSON, description.raw(), indent=4)
@@ -135,7 +133,9 @@ def ensemble(
         Path(output),
         labels=Labels.from_description(description),
         file_ending=description.file_ending,
-        reader=_reader(folders[0], description),
+        reader=find_label_reader(
+            description.file_ending, description.overwrite_image_reader_writer, *reversed(folders)
+        ),
         saving=Saving(kind="npz" if probabilities is True else probabilities) if probabilities else None,
         overwrite=overwrite,
     )
@@ -192,10 +192,3 @@ def _difference(found: object, wanted: object) -> str:
             [entry for entry in one if entry not in two] or one for one, two in ((found, wanted), (wanted, found))
         )
     return f"{json.dumps(found)}, but {json.dumps(wanted)}"
-
-
-def _reader(folder: Path, description: DatasetDescription) -> str:
-    """Return the reader of the plans beside predictions, without plans the one of the file ending."""
-    if (folder / PLANS_JSON).is_file():
-        return Plan.load(folder / PLANS_JSON).image_reader_writer
-    return choose_reader(description.file_ending, None, description.overwrite_image_reader_writer)

@@ -18,7 +18,7 @@ from segwright.data import fingerprint as measuring
 from segwright.data.dataset import NO_ENVIRONMENT, load_description
 from segwright.data.fingerprint import Fingerprint
 from segwright.data.freshness import folder_digest
-from segwright.data.images import choose_reader
+from segwright.data.images import reader_of_shapes
 from segwright.data.orientation import canonical_axes, lateral_axis, reorienting
 from segwright.data.plan import Plan
 from segwright.data.sides import KEY as SIDES
@@ -130,7 +130,9 @@ def plan_from_fingerprint(fingerprint: Path, dataset_json: Path, *, options: Pla
         measured,
         description,
         dataset_name=dataset_json.absolute().parent.name or UNNAMED_DATASET,
-        reader=choose_reader(description.file_ending, None, description.overwrite_image_reader_writer),
+        reader=reader_of_shapes(
+            description.file_ending, measured.shapes_after_crop, description.overwrite_image_reader_writer
+        ),
         preset=chosen,
         gpu_memory_gb=options.gpu_memory_gb,
         spacing=options.spacing,

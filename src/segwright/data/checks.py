@@ -65,7 +65,7 @@ class Findings:
 
 @dataclass(slots=True)
 class _Log:
-    """Findings while they are collected; `present` are the label values that occur."""
+    """Findings while they are collected; `present` are the label values that occur, `flat` first images in 2D."""
 
     errors: list[Problem] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
@@ -74,6 +74,7 @@ class _Log:
     apart: set[Path] = field(default_factory=set)
     turned: list[Path] = field(default_factory=list)
     orientations: dict[str, list[str]] = field(default_factory=dict)
+    flat: set[Path] = field(default_factory=set)
 
     def error(self, where: object, what: str, remedy: str = "") -> None:
         self.errors.append(Problem(where=str(where), what=what, remedy=remedy))
@@ -93,6 +94,7 @@ class _Log:
             self.turned += other.turned
             for code, cases in other.orientations.items():
                 self.orientations.setdefault(code, []).extend(cases)
+            self.flat |= other.flat
 
 
 def check(
@@ -121,9 +123,10 @@ def check(
     _check_surroundings(folder, description, survey, log)
     cases = survey.cases if survey.reader else ()
     num_channels = len(description.channel_names)
+    counted = {problem.case for problem in survey.problems}
     log.absorb(
         map_threads(
-            lambda case: _check_headers(case, survey.reader, num_channels),
+            lambda case: _check_headers(case, survey.reader, None if case.identifier in counted else num_channels),
             cases,
             workers=workers,
             describe=lambda case: case.identifier,
@@ -131,6 +134,7 @@ def check(
         )
     )
     _report_axes(folder, log)
+    _report_flat(log, len(cases))
     labels = Labels.from_description(description)
     unreadable, apart = frozenset(log.unreadable), frozenset(log.apart)
     visit = None if log.errors else visit
@@ -192,8 +196,8 @@ def _check_splits(path: Path, identifiers: Sequence[str], log: _Log) -> None:
             log.warn(where, f"{splits.shorten(shared)} in both train and val", "scores of this fold are too good")
 
 
-def _check_headers(case: Case, reader: str, num_channels: int) -> _Log:
-    """Compare the grids of all files of a case without reading voxels."""
+def _check_headers(case: Case, reader: str, num_channels: int | None) -> _Log:
+    """Compare the grids of all files of a case, and the channels where they were not yet, without reading voxels."""
     log = _Log()
     headers: dict[Path, Header] = {}
     for file in (*case.images, *([case.label] if case.label is not None else [])):
@@ -206,8 +210,9 @@ def _check_headers(case: Case, reader: str, num_channels: int) -> _Log:
             log.unreadable.add(file)
             log.error(file, str(error).removeprefix(f"{file}: "), "replace the file or remove its case")
     images = [file for file in case.images if file in headers]
+    log.flat |= {file for file in images[:1] if headers[file].is_flat}
     found = sum(headers[file].num_channels for file in images)
-    if len(images) == len(case.images) and found != num_channels and any(headers[f].num_channels > 1 for f in images):
+    if num_channels is not None and len(images) == len(case.images) and found != num_channels:
         what = f"case '{case.identifier}' has {found} channels, dataset.json names {num_channels}"
         log.error(case.images[0], what, "make channel_names and files agree")
     if case.label is not None and case.label in headers and headers[case.label].num_channels != 1:
@@ -244,6 +249,13 @@ def _report_axes(folder: Path, log: _Log) -> None:
         counts = ", ".join(f"{code} in {len(cases)} (first {cases[0]})" for code, cases in found)
         remedy = "'segwright plan --reorient' turns all of them to one orientation"
         log.warn(folder, f"the axes of images run differently among cases: {counts}", remedy)
+
+
+def _report_flat(log: _Log, num_cases: int) -> None:
+    """Name the 2D images among 3D ones; resampling would make a stack of hundreds of slices of each."""
+    if len(log.flat) <= num_cases // 2:
+        for file in sorted(log.flat):
+            log.error(file, "is a 2D image, most cases are 3D", "remove the case, or make a dataset of 2D images alone")
 
 
 def _check_voxels(

@@ -37,6 +37,9 @@ DATASET_JSON = "dataset.json"
 IMAGES_FOLDER = "imagesTr"
 LABELS_FOLDER = "labelsTr"
 
+_EXAMPLES = 3
+"""Images that tell how many channels there are in a file."""
+
 NO_ENVIRONMENT: Mapping[str, str] = {}
 
 
@@ -304,9 +307,8 @@ def usable_cases(
         logger.warning("%s", problem)
     if num_channels is not None:
         names = tuple(f"{index:04d}" for index in range(num_channels))
-        example = next((file for case in listing.cases for file in case.images if file.is_file()), None)
         try:
-            reader = choose_reader(file_ending, example)
+            reader = choose_reader(file_ending, _first_images(listing))
         except ImageError:
             reader = choose_reader(file_ending, None)
         problems += _channel_count_problems(listing, names, reader, file_ending)
@@ -315,13 +317,10 @@ def usable_cases(
 
 
 def _choose(listing: Listing, description: DatasetDescription, problems: list[Problem]) -> str:
-    """Choose the reader by the first image; note why where none can read it."""
-    example = listing.cases[0].images[0] if listing.cases and listing.cases[0].images else None
+    """Choose the reader by the images; note why where none can read them."""
     override = description.overwrite_image_reader_writer
-    if example is not None and not example.is_file():
-        example = None
     try:
-        return choose_reader(description.file_ending, example, override)
+        return choose_reader(description.file_ending, _first_images(listing), override)
     except ImageError as error:
         problems.append(problem_of(error, remedy="replace the file or remove its case"))
     try:
@@ -330,18 +329,47 @@ def _choose(listing: Listing, description: DatasetDescription, problems: list[Pr
         return ""
 
 
+def _first_images(listing: Listing) -> list[Path]:
+    """Return the first image of every case that has one."""
+    return [case.images[0] for case in listing.cases if case.images and case.images[0].is_file()]
+
+
 def _channel_count_problems(listing: Listing, names: Sequence[str], reader: str, file_ending: str) -> list[Problem]:
     """Compare the files of every case with the channels; one RGB(A) or 4D file carries several."""
     num_files = len(names)
-    first = next((case.images[0] for case in listing.cases if case.images), None)
-    if first is not None and reader and any(len(case.images) != num_files for case in listing.cases):
-        try:
-            carried = read_header(first, reader).num_channels
-        except ImageError:
-            carried = 1
-        if carried > 1 and num_files % carried == 0:
-            num_files //= carried
+    if reader and any(len(case.images) != num_files for case in listing.cases):
+        examples = _first_images(listing)[:_EXAMPLES]
+        carried = [count for count in (_num_channels(file, reader) for file in examples) if count > 1]
+        fitting = [count for count in carried if num_files % count == 0]
+        if carried and not fitting:
+            return _wrong_channels(listing, names, reader)
+        if fitting:
+            num_files //= fitting[0]
     return channel_problems(listing, names[:num_files] if num_files else names, file_ending)
+
+
+def _wrong_channels(listing: Listing, names: Sequence[str], reader: str) -> list[Problem]:
+    """Return the cases whose files do not hold as many channels as dataset.json names."""
+    problems = []
+    for case in listing.cases:
+        found = sum(_num_channels(file, reader) for file in case.images)
+        if found != len(names):
+            what = (
+                f"{found} channels in {len(case.images)} file(s), dataset.json names {len(names)} ({', '.join(names)})"
+            )
+            remedy = (
+                "remove the transparency" if (found, len(names)) == (4, 3) else "make channel_names and files agree"
+            )
+            problems.append(Problem(where=str(case.images[0]), what=what, remedy=remedy, case=case.identifier))
+    return problems
+
+
+def _num_channels(file: Path, reader: str) -> int:
+    """Return how many channels a file holds; 1 for one that cannot be read, which others report."""
+    try:
+        return read_header(file, reader).num_channels
+    except ImageError:
+        return 1
 
 
 def _no_cases(where: Path, file_ending: str, instead: str) -> Problem:

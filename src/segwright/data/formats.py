@@ -17,6 +17,9 @@ LabelMap = npt.NDArray[np.unsignedinteger[Any]]
 FLAT_SPACING_FACTOR = 999.0
 """2D images get a first axis whose spacing is the largest by far (spec A 2.4, 2.7)."""
 
+_FLAT_SPACING = 0.999 * FLAT_SPACING_FACTOR
+"""Spacings may have been rounded."""
+
 CHANNEL_SUFFIX = re.compile(r"_\d{4}$")
 
 
@@ -38,6 +41,11 @@ class Header:
     spacing: tuple[float, ...]
     num_channels: int = 1
     geometry: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether the image is 2D, so that its first axis was added."""
+        return self.shape[0] == 1 and self.spacing[0] >= _FLAT_SPACING * max(self.spacing[1:])
 
 
 class Format(Protocol):

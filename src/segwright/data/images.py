@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from logging import getLogger
@@ -24,7 +24,7 @@ from segwright.data.readers.nifti import NibabelIO, NibabelIOWithReorient, nonfi
 from segwright.data.readers.nifti_header import is_nifti
 from segwright.data.readers.pictures import NaturalImage2DIO, is_picture
 from segwright.data.readers.tiff import ENDINGS as TIFF_ENDINGS
-from segwright.data.readers.tiff import Tiff3DIO, spacing_file, tiff_shape
+from segwright.data.readers.tiff import Tiff3DIO, is_tiff, spacing_file, tiff_shape
 
 logger = getLogger(__name__)
 
@@ -110,6 +110,17 @@ def choose_reader(
         else:
             return name
     raise ImageError(failures[0])
+
+
+def reader_of_shapes(file_ending: str, shapes: Iterable[Sequence[int]], override: str | None = None) -> str:
+    """Return the name of the reader that gave images of some shapes (three axes), where the files are not at hand.
+
+    Raises:
+        ImageError: no reader knows the ending.
+    """
+    reader = choose_reader(file_ending, None, override)
+    is_stack = reader != override and file_ending.lower() in TIFF_ENDINGS and any(shape[0] > 1 for shape in shapes)
+    return "Tiff3DIO" if is_stack else reader
 
 
 def _tiff_reader(files: Sequence[Path], *, are_labels: bool) -> str:
@@ -230,6 +241,12 @@ def write_labels(labels: npt.NDArray[Any], path: Path, properties: Mapping[str, 
     stored: LabelMap = labels.astype(np.uint8 if largest <= LARGEST_UINT8_LABEL else np.uint16)
     with _naming(path, "written", must_exist=False):
         _reader(reader).write(stored, path, tuple(properties["spacing"]), properties.get("geometry", {}))
+
+
+def files_beside(label: Path) -> tuple[Path, ...]:
+    """Return what belongs to a label map in another file: the spacing of a stack in a TIFF file."""
+    beside = spacing_file(label, is_label=True)
+    return (beside,) if is_tiff(label) and beside.is_file() else ()
 
 
 def _hidden(file: Path, reader: str) -> list[Problem]:

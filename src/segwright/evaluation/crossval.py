@@ -12,6 +12,7 @@ from segwright.core.documents import atomic_path
 from segwright.core.errors import ModelError, Problem, ProblemReport, WorkspaceError
 from segwright.core.names import below
 from segwright.data.dataset import load_description
+from segwright.data.images import files_beside
 from segwright.evaluation.scores import Scores
 from segwright.workspace import DATASET_JSON, PLANS_JSON, Workspace
 
@@ -102,7 +103,8 @@ def accumulate(found: CrossValidation, target: Path) -> Scores:
                 shutil.copyfile(found.model / name, temporary / name)
         for files in found.files.values():
             for file in files.values():
-                shutil.copyfile(file, temporary / file.name)
+                for each in (file, *files_beside(file)):
+                    shutil.copyfile(each, temporary / each.name)
         for fold in found.folds:
             summary = Scores.load(Workspace.fold_folder(found.model, fold) / VALIDATION / SUMMARY_JSON)
             for case in summary.metric_per_case:

@@ -40,6 +40,15 @@ _NRRD_TYPES: Final[Mapping[str, int]] = {
     **dict.fromkeys(("uint64", "uint64_t", "double"), 8),
     "float": 4,
 }
+_NRRD_FIELDS: Final = (
+    *("type", "dimension", "sizes", "encoding", "endian", "content", "min", "max", "old min", "oldmin", "old max"),
+    *("oldmax", "number", "block size", "blocksize", "line skip", "lineskip", "byte skip", "byteskip", "spacings"),
+    *("thicknesses", "axis mins", "axismins", "axis maxs", "axismaxs", "centers", "centerings", "kinds", "labels"),
+    *("units", "space", "space dimension", "space units", "space origin", "space directions", "measurement frame"),
+    *("sample units", "sampleunits"),
+)
+_LONGEST_VALUE = 512
+"""Characters of a field; ITK writes those that it cannot read into a message of fixed length, past its end."""
 _NRRD_TEXT: Final = ("ascii", "text", "txt")
 
 _META_START = re.compile(rb"\s*[A-Za-z]\w*\s*=")
@@ -174,7 +183,8 @@ def _nrrd_fields(text: str) -> dict[str, str]:
         if line.startswith("#") or ":=" in line:
             continue
         match = _NRRD_FIELD.fullmatch(line)
-        if match is None or (name := match["name"].lower()) in found:
+        name = "" if match is None else match["name"].lower()
+        if match is None or name in found or name not in _NRRD_FIELDS or len(match["value"]) > _LONGEST_VALUE:
             raise _damaged("NRRD", f"the line '{line[:60]}'")
         found[name] = match["value"]
     if missing := [name for name in ("type", "dimension", "sizes", "encoding") if name not in found]:

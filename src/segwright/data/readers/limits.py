@@ -14,10 +14,13 @@ LARGEST_VOXELS = 1 << 31
 """A bound on the values in one file: 8 GiB as float32, more than ten times a whole-body CT at 1 mm."""
 
 _LARGE_BYTES = 1 << 30
-"""Only arrays that need more memory than this as float32 are suspected of being decompression bombs."""
+"""Only files whose values need more memory than this, as stored and as float32, are suspected of being bombs."""
 
-_BLANK_RATIO = 1000
-"""Zeros alone unpack 1028-fold (zlib, level 6); masks with something in them, given as images, less than this."""
+_IMAGE_RATIO, _LABEL_RATIO = 1000, 1028
+"""Zeros alone unpack 1028.7-fold (zlib, level 6); label maps of small structures, and masks as images, less than this.
+
+Files that segwright writes stay far below, because of their level of compression.
+"""
 
 _SLACK = 1 << 16
 """Bytes of headers and trailers that a ratio does not count."""
@@ -87,7 +90,7 @@ def require_room(
         value_bytes: of one value, uncompressed.
         available: bytes of the file that hold values.
         ratio: bytes that one of them can unpack to at most; 1 for uncompressed data.
-        is_label: a large label map may well be background alone.
+        is_label: a large label map may well be background nearly everywhere.
     """
     if not shape or any(extent < 1 for extent in shape):
         raise Refusal(f"its header says size {_by(shape)}; every extent has to be 1 or more")
@@ -104,7 +107,8 @@ def require_room(
             f"it is cut off or damaged, its header says size {_by(shape)} or {expected} bytes, "
             f"the file has {available}{packed} bytes; copy or download it again"
         )
-    if ratio > 1 and not is_label and count * 4 > _LARGE_BYTES and expected > available * _BLANK_RATIO + _SLACK:
+    blank = available * (_LABEL_RATIO if is_label else _IMAGE_RATIO)
+    if ratio > 1 and expected + 4 * count > _LARGE_BYTES and expected > blank:
         raise Refusal(
             f"{available} bytes would unpack to {expected}, as no image does but one that is blank; "
             "if that is right, store it uncompressed"

@@ -160,7 +160,7 @@ def _parse(stream: IO[bytes] | gzip.GzipFile) -> NiftiHeader:
     value_bytes = _value_bytes(int(fields["datatype"]))
     shape = _shape([int(extent) for extent in fields["dim"]])
     offset, slope = float(fields["vox_offset"]), float(fields["scl_slope"])
-    if not math.isfinite(offset) or offset % 1 or not length <= offset <= length + _LARGEST_EXTENSIONS:
+    if not math.isfinite(offset) or offset % 1 or not length + 4 <= offset <= length + _LARGEST_EXTENSIONS:
         raise Refusal(f"vox_offset is {offset:g}, expected {length + 4} or more; the header is damaged")
     if math.isinf(slope):
         raise Refusal("scl_slope is infinite; the header is damaged")

@@ -19,6 +19,9 @@ RGB_CHANNELS: Final = (3, 4)
 _MAGICS: Final[Mapping[str, tuple[str, bytes]]] = {".png": ("PNG", b"\x89PNG\r\n\x1a\n"), ".bmp": ("BMP", b"BM")}
 """What a file of each ending must be, so that Pillow tries no other of its many formats."""
 
+_PNG_SIGNATURE = 8
+_PNG_AROUND = 12
+"""Bytes of a chunk beside its data: length, name, checksum."""
 _PNG_DEPTH = 24
 """Place of the bits of one colour in a PNG file."""
 
@@ -75,6 +78,8 @@ def _open(file: Path, *, is_label: bool) -> Image.Image:
     if not start.startswith(magic):
         raise not_this_format(start, kind)
     depth = start[_PNG_DEPTH] if kind == "PNG" and len(start) > _PNG_DEPTH else 1
+    if kind == "PNG":
+        _check_chunks(file)
     image: Image.Image = Image.open(file, formats=[kind])
     try:
         shape = (image.height, image.width, len(image.getbands()))
@@ -88,6 +93,23 @@ def _open(file: Path, *, is_label: bool) -> Image.Image:
         image.close()
         raise
     return image
+
+
+def _check_chunks(file: Path) -> None:
+    """Refuse a PNG file whose chunks do not fit into it; Pillow takes memory for as much as they promise."""
+    size, place = file.stat().st_size, _PNG_SIGNATURE
+    with file.open("rb") as stream:
+        while place + _PNG_AROUND <= size:
+            stream.seek(place)
+            length = int.from_bytes(stream.read(4), "big")
+            is_last = stream.read(4) == b"IEND"
+            place += length + _PNG_AROUND
+            if is_last:
+                return
+    if place != size:
+        raise Refusal(
+            "it is cut off or damaged, a part of it ends behind the end of the file; copy or download it again"
+        )
 
 
 def _header(shape: tuple[int, ...]) -> Header:

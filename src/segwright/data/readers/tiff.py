@@ -170,13 +170,13 @@ def _check(tiff: tifffile.TiffFile, available: int, *, is_label: bool) -> None:
 
 def _check_segments(tiff: tifffile.TiffFile) -> None:
     """Refuse strips and tiles that unpack to more than the header says, as bombs do; tifffile unpacks them whole."""
-    series = tiff.series[0]
+    series, size = tiff.series[0], tiff.filehandle.size
     compression, expected = series.keyframe.compression, prod(series.keyframe.chunks) * series.dtype.itemsize
-    if compression not in (*_DEFLATE, _LZMA):
-        return
-    suspicious = 0 if compression == _LZMA else _SMALL_SEGMENT
+    suspicious = {_LZMA: 0, **dict.fromkeys(_DEFLATE, _SMALL_SEGMENT)}.get(compression, size)
     for page in filter(None, series.pages):
         for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False):
+            if count > size:
+                raise Refusal("it is cut off or damaged, a strip or tile is larger than the file; copy it again")
             if count > suspicious:
                 tiff.filehandle.seek(offset)
                 _require_size(tiff.filehandle.read(count), compression, expected + _UNPACKED_AT_ONCE)
