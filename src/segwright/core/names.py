@@ -148,7 +148,7 @@ def absence(path: Path, wanted: Literal["file", "folder"] = "file") -> str:
     if path.is_symlink() and not path.exists():
         return dangling(path)
     if wanted == "folder":
-        return f"is a file; give the folder that it lies in, {path.parent}" if path.exists() else "no such folder"
+        return "is a file, expected the folder that it lies in" if path.exists() else "no such folder"
     if path.is_dir():
         return "is a folder, expected a file"
     return "is a pipe, socket or device, expected a file" if path.exists() else NO_FILE

@@ -25,13 +25,13 @@ from segwright.core.names import (
 from segwright.data.near_misses import (
     Entry,
     entries,
-    in_place_of_cases,
     near_misses,
+    no_cases,
     similar_folder,
     similar_label,
 )
 
-_CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
+_CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})", re.DOTALL)
 _VARIABLE = re.compile(r"\$(?:\{(?P<braced>\w+)\}|(?P<plain>\w+))")
 
 _MEND_PATH: Final = "correct the path in dataset.json"
@@ -55,22 +55,23 @@ class Listing:
     Attributes:
         problems: those about one case name it, so that the others can be used.
         stray: what the folder of images holds beside the cases and somebody may miss.
-        instead: where there are no cases, the end of a message that names what there is.
         is_explicit: the files were listed by hand, so that their names say nothing about channels.
     """
 
     cases: tuple[Case, ...]
     problems: tuple[Problem, ...]
     stray: tuple[Problem, ...] = ()
-    instead: str = ""
     is_explicit: bool = False
 
 
 def list_folder(images: Path, file_ending: str, *, labels: Path | None) -> Listing:
     """List the cases of a folder of `{case}_{CCCC}{file_ending}` files, with their labels `{case}{file_ending}`."""
+    remedies = ("a dataset keeps its images there", "a dataset keeps its labels there")
+    if labels is None:
+        remedies = ("give the folder that holds the images", "")
     missing_folders = [
-        Problem(where=str(folder), what=f"{wrong}{similar_folder(folder)}", remedy=f"a dataset keeps its {kind} there")
-        for folder, kind in ((images, "images"), (labels, "labels"))
+        Problem(where=str(folder), what=f"{wrong}{similar_folder(folder)}", remedy=remedy)
+        for folder, remedy in zip((images, labels), remedies, strict=True)
         if folder is not None and (wrong := absence(folder, "folder"))
     ]
     if missing_folders:
@@ -95,8 +96,9 @@ def list_folder(images: Path, file_ending: str, *, labels: Path | None) -> Listi
         problems += [_absent(images / entry.name, identifier) for entry in groups[identifier] if entry.kind != "file"]
         cases.append(Case(identifier=identifier, images=files, label=label))
     stray = near_misses(images, others, file_ending)
-    instead = "" if groups else in_place_of_cases(others, stray)
-    return Listing(cases=tuple(cases), problems=tuple(problems), stray=stray, instead=instead)
+    if not groups:
+        return Listing(cases=(), problems=(no_cases(images, others, stray, file_ending),))
+    return Listing(cases=tuple(cases), problems=tuple(problems), stray=stray)
 
 
 def explicit_cases(

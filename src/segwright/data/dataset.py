@@ -246,7 +246,8 @@ def look(folder: Path, *, environment: Mapping[str, str] = NO_ENVIRONMENT) -> Su
         problems.append(Problem(where=f"{folder / DATASET_JSON}, labels", what=gap))
     problems += _meaning_problems(folder / DATASET_JSON, description)
     if not listing.cases and not listing.problems:
-        problems.append(_no_cases(place, description.file_ending, listing.instead))
+        remedy = "list some, or remove the key 'dataset'"
+        problems.append(Problem(where=str(place), what="lists no case", remedy=remedy))
     reader = _choose(listing, description, problems)
     names = tuple(description.channel_names.values())
     problems += _channel_count_problems(listing, names, reader, description.file_ending)
@@ -299,8 +300,6 @@ def usable_cases(
     """
     listing = list_folder(require_text_path(folder), file_ending, labels=None)
     problems = list(listing.problems)
-    if not listing.cases and not problems:
-        problems = [_no_cases(folder, file_ending, listing.instead)]
     if not listing.cases:
         raise ProblemReport(problems)
     for problem in listing.stray:
@@ -370,14 +369,6 @@ def _num_channels(file: Path, reader: str) -> int:
         return read_header(file, reader).num_channels
     except ImageError:
         return 1
-
-
-def _no_cases(where: Path, file_ending: str, instead: str) -> Problem:
-    return Problem(
-        where=str(where),
-        what=f"no cases: no file named {{case}}_0000{file_ending}{instead}",
-        remedy="name the first channel _0000 and use the file_ending of dataset.json",
-    )
 
 
 def _validation_problems(path: Path, error: ValidationError) -> list[Problem]:

@@ -23,6 +23,9 @@ _OTHER_ENDINGS: Final = (".mgz", ".mgh", ".hdr", ".img", ".img.gz", ".nhdr", ".n
 """Of images that no reader of ours takes, and of what may hold some."""
 _DICOM_ENDINGS: Final = (".dcm", ".ima")
 _DICOM_MARK, _DICOM_MARK_AT = b"DICM", 128
+_CONVERSIONS: Final = {(".nii", ".nii.gz"): "compress it with gzip", (".nii.gz", ".nii"): "unpack it with gunzip"}
+_NO_CASE: Final = "belongs to no case: it "
+_NAME_CHANNELS: Final = "name the first channel _0000 and use the file_ending of dataset.json"
 _SHOWN = 3
 """Names that a message lists."""
 _PROBED = 1000
@@ -83,7 +86,7 @@ def near_misses(folder: Path, others: Sequence[Entry], file_ending: str) -> tupl
     remedies: dict[str, str] = {}
     probed = 0
     for entry in others:
-        probed += entry.kind == "file" and "." not in entry.name
+        probed += entry.kind == "file"
         found = _reason(folder, entry, file_ending, probe=probed <= _PROBED)
         if found is not None:
             kind, reason, remedy = found
@@ -92,20 +95,21 @@ def near_misses(folder: Path, others: Sequence[Entry], file_ending: str) -> tupl
     problems = []
     for kind, members in groups.items():
         first, reason = members[0]
-        what = f"belongs to no case: it {reason}{_and_more([entry.name for entry, _ in members[1:]])}"
+        what = f"{_NO_CASE}{reason}{_and_more([entry.name for entry, _ in members[1:]])}"
         problems.append(Problem(where=str(folder / first.name), what=what, remedy=remedies[kind]))
     return tuple(problems)
 
 
-def in_place_of_cases(others: Sequence[Entry], misses: Sequence[Problem]) -> str:
-    """Return the end of a message about a folder without a case: what it holds."""
+def no_cases(folder: Path, others: Sequence[Entry], misses: Sequence[Problem], file_ending: str) -> Problem:
+    """Return what to tell of a folder without a case: what was looked for, what there is, what to do."""
+    wanted = f"no cases: no file named {{case}}_0000{file_ending}"
     if misses:
         first = misses[0]
-        reason = first.what.removeprefix("belongs to no case: it ")
-        return f"; found {Path(first.where).name}, which {reason}"
-    if others:
-        return f"; found {others[0].name}{_and_more([entry.name for entry in others[1:]], before=' and ')}"
-    return ""
+        reason = first.what.removeprefix(_NO_CASE)
+        found = f"{wanted}; found {Path(first.where).name}, which {reason}"
+        return Problem(where=str(folder), what=found, remedy=first.remedy)
+    found = f"; found {_shown([entry.name for entry in others])}" if others else ""
+    return Problem(where=str(folder), what=f"{wanted}{found}", remedy=_NAME_CHANNELS)
 
 
 def in_place_of_label_maps(folder: Path, file_ending: str) -> str:
@@ -146,10 +150,11 @@ def _reason(folder: Path, entry: Entry, ending: str, *, probe: bool) -> tuple[st
     if name.lower().endswith(ending.lower()):
         found = name[-len(ending) :]
         return "case", f"ends in {found}, not in {ending}", f"rename it {name[: -len(ending)]}{ending}"
-    if name.lower().endswith(_DICOM_ENDINGS) or (probe and "." not in name and _is_dicom(path)):
+    if name.lower().endswith(_DICOM_ENDINGS) or (probe and not _image_ending(name) and _is_dicom(path)):
         return "dicom", "is a DICOM file", f"convert each series to one {ending} file, for instance with dcm2niix"
     if found := _image_ending(name):
-        return f"ending {found}", f"ends in {found}, not in {ending}", f"convert it to {ending}, or remove it"
+        how = _CONVERSIONS.get((found, ending), f"convert it to {ending}, for instance with SimpleITK")
+        return f"ending {found}", f"ends in {found}, not in {ending}", how
     return None
 
 
