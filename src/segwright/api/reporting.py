@@ -282,7 +282,7 @@ def _image_sources(
         reader=model.plan.image_reader_writer,
         predictions=scored.folders,
         raw=raw,
-        files=_listed_files(model, raw, environment),
+        files={} if raw is None else _listed_files(model, raw, workspace, environment),
         store=store,
     )
 
@@ -293,10 +293,22 @@ def _own_workspace(model: ModelRecord) -> Workspace | None:
     return Workspace.under(results.parent) if results.name == "results" else None
 
 
-def _listed_files(model: ModelRecord, raw: Path | None, environment: Mapping[str, str]) -> Mapping[str, Sequence[Path]]:
-    if raw is None or model.description.dataset is None:
+def _listed_files(
+    model: ModelRecord, raw: Path, workspace: Workspace | None, environment: Mapping[str, str]
+) -> Mapping[str, Sequence[Path]]:
+    """Return the images of each case that a raw dataset lists; outside it only where the user's workspace has it.
+
+    Else scores tell where it is. They may come from elsewhere, and so may the dataset and what it lists.
+    """
+    if model.description.dataset is None:
         return {}
-    return {case.identifier: case.images for case in datasets.look(raw, environment=environment).cases}
+    cases = datasets.look(raw, environment=environment).cases
+    inside = Path(raw.anchor) if workspace is not None and raw == workspace.raw / model.dataset else raw
+    return {
+        case.identifier: case.images
+        for case in cases
+        if all(file.resolve().is_relative_to(inside.resolve()) for file in case.images)
+    }
 
 
 def _label_volumes(model: ModelRecord, scored: ScoreSet, images: ImageSources) -> tuple[dict[str, list[float]], str]:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from segwright.core.documents import atomic_path, file_crc, has_right_checksum, read_json, with_checksum, write_json
 from segwright.core.errors import SegwrightError, WorkspaceError
-from segwright.core.names import below
+from segwright.core.names import below, require_name
 from segwright.data.chunks import chunk_and_block
 from segwright.data.store import LazyArray, lazy_array
 
@@ -108,7 +108,7 @@ class StageMaps:
         return StageMap(array)
 
     def _json(self, identifier: str) -> Path:
-        return self.folder / f"{identifier}.json"
+        return self.folder / f"{require_name(identifier, 'case id', error=WorkspaceError)}.json"
 
     def _map(self, identifier: str) -> Path:
-        return self.folder / f"{identifier}.b2nd"
+        return self.folder / f"{require_name(identifier, 'case id', error=WorkspaceError)}.b2nd"

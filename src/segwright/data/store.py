@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from segwright.core.documents import atomic_path, file_crc, has_right_checksum, read_json, with_checksum, write_json
 from segwright.core.errors import DatasetError, SegwrightError, WorkspaceError, nearest
-from segwright.core.names import below
+from segwright.core.names import below, require_name
 from segwright.data.array_files import read_layout
 from segwright.data.chunks import chunk_and_block
 from segwright.data.labels import ClassKey
@@ -310,7 +310,7 @@ class CaseStore:
         return lazy_array(self._array(identifier, kind), self._json(identifier), arrays[kind])
 
     def _json(self, identifier: str) -> Path:
-        return self.folder / f"{identifier}.json"
+        return self.folder / f"{require_name(identifier, 'case id', error=WorkspaceError)}.json"
 
     @staticmethod
     def name_clashes(identifiers: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -323,7 +323,7 @@ class CaseStore:
                     yield identifier, other
 
     def _array(self, identifier: str, kind: str) -> Path:
-        return self.folder / f"{identifier}{_ENDINGS[kind]}"
+        return self.folder / f"{require_name(identifier, 'case id', error=WorkspaceError)}{_ENDINGS[kind]}"
 
 
 def lazy_array(path: Path, document: Path, entry: Mapping[str, Any]) -> LazyArray:

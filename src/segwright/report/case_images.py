@@ -126,6 +126,9 @@ def _raw_files(scores: CaseScores, identifier: str, sources: ImageSources) -> tu
     labels = recorded.parent.name
     references = [recorded] + ([sources.raw / labels / recorded.name] if sources.raw else [])
     reference = next((file for file in references if file.is_file()), None)
+    listed = tuple(sources.files.get(identifier, ()))
+    if listed and all(file.is_file() for file in listed):
+        return reference, listed
     ending = sources.description.file_ending
     channels = range(len(sources.description.channel_names))
     for file in references:
@@ -135,8 +138,7 @@ def _raw_files(scores: CaseScores, identifier: str, sources: ImageSources) -> tu
             files = files[:1]  # one file may hold all channels
         if all(image.is_file() for image in files):
             return reference, files
-    listed = tuple(sources.files.get(identifier, ()))
-    return reference, listed if all(file.is_file() for file in listed) else ()
+    return reference, ()
 
 
 def _from_raw(identifier: str, images: Sequence[Path], reference: Path, prediction: Path, reader: str) -> CaseImages:
