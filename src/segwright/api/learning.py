@@ -26,6 +26,7 @@ from segwright.api.references import listed_references
 from segwright.api.session import open_session
 from segwright.api.splitting import require_folds, say_left_out
 from segwright.core.errors import ConfigError, DatasetError, ImageError, ModelError
+from segwright.core.names import absence
 from segwright.data.dataset import NO_ENVIRONMENT, load_description
 from segwright.data.images import READERS, choose_reader, read_header
 from segwright.data.labels import Labels
@@ -292,8 +293,9 @@ def require_folders(*folders: Path) -> None:
         DatasetError: one is not.
     """
     for folder in folders:
-        if not folder.is_dir():
-            raise DatasetError(f"{folder}: no such folder")
+        wrong = absence(folder, "folder")
+        if wrong:
+            raise DatasetError(f"{folder}: {wrong}")
 
 
 def find_description(*folders: Path) -> Path:

@@ -19,9 +19,10 @@ from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError, field_
 from segwright.core.arrays import box_slices, nonzero_box
 from segwright.core.documents import describe_validation, read_json, write_json
 from segwright.core.errors import ConfigError, DatasetError
-from segwright.core.names import below
+from segwright.core.names import absence, below
 from segwright.core.parallel import map_threads
 from segwright.data.images import read_label, write_labels
+from segwright.data.near_misses import entries, in_place_of_label_maps
 
 POSTPROCESSING_JSON: Final = "postprocessing.json"
 
@@ -158,11 +159,13 @@ def process_folder(
         DatasetError: there is no label map.
         ImageError: one cannot be read or written.
     """
-    if not source.is_dir():
-        raise DatasetError(f"{source}: no such folder")
-    files = sorted(path for path in source.iterdir() if path.name.endswith(file_ending) and path.name[0] != ".")
+    wrong = absence(source, "folder")
+    if wrong:
+        raise DatasetError(f"{source}: {wrong}")
+    files = [source / entry.name for entry in entries(source) if entry.name.endswith(file_ending)]
     if not files:
-        raise DatasetError(f"{source}: no label map ends in {file_ending}")
+        found = in_place_of_label_maps(source, file_ending)
+        raise DatasetError(f"{source}: no label map ends in {file_ending}{found}")
 
     def process(file: Path) -> Path:
         volume = read_label(file, reader)
