@@ -26,7 +26,12 @@ The mask is the non-zero region where the plan asks for it, else None. The chann
 ZSCORE = "ZScoreNormalization"
 
 _SMALLEST_SCALE = 1e-8
-"""No division by less, nnU-Net's epsilon for float32."""
+"""No division by less, nnU-Net's epsilon for float32; but intensities in other units may be as small as that."""
+_ROUNDING = 1e-6
+"""Relative; an image whose values differ by less is flat, but for float32's rounding."""
+_SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
+_SMALLEST_SQUARED, _LARGEST_SQUARED = 1e-15, 1e15
+"""Deviations whose squares float32 holds with all its digits."""
 _LARGEST_INTENSITY = 1e30
 _LARGEST_RGB = 255
 _PARTS = 64
@@ -190,11 +195,32 @@ def _lacking(name: str, index: int) -> Iterator[None]:
 
 def _zscore(values: Floats, intensities: Intensities) -> Linear:
     mean = float(np.float32(values.mean(dtype=np.float64)))
+    std = _deviation(values, mean, np.float32)
+    if not _SMALLEST_SQUARED < std < _LARGEST_SQUARED:  # nnU-Net's float32 is kept where its squares are exact
+        std = _deviation(values, mean, np.float64)
+    largest = 0.0 if std >= _SMALLEST_SCALE else max(-float(values.min()), float(values.max()))
+    return Linear(shift=mean, scale=_scale(std, largest))
+
+
+def _deviation(values: Floats, mean: float, dtype: type[np.float32] | type[np.float64]) -> float:
+    """Return the standard deviation from a mean; differences are squared in `dtype` and summed in float64."""
     squares = 0.0
     for part in np.array_split(values, _PARTS):  # all of it centred would take as much memory as the image
-        centred = np.subtract(part, np.float32(mean))
-        squares += float(np.square(centred, out=centred).sum(dtype=np.float64))
-    return Linear(shift=mean, scale=max(float(np.sqrt(squares / values.size)), _SMALLEST_SCALE))
+        centred = np.subtract(part, np.float32(mean), dtype=dtype)
+        with np.errstate(over="ignore", under="ignore"):
+            squares += float(np.square(centred, out=centred).sum(dtype=np.float64))
+    return float(np.sqrt(squares / values.size))
+
+
+def _scale(width: float, magnitude: float) -> float:
+    """Return what intensities are divided by: their width, but where it is rounding alone.
+
+    Args:
+        width: standard deviation or range.
+        magnitude: the largest absolute intensity.
+    """
+    is_contrast = width > _ROUNDING * magnitude and width > _SMALLEST_NORMAL
+    return width if width >= _SMALLEST_SCALE or is_contrast else _SMALLEST_SCALE
 
 
 def _ct(values: Floats, intensities: Intensities) -> Linear:
@@ -208,7 +234,7 @@ def _ct(values: Floats, intensities: Intensities) -> Linear:
         low=intensities["percentile_00_5"],
         high=intensities["percentile_99_5"],
         shift=intensities["mean"],
-        scale=max(intensities["std"], _SMALLEST_SCALE),
+        scale=_scale(intensities["std"], max(-intensities["percentile_00_5"], intensities["percentile_99_5"])),
     )
 
 
@@ -218,7 +244,7 @@ def _unchanged(values: Floats, intensities: Intensities) -> Linear:
 
 def _rescale_to_0_1(values: Floats, intensities: Intensities) -> Linear:
     low, high = values.min(), values.max()
-    return Linear(shift=float(low), scale=max(float(high - low), _SMALLEST_SCALE))
+    return Linear(shift=float(low), scale=_scale(float(high - low), max(-float(low), float(high))))
 
 
 def _rgb_to_0_1(values: Floats, intensities: Intensities) -> Linear:

@@ -53,6 +53,21 @@ def test_zscore_is_accurate_far_from_zero() -> None:
     assert abs(float(result.std(dtype=np.float64)) - 1) < 1e-3
 
 
+@pytest.mark.parametrize("factor", [1e-30, 1e-20, 1e-9, 1e-3, 1e15, 1e29])
+@pytest.mark.parametrize("scheme", ["ZScoreNormalization", "RescaleTo01Normalization", "CTNormalization"])
+def test_the_unit_of_intensities_does_not_matter(scheme: str, factor: float) -> None:
+    usual = channel(0, 1, 2, 5)
+    statistics = {"0": {key: value * factor for key, value in STATISTICS["0"].items()}}
+    scaled = (usual.astype(np.float64) * factor).astype(np.float32)
+    assert run(scaled, scheme, statistics=statistics) == pytest.approx(run(usual, scheme), abs=2e-6)
+
+
+@pytest.mark.parametrize("value", [0, 1e-9, 0.1, 1000, 1e25])
+@pytest.mark.parametrize("scheme", ["ZScoreNormalization", "RescaleTo01Normalization"])
+def test_a_flat_image_stays_flat_whatever_its_value(scheme: str, value: float) -> None:
+    assert run(channel(*[value] * 7), scheme) == [0] * 7
+
+
 def test_ct_clips_to_the_dataset() -> None:
     assert run(channel(-100, 1, 100), "CTNormalization") == [-1, 0, 2]
 
