@@ -61,7 +61,7 @@ class Volume:
     @property
     def header(self) -> Header:
         """The grid, to compare others with."""
-        return header_of(self.array.shape[1:], self.properties)
+        return header_of(self.array.shape[1:], {**self.properties, "spacing": self.spacing})
 
 
 class RefusedError(ImageError):

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from segwright.data.labels import ClassKey
+from segwright.core.errors import ImageError
+from segwright.data.labels import ClassKey, distinct_values
 
 _DIRECT_VALUES = 256
 """Label values below this index the confusion matrix directly; larger ones are renumbered first."""
-
+_MOST_VALUES = 2048
+"""The confusion matrix has the square of it, 32 MiB; no dataset has as many labels."""
 
 _BLOCK = 1 << 20
 """Voxels that are counted at once: no copy of a whole case, in a wider type, is made."""
@@ -81,26 +83,40 @@ def confusion(
     """Count every pair of reference and predicted value once; both arrays (*S) have the same shape.
 
     Voxels whose reference is `ignore_label` are left out of all counts (nnU-Net 2.8.1 behaviour, spec B 6).
+
+    Raises:
+        ImageError: there are far more values than labels.
     """
     assert reference.shape == prediction.shape, "shapes are checked where files are read"
     first, second = reference.reshape(-1), prediction.reshape(-1)
     if not first.size:
         return Confusion(values=(), counts=np.zeros((0, 0), dtype=np.int64))
     lowest, highest = min(first.min(), second.min()), max(first.max(), second.max())
-    if lowest < 0 or highest >= _DIRECT_VALUES:
-        known, indices = np.unique(np.concatenate([first, second]), return_inverse=True)
-        values = tuple(int(value) for value in known)
-        first, second = np.split(indices.reshape(-1), 2)
-    else:
-        values = tuple(range(int(highest) + 1))
-    counts = np.zeros(len(values) ** 2, dtype=np.int64)
+    is_direct = lowest >= 0 and highest < _DIRECT_VALUES
+    values = tuple(range(int(highest) + 1)) if is_direct else _values(first, second)
+    known, counts = np.array(values), np.zeros(len(values) ** 2, dtype=np.int64)
     for start in range(0, first.size, _BLOCK):
         block = slice(start, start + _BLOCK)
-        counts += np.bincount(first[block].astype(np.int64) * len(values) + second[block], minlength=len(counts))
+        one, two = (part[block] if is_direct else np.searchsorted(known, part[block]) for part in (first, second))
+        counts += np.bincount(one.astype(np.int64) * len(values) + two, minlength=len(counts))
     matrix = counts.reshape(len(values), len(values))
     if ignore_label in values:
         matrix[values.index(ignore_label)] = 0
     return Confusion(values=values, counts=matrix)
+
+
+def _values(*arrays: npt.NDArray[np.integer]) -> tuple[int, ...]:
+    """Return the distinct values of label maps, ascending.
+
+    Raises:
+        ImageError: there are far more than labels.
+    """
+    values = sorted(set().union(*(distinct_values(array) for array in arrays)))
+    if len(values) > _MOST_VALUES:
+        raise ImageError(
+            f"label maps with {len(values)} different values, expected at most {_MOST_VALUES}; is one of them an image?"
+        )
+    return tuple(values)
 
 
 def overlaps(

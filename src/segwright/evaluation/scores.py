@@ -16,7 +16,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from segwright.core.documents import atomic_path, parse_document, write_json
-from segwright.core.errors import Problem, ProblemReport, SegwrightError
+from segwright.core.errors import ImageError, Problem, ProblemReport, SegwrightError
 from segwright.core.parallel import map_threads
 from segwright.data.formats import Header
 from segwright.data.geometry import difference, find_turn
@@ -276,7 +276,12 @@ def evaluate_files(
         except SegwrightError as error:
             return Problem(where=pair[1].name, what=str(error))
         problem = _grid_problem(pair[1], prediction.header, reference.header)
-        return problem or _score_case(pair, reference, prediction, labels, ignored, further, change)
+        if problem is not None:
+            return problem
+        try:
+            return _score_case(pair, reference, prediction, labels, ignored, further, change)
+        except ImageError as error:
+            return Problem(where=pair[1].name, what=str(error))
 
     found = map_threads(score, pairs, workers=workers, title=title)
     problems = [result for result in found if isinstance(result, Problem)]

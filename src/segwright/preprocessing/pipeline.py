@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from logging import getLogger
+from math import prod
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from segwright.core.arrays import crop, uncrop
 from segwright.core.documents import content_hash, file_hash
 from segwright.core.errors import DatasetError, ImageError, Problem, ProblemReport, SegwrightError
+from segwright.core.memory import available_bytes
 from segwright.core.parallel import available_cpus, map_threads
 from segwright.data.cases import Case
 from segwright.data.cropping import content_box, crop_to_nonzero
@@ -36,6 +38,11 @@ FORMAT = 1
 """Raised when the same input gives other preprocessed arrays than before, so that stored cases are made anew."""
 
 _SHOWN_VALUES = 8
+
+_FAR = 10.0
+"""Factor between spacings that no two scans of one kind have."""
+_MOST_TIMES = 100.0
+"""Voxels on the network's grid, over those of the median training case; a body against an organ may have more."""
 
 Floats = npt.NDArray[np.float32]
 _Grid = tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...]]  # new shape, spacing before, spacing after
@@ -149,6 +156,7 @@ def apply(
             f"image has shape {volume.array.shape[1:]}, label {label.shape[1:]}; they must lie on the same grid"
         )
     image, marked, provenance = _cropped(volume, label, plan, configuration)
+    _require_room(provenance, plan, configuration, len(image))
     cropped = None if label is None else marked
     image, cropped = _on_grid(image, cropped, marked, provenance, plan, configuration, threads)
     return Preprocessed(image=image, label=cropped, provenance=provenance)
@@ -161,6 +169,7 @@ def prepare(volume: Volume, plan: Plan, configuration: Configuration) -> Prepare
         ImageError: the image does not fit the plan.
     """
     image, mask, provenance = _cropped(volume, None, plan, configuration)
+    _require_room(provenance, plan, configuration, len(image))
     if _grid(provenance, configuration)[0] == image.shape[1:]:
         view = normalized_view(
             image,
@@ -213,6 +222,34 @@ def _grid(provenance: Provenance, configuration: Configuration) -> _Grid:
             f"shape {shape} at spacing {spacing} has no voxel left at spacing {wanted}; check the spacing of the file"
         )
     return grid
+
+
+def _require_room(provenance: Provenance, plan: Plan, configuration: Configuration, num_channels: int) -> None:
+    """Look at a case's size on the network's grid before memory is taken; warn of a spacing unlike those in training.
+
+    Raises:
+        ImageError: the resampled image alone is larger than the memory that is free, or both spacing and size are far
+            from those of training cases, as with a wrong header.
+    """
+    shape, spacing, wanted = _grid(provenance, configuration)
+    usual = plan.original_median_spacing_after_transp
+    sizes = zip(plan.original_median_shape_after_transp, usual, wanted, strict=False)
+    times = prod(shape) / max(prod(size * own / new for size, own, new in sizes), 1.0)
+    is_far = any(not 1 / _FAR <= own / other <= _FAR for own, other in zip(spacing, usual, strict=False))
+    needed, free = 4 * num_channels * prod(shape), available_bytes()
+    found = f"shape {provenance.shape_after_cropping} at spacing {_rounded(spacing)}"
+    median = f"the median training case has spacing {_rounded(usual)}; check the spacing in the file's header"
+    if needed > free or (is_far and times > _MOST_TIMES):
+        raise ImageError(
+            f"{found} becomes {shape} at spacing {_rounded(wanted)}, which needs {needed / 2**30:.3g} GiB of "
+            f"{free / 2**30:.3g} GiB that are free, {times:.3g} times the voxels of a training case; {median}"
+        )
+    if is_far:
+        logger.warning("%s: %s", found, median)
+
+
+def _rounded(spacing: Sequence[float]) -> str:
+    return f"({', '.join(f'{extent:.4g}' for extent in spacing)})"
 
 
 def _on_grid(

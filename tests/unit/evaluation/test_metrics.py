@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from segwright.core.errors import ImageError
 from segwright.data.labels import ClassKey
 from segwright.evaluation.metrics import Overlap, confusion, overlaps
 
@@ -70,3 +71,9 @@ def test_a_case_that_is_ignored_everywhere_has_no_scores() -> None:
     overlap = confusion(everything_ignored, np.ones((2, 2, 2), dtype=int), ignore_label=3).overlap(1)
     assert (overlap.tp, overlap.fp, overlap.fn, overlap.tn) == (0, 0, 0, 0)
     assert math.isnan(overlap.dice)
+
+
+def test_an_image_is_no_label_map() -> None:
+    image = np.arange(4096).reshape(16, 16, 16)
+    with pytest.raises(ImageError, match="4096 different values, expected at most 2048; is one of them an image"):
+        confusion(image, image)

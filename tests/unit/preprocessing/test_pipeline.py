@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from segwright.data.dataset import Dataset, load
 from segwright.data.images import Volume
 from segwright.data.plan import Plan
 from segwright.data.store import CaseStore
-from segwright.preprocessing.pipeline import apply, preprocess_dataset, target_shape, undo_probabilities
+from segwright.preprocessing.pipeline import apply, prepare, preprocess_dataset, target_shape, undo_probabilities
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "preprocessing" / "anisotropic.npz"
 CONFIGURATION = "3d_fullres"
@@ -191,6 +192,27 @@ def test_the_input_array_is_not_changed(golden: dict[str, Any], plan: Plan) -> N
 def test_label_on_another_grid_is_refused(golden: dict[str, Any], plan: Plan) -> None:
     with pytest.raises(ImageError, match="same grid"):
         apply(volume(golden), golden["label_1"][None], plan, plan.configuration(CONFIGURATION))
+
+
+@pytest.mark.parametrize("predicts", [True, False])
+@pytest.mark.parametrize("spacing", [20.0, 100000.0])
+def test_a_spacing_that_needs_far_more_memory_than_in_training_is_refused(
+    golden: dict[str, Any], plan: Plan, predicts: bool, spacing: float
+) -> None:
+    enormous = replace(volume(golden), spacing=(spacing,) * 3)
+    configuration = plan.configuration(CONFIGURATION)
+    with pytest.raises(ImageError, match=r"needs .* GiB of .* GiB that are free, .* times the voxels of a training"):
+        prepare(enormous, plan, configuration) if predicts else apply(enormous, None, plan, configuration)
+
+
+def test_a_spacing_far_from_those_in_training_is_told(
+    golden: dict[str, Any], plan: Plan, caplog: pytest.LogCaptureFixture
+) -> None:
+    usual = volume(golden)
+    prepare(usual, plan, plan.configuration(CONFIGURATION))
+    assert not caplog.records
+    prepare(replace(usual, spacing=(60.0, 0.05, 1.0)), plan, plan.configuration(CONFIGURATION))
+    assert "at spacing (60, 0.05, 1): the median training case has spacing (6, 0.9, 1); check" in caplog.text
 
 
 def test_a_case_that_would_vanish_is_refused(golden: dict[str, Any], plan: Plan) -> None:
