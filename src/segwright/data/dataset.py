@@ -293,10 +293,10 @@ def list_cases(folder: Path, file_ending: str, num_channels: int | None = None) 
 def usable_cases(
     folder: Path, file_ending: str, num_channels: int | None = None
 ) -> tuple[tuple[Case, ...], tuple[Problem, ...]]:
-    """List the cases of a folder that are complete, and what is wrong with the others; else as `list_cases`.
+    """List the cases of a folder whose files are there, and what is wrong with the others; else as `list_cases`.
 
     Raises:
-        ProblemReport: the folder is missing or holds no case at all.
+        ProblemReport: the folder is missing or holds no such case, or channels are missing or too many.
     """
     listing = list_folder(require_text_path(folder), file_ending, labels=None)
     problems = list(listing.problems)
@@ -310,9 +310,14 @@ def usable_cases(
             reader = choose_reader(file_ending, _first_images(listing))
         except ImageError:
             reader = choose_reader(file_ending, None)
-        problems += _channel_count_problems(listing, names, reader, file_ending)
+        wrong = _channel_count_problems(listing, names, reader, file_ending)
+        if wrong:
+            raise ProblemReport([*problems, *wrong])
     refused = {problem.case for problem in problems}
-    return tuple(case for case in listing.cases if case.identifier not in refused), tuple(problems)
+    cases = tuple(case for case in listing.cases if case.identifier not in refused)
+    if not cases:
+        raise ProblemReport(problems)
+    return cases, tuple(problems)
 
 
 def _choose(listing: Listing, description: DatasetDescription, problems: list[Problem]) -> str:

@@ -27,7 +27,7 @@ from segwright.data.labels import Labels
 from segwright.data.provenance import Provenance
 from segwright.inference.awareness import UNAWARE, Awareness, say_warnings
 from segwright.inference.export import LabelMap
-from segwright.inference.files import SCRATCH, Failures, begin, naming, read_volume
+from segwright.inference.files import SCRATCH, begin, naming, read_volume
 from segwright.inference.journal import Asked, CaseRecord, Job, Journal, Meter, identity
 from segwright.inference.observation import Observation
 from segwright.inference.postprocessing import NO_POSTPROCESSING, PostProcessing
@@ -133,7 +133,7 @@ def predict_ensemble(
     asked = Asked(
         saving=saving, uncertainty=uncertainty, calibrated=calibrated, overwrite=overwrite, part=part, parts=parts
     )
-    journal, jobs, todo = begin(
+    journal, jobs, todo, failures = begin(
         predictors,
         input_folder,
         output_folder,
@@ -144,7 +144,6 @@ def predict_ensemble(
     )
     names = {job.case.identifier for job in todo}
     records = []
-    failures = Failures()
     for job in progress(jobs, title="predicting" if jobs else "", total=len(jobs)):
         if job.case.identifier in names:
             with failures.collect(job.case):

@@ -27,7 +27,7 @@ from segwright.core.names import below
 from segwright.core.parallel import fork_safe
 from segwright.core.resources import resource_error
 from segwright.data.cases import Case
-from segwright.data.dataset import list_cases
+from segwright.data.dataset import usable_cases
 from segwright.data.images import Volume, read_images
 from segwright.data.provenance import Provenance
 from segwright.inference.awareness import Awareness, say_warnings
@@ -105,7 +105,7 @@ def predict_files(
     asked = Asked(
         saving=saving, uncertainty=uncertainty, calibrated=calibrated, overwrite=overwrite, part=part, parts=parts
     )
-    journal, jobs, todo = begin(
+    journal, jobs, todo, failures = begin(
         [predictor],
         input_folder,
         output_folder,
@@ -116,7 +116,6 @@ def predict_files(
     )
     predictor.plan.save(output_folder / PLANS_JSON)
     workers = [predictor, *others][: max(len(todo), 1)]
-    failures = Failures()
     if len(workers) == 1:  # not in a thread of its own: large arrays cost page faults there, a tenth of the time
         done = {record.case: record for record in _run(predictor, todo, journal, hold_bytes, failures)}
     else:
@@ -134,8 +133,10 @@ def begin(
     model: dict[str, Any],
     awareness: Awareness,
     workers: Sequence[Predictor],
-) -> tuple[Journal, list[Job], list[Job]]:
-    """Check all that can be known beforehand, then write the first documents; return journal, jobs and those to do.
+) -> tuple[Journal, list[Job], list[Job], Failures]:
+    """Check all that can be known beforehand, then write the first documents.
+
+    Returns journal, jobs, those of them to do, and what takes cases that fail; it has those whose files are not there.
 
     Args:
         members: the models that are averaged.
@@ -155,7 +156,7 @@ def begin(
     require_writable(first.reader, asked.saving, uncertainty=asked.uncertainty)
     heat = awareness.temperature(calibrated=asked.calibrated)
     options = asked.options(members, [each.window.device for each in workers])
-    cases = list_cases(input_folder, description.file_ending, len(description.channel_names))
+    cases, refused = usable_cases(input_folder, description.file_ending, len(description.channel_names))
     jobs = [job_of(case, output_folder, first, asked, temperature=heat) for case in cases[asked.part :: asked.parts]]
     _require_apart_files(jobs)
     for folder in sorted({output_folder, *(file.parent for job in jobs for file in job.files)}):
@@ -169,7 +170,7 @@ def begin(
     journal.save()
     if len(todo) < len(jobs):
         logger.info("%d of %d cases are predicted already and kept", len(jobs) - len(todo), len(jobs))
-    return journal, jobs, todo
+    return journal, jobs, todo, Failures(refused)
 
 
 def _require_apart_files(jobs: Sequence[Job]) -> None:
@@ -280,8 +281,11 @@ def _run(
 class Failures:
     """Cases that cannot be read or predicted: noted while the others are done, and told together at the end."""
 
-    def __init__(self) -> None:
-        self._problems: list[Problem] = []
+    def __init__(self, problems: Sequence[Problem] = ()) -> None:
+        self._problems = list(problems)
+        self._num_refused = len({problem.case for problem in problems})
+        for problem in problems:
+            logger.warning("%s; going on with the other cases", problem)
 
     @contextmanager
     def collect(self, case: Case) -> Iterator[None]:
@@ -292,7 +296,9 @@ class Failures:
             raise
         except SegwrightError as error:
             what = str(error).removeprefix(f"{case.identifier}: ")
-            self._problems.append(Problem(where=case.identifier, what=what))  # its text alone: it may hold arrays
+            self._problems.append(
+                Problem(where=case.identifier, what=what, case=case.identifier)
+            )  # its text alone: it may hold arrays
             logger.warning("%s: not predicted (%s); going on with the others", case.identifier, what)
 
     def result(self, case: Case, export: Future[CaseRecord]) -> list[CaseRecord]:
@@ -306,8 +312,9 @@ class Failures:
         if not self._problems:
             return
         problems = sorted(self._problems, key=lambda problem: problem.where)
-        if num_cases > 1:
-            logger.warning("%d of %d cases are not predicted", len(problems), num_cases)
+        if num_cases + self._num_refused > 1:
+            failed = len({problem.case for problem in problems})
+            logger.warning("%d of %d cases are not predicted", failed, num_cases + self._num_refused)
         raise ProblemReport(problems)
 
 

@@ -19,6 +19,7 @@ from segwright.inference import files
 from segwright.inference.files import predict_files, read_volume
 from segwright.inference.model_folder import load_predictor
 from segwright.inference.predictor import Predictor
+from segwright.inference.writers import Saving
 
 
 @pytest.fixture
@@ -222,3 +223,47 @@ def test_devices_share_the_cases(make_model: Callable[..., Path], images: Path, 
     assert len(journal["cases"]) == len(alone)
     assert journal["peak_memory_mib"] > 10
     assert all(case["tiles"] >= 1 for case in journal["cases"].values())
+
+
+def test_a_case_whose_image_is_a_dangling_link_is_named_and_the_others_are_predicted(
+    predictor: Predictor, images: Path, tmp_path: Path
+) -> None:
+    (images / "b_0000.nii.gz").unlink()
+    (images / "b_0000.nii.gz").symlink_to("../.git/annex/objects/b.nii.gz")
+    with pytest.raises(ProblemReport, match=r"b_0000\.nii\.gz: is a link to .*, which is not there") as caught:
+        predict_files(predictor, images, tmp_path / "out")
+    assert [problem.case for problem in caught.value.problems] == ["b"]
+    assert (tmp_path / "out" / "a.nii.gz").is_file()
+
+
+def test_cases_whose_files_would_replace_each_other_are_refused(
+    make_model: Callable[..., Path], images: Path, tmp_path: Path
+) -> None:
+    model = make_model(0)
+    document = json.loads((model / "dataset.json").read_text())
+    (model / "dataset.json").write_text(json.dumps({**document, "labels": {"background": 0, "c": 1, "b_c": 2}}))
+    (images / "b_0000.nii.gz").rename(images / "a_b_0000.nii.gz")
+    predictor = load_predictor(model, device="cpu", precision="fp32")
+    with pytest.raises(SegwrightError, match=r"a_b_c\.nii\.gz: would hold the results of case 'a' and of case 'a_b'"):
+        predict_files(predictor, images, tmp_path / "out", probabilities=Saving(kind="nifti"))
+
+
+@pytest.mark.parametrize("link", ["probabilities", "uncertainty"])
+def test_a_link_in_the_output_folder_is_not_followed(
+    predictor: Predictor, images: Path, tmp_path: Path, link: str
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "out" / link).symlink_to(tmp_path / "outside")
+    with pytest.raises(WorkspaceError, match="through a link"):
+        predict_files(predictor, images, tmp_path / "out", probabilities=Saving(kind="nifti"), uncertainty=True)
+    assert not list((tmp_path / "outside").iterdir())
+
+
+def test_a_link_in_the_place_of_a_label_map_is_replaced(predictor: Predictor, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "out" / "a.nii.gz").symlink_to(tmp_path / "precious")
+    predict_files(predictor, images, tmp_path / "out", overwrite=True)
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert not (tmp_path / "out" / "a.nii.gz").is_symlink()
