@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
+import tifffile
 from journeys import Journey, call
+
+from segwright.api.learning import find_label_reader
 
 DATASET = {
     "channel_names": {"0": "CT"},
@@ -160,3 +164,62 @@ def test_verbs_that_write_folders_print_json(journey: Journey, tmp_path: Path) -
     assert json.loads(exported.stdout) == {"model": str(tmp_path / "theirs")}
     imported = call("import-model", tmp_path / "theirs", tmp_path / "ours", "--json")
     assert json.loads(imported.stdout) == {"models": [str(tmp_path / "ours")]}
+
+
+def write_stacks(folder: Path, num_cases: int = 6) -> Path:
+    """Write a dataset of stacks of 4 planes in TIFF files with the spacing beside them."""
+    for name in ("imagesTr", "labelsTr"):
+        (folder / name).mkdir(parents=True)
+    for index in range(num_cases):
+        label_map = np.zeros((4, 9, 8), np.uint8)
+        label_map[1:3, 2:6, 2:5] = 1
+        label_map[0, 0, 7] = 1
+        image = np.random.RandomState(index).randint(0, 99, label_map.shape).astype(np.uint8)
+        for array, file in ((image, f"imagesTr/c{index}_0000.tif"), (label_map, f"labelsTr/c{index}.tif")):
+            tifffile.imwrite(folder / file, array, photometric="minisblack")
+            (folder / file).with_name(f"c{index}.json").write_text('{"spacing": [2.0, 0.5, 0.5]}')
+    (folder / "dataset.json").write_text(json.dumps({**DATASET, "numTraining": num_cases, "file_ending": ".tif"}))
+    return folder
+
+
+def test_verbs_read_stacks_in_tiff_files(tmp_path: Path) -> None:
+    dataset, work = write_stacks(tmp_path / "Dataset009_Stacks"), tmp_path / "work"
+    predictions, labels = tmp_path / "predictions", dataset / "labelsTr"
+    shutil.copytree(labels, predictions)
+    document = ("--dataset-json", dataset / "dataset.json")
+
+    for arguments in (
+        ("evaluate", labels, predictions, *document, "--surface"),
+        ("evaluate", labels, predictions, "--labels", "1"),
+        ("determine-postprocessing", labels, predictions, *document),
+        ("apply-postprocessing", "-i", predictions, "-o", tmp_path / "out", *document),
+        ("evaluate", labels, tmp_path / "out", *document),
+        ("--work", work, "plan", dataset),
+    ):
+        done = call(*arguments)
+        assert done.exit_code == 0, done.stderr
+    measured = work / "preprocessed" / dataset.name / "dataset_fingerprint.json"
+    done = call("plan", "--from-fingerprint", measured, *document, "--json")
+    assert done.exit_code == 0, done.stderr
+    assert (tmp_path / "out" / "c0.json").is_file()
+    for made in (json.loads(done.stdout), json.loads((measured.parent / "nnUNetPlans.json").read_text())):
+        assert made["configurations"]
+        assert made["image_reader_writer"] == "Tiff3DIO"
+
+
+def test_reader_of_the_plans_above_predictions_is_taken(tmp_path: Path) -> None:
+    dataset = write_stacks(tmp_path / "Dataset009_Stacks")
+    call("--work", tmp_path / "work", "plan", dataset)
+    plans = next((tmp_path / "work" / "preprocessed" / dataset.name).glob("nnUNetPlans.json"))
+    model, override = tmp_path / "model", {**DATASET, "file_ending": ".tif"}
+    validation = model / "fold_0" / "validation"
+    shutil.copytree(dataset / "labelsTr", validation)
+    for file in validation.glob("*.json"):
+        file.unlink()  # planes of 4 colours, as far as the files tell
+    shutil.copyfile(plans, model / "plans.json")
+    (model / "dataset.json").write_text(json.dumps(override))
+
+    assert find_label_reader(".tif", None, dataset / "labelsTr", validation) == "Tiff3DIO"
+    assert find_label_reader(".tif", None, validation) == "Tiff3DIO"
+    (model / "plans.json").unlink()
+    assert find_label_reader(".tif", None, validation) == "NaturalImage2DIO"

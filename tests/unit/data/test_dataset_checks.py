@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import made_files
 import numpy as np
 import pytest
 import SimpleITK
+from PIL import Image
 
 from segwright.data.checks import Findings, check
 
@@ -335,3 +337,48 @@ def test_checking_writes_nothing(folder: Path) -> None:
     check(folder)
 
     assert sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*")) == before
+
+
+def write_pictures(folder: Path, modes: list[str], num_channels: int = 3) -> Path:
+    """Write a dataset of one picture a case, of the modes of Pillow."""
+    for name in ("imagesTr", "labelsTr"):
+        (folder / name).mkdir(parents=True)
+    for index, mode in enumerate(modes):
+        Image.new(mode, (9, 7)).save(folder / "imagesTr" / f"p{index}_0000.png")
+        Image.new("L", (9, 7), 1).save(folder / "labelsTr" / f"p{index}.png")
+    document = {
+        "channel_names": {str(channel): "RGB"[channel] for channel in range(num_channels)},
+        "labels": {"background": 0, "a": 1},
+        "numTraining": len(modes),
+        "file_ending": ".png",
+    }
+    made_files.edit_json(folder, document)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("modes", "odd"),
+    [
+        (["L", "RGB", "RGB", "RGB", "RGB"], {0: "has 1 channels, dataset.json names 3"}),
+        (["RGB", "RGB", "RGB", "RGB", "L"], {4: "has 1 channels, dataset.json names 3"}),
+        (["RGB", "RGBA", "RGB"], {1: "has 4 channels, dataset.json names 3"}),
+        (["RGBA", "RGBA"], dict.fromkeys((0, 1), "4 channels in 1 file.* names 3 .*; remove the transparency")),
+        (["RGB", "LA", "RGB"], {1: "grey and transparency"}),
+        (["LA", "RGB", "RGB"], {0: "grey and transparency"}),
+    ],
+)
+def test_odd_pictures_are_named_and_no_others(tmp_path: Path, modes: list[str], odd: dict[int, str]) -> None:
+    findings = check(write_pictures(tmp_path / "Dataset008_Pictures", modes))
+
+    assert len(findings.errors) == len(odd)
+    for problem, (index, message) in zip(findings.errors, odd.items(), strict=True):
+        assert re.search(rf"p{index}_0000\.png: .*{message}", str(problem))
+
+
+def test_2d_image_among_3d_ones_is_an_error(folder: Path) -> None:
+    for file in (*folder.glob("imagesTr/case_01*"), folder / "labelsTr" / "case_01.nii.gz"):
+        SimpleITK.WriteImage(SimpleITK.ReadImage(str(file))[:, :, 2], str(file))
+
+    findings = check(folder)
+
+    assert "case_01_0000.nii.gz: is a 2D image, most cases are 3D" in errors(findings)

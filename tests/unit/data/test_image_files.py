@@ -15,7 +15,7 @@ import tifffile
 from PIL import Image
 
 from segwright.core.errors import DiskError, ImageError
-from segwright.data.images import READERS, choose_reader, read_images, read_label, write_labels
+from segwright.data.images import READERS, choose_reader, read_images, read_label, reader_of_shapes, write_labels
 
 LABELS = (np.arange(60).reshape(3, 4, 5) % 4).astype(np.int64)
 
@@ -57,6 +57,50 @@ def test_override_wins_and_the_text_none_counts_as_absent(images: Path) -> None:
 def test_unknown_override_warns_and_is_passed_over(images: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert choose_reader(".nii.gz", images / "v.nii.gz", "NibabelI") == "SimpleITKIO"
     assert "did you mean 'NibabelIO'" in caplog.text
+
+
+def stack(folder: Path, name: str, planes: int, *, spacing: bool = False) -> Path:
+    array = np.zeros((planes, 4, 5) if planes else (4, 5), np.uint8)
+    tifffile.imwrite(folder / f"{name}_0000.tif", array, photometric="minisblack")
+    if spacing:
+        (folder / f"{name}.json").write_text('{"spacing": [3.0, 0.5, 0.25]}')
+    return folder / f"{name}_0000.tif"
+
+
+def test_tiff_is_decided_by_all_cases(tmp_path: Path) -> None:
+    flat = [stack(tmp_path, f"f{index}", 0) for index in range(3)]
+    four, *deep = [stack(tmp_path, f"s{planes}", planes) for planes in (4, 7, 8)]
+
+    assert choose_reader(".tif", [four, *deep]) == "Tiff3DIO"
+    assert choose_reader(".tif", [four]) == "NaturalImage2DIO"
+    assert choose_reader(".tif", [*flat, deep[0]]) == "NaturalImage2DIO"
+    assert choose_reader(".tif", [flat[0], *deep]) == "Tiff3DIO"
+
+
+def test_spacing_beside_a_tiff_file_makes_it_a_stack(tmp_path: Path) -> None:
+    assert choose_reader(".tif", stack(tmp_path, "s", 4, spacing=True)) == "Tiff3DIO"
+    assert choose_reader(".tif", stack(tmp_path, "f", 0, spacing=True)) == "NaturalImage2DIO"
+
+
+def test_tiff_files_that_all_are_damaged_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.tif").write_bytes(b"")
+
+    with pytest.raises(ImageError, match=r"x\.tif: cannot be read \(the file is empty"):
+        choose_reader(".tif", [tmp_path / "x.tif"])
+
+
+@pytest.mark.parametrize(
+    ("shapes", "override", "reader"),
+    [
+        ([(1, 40, 50), (1, 30, 20)], None, "NaturalImage2DIO"),
+        ([(1, 40, 50), (9, 40, 50)], None, "Tiff3DIO"),
+        ([(9, 40, 50)], "NaturalImage2DIO", "NaturalImage2DIO"),
+    ],
+)
+def test_reader_of_tiff_files_that_are_away_follows_from_their_shapes(
+    shapes: list[tuple[int, ...]], override: str | None, reader: str
+) -> None:
+    assert reader_of_shapes(".tif", shapes, override) == reader
 
 
 def test_unknown_ending_names_the_nearest() -> None:
