@@ -101,7 +101,7 @@ def mutate_json(data: bytes, rng: Random) -> bytes:
     if rng.random() < 0.25:
         return mutate_text(data, rng)
     document = json.loads(data)
-    for _ in range(rng.randint(1, MOST_EDITS // 2)):
+    for _ in range(rng.choice((1, 1, 1, 2, 3))):
         document = _edit_document(document, rng)
     text = json.dumps(document, ensure_ascii=rng.random() < 0.9)
     for placeholder, raw in _RAW.items():
@@ -111,10 +111,12 @@ def mutate_json(data: bytes, rng: Random) -> bytes:
 
 def mutate_json_lines(data: bytes, rng: Random) -> bytes:
     """Damage some lines of a file that has one JSON document a line."""
-    lines = data.splitlines(keepends=True)
+    lines, changed = data.splitlines(keepends=True), set[bytes]()
     for _ in range(rng.randint(1, 3)):
         index = rng.randrange(len(lines))
-        lines[index] = mutate_json(lines[index], rng).replace(b"\n", b" ") + b"\n" * rng.randint(0, 1)
+        if lines[index] not in changed:
+            changed.add(line := mutate_json(lines[index], rng).replace(b"\n", b" ") + b"\n" * rng.randint(0, 1))
+            lines[index] = line
     return b"".join(lines)
 
 
@@ -222,6 +224,10 @@ _BYTE_EDITS = (
 )
 
 
+def _kind_of(value: Any) -> type | tuple[type, ...]:
+    return (int, float) if isinstance(value, int | float) else type(value)
+
+
 def _edit_document(document: Any, rng: Random) -> Any:
     """Return a document with one value, somewhere, replaced, dropped, renamed, repeated or nested."""
     if isinstance(document, dict | list) and document and rng.random() < 0.85:
@@ -231,8 +237,11 @@ def _edit_document(document: Any, rng: Random) -> Any:
         changed[key] = _edit_document(document[key], rng)
         return changed
     action = rng.random()
-    if action < 0.5 or document is None:
+    if action < 0.3 or document is None:
         return rng.choice(_VALUES)
+    if action < 0.5:
+        alike = [value for value in _VALUES if isinstance(value, _kind_of(document))]
+        return rng.choice(alike) if alike else rng.choice(_VALUES)
     if action < 0.6 and isinstance(document, dict) and document:
         return {
             (rng.choice(("", "x", "..", "\ud800", "0", key)) if rng.random() < 0.5 else key): document[key]
@@ -243,7 +252,7 @@ def _edit_document(document: Any, rng: Random) -> Any:
         del kept[rng.randrange(len(kept))]
         return {key: document[key] for key in kept} if isinstance(document, dict) else kept
     if action < 0.8:
-        return [document] * rng.choice((0, 1, 2, 3, 1000))
+        return [document] * rng.choice((0, 1, 2, 3, 300))
     if action < 0.9 and isinstance(document, int | float) and not isinstance(document, bool):
         return rng.choice((-document, document + 1, document * 1000, str(document), float(document), [document]))
     return [document] if rng.random() < 0.5 else {"x": document}
