@@ -9,7 +9,9 @@ import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fuzz-count", type=int, default=200, help="damaged files that each reader of files gets")
+    parser.addoption(
+        "--fuzz-count", type=int, default=100, help="damaged files that each reader of files gets, on average"
+    )
     parser.addoption("--fuzz-seed", type=int, default=0, help="decides how they are damaged")
 
 

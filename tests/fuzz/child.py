@@ -12,7 +12,7 @@ import traceback
 from pathlib import Path
 
 from segwright.core.errors import SegwrightError
-from tests.fuzz.isolation import MEMORY_LIMIT, Target, generator
+from tests.fuzz.isolation import MEMORY_LIMIT, Target, generator, several
 
 _OUT_OF_MEMORY = (
     "can't allocate memory",
@@ -24,18 +24,18 @@ _OUT_OF_MEMORY = (
 
 
 def find_target(name: str) -> Target:
-    """Return the target of "module:name"."""
+    """Return the target of "module:name", or all of "module:*" as one."""
     module, _, key = name.partition(":")
     loaded = importlib.import_module(module)
     targets: dict[str, Target] = getattr(loaded, "TARGETS", None) or loaded.FAULTS
-    return targets[key]
+    return several(targets) if key == "*" else targets[key]
 
 
 def damaged(target: Target, files: list[tuple[Path, bytes]], name: str, seed: int, index: int) -> tuple[Path, bytes]:
     """Return which file input number `index` replaces, and by what."""
     rng = generator(name, seed, index)
     path, content = rng.choice(files)
-    return path, target.mutate(content, rng)
+    return path, target.damage(path, content, rng)
 
 
 def judge(target: Target, path: Path) -> tuple[str, str]:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -40,11 +40,37 @@ class Target:
         make: writes good files into an empty folder and returns those that are damaged, one at a time.
         read: reads the file at a path; the others lie good beside it.
         mutate: damages the content of a file.
+        mutate_at: the same where it depends on the path.
     """
 
     make: Callable[[Path], Sequence[Path]]
     read: Callable[[Path], object]
     mutate: Mutator = mutate_bytes
+    mutate_at: Callable[[Path, bytes, Random], bytes] | None = None
+
+    def damage(self, path: Path, content: bytes, rng: Random) -> bytes:
+        """Return what a file holds instead of `content`."""
+        return self.mutate(content, rng) if self.mutate_at is None else self.mutate_at(path, content, rng)
+
+
+def several(targets: Mapping[str, Target]) -> Target:
+    """Return targets as one, each in a folder of its name, so that they share a child process."""
+
+    def target_of(path: Path) -> Target:
+        return next(targets[folder.name] for folder in reversed(path.parents) if folder.name in targets)
+
+    def make(folder: Path) -> list[Path]:
+        files: list[Path] = []
+        for name, target in targets.items():
+            (folder / name).mkdir()
+            files += target.make(folder / name)
+        return files
+
+    return Target(
+        make=make,
+        read=lambda path: target_of(path).read(path),
+        mutate_at=lambda path, content, rng: target_of(path).damage(path, content, rng),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +129,7 @@ def fuzz(
     seconds: float | None = None,
     time_limit: float = TIME_LIMIT_S,
 ) -> Outcome:
-    """Try `count` damaged files on a target, given as "module:name" of an entry of the module's TARGETS.
+    """Try `count` damaged files on a target: "module:name" is an entry of the module's TARGETS, "module:*" all of them.
 
     Args:
         target: the reader.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import pickletools
 import re
+import warnings
 import zipfile
 from collections.abc import Callable
 from random import Random
@@ -47,6 +49,18 @@ def _nested(depth: int) -> str:
     return "[" * depth + '{"x": 1}' + "]" * depth
 
 
+_PICKLE_STEPS = (
+    *(b"]", b"}", b"(", b")", b"N", b"t", b"e", b"u", b"s", b"a", b"R", b"Q", b"b", b".", b"\x85", b"\x86", b"\x87"),
+    *(b"J\xff\xff\xff\xff", b"J\xff\xff\xff\x7f", b"K\x00", b"\x8a\xff" + b"\x7f" * 255, b"h\x00", b"h\x01", b"h\x05"),
+    *(b"q\x00", b"r\xff\xff\xff\xff", b"X\xff\xff\xff\xff", b"G\x7f\xf8" + bytes(6), b"cbuiltins\nset\n"),
+    *(
+        b"ctorch\nSize\n",
+        b"cnumpy\ndtype\n",
+        b"ccollections\nOrderedDict\n",
+        b"cbuiltins\neval\n",
+        b"c_codecs\nencode\n",
+    ),
+)
 _RAW = {
     f"@raw{index}@": text
     for index, text in enumerate(
@@ -120,6 +134,43 @@ def mutate_json_lines(data: bytes, rng: Random) -> bytes:
     return b"".join(lines)
 
 
+def mutate_safetensors(data: bytes, rng: Random) -> bytes:
+    """Damage the header of a safetensors file, its length kept right, or any of its bytes."""
+    if rng.random() < 0.4:
+        return mutate_bytes(data, rng)
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = mutate_json(data[8:end], rng)
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[end:]
+
+
+def mutate_pickle(data: bytes, rng: Random) -> bytes:
+    """Drop, repeat, swap and insert instructions of a pickle, or damage its bytes."""
+    if rng.random() < 0.25 or data[:2] != b"\x80\x02":
+        return mutate_bytes(data, rng)
+    try:
+        starts = [at for _, _, at in pickletools.genops(data) if at is not None]
+    except ValueError:  # damaged already
+        return mutate_bytes(data, rng)
+    steps = [data[start:end] for start, end in zip(starts, [*starts[1:], len(data)], strict=True)]
+    for _ in range(rng.randint(1, MOST_EDITS)):
+        at, other, action = rng.randrange(len(steps)), rng.randrange(len(steps)), rng.random()
+        if action < 0.2:
+            del steps[at]
+        elif action < 0.4:
+            steps.insert(at, rng.choice(_PICKLE_STEPS))
+        elif action < 0.6:
+            steps[at] = steps[other]
+        elif action < 0.8:
+            first, last = sorted((at, other))
+            steps[last:last] = steps[first : min(last, first + 8)] * rng.choice((1, 2, 3000))
+        else:
+            steps[at] = steps[at][:1] + mutate_bytes(steps[at][1:], rng)
+        if not steps:
+            return b""
+    return b"".join(steps)
+
+
 def zip_mutator(inside: Mutator) -> Mutator:
     """Return a mutator of zip files that changes entries with `inside`, or damages names, or the file itself."""
 
@@ -129,7 +180,7 @@ def zip_mutator(inside: Mutator) -> Mutator:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = [(entry.filename, archive.read(entry), entry.compress_type) for entry in archive.infolist()]
         for _ in range(rng.randint(1, 2)):
-            index = rng.randrange(len(entries))
+            index = rng.choice((0, rng.randrange(len(entries))))  # the pickle of torch's files is the first
             name, content, kind = entries[index]
             action = rng.random()
             if action < 0.7:
@@ -138,10 +189,11 @@ def zip_mutator(inside: Mutator) -> Mutator:
                 entries[index] = (_edit_name(name, rng), content, kind)
             elif action < 0.9:
                 entries.append((name, inside(content, rng), kind))
-            elif len(entries) > 1:
+            elif len(entries) > 2:
                 del entries[index]
         packed = io.BytesIO()
-        with zipfile.ZipFile(packed, "w") as archive:
+        with warnings.catch_warnings(), zipfile.ZipFile(packed, "w") as archive:
+            warnings.simplefilter("ignore")  # of a name given twice
             for name, content, kind in entries:
                 archive.writestr(zipfile.ZipInfo(name), content, kind)
         return packed.getvalue() if rng.random() < 0.9 else mutate_bytes(packed.getvalue(), rng)

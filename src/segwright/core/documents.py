@@ -207,6 +207,22 @@ def read_json(path: Path) -> Any:
     return parse_json(read_bytes(path, most=MOST_BYTES), where=str(path))
 
 
+def read_json_lines(path: Path) -> list[tuple[str, Any]]:
+    """Read a file with one JSON document a line: each line, and its document, or None where the line is damaged.
+
+    Raises:
+        SegwrightError: the file is missing or unreadable.
+    """
+    lines = []
+    for line in read_bytes(path, most=MOST_BYTES).splitlines(keepends=True):
+        try:
+            document = parse_json(line, where=str(path))
+        except SegwrightError:
+            document = None
+        lines.append((line.decode("utf-8", "replace"), document))
+    return lines
+
+
 def read_bytes(path: Path, *, most: int) -> bytes:
     """Read a whole file of `most` bytes at the most.
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segwright.core.documents import file_hash, parse_document, read_json
+from segwright.core.documents import file_hash, parse_document, read_json, read_json_lines
 from segwright.core.errors import ModelError
 from segwright.data.dataset import DatasetDescription, load_description
 from segwright.data.fingerprint import Fingerprint
@@ -240,18 +239,11 @@ def _configuration_name(folder: Path, plan: Plan, folds: Sequence[FoldRecord]) -
 
 
 def _rows(path: Path) -> tuple[Mapping[str, Any], ...]:
-    """Return the rows of a metrics file; a line that was cut off is left out."""
+    """Return the rows of a metrics file; a line that was cut off or is damaged is left out."""
     if not path.is_file():
         return ()
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("epoch"), int):
-            rows.append(row)
-    return tuple(rows)
+    documents = (document for _, document in read_json_lines(path))
+    return tuple(row for row in documents if isinstance(row, dict) and type(row.get("epoch")) is int)
 
 
 def _weights(folder: Path) -> Mapping[str, str]:

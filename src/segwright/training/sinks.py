@@ -6,9 +6,9 @@ import json
 from collections.abc import Callable, Mapping
 from logging import getLogger
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from segwright.core.documents import append_text, write_text
+from segwright.core.documents import append_text, read_json_lines, write_text
 from segwright.training.logbook import Metric
 
 logger = getLogger(__name__)
@@ -40,9 +40,10 @@ class JsonlSink:
         """Keep the lines before `epoch` alone: a resumed run repeats what came after its checkpoint."""
         if not self.path.is_file():
             return
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if (found := _epoch(line)) is not None and found < epoch]
-        if kept != lines:
+        lines = read_json_lines(self.path)
+        whole = ((line, _epoch(row)) for line, row in lines if line.endswith("\n"))
+        kept = [line for line, found in whole if found is not None and found < epoch]
+        if len(kept) < len(lines):
             write_text(self.path, "".join(kept))
 
     def log(self, metrics: Mapping[str, Metric], step: int) -> None:
@@ -88,10 +89,7 @@ class ForgivingSink:
             )
 
 
-def _epoch(line: str) -> int | None:
-    """Return the epoch of a line; None for one that was cut off."""
-    try:
-        epoch = json.loads(line).get("epoch") if line.endswith("\n") else None
-    except (json.JSONDecodeError, AttributeError):
-        return None
-    return epoch if isinstance(epoch, int) else None
+def _epoch(row: Any) -> int | None:
+    """Return the epoch of a line; None for one that is damaged."""
+    epoch = row.get("epoch") if isinstance(row, dict) else None
+    return epoch if type(epoch) is int else None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from segwright.core.documents import read_json
+from segwright.core.documents import read_json, read_json_lines
 from segwright.core.errors import SegwrightError
 from segwright.core.json_text import MOST_LEVELS, parse_json
 
@@ -90,3 +90,10 @@ def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
         stream.truncate(2**31)
     with pytest.raises(SegwrightError, match="huge: has 2048 MiB, at most 512 are read"):
         read_json(tmp_path / "huge")
+
+
+def test_a_damaged_line_costs_that_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"epoch": 0}\n{"epo\xff\n' + b"[" * 5000 + b'\n{"epoch": 3}\r\n{"epoch": 4}')
+    found = [document for _, document in read_json_lines(path)]
+    assert found == [{"epoch": 0}, None, None, {"epoch": 3}, {"epoch": 4}]
