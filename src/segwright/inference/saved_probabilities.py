@@ -23,6 +23,7 @@ from segwright.core.errors import DatasetError, Problem, ProblemReport, Segwrigh
 from segwright.core.log import progress
 from segwright.core.names import below
 from segwright.core.resources import resource_error
+from segwright.core.zip_files import METHODS, open_zip
 from segwright.data.array_files import open_array
 from segwright.data.geometry import difference, find_turn
 from segwright.data.images import Volume, read_header, read_label, write_labels
@@ -175,7 +176,7 @@ def _opened(file: Path, scratch: Path, labels: Labels, volume: Volume) -> Any:
         _require(file, tuple(array.shape), array.dtype, wanted, labels)
         return array
     try:
-        with zipfile.ZipFile(file) as archive, archive.open(_MEMBER) as stream:
+        with open_zip(file) as archive, archive.open(_packed(archive)) as stream:
             shape, dtype = _header(stream)
             _require(file, shape, dtype, wanted, labels)
             return _unpacked(stream, shape, dtype, scratch)
@@ -185,6 +186,14 @@ def _opened(file: Path, scratch: Path, labels: Labels, volume: Volume) -> Any:
         if found := resource_error(error, file):
             raise found from error
         raise DatasetError(f"{file}: cannot be read ({error})") from error
+
+
+def _packed(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
+    """Return the entry of the probabilities, once it is seen how it is packed."""
+    entry = archive.getinfo(_MEMBER)
+    if entry.compress_type not in METHODS:
+        raise ValueError(f"it is packed with method {entry.compress_type}, which numpy never uses")
+    return entry
 
 
 def _require(file: Path, shape: tuple[int, ...], dtype: np.dtype[Any], wanted: tuple[int, ...], labels: Labels) -> None:

@@ -15,8 +15,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from segwright.core.errors import ModelError
-from segwright.interop.archive import open_zip
+from segwright.core.errors import ModelError, SegwrightError
+from segwright.core.zip_files import open_zip
 from segwright.interop.instructions import Machine, RefusedError, Storage, StoredTensor
 
 LARGEST_PICKLE: Final = 64 * 2**20
@@ -48,7 +48,7 @@ def read_document(path: Path) -> Any:
             return Machine(archive.read(entry)).run()
     except RefusedError as error:
         raise ModelError(f"{path}: refused, since it is not only weights and plain values ({error})") from error
-    except ModelError:
+    except SegwrightError:
         raise
     except _DAMAGES as error:
         raise ModelError(f"{path}: cannot be read as a checkpoint ({_reason(error)}); copy it again") from error

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from segwright.core.errors import ModelError
+from segwright.core.errors import ModelError, SegwrightError
+from segwright.core.zip_files import LARGEST_DIRECTORY
 from segwright.interop import instructions
-from segwright.interop.archive import LARGEST_DIRECTORY, extract
+from segwright.interop.archive import extract
 from segwright.interop.torchfile import LARGEST_PICKLE, read_document, read_tensors
 
 HEADER, STOP = b"\x80\x02", b"."
@@ -137,7 +138,7 @@ def test_a_list_of_entries_longer_than_any_models_is_not_read(tmp_path: Path, en
         stream.truncate(LARGEST_DIRECTORY + 1)
         stream.seek(0, os.SEEK_END)
         stream.write(struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 65535, 65535, LARGEST_DIRECTORY + 1, 0, 0))
-    with pytest.raises(ModelError, match="refused, its list of entries has 8 MiB"):
+    with pytest.raises(SegwrightError, match="refused, its list of entries has 8 MiB"):
         read_document(path) if ending == "pth" else extract(path, tmp_path / "out")
 
 
