@@ -6,13 +6,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from logging import getLogger
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
 from segwright.core.errors import DatasetError
-from segwright.evaluation.scores import Scores
+from segwright.evaluation.scores import Measures, Scores
+
+logger = getLogger(__name__)
 
 FEWEST_CASES = 6
 """With fewer pairs Wilcoxon's test cannot reach p < 0.05."""
@@ -48,12 +51,15 @@ class Comparison:
 def compare(models: Mapping[str, Scores]) -> list[Comparison]:
     """Compare every pair of models by the mean foreground Dice of each case.
 
+    Summaries of other classes or other references are compared all the same, with a warning.
+
     Raises:
         DatasetError: two models have too few cases in common.
     """
     dice = {name: {case.case: case.mean_dice for case in scores.metric_per_case} for name, scores in models.items()}
     found = []
     for first, second in combinations(dice, 2):
+        _warn_of_unlike(first, models[first], second, models[second])
         common = [
             (dice[first][case], dice[second][case])
             for case in dice[first].keys() & dice[second].keys()
@@ -72,6 +78,29 @@ def compare(models: Mapping[str, Scores]) -> list[Comparison]:
         Comparison(first=first, second=second, cases=cases, difference=difference, p=p, p_holm=adjusted)
         for (first, second, cases, difference, p), adjusted in zip(found, corrected, strict=True)
     ]
+
+
+def _warn_of_unlike(first: str, one: Scores, second: str, other: Scores) -> None:
+    """Tell where two summaries are of other classes, or not of the same references, by the size of these."""
+    if set(one.mean) != set(other.mean):
+        logger.warning(
+            "%s scores classes %s, %s scores %s: the means compared are not of the same classes",
+            *(first, ", ".join(one.mean), second, ", ".join(other.mean)),
+        )
+        return
+    metrics = {case.case: case.metrics for case in other.metric_per_case}
+    common = [case for case in one.metric_per_case if case.case in metrics]
+    unlike = [case.case for case in common if _sizes(case.metrics) != _sizes(metrics[case.case])]
+    if unlike:
+        logger.warning(
+            "%d of %d common cases of %s and %s have references of different size, first %s: they were not scored "
+            "against the same label maps",
+            *(len(unlike), len(common), first, second, unlike[0]),
+        )
+
+
+def _sizes(metrics: Mapping[str, Measures]) -> dict[str, float]:
+    return {key: measures.n_ref for key, measures in metrics.items()}
 
 
 def holm(values: Sequence[float]) -> list[float]:

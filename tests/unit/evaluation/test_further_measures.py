@@ -121,8 +121,22 @@ def test_models_are_compared_on_common_cases() -> None:
         compare({"a": scores(0.1, 0.2), "b": scores(0.1, 0.2)})
 
 
-def test_equal_models_do_not_differ() -> None:
+def test_equal_models_do_not_differ(caplog: pytest.LogCaptureFixture) -> None:
     assert compare({"a": scores(*[0.5] * 8), "b": scores(*[0.5] * 8)})[0].p == 1.0
+    assert not caplog.records
+
+
+def test_models_scored_against_other_references_or_classes_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    one = scores(*[0.5] * 8)
+    [case, *others] = one.metric_per_case
+    larger = case.model_copy(
+        update={"metrics": {key: each.model_copy(update={"n_ref": 99}) for key, each in case.metrics.items()}}
+    )
+    compare({"a": one, "b": Scores.of([larger, *others])})
+    assert f"1 of 8 common cases of a and b have references of different size, first {case.case}" in caplog.text
+    renamed = [each.model_copy(update={"metrics": {"7": each.metrics["1"]}}) for each in one.metric_per_case]
+    compare({"a": one, "b": Scores.of(renamed)})
+    assert "b scores 7: the means compared are not of the same classes" in caplog.text
 
 
 def test_the_command_line_writes_and_compares(tmp_path: Path) -> None:
