@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from logging import getLogger
 from pathlib import Path
 
+import numpy as np
+
 from segwright.core.errors import ConfigError, SegwrightError
 from segwright.data.fingerprint import Fingerprint
 from segwright.data.images import Volume
-from segwright.data.outliers import TrainingRange
+from segwright.data.outliers import CT_LEVEL, Bounds, TrainingRange
+from segwright.data.plan import Configuration, Plan
 from segwright.inference.calibration import CALIBRATION_JSON, Calibration
 from segwright.inference.observation import Observation
 from segwright.inference.quality import QUALITY_JSON, Quality
 from segwright.workspace import FINGERPRINT_JSON
 
 logger = getLogger(__name__)
+
+_CT = "CTNormalization"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,16 +88,52 @@ def say_warnings(case: str, warnings: Sequence[str]) -> None:
         logger.warning("%s: %s", case, warning)
 
 
-def training_range(model_folder: Path) -> TrainingRange | None:
-    """Return what the training cases of a model folder look like, if its fingerprint tells; nnU-Net's does not."""
+def training_range(model_folder: Path, plan: Plan, configuration: Configuration) -> TrainingRange:
+    """Return what the training cases of a model folder look like, as far as fingerprint and plan say.
+
+    Those of nnU-Net hold spacings and foreground intensities: enough to see another size of voxels or modality.
+    """
     file = model_folder / FINGERPRINT_JSON
-    if not file.is_file():
-        return None
-    try:
-        return Fingerprint.load(file).segwright
-    except SegwrightError as error:  # prediction needs no fingerprint
-        logger.warning("%s; inputs unlike the training cases are not told", error)
-        return None
+    fingerprint = None
+    if file.is_file():
+        try:
+            fingerprint = Fingerprint.load(file)
+        except SegwrightError as error:  # prediction needs no fingerprint
+            logger.warning("%s; inputs unlike the training cases are flagged by the plan alone", error)
+    if fingerprint is not None and fingerprint.segwright is not None:
+        return fingerprint.segwright
+    bounds = _spacings(fingerprint, plan) | _lowest_levels(plan, configuration)
+    return TrainingRange(cases=1, margin=0.0, bounds=bounds)
+
+
+def _spacings(fingerprint: Fingerprint | None, plan: Plan) -> dict[str, Bounds]:
+    """Return the range of spacings: of the cases, or around the medians of the plan.
+
+    Of medians the coarsest axis gets a factor of two more: the distance of slices differs most within a dataset.
+    """
+    if fingerprint is not None and fingerprint.spacings:
+        columns = [[math.log(max(size, 1e-12)) for size in sizes] for sizes in zip(*fingerprint.spacings, strict=False)]
+        return {f"spacing {axis}": Bounds(low=min(sizes), high=max(sizes)) for axis, sizes in enumerate(columns)}
+    median = plan.original_median_spacing_after_transp
+    if len(median) != len(plan.transpose_backward):
+        return {}
+    spacing = [math.log(max(median[axis], 1e-12)) for axis in plan.transpose_backward]
+    more = [math.log(2) * (axis == int(np.argmax(spacing))) for axis in range(len(spacing))]
+    return {
+        f"spacing {axis}": Bounds(low=size - wider, high=size + wider)
+        for axis, (size, wider) in enumerate(zip(spacing, more, strict=True))
+    }
+
+
+def _lowest_levels(plan: Plan, configuration: Configuration) -> dict[str, Bounds]:
+    """Return where the lowest intensities of each channel lie: far below 0 for CT, else only if none was negative."""
+    levels = {}
+    for channel, scheme in enumerate(configuration.normalization_schemes):
+        smallest = plan.foreground_intensity_properties_per_channel.get(str(channel), {}).get("min", -1.0)
+        if scheme == _CT or smallest >= 0:
+            level = CT_LEVEL if scheme == _CT else math.log1p(smallest)
+            levels[f"level {channel} 1"] = Bounds(low=level, high=level)
+    return levels
 
 
 def with_selected(found: Awareness, folder: Path) -> Awareness:

@@ -182,7 +182,7 @@ def load_predictor(
             ),
         },
     )
-    predictor.awareness = Awareness(training=training_range(model_folder))
+    predictor.awareness = Awareness(training=training_range(model_folder, plan, configuration))
     return predictor
 
 

@@ -44,3 +44,37 @@ def test_planted_inputs_are_told(known: TrainingRange, kind: str) -> None:
 def test_hardly_any_usual_input_is_told(known: TrainingRange) -> None:
     told = [index for index in range(200, 300) if known.findings(volume(index))]
     assert len(told) < 2
+
+
+def mr_like(index: int, edge: int = 16) -> Volume:
+    """An MR of 1 mm: no negative intensities, on a scale of its own."""
+    array = np.abs(np.random.default_rng(index).normal(size=(1, edge, edge, edge)))
+    return Volume(array=(array * (50 + 40 * (index % 5))).astype(np.float32), spacing=(1.0, 1.0, 1.0), properties={})
+
+
+def ct_like(index: int, spacing: float = 1.0) -> Volume:
+    """A CT: half of it air, half of it soft tissue."""
+    array = np.random.default_rng(index).normal(40, 30, size=(1, 16, 16, 16))
+    array[:, :8] = -1000
+    return Volume(array=array.astype(np.float32), spacing=(spacing,) * 3, properties={})
+
+
+def told(usual: list[Volume], volume: Volume) -> str:
+    return "; ".join(TrainingRange.of([measure(each) for each in usual]).findings(volume))
+
+
+@pytest.mark.parametrize("cases", [1, 3, 5, 12, 40])
+def test_another_modality_is_flagged_however_few_cases_were_seen(cases: int) -> None:
+    mr, ct = [mr_like(index) for index in range(cases)], [ct_like(index) for index in range(cases)]
+    assert "intensities below -1000" in told(mr, ct_like(100)) or "in training" in told(mr, ct_like(100))
+    assert told(ct, mr_like(100))
+    assert not told(mr, mr_like(100))
+    assert not told(ct, ct_like(100))
+
+
+@pytest.mark.parametrize("cases", [1, 3, 5, 12, 40])
+@pytest.mark.parametrize("factor", [1 / 3, 3])
+def test_voxels_of_another_size_are_flagged_however_few_cases_were_seen(cases: int, factor: float) -> None:
+    usual = [ct_like(index) for index in range(cases)]
+    assert "spacing of axis 0" in told(usual, ct_like(100, spacing=factor))
+    assert not told(usual, ct_like(100, spacing=1.5))
