@@ -104,6 +104,16 @@ def _kill_when(condition: object, dataset: Path, work: Path) -> None:
         assert process.wait() == -signal.SIGKILL
 
 
+def test_a_run_says_in_its_last_line_what_finished_folds_were_not_trained_with(journey: Journey) -> None:
+    done = call("run", journey.dataset, *RUN, "--network", "residual-unet", "--work", journey.work)
+    assert done.exit_code == 0, done.stderr
+    last = done.stdout.strip().splitlines()[-1]
+    assert (
+        "not done: 3d_fullres fold 0 was trained with network = that of the plan, not network = residual-unet" in last
+    )
+    assert f"to train anew remove {journey.model / 'fold_0'}; to keep both plan a second model" in last
+
+
 def test_validation_alone_is_done_again(journey: Journey, tmp_path: Path) -> None:
     summary = journey.model / "fold_0" / "validation" / "summary.json"
     scores = json.loads(summary.read_text(encoding="utf-8"))

@@ -87,6 +87,7 @@ def test_folds_of_different_networks_are_not_selected(work: Path) -> None:
     results = work / "results" / "Dataset007_Tiny"
     header = results / MODELS[1] / "fold_2" / "checkpoint_final.json"
     document = json.loads(header.read_text())
+    document.pop("checksum", None)
     header.write_text(json.dumps({**document, "network": {"reference": "residual-unet", "kwargs": {}}}))
     done = call("--work", work, "select", 7, "--config", "3d_fullres", "--device", "cpu")
     assert done.exit_code == 1

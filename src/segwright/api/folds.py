@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from logging import getLogger
 from pathlib import Path
@@ -18,6 +18,7 @@ from segwright.api.one_model import (
 from segwright.api.preparing import cases_are_fresh, cases_folder, make_cases
 from segwright.api.session import Session
 from segwright.api.splitting import dataset_splits
+from segwright.api.usability import shortcoming
 from segwright.core.documents import atomic_path, file_hash
 from segwright.core.errors import ConfigError, DatasetError
 from segwright.core.names import below
@@ -146,6 +147,32 @@ def say_if_trained_otherwise(
         logger.warning("%s is kept, trained with %s = %s, not %s; remove it to train anew", folder, name, used, asked)
 
 
+def not_done(session: Session, plan: Plan, finished: Iterable[tuple[str, Fold]], settings: Mapping[str, Any]) -> str:
+    """Return in one line which settings finished folds, each with its configuration, were not trained with.
+
+    Empty if there are none.
+    """
+    folders = {(name, fold): fold_folder(session, plan, name, fold) for name, fold in finished}
+    differing = {key: other_settings(folder, settings) for key, folder in sorted(folders.items(), key=str)}
+    parts = [
+        f"{name} fold {fold} was trained with {_listed({key: used for key, (used, _) in found.items()})}, not "
+        f"{_listed({key: asked for key, (_, asked) in found.items()})}"
+        for (name, fold), found in differing.items()
+        if found
+    ]
+    if not parts:
+        return ""
+    kept = ", ".join(str(folders[key]) for key, found in differing.items() if found)
+    return (
+        f"not done: {'; '.join(parts)}, and is kept; to train anew remove {kept}; to keep both plan a second model, "
+        f"'segwright plan {session.name} --name NAME', and train it with '--plans NAME'"
+    )
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} = {'that of the plan' if value is None else value}" for key, value in values.items())
+
+
 def train_fold(session: Session, plan: Plan, configuration: str, fold: Fold, *, options: TrainOptions) -> TrainedFold:
     """Train what is missing of one fold, validate what is missing, and return its scores."""
     folder = fold_folder(session, plan, configuration, fold)
@@ -175,6 +202,7 @@ def finished_fold(session: Session, plan: Plan, configuration: str, fold: Fold) 
         model=folder.parent,
         folder=folder,
         dice=dice_by_name(summary, session.dataset.labels),
+        shortcoming=shortcoming([folder], summary.mean_dice),
     )
 
 

@@ -79,7 +79,7 @@ def run(
         stop: Asks a training to save and end after its step.
 
     Returns:
-        The folds with their scores, the stages that had work to do, and the selected model.
+        The folds with their scores, the stages that had work to do, what was not done, and the selected model.
 
     Example:
         >>> report = run("raw/Dataset004_Hippocampus", folds=[0], budget="10m")  # doctest: +SKIP
@@ -111,13 +111,12 @@ def run(
         logger.info("training %s, fold %s", name, fold)
         folding.train_fold(session, plan, name, fold, options=options)
         done.append(f"train {name} fold {fold}")
-    for name, fold in set(itertools.product(names, numbers)) - set(todo):
-        folding.say_if_trained_otherwise(session, plan, name, fold, chosen)
     folds_done = tuple(folding.finished_fold(session, plan, name, fold) for name in names for fold in numbers)
     selection = selecting.select_after_run(session, plan, names, numbers, device=device, workers=workers)
     done += ["select"] * selection.is_new
     page = reporting.report_of_run(folds_done[0].model.parent, workspace=session.workspace)
-    return RunReport(folds=folds_done, done=tuple(done), page=page, selection=selection)
+    not_done = folding.not_done(session, plan, set(itertools.product(names, numbers)) - set(todo), chosen)
+    return RunReport(folds=folds_done, done=tuple(done), page=page, selection=selection, not_done=not_done)
 
 
 def demo(

@@ -19,13 +19,14 @@ from segwright.api.trained_models import (
     require_labels,
     say_folds,
 )
+from segwright.api.usability import shortcoming
 from segwright.core.documents import content_hash
 from segwright.core.errors import ModelError, Problem, ProblemReport
 from segwright.core.names import below
 from segwright.data.dataset import NO_ENVIRONMENT
 from segwright.data.plan import Plan
 from segwright.evaluation.crossval import SUMMARY_JSON, VALIDATION, CrossValidation
-from segwright.evaluation.postprocessing import determine
+from segwright.evaluation.postprocessing import CLEAR_GAIN, determine
 from segwright.evaluation.scores import OVERLAP_ALONE, Further, Scores, evaluate_files
 from segwright.evaluation.selection import Candidate, Summary, choose, ensemble_name
 from segwright.inference.awareness import read_estimates
@@ -43,7 +44,7 @@ from segwright.workspace import PLANS_JSON, Workspace
 
 logger = getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 """Raised when the same models would be selected or written otherwise than before."""
 
 Verb = Literal["select", "run"]
@@ -172,8 +173,10 @@ def select_models(
         labels=session.dataset.labels,
         reader=reader,
         workers=workers,
+        floor=CLEAR_GAIN,
     )
     comparison = selection.summary()
+    lacking = _shortcoming([sources[name] for name in selection.winner.members], comparison.dice)
     members = [each for each in trained if each.name in selection.winner.members]
     estimates = fit_estimates(session, members, winners, selection.winner.scores, device=device, workers=workers)
     write_selected(
@@ -187,6 +190,7 @@ def select_models(
         summary=score(winners, Further(surface=True)).to_json(),
         quality=estimates.quality,
         calibration=estimates.calibration,
+        shortcoming=lacking,
     )
     logger.info("selected %s, mean Dice %.4f: %s", comparison.winner, comparison.dice, target)
     return SelectionReport(
@@ -196,7 +200,12 @@ def select_models(
         quality=estimates.quality,
         calibration=estimates.calibration,
         is_new=True,
+        shortcoming=lacking,
     )
+
+
+def _shortcoming(sources: Sequence[Source], dice: float) -> str:
+    return shortcoming([Workspace.fold_folder(each.folder, fold) for each in sources for fold in each.folds], dice)
 
 
 def _source(model: Trained, folds: Sequence[int] | None) -> Source:
@@ -237,13 +246,15 @@ def read_selection(folder: Path) -> SelectionReport:
         SegwrightError: a document is missing or damaged.
     """
     quality, calibration = read_estimates(folder)
+    selected = read_selected(folder)
     return SelectionReport(
         model=folder,
-        comparison=Summary.model_validate(read_selected(folder).selection),
+        comparison=Summary.model_validate(selected.selection),
         postprocessing=PostProcessing.load(folder / POSTPROCESSING_JSON),
         quality=quality,
         calibration=calibration,
         is_new=False,
+        shortcoming=selected.shortcoming,
     )
 
 

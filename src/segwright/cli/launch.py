@@ -16,6 +16,7 @@ import typer
 
 from segwright.cli.place import device_of
 from segwright.cli.signals import known_signals
+from segwright.core.device import CPU
 from segwright.core.parallel import available_cpus
 from segwright.core.stopping import EXIT_RESUMABLE
 from segwright.training.heartbeat import EXIT_OTHER_ENDED, Place
@@ -37,7 +38,9 @@ def start(count: int, device: str) -> None:
         typer.Exit: one of them failed or all were stopped, with its exit code.
     """
     last = Place(rank=count - 1, world_size=count, local_rank=count - 1, address="", port=0)
-    device_of(device, last)
+    if device_of(device, last) == CPU:
+        why = "" if device == CPU else "no GPU is here: "
+        typer.echo(f"{why}{count} processes train on the CPU, each on its part of the batch", err=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -84,6 +84,8 @@ def train(
     elif place is None or place.rank == 0:
         print_scores(f"{config}, fold {fold}: Dice of held-out cases", {"Dice": trained.dice})
         print_line(f"model: {trained.model}")
+        if trained.shortcoming:
+            print_line(trained.shortcoming)
 
 
 def run(
@@ -138,7 +140,9 @@ def run(
         print_selection(report.selection)
     if report.page is not None:
         print_line(f"report: {report.page}")
-    if not report.done:
+    if report.not_done:
+        print_line(report.not_done)
+    elif not report.done:
         print_line("nothing to do: everything is there already")
 
 

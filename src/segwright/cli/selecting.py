@@ -54,7 +54,9 @@ def select(
 
 
 def print_selection(report: SelectionReport) -> None:
-    """Print how the candidates compare, what post-processing gained, and how to predict."""
+    """Print how the candidates compare, what post-processing gained, and how to predict if the model is of use."""
+    from segwright.evaluation.postprocessing import CLEAR_GAIN
+
     found, processing = report.comparison, report.postprocessing
     rows = [
         [
@@ -72,10 +74,19 @@ def print_selection(report: SelectionReport) -> None:
     if kept:
         change = f"{number(processing.dice_before)} -> {number(processing.dice_after)}"
         print_line(f"post-processing keeps the largest component of {kept}: mean Dice {change}")
+    elif unclear := [item for item in processing.decisions if item.is_unclear]:
+        gain = max(item.after - item.before for item in unclear)
+        print_line(
+            f"no post-processing: keeping the largest component gains {gain:.4f} at most, on {processing.cases} case"
+            f"{'s' * (processing.cases != 1)}; it is chosen from {CLEAR_GAIN.gain:g} on {CLEAR_GAIN.cases} cases on"
+        )
     else:
         print_line("no post-processing: keeping the largest component helps nowhere")
     for line in _limits(report):
         print_line(line)
+    if report.shortcoming:
+        print_line(report.shortcoming)
+        return
     print_line(f"predict with: segwright predict --model {report.model} -i IMAGES -o OUT")
 
 
@@ -88,12 +99,14 @@ def _limits(report: SelectionReport) -> Iterator[str]:
         if report.quality.auroc is not None:
             told += f", AUROC {report.quality.auroc:.2f} for the worst fifth (Dice up to {report.quality.tau:.4f})"
         yield told
-    if report.calibration is not None:
-        found = report.calibration
+    found = report.calibration
+    if found is not None and found.helps:
         yield (
             f"temperature {found.temperature:.2f}: calibration error {found.ece_before:.4f} -> {found.ece_after:.4f} "
             "(predict --calibrated)"
         )
+    elif found is not None:
+        yield f"no temperature: none lowers the calibration error of {found.ece_before:.4f}"
 
 
 def _between(interval: tuple[float, float] | None) -> str:

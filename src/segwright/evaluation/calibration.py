@@ -84,7 +84,7 @@ def fit(cases: Sequence[Reliability]) -> Calibration | None:
     """Return the temperature of held-out cases, each counting the same; None without any.
 
     The error afterwards is that of each case with the temperature of the others; with one case there is no other, and
-    nothing is changed.
+    nothing is changed. A temperature that does not lower that error is not taken either: it is 1 then.
     """
     if not cases:
         return None
@@ -93,11 +93,12 @@ def fit(cases: Sequence[Reliability]) -> Calibration | None:
     total = nll.sum(axis=0)
     chosen = [_best(total - own) if len(cases) > 1 else _UNCHANGED for own in nll]
     after = gaps[np.arange(len(cases)), chosen]
-    best = _best(total) if len(cases) > 1 else _UNCHANGED
+    error_before, error_after = _calibration_error(gaps[:, _UNCHANGED]), _calibration_error(after)
+    helps = error_after < error_before
     return Calibration(
-        temperature=TEMPERATURES[best],
-        ece_before=_calibration_error(gaps[:, _UNCHANGED]),
-        ece_after=_calibration_error(after),
+        temperature=TEMPERATURES[_best(total)] if helps else 1.0,
+        ece_before=error_before,
+        ece_after=error_after if helps else error_before,
         cases=len(cases),
     )
 

@@ -17,6 +17,29 @@ ALL_FOREGROUND = "all foreground"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Floor:
+    """What a step must gain to be taken.
+
+    Attributes:
+        gain: in mean Dice.
+        cases: on how many it is measured, at least.
+    """
+
+    gain: float = 0.0
+    cases: int = 1
+
+    def __str__(self) -> str:
+        return f"mean Dice +{self.gain:g} on {self.cases} cases"
+
+
+ANY_GAIN = Floor()
+"""nnU-Net's: whatever is better."""
+CLEAR_GAIN = Floor(gain=0.001, cases=5)
+"""Of a model that is kept: the third digit of the Dice is the last that repeats between trainings, and on fewer cases a
+single stray component decides."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Determined:
     """Post-processing, and the scores without and with it."""
 
@@ -26,7 +49,12 @@ class Determined:
 
 
 def determine(
-    pairs: Sequence[tuple[Path, Path]], *, labels: Labels, reader: str, workers: int | None = None
+    pairs: Sequence[tuple[Path, Path]],
+    *,
+    labels: Labels,
+    reader: str,
+    workers: int | None = None,
+    floor: Floor = ANY_GAIN,
 ) -> Determined:
     """Decide about post-processing on pairs of a reference and a prediction file.
 
@@ -40,7 +68,11 @@ def determine(
         labels: say which classes there are.
         reader: of the files.
         workers: threads.
+        floor: of the gain; nnU-Net's by default.
     """
+
+    def is_clear(before: float, after: float) -> bool:
+        return after > before and after - before >= floor.gain and len(pairs) >= floor.cases
 
     def score(steps: Sequence[KeepLargest]) -> Scores:
         change = PostProcessing(steps=tuple(steps)) if steps else None
@@ -51,15 +83,16 @@ def determine(
     steps: list[KeepLargest] = []
     foreground = KeepLargest(labels=labels.foreground_labels)
     tried = score([foreground])
-    better = tried.foreground_mean.dice > current.foreground_mean.dice
+    dice = (current.foreground_mean.dice, tried.foreground_mean.dice)
     harmed = any(tried.mean[key].dice < current.mean[key].dice for key in current.mean)
     decisions = [
         Decision(
             name=ALL_FOREGROUND,
             labels=foreground.labels,
-            before=current.foreground_mean.dice,
-            after=tried.foreground_mean.dice,
-            accepted=better and not harmed,
+            before=dice[0],
+            after=dice[1],
+            accepted=is_clear(*dice) and not harmed,
+            is_unclear=dice[1] > dice[0] and not harmed and not is_clear(*dice),
         )
     ]
     if decisions[0].accepted:
@@ -70,12 +103,17 @@ def determine(
         tried = score([*steps, *candidates])
         accepted = []
         for key, candidate in zip(group, candidates, strict=True):
-            dice = [scores.mean[class_key_text(key)].dice for scores in (current, tried)]
-            rises = dice[1] > dice[0]
-            accepted += [candidate] * rises
+            before_it, after_it = (scores.mean[class_key_text(key)].dice for scores in (current, tried))
+            clear = is_clear(before_it, after_it)
+            accepted += [candidate] * clear
             decisions.append(
                 Decision(
-                    name=labels.class_name(key), labels=candidate.labels, before=dice[0], after=dice[1], accepted=rises
+                    name=labels.class_name(key),
+                    labels=candidate.labels,
+                    before=before_it,
+                    after=after_it,
+                    accepted=clear,
+                    is_unclear=after_it > before_it and not clear,
                 )
             )
         steps += accepted
@@ -88,7 +126,7 @@ def determine(
         dice_after=current.mean_dice,
         cases=len(pairs),
     )
-    _say(processing)
+    _say(processing, floor)
     return Determined(processing=processing, before=before, after=current)
 
 
@@ -110,12 +148,18 @@ def disjoint_groups(keys: Sequence[ClassKey]) -> list[list[ClassKey]]:
     return groups
 
 
-def _say(processing: PostProcessing) -> None:
+def _say(processing: PostProcessing, floor: Floor) -> None:
+    unclear = [decision.name for decision in processing.decisions if decision.is_unclear]
     accepted = [decision.name for decision in processing.decisions if decision.accepted]
     if accepted:
         logger.info(
             "post-processing keeps the largest component of %s: mean Dice %.4f -> %.4f on %d cases",
             *(", ".join(accepted), processing.dice_before, processing.dice_after, processing.cases),
+        )
+    elif unclear:
+        logger.info(
+            "post-processing: keeping the largest component of %s is not chosen, it helps by less than %s",
+            *(", ".join(unclear), floor),
         )
     else:
         logger.info("post-processing: keeping the largest component helps nowhere on %s cases", processing.cases)

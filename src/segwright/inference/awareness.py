@@ -76,6 +76,13 @@ class Awareness:
             return 1.0
         if self.calibration is None:
             raise ConfigError(f"calibrated: the model has no {CALIBRATION_JSON}; ask for probabilities as they are")
+        if not self.calibration.helps:
+            logger.warning(
+                "calibrated: no temperature lowers the calibration error of this model on its held-out cases (%.4f); "
+                "probabilities are written as they are",
+                self.calibration.ece_before,
+            )
+            return 1.0
         return self.calibration.temperature
 
 

@@ -26,7 +26,7 @@ class Calibration(BaseModel):
     Attributes:
         temperature: that logits are divided by; above 1 makes probabilities less sure.
         ece_before: expected calibration error on held-out cases, 0 to 1, around the true structures.
-        ece_after: the same with the temperature that the other cases gave.
+        ece_after: the same with the temperature that the other cases gave; of a temperature of 1 the same.
         cases: that it was fitted on.
     """
 
@@ -37,6 +37,11 @@ class Calibration(BaseModel):
     ece_before: float
     ece_after: float
     cases: int
+
+    @property
+    def helps(self) -> bool:
+        """Whether the temperature lowers the calibration error; earlier versions stored others too."""
+        return self.temperature != 1 and self.ece_after < self.ece_before
 
     @classmethod
     def load(cls, path: Path) -> Calibration:

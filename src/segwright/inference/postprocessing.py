@@ -57,6 +57,8 @@ class Decision(BaseModel):
     before: float
     after: float
     accepted: bool
+    is_unclear: bool = False
+    """Not taken although it helps: by too little, or on too few cases."""
 
 
 class PostProcessing(BaseModel):

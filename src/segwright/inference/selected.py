@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
@@ -22,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from segwright.core.documents import atomic_path, parse_document, write_json
 from segwright.core.errors import ModelError, WorkspaceError
 from segwright.core.names import FileName
+from segwright.core.text import printable
 from segwright.data.plan import Plan
 from segwright.inference.awareness import with_selected
 from segwright.inference.calibration import CALIBRATION_JSON, Calibration
@@ -32,6 +34,8 @@ from segwright.workspace import DATASET_JSON, FINGERPRINT_JSON, PLANS_JSON, Work
 if TYPE_CHECKING:
     from segwright.inference.ensemble import Ensemble
     from segwright.inference.predictor import Predictor
+
+logger = getLogger(__name__)
 
 SELECTION_JSON: Final = "selection.json"
 SUMMARY_JSON: Final = "summary.json"
@@ -67,6 +71,8 @@ class Selected(BaseModel):
     """The verb that wrote it."""
     selection: Mapping[str, Any] = {}
     """What was compared and how it ended."""
+    shortcoming: str = ""
+    """Why the model is not usable; empty if it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +129,8 @@ def load_selected(folder: Path, load: Callable[[Path], Predictor]) -> Predictor 
     """
     from segwright.inference.ensemble import Ensemble
 
+    if shortcoming := read_selected(folder).shortcoming:
+        logger.warning("%s: %s", folder, printable(shortcoming))
     members = [load(member) for member in member_folders(folder)]
     processing = PostProcessing.load(folder / POSTPROCESSING_JSON)
     whole = Ensemble(members, processing) if len(members) > 1 else members[0]
@@ -153,6 +161,7 @@ def write_selected(
     summary: Mapping[str, Any] | None = None,
     quality: Quality | None = None,
     calibration: Calibration | None = None,
+    shortcoming: str = "",
 ) -> None:
     """Write a selected model, whole or not at all; an earlier one is replaced.
 
@@ -170,6 +179,7 @@ def write_selected(
         summary: document with the scores of its held-out cases.
         quality: the estimate fitted on held-out cases.
         calibration: the temperature fitted on them.
+        shortcoming: see `Selected`.
 
     Raises:
         WorkspaceError: the target holds something else.
@@ -188,7 +198,14 @@ def write_selected(
             quality.save(temporary / QUALITY_JSON)
         if calibration is not None:
             calibration.save(temporary / CALIBRATION_JSON)
-        document = Selected(dataset=dataset, members=tuple(members), made_from=made_from, by=by, selection=selection)
+        document = Selected(
+            dataset=dataset,
+            members=tuple(members),
+            made_from=made_from,
+            by=by,
+            selection=selection,
+            shortcoming=shortcoming,
+        )
         write_json(temporary / SELECTION_JSON, document.model_dump(mode="python"))
         if target.exists():
             shutil.rmtree(target)

@@ -24,6 +24,7 @@ class TrainedFold:
         model: Model folder, to predict with.
         folder: The fold's folder in it.
         dice: Mean Dice of the held-out cases by class name, and under `mean` over the classes.
+        shortcoming: Why the fold is not usable and what would be; empty if it is.
     """
 
     configuration: str
@@ -31,6 +32,7 @@ class TrainedFold:
     model: Path
     folder: Path
     dice: dict[str, float]
+    shortcoming: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the fold as one JSON object."""
@@ -40,6 +42,7 @@ class TrainedFold:
             "model": str(self.model),
             "folder": str(self.folder),
             "dice": self.dice,
+            "shortcoming": self.shortcoming,
         }
 
 
@@ -54,6 +57,7 @@ class SelectionReport:
         quality: How it tells what Dice to expect, and how well; None where no held-out case could be scored.
         calibration: The temperature of its probabilities, and what that gains; None likewise.
         is_new: Whether it had to be selected; not where it was there already.
+        shortcoming: Why it is not usable and what would be; empty if it is.
     """
 
     model: Path
@@ -62,6 +66,7 @@ class SelectionReport:
     quality: Quality | None = None
     calibration: Calibration | None = None
     is_new: bool
+    shortcoming: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the selection as one JSON object."""
@@ -71,6 +76,7 @@ class SelectionReport:
             "postprocessing": self.postprocessing.model_dump(),
             "quality": self.quality and self.quality.model_dump(),
             "calibration": self.calibration and self.calibration.model_dump(),
+            "shortcoming": self.shortcoming,
         }
 
 
@@ -83,12 +89,14 @@ class RunReport:
         done: Which stages had work to do; none if everything was there.
         page: The HTML report, None where it could not be written.
         selection: The model to predict with.
+        not_done: What was asked for and not done because finished folds are kept, and how to do it; empty if nothing.
     """
 
     folds: tuple[TrainedFold, ...]
     done: tuple[str, ...]
     page: Path | None = None
     selection: SelectionReport | None = None
+    not_done: str = ""
 
     @property
     def models(self) -> tuple[Path, ...]:
@@ -102,6 +110,7 @@ class RunReport:
             "done": list(self.done),
             "report": self.page and str(self.page),
             "selection": self.selection and self.selection.to_json(),
+            "not_done": self.not_done,
         }
 
 

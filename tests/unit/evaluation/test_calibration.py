@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from segwright.data.labels import Labels
 from segwright.evaluation.calibration import NUM_BINS, TEMPERATURES, Reliabilities, Reliability, fit
-from segwright.inference.calibration import tempered
+from segwright.inference.awareness import Awareness
+from segwright.inference.calibration import Calibration, tempered
 
 LABELS = Labels({"background": 0, "a": 1, "b": 2, "ignore": 3}, None)
 REGIONS = Labels({"background": 0, "whole": (1, 2), "core": (2,), "ignore": 3}, (1, 2))
@@ -67,6 +70,28 @@ def test_likelihood_and_gaps_are_their_definitions() -> None:
             inside = (confidence >= each / NUM_BINS) & (confidence < (each + 1) / NUM_BINS)
             expected = (is_right[inside] - confidence[inside]).sum() / 250
             assert result.gaps[index][each] == pytest.approx(expected, abs=0.005)
+
+
+def test_a_temperature_that_does_not_lower_the_error_is_not_taken() -> None:
+    def case(best: int, gaps: Sequence[float]) -> Reliability:
+        """A case whose likelihood is best at one temperature, with a gap at each."""
+        nll = tuple(float(abs(index - best)) for index in range(len(TEMPERATURES)))
+        return Reliability(nll=nll, gaps=tuple((gap,) for gap in gaps))
+
+    wider = [0.1 * (1 + abs(temperature - 1)) for temperature in TEMPERATURES]
+    found = fit([case(20, wider), case(20, wider)])
+    assert found is not None
+    assert (found.temperature, found.ece_before, found.ece_after) == (1, pytest.approx(0.1), pytest.approx(0.1))
+    assert not found.helps
+
+
+@pytest.mark.parametrize(("after", "used"), [(0.02, 1.0), (0.005, 2.0)])
+def test_a_stored_temperature_is_used_only_where_it_lowers_the_error(
+    after: float, used: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    known = Awareness(calibration=Calibration(temperature=2.0, ece_before=0.01, ece_after=after, cases=5))
+    assert known.temperature(calibrated=True) == used
+    assert ("probabilities are written as they are" in caplog.text) == (used == 1)
 
 
 def test_nothing_is_changed_where_no_other_case_can_tell() -> None:
