@@ -75,6 +75,8 @@ def write_report(
     """
     folder = _resolve(target, workspace)
     models = [sources.read_model(model, fold) for model, fold in sources.locate(folder)]
+    for model in models:
+        _say_different(model)
     summary = folder / sources.SUMMARY_JSON
     of_selection = [summary] if is_selected(folder) and summary.is_file() else []
     more = [[*of_selection, *map(Path, scores)], *([Path(file) for file in scores] for _ in models[1:])]
@@ -101,6 +103,19 @@ def write_report(
     selection = None if selected is None else read_selection(selected)
     write_text(file, page.render(parts, selection=selection, created=datetime.now().astimezone()))
     return file
+
+
+def _say_different(model: ModelRecord) -> None:
+    """Warn where the folds of a model folder are different models: their scores are not of one."""
+    trained = [fold.name for fold in model.folds if (fold.folder / "checkpoint_final.json").is_file()]
+    if len(trained) < 2:
+        return
+    from segwright.inference.model_folder import require_folds
+
+    try:
+        require_folds(model.folder, trained)
+    except ModelError as error:
+        logger.warning("%s; the report shows them together", error)
 
 
 def find_plan(path: str | Path) -> Plan:

@@ -132,8 +132,6 @@ def select_models(
 
     What was selected from the same before is kept; `by` a run, so is what `select` was asked for.
     """
-    from segwright.inference.model_folder import require_folds
-
     target = Path(output) if output is not None else session.workspace.selected_folder(session.name)
     require_replaceable(target)
     trained = open_trained(models, folds)
@@ -144,6 +142,8 @@ def select_models(
     known = _known(target, made_from, by)
     if known is not None:
         return known
+    from segwright.inference.model_folder import require_folds
+
     require_labels(session, trained)
     for source in sources.values():
         require_folds(source.folder, source.folds)

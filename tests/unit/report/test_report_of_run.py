@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from pathlib import Path
@@ -33,3 +34,13 @@ def test_a_failure_is_said_and_nothing_more(tmp_path: Path, caplog: pytest.LogCa
     with caplog.at_level(logging.WARNING):
         assert report_of_run(model.parent, workspace=Workspace.under(tmp_path)) is None
     assert "no report was written (PlanError" in caplog.text
+
+
+def test_folds_of_different_models_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = make_model(tmp_path)
+    for fold, network in enumerate(("unet", "residual-unet")):
+        header = model / f"fold_{fold}" / "checkpoint_final.json"
+        header.parent.mkdir(exist_ok=True)
+        header.write_text(json.dumps({"configuration": "3d_fullres", "network": {"reference": network}}))
+    assert report_of_run(model.parent, workspace=Workspace.under(tmp_path)) is not None
+    assert "its folds were trained as different models, the network differs" in caplog.text
