@@ -61,6 +61,12 @@ def test_a_network_argument_without_a_name_is_refused(pair: str) -> None:
         keyword_values([pair])
 
 
+@pytest.mark.parametrize("text", ["9" * 5000, "[" * 5000 + "]" * 5000])
+def test_a_network_argument_beyond_all_bounds_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"width: a number of too many digits, or lists nested too deep"):
+        keyword_values([f"width={text}"])
+
+
 def test_settings_hold_only_what_was_asked_for() -> None:
     assert training_settings(None) == {}
     assert training_settings("1m", {"seed": 3}, network="unet", network_kwargs={"width": 8}) == {

@@ -262,6 +262,10 @@ def keyword_values(pairs: Sequence[str]) -> dict[str, Any]:
             values[name] = json.loads(text)
         except json.JSONDecodeError:
             values[name] = text
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(
+                f"{name}: a number of too many digits, or lists nested too deep, in '{text[:40]}...'"
+            ) from error
     return values
 
 

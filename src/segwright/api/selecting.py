@@ -8,6 +8,8 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from segwright.api.estimating import fit_estimates, member_of
 from segwright.api.folds import is_trained, model_folder
 from segwright.api.session import Session, open_session
@@ -20,7 +22,7 @@ from segwright.api.trained_models import (
     say_folds,
 )
 from segwright.api.usability import shortcoming
-from segwright.core.documents import content_hash
+from segwright.core.documents import content_hash, describe_validation
 from segwright.core.errors import ModelError, Problem, ProblemReport
 from segwright.core.names import below
 from segwright.data.dataset import NO_ENVIRONMENT
@@ -33,6 +35,7 @@ from segwright.inference.awareness import read_estimates
 from segwright.inference.postprocessing import POSTPROCESSING_JSON, PostProcessing
 from segwright.inference.selected import (
     MEMBERS,
+    SELECTION_JSON,
     Source,
     is_selected,
     read_selected,
@@ -247,9 +250,13 @@ def read_selection(folder: Path) -> SelectionReport:
     """
     quality, calibration = read_estimates(folder)
     selected = read_selected(folder)
+    try:
+        comparison = Summary.model_validate(selected.selection)
+    except ValidationError as error:
+        raise ModelError(f"{folder / SELECTION_JSON}: selection: {describe_validation(error)}") from error
     return SelectionReport(
         model=folder,
-        comparison=Summary.model_validate(selected.selection),
+        comparison=comparison,
         postprocessing=PostProcessing.load(folder / POSTPROCESSING_JSON),
         quality=quality,
         calibration=calibration,

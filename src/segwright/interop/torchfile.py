@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from segwright.core.errors import ModelError, SegwrightError
+from segwright.core.json_text import MOST_LEVELS
 from segwright.core.zip_files import open_zip
-from segwright.interop.instructions import Machine, RefusedError, Storage, StoredTensor
+from segwright.interop.instructions import MOST_WORK, Machine, RefusedError, Storage, StoredTensor
 
 LARGEST_PICKLE: Final = 64 * 2**20
 """Bytes of the part without tensors; 1000 epochs with 100 classes log 7 MiB."""
@@ -31,6 +32,7 @@ _DAMAGES: Final = (
 """What a damaged file may cause while it is interpreted; none of these comes from code of the file."""
 
 _BLOCK: Final = 1 << 22
+_CONTAINERS: Final = (dict, list, tuple, set)
 
 
 def read_document(path: Path) -> Any:
@@ -45,7 +47,9 @@ def read_document(path: Path) -> Any:
             entry = archive.getinfo(f"{prefix}data.pkl")
             if entry.file_size > LARGEST_PICKLE:
                 raise RefusedError(f"{entry.file_size / 2**20:.0f} MiB beside its tensors")
-            return Machine(archive.read(entry)).run()
+            document = Machine(archive.read(entry)).run()
+        _require_tree(document)
+        return document
     except RefusedError as error:
         raise ModelError(f"{path}: refused, since it is not only weights and plain values ({error})") from error
     except SegwrightError:
@@ -85,6 +89,21 @@ def read_tensors(path: Path, stored: Mapping[str, StoredTensor]) -> dict[str, Te
     except _DAMAGES as error:
         raise ModelError(f"{path}: '{name}' cannot be read ({_reason(error)}); copy it again") from error
     return result
+
+
+def _require_tree(document: Any) -> None:
+    """See that what takes up every value in turn ends soon: values may hold each other many times, or themselves."""
+    level, left, depth = [document], MOST_WORK, 0
+    while level:
+        depth, left = depth + 1, left - len(level)
+        level = [
+            value
+            for container in level
+            if isinstance(container, _CONTAINERS)
+            for value in (container.values() if isinstance(container, dict) else container)
+        ]
+        if depth > MOST_LEVELS or len(level) > left:
+            raise RefusedError("its values hold each other too many times")
 
 
 def _prefix(archive: zipfile.ZipFile, size: int) -> str:

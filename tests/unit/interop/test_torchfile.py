@@ -119,6 +119,21 @@ def test_many_views_of_one_record_are_refused(tmp_path: Path) -> None:
         read_tensors(path, {str(index): stored for index in range(1000)})
 
 
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        b"K\x01\x85" + b"q\x00h\x00\x86" * 60,
+        b"]q\x00h\x00a",
+        b"]" * 200 + b"a" * 199,
+        LIST + b"](" + b"h\x00" * 1000 + b"e",
+    ],
+    ids=["twice as many at each level", "itself", "deep", "wide"],
+)
+def test_values_that_hold_each_other_without_end_are_refused(tmp_path: Path, pickled: bytes) -> None:
+    with pytest.raises(ModelError, match="its values hold each other too many times"):
+        read_document(saved(tmp_path / "a.pth", HEADER + pickled + STOP))
+
+
 def test_long_bytes_come_back_whole(tmp_path: Path) -> None:
     torch.save({"state": bytes(range(256)) * 4}, tmp_path / "a.pth")
     assert read_document(tmp_path / "a.pth") == {"state": bytes(range(256)) * 4}
