@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from segwright.core.documents import append_text
 from segwright.core.errors import DatasetError, SegwrightError, WorkspaceError
-from segwright.core.names import FileName, below, name_problem, require_ending, require_name, require_text_path
+from segwright.core.names import FileName, absence, below, name_problem, require_ending, require_name, require_text_path
 
 HOSTILE = [
     "",
@@ -113,3 +114,24 @@ def test_a_path_that_is_no_text_is_refused_with_what_to_do(name: bytes, remedy: 
         require_text_path(path)
     str(caught.value).encode()
     assert require_text_path(Path(os.fsdecode(b"/data/x"))) == Path("/data/x")
+
+
+def test_text_is_appended_to_a_file_but_never_through_a_link(tmp_path: Path) -> None:
+    append_text(tmp_path / "new" / "log", "a\n")
+    append_text(tmp_path / "new" / "log", "b \udcfc\n")
+    assert (tmp_path / "new" / "log").read_text() == "a\nb \\udcfc\n"
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "link").symlink_to(tmp_path / "precious")
+    with pytest.raises(WorkspaceError, match="is a link, and is not written to"):
+        append_text(tmp_path / "link", "x")
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+def test_what_is_missing_is_told_by_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert (absence(tmp_path / "file"), absence(tmp_path, "folder")) == ("", "")
+    assert absence(tmp_path / "nothing") == "no such file"
+    assert absence(tmp_path / "nothing", "folder") == "no such folder"
+    assert absence(tmp_path) == "is a folder, expected a file"
+    assert absence(tmp_path / "file", "folder") == "is a file, expected the folder that it lies in"
+    assert "cannot be looked at" in absence(tmp_path / ("x" * 300))
