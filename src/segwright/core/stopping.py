@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import atexit
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -10,6 +12,10 @@ from segwright.core.errors import SegwrightError
 
 EXIT_RESUMABLE: Final = 75
 """Exit code of work that was interrupted and can be continued: EX_TEMPFAIL of sysexits.h, which schedulers know."""
+
+_LONGEST_STEP_S: Final = 60.0
+"""A step of training and the checkpoint after it take less."""
+_LONGEST_FAREWELL_S: Final = 5.0
 
 
 class Interrupted(SegwrightError):
@@ -46,6 +52,43 @@ class StopRequest:
         """Run a block that looks at `reason` between its steps."""
         before, self._is_heeded = self._is_heeded, True
         try:
-            yield
+            with self.awaited_at_exit():
+                yield
         finally:
             self._is_heeded = before
+
+    @contextmanager
+    def awaited_at_exit(self) -> Iterator[None]:
+        """Let a program that ends wait for a block in a daemon thread, which is asked to stop.
+
+        Python would end the thread in the middle of torch's C++ code, and that aborts the process.
+
+        Raises:
+            Interrupted: the program is ending already.
+        """
+        thread, done = threading.current_thread(), threading.Event()
+
+        def end() -> None:
+            if not done.is_set():
+                self.ask("the program ended")
+                done.wait(_LONGEST_STEP_S)
+                thread.join(_LONGEST_FAREWELL_S)
+
+        if thread.daemon:
+            _call_at_exit(end)
+        try:
+            yield
+        finally:
+            done.set()
+
+
+def _call_at_exit(function: Callable[[], None]) -> None:
+    """Call a function when the main thread has ended, before thread pools are closed: a step in progress needs them.
+
+    `atexit` comes after them; only where this private part of `threading` is gone it has to do.
+    """
+    register: Callable[[Callable[[], None]], object] = getattr(threading, "_register_atexit", atexit.register)
+    try:
+        register(function)
+    except RuntimeError as error:
+        raise Interrupted("the program ended") from error

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segwright.core.documents import file_hash, parse_document, read_json, read_json_lines
-from segwright.core.errors import ModelError
+from segwright.core.documents import file_hash, parse_document, read_json
+from segwright.core.errors import ModelError, SegwrightError
 from segwright.data.dataset import DatasetDescription, load_description
 from segwright.data.fingerprint import Fingerprint
 from segwright.data.labels import Labels
 from segwright.data.plan import Configuration, Plan
 from segwright.evaluation.scores import Scores
 from segwright.inference.selected import is_selected, member_folders
+from segwright.training.sinks import completed, read_rows
 from segwright.workspace import DATASET_JSON, FINGERPRINT_JSON, PLANS_JSON
 
 METRICS_JSONL = "metrics.jsonl"
@@ -161,7 +162,7 @@ def read_fold(folder: Path) -> FoldRecord:
         name=folder.name.removeprefix(_FOLD_PREFIX),
         folder=folder,
         training=read_json(record) if record.is_file() else {},
-        epochs=_rows(folder / METRICS_JSONL),
+        epochs=_rows(folder),
         scores=Scores.load(summary) if summary.is_file() else None,
         weights=_weights(folder),
     )
@@ -238,12 +239,20 @@ def _configuration_name(folder: Path, plan: Plan, folds: Sequence[FoldRecord]) -
     )
 
 
-def _rows(path: Path) -> tuple[Mapping[str, Any], ...]:
-    """Return the rows of a metrics file; a line that was cut off or is damaged is left out."""
-    if not path.is_file():
-        return ()
-    documents = (document for _, document in read_json_lines(path))
-    return tuple(row for row in documents if isinstance(row, dict) and type(row.get("epoch")) is int)
+def _rows(folder: Path) -> tuple[Mapping[str, Any], ...]:
+    """Return the metrics of a fold by epoch; damaged lines are taken from its checkpoint, where it has them."""
+    rows = read_rows(folder / METRICS_JSONL)
+    if [row["epoch"] for row in rows] == list(range(len(rows))):
+        return tuple(rows)
+    for name in _CHECKPOINTS:
+        try:
+            document = read_json(folder / f"checkpoint_{name}.json")
+        except SegwrightError:
+            continue
+        logged = document.get("logging") if isinstance(document, dict) else None
+        if isinstance(logged, list) and all(isinstance(row, dict) for row in logged):
+            return tuple(completed(rows, logged))
+    return tuple(rows)
 
 
 def _weights(folder: Path) -> Mapping[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from logging import getLogger
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,13 +38,17 @@ class JsonlSink:
 
     def rewind(self, epoch: int) -> None:
         """Keep the lines before `epoch` alone: a resumed run repeats what came after its checkpoint."""
-        if not self.path.is_file():
-            return
-        lines = read_json_lines(self.path)
-        whole = ((line, _epoch(row)) for line, row in lines if line.endswith("\n"))
-        kept = [line for line, found in whole if found is not None and found < epoch]
-        if len(kept) < len(lines):
-            write_text(self.path, "".join(kept))
+        self._replace([row for row in read_rows(self.path) if row["epoch"] < epoch])
+
+    def complete(self, rows: Sequence[Mapping[str, Metric]]) -> None:
+        """Write lines that are lost or damaged anew, from rows that a checkpoint kept."""
+        self._replace(completed(read_rows(self.path), rows))
+
+    def _replace(self, rows: Sequence[Mapping[str, Metric]]) -> None:
+        text = "".join(_line(row) for row in rows)
+        before = self.path.read_bytes() if self.path.is_file() else b""
+        if text.encode() != before:
+            write_text(self.path, text)
 
     def log(self, metrics: Mapping[str, Metric], step: int) -> None:
         """Append a line."""
@@ -89,7 +93,19 @@ class ForgivingSink:
             )
 
 
-def _epoch(row: Any) -> int | None:
-    """Return the epoch of a line; None for one that is damaged."""
-    epoch = row.get("epoch") if isinstance(row, dict) else None
-    return epoch if type(epoch) is int else None
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a metrics file, each with its `epoch`; a line that is cut off or damaged is left out."""
+    if not path.is_file():
+        return []
+    rows = (row for _, row in read_json_lines(path) if isinstance(row, dict))
+    return [row for row in rows if type(row.get("epoch")) is int]
+
+
+def completed(rows: Sequence[Mapping[str, Any]], known: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return rows by epoch, those that lack taken from `known`, e.g. of a checkpoint."""
+    found = {row["epoch"]: row for row in known if type(row.get("epoch")) is int} | {row["epoch"]: row for row in rows}
+    return [found[epoch] for epoch in sorted(found)]
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, allow_nan=False) + "\n"

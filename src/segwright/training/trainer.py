@@ -38,6 +38,7 @@ from segwright.training.reproducing import reproducible
 from segwright.training.resuming import require_same_training, restore, resumed_config, snapshot
 from segwright.training.safety import StepWatch, check_loss
 from segwright.training.schedule import Clock, Schedule, Timer, build_schedule
+from segwright.training.sinks import JsonlSink
 from segwright.training.status import State, StatusFile
 from segwright.training.stepping import training_batches, validation_batches
 from segwright.training.unlearned import unlearned_lines
@@ -82,6 +83,11 @@ class Trainer(NetworkBuilding):
         """
         if self.was_initialized:
             raise ConfigError("the trainer is initialized already; make a new one")
+        with self.stop.awaited_at_exit():
+            self._build()
+        self.was_initialized = True
+
+    def _build(self) -> None:
         self.device = resolve_device(self._device_name)
         decided = regime.decide(self._with_knobs(), self.configuration, self.device)
         self.config, self.notes = decided.config, decided.notes
@@ -109,7 +115,6 @@ class Trainer(NetworkBuilding):
         require_sinks(self.config.sinks)
         self.step_watch = StepWatch()
         self.status = StatusFile(self.output_folder)
-        self.was_initialized = True
 
     def configure_optimizers(self) -> Optimizer:
         """Return the optimiser; its learning rate is set by the schedule."""
@@ -169,6 +174,8 @@ class Trainer(NetworkBuilding):
             self.plot_network_architecture()
         for sink in self.sinks:
             sink.rewind(self.current_epoch)
+            if isinstance(sink, JsonlSink):
+                sink.complete(self.logbook.rows[: self.current_epoch])
         for line in opening_lines(self):
             self.print_to_log_file(line)
         self.clock.start()
@@ -295,17 +302,18 @@ class Trainer(NetworkBuilding):
                 swap_sides=self.recipe.swaps_sides,
                 precision=self.config.precision,
             )
-            return final_validation.validate(
-                predictor,
-                self.cases,
-                self.split.val,
-                self.reference_files(),
-                below(self.output_folder, "validation"),
-                file_ending=self.dataset_json.file_ending,
-                weights_hash=file_hash(final) if final.is_file() else f"unsaved at {time.time()}",
-                say=self.print_to_log_file,
-                ranks=self.ranks,
-            )
+            with self.stop.awaited_at_exit():
+                return final_validation.validate(
+                    predictor,
+                    self.cases,
+                    self.split.val,
+                    self.reference_files(),
+                    below(self.output_folder, "validation"),
+                    file_ending=self.dataset_json.file_ending,
+                    weights_hash=file_hash(final) if final.is_file() else f"unsaved at {time.time()}",
+                    say=self.print_to_log_file,
+                    ranks=self.ranks,
+                )
         finally:
             self.set_deep_supervision_enabled(self.enable_deep_supervision)
             self.tell("finished")

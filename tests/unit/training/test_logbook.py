@@ -12,7 +12,7 @@ from PIL import Image
 
 from segwright.training.logbook import Logbook, row_text, write_line
 from segwright.training.progress_plot import plot
-from segwright.training.sinks import JsonlSink
+from segwright.training.sinks import JsonlSink, read_rows
 
 
 def filled() -> Logbook:
@@ -79,6 +79,20 @@ def test_metrics_of_epochs_that_are_trained_again_are_dropped(tmp_path: Path) ->
     sink.log({"train_losses": 20.0}, 2)
     rows = [json.loads(line) for line in sink.path.read_text().splitlines()]
     assert [(row["epoch"], row["train_losses"]) for row in rows] == [(0, 0.0), (1, 1.0), (2, 20.0)]
+
+
+@pytest.mark.parametrize("damage", [b"\xff\xfe{", b"[" * 100_000, b'{"epoch": "1"}', b'{"epoch": 1, "train', b""])
+def test_a_damaged_line_costs_that_line_and_comes_back_from_the_checkpoint(tmp_path: Path, damage: bytes) -> None:
+    sink = JsonlSink(tmp_path / "metrics.jsonl")
+    for epoch in range(3):
+        sink.log({"train_losses": float(epoch)}, epoch)
+    whole = sink.path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    sink.path.write_bytes(lines[0] + damage + b"\n" + lines[2])
+    assert [row["epoch"] for row in read_rows(sink.path)] == [0, 2]
+    sink.rewind(3)
+    sink.complete([{"epoch": epoch, "train_losses": float(epoch)} for epoch in range(2)])
+    assert sink.path.read_bytes() == whole
 
 
 def test_rewinding_nothing_is_fine(tmp_path: Path) -> None:
