@@ -11,7 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
-from journeys import Journey
+import torch
+from journeys import Journey, call, small_work
+
+from segwright.networks.checkpoint import load_weights
 
 SOURCE = Path(__file__).parents[2] / "src"
 
@@ -70,3 +73,22 @@ def test_a_damaged_case_ends_the_run_within_ten_seconds_and_no_process_was_start
     assert not seen
     records = list((tmp_path / "work").rglob("train.json"))
     assert json.loads(records[0].read_text())["config"]["cache"] == "none"
+
+
+def test_a_case_damaged_on_the_disk_is_made_again_and_the_model_is_the_same(journey: Journey, tmp_path: Path) -> None:
+    weights = {}
+    for name in ("whole", "damaged"):
+        work = small_work(journey, tmp_path / name)
+        assert call("--work", work, "preprocess", journey.dataset, "--config", "3d_fullres").exit_code == 0
+        if name == "damaged":
+            file = sorted(work.rglob("*_seg.b2nd"))[0]
+            seen, content = file.stat(), bytearray(file.read_bytes())
+            content[len(content) // 2] ^= 1
+            file.write_bytes(content)
+            os.utime(file, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+        short = ("--epochs", "2", "--iterations", "2", "--batch-size", "2", "--device", "cpu", "--deterministic")
+        result = call("--work", work, "train", journey.dataset, "--config", "3d_fullres", "--fold", "0", *short)
+        assert result.exit_code == 0, result.output
+        assert ("making damaged cases of 3d_fullres again" in result.output) == (name == "damaged")
+        weights[name] = load_weights(next(work.rglob("checkpoint_final.safetensors")))
+    torch.testing.assert_close(weights["damaged"], weights["whole"], rtol=0, atol=0)

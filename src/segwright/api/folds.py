@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from logging import getLogger
 from pathlib import Path
@@ -26,7 +26,7 @@ from segwright.core.registry import import_reference
 from segwright.data import splits
 from segwright.data.plan import Plan
 from segwright.data.previous_stage import FOLDER, StageMaps
-from segwright.data.store import CaseStore
+from segwright.data.store import CaseStore, DamagedCaseError
 from segwright.evaluation.scores import Scores
 from segwright.report.results import TrainedFold, dice_by_name
 from segwright.training.config import TrainConfig
@@ -176,10 +176,14 @@ def _listed(values: Mapping[str, Any]) -> str:
 def train_fold(session: Session, plan: Plan, configuration: str, fold: Fold, *, options: TrainOptions) -> TrainedFold:
     """Train what is missing of one fold, validate what is missing, and return its scores."""
     folder = fold_folder(session, plan, configuration, fold)
-    if not (is_trained(folder) and is_validated(folder)):
+
+    def train_and_validate() -> None:
         _complete_previous_stage(session, plan, configuration, fold, options)
         trainer = _train(session, plan, configuration, fold, options)
         trainer.perform_actual_validation()
+
+    if not (is_trained(folder) and is_validated(folder)):
+        _making_damaged_cases_again(train_and_validate, session, plan, configuration, options)
     return finished_fold(session, plan, configuration, fold)
 
 
@@ -190,6 +194,27 @@ def train_only(session: Session, plan: Plan, configuration: str, fold: Fold, *, 
         _complete_previous_stage(session, plan, configuration, fold, options)
         _train(session, plan, configuration, fold, options)
     return folder.parent
+
+
+def _making_damaged_cases_again(
+    action: Callable[[], None], session: Session, plan: Plan, configuration: str, options: TrainOptions
+) -> None:
+    """Run an action that reads preprocessed cases; where some are damaged, make them again and run it once more.
+
+    A training goes on from its last checkpoint. Processes that share one end, for they cannot be started again here.
+    """
+    try:
+        action()
+    except DamagedCaseError as error:
+        if options.ranks is not None:
+            raise
+        logger.warning("%s", error)
+        stage: str | None = configuration
+        while stage is not None:
+            logger.warning("making damaged cases of %s again, then going on", stage)
+            make_cases(session, plan, stage)
+            stage = plan.configuration(stage).previous_stage
+        action()
 
 
 def finished_fold(session: Session, plan: Plan, configuration: str, fold: Fold) -> TrainedFold:
