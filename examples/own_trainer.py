@@ -1,6 +1,7 @@
 """A trainer of one's own, from preprocessed data to scores: `python -m examples.own_trainer DATASET_FOLDER`.
 
-Run `segwright preprocess` first. The trained model predicts wherever this module can be imported.
+Run `segwright preprocess` first. The trained model predicts wherever this module can be imported, if it is
+trusted: `segwright predict --trust-code`, `load_model(model, trust_code=True)`.
 """
 
 from __future__ import annotations

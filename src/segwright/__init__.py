@@ -4,12 +4,12 @@ The verbs are functions: `check, fingerprint, plan, preprocess, train, select, p
 and `load_model`. They are imported at first use, so that `import segwright` costs next to nothing.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # importing typing could find a file of the current folder: `cli.search_path` comes later
 if TYPE_CHECKING:
+    from typing import Any
+
     from segwright.api import (
         accumulate_crossval,
         apply_postprocessing,
@@ -55,7 +55,7 @@ __all__ = [
 __version__: str
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name in __all__:
         return getattr(import_module("segwright.api"), name)
     if name == "__version__":

@@ -1,8 +1,10 @@
-"""`python -m segwright`, and so `torchrun -m segwright`."""
+"""The program, as `segwright`, `python -m segwright`, and so `torchrun -m segwright`."""
 
-from __future__ import annotations
+from segwright.cli.search_path import leave_current_folder_out
 
-from segwright.cli.main import main
+leave_current_folder_out(is_module=__name__ == "__main__")
+
+from segwright.cli.main import main  # noqa: E402  what it imports must not be found in the current folder
 
 if __name__ == "__main__":
     main()

@@ -25,7 +25,6 @@ def test_the_shown_transform_and_commands_work(
     file.parent.mkdir()
     file.write_text(program)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     lines = [line for language, text in blocks if not language for line in text.splitlines()]
     (command,) = [line for line in lines if line.startswith(f"segwright {verb}") and "mypkg.stripes:recipe" in line]
     words = [str(journey.dataset) if word == "DATASET" else word for word in shlex.split(command)[1:]]

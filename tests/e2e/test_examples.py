@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 import segwright
 from examples import named_network, own_trainer
+from segwright.core.errors import ModelError
 from segwright.data import phantom
 from segwright.training.config import TrainConfig
 from segwright.workspace import Workspace
@@ -42,6 +44,7 @@ def test_a_name_is_trained_and_predicts_again(prepared: tuple[Path, Workspace]) 
 
 def test_a_function_is_trained_and_predicts_again(prepared: tuple[Path, Workspace]) -> None:
     dataset, workspace = prepared
+    shutil.rmtree(workspace.results / dataset.name, ignore_errors=True)  # a model has one network
     fold = segwright.train(
         dataset,
         workspace=workspace,
@@ -54,7 +57,9 @@ def test_a_function_is_trained_and_predicts_again(prepared: tuple[Path, Workspac
     )
     header = json.loads((fold.folder / "checkpoint_final.json").read_text())
     assert header["network"] == {"reference": "examples.tiny_network:build", "kwargs": {"width": 4}}
-    predictor = segwright.load_model(fold.folder.parent, device="cpu")
+    with pytest.raises(ModelError, match=r"names the network 'examples\.tiny_network:build'.*trust_code=True"):
+        segwright.load_model(fold.folder.parent, device="cpu")
+    predictor = segwright.load_model(fold.folder.parent, device="cpu", trust_code="examples.tiny_network:build")
     assert sum(parameter.numel() for parameter in predictor.networks[0].parameters()) < 1000
 
 
@@ -62,5 +67,5 @@ def test_a_subclass_is_trained_and_predicts_again(prepared: tuple[Path, Workspac
     dataset, workspace = prepared
     own_trainer.train(dataset, workspace, config=TrainConfig(**SHORT))
     model = workspace.model_folder(dataset.name, "TinyTrainer", "nnUNetPlans", "3d_fullres")
-    predictor = segwright.load_model(model, device="cpu")
+    predictor = segwright.load_model(model, device="cpu", trust_code=True)
     assert type(predictor.networks[0]).__name__ == "Sequential"

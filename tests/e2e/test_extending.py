@@ -85,10 +85,22 @@ def test_a_users_files_train_by_command_line_and_predict_without_them(
     [model] = work.glob("results/*/LoudTrainer__nnUNetPlans__3d_fullres")
     assert (model / "fold_0" / "counted.txt").read_text() == "1\n2\n"
     assert "a loud trainer was here" in (model / "fold_0" / "training.log").read_text()
-    predicted = run(
-        *("predict", "--model", model, "-i", journey.dataset / "imagesTs", "-o", tmp_path / "out", "--device", "cpu"),
-        folder=elsewhere,
+    predict = (
+        "predict",
+        "--model",
+        model,
+        "-i",
+        journey.dataset / "imagesTs",
+        "-o",
+        tmp_path / "out",
+        "--device",
+        "cpu",
     )
+    refused = run(*predict, folder=elsewhere)
+    assert refused.returncode == 1
+    assert "names the network 'mynets:build'" in refused.stderr
+    assert "--trust-code" in refused.stderr
+    predicted = run(*predict, "--network", "mynets:build", folder=elsewhere)
     assert predicted.returncode == 0, predicted.stderr
     assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 2
 

@@ -75,7 +75,9 @@ def predicted(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         image = nib.Nifti1Image(planted(kind, phantom, draw).transpose(2, 1, 0), np.eye(4))
         nib.save(image, images / f"c{index:03d}_0000.nii.gz")
     model = workspace.selected_folder(raw.name)
-    done = call("predict", "--model", model, "-i", images, "-o", work / "out", "--device", "cpu", "--json")
+    done = call(
+        *("predict", "--model", model, "-i", images, "-o", work / "out", "--device", "cpu", "--json", "--trust-code")
+    )
     assert done.exit_code == 0, done.stderr
     labels = Labels(LABELS, None)
     records = json.loads(done.stdout)

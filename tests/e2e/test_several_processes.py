@@ -95,7 +95,8 @@ def test_a_killed_rank_ends_the_training_with_its_name(journey: Journey, work: P
     assert not Path(f"/proc/{ranks['0']}").exists()
 
 
-def test_the_traceback_of_a_failing_rank_is_shown(journey: Journey, work: Path, tmp_path: Path) -> None:
+def test_the_traceback_of_a_failing_rank_is_shown(journey: Journey, tmp_path: Path) -> None:
+    work = small_work(journey, tmp_path / "work")  # of its own: a model has one network
     (tmp_path / "mynets.py").write_text(
         "import os, torch\n\n\ndef build(inputs, outputs, **kwargs):\n"
         "    if os.environ['RANK'] == '1':\n        raise KeyError('lost weights')\n"

@@ -57,7 +57,7 @@ def fit_estimates(
             missing = [case for case, file in files.items() if not observed_file(file.parent, case).is_file()]
             if missing:
                 member = member_of(session, members[0], workers=workers)
-                observe(member, files[missing[0]].parent, fold, missing, device=device)
+                observe(member, files[missing[0]].parent, fold, missing, device=device, trust=session.trust)
     seen = {case: Observed.load(file.parent, case) for case, file in predictions.items()}
     held_out = [
         quality.HeldOut(

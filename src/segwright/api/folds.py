@@ -22,7 +22,9 @@ from segwright.api.usability import shortcoming
 from segwright.core.documents import atomic_path, file_hash
 from segwright.core.errors import ConfigError, DatasetError
 from segwright.core.names import below
-from segwright.core.registry import import_reference
+from segwright.core.registry import reference_of
+from segwright.core.trust import CodeTrust, TrustCode
+from segwright.core.user_code import blaming
 from segwright.data import splits
 from segwright.data.plan import Plan
 from segwright.data.previous_stage import FOLDER, StageMaps
@@ -97,7 +99,25 @@ def require_options(options: TrainOptions) -> None:
         resolve_device(options.device)
 
 
-def trainer_class(reference: str | None) -> type[Trainer]:
+def named_code(trust_code: TrustCode, settings: Mapping[str, Any], trainer: str | None = None) -> CodeTrust:
+    """Return which code a call may import: what its settings name, all of it found, and what `trust_code` adds.
+
+    Raises:
+        SegwrightError: a setting is wrong, there is no such code, or its module has an error.
+    """
+    config = TrainConfig.from_mapping(settings)
+    references = list(config.references())
+    trust = CodeTrust.of(trust_code).naming(trainer, *(reference for _, reference in references))
+    if references:
+        from segwright.training.resuming import load_references
+
+        load_references(config, trust, source="the settings")
+    if trainer is None:
+        return trust
+    return trust.naming(reference_of(trainer_class(trainer, trust)))  # it may be defined elsewhere than it is named
+
+
+def trainer_class(reference: str | None, trust: CodeTrust) -> type[Trainer]:
     """Return the trainer behind `module:Class`, by default the trainer.
 
     Raises:
@@ -107,7 +127,7 @@ def trainer_class(reference: str | None) -> type[Trainer]:
 
     if reference is None:
         return Trainer
-    found = import_reference(reference, kind="trainer")
+    found = trust.load(reference, kind="trainer")
     if not (isinstance(found, type) and issubclass(found, Trainer)):
         raise ConfigError(f"trainer '{reference}' is no subclass of segwright.training.trainer.Trainer; make it one")
     return found
@@ -180,7 +200,8 @@ def train_fold(session: Session, plan: Plan, configuration: str, fold: Fold, *, 
     def train_and_validate() -> None:
         _complete_previous_stage(session, plan, configuration, fold, options)
         trainer = _train(session, plan, configuration, fold, options)
-        trainer.perform_actual_validation()
+        with blaming(trainer.trust.packages | session.trust.packages, "the validation"):
+            trainer.perform_actual_validation()
 
     if not (is_trained(folder) and is_validated(folder)):
         _making_damaged_cases_again(train_and_validate, session, plan, configuration, options)
@@ -239,27 +260,31 @@ def _train(session: Session, plan: Plan, configuration: str, fold: Fold, options
     folder = fold_folder(session, plan, configuration, fold)
     require_same_network(folder.parent, [fold], options.settings)  # of a cascade's first stage, for the first time
     ranks = options.ranks or ALONE
-    trainer = trainer_class(session.trainer)(
-        plan,
-        configuration,
-        fold,
-        session.dataset.description,
-        options.device,
-        config=TrainConfig.from_mapping(options.settings),
-        cases=_cases(session, plan, configuration),
-        split=_split(session, fold, write=ranks.is_first),
-        references={case.identifier: case.label for case in session.dataset.cases if case.label is not None},
-        output_folder=folder,
-        ranks=ranks,
-        stop=options.stop,
-    )
-    if ranks.is_first:
-        _copy_fingerprint(session, folder.parent)
-    checkpoint = resumable(folder)
-    if checkpoint is not None:
-        trainer.load_checkpoint(checkpoint)
+    cls = trainer_class(session.trainer, session.trust)
+    with blaming(session.trust.packages, f"trainer {session.trainer_name}"):
+        trainer = cls(
+            plan,
+            configuration,
+            fold,
+            session.dataset.description,
+            options.device,
+            config=TrainConfig.from_mapping(options.settings),
+            cases=_cases(session, plan, configuration),
+            split=_split(session, fold, write=ranks.is_first),
+            references={case.identifier: case.label for case in session.dataset.cases if case.label is not None},
+            output_folder=folder,
+            ranks=ranks,
+            stop=options.stop,
+            trust_code=session.trust,
+        )
+        if ranks.is_first:
+            _copy_fingerprint(session, folder.parent)
+        checkpoint = resumable(folder)
+        if checkpoint is not None:
+            trainer.load_checkpoint(checkpoint)
     if not is_trained(folder):
-        trainer.run_training()
+        with blaming(trainer.trust.packages | session.trust.packages, "the training"):
+            trainer.run_training()
     return trainer
 
 
@@ -359,7 +384,7 @@ def _predict_held_out(
         "%s fold %d: predicting %d held-out cases for %s, %d are there already",
         *(wanted.previous_stage, fold, len(missing), configuration, len(identifiers) - len(missing)),
     )
-    predictor = load_predictor(folder.parent, folds=[fold], device=device, trust_code=True)
+    predictor = load_predictor(folder.parent, folds=[fold], device=device, trust=session.trust)
     predict_next_stage(
         predictor, cases, missing, next_cases, maps, patch_size=wanted.patch_size, weights_hash=weights_hash
     )

@@ -17,6 +17,7 @@ from segwright.api import learning, predicting, preparing, reporting, selecting,
 from segwright.api.folds import TrainOptions
 from segwright.api.preparing import PlanOptions
 from segwright.api.session import Session, open_session
+from segwright.core.trust import TrustCode
 from segwright.data import phantom
 from segwright.data.dataset import NO_ENVIRONMENT
 from segwright.data.images import read_images, read_label
@@ -56,6 +57,7 @@ def run(
     trainer: str | None = None,
     environment: Mapping[str, str] = NO_ENVIRONMENT,
     stop: StopRequest | None = None,
+    trust_code: TrustCode = False,
 ) -> RunReport:
     """Check, fingerprint, plan, preprocess, train, validate and select; what is there and fresh is left alone.
 
@@ -77,6 +79,8 @@ def run(
         trainer: A subclass of `Trainer` that trains instead, `module:Class`.
         environment: Variables that explicit file lists may name.
         stop: Asks a training to save and end after its step.
+        trust_code: Whether code is imported that only files name, a network in a checkpoint for instance: no, yes, or
+            only the references given (`module:attr`).
 
     Returns:
         The folds with their scores, the stages that had work to do, what was not done, and the selected model.
@@ -90,10 +94,9 @@ def run(
     )
     options = TrainOptions(settings=chosen, device=device, stop=stop)
     folding.require_options(options)
-    if trainer is not None:
-        folding.trainer_class(trainer)
+    trust = folding.named_code(trust_code, chosen, trainer)
     presets.preset(preset)
-    session = open_session(dataset, workspace, environment=environment, trainer=trainer)
+    session = open_session(dataset, workspace, environment=environment, trainer=trainer, trust=trust)
     numbers = _folds(session, folds)
     done: list[str] = []
     found, was_measured = preparing.make_fingerprint(session, workers=workers)

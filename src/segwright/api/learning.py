@@ -14,11 +14,11 @@ from segwright.api.folds import (
     TrainOptions,
     fold_folder,
     is_trained,
+    named_code,
     require_options,
     require_trainable,
     say_if_trained_otherwise,
     train_fold,
-    trainer_class,
 )
 from segwright.api.one_model import TRAIN_JSON, Fold, is_begun, require_nothing_new
 from segwright.api.preparing import DEFAULT_PLANS, cases_are_fresh, load_plan, make_cases
@@ -27,6 +27,7 @@ from segwright.api.session import open_session
 from segwright.api.splitting import require_folds, say_left_out
 from segwright.core.errors import ConfigError, DatasetError, ImageError, ModelError
 from segwright.core.names import absence
+from segwright.core.trust import TrustCode
 from segwright.data.dataset import NO_ENVIRONMENT, load_description
 from segwright.data.images import READERS, choose_reader, read_header
 from segwright.data.labels import Labels
@@ -70,6 +71,7 @@ def train(
     environment: Mapping[str, str] = NO_ENVIRONMENT,
     ranks: Ranks | None = None,
     stop: StopRequest | None = None,
+    trust_code: TrustCode = False,
 ) -> TrainedFold:
     """Train one fold of one configuration, then predict and score its held-out cases.
 
@@ -91,6 +93,8 @@ def train(
         environment: Variables that explicit file lists may name.
         ranks: The processes that share the training; all of them call this function.
         stop: Asks the training to save and end after its step.
+        trust_code: Whether code is imported that only files name, a network in a checkpoint for instance: no, yes, or
+            only the references given (`module:attr`).
 
     Raises:
         Interrupted: it was asked to stop; `resume` goes on from there.
@@ -99,9 +103,8 @@ def train(
     chosen = training_settings(budget, settings, network=network, network_kwargs=network_kwargs, pretrained=pretrained)
     options = TrainOptions(settings=chosen, device=device, ranks=ranks, stop=stop)
     require_options(options)
-    if trainer is not None:
-        trainer_class(trainer)
-    session = open_session(dataset, workspace, environment=environment, trainer=trainer)
+    trust = named_code(trust_code, chosen, trainer)
+    session = open_session(dataset, workspace, environment=environment, trainer=trainer, trust=trust)
     plan = load_plan(session, plans)
     require_folds(session, [fold])
     if fold != "all":

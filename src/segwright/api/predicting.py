@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from segwright.api.exchange import only_model, unpacked
 from segwright.core.collecting import at_rest
 from segwright.core.errors import ConfigError
+from segwright.core.trust import CodeTrust, TrustCode
+from segwright.core.user_code import blaming
 
 if TYPE_CHECKING:
     from segwright.inference.ensemble import Ensemble
@@ -35,7 +37,7 @@ def predict(
     overwrite: bool = False,
     precision: str = "auto",
     device: str = "auto",
-    trust_code: bool = False,
+    trust_code: TrustCode = False,
     exact: bool = False,
     part: int = 0,
     parts: int = 1,
@@ -57,7 +59,8 @@ def predict(
         overwrite: Predict again what is there.
         precision: fp32, bf16, fp16, or what the device is fast at.
         device: auto, cpu, mps, a GPU, or several with commas (`cuda:0,cuda:1`), which share the cases.
-        trust_code: Let the plans of nnU-Net name any installed network class, which is then imported and called.
+        trust_code: Whether code is imported that the model names, a network of a user's own for instance: no, yes, or
+            only the references given (`module:attr`).
         exact: Give tiles of one value, such as air, a pass of their own each.
         part: Predict every `parts`-th case, beginning with this one (from 0); for several machines.
         parts: Into how many parts the cases are dealt.
@@ -65,6 +68,7 @@ def predict(
     with at_rest():
         from segwright.inference.ensemble import Ensemble
         from segwright.inference.files import predict_files
+        from segwright.networks.references import packages_of
 
     saving = _checked_options(images, output, probabilities, classes, part=part, parts=parts)
     devices = _checked_devices(device, precision)
@@ -72,6 +76,7 @@ def predict(
     if len(models) > 1:
         _require_none_selected(models)
         _require_one(devices)
+    trust = CodeTrust.of(trust_code)
     loaded = [
         _load(
             each,
@@ -80,7 +85,7 @@ def predict(
             mirroring=mirroring,
             precision=precision,
             device=name,
-            trust_code=trust_code,
+            trust=trust,
             exact=exact,
         )
         for each in models
@@ -96,16 +101,19 @@ def predict(
         "part": part,
         "parts": parts,
     }
-    if several is not None:
-        _require_one(devices)
-        return several.predict_files(images, output, **options)
-    return predict_files(
-        predictors[0],
-        Path(images),
-        Path(output),
-        others=predictors[1:],
-        **options,
-    )
+    members = predictors if several is None else several.predictors
+    packages = frozenset[str]().union(*(packages_of(network) for each in members for network in each.networks))
+    with blaming(packages, "the network of a model"):
+        if several is not None:
+            _require_one(devices)
+            return several.predict_files(images, output, **options)
+        return predict_files(
+            predictors[0],
+            Path(images),
+            Path(output),
+            others=predictors[1:],
+            **options,
+        )
 
 
 def load_model(
@@ -116,7 +124,7 @@ def load_model(
     mirroring: bool = True,
     precision: str = "auto",
     device: str = "auto",
-    trust_code: bool = False,
+    trust_code: TrustCode = False,
     exact: bool = False,
 ) -> Predictor | Ensemble:
     """Return the predictor of a model folder, for many predictions in one process.
@@ -133,7 +141,8 @@ def load_model(
         mirroring: Average over flipped images too.
         precision: fp32, bf16, fp16, or what the device is fast at.
         device: auto, cpu, mps or a GPU.
-        trust_code: Let the plans of nnU-Net name any installed network class, which is then imported and called.
+        trust_code: Whether code is imported that the model names, a network of a user's own for instance: no, yes, or
+            only the references given (`module:attr`).
         exact: Give tiles of one value, such as air, a pass of their own each.
     """
     _checked_devices(device, precision)
@@ -144,12 +153,12 @@ def load_model(
         mirroring=mirroring,
         precision=precision,
         device=device,
-        trust_code=trust_code,
+        trust=CodeTrust.of(trust_code),
         exact=exact,
     )
 
 
-def _load(model: Path | str, *, trust_code: bool, exact: bool, **options: Any) -> Predictor | Ensemble:
+def _load(model: Path | str, *, trust: CodeTrust, exact: bool, **options: Any) -> Predictor | Ensemble:
     """Return the predictor of a model folder; what may be asked of the device is checked."""
     with at_rest():
         from segwright.inference.model_folder import OURS, CheckpointFormat, load_predictor
@@ -158,7 +167,7 @@ def _load(model: Path | str, *, trust_code: bool, exact: bool, **options: Any) -
 
     def load(folder: Path) -> Predictor:
         reading: CheckpointFormat = NnunetCheckpoints() if is_nnunet_model(folder) else OURS
-        return load_predictor(folder, reading=reading, trust_code=trust_code, reuse=not exact, **options)
+        return load_predictor(folder, reading=reading, trust=trust, reuse=not exact, **options)
 
     with unpacked(Path(model)) as place:
         selected = find_selected(place)

@@ -13,6 +13,7 @@ from segwright.api.session import Session, open_session, workspace_or_default, w
 from segwright.api.splitting import say_left_out
 from segwright.core.documents import atomic_path, content_hash, file_hash
 from segwright.core.errors import PlanError, ProblemReport
+from segwright.core.trust import CodeTrust, TrustCode
 from segwright.data import checks
 from segwright.data import fingerprint as measuring
 from segwright.data.dataset import NO_ENVIRONMENT, load_description
@@ -154,6 +155,7 @@ def preprocess(
     configurations: Sequence[str] | None = None,
     workers: int | None = None,
     environment: Mapping[str, str] = NO_ENVIRONMENT,
+    trust_code: TrustCode = False,
 ) -> dict[str, PreprocessReport]:
     """Crop, normalise, resample and store all cases; those that are there and fresh are kept.
 
@@ -164,11 +166,12 @@ def preprocess(
         configurations: All of the plan by default.
         workers: Threads.
         environment: Variables that explicit file lists may name.
+        trust_code: Whether normalisation is imported that the plan names as `module:attr`.
 
     Returns:
         What was done, by configuration.
     """
-    session = open_session(dataset, workspace, environment=environment)
+    session = open_session(dataset, workspace, environment=environment, trust=CodeTrust.of(trust_code))
     made = load_plan(session, plans)
     say_left_out(session)
     names = tuple(configurations or made.configuration_names)
@@ -364,8 +367,10 @@ def data_owners(plan: Plan, names: Sequence[str]) -> tuple[str, ...]:
 
 def make_cases(session: Session, plan: Plan, name: str, *, workers: int | None = None) -> PreprocessReport:
     """Preprocess what is missing or stale of one configuration."""
+    from segwright.preprocessing.known import load_schemes
     from segwright.preprocessing.pipeline import preprocess_dataset
 
+    load_schemes(plan, plan.configuration(name), session.trust)
     folder = cases_folder(session, plan, name)
     report = preprocess_dataset(session.dataset, plan, name, CaseStore(folder), workers=workers)
     session.journal.record(*_cases_record(session, plan, name))

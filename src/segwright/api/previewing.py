@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
-from segwright.api.folds import TrainOptions, model_folder, require_options
+from segwright.api.folds import TrainOptions, model_folder, named_code, require_options
 from segwright.api.preparing import DEFAULT_PLANS, cases_are_fresh, cases_folder, load_plan, make_cases
 from segwright.api.session import Session, open_session
 from segwright.core.documents import write_text
 from segwright.core.errors import ConfigError, SegwrightError
+from segwright.core.trust import TrustCode
 from segwright.data import splits
 from segwright.data.dataset import NO_ENVIRONMENT
 from segwright.data.labels import BACKGROUND, IGNORE, Labels
@@ -48,6 +49,7 @@ def preview_augmentation(
     settings: Mapping[str, Any] | None = None,
     workers: int | None = None,
     environment: Mapping[str, str] = NO_ENVIRONMENT,
+    trust_code: TrustCode = False,
 ) -> Path:
     """Write one HTML page of training samples, each before and after augmentation, and return its path.
 
@@ -65,6 +67,7 @@ def preview_augmentation(
         settings: Fields of `TrainConfig` that change samples: `augmentation`, `mirror_axes`, `sampler`, `seed`, ...
         workers: Threads of preprocessing.
         environment: Variables that explicit file lists may name.
+        trust_code: Whether normalisation is imported that the plan names as `module:attr`.
 
     Raises:
         SegwrightError: dataset, plan, configuration or a setting is wrong, a case cannot be read, or the previous stage
@@ -77,7 +80,8 @@ def preview_augmentation(
         raise ConfigError(f"samples {samples}: expected 1 to {MOST_SAMPLES}")
     require_options(TrainOptions(settings=settings or {}))
     config = TrainConfig.from_mapping(settings or {})
-    session = open_session(dataset, workspace, environment=environment)
+    trust = named_code(trust_code, settings or {})
+    session = open_session(dataset, workspace, environment=environment, trust=trust)
     plan = load_plan(session, plans)
     name = configuration or _default(plan)
     shown = _Shown.of(session, plan, name, config)

@@ -25,6 +25,7 @@ from segwright.api.usability import shortcoming
 from segwright.core.documents import content_hash, describe_validation
 from segwright.core.errors import ModelError, Problem, ProblemReport
 from segwright.core.names import below
+from segwright.core.trust import CodeTrust, TrustCode
 from segwright.data.dataset import NO_ENVIRONMENT
 from segwright.data.plan import Plan
 from segwright.evaluation.crossval import SUMMARY_JSON, VALIDATION, CrossValidation
@@ -65,6 +66,7 @@ def select(
     device: str = "auto",
     workers: int | None = None,
     environment: Mapping[str, str] = NO_ENVIRONMENT,
+    trust_code: TrustCode = False,
 ) -> SelectionReport:
     """Find the model, or the pair of models, that predicts held-out cases best, and write it as a folder that predicts.
 
@@ -82,6 +84,8 @@ def select(
         device: auto, cpu, mps or a GPU.
         workers: Threads.
         environment: Variables that explicit file lists may name.
+        trust_code: Whether code is imported that only files name, a network in a checkpoint for instance: no, yes, or
+            only the references given (`module:attr`).
 
     Raises:
         SegwrightError: Nothing is trained and validated, models have no fold in common, or the folder is in use.
@@ -90,7 +94,7 @@ def select(
         >>> report = select("raw/Dataset004_Hippocampus")  # doctest: +SKIP
         >>> segwright.predict(report.model, "images", "out")  # doctest: +SKIP
     """
-    session = open_session(dataset, workspace, environment=environment)
+    session = open_session(dataset, workspace, environment=environment, trust=CodeTrust.of(trust_code))
     models = find_trained(session, configurations=configurations, plans=plans)
     return select_models(
         session, models, folds=folds, ensembles=ensembles, output=output, device=device, workers=workers
@@ -302,7 +306,7 @@ def _pair_predictions(
             for pair in pairs
         }
         truths = {case: references[case] for case in files}
-        predict_pairs(members, folders, fold, truths, file_ending=ending, device=device)
+        predict_pairs(members, folders, fold, truths, file_ending=ending, device=device, trust=session.trust)
         for pair, folder in folders.items():
             result[pair] |= {case: folder / f"{case}{ending}" for case in files}
     return result

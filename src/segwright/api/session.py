@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from segwright.core.errors import Problem
+from segwright.core.trust import NO_CODE, CodeTrust
 from segwright.data.dataset import NO_ENVIRONMENT, Dataset, load
 from segwright.data.freshness import Journal, listing_digest
 from segwright.workspace import DATASET_JSON, SPLITS_JSON, Workspace
@@ -20,7 +21,8 @@ TRAINER = "Trainer"
 class Session:
     """A loaded dataset, where its results go, a digest of its raw files, and variables that its file lists may name.
 
-    `trainer` is the reference of the class that trains, `module:Class`, None for ours.
+    `trainer` is the reference of the class that trains, `module:Class`, None for ours. `trust` says which code the work
+    folder's files may have imported.
     """
 
     workspace: Workspace
@@ -29,6 +31,7 @@ class Session:
     raw_state: str
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     trainer: str | None = None
+    trust: CodeTrust = NO_CODE
 
     @property
     def trainer_name(self) -> str:
@@ -52,6 +55,7 @@ def open_session(
     *,
     environment: Mapping[str, str] = NO_ENVIRONMENT,
     trainer: str | None = None,
+    trust: CodeTrust = NO_CODE,
 ) -> Session:
     """Load a dataset and make sure that results can be written, before any work starts.
 
@@ -60,6 +64,7 @@ def open_session(
         workspace: Where results go; `./segwright-work` by default.
         environment: Variables that explicit file lists may name.
         trainer: Reference of the class that trains, `module:Class`; ours by default.
+        trust: Which code the work folder's files may have imported.
 
     Raises:
         SegwrightError: the dataset is not usable or the workspace not writable.
@@ -74,6 +79,7 @@ def open_session(
         raw_state=listing_digest(_raw_files(loaded)),
         environment=environment,
         trainer=trainer,
+        trust=trust,
     )
 
 

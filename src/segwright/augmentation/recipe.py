@@ -17,6 +17,7 @@ from segwright.augmentation.transform import Draw, Samples, Transform
 from segwright.core.device import CPU
 from segwright.core.errors import ConfigError, SegwrightError, nearest
 from segwright.core.registry import Registry, import_reference
+from segwright.core.user_code import UserCodeError, calling, definition, described, package_of, place_of
 
 SPATIAL = "spatial"
 """The name of the affine in a recipe; it comes first, as it decides what is read."""
@@ -211,10 +212,11 @@ def _changed(step: Step, samples: Samples, draws: Sequence[Draw]) -> Samples:
     return changed
 
 
-def _blamed(step: Step, method: str, error: Exception) -> ConfigError:
-    return ConfigError(
-        f"augmentation '{step.name}': {type(step.transform).__name__}.{method} failed with "
-        f"{type(error).__name__}: {error}"
+def _blamed(step: Step, method: str, error: Exception) -> UserCodeError:
+    kind = type(step.transform)
+    place = place_of(error, {package_of(kind.__module__)}) or definition(getattr(kind, method))
+    return UserCodeError(
+        f"{place}: augmentation '{step.name}': {kind.__name__}.{method} failed with {described(error)}"
     )
 
 
@@ -303,15 +305,11 @@ def build_recipe(reference: str, patch_size: Sequence[int], *, masked_channels: 
     builder: RecipeBuilder = (
         import_reference(reference, kind="augmentation recipe") if ":" in reference else RECIPES.get(reference)
     )
-    try:
+    contract = "expected a function fn(patch_size, *, masked_channels=()) that returns a Recipe"
+    with calling(builder, f"augmentation recipe '{reference}'", contract=contract):
         recipe: object = builder(patch_size, masked_channels=masked_channels)
-    except SegwrightError:
-        raise
-    except Exception as error:
-        raise ConfigError(
-            f"augmentation recipe '{reference}' failed with {type(error).__name__}: {error}; expected a function "
-            "fn(patch_size, *, masked_channels=()) that returns a Recipe"
-        ) from error
     if not isinstance(recipe, Recipe):
-        raise ConfigError(f"augmentation recipe '{reference}' returned {_shown(recipe)}; return a Recipe")
+        raise ConfigError(
+            f"{definition(builder)}: augmentation recipe '{reference}' returned {_shown(recipe)}; return a Recipe"
+        )
     return recipe

@@ -22,6 +22,7 @@ from segwright.cli.place import leave_if_one_of_several
 from segwright.core.errors import SegwrightError, nearest
 from segwright.core.resources import resource_error
 from segwright.core.text import printable
+from segwright.core.user_code import UserCodeError
 
 EXIT_USER = 1
 """Bad input or bad usage: the user can mend it."""
@@ -129,6 +130,7 @@ def _continues(option: str, word: str, before: Sequence[str], verbs: Sequence[st
 
 
 def _guarded(command: Any, arguments: Sequence[str]) -> int:
+    debug = "--debug" in arguments or "RANK" in os.environ
     try:
         code = command()
     except (KeyboardInterrupt, typer.Abort):
@@ -137,6 +139,8 @@ def _guarded(command: Any, arguments: Sequence[str]) -> int:
     except typer.Exit as leaving:
         return leaving.exit_code
     except SegwrightError as error:
+        if debug and isinstance(error, UserCodeError):
+            traceback.print_exc()
         for line in error.lines():
             _say(f"error: {line}")
         return error.exit_code
@@ -147,7 +151,7 @@ def _guarded(command: Any, arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_USER
     except Exception as error:
-        return _unexpected(error, debug="--debug" in arguments or "RANK" in os.environ)
+        return _unexpected(error, debug=debug)
     return code if isinstance(code, int) else 0
 
 

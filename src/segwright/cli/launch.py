@@ -47,7 +47,7 @@ def start(count: int, device: str) -> None:
     common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     if "OMP_NUM_THREADS" not in os.environ:
         common["OMP_NUM_THREADS"] = str(max(1, available_cpus() // count))
-    command = [sys.executable, "-m", "segwright", *sys.argv[1:]]
+    command = [sys.executable, "-c", _program(), *sys.argv[1:]]
     with tempfile.TemporaryDirectory(prefix="segwright-ranks-") as folder:
         said = [open(os.path.join(folder, str(rank)), "w+b") for rank in range(1, count)]  # noqa: SIM115
         processes: list[subprocess.Popen[bytes]] = []
@@ -70,6 +70,11 @@ def start(count: int, device: str) -> None:
             _end(processes)
             for log in said:
                 log.close()
+
+
+def _program() -> str:
+    """Return what a process runs: Segwright, found as this process found it, never in the current folder."""
+    return f"import sys; sys.path[:] = {sys.path!r}; from segwright.cli.main import main; main()"
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:

@@ -88,10 +88,9 @@ def settings(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Prepare logging and imports, and hand the work folder on."""
+    """Prepare logging, and hand the work folder on."""
     from segwright.core import log
 
-    options.import_from_here()
     log.configure(-1 if quiet else int(verbose or debug))
     context.obj = work
 

@@ -37,6 +37,7 @@ def train(
     pretrained: options.Pretrained = None,
     set_values: options.SetValues = None,
     trainer: options.Trainer = None,
+    trust_code: options.TrustCode = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted training.")] = False,
     device: options.Device = "auto",
     gpus: Annotated[int, typer.Option("--gpus", metavar="N", min=1, help="Processes that share each batch.")] = 1,
@@ -78,6 +79,7 @@ def train(
             device=device_of(device, place),
             ranks=ranks,
             stop=stop,
+            trust_code=options.code_trust(trust_code),
         )
     if as_json and (place is None or place.rank == 0):
         print_json(trained.to_json())
@@ -103,6 +105,7 @@ def run(
     pretrained: options.Pretrained = None,
     set_values: options.SetValues = None,
     trainer: options.Trainer = None,
+    trust_code: options.TrustCode = False,
     preset: options.Preset = "default",
     device: options.Device = "auto",
     workers: options.Workers = None,
@@ -128,6 +131,7 @@ def run(
             device=device,
             workers=workers,
             stop=stop,
+            trust_code=options.code_trust(trust_code),
         )
     if as_json:
         print_json(report.to_json())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 import typer
 
 if TYPE_CHECKING:
+    from segwright.core.trust import CodeTrust
     from segwright.workspace import Workspace
 
 DEFAULT_WORK = Path("segwright-work")
@@ -99,9 +99,18 @@ def environment() -> dict[str, str]:
     return dict(os.environ)
 
 
-def import_from_here() -> None:
-    """Let references such as `mynets:build` mean a module of the current folder, unless one is installed."""
-    sys.path.append(os.getcwd())
+def code_trust(trust_code: bool, *references: str | None) -> CodeTrust:
+    """Return which code this call may import: what `--trust-code` says, and references that the user named.
+
+    A module that is not installed is looked for in the current folder, unless that was deleted.
+    """
+    from segwright.core.trust import CodeTrust
+
+    try:
+        here = Path.cwd()
+    except OSError:
+        here = None
+    return CodeTrust(everything=trust_code, folder=here).naming(*references)
 
 
 def wait_briefly() -> None:
@@ -171,6 +180,15 @@ SetValues = Annotated[
 ]
 Trainer = Annotated[
     str | None, typer.Option("--trainer", metavar="MODULE:CLASS", help="A subclass of Trainer that trains instead.")
+]
+TrustCode = Annotated[
+    bool, typer.Option("--trust-code", help="Import code that files of a model or work folder name, not only you.")
+]
+KnownNetwork = Annotated[
+    str | None,
+    typer.Option(
+        "--network", metavar="REF", help="Import module:function, where a checkpoint names it as its network."
+    ),
 ]
 Preset = Annotated[str, typer.Option("--preset", metavar="P", help="default, resenc, resenc-m, resenc-l or resenc-xl.")]
 Resampling = Annotated[str, typer.Option("--resampling", metavar="R", help="default, torch, torch-sepz or none.")]

@@ -42,9 +42,8 @@ def predict(
     precision: Annotated[
         str, typer.Option("--precision", metavar="P", help="fp32, bf16, fp16, or auto: what the device is fast at.")
     ] = "auto",
-    trust_code: Annotated[
-        bool, typer.Option("--trust-code", help="Let nnU-Net plans name any installed network class.")
-    ] = False,
+    network: options.KnownNetwork = None,
+    trust_code: options.TrustCode = False,
     exact: Annotated[bool, typer.Option("--exact", help="A pass for every tile, even of plain air.")] = False,
     part: Annotated[int, typer.Option("--part", metavar="I", min=0, help="Predict part I of --parts, from 0.")] = 0,
     parts: Annotated[int, typer.Option("--parts", metavar="N", min=1, help="Deal the cases into N parts.")] = 1,
@@ -72,7 +71,7 @@ def predict(
         calibrated=calibrated,
         overwrite=overwrite,
         precision=precision,
-        trust_code=trust_code,
+        trust_code=options.code_trust(trust_code, network),
         exact=exact,
         part=part,
         parts=parts,

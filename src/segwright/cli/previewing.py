@@ -25,6 +25,7 @@ def preview_augmentation(
     plans: options.Plans = "nnUNetPlans",
     seed: options.Seed = None,
     set_values: options.SetValues = None,
+    trust_code: options.TrustCode = False,
     workers: options.Workers = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -41,5 +42,6 @@ def preview_augmentation(
         settings=options.train_settings(set_values=set_values, epochs=None, seed=seed),
         workers=workers,
         environment=options.environment(),
+        trust_code=options.code_trust(trust_code),
     )
     print_json({"page": str(file)}) if as_json else print_line(f"page: {file}")

@@ -27,6 +27,8 @@ def select(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="DIR", help="Default: model in the dataset's results.")
     ] = None,
+    network: options.KnownNetwork = None,
+    trust_code: options.TrustCode = False,
     device: options.Device = "auto",
     workers: options.Workers = None,
     as_json: options.AsJson = False,
@@ -46,6 +48,7 @@ def select(
         device=device,
         workers=workers,
         environment=options.environment(),
+        trust_code=options.code_trust(trust_code, network),
     )
     if as_json:
         print_json(report.to_json())

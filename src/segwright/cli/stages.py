@@ -150,6 +150,7 @@ def preprocess(
     dataset: options.Dataset,
     plans: options.Plans = "nnUNetPlans",
     config: options.Configurations = None,
+    trust_code: options.TrustCode = False,
     workers: options.Workers = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -163,6 +164,7 @@ def preprocess(
         plans=plans,
         configurations=options.words(config) or None,
         workers=workers,
+        trust_code=options.code_trust(trust_code),
     )
     if as_json:
         print_json({name: {"done": report.done, "kept": report.skipped} for name, report in reports.items()})

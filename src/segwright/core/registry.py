@@ -83,7 +83,7 @@ def import_reference(reference: str, *, kind: str, find: Callable[[str], Any] = 
         raise
     except (Exception, SystemExit) as error:  # a module may do anything while it is imported
         place = place_of(error, {package_of(reference)}) or module_name
-        raise UserCodeError(f"{place}: {described(error)} (while {kind} '{reference}' is imported)") from error
+        raise UserCodeError(f"{place}: {kind} '{reference}' cannot be imported: {described(error)}") from error
     for part in attribute.split("."):
         if not hasattr(value, part):
             raise ConfigError(f"{kind} '{reference}': {module_name} has no '{attribute}'{nearest(part, dir(value))}")

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeAlias
 from segwright.core.code_folder import import_from
 from segwright.core.errors import ModelError
 from segwright.core.registry import import_reference
+from segwright.core.user_code import package_of
 
 REBUILD: Final = ".rebuild_network"
 """Method of a trainer that builds its network again; a checkpoint names it after the trainer's reference."""
@@ -50,6 +51,11 @@ class CodeTrust:
     def allows(self, reference: str) -> bool:
         """Return whether a reference that was found in a file may be imported."""
         return self.everything or not {reference, reference.removesuffix(REBUILD)}.isdisjoint(self.references)
+
+    @property
+    def packages(self) -> frozenset[str]:
+        """Top-level packages of the references, ours left out: errors in them are their author's."""
+        return frozenset(map(package_of, self.references)) - {"segwright"}
 
     def require(self, reference: str, *, kind: str, source: str, option: str = "") -> None:
         """See that a reference out of a file may be imported.

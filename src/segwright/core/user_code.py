@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any
 
 from segwright.core.code_folder import is_from_folder
-from segwright.core.errors import SegwrightError
-
-_RESOURCES: Final = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.ENOMEM}
-"""Errors of the machine, whoever's code meets them."""
+from segwright.core.errors import ConfigError, SegwrightError
+from segwright.core.resources import resource_error
 
 
-class UserCodeError(SegwrightError):
+class UserCodeError(ConfigError):
     """Code of a user's own failed, or gave something that it should not give."""
 
 
@@ -29,7 +26,8 @@ def package_of(reference: str) -> str:
 
 def definition(component: Any) -> str:
     """Return `file:line` of a function, method or class, its name where neither is known."""
-    found = getattr(component, "__func__", component)
+    owner = getattr(component, "__self__", None)
+    found = owner if isinstance(owner, type) else getattr(component, "__func__", component)
     if isinstance(found, type):
         found = next((value for value in vars(found).values() if hasattr(value, "__code__")), found)
     code = getattr(found, "__code__", None)
@@ -61,13 +59,6 @@ def described(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def is_of_the_machine(error: BaseException) -> bool:
-    """Return whether an error tells of memory or disk, not of the code that met it."""
-    if isinstance(error, OSError):
-        return error.errno in _RESOURCES
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-
-
 @contextmanager
 def blaming(packages: Collection[str], what: str) -> Iterator[None]:
     """Turn an error that passed through code of these packages into a `UserCodeError`; leave others as they are.
@@ -84,19 +75,22 @@ def blaming(packages: Collection[str], what: str) -> Iterator[None]:
     except SegwrightError:
         raise
     except Exception as error:
-        place = None if is_of_the_machine(error) else place_of(error, packages)
+        place = None if resource_error(error) else place_of(error, packages)
         if place is None:
             raise
-        raise UserCodeError(f"{place}: {described(error)} (in {what})") from error
+        raise UserCodeError(f"{place}: {what} failed with {described(error)}") from error
 
 
 @contextmanager
-def calling(component: Callable[..., Any], what: str, *, contract: str = "") -> Iterator[None]:
+def calling(
+    component: Callable[..., Any], what: str, *, packages: Collection[str] = (), contract: str = ""
+) -> Iterator[None]:
     """Turn whatever a call of user code raises into a `UserCodeError`.
 
     Args:
         component: what is called.
         what: its kind and reference, for the message.
+        packages: top-level packages of the user's code beside that in which it is defined.
         contract: how it is called, told where the arguments do not fit.
 
     Raises:
@@ -107,10 +101,9 @@ def calling(component: Callable[..., Any], what: str, *, contract: str = "") -> 
     except SegwrightError:
         raise
     except (Exception, SystemExit) as error:
-        if is_of_the_machine(error):
+        if resource_error(error):
             raise
-        place = place_of(error, {str(getattr(component, "__module__", "")).partition(".")[0]} - {"segwright"})
-        if place is not None:
-            raise UserCodeError(f"{place}: {described(error)} (in {what})") from error
-        hint = f"; {contract}" if contract else ""
-        raise UserCodeError(f"{definition(component)}: {described(error)} (in {what}){hint}") from error
+        defined = str(getattr(component, "__module__", "")).partition(".")[0]
+        place = place_of(error, {defined, *packages} - {"segwright"})
+        hint = "" if place or not contract else f"; {contract}"
+        raise UserCodeError(f"{place or definition(component)}: {what} failed with {described(error)}{hint}") from error

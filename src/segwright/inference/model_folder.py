@@ -15,6 +15,7 @@ from segwright.core.documents import content_hash, file_hash, has_right_checksum
 from segwright.core.errors import ModelError, SegwrightError
 from segwright.core.names import require_text_path
 from segwright.core.parallel import fork_safe
+from segwright.core.trust import NO_CODE, CodeTrust
 from segwright.data.dataset import DatasetDescription, load_description
 from segwright.data.labels import Labels, decoding_problem
 from segwright.data.plan import Configuration, Plan
@@ -100,7 +101,7 @@ def load_predictor(
     mirroring: bool = True,
     precision: str = "auto",
     reading: CheckpointFormat = OURS,
-    trust_code: bool = False,
+    trust: CodeTrust = NO_CODE,
     reuse: bool = True,
     later: tuple[Path, ...] = (),
 ) -> Predictor:
@@ -114,7 +115,7 @@ def load_predictor(
         mirroring: average over the flips that training allowed.
         precision: auto, fp32, bf16 or fp16.
         reading: of checkpoints; ours by default.
-        trust_code: whether a class path that is none of nnU-Net's networks is imported and called.
+        trust: what the folder may have imported: a network of a user's own, a class that is none of nnU-Net's networks.
         reuse: compute tiles of one value once.
         later: models of a cascade whose earlier stage this one is.
 
@@ -134,10 +135,10 @@ def load_predictor(
         logger.warning("%s, regions_class_order: %s", model_folder / DATASET_JSON, problem)
     configuration = plan.configuration(headers[0].configuration)
     _say_other_plans(headers, plan, model_folder)
-    require_known(plan, configuration, trust_code=trust_code)
+    require_known(plan, configuration, trust=trust)
     require_axes(headers[0].mirror_axes, configuration, str(model_folder))
     networks = [
-        _load_network(reading, folder, checkpoint, header, configuration, description, labels, trust_code=trust_code)
+        _load_network(reading, folder, checkpoint, header, configuration, description, labels, trust=trust)
         for folder, header in zip(folders, headers, strict=True)
     ]
     build: Callable[..., Predictor] = Predictor
@@ -151,7 +152,7 @@ def load_predictor(
             mirroring=mirroring,
             precision=precision,
             reading=reading,
-            trust_code=trust_code,
+            trust=trust,
             reuse=reuse,
             later=stages,
         )
@@ -279,7 +280,7 @@ def _load_network(
     description: DatasetDescription,
     labels: Labels,
     *,
-    trust_code: bool,
+    trust: CodeTrust,
 ) -> nn.Module:
     num_channels = len(description.channel_names)
     if configuration.previous_stage is not None:
@@ -303,7 +304,8 @@ def _load_network(
         labels.num_heads,
         configuration.patch_size,
         False,
-        trust_code=trust_code,
+        trust=trust,
+        source=str(reading.file(fold_folder, checkpoint).with_suffix(".json")),
     )
     load_state(network, weights, source=source)
     return network.eval()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -12,7 +13,10 @@ from torch import Tensor, nn
 
 from segwright.core.device import keep_freed_memory, memory_format
 from segwright.core.errors import ConfigError, ModelError, SegwrightError
-from segwright.core.registry import Registry
+from segwright.core.registry import Registry, is_reference, reference_of
+from segwright.core.resources import resource_error
+from segwright.core.trust import NO_CODE, CodeTrust
+from segwright.core.user_code import calling, definition, described, package_of, place_of
 from segwright.networks import optional
 from segwright.networks.architecture import (
     CLASS_PREFIX,
@@ -28,7 +32,7 @@ from segwright.networks.architecture import (
 )
 from segwright.networks.blocks import BasicBlockD, BottleneckD
 from segwright.networks.checkpoint import require_fitting
-from segwright.networks.references import foreign_network, import_network
+from segwright.networks.references import foreign_network, import_network, packages_of
 from segwright.networks.unet import UNet, suits
 
 INIT_SEED: Final = 12345  # where the caller passes no generator, so that construction is repeatable
@@ -194,54 +198,57 @@ def build_from_spec(
     deep_supervision: bool,
     *,
     generator: torch.Generator | None = None,
-    trust_code: bool = False,
+    trust: CodeTrust = NO_CODE,
+    source: str = "the settings",
 ) -> nn.Module:
     """Build the network a user asked for, or the plan's where `spec` is None.
 
     A built-in name ("unet", "residual-unet") takes the plan's topology, overlaid with the spec's kwargs. A
-    `module:attr` is called with the spec's kwargs alone and initialises itself, under a generator of its own. A class
-    path of nnU-Net plans that is none of its U-Nets is built only with `trust_code`.
+    `module:attr` is called with the spec's kwargs alone and initialises itself, under a generator of its own; it and a
+    class path of nnU-Net plans that is none of its U-Nets are imported only where `trust` allows it. `source` names
+    the file or setting that the spec is from.
 
     Raises:
         ConfigError: the reference is unknown, cannot be imported, or does not take the arguments.
-        ModelError: it gave no `nn.Module`.
+        ModelError: it may not be imported, or gave no `nn.Module`.
+        UserCodeError: a builder that is none of ours failed.
     """
     if spec is None:
         spec = ArchitectureSpec.from_plan(configuration_architecture)
     reference, kwargs = spec.reference, dict(spec.kwargs)
     builtin = reference in TOPOLOGY_NAMES
-    if not builtin and ":" not in reference and reference not in NETWORKS.names():
+    if not builtin and not is_reference(reference) and reference not in NETWORKS.names():
         if "." not in reference and reference not in {*SHORT_NAMES, *NETWORK_CLASSES}:
             NETWORKS.get(reference)  # raises, naming the nearest
-        if trust_code and not is_known_network(reference) and reference not in SHORT_NAMES:
+        if trust.allows(reference) and not is_known_network(reference) and reference not in SHORT_NAMES:
             return foreign_network(
-                reference, kwargs, num_input_channels, num_output_channels, deep_supervision=deep_supervision
+                *(reference, kwargs, num_input_channels, num_output_channels),
+                deep_supervision=deep_supervision,
+                trust=trust,
             )
         return build_network(
             spec, num_input_channels, num_output_channels, deep_supervision=deep_supervision, generator=generator
         )
     if builtin:
         kwargs = {**dict(configuration_architecture.get("arch_kwargs") or {}), **kwargs}
-    elif ":" not in reference:
+    own = _own_builder(reference)
+    if own is not None and not builtin:
         _require_modest(reference, kwargs)
-    builder: NetworkBuilder = import_network(reference) if ":" in reference else NETWORKS.get(reference)
-    with torch.random.fork_rng(devices=[]):
+    builder: NetworkBuilder = own or import_network(reference, trust, source=source)
+    with torch.random.fork_rng(devices=[]), _building(builder, reference, kwargs, is_own=own is not None):
         torch.manual_seed(INIT_SEED if generator is None else generator.initial_seed())
-        try:
-            network = builder(
-                num_input_channels,
-                num_output_channels,
-                patch_size=tuple(patch_size),
-                deep_supervision=deep_supervision,
-                **kwargs,
-            )
-        except TypeError as error:
-            raise ConfigError(
-                f"network '{reference}': {error}; it is called as fn(num_input_channels, num_output_channels, *, "
-                f"patch_size, deep_supervision, **kwargs) with kwargs {sorted(kwargs)}"
-            ) from error
+        network = builder(
+            num_input_channels,
+            num_output_channels,
+            patch_size=tuple(patch_size),
+            deep_supervision=deep_supervision,
+            **kwargs,
+        )
     if not isinstance(network, nn.Module):
-        raise ModelError(f"network '{reference}' gave {type(network).__name__}; it must return a torch.nn.Module")
+        raise ModelError(
+            f"{definition(builder)}: network '{reference}' gave {type(network).__name__}; it must return a "
+            "torch.nn.Module"
+        )
     if builtin and generator is not None:
         initialize(network, generator)
     return network
@@ -312,6 +319,39 @@ NETWORKS.register("dynunet", optional.build_dynunet)
 NETWORKS.register("primus", optional.build_primus)
 
 
+def _own_builder(reference: str) -> NetworkBuilder | None:
+    """Return the builder of a registered name, or of the reference under which it is defined; None for any other.
+
+    Raises:
+        ConfigError: an unknown name; the nearest one is told.
+    """
+    if not is_reference(reference):
+        return NETWORKS.get(reference)
+    builders = map(NETWORKS.get, NETWORKS.names())
+    return next((builder for builder in builders if reference_of(builder) == reference), None)
+
+
+@contextmanager
+def _building(builder: NetworkBuilder, reference: str, kwargs: Mapping[str, Any], *, is_own: bool) -> Iterator[None]:
+    """Say whose error it is when no network comes out: the arguments' of a builder of ours, else the builder's."""
+    contract = (
+        "it is called as fn(num_input_channels, num_output_channels, *, patch_size, deep_supervision, **kwargs) with "
+        f"kwargs {sorted(kwargs)}"
+    )
+    if not is_own:
+        with calling(builder, f"network '{reference}'", packages={package_of(reference)}, contract=contract):
+            yield
+        return
+    try:
+        yield
+    except SegwrightError:
+        raise
+    except Exception as error:
+        if resource_error(error):
+            raise
+        raise ConfigError(f"network '{reference}' cannot be built: {described(error)}; {contract}") from error
+
+
 def initialize(network: nn.Module, generator: torch.Generator | None = None) -> None:
     """Set initial weights in place: Kaiming normal convolutions, zero biases, plain norms (spec A 9.6).
 
@@ -374,9 +414,12 @@ def _run_on_zeros(network: nn.Module, shape: tuple[int, ...]) -> Any:
     try:
         return network(torch.zeros(shape, device=device))
     except Exception as error:
+        if resource_error(error):
+            raise
+        place = place_of(error, packages_of(network))
         raise ModelError(
-            f"the network failed on an input of shape {shape}: {type(error).__name__}: {error}; see that its levels "
-            "suit the patch"
+            f"{f'{place}: ' if place else ''}the network failed on an input of shape {shape}: {described(error)}; see "
+            "that its levels suit the patch"
         ) from error
     finally:
         for buffer, value in zip(network.buffers(), before, strict=True):

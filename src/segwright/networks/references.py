@@ -1,7 +1,7 @@
 """Networks of a user's own, found by `module:attr`; with care, because models come from other people.
 
-A model folder names a function, it does not bring one: what is called must be installed or in the current folder. And
-it must look like a network's builder before it is called, so that a model cannot have any other function run.
+A model folder names a function, it does not bring one. It is imported only where the user named it too or trusts the
+model, and it must look like a network's builder before it is called.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
 from typing import Any, Final
 
 from torch import nn
 
 from segwright.core.errors import ConfigError
-from segwright.core.registry import import_reference
+from segwright.core.trust import CodeTrust
+from segwright.core.user_code import calling, definition
+from segwright.networks.architecture import resolve_op
 
 IMPORTED: Final = ("conv_op", "norm_op", "dropout_op", "nonlin")
 """Arguments that nnU-Net plans give as dotted paths of torch's classes."""
@@ -24,21 +25,27 @@ ARGUMENTS: Final = ("patch_size", "deep_supervision")
 """Keywords that every builder takes."""
 
 
-def import_network(reference: str) -> Callable[..., Any]:
+def import_network(reference: str, trust: CodeTrust, *, source: str) -> Callable[..., Any]:
     """Return the function or class behind `module:attr`; nothing of it is called.
 
+    Args:
+        reference: of the function or class.
+        trust: what may be imported.
+        source: the file or setting that names it.
+
     Raises:
+        ModelError: it may not be imported.
         ConfigError: it is not there, belongs to Python's own library, was only imported into that module, or does not
             take a network's arguments.
     """
+    trust.require(reference, kind="network", source=source, option="--network ")
     module = reference.partition(":")[0]
     top = module.partition(".")[0]
     if top in sys.stdlib_module_names or top in sys.builtin_module_names:
         raise ConfigError(
             f"network '{reference}' is refused: {top} is Python's own library, no network is defined there"
         )
-    _require_module(reference, module)
-    found = import_reference(reference, kind="network")
+    found = trust.load(reference, kind="network")
     if not callable(found):
         raise ConfigError(f"network '{reference}' is not callable; name a function or a class")
     owner = getattr(found, "__func__", found)
@@ -51,8 +58,8 @@ def import_network(reference: str) -> Callable[..., Any]:
         inspect.signature(found).bind(1, 2, **dict.fromkeys(ARGUMENTS), **_more(found))
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"network '{reference}': {error}; it is called as fn(num_input_channels, num_output_channels, *, "
-            "patch_size, deep_supervision, **kwargs)"
+            f"{definition(found)}: network '{reference}': {error}; it is called as "
+            "fn(num_input_channels, num_output_channels, *, patch_size, deep_supervision, **kwargs)"
         ) from error
     return found  # type: ignore[no-any-return]
 
@@ -64,40 +71,42 @@ def foreign_network(
     num_output_channels: int,
     *,
     deep_supervision: bool,
+    trust: CodeTrust,
 ) -> nn.Module:
     """Build a network that nnU-Net plans name by another class path, for a model whose maker is trusted (spec A 9.1).
 
     Raises:
-        ConfigError: the class is not installed or not a network.
+        ConfigError: the class is not installed or not a network, or a layer is none of torch's.
+        UserCodeError: it cannot be built.
     """
-    cls = _by_path(path)
+    cls = _by_path(path, trust)
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise ConfigError(f"network '{path}' is no torch.nn.Module class; the plan is damaged")
     resolved = {
-        key: _by_path(value) if key in IMPORTED and isinstance(value, str) else value for key, value in kwargs.items()
+        key: _layer(key, value, trust) if key in IMPORTED and isinstance(value, str) else value
+        for key, value in kwargs.items()
     }
     arguments = {"input_channels": num_input_channels, "num_classes": num_output_channels, **resolved}
-    try:
+    with calling(cls, f"network '{path}'", contract="the plan's arch_kwargs do not suit it"):
         return cls(**arguments, deep_supervision=deep_supervision)
-    except TypeError as error:
-        raise ConfigError(f"network '{path}': {error}; the plan's arch_kwargs do not suit it") from error
 
 
-def _by_path(path: str) -> Any:
+def packages_of(network: nn.Module) -> frozenset[str]:
+    """Return the top-level packages, other than torch and ours, in which layers of a network are defined."""
+    packages = {type(module).__module__.partition(".")[0] for module in network.modules()}
+    return frozenset(packages - {"torch", "segwright"})
+
+
+def _by_path(path: str, trust: CodeTrust) -> Any:
     module, _, name = path.rpartition(".")
-    return import_reference(f"{module}:{name}", kind="network")
+    return trust.load(f"{module}:{name}", kind="network")
 
 
-def _require_module(reference: str, module: str) -> None:
-    """See that a module is there without importing it, its parents aside."""
-    try:
-        missing = find_spec(module) is None
-    except (ImportError, ValueError):
-        missing = True
-    if missing:
-        raise ConfigError(
-            f"network '{reference}': no module named {module}; install it or run where it can be imported"
-        )
+def _layer(key: str, path: str, trust: CodeTrust) -> Any:
+    """Return the class of a layer: torch's own by a table, another one where everything is trusted."""
+    if trust.everything:
+        return _by_path(path, trust)
+    return resolve_op(key, path)
 
 
 def _more(builder: Any) -> dict[str, None]:

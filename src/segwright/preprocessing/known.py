@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from segwright.core.errors import PlanError, SegwrightError, nearest
+from segwright.core.registry import is_reference
+from segwright.core.trust import NO_CODE, CodeTrust
 from segwright.data.images import READERS
 from segwright.data.plan import Configuration, Plan
 from segwright.preprocessing.normalization import SCHEMES
@@ -16,28 +18,25 @@ LABEL_MANAGERS: Final = ("LabelManager",)
 """What the plans of all nnU-Net's planners name, 2.0 to 2.8 (spec A 5.13); others change what a model sees or says."""
 
 
-def require_known(plan: Plan, configuration: Configuration, *, trust_code: bool = False) -> None:
-    """See that reader, normalisation, resampling, preprocessor and label manager are known; nothing is imported.
+def require_known(plan: Plan, configuration: Configuration, *, trust: CodeTrust = NO_CODE) -> None:
+    """See that reader, normalisation, resampling, preprocessor and label manager are known.
 
     Args:
         plan: of a model that somebody else may have made.
         configuration: the one that the model was trained with.
-        trust_code: accept normalisation by `module:attr`, which is imported when a case is normalised.
+        trust: what may be imported; nothing else is.
 
     Raises:
         PlanError: one of them is not; it is named.
+        ModelError: normalisation by `module:attr` may not be imported.
     """
     where = f"plans '{plan.plans_name}'"
     _require("image_reader_writer", plan.image_reader_writer, tuple(READERS), where)
     _require("preprocessor_name", configuration.preprocessor_name, PREPROCESSORS, where)
     _require("label_manager", plan.label_manager, LABEL_MANAGERS, where)
+    load_schemes(plan, configuration, trust)
     for scheme in configuration.normalization_schemes:
-        if ":" in scheme and not trust_code:
-            raise PlanError(
-                f"{where}: normalization scheme '{scheme}' is refused, since it is code that would be imported; if you "
-                "trust the model's maker, allow it with --trust-code"
-            )
-        if ":" not in scheme:
+        if not is_reference(scheme):
             _require("normalization scheme", scheme, SCHEMES.names(), where)
     functions: Mapping[str, tuple[str, Mapping[str, object]]] = {
         "resampling_fn_data": (configuration.resampling_fn_data, configuration.resampling_fn_data_kwargs),
@@ -56,6 +55,18 @@ def require_known(plan: Plan, configuration: Configuration, *, trust_code: bool 
             raise PlanError(
                 f"{where}: {key}_kwargs has a value of the wrong kind ({error}); the plan is damaged"
             ) from error
+
+
+def load_schemes(plan: Plan, configuration: Configuration, trust: CodeTrust) -> None:
+    """Import the normalisation schemes that a plan names as `module:attr`, before any case is read.
+
+    Raises:
+        ModelError: one may not be imported.
+        SegwrightError: one is not there, or its module has an error.
+    """
+    for scheme in dict.fromkeys(filter(is_reference, configuration.normalization_schemes)):
+        trust.require(scheme, kind=SCHEMES.kind, source=f"plans '{plan.plans_name}'")
+        trust.load(scheme, kind=SCHEMES.kind)
 
 
 def _require(key: str, name: str, known: tuple[str, ...], where: str) -> None:

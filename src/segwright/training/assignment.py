@@ -11,6 +11,7 @@ import torch
 from segwright.core.documents import content_hash
 from segwright.core.errors import ConfigError
 from segwright.core.stopping import StopRequest
+from segwright.core.trust import CodeTrust, TrustCode
 from segwright.data.dataset import DatasetDescription
 from segwright.data.labels import Labels
 from segwright.data.plan import Configuration, Plan
@@ -60,6 +61,7 @@ class Assignment:
         callbacks: objects or functions to be called at events (`training.callbacks`), beside those of the settings.
         stop: asks the training to save and end after its step.
         ranks: the processes that share this training; the first one alone writes and logs.
+        trust_code: whether a checkpoint that is resumed may name code that the settings do not name.
     """
 
     initial_lr: float
@@ -90,6 +92,7 @@ class Assignment:
         callbacks: Sequence[object] = (),
         stop: StopRequest | None = None,
         ranks: Ranks = ALONE,
+        trust_code: TrustCode = False,
     ) -> None:
         self.was_initialized = False
         self.plans = plans if isinstance(plans, Plan) else Plan.from_json(plans)
@@ -103,6 +106,7 @@ class Assignment:
         )
         self.labels = Labels.from_description(self.dataset_json)
         self.config = config or TrainConfig()
+        self.trust = CodeTrust.of(trust_code).naming(*(reference for _, reference in self.config.references()))
         self.cases = cases
         self.split = split
         self.output_folder = output_folder

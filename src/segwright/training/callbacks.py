@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from segwright.core.errors import ConfigError, SegwrightError, nearest
 from segwright.core.registry import import_reference
+from segwright.core.resources import resource_error
 from segwright.core.stopping import Interrupted
+from segwright.core.user_code import UserCodeError, calling, definition, described, place_of
 
 if TYPE_CHECKING:
     from segwright.training.trainer import Trainer
@@ -28,7 +30,7 @@ PLAIN_EVENT: Final = "on_epoch_end"
 """When a callback that is a plain function is called."""
 
 
-class CallbackError(SegwrightError):
+class CallbackError(UserCodeError):
     """A callback failed; the fault is its author's."""
 
 
@@ -39,7 +41,10 @@ def load_callbacks(references: Sequence[str]) -> list[object]:
         ConfigError: there is no such thing, or it has none of the methods.
     """
     found = [import_reference(reference, kind="callback") for reference in references]
-    callbacks = [value() if isinstance(value, type) else value for value in found]
+    callbacks = []
+    for reference, value in zip(references, found, strict=True):
+        with calling(value, f"callback '{reference}'", contract="a callback's class is made without arguments"):
+            callbacks.append(value() if isinstance(value, type) else value)
     for reference, callback in zip(references, callbacks, strict=True):
         require_callback(callback, name=f"callback '{reference}'")
     return callbacks
@@ -75,8 +80,12 @@ def run_hook(trainer: Trainer, event: str, *arguments: Any) -> None:
         except (SegwrightError, Interrupted):
             raise
         except Exception as error:
+            if resource_error(error):
+                raise
             name = getattr(callback, "__name__", type(callback).__name__)
-            raise CallbackError(f"callback {name} failed in {event}: {type(error).__name__}: {error}") from error
+            package = str(getattr(callback, "__module__", "")).partition(".")[0]
+            place = place_of(error, {package, *trainer.trust.packages}) or definition(method)
+            raise CallbackError(f"{place}: callback {name} failed in {event}: {described(error)}") from error
 
 
 def _method(callback: object, event: str) -> Callable[[Trainer], None] | None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from segwright.core.documents import describe_validation
 from segwright.core.errors import ConfigError, nearest
+from segwright.core.registry import is_reference
+
+WARMUP = "warmup+"
+"""Before the name of the schedule that follows a warm-up."""
 
 CHANGEABLE: Final = (
     "num_epochs",
@@ -155,6 +159,13 @@ class TrainConfig(BaseModel):
         if self.deterministic and self.budget_s is not None:
             raise ValueError("deterministic: under a budget the learning rate follows the clock; give num_epochs")
         return self
+
+    def references(self) -> Iterator[tuple[str, str]]:
+        """Yield setting and reference of every part that is code outside the registries."""
+        words = {name: getattr(self, name) for name in ("network", "optimizer", "loss", "sampler", "augmentation")}
+        pairs = [*words.items(), ("schedule", self.schedule.rpartition(WARMUP)[2])]
+        pairs += [(name, each) for name in ("callbacks", "sinks") for each in getattr(self, name)]
+        yield from ((name, reference) for name, reference in pairs if reference is not None and is_reference(reference))
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> TrainConfig:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from segwright.core.errors import ConfigError
 from segwright.core.registry import Registry, import_reference
+from segwright.core.user_code import UserCodeError, definition
 from segwright.data.labels import Labels
 from segwright.training.loss_terms import Entropy, Pool, alone, averaged, dice, mean_entropy, top_entropy
 
@@ -75,6 +76,7 @@ def build_loss(
             raise ConfigError(f"loss '{name}' is not callable; name a function fn(output, target, *, labels)")
         if class_weights is not None:
             raise ConfigError(f"class_weights are for the built-in losses; write them into '{name}' or drop them")
+        loss = partial(_required_scalar, loss, name)
         if labels.ignore_label is not None:
             loss = partial(_hiding_ignored, loss)
         loss = loss if pool is alone else partial(_averaged, loss, pool)
@@ -286,6 +288,14 @@ def _one_resolution(loss: ResolutionLoss, labels: Labels, outputs: Outputs, targ
     output = outputs if isinstance(outputs, Tensor) else outputs[0]
     target = targets if isinstance(targets, Tensor) else targets[0]
     return loss(output, target, labels=labels)
+
+
+def _required_scalar(loss: ResolutionLoss, name: str, output: Tensor, target: Tensor, *, labels: Labels) -> Tensor:
+    found: object = loss(output, target, labels=labels)
+    if isinstance(found, Tensor) and found.ndim == 0:
+        return found
+    shown = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+    raise UserCodeError(f"{definition(loss)}: loss '{name}' gave {shown}; it must return a scalar tensor")
 
 
 def _deeply_supervised(loss: TrainingLoss, weights: Sequence[float], outputs: Outputs, targets: Outputs) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from segwright.core.errors import ConfigError, ModelError
 from segwright.core.registry import reference_of
+from segwright.core.user_code import calling, definition
 from segwright.data.plan import Configuration, Plan
 from segwright.networks.architecture import norm_kwargs
 from segwright.networks.build import SHORT_NAMES, TOPOLOGY_NAMES, ArchitectureSpec, build_from_spec, output_shapes
@@ -97,15 +98,17 @@ class NetworkBuilding(Assignment):
                 configuration.patch_size,
                 self.enable_deep_supervision,
                 generator=torch.Generator().manual_seed(seed),
+                trust=self.trust,
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = type(self).build_network_architecture(
-                self.plans, configuration, inputs, heads, self.enable_deep_supervision
-            )
+            build = type(self).build_network_architecture
+            with calling(build, f"build_network_architecture of {self.trainer_name}"):
+                network = build(self.plans, configuration, inputs, heads, self.enable_deep_supervision)
         if not isinstance(network, nn.Module):
             raise ModelError(
-                f"build_network_architecture returned {type(network).__name__}; it must return a torch.nn.Module"
+                f"{definition(build)}: build_network_architecture returned {type(network).__name__}; it must return a "
+                "torch.nn.Module"
             )
         return network
 

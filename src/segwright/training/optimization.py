@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from segwright.core.errors import ConfigError, ModelError, nearest
-from segwright.core.registry import Registry, import_reference
+from segwright.core.errors import ConfigError, ModelError, SegwrightError, nearest
+from segwright.core.registry import Registry, import_reference, is_reference
+from segwright.core.user_code import calling
 from segwright.networks.checkpoint import WRAPPERS
 from segwright.training.config import TrainConfig
+from segwright.training.hook_results import required_optimizer
 
 LR_FACTOR: Final = "lr_factor"
 """Key of a parameter group: its learning rate relative to the schedule's."""
@@ -39,21 +42,21 @@ def build_optimizer(network: nn.Module, config: TrainConfig) -> Optimizer:
         ModelError: nothing is left to train.
     """
     name = config.optimizer
-    factory: OptimizerFactory = import_reference(name, kind="optimizer") if ":" in name else OPTIMIZERS.get(name)
+    is_own = not is_reference(name)
+    factory: OptimizerFactory = OPTIMIZERS.get(name) if is_own else import_reference(name, kind="optimizer")
     kwargs = dict(config.optimizer_kwargs)
     if name == "sgd":
         kwargs = {"momentum": config.momentum, "nesterov": config.nesterov and config.momentum > 0, **kwargs}
     groups = parameter_groups(network, config)
+    contract = f"it is called as fn(params, *, lr, weight_decay, **optimizer_kwargs) with {kwargs}"
     try:
-        optimizer = factory(groups, lr=config.initial_lr, weight_decay=config.weight_decay, **kwargs)
+        with calling(factory, f"optimizer '{name}'", contract=contract) if not is_own else nullcontext():
+            optimizer = factory(groups, lr=config.initial_lr, weight_decay=config.weight_decay, **kwargs)
     except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"optimizer '{name}': {error}; it is called as fn(params, *, lr, weight_decay, **optimizer_kwargs) with "
-            f"{kwargs}"
-        ) from error
-    if not isinstance(optimizer, Optimizer):
-        raise ConfigError(f"optimizer '{name}' gave {type(optimizer).__name__}; it must return a torch.optim.Optimizer")
-    return optimizer
+        if isinstance(error, SegwrightError):
+            raise
+        raise ConfigError(f"optimizer '{name}': {error}; {contract}") from error
+    return required_optimizer(optimizer, factory, f"optimizer '{name}'")
 
 
 def parameter_groups(network: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:

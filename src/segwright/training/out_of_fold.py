@@ -17,6 +17,7 @@ import numpy as np
 from segwright.core.documents import content_hash, file_hash
 from segwright.core.log import progress
 from segwright.core.names import below
+from segwright.core.trust import NO_CODE, CodeTrust
 from segwright.data.images import header_of, read_label, write_labels
 from segwright.inference.ensemble import mean_labels, require_same_task, store_probabilities
 from segwright.inference.model_folder import load_predictor
@@ -49,6 +50,7 @@ def predict_pairs(
     *,
     file_ending: str,
     device: str = "auto",
+    trust: CodeTrust = NO_CODE,
 ) -> None:
     """Write `<case><ending>` of every pair, and what was observed; what the same weights made before is kept.
 
@@ -59,6 +61,7 @@ def predict_pairs(
         references: true label map of each case that they did not train on.
         file_ending: of label maps.
         device: auto, cpu, mps or a GPU.
+        trust: what the models may have imported.
 
     Raises:
         ModelError: two models do not belong together.
@@ -84,7 +87,7 @@ def predict_pairs(
     logger.info("fold %d: %d held-out cases by %d pairs of models", fold, len(cases), len(folders))
     needed = {name for pairs in todo.values() for pair in pairs for name in pair}
     predictors = {
-        name: load_predictor(members[name].folder, folds=[fold], device=device, trust_code=True)
+        name: load_predictor(members[name].folder, folds=[fold], device=device, trust=trust)
         for name in names
         if name in needed
     }
@@ -99,7 +102,13 @@ def predict_pairs(
 
 
 def observe(
-    member: Member, folder: Path, fold: int, identifiers: Sequence[str], *, device: str = "auto"
+    member: Member,
+    folder: Path,
+    fold: int,
+    identifiers: Sequence[str],
+    *,
+    device: str = "auto",
+    trust: CodeTrust = NO_CODE,
 ) -> dict[str, Observed]:
     """Return what was observed of held-out cases whose label maps are in `folder`; what is not known is predicted.
 
@@ -108,7 +117,7 @@ def observe(
     missing = [case for case in identifiers if not observed_file(folder, case).is_file()]
     if missing:
         logger.info("fold %d: observing %d held-out cases of %s", fold, len(missing), member.folder.name)
-        predictor = load_predictor(member.folder, folds=[fold], device=device, trust_code=True)
+        predictor = load_predictor(member.folder, folds=[fold], device=device, trust=trust)
         for case in progress(missing, title="observing", total=len(missing)):
             stored = member.cases.load(case)
             image = network_input(stored.image, stored.label, predictor.labels)

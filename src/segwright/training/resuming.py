@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from segwright.core.errors import ConfigError, ModelError
+from segwright.core.trust import NO_CODE, CodeTrust
 from segwright.networks.checkpoint import load_state
 from segwright.training.averaging import separated
 from segwright.training.checkpoints import Checkpoint, CheckpointState, checkpoint_file, recorded
@@ -80,11 +81,14 @@ def require_same_training(state: CheckpointState, identity: Mapping[str, Any], p
             raise ModelError(f"{path}: {what}; resume what was begun, or remove the fold folder to start anew")
 
 
-def resumed_config(config: TrainConfig, state: CheckpointState, path: Path) -> TrainConfig:
+def resumed_config(config: TrainConfig, state: CheckpointState, path: Path, trust: CodeTrust = NO_CODE) -> TrainConfig:
     """Return the settings to go on with: what was set now where that may change, the checkpoint's elsewhere.
+
+    Code that only the checkpoint names is imported if `trust` allows it.
 
     Raises:
         ConfigError: a setting was set to another value and may not change.
+        ModelError: the checkpoint names code that may not be imported.
     """
     before = TrainConfig.from_mapping(state.config)
     old, new = before.model_dump(), config.model_dump()
@@ -96,4 +100,19 @@ def resumed_config(config: TrainConfig, state: CheckpointState, path: Path) -> T
             )
     again = config.model_fields_set & set(CHANGEABLE)
     values = {key: new[key] if key in again else value for key, value in old.items()}
-    return TrainConfig.model_construct(_fields_set={*state.config_set, *again}, **values)
+    resumed = TrainConfig.model_construct(_fields_set={*state.config_set, *again}, **values)
+    load_references(resumed, trust, source=str(path))
+    return resumed
+
+
+def load_references(config: TrainConfig, trust: CodeTrust, *, source: str) -> None:
+    """Import the code that settings name, so that each part is found when it is needed.
+
+    Raises:
+        ModelError: a reference may not be imported.
+        SegwrightError: there is none behind one, or its module has an error.
+    """
+    for setting, reference in config.references():
+        option = "--network " if setting == "network" else f"--set {setting}="
+        trust.require(reference, kind=setting, source=source, option=option)
+        trust.load(reference, kind=setting)

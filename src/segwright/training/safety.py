@@ -74,13 +74,18 @@ class StepWatch:
 
 
 def check_loss(loss: Tensor, output: Any, data: Tensor, cases: Sequence[str]) -> None:
-    """Look at the first loss of a training: a fresh network has to give a finite one.
+    """Look at the first loss of a training: a fresh network has to give a finite one, which depends on its weights.
 
     A batch that is itself not finite says nothing about the network; its step will be skipped and its cases named.
 
     Raises:
         ModelError: loss or output is not finite, and which of them.
     """
+    if not loss.requires_grad:
+        raise ModelError(
+            "the first loss does not depend on the weights of the network, so that nothing can be learned; see that "
+            "neither network nor loss detaches its result (detach, no_grad, argmax, numpy)"
+        )
     if bool(torch.isfinite(loss)) or not bool(torch.isfinite(data).all()):
         return
     levels = output if isinstance(output, list | tuple) else [output]

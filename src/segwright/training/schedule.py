@@ -10,16 +10,14 @@ from dataclasses import dataclass
 
 from segwright.core.errors import ConfigError
 from segwright.core.registry import Registry, import_reference
-from segwright.training.config import TrainConfig
+from segwright.core.user_code import calling
+from segwright.training.config import WARMUP, TrainConfig
 
 POLY_EXPONENT = 0.9
 """nnU-Net 2.8.1 behaviour, spec B 1.7."""
 
 PROBES = (0.0, 0.5, 1.0)
 """Where a schedule is tried before the training begins."""
-
-WARMUP = "warmup+"
-"""Before the name of the schedule that follows a warm-up."""
 
 BUDGET_WARMUP_FIRST = 0.02
 """Factor at the start of a warm-up under a time budget: that of nnU-Net's 50 epochs of warm-up, spec B 1.14."""
@@ -105,7 +103,8 @@ def build_schedule(config: TrainConfig, num_epochs: int | None) -> Schedule:
     if before or not callable(schedule):
         raise ConfigError(f"schedule '{name}' is none; name a function fn(progress) -> factor, or {WARMUP}NAME")
     for progress in PROBES:
-        factor = schedule(progress)
+        with calling(schedule, f"schedule '{name}'", contract="it is called as fn(progress) -> factor"):
+            factor = schedule(progress)
         if not (isinstance(factor, int | float) and 0 <= factor < math.inf):
             raise ConfigError(f"schedule '{name}' gives {factor} at progress {progress}, expected a factor from 0")
     epochs = config.warmup_epochs

@@ -24,13 +24,19 @@ from segwright.training import averaging, checkpoints, final_validation, regime
 from segwright.training.batches import Batch, BatchLoader
 from segwright.training.callbacks import load_callbacks, run_hook
 from segwright.training.finetuning import start_from
+from segwright.training.hook_results import VALIDATED, required_loaders, required_optimizer, required_step
 from segwright.training.loaders import build_loaders, training_recipe
 from segwright.training.logbook import Logbook, row_text
 from segwright.training.losses import TrainingLoss, build_loss
 from segwright.training.network_building import NetworkBuilding, check_outputs, checked_scales
 from segwright.training.network_plot import plot_network
 from segwright.training.online_validation import ValidationStep, confusion, pseudo_dice
-from segwright.training.optimization import build_optimizer, optimizer_tensors, set_learning_rate, update
+from segwright.training.optimization import (
+    build_optimizer,
+    optimizer_tensors,
+    set_learning_rate,
+    update,
+)
 from segwright.training.optional_sinks import open_sinks, require_sinks
 from segwright.training.progress_plot import plot
 from segwright.training.record import opening_lines, write_documents
@@ -105,7 +111,9 @@ class Trainer(NetworkBuilding):
             self.notes += (*start_from(self, network, self._build_network(more=1)),)
         self.network = prepare(network, self.device)
         self.ranks.equalize(self.network)
-        self.optimizer = self.configure_optimizers()
+        self.optimizer = required_optimizer(
+            self.configure_optimizers(), self.configure_optimizers, "configure_optimizers"
+        )
         self.average = averaging.follow(self.network, self.optimizer, self.config.ema_weights)
         if compute_dtype(self.device, self.config.precision) == torch.float16:
             self.grad_scaler = torch.amp.GradScaler(self.device.type)
@@ -149,12 +157,15 @@ class Trainer(NetworkBuilding):
                 run("on_epoch_start")
                 run("on_train_epoch_start")
                 for batch in training_batches(self):
-                    self.epoch_outputs.append(self.train_step(batch))
+                    self.epoch_outputs.append(required_step(self.train_step(batch), self.train_step, ("loss",)))
                 run("on_train_epoch_end", self.epoch_outputs)
                 with torch.no_grad(), self.clock.costing("validation"), averaging.applied(self.average):
                     self.ranks.equalize_buffers(self.network)
                     run("on_validation_epoch_start")
-                    steps = [self.validation_step(batch) for batch in validation_batches(self)]
+                    steps = [
+                        required_step(self.validation_step(batch), self.validation_step, VALIDATED)
+                        for batch in validation_batches(self)
+                    ]
                     run("on_validation_epoch_end", steps)
                 run("on_epoch_end")
             run("on_train_end")
@@ -166,7 +177,7 @@ class Trainer(NetworkBuilding):
         if not self.was_initialized:
             self.initialize()
         self.set_deep_supervision_enabled(self.enable_deep_supervision)
-        self.dataloader_train, self.dataloader_val = self.get_dataloaders()
+        self.dataloader_train, self.dataloader_val = required_loaders(self.get_dataloaders(), self.get_dataloaders)
         self.output_folder.mkdir(parents=True, exist_ok=True)
         if self.ranks.is_first:
             write_documents(self)
@@ -342,7 +353,8 @@ class Trainer(NetworkBuilding):
         state = checkpoint.state
         require_same_training(state, self.identity(), path)
         if not self.was_initialized:
-            self.config = resumed_config(self._with_knobs(), state, path)
+            self.config = resumed_config(self._with_knobs(), state, path, self.trust)
+            self.trust = self.trust.naming(*(reference for _, reference in self.config.references()))
             self._show_knobs()
             self.is_resumed = True
             self.initialize()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 from torch import nn
 
 from segwright.core.errors import ConfigError, ModelError
+from segwright.core.trust import EVERY_CODE, NO_CODE
+from segwright.core.user_code import UserCodeError
 from segwright.networks.architecture import RESENC_L_KWARGS, kwargs_for_patch, parse_architecture, resolve_op
 from segwright.networks.build import (
     MOST_WEIGHTS,
@@ -217,7 +220,7 @@ def test_no_spec_builds_the_plans_network() -> None:
 def test_a_user_function_gets_patch_size_and_its_own_kwargs() -> None:
     spec = ArchitectureSpec(reference=f"{__name__}:make_head", kwargs={"bias": False})
     before = torch.random.get_rng_state()
-    network = build_from_spec(spec, plain(), 2, 3, (16, 16), True)
+    network = build_from_spec(spec, plain(), 2, 3, (16, 16), True, trust=EVERY_CODE)
     assert torch.equal(before, torch.random.get_rng_state())
     assert isinstance(network, nn.Conv2d)
     assert network.weight.shape == (3, 2, 1, 1)
@@ -237,8 +240,56 @@ def test_a_user_function_gets_patch_size_and_its_own_kwargs() -> None:
 def test_bad_references_are_explained(reference: str, kwargs: dict[str, Any], message: str) -> None:
     if reference in globals():
         reference = f"{__name__}:{reference}"
-    with pytest.raises((ConfigError, ModelError), match=message):
-        build_from_spec(ArchitectureSpec(reference=reference, kwargs=kwargs), plain(), 1, 2, (8, 8), False)
+    spec = ArchitectureSpec(reference=reference, kwargs=kwargs)
+    with pytest.raises((ConfigError, ModelError, UserCodeError), match=message):
+        build_from_spec(spec, plain(), 1, 2, (8, 8), False, trust=EVERY_CODE)
+
+
+def test_a_reference_that_nobody_trusts_is_not_imported() -> None:
+    for reference in (f"{__name__}:make_head", "this:build", "numpy.f2py.__main__:main", "segwright.api:run"):
+        with pytest.raises(ModelError, match=rf"model/x\.json: names the network '{reference}'.*--trust-code"):
+            build_from_spec(
+                *(ArchitectureSpec(reference=reference), plain(), 1, 2, (8, 8), False),
+                trust=NO_CODE.naming("other:build"),
+                source="model/x.json",
+            )
+
+
+@pytest.mark.parametrize("name", ["unet", "residual-unet"])
+def test_our_own_builders_need_no_trust(name: str) -> None:
+    reference = f"segwright.networks.build:build_{name.replace('-', '_')}"
+    spec = ArchitectureSpec(reference=reference, kwargs={"features_per_stage": 4})
+    assert isinstance(build_from_spec(spec, {}, 1, 2, (16, 16), False), nn.Module)
+
+
+@pytest.mark.parametrize("kwargs", [{"n_stages": "x"}, {"features_per_stage": {}}, {"strides": None}, {"conv_op": 3}])
+def test_arguments_that_fit_no_built_in_network_are_an_error_of_the_settings(kwargs: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        build_from_spec(ArchitectureSpec(reference="residual-unet", kwargs=kwargs), plain(), 1, 2, (8, 8), False)
+
+
+def test_what_a_builder_raises_is_told_with_its_file_and_line() -> None:
+    spec = ArchitectureSpec(reference=f"{__name__}:make_trouble")
+    line = make_trouble.__code__.co_firstlineno + 1
+    with pytest.raises(UserCodeError, match=rf"^{__file__}:{line}: network '.*' failed with KeyError: 'lost'$"):
+        build_from_spec(spec, plain(), 1, 2, (8, 8), False, trust=EVERY_CODE)
+
+
+def test_a_network_that_raises_is_told_with_its_file_and_line() -> None:
+    line = Troubled.forward.__code__.co_firstlineno + 1
+    with pytest.raises(ModelError, match=rf"^{__file__}:{line}: the network failed .* RuntimeError: no such luck"):
+        output_shapes(Troubled(), 1, (4, 4))
+
+
+def test_layers_of_a_foreign_network_are_torchs_unless_everything_is_trusted() -> None:
+    path = f"{__name__}.Foreign"
+    trust = NO_CODE.naming(path, f"{__name__}:Foreign")
+    for kwargs, fits in (({"conv_op": "torch.nn.modules.conv.Conv2d"}, True), ({"conv_op": "os.mkdir"}, False)):
+        with nullcontext() if fits else pytest.raises(ConfigError, match="'os.mkdir' is not supported"):
+            network = build_from_spec(
+                *(ArchitectureSpec(reference=path, kwargs=kwargs), plain(), 1, 2, (8, 8), False), trust=trust
+            )
+            assert isinstance(network, Foreign)
 
 
 def test_the_short_name_of_self_supervised_plans_is_known() -> None:
@@ -266,6 +317,23 @@ class Untraceable(nn.Module):
 
 
 NOT_CALLABLE = 3
+
+
+class Foreign(nn.Module):
+    """A class of nnU-Net's kind."""
+
+    def __init__(self, input_channels: int, num_classes: int, conv_op: Any, deep_supervision: bool) -> None:
+        super().__init__()
+        self.layer = conv_op(input_channels, num_classes, 1)
+
+
+class Troubled(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no such luck")
+
+
+def make_trouble(*_: object, **__: object) -> None:
+    raise KeyError("lost")
 
 
 def make_head(

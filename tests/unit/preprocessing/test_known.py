@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from segwright.core.errors import ConfigError, PlanError
+from segwright.core.errors import ConfigError, ModelError, PlanError
+from segwright.core.trust import EVERY_CODE, NO_CODE
 from segwright.data.plan import Plan, architecture_block
 from segwright.networks.architecture import is_known_network, parse_architecture
 from segwright.networks.build import ArchitectureSpec, build_network, outline
@@ -69,7 +70,11 @@ def test_plans_of_nnunets_planners_are_known(function: str) -> None:
         ({"label_manager": "evilmod.Net"}, {}, r"label_manager 'evilmod\.Net'"),
         ({}, {"preprocessor_name": "evilmod.Net"}, r"preprocessor_name 'evilmod\.Net'"),
         ({}, {"normalization_schemes": ["evilmod.Net"]}, r"normalization scheme 'evilmod\.Net'"),
-        ({}, {"normalization_schemes": ["evilmod:build"]}, "'evilmod:build' is refused.*--trust-code"),
+        (
+            {},
+            {"normalization_schemes": ["evilmod:build"]},
+            "names the normalization scheme 'evilmod:build'.*--trust-code",
+        ),
         ({}, {"resampling_fn_data": "evilmod.build"}, r"resampling_fn_data: .*'evilmod\.build'"),
         ({}, {"resampling_fn_probabilities": "os.system"}, r"resampling_fn_probabilities: .*'os\.system'"),
         ({}, {"resampling_fn_seg_kwargs": {"order": [1]}}, "resampling_fn_seg_kwargs has a value of the wrong kind"),
@@ -78,13 +83,15 @@ def test_plans_of_nnunets_planners_are_known(function: str) -> None:
 )
 def test_anything_else_is_refused_by_name(top: dict[str, Any], changes: dict[str, Any], message: str) -> None:
     plan = plan_with(top, **changes)
-    with pytest.raises(PlanError, match=message):
+    with pytest.raises((PlanError, ModelError), match=message):
         require_known(plan, plan.configuration("3d_fullres"))
 
 
 def test_own_normalization_is_for_those_who_trust_it() -> None:
-    plan = plan_with(normalization_schemes=["mine:scheme"])
-    require_known(plan, plan.configuration("3d_fullres"), trust_code=True)
+    reference = f"{__name__}:plan_with"
+    plan = plan_with(normalization_schemes=[reference])
+    for trust in (EVERY_CODE, NO_CODE.naming(reference)):
+        require_known(plan, plan.configuration("3d_fullres"), trust=trust)
 
 
 @pytest.mark.parametrize(

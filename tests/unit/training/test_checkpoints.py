@@ -16,6 +16,7 @@ from tiny_task import settings
 
 from segwright.core.documents import has_right_checksum
 from segwright.core.errors import ConfigError, ModelError
+from segwright.core.trust import EVERY_CODE, NO_CODE
 from segwright.networks.checkpoint import load_weights, save_weights
 from segwright.training import checkpoints
 from segwright.training.checkpoints import CheckpointState, recorded
@@ -221,6 +222,40 @@ def test_resumed_training_has_the_checkpoint_s_settings() -> None:
 def test_length_may_change_after_a_resume() -> None:
     found = resumed_config(TrainConfig(num_epochs=9), state(), Path("c"))
     assert (found.num_epochs, found.num_iterations_per_epoch) == (9, 2)
+
+
+REFERENCES = {
+    "network": "evil:build",
+    "loss": "evil:loss",
+    "optimizer": "evil:optimizer",
+    "schedule": "warmup+evil:schedule",
+    "sampler": "evil:sampler",
+    "augmentation": "evil:recipe",
+    "callbacks": ["shutil:rmtree"],
+    "sinks": ["tensorboard", "shutil:rmtree"],
+}
+
+
+@pytest.mark.parametrize("setting", REFERENCES)
+def test_code_that_only_a_checkpoint_names_is_not_imported(setting: str) -> None:
+    config = TrainConfig.from_mapping({setting: REFERENCES[setting]})
+    with pytest.raises(ModelError, match=rf"c: names the {setting} '(evil|shutil):.*--trust-code.*{setting}"):
+        resumed_config(TrainConfig(), state(config=config), Path("c"), NO_CODE.naming("other:thing"))
+
+
+def test_every_setting_that_may_name_code_is_known_to_be_one() -> None:
+    named = {name for name, field in TrainConfig.model_fields.items() if "str" in str(field.annotation)}
+    assert named - {*REFERENCES} == {
+        *("optimizer_kwargs", "network_kwargs", "lr_groups"),  # values, which are code nowhere
+        "pretrained",  # a path, which a resumed training does not open
+    }
+
+
+def test_code_of_a_checkpoint_that_is_named_again_or_trusted_is_used() -> None:
+    reference = f"{__name__}:state"
+    before = state(config=settings(loss=reference, sinks=(reference,)))
+    for trust in (EVERY_CODE, NO_CODE.naming(reference)):
+        assert resumed_config(TrainConfig(), before, Path("c"), trust).loss == reference
 
 
 def test_other_settings_may_not_change_after_a_resume() -> None:
