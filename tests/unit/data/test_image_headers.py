@@ -137,6 +137,7 @@ def test_nifti_header_that_cannot_be_right_is_refused(
         ("i.nii", gzip.compress(nifti()), "compressed with gzip; rename it to .nii.gz"),
         ("i.nii.gz", gzip.compress(b"{}" * 200), r"is a text document \(JSON\)"),
         ("i.nii.gz", gzip.compress(nifti())[:-30], "cut off or damaged"),
+        ("i.nii.gz", b"\x1f\x8b\x08\x08" + b"x" * 100_000, "name in its gzip header has no end"),
         ("i.nrrd", NRRD, "has no end"),
         ("i.nrrd", NRRD + "\n", "cut off or damaged"),
         *(

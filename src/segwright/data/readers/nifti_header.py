@@ -61,6 +61,8 @@ _LARGEST_EXTENSIONS = 16 << 20
 _MOST_EXTENSIONS = 4096
 """niftilib copies its list for each new extension."""
 GZIP_SIZE_WRAPS = 1 << 32
+_GZIP_NAMES = 0x18
+"""Flags of a gzip file that holds the name of what was compressed, or a comment."""
 _LARGEST_TAIL = 1 << 16
 """Bytes that may follow the voxels without being looked at."""
 
@@ -105,6 +107,7 @@ def check_nifti(file: Path, *, is_label: bool = False) -> NiftiHeader:
         with file.open("rb") as stream:
             header = _parse(stream)
     else:
+        _check_gzip_name(file)
         try:
             with gzip.open(file) as unpacked:
                 header = _parse(unpacked)
@@ -149,6 +152,13 @@ def gzip_size(file: Path) -> int:
     with file.open("rb") as stream:
         stream.seek(-min(4, file.stat().st_size), SEEK_END)
         return int.from_bytes(stream.read(), "little")
+
+
+def _check_gzip_name(file: Path) -> None:
+    """Refuse a gzip file whose name or comment does not end; Python looks for the end byte by byte."""
+    start = file_start(file, _LARGEST_TAIL)
+    if start[3:4] and start[3] & _GZIP_NAMES and b"\0" not in start[10:]:
+        raise Refusal("the name in its gzip header has no end; the file is damaged")
 
 
 def _parse(stream: IO[bytes] | gzip.GzipFile) -> NiftiHeader:

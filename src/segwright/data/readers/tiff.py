@@ -31,8 +31,9 @@ _UUID = re.compile(r"<(?:\w+:)?UUID\s[^>]*FileName\s*=[^>]*>([^<]*)<", re.IGNORE
 _UNCOMPRESSED = 1
 _DEFLATE: Final = (8, 32946, 50013)
 _LZMA = 34925
-_RATIOS: Final[Mapping[int, int]] = {_UNCOMPRESSED: 1, 32773: 128, 5: 2048}
-"""Bytes that one byte can unpack to: PackBits, LZW (strings of at most 4096 bytes in 12 bits); others as deflate."""
+_RATIOS: Final[Mapping[int, int]] = {_UNCOMPRESSED: 1, 32773: 128, 5: 2048, _LZMA: 8192, 50000: 32768}
+"""Bytes that one byte can unpack to: PackBits, LZW (strings of at most 4096 bytes in 12 bits), Zstandard; others as
+deflate."""
 
 _SMALL_SEGMENT = 1 << 17
 """Bytes; what a compressed strip or tile of this size unpacks to (128 MiB) needs no count beforehand."""
