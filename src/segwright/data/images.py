@@ -123,25 +123,6 @@ def reader_of_shapes(file_ending: str, shapes: Iterable[Sequence[int]], override
     return "Tiff3DIO" if is_stack else reader
 
 
-def _tiff_reader(files: Sequence[Path], *, are_labels: bool) -> str:
-    """Return whether most of the files are pictures or stacks; one with a spacing beside it is a stack."""
-    found = {"NaturalImage2DIO": 0, "Tiff3DIO": 0}
-    failures = []
-    for file in files:
-        try:
-            with _naming(file, "read"):
-                shape = tiff_shape(file, is_label=are_labels)
-                has_spacing = len(shape) == 3 and spacing_file(file, is_label=are_labels).is_file()
-                found[
-                    "Tiff3DIO" if has_spacing or (len(shape) == 3 and not is_picture(shape)) else "NaturalImage2DIO"
-                ] += 1
-        except ImageError as error:
-            failures.append(error)
-    if len(failures) == len(files):
-        raise failures[0]
-    return max(found, key=lambda name: found[name])
-
-
 def read_header(file: Path, reader: str, *, is_label: bool = False) -> Header:
     """Read what is known of an image without its voxels, where the format allows that.
 
@@ -247,6 +228,23 @@ def files_beside(label: Path) -> tuple[Path, ...]:
     """Return what belongs to a label map in another file: the spacing of a stack in a TIFF file."""
     beside = spacing_file(label, is_label=True)
     return (beside,) if is_tiff(label) and beside.is_file() else ()
+
+
+def _tiff_reader(files: Sequence[Path], *, are_labels: bool) -> str:
+    """Return whether most of the files are pictures or stacks; one with a spacing beside it is a stack."""
+    num_stacks, failures = 0, []
+    for file in files:
+        try:
+            with _naming(file, "read"):
+                shape = tiff_shape(file, is_label=are_labels)
+        except ImageError as error:
+            failures.append(error)
+        else:
+            has_spacing = spacing_file(file, is_label=are_labels).is_file()
+            num_stacks += len(shape) == 3 and (has_spacing or not is_picture(shape))
+    if len(failures) == len(files):
+        raise failures[0]
+    return "Tiff3DIO" if 2 * num_stacks > len(files) - len(failures) else "NaturalImage2DIO"
 
 
 def _hidden(file: Path, reader: str) -> list[Problem]:

@@ -34,7 +34,6 @@ _VALUE_BYTES: Final[Mapping[int, int]] = {
 
 _SEVERAL: Final[Mapping[int, tuple[int, str]]] = {
     128: (3, "colours, RGB"),
-    511: (3, "colours, RGB"),
     2304: (4, "colours, RGBA"),
 }
 _COMPLEX: Final[Mapping[int, str]] = {32: "complex64", 1792: "complex128", 2048: "complex256"}
