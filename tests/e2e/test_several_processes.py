@@ -69,6 +69,7 @@ def test_two_processes_train_and_validate_a_fold(journey: Journey, work: Path) -
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert output.count("model: ") == 1
+    assert errors.count("2 processes train on the CPU, each on its part of the batch") == 1
     fold = model_in(work, journey) / "fold_1"
     assert (fold / "validation" / "summary.json").is_file()
     assert (fold / "training.log").read_text().count("training done") == 1

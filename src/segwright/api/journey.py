@@ -17,6 +17,7 @@ from segwright.api import learning, predicting, preparing, reporting, selecting,
 from segwright.api.folds import TrainOptions
 from segwright.api.preparing import PlanOptions
 from segwright.api.session import Session, open_session
+from segwright.api.usability import shortcoming
 from segwright.core.trust import TrustCode
 from segwright.data import phantom
 from segwright.data.dataset import NO_ENVIRONMENT
@@ -169,6 +170,9 @@ def demo(
         model=model,
         pictures=tuple(_draw(raw, predictions, Path(folder).absolute() / "pictures", session)),
         page=reporting.report_of_run(model.parent, workspace=workspace, scores=[scores.file]),
+        shortcoming=shortcoming(
+            [folding.fold_folder(session, plan, DEMO_CONFIGURATION, "all")], scores.scores.mean_dice
+        ),
     )
 
 

@@ -176,4 +176,6 @@ def demo(
     print_line(f"model: {result.model}")
     if result.page is not None:
         print_line(f"report: {result.page}")
+    if result.shortcoming:
+        print_line(result.shortcoming)
     print_line(f"{result.seconds:.0f} s in all")

@@ -135,7 +135,7 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoResult:
-    """What the demo reached on cases that it did not train on."""
+    """What the demo reached on cases that it did not train on; `shortcoming` as of a fold."""
 
     mean_dice: float
     per_label: dict[str, float]
@@ -143,6 +143,7 @@ class DemoResult:
     model: Path
     pictures: tuple[Path, ...]
     page: Path | None = None
+    shortcoming: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as one JSON object."""
@@ -153,6 +154,7 @@ class DemoResult:
             "model": str(self.model),
             "pictures": [str(path) for path in self.pictures],
             "report": self.page and str(self.page),
+            "shortcoming": self.shortcoming,
         }
 
 
