@@ -11,15 +11,15 @@ from typing import Any, Final
 
 import torch
 
-from segwright.core.documents import atomic_path, read_json, write_json
+from segwright.core.documents import atomic_path, parse_document, read_json, write_json
 from segwright.core.errors import ConfigError, ModelError, WorkspaceError
-from segwright.data.dataset import load_description
+from segwright.data.dataset import DatasetDescription, load_description
 from segwright.data.labels import Labels
 from segwright.data.plan import KW_REQUIRES_IMPORT, Plan
 from segwright.data.sides import Sides
-from segwright.networks.build import ArchitectureSpec, build_from_spec, nnunet_spec
+from segwright.networks.build import build_from_spec, nnunet_spec
 from segwright.networks.checkpoint import add_aliases, load_state, load_weights
-from segwright.networks.folds import parse_header, require_one_model
+from segwright.networks.folds import CheckpointHeader, require_one_model
 from segwright.workspace import DATASET_JSON, FINGERPRINT_JSON, PLANS_JSON
 
 CHECKPOINT_JSON: Final = "checkpoint_final.json"
@@ -32,6 +32,15 @@ LOGGED: Final = (
     *("val_losses", "lrs", "epoch_start_timestamps", "epoch_end_timestamps"),
 )
 """Lists of nnU-Net's logger (spec B 1.5)."""
+
+
+class _Header(CheckpointHeader):
+    """What nnU-Net's checkpoints say too."""
+
+    fold: int | str
+    epoch: int = 0
+    logging: tuple[dict[str, Any], ...] = ()
+    best_ema: float | None = None
 
 
 def export_model(model: Path, target: Path, *, folds: Sequence[str] | None = None) -> tuple[str, ...]:
@@ -49,14 +58,11 @@ def export_model(model: Path, target: Path, *, folds: Sequence[str] | None = Non
     headers = _headers(model, folds)
     if target.exists():
         raise WorkspaceError(f"{target}: is there already; choose a new place")
-    plan = Plan.load(model / PLANS_JSON)
-    checked = {
-        name.removeprefix("fold_"): parse_header(header, model / name / CHECKPOINT_JSON)
-        for name, header in headers.items()
-    }
-    require_one_model(checked, plan, load_description(model / DATASET_JSON), model)
-    description: dict[str, Any] = read_json(model / DATASET_JSON)
-    name = str(next(iter(headers.values()))["configuration"])
+    plan, description = Plan.load(model / PLANS_JSON), load_description(model / DATASET_JSON)
+    require_one_model(
+        {name.removeprefix("fold_"): header for name, header in headers.items()}, plan, description, model
+    )
+    name = next(iter(headers.values())).configuration
     plans = _plans_of(plan, name, next(iter(headers.values())))
     with atomic_path(target) as temporary:
         if target.suffix != ".zip":
@@ -71,13 +77,13 @@ def export_model(model: Path, target: Path, *, folds: Sequence[str] | None = Non
 def _write_folder(
     folder: Path,
     model: Path,
-    headers: Mapping[str, Mapping[str, Any]],
+    headers: Mapping[str, _Header],
     plan: Plan,
     plans: dict[str, Any],
-    description: dict[str, Any],
+    description: DatasetDescription,
 ) -> None:
     write_json(folder / PLANS_JSON, plans, indent=4)
-    write_json(folder / DATASET_JSON, description, indent=4)
+    write_json(folder / DATASET_JSON, description.raw(), indent=4)
     if (model / FINGERPRINT_JSON).is_file():
         write_json(folder / FINGERPRINT_JSON, read_json(model / FINGERPRINT_JSON), indent=4)
     for fold, header in headers.items():
@@ -85,21 +91,21 @@ def _write_folder(
         torch.save(_checkpoint(model / fold, header, plan, plans, description), folder / fold / "checkpoint_final.pth")
 
 
-def _headers(model: Path, folds: Sequence[str] | None) -> dict[str, Mapping[str, Any]]:
+def _headers(model: Path, folds: Sequence[str] | None) -> dict[str, _Header]:
     names = [f"fold_{fold}" for fold in folds] if folds else sorted(path.name for path in model.glob("fold_*"))
     found = {name: model / name / CHECKPOINT_JSON for name in names}
     missing = [name for name, file in found.items() if not file.is_file()]
-    there = {name: read_json(file) for name, file in found.items() if file.is_file()}
+    there = {name: parse_document(_Header, file) for name, file in found.items() if file.is_file()}
     if not there or (folds and missing):
         raise ModelError(f"{model}: no finished training in {', '.join(missing) or 'it'}; name a model folder of ours")
     return there
 
 
-def _plans_of(plan: Plan, name: str, header: Mapping[str, Any]) -> dict[str, Any]:
+def _plans_of(plan: Plan, name: str, header: _Header) -> dict[str, Any]:
     """Return the plans with the network that was trained, in nnU-Net's words."""
     configuration = plan.configuration(name)
     architecture = configuration.architecture.model_dump(by_alias=True)
-    spec = ArchitectureSpec.from_json(header["network"])
+    spec = header.network
     try:
         resolved = nnunet_spec(spec, architecture, configuration.patch_size)
     except ConfigError as error:
@@ -113,24 +119,24 @@ def _plans_of(plan: Plan, name: str, header: Mapping[str, Any]) -> dict[str, Any
     return document
 
 
-def _mirror_axes(header: Mapping[str, Any], plan: Plan) -> list[int]:
+def _mirror_axes(header: _Header, plan: Plan) -> list[int]:
     """Return the axes that nnU-Net may mirror: it cannot swap the labels of left and right."""
-    sides = Sides.of_plan(plan) if header.get("swap_sides") else None
-    lateral = sides.in_patch(plan.configuration(str(header["configuration"])).dims) if sides else ()
-    return [axis for axis in header.get("mirror_axes") or () if axis not in lateral]
+    sides = Sides.of_plan(plan) if header.swap_sides else None
+    lateral = sides.in_patch(plan.configuration(header.configuration).dims) if sides else ()
+    return [axis for axis in header.mirror_axes or () if axis not in lateral]
 
 
 def _checkpoint(
-    fold: Path, header: Mapping[str, Any], plan: Plan, plans: dict[str, Any], description: dict[str, Any]
+    fold: Path, header: _Header, plan: Plan, plans: dict[str, Any], description: DatasetDescription
 ) -> dict[str, Any]:
     """Return what nnU-Net's checkpoints hold (spec B 1.6); the optimiser's state is not kept."""
-    configuration = plan.configuration(str(header["configuration"]))
-    labels = Labels.from_dataset_json(description)
-    channels = len(description["channel_names"])
+    configuration = plan.configuration(header.configuration)
+    labels = Labels.from_description(description)
+    channels = len(description.channel_names)
     if configuration.previous_stage is not None:
         channels += len(labels.foreground_labels)
     network = build_from_spec(
-        ArchitectureSpec.from_json(header["network"]),
+        header.network,
         configuration.architecture.model_dump(by_alias=True),
         channels,
         labels.num_heads,
@@ -140,20 +146,19 @@ def _checkpoint(
     weights = fold / "checkpoint_final.safetensors"
     load_state(network, load_weights(weights), source=str(weights))
     state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    rows = header.get("logging") or []
     axes = _mirror_axes(header, plan)
     return {
         "network_weights": OrderedDict(add_aliases(state, network)),
         "optimizer_state": {},
         "grad_scaler_state": None,
-        "logging": {name: [row.get(name) for row in rows] for name in LOGGED},
-        "_best_ema": header.get("best_ema"),
-        "current_epoch": int(header.get("epoch", 0)),
+        "logging": {name: [row.get(name) for row in header.logging] for name in LOGGED},
+        "_best_ema": header.best_ema,
+        "current_epoch": header.epoch,
         "init_args": {
             "plans": plans,
-            "configuration": str(header["configuration"]),
-            "fold": header["fold"],
-            "dataset_json": description,
+            "configuration": header.configuration,
+            "fold": header.fold,
+            "dataset_json": description.raw(),
             "device": torch.device("cpu"),
         },
         "trainer_name": TRAINER,
