@@ -97,6 +97,7 @@ def settings(
 
 def main() -> None:
     """Run the program; leaves the process with one of the exit codes of `grammar`."""
+    options.leave_deleted_folder()
     options.wait_briefly()
     _print_any_name()
     app()

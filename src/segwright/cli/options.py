@@ -113,6 +113,17 @@ def code_trust(trust_code: bool, *references: str | None) -> CodeTrust:
     return CodeTrust(everything=trust_code, folder=here).naming(*references)
 
 
+def leave_deleted_folder() -> None:
+    """Go elsewhere if the current folder was deleted: MKL ends a process that computes in one.
+
+    Relative paths mean nothing then; in /proc nothing can be made, so that no result is lost somewhere.
+    """
+    try:
+        os.getcwd()
+    except OSError:
+        os.chdir("/proc/self" if os.path.isdir("/proc/self") else os.sep)
+
+
 def wait_briefly() -> None:
     """Let torch's threads spin for microseconds, not milliseconds, before they sleep; before torch is imported.
 
