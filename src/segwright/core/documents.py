@@ -73,13 +73,16 @@ def temporary_beside(path: Path) -> Path:
     return path.with_name(f".{uuid4().hex[:8]}.tmp.{path.name}")
 
 
-def sweep_leftovers(folder: Path, names: Collection[str]) -> None:
-    """Delete what a killed process left when it was writing `names` into a folder; the caller alone writes these."""
+def sweep_leftovers(folder: Path, names: Collection[str] | None = None) -> None:
+    """Delete what a killed process left when it was writing `names`, by default any, into a folder.
+
+    The caller alone writes these.
+    """
     if not folder.is_dir():
         return
     for path in folder.glob(".*.tmp.*"):
         found = _TEMPORARY.fullmatch(path.name)
-        if found is None or found["final"] not in names:
+        if found is None or (names is not None and found["final"] not in names):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)

@@ -16,9 +16,10 @@ import numpy.typing as npt
 
 from segwright.core.arrays import crop, uncrop
 from segwright.core.documents import content_hash, file_hash
-from segwright.core.errors import DatasetError, ImageError, Problem, ProblemReport, SegwrightError
+from segwright.core.errors import DatasetError, DiskError, ImageError, Problem, ProblemReport, SegwrightError
 from segwright.core.memory import available_bytes
 from segwright.core.parallel import available_cpus, map_threads
+from segwright.core.resources import resource_error
 from segwright.data.cases import Case
 from segwright.data.cropping import content_box, crop_to_nonzero
 from segwright.data.dataset import Dataset
@@ -381,9 +382,16 @@ def _attempt(case: Case, job: _Job, threads: TorchThreads) -> bool | Problem:
     """Return whether the case had to be made, or why it could not be."""
     try:
         return _preprocess_case(case, job, threads)
+    except DiskError:  # the other cases would fail alike
+        raise
     except SegwrightError as error:
         return Problem(where=f"case {case.identifier}", what=str(error))
     except Exception as error:  # one broken case must not cost the others
+        found = resource_error(error)
+        if isinstance(found, DiskError):
+            raise found from error
+        if found is not None:
+            return Problem(where=f"case {case.identifier}", what=str(found))
         logger.debug("case %s", case.identifier, exc_info=True)
         return Problem(where=f"case {case.identifier}", what=f"{type(error).__name__}: {error}")
 

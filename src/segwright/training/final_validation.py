@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from segwright.core.documents import read_json, write_json
+from segwright.core.documents import read_json, sweep_leftovers, write_json
 from segwright.core.errors import DatasetError, SegwrightError, located
 from segwright.core.log import progress
 from segwright.core.names import LONGEST_FILE_NAME, below, name_problem
@@ -129,6 +129,7 @@ class Record:
     def open(cls, folder: Path, weights_hash: str) -> Record:
         """Go on with the record if it is of these weights; else begin one and remove the predictions it lists."""
         path = folder / RECORD_JSON
+        sweep_leftovers(folder)
         document = read_json(path) if path.is_file() else {}
         entries = document.get("files") if isinstance(document, dict) else None
         # The document may come from elsewhere, and what it names is removed.

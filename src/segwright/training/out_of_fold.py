@@ -6,6 +6,7 @@ before the next case: neither memory nor disk holds those of several cases.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from logging import getLogger
@@ -28,6 +29,8 @@ from segwright.training.cascade import network_input
 from segwright.training.final_validation import Record, ValidationSource, naming
 from segwright.training.observing import Observed, Witness, judge_mean, observed_file
 from segwright.workspace import Workspace
+
+_SCRATCH = ".probabilities-"
 
 logger = getLogger(__name__)
 
@@ -141,7 +144,9 @@ def _predict_case(
     place = next(iter(files.values())).parent
     place.mkdir(parents=True, exist_ok=True)
     reader = next(iter(predictors.values())).reader
-    with TemporaryDirectory(dir=place, prefix=".probabilities-") as scratch:
+    for left in place.glob(f"{_SCRATCH}*"):  # of a killed run
+        shutil.rmtree(left, ignore_errors=True)
+    with TemporaryDirectory(dir=place, prefix=_SCRATCH) as scratch:
         found, properties = {}, {}
         for name in dict.fromkeys(name for pair in files for name in pair):
             stored, predictor = sources[name].load(case), predictors[name]

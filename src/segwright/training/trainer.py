@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from segwright.core.device import autocast, compute_dtype, memory_format, resolve_device
-from segwright.core.documents import file_hash
+from segwright.core.documents import file_hash, sweep_leftovers
 from segwright.core.errors import ConfigError, ModelError
 from segwright.core.names import below
 from segwright.core.stopping import Interrupted
@@ -180,6 +180,7 @@ class Trainer(NetworkBuilding):
         self.dataloader_train, self.dataloader_val = required_loaders(self.get_dataloaders(), self.get_dataloaders)
         self.output_folder.mkdir(parents=True, exist_ok=True)
         if self.ranks.is_first:
+            sweep_leftovers(self.output_folder)
             write_documents(self)
             self.sinks += open_sinks(self.config.sinks, self.output_folder)
             self.plot_network_architecture()

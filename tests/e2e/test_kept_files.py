@@ -1,0 +1,152 @@
+"""Kills, nearly full disks and flipped bits over a whole run: equal results or a clear refusal, never another model.
+
+`SEGWRIGHT_TRIALS=50` tries as many of each; two of each are tried by default.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from segwright.core.errors import SegwrightError
+from segwright.data.phantom import write_dataset
+from segwright.inference.model_folder import load_predictor
+
+pytestmark = pytest.mark.slow
+
+TRIALS = int(os.environ.get("SEGWRIGHT_TRIALS", "2"))
+SOURCE = Path(__file__).parents[2] / "src"
+SHORT = [
+    "--config",
+    "3d_fullres",
+    "--folds",
+    "0",
+    "--epochs",
+    "3",
+    "--device",
+    "cpu",
+    "--set",
+    "deterministic=true",
+    "--set",
+    "num_iterations_per_epoch=2",
+    "--set",
+    "num_val_iterations_per_epoch=1",
+    "--set",
+    "batch_size=2",
+    "--set",
+    "save_every=1",
+    "--set",
+    "precision=fp32",
+]
+
+
+def start(work: Path, raw: Path, *, largest_file: int | None = None) -> subprocess.Popen[str]:
+    def limit() -> None:
+        import resource
+
+        assert largest_file is not None
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+
+    command = [sys.executable, "-m", "segwright", "--work", str(work), "run", str(raw), *SHORT]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=limit if largest_file is not None else None,
+    )
+
+
+def finish(work: Path, raw: Path, *, largest_file: int | None = None) -> tuple[int, str]:
+    process = start(work, raw, largest_file=largest_file)
+    said, _ = process.communicate(timeout=300)
+    return process.returncode, said
+
+
+def result(work: Path) -> dict[str, object]:
+    """Return what a run decided: weights, and the predicted label maps of the validation."""
+    fold = next(work.rglob("fold_0"))
+    weights = load_file(fold / "checkpoint_final.safetensors")
+    predicted = {path.name: path.read_bytes() for path in sorted((fold / "validation").glob("*.nii.gz"))}
+    return {**{name: tensor.numpy().tobytes() for name, tensor in weights.items()}, **predicted}
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("raw") / "Dataset007_Tiny"
+    write_dataset(folder, num_training=6, num_test=0, edge=16)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    work = tmp_path_factory.mktemp("whole") / "work"
+    code, said = finish(work, raw)
+    assert code == 0, said
+    return work
+
+
+@cache
+def expected(work: Path) -> dict[str, object]:
+    return result(work)
+
+
+@pytest.mark.parametrize("trial", range(TRIALS))
+def test_a_killed_run_ends_in_the_same_model(raw: Path, done: Path, tmp_path: Path, trial: int) -> None:
+    wait = float(np.random.default_rng(trial).uniform(0.5, 15))
+    process = start(tmp_path / "work", raw)
+    try:
+        process.communicate(timeout=wait)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    code, said = finish(tmp_path / "work", raw)
+    assert code == 0, f"killed after {wait:.2f} s\n{said}"
+    assert result(tmp_path / "work") == expected(done)
+    assert not list((tmp_path / "work" / "results").rglob(".*.tmp.*"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
+@pytest.mark.parametrize("trial", range(TRIALS))
+def test_a_file_that_the_disk_refuses_is_told_and_the_run_can_go_on(
+    raw: Path, done: Path, tmp_path: Path, trial: int
+) -> None:
+    size = int(10 ** np.random.default_rng(trial).uniform(2.5, 7.5))
+    code, said = finish(tmp_path / "work", raw, largest_file=size)
+    assert code in (0, 1), f"{size} bytes\n{said}"
+    assert "Traceback" not in said
+    if code == 1:
+        assert "larger than the system lets" in said, f"{size} bytes\n{said}"
+    code, said = finish(tmp_path / "work", raw)
+    assert code == 0, said
+    assert result(tmp_path / "work") == expected(done)
+
+
+@pytest.mark.parametrize("name", ["checkpoint_final.safetensors", "checkpoint_final.json"])
+def test_a_flipped_bit_is_never_another_model(done: Path, tmp_path: Path, name: str) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(next(done.rglob("fold_0")).parent, model)
+    file = model / "fold_0" / name
+    whole, random = file.read_bytes(), np.random.default_rng(0)
+    image = random.normal(size=(1, 16, 16, 16)).astype(np.float32)
+    right = load_predictor(model, device="cpu").predict_preprocessed(image)
+    for bit in random.integers(0, len(whole) * 8, 6 * TRIALS).tolist():
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(content)
+        try:
+            found = load_predictor(model, device="cpu").predict_preprocessed(image)
+        except SegwrightError:
+            continue
+        assert np.array_equal(np.asarray(found), np.asarray(right)), bit
