@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 
 from segwright.core.documents import content_hash, describe_validation, read_json, write_json
 from segwright.core.errors import PlanError, SegwrightError, nearest
-from segwright.core.names import FileName
+from segwright.core.names import FileName, require_name
 
 NETWORK_PATH = "dynamic_network_architectures.architectures.unet."
 """Where nnU-Net's plans say its U-Nets live; kept so that either system can read the other's plans."""
@@ -90,7 +90,7 @@ class Configuration(BaseModel):
     resampling_fn_probabilities_kwargs: dict[str, Any]
     architecture: Architecture
     batch_dice: bool
-    next_stage: FileName | tuple[FileName, ...] | None = None
+    next_stage: str | tuple[str, ...] | None = None
     previous_stage: FileName | None = None
     inherits_from: str | None = None
 
@@ -121,6 +121,13 @@ class Configuration(BaseModel):
                 f"{COARSEST_SPACING:g}"
             )
         return spacing
+
+    @field_validator("next_stage")
+    @classmethod
+    def _next_stages_are_names(cls, stages: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        for stage in (stages,) if isinstance(stages, str) else stages or ():
+            require_name(stage, "next stage")
+        return stages
 
     @field_validator("patch_size")
     @classmethod

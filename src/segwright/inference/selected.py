@@ -54,7 +54,7 @@ class Member(BaseModel):
 
     name: FileName
     configuration: str
-    folds: tuple[int | str, ...]
+    folds: tuple[int | FileName, ...]
 
 
 class Selected(BaseModel):
