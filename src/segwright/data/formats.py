@@ -35,12 +35,14 @@ class Header:
     """What is known of one image file without its voxels.
 
     `shape` (three spatial axes) and `spacing` in mm are in array axis order; `geometry` is the format's own and JSON.
+    `hides_nonfinite` says that the reader gives NaN and infinite voxels of this file as 0, if there are any.
     """
 
     shape: tuple[int, ...]
     spacing: tuple[float, ...]
     num_channels: int = 1
     geometry: Mapping[str, Any] = field(default_factory=dict)
+    hides_nonfinite: bool = False
 
     @property
     def is_flat(self) -> bool:

@@ -21,7 +21,6 @@ from segwright.data.intensities import believed, impossible, missing_note
 from segwright.data.labels import LARGEST_UINT8_LABEL, whole_values
 from segwright.data.readers.itk import SimpleITKIO, SimpleITKIOWithReorient
 from segwright.data.readers.nifti import NibabelIO, NibabelIOWithReorient, nonfinite_in_nifti
-from segwright.data.readers.nifti_header import is_nifti
 from segwright.data.readers.pictures import NaturalImage2DIO, is_picture
 from segwright.data.readers.tiff import ENDINGS as TIFF_ENDINGS
 from segwright.data.readers.tiff import Tiff3DIO, is_tiff, spacing_file, tiff_shape
@@ -156,7 +155,7 @@ def read_images(files: Sequence[Path], reader: str, *, find_hidden: bool = False
         with _naming(file, "read"), np.errstate(over="ignore"):  # what float32 cannot hold is refused by name
             header, array = _reader(reader).read(file)
         array, found = believed(array, file)
-        notes += [*found, *(_hidden(file, reader) if find_hidden else ())]
+        notes += [*found, *(_hidden(file, header) if find_hidden else ())]
         if first is None:
             first = header
         else:
@@ -184,7 +183,7 @@ def read_label(file: Path, reader: str, *, like: Header | None = None, name: str
         header, array = _reader(reader).read(file, is_label=True)
     if len(array) != 1:
         raise ImageError(f"{file}: has {len(array)} channels, a label map has one whole number per voxel")
-    if bad := sum(_hidden_nonfinite(file, reader)):
+    if bad := sum(_hidden_nonfinite(file, header)):
         raise ImageError(f"{file}: {bad} voxels are NaN or infinite, expected a whole number for each; replace them")
     array = whole_values(array, file)
     if like is None:
@@ -247,21 +246,21 @@ def _tiff_reader(files: Sequence[Path], *, are_labels: bool) -> str:
     return "Tiff3DIO" if 2 * num_stacks > len(files) - len(failures) else "NaturalImage2DIO"
 
 
-def _hidden(file: Path, reader: str) -> list[Problem]:
-    """Return what there is to say of values that `reader` hides by reading them as 0.
+def _hidden(file: Path, header: Header) -> list[Problem]:
+    """Return what there is to say of values that a reader hides by reading them as 0.
 
     Raises:
         ImageError: some are infinite.
     """
-    missing, infinite = _hidden_nonfinite(file, reader)
+    missing, infinite = _hidden_nonfinite(file, header)
     if infinite:
         raise impossible(file, infinite)
     return [missing_note(file, missing)] if missing else []
 
 
-def _hidden_nonfinite(file: Path, reader: str) -> tuple[int, int]:
-    """Count NaN and infinite voxels that `reader` hides by reading them as 0."""
-    if not (reader.startswith("SimpleITKIO") and is_nifti(file)):
+def _hidden_nonfinite(file: Path, header: Header) -> tuple[int, int]:
+    """Count NaN and infinite voxels that a reader hides by reading them as 0."""
+    if not header.hides_nonfinite:
         return 0, 0
     with _naming(file, "read"):
         return nonfinite_in_nifti(file)

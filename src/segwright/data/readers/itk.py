@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +25,7 @@ from segwright.data.readers.nifti_header import (
 )
 
 _CANONICAL_ORIENTATION = "RAS"
+_FLOATS = (SimpleITK.sitkFloat32, SimpleITK.sitkFloat64)
 _NIFTI_HEADER_BYTES = 352
 _ORIGINAL_ORIENTATION = "original_orientation"
 
@@ -79,7 +81,7 @@ class SimpleITKIOWithReorient(SimpleITKIO):
         image = SimpleITK.DICOMOrient(image, _CANONICAL_ORIENTATION)
         header = _header(image, 1, nifti, is_label=is_label)
         geometry = {**header.geometry, _ORIGINAL_ORIENTATION: orientation}
-        header = Header(shape=header.shape, spacing=header.spacing, geometry=geometry)
+        header = replace(header, geometry=geometry)
         return header, _array(image, header)
 
     def write(self, labels: LabelMap, path: Path, spacing: tuple[float, ...], geometry: Mapping[str, Any]) -> None:
@@ -133,7 +135,13 @@ def _header(image: Any, num_components: int, nifti: NiftiHeader | None, *, is_la
         "direction": [float(cosine) for cosine in direction.ravel()],
         **({} if nifti is None else {GEOMETRY: nifti.forms}),
     }
-    return Header(shape=shape, spacing=in_order, num_channels=size[3] if dimension == 4 else 1, geometry=geometry)
+    return Header(
+        shape=shape,
+        spacing=in_order,
+        num_channels=size[3] if dimension == 4 else 1,
+        geometry=geometry,
+        hides_nonfinite=nifti is not None and image.GetPixelID() in _FLOATS,
+    )
 
 
 def _require_one_value(count: int, *, is_label: bool) -> None:
