@@ -24,7 +24,7 @@ from segwright.core.errors import ConfigError, DatasetError
 from segwright.core.names import below
 from segwright.core.registry import reference_of
 from segwright.core.trust import CodeTrust, TrustCode
-from segwright.core.user_code import blaming
+from segwright.core.user_code import blaming, calling
 from segwright.data import splits
 from segwright.data.plan import Plan
 from segwright.data.previous_stage import FOLDER, StageMaps
@@ -261,7 +261,9 @@ def _train(session: Session, plan: Plan, configuration: str, fold: Fold, options
     require_same_network(folder.parent, [fold], options.settings)  # of a cascade's first stage, for the first time
     ranks = options.ranks or ALONE
     cls = trainer_class(session.trainer, session.trust)
-    with blaming(session.trust.packages, f"trainer {session.trainer_name}"):
+    contract = "its __init__ takes the arguments of Trainer's and hands them on"
+    packages = session.trust.packages
+    with calling(cls, f"trainer '{session.trainer_name}'", packages=packages, contract=contract):
         trainer = cls(
             plan,
             configuration,
@@ -275,8 +277,9 @@ def _train(session: Session, plan: Plan, configuration: str, fold: Fold, options
             output_folder=folder,
             ranks=ranks,
             stop=options.stop,
-            trust_code=session.trust,
         )
+        trainer.trust = session.trust.naming(*trainer.trust.references)  # no argument: a subclass may list its own
+    with blaming(packages, f"trainer '{session.trainer_name}'"):
         if ranks.is_first:
             _copy_fingerprint(session, folder.parent)
         checkpoint = resumable(folder)

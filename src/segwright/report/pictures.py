@@ -8,11 +8,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from segwright.core.documents import atomic_path
+from segwright.core.drawing import figure_file
 from segwright.report.colours import label_colour, rgb
 
 _PANEL_INCHES = 3.2
@@ -43,23 +41,20 @@ def save_overlay(
     index = best_slice(reference, prediction)
     grey = image[index].astype(np.float32)
     low, high = np.percentile(image, _GREY_PERCENTILES)
-    figure = Figure(figsize=(3 * _PANEL_INCHES, _PANEL_INCHES + 0.7), dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, 3)
-    content = (("image", None), ("truth", reference[index]), ("prediction", prediction[index]))
-    for panel, (heading, labels) in zip(panels, content, strict=True):
-        panel.imshow(grey, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), origin="lower")
-        panel.set_title(heading, fontsize=10)
-        panel.set_axis_off()
-        if labels is not None:
-            _draw_labels(panel, labels)
-    handles = [_swatch(value) for value in range(1, len(names) + 1)]
-    figure.legend(
-        handles, names, loc="outside lower center", ncols=max(1, min(6, len(names))), frameon=False, fontsize=9
-    )
-    figure.suptitle(f"{title}  (slice {index})" if title else f"slice {index}", fontsize=11)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png")
+    with figure_file(path, size_inches=(3 * _PANEL_INCHES, _PANEL_INCHES + 0.7), dpi=_DPI) as figure:
+        panels = figure.subplots(1, 3)
+        content = (("image", None), ("truth", reference[index]), ("prediction", prediction[index]))
+        for panel, (heading, labels) in zip(panels, content, strict=True):
+            panel.imshow(grey, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), origin="lower")
+            panel.set_title(heading, fontsize=10)
+            panel.set_axis_off()
+            if labels is not None:
+                _draw_labels(panel, labels)
+        handles = [_swatch(value) for value in range(1, len(names) + 1)]
+        figure.legend(
+            handles, names, loc="outside lower center", ncols=max(1, min(6, len(names))), frameon=False, fontsize=9
+        )
+        figure.suptitle(f"{title}  (slice {index})" if title else f"slice {index}", fontsize=11)
 
 
 def best_slice(reference: npt.NDArray[Any], prediction: npt.NDArray[Any]) -> int:

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from segwright.core.documents import atomic_path
+from segwright.core.drawing import figure_file
 from segwright.core.errors import ModelError
 from segwright.networks.build import on_meta
 
@@ -64,26 +62,23 @@ def plot_network(network: nn.Module, num_input_channels: int, patch_size: Sequen
         ModelError: it cannot be traced.
     """
     layers = trace(network, num_input_channels, patch_size)
-    figure = Figure(figsize=_SIZE_INCHES, dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    sizes, channels = figure.subplots(2, 1, sharex=True)
-    edges = range(len(layers) + 1)
-    extents = [_mean_extent(layer.size) for layer in layers]
-    sizes.stairs(extents, edges, fill=True, color="tab:blue", alpha=0.5)
-    sizes.set_yscale("log", base=2)
-    sizes.set_ylabel("mean extent [voxels]")
-    changes = [index for index, layer in enumerate(layers) if index == 0 or layer.size != layers[index - 1].size]
-    for index in changes[:_MOST_LABELS]:
-        text = " x ".join(map(str, layers[index].size))
-        sizes.annotate(text, (index, extents[index]), rotation=60, fontsize=7, va="bottom")
-    sizes.set_ylim(1, 8 * max(extents))
-    channels.stairs([layer.channels for layer in layers], edges, fill=True, color="tab:orange", alpha=0.5)
-    channels.set_ylabel("channels")
-    channels.set_xlabel("layer, in the order of computation")
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    figure.suptitle(f"{type(network).__name__}: {parameters:,} parameters, {len(layers)} layers with feature maps")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary)
+    with figure_file(path, size_inches=_SIZE_INCHES, dpi=_DPI) as figure:
+        sizes, channels = figure.subplots(2, 1, sharex=True)
+        edges = range(len(layers) + 1)
+        extents = [_mean_extent(layer.size) for layer in layers]
+        sizes.stairs(extents, edges, fill=True, color="tab:blue", alpha=0.5)
+        sizes.set_yscale("log", base=2)
+        sizes.set_ylabel("mean extent [voxels]")
+        changes = [index for index, layer in enumerate(layers) if index == 0 or layer.size != layers[index - 1].size]
+        for index in changes[:_MOST_LABELS]:
+            text = " x ".join(map(str, layers[index].size))
+            sizes.annotate(text, (index, extents[index]), rotation=60, fontsize=7, va="bottom")
+        sizes.set_ylim(1, 8 * max(extents))
+        channels.stairs([layer.channels for layer in layers], edges, fill=True, color="tab:orange", alpha=0.5)
+        channels.set_ylabel("channels")
+        channels.set_xlabel("layer, in the order of computation")
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        figure.suptitle(f"{type(network).__name__}: {parameters:,} parameters, {len(layers)} layers with feature maps")
 
 
 def _mean_extent(size: Sequence[int]) -> float:

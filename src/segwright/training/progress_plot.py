@@ -7,10 +7,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from segwright.core.documents import atomic_path
+from segwright.core.drawing import figure_file
 from segwright.training.logbook import Logbook, Metric
 
 _SIZE_INCHES = (9.0, 12.0)
@@ -18,19 +16,18 @@ _DPI = 80
 
 
 def plot(logbook: Logbook, path: Path) -> None:
-    """Draw the curves of a training, atomically; through matplotlib's object interface, so no global state is set."""
-    figure = Figure(figsize=_SIZE_INCHES, dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    quality, duration, rate = figure.subplots(3, 1, sharex=True)
-    _draw_quality(quality, logbook)
-    duration.plot(_series(logbook.column("epoch_end_timestamps")) - _series(logbook.column("epoch_start_timestamps")))
-    duration.set_ylabel("epoch duration [s]")
-    duration.set_ylim(bottom=0)
-    rate.plot(_series(logbook.column("lrs")))
-    rate.set_ylabel("learning rate")
-    rate.set_xlabel("epoch")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary)
+    """Draw the curves of a training."""
+    with figure_file(path, size_inches=_SIZE_INCHES, dpi=_DPI) as figure:
+        quality, duration, rate = figure.subplots(3, 1, sharex=True)
+        _draw_quality(quality, logbook)
+        duration.plot(
+            _series(logbook.column("epoch_end_timestamps")) - _series(logbook.column("epoch_start_timestamps"))
+        )
+        duration.set_ylabel("epoch duration [s]")
+        duration.set_ylim(bottom=0)
+        rate.plot(_series(logbook.column("lrs")))
+        rate.set_ylabel("learning rate")
+        rate.set_xlabel("epoch")
 
 
 def _draw_quality(axes: Axes, logbook: Logbook) -> None:

@@ -1,0 +1,27 @@
+"""Figures as PNG files, drawn with matplotlib's own settings: a `matplotlibrc` in the current folder decides nothing.
+
+matplotlib reads one there when it is imported, and `text.usetex` in it would start LaTeX.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from matplotlib import style
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from segwright.core.documents import atomic_path
+
+
+@contextmanager
+def figure_file(path: Path, *, size_inches: tuple[float, float], dpi: int) -> Iterator[Figure]:
+    """Give an empty figure to draw on, and write it atomically; no global state is changed for longer than that."""
+    with style.context("default"):
+        figure = Figure(figsize=size_inches, dpi=dpi, layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, format="png")
