@@ -25,8 +25,12 @@ _LIST_BYTES: Final = 64
 _VALUE_BYTES: Final = 40
 """Python's memory for an object of one key, an empty list, and a number or short text with its place in a list."""
 
-_WIDE: Final = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32"}
-_HALF_WIDE: Final = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
+_WIDE: Final = (
+    *((codecs.BOM_UTF32_LE, "UTF-32"), (codecs.BOM_UTF32_BE, "UTF-32")),
+    *((codecs.BOM_UTF16_LE, "UTF-16"), (codecs.BOM_UTF16_BE, "UTF-16")),
+)
+"""By their first bytes; those of UTF-16 are the start of those of UTF-32."""
+_TOO_DEEP: Final = f"lists and objects are nested more than {MOST_LEVELS} deep; the file is damaged, copy it again"
 _SAVE_AS: Final = "save it as UTF-8 (in the editor: Save as, encoding UTF-8)"
 _LONE_SURROGATE: Final = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 """Halves of characters; from dc80 to dcff they are the bytes of a file name that is not UTF-8."""
@@ -81,9 +85,6 @@ def parse_json(data: bytes, *, where: str) -> Any:
     return document
 
 
-_TOO_DEEP: Final = f"lists and objects are nested more than {MOST_LEVELS} deep; the file is damaged, copy it again"
-
-
 class _RefusedError(Exception):
     """A value that is valid JSON but not accepted."""
 
@@ -91,8 +92,11 @@ class _RefusedError(Exception):
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     document = dict(pairs)
     if len(document) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        seen: set[str] = set()
+        for twice, _ in pairs:
+            if twice in seen:
+                break
+            seen.add(twice)
         raise _RefusedError(f"the key {_quoted(twice)} is there twice in one object; remove or rename one of them")
     return document
 
@@ -112,7 +116,7 @@ def _quoted(text: str) -> str:
 
 def _decode(data: bytes, where: str) -> str:
     """Return the text, or name its encoding."""
-    for start, name in {**_WIDE, **_HALF_WIDE}.items():
+    for start, name in _WIDE:
         if data.startswith(start):
             raise SegwrightError(f"{where}: is {name} text, expected UTF-8; {_SAVE_AS}")
     if b"\0" in data[:4]:
@@ -191,7 +195,7 @@ def _explain(text: str, error: json.JSONDecodeError) -> tuple[int, str]:
     if rest.startswith(("//", "/*", "#")):
         return at, "a comment, which JSON does not have; remove it"
     if rest[0] in _OTHER_QUOTES:
-        return at, f"the quote {rest[0]}, expected a double quote; put texts and keys into double quotes"
+        return at, f"the quote {rest[0]} where a double quote is expected; put texts and keys into double quotes"
     word = re.match(r"[A-Za-z]+", rest)
     if word and word[0] in _FOREIGN_WORDS:
         return at, f"{word[0]}, which is not a word of JSON; write {_FOREIGN_WORDS[word[0]]}"

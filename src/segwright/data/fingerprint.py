@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, FiniteFloat
 
 from segwright.core.arrays import box_shape, crop
 from segwright.core.documents import parse_document, write_json
@@ -60,7 +60,7 @@ class Fingerprint(BaseModel):
 
     spacings: tuple[tuple[float, ...], ...]
     shapes_after_crop: tuple[tuple[int, ...], ...]
-    median_relative_size_after_cropping: float
+    median_relative_size_after_cropping: FiniteFloat
     foreground_intensity_properties_per_channel: dict[str, IntensityStatistics]
     segwright: TrainingRange | None = None
 

@@ -40,8 +40,8 @@ TEXT = '{\n "labels": {"Nebenh\u00f6hle": 1, "core": 2}\n}'
         (TEXT.encode("cp1252"), "not UTF-8 text: byte 0xf6 at line 2, column 20, perhaps '\u00f6' in cp1252 .*; save"),
         (TEXT.replace("2}", "2,}").encode(), "at line 2, column 39: a comma before a closing bracket; remove"),
         (b"[1, 2, ]", "at line 1, column 6: a comma before a closing bracket"),
-        (TEXT.replace('"', "'").encode(), "at line 2, column 2: the quote ', expected a double quote; put"),
-        ("{\u201ca\u201d: 1}".encode(), "at line 1, column 2: the quote \u201c, expected a double quote"),
+        (TEXT.replace('"', "'").encode(), "at line 2, column 2: the quote ' where a double quote is expected; put"),
+        ("{\u201ca\u201d: 1}".encode(), "at line 1, column 2: the quote \u201c where a double quote is expected"),
         (b"// mine\n{}", "at line 1, column 1: a comment, which JSON does not have; remove it"),
         (b'{"a": 1, # mine\n "b": 2}', "at line 1, column 10: a comment"),
         (b'{"a": True}', "at line 1, column 7: True, which is not a word of JSON; write true"),
@@ -73,6 +73,12 @@ TEXT = '{\n "labels": {"Nebenh\u00f6hle": 1, "core": 2}\n}'
 def test_what_is_wrong_is_named_with_its_place_and_the_remedy(data: bytes, message: str) -> None:
     with pytest.raises(SegwrightError, match=message):
         parse_json(data, where="x")
+
+
+def test_the_key_that_is_there_twice_is_found_among_many() -> None:
+    keys = ", ".join(f'"{index}": 0' for index in (*range(200_000), 199_999))
+    with pytest.raises(SegwrightError, match="the key '199999' is there twice"):
+        parse_json(f"{{{keys}}}".encode(), where="x")
 
 
 def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
