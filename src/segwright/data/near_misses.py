@@ -56,7 +56,7 @@ def entries(folder: Path) -> list[Entry]:
 
 def similar_folder(folder: Path) -> str:
     """Return the end of a message about a folder that is missing: the nearest name beside it."""
-    with suppress(OSError):
+    with suppress(WorkspaceError):
         there = [entry.name for entry in entries(folder.parent) if entry.kind == "folder"]
         folded = {name.casefold(): name for name in there}
         close = get_close_matches(folder.name.casefold(), folded, n=1, cutoff=0.6)

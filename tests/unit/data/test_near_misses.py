@@ -154,6 +154,8 @@ def test_a_folder_of_images_under_a_similar_name_is_found(folder: Path) -> None:
     (folder / "imagesTr").rename(folder / "ImagesTR")
     with pytest.raises(ProblemReport, match="imagesTr: no such folder; found ImagesTR"):
         load(folder)
+    with pytest.raises(ProblemReport, match="deep: no such folder"):
+        list_cases(folder / "nowhere" / "deep", ".nii.gz")
 
 
 @pytest.mark.parametrize(
