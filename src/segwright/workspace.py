@@ -13,6 +13,7 @@ DATASET_JSON = "dataset.json"
 FINGERPRINT_JSON = "dataset_fingerprint.json"
 SPLITS_JSON = "splits_final.json"
 PLANS_JSON = "plans.json"
+LOCK = ".lock"
 
 CASE_FOLDER_PREFIX = "segwright_"
 """Keeps our preprocessed cases apart from nnU-Net's, which deletes its own data folder before each run."""
@@ -81,6 +82,10 @@ class Workspace:
         """Return the folder of everything derived from one raw dataset before training."""
         return self._below(self.preprocessed, name)
 
+    def preprocessed_lock(self, name: str) -> Path:
+        """Return the lock of everything derived from one raw dataset before training."""
+        return self.preprocessed / name / LOCK
+
     def dataset_copy(self, name: str) -> Path:
         """Return the copy of the raw `dataset.json` that belongs to the preprocessed data."""
         return self._below(self.preprocessed, name, DATASET_JSON)
@@ -112,6 +117,11 @@ class Workspace:
     def ensemble_folder(self, name: str, ensemble: str) -> Path:
         """Return the folder of what an ensemble predicted in cross-validation."""
         return self._below(self.results, name, "ensembles", ensemble)
+
+    @staticmethod
+    def lock_beside(folder: Path) -> Path:
+        """Return the lock of a fold's folder or a selected model; beside it, so that it may be removed."""
+        return folder.with_name(f".{folder.name}{LOCK}")
 
     @staticmethod
     def fold_folder(model_folder: Path, fold: int | str) -> Path:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from segwright.api.aging import bring_up_to_date, note_scores, record_training_data, require_same_cases
 from segwright.api.one_model import (
     Fold,
     other_settings,
     require_same_network,
     require_same_plan,
     require_same_task,
+    require_unbegun,
 )
 from segwright.api.preparing import cases_are_fresh, cases_folder, make_cases
 from segwright.api.session import Session
@@ -21,6 +24,7 @@ from segwright.api.splitting import dataset_splits
 from segwright.api.usability import shortcoming
 from segwright.core.documents import atomic_path, file_hash
 from segwright.core.errors import ConfigError, DatasetError
+from segwright.core.locks import locked
 from segwright.core.names import below
 from segwright.core.registry import reference_of
 from segwright.core.trust import CodeTrust, TrustCode
@@ -32,7 +36,7 @@ from segwright.data.store import CaseStore, DamagedCaseError
 from segwright.evaluation.scores import Scores
 from segwright.report.results import TrainedFold, dice_by_name
 from segwright.training.config import TrainConfig
-from segwright.workspace import FINGERPRINT_JSON
+from segwright.workspace import FINGERPRINT_JSON, Workspace
 
 if TYPE_CHECKING:
     from segwright.core.stopping import StopRequest
@@ -54,12 +58,14 @@ class TrainOptions:
         device: auto, cpu, mps or a GPU.
         ranks: The processes that share each training, None for one.
         stop: Asks a training to end after its step.
+        resume: Whether a training that was begun goes on; otherwise it is an error.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     device: str = "auto"
     ranks: Ranks | None = None
     stop: StopRequest | None = None
+    resume: bool = True
 
 
 def model_folder(session: Session, plan: Plan, configuration: str) -> Path:
@@ -164,7 +170,24 @@ def say_if_trained_otherwise(
     """Log which of the settings asked for are not those that a finished fold was trained with."""
     folder = fold_folder(session, plan, configuration, fold)
     for name, (used, asked) in other_settings(folder, settings).items():
-        logger.warning("%s is kept, trained with %s = %s, not %s; remove it to train anew", folder, name, used, asked)
+        logger.warning(
+            "%s is trained to its end and kept: %s = %s has no effect, it was trained with %s; remove it to train anew",
+            *(folder, name, asked, used),
+        )
+
+
+@contextmanager
+def fold_lock(folder: Path, ranks: Ranks | None) -> Iterator[None]:
+    """Hold a fold's folder for the block; another process that trains it is waited for.
+
+    The first of several ranks holds it for all.
+    """
+    what = f"training {folder.parent.name}, {folder.name}"
+    is_first = ranks is None or ranks.is_first
+    with locked(Workspace.lock_beside(folder), what) if is_first else nullcontext():
+        if ranks is not None:
+            ranks.barrier()
+        yield
 
 
 def not_done(session: Session, plan: Plan, finished: Iterable[tuple[str, Fold]], settings: Mapping[str, Any]) -> str:
@@ -203,17 +226,28 @@ def train_fold(session: Session, plan: Plan, configuration: str, fold: Fold, *, 
         with blaming(trainer.trust.packages | session.trust.packages, "the validation"):
             trainer.perform_actual_validation()
 
-    if not (is_trained(folder) and is_validated(folder)):
-        _making_damaged_cases_again(train_and_validate, session, plan, configuration, options)
+    is_first = options.ranks is None or options.ranks.is_first
+    with fold_lock(folder, options.ranks):
+        if not options.resume:
+            require_unbegun(folder)  # another process may have been faster
+        if is_trained(folder) and is_first:
+            say_if_trained_otherwise(session, plan, configuration, fold, options.settings)
+        if not (is_trained(folder) and is_validated(folder)):
+            _making_damaged_cases_again(train_and_validate, session, plan, configuration, options)
+            if is_first:
+                note_scores(session, plan, configuration, folder)
+        elif is_first:
+            bring_up_to_date(session, plan, configuration, folder)
     return finished_fold(session, plan, configuration, fold)
 
 
 def train_only(session: Session, plan: Plan, configuration: str, fold: Fold, *, options: TrainOptions) -> Path:
     """Train what is missing of one fold, without validation, and return the model folder."""
     folder = fold_folder(session, plan, configuration, fold)
-    if not is_trained(folder):
-        _complete_previous_stage(session, plan, configuration, fold, options)
-        _train(session, plan, configuration, fold, options)
+    with fold_lock(folder, options.ranks):
+        if not is_trained(folder):
+            _complete_previous_stage(session, plan, configuration, fold, options)
+            _train(session, plan, configuration, fold, options)
     return folder.parent
 
 
@@ -233,7 +267,7 @@ def _making_damaged_cases_again(
         stage: str | None = configuration
         while stage is not None:
             logger.warning("making damaged cases of %s again, then going on", stage)
-            make_cases(session, plan, stage)
+            make_cases(session, plan, stage, even_if_in_use=True)
             stage = plan.configuration(stage).previous_stage
         action()
 
@@ -260,6 +294,12 @@ def _train(session: Session, plan: Plan, configuration: str, fold: Fold, options
     folder = fold_folder(session, plan, configuration, fold)
     require_same_network(folder.parent, [fold], options.settings)  # of a cascade's first stage, for the first time
     ranks = options.ranks or ALONE
+    split = _split(session, fold, write=ranks.is_first)
+    checkpoint = resumable(folder)
+    if ranks.is_first and checkpoint is None:
+        record_training_data(session, plan, configuration, folder, split)
+    elif ranks.is_first:
+        require_same_cases(session, plan, configuration, folder, split)
     cls = trainer_class(session.trainer, session.trust)
     contract = "its __init__ takes the arguments of Trainer's and hands them on"
     packages = session.trust.packages
@@ -272,7 +312,7 @@ def _train(session: Session, plan: Plan, configuration: str, fold: Fold, options
             options.device,
             config=TrainConfig.from_mapping(options.settings),
             cases=_cases(session, plan, configuration),
-            split=_split(session, fold, write=ranks.is_first),
+            split=split,
             references={case.identifier: case.label for case in session.dataset.cases if case.label is not None},
             output_folder=folder,
             ranks=ranks,
@@ -282,7 +322,6 @@ def _train(session: Session, plan: Plan, configuration: str, fold: Fold, options
     with blaming(packages, f"trainer '{session.trainer_name}'"):
         if ranks.is_first:
             _copy_fingerprint(session, folder.parent)
-        checkpoint = resumable(folder)
         if checkpoint is not None:
             trainer.load_checkpoint(checkpoint)
     if not is_trained(folder):
@@ -330,7 +369,7 @@ def _complete_previous_stage(
 
     ranks = options.ranks or ALONE
     own = {key: value for key, value in options.settings.items() if key not in ("pretrained", "pretrained_channels")}
-    options = replace(options, settings=own)  # the pretrained network is one of the second stage
+    options = replace(options, settings=own, resume=True)  # the pretrained network is one of the second stage
     holders = _holding_folds(session, fold, write=ranks.is_first)
     if ranks.is_first and not cases_are_fresh(session, plan, previous):
         make_cases(session, plan, previous)
@@ -341,9 +380,12 @@ def _complete_previous_stage(
             *(configuration, fold, previous, ", ".join(map(str, untrained))),
         )
     for number in untrained:
-        _complete_previous_stage(session, plan, previous, number, options)
-        _train(session, plan, previous, number, options)
-        ranks.barrier()
+        folder = fold_folder(session, plan, previous, number)
+        with fold_lock(folder, options.ranks):
+            if not ranks.first(is_trained(folder)):  # else another process has trained it meanwhile
+                _complete_previous_stage(session, plan, previous, number, options)
+                _train(session, plan, previous, number, options)
+            ranks.barrier()
     for number, identifiers in holders.items():
         part = ranks.own_items(identifiers)
         _predict_held_out(session, plan, configuration, number, part, device=options.device)

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from segwright.api import aging, learning, predicting, preparing, reporting, selecting, splitting
 from segwright.api import folds as folding
-from segwright.api import learning, predicting, preparing, reporting, selecting, splitting
 from segwright.api.folds import TrainOptions
 from segwright.api.preparing import PlanOptions
-from segwright.api.session import Session, open_session
+from segwright.api.session import Session, dataset_lock, open_session
 from segwright.api.usability import shortcoming
 from segwright.core.trust import TrustCode
 from segwright.data import phantom
@@ -100,8 +100,9 @@ def run(
     session = open_session(dataset, workspace, environment=environment, trainer=trainer, trust=trust)
     numbers = _folds(session, folds)
     done: list[str] = []
-    found, was_measured = preparing.make_fingerprint(session, workers=workers)
-    plan, was_planned = preparing.make_plan(session, found, PlanOptions(preset=preset), as_before=True)
+    with dataset_lock(session, "measuring and planning"):
+        found, was_measured = preparing.make_fingerprint(session, workers=workers)
+        plan, was_planned = preparing.make_plan(session, found, PlanOptions(preset=preset), as_before=True)
     done += ["fingerprint"] * was_measured + ["plan"] * was_planned
     names = _configurations(plan, configurations)
     todo = [(name, fold) for name in names for fold in numbers if not _is_finished(session, plan, name, fold)]
@@ -115,6 +116,8 @@ def run(
         logger.info("training %s, fold %s", name, fold)
         folding.train_fold(session, plan, name, fold, options=options)
         done.append(f"train {name} fold {fold}")
+    for name, fold in sorted(set(itertools.product(names, numbers)) - set(todo)):
+        aging.bring_up_to_date(session, plan, name, folding.fold_folder(session, plan, name, fold))
     folds_done = tuple(folding.finished_fold(session, plan, name, fold) for name in names for fold in numbers)
     selection = selecting.select_after_run(session, plan, names, numbers, device=device, workers=workers)
     done += ["select"] * selection.is_new
@@ -151,8 +154,9 @@ def demo(
     logger.info("making a phantom dataset in %s", raw)
     phantom.write_dataset(raw)
     session = open_session(raw, workspace)
-    found, _ = preparing.make_fingerprint(session)
-    plan, _ = preparing.make_plan(session, found, preparing.DEFAULT_OPTIONS)
+    with dataset_lock(session, "measuring and planning"):
+        found, _ = preparing.make_fingerprint(session)
+        plan, _ = preparing.make_plan(session, found, preparing.DEFAULT_OPTIONS)
     if not preparing.cases_are_fresh(session, plan, DEMO_CONFIGURATION):
         preparing.make_cases(session, plan, DEMO_CONFIGURATION)
     # All training cases: the score comes from the test cases, so none needs to be held out, or validated.

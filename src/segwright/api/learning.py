@@ -10,6 +10,7 @@ from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from segwright.api.aging import older_than_folds
 from segwright.api.folds import (
     TrainOptions,
     fold_folder,
@@ -17,10 +18,9 @@ from segwright.api.folds import (
     named_code,
     require_options,
     require_trainable,
-    say_if_trained_otherwise,
     train_fold,
 )
-from segwright.api.one_model import TRAIN_JSON, Fold, is_begun, require_nothing_new
+from segwright.api.one_model import TRAIN_JSON, Fold, require_nothing_new, require_unbegun
 from segwright.api.preparing import DEFAULT_PLANS, cases_are_fresh, load_plan, make_cases
 from segwright.api.references import listed_references
 from segwright.api.session import open_session
@@ -101,7 +101,7 @@ def train(
         SegwrightError: dataset, plan, fold, a setting or the device is wrong, or the fold was begun before.
     """
     chosen = training_settings(budget, settings, network=network, network_kwargs=network_kwargs, pretrained=pretrained)
-    options = TrainOptions(settings=chosen, device=device, ranks=ranks, stop=stop)
+    options = TrainOptions(settings=chosen, device=device, ranks=ranks, stop=stop, resume=resume)
     require_options(options)
     trust = named_code(trust_code, chosen, trainer)
     session = open_session(dataset, workspace, environment=environment, trainer=trainer, trust=trust)
@@ -111,19 +111,21 @@ def train(
         say_left_out(session)
     require_trainable(session, plan, configuration, [fold], chosen)
     folder = fold_folder(session, plan, configuration, fold)
-    if is_begun(folder) and not resume:
-        raise ModelError(f"{folder}: holds a training already; continue it with --resume, or remove the folder")
+    if not resume:
+        require_unbegun(folder)
     if resume and not (folder / TRAIN_JSON).is_file():
         raise ModelError(f"{folder}: no training was begun here, so there is nothing to resume; leave --resume out")
-    if is_trained(folder) and trainer is None:
+    if is_trained(folder) and trainer is None:  # a class of the user's may decide otherwise than the settings
         require_nothing_new(folder, chosen)
-    elif is_trained(folder):  # a class of the user's may decide otherwise than the settings
-        say_if_trained_otherwise(session, plan, configuration, fold, chosen)
     if (ranks is None or ranks.is_first) and not cases_are_fresh(session, plan, configuration):
         make_cases(session, plan, configuration, workers=workers)
     if ranks is not None:
         ranks.barrier()
-    return train_fold(session, plan, configuration, fold, options=options)
+    trained = train_fold(session, plan, configuration, fold, options=options)
+    if ranks is None or ranks.is_first:
+        for line in older_than_folds(trained.model.parent):
+            logger.warning("%s", line)
+    return trained
 
 
 def evaluate(

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from logging import getLogger
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from segwright.core.documents import read_json
 from segwright.core.errors import ConfigError, ModelError, SegwrightError
+from segwright.core.locks import holder
 from segwright.data.dataset import DatasetDescription, load_description
 from segwright.data.plan import Plan
 from segwright.training.config import CHANGEABLE, TrainConfig
 from segwright.workspace import DATASET_JSON, PLANS_JSON, Workspace
-
-logger = getLogger(__name__)
 
 Fold = int | Literal["all"]
 
@@ -118,23 +116,29 @@ def other_settings(folder: Path, settings: Mapping[str, Any]) -> dict[str, tuple
 
 
 def require_nothing_new(folder: Path, settings: Mapping[str, Any]) -> None:
-    """See that a finished fold is what is asked for; settings of how long and how often are only warned of.
+    """See that a finished fold can be what is asked for; how long and how often may differ, without effect.
 
     Raises:
         ConfigError: a setting is given that would make it another training.
     """
-    differing = other_settings(folder, settings)
-    for key, (used, now) in differing.items():
+    for key, (used, now) in other_settings(folder, settings).items():
         if key not in CHANGEABLE:
             raise ConfigError(
                 f"{folder}: was trained to its end with {key} = {_value(used)}, not {_value(now)}; {_WAYS_OUT}"
             )
-    for key, (used, now) in differing.items():
-        logger.warning(
-            "%s is trained to its end, with %s = %s; %s = %s has no effect any more: to use it, remove the folder and "
-            "train without --resume",
-            *(folder, key, used, key, now),
-        )
+
+
+def require_unbegun(folder: Path) -> None:
+    """See that a fold's folder holds no training, and that none is going on.
+
+    Raises:
+        ModelError: it does.
+    """
+    if is_begun(folder):
+        busy = holder(Workspace.lock_beside(folder))
+        if busy is not None:
+            raise ModelError(f"{folder}: is being trained by {busy}; wait for its end")
+        raise ModelError(f"{folder}: holds a training already; continue it with --resume, or remove the folder")
 
 
 def _listed(folders: Sequence[Path]) -> str:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segwright.api.session import Session, open_session, workspace_or_default, writing_problem
+from segwright.api.session import Session, dataset_lock, open_session, workspace_or_default, writing_problem
 from segwright.api.splitting import say_left_out
 from segwright.core.documents import atomic_path, content_hash, file_hash
-from segwright.core.errors import PlanError, ProblemReport
+from segwright.core.errors import PlanError, ProblemReport, WorkspaceError
+from segwright.core.locks import holder
 from segwright.core.trust import CodeTrust, TrustCode
 from segwright.data import checks
 from segwright.data import fingerprint as measuring
@@ -24,9 +26,10 @@ from segwright.data.orientation import canonical_axes, lateral_axis, reorienting
 from segwright.data.plan import Plan
 from segwright.data.sides import KEY as SIDES
 from segwright.data.sides import find_pairs
+from segwright.data.splits import shorten
 from segwright.data.store import CaseStore
 from segwright.planning import planner, presets, rationale
-from segwright.workspace import DATASET_JSON, Workspace
+from segwright.workspace import DATASET_JSON, LOCK, Workspace
 
 if TYPE_CHECKING:
     from segwright.preprocessing.pipeline import PreprocessReport
@@ -97,7 +100,8 @@ def fingerprint(
         ProblemReport: something is wrong with the dataset; every finding is listed.
     """
     session = open_session(dataset, workspace, environment=environment)
-    return make_fingerprint(session, workers=workers, force=force)[0]
+    with dataset_lock(session, "measuring"):
+        return make_fingerprint(session, workers=workers, force=force)[0]
 
 
 def plan(
@@ -118,8 +122,9 @@ def plan(
     """
     presets.preset(options.preset, options.resampling)
     session = open_session(dataset, workspace, environment=environment)
-    found, _ = make_fingerprint(session, workers=workers)
-    return make_plan(session, found, options, force=force)[0]
+    with dataset_lock(session, "planning"):
+        found, _ = make_fingerprint(session, workers=workers)
+        return make_plan(session, found, options, force=force)[0]
 
 
 def plan_from_fingerprint(fingerprint: Path, dataset_json: Path, *, options: PlanOptions = DEFAULT_OPTIONS) -> Plan:
@@ -365,16 +370,44 @@ def data_owners(plan: Plan, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(owners.values())
 
 
-def make_cases(session: Session, plan: Plan, name: str, *, workers: int | None = None) -> PreprocessReport:
-    """Preprocess what is missing or stale of one configuration."""
+def make_cases(
+    session: Session, plan: Plan, name: str, *, workers: int | None = None, even_if_in_use: bool = False
+) -> PreprocessReport:
+    """Preprocess what is missing or stale of one configuration.
+
+    Raises:
+        WorkspaceError: cases would be replaced that another process trains on.
+        ProblemReport: cases failed.
+    """
     from segwright.preprocessing.known import load_schemes
     from segwright.preprocessing.pipeline import preprocess_dataset
 
     load_schemes(plan, plan.configuration(name), session.trust)
     folder = cases_folder(session, plan, name)
-    report = preprocess_dataset(session.dataset, plan, name, CaseStore(folder), workers=workers)
-    session.journal.record(*_cases_record(session, plan, name))
+    with dataset_lock(session, "preprocessing"):
+        if not even_if_in_use:
+            _require_unused(session, plan, name)
+        report = preprocess_dataset(session.dataset, plan, name, CaseStore(folder), workers=workers)
+        session.journal.record(*_cases_record(session, plan, name))
     return report
+
+
+def _require_unused(session: Session, plan: Plan, name: str) -> None:
+    """See that no training of another process reads cases that would be replaced."""
+    from segwright.preprocessing.pipeline import replaced_cases
+
+    data = plan.configuration(name).data_identifier
+    sharing = {each for each in plan.configuration_names if plan.configuration(each).data_identifier == data}
+    for path in sorted((session.workspace.results / session.name).glob(f"*/.fold_*{LOCK}")):
+        busy = holder(path) if path.parent.name.rpartition("__")[2] in sharing else None
+        if busy is None or busy.process == os.getpid():
+            continue
+        replaced = replaced_cases(session.dataset, plan, name, CaseStore(cases_folder(session, plan, name)))
+        if replaced:
+            raise WorkspaceError(
+                f"{cases_folder(session, plan, name)}: case {shorten(replaced)} changed and would be made anew, but "
+                f"{busy} reads it; wait until that has ended, or stop it"
+            )
 
 
 def cases_are_fresh(session: Session, plan: Plan, name: str) -> bool:

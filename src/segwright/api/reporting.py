@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from segwright.api.aging import REPORT_HTML, changes_since_training, shown_documents
 from segwright.api.selecting import read_selection
 from segwright.api.session import workspace_or_default
-from segwright.core.documents import write_text
+from segwright.core.documents import content_hash, file_hash, write_text
 from segwright.core.errors import DatasetError, ModelError, SegwrightError
 from segwright.data import dataset as datasets
 from segwright.data.dataset import NO_ENVIRONMENT, DatasetDescription
@@ -23,7 +24,7 @@ from segwright.data.labels import Labels
 from segwright.data.plan import Plan
 from segwright.data.store import CaseStore
 from segwright.evaluation.scores import CaseScores, Scores, class_key
-from segwright.inference.selected import MEMBERS, SELECTION_JSON, find_selected, is_selected
+from segwright.inference.selected import MEMBERS, find_selected, is_selected
 from segwright.report import page, sources, tables
 from segwright.report.case_images import CaseImages, ImageSources, case_identifier, load_case
 from segwright.report.sources import ModelRecord, ScoreSet
@@ -31,8 +32,6 @@ from segwright.report.volumes import pack
 from segwright.workspace import DATASET_JSON, FINGERPRINT_JSON, PLANS_JSON, Workspace
 
 logger = getLogger(__name__)
-
-REPORT_HTML = "report.html"
 
 _BELOW = (f"{MEMBERS}/*/", "*/", "preprocessed/*/", "results/*/*/")
 """Where documents are below a selected model, the results of a dataset, a work folder."""
@@ -101,7 +100,13 @@ def write_report(
     file = Path(output) if output is not None else folder / REPORT_HTML
     selected = find_selected(folder)
     selection = None if selected is None else read_selection(selected)
-    write_text(file, page.render(parts, selection=selection, created=datetime.now().astimezone()))
+    digest = _digest([*shown_documents(folder), *map(Path, scores)])
+    created = datetime.now().astimezone()
+    write_text(file, page.render(parts, selection=selection, created=created, made_from=digest))
+    for model in models:
+        for fold in model.folds:
+            for line in changes_since_training(Workspace.fold_folder(model.folder, fold.name)):
+                logger.warning("%s; %s shows the scores that are there", line, file)
     return file
 
 
@@ -169,16 +174,20 @@ def report_of_run(results: Path, *, workspace: Workspace, scores: Sequence[Path]
     A failure is said and is never an error: the work before it is done and must count. None is returned then.
     """
     file = results / REPORT_HTML
-    validations = results.glob(f"*/fold_*/{sources.VALIDATION}/{sources.SUMMARY_JSON}")
-    shown = [*validations, *results.glob(f"*/{SELECTION_JSON}"), *scores]
+    shown = [*shown_documents(results), *scores]
     try:
         made = file.stat().st_mtime_ns if file.is_file() else 0
-        if any(document.stat().st_mtime_ns > made for document in shown):
+        is_newer = any(document.stat().st_mtime_ns > made for document in shown)
+        if is_newer or page.made_from(file) != _digest(shown):
             write_report(results, file, workspace=workspace, scores=scores)
     except Exception as error:
         logger.warning("no report was written (%s: %s); all else is done", type(error).__name__, error)
         return None
     return file
+
+
+def _digest(documents: Sequence[Path]) -> str:
+    return content_hash([file_hash(document) for document in documents])
 
 
 def _document(path: Path, names: Sequence[str], kind: str) -> Path:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from segwright.api.aging import bring_up_to_date
 from segwright.api.estimating import fit_estimates, member_of
 from segwright.api.folds import is_trained, model_folder
 from segwright.api.session import Session, open_session
@@ -24,6 +25,7 @@ from segwright.api.trained_models import (
 from segwright.api.usability import shortcoming
 from segwright.core.documents import content_hash, describe_validation
 from segwright.core.errors import ModelError, Problem, ProblemReport
+from segwright.core.locks import locked
 from segwright.core.names import below
 from segwright.core.trust import CodeTrust, TrustCode
 from segwright.data.dataset import NO_ENVIRONMENT
@@ -96,6 +98,9 @@ def select(
     """
     session = open_session(dataset, workspace, environment=environment, trust=CodeTrust.of(trust_code))
     models = find_trained(session, configurations=configurations, plans=plans)
+    for model in open_trained(models, folds):
+        for fold in model.found.folds:
+            bring_up_to_date(session, model.plan, model.configuration, Workspace.fold_folder(model.folder, fold))
     return select_models(
         session, models, folds=folds, ensembles=ensembles, output=output, device=device, workers=workers
     )
@@ -141,6 +146,21 @@ def select_models(
     """
     target = Path(output) if output is not None else session.workspace.selected_folder(session.name)
     require_replaceable(target)
+    with locked(Workspace.lock_beside(target.absolute()), f"selecting {target.name} of {session.name}"):
+        return _select(session, models, target, folds=folds, ensembles=ensembles, device=device, workers=workers, by=by)
+
+
+def _select(
+    session: Session,
+    models: Sequence[Path],
+    target: Path,
+    *,
+    folds: Sequence[int] | None,
+    ensembles: bool,
+    device: str,
+    workers: int | None,
+    by: Verb,
+) -> SelectionReport:
     trained = open_trained(models, folds)
     common = trained[0].found.folds
     sources = {each.name: _source(each, folds) for each in trained}

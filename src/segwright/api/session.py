@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from segwright.core.errors import Problem
+from segwright.core.documents import content_hash
+from segwright.core.errors import Problem, WorkspaceError
+from segwright.core.locks import locked
 from segwright.core.trust import NO_CODE, CodeTrust
 from segwright.data.dataset import NO_ENVIRONMENT, Dataset, load
-from segwright.data.freshness import Journal, listing_digest
+from segwright.data.freshness import Journal, RawIdentity, identify, listing_digest
 from segwright.workspace import DATASET_JSON, SPLITS_JSON, Workspace
 
 DEFAULT_WORK = Path("segwright-work")
@@ -72,7 +75,7 @@ def open_session(
     place = workspace_or_default(workspace)
     loaded = load(place.resolve_dataset(dataset), environment=environment)
     place.require_writable()
-    return Session(
+    session = Session(
         workspace=place,
         dataset=loaded,
         journal=Journal(place.preprocessed_dataset(loaded.name)),
@@ -81,6 +84,27 @@ def open_session(
         trainer=trainer,
         trust=trust,
     )
+    _require_own(session)
+    return session
+
+
+@contextmanager
+def dataset_lock(session: Session, what: str) -> Iterator[None]:
+    """Hold what is derived from a dataset before training, for the block; another process is waited for.
+
+    Args:
+        session: dataset and workspace.
+        what: is done, for those who wait.
+
+    Raises:
+        WorkspaceError: the workspace belongs to another dataset of this name.
+    """
+    with locked(session.workspace.preprocessed_lock(session.name), f"{what} {session.name}"):
+        _require_own(session)  # another process may have begun one of this name meanwhile
+        recorded = session.journal.raw
+        if recorded is None or recorded.state != session.raw_state:
+            session.journal.record_raw(_identity(session))
+        yield
 
 
 def workspace_or_default(workspace: Workspace | None) -> Workspace:
@@ -98,6 +122,49 @@ def writing_problem(workspace: Workspace) -> Problem | None:
                 where=f"work folder {folder}", what=f"{existing} is {what}", remedy="choose another one with --work DIR"
             )
     return None
+
+
+def _require_own(session: Session) -> None:
+    """See that what the workspace has under the dataset's name was made from this dataset, as it was or is now.
+
+    Raises:
+        WorkspaceError: it was made from another one.
+    """
+    recorded = session.journal.raw
+    if recorded is None or recorded.state == session.raw_state:
+        return
+    folder = os.path.realpath(session.dataset.folder)
+    if recorded.folder == folder:
+        return
+    now = _image_hashes(session, set(recorded.images))
+    equal = [case for case, images in now.items() if images == recorded.images[case]]
+    if now and 2 * len(equal) >= len(now):
+        return
+    preprocessed = session.workspace.preprocessed_dataset(session.name)
+    raise WorkspaceError(
+        f"{preprocessed}: belongs to {recorded.folder}, another dataset of the same name than {folder}; choose "
+        f"another work folder with --work, rename one of the two datasets, or remove {preprocessed} and "
+        f"{session.workspace.results / session.name} if the former is no longer needed"
+    )
+
+
+def _identity(session: Session) -> RawIdentity:
+    names = session.dataset.identifiers
+    chosen = {names[0], names[len(names) // 2], names[-1]}
+    return RawIdentity(
+        folder=os.path.realpath(session.dataset.folder),
+        state=session.raw_state,
+        images=_image_hashes(session, chosen),
+    )
+
+
+def _image_hashes(session: Session, names: Collection[str]) -> dict[str, str]:
+    """Return the hash of the images of those of some cases that the dataset has."""
+    return {
+        case.identifier: content_hash([file.sha256 for file in identify(case.images, ())])
+        for case in session.dataset.cases
+        if case.identifier in names
+    }
 
 
 def _raw_files(dataset: Dataset) -> Iterator[Path]:

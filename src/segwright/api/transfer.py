@@ -7,7 +7,7 @@ from logging import getLogger
 from pathlib import Path
 
 from segwright.api.preparing import DEFAULT_PLANS, copy_description, make_fingerprint
-from segwright.api.session import open_session, workspace_or_default
+from segwright.api.session import dataset_lock, open_session, workspace_or_default
 from segwright.core.errors import PlanError
 from segwright.data.dataset import NO_ENVIRONMENT
 from segwright.data.plan import Plan
@@ -48,16 +48,19 @@ def move_plans(
     place = workspace_or_default(workspace)
     plan = Plan.load(_plans_file(source, place, plans))
     session = open_session(target, workspace, environment=environment)
-    if _num_channels(plan) != len(session.dataset.description.channel_names):
-        measured, _ = make_fingerprint(session, workers=workers)
-        logger.info("%s has other channels than the plans: it gets its own normalisation", session.name)
-        plan = normalised_for(plan, session.dataset.description, measured)
-    found = moved(plan, dataset_name=session.name, reader=session.dataset.reader, plans_name=name or plan.plans_name)
-    file = place.plans_file(session.name, found.plans_name)
-    if file.exists() and not force:
-        raise PlanError(f"{file}: is there already; choose another name with --name, or overwrite it with --force")
-    copy_description(session)
-    found.save(file)
+    with dataset_lock(session, "planning"):
+        if _num_channels(plan) != len(session.dataset.description.channel_names):
+            measured, _ = make_fingerprint(session, workers=workers)
+            logger.info("%s has other channels than the plans: it gets its own normalisation", session.name)
+            plan = normalised_for(plan, session.dataset.description, measured)
+        found = moved(
+            plan, dataset_name=session.name, reader=session.dataset.reader, plans_name=name or plan.plans_name
+        )
+        file = place.plans_file(session.name, found.plans_name)
+        if file.exists() and not force:
+            raise PlanError(f"{file}: is there already; choose another name with --name, or overwrite it with --force")
+        copy_description(session)
+        found.save(file)
     logger.info("plans %s of %s, for %s: %s", plan.plans_name, plan.dataset_name, session.name, file)
     return found
 

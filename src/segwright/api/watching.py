@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from segwright.api.aging import changes_since_training, older_than_folds
 from segwright.core.documents import parse_document
 from segwright.core.errors import ModelError
 from segwright.evaluation.scores import Scores
@@ -28,6 +29,7 @@ class FoldStatus:
         status: What it last wrote.
         age_s: Seconds since then.
         dice: Mean of the final validation, None before it.
+        changes: What changed in its data since it was trained, one sentence each.
     """
 
     folder: Path
@@ -35,6 +37,7 @@ class FoldStatus:
     status: Status
     age_s: float
     dice: float | None
+    changes: tuple[str, ...] = ()
 
 
 def status(folder: Path | str) -> list[FoldStatus]:
@@ -48,6 +51,13 @@ def status(folder: Path | str) -> list[FoldStatus]:
     if not found:
         raise ModelError(f"{place}: no training has begun here; give a fold, model, results or work folder")
     return found
+
+
+def outdated(folder: Path | str) -> list[str]:
+    """Return a sentence for each selected model and report, at or below a folder, that is older than a fold."""
+    place = Path(folder)
+    results = sorted({path.parent.parent.parent for path in _files(place)})
+    return [line for each in results for line in older_than_folds(each)]
 
 
 def _files(place: Path) -> Iterator[Path]:
@@ -73,4 +83,5 @@ def _read(path: Path) -> FoldStatus:
         status=status,
         age_s=age_s,
         dice=Scores.load(summary).mean_dice if summary.is_file() else None,
+        changes=tuple(changes_since_training(path.parent)),
     )

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from segwright.cli.tables import number, print_table
+from segwright.core.text import printable
 
 
 def status(
@@ -17,12 +18,19 @@ def status(
 ) -> None:
     """Tell how far trainings are. A file 'stop' in a fold's folder ends one after its step, saved and validated."""
     from segwright import api
+    from segwright.api.watching import outdated
     from segwright.training.logbook import span
 
     found = api.status(folder)
     if as_json:
         documents = [
-            {**item.status.model_dump(mode="json"), "state": item.state, "folder": str(item.folder), "dice": item.dice}
+            {
+                **item.status.model_dump(mode="json"),
+                "state": item.state,
+                "folder": str(item.folder),
+                "dice": item.dice,
+                "changes": list(item.changes),
+            }
             for item in found
         ]
         print(json.dumps(documents))
@@ -46,4 +54,7 @@ def status(
             ]
         )
     columns = ["training", "state", "epoch", "step", "loss", "EMA Dice", "Dice", "left", "written"]
+    lines = [line for item in found for line in item.changes] + outdated(folder)
     print_table(f"{len(found)} training{'s' if len(found) > 1 else ''}", columns, rows)
+    for line in lines:
+        print(printable(line))

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from segwright.core.documents import atomic_path, parse_document, write_json
+from segwright.core.documents import atomic_path, content_hash, file_hash, parse_document, write_json
 from segwright.core.errors import ModelError, WorkspaceError
 from segwright.core.names import FileName
 from segwright.core.text import printable
@@ -55,6 +55,8 @@ class Member(BaseModel):
     name: FileName
     configuration: str
     folds: tuple[int | FileName, ...]
+    made_of: Mapping[str, str] = {}
+    """Fold to `fold_digest` when it was selected; none in folders of earlier versions."""
 
 
 class Selected(BaseModel):
@@ -115,6 +117,29 @@ def read_selected(folder: Path) -> Selected:
 def member_folders(folder: Path) -> list[Path]:
     """Return the model folders of a selected model, in the order of the selection."""
     return [folder / MEMBERS / member.name for member in read_selected(folder).members]
+
+
+def fold_digest(model: Path, fold: int | str) -> str:
+    """Return a hash of a fold's training and scores, from its documents; no weights are read."""
+    folder = Workspace.fold_folder(model, fold)
+    documents = (folder / _CHECKPOINT[1], folder / "validation" / SUMMARY_JSON)
+    return content_hash([file_hash(file) if file.is_file() else None for file in documents])
+
+
+def newer_folds(folder: Path) -> list[str]:
+    """Return the folds, beside the folder of a selected model, that were trained or scored after it was selected."""
+    newer = []
+    for member in read_selected(folder).members:
+        model = folder.parent / member.name
+        for place in sorted(model.glob("fold_*")):
+            fold = place.name.removeprefix("fold_")
+            is_member = fold in map(str, member.folds)
+            known = member.made_of.get(fold)
+            has_changed = known is not None and fold_digest(model, fold) != known
+            is_new = fold.isdecimal() and not is_member and all((place / name).is_file() for name in _CHECKPOINT)
+            if has_changed or (is_new and member.made_of):
+                newer.append(f"{member.name}/{place.name}")
+    return newer
 
 
 def load_selected(folder: Path, load: Callable[[Path], Predictor]) -> Predictor | Ensemble:
@@ -190,7 +215,11 @@ def write_selected(
         members = []
         for source in sources:
             _copy_model(source, temporary / MEMBERS / source.folder.name)
-            members.append(Member(name=source.folder.name, configuration=source.configuration, folds=source.folds))
+            made_of = {str(fold): fold_digest(source.folder, fold) for fold in source.folds}
+            member = Member(
+                name=source.folder.name, configuration=source.configuration, folds=source.folds, made_of=made_of
+            )
+            members.append(member)
         postprocessing.save(temporary / POSTPROCESSING_JSON)
         if summary is not None:
             write_json(temporary / SUMMARY_JSON, summary, indent=4, sort_keys=True)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segwright.core.arrays import crop, uncrop
-from segwright.core.documents import content_hash, file_hash
+from segwright.core.documents import content_hash
 from segwright.core.errors import DatasetError, DiskError, ImageError, Problem, ProblemReport, SegwrightError
 from segwright.core.memory import available_bytes
 from segwright.core.parallel import available_cpus, map_threads
@@ -23,6 +23,7 @@ from segwright.core.resources import resource_error
 from segwright.data.cases import Case
 from segwright.data.cropping import content_box, crop_to_nonzero
 from segwright.data.dataset import Dataset
+from segwright.data.freshness import identify
 from segwright.data.images import Volume, read_images, read_label
 from segwright.data.labels import Labels, distinct_values
 from segwright.data.plan import Configuration, Plan
@@ -354,6 +355,13 @@ def preprocess_dataset(
     )
 
 
+def replaced_cases(dataset: Dataset, plan: Plan, configuration_name: str, store: CaseStore) -> list[str]:
+    """Return the cases in the store that `preprocess_dataset` would make anew or take out."""
+    job = _job(dataset, plan, configuration_name, store)
+    cases = {case.identifier: case for case in dataset.cases}
+    return [name for name in store.identifiers() if name not in cases or not _is_fresh(cases[name], job)]
+
+
 def _job(dataset: Dataset, plan: Plan, configuration_name: str, store: CaseStore) -> _Job:
     configuration = plan.configuration(configuration_name)
     labels = Labels.from_description(dataset.description)
@@ -399,8 +407,7 @@ def _attempt(case: Case, job: _Job, threads: TorchThreads) -> bool | Problem:
 def _preprocess_case(case: Case, job: _Job, threads: TorchThreads) -> bool:
     if case.label is None:
         raise DatasetError(f"no label file beside {case.images[0]}; training cases need one")
-    sources = _sources([*case.images, case.label], job.store.recorded_sources(case.identifier))
-    made_from = content_hash([job.recipe, [[file.name, file.sha256] for file in sources]])
+    sources, made_from = _made_from(case, case.label, job)
     if job.store.is_fresh(case.identifier, made_from):
         return False
     volume = read_images(case.images, job.reader)
@@ -426,15 +433,11 @@ def _preprocess_case(case: Case, job: _Job, threads: TorchThreads) -> bool:
     return True
 
 
-def _sources(paths: Sequence[Path], recorded: Sequence[SourceFile]) -> list[SourceFile]:
-    """Return what identifies the content of each file; unchanged size and time save reading it again."""
-    known = {(file.name, file.size, file.mtime_ns): file for file in recorded}
-    result = []
-    for path in paths:
-        try:
-            status = path.stat()
-        except OSError as error:
-            raise DatasetError(f"{path}: cannot be read ({error.strerror}); restore the file") from error
-        key = (path.name, status.st_size, status.st_mtime_ns)
-        result.append(known.get(key) or SourceFile(name=key[0], size=key[1], mtime_ns=key[2], sha256=file_hash(path)))
-    return result
+def _is_fresh(case: Case, job: _Job) -> bool:
+    return case.label is not None and job.store.is_fresh(case.identifier, _made_from(case, case.label, job)[1])
+
+
+def _made_from(case: Case, label: Path, job: _Job) -> tuple[list[SourceFile], str]:
+    """Return a case's raw files, and a hash of all that decides what it looks like preprocessed."""
+    sources = identify([*case.images, label], job.store.recorded_sources(case.identifier))
+    return sources, content_hash([job.recipe, [[file.name, file.sha256] for file in sources]])

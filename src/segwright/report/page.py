@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import re
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -28,6 +30,8 @@ from segwright.report.volumes import PackedCase
 _TEMPLATES = "templates"
 _INTENSITIES = ("mean", "std", "min", "percentile_00_5", "median", "percentile_99_5", "max")
 _MOST_CURVES = 8
+_MADE_FROM = re.compile(r'<meta name="segwright-made-from" content="([0-9a-f]*)">')
+_HEAD_CHARS = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +64,13 @@ class ShownModel:
     volume_unit: str = "mL"
 
 
-def render(models: Sequence[ShownModel], *, created: datetime, selection: SelectionReport | None = None) -> str:
-    """Return the HTML of a report about models of one dataset, and what was selected among them."""
+def render(
+    models: Sequence[ShownModel], *, created: datetime, selection: SelectionReport | None = None, made_from: str = ""
+) -> str:
+    """Return the HTML of a report about models of one dataset, and what was selected among them.
+
+    `made_from` is a digest of the documents it shows, see `made_from`.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("segwright.report", _TEMPLATES),
         autoescape=True,
@@ -74,11 +83,23 @@ def render(models: Sequence[ShownModel], *, created: datetime, selection: Select
         page=_page(models, created),
         selection=None if selection is None else _selection(selection),
         version=segwright.__version__,
+        made_from=made_from,
         style=Markup(style),
         script=Markup(script),
         style_hash=_digest(style),
         script_hash=_digest(script),
     )
+
+
+def made_from(file: Path) -> str:
+    """Return the digest that `render` put into a page; empty where there is no page, or none with a digest."""
+    try:
+        with file.open(encoding="utf-8", errors="replace") as stream:
+            head = stream.read(_HEAD_CHARS)
+    except OSError:
+        return ""
+    found = _MADE_FROM.search(head)
+    return found[1] if found else ""
 
 
 def _page(models: Sequence[ShownModel], created: datetime) -> dict[str, Any]:

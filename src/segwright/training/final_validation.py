@@ -17,6 +17,7 @@ from segwright.core.documents import read_json, sweep_leftovers, write_json
 from segwright.core.errors import DatasetError, SegwrightError, located
 from segwright.core.log import progress
 from segwright.core.names import LONGEST_FILE_NAME, below, name_problem
+from segwright.data.labels import Labels
 from segwright.data.provenance import Provenance
 from segwright.evaluation.scores import Further, Scores, evaluate_files
 from segwright.inference.export import LabelMap, save_labels
@@ -102,15 +103,23 @@ def validate(
     if not ranks.is_first:
         ranks.barrier()
         return Scores.load(folder / SUMMARY_JSON)
+    scores = score(references, files, folder, labels=predictor.labels, reader=predictor.reader)
+    ranks.barrier()
+    say(f"validation complete in {time.monotonic() - start:.1f} s, mean validation Dice {scores.mean_dice:.4f}")
+    return scores
+
+
+def score(
+    references: Mapping[str, Path], predictions: Mapping[str, Path], folder: Path, *, labels: Labels, reader: str
+) -> Scores:
+    """Score the predictions of cases, write `summary.json` into `folder`, and return the scores."""
     scores = evaluate_files(
-        [(references[name], files[name]) for name in sorted(files)],
-        labels=predictor.labels,
-        reader=predictor.reader,
+        [(references[name], predictions[name]) for name in sorted(predictions)],
+        labels=labels,
+        reader=reader,
         further=Further(surface=True),
     )
     scores.save(folder / SUMMARY_JSON)
-    ranks.barrier()
-    say(f"validation complete in {time.monotonic() - start:.1f} s, mean validation Dice {scores.mean_dice:.4f}")
     return scores
 
 

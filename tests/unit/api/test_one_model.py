@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from segwright.api.one_model import (
+    other_settings,
     require_nothing_new,
     require_same_network,
     require_same_plan,
     require_same_task,
+    require_unbegun,
 )
 from segwright.core.errors import ConfigError, ModelError
+from segwright.core.locks import locked
 from segwright.data.dataset import DatasetDescription
 from segwright.data.plan import Plan
 from segwright.training.config import TrainConfig
@@ -156,9 +158,16 @@ def test_what_a_finished_fold_cannot_become_is_refused(model: Path) -> None:
         require_nothing_new(model / "fold_0", {"initial_lr": 0.1})
 
 
-def test_a_finished_fold_does_not_get_longer_and_says_so(model: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        require_nothing_new(model / "fold_0", {"num_epochs": 3})
-        assert not caplog.messages
-        require_nothing_new(model / "fold_0", {"num_epochs": 5})
-    assert "with num_epochs = 3; num_epochs = 5 has no effect any more" in caplog.text
+def test_length_and_what_was_asked_for_before_are_no_other_training(model: Path) -> None:
+    require_nothing_new(model / "fold_0", {"num_epochs": 5, "initial_lr": 0.01})
+    assert other_settings(model / "fold_0", {"num_epochs": 5, "initial_lr": 0.01}) == {"num_epochs": (3, 5)}
+
+
+def test_a_fold_that_is_being_trained_names_the_process(model: Path) -> None:
+    with pytest.raises(ModelError, match="holds a training already; continue it with --resume"):
+        require_unbegun(model / "fold_0")
+    with (
+        locked(model / ".fold_0.lock", "training"),
+        pytest.raises(ModelError, match=r"is being trained by process \d+"),
+    ):
+        require_unbegun(model / "fold_0")

@@ -28,6 +28,19 @@ def test_it_is_written_once_and_again_when_scores_are_newer(tmp_path: Path) -> N
     assert file.stat().st_mtime_ns > made
 
 
+def test_it_is_written_again_when_scores_are_others_whatever_their_time(tmp_path: Path) -> None:
+    model = make_model(tmp_path)
+    workspace = Workspace.under(tmp_path)
+    file = report_of_run(model.parent, workspace=workspace)
+    assert file is not None
+    summary = model / "fold_0" / "validation" / "summary.json"
+    summary.write_text(summary.read_text() + " ")
+    os.utime(summary, ns=(1, 1))
+    made = file.stat().st_mtime_ns
+    report_of_run(model.parent, workspace=workspace)
+    assert file.stat().st_mtime_ns > made
+
+
 def test_a_failure_is_said_and_nothing_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = make_model(tmp_path)
     (model / "plans.json").write_text("{")

@@ -1,0 +1,206 @@
+"""Folds whose data changed after they were trained: named, with what to do, and their scores made of today's labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+from segwright.api.preparing import cases_folder
+from segwright.api.session import Session
+from segwright.api.splitting import dataset_splits
+from segwright.core.errors import ModelError
+from segwright.data import splits
+from segwright.data.freshness import identify
+from segwright.data.plan import Plan
+from segwright.data.splits import Split, shorten
+from segwright.data.store import CaseStore
+from segwright.data.training_data import DataChanges, TrainingData, changes, entries
+from segwright.evaluation.crossval import SUMMARY_JSON, VALIDATION
+from segwright.inference.selected import SELECTION_JSON, newer_folds
+
+logger = getLogger(__name__)
+
+REPORT_HTML = "report.html"
+
+
+def record_training_data(session: Session, plan: Plan, configuration: str, folder: Path, split: Split) -> None:
+    """Write down what a fold is about to be trained with; the cases are preprocessed."""
+    store = CaseStore(cases_folder(session, plan, configuration))
+    cases = {}
+    for case, paths in _files(session).items():
+        if case in {*split.train, *split.val}:
+            found = identify(paths, store.recorded_sources(case))
+            cases[case] = entries(session.dataset.folder, paths, found)
+    TrainingData(
+        dataset=str(session.dataset.folder.absolute()),
+        raw_state=session.raw_state,
+        train=split.train,
+        val=split.val,
+        cases=cases,
+    ).save(folder)
+
+
+def require_same_cases(session: Session, plan: Plan, configuration: str, folder: Path, split: Split) -> None:
+    """See that a training goes on with the cases it began with; warn where their files have changed.
+
+    Raises:
+        ModelError: its cases are others now.
+    """
+    data = TrainingData.read(folder)
+    if data is None:
+        return
+    if not _are_same(data.split, split):
+        raise ModelError(
+            f"{folder}: was begun with other cases than splits_final.json gives it now ({_difference(data, split)}); "
+            "it may have learned what it is to be validated with; put back the splits, or remove the folder to start "
+            "anew"
+        )
+    if data.raw_state != session.raw_state:
+        _say(folder, data, _changes(session, plan, configuration, data), "goes on with the new ones")
+
+
+def bring_up_to_date(session: Session, plan: Plan, configuration: str, folder: Path) -> None:
+    """Say how the data of a finished fold changed since it was trained, and score it with today's labels."""
+    data = TrainingData.read(folder)
+    if data is None:
+        return
+    fold = folder.name.removeprefix("fold_")
+    number = int(fold) if fold.isdecimal() else None
+    every = [] if number is None else dataset_splits(session, write=False)
+    if number is None or number < len(every):
+        split = splits.select([], session.dataset.identifiers, "all") if number is None else every[number]
+        if not _are_same(data.split, split):
+            logger.warning(
+                "%s was trained with other cases than the dataset has for it now (%s); remove it to train with these",
+                *(folder, _difference(data, split)),
+            )
+    if data.raw_state == session.raw_state:
+        return
+    found = _changes(session, plan, configuration, data)
+    _say(folder, data, found, f"its scores are of the new ones; remove {folder} to train it again")
+    data = _scored_again(session, plan, folder, data, found)
+    if not (found.labels or found.images or found.gone):
+        paths = _files(session)
+        now = {case: entries(session.dataset.folder, paths[case], files) for case, files in found.now.items()}
+        update: dict[str, Any] = {"dataset": str(session.dataset.folder.absolute()), "raw_state": session.raw_state}
+        data = data.model_copy(update={**update, "cases": now})
+    if data != TrainingData.read(folder):
+        data.save(folder)
+
+
+def changes_since_training(folder: Path) -> list[str]:
+    """Return what changed since a fold was trained, as far as the files are where they were then."""
+    data = TrainingData.read(folder)
+    if data is None:
+        return []
+    found = changes(data, data.files())
+    return [
+        f"{kind} of {_counted(cases)} changed since {folder.name} was trained: {shorten(cases)}"
+        for kind, cases in (("labels", found.labels), ("images", found.images))
+        if cases
+    ]
+
+
+def older_than_folds(results: Path) -> list[str]:
+    """Return what is older than a fold in the results of a dataset, a sentence each: selected models, the report."""
+    lines = []
+    for file in sorted(results.glob(f"*/{SELECTION_JSON}")):
+        newer = newer_folds(file.parent)
+        if newer:
+            lines.append(f"{file.parent} is older than {shorten(newer)}; 'segwright select DATASET' selects anew")
+    report = results / REPORT_HTML
+    newest = max(shown_documents(results), key=lambda path: path.stat().st_mtime_ns, default=None)
+    if report.is_file() and newest is not None and newest.stat().st_mtime_ns > report.stat().st_mtime_ns:
+        lines.append(
+            f"{report} is older than {newest.relative_to(results)}; 'segwright report {results}' writes it anew"
+        )
+    return lines
+
+
+def shown_documents(results: Path) -> list[Path]:
+    """Return the scores and selections, in the results of a dataset, that its report shows."""
+    scores = results.glob(f"*/fold_*/{VALIDATION}/{SUMMARY_JSON}")
+    return sorted([*scores, *results.glob(f"*/{SELECTION_JSON}")])
+
+
+def note_scores(session: Session, plan: Plan, configuration: str, folder: Path) -> None:
+    """Write down which labels the scores of a fold were just made of."""
+    data = TrainingData.read(folder)
+    if data is None or data.raw_state == session.raw_state:
+        return
+    _with_scored(data, _changes(session, plan, configuration, data)).save(folder)
+
+
+def _files(session: Session) -> dict[str, list[Path]]:
+    return {case.identifier: [*case.images, case.label] for case in session.dataset.cases if case.label is not None}
+
+
+def _changes(session: Session, plan: Plan, configuration: str, data: TrainingData) -> DataChanges:
+    store = CaseStore(cases_folder(session, plan, configuration))
+    return changes(data, _files(session), store.recorded_sources)
+
+
+def _say(folder: Path, data: TrainingData, found: DataChanges, consequence: str) -> None:
+    for kind, cases in (("labels", found.labels), ("images", found.images)):
+        if cases:
+            logger.warning(
+                "%s of %s changed since %s was trained: %s; its network learned the old ones, %s",
+                *(kind, _counted(cases), folder, shorten(cases), consequence),
+            )
+    if found.gone:
+        logger.warning(
+            "%s was trained with %s that the dataset no longer has: %s",
+            folder,
+            _counted(found.gone),
+            shorten(found.gone),
+        )
+
+
+def _scored_again(session: Session, plan: Plan, folder: Path, data: TrainingData, found: DataChanges) -> TrainingData:
+    """Score the held-out predictions of a fold with today's labels, if scores are of others; return what to record."""
+    place = folder / VALIDATION
+    stale = [case for case in data.val if case in found.now and found.now[case][-1].sha256 != data.scored_label(case)]
+    if not stale or not (place / SUMMARY_JSON).is_file():
+        return data
+    references = {case: files[-1] for case, files in _files(session).items()}
+    predictions = {case: place / f"{case}{session.dataset.description.file_ending}" for case in data.val}
+    if any(case not in references or not file.is_file() for case, file in predictions.items()):
+        logger.warning(
+            "%s: scores are of older labels and cannot be made anew, for predictions or labels are missing; "
+            "remove %s and train with --resume",
+            place,
+            place / SUMMARY_JSON,
+        )
+        return data
+    from segwright.training.final_validation import score
+
+    logger.info("%s: scoring held-out cases with labels that changed: %s", folder, shorten(stale))
+    score(references, predictions, place, labels=session.dataset.labels, reader=plan.image_reader_writer)
+    return _with_scored(data, found)
+
+
+def _with_scored(data: TrainingData, found: DataChanges) -> TrainingData:
+    now = {case: found.now[case][-1].sha256 for case in data.val if case in found.now}
+    return data.model_copy(
+        update={"scored": {case: sha for case, sha in now.items() if sha != data.cases[case][-1][3]}}
+    )
+
+
+def _are_same(one: Split, other: Split) -> bool:
+    return set(one.train) == set(other.train) and set(one.val) == set(other.val)
+
+
+def _difference(data: TrainingData, split: Split) -> str:
+    parts = (
+        ("trained on, now not", set(data.train) - set(split.train)),
+        ("not trained on, now so", set(split.train) - set(data.train)),
+        ("held out, now not", set(data.val) - set(split.val)),
+        ("not held out, now so", set(split.val) - set(data.val)),
+    )
+    return "; ".join(f"{what}: {shorten(sorted(cases))}" for what, cases in parts if cases)
+
+
+def _counted(cases: Sequence[str]) -> str:
+    return f"{len(cases)} case{'s' * (len(cases) > 1)}"

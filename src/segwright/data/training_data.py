@@ -1,0 +1,142 @@
+"""`training_data.json` in a fold's folder: the cases of the fold, and what their files were when it was trained.
+
+A fold of an earlier version has none; nothing is known of its data then.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from segwright.core.documents import parse_document, write_json
+from segwright.core.errors import DatasetError, SegwrightError
+from segwright.data.freshness import identify
+from segwright.data.provenance import SourceFile
+from segwright.data.splits import Split
+
+TRAINING_DATA_JSON: Final = "training_data.json"
+
+Entry = tuple[str, int, int, str]
+"""Path (below the dataset's folder where it is there), size, modification time in ns, SHA-256."""
+
+
+class TrainingData(BaseModel):
+    """The document; files of a case are its images, then its label.
+
+    Attributes:
+        dataset: folder of the raw dataset.
+        raw_state: digest of the raw files' names, sizes and times when they were last found as recorded here.
+        train: cases that were trained on.
+        val: cases that were held out.
+        cases: files of each of them.
+        scored: SHA-256 of the labels that scores were last made of, where these are others than in `cases`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    schema_version: Literal[1] = 1
+    dataset: str
+    raw_state: str
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    cases: dict[str, tuple[Entry, ...]]
+    scored: dict[str, str] = Field(default_factory=dict)
+
+    @classmethod
+    def read(cls, fold_folder: Path) -> TrainingData | None:
+        """Return what a fold's folder says; None where there is no document, or a damaged one."""
+        try:
+            return parse_document(cls, fold_folder / TRAINING_DATA_JSON)
+        except SegwrightError:
+            return None
+
+    def save(self, fold_folder: Path) -> None:
+        """Write the document, atomically."""
+        write_json(fold_folder / TRAINING_DATA_JSON, self.model_dump(mode="json"))
+
+    @property
+    def split(self) -> Split:
+        """The cases of the fold."""
+        return Split(train=self.train, val=self.val)
+
+    def files(self) -> dict[str, list[Path]]:
+        """Return where the files of each case were."""
+        return {case: [Path(self.dataset, entry[0]) for entry in entries] for case, entries in self.cases.items()}
+
+    def recorded(self, case: str) -> list[SourceFile]:
+        """Return what identifies the content of a case's files."""
+        return [
+            SourceFile(name=Path(path).name, size=size, mtime_ns=time, sha256=content)
+            for path, size, time, content in self.cases.get(case, ())
+        ]
+
+    def scored_label(self, case: str) -> str:
+        """Return the hash of the label that a case's score was made of."""
+        return self.scored.get(case) or self.cases[case][-1][3]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataChanges:
+    """How the files of cases differ from what they were when a fold was trained; cases sorted.
+
+    Attributes:
+        labels: cases whose label has other content.
+        images: cases with an image of other content.
+        gone: cases of which a file is not there.
+        now: files of the others as they are.
+    """
+
+    labels: tuple[str, ...]
+    images: tuple[str, ...]
+    gone: tuple[str, ...]
+    now: Mapping[str, tuple[SourceFile, ...]]
+
+
+def entries(folder: Path, paths: Sequence[Path], files: Sequence[SourceFile]) -> tuple[Entry, ...]:
+    """Return a case's files as the document holds them."""
+    return tuple(
+        (_relative(path, folder), file.size, file.mtime_ns, file.sha256)
+        for path, file in zip(paths, files, strict=True)
+    )
+
+
+def changes(
+    data: TrainingData,
+    files: Mapping[str, Sequence[Path]],
+    known: Callable[[str], Sequence[SourceFile]] = lambda case: (),
+) -> DataChanges:
+    """Compare the files of cases with what a fold was trained with; of unchanged size and time, they are not read.
+
+    Args:
+        data: of the fold.
+        files: of each case that is there now, images then label.
+        known: more files of a case whose content is known.
+    """
+    labels, images, gone = [], [], []
+    now: dict[str, tuple[SourceFile, ...]] = {}
+    for case in sorted(data.cases):
+        before = data.recorded(case)
+        try:
+            found = identify(files.get(case, ()), [*before, *known(case)])
+        except DatasetError:
+            gone.append(case)
+            continue
+        if len(found) != len(before):
+            gone.append(case)
+            continue
+        now[case] = tuple(found)
+        if found[-1].sha256 != before[-1].sha256:
+            labels.append(case)
+        if [file.sha256 for file in found[:-1]] != [file.sha256 for file in before[:-1]]:
+            images.append(case)
+    return DataChanges(labels=tuple(labels), images=tuple(images), gone=tuple(gone), now=now)
+
+
+def _relative(path: Path, folder: Path) -> str:
+    absolute, base = os.path.abspath(path), os.path.abspath(folder)
+    return os.path.relpath(absolute, base) if absolute.startswith(base + os.sep) else absolute
