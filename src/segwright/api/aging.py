@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from logging import getLogger
 from pathlib import Path
-from typing import Any
 
 from segwright.api.preparing import cases_folder
 from segwright.api.session import Session
@@ -81,11 +80,11 @@ def bring_up_to_date(session: Session, plan: Plan, configuration: str, folder: P
     found = _changes(session, plan, configuration, data)
     _say(folder, data, found, f"its scores are of the new ones; remove {folder} to train it again")
     data = _scored_again(session, plan, folder, data, found)
+    data = data.model_copy(update={"dataset": str(session.dataset.folder.absolute())})
     if not (found.labels or found.images or found.gone):
         paths = _files(session)
         now = {case: entries(session.dataset.folder, paths[case], files) for case, files in found.now.items()}
-        update: dict[str, Any] = {"dataset": str(session.dataset.folder.absolute()), "raw_state": session.raw_state}
-        data = data.model_copy(update={**update, "cases": now})
+        data = data.model_copy(update={"raw_state": session.raw_state, "cases": now})
     if data != TrainingData.read(folder):
         data.save(folder)
 
