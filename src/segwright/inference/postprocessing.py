@@ -171,7 +171,7 @@ def process_folder(
 
     def process(file: Path) -> Path:
         volume = read_label(file, reader)
-        label_map = volume.array[0].astype(np.uint16)
+        label_map = volume.array[0].astype(np.int32)  # a value that no label map may have is refused when it is written
         written = below(target, file.name)
         write_labels(processing(label_map), written, volume.properties, reader)
         return written

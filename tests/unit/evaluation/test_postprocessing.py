@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK
 from scipy import ndimage
 
-from segwright.core.errors import ConfigError, SegwrightError
+from segwright.core.errors import ConfigError, ImageError, SegwrightError
 from segwright.data.images import read_label, write_labels
 from segwright.data.labels import Labels
 from segwright.evaluation.postprocessing import ANY_GAIN, CLEAR_GAIN, Floor, determine
@@ -170,3 +171,11 @@ def test_other_documents_are_refused(name: str, text: str, message: str, tmp_pat
 def test_a_folder_without_maps_is_named(tmp_path: Path) -> None:
     with pytest.raises(SegwrightError, match="no label map ends in .nii.gz"):
         process_folder(NO_POSTPROCESSING, tmp_path, tmp_path, file_ending=ENDING, reader=READER)
+
+
+def test_a_value_below_0_is_refused_instead_of_wrapped(tmp_path: Path) -> None:
+    image = SimpleITK.GetImageFromArray(np.full((4, 4, 4), -5, dtype=np.int16))
+    SimpleITK.WriteImage(image, str(tmp_path / f"case{ENDING}"))
+    with pytest.raises(ImageError, match="expected integers from 0"):
+        process_folder(NO_POSTPROCESSING, tmp_path, tmp_path / "out", file_ending=ENDING, reader=READER)
+    assert not list((tmp_path / "out").glob("*"))
