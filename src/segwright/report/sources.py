@@ -161,11 +161,27 @@ def read_fold(folder: Path) -> FoldRecord:
     return FoldRecord(
         name=folder.name.removeprefix(_FOLD_PREFIX),
         folder=folder,
-        training=read_json(record) if record.is_file() else {},
+        training=_record(record) if record.is_file() else {},
         epochs=_rows(folder),
         scores=Scores.load(summary) if summary.is_file() else None,
         weights=_weights(folder),
     )
+
+
+def _record(path: Path) -> Mapping[str, Any]:
+    """Return what a training recorded of itself.
+
+    Raises:
+        ModelError: it is damaged.
+    """
+    document = read_json(path)
+    kinds = {"notes": list, "config": dict, "versions": dict, "cases": dict}
+    if not isinstance(document, dict):
+        raise ModelError(f"{path}: expected an object, as a training writes it; the file is damaged")
+    for key, kind in kinds.items():
+        if key in document and not isinstance(document[key], kind):
+            raise ModelError(f"{path}: '{key}' is a {type(document[key]).__name__}; the file is damaged")
+    return document
 
 
 def score_sets(model: ModelRecord, more: Sequence[Path] = ()) -> tuple[ScoreSet, ...]:
