@@ -23,6 +23,8 @@ _MOST_AXES = 5
 _LONE_RETURN = re.compile(rb"\r(?!\n)")
 _WHOLE = re.compile(r"[0-9]{1,15}")
 _NUMBER = re.compile(r"[0-9.]{1,20}(e[+]?[0-9]{1,2})?")
+_NUMBERS_OF_PLACES = re.compile(r"[-+]?[0-9]{0,10}[.]?[0-9]{0,40}([eE][-+]?0*[0-9])?([eE]-[0-9]{1,3})?")
+"""ITK computes for minutes with directions of 1e308."""
 _DETACHED = "keeps its voxels in another file"
 _INLINE = "store header and voxels in one file"
 
@@ -138,6 +140,8 @@ def check_metaimage(file: Path, *, is_label: bool = False) -> None:
         for each in names:
             if each in fields and len(fields[each].split()) != count:
                 raise _damaged("MetaImage", f"{each} {fields[each]}, expected {count} numbers")
+            if each in fields and not all(_NUMBERS_OF_PLACES.fullmatch(number) for number in fields[each].split()):
+                raise _damaged("MetaImage", f"{each} {fields[each]}, expected numbers below 1e10")
     value_bytes = _META_TYPES.get(fields.get("ElementType", ""))
     if value_bytes is None:
         raise _damaged("MetaImage", f"ElementType {fields.get('ElementType', 'missing')}, which no reader knows")
