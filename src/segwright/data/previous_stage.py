@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segwright.core.documents import atomic_path, file_crc, has_right_checksum, read_json, with_checksum, write_json
-from segwright.core.errors import SegwrightError, WorkspaceError
+from segwright.core.errors import WorkspaceError
 from segwright.core.names import below, require_name
 from segwright.data.chunks import chunk_and_block
 from segwright.data.store import LazyArray, lazy_array
@@ -85,7 +85,7 @@ class StageMaps:
             wanted = (weights_hash, list(shape), file.stat().st_size)
             is_whole = has_right_checksum(document) and document.get("crc32") in (None, file_crc(file))
             return is_whole and wanted == tuple(document[key] for key in ("weights_hash", "shape", "bytes"))
-        except (SegwrightError, OSError, KeyError, TypeError, AttributeError):
+        except (ValueError, OSError, KeyError, TypeError, AttributeError):
             return False
 
     def load(self, identifier: str) -> StageMap:
@@ -100,7 +100,7 @@ class StageMaps:
             if not has_right_checksum(document):
                 raise WorkspaceError(f"{path}: damaged")
             array = lazy_array(self._map(identifier), path, document)
-        except (SegwrightError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise WorkspaceError(
                 f"case '{identifier}': no prediction of the previous stage ({path}); train this stage by "
                 "'segwright train', which makes what is missing"

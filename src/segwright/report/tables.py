@@ -192,8 +192,9 @@ def environment(model: ModelRecord) -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def _length(config: Mapping[str, Any]) -> str:
-    if config.get("budget_s"):
-        return f"{config['budget_s']:g} s"
+    budget = config.get("budget_s")
+    if budget and isinstance(budget, int | float):
+        return f"{budget:g} s"
     return f"{config['num_epochs']} epochs" if "num_epochs" in config else ""
 
 
