@@ -170,6 +170,7 @@ def test_nifti_header_that_cannot_be_right_is_refused(
         ("i.mha", META.replace("4 4 4", "1300 1300 1300") + LOCAL, "size 1300 x 1300 x 1300"),
         ("i.mha", META.replace("NDims = 3", "NDims = 99") + LOCAL, "NDims 99 with DimSize 4 4 4"),
         ("i.mha", META + "ElementSpacing = 1 1\n" + LOCAL, "expected 3 numbers"),
+        ("i.mha", META + "TransformMatrix = 1 0 1e308 0 1 0 0 0 1\n" + LOCAL, "expected numbers below 1e10"),
         ("i.mha", META + "ElementNumberOfChannels = 2000000000\n" + LOCAL, "more than 2147483648 values"),
         ("i.mha", META + "CompressedData = True\nCompressedDataSize = 99999999\n" + LOCAL, "cut off"),
         ("i.gipl", struct.pack(">5H", 60000, 60000, 60000, 1, 8).ljust(252, b"\0") + b"\xef\xff\xe9\xb0", "size 60000"),
@@ -212,6 +213,7 @@ def png_with_text(text: bytes) -> bytes:
         ("i.tif", tiff(), "size 2147483648 x 2147483648"),
         ("i.tif", tiff(compression=8, size=40000), "cut off or damaged"),
         ("i.tif", tiff(size=8, strip=2**31), "larger than the file"),
+        ("i.tif", tiff()[:118], "cut off, its list of pages has no end"),
         ("i.tif", b"II*\0\x08\0\0\0\0\0\x08\0\0\0", "list of pages does not end"),
         (
             "i.tif",

@@ -145,7 +145,10 @@ def _check_chain(file: Path, start: bytes) -> None:
 
         def number(place: int, length: int) -> int:
             stream.seek(place)
-            return int.from_bytes(stream.read(length), order)
+            found = stream.read(length)
+            if len(found) < length:
+                raise Refusal("it is cut off, its list of pages has no end; copy or download it again")
+            return int.from_bytes(found, order)
 
         offset = number(8 if is_big else 4, offset_bytes)
         while offset:
