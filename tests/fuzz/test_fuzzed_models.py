@@ -124,6 +124,6 @@ TARGETS = {
 
 
 def test_damaged_models_are_read_or_refused(fuzz_count: int, fuzz_seed: int) -> None:
-    outcome = fuzz("tests.fuzz.test_models:*", count=fuzz_count * len(TARGETS), seed=fuzz_seed)
+    outcome = fuzz("tests.fuzz.test_fuzzed_models:*", count=fuzz_count * len(TARGETS), seed=fuzz_seed)
     assert not outcome.findings, "\n".join(map(str, outcome.findings))
     assert outcome.tried == fuzz_count * len(TARGETS)

@@ -111,6 +111,6 @@ TARGETS: dict[str, Target] = {
 
 def test_verbs_end_with_0_or_1(fuzz_count: int, fuzz_seed: int) -> None:
     count = max(1, fuzz_count // SLOWER)
-    outcome = fuzz("tests.fuzz.test_verbs:*", count=count, seed=fuzz_seed)
+    outcome = fuzz("tests.fuzz.test_fuzzed_verbs:*", count=count, seed=fuzz_seed)
     assert not outcome.findings, "\n".join(map(str, outcome.findings))
     assert outcome.tried == count

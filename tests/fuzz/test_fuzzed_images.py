@@ -196,6 +196,6 @@ TARGETS = {
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_damaged_images_are_read_or_refused(name: str, fuzz_count: int, fuzz_seed: int) -> None:
-    outcome = fuzz(f"tests.fuzz.test_image_readers:{name}", count=fuzz_count, seed=fuzz_seed)
+    outcome = fuzz(f"tests.fuzz.test_fuzzed_images:{name}", count=fuzz_count, seed=fuzz_seed)
     assert not outcome.findings, "\n".join(map(str, outcome.findings))
     assert outcome.tried == fuzz_count
