@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, FiniteFloat
+from pydantic import BaseModel, ConfigDict, FiniteFloat, model_validator
 
 from segwright.core.arrays import box_shape, crop
 from segwright.core.documents import parse_document, write_json
@@ -63,6 +63,13 @@ class Fingerprint(BaseModel):
     median_relative_size_after_cropping: FiniteFloat
     foreground_intensity_properties_per_channel: dict[str, IntensityStatistics]
     segwright: TrainingRange | None = None
+
+    @model_validator(mode="after")
+    def _require_equal_axes(self) -> Fingerprint:
+        lengths = sorted({len(row) for row in (*self.spacings, *self.shapes_after_crop)})
+        if len(lengths) > 1:
+            raise ValueError(f"spacings and shapes_after_crop have rows of {lengths} numbers; expected one per axis")
+        return self
 
     @classmethod
     def load(cls, path: Path) -> Fingerprint:

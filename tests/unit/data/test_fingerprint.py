@@ -41,6 +41,18 @@ def test_damaged_fingerprint_names_file_and_key(tmp_path: Path) -> None:
         Fingerprint.load(tmp_path / "f.json")
 
 
+@pytest.mark.parametrize("key", ["spacings", "shapes_after_crop"])
+def test_fingerprint_of_cases_with_different_axes_is_refused(key: str, tmp_path: Path) -> None:
+    path = tmp_path / "f.json"
+    fingerprint.extract(dataset.load(made_files.write_dataset(tmp_path / "d"))).save(path)
+    document = json.loads(path.read_text())
+    document[key][0] = [1, 1]
+    path.write_text(json.dumps(document))
+
+    with pytest.raises(SegwrightError, match=r"f\.json: .*rows of \[2, 3\] numbers; expected one per axis"):
+        Fingerprint.load(path)
+
+
 def test_dataset_without_any_foreground_is_refused(tmp_path: Path) -> None:
     folder = made_files.write_dataset(tmp_path / "d")
     for path in (folder / "labelsTr").iterdir():
