@@ -32,6 +32,8 @@ MOST_BATCH_VOXELS = 2**31
 
 FINEST_SPACING, COARSEST_SPACING = 1e-7, 1e7
 """In mm: 0.1 nm and 10 km."""
+_LARGEST_MEDIAN = 1e12
+"""Of spacings and shapes that only inform."""
 
 _OLD_ARCHITECTURE_KEYS = (
     "UNet_class_name",
@@ -200,6 +202,13 @@ class Plan(BaseModel):
         if isinstance(document, Mapping) and old in document and new not in document:
             return {(new if key == old else key): value for key, value in document.items()}
         return document
+
+    @field_validator("original_median_spacing_after_transp", "original_median_shape_after_transp")
+    @classmethod
+    def _medians_are_positive(cls, medians: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 < value <= _LARGEST_MEDIAN for value in medians):  # nor NaN
+            raise ValueError(f"is {list(medians[:4])}; every entry must be a positive number up to {_LARGEST_MEDIAN:g}")
+        return medians
 
     @model_validator(mode="after")
     def _transposition_is_reversible(self) -> Plan:

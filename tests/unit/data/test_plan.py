@@ -198,6 +198,13 @@ def test_a_transposition_must_be_reversible(forward: list[int], backward: list[i
         Plan.from_json({**plan_document(), "transpose_forward": forward, "transpose_backward": backward})
 
 
+@pytest.mark.parametrize("key", ["original_median_spacing_after_transp", "original_median_shape_after_transp"])
+@pytest.mark.parametrize("value", [0, -1, 10**400])
+def test_medians_must_be_positive(key: str, value: int) -> None:
+    with pytest.raises(PlanError, match=f"{key}.*"):
+        Plan.from_json({**plan_document(), key: [1, value, 1]})
+
+
 @pytest.mark.parametrize(("text", "message"), [("{", "not valid JSON"), ("{}", "dataset_name"), ("[]", "plans.json")])
 def test_a_file_that_is_no_plan_is_named(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "plans.json").write_text(text)
