@@ -18,7 +18,7 @@ from segwright.core.resources import resource_error
 from segwright.data.formats import Floats, Format, Header, LabelMap, Refusal
 from segwright.data.geometry import difference, find_turn
 from segwright.data.intensities import believed, impossible, missing_note
-from segwright.data.labels import LARGEST_UINT8_LABEL, whole_values
+from segwright.data.labels import LARGEST_UINT8_LABEL, LARGEST_WRITTEN_LABEL, whole_values
 from segwright.data.readers.itk import SimpleITKIO, SimpleITKIOWithReorient
 from segwright.data.readers.nifti import NibabelIO, NibabelIOWithReorient, nonfinite_in_nifti
 from segwright.data.readers.pictures import NaturalImage2DIO, is_picture
@@ -37,7 +37,6 @@ READERS: Mapping[str, Format] = {
 }
 """Readers under nnU-Net's names, in the order of its automatic search (spec A 2.2)."""
 
-_LARGEST_LABEL = 65535
 _LONGEST_REASON = 200
 
 
@@ -213,10 +212,15 @@ def write_labels(labels: npt.NDArray[Any], path: Path, properties: Mapping[str, 
         ImageError: the labels do not fit the format, or writing fails.
     """
     largest = int(labels.max(initial=0))
-    if labels.ndim != 3 or labels.dtype.kind not in "iub" or largest > _LARGEST_LABEL or labels.min(initial=0) < 0:
+    if (
+        labels.ndim != 3
+        or labels.dtype.kind not in "iub"
+        or largest > LARGEST_WRITTEN_LABEL
+        or labels.min(initial=0) < 0
+    ):
         raise ImageError(
             f"{path}: labels are {labels.dtype} {labels.shape} up to {largest}, "
-            f"expected integers from 0 to {_LARGEST_LABEL} on three axes"
+            f"expected integers from 0 to {LARGEST_WRITTEN_LABEL} on three axes"
         )
     stored: LabelMap = labels.astype(np.uint8 if largest <= LARGEST_UINT8_LABEL else np.uint16)
     with _naming(path, "written", must_exist=False):

@@ -25,6 +25,8 @@ OUTSIDE = -1
 REGION_THRESHOLD = 0.5
 LARGEST_UINT8_LABEL = 254
 """nnU-Net 2.8.1 behaviour, spec A 2.1: a maximum of 255 is already written as uint16."""
+LARGEST_WRITTEN_LABEL = 2**16 - 1
+"""Of uint16, in which label maps are written."""
 
 ROUNDING = 1e-3
 """A value this close to a whole number means it; programs that scale or compress label maps leave such errors."""
@@ -202,8 +204,17 @@ class Labels:
 
     @property
     def dtype(self) -> type[np.uint8] | type[np.uint16]:
-        """The type that label maps are decided and written in."""
+        """The type that label maps are decided and written in.
+
+        Raises:
+            DatasetError: none holds the largest value.
+        """
         largest = max((*self.all_labels, *(self.regions_class_order or ())))
+        if largest > LARGEST_WRITTEN_LABEL:
+            raise DatasetError(
+                f"dataset.json, labels: {largest} cannot be written, {LARGEST_WRITTEN_LABEL} is the largest value of a "
+                "label map"
+            )
         return np.uint8 if largest <= LARGEST_UINT8_LABEL else np.uint16
 
     def _require_heads(self, scores: npt.NDArray[Any]) -> None:
@@ -319,6 +330,8 @@ def _region_problems(declared: Mapping[str, ClassKey], order: tuple[int, ...] | 
         return [f"regions are declared but regions_class_order is missing; give one value for each of {names}"]
     if len(order) != len(names):
         return [f"regions_class_order has {len(order)} entries, expected one for each of {names}"]
+    if impossible := [value for value in order if not 0 <= value <= LARGEST_WRITTEN_LABEL]:
+        return [f"regions_class_order names {impossible[0]}; expected values from 0 to {LARGEST_WRITTEN_LABEL}"]
     return []
 
 

@@ -142,11 +142,25 @@ def test_many_labels_are_decided_in_two_bytes() -> None:
             {"labels": {"background": 0, "a": [1, 2], "b": 2}, "regions_class_order": [1]},
             "regions_class_order has 1 entries",
         ),
+        *(
+            (
+                {"labels": {"background": 0, "a": [1, 2], "b": 2}, "regions_class_order": [1, value]},
+                f"regions_class_order names {value}; expected values from 0 to 65535",
+            )
+            for value in (-1, 65536)
+        ),
     ],
 )
 def test_broken_rules_are_named(document: dict[str, Any], message: str) -> None:
     with pytest.raises(DatasetError, match=message):
         Labels.from_dataset_json(document)
+
+
+def test_labels_that_no_label_map_holds_cannot_be_written() -> None:
+    labels = Labels.from_dataset_json({"labels": {"background": 0, "a": 65536}})
+
+    with pytest.raises(DatasetError, match="65536 cannot be written"):
+        _ = labels.dtype
 
 
 def test_whole_numbers_are_returned_as_they_are() -> None:
