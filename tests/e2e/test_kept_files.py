@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from segwright import api
 from segwright.core.errors import SegwrightError
 from segwright.data.phantom import write_dataset
 from segwright.inference.model_folder import load_predictor
@@ -150,3 +151,28 @@ def test_a_flipped_bit_is_never_another_model(done: Path, tmp_path: Path, name: 
         except SegwrightError:
             continue
         assert np.array_equal(np.asarray(found), np.asarray(right)), bit
+
+
+@pytest.mark.parametrize("name", ["plans.json", "dataset.json"])
+def test_a_flipped_bit_beside_the_folds_never_decides(done: Path, tmp_path: Path, name: str) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(next(done.rglob("fold_0")).parent, model)
+    file = model / name
+    whole, random = file.read_bytes(), np.random.default_rng(0)
+    image = random.normal(size=(16, 16, 16)).astype(np.float32)
+
+    def predicted() -> np.ndarray:
+        return api.load_model(model, device="cpu").predict(image, spacing=(1.3, 1, 1))
+
+    right = predicted()
+    digits = [place for place, byte in enumerate(whole) if chr(byte).isdigit()]
+    places = [*random.integers(0, len(whole), 10 * TRIALS).tolist(), *random.choice(digits, 10 * TRIALS).tolist()]
+    for place in places:
+        content = bytearray(whole)
+        content[place] ^= 1 << int(random.integers(0, 8))
+        file.write_bytes(content)
+        try:
+            found = predicted()
+        except SegwrightError:
+            continue
+        assert np.array_equal(found, right), (place, whole[place - 40 : place + 10], chr(content[place]))

@@ -24,7 +24,13 @@ from segwright.inference.cascade import CascadePredictor, previous_stage_folder
 from segwright.inference.predictor import Predictor
 from segwright.networks.build import build_from_spec, require_weights
 from segwright.networks.checkpoint import load_state, load_weights
-from segwright.networks.folds import CheckpointHeader, parse_header, require_one_model
+from segwright.networks.folds import (
+    CheckpointHeader,
+    folds_of_other_plans,
+    parse_header,
+    require_one_model,
+    require_trained_plan,
+)
 from segwright.preprocessing.known import require_known
 from segwright.workspace import DATASET_JSON, PLANS_JSON, Workspace
 
@@ -129,12 +135,20 @@ def load_predictor(
     plan = Plan.load(model_folder / PLANS_JSON)
     description = load_description(model_folder / DATASET_JSON)
     headers = [_header(reading, folder, checkpoint) for folder in folders]
-    require_one_model(dict(zip(chosen, headers, strict=True)), plan, description, model_folder)
+    by_fold = dict(zip(chosen, headers, strict=True))
+    require_one_model(by_fold, plan, description, model_folder)
     labels = Labels.from_description(description)
     if problem := decoding_problem(labels):
         logger.warning("%s, regions_class_order: %s", model_folder / DATASET_JSON, problem)
     configuration = plan.configuration(headers[0].configuration)
-    _say_other_plans(headers, plan, model_folder)
+    if reading is OURS:
+        require_trained_plan(by_fold, plan, model_folder)
+    elif folds_of_other_plans(by_fold, plan):  # nnU-Net takes such a folder
+        logger.warning(
+            "%s: is not the plan that the model was trained with; predictions are good only if spacing, normalisation "
+            "and orientation are as they were",
+            model_folder / PLANS_JSON,
+        )
     require_known(plan, configuration, trust=trust)
     require_axes(headers[0].mirror_axes, configuration, str(model_folder))
     networks = [
@@ -228,6 +242,7 @@ def require_folds(model_folder: Path, folds: Sequence[int | str]) -> None:
     plan, description = Plan.load(model_folder / PLANS_JSON), load_description(model_folder / DATASET_JSON)
     headers = {str(fold): _header(OURS, Workspace.fold_folder(model_folder, fold), "final") for fold in folds}
     require_one_model(headers, plan, description, model_folder)
+    require_trained_plan(headers, plan, model_folder)
 
 
 def _require_files(model_folder: Path) -> None:
@@ -237,16 +252,6 @@ def _require_files(model_folder: Path) -> None:
     if missing:
         raise ModelError(
             f"{model_folder}: {' and '.join(missing)} missing; a model folder has plans.json, dataset.json and fold_k"
-        )
-
-
-def _say_other_plans(headers: Sequence[CheckpointHeader], plan: Plan, model_folder: Path) -> None:
-    """Warn where `plans.json` is not the one that the folds were trained with."""
-    if headers[0].setup_hash not in (None, plan.decisive_hash(headers[0].configuration)):
-        logger.warning(
-            "%s: is not the plan that the model was trained with; predictions are good only if spacing, normalisation "
-            "and orientation are as they were",
-            model_folder / PLANS_JSON,
         )
 
 

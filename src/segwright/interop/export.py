@@ -12,14 +12,14 @@ from typing import Any, Final
 import torch
 
 from segwright.core.documents import atomic_path, parse_document, read_json, write_json
-from segwright.core.errors import ConfigError, ModelError, WorkspaceError
+from segwright.core.errors import ConfigError, ModelError, SegwrightError, WorkspaceError
 from segwright.data.dataset import DatasetDescription, load_description
 from segwright.data.labels import Labels
 from segwright.data.plan import KW_REQUIRES_IMPORT, Plan
 from segwright.data.sides import Sides
 from segwright.networks.build import build_from_spec, nnunet_spec
 from segwright.networks.checkpoint import add_aliases, load_state, load_weights
-from segwright.networks.folds import CheckpointHeader, require_one_model
+from segwright.networks.folds import CheckpointHeader, require_one_model, require_trained_plan
 from segwright.workspace import DATASET_JSON, FINGERPRINT_JSON, PLANS_JSON
 
 CHECKPOINT_JSON: Final = "checkpoint_final.json"
@@ -59,9 +59,9 @@ def export_model(model: Path, target: Path, *, folds: Sequence[str] | None = Non
     if target.exists():
         raise WorkspaceError(f"{target}: is there already; choose a new place")
     plan, description = Plan.load(model / PLANS_JSON), load_description(model / DATASET_JSON)
-    require_one_model(
-        {name.removeprefix("fold_"): header for name, header in headers.items()}, plan, description, model
-    )
+    by_fold = {name.removeprefix("fold_"): header for name, header in headers.items()}
+    require_one_model(by_fold, plan, description, model)
+    require_trained_plan(by_fold, plan, model)
     name = next(iter(headers.values())).configuration
     plans = _plans_of(plan, name, next(iter(headers.values())))
     with atomic_path(target) as temporary:
@@ -95,7 +95,10 @@ def _headers(model: Path, folds: Sequence[str] | None) -> dict[str, _Header]:
     names = [f"fold_{fold}" for fold in folds] if folds else sorted(path.name for path in model.glob("fold_*"))
     found = {name: model / name / CHECKPOINT_JSON for name in names}
     missing = [name for name, file in found.items() if not file.is_file()]
-    there = {name: parse_document(_Header, file) for name, file in found.items() if file.is_file()}
+    try:
+        there = {name: parse_document(_Header, file) for name, file in found.items() if file.is_file()}
+    except SegwrightError as error:
+        raise ModelError(str(error)) from error
     if not there or (folds and missing):
         raise ModelError(f"{model}: no finished training in {', '.join(missing) or 'it'}; name a model folder of ours")
     return there

@@ -135,10 +135,16 @@ def _convert(source: Path, target: Path) -> None:
     for name in (DATASET_JSON, FINGERPRINT_JSON):
         if (source / name).is_file():
             write_json(target / name, read_json(source / name), indent=4)
+    headers: dict[Path, dict[str, Any]] = {}
     for path in _files(source):
         checkpoint, stem = read_checkpoint(path), target / path.parent.name / path.stem
         save_weights(stem.with_suffix(".safetensors"), drop_aliases(checkpoint["network_weights"]))
-        write_json(stem.with_suffix(".json"), with_checksum(header_of(checkpoint, plan, path)))
+        headers[stem.with_suffix(".json")] = header_of(checkpoint, plan, path)
+    if len({header.get("setup_hash") for header in headers.values()}) == 1:  # the plan that nnU-Net predicts with
+        for header in headers.values():
+            header["setup_hash"] = plan.decisive_hash(header["configuration"])
+    for path, header in headers.items():
+        write_json(path, with_checksum(header))
 
 
 def _files(source: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from segwright.core.text import printable
 from segwright.data.dataset import DatasetDescription
 from segwright.data.plan import Plan
 from segwright.networks.build import ArchitectureSpec, nnunet_spec
-from segwright.workspace import DATASET_JSON
+from segwright.workspace import DATASET_JSON, PLANS_JSON
 
 _NETWORK: Final = "network"
 _COMPARED: Final[Mapping[str, str]] = {
@@ -98,6 +98,36 @@ def require_one_model(
             f"({printable(found)}); choose folds of one model, for instance --folds "
             f"{','.join(most)}, or train the others again alike"
         )
+
+
+def require_trained_plan(headers: Mapping[str, CheckpointHeader], plan: Plan, where: Path) -> None:
+    """See that `plans.json` decides what it decided when the folds were trained.
+
+    Args:
+        headers: by fold ("0", "all"); one without a hash counts as right.
+        plan: of the model folder.
+        where: the model folder.
+
+    Raises:
+        ModelError: it was changed or damaged since.
+    """
+    others = folds_of_other_plans(headers, plan)
+    if others:
+        raise ModelError(
+            f"{where / PLANS_JSON}: is not the plan that fold {', '.join(others)} was trained with (damaged, or "
+            "changed since), and another spacing, normalisation or patch size gives other predictions; put back the "
+            "plans.json of that training, or copy it from the folder of the preprocessed dataset; if it was changed on "
+            "purpose, remove the lines 'checksum' and 'setup_hash' of the checkpoint_*.json in the folders of the folds"
+        )
+
+
+def folds_of_other_plans(headers: Mapping[str, CheckpointHeader], plan: Plan) -> list[str]:
+    """Return the folds whose checkpoint says that it was trained with another plan."""
+    return [
+        fold
+        for fold, header in headers.items()
+        if header.setup_hash not in (None, plan.decisive_hash(header.configuration))
+    ]
 
 
 def _comparable(key: str, header: CheckpointHeader, plan: Plan) -> Any:

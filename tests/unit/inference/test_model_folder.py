@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from segwright.core.documents import content_hash
+from segwright.core.documents import content_hash, with_checksum
 from segwright.core.errors import ModelError
 from segwright.data.dataset import load_description
 from segwright.data.plan import Plan
@@ -145,18 +145,78 @@ def test_one_network_may_have_two_names(make_model: MakeModel) -> None:
     assert len(load_predictor(folder, device="cpu").networks) == 2
 
 
-def test_plans_that_changed_after_the_training_are_said(
-    make_model: MakeModel, plan: Plan, caplog: pytest.LogCaptureFixture
+def change_plan(folder: Path, plan: Plan, *keys: str, value: Any) -> None:
+    document = plan.to_json()
+    inner = document
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    Plan.from_json(document).save(folder / "plans.json")
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("configurations", "3d_fullres", "spacing"), [2.0, 2.0, 2.0]),
+        (("configurations", "3d_fullres", "normalization_schemes"), ["CTNormalization"]),
+        (("configurations", "3d_fullres", "use_mask_for_norm"), [True]),
+        (("configurations", "3d_fullres", "resampling_fn_data_kwargs"), {"order": 1, "order_z": 0}),
+        (("configurations", "3d_fullres", "patch_size"), [16, 8, 8]),
+        (("image_reader_writer",), "SimpleITKIOWithReorient"),
+    ],
+)
+def test_plans_that_changed_after_the_training_are_refused(
+    make_model: MakeModel, plan: Plan, keys: tuple[str, ...], value: Any, tmp_path: Path
 ) -> None:
     folder = make_model(0)
     change_header(folder, 0, setup_hash=plan.decisive_hash("3d_fullres"))
     load_predictor(folder, device="cpu")
-    assert not caplog.records
-    document = plan.to_json()
-    document["configurations"]["3d_fullres"]["spacing"] = [2.0, 2.0, 2.0]
-    Plan.from_json(document).save(folder / "plans.json")
+    change_plan(folder, plan, *keys, value=value)
+    message = r"plans\.json: is not the plan that fold 0 was trained with"
+    with pytest.raises(ModelError, match=message):
+        load_predictor(folder, device="cpu")
+    with pytest.raises(ModelError, match=message):
+        require_folds(folder, [0])
+    with pytest.raises(ModelError, match=message):
+        export_model(folder, tmp_path / "exported")
+
+
+def test_plans_that_changed_on_purpose_are_taken_without_the_hash(make_model: MakeModel, plan: Plan) -> None:
+    folder = make_model(0)
+    change_plan(folder, plan, "configurations", "3d_fullres", "spacing", value=[2.0, 2.0, 2.0])
+    header = folder / "fold_0" / "checkpoint_final.json"
+    document = with_checksum({**json.loads(header.read_text()), "setup_hash": plan.decisive_hash("3d_fullres")})
+    header.write_text(json.dumps(document))
+    with pytest.raises(ModelError, match="remove the lines 'checksum' and 'setup_hash'"):
+        load_predictor(folder, device="cpu")
+    header.write_text(json.dumps({key: document[key] for key in document if key not in ("checksum", "setup_hash")}))
+    assert load_predictor(folder, device="cpu").configuration.spacing == (2.0, 2.0, 2.0)
+
+
+def test_what_decides_nothing_may_change_in_plans(make_model: MakeModel, plan: Plan) -> None:
+    folder = make_model(0)
+    change_header(folder, 0, setup_hash=plan.decisive_hash("3d_fullres"))
+    change_plan(folder, plan, "plans_name", value="renamed")
+    assert load_predictor(folder, device="cpu").networks
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("labels", {"background": 0, "first": 2, "second": 1}), ("channel_names", {"0": "CT"})],
+)
+def test_a_dataset_json_that_changed_after_the_training_is_refused(
+    make_model: MakeModel, key: str, value: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = make_model(0)
+    path = folder / "dataset.json"
+    change_header(folder, 0, dataset_hash=content_hash(load_description(path).meaning()))
     load_predictor(folder, device="cpu")
-    assert "is not the plan that the model was trained with" in caplog.text
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    message = r"dataset\.json: has other labels or channels than those that fold 0 was trained with; put back"
+    with pytest.raises(ModelError, match=message):
+        load_predictor(folder, device="cpu")
+    with pytest.raises(ModelError, match=message):
+        export_model(folder, tmp_path / "exported")
 
 
 @pytest.mark.parametrize("document", ["[]", "{}", '{"configuration": "3d_fullres", "network": 3}'])

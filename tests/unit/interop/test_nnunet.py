@@ -62,6 +62,18 @@ def test_the_reference_model_becomes_one_of_ours(tmp_path: Path) -> None:
     assert logits.shape == (3, 16, 16, 16)
 
 
+def test_plans_beside_a_model_of_nnunet_are_those_it_predicts_with(tmp_path: Path) -> None:
+    shutil.copytree(MODEL, tmp_path / "nnunet")
+    foreign = json.loads((tmp_path / "nnunet" / "plans.json").read_text())
+    foreign["configurations"]["3d_fullres"]["spacing"] = [2.0, 2.0, 2.0]
+    (tmp_path / "nnunet" / "plans.json").write_text(json.dumps(foreign))
+    import_model(tmp_path / "nnunet", tmp_path / "ours")
+    assert load_predictor(tmp_path / "ours", device="cpu").configuration.spacing == (2.0, 2.0, 2.0)
+    shutil.copy(MODEL / "plans.json", tmp_path / "ours" / "plans.json")
+    with pytest.raises(ModelError, match="is not the plan that fold 0 was trained with"):
+        load_predictor(tmp_path / "ours", device="cpu")
+
+
 def saved(path: Path, **values: Any) -> Path:
     """A checkpoint with the keys that nnU-Net's have."""
     document = {
