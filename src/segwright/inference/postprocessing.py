@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 import scipy
-from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
 
 from segwright.core.arrays import box_slices, nonzero_box
 from segwright.core.documents import describe_validation, read_json, write_json
@@ -25,6 +25,8 @@ from segwright.data.images import read_label, write_labels
 from segwright.data.near_misses import entries, in_place_of_label_maps
 
 POSTPROCESSING_JSON: Final = "postprocessing.json"
+MOST_STEPS: Final = 10_000
+"""Each takes a pass over every label map; nnU-Net writes one for all labels together and one for each."""
 
 _NNUNET_FUNCTION = "remove_all_but_largest_component_from_segmentation"
 _PICKLE = ".pkl"
@@ -67,7 +69,7 @@ class PostProcessing(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
 
     schema_version: Literal[1] = 1
-    steps: tuple[KeepLargest, ...] = ()
+    steps: tuple[KeepLargest, ...] = Field(default=(), max_length=MOST_STEPS)
     decisions: tuple[Decision, ...] = ()
     dice_before: float | None = None
     """Mean foreground Dice of the cases that decided."""

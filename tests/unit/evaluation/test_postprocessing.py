@@ -18,6 +18,7 @@ from segwright.data.images import read_label, write_labels
 from segwright.data.labels import Labels
 from segwright.evaluation.postprocessing import ANY_GAIN, CLEAR_GAIN, Floor, determine
 from segwright.inference.postprocessing import (
+    MOST_STEPS,
     NO_POSTPROCESSING,
     KeepLargest,
     PostProcessing,
@@ -166,6 +167,14 @@ def test_other_documents_are_refused(name: str, text: str, message: str, tmp_pat
     (tmp_path / name).write_text(text)
     with pytest.raises(ConfigError, match=message):
         PostProcessing.load(tmp_path / name)
+
+
+def test_more_steps_than_end_in_time_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "postprocessing.json"
+    path.write_text(json.dumps({"schema_version": 1, "steps": [{"labels": [1]}] * (MOST_STEPS + 1)}))
+
+    with pytest.raises(ConfigError, match=r"postprocessing\.json: .*steps: .*at most 10000 items"):
+        PostProcessing.load(path)
 
 
 def test_a_folder_without_maps_is_named(tmp_path: Path) -> None:
