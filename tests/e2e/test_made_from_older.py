@@ -79,6 +79,25 @@ def test_labels_corrected_after_training_are_named_and_the_scores_are_of_the_new
     assert "labels of 1 case changed since fold_0 was trained" in call("status", work).stdout
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "word"),
+    [
+        ("labels", {"background": 0, "organ": 2, "lesion": 1}, "lesion 2, now background 0, lesion 1, organ 2"),
+        ("channel_names", {"0": "CT"}, "channels MRI, now CT"),
+    ],
+)
+def test_a_selection_is_not_made_for_labels_of_other_names(
+    raw: Path, work: Path, key: str, value: dict[str, object], word: str
+) -> None:
+    document = json.loads((raw / "dataset.json").read_text())
+    (raw / "dataset.json").write_text(json.dumps({**document, key: value}))
+    done = call("--work", work, "select", raw)
+    assert done.exit_code == 1, done.output
+    assert "was trained on other labels or channels than" in done.stderr
+    assert word in done.stderr
+    assert "put dataset.json back" in done.stderr
+
+
 def test_a_dataset_that_moved_is_the_one_that_was_trained_on(raw: Path, work: Path, fold: Path) -> None:
     report = run(work, raw)
     assert "was trained" not in str(report["stderr"])

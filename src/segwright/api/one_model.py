@@ -46,13 +46,18 @@ def require_same_task(model: Path, description: DatasetDescription) -> None:
     begun = begun_folds(model)
     if not begun or not used.is_file():
         return
-    then, now = load_description(used).meaning(), description.meaning()
-    differing = [f"{key} {_shown(then[key])}, now {_shown(now[key])}" for key in then if then[key] != now[key]]
+    differing = difference_in_meaning(load_description(used), description)
     if differing:
         raise ModelError(
-            f"{model}: {_listed(begun)} trained with another dataset.json ({'; '.join(differing)}), and one model has "
+            f"{model}: {_listed(begun)} trained with another dataset.json ({differing}), and one model has "
             f"one set of labels; put dataset.json back, {_WAYS_OUT}"
         )
+
+
+def difference_in_meaning(trained_with: DatasetDescription, today: DatasetDescription) -> str:
+    """Return what a dataset.json says now of channels and labels and said otherwise before; empty if it is the same."""
+    then, now = trained_with.meaning(), today.meaning()
+    return "; ".join(f"{key} {_shown(then[key])}, now {_shown(now[key])}" for key in then if then[key] != now[key])
 
 
 def require_same_plan(model: Path, plan: Plan, configuration: str) -> None:

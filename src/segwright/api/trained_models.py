@@ -8,10 +8,10 @@ from logging import getLogger
 from pathlib import Path
 
 from segwright.api.folds import is_trained
+from segwright.api.one_model import difference_in_meaning
 from segwright.api.session import Session
 from segwright.core.errors import ModelError, nearest
 from segwright.data.dataset import load_description
-from segwright.data.labels import Labels
 from segwright.data.plan import Plan
 from segwright.evaluation.crossval import CrossValidation, read_crossval, validated_folds
 from segwright.workspace import DATASET_JSON, PLANS_JSON, Workspace
@@ -107,14 +107,17 @@ def comparable_folds(model: Path) -> list[int]:
 
 
 def require_labels(session: Session, trained: Sequence[Trained]) -> None:
-    """See that models predict the labels that the dataset has now."""
-    now = session.dataset.labels
+    """See that models predict the labels that the dataset has now, of the same names, out of the same channels.
+
+    Raises:
+        ModelError: they do not; what differs is listed.
+    """
     for each in trained:
-        then = Labels.from_description(load_description(each.folder / DATASET_JSON))
-        if (then.evaluation_classes(), then.ignore_label) != (now.evaluation_classes(), now.ignore_label):
+        differing = difference_in_meaning(load_description(each.folder / DATASET_JSON), session.dataset.description)
+        if differing:
             raise ModelError(
-                f"{each.folder}: was trained on other labels than {session.dataset.folder / DATASET_JSON} has now; "
-                "train it again, or leave it out with --config"
+                f"{each.folder}: was trained on other labels or channels than {session.dataset.folder / DATASET_JSON} "
+                f"has now ({differing}); put dataset.json back, train it again, or leave it out with --config"
             )
 
 
