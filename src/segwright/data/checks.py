@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,8 @@ SPLITS_JSON = "splits_final.json"
 Visitor = Callable[[Case, Volume, Volume], None]
 """Takes a case, its images (C, *S) and its label (1, *S)."""
 
+MOST_TIMES_LARGER = 64
+"""A file with as many times the voxels of its image is named but not read: a small one may unpack to gigabytes."""
 _SHOWN_VALUES = 8
 
 
@@ -234,6 +237,8 @@ def _compare_grids(file: Path, headers: Mapping[Path, Header], images: Sequence[
     turn = find_turn(headers[file], headers[images[0]])
     if turn is None:
         log.apart.add(file)
+        if prod(headers[file].shape) > MOST_TIMES_LARGER * prod(headers[images[0]].shape):
+            log.unreadable.add(file)
         log.errors.append(difference(headers[file], headers[images[0]], file=file, name=images[0].name))
     elif not turn.is_identity:
         log.turned.append(file)

@@ -12,7 +12,9 @@ import pytest
 import SimpleITK
 from PIL import Image
 
+from segwright.data import checks
 from segwright.data.checks import Findings, check
+from segwright.data.images import Volume, read_label
 
 
 @pytest.fixture
@@ -71,6 +73,23 @@ def test_everything_is_reported_in_one_pass(folder: Path) -> None:
     assert "case_01_0001.nii.gz: cannot be read" in text
     assert "case_01.nii.gz: unexpected label value 4, 8, dataset.json declares 0, 1, 2; mend" in text
     assert "case_02.nii.gz: shape (6, 8, 5) differs from (6, 8, 7) of case_02_0000.nii.gz; resample" in text
+
+
+def test_a_label_far_larger_than_its_image_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = made_files.write_dataset(tmp_path / "d")
+    large = folder / "labelsTr" / "case_02.nii.gz"
+    SimpleITK.WriteImage(made_files.itk_image(np.ones((60, 80, 70), np.uint8)), str(large))
+    was_read: list[Path] = []
+
+    def read(file: Path, reader: str, **options: Any) -> Volume:
+        was_read.append(file)
+        return read_label(file, reader, **options)
+
+    monkeypatch.setattr(checks, "read_label", read)
+
+    assert "case_02.nii.gz: shape (60, 80, 70) differs from (6, 8, 7)" in errors(check(folder))
+    assert large not in was_read
+    assert was_read
 
 
 def test_spacing_mismatch_is_an_error(folder: Path) -> None:
