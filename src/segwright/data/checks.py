@@ -44,6 +44,8 @@ Visitor = Callable[[Case, Volume, Volume], None]
 MOST_TIMES_LARGER = 64
 """A file with as many times the voxels of its image is named but not read: a small one may unpack to gigabytes."""
 _SHOWN_VALUES = 8
+_UNIT = 100
+"""Times the usual spacing; no dataset that one network learns reaches it, mm and micrometres are 1000 apart."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +70,8 @@ class Findings:
 
 @dataclass(slots=True)
 class _Log:
-    """Findings while they are collected; `present` are the label values that occur, `flat` first images in 2D."""
+    """Findings while they are collected; `present` are the label values that occur, `flat` first images in 2D,
+    `spacings` the finest in mm of first images."""
 
     errors: list[Problem] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
@@ -78,6 +81,7 @@ class _Log:
     turned: list[Path] = field(default_factory=list)
     orientations: dict[str, list[str]] = field(default_factory=dict)
     flat: set[Path] = field(default_factory=set)
+    spacings: dict[Path, float] = field(default_factory=dict)
 
     def error(self, where: object, what: str, remedy: str = "") -> None:
         self.errors.append(Problem(where=str(where), what=what, remedy=remedy))
@@ -98,6 +102,7 @@ class _Log:
             for code, cases in other.orientations.items():
                 self.orientations.setdefault(code, []).extend(cases)
             self.flat |= other.flat
+            self.spacings |= other.spacings
 
 
 def check(
@@ -138,6 +143,7 @@ def check(
     )
     _report_axes(folder, log)
     _report_flat(log, len(cases))
+    _report_units(log)
     labels = Labels.from_description(description)
     unreadable, apart = frozenset(log.unreadable), frozenset(log.apart)
     visit = None if log.errors else visit
@@ -214,6 +220,7 @@ def _check_headers(case: Case, reader: str, num_channels: int | None) -> _Log:
             log.error(file, str(error).removeprefix(f"{file}: "), "replace the file or remove its case")
     images = [file for file in case.images if file in headers]
     log.flat |= {file for file in images[:1] if headers[file].is_flat}
+    log.spacings |= {file: min(headers[file].spacing) for file in images[:1]}
     found = sum(headers[file].num_channels for file in images)
     if num_channels is not None and len(images) == len(case.images) and found != num_channels:
         what = f"case '{case.identifier}' has {found} channels, dataset.json names {num_channels}"
@@ -254,6 +261,15 @@ def _report_axes(folder: Path, log: _Log) -> None:
         counts = ", ".join(f"{code} in {len(cases)} (first {cases[0]})" for code, cases in found)
         remedy = "'segwright plan --reorient' turns all of them to one orientation"
         log.warn(folder, f"the axes of images run differently among cases: {counts}", remedy)
+
+
+def _report_units(log: _Log) -> None:
+    """Name images whose voxels are so much larger or smaller than those of the others that a unit must be wrong."""
+    usual = float(np.median([*log.spacings.values()])) if log.spacings else 0.0
+    for file, spacing in log.spacings.items():
+        if not usual / _UNIT <= spacing <= usual * _UNIT:
+            what = f"voxels of {spacing:g} mm, of most other images {usual:g} mm"
+            log.warn(file, what, "check the spacing and its unit in the header (micrometres written as mm?)")
 
 
 def _report_flat(log: _Log, num_cases: int) -> None:
