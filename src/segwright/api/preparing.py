@@ -10,7 +10,14 @@ from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segwright.api.session import Session, dataset_lock, open_session, workspace_or_default, writing_problem
+from segwright.api.session import (
+    Session,
+    dataset_lock,
+    open_session,
+    record_owner,
+    workspace_or_default,
+    writing_problem,
+)
 from segwright.api.splitting import say_left_out
 from segwright.core.documents import atomic_path, content_hash, file_hash
 from segwright.core.errors import PlanError, ProblemReport, WorkspaceError
@@ -203,6 +210,7 @@ def verify(session: Session, *, workers: int | None = None, visit: checks.Visito
         logger.warning("%s", problem)
     if findings.errors:
         raise ProblemReport(findings.errors)
+    record_owner(session)  # not before: a refused dataset leaves nothing behind
     session.journal.record("check", session.raw_state)
     return True
 

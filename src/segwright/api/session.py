@@ -101,10 +101,16 @@ def dataset_lock(session: Session, what: str) -> Iterator[None]:
     """
     with locked(session.workspace.preprocessed_lock(session.name), f"{what} {session.name}"):
         _require_own(session)  # another process may have begun one of this name meanwhile
-        recorded = session.journal.raw
-        if recorded is None or recorded.state != session.raw_state:
-            session.journal.record_raw(_identity(session))
+        if session.journal.is_begun:
+            record_owner(session)
         yield
+
+
+def record_owner(session: Session) -> None:
+    """Note that what the workspace has under the dataset's name is made from this dataset, as it is now."""
+    recorded = session.journal.raw
+    if recorded is None or recorded.state != session.raw_state:
+        session.journal.record_raw(_identity(session))
 
 
 def workspace_or_default(workspace: Workspace | None) -> Workspace:

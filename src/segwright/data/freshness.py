@@ -88,6 +88,11 @@ class Journal:
         """Whether `stage` was ever recorded."""
         return stage in self._stages()
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether any stage was recorded."""
+        return bool(self._stages())
+
     def record(self, stage: str, made_from: object) -> None:
         """Note from what `stage` was made just now."""
         stages = {**self._stages(), stage: content_hash(made_from)}
