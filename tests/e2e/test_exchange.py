@@ -405,7 +405,7 @@ def test_stages_that_lead_back_to_each_other_are_refused(cascade: Path, tmp_path
     shutil.rmtree(first)
     shutil.copytree(tmp_path / "both" / "nnUNetTrainer__nnUNetPlans__3d_cascade_fullres", first)
     plans = json.loads((first / "plans.json").read_text())
-    for previous, message in (("../../etc", "which is none"), ("3d_cascade_fullres", "which is none")):
+    for previous, message in (("../../etc", "path separator"), ("3d_cascade_fullres", "which is none")):
         plans["configurations"]["3d_cascade_fullres"]["previous_stage"] = previous
         (first / "plans.json").write_text(json.dumps(plans))
         with pytest.raises(ModelError, match=message):
