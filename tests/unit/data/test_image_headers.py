@@ -290,6 +290,29 @@ def test_what_is_no_file_is_never_opened(tmp_path: Path, name: str, make: Callab
         read_header(tmp_path / name, choose_reader(Path(name).suffix.replace(".gz", ".nii.gz"), None))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda packed: packed[:-6], "cut off or damaged"),
+        (lambda packed: packed[:-1] + bytes([packed[-1] ^ 1]), "damaged"),
+        (lambda packed: zlib.compress(VOXELS[1:]), "63 bytes of 64"),
+        (lambda packed: zlib.compress(VOXELS + b"1"), "65 bytes of 64"),
+    ],
+    ids=["cut", "flipped", "short", "long"],
+)
+def test_compressed_metaimage_unpacks_to_its_voxels_or_is_refused(
+    tmp_path: Path, change: Callable[[bytes], bytes], message: str
+) -> None:
+    packed = zlib.compress(VOXELS)
+    for name, content in (("good", packed), ("bad", change(packed))):
+        head = f"{META}CompressedData = True\nCompressedDataSize = {len(content)}\n{LOCAL}"
+        (tmp_path / f"{name}.mha").write_bytes(head.encode() + content)
+
+    assert not read_images([tmp_path / "good.mha"], "SimpleITKIO").array.any()
+    with pytest.raises(ImageError, match=message):
+        read_images([tmp_path / "bad.mha"], "SimpleITKIO")
+
+
 def test_refusal_ends_the_search_for_a_reader(tmp_path: Path) -> None:
     (tmp_path / "c.nii.gz").write_bytes(gzip.compress(nifti(datatype=128)))
 

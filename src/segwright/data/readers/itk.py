@@ -12,7 +12,7 @@ import SimpleITK
 
 from segwright.core.documents import atomic_path
 from segwright.data.formats import FLAT_SPACING_FACTOR, Floats, Header, LabelMap, Refusal
-from segwright.data.readers.itk_headers import check_gipl, check_metaimage, check_nrrd
+from segwright.data.readers.itk_headers import check_gipl, check_metaimage, check_nrrd, require_whole_metaimage
 from segwright.data.readers.nifti import write_nifti
 from segwright.data.readers.nifti_header import (
     GEOMETRY,
@@ -29,13 +29,14 @@ _FLOATS = (SimpleITK.sitkFloat32, SimpleITK.sitkFloat64)
 _NIFTI_HEADER_BYTES = 352
 _ORIGINAL_ORIENTATION = "original_orientation"
 
+_METAIMAGE: Final = "MetaImageIO"
 _PARSERS: Final[Mapping[str, tuple[str, Callable[..., NiftiHeader | None]]]] = {
     ".nii": ("NiftiImageIO", check_nifti),
     ".nii.gz": ("NiftiImageIO", check_nifti),
     ".nrrd": ("NrrdImageIO", check_nrrd),
     ".nhdr": ("NrrdImageIO", check_nrrd),
-    ".mha": ("MetaImageIO", check_metaimage),
-    ".mhd": ("MetaImageIO", check_metaimage),
+    ".mha": (_METAIMAGE, check_metaimage),
+    ".mhd": (_METAIMAGE, check_metaimage),
     ".gipl": ("GiplImageIO", check_gipl),
 }
 """ITK's parser of each ending, and what looks at a file before it."""
@@ -110,6 +111,8 @@ def _read(file: Path, *, is_label: bool) -> tuple[Any, NiftiHeader | None]:
     reader, nifti = _open(file, is_label=is_label)
     if nifti is not None:
         require_complete(file, nifti)
+    if reader.GetImageIO() == _METAIMAGE:
+        require_whole_metaimage(file)
     return reader.Execute(), nifti
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 import re
 import struct
+import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -52,6 +54,10 @@ _NRRD_FIELDS: Final = (
 _LONGEST_VALUE = 512
 """Characters of a field; ITK writes those that it cannot read into a message of fixed length, past its end."""
 _NRRD_TEXT: Final = ("ascii", "text", "txt")
+
+_ZLIB_OR_GZIP: Final = 47
+"""Bits of the window for zlib: the largest, either header, as MetaIO takes them."""
+_BLOCK: Final = 1 << 20
 
 _META_START = re.compile(rb"\s*[A-Za-z]\w*\s*=")
 _META_DATA: Final = b"ElementDataFile"
@@ -119,6 +125,51 @@ def check_metaimage(file: Path, *, is_label: bool = False) -> None:
     Raises:
         Refusal: it has or can not.
     """
+    _meta_voxels(file, is_label=is_label)
+
+
+def require_whole_metaimage(file: Path) -> None:
+    """Refuse a compressed MetaImage file that does not unpack to its voxels, of which ITK would return other memory.
+
+    Raises:
+        Refusal: the compressed data is cut off, damaged or of another length.
+    """
+    voxels = _meta_voxels(file)
+    if not voxels.is_packed:
+        return
+    inflater, found = zlib.decompressobj(_ZLIB_OR_GZIP), 0
+    try:
+        with file.open("rb") as stream:
+            stream.seek(voxels.offset)
+            left = voxels.packed_bytes
+            while left and not inflater.eof and found <= voxels.num_bytes:
+                block = stream.read(min(_BLOCK, left))
+                left -= len(block)
+                while block and not inflater.eof and found <= voxels.num_bytes:
+                    found += len(inflater.decompress(block, _BLOCK))
+                    block = inflater.unconsumed_tail
+        if not inflater.unconsumed_tail:
+            found += len(inflater.flush())  # the end of a run of equal bytes that did not fit a block
+    except zlib.error as error:
+        raise Refusal(f"its compressed voxels are damaged ({error}); copy or download it again") from error
+    if not inflater.eof or found != voxels.num_bytes:
+        raise Refusal(
+            f"its compressed voxels are cut off or damaged, {found} bytes of {voxels.num_bytes}; copy or download it "
+            "again"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _MetaVoxels:
+    """Where the voxels lie in a MetaImage file, and how many bytes they are, packed and unpacked."""
+
+    offset: int
+    packed_bytes: int
+    num_bytes: int
+    is_packed: bool
+
+
+def _meta_voxels(file: Path, *, is_label: bool = False) -> _MetaVoxels:
     start = file_start(file, _USUAL_HEADER)
     if not _META_START.match(start):
         raise not_this_format(start, "MetaImage")
@@ -150,12 +201,19 @@ def check_metaimage(file: Path, *, is_label: bool = False) -> None:
     packed = fields.get("CompressedDataSize", "0")
     if not _NUMBER.fullmatch(packed) or float(packed) > available:
         raise Refusal(f"it is cut off, {available} bytes of {packed}; copy or download it again")
+    extents = (*sizes, _whole(fields.get("ElementNumberOfChannels", "1")))
     require_room(
-        (*sizes, _whole(fields.get("ElementNumberOfChannels", "1"))),
+        extents,
         value_bytes=value_bytes if is_binary or is_packed else 1,
         available=available,
         ratio=DEFLATE_RATIO if is_packed else 1,
         is_label=is_label,
+    )
+    return _MetaVoxels(
+        offset=file.stat().st_size - available,
+        packed_bytes=int(float(packed)) or available,
+        num_bytes=math.prod(extents) * value_bytes,
+        is_packed=is_packed,
     )
 
 
