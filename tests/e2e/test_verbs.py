@@ -106,7 +106,7 @@ def test_the_demo_in_json_prints_one_object(tmp_path: Path, monkeypatch: pytest.
     done = call("demo", "--json", "-o", tmp_path / "demo", "--budget", "2s", "--device", "cpu")
     assert done.exit_code == 0, done.stderr
     result = json.loads(done.stdout)
-    assert set(result) == {"mean_dice", "per_label", "seconds", "model", "pictures", "report"}
+    assert set(result) == {"mean_dice", "per_label", "seconds", "model", "pictures", "report", "shortcoming"}
     assert "Predictions in predictions" in Path(result["report"]).read_text(encoding="utf-8")
     assert set(result["per_label"]) == {"organ", "lesion"}
     assert [Path(picture).read_bytes()[:4] for picture in result["pictures"]] == [b"\x89PNG"]

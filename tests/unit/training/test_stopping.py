@@ -191,6 +191,7 @@ def test_a_first_loss_that_is_not_finite_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_first_loss_of_a_broken_image_is_not_the_networks_fault() -> None:
-    safety.check_loss(torch.tensor(math.nan), torch.zeros(1), torch.tensor([math.inf]), ["a"])
+    loss = torch.tensor(math.nan, requires_grad=True)
+    safety.check_loss(loss, torch.zeros(1), torch.tensor([math.inf]), ["a"])
     with pytest.raises(ModelError, match="output 1 of the network is not finite"):
-        safety.check_loss(torch.tensor(math.nan), [torch.zeros(1), torch.tensor([math.nan])], torch.zeros(1), ["a"])
+        safety.check_loss(loss, [torch.zeros(1), torch.tensor([math.nan])], torch.zeros(1), ["a"])
