@@ -81,6 +81,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
         yield
     finally:
         done.set()
+        beat.join()  # or it might touch the file of the next holder
         if _read(path) == mine:
             path.unlink(missing_ok=True)
         for folder in made:
