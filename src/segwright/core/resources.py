@@ -127,12 +127,12 @@ def _memory_text(text: str, *, on_gpu: bool) -> str:
         amount = f" ({size} more were needed)"
     if on_gpu or _ON_GPU.search(text):
         return (
-            f"out of memory on the GPU{amount}; end other programs that use it, train with a smaller --batch-size or "
-            f"--cache ram, or use --device cpu; {_KEPT}"
+            f"out of memory on the GPU{amount}; end other programs that use it, train with a smaller batch (--set "
+            f"batch_size=N) or --cache ram, or use --device cpu; {_KEPT}"
         )
     return (
         f"out of memory{amount}; end other programs, use fewer --workers, or train with --cache none or a smaller "
-        f"--batch-size; {_KEPT}"
+        f"batch (--set batch_size=N); {_KEPT}"
     )
 
 

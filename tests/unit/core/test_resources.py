@@ -62,6 +62,7 @@ def test_missing_memory_is_told_with_what_was_needed(error: Exception, said: str
     found = resource_error(error)
     assert isinstance(found, OutOfMemoryError)
     assert said in str(found)
+    assert "--set batch_size=N" in str(found)  # which every verb that trains knows
     assert "what was finished is kept" in str(found)
 
 
