@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from journeys import RUN, Journey, call, states
+from journeys import RUN, Journey, call, small_work, states
 
 PROGRAM = Path(sys.executable).with_name("segwright")
 
@@ -139,6 +139,19 @@ def test_an_edited_plan_is_kept_and_said(journey: Journey, tmp_path: Path) -> No
     call("plan", journey.dataset, "--work", work, "--force")
     remade = json.loads(file.read_text(encoding="utf-8"))
     assert remade["configurations"]["3d_fullres"]["batch_size"] == 2
+
+
+def test_plans_of_another_name_are_trained_with(journey: Journey, tmp_path: Path) -> None:
+    work = small_work(journey, tmp_path / "work")
+    plans = work / "preprocessed" / journey.dataset.name / "nnUNetPlans.json"
+    document = json.loads(plans.read_text(encoding="utf-8"))
+    plans.with_name("mine.json").write_text(json.dumps({**document, "plans_name": "mine"}), encoding="utf-8")
+    done = call(
+        "run", journey.dataset, *RUN[:-4], "--budget", "1s", "--device", "cpu", "--plans", "mine", "--work", work
+    )
+    assert done.exit_code == 0, done.stderr
+    model = work / "results" / journey.dataset.name / "Trainer__mine__3d_fullres"
+    assert (model / "fold_0" / "checkpoint_final.safetensors").is_file()
 
 
 @pytest.mark.parametrize("word", ["7", "Dataset007_Tiny"])

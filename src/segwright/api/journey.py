@@ -49,6 +49,7 @@ def run(
     folds: Sequence[int] | Literal["all"] | None = None,
     budget: str | float | None = None,
     preset: str = "default",
+    plans: str | None = None,
     device: str = "auto",
     workers: int | None = None,
     network: str | None = None,
@@ -71,6 +72,7 @@ def run(
         folds: Numbers, or `all` for every fold; the first by default.
         budget: Training time of each fold, as `10m` or in seconds; without it 1000 epochs.
         preset: Planner preset.
+        plans: Name of the plans, the preset's by default; those that are there are used, whatever the preset.
         device: auto, cpu, mps or a GPU.
         workers: Threads.
         network: Another network than the plan's: `residual-unet`, `module:function`.
@@ -102,7 +104,7 @@ def run(
     done: list[str] = []
     with dataset_lock(session, "measuring and planning"):
         found, was_measured = preparing.make_fingerprint(session, workers=workers)
-        plan, was_planned = preparing.make_plan(session, found, PlanOptions(preset=preset), as_before=True)
+        plan, was_planned = preparing.make_plan(session, found, PlanOptions(preset=preset, name=plans), as_before=True)
     done += ["fingerprint"] * was_measured + ["plan"] * was_planned
     names = _configurations(plan, configurations)
     todo = [(name, fold) for name in names for fold in numbers if not _is_finished(session, plan, name, fold)]

@@ -159,6 +159,10 @@ def _variable(name: str, default: Path) -> Path:
 
 Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="Folder of a raw dataset, its name, or its id (4).")]
 Plans = Annotated[str, typer.Option("--plans", metavar="NAME", help="Name of the plans.")]
+PlansOfRun = Annotated[
+    str | None,
+    typer.Option("--plans", metavar="NAME", help="Name of the plans (default: preset's); those that are there count."),
+]
 Configurations = Annotated[
     list[str] | None,
     typer.Option("--config", "--configs", "-c", metavar="NAME ...", help="Configurations, e.g. 2d 3d_fullres."),
