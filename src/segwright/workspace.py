@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segwright.core.errors import DatasetError, WorkspaceError, nearest
-from segwright.core.names import below
+from segwright.core.names import absence, below
 
 DATASET_JSON = "dataset.json"
 FINGERPRINT_JSON = "dataset_fingerprint.json"
@@ -41,7 +41,7 @@ class Workspace:
             DatasetError: nothing matches, or several folders do.
         """
         text = str(dataset)
-        if not text.isdecimal() and (Path(text) / DATASET_JSON).is_file():
+        if not text.isdecimal() and not absence(Path(text) / DATASET_JSON):
             return Path(os.path.abspath(text))
         known = (
             sorted(folder.name for folder in self.raw.glob("Dataset*") if folder.is_dir()) if self.raw.is_dir() else []
@@ -54,7 +54,7 @@ class Workspace:
             return self.raw / matches[0]
         if matches:
             raise DatasetError(f"dataset id {text} is ambiguous below {self.raw}: {', '.join(matches)}; give the name")
-        if Path(text).is_dir():
+        if not absence(Path(text), "folder"):
             raise DatasetError(
                 f"{text}: no {DATASET_JSON} in this folder; a raw dataset has it beside imagesTr and labelsTr"
             )
@@ -84,7 +84,7 @@ class Workspace:
 
     def preprocessed_lock(self, name: str) -> Path:
         """Return the lock of everything derived from one raw dataset before training."""
-        return self.preprocessed / name / LOCK
+        return self._below(self.preprocessed, name, LOCK)
 
     def dataset_copy(self, name: str) -> Path:
         """Return the copy of the raw `dataset.json` that belongs to the preprocessed data."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from journeys import RUN, Journey, call, states, watching_children
+from traps import World, set_traps
 
 from segwright.data.phantom import write_dataset
 
@@ -35,3 +39,21 @@ def journey(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Journey:
             patch.delenv(name, raising=False)
         result = call("--work", work, "run", tiny, *RUN)
     return Journey(dataset=tiny, work=work, result=result, children=tuple(children), raw_before=before)
+
+
+@pytest.fixture
+def world(journey: Journey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """A copy of the journey, every folder of which is full of traps; none may have run in the end."""
+    world = World(tmp_path / "world", tmp_path / "marker")
+    shutil.copytree(journey.dataset, world.data)
+    shutil.copytree(journey.model, world.model)
+    shutil.copytree(journey.work, world.work)
+    world.out.mkdir()
+    (world.root / "victim").write_text("keep me")
+    world.here.mkdir()
+    set_traps(world)
+    monkeypatch.chdir(world.here)
+    monkeypatch.delitem(sys.modules, "evil", raising=False)
+    yield world
+    assert not world.marker.exists()
+    assert "evil" not in sys.modules

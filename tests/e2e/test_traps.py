@@ -6,19 +6,18 @@ around before and after: nothing but the places that a verb was told to write to
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from journeys import Journey, call
+from journeys import call
+from traps import CONFIGURATION, World, edit, every_verb, predict
 
 from segwright import api
 from segwright.cli.main import Program
@@ -29,27 +28,6 @@ from segwright.training import checkpoints
 from segwright.training.finetuning import read_source
 
 SOURCE = Path(__file__).parents[2] / "src"
-CONFIGURATION = "3d_fullres"
-
-OPTIONAL = ("indexed_gzip", "pydicom", "imagecodecs", "dill", "click", "cc3d", "h5py", "yaml", "pandas", "tensorboard")
-"""What libraries look for and may not find; an installed one is found before the trap."""
-INNOCENT = ("numpy", "torch", "typing", "json", "random", "statistics", "queue", "calendar", "utils", "config")
-"""Names that a file of a user may have by chance."""
-
-EVIL = """
-from pathlib import Path
-Path({marker!r}).touch()
-
-def build(*arguments, **named):
-    raise RuntimeError("called")
-
-loss = optimizer = schedule = sampler = recipe = sink = scheme = build
-
-class Callback:
-    def on_epoch_end(self, trainer):
-        pass
-"""
-
 REFERENCES = (
     "evil:build",
     "evil.build",
@@ -65,80 +43,6 @@ REFERENCES = (
     "segwright.training.trainer:Trainer.rebuild_network",
     "segwright.networks.build:NETWORKS.get",
 )
-
-
-@dataclass(frozen=True)
-class World:
-    """Everything lies below `root`; `here` is the current folder, and `out` is where results may go."""
-
-    root: Path
-    marker: Path
-
-    @property
-    def here(self) -> Path:
-        return self.root / "here"
-
-    @property
-    def data(self) -> Path:
-        return self.root / "Dataset007_Tiny"
-
-    @property
-    def model(self) -> Path:
-        return self.root / "model" / f"Trainer__nnUNetPlans__{CONFIGURATION}"
-
-    @property
-    def work(self) -> Path:
-        return self.root / "work"
-
-    @property
-    def fold(self) -> Path:
-        return self.work / "results" / self.data.name / self.model.name / "fold_0"
-
-    @property
-    def out(self) -> Path:
-        return self.root / "out"
-
-    def tree(self, *writable: Path) -> dict[str, str]:
-        """Return what every file outside some folders is, by its path."""
-        found = {}
-        for path in sorted(self.root.rglob("*")):
-            if any(path == place or place in path.parents for place in writable):
-                continue
-            if path.is_symlink():
-                found[str(path)] = f"link to {os.readlink(path)}"
-            elif path.is_file():
-                found[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
-            else:
-                found[str(path)] = "folder"
-        return found
-
-
-@pytest.fixture
-def world(journey: Journey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    world = World(tmp_path / "world", tmp_path / "marker")
-    shutil.copytree(journey.dataset, world.data)
-    shutil.copytree(journey.model, world.model)
-    shutil.copytree(journey.work, world.work)
-    world.out.mkdir()
-    (world.root / "victim").write_text("keep me")
-    world.here.mkdir()
-    for place in (world.here, world.model, world.model / "fold_0", world.data, world.work, world.fold, world.out):
-        for name in (*OPTIONAL, *INNOCENT):
-            (place / f"{name}.py").write_text(f"from pathlib import Path\nPath({str(world.marker)!r}).touch()\n")
-        (place / "evil.py").write_text(EVIL.format(marker=str(world.marker)))
-        (place / "matplotlibrc").write_text("backend: module://evil\ntext.usetex: True\n")
-    monkeypatch.chdir(world.here)
-    monkeypatch.delitem(sys.modules, "evil", raising=False)
-    yield world
-    assert not world.marker.exists()
-    assert "evil" not in sys.modules
-
-
-def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    document = json.loads(path.read_text())
-    document.pop("checksum", None)  # anybody can leave it out
-    change(document)
-    path.write_text(json.dumps(document))
 
 
 def name_network(model: Path, reference: str) -> None:
@@ -167,10 +71,6 @@ def require_refused(world: World, arguments: Sequence[object], *words: str, writ
         assert word in result.stderr, (arguments, result.stderr)
     assert world.tree(*writable) == before
     assert not world.marker.exists()
-
-
-def predict(world: World) -> tuple[object, ...]:
-    return ("predict", "-m", world.model, "-i", world.data / "imagesTs", "-o", world.out / "labels", "--device", "cpu")
 
 
 @pytest.mark.parametrize("reference", REFERENCES)
@@ -284,54 +184,9 @@ def test_links_in_the_place_for_results_are_replaced_not_followed(world: World) 
     assert world.tree(world.out) == before
 
 
-def every_verb(world: World) -> dict[str, tuple[object, ...]]:
-    """Return a call of every verb, all of which come to an end on a harmless dataset and model."""
-    labels, held_out = world.data / "labelsTr", world.model / "fold_0" / "validation"
-    description = ("--dataset-json", world.data / "dataset.json")
-    fast = ("--config", CONFIGURATION, "--device", "cpu")
-    work = ("--work", world.work)
-    scores = held_out / "summary.json"
-    return {
-        "run": (*work, "run", world.data, *fast, "--budget", "3s"),
-        "check": ("check", world.data),
-        "fingerprint": (*work, "fingerprint", world.data),
-        "plan": (*work, "plan", world.data),
-        "preprocess": (*work, "preprocess", world.data, "--config", CONFIGURATION),
-        "move-plans": (*work, "move-plans", world.model, world.data, "--name", "moved"),
-        "preview-augmentation": (
-            *work,
-            "preview-augmentation",
-            world.data,
-            "--samples",
-            "1",
-            "-o",
-            world.out / "p.html",
-        ),
-        "train": (*work, "train", world.data, *fast, "--fold", "0", "--resume"),
-        "select": (*work, "select", world.data, "-o", world.out / "selected", "--device", "cpu"),
-        "predict": (*predict(world), "--probabilities", "npz"),
-        "export-model": ("export-model", world.model, world.out / "exported"),
-        "import-model": ("import-model", world.out / "exported", world.out / "imported"),
-        "evaluate": ("evaluate", labels, held_out, *description, "-o", world.out / "scores.json"),
-        "compare": ("compare", scores, world.out / "scores.json"),
-        "accumulate-crossval": ("accumulate-crossval", world.model, "-o", world.out / "crossval"),
-        "ensemble": ("ensemble", world.out / "labels", world.out / "again", "-o", world.out / "ensemble", *description),
-        "determine-postprocessing": (
-            *("determine-postprocessing", labels, held_out, *description, "-o", world.out / "postprocessing.json"),
-        ),
-        "apply-postprocessing": (
-            *("apply-postprocessing", "-i", held_out, "-o", world.out / "post", *description),
-            *("--postprocessing", world.out / "postprocessing.json"),
-        ),
-        "status": ("status", world.work),
-        "report": ("report", world.model, "-o", world.out / "report.html"),
-        "show": ("show", "plan", world.model),
-    }
-
-
 def test_every_verb_leaves_the_traps_alone(world: World) -> None:
     verbs = every_verb(world)
-    assert {*verbs} == {*Program.verbs} - {"demo"}  # which makes its own data, and is `run` otherwise
+    assert {*verbs} == {*Program.verbs}
     before = world.tree(world.out, world.work)
     for verb, arguments in verbs.items():
         if verb == "ensemble":
@@ -368,8 +223,10 @@ def subprocess_of(command: Sequence[str], *, here: Path, path: str = str(SOURCE)
 
 @pytest.mark.parametrize("verb", ["status", "check", "predict"])
 def test_the_current_folder_is_no_place_to_import_from(world: World, verb: str) -> None:
-    for name in ("typing", "json", "random", "queue"):  # Python itself looks for these before any program can say no
-        (world.here / f"{name}.py").unlink()
+    (world.here / "probe.py").write_text("import sys\nprint(*sys.modules)\n")
+    needed = subprocess_of(["-m", "probe"], here=world.here).stdout.split()  # by Python, to start any module with -m
+    for name in sorted(sys.stdlib_module_names - {*needed}):
+        shutil.copy(world.here / "numpy.py", world.here / f"{name}.py")
     words = [str(word) for word in every_verb(world)[verb]]
     before = world.tree(world.out)
     done = subprocess_of(["-m", "segwright", *words], here=world.here, path=f"{SOURCE}{os.pathsep}")

@@ -18,6 +18,7 @@ from segwright.api.folds import TrainOptions
 from segwright.api.preparing import PlanOptions
 from segwright.api.session import Session, dataset_lock, open_session
 from segwright.api.usability import shortcoming
+from segwright.core.names import below
 from segwright.core.trust import TrustCode
 from segwright.data import phantom
 from segwright.data.dataset import NO_ENVIRONMENT
@@ -39,6 +40,9 @@ DEMO_DATASET = "Dataset900_Phantom"
 DEMO_CONFIGURATION = "3d_fullres"
 DEMO_BUDGET_S = 120.0
 """Training time of the demo, seconds; the rest of its four minutes is for a slow start, prediction and pictures."""
+
+_DEMO_PARTS = ("predictions", "pictures")
+"""Folders of a demo beside the three trees of a workspace."""
 
 
 def run(
@@ -148,11 +152,15 @@ def demo(
     start = time.monotonic()
     options = TrainOptions(settings={"budget_s": learning.seconds(budget) or DEMO_BUDGET_S}, device=device)
     folding.require_options(options)
-    workspace = Workspace.under(Path(folder).absolute())
+    place = Path(folder).absolute()
+    workspace = Workspace.under(place)
+    predictions, pictures = (below(place, part) for part in _DEMO_PARTS)
+    raw = below(place, workspace.raw.name, DEMO_DATASET)
+    for part in phantom.FOLDERS:
+        below(place, workspace.raw.name, DEMO_DATASET, part)  # or raise, before anything is removed or written
     if fresh:
-        _remove_demo(Path(folder))
+        _remove_demo(place)
     workspace.require_writable()
-    raw = workspace.raw / DEMO_DATASET
     logger.info("making a phantom dataset in %s", raw)
     phantom.write_dataset(raw)
     session = open_session(raw, workspace)
@@ -164,7 +172,6 @@ def demo(
     # All training cases: the score comes from the test cases, so none needs to be held out, or validated.
     was_trained = folding.is_trained(folding.fold_folder(session, plan, DEMO_CONFIGURATION, "all"))
     model = folding.train_only(session, plan, DEMO_CONFIGURATION, "all", options=options)
-    predictions = Path(folder).absolute() / "predictions"
     logger.info("predicting cases that were not trained on")
     predicting.predict(model, raw / "imagesTs", predictions, overwrite=not was_trained, device=device)
     scores = learning.evaluate(raw / "labelsTs", predictions, dataset_json=raw / "dataset.json")
@@ -174,7 +181,7 @@ def demo(
         per_label=named,
         seconds=time.monotonic() - start,
         model=model,
-        pictures=tuple(_draw(raw, predictions, Path(folder).absolute() / "pictures", session)),
+        pictures=tuple(_draw(raw, predictions, pictures, session)),
         page=reporting.report_of_run(model.parent, workspace=workspace, scores=[scores.file]),
         shortcoming=shortcoming(
             [folding.fold_folder(session, plan, DEMO_CONFIGURATION, "all")], scores.scores.mean_dice
@@ -234,6 +241,6 @@ def _draw(raw: Path, predictions: Path, folder: Path, session: Session) -> Itera
 def _remove_demo(folder: Path) -> None:
     """Remove an earlier demo, and only what a demo made."""
     for part in ("raw", "preprocessed", "results"):
-        shutil.rmtree(folder / part / DEMO_DATASET, ignore_errors=True)
-    for part in ("predictions", "pictures"):
-        shutil.rmtree(folder / part, ignore_errors=True)
+        shutil.rmtree(below(folder, part, DEMO_DATASET), ignore_errors=True)
+    for part in _DEMO_PARTS:
+        shutil.rmtree(below(folder, part), ignore_errors=True)

@@ -18,6 +18,7 @@ EDGE = 48
 """Largest edge length of an image, voxels; the patch then covers every image whole."""
 EDGE_JITTER = 5
 FILE_ENDING = ".nii.gz"
+FOLDERS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
 LABELS = {"background": 0, "organ": 1, "lesion": 2}
 
 _TISSUE, _ORGAN, _LESION, _VESSEL = 100.0, 150.0, 190.0, 160.0

@@ -1,0 +1,147 @@
+"""A folder full of traps: modules that leave a file when they are imported, whatever they are called.
+
+A test compares the whole tree before and after: nothing but the places that a verb may write to has changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+CONFIGURATION = "3d_fullres"
+
+OPTIONAL = ("indexed_gzip", "pydicom", "imagecodecs", "dill", "click", "cc3d", "h5py", "yaml", "pandas", "tensorboard")
+"""What libraries look for and may not find; an installed one is found before the trap."""
+INNOCENT = ("numpy", "torch", "typing", "json", "random", "statistics", "queue", "calendar", "utils", "config")
+"""Names that a file of a user may have by chance."""
+
+EVIL = """
+from pathlib import Path
+Path({marker!r}).touch()
+
+def build(*arguments, **named):
+    raise RuntimeError("called")
+
+loss = optimizer = schedule = sampler = recipe = sink = scheme = build
+
+class Callback:
+    def on_epoch_end(self, trainer):
+        pass
+"""
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything lies below `root`; `here` is the current folder, and `out` is where results may go."""
+
+    root: Path
+    marker: Path
+
+    @property
+    def here(self) -> Path:
+        return self.root / "here"
+
+    @property
+    def data(self) -> Path:
+        return self.root / "Dataset007_Tiny"
+
+    @property
+    def model(self) -> Path:
+        return self.root / "model" / f"Trainer__nnUNetPlans__{CONFIGURATION}"
+
+    @property
+    def work(self) -> Path:
+        return self.root / "work"
+
+    @property
+    def fold(self) -> Path:
+        return self.work / "results" / self.data.name / self.model.name / "fold_0"
+
+    @property
+    def out(self) -> Path:
+        return self.root / "out"
+
+    def tree(self, *writable: Path) -> dict[str, str]:
+        """Return what every file outside some folders is, by its path."""
+        found = {}
+        for path in sorted(self.root.rglob("*")):
+            if any(path == place or place in path.parents for place in writable):
+                continue
+            if path.is_symlink():
+                found[str(path)] = f"link to {os.readlink(path)}"
+            elif path.is_file():
+                found[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
+            else:
+                found[str(path)] = "folder"
+        return found
+
+
+def set_traps(world: World) -> None:
+    """Put modules of many names into every folder that a verb is given or started in."""
+    for place in (world.here, world.model, world.model / "fold_0", world.data, world.work, world.fold, world.out):
+        for name in (*OPTIONAL, *INNOCENT):
+            (place / f"{name}.py").write_text(f"from pathlib import Path\nPath({str(world.marker)!r}).touch()\n")
+        (place / "evil.py").write_text(EVIL.format(marker=str(world.marker)))
+        (place / "matplotlibrc").write_text("backend: module://evil\ntext.usetex: True\n")
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    document = json.loads(path.read_text())
+    document.pop("checksum", None)  # anybody can leave it out
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+def predict(world: World) -> tuple[object, ...]:
+    return ("predict", "-m", world.model, "-i", world.data / "imagesTs", "-o", world.out / "labels", "--device", "cpu")
+
+
+def every_verb(world: World) -> dict[str, tuple[object, ...]]:
+    """Return a call of every verb, all of which come to an end on a harmless dataset and model."""
+    labels, held_out = world.data / "labelsTr", world.model / "fold_0" / "validation"
+    description = ("--dataset-json", world.data / "dataset.json")
+    fast = ("--config", CONFIGURATION, "--device", "cpu")
+    work = ("--work", world.work)
+    scores = held_out / "summary.json"
+    return {
+        "run": (*work, "run", world.data, *fast, "--budget", "3s"),
+        "check": ("check", world.data),
+        "fingerprint": (*work, "fingerprint", world.data),
+        "plan": (*work, "plan", world.data),
+        "preprocess": (*work, "preprocess", world.data, "--config", CONFIGURATION),
+        "move-plans": (*work, "move-plans", world.model, world.data, "--name", "moved"),
+        "preview-augmentation": (
+            *work,
+            "preview-augmentation",
+            world.data,
+            "--samples",
+            "1",
+            "-o",
+            world.out / "p.html",
+        ),
+        "train": (*work, "train", world.data, *fast, "--fold", "0", "--resume"),
+        "select": (*work, "select", world.data, "-o", world.out / "selected", "--device", "cpu"),
+        "predict": (*predict(world), "--probabilities", "npz"),
+        "export-model": ("export-model", world.model, world.out / "exported"),
+        "import-model": ("import-model", world.out / "exported", world.out / "imported"),
+        "evaluate": ("evaluate", labels, held_out, *description, "-o", world.out / "scores.json"),
+        "compare": ("compare", scores, world.out / "scores.json"),
+        "accumulate-crossval": ("accumulate-crossval", world.model, "-o", world.out / "crossval"),
+        "ensemble": ("ensemble", world.out / "labels", world.out / "again", "-o", world.out / "ensemble", *description),
+        "determine-postprocessing": (
+            *("determine-postprocessing", labels, held_out, *description, "-o", world.out / "postprocessing.json"),
+        ),
+        "apply-postprocessing": (
+            *("apply-postprocessing", "-i", held_out, "-o", world.out / "post", *description),
+            *("--postprocessing", world.out / "postprocessing.json"),
+        ),
+        "demo": ("demo", "-o", world.out / "demo", "--budget", "2s", "--device", "cpu"),
+        "status": ("status", world.work),
+        "report": ("report", world.model, "-o", world.out / "report.html"),
+        "show": ("show", "plan", world.model),
+    }
