@@ -16,11 +16,11 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from segwright.core.documents import atomic_path, parse_document, write_json
-from segwright.core.errors import ImageError, Problem, ProblemReport, SegwrightError
+from segwright.core.errors import Problem, ProblemReport, SegwrightError
 from segwright.core.parallel import map_threads
 from segwright.data.formats import Header
 from segwright.data.geometry import difference, find_turn
-from segwright.data.images import Volume, read_label
+from segwright.data.images import Volume, is_small, read_header, read_label
 from segwright.data.labels import ClassKey, Labels
 from segwright.evaluation.masks import Further as Further
 from segwright.evaluation.masks import class_mask, has_volume, measure_masks
@@ -272,15 +272,15 @@ def evaluate_files(
 
     def score(pair: tuple[Path, Path]) -> _Scored | Problem:
         try:
+            if not all(map(is_small, pair)):
+                reference_header, header = (read_header(file, reader, is_label=True) for file in pair)
+                if problem := _grid_problem(pair[1], header, reference_header):
+                    return problem
             reference, prediction = (read_label(file, reader) for file in pair)
-        except SegwrightError as error:
-            return Problem(where=pair[1].name, what=str(error))
-        problem = _grid_problem(pair[1], prediction.header, reference.header)
-        if problem is not None:
-            return problem
-        try:
+            if problem := _grid_problem(pair[1], prediction.header, reference.header):
+                return problem
             return _score_case(pair, reference, prediction, labels, ignored, further, change)
-        except ImageError as error:
+        except SegwrightError as error:
             return Problem(where=pair[1].name, what=str(error))
 
     found = map_threads(score, pairs, workers=workers, title=title)

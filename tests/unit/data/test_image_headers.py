@@ -19,6 +19,7 @@ from PIL import Image
 
 from segwright.core.errors import ImageError
 from segwright.data.images import RefusedError, choose_reader, read_header, read_images, read_label
+from segwright.data.readers.nifti import NibabelIO
 
 NRRD = "NRRD0004\ntype: uint8\ndimension: 3\nsizes: 4 4 4\nencoding: raw\n"
 META = "ObjectType = Image\nNDims = 3\nDimSize = 4 4 4\nElementType = MET_UCHAR\nBinaryData = True\n"
@@ -257,6 +258,37 @@ def test_bomb_of_zeros_is_refused_before_memory_is_taken(tmp_path: Path, *, is_l
         (read_label if is_label else lambda file, reader: read_images([file], reader))(
             tmp_path / "bomb.nii.gz", "SimpleITKIO"
         )
+
+
+def test_image_of_gigabytes_in_a_tiny_file_is_refused(tmp_path: Path) -> None:
+    packer = zlib.compressobj(1, zlib.DEFLATED, 31)  # some 230-fold, as masks are
+    content = packer.compress(nifti(dim=[3, 800, 800, 500, 1, 1, 1, 1], datatype=16, bitpix=32)[:352])
+    (tmp_path / "a.nii.gz").write_bytes(content + packer.flush() + bytes((2 << 20) - 5000))
+
+    with pytest.raises(ImageError, match="would unpack to 1280000000, as no image does"):
+        read_header(tmp_path / "a.nii.gz", "NibabelIO")
+    assert read_header(tmp_path / "a.nii.gz", "NibabelIO", is_label=True).shape == (500, 800, 800)
+
+
+def test_what_lies_elsewhere_is_refused_before_its_voxels_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, size in (("a_0000", 4), ("a_0001", 70), ("a", 70)):
+        voxels = np.random.default_rng(0).bytes(size * 32 * 32)
+        content = nifti(dim=[3, size, 32, 32, 1, 1, 1, 1])[:352] + voxels
+        (tmp_path / f"{name}.nii.gz").write_bytes(gzip.compress(content))
+    like = read_header(tmp_path / "a_0000.nii.gz", "NibabelIO")
+    whole = NibabelIO.read
+
+    def read(self: NibabelIO, file: Path, *, is_label: bool = False) -> object:
+        assert file.name == "a_0000.nii.gz"
+        return whole(self, file, is_label=is_label)
+
+    monkeypatch.setattr(NibabelIO, "read", read)
+    with pytest.raises(ImageError, match="a_0001"):
+        read_images([tmp_path / "a_0000.nii.gz", tmp_path / "a_0001.nii.gz"], "NibabelIO")
+    with pytest.raises(ImageError, match="its image"):
+        read_label(tmp_path / "a.nii.gz", "NibabelIO", like=like)
 
 
 @pytest.mark.parametrize("level", [1, 6, 9])

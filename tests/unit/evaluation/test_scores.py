@@ -12,6 +12,7 @@ import pytest
 from segwright.core.errors import DatasetError, ProblemReport
 from segwright.data.images import write_labels
 from segwright.data.labels import Labels
+from segwright.evaluation import scores
 from segwright.evaluation.scores import Scores, class_key, evaluate, evaluate_case
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
@@ -55,6 +56,15 @@ def test_summary_has_the_schema_of_nnunet(folders: tuple[Path, Path], tmp_path: 
         np.mean([case["metrics"]["1"]["Dice"] for case in document["metric_per_case"]]), abs=1e-15
     )
     assert Scores.load(tmp_path / "summary.json") == scores
+
+
+def test_a_prediction_of_another_size_is_not_read(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    for name in ("a", "b"):
+        write(folders[1], name, generator.integers(0, 255, (44, 45, 47)))
+    monkeypatch.setattr(scores, "read_label", None)
+    with pytest.raises(ProblemReport, match="prediction has shape"):
+        evaluate(*folders, labels=LABELS, file_ending=ENDING, reader=READER, workers=1)
 
 
 def test_regions_are_unions_and_ignored_voxels_do_not_count() -> None:

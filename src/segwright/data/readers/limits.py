@@ -22,6 +22,12 @@ _IMAGE_RATIO, _LABEL_RATIO = 1000, 1028
 Files that segwright writes stay far below, because of their level of compression.
 """
 
+_TINY_IMAGE = 2 << 20
+"""Bytes of a file that is not believed to hold an image of more than `_LARGE_BYTES`, which would be packed 512-fold.
+
+Masks as images can be packed so, but have 1024^3 voxels of one byte in no file. Label maps have no such bound.
+"""
+
 _SLACK = 1 << 16
 """Bytes of headers and trailers that a ratio does not count."""
 
@@ -108,7 +114,8 @@ def require_room(
             f"the file has {available}{packed} bytes; copy or download it again"
         )
     blank = available * (_LABEL_RATIO if is_label else _IMAGE_RATIO)
-    if ratio > 1 and expected + 4 * count > _LARGE_BYTES and expected > blank:
+    is_tiny = not is_label and available < _TINY_IMAGE and expected > _LARGE_BYTES
+    if ratio > 1 and expected + 4 * count > _LARGE_BYTES and (expected > blank or is_tiny):
         raise Refusal(
             f"{available} bytes would unpack to {expected}, as no image does but one that is blank; "
             "if that is right, store it uncompressed"
