@@ -133,23 +133,25 @@ def predict_ensemble(
     asked = Asked(
         saving=saving, uncertainty=uncertainty, calibrated=calibrated, overwrite=overwrite, part=part, parts=parts
     )
-    journal, jobs, todo, failures = begin(
-        predictors,
-        input_folder,
-        output_folder,
-        asked,
-        model=models,
-        awareness=awareness,
-        workers=predictors[:1],
-    )
-    names = {job.case.identifier for job in todo}
-    records = []
-    for job in progress(jobs, title="predicting" if jobs else "", total=len(jobs)):
-        if job.case.identifier in names:
-            with failures.collect(job.case):
-                records.append(_predict(predictors, postprocessing, job, journal, awareness))
-        else:
-            records.append(journal.kept(job))
+    with ExitStack() as held:
+        journal, jobs, todo, failures = begin(
+            predictors,
+            input_folder,
+            output_folder,
+            asked,
+            model=models,
+            awareness=awareness,
+            workers=predictors[:1],
+            held=held,
+        )
+        names = {job.case.identifier for job in todo}
+        records = []
+        for job in progress(jobs, title="predicting" if jobs else "", total=len(jobs)):
+            if job.case.identifier in names:
+                with failures.collect(job.case):
+                    records.append(_predict(predictors, postprocessing, job, journal, awareness))
+            else:
+                records.append(journal.kept(job))
     failures.require_none(len(jobs))
     return records
 

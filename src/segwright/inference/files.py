@@ -22,6 +22,7 @@ from segwright.core.errors import (
     SegwrightError,
     WorkspaceError,
 )
+from segwright.core.locks import locked
 from segwright.core.log import progress
 from segwright.core.names import below
 from segwright.core.parallel import fork_safe
@@ -49,7 +50,7 @@ from segwright.inference.stitching import Planes
 from segwright.inference.uncertainty import map_files
 from segwright.inference.writers import Saving, open_maps, require_writable
 from segwright.preprocessing.pipeline import Prepared
-from segwright.workspace import DATASET_JSON, PLANS_JSON
+from segwright.workspace import DATASET_JSON, LOCK, PLANS_JSON
 
 logger = getLogger(__name__)
 
@@ -105,21 +106,23 @@ def predict_files(
     asked = Asked(
         saving=saving, uncertainty=uncertainty, calibrated=calibrated, overwrite=overwrite, part=part, parts=parts
     )
-    journal, jobs, todo, failures = begin(
-        [predictor],
-        input_folder,
-        output_folder,
-        asked,
-        model=identity(predictor),
-        awareness=predictor.awareness,
-        workers=[predictor, *others],
-    )
-    predictor.plan.save(output_folder / PLANS_JSON)
-    workers = [predictor, *others][: max(len(todo), 1)]
-    if len(workers) == 1:  # not in a thread of its own: large arrays cost page faults there, a tenth of the time
-        done = {record.case: record for record in _run(predictor, todo, journal, hold_bytes, failures)}
-    else:
-        done = _run_side_by_side(workers, todo, journal, hold_bytes, failures)
+    with ExitStack() as held:
+        journal, jobs, todo, failures = begin(
+            [predictor],
+            input_folder,
+            output_folder,
+            asked,
+            model=identity(predictor),
+            awareness=predictor.awareness,
+            workers=[predictor, *others],
+            held=held,
+        )
+        predictor.plan.save(output_folder / PLANS_JSON)
+        workers = [predictor, *others][: max(len(todo), 1)]
+        if len(workers) == 1:  # not in a thread of its own: large arrays cost page faults there, a tenth of the time
+            done = {record.case: record for record in _run(predictor, todo, journal, hold_bytes, failures)}
+        else:
+            done = _run_side_by_side(workers, todo, journal, hold_bytes, failures)
     failures.require_none(len(jobs))
     return [done.get(job.case.identifier) or journal.kept(job) for job in jobs]
 
@@ -133,6 +136,7 @@ def begin(
     model: dict[str, Any],
     awareness: Awareness,
     workers: Sequence[Predictor],
+    held: ExitStack,
 ) -> tuple[Journal, list[Job], list[Job], Failures]:
     """Check all that can be known beforehand, then write the first documents.
 
@@ -146,6 +150,7 @@ def begin(
         model: identity of what predicts.
         awareness: what it knows of its limits.
         workers: predictors on the devices that take part.
+        held: gets the lock of the output folder; parts of the cases have a lock each.
     """
     first = members[0]
     description = first.description
@@ -161,6 +166,7 @@ def begin(
     _require_apart_files(jobs)
     for folder in sorted({output_folder, *(file.parent for job in jobs for file in job.files)}):
         require_folder(folder)
+    held.enter_context(locked(below(output_folder, f".{asked.journal_name}{LOCK}"), f"predicting into {output_folder}"))
     journal = Journal.open(output_folder / asked.journal_name, model, options, overwrite=asked.overwrite)
     todo = list(jobs) if asked.overwrite else journal.left_of(jobs, first.reader)
     if not asked.overwrite:

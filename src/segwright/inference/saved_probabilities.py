@@ -14,23 +14,27 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any, Final
+from unicodedata import normalize
 
 import blosc2
 import numpy as np
 
 from segwright.core.documents import require_folder
 from segwright.core.errors import DatasetError, Problem, ProblemReport, SegwrightError, WorkspaceError, located
+from segwright.core.locks import locked
 from segwright.core.log import progress
-from segwright.core.names import below
+from segwright.core.names import absence, below
 from segwright.core.resources import resource_error
 from segwright.core.zip_files import METHODS, open_zip
 from segwright.data.array_files import open_array
 from segwright.data.geometry import difference, find_turn
 from segwright.data.images import Volume, read_header, read_label, write_labels
 from segwright.data.labels import Labels
+from segwright.data.near_misses import entries, similar_label
 from segwright.data.provenance import Provenance
 from segwright.inference.ensemble import mean_labels
 from segwright.inference.writers import NIFTI_FOLDER, Saving
+from segwright.workspace import LOCK
 
 ENDINGS: Final = (".b2nd", ".npz")
 """Where a case has both, the first is read: a part of it can be."""
@@ -83,25 +87,12 @@ def average_folders(
     if taken and not overwrite:
         raise WorkspaceError(f"{taken[0]}: is there already; choose another output folder or overwrite")
     require_folder(output)
-    output.mkdir(parents=True, exist_ok=True)
-    for left in output.glob(f"{_SCRATCH}*"):  # of a killed run
-        shutil.rmtree(left, ignore_errors=True)
-    for case in progress(cases, title="averaging", total=len(cases)):
-        with ExitStack() as stack:
-            scratch = stack.enter_context(TemporaryDirectory(dir=output, prefix=_SCRATCH))
+    with locked(below(output, f".ensemble{LOCK}"), f"averaging into {output}"):
+        for left in output.glob(f"{_SCRATCH}*"):  # of a killed run
+            shutil.rmtree(left, ignore_errors=True)
+        for case in progress(cases, title="averaging", total=len(cases)):
             try:
-                volume = read_label(folders[0] / targets[case].name, reader)
-                for folder in folders[1:]:
-                    _require_same_grid(folder / targets[case].name, volume, reader)
-                arrays = [
-                    _opened(files[case], Path(scratch) / f"{index}.b2nd", labels, volume)
-                    for index, files in enumerate(found)
-                ]
-                kept = None
-                if saving is not None:
-                    document = {"model": {"ensemble": [str(folder) for folder in folders]}}
-                    kept = stack.enter_context(saving.open_whole(output, case, labels, _uncropped(volume), document))
-                write_labels(mean_labels(arrays, labels, kept), targets[case], volume.properties, reader)
+                _average(folders, [files[case] for files in found], targets[case], case, labels, reader, saving)
             except SegwrightError as error:
                 raise located(error, case) from error
             except RuntimeError as error:  # blosc2's, where the values themselves are damaged
@@ -111,37 +102,80 @@ def average_folders(
     return list(targets.values())
 
 
+def _average(
+    folders: Sequence[Path],
+    files: Sequence[Path],
+    target: Path,
+    case: str,
+    labels: Labels,
+    reader: str,
+    saving: Saving | None,
+) -> None:
+    """Average the probabilities of one case; `files` are those of the folders."""
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(TemporaryDirectory(dir=target.parent, prefix=_SCRATCH)))
+        volume = read_label(folders[0] / target.name, reader)
+        for folder in folders[1:]:
+            _require_same_grid(folder / target.name, volume, reader)
+        arrays = [_opened(file, scratch / f"{index}.b2nd", labels, volume) for index, file in enumerate(files)]
+        kept = None
+        if saving is not None:
+            document = {"model": {"ensemble": [str(folder) for folder in folders]}}
+            kept = stack.enter_context(saving.open_whole(target.parent, case, labels, _uncropped(volume), document))
+        write_labels(mean_labels(arrays, labels, kept), target, volume.properties, reader)
+
+
 def _files(folder: Path) -> dict[str, Path]:
     """Return the file of probabilities of each case.
 
     Raises:
         DatasetError: there is none.
     """
-    if not folder.is_dir():
-        raise DatasetError(f"{folder}: no such folder")
+    if wrong := absence(folder, "folder"):
+        raise DatasetError(f"{folder}: {wrong}")
+    there = entries(folder)
     files = {
-        path.name.removesuffix(ending): path
+        entry.name.removesuffix(ending): folder / entry.name
         for ending in reversed(ENDINGS)
-        for path in sorted(folder.glob(f"*{ending}"))
-        if path.name[0] != "."
+        for entry in there
+        if entry.name.endswith(ending) and entry.kind == "file"
     }
     if not files:
         rounded = f"; the maps in {NIFTI_FOLDER} are rounded to 8 bits" if (folder / NIFTI_FOLDER).is_dir() else ""
-        raise DatasetError(f"{folder}: no probabilities{rounded}; predict with --probabilities b2nd, or npz")
+        found = next((_near_miss(folder, entry.name.split(".")[0]) for entry in there), "")
+        raise DatasetError(f"{folder}: no probabilities{rounded}{found}; predict with --probabilities b2nd, or npz")
     return files
+
+
+def _near_miss(folder: Path, case: str) -> str:
+    """Return the end of a message about missing probabilities of a case: what is in their place."""
+    names = {normalize("NFC", f"{case}{ending}").casefold() for ending in ENDINGS}
+    for entry in entries(folder):
+        if normalize("NFC", entry.name).casefold() in names:
+            what = absence(folder / entry.name) or "is spelled in another way: rename it"
+            return f"; found {entry.name}, which {what}"
+    return ""
 
 
 def _require_all(
     folders: Sequence[Path], found: Sequence[dict[str, Path]], cases: Sequence[str], file_ending: str
 ) -> None:
     problems = [
-        Problem(where=str(folder), what=f"no probabilities of case {case}", remedy="predict it with this model too")
+        Problem(
+            where=str(folder),
+            what=f"no probabilities of case {case}{_near_miss(folder, case)}",
+            remedy="predict it with this model too",
+        )
         for folder, files in zip(folders, found, strict=True)
         for case in cases
         if case not in files
     ]
     problems += [
-        Problem(where=str(folders[0]), what=f"no label map {case}{file_ending}, which tells the geometry")
+        Problem(
+            where=str(folders[0]),
+            what=f"no label map {case}{file_ending}, which tells the geometry"
+            f"{similar_label(f'{case}{file_ending}', file_ending, entries(folders[0]))}",
+        )
         for case in cases
         if not (folders[0] / f"{case}{file_ending}").is_file()
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import blosc2
@@ -12,6 +13,7 @@ import pytest
 import SimpleITK
 
 from segwright.core.errors import DatasetError, ProblemReport, WorkspaceError
+from segwright.core.locks import locked
 from segwright.data.images import read_label, write_labels
 from segwright.data.labels import Labels
 from segwright.inference.saved_probabilities import average_folders
@@ -210,3 +212,44 @@ def test_the_mean_can_be_kept_and_averaged_again(folders: list[Path], tmp_path: 
     [again] = average_folders([tmp_path / "mean", folders[0]], tmp_path / "again", **options)
     expected = (first * 3 + second).argmax(axis=0)
     np.testing.assert_array_equal(read_label(again, READER).array[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda file: file.rename(file.with_suffix(".NPZ")), "found a.NPZ, which is spelled in another way"),
+        (lambda file: (file.unlink(), file.symlink_to("gone.npz")), "found a.npz, which is a link to gone.npz"),
+        (lambda file: (file.unlink(), file.mkdir()), "found a.npz, which is a folder"),
+    ],
+)
+@pytest.mark.parametrize("cases", [("a",), ("a", "b")])
+def test_what_is_nearly_a_file_of_probabilities_is_named(
+    folders: list[Path], tmp_path: Path, change: Callable[[Path], object], said: str, cases: tuple[str, ...]
+) -> None:
+    for index, folder in enumerate(folders):
+        for case in cases:
+            save(folder, "npz", case, index)
+    change(folders[1] / "a.npz")
+    with pytest.raises((ProblemReport, DatasetError), match=said):
+        average(folders, tmp_path / "out")
+
+
+def test_a_label_map_of_another_ending_is_named(folders: list[Path], tmp_path: Path) -> None:
+    for index, folder in enumerate(folders):
+        save(folder, "npz", "a", index)
+    (folders[0] / f"a{ENDING}").rename(folders[0] / "a.NII.gz")
+    with pytest.raises(ProblemReport, match=r"found a\.NII\.gz"):
+        average(folders, tmp_path / "out")
+
+
+def test_two_runs_into_one_folder_wait_for_each_other(folders: list[Path], tmp_path: Path) -> None:
+    for index, folder in enumerate(folders):
+        save(folder, "npz", "a", index)
+    held = locked(tmp_path / "out" / ".ensemble.lock", "averaging")
+    with ThreadPoolExecutor(1) as pool:
+        with held:
+            second = pool.submit(average, folders, tmp_path / "out")
+            with pytest.raises(TimeoutError):
+                second.result(0.3)
+        assert second.result(20) == [tmp_path / "out" / f"a{ENDING}"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"a{ENDING}"]
