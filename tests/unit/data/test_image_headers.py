@@ -155,6 +155,9 @@ def test_nifti_header_that_cannot_be_right_is_refused(
         ("i.nrrd", NRRD + "space: " + "(" * 3000 + "\n\n", "the line 'space:"),
         ("i.nrrd", NRRD.replace("4 4 4", "1300 1300 1300") + "\n", "size 1300 x 1300 x 1300"),
         ("i.nrrd", NRRD.replace("4 4 4", "4 -4 4") + "\n", "every extent has to be 1 or more"),
+        ("i.nrrd", NRRD + 'space units: "um" "um" "um"\n\n', "lengths in 'um', expected mm"),
+        ("i.nrrd", NRRD + 'units: "" "cm" ""\n\n', "lengths in 'cm', expected mm"),
+        ("i.nrrd", NRRD + "space units: \u00b5m \u00b5m \u00b5m\n\n", "expected mm"),
         ("i.nrrd", NRRD.replace("4 4 4", "4 4"), "has no end"),
         ("i.nrrd", NRRD.replace("4 4 4", "4 4") + "\n", "dimension 3 with sizes 4 4"),
         ("i.nrrd", NRRD.replace("uint8", "block") + "block size: 9\n\n", "type block"),
@@ -188,6 +191,12 @@ def test_file_that_is_no_image_of_its_own_is_refused(
 
     with pytest.raises(RefusedError, match=rf"{name}: cannot be read \(.*{message}"):
         read_header(tmp_path / name, "SimpleITKIO")
+
+
+@pytest.mark.parametrize("units", ["space units: mm mm mm", 'units: "mm" "mm" "???"'])
+def test_nrrd_in_mm_is_read(tmp_path: Path, units: str) -> None:
+    (tmp_path / "i.nrrd").write_bytes(f"{NRRD}spacings: 1 2 3\n{units}\n\n".encode() + VOXELS)
+    assert read_header(tmp_path / "i.nrrd", "SimpleITKIO").spacing == (3, 2, 1)
 
 
 def png_with_text(text: bytes) -> bytes:

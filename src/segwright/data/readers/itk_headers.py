@@ -51,6 +51,11 @@ _NRRD_FIELDS: Final = (
     *("units", "space", "space dimension", "space units", "space origin", "space directions", "measurement frame"),
     *("sample units", "sampleunits"),
 )
+_NOT_MM: Final = re.compile(
+    r"nm|um|mu|(?:\xc2\xb5|\xb5|\xce\xbc)m|microns?|cm|dm|m|in|inch(?:es)?|feet|(?:nano|micro|centi|deci)?met(?:er|re)s?",
+    re.IGNORECASE,
+)
+"""Lengths that ITK reads as if they were mm; of the bytes of UTF-8, as latin-1 shows them. Other words are no unit."""
 _LONGEST_VALUE = 512
 """Characters of a field; ITK writes those that it cannot read into a message of fixed length, past its end."""
 _NRRD_TEXT: Final = ("ascii", "text", "txt")
@@ -109,6 +114,9 @@ def check_nrrd(file: Path, *, is_label: bool = False) -> None:
         raise _damaged("NRRD", f"type {fields['type']}, which no reader knows")
     if encoding not in ("raw", "gzip", "gz", "hex", *_NRRD_TEXT):
         raise Refusal(f"its voxels are encoded as {encoding[:20]}; store them raw or with gzip")
+    for unit in re.findall(r"[^\s\"]+", f"{fields.get('space units', '')} {fields.get('units', '')}"):
+        if _NOT_MM.fullmatch(unit):
+            raise Refusal(f"its header gives lengths in {unit!a}, expected mm; convert spacings and origin to mm")
     is_packed = encoding in ("gzip", "gz")
     require_room(
         sizes,
