@@ -35,6 +35,7 @@ from segwright.data.images import (
 )
 from segwright.data.labels import Labels, distinct_values, gap_problem
 from segwright.data.outliers import orientation
+from segwright.data.store import CaseStore
 
 SPLITS_JSON = "splits_final.json"
 
@@ -179,6 +180,7 @@ def _check_description(path: Path, description: DatasetDescription, survey: Surv
 def _check_surroundings(folder: Path, description: DatasetDescription, survey: Survey, log: _Log) -> None:
     """Check what lies beside the cases: stray files, surplus labels, the dataset's own splits."""
     log.warnings += survey.stray
+    log.errors += CaseStore.clash_problems(folder.name, [case.identifier for case in survey.cases])
     if description.dataset is None and (folder / LABELS_FOLDER).is_dir():
         for file in surplus_labels(folder / LABELS_FOLDER, survey.cases, description.file_ending):
             log.warn(file, "label without an image", "add the images or remove the label")

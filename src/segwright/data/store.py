@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segwright.core.documents import atomic_path, file_crc, has_right_checksum, read_json, with_checksum, write_json
-from segwright.core.errors import DatasetError, SegwrightError, WorkspaceError, nearest
+from segwright.core.errors import DatasetError, Problem, SegwrightError, WorkspaceError, nearest
 from segwright.core.names import below, require_name
 from segwright.data.array_files import read_layout
 from segwright.data.chunks import chunk_and_block
@@ -321,6 +321,18 @@ class CaseStore:
                 other = identifier + _ENDINGS[kind].removesuffix(_ENDINGS[_IMAGE])
                 if other in known:
                     yield identifier, other
+
+    @staticmethod
+    def clash_problems(where: str, identifiers: Sequence[str]) -> list[Problem]:
+        """Return what is wrong with the names of cases whose files would replace each other's."""
+        return [
+            Problem(
+                where=f"{where}, case {second}",
+                what=f"its preprocessed files would replace those of case {first}",
+                remedy="rename one of the two",
+            )
+            for first, second in CaseStore.name_clashes(identifiers)
+        ]
 
     def _array(self, identifier: str, kind: str) -> Path:
         return self.folder / f"{require_name(identifier, 'case id', error=WorkspaceError)}{_ENDINGS[kind]}"

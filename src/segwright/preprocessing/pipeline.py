@@ -318,15 +318,7 @@ def preprocess_dataset(
     Raises:
         ProblemReport: the cases that failed, after all others are done.
     """
-    clashes = [
-        Problem(
-            where=f"{dataset.name}, case {second}",
-            what=f"its files would replace those of case {first}",
-            remedy="rename one of the two",
-        )
-        for first, second in store.name_clashes([case.identifier for case in dataset.cases])
-    ]
-    if clashes:
+    if clashes := store.clash_problems(dataset.name, [case.identifier for case in dataset.cases]):
         raise ProblemReport(clashes)
     job = _job(dataset, plan, configuration_name, store)
     store.sweep()

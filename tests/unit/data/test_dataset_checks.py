@@ -92,6 +92,14 @@ def test_a_label_far_larger_than_its_image_is_not_read(tmp_path: Path, monkeypat
     assert was_read
 
 
+def test_cases_whose_preprocessed_files_clash_are_an_error(folder: Path) -> None:
+    for file in sorted(folder.glob("*Tr/case_02*")):
+        file.rename(file.with_name(file.name.replace("case_02", "case_01_seg")))
+    assert "case case_01_seg: its preprocessed files would replace those of case case_01; rename" in errors(
+        check(folder)
+    )
+
+
 def test_spacing_mismatch_is_an_error(folder: Path) -> None:
     rewrite(folder / "labelsTr" / "case_00.nii.gz", spacing=(1, 1, 1))
 

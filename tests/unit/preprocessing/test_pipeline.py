@@ -173,7 +173,7 @@ def test_cases_with_clashing_files_are_refused(folder: Path, plan: Plan, store: 
         shutil.copy(folder / name / f"case0{ending}", folder / name / f"case0_seg{ending}")
     document = json.loads((folder / "dataset.json").read_text())
     (folder / "dataset.json").write_text(json.dumps({**document, "numTraining": 4}))
-    with pytest.raises(ProblemReport, match="case0_seg: its files would replace those of case case0"):
+    with pytest.raises(ProblemReport, match="case0_seg: its preprocessed files would replace those of case case0"):
         preprocess_dataset(load(folder), plan, CONFIGURATION, store)
 
 
