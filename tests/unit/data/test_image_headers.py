@@ -193,9 +193,15 @@ def test_file_that_is_no_image_of_its_own_is_refused(
         read_header(tmp_path / name, "SimpleITKIO")
 
 
-@pytest.mark.parametrize("units", ["space units: mm mm mm", 'units: "mm" "mm" "???"'])
-def test_nrrd_in_mm_is_read(tmp_path: Path, units: str) -> None:
-    (tmp_path / "i.nrrd").write_bytes(f"{NRRD}spacings: 1 2 3\n{units}\n\n".encode() + VOXELS)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        'space: LPS\nspace directions: (1,0,0) (0,2,0) (0,0,3)\nspace units: "mm" "mm" "mm"',
+        'spacings: 1 2 3\nunits: "mm" "mm" "???"',
+    ],
+)
+def test_nrrd_in_mm_is_read(tmp_path: Path, fields: str) -> None:
+    (tmp_path / "i.nrrd").write_bytes(f"{NRRD}{fields}\n\n".encode() + VOXELS)
     assert read_header(tmp_path / "i.nrrd", "SimpleITKIO").spacing == (3, 2, 1)
 
 
