@@ -1,4 +1,4 @@
-"""Build hook: compiles `networks/native/*.c` for three kinds of processors, where there is a C compiler.
+"""Build hook: compiles `networks/cpu/native/*.c` for three kinds of processors, where there is a C compiler.
 
 Without one a package is slower, no less.
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-FOLDER = Path("src/segwright/networks")
+FOLDER = Path("src/segwright/networks/cpu")
 FLAGS = ("-O3", "-std=gnu11", "-mfma", "-shared", "-fPIC", "-fvisibility=hidden", "-pthread")
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 LIBRARIES = {

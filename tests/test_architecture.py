@@ -133,7 +133,8 @@ def test_a_prediction_imports_neither_training_nor_report_nor_store() -> None:
     names = ("blosc2", "jinja2", "matplotlib", "segwright.planning", "segwright.report", "segwright.training")
     names += ("scipy.ndimage", "scipy.special")  # a third of a second; scipy loads its parts at their first use
     program = (
-        "import sys, segwright, segwright.inference.ensemble, segwright.inference.files, segwright.interop.nnunet\n"
+        "import sys, segwright, segwright.inference.ensemble, segwright.inference.folder.predict_folder\n"
+        "import segwright.interop.nnunet\n"
         f"segwright.predict, segwright.load_model\nsys.exit(' '.join(set(sys.modules) & set({names!r})))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

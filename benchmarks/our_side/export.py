@@ -13,7 +13,7 @@ from segwright.core.parallel import available_cpus
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan
 from segwright.data.provenance import Provenance
-from segwright.inference.export import logits_to_labels
+from segwright.inference.export.labels import logits_to_labels
 
 torch.set_num_threads(available_cpus())
 folder = Path(sys.argv[1])

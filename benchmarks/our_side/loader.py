@@ -13,9 +13,9 @@ from segwright.core.device import keep_freed_memory
 from segwright.core.parallel import available_cpus
 from segwright.data.labels import Labels
 from segwright.data.store import CaseStore
-from segwright.training.batches import BatchLoader
-from segwright.training.caching import CaseCache, decide, total_bytes
-from segwright.training.reading_ahead import prefetch
+from segwright.training.loading.batches import BatchLoader
+from segwright.training.loading.caching import CaseCache, decide, total_bytes
+from segwright.training.loading.prefetch import prefetch
 
 folder = Path(sys.argv[1])
 patch = tuple(map(int, sys.argv[2].split("x")))

@@ -15,7 +15,7 @@ from segwright.core.parallel import available_cpus
 from segwright.data.splits import Split
 from segwright.data.store import CaseStore
 from segwright.training.config import TrainConfig
-from segwright.training.reading_ahead import prefetch
+from segwright.training.loading.prefetch import prefetch
 from segwright.training.trainer import Trainer
 
 ROUNDS, STEPS = 5, 4

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from journeys import Journey, call, small_work
 
-from segwright.core.stopping import EXIT_RESUMABLE
+from segwright.core.interrupt import EXIT_RESUMABLE
 
 SOURCE = Path(__file__).parents[2] / "src"
 SHORT = ("--config", "3d_fullres", "--iterations", "2", "--batch-size", "2", "--device", "cpu")

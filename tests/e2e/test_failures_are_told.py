@@ -16,7 +16,7 @@ from segwright import api
 from segwright.data.images import read_label
 from segwright.data.labels import Labels
 from segwright.data.phantom import LABELS, Phantom, make_phantom, write_dataset
-from segwright.evaluation.quality import auroc
+from segwright.evaluation.dice_estimator import auroc
 from segwright.evaluation.scores import evaluate_case
 from segwright.workspace import Workspace
 

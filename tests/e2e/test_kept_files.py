@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from segwright import api
 from segwright.core.errors import SegwrightError
 from segwright.data.phantom import write_dataset
-from segwright.inference.model_folder import load_predictor
+from segwright.inference.models.model_folder import load_predictor
 
 pytestmark = pytest.mark.slow
 

@@ -25,7 +25,7 @@ from segwright.data.plan import Plan
 from segwright.data.previous_stage import FOLDER, StageMaps
 from segwright.data.store import CaseStore
 from segwright.report.augmentation_page import ShownSample, affine_text, render
-from segwright.training.batches import BatchLoader
+from segwright.training.loading.batches import BatchLoader
 from segwright.workspace import Workspace
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from journeys import Journey, call, small_work
 
-from segwright.core.stopping import EXIT_RESUMABLE
+from segwright.core.interrupt import EXIT_RESUMABLE
 
 SOURCE = Path(__file__).parents[2] / "src"
 SETTINGS = ("--config", "3d_fullres", "--iterations", "2", "--batch-size", "3", "--device", "cpu")

@@ -23,8 +23,8 @@ from segwright import api
 from segwright.cli.main import Program
 from segwright.core.errors import SegwrightError
 from segwright.data.plan import Plan
-from segwright.inference.model_folder import load_predictor
-from segwright.training import checkpoints
+from segwright.inference.models.model_folder import load_predictor
+from segwright.training.checkpointing import checkpoints
 from segwright.training.finetuning import read_source
 
 SOURCE = Path(__file__).parents[2] / "src"
@@ -38,7 +38,7 @@ REFERENCES = (
     "torch.hub:load",
     "torch:load",
     "numpy.f2py.__main__:main",
-    "segwright.core.documents:write_text",
+    "segwright.core.atomic_io:write_text",
     "segwright.api:import_model",
     "segwright.training.trainer:Trainer.rebuild_network",
     "segwright.networks.build:NETWORKS.get",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from segwright.networks.build import ArchitectureSpec, build_network
-from segwright.training import checkpoints
+from segwright.training.checkpointing import checkpoints
 
 DATASET: dict[str, Any] = {
     "channel_names": {"0": "MRI"},

@@ -13,7 +13,7 @@ from segwright.data.labels import Labels
 from segwright.data.previous_stage import StageMaps
 from segwright.data.provenance import Provenance
 from segwright.data.store import CaseStore
-from segwright.inference.saved_probabilities import average_folders
+from segwright.inference.folder.average_saved import average_folders
 from tests.fuzz.isolation import Target, fuzz
 from tests.fuzz.mutation import mutate_bytes, mutate_json, zip_mutator
 

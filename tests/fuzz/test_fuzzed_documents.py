@@ -10,26 +10,26 @@ from typing import Any
 import numpy as np
 
 from segwright.api import one_model
-from segwright.core.documents import parse_document, read_json
+from segwright.core.atomic_io import parse_document, read_json
 from segwright.data import splits
 from segwright.data.dataset import load_description
 from segwright.data.fingerprint import Fingerprint
-from segwright.data.freshness import Journal as StageJournal
 from segwright.data.labels import Labels
+from segwright.data.laterality import find_pairs
 from segwright.data.plan import Plan
-from segwright.data.sides import find_pairs
+from segwright.data.stage_cache import Journal as StageJournal
 from segwright.evaluation.scores import Scores
-from segwright.inference.calibration import Calibration
-from segwright.inference.journal import Journal
-from segwright.inference.postprocessing import PostProcessing
-from segwright.inference.quality import Quality
-from segwright.inference.selected import member_folders, read_selected
+from segwright.inference.export.postprocessing import PostProcessing
+from segwright.inference.folder.log import Journal
+from segwright.inference.models.selected import member_folders, read_selected
+from segwright.inference.reliability.calibration import Calibration
+from segwright.inference.reliability.expected_dice import Quality
 from segwright.networks.build import ArchitectureSpec, outline
-from segwright.preprocessing.known import require_known
+from segwright.preprocessing.plan_validation import require_known
 from segwright.report.sources import read_fold
-from segwright.training.observing import Observed
-from segwright.training.sinks import JsonlSink
-from segwright.training.status import Status
+from segwright.training.monitoring.loggers import JsonlSink
+from segwright.training.monitoring.status import Status
+from segwright.training.validation.reliability import Observed
 from tests.fuzz.isolation import Target, fuzz
 from tests.fuzz.made_models import DATASET, FINGERPRINT, PLANS, SUMMARY, write
 from tests.fuzz.mutation import mutate_json, mutate_json_lines

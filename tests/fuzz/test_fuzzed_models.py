@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import save_file
 
 from segwright.api.exchange import find_models, unpacked
-from segwright.inference.model_folder import load_predictor
+from segwright.inference.models.model_folder import load_predictor
 from segwright.interop.nnunet import import_model, read_checkpoint
 from segwright.networks.checkpoint import load_weights
 from segwright.report.sources import read_model, score_sets
-from segwright.training import checkpoints
+from segwright.training.checkpointing import checkpoints
 from tests.fuzz.isolation import Target, fuzz
 from tests.fuzz.made_models import DATASET, PLANS, make_model, write
 from tests.fuzz.mutation import mutate_bytes, mutate_json, mutate_pickle, mutate_safetensors, zip_mutator

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan
 from segwright.data.provenance import Provenance
-from segwright.inference.export import export_planes
-from segwright.inference.slabs import WayBack
-from segwright.inference.stitching import Planes
+from segwright.inference.export.labels import export_planes
+from segwright.inference.export.to_original_grid import WayBack
+from segwright.inference.window.stitching import Planes
 from segwright.preprocessing.pipeline import undo_labels
 from segwright.preprocessing.resampling import resample_logits
 

@@ -17,9 +17,9 @@ from segwright.augmentation.recipe import Recipe
 from segwright.augmentation.spatial import Affine
 from segwright.core.arrays import box_shape
 from segwright.data.labels import Labels
-from segwright.training.batches import BatchLoader
-from segwright.training.caching import CaseCache, Residence
-from segwright.training.sampling import choose_key, choose_start, read_box, start_range
+from segwright.training.loading.batches import BatchLoader
+from segwright.training.loading.caching import CaseCache, Residence
+from segwright.training.loading.sampling import choose_key, choose_start, read_box, start_range
 
 LABELS = Labels.from_dataset_json({"labels": {"background": 0, "a": 1, "b": 2, "ignore": 3}})
 sizes = st.tuples(*[st.integers(1, 13)] * 3)

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segwright.inference.stitching import stitch
-from segwright.inference.windows import axis_starts, gaussian_map, tiles
+from segwright.inference.window.stitching import stitch
+from segwright.inference.window.tiling import axis_starts, gaussian_map, tiles
 
 sizes = st.integers(1, 400)
 steps = st.floats(0.1, 1.0)

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 import segwright
-from segwright.api.folds import TrainOptions, is_trained, require_options
-from segwright.api.learning import keyword_values, seconds, training_settings
 from segwright.api.one_model import is_begun
 from segwright.api.session import writing_problem
+from segwright.api.training import keyword_values, seconds, training_settings
+from segwright.api.training_runs import TrainOptions, is_trained, require_options
 from segwright.core.errors import ConfigError
-from segwright.data.freshness import Journal, folder_digest, listing_digest
+from segwright.data.stage_cache import Journal, folder_digest, listing_digest
 from segwright.workspace import Workspace
 
 

@@ -9,11 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from segwright.api.combining import accumulate_crossval, apply_postprocessing, determine_postprocessing, ensemble
     from segwright.api.exchange import export_model, import_model
-    from segwright.api.journey import demo, run
-    from segwright.api.learning import compare, evaluate, keyword_values, train
     from segwright.api.predicting import load_model, predict
-    from segwright.api.predictions import accumulate_crossval, apply_postprocessing, determine_postprocessing, ensemble
     from segwright.api.preparing import (
         PlanOptions,
         check,
@@ -25,7 +23,9 @@ if TYPE_CHECKING:
     )
     from segwright.api.previewing import preview_augmentation
     from segwright.api.reporting import find_fingerprint, find_plan, find_scores, write_report
+    from segwright.api.running import demo, run
     from segwright.api.selecting import select
+    from segwright.api.training import compare, evaluate, keyword_values, train
     from segwright.api.transfer import move_plans
     from segwright.api.watching import FoldStatus, status
 
@@ -67,11 +67,11 @@ _MODULES = {
         "export_model",
         "import_model",
     ),
-    "journey": (
+    "running": (
         "demo",
         "run",
     ),
-    "learning": (
+    "training": (
         "compare",
         "evaluate",
         "keyword_values",
@@ -81,7 +81,7 @@ _MODULES = {
         "load_model",
         "predict",
     ),
-    "predictions": (
+    "combining": (
         "accumulate_crossval",
         "apply_postprocessing",
         "determine_postprocessing",

@@ -11,13 +11,13 @@ from segwright.api.session import Session
 from segwright.api.splitting import dataset_splits
 from segwright.core.errors import ModelError
 from segwright.data import splits
-from segwright.data.freshness import identify
 from segwright.data.plan import Plan
 from segwright.data.splits import Split, shorten
+from segwright.data.stage_cache import identify
 from segwright.data.store import CaseStore
 from segwright.data.training_data import DataChanges, TrainingData, changes, entries
 from segwright.evaluation.crossval import SUMMARY_JSON, VALIDATION
-from segwright.inference.selected import SELECTION_JSON, newer_folds
+from segwright.inference.models.selected import SELECTION_JSON, newer_folds
 
 logger = getLogger(__name__)
 
@@ -173,7 +173,7 @@ def _scored_again(session: Session, plan: Plan, folder: Path, data: TrainingData
             place / SUMMARY_JSON,
         )
         return data
-    from segwright.training.final_validation import score
+    from segwright.training.validation.final import score
 
     logger.info("%s: scoring held-out cases with labels that changed: %s", folder, shorten(stale))
     score(references, predictions, place, labels=session.dataset.labels, reader=plan.image_reader_writer)

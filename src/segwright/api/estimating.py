@@ -13,13 +13,14 @@ from segwright.api.session import Session
 from segwright.api.trained_models import Trained
 from segwright.data.previous_stage import FOLDER, StageMaps
 from segwright.data.store import CaseStore
-from segwright.evaluation import calibration, quality
+from segwright.evaluation import calibration
+from segwright.evaluation import dice_estimator as quality
 from segwright.evaluation.scores import Scores
-from segwright.inference.calibration import Calibration
-from segwright.inference.quality import Quality
+from segwright.inference.reliability.calibration import Calibration
+from segwright.inference.reliability.expected_dice import Quality
 
 if TYPE_CHECKING:
-    from segwright.training.out_of_fold import Member
+    from segwright.training.validation.out_of_fold import Member
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +50,8 @@ def fit_estimates(
         device: auto, cpu, mps or a GPU, where cases must be predicted again.
         workers: threads.
     """
-    from segwright.training.observing import Observed, observed_file
-    from segwright.training.out_of_fold import observe
+    from segwright.training.validation.out_of_fold import observe
+    from segwright.training.validation.reliability import Observed, observed_file
 
     if len(members) == 1:  # pairs were observed when they were predicted
         for fold, files in members[0].found.files.items():
@@ -75,7 +76,7 @@ def fit_estimates(
 
 def member_of(session: Session, model: Trained, *, workers: int | None) -> Member:
     """Return a model with its preprocessed cases, a second stage's with the first one's predictions."""
-    from segwright.training.out_of_fold import Member
+    from segwright.training.validation.out_of_fold import Member
 
     plan, name = model.plan, model.configuration
     if not cases_are_fresh(session, plan, name):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from segwright.core.documents import read_json
+from segwright.core.atomic_io import read_json
 from segwright.core.errors import ConfigError, ModelError, SegwrightError
 from segwright.core.locks import holder
 from segwright.data.dataset import DatasetDescription, load_description

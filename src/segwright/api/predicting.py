@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from segwright.api.exchange import only_model, unpacked
-from segwright.core.collecting import at_rest
 from segwright.core.errors import ConfigError
+from segwright.core.gc_control import at_rest
 from segwright.core.trust import CodeTrust, TrustCode
 from segwright.core.user_code import blaming
 
 if TYPE_CHECKING:
     from segwright.inference.ensemble import Ensemble
-    from segwright.inference.journal import CaseRecord
+    from segwright.inference.export.writers import Saving
+    from segwright.inference.folder.log import CaseRecord
     from segwright.inference.predictor import Predictor
-    from segwright.inference.writers import Saving
 
 logger = getLogger(__name__)
 
@@ -67,7 +67,7 @@ def predict(
     """
     with at_rest():
         from segwright.inference.ensemble import Ensemble
-        from segwright.inference.files import predict_files
+        from segwright.inference.folder.predict_folder import predict_files
         from segwright.networks.references import packages_of
 
     saving = _checked_options(images, output, probabilities, classes, part=part, parts=parts)
@@ -161,8 +161,8 @@ def load_model(
 def _load(model: Path | str, *, trust: CodeTrust, exact: bool, **options: Any) -> Predictor | Ensemble:
     """Return the predictor of a model folder; what may be asked of the device is checked."""
     with at_rest():
-        from segwright.inference.model_folder import OURS, CheckpointFormat, load_predictor
-        from segwright.inference.selected import find_selected, load_selected
+        from segwright.inference.models.model_folder import OURS, CheckpointFormat, load_predictor
+        from segwright.inference.models.selected import find_selected, load_selected
         from segwright.interop.nnunet import NnunetCheckpoints, is_nnunet_model
 
     def load(folder: Path) -> Predictor:
@@ -184,10 +184,10 @@ def _checked_options(
     parts: int,
 ) -> Saving | None:
     """Return how probabilities are saved; what needs no model to be refused is refused before one is loaded."""
-    from segwright.core.documents import require_folder
-    from segwright.inference.files import require_apart
-    from segwright.inference.journal import Asked
-    from segwright.inference.writers import Saving
+    from segwright.core.atomic_io import require_folder
+    from segwright.inference.export.writers import Saving
+    from segwright.inference.folder.log import Asked
+    from segwright.inference.folder.predict_folder import require_apart
 
     kind = "npz" if probabilities is True else probabilities or ("nifti" if classes else None)
     saving = Saving(kind=kind, classes=classes) if kind else None
@@ -227,7 +227,7 @@ def _require_one(devices: Sequence[str]) -> None:
 
 def _require_none_selected(models: Sequence[Path | str]) -> None:
     """See that models to average have no post-processing of their own."""
-    from segwright.inference.selected import MEMBERS, find_selected
+    from segwright.inference.models.selected import MEMBERS, find_selected
 
     for each in models:
         if find_selected(Path(each)) is not None:

@@ -19,7 +19,7 @@ from segwright.api.session import (
     writing_problem,
 )
 from segwright.api.splitting import say_left_out
-from segwright.core.documents import atomic_path, content_hash, file_hash
+from segwright.core.atomic_io import atomic_path, content_hash, file_hash
 from segwright.core.errors import PlanError, ProblemReport, WorkspaceError
 from segwright.core.locks import holder
 from segwright.core.trust import CodeTrust, TrustCode
@@ -27,13 +27,13 @@ from segwright.data import checks
 from segwright.data import fingerprint as measuring
 from segwright.data.dataset import NO_ENVIRONMENT, load_description
 from segwright.data.fingerprint import Fingerprint
-from segwright.data.freshness import folder_digest
 from segwright.data.images import reader_of_shapes
+from segwright.data.laterality import KEY as SIDES
+from segwright.data.laterality import find_pairs
 from segwright.data.orientation import canonical_axes, lateral_axis, reorienting
 from segwright.data.plan import Plan
-from segwright.data.sides import KEY as SIDES
-from segwright.data.sides import find_pairs
 from segwright.data.splits import shorten
+from segwright.data.stage_cache import folder_digest
 from segwright.data.store import CaseStore
 from segwright.planning import planner, presets, rationale
 from segwright.workspace import DATASET_JSON, LOCK, Workspace
@@ -387,8 +387,8 @@ def make_cases(
         WorkspaceError: cases would be replaced that another process trains on.
         ProblemReport: cases failed.
     """
-    from segwright.preprocessing.known import load_schemes
     from segwright.preprocessing.pipeline import preprocess_dataset
+    from segwright.preprocessing.plan_validation import load_schemes
 
     load_schemes(plan, plan.configuration(name), session.trust)
     folder = cases_folder(session, plan, name)

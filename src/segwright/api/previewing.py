@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
-from segwright.api.folds import TrainOptions, model_folder, named_code, require_options
 from segwright.api.preparing import DEFAULT_PLANS, cases_are_fresh, cases_folder, load_plan, make_cases
 from segwright.api.session import Session, open_session
-from segwright.core.documents import write_text
+from segwright.api.training_runs import TrainOptions, model_folder, named_code, require_options
+from segwright.core.atomic_io import write_text
 from segwright.core.errors import ConfigError, SegwrightError
 from segwright.core.trust import TrustCode
 from segwright.data import splits
 from segwright.data.dataset import NO_ENVIRONMENT
 from segwright.data.labels import BACKGROUND, IGNORE, Labels
+from segwright.data.laterality import Sides
 from segwright.data.plan import Plan
 from segwright.data.previous_stage import FOLDER, StageMaps
-from segwright.data.sides import Sides
 from segwright.data.store import CaseStore
 from segwright.report import augmentation_page
 from segwright.report.augmentation_page import ShownSample
@@ -31,8 +31,8 @@ from segwright.workspace import Workspace
 if TYPE_CHECKING:
     from segwright.augmentation.recipe import Recipe
     from segwright.data.plan import Configuration
-    from segwright.training.batches import Batch, BatchLoader, SampleDraw
     from segwright.training.cascade import CascadeStore
+    from segwright.training.loading.batches import Batch, BatchLoader, SampleDraw
 
 PREVIEW_HTML = "augmentation.html"
 MOST_SAMPLES = 200
@@ -158,8 +158,8 @@ class _Shown:
             SegwrightError: configuration or recipe do not exist.
         """
         from segwright.core.device import resolve_device
-        from segwright.training import regime
-        from segwright.training.loaders import training_recipe
+        from segwright.training import defaults as regime
+        from segwright.training.loading.loaders import training_recipe
 
         configuration, labels = plan.configuration(name), session.dataset.labels
         decided = regime.decide(config, configuration, resolve_device("auto")).config
@@ -207,10 +207,10 @@ class _Shown:
 
     def _loader(self, cases: CaseStore | CascadeStore, recipe: Recipe | None) -> BatchLoader:
         """Return a loader whose targets are label maps, of regions too."""
-        from segwright.training.batches import BatchLoader
         from segwright.training.cascade import previous_stage
-        from segwright.training.loaders import forced_share
-        from segwright.training.sampling import build_sampler
+        from segwright.training.loading.batches import BatchLoader
+        from segwright.training.loading.loaders import forced_share
+        from segwright.training.loading.sampling import build_sampler
 
         values = {BACKGROUND: 0, **{f"label {value}": value for value in self.labels.foreground_labels}}
         if self.labels.ignore_label is not None:

@@ -14,7 +14,7 @@ import numpy as np
 from segwright.api.aging import REPORT_HTML, changes_since_training, shown_documents
 from segwright.api.selecting import read_selection
 from segwright.api.session import workspace_or_default
-from segwright.core.documents import content_hash, file_hash, write_text
+from segwright.core.atomic_io import content_hash, file_hash, write_text
 from segwright.core.errors import DatasetError, ModelError, SegwrightError
 from segwright.data import dataset as datasets
 from segwright.data.dataset import NO_ENVIRONMENT, DatasetDescription
@@ -24,7 +24,7 @@ from segwright.data.labels import Labels
 from segwright.data.plan import Plan
 from segwright.data.store import CaseStore
 from segwright.evaluation.scores import CaseScores, Scores, class_key
-from segwright.inference.selected import MEMBERS, find_selected, is_selected
+from segwright.inference.models.selected import MEMBERS, find_selected, is_selected
 from segwright.report import page, sources, tables
 from segwright.report.case_images import CaseImages, ImageSources, case_identifier, load_case
 from segwright.report.sources import ModelRecord, ScoreSet
@@ -115,7 +115,7 @@ def _say_different(model: ModelRecord) -> None:
     trained = [fold.name for fold in model.folds if (fold.folder / "checkpoint_final.json").is_file()]
     if len(trained) < 2:
         return
-    from segwright.inference.model_folder import require_folds
+    from segwright.inference.models.model_folder import require_folds
 
     try:
         require_folds(model.folder, trained)

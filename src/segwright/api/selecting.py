@@ -12,7 +12,6 @@ from pydantic import ValidationError
 
 from segwright.api.aging import bring_up_to_date
 from segwright.api.estimating import fit_estimates, member_of
-from segwright.api.folds import is_trained, model_folder
 from segwright.api.session import Session, open_session
 from segwright.api.trained_models import (
     Trained,
@@ -22,8 +21,9 @@ from segwright.api.trained_models import (
     require_labels,
     say_folds,
 )
+from segwright.api.training_runs import is_trained, model_folder
 from segwright.api.usability import shortcoming
-from segwright.core.documents import content_hash, describe_validation
+from segwright.core.atomic_io import content_hash, describe_validation
 from segwright.core.errors import ModelError, Problem, ProblemReport
 from segwright.core.locks import locked
 from segwright.core.names import below
@@ -34,9 +34,8 @@ from segwright.evaluation.crossval import SUMMARY_JSON, VALIDATION, CrossValidat
 from segwright.evaluation.postprocessing import CLEAR_GAIN, determine
 from segwright.evaluation.scores import OVERLAP_ALONE, Further, Scores, evaluate_files
 from segwright.evaluation.selection import Candidate, Summary, choose, ensemble_name
-from segwright.inference.awareness import read_estimates
-from segwright.inference.postprocessing import POSTPROCESSING_JSON, PostProcessing
-from segwright.inference.selected import (
+from segwright.inference.export.postprocessing import POSTPROCESSING_JSON, PostProcessing
+from segwright.inference.models.selected import (
     MEMBERS,
     SELECTION_JSON,
     Source,
@@ -45,6 +44,7 @@ from segwright.inference.selected import (
     require_replaceable,
     write_selected,
 )
+from segwright.inference.reliability.model import read_estimates
 from segwright.report.results import SelectionReport
 from segwright.workspace import PLANS_JSON, Workspace
 
@@ -169,7 +169,7 @@ def _select(
     known = _known(target, made_from, by)
     if known is not None:
         return known
-    from segwright.inference.model_folder import require_folds
+    from segwright.inference.models.model_folder import require_folds
 
     require_labels(session, trained)
     for source in sources.values():
@@ -312,7 +312,7 @@ def _pair_predictions(
     workers: int | None,
 ) -> dict[tuple[str, ...], dict[str, Path]]:
     """Return the label maps of every pair of models, made where they are missing."""
-    from segwright.training.out_of_fold import predict_pairs
+    from segwright.training.validation.out_of_fold import predict_pairs
 
     ending = session.dataset.description.file_ending
     members = {each.name: member_of(session, each, workers=workers) for each in trained}

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from segwright.core.documents import content_hash
+from segwright.core.atomic_io import content_hash
 from segwright.core.errors import Problem, WorkspaceError
 from segwright.core.locks import locked
 from segwright.core.trust import NO_CODE, CodeTrust
 from segwright.data.dataset import NO_ENVIRONMENT, Dataset, load
-from segwright.data.freshness import Journal, RawIdentity, identify, listing_digest
+from segwright.data.stage_cache import Journal, RawIdentity, identify, listing_digest
 from segwright.workspace import DATASET_JSON, SPLITS_JSON, Workspace
 
 DEFAULT_WORK = Path("segwright-work")

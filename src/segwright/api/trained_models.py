@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
 
-from segwright.api.folds import is_trained
 from segwright.api.one_model import difference_in_meaning
 from segwright.api.session import Session
+from segwright.api.training_runs import is_trained
 from segwright.core.errors import ModelError, nearest
 from segwright.data.dataset import load_description
 from segwright.data.plan import Plan

@@ -7,7 +7,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any, Final
 
-from segwright.core.documents import read_json
+from segwright.core.atomic_io import read_json
 from segwright.core.errors import SegwrightError
 
 LOWEST_DICE: Final = 0.01

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segwright.api.aging import changes_since_training, older_than_folds
-from segwright.core.documents import parse_document
+from segwright.core.atomic_io import parse_document
 from segwright.core.errors import ModelError
 from segwright.evaluation.scores import Scores
-from segwright.training.status import STATUS_JSON, STOP_FILE, Status
+from segwright.training.monitoring.status import STATUS_JSON, STOP_FILE, Status
 
 SILENT_S = 60.0
 """A training that has written nothing for so long, and for ten of its steps, is taken for dead."""

@@ -14,12 +14,12 @@ from typing import IO, Final
 
 import typer
 
-from segwright.cli.place import device_of
+from segwright.cli.dist_env import device_of
 from segwright.cli.signals import known_signals
 from segwright.core.device import CPU
+from segwright.core.interrupt import EXIT_RESUMABLE
 from segwright.core.parallel import available_cpus
-from segwright.core.stopping import EXIT_RESUMABLE
-from segwright.training.heartbeat import EXIT_OTHER_ENDED, Place
+from segwright.training.distributed.heartbeat import EXIT_OTHER_ENDED, Place
 
 END_S: Final = 20.0
 """After this time, in seconds, processes that do not end by themselves when another has failed are killed."""

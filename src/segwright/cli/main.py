@@ -9,21 +9,11 @@ from typing import Annotated
 
 import typer
 
-from segwright.cli import (
-    combining,
-    evaluating,
-    exchange,
-    models,
-    options,
-    predicting,
-    previewing,
-    selecting,
-    showing,
-    stages,
-    transfer,
-    watching,
-)
-from segwright.cli.grammar import Verbs, by_name
+from segwright.cli import combining, evaluating, exchange, options, predicting, previewing, selecting, stages, transfer
+from segwright.cli import show as showing
+from segwright.cli import status as watching
+from segwright.cli import train as models
+from segwright.cli.app import Verbs, by_name
 
 
 class Program(Verbs):

@@ -10,7 +10,7 @@ from types import FrameType
 
 import typer
 
-from segwright.core.stopping import Interrupted, StopRequest
+from segwright.core.interrupt import Interrupted, StopRequest
 
 SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")
 

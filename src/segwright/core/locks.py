@@ -20,7 +20,7 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict
 
-from segwright.core.documents import parse_document, temporary_beside
+from segwright.core.atomic_io import parse_document, temporary_beside
 from segwright.core.errors import SegwrightError, WorkspaceError
 
 logger = getLogger(__name__)

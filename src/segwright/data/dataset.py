@@ -24,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from segwright.core.documents import read_json
+from segwright.core.atomic_io import read_json
 from segwright.core.errors import DatasetError, ImageError, Problem, ProblemReport, SegwrightError
 from segwright.core.names import require_ending, require_text_path
 from segwright.data.cases import Case, Listing, channel_problems, explicit_cases, list_folder

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, FiniteFloat, model_validator
 
 from segwright.core.arrays import box_shape, crop
-from segwright.core.documents import parse_document, write_json
+from segwright.core.atomic_io import parse_document, write_json
 from segwright.core.errors import DatasetError, ImageError
 from segwright.core.parallel import map_threads
 from segwright.data.cases import Case

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
 
-from segwright.core.documents import content_hash, describe_validation, read_json, write_json
+from segwright.core.atomic_io import content_hash, describe_validation, read_json, write_json
 from segwright.core.errors import PlanError, SegwrightError, nearest
 from segwright.core.names import FileName, require_name
 

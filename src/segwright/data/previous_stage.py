@@ -16,7 +16,7 @@ import blosc2
 import numpy as np
 import numpy.typing as npt
 
-from segwright.core.documents import atomic_path, file_crc, has_right_checksum, read_json, with_checksum, write_json
+from segwright.core.atomic_io import atomic_path, file_crc, has_right_checksum, read_json, with_checksum, write_json
 from segwright.core.errors import WorkspaceError
 from segwright.core.names import below, require_name
 from segwright.data.chunks import chunk_and_block

@@ -23,7 +23,7 @@ import blosc2
 import numpy as np
 import numpy.typing as npt
 
-from segwright.core.documents import atomic_path, file_crc, has_right_checksum, read_json, with_checksum, write_json
+from segwright.core.atomic_io import atomic_path, file_crc, has_right_checksum, read_json, with_checksum, write_json
 from segwright.core.errors import DatasetError, Problem, SegwrightError, WorkspaceError, nearest
 from segwright.core.names import below, require_name
 from segwright.data.array_files import read_layout

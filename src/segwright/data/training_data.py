@@ -13,11 +13,11 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from segwright.core.documents import parse_document, write_json
+from segwright.core.atomic_io import parse_document, write_json
 from segwright.core.errors import DatasetError, SegwrightError
-from segwright.data.freshness import identify
 from segwright.data.provenance import SourceFile
 from segwright.data.splits import Split
+from segwright.data.stage_cache import identify
 
 TRAINING_DATA_JSON: Final = "training_data.json"
 

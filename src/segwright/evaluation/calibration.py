@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from scipy.special import expit
 
 from segwright.data.labels import Labels
-from segwright.inference.calibration import Calibration
+from segwright.inference.reliability.calibration import Calibration
 
 TEMPERATURES: Final = tuple(2 ** (step / 6) for step in range(-12, 19))
 """From 1/4 to 8 in steps of 12 %; 1 is one of them."""

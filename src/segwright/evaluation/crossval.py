@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from segwright.core.documents import atomic_path
+from segwright.core.atomic_io import atomic_path
 from segwright.core.errors import ModelError, Problem, ProblemReport, WorkspaceError
 from segwright.core.names import below
 from segwright.data.dataset import load_description

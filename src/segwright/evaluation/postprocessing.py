@@ -9,7 +9,7 @@ from pathlib import Path
 
 from segwright.data.labels import ClassKey, Labels
 from segwright.evaluation.scores import Scores, class_key_text, evaluate_files
-from segwright.inference.postprocessing import Decision, KeepLargest, PostProcessing
+from segwright.inference.export.postprocessing import Decision, KeepLargest, PostProcessing
 
 logger = getLogger(__name__)
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
-from segwright.core.documents import atomic_path, parse_document, write_json
+from segwright.core.atomic_io import atomic_path, parse_document, write_json
 from segwright.core.errors import Problem, ProblemReport, SegwrightError
 from segwright.core.parallel import map_threads
 from segwright.data.formats import Header
@@ -24,9 +24,9 @@ from segwright.data.images import Volume, is_small, read_header, read_label
 from segwright.data.labels import ClassKey, Labels
 from segwright.evaluation.masks import Further as Further
 from segwright.evaluation.masks import class_mask, has_volume, measure_masks
+from segwright.evaluation.matching import NONE_LISTED
+from segwright.evaluation.matching import pair_files as pair_files
 from segwright.evaluation.metrics import Confusion, Overlap, confusion
-from segwright.evaluation.pairs import NONE_LISTED
-from segwright.evaluation.pairs import pair_files as pair_files
 
 logger = getLogger(__name__)
 

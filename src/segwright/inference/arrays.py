@@ -16,7 +16,7 @@ from segwright.core.errors import ImageError
 from segwright.data.formats import FLAT_SPACING_FACTOR
 from segwright.data.images import Volume
 from segwright.data.intensities import believed
-from segwright.inference.awareness import Awareness, say_warnings
+from segwright.inference.reliability.model import Awareness, say_warnings
 
 REORIENTING_READERS: Final = ("SimpleITKIOWithReorient", "NibabelIOWithReorient")
 """Readers by which a plan asks for RAS+ orientation, whatever that of the file."""

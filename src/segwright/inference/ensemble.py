@@ -18,24 +18,24 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from segwright.core.documents import temporary_beside
+from segwright.core.atomic_io import temporary_beside
 from segwright.core.errors import ModelError
 from segwright.core.log import progress
 from segwright.core.parallel import fork_safe
 from segwright.data.images import Volume, write_labels
 from segwright.data.labels import Labels
 from segwright.data.provenance import Provenance
-from segwright.inference.awareness import UNAWARE, Awareness, say_warnings
-from segwright.inference.export import LabelMap
-from segwright.inference.files import SCRATCH, begin, naming, read_volume
-from segwright.inference.journal import Asked, CaseRecord, Job, Journal, Meter, identity
-from segwright.inference.observation import Observation
-from segwright.inference.postprocessing import NO_POSTPROCESSING, PostProcessing
+from segwright.inference.export.labels import LabelMap
+from segwright.inference.export.postprocessing import NO_POSTPROCESSING, PostProcessing
+from segwright.inference.export.writers import Saving, StoredProbabilities, open_whole_maps, store_maps
+from segwright.inference.folder.log import Asked, CaseRecord, Job, Journal, Meter, identity
+from segwright.inference.folder.predict_folder import SCRATCH, begin, naming, read_volume
 from segwright.inference.prediction import ArrayPredictor, Prediction
 from segwright.inference.predictor import Predictor
-from segwright.inference.stitching import Planes
-from segwright.inference.uncertainty import MAPS, Uncertainty, pooled_maps
-from segwright.inference.writers import Saving, StoredProbabilities, open_whole_maps, store_maps
+from segwright.inference.reliability.case_statistics import Observation
+from segwright.inference.reliability.model import UNAWARE, Awareness, say_warnings
+from segwright.inference.reliability.uncertainty import MAPS, Uncertainty, pooled_maps
+from segwright.inference.window.stitching import Planes
 from segwright.preprocessing.pipeline import Prepared
 
 SLAB_BYTES: Final = 128 * 2**20

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from segwright.core.device import CPU, PRECISIONS, compute_dtype, has_amx
-from segwright.networks.compiled import library
+from segwright.networks.cpu.library import library
 
 
 def is_in_halves(device: torch.device, precision: str) -> bool:

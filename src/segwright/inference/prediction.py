@@ -13,9 +13,9 @@ from torch import Tensor
 
 from segwright.data.images import Volume
 from segwright.inference.arrays import place, say_unlike
-from segwright.inference.awareness import UNAWARE, Awareness
-from segwright.inference.export import LabelMap
-from segwright.inference.uncertainty import Uncertainty
+from segwright.inference.export.labels import LabelMap
+from segwright.inference.reliability.model import UNAWARE, Awareness
+from segwright.inference.reliability.uncertainty import Uncertainty
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

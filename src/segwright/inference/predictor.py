@@ -18,10 +18,10 @@ from segwright.core.parallel import fork_safe
 from segwright.data.dataset import DatasetDescription
 from segwright.data.images import Volume
 from segwright.data.labels import Labels
+from segwright.data.laterality import Sides, mirrored_heads
 from segwright.data.plan import Configuration, Plan
 from segwright.data.provenance import Provenance
-from segwright.data.sides import Sides, mirrored_heads
-from segwright.inference.export import (
+from segwright.inference.export.labels import (
     LabelMap,
     MapArray,
     ProbabilityArray,
@@ -30,18 +30,18 @@ from segwright.inference.export import (
     logits_to_labels,
     logits_to_probabilities,
 )
-from segwright.inference.postprocessing import NO_POSTPROCESSING, PostProcessing
+from segwright.inference.export.postprocessing import NO_POSTPROCESSING, PostProcessing
+from segwright.inference.export.to_original_grid import WayBack
 from segwright.inference.prediction import ArrayPredictor, Prediction
-from segwright.inference.slabs import WayBack
-from segwright.inference.sliding import Image, TileCount, Window, require_finite, window_planes
-from segwright.inference.stitching import Planes
-from segwright.inference.uncertainty import MAPS, Observer, Uncertainty, log_partition
-from segwright.inference.windows import DEFAULT_STEP, HALF_QUANTUM, rolling_axis
+from segwright.inference.reliability.uncertainty import MAPS, Observer, Uncertainty, log_partition
+from segwright.inference.window.sliding import Image, TileCount, Window, require_finite, window_planes
+from segwright.inference.window.stitching import Planes
+from segwright.inference.window.tiling import DEFAULT_STEP, HALF_QUANTUM, rolling_axis
 from segwright.networks.build import prepare
 from segwright.preprocessing import pipeline
 
 if TYPE_CHECKING:
-    from segwright.inference.journal import CaseRecord
+    from segwright.inference.folder.log import CaseRecord
 
 HOLD_BYTES = 64 * 2**20
 """Logits of a case up to this size are kept, so that all of its export overlaps with the next case; larger ones are
@@ -199,6 +199,6 @@ class Predictor(ArrayPredictor):
 
     def predict_files(self, images: Path | str, output: Path | str, **options: Any) -> list[CaseRecord]:
         """Predict a folder of images into another one; options as in `files.predict_files`."""
-        from segwright.inference.files import predict_files  # which is built on this module
+        from segwright.inference.folder.predict_folder import predict_files  # which is built on this module
 
         return predict_files(self, Path(images), Path(output), **options)

@@ -11,12 +11,12 @@ from typing import Any, Final
 
 import torch
 
-from segwright.core.documents import atomic_path, parse_document, read_json, write_json
+from segwright.core.atomic_io import atomic_path, parse_document, read_json, write_json
 from segwright.core.errors import ConfigError, ModelError, SegwrightError, WorkspaceError
 from segwright.data.dataset import DatasetDescription, load_description
 from segwright.data.labels import Labels
+from segwright.data.laterality import Sides
 from segwright.data.plan import KW_REQUIRES_IMPORT, Plan
-from segwright.data.sides import Sides
 from segwright.networks.build import build_from_spec, nnunet_spec
 from segwright.networks.checkpoint import add_aliases, load_state, load_weights
 from segwright.networks.folds import CheckpointHeader, require_one_model, require_trained_plan

@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from segwright.core.documents import atomic_path, content_hash, read_json, with_checksum, write_json
+from segwright.core.atomic_io import atomic_path, content_hash, read_json, with_checksum, write_json
 from segwright.core.errors import ModelError, WorkspaceError
 from segwright.data.dataset import DatasetDescription, load_description
 from segwright.data.labels import Labels
@@ -23,7 +23,7 @@ from segwright.interop.torchfile import read_document, read_tensors
 from segwright.networks.architecture import parse_architecture
 from segwright.networks.build import ArchitectureSpec, require_weights
 from segwright.networks.checkpoint import drop_aliases, save_weights
-from segwright.preprocessing.known import require_known
+from segwright.preprocessing.plan_validation import require_known
 from segwright.workspace import DATASET_JSON, FINGERPRINT_JSON, PLANS_JSON
 
 KINDS: Final = ("final", "best", "latest")

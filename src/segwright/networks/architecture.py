@@ -13,7 +13,7 @@ from torch import nn
 from segwright.core.errors import ConfigError, SegwrightError, nearest
 from segwright.data.plan import MOST_STAGES
 from segwright.networks.blocks import DIMS, LayerOptions, Size
-from segwright.networks.norm import InstanceNorm2d, InstanceNorm3d
+from segwright.networks.cpu.norm import InstanceNorm2d, InstanceNorm3d
 from segwright.networks.unet import Topology
 
 PLAIN: Final = "PlainConvUNet"

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import wrap_torch_function
 
-from segwright.networks.norm import ChannelsLastInstanceNorm, norm_leaky_relu
-from segwright.networks.upsampling import upsample_conv_pair
+from segwright.networks.cpu.norm import ChannelsLastInstanceNorm, norm_leaky_relu
+from segwright.networks.cpu.upsampling import upsample_conv_pair
 
 Size = tuple[int, ...]
 ConvClass = type[nn.Conv2d] | type[nn.Conv3d]

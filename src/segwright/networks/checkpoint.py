@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from segwright.core.documents import atomic_path, file_crc
+from segwright.core.atomic_io import atomic_path, file_crc
 from segwright.core.errors import ModelError
 from segwright.core.resources import resource_error
 from segwright.networks.blocks import ConvBlock

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from segwright.core.documents import content_hash, describe_validation
+from segwright.core.atomic_io import content_hash, describe_validation
 from segwright.core.errors import ConfigError, ModelError
 from segwright.core.text import printable
 from segwright.data.dataset import DatasetDescription

@@ -9,18 +9,18 @@ from importlib.metadata import version
 from logging import getLogger
 from typing import Any
 
-from segwright.core.documents import content_hash
+from segwright.core.atomic_io import content_hash
 from segwright.core.errors import PlanError
 from segwright.data.dataset import DatasetDescription
 from segwright.data.fingerprint import Fingerprint
+from segwright.data.laterality import KEY as SIDES
 from segwright.data.plan import Plan, inverse_permutation
-from segwright.data.sides import KEY as SIDES
 from segwright.planning.channels import choose_normalization
 from segwright.planning.configurations import Draft, configuration_block, explain_draft
+from segwright.planning.label_pairs import Lateral, choose_mirroring
 from segwright.planning.lowres import Search, find_lowres
 from segwright.planning.presets import PRESETS, Preset, resampling_functions
 from segwright.planning.rationale import EVERYWHERE, Decision
-from segwright.planning.sides import Lateral, choose_mirroring
 from segwright.planning.sizing import Budget, size_configuration
 from segwright.planning.spacing import median_shape_at, original_medians, target_spacing, transposition
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segwright.core.arrays import crop, uncrop
-from segwright.core.documents import content_hash
+from segwright.core.atomic_io import content_hash
 from segwright.core.errors import DatasetError, DiskError, ImageError, Problem, ProblemReport, SegwrightError
 from segwright.core.memory import available_bytes
 from segwright.core.parallel import available_cpus, map_threads
@@ -23,11 +23,11 @@ from segwright.core.resources import resource_error
 from segwright.data.cases import Case
 from segwright.data.cropping import content_box, crop_to_nonzero
 from segwright.data.dataset import Dataset
-from segwright.data.freshness import identify
 from segwright.data.images import Volume, read_images, read_label
 from segwright.data.labels import Labels, distinct_values
 from segwright.data.plan import Configuration, Plan
 from segwright.data.provenance import Provenance, SourceFile
+from segwright.data.stage_cache import identify
 from segwright.preprocessing.class_locations import class_locations
 from segwright.preprocessing.normalization import NormalizedView, normalize, normalized_view
 

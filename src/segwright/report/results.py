@@ -9,9 +9,9 @@ from typing import Any
 from segwright.data.labels import Labels
 from segwright.evaluation.scores import Measures, Scores, class_key
 from segwright.evaluation.selection import Summary
-from segwright.inference.calibration import Calibration
-from segwright.inference.postprocessing import PostProcessing
-from segwright.inference.quality import Quality
+from segwright.inference.export.postprocessing import PostProcessing
+from segwright.inference.reliability.calibration import Calibration
+from segwright.inference.reliability.expected_dice import Quality
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

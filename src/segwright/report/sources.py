@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segwright.core.documents import file_hash, parse_document, read_json
+from segwright.core.atomic_io import file_hash, parse_document, read_json
 from segwright.core.errors import ModelError, SegwrightError
 from segwright.data.dataset import DatasetDescription, load_description
 from segwright.data.fingerprint import Fingerprint
 from segwright.data.labels import Labels
 from segwright.data.plan import Configuration, Plan
 from segwright.evaluation.scores import Scores
-from segwright.inference.selected import is_selected, member_folders
-from segwright.training.sinks import completed, read_rows
+from segwright.inference.models.selected import is_selected, member_folders
+from segwright.training.monitoring.loggers import completed, read_rows
 from segwright.workspace import DATASET_JSON, FINGERPRINT_JSON, PLANS_JSON
 
 METRICS_JSONL = "metrics.jsonl"

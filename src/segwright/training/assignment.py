@@ -8,19 +8,19 @@ from typing import Any, Final, Literal
 
 import torch
 
-from segwright.core.documents import content_hash
+from segwright.core.atomic_io import content_hash
 from segwright.core.errors import ConfigError
-from segwright.core.stopping import StopRequest
+from segwright.core.interrupt import StopRequest
 from segwright.core.trust import CodeTrust, TrustCode
 from segwright.data.dataset import DatasetDescription
 from segwright.data.labels import Labels
 from segwright.data.plan import Configuration, Plan
 from segwright.data.splits import Split
 from segwright.training.config import TrainConfig, changed
-from segwright.training.distributed import ALONE, Ranks
-from segwright.training.final_validation import ValidationSource
-from segwright.training.logbook import write_line
-from segwright.training.sinks import ForgivingSink, JsonlSink, MetricSink
+from segwright.training.distributed.context import ALONE, Ranks
+from segwright.training.monitoring.logbook import write_line
+from segwright.training.monitoring.loggers import ForgivingSink, JsonlSink, MetricSink
+from segwright.training.validation.final import ValidationSource
 
 KNOBS: Final = (
     "initial_lr",

@@ -21,8 +21,8 @@ from segwright.data.store import CaseStore, PreprocessedCase
 from segwright.inference.predictor import Predictor
 from segwright.preprocessing.pipeline import full_spacing
 from segwright.preprocessing.resampling import LogitResampler
-from segwright.training.caching import CaseArray
-from segwright.training.sampling import ClassLocations
+from segwright.training.loading.caching import CaseArray
+from segwright.training.loading.sampling import ClassLocations
 
 _SLAB_PLANES = 16
 """Planes of logits that are resampled at once; classes times the whole grid of the next stage is never held."""

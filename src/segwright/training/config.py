@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from segwright.core.documents import describe_validation
+from segwright.core.atomic_io import describe_validation
 from segwright.core.errors import ConfigError, nearest
 from segwright.core.registry import is_reference
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import torch
 from torch import Tensor, nn
 
-from segwright.core.documents import file_hash
+from segwright.core.atomic_io import file_hash
 from segwright.core.errors import ModelError
 from segwright.data.dataset import load_description
 from segwright.data.labels import Labels
@@ -23,7 +23,7 @@ from segwright.data.plan import Plan
 from segwright.interop.nnunet import header_of, read_checkpoint
 from segwright.networks.build import ArchitectureSpec, outline
 from segwright.networks.checkpoint import drop_aliases, load_weights
-from segwright.preprocessing.known import require_known
+from segwright.preprocessing.plan_validation import require_known
 from segwright.workspace import DATASET_JSON, PLANS_JSON
 
 if TYPE_CHECKING:

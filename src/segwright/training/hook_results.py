@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from segwright.core.user_code import UserCodeError, definition
-from segwright.training.batches import BatchLoader
+from segwright.training.loading.batches import BatchLoader
 
 VALIDATED: Final = ("loss", "tp_hard", "fp_hard", "fn_hard")
 """What a step of the online validation gives."""

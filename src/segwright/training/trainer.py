@@ -11,43 +11,46 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from segwright.core.atomic_io import file_hash, sweep_leftovers
 from segwright.core.device import autocast, compute_dtype, memory_format, resolve_device
-from segwright.core.documents import file_hash, sweep_leftovers
 from segwright.core.errors import ConfigError, ModelError
+from segwright.core.interrupt import Interrupted
 from segwright.core.names import below
-from segwright.core.stopping import Interrupted
-from segwright.data.sides import Sides
+from segwright.data.laterality import Sides
 from segwright.evaluation.scores import Scores
 from segwright.inference.predictor import Predictor
 from segwright.networks.build import prepare, set_deep_supervision
-from segwright.training import averaging, checkpoints, final_validation, regime
-from segwright.training.batches import Batch, BatchLoader
+from segwright.training import defaults as regime
 from segwright.training.callbacks import load_callbacks, run_hook
+from segwright.training.checkpointing import checkpoints
+from segwright.training.checkpointing.determinism import reproducible
+from segwright.training.checkpointing.resume import require_same_training, restore, resumed_config, snapshot
 from segwright.training.finetuning import start_from
 from segwright.training.hook_results import VALIDATED, required_loaders, required_optimizer, required_step
-from segwright.training.loaders import build_loaders, training_recipe
-from segwright.training.logbook import Logbook, row_text
-from segwright.training.losses import TrainingLoss, build_loss
-from segwright.training.network_building import NetworkBuilding, check_outputs, checked_scales
-from segwright.training.network_plot import plot_network
-from segwright.training.online_validation import ValidationStep, confusion, pseudo_dice
-from segwright.training.optimization import (
+from segwright.training.loading.batches import Batch, BatchLoader
+from segwright.training.loading.loaders import build_loaders, training_recipe
+from segwright.training.loop import training_batches, validation_batches
+from segwright.training.losses.builtin import TrainingLoss, build_loss
+from segwright.training.monitoring.divergence import StepWatch, check_loss
+from segwright.training.monitoring.logbook import Logbook, row_text
+from segwright.training.monitoring.loggers import JsonlSink
+from segwright.training.monitoring.network_plot import plot_network
+from segwright.training.monitoring.progress_plot import plot
+from segwright.training.monitoring.run_record import opening_lines, write_documents
+from segwright.training.monitoring.stagnation import unlearned_lines
+from segwright.training.monitoring.status import State, StatusFile
+from segwright.training.monitoring.trackers import open_sinks, require_sinks
+from segwright.training.network_setup import NetworkBuilding, check_outputs, checked_scales
+from segwright.training.optim import ema as averaging
+from segwright.training.optim.optimizers import (
     build_optimizer,
     optimizer_tensors,
     set_learning_rate,
     update,
 )
-from segwright.training.optional_sinks import open_sinks, require_sinks
-from segwright.training.progress_plot import plot
-from segwright.training.record import opening_lines, write_documents
-from segwright.training.reproducing import reproducible
-from segwright.training.resuming import require_same_training, restore, resumed_config, snapshot
-from segwright.training.safety import StepWatch, check_loss
-from segwright.training.schedule import Clock, Schedule, Timer, build_schedule
-from segwright.training.sinks import JsonlSink
-from segwright.training.status import State, StatusFile
-from segwright.training.stepping import training_batches, validation_batches
-from segwright.training.unlearned import unlearned_lines
+from segwright.training.optim.schedule import Clock, Schedule, Timer, build_schedule
+from segwright.training.validation import final as final_validation
+from segwright.training.validation.online import ValidationStep, confusion, pseudo_dice
 
 PLOT_INTERVAL_S: Final = 30.0
 """Least time between two drawings of `progress.png`; one takes about as long as a training step on a CPU."""

@@ -9,8 +9,8 @@ import torch
 from test_no_waiting import LABELS, PATCHES, Store, always_turned
 
 from segwright.augmentation.recipe import build_recipe
-from segwright.training.batches import BatchLoader
-from segwright.training.caching import CaseCache, Residence
+from segwright.training.loading.batches import BatchLoader
+from segwright.training.loading.caching import CaseCache, Residence
 
 pytestmark = pytest.mark.gpu
 BATCH = 24

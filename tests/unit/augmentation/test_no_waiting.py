@@ -16,8 +16,8 @@ from segwright.augmentation.transform import Draw, Samples
 from segwright.core.errors import ConfigError
 from segwright.core.seeds import generator
 from segwright.data.labels import Labels
-from segwright.training.batches import BatchLoader
-from segwright.training.caching import CaseCache, Residence
+from segwright.training.loading.batches import BatchLoader
+from segwright.training.loading.caching import CaseCache, Residence
 
 WITHOUT_VALUES = torch.device("meta")
 """Its tensors have shapes alone: reading a value, or a shape that depends on values, is an error."""

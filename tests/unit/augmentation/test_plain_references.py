@@ -27,7 +27,7 @@ from segwright.augmentation.spatial import MaskOutside, Mirror, rotation_matrix
 from segwright.augmentation.transform import Samples
 from segwright.core.seeds import generator
 from segwright.data.labels import Labels
-from segwright.training.targets import encode_targets
+from segwright.training.loading.targets import encode_targets
 
 SHAPES = [(3, 2, 9, 12, 7), (3, 2, 16, 11)]
 REGIONS = Labels.from_dataset_json(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from segwright.cli.grammar import arrange
+from segwright.cli.app import arrange
 from segwright.cli.options import fold_numbers, one_fold, wait_briefly, words, workspace_of
 
 VERBS = ["run", "predict", "preprocess"]

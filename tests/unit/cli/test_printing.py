@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from segwright.cli.grammar import _guarded
+from segwright.cli.app import _guarded
 from segwright.cli.tables import print_json, print_scores, print_table
 from segwright.core import log
 from segwright.core.errors import DatasetError, Problem, ProblemReport

@@ -10,7 +10,7 @@ import pytest
 
 from segwright.cli import launch
 from segwright.cli.signals import heeding_signals
-from segwright.core.stopping import Interrupted
+from segwright.core.interrupt import Interrupted
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])

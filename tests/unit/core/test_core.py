@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from segwright.core import arrays, documents, parallel, registry, seeds
+from segwright.core import arrays, parallel, registry, seeds
+from segwright.core import atomic_io as documents
 from segwright.core.errors import (
     ConfigError,
     DatasetError,

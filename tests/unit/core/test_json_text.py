@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from segwright.core.documents import read_json, read_json_lines
+from segwright.core.atomic_io import read_json, read_json_lines
 from segwright.core.errors import SegwrightError
 from segwright.core.json_text import MOST_LEVELS, parse_json
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from segwright.core.documents import append_text
+from segwright.core.atomic_io import append_text
 from segwright.core.errors import DatasetError, SegwrightError, WorkspaceError
 from segwright.core.names import FileName, absence, below, name_problem, require_ending, require_name, require_text_path
 

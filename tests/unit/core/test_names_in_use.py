@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from segwright.core.documents import file_hash
+from segwright.core.atomic_io import file_hash
 from segwright.core.errors import SegwrightError
 from segwright.data import splits
 from segwright.data.dataset import load, load_description
@@ -22,12 +22,12 @@ from segwright.data.previous_stage import StageMaps
 from segwright.data.provenance import Provenance
 from segwright.data.store import CaseStore
 from segwright.evaluation.crossval import accumulate, read_crossval
-from segwright.inference.postprocessing import PostProcessing, process_folder
-from segwright.inference.selected import read_selected
-from segwright.inference.uncertainty import map_files
-from segwright.inference.writers import Saving
-from segwright.training.final_validation import Record
-from segwright.training.observing import observed_file
+from segwright.inference.export.postprocessing import PostProcessing, process_folder
+from segwright.inference.export.writers import Saving
+from segwright.inference.models.selected import read_selected
+from segwright.inference.reliability.uncertainty import map_files
+from segwright.training.validation.final import Record
+from segwright.training.validation.reliability import observed_file
 from segwright.workspace import Workspace
 
 Act = Callable[[Path, str], Any]

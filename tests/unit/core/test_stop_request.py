@@ -8,7 +8,7 @@ import sys
 PROGRAM = """
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from segwright.core.stopping import StopRequest
+from segwright.core.interrupt import StopRequest
 
 stop, begun = StopRequest(), threading.Event()
 

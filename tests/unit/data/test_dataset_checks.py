@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import made_files
 import numpy as np
 import pytest
 import SimpleITK
@@ -15,6 +14,7 @@ from PIL import Image
 from segwright.data import checks
 from segwright.data.checks import Findings, check
 from segwright.data.images import Volume, read_label
+from tests.unit.data import made_files
 
 
 @pytest.fixture

@@ -5,13 +5,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import made_files
 import pytest
 from PIL import Image
 
 from segwright.core.errors import DatasetError, ProblemReport, SegwrightError
 from segwright.data import dataset
 from segwright.data.dataset import DatasetDescription, list_cases, load, load_description
+from tests.unit.data import made_files
 
 
 @pytest.fixture

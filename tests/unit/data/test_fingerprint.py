@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import made_files
 import numpy as np
 import pytest
 import SimpleITK
@@ -11,6 +10,7 @@ import SimpleITK
 from segwright.core.errors import DatasetError, ImageError, SegwrightError
 from segwright.data import dataset, fingerprint
 from segwright.data.fingerprint import Fingerprint
+from tests.unit.data import made_files
 
 
 @pytest.fixture(autouse=True)

@@ -7,13 +7,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import made_files
 import numpy as np
 import pytest
 
 from segwright.data import dataset, fingerprint
 from segwright.data.images import read_header, read_images
 from segwright.data.splits import default_splits
+from tests.unit.data import made_files
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "data"
 HIPPOCAMPUS = Path(__file__).parents[4] / "shared" / "data" / "Dataset004_Hippocampus"

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-import made_files
 import nibabel
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from PIL import Image
 
 from segwright.core.errors import DiskError, ImageError
 from segwright.data.images import READERS, choose_reader, read_images, read_label, reader_of_shapes, write_labels
+from tests.unit.data import made_files
 
 LABELS = (np.arange(60).reshape(3, 4, 5) % 4).astype(np.int64)
 

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from unicodedata import normalize
 
-import made_files
 import pytest
 
 from segwright.core.errors import ProblemReport, WorkspaceError
 from segwright.data.dataset import list_cases, load, usable_cases
+from tests.unit.data import made_files
 
 DICOM = bytes(128) + b"DICM"
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from segwright.core.documents import with_checksum
+from segwright.core.atomic_io import with_checksum
 from segwright.core.errors import WorkspaceError
 from segwright.data.previous_stage import StageMaps
 

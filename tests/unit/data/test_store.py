@@ -15,7 +15,7 @@ import blosc2
 import numpy as np
 import pytest
 
-from segwright.core.documents import file_crc, with_checksum
+from segwright.core.atomic_io import file_crc, with_checksum
 from segwright.core.errors import WorkspaceError
 from segwright.data.chunks import chunk_and_block
 from segwright.data.provenance import Provenance, SourceFile

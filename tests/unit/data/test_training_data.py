@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from segwright.core.errors import DatasetError
-from segwright.data.freshness import identify
 from segwright.data.provenance import SourceFile
+from segwright.data.stage_cache import identify
 from segwright.data.training_data import TRAINING_DATA_JSON, TrainingData, changes, entries
 
 CASES = ("a", "b", "c")

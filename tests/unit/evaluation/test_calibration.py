@@ -10,8 +10,8 @@ import pytest
 
 from segwright.data.labels import Labels
 from segwright.evaluation.calibration import NUM_BINS, TEMPERATURES, Reliabilities, Reliability, fit
-from segwright.inference.awareness import Awareness
-from segwright.inference.calibration import Calibration, tempered
+from segwright.inference.reliability.calibration import Calibration, tempered
+from segwright.inference.reliability.model import Awareness
 
 LABELS = Labels({"background": 0, "a": 1, "b": 2, "ignore": 3}, None)
 REGIONS = Labels({"background": 0, "whole": (1, 2), "core": (2,), "ignore": 3}, (1, 2))

@@ -17,7 +17,7 @@ from segwright.core.errors import ConfigError, ImageError, SegwrightError
 from segwright.data.images import read_label, write_labels
 from segwright.data.labels import Labels
 from segwright.evaluation.postprocessing import ANY_GAIN, CLEAR_GAIN, Floor, determine
-from segwright.inference.postprocessing import (
+from segwright.inference.export.postprocessing import (
     MOST_STEPS,
     NO_POSTPROCESSING,
     KeepLargest,

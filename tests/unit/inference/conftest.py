@@ -13,9 +13,9 @@ import SimpleITK as sitk  # noqa: N813
 import torch
 
 from segwright.data.plan import Plan
-from segwright.networks import compiled
 from segwright.networks.build import build_network
 from segwright.networks.checkpoint import save_weights
+from segwright.networks.cpu import library as compiled
 
 DATASET = {
     "channel_names": {"0": "MRI"},

@@ -20,8 +20,8 @@ from segwright.data.labels import Labels
 from segwright.data.plan import Plan
 from segwright.data.provenance import Provenance
 from segwright.inference.ensemble import Ensemble
-from segwright.inference.export import logits_to_labels
-from segwright.inference.files import predict_files
+from segwright.inference.export.labels import logits_to_labels
+from segwright.inference.folder.predict_folder import predict_files
 from segwright.inference.predictor import Predictor
 
 STATUS = Path("/proc/self/status")

@@ -15,10 +15,10 @@ import torch
 from segwright.core.errors import ImageError
 from segwright.data.outliers import TrainingRange, measure
 from segwright.inference.arrays import place
-from segwright.inference.awareness import Awareness
 from segwright.inference.ensemble import Ensemble
-from segwright.inference.model_folder import load_predictor
+from segwright.inference.models.model_folder import load_predictor
 from segwright.inference.predictor import Predictor
+from segwright.inference.reliability.model import Awareness
 
 RAS = np.diag([2.0, 1.0, 3.0, 1.0])
 ORIENTATIONS = ("RAS", "LPS", "LAS", "SPR", "AIL")

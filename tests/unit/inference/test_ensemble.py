@@ -13,10 +13,10 @@ from segwright.core.errors import ConfigError, ModelError, ProblemReport
 from segwright.data.images import read_images, read_label
 from segwright.data.labels import Labels
 from segwright.inference.ensemble import Ensemble, mean_labels, predict_ensemble
-from segwright.inference.model_folder import load_predictor
-from segwright.inference.postprocessing import PostProcessing, keep_largest
+from segwright.inference.export.postprocessing import PostProcessing, keep_largest
+from segwright.inference.export.writers import Saving
+from segwright.inference.models.model_folder import load_predictor
 from segwright.inference.predictor import Predictor
-from segwright.inference.writers import Saving
 
 
 @pytest.fixture

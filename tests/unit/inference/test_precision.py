@@ -7,7 +7,7 @@ import torch
 
 from segwright.core.errors import ConfigError
 from segwright.inference import precision
-from segwright.inference.sliding import Window
+from segwright.inference.window.sliding import Window
 
 CPU = torch.device("cpu")
 

@@ -15,10 +15,10 @@ from segwright.core.errors import ImageError, ModelError
 from segwright.data.images import Volume
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan
-from segwright.inference.model_folder import load_predictor
+from segwright.inference.models.model_folder import load_predictor
 from segwright.inference.predictor import Predictor
-from segwright.inference.sliding import TileCount, Window, sliding_window_logits, window_planes
-from segwright.inference.windows import HALF_QUANTUM
+from segwright.inference.window.sliding import TileCount, Window, sliding_window_logits, window_planes
+from segwright.inference.window.tiling import HALF_QUANTUM
 from segwright.networks.build import build_network
 
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ import SimpleITK as sitk  # noqa: N813
 import torch
 
 import segwright
-from segwright.inference.model_folder import load_predictor
+from segwright.inference.models.model_folder import load_predictor
 
 pytestmark = pytest.mark.gpu
 

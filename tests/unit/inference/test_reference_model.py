@@ -16,7 +16,7 @@ from segwright.data.plan import Plan
 from segwright.inference.predictor import Predictor
 from segwright.networks.build import build_network
 from segwright.networks.checkpoint import load_state
-from segwright.networks.compiled import library
+from segwright.networks.cpu.library import library
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
 REFERENCE = SHARED / "reference"

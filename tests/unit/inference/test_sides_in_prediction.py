@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from segwright.inference.model_folder import load_predictor
-from segwright.inference.sliding import Window, window_planes
+from segwright.inference.models.model_folder import load_predictor
+from segwright.inference.window.sliding import Window, window_planes
 
 PATCH = (6, 6, 8)
 

@@ -11,7 +11,7 @@ import pytest
 from segwright.data.images import Volume, read_images
 from segwright.data.outliers import TrainingRange, measure
 from segwright.data.plan import Plan
-from segwright.inference.awareness import training_range
+from segwright.inference.reliability.model import training_range
 
 DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
 SCANS = DATA / "example_scans"

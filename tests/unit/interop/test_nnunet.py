@@ -15,7 +15,7 @@ import torch
 
 from segwright.core.errors import ModelError
 from segwright.data.plan import Plan
-from segwright.inference.model_folder import load_predictor
+from segwright.inference.models.model_folder import load_predictor
 from segwright.interop.nnunet import header_of, import_model, is_nnunet_model, read_checkpoint
 
 REFERENCE = Path(__file__).resolve().parents[4] / "shared" / "data" / "reference"

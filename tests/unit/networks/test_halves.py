@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from segwright.networks import compiled, kernels
-from segwright.networks.inference import FastLayers
+from segwright.networks.cpu import kernels
+from segwright.networks.cpu import library as compiled
+from segwright.networks.cpu.dispatch import FastLayers
 
 CLOSE, USUALLY_CLOSE = 2.5e-2, 1.5e-2
 """Largest and mean distance from float32, of the largest and the mean value of noise; images are smoother."""

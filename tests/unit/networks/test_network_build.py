@@ -25,7 +25,7 @@ from segwright.networks.build import (
     require_weights,
     set_deep_supervision,
 )
-from segwright.networks.norm import InstanceNorm2d, InstanceNorm3d
+from segwright.networks.cpu.norm import InstanceNorm2d, InstanceNorm3d
 
 PREFIX = "dynamic_network_architectures.architectures.unet."
 

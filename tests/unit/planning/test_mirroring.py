@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from segwright.data.dataset import DatasetDescription
-from segwright.planning.sides import Lateral, choose_mirroring
+from segwright.planning.label_pairs import Lateral, choose_mirroring
 
 
 def description(**more: Any) -> DatasetDescription:

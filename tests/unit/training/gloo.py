@@ -8,8 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SOURCE = Path(__file__).parents[3] / "src"
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[3]
 
 
 def free_port() -> int:
@@ -23,9 +22,9 @@ def start(function: str, world_size: int, *arguments: object) -> list[subprocess
     port = free_port()
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "rank_programs", function, str(rank), str(world_size), str(port)]
+            [sys.executable, "-m", "tests.unit.training.rank_programs", function, str(rank), str(world_size), str(port)]
             + [str(argument) for argument in arguments],
-            env={**os.environ, "PYTHONPATH": f"{SOURCE}:{HERE}", "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "OMP_NUM_THREADS": "1"},
             stderr=subprocess.PIPE,
             text=True,
         )

@@ -1,4 +1,4 @@
-"""What the processes of `test_distributed` do; run as `python -m rank_programs FUNCTION RANK WORLD_SIZE PORT ...`."""
+"""What the processes of `test_context` do; run as `python -m tests.unit.training.rank_programs FUNCTION RANK ...`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_task import DATASET_JSON, REGIONS_JSON, make, settings, write_references
 from torch import nn
 
-from segwright.training.distributed import Ranks, joined, leave
-from segwright.training.heartbeat import Place
+from segwright.training.distributed.context import Ranks, joined, leave
+from segwright.training.distributed.heartbeat import Place
 from segwright.training.trainer import Trainer
+from tests.unit.training.tiny_task import DATASET_JSON, REGIONS_JSON, make, settings, write_references
 
 KEPT = ("train_losses", "val_losses", "dice_per_class_or_region", "skipped_steps")
 
@@ -115,7 +115,7 @@ def failing(ranks: Ranks) -> None:
 
 def slow(ranks: Ranks) -> None:
     """Rank 1 needs longer than a silence may last, but lives."""
-    from segwright.training import heartbeat
+    from segwright.training.distributed import heartbeat
 
     heartbeat.SILENCE_S = 2.0  # type: ignore[misc]
     ranks.barrier()

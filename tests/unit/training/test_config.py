@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_task import REGIONS_JSON, make, settings
 
 from segwright.core.errors import ConfigError
 from segwright.data.plan import Plan
-from segwright.inference.model_folder import load_predictor
-from segwright.training.checkpoints import checkpoint_file
+from segwright.inference.models.model_folder import load_predictor
+from segwright.training.checkpointing.checkpoints import checkpoint_file
 from segwright.training.config import TrainConfig, changed
+from tests.unit.training.tiny_task import REGIONS_JSON, make, settings
 
 PAGE = Path(__file__).parents[3] / "docs" / "how-to" / "training-settings.md"
 

@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_task
 import torch
-from tiny_task import DATASET_JSON, TinyStore, make, settings, write_references
 from torch import Tensor, nn
 
 from segwright.core.errors import ModelError
 from segwright.data.plan import Plan
-from segwright.training.checkpoints import checkpoint_file, resumable
+from segwright.training.checkpointing.checkpoints import checkpoint_file, resumable
 from segwright.training.finetuning import Source, find_checkpoint, grown_axes, transfer
 from segwright.training.trainer import Trainer
+from tests.unit.training import tiny_task
+from tests.unit.training.tiny_task import DATASET_JSON, TinyStore, make, settings, write_references
 
 TWO_CHANNELS = {**DATASET_JSON, "channel_names": {"0": "PET", "1": "mri"}}
 THREE_CLASSES = {**DATASET_JSON, "labels": {"background": 0, "dark": 1, "new": 2, "bright": 3}}

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_task import make, settings
 
 from segwright.core.errors import ConfigError
 from segwright.training import callbacks
 from segwright.training.callbacks import EVENTS, CallbackError
 from segwright.training.trainer import Trainer
+from tests.unit.training.tiny_task import make, settings
 
 SIGNATURES = {
     "initialize": "(self) -> 'None'",

@@ -15,7 +15,7 @@ from torch import Tensor
 from segwright.core.errors import ConfigError
 from segwright.data.labels import Labels
 from segwright.training.config import TrainConfig
-from segwright.training.losses import FOR_LABELS, FOR_REGIONS, LOSSES, build_loss
+from segwright.training.losses.builtin import FOR_LABELS, FOR_REGIONS, LOSSES, build_loss
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "losses"
 VALUES: dict[str, float] = json.loads((GOLDEN / "losses.json").read_text())

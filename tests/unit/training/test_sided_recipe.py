@@ -11,10 +11,10 @@ import torch
 from segwright.augmentation.transform import Samples
 from segwright.core.errors import PlanError
 from segwright.data.labels import Labels
+from segwright.data.laterality import Sides
 from segwright.data.plan import Configuration
-from segwright.data.sides import Sides
 from segwright.training.config import TrainConfig
-from segwright.training.loaders import training_recipe
+from segwright.training.loading.loaders import training_recipe
 
 LABELS = Labels({"background": 0, "hip_left": 1, "spine": 2, "hip_right": 3, "ignore": 4})
 PAIRS = (("hip_left", "hip_right"),)

@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_task import DATASET_JSON, TinyStore, make, settings, write_references
 from torch import Tensor, nn
 
 from segwright.core.errors import ModelError
-from segwright.core.stopping import EXIT_RESUMABLE, Interrupted, StopRequest
-from segwright.training import safety
-from segwright.training.batches import Batch
-from segwright.training.checkpoints import checkpoint_file, is_finished, load, read_state, resumable
-from segwright.training.safety import DivergedError, StepWatch
-from segwright.training.status import STATUS_JSON, STOP_FILE, Status
+from segwright.core.interrupt import EXIT_RESUMABLE, Interrupted, StopRequest
+from segwright.training.checkpointing.checkpoints import checkpoint_file, is_finished, load, read_state, resumable
+from segwright.training.loading.batches import Batch
+from segwright.training.monitoring import divergence as safety
+from segwright.training.monitoring.divergence import DivergedError, StepWatch
+from segwright.training.monitoring.status import STATUS_JSON, STOP_FILE, Status
 from segwright.training.trainer import Trainer
+from tests.unit.training.tiny_task import DATASET_JSON, TinyStore, make, settings, write_references
 
 
 class StopFileTrainer(Trainer):

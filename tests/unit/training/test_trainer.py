@@ -9,10 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_task
 import torch
 from safetensors.torch import load_file
-from tiny_task import DATASET_JSON, REGIONS_JSON, make, plans, settings, write_references
 from torch import Tensor, nn
 
 from segwright.core.errors import ConfigError, DatasetError, ModelError
@@ -20,12 +18,14 @@ from segwright.core.trust import EVERY_CODE
 from segwright.data.plan import Configuration, Plan
 from segwright.data.splits import Split
 from segwright.evaluation.scores import Scores
-from segwright.inference.model_folder import load_predictor
-from segwright.training.batches import Batch
-from segwright.training.checkpoints import checkpoint_file, resumable
+from segwright.inference.models.model_folder import load_predictor
+from segwright.training.checkpointing.checkpoints import checkpoint_file, resumable
 from segwright.training.config import TrainConfig
-from segwright.training.record import git_commit
+from segwright.training.loading.batches import Batch
+from segwright.training.monitoring.run_record import git_commit
 from segwright.training.trainer import Trainer
+from tests.unit.training import tiny_task
+from tests.unit.training.tiny_task import DATASET_JSON, REGIONS_JSON, make, plans, settings, write_references
 
 
 @pytest.fixture(autouse=True)

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_trainer import DyingTrainer, Killed, final_weights
-from tiny_task import DATASET_JSON, REGIONS_JSON, TinyStore, make, settings, write_references
 
-from segwright.inference.model_folder import load_predictor
-from segwright.training.checkpoints import resumable
+from segwright.inference.models.model_folder import load_predictor
+from segwright.training.checkpointing.checkpoints import resumable
 from segwright.training.config import TrainConfig
+from tests.unit.training.test_trainer import DyingTrainer, Killed, final_weights
+from tests.unit.training.tiny_task import DATASET_JSON, REGIONS_JSON, TinyStore, make, settings, write_references
 
 pytestmark = pytest.mark.gpu
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 import SimpleITK
 
-from segwright.core.documents import atomic_path
+from segwright.core.atomic_io import atomic_path
 from segwright.data.formats import FLAT_SPACING_FACTOR, Floats, Header, LabelMap, Refusal
 from segwright.data.readers.itk_headers import check_gipl, check_metaimage, check_nrrd, require_whole_metaimage
 from segwright.data.readers.nifti import write_nifti

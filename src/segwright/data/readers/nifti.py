@@ -11,7 +11,7 @@ import nibabel
 import numpy as np
 import numpy.typing as npt
 
-from segwright.core.documents import atomic_path
+from segwright.core.atomic_io import atomic_path
 from segwright.data.formats import Floats, Header, LabelMap
 from segwright.data.readers.nifti_header import GEOMETRY, QUATERN, SROW, NiftiHeader, check_nifti, require_complete
 

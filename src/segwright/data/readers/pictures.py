@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
-from segwright.core.documents import atomic_path
+from segwright.core.atomic_io import atomic_path
 from segwright.data.formats import FLAT_SPACING_FACTOR, Floats, Header, LabelMap, Refusal
 from segwright.data.readers.limits import DEFLATE_RATIO, file_start, not_this_format, require_room
 from segwright.data.readers.tiff import is_tiff, tiff_array, tiff_shape, write_tiff

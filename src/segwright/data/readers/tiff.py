@@ -16,7 +16,7 @@ import numpy.typing as npt
 import SimpleITK
 import tifffile
 
-from segwright.core.documents import atomic_path, read_json, write_json
+from segwright.core.atomic_io import atomic_path, read_json, write_json
 from segwright.core.errors import ImageError
 from segwright.data.formats import CHANNEL_SUFFIX, Floats, Header, LabelMap, Refusal
 from segwright.data.readers.limits import DEFLATE_RATIO, file_start, not_this_format, require_room

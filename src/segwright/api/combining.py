@@ -1,0 +1,194 @@
+"""Verbs on folders of predictions: post-processing, ensembles, cross-validation gathered over the folds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segwright.api.references import listed_references
+from segwright.api.training import SUMMARY, find_description, find_label_reader, require_folders
+from segwright.core.atomic_io import write_json
+from segwright.core.errors import ConfigError, DatasetError
+from segwright.data.dataset import NO_ENVIRONMENT, DatasetDescription, load_description
+from segwright.data.labels import Labels
+from segwright.evaluation import crossval, scores
+from segwright.report.results import Evaluation
+from segwright.workspace import DATASET_JSON
+
+if TYPE_CHECKING:
+    from segwright.evaluation.postprocessing import Determined
+
+
+def determine_postprocessing(
+    reference: Path | str,
+    prediction: Path | str,
+    *,
+    dataset_json: Path | str | None = None,
+    output: Path | str | None = None,
+    workers: int | None = None,
+    environment: Mapping[str, str] = NO_ENVIRONMENT,
+) -> Determined:
+    """Decide, as nnU-Net does, whether to keep only the largest component of labels, and write `postprocessing.json`.
+
+    Args:
+        reference: As of `evaluate`; there may be more cases than were predicted.
+        prediction: Folder of predicted label maps, of cases that were not trained on.
+        dataset_json: Names labels and file ending; by default the one in, or one level above, either folder.
+        output: The file; `postprocessing.json` in the prediction folder by default.
+        workers: Threads.
+        environment: Variables that file lists may name.
+
+    Raises:
+        SegwrightError: There is no prediction, one has no reference, or files are damaged or do not fit.
+    """
+    from segwright.evaluation.postprocessing import determine
+    from segwright.inference.export.postprocessing import POSTPROCESSING_JSON
+
+    truth, predicted = Path(reference), Path(prediction)
+    require_folders(truth, predicted)
+    description = load_description(Path(dataset_json) if dataset_json else find_description(truth, predicted))
+    found = determine(
+        scores.pair_files(truth, predicted, description.file_ending, listed=listed_references(truth, environment)),
+        labels=Labels.from_description(description),
+        reader=find_label_reader(description.file_ending, description.overwrite_image_reader_writer, truth, predicted),
+        workers=workers,
+    )
+    found.processing.save(Path(output) if output else predicted / POSTPROCESSING_JSON)
+    return found
+
+
+def apply_postprocessing(
+    prediction: Path | str,
+    output: Path | str,
+    *,
+    postprocessing: Path | str | None = None,
+    dataset_json: Path | str | None = None,
+    workers: int | None = None,
+) -> list[Path]:
+    """Apply a `postprocessing.json`, ours or nnU-Net's, to every label map of a folder; return the files written.
+
+    Args:
+        prediction: Folder of label maps.
+        output: Gets those with the steps applied, and `dataset.json`.
+        postprocessing: The document; `postprocessing.json` in the prediction folder by default.
+        dataset_json: Names the file ending; by default the one in, or one level above, the folder.
+        workers: Threads.
+
+    Raises:
+        SegwrightError: There is no label map, or the document is none that is known; nnU-Net's pickle is never read.
+    """
+    from segwright.inference.export.postprocessing import PostProcessing, process_folder
+
+    folder = Path(prediction)
+    require_folders(folder)
+    processing = PostProcessing.load(Path(postprocessing) if postprocessing else folder)
+    description = load_description(Path(dataset_json) if dataset_json else find_description(folder))
+    files = process_folder(
+        processing,
+        folder,
+        Path(output),
+        file_ending=description.file_ending,
+        reader=find_label_reader(description.file_ending, description.overwrite_image_reader_writer, folder),
+        workers=workers,
+    )
+    write_json(Path(output) / DATASET_JSON, description.raw(), indent=4)
+    return files
+
+
+def ensemble(
+    predictions: Sequence[Path | str],
+    output: Path | str,
+    *,
+    dataset_json: Path | str | None = None,
+    probabilities: bool | str = False,
+    overwrite: bool = False,
+) -> list[Path]:
+    """Write the label maps of the mean of saved probabilities, and return the files.
+
+    Args:
+        predictions: Two or more folders that `predict` wrote with probabilities as b2nd or npz; nnU-Net's too.
+        output: Gets one label map per case, and `dataset.json`.
+        dataset_json: Names the labels; by default the one in, or one level above, a prediction folder.
+        probabilities: Also write the mean: npz (or True), b2nd or nifti.
+        overwrite: Replace label maps that are there.
+
+    Raises:
+        SegwrightError: Cases are missing in a folder, the folders are of different tasks, or files are damaged or do
+            not fit.
+    """
+    if len(predictions) < 2:
+        raise ConfigError("ensemble: give at least two folders of predictions")
+    from segwright.inference.export.writers import Saving
+    from segwright.inference.folder.average_saved import average_folders
+
+    folders = [Path(each) for each in predictions]
+    require_folders(*folders)
+    source = Path(dataset_json) if dataset_json else find_description(*reversed(folders))
+    description = load_description(source)
+    _require_one_task(folders, source, description)
+    files = average_folders(
+        folders,
+        Path(output),
+        labels=Labels.from_description(description),
+        file_ending=description.file_ending,
+        reader=find_label_reader(
+            description.file_ending, description.overwrite_image_reader_writer, *reversed(folders)
+        ),
+        saving=Saving(kind="npz" if probabilities is True else probabilities) if probabilities else None,
+        overwrite=overwrite,
+    )
+    write_json(Path(output) / DATASET_JSON, description.raw(), indent=4)
+    return files
+
+
+def accumulate_crossval(
+    model: Path | str, output: Path | str | None = None, *, folds: Sequence[int] | None = None
+) -> Evaluation:
+    """Gather what the folds of a model predicted for their held-out cases in one folder, with one `summary.json`.
+
+    Args:
+        model: Model folder, ours or nnU-Net's.
+        output: New folder; `crossval_results_folds_0_1` and so on in the model folder by default.
+        folds: All that have predicted their held-out cases by default.
+
+    Raises:
+        SegwrightError: A fold has no predictions, two folds have the same case, or the folder is there already.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        raise DatasetError(f"{folder}: no such model folder")
+    found = crossval.read_crossval(folder, folds)
+    target = Path(output) if output else folder / crossval.accumulated_name(found.folds)
+    gathered = crossval.accumulate(found, target)
+    labels = Labels.from_description(load_description(find_description(folder)))
+    return Evaluation(scores=gathered, file=target / SUMMARY, labels=labels)
+
+
+def _require_one_task(folders: Sequence[Path], source: Path, description: DatasetDescription) -> None:
+    """See that predictions mean the same, by the dataset.json in their folders.
+
+    Raises:
+        ConfigError: one has other labels, channels or files.
+    """
+    wanted = {**description.meaning(), "file_ending": description.file_ending}
+    for folder in folders:
+        file = folder / DATASET_JSON
+        if not file.is_file() or file.samefile(source):
+            continue
+        other = load_description(file)
+        found = {**other.meaning(), "file_ending": other.file_ending}
+        differing = [key for key in wanted if wanted[key] != found[key]]
+        if differing:
+            shown = "; ".join(f"{key} {_difference(found[key], wanted[key])}" for key in differing)
+            raise ConfigError(f"{file}: {shown} in {source}; an ensemble needs models of the same task")
+
+
+def _difference(found: object, wanted: object) -> str:
+    """Return two values of a dataset.json; of lists the entries that differ."""
+    if isinstance(found, list) and isinstance(wanted, list):
+        found, wanted = (
+            [entry for entry in one if entry not in two] or one for one, two in ((found, wanted), (wanted, found))
+        )
+    return f"{json.dumps(found)}, but {json.dumps(wanted)}"

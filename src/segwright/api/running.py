@@ -1,0 +1,247 @@
+"""The whole journey: a dataset from its raw files to validated models, and the demo that shows it on phantoms."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from logging import getLogger
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from segwright.api import aging, predicting, preparing, reporting, selecting, splitting
+from segwright.api import training as learning
+from segwright.api import training_runs as folding
+from segwright.api.preparing import PlanOptions
+from segwright.api.session import Session, dataset_lock, open_session
+from segwright.api.training_runs import TrainOptions
+from segwright.api.usability import shortcoming
+from segwright.core.names import below
+from segwright.core.trust import TrustCode
+from segwright.data import phantom
+from segwright.data.dataset import NO_ENVIRONMENT
+from segwright.data.images import read_images, read_label
+from segwright.data.plan import Plan
+from segwright.data.splits import NUM_FOLDS
+from segwright.planning import presets
+from segwright.report.results import DemoResult, RunReport, dice_by_name
+from segwright.workspace import Workspace
+
+if TYPE_CHECKING:
+    from segwright.core.interrupt import StopRequest
+
+logger = getLogger(__name__)
+
+DEFAULT_FOLDS = (0,)
+
+DEMO_DATASET = "Dataset900_Phantom"
+DEMO_CONFIGURATION = "3d_fullres"
+DEMO_BUDGET_S = 120.0
+"""Training time of the demo, seconds; the rest of its four minutes is for a slow start, prediction and pictures."""
+
+_DEMO_PARTS = ("predictions", "pictures")
+"""Folders of a demo beside the three trees of a workspace."""
+
+
+def run(
+    dataset: str | Path,
+    *,
+    workspace: Workspace | None = None,
+    configurations: Sequence[str] | None = None,
+    folds: Sequence[int] | Literal["all"] | None = None,
+    budget: str | float | None = None,
+    preset: str = "default",
+    plans: str | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    network: str | None = None,
+    network_kwargs: Mapping[str, Any] | None = None,
+    pretrained: Path | str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    trainer: str | None = None,
+    environment: Mapping[str, str] = NO_ENVIRONMENT,
+    stop: StopRequest | None = None,
+    trust_code: TrustCode = False,
+) -> RunReport:
+    """Check, fingerprint, plan, preprocess, train, validate and select; what is there and fresh is left alone.
+
+    Killed at any moment and started again, it does only what is missing; on finished work it does nothing.
+
+    Args:
+        dataset: Folder, name or id.
+        workspace: Where results go; `./segwright-work` by default.
+        configurations: To train; by default 3d_fullres, or 2d where the plan has no other.
+        folds: Numbers, or `all` for every fold; the first by default.
+        budget: Training time of each fold, as `10m` or in seconds; without it 1000 epochs.
+        preset: Planner preset.
+        plans: Name of the plans, the preset's by default; those that are there are used, whatever the preset.
+        device: auto, cpu, mps or a GPU.
+        workers: Threads.
+        network: Another network than the plan's: `residual-unet`, `module:function`.
+        network_kwargs: Its arguments.
+        pretrained: Model folder or checkpoint, ours or nnU-Net's, to begin with; what fits is taken over.
+        settings: Further fields of `TrainConfig`, e.g. `num_epochs`.
+        trainer: A subclass of `Trainer` that trains instead, `module:Class`.
+        environment: Variables that explicit file lists may name.
+        stop: Asks a training to save and end after its step.
+        trust_code: Whether code is imported that only files name, a network in a checkpoint for instance: no, yes, or
+            only the references given (`module:attr`).
+
+    Returns:
+        The folds with their scores, the stages that had work to do, what was not done, and the selected model.
+
+    Example:
+        >>> report = run("raw/Dataset004_Hippocampus", folds=[0], budget="10m")  # doctest: +SKIP
+        >>> report.folds[0].dice["mean"]  # doctest: +SKIP
+    """
+    chosen = learning.training_settings(
+        budget, settings, network=network, network_kwargs=network_kwargs, pretrained=pretrained
+    )
+    options = TrainOptions(settings=chosen, device=device, stop=stop)
+    folding.require_options(options)
+    trust = folding.named_code(trust_code, chosen, trainer)
+    presets.preset(preset)
+    session = open_session(dataset, workspace, environment=environment, trainer=trainer, trust=trust)
+    numbers = _folds(session, folds)
+    done: list[str] = []
+    with dataset_lock(session, "measuring and planning"):
+        found, was_measured = preparing.make_fingerprint(session, workers=workers)
+        plan, was_planned = preparing.make_plan(session, found, PlanOptions(preset=preset, name=plans), as_before=True)
+    done += ["fingerprint"] * was_measured + ["plan"] * was_planned
+    names = _configurations(plan, configurations)
+    todo = [(name, fold) for name in names for fold in numbers if not _is_finished(session, plan, name, fold)]
+    for name in names:
+        folding.require_trainable(session, plan, name, [fold for each, fold in todo if each == name], chosen)
+    for name in preparing.data_owners(plan, names):
+        if not preparing.cases_are_fresh(session, plan, name):
+            report = preparing.make_cases(session, plan, name, workers=workers)
+            done += [f"preprocess {name}"] * bool(report.done)
+    for name, fold in todo:
+        logger.info("training %s, fold %s", name, fold)
+        folding.train_fold(session, plan, name, fold, options=options)
+        done.append(f"train {name} fold {fold}")
+    for name, fold in sorted(set(itertools.product(names, numbers)) - set(todo)):
+        aging.bring_up_to_date(session, plan, name, folding.fold_folder(session, plan, name, fold))
+    folds_done = tuple(folding.finished_fold(session, plan, name, fold) for name in names for fold in numbers)
+    selection = selecting.select_after_run(session, plan, names, numbers, device=device, workers=workers)
+    done += ["select"] * selection.is_new
+    page = reporting.report_of_run(folds_done[0].model.parent, workspace=session.workspace)
+    not_done = folding.not_done(session, plan, set(itertools.product(names, numbers)) - set(todo), chosen)
+    return RunReport(folds=folds_done, done=tuple(done), page=page, selection=selection, not_done=not_done)
+
+
+def demo(
+    folder: Path | str = "segwright-demo",
+    *,
+    budget: str | float | None = None,
+    fresh: bool = False,
+    device: str = "auto",
+) -> DemoResult:
+    """Make a phantom dataset, train on it, predict and score cases it has not seen, and draw them.
+
+    An interrupted demo is continued and a finished one shown again.
+
+    Args:
+        folder: Where everything goes.
+        budget: Training time, two minutes by default.
+        fresh: Remove an earlier demo first.
+        device: auto, cpu, mps or a GPU.
+    """
+    start = time.monotonic()
+    options = TrainOptions(settings={"budget_s": learning.seconds(budget) or DEMO_BUDGET_S}, device=device)
+    folding.require_options(options)
+    place = Path(folder).absolute()
+    workspace = Workspace.under(place)
+    predictions, pictures = (below(place, part) for part in _DEMO_PARTS)
+    raw = below(place, workspace.raw.name, DEMO_DATASET)
+    for part in phantom.FOLDERS:
+        below(place, workspace.raw.name, DEMO_DATASET, part)  # or raise, before anything is removed or written
+    if fresh:
+        _remove_demo(place)
+    workspace.require_writable()
+    logger.info("making a phantom dataset in %s", raw)
+    phantom.write_dataset(raw)
+    session = open_session(raw, workspace)
+    with dataset_lock(session, "measuring and planning"):
+        found, _ = preparing.make_fingerprint(session)
+        plan, _ = preparing.make_plan(session, found, preparing.DEFAULT_OPTIONS)
+    if not preparing.cases_are_fresh(session, plan, DEMO_CONFIGURATION):
+        preparing.make_cases(session, plan, DEMO_CONFIGURATION)
+    # All training cases: the score comes from the test cases, so none needs to be held out, or validated.
+    was_trained = folding.is_trained(folding.fold_folder(session, plan, DEMO_CONFIGURATION, "all"))
+    model = folding.train_only(session, plan, DEMO_CONFIGURATION, "all", options=options)
+    logger.info("predicting cases that were not trained on")
+    predicting.predict(model, raw / "imagesTs", predictions, overwrite=not was_trained, device=device)
+    scores = learning.evaluate(raw / "labelsTs", predictions, dataset_json=raw / "dataset.json")
+    named = dice_by_name(scores.scores, scores.labels)
+    return DemoResult(
+        mean_dice=named.pop("mean"),
+        per_label=named,
+        seconds=time.monotonic() - start,
+        model=model,
+        pictures=tuple(_draw(raw, predictions, pictures, session)),
+        page=reporting.report_of_run(model.parent, workspace=workspace, scores=[scores.file]),
+        shortcoming=shortcoming(
+            [folding.fold_folder(session, plan, DEMO_CONFIGURATION, "all")], scores.scores.mean_dice
+        ),
+    )
+
+
+def _configurations(plan: Plan, wanted: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the configurations to train; each exists."""
+    if wanted:
+        for name in wanted:
+            plan.configuration(name)
+        return tuple(dict.fromkeys(wanted))
+    name = next(known for known in ("3d_fullres", *plan.configuration_names) if known in plan.configurations)
+    logger.info("configuration %s; --config trains others of %s", name, ", ".join(plan.configuration_names))
+    return (name,)
+
+
+def _folds(session: Session, wanted: Sequence[int] | Literal["all"] | None) -> tuple[int, ...]:
+    """Return the folds to train; each exists."""
+    if wanted is None:
+        logger.info("fold 0; --folds all trains all %d", NUM_FOLDS)
+    every = range(len(splitting.dataset_splits(session, write=False)))
+    numbers = tuple(every) if wanted == "all" else tuple(dict.fromkeys(DEFAULT_FOLDS if wanted is None else wanted))
+    splitting.require_folds(session, numbers)
+    splitting.say_left_out(session)
+    return numbers
+
+
+def _is_finished(session: Session, plan: Plan, name: str, fold: int) -> bool:
+    folder = folding.fold_folder(session, plan, name, fold)
+    return folding.is_trained(folder) and folding.is_validated(folder)
+
+
+def _draw(raw: Path, predictions: Path, folder: Path, session: Session) -> Iterator[Path]:
+    from segwright.report.pictures import save_overlay
+
+    reader = session.dataset.reader
+    labels = session.dataset.labels
+    for prediction in sorted(predictions.glob(f"*{phantom.FILE_ENDING}")):
+        case = prediction.name.removesuffix(phantom.FILE_ENDING)
+        image = read_images([raw / "imagesTs" / f"{case}_0000{phantom.FILE_ENDING}"], reader)
+        files = (raw / "labelsTs" / prediction.name, prediction)
+        truth, predicted = (read_label(file, reader, like=image.header) for file in files)
+        picture = folder / f"{case}.png"
+        save_overlay(
+            picture,
+            image.array[0],
+            truth.array[0].astype(np.int16),
+            predicted.array[0].astype(np.int16),
+            names=[labels.class_name(key) for key in labels.foreground_labels],
+            title=case,
+        )
+        yield picture
+
+
+def _remove_demo(folder: Path) -> None:
+    """Remove an earlier demo, and only what a demo made."""
+    for part in ("raw", "preprocessed", "results"):
+        shutil.rmtree(below(folder, part, DEMO_DATASET), ignore_errors=True)
+    for part in _DEMO_PARTS:
+        shutil.rmtree(below(folder, part), ignore_errors=True)

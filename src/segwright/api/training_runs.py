@@ -1,0 +1,443 @@
+"""One fold of one configuration: where it lies, how far it is, and doing what is missing of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from logging import getLogger
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segwright.api.aging import bring_up_to_date, note_scores, record_training_data, require_same_cases
+from segwright.api.one_model import (
+    Fold,
+    other_settings,
+    require_same_network,
+    require_same_plan,
+    require_same_task,
+    require_unbegun,
+)
+from segwright.api.preparing import cases_are_fresh, cases_folder, make_cases
+from segwright.api.session import Session
+from segwright.api.splitting import dataset_splits
+from segwright.api.usability import shortcoming
+from segwright.core.atomic_io import atomic_path, file_hash
+from segwright.core.errors import ConfigError, DatasetError
+from segwright.core.locks import locked
+from segwright.core.names import below
+from segwright.core.registry import reference_of
+from segwright.core.trust import CodeTrust, TrustCode
+from segwright.core.user_code import blaming, calling
+from segwright.data import splits
+from segwright.data.plan import Plan
+from segwright.data.previous_stage import FOLDER, StageMaps
+from segwright.data.store import CaseStore, DamagedCaseError
+from segwright.evaluation.scores import Scores
+from segwright.report.results import TrainedFold, dice_by_name
+from segwright.training.config import TrainConfig
+from segwright.workspace import FINGERPRINT_JSON, Workspace
+
+if TYPE_CHECKING:
+    from segwright.core.interrupt import StopRequest
+    from segwright.training.cascade import CascadeStore
+    from segwright.training.distributed.context import Ranks
+    from segwright.training.trainer import Trainer
+
+logger = getLogger(__name__)
+
+SUMMARY = Path("validation") / "summary.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainOptions:
+    """How folds are trained, the same for all folds of a call.
+
+    Attributes:
+        settings: Fields of `TrainConfig`.
+        device: auto, cpu, mps or a GPU.
+        ranks: The processes that share each training, None for one.
+        stop: Asks a training to end after its step.
+        resume: Whether a training that was begun goes on; otherwise it is an error.
+    """
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "auto"
+    ranks: Ranks | None = None
+    stop: StopRequest | None = None
+    resume: bool = True
+
+
+def model_folder(session: Session, plan: Plan, configuration: str) -> Path:
+    """Return where the folds of a configuration go."""
+    return session.workspace.model_folder(session.name, session.trainer_name, plan.plans_name, configuration)
+
+
+def fold_folder(session: Session, plan: Plan, configuration: str, fold: Fold) -> Path:
+    """Return where one fold goes."""
+    return below(model_folder(session, plan, configuration), f"fold_{fold}")
+
+
+def is_trained(folder: Path) -> bool:
+    """Whether the training of a fold has ended; told by file names alone, so that torch is not needed for it."""
+    return all((folder / f"checkpoint_final{suffix}").is_file() for suffix in (".safetensors", ".json"))
+
+
+def is_validated(folder: Path) -> bool:
+    """Whether the held-out cases of a fold are scored."""
+    return (folder / SUMMARY).is_file()
+
+
+def require_options(options: TrainOptions) -> None:
+    """See, before any work starts, that training settings and device are right.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    pretrained = TrainConfig.from_mapping(options.settings).pretrained
+    if pretrained is not None:
+        from segwright.training.finetuning import find_checkpoint
+
+        find_checkpoint(Path(pretrained))
+    if options.device != "auto":  # always there, and torch takes seconds to import
+        from segwright.core.device import resolve_device
+
+        resolve_device(options.device)
+
+
+def named_code(trust_code: TrustCode, settings: Mapping[str, Any], trainer: str | None = None) -> CodeTrust:
+    """Return which code a call may import: what its settings name, all of it found, and what `trust_code` adds.
+
+    Raises:
+        SegwrightError: a setting is wrong, there is no such code, or its module has an error.
+    """
+    config = TrainConfig.from_mapping(settings)
+    references = list(config.references())
+    trust = CodeTrust.of(trust_code).naming(trainer, *(reference for _, reference in references))
+    if references:
+        from segwright.training.checkpointing.resume import load_references
+
+        load_references(config, trust, source="the settings")
+    if trainer is None:
+        return trust
+    return trust.naming(reference_of(trainer_class(trainer, trust)))  # it may be defined elsewhere than it is named
+
+
+def trainer_class(reference: str | None, trust: CodeTrust) -> type[Trainer]:
+    """Return the trainer behind `module:Class`, by default the trainer.
+
+    Raises:
+        ConfigError: there is no such class, or it is no trainer.
+    """
+    from segwright.training.trainer import Trainer
+
+    if reference is None:
+        return Trainer
+    found = trust.load(reference, kind="trainer")
+    if not (isinstance(found, type) and issubclass(found, Trainer)):
+        raise ConfigError(f"trainer '{reference}' is no subclass of segwright.training.trainer.Trainer; make it one")
+    return found
+
+
+def require_trainable(
+    session: Session, plan: Plan, configuration: str, folds: Sequence[Fold], settings: Mapping[str, Any]
+) -> None:
+    """See that a configuration can be trained, and that folds trained before make one model with those to come.
+
+    Args:
+        session: dataset and workspace.
+        plan: its plan.
+        configuration: its name.
+        folds: which shall be trained.
+        settings: fields of `TrainConfig` for them.
+
+    Raises:
+        PlanError: the plan lacks it, or the one whose predictions it takes as input.
+        ModelError: there are folds that were trained with another plan, other labels or another network.
+    """
+    wanted = plan.configuration(configuration)
+    if wanted.previous_stage is not None:
+        require_trainable(session, plan, wanted.previous_stage, (), settings)
+    folder = model_folder(session, plan, configuration)
+    require_same_task(folder, session.dataset.description)
+    require_same_plan(folder, plan, configuration)
+    require_same_network(folder, folds, settings)
+
+
+def say_if_trained_otherwise(
+    session: Session, plan: Plan, configuration: str, fold: Fold, settings: Mapping[str, Any]
+) -> None:
+    """Log which of the settings asked for are not those that a finished fold was trained with."""
+    folder = fold_folder(session, plan, configuration, fold)
+    for name, (used, asked) in other_settings(folder, settings).items():
+        logger.warning(
+            "%s is trained to its end and kept: %s = %s has no effect, it was trained with %s; remove it to train anew",
+            *(folder, name, asked, used),
+        )
+
+
+@contextmanager
+def fold_lock(folder: Path, ranks: Ranks | None) -> Iterator[None]:
+    """Hold a fold's folder for the block; another process that trains it is waited for.
+
+    The first of several ranks holds it for all.
+    """
+    what = f"training {folder.parent.name}, {folder.name}"
+    is_first = ranks is None or ranks.is_first
+    with locked(Workspace.lock_beside(folder), what) if is_first else nullcontext():
+        if ranks is not None:
+            ranks.barrier()
+        yield
+
+
+def not_done(session: Session, plan: Plan, finished: Iterable[tuple[str, Fold]], settings: Mapping[str, Any]) -> str:
+    """Return in one line which settings finished folds, each with its configuration, were not trained with.
+
+    Empty if there are none.
+    """
+    folders = {(name, fold): fold_folder(session, plan, name, fold) for name, fold in finished}
+    differing = {key: other_settings(folder, settings) for key, folder in sorted(folders.items(), key=str)}
+    parts = [
+        f"{name} fold {fold} was trained with {_listed({key: used for key, (used, _) in found.items()})}, not "
+        f"{_listed({key: asked for key, (_, asked) in found.items()})}"
+        for (name, fold), found in differing.items()
+        if found
+    ]
+    if not parts:
+        return ""
+    kept = ", ".join(str(folders[key]) for key, found in differing.items() if found)
+    return (
+        f"not done: {'; '.join(parts)}, and is kept; to train anew remove {kept}; to keep both plan a second model, "
+        f"'segwright plan {session.name} --name NAME', and train it with '--plans NAME'"
+    )
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} = {'that of the plan' if value is None else value}" for key, value in values.items())
+
+
+def train_fold(session: Session, plan: Plan, configuration: str, fold: Fold, *, options: TrainOptions) -> TrainedFold:
+    """Train what is missing of one fold, validate what is missing, and return its scores."""
+    folder = fold_folder(session, plan, configuration, fold)
+
+    def train_and_validate() -> None:
+        _complete_previous_stage(session, plan, configuration, fold, options)
+        trainer = _train(session, plan, configuration, fold, options)
+        with blaming(trainer.trust.packages | session.trust.packages, "the validation"):
+            trainer.perform_actual_validation()
+
+    is_first = options.ranks is None or options.ranks.is_first
+    with fold_lock(folder, options.ranks):
+        if not options.resume:
+            require_unbegun(folder)  # another process may have been faster
+        if is_trained(folder) and is_first:
+            say_if_trained_otherwise(session, plan, configuration, fold, options.settings)
+        if not (is_trained(folder) and is_validated(folder)):
+            _making_damaged_cases_again(train_and_validate, session, plan, configuration, options)
+            if is_first:
+                note_scores(session, plan, configuration, folder)
+        elif is_first:
+            bring_up_to_date(session, plan, configuration, folder)
+    return finished_fold(session, plan, configuration, fold)
+
+
+def train_only(session: Session, plan: Plan, configuration: str, fold: Fold, *, options: TrainOptions) -> Path:
+    """Train what is missing of one fold, without validation, and return the model folder."""
+    folder = fold_folder(session, plan, configuration, fold)
+    with fold_lock(folder, options.ranks):
+        if not is_trained(folder):
+            _complete_previous_stage(session, plan, configuration, fold, options)
+            _train(session, plan, configuration, fold, options)
+    return folder.parent
+
+
+def _making_damaged_cases_again(
+    action: Callable[[], None], session: Session, plan: Plan, configuration: str, options: TrainOptions
+) -> None:
+    """Run an action that reads preprocessed cases; where some are damaged, make them again and run it once more.
+
+    A training goes on from its last checkpoint. Processes that share one end, for they cannot be started again here.
+    """
+    try:
+        action()
+    except DamagedCaseError as error:
+        if options.ranks is not None:
+            raise
+        logger.warning("%s", error)
+        stage: str | None = configuration
+        while stage is not None:
+            logger.warning("making damaged cases of %s again, then going on", stage)
+            make_cases(session, plan, stage, even_if_in_use=True)
+            stage = plan.configuration(stage).previous_stage
+        action()
+
+
+def finished_fold(session: Session, plan: Plan, configuration: str, fold: Fold) -> TrainedFold:
+    """Return the scores of a fold that is trained and validated."""
+    folder = fold_folder(session, plan, configuration, fold)
+    summary = Scores.load(folder / SUMMARY)
+    return TrainedFold(
+        configuration=configuration,
+        fold=fold,
+        model=folder.parent,
+        folder=folder,
+        dice=dice_by_name(summary, session.dataset.labels),
+        shortcoming=shortcoming([folder], summary.mean_dice),
+    )
+
+
+def _train(session: Session, plan: Plan, configuration: str, fold: Fold, options: TrainOptions) -> Trainer:
+    """Begin, continue or just open the training of a fold, and return its trainer with the final weights."""
+    from segwright.training.checkpointing.checkpoints import resumable
+    from segwright.training.distributed.context import ALONE
+
+    folder = fold_folder(session, plan, configuration, fold)
+    require_same_network(folder.parent, [fold], options.settings)  # of a cascade's first stage, for the first time
+    ranks = options.ranks or ALONE
+    split = _split(session, fold, write=ranks.is_first)
+    checkpoint = resumable(folder)
+    if ranks.is_first and checkpoint is None:
+        record_training_data(session, plan, configuration, folder, split)
+    elif ranks.is_first:
+        require_same_cases(session, plan, configuration, folder, split)
+    cls = trainer_class(session.trainer, session.trust)
+    contract = "its __init__ takes the arguments of Trainer's and hands them on"
+    packages = session.trust.packages
+    with calling(cls, f"trainer '{session.trainer_name}'", packages=packages, contract=contract):
+        trainer = cls(
+            plan,
+            configuration,
+            fold,
+            session.dataset.description,
+            options.device,
+            config=TrainConfig.from_mapping(options.settings),
+            cases=_cases(session, plan, configuration),
+            split=split,
+            references={case.identifier: case.label for case in session.dataset.cases if case.label is not None},
+            output_folder=folder,
+            ranks=ranks,
+            stop=options.stop,
+        )
+        trainer.trust = session.trust.naming(*trainer.trust.references)  # no argument: a subclass may list its own
+    with blaming(packages, f"trainer '{session.trainer_name}'"):
+        if ranks.is_first:
+            _copy_fingerprint(session, folder.parent)
+        if checkpoint is not None:
+            trainer.load_checkpoint(checkpoint)
+    if not is_trained(folder):
+        with blaming(trainer.trust.packages | session.trust.packages, "the training"):
+            trainer.run_training()
+    return trainer
+
+
+def _split(session: Session, fold: Fold, *, write: bool) -> splits.Split:
+    every = [] if fold == "all" else dataset_splits(session, write=write)
+    return splits.select(every, session.dataset.identifiers, fold)
+
+
+def _stage_maps(session: Session, plan: Plan, configuration: str) -> StageMaps:
+    """Return where the previous stage's predictions for a configuration lie, in the previous stage's model folder."""
+    previous = plan.configuration(configuration).previous_stage
+    assert previous is not None, "only a second stage has maps to read"
+    return StageMaps(model_folder(session, plan, previous) / FOLDER / configuration)
+
+
+def _cases(session: Session, plan: Plan, configuration: str) -> CaseStore | CascadeStore:
+    """Return the preprocessed cases of a configuration, a second stage's with the previous one's predictions."""
+    store = CaseStore(cases_folder(session, plan, configuration))
+    if plan.configuration(configuration).previous_stage is None:
+        return store
+    from segwright.training.cascade import CascadeStore
+
+    return CascadeStore(store, _stage_maps(session, plan, configuration))
+
+
+def _complete_previous_stage(
+    session: Session, plan: Plan, configuration: str, fold: Fold, options: TrainOptions
+) -> None:
+    """Make what a second stage's fold reads: folds of the first stage, and each case's prediction by one of them.
+
+    A case is predicted by the fold that holds it out; what is there, of these weights, is kept.
+
+    Raises:
+        DatasetError: no fold holds a case out.
+    """
+    previous = plan.configuration(configuration).previous_stage
+    if previous is None:
+        return
+    from segwright.training.distributed.context import ALONE
+
+    ranks = options.ranks or ALONE
+    own = {key: value for key, value in options.settings.items() if key not in ("pretrained", "pretrained_channels")}
+    options = replace(options, settings=own, resume=True)  # the pretrained network is one of the second stage
+    holders = _holding_folds(session, fold, write=ranks.is_first)
+    if ranks.is_first and not cases_are_fresh(session, plan, previous):
+        make_cases(session, plan, previous)
+    untrained = ranks.first([k for k in holders if not is_trained(fold_folder(session, plan, previous, k))])
+    if untrained:
+        logger.info(
+            "%s fold %s reads out-of-fold predictions of %s: its missing folds %s are trained first, alike",
+            *(configuration, fold, previous, ", ".join(map(str, untrained))),
+        )
+    for number in untrained:
+        folder = fold_folder(session, plan, previous, number)
+        with fold_lock(folder, options.ranks):
+            if not ranks.first(is_trained(folder)):  # else another process has trained it meanwhile
+                _complete_previous_stage(session, plan, previous, number, options)
+                _train(session, plan, previous, number, options)
+            ranks.barrier()
+    for number, identifiers in holders.items():
+        part = ranks.own_items(identifiers)
+        _predict_held_out(session, plan, configuration, number, part, device=options.device)
+    ranks.barrier()
+
+
+def _holding_folds(session: Session, fold: Fold, *, write: bool) -> dict[int, list[str]]:
+    """Return the fold that holds out each case that `fold` reads, as fold to cases."""
+    reading = _split(session, fold, write=write)
+    every = dataset_splits(session, write=write)
+    holders: dict[int, list[str]] = {}
+    for name in sorted({*reading.train, *reading.val}):
+        number = next((index for index, split in enumerate(every) if name in split.val), None)
+        if number is None:
+            raise DatasetError(
+                f"case {name}: no fold holds it out, so the first stage of the cascade has no unbiased prediction of "
+                "it; add a fold to splits_final.json that does"
+            )
+        holders.setdefault(number, []).append(name)
+    return dict(sorted(holders.items()))
+
+
+def _predict_held_out(
+    session: Session, plan: Plan, configuration: str, fold: int, identifiers: Sequence[str], *, device: str
+) -> None:
+    """Predict what is missing of cases for a second stage by the fold of the first that did not train on them."""
+    from segwright.inference.models.model_folder import load_predictor
+    from segwright.training.cascade import missing_maps, predict_next_stage
+
+    wanted = plan.configuration(configuration)
+    assert wanted.previous_stage is not None
+    folder = fold_folder(session, plan, wanted.previous_stage, fold)
+    weights_hash = file_hash(folder / "checkpoint_final.safetensors")
+    maps = _stage_maps(session, plan, configuration)
+    next_cases = CaseStore(cases_folder(session, plan, configuration))
+    missing = missing_maps(maps, next_cases, identifiers, weights_hash)
+    if not missing:
+        return
+    cases = _cases(session, plan, wanted.previous_stage)
+    logger.info(
+        "%s fold %d: predicting %d held-out cases for %s, %d are there already",
+        *(wanted.previous_stage, fold, len(missing), configuration, len(identifiers) - len(missing)),
+    )
+    predictor = load_predictor(folder.parent, folds=[fold], device=device, trust=session.trust)
+    predict_next_stage(
+        predictor, cases, missing, next_cases, maps, patch_size=wanted.patch_size, weights_hash=weights_hash
+    )
+
+
+def _copy_fingerprint(session: Session, model: Path) -> None:
+    """Put the fingerprint beside the folds, as nnU-Net does; plan and dataset.json are the trainer's."""
+    source = session.workspace.fingerprint_file(session.name)
+    if source.is_file():
+        with atomic_path(model / FINGERPRINT_JSON) as temporary:
+            temporary.write_bytes(source.read_bytes())

@@ -1,0 +1,60 @@
+"""The verb that looks at trainings from another shell."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from segwright.cli.tables import number, print_table
+from segwright.core.text import printable
+
+
+def status(
+    folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Fold, model, results or work folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array and nothing else.")] = False,
+) -> None:
+    """Tell how far trainings are. A file 'stop' in a fold's folder ends one after its step, saved and validated."""
+    from segwright import api
+    from segwright.api.watching import outdated
+    from segwright.training.monitoring.logbook import span
+
+    found = api.status(folder)
+    if as_json:
+        documents = [
+            {
+                **item.status.model_dump(mode="json"),
+                "state": item.state,
+                "folder": str(item.folder),
+                "dice": item.dice,
+                "changes": list(item.changes),
+            }
+            for item in found
+        ]
+        print(json.dumps(documents))
+        return
+    rows = []
+    for item in found:
+        now = item.status
+        epochs = f" of {now.num_epochs}" if now.num_epochs else ""
+        left = span(now.left_s) if now.left_s is not None and item.state in ("training", "stopping") else ""
+        rows.append(
+            [
+                "/".join(item.folder.absolute().parts[-2:]),
+                item.state,
+                f"{now.epoch}{epochs}",
+                f"{now.epoch_step} of {now.steps_per_epoch}",
+                number(now.train_loss),
+                number(now.ema_fg_dice),
+                number(item.dice),
+                left,
+                f"{span(item.age_s)} ago",
+            ]
+        )
+    columns = ["training", "state", "epoch", "step", "loss", "EMA Dice", "Dice", "left", "written"]
+    lines = [line for item in found for line in item.changes] + outdated(folder)
+    print_table(f"{len(found)} training{'s' if len(found) > 1 else ''}", columns, rows)
+    for line in lines:
+        print(printable(line))

@@ -1,0 +1,135 @@
+"""What each stage of a dataset was made from, so that a second run knows at a glance that nothing is to be done."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from segwright.core.atomic_io import content_hash, file_hash, read_json, write_json
+from segwright.core.errors import DatasetError, SegwrightError
+from segwright.data.provenance import SourceFile
+
+STATE_JSON = "segwright_state.json"
+SCHEMA_VERSION = 1
+
+_STAGES, _RAW = "stages", "raw"
+
+
+class RawIdentity(BaseModel):
+    """What tells a raw dataset from others of its name.
+
+    Attributes:
+        folder: where it is, links resolved.
+        state: digest of paths, sizes and times of its files.
+        images: hash of the images of some cases, so that a copy or a corrected one is known again.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    folder: str
+    state: str
+    images: dict[str, str]
+
+
+def listing_digest(paths: Iterable[Path]) -> str:
+    """Return a hash of names, sizes and modification times; no file is opened, a missing one counts as such.
+
+    A change that keeps size and time goes unnoticed here; the store's own content hashes are the thorough check.
+    """
+    return content_hash([_state_of(path) for path in paths])
+
+
+def folder_digest(folder: Path) -> str:
+    """Return the `listing_digest` of all files of a folder, hidden ones left out."""
+    if not folder.is_dir():
+        return "none"
+    return listing_digest(sorted(path for path in folder.iterdir() if not path.name.startswith(".")))
+
+
+def identify(paths: Sequence[Path], known: Sequence[SourceFile]) -> list[SourceFile]:
+    """Return what identifies the content of each file; one whose name, size and time are known is not read again.
+
+    Raises:
+        DatasetError: a file is missing, not readable or not a regular file.
+    """
+    recorded = {(file.name, file.size, file.mtime_ns): file for file in known}
+    result = []
+    for path in paths:
+        try:
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):
+                raise DatasetError(f"{path}: is not a regular file; replace it by one")
+            key = (path.name, status.st_size, status.st_mtime_ns)
+            found = recorded.get(key)
+            result.append(found or SourceFile(name=key[0], size=key[1], mtime_ns=key[2], sha256=file_hash(path)))
+        except OSError as error:
+            raise DatasetError(f"{path}: cannot be read ({error.strerror}); restore the file") from error
+    return result
+
+
+class Journal:
+    """The document beside the preprocessed data that says from what each stage was made.
+
+    A stage is recorded after its output is written, so that an interrupted stage is never taken for done.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / STATE_JSON
+
+    def holds(self, stage: str, made_from: object) -> bool:
+        """Whether `stage` was last made from exactly this."""
+        return self._stages().get(stage) == content_hash(made_from)
+
+    def knows(self, stage: str) -> bool:
+        """Whether `stage` was ever recorded."""
+        return stage in self._stages()
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether any stage was recorded."""
+        return bool(self._stages())
+
+    def record(self, stage: str, made_from: object) -> None:
+        """Note from what `stage` was made just now."""
+        stages = {**self._stages(), stage: content_hash(made_from)}
+        self._write({_STAGES: dict(sorted(stages.items()))})
+
+    @property
+    def raw(self) -> RawIdentity | None:
+        """Which raw dataset the folder belongs to; None where that was never recorded."""
+        try:
+            return RawIdentity.model_validate(self._document().get(_RAW))
+        except ValidationError:
+            return None
+
+    def record_raw(self, raw: RawIdentity) -> None:
+        """Note which raw dataset the folder belongs to."""
+        self._write({_RAW: raw.model_dump(mode="json")})
+
+    def _stages(self) -> dict[str, Any]:
+        stages = self._document().get(_STAGES)
+        return stages if isinstance(stages, dict) else {}
+
+    def _document(self) -> dict[str, Any]:
+        # A damaged document only means that stages are looked at again.
+        try:
+            document = read_json(self._path)
+        except SegwrightError:
+            return {}
+        return document if isinstance(document, dict) else {}
+
+    def _write(self, parts: dict[str, Any]) -> None:
+        kept = {key: value for key, value in self._document().items() if key in (_STAGES, _RAW)}
+        write_json(self._path, {"schema_version": SCHEMA_VERSION, **kept, **parts})
+
+
+def _state_of(path: Path) -> list[object]:
+    try:
+        status = path.stat()
+    except OSError:
+        return [str(path), None]
+    return [str(path), status.st_size, status.st_mtime_ns]

@@ -1,0 +1,139 @@
+"""What Dice to expect of a prediction, fitted on held-out cases: seen while it was made against how good it was.
+
+Few cases are held out, and hardly any of them fails; failures are what the estimate is for. So weights are fitted with
+a prior (ridge regression towards it, none below 0): a soft Dice that is lost is a Dice that is lost, and what unsettles
+folds and views costs more. Cases move the weights as far as they have something to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import lsq_linear
+from scipy.stats import rankdata
+
+from segwright.inference.reliability.case_statistics import Observation
+from segwright.inference.reliability.expected_dice import FEATURES, Quality, UsualVolume, features
+
+PRIOR: Final[Mapping[str, float]] = {"overlap": 1.0, "entropy": 0.5, "disagreement": 0.5, "volume": 0.25}
+_PRIOR_CASES = 0.05
+"""Weight of the prior, as the sum of squares of a feature over the cases that counts as much."""
+_OFFSET_PRIOR = 1.0
+"""Of the offset's prior, in cases."""
+_VOLUME_PERCENTILES = (5, 95)
+_WORST = 0.2
+"""The worst fifth of the cases: their Dice is at most tau."""
+_FEWEST_FOR_AUROC = 5
+_FAR = 4.0
+_LEAST_FAR = 0.1
+"""A warning is given this many spreads (or this much Dice) below the median of the expected Dice."""
+_FEW = 2
+"""With this many cases that distance is doubled, and usual volumes reach twice as far: their spread is hardly known."""
+_TO_SIGMA = 1.4826
+"""From the median absolute deviation to a standard deviation (of the normal distribution)."""
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOut:
+    """A case that was not trained on.
+
+    Attributes:
+        observation: what was seen while it was predicted.
+        dice: mean over the classes that are in it or were predicted.
+        present: for each foreground class whether it is in the true labels.
+    """
+
+    observation: Observation
+    dice: float
+    present: tuple[bool, ...]
+
+
+def fit(cases: Sequence[HeldOut], mirror_axes: tuple[tuple[int, ...], ...]) -> Quality | None:
+    """Return the estimate of held-out cases, None without any.
+
+    Error and AUROC are those of each case told by the others.
+
+    Args:
+        cases: with a Dice that is a number.
+        mirror_axes: of each member, see `Quality`.
+    """
+    if not cases:
+        return None
+    dice = np.array([case.dice for case in cases])
+    usual = _usual(cases)
+    offset, weights = _weights(cases, usual)
+    quality = Quality(
+        weights=weights,
+        offset=offset,
+        usual=usual,
+        mirror_axes=mirror_axes,
+        cases=len(cases),
+        tau=float(np.quantile(dice, _WORST, method="inverted_cdf")),
+        auroc=None,
+        error=None,
+        warn_below=0.0,
+    )
+    told = np.array([_told_by_others(cases, index, quality) for index in range(len(cases))])
+    return quality.model_copy(
+        update={
+            "auroc": auroc(told, dice <= quality.tau) if len(cases) >= _FEWEST_FOR_AUROC else None,
+            "error": float(np.abs(told - dice).mean()) if len(cases) > 1 else None,
+            "warn_below": _warn_below(told),
+        }
+    )
+
+
+def auroc(expected: Floats, failed: npt.NDArray[np.bool_]) -> float | None:
+    """Return how often the failed case of two has the lower expected Dice, ties count half; None without both kinds."""
+    bad, good = int(failed.sum()), int((~failed).sum())
+    if not bad or not good:
+        return None
+    ranks = rankdata(expected)
+    return float((ranks[~failed].sum() - good * (good + 1) / 2) / (bad * good))
+
+
+def _told_by_others(cases: Sequence[HeldOut], index: int, of_all: Quality) -> float:
+    others = [*cases[:index], *cases[index + 1 :]]
+    quality = of_all
+    if others:
+        usual = _usual(others)
+        offset, weights = _weights(others, usual)
+        quality = of_all.model_copy(update={"offset": offset, "weights": weights, "usual": usual})
+    return quality.expected_dice(cases[index].observation)
+
+
+def _usual(cases: Sequence[HeldOut]) -> tuple[UsualVolume, ...]:
+    volumes = np.array([case.observation.volumes for case in cases])
+    present = np.array([case.present for case in cases])
+    found = []
+    for column, there in zip(volumes.T, present.T, strict=True):
+        known = column[there & (column > 0)]
+        low, high = np.percentile(known, _VOLUME_PERCENTILES) if len(known) else (0.0, 0.0)
+        slack = 1 + _FEW / max(len(known), 1)
+        found.append(UsualVolume(share=float(there.mean()), low=float(low) / slack, high=float(high) * slack))
+    return tuple(found)
+
+
+def _weights(cases: Sequence[HeldOut], usual: tuple[UsualVolume, ...]) -> tuple[float, dict[str, float]]:
+    """Return offset and weights: least squares with one further row for each part of the prior."""
+    rows = [features(case.observation, usual) for case in cases]
+    table = np.array([[1.0, *(row[name] for name in FEATURES)] for row in rows])
+    lost = np.array([1 - case.dice for case in cases])
+    pull = np.sqrt([_OFFSET_PRIOR, *[_PRIOR_CASES] * len(FEATURES)])
+    prior = np.array([0.0, *(PRIOR[name] for name in FEATURES)])
+    lower = np.array([-1.0, *[0.0] * len(FEATURES)])
+    found = lsq_linear(np.vstack([table, np.diag(pull)]), np.concatenate([lost, pull * prior]), bounds=(lower, np.inf))
+    offset, *weights = found.x.tolist()
+    return offset, dict(zip(FEATURES, weights, strict=True))
+
+
+def _warn_below(told: Floats) -> float:
+    middle = float(np.median(told))
+    spread = _TO_SIGMA * float(np.median(np.abs(told - middle)))
+    return max(0.0, middle - max(_LEAST_FAR, _FAR * spread) * (1 + _FEW / len(told)))

@@ -1,0 +1,169 @@
+"""From logits on the network's grid to labels and probabilities on the case's own grid, slab by slab.
+
+Classes times original grid is held only where probabilities are asked for in memory. Legend: H heads, (Z, Y, X) a grid.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from segwright.core.device import single_threaded_pool
+from segwright.data.images import write_labels
+from segwright.data.labels import Labels
+from segwright.data.plan import Configuration
+from segwright.data.provenance import Provenance
+from segwright.inference.export.to_original_grid import SLAB_BYTES, Slab, WayBack
+from segwright.inference.reliability.uncertainty import disagreement_map, entropy_map
+from segwright.inference.window.stitching import Planes
+
+LabelMap = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+
+
+class ProbabilitySink(Protocol):
+    """Takes probabilities, or other maps, slab by slab."""
+
+    def write(self, start: int, stop: int, probabilities: npt.NDArray[np.float32]) -> None:
+        """Take (H, stop - start, Y, X), planes [start, stop) of the cropped case, axes as the planes have them."""
+
+
+class MapArray:
+    """Maps in memory: `array` (M, Z, Y, X) float32 on the whole case, axes as read, 0 outside the crop."""
+
+    def __init__(self, way: WayBack, num_maps: int) -> None:
+        self.array: npt.NDArray[np.float32] = np.zeros((num_maps, *way.case_shape), dtype=np.float32)
+        self._inside = way.inside(self.array)
+
+    def write(self, start: int, stop: int, probabilities: npt.NDArray[np.float32]) -> None:
+        """Take planes [start, stop) of the cropped case."""
+        self._inside[:, start:stop] = probabilities
+
+
+class ProbabilityArray(MapArray):
+    """Probabilities in memory; outside the crop background's is 1 where it has a head of its own (spec A 7.5)."""
+
+    def __init__(self, way: WayBack, labels: Labels) -> None:
+        super().__init__(way, labels.num_heads)
+        if not labels.has_regions:
+            self.array[0] = 1
+
+
+def export_planes(
+    planes: Iterable[Planes],
+    way: WayBack,
+    labels: Labels,
+    *,
+    sink: ProbabilitySink | None = None,
+    maps: ProbabilitySink | None = None,
+    temperature: float = 1.0,
+) -> LabelMap:
+    """Return the label map in the reader's axis order, made as the planes come (spec B 4.6).
+
+    Beside the label map only planes that wait and one slab are held. Background fills what was cropped off.
+
+    Args:
+        planes: logits on the network's grid, (H, planes, Y, X), in order; for `maps` with their disagreement last.
+        way: back to the case.
+        labels: decide.
+        sink: gets the probabilities too.
+        maps: gets the maps of `uncertainty.MAPS`.
+        temperature: that logits are divided by for probabilities and their entropy.
+
+    Raises:
+        DatasetError: the number of heads does not fit the labels.
+    """
+    result: npt.NDArray[Any] = np.zeros(way.case_shape, dtype=labels.dtype)
+    inside = way.inside(result)
+    checked = _with_heads(planes, labels, more=int(maps is not None))
+    if sink is None and maps is None:
+        _decide_in_threads(way.slabs(checked), inside, labels)
+        return result
+    for slab in way.slabs(checked, heads_at_once=labels.num_heads):
+        scores = slab.scores().numpy()
+        logits, spread = scores[: labels.num_heads], scores[labels.num_heads :]
+        inside[slab.start : slab.stop] = labels.decide(logits, logits=True)
+        probabilities = labels.probabilities(logits / np.float32(temperature))
+        if sink is not None:
+            sink.write(slab.start, slab.stop, probabilities)
+        if maps is not None:
+            found = (entropy_map(probabilities, labels), disagreement_map(spread[0]))
+            maps.write(slab.start, slab.stop, np.stack(found))
+    return result
+
+
+def logits_to_labels(
+    logits: Tensor,
+    provenance: Provenance,
+    configuration: Configuration,
+    labels: Labels,
+    *,
+    slab_bytes: int = SLAB_BYTES,
+) -> LabelMap:
+    """Return the label map of `logits` (H, *S) in the reader's axis order (nnU-Net 2.8.1 behaviour, spec B 4.6).
+
+    Background fills what was cropped off. The result does not depend on `slab_bytes`.
+    """
+    way = WayBack(logits.shape[1:], provenance, configuration, slab_bytes=slab_bytes)
+    return export_planes(_whole(logits), way, labels)
+
+
+def logits_to_probabilities(
+    logits: Tensor, provenance: Provenance, configuration: Configuration, labels: Labels
+) -> npt.NDArray[np.float32]:
+    """Return the probabilities (H, Z, Y, X) of `logits` (H, *S) in the reader's axis order (spec A 7.5, B 4.6).
+
+    Outside the crop every probability is 0, but background's is 1 where it has a head of its own.
+    """
+    way = WayBack(logits.shape[1:], provenance, configuration)
+    probabilities = ProbabilityArray(way, labels)
+    for slab in way.slabs(_whole(logits), heads_at_once=len(logits)):
+        probabilities.write(slab.start, slab.stop, labels.probabilities(slab.scores().numpy()))
+    return probabilities.array
+
+
+def _decide_in_threads(slabs: Iterable[Slab], inside: npt.NDArray[Any], labels: Labels) -> None:
+    """Fill `inside` with the labels of each slab, slabs side by side.
+
+    Each thread computes alone: torch's own threads meet after every one of thousands of small steps, which costs ten
+    times the work where another program has one of the processors. Where torch has one thread, the caller's serves.
+    """
+    count = torch.get_num_threads()
+
+    def fill(slab: Slab) -> None:
+        inside[slab.start : slab.stop] = slab.decided(labels)
+
+    if count == 1:
+        for slab in slabs:
+            fill(slab)
+        return
+    waiting: deque[Future[None]] = deque()
+    with single_threaded_pool(count, "segwright-slabs") as pool:
+        for slab in slabs:
+            waiting.append(pool.submit(fill, slab))
+            if len(waiting) > count:
+                waiting.popleft().result()
+        for slab_done in waiting:
+            slab_done.result()
+
+
+def _whole(logits: Tensor) -> list[Planes]:
+    return [Planes(start=0, stop=logits.shape[1], logits=logits)]
+
+
+def _with_heads(planes: Iterable[Planes], labels: Labels, *, more: int) -> Iterable[Planes]:
+    for part in planes:
+        labels.decide(np.empty((len(part.logits) - more, 0), dtype=np.float32), logits=True)  # refuses a wrong number
+        yield part
+
+
+def save_labels(label_map: LabelMap, path: Path, provenance: Provenance, reader: str) -> None:
+    """Write a label map in the format and geometry of the images it was predicted from, atomically."""
+    write_labels(label_map, path, provenance.properties, reader)

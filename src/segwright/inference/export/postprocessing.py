@@ -1,0 +1,204 @@
+"""What is done to label maps once they are decided: of some labels only the largest component is kept (spec B 5.3).
+
+Which labels, is decided by `evaluation.postprocessing` and stored as JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+import scipy
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
+
+from segwright.core.arrays import box_slices, nonzero_box
+from segwright.core.atomic_io import describe_validation, read_json, write_json
+from segwright.core.errors import ConfigError, DatasetError
+from segwright.core.names import absence, below
+from segwright.core.parallel import map_threads
+from segwright.data.images import read_label, write_labels
+from segwright.data.near_misses import entries, in_place_of_label_maps
+
+POSTPROCESSING_JSON: Final = "postprocessing.json"
+MOST_STEPS: Final = 10_000
+"""Each takes a pass over every label map; nnU-Net writes one for all labels together and one for each."""
+
+_NNUNET_FUNCTION = "remove_all_but_largest_component_from_segmentation"
+_PICKLE = ".pkl"
+
+
+class KeepLargest(BaseModel):
+    """Of the union of some labels only the largest component stays, the rest becomes background."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    labels: tuple[PositiveInt, ...]
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, int) else value
+
+    def __call__(self, label_map: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return the changed label map (*S)."""
+        return keep_largest(label_map, self.labels)
+
+
+class Decision(BaseModel):
+    """Whether a step was taken: mean Dice of what it concerns without and with it; NaN where that is in no case."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str
+    labels: tuple[int, ...]
+    before: float
+    after: float
+    accepted: bool
+    is_unclear: bool = False
+    """Not taken although it helps: by too little, or on too few cases."""
+
+
+class PostProcessing(BaseModel):
+    """Steps in their order, and what they gained in cross-validation. Without a step label maps stay as they are."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    schema_version: Literal[1] = 1
+    steps: tuple[KeepLargest, ...] = Field(default=(), max_length=MOST_STEPS)
+    decisions: tuple[Decision, ...] = ()
+    dice_before: float | None = None
+    """Mean foreground Dice of the cases that decided."""
+    dice_after: float | None = None
+    cases: int | None = None
+    """How many decided."""
+
+    def __call__(self, label_map: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return the label map (*S) after all steps; the one that came is not changed."""
+        result: npt.NDArray[Any] = label_map
+        for step in self.steps:
+            result = step(result)
+        return result
+
+    @property
+    def gain(self) -> float | None:
+        """Mean foreground Dice with the steps, less that without."""
+        return None if self.dice_before is None or self.dice_after is None else self.dice_after - self.dice_before
+
+    def to_json(self) -> list[list[int]]:
+        """Return the steps alone: predictions that share them are interchangeable."""
+        return [list(step.labels) for step in self.steps]
+
+    def save(self, path: Path) -> None:
+        """Write the document."""
+        write_json(path, self.model_dump(mode="python", exclude_none=True))
+
+    @classmethod
+    def load(cls, path: Path) -> PostProcessing:
+        """Read `postprocessing.json`, ours or nnU-Net's, or the one in a folder.
+
+        Raises:
+            ConfigError: it is nnU-Net's pickle, which is never read, or does not fit.
+            SegwrightError: it is missing or damaged.
+        """
+        if path.suffix == _PICKLE:
+            raise ConfigError(
+                f"{path}: a pickle can run anything when it is read; give the {POSTPROCESSING_JSON} beside it instead"
+            )
+        file = path / POSTPROCESSING_JSON if path.is_dir() else path
+        document = read_json(file)
+        if isinstance(document, dict) and "postprocessing_fns" in document:
+            document = _from_nnunet(document, file)
+        elif isinstance(document, dict) and "steps" not in document:
+            raise ConfigError(
+                f"{file}: holds no post-processing: expected 'steps', or nnU-Net's 'postprocessing_fns'; "
+                "'segwright determine-postprocessing' writes one"
+            )
+        try:
+            return cls.model_validate(document)
+        except ValidationError as error:
+            raise ConfigError(f"{file}: {describe_validation(error)}") from error
+
+
+NO_POSTPROCESSING: Final = PostProcessing()
+
+
+def keep_largest(label_map: npt.NDArray[Any], labels: Sequence[int]) -> npt.NDArray[Any]:
+    """Return a label map (*S) in which the union of `labels` is but its largest component.
+
+    Voxels that share a corner belong together. Of several components with the most voxels all stay, as with nnU-Net.
+    """
+    mask = np.isin(label_map, labels)
+    if not mask.any():
+        return label_map
+    inside = box_slices(nonzero_box(mask))
+    components = _components(np.ascontiguousarray(mask[inside]))
+    sizes = np.bincount(components.reshape(-1))
+    sizes[0] = 0
+    lost = sizes < sizes.max()
+    lost[0] = False
+    if not lost.any():
+        return label_map
+    result: npt.NDArray[Any] = label_map.copy()
+    result[inside][lost[components]] = 0
+    return result
+
+
+def process_folder(
+    processing: PostProcessing,
+    source: Path,
+    target: Path,
+    *,
+    file_ending: str,
+    reader: str,
+    workers: int | None = None,
+) -> list[Path]:
+    """Apply steps to every label map of a folder and return the files written; the source may be the target.
+
+    Raises:
+        DatasetError: there is no label map.
+        ImageError: one cannot be read or written.
+    """
+    wrong = absence(source, "folder")
+    if wrong:
+        raise DatasetError(f"{source}: {wrong}")
+    files = [source / entry.name for entry in entries(source) if entry.name.endswith(file_ending)]
+    if not files:
+        found = in_place_of_label_maps(source, file_ending)
+        raise DatasetError(f"{source}: no label map ends in {file_ending}{found}")
+
+    def process(file: Path) -> Path:
+        volume = read_label(file, reader)
+        label_map = volume.array[0].astype(np.int32)  # a value that no label map may have is refused when it is written
+        written = below(target, file.name)
+        write_labels(processing(label_map), written, volume.properties, reader)
+        return written
+
+    return map_threads(process, files, workers=workers, title="post-processing")
+
+
+def _components(mask: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
+    """Return the number of each voxel's component, 0 outside; by the faster library where it is installed.
+
+    That one fails on masks with an extent of 1, so it gets a margin.
+    """
+    if mask.ndim == 3 and find_spec("cc3d") is not None:
+        found: npt.NDArray[Any] = import_module("cc3d").connected_components(np.pad(mask, 1), connectivity=26)
+        return found[1:-1, 1:-1, 1:-1]
+    numbered, _ = scipy.ndimage.label(mask, np.ones((3,) * mask.ndim, dtype=bool))
+    return np.asarray(numbered)
+
+
+def _from_nnunet(document: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Return nnU-Net's document in our words."""
+    functions, arguments = document["postprocessing_fns"], document.get("postprocessing_kwargs")
+    foreign = [name for name in functions if name != _NNUNET_FUNCTION]
+    if foreign:
+        raise ConfigError(f"{file}: step '{foreign[0]}' is not known; there is only {_NNUNET_FUNCTION}")
+    if not isinstance(arguments, list) or len(arguments) != len(functions):
+        raise ConfigError(f"{file}: expected as many postprocessing_kwargs as postprocessing_fns")
+    return {"steps": [{"labels": each.get("labels_or_regions")} for each in arguments]}

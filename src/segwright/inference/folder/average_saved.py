@@ -1,0 +1,283 @@
+"""Probabilities that predictions were saved with, averaged over folders: nnU-Net's `.npz`, or `.b2nd` (spec B 5.1).
+
+Legend: H heads, (Z, Y, X) a case's own grid in the reader's axis order.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO, Any, Final
+from unicodedata import normalize
+
+import blosc2
+import numpy as np
+
+from segwright.core.atomic_io import require_folder
+from segwright.core.errors import DatasetError, Problem, ProblemReport, SegwrightError, WorkspaceError, located
+from segwright.core.locks import locked
+from segwright.core.log import progress
+from segwright.core.names import absence, below
+from segwright.core.resources import resource_error
+from segwright.core.zip_files import METHODS, open_zip
+from segwright.data.array_files import open_array
+from segwright.data.geometry import difference, find_turn
+from segwright.data.images import Volume, read_header, read_label, write_labels
+from segwright.data.labels import Labels
+from segwright.data.near_misses import entries, similar_label
+from segwright.data.provenance import Provenance
+from segwright.inference.ensemble import mean_labels
+from segwright.inference.export.writers import NIFTI_FOLDER, Saving
+from segwright.workspace import LOCK
+
+ENDINGS: Final = (".b2nd", ".npz")
+"""Where a case has both, the first is read: a part of it can be."""
+
+_SCRATCH = ".ensemble-"
+_MEMBER = "probabilities.npy"
+_UNREADABLE = (
+    *(OSError, RuntimeError, ValueError, LookupError, EOFError, MemoryError, SyntaxError, TypeError, ArithmeticError),
+    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
+)
+"""What the readers of zip files and of numpy's headers raise for damaged ones."""
+
+
+def average_folders(
+    folders: Sequence[Path],
+    output: Path,
+    *,
+    labels: Labels,
+    file_ending: str,
+    reader: str,
+    saving: Saving | None = None,
+    overwrite: bool = False,
+) -> list[Path]:
+    """Write the label maps of the mean of the probabilities in several folders, and return the files.
+
+    Beside the label map a slab of each folder's probabilities is in memory, or one head where a file cannot be read in
+    part.
+
+    Args:
+        folders: two or more, with the same cases; each holds label maps too, whose geometry the results get.
+        output: another folder.
+        labels: of the dataset.
+        file_ending: of label maps.
+        reader: of label maps, as in the plan.
+        saving: how the mean is kept too.
+        overwrite: replace label maps that are there.
+
+    Raises:
+        ProblemReport: cases or label maps are missing; all of them at once.
+        SegwrightError: a file is damaged or does not fit, the case named.
+        WorkspaceError: the output is there already.
+    """
+    if output.resolve() in [folder.resolve() for folder in folders]:
+        raise WorkspaceError(f"{output}: is one of the folders to average; choose another one")
+    found = [_files(folder) for folder in folders]
+    cases = sorted(set().union(*found))
+    _require_all(folders, found, cases, file_ending)
+    targets = {case: below(output, f"{case}{file_ending}") for case in cases}
+    taken = [file for file in targets.values() if file.exists()]
+    if taken and not overwrite:
+        raise WorkspaceError(f"{taken[0]}: is there already; choose another output folder or overwrite")
+    require_folder(output)
+    with locked(below(output, f".ensemble{LOCK}"), f"averaging into {output}"):
+        for left in output.glob(f"{_SCRATCH}*"):  # of a killed run
+            shutil.rmtree(left, ignore_errors=True)
+        for case in progress(cases, title="averaging", total=len(cases)):
+            try:
+                _average(folders, [files[case] for files in found], targets[case], case, labels, reader, saving)
+            except SegwrightError as error:
+                raise located(error, case) from error
+            except RuntimeError as error:  # blosc2's, where the values themselves are damaged
+                if known := resource_error(error):
+                    raise type(known)(f"{case}: {known}") from error
+                raise DatasetError(f"{case}: probabilities cannot be read ({error}); predict the case again") from error
+    return list(targets.values())
+
+
+def _average(
+    folders: Sequence[Path],
+    files: Sequence[Path],
+    target: Path,
+    case: str,
+    labels: Labels,
+    reader: str,
+    saving: Saving | None,
+) -> None:
+    """Average the probabilities of one case; `files` are those of the folders."""
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(TemporaryDirectory(dir=target.parent, prefix=_SCRATCH)))
+        volume = read_label(folders[0] / target.name, reader)
+        for folder in folders[1:]:
+            _require_same_grid(folder / target.name, volume, reader)
+        arrays = [_opened(file, scratch / f"{index}.b2nd", labels, volume) for index, file in enumerate(files)]
+        kept = None
+        if saving is not None:
+            document = {"model": {"ensemble": [str(folder) for folder in folders]}}
+            kept = stack.enter_context(saving.open_whole(target.parent, case, labels, _uncropped(volume), document))
+        write_labels(mean_labels(arrays, labels, kept), target, volume.properties, reader)
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Return the file of probabilities of each case.
+
+    Raises:
+        DatasetError: there is none.
+    """
+    if wrong := absence(folder, "folder"):
+        raise DatasetError(f"{folder}: {wrong}")
+    there = entries(folder)
+    files = {
+        entry.name.removesuffix(ending): folder / entry.name
+        for ending in reversed(ENDINGS)
+        for entry in there
+        if entry.name.endswith(ending) and entry.kind == "file"
+    }
+    if not files:
+        rounded = f"; the maps in {NIFTI_FOLDER} are rounded to 8 bits" if (folder / NIFTI_FOLDER).is_dir() else ""
+        found = next((_near_miss(folder, entry.name.split(".")[0]) for entry in there), "")
+        raise DatasetError(f"{folder}: no probabilities{rounded}{found}; predict with --probabilities b2nd, or npz")
+    return files
+
+
+def _near_miss(folder: Path, case: str) -> str:
+    """Return the end of a message about missing probabilities of a case: what is in their place."""
+    names = {normalize("NFC", f"{case}{ending}").casefold() for ending in ENDINGS}
+    for entry in entries(folder):
+        if normalize("NFC", entry.name).casefold() in names:
+            what = absence(folder / entry.name) or "is spelled in another way: rename it"
+            return f"; found {entry.name}, which {what}"
+    return ""
+
+
+def _require_all(
+    folders: Sequence[Path], found: Sequence[dict[str, Path]], cases: Sequence[str], file_ending: str
+) -> None:
+    problems = [
+        Problem(
+            where=str(folder),
+            what=f"no probabilities of case {case}{_near_miss(folder, case)}",
+            remedy="predict it with this model too",
+        )
+        for folder, files in zip(folders, found, strict=True)
+        for case in cases
+        if case not in files
+    ]
+    problems += [
+        Problem(
+            where=str(folders[0]),
+            what=f"no label map {case}{file_ending}, which tells the geometry"
+            f"{similar_label(f'{case}{file_ending}', file_ending, entries(folders[0]))}",
+        )
+        for case in cases
+        if not (folders[0] / f"{case}{file_ending}").is_file()
+    ]
+    if problems:
+        raise ProblemReport(problems)
+
+
+def _require_same_grid(file: Path, volume: Volume, reader: str) -> None:
+    """See that a label map, where there is one, lies on the grid of another folder's.
+
+    Raises:
+        DatasetError: it does not, so that neither do the probabilities beside it.
+    """
+    if not file.is_file():
+        return
+    header = read_header(file, reader, is_label=True)
+    turn = find_turn(header, volume.header)
+    if turn is None:
+        raise DatasetError(str(difference(header, volume.header, file=file, name="the first folder's label map")))
+    if not turn.is_identity:
+        raise DatasetError(
+            f"{file}: is stored along other axes than the first folder's label map, and so are the probabilities; "
+            "predict the same image files with both models"
+        )
+
+
+def _opened(file: Path, scratch: Path, labels: Labels, volume: Volume) -> Any:
+    """Return an array (H, Z, Y, X) on disk; what cannot be read in part is put into `scratch` first."""
+    wanted = (labels.num_heads, *volume.array.shape[1:])
+    if file.suffix == ENDINGS[0]:
+        array = open_array(file)
+        _require(file, tuple(array.shape), array.dtype, wanted, labels)
+        return array
+    try:
+        with open_zip(file) as archive, archive.open(_packed(archive)) as stream:
+            shape, dtype = _header(stream)
+            _require(file, shape, dtype, wanted, labels)
+            return _unpacked(stream, shape, dtype, scratch)
+    except SegwrightError:
+        raise
+    except _UNREADABLE as error:
+        if found := resource_error(error, file):
+            raise found from error
+        raise DatasetError(f"{file}: cannot be read ({error})") from error
+
+
+def _packed(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
+    """Return the entry of the probabilities, once it is seen how it is packed."""
+    entry = archive.getinfo(_MEMBER)
+    if entry.compress_type not in METHODS:
+        raise ValueError(f"it is packed with method {entry.compress_type}, which numpy never uses")
+    return entry
+
+
+def _require(file: Path, shape: tuple[int, ...], dtype: np.dtype[Any], wanted: tuple[int, ...], labels: Labels) -> None:
+    if shape != wanted or dtype.kind != "f":
+        raise DatasetError(
+            f"{file}: {dtype} {shape}, expected floats {wanted}: a head for each "
+            f"{'region' if labels.has_regions else 'label'} on the grid of the label map"
+        )
+
+
+def _uncropped(volume: Volume) -> Provenance:
+    """Return the provenance of a case that is used as it was read."""
+    shape, axes = volume.array.shape[1:], tuple(range(volume.array.ndim - 1))
+    return Provenance(
+        properties=volume.properties,
+        shape_before_cropping=shape,
+        box=tuple((0, extent) for extent in shape),
+        shape_after_cropping=shape,
+        spacing=volume.spacing,
+        transpose_forward=axes,
+        transpose_backward=axes,
+    )
+
+
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Return shape and type of the array that follows; nothing in it is unpickled."""
+    is_first = np.lib.format.read_magic(stream) == (1, 0)
+    read = np.lib.format.read_array_header_1_0 if is_first else np.lib.format.read_array_header_2_0
+    shape, in_columns, dtype = read(stream)
+    if in_columns or dtype.kind != "f" or len(shape) != 4:
+        raise ValueError(f"{dtype} {shape}, expected floats of four axes in rows")
+    return shape, dtype
+
+
+def _unpacked(stream: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any], scratch: Path) -> Any:
+    """Copy an array, head by head, into one on disk that can be read in part."""
+    array: Any = blosc2.empty(
+        shape,
+        dtype=dtype,
+        chunks=(1, 1, *shape[2:]),
+        urlpath=str(scratch),
+        contiguous=True,
+        cparams=blosc2.CParams(codec=blosc2.Codec.LZ4, clevel=1),
+    )
+    size = dtype.itemsize * int(np.prod(shape[1:]))
+    for head in range(shape[0]):
+        content = stream.read(size)
+        if len(content) < size:
+            raise ValueError("is cut off")
+        array[head] = np.frombuffer(content, dtype).reshape(shape[1:])
+    if stream.read(1):  # the checksum of a member is compared at its end
+        raise ValueError("holds more than its header says")
+    return array

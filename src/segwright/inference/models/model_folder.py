@@ -1,0 +1,316 @@
+"""Open a trained model folder: plan, dataset description, the networks of its folds; no raw data, no training code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from logging import getLogger
+from pathlib import Path
+from typing import Any, Final, Literal, Protocol
+
+from torch import Tensor, nn
+
+from segwright.core.atomic_io import content_hash, file_hash, has_right_checksum, read_json
+from segwright.core.device import resolve_device
+from segwright.core.errors import ModelError, SegwrightError
+from segwright.core.names import require_text_path
+from segwright.core.parallel import fork_safe
+from segwright.core.trust import NO_CODE, CodeTrust
+from segwright.data.dataset import DatasetDescription, load_description
+from segwright.data.labels import Labels, decoding_problem
+from segwright.data.plan import Configuration, Plan
+from segwright.inference.cascade import CascadePredictor, previous_stage_folder
+from segwright.inference.predictor import Predictor
+from segwright.inference.reliability.model import Awareness, training_range
+from segwright.networks.build import build_from_spec, require_weights
+from segwright.networks.checkpoint import load_state, load_weights
+from segwright.networks.folds import (
+    CheckpointHeader,
+    folds_of_other_plans,
+    parse_header,
+    require_one_model,
+    require_trained_plan,
+)
+from segwright.preprocessing.plan_validation import require_known
+from segwright.workspace import DATASET_JSON, PLANS_JSON, Workspace
+
+logger = getLogger(__name__)
+
+Folds = Literal["all"] | Sequence[int] | None
+"""Fold numbers; "all": the network trained on all cases (`fold_all`), or without it every fold; None: every fold."""
+
+logger = getLogger(__name__)
+
+_FOLD_PREFIX = "fold_"
+_ALL = "all"
+
+
+class CheckpointFormat(Protocol):
+    """How the checkpoints in a fold's folder are read."""
+
+    def names(self, fold_folder: Path) -> list[str]:
+        """Return which of final, best and latest are there, complete."""
+        ...
+
+    def file(self, fold_folder: Path, checkpoint: str) -> Path:
+        """Return the file of the weights."""
+        ...
+
+    def header(self, fold_folder: Path, checkpoint: str) -> Mapping[str, Any]:
+        """Return a document that fits `CheckpointHeader`."""
+        ...
+
+    def weights(self, fold_folder: Path, checkpoint: str) -> Mapping[str, Tensor]:
+        """Return the network's state dict."""
+        ...
+
+
+class OurCheckpoints:
+    """`checkpoint_final.safetensors` with `checkpoint_final.json` beside it."""
+
+    def names(self, fold_folder: Path) -> list[str]:
+        """Return which of final, best and latest are there, complete."""
+        weights = {path.stem for path in fold_folder.glob("checkpoint_*.safetensors")}
+        headers = {path.stem for path in fold_folder.glob("checkpoint_*.json")}
+        return sorted(name.removeprefix("checkpoint_") for name in weights & headers)
+
+    def file(self, fold_folder: Path, checkpoint: str) -> Path:
+        """Return the file of the weights."""
+        return fold_folder / f"checkpoint_{checkpoint}.safetensors"
+
+    def header(self, fold_folder: Path, checkpoint: str) -> Mapping[str, Any]:
+        """Return the document beside the weights."""
+        path = self.file(fold_folder, checkpoint).with_suffix(".json")
+        document: Mapping[str, Any] = read_json(path)
+        if isinstance(document, Mapping) and not has_right_checksum(document):
+            raise ModelError(
+                f"{path}: damaged (its checksum is not the one it was written with); copy it again or use another "
+                "checkpoint; if it was edited on purpose, remove its line 'checksum'"
+            )
+        return document
+
+    def weights(self, fold_folder: Path, checkpoint: str) -> Mapping[str, Tensor]:
+        """Return the network's state dict."""
+        return load_weights(self.file(fold_folder, checkpoint))
+
+
+OURS: Final = OurCheckpoints()
+
+
+@fork_safe
+def load_predictor(
+    model_folder: Path,
+    *,
+    folds: Folds = None,
+    checkpoint: str = "final",
+    device: str = "auto",
+    mirroring: bool = True,
+    precision: str = "auto",
+    reading: CheckpointFormat = OURS,
+    trust: CodeTrust = NO_CODE,
+    reuse: bool = True,
+    later: tuple[Path, ...] = (),
+) -> Predictor:
+    """Return the predictor of a model folder, its folds' logits averaged.
+
+    Args:
+        model_folder: has `plans.json`, `dataset.json` and `fold_k` with checkpoints.
+        folds: which networks take part.
+        checkpoint: `final`, `best` or `latest`.
+        device: auto, cpu, cuda, cuda:1 or mps.
+        mirroring: average over the flips that training allowed.
+        precision: auto, fp32, bf16 or fp16.
+        reading: of checkpoints; ours by default.
+        trust: what the folder may have imported: a network of a user's own, a class that is none of nnU-Net's networks.
+        reuse: compute tiles of one value once.
+        later: models of a cascade whose earlier stage this one is.
+
+    Raises:
+        ModelError: a file, a fold or a checkpoint is missing, or folds do not belong together.
+    """
+    target = resolve_device(device)
+    _require_files(model_folder)
+    chosen = choose_folds(model_folder, folds, checkpoint, reading)
+    folders = [Workspace.fold_folder(model_folder, fold) for fold in chosen]
+    plan = Plan.load(model_folder / PLANS_JSON)
+    description = load_description(model_folder / DATASET_JSON)
+    headers = [_header(reading, folder, checkpoint) for folder in folders]
+    by_fold = dict(zip(chosen, headers, strict=True))
+    require_one_model(by_fold, plan, description, model_folder)
+    labels = Labels.from_description(description)
+    if problem := decoding_problem(labels):
+        logger.warning("%s, regions_class_order: %s", model_folder / DATASET_JSON, problem)
+    configuration = plan.configuration(headers[0].configuration)
+    if reading is OURS:
+        require_trained_plan(by_fold, plan, model_folder)
+    elif folds_of_other_plans(by_fold, plan):  # nnU-Net takes such a folder
+        logger.warning(
+            "%s: is not the plan that the model was trained with; predictions are good only if spacing, normalisation "
+            "and orientation are as they were",
+            model_folder / PLANS_JSON,
+        )
+    require_known(plan, configuration, trust=trust)
+    require_axes(headers[0].mirror_axes, configuration, str(model_folder))
+    networks = [
+        _load_network(reading, folder, checkpoint, header, configuration, description, labels, trust=trust)
+        for folder, header in zip(folders, headers, strict=True)
+    ]
+    build: Callable[..., Predictor] = Predictor
+    if configuration.previous_stage is not None:
+        folder = previous_stage_folder(model_folder, headers[0].configuration, configuration.previous_stage)
+        if folder.resolve() in (stages := (*later, model_folder.resolve())):
+            raise ModelError(f"{model_folder}: the stages of this cascade lead back to {folder}; the plans are damaged")
+        first = load_predictor(
+            folder,
+            device=device,
+            mirroring=mirroring,
+            precision=precision,
+            reading=reading,
+            trust=trust,
+            reuse=reuse,
+            later=stages,
+        )
+        build = partial(CascadePredictor, first)
+    predictor = build(
+        networks,
+        plan,
+        configuration,
+        labels,
+        device=target,
+        mirror_axes=(headers[0].mirror_axes or ()) if mirroring else (),
+        swap_sides=headers[0].swap_sides,
+        precision=precision,
+        reuse=reuse,
+        description=description,
+        origin={
+            "model": model_folder.name,
+            "configuration": headers[0].configuration,
+            "folds": list(chosen),
+            "checkpoint": checkpoint,
+            "model_hash": content_hash(
+                [
+                    [file_hash(reading.file(folder, checkpoint)) for folder in folders],
+                    plan.to_json(),
+                    description.raw(),
+                    headers[0].configuration,
+                ]
+            ),
+        },
+    )
+    predictor.awareness = Awareness(training=training_range(model_folder, plan, configuration))
+    return predictor
+
+
+def choose_folds(
+    model_folder: Path, folds: Folds, checkpoint: str, reading: CheckpointFormat = OURS
+) -> tuple[str, ...]:
+    """Return the fold names ("0", "all") that are meant and have the checkpoint.
+
+    Raises:
+        ModelError: one of them has none; what the folder holds is listed.
+    """
+    there = {
+        path.name.removeprefix(_FOLD_PREFIX): reading.names(path)
+        for path in sorted(model_folder.glob(f"{_FOLD_PREFIX}*"))
+        if path.is_dir()
+    }
+    complete = [fold for fold, names in there.items() if checkpoint in names]
+    numbered = sorted((fold for fold in complete if fold.isdecimal()), key=int)
+    if folds is None:
+        wanted = numbered or [fold for fold in complete if fold == _ALL]
+    elif folds == _ALL:
+        wanted = [_ALL] if _ALL in complete else numbered
+    else:
+        wanted = list(dict.fromkeys(str(fold) for fold in folds))
+    missing = [fold for fold in wanted if fold not in complete]
+    if missing or not wanted:
+        asked = f"fold {', '.join(missing)}" if missing else "any fold"
+        held = "; ".join(f"fold {fold}: {', '.join(names) or 'none'}" for fold, names in there.items())
+        raise ModelError(
+            f"{model_folder}: no '{checkpoint}' checkpoint for {asked}; "
+            + (f"there is {held}; choose among these or finish the training" if held else "no fold is trained here")
+        )
+    return tuple(wanted)
+
+
+def require_folds(model_folder: Path, folds: Sequence[int | str]) -> None:
+    """See that trained folds of a model folder are one model.
+
+    Raises:
+        ModelError: they are not, or a document is missing or damaged.
+    """
+    plan, description = Plan.load(model_folder / PLANS_JSON), load_description(model_folder / DATASET_JSON)
+    headers = {str(fold): _header(OURS, Workspace.fold_folder(model_folder, fold), "final") for fold in folds}
+    require_one_model(headers, plan, description, model_folder)
+    require_trained_plan(headers, plan, model_folder)
+
+
+def _require_files(model_folder: Path) -> None:
+    if not require_text_path(model_folder).is_dir():
+        raise ModelError(f"{model_folder}: no such model folder; expected plans.json, dataset.json and fold_k in it")
+    missing = [name for name in (PLANS_JSON, DATASET_JSON) if not (model_folder / name).is_file()]
+    if missing:
+        raise ModelError(
+            f"{model_folder}: {' and '.join(missing)} missing; a model folder has plans.json, dataset.json and fold_k"
+        )
+
+
+def _header(reading: CheckpointFormat, fold_folder: Path, checkpoint: str) -> CheckpointHeader:
+    path = reading.file(fold_folder, checkpoint).with_suffix(".json")
+    try:
+        return parse_header(reading.header(fold_folder, checkpoint), path)
+    except SegwrightError as error:
+        raise ModelError(str(error)) from error
+
+
+def require_axes(axes: Sequence[int] | None, configuration: Configuration, where: str) -> None:
+    """See that a checkpoint mirrors along axes that its patches have.
+
+    Raises:
+        ModelError: it does not.
+    """
+    known = range(configuration.dims)
+    if axes is not None and (len(set(axes)) < len(axes) or not set(axes) <= set(known)):
+        raise ModelError(
+            f"{where}: mirror axes {list(axes)}; a checkpoint of this plan has some of {[*known]}, each once"
+        )
+
+
+def _load_network(
+    reading: CheckpointFormat,
+    fold_folder: Path,
+    checkpoint: str,
+    header: CheckpointHeader,
+    configuration: Configuration,
+    description: DatasetDescription,
+    labels: Labels,
+    *,
+    trust: CodeTrust,
+) -> nn.Module:
+    num_channels = len(description.channel_names)
+    if configuration.previous_stage is not None:
+        num_channels += len(labels.foreground_labels)
+    architecture = configuration.architecture.model_dump(by_alias=True)
+    source = str(reading.file(fold_folder, checkpoint))
+    weights = reading.weights(fold_folder, checkpoint)
+    require_weights(
+        header.network,
+        architecture,
+        num_channels,
+        labels.num_heads,
+        configuration.patch_size,
+        weights,
+        source=source,
+    )
+    network = build_from_spec(
+        header.network,
+        architecture,
+        num_channels,
+        labels.num_heads,
+        configuration.patch_size,
+        False,
+        trust=trust,
+        source=str(reading.file(fold_folder, checkpoint).with_suffix(".json")),
+    )
+    load_state(network, weights, source=source)
+    return network.eval()

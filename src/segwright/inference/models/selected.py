@@ -1,0 +1,275 @@
+"""The folder of a selected model: its members with all they need to predict, and post-processing; no raw data.
+
+selection.json        members, and what the selection found
+postprocessing.json   steps of label maps
+summary.json          scores of its held-out cases, before post-processing
+quality.json          what Dice to expect of a prediction
+calibration.json      the temperature of its probabilities
+members/<name>/       one or two model folders, see `model_folder`
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from logging import getLogger
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from segwright.core.atomic_io import atomic_path, content_hash, file_hash, parse_document, write_json
+from segwright.core.errors import ModelError, WorkspaceError
+from segwright.core.names import FileName
+from segwright.core.text import printable
+from segwright.data.plan import Plan
+from segwright.inference.export.postprocessing import POSTPROCESSING_JSON, PostProcessing
+from segwright.inference.reliability.calibration import CALIBRATION_JSON, Calibration
+from segwright.inference.reliability.expected_dice import QUALITY_JSON, Quality
+from segwright.inference.reliability.model import with_selected
+from segwright.workspace import DATASET_JSON, FINGERPRINT_JSON, PLANS_JSON, Workspace
+
+if TYPE_CHECKING:
+    from segwright.inference.ensemble import Ensemble
+    from segwright.inference.predictor import Predictor
+
+logger = getLogger(__name__)
+
+SELECTION_JSON: Final = "selection.json"
+SUMMARY_JSON: Final = "summary.json"
+MEMBERS: Final = "members"
+
+_OURS = {SELECTION_JSON, SUMMARY_JSON, POSTPROCESSING_JSON, QUALITY_JSON, CALIBRATION_JSON, MEMBERS, "report.html"}
+_CHECKPOINT = ("checkpoint_final.safetensors", "checkpoint_final.json")
+_RECORDS = ("train.json", "metrics.jsonl")
+"""Of a fold, for its report; prediction needs none."""
+
+
+class Member(BaseModel):
+    """One model of a selection."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: FileName
+    configuration: str
+    folds: tuple[int | FileName, ...]
+    made_of: Mapping[str, str] = {}
+    """Fold to `fold_digest` when it was selected; none in folders of earlier versions."""
+
+
+class Selected(BaseModel):
+    """`selection.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    schema_version: Literal[1] = 1
+    dataset: str
+    members: Annotated[tuple[Member, ...], Field(min_length=1)]
+    made_from: str = ""
+    """Hash of all that decided; the same again gives the same model."""
+    by: str = ""
+    """The verb that wrote it."""
+    selection: Mapping[str, Any] = {}
+    """What was compared and how it ended."""
+    shortcoming: str = ""
+    """Why the model is not usable; empty if it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A trained model folder, its configuration, and the folds to take."""
+
+    folder: Path
+    configuration: str
+    folds: tuple[int | str, ...]
+
+
+def is_selected(folder: Path) -> bool:
+    """Whether a folder is one of a selected model."""
+    return (folder / SELECTION_JSON).is_file()
+
+
+def find_selected(place: Path) -> Path | None:
+    """Return the selected model that is meant: the folder, or the one in it, such as in the results of a dataset.
+
+    Raises:
+        ModelError: there are several in it.
+    """
+    if is_selected(place):
+        return place
+    found = sorted(folder for folder in place.iterdir() if is_selected(folder)) if place.is_dir() else []
+    if len(found) > 1:
+        raise ModelError(f"{place}: holds several selected models; name one of {', '.join(map(str, found))}")
+    return found[0] if found else None
+
+
+def read_selected(folder: Path) -> Selected:
+    """Read `selection.json`.
+
+    Raises:
+        SegwrightError: it is missing or damaged.
+    """
+    return parse_document(Selected, folder / SELECTION_JSON)
+
+
+def member_folders(folder: Path) -> list[Path]:
+    """Return the model folders of a selected model, in the order of the selection."""
+    return [folder / MEMBERS / member.name for member in read_selected(folder).members]
+
+
+def fold_digest(model: Path, fold: int | str) -> str:
+    """Return a hash of a fold's training and scores, from its documents; no weights are read."""
+    folder = Workspace.fold_folder(model, fold)
+    documents = (folder / _CHECKPOINT[1], folder / "validation" / SUMMARY_JSON)
+    return content_hash([file_hash(file) if file.is_file() else None for file in documents])
+
+
+def newer_folds(folder: Path) -> list[str]:
+    """Return the folds, beside the folder of a selected model, that were trained or scored after it was selected."""
+    newer = []
+    for member in read_selected(folder).members:
+        model = folder.parent / member.name
+        for place in sorted(model.glob("fold_*")):
+            fold = place.name.removeprefix("fold_")
+            is_member = fold in map(str, member.folds)
+            known = member.made_of.get(fold)
+            has_changed = known is not None and fold_digest(model, fold) != known
+            is_new = fold.isdecimal() and not is_member and all((place / name).is_file() for name in _CHECKPOINT)
+            if has_changed or (is_new and member.made_of):
+                newer.append(f"{member.name}/{place.name}")
+    return newer
+
+
+def load_selected(folder: Path, load: Callable[[Path], Predictor]) -> Predictor | Ensemble:
+    """Return the only member's predictor, or all members as one, with post-processing.
+
+    Args:
+        folder: of the selected model.
+        load: opens a model folder.
+
+    Raises:
+        SegwrightError: a document is damaged or a member missing.
+    """
+    from segwright.inference.ensemble import Ensemble
+
+    if shortcoming := read_selected(folder).shortcoming:
+        logger.warning("%s: %s", folder, printable(shortcoming))
+    members = [load(member) for member in member_folders(folder)]
+    processing = PostProcessing.load(folder / POSTPROCESSING_JSON)
+    whole = Ensemble(members, processing) if len(members) > 1 else members[0]
+    whole.postprocessing = processing
+    whole.awareness = with_selected(whole.awareness, folder)
+    return whole
+
+
+def require_replaceable(target: Path) -> None:
+    """See that a selected model may be written.
+
+    Raises:
+        WorkspaceError: there is something else.
+    """
+    if target.exists() and not (target.is_dir() and {path.name for path in target.iterdir()} <= _OURS):
+        raise WorkspaceError(f"{target}: holds something else than a selected model; choose a new place with -o")
+
+
+def write_selected(
+    target: Path,
+    sources: Sequence[Source],
+    postprocessing: PostProcessing,
+    *,
+    dataset: str,
+    made_from: str,
+    by: str,
+    selection: Mapping[str, Any],
+    summary: Mapping[str, Any] | None = None,
+    quality: Quality | None = None,
+    calibration: Calibration | None = None,
+    shortcoming: str = "",
+) -> None:
+    """Write a selected model, whole or not at all; an earlier one is replaced.
+
+    Weights are linked where the file system can, so that they need no space twice; a checkpoint is never changed in
+    place, only replaced, so what happens to the originals does not reach the links.
+
+    Args:
+        target: the folder.
+        sources: the members, in the order of the selection.
+        postprocessing: its steps.
+        dataset: name of the dataset.
+        made_from: see `Selected`.
+        by: see `Selected`.
+        selection: see `Selected`.
+        summary: document with the scores of its held-out cases.
+        quality: the estimate fitted on held-out cases.
+        calibration: the temperature fitted on them.
+        shortcoming: see `Selected`.
+
+    Raises:
+        WorkspaceError: the target holds something else.
+        ModelError: a member lacks a file.
+    """
+    require_replaceable(target)
+    with atomic_path(target) as temporary:
+        members = []
+        for source in sources:
+            _copy_model(source, temporary / MEMBERS / source.folder.name)
+            made_of = {str(fold): fold_digest(source.folder, fold) for fold in source.folds}
+            member = Member(
+                name=source.folder.name, configuration=source.configuration, folds=source.folds, made_of=made_of
+            )
+            members.append(member)
+        postprocessing.save(temporary / POSTPROCESSING_JSON)
+        if summary is not None:
+            write_json(temporary / SUMMARY_JSON, summary, indent=4, sort_keys=True)
+        if quality is not None:
+            quality.save(temporary / QUALITY_JSON)
+        if calibration is not None:
+            calibration.save(temporary / CALIBRATION_JSON)
+        document = Selected(
+            dataset=dataset,
+            members=tuple(members),
+            made_from=made_from,
+            by=by,
+            selection=selection,
+            shortcoming=shortcoming,
+        )
+        write_json(temporary / SELECTION_JSON, document.model_dump(mode="python"))
+        if target.exists():
+            shutil.rmtree(target)
+
+
+def _copy_model(source: Source, target: Path) -> None:
+    """Copy what prediction needs, of a second stage the first one too."""
+    for name in (PLANS_JSON, DATASET_JSON, FINGERPRINT_JSON):
+        if name != FINGERPRINT_JSON or (source.folder / name).is_file():
+            _copy(source.folder / name, target / name)
+    for fold in source.folds:
+        here, there = Workspace.fold_folder(source.folder, fold), Workspace.fold_folder(target, fold)
+        for name in _CHECKPOINT:
+            _copy(here / name, there / name, link=True)
+        for name in _RECORDS:
+            if (here / name).is_file():
+                _copy(here / name, there / name)
+    from segwright.inference.cascade import STORED, previous_stage_folder
+    from segwright.inference.models.model_folder import choose_folds
+
+    previous = Plan.load(source.folder / PLANS_JSON).configuration(source.configuration).previous_stage
+    if previous is not None:
+        first = previous_stage_folder(source.folder, source.configuration, previous)
+        every = choose_folds(first, None, "final")  # as prediction takes them
+        _copy_model(Source(folder=first, configuration=previous, folds=every), target / STORED)
+
+
+def _copy(source: Path, target: Path, *, link: bool = False) -> None:
+    if not source.is_file():
+        raise ModelError(f"{source}: no such file; the model is not complete, train it again")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if link:
+        try:
+            os.link(source, target)
+            return
+        except OSError:  # another file system, or one without links
+            pass
+    shutil.copyfile(source, target)

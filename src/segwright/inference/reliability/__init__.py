@@ -1,0 +1,1 @@
+"""How reliable a prediction is: uncertainty, expected Dice, calibration, out-of-distribution flags."""

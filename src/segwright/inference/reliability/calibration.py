@@ -1,0 +1,72 @@
+"""Probabilities that mean what they say: one temperature per model (Guo et al., ICML 2017); labels stay as they are.
+
+`evaluation.calibration` finds it. Legend: H heads, S spatial axes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
+
+from segwright.core.atomic_io import parse_document, write_json
+from segwright.data.labels import Labels
+
+CALIBRATION_JSON: Final = "calibration.json"
+
+Floats = npt.NDArray[np.float32]
+
+
+class Calibration(BaseModel):
+    """`calibration.json`.
+
+    Attributes:
+        temperature: that logits are divided by; above 1 makes probabilities less sure.
+        ece_before: expected calibration error on held-out cases, 0 to 1, around the true structures.
+        ece_after: the same with the temperature that the other cases gave; of a temperature of 1 the same.
+        cases: that it was fitted on.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    schema_version: Literal[1] = 1
+    temperature: Annotated[float, Field(gt=0)]
+    ece_before: float
+    ece_after: float
+    cases: int
+
+    @property
+    def helps(self) -> bool:
+        """Whether the temperature lowers the calibration error; earlier versions stored others too."""
+        return self.temperature != 1 and self.ece_after < self.ece_before
+
+    @classmethod
+    def load(cls, path: Path) -> Calibration:
+        """Read a `calibration.json`.
+
+        Raises:
+            SegwrightError: missing, not JSON, or keys missing; named.
+        """
+        return parse_document(cls, path)
+
+    def save(self, path: Path) -> None:
+        """Write it, atomically."""
+        write_json(path, self.model_dump(mode="json"))
+
+
+def tempered(probabilities: Floats, labels: Labels, temperature: float) -> Floats:
+    """Return the probabilities (H, *S) of logits divided by a temperature.
+
+    Every voxel keeps its label: powers keep the order of the heads, and a region's half stays a half.
+    """
+    if temperature == 1:
+        return probabilities
+    powers: Floats = probabilities ** np.float32(1 / temperature)
+    if labels.has_regions:
+        powers /= powers + (1 - probabilities) ** np.float32(1 / temperature)
+    else:
+        powers /= powers.sum(axis=0)
+    return powers

@@ -1,0 +1,125 @@
+"""How good a prediction is expected to be, told from what was seen while it was made; `evaluation.quality` fits it.
+
+Legend: one number per foreground class where a tuple is said to have classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from segwright.core.atomic_io import parse_document, write_json
+from segwright.inference.reliability.case_statistics import Observation
+
+QUALITY_JSON: Final = "quality.json"
+FEATURES: Final = ("overlap", "entropy", "disagreement", "volume")
+
+OFTEN = 0.9
+"""A class in at least this share of the held-out cases is expected in every case."""
+
+
+class UsualVolume(BaseModel):
+    """Predicted volumes of a class over the held-out cases that have it.
+
+    Attributes:
+        share: of the held-out cases that have it.
+        low: 5th percentile, mm^3; less where few cases have it.
+        high: 95th percentile, mm^3; more where few cases have it.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    share: float
+    low: float
+    high: float
+
+
+class Quality(BaseModel):
+    """`quality.json`: what Dice to expect, and how well that was told for cases that it was not fitted on.
+
+    Attributes:
+        weights: by feature, none below 0: what looks worse is never said to be better.
+        offset: added to the loss of Dice.
+        usual: volumes by class, in the order of the observation's.
+        mirror_axes: of each member, that the observations were made with; others would give another disagreement.
+        cases: that it was fitted on.
+        tau: Dice below which a case belongs to the worst fifth.
+        auroc: of the expected Dice for "Dice below tau", out of sample; None with too few cases.
+        error: mean absolute difference of expected and true Dice, out of sample.
+        warn_below: expected Dice below which a case is likely to have failed.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    schema_version: Literal[1] = 1
+    weights: Mapping[str, float] = Field(default_factory=dict)
+    offset: float
+    usual: tuple[UsualVolume, ...]
+    mirror_axes: tuple[tuple[int, ...], ...]
+    cases: int
+    tau: float
+    auroc: float | None
+    error: float | None
+    warn_below: float
+
+    @classmethod
+    def load(cls, path: Path) -> Quality:
+        """Read a `quality.json`.
+
+        Raises:
+            SegwrightError: missing, not JSON, or keys missing; named.
+        """
+        return parse_document(cls, path)
+
+    def save(self, path: Path) -> None:
+        """Write it, atomically."""
+        write_json(path, self.model_dump(mode="json"))
+
+    def expected_dice(self, observation: Observation) -> float:
+        """Return the Dice to expect, 0 to 1, mean over the classes."""
+        found = features(observation, self.usual)
+        loss = self.offset + sum(self.weights.get(name, 0.0) * value for name, value in found.items())
+        return 1 - min(max(loss, 0.0), 1.0)
+
+    def warning(self, expected: float) -> str | None:
+        """Return why a case should be looked at, if it should."""
+        if expected >= self.warn_below:
+            return None
+        return f"expected Dice {expected:.2f} is far below that of usual cases (from {self.warn_below:.2f} on)"
+
+
+def features(observation: Observation, usual: tuple[UsualVolume, ...]) -> dict[str, float]:
+    """Return what tells a failure, each 0 (good) to 1 (bad) and roughly in units of lost Dice.
+
+    overlap: 1 - soft Dice, mean over the classes that are expected or predicted; one that is expected and missing is 1.
+    entropy, disagreement: as of the observation, 0 where not measured.
+    volume: how far volumes are outside the usual ones, mean over the expected classes: 1 - the ratio to the nearest.
+    """
+    lost, strange = [], []
+    for overlap, volume, typical in zip(observation.overlaps, observation.volumes, usual, strict=True):
+        is_expected = typical.share >= OFTEN
+        if is_expected or (overlap is not None and volume > 0):
+            lost.append(1.0 if overlap is None else 1 - overlap)
+        if is_expected:
+            strange.append(1 - _ratio(volume, typical))
+    return {
+        "overlap": _mean(lost),
+        "entropy": observation.entropy,
+        "disagreement": observation.disagreement or 0.0,
+        "volume": _mean(strange),
+    }
+
+
+def _ratio(volume: float, typical: UsualVolume) -> float:
+    """Return 1 for a usual volume, else how much of the nearest usual one it is, or that of it."""
+    if volume < typical.low:
+        return volume / typical.low
+    return typical.high / volume if volume > typical.high else 1.0
+
+
+def _mean(values: list[float]) -> float:
+    return math.fsum(values) / len(values) if values else 0.0

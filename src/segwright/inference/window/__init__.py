@@ -1,0 +1,1 @@
+"""The sliding window: tiles, their predictions and how they are stitched."""

@@ -1,0 +1,375 @@
+"""The sliding window: networks, tiles, mirroring, averaged logits, a few planes at a time.
+
+Legend: B samples of one forward pass, C channels, H heads, S spatial axes of the image, P of the patch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from itertools import combinations, islice
+from math import ceil, prod
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from segwright.core.arrays import Box, box_slices, pad_to
+from segwright.core.device import CPU, autocast, give_back_freed_memory, memory_format
+from segwright.core.errors import ImageError, ModelError
+from segwright.inference.export.to_original_grid import to_front
+from segwright.inference.precision import is_in_halves, used_precision
+from segwright.inference.window.stitching import PORTION_BYTES, Planes, stitch
+from segwright.inference.window.tiling import DEFAULT_STEP, Start, gaussian_map, tiles
+from segwright.networks.cpu.dispatch import FastLayers
+from segwright.preprocessing.normalization import NormalizedView
+
+Image: TypeAlias = "npt.NDArray[np.float32] | NormalizedView | Tensor"
+Spread: TypeAlias = Callable[[Tensor], Tensor]
+"""A convex function of logits (B, H, *P), such as `uncertainty.log_partition`: (B, 1, *P) float32."""
+
+_BATCH_VOXELS_CPU = 2**20
+_BATCH_VOXELS_ACCELERATOR = 2 * 128**3
+"""Voxels in one forward pass up to which small patches are batched; larger batches only cost memory (measured)."""
+_LARGE_PATCH = 2**17
+"""Of patches with so many voxels the CPU takes half as many at once, but two: a seventh less memory, and steadier, for
+2 % of the time; a single one takes a quarter longer."""
+_LARGE_BYTES = 128 * 2**20
+"""Logits of a tile up to this size may be remembered, and the gap they leave kept; larger ones would show in the memory
+that prediction needs."""
+_BATCH_HEADS = 16
+"""With more heads than this, smaller batches: their logits would be the largest thing in memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """How the sliding window runs.
+
+    `batch` is the number of patches, mirrored ones counted, in one forward pass; `sums` is the type in which tiles are
+    added up, `quantum` what their weighted logits are rounded to multiples of (0: not at all). With `reuse` the logits
+    of a tile of one value, such as air, are computed once and serve all tiles of that value. In an image flipped along
+    a `lateral` axis, head h shows what `other_side[h]` shows in the image itself. On the CPU `layers` compute networks.
+    """
+
+    patch_size: tuple[int, ...]
+    device: torch.device
+    mirror_axes: tuple[int, ...] = ()
+    lateral: tuple[int, ...] = ()
+    other_side: tuple[int, ...] = ()
+    step: float = DEFAULT_STEP
+    precision: str = "auto"
+    batch: int | None = None
+    sums: torch.dtype = torch.float32
+    quantum: float = 0.0
+    reuse: bool = True
+    layers: FastLayers = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if any(not 0 <= axis < len(self.patch_size) for axis in self.mirror_axes):
+            raise ModelError(
+                f"mirror axes {self.mirror_axes} do not fit a patch with {len(self.patch_size)} axes; "
+                "they are spatial axes counted from 0"
+            )
+        object.__setattr__(self, "layers", FastLayers(in_halves=is_in_halves(self.device, self.precision)))
+
+    def heads_of(self, flip: Sequence[int]) -> Sequence[int] | None:
+        """Return which heads of a flipped image belong to the image's own, in their order; None for the same ones."""
+        return self.other_side if self.other_side and len(set(flip) & set(self.lateral)) % 2 else None
+
+    @property
+    def used_precision(self) -> str:
+        """What `precision` means on the device, see `precision.used_precision`."""
+        return used_precision(self.device, self.precision)
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """The context in which networks run; float16 on the CPU is a matter of its layers alone."""
+        precision = "fp32" if self.layers.in_halves else self.used_precision
+        layers = self.layers if self.device.type == CPU else nullcontext()
+        with torch.inference_mode(), autocast(self.device, precision), layers:
+            yield
+
+    @property
+    def flips(self) -> list[tuple[int, ...]]:
+        """Every combination of mirror axes, none first, as spatial axes."""
+        axes = self.mirror_axes
+        return [flip for size in range(len(axes) + 1) for flip in combinations(axes, size)]
+
+    def forward_batch(self, num_heads: int) -> int:
+        """Return the number of patches per forward pass."""
+        if self.batch is not None:
+            return max(1, self.batch)
+        on_cpu, patch = self.device.type == CPU, prod(self.patch_size)
+        voxels = _BATCH_VOXELS_CPU if on_cpu else _BATCH_VOXELS_ACCELERATOR
+        most = max(1, voxels // (patch * ceil(num_heads / _BATCH_HEADS)))
+        return max(most // 2, min(most, 2)) if on_cpu and patch >= _LARGE_PATCH else most
+
+
+def sliding_window_logits(
+    networks: nn.Module | Sequence[nn.Module],
+    image: Image,
+    patch_size: Sequence[int],
+    num_heads: int,
+    *,
+    device: torch.device,
+    mirror_axes: Sequence[int] = (),
+    step: float = DEFAULT_STEP,
+    precision: str = "auto",
+    batch_tiles: int | None = None,
+) -> Tensor:
+    """Return the logits of a whole preprocessed image (spec B 4.5, in float32 throughout).
+
+    Args:
+        networks: one or several, whose logits are averaged; each gives (B, H, *P).
+        image: (C, *S); a patch with one axis fewer runs over every slice of axis 0.
+        mirror_axes: spatial axes of the patch whose flips are averaged in.
+        batch_tiles: patches per forward pass, mirrored ones counted; chosen by patch size and device by default.
+
+    Returns:
+        (H, *S) float32 on the CPU.
+    """
+    window = Window(
+        patch_size=tuple(patch_size),
+        device=device,
+        mirror_axes=tuple(mirror_axes),
+        step=step,
+        precision=precision,
+        batch=batch_tiles,
+    )
+    members = (networks,) if isinstance(networks, nn.Module) else tuple(networks)
+    logits = torch.empty((num_heads, *image.shape[1:]))
+    for planes in window_planes(members, image, num_heads, window=window):
+        logits[:, planes.start : planes.stop] = planes.logits
+    return logits
+
+
+@dataclass(slots=True)
+class TileCount:
+    """How many tiles a case had, and how many of them needed no pass of their own."""
+
+    tiles: int = 0
+    reused: int = 0
+
+
+def window_planes(
+    networks: Sequence[nn.Module],
+    image: Image,
+    num_heads: int,
+    *,
+    window: Window,
+    axis: int = 0,
+    count: TileCount | None = None,
+    spread: Spread | None = None,
+) -> Iterator[Planes]:
+    """Yield the logits of `image` (C, *S) a few planes at a time, on the CPU, padding removed.
+
+    Sums are held for one patch depth along `axis`, whatever the extent of the image. The planes of another axis than 0
+    have it in front, (H, planes, *other axes); a patch with one axis fewer than the image goes along axis 0 only.
+    `count` is counted up. With `spread` one more head tells how much less it is of the mean logits than of those of
+    single networks, flips and tiles, at least 0: their disagreement.
+
+    Raises:
+        ImageError: the image holds NaN or infinite values.
+        ModelError: a network's output has the wrong shape or is not finite.
+    """
+    source: npt.NDArray[np.float32] | NormalizedView
+    if isinstance(image, NormalizedView):
+        source = image
+    else:
+        source = np.asarray(image.detach().cpu() if isinstance(image, Tensor) else image)
+    assert axis == 0 or len(window.patch_size) == source.ndim - 1, "slices are visited along axis 0"
+    require_finite(source, "the preprocessed image")
+    shape = _covering(source.shape[1:], window.patch_size)
+    content: Box = tuple((0, size) for size in shape)
+    if shape != source.shape[1:]:
+        source, content = pad_to(np.asarray(source), shape)
+    counted = count or TileCount()
+    for planes in _padded_planes(networks, source, num_heads, window, axis, counted, spread):
+        yield from _within(planes, to_front(content, axis))
+
+
+def require_finite(array: npt.NDArray[Any] | NormalizedView, name: str) -> None:
+    """Refuse NaN and infinite values; plane by plane, without a mask of the size of the image (C, *S)."""
+    if not all(np.isfinite(array[:, index]).all() for index in range(array.shape[1])):
+        raise ImageError(f"{name} holds NaN or infinite values; check the intensities of the input")
+
+
+def _covering(shape: Sequence[int], patch_size: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape to pad to: at least the patch along the axes that the patch has."""
+    untiled = len(shape) - len(patch_size)
+    tiled = (max(size, patch) for size, patch in zip(shape[untiled:], patch_size, strict=True))
+    return (*shape[:untiled], *tiled)
+
+
+def _within(planes: Planes, content: Box) -> Iterator[Planes]:
+    """Cut the padding off finished planes."""
+    (first, last), *others = content
+    start, stop = max(planes.start, first), min(planes.stop, last)
+    if start < stop:
+        inside = ((start - planes.start, stop - planes.start), *others)
+        yield Planes(start=start - first, stop=stop - first, logits=planes.logits[box_slices(inside)])
+
+
+def _padded_planes(
+    networks: Sequence[nn.Module],
+    image: npt.NDArray[np.float32] | NormalizedView,
+    num_heads: int,
+    window: Window,
+    axis: int,
+    count: TileCount,
+    spread: Spread | None,
+) -> Iterator[Planes]:
+    patch = window.patch_size
+    depth = () if len(patch) == image.ndim - 1 else (1,)
+    weights = torch.from_numpy(gaussian_map(patch).copy()).reshape(*depth, *patch).movedim(axis, 0).contiguous()
+    order = to_front(range(image.ndim - 1), axis)
+    shape = to_front(image.shape[1:], axis)
+
+    def forward(cuts: Sequence[Tensor]) -> Sequence[Tensor]:
+        batch = torch.stack([*cuts]).to(window.device, non_blocking=True)
+        logits = _mean_logits(networks, batch, num_heads, window, spread)
+        return list((logits.unsqueeze(2) if depth else logits).movedim(axis + 2, 2))
+
+    def predicted() -> Iterator[tuple[Start, Tensor]]:
+        tile_bytes = 4 * num_heads * prod(patch)
+        is_large = tile_bytes > _LARGE_BYTES
+        known = _Known(window.reuse and not is_large)
+        starts = iter(tiles(shape, patch if depth else to_front(patch, axis), window.step))
+        while group := list(islice(starts, max(1, window.forward_batch(num_heads) // len(window.flips)))):
+            cuts = [_cut(image, tuple(start[at] for at in places), patch) for start in group]
+            found = known.logits(cuts, forward)
+            count.tiles += len(group)
+            for start in group:
+                yield start, found.pop(0)  # or its memory would be held during the next pass
+            if is_large:  # something small in the gap that they leave, and the next ones would not fit
+                give_back_freed_memory(tile_bytes)
+        count.reused += known.reused
+
+    places = [order.index(at) for at in range(image.ndim - 1)]
+    weights = weights.to(window.device, window.sums)
+    for planes in stitch(predicted(), shape=shape, weights=weights, quantum=window.quantum):
+        if not bool(torch.isfinite(planes.logits).all()):
+            raise ModelError(
+                f"the network gives NaN or infinite logits in {window.precision} precision; "
+                "its weights are damaged, or try precision fp32"
+            )
+        logits = planes.logits.cpu()
+        if spread is not None:
+            logits[num_heads:].sub_(spread(logits[None, :num_heads])[0]).clamp_(min=0)
+        yield Planes(start=planes.start, stop=planes.stop, logits=logits)
+
+
+class _Known:
+    """Remembers the logits of the last tile that had one value in each channel; memory for one tile."""
+
+    def __init__(self, is_used: bool) -> None:
+        self.is_used = is_used
+        self.reused = 0
+        self._value: tuple[float, ...] | None = None
+        self._logits: Tensor | None = None
+
+    def logits(self, cuts: Sequence[Tensor], forward: Callable[[Sequence[Tensor]], Sequence[Tensor]]) -> list[Tensor]:
+        """Return the logits of tiles (C, *P), by `forward` for those that are not known."""
+        values = [_only_value(cut) if self.is_used else None for cut in cuts]
+        wanted: list[int] = []
+        for index, value in enumerate(values):
+            is_first = value is not None and value != self._value and value not in (values[at] for at in wanted)
+            if value is None or is_first:
+                wanted.append(index)
+        made = dict(zip(wanted, forward([cuts[index] for index in wanted]) if wanted else (), strict=True))
+        result: list[Tensor] = []
+        for index, value in enumerate(values):
+            if index in made:
+                result.append(made[index])
+            else:
+                self.reused += 1
+                same = next((at for at in wanted if values[at] == value), None)
+                known = self._logits if same is None else made[same]
+                assert known is not None, "a value that is not wanted is known"
+                result.append(known)
+        for index in wanted:
+            if values[index] is not None:
+                self._value, self._logits = values[index], made[index].clone()
+        return result
+
+
+def _only_value(cut: Tensor) -> tuple[float, ...] | None:
+    """Return the value of each channel of a tile (C, *P) without structure; None for any other."""
+    flat = cut.flatten(1)
+    first = flat[:, :1]
+    corner = flat[:, -1:]  # most tiles differ here already
+    if bool((first != corner).any()) or bool((flat != first).any()):
+        return None
+    return tuple(first[:, 0].tolist())
+
+
+def _cut(image: npt.NDArray[np.float32] | NormalizedView, start: Start, patch: Sequence[int]) -> Tensor:
+    """Return the tile (C, *P) at `start`; a start along an axis that the patch lacks picks one slice."""
+    untiled = len(start) - len(patch)
+    inside = (slice(low, low + size) for low, size in zip(start[untiled:], patch, strict=True))
+    where: tuple[Any, ...] = (slice(None), *start[:untiled], *inside)
+    return torch.from_numpy(image[where])
+
+
+def _mean_logits(
+    networks: Sequence[nn.Module], batch: Tensor, num_heads: int, window: Window, spread: Spread | None
+) -> Tensor:
+    """Return the logits (B, H, *P) of `batch` (B, C, *P), last their `spread`; a float32 mean over several passes."""
+    flips = window.flips
+    per_pass = max(1, window.forward_batch(num_heads) // len(batch))
+    shape = (num_heads, *window.patch_size)
+    total: Tensor | None = None
+    layout = memory_format(window.device, len(window.patch_size))
+    with window.computing(), _evaluating(networks):
+        for first in range(0, len(flips), per_pass):
+            group = flips[first : first + per_pass]
+            mirrored = torch.cat([_flip(batch, flip) for flip in group]).contiguous(memory_format=layout)
+            for network in networks:
+                parts = _checked(network(mirrored), (len(mirrored), *shape)).chunk(len(group))
+                if len(flips) * len(networks) == 1 and spread is None:
+                    return parts[0]  # without a second array of logits, in whatever precision
+                if total is None:
+                    heads = num_heads + (spread is not None)
+                    total = torch.zeros((len(batch), heads, *window.patch_size), device=window.device)
+                for flip, part in zip(group, parts, strict=True):
+                    _add_flipped_inplace(total[:, :num_heads], part, flip, window.heads_of(flip))
+                    if spread is not None:
+                        _add_flipped_inplace(total[:, num_heads:], spread(part), flip)
+        assert total is not None, "there is at least one network"
+        return total.div_(len(flips) * len(networks))
+
+
+def _add_flipped_inplace(total: Tensor, part: Tensor, flip: Sequence[int], heads: Sequence[int] | None = None) -> None:
+    """Add `part` (B, H, *P), flipped, its `heads` in that order, to `total`; a few at a time, for a flip is a copy."""
+    step = max(1, PORTION_BYTES // (4 * total[:, :1].numel()))
+    for first in range(0, total.shape[1], step):
+        chosen = slice(first, first + step)
+        total[:, chosen] += _flip(part[:, chosen] if heads is None else part[:, heads[chosen]], flip)
+
+
+def _flip(tensor: Tensor, flip: Sequence[int]) -> Tensor:
+    return tensor.flip([axis + 2 for axis in flip]) if flip else tensor
+
+
+def _checked(output: object, expected: tuple[int, ...]) -> Tensor:
+    logits = output[0] if isinstance(output, list | tuple) else output
+    if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ModelError(f"the network gave {found}, expected logits of shape {expected} (batch, heads, patch)")
+    return logits
+
+
+@contextmanager
+def _evaluating(networks: Sequence[nn.Module]) -> Iterator[None]:
+    """Evaluation mode for the block; networks in training go back to it."""
+    training = [network for network in networks if network.training]
+    for network in training:
+        network.eval()
+    try:
+        yield
+    finally:
+        for network in training:
+            network.train()

@@ -1,0 +1,178 @@
+"""Operations of the compiled kernels that are computed as they are: heads, convolutions of few channels, up-sampling.
+
+For use where `compiled.library` gives one, in float32. Nothing here has a gradient.
+
+Legend: B batch, C channels, S spatial axes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from math import ceil, prod
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from segwright.networks.cpu.kernels import (
+    COLUMNS,
+    KERNEL_SIZES,
+    LANES,
+    RUN,
+    Norm,
+    Normalised,
+    Size,
+    channels_last,
+    channels_last_of,
+    kernels_for,
+    normalised_by,
+    ordered,
+    records_of,
+    source_of,
+    values_of,
+)
+
+_GROUP: Final = 8  # of native/head.c
+_MOST_CLASSES: Final = 8
+"""Of `convolve_voxels`, whose time grows with them; more than 14 were never timed."""
+_LEAST_VOXELS: Final = 4096
+"""That are worth arranging the weights for them."""
+_FEW: Final = 4
+"""Channels of an image that is convolved directly; eight and more have Winograd's way."""
+_LINES: Final = 8
+"""Of a job, whose outputs the cache still holds when their moments are found."""
+_SHORTEST: Final = 8
+"""Line of voxels that is worth a kernel: each is a product of its own."""
+
+
+class _Few(ctypes.Structure):
+    """`Few` of direct.c."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("n", "d", "h", "w", "c", "out", "deep", "height")]  # noqa: RUF012
+
+
+def suits_voxels(weight: Tensor, image: Tensor, stride: Size) -> bool:
+    """Return whether `convolve_voxels` is made for `weight` (O, C, *K) and an image (B, C, *S), and pays."""
+    return (
+        weight.ndim == image.ndim
+        and set(stride) == {1}
+        and set(weight.shape[2:]) == {1}
+        and len(weight) <= _MOST_CLASSES
+        and weight.shape[1] == image.shape[1]
+        and weight.shape[1] % LANES == 0
+        and len(image) * prod(image.shape[2:]) >= _LEAST_VOXELS
+    )
+
+
+def convolve_voxels(image: Tensor | Normalised, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolve each voxel alone.
+
+    Args:
+        image: (B, C, *S) float32, C a multiple of 8.
+        weight: (O, C, 1, 1[, 1]), see `suits_voxels`.
+        bias: (O).
+
+    Returns:
+        (B, O, *S), channels-last.
+    """
+    source = channels_last(values_of(image))
+    samples, channels, voxels, classes = *source.shape[:2], prod(source.shape[2:]), len(weight)
+    out = torch.empty((samples, classes, *source.shape[2:]), memory_format=channels_last_of(source))
+    kernels_for(channels).call(
+        "segwright_head", source.numel(), *source_of(image, source), samples, voxels, channels, classes,
+        weight.flatten(1).contiguous(), ordered(bias), RUN, out, work=_GROUP * channels,
+    )  # fmt: skip
+    return out
+
+
+def suits_few(weight: Tensor, image: Tensor, stride: Size) -> bool:
+    """Return whether `convolve_few` is made for `weight` (O, C, *K) and an image (B, C, *S), and pays."""
+    return (
+        weight.ndim == image.ndim
+        and set(stride) == {1}
+        and tuple(weight.shape[2:]) in KERNEL_SIZES
+        and len(weight) % COLUMNS == 0
+        and weight.shape[1] == image.shape[1] <= _FEW
+        and len(image) * prod(image.shape[2:]) >= _LEAST_VOXELS
+    )
+
+
+def convolve_few(image: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolve an image of few channels with padding that keeps its shape.
+
+    Args:
+        image: (B, C, *S) float32.
+        weight: (O, C, *K), see `suits_few`.
+        bias: (O).
+
+    Returns:
+        (B, O, *S), channels-last.
+    """
+    return _convolve_few(image, weight, bias, with_records=False)[0]
+
+
+def convolve_few_and_norm(image: Tensor, weight: Tensor, bias: Tensor | None, norm: Norm) -> Normalised:
+    """Convolve as `convolve_few` does and find the norm of the result, while it is in the cache."""
+    return normalised_by(*_convolve_few(image, weight, bias, with_records=True), norm)
+
+
+def _convolve_few(
+    image: Tensor, weight: Tensor, bias: Tensor | None, *, with_records: bool
+) -> tuple[Tensor, Tensor]:  # the records are empty where they are not wanted
+    source = channels_last(image)
+    samples, channels, outputs = *source.shape[:2], len(weight)
+    depth, height, width = (1, *source.shape[2:])[-3:]
+    out = torch.empty((samples, outputs, *source.shape[2:]), memory_format=channels_last_of(source))
+    records = records_of(samples * with_records, depth * ceil(height / _LINES), outputs)
+    taps = prod(weight.shape[2:])
+    shape = _Few(samples, depth, height, width, channels, outputs, taps // 9, _LINES)
+    compiled = kernels_for(outputs // 2)
+    arranged = _in_columns(weight.flatten(2).permute(2, 1, 0).reshape(1, taps * channels, outputs), compiled.lanes)
+    work = taps // 3 * (width + 2) * channels
+    compiled.call("segwright_few", out.numel(), shape, source, arranged, ordered(bias), out, records, work=work)
+    return out, records
+
+
+def suits_upsampling(weight: Tensor, image: Tensor, stride: Size) -> bool:
+    """Return whether `upsample` is made for `weight` (C, O, *K) and an image (B, C, *S), and pays."""
+    return (
+        weight.ndim == image.ndim
+        and tuple(weight.shape[2:]) == stride
+        and weight.shape[0] == image.shape[1]
+        and weight.shape[0] % LANES == 0
+        and weight.shape[1] % COLUMNS == 0
+        and image.shape[-1] >= _SHORTEST
+        and len(image) * prod(image.shape[2:]) >= _LEAST_VOXELS
+    )
+
+
+def upsample(image: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolve transposed, with a stride of the kernel's size: no voxel of the output comes from two of the image.
+
+    Args:
+        image: (B, C, *S) float32.
+        weight: (C, O, *K), see `suits_upsampling`.
+        bias: (O).
+
+    Returns:
+        (B, O, *S * *K), channels-last.
+    """
+    source = channels_last(image)
+    channels, outputs = weight.shape[:2]
+    steps = (1, *weight.shape[2:])[-3:]
+    depth, height, width = (1, *source.shape[2:])[-3:]
+    size = [extent * step for extent, step in zip((depth, height, width), steps, strict=True)]
+    out = torch.empty((len(source), outputs, *size[2 - weight.ndim :]), memory_format=channels_last_of(source))
+    compiled = kernels_for(channels, outputs // 2)
+    arranged = _in_columns(weight.flatten(2).permute(2, 0, 1), compiled.lanes)
+    compiled.call(
+        "segwright_upsample", out.numel(), source, len(source) * depth * height, height, width, channels, outputs,
+        *steps, arranged, ordered(bias), out,
+    )  # fmt: skip
+    return out
+
+
+def _in_columns(weights: Tensor, lanes: int) -> Tensor:
+    """Arrange weights (K, C, O) as the kernels multiply by them: (K, O / columns, C, columns)."""
+    columns = 2 * lanes
+    return weights.reshape(*weights.shape[:2], -1, columns).transpose(1, 2).contiguous()

@@ -1,0 +1,238 @@
+"""Checkpoints: weights and momentum as safetensors, everything else as JSON; never half of one and half of another.
+
+The weights file is the checkpoint: the state goes into its header, so one rename switches from the old to the new.
+The optimiser's tensors lie in a file named after their step, written before that rename and named in the state. The
+JSON beside the weights is the same state for people and for prediction, written last. Each file has a checksum of all
+of it. The latest checkpoint but one stays, for the day that the latest is damaged.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from logging import getLogger
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from segwright.core.atomic_io import atomic_path, describe_validation, with_checksum, write_json
+from segwright.core.errors import ModelError
+from segwright.networks.checkpoint import load_weights, require_undamaged, save_weights, write_weights
+
+logger = getLogger(__name__)
+
+SCHEMA_VERSION: Final = 1
+
+Kind = Literal["latest", "best", "final"]
+
+_HEADER_KEY = "segwright"
+
+
+class CheckpointState(BaseModel):
+    """Everything about a training at one moment but its tensors.
+
+    `epoch` is the next one to train, `step` counts all training steps, `elapsed_s` is training time in seconds.
+    `epoch_step` and `epoch_losses` are of the steps of that epoch that are done already.
+    `config_set` names the settings that were not left to defaults, plan or device.
+    `dataset_hash` is of the channels and labels of dataset.json; None in checkpoints of earlier versions.
+    `setup_hash` is of what in the plan decides about predictions, see `Plan.decisive`; None as well.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    schema_version: int = SCHEMA_VERSION
+    trainer: str
+    configuration: str
+    fold: int | str
+    network: dict[str, Any]
+    epoch: int = Field(ge=0)
+    step: int = Field(ge=0)
+    elapsed_s: float
+    epoch_step: int = 0
+    epoch_losses: list[float | None] = Field(default_factory=list)
+    mirror_axes: tuple[int, ...]
+    swap_sides: bool = False
+    logging: list[dict[str, Any]]
+    best_ema: float | None
+    config: dict[str, Any]
+    config_set: list[str]
+    plans_hash: str
+    dataset_hash: str | None = None
+    setup_hash: str | None = None
+    optimizer_file: str | None = None
+    optimizer_values: dict[str, Any] = Field(default_factory=dict)
+    scaler: dict[str, Any] | None = None
+
+    @property
+    def losses(self) -> list[Tensor]:
+        """Losses of the open epoch's steps; NaN for one that was skipped."""
+        return [torch.tensor(math.nan if loss is None else loss) for loss in self.epoch_losses]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint read back."""
+
+    state: CheckpointState
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+
+
+def recorded(losses: Sequence[Tensor]) -> list[float | None]:
+    """Return losses as a document holds them: the numbers, None for a step that was skipped."""
+    return [value if math.isfinite(value) else None for value in map(float, losses)]
+
+
+def checkpoint_file(folder: Path, kind: Kind) -> Path:
+    """Return the weights file of a checkpoint in a fold folder."""
+    return folder / f"checkpoint_{kind}.safetensors"
+
+
+def save(
+    folder: Path,
+    kind: Kind,
+    state: CheckpointState,
+    weights: Mapping[str, Tensor],
+    *,
+    optimizer: Mapping[str, Tensor] | None = None,
+) -> Path:
+    """Write a checkpoint into a fold folder and return its weights file.
+
+    Args:
+        folder: of the fold.
+        kind: which checkpoint is replaced.
+        state: of the training.
+        weights: the network's state dict.
+        optimizer: tensors to resume with; left out where nobody will.
+    """
+    path = checkpoint_file(folder, kind)
+    if optimizer is not None:
+        name = f"{path.stem}_optimizer_{state.step}.safetensors"
+        save_weights(folder / name, optimizer)
+        state = state.model_copy(update={"optimizer_file": name})
+    document = state.model_dump(mode="json")
+    size = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
+    with atomic_path(path, size=size) as temporary:
+        write_weights(temporary, weights, metadata={_HEADER_KEY: json.dumps(document)})
+        if kind == "latest":
+            _keep_as_previous(path)
+    write_json(path.with_suffix(".json"), with_checksum(document))
+    _drop_optimizers(folder)
+    return path
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint by its weights file.
+
+    Raises:
+        ModelError: a file is missing.
+        DamagedWeightsError: a file is damaged.
+    """
+    weights = load_weights(path)
+    state = read_state(path)
+    optimizer = load_weights(path.parent / state.optimizer_file) if state.optimizer_file else {}
+    return Checkpoint(state=state, weights=weights, optimizer=optimizer)
+
+
+def read_state(path: Path) -> CheckpointState:
+    """Read the state in the header of a weights file.
+
+    Raises:
+        ModelError: the file is missing, damaged or was not written by a training.
+    """
+    try:
+        with safe_open(path, framework="pt") as stream:
+            header = (stream.metadata() or {}).get(_HEADER_KEY)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path}: cannot be read ({error}); delete it and train again") from error
+    if header is None:
+        raise ModelError(f"{path}: holds weights but no training to resume; start one anew")
+    try:
+        return CheckpointState.model_validate_json(header)
+    except ValidationError as error:
+        raise ModelError(f"{path}: {describe_validation(error)}; start the training anew") from error
+
+
+def is_finished(folder: Path) -> bool:
+    """Return whether the training in a fold folder has ended."""
+    path = checkpoint_file(folder, "final")
+    return path.is_file() and path.with_suffix(".json").is_file()
+
+
+def resumable(folder: Path) -> Path | None:
+    """Return the checkpoint to go on from: the final one of a finished training, else the latest; None if none.
+
+    Where the latest is damaged, a line is logged and the one before it is returned.
+
+    Raises:
+        ModelError: all that there are are damaged.
+    """
+    if is_finished(folder):
+        return checkpoint_file(folder, "final")
+    damage: ModelError | None = None
+    for path in filter(Path.is_file, (checkpoint_file(folder, "latest"), _previous(folder))):
+        try:
+            _require_undamaged(path)
+        except ModelError as error:
+            logger.warning("%s", error)
+            damage = damage or error
+            continue
+        if damage is not None:
+            logger.warning("going on from the checkpoint before it, of epoch %d", read_state(path).epoch)
+        return path
+    if damage is not None:
+        raise ModelError(f"{damage}; no other checkpoint is left: remove {folder} to train it anew") from damage
+    return None
+
+
+def delete(folder: Path, kind: Kind) -> None:
+    """Remove a checkpoint, its JSON first; with the latest goes the one before it."""
+    path = checkpoint_file(folder, kind)
+    path.with_suffix(".json").unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+    if kind == "latest":
+        _previous(folder).unlink(missing_ok=True)
+    _drop_optimizers(folder)
+
+
+def _require_undamaged(path: Path) -> None:
+    """Compare a checkpoint's files with their checksums."""
+    require_undamaged(path)
+    optimizer = read_state(path).optimizer_file
+    if optimizer is not None:
+        require_undamaged(path.with_name(Path(optimizer).name))
+
+
+def _previous(folder: Path) -> Path:
+    return folder / "checkpoint_previous.safetensors"
+
+
+def _keep_as_previous(path: Path) -> None:
+    """Let the latest checkpoint be the previous one, too, until another takes its place."""
+    if not path.is_file():
+        return
+    previous = _previous(path.parent)
+    try:
+        previous.unlink(missing_ok=True)
+        os.link(path, previous)  # a copy without bytes of its own, and never a moment without a checkpoint
+    except OSError:  # the file system has no links
+        os.replace(path, previous)
+
+
+def _drop_optimizers(folder: Path) -> None:
+    """Remove the optimisers' files that no checkpoint names."""
+    kept = set()
+    for path in (checkpoint_file(folder, "latest"), _previous(folder)):
+        with suppress(ModelError):
+            kept.add(read_state(path).optimizer_file)
+    for old in folder.glob("checkpoint_latest_optimizer_*.safetensors"):
+        if old.name not in kept:
+            old.unlink(missing_ok=True)

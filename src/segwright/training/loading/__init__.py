@@ -1,0 +1,1 @@
+"""From preprocessed cases to batches: caching, sampling, targets and prefetching."""

@@ -1,0 +1,228 @@
+"""Where the preprocessed cases of a training lie: on disk, in memory, or in the memory of the device.
+
+The place is decided once, by their size and what is free, and told in the log. No batch depends on it.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+
+from segwright.core.device import CPU, free_bytes
+from segwright.core.errors import DatasetError, SegwrightError
+from segwright.core.memory import available_bytes
+from segwright.core.resources import resource_error
+from segwright.training.config import CacheMode
+from segwright.training.loading.sampling import ClassLocations
+
+RAM_SHARE = 0.5
+"""Of the memory that is free when a training begins: what cases may take. The rest is for batches, network, system."""
+
+DEVICE_SHARE = 0.2
+"""Of the device's free memory; a network is planned for a memory of its own, which must stay free."""
+
+_GIB = 2**30
+
+
+class CaseArray(Protocol):
+    """An array on disk or in memory: a shape and slices."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(channels, *spatial)."""
+        ...
+
+    def __getitem__(self, key: Any) -> Any:
+        """Return the slice, a numpy array or, of a case on a device, a tensor."""
+        ...
+
+
+class TrainingCase(Protocol):
+    """What a loader needs of a preprocessed case."""
+
+    @property
+    def image(self) -> CaseArray:
+        """(C, *S3) float32."""
+        ...
+
+    @property
+    def label(self) -> CaseArray:
+        """(1, *S3) int16, -1 outside the nonzero mask; (2, *S3) with the map of a cascade's previous stage."""
+        ...
+
+    @property
+    def class_locations(self) -> ClassLocations:
+        """Voxels of each class."""
+        ...
+
+
+class CaseSource(Protocol):
+    """Where cases come from; `data.store.CaseStore` is one."""
+
+    def load(self, identifier: str) -> TrainingCase:
+        """Open a case."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Residence:
+    """Where cases lie, how many bytes they may take there, and why, as a line for the log."""
+
+    place: Literal["none", "ram", "device"] = "none"
+    budget: int = 0
+    because: str = ""
+
+
+ON_DISK = Residence()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenCase:
+    """A case as loaders use it: tensors where it is held in memory, the store's own arrays where it is not."""
+
+    image: Any
+    label: Any
+    class_locations: ClassLocations
+
+
+def decide(
+    mode: CacheMode, needed: int, device: torch.device, *, limit_gib: float | None = None, sharing: int = 1
+) -> Residence:
+    """Return where cases of `needed` bytes in all go.
+
+    Args:
+        mode: `auto` takes the device where it is a GPU and they fit, else memory where they fit, else the disk. `ram`
+            and `device` hold as many as fit and read the others.
+        needed: bytes of all decoded cases.
+        device: where batches are made.
+        limit_gib: the budget; by default a share of what is free.
+        sharing: processes that hold the cases at the same time on this machine.
+    """
+    given = None if limit_gib is None else int(limit_gib * _GIB)
+    has_own_memory = device.type != CPU
+    budgets = {"ram": available_bytes() * RAM_SHARE / sharing, "device": free_bytes(device) * DEVICE_SHARE}
+    places: dict[CacheMode, tuple[Literal["ram", "device"], ...]] = {
+        "auto": ("device", "ram") if has_own_memory else ("ram",),
+        "none": (),
+        "ram": ("ram",),
+        "device": ("device",) if has_own_memory else ("ram",),
+    }
+    size = f"the cases take {_shown(needed)}"
+    tried = []
+    for place in places[mode]:
+        budget = int(budgets[place]) if given is None else given
+        where = "memory" if place == "ram" else f"the memory of {device}"
+        tried.append(f"{_shown(budget)} of {where}")
+        if needed <= budget:
+            return Residence(place=place, budget=budget, because=f"cases are kept in {where}: {size}, of {tried[-1]}")
+        if mode != "auto":
+            because = f"cases are kept in {where} up to {_shown(budget)}, the others read from disk: {size}"
+            return Residence(place=place, budget=budget, because=because)
+    reason = f"{size}, more than {' and '.join(tried)}" if tried else "as set by cache"
+    return Residence(because=f"cases are read from disk patch by patch: {reason}")
+
+
+class CaseCache:
+    """Opens each case once and holds decoded cases while the budget lasts; may be used from any number of threads.
+
+    Args:
+        store: opens cases by identifier.
+        residence: where cases are held.
+        device: of `device` residence.
+    """
+
+    def __init__(self, store: CaseSource, residence: Residence = ON_DISK, device: torch.device | None = None) -> None:
+        self._store = store
+        self._place = residence.place
+        self._left = residence.budget if residence.place != "none" else 0
+        self._device = device or torch.device(CPU)
+        self._cases: dict[str, OpenCase] = {}
+        self._locks: dict[str, threading.Lock] = {}
+        self._lock = threading.Lock()
+
+    def load(self, identifier: str) -> OpenCase:
+        """Return the case.
+
+        Raises:
+            DatasetError: it cannot be read; the message names it.
+        """
+        case = self._cases.get(identifier)
+        if case is not None:
+            return case
+        with self._lock:
+            lock = self._locks.setdefault(identifier, threading.Lock())
+        with lock:  # others may open other cases meanwhile
+            if identifier not in self._cases:
+                with naming(identifier):
+                    self._cases[identifier] = self._open(identifier)
+            return self._cases[identifier]
+
+    def _open(self, identifier: str) -> OpenCase:
+        case = self._store.load(identifier)
+        image, label, locations = case.image, case.label, case.class_locations
+        if tuple(image.shape[1:]) != tuple(label.shape[1:]):
+            raise DatasetError(
+                f"case {identifier}: image {tuple(image.shape[1:])}, label {tuple(label.shape[1:])}: shapes differ; "
+                "preprocess the dataset again"
+            )
+        size = decoded_bytes(case)
+        with self._lock:
+            if size > self._left:
+                return OpenCase(image=image, label=label, class_locations=locations)
+            self._left -= size
+        arrays = np.ascontiguousarray(image[...], np.float32), np.ascontiguousarray(label[...], np.int16)
+        held = [torch.from_numpy(array).to(self._device if self._place == "device" else CPU) for array in arrays]
+        return OpenCase(
+            image=held[0],
+            label=held[1],
+            class_locations={key: np.asarray(voxels, dtype=np.int32) for key, voxels in locations.items()},
+        )
+
+
+def decoded_bytes(case: TrainingCase) -> int:
+    """Return what a case takes in memory: float32 images, int16 labels, class locations."""
+    rows = sum(len(voxels) for voxels in case.class_locations.values())
+    return math.prod(case.image.shape) * 4 + math.prod(case.label.shape) * 2 + rows * 3 * 4
+
+
+def total_bytes(store: CaseSource, identifiers: Sequence[str]) -> int:
+    """Return what cases take in memory together; no array is read for it."""
+    total = 0
+    for identifier in identifiers:
+        with naming(identifier):
+            total += decoded_bytes(store.load(identifier))
+    return total
+
+
+@contextmanager
+def naming(identifier: str) -> Iterator[None]:
+    """Name the case in any error of reading it, whatever its kind."""
+    try:
+        yield
+    except SegwrightError as error:
+        if not _names(str(error), identifier):
+            error.args = (f"case {identifier}: {error}",)  # keeps the kind, hence the exit code
+        raise
+    except Exception as error:
+        if found := resource_error(error):
+            raise type(found)(f"case {identifier}: {found}") from error
+        raise DatasetError(
+            f"case {identifier}: cannot be read from the preprocessed data ({type(error).__name__}: {error}); "
+            "delete its files and preprocess again"
+        ) from error
+
+
+def _names(message: str, identifier: str) -> bool:
+    """Whether a message names the case as such; a path that holds its name does not."""
+    return f"case {identifier}:" in message or f"case '{identifier}'" in message
+
+
+def _shown(size: float) -> str:
+    return f"{size / _GIB:.1f} GiB" if size >= _GIB / 10 else f"{size / 2**20:.1f} MiB"

@@ -1,0 +1,137 @@
+"""The two batch loaders of a run, put together from its settings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from segwright.augmentation.recipe import Recipe, build_recipe
+from segwright.augmentation.spatial import Mirror
+from segwright.core.device import CPU, MPS
+from segwright.core.errors import ConfigError, PlanError
+from segwright.data.labels import Labels
+from segwright.data.laterality import Sides, mirrored_values
+from segwright.data.plan import Configuration
+from segwright.data.splits import Split
+from segwright.training.cascade import previous_stage
+from segwright.training.config import TrainConfig
+from segwright.training.distributed.context import ALONE, Ranks
+from segwright.training.loading.batches import BatchLoader
+from segwright.training.loading.caching import CaseCache, CaseSource, Residence, decide, total_bytes
+from segwright.training.loading.sampling import build_sampler, num_forced
+from segwright.training.loading.targets import Scales
+
+MIRROR = "mirror"
+
+
+def training_recipe(config: TrainConfig, configuration: Configuration, labels: Labels, sides: Sides | None) -> Recipe:
+    """Return the augmentation of a run, its mirror axes those of `config` where they are set.
+
+    By default the axes between left and right are mirrored only where `sides` has the labels swapped.
+
+    Raises:
+        ConfigError: an axis that a patch does not have, or axes for a recipe that does not mirror.
+    """
+    masked = [channel for channel, is_masked in enumerate(configuration.use_mask_for_norm) if is_masked]
+    recipe = build_recipe(config.augmentation, configuration.patch_size, masked_channels=masked)
+    axes = config.mirror_axes
+    if axes is None or axes == recipe.mirror_axes:
+        return recipe if sides is None else _sided(recipe, sides, labels, configuration.dims, asked=axes is not None)
+    if any(not 0 <= axis < configuration.dims for axis in axes):
+        raise ConfigError(f"mirror_axes {axes}: a patch has the spatial axes 0 to {configuration.dims - 1}")
+    if MIRROR not in recipe.names():
+        raise ConfigError(f"mirror_axes {axes}: the augmentation '{config.augmentation}' has no step '{MIRROR}' to set")
+    if not axes:
+        return recipe.without(MIRROR)
+    recipe = recipe.replace(MIRROR, Mirror(axes=axes))
+    return recipe if sides is None else _sided(recipe, sides, labels, configuration.dims, asked=True)
+
+
+def _sided(recipe: Recipe, sides: Sides, labels: Labels, dims: int, *, asked: bool) -> Recipe:
+    """Return a recipe that swaps the labels of left and right, or mirrors no axis between them unless `asked` to.
+
+    Raises:
+        PlanError: the plan's pairs do not tell what label each one becomes.
+    """
+    lateral = sides.in_patch(dims)
+    values = mirrored_values(labels, sides.pairs) if sides.swap else {}
+    if values is None:
+        raise PlanError(f"label pairs {sides.pairs}: both sides must be made of as many labels; make the plan again")
+    for step in recipe.steps:
+        mirror = step.transform
+        if not isinstance(mirror, Mirror) or not set(mirror.axes) & set(lateral):
+            continue
+        if sides.swap:
+            exchanged = tuple(values.get(value, value) for value in range(max(values) + 1))
+            recipe = recipe.replace(step.name, replace(mirror, lateral=lateral, exchanged=exchanged))
+        elif not asked:
+            axes = tuple(axis for axis in mirror.axes if axis not in lateral)
+            recipe = recipe.replace(step.name, replace(mirror, axes=axes)) if axes else recipe.without(step.name)
+    return recipe
+
+
+def forced_share(config: TrainConfig) -> float:
+    """Return the share of samples that must show foreground.
+
+    By chance the default becomes the share that the rule for whole batches really gives, e.g. a half of two samples
+    (nnU-Net 2.8.1 behaviour, spec B 1.14).
+    """
+    share = config.oversample_foreground_percent
+    if not config.oversample_by_chance or "oversample_foreground_percent" in config.model_fields_set:
+        return share
+    assert config.batch_size is not None, "the regime decides the batch size"
+    return num_forced(config.batch_size, share) / config.batch_size
+
+
+def build_loaders(
+    cases: CaseSource,
+    split: Split,
+    *,
+    config: TrainConfig,
+    configuration: Configuration,
+    labels: Labels,
+    recipe: Recipe,
+    scales: Scales | None,
+    device: torch.device,
+    ranks: Ranks = ALONE,
+) -> tuple[BatchLoader, BatchLoader, Residence]:
+    """Return the loaders of training and of online validation, and where their cases lie.
+
+    Args:
+        cases: opens preprocessed cases.
+        split: which cases are for what.
+        config: with its batch size decided.
+        configuration: of the plan.
+        labels: of the dataset.
+        recipe: augmentation of training batches.
+        scales: relative sizes of the network's outputs, None for one output.
+        device: where the network is; batches are made there, those for an Apple GPU on the CPU.
+        ranks: share each batch.
+    """
+    assert config.batch_size is not None, "the regime decides the batch size"
+    place = torch.device(CPU) if device.type == MPS else device
+    needed = total_bytes(cases, sorted({*split.train, *split.val}))
+    residence = decide(config.cache, needed, place, limit_gib=config.cache_gib, sharing=ranks.world_size)
+    cache = CaseCache(cases, residence, place)
+    training, validation = (
+        BatchLoader(
+            cache,
+            identifiers,
+            patch_size=configuration.patch_size,
+            batch_size=config.batch_size,
+            labels=labels,
+            recipe=recipe,
+            previous=previous_stage(configuration, labels, recipe if is_training else None),
+            oversample_foreground_percent=forced_share(config),
+            oversample_by_chance=config.oversample_by_chance,
+            sampler=build_sampler(config.sampler),
+            seed=config.seed,
+            training=is_training,
+            device=place,
+            scales=scales,
+            ranks=ranks,
+        )
+        for identifiers, is_training in ((split.train, True), (split.val, False))
+    )
+    return training, validation, residence

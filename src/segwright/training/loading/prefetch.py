@@ -1,0 +1,108 @@
+"""Batches made in threads ahead of the steps that need them, in order, as many as a number of bytes allows."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import Future
+from logging import getLogger
+from typing import Final, Protocol
+
+import torch
+
+from segwright.core.device import CPU, single_threaded_pool
+from segwright.core.parallel import available_cpus
+from segwright.training.loading.batches import Batch
+
+logger = getLogger(__name__)
+
+AHEAD_BYTES: Final = 512 * 2**20
+"""Batches that wait take at most this much, but one may always wait."""
+
+_MOST_AHEAD: Final = 12
+_MOST_THREADS: Final = 6
+
+THREAD_NAME: Final = "segwright-batches"
+
+
+class Loader(Protocol):
+    """What is read ahead from; `batches.BatchLoader` is one."""
+
+    device: torch.device
+
+    @property
+    def batch_bytes(self) -> int:
+        """Bytes of one batch."""
+        ...
+
+    def batch(self, epoch: int, step: int) -> Batch:
+        """Return the batch of a step."""
+        ...
+
+
+def num_threads(device: torch.device) -> int:
+    """Return how many threads make batches: one beside a network on the CPU, which needs the others itself."""
+    return 1 if device.type == CPU else max(1, min(_MOST_THREADS, available_cpus() - 1))
+
+
+def num_ahead(batch_bytes: int, threads: int) -> int:
+    """Return how many batches may wait or be in the making.
+
+    >>> num_ahead(1 << 20, 1), num_ahead(300 << 20, 4), num_ahead(1 << 40, 4)
+    (3, 1, 1)
+    """
+    return max(1, min(_MOST_AHEAD, 2 * threads + 1, AHEAD_BYTES // max(batch_bytes, 1)))
+
+
+def prefetch(
+    loader: Loader,
+    epoch: int,
+    steps: int,
+    *,
+    first_step: int = 0,
+    threads: int | None = None,
+    ahead: int | None = None,
+    on_error: Callable[[BaseException], object] | None = None,
+) -> Generator[Batch, None, None]:
+    """Yield the batches `first_step ... steps - 1` of an epoch, the same ones whatever `threads` and `ahead` are.
+
+    An error in a thread is logged at once and raised here when the next batch is asked for, before the good batches
+    ahead of it. The threads have ended when the iterator is exhausted, closed or has raised.
+
+    Args:
+        loader: makes batches.
+        epoch: the epoch.
+        steps: of the epoch.
+        first_step: where a resumed epoch goes on.
+        threads: that make batches; by default as the device suggests.
+        ahead: batches that may wait; by default what `AHEAD_BYTES` allows.
+        on_error: is called with the first error, in the thread in which it happened.
+    """
+    count = num_threads(loader.device) if threads is None else threads
+    most = num_ahead(loader.batch_bytes, count) if ahead is None else max(ahead, 1)
+    pool = single_threaded_pool(min(count, most), THREAD_NAME)
+    waiting: deque[Future[Batch]] = deque()
+    told = threading.Event()
+
+    def tell(made: Future[Batch]) -> None:
+        error = None if made.cancelled() else made.exception()
+        if error is not None and not told.is_set():
+            told.set()
+            logger.warning("a batch ahead cannot be made, so this ends: %s", error)
+            if on_error is not None:
+                on_error(error)
+
+    try:
+        for step in range(first_step, steps):
+            waiting.append(pool.submit(loader.batch, epoch, step))
+            waiting[-1].add_done_callback(tell)
+            failed = next((each for each in waiting if each.done() and each.exception()), None)
+            if failed is not None:
+                failed.result()
+            if len(waiting) > most:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,1 @@
+"""What a training reports: logs, loggers, status, plots and warnings."""

@@ -1,0 +1,124 @@
+"""What a training writes down: one row of metrics per epoch, the moving average of the pseudo Dice, the text log."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+from segwright.core.atomic_io import append_text
+from segwright.core.text import printable
+
+logger = getLogger(__name__)
+
+EMA_KEPT = 0.9
+"""Weight of the past in the moving average of the pseudo Dice (nnU-Net 2.8.1 behaviour, spec B 1.5)."""
+
+Metric = float | int | list[float | None] | None
+"""None stands for what could not be computed, e.g. the Dice of a class that did not occur."""
+
+
+class Logbook:
+    """Metrics by epoch under nnU-Net's names; `mean_fg_dice` brings `ema_fg_dice` along.
+
+    >>> book = Logbook()
+    >>> book.log("mean_fg_dice", 0.5, 0); book.log("mean_fg_dice", float("nan"), 1); book.log("mean_fg_dice", 1.0, 2)
+    >>> book.column("ema_fg_dice")
+    [0.5, 0.5, 0.55]
+    """
+
+    def __init__(self, rows: Sequence[Mapping[str, Metric]] = ()) -> None:
+        self.rows: list[dict[str, Metric]] = [dict(row) for row in rows]
+
+    def log(self, key: str, value: float | Sequence[float], epoch: int) -> None:
+        """Set one metric of an epoch; NaN and infinite values are kept as None."""
+        while len(self.rows) <= epoch:
+            self.rows.append({"epoch": len(self.rows)})
+        self.rows[epoch][key] = [_finite(part) for part in value] if isinstance(value, Sequence) else _finite(value)
+        if key == "mean_fg_dice":
+            self.rows[epoch]["ema_fg_dice"] = self._moving_average(epoch)
+
+    def value(self, key: str, epoch: int = -1) -> Metric:
+        """Return one metric of an epoch, the latest by default."""
+        return self.rows[epoch].get(key) if self.rows else None
+
+    def column(self, key: str) -> list[Metric]:
+        """Return one metric over all epochs."""
+        return [row.get(key) for row in self.rows]
+
+    def _moving_average(self, epoch: int) -> Metric:
+        """Return the average up to `epoch`; an epoch without a Dice leaves it as it was (spec B, S6)."""
+        before = self.rows[epoch - 1].get("ema_fg_dice") if epoch else None
+        value = self.rows[epoch].get("mean_fg_dice")
+        if not isinstance(value, float) or not isinstance(before, float):
+            return value if isinstance(value, float) else before
+        return EMA_KEPT * before + (1 - EMA_KEPT) * value
+
+
+def write_line(path: Path, *parts: object, console: bool = True, timestamp: bool = True) -> None:
+    """Append a line to a text log and hand it to `logging`.
+
+    The file is opened for each line: it is whole whenever the process ends.
+    """
+    text = " ".join(str(part) for part in parts)
+    prefix = f"{datetime.now().isoformat(sep=' ', timespec='seconds')}: " if timestamp else ""
+    lines = "\n".join(map(printable, text.split("\n")))
+    append_text(path, f"{prefix}{lines}\n")
+    if console:
+        logger.info("%s", text)
+
+
+def row_text(row: Mapping[str, Metric], *, names: Sequence[str], left_s: float | None) -> str:
+    """Return an epoch's metrics as one line.
+
+    Args:
+        row: the epoch's metrics.
+        names: of the foreground classes, in the order of `dice_per_class_or_region`.
+        left_s: seconds until the training ends, None if nobody knows.
+    """
+    per_class, voxels = row.get("dice_per_class_or_region"), row.get("true_voxels_per_class")
+    shown = per_class if isinstance(per_class, list) else []
+    there = voxels if isinstance(voxels, list) else [None] * len(shown)
+    dices = ", ".join(
+        f"{printable(name)} {_number(value)}{' (absent, but predicted)' if value is not None and count == 0 else ''}"
+        for name, value, count in zip(names, shown, there, strict=False)
+    )
+    text = (
+        f"epoch {row.get('epoch')}: train loss {_number(row.get('train_losses'))}, "
+        f"val loss {_number(row.get('val_losses'))}, pseudo Dice {dices}, EMA {_number(row.get('ema_fg_dice'))}, "
+        f"{row.get('steps')} steps in {_duration(row)}"
+    )
+    skipped = row.get("skipped_steps")
+    if skipped:
+        text += f", {skipped} steps skipped (loss or gradient not finite)"
+    return text if left_s is None else f"{text}, about {span(left_s)} left"
+
+
+def span(seconds: float) -> str:
+    """Return a duration for people.
+
+    >>> span(42.4), span(605), span(7300)
+    ('42 s', '10 min 5 s', '2 h 2 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _finite(value: float) -> float | int | None:
+    return value if math.isfinite(value) else None
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float | int) else "absent"
+
+
+def _duration(row: Mapping[str, Metric]) -> str:
+    begin, end = row.get("epoch_start_timestamps"), row.get("epoch_end_timestamps")
+    return f"{end - begin:.1f} s" if isinstance(begin, float) and isinstance(end, float) else "unknown time"

@@ -1,0 +1,149 @@
+"""Sinks by reference: TensorBoard, MLflow and Weights & Biases where their package is installed, or one of a user's."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from logging import getLogger
+from pathlib import Path
+from typing import Any, Final
+
+from segwright.core.errors import ConfigError
+from segwright.core.names import below
+from segwright.core.registry import Registry, import_reference
+from segwright.training.monitoring.logbook import Metric
+from segwright.training.monitoring.loggers import ForgivingSink, MetricSink
+
+logger = getLogger(__name__)
+
+SinkFactory = Callable[[Path], MetricSink]
+"""Called with the fold's folder when the training begins."""
+
+
+def flat(metrics: Mapping[str, Metric]) -> Iterator[tuple[str, float]]:
+    """Yield the numbers of an epoch, those of classes as `name/class_1`, `name/class_2` as nnU-Net (spec B 1.5).
+
+    >>> dict(flat({"lrs": 0.01, "dice_per_class_or_region": [0.5, None, 0.25], "ema_fg_dice": None}))
+    {'lrs': 0.01, 'dice_per_class_or_region/class_1': 0.5, 'dice_per_class_or_region/class_3': 0.25}
+    """
+    for name, value in metrics.items():
+        if isinstance(value, list):
+            yield from ((f"{name}/class_{index}", part) for index, part in enumerate(value, 1) if part is not None)
+        elif value is not None:
+            yield name, value
+
+
+class TensorBoardSink:
+    """Writes events into `tensorboard/` of the fold's folder (package `tensorboard`)."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = below(folder, "tensorboard")
+        self._first = 0
+        self._writer: Any = None
+
+    def rewind(self, epoch: int) -> None:
+        """Have TensorBoard drop what an earlier run wrote from `epoch` on."""
+        self._first = epoch
+
+    def log(self, metrics: Mapping[str, Metric], step: int) -> None:
+        """Write one epoch."""
+        if self._writer is None:
+            module = import_module("torch.utils.tensorboard")
+            self._writer = module.SummaryWriter(str(self._folder), purge_step=self._first)
+        for name, value in flat(metrics):
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+class MLflowSink:
+    """Logs to MLflow: where its own settings say, else to `mlruns/` in the fold's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._mlflow = import_module("mlflow")
+        if not self._mlflow.is_tracking_uri_set():
+            self._mlflow.set_tracking_uri(below(folder, "mlruns").absolute().as_uri())
+        self._run = self._mlflow.start_run(run_name=_run_name(folder))
+
+    def rewind(self, epoch: int) -> None:
+        """Every run of the program is a run of its own."""
+
+    def log(self, metrics: Mapping[str, Metric], step: int) -> None:
+        """Log one epoch."""
+        self._mlflow.log_metrics(dict(flat(metrics)), step=step, run_id=self._run.info.run_id)
+
+    def close(self) -> None:
+        """End the run."""
+        self._mlflow.end_run()
+
+
+class WandbSink:
+    """Logs to Weights & Biases; a resumed training goes on in the same run."""
+
+    def __init__(self, folder: Path) -> None:
+        wandb = import_module("wandb")
+        identity = hashlib.blake2b(str(folder.absolute()).encode(), digest_size=8).hexdigest()
+        self._run = wandb.init(dir=str(folder), id=identity, name=_run_name(folder), resume="allow")
+
+    def rewind(self, epoch: int) -> None:
+        """Weights & Biases itself drops steps that it has already."""
+
+    def log(self, metrics: Mapping[str, Metric], step: int) -> None:
+        """Log one epoch."""
+        self._run.log(dict(flat(metrics)), step=step)
+
+    def close(self) -> None:
+        """End the run."""
+        self._run.finish()
+
+
+SINKS: Final[Registry[SinkFactory]] = Registry("sink")
+SINKS.register("tensorboard", TensorBoardSink)
+SINKS.register("mlflow", MLflowSink)
+SINKS.register("wandb", WandbSink)
+
+
+def require_sinks(references: Sequence[str]) -> None:
+    """See, before a training, that its sinks are there.
+
+    Raises:
+        ConfigError: an unknown name, or a package that is not installed.
+    """
+    for reference in references:
+        factory(reference)
+        if reference in SINKS.names() and find_spec(reference) is None:
+            raise ConfigError(f"sink '{reference}' needs the package {reference}; install it, or leave the sink out")
+
+
+def factory(reference: str) -> SinkFactory:
+    """Return what makes a sink: a registered name's, or the one behind `module:attr`."""
+    found: Any = import_reference(reference, kind="sink") if ":" in reference else SINKS.get(reference)
+    if not callable(found):
+        raise ConfigError(f"sink '{reference}' cannot be called; name a class or function fn(folder) -> sink")
+    make: SinkFactory = found
+    return make
+
+
+def open_sinks(references: Sequence[str], folder: Path) -> list[MetricSink]:
+    """Return the sinks of a fold; one that cannot be opened is told and left out."""
+    sinks: list[MetricSink] = []
+    for reference in references:
+        make = factory(reference)
+        try:
+            sinks.append(ForgivingSink(make(folder), reference))
+        except Exception as error:
+            logger.warning(
+                "sink %s cannot be opened (%s: %s); metrics.jsonl has all metrics",
+                *(reference, type(error).__name__, error),
+            )
+    return sinks
+
+
+def _run_name(folder: Path) -> str:
+    return "/".join(folder.absolute().parts[-3:])

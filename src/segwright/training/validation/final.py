@@ -1,0 +1,235 @@
+"""The last act of a fold: predict its validation cases in full, score them on their own grid, keep what is done."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from logging import getLogger
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from segwright.core.atomic_io import read_json, sweep_leftovers, write_json
+from segwright.core.errors import DatasetError, SegwrightError, located
+from segwright.core.log import progress
+from segwright.core.names import LONGEST_FILE_NAME, below, name_problem
+from segwright.data.labels import Labels
+from segwright.data.provenance import Provenance
+from segwright.evaluation.scores import Further, Scores, evaluate_files
+from segwright.inference.export.labels import LabelMap, save_labels
+from segwright.inference.predictor import Predictor
+from segwright.inference.window.stitching import Planes
+from segwright.preprocessing.pipeline import Prepared
+from segwright.training.cascade import network_input
+from segwright.training.distributed.context import ALONE, Ranks
+from segwright.training.loading.caching import TrainingCase
+from segwright.training.validation.reliability import FOLDER as OBSERVED
+from segwright.training.validation.reliability import Witness
+
+logger = getLogger(__name__)
+
+SUMMARY_JSON = "summary.json"
+RECORD_JSON = "predictions.json"
+SCHEMA_VERSION = 1
+
+_MAX_EXPORTS = 2
+"""Cases waiting for export; more would only hold memory."""
+
+
+class ValidationCase(TrainingCase, Protocol):
+    """A preprocessed case that knows the way back to its own grid."""
+
+    @property
+    def provenance(self) -> Provenance:
+        """Grid, crop and axis order of the raw case."""
+        ...
+
+
+class ValidationSource(Protocol):
+    """Where cases come from; `data.store.CaseStore` is one."""
+
+    def load(self, identifier: str) -> ValidationCase:
+        """Open a case."""
+        ...
+
+
+def validate(
+    predictor: Predictor,
+    cases: ValidationSource,
+    identifiers: Sequence[str],
+    references: Mapping[str, Path],
+    folder: Path,
+    *,
+    file_ending: str,
+    weights_hash: str,
+    say: Callable[[str], None],
+    ranks: Ranks = ALONE,
+) -> Scores:
+    """Predict, write `<case><ending>` and `summary.json` into `folder`, and return the scores.
+
+    Started again, it keeps the predictions that the same weights made.
+
+    Args:
+        predictor: of the trained network.
+        cases: preprocessed cases.
+        identifiers: of the validation cases.
+        references: label file of each.
+        folder: `validation` in the fold folder.
+        file_ending: of predictions, as in dataset.json.
+        weights_hash: tells these weights from others.
+        say: takes lines for the log.
+        ranks: share the cases; the first one keeps the record and scores, all return its scores.
+
+    Raises:
+        DatasetError: a reference is missing.
+        SegwrightError: a case cannot be read, the case named.
+    """
+    missing = [name for name in identifiers if name not in references or not references[name].is_file()]
+    if missing:
+        raise DatasetError(f"case {missing[0]}: no reference label to validate with; put it back into labelsTr")
+    files = {name: below(folder, f"{name}{file_ending}") for name in identifiers}
+    record = Record.open(folder, weights_hash) if ranks.is_first else Record(None, weights_hash, {})
+    todo = ranks.first([name for name in identifiers if not record.has(files[name])])
+    start = time.monotonic()
+    kept = f", {len(files) - len(todo)} are done already" if len(todo) < len(files) else ""
+    say(f"validation: predicting {len(todo)} cases with {len(predictor.window.flips)} mirrored views{kept}")
+    _predict(predictor, cases, {name: files[name] for name in ranks.own_items(todo)}, record)
+    for done in ranks.gather(record.done)[1:]:
+        record.add(*(folder / name for name in done))
+    if not ranks.is_first:
+        ranks.barrier()
+        return Scores.load(folder / SUMMARY_JSON)
+    scores = score(references, files, folder, labels=predictor.labels, reader=predictor.reader)
+    ranks.barrier()
+    say(f"validation complete in {time.monotonic() - start:.1f} s, mean validation Dice {scores.mean_dice:.4f}")
+    return scores
+
+
+def score(
+    references: Mapping[str, Path], predictions: Mapping[str, Path], folder: Path, *, labels: Labels, reader: str
+) -> Scores:
+    """Score the predictions of cases, write `summary.json` into `folder`, and return the scores."""
+    scores = evaluate_files(
+        [(references[name], predictions[name]) for name in sorted(predictions)],
+        labels=labels,
+        reader=reader,
+        further=Further(surface=True),
+    )
+    scores.save(folder / SUMMARY_JSON)
+    return scores
+
+
+class Record:
+    """Which predictions were made with which weights: `predictions.json`, rewritten after every case.
+
+    Without a path it is kept in memory.
+    """
+
+    def __init__(self, path: Path | None, weights_hash: str, done: dict[str, int]) -> None:
+        self._path = path
+        self._hash = weights_hash
+        self.done = done
+
+    @classmethod
+    def open(cls, folder: Path, weights_hash: str) -> Record:
+        """Go on with the record if it is of these weights; else begin one and remove the predictions it lists."""
+        path = folder / RECORD_JSON
+        sweep_leftovers(folder)
+        document = read_json(path) if path.is_file() else {}
+        entries = document.get("files") if isinstance(document, dict) else None
+        # The document may come from elsewhere, and what it names is removed.
+        done = {
+            name: size for name, size in (entries or {}).items() if not name_problem(name, longest=LONGEST_FILE_NAME)
+        }
+        if not isinstance(document, dict) or document.get("weights_hash") != weights_hash:
+            for name in done:
+                below(folder, name).unlink(missing_ok=True)
+            (folder / SUMMARY_JSON).unlink(missing_ok=True)
+            shutil.rmtree(folder / OBSERVED, ignore_errors=True)
+            done = {}
+        return cls(path, weights_hash, done)
+
+    def has(self, file: Path) -> bool:
+        """Return whether a prediction is there as it was written."""
+        return file.is_file() and self.done.get(file.name) == file.stat().st_size
+
+    def add(self, *files: Path) -> None:
+        """Note finished predictions."""
+        self.done.update({file.name: file.stat().st_size for file in files})
+        if self._path is not None:
+            document = {"schema_version": SCHEMA_VERSION, "weights_hash": self._hash}
+            write_json(self._path, {**document, "files": dict(sorted(self.done.items()))})
+
+
+def _predict(predictor: Predictor, cases: ValidationSource, files: Mapping[str, Path], record: Record) -> None:
+    """Predict case by case; the one before is exported in a thread meanwhile, large ones as they are predicted."""
+    with ThreadPoolExecutor(1, thread_name_prefix="segwright-export") as exporting:
+        exports: list[Future[None]] = []
+        for name, file in progress(files.items(), title="validating" if files else "", total=len(files)):
+            case = cases.load(name)
+            image = network_input(case.image, case.label, predictor.labels)
+            prepared = Prepared(image=image, provenance=case.provenance)
+            witness = Witness(predictor, prepared, np.asarray(case.label[...])[0])
+            planes = predictor.planes(image, spread=True)
+            if predictor.may_hold(image):
+                with naming(name):
+                    held = list(planes)
+                exports.append(exporting.submit(_export, predictor, prepared, held, witness, file, record, name))
+                del held
+            else:  # decided as it is predicted, in this thread
+                decided = _decide(predictor, prepared, planes, witness, name)
+                origin = prepared.provenance
+                exports.append(exporting.submit(_write, predictor, origin, decided, witness, file, record, name))
+                del decided
+            if len(exports) >= _MAX_EXPORTS:
+                exports.pop(0).result()
+        for export in exports:
+            export.result()
+
+
+def _export(
+    predictor: Predictor,
+    prepared: Prepared,
+    planes: Iterable[Planes],
+    witness: Witness,
+    file: Path,
+    record: Record,
+    name: str,
+) -> None:
+    label_map = _decide(predictor, prepared, planes, witness, name)
+    _write(predictor, prepared.provenance, label_map, witness, file, record, name)
+
+
+def _decide(
+    predictor: Predictor, prepared: Prepared, planes: Iterable[Planes], witness: Witness, name: str
+) -> LabelMap:
+    with naming(name):
+        return predictor.export(prepared, witness.watch(planes))
+
+
+def _write(
+    predictor: Predictor,
+    provenance: Provenance,
+    label_map: LabelMap,
+    witness: Witness,
+    file: Path,
+    record: Record,
+    name: str,
+) -> None:
+    with naming(name):
+        save_labels(label_map, file, provenance, predictor.reader)
+    witness.observed().save(file.parent, name)
+    record.add(file)
+
+
+@contextmanager
+def naming(case: str) -> Iterator[None]:
+    """Put the case's name before what a user can mend."""
+    try:
+        yield
+    except SegwrightError as error:
+        raise located(error, f"case {case}") from error

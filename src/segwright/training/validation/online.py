@@ -1,0 +1,82 @@
+"""Counts behind the pseudo Dice: a Dice over all voxels of an epoch's validation patches, not over cases."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypedDict
+
+import torch
+from torch import Tensor
+
+from segwright.data.labels import Labels
+from segwright.training.distributed.context import ALONE, Ranks
+
+
+class ValidationStep(TypedDict):
+    """One step's loss (scalar) and counts (foreground classes or regions), all on the device."""
+
+    loss: Tensor
+    tp_hard: Tensor
+    fp_hard: Tensor
+    fn_hard: Tensor
+
+
+class PseudoDice(NamedTuple):
+    """An epoch's mean validation loss; Dice and number of true voxels of each foreground class or region.
+
+    A Dice is NaN for a class that was neither there nor predicted, and 0 for one that was predicted but not there.
+    """
+
+    loss: float
+    dice: list[float]
+    true_voxels: list[int]
+
+
+def confusion(output: Tensor, target: Tensor, labels: Labels) -> tuple[Tensor, Tensor, Tensor]:
+    """Return true positives, false positives and false negatives of each foreground class or region.
+
+    Ignored voxels do not count (nnU-Net 2.8.1 behaviour, spec B 1.11).
+
+    Args:
+        output: logits (B, C, *S) of the full resolution.
+        target: label values (B, 1, *S), or regions (B, R, *S) and perhaps the ignored voxels' channel.
+        labels: tell which.
+
+    Returns:
+        Three int64 tensors (classes,).
+    """
+    if labels.has_regions:
+        return _regions(output, target, has_ignore=labels.ignore_label is not None)
+    num_classes = output.shape[1]
+    predicted, truth = output.argmax(1).flatten(), target[:, 0].long().flatten()
+    weight = torch.ones_like(truth)
+    if labels.ignore_label is not None:
+        ignored = truth == labels.ignore_label
+        weight, truth = weight.masked_fill(ignored, 0), truth.masked_fill(ignored, 0)
+    none = torch.zeros(num_classes, dtype=torch.int64, device=output.device)
+    tp = none.index_add(0, truth, weight * (predicted == truth))
+    num_predicted, num_true = none.index_add(0, predicted, weight), none.index_add(0, truth, weight)
+    return tp[1:], (num_predicted - tp)[1:], (num_true - tp)[1:]
+
+
+def pseudo_dice(steps: list[ValidationStep], ranks: Ranks = ALONE) -> PseudoDice:
+    """Return what the steps of all ranks say together.
+
+    The one moment of an epoch at which the host waits for the device.
+    """
+    loss = torch.stack([step["loss"].detach().float() for step in steps]).mean()
+    counts = [torch.stack([step["tp_hard"], step["fp_hard"], step["fn_hard"]]) for step in steps]
+    tp, fp, fn = ranks.total(torch.stack(counts).sum(0)).cpu()  # MPS has no float64
+    dice = (2 * tp).double() / (2 * tp + fp + fn)
+    return PseudoDice(float(loss), dice.tolist(), (tp + fn).tolist())
+
+
+def _regions(output: Tensor, target: Tensor, *, has_ignore: bool) -> tuple[Tensor, Tensor, Tensor]:
+    predicted, truth = output > 0, target[:, : output.shape[1]].bool()
+    if has_ignore:
+        known = ~target[:, -1:].bool()
+        predicted, truth = predicted & known, truth & known
+
+    def count(where: Tensor) -> Tensor:
+        return where.transpose(0, 1).flatten(1).sum(1)
+
+    return count(predicted & truth), count(predicted & ~truth), count(~predicted & truth)

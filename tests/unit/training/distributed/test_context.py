@@ -1,0 +1,152 @@
+"""Several processes over gloo against one: the same losses, weights and counts; and the end of all if one ends."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+import torch
+
+from segwright.core.errors import ConfigError
+from segwright.training.distributed.context import ALONE, Ranks, shares
+from segwright.training.losses.builtin import build_loss
+from tests.unit.training import gloo
+
+KEPT = ("train_losses", "val_losses", "dice_per_class_or_region", "skipped_steps")
+
+
+Trained: TypeAlias = tuple[dict[str, Any], list[dict[str, torch.Tensor]]]
+
+
+def trained(folder: Path, world_size: int, *arguments: str) -> Trained:
+    return trained_together({folder: world_size}, *arguments)[0]
+
+
+def trained_together(folders: Mapping[Path, int], *arguments: str) -> list[Trained]:
+    """Train in each folder with so many processes, all of them at the same time: most of it is their start."""
+    processes = []
+    for folder, world_size in folders.items():
+        folder.mkdir()
+        processes += gloo.start("train", world_size, folder, *arguments)
+    for code, errors in gloo.finish(processes):
+        assert code == 0, errors
+    return [outcome(folder, world_size) for folder, world_size in folders.items()]
+
+
+def outcome(folder: Path, world_size: int) -> Trained:
+    row = json.loads((folder / "fold_0" / "metrics.jsonl").read_text().splitlines()[-1])
+    weights = [torch.load(folder / f"weights_{rank}.pt", weights_only=True) for rank in range(world_size)]
+    return {key: row[key] for key in KEPT}, weights
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 5, 8, 12])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_shares_are_even_and_cover_the_batch(batch_size: int, world_size: int) -> None:
+    parts = shares(batch_size, world_size)
+    assert [index for part in parts for index in part] == list(range(batch_size))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_fewer_samples_than_ranks_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="batch size 2 on 3 processes.*--gpus 2"):
+        shares(2, 3)
+
+
+def test_one_process_is_left_as_it_is() -> None:
+    part = torch.ones(2)
+    assert ALONE.pool(part) is part
+    assert ALONE.total(part) is part
+    assert (ALONE.first(3), ALONE.gather("a"), list(ALONE.own(4))) == (3, ["a"], [0, 1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("regime", "batch_dice"),
+    [("labels", "yes"), ("labels", "no"), pytest.param("regions", "yes", marks=pytest.mark.slow)],
+)
+def test_two_ranks_train_as_one_with_an_uneven_batch(tmp_path: Path, regime: str, batch_dice: str) -> None:
+    one, two = trained_together({tmp_path / "one": 1, tmp_path / "two": 2}, regime, batch_dice, "10")
+    (expected, (alone,)), (found, (first, second)) = one, two
+    assert found["train_losses"] == pytest.approx(expected["train_losses"], abs=1e-5)
+    assert found["val_losses"] == pytest.approx(expected["val_losses"], abs=1e-5)
+    assert found["dice_per_class_or_region"] == pytest.approx(expected["dice_per_class_or_region"], abs=1e-3)
+    for name, weight in alone.items():
+        torch.testing.assert_close(first[name], weight, rtol=0, atol=1e-5)
+        assert torch.equal(first[name], second[name])
+
+
+def test_a_step_that_is_not_finite_on_one_rank_is_skipped_by_all(tmp_path: Path) -> None:
+    row, (first, second) = trained(tmp_path / "run", 2, "poisoned", "no", "3")
+    assert row["skipped_steps"] == 1
+    for name, weight in first.items():
+        assert torch.isfinite(weight).all()
+        assert torch.equal(weight, second[name])
+
+
+def test_validation_is_shared_out_with_uneven_counts(tmp_path: Path) -> None:
+    trained(tmp_path / "run", 2, "labels", "no", "1", "validate")
+    folder = tmp_path / "run" / "fold_0" / "validation"
+    record = json.loads((folder / "predictions.json").read_text())
+    assert sorted(record["files"]) == [f"case_{number}.nii.gz" for number in (1, 2, 3)]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert len(summary["metric_per_case"]) == 3
+    assert (tmp_path / "run" / "dice_0.json").read_text() == (tmp_path / "run" / "dice_1.json").read_text()
+
+
+def test_ranks_validate_with_the_same_batch_statistics(tmp_path: Path) -> None:
+    _, (first, second) = trained(tmp_path / "run", 2, "batch-norm", "no", "2", "validate")
+    assert any("running_mean" in name for name in first)
+    for name, weight in first.items():
+        assert torch.equal(weight, second[name])
+
+
+def test_three_ranks_exchange_what_they_should() -> None:
+    for code, errors in gloo.finish(gloo.start("sums", 3)):
+        assert code == 0, errors
+
+
+def test_a_slow_rank_is_not_taken_for_dead() -> None:
+    for code, errors in gloo.finish(gloo.start("slow", 2)):
+        assert code == 0, errors
+
+
+@pytest.mark.parametrize(
+    ("function", "cause"),
+    [
+        pytest.param("killed", "rank 1 ended without a word", marks=pytest.mark.slow),
+        ("failing", "ValueError: no such voxel"),
+    ],
+)
+def test_the_end_of_one_ends_the_others_with_its_name(function: str, cause: str) -> None:
+    processes = gloo.start(function, 2)
+    processes[1].wait(60)
+    start = time.monotonic()
+    (code, errors), (other_code, other_errors) = gloo.finish(processes)
+    assert time.monotonic() - start < 30
+    assert code == 1
+    assert cause in errors
+    assert other_code == (-signal.SIGKILL if function == "killed" else 1)
+    assert function == "killed" or "no such voxel" in other_errors
+
+
+def test_losses_from_outside_are_averaged_over_samples() -> None:
+    class Twice(Ranks):
+        """Two ranks with the same samples."""
+
+        @property
+        def pool(self) -> Any:
+            return lambda part: 2 * part
+
+    from segwright.data.labels import Labels
+    from tests.unit.training.tiny_task import DATASET_JSON
+
+    labels = Labels.from_dataset_json(DATASET_JSON)
+    output, target = torch.randn(3, 3, 4, 4), torch.zeros(3, 1, 4, 4, dtype=torch.int16)
+    for batch_dice in (False, True):
+        one = build_loss(labels, batch_dice=batch_dice)(output, target)
+        two = build_loss(labels, batch_dice=batch_dice, pool=Twice().pool)(output, target)
+        torch.testing.assert_close(one, two, atol=1e-6, rtol=0)

@@ -1,0 +1,102 @@
+"""How far ahead batches are made, and that the threads that make them leave torch's threads to the others."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from segwright.core.device import one_thread
+from segwright.core.errors import DatasetError
+from segwright.training.loading.batches import Batch
+from segwright.training.loading.prefetch import AHEAD_BYTES, num_ahead, num_threads, prefetch
+
+
+class Counting:
+    """A loader that notes where and when it is asked."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, batch_bytes: int) -> None:
+        self.batch_bytes = batch_bytes
+        self.torch_threads: set[int] = set()
+        self.asked: list[int] = []
+
+    def batch(self, epoch: int, step: int) -> Batch:
+        torch.add(torch.ones(100_000), 1)  # the number of threads is settled at the first operation
+        self.torch_threads.add(torch.get_num_threads())
+        self.asked.append(step)
+        return {"data": torch.full((1,), float(step)), "target": torch.zeros(1), "keys": [str(step)]}
+
+
+@pytest.fixture
+def four_torch_threads() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield  # type: ignore[misc]
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("four_torch_threads")
+@pytest.mark.parametrize("threads", [1, 3])
+def test_each_thread_computes_alone_and_all_others_as_before(threads: int) -> None:
+    loader = Counting(1000)
+    batches = prefetch(loader, 0, 20, threads=threads)
+    next(batches)
+    assert torch.get_num_threads() == 4
+    with ThreadPoolExecutor(1) as later:
+        assert later.submit(torch.get_num_threads).result() == 4
+    assert [batch["keys"][0] for batch in batches] == [str(step) for step in range(1, 20)]
+    assert loader.torch_threads == {1}
+
+
+@pytest.mark.usefixtures("four_torch_threads")
+def test_a_block_runs_without_helpers_even_if_it_fails() -> None:
+    with pytest.raises(ValueError, match="inside"), one_thread():
+        assert torch.get_num_threads() == 1
+        raise ValueError("inside")
+    assert torch.get_num_threads() == 4
+
+
+@pytest.mark.parametrize("ahead_bytes", [1000, AHEAD_BYTES // 2, 10 * AHEAD_BYTES])
+def test_no_more_batches_wait_than_the_bytes_allow(ahead_bytes: int) -> None:
+    loader = Counting(ahead_bytes)
+    allowed = num_ahead(ahead_bytes, 2)
+    batches = prefetch(loader, 0, 30, threads=2)
+    for taken in range(1, 6):
+        next(batches)
+        for _ in range(100):
+            threading.Event().wait(0.001)
+            if len(loader.asked) == taken + allowed:
+                break
+        assert len(loader.asked) <= taken + allowed
+    batches.close()
+    assert allowed == max(1, min(allowed, AHEAD_BYTES // ahead_bytes))
+
+
+def test_a_network_on_the_cpu_has_one_thread_beside_it() -> None:
+    assert num_threads(torch.device("cpu")) == 1
+    assert num_threads(torch.device("meta")) >= 1
+
+
+def test_an_error_ahead_is_told_while_the_step_runs_and_raised_after_it(caplog: pytest.LogCaptureFixture) -> None:
+    class Failing(Counting):
+        def batch(self, epoch: int, step: int) -> Batch:
+            if step == 2:
+                raise DatasetError("case x: gone")
+            return super().batch(epoch, step)
+
+    batches = prefetch(Failing(1000), 0, 20, threads=1, ahead=3)
+    next(batches)
+    for _ in range(2000):  # the step
+        threading.Event().wait(0.001)
+        if caplog.messages:
+            break
+    assert caplog.messages == [
+        "a batch ahead cannot be made, so this ends: case x: gone",
+    ]
+    with pytest.raises(DatasetError, match="case x"):
+        next(batches)
+    assert len(caplog.messages) == 1

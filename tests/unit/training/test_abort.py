@@ -1,0 +1,75 @@
+"""A reading error ends a step that is running, forwards or backwards, and leaves the network as it was."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from segwright.core.errors import DatasetError
+from segwright.training.abort import StepAlarm
+
+ERROR = DatasetError("case x: gone")
+
+
+class FailedMeanwhile(torch.autograd.Function):
+    """Gives an alarm from another thread while the forward or the backward pass runs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, alarm: StepAlarm, when: str) -> Tensor:
+        ctx.alarm, ctx.when = alarm, when
+        if when == "forward":
+            give_elsewhere(alarm)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        if ctx.when == "backward":
+            give_elsewhere(ctx.alarm)
+        return grad, None, None
+
+
+class Network(nn.Module):
+    def __init__(self, when: str) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3)
+        self.when = when
+        self.alarm = StepAlarm(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(FailedMeanwhile.apply(self.first(x), self.alarm, self.when))
+        return out
+
+
+def give_elsewhere(alarm: StepAlarm) -> None:
+    thread = threading.Thread(target=alarm.give, args=(ERROR,))
+    thread.start()
+    thread.join()
+
+
+def step(network: Network) -> Tensor:
+    network.zero_grad()
+    loss: Tensor = network(torch.ones(1, 1, 8, 8)).sum()
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loss
+
+
+@pytest.mark.parametrize("when", ["forward", "backward"])
+def test_the_running_pass_ends_at_its_next_layer(when: str) -> None:
+    network = Network(when)
+    with pytest.raises(DatasetError, match="case x: gone"), network.alarm:
+        step(network)
+    assert (network.last.weight.grad is None) == (when == "forward")
+    assert network.first.weight.grad is None or when == "backward"
+    network.when = "never"
+    step(network)
+
+
+def test_an_alarm_that_nobody_met_is_gone_after_the_block() -> None:
+    network = Network("never")
+    with network.alarm as alarm:
+        alarm.give(ERROR)
+    step(network)
