@@ -12,10 +12,10 @@ from pathlib import Path
 from torch import nn
 
 from examples import tiny_network
-from segwright.core.atomic_io import read_json
+from segwright.core.files.atomic_io import read_json
 from segwright.data import splits
 from segwright.data.plan import Configuration, Plan
-from segwright.data.store import CaseStore
+from segwright.data.preprocessed.store import CaseStore
 from segwright.evaluation.scores import Scores
 from segwright.training.config import TrainConfig
 from segwright.training.trainer import Trainer

@@ -12,7 +12,7 @@ from memory import extra_memory
 from segwright.core.parallel import available_cpus
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan
-from segwright.data.provenance import Provenance
+from segwright.data.preprocessed.provenance import Provenance
 from segwright.inference.export.labels import logits_to_labels
 
 torch.set_num_threads(available_cpus())

@@ -12,7 +12,7 @@ from segwright.augmentation.recipe import build_recipe
 from segwright.core.device import keep_freed_memory
 from segwright.core.parallel import available_cpus
 from segwright.data.labels import Labels
-from segwright.data.store import CaseStore
+from segwright.data.preprocessed.store import CaseStore
 from segwright.training.loading.batches import BatchLoader
 from segwright.training.loading.caching import CaseCache, decide, total_bytes
 from segwright.training.loading.prefetch import prefetch

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from segwright.data.provenance import Provenance
-from segwright.data.store import CaseStore
+from segwright.data.preprocessed.provenance import Provenance
+from segwright.data.preprocessed.store import CaseStore
 
 NUM_CASES = 6
 

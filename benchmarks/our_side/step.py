@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from segwright.core.parallel import available_cpus
+from segwright.data.preprocessed.store import CaseStore
 from segwright.data.splits import Split
-from segwright.data.store import CaseStore
 from segwright.training.config import TrainConfig
 from segwright.training.trainer import Trainer
 

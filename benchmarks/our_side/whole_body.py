@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from segwright.core.parallel import available_cpus
-from segwright.data.images import Volume
+from segwright.data.images.image_io import Volume
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan
 from segwright.inference.predictor import Predictor

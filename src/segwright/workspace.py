@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segwright.core.errors import DatasetError, WorkspaceError, nearest
-from segwright.core.names import absence, below
+from segwright.core.files.names import absence, below
 
 DATASET_JSON = "dataset.json"
 FINGERPRINT_JSON = "dataset_fingerprint.json"

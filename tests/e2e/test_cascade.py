@@ -144,7 +144,7 @@ def test_prediction_runs_the_first_stage_first(trained: tuple[Path, Workspace, s
 def _inputs(predictor: CascadePredictor, file: Path) -> list[Any]:
     import torch
 
-    from segwright.data.images import read_images
+    from segwright.data.images.image_io import read_images
 
     volume = read_images([file], predictor.plan.image_reader_writer)
     prepared = predictor.prepare(volume)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from journeys import Journey, call
 
-from segwright.data.images import read_label, write_labels
+from segwright.data.images.image_io import read_label, write_labels
 
 READER = "SimpleITKIO"
 

@@ -19,7 +19,7 @@ from journeys import Journey, call
 
 from segwright import api
 from segwright.core.errors import ModelError, SegwrightError
-from segwright.data.images import read_images
+from segwright.data.images.image_io import read_images
 from segwright.data.plan import Plan
 from segwright.inference.cascade import STORED
 from segwright.interop.nnunet import read_checkpoint

@@ -13,7 +13,7 @@ import pytest
 from journeys import call
 
 from segwright import api
-from segwright.data.images import read_label
+from segwright.data.images.image_io import read_label
 from segwright.data.labels import Labels
 from segwright.data.phantom import LABELS, Phantom, make_phantom, write_dataset
 from segwright.evaluation.dice_estimator import auroc

@@ -12,7 +12,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from journeys import Journey, call
 
-from segwright.core.locks import locked
+from segwright.core.files.locks import locked
 from segwright.workspace import Workspace
 
 FAST = ("--epochs", "1", "--set", "num_iterations_per_epoch=1", "--set", "num_val_iterations_per_epoch=1", "--device",

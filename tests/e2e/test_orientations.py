@@ -10,7 +10,7 @@ import pytest
 from journeys import call
 
 from segwright import api
-from segwright.data.orientation import canonical_axes
+from segwright.data.images.orientation import canonical_axes
 from segwright.data.phantom import write_dataset
 from segwright.data.plan import Plan
 
@@ -80,7 +80,7 @@ def test_axes_come_from_the_header(tmp_path: Path, reader: str, codes: str) -> N
 
 def test_pictures_have_no_orientation(tmp_path: Path) -> None:
     from segwright.core.errors import ConfigError
-    from segwright.data.orientation import reorienting
+    from segwright.data.images.orientation import reorienting
 
     with pytest.raises(ConfigError, match="do not tell how they lie"):
         reorienting("NaturalImage2DIO")

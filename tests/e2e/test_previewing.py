@@ -22,8 +22,8 @@ from segwright.augmentation.spatial import rotation_matrix
 from segwright.core.errors import ConfigError
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan
-from segwright.data.previous_stage import FOLDER, StageMaps
-from segwright.data.store import CaseStore
+from segwright.data.preprocessed.previous_stage import FOLDER, StageMaps
+from segwright.data.preprocessed.store import CaseStore
 from segwright.report.augmentation_page import ShownSample, affine_text, render
 from segwright.training.loading.batches import BatchLoader
 from segwright.workspace import Workspace

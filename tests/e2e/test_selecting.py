@@ -12,7 +12,7 @@ import pytest
 from journeys import call, states
 
 from segwright import api
-from segwright.data.images import read_images, read_label
+from segwright.data.images.image_io import read_images, read_label
 from segwright.data.labels import Labels
 from segwright.data.phantom import write_dataset
 from segwright.evaluation.scores import evaluate_case

@@ -38,7 +38,7 @@ REFERENCES = (
     "torch.hub:load",
     "torch:load",
     "numpy.f2py.__main__:main",
-    "segwright.core.atomic_io:write_text",
+    "segwright.core.files.atomic_io:write_text",
     "segwright.api:import_model",
     "segwright.training.trainer:Trainer.rebuild_network",
     "segwright.networks.build:NETWORKS.get",

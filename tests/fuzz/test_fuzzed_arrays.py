@@ -10,9 +10,9 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
 from segwright.data.labels import Labels
-from segwright.data.previous_stage import StageMaps
-from segwright.data.provenance import Provenance
-from segwright.data.store import CaseStore
+from segwright.data.preprocessed.previous_stage import StageMaps
+from segwright.data.preprocessed.provenance import Provenance
+from segwright.data.preprocessed.store import CaseStore
 from segwright.inference.folder.average_saved import average_folders
 from tests.fuzz.isolation import Target, fuzz
 from tests.fuzz.mutation import mutate_bytes, mutate_json, zip_mutator

@@ -17,7 +17,7 @@ import SimpleITK
 import tifffile
 from PIL import Image
 
-from segwright.data.images import read_header, read_images, read_label
+from segwright.data.images.image_io import read_header, read_images, read_label
 from tests.fuzz.isolation import Target, fuzz
 from tests.fuzz.mutation import MOST_EDITS, Mutator, mutate_bytes, mutate_text
 

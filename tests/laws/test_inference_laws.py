@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan
-from segwright.data.provenance import Provenance
+from segwright.data.preprocessed.provenance import Provenance
 from segwright.inference.export.labels import export_planes
 from segwright.inference.export.to_original_grid import WayBack
 from segwright.inference.window.stitching import Planes

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segwright.core.arrays import crop
-from segwright.data.images import Volume
+from segwright.core.boxes import crop
+from segwright.data.images.image_io import Volume
 from segwright.data.plan import Plan
 from segwright.preprocessing.operators import axis_operator
 from segwright.preprocessing.pipeline import apply, undo_labels

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from segwright.augmentation.recipe import Recipe
 from segwright.augmentation.spatial import Affine
-from segwright.core.arrays import box_shape
+from segwright.core.boxes import box_shape
 from segwright.data.labels import Labels
 from segwright.training.loading.batches import BatchLoader
 from segwright.training.loading.caching import CaseCache, Residence

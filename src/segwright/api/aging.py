@@ -12,9 +12,9 @@ from segwright.api.splitting import dataset_splits
 from segwright.core.errors import ModelError
 from segwright.data import splits
 from segwright.data.plan import Plan
+from segwright.data.preprocessed.store import CaseStore
 from segwright.data.splits import Split, shorten
 from segwright.data.stage_cache import identify
-from segwright.data.store import CaseStore
 from segwright.data.training_data import DataChanges, TrainingData, changes, entries
 from segwright.evaluation.crossval import SUMMARY_JSON, VALIDATION
 from segwright.inference.models.selected import SELECTION_JSON, newer_folds

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from segwright.api.preparing import cases_are_fresh, cases_folder, make_cases
 from segwright.api.session import Session
 from segwright.api.trained_models import Trained
-from segwright.data.previous_stage import FOLDER, StageMaps
-from segwright.data.store import CaseStore
+from segwright.data.preprocessed.previous_stage import FOLDER, StageMaps
+from segwright.data.preprocessed.store import CaseStore
 from segwright.evaluation import calibration
 from segwright.evaluation import dice_estimator as quality
 from segwright.evaluation.scores import Scores

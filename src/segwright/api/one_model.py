@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from segwright.core.atomic_io import read_json
 from segwright.core.errors import ConfigError, ModelError, SegwrightError
-from segwright.core.locks import holder
+from segwright.core.files.atomic_io import read_json
+from segwright.core.files.locks import holder
 from segwright.data.dataset import DatasetDescription, load_description
 from segwright.data.plan import Plan
 from segwright.training.config import CHANGEABLE, TrainConfig

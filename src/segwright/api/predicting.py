@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from segwright.api.exchange import only_model, unpacked
 from segwright.core.errors import ConfigError
+from segwright.core.extensions.trust import CodeTrust, TrustCode
+from segwright.core.extensions.user_code import blaming
 from segwright.core.gc_control import at_rest
-from segwright.core.trust import CodeTrust, TrustCode
-from segwright.core.user_code import blaming
 
 if TYPE_CHECKING:
     from segwright.inference.ensemble import Ensemble
@@ -184,7 +184,7 @@ def _checked_options(
     parts: int,
 ) -> Saving | None:
     """Return how probabilities are saved; what needs no model to be refused is refused before one is loaded."""
-    from segwright.core.atomic_io import require_folder
+    from segwright.core.files.atomic_io import require_folder
     from segwright.inference.export.writers import Saving
     from segwright.inference.folder.log import Asked
     from segwright.inference.folder.predict_folder import require_apart

@@ -19,22 +19,22 @@ from segwright.api.session import (
     writing_problem,
 )
 from segwright.api.splitting import say_left_out
-from segwright.core.atomic_io import atomic_path, content_hash, file_hash
 from segwright.core.errors import PlanError, ProblemReport, WorkspaceError
-from segwright.core.locks import holder
-from segwright.core.trust import CodeTrust, TrustCode
+from segwright.core.extensions.trust import CodeTrust, TrustCode
+from segwright.core.files.atomic_io import atomic_path, content_hash, file_hash
+from segwright.core.files.locks import holder
 from segwright.data import checks
 from segwright.data import fingerprint as measuring
 from segwright.data.dataset import NO_ENVIRONMENT, load_description
 from segwright.data.fingerprint import Fingerprint
-from segwright.data.images import reader_of_shapes
+from segwright.data.images.image_io import reader_of_shapes
+from segwright.data.images.orientation import canonical_axes, lateral_axis, reorienting
 from segwright.data.laterality import KEY as SIDES
 from segwright.data.laterality import find_pairs
-from segwright.data.orientation import canonical_axes, lateral_axis, reorienting
 from segwright.data.plan import Plan
+from segwright.data.preprocessed.store import CaseStore
 from segwright.data.splits import shorten
 from segwright.data.stage_cache import folder_digest
-from segwright.data.store import CaseStore
 from segwright.planning import planner, presets, rationale
 from segwright.workspace import DATASET_JSON, LOCK, Workspace
 

@@ -13,16 +13,16 @@ import numpy.typing as npt
 from segwright.api.preparing import DEFAULT_PLANS, cases_are_fresh, cases_folder, load_plan, make_cases
 from segwright.api.session import Session, open_session
 from segwright.api.training_runs import TrainOptions, model_folder, named_code, require_options
-from segwright.core.atomic_io import write_text
 from segwright.core.errors import ConfigError, SegwrightError
-from segwright.core.trust import TrustCode
+from segwright.core.extensions.trust import TrustCode
+from segwright.core.files.atomic_io import write_text
 from segwright.data import splits
 from segwright.data.dataset import NO_ENVIRONMENT
 from segwright.data.labels import BACKGROUND, IGNORE, Labels
 from segwright.data.laterality import Sides
 from segwright.data.plan import Plan
-from segwright.data.previous_stage import FOLDER, StageMaps
-from segwright.data.store import CaseStore
+from segwright.data.preprocessed.previous_stage import FOLDER, StageMaps
+from segwright.data.preprocessed.store import CaseStore
 from segwright.report import augmentation_page
 from segwright.report.augmentation_page import ShownSample
 from segwright.training.config import TrainConfig

@@ -14,15 +14,15 @@ import numpy as np
 from segwright.api.aging import REPORT_HTML, changes_since_training, shown_documents
 from segwright.api.selecting import read_selection
 from segwright.api.session import workspace_or_default
-from segwright.core.atomic_io import content_hash, file_hash, write_text
 from segwright.core.errors import DatasetError, ModelError, SegwrightError
+from segwright.core.files.atomic_io import content_hash, file_hash, write_text
 from segwright.data import dataset as datasets
 from segwright.data.dataset import NO_ENVIRONMENT, DatasetDescription
 from segwright.data.fingerprint import Fingerprint
-from segwright.data.images import read_header
+from segwright.data.images.image_io import read_header
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan
-from segwright.data.store import CaseStore
+from segwright.data.preprocessed.store import CaseStore
 from segwright.evaluation.scores import CaseScores, Scores, class_key
 from segwright.inference.models.selected import MEMBERS, find_selected, is_selected
 from segwright.report import page, sources, tables

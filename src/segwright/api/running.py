@@ -19,11 +19,11 @@ from segwright.api.preparing import PlanOptions
 from segwright.api.session import Session, dataset_lock, open_session
 from segwright.api.training_runs import TrainOptions
 from segwright.api.usability import shortcoming
-from segwright.core.names import below
-from segwright.core.trust import TrustCode
+from segwright.core.extensions.trust import TrustCode
+from segwright.core.files.names import below
 from segwright.data import phantom
 from segwright.data.dataset import NO_ENVIRONMENT
-from segwright.data.images import read_images, read_label
+from segwright.data.images.image_io import read_images, read_label
 from segwright.data.plan import Plan
 from segwright.data.splits import NUM_FOLDS
 from segwright.planning import presets

@@ -23,11 +23,11 @@ from segwright.api.trained_models import (
 )
 from segwright.api.training_runs import is_trained, model_folder
 from segwright.api.usability import shortcoming
-from segwright.core.atomic_io import content_hash, describe_validation
 from segwright.core.errors import ModelError, Problem, ProblemReport
-from segwright.core.locks import locked
-from segwright.core.names import below
-from segwright.core.trust import CodeTrust, TrustCode
+from segwright.core.extensions.trust import CodeTrust, TrustCode
+from segwright.core.files.atomic_io import content_hash, describe_validation
+from segwright.core.files.locks import locked
+from segwright.core.files.names import below
 from segwright.data.dataset import NO_ENVIRONMENT
 from segwright.data.plan import Plan
 from segwright.evaluation.crossval import SUMMARY_JSON, VALIDATION, CrossValidation

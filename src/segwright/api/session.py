@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from segwright.core.atomic_io import content_hash
 from segwright.core.errors import Problem, WorkspaceError
-from segwright.core.locks import locked
-from segwright.core.trust import NO_CODE, CodeTrust
+from segwright.core.extensions.trust import NO_CODE, CodeTrust
+from segwright.core.files.atomic_io import content_hash
+from segwright.core.files.locks import locked
 from segwright.data.dataset import NO_ENVIRONMENT, Dataset, load
 from segwright.data.stage_cache import Journal, RawIdentity, identify, listing_digest
 from segwright.workspace import DATASET_JSON, SPLITS_JSON, Workspace

@@ -26,10 +26,10 @@ from segwright.api.training_runs import (
     train_fold,
 )
 from segwright.core.errors import ConfigError, DatasetError, ImageError, ModelError
-from segwright.core.names import absence
-from segwright.core.trust import TrustCode
+from segwright.core.extensions.trust import TrustCode
+from segwright.core.files.names import absence
 from segwright.data.dataset import NO_ENVIRONMENT, load_description
-from segwright.data.images import READERS, choose_reader, read_header
+from segwright.data.images.image_io import READERS, choose_reader, read_header
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan
 from segwright.evaluation import scores as scoring

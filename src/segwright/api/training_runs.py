@@ -22,17 +22,17 @@ from segwright.api.preparing import cases_are_fresh, cases_folder, make_cases
 from segwright.api.session import Session
 from segwright.api.splitting import dataset_splits
 from segwright.api.usability import shortcoming
-from segwright.core.atomic_io import atomic_path, file_hash
 from segwright.core.errors import ConfigError, DatasetError
-from segwright.core.locks import locked
-from segwright.core.names import below
-from segwright.core.registry import reference_of
-from segwright.core.trust import CodeTrust, TrustCode
-from segwright.core.user_code import blaming, calling
+from segwright.core.extensions.registry import reference_of
+from segwright.core.extensions.trust import CodeTrust, TrustCode
+from segwright.core.extensions.user_code import blaming, calling
+from segwright.core.files.atomic_io import atomic_path, file_hash
+from segwright.core.files.locks import locked
+from segwright.core.files.names import below
 from segwright.data import splits
 from segwright.data.plan import Plan
-from segwright.data.previous_stage import FOLDER, StageMaps
-from segwright.data.store import CaseStore, DamagedCaseError
+from segwright.data.preprocessed.previous_stage import FOLDER, StageMaps
+from segwright.data.preprocessed.store import CaseStore, DamagedCaseError
 from segwright.evaluation.scores import Scores
 from segwright.report.results import TrainedFold, dice_by_name
 from segwright.training.config import TrainConfig

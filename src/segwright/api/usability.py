@@ -7,8 +7,8 @@ from math import ceil
 from pathlib import Path
 from typing import Any, Final
 
-from segwright.core.atomic_io import read_json
 from segwright.core.errors import SegwrightError
+from segwright.core.files.atomic_io import read_json
 
 LOWEST_DICE: Final = 0.01
 """Mean Dice of held-out cases below which nothing of use was learned."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segwright.api.aging import changes_since_training, older_than_folds
-from segwright.core.atomic_io import parse_document
 from segwright.core.errors import ModelError
+from segwright.core.files.atomic_io import parse_document
 from segwright.evaluation.scores import Scores
 from segwright.training.monitoring.status import STATUS_JSON, STOP_FILE, Status
 

@@ -16,8 +16,8 @@ from segwright.augmentation.spatial import Affine, MaskOutside, Mirror
 from segwright.augmentation.transform import Draw, Samples, Transform
 from segwright.core.device import CPU
 from segwright.core.errors import ConfigError, SegwrightError, nearest
-from segwright.core.registry import Registry, import_reference
-from segwright.core.user_code import UserCodeError, calling, definition, described, package_of, place_of
+from segwright.core.extensions.registry import Registry, import_reference
+from segwright.core.extensions.user_code import UserCodeError, calling, definition, described, package_of, place_of
 
 SPATIAL = "spatial"
 """The name of the affine in a recipe; it comes first, as it decides what is read."""

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from segwright.augmentation.transform import Samples
-from segwright.core.arrays import Box
+from segwright.core.boxes import Box
 from segwright.core.device import CPU
 
 Matrix = npt.NDArray[np.float64]

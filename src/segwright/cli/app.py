@@ -20,9 +20,9 @@ from typer.main import get_command
 
 from segwright.cli.dist_env import leave_if_one_of_several
 from segwright.core.errors import SegwrightError, nearest
+from segwright.core.extensions.user_code import UserCodeError
 from segwright.core.resources import resource_error
 from segwright.core.text import printable
-from segwright.core.user_code import UserCodeError
 
 EXIT_USER = 1
 """Bad input or bad usage: the user can mend it."""

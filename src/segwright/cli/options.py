@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 import typer
 
 if TYPE_CHECKING:
-    from segwright.core.trust import CodeTrust
+    from segwright.core.extensions.trust import CodeTrust
     from segwright.workspace import Workspace
 
 DEFAULT_WORK = Path("segwright-work")
@@ -104,7 +104,7 @@ def code_trust(trust_code: bool, *references: str | None) -> CodeTrust:
 
     A module that is not installed is looked for in the current folder, unless that was deleted.
     """
-    from segwright.core.trust import CodeTrust
+    from segwright.core.extensions.trust import CodeTrust
 
     try:
         here = Path.cwd()

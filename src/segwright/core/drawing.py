@@ -13,7 +13,7 @@ from matplotlib import style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from segwright.core.atomic_io import atomic_path
+from segwright.core.files.atomic_io import atomic_path
 
 
 @contextmanager

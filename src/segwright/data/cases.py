@@ -12,7 +12,7 @@ from typing import Final
 from unicodedata import normalize
 
 from segwright.core.errors import Problem
-from segwright.core.names import (
+from segwright.core.files.names import (
     NAME_REMEDY,
     NO_FILE,
     NO_TEXT,
@@ -22,7 +22,7 @@ from segwright.core.names import (
     name_problem,
     shown_name,
 )
-from segwright.data.near_misses import (
+from segwright.data.unmatched_files import (
     Entry,
     entries,
     near_misses,

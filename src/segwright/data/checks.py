@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from segwright.core.arrays import crop
+from segwright.core.boxes import crop
 from segwright.core.errors import Problem, SegwrightError
 from segwright.core.parallel import map_threads
 from segwright.data import splits
@@ -25,9 +25,9 @@ from segwright.data.dataset import (
     look,
     problem_of,
 )
-from segwright.data.formats import Header
-from segwright.data.geometry import difference, find_turn
-from segwright.data.images import (
+from segwright.data.images.formats import Header
+from segwright.data.images.geometry import difference, find_turn
+from segwright.data.images.image_io import (
     Volume,
     read_header,
     read_images,
@@ -35,7 +35,7 @@ from segwright.data.images import (
 )
 from segwright.data.labels import Labels, distinct_values, gap_problem
 from segwright.data.outliers import orientation
-from segwright.data.store import CaseStore
+from segwright.data.preprocessed.store import CaseStore
 
 SPLITS_JSON = "splits_final.json"
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy
 
-from segwright.core.arrays import Box, crop, nonzero_box
+from segwright.core.boxes import Box, crop, nonzero_box
 from segwright.data.labels import OUTSIDE
 
 _THINNEST_WITH_HOLES = 3

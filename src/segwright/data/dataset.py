@@ -24,11 +24,11 @@ from pydantic import (
     model_validator,
 )
 
-from segwright.core.atomic_io import read_json
 from segwright.core.errors import DatasetError, ImageError, Problem, ProblemReport, SegwrightError
-from segwright.core.names import require_ending, require_text_path
+from segwright.core.files.atomic_io import read_json
+from segwright.core.files.names import require_ending, require_text_path
 from segwright.data.cases import Case, Listing, channel_problems, explicit_cases, list_folder
-from segwright.data.images import choose_reader, read_header
+from segwright.data.images.image_io import choose_reader, read_header
 from segwright.data.labels import ClassKey, Labels, decoding_problem, gap_problem, ignore_problem, label_problems
 
 logger = getLogger(__name__)

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, FiniteFloat, model_validator
 
-from segwright.core.arrays import box_shape, crop
-from segwright.core.atomic_io import parse_document, write_json
+from segwright.core.boxes import box_shape, crop
 from segwright.core.errors import DatasetError, ImageError
+from segwright.core.files.atomic_io import parse_document, write_json
 from segwright.core.parallel import map_threads
 from segwright.data.cases import Case
 from segwright.data.cropping import content_box
 from segwright.data.dataset import Dataset
-from segwright.data.images import Volume, read_images, read_label
+from segwright.data.images.image_io import Volume, read_images, read_label
 from segwright.data.outliers import TrainingRange, measure, orientation
-from segwright.data.samples import WeightedSample, draw
+from segwright.data.weighted_sample import WeightedSample, draw
 
 logger = getLogger(__name__)
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from segwright.data.images import Volume
+from segwright.data.images.image_io import Volume
 
 FEWEST_CASES: Final = 5
 """With fewer hardly any range is seen: only other voxels, other sizes and another modality are flagged."""

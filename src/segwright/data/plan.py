@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
 
-from segwright.core.atomic_io import content_hash, describe_validation, read_json, write_json
 from segwright.core.errors import PlanError, SegwrightError, nearest
-from segwright.core.names import FileName, require_name
+from segwright.core.files.atomic_io import content_hash, describe_validation, read_json, write_json
+from segwright.core.files.names import FileName, require_name
 
 NETWORK_PATH = "dynamic_network_architectures.architectures.unet."
 """Where nnU-Net's plans say its U-Nets live; kept so that either system can read the other's plans."""

@@ -11,9 +11,9 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from segwright.core.atomic_io import describe_validation, read_json, write_json
 from segwright.core.errors import DatasetError
-from segwright.core.names import FileName
+from segwright.core.files.atomic_io import describe_validation, read_json, write_json
+from segwright.core.files.names import FileName
 
 logger = getLogger(__name__)
 

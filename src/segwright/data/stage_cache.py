@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from segwright.core.atomic_io import content_hash, file_hash, read_json, write_json
 from segwright.core.errors import DatasetError, SegwrightError
-from segwright.data.provenance import SourceFile
+from segwright.core.files.atomic_io import content_hash, file_hash, read_json, write_json
+from segwright.data.preprocessed.provenance import SourceFile
 
 STATE_JSON = "segwright_state.json"
 SCHEMA_VERSION = 1

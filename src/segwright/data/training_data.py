@@ -13,9 +13,9 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from segwright.core.atomic_io import parse_document, write_json
 from segwright.core.errors import DatasetError, SegwrightError
-from segwright.data.provenance import SourceFile
+from segwright.core.files.atomic_io import parse_document, write_json
+from segwright.data.preprocessed.provenance import SourceFile
 from segwright.data.splits import Split
 from segwright.data.stage_cache import identify
 

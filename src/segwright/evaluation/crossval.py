@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from segwright.core.atomic_io import atomic_path
 from segwright.core.errors import ModelError, Problem, ProblemReport, WorkspaceError
-from segwright.core.names import below
+from segwright.core.files.atomic_io import atomic_path
+from segwright.core.files.names import below
 from segwright.data.dataset import load_description
-from segwright.data.images import files_beside
+from segwright.data.images.image_io import files_beside
 from segwright.evaluation.scores import Scores
 from segwright.workspace import DATASET_JSON, PLANS_JSON, Workspace
 

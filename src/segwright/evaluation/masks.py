@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from segwright.data.formats import FLAT_SPACING_FACTOR
+from segwright.data.images.formats import FLAT_SPACING_FACTOR
 from segwright.data.labels import ClassKey
 from segwright.evaluation.lesions import compare_lesions
 from segwright.evaluation.surface import surface_distances

@@ -9,8 +9,8 @@ from types import MappingProxyType
 from typing import Final
 
 from segwright.core.errors import DatasetError, Problem, ProblemReport
-from segwright.core.names import absence
-from segwright.data.near_misses import entries, in_place_of_label_maps, similar_label
+from segwright.core.files.names import absence
+from segwright.data.unmatched_files import entries, in_place_of_label_maps, similar_label
 
 logger = getLogger(__name__)
 

@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
-from segwright.core.atomic_io import atomic_path, parse_document, write_json
 from segwright.core.errors import Problem, ProblemReport, SegwrightError
+from segwright.core.files.atomic_io import atomic_path, parse_document, write_json
 from segwright.core.parallel import map_threads
-from segwright.data.formats import Header
-from segwright.data.geometry import difference, find_turn
-from segwright.data.images import Volume, is_small, read_header, read_label
+from segwright.data.images.formats import Header
+from segwright.data.images.geometry import difference, find_turn
+from segwright.data.images.image_io import Volume, is_small, read_header, read_label
 from segwright.data.labels import ClassKey, Labels
 from segwright.evaluation.masks import Further as Further
 from segwright.evaluation.masks import class_mask, has_volume, measure_masks

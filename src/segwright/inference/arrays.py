@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from segwright.core.errors import ImageError
-from segwright.data.formats import FLAT_SPACING_FACTOR
-from segwright.data.images import Volume
-from segwright.data.intensities import believed
+from segwright.data.images.formats import FLAT_SPACING_FACTOR
+from segwright.data.images.image_io import Volume
+from segwright.data.images.intensities import believed
 from segwright.inference.reliability.model import Awareness, say_warnings
 
 REORIENTING_READERS: Final = ("SimpleITKIOWithReorient", "NibabelIOWithReorient")

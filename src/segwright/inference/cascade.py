@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from segwright.core.errors import ModelError
-from segwright.data.images import Volume
+from segwright.data.images.image_io import Volume
 from segwright.data.labels import one_hot
 from segwright.inference.predictor import Predictor
 from segwright.preprocessing import pipeline

@@ -18,13 +18,13 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from segwright.core.atomic_io import temporary_beside
 from segwright.core.errors import ModelError
+from segwright.core.files.atomic_io import temporary_beside
 from segwright.core.log import progress
 from segwright.core.parallel import fork_safe
-from segwright.data.images import Volume, write_labels
+from segwright.data.images.image_io import Volume, write_labels
 from segwright.data.labels import Labels
-from segwright.data.provenance import Provenance
+from segwright.data.preprocessed.provenance import Provenance
 from segwright.inference.export.labels import LabelMap
 from segwright.inference.export.postprocessing import NO_POSTPROCESSING, PostProcessing
 from segwright.inference.export.writers import Saving, StoredProbabilities, open_whole_maps, store_maps

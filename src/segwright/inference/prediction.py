@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from segwright.data.images import Volume
+from segwright.data.images.image_io import Volume
 from segwright.inference.arrays import place, say_unlike
 from segwright.inference.export.labels import LabelMap
 from segwright.inference.reliability.model import UNAWARE, Awareness

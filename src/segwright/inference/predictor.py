@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from segwright.core.device import give_back_freed_memory
 from segwright.core.parallel import fork_safe
 from segwright.data.dataset import DatasetDescription
-from segwright.data.images import Volume
+from segwright.data.images.image_io import Volume
 from segwright.data.labels import Labels
 from segwright.data.laterality import Sides, mirrored_heads
 from segwright.data.plan import Configuration, Plan
-from segwright.data.provenance import Provenance
+from segwright.data.preprocessed.provenance import Provenance
 from segwright.inference.export.labels import (
     LabelMap,
     MapArray,

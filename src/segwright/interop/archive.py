@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Final
 
 from segwright.core.errors import ModelError, SegwrightError
-from segwright.core.zip_files import METHODS, open_zip
+from segwright.core.files.zip_files import METHODS, open_zip
 
 MOST_ENTRIES: Final = 20_000
 MOST_BYTES: Final = 32 * 2**30

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import torch
 
-from segwright.core.atomic_io import atomic_path, parse_document, read_json, write_json
 from segwright.core.errors import ConfigError, ModelError, SegwrightError, WorkspaceError
+from segwright.core.files.atomic_io import atomic_path, parse_document, read_json, write_json
 from segwright.data.dataset import DatasetDescription, load_description
 from segwright.data.labels import Labels
 from segwright.data.laterality import Sides

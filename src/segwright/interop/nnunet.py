@@ -13,8 +13,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from segwright.core.atomic_io import atomic_path, content_hash, read_json, with_checksum, write_json
 from segwright.core.errors import ModelError, WorkspaceError
+from segwright.core.files.atomic_io import atomic_path, content_hash, read_json, with_checksum, write_json
 from segwright.data.dataset import DatasetDescription, load_description
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan

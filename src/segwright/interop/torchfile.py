@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from segwright.core.errors import ModelError, SegwrightError
-from segwright.core.json_text import MOST_LEVELS
-from segwright.core.zip_files import open_zip
+from segwright.core.files.json_text import MOST_LEVELS
+from segwright.core.files.zip_files import open_zip
 from segwright.interop.instructions import MOST_WORK, Machine, RefusedError, Storage, StoredTensor
 
 LARGEST_PICKLE: Final = 64 * 2**20

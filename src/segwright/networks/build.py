@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from segwright.core.device import keep_freed_memory, memory_format
 from segwright.core.errors import ConfigError, ModelError, SegwrightError
-from segwright.core.registry import Registry, is_reference, reference_of
+from segwright.core.extensions.registry import Registry, is_reference, reference_of
+from segwright.core.extensions.trust import NO_CODE, CodeTrust
+from segwright.core.extensions.user_code import calling, definition, described, package_of, place_of
 from segwright.core.resources import resource_error
-from segwright.core.trust import NO_CODE, CodeTrust
-from segwright.core.user_code import calling, definition, described, package_of, place_of
 from segwright.networks import optional
 from segwright.networks.architecture import (
     CLASS_PREFIX,

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from segwright.core.atomic_io import atomic_path, file_crc
 from segwright.core.errors import ModelError
+from segwright.core.files.atomic_io import atomic_path, file_crc
 from segwright.core.resources import resource_error
 from segwright.networks.blocks import ConvBlock
 

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from segwright.core.atomic_io import content_hash, describe_validation
 from segwright.core.errors import ConfigError, ModelError
+from segwright.core.files.atomic_io import content_hash, describe_validation
 from segwright.core.text import printable
 from segwright.data.dataset import DatasetDescription
 from segwright.data.plan import Plan

@@ -14,8 +14,8 @@ from typing import Any, Final
 from torch import nn
 
 from segwright.core.errors import ConfigError
-from segwright.core.trust import CodeTrust
-from segwright.core.user_code import calling, definition
+from segwright.core.extensions.trust import CodeTrust
+from segwright.core.extensions.user_code import calling, definition
 from segwright.networks.architecture import resolve_op
 
 IMPORTED: Final = ("conv_op", "norm_op", "dropout_op", "nonlin")

@@ -9,8 +9,8 @@ from importlib.metadata import version
 from logging import getLogger
 from typing import Any
 
-from segwright.core.atomic_io import content_hash
 from segwright.core.errors import PlanError
+from segwright.core.files.atomic_io import content_hash
 from segwright.data.dataset import DatasetDescription
 from segwright.data.fingerprint import Fingerprint
 from segwright.data.laterality import KEY as SIDES

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from segwright.core.errors import ImageError, PlanError
-from segwright.core.registry import Registry, import_reference
-from segwright.core.user_code import UserCodeError, calling, definition
+from segwright.core.extensions.registry import Registry, import_reference
+from segwright.core.extensions.user_code import UserCodeError, calling, definition
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 Mask: TypeAlias = npt.NDArray[np.bool_]

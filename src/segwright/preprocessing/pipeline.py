@@ -14,25 +14,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from segwright.core.arrays import crop, uncrop
-from segwright.core.atomic_io import content_hash
+from segwright.core.boxes import crop, uncrop
 from segwright.core.errors import DatasetError, DiskError, ImageError, Problem, ProblemReport, SegwrightError
+from segwright.core.files.atomic_io import content_hash
 from segwright.core.memory import available_bytes
 from segwright.core.parallel import available_cpus, map_threads
 from segwright.core.resources import resource_error
 from segwright.data.cases import Case
 from segwright.data.cropping import content_box, crop_to_nonzero
 from segwright.data.dataset import Dataset
-from segwright.data.images import Volume, read_images, read_label
+from segwright.data.images.image_io import Volume, read_images, read_label
 from segwright.data.labels import Labels, distinct_values
 from segwright.data.plan import Configuration, Plan
-from segwright.data.provenance import Provenance, SourceFile
+from segwright.data.preprocessed.provenance import Provenance, SourceFile
 from segwright.data.stage_cache import identify
 from segwright.preprocessing.class_locations import class_locations
 from segwright.preprocessing.normalization import NormalizedView, normalize, normalized_view
 
 if TYPE_CHECKING:  # a prediction stores no preprocessed cases and is spared the import of blosc2
-    from segwright.data.store import CaseStore
+    from segwright.data.preprocessed.store import CaseStore
 
 logger = getLogger(__name__)
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Final
 
 from segwright.core.errors import PlanError, SegwrightError, nearest
-from segwright.core.registry import is_reference
-from segwright.core.trust import NO_CODE, CodeTrust
-from segwright.data.images import READERS
+from segwright.core.extensions.registry import is_reference
+from segwright.core.extensions.trust import NO_CODE, CodeTrust
+from segwright.data.images.image_io import READERS
 from segwright.data.plan import Configuration, Plan
 from segwright.preprocessing.normalization import SCHEMES
 from segwright.preprocessing.resampling import method_of

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from segwright.core.arrays import crop
+from segwright.core.boxes import crop
 from segwright.core.errors import DatasetError, ImageError
 from segwright.data.dataset import DatasetDescription
-from segwright.data.images import read_images, read_label
+from segwright.data.images.image_io import read_images, read_label
 from segwright.data.plan import inverse_permutation
-from segwright.data.store import CaseStore, PreprocessedCase
+from segwright.data.preprocessed.store import CaseStore, PreprocessedCase
 from segwright.evaluation.scores import CaseScores
 
 _IMAGES_FOLDER = {"labelsTr": "imagesTr", "labelsTs": "imagesTs"}

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segwright.core.atomic_io import file_hash, parse_document, read_json
 from segwright.core.errors import ModelError, SegwrightError
+from segwright.core.files.atomic_io import file_hash, parse_document, read_json
 from segwright.data.dataset import DatasetDescription, load_description
 from segwright.data.fingerprint import Fingerprint
 from segwright.data.labels import Labels

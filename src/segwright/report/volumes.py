@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from segwright.core.arrays import Box, crop, nonzero_box
+from segwright.core.boxes import Box, crop, nonzero_box
 from segwright.report.case_images import CaseImages
 from segwright.report.colours import label_colour, rgb
 

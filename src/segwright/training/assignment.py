@@ -8,10 +8,10 @@ from typing import Any, Final, Literal
 
 import torch
 
-from segwright.core.atomic_io import content_hash
 from segwright.core.errors import ConfigError
+from segwright.core.extensions.trust import CodeTrust, TrustCode
+from segwright.core.files.atomic_io import content_hash
 from segwright.core.interrupt import StopRequest
-from segwright.core.trust import CodeTrust, TrustCode
 from segwright.data.dataset import DatasetDescription
 from segwright.data.labels import Labels
 from segwright.data.plan import Configuration, Plan

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from segwright.core.errors import ConfigError, SegwrightError, nearest
+from segwright.core.extensions.registry import import_reference
+from segwright.core.extensions.user_code import UserCodeError, calling, definition, described, place_of
 from segwright.core.interrupt import Interrupted
-from segwright.core.registry import import_reference
 from segwright.core.resources import resource_error
-from segwright.core.user_code import UserCodeError, calling, definition, described, place_of
 
 if TYPE_CHECKING:
     from segwright.training.trainer import Trainer

@@ -15,9 +15,9 @@ from segwright.core.errors import DatasetError, SegwrightError, located
 from segwright.core.log import progress
 from segwright.data.labels import Labels, one_hot
 from segwright.data.plan import Configuration
-from segwright.data.previous_stage import StageMap, StageMaps
-from segwright.data.provenance import Provenance
-from segwright.data.store import CaseStore, PreprocessedCase
+from segwright.data.preprocessed.previous_stage import StageMap, StageMaps
+from segwright.data.preprocessed.provenance import Provenance
+from segwright.data.preprocessed.store import CaseStore, PreprocessedCase
 from segwright.inference.predictor import Predictor
 from segwright.preprocessing.pipeline import full_spacing
 from segwright.preprocessing.resampling import LogitResampler

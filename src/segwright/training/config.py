@@ -9,9 +9,9 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from segwright.core.atomic_io import describe_validation
 from segwright.core.errors import ConfigError, nearest
-from segwright.core.registry import is_reference
+from segwright.core.extensions.registry import is_reference
+from segwright.core.files.atomic_io import describe_validation
 
 WARMUP = "warmup+"
 """Before the name of the schedule that follows a warm-up."""

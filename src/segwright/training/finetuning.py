@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import torch
 from torch import Tensor, nn
 
-from segwright.core.atomic_io import file_hash
 from segwright.core.errors import ModelError
+from segwright.core.files.atomic_io import file_hash
 from segwright.data.dataset import load_description
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan

@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 from torch import Tensor
 from torch.optim import Optimizer
 
-from segwright.core.user_code import UserCodeError, definition
+from segwright.core.extensions.user_code import UserCodeError, definition
 from segwright.training.loading.batches import BatchLoader
 
 VALIDATED: Final = ("loss", "tp_hard", "fp_hard", "fn_hard")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from segwright.core.errors import ConfigError, ModelError
-from segwright.core.registry import reference_of
-from segwright.core.user_code import calling, definition
+from segwright.core.extensions.registry import reference_of
+from segwright.core.extensions.user_code import calling, definition
 from segwright.data.plan import Configuration, Plan
 from segwright.networks.architecture import norm_kwargs
 from segwright.networks.build import SHORT_NAMES, TOPOLOGY_NAMES, ArchitectureSpec, build_from_spec, output_shapes

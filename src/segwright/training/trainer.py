@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from segwright.core.atomic_io import file_hash, sweep_leftovers
 from segwright.core.device import autocast, compute_dtype, memory_format, resolve_device
 from segwright.core.errors import ConfigError, ModelError
+from segwright.core.files.atomic_io import file_hash, sweep_leftovers
+from segwright.core.files.names import below
 from segwright.core.interrupt import Interrupted
-from segwright.core.names import below
 from segwright.data.laterality import Sides
 from segwright.evaluation.scores import Scores
 from segwright.inference.predictor import Predictor

@@ -17,7 +17,7 @@ from segwright.api.one_model import (
     require_unbegun,
 )
 from segwright.core.errors import ConfigError, ModelError
-from segwright.core.locks import locked
+from segwright.core.files.locks import locked
 from segwright.data.dataset import DatasetDescription
 from segwright.data.plan import Plan
 from segwright.training.config import TrainConfig

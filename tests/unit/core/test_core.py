@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from segwright.core import arrays, parallel, registry, seeds
-from segwright.core import atomic_io as documents
+from segwright.core import boxes as arrays
+from segwright.core import parallel, seeds
 from segwright.core.errors import (
     ConfigError,
     DatasetError,
@@ -24,6 +24,8 @@ from segwright.core.errors import (
     located,
     nearest,
 )
+from segwright.core.extensions import registry
+from segwright.core.files import atomic_io as documents
 
 
 class Point(BaseModel):

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from segwright.core.atomic_io import atomic_path, write_text
 from segwright.core.errors import DiskError, OutOfMemoryError, SegwrightError, WorkspaceError
+from segwright.core.files.atomic_io import atomic_path, write_text
 from segwright.core.parallel import map_threads
 from segwright.core.resources import resource_error
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from segwright.data import checks
 from segwright.data.checks import Findings, check
-from segwright.data.images import Volume, read_label
+from segwright.data.images.image_io import Volume, read_label
 from tests.unit.data import made_files
 
 

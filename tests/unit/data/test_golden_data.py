@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from segwright.data import dataset, fingerprint
-from segwright.data.images import read_header, read_images
+from segwright.data.images.image_io import read_header, read_images
 from segwright.data.splits import default_splits
 from tests.unit.data import made_files
 

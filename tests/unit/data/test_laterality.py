@@ -11,9 +11,9 @@ import pytest
 
 from segwright.core.errors import PlanError
 from segwright.data.dataset import DatasetDescription
+from segwright.data.images.orientation import lateral_axis
 from segwright.data.labels import Labels
 from segwright.data.laterality import Sides, find_pairs, mirrored_heads, mirrored_values
-from segwright.data.orientation import lateral_axis
 from segwright.data.plan import Plan
 
 WAYS = {"R": 1, "L": -1, "A": 2, "P": -2, "S": 3, "I": -3}

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from segwright.data.images import Volume
+from segwright.data.images.image_io import Volume
 from segwright.data.outliers import TrainingRange, measure
 from segwright.data.phantom import make_phantom
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from segwright.core.errors import DatasetError
-from segwright.data.provenance import SourceFile
+from segwright.data.preprocessed.provenance import SourceFile
 from segwright.data.stage_cache import identify
 from segwright.data.training_data import TRAINING_DATA_JSON, TrainingData, changes, entries
 

@@ -14,7 +14,7 @@ import SimpleITK
 from scipy import ndimage
 
 from segwright.core.errors import ConfigError, ImageError, SegwrightError
-from segwright.data.images import read_label, write_labels
+from segwright.data.images.image_io import read_label, write_labels
 from segwright.data.labels import Labels
 from segwright.evaluation.postprocessing import ANY_GAIN, CLEAR_GAIN, Floor, determine
 from segwright.inference.export.postprocessing import (

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from segwright.core.errors import DatasetError, ProblemReport
-from segwright.data.images import write_labels
+from segwright.data.images.image_io import write_labels
 from segwright.data.labels import Labels
 from segwright.evaluation import scores
 from segwright.evaluation.scores import Scores, class_key, evaluate, evaluate_case

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from segwright.core.errors import ModelError
-from segwright.data.images import write_labels
+from segwright.data.images.image_io import write_labels
 from segwright.data.labels import Labels
 from segwright.evaluation.postprocessing import determine
 from segwright.evaluation.scores import CaseScores, Scores, evaluate_case, evaluate_files

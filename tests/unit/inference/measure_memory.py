@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from segwright.data.dataset import DatasetDescription
-from segwright.data.images import Volume
+from segwright.data.images.image_io import Volume
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan
-from segwright.data.provenance import Provenance
+from segwright.data.preprocessed.provenance import Provenance
 from segwright.inference.ensemble import Ensemble
 from segwright.inference.export.labels import logits_to_labels
 from segwright.inference.folder.predict_folder import predict_files

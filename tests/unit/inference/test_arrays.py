@@ -42,7 +42,7 @@ def stored(image: np.ndarray, codes: str) -> nibabel.Nifti1Image:
 @pytest.mark.parametrize("codes", ORIENTATIONS)
 @pytest.mark.parametrize("reader", ["NibabelIO", "NibabelIOWithReorient", "SimpleITKIOWithReorient"])
 def test_an_array_is_placed_as_its_reader_reads_the_file(tmp_path: Path, codes: str, reader: str) -> None:
-    from segwright.data.images import read_images
+    from segwright.data.images.image_io import read_images
 
     image = stored(phantom(), codes)
     file = tmp_path / "image.nii.gz"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from segwright.core.errors import ConfigError, ModelError, ProblemReport
-from segwright.data.images import read_images, read_label
+from segwright.data.images.image_io import read_images, read_label
 from segwright.data.labels import Labels
 from segwright.inference.ensemble import Ensemble, mean_labels, predict_ensemble
 from segwright.inference.export.postprocessing import PostProcessing, keep_largest

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from segwright.data.images import Volume
+from segwright.data.images.image_io import Volume
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan
 from segwright.inference.predictor import Predictor

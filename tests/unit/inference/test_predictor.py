@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from segwright.core.errors import ImageError, ModelError
-from segwright.data.images import Volume
+from segwright.data.images.image_io import Volume
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan
 from segwright.inference.models.model_folder import load_predictor

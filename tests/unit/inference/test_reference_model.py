@@ -10,7 +10,7 @@ import SimpleITK as sitk  # noqa: N813
 import torch
 
 from segwright.data.dataset import load_description
-from segwright.data.images import read_images
+from segwright.data.images.image_io import read_images
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan
 from segwright.inference.predictor import Predictor

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from segwright.data.images import Volume, read_images
+from segwright.data.images.image_io import Volume, read_images
 from segwright.data.outliers import TrainingRange, measure
 from segwright.data.plan import Plan
 from segwright.inference.reliability.model import training_range

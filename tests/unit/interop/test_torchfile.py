@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from segwright.core.errors import ModelError, SegwrightError
-from segwright.core.zip_files import LARGEST_DIRECTORY
+from segwright.core.files.zip_files import LARGEST_DIRECTORY
 from segwright.interop import instructions
 from segwright.interop.archive import extract
 from segwright.interop.torchfile import LARGEST_PICKLE, read_document, read_tensors

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from segwright.core.errors import ConfigError, ModelError
-from segwright.core.trust import EVERY_CODE, NO_CODE
-from segwright.core.user_code import UserCodeError
+from segwright.core.extensions.trust import EVERY_CODE, NO_CODE
+from segwright.core.extensions.user_code import UserCodeError
 from segwright.networks.architecture import RESENC_L_KWARGS, kwargs_for_patch, parse_architecture, resolve_op
 from segwright.networks.build import (
     MOST_WEIGHTS,

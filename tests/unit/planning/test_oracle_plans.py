@@ -12,7 +12,7 @@ import pytest
 
 from segwright.data.dataset import DatasetDescription
 from segwright.data.fingerprint import Fingerprint
-from segwright.data.images import choose_reader
+from segwright.data.images.image_io import choose_reader
 from segwright.data.plan import Plan
 from segwright.planning.planner import plan
 from segwright.planning.presets import preset

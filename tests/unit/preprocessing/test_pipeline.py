@@ -15,9 +15,9 @@ import SimpleITK
 
 from segwright.core.errors import ImageError, ProblemReport
 from segwright.data.dataset import Dataset, load
-from segwright.data.images import Volume
+from segwright.data.images.image_io import Volume
 from segwright.data.plan import Plan
-from segwright.data.store import CaseStore
+from segwright.data.preprocessed.store import CaseStore
 from segwright.preprocessing.pipeline import apply, prepare, preprocess_dataset, target_shape, undo_probabilities
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "preprocessing" / "anisotropic.npz"

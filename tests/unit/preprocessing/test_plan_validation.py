@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from segwright.core.errors import ConfigError, ModelError, PlanError
-from segwright.core.trust import EVERY_CODE, NO_CODE
+from segwright.core.extensions.trust import EVERY_CODE, NO_CODE
 from segwright.data.plan import Plan, architecture_block
 from segwright.networks.architecture import is_known_network, parse_architecture
 from segwright.networks.build import ArchitectureSpec, build_network, outline

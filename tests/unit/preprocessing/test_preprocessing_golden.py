@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from segwright.core.arrays import crop
-from segwright.data.images import Volume
+from segwright.core.boxes import crop
+from segwright.data.images.image_io import Volume
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan
 from segwright.preprocessing.class_locations import class_locations

@@ -17,7 +17,7 @@ from made_model import DATASET, EVIL, make_model, summary_of
 
 from segwright import api
 from segwright.core.errors import ModelError
-from segwright.data.images import read_label
+from segwright.data.images.image_io import read_label
 from segwright.evaluation.scores import Measures
 from segwright.workspace import Workspace
 

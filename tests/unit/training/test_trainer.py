@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from segwright.core.errors import ConfigError, DatasetError, ModelError
-from segwright.core.trust import EVERY_CODE
+from segwright.core.extensions.trust import EVERY_CODE
 from segwright.data.plan import Configuration, Plan
 from segwright.data.splits import Split
 from segwright.evaluation.scores import Scores

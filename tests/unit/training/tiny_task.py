@@ -11,7 +11,7 @@ import SimpleITK
 
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan, architecture_block
-from segwright.data.provenance import Provenance
+from segwright.data.preprocessed.provenance import Provenance
 from segwright.data.splits import Split
 from segwright.training.config import TrainConfig
 from segwright.training.trainer import Trainer

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from segwright.core.device import single_threaded_pool
-from segwright.data.images import write_labels
+from segwright.data.images.image_io import write_labels
 from segwright.data.labels import Labels
 from segwright.data.plan import Configuration
-from segwright.data.provenance import Provenance
+from segwright.data.preprocessed.provenance import Provenance
 from segwright.inference.export.to_original_grid import SLAB_BYTES, Slab, WayBack
 from segwright.inference.reliability.uncertainty import disagreement_map, entropy_map
 from segwright.inference.window.stitching import Planes

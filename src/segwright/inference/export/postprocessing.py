@@ -16,13 +16,13 @@ import numpy.typing as npt
 import scipy
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
 
-from segwright.core.arrays import box_slices, nonzero_box
-from segwright.core.atomic_io import describe_validation, read_json, write_json
+from segwright.core.boxes import box_slices, nonzero_box
 from segwright.core.errors import ConfigError, DatasetError
-from segwright.core.names import absence, below
+from segwright.core.files.atomic_io import describe_validation, read_json, write_json
+from segwright.core.files.names import absence, below
 from segwright.core.parallel import map_threads
-from segwright.data.images import read_label, write_labels
-from segwright.data.near_misses import entries, in_place_of_label_maps
+from segwright.data.images.image_io import read_label, write_labels
+from segwright.data.unmatched_files import entries, in_place_of_label_maps
 
 POSTPROCESSING_JSON: Final = "postprocessing.json"
 MOST_STEPS: Final = 10_000

@@ -14,11 +14,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from segwright.core.arrays import box_slices
+from segwright.core.boxes import box_slices
 from segwright.core.errors import PlanError
 from segwright.data.labels import Labels
 from segwright.data.plan import Configuration
-from segwright.data.provenance import Provenance
+from segwright.data.preprocessed.provenance import Provenance
 from segwright.inference.window.stitching import Planes
 from segwright.preprocessing.pipeline import full_spacing
 from segwright.preprocessing.resampling import LogitResampler

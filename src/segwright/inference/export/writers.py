@@ -17,13 +17,13 @@ from uuid import uuid4
 import numpy as np
 import numpy.typing as npt
 
-from segwright.core.arrays import box_slices
-from segwright.core.atomic_io import atomic_path, disk_errors, write_json
+from segwright.core.boxes import box_slices
 from segwright.core.errors import ConfigError, nearest
-from segwright.core.names import below
-from segwright.data.images import READERS
+from segwright.core.files.atomic_io import atomic_path, disk_errors, write_json
+from segwright.core.files.names import below
+from segwright.data.images.image_io import READERS
 from segwright.data.labels import Labels
-from segwright.data.provenance import Provenance
+from segwright.data.preprocessed.provenance import Provenance
 from segwright.inference.export.labels import ProbabilitySink
 from segwright.inference.export.to_original_grid import WayBack, to_front
 

@@ -19,19 +19,19 @@ from unicodedata import normalize
 import blosc2
 import numpy as np
 
-from segwright.core.atomic_io import require_folder
 from segwright.core.errors import DatasetError, Problem, ProblemReport, SegwrightError, WorkspaceError, located
-from segwright.core.locks import locked
+from segwright.core.files.atomic_io import require_folder
+from segwright.core.files.locks import locked
+from segwright.core.files.names import absence, below
+from segwright.core.files.zip_files import METHODS, open_zip
 from segwright.core.log import progress
-from segwright.core.names import absence, below
 from segwright.core.resources import resource_error
-from segwright.core.zip_files import METHODS, open_zip
-from segwright.data.array_files import open_array
-from segwright.data.geometry import difference, find_turn
-from segwright.data.images import Volume, read_header, read_label, write_labels
+from segwright.data.images.geometry import difference, find_turn
+from segwright.data.images.image_io import Volume, read_header, read_label, write_labels
 from segwright.data.labels import Labels
-from segwright.data.near_misses import entries, similar_label
-from segwright.data.provenance import Provenance
+from segwright.data.preprocessed.array_files import open_array
+from segwright.data.preprocessed.provenance import Provenance
+from segwright.data.unmatched_files import entries, similar_label
 from segwright.inference.ensemble import mean_labels
 from segwright.inference.export.writers import NIFTI_FOLDER, Saving
 from segwright.workspace import LOCK

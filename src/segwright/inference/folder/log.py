@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 import segwright
-from segwright.core.atomic_io import read_json, write_json
 from segwright.core.errors import ConfigError, SegwrightError, WorkspaceError
+from segwright.core.files.atomic_io import read_json, write_json
 from segwright.core.memory import peak_bytes
 from segwright.data.cases import Case
-from segwright.data.images import read_label
+from segwright.data.images.image_io import read_label
 from segwright.inference.export.writers import Saving
 from segwright.inference.predictor import Predictor
 from segwright.inference.window.sliding import TileCount

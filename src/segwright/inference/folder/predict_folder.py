@@ -11,7 +11,6 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any, Final
 
-from segwright.core.atomic_io import content_hash, require_folder, sweep_leftovers, write_json
 from segwright.core.device import give_back_freed_memory
 from segwright.core.errors import (
     DatasetError,
@@ -22,15 +21,16 @@ from segwright.core.errors import (
     SegwrightError,
     WorkspaceError,
 )
-from segwright.core.locks import locked
+from segwright.core.files.atomic_io import content_hash, require_folder, sweep_leftovers, write_json
+from segwright.core.files.locks import locked
+from segwright.core.files.names import below
 from segwright.core.log import progress
-from segwright.core.names import below
 from segwright.core.parallel import fork_safe
 from segwright.core.resources import resource_error
 from segwright.data.cases import Case
 from segwright.data.dataset import usable_cases
-from segwright.data.images import Volume, read_images
-from segwright.data.provenance import Provenance
+from segwright.data.images.image_io import Volume, read_images
+from segwright.data.preprocessed.provenance import Provenance
 from segwright.inference.export.labels import LabelMap, save_labels
 from segwright.inference.export.writers import Saving, open_maps, require_writable
 from segwright.inference.folder.log import (

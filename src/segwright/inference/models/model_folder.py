@@ -10,12 +10,12 @@ from typing import Any, Final, Literal, Protocol
 
 from torch import Tensor, nn
 
-from segwright.core.atomic_io import content_hash, file_hash, has_right_checksum, read_json
 from segwright.core.device import resolve_device
 from segwright.core.errors import ModelError, SegwrightError
-from segwright.core.names import require_text_path
+from segwright.core.extensions.trust import NO_CODE, CodeTrust
+from segwright.core.files.atomic_io import content_hash, file_hash, has_right_checksum, read_json
+from segwright.core.files.names import require_text_path
 from segwright.core.parallel import fork_safe
-from segwright.core.trust import NO_CODE, CodeTrust
 from segwright.data.dataset import DatasetDescription, load_description
 from segwright.data.labels import Labels, decoding_problem
 from segwright.data.plan import Configuration, Plan

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from segwright.core.atomic_io import atomic_path, content_hash, file_hash, parse_document, write_json
 from segwright.core.errors import ModelError, WorkspaceError
-from segwright.core.names import FileName
+from segwright.core.files.atomic_io import atomic_path, content_hash, file_hash, parse_document, write_json
+from segwright.core.files.names import FileName
 from segwright.core.text import printable
 from segwright.data.plan import Plan
 from segwright.inference.export.postprocessing import POSTPROCESSING_JSON, PostProcessing

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
-from segwright.core.atomic_io import parse_document, write_json
+from segwright.core.files.atomic_io import parse_document, write_json
 from segwright.data.labels import Labels
 
 CALIBRATION_JSON: Final = "calibration.json"

@@ -12,7 +12,7 @@ import numpy as np
 
 from segwright.core.errors import ConfigError, SegwrightError
 from segwright.data.fingerprint import Fingerprint
-from segwright.data.images import Volume
+from segwright.data.images.image_io import Volume
 from segwright.data.outliers import CT_LEVEL, Bounds, TrainingRange
 from segwright.data.plan import Configuration, Plan
 from segwright.inference.reliability.calibration import CALIBRATION_JSON, Calibration

@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from segwright.core.names import below
+from segwright.core.files.names import below
 from segwright.data.labels import Labels
-from segwright.data.provenance import Provenance
+from segwright.data.preprocessed.provenance import Provenance
 from segwright.inference.reliability.case_statistics import Observation
 from segwright.inference.window.sliding import Spread
 from segwright.inference.window.stitching import Planes

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from segwright.core.arrays import Box, box_slices, pad_to
+from segwright.core.boxes import Box, box_slices, pad_to
 from segwright.core.device import CPU, autocast, give_back_freed_memory, memory_format
 from segwright.core.errors import ImageError, ModelError
 from segwright.inference.export.to_original_grid import to_front

@@ -23,8 +23,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from segwright.core.atomic_io import atomic_path, describe_validation, with_checksum, write_json
 from segwright.core.errors import ModelError
+from segwright.core.files.atomic_io import atomic_path, describe_validation, with_checksum, write_json
 from segwright.networks.checkpoint import load_weights, require_undamaged, save_weights, write_weights
 
 logger = getLogger(__name__)

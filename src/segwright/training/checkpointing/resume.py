@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from segwright.core.errors import ConfigError, ModelError
-from segwright.core.trust import NO_CODE, CodeTrust
+from segwright.core.extensions.trust import NO_CODE, CodeTrust
 from segwright.networks.checkpoint import load_state
 from segwright.training.checkpointing.checkpoints import Checkpoint, CheckpointState, checkpoint_file, recorded
 from segwright.training.config import CHANGEABLE, TrainConfig

@@ -18,7 +18,7 @@ from segwright.augmentation.cascade import PreviousStage
 from segwright.augmentation.recipe import Recipe
 from segwright.augmentation.resampling import Matrix, Source, patch_centre, resample, source_box
 from segwright.augmentation.transform import Draw, Samples
-from segwright.core.arrays import Box, box_shape
+from segwright.core.boxes import Box, box_shape
 from segwright.core.device import CPU, one_thread
 from segwright.core.errors import ConfigError, DatasetError
 from segwright.core.seeds import generator

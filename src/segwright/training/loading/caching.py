@@ -64,7 +64,7 @@ class TrainingCase(Protocol):
 
 
 class CaseSource(Protocol):
-    """Where cases come from; `data.store.CaseStore` is one."""
+    """Where cases come from; `data.preprocessed.store.CaseStore` is one."""
 
     def load(self, identifier: str) -> TrainingCase:
         """Open a case."""

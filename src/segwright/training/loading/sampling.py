@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from segwright.core.arrays import Box
+from segwright.core.boxes import Box
 from segwright.core.errors import ConfigError
-from segwright.core.registry import Registry, import_reference
+from segwright.core.extensions.registry import Registry, import_reference
 from segwright.data.labels import OUTSIDE, ClassKey
 
 

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segwright.core.errors import ConfigError
-from segwright.core.registry import Registry, import_reference
-from segwright.core.user_code import UserCodeError, definition
+from segwright.core.extensions.registry import Registry, import_reference
+from segwright.core.extensions.user_code import UserCodeError, definition
 from segwright.data.labels import Labels
 from segwright.training.losses.terms import Entropy, Pool, alone, averaged, dice, mean_entropy, top_entropy
 

@@ -9,7 +9,7 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-from segwright.core.atomic_io import append_text
+from segwright.core.files.atomic_io import append_text
 from segwright.core.text import printable
 
 logger = getLogger(__name__)

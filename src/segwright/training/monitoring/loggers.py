@@ -8,7 +8,7 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any, Protocol
 
-from segwright.core.atomic_io import append_text, read_json_lines, write_text
+from segwright.core.files.atomic_io import append_text, read_json_lines, write_text
 from segwright.training.monitoring.logbook import Metric
 
 logger = getLogger(__name__)

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 import segwright
-from segwright.core.atomic_io import write_json
 from segwright.core.device import compute_dtype
+from segwright.core.files.atomic_io import write_json
 from segwright.training.config import TrainConfig
 from segwright.workspace import DATASET_JSON, PLANS_JSON
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from segwright.core.atomic_io import write_json
 from segwright.core.errors import WorkspaceError
+from segwright.core.files.atomic_io import write_json
 from segwright.training.optim.schedule import Timer
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from segwright.core.errors import ConfigError
-from segwright.core.names import below
-from segwright.core.registry import Registry, import_reference
+from segwright.core.extensions.registry import Registry, import_reference
+from segwright.core.files.names import below
 from segwright.training.monitoring.logbook import Metric
 from segwright.training.monitoring.loggers import ForgivingSink, MetricSink
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from segwright.core.errors import ConfigError, ModelError, SegwrightError, nearest
-from segwright.core.registry import Registry, import_reference, is_reference
-from segwright.core.user_code import calling
+from segwright.core.extensions.registry import Registry, import_reference, is_reference
+from segwright.core.extensions.user_code import calling
 from segwright.networks.checkpoint import WRAPPERS
 from segwright.training.config import TrainConfig
 from segwright.training.hook_results import required_optimizer

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from segwright.core.errors import ConfigError
-from segwright.core.registry import Registry, import_reference
-from segwright.core.user_code import calling
+from segwright.core.extensions.registry import Registry, import_reference
+from segwright.core.extensions.user_code import calling
 from segwright.training.config import WARMUP, TrainConfig
 
 POLY_EXPONENT = 0.9

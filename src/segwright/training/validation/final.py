@@ -13,12 +13,12 @@ from typing import Protocol
 
 import numpy as np
 
-from segwright.core.atomic_io import read_json, sweep_leftovers, write_json
 from segwright.core.errors import DatasetError, SegwrightError, located
+from segwright.core.files.atomic_io import read_json, sweep_leftovers, write_json
+from segwright.core.files.names import LONGEST_FILE_NAME, below, name_problem
 from segwright.core.log import progress
-from segwright.core.names import LONGEST_FILE_NAME, below, name_problem
 from segwright.data.labels import Labels
-from segwright.data.provenance import Provenance
+from segwright.data.preprocessed.provenance import Provenance
 from segwright.evaluation.scores import Further, Scores, evaluate_files
 from segwright.inference.export.labels import LabelMap, save_labels
 from segwright.inference.predictor import Predictor
@@ -50,7 +50,7 @@ class ValidationCase(TrainingCase, Protocol):
 
 
 class ValidationSource(Protocol):
-    """Where cases come from; `data.store.CaseStore` is one."""
+    """Where cases come from; `data.preprocessed.store.CaseStore` is one."""
 
     def load(self, identifier: str) -> ValidationCase:
         """Open a case."""

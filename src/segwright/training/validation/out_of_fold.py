@@ -15,11 +15,11 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from segwright.core.atomic_io import content_hash, file_hash
+from segwright.core.extensions.trust import NO_CODE, CodeTrust
+from segwright.core.files.atomic_io import content_hash, file_hash
+from segwright.core.files.names import below
 from segwright.core.log import progress
-from segwright.core.names import below
-from segwright.core.trust import NO_CODE, CodeTrust
-from segwright.data.images import header_of, read_label, write_labels
+from segwright.data.images.image_io import header_of, read_label, write_labels
 from segwright.inference.ensemble import mean_labels, require_same_task, store_probabilities
 from segwright.inference.models.model_folder import load_predictor
 from segwright.inference.predictor import Predictor

@@ -17,9 +17,9 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 from scipy.special import logit
 
-from segwright.core.arrays import Box, box_shape, crop, nonzero_box
-from segwright.core.atomic_io import parse_document, write_json
-from segwright.core.names import below
+from segwright.core.boxes import Box, box_shape, crop, nonzero_box
+from segwright.core.files.atomic_io import parse_document, write_json
+from segwright.core.files.names import below
 from segwright.data.labels import Labels
 from segwright.evaluation.calibration import Reliabilities, Reliability
 from segwright.inference.predictor import Predictor

@@ -11,7 +11,7 @@ import torch
 from segwright.core.errors import PlanError
 from segwright.data.labels import Labels
 from segwright.data.plan import Configuration, Plan
-from segwright.data.provenance import Provenance
+from segwright.data.preprocessed.provenance import Provenance
 from segwright.inference.export.labels import logits_to_labels, logits_to_probabilities
 from segwright.preprocessing.pipeline import full_spacing, undo_labels, undo_probabilities
 from segwright.preprocessing.resampling import resample_logits

@@ -11,12 +11,12 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
 
-from segwright.core.atomic_io import read_json
 from segwright.core.errors import ConfigError
-from segwright.data.images import Volume, read_images
+from segwright.core.files.atomic_io import read_json
+from segwright.data.images.image_io import Volume, read_images
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan
-from segwright.data.provenance import Provenance
+from segwright.data.preprocessed.provenance import Provenance
 from segwright.inference.export.labels import ProbabilityArray
 from segwright.inference.export.to_original_grid import WayBack
 from segwright.inference.export.writers import Saving

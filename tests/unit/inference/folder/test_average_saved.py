@@ -13,8 +13,8 @@ import pytest
 import SimpleITK
 
 from segwright.core.errors import DatasetError, ProblemReport, WorkspaceError
-from segwright.core.locks import locked
-from segwright.data.images import read_label, write_labels
+from segwright.core.files.locks import locked
+from segwright.data.images.image_io import read_label, write_labels
 from segwright.data.labels import Labels
 from segwright.inference.export.writers import Saving
 from segwright.inference.folder.average_saved import average_folders

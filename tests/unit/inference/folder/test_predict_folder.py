@@ -14,9 +14,9 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 
 from segwright.core.errors import ConfigError, ProblemReport, SegwrightError, WorkspaceError
-from segwright.core.locks import locked
+from segwright.core.files.locks import locked
 from segwright.data.cases import Case
-from segwright.data.images import Volume, read_images
+from segwright.data.images.image_io import Volume, read_images
 from segwright.inference.export.writers import Saving
 from segwright.inference.folder import predict_folder as files
 from segwright.inference.folder.predict_folder import predict_files, read_volume

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from segwright.core.atomic_io import content_hash, with_checksum
 from segwright.core.errors import ModelError
+from segwright.core.files.atomic_io import content_hash, with_checksum
 from segwright.data.dataset import load_description
 from segwright.data.plan import Plan
 from segwright.inference.models.model_folder import choose_folds, load_predictor, require_folds

@@ -13,7 +13,7 @@ import pytest
 
 from segwright import api
 from segwright.core.errors import ConfigError, ModelError, SegwrightError, WorkspaceError
-from segwright.data.images import read_images, read_label
+from segwright.data.images.image_io import read_images, read_label
 from segwright.inference.ensemble import Ensemble
 from segwright.inference.export.postprocessing import NO_POSTPROCESSING, PostProcessing
 from segwright.inference.models.selected import Source, read_selected, write_selected

@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from segwright.core.atomic_io import has_right_checksum
 from segwright.core.errors import ConfigError, ModelError
-from segwright.core.trust import EVERY_CODE, NO_CODE
+from segwright.core.extensions.trust import EVERY_CODE, NO_CODE
+from segwright.core.files.atomic_io import has_right_checksum
 from segwright.networks.checkpoint import load_weights, save_weights
 from segwright.training.checkpointing import checkpoints
 from segwright.training.checkpointing.checkpoints import CheckpointState, recorded

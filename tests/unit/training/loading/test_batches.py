@@ -16,8 +16,8 @@ from segwright.augmentation.recipe import Recipe, Step, build_recipe
 from segwright.augmentation.spatial import Affine, Mirror
 from segwright.core.errors import ConfigError, DatasetError, OutOfMemoryError, SegwrightError, WorkspaceError
 from segwright.data.labels import Labels
-from segwright.data.provenance import Provenance
-from segwright.data.store import CaseStore
+from segwright.data.preprocessed.provenance import Provenance
+from segwright.data.preprocessed.store import CaseStore
 from segwright.training.loading.batches import Batch, BatchLoader
 from segwright.training.loading.caching import CaseCache, Residence, naming
 from segwright.training.loading.prefetch import THREAD_NAME, prefetch

@@ -1,0 +1,109 @@
+"""Errors in code that a user brought: told with its file and line first, because the fault is not Segwright's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from segwright.core.errors import ConfigError, SegwrightError
+from segwright.core.extensions.code_folder import is_from_folder
+from segwright.core.resources import resource_error
+
+
+class UserCodeError(ConfigError):
+    """Code of a user's own failed, or gave something that it should not give."""
+
+
+def package_of(reference: str) -> str:
+    """Return the top-level package of a reference.
+
+    >>> package_of("mypkg.nets:build")
+    'mypkg'
+    """
+    return reference.partition(":")[0].partition(".")[0]
+
+
+def definition(component: Any) -> str:
+    """Return `file:line` of a function, method or class, its name where neither is known."""
+    owner = getattr(component, "__self__", None)
+    found = owner if isinstance(owner, type) else getattr(component, "__func__", component)
+    if isinstance(found, type):
+        found = next((value for value in vars(found).values() if hasattr(value, "__code__")), found)
+    code = getattr(found, "__code__", None)
+    if code is None:
+        return f"{getattr(found, '__module__', '')}:{getattr(found, '__qualname__', type(found).__name__)}"
+    return f"{code.co_filename}:{code.co_firstlineno}"
+
+
+def place_of(error: BaseException, packages: Collection[str]) -> str | None:
+    """Return `file:line` of the innermost line of a user's code that an error passed through, None if there is none.
+
+    Args:
+        error: as it was caught.
+        packages: top-level packages of the user's references; modules beside them count too.
+    """
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    found, trace = None, error.__traceback__
+    while trace is not None:
+        module = trace.tb_frame.f_globals
+        if str(module.get("__name__", "")).partition(".")[0] in packages or is_from_folder(module):
+            found = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return found
+
+
+def described(error: BaseException) -> str:
+    """Return the kind and message of an error on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+@contextmanager
+def blaming(packages: Collection[str], what: str) -> Iterator[None]:
+    """Turn an error that passed through code of these packages into a `UserCodeError`; leave others as they are.
+
+    Args:
+        packages: top-level packages of the user's references.
+        what: the code, for the message.
+
+    Raises:
+        UserCodeError: it begins with file and line.
+    """
+    try:
+        yield
+    except SegwrightError:
+        raise
+    except Exception as error:
+        place = None if resource_error(error) else place_of(error, packages)
+        if place is None:
+            raise
+        raise UserCodeError(f"{place}: {what} failed with {described(error)}") from error
+
+
+@contextmanager
+def calling(
+    component: Callable[..., Any], what: str, *, packages: Collection[str] = (), contract: str = ""
+) -> Iterator[None]:
+    """Turn whatever a call of user code raises into a `UserCodeError`.
+
+    Args:
+        component: what is called.
+        what: its kind and reference, for the message.
+        packages: top-level packages of the user's code beside that in which it is defined.
+        contract: how it is called, told where the arguments do not fit.
+
+    Raises:
+        UserCodeError: it begins with file and line.
+    """
+    try:
+        yield
+    except SegwrightError:
+        raise
+    except (Exception, SystemExit) as error:
+        if resource_error(error):
+            raise
+        defined = str(getattr(component, "__module__", "")).partition(".")[0]
+        place = place_of(error, {defined, *packages} - {"segwright"})
+        hint = "" if place or not contract else f"; {contract}"
+        raise UserCodeError(f"{place or definition(component)}: {what} failed with {described(error)}{hint}") from error

@@ -1,0 +1,220 @@
+"""Locks of what several processes may write: a file beside it names the holder; waited for, taken over if stale.
+
+The file holds host, process and start time. On the same machine a lock is stale when its process is gone; of another
+machine, or where processes cannot be seen, when its file has not been touched for `STALE_S`: a thread of the holder
+touches it every `BEAT_S`.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from logging import getLogger
+from pathlib import Path
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict
+
+from segwright.core.errors import SegwrightError, WorkspaceError
+from segwright.core.files.atomic_io import parse_document, temporary_beside
+
+logger = getLogger(__name__)
+
+BEAT_S: Final = 15.0
+STALE_S: Final = 180.0
+POLL_S: Final = 0.5
+
+_STARTED: Final = time.time()
+_PROC: Final = Path("/proc")
+
+
+class Holder(BaseModel):
+    """Who holds a lock.
+
+    Attributes:
+        host: name of the machine; in a container, with its own numbers of processes, also which one.
+        process: its number.
+        process_start: start of the process as the system counts it; empty where it does not tell.
+        started: time since 1970 at which the process began, in seconds.
+        what: is being done, for the line of those who wait.
+        key: of this lock alone.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    host: str
+    process: int
+    process_start: str = ""
+    started: float
+    what: str
+    key: str
+
+    def __str__(self) -> str:
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.started))
+        return f"process {self.process} on {self.host.partition('/')[0]}, started {since} ({self.what})"
+
+
+@contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock `path` for the block; wait for another holder, with one line.
+
+    Folders that are made for the file and stay empty are removed again.
+
+    Args:
+        path: the lock file, beside what is written.
+        what: is done with it, such as 'preprocessing Dataset001_X'.
+
+    Raises:
+        WorkspaceError: the file cannot be written.
+    """
+    made = _missing_folders(path.parent)
+    mine = _acquire(path, what)
+    done = threading.Event()
+    beat = threading.Thread(target=_beat, args=(path, done), name="segwright-lock", daemon=True)
+    beat.start()
+    try:
+        yield
+    finally:
+        done.set()
+        beat.join()  # or it might touch the file of the next holder
+        if _read(path) == mine:
+            path.unlink(missing_ok=True)
+        for folder in made:
+            with suppress(OSError):  # there is something in it now
+                folder.rmdir()
+
+
+def holder(path: Path) -> Holder | None:
+    """Return who holds a lock now; None where nobody does, or its holder is gone."""
+    found = _read(path)
+    return None if found is None or _is_stale(path, found, time.time()) else found
+
+
+def _acquire(path: Path, what: str) -> Holder:
+    mine = Holder(
+        host=_host(),
+        process=os.getpid(),
+        process_start=_process_start(os.getpid()),
+        started=_STARTED,
+        what=what,
+        key=os.urandom(8).hex(),
+    )
+    is_told = False
+    while True:
+        now = _try(path, mine)
+        if now is None:
+            return mine
+        other = _read(path)
+        if _is_stale(path, other, now):
+            _take_away(path, other)
+            if other is not None:
+                logger.info("%s: its holder is gone, %s; taken over", path, other)
+            continue
+        if not is_told:
+            logger.warning("waiting for %s, which holds %s", other or "another process", path)
+            is_told = True
+        time.sleep(POLL_S)
+
+
+def _try(path: Path, mine: Holder) -> float | None:
+    """Make the lock file, whole from the start; if there is one, return the time by the clock of the file system."""
+    temporary = temporary_beside(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(mine.model_dump_json(), encoding="utf-8")
+        now = temporary.stat().st_mtime
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return now
+        except OSError:  # a file system without links
+            try:
+                with path.open("x", encoding="utf-8") as stream:
+                    stream.write(mine.model_dump_json())
+            except FileExistsError:
+                return now
+    except OSError as error:
+        raise WorkspaceError(
+            f"{path}: the lock cannot be written ({error.strerror}); choose a folder you may write to"
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    return None
+
+
+def _take_away(path: Path, judged: Holder | None) -> None:
+    """Remove a stale lock unless another process has replaced it since it was judged."""
+    aside = temporary_beside(path)
+    try:
+        os.rename(path, aside)
+    except OSError:  # another process was faster
+        return
+    if _read(aside) != judged:
+        with suppress(OSError):
+            os.link(aside, path)  # not the one that was judged: back with it
+    aside.unlink(missing_ok=True)
+
+
+def _is_stale(path: Path, found: Holder | None, now: float) -> bool:
+    if found is not None and found.host == _host() and _sees_processes():
+        return not _is_alive(found)
+    try:
+        return now - path.stat().st_mtime > STALE_S
+    except OSError:  # gone meanwhile: the next attempt shows
+        return False
+
+
+def _is_alive(found: Holder) -> bool:
+    try:
+        os.kill(found.process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        pass
+    start = _process_start(found.process)
+    return not (start and found.process_start) or start == found.process_start
+
+
+def _sees_processes() -> bool:
+    return sys.platform != "win32"  # where sending signal 0 would end the process
+
+
+def _process_start(process: int) -> str:
+    """Return when a process started, in ticks since boot and with the boot's identity; empty where unknown."""
+    try:
+        fields = (_PROC / str(process) / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2]
+        boot = (_PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return f"{boot}/{fields.split()[19]}"
+
+
+def _host() -> str:
+    try:
+        return f"{platform.node()}/{os.readlink(_PROC / 'self/ns/pid')}"
+    except OSError:
+        return platform.node()
+
+
+def _read(path: Path) -> Holder | None:
+    try:
+        return parse_document(Holder, path)
+    except SegwrightError:
+        return None
+
+
+def _beat(path: Path, done: threading.Event) -> None:
+    while not done.wait(BEAT_S):
+        with suppress(OSError):
+            os.utime(path)
+
+
+def _missing_folders(folder: Path) -> list[Path]:
+    """Return the folders that have to be made for a folder, innermost first."""
+    return [place for place in (folder, *folder.parents) if not place.exists()]

@@ -1,0 +1,1 @@
+"""Read and write image files: formats, geometry, orientation, intensities."""

@@ -1,0 +1,363 @@
+"""Image files in, label maps out: the choice of a reader, stacking of channels, kind errors, exact geometry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from segwright.core.errors import DiskError, ImageError, Problem, SegwrightError, nearest
+from segwright.core.files.names import absence, absence_remedy, require_text_path
+from segwright.core.resources import resource_error
+from segwright.data.images.formats import Floats, Format, Header, LabelMap, Refusal
+from segwright.data.images.geometry import difference, find_turn
+from segwright.data.images.intensities import believed, impossible, missing_note
+from segwright.data.images.readers.itk import SimpleITKIO, SimpleITKIOWithReorient
+from segwright.data.images.readers.nifti import NibabelIO, NibabelIOWithReorient, nonfinite_in_nifti
+from segwright.data.images.readers.pictures import NaturalImage2DIO, is_picture
+from segwright.data.images.readers.tiff import ENDINGS as TIFF_ENDINGS
+from segwright.data.images.readers.tiff import Tiff3DIO, is_tiff, spacing_file, tiff_shape
+from segwright.data.labels import LARGEST_UINT8_LABEL, LARGEST_WRITTEN_LABEL, whole_values
+
+logger = getLogger(__name__)
+
+READERS: Mapping[str, Format] = {
+    "NaturalImage2DIO": NaturalImage2DIO(),
+    "SimpleITKIO": SimpleITKIO(),
+    "Tiff3DIO": Tiff3DIO(),
+    "NibabelIO": NibabelIO(),
+    "NibabelIOWithReorient": NibabelIOWithReorient(),
+    "SimpleITKIOWithReorient": SimpleITKIOWithReorient(),
+}
+"""Readers under nnU-Net's names, in the order of its automatic search (spec A 2.2)."""
+
+_SMALL_BYTES = 1 << 16
+"""A file of fewer bytes unpacks to 64 MiB at most (deflate's 1032-fold); to read its header first costs a small image
+a tenth of its time."""
+
+_LONGEST_REASON = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Volume:
+    """All channels of a case, or its label map.
+
+    Attributes:
+        array: float32 (C, *S), three spatial axes in the reader's order; a label has one channel.
+        spacing: extent of a voxel along the three axes.
+        properties: JSON object with all that `write_labels` needs to put a label map on the same grid.
+        notes: what was changed while reading, or looks wrong and can be read all the same.
+    """
+
+    array: Floats
+    spacing: tuple[float, float, float]
+    properties: Mapping[str, Any]
+    notes: tuple[Problem, ...] = ()
+
+    @property
+    def header(self) -> Header:
+        """The grid, to compare others with."""
+        return header_of(self.array.shape[1:], {**self.properties, "spacing": self.spacing})
+
+
+class RefusedError(ImageError):
+    """An image file that the right reader refuses; no other reader is to be tried."""
+
+
+def choose_reader(
+    file_ending: str, examples: Path | Sequence[Path] | None, override: str | None = None, *, are_labels: bool = False
+) -> str:
+    """Return the name of the reader for a dataset (spec A 2.3).
+
+    Args:
+        file_ending: the dataset's, with its leading dot.
+        examples: first channels of its cases, in their order; readers that cannot open the first are passed over.
+            TIFF files may hold pictures or stacks, so all of them are looked at: the reader that opens most is taken.
+        override: `overwrite_image_reader_writer` of dataset.json.
+        are_labels: whether the examples are label maps.
+
+    Raises:
+        ImageError: no reader knows the ending, or none can open the first example.
+    """
+    if override is not None and override != "None":
+        if override in READERS:
+            return override
+        logger.warning(
+            "dataset.json: unknown image reader '%s'%s; choosing by file", override, nearest(override, READERS)
+        )
+    candidates = [name for name, reader in READERS.items() if file_ending.lower() in reader.endings]
+    if not candidates:
+        known = sorted({ending for reader in READERS.values() for ending in reader.endings})
+        raise ImageError(f"file ending '{file_ending}' has no reader{nearest(file_ending, known)}")
+    files = [examples] if isinstance(examples, Path) else list(examples or ())
+    if not files:
+        return candidates[0]
+    if file_ending.lower() in TIFF_ENDINGS and len(candidates) > 1:
+        return _tiff_reader(files, are_labels=are_labels)
+    failures = []
+    for name in candidates:
+        try:
+            read_header(files[0], name, is_label=are_labels)
+        except RefusedError:
+            raise
+        except ImageError as error:
+            logger.debug("%s", error)
+            failures.append(str(error))
+        else:
+            return name
+    raise ImageError(failures[0])
+
+
+def reader_of_shapes(file_ending: str, shapes: Iterable[Sequence[int]], override: str | None = None) -> str:
+    """Return the name of the reader that gave images of some shapes (three axes), where the files are not at hand.
+
+    Raises:
+        ImageError: no reader knows the ending.
+    """
+    reader = choose_reader(file_ending, None, override)
+    is_stack = reader != override and file_ending.lower() in TIFF_ENDINGS and any(shape[0] > 1 for shape in shapes)
+    return "Tiff3DIO" if is_stack else reader
+
+
+def read_header(file: Path, reader: str, *, is_label: bool = False) -> Header:
+    """Read what is known of an image without its voxels, where the format allows that.
+
+    Raises:
+        ImageError: the file is missing or no image of this kind.
+    """
+    with _naming(file, "read"):
+        return _reader(reader).header(file, is_label=is_label)
+
+
+def is_small(file: Path) -> bool:
+    """Whether a file can be read whole whatever its header says; also where it cannot be looked at."""
+    try:
+        return file.stat().st_size < _SMALL_BYTES
+    except OSError:
+        return True
+
+
+def read_images(files: Sequence[Path], reader: str, *, find_hidden: bool = False) -> Volume:
+    """Read the channel files of one case and stack them in order.
+
+    A channel that is stored along other axes than the first one, but shows the same places, is turned onto its grid.
+    Voxels that are NaN are read as 0.
+
+    Args:
+        files: of the channels, in order.
+        reader: as in the plan.
+        find_hidden: read NIfTI files of floats twice where the reader hides NaN and infinite values.
+
+    Raises:
+        ImageError: a file is missing or unreadable, holds values that no image has, or the channels do not show the
+            same places.
+    """
+    assert files, "a case has at least one channel file"
+    parts: list[Floats] = []
+    notes: list[Problem] = []
+    first: Header | None = None
+    for file in files:
+        if first is not None:
+            _require_grid(file, reader, first, files[0].name)
+        with _naming(file, "read"), np.errstate(over="ignore"):  # what float32 cannot hold is refused by name
+            header, array = _reader(reader).read(file)
+        array, found = believed(array, file)
+        notes += [*found, *(_hidden(file, header) if find_hidden else ())]
+        if first is None:
+            first = header
+        else:
+            array, turned = _on_grid(array, header, first, file, files[0].name)
+            notes += turned
+        parts.append(array)
+    assert first is not None
+    return _volume(first, parts[0] if len(parts) == 1 else np.concatenate(parts), reader, notes)
+
+
+def read_label(file: Path, reader: str, *, like: Header | None = None, name: str = "its image") -> Volume:
+    """Read one label map as float32 (1, *S) of whole numbers.
+
+    Args:
+        file: the label map.
+        reader: as in the plan.
+        like: header of what it belongs to; stored along other axes, it is turned onto that grid.
+        name: of what it belongs to, for messages.
+
+    Raises:
+        ImageError: the file is missing, unreadable, has more than one channel or values that are no whole numbers, or
+            does not show the same places as `like`.
+    """
+    if like is not None:
+        _require_grid(file, reader, like, name, is_label=True)
+    with _naming(file, "read"), np.errstate(over="ignore"):
+        header, array = _reader(reader).read(file, is_label=True)
+    if len(array) != 1:
+        raise ImageError(f"{file}: has {len(array)} channels, a label map has one whole number per voxel")
+    if bad := sum(_hidden_nonfinite(file, header)):
+        raise ImageError(f"{file}: {bad} voxels are NaN or infinite, expected a whole number for each; replace them")
+    array = whole_values(array, file)
+    if like is None:
+        return _volume(header, array, reader)
+    array, notes = _on_grid(array, header, like, file, name)
+    return _volume(like, array, reader, notes)
+
+
+def header_of(shape: Sequence[int], properties: Mapping[str, Any]) -> Header:
+    """Return the grid of an array (*S) that has the properties of a `Volume`."""
+    spacing, geometry = tuple(properties["spacing"]), properties.get("geometry", {})
+    return Header(shape=tuple(shape), spacing=spacing, geometry=geometry)
+
+
+def turned_note(file: Path, name: str) -> Problem:
+    """Return what is said of a file whose array is turned when it is read."""
+    return Problem(where=str(file), what=f"is stored along other axes than {name}, and turned onto its grid when read")
+
+
+def write_labels(labels: npt.NDArray[Any], path: Path, properties: Mapping[str, Any], reader: str) -> None:
+    """Write a label map on the grid that `properties` (of the case's `Volume`) describe; whole or not at all.
+
+    Args:
+        labels: integers (*S), three axes in the reader's order; stored as uint8 below a maximum of 255, else uint16.
+
+    Raises:
+        ImageError: the labels do not fit the format, or writing fails.
+    """
+    largest = int(labels.max(initial=0))
+    if (
+        labels.ndim != 3
+        or labels.dtype.kind not in "iub"
+        or largest > LARGEST_WRITTEN_LABEL
+        or labels.min(initial=0) < 0
+    ):
+        raise ImageError(
+            f"{path}: labels are {labels.dtype} {labels.shape} up to {largest}, "
+            f"expected integers from 0 to {LARGEST_WRITTEN_LABEL} on three axes"
+        )
+    stored: LabelMap = labels.astype(np.uint8 if largest <= LARGEST_UINT8_LABEL else np.uint16)
+    with _naming(path, "written", must_exist=False):
+        _reader(reader).write(stored, path, tuple(properties["spacing"]), properties.get("geometry", {}))
+
+
+def files_beside(label: Path) -> tuple[Path, ...]:
+    """Return what belongs to a label map in another file: the spacing of a stack in a TIFF file."""
+    beside = spacing_file(label, is_label=True)
+    return (beside,) if is_tiff(label) and beside.is_file() else ()
+
+
+def _tiff_reader(files: Sequence[Path], *, are_labels: bool) -> str:
+    """Return whether most of the files are pictures or stacks; one with a spacing beside it is a stack."""
+    num_stacks, failures = 0, []
+    for file in files:
+        try:
+            with _naming(file, "read"):
+                shape = tiff_shape(file, is_label=are_labels)
+        except ImageError as error:
+            failures.append(error)
+        else:
+            has_spacing = spacing_file(file, is_label=are_labels).is_file()
+            num_stacks += len(shape) == 3 and (has_spacing or not is_picture(shape))
+    if len(failures) == len(files):
+        raise failures[0]
+    return "Tiff3DIO" if 2 * num_stacks > len(files) - len(failures) else "NaturalImage2DIO"
+
+
+def _hidden(file: Path, header: Header) -> list[Problem]:
+    """Return what there is to say of values that a reader hides by reading them as 0.
+
+    Raises:
+        ImageError: some are infinite.
+    """
+    missing, infinite = _hidden_nonfinite(file, header)
+    if infinite:
+        raise impossible(file, infinite)
+    return [missing_note(file, missing)] if missing else []
+
+
+def _hidden_nonfinite(file: Path, header: Header) -> tuple[int, int]:
+    """Count NaN and infinite voxels that a reader hides by reading them as 0."""
+    if not header.hides_nonfinite:
+        return 0, 0
+    with _naming(file, "read"):
+        return nonfinite_in_nifti(file)
+
+
+def _require_grid(file: Path, reader: str, wanted: Header, name: str, *, is_label: bool = False) -> None:
+    """Refuse a file by its header if it is not the same places as another, before many voxels take memory.
+
+    Raises:
+        ImageError: it is not, or cannot be read.
+    """
+    if is_small(file):
+        return
+    header = read_header(file, reader, is_label=is_label)
+    if find_turn(header, wanted) is None:
+        raise ImageError(str(difference(header, wanted, file=file, name=name)))
+
+
+def _on_grid(array: Floats, header: Header, wanted: Header, file: Path, name: str) -> tuple[Floats, list[Problem]]:
+    """Return an array (C, *S) on the grid of another file, and what there is to say of that.
+
+    Raises:
+        ImageError: the grids are not the same places.
+    """
+    turn = find_turn(header, wanted)
+    if turn is None:
+        raise ImageError(str(difference(header, wanted, file=file, name=name)))
+    return turn(array), [] if turn.is_identity else [turned_note(file, name)]
+
+
+def _volume(header: Header, array: Floats, reader: str, notes: Sequence[Problem] = ()) -> Volume:
+    depth, height, width = header.spacing
+    properties = {"reader": reader, "spacing": list(header.spacing), "geometry": dict(header.geometry)}
+    return Volume(array=array, spacing=(depth, height, width), properties=properties, notes=tuple(notes))
+
+
+def _reader(name: str) -> Format:
+    try:
+        return READERS[name]
+    except KeyError:
+        raise ImageError(f"unknown image reader '{name}'{nearest(name, READERS)}") from None
+
+
+@contextmanager
+def _naming(file: Path, action: str, *, must_exist: bool = True) -> Iterator[None]:
+    """Turn whatever a decoder raises into an error that names the file; their exception types have no common base."""
+    try:
+        require_text_path(file)
+    except SegwrightError as error:
+        raise RefusedError(str(error)) from error
+    if must_exist:
+        _require_file(file)
+    try:
+        yield
+    except SegwrightError:
+        raise
+    except Refusal as refusal:
+        raise RefusedError(f"{file}: cannot be {action} ({refusal})") from refusal
+    except Exception as error:
+        if found := resource_error(error, file):
+            raise found if isinstance(found, DiskError) else type(found)(f"{file}: {found}") from error
+        what = "it is damaged or of an unknown kind: " if must_exist else ""
+        raise ImageError(f"{file}: cannot be {action} ({what}{_reason(error)})") from error
+
+
+def _require_file(file: Path) -> None:
+    """Refuse what is no file before it is opened; a pipe would never end."""
+    wrong = absence(file)
+    if wrong:
+        kind = RefusedError if file.exists() else ImageError
+        remedy = f"; {absence_remedy(file, 'put the file there or remove the link')}" if file.is_symlink() else ""
+        raise kind(f"{file}: {wrong}{remedy}")
+
+
+def _reason(error: Exception) -> str:
+    """Return the telling part of a decoder's message: ITK puts it on the last line, after its source position."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[-1] if lines else type(error).__name__
+    text = text.rsplit("ITK ERROR:", maxsplit=1)[-1].strip()
+    return text if len(text) <= _LONGEST_REASON else text[: _LONGEST_REASON - 3] + "..."

@@ -1,0 +1,76 @@
+"""How the axes of an image lie in the body, from its header alone; readers that turn every image to RAS+."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import nibabel
+import numpy as np
+import numpy.typing as npt
+
+from segwright.core.errors import ConfigError
+from segwright.data.images.formats import Header
+from segwright.data.images.image_io import read_header
+
+REORIENTING: Final = {"SimpleITKIO": "SimpleITKIOWithReorient", "NibabelIO": "NibabelIOWithReorient"}
+"""The reader that does the same in RAS+."""
+
+
+def reorienting(reader: str) -> str:
+    """Return the reader that turns images to RAS+.
+
+    Raises:
+        ConfigError: the format tells no orientation.
+    """
+    if reader in REORIENTING.values():
+        return reader
+    if reader not in REORIENTING:
+        raise ConfigError(f"images read by {reader} do not tell how they lie; leave --reorient out")
+    return REORIENTING[reader]
+
+
+def canonical_axes(file: Path, reader: str) -> tuple[int, ...]:
+    """Return which axis of the array (Z, Y, X) of a file becomes each axis of the array in RAS+.
+
+    Raises:
+        ConfigError: the file is no 3D image with one channel, and the readers that turn images take no other.
+        ImageError: the file cannot be read.
+    """
+    header = read_header(file, reader)
+    orientation = _orientation(header)
+    if orientation is None or header.num_channels > 1:
+        what = "does not tell how three axes lie" if orientation is None else f"holds {header.num_channels} channels"
+        raise ConfigError(f"{file}: {what}; only 3D images of one channel can be turned, so leave --reorient out")
+    xyz = [int(np.flatnonzero(orientation[:, 0] == axis)[0]) for axis in range(3)]
+    return tuple(2 - axis for axis in reversed(xyz))
+
+
+def lateral_axis(file: Path, reader: str) -> tuple[int, bool] | None:
+    """Return the axis of the array (Z, Y, X) that runs between left and right, and which way; None if untold.
+
+    A 2D image tells none: its two axes may be any two of the body's.
+
+    Raises:
+        ImageError: the file cannot be read.
+    """
+    if reader in REORIENTING.values():
+        return 2, True
+    if reader not in REORIENTING or (orientation := _orientation(read_header(file, reader))) is None:
+        return None
+    along = int(np.flatnonzero(orientation[:, 0] == 0)[0])
+    return 2 - along, bool(orientation[along, 1] > 0)
+
+
+def _orientation(header: Header) -> npt.NDArray[np.float64] | None:
+    """Return nibabel's (3, 2) of the file's axes (X, Y, Z), the axis of the body and its sign; None if untold."""
+    affine = np.eye(4)
+    if "affine" in header.geometry:
+        affine[:3, :3] = np.asarray(header.geometry["affine"])[:3, :3]
+    elif np.size(header.geometry["direction"]) == 9:
+        # LPS: other signs, the same for all files
+        affine[:3, :3] = np.reshape(header.geometry["direction"], (3, 3))
+    else:
+        return None
+    orientation: npt.NDArray[np.float64] = nibabel.io_orientation(affine)
+    return orientation if np.isfinite(orientation).all() else None

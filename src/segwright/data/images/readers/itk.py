@@ -1,0 +1,197 @@
+"""NIfTI, NRRD, MetaImage and GIPL through ITK, whose parser is chosen by the file's ending and sees checked headers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import SimpleITK
+
+from segwright.core.files.atomic_io import atomic_path
+from segwright.data.images.formats import FLAT_SPACING_FACTOR, Floats, Header, LabelMap, Refusal
+from segwright.data.images.readers.itk_headers import check_gipl, check_metaimage, check_nrrd, require_whole_metaimage
+from segwright.data.images.readers.nifti import write_nifti
+from segwright.data.images.readers.nifti_header import (
+    GEOMETRY,
+    GZIP_SIZE_WRAPS,
+    NiftiHeader,
+    check_nifti,
+    gzip_size,
+    is_nifti,
+    require_complete,
+)
+
+_CANONICAL_ORIENTATION = "RAS"
+_FLOATS = (SimpleITK.sitkFloat32, SimpleITK.sitkFloat64)
+_NIFTI_HEADER_BYTES = 352
+_ORIGINAL_ORIENTATION = "original_orientation"
+
+_METAIMAGE: Final = "MetaImageIO"
+_PARSERS: Final[Mapping[str, tuple[str, Callable[..., NiftiHeader | None]]]] = {
+    ".nii": ("NiftiImageIO", check_nifti),
+    ".nii.gz": ("NiftiImageIO", check_nifti),
+    ".nrrd": ("NrrdImageIO", check_nrrd),
+    ".nhdr": ("NrrdImageIO", check_nrrd),
+    ".mha": (_METAIMAGE, check_metaimage),
+    ".mhd": (_METAIMAGE, check_metaimage),
+    ".gipl": ("GiplImageIO", check_gipl),
+}
+"""ITK's parser of each ending, and what looks at a file before it."""
+
+
+class SimpleITKIO:
+    """NIfTI, NRRD, MetaImage and GIPL; arrays are (z, y, x)."""
+
+    endings: tuple[str, ...] = (".nii.gz", ".nrrd", ".mha", ".gipl")
+
+    def header(self, file: Path, *, is_label: bool = False) -> Header:
+        """Read shape, spacing and geometry."""
+        reader, nifti = _open(file, is_label=is_label)
+        return _header(reader, reader.GetNumberOfComponents(), nifti, is_label=is_label)
+
+    def read(self, file: Path, *, is_label: bool = False) -> tuple[Header, Floats]:
+        """Read one file; a 4D image is taken as channels along its last ITK axis (spec A 2.4)."""
+        image, nifti = _read(file, is_label=is_label)
+        header = _header(image, image.GetNumberOfComponentsPerPixel(), nifti, is_label=is_label)
+        return header, _array(image, header)
+
+    def write(self, labels: LabelMap, path: Path, spacing: tuple[float, ...], geometry: Mapping[str, Any]) -> None:
+        """Write compressed, in the dimension that was read."""
+        _write(_image(labels, geometry), path, geometry)
+
+
+class SimpleITKIOWithReorient(SimpleITKIO):
+    """As `SimpleITKIO`, worked on in RAS orientation and written in the original one; chosen by name only."""
+
+    endings = ()
+
+    def header(self, file: Path, *, is_label: bool = False) -> Header:
+        """Read shape, spacing and geometry of the re-oriented image, which needs the voxels."""
+        return self.read(file, is_label=is_label)[0]
+
+    def read(self, file: Path, *, is_label: bool = False) -> tuple[Header, Floats]:
+        """Read and re-orient one 3D file."""
+        image, nifti = _read(file, is_label=is_label)
+        if image.GetDimension() != 3:
+            raise Refusal(f"has {image.GetDimension()} dimensions, re-orientation needs 3; plan without --reorient")
+        _require_one_value(image.GetNumberOfComponentsPerPixel(), is_label=is_label)
+        orientation = SimpleITK.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection())
+        image = SimpleITK.DICOMOrient(image, _CANONICAL_ORIENTATION)
+        header = _header(image, 1, nifti, is_label=is_label)
+        geometry = {**header.geometry, _ORIGINAL_ORIENTATION: orientation}
+        header = replace(header, geometry=geometry)
+        return header, _array(image, header)
+
+    def write(self, labels: LabelMap, path: Path, spacing: tuple[float, ...], geometry: Mapping[str, Any]) -> None:
+        """Write in the original orientation."""
+        _write(SimpleITK.DICOMOrient(_image(labels, geometry), geometry[_ORIGINAL_ORIENTATION]), path, geometry)
+
+
+def _open(file: Path, *, is_label: bool) -> tuple[Any, NiftiHeader | None]:
+    """Return ITK's reader of a checked file, its header read, and the header of NIfTI files."""
+    name = file.name.lower()
+    ending = next((each for each in sorted(_PARSERS, key=len, reverse=True) if name.endswith(each)), None)
+    if ending is None:
+        raise Refusal(f"its ending is none of {', '.join(_PARSERS)}; convert it")
+    parser, check = _PARSERS[ending]
+    nifti = check(file, is_label=is_label)
+    if nifti is not None and nifti.is_second:
+        raise ValueError("is of version 2 of NIfTI, which ITK does not read; take NibabelIO, or store it as version 1")
+    reader = SimpleITK.ImageFileReader()
+    reader.SetImageIO(parser)
+    reader.SetFileName(str(file))
+    reader.ReadImageInformation()
+    return reader, nifti
+
+
+def _read(file: Path, *, is_label: bool) -> tuple[Any, NiftiHeader | None]:
+    reader, nifti = _open(file, is_label=is_label)
+    if nifti is not None:
+        require_complete(file, nifti)
+    if reader.GetImageIO() == _METAIMAGE:
+        require_whole_metaimage(file)
+    return reader.Execute(), nifti
+
+
+def _header(image: Any, num_components: int, nifti: NiftiHeader | None, *, is_label: bool) -> Header:
+    """Describe an ITK image or the reader of one: 2D gets a first axis, the fourth axis counts as channels."""
+    dimension = image.GetDimension()
+    _require_one_value(num_components, is_label=is_label)
+    if dimension not in (2, 3, 4):
+        raise Refusal(f"has {dimension} dimensions, expected 2, 3 or 4")
+    size, spacing = image.GetSize(), [abs(float(extent)) for extent in image.GetSpacing()]
+    if not np.isfinite([*spacing, *image.GetOrigin(), *image.GetDirection()]).all() or not all(spacing):
+        raise Refusal(f"its spacing {spacing}, origin or direction holds no finite number; repair them")
+    shape = tuple(int(extent) for extent in reversed(size[:3]))
+    in_order = tuple(reversed(spacing[:3]))
+    if dimension == 2:
+        shape, in_order = (1, *shape), (FLAT_SPACING_FACTOR * max(in_order), *in_order)
+    # Of a 4D image the geometry of its first three axes is kept, so that 3D predictions can be written.
+    kept = min(dimension, 3)
+    direction = np.reshape(image.GetDirection(), (dimension, dimension))[:kept, :kept]
+    geometry = {
+        "spacing": [float(extent) for extent in image.GetSpacing()[:kept]],
+        "origin": [float(position) for position in image.GetOrigin()[:kept]],
+        "direction": [float(cosine) for cosine in direction.ravel()],
+        **({} if nifti is None else {GEOMETRY: nifti.forms}),
+    }
+    return Header(
+        shape=shape,
+        spacing=in_order,
+        num_channels=size[3] if dimension == 4 else 1,
+        geometry=geometry,
+        hides_nonfinite=nifti is not None and image.GetPixelID() in _FLOATS,
+    )
+
+
+def _require_one_value(count: int, *, is_label: bool) -> None:
+    if count == 1:
+        return
+    if is_label:
+        raise Refusal(
+            f"has {count} values a voxel, as label maps with overlapping segments (3D Slicer's layers) do; "
+            "export a label map with one whole number a voxel, without overlap"
+        )
+    raise Refusal(f"has {count} values a voxel; write one file per channel")
+
+
+def _array(image: Any, header: Header) -> Floats:
+    array: Floats = SimpleITK.GetArrayViewFromImage(image).astype(np.float32)
+    return array.reshape(header.num_channels, *header.shape)
+
+
+def _image(labels: LabelMap, geometry: Mapping[str, Any]) -> Any:
+    image = SimpleITK.GetImageFromArray(labels[0] if len(geometry["spacing"]) == 2 else labels)
+    image.SetSpacing(geometry["spacing"])
+    image.SetOrigin(geometry["origin"])
+    image.SetDirection(geometry["direction"])
+    return image
+
+
+def _write(image: Any, path: Path, geometry: Mapping[str, Any]) -> None:
+    """Write an image that lies as the file did; where both are NIfTI, in all the words of its header."""
+    with atomic_path(path) as temporary:
+        if GEOMETRY in geometry and is_nifti(path):
+            write_nifti(SimpleITK.GetArrayViewFromImage(image), temporary, geometry[GEOMETRY])
+        else:
+            _write_complete(image, temporary)
+
+
+def _write_complete(image: Any, path: Path) -> None:
+    """Write an image compressed; ITK says nothing where the disk is full in the middle of a NIfTI or GIPL file.
+
+    Raises:
+        RuntimeError: less was written than the image has.
+    """
+    SimpleITK.WriteImage(image, str(path), useCompression=True)
+    name, voxels = path.name.lower(), image.GetNumberOfPixels() * image.GetSizeOfPixelComponent()
+    written = path.stat().st_size
+    if name.endswith(".nii.gz"):
+        is_cut_off = gzip_size(path) != (_NIFTI_HEADER_BYTES + voxels) % GZIP_SIZE_WRAPS
+    else:
+        is_cut_off = name.endswith((".nii", ".gipl")) and written < voxels
+    if is_cut_off:
+        raise RuntimeError("less was written than the image has; is the disk full?")

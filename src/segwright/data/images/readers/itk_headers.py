@@ -1,0 +1,292 @@
+"""The headers of NRRD, MetaImage and GIPL files, checked before ITK reads them: sizes, and no data in other files.
+
+What the checks do not understand they refuse, so that ITK cannot read a header in another way than they did.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from segwright.data.images.formats import Refusal
+from segwright.data.images.readers.limits import DEFLATE_RATIO, file_start, not_this_format, require_room
+
+_USUAL_HEADER = 1 << 16
+_LONGEST_HEADER = 4 << 20
+"""Bytes; 3D Slicer describes each segment in the header of its label maps."""
+_MOST_AXES = 5
+
+_LONE_RETURN = re.compile(rb"\r(?!\n)")
+_WHOLE = re.compile(r"[0-9]{1,15}")
+_NUMBER = re.compile(r"[0-9.]{1,20}(e[+]?[0-9]{1,2})?")
+_NUMBERS_OF_PLACES = re.compile(r"[-+]?[0-9]{0,10}[.]?[0-9]{0,40}([eE][-+]?0*[0-9])?([eE]-[0-9]{1,3})?")
+"""ITK computes for minutes with directions of 1e308."""
+_DETACHED = "keeps its voxels in another file"
+_INLINE = "store header and voxels in one file"
+
+_NRRD_MAGIC = re.compile(rb"NRRD000[1-6]\r?\n")
+_NRRD_END = re.compile(rb"\n\r?\n")
+_NRRD_FIELD = re.compile(r"(?P<name>[A-Za-z][A-Za-z ]*?)\s*: ?(?P<value>.*)", re.DOTALL)
+_NRRD_DATA_FILE = re.compile(rb"^\s*data ?file\s*:", re.IGNORECASE | re.MULTILINE)
+_NRRD_TYPES: Final[Mapping[str, int]] = {
+    **dict.fromkeys(("signed char", "int8", "int8_t", "uchar", "unsigned char", "uint8", "uint8_t"), 1),
+    **dict.fromkeys(("short", "short int", "signed short", "signed short int", "int16", "int16_t"), 2),
+    **dict.fromkeys(("ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"), 2),
+    **dict.fromkeys(("int", "signed int", "int32", "int32_t", "uint", "unsigned int", "uint32", "uint32_t"), 4),
+    **dict.fromkeys(("longlong", "long long", "long long int", "signed long long", "signed long long int"), 8),
+    **dict.fromkeys(("int64", "int64_t", "ulonglong", "unsigned long long", "unsigned long long int"), 8),
+    **dict.fromkeys(("uint64", "uint64_t", "double"), 8),
+    "float": 4,
+}
+_NRRD_FIELDS: Final = (
+    *("type", "dimension", "sizes", "encoding", "endian", "content", "min", "max", "old min", "oldmin", "old max"),
+    *("oldmax", "number", "block size", "blocksize", "line skip", "lineskip", "byte skip", "byteskip", "spacings"),
+    *("thicknesses", "axis mins", "axismins", "axis maxs", "axismaxs", "centers", "centerings", "kinds", "labels"),
+    *("units", "space", "space dimension", "space units", "space origin", "space directions", "measurement frame"),
+    *("sample units", "sampleunits"),
+)
+_NOT_MM: Final = re.compile(
+    r"nm|um|mu|(?:\xc2\xb5|\xb5|\xce\xbc)m|microns?|cm|dm|m|in|inch(?:es)?|feet|(?:nano|micro|centi|deci)?met(?:er|re)s?",
+    re.IGNORECASE,
+)
+"""Lengths that ITK reads as if they were mm; of the bytes of UTF-8, as latin-1 shows them. Other words are no unit."""
+_LONGEST_VALUE = 512
+"""Characters of a field; ITK writes those that it cannot read into a message of fixed length, past its end."""
+_NRRD_TEXT: Final = ("ascii", "text", "txt")
+
+_ZLIB_OR_GZIP: Final = 47
+"""Bits of the window for zlib: the largest, either header, as MetaIO takes them."""
+_BLOCK: Final = 1 << 20
+
+_META_START = re.compile(rb"\s*[A-Za-z]\w*\s*=")
+_META_DATA: Final = b"ElementDataFile"
+_META_LOCAL: Final = ("LOCAL", "Local", "local")
+_META_LINE = re.compile(r"(?P<name>[^\s=:][^=:]*?)\s*[=:]\s*(?P<value>.*)", re.DOTALL)
+_META_TYPES: Final[Mapping[str, int]] = {
+    **dict.fromkeys(("MET_CHAR", "MET_UCHAR", "MET_ASCII_CHAR"), 1),
+    **dict.fromkeys(("MET_SHORT", "MET_USHORT"), 2),
+    **dict.fromkeys(("MET_INT", "MET_UINT", "MET_LONG", "MET_ULONG", "MET_FLOAT"), 4),
+    **dict.fromkeys(("MET_LONG_LONG", "MET_ULONG_LONG", "MET_DOUBLE"), 8),
+}
+_META_VECTORS: Final = ("Offset", "Position", "Origin", "CenterOfRotation", "ElementSpacing", "ElementSize")
+_META_MATRICES: Final = ("TransformMatrix", "Orientation", "Rotation")
+
+_GIPL_LENGTH = 256
+_GIPL_MAGICS: Final = (719555000, 4026526128, 2968)
+_GIPL_TYPES: Final[Mapping[int, int]] = {
+    **dict.fromkeys((7, 8), 1),
+    **dict.fromkeys((15, 16), 2),
+    **dict.fromkeys((31, 32, 64), 4),
+    65: 8,
+}
+
+
+def check_nrrd(file: Path, *, is_label: bool = False) -> None:
+    """See that a NRRD file has its voxels inside and can hold what its header says.
+
+    Raises:
+        Refusal: it has or can not.
+    """
+    start = file_start(file, _USUAL_HEADER)
+    if not _NRRD_MAGIC.match(start):
+        raise not_this_format(start, "NRRD")
+    end = _NRRD_END.search(start)
+    if end is None:
+        start = file_start(file, _LONGEST_HEADER)
+        end = _NRRD_END.search(start)
+    if _NRRD_DATA_FILE.search(start):
+        raise Refusal(f"{_DETACHED} (data file); {_INLINE}")
+    if end is None:
+        raise Refusal("its NRRD header has no end, it is cut off; copy or download it again")
+    fields = _nrrd_fields(_text(start[: end.start()]))
+    sizes = tuple(map(_whole, fields["sizes"].split()))
+    if len(sizes) > _MOST_AXES or str(len(sizes)) != fields["dimension"].strip():
+        raise _damaged("NRRD", f"dimension {fields['dimension']} with sizes {fields['sizes']}")
+    value_bytes = _NRRD_TYPES.get(fields["type"].strip().lower())
+    encoding = fields["encoding"].strip().lower()
+    if value_bytes is None:
+        raise _damaged("NRRD", f"type {fields['type']}, which no reader knows")
+    if encoding not in ("raw", "gzip", "gz", "hex", *_NRRD_TEXT):
+        raise Refusal(f"its voxels are encoded as {encoding[:20]}; store them raw or with gzip")
+    for unit in re.findall(r"[^\s\"]+", f"{fields.get('space units', '')} {fields.get('units', '')}"):
+        if _NOT_MM.fullmatch(unit):
+            raise Refusal(f"its header gives lengths in {unit!a}, expected mm; convert spacings and origin to mm")
+    is_packed = encoding in ("gzip", "gz")
+    require_room(
+        sizes,
+        value_bytes={"hex": 2 * value_bytes, **dict.fromkeys(_NRRD_TEXT, 1)}.get(encoding, value_bytes),
+        available=file.stat().st_size - end.end(),
+        ratio=DEFLATE_RATIO if is_packed else 1,
+        is_label=is_label,
+    )
+
+
+def check_metaimage(file: Path, *, is_label: bool = False) -> None:
+    """See that a MetaImage file has its voxels inside and can hold what its header says.
+
+    Raises:
+        Refusal: it has or can not.
+    """
+    _meta_voxels(file, is_label=is_label)
+
+
+def require_whole_metaimage(file: Path) -> None:
+    """Refuse a compressed MetaImage file that does not unpack to its voxels, of which ITK would return other memory.
+
+    Raises:
+        Refusal: the compressed data is cut off, damaged or of another length.
+    """
+    voxels = _meta_voxels(file)
+    if not voxels.is_packed:
+        return
+    inflater, found = zlib.decompressobj(_ZLIB_OR_GZIP), 0
+    try:
+        with file.open("rb") as stream:
+            stream.seek(voxels.offset)
+            left = voxels.packed_bytes
+            while left and not inflater.eof and found <= voxels.num_bytes:
+                block = stream.read(min(_BLOCK, left))
+                left -= len(block)
+                while block and not inflater.eof and found <= voxels.num_bytes:
+                    found += len(inflater.decompress(block, _BLOCK))
+                    block = inflater.unconsumed_tail
+        if not inflater.unconsumed_tail:
+            found += len(inflater.flush())  # the end of a run of equal bytes that did not fit a block
+    except zlib.error as error:
+        raise Refusal(f"its compressed voxels are damaged ({error}); copy or download it again") from error
+    if not inflater.eof or found != voxels.num_bytes:
+        raise Refusal(
+            f"its compressed voxels are cut off or damaged, {found} bytes of {voxels.num_bytes}; copy or download it "
+            "again"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _MetaVoxels:
+    """Where the voxels lie in a MetaImage file, and how many bytes they are, packed and unpacked."""
+
+    offset: int
+    packed_bytes: int
+    num_bytes: int
+    is_packed: bool
+
+
+def _meta_voxels(file: Path, *, is_label: bool = False) -> _MetaVoxels:
+    start = file_start(file, _USUAL_HEADER)
+    if not _META_START.match(start):
+        raise not_this_format(start, "MetaImage")
+    if _META_DATA not in start:
+        start = file_start(file, _LONGEST_HEADER)
+    head, found, rest = start.partition(_META_DATA)
+    if not found or (head and not head.endswith(b"\n")):
+        raise Refusal("its MetaImage header has no end, it is cut off; copy or download it again")
+    line, newline, data = rest.partition(b"\n")
+    fields = _meta_fields(_text(head))
+    name = _text(line).strip().lstrip("=:").strip()
+    if name not in _META_LOCAL or not newline or _META_DATA in data:
+        raise Refusal(f"{_DETACHED} (ElementDataFile); {_INLINE}, as .mha")
+    num_axes = _whole(fields.get("NDims", ""))
+    sizes = tuple(map(_whole, fields.get("DimSize", "").split()))
+    if not 1 < num_axes < _MOST_AXES or len(sizes) != num_axes:
+        raise _damaged("MetaImage", f"NDims {num_axes} with DimSize {fields.get('DimSize', 'missing')}")
+    for names, count in ((_META_VECTORS, num_axes), (_META_MATRICES, num_axes**2)):
+        for each in names:
+            if each in fields and len(fields[each].split()) != count:
+                raise _damaged("MetaImage", f"{each} {fields[each]}, expected {count} numbers")
+            if each in fields and not all(_NUMBERS_OF_PLACES.fullmatch(number) for number in fields[each].split()):
+                raise _damaged("MetaImage", f"{each} {fields[each]}, expected numbers below 1e10")
+    value_bytes = _META_TYPES.get(fields.get("ElementType", ""))
+    if value_bytes is None:
+        raise _damaged("MetaImage", f"ElementType {fields.get('ElementType', 'missing')}, which no reader knows")
+    is_packed, is_binary = (_is_true(fields.get(each, "False")) for each in ("CompressedData", "BinaryData"))
+    available = file.stat().st_size - (len(start) - len(data))
+    packed = fields.get("CompressedDataSize", "0")
+    if not _NUMBER.fullmatch(packed) or float(packed) > available:
+        raise Refusal(f"it is cut off, {available} bytes of {packed}; copy or download it again")
+    extents = (*sizes, _whole(fields.get("ElementNumberOfChannels", "1")))
+    require_room(
+        extents,
+        value_bytes=value_bytes if is_binary or is_packed else 1,
+        available=available,
+        ratio=DEFLATE_RATIO if is_packed else 1,
+        is_label=is_label,
+    )
+    return _MetaVoxels(
+        offset=file.stat().st_size - available,
+        packed_bytes=int(float(packed)) or available,
+        num_bytes=math.prod(extents) * value_bytes,
+        is_packed=is_packed,
+    )
+
+
+def check_gipl(file: Path, *, is_label: bool = False) -> None:
+    """See that a GIPL file can hold what its header says.
+
+    Raises:
+        Refusal: it can not.
+    """
+    start = file_start(file, _GIPL_LENGTH)
+    if len(start) < _GIPL_LENGTH or struct.unpack_from(">I", start, _GIPL_LENGTH - 4)[0] not in _GIPL_MAGICS:
+        raise not_this_format(start, "GIPL")
+    *sizes, datatype = struct.unpack_from(">5H", start)
+    if datatype not in _GIPL_TYPES:
+        raise _damaged("GIPL", f"type {datatype}, which no reader knows")
+    if not all(map(math.isfinite, struct.unpack_from(">4f", start, 10))):
+        raise _damaged("GIPL", "spacings that are no finite numbers")
+    # Axes that are not used have an extent of 0 or 1.
+    while len(sizes) > 2 and sizes[-1] < 2:
+        sizes.pop()
+    available = file.stat().st_size - _GIPL_LENGTH
+    require_room(tuple(sizes), value_bytes=_GIPL_TYPES[datatype], available=available, is_label=is_label)
+
+
+def _nrrd_fields(text: str) -> dict[str, str]:
+    """Return the fields of a NRRD header by name; comments and pairs of key and value are passed over."""
+    found: dict[str, str] = {}
+    for line in text.split("\n")[1:]:
+        if line.startswith("#") or ":=" in line:
+            continue
+        match = _NRRD_FIELD.fullmatch(line)
+        name = "" if match is None else match["name"].lower()
+        if match is None or name in found or name not in _NRRD_FIELDS or len(match["value"]) > _LONGEST_VALUE:
+            raise _damaged("NRRD", f"the line '{line[:60]}'")
+        found[name] = match["value"]
+    if missing := [name for name in ("type", "dimension", "sizes", "encoding") if name not in found]:
+        raise _damaged("NRRD", f"no {' and no '.join(missing)}")
+    return found
+
+
+def _meta_fields(text: str) -> dict[str, str]:
+    """Return the fields of a MetaImage header by name."""
+    found: dict[str, str] = {}
+    for line in filter(None, map(str.strip, text.split("\n"))):
+        match = _META_LINE.fullmatch(line)
+        if match is None or match["name"] in found:
+            raise _damaged("MetaImage", f"the line '{line[:60]}'")
+        found[match["name"]] = match["value"]
+    return found
+
+
+def _text(head: bytes) -> str:
+    if _LONE_RETURN.search(head) or b"\0" in head:
+        raise Refusal("its header holds control characters; it is damaged")
+    return head.decode("latin-1").replace("\r\n", "\n")
+
+
+def _whole(text: str) -> int:
+    """Return a number without sign, or one that no size may have."""
+    return int(text) if _WHOLE.fullmatch(text) else -1
+
+
+def _is_true(text: str) -> bool:
+    return text[:1] in ("T", "t", "1")
+
+
+def _damaged(kind: str, what: str) -> Refusal:
+    return Refusal(f"its {kind} header has {what}; it is damaged")

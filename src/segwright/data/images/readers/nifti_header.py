@@ -1,0 +1,266 @@
+"""The header of a NIfTI file, checked before a library reads it, and the forms that place its voxels in the body."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import SEEK_END
+from pathlib import Path
+from typing import IO, Any, Final, Literal
+
+import nibabel
+import numpy as np
+
+from segwright.data.images.formats import Refusal
+from segwright.data.images.readers.limits import DEFLATE_RATIO, file_start, is_gzip, not_this_format, require_room
+
+ENDINGS: Final = (".nii", ".nii.gz")
+
+GEOMETRY: Final = "nifti"
+"""Key of the forms of a NIfTI file in the geometry of a `Header`."""
+
+_VALUE_BYTES: Final[Mapping[int, int]] = {
+    **dict.fromkeys((2, 256), 1),
+    **dict.fromkeys((4, 512), 2),
+    **dict.fromkeys((8, 16, 768), 4),
+    **dict.fromkeys((64, 1024, 1280), 8),
+    1536: 16,
+}
+"""Of each code of `datatype` that is one real number."""
+
+_SEVERAL: Final[Mapping[int, tuple[int, str]]] = {
+    128: (3, "colours, RGB"),
+    2304: (4, "colours, RGBA"),
+}
+_COMPLEX: Final[Mapping[int, str]] = {32: "complex64", 1792: "complex128", 2048: "complex256"}
+
+_MM_PER_UNIT: Final[Mapping[int, float]] = {1: 1000.0, 2: 1.0, 3: 0.001}
+"""Metres, mm and microns; an unknown unit counts as mm."""
+
+_SPACE_UNITS = 7
+"""Bits of `xyzt_units`; the others tell the unit of time."""
+
+_FIRST_VERSION = 348
+_MAGICS: Final[Mapping[int, bytes]] = {_FIRST_VERSION: b"n+1\0", 540: b"n+2\0"}
+"""By length of the header."""
+_LAYOUTS: Final[Mapping[int, np.dtype[Any]]] = {
+    _FIRST_VERSION: nibabel.nifti1.header_dtype,
+    540: nibabel.nifti2.header_dtype,
+}
+_PAIRS: Final = (b"ni1\0", b"ni2\0")
+QUATERN: Final = ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
+SROW: Final = ("srow_x", "srow_y", "srow_z")
+_PLACES: Final = ("dim", "datatype", "vox_offset", "scl_slope", "pixdim", "qform_code", "sform_code", "xyzt_units")
+_FIELDS: Final = (*_PLACES, *QUATERN, *SROW)
+_LARGEST_EXTENSIONS = 16 << 20
+_MOST_EXTENSIONS = 4096
+"""niftilib copies its list for each new extension."""
+GZIP_SIZE_WRAPS = 1 << 32
+_GZIP_NAMES = 0x18
+"""Flags of a gzip file that holds the name of what was compressed, or a comment."""
+_LARGEST_TAIL = 1 << 16
+"""Bytes that may follow the voxels without being looked at."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NiftiHeader:
+    """What the header says, with axes in the file's order (x, y, z, ...).
+
+    Attributes:
+        shape: extents of all axes.
+        is_second: whether the file is of version 2 of the format.
+        offset: of the voxels, in the uncompressed file.
+        value_bytes: of one voxel.
+        mm_per_unit: what lengths in the header are multiplied by to give mm.
+        forms: of `GEOMETRY`: JSON, all that places the voxels in the body.
+    """
+
+    shape: tuple[int, ...]
+    is_second: bool
+    offset: int
+    value_bytes: int
+    mm_per_unit: float
+    forms: Mapping[str, Any]
+
+
+def is_nifti(file: Path) -> bool:
+    """Whether the file's name says NIfTI."""
+    return file.name.lower().endswith(ENDINGS)
+
+
+def check_nifti(file: Path, *, is_label: bool = False) -> NiftiHeader:
+    """Read the header of a NIfTI file, and see that the file can hold what it says.
+
+    Raises:
+        Refusal: the file is damaged, no NIfTI file, or its voxels are not one real number each.
+    """
+    start = file_start(file, max(_MAGICS))
+    is_compressed = is_gzip(start)
+    if is_compressed and not file.name.lower().endswith(".gz"):
+        raise Refusal("it is compressed with gzip; rename it to .nii.gz, or unpack it")
+    if not is_compressed:
+        with file.open("rb") as stream:
+            header = _parse(stream)
+    else:
+        _check_gzip_name(file)
+        try:
+            with gzip.open(file) as unpacked:
+                header = _parse(unpacked)
+        except (EOFError, OSError, zlib.error) as error:
+            raise Refusal(f"it is cut off or damaged ({error}); copy or download it again") from error
+    packed = file.stat().st_size
+    require_room(
+        header.shape,
+        value_bytes=header.value_bytes,
+        available=packed if is_compressed else packed - header.offset,
+        ratio=DEFLATE_RATIO if is_compressed else 1,
+        is_label=is_label,
+    )
+    return header
+
+
+def require_complete(file: Path, header: NiftiHeader) -> None:
+    """Refuse a compressed file that was cut off, which ITK would fill up with zeros without a word.
+
+    The last four bytes of a gzip file tell its full size; only where they do not fit is the file unpacked to the end of
+    its voxels, because a file of several gzip members tells the size of the last one.
+    """
+    expected = header.offset + math.prod(header.shape) * header.value_bytes
+    with file.open("rb") as stream:
+        if not is_gzip(stream.read(2)):
+            return
+    if (gzip_size(file) - expected) % GZIP_SIZE_WRAPS <= _LARGEST_TAIL:
+        return
+    found = 0
+    try:
+        with gzip.open(file) as unpacked:
+            while found < expected and (block := unpacked.read(1 << 20)):
+                found += len(block)
+    except (EOFError, OSError, zlib.error) as error:
+        raise Refusal(f"it is cut off or damaged ({error}); copy or download it again") from error
+    if found < expected:
+        raise Refusal(f"it is cut off, {found} bytes of {expected}; copy or download it again")
+
+
+def gzip_size(file: Path) -> int:
+    """Return what the last bytes of a gzip file tell of its uncompressed size, modulo `GZIP_SIZE_WRAPS`."""
+    with file.open("rb") as stream:
+        stream.seek(-min(4, file.stat().st_size), SEEK_END)
+        return int.from_bytes(stream.read(), "little")
+
+
+def _check_gzip_name(file: Path) -> None:
+    """Refuse a gzip file whose name or comment does not end; Python looks for the end byte by byte."""
+    start = file_start(file, _LARGEST_TAIL)
+    if start[3:4] and start[3] & _GZIP_NAMES and b"\0" not in start[10:]:
+        raise Refusal("the name in its gzip header has no end; the file is damaged")
+
+
+def _parse(stream: IO[bytes] | gzip.GzipFile) -> NiftiHeader:
+    """Read the header, of either version and byte order, and check what counts."""
+    raw = stream.read(max(_MAGICS))
+    order, length = _layout(raw)
+    layout = _LAYOUTS[length].newbyteorder(order)
+    fields = {name: np.frombuffer(raw, layout, 1)[0][name] for name in _FIELDS}
+    value_bytes = _value_bytes(int(fields["datatype"]))
+    shape = _shape([int(extent) for extent in fields["dim"]])
+    offset, slope = float(fields["vox_offset"]), float(fields["scl_slope"])
+    if not math.isfinite(offset) or offset % 1 or not length + 4 <= offset <= length + _LARGEST_EXTENSIONS:
+        raise Refusal(f"vox_offset is {offset:g}, expected {length + 4} or more; the header is damaged")
+    if math.isinf(slope):
+        raise Refusal("scl_slope is infinite; the header is damaged")
+    _check_extensions(stream, raw[length:], order=order, length=length, offset=int(offset))
+    forms = _forms(fields, shape)
+    return NiftiHeader(
+        shape=shape,
+        is_second=length != _FIRST_VERSION,
+        offset=int(offset),
+        value_bytes=value_bytes,
+        mm_per_unit=_MM_PER_UNIT.get(forms["xyzt_units"] & _SPACE_UNITS, 1.0),
+        forms=forms,
+    )
+
+
+def _layout(raw: bytes) -> tuple[Literal["<", ">"], int]:
+    """Return byte order and length of the header, which its first field tells."""
+    orders: tuple[Literal["<", ">"], ...] = ("<", ">")
+    for order in orders:
+        length = struct.unpack(f"{order}i", raw[:4].ljust(4, b"\0"))[0]
+        if length not in _MAGICS:
+            continue
+        magic = raw[344:348] if length == _FIRST_VERSION else raw[4:8]
+        if magic in _PAIRS:
+            raise Refusal("it is the header of a pair (.hdr and .img); store it as one .nii.gz file")
+        if len(raw) >= length and magic == _MAGICS[length]:
+            return order, length
+        raise Refusal("its NIfTI header is cut off or damaged; copy or download it again")
+    raise not_this_format(raw, "NIfTI")
+
+
+def _value_bytes(datatype: int) -> int:
+    if datatype in _SEVERAL:
+        count, what = _SEVERAL[datatype]
+        raise Refusal(f"has {count} values a voxel ({what}, datatype {datatype}); write one file per channel")
+    if datatype in _COMPLEX:
+        raise Refusal(
+            f"holds complex numbers ({_COMPLEX[datatype]}, datatype {datatype}); "
+            "write the magnitude, or real and imaginary part as two channels"
+        )
+    if datatype not in _VALUE_BYTES:
+        raise Refusal(f"datatype {datatype} is no type of numbers that NIfTI knows")
+    return _VALUE_BYTES[datatype]
+
+
+def _shape(dim: list[int]) -> tuple[int, ...]:
+    """Return the extents; those from the fifth on are values of a voxel, of which there is one."""
+    if not 1 <= dim[0] < len(dim):
+        raise Refusal(f"its header says {dim[0]} axes, expected 1 to 7; the header is damaged")
+    shape = tuple(extent or int(axis > 2) for axis, extent in enumerate(dim[1 : dim[0] + 1]))  # some write 0 for unused
+    if (count := math.prod(shape[4:])) > 1:
+        raise Refusal(f"has {count} values a voxel ({len(shape)} axes {shape}); write one file per channel")
+    return shape
+
+
+def _check_extensions(stream: IO[bytes] | gzip.GzipFile, rest: bytes, *, order: str, length: int, offset: int) -> None:
+    """Walk over the extensions between header and voxels; libraries trust their sizes."""
+    if offset <= length + 4:
+        return
+    between = (rest + stream.read(max(0, offset - length - len(rest))))[: offset - length]
+    if not between[:1].strip(b"\0"):
+        return
+    place, count = 4, 0
+    while place + 8 <= len(between):
+        (size,) = struct.unpack_from(f"{order}i", between, place)
+        count += 1
+        if size < 8 or place + size > len(between) or count > _MOST_EXTENSIONS:
+            raise Refusal(f"extension {count} of its header has a size of {size} bytes; it is damaged")
+        place += size
+
+
+def _forms(fields: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str, Any]:
+    """Return all that places the voxels in the body; what a code of 0 leaves unused may be anything."""
+    codes = [int(fields["qform_code"]), int(fields["sform_code"])]
+    pixdim = [float(extent) for extent in fields["pixdim"][:4]]
+    quatern = [float(fields[name]) for name in QUATERN]
+    srow = [float(value) for name in SROW for value in fields[name]]
+    used = {"qform": quatern if codes[0] > 0 else [], "sform": srow if codes[1] > 0 else []}
+    for name, values in used.items():
+        if not all(map(math.isfinite, values)):
+            raise Refusal(f"{name} holds {values}, expected finite numbers; the header is damaged")
+    if any(extent > 1 and not 0 < abs(step) < math.inf for extent, step in zip(shape, pixdim[1:], strict=False)):
+        raise Refusal(f"its header says spacings of {pixdim[1:]}, expected finite numbers above 0")
+    return {
+        "codes": codes,
+        "pixdim": _finite(pixdim),
+        "quatern": _finite(quatern),
+        "srow": _finite(srow),
+        "xyzt_units": int(fields["xyzt_units"]),
+    }
+
+
+def _finite(values: list[float]) -> list[float]:
+    return [value if math.isfinite(value) else 0.0 for value in values]

@@ -1,0 +1,135 @@
+"""Grey and coloured pictures: PNG, BMP and 2D TIFF."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from PIL import Image
+
+from segwright.core.files.atomic_io import atomic_path
+from segwright.data.images.formats import FLAT_SPACING_FACTOR, Floats, Header, LabelMap, Refusal
+from segwright.data.images.readers.limits import DEFLATE_RATIO, file_start, not_this_format, require_room
+from segwright.data.images.readers.tiff import is_tiff, tiff_array, tiff_shape, write_tiff
+
+RGB_CHANNELS: Final = (3, 4)
+
+_MAGICS: Final[Mapping[str, tuple[str, bytes]]] = {".png": ("PNG", b"\x89PNG\r\n\x1a\n"), ".bmp": ("BMP", b"BM")}
+"""What a file of each ending must be, so that Pillow tries no other of its many formats."""
+
+_PNG_SIGNATURE = 8
+_PNG_AROUND = 12
+"""Bytes of a chunk beside its data: length, name, checksum."""
+_PNG_DEPTH = 24
+"""Place of the bits of one colour in a PNG file."""
+
+
+class NaturalImage2DIO:
+    """Grey or RGB(A) pictures: PNG, BMP, 2D TIFF; spacing is always (999, 1, 1) (spec A 2.7).
+
+    A colour palette means colours in an image and plain values in a label map.
+    """
+
+    endings: tuple[str, ...] = (".png", ".bmp", ".tif")
+
+    def header(self, file: Path, *, is_label: bool = False) -> Header:
+        """Read the size."""
+        if is_tiff(file):
+            return _header(_colours_last(tiff_shape(file, is_label=is_label)))
+        with _open(file, is_label=is_label) as image:
+            bands = len(_palette_mode(image)) if image.mode == "P" and not is_label else len(image.getbands())
+            shape = (image.height, image.width)
+            return _header(shape if bands == 1 else (*shape, bands))
+
+    def read(self, file: Path, *, is_label: bool = False) -> tuple[Header, Floats]:
+        """Read a picture."""
+        if is_tiff(file):
+            array = tiff_array(file, is_label=is_label)
+            if _colours_last(array.shape) != array.shape:
+                array = np.moveaxis(array, 0, -1)
+        else:
+            with _open(file, is_label=is_label) as image:
+                is_coloured = image.mode == "P" and not is_label
+                array = np.asarray(image.convert(_palette_mode(image)) if is_coloured else image)
+        header = _header(array.shape)
+        channels = array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
+        return header, np.ascontiguousarray(channels[:, None], dtype=np.float32)
+
+    def write(self, labels: LabelMap, path: Path, spacing: tuple[float, ...], geometry: Mapping[str, Any]) -> None:
+        """Write the only slice."""
+        with atomic_path(path) as temporary:
+            if is_tiff(path):
+                write_tiff(labels[0], temporary)
+            else:
+                Image.fromarray(labels[0]).save(temporary)
+
+
+def is_picture(shape: tuple[int, ...]) -> bool:
+    """Whether a TIFF file of this shape is grey or RGB(A), its colours first or last."""
+    return len(shape) == 2 or (len(shape) == 3 and _colours_last(shape)[-1] in RGB_CHANNELS)
+
+
+def _open(file: Path, *, is_label: bool) -> Image.Image:
+    """Open a picture of the format that its ending says and of a size that it can have."""
+    kind, magic = _MAGICS.get(file.suffix.lower(), ("PNG or BMP", b"\0no picture"))
+    start = file_start(file, 256)
+    if not start.startswith(magic):
+        raise not_this_format(start, kind)
+    depth = start[_PNG_DEPTH] if kind == "PNG" and len(start) > _PNG_DEPTH else 1
+    if kind == "PNG":
+        _check_chunks(file)
+    image: Image.Image = Image.open(file, formats=[kind])
+    try:
+        shape = (image.height, image.width, len(image.getbands()))
+        if depth > 8 and shape[-1] > 1:
+            raise Refusal(
+                f"has {depth} bits a colour, of which 8 would be lost; save it with 8, or as a file per channel"
+            )
+        available = file.stat().st_size
+        require_room(shape, value_bytes=depth / 8, available=available, ratio=DEFLATE_RATIO, is_label=is_label)
+    except BaseException:
+        image.close()
+        raise
+    return image
+
+
+def _check_chunks(file: Path) -> None:
+    """Refuse a PNG file whose chunks do not fit into it; Pillow takes memory for as much as they promise."""
+    size, place = file.stat().st_size, _PNG_SIGNATURE
+    with file.open("rb") as stream:
+        while place + _PNG_AROUND <= size:
+            stream.seek(place)
+            length = int.from_bytes(stream.read(4), "big")
+            is_last = stream.read(4) == b"IEND"
+            place += length + _PNG_AROUND
+            if is_last:
+                return
+    if place != size:
+        raise Refusal(
+            "it is cut off or damaged, a part of it ends behind the end of the file; copy or download it again"
+        )
+
+
+def _header(shape: tuple[int, ...]) -> Header:
+    if len(shape) == 3 and shape[-1] in RGB_CHANNELS:
+        num_channels = shape[-1]
+    elif len(shape) == 2:
+        num_channels = 1
+    elif len(shape) == 3 and shape[-1] == 2:
+        raise Refusal("has 2 values a pixel (grey and transparency); save it as grey without transparency")
+    else:
+        raise ValueError(f"has shape {shape}, expected a grey (h, w) or RGB(A) (h, w, 3 or 4) picture")
+    return Header(shape=(1, *shape[:2]), spacing=(FLAT_SPACING_FACTOR, 1.0, 1.0), num_channels=num_channels)
+
+
+def _colours_last(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape after colours stored plane by plane are moved to the last axis, as nnU-Net's reader does."""
+    if len(shape) == 3 and shape[-1] not in RGB_CHANNELS and shape[0] in RGB_CHANNELS:
+        return (*shape[1:], shape[0])
+    return shape
+
+
+def _palette_mode(image: Image.Image) -> str:
+    return "RGBA" if "transparency" in image.info else "RGB"
