@@ -21,7 +21,7 @@ CASE_FOLDER_PREFIX = "segwright_"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workspace:
-    """Three trees as in nnU-Net (spec A 1.2); `Workspace.under(folder)` puts all of them below one folder."""
+    """nnU-Net's three trees (nnU-Net behaviour 1.1); `Workspace.under(folder)` puts all of them below one folder."""
 
     raw: Path
     preprocessed: Path

@@ -1,4 +1,4 @@
-"""The previous stage's label map as input channels, and what training does to them (nnU-Net 2.8.1, spec B 3.5).
+"""The previous stage's label map as input channels, and what training does to them (nnU-Net behaviour 10.5).
 
 Errors of the first stage on its own training data are rarer than on new data; random operators and lost components
 keep the second stage from copying its input. L foreground labels, S spatial axes.

@@ -1,6 +1,6 @@
 """Intensity augmentations: noise, blur, brightness, contrast, low resolution and gamma.
 
-Defaults are those of nnU-Net 2.8.1 (spec B 3.1, 3.3). Labels pass through untouched. Each transform leaves shapes,
+Defaults: nnU-Net behaviour 10.1, 10.3. Labels pass through untouched. Each transform leaves shapes,
 dtype and device as they are; no value travels from the device to the host.
 """
 

@@ -1,4 +1,4 @@
-"""Augmentations of the strong recipe: turns of the grid, and changes in a part of the image (spec B 3.9).
+"""Augmentations of the strong recipe: turns of the grid, and changes in a part of the image (nnU-Net behaviour 10.8).
 
 Labels follow the turns and pass untouched through the rest.
 """

@@ -38,7 +38,7 @@ def along_axes(volumes: torch.Tensor, operators: Sequence[torch.Tensor | None]) 
 def low_resolution_operator(size: int, reduced: int) -> Operator:
     """Return the (size, size) operator that samples `reduced` nearest voxels and interpolates back linearly.
 
-    nnU-Net 2.8.1 behaviour, spec B 3.3: down by `nearest-exact`, up linearly without aligned corners.
+    nnU-Net behaviour 10.3: down by `nearest-exact`, up linearly without aligned corners.
     """
     # float32 as in torch's own rule, so that ties at voxel borders fall on the same side
     middle = np.arange(reduced, dtype=np.float32) + np.float32(0.5)
@@ -70,7 +70,7 @@ def gaussian_operator(size: int, sigma: float) -> Operator:
 
 
 def gaussian_taps(sigma: float) -> int:
-    """Return the kernel length: the odd integer nearest to 6 sigma + 0.5 (nnU-Net 2.8.1 behaviour, spec B 3.3)."""
+    """Return the kernel length: the odd integer nearest to 6 sigma + 0.5 (nnU-Net behaviour 10.3)."""
     wanted = 6.0 * sigma + 0.5
     nearest = round(wanted)
     if nearest % 2 == 0:

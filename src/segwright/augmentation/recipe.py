@@ -23,10 +23,10 @@ SPATIAL = "spatial"
 """The name of the affine in a recipe; it comes first, as it decides what is read."""
 
 ANISOTROPIC_PATCH = 3
-"""A 3D patch whose longest edge exceeds this many times its first is rotated in plane only (spec B 2.5)."""
+"""A 3D patch whose longest edge exceeds this many times its first is rotated in plane only (nnU-Net behaviour 9.4)."""
 
 ELONGATED_PATCH = 1.5
-"""A 2D patch longer than this many times its short edge is rotated little (spec B 2.5)."""
+"""A 2D patch longer than this many times its short edge is rotated little (nnU-Net behaviour 9.4)."""
 
 _PASSED_ON = (SegwrightError, MemoryError, torch.OutOfMemoryError)
 """Errors that are no fault of the transform in which they come up, or tell it themselves."""
@@ -246,7 +246,7 @@ class RecipeBuilder(Protocol):
 
 
 def patch_geometry(patch_size: Sequence[int]) -> PatchGeometry:
-    """Return rotation range, in-plane rule and mirror axes of a patch (nnU-Net 2.8.1 behaviour, spec B 2.5)."""
+    """Return rotation range, in-plane rule and mirror axes of a patch (nnU-Net behaviour 9.4)."""
     longest = max(patch_size)
     dummy_2d = len(patch_size) == 3 and longest / patch_size[0] > ANISOTROPIC_PATCH
     if len(patch_size) == 2:
@@ -258,7 +258,7 @@ def patch_geometry(patch_size: Sequence[int]) -> PatchGeometry:
 
 
 def default_recipe(patch_size: Sequence[int], *, masked_channels: Sequence[int] = ()) -> Recipe:
-    """Return nnU-Net's default augmentation (2.8.1 behaviour, spec B 3.1)."""
+    """Return nnU-Net's default augmentation (nnU-Net behaviour 10.1)."""
     geometry = patch_geometry(patch_size)
     steps = [
         Step(name="noise", transform=GaussianNoise()),

@@ -19,7 +19,7 @@ from segwright.data.labels import OUTSIDE
 class Affine:
     """Random rotation and isotropic scaling; a larger factor shows more of the case, so objects get smaller.
 
-    Defaults are those of nnU-Net 2.8.1 (spec B 3.1, 3.2). `rotation` is in radians; with `in_plane` (3D patches of
+    Defaults: nnU-Net behaviour 10.1, 10.2. `rotation` is in radians; with `in_plane` (3D patches of
     thick slices) only the last two axes are rotated and scaled. Each angle is kept with `axis_probability`.
     """
 

@@ -1,6 +1,6 @@
-"""The strong recipe, after nnU-Net 2.8.1's DA5 (spec B 3.9).
+"""The strong recipe, after nnU-Net 2.8.1's DA5 (nnU-Net behaviour 10.8).
 
-Deviations, on purpose: its second inverted gamma is the plain one that was meant (S19); its median filter of up to 7
+Deviations, on purpose: its second inverted gamma is the plain one that was meant; its median filter of up to 7
 voxels, which costs more than the training step, is left to the blur that shares its draw; a bump is no narrower than
 one voxel, as along an axis of less than 6 voxels its least width would be 0.
 """

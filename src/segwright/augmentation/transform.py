@@ -52,7 +52,7 @@ def column(draws: Sequence[Draw], name: str, images: torch.Tensor) -> torch.Tens
 def draw_around_one(rng: np.random.Generator, limits: Range, size: int) -> npt.NDArray[np.float64]:
     """Draw `size` factors, below and above one equally often, uniform on each side.
 
-    nnU-Net 2.8.1 behaviour, spec B 3: U(low, 1) with probability 0.5 where low < 1, else U(max(low, 1), high).
+    nnU-Net behaviour 10.3: U(low, 1) with probability 0.5 where low < 1, else U(max(low, 1), high).
     """
     low, high = limits
     below = (rng.random(size) < 0.5) & (low < 1)

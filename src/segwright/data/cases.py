@@ -1,4 +1,7 @@
-"""Which files make up which case: folder listings by name, explicit lists, and what is missing (spec A 1.4, 1.5)."""
+"""Which files make up which case: folder listings by name, explicit lists, and what is missing.
+
+nnU-Net behaviour 1.3, 1.4.
+"""
 
 from __future__ import annotations
 
@@ -199,7 +202,7 @@ def _suffixes(case: Case, file_ending: str) -> dict[str, Path]:
 
 
 def _shared_suffixes(cases: Sequence[Case], file_ending: str, expected: list[str]) -> list[str]:
-    """Return the channel numbers all cases share; any will do, as only their order counts (spec A 1.4)."""
+    """Return the channel numbers all cases share; any will do, as only their order counts (nnU-Net behaviour 1.3)."""
     counted = Counter(tuple(_suffixes(case, file_ending)) for case in cases)
     if len(counted) == 1:
         (only,) = counted

@@ -1,4 +1,4 @@
-"""Look at everything in a raw dataset that could go wrong later, and report all of it at once (spec A 3)."""
+"""Check a raw dataset for everything that could go wrong later, and report it all at once (nnU-Net behaviour 1.7)."""
 
 from __future__ import annotations
 

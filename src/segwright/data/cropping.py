@@ -31,7 +31,7 @@ def crop_to_nonzero(
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int16], Box]:
     """Cut image and label to the non-zero region and mark what lies outside its mask.
 
-    nnU-Net 2.8.1 behaviour, spec A 4.1: the mask is every voxel with a non-zero channel, holes filled (6-connected).
+    nnU-Net behaviour 3.1: the mask is every voxel with a non-zero channel, holes filled (6-connected).
 
     Args:
         image: (C, *S).

@@ -44,7 +44,7 @@ NO_ENVIRONMENT: Mapping[str, str] = {}
 
 
 class CaseFiles(BaseModel):
-    """One entry of the explicit file lists of a dataset.json (spec A 1.5)."""
+    """One entry of the explicit file lists of a dataset.json (nnU-Net behaviour 1.4)."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -59,7 +59,7 @@ def _refuse_swapped(value: object) -> object:
 
 
 class DatasetDescription(BaseModel):
-    """A `dataset.json` (spec A 1.5); keys that are not ours are kept, the order of labels and channels too."""
+    """A `dataset.json` (nnU-Net behaviour 1.4); unknown keys and the order of labels and channels are kept."""
 
     model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
 
@@ -156,7 +156,7 @@ class Survey:
         description: None if dataset.json is missing or invalid; there are no cases then.
         cases: those that were found, complete or not.
         problems: all that keeps the dataset from being loaded.
-        stray: what the image folder holds beside the cases (spec A, S-34).
+        stray: what the image folder holds beside the cases (nnU-Net behaviour 1.3).
         reader: chosen by file ending alone where no example could be read.
     """
 
@@ -276,7 +276,7 @@ def problem_of(error: SegwrightError, *, remedy: str = "") -> Problem:
 
 
 def list_cases(folder: Path, file_ending: str, num_channels: int | None = None) -> tuple[Case, ...]:
-    """List the cases of a folder of images to predict (spec A 1.4, 1.7); their `label` is None.
+    """List the cases of a folder of images to predict (nnU-Net behaviour 1.3, 1.5); their `label` is None.
 
     Args:
         num_channels: where given, every case must have that many channels.

@@ -26,9 +26,9 @@ from segwright.data.weighted_sample import WeightedSample, draw
 logger = getLogger(__name__)
 
 TOTAL_SAMPLES = 10**8
-"""Voxels drawn over the whole dataset, shared evenly by its cases (nnU-Net 2.8.1, spec A 4)."""
+"""Voxels drawn over the whole dataset, shared evenly by its cases (nnU-Net behaviour 3)."""
 SAMPLE_SEED = 1234
-"""Every case starts its own stream from this seed (nnU-Net 2.8.1, spec A 4)."""
+"""Every case starts its own stream from this seed (nnU-Net behaviour 3)."""
 
 
 class IntensityStatistics(BaseModel):
@@ -46,7 +46,7 @@ class IntensityStatistics(BaseModel):
 
 
 class Fingerprint(BaseModel):
-    """The properties of a dataset that plans follow from (nnU-Net's `dataset_fingerprint.json`, spec A 4).
+    """The properties of a dataset that plans follow from (nnU-Net's `dataset_fingerprint.json`, nnU-Net behaviour 3).
 
     Attributes:
         spacings: per case, array axis order as read.
@@ -129,7 +129,7 @@ class Measurement:
         """
         _require_usable(case, volume, label, len(self._samples))
         box = content_box(volume.array)
-        foreground = crop(label.array[0], box) > 0  # the ignore label counts as well (spec A, S-11)
+        foreground = crop(label.array[0], box) > 0  # the ignore label counts as well (nnU-Net behaviour 3.2)
         random = np.random.RandomState(SAMPLE_SEED)
         for channel, sample in zip(crop(volume.array, box), self._samples, strict=True):
             sample.add(*draw(channel[foreground], self._num_draws, random))
@@ -155,7 +155,7 @@ class Measurement:
                 f"{dataset.folder}: none of its {len(facts)} cases has a voxel with a foreground label; "
                 "intensities cannot be planned for. Check the label files"
             )
-        # The reference works in float32, but an empty case makes it promote everything to float64 (spec A, S-12).
+        # float64 as soon as one case has no foreground (nnU-Net behaviour 3.3).
         rounding = np.float64 if any(fact.lacks_foreground for fact in facts) else np.float32
         return Fingerprint(
             spacings=tuple(fact.spacing for fact in facts),

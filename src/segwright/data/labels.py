@@ -20,11 +20,11 @@ ClassKey = int | tuple[int, ...]
 BACKGROUND = "background"
 IGNORE = "ignore"
 OUTSIDE = -1
-"""Marks background outside the non-zero mask in preprocessed labels (spec A 4.1)."""
+"""Marks background outside the non-zero mask in preprocessed labels (nnU-Net behaviour 3.1)."""
 
 REGION_THRESHOLD = 0.5
 LARGEST_UINT8_LABEL = 254
-"""nnU-Net 2.8.1 behaviour, spec A 2.1: a maximum of 255 is already written as uint16."""
+"""nnU-Net behaviour 2.1: a maximum of 255 is already written as uint16."""
 LARGEST_WRITTEN_LABEL = 2**16 - 1
 """Of uint16, in which label maps are written."""
 
@@ -42,7 +42,7 @@ _SHOWN_VALUES = 8
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """The labels of a dataset (nnU-Net 2.8.1 behaviour, spec A 7).
+    """The labels of a dataset (nnU-Net behaviour 4).
 
     Make one with `from_dataset_json`, which checks the rules.
 
@@ -67,7 +67,7 @@ class Labels:
         """Return the labels of a `dataset.json` document.
 
         Raises:
-            DatasetError: a rule of spec A 7.1 is broken.
+            DatasetError: a rule of nnU-Net behaviour 4.1 is broken.
         """
         if "labels" not in document:
             raise DatasetError("dataset.json: key 'labels' is missing; expected an object of name -> value")
@@ -121,7 +121,7 @@ class Labels:
     def class_keys(self) -> tuple[ClassKey, ...]:
         """What class locations are collected for: regions or foreground labels, then everything annotated.
 
-        The last key is there only with an ignore label (nnU-Net 2.8.1 behaviour, spec A 6.5).
+        The last key is there only with an ignore label (nnU-Net behaviour 6.5).
         """
         keys = self.evaluation_classes()
         return keys if self.ignore_label is None else (*keys, (OUTSIDE, *self.all_labels))
@@ -161,7 +161,7 @@ class Labels:
         return heads
 
     def decide(self, scores: npt.NDArray[Any], *, logits: bool) -> npt.NDArray[np.unsignedinteger[Any]]:
-        """Return the label map (*S) of network outputs or probabilities (heads, *S), spec A 7.4.
+        """Return the label map (*S) of network outputs or probabilities (heads, *S), nnU-Net behaviour 4.4.
 
         Labels: the head with the largest score, the first of equals. Regions: `regions_class_order[i]` is written
         where region i is above one half, later regions over earlier ones.
@@ -191,7 +191,7 @@ class Labels:
         return result
 
     def probabilities(self, logits: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """Return softmax over the heads, or sigmoid for regions, of `logits` (heads, *S) in float32 (spec A 7.3)."""
+        """Return softmax, or sigmoid for regions, of `logits` (heads, *S) in float32 (nnU-Net behaviour 4.3)."""
         self._require_heads(logits)
         values = np.array(logits, dtype=np.float32)
         if self.has_regions:
@@ -234,7 +234,7 @@ class Labels:
 
 
 def label_problems(declared: Mapping[str, ClassKey], regions_class_order: tuple[int, ...] | None) -> list[str]:
-    """Return every broken rule of the `labels` of a dataset.json (spec A 7.1), each as 'what; remedy'."""
+    """Return every broken rule of the `labels` of a dataset.json (nnU-Net behaviour 4.1), each as 'what; remedy'."""
     problems = []
     if BACKGROUND not in declared:
         problems.append("'background' is missing; add \"background\": 0")

@@ -59,7 +59,7 @@ logger = getLogger(__name__)
 
 
 class Architecture(BaseModel):
-    """Which network, and its arguments: the `architecture` block of a configuration (spec A 5.7)."""
+    """Which network, and its arguments: the `architecture` block of a configuration (nnU-Net behaviour 5.7)."""
 
     model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
 
@@ -69,7 +69,9 @@ class Architecture(BaseModel):
 
 
 class Configuration(BaseModel):
-    """One configuration of a plan with its inheritance resolved (spec A 5.13); sizes in transposed axis order.
+    """One configuration of a plan with its inheritance resolved; sizes in transposed axis order.
+
+    nnU-Net behaviour 5.13.
 
     Spacing is in the images' unit (mm as a rule), sizes are in voxels.
     """
@@ -165,7 +167,9 @@ class Configuration(BaseModel):
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any], *, where: str = "configuration") -> Configuration:
-        """Validate one resolved configuration; plans from before the `architecture` block are upgraded (spec A 5.15).
+        """Validate one resolved configuration; plans from before the `architecture` block are upgraded.
+
+        nnU-Net behaviour 5.15.
 
         Raises:
             PlanError: a value is missing or does not fit; `where` and the key are named.
@@ -228,7 +232,7 @@ class Plan(BaseModel):
         return tuple(self.configurations)
 
     def configuration(self, name: str) -> Configuration:
-        """Return a configuration with `inherits_from` resolved (spec A 5.14), upgraded if old, and checked.
+        """Return a configuration with `inherits_from` resolved (nnU-Net behaviour 5.14), upgraded if old, and checked.
 
         Raises:
             PlanError: there is no such configuration, its ancestry is broken or a value does not fit.
@@ -334,7 +338,7 @@ def architecture_block(
     encoder_blocks: tuple[int, ...],
     decoder_convs: tuple[int, ...],
 ) -> dict[str, Any]:
-    """Return a U-Net's `architecture` block, keys in nnU-Net's order (spec A 5.7).
+    """Return a U-Net's `architecture` block, keys in nnU-Net's order (nnU-Net behaviour 5.7).
 
     Args:
         network: `PlainConvUNet` or `ResidualEncoderUNet`.
@@ -368,10 +372,12 @@ def architecture_block(
 
 
 def upgrade_configuration(document: Mapping[str, Any], *, where: str) -> dict[str, Any]:
-    """Return `document` with the keys of early nnU-Net v2 plans turned into an `architecture` block (spec A 5.15).
+    """Return `document` with the keys of early nnU-Net v2 plans turned into an `architecture` block.
+
+    nnU-Net behaviour 5.15.
 
     A document that has the block, or nothing to make it from, comes back unchanged. Unlike nnU-Net's upgrade, that of
-    residual plans names the class that exists (spec A, S-21).
+    residual plans names the class that exists (nnU-Net behaviour 5.15).
 
     Raises:
         PlanError: the old network is not one that can be translated, or an old key is missing.

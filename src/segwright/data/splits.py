@@ -19,7 +19,7 @@ logger = getLogger(__name__)
 
 NUM_FOLDS = 5
 SPLIT_SEED = 12345
-"""Seed and number of folds of nnU-Net 2.8.1 (spec A 1.8)."""
+"""Seed and number of folds of nnU-Net 2.8.1 (nnU-Net behaviour 1.6)."""
 
 _SHOWN_IDENTIFIERS = 5
 
@@ -40,7 +40,7 @@ class _SplitDocument(BaseModel):
 
 
 def default_splits(identifiers: Sequence[str]) -> list[Split]:
-    """Return nnU-Net's five folds over the sorted identifiers (spec A 1.8).
+    """Return nnU-Net's five folds over the sorted identifiers (nnU-Net behaviour 1.6).
 
     Raises:
         DatasetError: fewer than five cases.
@@ -101,7 +101,7 @@ def resolve(
         in_use: whether a fold was trained with those at `path`; if not, default splits of other cases are made anew.
 
     Raises:
-        DatasetError: both files exist and a fold of the raw one differs (spec A 1.8).
+        DatasetError: both files exist and a fold of the raw one differs (nnU-Net behaviour 1.6).
     """
     supplied = load(raw_file) if raw_file is not None and raw_file.is_file() else None
     if path.is_file():

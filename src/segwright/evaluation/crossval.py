@@ -88,7 +88,9 @@ def read_crossval(model: Path, folds: Sequence[int] | None = None) -> CrossValid
 
 
 def accumulate(found: CrossValidation, target: Path) -> Scores:
-    """Copy the predictions of all folds into one folder, with one `summary.json` over their cases (spec B 5.2).
+    """Copy the predictions of all folds into one folder, with one `summary.json` over their cases.
+
+    nnU-Net behaviour 12.3.
 
     Raises:
         WorkspaceError: the folder is there already and not empty.

@@ -82,7 +82,7 @@ def confusion(
 ) -> Confusion:
     """Count every pair of reference and predicted value once; both arrays (*S) have the same shape.
 
-    Voxels whose reference is `ignore_label` are left out of all counts (nnU-Net 2.8.1 behaviour, spec B 6).
+    Voxels whose reference is `ignore_label` are left out of all counts (nnU-Net behaviour 12.1).
 
     Raises:
         ImageError: there are far more values than labels.

@@ -1,4 +1,4 @@
-"""Whether keeping only the largest component helps, decided on scored predictions as nnU-Net does (spec B 5.3)."""
+"""Decide on scored predictions whether to keep only the largest component, as nnU-Net does (nnU-Net behaviour 12.4)."""
 
 from __future__ import annotations
 

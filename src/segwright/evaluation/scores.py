@@ -121,11 +121,11 @@ class CaseScores(BaseModel):
 
 
 class Scores(BaseModel):
-    """A `summary.json` (nnU-Net's schema, spec B 6).
+    """A `summary.json` (nnU-Net's schema, nnU-Net behaviour 12.2).
 
     `mean` leaves out the cases in which a class is in neither map. `foreground_mean` is nnU-Net's plain mean over the
-    classes: one class that no case has makes it NaN (spec B, S22). `foreground_mean_present` is ours and leaves such
-    classes out; the two are equal where every class occurs.
+    classes: one class that no case has makes it NaN (nnU-Net behaviour 12.2). `foreground_mean_present` is ours and
+    leaves such classes out; the two are equal where every class occurs.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")

@@ -113,7 +113,7 @@ class Selection:
 
 
 def choose(candidates: Sequence[Candidate], folds: Sequence[int]) -> Selection:
-    """Return the comparison of candidates, at least one (spec B 5.2).
+    """Return the comparison of candidates, at least one (nnU-Net behaviour 12.3).
 
     A class that is in no case counts for nothing; with nnU-Net the mean would be NaN, and the selection fail.
 

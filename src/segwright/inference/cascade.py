@@ -26,7 +26,7 @@ class CascadePredictor(Predictor):
         self.origin["previous_stage"] = dict(first.origin)
 
     def prepare(self, volume: Volume) -> pipeline.Prepared:
-        """Run the first stage and bring image and labels onto the second stage's grid (spec A 6.1, B 4.8).
+        """Run the first stage and bring image and labels onto the second stage's grid (nnU-Net behaviour 6.1, 11.6).
 
         Labels, not probabilities, are passed on, by way of the case's own grid, as with nnU-Net.
 

@@ -1,4 +1,6 @@
-"""Several models on the same cases: their probabilities averaged, as nnU-Net's ensembling does (spec B 5.1).
+"""Several models on the same cases: their probabilities averaged, as nnU-Net's ensembling does.
+
+nnU-Net behaviour 11.7.
 
 Each model's probabilities go to a compressed file on the case's own grid; then they are averaged slab by slab. So
 memory is that of one model, whatever their number and the number of classes.

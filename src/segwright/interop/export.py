@@ -31,7 +31,7 @@ LOGGED: Final = (
     *("mean_fg_dice", "ema_fg_dice", "dice_per_class_or_region", "train_losses"),
     *("val_losses", "lrs", "epoch_start_timestamps", "epoch_end_timestamps"),
 )
-"""Lists of nnU-Net's logger (spec B 1.5)."""
+"""Lists of nnU-Net's logger (nnU-Net behaviour 8.3)."""
 
 
 class _Header(CheckpointHeader):
@@ -132,7 +132,7 @@ def _mirror_axes(header: _Header, plan: Plan) -> list[int]:
 def _checkpoint(
     fold: Path, header: _Header, plan: Plan, plans: dict[str, Any], description: DatasetDescription
 ) -> dict[str, Any]:
-    """Return what nnU-Net's checkpoints hold (spec B 1.6); the optimiser's state is not kept."""
+    """Return what nnU-Net's checkpoints hold (nnU-Net behaviour 8.4); the optimiser's state is not kept."""
     configuration = plan.configuration(header.configuration)
     labels = Labels.from_description(description)
     channels = len(description.channel_names)

@@ -1,7 +1,7 @@
 """nnU-Net v2's trained model folders, converted into ours: safetensors and JSON instead of pickles.
 
-A `.pth` file is read by `interop.torchfile`, which builds plain values and tensors (spec B 1.6). Whatever else a file
-asks for is refused by its name and never run.
+A `.pth` file is read by `interop.torchfile`, which builds plain values and tensors (nnU-Net behaviour 8.4). Whatever
+else a file asks for is refused by its name and never run.
 """
 
 from __future__ import annotations

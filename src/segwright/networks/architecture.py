@@ -23,13 +23,13 @@ NETWORK_CLASSES: Final = (PLAIN, RESIDUAL_ENCODER, RESIDUAL)
 PACKAGE: Final = "dynamic_network_architectures."
 CLASS_PREFIX: Final = f"{PACKAGE}architectures.unet."
 
-# Residual blocks per encoder stage; nnU-Net's ResEnc planners, spec A 5.1 and 9.7.
+# Residual blocks per encoder stage; nnU-Net's ResEnc planners, nnU-Net behaviour 5.1, 7.7.
 RESIDUAL_BLOCKS: Final = (1, 3, 4, 6)
-PLAIN_CONVS: Final = 2  # nnU-Net's default planner, spec A 5.1
+PLAIN_CONVS: Final = 2  # nnU-Net's default planner, nnU-Net behaviour 5.1
 BASE_FEATURES: Final = 32
 MAX_FEATURES: Final[dict[int, int]] = {2: 512, 3: 320}
 MOST_BLOCKS: Final = 1000  # of all stages, which take a second to make; nnU-Net's largest preset has 31
-MIN_EDGE: Final = 4  # smallest feature-map extent at the bottleneck, spec A 5.6
+MIN_EDGE: Final = 4  # smallest feature-map extent at the bottleneck, nnU-Net behaviour 5.6
 
 _NUMBERS_OF_LAYERS: Final = {
     "norm_op_kwargs": ("eps", "momentum", "affine", "track_running_stats"),
@@ -74,7 +74,7 @@ _REFUSED: Final = (
     "stochastic_depth_p", "squeeze_excitation", "squeeze_excitation_reduction_ratio", "squeeze_excitation_rd_divisor",
 )  # fmt: skip
 
-# What the short name "ResEncL" stands for, spec A 9.7.
+# What the short name "ResEncL" stands for, nnU-Net behaviour 7.7.
 RESENC_L_KWARGS: Final[dict[str, Any]] = {
     "n_stages": 6,
     "features_per_stage": [32, 64, 128, 256, 320, 320],
@@ -96,7 +96,7 @@ RESENC_L_KWARGS: Final[dict[str, Any]] = {
 def is_known_network(path: str) -> bool:
     """Whether a plan's class path means one of `NETWORK_CLASSES`, from wherever in nnU-Net's package of networks.
 
-    nnU-Net itself looks at the last component alone if the path leads nowhere (spec A 9.1, S-21).
+    nnU-Net itself looks at the last component alone if the path leads nowhere (nnU-Net behaviour 7.1).
     """
     package, _, name = path.rpartition(".")
     return name in NETWORK_CLASSES and (not package or path.startswith(PACKAGE))
@@ -218,7 +218,7 @@ def kwargs_for_patch(patch_size: Sequence[int]) -> dict[str, Any]:
 
 
 def norm_kwargs(norm: str, dims: int) -> dict[str, Any]:
-    """Return the arguments that give a built-in network `instance` or `batch` norm (spec B 1.14).
+    """Return the arguments that give a built-in network `instance` or `batch` norm (nnU-Net behaviour 8.10).
 
     Args:
         norm: which of the two.

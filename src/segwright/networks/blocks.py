@@ -1,7 +1,8 @@
 """Building blocks of the U-Nets: convolution blocks, stacks and residual blocks, named as in the reference.
 
-Legend: B batch, C channels, S spatial axes. Names of sub-modules are those of nnU-Net's dynamic networks (spec A 9.2),
-so that its weights load; the reference's aliases (`all_modules.*`) are a matter of `checkpoint.py`.
+Legend: B batch, C channels, S spatial axes. Names of sub-modules are those of nnU-Net's dynamic networks
+(nnU-Net behaviour 7.2), so that its weights load; the reference's aliases (`all_modules.*`) are a matter of
+`checkpoint.py`.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class ConvBlock(nn.Module):
         return x if self.nonlin is None else self.nonlin(x)
 
     def alias_indices(self) -> dict[str, int]:
-        """Return where the reference's `all_modules` container holds `conv` and `norm` (spec A 9.2)."""
+        """Return where the reference's `all_modules` container holds `conv` and `norm` (nnU-Net behaviour 7.2)."""
         after_conv = 1 + (self.dropout is not None)
         return {"conv": 0, "norm": after_conv + (self.nonlin_first and self.nonlin is not None)}
 

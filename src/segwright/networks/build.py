@@ -40,8 +40,8 @@ LARGEST_ARGUMENT: Final = 4096  # of networks of other packages; the largest emb
 MOST_ARGUMENTS: Final = 1000
 MOST_CHANNELS: Final = 2**16  # of an image, or heads
 MOST_WEIGHTS: Final = 2**30  # 4 GiB; nnU-Net's largest presets have 0.2 * 10**9
-KAIMING_SLOPE: Final = 0.01  # nnU-Net 2.8.1 behaviour, spec A 9.6
-SHORT_NAMES: Final = {"ResEncL": (RESIDUAL_ENCODER, RESENC_L_KWARGS)}  # self-supervised plans, spec A 9.7
+KAIMING_SLOPE: Final = 0.01  # nnU-Net behaviour 7.6
+SHORT_NAMES: Final = {"ResEncL": (RESIDUAL_ENCODER, RESENC_L_KWARGS)}  # self-supervised plans, nnU-Net behaviour 7.7
 
 
 class NetworkBuilder(Protocol):
@@ -353,7 +353,7 @@ def _building(builder: NetworkBuilder, reference: str, kwargs: Mapping[str, Any]
 
 
 def initialize(network: nn.Module, generator: torch.Generator | None = None) -> None:
-    """Set initial weights in place: Kaiming normal convolutions, zero biases, plain norms (spec A 9.6).
+    """Set initial weights in place: Kaiming normal convolutions, zero biases, plain norms (nnU-Net behaviour 7.6).
 
     The last norm of each residual block starts at zero, weight and bias. Every tensor is drawn exactly once.
 

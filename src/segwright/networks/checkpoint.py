@@ -1,4 +1,4 @@
-"""Weights on disk (safetensors) and their names: ours once each, nnU-Net's with aliases (spec A S-28)."""
+"""Weights on disk (safetensors) and their names: ours once each, nnU-Net's with aliases (nnU-Net behaviour 7.8)."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ PRIMUS_SIZES: Final[Mapping[str, tuple[int, int, int]]] = {
     "M": (864, 16, 12),
     "L": (1056, 24, 16),
 }
-"""Embedding, depth and heads (spec B 1.15)."""
+"""Embedding, depth and heads (nnU-Net behaviour 7.7)."""
 
 PRIMUS_TOKEN: Final = 8
 """Voxels of a token along each axis."""
@@ -116,7 +116,9 @@ def build_primus(
     size: str = "M",
     **kwargs: Any,
 ) -> nn.Module:
-    """Build Primus (Wald et al. 2025) of size S, B, M or L with nnU-Net's settings (spec B 1.15); gives one output.
+    """Build Primus (Wald et al. 2025) of size S, B, M or L with nnU-Net's settings; gives one output.
+
+    nnU-Net behaviour 7.7.
 
     Raises:
         ConfigError: an unknown size, or a patch that is not 3D or not divisible by 8.

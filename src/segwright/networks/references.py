@@ -73,7 +73,9 @@ def foreign_network(
     deep_supervision: bool,
     trust: CodeTrust,
 ) -> nn.Module:
-    """Build a network that nnU-Net plans name by another class path, for a model whose maker is trusted (spec A 9.1).
+    """Build a network that nnU-Net plans name by another class path, for a model whose maker is trusted.
+
+    nnU-Net behaviour 7.1.
 
     Raises:
         ConfigError: the class is not installed or not a network, or a layer is none of torch's.

@@ -1,4 +1,6 @@
-"""U-Nets with plain and residual encoders, 2D and 3D; same maths and parameter names as nnU-Net's (spec A 9.3-9.5).
+"""U-Nets with plain and residual encoders, 2D and 3D; same maths and parameter names as nnU-Net's.
+
+nnU-Net behaviour 7.3-7.5.
 
 The decoder knows only the encoder's channels and strides, not the encoder itself, so each parameter has one name.
 """

@@ -1,4 +1,4 @@
-"""How each input channel is normalised, from its name and from how much cropping removes (spec A 5.10, 6.3)."""
+"""How each input channel is normalised, by its name and by how much cropping removes (nnU-Net behaviour 5.10, 6.3)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Normalization:
     """Scheme and masking per channel, and the reasons.
 
     Attributes:
-        schemes: nnU-Net's class name per channel, in the order of `channel_names` (spec A, S-4).
+        schemes: nnU-Net's class name per channel, in the order of `channel_names` (nnU-Net behaviour 5.10).
         use_mask: Whether statistics come from inside the non-zero mask only, per channel.
         decisions: What the rationale records.
     """

@@ -42,7 +42,7 @@ class Draft:
 
 
 def configuration_block(draft: Draft, preset: Preset, normalization: Normalization) -> dict[str, Any]:
-    """Return the configuration as `plans.json` has it, keys in nnU-Net's order (spec A 5.13)."""
+    """Return the configuration as `plans.json` has it, keys in nnU-Net's order (nnU-Net behaviour 5.13)."""
     sizing = draft.sizing
     block = {
         "data_identifier": draft.data_identifier,

@@ -1,4 +1,4 @@
-"""Whether a low-resolution configuration is worth having, and at which spacing (spec A 5.12)."""
+"""Whether a low-resolution configuration is worth having, and at which spacing (nnU-Net behaviour 5.12)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Search:
 def find_lowres(spacing: tuple[float, ...], median_shape: tuple[float, ...], fullres: Sizing, budget: Budget) -> Search:
     """Coarsen the spacing until a patch covers a quarter of the median image.
 
-    nnU-Net 2.8.1 behaviour, spec A 5.12; dropped again where it has less than twice fewer voxels.
+    nnU-Net behaviour 5.12; dropped again where it has less than twice fewer voxels.
 
     Args:
         spacing: Full-resolution target, transposed.

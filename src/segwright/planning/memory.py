@@ -1,4 +1,4 @@
-"""How much memory a network needs, in elements of feature maps, in closed form (spec A 5.8)."""
+"""How much memory a network needs, in elements of feature maps, in closed form (nnU-Net behaviour 5.8)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def feature_map_elements(
     """Return the number of output elements of all convolutions for one sample, deep supervision off.
 
     nnU-Net 2.8.1 finds the same number by building the network and summing; the number of input channels has no part
-    in it (spec A 5.8).
+    in it (nnU-Net behaviour 5.8).
 
     Args:
         network: Which family of U-Net.
@@ -29,7 +29,8 @@ def feature_map_elements(
         features: Channels per stage.
         encoder_blocks: Convolutions (plain) or residual blocks of two (residual) per encoder stage.
         decoder_convs: Convolutions per decoder stage, lowest resolution first.
-        num_classes: Entries of `labels` in `dataset.json`, background, ignore and regions alike (spec A, S-17).
+        num_classes: Entries of `labels` in `dataset.json`, background, ignore and regions alike
+            (nnU-Net behaviour 5.8).
     """
     maps = [channels * voxels for channels, voxels in zip(features, _voxels(topology), strict=True)]
     if network is Network.PLAIN:

@@ -1,4 +1,7 @@
-"""Plan a dataset: from its fingerprint to every value that preprocessing, training and inference need (spec A 5)."""
+"""Plan a dataset: every value that preprocessing, training and inference need, from its fingerprint.
+
+nnU-Net behaviour 5.
+"""
 
 from __future__ import annotations
 
@@ -140,7 +143,7 @@ def _budget(description: DatasetDescription, preset: Preset, gpu_memory_gb: floa
 
 
 def _name(preset: Preset, plans_name: str | None, *, usual_data: bool) -> _Naming:
-    # Presets share preprocessed data only where it is the same data (spec A, S-16).
+    # Presets share preprocessed data only where it is the same data (nnU-Net behaviour 5.2).
     shared = PRESETS["default"].plans_name if preset.shares_data and usual_data else None
     return _Naming(plans=plans_name or preset.plans_name, shared=shared)
 
@@ -252,7 +255,7 @@ def _common_decisions(preset: Preset) -> Iterator[Decision]:
         "default": "cubic for images, linear for labels and probabilities; nearest along a much coarser axis",
         "torch": "linear on any device, asked for",
         "torch-sepz": "linear on any device, a much coarser axis apart, asked for",
-        "none": "asked for: images stay on their grid; sizes are planned as if they were resampled (spec A, S-19)",
+        "none": "asked for: images stay on their grid; sizes are planned as if they were resampled",
     }
     yield Decision(
         configuration=EVERYWHERE,

@@ -1,4 +1,4 @@
-"""The planner families of nnU-Net 2.8.1 as values (spec A 5.1): networks, memory references, names, resampling."""
+"""nnU-Net's planners as values (nnU-Net behaviour 5.1): networks, memory references, names, resampling."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from segwright.core.errors import PlanError, nearest
 
 ANISOTROPY = 3
-"""An axis this much coarser than the others is treated on its own (nnU-Net paper, and spec A 5.1)."""
+"""An axis this much coarser than the others is treated on its own (nnU-Net's paper; nnU-Net behaviour 5.1)."""
 ANISOTROPY_PER_STAGE = 2
 """Axes are pooled together, and get a kernel of 3, while their spacings differ by less than this factor."""
 MIN_EDGE = 4
@@ -57,8 +57,8 @@ class Preset:
         max_dataset_covered: Largest part of the dataset's voxels that a batch may hold.
         encoder_blocks: Blocks per encoder stage, longest case.
         decoder_convs: Convolutions per decoder stage, longest case.
-        shrinks_2d_late: 2D patches shrink only when not even a batch of two fits (spec A, S-18).
-        shares_data: `2d` and `3d_fullres` use the default plans' preprocessed data (spec A 5.2).
+        shrinks_2d_late: 2D patches shrink only when not even a batch of two fits (nnU-Net behaviour 5.9).
+        shares_data: `2d` and `3d_fullres` use the default plans' preprocessed data (nnU-Net behaviour 5.2).
         resampling: Which resampling functions the plan names.
     """
 
@@ -161,7 +161,7 @@ def preset(name: str, resampling: str = "default") -> Preset:
 
 
 def resampling_functions(resampling: Resampling) -> dict[str, Any]:
-    """Return the six resampling keys of a configuration (spec A 5.11), without order."""
+    """Return the six resampling keys of a configuration (nnU-Net behaviour 5.11), without order."""
     data, seg, probabilities = (_resampling_kwargs(resampling, kind) for kind in ("data", "seg", "probabilities"))
     function = {"default": "resample_data_or_seg_to_shape", "none": "no_resampling_hack"}.get(
         resampling, "resample_torch_fornnunet"

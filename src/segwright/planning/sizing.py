@@ -1,4 +1,4 @@
-"""Patch and batch size of one configuration: as large as the memory reference allows (spec A 5.9)."""
+"""Patch and batch size of one configuration: as large as the memory reference allows (nnU-Net behaviour 5.9)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Sizing:
         encoder_blocks: Blocks per encoder stage.
         decoder_convs: Convolutions per decoder stage, lowest resolution first.
         batch_size: Patches per step.
-        elements: Feature-map elements of one sample (spec A 5.8).
+        elements: Feature-map elements of one sample (nnU-Net behaviour 5.8).
         reference: Elements allowed at the reference batch size.
         first_patch: Patch before any shrinking.
         shrink_steps: How many times an axis was shortened.
@@ -77,7 +77,7 @@ def size_configuration(
 ) -> Sizing:
     """Return patch, batch and network for one target spacing.
 
-    nnU-Net 2.8.1 behaviour, spec A 5.9: start from a large patch of the spacing's aspect ratio, not larger than the
+    nnU-Net behaviour 5.9: start from a large patch of the spacing's aspect ratio, not larger than the
     median image; while the network is too big, shorten the axis that covers most of the image; then fill the memory
     with samples, but with no more than a part of the dataset.
 

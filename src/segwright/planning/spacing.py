@@ -1,4 +1,4 @@
-"""Target spacing, axis order and the median image at that spacing (spec A 5.3 - 5.5)."""
+"""Target spacing, axis order and the median image at that spacing (nnU-Net behaviour 5.3-5.5)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class TargetSpacing:
 def target_spacing(fingerprint: Fingerprint, override: tuple[float, ...] | None = None) -> TargetSpacing:
     """Return the full-resolution target: the median spacing, with a finer coarse axis where images are thick-sliced.
 
-    nnU-Net 2.8.1 behaviour, spec A 5.3.
+    nnU-Net behaviour 5.3.
 
     Args:
         fingerprint: Spacings and cropped shapes of all cases.
@@ -70,7 +70,7 @@ def target_spacing(fingerprint: Fingerprint, override: tuple[float, ...] | None 
 
 
 def transposition(spacing: tuple[float, ...], *, suppress: bool = False) -> tuple[int, ...]:
-    """Return the axis order that puts the coarsest axis first (the first one on ties); spec A 5.4."""
+    """Return the axis order that puts the coarsest axis first (the first one on ties); nnU-Net behaviour 5.4."""
     axes = range(len(spacing))
     if suppress:
         return tuple(axes)
@@ -79,7 +79,10 @@ def transposition(spacing: tuple[float, ...], *, suppress: bool = False) -> tupl
 
 
 def median_shape_at(fingerprint: Fingerprint, spacing: tuple[float, ...]) -> tuple[float, ...]:
-    """Return the per-axis median of all cropped shapes resampled to `spacing`; may hold halves (spec A 5.5)."""
+    """Return the per-axis median of all cropped shapes resampled to `spacing`; may hold halves.
+
+    nnU-Net behaviour 5.5.
+    """
     resampled = [
         [round(old / new * size) for old, new, size in zip(case_spacing, spacing, shape, strict=True)]
         for case_spacing, shape in zip(fingerprint.spacings, fingerprint.shapes_after_crop, strict=True)

@@ -1,4 +1,4 @@
-"""U-Net topology: which axes are halved at which stage, and the kernels, from spacing and patch (spec A 5.6)."""
+"""U-Net topology: strides and kernels of each stage, from spacing and patch (nnU-Net behaviour 5.6)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Topology:
 def derive(spacing: Sequence[float], patch_size: Sequence[float]) -> Topology:
     """Return the topology for a patch: halve axes while they are long enough and of similar spacing.
 
-    nnU-Net 2.8.1 behaviour, spec A 5.6. An axis is pooled while it keeps at least `MIN_EDGE` voxels, and only together
+    nnU-Net behaviour 5.6. An axis is pooled while it keeps at least `MIN_EDGE` voxels, and only together
     with axes whose current spacing is within a factor of two of the finest that can still be pooled. A kernel entry
     becomes 3 once the axis' spacing is within that factor of the finest of all axes, and stays 3.
 

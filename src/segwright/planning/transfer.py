@@ -1,4 +1,4 @@
-"""A plan for another dataset than the one it was made for (spec A 8.1)."""
+"""A plan for another dataset than the one it was made for (nnU-Net behaviour 5.16)."""
 
 from __future__ import annotations
 

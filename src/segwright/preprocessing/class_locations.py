@@ -1,4 +1,4 @@
-"""Which voxels a patch may be centred on to show a class: a fixed sample per class (spec A 6.5)."""
+"""Which voxels a patch may be centred on to show a class: a fixed sample per class (nnU-Net behaviour 6.5)."""
 
 from __future__ import annotations
 

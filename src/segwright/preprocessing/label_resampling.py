@@ -1,9 +1,9 @@
 """Resizing label maps: the label with most weight wins.
 
-The rule is stated on indicators: resize the 0/1 map of each label and take the largest (spec A 6.4.2, S-1). Done that
-way the cost grows with the number of labels. For linear interpolation a voxel depends on its 2 to 8 input neighbours
-only, and where those agree the answer is known: so the few voxels at label borders alone are computed, with the exact
-float64 weights (ties are frequent and decided by rule), whatever the number of labels.
+The rule is stated on indicators: resize the 0/1 map of each label and take the largest (nnU-Net behaviour 6.4.2). Done
+that way the cost grows with the number of labels. For linear interpolation a voxel depends on its 2 to 8 input
+neighbours only, and where those agree the answer is known: so the few voxels at label borders alone are computed, with
+the exact float64 weights (ties are frequent and decided by rule), whatever the number of labels.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def resize_labels(labels: LabelArray, axes: Sequence[AxisSamples], rule: Rule = 
         axes: the sampling of each axis.
         rule: `majority`: most weight wins, ties go to the nearest voxel's label if it is among the tied ones, otherwise
             to the smallest (batchgenerators 0.25.5). `classic`: the largest label with at least half of the weight,
-            else 0 (up to 0.25.1). `torch`: as nnU-Net's torch variant (spec A 6.4.3), whose scores have half precision.
-            `torch-memefficient`: the largest label with more than half of the weight, else 0.
+            else 0 (up to 0.25.1). `torch`: as nnU-Net's torch variant (nnU-Net behaviour 6.4.3), whose scores have half
+            precision. `torch-memefficient`: the largest label with more than half of the weight, else 0.
     """
     labels = np.ascontiguousarray(labels)
     result = np.empty([len(axis.nearest) for axis in axes], dtype=labels.dtype)
@@ -91,7 +91,10 @@ def resize_labels_spline(labels: LabelArray, shape: Sequence[int], order: int, n
 
 
 def resize_axis_by_indicators(labels: LabelArray, axis: int, new: int, order: int) -> LabelArray:
-    """Resize one axis: labels ascending, each written where its resized indicator exceeds one half (spec A 6.4.2)."""
+    """Resize one axis: labels ascending, each written where its resized indicator exceeds one half.
+
+    nnU-Net behaviour 6.4.2.
+    """
     shape = [new if index == axis else extent for index, extent in enumerate(labels.shape)]
     result = np.zeros(shape, dtype=labels.dtype)
     for label in np.unique(labels):

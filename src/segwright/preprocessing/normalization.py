@@ -1,4 +1,4 @@
-"""Intensity normalisation, channel by channel, under the names that plans use (nnU-Net 2.8.1 behaviour, spec A 6.3)."""
+"""Intensity normalisation, channel by channel, under the names that plans use (nnU-Net behaviour 6.3)."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def _normalized(
         return _fitted(channel, name, intensities, index)(channel)
     inside = channel[mask]
     result = np.array(channel, dtype=np.float32)
-    if inside.size:  # An all-zero image has no inside (spec A, S-14); nnU-Net averages nothing and gets NaN.
+    if inside.size:  # An all-zero image has no inside (nnU-Net behaviour 3.1); nnU-Net averages nothing and gets NaN.
         result[mask] = _fitted(inside, name, intensities, index)(inside)
     return result
 

@@ -2,8 +2,9 @@
 
 Zooming with B-splines is linear and separable, so resizing a volume is one matrix product per axis. The matrix of an
 axis is found by zooming the identity once with `scipy.ndimage.zoom` (grid mode, edges repeated), which is what nnU-Net
-2.8.1 computes voxel by voxel through scikit-image (spec A 6.4.2). Its rows are almost empty beyond a few voxels, so it
-is applied in bands of rows: a fraction of the multiplications, and a slab of output planes needs few input planes.
+2.8.1 computes voxel by voxel through scikit-image (nnU-Net behaviour 6.4.2). Its rows are almost empty beyond a few
+voxels, so it is applied in bands of rows: a fraction of the multiplications, and a slab of output planes needs few
+input planes.
 """
 
 from __future__ import annotations

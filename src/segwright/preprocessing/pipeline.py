@@ -1,4 +1,7 @@
-"""One case from the raw grid to the network's grid and back, and a whole dataset into a store (spec A 6.1, 6.2)."""
+"""One case from the raw grid to the network's grid and back, and a whole dataset into a store.
+
+nnU-Net behaviour 6.1, 6.2.
+"""
 
 from __future__ import annotations
 
@@ -141,7 +144,7 @@ def apply(
     *,
     threads: TorchThreads | None = None,
 ) -> Preprocessed:
-    """Transpose, crop, normalise and resample a case (nnU-Net 2.8.1 behaviour, spec A 6.1).
+    """Transpose, crop, normalise and resample a case (nnU-Net behaviour 6.1).
 
     Args:
         volume: the image as read.
@@ -298,7 +301,7 @@ def undo_labels(labels: npt.NDArray[Any], provenance: Provenance) -> npt.NDArray
 
 
 def undo_probabilities(probabilities: Floats, provenance: Provenance, *, has_regions: bool) -> Floats:
-    """Put probabilities on the cropped grid (heads, *S) back into the case's own grid (spec A 7.5).
+    """Put probabilities on the cropped grid (heads, *S) back into the case's own grid (nnU-Net behaviour 4.5).
 
     Outside the crop everything is 0, but the background head is 1 where there is one.
     """

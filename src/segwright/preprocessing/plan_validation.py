@@ -15,7 +15,7 @@ from segwright.preprocessing.resampling import method_of
 
 PREPROCESSORS: Final = ("DefaultPreprocessor",)
 LABEL_MANAGERS: Final = ("LabelManager",)
-"""What the plans of all nnU-Net's planners name, 2.0 to 2.8 (spec A 5.13); others change what a model sees or says."""
+"""What plans of nnU-Net 2.0 to 2.8 name (nnU-Net behaviour 5.13); others change what a model sees or gives."""
 
 
 def require_known(plan: Plan, configuration: Configuration, *, trust: CodeTrust = NO_CODE) -> None:

@@ -1,4 +1,4 @@
-"""Resample images, label maps and logits to another grid, by the functions that plans name (spec A 6.4).
+"""Resample images, label maps and logits to another grid, by the functions that plans name (nnU-Net behaviour 6.4).
 
 Three names are known, with nnU-Net 2.8.1's meaning and keyword arguments: `resample_data_or_seg_to_shape` (splines;
 very anisotropic volumes are resized slice by slice and then along the coarse axis), `resample_torch_fornnunet` (linear)
@@ -41,7 +41,7 @@ TORCH_FUNCTION = "resample_torch_fornnunet"
 NO_RESAMPLING = "no_resampling_hack"
 
 ANISOTROPY_THRESHOLD = 3.0
-"""Ratio of the largest to the smallest spacing above which the coarse axis is treated apart (spec A 6.4.1)."""
+"""Largest / smallest spacing above which the coarse axis is resampled separately (nnU-Net behaviour 6.4.1)."""
 
 _FUNCTIONS = (DEFAULT_FUNCTION, TORCH_FUNCTION, NO_RESAMPLING)
 _LABEL_RULES: tuple[Rule, ...] = ("majority", "classic")
@@ -102,7 +102,7 @@ def separate_axis(
     force_separate_z: bool | None = None,
     threshold: float = ANISOTROPY_THRESHOLD,
 ) -> int | None:
-    """Return the axis that is resampled apart from the others, or None (spec A 6.4.1; equality is exact, S-31)."""
+    """Return the axis that is resampled apart from the others, or None (nnU-Net behaviour 6.4.1)."""
     if force_separate_z is False:
         return None
     reference = current_spacing
@@ -123,7 +123,7 @@ def resample_image(
     function: str,
     kwargs: Mapping[str, Any],
 ) -> Any:
-    """Resample (C, *S) to `new_shape`; results are clipped to the range of the channel (of the slice, S-32).
+    """Resample (C, *S) to `new_shape`; results are clipped to the channel's or slice's range (nnU-Net behaviour 6.4.2).
 
     Returns:
         float32, an array for an array and a tensor for a tensor.
@@ -249,7 +249,7 @@ class LogitResampler:
                 planes = logits[:, low - offset : high - offset].float()
             result = self._resize(planes, self._within, rows, first)
             if self._within and self._method.order > 1:
-                # Before the coarse axis, each slice by its own range (spec A 6.4.2, S-32).
+                # Before the coarse axis, each slice by its own range (nnU-Net behaviour 6.4.2).
                 result = self._clip(result, planes if self._separate == 0 else logits)
             result = self._resize(result, self._along, rows, first)
             return apply_gather(result, 1, back) if self._picks_planes and len(used) < len(back) else result

@@ -1,4 +1,7 @@
-"""The second stage of a cascade: cases with the previous stage's maps, and making those maps (spec B 1.11, 3.5)."""
+"""The second stage of a cascade: cases with the previous stage's maps, and making those maps.
+
+nnU-Net behaviour 8.8, 10.5.
+"""
 
 from __future__ import annotations
 
@@ -163,7 +166,7 @@ def on_grid(
     case: PreprocessedCase | CascadeCase,
     shape: Sequence[int],
 ) -> npt.NDArray[Any]:
-    """Return the label map (*shape) of a preprocessed image: logits resampled, then decided (spec B 1.11).
+    """Return the label map (*shape) of a preprocessed image: logits resampled, then decided (nnU-Net behaviour 8.8).
 
     As in nnU-Net both spacings of the resampling are those of the predicting stage.
     """

@@ -34,7 +34,7 @@ CacheMode = Literal["auto", "none", "ram", "device"]
 
 
 class TrainConfig(BaseModel):
-    """How a network is trained; defaults as in nnU-Net 2.8.1 (spec B 1.2).
+    """How a network is trained; defaults as in nnU-Net 2.8.1 (nnU-Net behaviour 8.1).
 
     A field that was left alone may be decided by the regime (`training.regime`), one that was set never is.
 

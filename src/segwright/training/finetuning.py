@@ -1,8 +1,8 @@
 """Fine-tuning: take over the tensors of a trained network that fit, adapt input channels and heads, say what was done.
 
-nnU-Net 2.8.1 copies all but the heads or nothing (spec B 9.1). Here tensors that depend on the input channels or on the
-heads are found by building the network a second time with one more of each and comparing shapes, so that any
-architecture will do; channels and classes are matched by their names.
+nnU-Net 2.8.1 copies all but the heads or nothing (nnU-Net behaviour 8.11). Here tensors that depend on the input
+channels or on the heads are found by building the network a second time with one more of each and comparing shapes, so
+that any architecture will do; channels and classes are matched by their names.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
     python tests/golden/losses/make_losses.py
 
 Logits, targets and the values that the reference gives for them: black-box behaviour, nothing of its code. `bce` is its
-binary cross entropy alone, with which the deviation for regions with an ignore label can be told apart (spec B, S11).
+binary cross entropy alone, with which the deviation for regions with an ignore label can be told apart
+(nnU-Net behaviour 8.6.4).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every drawn parameter has the distribution of spec B 3 and, where nnU-Net could be asked, nnU-Net's own.
+"""Every drawn parameter has its distribution (nnU-Net behaviour 10) and, where nnU-Net could be asked, nnU-Net's own.
 
 Draws come from fixed keys as in a training, so the tests are deterministic.
 """

@@ -228,7 +228,7 @@ def test_old_plans_with_values_of_the_wrong_kind_are_refused(key: str, value: An
 
 
 def old_document(network: str) -> dict[str, Any]:
-    """Return a configuration as early nnU-Net v2 wrote it (spec A 5.15)."""
+    """Return a configuration as early nnU-Net v2 wrote it (nnU-Net behaviour 5.15)."""
     document = configuration_document()
     del document["architecture"]
     return {

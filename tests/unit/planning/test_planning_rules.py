@@ -1,4 +1,4 @@
-"""The rules behind a plan, one by one; vectors of spec A 10.2 and 10.3."""
+"""The rules behind a plan, one by one; vectors of nnU-Net behaviour 5.17."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CASES: dict[str, tuple[tuple[float, ...], tuple[float, ...], int, int]] = {
     "R": ((999, 1, 1), (1, 1500, 1500), 804, 2),
     "T": ((999, 1, 1), (1, 224, 224), 100, 2),
 }
-"""Spec A 10.3: target spacing, median shape, number of training cases, entries of labels."""
+"""nnU-Net behaviour 5.17: target spacing, median shape, number of training cases, entries of labels."""
 
 VECTORS = [
     ("default", "H", (40, 56, 40), 9),

@@ -1,4 +1,4 @@
-"""The sample of voxels per class (spec A 6.5); equality with nnU-Net is in the goldens."""
+"""The sample of voxels per class (nnU-Net behaviour 6.5); equality with nnU-Net is in the goldens."""
 
 from __future__ import annotations
 

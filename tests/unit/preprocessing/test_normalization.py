@@ -1,4 +1,4 @@
-"""Intensity normalisation (spec A 6.3)."""
+"""Intensity normalisation (nnU-Net behaviour 6.3)."""
 
 from __future__ import annotations
 

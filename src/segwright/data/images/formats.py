@@ -15,7 +15,7 @@ Floats = npt.NDArray[np.float32]
 LabelMap = npt.NDArray[np.unsignedinteger[Any]]
 
 FLAT_SPACING_FACTOR = 999.0
-"""2D images get a first axis whose spacing is the largest by far (spec A 2.4, 2.7)."""
+"""2D images get a first axis whose spacing is the largest by far (nnU-Net behaviour 2.4, 2.7)."""
 
 _FLAT_SPACING = 0.999 * FLAT_SPACING_FACTOR
 """Spacings may have been rounded."""

@@ -35,7 +35,7 @@ READERS: Mapping[str, Format] = {
     "NibabelIOWithReorient": NibabelIOWithReorient(),
     "SimpleITKIOWithReorient": SimpleITKIOWithReorient(),
 }
-"""Readers under nnU-Net's names, in the order of its automatic search (spec A 2.2)."""
+"""Readers under nnU-Net's names, in the order of its automatic search (nnU-Net behaviour 2.2)."""
 
 _SMALL_BYTES = 1 << 16
 """A file of fewer bytes unpacks to 64 MiB at most (deflate's 1032-fold); to read its header first costs a small image
@@ -73,7 +73,7 @@ class RefusedError(ImageError):
 def choose_reader(
     file_ending: str, examples: Path | Sequence[Path] | None, override: str | None = None, *, are_labels: bool = False
 ) -> str:
-    """Return the name of the reader for a dataset (spec A 2.3).
+    """Return the name of the reader for a dataset (nnU-Net behaviour 2.3).
 
     Args:
         file_ending: the dataset's, with its leading dot.

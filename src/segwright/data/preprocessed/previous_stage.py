@@ -1,7 +1,7 @@
 """Label maps that one stage of a cascade predicted for the next, on the next stage's grid.
 
-A case is `<case>.b2nd`, the map (*S) as nnU-Net stores it (spec A 6.6), and `<case>.json`: which weights made it,
-shape, type, size and checksums. The document is written last, so a map without it does not exist.
+A case is `<case>.b2nd`, the map (*S) as nnU-Net stores it (nnU-Net behaviour 6.6), and `<case>.json`: which weights
+made it, shape, type, size and checksums. The document is written last, so a map without it does not exist.
 """
 
 from __future__ import annotations

@@ -48,7 +48,10 @@ class MapArray:
 
 
 class ProbabilityArray(MapArray):
-    """Probabilities in memory; outside the crop background's is 1 where it has a head of its own (spec A 7.5)."""
+    """Probabilities in memory; outside the crop background's is 1 where it has a head of its own.
+
+    nnU-Net behaviour 4.5.
+    """
 
     def __init__(self, way: WayBack, labels: Labels) -> None:
         super().__init__(way, labels.num_heads)
@@ -65,7 +68,7 @@ def export_planes(
     maps: ProbabilitySink | None = None,
     temperature: float = 1.0,
 ) -> LabelMap:
-    """Return the label map in the reader's axis order, made as the planes come (spec B 4.6).
+    """Return the label map in the reader's axis order, made as the planes come (nnU-Net behaviour 11.5).
 
     Beside the label map only planes that wait and one slab are held. Background fills what was cropped off.
 
@@ -107,7 +110,7 @@ def logits_to_labels(
     *,
     slab_bytes: int = SLAB_BYTES,
 ) -> LabelMap:
-    """Return the label map of `logits` (H, *S) in the reader's axis order (nnU-Net 2.8.1 behaviour, spec B 4.6).
+    """Return the label map of `logits` (H, *S) in the reader's axis order (nnU-Net behaviour 11.5).
 
     Background fills what was cropped off. The result does not depend on `slab_bytes`.
     """
@@ -118,7 +121,9 @@ def logits_to_labels(
 def logits_to_probabilities(
     logits: Tensor, provenance: Provenance, configuration: Configuration, labels: Labels
 ) -> npt.NDArray[np.float32]:
-    """Return the probabilities (H, Z, Y, X) of `logits` (H, *S) in the reader's axis order (spec A 7.5, B 4.6).
+    """Return the probabilities (H, Z, Y, X) of `logits` (H, *S) in the reader's axis order.
+
+    nnU-Net behaviour 4.5, 11.5.
 
     Outside the crop every probability is 0, but background's is 1 where it has a head of its own.
     """

@@ -1,4 +1,6 @@
-"""What is done to label maps once they are decided: of some labels only the largest component is kept (spec B 5.3).
+"""What is done to label maps once they are decided: of some labels only the largest component is kept.
+
+nnU-Net behaviour 12.4.
 
 Which labels, is decided by `evaluation.postprocessing` and stored as JSON.
 """

@@ -58,7 +58,10 @@ class Slab:
         return self.resampler.slab(logits, self.start, self.stop, offset=self.source.start)
 
     def decided(self, labels: Labels) -> npt.NDArray[Any]:
-        """Return the label map (stop - start, Y, X) in a running decision, a few heads at a time (spec A 7.4)."""
+        """Return the label map (stop - start, Y, X) in a running decision, a few heads at a time.
+
+        nnU-Net behaviour 4.4.
+        """
         shape = (self.stop - self.start, *self.resampler.shape[1:])
         group = max(1, self.slab_bytes // (4 * int(np.prod(shape))))
         # torch hardly computes in uint16.

@@ -1,4 +1,6 @@
-"""Probabilities that predictions were saved with, averaged over folders: nnU-Net's `.npz`, or `.b2nd` (spec B 5.1).
+"""Probabilities that predictions were saved with, averaged over folders: nnU-Net's `.npz`, or `.b2nd`.
+
+nnU-Net behaviour 11.7.
 
 Legend: H heads, (Z, Y, X) a case's own grid in the reader's axis order.
 """

@@ -120,7 +120,7 @@ def sliding_window_logits(
     precision: str = "auto",
     batch_tiles: int | None = None,
 ) -> Tensor:
-    """Return the logits of a whole preprocessed image (spec B 4.5, in float32 throughout).
+    """Return the logits of a whole preprocessed image (nnU-Net behaviour 11.2, in float32 throughout).
 
     Args:
         networks: one or several, whose logits are averaged; each gives (B, H, *P).

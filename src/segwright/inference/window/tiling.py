@@ -13,7 +13,7 @@ import numpy.typing as npt
 from segwright.core.errors import ConfigError
 
 DEFAULT_STEP = 0.5
-"""Distance of two tiles as a fraction of the patch (nnU-Net 2.8.1, spec B 4.1)."""
+"""Distance of two tiles as a fraction of the patch (nnU-Net behaviour 11.2)."""
 
 GAUSSIAN_PEAK = 10.0
 GAUSSIAN_SIGMAS_PER_PATCH = 8.0
@@ -25,7 +25,7 @@ Start = tuple[int, ...]
 
 
 def axis_starts(size: int, patch: int, step: float = DEFAULT_STEP) -> tuple[int, ...]:
-    """Return the tile starts of one axis: as few tiles as `step` allows, spread evenly (spec B 4.5).
+    """Return the tile starts of one axis: as few tiles as `step` allows, spread evenly (nnU-Net behaviour 11.2).
 
     >>> axis_starts(110, 64)
     (0, 23, 46)
@@ -76,8 +76,8 @@ def rolling_axis(image_size: Sequence[int], patch_size: Sequence[int]) -> int:
 def gaussian_map(patch_size: tuple[int, ...]) -> npt.NDArray[np.float32]:
     """Return the weight of every voxel of a tile: a Gaussian with its peak of 10 at `patch // 2`, sigma patch / 8.
 
-    Rounded to float16 as nnU-Net's map (spec B 4.5): at the edges of a tile, where the numbers have one or two digits,
-    the share of each tile would else be another one. The array is read-only.
+    Rounded to float16 as nnU-Net's map (nnU-Net behaviour 11.3): at the edges of a tile, where the numbers have one or
+    two digits, the share of each tile would else be another one. The array is read-only.
     """
     weights = np.ones((), dtype=np.float64)
     for size in patch_size:

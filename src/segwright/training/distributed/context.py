@@ -36,8 +36,9 @@ _HOST_TYPES: Final = ("cpu", "mps")
 def shares(batch_size: int, world_size: int) -> tuple[range, ...]:
     """Return which samples of the global batch each rank takes: equal parts, the first ones larger by one.
 
-    nnU-Net 2.8.1 leaves some ranks of an uneven split empty-handed of foreground or short of a sample (spec B 1.9,
-    S9, S10). Here a sample keeps its place in the global batch, so forced foreground is that of a single process.
+    nnU-Net 2.8.1 leaves some ranks of an uneven split empty-handed of foreground or short of a sample
+    (nnU-Net behaviour 8.9). Here a sample keeps its place in the global batch, so forced foreground is that of a single
+    process.
 
     >>> shares(5, 2), shares(4, 3)
     ((range(0, 3), range(3, 5)), (range(0, 2), range(2, 3), range(3, 4)))

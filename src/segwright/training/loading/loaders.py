@@ -75,7 +75,7 @@ def forced_share(config: TrainConfig) -> float:
     """Return the share of samples that must show foreground.
 
     By chance the default becomes the share that the rule for whole batches really gives, e.g. a half of two samples
-    (nnU-Net 2.8.1 behaviour, spec B 1.14).
+    (nnU-Net behaviour 8.10).
     """
     share = config.oversample_foreground_percent
     if not config.oversample_by_chance or "oversample_foreground_percent" in config.model_fields_set:

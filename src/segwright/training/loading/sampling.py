@@ -1,8 +1,8 @@
-"""Which case, which class, which patch: pure functions of a random generator (nnU-Net 2.8.1 behaviour, spec B 2.2-2.4).
+"""Which case, which class, which patch: pure functions of a random generator (nnU-Net behaviour 9.1-9.3).
 
 Two deviations, both on purpose: a patch placed on a foreground voxel stays inside the case at the upper border as it
-does at the lower (the reference lets it protrude, spec B S15), and with batch size 1 foreground is forced by chance
-rather than never (S14).
+does at the lower (the reference lets it protrude, nnU-Net behaviour 9.3), and with batch size 1 foreground is forced by
+chance rather than never (nnU-Net behaviour 9.2).
 """
 
 from __future__ import annotations

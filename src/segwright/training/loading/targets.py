@@ -19,7 +19,7 @@ def encode_targets(
 
     Voxels of -1 become background. Label training keeps the integer map; regions become boolean channels (B, R, *S)
     in the order of their declaration, the ignore label's last. With `scales` the result is a list, one target per
-    output (nnU-Net 2.8.1 behaviour, spec B 3.1, 3.6, 3.7).
+    output (nnU-Net behaviour 10.1, 10.6, 10.7).
     """
     maps = maps.clamp_min(0)
     if scales is None:

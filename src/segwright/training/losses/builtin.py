@@ -95,7 +95,9 @@ def build_loss(
 
 
 def deep_supervision_weights(num_outputs: int) -> tuple[float, ...]:
-    """Return the weight of each output, highest resolution first: halved each time, the last 0, sum 1 (spec B 1.10).
+    """Return the weight of each output, highest resolution first: halved each time, the last 0, sum 1.
+
+    nnU-Net behaviour 8.6.1.
 
     >>> [round(weight, 4) for weight in deep_supervision_weights(5)]
     [0.5333, 0.2667, 0.1333, 0.0667, 0.0]
@@ -117,7 +119,9 @@ def label_loss(
     class_weights: Tensor | None = None,
     pool: Pool = alone,
 ) -> Tensor:
-    """Return the sum of a cross entropy and minus the mean soft Dice of the foreground labels (spec B 1.10).
+    """Return the sum of a cross entropy and minus the mean soft Dice of the foreground labels.
+
+    nnU-Net behaviour 8.6.3.
 
     Both share one log-softmax. Ignored voxels have gradient 0 in both; with none annotated the cross entropy is 0.
 
@@ -166,11 +170,13 @@ def region_loss(
     class_weights: Tensor | None = None,
     pool: Pool = alone,
 ) -> Tensor:
-    """Return binary cross entropy, where it is wanted, minus the mean soft Dice of the regions (spec B 1.10).
+    """Return binary cross entropy, where it is wanted, minus the mean soft Dice of the regions.
+
+    nnU-Net behaviour 8.6.4.
 
     With an ignore label the cross entropy is the mean over annotated voxels *and regions*, so that it weighs the same
-    as without one. nnU-Net 2.8.1 divides by the voxels alone and so multiplies it by the number of regions (spec B,
-    S11): a deviation on purpose.
+    as without one. nnU-Net 2.8.1 divides by the voxels alone and so multiplies it by the number of regions
+    (nnU-Net behaviour 8.6.4): a deviation on purpose.
 
     Args:
         output: logits (B, regions, *S).

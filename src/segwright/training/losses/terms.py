@@ -14,10 +14,10 @@ from torch import Tensor
 
 SMOOTH = 1e-5
 SMALLEST_DENOMINATOR = 1e-8
-"""Of the Dice loss; nnU-Net 2.8.1 behaviour, spec B 1.10."""
+"""Of the Dice loss; nnU-Net behaviour 8.6.2."""
 
 TOP_PERCENT = 10
-"""Share of the voxels that the top-k losses average over; nnU-Net 2.8.1's variants, spec B 1.14."""
+"""Share of the voxels that the top-k losses average over; nnU-Net behaviour 8.6.5."""
 
 
 Pool = Callable[[Tensor], Tensor]
@@ -64,7 +64,9 @@ def mean_entropy(
 def top_entropy(
     log_p: Tensor, index: Tensor, *, mask: Tensor | None = None, weights: Tensor | None = None, pool: Pool = alone
 ) -> Tensor:
-    """Return the mean cross entropy over the `TOP_PERCENT` % of the voxels where it is largest (spec B 1.10).
+    """Return the mean cross entropy over the `TOP_PERCENT` % of the voxels where it is largest.
+
+    nnU-Net behaviour 8.6.5.
 
     The share is of all voxels of the batch, ignored ones included, whose value is 0 (nnU-Net 2.8.1 behaviour): where
     less than that share is annotated, every annotated voxel counts. Each of several processes takes the share of its
@@ -88,7 +90,7 @@ def dice(
     class_weights: Tensor | None = None,
     pool: Pool = alone,
 ) -> Tensor:
-    """Return minus the mean soft Dice of probabilities `p` and `truth`, both (B, C, *S) (spec B 1.10).
+    """Return minus the mean soft Dice of probabilities `p` and `truth`, both (B, C, *S) (nnU-Net behaviour 8.6.2).
 
     Args:
         p: probabilities.

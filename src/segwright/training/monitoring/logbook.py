@@ -15,7 +15,7 @@ from segwright.core.text import printable
 logger = getLogger(__name__)
 
 EMA_KEPT = 0.9
-"""Weight of the past in the moving average of the pseudo Dice (nnU-Net 2.8.1 behaviour, spec B 1.5)."""
+"""Weight of the past in the moving average of the pseudo Dice (nnU-Net behaviour 8.3)."""
 
 Metric = float | int | list[float | None] | None
 """None stands for what could not be computed, e.g. the Dice of a class that did not occur."""
@@ -50,7 +50,7 @@ class Logbook:
         return [row.get(key) for row in self.rows]
 
     def _moving_average(self, epoch: int) -> Metric:
-        """Return the average up to `epoch`; an epoch without a Dice leaves it as it was (spec B, S6)."""
+        """Return the average up to `epoch`; an epoch without a Dice leaves it as it was (nnU-Net behaviour 8.3)."""
         before = self.rows[epoch - 1].get("ema_fg_dice") if epoch else None
         value = self.rows[epoch].get("mean_fg_dice")
         if not isinstance(value, float) or not isinstance(before, float):

@@ -39,7 +39,10 @@ def write_documents(trainer: Trainer) -> None:
 
 
 def debug_document(trainer: Trainer) -> dict[str, str]:
-    """Return everything a trainer holds as text, its network layer by layer, and the machine (spec B 1.4)."""
+    """Return everything a trainer holds as text, its network layer by layer, and the machine.
+
+    nnU-Net behaviour 8.2.
+    """
     values = {name: str(value) for name, value in vars(trainer).items() if not name.startswith("_")}
     accelerator = trainer.device.type not in ("cpu", "mps")
     return {

@@ -23,7 +23,9 @@ SinkFactory = Callable[[Path], MetricSink]
 
 
 def flat(metrics: Mapping[str, Metric]) -> Iterator[tuple[str, float]]:
-    """Yield the numbers of an epoch, those of classes as `name/class_1`, `name/class_2` as nnU-Net (spec B 1.5).
+    """Yield the numbers of an epoch, those of classes as `name/class_1`, `name/class_2` as nnU-Net.
+
+    nnU-Net behaviour 8.3.
 
     >>> dict(flat({"lrs": 0.01, "dice_per_class_or_region": [0.5, None, 0.25], "ema_fg_dice": None}))
     {'lrs': 0.01, 'dice_per_class_or_region/class_1': 0.5, 'dice_per_class_or_region/class_3': 0.25}

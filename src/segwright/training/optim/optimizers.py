@@ -91,7 +91,7 @@ def parameter_groups(network: nn.Module, config: TrainConfig) -> list[dict[str, 
 
 
 def _sgd(params: list[dict[str, Any]], *, lr: float, weight_decay: float, **kwargs: Any) -> Optimizer:
-    """Return SGD with Nesterov momentum over all parameters (nnU-Net 2.8.1 behaviour, spec B 1.7).
+    """Return SGD with Nesterov momentum over all parameters (nnU-Net behaviour 8.5).
 
     The fused update is one pass over the weights: 11 ms instead of 180 ms for 17 million parameters on two cores.
     """

@@ -14,13 +14,13 @@ from segwright.core.extensions.user_code import calling
 from segwright.training.config import WARMUP, TrainConfig
 
 POLY_EXPONENT = 0.9
-"""nnU-Net 2.8.1 behaviour, spec B 1.7."""
+"""nnU-Net behaviour 8.5."""
 
 PROBES = (0.0, 0.5, 1.0)
 """Where a schedule is tried before the training begins."""
 
 BUDGET_WARMUP_FIRST = 0.02
-"""Factor at the start of a warm-up under a time budget: that of nnU-Net's 50 epochs of warm-up, spec B 1.14."""
+"""Factor at the start of a warm-up under a time budget: that of nnU-Net's 50 epochs (nnU-Net behaviour 8.10)."""
 
 BUDGET_EPOCHS = 25
 """Under a time budget an epoch takes at most this fraction of it, so that curves and checkpoints stay useful."""
@@ -88,7 +88,8 @@ def build_schedule(config: TrainConfig, num_epochs: int | None) -> Schedule:
     """Return the schedule that the settings name.
 
     `warmup+NAME` rises for `warmup_epochs` epochs, epoch e at (e + 1) / `warmup_epochs` of the initial rate, as nnU-Net
-    2.8.1's warm-up does (spec B 1.14), or under a budget for `warmup_share` of it; NAME follows over the rest.
+    2.8.1's warm-up does (nnU-Net behaviour 8.10), or under a budget for `warmup_share` of it; NAME follows over the
+    rest.
 
     Args:
         config: the settings.

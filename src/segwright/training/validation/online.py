@@ -34,7 +34,7 @@ class PseudoDice(NamedTuple):
 def confusion(output: Tensor, target: Tensor, labels: Labels) -> tuple[Tensor, Tensor, Tensor]:
     """Return true positives, false positives and false negatives of each foreground class or region.
 
-    Ignored voxels do not count (nnU-Net 2.8.1 behaviour, spec B 1.11).
+    Ignored voxels do not count (nnU-Net behaviour 8.7).
 
     Args:
         output: logits (B, C, *S) of the full resolution.

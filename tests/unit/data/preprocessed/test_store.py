@@ -277,7 +277,7 @@ def test_large_coordinates_are_kept(store: CaseStore) -> None:
 @pytest.mark.parametrize(
     ("shape", "patch", "itemsize", "block", "chunk"),
     [
-        # spec A 10.4
+        # nnU-Net behaviour 6.6
         ((1, 36, 50, 35), (40, 56, 40), 4, (1, 32, 32, 32), (1, 36, 50, 35)),
         ((1, 36, 50, 35), (40, 56, 40), 2, (1, 36, 50, 35), (1, 36, 50, 35)),
         ((4, 140, 171, 137), (128, 128, 128), 4, (1, 32, 32, 32), (1, 128, 128, 96)),

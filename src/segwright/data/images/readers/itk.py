@@ -53,7 +53,7 @@ class SimpleITKIO:
         return _header(reader, reader.GetNumberOfComponents(), nifti, is_label=is_label)
 
     def read(self, file: Path, *, is_label: bool = False) -> tuple[Header, Floats]:
-        """Read one file; a 4D image is taken as channels along its last ITK axis (spec A 2.4)."""
+        """Read one file; a 4D image is taken as channels along its last ITK axis (nnU-Net behaviour 2.4)."""
         image, nifti = _read(file, is_label=is_label)
         header = _header(image, image.GetNumberOfComponentsPerPixel(), nifti, is_label=is_label)
         return header, _array(image, header)

@@ -27,7 +27,7 @@ _PNG_DEPTH = 24
 
 
 class NaturalImage2DIO:
-    """Grey or RGB(A) pictures: PNG, BMP, 2D TIFF; spacing is always (999, 1, 1) (spec A 2.7).
+    """Grey or RGB(A) pictures: PNG, BMP, 2D TIFF; spacing is always (999, 1, 1) (nnU-Net behaviour 2.7).
 
     A colour palette means colours in an image and plain values in a label map.
     """

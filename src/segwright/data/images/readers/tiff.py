@@ -47,7 +47,7 @@ _UNPACKED_AT_ONCE = 1 << 24
 
 
 class Tiff3DIO:
-    """Stacks in TIFF files, with the spacing in a JSON file beside them (array axis order, spec A 2.6).
+    """Stacks in TIFF files, with the spacing in a JSON file beside them (array axis order, nnU-Net behaviour 2.6).
 
     The spacing of an image is in `{case}.json`, case without the channel suffix; that of a label in
     `{file without ending}.json`.
