@@ -199,7 +199,7 @@ def test_verbs_read_stacks_in_tiff_files(tmp_path: Path) -> None:
         done = call(*arguments)
         assert done.exit_code == 0, done.stderr
     measured = work / "preprocessed" / dataset.name / "dataset_fingerprint.json"
-    done = call("plan", "--from-fingerprint", measured, *document, "--json")
+    done = call("plan", "--from-fingerprint", measured, *document, "-o", tmp_path / "plans.json", "--json")
     assert done.exit_code == 0, done.stderr
     assert (tmp_path / "out" / "c0.json").is_file()
     for made in (json.loads(done.stdout), json.loads((measured.parent / "nnUNetPlans.json").read_text())):
