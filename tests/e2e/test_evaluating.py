@@ -12,7 +12,7 @@ import SimpleITK as sitk  # noqa: N813
 import tifffile
 from journeys import Journey, call
 
-from segwright.api.training import find_label_reader
+from segwright.api.evaluating import find_label_reader
 
 DATASET = {
     "channel_names": {"0": "CT"},

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from segwright.api import one_model
+from segwright.api.checks import one_model
 from segwright.core.files.atomic_io import parse_document, read_json
 from segwright.data import splits
 from segwright.data.dataset import load_description

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import segwright
-from segwright.api.one_model import is_begun
+from segwright.api.checks.one_model import is_begun
 from segwright.api.session import writing_problem
 from segwright.api.training import keyword_values, seconds, training_settings
 from segwright.api.training_runs import TrainOptions, is_trained, require_options

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from segwright.api.combining import accumulate_crossval, apply_postprocessing, determine_postprocessing, ensemble
+    from segwright.api.evaluating import compare, evaluate
     from segwright.api.exchange import export_model, import_model
     from segwright.api.predicting import load_model, predict
     from segwright.api.preparing import (
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from segwright.api.reporting import find_fingerprint, find_plan, find_scores, write_report
     from segwright.api.running import demo, run
     from segwright.api.selecting import select
-    from segwright.api.training import compare, evaluate, keyword_values, train
+    from segwright.api.training import keyword_values, train
     from segwright.api.transfer import move_plans
     from segwright.api.watching import FoldStatus, status
 
@@ -71,9 +72,11 @@ _MODULES = {
         "demo",
         "run",
     ),
-    "training": (
+    "evaluating": (
         "compare",
         "evaluate",
+    ),
+    "training": (
         "keyword_values",
         "train",
     ),

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from segwright.api.evaluating import SUMMARY, find_description, find_label_reader, require_folders
 from segwright.api.references import listed_references
-from segwright.api.training import SUMMARY, find_description, find_label_reader, require_folders
 from segwright.core.errors import ConfigError, DatasetError
 from segwright.core.files.atomic_io import write_json
 from segwright.data.dataset import NO_ENVIRONMENT, DatasetDescription, load_description

@@ -13,8 +13,7 @@ from segwright.api.session import Session
 from segwright.api.trained_models import Trained
 from segwright.data.preprocessed.previous_stage import FOLDER, StageMaps
 from segwright.data.preprocessed.store import CaseStore
-from segwright.evaluation import calibration
-from segwright.evaluation import dice_estimator as quality
+from segwright.evaluation import calibration, dice_estimator
 from segwright.evaluation.scores import Scores
 from segwright.inference.reliability.calibration import Calibration
 from segwright.inference.reliability.expected_dice import Quality
@@ -61,7 +60,7 @@ def fit_estimates(
                 observe(member, files[missing[0]].parent, fold, missing, device=device, trust=session.trust)
     seen = {case: Observed.load(file.parent, case) for case, file in predictions.items()}
     held_out = [
-        quality.HeldOut(
+        dice_estimator.HeldOut(
             observation=seen[case].observation,
             dice=score.mean_dice,
             present=tuple(measures.n_ref > 0 for measures in score.metrics.values()),
@@ -71,7 +70,7 @@ def fit_estimates(
     ]
     mirror_axes = next(iter(seen.values())).mirror_axes
     reliabilities = [each.reliability for each in seen.values() if each.reliability is not None]
-    return Estimates(quality=quality.fit(held_out, mirror_axes), calibration=calibration.fit(reliabilities))
+    return Estimates(quality=dice_estimator.fit(held_out, mirror_axes), calibration=calibration.fit(reliabilities))
 
 
 def member_of(session: Session, model: Trained, *, workers: int | None) -> Member:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from segwright.api.aging import REPORT_HTML, changes_since_training, shown_documents
+from segwright.api.checks.staleness import REPORT_HTML, changes_since_training, shown_documents
 from segwright.api.selecting import read_selection
 from segwright.api.session import workspace_or_default
 from segwright.core.errors import DatasetError, ModelError, SegwrightError

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from segwright.api import aging, predicting, preparing, reporting, selecting, splitting
-from segwright.api import training as learning
-from segwright.api import training_runs as folding
+from segwright.api import evaluating, predicting, preparing, reporting, selecting, splitting, training, training_runs
+from segwright.api.checks import staleness
+from segwright.api.checks.usability import shortcoming
 from segwright.api.preparing import PlanOptions
 from segwright.api.session import Session, dataset_lock, open_session
 from segwright.api.training_runs import TrainOptions
-from segwright.api.usability import shortcoming
 from segwright.core.extensions.trust import TrustCode
 from segwright.core.files.names import below
 from segwright.data import phantom
@@ -97,12 +96,12 @@ def run(
         >>> report = run("raw/Dataset004_Hippocampus", folds=[0], budget="10m")  # doctest: +SKIP
         >>> report.folds[0].dice["mean"]  # doctest: +SKIP
     """
-    chosen = learning.training_settings(
+    chosen = training.training_settings(
         budget, settings, network=network, network_kwargs=network_kwargs, pretrained=pretrained
     )
     options = TrainOptions(settings=chosen, device=device, stop=stop)
-    folding.require_options(options)
-    trust = folding.named_code(trust_code, chosen, trainer)
+    training_runs.require_options(options)
+    trust = training_runs.named_code(trust_code, chosen, trainer)
     presets.preset(preset)
     session = open_session(dataset, workspace, environment=environment, trainer=trainer, trust=trust)
     numbers = _folds(session, folds)
@@ -114,22 +113,22 @@ def run(
     names = _configurations(plan, configurations)
     todo = [(name, fold) for name in names for fold in numbers if not _is_finished(session, plan, name, fold)]
     for name in names:
-        folding.require_trainable(session, plan, name, [fold for each, fold in todo if each == name], chosen)
+        training_runs.require_trainable(session, plan, name, [fold for each, fold in todo if each == name], chosen)
     for name in preparing.data_owners(plan, names):
         if not preparing.cases_are_fresh(session, plan, name):
             report = preparing.make_cases(session, plan, name, workers=workers)
             done += [f"preprocess {name}"] * bool(report.done)
     for name, fold in todo:
         logger.info("training %s, fold %s", name, fold)
-        folding.train_fold(session, plan, name, fold, options=options)
+        training_runs.train_fold(session, plan, name, fold, options=options)
         done.append(f"train {name} fold {fold}")
     for name, fold in sorted(set(itertools.product(names, numbers)) - set(todo)):
-        aging.bring_up_to_date(session, plan, name, folding.fold_folder(session, plan, name, fold))
-    folds_done = tuple(folding.finished_fold(session, plan, name, fold) for name in names for fold in numbers)
+        staleness.bring_up_to_date(session, plan, name, training_runs.fold_folder(session, plan, name, fold))
+    folds_done = tuple(training_runs.finished_fold(session, plan, name, fold) for name in names for fold in numbers)
     selection = selecting.select_after_run(session, plan, names, numbers, device=device, workers=workers)
     done += ["select"] * selection.is_new
     page = reporting.report_of_run(folds_done[0].model.parent, workspace=session.workspace)
-    not_done = folding.not_done(session, plan, set(itertools.product(names, numbers)) - set(todo), chosen)
+    not_done = training_runs.not_done(session, plan, set(itertools.product(names, numbers)) - set(todo), chosen)
     return RunReport(folds=folds_done, done=tuple(done), page=page, selection=selection, not_done=not_done)
 
 
@@ -151,8 +150,8 @@ def demo(
         device: auto, cpu, mps or a GPU.
     """
     start = time.monotonic()
-    options = TrainOptions(settings={"budget_s": learning.seconds(budget) or DEMO_BUDGET_S}, device=device)
-    folding.require_options(options)
+    options = TrainOptions(settings={"budget_s": training.seconds(budget) or DEMO_BUDGET_S}, device=device)
+    training_runs.require_options(options)
     place = Path(folder).absolute()
     workspace = Workspace.under(place)
     predictions, pictures = (below(place, part) for part in _DEMO_PARTS)
@@ -171,11 +170,11 @@ def demo(
     if not preparing.cases_are_fresh(session, plan, DEMO_CONFIGURATION):
         preparing.make_cases(session, plan, DEMO_CONFIGURATION)
     # All training cases: the score comes from the test cases, so none needs to be held out, or validated.
-    was_trained = folding.is_trained(folding.fold_folder(session, plan, DEMO_CONFIGURATION, "all"))
-    model = folding.train_only(session, plan, DEMO_CONFIGURATION, "all", options=options)
+    was_trained = training_runs.is_trained(training_runs.fold_folder(session, plan, DEMO_CONFIGURATION, "all"))
+    model = training_runs.train_only(session, plan, DEMO_CONFIGURATION, "all", options=options)
     logger.info("predicting cases that were not trained on")
     predicting.predict(model, raw / "imagesTs", predictions, overwrite=not was_trained, device=device)
-    scores = learning.evaluate(raw / "labelsTs", predictions, dataset_json=raw / "dataset.json")
+    scores = evaluating.evaluate(raw / "labelsTs", predictions, dataset_json=raw / "dataset.json")
     named = dice_by_name(scores.scores, scores.labels)
     return DemoResult(
         mean_dice=named.pop("mean"),
@@ -185,7 +184,7 @@ def demo(
         pictures=tuple(_draw(raw, predictions, pictures, session)),
         page=reporting.report_of_run(model.parent, workspace=workspace, scores=[scores.file]),
         shortcoming=shortcoming(
-            [folding.fold_folder(session, plan, DEMO_CONFIGURATION, "all")], scores.scores.mean_dice
+            [training_runs.fold_folder(session, plan, DEMO_CONFIGURATION, "all")], scores.scores.mean_dice
         ),
     )
 
@@ -213,8 +212,8 @@ def _folds(session: Session, wanted: Sequence[int] | Literal["all"] | None) -> t
 
 
 def _is_finished(session: Session, plan: Plan, name: str, fold: int) -> bool:
-    folder = folding.fold_folder(session, plan, name, fold)
-    return folding.is_trained(folder) and folding.is_validated(folder)
+    folder = training_runs.fold_folder(session, plan, name, fold)
+    return training_runs.is_trained(folder) and training_runs.is_validated(folder)
 
 
 def _draw(raw: Path, predictions: Path, folder: Path, session: Session) -> Iterator[Path]:

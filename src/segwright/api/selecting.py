@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from segwright.api.aging import bring_up_to_date
+from segwright.api.checks.staleness import bring_up_to_date
+from segwright.api.checks.usability import shortcoming
 from segwright.api.estimating import fit_estimates, member_of
 from segwright.api.session import Session, open_session
 from segwright.api.trained_models import (
@@ -22,7 +23,6 @@ from segwright.api.trained_models import (
     say_folds,
 )
 from segwright.api.training_runs import is_trained, model_folder
-from segwright.api.usability import shortcoming
 from segwright.core.errors import ModelError, Problem, ProblemReport
 from segwright.core.extensions.trust import CodeTrust, TrustCode
 from segwright.core.files.atomic_io import content_hash, describe_validation

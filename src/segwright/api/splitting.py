@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from logging import getLogger
 
-from segwright.api.one_model import Fold
+from segwright.api.checks.one_model import Fold
 from segwright.api.session import Session
 from segwright.data import splits
 

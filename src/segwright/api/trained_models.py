@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
 
-from segwright.api.one_model import difference_in_meaning
+from segwright.api.checks.one_model import difference_in_meaning
 from segwright.api.session import Session
 from segwright.api.training_runs import is_trained
 from segwright.core.errors import ModelError, nearest

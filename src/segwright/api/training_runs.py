@@ -9,8 +9,7 @@ from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segwright.api.aging import bring_up_to_date, note_scores, record_training_data, require_same_cases
-from segwright.api.one_model import (
+from segwright.api.checks.one_model import (
     Fold,
     other_settings,
     require_same_network,
@@ -18,10 +17,11 @@ from segwright.api.one_model import (
     require_same_task,
     require_unbegun,
 )
+from segwright.api.checks.staleness import bring_up_to_date, note_scores, record_training_data, require_same_cases
+from segwright.api.checks.usability import shortcoming
 from segwright.api.preparing import cases_are_fresh, cases_folder, make_cases
 from segwright.api.session import Session
 from segwright.api.splitting import dataset_splits
-from segwright.api.usability import shortcoming
 from segwright.core.errors import ConfigError, DatasetError
 from segwright.core.extensions.registry import reference_of
 from segwright.core.extensions.trust import CodeTrust, TrustCode

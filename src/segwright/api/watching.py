@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from segwright.api.aging import changes_since_training, older_than_folds
+from segwright.api.checks.staleness import changes_since_training, older_than_folds
 from segwright.core.errors import ModelError
 from segwright.core.files.atomic_io import parse_document
 from segwright.evaluation.scores import Scores

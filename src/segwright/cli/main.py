@@ -9,10 +9,20 @@ from typing import Annotated
 
 import typer
 
-from segwright.cli import combining, evaluating, exchange, options, predicting, previewing, selecting, stages, transfer
-from segwright.cli import show as showing
-from segwright.cli import status as watching
-from segwright.cli import train as models
+from segwright.cli import (
+    combining,
+    evaluating,
+    exchange,
+    options,
+    predicting,
+    previewing,
+    selecting,
+    show,
+    stages,
+    status,
+    train,
+    transfer,
+)
 from segwright.cli.app import Verbs, by_name
 
 
@@ -20,14 +30,14 @@ class Program(Verbs):
     """All verbs, in the order of the help."""
 
     verbs = by_name(
-        models.run,
+        train.run,
         stages.check,
         stages.fingerprint,
         stages.plan,
         stages.preprocess,
         transfer.move_plans,
         previewing.preview_augmentation,
-        models.train,
+        train.train,
         selecting.select,
         predicting.predict,
         exchange.import_model,
@@ -38,10 +48,10 @@ class Program(Verbs):
         combining.ensemble,
         combining.determine_postprocessing,
         combining.apply_postprocessing,
-        watching.status,
-        models.demo,
-        showing.report,
-        showing.show,
+        status.status,
+        train.demo,
+        show.report,
+        show.show,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from segwright.api.one_model import (
+from segwright.api.checks.one_model import (
     other_settings,
     require_nothing_new,
     require_same_network,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from segwright.api.usability import shortcoming
+from segwright.api.checks.usability import shortcoming
 
 
 def fold(place: Path, *, step: int, elapsed_s: float = 10.0, **config: Any) -> Path:

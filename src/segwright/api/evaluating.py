@@ -1,0 +1,204 @@
+"""Evaluate predictions against reference label maps, and compare models by their scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from segwright.api.references import listed_references
+from segwright.core.errors import ConfigError, DatasetError, ImageError
+from segwright.core.files.names import absence
+from segwright.data.dataset import NO_ENVIRONMENT, load_description
+from segwright.data.images.image_io import READERS, choose_reader, read_header
+from segwright.data.labels import Labels
+from segwright.data.plan import Plan
+from segwright.evaluation import scores as scoring
+from segwright.evaluation import statistics
+from segwright.evaluation.statistics import Comparison
+from segwright.report.results import Evaluation
+from segwright.workspace import DATASET_JSON, PLANS_JSON
+
+SUMMARY = "summary.json"
+
+_EXAMPLES = 3
+"""Label maps that the reader of a plan is tried on."""
+
+
+def evaluate(
+    reference: Path | str,
+    prediction: Path | str,
+    *,
+    dataset_json: Path | str | None = None,
+    label_values: Sequence[int] | None = None,
+    output: Path | str | None = None,
+    surface: bool = False,
+    lesions: bool = False,
+    tolerances: Sequence[float] | None = None,
+    ignore_label: int | None = None,
+    require_all: bool = False,
+    csv: Path | str | None = None,
+    workers: int | None = None,
+    environment: Mapping[str, str] = NO_ENVIRONMENT,
+) -> Evaluation:
+    """Score predictions against references of the same file names and write nnU-Net's `summary.json`.
+
+    Args:
+        reference: Folder of true label maps; of a raw dataset that lists its files, this dataset or that folder.
+        prediction: Folder of predicted label maps.
+        dataset_json: Names labels and file ending; by default the one in, or one level above, either folder.
+        label_values: What to score, instead of what a dataset.json says; the file ending is that of the references.
+        output: File of the scores; `summary.json` in the prediction folder by default.
+        surface: Also HD, HD95, ASSD and NSD, in mm.
+        lesions: Also detection of single structures, and panoptic quality.
+        tolerances: Of the NSD, in mm; 1 and 2 by default.
+        ignore_label: Voxels with this reference count for nothing; by default what dataset.json says.
+        require_all: A reference without a prediction is an error, instead of left out.
+        csv: Also write one line for each case and class.
+        workers: Threads.
+        environment: Variables that file lists may name.
+
+    Raises:
+        SegwrightError: a folder or file is missing, damaged or does not fit, or a value is wrong.
+    """
+    truth, predicted = Path(reference), Path(prediction)
+    require_folders(truth, predicted)
+    further = _further(surface=surface, lesions=lesions, tolerances=tolerances)
+    if label_values:
+        labels = Labels({"background": 0, **{str(value): value for value in sorted({*label_values} - {0})}})
+        ending, reader = _known_ending(truth), None
+    else:
+        description = load_description(Path(dataset_json) if dataset_json else find_description(truth, predicted))
+        labels = Labels.from_description(description)
+        ending, reader = description.file_ending, description.overwrite_image_reader_writer
+    if ignore_label is not None and ignore_label in labels.all_labels:
+        scored = ", ".join(str(value) for value in labels.foreground_labels if value != ignore_label)
+        raise ConfigError(f"label {ignore_label} cannot be scored and ignored; name the others with --labels {scored}")
+    found = scoring.evaluate(
+        truth,
+        predicted,
+        labels=labels,
+        file_ending=ending,
+        reader=find_label_reader(ending, reader, truth, predicted),
+        further=further,
+        workers=workers,
+        require_all=require_all,
+        ignore_label=ignore_label,
+        known=None if label_values else labels.all_labels,
+        listed=listed_references(truth, environment),
+    )
+    if csv is not None:
+        found.save_csv(Path(csv))
+    file = Path(output) if output else predicted / SUMMARY
+    found.save(file)
+    return Evaluation(scores=found, file=file, labels=labels)
+
+
+def _further(*, surface: bool, lesions: bool, tolerances: Sequence[float] | None) -> scoring.Further:
+    if tolerances is None:
+        return scoring.Further(surface=surface, lesions=lesions)
+    wrong = [value for value in tolerances if not (math.isfinite(value) and value > 0)]
+    if wrong or not tolerances:
+        raise ConfigError(f"tolerance {wrong[0] if wrong else 'list is empty'}: expected mm above 0, for instance 1,2")
+    return scoring.Further(surface=True, lesions=lesions, tolerances=tuple(dict.fromkeys(tolerances)))
+
+
+def _known_ending(folder: Path) -> str:
+    """Return the ending of the files in a folder, the longest that a reader knows."""
+    endings = sorted({ending for reader in READERS.values() for ending in reader.endings}, key=len, reverse=True)
+    for file in sorted(folder.iterdir()):
+        for ending in endings:
+            if file.name.lower().endswith(ending):
+                return file.name[-len(ending) :]
+    raise DatasetError(f"{folder}: no label map; a reader knows {', '.join(sorted(endings))}")
+
+
+def compare(summaries: Sequence[Path | str]) -> list[Comparison]:
+    """Test which of several models is better on the cases they share, by their `summary.json`.
+
+    Args:
+        summaries: Files, or the folders that hold them; at least two.
+
+    Raises:
+        SegwrightError: a file is missing, damaged or given twice, or too few cases are shared.
+    """
+    if len(summaries) < 2:
+        raise ConfigError("compare: give at least two summary.json files")
+    paths = [Path(each) / SUMMARY if Path(each).is_dir() else Path(each) for each in summaries]
+    seen: set[Path] = set()
+    for path in paths:
+        if path.resolve() in seen:
+            raise ConfigError(f"compare: {path} is given twice; give the summary of another model")
+        seen.add(path.resolve())
+    return statistics.compare({str(path): scoring.Scores.load(path) for path in paths})
+
+
+def require_folders(*folders: Path) -> None:
+    """Make sure that folders are there.
+
+    Raises:
+        DatasetError: one is not.
+    """
+    for folder in folders:
+        wrong = absence(folder, "folder")
+        if wrong:
+            raise DatasetError(f"{folder}: {wrong}")
+
+
+def find_description(*folders: Path) -> Path:
+    """Return the `dataset.json` in one of some folders, the last first, or beside one; of a fold, its model's.
+
+    Raises:
+        DatasetError: a folder is missing, or there is none.
+    """
+    require_folders(*folders)
+    for folder in _places(folders):
+        if (folder / DATASET_JSON).is_file():
+            return folder / DATASET_JSON
+    places = ", ".join(map(str, folders))
+    raise DatasetError(f"{places}: no {DATASET_JSON} here or one level above; name one with --dataset-json FILE")
+
+
+def find_label_reader(file_ending: str, override: str | None, *folders: Path) -> str:
+    """Return the reader of the label maps in some folders.
+
+    That of the plans in or above one of them, if it opens the files; else the one that opens most of them.
+
+    Args:
+        file_ending: of the label maps.
+        override: what dataset.json says.
+        folders: those with label maps; of plans, the last folder's come first.
+
+    Raises:
+        ImageError: no reader knows the ending.
+        SegwrightError: a plan is damaged.
+    """
+    files = [
+        file
+        for folder in folders
+        for file in sorted(folder.iterdir())
+        if file.name.endswith(file_ending) and not file.name.startswith(".")
+    ]
+    for place in _places(folders):
+        if (place / PLANS_JSON).is_file():
+            planned = Plan.load(place / PLANS_JSON).image_reader_writer
+            if not files or any(_opens(planned, file) for file in files[:_EXAMPLES]):
+                return planned
+    try:
+        return choose_reader(file_ending, files, override, are_labels=True)
+    except ImageError:  # reading them names all that are damaged
+        return choose_reader(file_ending, None, override)
+
+
+def _places(folders: Sequence[Path]) -> list[Path]:
+    """Return where documents about some folders may lie: in them, the last first, one level above, in their model."""
+    models = [folder.parent.parent for folder in map(Path.absolute, folders) if folder.parent.name.startswith("fold_")]
+    return [*reversed(folders), *(folder.absolute().parent for folder in folders), *reversed(models)]
+
+
+def _opens(reader: str, file: Path) -> bool:
+    try:
+        read_header(file, reader, is_label=True)
+    except ImageError:
+        return False
+    return True
