@@ -101,7 +101,7 @@ def span(seconds: float) -> str:
     """Return a duration for people.
 
     >>> span(42.4), span(605), span(7300)
-    ('42 s', '10 min 5 s', '2 h 2 min')
+    ('42 s', '10 min 5 s', '2 h 1 min')
     """
     whole = round(seconds)
     if whole < 60:
