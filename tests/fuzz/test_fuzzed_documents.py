@@ -17,7 +17,7 @@ from segwright.data.fingerprint import Fingerprint
 from segwright.data.labels import Labels
 from segwright.data.laterality import find_pairs
 from segwright.data.plan import Plan
-from segwright.data.stage_cache import Journal as StageJournal
+from segwright.data.stage_cache import StageCache
 from segwright.evaluation.scores import Scores
 from segwright.inference.export.postprocessing import PostProcessing
 from segwright.inference.folder.log import Journal
@@ -85,9 +85,9 @@ def _read_journal(path: Path) -> None:
 
 
 def _read_state(path: Path) -> None:
-    journal = StageJournal(path.parent)
-    journal.holds("plan", [1])
-    journal.record("plan", [2])
+    cache = StageCache(path.parent)
+    cache.is_current("plan", [1])
+    cache.record("plan", [2])
 
 
 def _read_train(path: Path) -> None:

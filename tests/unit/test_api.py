@@ -14,7 +14,7 @@ from segwright.api.session import writing_problem
 from segwright.api.training import keyword_values, seconds, training_settings
 from segwright.api.training_runs import TrainOptions, is_trained, require_options
 from segwright.core.errors import ConfigError
-from segwright.data.stage_cache import Journal, folder_digest, listing_digest
+from segwright.data.stage_cache import StageCache, folder_digest, listing_digest
 from segwright.workspace import Workspace
 
 
@@ -104,15 +104,15 @@ def test_a_training_has_ended_only_with_both_files_of_its_checkpoint(tmp_path: P
     assert is_trained(tmp_path)
 
 
-def test_the_journal_knows_what_each_stage_was_made_from(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
-    assert not journal.knows("plan")
-    journal.record("plan", {"a": 1})
-    journal.record("check", "x")
-    assert Journal(tmp_path).holds("plan", {"a": 1})
-    assert not journal.holds("plan", {"a": 2})
+def test_the_stage_cache_knows_what_each_stage_was_made_from(tmp_path: Path) -> None:
+    cache = StageCache(tmp_path)
+    assert not cache.has_stage("plan")
+    cache.record("plan", {"a": 1})
+    cache.record("check", "x")
+    assert StageCache(tmp_path).is_current("plan", {"a": 1})
+    assert not cache.is_current("plan", {"a": 2})
     (tmp_path / "segwright_state.json").write_text("{ half", encoding="utf-8")
-    assert not journal.knows("plan")
+    assert not cache.has_stage("plan")
 
 
 def test_a_listing_changes_with_size_time_and_absence(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from segwright.api.exchange import only_model, unpacked
 from segwright.core.errors import ConfigError
 from segwright.core.extensions.trust import CodeTrust, TrustCode
-from segwright.core.extensions.user_code import blaming
+from segwright.core.extensions.user_code import user_code_errors
 from segwright.core.gc_control import at_rest
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def predict(
     }
     members = predictors if several is None else several.predictors
     packages = frozenset[str]().union(*(packages_of(network) for each in members for network in each.networks))
-    with blaming(packages, "the network of a model"):
+    with user_code_errors(packages, "the network of a model"):
         if several is not None:
             _require_one(devices)
             return several.predict_files(images, output, **options)

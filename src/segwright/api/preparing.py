@@ -203,7 +203,7 @@ def verify(session: Session, *, workers: int | None = None, visit: checks.Visito
     Raises:
         ProblemReport: all that is wrong.
     """
-    if session.journal.holds("check", session.raw_state):
+    if session.stage_cache.is_current("check", session.raw_state):
         return False
     findings = checks.check(session.dataset.folder, workers=workers, environment=session.environment, visit=visit)
     for problem in findings.warnings:
@@ -211,7 +211,7 @@ def verify(session: Session, *, workers: int | None = None, visit: checks.Visito
     if findings.errors:
         raise ProblemReport(findings.errors)
     record_owner(session)  # not before: a refused dataset leaves nothing behind
-    session.journal.record("check", session.raw_state)
+    session.stage_cache.record("check", session.raw_state)
     return True
 
 
@@ -224,18 +224,18 @@ def make_fingerprint(session: Session, *, workers: int | None = None, force: boo
     is_new = not file.is_file()
     was_visited = verify(session, workers=workers, visit=measurement.add if is_new else None)
     if not is_new and not force:
-        if session.journal.holds(stage, session.raw_state):
+        if session.stage_cache.is_current(stage, session.raw_state):
             return Fingerprint.load(file), False
-        if not session.journal.knows(stage):
+        if not session.stage_cache.has_stage(stage):
             found = Fingerprint.load(file)
             if len(found.spacings) == len(dataset.cases):
                 logger.info("%s was there already and is kept; segwright fingerprint --force measures again", file)
-                session.journal.record(stage, session.raw_state)
+                session.stage_cache.record(stage, session.raw_state)
                 return found, False
         logger.info("the dataset changed since it was measured")
     found = measurement.fingerprint(dataset) if is_new and was_visited else measuring.extract(dataset, workers=workers)
     found.save(file)
-    session.journal.record(stage, session.raw_state)
+    session.stage_cache.record(stage, session.raw_state)
     return found, True
 
 
@@ -268,10 +268,10 @@ def make_plan(
         asdict(options),
     ]
     if existing is not None and not force:
-        if not session.journal.holds(f"{stage} as written", file_hash(file)):
+        if not session.stage_cache.is_current(f"{stage} as written", file_hash(file)):
             _say_kept(file, session, stage, made_from)
             return existing, False
-        if session.journal.holds(stage, made_from):
+        if session.stage_cache.is_current(stage, made_from):
             return existing, False
     made = _planned(session, found, options, name, existing)
     if existing is not None and not force and not _is_same(made, existing):
@@ -290,8 +290,8 @@ def make_plan(
                 f"keep both with --name {_free_name(session, name)}, or replace them with --overwrite"
             )
     made.save(file)
-    session.journal.record(f"{stage} as written", file_hash(file))
-    session.journal.record(stage, made_from)
+    session.stage_cache.record(f"{stage} as written", file_hash(file))
+    session.stage_cache.record(stage, made_from)
     return made, True
 
 
@@ -396,7 +396,7 @@ def make_cases(
         if not even_if_in_use:
             _require_unused(session, plan, name)
         report = preprocess_dataset(session.dataset, plan, name, CaseStore(folder), workers=workers)
-        session.journal.record(*_cases_record(session, plan, name))
+        session.stage_cache.record(*_cases_record(session, plan, name))
     return report
 
 
@@ -420,7 +420,7 @@ def _require_unused(session: Session, plan: Plan, name: str) -> None:
 
 def cases_are_fresh(session: Session, plan: Plan, name: str) -> bool:
     """Whether the preprocessed data are as they were left, and the raw files and the plan too; a glance, no reading."""
-    return session.journal.holds(*_cases_record(session, plan, name))
+    return session.stage_cache.is_current(*_cases_record(session, plan, name))
 
 
 def cases_folder(session: Session, plan: Plan, name: str) -> Path:
@@ -446,9 +446,9 @@ def copy_description(session: Session) -> None:
 
 
 def _say_kept(file: Path, session: Session, stage: str, made_from: object) -> None:
-    if not session.journal.knows(stage):
+    if not session.stage_cache.has_stage(stage):
         logger.info("%s was not written by this workspace and is kept", file)
-    elif session.journal.holds(stage, made_from):
+    elif session.stage_cache.is_current(stage, made_from):
         logger.info("%s was edited by hand and is kept", file)
     else:
         logger.warning(

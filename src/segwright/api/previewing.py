@@ -19,7 +19,7 @@ from segwright.core.files.atomic_io import write_text
 from segwright.data import splits
 from segwright.data.dataset import NO_ENVIRONMENT
 from segwright.data.labels import BACKGROUND, IGNORE, Labels
-from segwright.data.laterality import Sides
+from segwright.data.laterality import LabelPairs
 from segwright.data.plan import Plan
 from segwright.data.preprocessed.previous_stage import FOLDER, StageMaps
 from segwright.data.preprocessed.store import CaseStore
@@ -168,7 +168,7 @@ class _Shown:
             config=decided,
             configuration=configuration,
             labels=labels,
-            recipe=training_recipe(decided, configuration, labels, Sides.of_plan(plan)),
+            recipe=training_recipe(decided, configuration, labels, LabelPairs.of_plan(plan)),
         )
 
     def notes(self) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from segwright.core.errors import SegwrightError
-from segwright.data.dataset import load_description, look
+from segwright.data.dataset import load_description, scan
 from segwright.workspace import DATASET_JSON, PLANS_JSON
 
 
@@ -27,7 +27,7 @@ def listed_references(truth: Path, environment: Mapping[str, str]) -> dict[str, 
             return {}
         if description.dataset is None:
             return {}
-        cases = look(folder, environment=environment).cases
+        cases = scan(folder, environment=environment).cases
         listed = {f"{case.identifier}{description.file_ending}": case.label for case in cases if case.label is not None}
         if folder != truth:
             listed = {name: file for name, file in listed.items() if file.parent.resolve() == truth.resolve()}

@@ -326,7 +326,7 @@ def _listed_files(
     """
     if model.description.dataset is None:
         return {}
-    cases = datasets.look(raw, environment=environment).cases
+    cases = datasets.scan(raw, environment=environment).cases
     inside = Path(raw.anchor) if workspace is not None and raw == workspace.raw / model.dataset else raw
     return {
         case.identifier: case.images

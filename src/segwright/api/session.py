@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from segwright.core.errors import Problem, WorkspaceError
-from segwright.core.extensions.trust import NO_CODE, CodeTrust
+from segwright.core.extensions.trust import TRUST_NONE, CodeTrust
 from segwright.core.files.atomic_io import content_hash
 from segwright.core.files.locks import locked
 from segwright.data.dataset import NO_ENVIRONMENT, Dataset, load
-from segwright.data.stage_cache import Journal, RawIdentity, identify, listing_digest
+from segwright.data.stage_cache import RawIdentity, StageCache, identify, listing_digest
 from segwright.workspace import DATASET_JSON, SPLITS_JSON, Workspace
 
 DEFAULT_WORK = Path("segwright-work")
@@ -30,11 +30,11 @@ class Session:
 
     workspace: Workspace
     dataset: Dataset
-    journal: Journal
+    stage_cache: StageCache
     raw_state: str
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     trainer: str | None = None
-    trust: CodeTrust = NO_CODE
+    trust: CodeTrust = TRUST_NONE
 
     @property
     def trainer_name(self) -> str:
@@ -58,7 +58,7 @@ def open_session(
     *,
     environment: Mapping[str, str] = NO_ENVIRONMENT,
     trainer: str | None = None,
-    trust: CodeTrust = NO_CODE,
+    trust: CodeTrust = TRUST_NONE,
 ) -> Session:
     """Load a dataset and make sure that results can be written, before any work starts.
 
@@ -78,7 +78,7 @@ def open_session(
     session = Session(
         workspace=place,
         dataset=loaded,
-        journal=Journal(place.preprocessed_dataset(loaded.name)),
+        stage_cache=StageCache(place.preprocessed_dataset(loaded.name)),
         raw_state=listing_digest(_raw_files(loaded)),
         environment=environment,
         trainer=trainer,
@@ -101,16 +101,16 @@ def dataset_lock(session: Session, what: str) -> Iterator[None]:
     """
     with locked(session.workspace.preprocessed_lock(session.name), f"{what} {session.name}"):
         _require_own(session)  # another process may have begun one of this name meanwhile
-        if session.journal.is_begun:
+        if session.stage_cache.is_begun:
             record_owner(session)
         yield
 
 
 def record_owner(session: Session) -> None:
     """Note that what the workspace has under the dataset's name is made from this dataset, as it is now."""
-    recorded = session.journal.raw
+    recorded = session.stage_cache.raw
     if recorded is None or recorded.state != session.raw_state:
-        session.journal.record_raw(_identity(session))
+        session.stage_cache.record_raw(_identity(session))
 
 
 def workspace_or_default(workspace: Workspace | None) -> Workspace:
@@ -136,7 +136,7 @@ def _require_own(session: Session) -> None:
     Raises:
         WorkspaceError: it was made from another one.
     """
-    recorded = session.journal.raw
+    recorded = session.stage_cache.raw
     if recorded is None or recorded.state == session.raw_state:
         return
     folder = os.path.realpath(session.dataset.folder)

@@ -25,7 +25,7 @@ from segwright.api.splitting import dataset_splits
 from segwright.core.errors import ConfigError, DatasetError
 from segwright.core.extensions.registry import reference_of
 from segwright.core.extensions.trust import CodeTrust, TrustCode
-from segwright.core.extensions.user_code import blaming, calling
+from segwright.core.extensions.user_code import user_call, user_code_errors
 from segwright.core.files.atomic_io import atomic_path, file_hash
 from segwright.core.files.locks import locked
 from segwright.core.files.names import below
@@ -113,14 +113,16 @@ def named_code(trust_code: TrustCode, settings: Mapping[str, Any], trainer: str 
     """
     config = TrainConfig.from_mapping(settings)
     references = list(config.references())
-    trust = CodeTrust.of(trust_code).naming(trainer, *(reference for _, reference in references))
+    trust = CodeTrust.of(trust_code).with_references(trainer, *(reference for _, reference in references))
     if references:
         from segwright.training.checkpointing.resume import load_references
 
         load_references(config, trust, source="the settings")
     if trainer is None:
         return trust
-    return trust.naming(reference_of(trainer_class(trainer, trust)))  # it may be defined elsewhere than it is named
+    return trust.with_references(
+        reference_of(trainer_class(trainer, trust))
+    )  # it may be defined elsewhere than it is named
 
 
 def trainer_class(reference: str | None, trust: CodeTrust) -> type[Trainer]:
@@ -223,7 +225,7 @@ def train_fold(session: Session, plan: Plan, configuration: str, fold: Fold, *, 
     def train_and_validate() -> None:
         _complete_previous_stage(session, plan, configuration, fold, options)
         trainer = _train(session, plan, configuration, fold, options)
-        with blaming(trainer.trust.packages | session.trust.packages, "the validation"):
+        with user_code_errors(trainer.trust.packages | session.trust.packages, "the validation"):
             trainer.perform_actual_validation()
 
     is_first = options.ranks is None or options.ranks.is_first
@@ -303,7 +305,7 @@ def _train(session: Session, plan: Plan, configuration: str, fold: Fold, options
     cls = trainer_class(session.trainer, session.trust)
     contract = "its __init__ takes the arguments of Trainer's and hands them on"
     packages = session.trust.packages
-    with calling(cls, f"trainer '{session.trainer_name}'", packages=packages, contract=contract):
+    with user_call(cls, f"trainer '{session.trainer_name}'", packages=packages, contract=contract):
         trainer = cls(
             plan,
             configuration,
@@ -318,14 +320,16 @@ def _train(session: Session, plan: Plan, configuration: str, fold: Fold, options
             ranks=ranks,
             stop=options.stop,
         )
-        trainer.trust = session.trust.naming(*trainer.trust.references)  # no argument: a subclass may list its own
-    with blaming(packages, f"trainer '{session.trainer_name}'"):
+        trainer.trust = session.trust.with_references(
+            *trainer.trust.references
+        )  # no argument: a subclass may list its own
+    with user_code_errors(packages, f"trainer '{session.trainer_name}'"):
         if ranks.is_first:
             _copy_fingerprint(session, folder.parent)
         if checkpoint is not None:
             trainer.load_checkpoint(checkpoint)
     if not is_trained(folder):
-        with blaming(trainer.trust.packages | session.trust.packages, "the training"):
+        with user_code_errors(trainer.trust.packages | session.trust.packages, "the training"):
             trainer.run_training()
     return trainer
 

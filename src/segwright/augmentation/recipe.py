@@ -17,7 +17,14 @@ from segwright.augmentation.transform import Draw, Samples, Transform
 from segwright.core.device import CPU
 from segwright.core.errors import ConfigError, SegwrightError, nearest
 from segwright.core.extensions.registry import Registry, import_reference
-from segwright.core.extensions.user_code import UserCodeError, calling, definition, described, package_of, place_of
+from segwright.core.extensions.user_code import (
+    UserCodeError,
+    describe_error,
+    error_location,
+    package_of,
+    source_location,
+    user_call,
+)
 
 SPATIAL = "spatial"
 """The name of the affine in a recipe; it comes first, as it decides what is read."""
@@ -214,9 +221,9 @@ def _changed(step: Step, samples: Samples, draws: Sequence[Draw]) -> Samples:
 
 def _blamed(step: Step, method: str, error: Exception) -> UserCodeError:
     kind = type(step.transform)
-    place = place_of(error, {package_of(kind.__module__)}) or definition(getattr(kind, method))
+    place = error_location(error, {package_of(kind.__module__)}) or source_location(getattr(kind, method))
     return UserCodeError(
-        f"{place}: augmentation '{step.name}': {kind.__name__}.{method} failed with {described(error)}"
+        f"{place}: augmentation '{step.name}': {kind.__name__}.{method} failed with {describe_error(error)}"
     )
 
 
@@ -306,10 +313,10 @@ def build_recipe(reference: str, patch_size: Sequence[int], *, masked_channels: 
         import_reference(reference, kind="augmentation recipe") if ":" in reference else RECIPES.get(reference)
     )
     contract = "expected a function fn(patch_size, *, masked_channels=()) that returns a Recipe"
-    with calling(builder, f"augmentation recipe '{reference}'", contract=contract):
+    with user_call(builder, f"augmentation recipe '{reference}'", contract=contract):
         recipe: object = builder(patch_size, masked_channels=masked_channels)
     if not isinstance(recipe, Recipe):
         raise ConfigError(
-            f"{definition(builder)}: augmentation recipe '{reference}' returned {_shown(recipe)}; return a Recipe"
+            f"{source_location(builder)}: augmentation recipe '{reference}' returned {_shown(recipe)}; return a Recipe"
         )
     return recipe

@@ -110,7 +110,7 @@ def code_trust(trust_code: bool, *references: str | None) -> CodeTrust:
         here = Path.cwd()
     except OSError:
         here = None
-    return CodeTrust(everything=trust_code, folder=here).naming(*references)
+    return CodeTrust(everything=trust_code, folder=here).with_references(*references)
 
 
 def leave_deleted_folder() -> None:

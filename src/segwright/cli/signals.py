@@ -28,8 +28,8 @@ def heeding_signals() -> Iterator[StopRequest]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
-        if stop.is_heeded and not stop.reason:
-            stop.ask(name)
+        if stop.is_watched and not stop.reason:
+            stop.request(name)
             typer.echo(f"{name}: saving after this step; once more ends at once", err=True)
         elif number == signal.SIGINT:
             raise KeyboardInterrupt

@@ -28,37 +28,37 @@ class StopRequest:
     """Tells work that it shall end; whoever asks (a signal handler, another thread) does not wait.
 
     >>> stop = StopRequest()
-    >>> with stop.heeded():
-    ...     stop.ask("SIGTERM")
+    >>> with stop.watched():
+    ...     stop.request("SIGTERM")
     >>> stop.reason
     'SIGTERM'
     """
 
     def __init__(self) -> None:
         self.reason = ""
-        self._is_heeded = False
+        self._is_watched = False
 
-    def ask(self, reason: str) -> None:
+    def request(self, reason: str) -> None:
         """Ask for the end; `reason` is a word for the log, such as the signal's name."""
         self.reason = self.reason or reason
 
     @property
-    def is_heeded(self) -> bool:
+    def is_watched(self) -> bool:
         """Whether work goes on that looks at the request; if none does, the asker has to end the process itself."""
-        return self._is_heeded
+        return self._is_watched
 
     @contextmanager
-    def heeded(self) -> Iterator[None]:
+    def watched(self) -> Iterator[None]:
         """Run a block that looks at `reason` between its steps."""
-        before, self._is_heeded = self._is_heeded, True
+        before, self._is_watched = self._is_watched, True
         try:
-            with self.awaited_at_exit():
+            with self.wait_at_exit():
                 yield
         finally:
-            self._is_heeded = before
+            self._is_watched = before
 
     @contextmanager
-    def awaited_at_exit(self) -> Iterator[None]:
+    def wait_at_exit(self) -> Iterator[None]:
         """Let a program that ends wait for a block in a daemon thread, which is asked to stop.
 
         Python would end the thread in the middle of torch's C++ code, and that aborts the process.
@@ -70,7 +70,7 @@ class StopRequest:
 
         def end() -> None:
             if not done.is_set():
-                self.ask("the program ended")
+                self.request("the program ended")
                 done.wait(_LONGEST_STEP_S)
                 thread.join(_LONGEST_FAREWELL_S)
 

@@ -21,12 +21,12 @@ from segwright.data.dataset import (
     LABELS_FOLDER,
     NO_ENVIRONMENT,
     DatasetDescription,
-    Survey,
-    look,
+    ScanResult,
     problem_of,
+    scan,
 )
 from segwright.data.images.formats import Header
-from segwright.data.images.geometry import difference, find_turn
+from segwright.data.images.geometry import difference, find_reorientation
 from segwright.data.images.image_io import (
     Volume,
     read_header,
@@ -92,7 +92,7 @@ class _Log:
 
     def absorb(self, others: Sequence[_Log]) -> None:
         for other in others:
-            # A broken file shows in the survey as well as in its case; once is enough.
+            # A broken file shows in the scanned as well as in its case; once is enough.
             known = {problem.where for problem in self.errors}
             self.errors += [p for p in other.errors if not (p.where in known and Path(p.where) in other.unreadable)]
             self.warnings += other.warnings
@@ -123,19 +123,19 @@ def check(
         visit: called with every case as long as nothing is wrong, in any thread, so that whoever needs the voxels as
             well does not read them again.
     """
-    survey = look(folder, environment=environment)
-    log = _Log(errors=list(survey.problems))
-    description = survey.description
+    scanned = scan(folder, environment=environment)
+    log = _Log(errors=list(scanned.problems))
+    description = scanned.description
     if description is None:
         return Findings(errors=tuple(log.errors), warnings=(), num_cases=0)
-    _check_description(folder / DATASET_JSON, description, survey, log)
-    _check_surroundings(folder, description, survey, log)
-    cases = survey.cases if survey.reader else ()
+    _check_description(folder / DATASET_JSON, description, scanned, log)
+    _check_surroundings(folder, description, scanned, log)
+    cases = scanned.cases if scanned.reader else ()
     num_channels = len(description.channel_names)
-    counted = {problem.case for problem in survey.problems}
+    counted = {problem.case for problem in scanned.problems}
     log.absorb(
         map_threads(
-            lambda case: _check_headers(case, survey.reader, None if case.identifier in counted else num_channels),
+            lambda case: _check_headers(case, scanned.reader, None if case.identifier in counted else num_channels),
             cases,
             workers=workers,
             describe=lambda case: case.identifier,
@@ -150,7 +150,7 @@ def check(
     visit = None if log.errors else visit
     log.absorb(
         map_threads(
-            lambda case: _check_voxels(case, survey.reader, labels, unreadable, apart, visit),
+            lambda case: _check_voxels(case, scanned.reader, labels, unreadable, apart, visit),
             cases,
             workers=workers,
             describe=lambda case: case.identifier,
@@ -161,32 +161,32 @@ def check(
     if absent and cases:
         names = ", ".join(f"{value} ({labels.class_name(value)})" for value in absent)
         log.warn(folder / DATASET_JSON, f"label {names} occurs in no case", "remove it or check the label files")
-    return Findings(errors=tuple(log.errors), warnings=tuple(log.warnings), num_cases=len(survey.cases))
+    return Findings(errors=tuple(log.errors), warnings=tuple(log.warnings), num_cases=len(scanned.cases))
 
 
-def _check_description(path: Path, description: DatasetDescription, survey: Survey, log: _Log) -> None:
-    if description.num_training != survey.num_found:
-        what = f"numTraining is {description.num_training}, found {survey.num_found} cases"
+def _check_description(path: Path, description: DatasetDescription, scanned: ScanResult, log: _Log) -> None:
+    if description.num_training != scanned.num_found:
+        what = f"numTraining is {description.num_training}, found {scanned.num_found} cases"
         log.error(path, what, "mend the number or add the missing files")
     gap = gap_problem(description.labels)
     if gap is not None and Labels.from_description(description).has_regions:
-        log.error(f"{path}, labels", gap)  # without regions the survey has it
+        log.error(f"{path}, labels", gap)  # without regions the scanned has it
     expected = [str(index) for index in range(len(description.channel_names))]
     if list(description.channel_names) != expected:
         what = f"channel_names are numbered {', '.join(description.channel_names)}, expected {', '.join(expected)}"
         log.warn(path, what, "the order of the entries is what counts, not their numbers")
 
 
-def _check_surroundings(folder: Path, description: DatasetDescription, survey: Survey, log: _Log) -> None:
+def _check_surroundings(folder: Path, description: DatasetDescription, scanned: ScanResult, log: _Log) -> None:
     """Check what lies beside the cases: stray files, surplus labels, the dataset's own splits."""
-    log.warnings += survey.stray
-    log.errors += CaseStore.clash_problems(folder.name, [case.identifier for case in survey.cases])
+    log.warnings += scanned.stray
+    log.errors += CaseStore.clash_problems(folder.name, [case.identifier for case in scanned.cases])
     if description.dataset is None and (folder / LABELS_FOLDER).is_dir():
-        for file in surplus_labels(folder / LABELS_FOLDER, survey.cases, description.file_ending):
+        for file in surplus_labels(folder / LABELS_FOLDER, scanned.cases, description.file_ending):
             log.warn(file, "label without an image", "add the images or remove the label")
     path = folder / SPLITS_JSON
     if path.is_file():
-        _check_splits(path, [case.identifier for case in survey.cases], log)
+        _check_splits(path, [case.identifier for case in scanned.cases], log)
 
 
 def _check_splits(path: Path, identifiers: Sequence[str], log: _Log) -> None:
@@ -213,7 +213,7 @@ def _check_headers(case: Case, reader: str, num_channels: int | None) -> _Log:
     headers: dict[Path, Header] = {}
     for file in (*case.images, *([case.label] if case.label is not None else [])):
         if not file.is_file():
-            log.unreadable.add(file)  # reported by the survey
+            log.unreadable.add(file)  # reported by the scanned
             continue
         try:
             headers[file] = read_header(file, reader, is_label=file == case.label)
@@ -243,7 +243,7 @@ def _compare_grids(file: Path, headers: Mapping[Path, Header], images: Sequence[
     """Hold a file against the first readable image of its case."""
     if not images or file == images[0]:
         return
-    turn = find_turn(headers[file], headers[images[0]])
+    turn = find_reorientation(headers[file], headers[images[0]])
     if turn is None:
         log.apart.add(file)
         if prod(headers[file].shape) > MOST_TIMES_LARGER * prod(headers[images[0]].shape):
@@ -321,7 +321,7 @@ def _check_voxels(
 
 
 def _turned(volume: Volume, first: Volume) -> Volume:
-    turn = find_turn(volume.header, first.header)
+    turn = find_reorientation(volume.header, first.header)
     return volume if turn is None else replace(volume, array=turn(volume.array))
 
 

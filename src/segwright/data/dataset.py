@@ -71,7 +71,7 @@ class DatasetDescription(BaseModel):
     overwrite_image_reader_writer: str | None = None
     dataset: dict[str, CaseFiles] | None = None
     label_pairs: tuple[tuple[str, str], ...] | None = None
-    """Names of left and right, ours; without it they are found by `sides.find_pairs`."""
+    """Names of left and right, ours; without it they are found by `laterality.find_pairs`."""
 
     _document: dict[str, Any] | None = PrivateAttr(default=None)
 
@@ -149,7 +149,7 @@ class Dataset:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Survey:
+class ScanResult:
     """What a first look at a dataset folder finds, problems included.
 
     Attributes:
@@ -183,20 +183,20 @@ def load(folder: Path, *, environment: Mapping[str, str] = NO_ENVIRONMENT) -> Da
     Raises:
         ProblemReport: dataset.json, folders or files are missing or wrong; every finding is listed.
     """
-    survey = look(folder, environment=environment)
-    if survey.problems or survey.description is None:
-        raise ProblemReport(survey.problems)
-    for problem in survey.stray:
+    result = scan(folder, environment=environment)
+    if result.problems or result.description is None:
+        raise ProblemReport(result.problems)
+    for problem in result.stray:
         logger.warning("%s", problem)
-    declared = survey.description.num_training
-    if declared != len(survey.cases):
-        logger.warning("%s: numTraining is %d, found %d cases", folder / DATASET_JSON, declared, len(survey.cases))
+    declared = result.description.num_training
+    if declared != len(result.cases):
+        logger.warning("%s: numTraining is %d, found %d cases", folder / DATASET_JSON, declared, len(result.cases))
     return Dataset(
         name=Path(os.path.abspath(folder)).name,
         folder=folder,
-        description=survey.description,
-        cases=survey.cases,
-        reader=survey.reader,
+        description=result.description,
+        cases=result.cases,
+        reader=result.reader,
     )
 
 
@@ -224,14 +224,14 @@ def load_description(path: Path) -> DatasetDescription:
     return description
 
 
-def look(folder: Path, *, environment: Mapping[str, str] = NO_ENVIRONMENT) -> Survey:
+def scan(folder: Path, *, environment: Mapping[str, str] = NO_ENVIRONMENT) -> ScanResult:
     """Take stock of a dataset folder without raising for what is wrong in it."""
     try:
         description = load_description(require_text_path(folder) / DATASET_JSON)
     except ProblemReport as report:
-        return Survey(description=None, cases=(), problems=report.problems, stray=(), reader="")
+        return ScanResult(description=None, cases=(), problems=report.problems, stray=(), reader="")
     except SegwrightError as error:
-        return Survey(description=None, cases=(), problems=(problem_of(error),), stray=(), reader="")
+        return ScanResult(description=None, cases=(), problems=(problem_of(error),), stray=(), reader="")
     if description.dataset is not None:
         lists = {name: (files.images, files.label) for name, files in description.dataset.items()}
         place = folder / DATASET_JSON
@@ -251,7 +251,7 @@ def look(folder: Path, *, environment: Mapping[str, str] = NO_ENVIRONMENT) -> Su
     reader = _choose(listing, description, problems)
     names = tuple(description.channel_names.values())
     problems += _channel_count_problems(listing, names, reader, description.file_ending)
-    return Survey(
+    return ScanResult(
         description=description,
         cases=listing.cases,
         problems=tuple(problems),

@@ -21,7 +21,7 @@ _LEFT: Final = re.compile(r"(?<![a-z])left(?![a-z])")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sides:
+class LabelPairs:
     """What mirroring has to know about the left and the right of a body.
 
     Attributes:
@@ -35,7 +35,7 @@ class Sides:
     swap: bool
 
     @classmethod
-    def of_plan(cls, plan: Plan) -> Sides | None:
+    def of_plan(cls, plan: Plan) -> LabelPairs | None:
         """Return what a plan holds; None where it has no pairs.
 
         Raises:

@@ -245,7 +245,7 @@ class Plan(BaseModel):
         except (TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise PlanError(f"{where}: a value is of the wrong kind ({error}); the plan is damaged") from error
 
-    def decisive(self, name: str) -> dict[str, Any]:
+    def setup(self, name: str) -> dict[str, Any]:
         """Return what of this plan decides about trainings and predictions of a configuration, as JSON.
 
         Raises:
@@ -260,9 +260,9 @@ class Plan(BaseModel):
             "intensities": self.foreground_intensity_properties_per_channel if reads_statistics else None,
         }
 
-    def decisive_hash(self, name: str) -> str:
-        """Return what tells `decisive` from that of another plan."""
-        return content_hash(self.decisive(name))
+    def setup_hash(self, name: str) -> str:
+        """Return what tells `setup` from that of another plan."""
+        return content_hash(self.setup(name))
 
     def to_json(self) -> dict[str, Any]:
         """Return the document as nnU-Net writes it (same key order), unknown keys and `segwright` after its own."""

@@ -71,7 +71,7 @@ def identify(paths: Sequence[Path], known: Sequence[SourceFile]) -> list[SourceF
     return result
 
 
-class Journal:
+class StageCache:
     """The document beside the preprocessed data that says from what each stage was made.
 
     A stage is recorded after its output is written, so that an interrupted stage is never taken for done.
@@ -80,11 +80,11 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self._path = folder / STATE_JSON
 
-    def holds(self, stage: str, made_from: object) -> bool:
+    def is_current(self, stage: str, made_from: object) -> bool:
         """Whether `stage` was last made from exactly this."""
         return self._stages().get(stage) == content_hash(made_from)
 
-    def knows(self, stage: str) -> bool:
+    def has_stage(self, stage: str) -> bool:
         """Whether `stage` was ever recorded."""
         return stage in self._stages()
 

@@ -19,7 +19,7 @@ from segwright.core.errors import Problem, ProblemReport, SegwrightError
 from segwright.core.files.atomic_io import atomic_path, parse_document, write_json
 from segwright.core.parallel import map_threads
 from segwright.data.images.formats import Header
-from segwright.data.images.geometry import difference, find_turn
+from segwright.data.images.geometry import difference, find_reorientation
 from segwright.data.images.image_io import Volume, is_small, read_header, read_label
 from segwright.data.labels import ClassKey, Labels
 from segwright.evaluation.masks import Further as Further
@@ -351,7 +351,7 @@ class _Scored:
 
 def _grid_problem(file: Path, prediction: Header, reference: Header) -> Problem | None:
     """Return why a prediction does not lie on the grid of its reference."""
-    if find_turn(prediction, reference) is not None:
+    if find_reorientation(prediction, reference) is not None:
         return None
     if sorted(prediction.shape) != sorted(reference.shape):
         return Problem(
@@ -372,7 +372,7 @@ def _score_case(
     change: Change | None,
 ) -> _Scored:
     """Return the scores of a case whose two label maps show the same places."""
-    turn = find_turn(predicted.header, true.header)
+    turn = find_reorientation(predicted.header, true.header)
     assert turn is not None, "checked before"
     reference, prediction = (array[0].astype(np.int32) for array in (true.array, turn(predicted.array)))
     if change is not None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from segwright.core.errors import ImageError
 from segwright.data.images.formats import FLAT_SPACING_FACTOR
 from segwright.data.images.image_io import Volume
-from segwright.data.images.intensities import believed
+from segwright.data.images.intensities import clean_intensities
 from segwright.inference.reliability.model import Awareness, say_warnings
 
 REORIENTING_READERS: Final = ("SimpleITKIOWithReorient", "NibabelIOWithReorient")
@@ -93,7 +93,7 @@ def place(
     found = np.flip(found, tuple(axis + 1 for axis in flipped))
     ordered = tuple(spacings[axis] for axis in order)
     with np.errstate(over="ignore"):  # infinite values are refused by name
-        voxels, notes = believed(np.ascontiguousarray(found, dtype=np.float32), "array")
+        voxels, notes = clean_intensities(np.ascontiguousarray(found, dtype=np.float32), "array")
     volume = Volume(
         array=voxels,
         spacing=(ordered[0], ordered[1], ordered[2]),

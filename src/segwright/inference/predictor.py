@@ -18,7 +18,7 @@ from segwright.core.parallel import fork_safe
 from segwright.data.dataset import DatasetDescription
 from segwright.data.images.image_io import Volume
 from segwright.data.labels import Labels
-from segwright.data.laterality import Sides, mirrored_heads
+from segwright.data.laterality import LabelPairs, mirrored_heads
 from segwright.data.plan import Configuration, Plan
 from segwright.data.preprocessed.provenance import Provenance
 from segwright.inference.export.labels import (
@@ -90,7 +90,7 @@ class Predictor(ArrayPredictor):
         self.description = description
         self.origin = dict(origin or {})
         self.postprocessing = postprocessing
-        sides = Sides.of_plan(plan) if swap_sides else None
+        sides = LabelPairs.of_plan(plan) if swap_sides else None
         self.window = Window(
             patch_size=tuple(configuration.patch_size),
             device=device,

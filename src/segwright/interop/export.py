@@ -15,7 +15,7 @@ from segwright.core.errors import ConfigError, ModelError, SegwrightError, Works
 from segwright.core.files.atomic_io import atomic_path, parse_document, read_json, write_json
 from segwright.data.dataset import DatasetDescription, load_description
 from segwright.data.labels import Labels
-from segwright.data.laterality import Sides
+from segwright.data.laterality import LabelPairs
 from segwright.data.plan import KW_REQUIRES_IMPORT, Plan
 from segwright.networks.build import build_from_spec, nnunet_spec
 from segwright.networks.checkpoint import add_aliases, load_state, load_weights
@@ -124,7 +124,7 @@ def _plans_of(plan: Plan, name: str, header: _Header) -> dict[str, Any]:
 
 def _mirror_axes(header: _Header, plan: Plan) -> list[int]:
     """Return the axes that nnU-Net may mirror: it cannot swap the labels of left and right."""
-    sides = Sides.of_plan(plan) if header.swap_sides else None
+    sides = LabelPairs.of_plan(plan) if header.swap_sides else None
     lateral = sides.in_patch(plan.configuration(header.configuration).dims) if sides else ()
     return [axis for axis in header.mirror_axes or () if axis not in lateral]
 

@@ -142,7 +142,7 @@ def _convert(source: Path, target: Path) -> None:
         headers[stem.with_suffix(".json")] = header_of(checkpoint, plan, path)
     if len({header.get("setup_hash") for header in headers.values()}) == 1:  # the plan that nnU-Net predicts with
         for header in headers.values():
-            header["setup_hash"] = plan.decisive_hash(header["configuration"])
+            header["setup_hash"] = plan.setup_hash(header["configuration"])
     for path, header in headers.items():
         write_json(path, with_checksum(header))
 
@@ -233,7 +233,7 @@ def _hashes(arguments: Mapping[str, Any]) -> dict[str, str]:
             DatasetDescription.model_validate(arguments["dataset_json"]),
         )
         return {
-            "setup_hash": plan.decisive_hash(arguments["configuration"]),
+            "setup_hash": plan.setup_hash(arguments["configuration"]),
             "dataset_hash": content_hash(description.meaning()),
         }
     except (KeyError, TypeError, ValueError):

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from segwright.core.device import keep_freed_memory, memory_format
 from segwright.core.errors import ConfigError, ModelError, SegwrightError
 from segwright.core.extensions.registry import Registry, is_reference, reference_of
-from segwright.core.extensions.trust import NO_CODE, CodeTrust
-from segwright.core.extensions.user_code import calling, definition, described, package_of, place_of
+from segwright.core.extensions.trust import TRUST_NONE, CodeTrust
+from segwright.core.extensions.user_code import describe_error, error_location, package_of, source_location, user_call
 from segwright.core.resources import resource_error
 from segwright.networks import optional
 from segwright.networks.architecture import (
@@ -198,7 +198,7 @@ def build_from_spec(
     deep_supervision: bool,
     *,
     generator: torch.Generator | None = None,
-    trust: CodeTrust = NO_CODE,
+    trust: CodeTrust = TRUST_NONE,
     source: str = "the settings",
 ) -> nn.Module:
     """Build the network a user asked for, or the plan's where `spec` is None.
@@ -246,7 +246,7 @@ def build_from_spec(
         )
     if not isinstance(network, nn.Module):
         raise ModelError(
-            f"{definition(builder)}: network '{reference}' gave {type(network).__name__}; it must return a "
+            f"{source_location(builder)}: network '{reference}' gave {type(network).__name__}; it must return a "
             "torch.nn.Module"
         )
     if builtin and generator is not None:
@@ -339,7 +339,7 @@ def _building(builder: NetworkBuilder, reference: str, kwargs: Mapping[str, Any]
         f"kwargs {sorted(kwargs)}"
     )
     if not is_own:
-        with calling(builder, f"network '{reference}'", packages={package_of(reference)}, contract=contract):
+        with user_call(builder, f"network '{reference}'", packages={package_of(reference)}, contract=contract):
             yield
         return
     try:
@@ -349,7 +349,7 @@ def _building(builder: NetworkBuilder, reference: str, kwargs: Mapping[str, Any]
     except Exception as error:
         if resource_error(error):
             raise
-        raise ConfigError(f"network '{reference}' cannot be built: {described(error)}; {contract}") from error
+        raise ConfigError(f"network '{reference}' cannot be built: {describe_error(error)}; {contract}") from error
 
 
 def initialize(network: nn.Module, generator: torch.Generator | None = None) -> None:
@@ -416,10 +416,10 @@ def _run_on_zeros(network: nn.Module, shape: tuple[int, ...]) -> Any:
     except Exception as error:
         if resource_error(error):
             raise
-        place = place_of(error, packages_of(network))
+        place = error_location(error, packages_of(network))
         raise ModelError(
-            f"{f'{place}: ' if place else ''}the network failed on an input of shape {shape}: {described(error)}; see "
-            "that its levels suit the patch"
+            f"{f'{place}: ' if place else ''}the network failed on an input of shape {shape}: {describe_error(error)}; "
+            "see that its levels suit the patch"
         ) from error
     finally:
         for buffer, value in zip(network.buffers(), before, strict=True):

@@ -43,7 +43,7 @@ class CheckpointHeader(BaseModel):
     dataset_hash: str | None = None
     """Of the channels and labels trained with, see `DatasetDescription.meaning`; None: the checkpoint does not say."""
     setup_hash: str | None = None
-    """Of the plan trained with, see `Plan.decisive`; None: the checkpoint does not say."""
+    """Of the plan trained with, see `Plan.setup`; None: the checkpoint does not say."""
 
 
 def parse_header(document: object, path: Path) -> CheckpointHeader:
@@ -126,7 +126,7 @@ def folds_of_other_plans(headers: Mapping[str, CheckpointHeader], plan: Plan) ->
     return [
         fold
         for fold, header in headers.items()
-        if header.setup_hash not in (None, plan.decisive_hash(header.configuration))
+        if header.setup_hash not in (None, plan.setup_hash(header.configuration))
     ]
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from segwright.core.errors import ConfigError
 from segwright.core.extensions.trust import CodeTrust
-from segwright.core.extensions.user_code import calling, definition
+from segwright.core.extensions.user_code import source_location, user_call
 from segwright.networks.architecture import resolve_op
 
 IMPORTED: Final = ("conv_op", "norm_op", "dropout_op", "nonlin")
@@ -58,7 +58,7 @@ def import_network(reference: str, trust: CodeTrust, *, source: str) -> Callable
         inspect.signature(found).bind(1, 2, **dict.fromkeys(ARGUMENTS), **_more(found))
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"{definition(found)}: network '{reference}': {error}; it is called as "
+            f"{source_location(found)}: network '{reference}': {error}; it is called as "
             "fn(num_input_channels, num_output_channels, *, patch_size, deep_supervision, **kwargs)"
         ) from error
     return found  # type: ignore[no-any-return]
@@ -89,7 +89,7 @@ def foreign_network(
         for key, value in kwargs.items()
     }
     arguments = {"input_channels": num_input_channels, "num_classes": num_output_channels, **resolved}
-    with calling(cls, f"network '{path}'", contract="the plan's arch_kwargs do not suit it"):
+    with user_call(cls, f"network '{path}'", contract="the plan's arch_kwargs do not suit it"):
         return cls(**arguments, deep_supervision=deep_supervision)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from segwright.data.dataset import DatasetDescription
 from segwright.data.labels import Labels
-from segwright.data.laterality import Sides, find_pairs, mirrored_values
+from segwright.data.laterality import LabelPairs, find_pairs, mirrored_values
 from segwright.planning.rationale import EVERYWHERE, Decision
 
 Lateral = tuple[int, bool]
@@ -17,7 +17,7 @@ _SWAPPED = "all images lie the same way, so a mirrored sample gets the labels of
 
 def choose_mirroring(
     description: DatasetDescription, order: tuple[int, ...], lateral: Collection[Lateral | None]
-) -> tuple[Sides | None, tuple[Decision, ...]]:
+) -> tuple[LabelPairs | None, tuple[Decision, ...]]:
     """Return the left and right of a plan, and why; None and no reason for labels without sides.
 
     Where images lie in different ways, the side is no matter of position, and only the appearance can tell it: a
@@ -41,7 +41,7 @@ def choose_mirroring(
             because = f"images lie in {len(lateral)} ways, so position does not tell the side: these axes not mirrored"
     if swap and mirrored_values(Labels.from_description(description), pairs) is None:
         swap, because = False, "the regions of both sides do not have as many labels: this axis is not mirrored"
-    sides = Sides(pairs=pairs, axes=axes, swap=swap)
+    sides = LabelPairs(pairs=pairs, axes=axes, swap=swap)
     shown = {
         "mirroring": "swaps the labels" if swap else "off",
         "axes": list(axes),

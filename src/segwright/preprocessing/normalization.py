@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from segwright.core.errors import ImageError, PlanError
 from segwright.core.extensions.registry import Registry, import_reference
-from segwright.core.extensions.user_code import UserCodeError, calling, definition
+from segwright.core.extensions.user_code import UserCodeError, source_location, user_call
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 Mask: TypeAlias = npt.NDArray[np.bool_]
@@ -166,13 +166,13 @@ def _normalized(
 ) -> Floats:
     if ":" in name:
         scheme: Scheme = import_reference(name, kind=SCHEMES.kind)
-        with calling(scheme, f"normalization scheme '{name}'"), _lacking(name, index):
+        with user_call(scheme, f"normalization scheme '{name}'"), _lacking(name, index):
             found: object = scheme(channel, mask, intensities.get(str(index), {}))
         if isinstance(found, np.ndarray) and found.shape == channel.shape:
             return found
         shown = f"an array of shape {found.shape}" if isinstance(found, np.ndarray) else f"a {type(found).__name__}"
         raise UserCodeError(
-            f"{definition(scheme)}: normalization scheme '{name}' gave {shown}; it must return an array of the "
+            f"{source_location(scheme)}: normalization scheme '{name}' gave {shown}; it must return an array of the "
             f"channel's shape {channel.shape}"
         )
     if mask is None or name != ZSCORE:  # the others take all voxels alike

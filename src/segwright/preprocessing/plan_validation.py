@@ -7,7 +7,7 @@ from typing import Final
 
 from segwright.core.errors import PlanError, SegwrightError, nearest
 from segwright.core.extensions.registry import is_reference
-from segwright.core.extensions.trust import NO_CODE, CodeTrust
+from segwright.core.extensions.trust import TRUST_NONE, CodeTrust
 from segwright.data.images.image_io import READERS
 from segwright.data.plan import Configuration, Plan
 from segwright.preprocessing.normalization import SCHEMES
@@ -18,7 +18,7 @@ LABEL_MANAGERS: Final = ("LabelManager",)
 """What plans of nnU-Net 2.0 to 2.8 name (nnU-Net behaviour 5.13); others change what a model sees or gives."""
 
 
-def require_known(plan: Plan, configuration: Configuration, *, trust: CodeTrust = NO_CODE) -> None:
+def require_known(plan: Plan, configuration: Configuration, *, trust: CodeTrust = TRUST_NONE) -> None:
     """See that reader, normalisation, resampling, preprocessor and label manager are known.
 
     Args:

@@ -106,7 +106,7 @@ class Assignment:
         )
         self.labels = Labels.from_description(self.dataset_json)
         self.config = config or TrainConfig()
-        self.trust = CodeTrust.of(trust_code).naming(*(reference for _, reference in self.config.references()))
+        self.trust = CodeTrust.of(trust_code).with_references(*(reference for _, reference in self.config.references()))
         self.cases = cases
         self.split = split
         self.output_folder = output_folder

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from segwright.core.errors import ConfigError, SegwrightError, nearest
 from segwright.core.extensions.registry import import_reference
-from segwright.core.extensions.user_code import UserCodeError, calling, definition, described, place_of
+from segwright.core.extensions.user_code import (
+    UserCodeError,
+    describe_error,
+    error_location,
+    source_location,
+    user_call,
+)
 from segwright.core.interrupt import Interrupted
 from segwright.core.resources import resource_error
 
@@ -43,7 +49,7 @@ def load_callbacks(references: Sequence[str]) -> list[object]:
     found = [import_reference(reference, kind="callback") for reference in references]
     callbacks = []
     for reference, value in zip(references, found, strict=True):
-        with calling(value, f"callback '{reference}'", contract="a callback's class is made without arguments"):
+        with user_call(value, f"callback '{reference}'", contract="a callback's class is made without arguments"):
             callbacks.append(value() if isinstance(value, type) else value)
     for reference, callback in zip(references, callbacks, strict=True):
         require_callback(callback, name=f"callback '{reference}'")
@@ -84,8 +90,8 @@ def run_hook(trainer: Trainer, event: str, *arguments: Any) -> None:
                 raise
             name = getattr(callback, "__name__", type(callback).__name__)
             package = str(getattr(callback, "__module__", "")).partition(".")[0]
-            place = place_of(error, {package, *trainer.trust.packages}) or definition(method)
-            raise CallbackError(f"{place}: callback {name} failed in {event}: {described(error)}") from error
+            place = error_location(error, {package, *trainer.trust.packages}) or source_location(method)
+            raise CallbackError(f"{place}: callback {name} failed in {event}: {describe_error(error)}") from error
 
 
 def _method(callback: object, event: str) -> Callable[[Trainer], None] | None:

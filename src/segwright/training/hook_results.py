@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 from torch import Tensor
 from torch.optim import Optimizer
 
-from segwright.core.extensions.user_code import UserCodeError, definition
+from segwright.core.extensions.user_code import UserCodeError, source_location
 from segwright.training.loading.batches import BatchLoader
 
 VALIDATED: Final = ("loss", "tp_hard", "fp_hard", "fn_hard")
@@ -30,7 +30,7 @@ def required_optimizer(found: object, maker: object, what: str) -> Optimizer:
     kinds = [type(part).__name__ for part in found] if isinstance(found, tuple | list) else []
     names = f" ({', '.join(kinds)})" if kinds else ""
     raise UserCodeError(
-        f"{definition(maker)}: {what} gave {type(found).__name__}{names}; it must return a torch.optim.Optimizer "
+        f"{source_location(maker)}: {what} gave {type(found).__name__}{names}; it must return a torch.optim.Optimizer "
         "alone, whose learning rate follows the schedule (--set schedule=...)"
     )
 
@@ -51,7 +51,7 @@ def required_step(found: Step, hook: Callable[..., Any], keys: Sequence[str]) ->
         shown = f"{kind} as '{wrong[0]}'"
     expected = ", ".join(f"'{key}'" for key in keys)
     raise UserCodeError(
-        f"{definition(hook)}: {hook.__name__} gave {shown}; it must return a dict with tensors {expected}, which "
+        f"{source_location(hook)}: {hook.__name__} gave {shown}; it must return a dict with tensors {expected}, which "
         "stay on the device"
     )
 
@@ -72,6 +72,6 @@ def required_loaders(found: object, hook: Callable[..., Any]) -> tuple[BatchLoad
     else:
         shown = f"a {type(found).__name__}"
     raise UserCodeError(
-        f"{definition(hook)}: {hook.__name__} gave {shown}; it must return two loaders, of training and validation, "
-        "such as training.batches.BatchLoader"
+        f"{source_location(hook)}: {hook.__name__} gave {shown}; it must return two loaders, of training and "
+        "validation, such as training.batches.BatchLoader"
     )

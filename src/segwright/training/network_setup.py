@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from segwright.core.errors import ConfigError, ModelError
 from segwright.core.extensions.registry import reference_of
-from segwright.core.extensions.user_code import calling, definition
+from segwright.core.extensions.user_code import source_location, user_call
 from segwright.data.plan import Configuration, Plan
 from segwright.networks.architecture import norm_kwargs
 from segwright.networks.build import SHORT_NAMES, TOPOLOGY_NAMES, ArchitectureSpec, build_from_spec, output_shapes
@@ -103,12 +103,12 @@ class NetworkBuilding(Assignment):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             build = type(self).build_network_architecture
-            with calling(build, f"build_network_architecture of {self.trainer_name}"):
+            with user_call(build, f"build_network_architecture of {self.trainer_name}"):
                 network = build(self.plans, configuration, inputs, heads, self.enable_deep_supervision)
         if not isinstance(network, nn.Module):
             raise ModelError(
-                f"{definition(build)}: build_network_architecture returned {type(network).__name__}; it must return a "
-                "torch.nn.Module"
+                f"{source_location(build)}: build_network_architecture returned {type(network).__name__}; it must "
+                "return a torch.nn.Module"
             )
         return network
 

@@ -16,7 +16,7 @@ from segwright.core.errors import ConfigError, ModelError
 from segwright.core.files.atomic_io import file_hash, sweep_leftovers
 from segwright.core.files.names import below
 from segwright.core.interrupt import Interrupted
-from segwright.data.laterality import Sides
+from segwright.data.laterality import LabelPairs
 from segwright.evaluation.scores import Scores
 from segwright.inference.predictor import Predictor
 from segwright.networks.build import prepare, set_deep_supervision
@@ -92,7 +92,7 @@ class Trainer(NetworkBuilding):
         """
         if self.was_initialized:
             raise ConfigError("the trainer is initialized already; make a new one")
-        with self.stop.awaited_at_exit():
+        with self.stop.wait_at_exit():
             self._build()
         self.was_initialized = True
 
@@ -121,7 +121,7 @@ class Trainer(NetworkBuilding):
         if compute_dtype(self.device, self.config.precision) == torch.float16:
             self.grad_scaler = torch.amp.GradScaler(self.device.type)
         self.loss = self._build_loss()
-        self.recipe = training_recipe(self.config, self.configuration, self.labels, Sides.of_plan(self.plans))
+        self.recipe = training_recipe(self.config, self.configuration, self.labels, LabelPairs.of_plan(self.plans))
         self.callbacks += load_callbacks(self.config.callbacks)
         require_sinks(self.config.sinks)
         self.step_watch = StepWatch()
@@ -154,7 +154,7 @@ class Trainer(NetworkBuilding):
             return
         run = partial(run_hook, self)
         device = resolve_device(self._device_name)
-        with self.stop.heeded(), reproducible(device, deterministic=self.config.deterministic):
+        with self.stop.watched(), reproducible(device, deterministic=self.config.deterministic):
             run("on_train_start")
             while not self.ranks.first(self.clock.is_over(self.current_epoch)):
                 run("on_epoch_start")
@@ -317,7 +317,7 @@ class Trainer(NetworkBuilding):
                 swap_sides=self.recipe.swaps_sides,
                 precision=self.config.precision,
             )
-            with self.stop.awaited_at_exit():
+            with self.stop.wait_at_exit():
                 return final_validation.validate(
                     predictor,
                     self.cases,
@@ -358,7 +358,7 @@ class Trainer(NetworkBuilding):
         require_same_training(state, self.identity(), path)
         if not self.was_initialized:
             self.config = resumed_config(self._with_knobs(), state, path, self.trust)
-            self.trust = self.trust.naming(*(reference for _, reference in self.config.references()))
+            self.trust = self.trust.with_references(*(reference for _, reference in self.config.references()))
             self._show_knobs()
             self.is_resumed = True
             self.initialize()

@@ -17,7 +17,7 @@ from segwright.core.interrupt import Interrupted
 def test_the_first_is_a_request_and_the_second_an_end(number: signal.Signals) -> None:
     ending = KeyboardInterrupt if number == signal.SIGINT else Interrupted
     before = signal.getsignal(number)
-    with heeding_signals() as stop, stop.heeded():
+    with heeding_signals() as stop, stop.watched():
         os.kill(os.getpid(), number)
         assert stop.reason == number.name
         with pytest.raises(ending):

@@ -13,7 +13,7 @@ from segwright.core.interrupt import StopRequest
 stop, begun = StopRequest(), threading.Event()
 
 def work():
-    with stop.heeded(), ThreadPoolExecutor(1) as pool:
+    with stop.watched(), ThreadPoolExecutor(1) as pool:
         while not stop.reason:
             pool.submit(begun.set).result()
     print("ended because", stop.reason, flush=True)

@@ -13,7 +13,7 @@ from segwright.core.errors import PlanError
 from segwright.data.dataset import DatasetDescription
 from segwright.data.images.orientation import lateral_axis
 from segwright.data.labels import Labels
-from segwright.data.laterality import Sides, find_pairs, mirrored_heads, mirrored_values
+from segwright.data.laterality import LabelPairs, find_pairs, mirrored_heads, mirrored_values
 from segwright.data.plan import Plan
 
 WAYS = {"R": 1, "L": -1, "A": 2, "P": -2, "S": 3, "I": -3}
@@ -77,7 +77,7 @@ def test_unequal_sides_do_not_decide_the_values() -> None:
 
 
 def test_a_flat_patch_lacks_the_first_axis() -> None:
-    sides = Sides(pairs=(("L", "R"),), axes=(0, 2), swap=False)
+    sides = LabelPairs(pairs=(("L", "R"),), axes=(0, 2), swap=False)
     assert sides.in_patch(3) == (0, 2)
     assert sides.in_patch(2) == (1,)
 
@@ -86,7 +86,7 @@ def test_a_flat_patch_lacks_the_first_axis() -> None:
 def test_an_edited_entry_is_refused(entry: Any) -> None:
     plan = Plan.model_construct(plans_name="p", segwright={"left_right": entry})
     with pytest.raises(PlanError, match=r"segwright.left_right must have"):
-        Sides.of_plan(plan)
+        LabelPairs.of_plan(plan)
 
 
 @pytest.mark.parametrize(

@@ -276,4 +276,4 @@ def test_an_old_plan_with_a_gap_is_refused() -> None:
 def test_the_hash_in_kept_checkpoints_stays() -> None:
     """Models whose plan has another hash are refused, so a new field must not change that of a plan without it."""
     kept = "c07beb61be5198bffdd5c1e00fa929104467f769100ccb29fb578d5548fea54e"
-    assert Plan.from_json(plan_document()).decisive_hash("3d_fullres") == kept
+    assert Plan.from_json(plan_document()).setup_hash("3d_fullres") == kept

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from segwright.core.errors import ConfigError, ModelError
-from segwright.core.extensions.trust import EVERY_CODE, NO_CODE
+from segwright.core.extensions.trust import TRUST_ALL, TRUST_NONE
 from segwright.core.extensions.user_code import UserCodeError
 from segwright.networks.architecture import RESENC_L_KWARGS, kwargs_for_patch, parse_architecture, resolve_op
 from segwright.networks.build import (
@@ -220,7 +220,7 @@ def test_no_spec_builds_the_plans_network() -> None:
 def test_a_user_function_gets_patch_size_and_its_own_kwargs() -> None:
     spec = ArchitectureSpec(reference=f"{__name__}:make_head", kwargs={"bias": False})
     before = torch.random.get_rng_state()
-    network = build_from_spec(spec, plain(), 2, 3, (16, 16), True, trust=EVERY_CODE)
+    network = build_from_spec(spec, plain(), 2, 3, (16, 16), True, trust=TRUST_ALL)
     assert torch.equal(before, torch.random.get_rng_state())
     assert isinstance(network, nn.Conv2d)
     assert network.weight.shape == (3, 2, 1, 1)
@@ -242,7 +242,7 @@ def test_bad_references_are_explained(reference: str, kwargs: dict[str, Any], me
         reference = f"{__name__}:{reference}"
     spec = ArchitectureSpec(reference=reference, kwargs=kwargs)
     with pytest.raises((ConfigError, ModelError, UserCodeError), match=message):
-        build_from_spec(spec, plain(), 1, 2, (8, 8), False, trust=EVERY_CODE)
+        build_from_spec(spec, plain(), 1, 2, (8, 8), False, trust=TRUST_ALL)
 
 
 def test_a_reference_that_nobody_trusts_is_not_imported() -> None:
@@ -250,7 +250,7 @@ def test_a_reference_that_nobody_trusts_is_not_imported() -> None:
         with pytest.raises(ModelError, match=rf"model/x\.json: names the network '{reference}'.*--trust-code"):
             build_from_spec(
                 *(ArchitectureSpec(reference=reference), plain(), 1, 2, (8, 8), False),
-                trust=NO_CODE.naming("other:build"),
+                trust=TRUST_NONE.with_references("other:build"),
                 source="model/x.json",
             )
 
@@ -272,7 +272,7 @@ def test_what_a_builder_raises_is_told_with_its_file_and_line() -> None:
     spec = ArchitectureSpec(reference=f"{__name__}:make_trouble")
     line = make_trouble.__code__.co_firstlineno + 1
     with pytest.raises(UserCodeError, match=rf"^{__file__}:{line}: network '.*' failed with KeyError: 'lost'$"):
-        build_from_spec(spec, plain(), 1, 2, (8, 8), False, trust=EVERY_CODE)
+        build_from_spec(spec, plain(), 1, 2, (8, 8), False, trust=TRUST_ALL)
 
 
 def test_a_network_that_raises_is_told_with_its_file_and_line() -> None:
@@ -283,7 +283,7 @@ def test_a_network_that_raises_is_told_with_its_file_and_line() -> None:
 
 def test_layers_of_a_foreign_network_are_torchs_unless_everything_is_trusted() -> None:
     path = f"{__name__}.Foreign"
-    trust = NO_CODE.naming(path, f"{__name__}:Foreign")
+    trust = TRUST_NONE.with_references(path, f"{__name__}:Foreign")
     for kwargs, fits in (({"conv_op": "torch.nn.modules.conv.Conv2d"}, True), ({"conv_op": "os.mkdir"}, False)):
         with nullcontext() if fits else pytest.raises(ConfigError, match="'os.mkdir' is not supported"):
             network = build_from_spec(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from segwright.core.errors import ConfigError, ModelError, PlanError
-from segwright.core.extensions.trust import EVERY_CODE, NO_CODE
+from segwright.core.extensions.trust import TRUST_ALL, TRUST_NONE
 from segwright.data.plan import Plan, architecture_block
 from segwright.networks.architecture import is_known_network, parse_architecture
 from segwright.networks.build import ArchitectureSpec, build_network, outline
@@ -90,7 +90,7 @@ def test_anything_else_is_refused_by_name(top: dict[str, Any], changes: dict[str
 def test_own_normalization_is_for_those_who_trust_it() -> None:
     reference = f"{__name__}:plan_with"
     plan = plan_with(normalization_schemes=[reference])
-    for trust in (EVERY_CODE, NO_CODE.naming(reference)):
+    for trust in (TRUST_ALL, TRUST_NONE.with_references(reference)):
         require_known(plan, plan.configuration("3d_fullres"), trust=trust)
 
 

@@ -11,7 +11,7 @@ import torch
 from segwright.augmentation.transform import Samples
 from segwright.core.errors import PlanError
 from segwright.data.labels import Labels
-from segwright.data.laterality import Sides
+from segwright.data.laterality import LabelPairs
 from segwright.data.plan import Configuration
 from segwright.training.config import TrainConfig
 from segwright.training.loading.loaders import training_recipe
@@ -20,7 +20,7 @@ LABELS = Labels({"background": 0, "hip_left": 1, "spine": 2, "hip_right": 3, "ig
 PAIRS = (("hip_left", "hip_right"),)
 
 
-def recipe(sides: Sides | None, dims: int = 3, labels: Labels = LABELS, **settings: Any) -> Any:
+def recipe(sides: LabelPairs | None, dims: int = 3, labels: Labels = LABELS, **settings: Any) -> Any:
     configuration = Configuration.model_construct(
         patch_size=(8,) * dims, use_mask_for_norm=(False,), spacing=(1.0,) * dims
     )
@@ -41,7 +41,7 @@ def mirrored(found: Any, labels: torch.Tensor, *axes: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("augmentation", ["default", "strong"])
 def test_a_flip_between_the_sides_swaps_their_labels(augmentation: str) -> None:
-    found = recipe(Sides(pairs=PAIRS, axes=(2,), swap=True), augmentation=augmentation)
+    found = recipe(LabelPairs(pairs=PAIRS, axes=(2,), swap=True), augmentation=augmentation)
     assert found.mirror_axes == (0, 1, 2)
     assert found.swaps_sides
     labels = torch.randint(-1, 5, (2, 8, 8, 8), dtype=torch.int16)
@@ -52,26 +52,26 @@ def test_a_flip_between_the_sides_swaps_their_labels(augmentation: str) -> None:
 
 
 def test_an_axis_that_is_off_is_not_mirrored_unless_asked_for() -> None:
-    sides = Sides(pairs=PAIRS, axes=(0, 2), swap=False)
+    sides = LabelPairs(pairs=PAIRS, axes=(0, 2), swap=False)
     assert recipe(sides).mirror_axes == (1,)
     assert recipe(sides, dims=2).mirror_axes == (0,)
     assert recipe(sides, mirror_axes=(0, 1, 2)).mirror_axes == (0, 1, 2)
     assert not recipe(sides).swaps_sides
-    assert "mirror" not in recipe(Sides(pairs=PAIRS, axes=(0, 1, 2), swap=False)).names()
+    assert "mirror" not in recipe(LabelPairs(pairs=PAIRS, axes=(0, 1, 2), swap=False)).names()
 
 
 def test_axes_that_are_asked_for_swap_too() -> None:
-    sides = Sides(pairs=PAIRS, axes=(2,), swap=True)
+    sides = LabelPairs(pairs=PAIRS, axes=(2,), swap=True)
     assert recipe(sides, mirror_axes=(1, 2)).swaps_sides
     assert not recipe(sides, mirror_axes=(1,)).swaps_sides
     assert recipe(sides, mirror_axes=()).mirror_axes == ()
 
 
 def test_slices_across_the_sides_mirror_as_ever() -> None:
-    assert recipe(Sides(pairs=PAIRS, axes=(0,), swap=True), dims=2) == recipe(None, dims=2)
+    assert recipe(LabelPairs(pairs=PAIRS, axes=(0,), swap=True), dims=2) == recipe(None, dims=2)
 
 
 def test_pairs_that_do_not_fit_the_labels_are_refused() -> None:
     regions = Labels({"background": 0, "hip_left": (1, 2), "hip_right": (3,)}, (1, 2))
     with pytest.raises(PlanError, match="as many labels"):
-        recipe(Sides(pairs=PAIRS, axes=(2,), swap=True), labels=regions)
+        recipe(LabelPairs(pairs=PAIRS, axes=(2,), swap=True), labels=regions)

@@ -41,7 +41,7 @@ class DropoutTrainer(Trainer):
 
 def ask_in_the_third_step(stop: StopRequest, trainer: Trainer, hook: Any, batch: Batch) -> dict[str, Tensor]:
     if trainer.current_step == 2:
-        stop.ask("SIGTERM")
+        stop.request("SIGTERM")
     result: dict[str, Tensor] = hook(batch)
     return result
 
@@ -81,7 +81,7 @@ def test_a_request_in_the_last_validation_leaves_the_rest_to_the_resume(tmp_path
 
     class LateTrainer(Trainer):
         def on_validation_epoch_start(self) -> None:
-            stop.ask("SIGUSR1")
+            stop.request("SIGUSR1")
 
     trainer = make(tmp_path, LateTrainer, config=settings(num_epochs=1), stop=stop)
     with pytest.raises(Interrupted, match="the training is finished"):
@@ -89,16 +89,16 @@ def test_a_request_in_the_last_validation_leaves_the_rest_to_the_resume(tmp_path
     assert is_finished(trainer.output_folder)
 
 
-def test_requests_are_heeded_in_the_loop_alone(tmp_path: Path) -> None:
-    heeded: list[bool] = []
+def test_requests_are_watched_in_the_loop_alone(tmp_path: Path) -> None:
+    watched: list[bool] = []
 
     def look(trainer: Trainer) -> None:
-        heeded.append(trainer.stop.is_heeded)
+        watched.append(trainer.stop.is_watched)
 
     trainer = make(tmp_path, config=settings(num_epochs=1), callbacks=[look])
     trainer.run_training()
-    assert heeded == [True]
-    assert not trainer.stop.is_heeded
+    assert watched == [True]
+    assert not trainer.stop.is_watched
 
 
 def test_a_stop_file_ends_the_training_with_everything(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from segwright.core.errors import ConfigError, DatasetError, ModelError
-from segwright.core.extensions.trust import EVERY_CODE
+from segwright.core.extensions.trust import TRUST_ALL
 from segwright.data.plan import Configuration, Plan
 from segwright.data.splits import Split
 from segwright.evaluation.scores import Scores
@@ -357,7 +357,7 @@ def test_swapped_network_trains_and_is_found_again_for_prediction(
     trainer = make(tmp_path, kind, config=settings(num_epochs=1, network=network))
     trainer.run_training()
     image = tiny_task.TinyStore().load("case_3").image
-    predictor = load_predictor(tmp_path, device="cpu", precision="fp32", trust=EVERY_CODE)
+    predictor = load_predictor(tmp_path, device="cpu", precision="fp32", trust=TRUST_ALL)
     trainer.set_deep_supervision_enabled(False)
     with torch.inference_mode():
         patch = torch.from_numpy(np.ascontiguousarray(image[None, :, :16, :16, :16]))

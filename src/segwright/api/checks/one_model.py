@@ -71,7 +71,7 @@ def require_same_plan(model: Path, plan: Plan, configuration: str) -> None:
     if not begun or not used.is_file():
         return
     then = Plan.load(used)
-    if configuration not in then.configurations or then.decisive(configuration) != plan.decisive(configuration):
+    if configuration not in then.configurations or then.setup(configuration) != plan.setup(configuration):
         raise ModelError(f"{model}: {_listed(begun)} trained with a plan that has changed since; {_WAYS_OUT}")
 
 

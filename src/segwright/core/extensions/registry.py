@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, Final, Generic, TypeVar
 
 from segwright.core.errors import ConfigError, SegwrightError, nearest
-from segwright.core.extensions.user_code import UserCodeError, described, package_of, place_of
+from segwright.core.extensions.user_code import UserCodeError, describe_error, error_location, package_of
 
 T = TypeVar("T")
 
@@ -82,8 +82,8 @@ def import_reference(reference: str, *, kind: str, find: Callable[[str], Any] = 
     except SegwrightError:
         raise
     except (Exception, SystemExit) as error:  # a module may do anything while it is imported
-        place = place_of(error, {package_of(reference)}) or module_name
-        raise UserCodeError(f"{place}: {kind} '{reference}' cannot be imported: {described(error)}") from error
+        place = error_location(error, {package_of(reference)}) or module_name
+        raise UserCodeError(f"{place}: {kind} '{reference}' cannot be imported: {describe_error(error)}") from error
     for part in attribute.split("."):
         if not hasattr(value, part):
             raise ConfigError(f"{kind} '{reference}': {module_name} has no '{attribute}'{nearest(part, dir(value))}")

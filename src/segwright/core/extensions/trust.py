@@ -43,7 +43,7 @@ class CodeTrust:
             return cls(everything=given)
         return cls(references=frozenset([given] if isinstance(given, str) else given))
 
-    def naming(self, *references: str | None) -> CodeTrust:
+    def with_references(self, *references: str | None) -> CodeTrust:
         """Return the same with further references that the user named, None left out."""
         named = {reference for reference in references if reference is not None}
         return replace(self, references=self.references | named)
@@ -91,5 +91,5 @@ class CodeTrust:
 TrustCode: TypeAlias = bool | Collection[str] | CodeTrust
 """Whether code that files name is imported: no, yes, or only these references (`module:attr`)."""
 
-NO_CODE: Final = CodeTrust()
-EVERY_CODE: Final = CodeTrust(everything=True)
+TRUST_NONE: Final = CodeTrust()
+TRUST_ALL: Final = CodeTrust(everything=True)

@@ -24,7 +24,7 @@ def package_of(reference: str) -> str:
     return reference.partition(":")[0].partition(".")[0]
 
 
-def definition(component: Any) -> str:
+def source_location(component: Any) -> str:
     """Return `file:line` of a function, method or class, its name where neither is known."""
     owner = getattr(component, "__self__", None)
     found = owner if isinstance(owner, type) else getattr(component, "__func__", component)
@@ -36,7 +36,7 @@ def definition(component: Any) -> str:
     return f"{code.co_filename}:{code.co_firstlineno}"
 
 
-def place_of(error: BaseException, packages: Collection[str]) -> str | None:
+def error_location(error: BaseException, packages: Collection[str]) -> str | None:
     """Return `file:line` of the innermost line of a user's code that an error passed through, None if there is none.
 
     Args:
@@ -54,13 +54,13 @@ def place_of(error: BaseException, packages: Collection[str]) -> str | None:
     return found
 
 
-def described(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Return the kind and message of an error on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 @contextmanager
-def blaming(packages: Collection[str], what: str) -> Iterator[None]:
+def user_code_errors(packages: Collection[str], what: str) -> Iterator[None]:
     """Turn an error that passed through code of these packages into a `UserCodeError`; leave others as they are.
 
     Args:
@@ -75,14 +75,14 @@ def blaming(packages: Collection[str], what: str) -> Iterator[None]:
     except SegwrightError:
         raise
     except Exception as error:
-        place = None if resource_error(error) else place_of(error, packages)
+        place = None if resource_error(error) else error_location(error, packages)
         if place is None:
             raise
-        raise UserCodeError(f"{place}: {what} failed with {described(error)}") from error
+        raise UserCodeError(f"{place}: {what} failed with {describe_error(error)}") from error
 
 
 @contextmanager
-def calling(
+def user_call(
     component: Callable[..., Any], what: str, *, packages: Collection[str] = (), contract: str = ""
 ) -> Iterator[None]:
     """Turn whatever a call of user code raises into a `UserCodeError`.
@@ -104,6 +104,8 @@ def calling(
         if resource_error(error):
             raise
         defined = str(getattr(component, "__module__", "")).partition(".")[0]
-        place = place_of(error, {defined, *packages} - {"segwright"})
+        place = error_location(error, {defined, *packages} - {"segwright"})
         hint = "" if place or not contract else f"; {contract}"
-        raise UserCodeError(f"{place or definition(component)}: {what} failed with {described(error)}{hint}") from error
+        raise UserCodeError(
+            f"{place or source_location(component)}: {what} failed with {describe_error(error)}{hint}"
+        ) from error

@@ -27,7 +27,7 @@ _ONE_GRID = "resample or re-export the files on the same grid, for all files of 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
+class Reorientation:
     """How an array (C, Z, Y, X) is stored along the axes of another one, without any change of its values.
 
     Attributes:
@@ -41,7 +41,7 @@ class Turn:
     @property
     def is_identity(self) -> bool:
         """Whether nothing changes."""
-        return self == Turn()
+        return self == Reorientation()
 
     def __call__(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return the array (C, *S) turned, in C order; itself where nothing changes."""
@@ -52,13 +52,13 @@ class Turn:
         return np.ascontiguousarray(turned[(slice(None), *steps)])
 
 
-def find_turn(header: Header, other: Header) -> Turn | None:
+def find_reorientation(header: Header, other: Header) -> Reorientation | None:
     """Return how an array is brought onto the grid of another one; None where the two are not the same places.
 
     Formats without a place in space (pictures, stacks) are compared by shape and spacing.
     """
     affines = _affine(header), _affine(other)
-    turn: Turn | None = Turn()
+    turn: Reorientation | None = Reorientation()
     if affines[0] is not None and affines[1] is not None:
         turn = _turn_between(affines[0], affines[1], header.shape, other.shape)
     if turn is None or tuple(header.shape[axis] for axis in turn.order) != tuple(other.shape):
@@ -107,10 +107,12 @@ def _affine(header: Header) -> Affine | None:
     return affine
 
 
-def _turn_between(affine: Affine, other: Affine, shape: tuple[int, ...], other_shape: tuple[int, ...]) -> Turn | None:
+def _turn_between(
+    affine: Affine, other: Affine, shape: tuple[int, ...], other_shape: tuple[int, ...]
+) -> Reorientation | None:
     """Return the turn of an array (Z, Y, X) between two grids, by the indices of one in the other."""
     if np.array_equal(affine, other, equal_nan=True):
-        return Turn()
+        return Reorientation()
     try:
         between = np.linalg.inv(other) @ affine
     except np.linalg.LinAlgError:  # a damaged header lies nowhere
@@ -131,7 +133,7 @@ def _turn_between(affine: Affine, other: Affine, shape: tuple[int, ...], other_s
     order, flipped = [0, 0, 0], [False, False, False]
     for axis, target in enumerate(along):
         order[2 - target], flipped[2 - target] = 2 - axis, bool(signs[axis] < 0)
-    return Turn(order=tuple(order), flipped=tuple(flipped))
+    return Reorientation(order=tuple(order), flipped=tuple(flipped))
 
 
 def _corners(shape: tuple[int, ...]) -> Affine:

@@ -16,8 +16,8 @@ from segwright.core.errors import DiskError, ImageError, Problem, SegwrightError
 from segwright.core.files.names import absence, absence_remedy, require_text_path
 from segwright.core.resources import resource_error
 from segwright.data.images.formats import Floats, Format, Header, LabelMap, Refusal
-from segwright.data.images.geometry import difference, find_turn
-from segwright.data.images.intensities import believed, impossible, missing_note
+from segwright.data.images.geometry import difference, find_reorientation
+from segwright.data.images.intensities import clean_intensities, impossible_values_error, missing_note
 from segwright.data.images.readers.itk import SimpleITKIO, SimpleITKIOWithReorient
 from segwright.data.images.readers.nifti import NibabelIO, NibabelIOWithReorient, nonfinite_in_nifti
 from segwright.data.images.readers.pictures import NaturalImage2DIO, is_picture
@@ -167,7 +167,7 @@ def read_images(files: Sequence[Path], reader: str, *, find_hidden: bool = False
             _require_grid(file, reader, first, files[0].name)
         with _naming(file, "read"), np.errstate(over="ignore"):  # what float32 cannot hold is refused by name
             header, array = _reader(reader).read(file)
-        array, found = believed(array, file)
+        array, found = clean_intensities(array, file)
         notes += [*found, *(_hidden(file, header) if find_hidden else ())]
         if first is None:
             first = header
@@ -274,7 +274,7 @@ def _hidden(file: Path, header: Header) -> list[Problem]:
     """
     missing, infinite = _hidden_nonfinite(file, header)
     if infinite:
-        raise impossible(file, infinite)
+        raise impossible_values_error(file, infinite)
     return [missing_note(file, missing)] if missing else []
 
 
@@ -295,7 +295,7 @@ def _require_grid(file: Path, reader: str, wanted: Header, name: str, *, is_labe
     if is_small(file):
         return
     header = read_header(file, reader, is_label=is_label)
-    if find_turn(header, wanted) is None:
+    if find_reorientation(header, wanted) is None:
         raise ImageError(str(difference(header, wanted, file=file, name=name)))
 
 
@@ -305,7 +305,7 @@ def _on_grid(array: Floats, header: Header, wanted: Header, file: Path, name: st
     Raises:
         ImageError: the grids are not the same places.
     """
-    turn = find_turn(header, wanted)
+    turn = find_reorientation(header, wanted)
     if turn is None:
         raise ImageError(str(difference(header, wanted, file=file, name=name)))
     return turn(array), [] if turn.is_identity else [turned_note(file, name)]

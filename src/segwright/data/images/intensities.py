@@ -18,7 +18,7 @@ LARGEST: Final = 1e30
 """No scanner measures more: such values come from a wrong byte order, scaling or type, and squares of them overflow."""
 
 
-def believed(array: Floats, file: object) -> tuple[Floats, tuple[Problem, ...]]:
+def clean_intensities(array: Floats, file: object) -> tuple[Floats, tuple[Problem, ...]]:
     """Return the intensities (C, *S) of an image, NaN as 0, and what there is to say of them.
 
     An array without NaN is returned itself.
@@ -35,7 +35,7 @@ def believed(array: Floats, file: object) -> tuple[Floats, tuple[Problem, ...]]:
         low, high = _extent(array)
     if max(-low, high) > LARGEST:
         with np.errstate(invalid="ignore"):
-            raise impossible(file, int(np.count_nonzero(np.abs(array) > LARGEST)))
+            raise impossible_values_error(file, int(np.count_nonzero(np.abs(array) > LARGEST)))
     if low == high:
         what = f"every voxel is {low:g}; an image without contrast shows nothing"
         notes.append(Problem(where=str(file), what=what, remedy="check how it was exported"))
@@ -48,7 +48,7 @@ def missing_note(file: object, count: int) -> Problem:
     return Problem(where=str(file), what=f"{count} voxels are NaN and are read as 0", remedy=remedy)
 
 
-def impossible(file: object, count: int) -> ImageError:
+def impossible_values_error(file: object, count: int) -> ImageError:
     """Return the error about values that no image has."""
     return ImageError(
         f"{file}: {count} voxels are infinite or larger than {LARGEST:g}, which no image is; check its type, "

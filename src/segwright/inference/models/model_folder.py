@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from segwright.core.device import resolve_device
 from segwright.core.errors import ModelError, SegwrightError
-from segwright.core.extensions.trust import NO_CODE, CodeTrust
+from segwright.core.extensions.trust import TRUST_NONE, CodeTrust
 from segwright.core.files.atomic_io import content_hash, file_hash, has_right_checksum, read_json
 from segwright.core.files.names import require_text_path
 from segwright.core.parallel import fork_safe
@@ -107,7 +107,7 @@ def load_predictor(
     mirroring: bool = True,
     precision: str = "auto",
     reading: CheckpointFormat = OURS,
-    trust: CodeTrust = NO_CODE,
+    trust: CodeTrust = TRUST_NONE,
     reuse: bool = True,
     later: tuple[Path, ...] = (),
 ) -> Predictor:

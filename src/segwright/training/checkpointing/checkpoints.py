@@ -43,7 +43,7 @@ class CheckpointState(BaseModel):
     `epoch_step` and `epoch_losses` are of the steps of that epoch that are done already.
     `config_set` names the settings that were not left to defaults, plan or device.
     `dataset_hash` is of the channels and labels of dataset.json; None in checkpoints of earlier versions.
-    `setup_hash` is of what in the plan decides about predictions, see `Plan.decisive`; None as well.
+    `setup_hash` is of what in the plan decides about predictions, see `Plan.setup`; None as well.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from segwright.core.errors import ConfigError, ModelError
-from segwright.core.extensions.trust import NO_CODE, CodeTrust
+from segwright.core.extensions.trust import TRUST_NONE, CodeTrust
 from segwright.networks.checkpoint import load_state
 from segwright.training.checkpointing.checkpoints import Checkpoint, CheckpointState, checkpoint_file, recorded
 from segwright.training.config import CHANGEABLE, TrainConfig
@@ -44,7 +44,7 @@ def snapshot(trainer: Trainer, optimizer_values: Mapping[str, Any]) -> Checkpoin
         config_set=sorted(trainer.config.model_fields_set),
         plans_hash=trainer.plans_hash,
         dataset_hash=trainer.dataset_hash,
-        setup_hash=trainer.plans.decisive_hash(trainer.configuration_name),
+        setup_hash=trainer.plans.setup_hash(trainer.configuration_name),
         optimizer_values=dict(optimizer_values),
         scaler=None if trainer.grad_scaler is None else trainer.grad_scaler.state_dict(),
     )
@@ -81,7 +81,9 @@ def require_same_training(state: CheckpointState, identity: Mapping[str, Any], p
             raise ModelError(f"{path}: {what}; resume what was begun, or remove the fold folder to start anew")
 
 
-def resumed_config(config: TrainConfig, state: CheckpointState, path: Path, trust: CodeTrust = NO_CODE) -> TrainConfig:
+def resumed_config(
+    config: TrainConfig, state: CheckpointState, path: Path, trust: CodeTrust = TRUST_NONE
+) -> TrainConfig:
     """Return the settings to go on with: what was set now where that may change, the checkpoint's elsewhere.
 
     Code that only the checkpoint names is imported if `trust` allows it.

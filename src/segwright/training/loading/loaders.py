@@ -11,7 +11,7 @@ from segwright.augmentation.spatial import Mirror
 from segwright.core.device import CPU, MPS
 from segwright.core.errors import ConfigError, PlanError
 from segwright.data.labels import Labels
-from segwright.data.laterality import Sides, mirrored_values
+from segwright.data.laterality import LabelPairs, mirrored_values
 from segwright.data.plan import Configuration
 from segwright.data.splits import Split
 from segwright.training.cascade import previous_stage
@@ -25,7 +25,9 @@ from segwright.training.loading.targets import Scales
 MIRROR = "mirror"
 
 
-def training_recipe(config: TrainConfig, configuration: Configuration, labels: Labels, sides: Sides | None) -> Recipe:
+def training_recipe(
+    config: TrainConfig, configuration: Configuration, labels: Labels, sides: LabelPairs | None
+) -> Recipe:
     """Return the augmentation of a run, its mirror axes those of `config` where they are set.
 
     By default the axes between left and right are mirrored only where `sides` has the labels swapped.
@@ -48,7 +50,7 @@ def training_recipe(config: TrainConfig, configuration: Configuration, labels: L
     return recipe if sides is None else _sided(recipe, sides, labels, configuration.dims, asked=True)
 
 
-def _sided(recipe: Recipe, sides: Sides, labels: Labels, dims: int, *, asked: bool) -> Recipe:
+def _sided(recipe: Recipe, sides: LabelPairs, labels: Labels, dims: int, *, asked: bool) -> Recipe:
     """Return a recipe that swaps the labels of left and right, or mirrors no axis between them unless `asked` to.
 
     Raises:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from segwright.core.errors import ConfigError
 from segwright.core.extensions.registry import Registry, import_reference
-from segwright.core.extensions.user_code import UserCodeError, definition
+from segwright.core.extensions.user_code import UserCodeError, source_location
 from segwright.data.labels import Labels
 from segwright.training.losses.terms import Entropy, Pool, alone, averaged, dice, mean_entropy, top_entropy
 
@@ -301,7 +301,7 @@ def _required_scalar(loss: ResolutionLoss, name: str, output: Tensor, target: Te
     if isinstance(found, Tensor) and found.ndim == 0:
         return found
     shown = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
-    raise UserCodeError(f"{definition(loss)}: loss '{name}' gave {shown}; it must return a scalar tensor")
+    raise UserCodeError(f"{source_location(loss)}: loss '{name}' gave {shown}; it must return a scalar tensor")
 
 
 def _deeply_supervised(loss: TrainingLoss, weights: Sequence[float], outputs: Outputs, targets: Outputs) -> Tensor:

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from segwright.core.errors import ConfigError, ModelError, SegwrightError, nearest
 from segwright.core.extensions.registry import Registry, import_reference, is_reference
-from segwright.core.extensions.user_code import calling
+from segwright.core.extensions.user_code import user_call
 from segwright.networks.checkpoint import WRAPPERS
 from segwright.training.config import TrainConfig
 from segwright.training.hook_results import required_optimizer
@@ -50,7 +50,7 @@ def build_optimizer(network: nn.Module, config: TrainConfig) -> Optimizer:
     groups = parameter_groups(network, config)
     contract = f"it is called as fn(params, *, lr, weight_decay, **optimizer_kwargs) with {kwargs}"
     try:
-        with calling(factory, f"optimizer '{name}'", contract=contract) if not is_own else nullcontext():
+        with user_call(factory, f"optimizer '{name}'", contract=contract) if not is_own else nullcontext():
             optimizer = factory(groups, lr=config.initial_lr, weight_decay=config.weight_decay, **kwargs)
     except (TypeError, ValueError) as error:
         if isinstance(error, SegwrightError):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from segwright.core.errors import ConfigError
 from segwright.core.extensions.registry import Registry, import_reference
-from segwright.core.extensions.user_code import calling
+from segwright.core.extensions.user_code import user_call
 from segwright.training.config import WARMUP, TrainConfig
 
 POLY_EXPONENT = 0.9
@@ -104,7 +104,7 @@ def build_schedule(config: TrainConfig, num_epochs: int | None) -> Schedule:
     if before or not callable(schedule):
         raise ConfigError(f"schedule '{name}' is none; name a function fn(progress) -> factor, or {WARMUP}NAME")
     for progress in PROBES:
-        with calling(schedule, f"schedule '{name}'", contract="it is called as fn(progress) -> factor"):
+        with user_call(schedule, f"schedule '{name}'", contract="it is called as fn(progress) -> factor"):
             factor = schedule(progress)
         if not (isinstance(factor, int | float) and 0 <= factor < math.inf):
             raise ConfigError(f"schedule '{name}' gives {factor} at progress {progress}, expected a factor from 0")

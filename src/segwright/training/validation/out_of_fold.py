@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from segwright.core.extensions.trust import NO_CODE, CodeTrust
+from segwright.core.extensions.trust import TRUST_NONE, CodeTrust
 from segwright.core.files.atomic_io import content_hash, file_hash
 from segwright.core.files.names import below
 from segwright.core.log import progress
@@ -53,7 +53,7 @@ def predict_pairs(
     *,
     file_ending: str,
     device: str = "auto",
-    trust: CodeTrust = NO_CODE,
+    trust: CodeTrust = TRUST_NONE,
 ) -> None:
     """Write `<case><ending>` of every pair, and what was observed; what the same weights made before is kept.
 
@@ -111,7 +111,7 @@ def observe(
     identifiers: Sequence[str],
     *,
     device: str = "auto",
-    trust: CodeTrust = NO_CODE,
+    trust: CodeTrust = TRUST_NONE,
 ) -> dict[str, Observed]:
     """Return what was observed of held-out cases whose label maps are in `folder`; what is not known is predicted.
 

@@ -11,7 +11,7 @@ import pytest
 
 from segwright.core.errors import ConfigError, ModelError
 from segwright.core.extensions.code_folder import import_from
-from segwright.core.extensions.trust import EVERY_CODE, NO_CODE, CodeTrust
+from segwright.core.extensions.trust import TRUST_ALL, TRUST_NONE, CodeTrust
 from segwright.core.extensions.user_code import UserCodeError
 
 
@@ -114,33 +114,33 @@ def test_an_error_in_the_module_names_file_and_line(folder: Path, text: str, mes
 )
 def test_what_is_no_reference_is_refused(reference: str) -> None:
     with pytest.raises(ConfigError, match="is not a reference"):
-        EVERY_CODE.load(reference, kind="network")
+        TRUST_ALL.load(reference, kind="network")
 
 
 def test_without_a_folder_the_search_path_alone_counts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(folder, xh_nets="build = 1")
     with pytest.raises(ConfigError, match="no module named xh_nets"):
-        EVERY_CODE.load("xh_nets:build", kind="network")
+        TRUST_ALL.load("xh_nets:build", kind="network")
     monkeypatch.syspath_prepend(str(folder))
-    assert EVERY_CODE.load("xh_nets:build", kind="network") == 1
+    assert TRUST_ALL.load("xh_nets:build", kind="network") == 1
 
 
 def test_only_what_was_named_or_everything_is_trusted() -> None:
-    named = NO_CODE.naming("mypkg.nets:build", None, "mypkg:Trainer")
+    named = TRUST_NONE.with_references("mypkg.nets:build", None, "mypkg:Trainer")
     assert named.allows("mypkg.nets:build")
     assert named.allows("mypkg:Trainer.rebuild_network")
     assert not named.allows("mypkg.nets:other")
     assert not named.allows("mypkg.nets:build.__globals__")
-    assert EVERY_CODE.allows("any:thing")
-    assert not NO_CODE.allows("any:thing")
+    assert TRUST_ALL.allows("any:thing")
+    assert not TRUST_NONE.allows("any:thing")
     assert CodeTrust.of("mypkg.nets:build").allows("mypkg.nets:build")
-    assert CodeTrust.of(["a:b"]) == NO_CODE.naming("a:b")
-    assert CodeTrust.of(True) == EVERY_CODE
-    assert CodeTrust.of(False) == NO_CODE
+    assert CodeTrust.of(["a:b"]) == TRUST_NONE.with_references("a:b")
+    assert CodeTrust.of(True) == TRUST_ALL
+    assert CodeTrust.of(False) == TRUST_NONE
 
 
 def test_a_refusal_names_file_reference_and_remedy() -> None:
     with pytest.raises(
         ModelError, match=r"m/a\.json: names the network 'evil:build'.*--trust-code.*--network evil:build"
     ):
-        NO_CODE.require("evil:build", kind="network", source="m/a.json", option="--network ")
+        TRUST_NONE.require("evil:build", kind="network", source="m/a.json", option="--network ")

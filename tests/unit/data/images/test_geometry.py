@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from segwright.data.images.formats import Header
-from segwright.data.images.geometry import Turn, difference, find_turn
+from segwright.data.images.geometry import Reorientation, difference, find_reorientation
 
 SHAPE = (4, 5, 6)  # z, y, x
 AFFINE = nibabel.affines.from_matvec(np.diag([0.8, 0.9, 2.5]) @ np.eye(3)[:, [0, 1, 2]], [-12.5, 30, 7])
@@ -48,7 +48,7 @@ def test_every_turn_of_storage_is_undone(
     image = nibabel.Nifti1Image(array.transpose(2, 1, 0), affine).as_reoriented(change)
     stored = np.asarray(image.dataobj).transpose(2, 1, 0)
 
-    turn = find_turn(make(image.affine, stored.shape), make(affine))
+    turn = find_reorientation(make(image.affine, stored.shape), make(affine))
 
     assert turn is not None
     np.testing.assert_array_equal(turn(stored[None])[0], array)
@@ -63,7 +63,7 @@ def test_noise_is_less_than_a_tenth_of_a_voxel(axis: int, voxels: float, is_same
     shifted = OBLIQUE.copy()
     shifted[:3, 3] += voxels * OBLIQUE[:3, axis]
 
-    assert (find_turn(header(shifted), header(OBLIQUE)) == Turn()) == is_same
+    assert (find_reorientation(header(shifted), header(OBLIQUE)) == Reorientation()) == is_same
 
 
 @pytest.mark.parametrize(("extent", "is_same"), [(10, True), (1000, False)])
@@ -72,20 +72,20 @@ def test_what_adds_up_along_the_image_counts_at_its_end(extent: int, is_same: bo
     stretched[:3, 0] *= 1.0005
     shape = (4, 5, extent)
 
-    assert (find_turn(header(stretched, shape), header(AFFINE, shape)) is not None) == is_same
+    assert (find_reorientation(header(stretched, shape), header(AFFINE, shape)) is not None) == is_same
 
 
 def test_a_rotation_by_a_few_degrees_is_another_place() -> None:
     angle = np.deg2rad(5)
     rotated = nibabel.affines.from_matvec(nibabel.eulerangles.euler2mat(angle)) @ AFFINE
 
-    assert find_turn(header(rotated), header(AFFINE)) is None
+    assert find_reorientation(header(rotated), header(AFFINE)) is None
 
 
 def test_a_flip_without_its_origin_is_another_place() -> None:
     flipped = AFFINE @ np.diag([-1, 1, 1, 1])
 
-    assert find_turn(header(flipped), header(AFFINE)) is None
+    assert find_reorientation(header(flipped), header(AFFINE)) is None
     problem = difference(header(flipped), header(AFFINE), file="b.nii", name="a.nii")
     assert problem.what.startswith("affine differs from that of a.nii, voxels of one index lie up to")
 
@@ -93,15 +93,15 @@ def test_a_flip_without_its_origin_is_another_place() -> None:
 def test_slices_of_another_thickness_are_another_grid() -> None:
     one = Header(shape=(1, 5, 6), spacing=(3.0, 1.0, 1.0))
 
-    assert find_turn(one, Header(shape=(1, 5, 6), spacing=(3.02, 1.0, 1.0))) == Turn()
-    assert find_turn(one, Header(shape=(1, 5, 6), spacing=(3.1, 1.0, 1.0))) is None
+    assert find_reorientation(one, Header(shape=(1, 5, 6), spacing=(3.02, 1.0, 1.0))) == Reorientation()
+    assert find_reorientation(one, Header(shape=(1, 5, 6), spacing=(3.1, 1.0, 1.0))) is None
 
 
 def test_spacings_that_disagree_with_their_affines_are_compared_too() -> None:
     one = Header(shape=SHAPE, spacing=(2.5, 0.9, 0.8), geometry={"affine": AFFINE.tolist()})
     other = Header(shape=SHAPE, spacing=(1.0, 0.9, 0.8), geometry={"affine": AFFINE.tolist()})
 
-    assert find_turn(one, other) is None
+    assert find_reorientation(one, other) is None
     assert "spacing (2.5, 0.9, 0.8) differs" in difference(one, other, file="b", name="a").what
 
 
@@ -110,9 +110,9 @@ def test_a_header_without_a_place_equals_itself_alone(broken: np.ndarray) -> Non
     one = Header(shape=SHAPE, spacing=(1.0, 1.0, 1.0), geometry={"affine": broken.tolist()})
     other = Header(shape=SHAPE, spacing=(1.0, 1.0, 1.0), geometry={"affine": np.eye(4).tolist()})
 
-    assert find_turn(one, one) == Turn()
-    assert find_turn(one, other) is None
-    assert find_turn(other, one) is None
+    assert find_reorientation(one, one) == Reorientation()
+    assert find_reorientation(one, other) is None
+    assert find_reorientation(other, one) is None
     assert difference(one, other, file="b", name="a").what
 
 
@@ -121,6 +121,6 @@ def test_flat_images_are_compared_in_their_plane() -> None:
     flat = Header(shape=(1, 5, 6), spacing=(499.5, 0.5, 0.5), geometry=geometry)
     flipped = {**geometry, "origin": [1.0 + 5 * 0.5, 2.0], "direction": [-1.0, 0.0, 0.0, 1.0]}
 
-    assert find_turn(flat, flat) == Turn()
-    turn = find_turn(Header(shape=flat.shape, spacing=flat.spacing, geometry=flipped), flat)
-    assert turn == Turn(order=(0, 1, 2), flipped=(False, False, True))
+    assert find_reorientation(flat, flat) == Reorientation()
+    turn = find_reorientation(Header(shape=flat.shape, spacing=flat.spacing, geometry=flipped), flat)
+    assert turn == Reorientation(order=(0, 1, 2), flipped=(False, False, True))

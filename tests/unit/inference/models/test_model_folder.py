@@ -126,7 +126,7 @@ def test_folds_of_different_models_are_refused(
 ) -> None:
     folder = make_model(0, 1, 2)
     for fold in (0, 2):
-        change_header(folder, fold, setup_hash=plan.decisive_hash("3d_fullres"))
+        change_header(folder, fold, setup_hash=plan.setup_hash("3d_fullres"))
     change_header(folder, 1, **change)
     with pytest.raises(ModelError, match=message) as error:
         load_predictor(folder, device="cpu")
@@ -169,7 +169,7 @@ def test_plans_that_changed_after_the_training_are_refused(
     make_model: MakeModel, plan: Plan, keys: tuple[str, ...], value: Any, tmp_path: Path
 ) -> None:
     folder = make_model(0)
-    change_header(folder, 0, setup_hash=plan.decisive_hash("3d_fullres"))
+    change_header(folder, 0, setup_hash=plan.setup_hash("3d_fullres"))
     load_predictor(folder, device="cpu")
     change_plan(folder, plan, *keys, value=value)
     message = r"plans\.json: is not the plan that fold 0 was trained with"
@@ -185,7 +185,7 @@ def test_plans_that_changed_on_purpose_are_taken_without_the_hash(make_model: Ma
     folder = make_model(0)
     change_plan(folder, plan, "configurations", "3d_fullres", "spacing", value=[2.0, 2.0, 2.0])
     header = folder / "fold_0" / "checkpoint_final.json"
-    document = with_checksum({**json.loads(header.read_text()), "setup_hash": plan.decisive_hash("3d_fullres")})
+    document = with_checksum({**json.loads(header.read_text()), "setup_hash": plan.setup_hash("3d_fullres")})
     header.write_text(json.dumps(document))
     with pytest.raises(ModelError, match="remove the lines 'checksum' and 'setup_hash'"):
         load_predictor(folder, device="cpu")
@@ -195,7 +195,7 @@ def test_plans_that_changed_on_purpose_are_taken_without_the_hash(make_model: Ma
 
 def test_what_decides_nothing_may_change_in_plans(make_model: MakeModel, plan: Plan) -> None:
     folder = make_model(0)
-    change_header(folder, 0, setup_hash=plan.decisive_hash("3d_fullres"))
+    change_header(folder, 0, setup_hash=plan.setup_hash("3d_fullres"))
     change_plan(folder, plan, "plans_name", value="renamed")
     assert load_predictor(folder, device="cpu").networks
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from segwright.core.errors import ConfigError, ModelError
-from segwright.core.extensions.trust import EVERY_CODE, NO_CODE
+from segwright.core.extensions.trust import TRUST_ALL, TRUST_NONE
 from segwright.core.files.atomic_io import has_right_checksum
 from segwright.networks.checkpoint import load_weights, save_weights
 from segwright.training.checkpointing import checkpoints
@@ -240,7 +240,7 @@ REFERENCES = {
 def test_code_that_only_a_checkpoint_names_is_not_imported(setting: str) -> None:
     config = TrainConfig.from_mapping({setting: REFERENCES[setting]})
     with pytest.raises(ModelError, match=rf"c: names the {setting} '(evil|shutil):.*--trust-code.*{setting}"):
-        resumed_config(TrainConfig(), state(config=config), Path("c"), NO_CODE.naming("other:thing"))
+        resumed_config(TrainConfig(), state(config=config), Path("c"), TRUST_NONE.with_references("other:thing"))
 
 
 def test_every_setting_that_may_name_code_is_known_to_be_one() -> None:
@@ -254,7 +254,7 @@ def test_every_setting_that_may_name_code_is_known_to_be_one() -> None:
 def test_code_of_a_checkpoint_that_is_named_again_or_trusted_is_used() -> None:
     reference = f"{__name__}:state"
     before = state(config=settings(loss=reference, sinks=(reference,)))
-    for trust in (EVERY_CODE, NO_CODE.naming(reference)):
+    for trust in (TRUST_ALL, TRUST_NONE.with_references(reference)):
         assert resumed_config(TrainConfig(), before, Path("c"), trust).loss == reference
 
 
