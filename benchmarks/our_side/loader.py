@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from segwright.augmentation.recipe import build_recipe
-from segwright.core.device import keep_freed_memory
 from segwright.core.parallel import available_cpus
+from segwright.core.process_tuning import tune_process
 from segwright.data.labels import Labels
 from segwright.data.preprocessed.store import CaseStore
 from segwright.training.loading.batches import BatchLoader
@@ -20,7 +20,7 @@ from segwright.training.loading.prefetch import prefetch
 folder = Path(sys.argv[1])
 patch = tuple(map(int, sys.argv[2].split("x")))
 batch_size, num_samples = int(sys.argv[3]), int(sys.argv[4])
-keep_freed_memory()  # as every training on the CPU does
+tune_process()  # as the command line does
 store = CaseStore(folder / "ours")
 labels = Labels.from_dataset_json({"labels": {"background": 0, "a": 1, "b": 2}})
 scales = [[1.0 / 2**level] * 3 for level in range(3 if min(patch) < 64 else 5)]

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from segwright.core.parallel import available_cpus
+from segwright.core.process_tuning import tune_process
 from segwright.data.preprocessed.store import CaseStore
 from segwright.data.splits import Split
 from segwright.training.config import TrainConfig
@@ -21,6 +22,7 @@ from segwright.training.trainer import Trainer
 ROUNDS, STEPS = 5, 4
 
 torch.set_num_threads(available_cpus())
+tune_process()  # as the command line does
 folder = Path(sys.argv[1])
 plans, description = (json.loads(Path(path).read_text()) for path in sys.argv[2:4])
 store = CaseStore(folder / "ours")

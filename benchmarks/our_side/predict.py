@@ -14,6 +14,7 @@ def main() -> None:
     """Predict; print all seconds since the start of this program and those to the first label map."""
     import segwright
 
+    segwright.tune_process()  # as the command line does
     model, images, output = (Path(argument) for argument in sys.argv[1:4])
     first: list[float] = []
 

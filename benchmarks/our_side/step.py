@@ -9,12 +9,14 @@ from pathlib import Path
 import torch
 
 from segwright.core.parallel import available_cpus
+from segwright.core.process_tuning import tune_process
 from segwright.data.preprocessed.store import CaseStore
 from segwright.data.splits import Split
 from segwright.training.config import TrainConfig
 from segwright.training.trainer import Trainer
 
 torch.set_num_threads(available_cpus())
+tune_process()  # as the command line does
 plans, description = (json.loads(Path(path).read_text()) for path in sys.argv[1:3])
 folder = Path(sys.argv[3])
 trainer = Trainer(

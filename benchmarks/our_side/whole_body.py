@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from segwright.core.parallel import available_cpus
+from segwright.core.process_tuning import tune_process
 from segwright.data.images.image_io import Volume
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan
@@ -20,6 +21,7 @@ HEADS = 105
 PATCH = 128
 
 torch.set_num_threads(available_cpus())
+tune_process()  # as the command line does
 torch.manual_seed(0)
 plan = Plan.load(Path(sys.argv[1]))
 configuration = plan.configuration("3d_fullres").model_copy(

@@ -1,7 +1,8 @@
 """Segwright: from a folder of medical images with labels to a trained, evaluated, deployable segmentation model.
 
 The verbs are functions: `check, fingerprint, plan, preprocess, train, select, predict, evaluate, run, demo` and others,
-and `load_model`. They are imported at first use, so that `import segwright` costs next to nothing.
+and `load_model`; `tune_process` makes training and prediction on the CPU faster. They are imported at first use, so
+that `import segwright` costs next to nothing.
 """
 
 from importlib import import_module
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         train,
         write_report,
     )
+    from segwright.core.process_tuning import tune_process
 
 __all__ = [
     "accumulate_crossval",
@@ -49,6 +51,7 @@ __all__ = [
     "run",
     "select",
     "train",
+    "tune_process",
     "write_report",
 ]
 
@@ -56,6 +59,10 @@ __version__: str
 
 
 def __getattr__(name: str) -> "Any":
+    if name == "tune_process":
+        from segwright.core.process_tuning import tune_process
+
+        return tune_process
     if name in __all__:
         return getattr(import_module("segwright.api"), name)
     if name == "__version__":

@@ -18,7 +18,7 @@ from segwright import api
 from segwright.core.errors import SegwrightError
 from segwright.workspace import Workspace
 
-HARMLESS = frozenset({"explain", "keyword_values", "PlanOptions", "FoldStatus"})
+HARMLESS = frozenset({"explain", "keyword_values", "PlanOptions", "FoldStatus", "tune_process"})
 """What neither reads nor writes a file."""
 
 HOSTILE = ("../../victim", "/victim", "a/b", "..", ".", "", "a\0b", "a\nb", "a\x1b[2J", ".hidden", "x" * 300, "\udcff")

@@ -11,7 +11,7 @@ from segwright.api.exchange import only_model, unpacked
 from segwright.core.errors import ConfigError
 from segwright.core.extensions.trust import CodeTrust, TrustCode
 from segwright.core.extensions.user_code import user_code_errors
-from segwright.core.gc_control import at_rest
+from segwright.core.process_tuning import gc_paused
 
 if TYPE_CHECKING:
     from segwright.inference.ensemble import Ensemble
@@ -65,7 +65,7 @@ def predict(
         part: Predict every `parts`-th case, beginning with this one (from 0); for several machines.
         parts: Into how many parts the cases are dealt.
     """
-    with at_rest():
+    with gc_paused():
         from segwright.inference.ensemble import Ensemble
         from segwright.inference.folder.predict_folder import predict_files
         from segwright.networks.references import packages_of
@@ -160,7 +160,7 @@ def load_model(
 
 def _load(model: Path | str, *, trust: CodeTrust, exact: bool, **options: Any) -> Predictor | Ensemble:
     """Return the predictor of a model folder; what may be asked of the device is checked."""
-    with at_rest():
+    with gc_paused():
         from segwright.inference.models.model_folder import OURS, CheckpointFormat, load_predictor
         from segwright.inference.models.selected import find_selected, load_selected
         from segwright.interop.nnunet import NnunetCheckpoints, is_nnunet_model

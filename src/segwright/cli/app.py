@@ -6,7 +6,6 @@ process of the training ended (`training.heartbeat`).
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 import traceback
@@ -78,7 +77,6 @@ class Verbs(TyperGroup):
         kwargs.pop("standalone_mode", None)
         code = _guarded(lambda: TyperGroup.main(self, arguments, standalone_mode=False, **kwargs), arguments)
         leave_if_one_of_several(os.environ, code)
-        gc.freeze()  # all of it goes with the process; looking for garbage takes most of a second after torch
         sys.exit(code)
 
 

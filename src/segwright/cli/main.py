@@ -24,6 +24,7 @@ from segwright.cli import (
     transfer,
 )
 from segwright.cli.app import Verbs, by_name
+from segwright.core.process_tuning import tune_process
 
 
 class Program(Verbs):
@@ -99,6 +100,7 @@ def main() -> None:
     """Run the program; leaves the process with one of the exit codes of `grammar`."""
     options.leave_deleted_folder()
     options.wait_briefly()
+    tune_process()
     _print_any_name()
     app()
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -19,13 +18,6 @@ CUDA = "cuda"
 MPS = "mps"
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-# glibc's mallopt parameters, from malloc.h.
-_M_TRIM_THRESHOLD = -1
-_M_MMAP_MAX = -4
-
-_WORTH_GIVING_BACK = 64 * 2**20
-"""It takes 0.1 s; reading, normalising or predicting as much takes many times that."""
 
 _AMPERE = 8  # first compute capability with bf16 tensor cores
 
@@ -166,30 +158,3 @@ def memory_format(device: torch.device, dims: int) -> torch.memory_format:
     if dims == 3 and device.type == CPU:
         return torch.channels_last_3d
     return torch.contiguous_format
-
-
-@lru_cache(maxsize=1)
-def keep_freed_memory() -> bool:
-    """Let this process reuse freed memory instead of returning it to the system; return whether that worked.
-
-    By default glibc maps every large array anew, and the system clears it page by page: a third of the time of a
-    training step on the CPU. Only glibc can be told; elsewhere nothing changes. It holds for the whole process and
-    cannot be undone; peak memory grows a little.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return False
-    return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))
-
-
-def give_back_freed_memory(freed: int) -> None:
-    """Return what this process has freed so far to the system, where `keep_freed_memory` would let it pile up.
-
-    For after work on arrays whose size does not come again: what they leave fits nothing that follows. Where that is
-    little, as the number of bytes `freed` last tells, it is kept.
-    """
-    if freed < _WORTH_GIVING_BACK:
-        return
-    with suppress(AttributeError, OSError, TypeError):  # no glibc
-        ctypes.CDLL(None).malloc_trim(0)

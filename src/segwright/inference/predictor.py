@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from segwright.core.device import give_back_freed_memory
 from segwright.core.parallel import fork_safe
+from segwright.core.process_tuning import release_freed_memory
 from segwright.data.dataset import DatasetDescription
 from segwright.data.images.image_io import Volume
 from segwright.data.labels import Labels
@@ -124,7 +124,7 @@ class Predictor(ArrayPredictor):
         """
         require_finite(volume.array, "the image")
         prepared = pipeline.prepare(volume, self.plan, self.configuration)
-        give_back_freed_memory(volume.array.nbytes)  # intermediate copies
+        release_freed_memory(volume.array.nbytes)  # intermediate copies
         return prepared
 
     @fork_safe

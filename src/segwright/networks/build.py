@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 import torch
 from torch import Tensor, nn
 
-from segwright.core.device import keep_freed_memory, memory_format
+from segwright.core.device import memory_format
 from segwright.core.errors import ConfigError, ModelError, SegwrightError
 from segwright.core.extensions.registry import Registry, is_reference, reference_of
 from segwright.core.extensions.trust import TRUST_NONE, CodeTrust
@@ -434,12 +434,7 @@ def set_deep_supervision(network: nn.Module, enabled: bool) -> None:
 
 
 def prepare(network: nn.Module, device: torch.device) -> nn.Module:
-    """Move a network to a device, in the memory layout that is fastest there, and return it.
-
-    On the CPU it also has the process keep freed memory (see `keep_freed_memory`).
-    """
-    if device.type == "cpu":
-        keep_freed_memory()
+    """Move a network to a device, in the memory layout that is fastest there, and return it."""
     dims = max((weight.ndim - 2 for weight in network.parameters() if weight.ndim in {4, 5}), default=0)
     network = network.to(device)
     return network.to(memory_format=memory_format(device, dims)) if dims else network  # type: ignore[call-overload]

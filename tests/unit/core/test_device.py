@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,7 +13,6 @@ from segwright.core.device import (
     autocast,
     compute_dtype,
     has_fast_bf16,
-    keep_freed_memory,
     memory_format,
     resolve_device,
     single_threaded_pool,
@@ -91,10 +89,6 @@ def test_precision_can_be_asked_for() -> None:
         compute_dtype(CPU, "fp23")
 
 
-def test_the_bf16_probe_answers() -> None:
-    assert has_fast_bf16() in {True, False}
-
-
 @pytest.mark.parametrize(
     ("amx", "bf16", "abilities", "fast"),
     [
@@ -113,19 +107,6 @@ def test_bf16_is_fast_where_the_processor_is_made_for_it(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: abilities, raising=False)
     monkeypatch.setattr(devices, "has_amx", lambda: amx)
     assert has_fast_bf16.__wrapped__() == fast
-
-
-def test_keeping_freed_memory_is_harmless_where_the_c_library_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
-    keep_freed_memory.cache_clear()
-    monkeypatch.setattr(devices.ctypes, "CDLL", lambda _: object())
-    assert not keep_freed_memory()
-    keep_freed_memory.cache_clear()
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
-def test_freed_memory_is_kept_by_glibc() -> None:
-    keep_freed_memory.cache_clear()
-    assert keep_freed_memory()
 
 
 def test_layouts() -> None:

@@ -11,7 +11,6 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any, Final
 
-from segwright.core.device import give_back_freed_memory
 from segwright.core.errors import (
     DatasetError,
     DiskError,
@@ -26,6 +25,7 @@ from segwright.core.files.locks import locked
 from segwright.core.files.names import below
 from segwright.core.log import progress
 from segwright.core.parallel import fork_safe
+from segwright.core.process_tuning import release_freed_memory
 from segwright.core.resources import resource_error
 from segwright.data.cases import Case
 from segwright.data.dataset import usable_cases
@@ -337,7 +337,7 @@ def _read(predictor: Predictor, job: Job) -> tuple[Prepared, float, tuple[str, .
         prepared = predictor.prepare(volume)
     freed = volume.array.nbytes
     del volume
-    give_back_freed_memory(freed)  # where a resampled copy is predicted, the image itself
+    release_freed_memory(freed)  # where a resampled copy is predicted, the image itself
     return prepared, time.perf_counter() - start, findings
 
 
@@ -348,7 +348,7 @@ def read_volume(case: Case, reader: str) -> Volume:
         ImageError: a file is unreadable or holds values that no image has.
     """
     volume = read_images(case.images, reader, find_hidden=True)
-    give_back_freed_memory(volume.array.nbytes)  # about as much was needed beside it
+    release_freed_memory(volume.array.nbytes)  # about as much was needed beside it
     return volume
 
 

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from segwright.core.boxes import Box, box_slices, pad_to
-from segwright.core.device import CPU, autocast, give_back_freed_memory, memory_format
+from segwright.core.device import CPU, autocast, memory_format
 from segwright.core.errors import ImageError, ModelError
+from segwright.core.process_tuning import release_freed_memory
 from segwright.inference.export.to_original_grid import to_front
 from segwright.inference.precision import is_in_halves, used_precision
 from segwright.inference.window.stitching import PORTION_BYTES, Planes, stitch
@@ -245,7 +246,7 @@ def _padded_planes(
             for start in group:
                 yield start, found.pop(0)  # or its memory would be held during the next pass
             if is_large:  # something small in the gap that they leave, and the next ones would not fit
-                give_back_freed_memory(tile_bytes)
+                release_freed_memory(tile_bytes)
         count.reused += known.reused
 
     places = [order.index(at) for at in range(image.ndim - 1)]

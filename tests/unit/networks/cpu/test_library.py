@@ -12,11 +12,11 @@ from segwright.networks.cpu import library as compiled
 
 PROGRAM = """
 import ctypes, torch
-from segwright.core.device import keep_freed_memory
+from segwright.core.process_tuning import tune_process
 from segwright.networks.cpu.library import rejoin_freed_memory
 
 SIZE = 2**23
-keep_freed_memory()
+tune_process()
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
 held, seen = [], []
