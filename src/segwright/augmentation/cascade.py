@@ -1,6 +1,6 @@
-"""The previous stage's label map as input channels, and what training does to them (nnU-Net behaviour 10.5).
+"""Augmentation of the previous stage's label map, an input of the cascade's second stage (nnU-Net behaviour 10.5).
 
-Errors of the first stage on its own training data are rarer than on new data; random operators and lost components
+The first stage errs less on its own training data than on new data; random binary operators and removed components
 keep the second stage from copying its input. L foreground labels, S spatial axes.
 """
 
@@ -17,8 +17,8 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from segwright.augmentation.recipe import Key
-from segwright.augmentation.transform import Draw, Range, Samples
+from segwright.augmentation.compose import Key
+from segwright.augmentation.transform import Params, Range, Samples
 
 OPERATOR: Final = "cascade_operator"
 REMOVAL: Final = "cascade_removal"
@@ -35,8 +35,8 @@ class BinaryOperators:
     per_label: float = 0.5
     radius: Range = (1.0, 8.0)
 
-    def draw(self, rng: np.random.Generator, num_labels: int) -> Draw | None:
-        """Return `order`, `chosen`, `operator` and `radius`, each (L,), or None to leave the sample as it is."""
+    def draw(self, rng: np.random.Generator, num_labels: int) -> Params | None:
+        """Return `order`, `chosen`, `operator` and `radius`, each (L,), or None to leave the sample unchanged."""
         if rng.random() >= self.probability:
             return None
         return {
@@ -46,8 +46,8 @@ class BinaryOperators:
             "radius": rng.uniform(*self.radius, size=num_labels),
         }
 
-    def apply(self, masks: Masks, draw: Draw) -> Masks:
-        """Return the changed masks (L, *S); a voxel that one gains is taken from the others, a lost one is in none."""
+    def apply(self, masks: Masks, draw: Params) -> Masks:
+        """Return the changed masks (L, *S); a voxel that a label gains is removed from the others."""
         result: Masks = masks.copy()
         for label in np.asarray(draw["order"]):
             if draw["chosen"][label]:
@@ -60,20 +60,20 @@ class BinaryOperators:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComponentRemoval:
-    """Erase one connected component (full connectivity) that is smaller than a share of the patch."""
+    """Remove one connected component (full connectivity) smaller than a fraction of the patch."""
 
     probability: float = 0.2
     per_label: float = 0.5
     largest_share: float = 0.15
 
-    def draw(self, rng: np.random.Generator, num_labels: int) -> Draw | None:
-        """Return `chosen` and `pick` (0 to 1), each (L,), or None to leave the sample as it is."""
+    def draw(self, rng: np.random.Generator, num_labels: int) -> Params | None:
+        """Return `chosen` and `pick` (0 to 1), each (L,), or None to leave the sample unchanged."""
         if rng.random() >= self.probability:
             return None
         return {"chosen": rng.random(num_labels) < self.per_label, "pick": rng.random(num_labels)}
 
-    def apply(self, masks: Masks, draw: Draw) -> Masks:
-        """Return the masks (L, *S) without the components that the draw picks."""
+    def apply(self, masks: Masks, draw: Params) -> Masks:
+        """Return the masks (L, *S) without the drawn components."""
         result: Masks = masks.copy()
         for label in np.flatnonzero(draw["chosen"]):
             components, _ = ndimage.label(result[label], structure=np.ones((3,) * (masks.ndim - 1)))
@@ -88,7 +88,7 @@ class ComponentRemoval:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreviousStage:
-    """How the second label map of samples becomes input channels; without transforms it is encoded as it is.
+    """One-hot encode the second label map of samples as input channels, after optional transforms.
 
     Attributes:
         labels: foreground labels, one channel each.
@@ -100,17 +100,17 @@ class PreviousStage:
     operators: BinaryOperators | None = None
     removal: ComponentRemoval | None = None
 
-    def draw(self, key: Key) -> dict[str, Draw]:
-        """Draw the transforms of one sample; those that are left out are missing."""
-        drawn: dict[str, Draw | None] = {}
+    def draw(self, key: Key) -> dict[str, Params]:
+        """Draw the parameters of one sample, without transforms that are not applied."""
+        drawn: dict[str, Params | None] = {}
         if self.operators is not None:
             drawn[OPERATOR] = self.operators.draw(key(OPERATOR), len(self.labels))
         if self.removal is not None:
             drawn[REMOVAL] = self.removal.draw(key(REMOVAL), len(self.labels))
         return {name: draw for name, draw in drawn.items() if draw is not None}
 
-    def append(self, samples: Samples, draws: Sequence[Mapping[str, Draw]]) -> Tensor:
-        """Return the images (B, C + L, *S): those of `samples`, then the previous stage's labels as 0 and 1."""
+    def append(self, samples: Samples, draws: Sequence[Mapping[str, Params]]) -> Tensor:
+        """Return images (B, C + L, *S): those of `samples`, then the one-hot labels of the previous stage."""
         maps = samples.labels[:, 1]
         channels = torch.stack([maps == label for label in self.labels], dim=1)
         for index, draw in enumerate(draws):
@@ -125,12 +125,12 @@ class PreviousStage:
 
 
 def apply_operator(mask: Masks, operator: str, radius: float) -> Masks:
-    """Return `mask` (*S) after one of `OPERATORS`; nothing is added from outside and nothing erodes at its border."""
+    """Apply one of `OPERATORS` to `mask` (*S); the patch border neither adds nor erodes voxels."""
     occupied = [np.flatnonzero(mask.any(axis=tuple(o for o in range(mask.ndim) if o != a))) for a in range(mask.ndim)]
     if not len(occupied[0]):
         return np.zeros(mask.shape, dtype=bool)
     element = ball(radius, mask.ndim)
-    reach = element.shape[0]  # twice the half width: a closing grows, then looks around what it grew
+    reach = element.shape[0]  # twice the half width: a closing dilates, then erodes
     box = tuple(slice(max(int(hits[0]) - reach, 0), int(hits[-1]) + 1 + reach) for hits in occupied)
     part: Masks = mask[box]
     steps = {"dilation": "d", "erosion": "e", "closing": "de", "opening": "ed"}[operator]
@@ -142,11 +142,11 @@ def apply_operator(mask: Masks, operator: str, radius: float) -> Masks:
 
 
 def ball(radius: float, dims: int) -> Masks:
-    """Return the points within `radius` of a lattice from -radius on, as scikit-image's ball (3D) or disk (2D) has it.
+    """Return a structuring element of `radius`, equal to scikit-image's ball (3D) or disk (2D).
 
-    A ball's points divide the diameter evenly, floor(2 * radius + 1) along an axis; a disk's are one voxel apart. So a
-    disk whose radius is no multiple of 1/2 is off its centre. Rounding decides about points on a ball's surface, the
-    same way as in scikit-image: the last axis is added first.
+    A ball's points divide the diameter evenly, floor(2 * radius + 1) along an axis; a disk's are one voxel apart, so a
+    disk whose radius is no multiple of 1/2 is off-centre. Rounding decides about points on a ball's surface; as in
+    scikit-image, the last axis is added first.
 
     >>> ball(1.0, 2).astype(int).tolist()
     [[0, 1, 0], [1, 1, 1], [0, 1, 0]]
@@ -160,9 +160,9 @@ def ball(radius: float, dims: int) -> Masks:
 
 
 def _dilated(mask: Masks, element: Masks) -> Masks:
-    """Dilate by a correlation in Fourier space, whose time does not grow with the element.
+    """Dilate by a correlation in Fourier space, whose cost does not depend on the element's size.
 
-    An element is not symmetric where rounding or a disk's real-valued radius breaks it; one of even width lies half a
+    The element may be asymmetric, from rounding or a disk's fractional radius; one of even width is shifted by half a
     voxel to the left.
     """
     shape = [size + width - 1 for size, width in zip(mask.shape, element.shape, strict=True)]
@@ -175,6 +175,6 @@ def _dilated(mask: Masks, element: Masks) -> Masks:
 
 
 def _fast_length(size: int) -> int:
-    """Return the next length that the transform does quickly: few small factors."""
+    """Return the next length with small prime factors only, for which the FFT is fast."""
     lengths = sorted({2**a * 3**b * 5**c for a in range(12) for b in range(4) for c in range(3)})
     return next((high for low, high in pairwise([0, *lengths]) if low < size <= high), size)

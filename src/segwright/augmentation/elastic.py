@@ -1,7 +1,7 @@
-"""Elastic deformation, an option that no recipe of nnU-Net's has by default: smooth random shifts of a patch's voxels.
+"""Elastic deformation: a smooth random displacement of voxels (an option; nnU-Net's default has none).
 
-The shifts are a cubic B-spline through random control points. A voxel that would come from outside the patch comes from
-its border, so that nothing is read beyond what the patch shows.
+The displacement is a cubic B-spline of random control points. Positions outside the patch are clamped to its border,
+so that no voxel beyond the patch is read.
 """
 
 from __future__ import annotations
@@ -13,23 +13,24 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from segwright.augmentation.recipe import SPATIAL, Recipe, default_recipe, patch_geometry
-from segwright.augmentation.resampling import Points
-from segwright.augmentation.transform import Draw, Range, Samples
+from segwright.augmentation.compose import SPATIAL, Recipe
+from segwright.augmentation.default import default_recipe, patch_geometry
+from segwright.augmentation.resampling import SamplingGrid
+from segwright.augmentation.transform import Params, Range, Samples
 
 ELASTIC = "elastic"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Elastic:
-    """Deform images and labels together; images are interpolated linearly, labels as in `spatial.resample`.
+    """Deform images and labels together; images are interpolated linearly, labels as in `resampling.resample`.
 
     Attributes:
-        probability: of each sample.
-        spacing: of the control points, in shares of the patch's size.
-        strength: standard deviation of the control points' shifts, in units of their spacing; above 0.2 voxels may
-            change places.
-        fixed_axes: are not shifted along, the first one of thick slices for instance.
+        probability: per sample.
+        spacing: of the control points, as a fraction of the patch size.
+        strength: standard deviation of the control points' displacements, in units of their spacing; above 0.2 the
+            deformation may fold.
+        fixed_axes: axes without displacement, for instance across thick slices.
     """
 
     probability: float = 0.2
@@ -37,14 +38,14 @@ class Elastic:
     strength: Range = (0.0, 0.15)
     fixed_axes: tuple[int, ...] = ()
 
-    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Draw | None:
+    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Params | None:
         """Return `spacing`, `strength` and the `seed` of the control points."""
         if rng.random() >= self.probability:
             return None
         drawn = {"spacing": rng.uniform(*self.spacing), "strength": rng.uniform(*self.strength)}
         return {**{name: np.asarray(value) for name, value in drawn.items()}, "seed": np.asarray(rng.integers(2**62))}
 
-    def apply(self, samples: Samples, draws: Sequence[Draw]) -> Samples:
+    def apply(self, samples: Samples, draws: Sequence[Params]) -> Samples:
         """Return the deformed samples."""
         size = samples.images.shape[2:]
         images, labels = torch.empty_like(samples.images), torch.empty_like(samples.labels)
@@ -53,15 +54,15 @@ class Elastic:
             if all(position is None for position in positions):
                 images[index], labels[index] = samples.images[index], samples.labels[index]
                 continue
-            points = Points.at(positions, size)
+            grid = SamplingGrid.from_positions(positions, size)
             for channel, image in enumerate(samples.images[index].contiguous()):
-                images[index, channel] = points.interpolate(image)
+                images[index, channel] = grid.interpolate(image)
             for number, label in enumerate(samples.labels[index].contiguous()):
-                labels[index, number] = points.vote(label)
+                labels[index, number] = grid.vote(label)
         return Samples(images=images, labels=labels)
 
-    def _positions(self, draw: Draw, size: Sequence[int], device: torch.device) -> list[torch.Tensor | None]:
-        """Return, per axis, which voxel (float) each voxel of the patch shows; None for an axis that stays."""
+    def _positions(self, draw: Params, size: Sequence[int], device: torch.device) -> list[torch.Tensor | None]:
+        """Return, per axis, the position (float voxel) that each voxel is read from; None for a fixed axis."""
         spacing, strength = float(draw["spacing"]), float(draw["strength"])
         operators = [
             torch.from_numpy(spline_operator(extent, spacing)).to(device, non_blocking=True) for extent in size

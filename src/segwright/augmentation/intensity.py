@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from segwright.augmentation.operators import Operator, along_axes, gaussian_operator, low_resolution_operator
-from segwright.augmentation.transform import Draw, Range, Samples, column, draw_around_one
+from segwright.augmentation.transform import Params, Range, Samples, column, draw_around_one
 
 SMALLEST_SPREAD = 1e-7
-"""Below this a range or a standard deviation counts as this, so that a constant patch stays finite."""
+"""Lower bound of a range or standard deviation in divisions, so that a constant patch stays finite."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,13 +27,13 @@ class GaussianNoise:
     probability: float = 0.1
     sigma: Range = (0.0, 0.1)
 
-    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Draw | None:
+    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Params | None:
         """Return `sigma` and the `seed` of the noise field."""
         if rng.random() >= self.probability:
             return None
         return {"sigma": np.asarray(rng.uniform(*self.sigma)), "seed": np.asarray(rng.integers(2**62))}
 
-    def apply(self, samples: Samples, draws: Sequence[Draw]) -> Samples:
+    def apply(self, samples: Samples, draws: Sequence[Params]) -> Samples:
         """Return images + sigma * N(0, 1)."""
         images = samples.images
         fields = []
@@ -52,8 +52,8 @@ class GaussianBlur:
     sigma: Range = (0.5, 1.0)
     sigma_per_axis: bool = True
 
-    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Draw | None:
-        """Return `sigma` (C, axes), 0 in the channels that stay sharp."""
+    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Params | None:
+        """Return `sigma` (C, axes), 0 in the channels that are not blurred."""
         if rng.random() >= self.probability:
             return None
         chosen = rng.random(shape[0]) < self.channel_probability
@@ -61,7 +61,7 @@ class GaussianBlur:
         sigma = rng.uniform(*self.sigma, size=(shape[0], axes if self.sigma_per_axis else 1)) * chosen[:, None]
         return {"sigma": np.repeat(sigma, axes // sigma.shape[1], axis=1)} if chosen.any() else None
 
-    def apply(self, samples: Samples, draws: Sequence[Draw]) -> Samples:
+    def apply(self, samples: Samples, draws: Sequence[Params]) -> Samples:
         """Return the images with the chosen channels blurred, borders reflected."""
         sigma = np.concatenate([np.asarray(draw["sigma"], dtype=np.float64) for draw in draws])  # (B * C, axes)
         rows = np.flatnonzero(sigma.any(axis=1))
@@ -74,23 +74,23 @@ class GaussianBlur:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LowResolution:
-    """Sample some channels coarsely and interpolate them back; one factor per channel for all axes but the fixed."""
+    """Simulate low resolution: downsample channels by a random factor, interpolate back; not along `fixed_axes`."""
 
     probability: float = 0.25
     channel_probability: float = 0.5
     factor: Range = (0.5, 1.0)
     fixed_axes: tuple[int, ...] = ()
 
-    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Draw | None:
-        """Return `factor` (C,), 1 in the channels that stay."""
+    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Params | None:
+        """Return `factor` (C,), 1 in unchanged channels."""
         if rng.random() >= self.probability:
             return None
         chosen = rng.random(shape[0]) < self.channel_probability
         factor = np.where(chosen, rng.uniform(*self.factor, size=shape[0]), 1.0)
         return {"factor": factor} if chosen.any() else None
 
-    def apply(self, samples: Samples, draws: Sequence[Draw]) -> Samples:
-        """Return the images with the chosen channels at round(size * factor) voxels and back."""
+    def apply(self, samples: Samples, draws: Sequence[Params]) -> Samples:
+        """Return the images with the chosen channels sampled at round(size * factor) voxels and interpolated back."""
         factor = np.concatenate([np.asarray(draw["factor"], dtype=np.float64) for draw in draws])  # (B * C,)
         rows = np.flatnonzero(factor != 1.0)
         operators = [
@@ -104,33 +104,33 @@ class LowResolution:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Brightness:
-    """Multiply each channel by its own factor."""
+    """Multiply each channel by its own random factor."""
 
     probability: float = 0.15
     factor: Range = (0.75, 1.25)
 
-    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Draw | None:
+    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Params | None:
         """Return `factor` (C,)."""
         if rng.random() >= self.probability:
             return None
         return {"factor": draw_around_one(rng, self.factor, shape[0])}
 
-    def apply(self, samples: Samples, draws: Sequence[Draw]) -> Samples:
+    def apply(self, samples: Samples, draws: Sequence[Params]) -> Samples:
         """Return images * factor."""
         return replace(samples, images=samples.images * column(draws, "factor", samples.images))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contrast:
-    """Stretch some channels about their mean, kept inside their previous range or, for some samples, not."""
+    """Scale the contrast of some channels about their mean, optionally clamped to the previous range."""
 
     probability: float = 0.15
     channel_probability: float = 1.0
     factor: Range = (0.75, 1.25)
     clamp_probability: float = 1.0
 
-    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Draw | None:
-        """Return `factor` (C,), 1 in the channels that stay, and `clamped`."""
+    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Params | None:
+        """Return `factor` (C,), 1 in unchanged channels, and `clamped`."""
         if rng.random() >= self.probability:
             return None
         factor = draw_around_one(rng, self.factor, shape[0])
@@ -138,8 +138,8 @@ class Contrast:
         clamped = np.asarray(rng.random() < self.clamp_probability)
         return {"factor": np.where(chosen, factor, 1.0), "clamped": clamped} if chosen.any() else None
 
-    def apply(self, samples: Samples, draws: Sequence[Draw]) -> Samples:
-        """Return (images - mean) * factor + mean, where `clamped` no less than the channel's minimum, nor more."""
+    def apply(self, samples: Samples, draws: Sequence[Params]) -> Samples:
+        """Return (images - mean) * factor + mean, clamped to the channel's range for samples with `clamped`."""
         images = samples.images
         axes = tuple(range(2, images.ndim))
         factor = column(draws, "factor", images)
@@ -147,36 +147,36 @@ class Contrast:
         clamped = [bool(draw.get("clamped", True)) for draw in draws]
         if not any(clamped):
             return replace(samples, images=stretched)
-        # amin and amax apart are twenty times faster on the CPU than aminmax along an axis
+        # Separate amin and amax are twenty times faster on the CPU than aminmax along an axis.
         low, high = images.amin(axes, True), images.amax(axes, True)
         if not all(clamped):
-            free = column([{"free": np.asarray(0.0 if each else np.inf)} for each in clamped], "free", images)
-            low, high = low - free, high + free
+            slack = column([{"slack": np.asarray(0.0 if each else np.inf)} for each in clamped], "slack", images)
+            low, high = low - slack, high + slack
         return replace(samples, images=stretched.clamp_(low, high))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gamma:
-    """Raise each channel, scaled to [0, 1], to its own power; mean and standard deviation are restored."""
+    """Raise each channel, scaled to [0, 1], to a random power, then restore its mean and standard deviation."""
 
     probability: float = 0.3
     gamma: Range = (0.7, 1.5)
     inverted: bool = False
 
-    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Draw | None:
+    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Params | None:
         """Return `gamma` (C,)."""
         if rng.random() >= self.probability:
             return None
         return {"gamma": draw_around_one(rng, self.gamma, shape[0])}
 
-    def apply(self, samples: Samples, draws: Sequence[Draw]) -> Samples:
-        """Return the images with the curve applied, to the negated image where `inverted`."""
+    def apply(self, samples: Samples, draws: Sequence[Params]) -> Samples:
+        """Return the gamma-corrected images; with `inverted`, the curve is applied to the negated image."""
         images = samples.images
         axes = tuple(range(2, images.ndim))
         low, high = images.amin(axes, keepdim=True), images.amax(axes, keepdim=True)
         spread = (high - low).clamp_min_(SMALLEST_SPREAD)
         mean = channel_mean(images)
-        # Only the curve's shape counts, so it is left in [0, 1]; of a negated image both ends change places.
+        # Mean and deviation are restored below, so the curve stays in [0, 1]; negation swaps both ends.
         curve = ((high - images) if self.inverted else (images - low)).div_(spread).pow_(column(draws, "gamma", images))
         curve -= channel_mean(curve)
         gain = _deviation(images - mean) / _deviation(curve).clamp_min_(SMALLEST_SPREAD)
@@ -184,10 +184,10 @@ class Gamma:
 
 
 def channel_mean(images: torch.Tensor) -> torch.Tensor:
-    """Return the mean of each channel, (B, C, 1...), the same bits whatever the batch and the number of threads.
+    """Return the mean of each channel (B, C, 1...), bitwise independent of batch size and number of threads.
 
-    A sum of planes, then a sum over planes: torch shares out the sums of several rows, but cuts a single long one into
-    as many parts as there are threads.
+    Planes are summed first, then their sums: torch splits a single long sum by the number of threads, but not the rows
+    of several.
     """
     planes = images.flatten(3).sum(-1)
     return (planes.sum(-1) / images[0, 0].numel()).view(*images.shape[:2], *(1,) * (images.ndim - 2))
@@ -201,7 +201,7 @@ def _deviation(centred: torch.Tensor) -> torch.Tensor:
 
 
 def _filter_channels(images: torch.Tensor, rows: list[int], operators: Sequence[Operator | None]) -> torch.Tensor:
-    """Return `images` (B, C, *S) with the volumes `rows` (of B * C) sent through operators (rows, size, size)."""
+    """Return `images` (B, C, *S) with the volumes `rows` (of B * C) filtered by operators (rows, size, size)."""
     volumes = images.flatten(0, 1)
     matrices = [
         None if item is None else torch.from_numpy(item).to(images.device, non_blocking=True) for item in operators

@@ -1,6 +1,6 @@
-"""Augmentations of the strong recipe: turns of the grid, and changes in a part of the image (nnU-Net behaviour 10.8).
+"""Augmentations of the strong recipe: 90-degree rotations, and local changes of intensity (nnU-Net behaviour 10.8).
 
-Labels follow the turns and pass untouched through the rest.
+Labels follow the rotations; all other transforms leave them unchanged.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import torch
 import torch.nn.functional as F
 
 from segwright.augmentation.intensity import SMALLEST_SPREAD, channel_mean
-from segwright.augmentation.transform import Draw, Range, Samples, column
+from segwright.augmentation.transform import Params, Range, Samples, column
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
-    """Turn the grid by right angles and exchange axes, among axes of equal size only; voxels keep their values."""
+class Rot90Transpose:
+    """Rotate by multiples of 90 degrees and transpose, among `axes` of equal size; no interpolation."""
 
     axes: tuple[int, ...]
     rotation_probability: float = 0.5
     exchange_probability: float = 0.5
 
-    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Draw | None:
-        """Return `order` (axes of S,), the old axis of each new one, and `flips` (axes of S,) of the new axes."""
+    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Params | None:
+        """Draw `order`, the old axis of each new one, and `flips` of the new axes; both (axes of S,)."""
         dims = len(shape) - 1
         order, flips = np.arange(dims), np.zeros(dims, dtype=bool)
         if rng.random() < self.rotation_probability:
@@ -35,13 +35,13 @@ class Turn:
                 flips[[first, second]] = flips[[second, first]]
                 flips[first] = not flips[first]
         if rng.random() < self.exchange_probability:
-            places = list(self.axes)
-            shuffled = rng.permutation(places)
-            order[places], flips[places] = order[shuffled], flips[shuffled]
+            axes = list(self.axes)
+            shuffled = rng.permutation(axes)
+            order[axes], flips[axes] = order[shuffled], flips[shuffled]
         return {"order": order, "flips": flips} if flips.any() or (order != np.arange(dims)).any() else None
 
-    def apply(self, samples: Samples, draws: Sequence[Draw]) -> Samples:
-        """Return the turned samples."""
+    def apply(self, samples: Samples, draws: Sequence[Params]) -> Samples:
+        """Return the rotated and transposed samples."""
         images, labels = torch.empty_like(samples.images), torch.empty_like(samples.labels)
         for index, draw in enumerate(draws):
             order = [0, *(1 + int(axis) for axis in draw["order"])]
@@ -52,35 +52,35 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shift:
-    """Add its own number to each of some channels, in units of the normalised image's standard deviation."""
+class AdditiveBrightness:
+    """Add a random constant to some channels, in units of the normalised image's standard deviation."""
 
     probability: float = 0.1
     channel_probability: float = 0.5
     sigma: float = 0.5
 
-    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Draw | None:
-        """Return `shift` (C,), 0 in the channels that stay."""
+    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Params | None:
+        """Return `shift` (C,), 0 in unchanged channels."""
         if rng.random() >= self.probability:
             return None
         chosen = rng.random(shape[0]) < self.channel_probability
         return {"shift": rng.normal(0.0, self.sigma, shape[0]) * chosen} if chosen.any() else None
 
-    def apply(self, samples: Samples, draws: Sequence[Draw]) -> Samples:
+    def apply(self, samples: Samples, draws: Sequence[Params]) -> Samples:
         """Return images + shift."""
         return replace(samples, images=samples.images + column(draws, "shift", samples.images))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Blank:
-    """Fill boxes in some channels with the mean of what they cover."""
+class BlankRectangle:
+    """Fill random boxes in some channels with the mean intensity inside them."""
 
     probability: float = 0.4
     channel_probability: float = 0.5
     most: int = 4
 
-    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Draw | None:
-        """Return `boxes` (C, most, axes of S, 2), low and high; empty where there is none."""
+    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Params | None:
+        """Draw `boxes` (C, most, axes of S, 2) as low and high; unused ones are empty."""
         if rng.random() >= self.probability:
             return None
         size = np.asarray(shape[1:])
@@ -93,8 +93,8 @@ class Blank:
         boxes[np.arange(self.most) >= counts[:, None]] = 0
         return {"boxes": boxes} if chosen.any() else None
 
-    def apply(self, samples: Samples, draws: Sequence[Draw]) -> Samples:
-        """Return the images with the boxes filled one after the other."""
+    def apply(self, samples: Samples, draws: Sequence[Params]) -> Samples:
+        """Return the images with the boxes filled in order."""
         images = samples.images.clone()
         for index, draw in enumerate(draws):
             for channel, boxes in enumerate(draw["boxes"].tolist()):
@@ -107,16 +107,16 @@ class Blank:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bump:
-    """Where a Gaussian bump lies: in units of the patch's size, somewhat outside it too."""
+class GaussianField:
+    """A random Gaussian over the patch; `centre` is in units of the patch size and may lie outside."""
 
     centre: Range = (-0.5, 1.5)
     smallest_part: int = 6
 
-    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Draw:
-        """Return `centre` and `sigma` (C, axes of S), voxels; sigma uniform in its logarithm.
+    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Params:
+        """Draw `centre` and `sigma` (C, axes of S) in voxels; sigma is log-uniform.
 
-        It is between size // `smallest_part`, a whole number as in nnU-Net 2.8.1, and size.
+        It lies between size // `smallest_part`, an integer as in nnU-Net 2.8.1, and size.
         """
         size = np.asarray(shape[1:])
         many = (shape[0], len(size))
@@ -124,8 +124,8 @@ class Bump:
         lowest = np.log(np.maximum(size // self.smallest_part, 1))
         return {"centre": centre, "sigma": np.exp(rng.uniform(lowest, np.log(size), size=many))}
 
-    def field(self, draws: Sequence[Draw], images: torch.Tensor) -> torch.Tensor:
-        """Return the bumps (B, C, *S), each with the largest value 1: a product of one factor for each axis."""
+    def values(self, draws: Sequence[Params], images: torch.Tensor) -> torch.Tensor:
+        """Return the Gaussians (B, C, *S), each with maximum 1, as a product of one factor per axis."""
         result = torch.ones((), device=images.device)
         dims = images.ndim - 2
         for axis in range(dims):
@@ -136,7 +136,7 @@ class Bump:
                 .unsqueeze(-1)
                 for name in ("centre", "sigma")
             )
-            # In logarithms and relative to the nearest voxel: far outside, every value would be 0.
+            # Normalised in log space, since all values underflow to 0 when the centre is far outside.
             power = -0.5 * ((position - centre) / sigma).square()
             factor = (power - power.amax(-1, keepdim=True)).exp()
             result = result * factor.view(*factor.shape[:2], *(1,) * axis, -1, *(1,) * (dims - 1 - axis))
@@ -144,49 +144,49 @@ class Bump:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gradient:
-    """Add a bump of random sign and height to some channels."""
+class BrightnessGradient:
+    """Add a Gaussian of random sign and height to some channels."""
 
     probability: float = 0.3
     channel_probability: float = 0.5
     height: Range = (1.0, 5.0)
-    bump: Bump = Bump()
+    field: GaussianField = GaussianField()
 
-    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Draw | None:
-        """Return the bump and its `height` (C,), 0 in the channels that stay."""
+    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Params | None:
+        """Draw the Gaussian and its `height` (C,), 0 in unchanged channels."""
         if rng.random() >= self.probability:
             return None
         chosen = rng.random(shape[0]) < self.channel_probability
         sign = np.where(rng.random(shape[0]) < 0.5, -1.0, 1.0)
         height = rng.uniform(*self.height, size=shape[0]) * sign * chosen
-        return {**self.bump.draw(rng, shape), "height": height} if chosen.any() else None
+        return {**self.field.draw(rng, shape), "height": height} if chosen.any() else None
 
-    def apply(self, samples: Samples, draws: Sequence[Draw]) -> Samples:
-        """Return images + height * bump."""
-        field = self.bump.field(draws, samples.images)
+    def apply(self, samples: Samples, draws: Sequence[Params]) -> Samples:
+        """Return images + height * Gaussian."""
+        field = self.field.values(draws, samples.images)
         return replace(samples, images=torch.addcmul(samples.images, column(draws, "height", samples.images), field))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalGamma:
-    """Blend some channels with their power, by a bump as weight."""
+    """Apply gamma locally: blend some channels with their power, weighted by a Gaussian."""
 
     probability: float = 0.3
     channel_probability: float = 0.5
     darker: Range = (1.5, 4.0)
     brighter: Range = (0.01, 0.8)
-    bump: Bump = Bump()
+    field: GaussianField = GaussianField()
 
-    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Draw | None:
-        """Return the bump and `gamma` (C,), 1 in the channels that stay."""
+    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Params | None:
+        """Draw the Gaussian and `gamma` (C,), 1 in unchanged channels."""
         if rng.random() >= self.probability:
             return None
         chosen = rng.random(shape[0]) < self.channel_probability
         dark = rng.random(shape[0]) < 0.5
         gamma = np.where(dark, rng.uniform(*self.darker, shape[0]), rng.uniform(*self.brighter, shape[0]))
-        return {**self.bump.draw(rng, shape), "gamma": np.where(chosen, gamma, 1.0)} if chosen.any() else None
+        return {**self.field.draw(rng, shape), "gamma": np.where(chosen, gamma, 1.0)} if chosen.any() else None
 
-    def apply(self, samples: Samples, draws: Sequence[Draw]) -> Samples:
+    def apply(self, samples: Samples, draws: Sequence[Params]) -> Samples:
         """Return the images, scaled to [0, 1], blended with their power and scaled back."""
         images = samples.images
         axes = tuple(range(2, images.ndim))
@@ -194,25 +194,25 @@ class LocalGamma:
         spread = (images.amax(axes, keepdim=True) - low).clamp_min_(SMALLEST_SPREAD)
         scaled = (images - low) / spread
         powered = scaled.pow(column(draws, "gamma", images))
-        return replace(samples, images=torch.lerp(scaled, powered, self.bump.field(draws, images)) * spread + low)
+        return replace(samples, images=torch.lerp(scaled, powered, self.field.values(draws, images)) * spread + low)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sharpen:
-    """Add some of the negative Laplacian to some channels; borders replicated."""
+    """Sharpen some channels by adding a multiple of the negative Laplacian; borders are replicated."""
 
     probability: float = 0.2
     channel_probability: float = 0.5
     strength: Range = (0.1, 1.0)
 
-    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Draw | None:
-        """Return `strength` (C,), 0 in the channels that stay."""
+    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Params | None:
+        """Return `strength` (C,), 0 in unchanged channels."""
         if rng.random() >= self.probability:
             return None
         chosen = rng.random(shape[0]) < self.channel_probability
         return {"strength": rng.uniform(*self.strength, size=shape[0]) * chosen} if chosen.any() else None
 
-    def apply(self, samples: Samples, draws: Sequence[Draw]) -> Samples:
+    def apply(self, samples: Samples, draws: Sequence[Params]) -> Samples:
         """Return images + strength * sum over axes of (2 x - left - right)."""
         images = samples.images
         dims = images.ndim - 2

@@ -1,7 +1,7 @@
 """Linear filters along one axis as small matrices: blur and low-resolution simulation are products with them.
 
-A separable linear filter on an axis of n voxels is an (n, n) matrix that holds its border rule too. For patch-sized
-axes a matrix product is faster than a convolution with padding, and every volume of a batch may have its own filter.
+A separable linear filter on an axis of n voxels is an (n, n) matrix that includes the border rule. For axes of patch
+size a matrix product is faster than a convolution with padding, and each volume of a batch can have its own filter.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Operator = npt.NDArray[np.float32]
 
 
 def along_axes(volumes: torch.Tensor, operators: Sequence[torch.Tensor | None]) -> torch.Tensor:
-    """Multiply every spatial axis of `volumes` (M, *S) with its operator (M, size, size); None leaves an axis alone."""
+    """Multiply each spatial axis of `volumes` (M, *S) by its operator (M, size, size); None skips an axis."""
     for axis, operator in enumerate(operators):
         if operator is None:
             continue

@@ -1,7 +1,7 @@
-"""Patches that an affine shows of a case: images interpolated linearly, labels by the vote of their neighbours.
+"""Resample a patch by an affine: linear interpolation of images, weighted majority vote for labels.
 
-An affine maps centred patch coordinates (voxels, 0 at the patch's centre) to centred coordinates of the case: a
-patch voxel v shows the case at `centre + matrix @ v`. Labels are resampled as one integer map, whatever their number.
+An affine maps patch coordinates (voxels, 0 at the patch's centre) to the case: patch voxel v is read at
+`centre + matrix @ v`. Labels are resampled as one integer map, so that the cost does not depend on their number.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ SLAB_VOXELS = 96 * 1024
 """Voxels resampled at once on the CPU: the intermediate arrays nearly fit the second-level cache."""
 
 READING_MARGIN = 1e-3
-"""Voxels added around a reading box, so that rounding in float32 never asks for a voxel that was not read."""
+"""Margin (voxels) of the box that is read, so that float32 rounding never needs a voxel outside it."""
 
 _MIXED = torch.iinfo(torch.int16).min
-"""Stands for neighbours of several labels; no label is that."""
+"""Marks a voxel whose neighbours have different labels; not a valid label."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """What one transformed patch is taken from: a part of a case, or a box in the whole of one.
+    """Source of one transformed patch: a part of a case, or a box in a whole case.
 
     Attributes:
-        images: (C, *M) float32, contiguous, 0 where the case ended.
-        labels: (L, *M) int16, contiguous, -1 where the case ended.
-        centre: where the patch's centre lies in the box of `source_box`, in voxels.
+        images: (C, *M) float32, contiguous, 0 outside the case.
+        labels: (L, *M) int16, contiguous, -1 outside the case.
+        centre: position of the patch's centre in the box of `source_box`, in voxels.
         matrix: the affine.
-        box: that box in M; None where M is no more than it.
+        box: that box in M; None if M is that box.
     """
 
     images: torch.Tensor
@@ -55,14 +55,14 @@ def patch_centre(start: Sequence[int], patch_size: Sequence[int]) -> tuple[float
 
 
 def source_box(matrix: Matrix, centre: Sequence[float], patch_size: Sequence[int]) -> Box:
-    """Return the box of the case with every voxel that linear interpolation of the transformed patch touches."""
+    """Return the box of the case that linear interpolation of the transformed patch reads."""
     reach = np.abs(matrix) @ ((np.asarray(patch_size) - 1) / 2) + READING_MARGIN
     low, high = np.floor(centre - reach), np.floor(centre + reach)
     return tuple((int(first), int(last) + 2) for first, last in zip(low, high, strict=True))
 
 
 def resample(source: Source, patch_size: Sequence[int]) -> Samples:
-    """Return the patch (1, C, *patch_size) and (1, L, *patch_size) that the source's affine shows.
+    """Resample the source to a patch: images (1, C, *patch_size) and labels (1, L, *patch_size).
 
     Images are interpolated linearly. Each label voxel gets the label with the largest linear weight among its
     neighbours, the smallest label on a tie: the argmax of linearly interpolated one-hot maps, padding (-1) included.
@@ -72,28 +72,28 @@ def resample(source: Source, patch_size: Sequence[int]) -> Samples:
     labels = torch.empty((len(source.labels), *patch_size), dtype=source.labels.dtype, device=device)
     grid = [torch.arange(size, device=device) - (size - 1) / 2 for size in patch_size]
     rows = patch_size[0] if device.type != CPU else max(1, SLAB_VOXELS // math.prod(patch_size[1:]))
-    agreed: list[npt.NDArray[np.int16]] = []
+    uniform: list[npt.NDArray[np.int16]] = []
     for begin in range(0, patch_size[0], rows):
         slab = slice(begin, min(begin + rows, patch_size[0]))
-        points = Points.of(source, [grid[0][slab], *grid[1:]])
+        points = SamplingGrid.from_affine(source, [grid[0][slab], *grid[1:]])
         for channel, image in enumerate(source.images):
             images[channel, slab] = points.interpolate(image)
         if device.type == CPU:
-            agreed = agreed or [points.agreed(classes) for classes in source.labels]
+            uniform = uniform or [points.uniform_labels(classes) for classes in source.labels]
         for index, classes in enumerate(source.labels):
-            labels[index, slab] = points.vote(classes, agreed[index] if agreed else None)
+            labels[index, slab] = points.vote(classes, uniform[index] if uniform else None)
     return Samples(images=images[None], labels=labels[None])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Points:
-    """Points between voxels of a source, where a slab of a patch looks; `axes` are those it looks between voxels of.
+class SamplingGrid:
+    """Positions in a source at which a slab of a patch is sampled; `axes` are those that need interpolation.
 
     Attributes:
-        lows: per axis, the voxel below each point, in the shape that the points of that axis differ in.
-        fractions: per axis, how far above that voxel it is, in the same shape.
-        base: (*slab,) flat index of the voxel below in all axes; None where the axes are apart (no rotation).
-        steps: from there to all 2^axes neighbours, the last axis varying fastest.
+        lows: per axis, the voxel below each position, broadcastable to the slab.
+        fractions: per axis, the distance above that voxel, in the same shape.
+        base: (*slab,) flat index of the lowest neighbour; None where the axes are separable (no rotation).
+        steps: flat offsets from there to all 2^axes neighbours, the last axis varying fastest.
         box: of the source.
     """
 
@@ -106,8 +106,8 @@ class Points:
     box: Box
 
     @classmethod
-    def of(cls, source: Source, grid: Sequence[torch.Tensor]) -> Points:
-        """Return the points of a slab with the coordinates `grid`, 0 at the patch's centre."""
+    def from_affine(cls, source: Source, grid: Sequence[torch.Tensor]) -> SamplingGrid:
+        """Return the positions of a slab with the coordinates `grid`, 0 at the patch's centre."""
         shape = source.images.shape[1:]
         dims = len(shape)
         matrix = source.matrix.astype(np.float32)
@@ -117,7 +117,7 @@ class Points:
             for other in np.flatnonzero(matrix[axis]).tolist():
                 along = grid[other].view(-1, *(1,) * (dims - 1 - other))
                 position = position + along * float(matrix[axis, other])
-            lows.append(position.to(torch.int32))  # no position is negative, so this rounds down
+            lows.append(position.to(torch.int32))  # positions are not negative, so this rounds down
             fractions.append(position.frac_())
         strides = [math.prod(shape[axis + 1 :]) for axis in range(dims)]
         moved = [axis for axis in range(dims) if (matrix[axis] != np.eye(dims, dtype=np.float32)[axis]).any()]
@@ -137,10 +137,10 @@ class Points:
         )
 
     @classmethod
-    def at(cls, positions: Sequence[torch.Tensor | None], shape: Sequence[int]) -> Points:
-        """Return points at any `positions` (*S) in a patch of `shape` S, between 0 and the last voxel of each axis.
+    def from_positions(cls, positions: Sequence[torch.Tensor | None], shape: Sequence[int]) -> SamplingGrid:
+        """Return a grid at any `positions` (*S) in a patch of `shape` S, between 0 and the last voxel of each axis.
 
-        None stands for an axis along which every voxel stays.
+        None means the identity along that axis.
         """
         device = next(position.device for position in positions if position is not None)
         lows, fractions = [], []
@@ -170,55 +170,55 @@ class Points:
             return self._along_axes(image)
         return _blend(self._neighbours(image, self.base), [self.fractions[axis] for axis in self.axes])
 
-    def agreed(self, classes: torch.Tensor) -> npt.NDArray[np.int16]:
+    def uniform_labels(self, classes: torch.Tensor) -> npt.NDArray[np.int16]:
         """Return the label that each voxel of `classes` (*M) shares with its neighbours, `_MIXED` where they differ.
 
-        Flat, from the box's first voxel to the last one that has all neighbours; it serves all slabs of a source. On
-        the CPU only, as all that numpy does here: it compares and finds small integers several times as fast as torch.
+        Flat, from the box's first voxel to the last one that has all neighbours; valid for all slabs of a source. CPU
+        only: numpy compares small integers several times as fast as torch.
         """
         flat, strides = classes.view(-1).numpy(), classes.stride()
         first, reach = self.steps[0], self.steps[-1] - self.steps[0]
         span = sum((high - 1 - low) * stride for (low, high), stride in zip(self.box, strides, strict=True))
-        agreed = np.empty(span + 1 - reach, flat.dtype)
-        for begin in range(0, len(agreed), SLAB_VOXELS):
-            out = agreed[begin : begin + SLAB_VOXELS]
+        labels = np.empty(span + 1 - reach, flat.dtype)
+        for begin in range(0, len(labels), SLAB_VOXELS):
+            out = labels[begin : begin + SLAB_VOXELS]
             part = flat[first + begin : first + begin + len(out) + reach]
             differ = np.zeros(len(part), dtype=bool)
             for stride in (strides[axis] for axis in self.axes):
-                further = part[: len(differ) - stride] != part[stride : len(differ)]
-                further |= differ[:-stride]
-                further |= differ[stride:]
-                differ = further
+                differ_along = part[: len(differ) - stride] != part[stride : len(differ)]
+                differ_along |= differ[:-stride]
+                differ_along |= differ[stride:]
+                differ = differ_along
             out[:] = part[: len(out)]
             np.putmask(out, differ, _MIXED)
-        return agreed
+        return labels
 
-    def vote(self, classes: torch.Tensor, agreed: npt.NDArray[np.int16] | None = None) -> torch.Tensor:
+    def vote(self, classes: torch.Tensor, uniform: npt.NDArray[np.int16] | None = None) -> torch.Tensor:
         """Return the label with the largest total weight among the neighbours in `classes` (*M).
 
         Args:
             classes: the labels.
-            agreed: what `agreed` gave for them, on the CPU; found here by default.
+            uniform: result of `uniform_labels` for them, on the CPU; computed here by default.
         """
         fractions = [self.fractions[axis].expand(self.shape) for axis in self.axes]
         base = self._flat_base(classes)
-        if classes.device.type != CPU:  # finding the mixed voxels would make the host wait
+        if classes.device.type != CPU:  # finding the mixed voxels would synchronise with the host
             return _heaviest(torch.stack(self._neighbours(classes, base)), fractions)
-        found = self.agreed(classes) if agreed is None else agreed
-        labels = found.take(base.numpy(), mode="clip")  # no index is outside; to look first takes longer
+        known = self.uniform_labels(classes) if uniform is None else uniform
+        labels = known.take(base.numpy(), mode="clip")  # no index is outside; "raise" would check and take longer
         mixed = np.flatnonzero(labels == _MIXED)
-        few = base.numpy().reshape(-1)[mixed]
-        around = classes.view(-1).numpy().take(few + np.array(self.steps)[:, None], mode="clip")
+        starts = base.numpy().reshape(-1)[mixed]
+        around = classes.view(-1).numpy().take(starts + np.array(self.steps)[:, None], mode="clip")
         labels.reshape(-1)[mixed] = _winner(around, [part.numpy().reshape(-1)[mixed] for part in fractions])
         return torch.from_numpy(labels)
 
     def _neighbours(self, values: torch.Tensor, base: torch.Tensor) -> list[torch.Tensor]:
-        """Return `values` (*M) at all neighbours of the points whose lowest ones are at the flat indices `base`."""
+        """Return `values` (*M) at all neighbours of each position, given the flat index of its lowest one."""
         flat, index = values.reshape(-1), base.flatten()
         return [flat[step:].index_select(0, index).view(base.shape) for step in self.steps]
 
     def _along_axes(self, values: torch.Tensor) -> torch.Tensor:
-        """Interpolate axis by axis, which is far less than all 2^axes neighbours where no axis is turned."""
+        """Interpolate axis by axis: far cheaper than gathering all 2^axes neighbours, but only without rotation."""
         values = values[tuple(slice(*interval) for interval in self.box)]
         for axis, (low, fraction) in enumerate(zip(self.lows, self.fractions, strict=True)):
             index = low.flatten()
@@ -241,7 +241,7 @@ def _steps(first: int, strides: Sequence[int]) -> tuple[int, ...]:
 
 
 def _flat(lows: Sequence[torch.Tensor], shape: Sequence[int]) -> torch.Tensor:
-    """Return flat indices into `shape`: added up in 32 bits where they fit, which is faster, but read in 64."""
+    """Return int64 flat indices into `shape`, computed in 32 bits where they fit, which is faster."""
     total = lows[-1] if math.prod(shape) <= torch.iinfo(torch.int32).max else lows[-1].to(torch.int64)
     for axis, low in enumerate(lows[:-1]):
         total = torch.add(total, low, alpha=math.prod(shape[axis + 1 :]))
@@ -249,14 +249,14 @@ def _flat(lows: Sequence[torch.Tensor], shape: Sequence[int]) -> torch.Tensor:
 
 
 def _blend(level: list[torch.Tensor], fractions: list[torch.Tensor]) -> torch.Tensor:
-    """Reduce the values at the corners to one, axis by axis."""
+    """Interpolate the values at the corners, axis by axis."""
     for fraction in reversed(fractions):
         level = [torch.lerp(low, high, fraction) for low, high in zip(level[::2], level[1::2], strict=True)]
     return level[0]
 
 
 def _winner(around: npt.NDArray[np.int16], fractions: list[npt.NDArray[np.float32]]) -> npt.NDArray[np.int16]:
-    """Return `_heaviest` by a shorter way where only two labels meet, which is nearly everywhere."""
+    """Return the result of `_heaviest`, faster where only two labels meet, which is nearly everywhere."""
     low, high = around.min(0), around.max(0)
     upper = around == high
     share = upper.astype(np.float32)
@@ -265,22 +265,22 @@ def _winner(around: npt.NDArray[np.int16], fractions: list[npt.NDArray[np.float3
         share = below + fraction * (above - below)
     winner: npt.NDArray[np.int16] = np.where(share[0] > 0.5, high, low)
     upper |= around == low
-    crowded = np.flatnonzero(~upper.all(0))
-    if len(crowded):
-        part = [torch.from_numpy(fraction[crowded]) for fraction in fractions]
-        winner[crowded] = _heaviest(torch.from_numpy(around[:, crowded]), part).numpy()
+    many = np.flatnonzero(~upper.all(0))
+    if len(many):
+        part = [torch.from_numpy(fraction[many]) for fraction in fractions]
+        winner[many] = _heaviest(torch.from_numpy(around[:, many]), part).numpy()
     return winner
 
 
 def _heaviest(around: torch.Tensor, fractions: list[torch.Tensor]) -> torch.Tensor:
-    """Return, per point of `around` (corners, ...), the label with the largest sum of linear weights."""
+    """Return, per position of `around` (corners, ...), the label with the largest sum of linear weights."""
     weights = torch.ones_like(around[:1], dtype=torch.float32)
     for fraction in fractions:  # the last axis varies fastest, as in the corners
         weights = (weights[:, None] * torch.stack((1 - fraction, fraction))).flatten(0, 1)
-    if around.device.type == CPU:  # few points, for which each operation costs more than its arithmetic
+    if around.device.type == CPU:  # few positions: the overhead of an operation dominates
         totals = ((around[:, None] == around) * weights).sum(1)
     else:
-        nothing = torch.zeros((), device=weights.device)
-        totals = torch.stack([torch.where(around == label, weights, nothing).sum(0) for label in around])
+        zero = torch.zeros((), device=weights.device)
+        totals = torch.stack([torch.where(around == label, weights, zero).sum(0) for label in around])
     largest = torch.iinfo(around.dtype).max
     return torch.where(totals >= totals.amax(0), around, largest).amin(0)

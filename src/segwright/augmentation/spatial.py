@@ -1,4 +1,4 @@
-"""Rotation, scaling and mirroring: the matrix is drawn first, so only the voxels it needs are ever read."""
+"""Rotation, scaling and mirroring; the affine is drawn first, so that only the voxels it needs are read."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import numpy.typing as npt
 import torch
 
 from segwright.augmentation.resampling import Matrix
-from segwright.augmentation.transform import Draw, Range, Samples
+from segwright.augmentation.transform import Params, Range, Samples
 from segwright.data.labels import OUTSIDE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Affine:
-    """Random rotation and isotropic scaling; a larger factor shows more of the case, so objects get smaller.
+    """Random rotation and scaling; a factor above 1 shows more of the case, so objects get smaller.
 
-    Defaults: nnU-Net behaviour 10.1, 10.2. `rotation` is in radians; with `in_plane` (3D patches of
-    thick slices) only the last two axes are rotated and scaled. Each angle is kept with `axis_probability`.
+    Defaults are nnU-Net's (nnU-Net behaviour 10.1, 10.2). `rotation` is in radians; with `in_plane` (3D patches of
+    thick slices) only the last two axes are rotated and scaled. Each angle is used with `axis_probability`.
     """
 
     rotation: Range
@@ -52,7 +52,7 @@ class Affine:
 class Mirror:
     """Flip images and labels along each allowed spatial axis with the same probability.
 
-    A flip along a `lateral` axis, one that runs between left and right, turns label v into `exchanged[v]`.
+    A flip along a `lateral` axis (left-right) maps label v to `exchanged[v]`.
     """
 
     axes: tuple[int, ...]
@@ -62,29 +62,30 @@ class Mirror:
 
     @property
     def swaps_sides(self) -> bool:
-        """Whether some flips exchange labels."""
+        """Whether some flips swap left and right labels."""
         return bool(self.exchanged and set(self.axes) & set(self.lateral))
 
-    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Draw | None:
+    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Params | None:
         """Return `flips` (axes of S,), true where the sample is flipped."""
         flips = np.zeros(len(shape) - 1, dtype=bool)
         flips[list(self.axes)] = rng.random(len(self.axes)) < self.probability
         return {"flips": flips} if flips.any() else None
 
-    def apply(self, samples: Samples, draws: Sequence[Draw]) -> Samples:
+    def apply(self, samples: Samples, draws: Sequence[Params]) -> Samples:
         """Return the flipped samples."""
         axes = [[1 + int(axis) for axis in np.flatnonzero(draw["flips"])] for draw in draws]
         if len(draws) == 1:
-            there = [axis + 1 for axis in axes[0]]
-            return Samples(images=samples.images.flip(there), labels=self._seen(samples.labels.flip(there), axes[0]))
+            flips = [axis + 1 for axis in axes[0]]
+            labels = self._swap_labels(samples.labels.flip(flips), axes[0])
+            return Samples(images=samples.images.flip(flips), labels=labels)
         flipped = (label.flip(flips) for label, flips in zip(samples.labels, axes, strict=True))
         return Samples(
             images=torch.stack([image.flip(flips) for image, flips in zip(samples.images, axes, strict=True)]),
-            labels=torch.stack([self._seen(label, flips) for label, flips in zip(flipped, axes, strict=True)]),
+            labels=torch.stack([self._swap_labels(label, flips) for label, flips in zip(flipped, axes, strict=True)]),
         )
 
-    def _seen(self, labels: torch.Tensor, axes: Sequence[int]) -> torch.Tensor:
-        """Return flipped labels as they are called in the mirror; `axes` are those of (L, *S)."""
+    def _swap_labels(self, labels: torch.Tensor, axes: Sequence[int]) -> torch.Tensor:
+        """Return flipped labels with left and right swapped where needed; `axes` are those of (L, *S)."""
         if not self.swaps_sides or sum(axis - 1 in self.lateral for axis in axes) % 2 == 0:
             return labels
         table = torch.tensor((*self.exchanged, OUTSIDE), dtype=labels.dtype)  # index -1 is its end
@@ -97,11 +98,11 @@ class MaskOutside:
 
     channels: tuple[int, ...]
 
-    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Draw | None:
+    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Params | None:
         """Return no parameters: every sample is masked."""
         return {}
 
-    def apply(self, samples: Samples, draws: Sequence[Draw]) -> Samples:
+    def apply(self, samples: Samples, draws: Sequence[Params]) -> Samples:
         """Return the samples with the channels masked."""
         images = samples.images.clone()
         outside = samples.labels[:, 0] < 0

@@ -1,4 +1,4 @@
-"""What every augmentation is: parameters drawn for one sample, applied to a batch of samples.
+"""The transform protocol: parameters drawn for one sample, applied to a batch of samples.
 
 Shape letters: B samples, C image channels, L label maps, S spatial axes.
 """
@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-Draw = Mapping[str, npt.NDArray[np.generic]]
-"""Drawn parameters of one transform for one sample; each name has the same array shape in every sample."""
+Params = Mapping[str, npt.NDArray[np.generic]]
+"""Random parameters of one transform for one sample; a name has the same array shape in every sample."""
 
 Range = tuple[float, float]
 
@@ -28,19 +28,19 @@ class Samples:
 
 
 class Transform(Protocol):
-    """A random change of a sample in two steps, so that draws can be tested, shown and repeated without data."""
+    """A random transform in two steps, so that parameters can be tested, shown and repeated without data."""
 
-    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Draw | None:
-        """Return parameters for one sample of `shape` (C, *S), or None to leave it as it is."""
+    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Params | None:
+        """Draw the parameters for one sample of `shape` (C, *S); None leaves the sample unchanged."""
         ...
 
-    def apply(self, samples: Samples, draws: Sequence[Draw]) -> Samples:
-        """Return the changed samples, one draw each; a sample's result never depends on its neighbours."""
+    def apply(self, samples: Samples, draws: Sequence[Params]) -> Samples:
+        """Return the transformed samples, one `Params` each; a result never depends on the other samples."""
         ...
 
 
-def column(draws: Sequence[Draw], name: str, images: torch.Tensor) -> torch.Tensor:
-    """Return one parameter of all samples, ready to broadcast over `images` (B, C, *S).
+def column(draws: Sequence[Params], name: str, images: torch.Tensor) -> torch.Tensor:
+    """Stack one parameter of all samples, shaped to broadcast over `images` (B, C, *S).
 
     A scalar per sample becomes (B, 1, 1...), a value per channel (B, C, 1...).
     """
@@ -50,7 +50,7 @@ def column(draws: Sequence[Draw], name: str, images: torch.Tensor) -> torch.Tens
 
 
 def draw_around_one(rng: np.random.Generator, limits: Range, size: int) -> npt.NDArray[np.float64]:
-    """Draw `size` factors, below and above one equally often, uniform on each side.
+    """Draw `size` factors that are below and above one equally often, uniform on each side.
 
     nnU-Net behaviour 10.3: U(low, 1) with probability 0.5 where low < 1, else U(max(low, 1), high).
     """

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from segwright.augmentation.recipe import Recipe, Step, build_recipe
 from segwright.augmentation.spatial import Affine
-from segwright.augmentation.transform import Draw, Samples
+from segwright.augmentation.transform import Params, Samples
 from segwright.core.errors import ConfigError
 from segwright.core.seeds import generator
 from segwright.data.labels import Labels
@@ -120,7 +120,7 @@ def test_no_transform_calls_an_operation_that_waits(patch_size: tuple[int, ...],
 class Looks:
     """A transform that reads a value."""
 
-    def draw(self, rng: np.random.Generator, shape: Any) -> Draw | None:
+    def draw(self, rng: np.random.Generator, shape: Any) -> Params | None:
         return {}
 
     def apply(self, samples: Samples, draws: Any) -> Samples:

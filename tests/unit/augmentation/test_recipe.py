@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from segwright.augmentation.default import patch_geometry
 from segwright.augmentation.intensity import Brightness, Gamma, LowResolution
-from segwright.augmentation.recipe import Recipe, Step, build_recipe, default_recipe, patch_geometry
+from segwright.augmentation.recipe import Recipe, Step, build_recipe, default_recipe
 from segwright.augmentation.spatial import Affine
-from segwright.augmentation.transform import Draw, Samples
+from segwright.augmentation.transform import Params, Samples
 from segwright.core.errors import ConfigError
 
 
@@ -99,10 +100,10 @@ def test_recipe_by_reference_is_imported() -> None:
 class AddOne:
     """A user's transform from outside the package."""
 
-    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Draw | None:
+    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Params | None:
         return {"amount": np.asarray(1.0)} if rng.random() < 0.5 else None
 
-    def apply(self, samples: Samples, draws: Sequence[Draw]) -> Samples:
+    def apply(self, samples: Samples, draws: Sequence[Params]) -> Samples:
         return Samples(images=samples.images + 1, labels=samples.labels)
 
 
@@ -128,17 +129,17 @@ def test_draws_of_a_step_survive_edits_of_others() -> None:
 class Cut:
     """A transform that breaks the rule of unchanged shapes."""
 
-    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Draw | None:
+    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Params | None:
         return {}
 
-    def apply(self, samples: Samples, draws: Sequence[Draw]) -> Samples:
+    def apply(self, samples: Samples, draws: Sequence[Params]) -> Samples:
         return Samples(images=samples.images[..., 1:], labels=samples.labels)
 
 
 def test_transform_that_changes_the_shape_is_named() -> None:
     recipe = Recipe(steps=(Step(name="cut", transform=Cut()),))
     samples = Samples(images=torch.zeros(1, 1, 4, 4), labels=torch.zeros(1, 1, 4, 4, dtype=torch.int16))
-    with pytest.raises(ConfigError, match=r"'cut' turned images \(1, 1, 4, 4\) .* into \(1, 1, 4, 3\)"):
+    with pytest.raises(ConfigError, match=r"'cut' changed images from \(1, 1, 4, 4\) .* to \(1, 1, 4, 3\)"):
         recipe.apply(samples, [{"cut": {}}])
 
 
@@ -150,21 +151,21 @@ def in_place(samples: Samples) -> Samples:
     ("faulty", "message"),
     [
         (lambda samples: samples.nothing, "'bad': Foreign.apply failed with AttributeError: .*nothing"),
-        (lambda samples: None, "'bad': apply returned a NoneType; return the changed Samples"),
+        (lambda samples: None, "'bad': apply returned a NoneType; return Samples"),
         (lambda samples: Samples(images=samples.images.numpy(), labels=samples.labels), "images are a ndarray"),
-        (lambda samples: Samples(images=samples.images.double(), labels=samples.labels), "into .* float64 on cpu"),
+        (lambda samples: Samples(images=samples.images.double(), labels=samples.labels), "to .* float64 on cpu"),
         (lambda samples: Samples(images=samples.images, labels=samples.labels.long()), "labels .* int16 .*int64"),
-        (lambda samples: Samples(images=samples.images / 0, labels=samples.labels), "'bad' made values that are not"),
-        (in_place, "'bad' made values that are not finite"),
+        (lambda samples: Samples(images=samples.images / 0, labels=samples.labels), "'bad' produced NaN"),
+        (in_place, "'bad' produced NaN or infinity"),
     ],
 )
 @pytest.mark.parametrize("of", [1, 2])
 def test_a_fault_of_a_foreign_transform_is_told_with_its_name(faulty: Any, message: str, of: int) -> None:
     class Foreign:
-        def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Draw | None:
+        def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Params | None:
             return {}
 
-        def apply(self, samples: Samples, draws: Sequence[Draw]) -> Any:
+        def apply(self, samples: Samples, draws: Sequence[Params]) -> Any:
             return faulty(samples)
 
     recipe = Recipe(steps=(Step(name="bad", transform=Foreign()),))
@@ -217,7 +218,7 @@ def test_a_faulty_builder_is_told_with_its_reference(
 
 def test_what_is_no_transform_is_refused_when_the_recipe_is_made() -> None:
     recipe = default_recipe((32, 32))
-    with pytest.raises(ConfigError, match="cannot be a Affine: recipe.replace"):
+    with pytest.raises(ConfigError, match="must come first, as .spatial.*recipe.replace"):
         recipe.insert_after("noise", "turn", Affine(rotation=(0, 1)))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="'add': expected an object with .* got the class AddOne itself"):
         recipe.insert_after("noise", "add", AddOne)  # type: ignore[arg-type]

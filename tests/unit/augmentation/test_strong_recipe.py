@@ -10,7 +10,15 @@ import pytest
 import torch
 from scipy import ndimage
 
-from segwright.augmentation.local import Blank, Bump, Gradient, LocalGamma, Sharpen, Shift, Turn
+from segwright.augmentation.local import (
+    AdditiveBrightness,
+    BlankRectangle,
+    BrightnessGradient,
+    GaussianField,
+    LocalGamma,
+    Rot90Transpose,
+    Sharpen,
+)
 from segwright.augmentation.recipe import build_recipe
 from segwright.augmentation.spatial import Affine
 from segwright.augmentation.transform import Samples, Transform
@@ -38,7 +46,7 @@ def drawn(transform: Transform, shape: tuple[int, ...]) -> list[Any]:
     return found
 
 
-def bump(draw: Any, channel: int, size: tuple[int, ...]) -> Any:
+def gaussian_field(draw: Any, channel: int, size: tuple[int, ...]) -> Any:
     grid = np.meshgrid(*(np.arange(extent) for extent in size), indexing="ij")
     power = sum(
         -0.5 * ((axis - draw["centre"][channel, index]) / draw["sigma"][channel, index]) ** 2
@@ -48,13 +56,13 @@ def bump(draw: Any, channel: int, size: tuple[int, ...]) -> Any:
 
 
 def gradient(image: Any, draw: Any, channel: int) -> Any:
-    return image + draw["height"][channel] * bump(draw, channel, image.shape)
+    return image + draw["height"][channel] * gaussian_field(draw, channel, image.shape)
 
 
 def local_gamma(image: Any, draw: Any, channel: int) -> Any:
     low, spread = image.min(), np.ptp(image)
     scaled = (image - low) / spread
-    weight = bump(draw, channel, image.shape)
+    weight = gaussian_field(draw, channel, image.shape)
     return ((1 - weight) * scaled + weight * scaled ** draw["gamma"][channel]) * spread + low
 
 
@@ -78,7 +86,13 @@ def blank(image: Any, draw: Any, channel: int) -> Any:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(
     ("transform", "reference"),
-    [(Gradient(), gradient), (LocalGamma(), local_gamma), (Sharpen(), sharpen), (Shift(), shift), (Blank(), blank)],
+    [
+        (BrightnessGradient(), gradient),
+        (LocalGamma(), local_gamma),
+        (Sharpen(), sharpen),
+        (AdditiveBrightness(), shift),
+        (BlankRectangle(), blank),
+    ],
     ids=lambda value: type(value).__name__ if not callable(value) else "",
 )
 def test_each_equals_its_formula(transform: Any, reference: Any, shape: tuple[int, ...]) -> None:
@@ -98,7 +112,7 @@ def test_turns_move_image_and_label_alike_and_lose_nothing(axes: tuple[int, ...]
     shape = (40, 1, *(6 if axis in axes else 4 for axis in range(3)))
     values = torch.arange(float(np.prod(shape[2:]))).reshape(shape[2:]).expand(shape)
     samples = Samples(images=values.clone(), labels=values.to(torch.int16))
-    transform = Turn(axes=axes)
+    transform = Rot90Transpose(axes=axes)
     draws = drawn(transform, shape)
     result = transform.apply(samples, draws)
     assert torch.equal(result.images, result.labels.float())
@@ -110,14 +124,14 @@ def test_turns_move_image_and_label_alike_and_lose_nothing(axes: tuple[int, ...]
 
 def test_a_bump_far_outside_still_has_a_largest_value() -> None:
     draw = {"centre": np.array([[-400.0, 3.0]]), "sigma": np.array([[2.0, 1.0]])}
-    field = Bump().field([draw], torch.zeros(1, 1, 8, 8))
+    field = GaussianField().values([draw], torch.zeros(1, 1, 8, 8))
     assert float(field.amax()) == 1.0
     assert bool(torch.isfinite(field).all())
 
 
 def test_boxes_stay_inside() -> None:
     rng = np.random.default_rng(0)
-    transform = Blank(probability=1.0)
+    transform = BlankRectangle(probability=1.0)
     for _ in range(200):
         draw = transform.draw(rng, (2, 5, 30, 9))
         if draw is not None:
@@ -158,7 +172,7 @@ def test_axes_of_thick_slices_are_turned_too_where_they_are_the_commonest() -> N
     for patch_size, axes in (((16, 16, 64), (0, 1)), ((8, 32, 32), (1, 2)), ((16, 16, 16), (0, 1, 2))):
         recipe = build_recipe("strong", patch_size)
         (turn,) = (each.transform for each in recipe.steps if each.name == "turn")
-        assert isinstance(turn, Turn)
+        assert isinstance(turn, Rot90Transpose)
         assert turn.axes == axes
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from segwright.augmentation.cascade import PreviousStage
 from segwright.augmentation.recipe import Recipe
 from segwright.augmentation.resampling import Matrix, Source, patch_centre, resample, source_box
-from segwright.augmentation.transform import Draw, Samples
+from segwright.augmentation.transform import Params, Samples
 from segwright.core.boxes import Box, box_shape
 from segwright.core.device import CPU, one_thread
 from segwright.core.errors import ConfigError, DatasetError
@@ -44,7 +44,7 @@ class SampleDraw:
     identifier: str
     start: tuple[int, ...]
     matrix: Matrix | None
-    augmentation: Mapping[str, Draw]
+    augmentation: Mapping[str, Params]
 
 
 class BatchLoader:
