@@ -20,10 +20,10 @@ from segwright.data.plan import Plan
 from segwright.data.stage_cache import StageCache
 from segwright.evaluation.scores import Scores
 from segwright.inference.export.postprocessing import PostProcessing
-from segwright.inference.folder.log import Journal
+from segwright.inference.folder.log import PredictionLog
 from segwright.inference.models.selected import member_folders, read_selected
 from segwright.inference.reliability.calibration import Calibration
-from segwright.inference.reliability.expected_dice import Quality
+from segwright.inference.reliability.expected_dice import DiceEstimator
 from segwright.networks.build import ArchitectureSpec, outline
 from segwright.preprocessing.plan_validation import require_known
 from segwright.report.sources import read_fold
@@ -81,7 +81,7 @@ def _read_postprocessing(path: Path) -> None:
 
 
 def _read_journal(path: Path) -> None:
-    Journal.open(path, {"model": "x"}, {})
+    PredictionLog.open(path, {"model": "x"}, {})
 
 
 def _read_state(path: Path) -> None:
@@ -103,7 +103,7 @@ def _read_metrics(path: Path) -> None:
 
 
 def _read_quality(path: Path) -> None:
-    Quality.load(path)
+    DiceEstimator.load(path)
 
 
 def _read_selected(path: Path) -> None:

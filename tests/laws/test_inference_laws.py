@@ -14,7 +14,7 @@ from segwright.data.labels import Labels
 from segwright.data.plan import Plan
 from segwright.data.preprocessed.provenance import Provenance
 from segwright.inference.export.labels import export_planes
-from segwright.inference.export.to_original_grid import WayBack
+from segwright.inference.export.to_original_grid import InverseResampling
 from segwright.inference.window.stitching import Planes
 from segwright.preprocessing.pipeline import undo_labels
 from segwright.preprocessing.resampling import resample_logits
@@ -110,8 +110,8 @@ def test_labels_are_those_of_everything_at_once(  # type: ignore[no-untyped-def]
     )
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn((labels.num_heads, *old), generator=generator) * 3
-    way = WayBack(old, provenance, configuration, axis=axis, slab_bytes=slab_bytes)
-    found = export_planes(portions(logits, axis, sizes), way, labels)
+    inverse = InverseResampling(old, provenance, configuration, axis=axis, slab_bytes=slab_bytes)
+    found = export_planes(portions(logits, axis, sizes), inverse, labels)
 
     whole = np.asarray(resample_logits(logits.numpy(), new, (1.0, 1.0, 1.0), coarse, function, kwargs))
     expected = undo_labels(labels.decide(whole, logits=True), provenance)

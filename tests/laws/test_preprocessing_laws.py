@@ -18,7 +18,7 @@ from segwright.preprocessing.pipeline import apply, undo_labels
 from segwright.preprocessing.resampling import (
     DEFAULT_FUNCTION,
     TORCH_FUNCTION,
-    LogitResampler,
+    VolumeResampler,
     resample_image,
     resample_label,
     resample_logits,
@@ -132,7 +132,7 @@ def test_slabs_put_together_are_the_whole(
 ) -> None:
     logits = torch.from_numpy(noise(seed, old, 3))
     grid = (new, current, (1.0, 1.0, 1.0), function, {"order": 1, "force_separate_z": None})
-    resampler = LogitResampler(old, *grid)
+    resampler = VolumeResampler(old, *grid)
     slabs = [resampler.slab(logits, start, min(start + planes, new[0])) for start in range(0, new[0], planes)]
     # To the last bit but for rounding: with an axis of one sample torch takes another kernel.
     torch.testing.assert_close(torch.cat(slabs, dim=1), resample_logits(logits, *grid), atol=1e-6, rtol=0)

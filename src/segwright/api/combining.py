@@ -120,7 +120,7 @@ def ensemble(
     """
     if len(predictions) < 2:
         raise ConfigError("ensemble: give at least two folders of predictions")
-    from segwright.inference.export.writers import Saving
+    from segwright.inference.export.writers import ProbabilityFormat
     from segwright.inference.folder.average_saved import average_folders
 
     folders = [Path(each) for each in predictions]
@@ -136,7 +136,7 @@ def ensemble(
         reader=find_label_reader(
             description.file_ending, description.overwrite_image_reader_writer, *reversed(folders)
         ),
-        saving=Saving(kind="npz" if probabilities is True else probabilities) if probabilities else None,
+        saving=ProbabilityFormat(kind="npz" if probabilities is True else probabilities) if probabilities else None,
         overwrite=overwrite,
     )
     write_json(Path(output) / DATASET_JSON, description.raw(), indent=4)

@@ -16,7 +16,7 @@ from segwright.data.preprocessed.store import CaseStore
 from segwright.evaluation import calibration, dice_estimator
 from segwright.evaluation.scores import Scores
 from segwright.inference.reliability.calibration import Calibration
-from segwright.inference.reliability.expected_dice import Quality
+from segwright.inference.reliability.expected_dice import DiceEstimator
 
 if TYPE_CHECKING:
     from segwright.training.validation.out_of_fold import Member
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Estimates:
     """Each is None where nothing was held out that it could be fitted on."""
 
-    quality: Quality | None
+    quality: DiceEstimator | None
     calibration: Calibration | None
 
 

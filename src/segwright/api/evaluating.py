@@ -63,7 +63,7 @@ def evaluate(
     """
     truth, predicted = Path(reference), Path(prediction)
     require_folders(truth, predicted)
-    further = _further(surface=surface, lesions=lesions, tolerances=tolerances)
+    extra = _extra_metrics(surface=surface, lesions=lesions, tolerances=tolerances)
     if label_values:
         labels = Labels({"background": 0, **{str(value): value for value in sorted({*label_values} - {0})}})
         ending, reader = _known_ending(truth), None
@@ -80,7 +80,7 @@ def evaluate(
         labels=labels,
         file_ending=ending,
         reader=find_label_reader(ending, reader, truth, predicted),
-        further=further,
+        extra=extra,
         workers=workers,
         require_all=require_all,
         ignore_label=ignore_label,
@@ -94,13 +94,13 @@ def evaluate(
     return Evaluation(scores=found, file=file, labels=labels)
 
 
-def _further(*, surface: bool, lesions: bool, tolerances: Sequence[float] | None) -> scoring.Further:
+def _extra_metrics(*, surface: bool, lesions: bool, tolerances: Sequence[float] | None) -> scoring.ExtraMetrics:
     if tolerances is None:
-        return scoring.Further(surface=surface, lesions=lesions)
+        return scoring.ExtraMetrics(surface=surface, lesions=lesions)
     wrong = [value for value in tolerances if not (math.isfinite(value) and value > 0)]
     if wrong or not tolerances:
         raise ConfigError(f"tolerance {wrong[0] if wrong else 'list is empty'}: expected mm above 0, for instance 1,2")
-    return scoring.Further(surface=True, lesions=lesions, tolerances=tuple(dict.fromkeys(tolerances)))
+    return scoring.ExtraMetrics(surface=True, lesions=lesions, tolerances=tuple(dict.fromkeys(tolerances)))
 
 
 def _known_ending(folder: Path) -> str:

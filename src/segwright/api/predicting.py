@@ -15,7 +15,7 @@ from segwright.core.process_tuning import gc_paused
 
 if TYPE_CHECKING:
     from segwright.inference.ensemble import Ensemble
-    from segwright.inference.export.writers import Saving
+    from segwright.inference.export.writers import ProbabilityFormat
     from segwright.inference.folder.log import CaseRecord
     from segwright.inference.predictor import Predictor
 
@@ -182,16 +182,16 @@ def _checked_options(
     *,
     part: int,
     parts: int,
-) -> Saving | None:
+) -> ProbabilityFormat | None:
     """Return how probabilities are saved; what needs no model to be refused is refused before one is loaded."""
     from segwright.core.files.atomic_io import require_folder
-    from segwright.inference.export.writers import Saving
-    from segwright.inference.folder.log import Asked
+    from segwright.inference.export.writers import ProbabilityFormat
+    from segwright.inference.folder.log import PredictOptions
     from segwright.inference.folder.predict_folder import require_apart
 
     kind = "npz" if probabilities is True else probabilities or ("nifti" if classes else None)
-    saving = Saving(kind=kind, classes=classes) if kind else None
-    Asked(saving=saving, part=part, parts=parts)
+    saving = ProbabilityFormat(kind=kind, classes=classes) if kind else None
+    PredictOptions(saving=saving, part=part, parts=parts)
     require_apart(Path(images), Path(output))
     require_folder(Path(output))
     return saving

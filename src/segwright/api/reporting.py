@@ -62,7 +62,7 @@ def write_report(
             dataset's name or id.
         output: The file; `report.html` in the folder that `target` means by default.
         workspace: Where raw and preprocessed images may be; that of the model by default.
-        scores: Further `summary.json` files, of other predictions by the model, to show with their cases.
+        scores: ExtraMetrics `summary.json` files, of other predictions by the model, to show with their cases.
         pictures: Show cases in a slice viewer; without, the page holds no image of a patient.
         environment: Variables that explicit file lists of a dataset may name.
 

@@ -32,7 +32,7 @@ from segwright.data.dataset import NO_ENVIRONMENT
 from segwright.data.plan import Plan
 from segwright.evaluation.crossval import SUMMARY_JSON, VALIDATION, CrossValidation
 from segwright.evaluation.postprocessing import CLEAR_GAIN, determine
-from segwright.evaluation.scores import OVERLAP_ALONE, Further, Scores, evaluate_files
+from segwright.evaluation.scores import OVERLAP_ALONE, ExtraMetrics, Scores, evaluate_files
 from segwright.evaluation.selection import Candidate, Summary, choose, ensemble_name
 from segwright.inference.export.postprocessing import POSTPROCESSING_JSON, PostProcessing
 from segwright.inference.models.selected import (
@@ -181,9 +181,9 @@ def _select(
         predictions |= _pair_predictions(session, trained, references, device=device, workers=workers)
     reader = trained[0].plan.image_reader_writer
 
-    def score(files: Mapping[str, Path], further: Further = OVERLAP_ALONE) -> Scores:
+    def score(files: Mapping[str, Path], extra: ExtraMetrics = OVERLAP_ALONE) -> Scores:
         pairs = [(references[case], file) for case, file in files.items()]
-        return evaluate_files(pairs, labels=session.dataset.labels, reader=reader, workers=workers, further=further)
+        return evaluate_files(pairs, labels=session.dataset.labels, reader=reader, workers=workers, extra=extra)
 
     candidates = [
         Candidate(
@@ -214,8 +214,8 @@ def _select(
         made_from=made_from,
         by=by,
         selection=comparison.model_dump(),
-        summary=score(winners, Further(surface=True)).to_json(),
-        quality=estimates.quality,
+        summary=score(winners, ExtraMetrics(surface=True)).to_json(),
+        dice_estimator=estimates.quality,
         calibration=estimates.calibration,
         shortcoming=lacking,
     )

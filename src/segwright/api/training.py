@@ -72,7 +72,7 @@ def train(
         network: Another network than the plan's: `residual-unet`, `module:function`.
         network_kwargs: Its arguments.
         pretrained: Model folder or checkpoint, ours or nnU-Net's, to begin with; what fits is taken over.
-        settings: Further fields of `TrainConfig`, e.g. `num_epochs`.
+        settings: ExtraMetrics fields of `TrainConfig`, e.g. `num_epochs`.
         trainer: A subclass of `Trainer` that trains instead, `module:Class`.
         resume: Continue an interrupted training; without it one that was begun is an error, with it one that was not.
         device: auto, cpu, mps or a GPU.

@@ -110,11 +110,11 @@ def _tolerances(values: Sequence[str] | None) -> tuple[float, ...] | None:
 
 def _print_means(result: Evaluation) -> None:
     means = list(result.named_means())
-    shown = [name for name in dict.fromkeys(key for _, item in means for key in item.further) if name not in UNSHOWN]
+    shown = [name for name in dict.fromkeys(key for _, item in means for key in item.extra) if name not in UNSHOWN]
     rows = [
         [
             name,
-            *(number(value) for value in (item.dice, item.iou, *(item.further.get(key) for key in shown))),
+            *(number(value) for value in (item.dice, item.iou, *(item.extra.get(key) for key in shown))),
             f"{item.n_pred:.0f}",
             f"{item.n_ref:.0f}",
         ]

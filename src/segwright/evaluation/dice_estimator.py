@@ -17,7 +17,7 @@ from scipy.optimize import lsq_linear
 from scipy.stats import rankdata
 
 from segwright.inference.reliability.case_statistics import Observation
-from segwright.inference.reliability.expected_dice import FEATURES, Quality, UsualVolume, features
+from segwright.inference.reliability.expected_dice import FEATURES, DiceEstimator, UsualVolume, features
 
 PRIOR: Final[Mapping[str, float]] = {"overlap": 1.0, "entropy": 0.5, "disagreement": 0.5, "volume": 0.25}
 _PRIOR_CASES = 0.05
@@ -54,21 +54,21 @@ class HeldOut:
     present: tuple[bool, ...]
 
 
-def fit(cases: Sequence[HeldOut], mirror_axes: tuple[tuple[int, ...], ...]) -> Quality | None:
+def fit(cases: Sequence[HeldOut], mirror_axes: tuple[tuple[int, ...], ...]) -> DiceEstimator | None:
     """Return the estimate of held-out cases, None without any.
 
     Error and AUROC are those of each case told by the others.
 
     Args:
         cases: with a Dice that is a number.
-        mirror_axes: of each member, see `Quality`.
+        mirror_axes: of each member, see `DiceEstimator`.
     """
     if not cases:
         return None
     dice = np.array([case.dice for case in cases])
     usual = _usual(cases)
     offset, weights = _weights(cases, usual)
-    quality = Quality(
+    estimator = DiceEstimator(
         weights=weights,
         offset=offset,
         usual=usual,
@@ -79,10 +79,10 @@ def fit(cases: Sequence[HeldOut], mirror_axes: tuple[tuple[int, ...], ...]) -> Q
         error=None,
         warn_below=0.0,
     )
-    told = np.array([_told_by_others(cases, index, quality) for index in range(len(cases))])
-    return quality.model_copy(
+    told = np.array([_told_by_others(cases, index, estimator) for index in range(len(cases))])
+    return estimator.model_copy(
         update={
-            "auroc": auroc(told, dice <= quality.tau) if len(cases) >= _FEWEST_FOR_AUROC else None,
+            "auroc": auroc(told, dice <= estimator.tau) if len(cases) >= _FEWEST_FOR_AUROC else None,
             "error": float(np.abs(told - dice).mean()) if len(cases) > 1 else None,
             "warn_below": _warn_below(told),
         }
@@ -98,14 +98,14 @@ def auroc(expected: Floats, failed: npt.NDArray[np.bool_]) -> float | None:
     return float((ranks[~failed].sum() - good * (good + 1) / 2) / (bad * good))
 
 
-def _told_by_others(cases: Sequence[HeldOut], index: int, of_all: Quality) -> float:
+def _told_by_others(cases: Sequence[HeldOut], index: int, of_all: DiceEstimator) -> float:
     others = [*cases[:index], *cases[index + 1 :]]
-    quality = of_all
+    estimator = of_all
     if others:
         usual = _usual(others)
         offset, weights = _weights(others, usual)
-        quality = of_all.model_copy(update={"offset": offset, "weights": weights, "usual": usual})
-    return quality.expected_dice(cases[index].observation)
+        estimator = of_all.model_copy(update={"offset": offset, "weights": weights, "usual": usual})
+    return estimator.expected_dice(cases[index].observation)
 
 
 def _usual(cases: Sequence[HeldOut]) -> tuple[UsualVolume, ...]:

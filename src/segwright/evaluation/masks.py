@@ -21,7 +21,7 @@ _ABOUT_ONE = 1 - 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Further:
+class ExtraMetrics:
     """Which measures are taken beside the overlap.
 
     Attributes:
@@ -42,22 +42,22 @@ def class_mask(label_map: npt.NDArray[Any], key: ClassKey) -> Mask:
     return reduce(np.logical_or, masks, np.zeros_like(label_map, dtype=bool)) if len(masks) != 1 else masks[0]
 
 
-def measure_masks(reference: Mask, prediction: Mask, spacing: Sequence[float], further: Further) -> dict[str, float]:
+def measure_masks(reference: Mask, prediction: Mask, spacing: Sequence[float], extra: ExtraMetrics) -> dict[str, float]:
     """Return the measures that are asked for, of two masks (*S).
 
     An axis with one voxel has no neighbours to look at and no distances along it: a flat image is measured in its
     plane. Otherwise all of its voxels would be surface.
     """
     values: dict[str, float] = {}
-    if further.surface:
+    if extra.surface:
         axes = [axis for axis, size in enumerate(reference.shape) if size > 1] or [reference.ndim - 1]
         flat = tuple(slice(None) if axis in axes else 0 for axis in range(reference.ndim))
         distances = surface_distances(
-            reference[flat], prediction[flat], [spacing[axis] for axis in axes], tolerances=further.tolerances
+            reference[flat], prediction[flat], [spacing[axis] for axis in axes], tolerances=extra.tolerances
         )
         values |= {"HD": distances.hausdorff, "HD95": distances.hausdorff_95, "ASSD": distances.mean}
-        values |= {f"NSD_{tolerance:g}mm": distances.surface_dice(tolerance) for tolerance in further.tolerances}
-    if further.lesions:
+        values |= {f"NSD_{tolerance:g}mm": distances.surface_dice(tolerance) for tolerance in extra.tolerances}
+    if extra.lesions:
         lesions = compare_lesions(reference, prediction)
         values |= {"Lesion_F1": lesions.f1, "Lesion_recall": lesions.recall, "Lesion_precision": lesions.precision}
         values |= {"PQ": lesions.panoptic_quality}

@@ -22,7 +22,7 @@ from segwright.data.images.formats import Header
 from segwright.data.images.geometry import difference, find_reorientation
 from segwright.data.images.image_io import Volume, is_small, read_header, read_label
 from segwright.data.labels import ClassKey, Labels
-from segwright.evaluation.masks import Further as Further
+from segwright.evaluation.masks import ExtraMetrics as ExtraMetrics
 from segwright.evaluation.masks import class_mask, has_volume, measure_masks
 from segwright.evaluation.matching import NONE_LISTED
 from segwright.evaluation.matching import pair_files as pair_files
@@ -54,7 +54,7 @@ class Measures(BaseModel):
     n_ref: int | float
 
     @classmethod
-    def of(cls, overlap: Overlap, **further: float) -> Measures:
+    def of(cls, overlap: Overlap, **extra: float) -> Measures:
         """Return the measures of one class in one case."""
         return cls(
             dice=overlap.dice,
@@ -65,7 +65,7 @@ class Measures(BaseModel):
             tn=overlap.tn,
             n_pred=overlap.tp + overlap.fp,
             n_ref=overlap.tp + overlap.fn,
-            **{"Precision": overlap.precision, "Recall": overlap.recall, **further},
+            **{"Precision": overlap.precision, "Recall": overlap.recall, **extra},
         )
 
     @classmethod
@@ -77,27 +77,27 @@ class Measures(BaseModel):
                 for name in cls.model_fields
             },
             **{
-                name: _mean([each.further[name] for each in several if name in each.further], skip_nan=True)
-                for name in dict.fromkeys(name for each in several for name in each.further)
+                name: _mean([each.extra[name] for each in several if name in each.extra], skip_nan=True)
+                for name in dict.fromkeys(name for each in several for name in each.extra)
             },
         )
 
     @property
-    def further(self) -> dict[str, float]:
+    def extra(self) -> dict[str, float]:
         """The measures that nnU-Net has not, by name."""
         return dict(self.model_extra or {})
 
     def value(self, name: str) -> float:
         """Return a measure by its name in `summary.json`; NaN where it was not taken."""
         if name in (self.model_extra or {}):
-            return self.further[name]
+            return self.extra[name]
         for field, info in type(self).model_fields.items():
             if name == (info.alias or field):
                 return float(getattr(self, field))
         return math.nan
 
 
-OVERLAP_ALONE: Final = Further()
+OVERLAP_ALONE: Final = ExtraMetrics()
 
 
 class CaseScores(BaseModel):
@@ -207,7 +207,7 @@ def evaluate(
     reader: str,
     workers: int | None = None,
     require_all: bool = False,
-    further: Further = OVERLAP_ALONE,
+    extra: ExtraMetrics = OVERLAP_ALONE,
     ignore_label: int | None = None,
     known: Collection[int] | None = None,
     listed: Mapping[str, Path] = NONE_LISTED,
@@ -218,7 +218,7 @@ def evaluate(
         labels: names the classes (or regions) and the ignore label.
         file_ending: which files count, on both sides.
         reader: the class that reads them, as in the plan.
-        further: measures beside the overlap.
+        extra: measures beside the overlap.
         require_all: treat a reference without prediction as a problem too, instead of logging how many there are.
         ignore_label: as of `evaluate_case`.
         known: values that predictions are expected to hold; a warning names others. Any without it.
@@ -234,7 +234,7 @@ def evaluate(
         labels=labels,
         reader=reader,
         workers=workers,
-        further=further,
+        extra=extra,
         ignore_label=ignore_label,
         known=known,
     )
@@ -246,7 +246,7 @@ def evaluate_files(
     labels: Labels,
     reader: str,
     workers: int | None = None,
-    further: Further = OVERLAP_ALONE,
+    extra: ExtraMetrics = OVERLAP_ALONE,
     change: Change | None = None,
     title: str = "evaluating",
     ignore_label: int | None = None,
@@ -259,7 +259,7 @@ def evaluate_files(
         labels: names the classes (or regions) and the ignore label.
         reader: the class that reads them, as in the plan.
         workers: threads, and cases in memory.
-        further: measures beside the overlap.
+        extra: measures beside the overlap.
         change: is done to each predicted label map (*S) before it is scored.
         title: of the progress.
         ignore_label: as of `evaluate_case`.
@@ -279,7 +279,7 @@ def evaluate_files(
             reference, prediction = (read_label(file, reader) for file in pair)
             if problem := _grid_problem(pair[1], prediction.header, reference.header):
                 return problem
-            return _score_case(pair, reference, prediction, labels, ignored, further, change)
+            return _score_case(pair, reference, prediction, labels, ignored, extra, change)
         except SegwrightError as error:
             return Problem(where=pair[1].name, what=str(error))
 
@@ -298,7 +298,7 @@ def evaluate_case(
     labels: Labels,
     *,
     spacing: Sequence[float] | None = None,
-    further: Further = OVERLAP_ALONE,
+    extra: ExtraMetrics = OVERLAP_ALONE,
     ignore_label: int | None = None,
 ) -> dict[str, Measures]:
     """Return the measures of one case, two label maps (*S), by class key.
@@ -308,7 +308,7 @@ def evaluate_case(
     """
     ignored = labels.ignore_label if ignore_label is None else ignore_label
     matrix = confusion(reference, prediction, ignore_label=ignored)
-    return _measure(matrix, reference, prediction, labels, spacing, ignored, further)
+    return _measure(matrix, reference, prediction, labels, spacing, ignored, extra)
 
 
 def _measure(
@@ -318,7 +318,7 @@ def _measure(
     labels: Labels,
     spacing: Sequence[float] | None,
     ignored: int | None,
-    further: Further,
+    extra: ExtraMetrics,
 ) -> dict[str, Measures]:
     counts = {key: matrix.overlap(key) for key in labels.evaluation_classes()}
     if spacing is None:
@@ -331,11 +331,11 @@ def _measure(
         if voxel is not None:
             predicted, present = (overlap.tp + overlap.fp) * voxel, (overlap.tp + overlap.fn) * voxel
             values = {"Volume_pred_mm3": predicted, "Volume_ref_mm3": present, "Volume_error_mm3": predicted - present}
-        if further.surface or further.lesions:
+        if extra.surface or extra.lesions:
             masks = [class_mask(array, key) for array in (reference, prediction)]
             if known is not None:
                 masks = [mask & known for mask in masks]
-            values |= measure_masks(masks[0], masks[1], spacing, further)
+            values |= measure_masks(masks[0], masks[1], spacing, extra)
         result[class_key_text(key)] = Measures.of(overlap, **values)
     return result
 
@@ -368,7 +368,7 @@ def _score_case(
     predicted: Volume,
     labels: Labels,
     ignored: int | None,
-    further: Further,
+    extra: ExtraMetrics,
     change: Change | None,
 ) -> _Scored:
     """Return the scores of a case whose two label maps show the same places."""
@@ -380,7 +380,7 @@ def _score_case(
     matrix = confusion(reference, prediction, ignore_label=ignored)
     there = np.flatnonzero(matrix.counts.sum(axis=0))
     case = CaseScores(
-        metrics=_measure(matrix, reference, prediction, labels, true.spacing, ignored, further),
+        metrics=_measure(matrix, reference, prediction, labels, true.spacing, ignored, extra),
         prediction_file=str(files[1]),
         reference_file=str(files[0]),
     )

@@ -16,7 +16,7 @@ from segwright.core.errors import ImageError
 from segwright.data.images.formats import FLAT_SPACING_FACTOR
 from segwright.data.images.image_io import Volume
 from segwright.data.images.intensities import clean_intensities
-from segwright.inference.reliability.model import Awareness, say_warnings
+from segwright.inference.reliability.model import ReliabilityModel, log_warnings
 
 REORIENTING_READERS: Final = ("SimpleITKIOWithReorient", "NibabelIOWithReorient")
 """Readers by which a plan asks for RAS+ orientation, whatever that of the file."""
@@ -26,7 +26,7 @@ _SAME_SPACING = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Placed:
+class ArrayVolume:
     """A caller's array as a reader would have given it, and the way back.
 
     Attributes:
@@ -50,14 +50,14 @@ class Placed:
         return np.ascontiguousarray(ordered.reshape(*ordered.shape[:lead], *self.shape))
 
 
-def place(
+def to_volume(
     array: npt.NDArray[Any] | Tensor,
     *,
     num_channels: int,
     reader: str,
     spacing: Sequence[float] | None = None,
     affine: npt.ArrayLike | None = None,
-) -> Placed:
+) -> ArrayVolume:
     """Return an array as the plan's reader would have read it from a file.
 
     Args:
@@ -100,12 +100,12 @@ def place(
         properties={"reader": reader, "spacing": list(ordered), **_geometry(matrix, reader)},
         notes=notes,
     )
-    return Placed(volume=volume, order=order, flipped=flipped, shape=shape)
+    return ArrayVolume(volume=volume, order=order, flipped=flipped, shape=shape)
 
 
-def say_unlike(awareness: Awareness, placed: Placed) -> None:
+def warn_if_unlike_training(reliability: ReliabilityModel, array_volume: ArrayVolume) -> None:
     """Log what of an array is odd or unlike the training cases."""
-    say_warnings("array", awareness.findings(placed.volume))
+    log_warnings("array", reliability.findings(array_volume.volume))
 
 
 def _geometry(affine: npt.NDArray[np.float64] | None, reader: str) -> dict[str, Any]:

@@ -29,13 +29,13 @@ from segwright.data.labels import Labels
 from segwright.data.preprocessed.provenance import Provenance
 from segwright.inference.export.labels import LabelMap
 from segwright.inference.export.postprocessing import NO_POSTPROCESSING, PostProcessing
-from segwright.inference.export.writers import Saving, StoredProbabilities, open_whole_maps, store_maps
-from segwright.inference.folder.log import Asked, CaseRecord, Job, Journal, Meter, identity
+from segwright.inference.export.writers import ProbabilityFormat, StoredProbabilities, open_whole_maps, store_maps
+from segwright.inference.folder.log import CaseRecord, Job, PredictionLog, PredictOptions, Timer, identity
 from segwright.inference.folder.predict_folder import SCRATCH, begin, naming, read_volume
 from segwright.inference.prediction import ArrayPredictor, Prediction
 from segwright.inference.predictor import Predictor
 from segwright.inference.reliability.case_statistics import Observation
-from segwright.inference.reliability.model import UNAWARE, Awareness, say_warnings
+from segwright.inference.reliability.model import NO_RELIABILITY, ReliabilityModel, log_warnings
 from segwright.inference.reliability.uncertainty import MAPS, Uncertainty, pooled_maps
 from segwright.inference.window.stitching import Planes
 from segwright.preprocessing.pipeline import Prepared
@@ -60,7 +60,7 @@ class Ensemble(ArrayPredictor):
         require_same_task(predictors)
         self.predictors = tuple(predictors)
         self.postprocessing = postprocessing
-        self.awareness = predictors[0].awareness
+        self.reliability = predictors[0].reliability
         self.labels = predictors[0].labels
 
     @property
@@ -89,7 +89,7 @@ class Ensemble(ArrayPredictor):
 
     def predict_files(self, images: Path | str, output: Path | str, **options: Any) -> list[CaseRecord]:
         """Predict a folder of images into another one; options as of `predict_ensemble`."""
-        options.setdefault("awareness", self.awareness)
+        options.setdefault("reliability", self.reliability)
         return predict_ensemble(self.predictors, Path(images), Path(output), self.postprocessing, **options)
 
 
@@ -100,13 +100,13 @@ def predict_ensemble(
     output_folder: Path,
     postprocessing: PostProcessing = NO_POSTPROCESSING,
     *,
-    probabilities: bool | Saving = False,
+    probabilities: bool | ProbabilityFormat = False,
     uncertainty: bool = False,
     calibrated: bool = False,
     overwrite: bool = False,
     part: int = 0,
     parts: int = 1,
-    awareness: Awareness = UNAWARE,
+    reliability: ReliabilityModel = NO_RELIABILITY,
 ) -> list[CaseRecord]:
     """Predict every case of a folder with all models and write the labels of their mean probabilities.
 
@@ -121,7 +121,7 @@ def predict_ensemble(
         overwrite: predict everything anew.
         part: predict every `parts`-th case, beginning with this one (from 0).
         parts: into how many parts the cases are dealt.
-        awareness: what the ensemble knows of its limits.
+        reliability: what the ensemble knows of its limits.
 
     Raises:
         ModelError: the models do not belong together.
@@ -131,18 +131,18 @@ def predict_ensemble(
     models: dict[str, Any] = {"ensemble": [identity(predictor) for predictor in predictors]}
     if postprocessing.steps:
         models["postprocessing"] = postprocessing.to_json()
-    saving = Saving(kind="npz") if probabilities is True else probabilities or None
-    asked = Asked(
+    saving = ProbabilityFormat(kind="npz") if probabilities is True else probabilities or None
+    asked = PredictOptions(
         saving=saving, uncertainty=uncertainty, calibrated=calibrated, overwrite=overwrite, part=part, parts=parts
     )
     with ExitStack() as held:
-        journal, jobs, todo, failures = begin(
+        log, jobs, todo, failures = begin(
             predictors,
             input_folder,
             output_folder,
             asked,
             model=models,
-            awareness=awareness,
+            reliability=reliability,
             workers=predictors[:1],
             held=held,
         )
@@ -151,9 +151,9 @@ def predict_ensemble(
         for job in progress(jobs, title="predicting" if jobs else "", total=len(jobs)):
             if job.case.identifier in names:
                 with failures.collect(job.case):
-                    records.append(_predict(predictors, postprocessing, job, journal, awareness))
+                    records.append(_predict(predictors, postprocessing, job, log, reliability))
             else:
-                records.append(journal.kept(job))
+                records.append(log.kept(job))
     failures.require_none(len(jobs))
     return records
 
@@ -243,7 +243,11 @@ def _mean_heads(
 
 
 def _predict(
-    predictors: Sequence[Predictor], postprocessing: PostProcessing, job: Job, journal: Journal, awareness: Awareness
+    predictors: Sequence[Predictor],
+    postprocessing: PostProcessing,
+    job: Job,
+    log: PredictionLog,
+    reliability: ReliabilityModel,
 ) -> CaseRecord:
     start = time.perf_counter()
     reader = predictors[0].reader
@@ -253,17 +257,17 @@ def _predict(
         scratch.mkdir()
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
         volume = read_volume(job.case, reader)
-        findings = awareness.findings(volume)
+        findings = reliability.findings(volume)
         read_s = time.perf_counter() - start
         labels = predictors[0].labels
-        spread = awareness.measures_disagreement(*(each.window.mirror_axes for each in predictors))
-        stored, provenance, meter, prepare_s = _probabilities(
+        spread = reliability.measures_disagreement(*(each.window.mirror_axes for each in predictors))
+        stored, provenance, timer, prepare_s = _probabilities(
             predictors, volume, scratch, spread=spread, maps=bool(job.maps)
         )
         arrays = [each.array for each in stored]
         kept = None
         if job.saving is not None:
-            folder, name, document = job.output.parent, job.case.identifier, {"model": journal.identity}
+            folder, name, document = job.output.parent, job.case.identifier, {"model": log.identity}
             kept = stack.enter_context(job.saving.open_whole(folder, name, labels, provenance, document))
         label_map = postprocessing(mean_labels(arrays, labels, kept, temperature=job.temperature))
         if job.maps:
@@ -272,21 +276,21 @@ def _predict(
                 maps = pooled_maps(arrays, [each.spread for each in stored], labels, plane, plane + 1)
                 target.put(plane, plane + 1, np.stack(maps))
         write_labels(label_map, job.output, volume.properties, reader)
-    found = awareness.assess(Observation.mean(each.observation for each in stored), findings)
-    say_warnings(job.case.identifier, found.warnings)
+    found = reliability.assess(Observation.mean(each.observation for each in stored), findings)
+    log_warnings(job.case.identifier, found.warnings)
     record = CaseRecord(
         case=job.case.identifier,
         output=job.output,
         read_s=read_s + prepare_s,
-        predict_s=meter.seconds,
-        export_s=time.perf_counter() - start - read_s - prepare_s - meter.seconds,
-        tiles=meter.tiles.tiles,
-        tiles_skipped=meter.tiles.reused,
+        predict_s=timer.seconds,
+        export_s=time.perf_counter() - start - read_s - prepare_s - timer.seconds,
+        tiles=timer.tiles.tiles,
+        tiles_skipped=timer.tiles.reused,
         confidence=found.confidence,
         expected_dice=found.expected_dice,
         warnings=found.warnings,
     )
-    journal.add(job, record)
+    log.add(job, record)
     return record
 
 
@@ -301,24 +305,24 @@ class Stored:
 
 def _probabilities(
     predictors: Sequence[Predictor], volume: Volume, scratch: Path, *, spread: bool = False, maps: bool = False
-) -> tuple[list[Stored], Provenance, Meter, float]:
+) -> tuple[list[Stored], Provenance, Timer, float]:
     """Return each model's probabilities of one case, on its own grid, in files of `scratch`.
 
     With it come where the case is from, as the first model sees it, what the passes took, and how long it took to bring
     the image onto the networks' grids.
     """
     provenances = []
-    meter, prepare_s = Meter(), 0.0
+    timer, prepare_s = Timer(), 0.0
     stored = []
     for index, predictor in enumerate(predictors):
         start = time.perf_counter()
         prepared: Prepared = predictor.prepare(volume)
         prepare_s += time.perf_counter() - start
-        planes = meter.watch(predictor.planes(prepared.image, count=meter.tiles, spread=spread or maps))
+        planes = timer.watch(predictor.planes(prepared.image, count=timer.tiles, spread=spread or maps))
         stored.append(store_probabilities(predictor, prepared, planes, scratch, str(index), maps=maps))
         provenances.append(prepared.provenance)
         del prepared
-    return stored, provenances[0], meter, prepare_s
+    return stored, provenances[0], timer, prepare_s
 
 
 def store_probabilities(
@@ -333,9 +337,9 @@ def store_probabilities(
     """Write the probabilities of a case into a file of `folder`, with `maps` its disagreement into another one."""
     import blosc2  # 0.3 s, which other predictions are spared
 
-    way, observer = predictor.way_back(prepared), predictor.observer(prepared)
-    found, fill = store_maps(folder / f"{name}_maps.b2nd", way, len(MAPS)) if maps else (None, None)
-    with Saving(kind="b2nd").open(folder, name, predictor.labels, way, {}) as sink:
+    inverse, observer = predictor.inverse_resampling(prepared), predictor.observer(prepared)
+    found, fill = store_maps(folder / f"{name}_maps.b2nd", inverse, len(MAPS)) if maps else (None, None)
+    with ProbabilityFormat(kind="b2nd").open(folder, name, predictor.labels, inverse, {}) as sink:
         predictor.export(prepared, observer.watch(planes, keep=maps), sink=sink, maps=fill)
     array = blosc2.open(str(folder / f"{name}.b2nd"), mode="r")
     return Stored(array=array, observation=observer.observation(), spread=None if found is None else _OneMap(found, 1))

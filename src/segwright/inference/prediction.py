@@ -12,9 +12,9 @@ import numpy.typing as npt
 from torch import Tensor
 
 from segwright.data.images.image_io import Volume
-from segwright.inference.arrays import place, say_unlike
+from segwright.inference.arrays import to_volume, warn_if_unlike_training
 from segwright.inference.export.labels import LabelMap
-from segwright.inference.reliability.model import UNAWARE, Awareness
+from segwright.inference.reliability.model import NO_RELIABILITY, ReliabilityModel
 from segwright.inference.reliability.uncertainty import Uncertainty
 
 
@@ -30,7 +30,7 @@ class Prediction:
 class ArrayPredictor(ABC):
     """Answers a caller's arrays, by what it says of a case."""
 
-    awareness: Awareness = UNAWARE
+    reliability: ReliabilityModel = NO_RELIABILITY
     """What it knows of its limits."""
 
     @property
@@ -54,7 +54,7 @@ class ArrayPredictor(ABC):
         spacing: Sequence[float] | None = None,
         affine: npt.ArrayLike | None = None,
     ) -> LabelMap:
-        """Return the label map of an array, on its grid and in its axis order; arguments as in `arrays.place`.
+        """Return the label map of an array, on its grid and in its axis order; arguments as in `arrays.to_volume`.
 
         What of it is unlike the training cases is logged as a warning.
 
@@ -91,12 +91,12 @@ class ArrayPredictor(ABC):
         **wanted: bool,
     ) -> Prediction:
         """Return what is `wanted` of `predict_case`, on the caller's grid."""
-        placed = place(array, num_channels=self.num_channels, reader=self.reader, spacing=spacing, affine=affine)
-        say_unlike(self.awareness, placed)
-        found = self.predict_case(placed.volume, **wanted)
+        case = to_volume(array, num_channels=self.num_channels, reader=self.reader, spacing=spacing, affine=affine)
+        warn_if_unlike_training(self.reliability, case)
+        found = self.predict_case(case.volume, **wanted)
         probabilities, maps = found.probabilities, found.uncertainty
         return Prediction(
-            labels=placed.back(found.labels),
-            probabilities=None if probabilities is None else placed.back(probabilities),
-            uncertainty=None if maps is None else Uncertainty(*(placed.back(each) for each in maps)),
+            labels=case.back(found.labels),
+            probabilities=None if probabilities is None else case.back(probabilities),
+            uncertainty=None if maps is None else Uncertainty(*(case.back(each) for each in maps)),
         )

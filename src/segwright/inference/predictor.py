@@ -31,7 +31,7 @@ from segwright.inference.export.labels import (
     logits_to_probabilities,
 )
 from segwright.inference.export.postprocessing import NO_POSTPROCESSING, PostProcessing
-from segwright.inference.export.to_original_grid import WayBack
+from segwright.inference.export.to_original_grid import InverseResampling
 from segwright.inference.prediction import ArrayPredictor, Prediction
 from segwright.inference.reliability.uncertainty import MAPS, Observer, Uncertainty, log_partition
 from segwright.inference.window.sliding import Image, TileCount, Window, require_finite, window_planes
@@ -163,8 +163,8 @@ class Predictor(ArrayPredictor):
         temperature: float = 1.0,
     ) -> LabelMap:
         """Return the label map of a case whose `planes` come now or were kept; more as of `export_planes`."""
-        way, heat = self.way_back(prepared), temperature
-        label_map = export_planes(planes, way, self.labels, sink=sink, maps=maps, temperature=heat)
+        inverse, heat = self.inverse_resampling(prepared), temperature
+        label_map = export_planes(planes, inverse, self.labels, sink=sink, maps=maps, temperature=heat)
         found: LabelMap = self.postprocessing(label_map)
         return found
 
@@ -172,10 +172,10 @@ class Predictor(ArrayPredictor):
         """Return what looks at the `planes` of a case as they pass."""
         return Observer(self.labels, prepared.provenance, tuple(prepared.image.shape[1:]))
 
-    def way_back(self, prepared: pipeline.Prepared) -> WayBack:
+    def inverse_resampling(self, prepared: pipeline.Prepared) -> InverseResampling:
         """Return how the `planes` of a case come back to its own grid."""
         shape, axis = prepared.image.shape[1:], self.axis_of(prepared.image)
-        return WayBack(shape, prepared.provenance, self.configuration, axis=axis)
+        return InverseResampling(shape, prepared.provenance, self.configuration, axis=axis)
 
     def decide(self, logits: Tensor, provenance: Provenance, *, probabilities: bool = False) -> Prediction:
         """Bring logits (H, *S) back to the grid of the case and decide the label of each voxel."""
@@ -188,8 +188,8 @@ class Predictor(ArrayPredictor):
     def predict_case(self, volume: Volume, *, probabilities: bool = False, uncertainty: bool = False) -> Prediction:
         """Return labels, and probabilities and maps of uncertainty where asked for, of one case on its own grid."""
         prepared = self.prepare(volume)
-        sink = ProbabilityArray(self.way_back(prepared), self.labels) if probabilities else None
-        maps = MapArray(self.way_back(prepared), len(MAPS)) if uncertainty else None
+        sink = ProbabilityArray(self.inverse_resampling(prepared), self.labels) if probabilities else None
+        maps = MapArray(self.inverse_resampling(prepared), len(MAPS)) if uncertainty else None
         label_map = self.export(prepared, self.planes(prepared.image, spread=uncertainty), sink=sink, maps=maps)
         return Prediction(
             labels=label_map,

@@ -129,7 +129,7 @@ def resample_image(
         float32, an array for an array and a tensor for a tensor.
     """
     volume = _tensor(array)
-    resampler = LogitResampler(volume.shape[1:], new_shape, current_spacing, new_spacing, function, kwargs)
+    resampler = VolumeResampler(volume.shape[1:], new_shape, current_spacing, new_spacing, function, kwargs)
     if resampler.shape == tuple(volume.shape[1:]):
         unchanged = volume.float()
         return unchanged if isinstance(array, torch.Tensor) else unchanged.numpy()
@@ -171,14 +171,14 @@ def resample_logits(
     function: str,
     kwargs: Mapping[str, Any],
 ) -> Any:
-    """Resample logits or probabilities (heads, *S) to `new_shape`; `LogitResampler` does the same in slabs."""
+    """Resample logits or probabilities (heads, *S) to `new_shape`; `VolumeResampler` does the same in slabs."""
     return resample_image(logits, new_shape, current_spacing, new_spacing, function, kwargs)
 
 
-class LogitResampler:
+class VolumeResampler:
     """Resampling of one volume to one grid, a slab of output planes at a time.
 
-    >>> resampler = LogitResampler((4, 4, 4), (8, 4, 4), (2, 1, 1), (1, 1, 1), "resample_torch_fornnunet", {})
+    >>> resampler = VolumeResampler((4, 4, 4), (8, 4, 4), (2, 1, 1), (1, 1, 1), "resample_torch_fornnunet", {})
     >>> resampler.slab(torch.zeros(3, 4, 4, 4), 2, 5).shape
     torch.Size([3, 3, 4, 4])
     """

@@ -11,7 +11,7 @@ from segwright.evaluation.scores import Measures, Scores, class_key
 from segwright.evaluation.selection import Summary
 from segwright.inference.export.postprocessing import PostProcessing
 from segwright.inference.reliability.calibration import Calibration
-from segwright.inference.reliability.expected_dice import Quality
+from segwright.inference.reliability.expected_dice import DiceEstimator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +63,7 @@ class SelectionReport:
     model: Path
     comparison: Summary
     postprocessing: PostProcessing
-    quality: Quality | None = None
+    quality: DiceEstimator | None = None
     calibration: Calibration | None = None
     is_new: bool
     shortcoming: str = ""

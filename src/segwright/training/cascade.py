@@ -23,7 +23,7 @@ from segwright.data.preprocessed.provenance import Provenance
 from segwright.data.preprocessed.store import CaseStore, PreprocessedCase
 from segwright.inference.predictor import Predictor
 from segwright.preprocessing.pipeline import full_spacing
-from segwright.preprocessing.resampling import LogitResampler
+from segwright.preprocessing.resampling import VolumeResampler
 from segwright.training.loading.caching import CaseArray
 from segwright.training.loading.sampling import ClassLocations
 
@@ -174,7 +174,7 @@ def on_grid(
     logits = predictor.predict_preprocessed(image)
     spacing = full_spacing(configuration, case.provenance.spacing)
     function, kwargs = configuration.resampling_fn_probabilities, configuration.resampling_fn_probabilities_kwargs
-    resampler = LogitResampler(logits.shape[1:], shape, spacing, spacing, function, kwargs)
+    resampler = VolumeResampler(logits.shape[1:], shape, spacing, spacing, function, kwargs)
     result = np.zeros(resampler.shape, dtype=predictor.labels.dtype)
     for start in range(0, len(result), _SLAB_PLANES):
         stop = min(start + _SLAB_PLANES, len(result))

@@ -11,7 +11,7 @@ import pytest
 from segwright.data.labels import Labels
 from segwright.evaluation.calibration import NUM_BINS, TEMPERATURES, Reliabilities, Reliability, fit
 from segwright.inference.reliability.calibration import Calibration, tempered
-from segwright.inference.reliability.model import Awareness
+from segwright.inference.reliability.model import ReliabilityModel
 
 LABELS = Labels({"background": 0, "a": 1, "b": 2, "ignore": 3}, None)
 REGIONS = Labels({"background": 0, "whole": (1, 2), "core": (2,), "ignore": 3}, (1, 2))
@@ -89,7 +89,7 @@ def test_a_temperature_that_does_not_lower_the_error_is_not_taken() -> None:
 def test_a_stored_temperature_is_used_only_where_it_lowers_the_error(
     after: float, used: float, caplog: pytest.LogCaptureFixture
 ) -> None:
-    known = Awareness(calibration=Calibration(temperature=2.0, ece_before=0.01, ece_after=after, cases=5))
+    known = ReliabilityModel(calibration=Calibration(temperature=2.0, ece_before=0.01, ece_after=after, cases=5))
     assert known.temperature(calibrated=True) == used
     assert ("probabilities are written as they are" in caplog.text) == (used == 1)
 

@@ -7,7 +7,7 @@ import pytest
 
 from segwright.evaluation.dice_estimator import HeldOut, auroc, fit
 from segwright.inference.reliability.case_statistics import Observation
-from segwright.inference.reliability.expected_dice import Quality
+from segwright.inference.reliability.expected_dice import DiceEstimator
 
 AXES = ((0, 1, 2),)
 
@@ -33,7 +33,7 @@ def cases(count: int, *, bias: float = 0.0) -> list[HeldOut]:
     ]
 
 
-def known(count: int = 20, *, bias: float = 0.0) -> Quality:
+def known(count: int = 20, *, bias: float = 0.0) -> DiceEstimator:
     found = fit(cases(count, bias=bias), AXES)
     assert found is not None
     return found
@@ -41,33 +41,33 @@ def known(count: int = 20, *, bias: float = 0.0) -> Quality:
 
 @pytest.mark.parametrize("bias", [0.0, 0.1, -0.02])
 def test_usual_cases_are_told_within_a_few_hundredths(bias: float) -> None:
-    quality = known(bias=bias)
-    assert quality.error is not None
-    assert quality.error < 0.03
-    assert quality.cases == 20
-    assert quality.mirror_axes == AXES
+    estimator = known(bias=bias)
+    assert estimator.error is not None
+    assert estimator.error < 0.03
+    assert estimator.cases == 20
+    assert estimator.mirror_axes == AXES
 
 
 def test_the_worst_fifth_is_told_apart_out_of_sample() -> None:
-    quality = known(40)
-    assert quality.auroc is not None
-    assert quality.auroc > 0.9
+    estimator = known(40)
+    assert estimator.auroc is not None
+    assert estimator.auroc > 0.9
     dice = sorted(case.dice for case in cases(40))
-    assert quality.tau == dice[7]
+    assert estimator.tau == dice[7]
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 20])
 def test_failures_that_no_held_out_case_has_shown_are_told(count: int) -> None:
-    quality = known(count)
-    usual = [quality.expected_dice(case.observation) for case in cases(5)]
-    unsure = quality.expected_dice(observed(0.6))
-    missing = quality.expected_dice(Observation(volumes=(0, 0), overlaps=(None, None), entropy=0, disagreement=0))
-    small = quality.expected_dice(observed(0.05, volume=50))
+    estimator = known(count)
+    usual = [estimator.expected_dice(case.observation) for case in cases(5)]
+    unsure = estimator.expected_dice(observed(0.6))
+    missing = estimator.expected_dice(Observation(volumes=(0, 0), overlaps=(None, None), entropy=0, disagreement=0))
+    small = estimator.expected_dice(observed(0.05, volume=50))
     assert max(unsure, missing) < 0.5 < min(usual)
     assert small < min(usual)
-    assert quality.warning(unsure) is not None
-    assert quality.warning(missing) is not None
-    assert all(quality.warning(each) is None for each in usual)
+    assert estimator.warning(unsure) is not None
+    assert estimator.warning(missing) is not None
+    assert all(estimator.warning(each) is None for each in usual)
 
 
 def test_no_weight_makes_a_worse_looking_case_better() -> None:
@@ -76,9 +76,9 @@ def test_no_weight_makes_a_worse_looking_case_better() -> None:
         HeldOut(observation=observed(float(lost), draw=draw), dice=0.5 + float(lost), present=(True, True))
         for lost in draw.uniform(0, 0.4, 30)
     ]
-    quality = fit(turned, AXES)
-    assert quality is not None
-    assert min(quality.weights.values()) >= 0
+    estimator = fit(turned, AXES)
+    assert estimator is not None
+    assert min(estimator.weights.values()) >= 0
 
 
 def test_a_class_that_is_rare_need_not_be_there() -> None:
@@ -90,9 +90,9 @@ def test_a_class_that_is_rare_need_not_be_there() -> None:
         )
         for index in range(10)
     ]
-    quality = fit(rare, AXES)
-    assert quality is not None
-    assert quality.expected_dice(rare[1].observation) > 0.9
+    estimator = fit(rare, AXES)
+    assert estimator is not None
+    assert estimator.expected_dice(rare[1].observation) > 0.9
 
 
 def test_auroc_counts_pairs() -> None:

@@ -14,11 +14,11 @@ import torch
 
 from segwright.core.errors import ImageError
 from segwright.data.outliers import TrainingRange, measure
-from segwright.inference.arrays import place
+from segwright.inference.arrays import to_volume
 from segwright.inference.ensemble import Ensemble
 from segwright.inference.models.model_folder import load_predictor
 from segwright.inference.predictor import Predictor
-from segwright.inference.reliability.model import Awareness
+from segwright.inference.reliability.model import ReliabilityModel
 
 RAS = np.diag([2.0, 1.0, 3.0, 1.0])
 ORIENTATIONS = ("RAS", "LPS", "LAS", "SPR", "AIL")
@@ -48,24 +48,24 @@ def test_an_array_is_placed_as_its_reader_reads_the_file(tmp_path: Path, codes: 
     file = tmp_path / "image.nii.gz"
     nibabel.save(image, file)
     expected = read_images([file], reader)
-    placed = place(np.asarray(image.dataobj), num_channels=1, reader=reader, affine=image.affine)
-    np.testing.assert_allclose(placed.volume.array, expected.array, atol=1e-6)
-    np.testing.assert_allclose(placed.volume.spacing, expected.spacing, atol=1e-6)
-    np.testing.assert_array_equal(placed.back(placed.volume.array)[0], np.asarray(image.dataobj))
+    array_volume = to_volume(np.asarray(image.dataobj), num_channels=1, reader=reader, affine=image.affine)
+    np.testing.assert_allclose(array_volume.volume.array, expected.array, atol=1e-6)
+    np.testing.assert_allclose(array_volume.volume.spacing, expected.spacing, atol=1e-6)
+    np.testing.assert_array_equal(array_volume.back(array_volume.volume.array)[0], np.asarray(image.dataobj))
 
 
 def test_without_an_affine_the_order_is_the_readers() -> None:
-    placed = place(phantom(), num_channels=1, reader="SimpleITKIO", spacing=(3, 2, 1))
-    assert placed.volume.spacing == (3.0, 2.0, 1.0)
-    np.testing.assert_array_equal(placed.volume.array[0], phantom())
+    array_volume = to_volume(phantom(), num_channels=1, reader="SimpleITKIO", spacing=(3, 2, 1))
+    assert array_volume.volume.spacing == (3.0, 2.0, 1.0)
+    np.testing.assert_array_equal(array_volume.volume.array[0], phantom())
 
 
 def test_a_flat_image_gets_a_first_axis_and_loses_it_again() -> None:
-    placed = place(torch.zeros(2, 8, 6), num_channels=2, reader="NaturalImage2DIO", spacing=(1, 1))
-    assert placed.volume.array.shape == (2, 1, 8, 6)
-    assert placed.volume.spacing == (999.0, 1.0, 1.0)
-    assert placed.back(np.zeros((1, 8, 6))).shape == (8, 6)
-    assert placed.back(np.zeros((3, 1, 8, 6))).shape == (3, 8, 6)
+    array_volume = to_volume(torch.zeros(2, 8, 6), num_channels=2, reader="NaturalImage2DIO", spacing=(1, 1))
+    assert array_volume.volume.array.shape == (2, 1, 8, 6)
+    assert array_volume.volume.spacing == (999.0, 1.0, 1.0)
+    assert array_volume.back(np.zeros((1, 8, 6))).shape == (8, 6)
+    assert array_volume.back(np.zeros((3, 1, 8, 6))).shape == (3, 8, 6)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_a_flat_image_gets_a_first_axis_and_loses_it_again() -> None:
 )
 def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ImageError, match=message):
-        place(phantom(), **{"num_channels": 1, "reader": "NibabelIO", **options})
+        to_volume(phantom(), **{"num_channels": 1, "reader": "NibabelIO", **options})
 
 
 @pytest.mark.parametrize(
@@ -103,19 +103,19 @@ def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> 
 )
 def test_what_is_no_image_is_refused(array: Any, message: str) -> None:
     with pytest.raises(ImageError, match=message):
-        place(array, num_channels=1, reader="SimpleITKIO", spacing=(1, 1, 1))
+        to_volume(array, num_channels=1, reader="SimpleITKIO", spacing=(1, 1, 1))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.int16, torch.uint8, torch.bool])
 def test_every_real_tensor_will_do(dtype: torch.dtype) -> None:
     tensor = (torch.arange(64).reshape(4, 4, 4) % 2).to(dtype)
-    placed = place(tensor, num_channels=1, reader="SimpleITKIO", spacing=(1, 1, 1))
-    np.testing.assert_array_equal(placed.volume.array[0], np.arange(64).reshape(4, 4, 4) % 2)
+    array_volume = to_volume(tensor, num_channels=1, reader="SimpleITKIO", spacing=(1, 1, 1))
+    np.testing.assert_array_equal(array_volume.volume.array[0], np.arange(64).reshape(4, 4, 4) % 2)
 
 
 def test_a_spacing_that_the_affine_has_too_will_do() -> None:
-    placed = place(phantom(), num_channels=1, reader="NibabelIO", spacing=(2.0001, 1, 3), affine=RAS)
-    assert placed.volume.spacing == (3.0, 1.0, 2.0001)
+    array_volume = to_volume(phantom(), num_channels=1, reader="NibabelIO", spacing=(2.0001, 1, 3), affine=RAS)
+    assert array_volume.volume.spacing == (3.0, 1.0, 2.0001)
 
 
 def test_numbers_too_large_for_float32_are_refused_by_name(predictor: Predictor) -> None:
@@ -128,9 +128,9 @@ def test_numbers_too_large_for_float32_are_refused_by_name(predictor: Predictor)
 def test_arrays_unlike_the_training_cases_are_told(
     predictor: Predictor, caplog: pytest.LogCaptureFixture, method: str, several: bool
 ) -> None:
-    usual = place(phantom(), num_channels=1, reader="SimpleITKIO", affine=RAS).volume
+    usual = to_volume(phantom(), num_channels=1, reader="SimpleITKIO", affine=RAS).volume
     training = TrainingRange.of([measure(usual)] * 5, ["RAS"])
-    predictor.awareness = Awareness(training=training)
+    predictor.reliability = ReliabilityModel(training=training)
     ask = getattr(Ensemble([predictor, predictor]) if several else predictor, method)
     ask(phantom(), affine=RAS)
     assert not caplog.records
@@ -148,8 +148,8 @@ def predictor(make_model: Callable[..., Path]) -> Predictor:
 def test_an_array_gives_what_its_case_gives(predictor: Predictor) -> None:
     channels = predictor.num_channels
     image = np.stack([phantom((20, 24, 18)) + channel for channel in range(channels)])
-    placed = place(image, num_channels=channels, reader=predictor.plan.image_reader_writer, spacing=(1, 1, 1))
-    expected = predictor.predict_case(placed.volume, probabilities=True)
+    array_volume = to_volume(image, num_channels=channels, reader=predictor.plan.image_reader_writer, spacing=(1, 1, 1))
+    expected = predictor.predict_case(array_volume.volume, probabilities=True)
     np.testing.assert_array_equal(predictor.predict(image, spacing=(1, 1, 1)), expected.labels)
     found = predictor.predict_probabilities(image, spacing=(1, 1, 1))
     assert expected.probabilities is not None

@@ -14,7 +14,7 @@ from segwright.data.images.image_io import read_images, read_label
 from segwright.data.labels import Labels
 from segwright.inference.ensemble import Ensemble, mean_labels, predict_ensemble
 from segwright.inference.export.postprocessing import PostProcessing, keep_largest
-from segwright.inference.export.writers import Saving
+from segwright.inference.export.writers import ProbabilityFormat
 from segwright.inference.models.model_folder import load_predictor
 from segwright.inference.predictor import Predictor
 
@@ -110,6 +110,6 @@ def test_mean_probabilities_are_written(predictors: list[Predictor], images: Pat
         np.testing.assert_allclose(archive["probabilities"], expected, atol=1e-6)
     document = json.loads((tmp_path / "npz" / "a.provenance.json").read_text())
     assert (len(document["model"]["ensemble"]), document["provenance"]["properties"]["reader"]) == (2, "SimpleITKIO")
-    both.predict_files(images, tmp_path / "maps", probabilities=Saving(kind="nifti", classes=["outer"]))
+    both.predict_files(images, tmp_path / "maps", probabilities=ProbabilityFormat(kind="nifti", classes=["outer"]))
     found = read_label(tmp_path / "maps" / "probabilities" / "a_outer.nii.gz", "SimpleITKIO").array[0]
     np.testing.assert_allclose(found / 255, expected[2], atol=0.5 / 255 + 1e-6)

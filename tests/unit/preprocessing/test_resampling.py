@@ -16,7 +16,7 @@ from segwright.preprocessing.resampling import (
     DEFAULT_FUNCTION,
     NO_RESAMPLING,
     TORCH_FUNCTION,
-    LogitResampler,
+    VolumeResampler,
     resample_image,
     resample_label,
     resample_logits,
@@ -125,7 +125,7 @@ def test_a_read_only_array_is_accepted() -> None:
 @pytest.mark.parametrize(("function", "kwargs"), [(DEFAULT_FUNCTION, LINEAR), (TORCH_FUNCTION, {})])
 def test_slabs_are_exactly_the_whole(spacings: Any, function: str, kwargs: dict[str, Any]) -> None:
     logits = torch.from_numpy(noise(3, 7, 9, 8))
-    resampler = LogitResampler((7, 9, 8), (12, 6, 17), *spacings, function, kwargs)
+    resampler = VolumeResampler((7, 9, 8), (12, 6, 17), *spacings, function, kwargs)
     slabs = [resampler.slab(logits, start, min(start + 5, 12)) for start in range(0, 12, 5)]
     whole = resample_logits(logits, (12, 6, 17), *spacings, function, kwargs)
     assert torch.equal(torch.cat(slabs, dim=1), whole)
@@ -134,7 +134,7 @@ def test_slabs_are_exactly_the_whole(spacings: Any, function: str, kwargs: dict[
 @pytest.mark.parametrize("spacings", [ISOTROPIC, THICK])
 def test_cubic_slabs_agree_with_the_whole(spacings: Any) -> None:
     logits = torch.from_numpy(noise(2, 70, 9, 8))
-    resampler = LogitResampler((70, 9, 8), (100, 6, 17), *spacings, DEFAULT_FUNCTION, CUBIC)
+    resampler = VolumeResampler((70, 9, 8), (100, 6, 17), *spacings, DEFAULT_FUNCTION, CUBIC)
     slabs = [resampler.slab(logits, start, min(start + 30, 100)) for start in range(0, 100, 30)]
     whole = resample_logits(logits, (100, 6, 17), *spacings, DEFAULT_FUNCTION, CUBIC)
     torch.testing.assert_close(torch.cat(slabs, dim=1), whole, atol=1e-5, rtol=0)

@@ -12,7 +12,7 @@ from segwright import api
 from segwright.data.dataset import load_description
 from segwright.data.labels import Labels
 from segwright.data.phantom import write_dataset
-from segwright.evaluation.scores import Further, Scores, evaluate
+from segwright.evaluation.scores import ExtraMetrics, Scores, evaluate
 from segwright.workspace import Workspace
 
 DATASET = "Dataset009_Shown"
@@ -60,7 +60,7 @@ def make_model(folder: Path, *, evil: bool = False) -> Path:
         file_ending=description.file_ending,
         reader=plan.image_reader_writer,
         workers=1,
-        further=Further(surface=True),
+        extra=ExtraMetrics(surface=True),
     )
     scores.save(validation / "summary.json")
     rows = [

@@ -90,11 +90,11 @@ def test_the_page_refers_to_nothing_outside(text: str) -> None:
 
 
 def row_of(item: Measures) -> list[float]:
-    return [item.dice, item.iou, item.further["Precision"], item.further["Recall"], item.n_pred, item.n_ref]
+    return [item.dice, item.iou, item.extra["Precision"], item.extra["Recall"], item.n_pred, item.n_ref]
 
 
 def surfaces_of(item: Measures) -> list[float]:
-    return [item.further[name] for name in ("ASSD", "HD", "HD95", "NSD_1mm", "NSD_2mm")]
+    return [item.extra[name] for name in ("ASSD", "HD", "HD95", "NSD_1mm", "NSD_2mm")]
 
 
 def test_its_numbers_are_those_of_the_summary(text: str, model: Path) -> None:

@@ -21,7 +21,7 @@ from segwright.data.images.image_io import write_labels
 from segwright.data.labels import Labels
 from segwright.data.plan import Configuration
 from segwright.data.preprocessed.provenance import Provenance
-from segwright.inference.export.to_original_grid import SLAB_BYTES, Slab, WayBack
+from segwright.inference.export.to_original_grid import SLAB_BYTES, InverseResampling, Slab
 from segwright.inference.reliability.uncertainty import disagreement_map, entropy_map
 from segwright.inference.window.stitching import Planes
 
@@ -38,9 +38,9 @@ class ProbabilitySink(Protocol):
 class MapArray:
     """Maps in memory: `array` (M, Z, Y, X) float32 on the whole case, axes as read, 0 outside the crop."""
 
-    def __init__(self, way: WayBack, num_maps: int) -> None:
-        self.array: npt.NDArray[np.float32] = np.zeros((num_maps, *way.case_shape), dtype=np.float32)
-        self._inside = way.inside(self.array)
+    def __init__(self, inverse: InverseResampling, num_maps: int) -> None:
+        self.array: npt.NDArray[np.float32] = np.zeros((num_maps, *inverse.case_shape), dtype=np.float32)
+        self._inside = inverse.inside(self.array)
 
     def write(self, start: int, stop: int, probabilities: npt.NDArray[np.float32]) -> None:
         """Take planes [start, stop) of the cropped case."""
@@ -53,15 +53,15 @@ class ProbabilityArray(MapArray):
     nnU-Net behaviour 4.5.
     """
 
-    def __init__(self, way: WayBack, labels: Labels) -> None:
-        super().__init__(way, labels.num_heads)
+    def __init__(self, inverse: InverseResampling, labels: Labels) -> None:
+        super().__init__(inverse, labels.num_heads)
         if not labels.has_regions:
             self.array[0] = 1
 
 
 def export_planes(
     planes: Iterable[Planes],
-    way: WayBack,
+    inverse: InverseResampling,
     labels: Labels,
     *,
     sink: ProbabilitySink | None = None,
@@ -74,7 +74,7 @@ def export_planes(
 
     Args:
         planes: logits on the network's grid, (H, planes, Y, X), in order; for `maps` with their disagreement last.
-        way: back to the case.
+        inverse: back to the case.
         labels: decide.
         sink: gets the probabilities too.
         maps: gets the maps of `uncertainty.MAPS`.
@@ -83,13 +83,13 @@ def export_planes(
     Raises:
         DatasetError: the number of heads does not fit the labels.
     """
-    result: npt.NDArray[Any] = np.zeros(way.case_shape, dtype=labels.dtype)
-    inside = way.inside(result)
+    result: npt.NDArray[Any] = np.zeros(inverse.case_shape, dtype=labels.dtype)
+    inside = inverse.inside(result)
     checked = _with_heads(planes, labels, more=int(maps is not None))
     if sink is None and maps is None:
-        _decide_in_threads(way.slabs(checked), inside, labels)
+        _decide_in_threads(inverse.slabs(checked), inside, labels)
         return result
-    for slab in way.slabs(checked, heads_at_once=labels.num_heads):
+    for slab in inverse.slabs(checked, heads_at_once=labels.num_heads):
         scores = slab.scores().numpy()
         logits, spread = scores[: labels.num_heads], scores[labels.num_heads :]
         inside[slab.start : slab.stop] = labels.decide(logits, logits=True)
@@ -114,8 +114,8 @@ def logits_to_labels(
 
     Background fills what was cropped off. The result does not depend on `slab_bytes`.
     """
-    way = WayBack(logits.shape[1:], provenance, configuration, slab_bytes=slab_bytes)
-    return export_planes(_whole(logits), way, labels)
+    inverse = InverseResampling(logits.shape[1:], provenance, configuration, slab_bytes=slab_bytes)
+    return export_planes(_whole(logits), inverse, labels)
 
 
 def logits_to_probabilities(
@@ -127,9 +127,9 @@ def logits_to_probabilities(
 
     Outside the crop every probability is 0, but background's is 1 where it has a head of its own.
     """
-    way = WayBack(logits.shape[1:], provenance, configuration)
-    probabilities = ProbabilityArray(way, labels)
-    for slab in way.slabs(_whole(logits), heads_at_once=len(logits)):
+    inverse = InverseResampling(logits.shape[1:], provenance, configuration)
+    probabilities = ProbabilityArray(inverse, labels)
+    for slab in inverse.slabs(_whole(logits), heads_at_once=len(logits)):
         probabilities.write(slab.start, slab.stop, labels.probabilities(slab.scores().numpy()))
     return probabilities.array
 

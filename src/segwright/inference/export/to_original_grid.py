@@ -21,7 +21,7 @@ from segwright.data.plan import Configuration
 from segwright.data.preprocessed.provenance import Provenance
 from segwright.inference.window.stitching import Planes
 from segwright.preprocessing.pipeline import full_spacing
-from segwright.preprocessing.resampling import LogitResampler
+from segwright.preprocessing.resampling import VolumeResampler
 
 T = TypeVar("T")
 
@@ -49,7 +49,7 @@ class Slab:
     start: int
     stop: int
     source: Planes
-    resampler: LogitResampler
+    resampler: VolumeResampler
     slab_bytes: int
 
     def scores(self, heads: slice | None = None) -> Tensor:
@@ -82,7 +82,7 @@ class Slab:
         return decided
 
 
-class WayBack:
+class InverseResampling:
     """From the network's grid to the cropped case, with `axis` in front of the others.
 
     Args:
@@ -110,7 +110,7 @@ class WayBack:
         self.slab_bytes = slab_bytes
         spacing = tuple(provenance.spacing)
         cropped = to_front(tuple(provenance.shape_after_cropping), axis)
-        self.resampler = LogitResampler(
+        self.resampler = VolumeResampler(
             to_front(tuple(shape), axis),
             cropped,
             to_front(full_spacing(configuration, spacing), axis),

@@ -25,7 +25,7 @@ from segwright.data.images.image_io import READERS
 from segwright.data.labels import Labels
 from segwright.data.preprocessed.provenance import Provenance
 from segwright.inference.export.labels import ProbabilitySink
-from segwright.inference.export.to_original_grid import WayBack, to_front
+from segwright.inference.export.to_original_grid import InverseResampling, to_front
 
 FORMATS = ("npz", "b2nd", "nifti")
 NIFTI_FOLDER = "probabilities"
@@ -39,7 +39,7 @@ _UNUSUAL = re.compile(r"[^\w.-]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Saving:
+class ProbabilityFormat:
     """In which form the probabilities of a case are kept.
 
     `npz` is nnU-Net's: float32 (H, Z, Y, X) under the key `probabilities`; `b2nd` the same in a blosc2 array, of which
@@ -91,16 +91,16 @@ class Saving:
 
     @contextmanager
     def open(
-        self, folder: Path, case: str, labels: Labels, way: WayBack, document: Mapping[str, Any]
+        self, folder: Path, case: str, labels: Labels, inverse: InverseResampling, document: Mapping[str, Any]
     ) -> Iterator[ProbabilitySink]:
         """Yield what takes the probabilities of a case; at the end of the block the files are there.
 
         Beside npz and b2nd lies `<case>.provenance.json`, in the place of nnU-Net's pickled properties, with `document`
         added; it is written first, so that where the probabilities are, it is too.
         """
-        with self.open_whole(folder, case, labels, way.provenance, document, axis=_reader_axis(way)) as stored:
+        with self.open_whole(folder, case, labels, inverse.provenance, document, axis=_reader_axis(inverse)) as stored:
             background = None if labels.has_regions or 0 not in stored.heads else stored.heads.index(0)
-            yield _Sink(stored, way, background)
+            yield _Sink(stored, inverse, background)
 
     @contextmanager
     def open_whole(
@@ -130,24 +130,24 @@ class Saving:
                 _write_nifti(target.stored, files, provenance)
 
 
-def require_writable(reader: str, saving: Saving | None, *, uncertainty: bool) -> None:
+def require_writable(reader: str, saving: ProbabilityFormat | None, *, uncertainty: bool) -> None:
     """Raise a ConfigError where images have no geometry that what is asked for could keep."""
-    for form in (saving, Saving(kind="nifti") if uncertainty else None):
+    for form in (saving, ProbabilityFormat(kind="nifti") if uncertainty else None):
         if form is not None:
             form.require_writable(reader)
 
 
 @contextmanager
-def open_maps(files: Sequence[Path], way: WayBack) -> Iterator[ProbabilitySink]:
+def open_maps(files: Sequence[Path], inverse: InverseResampling) -> Iterator[ProbabilitySink]:
     """Yield what takes maps from 0 to 1 of a case, (files, planes, Y, X); at the end they are there, uint8 NIfTI."""
-    with open_whole_maps(files, way.provenance, axis=_reader_axis(way)) as stored:
-        yield _Sink(stored, way, None)
+    with open_whole_maps(files, inverse.provenance, axis=_reader_axis(inverse)) as stored:
+        yield _Sink(stored, inverse, None)
 
 
-def store_maps(path: Path, way: WayBack, num_maps: int) -> tuple[Any, ProbabilitySink]:
+def store_maps(path: Path, inverse: InverseResampling, num_maps: int) -> tuple[Any, ProbabilitySink]:
     """Return a new array (maps, Z, Y, X) float32 on disk, of the whole case as read, and what fills it."""
-    target = StoredProbabilities(path, range(num_maps), way.case_shape, _reader_axis(way), quantised=False)
-    return target.stored, _Sink(target, way, None)
+    target = StoredProbabilities(path, range(num_maps), inverse.case_shape, _reader_axis(inverse), quantised=False)
+    return target.stored, _Sink(target, inverse, None)
 
 
 @contextmanager
@@ -212,12 +212,12 @@ class StoredProbabilities:
 class _Sink:
     """Takes planes of the cropped case, axes as a predictor has them, and stores those of the whole one."""
 
-    def __init__(self, target: StoredProbabilities, way: WayBack, background: int | None) -> None:
+    def __init__(self, target: StoredProbabilities, inverse: InverseResampling, background: int | None) -> None:
         self.target = target
-        self.way = way
+        self.inverse = inverse
         self.background = background
-        self.shape = to_front(way.provenance.shape_before_cropping, way.axis)
-        self.box = to_front(way.provenance.box, way.axis)
+        self.shape = to_front(inverse.provenance.shape_before_cropping, inverse.axis)
+        self.box = to_front(inverse.provenance.box, inverse.axis)
         if self.background is not None:
             low, high = self.box[0]
             for plane in (*range(low), *range(high, self.shape[0])):
@@ -237,8 +237,8 @@ class _Sink:
         if probabilities is not None:
             planes[box_slices(self.box[1:])] = probabilities[heads]
         # From planes first to the plan's axes to the reader's.
-        planned = np.moveaxis(planes, 1, 1 + self.way.axis)
-        read = planned.transpose((0, *(axis + 1 for axis in self.way.provenance.transpose_backward)))
+        planned = np.moveaxis(planes, 1, 1 + self.inverse.axis)
+        read = planned.transpose((0, *(axis + 1 for axis in self.inverse.provenance.transpose_backward)))
         self.target.put(start, stop, read)
 
 
@@ -253,9 +253,9 @@ def _file_names(labels: Labels) -> dict[int, str]:
         found = {head: f"{name}_{head}" if name.casefold() in shared else name for head, name in found.items()}
 
 
-def _reader_axis(way: WayBack) -> int:
+def _reader_axis(inverse: InverseResampling) -> int:
     """Return the reader's axis that planes come along."""
-    return list(way.provenance.transpose_backward).index(way.axis)
+    return list(inverse.provenance.transpose_backward).index(inverse.axis)
 
 
 def _write_nifti(stored: Any, files: Sequence[Path], provenance: Provenance) -> None:

@@ -35,7 +35,7 @@ from segwright.data.preprocessed.array_files import open_array
 from segwright.data.preprocessed.provenance import Provenance
 from segwright.data.unmatched_files import entries, similar_label
 from segwright.inference.ensemble import mean_labels
-from segwright.inference.export.writers import NIFTI_FOLDER, Saving
+from segwright.inference.export.writers import NIFTI_FOLDER, ProbabilityFormat
 from segwright.workspace import LOCK
 
 ENDINGS: Final = (".b2nd", ".npz")
@@ -57,7 +57,7 @@ def average_folders(
     labels: Labels,
     file_ending: str,
     reader: str,
-    saving: Saving | None = None,
+    saving: ProbabilityFormat | None = None,
     overwrite: bool = False,
 ) -> list[Path]:
     """Write the label maps of the mean of the probabilities in several folders, and return the files.
@@ -111,7 +111,7 @@ def _average(
     case: str,
     labels: Labels,
     reader: str,
-    saving: Saving | None,
+    saving: ProbabilityFormat | None,
 ) -> None:
     """Average the probabilities of one case; `files` are those of the folders."""
     with ExitStack() as stack:

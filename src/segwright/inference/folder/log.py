@@ -20,7 +20,7 @@ from segwright.core.files.atomic_io import read_json, write_json
 from segwright.core.memory import peak_bytes
 from segwright.data.cases import Case
 from segwright.data.images.image_io import read_label
-from segwright.inference.export.writers import Saving
+from segwright.inference.export.writers import ProbabilityFormat
 from segwright.inference.predictor import Predictor
 from segwright.inference.window.sliding import TileCount
 from segwright.inference.window.stitching import Planes
@@ -35,13 +35,13 @@ _REMEDY = "remove the file and its label maps, or predict them again with --over
 _JOURNALS = re.compile(r"prediction(_part_\d+_of_\d+)?\.json")
 
 Entries = dict[str, dict[str, Any]]
-"""What a journal says of each case."""
+"""What a log says of each case."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseRecord:
     """One predicted case: where it went, the wall time of each phase, how many tiles needed no pass, and how far it is
-    to be trusted (see `awareness.Assessment`)."""
+    to be trusted (see `reliability.Assessment`)."""
 
     case: str
     output: Path
@@ -62,7 +62,7 @@ class Job:
 
     case: Case
     output: Path
-    saving: Saving | None
+    saving: ProbabilityFormat | None
     probabilities: tuple[Path, ...]
     inputs: str
     maps: tuple[Path, ...] = ()
@@ -75,10 +75,10 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class PredictOptions:
     """What a run over a folder is asked for, beside the labels; see `files.predict_files`."""
 
-    saving: Saving | None = None
+    saving: ProbabilityFormat | None = None
     uncertainty: bool = False
     calibrated: bool = False
     overwrite: bool = False
@@ -92,11 +92,11 @@ class Asked:
 
     @property
     def journal_name(self) -> str:
-        """Name of the journal, which every part has of its own."""
+        """Name of the log, which every part has of its own."""
         return PREDICTION_JSON if self.parts == 1 else f"prediction_part_{self.part}_of_{self.parts}.json"
 
     def options(self, members: Sequence[Predictor], devices: Sequence[torch.device]) -> dict[str, Any]:
-        """Return what the journal says of the run; `members` are the models that are averaged."""
+        """Return what the log says of the run; `members` are the models that are averaged."""
         first = members[0]
         folds = [each.origin.get("folds") for each in members]
         probabilities = None
@@ -119,7 +119,7 @@ class Asked:
 
 
 @dataclass(slots=True)
-class Meter:
+class Timer:
     """Counts the tiles of a case and the time in which they are predicted, wherever that happens."""
 
     tiles: TileCount = field(default_factory=TileCount)
@@ -151,16 +151,16 @@ def identity(predictor: Predictor) -> dict[str, Any]:
     }
 
 
-class Journal:
-    """The journal of a run.
+class PredictionLog:
+    """The log of a run.
 
     Args:
         path: of its document.
         identity: of the model.
         options: of the run.
         cases: what this run's document says already.
-        kin: what the documents of other partitions of the same model say.
-        strangers: what documents of other models say.
+        same_model: what the documents of other partitions of the same model say.
+        other_models: what documents of other models say.
         is_known: there is a document of this model.
     """
 
@@ -171,30 +171,30 @@ class Journal:
         options: Mapping[str, Any],
         *,
         cases: Entries,
-        kin: Sequence[Entries] = (),
-        strangers: Sequence[Entries] = (),
+        same_model: Sequence[Entries] = (),
+        other_models: Sequence[Entries] = (),
         is_known: bool = False,
     ) -> None:
         self.path = path
         self.identity = identity
         self.options = options
         self.cases = cases
-        self._kin = kin
-        self._strangers = strangers
+        self._same_model = same_model
+        self._other_models = other_models
         self._is_known = is_known
         self._lock = threading.Lock()
 
     @classmethod
     def open(
         cls, path: Path, identity: Mapping[str, Any], options: Mapping[str, Any], *, overwrite: bool = False
-    ) -> Journal:
+    ) -> PredictionLog:
         """Go on with what journals of the same `identity` in the folder say, with `overwrite` begin anew.
 
         Raises:
-            WorkspaceError: a journal is damaged.
+            WorkspaceError: a log is damaged.
         """
         cases: Entries = {}
-        kin, strangers = [], []
+        same_model, other_models = [], []
         is_known = False
         for file in () if overwrite else sorted(path.parent.glob("prediction*.json")):
             if not _JOURNALS.fullmatch(file.name):
@@ -202,12 +202,14 @@ class Journal:
             model, entries = _read(file)
             is_known |= model == identity
             if model != identity:
-                strangers.append(entries)
+                other_models.append(entries)
             elif file.name == path.name:
                 cases = entries
             else:
-                kin.append(entries)
-        return cls(path, identity, options, cases=cases, kin=kin, strangers=strangers, is_known=is_known)
+                same_model.append(entries)
+        return cls(
+            path, identity, options, cases=cases, same_model=same_model, other_models=other_models, is_known=is_known
+        )
 
     def left_of(self, jobs: Sequence[Job], reader: str) -> list[Job]:
         """Return the jobs whose files were not made from the input as it is now, or are damaged; note the others.
@@ -217,7 +219,7 @@ class Journal:
         left = []
         for job in jobs:
             name = job.case.identifier
-            known = [each[name] for each in (self.cases, *self._kin) if name in each]
+            known = [each[name] for each in (self.cases, *self._same_model) if name in each]
             found = next((entry for entry in known if self._is_whole(entry, job, reader)), None)
             if found is not None:
                 self.cases[name] = found
@@ -238,7 +240,7 @@ class Journal:
         taken = [
             job.output.name
             for job in jobs
-            if job.output.exists() and (not self._is_known or any(self._made(each, job) for each in self._strangers))
+            if job.output.exists() and (not self._is_known or any(self._made(each, job) for each in self._other_models))
         ]
         if taken:
             raise WorkspaceError(
@@ -291,7 +293,7 @@ class Journal:
         if entry.get("inputs") != job.inputs or not all(self._name(file) in files for file in job.files):
             return False
         changed = self._changed(entry, job)
-        is_foreign = any(self._made(each, job) for each in self._strangers)
+        is_foreign = any(self._made(each, job) for each in self._other_models)
         if changed == [job.output] and not is_foreign and _is_readable(job.output, reader):
             logger.info("%s: was changed since it was predicted; kept", job.output)
             return True
@@ -303,7 +305,7 @@ class Journal:
         return [file for file in job.files if self._name(file) in files and _state(file) != files[self._name(file)]]
 
     def _made(self, entries: Entries, job: Job) -> bool:
-        """Whether the label map is the one that a journal's run made."""
+        """Whether the label map is the one that a log's run made."""
         files = entries.get(job.case.identifier, {}).get("files", {})
         return job.output.is_file() and _state(job.output) == files.get(self._name(job.output))
 
@@ -325,7 +327,7 @@ def _is_readable(file: Path, reader: str) -> bool:
 
 
 def _read(file: Path) -> tuple[Any, Entries]:
-    """Return the model and the cases of a journal."""
+    """Return the model and the cases of a log."""
     try:
         document = read_json(file)
     except SegwrightError as error:

@@ -32,21 +32,21 @@ from segwright.data.dataset import usable_cases
 from segwright.data.images.image_io import Volume, read_images
 from segwright.data.preprocessed.provenance import Provenance
 from segwright.inference.export.labels import LabelMap, save_labels
-from segwright.inference.export.writers import Saving, open_maps, require_writable
+from segwright.inference.export.writers import ProbabilityFormat, open_maps, require_writable
 from segwright.inference.folder.log import (
     ASSESSED,
     PREDICTION_JSON,
-    Asked,
     CaseRecord,
     Job,
-    Journal,
-    Meter,
+    PredictionLog,
+    PredictOptions,
+    Timer,
     identity,
 )
 from segwright.inference.precision import used_precision
 from segwright.inference.predictor import HOLD_BYTES, Predictor
 from segwright.inference.reliability.case_statistics import Observation
-from segwright.inference.reliability.model import Awareness, say_warnings
+from segwright.inference.reliability.model import ReliabilityModel, log_warnings
 from segwright.inference.reliability.uncertainty import map_files
 from segwright.inference.window.stitching import Planes
 from segwright.preprocessing.pipeline import Prepared
@@ -67,7 +67,7 @@ def predict_files(
     input_folder: Path,
     output_folder: Path,
     *,
-    probabilities: bool | Saving = False,
+    probabilities: bool | ProbabilityFormat = False,
     uncertainty: bool = False,
     calibrated: bool = False,
     overwrite: bool = False,
@@ -85,7 +85,7 @@ def predict_files(
         predictor: made by `load_predictor`, so that it knows its dataset.json.
         input_folder: `<case>_0000<ending>` and so on; never written to.
         output_folder: another folder.
-        probabilities: also write `<case>.npz` and `<case>.provenance.json`, or what `Saving` tells.
+        probabilities: also write `<case>.npz` and `<case>.provenance.json`, or what `ProbabilityFormat` tells.
         uncertainty: also write the maps of `uncertainty.map_files`.
         calibrated: write probabilities with the model's temperature.
         overwrite: predict everything anew, also over predictions of another model.
@@ -102,45 +102,45 @@ def predict_files(
             cannot be read or predicted: they are named after all others are done.
         SegwrightError: anything else a user can fix.
     """
-    saving = Saving(kind="npz") if probabilities is True else probabilities or None
-    asked = Asked(
+    saving = ProbabilityFormat(kind="npz") if probabilities is True else probabilities or None
+    asked = PredictOptions(
         saving=saving, uncertainty=uncertainty, calibrated=calibrated, overwrite=overwrite, part=part, parts=parts
     )
     with ExitStack() as held:
-        journal, jobs, todo, failures = begin(
+        log, jobs, todo, failures = begin(
             [predictor],
             input_folder,
             output_folder,
             asked,
             model=identity(predictor),
-            awareness=predictor.awareness,
+            reliability=predictor.reliability,
             workers=[predictor, *others],
             held=held,
         )
         predictor.plan.save(output_folder / PLANS_JSON)
         workers = [predictor, *others][: max(len(todo), 1)]
         if len(workers) == 1:  # not in a thread of its own: large arrays cost page faults there, a tenth of the time
-            done = {record.case: record for record in _run(predictor, todo, journal, hold_bytes, failures)}
+            done = {record.case: record for record in _run(predictor, todo, log, hold_bytes, failures)}
         else:
-            done = _run_side_by_side(workers, todo, journal, hold_bytes, failures)
+            done = _run_side_by_side(workers, todo, log, hold_bytes, failures)
     failures.require_none(len(jobs))
-    return [done.get(job.case.identifier) or journal.kept(job) for job in jobs]
+    return [done.get(job.case.identifier) or log.kept(job) for job in jobs]
 
 
 def begin(
     members: Sequence[Predictor],
     input_folder: Path,
     output_folder: Path,
-    asked: Asked,
+    asked: PredictOptions,
     *,
     model: dict[str, Any],
-    awareness: Awareness,
+    reliability: ReliabilityModel,
     workers: Sequence[Predictor],
     held: ExitStack,
-) -> tuple[Journal, list[Job], list[Job], Failures]:
+) -> tuple[PredictionLog, list[Job], list[Job], Failures]:
     """Check all that can be known beforehand, then write the first documents.
 
-    Returns journal, jobs, those of them to do, and what takes cases that fail; it has those whose files are not there.
+    Returns log, jobs, those of them to do, and what takes cases that fail; it has those whose files are not there.
 
     Args:
         members: the models that are averaged.
@@ -148,7 +148,7 @@ def begin(
         output_folder: as of `predict_files`.
         asked: options of the run.
         model: identity of what predicts.
-        awareness: what it knows of its limits.
+        reliability: what it knows of its limits.
         workers: predictors on the devices that take part.
         held: gets the lock of the output folder; parts of the cases have a lock each.
     """
@@ -159,7 +159,7 @@ def begin(
         used_precision(each.window.device, each.window.precision)  # or raise
     require_apart(input_folder, output_folder)
     require_writable(first.reader, asked.saving, uncertainty=asked.uncertainty)
-    heat = awareness.temperature(calibrated=asked.calibrated)
+    heat = reliability.temperature(calibrated=asked.calibrated)
     options = asked.options(members, [each.window.device for each in workers])
     cases, refused = usable_cases(input_folder, description.file_ending, len(description.channel_names))
     jobs = [job_of(case, output_folder, first, asked, temperature=heat) for case in cases[asked.part :: asked.parts]]
@@ -167,16 +167,16 @@ def begin(
     for folder in sorted({output_folder, *(file.parent for job in jobs for file in job.files)}):
         require_folder(folder)
     held.enter_context(locked(below(output_folder, f".{asked.journal_name}{LOCK}"), f"predicting into {output_folder}"))
-    journal = Journal.open(output_folder / asked.journal_name, model, options, overwrite=asked.overwrite)
-    todo = list(jobs) if asked.overwrite else journal.left_of(jobs, first.reader)
+    log = PredictionLog.open(output_folder / asked.journal_name, model, options, overwrite=asked.overwrite)
+    todo = list(jobs) if asked.overwrite else log.left_of(jobs, first.reader)
     if not asked.overwrite:
-        journal.require_unused(todo)
-    _sweep(journal, jobs)
+        log.require_unused(todo)
+    _sweep(log, jobs)
     write_json(output_folder / DATASET_JSON, description.raw(), indent=4)
-    journal.save()
+    log.save()
     if len(todo) < len(jobs):
         logger.info("%d of %d cases are predicted already and kept", len(jobs) - len(todo), len(jobs))
-    return journal, jobs, todo, Failures(refused)
+    return log, jobs, todo, Failures(refused)
 
 
 def _require_apart_files(jobs: Sequence[Job]) -> None:
@@ -191,10 +191,10 @@ def _require_apart_files(jobs: Sequence[Job]) -> None:
                 )
 
 
-def _sweep(journal: Journal, jobs: Sequence[Job]) -> None:
+def _sweep(log: PredictionLog, jobs: Sequence[Job]) -> None:
     """Delete what a killed run left half-written of the files that this run alone writes."""
-    shared = {DATASET_JSON, PLANS_JSON} if journal.path.name == PREDICTION_JSON else set()  # parts write them too
-    sweep_leftovers(journal.path.parent, {journal.path.name, *shared})
+    shared = {DATASET_JSON, PLANS_JSON} if log.path.name == PREDICTION_JSON else set()  # parts write them too
+    sweep_leftovers(log.path.parent, {log.path.name, *shared})
     names: dict[Path, set[str]] = {}
     for job in jobs:
         case = job.case.identifier
@@ -216,7 +216,9 @@ def require_apart(input_folder: Path, output_folder: Path) -> None:
         )
 
 
-def job_of(case: Case, output_folder: Path, predictor: Predictor, asked: Asked, *, temperature: float = 1.0) -> Job:
+def job_of(
+    case: Case, output_folder: Path, predictor: Predictor, asked: PredictOptions, *, temperature: float = 1.0
+) -> Job:
     """Return what there is to do for a case."""
     states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in case.images]
     assert predictor.description is not None, "a predictor for files is made by load_predictor"
@@ -233,19 +235,19 @@ def job_of(case: Case, output_folder: Path, predictor: Predictor, asked: Asked, 
 
 
 def _run_side_by_side(
-    workers: Sequence[Predictor], jobs: Sequence[Job], journal: Journal, hold_bytes: int, failures: Failures
+    workers: Sequence[Predictor], jobs: Sequence[Job], log: PredictionLog, hold_bytes: int, failures: Failures
 ) -> dict[str, CaseRecord]:
     """Deal the jobs to the workers, each in a thread of its own."""
     with ThreadPoolExecutor(len(workers), "segwright-devices") as pool:
         runs = [
-            pool.submit(lambda worker, share: [*_run(worker, share, journal, hold_bytes, failures)], worker, share)
+            pool.submit(lambda worker, share: [*_run(worker, share, log, hold_bytes, failures)], worker, share)
             for worker, share in ((worker, jobs[index :: len(workers)]) for index, worker in enumerate(workers))
         ]
         return {record.case: record for run in runs for record in run.result()}
 
 
 def _run(
-    predictor: Predictor, jobs: Sequence[Job], journal: Journal, hold_bytes: int, failures: Failures
+    predictor: Predictor, jobs: Sequence[Job], log: PredictionLog, hold_bytes: int, failures: Failures
 ) -> Iterator[CaseRecord]:
     """Predict the jobs in order; the next case is read and the last ones are exported meanwhile."""
     with ThreadPoolExecutor(1) as reading, ThreadPoolExecutor(1) as exporting:
@@ -257,20 +259,20 @@ def _run(
                 upcoming = [reading.submit(_read, predictor, following) for following in jobs[index + 1 : index + 2]]
                 with failures.collect(job.case):
                     prepared, read_s, findings = current.result()
-                    meter = Meter()
-                    planes: Iterable[Planes] = meter.watch(
-                        predictor.planes(prepared.image, count=meter.tiles, spread=measures_spread(predictor, job))
+                    timer = Timer()
+                    planes: Iterable[Planes] = timer.watch(
+                        predictor.planes(prepared.image, count=timer.tiles, spread=measures_spread(predictor, job))
                     )
                     record = CaseRecord(case=job.case.identifier, output=job.output, read_s=read_s, warnings=findings)
                     if predictor.may_hold(prepared.image, hold_bytes):
                         with naming(job.case):
                             planes = list(planes)
-                        arguments = (predictor, job, planes, prepared, record, journal, meter)
+                        arguments = (predictor, job, planes, prepared, record, log, timer)
                         exports.append((job.case, exporting.submit(_export, *arguments)))
                         del arguments
                     else:  # decided as it is predicted; in this thread, where the network is fastest
-                        decided = _decide(predictor, job, planes, prepared, journal, meter)
-                        saved = exporting.submit(_write, predictor, job, decided, record, journal, meter)
+                        decided = _decide(predictor, job, planes, prepared, log, timer)
+                        saved = exporting.submit(_write, predictor, job, decided, record, log, timer)
                         exports.append((job.case, saved))
                         del decided
                 # Or the finished case would be held until the next one is done.
@@ -326,14 +328,14 @@ class Failures:
 
 def measures_spread(predictor: Predictor, job: Job) -> bool:
     """Whether the disagreement of folds and mirrored views is needed."""
-    return bool(job.maps) or predictor.awareness.measures_disagreement(predictor.window.mirror_axes)
+    return bool(job.maps) or predictor.reliability.measures_disagreement(predictor.window.mirror_axes)
 
 
 def _read(predictor: Predictor, job: Job) -> tuple[Prepared, float, tuple[str, ...]]:
     start = time.perf_counter()
     with naming(job.case):
         volume = read_volume(job.case, predictor.reader)
-        findings = predictor.awareness.findings(volume)
+        findings = predictor.reliability.findings(volume)
         prepared = predictor.prepare(volume)
     freed = volume.array.nbytes
     del volume
@@ -369,52 +371,52 @@ def _export(
     planes: Iterable[Planes],
     prepared: Prepared,
     record: CaseRecord,
-    journal: Journal,
-    meter: Meter,
+    log: PredictionLog,
+    timer: Timer,
 ) -> CaseRecord:
-    decided = _decide(predictor, job, planes, prepared, journal, meter)
-    return _write(predictor, job, decided, record, journal, meter)
+    decided = _decide(predictor, job, planes, prepared, log, timer)
+    return _write(predictor, job, decided, record, log, timer)
 
 
 def _decide(
-    predictor: Predictor, job: Job, planes: Iterable[Planes], prepared: Prepared, journal: Journal, meter: Meter
+    predictor: Predictor, job: Job, planes: Iterable[Planes], prepared: Prepared, log: PredictionLog, timer: Timer
 ) -> _Decided:
-    start, before = time.perf_counter(), meter.seconds
+    start, before = time.perf_counter(), timer.seconds
     observer = predictor.observer(prepared)
     seen = observer.watch(planes, keep=bool(job.maps))
     with naming(job.case), ExitStack() as stack:
-        way, sink, maps = predictor.way_back(prepared), None, None
+        inverse, sink, maps = predictor.inverse_resampling(prepared), None, None
         if job.saving is not None:
-            folder, name, document = job.output.parent, job.case.identifier, {"model": journal.identity}
-            sink = stack.enter_context(job.saving.open(folder, name, predictor.labels, way, document))
+            folder, name, document = job.output.parent, job.case.identifier, {"model": log.identity}
+            sink = stack.enter_context(job.saving.open(folder, name, predictor.labels, inverse, document))
         if job.maps:
-            maps = stack.enter_context(open_maps(job.maps, way))
+            maps = stack.enter_context(open_maps(job.maps, inverse))
         label_map = predictor.export(prepared, seen, sink=sink, maps=maps, temperature=job.temperature)
     return _Decided(
         label_map=label_map,
         provenance=prepared.provenance,
         observation=observer.observation(),
-        seconds=time.perf_counter() - start - (meter.seconds - before),
+        seconds=time.perf_counter() - start - (timer.seconds - before),
     )
 
 
 def _write(
-    predictor: Predictor, job: Job, decided: _Decided, record: CaseRecord, journal: Journal, meter: Meter
+    predictor: Predictor, job: Job, decided: _Decided, record: CaseRecord, log: PredictionLog, timer: Timer
 ) -> CaseRecord:
     start = time.perf_counter()
     with naming(job.case):
         save_labels(decided.label_map, job.output, decided.provenance, predictor.reader)
-    found = predictor.awareness.assess(decided.observation, record.warnings)
+    found = predictor.reliability.assess(decided.observation, record.warnings)
     done = replace(
         record,
-        predict_s=meter.seconds,
+        predict_s=timer.seconds,
         export_s=decided.seconds + time.perf_counter() - start,
-        tiles=meter.tiles.tiles,
-        tiles_skipped=meter.tiles.reused,
+        tiles=timer.tiles.tiles,
+        tiles_skipped=timer.tiles.reused,
         **{key: getattr(found, key) for key in ASSESSED},
     )
-    say_warnings(done.case, done.warnings)
-    journal.add(job, done)
+    log_warnings(done.case, done.warnings)
+    log.add(job, done)
     return done
 
 

@@ -21,7 +21,7 @@ from segwright.data.labels import Labels, decoding_problem
 from segwright.data.plan import Configuration, Plan
 from segwright.inference.cascade import CascadePredictor, previous_stage_folder
 from segwright.inference.predictor import Predictor
-from segwright.inference.reliability.model import Awareness, training_range
+from segwright.inference.reliability.model import ReliabilityModel, training_range
 from segwright.networks.build import build_from_spec, require_weights
 from segwright.networks.checkpoint import load_state, load_weights
 from segwright.networks.folds import (
@@ -197,7 +197,7 @@ def load_predictor(
             ),
         },
     )
-    predictor.awareness = Awareness(training=training_range(model_folder, plan, configuration))
+    predictor.reliability = ReliabilityModel(training=training_range(model_folder, plan, configuration))
     return predictor
 
 

@@ -27,8 +27,8 @@ from segwright.core.text import printable
 from segwright.data.plan import Plan
 from segwright.inference.export.postprocessing import POSTPROCESSING_JSON, PostProcessing
 from segwright.inference.reliability.calibration import CALIBRATION_JSON, Calibration
-from segwright.inference.reliability.expected_dice import QUALITY_JSON, Quality
-from segwright.inference.reliability.model import with_selected
+from segwright.inference.reliability.expected_dice import QUALITY_JSON, DiceEstimator
+from segwright.inference.reliability.model import with_estimates
 from segwright.workspace import DATASET_JSON, FINGERPRINT_JSON, PLANS_JSON, Workspace
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def load_selected(folder: Path, load: Callable[[Path], Predictor]) -> Predictor 
     processing = PostProcessing.load(folder / POSTPROCESSING_JSON)
     whole = Ensemble(members, processing) if len(members) > 1 else members[0]
     whole.postprocessing = processing
-    whole.awareness = with_selected(whole.awareness, folder)
+    whole.reliability = with_estimates(whole.reliability, folder)
     return whole
 
 
@@ -184,7 +184,7 @@ def write_selected(
     by: str,
     selection: Mapping[str, Any],
     summary: Mapping[str, Any] | None = None,
-    quality: Quality | None = None,
+    dice_estimator: DiceEstimator | None = None,
     calibration: Calibration | None = None,
     shortcoming: str = "",
 ) -> None:
@@ -202,7 +202,7 @@ def write_selected(
         by: see `Selected`.
         selection: see `Selected`.
         summary: document with the scores of its held-out cases.
-        quality: the estimate fitted on held-out cases.
+        dice_estimator: the estimate fitted on held-out cases.
         calibration: the temperature fitted on them.
         shortcoming: see `Selected`.
 
@@ -223,8 +223,8 @@ def write_selected(
         postprocessing.save(temporary / POSTPROCESSING_JSON)
         if summary is not None:
             write_json(temporary / SUMMARY_JSON, summary, indent=4, sort_keys=True)
-        if quality is not None:
-            quality.save(temporary / QUALITY_JSON)
+        if dice_estimator is not None:
+            dice_estimator.save(temporary / QUALITY_JSON)
         if calibration is not None:
             calibration.save(temporary / CALIBRATION_JSON)
         document = Selected(

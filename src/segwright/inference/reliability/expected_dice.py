@@ -1,4 +1,4 @@
-"""How good a prediction is expected to be, told from what was seen while it was made; `evaluation.quality` fits it.
+"""Estimate the Dice of a prediction from its case statistics; `evaluation.dice_estimator` fits the estimator.
 
 Legend: one number per foreground class where a tuple is said to have classes.
 """
@@ -38,7 +38,7 @@ class UsualVolume(BaseModel):
     high: float
 
 
-class Quality(BaseModel):
+class DiceEstimator(BaseModel):
     """`quality.json`: what Dice to expect, and how well that was told for cases that it was not fitted on.
 
     Attributes:
@@ -67,7 +67,7 @@ class Quality(BaseModel):
     warn_below: float
 
     @classmethod
-    def load(cls, path: Path) -> Quality:
+    def load(cls, path: Path) -> DiceEstimator:
         """Read a `quality.json`.
 
         Raises:

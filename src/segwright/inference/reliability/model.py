@@ -1,4 +1,4 @@
-"""What a model knows of its own limits: training range, quality estimate, calibration; each may be missing."""
+"""What a model knows of its own limits: training range, Dice estimator, calibration; each may be missing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from segwright.data.outliers import CT_LEVEL, Bounds, TrainingRange
 from segwright.data.plan import Configuration, Plan
 from segwright.inference.reliability.calibration import CALIBRATION_JSON, Calibration
 from segwright.inference.reliability.case_statistics import Observation
-from segwright.inference.reliability.expected_dice import QUALITY_JSON, Quality
+from segwright.inference.reliability.expected_dice import QUALITY_JSON, DiceEstimator
 from segwright.workspace import FINGERPRINT_JSON
 
 logger = getLogger(__name__)
@@ -41,11 +41,11 @@ class Assessment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Awareness:
+class ReliabilityModel:
     """What a model was given to judge its predictions with."""
 
     training: TrainingRange | None = None
-    quality: Quality | None = None
+    dice_estimator: DiceEstimator | None = None
     calibration: Calibration | None = None
 
     def findings(self, volume: Volume) -> tuple[str, ...]:
@@ -54,15 +54,15 @@ class Awareness:
         return notes if self.training is None else (*notes, *self.training.findings(volume))
 
     def measures_disagreement(self, *mirror_axes: tuple[int, ...]) -> bool:
-        """Whether the quality estimate can be made: the members use the same mirrored views as in its fit."""
-        return self.quality is not None and self.quality.mirror_axes == mirror_axes
+        """Whether the Dice estimate can be made: the members use the same mirrored views as in its fit."""
+        return self.dice_estimator is not None and self.dice_estimator.mirror_axes == mirror_axes
 
     def assess(self, observation: Observation, findings: tuple[str, ...] = ()) -> Assessment:
         """Return how far a prediction is to be trusted; `findings` are those of the input."""
         expected = None
-        if self.quality is not None and observation.disagreement is not None:
-            expected = self.quality.expected_dice(observation)
-            failing = self.quality.warning(expected)
+        if self.dice_estimator is not None and observation.disagreement is not None:
+            expected = self.dice_estimator.expected_dice(observation)
+            failing = self.dice_estimator.warning(expected)
             findings = (*findings, failing) if failing else findings
         return Assessment(confidence=observation.confidence, expected_dice=expected, warnings=findings)
 
@@ -86,10 +86,10 @@ class Awareness:
         return self.calibration.temperature
 
 
-UNAWARE = Awareness()
+NO_RELIABILITY = ReliabilityModel()
 
 
-def say_warnings(case: str, warnings: Sequence[str]) -> None:
+def log_warnings(case: str, warnings: Sequence[str]) -> None:
     """Log why a case should be looked at."""
     for warning in warnings:
         logger.warning("%s: %s", case, warning)
@@ -143,20 +143,20 @@ def _lowest_levels(plan: Plan, configuration: Configuration) -> dict[str, Bounds
     return levels
 
 
-def with_selected(found: Awareness, folder: Path) -> Awareness:
+def with_estimates(found: ReliabilityModel, folder: Path) -> ReliabilityModel:
     """Return it with the estimates in the folder of a selected model."""
-    quality, calibration = read_estimates(folder)
-    return replace(found, quality=quality, calibration=calibration)
+    estimator, calibration = read_estimates(folder)
+    return replace(found, dice_estimator=estimator, calibration=calibration)
 
 
-def read_estimates(folder: Path) -> tuple[Quality | None, Calibration | None]:
+def read_estimates(folder: Path) -> tuple[DiceEstimator | None, Calibration | None]:
     """Return what the folder of a selected model estimates, None for what it has not.
 
     Raises:
         SegwrightError: a document is damaged.
     """
-    quality, calibration = folder / QUALITY_JSON, folder / CALIBRATION_JSON
+    estimator, calibration = folder / QUALITY_JSON, folder / CALIBRATION_JSON
     return (
-        Quality.load(quality) if quality.is_file() else None,
+        DiceEstimator.load(estimator) if estimator.is_file() else None,
         Calibration.load(calibration) if calibration.is_file() else None,
     )

@@ -19,7 +19,7 @@ from segwright.core.files.names import LONGEST_FILE_NAME, below, name_problem
 from segwright.core.log import progress
 from segwright.data.labels import Labels
 from segwright.data.preprocessed.provenance import Provenance
-from segwright.evaluation.scores import Further, Scores, evaluate_files
+from segwright.evaluation.scores import ExtraMetrics, Scores, evaluate_files
 from segwright.inference.export.labels import LabelMap, save_labels
 from segwright.inference.predictor import Predictor
 from segwright.inference.window.stitching import Planes
@@ -117,7 +117,7 @@ def score(
         [(references[name], predictions[name]) for name in sorted(predictions)],
         labels=labels,
         reader=reader,
-        further=Further(surface=True),
+        extra=ExtraMetrics(surface=True),
     )
     scores.save(folder / SUMMARY_JSON)
     return scores

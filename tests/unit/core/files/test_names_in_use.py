@@ -23,7 +23,7 @@ from segwright.data.preprocessed.provenance import Provenance
 from segwright.data.preprocessed.store import CaseStore
 from segwright.evaluation.crossval import accumulate, read_crossval
 from segwright.inference.export.postprocessing import PostProcessing, process_folder
-from segwright.inference.export.writers import Saving
+from segwright.inference.export.writers import ProbabilityFormat
 from segwright.inference.models.selected import read_selected
 from segwright.inference.reliability.uncertainty import map_files
 from segwright.training.validation.final import Record
@@ -134,7 +134,7 @@ def postprocess(work: Path, name: str) -> None:
 def every_file(work: Path, name: str) -> None:
     labels = Labels({"background": 0, name: 1})
     for kind in ("npz", "b2nd", "nifti"):
-        for file in Saving(kind=kind).files(work, name, labels):
+        for file in ProbabilityFormat(kind=kind).files(work, name, labels):
             write(file, {})
     for file in (*map_files(work, name), observed_file(work, name)):
         write(file, {})

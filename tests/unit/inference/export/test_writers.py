@@ -18,8 +18,8 @@ from segwright.data.labels import Labels
 from segwright.data.plan import Plan
 from segwright.data.preprocessed.provenance import Provenance
 from segwright.inference.export.labels import ProbabilityArray
-from segwright.inference.export.to_original_grid import WayBack
-from segwright.inference.export.writers import Saving
+from segwright.inference.export.to_original_grid import InverseResampling
+from segwright.inference.export.writers import ProbabilityFormat
 from segwright.inference.folder.predict_folder import predict_files
 from segwright.inference.models.model_folder import load_predictor
 from segwright.inference.predictor import Predictor
@@ -52,13 +52,13 @@ def predictor(make_model: Callable[..., Path]) -> Predictor:
     return load_predictor(make_model(0), device="cpu", precision="fp32")
 
 
-def fill(saving: Saving, folder: Path, plan: Plan, labels: Labels, axis: int) -> np.ndarray:
+def fill(saving: ProbabilityFormat, folder: Path, plan: Plan, labels: Labels, axis: int) -> np.ndarray:
     """Write random probabilities slab by slab; return them as they are in memory."""
-    way = WayBack((9, 8, 7), PROVENANCE, plan.configuration("3d_fullres"), axis=axis)
-    planes, *others = way.resampler.shape
+    inverse = InverseResampling((9, 8, 7), PROVENANCE, plan.configuration("3d_fullres"), axis=axis)
+    planes, *others = inverse.resampler.shape
     values = torch.rand((3, planes, *others), generator=torch.Generator().manual_seed(0)).softmax(0).numpy()
-    expected = ProbabilityArray(way, labels)
-    with saving.open(folder, "case.1", labels, way, {"model": "m"}) as sink:
+    expected = ProbabilityArray(inverse, labels)
+    with saving.open(folder, "case.1", labels, inverse, {"model": "m"}) as sink:
         for start in range(0, planes, 5):
             stop = min(start + 5, planes)
             for target in (sink, expected):
@@ -70,7 +70,7 @@ def fill(saving: Saving, folder: Path, plan: Plan, labels: Labels, axis: int) ->
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("kind", ["npz", "b2nd", "nifti"])
 def test_every_form_holds_what_memory_holds(tmp_path: Path, plan: Plan, kind: str, axis: int, labels: Labels) -> None:
-    saving = Saving(kind=kind)
+    saving = ProbabilityFormat(kind=kind)
     expected = fill(saving, tmp_path, plan, labels, axis)
     assert expected.shape == (3, 15, 16, 14)
     files = saving.files(tmp_path, "case.1", labels)
@@ -95,14 +95,14 @@ def test_every_form_holds_what_memory_holds(tmp_path: Path, plan: Plan, kind: st
 
 
 def test_the_provenance_lies_beside(tmp_path: Path, plan: Plan) -> None:
-    fill(Saving(kind="npz"), tmp_path, plan, LABELS, 0)
+    fill(ProbabilityFormat(kind="npz"), tmp_path, plan, LABELS, 0)
     document = read_json(tmp_path / "case.1.provenance.json")
     assert document["model"] == "m"
     assert Provenance.from_json(document["provenance"]) == PROVENANCE
 
 
 def test_classes_of_nifti_may_be_chosen(tmp_path: Path, plan: Plan) -> None:
-    saving = Saving(kind="nifti", classes=("big / tumour", "background"))
+    saving = ProbabilityFormat(kind="nifti", classes=("big / tumour", "background"))
     expected = fill(saving, tmp_path, plan, LABELS, 0)
     files = saving.files(tmp_path, "case.1", LABELS)
     assert [file.name for file in files] == ["case.1_big_tumour.nii.gz", "case.1_background.nii.gz"]
@@ -113,11 +113,11 @@ def test_classes_of_nifti_may_be_chosen(tmp_path: Path, plan: Plan) -> None:
 
 def test_classes_whose_names_are_one_in_a_file_name_have_maps_of_their_own(tmp_path: Path, plan: Plan) -> None:
     labels = Labels.from_dataset_json({"labels": {"background": 0, "left a": 1, "Left/a": 2}})
-    saving = Saving(kind="nifti")
+    saving = ProbabilityFormat(kind="nifti")
     expected = fill(saving, tmp_path, plan, labels, 0)
     files = saving.files(tmp_path, "case.1", labels)
     assert [file.name for file in files] == ["case.1_left_a_1.nii.gz", "case.1_Left_a_2.nii.gz"]
-    assert Saving(kind="nifti", classes=("Left/a",)).files(tmp_path, "case.1", labels) == files[1:]
+    assert ProbabilityFormat(kind="nifti", classes=("Left/a",)).files(tmp_path, "case.1", labels) == files[1:]
     for file, truth in zip(files, expected[1:], strict=True):
         found = sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
         np.testing.assert_allclose(found / 255, truth, atol=0.5 / 255 + 1e-6)
@@ -125,13 +125,16 @@ def test_classes_whose_names_are_one_in_a_file_name_have_maps_of_their_own(tmp_p
 
 def test_a_number_that_is_added_to_a_name_makes_no_other_one(tmp_path: Path) -> None:
     labels = Labels.from_dataset_json({"labels": {"background": 0, "a b": 1, "a/b": 2, "a_b_1": 3}})
-    names = [file.name for file in Saving(kind="nifti").files(tmp_path, "c", labels)]
+    names = [file.name for file in ProbabilityFormat(kind="nifti").files(tmp_path, "c", labels)]
     assert names == ["c_a_b_1_1.nii.gz", "c_a_b_2.nii.gz", "c_a_b_1_3.nii.gz"]
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path: Path, plan: Plan) -> None:
-    way = WayBack((9, 8, 7), PROVENANCE, plan.configuration("3d_fullres"))
-    with pytest.raises(RuntimeError, match="meanwhile"), Saving(kind="b2nd").open(tmp_path, "a", LABELS, way, {}):
+    inverse = InverseResampling((9, 8, 7), PROVENANCE, plan.configuration("3d_fullres"))
+    with (
+        pytest.raises(RuntimeError, match="meanwhile"),
+        ProbabilityFormat(kind="b2nd").open(tmp_path, "a", LABELS, inverse, {}),
+    ):
         raise RuntimeError("meanwhile")
     assert [path.name for path in tmp_path.iterdir()] == ["a.provenance.json"]
 
@@ -139,10 +142,10 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, plan: Plan) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Saving(kind="nrrd"), "'nrrd'; choose from npz, b2nd, nifti"),
-        (lambda: Saving(kind="npz", classes=("liver",)), "with nifti only"),
-        (lambda: Saving(kind="nifti", classes=("livre",)).heads(LABELS), "did you mean 'liver'"),
-        (lambda: Saving(kind="nifti").require_writable("Tiff3DIO"), "choose npz or b2nd"),
+        (lambda: ProbabilityFormat(kind="nrrd"), "'nrrd'; choose from npz, b2nd, nifti"),
+        (lambda: ProbabilityFormat(kind="npz", classes=("liver",)), "with nifti only"),
+        (lambda: ProbabilityFormat(kind="nifti", classes=("livre",)).heads(LABELS), "did you mean 'liver'"),
+        (lambda: ProbabilityFormat(kind="nifti").require_writable("Tiff3DIO"), "choose npz or b2nd"),
     ],
 )
 def test_what_cannot_be_saved_is_refused(make: Callable[[], object], message: str) -> None:
@@ -154,7 +157,7 @@ def test_what_cannot_be_saved_is_refused(make: Callable[[], object], message: st
 def test_a_case_exported_while_it_is_predicted_is_the_same(
     predictor: Predictor, images: Path, tmp_path: Path, kind: str
 ) -> None:
-    saving = Saving(kind=kind)
+    saving = ProbabilityFormat(kind=kind)
     for folder, hold in (("held", 2**30), ("streamed", 0)):
         predict_files(predictor, images, tmp_path / folder, probabilities=saving, hold_bytes=hold)
     names = [path.relative_to(tmp_path / "held") for path in (tmp_path / "held").rglob("*") if path.is_file()]

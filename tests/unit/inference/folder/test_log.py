@@ -14,8 +14,8 @@ import torch
 
 from segwright.core.errors import ConfigError, WorkspaceError
 from segwright.inference.ensemble import Ensemble
-from segwright.inference.export.writers import Saving
-from segwright.inference.folder.log import Meter
+from segwright.inference.export.writers import ProbabilityFormat
+from segwright.inference.folder.log import Timer
 from segwright.inference.folder.predict_folder import predict_files
 from segwright.inference.models.model_folder import load_predictor
 from segwright.inference.predictor import Predictor
@@ -44,7 +44,7 @@ def kept(model: Predictor | Ensemble, images: Path, out: Path, **options: Any) -
 
 
 def test_it_tells_the_options_of_the_run(predictor: Predictor, images: Path, tmp_path: Path) -> None:
-    saving = Saving(kind="nifti", classes=("outer",))
+    saving = ProbabilityFormat(kind="nifti", classes=("outer",))
     predict_files(predictor, images, tmp_path, probabilities=saving, uncertainty=True, overwrite=True, part=1, parts=2)
     assert read(tmp_path, "prediction_part_1_of_2.json")["options"] == {
         "folds": ["0"],
@@ -98,10 +98,10 @@ def test_the_network_is_not_counted_as_export(monkeypatch: pytest.MonkeyPatch) -
             now[0] += 5
             yield Planes(start=start, stop=start + 1, logits=torch.zeros(2, 1, 1, 1))
 
-    meter = Meter()
-    for _ in meter.watch(predicted()):
+    timer = Timer()
+    for _ in timer.watch(predicted()):
         now[0] += 100  # export
-    assert meter.seconds == 15
+    assert timer.seconds == 15
 
 
 def test_an_ensemble_tells_the_time_of_every_phase(
@@ -210,7 +210,7 @@ def test_leftovers_of_a_killed_run_are_swept(model: Predictor | Ensemble, images
         (out / (name if "/" in name else f".01234567.tmp.{name}")).touch()
     foreign = out / ".01234567.tmp.prediction_part_0_of_2.json"
     foreign.touch()
-    model.predict_files(images, out, probabilities=Saving(kind="nifti"))
+    model.predict_files(images, out, probabilities=ProbabilityFormat(kind="nifti"))
     assert [*out.rglob(".*")] == [foreign]
 
 
@@ -259,5 +259,5 @@ def test_a_file_in_the_place_of_a_folder_is_told_before_work(
     for name in ("out", "folder/probabilities"):
         (tmp_path / name).touch()
     with pytest.raises(WorkspaceError, match=r"cannot be written to, for .* is a file; choose another folder"):
-        predict_files(predictor, images, tmp_path / out, probabilities=Saving(kind="nifti"))
+        predict_files(predictor, images, tmp_path / out, probabilities=ProbabilityFormat(kind="nifti"))
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["probabilities"]

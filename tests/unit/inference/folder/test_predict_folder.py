@@ -17,7 +17,7 @@ from segwright.core.errors import ConfigError, ProblemReport, SegwrightError, Wo
 from segwright.core.files.locks import locked
 from segwright.data.cases import Case
 from segwright.data.images.image_io import Volume, read_images
-from segwright.inference.export.writers import Saving
+from segwright.inference.export.writers import ProbabilityFormat
 from segwright.inference.folder import predict_folder as files
 from segwright.inference.folder.predict_folder import predict_files, read_volume
 from segwright.inference.models.model_folder import load_predictor
@@ -259,7 +259,7 @@ def test_cases_whose_files_would_replace_each_other_are_refused(
     (images / "b_0000.nii.gz").rename(images / "a_b_0000.nii.gz")
     predictor = load_predictor(model, device="cpu", precision="fp32")
     with pytest.raises(SegwrightError, match=r"a_b_c\.nii\.gz: would hold the results of case 'a' and of case 'a_b'"):
-        predict_files(predictor, images, tmp_path / "out", probabilities=Saving(kind="nifti"))
+        predict_files(predictor, images, tmp_path / "out", probabilities=ProbabilityFormat(kind="nifti"))
 
 
 @pytest.mark.parametrize("link", ["probabilities", "uncertainty"])
@@ -270,7 +270,9 @@ def test_a_link_in_the_output_folder_is_not_followed(
     (tmp_path / "outside").mkdir()
     (tmp_path / "out" / link).symlink_to(tmp_path / "outside")
     with pytest.raises(WorkspaceError, match="through a link"):
-        predict_files(predictor, images, tmp_path / "out", probabilities=Saving(kind="nifti"), uncertainty=True)
+        predict_files(
+            predictor, images, tmp_path / "out", probabilities=ProbabilityFormat(kind="nifti"), uncertainty=True
+        )
     assert not list((tmp_path / "outside").iterdir())
 
 

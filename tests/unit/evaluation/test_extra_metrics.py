@@ -17,7 +17,7 @@ from segwright.cli.main import app
 from segwright.core.errors import DatasetError
 from segwright.data.labels import Labels
 from segwright.evaluation.masks import class_mask
-from segwright.evaluation.scores import CaseScores, Further, Measures, Scores, evaluate_case
+from segwright.evaluation.scores import CaseScores, ExtraMetrics, Measures, Scores, evaluate_case
 from segwright.evaluation.statistics import compare, dice_table, holm, interval, measure_table
 
 LABELS = Labels.from_dataset_json({"labels": {"background": 0, "a": 1, "b": 2, "ignore": 3}})
@@ -35,9 +35,9 @@ def maps() -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_volumes_and_distances_are_in_mm_and_ignored_voxels_do_not_count() -> None:
-    further = Further(surface=True, lesions=True, tolerances=(0.4, 0.5))
-    found = evaluate_case(*maps(), LABELS, spacing=SPACING, further=further)
-    first, second = found["1"].further, found["2"].further
+    extra = ExtraMetrics(surface=True, lesions=True, tolerances=(0.4, 0.5))
+    found = evaluate_case(*maps(), LABELS, spacing=SPACING, extra=extra)
+    first, second = found["1"].extra, found["2"].extra
     assert first["Volume_ref_mm3"] == 18
     assert first["Volume_error_mm3"] == 6
     assert first["HD"] == 0.5
@@ -53,14 +53,14 @@ def test_a_flat_image_is_measured_in_its_plane_and_has_no_volume() -> None:
     reference, prediction = np.zeros((2, 1, 20, 20), dtype=np.int64)
     reference[0, 4:14, 4:14] = 1
     prediction[0, 4:14, 4:17] = 1
-    further = Further(surface=True, lesions=True, tolerances=(1.0,))
-    found = evaluate_case(reference, prediction, LABELS, spacing=(999.0, 1.0, 1.0), further=further)["1"].further
-    plane = evaluate_case(reference[0], prediction[0], LABELS, spacing=(1.0, 1.0), further=further)["1"].further
+    extra = ExtraMetrics(surface=True, lesions=True, tolerances=(1.0,))
+    found = evaluate_case(reference, prediction, LABELS, spacing=(999.0, 1.0, 1.0), extra=extra)["1"].extra
+    plane = evaluate_case(reference[0], prediction[0], LABELS, spacing=(1.0, 1.0), extra=extra)["1"].extra
     assert {name: plane[name] for name in found} == pytest.approx(found)
     assert (found["HD"], found["HD95"]) == (3.0, 3.0)
     assert found["ASSD"] == pytest.approx(54 / (36 + 42))  # over the outlines, not over every voxel
     assert not [name for name in found if name.startswith("Volume")]
-    one_slice = evaluate_case(reference, prediction, LABELS, spacing=(5.0, 1.0, 1.0), further=further)["1"].further
+    one_slice = evaluate_case(reference, prediction, LABELS, spacing=(5.0, 1.0, 1.0), extra=extra)["1"].extra
     assert (one_slice["Volume_ref_mm3"], one_slice["HD"]) == (500, 3.0)
 
 
@@ -70,8 +70,8 @@ def test_regions_and_single_labels_have_the_masks_of_isin() -> None:
         np.testing.assert_array_equal(class_mask(label_map, key), np.isin(label_map, key))
 
 
-def measures(dice: float, **further: float) -> Measures:
-    return Measures(dice=dice, iou=dice, tp=1, fp=1, fn=1, tn=1, n_pred=2, n_ref=2, **further)
+def measures(dice: float, **extra: float) -> Measures:
+    return Measures(dice=dice, iou=dice, tp=1, fp=1, fn=1, tn=1, n_pred=2, n_ref=2, **extra)
 
 
 def scores(*dices: float) -> Scores:
@@ -86,7 +86,7 @@ def scores(*dices: float) -> Scores:
 def test_means_leave_out_what_cannot_be_measured() -> None:
     several = [measures(0.5, HD=4.0), measures(0.0, HD=math.inf), measures(0.7, HD=math.nan), measures(0.9, HD=2.0)]
     mean = Measures.mean_of(several, skip_nan=True)
-    assert mean.further["HD"] == 3.0
+    assert mean.extra["HD"] == 3.0
     assert mean.dice == pytest.approx(0.525)
 
 
