@@ -1,30 +1,35 @@
-"""Ending a training step from another thread: the pass of a network that is running raises at its next layer."""
+"""Read batches ahead of the training steps, and abort the running step when a batch cannot be made."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from segwright.training.loading.batches import Batch, BatchLoader
+from segwright.training.loading.prefetch import prefetch
 
-class StepAlarm:
+
+class StepAborter:
     """Raises an error in the forward or backward pass of a network that runs in another thread, at its next layer.
 
     A step of large patches takes minutes on a CPU, too long to wait for when it is known that the run cannot go on.
-    Hooks are set when the alarm is given, so a network without one runs, and compiles, as if there were none; they are
-    gone once they have raised, and after the block.
+    Hooks are registered only when there is an error, so that the network otherwise runs and compiles as if there were
+    none. They are removed once they have raised, and at the end of the block.
     """
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
         self._handles: list[RemovableHandle] = []
 
-    def give(self, error: BaseException) -> None:
-        """Have `error` raised; from any thread."""
+    def abort(self, error: BaseException) -> None:
+        """Raise `error` in the running pass; may be called from any thread."""
 
         def end_step(*_: Any) -> None:
-            self.withdraw()
+            self.remove_hooks()
             raise error
 
         for module in self.network.modules():
@@ -33,13 +38,28 @@ class StepAlarm:
             if parameter.requires_grad:
                 self._handles.append(parameter.register_post_accumulate_grad_hook(end_step))  # type: ignore[no-untyped-call]
 
-    def withdraw(self) -> None:
+    def remove_hooks(self) -> None:
         """Remove all hooks."""
         while self._handles:
             self._handles.pop().remove()
 
-    def __enter__(self) -> StepAlarm:
+    def __enter__(self) -> StepAborter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.withdraw()
+        self.remove_hooks()
+
+
+@contextmanager
+def prefetched_batches(
+    loader: BatchLoader, network: nn.Module, epoch: int, steps: int, *, first_step: int = 0
+) -> Iterator[Iterator[Batch]]:
+    """Yield an iterator over the batches `first_step ... steps - 1` of an epoch, which threads make ahead.
+
+    An error in one of these threads aborts the pass of `network` that is running. The threads end with the block.
+    """
+    with (
+        StepAborter(network) as aborter,
+        closing(prefetch(loader, epoch, steps, first_step=first_step, on_error=aborter.abort)) as batches,
+    ):
+        yield batches

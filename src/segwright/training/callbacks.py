@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Final
 
 from segwright.core.errors import ConfigError, SegwrightError, nearest
 from segwright.core.extensions.registry import import_reference
@@ -16,9 +16,6 @@ from segwright.core.extensions.user_code import (
 )
 from segwright.core.interrupt import Interrupted
 from segwright.core.resources import resource_error
-
-if TYPE_CHECKING:
-    from segwright.training.trainer import Trainer
 
 EVENTS: Final = (
     "on_train_start",
@@ -70,14 +67,19 @@ def require_callback(callback: object, *, name: str) -> None:
         raise ConfigError(f"{name} has none of the methods {', '.join(EVENTS)}; write one of them as fn(self, trainer)")
 
 
-def run_hook(trainer: Trainer, event: str, *arguments: Any) -> None:
-    """Call the hook of an event and then, in their order, the callbacks that want the event.
+def call_callbacks(callbacks: Sequence[object], event: str, trainer: object, packages: Collection[str]) -> None:
+    """Call, in their order, the callbacks that have a method for an event.
+
+    Args:
+        callbacks: objects or functions.
+        event: one of `EVENTS`.
+        trainer: the argument of each call.
+        packages: top-level packages of user code, for the error message.
 
     Raises:
         CallbackError: a callback failed.
     """
-    getattr(trainer, event)(*arguments)
-    for callback in trainer.callbacks:
+    for callback in callbacks:
         method = _method(callback, event)
         if method is None:
             continue
@@ -90,12 +92,12 @@ def run_hook(trainer: Trainer, event: str, *arguments: Any) -> None:
                 raise
             name = getattr(callback, "__name__", type(callback).__name__)
             package = str(getattr(callback, "__module__", "")).partition(".")[0]
-            place = error_location(error, {package, *trainer.trust.packages}) or source_location(method)
+            place = error_location(error, {package, *packages}) or source_location(method)
             raise CallbackError(f"{place}: callback {name} failed in {event}: {describe_error(error)}") from error
 
 
-def _method(callback: object, event: str) -> Callable[[Trainer], None] | None:
-    method: Callable[[Trainer], None] | None = getattr(callback, event, None)
+def _method(callback: object, event: str) -> Callable[[Any], None] | None:
+    method: Callable[[Any], None] | None = getattr(callback, event, None)
     if method is None and event == PLAIN_EVENT and callable(callback) and not _has_events(callback):
         return callback
     return method

@@ -30,6 +30,20 @@ CHANGEABLE: Final = (
 )
 """Settings that may differ after a resume: how long, how often; all others would make it another training."""
 
+KNOBS: Final = (
+    "initial_lr",
+    "weight_decay",
+    "oversample_foreground_percent",
+    "num_iterations_per_epoch",
+    "num_val_iterations_per_epoch",
+    "num_epochs",
+    "batch_size",
+    "enable_deep_supervision",
+    "save_every",
+    "disable_checkpointing",
+)
+"""Settings that are attributes of the trainer too, as in nnU-Net: a subclass may set them until `initialize`."""
+
 CacheMode = Literal["auto", "none", "ram", "device"]
 
 

@@ -73,6 +73,11 @@ def counted_epochs(config: TrainConfig) -> int | None:
     return None
 
 
+def length_text(config: TrainConfig) -> str:
+    """Return the length of a run for the log: its epochs, or the seconds of its budget."""
+    return f"{config.num_epochs} epochs" if config.budget_s is None else f"{config.budget_s:.0f} s"
+
+
 def save_interval_s(config: TrainConfig) -> float:
     """Return the longest time between two saves."""
     return config.save_interval_s if config.budget_s is None else min(config.save_interval_s, BUDGET_SAVE_INTERVAL_S)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +25,6 @@ from segwright.networks.build import ArchitectureSpec, outline
 from segwright.networks.checkpoint import drop_aliases, load_weights
 from segwright.preprocessing.plan_validation import require_known
 from segwright.workspace import DATASET_JSON, PLANS_JSON
-
-if TYPE_CHECKING:
-    from segwright.training.assignment import Assignment
 
 NewChannels = Literal["auto", "mean", "zero"]
 """Weights of an input channel that the source has not: the mean of its channels, or zero; auto: zero if other channels
@@ -130,29 +127,31 @@ def _require_known_plan(plan: Plan, checkpoint: Mapping[str, Any], path: Path) -
     outline(ArchitectureSpec.from_plan(configuration.architecture.model_dump(by_alias=True)), 1, 1)
 
 
-def start_from(trainer: Assignment, network: nn.Module, larger: nn.Module) -> list[str]:
-    """Give a trainer's new network what fits of the network that its settings name, and return the account.
+def start_from(
+    place: Path,
+    network: nn.Module,
+    larger: nn.Module,
+    *,
+    channels: Sequence[str],
+    heads: Sequence[str],
+    new_channels: NewChannels,
+) -> list[str]:
+    """Copy the fitting tensors of a trained network into a new one, and return lines for the log.
 
     Args:
-        trainer: with `config.pretrained`.
+        place: model folder, fold folder or checkpoint of the trained network.
         network: changed in place.
         larger: the same architecture with one more input channel and one more head.
+        channels: names of the network's input channels.
+        heads: names of its heads.
+        new_channels: weights of an input channel that the trained network lacks.
 
     Raises:
-        ModelError: the source cannot be read, or nothing but heads fits.
+        ModelError: the trained network cannot be read, or nothing but heads fits.
     """
-    assert trainer.config.pretrained is not None
-    source = read_source(Path(trainer.config.pretrained))
-    stage = trainer.labels.foreground_labels if trainer.configuration.previous_stage is not None else ()
-    channels = (*trainer.dataset_json.channel_names.values(), *(f"previous stage {value}" for value in stage))
-    done = transfer(
-        network,
-        source,
-        grown_axes(network, larger),
-        channels=channels,
-        heads=tuple(trainer.labels.names.values()),
-        new_channels=trainer.config.pretrained_channels,
-    )
+    source = read_source(place)
+    axes = grown_axes(network, larger)
+    done = transfer(network, source, axes, channels=channels, heads=heads, new_channels=new_channels)
     return done.lines(source.path)
 
 

@@ -1,120 +1,120 @@
-"""The part of a trainer that builds its network, says in checkpoints which one it is, and checks what it gives."""
+"""Build the network of a training, describe it for checkpoints, and check what it returns."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from segwright.core.errors import ConfigError, ModelError
-from segwright.core.extensions.registry import reference_of
+from segwright.core.extensions.trust import CodeTrust
 from segwright.core.extensions.user_code import source_location, user_call
-from segwright.data.plan import Configuration, Plan
+from segwright.data.dataset import DatasetDescription
+from segwright.data.labels import Labels
+from segwright.data.plan import Configuration
 from segwright.networks.architecture import norm_kwargs
 from segwright.networks.build import SHORT_NAMES, TOPOLOGY_NAMES, ArchitectureSpec, build_from_spec, output_shapes
-from segwright.training.assignment import Assignment
+from segwright.training.config import TrainConfig
 from segwright.training.loading.targets import Scales
 
 
-class NetworkBuilding(Assignment):
-    """Three rungs: the plan's network, one named in the settings, one that a subclass builds."""
+def input_channel_names(
+    description: DatasetDescription, labels: Labels, configuration: Configuration
+) -> tuple[str, ...]:
+    """Return the names of the network's input channels; a second stage has one more for each foreground label."""
+    previous = labels.foreground_labels if configuration.previous_stage is not None else ()
+    return (*description.channel_names.values(), *(f"previous stage {value}" for value in previous))
 
-    @staticmethod
-    def build_network_architecture(
-        plans: Plan,
-        configuration: Configuration,
-        num_input_channels: int,
-        num_output_channels: int,
-        enable_deep_supervision: bool = True,
-    ) -> nn.Module:
-        """Return the plan's network; a subclass may return any that gives logits (B, heads, *S) or a list of them."""
-        return build_from_spec(
-            None,
-            configuration.architecture.model_dump(by_alias=True),
-            num_input_channels,
-            num_output_channels,
-            configuration.patch_size,
-            enable_deep_supervision,
+
+def planned_network(
+    configuration: Configuration, num_input_channels: int, num_heads: int, deep_supervision: bool
+) -> nn.Module:
+    """Build the network of a plan's configuration."""
+    architecture = configuration.architecture.model_dump(by_alias=True)
+    return build_from_spec(
+        None, architecture, num_input_channels, num_heads, configuration.patch_size, deep_supervision
+    )
+
+
+def architecture_spec(config: TrainConfig, configuration: Configuration) -> ArchitectureSpec:
+    """Return the spec of the network that settings and plan name.
+
+    Raises:
+        ConfigError: the settings contradict each other.
+    """
+    changeable = (None, *TOPOLOGY_NAMES, *SHORT_NAMES)
+    if config.norm is not None and config.network not in changeable:
+        raise _norm_error(config, f"network '{config.network}'")
+    norm = {} if config.norm is None else norm_kwargs(config.norm, configuration.dims)
+    if config.network is not None:
+        return ArchitectureSpec(reference=config.network, kwargs={**config.network_kwargs, **norm})
+    if config.network_kwargs:
+        raise ConfigError("network_kwargs are set without a network; name it, e.g. network='unet'")
+    planned = ArchitectureSpec.from_plan(configuration.architecture.model_dump(by_alias=True))
+    return ArchitectureSpec(reference=planned.reference, kwargs={**planned.kwargs, **norm})
+
+
+def require_no_network_settings(config: TrainConfig, trainer_name: str) -> None:
+    """Refuse network settings for a trainer class that builds its own network.
+
+    Raises:
+        ConfigError: network or norm is set.
+    """
+    if config.norm is not None:
+        raise _norm_error(config, trainer_name)
+    if config.network is not None:
+        raise ConfigError(
+            f"network '{config.network}' is set, but {trainer_name} builds its own in "
+            "build_network_architecture; drop one of them"
         )
 
-    @classmethod
-    def rebuild_network(
-        cls,
-        num_input_channels: int,
-        num_output_channels: int,
-        *,
-        patch_size: tuple[int, ...],
-        deep_supervision: bool,
-        plans: Mapping[str, Any],
-        configuration: str,
-    ) -> nn.Module:
-        """Return the class's network from what a checkpoint stores; a network reference points here."""
-        plan = Plan.from_json(plans)
-        return cls.build_network_architecture(
-            plan, plan.configuration(configuration), num_input_channels, num_output_channels, deep_supervision
+
+def build_named_network(
+    spec: ArchitectureSpec,
+    configuration: Configuration,
+    num_input_channels: int,
+    num_heads: int,
+    deep_supervision: bool,
+    *,
+    seed: int,
+    trust: CodeTrust,
+) -> nn.Module:
+    """Build a network from its spec, its initial weights drawn with `seed`."""
+    return build_from_spec(
+        spec,
+        configuration.architecture.model_dump(by_alias=True),
+        num_input_channels,
+        num_heads,
+        configuration.patch_size,
+        deep_supervision,
+        generator=torch.Generator().manual_seed(seed),
+        trust=trust,
+    )
+
+
+def build_custom_network(build: Callable[..., nn.Module], *arguments: Any, seed: int, trainer_name: str) -> nn.Module:
+    """Call a trainer class's own `build_network_architecture`, torch's random numbers seeded for the time of the call.
+
+    Raises:
+        ModelError: it returned something else than a network.
+        UserCodeError: it failed.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        with user_call(build, f"build_network_architecture of {trainer_name}"):
+            network: object = build(*arguments)
+    if not isinstance(network, nn.Module):
+        raise ModelError(
+            f"{source_location(build)}: build_network_architecture returned {type(network).__name__}; it must return a "
+            "torch.nn.Module"
         )
+    return network
 
-    def network_spec(self) -> ArchitectureSpec:
-        """Return what a checkpoint stores to build the network again.
 
-        A subclass's is found through its `rebuild_network`, with the plan as argument.
-
-        Raises:
-            ConfigError: settings contradict each other, or the subclass cannot be imported.
-        """
-        config = self.config
-        changeable = (None, *TOPOLOGY_NAMES, *SHORT_NAMES)
-        if config.norm is not None and (self._builds_its_own or config.network not in changeable):
-            name = self.trainer_name if self._builds_its_own else f"network '{config.network}'"
-            raise ConfigError(f"norm = '{config.norm}' is for built-in networks; {name} chooses its own, drop the norm")
-        norm = {} if config.norm is None else norm_kwargs(config.norm, self.configuration.dims)
-        if self._builds_its_own:
-            if config.network is not None:
-                raise ConfigError(
-                    f"network '{config.network}' is set, but {self.trainer_name} builds its own in "
-                    "build_network_architecture; drop one of them"
-                )
-            kwargs = {"plans": self.plans.to_json(), "configuration": self.configuration_name}
-            return ArchitectureSpec(reference=f"{reference_of(type(self))}.rebuild_network", kwargs=kwargs)
-        if config.network is not None:
-            return ArchitectureSpec(reference=config.network, kwargs={**config.network_kwargs, **norm})
-        if config.network_kwargs:
-            raise ConfigError("network_kwargs are set without a network; name it, e.g. network='unet'")
-        planned = ArchitectureSpec.from_plan(self.configuration.architecture.model_dump(by_alias=True))
-        return ArchitectureSpec(reference=planned.reference, kwargs={**planned.kwargs, **norm})
-
-    def _build_network(self, *, more: int = 0) -> nn.Module:
-        """Return the network, its initial weights drawn with the run's seed; with `more` input channels and heads."""
-        spec, configuration = self.network_spec(), self.configuration
-        inputs, heads, seed = self.num_input_channels + more, self.labels.num_heads + more, self.config.seed
-        if not self._builds_its_own:
-            return build_from_spec(
-                spec,
-                configuration.architecture.model_dump(by_alias=True),
-                inputs,
-                heads,
-                configuration.patch_size,
-                self.enable_deep_supervision,
-                generator=torch.Generator().manual_seed(seed),
-                trust=self.trust,
-            )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            build = type(self).build_network_architecture
-            with user_call(build, f"build_network_architecture of {self.trainer_name}"):
-                network = build(self.plans, configuration, inputs, heads, self.enable_deep_supervision)
-        if not isinstance(network, nn.Module):
-            raise ModelError(
-                f"{source_location(build)}: build_network_architecture returned {type(network).__name__}; it must "
-                "return a torch.nn.Module"
-            )
-        return network
-
-    @property
-    def _builds_its_own(self) -> bool:
-        return type(self).build_network_architecture is not NetworkBuilding.build_network_architecture
+def _norm_error(config: TrainConfig, name: str) -> ConfigError:
+    return ConfigError(f"norm = '{config.norm}' is for built-in networks; {name} chooses its own, drop the norm")
 
 
 def checked_scales(network: nn.Module, num_input_channels: int, patch_size: Sequence[int], num_heads: int) -> Scales:

@@ -1,11 +1,11 @@
-"""The trainer: the loop, its hooks under nnU-Net's names, and the parts it puts together."""
+"""The trainer: one training of one configuration on one fold, with nnU-Net's names for its hooks."""
 
 from __future__ import annotations
 
 import time
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,41 +13,42 @@ from torch.optim import Optimizer
 
 from segwright.core.device import autocast, compute_dtype, memory_format, resolve_device
 from segwright.core.errors import ConfigError, ModelError
+from segwright.core.extensions.registry import reference_of
+from segwright.core.extensions.trust import CodeTrust, TrustCode
 from segwright.core.files.atomic_io import file_hash, sweep_leftovers
 from segwright.core.files.names import below
-from segwright.core.interrupt import Interrupted
+from segwright.core.interrupt import Interrupted, StopRequest
+from segwright.data.dataset import DatasetDescription
+from segwright.data.labels import Labels
 from segwright.data.laterality import LabelPairs
+from segwright.data.plan import Configuration, Plan
+from segwright.data.splits import Split
 from segwright.evaluation.scores import Scores
 from segwright.inference.predictor import Predictor
-from segwright.networks.build import prepare, set_deep_supervision
-from segwright.training import defaults as regime
-from segwright.training.callbacks import load_callbacks, run_hook
-from segwright.training.checkpointing import checkpoints
-from segwright.training.checkpointing.determinism import reproducible
-from segwright.training.checkpointing.resume import require_same_training, restore, resumed_config, snapshot
+from segwright.networks.build import ArchitectureSpec, prepare, set_deep_supervision
+from segwright.training import defaults, network_setup
+from segwright.training.abort import prefetched_batches
+from segwright.training.callbacks import call_callbacks, load_callbacks
+from segwright.training.checkpointing import checkpoints, resume
+from segwright.training.checkpointing.determinism import reproducible, seed_step
+from segwright.training.config import KNOBS, TrainConfig, changed
+from segwright.training.distributed.context import ALONE, Ranks
 from segwright.training.finetuning import start_from
 from segwright.training.hook_results import VALIDATED, required_loaders, required_optimizer, required_step
-from segwright.training.loading.batches import Batch, BatchLoader
+from segwright.training.loading.batches import Batch, BatchLoader, to_device
 from segwright.training.loading.loaders import build_loaders, training_recipe
-from segwright.training.loop import training_batches, validation_batches
 from segwright.training.losses.builtin import TrainingLoss, build_loss
 from segwright.training.monitoring.divergence import StepWatch, check_loss
-from segwright.training.monitoring.logbook import Logbook, row_text
-from segwright.training.monitoring.loggers import JsonlSink
+from segwright.training.monitoring.logbook import LOG_FILE, Logbook, row_text, write_line
+from segwright.training.monitoring.loggers import METRICS_FILE, ForgivingSink, JsonlSink, MetricSink
 from segwright.training.monitoring.network_plot import plot_network
 from segwright.training.monitoring.progress_plot import plot
-from segwright.training.monitoring.run_record import opening_lines, write_documents
-from segwright.training.monitoring.stagnation import unlearned_lines
-from segwright.training.monitoring.status import State, StatusFile
+from segwright.training.monitoring.run_record import debug_document, train_record, write_documents
+from segwright.training.monitoring.stagnation import stagnation_warnings
+from segwright.training.monitoring.status import State, StatusFile, make_status
 from segwright.training.monitoring.trackers import open_sinks, require_sinks
-from segwright.training.network_setup import NetworkBuilding, check_outputs, checked_scales
-from segwright.training.optim import ema as averaging
-from segwright.training.optim.optimizers import (
-    build_optimizer,
-    optimizer_tensors,
-    set_learning_rate,
-    update,
-)
+from segwright.training.optim import ema
+from segwright.training.optim.optimizers import build_optimizer, optimizer_tensors, set_learning_rate, update
 from segwright.training.optim.schedule import Clock, Schedule, Timer, build_schedule
 from segwright.training.validation import final as final_validation
 from segwright.training.validation.online import ValidationStep, confusion, pseudo_dice
@@ -56,16 +57,45 @@ PLOT_INTERVAL_S: Final = 30.0
 """Least time between two drawings of `progress.png`; one takes about as long as a training step on a CPU."""
 
 
-class Trainer(NetworkBuilding):
+class Trainer:
     """Trains one configuration on one fold; a subclass changes a knob or a hook.
 
-    `initialize` builds network, optimiser and loss, `on_train_start` opens the data. Arguments as in `Assignment`.
+    The constructor only stores values. `initialize` builds network, optimiser and loss; `on_train_start` opens the
+    data and writes the first files. `run_training` calls the hooks in nnU-Net's order.
+
+    Args:
+        plans: a `Plan` or the plain document.
+        configuration: its name in the plan.
+        fold: number or `all`, for the records; `split` holds the cases.
+        dataset_json: the description or the plain document.
+        device: auto, cpu, cuda, cuda:1, mps or a torch device.
+        cases: opens preprocessed cases by identifier.
+        split: cases to train on and to validate with.
+        output_folder: of the fold; its parent is the model folder.
+        config: the settings; nnU-Net's by default.
+        references: folder of the original labels, or the file of each case; for the final validation.
+        sinks: loggers that receive the metrics beside `metrics.jsonl` and those of the settings.
+        callbacks: objects or functions to be called at events (`training.callbacks`), beside those of the settings.
+        stop: a request to save and stop is checked after each step.
+        ranks: the processes that share this training; only the first one writes files and logs.
+        trust_code: whether a checkpoint that is resumed may name code that the settings do not name.
     """
 
+    initial_lr: float
+    weight_decay: float
+    oversample_foreground_percent: float
+    num_iterations_per_epoch: int
+    num_val_iterations_per_epoch: int
+    num_epochs: int
+    batch_size: int | None
+    enable_deep_supervision: bool
+    save_every: int
+    disable_checkpointing: bool
+
+    device: torch.device
     network: nn.Module
     optimizer: Optimizer
     loss: TrainingLoss
-    device: torch.device
     dataloader_train: BatchLoader
     dataloader_val: BatchLoader
     grad_scaler: torch.amp.GradScaler | None = None
@@ -75,7 +105,7 @@ class Trainer(NetworkBuilding):
     status: StatusFile
     step_watch: StepWatch
     save_timer: Timer
-    average: averaging.WeightAverage | None
+    average: ema.WeightAverage | None
     is_finished = False
     is_resumed = False
     best_ema: float | None = None
@@ -84,8 +114,63 @@ class Trainer(NetworkBuilding):
     epoch_step = 0
     _is_checked = False
 
+    def __init__(
+        self,
+        plans: Plan | Mapping[str, Any],
+        configuration: str,
+        fold: int | Literal["all"],
+        dataset_json: DatasetDescription | Mapping[str, Any],
+        device: str | torch.device = "auto",
+        *,
+        cases: final_validation.ValidationSource,
+        split: Split,
+        output_folder: Path,
+        config: TrainConfig | None = None,
+        references: Mapping[str, Path] | Path | None = None,
+        sinks: Sequence[MetricSink] = (),
+        callbacks: Sequence[object] = (),
+        stop: StopRequest | None = None,
+        ranks: Ranks = ALONE,
+        trust_code: TrustCode = False,
+    ) -> None:
+        self.was_initialized = False
+        self.plans = plans if isinstance(plans, Plan) else Plan.from_json(plans)
+        self.configuration_name = configuration
+        self.configuration: Configuration = self.plans.configuration(configuration)
+        self.fold = fold
+        if not isinstance(dataset_json, DatasetDescription):
+            dataset_json = DatasetDescription.model_validate(dict(dataset_json))
+        self.dataset_json = dataset_json
+        self.labels = Labels.from_description(dataset_json)
+        self.config = config or TrainConfig()
+        self.trust = CodeTrust.of(trust_code).with_references(*(reference for _, reference in self.config.references()))
+        self.cases = cases
+        self.split = split
+        self.output_folder = output_folder
+        self.references = references
+        self.ranks = ranks
+        self.sinks: list[MetricSink] = []
+        if ranks.is_first:
+            self.sinks = [JsonlSink(output_folder / METRICS_FILE)]
+            self.sinks += (ForgivingSink(sink, type(sink).__name__) for sink in sinks)
+        self.callbacks = [*callbacks]
+        self.stop = stop or StopRequest()
+        self.notes: tuple[str, ...] = ()
+        self._device_name = str(device)
+        self._set_knobs()
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Refuse knobs after `initialize`: they would have no effect."""
+        if name in KNOBS and self.__dict__.get("was_initialized", False):
+            raise ConfigError(
+                f"{name} = {value} comes after initialize() and would have no effect; set it in __init__ or the config"
+            )
+        super().__setattr__(name, value)
+
+    # Building
+
     def initialize(self) -> None:
-        """Settle the settings and build network, optimiser and loss.
+        """Resolve the settings and build network, optimiser and loss.
 
         Raises:
             ConfigError: it was called before, or settings contradict each other.
@@ -98,26 +183,25 @@ class Trainer(NetworkBuilding):
 
     def _build(self) -> None:
         self.device = resolve_device(self._device_name)
-        decided = regime.decide(self._with_knobs(), self.configuration, self.device)
+        decided = defaults.decide(self._with_knobs(), self.configuration, self.device)
         self.config, self.notes = decided.config, decided.notes
-        self._show_knobs()
-        self.clock = Clock(num_epochs=regime.counted_epochs(self.config), budget_s=self.config.budget_s)
+        self._set_knobs()
+        self.clock = Clock(num_epochs=defaults.counted_epochs(self.config), budget_s=self.config.budget_s)
         self.schedule = build_schedule(self.config, self.clock.num_epochs)
         self.logbook = Logbook()
         self.epoch_outputs: list[dict[str, Tensor]] = []
-        self.save_timer = Timer(regime.save_interval_s(self.config))
+        self.save_timer = Timer(defaults.save_interval_s(self.config))
         self._plot_timer = Timer(PLOT_INTERVAL_S)
         network = self._build_network()
         heads, patch_size = self.labels.num_heads, self.configuration.patch_size
-        self.scales = checked_scales(network, self.num_input_channels, patch_size, heads)
+        self.scales = network_setup.checked_scales(network, self.num_input_channels, patch_size, heads)
         if self.config.pretrained is not None and not self.is_resumed:
-            self.notes += (*start_from(self, network, self._build_network(more=1)),)
+            self.notes += (*self._load_pretrained(network, self.config.pretrained),)
         self.network = prepare(network, self.device)
         self.ranks.equalize(self.network)
-        self.optimizer = required_optimizer(
-            self.configure_optimizers(), self.configure_optimizers, "configure_optimizers"
-        )
-        self.average = averaging.follow(self.network, self.optimizer, self.config.ema_weights)
+        optimizer = self.configure_optimizers()
+        self.optimizer = required_optimizer(optimizer, self.configure_optimizers, "configure_optimizers")
+        self.average = ema.follow(self.network, self.optimizer, self.config.ema_weights)
         if compute_dtype(self.device, self.config.precision) == torch.float16:
             self.grad_scaler = torch.amp.GradScaler(self.device.type)
         self.loss = self._build_loss()
@@ -126,6 +210,84 @@ class Trainer(NetworkBuilding):
         require_sinks(self.config.sinks)
         self.step_watch = StepWatch()
         self.status = StatusFile(self.output_folder)
+
+    @staticmethod
+    def build_network_architecture(
+        plans: Plan,
+        configuration: Configuration,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """Return the plan's network; a subclass may return any that gives logits (B, heads, *S) or a list of them."""
+        inputs, heads = num_input_channels, num_output_channels
+        return network_setup.planned_network(configuration, inputs, heads, enable_deep_supervision)
+
+    @classmethod
+    def rebuild_network(
+        cls,
+        num_input_channels: int,
+        num_output_channels: int,
+        *,
+        patch_size: tuple[int, ...],
+        deep_supervision: bool,
+        plans: Mapping[str, Any],
+        configuration: str,
+    ) -> nn.Module:
+        """Return the class's network from what a checkpoint stores; a network reference points here."""
+        plan = Plan.from_json(plans)
+        return cls.build_network_architecture(
+            plan, plan.configuration(configuration), num_input_channels, num_output_channels, deep_supervision
+        )
+
+    def network_spec(self) -> ArchitectureSpec:
+        """Return what a checkpoint stores to build the network again.
+
+        The network of a subclass is found through its `rebuild_network`, with the plan as argument.
+
+        Raises:
+            ConfigError: settings contradict each other, or the subclass cannot be imported.
+        """
+        if not self._builds_custom_network:
+            return network_setup.architecture_spec(self.config, self.configuration)
+        network_setup.require_no_network_settings(self.config, self.trainer_name)
+        kwargs = {"plans": self.plans.to_json(), "configuration": self.configuration_name}
+        return ArchitectureSpec(reference=f"{reference_of(type(self))}.rebuild_network", kwargs=kwargs)
+
+    @property
+    def _builds_custom_network(self) -> bool:
+        return type(self).build_network_architecture is not Trainer.build_network_architecture
+
+    def _build_network(self, *, more: int = 0) -> nn.Module:
+        """Return the network, its initial weights drawn with the run's seed; with `more` input channels and heads."""
+        spec, configuration, seed = self.network_spec(), self.configuration, self.config.seed
+        inputs, heads = self.num_input_channels + more, self.labels.num_heads + more
+        if self._builds_custom_network:
+            build, name = type(self).build_network_architecture, self.trainer_name
+            arguments = (self.plans, configuration, inputs, heads, self.enable_deep_supervision)
+            return network_setup.build_custom_network(build, *arguments, seed=seed, trainer_name=name)
+        deep, trust = self.enable_deep_supervision, self.trust
+        return network_setup.build_named_network(spec, configuration, inputs, heads, deep, seed=seed, trust=trust)
+
+    def _load_pretrained(self, network: nn.Module, place: str) -> list[str]:
+        return start_from(
+            Path(place),
+            network,
+            self._build_network(more=1),
+            channels=network_setup.input_channel_names(self.dataset_json, self.labels, self.configuration),
+            heads=tuple(self.labels.names.values()),
+            new_channels=self.config.pretrained_channels,
+        )
+
+    def _build_loss(self) -> TrainingLoss:
+        return build_loss(
+            self.labels,
+            batch_dice=bool(self.config.batch_dice),
+            num_outputs=len(self.scales) if len(self.scales) > 1 else None,
+            reference=self.config.loss,
+            class_weights=self.config.class_weights,
+            reduce=self.ranks.pool,
+        )
 
     def configure_optimizers(self) -> Optimizer:
         """Return the optimiser; its learning rate is set by the schedule."""
@@ -147,36 +309,83 @@ class Trainer(NetworkBuilding):
         self.notes += (residence.because,)
         return training, validation
 
+    # The loop
+
     def run_training(self) -> None:
-        """Train from where this trainer stands to the end, or do nothing if the training is finished."""
+        """Train to the end from the current epoch and step; do nothing if the training is finished."""
         if self.is_finished:
             self.print_to_log_file(f"fold {self.fold} is trained already ({self.current_epoch} epochs)")
             return
-        run = partial(run_hook, self)
         device = resolve_device(self._device_name)
         with self.stop.watched(), reproducible(device, deterministic=self.config.deterministic):
-            run("on_train_start")
+            self._run_hook("on_train_start")
             while not self.ranks.first(self.clock.is_over(self.current_epoch)):
-                run("on_epoch_start")
-                run("on_train_epoch_start")
-                for batch in training_batches(self):
-                    self.epoch_outputs.append(required_step(self.train_step(batch), self.train_step, ("loss",)))
-                run("on_train_epoch_end", self.epoch_outputs)
-                with torch.no_grad(), self.clock.costing("validation"), averaging.applied(self.average):
+                self._run_hook("on_epoch_start")
+                self._run_hook("on_train_epoch_start")
+                self._run_training_steps()
+                self._run_hook("on_train_epoch_end", self.epoch_outputs)
+                with torch.no_grad(), self.clock.costing("validation"), ema.applied(self.average):
                     self.ranks.equalize_buffers(self.network)
-                    run("on_validation_epoch_start")
-                    steps = [
-                        required_step(self.validation_step(batch), self.validation_step, VALIDATED)
-                        for batch in validation_batches(self)
-                    ]
-                    run("on_validation_epoch_end", steps)
-                run("on_epoch_end")
-            run("on_train_end")
+                    self._run_hook("on_validation_epoch_start")
+                    self._run_hook("on_validation_epoch_end", self._run_validation_steps())
+                self._run_hook("on_epoch_end")
+            self._run_hook("on_train_end")
         if self.stop.reason:
             raise Interrupted(f"{self.stop.reason}: the training is finished; --resume goes on with its validation")
 
+    def _run_hook(self, event: str, *arguments: object) -> None:
+        """Call the hook of an event, then the callbacks for it."""
+        getattr(self, event)(*arguments)
+        call_callbacks(self.callbacks, event, self, self.trust.packages)
+
+    def _run_training_steps(self) -> None:
+        """Train the remaining steps of the epoch; under a budget the learning rate changes with each."""
+        loader, steps, first = self.dataloader_train, self.num_iterations_per_epoch, self.epoch_step
+        with prefetched_batches(loader, self.network, self.current_epoch, steps, first_step=first) as batches:
+            for batch in batches:
+                if self.config.budget_s is not None:
+                    set_learning_rate(self.optimizer, self.ranks.first(self.learning_rate))
+                seed_step(self.config.seed, self.current_epoch, self.epoch_step, self.ranks.rank)
+                output = required_step(self.train_step(batch), self.train_step, ("loss",))
+                self.epoch_outputs.append(output)
+                if self._end_step(output["loss"], batch["keys"]):
+                    break
+
+    def _end_step(self, loss: Tensor, cases: Sequence[str]) -> bool:
+        """Count a step, save if it is time to, and return whether the epoch is over.
+
+        Args:
+            loss: of the step, NaN if it was skipped.
+            cases: of its batch.
+
+        Raises:
+            DivergedError: too many steps in a row were skipped.
+            Interrupted: the training was asked to stop; it is saved.
+        """
+        self.step_watch.see(self.epoch_step, loss, cases)
+        self.current_step += 1
+        self.epoch_step += 1
+        self.clock.end_step()
+        if self.ranks.is_first:
+            if self.status.is_due:
+                self.write_status("training")
+            if self.status.stop_is_requested:
+                self.clock.end_training()
+        epoch_is_over, reason = self.ranks.first([self.clock.epoch_is_over, self.stop.reason])
+        if (self.save_timer.is_due or reason) and self.step_watch.is_well:
+            self.save_checkpoint("latest")
+        if reason:
+            self.write_status("interrupted")
+            raise Interrupted(f"{reason}: saved after {self.current_step} steps; continue with --resume")
+        return bool(epoch_is_over)
+
+    def _run_validation_steps(self) -> list[ValidationStep]:
+        steps = defaults.num_validation_steps(self.config, self.epoch_step)
+        with prefetched_batches(self.dataloader_val, self.network, self.current_epoch, steps) as batches:
+            return [required_step(self.validation_step(batch), self.validation_step, VALIDATED) for batch in batches]
+
     def on_train_start(self) -> None:
-        """Open data, write down what is run, start the clock."""
+        """Open the data, write the files that describe the run, start the clock."""
         if not self.was_initialized:
             self.initialize()
         self.set_deep_supervision_enabled(self.enable_deep_supervision)
@@ -184,14 +393,19 @@ class Trainer(NetworkBuilding):
         self.output_folder.mkdir(parents=True, exist_ok=True)
         if self.ranks.is_first:
             sweep_leftovers(self.output_folder)
-            write_documents(self)
+            record = train_record(self.config, self.device, notes=self.notes, identity=self.identity())
+            debug = debug_document(vars(self), self.device)
+            write_documents(self.output_folder, self.plans, self.dataset_json, record=record, debug=debug)
             self.sinks += open_sinks(self.config.sinks, self.output_folder)
             self.plot_network_architecture()
         for sink in self.sinks:
             sink.rewind(self.current_epoch)
             if isinstance(sink, JsonlSink):
                 sink.complete(self.logbook.rows[: self.current_epoch])
-        for line in opening_lines(self):
+        begin = "training" if self.current_step == 0 else f"resuming at epoch {self.current_epoch} of"
+        what = f"{self.configuration_name}, fold {self.fold}: {defaults.length_text(self.config)}"
+        how = f"batch size {self.batch_size}, patch {self.configuration.patch_size}, on {self.device}"
+        for line in (f"{begin} {what}, {len(self.split.train)} cases, {how}", *self.notes):
             self.print_to_log_file(line)
         self.clock.start()
         if self.current_step == 0:
@@ -199,7 +413,7 @@ class Trainer(NetworkBuilding):
         self.save_timer.reset()
 
     def on_epoch_start(self) -> None:
-        """Begin an epoch's row of metrics."""
+        """Start the epoch's row of metrics."""
         self.clock.begin_epoch()
         self.logbook.log("epoch_start_timestamps", time.time(), self.current_epoch)
 
@@ -211,12 +425,12 @@ class Trainer(NetworkBuilding):
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
         """Update the weights with one batch; `loss` stays on the device and is NaN if the step was skipped."""
-        data, target = self._on_device(batch)
+        data, target = to_device(batch, self.device, memory_format(self.device, self.configuration.dims))
         self.optimizer.zero_grad(set_to_none=True)
         with autocast(self.device, self.config.precision):
             output = self.network(data)
         if not self._is_checked:
-            check_outputs(output, target, data, self.labels.num_heads)
+            network_setup.check_outputs(output, target, data, self.labels.num_heads)
         loss = self.loss(output, target)
         if not self._is_checked:
             check_loss(loss, output, data, batch["keys"])
@@ -227,7 +441,7 @@ class Trainer(NetworkBuilding):
         return {"loss": torch.where(torch.isfinite(norm), loss.detach(), torch.nan)}
 
     def on_train_epoch_end(self, steps: list[dict[str, Tensor]]) -> None:
-        """Log the mean loss of the steps that were made and count the others."""
+        """Log the mean loss of the epoch's steps, and the number of those that were skipped."""
         values = torch.stack([step["loss"].float() for step in steps]).cpu()
         finite = torch.isfinite(values)
         self.logbook.log("train_losses", float(values[finite].mean()), self.current_epoch)
@@ -244,7 +458,7 @@ class Trainer(NetworkBuilding):
 
     def validation_step(self, batch: Batch) -> ValidationStep:
         """Return loss and counts of one batch, on the device."""
-        data, target = self._on_device(batch)
+        data, target = to_device(batch, self.device, memory_format(self.device, self.configuration.dims))
         with autocast(self.device, self.config.precision):
             output = self.network(data)
         full, truth = (level if isinstance(level, Tensor) else level[0] for level in (output, target))
@@ -253,16 +467,14 @@ class Trainer(NetworkBuilding):
 
     def on_validation_epoch_end(self, steps: list[ValidationStep]) -> None:
         """Log validation loss and pseudo Dice."""
-        loss, per_class, true_voxels = pseudo_dice(steps, self.ranks)
-        present = [value for value in per_class if value == value]
-        self.logbook.log("val_losses", loss, self.current_epoch)
-        self.logbook.log("dice_per_class_or_region", per_class, self.current_epoch)
-        self.logbook.log("true_voxels_per_class", true_voxels, self.current_epoch)
-        mean = sum(present) / len(present) if present else float("nan")
-        self.logbook.log("mean_fg_dice", mean, self.current_epoch)
+        found = pseudo_dice(steps, self.ranks)
+        self.logbook.log("val_losses", found.loss, self.current_epoch)
+        self.logbook.log("dice_per_class_or_region", found.dice, self.current_epoch)
+        self.logbook.log("true_voxels_per_class", found.true_voxels, self.current_epoch)
+        self.logbook.log("mean_fg_dice", found.mean, self.current_epoch)
 
     def on_epoch_end(self) -> None:
-        """Write the epoch down, save what is due, go to the next."""
+        """Log the epoch, save checkpoints that are due, go to the next epoch."""
         epoch = self.current_epoch
         self.logbook.log("elapsed_s", self.clock.elapsed_s, epoch)
         self.logbook.log("epoch_end_timestamps", time.time(), epoch)
@@ -270,7 +482,7 @@ class Trainer(NetworkBuilding):
         self.print_to_log_file(row_text(row, names=self.class_names, left_s=self.clock.left_s(epoch + 1)))
         for sink in self.sinks:
             sink.log(row, epoch)
-        for line in unlearned_lines(self):
+        for line in self._stagnation_warnings():
             self.print_to_log_file(line)
         self.current_epoch += 1
         self.epoch_outputs, self.epoch_step = [], 0
@@ -286,7 +498,7 @@ class Trainer(NetworkBuilding):
             self._plot()
 
     def on_train_end(self) -> None:
-        """Write the final checkpoint, which takes the latest one's place."""
+        """Replace the latest checkpoint by the final one."""
         self.clock.stop()
         self.is_finished = True
         if self.average is not None:
@@ -297,13 +509,14 @@ class Trainer(NetworkBuilding):
         self._plot()
         for sink in self.sinks:
             sink.close()
-        self.tell("finished")
+        self.write_status("finished")
         self.print_to_log_file(f"training done: {self.current_step} steps in {self.clock.elapsed_s:.1f} s")
 
     def perform_actual_validation(self) -> Scores:
         """Predict and score the validation cases in full; `validation/summary.json` holds the scores."""
         final = checkpoints.checkpoint_file(self.output_folder, "final")
-        self.tell("validating")
+        ending = self.dataset_json.file_ending
+        self.write_status("validating")
         self.ranks.equalize_buffers(self.network)
         self.set_deep_supervision_enabled(False)
         try:
@@ -322,32 +535,59 @@ class Trainer(NetworkBuilding):
                     predictor,
                     self.cases,
                     self.split.val,
-                    self.reference_files(),
+                    final_validation.reference_files(self.references, self.split.val, ending),
                     below(self.output_folder, "validation"),
-                    file_ending=self.dataset_json.file_ending,
+                    file_ending=ending,
                     weights_hash=file_hash(final) if final.is_file() else f"unsaved at {time.time()}",
                     say=self.print_to_log_file,
                     ranks=self.ranks,
                 )
         finally:
             self.set_deep_supervision_enabled(self.enable_deep_supervision)
-            self.tell("finished")
+            self.write_status("finished")
+
+    # Checkpoints
 
     def save_checkpoint(self, kind: checkpoints.Kind) -> None:
         """Write a checkpoint; only `latest` can be resumed and has the optimiser's state."""
         if self.disable_checkpointing or not self.ranks.is_first:
             return
         tensors, values = optimizer_tensors(self.optimizer, self.network)
-        state = snapshot(self, values)
+        state = self._checkpoint_state(values)
         averages = {} if self.average is None else self.average.tensors()
         resumable = {**tensors, **averages} if kind == "latest" else None
-        with self.clock.costing("save"), averaging.applied(None if kind == "latest" else self.average):
+        with self.clock.costing("save"), ema.applied(None if kind == "latest" else self.average):
             checkpoints.save(self.output_folder, kind, state, self.network.state_dict(), optimizer=resumable)
         if resumable is not None:
             self.save_timer.reset()
 
+    def _checkpoint_state(self, optimizer_values: Mapping[str, Any]) -> checkpoints.CheckpointState:
+        identity = self.identity()
+        return checkpoints.CheckpointState(
+            trainer=self.trainer_name,
+            configuration=self.configuration_name,
+            fold=self.fold,
+            network=self.network_spec().to_json(),
+            epoch=self.current_epoch,
+            epoch_step=self.epoch_step,
+            epoch_losses=checkpoints.recorded([step["loss"] for step in self.epoch_outputs]),
+            step=self.current_step,
+            elapsed_s=self.clock.elapsed_s,
+            mirror_axes=self.recipe.mirror_axes,
+            swap_sides=self.recipe.swaps_sides,
+            logging=self.logbook.rows,
+            best_ema=self.best_ema,
+            config=self.config.model_dump(mode="json"),
+            config_set=sorted(self.config.model_fields_set),
+            plans_hash=identity["plans_hash"],
+            dataset_hash=identity["dataset_hash"],
+            setup_hash=self.plans.setup_hash(self.configuration_name),
+            optimizer_values=dict(optimizer_values),
+            scaler=None if self.grad_scaler is None else self.grad_scaler.state_dict(),
+        )
+
     def load_checkpoint(self, path: Path) -> None:
-        """Continue where a checkpoint stands; settings that were left alone are taken from it.
+        """Continue from a checkpoint; settings that the user did not set are taken from it.
 
         Raises:
             ModelError: it is damaged or belongs to another training.
@@ -355,54 +595,103 @@ class Trainer(NetworkBuilding):
         """
         checkpoint = checkpoints.load(path)
         state = checkpoint.state
-        require_same_training(state, self.identity(), path)
+        resume.require_same_training(state, self.identity(), path)
         if not self.was_initialized:
-            self.config = resumed_config(self._with_knobs(), state, path, self.trust)
+            self.config = resume.resumed_config(self._with_knobs(), state, path, self.trust)
             self.trust = self.trust.with_references(*(reference for _, reference in self.config.references()))
-            self._show_knobs()
+            self._set_knobs()
             self.is_resumed = True
             self.initialize()
-        restore(self, checkpoint, path)
+        resume.restore_tensors(checkpoint, path, self.network, self.optimizer, self.average, self.grad_scaler)
+        self.current_epoch, self.current_step, self.epoch_step = state.epoch, state.step, state.epoch_step
+        self.epoch_outputs = [{"loss": loss.to(self.device)} for loss in state.losses]
+        self.logbook = Logbook(state.logging)
+        self.best_ema = state.best_ema
+        self.clock.before_s = state.elapsed_s
+        self.is_finished = path == checkpoints.checkpoint_file(path.parent, "final")
+
+    # Settings, identity and output
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
-        """Switch the network between several outputs and one; a network that has no such switch stays as it is."""
+        """Switch between several outputs and one, if the network has such a switch."""
         set_deep_supervision(self.network, enabled)
 
     @property
     def learning_rate(self) -> float:
-        """The rate at this moment: the schedule over the epochs, or over the time of a budget, whichever is further."""
+        """Current learning rate: the schedule over epochs or over the time budget, whichever is further."""
         return self.initial_lr * self.schedule(self.clock.progress(self.current_epoch))
 
-    def _build_loss(self) -> TrainingLoss:
-        return build_loss(
-            self.labels,
-            batch_dice=bool(self.config.batch_dice),
-            num_outputs=len(self.scales) if len(self.scales) > 1 else None,
-            reference=self.config.loss,
-            class_weights=self.config.class_weights,
-            pool=self.ranks.pool,
+    @property
+    def num_input_channels(self) -> int:
+        """Channels of the network's input; a second stage has one more for each foreground label."""
+        return len(network_setup.input_channel_names(self.dataset_json, self.labels, self.configuration))
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the foreground classes or regions, in the order of the pseudo Dice."""
+        return [self.labels.class_name(key) for key in self.labels.evaluation_classes()]
+
+    def print_to_log_file(self, *parts: object, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
+        """Write a line to `training.log` and, by default, to the log of the program."""
+        if self.ranks.is_first:
+            write_line(self.output_folder / LOG_FILE, *parts, console=also_print_to_console, timestamp=add_timestamp)
+
+    def identity(self) -> dict[str, Any]:
+        """Return trainer, dataset, plan, configuration, fold and number of cases, for records."""
+        name, split = self.configuration_name, self.split
+        return resume.training_identity(
+            self.trainer_name, self.plans, name, self.dataset_json, fold=self.fold, split=split
         )
 
-    def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor | list[Tensor]]:
-        layout = memory_format(self.device, self.configuration.dims)
-        data = batch["data"].to(self.device, non_blocking=True).contiguous(memory_format=layout)
-        target = batch["target"]
-        if isinstance(target, Tensor):
-            return data, target.to(self.device, non_blocking=True)
-        return data, [level.to(self.device, non_blocking=True) for level in target]
+    @property
+    def trainer_name(self) -> str:
+        """Name of the class, which is part of the model folder's name."""
+        return type(self).__name__
+
+    def _with_knobs(self) -> TrainConfig:
+        """Return the settings with the knobs that a subclass set; they count as set by the user."""
+        knobs = {name: vars(self)[name] for name in KNOBS}
+        before = self.config.model_dump()
+        return changed(self.config, **{name: value for name, value in knobs.items() if value != before[name]})
+
+    def _set_knobs(self) -> None:
+        """Set every knob to its value in the settings."""
+        values = self.config.model_dump()
+        for name in KNOBS:
+            setattr(self, name, values[name])
 
     def plot_network_architecture(self) -> None:
-        """Draw the network into `network_architecture.png`; one that cannot be drawn is trained all the same."""
+        """Draw the network into `network_architecture.png`, if it can be traced."""
         path = self.output_folder / "network_architecture.png"
         try:
             plot_network(self.network, self.num_input_channels, self.configuration.patch_size, path)
         except ModelError as error:
             self.print_to_log_file(f"no picture of the network: {error}")
 
-    def tell(self, state: State) -> None:
-        """Write into `status.json` how far this is."""
-        if self.ranks.is_first:
-            self.status.write(self, state)
+    def _stagnation_warnings(self) -> list[str]:
+        return stagnation_warnings(
+            self.logbook.rows,
+            self.class_names,
+            self.labels.evaluation_classes(),
+            num_epochs=self.clock.num_epochs,
+            forced=self.oversample_foreground_percent,
+            load_locations=lambda: [self.cases.load(name).class_locations for name in self.split.train],
+        )
+
+    def write_status(self, state: State) -> None:
+        """Write `status.json`."""
+        if not self.ranks.is_first:
+            return
+        status = make_status(
+            state,
+            self.clock,
+            self.logbook,
+            epoch=self.current_epoch,
+            epoch_step=self.epoch_step,
+            steps_per_epoch=self.num_iterations_per_epoch,
+            step=self.current_step,
+        )
+        self.status.write(status)
 
     def _plot(self) -> None:
         if self.ranks.is_first:

@@ -10,25 +10,25 @@ import torch
 from torch import Tensor, nn
 
 from segwright.core.errors import DatasetError
-from segwright.training.abort import StepAlarm
+from segwright.training.abort import StepAborter
 
 ERROR = DatasetError("case x: gone")
 
 
 class FailedMeanwhile(torch.autograd.Function):
-    """Gives an alarm from another thread while the forward or the backward pass runs."""
+    """Aborts the step from another thread while the forward or the backward pass runs."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, alarm: StepAlarm, when: str) -> Tensor:
-        ctx.alarm, ctx.when = alarm, when
+    def forward(ctx: Any, x: Tensor, aborter: StepAborter, when: str) -> Tensor:
+        ctx.aborter, ctx.when = aborter, when
         if when == "forward":
-            give_elsewhere(alarm)
+            abort_elsewhere(aborter)
         return x.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         if ctx.when == "backward":
-            give_elsewhere(ctx.alarm)
+            abort_elsewhere(ctx.aborter)
         return grad, None, None
 
 
@@ -37,15 +37,15 @@ class Network(nn.Module):
         super().__init__()
         self.first, self.last = nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3)
         self.when = when
-        self.alarm = StepAlarm(self)
+        self.aborter = StepAborter(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.last(FailedMeanwhile.apply(self.first(x), self.alarm, self.when))
+        out: Tensor = self.last(FailedMeanwhile.apply(self.first(x), self.aborter, self.when))
         return out
 
 
-def give_elsewhere(alarm: StepAlarm) -> None:
-    thread = threading.Thread(target=alarm.give, args=(ERROR,))
+def abort_elsewhere(aborter: StepAborter) -> None:
+    thread = threading.Thread(target=aborter.abort, args=(ERROR,))
     thread.start()
     thread.join()
 
@@ -60,7 +60,7 @@ def step(network: Network) -> Tensor:
 @pytest.mark.parametrize("when", ["forward", "backward"])
 def test_the_running_pass_ends_at_its_next_layer(when: str) -> None:
     network = Network(when)
-    with pytest.raises(DatasetError, match="case x: gone"), network.alarm:
+    with pytest.raises(DatasetError, match="case x: gone"), network.aborter:
         step(network)
     assert (network.last.weight.grad is None) == (when == "forward")
     assert network.first.weight.grad is None or when == "backward"
@@ -68,8 +68,8 @@ def test_the_running_pass_ends_at_its_next_layer(when: str) -> None:
     step(network)
 
 
-def test_an_alarm_that_nobody_met_is_gone_after_the_block() -> None:
+def test_hooks_are_removed_after_the_block() -> None:
     network = Network("never")
-    with network.alarm as alarm:
-        alarm.give(ERROR)
+    with network.aborter as aborter:
+        aborter.abort(ERROR)
     step(network)

@@ -173,6 +173,6 @@ def test_what_cannot_be_weights_is_refused_when_the_settings_are_made(weights: l
 
 def test_a_loss_that_a_user_registered_serves_labels_and_regions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LOSSES, "_values", dict(LOSSES._values))
-    LOSSES.register("mine", lambda *, batch_dice, pool: lambda output, target, *, labels: output.sum() * 0 + 7)
+    LOSSES.register("mine", lambda *, batch_dice, reduce: lambda output, target, *, labels: output.sum() * 0 + 7)
     for labels in (PLAIN, REGIONS):
         assert float(build_loss(labels, batch_dice=True, reference="mine")(torch.zeros(1), torch.zeros(1))) == 7

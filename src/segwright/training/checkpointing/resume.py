@@ -1,22 +1,29 @@
-"""A trainer's state as a value and back; what must be equal for a training to go on, and what may change."""
+"""Resume a training: restore tensors from a checkpoint, check that it fits, and merge its settings with new ones."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Literal
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
 
 from segwright.core.errors import ConfigError, ModelError
 from segwright.core.extensions.trust import TRUST_NONE, CodeTrust
+from segwright.core.files.atomic_io import content_hash
+from segwright.data.dataset import DatasetDescription
+from segwright.data.plan import Plan
+from segwright.data.splits import Split
 from segwright.networks.checkpoint import load_state
-from segwright.training.checkpointing.checkpoints import Checkpoint, CheckpointState, checkpoint_file, recorded
+from segwright.training.checkpointing.checkpoints import Checkpoint, CheckpointState
 from segwright.training.config import CHANGEABLE, TrainConfig
-from segwright.training.monitoring.logbook import Logbook
-from segwright.training.optim.ema import separated
+from segwright.training.optim.ema import WeightAverage, separated
 from segwright.training.optim.optimizers import restore_optimizer
 
-if TYPE_CHECKING:
-    from segwright.training.trainer import Trainer
+SEGWRIGHT: Final = "segwright"
+"""Key of a plan's rationale and versions, which do not change a training."""
 
 _CHANGED: Final = {
     "plans_hash": "the plan has changed since",
@@ -24,48 +31,61 @@ _CHANGED: Final = {
 }
 
 
-def snapshot(trainer: Trainer, optimizer_values: Mapping[str, Any]) -> CheckpointState:
-    """Return where a trainer stands, apart from its tensors."""
-    return CheckpointState(
-        trainer=trainer.trainer_name,
-        configuration=trainer.configuration_name,
-        fold=trainer.fold,
-        network=trainer.network_spec().to_json(),
-        epoch=trainer.current_epoch,
-        epoch_step=trainer.epoch_step,
-        epoch_losses=recorded([step["loss"] for step in trainer.epoch_outputs]),
-        step=trainer.current_step,
-        elapsed_s=trainer.clock.elapsed_s,
-        mirror_axes=trainer.recipe.mirror_axes,
-        swap_sides=trainer.recipe.swaps_sides,
-        logging=trainer.logbook.rows,
-        best_ema=trainer.best_ema,
-        config=trainer.config.model_dump(mode="json"),
-        config_set=sorted(trainer.config.model_fields_set),
-        plans_hash=trainer.plans_hash,
-        dataset_hash=trainer.dataset_hash,
-        setup_hash=trainer.plans.setup_hash(trainer.configuration_name),
-        optimizer_values=dict(optimizer_values),
-        scaler=None if trainer.grad_scaler is None else trainer.grad_scaler.state_dict(),
-    )
+def plan_hash(plan: Plan, configuration: str) -> str:
+    """Return a hash of what a plan says about a configuration, without its rationale and other configurations."""
+    document = {key: value for key, value in plan.to_json().items() if key != SEGWRIGHT}
+    resolved = plan.configuration(configuration).model_dump(mode="json", by_alias=True)
+    return content_hash({**document, "configurations": {configuration: resolved}})
 
 
-def restore(trainer: Trainer, checkpoint: Checkpoint, path: Path) -> None:
-    """Undo `snapshot`: put an initialized trainer where the checkpoint at `path` stands."""
+def dataset_hash(description: DatasetDescription) -> str:
+    """Return a hash of channels and labels; the rest of dataset.json doesn't count."""
+    return content_hash(description.meaning())
+
+
+def training_identity(
+    trainer: str,
+    plan: Plan,
+    configuration: str,
+    description: DatasetDescription,
+    *,
+    fold: int | Literal["all"],
+    split: Split,
+) -> dict[str, Any]:
+    """Return what identifies a training in its records; `require_same_training` compares most of it."""
+    return {
+        "trainer": trainer,
+        "dataset": plan.dataset_name,
+        "plans": plan.plans_name,
+        "plans_hash": plan_hash(plan, configuration),
+        "dataset_hash": dataset_hash(description),
+        "configuration": configuration,
+        "fold": fold,
+        "cases": {"train": len(split.train), "val": len(split.val)},
+    }
+
+
+def restore_tensors(
+    checkpoint: Checkpoint,
+    path: Path,
+    network: nn.Module,
+    optimizer: Optimizer,
+    average: WeightAverage | None,
+    grad_scaler: torch.amp.GradScaler | None,
+) -> None:
+    """Load the checkpoint at `path` into network, optimiser, weight average and gradient scaler, where there are any.
+
+    Raises:
+        ModelError: it belongs to another network.
+    """
     state = checkpoint.state
-    load_state(trainer.network, checkpoint.weights, source=str(path))
+    load_state(network, checkpoint.weights, source=str(path))
     own, averages = separated(checkpoint.optimizer)
-    restore_optimizer(trainer.optimizer, trainer.network, own, state.optimizer_values)
-    if trainer.average is not None:
-        trainer.average.restore(averages)
-    if trainer.grad_scaler is not None and state.scaler is not None:
-        trainer.grad_scaler.load_state_dict(state.scaler)
-    trainer.current_epoch, trainer.current_step, trainer.epoch_step = state.epoch, state.step, state.epoch_step
-    trainer.epoch_outputs = [{"loss": loss.to(trainer.device)} for loss in state.losses]
-    trainer.logbook = Logbook(state.logging)
-    trainer.best_ema = state.best_ema
-    trainer.clock.before_s = state.elapsed_s
-    trainer.is_finished = path == checkpoint_file(path.parent, "final")
+    restore_optimizer(optimizer, network, own, state.optimizer_values)
+    if average is not None:
+        average.restore(averages)
+    if grad_scaler is not None and state.scaler is not None:
+        grad_scaler.load_state_dict(state.scaler)
 
 
 def require_same_training(state: CheckpointState, identity: Mapping[str, Any], path: Path) -> None:

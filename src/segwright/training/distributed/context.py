@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from segwright.core.errors import ConfigError
 from segwright.core.interrupt import Interrupted
 from segwright.training.distributed.heartbeat import DONE, FAILED, STOPPED, Place, Watch, meet
-from segwright.training.losses.terms import Pool, alone
+from segwright.training.losses.terms import Reduce, identity_reduce
 
 T = TypeVar("T")
 
@@ -76,9 +76,9 @@ class Ranks:
         return items[self.rank :: self.world_size]
 
     @property
-    def pool(self) -> Pool:
+    def pool(self) -> Reduce:
         """The sum over ranks; its gradient goes to the own part, so that gradients are summed over ranks."""
-        return alone
+        return identity_reduce
 
     def total(self, part: Tensor) -> Tensor:
         """Return the sum over ranks, without gradient."""
@@ -117,7 +117,7 @@ class _Group(Ranks):
         self._watch = watch
 
     @property
-    def pool(self) -> Pool:
+    def pool(self) -> Reduce:
         return self._pooled
 
     def _pooled(self, part: Tensor) -> Tensor:

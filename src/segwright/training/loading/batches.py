@@ -37,6 +37,14 @@ class Batch(TypedDict):
     keys: list[str]
 
 
+def to_device(batch: Batch, device: torch.device, layout: torch.memory_format) -> tuple[Tensor, Tensor | list[Tensor]]:
+    """Return data and target of a batch on a device, the data in a memory layout."""
+    data, target = batch["data"].to(device, non_blocking=True).contiguous(memory_format=layout), batch["target"]
+    if isinstance(target, Tensor):
+        return data, target.to(device, non_blocking=True)
+    return data, [level.to(device, non_blocking=True) for level in target]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleDraw:
     """Everything random about one sample of a batch, known before a voxel is read."""

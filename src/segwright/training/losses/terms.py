@@ -1,4 +1,4 @@
-"""The terms of the built-in losses: soft Dice and cross entropies, masked, weighted and summed over processes.
+"""Terms of the built-in losses: soft Dice and cross entropies, with mask and class weights, reduced over processes.
 
 Array letters: B samples, C channels (heads), S spatial axes.
 """
@@ -20,49 +20,59 @@ TOP_PERCENT = 10
 """Share of the voxels that the top-k losses average over; nnU-Net behaviour 8.6.5."""
 
 
-Pool = Callable[[Tensor], Tensor]
-"""Sums a tensor over the processes of a training, the gradient going to the own part (`distributed.Ranks.pool`)."""
+Reduce = Callable[[Tensor], Tensor]
+"""Sums a tensor over the processes of a training; the gradient is that of the own part, see `DistributedContext`."""
 
 
-def alone(part: Tensor) -> Tensor:
-    """Return what one process has: the pool of a training in one process."""
+def identity_reduce(part: Tensor) -> Tensor:
+    """Return the tensor itself: the sum over one process."""
     return part
 
 
-class Entropy(Protocol):
-    """A cross entropy of labels, such as `mean_entropy`."""
+class CrossEntropy(Protocol):
+    """A cross entropy of labels, such as `cross_entropy`."""
 
     def __call__(
-        self, log_p: Tensor, index: Tensor, *, mask: Tensor | None, weights: Tensor | None, pool: Pool
+        self, log_p: Tensor, index: Tensor, *, mask: Tensor | None, weights: Tensor | None, reduce: Reduce
     ) -> Tensor:
         """Return a scalar for log-probabilities (B, C, *S) and classes (B, 1, *S)."""
         ...
 
 
-def mean_entropy(
-    log_p: Tensor, index: Tensor, *, mask: Tensor | None = None, weights: Tensor | None = None, pool: Pool = alone
+def cross_entropy(
+    log_p: Tensor,
+    index: Tensor,
+    *,
+    mask: Tensor | None = None,
+    weights: Tensor | None = None,
+    reduce: Reduce = identity_reduce,
 ) -> Tensor:
     """Return the mean cross entropy over the annotated voxels, each with the weight of its class.
 
     Args:
         log_p: logarithms of probabilities (B, C, *S).
-        index: the right classes (B, 1, *S), any class where nobody annotated.
+        index: the true classes (B, 1, *S), any class for ignored voxels.
         mask: bool (B, 1, *S), voxels that count.
         weights: (C,).
-        pool: sums over processes.
+        reduce: sums over processes.
     """
     if mask is None and weights is None:
-        return averaged(F.nll_loss(log_p, index[:, 0]), len(index), pool)
+        return averaged(F.nll_loss(log_p, index[:, 0]), len(index), reduce)
     values = _voxelwise(log_p, index, mask)
     if weights is None:
         assert mask is not None
-        return pool(values.sum()) / pool(mask.sum()).clamp_min(1)
+        return reduce(values.sum()) / reduce(mask.sum()).clamp_min(1)
     parts = weights[index] if mask is None else weights[index].masked_fill(~mask, 0.0)
-    return pool((parts * values).sum()) / pool(parts.sum()).clamp_min(SMALLEST_DENOMINATOR)
+    return reduce((parts * values).sum()) / reduce(parts.sum()).clamp_min(SMALLEST_DENOMINATOR)
 
 
-def top_entropy(
-    log_p: Tensor, index: Tensor, *, mask: Tensor | None = None, weights: Tensor | None = None, pool: Pool = alone
+def topk_cross_entropy(
+    log_p: Tensor,
+    index: Tensor,
+    *,
+    mask: Tensor | None = None,
+    weights: Tensor | None = None,
+    reduce: Reduce = identity_reduce,
 ) -> Tensor:
     """Return the mean cross entropy over the `TOP_PERCENT` % of the voxels where it is largest.
 
@@ -70,7 +80,7 @@ def top_entropy(
 
     The share is of all voxels of the batch, ignored ones included, whose value is 0 (nnU-Net 2.8.1 behaviour): where
     less than that share is annotated, every annotated voxel counts. Each of several processes takes the share of its
-    own voxels. Arguments as of `mean_entropy`; with weights the weighted values are ranked.
+    own voxels. Arguments as of `cross_entropy`; with weights the weighted values are ranked.
     """
     values = _voxelwise(log_p, index, mask)
     parts = torch.ones_like(values) if weights is None else weights[index]
@@ -78,7 +88,7 @@ def top_entropy(
         parts = parts.masked_fill(~mask, 1.0)
     values, parts = (values * parts).flatten(), parts.flatten()
     top, chosen = values.topk(max(1, values.numel() * TOP_PERCENT // 100))
-    return averaged(top.sum() / parts[chosen].sum().clamp_min(SMALLEST_DENOMINATOR), len(log_p), pool)
+    return averaged(top.sum() / parts[chosen].sum().clamp_min(SMALLEST_DENOMINATOR), len(log_p), reduce)
 
 
 def dice(
@@ -88,7 +98,7 @@ def dice(
     batch_dice: bool,
     mask: Tensor | None = None,
     class_weights: Tensor | None = None,
-    pool: Pool = alone,
+    reduce: Reduce = identity_reduce,
 ) -> Tensor:
     """Return minus the mean soft Dice of probabilities `p` and `truth`, both (B, C, *S) (nnU-Net behaviour 8.6.2).
 
@@ -98,7 +108,7 @@ def dice(
         batch_dice: sum over the batch first.
         mask: bool (B, 1, *S), voxels that count.
         class_weights: (C,), for a weighted mean over the classes.
-        pool: sums over processes.
+        reduce: sums over processes.
     """
     if mask is not None:
         p = p.masked_fill(~mask, 0.0)
@@ -106,19 +116,21 @@ def dice(
     overlap = (p * truth).flatten(2).sum(2)  # (B, C)
     total = p.flatten(2).sum(2) + truth.flatten(2).sum(2)
     if batch_dice:
-        overlap, total = pool(overlap.sum(0)), pool(total.sum(0))
+        overlap, total = reduce(overlap.sum(0)), reduce(total.sum(0))
     scores = (2 * overlap + SMOOTH) / (total + SMOOTH).clamp_min(SMALLEST_DENOMINATOR)
     if class_weights is not None:
         scores = scores * (class_weights / class_weights.mean())
-    return -scores.mean() if batch_dice else -averaged(scores.mean(), len(p), pool)
+    return -scores.mean() if batch_dice else -averaged(scores.mean(), len(p), reduce)
 
 
-def averaged(mean: Tensor, samples: int, pool: Pool) -> Tensor:
-    """Return a mean over the samples here as the mean over those of all processes, whose numbers may differ."""
-    return mean if pool is alone else pool(mean * samples) / pool(torch.full_like(mean, samples, requires_grad=False))
+def averaged(mean: Tensor, samples: int, reduce: Reduce) -> Tensor:
+    """Return the mean over the samples of all processes, given the mean over the `samples` of this one."""
+    if reduce is identity_reduce:
+        return mean
+    return reduce(mean * samples) / reduce(torch.full_like(mean, samples, requires_grad=False))
 
 
 def _voxelwise(log_p: Tensor, index: Tensor, mask: Tensor | None) -> Tensor:
-    """Return the cross entropy of each voxel (B, 1, *S), 0 where nobody annotated."""
+    """Return the cross entropy of each voxel (B, 1, *S), 0 for ignored ones."""
     values = -log_p.gather(1, index)
     return values if mask is None else values.masked_fill(~mask, 0.0)

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from logging import getLogger
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from segwright.core.files.atomic_io import append_text
 from segwright.core.text import printable
 
 logger = getLogger(__name__)
+
+LOG_FILE: Final = "training.log"
 
 EMA_KEPT = 0.9
 """Weight of the past in the moving average of the pseudo Dice (nnU-Net behaviour 8.3)."""

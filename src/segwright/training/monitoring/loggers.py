@@ -6,12 +6,14 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from logging import getLogger
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from segwright.core.files.atomic_io import append_text, read_json_lines, write_text
 from segwright.training.monitoring.logbook import Metric
 
 logger = getLogger(__name__)
+
+METRICS_FILE: Final = "metrics.jsonl"
 
 
 class MetricSink(Protocol):

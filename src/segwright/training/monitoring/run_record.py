@@ -1,13 +1,13 @@
-"""`train.json`: what was run, with which settings, on what, by which versions; `debug.json`: everything, as text."""
+"""Files that describe a run: `train.json` (settings, data, device, versions), `debug.json` (attributes as text)."""
 
 from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +15,10 @@ import torch
 import segwright
 from segwright.core.device import compute_dtype
 from segwright.core.files.atomic_io import write_json
+from segwright.data.dataset import DatasetDescription
+from segwright.data.plan import Plan
 from segwright.training.config import TrainConfig
 from segwright.workspace import DATASET_JSON, PLANS_JSON
-
-if TYPE_CHECKING:
-    from segwright.training.trainer import Trainer
 
 TRAIN_JSON = "train.json"
 DEBUG_JSON = "debug.json"
@@ -28,42 +27,40 @@ SCHEMA_VERSION = 1
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def write_documents(trainer: Trainer) -> None:
-    """Put plan and dataset description beside the folds, and the record of this run into the fold's folder."""
-    model = trainer.output_folder.parent
-    trainer.plans.save(model / PLANS_JSON)
-    write_json(model / DATASET_JSON, trainer.dataset_json.raw(), indent=4)
-    record = train_record(trainer.config, trainer.device, notes=trainer.notes, identity=trainer.identity())
-    write_json(trainer.output_folder / TRAIN_JSON, record)
-    write_json(trainer.output_folder / DEBUG_JSON, debug_document(trainer), sort_keys=True)
+def write_documents(
+    folder: Path,
+    plan: Plan,
+    description: DatasetDescription,
+    *,
+    record: Mapping[str, Any],
+    debug: Mapping[str, str],
+) -> None:
+    """Write plan and dataset description into the model folder, and the record of this run into the fold's folder.
 
-
-def debug_document(trainer: Trainer) -> dict[str, str]:
-    """Return everything a trainer holds as text, its network layer by layer, and the machine.
-
-    nnU-Net behaviour 8.2.
+    Args:
+        folder: of the fold; its parent is the model folder.
+        plan: in force.
+        description: of the dataset.
+        record: `train_record`.
+        debug: `debug_document`.
     """
-    values = {name: str(value) for name, value in vars(trainer).items() if not name.startswith("_")}
-    accelerator = trainer.device.type not in ("cpu", "mps")
+    plan.save(folder.parent / PLANS_JSON)
+    write_json(folder.parent / DATASET_JSON, description.raw(), indent=4)
+    write_json(folder / TRAIN_JSON, record)
+    write_json(folder / DEBUG_JSON, debug, sort_keys=True)
+
+
+def debug_document(attributes: Mapping[str, object], device: torch.device) -> dict[str, str]:
+    """Return a trainer's attributes as text, its network layer by layer, and the machine (nnU-Net behaviour 8.2)."""
+    values = {name: str(value) for name, value in attributes.items() if not name.startswith("_")}
+    accelerator = device.type not in ("cpu", "mps")
     return {
         **values,
         "hostname": platform.node(),
-        "gpu_name": torch.cuda.get_device_name(trainer.device) if accelerator else "None",
+        "gpu_name": torch.cuda.get_device_name(device) if accelerator else "None",
         "cudnn_version": str(torch.backends.cudnn.version()) if accelerator else "None",  # type: ignore[no-untyped-call]
         "torch_version": torch.__version__,
     }
-
-
-def opening_lines(trainer: Trainer) -> list[str]:
-    """Return what the log says at the start: what is trained, for how long, on what; why settings are as they are."""
-    budget = trainer.config.budget_s
-    length = f"{trainer.num_epochs} epochs" if budget is None else f"{budget:.0f} s"
-    begin = "training" if trainer.current_step == 0 else f"resuming at epoch {trainer.current_epoch} of"
-    return [
-        f"{begin} {trainer.configuration_name}, fold {trainer.fold}: {length}, {len(trainer.split.train)} cases, batch "
-        f"size {trainer.batch_size}, patch {trainer.configuration.patch_size}, on {trainer.device}",
-        *trainer.notes,
-    ]
 
 
 def train_record(

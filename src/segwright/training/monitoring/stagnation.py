@@ -1,18 +1,15 @@
-"""Classes that a network does not learn for long: named, with how often training shows them."""
+"""Warn about classes whose pseudo Dice stays at 0, and say how often training samples contain them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 from segwright.data.labels import ClassKey
 from segwright.training.loading.sampling import ClassLocations, is_annotated
 from segwright.training.monitoring.logbook import Metric
 from segwright.training.optim.schedule import BUDGET_EPOCHS
-
-if TYPE_CHECKING:
-    from segwright.training.trainer import Trainer
 
 PATIENCE: Final = 20
 """Epochs without a Dice above 0 after which a class is named, and each time as many more have passed."""
@@ -41,16 +38,30 @@ def epochs_at_zero(rows: Sequence[Mapping[str, Metric]], index: int) -> int:
     return count
 
 
-def unlearned_lines(trainer: Trainer) -> list[str]:
-    """Return a warning for each class that is due to be named at the end of this epoch."""
-    wait = patience(trainer.clock.num_epochs)
-    epochs = [epochs_at_zero(trainer.logbook.rows, index) for index in range(len(trainer.class_names))]
+def stagnation_warnings(
+    rows: Sequence[Mapping[str, Metric]],
+    names: Sequence[str],
+    keys: Sequence[ClassKey],
+    *,
+    num_epochs: int | None,
+    forced: float,
+    load_locations: Callable[[], Sequence[ClassLocations]],
+) -> list[str]:
+    """Return a warning for each class that is due for one at the end of an epoch.
+
+    Args:
+        rows: metrics of the epochs so far.
+        names: of the foreground classes or regions, in the order of the pseudo Dice.
+        keys: their keys in the class locations, in the same order.
+        num_epochs: of the training; None where a budget decides.
+        forced: share of samples that must show foreground.
+        load_locations: returns the voxels of each class for every training case; called only if a class is due.
+    """
+    wait = patience(num_epochs)
+    epochs = [epochs_at_zero(rows, index) for index in range(len(names))]
     due = [index for index, count in enumerate(epochs) if count and count % wait == 0]
-    if not due:
-        return []
-    locations = [trainer.cases.load(name).class_locations for name in trainer.split.train]
-    keys, forced = trainer.labels.evaluation_classes(), trainer.oversample_foreground_percent
-    return [warning(trainer.class_names[index], epochs[index], keys[index], locations, forced) for index in due]
+    locations = load_locations() if due else []
+    return [warning(names[index], epochs[index], keys[index], locations, forced) for index in due]
 
 
 def expected_share(key: ClassKey, locations: Sequence[ClassLocations], forced: float) -> float:

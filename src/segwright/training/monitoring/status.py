@@ -1,4 +1,4 @@
-"""`status.json`: how far a training is, for people who look from another shell; and the file by which they end it."""
+"""Progress of a training for other programs: `status.json`, and the `stop` file that ends the training early."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ import time
 from logging import getLogger
 from os import getpid
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from segwright.core.errors import WorkspaceError
 from segwright.core.files.atomic_io import write_json
-from segwright.training.optim.schedule import Timer
-
-if TYPE_CHECKING:
-    from segwright.training.trainer import Trainer
+from segwright.training.monitoring.logbook import Logbook
+from segwright.training.optim.schedule import Clock, Timer
 
 logger = getLogger(__name__)
 
@@ -25,7 +23,7 @@ STOP_FILE: Final = "stop"
 """A file of this name in the fold's folder ends the training after the step, as if that were its last."""
 
 INTERVAL_S: Final = 5.0
-LOOK_INTERVAL_S: Final = 0.5
+STOP_INTERVAL_S: Final = 0.5
 SCHEMA_VERSION: Final = 1
 
 State = Literal["training", "interrupted", "validating", "finished"]
@@ -54,51 +52,62 @@ class Status(BaseModel):
 
 
 class StatusFile:
-    """Writes the status now and then, and looks for the stop file."""
+    """Writes `status.json` at intervals and checks for the stop file."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / STATUS_JSON
         self._stop_file = folder / STOP_FILE
         self._timer = Timer(INTERVAL_S)
-        self._look_timer = Timer(LOOK_INTERVAL_S)
+        self._stop_timer = Timer(STOP_INTERVAL_S)
 
-    def beat(self, trainer: Trainer) -> None:
-        """Write the status if the last one is old."""
-        if self._timer.is_due:
-            self.write(trainer, "training")
+    @property
+    def is_due(self) -> bool:
+        """Whether the last status is older than `INTERVAL_S`."""
+        return self._timer.is_due
 
-    def write(self, trainer: Trainer, state: State) -> None:
+    def write(self, status: Status) -> None:
         """Write the status; a full disk or a lost mount must not end the training here."""
         try:
-            write_json(self.path, status_of(trainer, state).model_dump(mode="json"))
+            write_json(self.path, status.model_dump(mode="json"))
         except (OSError, WorkspaceError) as error:
             logger.warning("%s: cannot be written (%s)", self.path, error)
-        if state == "finished":
+        if status.state == "finished":
             self._stop_file.unlink(missing_ok=True)  # it has had its effect
         self._timer.reset()
 
     @property
-    def asks_to_end(self) -> bool:
-        """Whether somebody has put the stop file there; looks twice a second at most."""
-        if not self._look_timer.is_due:
+    def stop_is_requested(self) -> bool:
+        """Whether the stop file exists; looks at most every `STOP_INTERVAL_S`."""
+        if not self._stop_timer.is_due:
             return False
-        self._look_timer.reset()
+        self._stop_timer.reset()
         return self._stop_file.exists()
 
 
-def status_of(trainer: Trainer, state: State) -> Status:
-    """Return where a trainer stands."""
-    clock, book = trainer.clock, trainer.logbook
-    losses = [value for value in book.column("train_losses") if isinstance(value, float)]
-    ema = next((value for value in reversed(book.column("ema_fg_dice")) if isinstance(value, float)), None)
-    epochs = trainer.current_epoch + trainer.epoch_step / trainer.num_iterations_per_epoch
+def make_status(
+    state: State, clock: Clock, logbook: Logbook, *, epoch: int, epoch_step: int, steps_per_epoch: int, step: int
+) -> Status:
+    """Return the status of a training.
+
+    Args:
+        state: what the training does.
+        clock: epochs and time of the training.
+        logbook: metrics so far.
+        epoch: the current one.
+        epoch_step: steps of that epoch that are done.
+        steps_per_epoch: training steps of an epoch.
+        step: training steps since the start.
+    """
+    losses = [value for value in logbook.column("train_losses") if isinstance(value, float)]
+    ema = next((value for value in reversed(logbook.column("ema_fg_dice")) if isinstance(value, float)), None)
+    epochs = epoch + epoch_step / steps_per_epoch
     return Status(
         state=state,
-        epoch=trainer.current_epoch,
+        epoch=epoch,
         num_epochs=clock.num_epochs,
-        epoch_step=trainer.epoch_step,
-        steps_per_epoch=trainer.num_iterations_per_epoch,
-        step=trainer.current_step,
+        epoch_step=epoch_step,
+        steps_per_epoch=steps_per_epoch,
+        step=step,
         elapsed_s=clock.elapsed_s,
         left_s=clock.left_s(epochs) if epochs else None,
         budget_s=clock.budget_s,

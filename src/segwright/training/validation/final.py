@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from segwright.core.errors import DatasetError, SegwrightError, located
+from segwright.core.errors import ConfigError, DatasetError, SegwrightError, located
 from segwright.core.files.atomic_io import read_json, sweep_leftovers, write_json
 from segwright.core.files.names import LONGEST_FILE_NAME, below, name_problem
 from segwright.core.log import progress
@@ -107,6 +107,26 @@ def validate(
     ranks.barrier()
     say(f"validation complete in {time.monotonic() - start:.1f} s, mean validation Dice {scores.mean_dice:.4f}")
     return scores
+
+
+def reference_files(
+    references: Mapping[str, Path] | Path | None, identifiers: Sequence[str], file_ending: str
+) -> dict[str, Path]:
+    """Return the original label file of each case.
+
+    Args:
+        references: folder of the label files, or the file of each case.
+        identifiers: of the cases.
+        file_ending: of the files in the folder.
+
+    Raises:
+        ConfigError: there are no references.
+    """
+    if references is None:
+        raise ConfigError("the final validation needs the original labels; give the trainer references=")
+    if isinstance(references, Path):
+        return {name: references / f"{name}{file_ending}" for name in identifiers}
+    return dict(references)
 
 
 def score(

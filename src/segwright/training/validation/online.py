@@ -30,6 +30,12 @@ class PseudoDice(NamedTuple):
     dice: list[float]
     true_voxels: list[int]
 
+    @property
+    def mean(self) -> float:
+        """Mean Dice of the classes that have one; NaN if none has."""
+        present = [value for value in self.dice if value == value]
+        return sum(present) / len(present) if present else float("nan")
+
 
 def confusion(output: Tensor, target: Tensor, labels: Labels) -> tuple[Tensor, Tensor, Tensor]:
     """Return true positives, false positives and false negatives of each foreground class or region.

@@ -148,5 +148,5 @@ def test_losses_from_outside_are_averaged_over_samples() -> None:
     output, target = torch.randn(3, 3, 4, 4), torch.zeros(3, 1, 4, 4, dtype=torch.int16)
     for batch_dice in (False, True):
         one = build_loss(labels, batch_dice=batch_dice)(output, target)
-        two = build_loss(labels, batch_dice=batch_dice, pool=Twice().pool)(output, target)
+        two = build_loss(labels, batch_dice=batch_dice, reduce=Twice().pool)(output, target)
         torch.testing.assert_close(one, two, atol=1e-6, rtol=0)

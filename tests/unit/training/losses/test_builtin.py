@@ -12,7 +12,7 @@ from torch import Tensor
 
 from segwright.core.errors import ConfigError
 from segwright.data.labels import Labels
-from segwright.training.losses.builtin import build_loss, deep_supervision_weights, dice_bce, dice_ce
+from segwright.training.losses.builtin import LabelLoss, RegionLoss, build_loss, deep_supervision_weights
 
 PLAIN = Labels.from_dataset_json({"labels": {"background": 0, "a": 1, "b": 2}})
 PLAIN_IGNORE = Labels.from_dataset_json({"labels": {"background": 0, "a": 1, "b": 2, "ignore": 3}})
@@ -62,7 +62,7 @@ def test_dice_ce_equals_the_plain_formula(labels: Labels, batch_dice: bool) -> N
     truth = torch.stack([target[:, 0] == value for value in range(3)], 1)
     log_likelihood = (p.log() * truth).sum(1, keepdim=True)[mask].sum()
     expected = float(-log_likelihood / mask.sum()) + plain_dice(p[:, 1:], truth[:, 1:], mask, batch_dice)
-    found = dice_ce(output, target, labels=labels, batch_dice=batch_dice)
+    found = LabelLoss(batch_dice=batch_dice)(output, target, labels=labels)
     assert float(found) == pytest.approx(expected, rel=1e-5)
 
 
@@ -77,15 +77,15 @@ def test_dice_bce_equals_the_plain_formula_as_a_mean_over_known_voxels_and_regio
     likelihood = torch.where(truth, p, 1 - p)
     known = mask.expand_as(truth)
     expected = float(-likelihood[known].log().mean()) + plain_dice(p, truth, mask, batch_dice)
-    found = dice_bce(output, target, labels=labels, batch_dice=batch_dice)
+    found = RegionLoss(batch_dice=batch_dice)(output, target, labels=labels)
     assert float(found) == pytest.approx(expected, rel=1e-5)
 
 
 def test_bce_weighs_the_same_with_an_ignore_label_that_nobody_used() -> None:
     output, target = logits(3), region_target(3)
     unused = torch.cat([target, torch.zeros_like(target[:, :1])], 1)
-    without = dice_bce(output, target, labels=REGIONS, batch_dice=True)
-    torch.testing.assert_close(dice_bce(output, unused, labels=REGIONS_IGNORE, batch_dice=True), without)
+    without = RegionLoss(batch_dice=True)(output, target, labels=REGIONS)
+    torch.testing.assert_close(RegionLoss(batch_dice=True)(output, unused, labels=REGIONS_IGNORE), without)
 
 
 def own_loss(output: Tensor, target: Tensor, *, labels: Labels) -> Tensor:
@@ -122,7 +122,7 @@ def test_loss_of_a_batch_without_annotation_is_finite(labels: Labels) -> None:
 
 def test_channels_last_bf16_logits_are_summed_in_float32() -> None:
     output, target = logits(3).bfloat16(), label_target(2)
-    loss = partial(dice_ce, labels=PLAIN, batch_dice=True)
+    loss = partial(LabelLoss(batch_dice=True), labels=PLAIN)
     layout = output.contiguous(memory_format=torch.channels_last_3d)
     assert loss(layout, target).dtype == torch.float32
     torch.testing.assert_close(loss(layout, target), loss(output.float(), target))
@@ -147,7 +147,7 @@ def test_deep_supervision_leaves_the_lowest_output_out() -> None:
     total = build_loss(PLAIN, batch_dice=True, num_outputs=3)(outputs, targets)
     total.backward()
     plain = [output.detach() for output in outputs]
-    parts = [float(dice_ce(*pair, labels=PLAIN, batch_dice=True)) for pair in zip(plain, targets, strict=True)]
+    parts = [float(LabelLoss(batch_dice=True)(*pair, labels=PLAIN)) for pair in zip(plain, targets, strict=True)]
     assert float(total.detach()) == pytest.approx((2 * parts[0] + parts[1]) / 3, rel=1e-5)
     assert outputs[2].grad is None
 
@@ -156,7 +156,7 @@ def test_one_output_of_a_deeply_supervised_network_is_compared_with_the_full_tar
     output, target = logits(3), label_target(2)
     loss = build_loss(PLAIN, batch_dice=True, num_outputs=2)
     torch.testing.assert_close(
-        loss(output, [target, target[:, :, ::2]]), dice_ce(output, target, labels=PLAIN, batch_dice=True)
+        loss(output, [target, target[:, :, ::2]]), LabelLoss(batch_dice=True)(output, target, labels=PLAIN)
     )
 
 
