@@ -6,113 +6,57 @@ A verb is imported at its first use, with what it needs: a prediction waits for 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-if TYPE_CHECKING:
-    from segwright.api.combining import accumulate_crossval, apply_postprocessing, determine_postprocessing, ensemble
-    from segwright.api.evaluating import compare, evaluate
-    from segwright.api.exchange import export_model, import_model
-    from segwright.api.predicting import load_model, predict
-    from segwright.api.preparing import (
-        PlanOptions,
-        check,
-        explain,
-        fingerprint,
-        plan,
-        plan_from_fingerprint,
-        preprocess,
-    )
-    from segwright.api.previewing import preview_augmentation
-    from segwright.api.reporting import find_fingerprint, find_plan, find_scores, write_report
-    from segwright.api.running import demo, run
-    from segwright.api.selecting import select
-    from segwright.api.training import keyword_values, train
-    from segwright.api.transfer import move_plans
-    from segwright.api.watching import FoldStatus, status
+if TYPE_CHECKING:  # what `_MODULES` says, for type checkers; tests/unit/api/test_public_names.py compares the two
+    from segwright.api.combining import accumulate_crossval as accumulate_crossval
+    from segwright.api.combining import apply_postprocessing as apply_postprocessing
+    from segwright.api.combining import determine_postprocessing as determine_postprocessing
+    from segwright.api.combining import ensemble as ensemble
+    from segwright.api.evaluating import compare as compare
+    from segwright.api.evaluating import evaluate as evaluate
+    from segwright.api.exchange import export_model as export_model
+    from segwright.api.exchange import import_model as import_model
+    from segwright.api.predicting import load_model as load_model
+    from segwright.api.predicting import predict as predict
+    from segwright.api.preparing import PlanOptions as PlanOptions
+    from segwright.api.preparing import check as check
+    from segwright.api.preparing import explain as explain
+    from segwright.api.preparing import fingerprint as fingerprint
+    from segwright.api.preparing import plan as plan
+    from segwright.api.preparing import plan_from_fingerprint as plan_from_fingerprint
+    from segwright.api.preparing import preprocess as preprocess
+    from segwright.api.previewing import preview_augmentation as preview_augmentation
+    from segwright.api.reporting import find_fingerprint as find_fingerprint
+    from segwright.api.reporting import find_plan as find_plan
+    from segwright.api.reporting import find_scores as find_scores
+    from segwright.api.reporting import write_report as write_report
+    from segwright.api.running import demo as demo
+    from segwright.api.running import run as run
+    from segwright.api.selecting import select as select
+    from segwright.api.training import keyword_values as keyword_values
+    from segwright.api.training import train as train
+    from segwright.api.transfer import move_plans as move_plans
+    from segwright.api.watching import FoldStatus as FoldStatus
+    from segwright.api.watching import status as status
 
-__all__ = [
-    "FoldStatus",
-    "PlanOptions",
-    "accumulate_crossval",
-    "apply_postprocessing",
-    "check",
-    "compare",
-    "demo",
-    "determine_postprocessing",
-    "ensemble",
-    "evaluate",
-    "explain",
-    "export_model",
-    "find_fingerprint",
-    "find_plan",
-    "find_scores",
-    "fingerprint",
-    "import_model",
-    "keyword_values",
-    "load_model",
-    "move_plans",
-    "plan",
-    "plan_from_fingerprint",
-    "predict",
-    "preprocess",
-    "preview_augmentation",
-    "run",
-    "select",
-    "status",
-    "train",
-    "write_report",
-]
-
-_MODULES = {
-    "exchange": (
-        "export_model",
-        "import_model",
-    ),
-    "running": (
-        "demo",
-        "run",
-    ),
-    "evaluating": (
-        "compare",
-        "evaluate",
-    ),
-    "training": (
-        "keyword_values",
-        "train",
-    ),
-    "predicting": (
-        "load_model",
-        "predict",
-    ),
-    "combining": (
-        "accumulate_crossval",
-        "apply_postprocessing",
-        "determine_postprocessing",
-        "ensemble",
-    ),
-    "preparing": (
-        "PlanOptions",
-        "check",
-        "explain",
-        "fingerprint",
-        "plan",
-        "plan_from_fingerprint",
-        "preprocess",
-    ),
+_MODULES: Final = {
+    "combining": ("accumulate_crossval", "apply_postprocessing", "determine_postprocessing", "ensemble"),
+    "evaluating": ("compare", "evaluate"),
+    "exchange": ("export_model", "import_model"),
+    "predicting": ("load_model", "predict"),
+    "preparing": ("PlanOptions", "check", "explain", "fingerprint", "plan", "plan_from_fingerprint", "preprocess"),
     "previewing": ("preview_augmentation",),
-    "reporting": (
-        "find_fingerprint",
-        "find_plan",
-        "find_scores",
-        "write_report",
-    ),
+    "reporting": ("find_fingerprint", "find_plan", "find_scores", "write_report"),
+    "running": ("demo", "run"),
     "selecting": ("select",),
+    "training": ("keyword_values", "train"),
     "transfer": ("move_plans",),
-    "watching": (
-        "FoldStatus",
-        "status",
-    ),
+    "watching": ("FoldStatus", "status"),
 }
+"""The public names, by the module that defines them."""
+
+__all__ = sorted(name for names in _MODULES.values() for name in names)
 
 
 def __getattr__(name: str) -> Any:
@@ -120,3 +64,7 @@ def __getattr__(name: str) -> Any:
         if name in names:
             return getattr(import_module(f"{__name__}.{module}"), name)
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
