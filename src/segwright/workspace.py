@@ -1,4 +1,4 @@
-"""Every on-disk name: where raw data, preprocessed data and results live. Nothing else spells these paths."""
+"""Paths of raw data, preprocessed data and results; every folder and file name on disk is defined here."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Workspace:
     preprocessed: Path
     results: Path
     work: Path | None = None
-    """The folder that preprocessed and results, where they are in it, are not to leave through a link either."""
+    """The folder above all three, if there is one: links must not lead out of it."""
 
     @classmethod
     def under(cls, work: Path) -> Workspace:
@@ -62,7 +62,7 @@ class Workspace:
         raise DatasetError(f"dataset '{text}' is neither a folder nor a name or id below {self.raw}{hint}")
 
     def require_writable(self) -> None:
-        """Make the output trees, so that an unwritable place is known before any work starts.
+        """Make the output folders, so that one that is not writable is reported before any work starts.
 
         Raises:
             WorkspaceError: a folder cannot be made or written to.
@@ -129,6 +129,6 @@ class Workspace:
         return model_folder / f"fold_{fold}"
 
     def _below(self, tree: Path, *parts: str) -> Path:
-        """Return a path in one of the trees, see `names.below`."""
+        """Return a path in one of the trees, checked by `names.below`."""
         root = self.work if self.work is not None and tree.is_relative_to(self.work) else tree
         return below(root, *tree.relative_to(root).parts, *parts)

@@ -1,1 +1,1 @@
-"""The ground floor: errors, documents, geometry, counted randomness, threads. Knows nothing of images or networks."""
+"""Errors, files, random generators, threads and memory: what every other folder uses; nothing of images or networks."""

@@ -1,4 +1,4 @@
-"""Boxes: cut them out of arrays, put them back, pad around them. Spatial axes are always the last ones."""
+"""Crop and pad arrays by boxes of voxels; spatial axes are always the last ones."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def uncrop(array: npt.NDArray[Any], box: Box, shape: Sequence[int], *, fill: flo
 
 
 def nonzero_box(mask: npt.NDArray[np.bool_]) -> Box:
-    """Return the smallest box that holds every true voxel of `mask` (*S); the whole array where there is none."""
+    """Return the smallest box that holds every true voxel of `mask` (*S); the whole array if there is none."""
     box = []
     for axis in range(mask.ndim):
         others = tuple(other for other in range(mask.ndim) if other != axis)

@@ -1,6 +1,6 @@
-"""Figures as PNG files, drawn with matplotlib's own settings: a `matplotlibrc` in the current folder decides nothing.
+"""Draw figures to PNG files with matplotlib's default settings; a `matplotlibrc` in the current folder is ignored.
 
-matplotlib reads one there when it is imported, and `text.usetex` in it would start LaTeX.
+matplotlib reads it when it is imported, and `text.usetex` in it would start LaTeX.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from segwright.core.files.atomic_io import atomic_path
 
 @contextmanager
 def figure_file(path: Path, *, size_inches: tuple[float, float], dpi: int) -> Iterator[Figure]:
-    """Give an empty figure to draw on, and write it atomically; no global state is changed for longer than that."""
+    """Yield an empty figure to draw on, then write it atomically; global state is changed only within the block."""
     with style.context("default"):
         figure = Figure(figsize=size_inches, dpi=dpi, layout="constrained")
         FigureCanvasAgg(figure)

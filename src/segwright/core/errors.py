@@ -1,4 +1,4 @@
-"""Every error a user can cause, each saying what was found, what was expected, where, and how to repair it."""
+"""Errors that a user can cause; each says what was found, what was expected, where, and how to repair it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from segwright.core.text import printable
 
 
 class SegwrightError(ValueError):
-    """Something the user can mend; the command line prints it as one line and exits with 1."""
+    """Error that the user can fix; the command line prints it as one line and exits with 1."""
 
     exit_code = 1
 
     def lines(self) -> tuple[str, ...]:
-        """Return the message as lines to print; a name in it that holds a newline makes no line of its own."""
+        """Return the message as lines to print; newlines in names are escaped."""
         return (printable(self),)
 
 
@@ -44,16 +44,16 @@ class WorkspaceError(SegwrightError):
 
 
 class DiskError(WorkspaceError):
-    """A disk is full, or does not let a file be written."""
+    """A disk is full, or refuses a file."""
 
 
 class OutOfMemoryError(SegwrightError):
-    """The memory of the machine, or of its GPU, is used up."""
+    """The memory of the machine or of its GPU is used up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """One finding about one place: where it is, what is wrong, what mends it; of which case, if it is about one."""
+    """One finding: where it is, what is wrong, how to fix it, and which case it is about, if any."""
 
     where: str
     what: str
@@ -77,7 +77,7 @@ class ProblemReport(DatasetError):
 
 
 def located(error: SegwrightError, where: str) -> SegwrightError:
-    """Return the error with a place before its message, or before each of its problems; its kind stays.
+    """Return the error, of the same type, with a place before its message or before each of its problems.
 
     >>> str(located(ImageError("cannot be read"), "case 7"))
     'case 7: cannot be read'
@@ -88,7 +88,7 @@ def located(error: SegwrightError, where: str) -> SegwrightError:
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """Return the end of an error message that helps with a mistyped name.
+    """Return the end of an error message that suggests a name for a mistyped one.
 
     >>> nearest("3d_fulres", ["2d", "3d_fullres"])
     "; did you mean '3d_fullres'?"

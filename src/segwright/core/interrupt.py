@@ -1,4 +1,4 @@
-"""Being asked to end: a request that work looks at between its steps, and the error by which it ends."""
+"""Stop running work early: a request that it checks between its steps, and the error with which it ends."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Final
 from segwright.core.errors import SegwrightError
 
 EXIT_RESUMABLE: Final = 75
-"""Exit code of work that was interrupted and can be continued: EX_TEMPFAIL of sysexits.h, which schedulers know."""
+"""Exit code of work that was interrupted and can be continued: EX_TEMPFAIL of sysexits.h, known to schedulers."""
 
 _LONGEST_STEP_S: Final = 60.0
 """A step of training and the checkpoint after it take less."""
-_LONGEST_FAREWELL_S: Final = 5.0
+_LONGEST_EXIT_S: Final = 5.0
 
 
 class Interrupted(SegwrightError):
-    """Work ended early because it was asked to; the same command goes on from there."""
+    """Work ended early on request; the same command continues it."""
 
     exit_code = EXIT_RESUMABLE
 
 
 class StopRequest:
-    """Tells work that it shall end; whoever asks (a signal handler, another thread) does not wait.
+    """A request to stop, checked by running work; the caller (a signal handler, another thread) does not wait.
 
     >>> stop = StopRequest()
     >>> with stop.watched():
@@ -39,17 +39,17 @@ class StopRequest:
         self._is_watched = False
 
     def request(self, reason: str) -> None:
-        """Ask for the end; `reason` is a word for the log, such as the signal's name."""
+        """Request a stop; `reason` is a word for the log, such as the signal's name."""
         self.reason = self.reason or reason
 
     @property
     def is_watched(self) -> bool:
-        """Whether work goes on that looks at the request; if none does, the asker has to end the process itself."""
+        """Whether running work checks the request; if none does, the caller has to end the process itself."""
         return self._is_watched
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Run a block that looks at `reason` between its steps."""
+        """Run a block that checks `reason` between its steps."""
         before, self._is_watched = self._is_watched, True
         try:
             with self.wait_at_exit():
@@ -59,12 +59,12 @@ class StopRequest:
 
     @contextmanager
     def wait_at_exit(self) -> Iterator[None]:
-        """Let a program that ends wait for a block in a daemon thread, which is asked to stop.
+        """Make an exiting program stop a block that runs in a daemon thread, and wait for it.
 
         Python would end the thread in the middle of torch's C++ code, and that aborts the process.
 
         Raises:
-            Interrupted: the program is ending already.
+            Interrupted: the program is already exiting.
         """
         thread, done = threading.current_thread(), threading.Event()
 
@@ -72,7 +72,7 @@ class StopRequest:
             if not done.is_set():
                 self.request("the program ended")
                 done.wait(_LONGEST_STEP_S)
-                thread.join(_LONGEST_FAREWELL_S)
+                thread.join(_LONGEST_EXIT_S)
 
         if thread.daemon:
             _call_at_exit(end)
@@ -85,7 +85,7 @@ class StopRequest:
 def _call_at_exit(function: Callable[[], None]) -> None:
     """Call a function when the main thread has ended, before thread pools are closed: a step in progress needs them.
 
-    `atexit` comes after them; only where this private part of `threading` is gone it has to do.
+    `atexit` runs after they are closed; it is used only where this private function of `threading` is missing.
     """
     register: Callable[[Callable[[], None]], object] = getattr(threading, "_register_atexit", atexit.register)
     try:

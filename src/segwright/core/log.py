@@ -1,4 +1,4 @@
-"""Progress and log lines on stderr: a bar with an ETA on a terminal, a few quiet lines elsewhere."""
+"""Show progress and log lines on stderr: a bar with an ETA on a terminal, a line every 30 s elsewhere."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def configure(verbosity: int = 0) -> None:
 
 
 def progress(items: Iterable[T], *, title: str, total: int | None = None) -> Iterator[T]:
-    """Pass `items` through and show how far the work is; without a title, or with logging below info, silently."""
+    """Yield `items` and show progress; silent without a title, or where info is not logged."""
     if not title or not logger.isEnabledFor(logging.INFO):
         yield from items
     elif sys.stderr.isatty():
@@ -39,7 +39,7 @@ def progress(items: Iterable[T], *, title: str, total: int | None = None) -> Ite
 
 
 class _PlainFormatter(logging.Formatter):
-    """Keeps a record on one line, whatever the names in it hold."""
+    """Formats a record as one line, whatever the names in it hold."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the message, escaped; a traceback that follows it keeps its lines."""
@@ -59,13 +59,13 @@ def _bar(items: Iterable[T], title: str, total: int | None) -> Iterator[T]:
 
 
 def _lines(items: Iterable[T], title: str, total: int | None) -> Iterator[T]:
-    start = said = time.monotonic()
+    start = last = time.monotonic()
     count = 0
     for count, item in enumerate(items, start=1):
         yield item
         now = time.monotonic()
-        if now - said >= _LINE_EVERY_S:
-            said = now
+        if now - last >= _LINE_EVERY_S:
+            last = now
             left = f", about {(now - start) / count * (total - count):.0f} s left" if total else ""
             logger.info("%s: %d%s%s", title, count, f" of {total}" if total else "", left)
     logger.info("%s: %d done in %.1f s", title, count, time.monotonic() - start)

@@ -1,4 +1,4 @@
-"""How much memory this process has needed, and how much it may still take."""
+"""Peak memory of this process, and how much it may still take."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def peak_bytes() -> int | None:
-    """Return the largest resident size so far, in bytes; None where the system does not tell (Windows)."""
+    """Return the largest resident size so far, in bytes; None where the system does not say (Windows)."""
     try:
         import resource
     except ImportError:
@@ -23,7 +23,7 @@ def peak_bytes() -> int | None:
 def available_bytes() -> int:
     """Return how much memory this process may still take: what the system has free and what its cgroup leaves.
 
-    Where the system does not tell (macOS, Windows), it is half of the whole memory.
+    Where the system does not say (macOS, Windows), it is half of all memory.
     """
     try:
         text = _MEMINFO.read_text(encoding="ascii")
@@ -36,7 +36,7 @@ def available_bytes() -> int:
         limit = int((_CGROUP / "memory.max").read_text(encoding="ascii"))
         used = int((_CGROUP / "memory.current").read_text(encoding="ascii"))
         stat = (_CGROUP / "memory.stat").read_text(encoding="ascii").split()
-        pages_of_files = int(stat[stat.index("inactive_file") + 1])  # given back when memory is short
+        pages_of_files = int(stat[stat.index("inactive_file") + 1])  # reclaimed when memory runs out
     except (OSError, ValueError):  # "max", or no cgroup of version 2
         return free
     return max(0, min(free, limit - used + pages_of_files))

@@ -1,4 +1,4 @@
-"""Threads for work that releases the interpreter lock; never a child process."""
+"""Run functions over many items in threads, for work that releases the interpreter lock; never in child processes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _IMPORTED_BY: Final = os.getpid()
 
 
 def available_cpus() -> int:
-    """Return how many CPUs this process may use: its affinity mask and its cgroup quota counted."""
+    """Return how many CPUs this process may use: by its affinity mask and its cgroup quota."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     try:
         quota, period = _CGROUP_QUOTA.read_text(encoding="ascii").split()
@@ -43,8 +43,8 @@ def map_threads(
 ) -> list[R]:
     """Apply `function` to every item in threads and return the results in the order of the items.
 
-    The first failure stops the rest. A `SegwrightError` passes as it is; anything else is chained to an error that
-    names the item through `describe`. A `title` shows progress.
+    The first failure stops the rest. A `SegwrightError` is raised as it is; anything else is chained to an error
+    that names the item through `describe`. With a `title`, progress is shown.
     """
     workers = available_cpus() if workers is None else max(1, workers)
     with ThreadPoolExecutor(max_workers=min(workers, max(1, len(items)))) as pool:

@@ -1,4 +1,4 @@
-"""Full disks, missing memory and refused files, recognized in whatever words a library tells them."""
+"""Recognise full disks, exhausted memory and refused files in the error messages of any library."""
 
 from __future__ import annotations
 
@@ -38,26 +38,26 @@ _SPELLINGS: Final = (
 _ON_GPU: Final = re.compile(r"\b(?:CUDA|MPS|HIP|XPU|CUBLAS|CUDNN)", re.I)
 _SIZE: Final = re.compile(r"(?:to allocate|unable to allocate)\s+([\d.]+)\s*(bytes|[KMGTPE]iB)?", re.I)
 _TORCH_ERROR: Final = "OutOfMemoryError"
-"""Torch's class for GPUs, known by name because `core` is imported without torch."""
+"""Torch's class for GPUs, matched by name because `core` is imported without torch."""
 _KEPT: Final = "what was finished is kept"
 
 
 def resource_error(
     error: BaseException, path: Path | None = None, *, needed: int | None = None
 ) -> SegwrightError | None:
-    """Return what to tell of an error that comes from disk or memory; None for any other one.
+    """Return the error to show for a failure of disk or memory; None for any other failure.
 
     Args:
-        error: as a library raised it; what it was raised from counts, too.
+        error: as a library raised it; its causes count, too.
         path: the file that was written, where the error does not name one.
-        needed: size of that file in bytes, where it is known.
+        needed: size of that file in bytes, if known.
     """
     for each, is_reason in _chain(error):
         if isinstance(each, DiskError | OutOfMemoryError):
             return each
         code = _code(each)
         if code in _REFUSED and not is_reason:
-            continue  # such a failure is often expected, and then something else went wrong
+            continue  # often expected and handled, and then something else went wrong
         if code == errno.ENOMEM:
             return OutOfMemoryError(_memory_text(str(each), on_gpu=type(each).__name__ == _TORCH_ERROR))
         if code is not None:
@@ -67,7 +67,7 @@ def resource_error(
 
 
 def _chain(error: BaseException) -> Iterator[tuple[BaseException, bool]]:
-    """Yield an error and those before it, and whether each is given as the reason of the one after it."""
+    """Yield an error and those before it, and whether each is the explicit cause (`from`) of the one after it."""
     seen: set[int] = set()
     following: BaseException | None = error
     is_reason = True
@@ -110,7 +110,7 @@ def _disk_text(code: int, path: Path | None, needed: int | None) -> str:
             f"choose a folder on another file system; {_KEPT}"
         )
     if code == errno.EROFS:
-        return f"{where}lies on a read-only file system; choose a folder that you may write to"
+        return f"{where}is on a read-only file system; choose a folder that you may write to"
     if code in (errno.EMFILE, errno.ENFILE):
         return f"{where}too many files are open; raise the limit (ulimit -n), or use fewer --workers; {_KEPT}"
     if code in _REFUSED:
@@ -137,7 +137,7 @@ def _memory_text(text: str, *, on_gpu: bool) -> str:
 
 
 def shown(size: float) -> str:
-    """Return a number of bytes for people.
+    """Format a number of bytes.
 
     >>> shown(512), shown(3 * 2**20)
     ('512 bytes', '3.0 MiB')

@@ -1,4 +1,4 @@
-"""Counted randomness: every draw comes from a generator keyed by what it is for, never from a running stream."""
+"""Random generators keyed by what a draw is for (seed, purpose, counters), never a running stream."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def generator(seed: int, purpose: str, *counters: int) -> np.random.Generator:
     """Return the generator of one purpose, e.g. `generator(seed, "sample", epoch, step, index)`.
 
     Two calls with the same arguments give the same draws, in any thread and in any order: those of a Philox generator
-    with `key` as its key.
+    with `key(...)` as its key.
     """
-    ready = _Ready(_digest(seed, purpose, counters))
-    return np.random.Generator(np.random.Philox(ready))  # type: ignore[arg-type]  # the stubs know no ISeedSequence
+    sequence = _KeySequence(_digest(seed, purpose, counters))
+    return np.random.Generator(np.random.Philox(sequence))  # type: ignore[arg-type]  # the stubs know no ISeedSequence
 
 
 @dataclass(frozen=True, slots=True)
-class _Ready(ISeedSequence):
-    """A ready key. The argument `key` of Philox does the same, but first asks the system for entropy in vain."""
+class _KeySequence(ISeedSequence):
+    """A given key as a seed sequence; Philox's own argument `key` also works, but reads entropy it does not use."""
 
     digest: bytes
 

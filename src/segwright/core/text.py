@@ -1,4 +1,4 @@
-"""Text from files and names, made safe to show on a terminal, in a log and in an error."""
+"""Make text from files and names safe to show on a terminal, in a log and in an error."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ _JOINERS: Final = "\u200c\u200d"
 
 
 def printable(text: object) -> str:
-    r"""Return a text on one line in which nothing is hidden: every character that does not print becomes an escape.
+    r"""Return a text on one line, every unprintable character escaped.
 
-    That is control characters (ESC, newline), characters that change the direction of writing, line separators, and
-    the halves of characters that stand for the bytes of a file name that is no UTF-8.
+    These are control characters (ESC, newline), characters that change the direction of writing, line separators, and
+    the surrogates that represent the bytes of a file name that is not UTF-8.
 
     >>> printable("a\nb\x1b[31m \udcfc")
     'a\\nb\\x1b[31m \\udcfc'

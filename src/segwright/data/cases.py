@@ -141,7 +141,7 @@ def identity_problems(where: Path, identifiers: Iterable[str]) -> list[Problem]:
             continue
         twin = spelled.setdefault(normalize("NFC", identifier), identifier)
         if twin != identifier:
-            what = f"case id '{identifier}' is there twice, with accents encoded in two ways (NFC and NFD)"
+            what = f"case id '{identifier}' appears twice, with accents encoded in two ways (NFC and NFD)"
             remedy = "rename the files of one of them"
             problems.append(Problem(where=str(where), what=what, remedy=remedy, case=identifier))
     return problems

@@ -61,7 +61,7 @@ def test_temporary_names_keep_the_suffix_that_writers_look_at(tmp_path: Path) ->
 def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
-    with pytest.raises(WorkspaceError, match=r"file/a/b.json: cannot be written, for .*/file is no folder; choose"):
+    with pytest.raises(WorkspaceError, match=r"file/a/b.json: cannot be written: .*/file is not a folder; choose"):
         documents.write_json(tmp_path / "file" / "a" / "b.json", {})
     with pytest.raises(WorkspaceError, match=r"folder: is a folder already; name another file"):
         documents.write_json(tmp_path / "folder", {})
@@ -80,7 +80,7 @@ def test_a_full_disk_is_not_told_as_a_wrong_place(tmp_path: Path) -> None:
 def test_a_folder_is_looked_at_before_anything_is_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     documents.require_folder(tmp_path / "new" / "er")
-    with pytest.raises(WorkspaceError, match=r"file/out: cannot be written to, for .*/file is a file; choose another"):
+    with pytest.raises(WorkspaceError, match=r"file/out: cannot be written to: .*/file is a file; choose another"):
         documents.require_folder(tmp_path / "file" / "out")
     assert os.listdir(tmp_path) == ["file"]
 

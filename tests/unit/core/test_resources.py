@@ -23,7 +23,7 @@ from segwright.core.resources import resource_error
         (OSError(errno.ENOSPC, "No space left on device", "/w/a"), "/w/a: no space left on the disk"),
         (OSError(errno.EDQUOT, "Disk quota exceeded", "/w/a"), "/w/a: the disk quota is used up"),
         (OSError(errno.EFBIG, "File too large", "/w/a"), "/w/a: a file is larger than the system lets this process"),
-        (OSError(errno.EROFS, "Read-only file system", "/w/a"), "/w/a: lies on a read-only file system"),
+        (OSError(errno.EROFS, "Read-only file system", "/w/a"), "/w/a: is on a read-only file system"),
         (OSError(errno.EACCES, "Permission denied", "/w/a"), "/w/a: cannot be opened or written (Permission denied)"),
         (OSError(errno.EIO, "Input/output error", "/w/a"), "/w/a: the disk failed"),
         (OSError(errno.EMFILE, "Too many open files", "/w/a"), "/w/a: too many files are open"),

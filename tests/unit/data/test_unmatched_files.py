@@ -64,7 +64,7 @@ def test_a_series_of_dicom_files_is_told_once(folder: Path) -> None:
 
 def test_a_file_in_place_of_a_folder_is_told(folder: Path) -> None:
     image = folder / "imagesTr" / "case_00_0000.nii.gz"
-    with pytest.raises(ProblemReport, match="is a file, expected the folder that it lies in"):
+    with pytest.raises(ProblemReport, match="is a file, expected its folder"):
         list_cases(image, ".nii.gz")
 
 
@@ -101,8 +101,8 @@ def _pipe(path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (_dangle, "is a link to ../.git/annex/objects/xx/MD5E-s9--0.nii.gz, which is not there.*; fetch it with"),
-        (_circle, "is a link to|cannot be looked at"),
+        (_dangle, "is a link to ../.git/annex/objects/xx/MD5E-s9--0.nii.gz, which does not exist.*; fetch it with"),
+        (_circle, "is a link to|cannot be accessed"),
         (_folder, "is a folder, expected a file"),
         (_pipe, "is a pipe, socket or device, expected a file"),
     ],
@@ -146,7 +146,7 @@ def test_names_whose_accents_are_encoded_in_two_ways_are_told(folder: Path) -> N
     with pytest.raises(ProblemReport, match="accents are encoded in another way"):
         load(folder)
     shutil.copy(folder / "imagesTr" / "case_00_0000.nii.gz", folder / "imagesTr" / "Gru\u0308n_0000.nii.gz")
-    with pytest.raises(ProblemReport, match="is there twice, with accents encoded in two ways"):
+    with pytest.raises(ProblemReport, match="appears twice, with accents encoded in two ways"):
         list_cases(folder / "imagesTr", ".nii.gz")
 
 
@@ -180,7 +180,7 @@ def test_files_whose_names_cannot_be_ids_are_named(folder: Path, name: bytes) ->
     os.rename(images + b"/case_01_0000.nii.gz", images + b"/" + name + b"_0000.nii.gz")
     cases, problems = usable_cases(folder / "imagesTr", ".nii.gz", 1)
     assert [case.identifier for case in cases] == ["case_00"]
-    assert "is no UTF-8 text; rename it" in str(problems[0]) or "has 201 bytes, more than 200" in str(problems[0])
+    assert "is not UTF-8 text; rename it" in str(problems[0]) or "has 201 bytes, more than 200" in str(problems[0])
     str(problems[0]).encode()
 
 
@@ -188,5 +188,5 @@ def test_a_folder_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / os.fsdecode(b"Gr\xfcn")
     folder.mkdir()
     for act in (lambda: list_cases(folder, ".nii.gz"), lambda: load(folder)):
-        with pytest.raises((WorkspaceError, ProblemReport), match="is no UTF-8 text; rename it"):
+        with pytest.raises((WorkspaceError, ProblemReport), match="is not UTF-8 text; rename it"):
             act()

@@ -1,1 +1,1 @@
-"""Code that a user brings: component references, which code is trusted, imports from a folder, whose error it is."""
+"""The user's own code: component references, which code may be imported, imports from a folder, errors in it."""

@@ -1,9 +1,9 @@
 """Import a user's module, and the modules beside it, from a folder that is not on `sys.path`.
 
-A folder on `sys.path` answers every import of the process, an optional `import indexed_gzip` in a library too, so that
-a downloaded folder that happens to be the current one would run. Here a module is found because a user named it, and
-what its own `import` statements name is looked for beside it where it is not installed. To tell these statements from
-those of libraries, such a module has an `__import__` of its own among its builtins.
+A folder on `sys.path` serves every import of the process, even an optional `import indexed_gzip` in a library: code in
+a downloaded folder would run merely because it is the current one. Here a module is found only because a user named it,
+and modules that it imports are searched beside it if they are not installed. To tell its `import` statements from those
+of libraries, such a module gets its own `__import__` among its builtins.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _LOADING: Final = threading.RLock()
 
 
 class FolderLoader(SourceFileLoader):
-    """Loads a source file whose imports find what lies in `root`; compiled files are neither read nor written."""
+    """Loads a source file whose imports also search `root`; compiled files are neither read nor written."""
 
     def __init__(self, root: Path, fullname: str, path: str) -> None:
         super().__init__(fullname, path)
         self.root = root
 
     def get_code(self, fullname: str) -> CodeType:
-        """Return the code of the source as it is now: a `.pyc` could say something else."""
+        """Return the code of the source as it is now; a `.pyc` could differ."""
         path = self.get_filename(fullname)
         code: CodeType = self.source_to_code(self.get_data(path), path)
         return code
@@ -71,7 +71,7 @@ def import_from(folder: Path, name: str) -> ModuleType:
     """Return the module `name`: one that is installed, else the one in `folder`.
 
     Raises:
-        ModuleNotFoundError: there is neither.
+        ModuleNotFoundError: neither exists.
     """
     with _LOADING:
         _load(name, folder)
@@ -79,12 +79,12 @@ def import_from(folder: Path, name: str) -> ModuleType:
 
 
 def is_from_folder(module: Mapping[str, Any]) -> bool:
-    """Return whether a module, given by its globals, was found in a folder of a user's own."""
+    """Return whether a module, given by its globals, was loaded from a user's folder."""
     return isinstance(module.get("__loader__"), FolderLoader)
 
 
 def _load(name: str, root: Path) -> None:
-    """Load what `root` has of a module and its parents, unless it is loaded or installed."""
+    """Load a module and its parents from `root`, as far as they are there and neither loaded nor installed."""
     parts = name.split(".")
     for depth in range(1, len(parts) + 1):
         prefix = ".".join(parts[:depth])
@@ -108,7 +108,7 @@ def _load(name: str, root: Path) -> None:
 
 
 def _is_installed(name: str) -> bool:
-    """Return whether Python finds a top-level module; a folder that merely has its name is no package."""
+    """Return whether Python finds a top-level module; a folder without `__init__.py` does not count."""
     try:
         spec = find_spec(name)
     except (ImportError, ValueError):
@@ -117,7 +117,7 @@ def _is_installed(name: str) -> bool:
 
 
 def _own_folders(parent: ModuleType | None, root: Path) -> list[str]:
-    """Return where the modules of a package lie, empty for one that was not found in `root`."""
+    """Return the folders of a package's modules; empty if the package was not found in `root`."""
     spec = getattr(parent, "__spec__", None)
     if spec is None or spec.loader_state != root:
         return []

@@ -1,4 +1,4 @@
-"""Component references: a registered name or `module:attr`, so that a checkpoint can find the part again."""
+"""Component references: a registered name or `module:attr`, by which a checkpoint finds a component again."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Registry(Generic[T]):
         self._values: dict[str, T] = {}
 
     def register(self, name: str, value: T) -> None:
-        """Add a component; a name can be given once."""
+        """Add a component; a name can be used once."""
         if name in self._values:
             raise ConfigError(f"{self.kind} '{name}' is registered already; choose another name")
         self._values[name] = value
 
     def get(self, name: str) -> T:
-        """Return the component called `name`; an unknown name is a `ConfigError` with the nearest one."""
+        """Return the component called `name`; an unknown name raises a `ConfigError` that suggests the nearest."""
         if name not in self._values:
             raise ConfigError(f"unknown {self.kind} '{name}'{nearest(name, self._values)}")
         return self._values[name]
@@ -55,7 +55,7 @@ def is_reference(name: str) -> bool:
 
 
 def import_reference(reference: str, *, kind: str, find: Callable[[str], Any] = importlib.import_module) -> Any:
-    """Import the object behind `module:attr`, which the caller knows to be trusted (`core.extensions.trust`).
+    """Import the object behind `module:attr`; the caller has checked that it is trusted (`core.extensions.trust`).
 
     Args:
         reference: `module:attr`.
@@ -63,7 +63,7 @@ def import_reference(reference: str, *, kind: str, find: Callable[[str], Any] = 
         find: imports a module by its name.
 
     Raises:
-        ConfigError: the reference is malformed, or the module or the attribute is not there.
+        ConfigError: the reference is malformed, or the module or the attribute does not exist.
         UserCodeError: the module has an error.
     """
     if not _REFERENCE.fullmatch(reference):
@@ -95,7 +95,7 @@ def reference_of(component: Callable[..., Any]) -> str:
     """Return `module:qualname` of an importable function or class.
 
     Raises:
-        ConfigError: a lambda or a nested function, which no other process could find again.
+        ConfigError: a lambda or a nested function, which another process could not import.
     """
     name = f"{component.__module__}:{component.__qualname__}"
     if "<" in name:

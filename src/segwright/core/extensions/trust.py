@@ -1,4 +1,4 @@
-"""Which code a call may import: what its user named, and what files name only where the user says so."""
+"""Which code may be imported: what the user named; what files name only if the user trusts them."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from segwright.core.extensions.registry import import_reference
 from segwright.core.extensions.user_code import package_of
 
 REBUILD: Final = ".rebuild_network"
-"""Method of a trainer that builds its network again; a checkpoint names it after the trainer's reference."""
+"""Method of a trainer that rebuilds its network; a checkpoint appends it to the trainer's reference."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CodeTrust:
     """The code that may be imported in a call.
 
-    Files such as checkpoints and plans come from other people. A reference `module:attr` in one is imported only if the
-    user named the same one, or trusts everything that the files of this call name.
+    Files such as checkpoints and plans are untrusted input. A reference `module:attr` in one is imported only if the
+    user named the same one, or trusts all that the files of this call name.
 
     Attributes:
         references: those that the user named.
-        everything: whether those in files count as well.
-        folder: where to look for modules that are not installed; None: nowhere else than `sys.path`.
+        everything: whether references in files may be imported as well.
+        folder: where modules that are not installed are searched; None: only `sys.path`.
     """
 
     references: frozenset[str] = frozenset()
@@ -36,7 +36,7 @@ class CodeTrust:
 
     @classmethod
     def of(cls, given: TrustCode) -> CodeTrust:
-        """Return what a caller means: yes or no, references, or such a value already."""
+        """Make the value from what callers may pass: a bool, references, or a `CodeTrust`."""
         if isinstance(given, CodeTrust):
             return given
         if isinstance(given, bool):
@@ -44,7 +44,7 @@ class CodeTrust:
         return cls(references=frozenset([given] if isinstance(given, str) else given))
 
     def with_references(self, *references: str | None) -> CodeTrust:
-        """Return the same with further references that the user named, None left out."""
+        """Return the value with more references that the user named; None is skipped."""
         named = {reference for reference in references if reference is not None}
         return replace(self, references=self.references | named)
 
@@ -54,20 +54,20 @@ class CodeTrust:
 
     @property
     def packages(self) -> frozenset[str]:
-        """Top-level packages of the references, ours left out: errors in them are their author's."""
+        """Top-level packages of the references, except Segwright's; errors in them are the user's to fix."""
         return frozenset(map(package_of, self.references)) - {"segwright"}
 
     def require(self, reference: str, *, kind: str, source: str, option: str = "") -> None:
-        """See that a reference out of a file may be imported.
+        """Require that a reference from a file may be imported.
 
         Args:
             reference: `module:attr`.
             kind: of component, for the message.
             source: the file.
-            option: by which a user names such a component.
+            option: command-line option that names such a component.
 
         Raises:
-            ModelError: it may not; what to do is told.
+            ModelError: it may not; the message says what to do.
         """
         if not self.allows(reference):
             named = f", or name it yourself with {option}{reference}" if option else ""
@@ -77,7 +77,7 @@ class CodeTrust:
             )
 
     def load(self, reference: str, *, kind: str) -> Any:
-        """Import what is behind a reference that may be imported.
+        """Import the object behind a trusted reference.
 
         Raises:
             ConfigError: the reference is malformed, or there is no such module or attribute.

@@ -1,4 +1,4 @@
-"""Errors in code that a user brought: told with its file and line first, because the fault is not Segwright's."""
+"""Report errors in the user's own code, with its file and line first."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from segwright.core.resources import resource_error
 
 
 class UserCodeError(ConfigError):
-    """Code of a user's own failed, or gave something that it should not give."""
+    """The user's code failed, or returned something invalid."""
 
 
 def package_of(reference: str) -> str:
@@ -25,7 +25,7 @@ def package_of(reference: str) -> str:
 
 
 def source_location(component: Any) -> str:
-    """Return `file:line` of a function, method or class, its name where neither is known."""
+    """Return `file:line` of a function, method or class, or its name where neither is known."""
     owner = getattr(component, "__self__", None)
     found = owner if isinstance(owner, type) else getattr(component, "__func__", component)
     if isinstance(found, type):
@@ -37,7 +37,7 @@ def source_location(component: Any) -> str:
 
 
 def error_location(error: BaseException, packages: Collection[str]) -> str | None:
-    """Return `file:line` of the innermost line of a user's code that an error passed through, None if there is none.
+    """Return `file:line` of the innermost line of user code in the traceback of an error, None if there is none.
 
     Args:
         error: as it was caught.
@@ -55,13 +55,13 @@ def error_location(error: BaseException, packages: Collection[str]) -> str | Non
 
 
 def describe_error(error: BaseException) -> str:
-    """Return the kind and message of an error on one line."""
+    """Return the type and message of an error on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 @contextmanager
 def user_code_errors(packages: Collection[str], what: str) -> Iterator[None]:
-    """Turn an error that passed through code of these packages into a `UserCodeError`; leave others as they are.
+    """Turn an error raised in or through code of these packages into a `UserCodeError`; leave others as they are.
 
     Args:
         packages: top-level packages of the user's references.
@@ -85,13 +85,13 @@ def user_code_errors(packages: Collection[str], what: str) -> Iterator[None]:
 def user_call(
     component: Callable[..., Any], what: str, *, packages: Collection[str] = (), contract: str = ""
 ) -> Iterator[None]:
-    """Turn whatever a call of user code raises into a `UserCodeError`.
+    """Turn any error of a call of user code into a `UserCodeError`.
 
     Args:
         component: what is called.
         what: its kind and reference, for the message.
         packages: top-level packages of the user's code beside that in which it is defined.
-        contract: how it is called, told where the arguments do not fit.
+        contract: how it is called, for the message where the arguments do not fit.
 
     Raises:
         UserCodeError: it begins with file and line.

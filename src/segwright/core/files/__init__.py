@@ -1,1 +1,1 @@
-"""Files that are written whole or not at all, JSON and zip files read within bounds, file names, locks."""
+"""Atomic writes, JSON and zip files read within bounds, checked file names, lock files."""

@@ -1,4 +1,4 @@
-"""JSON documents on disk: written whole or not at all, read with an error that names the place."""
+"""Write files atomically; read JSON documents with errors that name the file and the key; hashes and checksums."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENAMETOO
 
 @contextmanager
 def atomic_path(path: Path, *, durable: bool = True, size: int | None = None) -> Iterator[Path]:
-    """Yield a temporary sibling of `path` (file or folder) that takes its place when the block succeeds.
+    """Yield a temporary path beside `path` (file or folder) that replaces it when the block succeeds.
 
     The temporary name keeps every suffix, so that writers which choose a format by suffix do the right thing, and
     starts with a dot, so that folder listings of cases never see it. On an error nothing is left behind.
 
     Args:
         path: what is written.
-        durable: force the content to the disk first. Not needed for a file whose checksum is written after it: many
-            small files are several times faster without, and a power cut is found out by the checksum.
-        size: bytes that will be written, where that is known; told where there is no room for them.
+        durable: flush the content to the disk first. Not needed for a file whose checksum is written after it: many
+            small files are several times faster without, and the checksum detects a power cut.
+        size: bytes that will be written, if known; for the message about a full disk.
 
     Raises:
         WorkspaceError: the folder cannot be made or written to, or a folder has the name of the file.
@@ -69,14 +69,14 @@ def atomic_path(path: Path, *, durable: bool = True, size: int | None = None) ->
 
 
 def temporary_beside(path: Path) -> Path:
-    """Return a new name beside `path` for what is to take its place."""
+    """Return a new temporary name beside `path`."""
     return path.with_name(f".{uuid4().hex[:8]}.tmp.{path.name}")
 
 
 def sweep_leftovers(folder: Path, names: Collection[str] | None = None) -> None:
-    """Delete what a killed process left when it was writing `names`, by default any, into a folder.
+    """Delete the temporary files that a killed process left in a folder, of `names` or by default of any name.
 
-    The caller alone writes these.
+    No other process may be writing them.
     """
     if not folder.is_dir():
         return
@@ -92,29 +92,29 @@ def sweep_leftovers(folder: Path, names: Collection[str] | None = None) -> None:
 
 
 def require_folder(folder: Path) -> None:
-    """See that files can be written into a folder, which may have to be made; nothing is made or written.
+    """Require that files can be written into a folder, which need not exist; nothing is made or written.
 
     Raises:
-        WorkspaceError: a file is in its place, or it, or where it would be made, is not writable.
+        WorkspaceError: a file is in its place, or the folder, or the one it would be made in, is not writable.
     """
     try:
         existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     except OSError as error:
         _explain(error, folder)
     if not existing.is_dir():
-        raise WorkspaceError(f"{folder}: cannot be written to, for {existing} is a file; choose another folder")
+        raise WorkspaceError(f"{folder}: cannot be written to: {existing} is a file; choose another folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise WorkspaceError(
-            f"{folder}: cannot be written to, for {existing} is not writable; choose a folder you may write to"
+            f"{folder}: cannot be written to: {existing} is not writable; choose a folder you may write to"
         )
 
 
 @contextmanager
 def disk_errors(path: Path, temporary: Path, *, size: int | None = None) -> Iterator[None]:
-    """Say of a failure in a block that writes `path`, by way of `temporary`, that disk or memory is to blame.
+    """Turn failures of disk and memory in a block that writes `path`, through `temporary`, into errors that say so.
 
     Raises:
-        WorkspaceError: the place is to blame.
+        WorkspaceError: the path cannot be written.
         DiskError: the disk is full, or refuses a file of this size.
         OutOfMemoryError: memory is used up.
     """
@@ -128,7 +128,7 @@ def disk_errors(path: Path, temporary: Path, *, size: int | None = None) -> Iter
 
 
 def _explain_writing(error: Exception, path: Path, temporary: Path, size: int | None) -> None:
-    """Raise what to tell of a failure while `path` was written; return where neither disk nor memory is to blame."""
+    """Raise the error to show for a failure to write `path`; return if neither disk nor memory is the cause."""
     own = {None, str(temporary), str(path), str(path.parent)}
     if isinstance(error, OSError) and error.filename is not None:
         if error.filename not in own or error.errno == errno.ENOENT:
@@ -140,7 +140,7 @@ def _explain_writing(error: Exception, path: Path, temporary: Path, size: int | 
 
 
 def _reason_to_stop(temporary: Path, path: Path, size: int | None) -> SegwrightError | None:
-    """Return why a file cannot become longer, which the libraries of some formats do not tell; None if it can."""
+    """Return why a file cannot grow, which the libraries of some formats do not report; None if it can."""
     if not temporary.is_file():
         return None
     try:
@@ -152,7 +152,7 @@ def _reason_to_stop(temporary: Path, path: Path, size: int | None) -> SegwrightE
 
 
 def _explain(error: OSError, path: Path) -> NoReturn:
-    """Raise what to tell of a failure to make or reach the folder of `path`; the error itself where that is unknown."""
+    """Raise the error to show for a failure to make or reach the folder of `path`; the given one if unknown."""
     _explain_place(error, path)
     if found := resource_error(error, path):
         raise found from error
@@ -160,17 +160,17 @@ def _explain(error: OSError, path: Path) -> NoReturn:
 
 
 def _explain_place(error: OSError, path: Path) -> None:
-    """Raise what to tell of a failure to write `path` if its place is to blame."""
+    """Raise the error to show for a failure to write `path` if the path itself is the cause."""
     if error.errno == errno.EISDIR or (error.errno in _IN_THE_WAY and path.is_dir()):
-        told = "is a folder already; name another file, or remove the folder"
+        reason = "is a folder already; name another file, or remove the folder"
     elif error.errno in _IN_THE_WAY:
         blocking = next((str(place) for place in path.parents if place.exists() and not place.is_dir()), "a file")
-        told = f"cannot be written, for {blocking} is no folder; choose another one"
+        reason = f"cannot be written: {blocking} is not a folder; choose another one"
     elif error.errno in _REFUSED:
-        told = f"cannot be written ({error.strerror}); choose a folder you may write to"
+        reason = f"cannot be written ({error.strerror}); choose a folder you may write to"
     else:
         return
-    raise WorkspaceError(f"{path}: {told}") from error
+    raise WorkspaceError(f"{path}: {reason}") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -180,17 +180,17 @@ def write_text(path: Path, text: str) -> None:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Append `text` as UTF-8 to a file that need not be there; never to where a link in its place leads.
+    """Append `text` as UTF-8 to a file, which need not exist; links are not followed.
 
     Raises:
-        WorkspaceError: there is a link, or the file cannot be written.
+        WorkspaceError: the path is a link, or the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0), 0o666)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EMLINK):  # the latter is FreeBSD's
-            raise WorkspaceError(f"{path}: is a link, and is not written to; remove it") from error
+            raise WorkspaceError(f"{path}: is a link, which is not followed for writing; remove it") from error
         raise
     with os.fdopen(file, "a", encoding="utf-8", errors="backslashreplace") as stream:
         stream.write(text)
@@ -202,7 +202,7 @@ def write_json(path: Path, document: object, *, indent: int = 2, sort_keys: bool
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON document within the bounds of `json_text`.
+    """Read a JSON document, within the limits of `json_text`.
 
     Raises:
         SegwrightError: the file is missing, unreadable, not UTF-8 or not JSON; the line is named.
@@ -211,7 +211,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_lines(path: Path) -> list[tuple[str, Any]]:
-    """Read a file with one JSON document a line: each line, and its document, or None where the line is damaged.
+    """Read a file of JSON lines; return each line with its document, None where the line is damaged.
 
     Raises:
         SegwrightError: the file is missing or unreadable.
@@ -227,10 +227,10 @@ def read_json_lines(path: Path) -> list[tuple[str, Any]]:
 
 
 def read_bytes(path: Path, *, most: int) -> bytes:
-    """Read a whole file of `most` bytes at the most.
+    """Read a whole file of at most `most` bytes.
 
     Raises:
-        SegwrightError: it is missing, no regular file, unreadable or too large.
+        SegwrightError: it is missing, not a regular file, unreadable or too large.
     """
     try:
         status = path.stat()
@@ -244,7 +244,7 @@ def read_bytes(path: Path, *, most: int) -> bytes:
 
 
 def _refusal(status: os.stat_result, most: int) -> str:
-    """Return why a file is not read; empty if it is."""
+    """Return why a file is not read; empty if it may be."""
     if stat.S_ISDIR(status.st_mode):
         return "is a folder, expected a file"
     if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device may never end
@@ -275,13 +275,13 @@ def describe_validation(error: ValidationError) -> str:
 
 
 def with_checksum(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a document with a hash of all else in it, by which `has_right_checksum` finds damage."""
+    """Return a document with a hash of its content added, by which `has_right_checksum` detects damage."""
     content = {key: value for key, value in document.items() if key != CHECKSUM}
     return {**content, CHECKSUM: content_hash(content)}
 
 
 def has_right_checksum(document: Mapping[str, Any]) -> bool:
-    """Whether a document is as `with_checksum` left it; one that has no checksum is older and counts as right."""
+    """Whether a document matches its checksum; one without (of an older version) counts as right."""
     return CHECKSUM not in document or document[CHECKSUM] == with_checksum(document)[CHECKSUM]
 
 
@@ -301,7 +301,7 @@ def file_hash(path: Path) -> str:
 
 
 def file_crc(path: Path) -> int:
-    """Return the CRC-32 of a file's content; it finds damage at 2 to 3 GB/s and a core, but no forgery."""
+    """Return the CRC-32 of a file's content; detects damage, at 2 to 3 GB/s per core, but not forgery."""
     total = 0
     with path.open("rb") as stream:
         while block := stream.read(_HASH_BLOCK):

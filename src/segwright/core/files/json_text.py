@@ -1,4 +1,4 @@
-"""JSON text from anybody, parsed within bounds, with a sentence and a place for whatever is wrong with it."""
+"""Parse untrusted JSON text within limits; errors say what is wrong, at which line and column."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ MOST_BYTES: Final = 512 * 2**20
 MOST_MEMORY: Final = 2**30
 """Bytes that the parsed values may take, estimated from the text; 10,000 cases with 100 labels' scores take 0.7 GiB."""
 MOST_LEVELS: Final = 100
-"""Of lists and objects inside each other; the documents of nnU-Net and ours have eight."""
+"""Of nested lists and objects; the documents of nnU-Net and ours have eight."""
 MOST_DIGITS: Final = 20
-"""Of a whole number: those of 64 bits have no more, and nothing else can be counted here."""
+"""Of a whole number: 64 bits need no more."""
 
 _ZEROS: Final = b"0" * (MOST_DIGITS + 1)
 _AS_ZEROS: Final = bytes.maketrans(b"123456789", b"0" * 9)
@@ -29,11 +29,11 @@ _WIDE: Final = (
     *((codecs.BOM_UTF32_LE, "UTF-32"), (codecs.BOM_UTF32_BE, "UTF-32")),
     *((codecs.BOM_UTF16_LE, "UTF-16"), (codecs.BOM_UTF16_BE, "UTF-16")),
 )
-"""By their first bytes; those of UTF-16 are the start of those of UTF-32."""
+"""Byte order marks; UTF-32 first, since that of UTF-16 is the start of it."""
 _TOO_DEEP: Final = f"lists and objects are nested more than {MOST_LEVELS} deep; the file is damaged, copy it again"
 _SAVE_AS: Final = "save it as UTF-8 (in the editor: Save as, encoding UTF-8)"
 _LONE_SURROGATE: Final = re.compile("[\ud800-\udc7f\udd00-\udfff]")
-"""Halves of characters; from dc80 to dcff they are the bytes of a file name that is not UTF-8."""
+"""Halves of characters; dc80 to dcff are excluded: they represent bytes of a file name that is not UTF-8."""
 _SURROGATE_ESCAPE: Final = re.compile(r"\\u[dD][89a-fA-F]")
 _OTHER_FILES: Final = (
     (b"version https://git-lfs", "a pointer of Git LFS; fetch the file itself with 'git lfs pull'"),
@@ -69,7 +69,9 @@ def parse_json(data: bytes, *, where: str) -> Any:
     text = _decode(data, where)
     _require_affordable(data, where)
     try:
-        has_long_number = _ZEROS in data.translate(_AS_ZEROS)  # a hook for each number takes a third longer
+        has_long_number = _ZEROS in data.translate(
+            _AS_ZEROS
+        )  # parsing with a hook for each number takes a third longer
         document = json.loads(text, object_pairs_hook=_object, parse_int=_integer if has_long_number else None)
     except json.JSONDecodeError as error:
         at, reason = _explain(text, error)
@@ -97,7 +99,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             if twice in seen:
                 break
             seen.add(twice)
-        raise _RefusedError(f"the key {_quoted(twice)} is there twice in one object; remove or rename one of them")
+        raise _RefusedError(f"the key {_quoted(twice)} appears twice in one object; remove or rename one of them")
     return document
 
 
@@ -125,7 +127,7 @@ def _decode(data: bytes, where: str) -> str:
         raise SegwrightError(f"{where}: is empty, expected a JSON document; copy or make it again")
     for start, what in _OTHER_FILES:
         if data.startswith(start):
-            raise SegwrightError(f"{where}: is no JSON document but {what}")
+            raise SegwrightError(f"{where}: is not a JSON document but {what}")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -140,7 +142,7 @@ def _decode(data: bytes, where: str) -> str:
 
 
 def _require_affordable(data: bytes, where: str) -> None:
-    """See that the parsed values fit into `MOST_MEMORY`, before there are any."""
+    """Require that the parsed values fit into `MOST_MEMORY`, before parsing."""
     memory = _DICT_BYTES * data.count(b"{") + _LIST_BYTES * data.count(b"[") + _VALUE_BYTES * data.count(b",")
     if len(data) > MOST_BYTES or memory > MOST_MEMORY:
         raise SegwrightError(
@@ -164,7 +166,7 @@ def _require_shallow(document: Any, where: str) -> None:
 
 
 def _find_half_character(document: Any) -> str | None:
-    """Return a text, of keys and values, that no file can hold, quoted; None if there is none."""
+    """Return a key or value that UTF-8 cannot encode, quoted; None if there is none."""
     level = [document]
     while level:
         texts = [value for value in level if type(value) is str]
@@ -184,7 +186,7 @@ def _find_half_character(document: Any) -> str | None:
 def _explain(text: str, error: json.JSONDecodeError) -> tuple[int, str]:
     """Return the place of an error, which differs between versions of Python, and what is wrong there."""
     at = error.pos
-    if error.msg.startswith(("Expecting", "Illegal")):  # there is white space before what was found instead
+    if error.msg.startswith(("Expecting", "Illegal")):  # the position is before the white space
         at += len(text[at:]) - len(text[at:].lstrip())
     rest = text[at : at + 80]
     comma = at if rest.startswith(",") else len(text[:at].rstrip()) - 1

@@ -1,8 +1,8 @@
-"""Locks of what several processes may write: a file beside it names the holder; waited for, taken over if stale.
+"""Lock files for folders that several processes may write; a process waits for the holder, or replaces a stale lock.
 
-The file holds host, process and start time. On the same machine a lock is stale when its process is gone; of another
-machine, or where processes cannot be seen, when its file has not been touched for `STALE_S`: a thread of the holder
-touches it every `BEAT_S`.
+The file names host, process and start time. On the same machine a lock is stale when its process has ended; elsewhere,
+or where processes cannot be listed, when its file has not been touched for `STALE_S`: a thread of the holder touches it
+every `BEAT_S`.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class Holder(BaseModel):
     """Who holds a lock.
 
     Attributes:
-        host: name of the machine; in a container, with its own numbers of processes, also which one.
-        process: its number.
-        process_start: start of the process as the system counts it; empty where it does not tell.
-        started: time since 1970 at which the process began, in seconds.
-        what: is being done, for the line of those who wait.
-        key: of this lock alone.
+        host: name of the machine, and its process namespace: containers number their processes separately.
+        process: process id.
+        process_start: start time as the kernel counts it; empty where unknown.
+        started: start time in seconds since 1970.
+        what: what is being done, for the log line of processes that wait.
+        key: unique to this lock.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -61,13 +61,13 @@ class Holder(BaseModel):
 
 @contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock `path` for the block; wait for another holder, with one line.
+    """Hold the lock `path` for the block; wait for another holder, with one log line.
 
-    Folders that are made for the file and stay empty are removed again.
+    Folders that were made for the lock file are removed again if they stay empty.
 
     Args:
         path: the lock file, beside what is written.
-        what: is done with it, such as 'preprocessing Dataset001_X'.
+        what: what is done, such as 'preprocessing Dataset001_X'.
 
     Raises:
         WorkspaceError: the file cannot be written.
@@ -85,12 +85,12 @@ def locked(path: Path, what: str) -> Iterator[None]:
         if _read(path) == mine:
             path.unlink(missing_ok=True)
         for folder in made:
-            with suppress(OSError):  # there is something in it now
+            with suppress(OSError):  # no longer empty
                 folder.rmdir()
 
 
 def holder(path: Path) -> Holder | None:
-    """Return who holds a lock now; None where nobody does, or its holder is gone."""
+    """Return who holds a lock now; None if it is free or stale."""
     found = _read(path)
     return None if found is None or _is_stale(path, found, time.time()) else found
 
@@ -104,7 +104,7 @@ def _acquire(path: Path, what: str) -> Holder:
         what=what,
         key=os.urandom(8).hex(),
     )
-    is_told = False
+    is_logged = False
     while True:
         now = _try(path, mine)
         if now is None:
@@ -113,16 +113,16 @@ def _acquire(path: Path, what: str) -> Holder:
         if _is_stale(path, other, now):
             _take_away(path, other)
             if other is not None:
-                logger.info("%s: its holder is gone, %s; taken over", path, other)
+                logger.info("%s: its holder has ended, %s; taken over", path, other)
             continue
-        if not is_told:
+        if not is_logged:
             logger.warning("waiting for %s, which holds %s", other or "another process", path)
-            is_told = True
+            is_logged = True
         time.sleep(POLL_S)
 
 
 def _try(path: Path, mine: Holder) -> float | None:
-    """Make the lock file, whole from the start; if there is one, return the time by the clock of the file system."""
+    """Create the lock file atomically; if there is one already, return the time by the clock of the file system."""
     temporary = temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -157,7 +157,7 @@ def _take_away(path: Path, judged: Holder | None) -> None:
         return
     if _read(aside) != judged:
         with suppress(OSError):
-            os.link(aside, path)  # not the one that was judged: back with it
+            os.link(aside, path)  # another lock by now: put it back
     aside.unlink(missing_ok=True)
 
 
@@ -166,7 +166,7 @@ def _is_stale(path: Path, found: Holder | None, now: float) -> bool:
         return not _is_alive(found)
     try:
         return now - path.stat().st_mtime > STALE_S
-    except OSError:  # gone meanwhile: the next attempt shows
+    except OSError:  # removed meanwhile: try again
         return False
 
 
@@ -175,18 +175,18 @@ def _is_alive(found: Holder) -> bool:
         os.kill(found.process, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # somebody else's
+    except OSError:  # of another user
         pass
     start = _process_start(found.process)
     return not (start and found.process_start) or start == found.process_start
 
 
 def _sees_processes() -> bool:
-    return sys.platform != "win32"  # where sending signal 0 would end the process
+    return sys.platform != "win32"  # where signal 0 would end the process
 
 
 def _process_start(process: int) -> str:
-    """Return when a process started, in ticks since boot and with the boot's identity; empty where unknown."""
+    """Return the start time of a process in ticks since boot, with the id of the boot; empty where unknown."""
     try:
         fields = (_PROC / str(process) / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2]
         boot = (_PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

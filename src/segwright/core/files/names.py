@@ -1,4 +1,4 @@
-"""Names that come from files and become names of files: which are allowed, and where the files may lie."""
+"""Check names from documents that become file names, and keep the paths made of them inside their folder."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from segwright.core.errors import SegwrightError, WorkspaceError
 from segwright.core.text import printable
 
 LONGEST_NAME: Final = 200
-"""Of a name in bytes; file systems take 255, and endings, labels and the mark of a temporary file are added to it."""
+"""Of a name in bytes; file systems allow 255, and endings, labels and the prefix of temporary files are added."""
 LONGEST_FILE_NAME: Final = 235
-"""Of a file name made of such names, in bytes; up to 19 more mark a temporary file."""
-NAME_REMEDY: Final = "use a plain name without path separators, of at most 200 bytes, as 'patient_01'"
-NO_TEXT: Final = "is no UTF-8 text"
+"""Of a file name made of such names, in bytes; temporary files add up to 19."""
+NAME_REMEDY: Final = "use a plain name without path separators, of at most 200 bytes, such as 'patient_01'"
+NO_TEXT: Final = "is not UTF-8 text"
 NO_FILE: Final = "no such file"
 
 _SHOWN: Final = 60
@@ -24,7 +24,7 @@ _SHOWN: Final = 60
 
 
 def name_problem(name: str, *, longest: int = LONGEST_NAME) -> str:
-    """Return what keeps a text from being the name of a file in one folder; empty where nothing does.
+    """Return why a text cannot be a file name in one folder; empty if it can.
 
     >>> name_problem("../x"), name_problem("patient_01")
     ("holds the path separator '/'", '')
@@ -48,12 +48,12 @@ def name_problem(name: str, *, longest: int = LONGEST_NAME) -> str:
 
 
 def require_name(name: str, what: str, *, error: type[SegwrightError] = SegwrightError) -> str:
-    """Return a name after checking that it can be that of a file.
+    """Return a name after checking that it can be a file name.
 
     Args:
         name: from a file or a command line.
-        what: it names, for the message: "case id".
-        error: is raised where it cannot.
+        what: what it names, for the message: "case id".
+        error: type to raise if it cannot.
     """
     wrong = name_problem(name)
     if wrong:
@@ -62,32 +62,34 @@ def require_name(name: str, what: str, *, error: type[SegwrightError] = Segwrigh
 
 
 def shown_name(name: str) -> str:
-    """Return a name for a message, in quotes, cut where it is long."""
+    """Return a name for a message, in quotes, shortened if it is long."""
     text = printable(name)
     return f"'{text if len(text) <= _SHOWN else f'{text[:_SHOWN]}...'}'"
 
 
 def require_ending(ending: str) -> str:
-    """Return a file ending after checking that it begins with a dot and is part of a name alone.
+    """Return a file ending after checking that it begins with a dot and can end a file name.
 
     Raises:
-        SegwrightError: it does not, or is not.
+        SegwrightError: it does not, or cannot.
     """
     if not ending.startswith(".") or not ending.strip("."):
-        raise SegwrightError(f"is {shown_name(ending)}, expected an ending with its dot, as '.nii.gz'")
+        raise SegwrightError(f"is {shown_name(ending)}, expected an ending with its dot, such as '.nii.gz'")
     wrong = name_problem(f"x{ending}")
     if wrong:
-        raise SegwrightError(f"is {shown_name(ending)}, which {wrong}; expected an ending with its dot, as '.nii.gz'")
+        raise SegwrightError(
+            f"is {shown_name(ending)}, which {wrong}; expected an ending with its dot, such as '.nii.gz'"
+        )
     return ending
 
 
 def require_text_path(path: Path) -> Path:
-    """Return a path after checking that it can be handed to the libraries that read and write images.
+    """Return a path after checking that UTF-8 can encode it, as the libraries that read and write images need.
 
-    Those take UTF-8 and end the process, or fail in words of their own, where Python cannot encode a path.
+    Given another path they abort the process, or fail with a message of their own.
 
     Raises:
-        WorkspaceError: it cannot; what to do about it is named.
+        WorkspaceError: it cannot; the message says what to do.
     """
     try:
         str(path).encode()
@@ -106,17 +108,17 @@ def encoding_remedy(path: Path | str) -> str:
 
 
 def below(folder: Path, *parts: str) -> Path:
-    """Return the path of `parts` below a folder, for everything that is written under a name from a file.
+    """Return the path of `parts` below a folder; for every file whose name comes from a document.
 
-    A link in the place of the file itself is replaced when the file is written (`documents.atomic_path`); one to
-    another folder would lead the file there, and is refused.
+    A link in place of the file itself is replaced when the file is written (`atomic_io.atomic_path`); a link that
+    leads to a folder outside is refused.
 
     Args:
-        folder: the work or output folder, or one below it that this function returned.
-        parts: names of folders, then of the file; each is one name.
+        folder: the work or output folder, or a path below it that this function returned.
+        parts: names of folders, then of the file, without separators.
 
     Raises:
-        WorkspaceError: a part is not the name of a file, or a link leads out of the folder.
+        WorkspaceError: a part cannot be a file name, or a link leads out of the folder.
     """
     require_text_path(folder)
     for part in parts:
@@ -142,25 +144,25 @@ def absence(path: Path, wanted: Literal["file", "folder"] = "file") -> str:
     try:
         is_there = path.is_file() if wanted == "file" else path.is_dir()
     except OSError as error:  # a name that is too long, a folder that may not be entered
-        return f"cannot be looked at ({error.strerror})"
+        return f"cannot be accessed ({error.strerror})"
     if is_there:
         return ""
     if path.is_symlink() and not path.exists():
         return dangling(path)
     if wanted == "folder":
-        return "is a file, expected the folder that it lies in" if path.exists() else "no such folder"
+        return "is a file, expected its folder" if path.exists() else "no such folder"
     if path.is_dir():
         return "is a folder, expected a file"
     return "is a pipe, socket or device, expected a file" if path.exists() else NO_FILE
 
 
 def dangling(path: Path) -> str:
-    """Return what is wrong with a link that leads nowhere."""
-    return f"is a link to {printable(_target(path))}, which is not there"
+    """Return what is wrong with a link whose target does not exist."""
+    return f"is a link to {printable(_target(path))}, which does not exist"
 
 
 def absence_remedy(path: Path, usual: str) -> str:
-    """Return what to do about a file that is not there: the usual, or to fetch it where it is one of git-annex."""
+    """Return what to do about a missing file: `usual`, or to fetch it if git-annex or DataLad manages it."""
     is_annexed = path.is_symlink() and ".git/annex/" in _target(path)
     return "fetch it with 'git annex get' or 'datalad get'" if is_annexed else usual
 

@@ -1,4 +1,4 @@
-"""Zip files from anybody, opened once the length of their list of entries is known."""
+"""Open untrusted zip files, after checking the size of their list of entries."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from segwright.core.errors import SegwrightError
 LARGEST_DIRECTORY: Final = 8 * 2**20
 """Of the list of entries at a zip file's end, in bytes: 20,000 with the longest names have less."""
 METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-"""How entries may be packed: others take gigabytes to unpack where their entry says so."""
+"""Compression methods of entries that are read: others may need gigabytes to unpack, if an entry says so."""
 
 _END: Final = struct.Struct("<4s8xL6x")
-"""The record that ends a zip file: its mark, and the bytes of the list of entries."""
+"""The record at the end of a zip file: its signature, and the size of the list of entries in bytes."""
 _END_64: Final = struct.Struct("<4s36xQ8x")
 _LOCATOR_SIZE: Final = 20
 _LONGEST_COMMENT: Final = 2**16 - 1
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:
-    """Open a zip file once its list of entries is seen to be no longer than `LARGEST_DIRECTORY`.
+    """Open a zip file whose list of entries is at most `LARGEST_DIRECTORY` bytes.
 
     Raises:
-        SegwrightError: the list is longer; Python would keep it in ten times as much memory.
-        OSError: there is no regular file that can be read.
-        BadZipFile: it is no zip file.
+        SegwrightError: the list is longer; Python would need ten times as much memory for it.
+        OSError: the file is missing, not a regular file or cannot be read.
+        BadZipFile: it is not a zip file.
     """
-    if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe waits for whoever writes into it
+    if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe waits for a writer
         raise OSError("it is not a regular file")
     with path.open("rb") as stream:
         size = _directory_size(stream)
@@ -41,7 +41,7 @@ def open_zip(path: Path) -> zipfile.ZipFile:
 
 
 def _directory_size(stream: IO[bytes]) -> int:
-    """Return the bytes of the list of entries, as the end of the file tells; 0 if it is no zip file."""
+    """Return the size of the list of entries in bytes, from the end of the file; 0 if it is not a zip file."""
     length = stream.seek(0, os.SEEK_END)
     stream.seek(max(0, length - _END.size - _LONGEST_COMMENT - _LOCATOR_SIZE - _END_64.size))
     tail = stream.read()

@@ -54,12 +54,12 @@ TEXT = '{\n "labels": {"Nebenh\u00f6hle": 1, "core": 2}\n}'
         (b"{} {}", "at line 1, column 4: more text after the end of the document"),
         (b"", "x: is empty, expected a JSON document"),
         (b"\xef\xbb\xbf \n", "x: is empty, expected a JSON document"),
-        (b"<html>", "x: is no JSON document but HTML or XML"),
+        (b"<html>", "x: is not a JSON document but HTML or XML"),
         (
             b"version https://git-lfs.github.com/spec/v1",
             "pointer of Git LFS; fetch the file itself with 'git lfs pull'",
         ),
-        (b'{"a": {"b": 1, "c": 2, "b": 3}}', "x: the key 'b' is there twice in one object; remove or rename"),
+        (b'{"a": {"b": 1, "c": 2, "b": 3}}', "x: the key 'b' appears twice in one object; remove or rename"),
         (b"[" * 5000 + b"]" * 5000, "x: lists and objects are nested more than 100 deep"),
         (b"[" * 500 + b"]" * 500, "x: lists and objects are nested more than 100 deep"),
         (b'{"a":' * 400 + b"1" + b"}" * 400, "x: lists and objects are nested more than 100 deep"),
@@ -77,7 +77,7 @@ def test_what_is_wrong_is_named_with_its_place_and_the_remedy(data: bytes, messa
 
 def test_the_key_that_is_there_twice_is_found_among_many() -> None:
     keys = ", ".join(f'"{index}": 0' for index in (*range(200_000), 199_999))
-    with pytest.raises(SegwrightError, match="the key '199999' is there twice"):
+    with pytest.raises(SegwrightError, match="the key '199999' appears twice"):
         parse_json(f"{{{keys}}}".encode(), where="x")
 
 

@@ -92,7 +92,7 @@ def test_a_lock_of_a_process_that_is_gone_is_taken_over(tmp_path: Path, caplog: 
     assert holder(path) is None
     with caplog.at_level(logging.INFO), locked(path, "next"):
         assert json.loads(path.read_text())["what"] == "next"
-    assert "its holder is gone" in caplog.text
+    assert "its holder has ended" in caplog.text
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell when a process started")

@@ -130,7 +130,7 @@ def test_text_is_appended_to_a_file_but_never_through_a_link(tmp_path: Path) -> 
     assert (tmp_path / "new" / "log").read_text() == "a\nb \\udcfc\n"
     (tmp_path / "precious").write_text("precious")
     (tmp_path / "link").symlink_to(tmp_path / "precious")
-    with pytest.raises(WorkspaceError, match="is a link, and is not written to"):
+    with pytest.raises(WorkspaceError, match="is a link, which is not followed"):
         append_text(tmp_path / "link", "x")
     assert (tmp_path / "precious").read_text() == "precious"
 
@@ -141,5 +141,5 @@ def test_what_is_missing_is_told_by_what_is_there(tmp_path: Path) -> None:
     assert absence(tmp_path / "nothing") == "no such file"
     assert absence(tmp_path / "nothing", "folder") == "no such folder"
     assert absence(tmp_path) == "is a folder, expected a file"
-    assert absence(tmp_path / "file", "folder") == "is a file, expected the folder that it lies in"
-    assert "cannot be looked at" in absence(tmp_path / ("x" * 300))
+    assert absence(tmp_path / "file", "folder") == "is a file, expected its folder"
+    assert "cannot be accessed" in absence(tmp_path / ("x" * 300))

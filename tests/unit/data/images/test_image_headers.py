@@ -326,7 +326,7 @@ def _fifo(path: Path) -> None:
         (Path.mkdir, "is a folder"),
         (_fifo, "is a pipe, socket or device"),
         (lambda path: path.symlink_to("/dev/zero"), "is a pipe, socket or device"),
-        (lambda path: path.symlink_to("/nowhere/image"), "is a link to /nowhere/image, which is not there"),
+        (lambda path: path.symlink_to("/nowhere/image"), "is a link to /nowhere/image, which does not exist"),
     ],
 )
 @pytest.mark.parametrize("name", ["i.nii.gz", "i.mha", "i.png", "i.tif"])

@@ -258,6 +258,6 @@ def test_a_file_in_the_place_of_a_folder_is_told_before_work(
     (tmp_path / "folder").mkdir()
     for name in ("out", "folder/probabilities"):
         (tmp_path / name).touch()
-    with pytest.raises(WorkspaceError, match=r"cannot be written to, for .* is a file; choose another folder"):
+    with pytest.raises(WorkspaceError, match=r"cannot be written to: .* is a file; choose another folder"):
         predict_files(predictor, images, tmp_path / out, probabilities=ProbabilityFormat(kind="nifti"))
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["probabilities"]

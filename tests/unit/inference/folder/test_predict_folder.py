@@ -244,7 +244,7 @@ def test_a_case_whose_image_is_a_dangling_link_is_named_and_the_others_are_predi
 ) -> None:
     (images / "b_0000.nii.gz").unlink()
     (images / "b_0000.nii.gz").symlink_to("../.git/annex/objects/b.nii.gz")
-    with pytest.raises(ProblemReport, match=r"b_0000\.nii\.gz: is a link to .*, which is not there") as caught:
+    with pytest.raises(ProblemReport, match=r"b_0000\.nii\.gz: is a link to .*, which does not exist") as caught:
         predict_files(predictor, images, tmp_path / "out")
     assert [problem.case for problem in caught.value.problems] == ["b"]
     assert (tmp_path / "out" / "a.nii.gz").is_file()
