@@ -25,7 +25,7 @@ from segwright.inference.models.selected import member_folders, read_selected
 from segwright.inference.reliability.calibration import Calibration
 from segwright.inference.reliability.expected_dice import DiceEstimator
 from segwright.networks.build import ArchitectureSpec, outline
-from segwright.preprocessing.plan_validation import require_known
+from segwright.preprocessing.plan_validation import validate_components
 from segwright.report.sources import read_fold
 from segwright.training.monitoring.loggers import JsonlSink
 from segwright.training.monitoring.status import Status
@@ -51,7 +51,7 @@ def _read_plan(path: Path) -> None:
     plan = Plan.load(path)
     for name in plan.configuration_names:
         configuration = plan.configuration(name)
-        require_known(plan, configuration)
+        validate_components(plan, configuration)
         outline(ArchitectureSpec.from_plan(configuration.architecture.model_dump(by_alias=True)), 1, 2)
         assert configuration.strides
     json.dumps(plan.to_json())

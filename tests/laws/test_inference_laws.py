@@ -16,8 +16,8 @@ from segwright.data.preprocessed.provenance import Provenance
 from segwright.inference.export.labels import export_planes
 from segwright.inference.export.to_original_grid import InverseResampling
 from segwright.inference.window.stitching import Planes
-from segwright.preprocessing.pipeline import undo_labels
-from segwright.preprocessing.resampling import resample_logits
+from segwright.preprocessing.resampling import resample_image
+from tests.inverse_preprocessing import undo_labels
 
 NEAR = 1e-4
 """Two best logits closer than this may be decided either way."""
@@ -113,7 +113,7 @@ def test_labels_are_those_of_everything_at_once(  # type: ignore[no-untyped-def]
     inverse = InverseResampling(old, provenance, configuration, axis=axis, slab_bytes=slab_bytes)
     found = export_planes(portions(logits, axis, sizes), inverse, labels)
 
-    whole = np.asarray(resample_logits(logits.numpy(), new, (1.0, 1.0, 1.0), coarse, function, kwargs))
+    whole = np.asarray(resample_image(logits.numpy(), new, (1.0, 1.0, 1.0), coarse, function, kwargs))
     expected = undo_labels(labels.decide(whole, logits=True), provenance)
     if labels.has_regions:
         narrow = (np.abs(whole) < NEAR).any(axis=0)

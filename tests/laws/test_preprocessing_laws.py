@@ -14,15 +14,15 @@ from segwright.core.boxes import crop
 from segwright.data.images.image_io import Volume
 from segwright.data.plan import Plan
 from segwright.preprocessing.operators import axis_operator
-from segwright.preprocessing.pipeline import apply, undo_labels
+from segwright.preprocessing.pipeline import preprocess_case
 from segwright.preprocessing.resampling import (
     DEFAULT_FUNCTION,
     TORCH_FUNCTION,
     VolumeResampler,
     resample_image,
     resample_label,
-    resample_logits,
 )
+from tests.inverse_preprocessing import undo_labels
 
 ISOTROPIC = ((1.0, 1.0, 1.0), (1.0, 1.0, 1.0))
 extents = st.integers(1, 12)
@@ -75,7 +75,7 @@ def test_undo_reverses_apply(seed: int, shape: Any, order: list[int]) -> None:
     image[0][label > 0] = 1  # labels lie inside the non-zero region, so nothing of them is cropped off
     law = plan(tuple(order))
     volume = Volume(array=image, spacing=(1.0, 1.0, 1.0), properties={})
-    prepared = apply(volume, label[None], law, law.configuration("3d_fullres"))
+    prepared = preprocess_case(volume, label[None], law, law.configuration("3d_fullres"))
     assert prepared.label is not None
     assert np.array_equal(undo_labels(np.maximum(prepared.label[0], 0), prepared.provenance), label)
     assert np.array_equal(undo_labels(prepared.image[0], prepared.provenance), image[0])
@@ -135,7 +135,7 @@ def test_slabs_put_together_are_the_whole(
     resampler = VolumeResampler(old, *grid)
     slabs = [resampler.slab(logits, start, min(start + planes, new[0])) for start in range(0, new[0], planes)]
     # To the last bit but for rounding: with an axis of one sample torch takes another kernel.
-    torch.testing.assert_close(torch.cat(slabs, dim=1), resample_logits(logits, *grid), atol=1e-6, rtol=0)
+    torch.testing.assert_close(torch.cat(slabs, dim=1), resample_image(logits, *grid), atol=1e-6, rtol=0)
 
 
 @settings(max_examples=40, deadline=None)
@@ -155,5 +155,5 @@ def test_the_crop_holds_everything(seed: int, shape: Any) -> None:
     image = (np.random.default_rng(seed).random((1, *shape)) < 0.05).astype(np.float32)
     law = plan((0, 1, 2))
     volume = Volume(array=image, spacing=(1.0, 1.0, 1.0), properties={})
-    box = apply(volume, None, law, law.configuration("3d_fullres")).provenance.box
+    box = preprocess_case(volume, None, law, law.configuration("3d_fullres")).provenance.box
     assert crop(image, box).sum() == image.sum()

@@ -25,7 +25,7 @@ class CascadePredictor(Predictor):
         self.first = first
         self.origin["previous_stage"] = dict(first.origin)
 
-    def prepare(self, volume: Volume) -> pipeline.Prepared:
+    def prepare(self, volume: Volume) -> pipeline.PredictionInput:
         """Run the first stage and bring image and labels onto the second stage's grid (nnU-Net behaviour 6.1, 11.6).
 
         Labels, not probabilities, are passed on, by way of the case's own grid, as with nnU-Net.
@@ -34,10 +34,12 @@ class CascadePredictor(Predictor):
             ImageError: the image holds NaN or infinite values or does not fit the plan.
         """
         previous = self.first.predict_case(volume).labels
-        prepared = pipeline.apply(volume, previous[None].astype(np.int16), self.plan, self.configuration)
+        prepared = pipeline.preprocess_case(volume, previous[None].astype(np.int16), self.plan, self.configuration)
         assert prepared.label is not None
         channels = one_hot(prepared.label, self.labels.foreground_labels)
-        return pipeline.Prepared(image=np.concatenate([prepared.image, channels]), provenance=prepared.provenance)
+        return pipeline.PredictionInput(
+            image=np.concatenate([prepared.image, channels]), provenance=prepared.provenance
+        )
 
 
 def previous_stage_folder(model_folder: Path, configuration: str, previous: str) -> Path:

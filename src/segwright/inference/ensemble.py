@@ -38,7 +38,7 @@ from segwright.inference.reliability.case_statistics import Observation
 from segwright.inference.reliability.model import NO_RELIABILITY, ReliabilityModel, log_warnings
 from segwright.inference.reliability.uncertainty import MAPS, Uncertainty, pooled_maps
 from segwright.inference.window.stitching import Planes
-from segwright.preprocessing.pipeline import Prepared
+from segwright.preprocessing.pipeline import PredictionInput
 
 SLAB_BYTES: Final = 128 * 2**20
 """What averaging holds at once: one head's mean, what is added to it, and the best so far. Few heads and many planes,
@@ -316,7 +316,7 @@ def _probabilities(
     stored = []
     for index, predictor in enumerate(predictors):
         start = time.perf_counter()
-        prepared: Prepared = predictor.prepare(volume)
+        prepared: PredictionInput = predictor.prepare(volume)
         prepare_s += time.perf_counter() - start
         planes = timer.watch(predictor.planes(prepared.image, count=timer.tiles, spread=spread or maps))
         stored.append(store_probabilities(predictor, prepared, planes, scratch, str(index), maps=maps))
@@ -327,7 +327,7 @@ def _probabilities(
 
 def store_probabilities(
     predictor: Predictor,
-    prepared: Prepared,
+    prepared: PredictionInput,
     planes: Iterable[Planes],
     folder: Path,
     name: str,

@@ -116,14 +116,14 @@ class Predictor(ArrayPredictor):
         """Channels of an image, those of a previous stage not counted."""
         return len(self.configuration.normalization_schemes)
 
-    def prepare(self, volume: Volume) -> pipeline.Prepared:
+    def prepare(self, volume: Volume) -> pipeline.PredictionInput:
         """Bring one case onto the network's grid.
 
         Raises:
             ImageError: the image holds NaN or infinite values, which normalisation may hide, or does not fit the plan.
         """
         require_finite(volume.array, "the image")
-        prepared = pipeline.prepare(volume, self.plan, self.configuration)
+        prepared = pipeline.preprocess_for_prediction(volume, self.plan, self.configuration)
         release_freed_memory(volume.array.nbytes)  # intermediate copies
         return prepared
 
@@ -155,7 +155,7 @@ class Predictor(ArrayPredictor):
 
     def export(
         self,
-        prepared: pipeline.Prepared,
+        prepared: pipeline.PredictionInput,
         planes: Iterable[Planes],
         *,
         sink: ProbabilitySink | None = None,
@@ -168,11 +168,11 @@ class Predictor(ArrayPredictor):
         found: LabelMap = self.postprocessing(label_map)
         return found
 
-    def observer(self, prepared: pipeline.Prepared) -> Observer:
+    def observer(self, prepared: pipeline.PredictionInput) -> Observer:
         """Return what looks at the `planes` of a case as they pass."""
         return Observer(self.labels, prepared.provenance, tuple(prepared.image.shape[1:]))
 
-    def inverse_resampling(self, prepared: pipeline.Prepared) -> InverseResampling:
+    def inverse_resampling(self, prepared: pipeline.PredictionInput) -> InverseResampling:
         """Return how the `planes` of a case come back to its own grid."""
         shape, axis = prepared.image.shape[1:], self.axis_of(prepared.image)
         return InverseResampling(shape, prepared.provenance, self.configuration, axis=axis)

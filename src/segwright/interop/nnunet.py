@@ -23,7 +23,7 @@ from segwright.interop.torchfile import read_document, read_tensors
 from segwright.networks.architecture import parse_architecture
 from segwright.networks.build import ArchitectureSpec, require_weights
 from segwright.networks.checkpoint import drop_aliases, save_weights
-from segwright.preprocessing.plan_validation import require_known
+from segwright.preprocessing.plan_validation import validate_components
 from segwright.workspace import DATASET_JSON, FINGERPRINT_JSON, PLANS_JSON
 
 KINDS: Final = ("final", "best", "latest")
@@ -107,7 +107,7 @@ def _require_convertible(source: Path) -> None:
         checkpoint = _describe(path)
         header = header_of(checkpoint, plan, path)
         configuration = plan.configuration(header["configuration"])
-        require_known(plan, configuration)
+        validate_components(plan, configuration)
         architecture = configuration.architecture
         parse_architecture(architecture.network_class_name, architecture.arch_kwargs)
         stage = labels.foreground_labels if configuration.previous_stage is not None else ()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from segwright.core.boxes import crop, uncrop
+from segwright.core.boxes import crop
 from segwright.core.errors import DatasetError, DiskError, ImageError, Problem, ProblemReport, SegwrightError
 from segwright.core.files.atomic_io import content_hash
 from segwright.core.memory import available_bytes
@@ -54,7 +54,7 @@ _Grid = tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...]]  # new shap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
+class PredictionInput:
     """A case as the network sees it when it predicts."""
 
     image: Floats | NormalizedView  # (C, *S)
@@ -136,7 +136,7 @@ def full_spacing(configuration: Configuration, case_spacing: Sequence[float]) ->
     return (*case_spacing[: len(case_spacing) - len(configuration.spacing)], *configuration.spacing)
 
 
-def apply(
+def preprocess_case(
     volume: Volume,
     label: npt.NDArray[Any] | None,
     plan: Plan,
@@ -167,8 +167,8 @@ def apply(
     return Preprocessed(image=image, label=cropped, provenance=provenance)
 
 
-def prepare(volume: Volume, plan: Plan, configuration: Configuration) -> Prepared:
-    """Return what `apply` gives for prediction; where no voxel is resampled, normalised when it is cut.
+def preprocess_for_prediction(volume: Volume, plan: Plan, configuration: Configuration) -> PredictionInput:
+    """Return what `preprocess_case` gives for prediction; where no voxel is resampled, normalised when it is cut.
 
     Raises:
         ImageError: the image does not fit the plan.
@@ -183,9 +183,9 @@ def prepare(volume: Volume, plan: Plan, configuration: Configuration) -> Prepare
             plan.foreground_intensity_properties_per_channel,
         )
         if view is not None:
-            return Prepared(image=view, provenance=provenance)
+            return PredictionInput(image=view, provenance=provenance)
     image, _ = _on_grid(image, None, mask, provenance, plan, configuration)
-    return Prepared(image=image, provenance=provenance)
+    return PredictionInput(image=image, provenance=provenance)
 
 
 def _cropped(
@@ -294,23 +294,6 @@ def _resample(
     return image, label
 
 
-def undo_labels(labels: npt.NDArray[Any], provenance: Provenance) -> npt.NDArray[Any]:
-    """Put a label map on the cropped grid (*S) back into the case's own grid, in the reader's axis order."""
-    whole = uncrop(labels, provenance.box, provenance.shape_before_cropping)
-    return np.ascontiguousarray(whole.transpose(provenance.transpose_backward))
-
-
-def undo_probabilities(probabilities: Floats, provenance: Provenance, *, has_regions: bool) -> Floats:
-    """Put probabilities on the cropped grid (heads, *S) back into the case's own grid (nnU-Net behaviour 4.5).
-
-    Outside the crop everything is 0, but the background head is 1 where there is one.
-    """
-    whole = uncrop(probabilities, provenance.box, provenance.shape_before_cropping)
-    if not has_regions:
-        whole[0] = uncrop(probabilities[0], provenance.box, provenance.shape_before_cropping, fill=1)
-    return np.ascontiguousarray(whole.transpose((0, *(axis + 1 for axis in provenance.transpose_backward))))
-
-
 def preprocess_dataset(
     dataset: Dataset, plan: Plan, configuration_name: str, store: CaseStore, *, workers: int | None = None
 ) -> PreprocessReport:
@@ -413,7 +396,7 @@ def _preprocess_case(case: Case, job: _Job, threads: TorchThreads) -> bool:
             f"{case.label}: label value {', '.join(map(str, unexpected[:_SHOWN_VALUES]))} is not among "
             f"{', '.join(map(str, job.labels.declared_values))}, which dataset.json declares; correct either of them"
         )
-    prepared = apply(volume, label.array, job.plan, job.configuration, threads=threads)
+    prepared = preprocess_case(volume, label.array, job.plan, job.configuration, threads=threads)
     assert prepared.label is not None
     job.store.save(
         case.identifier,

@@ -18,7 +18,7 @@ LABEL_MANAGERS: Final = ("LabelManager",)
 """What plans of nnU-Net 2.0 to 2.8 name (nnU-Net behaviour 5.13); others change what a model sees or gives."""
 
 
-def require_known(plan: Plan, configuration: Configuration, *, trust: CodeTrust = TRUST_NONE) -> None:
+def validate_components(plan: Plan, configuration: Configuration, *, trust: CodeTrust = TRUST_NONE) -> None:
     """See that reader, normalisation, resampling, preprocessor and label manager are known.
 
     Args:

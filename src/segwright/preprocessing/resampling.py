@@ -163,18 +163,6 @@ def resample_label(
     return np.stack([_resize_map(channel, shape, method, separate) for channel in array])
 
 
-def resample_logits(
-    logits: npt.NDArray[Any] | torch.Tensor,
-    new_shape: Sequence[int],
-    current_spacing: Sequence[float],
-    new_spacing: Sequence[float],
-    function: str,
-    kwargs: Mapping[str, Any],
-) -> Any:
-    """Resample logits or probabilities (heads, *S) to `new_shape`; `VolumeResampler` does the same in slabs."""
-    return resample_image(logits, new_shape, current_spacing, new_spacing, function, kwargs)
-
-
 class VolumeResampler:
     """Resampling of one volume to one grid, a slab of output planes at a time.
 

@@ -23,7 +23,7 @@ from segwright.data.plan import Plan
 from segwright.interop.nnunet import header_of, read_checkpoint
 from segwright.networks.build import ArchitectureSpec, outline
 from segwright.networks.checkpoint import drop_aliases, load_weights
-from segwright.preprocessing.plan_validation import require_known
+from segwright.preprocessing.plan_validation import validate_components
 from segwright.workspace import DATASET_JSON, PLANS_JSON
 
 NewChannels = Literal["auto", "mean", "zero"]
@@ -107,7 +107,7 @@ def read_source(place: Path) -> Source:
         checkpoint = read_checkpoint(path)
         weights = checkpoint["network_weights"]
         if (path.parent.parent / PLANS_JSON).is_file():
-            _require_known_plan(Plan.load(path.parent.parent / PLANS_JSON), checkpoint, path)
+            _validate_plan(Plan.load(path.parent.parent / PLANS_JSON), checkpoint, path)
     else:
         weights = load_weights(path)
     description = load_description(description_file)
@@ -120,10 +120,10 @@ def read_source(place: Path) -> Source:
     )
 
 
-def _require_known_plan(plan: Plan, checkpoint: Mapping[str, Any], path: Path) -> None:
+def _validate_plan(plan: Plan, checkpoint: Mapping[str, Any], path: Path) -> None:
     """See that the plan of a model of nnU-Net is one that other verbs would take; nothing in it is needed here."""
     configuration = plan.configuration(header_of(checkpoint, plan, path)["configuration"])
-    require_known(plan, configuration)
+    validate_components(plan, configuration)
     outline(ArchitectureSpec.from_plan(configuration.architecture.model_dump(by_alias=True)), 1, 1)
 
 

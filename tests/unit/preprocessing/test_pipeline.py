@@ -18,7 +18,13 @@ from segwright.data.dataset import Dataset, load
 from segwright.data.images.image_io import Volume
 from segwright.data.plan import Plan
 from segwright.data.preprocessed.store import CaseStore
-from segwright.preprocessing.pipeline import apply, prepare, preprocess_dataset, target_shape, undo_probabilities
+from segwright.preprocessing.pipeline import (
+    preprocess_case,
+    preprocess_dataset,
+    preprocess_for_prediction,
+    target_shape,
+)
+from tests.inverse_preprocessing import undo_probabilities
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "preprocessing" / "anisotropic.npz"
 CONFIGURATION = "3d_fullres"
@@ -178,7 +184,7 @@ def test_cases_with_clashing_files_are_refused(folder: Path, plan: Plan, store: 
 
 
 def test_without_a_label_the_image_is_the_same(golden: dict[str, Any], plan: Plan) -> None:
-    prepared = apply(volume(golden), None, plan, plan.configuration(CONFIGURATION))
+    prepared = preprocess_case(volume(golden), None, plan, plan.configuration(CONFIGURATION))
     assert prepared.label is None
     assert np.abs(prepared.image - golden[f"{CONFIGURATION}_0_image"]).max() < 1e-4
 
@@ -186,12 +192,12 @@ def test_without_a_label_the_image_is_the_same(golden: dict[str, Any], plan: Pla
 def test_the_input_array_is_not_changed(golden: dict[str, Any], plan: Plan) -> None:
     given = volume(golden)
     given.array.flags.writeable = False
-    apply(given, golden["label_0"][None], plan, plan.configuration(CONFIGURATION))
+    preprocess_case(given, golden["label_0"][None], plan, plan.configuration(CONFIGURATION))
 
 
 def test_label_on_another_grid_is_refused(golden: dict[str, Any], plan: Plan) -> None:
     with pytest.raises(ImageError, match="same grid"):
-        apply(volume(golden), golden["label_1"][None], plan, plan.configuration(CONFIGURATION))
+        preprocess_case(volume(golden), golden["label_1"][None], plan, plan.configuration(CONFIGURATION))
 
 
 @pytest.mark.parametrize("predicts", [True, False])
@@ -202,23 +208,25 @@ def test_a_spacing_that_needs_far_more_memory_than_in_training_is_refused(
     enormous = replace(volume(golden), spacing=(spacing,) * 3)
     configuration = plan.configuration(CONFIGURATION)
     with pytest.raises(ImageError, match=r"needs .* GiB of .* GiB that are free, .* times the voxels of a training"):
-        prepare(enormous, plan, configuration) if predicts else apply(enormous, None, plan, configuration)
+        preprocess_for_prediction(enormous, plan, configuration) if predicts else preprocess_case(
+            enormous, None, plan, configuration
+        )
 
 
 def test_a_spacing_far_from_those_in_training_is_told(
     golden: dict[str, Any], plan: Plan, caplog: pytest.LogCaptureFixture
 ) -> None:
     usual = volume(golden)
-    prepare(usual, plan, plan.configuration(CONFIGURATION))
+    preprocess_for_prediction(usual, plan, plan.configuration(CONFIGURATION))
     assert not caplog.records
-    prepare(replace(usual, spacing=(60.0, 0.05, 1.0)), plan, plan.configuration(CONFIGURATION))
+    preprocess_for_prediction(replace(usual, spacing=(60.0, 0.05, 1.0)), plan, plan.configuration(CONFIGURATION))
     assert "at spacing (60, 0.05, 1): the median training case has spacing (6, 0.9, 1); check" in caplog.text
 
 
 def test_a_case_that_would_vanish_is_refused(golden: dict[str, Any], plan: Plan) -> None:
     tiny = Volume(array=np.ones((1, 1, 4, 4), dtype=np.float32), spacing=(1.0, 0.1, 0.1), properties={})
     with pytest.raises(ImageError, match="no voxel left"):
-        apply(tiny, None, plan, plan.configuration(CONFIGURATION))
+        preprocess_case(tiny, None, plan, plan.configuration(CONFIGURATION))
 
 
 @pytest.mark.parametrize(
@@ -234,7 +242,7 @@ def test_probabilities_outside_the_crop(golden: dict[str, Any], plan: Plan, has_
     image = np.zeros((1, 8, 20, 22), dtype=np.float32)
     image[:, 2:7, 3:15, 4:20] = 5
     framed = Volume(array=image, spacing=(6.0, 0.9, 1.0), properties={})
-    provenance = apply(framed, None, plan, plan.configuration(CONFIGURATION)).provenance
+    provenance = preprocess_case(framed, None, plan, plan.configuration(CONFIGURATION)).provenance
     inside = np.full((3, *provenance.shape_after_cropping), 0.25, dtype=np.float32)
     whole = undo_probabilities(inside, provenance, has_regions=has_regions)
     assert whole.shape == (3, 8, 20, 22)

@@ -12,7 +12,7 @@ from segwright.core.extensions.trust import TRUST_ALL, TRUST_NONE
 from segwright.data.plan import Plan, architecture_block
 from segwright.networks.architecture import is_known_network, parse_architecture
 from segwright.networks.build import ArchitectureSpec, build_network, outline
-from segwright.preprocessing.plan_validation import require_known
+from segwright.preprocessing.plan_validation import validate_components
 
 SPLINE = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
 CONFIGURATION: dict[str, Any] = {
@@ -60,7 +60,7 @@ def plan_with(top: dict[str, Any] | None = None, **changes: Any) -> Plan:
 def test_plans_of_nnunets_planners_are_known(function: str) -> None:
     kwargs = {**SPLINE, "memefficient_seg_resampling": False}
     plan = plan_with(resampling_fn_data=function, resampling_fn_data_kwargs=kwargs)
-    require_known(plan, plan.configuration("3d_fullres"))
+    validate_components(plan, plan.configuration("3d_fullres"))
 
 
 @pytest.mark.parametrize(
@@ -84,14 +84,14 @@ def test_plans_of_nnunets_planners_are_known(function: str) -> None:
 def test_anything_else_is_refused_by_name(top: dict[str, Any], changes: dict[str, Any], message: str) -> None:
     plan = plan_with(top, **changes)
     with pytest.raises((PlanError, ModelError), match=message):
-        require_known(plan, plan.configuration("3d_fullres"))
+        validate_components(plan, plan.configuration("3d_fullres"))
 
 
 def test_own_normalization_is_for_those_who_trust_it() -> None:
     reference = f"{__name__}:plan_with"
     plan = plan_with(normalization_schemes=[reference])
     for trust in (TRUST_ALL, TRUST_NONE.with_references(reference)):
-        require_known(plan, plan.configuration("3d_fullres"), trust=trust)
+        validate_components(plan, plan.configuration("3d_fullres"), trust=trust)
 
 
 @pytest.mark.parametrize(

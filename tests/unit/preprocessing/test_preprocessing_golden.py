@@ -16,7 +16,8 @@ from segwright.data.images.image_io import Volume
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan
 from segwright.preprocessing.class_locations import class_locations
-from segwright.preprocessing.pipeline import Preprocessed, apply, prepare, undo_labels
+from segwright.preprocessing.pipeline import Preprocessed, preprocess_case, preprocess_for_prediction
+from tests.inverse_preprocessing import undo_labels
 
 FOLDER = Path(__file__).parents[2] / "golden" / "preprocessing"
 IMAGE_TOLERANCE = 1e-4  # normalised units
@@ -53,7 +54,7 @@ def volume_of(name: str, index: str) -> Volume:
 @lru_cache(maxsize=4)
 def run(name: str, configuration: str, index: str) -> Preprocessed:
     plan, label = plan_of(name), load(name)[f"label_{index}"][None]
-    return apply(volume_of(name, index), label, plan, plan.configuration(configuration))
+    return preprocess_case(volume_of(name, index), label, plan, plan.configuration(configuration))
 
 
 @pytest.mark.parametrize(("name", "configuration", "index"), cases())
@@ -68,8 +69,8 @@ def test_image_equals_the_reference(name: str, configuration: str, index: str) -
 @pytest.mark.parametrize(("name", "configuration", "index"), cases())
 def test_a_case_to_predict_is_the_same_to_the_last_bit(name: str, configuration: str, index: str) -> None:
     plan, volume = plan_of(name), volume_of(name, index)
-    prepared = prepare(volume, plan, plan.configuration(configuration))
-    expected = apply(volume, None, plan, plan.configuration(configuration))
+    prepared = preprocess_for_prediction(volume, plan, plan.configuration(configuration))
+    expected = preprocess_case(volume, None, plan, plan.configuration(configuration))
     assert np.array_equal(np.asarray(prepared.image), expected.image)
     assert prepared.provenance == expected.provenance
 

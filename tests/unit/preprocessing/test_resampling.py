@@ -19,7 +19,6 @@ from segwright.preprocessing.resampling import (
     VolumeResampler,
     resample_image,
     resample_label,
-    resample_logits,
     separate_axis,
 )
 
@@ -111,7 +110,7 @@ def test_torch_variant_is_trilinear() -> None:
 
 def test_tensors_and_half_precision_are_accepted() -> None:
     logits = torch.from_numpy(noise(3, 6, 7, 8)).half()
-    result = resample_logits(logits, (9, 5, 12), *ISOTROPIC, DEFAULT_FUNCTION, LINEAR)
+    result = resample_image(logits, (9, 5, 12), *ISOTROPIC, DEFAULT_FUNCTION, LINEAR)
     assert (type(result), result.dtype, result.shape) == (torch.Tensor, torch.float32, (3, 9, 5, 12))
 
 
@@ -127,7 +126,7 @@ def test_slabs_are_exactly_the_whole(spacings: Any, function: str, kwargs: dict[
     logits = torch.from_numpy(noise(3, 7, 9, 8))
     resampler = VolumeResampler((7, 9, 8), (12, 6, 17), *spacings, function, kwargs)
     slabs = [resampler.slab(logits, start, min(start + 5, 12)) for start in range(0, 12, 5)]
-    whole = resample_logits(logits, (12, 6, 17), *spacings, function, kwargs)
+    whole = resample_image(logits, (12, 6, 17), *spacings, function, kwargs)
     assert torch.equal(torch.cat(slabs, dim=1), whole)
 
 
@@ -136,7 +135,7 @@ def test_cubic_slabs_agree_with_the_whole(spacings: Any) -> None:
     logits = torch.from_numpy(noise(2, 70, 9, 8))
     resampler = VolumeResampler((70, 9, 8), (100, 6, 17), *spacings, DEFAULT_FUNCTION, CUBIC)
     slabs = [resampler.slab(logits, start, min(start + 30, 100)) for start in range(0, 100, 30)]
-    whole = resample_logits(logits, (100, 6, 17), *spacings, DEFAULT_FUNCTION, CUBIC)
+    whole = resample_image(logits, (100, 6, 17), *spacings, DEFAULT_FUNCTION, CUBIC)
     torch.testing.assert_close(torch.cat(slabs, dim=1), whole, atol=1e-5, rtol=0)
 
 

@@ -49,7 +49,7 @@ from segwright.inference.reliability.case_statistics import Observation
 from segwright.inference.reliability.model import ReliabilityModel, log_warnings
 from segwright.inference.reliability.uncertainty import map_files
 from segwright.inference.window.stitching import Planes
-from segwright.preprocessing.pipeline import Prepared
+from segwright.preprocessing.pipeline import PredictionInput
 from segwright.workspace import DATASET_JSON, LOCK, PLANS_JSON
 
 logger = getLogger(__name__)
@@ -331,7 +331,7 @@ def measures_spread(predictor: Predictor, job: Job) -> bool:
     return bool(job.maps) or predictor.reliability.measures_disagreement(predictor.window.mirror_axes)
 
 
-def _read(predictor: Predictor, job: Job) -> tuple[Prepared, float, tuple[str, ...]]:
+def _read(predictor: Predictor, job: Job) -> tuple[PredictionInput, float, tuple[str, ...]]:
     start = time.perf_counter()
     with naming(job.case):
         volume = read_volume(job.case, predictor.reader)
@@ -369,7 +369,7 @@ def _export(
     predictor: Predictor,
     job: Job,
     planes: Iterable[Planes],
-    prepared: Prepared,
+    prepared: PredictionInput,
     record: CaseRecord,
     log: PredictionLog,
     timer: Timer,
@@ -379,7 +379,12 @@ def _export(
 
 
 def _decide(
-    predictor: Predictor, job: Job, planes: Iterable[Planes], prepared: Prepared, log: PredictionLog, timer: Timer
+    predictor: Predictor,
+    job: Job,
+    planes: Iterable[Planes],
+    prepared: PredictionInput,
+    log: PredictionLog,
+    timer: Timer,
 ) -> _Decided:
     start, before = time.perf_counter(), timer.seconds
     observer = predictor.observer(prepared)

@@ -31,7 +31,7 @@ from segwright.networks.folds import (
     require_one_model,
     require_trained_plan,
 )
-from segwright.preprocessing.plan_validation import require_known
+from segwright.preprocessing.plan_validation import validate_components
 from segwright.workspace import DATASET_JSON, PLANS_JSON, Workspace
 
 logger = getLogger(__name__)
@@ -149,7 +149,7 @@ def load_predictor(
             "and orientation are as they were",
             model_folder / PLANS_JSON,
         )
-    require_known(plan, configuration, trust=trust)
+    validate_components(plan, configuration, trust=trust)
     require_axes(headers[0].mirror_axes, configuration, str(model_folder))
     networks = [
         _load_network(reading, folder, checkpoint, header, configuration, description, labels, trust=trust)

@@ -23,7 +23,7 @@ from segwright.evaluation.scores import ExtraMetrics, Scores, evaluate_files
 from segwright.inference.export.labels import LabelMap, save_labels
 from segwright.inference.predictor import Predictor
 from segwright.inference.window.stitching import Planes
-from segwright.preprocessing.pipeline import Prepared
+from segwright.preprocessing.pipeline import PredictionInput
 from segwright.training.cascade import network_input
 from segwright.training.distributed.context import ALONE, Ranks
 from segwright.training.loading.caching import TrainingCase
@@ -192,7 +192,7 @@ def _predict(predictor: Predictor, cases: ValidationSource, files: Mapping[str, 
         for name, file in progress(files.items(), title="validating" if files else "", total=len(files)):
             case = cases.load(name)
             image = network_input(case.image, case.label, predictor.labels)
-            prepared = Prepared(image=image, provenance=case.provenance)
+            prepared = PredictionInput(image=image, provenance=case.provenance)
             witness = Witness(predictor, prepared, np.asarray(case.label[...])[0])
             planes = predictor.planes(image, spread=True)
             if predictor.may_hold(image):
@@ -213,7 +213,7 @@ def _predict(predictor: Predictor, cases: ValidationSource, files: Mapping[str, 
 
 def _export(
     predictor: Predictor,
-    prepared: Prepared,
+    prepared: PredictionInput,
     planes: Iterable[Planes],
     witness: Witness,
     file: Path,
@@ -225,7 +225,7 @@ def _export(
 
 
 def _decide(
-    predictor: Predictor, prepared: Prepared, planes: Iterable[Planes], witness: Witness, name: str
+    predictor: Predictor, prepared: PredictionInput, planes: Iterable[Planes], witness: Witness, name: str
 ) -> LabelMap:
     with naming(name):
         return predictor.export(prepared, witness.watch(planes))

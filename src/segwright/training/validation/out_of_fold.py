@@ -24,7 +24,7 @@ from segwright.inference.ensemble import mean_labels, require_same_task, store_p
 from segwright.inference.models.model_folder import load_predictor
 from segwright.inference.predictor import Predictor
 from segwright.inference.reliability.case_statistics import Observation
-from segwright.preprocessing.pipeline import Prepared
+from segwright.preprocessing.pipeline import PredictionInput
 from segwright.training.cascade import network_input
 from segwright.training.validation.final import Record, ValidationSource, naming
 from segwright.training.validation.reliability import Observed, Witness, judge_mean, observed_file
@@ -124,7 +124,7 @@ def observe(
         for case in progress(missing, title="observing", total=len(missing)):
             stored = member.cases.load(case)
             image = network_input(stored.image, stored.label, predictor.labels)
-            prepared = Prepared(image=image, provenance=stored.provenance)
+            prepared = PredictionInput(image=image, provenance=stored.provenance)
             witness = Witness(predictor, prepared, np.asarray(stored.label[...])[0])
             with naming(case):
                 for _ in witness.watch(predictor.planes(image, spread=True)):
@@ -151,7 +151,7 @@ def _predict_case(
         for name in dict.fromkeys(name for pair in files for name in pair):
             stored, predictor = sources[name].load(case), predictors[name]
             image = network_input(stored.image, stored.label, predictor.labels)
-            prepared = Prepared(image=image, provenance=stored.provenance)
+            prepared = PredictionInput(image=image, provenance=stored.provenance)
             planes = predictor.planes(image, spread=True)
             found[name] = store_probabilities(predictor, prepared, planes, Path(scratch), name)
             properties[name] = stored.provenance.properties

@@ -25,7 +25,7 @@ from segwright.evaluation.calibration import Reliabilities, Reliability
 from segwright.inference.predictor import Predictor
 from segwright.inference.reliability.case_statistics import Observation
 from segwright.inference.window.stitching import Planes
-from segwright.preprocessing.pipeline import Prepared
+from segwright.preprocessing.pipeline import PredictionInput
 
 FOLDER: Final = "observed"
 """Beside the label maps."""
@@ -103,7 +103,7 @@ class Sites:
 class Witness:
     """Looks at the planes of a preprocessed case whose true labels (Z, Y, X) are known on the network's grid."""
 
-    def __init__(self, predictor: Predictor, prepared: Prepared, truth: npt.NDArray[Any]) -> None:
+    def __init__(self, predictor: Predictor, prepared: PredictionInput, truth: npt.NDArray[Any]) -> None:
         self._mirror_axes = predictor.window.mirror_axes
         self._heads = predictor.labels.num_heads
         self._observer = predictor.observer(prepared)

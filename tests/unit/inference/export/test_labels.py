@@ -13,8 +13,9 @@ from segwright.data.labels import Labels
 from segwright.data.plan import Configuration, Plan
 from segwright.data.preprocessed.provenance import Provenance
 from segwright.inference.export.labels import logits_to_labels, logits_to_probabilities
-from segwright.preprocessing.pipeline import full_spacing, undo_labels, undo_probabilities
-from segwright.preprocessing.resampling import resample_logits
+from segwright.preprocessing.pipeline import full_spacing
+from segwright.preprocessing.resampling import resample_image
+from tests.inverse_preprocessing import undo_labels, undo_probabilities
 
 LABELS = Labels.from_dataset_json({"labels": {"background": 0, "one": 1, "two": 2}})
 REGIONS = Labels.from_dataset_json(
@@ -37,7 +38,7 @@ def logits(*shape: int) -> torch.Tensor:
 
 def resampled(given: torch.Tensor, configuration: Configuration) -> np.ndarray:
     """Return the logits on the cropped grid, all at once."""
-    result = resample_logits(
+    result = resample_image(
         given.numpy(),
         PROVENANCE.shape_after_cropping,
         full_spacing(configuration, PROVENANCE.spacing),
