@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from itertools import chain
 from logging import getLogger
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from segwright.data.labels import Labels
 from segwright.data.plan import Plan
 from segwright.data.preprocessed.store import CaseStore
 from segwright.evaluation.scores import CaseScores, Scores, class_key
-from segwright.inference.models.selected import MEMBERS, find_selected, is_selected
+from segwright.inference.models.selected import MEMBERS, find_selected, is_selected, read_selected
 from segwright.report import page, sources, tables
 from segwright.report.case_images import CaseImages, ImageSources, case_identifier, load_case
 from segwright.report.sources import ModelRecord, ScoreSet
@@ -51,6 +50,7 @@ def write_report(
     output: Path | str | None = None,
     *,
     workspace: Workspace | None = None,
+    dataset: Path | str | None = None,
     scores: Sequence[Path | str] = (),
     pictures: bool = True,
     environment: Mapping[str, str] = NO_ENVIRONMENT,
@@ -62,7 +62,9 @@ def write_report(
             dataset's name or id.
         output: The file; `report.html` in the folder that `target` means by default.
         workspace: Where raw and preprocessed images may be; that of the model by default.
-        scores: ExtraMetrics `summary.json` files, of other predictions by the model, to show with their cases.
+        dataset: Folder of the raw dataset, whose images are shown; by default that of the workspace. Files that scores
+            name anywhere else are not opened.
+        scores: Further `summary.json` files, of other predictions by the model, to show with their cases.
         pictures: Show cases in a slice viewer; without, the page holds no image of a patient.
         environment: Variables that explicit file lists of a dataset may name.
 
@@ -84,7 +86,11 @@ def write_report(
     budget = min(_MOST_BYTES_A_CASE, PICTURE_BYTES // max(num_viewed, 1))
     parts = []
     for model, sets in shown:
-        images = [_image_sources(model, scored, workspace, environment) for scored in sets]
+        places = [folder, model.folder, *(Path(file).absolute().parent for file in scores)]
+        if is_selected(folder):
+            places += [folder.absolute().parent / name for name in ("ensembles", *_member_names(folder))]
+        own = None if dataset is None else Path(dataset).absolute()
+        images = [_image_sources(model, scored, workspace, environment, own, places) for scored in sets]
         volumes, unit = _label_volumes(model, sets[0], images[0]) if sets else ({}, "")
         parts.append(
             page.ShownModel(
@@ -168,7 +174,9 @@ def find_scores(path: str | Path) -> list[tables.ScoreTable]:
     return found
 
 
-def report_of_run(results: Path, *, workspace: Workspace, scores: Sequence[Path] = ()) -> Path | None:
+def report_of_run(
+    results: Path, *, workspace: Workspace, dataset: Path | None = None, scores: Sequence[Path] = ()
+) -> Path | None:
     """Return the report beside the models of a dataset, written anew if scores are newer than it.
 
     A failure is said and is never an error: the work before it is done and must count. None is returned then.
@@ -179,7 +187,7 @@ def report_of_run(results: Path, *, workspace: Workspace, scores: Sequence[Path]
         made = file.stat().st_mtime_ns if file.is_file() else 0
         is_newer = any(document.stat().st_mtime_ns > made for document in shown)
         if is_newer or page.made_from(file) != _digest(shown):
-            write_report(results, file, workspace=workspace, scores=scores)
+            write_report(results, file, workspace=workspace, dataset=dataset, scores=scores)
     except Exception as error:
         logger.warning("no report was written (%s: %s); all else is done", type(error).__name__, error)
         return None
@@ -291,24 +299,43 @@ def _windows(model: ModelRecord, case: CaseImages) -> list[tuple[float, float] |
 
 
 def _image_sources(
-    model: ModelRecord, scored: ScoreSet, workspace: Workspace | None, environment: Mapping[str, str]
+    model: ModelRecord,
+    scored: ScoreSet,
+    workspace: Workspace | None,
+    environment: Mapping[str, str],
+    dataset: Path | None,
+    places: Sequence[Path],
 ) -> ImageSources:
-    """Return where images may be: beside the recorded labels, in the workspace, in the tree of the model."""
+    """Return where images may be: in the dataset that was given, in the workspace, in the tree of the model.
+
+    Args:
+        model: the model.
+        scored: its scores.
+        workspace: that was given.
+        environment: variables that lists of files may name.
+        dataset: raw dataset that was given.
+        places: folders that were given, whose files may be opened.
+    """
     name, identifier = model.dataset, model.configuration.data_identifier
-    places = [place for place in (workspace, _own_workspace(model)) if place is not None]
-    recorded = (Path(case.reference_file).parent.parent for case in scored.scores.metric_per_case[:1])
-    folders = chain(recorded, (place.raw / name for place in places))
+    workspaces = [place for place in (workspace, _own_workspace(model)) if place is not None]
+    folders = [*([] if dataset is None else [dataset]), *(place.raw / name for place in workspaces)]
     raw = next((folder for folder in folders if (folder / DATASET_JSON).is_file()), None)
-    stores = [CaseStore(place.case_folder(name, identifier)) for place in places]
+    stores = [CaseStore(place.case_folder(name, identifier)) for place in workspaces]
     store = next((store for store in stores if store.identifiers()), None)
     return ImageSources(
         description=model.description,
         reader=model.plan.image_reader_writer,
         predictions=scored.folders,
         raw=raw,
-        files={} if raw is None else _listed_files(model, raw, workspace, environment),
+        files={} if raw is None else _listed_files(model, raw, dataset, workspace, environment),
         store=store,
+        places=places,
+        datasets=folders,
     )
+
+
+def _member_names(folder: Path) -> list[str]:
+    return [member.name for member in read_selected(folder).members]
 
 
 def _own_workspace(model: ModelRecord) -> Workspace | None:
@@ -318,16 +345,17 @@ def _own_workspace(model: ModelRecord) -> Workspace | None:
 
 
 def _listed_files(
-    model: ModelRecord, raw: Path, workspace: Workspace | None, environment: Mapping[str, str]
+    model: ModelRecord, raw: Path, dataset: Path | None, workspace: Workspace | None, environment: Mapping[str, str]
 ) -> Mapping[str, Sequence[Path]]:
-    """Return the images of each case that a raw dataset lists; outside it only where the user's workspace has it.
+    """Return the images of each case that a raw dataset lists; outside it only where the user gave the dataset.
 
-    Else scores tell where it is. They may come from elsewhere, and so may the dataset and what it lists.
+    Else it lies in the tree of the model. That may come from elsewhere, and so may the dataset and what it lists.
     """
     if model.description.dataset is None:
         return {}
     cases = datasets.scan(raw, environment=environment).cases
-    inside = Path(raw.anchor) if workspace is not None and raw == workspace.raw / model.dataset else raw
+    is_given = raw == dataset or (workspace is not None and raw == workspace.raw / model.dataset)
+    inside = Path(raw.anchor) if is_given else raw
     return {
         case.identifier: case.images
         for case in cases
@@ -356,7 +384,7 @@ def _label_volumes(model: ModelRecord, scored: ScoreSet, images: ImageSources) -
 def _voxel_ml(case: CaseScores, images: ImageSources) -> float | None:
     """Return the volume of a voxel; None where no file tells, or where the image is flat."""
     files = [Path(case.reference_file), *(folder / case.case for folder in images.predictions)]
-    file = next((file for file in files if file.is_file()), None)
+    file = next((file for file in files if images.finds(file)), None)
     if file is None:
         logger.debug("%s: no file to read the voxel size from", case_identifier(case, images.description))
         return None

@@ -127,7 +127,9 @@ def run(
     folds_done = tuple(training_runs.finished_fold(session, plan, name, fold) for name in names for fold in numbers)
     selection = selecting.select_after_run(session, plan, names, numbers, device=device, workers=workers)
     done += ["select"] * selection.is_new
-    page = reporting.report_of_run(folds_done[0].model.parent, workspace=session.workspace)
+    page = reporting.report_of_run(
+        folds_done[0].model.parent, workspace=session.workspace, dataset=session.dataset.folder
+    )
     not_done = training_runs.not_done(session, plan, set(itertools.product(names, numbers)) - set(todo), chosen)
     return RunReport(folds=folds_done, done=tuple(done), page=page, selection=selection, not_done=not_done)
 
@@ -182,7 +184,7 @@ def demo(
         seconds=time.monotonic() - start,
         model=model,
         pictures=tuple(_draw(raw, predictions, pictures, session)),
-        page=reporting.report_of_run(model.parent, workspace=workspace, scores=[scores.file]),
+        page=reporting.report_of_run(model.parent, workspace=workspace, dataset=raw, scores=[scores.file]),
         shortcoming=shortcoming(
             [training_runs.fold_folder(session, plan, DEMO_CONFIGURATION, "all")], scores.scores.mean_dice
         ),

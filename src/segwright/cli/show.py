@@ -28,6 +28,10 @@ def report(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE", help="Default: report.html in the folder given.")
     ] = None,
+    dataset: Annotated[
+        Path | None,
+        typer.Option("--dataset", metavar="DIR", help="Raw dataset whose images to show (default: the workspace's)."),
+    ] = None,
     scores: Annotated[
         list[Path] | None,
         typer.Option("--scores", metavar="FILE", help="A further summary.json, of other predictions; repeatable."),
@@ -42,6 +46,7 @@ def report(
         target,
         output,
         workspace=options.workspace_of(context),
+        dataset=dataset,
         scores=scores or (),
         pictures=not no_pictures,
         environment=options.environment(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,11 +54,15 @@ class CaseImages:
 class ImageSources:
     """Where images of cases may be.
 
+    Scores come from other people and name files, so only those in places that the user named are opened.
+
     Attributes:
         description: of the dataset.
         reader: nnU-Net's name of the image reader.
         predictions: folders to look for predictions in.
-        raw: the raw dataset; by default where the scores say that the references are.
+        raw: the raw dataset, if one is known.
+        places: folders whose files may be opened, links followed within them only.
+        datasets: folders of the user's own data, in which links may lead anywhere.
         files: image files of cases whose dataset.json lists them.
         store: of preprocessed cases, if one is known.
     """
@@ -68,6 +73,21 @@ class ImageSources:
     raw: Path | None
     files: Mapping[str, Sequence[Path]]
     store: CaseStore | None
+    places: Sequence[Path] = ()
+    datasets: Sequence[Path] = ()
+
+    def finds(self, file: Path) -> bool:
+        """Whether a file is there and may be opened."""
+        try:
+            return self._may_open(file) and file.is_file()
+        except (OSError, ValueError, RuntimeError):  # names that no file can have, links in a circle
+            return False
+
+    def _may_open(self, file: Path) -> bool:
+        named, real = Path(os.path.abspath(file)), file.resolve()
+        return any(named.is_relative_to(place.absolute()) for place in self.datasets) or any(
+            real.is_relative_to(place.resolve()) for place in self.places
+        )
 
 
 def load_case(scores: CaseScores, sources: ImageSources) -> CaseImages:
@@ -79,16 +99,16 @@ def load_case(scores: CaseScores, sources: ImageSources) -> CaseImages:
     """
     identifier = case_identifier(scores, sources.description)
     predictions = [Path(scores.prediction_file), *(folder / scores.case for folder in sources.predictions)]
-    prediction = next((file for file in predictions if file.is_file()), None)
+    prediction = next((file for file in predictions if sources.finds(file)), None)
     if prediction is None:
-        raise DatasetError(f"case {identifier}: its prediction is gone ({predictions[-1]})")
+        raise DatasetError(f"case {identifier}: {_lost('prediction', predictions)}")
     reference, images = _raw_files(scores, identifier, sources)
     if reference is not None and images:
         return _from_raw(identifier, images, reference, prediction, sources.reader)
     if sources.store is not None and identifier in sources.store.identifiers():
         return _from_store(sources.store.load(identifier), prediction, sources.reader)
     store = "no preprocessed copy is known" if sources.store is None else f"nor is it in {sources.store.folder}"
-    raise DatasetError(f"case {identifier}: its image is not where it was ({scores.reference_file}), {store}")
+    raise DatasetError(f"case {identifier}: {_lost('image', [Path(scores.reference_file)])}, {store}")
 
 
 def case_identifier(scores: CaseScores, description: DatasetDescription) -> str:
@@ -120,12 +140,30 @@ def directions_of(properties: Mapping[str, Any]) -> str:
     return "".join(reversed(letters))
 
 
+def _lost(what: str, files: Sequence[Path]) -> str:
+    """Return why an image of a case is not shown, given the files that it may be; the first is what its scores name."""
+    closed = next(filter(_is_there, files), None)
+    if closed is None:
+        return f"its {what} is not where it was ({files[0]})"
+    return (
+        f"its {what} is not shown: {closed} lies neither in the model's folder nor in a dataset that was given "
+        "(--dataset DIR), so it is not opened"
+    )
+
+
+def _is_there(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except (OSError, ValueError):  # names that no file can have
+        return False
+
+
 def _raw_files(scores: CaseScores, identifier: str, sources: ImageSources) -> tuple[Path | None, tuple[Path, ...]]:
     """Return the reference and the image files of a case, as far as they are there."""
     recorded = Path(scores.reference_file)
     labels = recorded.parent.name
     references = [recorded] + ([sources.raw / labels / recorded.name] if sources.raw else [])
-    reference = next((file for file in references if file.is_file()), None)
+    reference = next((file for file in references if sources.finds(file)), None)
     listed = tuple(sources.files.get(identifier, ()))
     if listed and all(file.is_file() for file in listed):
         return reference, listed
@@ -134,9 +172,9 @@ def _raw_files(scores: CaseScores, identifier: str, sources: ImageSources) -> tu
     for file in references:
         folder = file.parent.parent / _IMAGES_FOLDER.get(labels, "imagesTr")
         files = tuple(folder / f"{identifier}_{channel:04d}{ending}" for channel in channels)
-        if not all(image.is_file() for image in files):
+        if not all(map(sources.finds, files)):
             files = files[:1]  # one file may hold all channels
-        if all(image.is_file() for image in files):
+        if all(map(sources.finds, files)):
             return reference, files
     return reference, ()
 

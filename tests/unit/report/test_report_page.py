@@ -19,6 +19,7 @@ from segwright import api
 from segwright.core.errors import ModelError
 from segwright.data.images.image_io import read_label
 from segwright.evaluation.scores import Measures
+from segwright.report import case_images
 from segwright.workspace import Workspace
 
 LIMIT = 15_000_000
@@ -173,6 +174,37 @@ def test_what_is_gone_is_said(tmp_path: Path) -> None:
     assert "its image is not where it was" in words
     assert "No metrics.jsonl in this fold" in words
     assert "No dataset_fingerprint.json" in words
+
+
+def moved_model(folder: Path) -> Path:
+    """Return a model that lies far from its dataset, as one from elsewhere does."""
+    shutil.copytree(make_model(folder / "work"), folder / "elsewhere" / "model")
+    shutil.rmtree(folder / "work" / "results")
+    return folder / "elsewhere" / "model"
+
+
+def test_what_scores_name_elsewhere_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, opened = moved_model(tmp_path), []
+    whole = case_images.read_images
+    monkeypatch.setattr(case_images, "read_images", lambda files, reader: opened.append(files) or whole(files, reader))
+    page = Page(api.write_report(model).read_text(encoding="utf-8"))
+    assert not opened
+    assert "lies neither in the model's folder nor in a dataset that was given" in " ".join(page.words)
+    assert not [kind for kind, _ in page.scripts if kind == "volume"]
+    given = Page(api.write_report(model, dataset=tmp_path / "work" / "raw" / DATASET).read_text(encoding="utf-8"))
+    assert opened
+    assert [kind for kind, _ in given.scripts if kind == "volume"]
+
+
+def test_links_out_of_a_model_are_not_followed(tmp_path: Path) -> None:
+    model = moved_model(tmp_path)
+    raw = tmp_path / "work" / "raw" / DATASET
+    for file in (model / "fold_0" / "validation").glob("*.nii.gz"):
+        file.unlink()
+        file.symlink_to(raw / "labelsTr" / file.name)
+    page = Page(api.write_report(model, dataset=raw / "imagesTr").read_text(encoding="utf-8"))
+    assert not [kind for kind, _ in page.scripts if kind == "volume"]
+    assert "its prediction is not shown" in " ".join(page.words)
 
 
 def test_without_pictures_no_voxel_is_in_the_page(model: Path, tmp_path: Path) -> None:
