@@ -78,3 +78,11 @@ def test_voxels_of_another_size_are_flagged_however_few_cases_were_seen(cases: i
     usual = [ct_like(index) for index in range(cases)]
     assert "spacing of axis 0" in told(usual, ct_like(100, spacing=factor))
     assert not told(usual, ct_like(100, spacing=1.5))
+
+
+@pytest.mark.parametrize("cases", [1, 2, 4])
+@pytest.mark.parametrize("factor", [1 / 1.9, 1.9])
+def test_of_few_cases_nearly_twice_the_spacing_is_flagged(cases: int, factor: float) -> None:
+    usual = [mr_like(index) for index in range(cases)]
+    volume = mr_like(100)
+    assert "spacing of axis 0" in told(usual, replace(volume, spacing=tuple(factor * each for each in volume.spacing)))

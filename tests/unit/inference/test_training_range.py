@@ -36,7 +36,7 @@ def test_the_ct_and_the_mr_are_unlike_a_few_cases_of_another_set(dataset: str, c
     known = TrainingRange.of([measure(each) for each in some_of(dataset, cases)])
     assert known.findings(scan("example_ct"))
     assert known.findings(scan("example_ct_sm"))
-    assert cases < 5 or known.findings(scan("example_mr_sm"))
+    assert known.findings(scan("example_mr_sm"))
 
 
 @pytest.mark.parametrize("dataset", SETS[:2])
