@@ -61,6 +61,7 @@ class Recipe:
     `previous_label_probability` is for the second stage of a cascade: the probability that binary operators and
     component removal, once drawn for a sample, change a given label of the previous stage.
 
+    >>> from segwright.augmentation.recipe import build_recipe
     >>> recipe = build_recipe("default", (64, 64, 64))
     >>> recipe.without("mirror").mirror_axes
     ()
