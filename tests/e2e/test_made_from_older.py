@@ -152,7 +152,7 @@ def test_a_label_changed_into_something_undeclared_is_refused_by_preprocess_and_
         done = call("--work", work, verb[0], raw, "--config", "3d_fullres", *verb[1:])
         assert done.exit_code == 1
         assert file.name in done.stderr
-        assert "which dataset.json declares" in done.stderr
+        assert "unexpected label value" in done.stderr
 
 
 def test_another_dataset_of_the_same_name_is_refused_by_name(raw: Path, work: Path, journey: Journey) -> None:

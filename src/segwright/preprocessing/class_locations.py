@@ -1,4 +1,4 @@
-"""Which voxels a patch may be centred on to show a class: a fixed sample per class (nnU-Net behaviour 6.5)."""
+"""Class locations: a fixed random sample of voxels per class, on which patches are centred (nnU-Net behaviour 6.5)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy.typing as npt
 from segwright.data.labels import ClassKey
 
 FEWEST_VOXELS = 10000
-"""All voxels of a class up to this number, nnU-Net's value."""
+"""Classes of up to this many voxels are kept whole (nnU-Net's value)."""
 SMALLEST_SHARE = 0.01
-"""Of a larger class at least this share, nnU-Net's value."""
+"""Minimum fraction kept of a larger class (nnU-Net's value)."""
 
 _SEED = 1234
 
@@ -22,14 +22,14 @@ _SEED = 1234
 def class_locations(
     label: npt.NDArray[np.integer[Any]], keys: Sequence[ClassKey]
 ) -> dict[ClassKey, npt.NDArray[np.int32]]:
-    """Sample the voxels of each class, the same ones in the same order as nnU-Net 2.8.1.
+    """Sample the voxels of each class, identical to nnU-Net 2.8.1 in choice and order.
 
     Args:
         label: (1, *S) preprocessed label map.
-        keys: a label or the labels of a region, see `Labels.class_keys`.
+        keys: labels, or tuples of labels for regions, see `Labels.class_keys`.
 
     Returns:
-        For each key its voxels (n, 3); n is 0 where the class is absent.
+        Per key the voxel coordinates (n, 3); n is 0 if the class is absent.
     """
     labels = label[0].reshape(-1)
     wanted = {key: key if isinstance(key, tuple) else (key,) for key in keys}

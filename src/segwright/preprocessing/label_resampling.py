@@ -1,9 +1,9 @@
-"""Resizing label maps: the label with most weight wins.
+"""Resize label maps by weighted majority vote.
 
-The rule is stated on indicators: resize the 0/1 map of each label and take the largest (nnU-Net behaviour 6.4.2). Done
-that way the cost grows with the number of labels. For linear interpolation a voxel depends on its 2 to 8 input
-neighbours only, and where those agree the answer is known: so the few voxels at label borders alone are computed, with
-the exact float64 weights (ties are frequent and decided by rule), whatever the number of labels.
+By definition, the 0/1 indicator of each label is resized and the largest wins (nnU-Net behaviour 6.4.2). The cost of
+that grows with the number of labels. With linear interpolation a voxel depends on its 2 to 8 neighbours only;
+where they agree, the label is known. So only the few voxels at label borders are computed, with exact float64 weights
+(ties are frequent and decided by a rule), at a cost independent of the number of labels.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SINGLE_ROUNDING = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AxisSamples:
-    """How an axis of a label map is sampled: between two neighbours, or from one (`high` and `weight` None)."""
+    """Sampling of one axis of a label map: from two neighbours, or from one (`high` and `weight` None)."""
 
     nearest: IndexArray
     low: IndexArray
@@ -39,7 +39,7 @@ class AxisSamples:
 
 
 def picked(indices: IndexArray) -> AxisSamples:
-    """Return the sampling that copies whole slices."""
+    """Return the sampling that copies slices by index."""
     return AxisSamples(nearest=indices, low=indices)
 
 
@@ -52,13 +52,13 @@ def interpolated(old: int, new: int, nearest: IndexArray) -> AxisSamples:
 
 
 def resize_labels(labels: LabelArray, axes: Sequence[AxisSamples], rule: Rule = "majority") -> LabelArray:
-    """Resize a label map (Z, Y, X) of any integer type, linearly between labels.
+    """Resize a label map (Z, Y, X) of any integer type with linear weights.
 
     Args:
         labels: the map.
         axes: the sampling of each axis.
-        rule: `majority`: most weight wins, ties go to the nearest voxel's label if it is among the tied ones, otherwise
-            to the smallest (batchgenerators 0.25.5). `classic`: the largest label with at least half of the weight,
+        rule: `majority`: the label with the largest weight; ties go to the nearest voxel's label if it is tied, else to
+            the smallest (batchgenerators 0.25.5). `classic`: the largest label with at least half of the weight,
             else 0 (up to 0.25.1). `torch`: as nnU-Net's torch variant (nnU-Net behaviour 6.4.3), whose scores have half
             precision. `torch-memefficient`: the largest label with more than half of the weight, else 0.
     """
@@ -136,7 +136,7 @@ def _neighbour_range(labels: LabelArray, axes: Sequence[AxisSamples]) -> tuple[L
 def _decide(
     labels: LabelArray, axes: Sequence[AxisSamples], voxels: tuple[npt.NDArray[np.intp], ...], rule: Rule
 ) -> LabelArray:
-    """Return the label of each border voxel from the weights of its corners."""
+    """Return the label of each border voxel from the weights of its neighbours."""
     flat = labels.reshape(-1)
     strides = [int(np.prod(labels.shape[index + 1 :])) for index in range(labels.ndim)]
     corners, weights = [], []

@@ -1,4 +1,4 @@
-"""Intensity normalisation, channel by channel, under the names that plans use (nnU-Net behaviour 6.3)."""
+"""Intensity normalisation schemes, by the names in plans (nnU-Net behaviour 6.3)."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ Intensities: TypeAlias = Mapping[str, float]
 """Foreground intensity statistics of the dataset."""
 
 Scheme = Callable[[Floats, Mask | None, Intensities], Floats]
-"""What a plan names as `module:attr`: fn(channel (*S), mask (*S) or None, intensities) -> normalised channel.
+"""A custom scheme (`module:attr`): fn(channel (*S), mask (*S) or None, intensities) -> normalised channel.
 
-The mask is the non-zero region where the plan asks for it, else None. The channel must not be changed in place."""
+The mask is the non-zero region if the plan uses it, else None. The channel must not be changed in place."""
 
 ZSCORE = "ZScoreNormalization"
 
 _SMALLEST_SCALE = 1e-8
-"""No division by less, nnU-Net's epsilon for float32; but intensities in other units may be as small as that."""
+"""Smallest divisor (nnU-Net's epsilon for float32), unless the intensities themselves are that small."""
 _ROUNDING = 1e-6
-"""Relative; an image whose values differ by less is flat, but for float32's rounding."""
+"""Relative; smaller differences are float32 rounding of a constant image."""
 _SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
 _SMALLEST_SQUARED, _LARGEST_SQUARED = 1e-15, 1e15
-"""Deviations whose squares float32 holds with all its digits."""
+"""Range of deviations whose squares float32 represents at full precision."""
 _LARGEST_INTENSITY = 1e30
 _LARGEST_RGB = 255
 _PARTS = 64
@@ -40,7 +40,7 @@ _PARTS = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Linear:
-    """A normalisation of each voxel by itself: clipped, shifted, divided."""
+    """A voxelwise normalisation: clip, subtract, divide."""
 
     low: float | None = None
     high: float | None = None
@@ -59,15 +59,15 @@ class Linear:
 
 
 SCHEMES: Registry[Callable[[Floats, Intensities], Linear]] = Registry("normalization scheme")
-"""By name: fn(the voxels that count, intensities) -> how each voxel is normalised."""
+"""Built-in schemes by name: fn(voxels, intensities) -> `Linear`."""
 
 
 class NormalizedView:
-    """A case (C, *S) that is normalised where it is cut, so that no second array of its size is needed.
+    """A lazily normalised case (C, *S): patches are normalised when sliced, without a second full-size array.
 
     Args:
-        image: (C, *S) float32, kept.
-        channels: how each channel is normalised.
+        image: (C, *S) float32, not copied.
+        channels: the normalisation of each channel.
     """
 
     def __init__(self, image: Floats, channels: Sequence[Linear]) -> None:
@@ -81,20 +81,20 @@ class NormalizedView:
 
     @property
     def ndim(self) -> int:
-        """Number of axes, that of the channels included."""
+        """Number of axes, channels included."""
         return self._image.ndim
 
     def __getitem__(self, where: tuple[Any, ...]) -> Floats:
-        """Return a new array, normalised, of all channels: `where` begins with a whole slice."""
-        assert where[0] == slice(None), "channels are cut together"
+        """Return a new normalised array of all channels; `where` must begin with a full slice."""
+        assert where[0] == slice(None), "the first index must be slice(None)"
         part = self._image[where]
-        result = np.empty(part.shape, dtype=np.float32)  # in C order, whatever that of the image
+        result = np.empty(part.shape, dtype=np.float32)  # C order, independent of the image
         for index, channel in enumerate(self._channels):
             result[index] = channel(part[index])
         return result
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
-        """Return all of it."""
+        """Return the whole case, normalised."""
         return self[(slice(None),)].astype(dtype or np.float32, copy=False)
 
 
@@ -109,21 +109,21 @@ def normalize(
 
     Args:
         image: (C, *S) float32.
-        schemes: name of a scheme, or `module:attr`, for each channel.
-        use_mask: for each channel whether statistics and result are limited to the non-zero region.
-        label: (1, *S), -1 outside the non-zero region; needed where a mask is used.
-        intensities: the plan's foreground statistics, by channel index as text.
+        schemes: name or `module:attr` per channel.
+        use_mask: per channel, whether statistics and result are restricted to the non-zero region.
+        label: (1, *S), -1 outside the non-zero region; required if a mask is used.
+        intensities: the plan's foreground statistics, keyed by channel index as a string.
 
     Returns:
         (C, *S) float32, a new array.
 
     Raises:
-        PlanError: the plan does not fit the channels or lacks a value.
-        ImageError: the intensities do not fit the scheme.
+        PlanError: the plan has another number of channels or lacks a value.
+        ImageError: the scheme cannot be applied to these intensities.
     """
     _require_channels(image, schemes, use_mask)
     mask = None if label is None or not any(use_mask) else label[0] >= 0
-    # With one channel its normalised array is the result already.
+    # The normalised array of a single channel is the result already.
     result = np.empty(image.shape if len(image) > 1 else (1, 0), dtype=np.float32)
     for index, (channel, name, masked) in enumerate(zip(image, schemes, use_mask, strict=True)):
         normalized = _normalized(channel, name, mask if masked else None, intensities, index)
@@ -136,11 +136,11 @@ def normalize(
 def normalized_view(
     image: Floats, schemes: Sequence[str], use_mask: Sequence[bool], intensities: Mapping[str, Intensities]
 ) -> NormalizedView | None:
-    """Return what `normalize` returns, made where it is cut; None where a scheme or a mask needs all of it at once.
+    """Return a lazy view equal to `normalize`; None if a mask or a custom scheme needs the whole array.
 
     Raises:
-        PlanError: as of `normalize`.
-        ImageError: as of `normalize`.
+        PlanError: as for `normalize`.
+        ImageError: as for `normalize`.
     """
     _require_channels(image, schemes, use_mask)
     if any(use_mask) or any(":" in name for name in schemes):
@@ -166,32 +166,32 @@ def _normalized(
 ) -> Floats:
     if ":" in name:
         scheme: Scheme = import_reference(name, kind=SCHEMES.kind)
-        with user_call(scheme, f"normalization scheme '{name}'"), _lacking(name, index):
-            found: object = scheme(channel, mask, intensities.get(str(index), {}))
-        if isinstance(found, np.ndarray) and found.shape == channel.shape:
-            return found
-        shown = f"an array of shape {found.shape}" if isinstance(found, np.ndarray) else f"a {type(found).__name__}"
+        with user_call(scheme, f"normalization scheme '{name}'"), _report_missing_statistics(name, index):
+            result: object = scheme(channel, mask, intensities.get(str(index), {}))
+        if isinstance(result, np.ndarray) and result.shape == channel.shape:
+            return result
+        shown = f"an array of shape {result.shape}" if isinstance(result, np.ndarray) else f"a {type(result).__name__}"
         raise UserCodeError(
-            f"{source_location(scheme)}: normalization scheme '{name}' gave {shown}; it must return an array of the "
-            f"channel's shape {channel.shape}"
+            f"{source_location(scheme)}: normalization scheme '{name}' returned {shown}; it must return an array of "
+            f"the channel's shape {channel.shape}"
         )
-    if mask is None or name != ZSCORE:  # the others take all voxels alike
+    if mask is None or name != ZSCORE:  # only z-scores use the mask
         return _fitted(channel, name, intensities, index)(channel)
     inside = channel[mask]
-    result = np.array(channel, dtype=np.float32)
-    if inside.size:  # An all-zero image has no inside (nnU-Net behaviour 3.1); nnU-Net averages nothing and gets NaN.
-        result[mask] = _fitted(inside, name, intensities, index)(inside)
-    return result
+    normalized = np.array(channel, dtype=np.float32)
+    if inside.size:  # An all-zero image has an empty mask (nnU-Net behaviour 3.1); nnU-Net gets NaN there.
+        normalized[mask] = _fitted(inside, name, intensities, index)(inside)
+    return normalized
 
 
 def _fitted(values: Floats, name: str, intensities: Mapping[str, Intensities], index: int) -> Linear:
-    with _lacking(name, index):
+    with _report_missing_statistics(name, index):
         return SCHEMES.get(name)(values, intensities.get(str(index), {}))
 
 
 @contextmanager
-def _lacking(name: str, index: int) -> Iterator[None]:
-    """Say which statistics a plan lacks."""
+def _report_missing_statistics(name: str, index: int) -> Iterator[None]:
+    """Report statistics that the plan lacks."""
     try:
         yield
     except KeyError as error:
@@ -204,16 +204,16 @@ def _lacking(name: str, index: int) -> Iterator[None]:
 def _zscore(values: Floats, intensities: Intensities) -> Linear:
     mean = float(np.float32(values.mean(dtype=np.float64)))
     std = _deviation(values, mean, np.float32)
-    if not _SMALLEST_SQUARED < std < _LARGEST_SQUARED:  # nnU-Net's float32 is kept where its squares are exact
+    if not _SMALLEST_SQUARED < std < _LARGEST_SQUARED:  # float32 as in nnU-Net, unless squares lose precision
         std = _deviation(values, mean, np.float64)
     largest = 0.0 if std >= _SMALLEST_SCALE else max(-float(values.min()), float(values.max()))
     return Linear(shift=mean, scale=_scale(std, largest))
 
 
 def _deviation(values: Floats, mean: float, dtype: type[np.float32] | type[np.float64]) -> float:
-    """Return the standard deviation from a mean; differences are squared in `dtype` and summed in float64."""
+    """Return the standard deviation, given the mean; differences are squared in `dtype` and summed in float64."""
     squares = 0.0
-    for part in np.array_split(values, _PARTS):  # all of it centred would take as much memory as the image
+    for part in np.array_split(values, _PARTS):  # in parts, so that no second full-size array is needed
         centred = np.subtract(part, np.float32(mean), dtype=dtype)
         with np.errstate(over="ignore", under="ignore"):
             squares += float(np.square(centred, out=centred).sum(dtype=np.float64))
@@ -221,11 +221,11 @@ def _deviation(values: Floats, mean: float, dtype: type[np.float32] | type[np.fl
 
 
 def _scale(width: float, magnitude: float) -> float:
-    """Return what intensities are divided by: their width, but where it is rounding alone.
+    """Return the divisor for intensities: their width, or the epsilon if the width is only rounding error.
 
     Args:
         width: standard deviation or range.
-        magnitude: the largest absolute intensity.
+        magnitude: largest absolute intensity.
     """
     is_contrast = width > _ROUNDING * magnitude and width > _SMALLEST_NORMAL
     return width if width >= _SMALLEST_SCALE or is_contrast else _SMALLEST_SCALE
@@ -233,7 +233,7 @@ def _scale(width: float, magnitude: float) -> float:
 
 def _ct(values: Floats, intensities: Intensities) -> Linear:
     for key in ("percentile_00_5", "percentile_99_5", "mean", "std"):
-        if not abs(intensities[key]) < _LARGEST_INTENSITY:  # nor NaN, which would make every voxel NaN
+        if not abs(intensities[key]) < _LARGEST_INTENSITY:  # also rejects NaN
             raise PlanError(
                 f"foreground_intensity_properties_per_channel: {key} is {intensities[key]} in the plan; plan the "
                 "dataset again"

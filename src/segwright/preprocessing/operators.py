@@ -1,10 +1,10 @@
 """Spline zoom as one small matrix per axis.
 
 Zooming with B-splines is linear and separable, so resizing a volume is one matrix product per axis. The matrix of an
-axis is found by zooming the identity once with `scipy.ndimage.zoom` (grid mode, edges repeated), which is what nnU-Net
-2.8.1 computes voxel by voxel through scikit-image (nnU-Net behaviour 6.4.2). Its rows are almost empty beyond a few
-voxels, so it is applied in bands of rows: a fraction of the multiplications, and a slab of output planes needs few
-input planes.
+axis is computed once by zooming the identity with `scipy.ndimage.zoom` (grid mode, edges repeated), which equals what
+nnU-Net 2.8.1 computes voxel by voxel through scikit-image (nnU-Net behaviour 6.4.2). Its rows are near 0 beyond a few
+voxels, so it is applied in bands of rows: far fewer multiplications, and a slab of output planes needs few input
+planes.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ FloatArray = npt.NDArray[np.float64]
 IndexArray = npt.NDArray[np.intp]
 
 _BAND_ROWS = 64
-"""Output samples per band: wide enough for a fast matrix product, narrow enough to skip most zeros (measured)."""
+"""Output samples per band: large enough for a fast matrix product, small enough to skip most zeros (measured)."""
 _NEGLIGIBLE = 1e-9
-"""Weights below this are dropped; what they add to a voxel is far below float32 resolution."""
+"""Weights below this are dropped; they contribute far less than float32 resolution."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearSamples:
-    """Where each output sample of an axis lies between its two input neighbours."""
+    """Input neighbours and interpolation weight of each output sample of an axis."""
 
     low: IndexArray
     high: IndexArray
     weight: FloatArray
-    """Share of `high`; that of `low` is the rest."""
+    """Weight of `high`; `low` has 1 - weight."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +52,7 @@ def axis_operator(old: int, new: int, order: int) -> FloatArray:
     if old == new:
         operator = np.eye(old)
     else:
-        zoom: Any = scipy.ndimage.zoom  # its type hints are finer than the numpy versions that we support
+        zoom: Any = scipy.ndimage.zoom  # its type hints are stricter than the numpy versions that we support
         operator = zoom(np.eye(old), (new / old, 1.0), order=order, mode="nearest", grid_mode=True)
     assert operator.shape == (new, old), f"zoom gave {operator.shape} for {(new, old)}"
     operator.flags.writeable = False
@@ -61,7 +61,7 @@ def axis_operator(old: int, new: int, order: int) -> FloatArray:
 
 @lru_cache(maxsize=256)
 def nearest_indices(old: int, new: int) -> IndexArray:
-    """Return which of `old` samples is nearest to each of `new` ones (half-pixel centres, ties upwards)."""
+    """Return the index of the nearest of `old` samples for each of `new` ones (half-pixel centres, ties upwards)."""
     positions = old / new * (np.arange(new) + 0.5) - 0.5
     indices: IndexArray = np.clip(np.floor(positions + 0.5), 0, old - 1).astype(np.intp)
     indices.flags.writeable = False
@@ -70,7 +70,7 @@ def nearest_indices(old: int, new: int) -> IndexArray:
 
 @lru_cache(maxsize=256)
 def torch_nearest_indices(old: int, new: int) -> IndexArray:
-    """Return what torch's `nearest-exact` picks; it rounds its positions in float32."""
+    """Return the indices of torch's `nearest-exact`, which rounds positions in float32."""
     samples = torch.arange(old, dtype=torch.float32)[None, None]
     indices = functional.interpolate(samples, size=new, mode="nearest-exact")[0, 0].numpy().astype(np.intp)
     indices.flags.writeable = False
@@ -107,12 +107,12 @@ def apply_spline(
     """Resize `axis` of a float32 volume (C, *S) by a spline of `order` >= 2.
 
     Args:
-        volume: the volume; along `axis` it may be cut to what `needed_inputs` tells.
+        volume: the input; along `axis` it may be cut to the range of `needed_inputs`.
         axis: which axis.
         old: full extent of the axis.
-        new: wanted extent.
+        new: new extent.
         order: spline order.
-        rows: the half-open range of output samples that is wanted; all of them by default.
+        rows: half-open range of output samples to compute; all by default.
         first: the input sample at which the cut volume starts.
     """
     start, stop = rows or (0, new)

@@ -1,4 +1,4 @@
-"""One case from the raw grid to the network's grid and back, and a whole dataset into a store.
+"""Preprocess one case, or a whole dataset into a case store.
 
 nnU-Net behaviour 6.1, 6.2.
 """
@@ -40,14 +40,14 @@ if TYPE_CHECKING:  # a prediction stores no preprocessed cases and is spared the
 logger = getLogger(__name__)
 
 FORMAT = 1
-"""Raised when the same input gives other preprocessed arrays than before, so that stored cases are made anew."""
+"""Version of the preprocessing; increased when its output changes, so that stored cases are made again."""
 
 _SHOWN_VALUES = 8
 
-_FAR = 10.0
-"""Factor between spacings that no two scans of one kind have."""
-_MOST_TIMES = 100.0
-"""Voxels on the network's grid, over those of the median training case; a body against an organ may have more."""
+_MAX_SPACING_RATIO = 10.0
+"""Spacings of similar scans differ by less than this factor."""
+_MAX_SIZE_RATIO = 100.0
+"""Limit of a case's voxels after resampling, relative to the median training case."""
 
 Floats = npt.NDArray[np.float32]
 _Grid = tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...]]  # new shape, spacing before, spacing after
@@ -55,7 +55,7 @@ _Grid = tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...]]  # new shap
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictionInput:
-    """A case as the network sees it when it predicts."""
+    """A case preprocessed for prediction."""
 
     image: Floats | NormalizedView  # (C, *S)
     provenance: Provenance
@@ -63,7 +63,7 @@ class PredictionInput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocessed:
-    """A case in memory as the network sees it."""
+    """A preprocessed case in memory."""
 
     image: Floats  # (C, *S)
     label: npt.NDArray[np.int16] | None  # (1, *S), -1 outside the non-zero region
@@ -72,7 +72,7 @@ class Preprocessed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreprocessReport:
-    """Which cases were made and which were there already."""
+    """Cases that were preprocessed, and cases that were up to date."""
 
     done: tuple[str, ...]
     skipped: tuple[str, ...]
@@ -86,11 +86,11 @@ class _Job:
     reader: str
     store: CaseStore
     recipe: str
-    """Hash of everything but the raw files that decides what a preprocessed case looks like."""
+    """Hash of all settings that determine a preprocessed case, raw files apart."""
 
 
 class TorchThreads:
-    """Bounds the threads of torch from the first `limit()` to the end of the block, and imports it no earlier."""
+    """Context manager that limits torch's threads from the first `limit()` on; torch is imported no earlier."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -99,12 +99,12 @@ class TorchThreads:
         self._lock = Lock()
 
     def __enter__(self) -> TorchThreads:
-        if torch := sys.modules.get("torch"):  # a thread that calls `limit` may have been given another number
+        if torch := sys.modules.get("torch"):  # the thread that calls `limit` may see another number
             self._before = torch.get_num_threads()
         return self
 
     def limit(self) -> None:
-        """Set the bound; may be called from any thread, any number of times."""
+        """Apply the limit; thread-safe, may be called repeatedly."""
         import torch
 
         with self._lock:
@@ -132,7 +132,7 @@ def target_shape(shape: Sequence[int], spacing: Sequence[float], new_spacing: Se
 
 
 def full_spacing(configuration: Configuration, case_spacing: Sequence[float]) -> tuple[float, ...]:
-    """Return the configuration's spacing with three axes: slices of a 2D configuration keep the case's distance."""
+    """Return the target spacing of all three axes; a 2D configuration keeps the case's slice spacing."""
     return (*case_spacing[: len(case_spacing) - len(configuration.spacing)], *configuration.spacing)
 
 
@@ -151,30 +151,30 @@ def preprocess_case(
         label: (1, *S) in the reader's axis order, None at inference.
         plan: the plan.
         configuration: one of its configurations.
-        threads: bounds the threads of resampling, for callers that do several cases at once.
+        threads: limits the threads of resampling when several cases are preprocessed in parallel.
 
     Raises:
         ImageError: image and label differ in shape or the image does not fit the plan.
     """
     if label is not None and label.shape[1:] != volume.array.shape[1:]:
         raise ImageError(
-            f"image has shape {volume.array.shape[1:]}, label {label.shape[1:]}; they must lie on the same grid"
+            f"image has shape {volume.array.shape[1:]}, label {label.shape[1:]}; they must have the same grid"
         )
     image, marked, provenance = _cropped(volume, label, plan, configuration)
-    _require_room(provenance, plan, configuration, len(image))
+    _check_size(provenance, plan, configuration, len(image))
     cropped = None if label is None else marked
     image, cropped = _on_grid(image, cropped, marked, provenance, plan, configuration, threads)
     return Preprocessed(image=image, label=cropped, provenance=provenance)
 
 
 def preprocess_for_prediction(volume: Volume, plan: Plan, configuration: Configuration) -> PredictionInput:
-    """Return what `preprocess_case` gives for prediction; where no voxel is resampled, normalised when it is cut.
+    """Preprocess a case for prediction; without resampling, the image is normalised lazily, patch by patch.
 
     Raises:
         ImageError: the image does not fit the plan.
     """
     image, mask, provenance = _cropped(volume, None, plan, configuration)
-    _require_room(provenance, plan, configuration, len(image))
+    _check_size(provenance, plan, configuration, len(image))
     if _grid(provenance, configuration)[0] == image.shape[1:]:
         view = normalized_view(
             image,
@@ -191,13 +191,13 @@ def preprocess_for_prediction(volume: Volume, plan: Plan, configuration: Configu
 def _cropped(
     volume: Volume, label: npt.NDArray[Any] | None, plan: Plan, configuration: Configuration
 ) -> tuple[Floats, npt.NDArray[np.int16] | None, Provenance]:
-    """Return image, label marked with -1 outside, and where they are from, in the plan's axis order."""
+    """Transpose and crop; return image, label (-1 outside the non-zero region) and provenance."""
     order = plan.transpose_forward
     axes = (0, *(axis + 1 for axis in order))
     transposed = volume.array.transpose(axes)
     marked: npt.NDArray[np.int16] | None = None
     if label is None and not any(configuration.use_mask_for_norm):
-        box = content_box(transposed)  # the mask itself is not needed
+        box = content_box(transposed)  # the mask is not needed
         image = crop(transposed, box)
     else:
         image, marked, box = crop_to_nonzero(transposed, None if label is None else label.transpose(axes))
@@ -214,40 +214,42 @@ def _cropped(
 
 
 def _grid(provenance: Provenance, configuration: Configuration) -> _Grid:
-    """Return the network's grid.
+    """Return shape and spacings of the resampled case.
 
     Raises:
-        ImageError: it has no voxel.
+        ImageError: it would have no voxel.
     """
     shape, spacing = provenance.shape_after_cropping, provenance.spacing
     wanted = full_spacing(configuration, spacing)
     grid = (target_shape(shape, spacing, wanted), spacing, wanted)
     if min(grid[0]) < 1:
         raise ImageError(
-            f"shape {shape} at spacing {spacing} has no voxel left at spacing {wanted}; check the spacing of the file"
+            f"shape {shape} at spacing {spacing} has no voxel at the target spacing {wanted}; check the "
+            "spacing in the file's header"
         )
     return grid
 
 
-def _require_room(provenance: Provenance, plan: Plan, configuration: Configuration, num_channels: int) -> None:
-    """Look at a case's size on the network's grid before memory is taken; warn of a spacing unlike those in training.
+def _check_size(provenance: Provenance, plan: Plan, configuration: Configuration, num_channels: int) -> None:
+    """Check the size of the resampled case before memory is allocated; warn about an unusual spacing.
 
     Raises:
-        ImageError: the resampled image alone is larger than the memory that is free, or both spacing and size are far
-            from those of training cases, as with a wrong header.
+        ImageError: the resampled image exceeds the free memory, or spacing and size both differ far from the training
+            cases, as with a wrong header.
     """
     shape, spacing, wanted = _grid(provenance, configuration)
     usual = plan.original_median_spacing_after_transp
     sizes = zip(plan.original_median_shape_after_transp, usual, wanted, strict=False)
     times = prod(shape) / max(prod(size * own / new for size, own, new in sizes), 1.0)
-    is_far = any(not 1 / _FAR <= own / other <= _FAR for own, other in zip(spacing, usual, strict=False))
+    ratios = [own / other for own, other in zip(spacing, usual, strict=False)]
+    is_far = any(not 1 / _MAX_SPACING_RATIO <= ratio <= _MAX_SPACING_RATIO for ratio in ratios)
     needed, free = 4 * num_channels * prod(shape), available_bytes()
     found = f"shape {provenance.shape_after_cropping} at spacing {_rounded(spacing)}"
     median = f"the median training case has spacing {_rounded(usual)}; check the spacing in the file's header"
-    if needed > free or (is_far and times > _MOST_TIMES):
+    if needed > free or (is_far and times > _MAX_SIZE_RATIO):
         raise ImageError(
-            f"{found} becomes {shape} at spacing {_rounded(wanted)}, which needs {needed / 2**30:.3g} GiB of "
-            f"{free / 2**30:.3g} GiB that are free, {times:.3g} times the voxels of a training case; {median}"
+            f"{found} becomes {shape} at spacing {_rounded(wanted)}, which needs {needed / 2**30:.3g} GiB "
+            f"({free / 2**30:.3g} GiB are free) and is {times:.3g} times the size of a training case; {median}"
         )
     if is_far:
         logger.warning("%s: %s", found, median)
@@ -266,7 +268,7 @@ def _on_grid(
     configuration: Configuration,
     threads: TorchThreads | None = None,
 ) -> tuple[Floats, npt.NDArray[np.int16] | None]:
-    """Normalise a cropped image, whose `mask` is -1 outside, and bring it and its label onto the network's grid."""
+    """Normalise and resample a cropped image, whose `mask` is -1 outside, and resample its label."""
     grid = _grid(provenance, configuration)
     image = normalize(
         image,
@@ -285,7 +287,7 @@ def _on_grid(
 def _resample(
     image: Floats, label: npt.NDArray[np.int16] | None, grid: _Grid, configuration: Configuration
 ) -> tuple[Floats, npt.NDArray[np.int16] | None]:
-    # Imported late: it needs torch, whose import takes longer than preprocessing many a dataset of equal grids.
+    # A late import: importing torch takes longer than preprocessing a small dataset that needs no resampling.
     from segwright.preprocessing.resampling import resample_image, resample_label
 
     image = resample_image(image, *grid, configuration.resampling_fn_data, configuration.resampling_fn_data_kwargs)
@@ -297,12 +299,12 @@ def _resample(
 def preprocess_dataset(
     dataset: Dataset, plan: Plan, configuration_name: str, store: CaseStore, *, workers: int | None = None
 ) -> PreprocessReport:
-    """Preprocess every case that is not in the store as it should be, and take out what is no case any more.
+    """Preprocess all cases that are missing or outdated in the store; remove cases that the dataset no longer has.
 
-    A case that cannot be done does not keep the others from being done.
+    A failing case does not stop the others.
 
     Raises:
-        ProblemReport: the cases that failed, after all others are done.
+        ProblemReport: the cases that failed, after all others were preprocessed.
     """
     if clashes := store.clash_problems(dataset.name, [case.identifier for case in dataset.cases]):
         raise ProblemReport(clashes)
@@ -313,13 +315,13 @@ def preprocess_dataset(
         if identifier not in known:
             logger.info("%s: removing case %s, which the dataset no longer has", store.folder, identifier)
             store.remove(identifier)
-    # Cases in parallel keep the processors busier than many threads on one small array.
-    abreast = max(1, min(available_cpus() if workers is None else workers, len(dataset.cases)))
-    with TorchThreads(max(1, available_cpus() // abreast)) as threads:
+    # Cases in parallel use the cores better than many threads on one small array.
+    num_parallel = max(1, min(available_cpus() if workers is None else workers, len(dataset.cases)))
+    with TorchThreads(max(1, available_cpus() // num_parallel)) as threads:
         results = map_threads(
             lambda case: _attempt(case, job, threads),
             dataset.cases,
-            workers=abreast,
+            workers=num_parallel,
             describe=lambda case: case.identifier,
             title=f"preprocessing {configuration_name}",
         )
@@ -334,7 +336,7 @@ def preprocess_dataset(
 
 
 def replaced_cases(dataset: Dataset, plan: Plan, configuration_name: str, store: CaseStore) -> list[str]:
-    """Return the cases in the store that `preprocess_dataset` would make anew or take out."""
+    """Return the cases in the store that `preprocess_dataset` would replace or remove."""
     job = _job(dataset, plan, configuration_name, store)
     cases = {case.identifier: case for case in dataset.cases}
     return [name for name in store.identifiers() if name not in cases or not _is_fresh(cases[name], job)]
@@ -365,26 +367,26 @@ def _job(dataset: Dataset, plan: Plan, configuration_name: str, store: CaseStore
 
 
 def _attempt(case: Case, job: _Job, threads: TorchThreads) -> bool | Problem:
-    """Return whether the case had to be made, or why it could not be."""
+    """Return whether the case had to be preprocessed, or the problem that prevented it."""
     try:
         return _preprocess_case(case, job, threads)
-    except DiskError:  # the other cases would fail alike
+    except DiskError:  # the other cases would fail too
         raise
     except SegwrightError as error:
         return Problem(where=f"case {case.identifier}", what=str(error))
-    except Exception as error:  # one broken case must not cost the others
-        found = resource_error(error)
-        if isinstance(found, DiskError):
-            raise found from error
-        if found is not None:
-            return Problem(where=f"case {case.identifier}", what=str(found))
+    except Exception as error:  # one broken case must not stop the others
+        resource = resource_error(error)
+        if isinstance(resource, DiskError):
+            raise resource from error
+        if resource is not None:
+            return Problem(where=f"case {case.identifier}", what=str(resource))
         logger.debug("case %s", case.identifier, exc_info=True)
         return Problem(where=f"case {case.identifier}", what=f"{type(error).__name__}: {error}")
 
 
 def _preprocess_case(case: Case, job: _Job, threads: TorchThreads) -> bool:
     if case.label is None:
-        raise DatasetError(f"no label file beside {case.images[0]}; training cases need one")
+        raise DatasetError(f"no label file for {case.images[0]}; every training case needs one")
     sources, made_from = _made_from(case, case.label, job)
     if job.store.is_fresh(case.identifier, made_from):
         return False
@@ -393,8 +395,8 @@ def _preprocess_case(case: Case, job: _Job, threads: TorchThreads) -> bool:
     unexpected = job.labels.undeclared(distinct_values(label.array))
     if unexpected:
         raise DatasetError(
-            f"{case.label}: label value {', '.join(map(str, unexpected[:_SHOWN_VALUES]))} is not among "
-            f"{', '.join(map(str, job.labels.declared_values))}, which dataset.json declares; correct either of them"
+            f"{case.label}: unexpected label value {', '.join(map(str, unexpected[:_SHOWN_VALUES]))}; dataset.json "
+            f"declares {', '.join(map(str, job.labels.declared_values))}; correct the label file or dataset.json"
         )
     prepared = preprocess_case(volume, label.array, job.plan, job.configuration, threads=threads)
     assert prepared.label is not None
@@ -416,6 +418,6 @@ def _is_fresh(case: Case, job: _Job) -> bool:
 
 
 def _made_from(case: Case, label: Path, job: _Job) -> tuple[list[SourceFile], str]:
-    """Return a case's raw files, and a hash of all that decides what it looks like preprocessed."""
+    """Return a case's raw files, and a hash of everything that determines its preprocessed form."""
     sources = identify([*case.images, label], job.store.recorded_sources(case.identifier))
     return sources, content_hash([job.recipe, [[file.name, file.sha256] for file in sources]])

@@ -1,4 +1,4 @@
-"""Whether a plan asks for known parts only: a model's plan comes from other people, and may name anything."""
+"""Validation of the components that a plan names; the plan of a downloaded model is untrusted input."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from segwright.preprocessing.resampling import method_of
 
 PREPROCESSORS: Final = ("DefaultPreprocessor",)
 LABEL_MANAGERS: Final = ("LabelManager",)
-"""What plans of nnU-Net 2.0 to 2.8 name (nnU-Net behaviour 5.13); others change what a model sees or gives."""
+"""What plans of nnU-Net 2.0 to 2.8 name (nnU-Net behaviour 5.13); others change a model's input or output."""
 
 
 def validate_components(plan: Plan, configuration: Configuration, *, trust: CodeTrust = TRUST_NONE) -> None:
-    """See that reader, normalisation, resampling, preprocessor and label manager are known.
+    """Check that reader, normalisation, resampling, preprocessor and label manager of a plan are known.
 
     Args:
-        plan: of a model that somebody else may have made.
-        configuration: the one that the model was trained with.
-        trust: what may be imported; nothing else is.
+        plan: plan of a model, possibly made by somebody else.
+        configuration: the trained configuration.
+        trust: decides which `module:attr` references may be imported.
 
     Raises:
-        PlanError: one of them is not; it is named.
-        ModelError: normalisation by `module:attr` may not be imported.
+        PlanError: a component is unknown.
+        ModelError: normalisation by an untrusted `module:attr`.
     """
     where = f"plans '{plan.plans_name}'"
     _require("image_reader_writer", plan.image_reader_writer, tuple(READERS), where)
@@ -53,7 +53,7 @@ def validate_components(plan: Plan, configuration: Configuration, *, trust: Code
             raise PlanError(f"{where}, {key}: {error}") from error
         except (TypeError, ValueError, OverflowError) as error:
             raise PlanError(
-                f"{where}: {key}_kwargs has a value of the wrong kind ({error}); the plan is damaged"
+                f"{where}: {key}_kwargs has a value of the wrong type ({error}); the plan is damaged"
             ) from error
 
 
@@ -61,8 +61,8 @@ def load_schemes(plan: Plan, configuration: Configuration, trust: CodeTrust) -> 
     """Import the normalisation schemes that a plan names as `module:attr`, before any case is read.
 
     Raises:
-        ModelError: one may not be imported.
-        SegwrightError: one is not there, or its module has an error.
+        ModelError: one is not trusted.
+        SegwrightError: one does not exist, or its module fails to import.
     """
     for scheme in dict.fromkeys(filter(is_reference, configuration.normalization_schemes)):
         trust.require(scheme, kind=SCHEMES.kind, source=f"plans '{plan.plans_name}'")
@@ -71,6 +71,4 @@ def load_schemes(plan: Plan, configuration: Configuration, trust: CodeTrust) -> 
 
 def _require(key: str, name: str, known: tuple[str, ...], where: str) -> None:
     if name not in known:
-        raise PlanError(
-            f"{where}: {key} '{name}' is not known here{nearest(name, known)}; it is refused, never imported"
-        )
+        raise PlanError(f"{where}: unknown {key} '{name}'{nearest(name, known)}; supported: {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""Resample images, label maps and logits to another grid, by the functions that plans name (nnU-Net behaviour 6.4).
+"""Resample images, label maps and logits, by the functions that plans name (nnU-Net behaviour 6.4).
 
 Three names are known, with nnU-Net 2.8.1's meaning and keyword arguments: `resample_data_or_seg_to_shape` (splines;
 very anisotropic volumes are resized slice by slice and then along the coarse axis), `resample_torch_fornnunet` (linear)
@@ -49,7 +49,7 @@ _LABEL_RULES: tuple[Rule, ...] = ("majority", "classic")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
-    """How to resample, read from a plan's function name and keyword arguments."""
+    """Resampling method, parsed from a plan's function name and keyword arguments."""
 
     kind: Literal["spline", "torch", "none"]
     order: int = 3
@@ -59,15 +59,15 @@ class Method:
     rule: Rule = "majority"
 
     def indices(self, old: int, new: int) -> IndexArray:
-        """Return the nearest input sample of each output sample, as the function of this method rounds."""
+        """Return the nearest input sample of each output sample, with the rounding of this method's function."""
         return torch_nearest_indices(old, new) if self.kind == "torch" else nearest_indices(old, new)
 
 
 def method_of(name: str, kwargs: Mapping[str, Any]) -> Method:
-    """Return the method behind a plan's resampling function.
+    """Parse a plan's resampling function and its keyword arguments.
 
     Raises:
-        PlanError: the function is not known.
+        PlanError: the function is unknown.
         ConfigError: a keyword argument has a value that is not supported.
     """
     threshold = float(kwargs.get("separate_z_anisotropy_threshold", ANISOTROPY_THRESHOLD))
@@ -102,7 +102,7 @@ def separate_axis(
     force_separate_z: bool | None = None,
     threshold: float = ANISOTROPY_THRESHOLD,
 ) -> int | None:
-    """Return the axis that is resampled apart from the others, or None (nnU-Net behaviour 6.4.1)."""
+    """Return the axis that is resampled separately from the others, or None (nnU-Net behaviour 6.4.1)."""
     if force_separate_z is False:
         return None
     reference = current_spacing
@@ -134,7 +134,7 @@ def resample_image(
         unchanged = volume.float()
         return unchanged if isinstance(array, torch.Tensor) else unchanged.numpy()
     result = volume.new_empty((len(volume), *resampler.shape), dtype=torch.float32)
-    for index in range(len(volume)):  # the intermediate volumes of one channel at a time
+    for index in range(len(volume)):  # channel by channel, to bound the intermediate volumes
         result[index] = resampler.slab(volume[index : index + 1], 0, resampler.shape[0])[0]
     return result if isinstance(array, torch.Tensor) else result.numpy()
 
@@ -164,7 +164,7 @@ def resample_label(
 
 
 class VolumeResampler:
-    """Resampling of one volume to one grid, a slab of output planes at a time.
+    """Resample one volume to a grid, a slab of output planes at a time.
 
     >>> resampler = VolumeResampler((4, 4, 4), (8, 4, 4), (2, 1, 1), (1, 1, 1), "resample_torch_fornnunet", {})
     >>> resampler.slab(torch.zeros(3, 4, 4, 4), 2, 5).shape
@@ -188,7 +188,7 @@ class VolumeResampler:
             current_spacing, new_spacing, self._method.force_separate_z, self._method.threshold
         )
         changed = [axis for axis in range(3) if self._old[axis] != self.shape[axis]]
-        # Shrinking axes first: the fewest voxels for the axes that follow.
+        # Axes that shrink first, so that the others process fewer voxels.
         changed.sort(key=lambda axis: (self.shape[axis] / self._old[axis], -axis))
         self._picks_planes = 0 in changed and self._order(0) == 0
         self._cuts_planes = 0 in changed and not self._picks_planes
@@ -199,7 +199,7 @@ class VolumeResampler:
 
     @property
     def needs_all_planes(self) -> bool:
-        """Whether every slab depends on the whole input: higher orders are clipped to its range."""
+        """Whether every slab needs the whole input, because orders above 1 are clipped to its range."""
         return bool(self._within) and self._method.order > 1 and self._separate != 0
 
     def inputs(self, start: int, stop: int) -> tuple[int, int]:
@@ -214,14 +214,13 @@ class VolumeResampler:
         """Return output planes [start, stop) along spatial axis 0.
 
         Args:
-            logits: the input (heads, *S), any float type; the whole of it, or what `inputs` tells.
-            start: first plane.
-            stop: one past the last plane.
-            offset: the input plane that `logits` begin with.
+            logits: the input (heads, *S), any float type; whole, or the planes of `inputs`.
+            start: first output plane.
+            stop: one past the last output plane.
+            offset: index of the first input plane in `logits`.
 
         Returns:
-            (heads, stop - start, Y, X) float32; slabs put together are the whole result, up to rounding of the last
-            bit.
+            (heads, stop - start, Y, X) float32; concatenated slabs equal the whole result up to the last bit.
         """
         assert tuple(logits.shape[2:]) == self._old[1:], f"expected {self._old}, got {tuple(logits.shape[1:])}"
         with torch.no_grad():
@@ -237,7 +236,7 @@ class VolumeResampler:
                 planes = logits[:, low - offset : high - offset].float()
             result = self._resize(planes, self._within, rows, first)
             if self._within and self._method.order > 1:
-                # Before the coarse axis, each slice by its own range (nnU-Net behaviour 6.4.2).
+                # Before the coarse axis, each slice to its own range (nnU-Net behaviour 6.4.2).
                 result = self._clip(result, planes if self._separate == 0 else logits)
             result = self._resize(result, self._along, rows, first)
             return apply_gather(result, 1, back) if self._picks_planes and len(used) < len(back) else result
@@ -246,7 +245,7 @@ class VolumeResampler:
         return self._method.order_z if axis == self._separate else self._method.order
 
     def _steps(self, axes: list[int]) -> list[tuple[int, ...]]:
-        """Return the axes one by one, the two in-plane axes together where torch resizes both in one pass."""
+        """Return the axes of each resizing pass; torch resizes the two in-plane axes in one pass."""
         if {1, 2} <= set(axes) and self._method.order == 1:
             axes.remove(2)
             return [(1, 2) if axis == 1 else (axis,) for axis in axes]

@@ -207,7 +207,7 @@ def test_a_spacing_that_needs_far_more_memory_than_in_training_is_refused(
 ) -> None:
     enormous = replace(volume(golden), spacing=(spacing,) * 3)
     configuration = plan.configuration(CONFIGURATION)
-    with pytest.raises(ImageError, match=r"needs .* GiB of .* GiB that are free, .* times the voxels of a training"):
+    with pytest.raises(ImageError, match=r"needs .* GiB \(.* GiB are free\) and is .* times the size of a training"):
         preprocess_for_prediction(enormous, plan, configuration) if predicts else preprocess_case(
             enormous, None, plan, configuration
         )
@@ -225,7 +225,7 @@ def test_a_spacing_far_from_those_in_training_is_told(
 
 def test_a_case_that_would_vanish_is_refused(golden: dict[str, Any], plan: Plan) -> None:
     tiny = Volume(array=np.ones((1, 1, 4, 4), dtype=np.float32), spacing=(1.0, 0.1, 0.1), properties={})
-    with pytest.raises(ImageError, match="no voxel left"):
+    with pytest.raises(ImageError, match="no voxel at the target spacing"):
         preprocess_case(tiny, None, plan, plan.configuration(CONFIGURATION))
 
 
@@ -250,7 +250,9 @@ def test_probabilities_outside_the_crop(golden: dict[str, Any], plan: Plan, has_
     assert whole[:, 0, 0, 0].tolist() == [0.0 if has_regions else 1.0, 0, 0]
 
 
-@pytest.mark.parametrize(("value", "words"), [(7.0, "label value 7 is not among 0, 1"), (1.9, r"1\.9")])
+@pytest.mark.parametrize(
+    ("value", "words"), [(7.0, "unexpected label value 7; dataset.json declares 0, 1"), (1.9, r"1\.9")]
+)
 def test_a_label_changed_into_something_undeclared_is_refused_by_its_file(
     folder: Path, plan: Plan, store: CaseStore, golden: dict[str, Any], value: float, words: str
 ) -> None:

@@ -77,7 +77,7 @@ def test_plans_of_nnunets_planners_are_known(function: str) -> None:
         ),
         ({}, {"resampling_fn_data": "evilmod.build"}, r"resampling_fn_data: .*'evilmod\.build'"),
         ({}, {"resampling_fn_probabilities": "os.system"}, r"resampling_fn_probabilities: .*'os\.system'"),
-        ({}, {"resampling_fn_seg_kwargs": {"order": [1]}}, "resampling_fn_seg_kwargs has a value of the wrong kind"),
+        ({}, {"resampling_fn_seg_kwargs": {"order": [1]}}, "resampling_fn_seg_kwargs has a value of the wrong type"),
         ({}, {"patch_size": [40000, 56000, 40000]}, "at most 268435456"),
     ],
 )
