@@ -99,8 +99,11 @@ def test_the_exported_folder_has_what_nnunet_needs(exported: Path) -> None:
 
 def test_a_zip_file_holds_the_model_as_nnunet_packs_it(journey: Journey, image: np.ndarray, tmp_path: Path) -> None:
     file = tmp_path / "model.zip"
+    for left in (".01234567.tmp.model.folder", ".01234567.tmp.model.zip"):  # of a killed run
+        (tmp_path / left).mkdir()
     result = call("export-model", journey.model, file)
     assert result.exit_code == 0, result.stderr
+    assert [*tmp_path.iterdir()] == [file]
     with zipfile.ZipFile(file) as archive:
         names = archive.namelist()
     assert f"{journey.dataset.name}/nnUNetTrainer__nnUNetPlans__3d_fullres/{CHECKPOINT.as_posix()}" in names
@@ -115,6 +118,10 @@ def test_a_network_of_ones_own_is_not_exported(journey: Journey, tmp_path: Path)
     header = tmp_path / "model" / "fold_0" / "checkpoint_final.json"
     document = json.loads(header.read_text())
     document["network"] = {"reference": "mynets:build", "kwargs": {}}
+    header.write_text(json.dumps(document))
+    result = call("export-model", tmp_path / "model", tmp_path / "out")
+    assert "checkpoint_final.json: damaged" in result.stderr
+    del document["checksum"]
     header.write_text(json.dumps(document))
     result = call("export-model", tmp_path / "model", tmp_path / "out")
     assert result.exit_code == 1

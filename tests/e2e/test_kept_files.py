@@ -1,4 +1,4 @@
-"""Kills, nearly full disks and flipped bits over a whole run: equal results or a clear refusal, never another model.
+"""Kills and nearly full disks over a whole run: equal results or a clear refusal, never another model.
 
 `SEGWRIGHT_TRIALS=50` tries as many of each; two of each are tried by default.
 """
@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,10 +16,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from segwright import api
-from segwright.core.errors import SegwrightError
 from segwright.data.phantom import write_dataset
-from segwright.inference.models.model_folder import load_predictor
 
 pytestmark = pytest.mark.slow
 
@@ -132,47 +128,3 @@ def test_a_file_that_the_disk_refuses_is_told_and_the_run_can_go_on(
     code, said = finish(tmp_path / "work", raw)
     assert code == 0, said
     assert result(tmp_path / "work") == expected(done)
-
-
-@pytest.mark.parametrize("name", ["checkpoint_final.safetensors", "checkpoint_final.json"])
-def test_a_flipped_bit_is_never_another_model(done: Path, tmp_path: Path, name: str) -> None:
-    model = tmp_path / "model"
-    shutil.copytree(next(done.rglob("fold_0")).parent, model)
-    file = model / "fold_0" / name
-    whole, random = file.read_bytes(), np.random.default_rng(0)
-    image = random.normal(size=(1, 16, 16, 16)).astype(np.float32)
-    right = load_predictor(model, device="cpu").predict_preprocessed(image)
-    for bit in random.integers(0, len(whole) * 8, 6 * TRIALS).tolist():
-        content = bytearray(whole)
-        content[bit // 8] ^= 1 << bit % 8
-        file.write_bytes(content)
-        try:
-            found = load_predictor(model, device="cpu").predict_preprocessed(image)
-        except SegwrightError:
-            continue
-        assert np.array_equal(np.asarray(found), np.asarray(right)), bit
-
-
-@pytest.mark.parametrize("name", ["plans.json", "dataset.json"])
-def test_a_flipped_bit_beside_the_folds_never_decides(done: Path, tmp_path: Path, name: str) -> None:
-    model = tmp_path / "model"
-    shutil.copytree(next(done.rglob("fold_0")).parent, model)
-    file = model / name
-    whole, random = file.read_bytes(), np.random.default_rng(0)
-    image = random.normal(size=(16, 16, 16)).astype(np.float32)
-
-    def predicted() -> np.ndarray:
-        return api.load_model(model, device="cpu").predict(image, spacing=(1.3, 1, 1))
-
-    right = predicted()
-    digits = [place for place, byte in enumerate(whole) if chr(byte).isdigit()]
-    places = [*random.integers(0, len(whole), 10 * TRIALS).tolist(), *random.choice(digits, 10 * TRIALS).tolist()]
-    for place in places:
-        content = bytearray(whole)
-        content[place] ^= 1 << int(random.integers(0, 8))
-        file.write_bytes(content)
-        try:
-            found = predicted()
-        except SegwrightError:
-            continue
-        assert np.array_equal(found, right), (place, whole[place - 40 : place + 10], chr(content[place]))

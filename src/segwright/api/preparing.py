@@ -19,7 +19,7 @@ from segwright.api.session import (
     writing_problem,
 )
 from segwright.api.splitting import say_left_out
-from segwright.core.errors import PlanError, ProblemReport, WorkspaceError
+from segwright.core.errors import PlanError, ProblemReport, SegwrightError, WorkspaceError
 from segwright.core.extensions.trust import CodeTrust, TrustCode
 from segwright.core.files.atomic_io import atomic_path, content_hash, file_hash
 from segwright.core.files.locks import holder
@@ -225,9 +225,9 @@ def make_fingerprint(session: Session, *, workers: int | None = None, force: boo
     was_visited = verify(session, workers=workers, visit=measurement.add if is_new else None)
     if not is_new and not force:
         if session.stage_cache.is_current(stage, session.raw_state):
-            return Fingerprint.load(file), False
+            return _load_fingerprint(file), False
         if not session.stage_cache.has_stage(stage):
-            found = Fingerprint.load(file)
+            found = _load_fingerprint(file)
             if len(found.spacings) == len(dataset.cases):
                 logger.info("%s was there already and is kept; segwright fingerprint --force measures again", file)
                 session.stage_cache.record(stage, session.raw_state)
@@ -237,6 +237,18 @@ def make_fingerprint(session: Session, *, workers: int | None = None, force: boo
     found.save(file)
     session.stage_cache.record(stage, session.raw_state)
     return found, True
+
+
+def _load_fingerprint(file: Path) -> Fingerprint:
+    """Read the fingerprint of the workspace.
+
+    Raises:
+        PlanError: it is damaged; how to measure again is told.
+    """
+    try:
+        return Fingerprint.load(file)
+    except SegwrightError as error:
+        raise PlanError(f"{error}; 'segwright fingerprint DATASET --force' measures again") from error
 
 
 def make_plan(
@@ -449,7 +461,10 @@ def _say_kept(file: Path, session: Session, stage: str, made_from: object) -> No
     if not session.stage_cache.has_stage(stage):
         logger.info("%s was not written by this workspace and is kept", file)
     elif session.stage_cache.is_current(stage, made_from):
-        logger.info("%s was edited by hand and is kept", file)
+        logger.info(
+            "%s was edited by hand and is kept; if nobody did, it is damaged; 'segwright plan --overwrite' replaces it",
+            file,
+        )
     else:
         logger.warning(
             "%s was edited by hand and is kept although dataset or options changed; "

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from segwright.core.errors import Problem, WorkspaceError
 from segwright.core.extensions.trust import TRUST_NONE, CodeTrust
-from segwright.core.files.atomic_io import content_hash
+from segwright.core.files.atomic_io import content_hash, sweep_leftovers
 from segwright.core.files.locks import locked
 from segwright.data.dataset import NO_ENVIRONMENT, Dataset, load
 from segwright.data.stage_cache import RawIdentity, StageCache, identify, listing_digest
@@ -100,6 +100,7 @@ def dataset_lock(session: Session, what: str) -> Iterator[None]:
         WorkspaceError: the workspace belongs to another dataset of this name.
     """
     with locked(session.workspace.preprocessed_lock(session.name), f"{what} {session.name}"):
+        sweep_leftovers(session.workspace.preprocessed_dataset(session.name), is_shared=True)
         _require_own(session)  # another process may have begun one of this name meanwhile
         if session.stage_cache.is_begun:
             record_owner(session)

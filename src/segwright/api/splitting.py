@@ -38,12 +38,19 @@ def require_folds(session: Session, folds: Sequence[Fold]) -> None:
 
 
 def say_left_out(session: Session) -> None:
-    """Warn of cases that no fold trains on or validates with."""
+    """Warn of cases that no fold trains on or validates with; name folds that are not those made by default."""
     file = session.workspace.splits_file(session.name)
     if not file.is_file() and not session.raw_splits.is_file():
         return
-    left_out = splits.left_out(dataset_splits(session, write=False), session.dataset.identifiers)
+    found = dataset_splits(session, write=False)
+    left_out = splits.left_out(found, session.dataset.identifiers)
     if not left_out:
+        if not session.raw_splits.is_file() and not splits.are_default(found, session.dataset.identifiers):
+            logger.info(
+                "%s holds other folds than are made by default (edited by hand, or damaged), and they are used; delete "
+                "the file to get the default ones, unless folds are trained",
+                file,
+            )
         return
     given = session.raw_splits if session.raw_splits.is_file() else None
     logger.warning(

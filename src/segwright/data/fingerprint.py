@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat, model_validator
 
 from segwright.core.boxes import box_shape, crop
 from segwright.core.errors import DatasetError, ImageError
-from segwright.core.files.atomic_io import parse_document, write_json
+from segwright.core.files.atomic_io import parse_document, write_checked_json
 from segwright.core.parallel import map_threads
 from segwright.data.cases import Case
 from segwright.data.cropping import content_box
@@ -89,8 +89,8 @@ class Fingerprint(BaseModel):
         return self.model_copy(update={"spacings": tuple(spacings), "shapes_after_crop": tuple(shapes)})
 
     def save(self, path: Path) -> None:
-        """Write it as nnU-Net does, atomically."""
-        write_json(path, self.to_json(), indent=4, sort_keys=True)
+        """Write it as nnU-Net does, and a checksum, atomically."""
+        write_checked_json(path, self.to_json(), indent=4, sort_keys=True)
 
     def to_json(self) -> dict[str, Any]:
         """Return nnU-Net's keys, and ours where there is something to say."""

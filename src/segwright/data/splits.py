@@ -147,6 +147,11 @@ def select(splits: Sequence[Split], identifiers: Sequence[str], fold: int | Lite
     return split
 
 
+def are_default(splits: Sequence[Split], identifiers: Sequence[str]) -> bool:
+    """Whether splits are what `default_splits` gives for these cases."""
+    return len(identifiers) >= NUM_FOLDS and list(splits) == default_splits(identifiers)
+
+
 def left_out(splits: Sequence[Split], identifiers: Sequence[str]) -> list[str]:
     """Return the cases that no fold trains on or validates with."""
     return sorted(set(identifiers) - _cases(splits))

@@ -10,7 +10,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from segwright.core.errors import DatasetError, SegwrightError
-from segwright.core.files.atomic_io import content_hash, file_hash, read_json, write_json
+from segwright.core.files.atomic_io import (
+    content_hash,
+    file_hash,
+    read_checked_json,
+    write_checked_json,
+)
 from segwright.data.preprocessed.provenance import SourceFile
 
 STATE_JSON = "segwright_state.json"
@@ -117,14 +122,14 @@ class StageCache:
     def _document(self) -> dict[str, Any]:
         # A damaged document only means that stages are looked at again.
         try:
-            document = read_json(self._path)
+            document = read_checked_json(self._path)
         except SegwrightError:
             return {}
         return document if isinstance(document, dict) else {}
 
     def _write(self, parts: dict[str, Any]) -> None:
         kept = {key: value for key, value in self._document().items() if key in (_STAGES, _RAW)}
-        write_json(self._path, {"schema_version": SCHEMA_VERSION, **kept, **parts})
+        write_checked_json(self._path, {"schema_version": SCHEMA_VERSION, **kept, **parts})
 
 
 def _state_of(path: Path) -> list[object]:

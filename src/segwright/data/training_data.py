@@ -8,16 +8,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from logging import getLogger
 from pathlib import Path
 from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from segwright.core.errors import DatasetError, SegwrightError
-from segwright.core.files.atomic_io import parse_document, write_json
+from segwright.core.files.atomic_io import parse_document, write_checked_json
 from segwright.data.preprocessed.provenance import SourceFile
 from segwright.data.splits import Split
 from segwright.data.stage_cache import identify
+
+logger = getLogger(__name__)
 
 TRAINING_DATA_JSON: Final = "training_data.json"
 
@@ -50,14 +53,18 @@ class TrainingData(BaseModel):
     @classmethod
     def read(cls, fold_folder: Path) -> TrainingData | None:
         """Return what a fold's folder says; None where there is no document, or a damaged one."""
+        file = fold_folder / TRAINING_DATA_JSON
+        if not file.is_file():
+            return None
         try:
-            return parse_document(cls, fold_folder / TRAINING_DATA_JSON)
-        except SegwrightError:
+            return parse_document(cls, file)
+        except SegwrightError as error:
+            logger.warning("%s; what changed since this fold was trained is not known", error)
             return None
 
     def save(self, fold_folder: Path) -> None:
         """Write the document, atomically."""
-        write_json(fold_folder / TRAINING_DATA_JSON, self.model_dump(mode="json"))
+        write_checked_json(fold_folder / TRAINING_DATA_JSON, self.model_dump(mode="json"))
 
     @property
     def split(self) -> Split:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from segwright.core.errors import Problem, ProblemReport, SegwrightError
-from segwright.core.files.atomic_io import atomic_path, parse_document, write_json
+from segwright.core.files.atomic_io import atomic_path, parse_document, write_checked_json
 from segwright.core.parallel import map_threads
 from segwright.data.images.formats import Header
 from segwright.data.images.geometry import difference, find_reorientation
@@ -158,8 +158,8 @@ class Scores(BaseModel):
         return self.model_dump(by_alias=True, mode="python", exclude_none=True)
 
     def save(self, path: Path) -> None:
-        """Write the summary as nnU-Net does: keys sorted, NaN bare."""
-        write_json(path, self.to_json(), indent=_INDENT, sort_keys=True)
+        """Write the summary as nnU-Net does, keys sorted and NaN bare, and a checksum."""
+        write_checked_json(path, self.to_json(), indent=_INDENT, sort_keys=True)
 
     def save_csv(self, path: Path) -> None:
         """Write one line for each case and class, all measures in columns."""

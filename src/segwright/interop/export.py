@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import torch
 
 from segwright.core.errors import ConfigError, ModelError, SegwrightError, WorkspaceError
-from segwright.core.files.atomic_io import atomic_path, parse_document, read_json, write_json
+from segwright.core.files.atomic_io import (
+    atomic_path,
+    parse_document,
+    read_checked_json,
+    sweep_leftovers,
+    temporary_beside,
+    write_json,
+)
 from segwright.data.dataset import DatasetDescription, load_description
 from segwright.data.labels import Labels
 from segwright.data.laterality import LabelPairs
@@ -64,14 +72,27 @@ def export_model(model: Path, target: Path, *, folds: Sequence[str] | None = Non
     require_trained_plan(by_fold, plan, model)
     name = next(iter(headers.values())).configuration
     plans = _plans_of(plan, name, next(iter(headers.values())))
+    folder = target if target.suffix != ".zip" else target.with_suffix(".folder")
+    sweep_leftovers(target.parent, {target.name, folder.name})
     with atomic_path(target) as temporary:
-        if target.suffix != ".zip":
+        if folder == target:
             _write_folder(temporary, model, headers, plan, plans, description)
         else:
-            with TemporaryDirectory(dir=target.parent, prefix=".export-") as scratch:
-                _write_folder(Path(scratch), model, headers, plan, plans, description)
-                _zip(Path(scratch), temporary, f"{plan.dataset_name}/{TRAINER}__{plan.plans_name}__{name}")
+            with _scratch(folder) as scratch:
+                _write_folder(scratch, model, headers, plan, plans, description)
+                _zip(scratch, temporary, f"{plan.dataset_name}/{TRAINER}__{plan.plans_name}__{name}")
     return tuple(headers)
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """Yield a new folder beside another one, for the block; a killed run leaves it to `sweep_leftovers`."""
+    path = temporary_beside(folder)
+    path.mkdir()
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _write_folder(
@@ -85,7 +106,7 @@ def _write_folder(
     write_json(folder / PLANS_JSON, plans, indent=4)
     write_json(folder / DATASET_JSON, description.raw(), indent=4)
     if (model / FINGERPRINT_JSON).is_file():
-        write_json(folder / FINGERPRINT_JSON, read_json(model / FINGERPRINT_JSON), indent=4)
+        write_json(folder / FINGERPRINT_JSON, read_checked_json(model / FINGERPRINT_JSON), indent=4)
     for fold, header in headers.items():
         (folder / fold).mkdir()
         torch.save(_checkpoint(model / fold, header, plan, plans, description), folder / fold / "checkpoint_final.pth")

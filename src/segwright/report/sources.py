@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from segwright.core.errors import ModelError, SegwrightError
-from segwright.core.files.atomic_io import file_hash, parse_document, read_json
+from segwright.core.files.atomic_io import file_hash, parse_document, read_checked_json
 from segwright.data.dataset import DatasetDescription, load_description
 from segwright.data.fingerprint import Fingerprint
 from segwright.data.labels import Labels
@@ -174,7 +174,7 @@ def _record(path: Path) -> Mapping[str, Any]:
     Raises:
         ModelError: it is damaged.
     """
-    document = read_json(path)
+    document = read_checked_json(path)
     kinds = {"notes": list, "config": dict, "versions": dict, "cases": dict}
     if not isinstance(document, dict):
         raise ModelError(f"{path}: expected an object, as a training writes it; the file is damaged")
@@ -262,7 +262,7 @@ def _rows(folder: Path) -> tuple[Mapping[str, Any], ...]:
         return tuple(rows)
     for name in _CHECKPOINTS:
         try:
-            document = read_json(folder / f"checkpoint_{name}.json")
+            document = read_checked_json(folder / f"checkpoint_{name}.json")
         except SegwrightError:
             continue
         logged = document.get("logging") if isinstance(document, dict) else None

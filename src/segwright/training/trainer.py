@@ -393,6 +393,7 @@ class Trainer:
         self.output_folder.mkdir(parents=True, exist_ok=True)
         if self.ranks.is_first:
             sweep_leftovers(self.output_folder)
+            sweep_leftovers(self.output_folder.parent, is_shared=True)
             record = train_record(self.config, self.device, notes=self.notes, identity=self.identity())
             debug = debug_document(vars(self), self.device)
             write_documents(self.output_folder, self.plans, self.dataset_json, record=record, debug=debug)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from segwright.core.errors import DatasetError, SegwrightError
-from segwright.data.splits import Split, default_splits, left_out, load, resolve, save, select
+from segwright.data.splits import Split, are_default, default_splits, left_out, load, resolve, save, select
 
 NAMES = [f"c{index}" for index in range(10)]
 
@@ -24,6 +24,13 @@ def test_validation_positions_are_the_published_ones() -> None:
 def test_too_few_cases_are_refused() -> None:
     with pytest.raises(DatasetError, match="at least 5 cases, found 4; add cases"):
         default_splits(NAMES[:4])
+
+
+def test_default_splits_are_known_and_others_are_not() -> None:
+    made = default_splits(NAMES)
+    assert are_default(made, NAMES)
+    assert not are_default([Split(train=made[0].train[:-1], val=made[0].val), *made[1:]], NAMES)
+    assert not are_default(made[:1], NAMES[:4])
 
 
 def test_saved_splits_are_read_back(tmp_path: Path) -> None:

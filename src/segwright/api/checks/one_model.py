@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from logging import getLogger
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from segwright.core.errors import ConfigError, ModelError, SegwrightError
-from segwright.core.files.atomic_io import read_json
+from segwright.core.files.atomic_io import read_checked_json
 from segwright.core.files.locks import holder
 from segwright.data.dataset import DatasetDescription, load_description
 from segwright.data.plan import Plan
 from segwright.training.config import CHANGEABLE, TrainConfig
 from segwright.workspace import DATASET_JSON, PLANS_JSON, Workspace
+
+logger = getLogger(__name__)
 
 Fold = int | Literal["all"]
 
@@ -102,9 +105,13 @@ def require_same_network(model: Path, folds: Sequence[Fold], settings: Mapping[s
 
 def recorded_settings(folder: Path) -> dict[str, Any]:
     """Return the settings that a fold was trained with; none where the record is missing or damaged."""
+    file = folder / TRAIN_JSON
+    if not file.is_file():
+        return {}
     try:
-        document = read_json(folder / TRAIN_JSON)
-    except SegwrightError:
+        document = read_checked_json(file)
+    except SegwrightError as error:
+        logger.warning("%s; the settings that this fold was trained with are not compared", error)
         return {}
     config = document.get("config") if isinstance(document, dict) else None
     return config if isinstance(config, dict) else {}

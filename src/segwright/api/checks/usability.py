@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from segwright.core.errors import SegwrightError
-from segwright.core.files.atomic_io import read_json
+from segwright.core.files.atomic_io import read_checked_json
 
 LOWEST_DICE: Final = 0.01
 """Mean Dice of held-out cases below which nothing of use was learned."""
@@ -48,7 +48,7 @@ def _advice(records: Sequence[dict[str, Any]], steps: int) -> str:
 def _record(fold: Path) -> dict[str, Any] | None:
     """Return what a fold's checkpoint says of its training; None for one of nnU-Net, or a damaged one."""
     try:
-        document = read_json(fold / "checkpoint_final.json")
+        document = read_checked_json(fold / "checkpoint_final.json")
     except SegwrightError:
         return None
     known = isinstance(document, dict) and isinstance(document.get("config"), dict)

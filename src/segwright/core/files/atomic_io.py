@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import stat
+import time
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -25,6 +26,8 @@ from segwright.core.resources import resource_error
 M = TypeVar("M", bound=BaseModel)
 
 CHECKSUM: Final = "checksum"
+ABANDONED_S: Final = 600.0
+"""Age at which a temporary file is taken for one of a killed process; no write without progress takes as long."""
 _HASH_BLOCK = 1 << 20
 _PROBE_BYTES = 1 << 16
 _TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.tmp\.(?P<final>.+)", re.DOTALL)
@@ -73,10 +76,10 @@ def temporary_beside(path: Path) -> Path:
     return path.with_name(f".{uuid4().hex[:8]}.tmp.{path.name}")
 
 
-def sweep_leftovers(folder: Path, names: Collection[str] | None = None) -> None:
+def sweep_leftovers(folder: Path, names: Collection[str] | None = None, *, is_shared: bool = False) -> None:
     """Delete the temporary files that a killed process left in a folder, of `names` or by default of any name.
 
-    No other process may be writing them.
+    No other process may be writing them; in a shared folder young files are kept, for they may be another process's.
     """
     if not folder.is_dir():
         return
@@ -84,11 +87,20 @@ def sweep_leftovers(folder: Path, names: Collection[str] | None = None) -> None:
         found = _TEMPORARY.fullmatch(path.name)
         if found is None or (names is not None and found["final"] not in names):
             continue
+        if is_shared and not _is_abandoned(path):
+            continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             with suppress(OSError):
                 path.unlink()
+
+
+def _is_abandoned(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime > ABANDONED_S
+    except OSError:
+        return False
 
 
 def require_folder(folder: Path) -> None:
@@ -201,6 +213,11 @@ def write_json(path: Path, document: object, *, indent: int = 2, sort_keys: bool
     write_text(path, json.dumps(document, indent=indent, sort_keys=sort_keys) + "\n")
 
 
+def write_checked_json(path: Path, document: Mapping[str, Any], *, indent: int = 2, sort_keys: bool = False) -> None:
+    """Write a JSON document as `write_json`, with a checksum that `read_checked_json` compares it with."""
+    write_json(path, with_checksum(document), indent=indent, sort_keys=sort_keys)
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON document, within the limits of `json_text`.
 
@@ -208,6 +225,23 @@ def read_json(path: Path) -> Any:
         SegwrightError: the file is missing, unreadable, not UTF-8 or not JSON; the line is named.
     """
     return parse_json(read_bytes(path, most=MOST_BYTES), where=str(path))
+
+
+def read_checked_json(path: Path) -> Any:
+    """Read a JSON document, without its checksum; one that has none, of an earlier version or nnU-Net, is not checked.
+
+    Raises:
+        SegwrightError: as `read_json`, or it is not as it was written.
+    """
+    document = read_json(path)
+    if not isinstance(document, dict) or CHECKSUM not in document:
+        return document
+    if not has_right_checksum(document):
+        raise SegwrightError(
+            f"{path}: damaged (its checksum is not the one it was written with); copy it again or make it again; if it "
+            f"was edited on purpose, remove its line '{CHECKSUM}'"
+        )
+    return {key: value for key, value in document.items() if key != CHECKSUM}
 
 
 def read_json_lines(path: Path) -> list[tuple[str, Any]]:
@@ -253,12 +287,12 @@ def _refusal(status: os.stat_result, most: int) -> str:
 
 
 def parse_document(model: type[M], path: Path) -> M:
-    """Read and validate a document.
+    """Read and validate a document; where it has a checksum, that is compared first.
 
     Raises:
-        SegwrightError: the file is not JSON or does not fit `model`; file and key path are named.
+        SegwrightError: the file is not JSON, is damaged or does not fit `model`; file and key path are named.
     """
-    document = read_json(path)
+    document = read_checked_json(path)
     try:
         return model.model_validate(document)
     except ValidationError as error:
@@ -277,7 +311,8 @@ def describe_validation(error: ValidationError) -> str:
 def with_checksum(document: Mapping[str, Any]) -> dict[str, Any]:
     """Return a document with a hash of its content added, by which `has_right_checksum` detects damage."""
     content = {key: value for key, value in document.items() if key != CHECKSUM}
-    return {**content, CHECKSUM: content_hash(content)}
+    as_read = json.loads(json.dumps(content, default=str))  # keys that are numbers become texts, and sort otherwise
+    return {**content, CHECKSUM: content_hash(as_read)}
 
 
 def has_right_checksum(document: Mapping[str, Any]) -> bool:

@@ -11,7 +11,6 @@ threads.
 from __future__ import annotations
 
 import threading
-import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -29,6 +28,7 @@ from segwright.core.files.atomic_io import (
     file_crc,
     has_right_checksum,
     read_json,
+    sweep_leftovers,
     with_checksum,
     write_json,
 )
@@ -51,8 +51,6 @@ _FILTERS = {
     _LOCATIONS: (blosc2.Filter.SHUFFLE,),
 }
 """What is tried; images that were whole numbers compress best as they are, others by the bytes of a place."""
-_TEMPORARY = ".*.tmp.*"
-_ABANDONED_S = 600.0
 _REMEDY = "preprocess the dataset again"
 
 
@@ -269,12 +267,7 @@ class CaseStore:
 
     def sweep(self) -> None:
         """Delete what a killed process left half-written; young files may belong to one that is at work."""
-        if not self.folder.is_dir():
-            return
-        for path in self.folder.glob(_TEMPORARY):
-            with suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime > _ABANDONED_S:
-                    path.unlink()
+        sweep_leftovers(self.folder, is_shared=True)
 
     def is_fresh(self, identifier: str, source_hash: str) -> bool:
         """Whether the case is there, undamaged to the last byte, and made from `source_hash`."""

@@ -20,7 +20,11 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 
 from segwright.core.boxes import box_slices, nonzero_box
 from segwright.core.errors import ConfigError, DatasetError
-from segwright.core.files.atomic_io import describe_validation, read_json, write_json
+from segwright.core.files.atomic_io import (
+    describe_validation,
+    read_checked_json,
+    write_checked_json,
+)
 from segwright.core.files.names import absence, below
 from segwright.core.parallel import map_threads
 from segwright.data.images.image_io import read_label, write_labels
@@ -97,7 +101,7 @@ class PostProcessing(BaseModel):
 
     def save(self, path: Path) -> None:
         """Write the document."""
-        write_json(path, self.model_dump(mode="python", exclude_none=True))
+        write_checked_json(path, self.model_dump(mode="python", exclude_none=True))
 
     @classmethod
     def load(cls, path: Path) -> PostProcessing:
@@ -112,7 +116,7 @@ class PostProcessing(BaseModel):
                 f"{path}: a pickle can run anything when it is read; give the {POSTPROCESSING_JSON} beside it instead"
             )
         file = path / POSTPROCESSING_JSON if path.is_dir() else path
-        document = read_json(file)
+        document = read_checked_json(file)
         if isinstance(document, dict) and "postprocessing_fns" in document:
             document = _from_nnunet(document, file)
         elif isinstance(document, dict) and "steps" not in document:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from segwright.core.boxes import box_slices
 from segwright.core.errors import ConfigError, nearest
-from segwright.core.files.atomic_io import atomic_path, disk_errors, write_json
+from segwright.core.files.atomic_io import atomic_path, disk_errors, file_crc, write_checked_json
 from segwright.core.files.names import below
 from segwright.data.images.image_io import READERS
 from segwright.data.labels import Labels
@@ -32,6 +32,9 @@ NIFTI_FOLDER = "probabilities"
 """Maps lie apart from the label maps, whose file ending they may share."""
 QUANTA = 255
 """A probability of 1 in maps of uint8."""
+
+CHECKSUM_OF_ARRAY = "crc32"
+"""Key of the checksum of a b2nd file in the document beside it; there is none while the file is being replaced."""
 
 _KEY = "probabilities"
 _NIFTI_READERS = ("SimpleITKIO", "NibabelIO", "NibabelIOWithReorient", "SimpleITKIOWithReorient")
@@ -115,19 +118,27 @@ class ProbabilityFormat:
     ) -> Iterator[StoredProbabilities]:
         """Yield what takes planes of the whole case, in the reader's axis order, along one axis; else as `open`."""
         files = self.files(folder, case, labels)
+        beside, told = provenance_file(folder, case), {**document, "provenance": provenance.to_json()}
         if self.kind != "nifti":
-            write_json(below(folder, f"{case}.provenance.json"), {**document, "provenance": provenance.to_json()})
+            write_checked_json(beside, told)
         before, back = provenance.shape_before_cropping, provenance.transpose_backward
         shape = tuple(before[source] for source in back)
         with _scratch(files[0]) as path:
             target = StoredProbabilities(path, self.heads(labels), shape, axis, quantised=self.kind == "nifti")
             yield target
             if self.kind == "b2nd":
+                checksum = file_crc(path)
                 path.replace(files[0])
+                write_checked_json(beside, {**told, CHECKSUM_OF_ARRAY: checksum})
             elif self.kind == "npz":
                 _write_npz(target.stored, files[0])
             else:
                 _write_nifti(target.stored, files, provenance)
+
+
+def provenance_file(folder: Path, case: str) -> Path:
+    """Return the document beside the probabilities of a case."""
+    return below(folder, f"{case}.provenance.json")
 
 
 def require_writable(reader: str, saving: ProbabilityFormat | None, *, uncertainty: bool) -> None:

@@ -22,7 +22,7 @@ import blosc2
 import numpy as np
 
 from segwright.core.errors import DatasetError, Problem, ProblemReport, SegwrightError, WorkspaceError, located
-from segwright.core.files.atomic_io import require_folder
+from segwright.core.files.atomic_io import file_crc, read_checked_json, require_folder
 from segwright.core.files.locks import locked
 from segwright.core.files.names import absence, below
 from segwright.core.files.zip_files import METHODS, open_zip
@@ -35,7 +35,7 @@ from segwright.data.preprocessed.array_files import open_array
 from segwright.data.preprocessed.provenance import Provenance
 from segwright.data.unmatched_files import entries, similar_label
 from segwright.inference.ensemble import mean_labels
-from segwright.inference.export.writers import NIFTI_FOLDER, ProbabilityFormat
+from segwright.inference.export.writers import CHECKSUM_OF_ARRAY, NIFTI_FOLDER, ProbabilityFormat, provenance_file
 from segwright.workspace import LOCK
 
 ENDINGS: Final = (".b2nd", ".npz")
@@ -208,6 +208,7 @@ def _opened(file: Path, scratch: Path, labels: Labels, volume: Volume) -> Any:
     """Return an array (H, Z, Y, X) on disk; what cannot be read in part is put into `scratch` first."""
     wanted = (labels.num_heads, *volume.array.shape[1:])
     if file.suffix == ENDINGS[0]:
+        _require_undamaged(file)
         array = open_array(file)
         _require(file, tuple(array.shape), array.dtype, wanted, labels)
         return array
@@ -222,6 +223,22 @@ def _opened(file: Path, scratch: Path, labels: Labels, volume: Volume) -> Any:
         if found := resource_error(error, file):
             raise found from error
         raise DatasetError(f"{file}: cannot be read ({error})") from error
+
+
+def _require_undamaged(file: Path) -> None:
+    """Compare an array with the checksum in the document beside it; of an earlier version, or elsewhere, it has none.
+
+    Raises:
+        SegwrightError: the array or the document is damaged.
+    """
+    beside = provenance_file(file.parent, file.name.removesuffix(ENDINGS[0]))
+    document = read_checked_json(beside) if beside.is_file() else None
+    kept = document.get(CHECKSUM_OF_ARRAY) if isinstance(document, dict) else None
+    if kept is not None and file_crc(file) != kept:
+        raise DatasetError(
+            f"{file}: damaged (its checksum is not the one in {beside.name}); predict the case again, or remove "
+            f"{beside.name} if the probabilities were changed on purpose"
+        )
 
 
 def _packed(archive: zipfile.ZipFile) -> zipfile.ZipInfo:

@@ -16,7 +16,7 @@ import torch
 
 import segwright
 from segwright.core.errors import ConfigError, SegwrightError, WorkspaceError
-from segwright.core.files.atomic_io import read_json, write_json
+from segwright.core.files.atomic_io import file_crc, read_checked_json, write_checked_json
 from segwright.core.memory import peak_bytes
 from segwright.data.cases import Case
 from segwright.data.images.image_io import read_label
@@ -33,6 +33,9 @@ ASSESSED: Final = ("confidence", "expected_dice", "warnings")
 
 _REMEDY = "remove the file and its label maps, or predict them again with --overwrite"
 _JOURNALS = re.compile(r"prediction(_part_\d+_of_\d+)?\.json")
+
+_TOLD_AT_ONCE: Final = 2
+"""What the state of a file begins with: size and time, for which it is not read."""
 
 Entries = dict[str, dict[str, Any]]
 """What a log says of each case."""
@@ -252,7 +255,7 @@ class PredictionLog:
         """Note a finished case."""
         values = {key: round(value, 3) for key, value in asdict(record).items() if key.endswith("_s")}
         values |= {key: asdict(record)[key] for key in ("tiles", "tiles_skipped", *ASSESSED)}
-        files = {self._name(file): _state(file) for file in job.files}
+        files = {self._name(file): _state(file, with_checksum=file not in job.probabilities) for file in job.files}
         with self._lock:
             before = self.cases.get(record.case, {})
             if before.get("inputs") == job.inputs:  # what an earlier run wrote for the case stays good
@@ -273,7 +276,7 @@ class PredictionLog:
         """Write the document."""
         peak = peak_bytes()
         versions = {"segwright": segwright.__version__, "torch": torch.__version__, "numpy": np.__version__}
-        write_json(
+        write_checked_json(
             self.path,
             {
                 "schema_version": SCHEMA_VERSION,
@@ -294,7 +297,8 @@ class PredictionLog:
             return False
         changed = self._changed(entry, job)
         is_foreign = any(self._made(each, job) for each in self._other_models)
-        if changed == [job.output] and not is_foreign and _is_readable(job.output, reader):
+        was_edited = changed == [job.output] and not _is_as(job.output, files[self._name(job.output)], at_once=True)
+        if was_edited and not is_foreign and _is_readable(job.output, reader):
             logger.info("%s: was changed since it was predicted; kept", job.output)
             return True
         return not changed
@@ -302,20 +306,30 @@ class PredictionLog:
     def _changed(self, entry: Mapping[str, Any], job: Job) -> list[Path]:
         """Return the files of a case that are not as the entry says, or are gone."""
         files = entry.get("files", {})
-        return [file for file in job.files if self._name(file) in files and _state(file) != files[self._name(file)]]
+        return [file for file in job.files if self._name(file) in files and not _is_as(file, files[self._name(file)])]
 
     def _made(self, entries: Entries, job: Job) -> bool:
         """Whether the label map is the one that a log's run made."""
         files = entries.get(job.case.identifier, {}).get("files", {})
-        return job.output.is_file() and _state(job.output) == files.get(self._name(job.output))
+        return job.output.is_file() and _is_as(job.output, files.get(self._name(job.output)))
 
 
-def _state(file: Path) -> list[int] | None:
-    """Return size and time of a file, which a damaged or replaced one does not share; None where there is none."""
+def _state(file: Path, *, with_checksum: bool = False) -> list[int] | None:
+    """Return size and time of a file, which a replaced one does not share; None where there is none.
+
+    Its checksum tells damage as well. Probabilities, which may be large, have theirs beside them or inside.
+    """
     if not file.is_file():
         return None
     found = file.stat()
-    return [found.st_size, found.st_mtime_ns]
+    return [found.st_size, found.st_mtime_ns, *([file_crc(file)] if with_checksum else ())]
+
+
+def _is_as(file: Path, state: Any, *, at_once: bool = False) -> bool:
+    """Whether a file is as a journal's entry says, whose checksum is compared last; earlier versions had none."""
+    if not isinstance(state, list) or _state(file) != state[:_TOLD_AT_ONCE]:
+        return False
+    return at_once or len(state) == _TOLD_AT_ONCE or file_crc(file) == state[_TOLD_AT_ONCE]
 
 
 def _is_readable(file: Path, reader: str) -> bool:
@@ -329,7 +343,7 @@ def _is_readable(file: Path, reader: str) -> bool:
 def _read(file: Path) -> tuple[Any, Entries]:
     """Return the model and the cases of a log."""
     try:
-        document = read_json(file)
+        document = read_checked_json(file)
     except SegwrightError as error:
         raise WorkspaceError(f"{error}; {_REMEDY}") from error
     cases = document.get("cases", {}) if isinstance(document, dict) else None

@@ -21,7 +21,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from segwright.core.errors import ModelError, WorkspaceError
-from segwright.core.files.atomic_io import atomic_path, content_hash, file_hash, parse_document, write_json
+from segwright.core.files.atomic_io import (
+    atomic_path,
+    content_hash,
+    file_hash,
+    parse_document,
+    sweep_leftovers,
+    write_checked_json,
+)
 from segwright.core.files.names import FileName
 from segwright.core.text import printable
 from segwright.data.plan import Plan
@@ -211,6 +218,7 @@ def write_selected(
         ModelError: a member lacks a file.
     """
     require_replaceable(target)
+    sweep_leftovers(target.parent, {target.name})
     with atomic_path(target) as temporary:
         members = []
         for source in sources:
@@ -222,7 +230,7 @@ def write_selected(
             members.append(member)
         postprocessing.save(temporary / POSTPROCESSING_JSON)
         if summary is not None:
-            write_json(temporary / SUMMARY_JSON, summary, indent=4, sort_keys=True)
+            write_checked_json(temporary / SUMMARY_JSON, summary, indent=4, sort_keys=True)
         if dice_estimator is not None:
             dice_estimator.save(temporary / QUALITY_JSON)
         if calibration is not None:
@@ -235,7 +243,7 @@ def write_selected(
             selection=selection,
             shortcoming=shortcoming,
         )
-        write_json(temporary / SELECTION_JSON, document.model_dump(mode="python"))
+        write_checked_json(temporary / SELECTION_JSON, document.model_dump(mode="python"))
         if target.exists():
             shutil.rmtree(target)
 

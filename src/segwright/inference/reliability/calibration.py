@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
-from segwright.core.files.atomic_io import parse_document, write_json
+from segwright.core.files.atomic_io import parse_document, write_checked_json
 from segwright.data.labels import Labels
 
 CALIBRATION_JSON: Final = "calibration.json"
@@ -54,7 +54,7 @@ class Calibration(BaseModel):
 
     def save(self, path: Path) -> None:
         """Write it, atomically."""
-        write_json(path, self.model_dump(mode="json"))
+        write_checked_json(path, self.model_dump(mode="json"))
 
 
 def tempered(probabilities: Floats, labels: Labels, temperature: float) -> Floats:

@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from segwright.core.files.atomic_io import parse_document, write_json
+from segwright.core.files.atomic_io import parse_document, write_checked_json
 from segwright.inference.reliability.case_statistics import Observation
 
 QUALITY_JSON: Final = "quality.json"
@@ -77,7 +77,7 @@ class DiceEstimator(BaseModel):
 
     def save(self, path: Path) -> None:
         """Write it, atomically."""
-        write_json(path, self.model_dump(mode="json"))
+        write_checked_json(path, self.model_dump(mode="json"))
 
     def expected_dice(self, observation: Observation) -> float:
         """Return the Dice to expect, 0 to 1, mean over the classes."""

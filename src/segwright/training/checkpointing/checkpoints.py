@@ -170,15 +170,17 @@ def is_finished(folder: Path) -> bool:
 def resumable(folder: Path) -> Path | None:
     """Return the checkpoint to go on from: the final one of a finished training, else the latest; None if none.
 
-    Where the latest is damaged, a line is logged and the one before it is returned.
+    Where one is damaged, a line is logged and the one before it is returned; a damaged final one is removed then, so
+    that the training counts as unfinished.
 
     Raises:
         ModelError: all that there are are damaged.
     """
-    if is_finished(folder):
-        return checkpoint_file(folder, "final")
+    final = checkpoint_file(folder, "final")
     damage: ModelError | None = None
-    for path in filter(Path.is_file, (checkpoint_file(folder, "latest"), _previous(folder))):
+    earlier = (checkpoint_file(folder, "latest"), _previous(folder))
+    tried = (final, *earlier) if is_finished(folder) else earlier
+    for path in filter(Path.is_file, tried):
         try:
             _require_undamaged(path)
         except ModelError as error:
@@ -187,6 +189,8 @@ def resumable(folder: Path) -> Path | None:
             continue
         if damage is not None:
             logger.warning("going on from the checkpoint before it, of epoch %d", read_state(path).epoch)
+            if path != final and is_finished(folder):
+                delete(folder, "final")
         return path
     if damage is not None:
         raise ModelError(f"{damage}; no other checkpoint is left: remove {folder} to train it anew") from damage

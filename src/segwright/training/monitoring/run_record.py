@@ -14,7 +14,7 @@ import torch
 
 import segwright
 from segwright.core.device import compute_dtype
-from segwright.core.files.atomic_io import write_json
+from segwright.core.files.atomic_io import write_checked_json, write_json
 from segwright.data.dataset import DatasetDescription
 from segwright.data.plan import Plan
 from segwright.training.config import TrainConfig
@@ -46,7 +46,7 @@ def write_documents(
     """
     plan.save(folder.parent / PLANS_JSON)
     write_json(folder.parent / DATASET_JSON, description.raw(), indent=4)
-    write_json(folder / TRAIN_JSON, record)
+    write_checked_json(folder / TRAIN_JSON, record)
     write_json(folder / DEBUG_JSON, debug, sort_keys=True)
 
 

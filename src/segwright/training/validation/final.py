@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from segwright.core.errors import ConfigError, DatasetError, SegwrightError, located
-from segwright.core.files.atomic_io import read_json, sweep_leftovers, write_json
+from segwright.core.files.atomic_io import file_crc, read_checked_json, sweep_leftovers, write_checked_json
 from segwright.core.files.names import LONGEST_FILE_NAME, below, name_problem
 from segwright.core.log import progress
 from segwright.data.labels import Labels
@@ -35,6 +35,9 @@ logger = getLogger(__name__)
 SUMMARY_JSON = "summary.json"
 RECORD_JSON = "predictions.json"
 SCHEMA_VERSION = 1
+
+Kept = int | list[int]
+"""Bytes and CRC-32 of a prediction; records of earlier versions have the bytes alone."""
 
 _MAX_EXPORTS = 2
 """Cases waiting for export; more would only hold memory."""
@@ -149,7 +152,7 @@ class Record:
     Without a path it is kept in memory.
     """
 
-    def __init__(self, path: Path | None, weights_hash: str, done: dict[str, int]) -> None:
+    def __init__(self, path: Path | None, weights_hash: str, done: dict[str, Kept]) -> None:
         self._path = path
         self._hash = weights_hash
         self.done = done
@@ -159,11 +162,15 @@ class Record:
         """Go on with the record if it is of these weights; else begin one and remove the predictions it lists."""
         path = folder / RECORD_JSON
         sweep_leftovers(folder)
-        document = read_json(path) if path.is_file() else {}
+        try:
+            document = read_checked_json(path) if path.is_file() else {}
+        except SegwrightError as error:
+            logger.warning("%s: held-out cases are predicted again", error)
+            document = {}
         entries = document.get("files") if isinstance(document, dict) else None
         # The document may come from elsewhere, and what it names is removed.
         done = {
-            name: size for name, size in (entries or {}).items() if not name_problem(name, longest=LONGEST_FILE_NAME)
+            name: kept for name, kept in (entries or {}).items() if not name_problem(name, longest=LONGEST_FILE_NAME)
         }
         if not isinstance(document, dict) or document.get("weights_hash") != weights_hash:
             for name in done:
@@ -175,14 +182,24 @@ class Record:
 
     def has(self, file: Path) -> bool:
         """Return whether a prediction is there as it was written."""
-        return file.is_file() and self.done.get(file.name) == file.stat().st_size
+        kept = self.done.get(file.name)
+        if kept is None or not file.is_file():
+            return False
+        if kept in (file.stat().st_size, _kept(file)):
+            return True
+        logger.warning("%s: is damaged or was changed; predicted again", file)
+        return False
 
     def add(self, *files: Path) -> None:
         """Note finished predictions."""
-        self.done.update({file.name: file.stat().st_size for file in files})
+        self.done.update({file.name: _kept(file) for file in files})
         if self._path is not None:
             document = {"schema_version": SCHEMA_VERSION, "weights_hash": self._hash}
-            write_json(self._path, {**document, "files": dict(sorted(self.done.items()))})
+            write_checked_json(self._path, {**document, "files": dict(sorted(self.done.items()))})
+
+
+def _kept(file: Path) -> list[int]:
+    return [file.stat().st_size, file_crc(file)]
 
 
 def _predict(predictor: Predictor, cases: ValidationSource, files: Mapping[str, Path], record: Record) -> None:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from scipy.special import logit
 
 from segwright.core.boxes import Box, box_shape, crop, nonzero_box
-from segwright.core.files.atomic_io import parse_document, write_json
+from segwright.core.files.atomic_io import parse_document, write_checked_json
 from segwright.core.files.names import below
 from segwright.data.labels import Labels
 from segwright.evaluation.calibration import Reliabilities, Reliability
@@ -59,7 +59,7 @@ class Observed(BaseModel):
 
     def save(self, folder: Path, case: str) -> None:
         """Write it, atomically."""
-        write_json(observed_file(folder, case), self.model_dump(mode="json"))
+        write_checked_json(observed_file(folder, case), self.model_dump(mode="json"))
 
 
 def observed_file(folder: Path, case: str) -> Path:

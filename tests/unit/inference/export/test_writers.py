@@ -11,15 +11,16 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
 
-from segwright.core.errors import ConfigError
+from segwright.core.errors import ConfigError, DatasetError, SegwrightError
 from segwright.core.files.atomic_io import read_json
-from segwright.data.images.image_io import Volume, read_images
+from segwright.data.images.image_io import Volume, read_images, write_labels
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan
 from segwright.data.preprocessed.provenance import Provenance
 from segwright.inference.export.labels import ProbabilityArray
 from segwright.inference.export.to_original_grid import InverseResampling
 from segwright.inference.export.writers import ProbabilityFormat
+from segwright.inference.folder.average_saved import average_folders
 from segwright.inference.folder.predict_folder import predict_files
 from segwright.inference.models.model_folder import load_predictor
 from segwright.inference.predictor import Predictor
@@ -99,6 +100,30 @@ def test_the_provenance_lies_beside(tmp_path: Path, plan: Plan) -> None:
     document = read_json(tmp_path / "case.1.provenance.json")
     assert document["model"] == "m"
     assert Provenance.from_json(document["provenance"]) == PROVENANCE
+
+
+def test_damaged_probabilities_are_never_averaged(tmp_path: Path, plan: Plan) -> None:
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir()
+        fill(ProbabilityFormat(kind="b2nd"), folder, plan, LABELS, 0)
+        write_labels(np.zeros((15, 16, 14), np.uint8), folder / "case.1.nii.gz", PROVENANCE.properties, "SimpleITKIO")
+
+    def average() -> None:
+        average_folders(
+            folders, tmp_path / "out", labels=LABELS, file_ending=".nii.gz", reader="SimpleITKIO", overwrite=True
+        )
+
+    average()
+    file, beside = folders[1] / "case.1.b2nd", folders[1] / "case.1.provenance.json"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(DatasetError, match=r"case.1: .*case.1.b2nd: damaged .*predict the case again, or remove case"):
+        average()
+    beside.write_text(beside.read_text().replace('"crc32": ', '"crc32": 1'))
+    with pytest.raises(SegwrightError, match=r"case.1.provenance.json: damaged"):
+        average()
 
 
 def test_classes_of_nifti_may_be_chosen(tmp_path: Path, plan: Plan) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -191,12 +192,36 @@ def test_what_an_earlier_run_wrote_beside_stays_good(predictor: Predictor, image
     assert kept(predictor, images, tmp_path, probabilities=True, uncertainty=True) == [True, True]
 
 
+def test_a_label_map_with_a_flipped_bit_is_predicted_again(
+    predictor: Predictor, images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    predict_files(predictor, images, tmp_path)
+    file = sorted(tmp_path.glob("*.nii.gz"))[0]
+    right, times = file.read_bytes(), file.stat()
+    content = bytearray(right)
+    content[4] ^= 1  # the time in the header of gzip: readers would take the file
+    file.write_bytes(content)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert kept(predictor, images, tmp_path) == [False, True]
+    assert f"{file}: is damaged; predicted again" in caplog.text
+    assert file.read_bytes() == right
+
+
+def test_a_damaged_journal_is_refused(predictor: Predictor, images: Path, tmp_path: Path) -> None:
+    predict_files(predictor, images, tmp_path)
+    path = tmp_path / "prediction.json"
+    path.write_text(path.read_text().replace('"inputs": "', '"inputs": "0', 1))
+    with pytest.raises(WorkspaceError, match=r"damaged .*; remove the file and its label maps, or predict them again"):
+        kept(predictor, images, tmp_path)
+
+
 def test_a_run_that_was_killed_before_its_first_note_goes_on(
     predictor: Predictor, images: Path, tmp_path: Path
 ) -> None:
     predict_files(predictor, images, tmp_path)
-    document = read(tmp_path)
-    (tmp_path / "prediction.json").write_text(json.dumps({**document, "cases": {}}))
+    document = {**read(tmp_path), "cases": {}}
+    del document["checksum"]
+    (tmp_path / "prediction.json").write_text(json.dumps(document))
     assert kept(predictor, images, tmp_path) == [False, False]
 
 

@@ -173,6 +173,24 @@ def test_final_checkpoint_is_preferred_and_needs_its_json(tmp_path: Path) -> Non
     assert checkpoints.resumable(tmp_path) == checkpoints.checkpoint_file(tmp_path, "latest")
 
 
+def test_a_damaged_final_checkpoint_leads_back_to_the_latest(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    latest = checkpoints.save(tmp_path, "latest", state(epoch=1), WEIGHTS, optimizer=MOMENTUM)
+    final = checkpoints.save(tmp_path, "final", state(), WEIGHTS)
+    final.write_bytes(flipped(final, 8 * (final.stat().st_size - 4)))
+    assert checkpoints.resumable(tmp_path) == latest
+    assert "checkpoint_final.safetensors: damaged" in caplog.text
+    assert "going on from the checkpoint before it, of epoch 1" in caplog.text
+    assert not checkpoints.is_finished(tmp_path)
+
+
+def test_a_damaged_final_checkpoint_without_another_is_kept_and_named(tmp_path: Path) -> None:
+    final = checkpoints.save(tmp_path, "final", state(), WEIGHTS)
+    final.write_bytes(flipped(final, 8 * (final.stat().st_size - 4)))
+    with pytest.raises(ModelError, match="no other checkpoint is left: remove .* to train it anew"):
+        checkpoints.resumable(tmp_path)
+    assert checkpoints.is_finished(tmp_path)
+
+
 def test_deleted_checkpoint_leaves_nothing(tmp_path: Path) -> None:
     checkpoints.save(tmp_path, "latest", state(), WEIGHTS, optimizer=MOMENTUM)
     checkpoints.delete(tmp_path, "latest")

@@ -58,6 +58,7 @@ _NOT_MM: Final = re.compile(
 """Lengths that ITK reads as if they were mm; of the bytes of UTF-8, as latin-1 shows them. Other words are no unit."""
 _LONGEST_VALUE = 512
 """Characters of a field; ITK writes those that it cannot read into a message of fixed length, past its end."""
+_NRRD_GZIP: Final = ("gzip", "gz")
 _NRRD_TEXT: Final = ("ascii", "text", "txt")
 
 _ZLIB_OR_GZIP: Final = 47
@@ -93,38 +94,33 @@ def check_nrrd(file: Path, *, is_label: bool = False) -> None:
     Raises:
         Refusal: it has or can not.
     """
-    start = file_start(file, _USUAL_HEADER)
-    if not _NRRD_MAGIC.match(start):
-        raise not_this_format(start, "NRRD")
-    end = _NRRD_END.search(start)
-    if end is None:
-        start = file_start(file, _LONGEST_HEADER)
-        end = _NRRD_END.search(start)
-    if _NRRD_DATA_FILE.search(start):
-        raise Refusal(f"{_DETACHED} (data file); {_INLINE}")
-    if end is None:
-        raise Refusal("its NRRD header has no end, it is cut off; copy or download it again")
-    fields = _nrrd_fields(_text(start[: end.start()]))
+    fields, end = _nrrd_header(file)
     sizes = tuple(map(_whole, fields["sizes"].split()))
     if len(sizes) > _MOST_AXES or str(len(sizes)) != fields["dimension"].strip():
         raise _damaged("NRRD", f"dimension {fields['dimension']} with sizes {fields['sizes']}")
     value_bytes = _NRRD_TYPES.get(fields["type"].strip().lower())
-    encoding = fields["encoding"].strip().lower()
+    encoding = _encoding(fields)
     if value_bytes is None:
         raise _damaged("NRRD", f"type {fields['type']}, which no reader knows")
-    if encoding not in ("raw", "gzip", "gz", "hex", *_NRRD_TEXT):
+    if encoding not in ("raw", "hex", *_NRRD_GZIP, *_NRRD_TEXT):
         raise Refusal(f"its voxels are encoded as {encoding[:20]}; store them raw or with gzip")
     for unit in re.findall(r"[^\s\"]+", f"{fields.get('space units', '')} {fields.get('units', '')}"):
         if _NOT_MM.fullmatch(unit):
             raise Refusal(f"its header gives lengths in {unit!a}, expected mm; convert spacings and origin to mm")
-    is_packed = encoding in ("gzip", "gz")
+    is_packed = encoding in _NRRD_GZIP
     require_room(
         sizes,
         value_bytes={"hex": 2 * value_bytes, **dict.fromkeys(_NRRD_TEXT, 1)}.get(encoding, value_bytes),
-        available=file.stat().st_size - end.end(),
+        available=file.stat().st_size - end,
         ratio=DEFLATE_RATIO if is_packed else 1,
         is_label=is_label,
     )
+
+
+def compressed_start(file: Path) -> int | None:
+    """Return where the voxels of a NRRD file begin if they are compressed with gzip, else None."""
+    fields, end = _nrrd_header(file)
+    return end if _encoding(fields) in _NRRD_GZIP else None
 
 
 def check_metaimage(file: Path, *, is_label: bool = False) -> None:
@@ -244,6 +240,26 @@ def check_gipl(file: Path, *, is_label: bool = False) -> None:
         sizes.pop()
     available = file.stat().st_size - _GIPL_LENGTH
     require_room(tuple(sizes), value_bytes=_GIPL_TYPES[datatype], available=available, is_label=is_label)
+
+
+def _nrrd_header(file: Path) -> tuple[dict[str, str], int]:
+    """Return the fields of a NRRD file, and where its voxels begin."""
+    start = file_start(file, _USUAL_HEADER)
+    if not _NRRD_MAGIC.match(start):
+        raise not_this_format(start, "NRRD")
+    end = _NRRD_END.search(start)
+    if end is None:
+        start = file_start(file, _LONGEST_HEADER)
+        end = _NRRD_END.search(start)
+    if _NRRD_DATA_FILE.search(start):
+        raise Refusal(f"{_DETACHED} (data file); {_INLINE}")
+    if end is None:
+        raise Refusal("its NRRD header has no end, it is cut off; copy or download it again")
+    return _nrrd_fields(_text(start[: end.start()])), end.end()
+
+
+def _encoding(fields: Mapping[str, str]) -> str:
+    return fields["encoding"].strip().lower()
 
 
 def _nrrd_fields(text: str) -> dict[str, str]:

@@ -10,9 +10,12 @@ from typing import IO, Any
 import nibabel
 import numpy as np
 import numpy.typing as npt
+from nibabel.volumeutils import apply_read_scaling
 
 from segwright.core.files.atomic_io import atomic_path
 from segwright.data.images.formats import Floats, Header, LabelMap
+from segwright.data.images.readers.gzip_content import require_undamaged
+from segwright.data.images.readers.limits import file_start, is_gzip
 from segwright.data.images.readers.nifti_header import (
     GEOMETRY,
     QUATERN,
@@ -40,8 +43,7 @@ class NibabelIO:
     def read(self, file: Path, *, is_label: bool = False) -> tuple[Header, Floats]:
         """Read one 3D file."""
         image, nifti = _load(file, is_label=is_label)
-        require_complete(file, nifti)
-        return _header(image, nifti), _array(image)
+        return _header(image, nifti), _array(_voxels(file, image, nifti))
 
     def write(self, labels: LabelMap, path: Path, spacing: tuple[float, ...], geometry: Mapping[str, Any]) -> None:
         """Write a NIfTI-1 file that lies as the image did."""
@@ -59,9 +61,9 @@ class NibabelIOWithReorient(NibabelIO):
     def read(self, file: Path, *, is_label: bool = False) -> tuple[Header, Floats]:
         """Read and re-orient one 3D file."""
         image, nifti = _load(file, is_label=is_label)
-        require_complete(file, nifti)
-        canonical = nibabel.as_closest_canonical(image)
-        return _header(canonical, nifti, original_affine=image.affine), _array(canonical)
+        whole = type(image)(_voxels(file, image, nifti), image.affine, image.header)
+        canonical = nibabel.as_closest_canonical(whole)
+        return _header(canonical, nifti, original_affine=image.affine), _array(np.asanyarray(canonical.dataobj))
 
     def write(self, labels: LabelMap, path: Path, spacing: tuple[float, ...], geometry: Mapping[str, Any]) -> None:
         """Write in the original orientation, with the original affine to the last bit."""
@@ -138,8 +140,19 @@ def _in_mm(affine: npt.NDArray[Any], nifti: NiftiHeader) -> list[list[float]]:
     return rows
 
 
-def _array(image: Any) -> Floats:
-    array: Floats = np.asanyarray(image.dataobj).transpose(2, 1, 0)[None].astype(np.float32, order="C")
+def _voxels(file: Path, image: Any, nifti: NiftiHeader) -> npt.NDArray[Any]:
+    """Read the voxels (x, y, z), scaled as the header says."""
+    require_complete(file, nifti)
+    stored = image.dataobj.get_unscaled()
+    if is_gzip(file_start(file, 2)):
+        require_undamaged(file, stored.T, num_bytes=nifti.voxel_bytes, before=nifti.offset)
+    slope, inter = map(np.asanyarray, (image.dataobj.slope, image.dataobj.inter))
+    scaled: npt.NDArray[Any] = apply_read_scaling(stored, slope, inter)
+    return scaled
+
+
+def _array(voxels: npt.NDArray[Any]) -> Floats:
+    array: Floats = voxels.transpose(2, 1, 0)[None].astype(np.float32, order="C")
     return array
 
 

@@ -8,7 +8,6 @@ import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from os import SEEK_END
 from pathlib import Path
 from typing import IO, Any, Final, Literal
 
@@ -16,6 +15,7 @@ import nibabel
 import numpy as np
 
 from segwright.data.images.formats import Refusal
+from segwright.data.images.readers.gzip_content import SIZE_WRAPS, unpacked_size
 from segwright.data.images.readers.limits import DEFLATE_RATIO, file_start, is_gzip, not_this_format, require_room
 
 ENDINGS: Final = (".nii", ".nii.gz")
@@ -31,6 +31,9 @@ _VALUE_BYTES: Final[Mapping[int, int]] = {
     1536: 16,
 }
 """Of each code of `datatype` that is one real number."""
+
+_INTEGERS: Final[Mapping[int, str]] = {2: "u1", 4: "i2", 256: "i1", 512: "u2"}
+"""Of each code of `datatype` whose values float32 holds exactly."""
 
 _SEVERAL: Final[Mapping[int, tuple[int, str]]] = {
     128: (3, "colours, RGB"),
@@ -54,14 +57,24 @@ _LAYOUTS: Final[Mapping[int, np.dtype[Any]]] = {
 _PAIRS: Final = (b"ni1\0", b"ni2\0")
 QUATERN: Final = ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
 SROW: Final = ("srow_x", "srow_y", "srow_z")
-_PLACES: Final = ("dim", "datatype", "vox_offset", "scl_slope", "pixdim", "qform_code", "sform_code", "xyzt_units")
+_PLACES: Final = (
+    "dim",
+    "datatype",
+    "vox_offset",
+    "scl_slope",
+    "scl_inter",
+    "pixdim",
+    "qform_code",
+    "sform_code",
+    "xyzt_units",
+)
 _FIELDS: Final = (*_PLACES, *QUATERN, *SROW)
 _LARGEST_EXTENSIONS = 16 << 20
 _MOST_EXTENSIONS = 4096
 """niftilib copies its list for each new extension."""
-GZIP_SIZE_WRAPS = 1 << 32
 _GZIP_NAMES = 0x18
 """Flags of a gzip file that holds the name of what was compressed, or a comment."""
+_BLOCK = 1 << 20
 _LARGEST_TAIL = 1 << 16
 """Bytes that may follow the voxels without being looked at."""
 
@@ -75,6 +88,8 @@ class NiftiHeader:
         is_second: whether the file is of version 2 of the format.
         offset: of the voxels, in the uncompressed file.
         value_bytes: of one voxel.
+        integers: their type if they are whole numbers of up to 16 bits, else None.
+        scaling: slope and intercept that give their values.
         mm_per_unit: what lengths in the header are multiplied by to give mm.
         forms: of `GEOMETRY`: JSON, all that places the voxels in the body.
     """
@@ -83,8 +98,15 @@ class NiftiHeader:
     is_second: bool
     offset: int
     value_bytes: int
+    integers: str | None
+    scaling: tuple[float, float]
     mm_per_unit: float
     forms: Mapping[str, Any]
+
+    @property
+    def voxel_bytes(self) -> int:
+        """Of all voxels as they are stored, uncompressed."""
+        return math.prod(self.shape) * self.value_bytes
 
 
 def is_nifti(file: Path) -> bool:
@@ -129,28 +151,21 @@ def require_complete(file: Path, header: NiftiHeader) -> None:
     The last four bytes of a gzip file tell its full size; only where they do not fit is the file unpacked to the end of
     its voxels, because a file of several gzip members tells the size of the last one.
     """
-    expected = header.offset + math.prod(header.shape) * header.value_bytes
+    expected = header.offset + header.voxel_bytes
     with file.open("rb") as stream:
         if not is_gzip(stream.read(2)):
             return
-    if (gzip_size(file) - expected) % GZIP_SIZE_WRAPS <= _LARGEST_TAIL:
+    if (unpacked_size(file) - expected) % SIZE_WRAPS <= _LARGEST_TAIL:
         return
     found = 0
     try:
         with gzip.open(file) as unpacked:
-            while found < expected and (block := unpacked.read(1 << 20)):
+            while found < expected and (block := unpacked.read(_BLOCK)):
                 found += len(block)
     except (EOFError, OSError, zlib.error) as error:
         raise Refusal(f"it is cut off or damaged ({error}); copy or download it again") from error
     if found < expected:
         raise Refusal(f"it is cut off, {found} bytes of {expected}; copy or download it again")
-
-
-def gzip_size(file: Path) -> int:
-    """Return what the last bytes of a gzip file tell of its uncompressed size, modulo `GZIP_SIZE_WRAPS`."""
-    with file.open("rb") as stream:
-        stream.seek(-min(4, file.stat().st_size), SEEK_END)
-        return int.from_bytes(stream.read(), "little")
 
 
 def _check_gzip_name(file: Path) -> None:
@@ -166,9 +181,9 @@ def _parse(stream: IO[bytes] | gzip.GzipFile) -> NiftiHeader:
     order, length = _layout(raw)
     layout = _LAYOUTS[length].newbyteorder(order)
     fields = {name: np.frombuffer(raw, layout, 1)[0][name] for name in _FIELDS}
-    value_bytes = _value_bytes(int(fields["datatype"]))
+    value_bytes = _value_bytes(code := int(fields["datatype"]))
     shape = _shape([int(extent) for extent in fields["dim"]])
-    offset, slope = float(fields["vox_offset"]), float(fields["scl_slope"])
+    offset, slope, intercept = (float(fields[name]) for name in ("vox_offset", "scl_slope", "scl_inter"))
     if not math.isfinite(offset) or offset % 1 or not length + 4 <= offset <= length + _LARGEST_EXTENSIONS:
         raise Refusal(f"vox_offset is {offset:g}, expected {length + 4} or more; the header is damaged")
     if math.isinf(slope):
@@ -180,6 +195,8 @@ def _parse(stream: IO[bytes] | gzip.GzipFile) -> NiftiHeader:
         is_second=length != _FIRST_VERSION,
         offset=int(offset),
         value_bytes=value_bytes,
+        integers=f"{order}{_INTEGERS[code]}" if code in _INTEGERS else None,
+        scaling=(slope, intercept),
         mm_per_unit=_MM_PER_UNIT.get(forms["xyzt_units"] & _SPACE_UNITS, 1.0),
         forms=forms,
     )

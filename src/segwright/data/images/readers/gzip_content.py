@@ -1,0 +1,66 @@
+"""Voxels that are compressed with gzip, compared with its checksum, of which ITK and nibabel take no notice."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from os import SEEK_END
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from segwright.data.images.formats import Refusal
+
+SIZE_WRAPS = 1 << 32
+"""Sizes are kept modulo this."""
+
+_BLOCK = 1 << 20
+_END_BYTES = 8
+
+
+def unpacked_size(file: Path) -> int:
+    """Return what the last bytes of a gzip file tell of its uncompressed size, modulo `SIZE_WRAPS`."""
+    return _end(file)[1]
+
+
+def require_undamaged(file: Path, voxels: npt.NDArray[Any], *, num_bytes: int, before: int = 0, start: int = 0) -> None:
+    """Refuse a file whose compressed part is not what its checksum says.
+
+    Where the voxels are as they are stored, their checksum takes 2 to 12 % of the time in which they were read (CT and
+    label maps, 23 million voxels). Else, as for files of several gzip members, they are unpacked again, and it doubles.
+
+    Args:
+        file: was read, and ends with its compressed part.
+        voxels: that were read.
+        num_bytes: of the voxels as they are stored.
+        before: uncompressed bytes before them.
+        start: of the compressed part.
+
+    Raises:
+        Refusal: the file is damaged.
+    """
+    found = 0
+    try:
+        with file.open("rb") as packed:
+            packed.seek(start)
+            with gzip.GzipFile(fileobj=packed) as unpacked:
+                if voxels.flags.c_contiguous and voxels.nbytes == num_bytes:
+                    total = zlib.crc32(voxels.data, zlib.crc32(unpacked.read(before)))
+                    if _end(file) == (total, (before + num_bytes) % SIZE_WRAPS):
+                        return
+                    unpacked.seek(0)
+                while block := unpacked.read1(_BLOCK):
+                    found += len(block)
+    except (EOFError, OSError, zlib.error) as error:
+        if isinstance(error, gzip.BadGzipFile) and "Not a gzip" in str(error) and found >= before + num_bytes:
+            return  # something else follows the voxels, whose checksum was right
+        raise Refusal(f"it is damaged ({error}); copy or download it again") from error
+
+
+def _end(file: Path) -> tuple[int, int]:
+    """Return the checksum and the size that the last bytes of a gzip file tell."""
+    with file.open("rb") as stream:
+        stream.seek(-min(_END_BYTES, file.stat().st_size), SEEK_END)
+        end = stream.read().rjust(_END_BYTES, b"\0")
+    return int.from_bytes(end[:4], "little"), int.from_bytes(end[4:], "little")
