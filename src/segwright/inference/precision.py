@@ -8,13 +8,13 @@ from segwright.core.device import CPU, PRECISIONS, compute_dtype, has_amx
 from segwright.networks.cpu.library import library
 
 
-def is_in_halves(device: torch.device, precision: str) -> bool:
-    """Return whether the kernels of the CPU convolve in float16, which is faster than float32 and more exact than bf16.
+def uses_fp16_kernels(device: torch.device, precision: str) -> bool:
+    """Return whether the CPU kernels convolve in float16, which is faster than float32 and more accurate than bf16.
 
     A matrix unit (AMX) multiplies more of bf16 at once.
     """
     wanted = precision == "fp16" or (precision == "auto" and not has_amx())
-    return wanted and device.type == CPU and library(in_halves=True) is not None
+    return wanted and device.type == CPU and library(fp16=True) is not None
 
 
 def used_precision(device: torch.device, precision: str = "auto") -> str:
@@ -26,7 +26,7 @@ def used_precision(device: torch.device, precision: str = "auto") -> str:
     Raises:
         ConfigError: the precision is unknown, or not one of the device.
     """
-    if is_in_halves(device, precision):
+    if uses_fp16_kernels(device, precision):
         return "fp16"
     if precision == "auto" and device.type == CPU and library() is not None and not has_amx():
         return "fp32"

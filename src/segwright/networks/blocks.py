@@ -92,24 +92,42 @@ class ConvBlock(nn.Module):
         return {"conv": 0, "norm": after_conv + (self.nonlin_first and self.nonlin is not None)}
 
 
-@wrap_torch_function(lambda blocks, x, *others: (x,))  # so that `inference.FastLayers` may answer
-def computed_together(
-    blocks: Sequence[nn.Module],
-    x: Tensor,
-    upsample: nn.Module | None = None,
-    skip: Tensor | None = None,
-    head: nn.Module | None = None,
-) -> Tensor | None:
-    """Return what layers in a row make of `x`; None outside of contexts that compute several at once.
+@wrap_torch_function(lambda blocks, x: (x,))
+def apply_blocks(blocks: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """Apply convolution blocks one after another.
+
+    A function of its own because `networks.cpu.dispatch.CpuKernelMode` overrides it, as it does torch's functions: its
+    kernels compute the norm of one block and the convolution of the next in one pass over the image.
+
+    Args:
+        blocks: an `nn.Sequential`, or modules.
+        x: (B, C, *S).
+    """
+    if isinstance(blocks, nn.Module):
+        out: Tensor = blocks(x)  # a module's hooks are called
+        return out
+    for block in blocks:
+        x = block(x)
+    return x
+
+
+@wrap_torch_function(lambda blocks, upsample, x, skip, head=None: (x,))
+def apply_decoder_blocks(
+    blocks: nn.Sequential, upsample: nn.Module, x: Tensor, skip: Tensor, head: nn.Module | None = None
+) -> Tensor:
+    """Up-sample, concatenate the skip, and apply convolution blocks and a head; overridden like `apply_blocks`.
 
     Args:
         blocks: convolution blocks.
-        x: (B, C, *S).
-        upsample: what is applied to `x` first, if there is a skip.
-        skip: (B, C', *S'), concatenated to it then.
-        head: the last layer, if any.
+        upsample: transposed convolution.
+        x: (B, C, *S) on the coarse grid.
+        skip: (B, C', *S') on the fine grid.
+        head: the last layer of the network, if any.
     """
-    return None
+    first = blocks[0]
+    assert isinstance(first, ConvBlock)
+    out: Tensor = blocks[1:](first.forward_up(upsample, x, skip))
+    return out if head is None else head(out)
 
 
 class ConvStack(nn.Module):
@@ -141,19 +159,11 @@ class ConvStack(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply all blocks."""
-        together = computed_together(self.convs, x)
-        out: Tensor = self.convs(x) if together is None else together
-        return out
+        return apply_blocks(self.convs, x)
 
     def forward_up(self, upsample: nn.Module, x: Tensor, skip: Tensor, head: nn.Module | None = None) -> Tensor:
         """Apply all blocks, and a head if any, to the up-sampled `x` and the skip, concatenated along the channels."""
-        together = computed_together(self.convs, x, upsample, skip, head)
-        if together is not None:
-            return together
-        first = self.convs[0]
-        assert isinstance(first, ConvBlock)
-        out: Tensor = self.convs[1:](first.forward_up(upsample, x, skip))
-        return out if head is None else head(out)
+        return apply_decoder_blocks(self.convs, upsample, x, skip, head)
 
 
 class BasicBlockD(nn.Module):
@@ -170,8 +180,7 @@ class BasicBlockD(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the block."""
         residual = x if self.skip is None else self.skip(x)
-        main = computed_together((self.conv1, self.conv2), x)
-        out: Tensor = (self.conv2(self.conv1(x)) if main is None else main) + residual
+        out = apply_blocks((self.conv1, self.conv2), x) + residual
         return out if self.nonlin2 is None else self.nonlin2(out)
 
     @property

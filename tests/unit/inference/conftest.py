@@ -133,6 +133,6 @@ def images(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def without_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_fp16_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """A processor that is not fast at float16."""
-    monkeypatch.setattr(compiled, "libraries_in_halves", tuple)
+    monkeypatch.setattr(compiled, "fp16_libraries", tuple)

@@ -28,8 +28,8 @@ CPU = torch.device("cpu")
 def test_a_processor_uses_what_it_is_fast_at(
     asked: str, kernels: set[bool], has_amx: bool, used: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def library(*, in_halves: bool = False) -> str | None:
-        return "kernels" if in_halves in kernels else None
+    def library(*, fp16: bool = False) -> str | None:
+        return "kernels" if fp16 in kernels else None
 
     def compute_dtype(device: torch.device, precision: str) -> torch.dtype:
         return torch.float32 if precision == "fp32" else torch.bfloat16
@@ -40,16 +40,16 @@ def test_a_processor_uses_what_it_is_fast_at(
     assert precision.used_precision(CPU, asked) == used
     window = Window(patch_size=(8, 8, 8), device=CPU, precision=asked)
     assert window.used_precision == used
-    assert window.layers.in_halves == (used == "fp16")
+    assert window.layers.fp16 == (used == "fp16")
 
 
 def test_float16_is_refused_where_it_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "library", lambda in_halves=False: None if in_halves else "kernels")
+    monkeypatch.setattr(precision, "library", lambda fp16=False: None if fp16 else "kernels")
     with pytest.raises(ConfigError, match="precision 'fp16' needs a GPU; choose auto, bf16 or fp32"):
         precision.used_precision(CPU, "fp16")
 
 
 def test_a_gpu_computes_in_float16_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "library", lambda in_halves=False: "kernels")
+    monkeypatch.setattr(precision, "library", lambda fp16=False: "kernels")
     assert precision.used_precision(torch.device("cuda"), "fp16") == "fp16"
-    assert not Window(patch_size=(8, 8), device=torch.device("cuda"), precision="fp16").layers.in_halves
+    assert not Window(patch_size=(8, 8), device=torch.device("cuda"), precision="fp16").layers.fp16

@@ -29,7 +29,7 @@ from segwright.core.errors import ConfigError, SegwrightError, WorkspaceError
     ],
 )
 def test_wrong_options_are_refused_without_a_model(
-    images: Path, tmp_path: Path, options: dict[str, Any], message: str, without_halves: None
+    images: Path, tmp_path: Path, options: dict[str, Any], message: str, without_fp16_kernels: None
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         api.predict(tmp_path / "none", images, tmp_path / "out", **options)
@@ -38,7 +38,7 @@ def test_wrong_options_are_refused_without_a_model(
 
 @pytest.mark.parametrize("options", [{"precision": "fp8"}, {"precision": "fp16", "device": "cpu"}, {"device": ","}])
 def test_a_model_is_not_loaded_with_wrong_options(
-    tmp_path: Path, options: dict[str, str], without_halves: None
+    tmp_path: Path, options: dict[str, str], without_fp16_kernels: None
 ) -> None:
     with pytest.raises(ConfigError):
         api.load_model(tmp_path / "none", **options)

@@ -30,7 +30,7 @@ NUMPY_SCALARS = [np._core.multiarray.scalar, np.dtype, *(type(np.dtype(name)) fo
 
 @pytest.fixture(scope="module", params=["fp32", "fp16"])
 def predictor(request: pytest.FixtureRequest) -> Predictor:
-    if request.param == "fp16" and library(in_halves=True) is None:
+    if request.param == "fp16" and library(fp16=True) is None:
         pytest.skip("no kernels in float16 for this processor")
     with torch.serialization.safe_globals(NUMPY_SCALARS):
         checkpoint = torch.load(MODEL / "fold_0" / "checkpoint_final.pth", weights_only=True, map_location="cpu")
@@ -62,8 +62,8 @@ def test_the_reference_prediction_is_reproduced(predictor: Predictor, case: str)
         expected = archive["probabilities"]
     labels = sitk.GetArrayFromImage(sitk.ReadImage(str(REFERENCE / "predictions" / f"{case}.nii.gz")))
     assert prediction.probabilities is not None
-    in_halves = predictor.window.used_precision == "fp16"
-    np.testing.assert_allclose(prediction.probabilities, expected, atol=1.5e-2 if in_halves else 5e-3)
+    fp16 = predictor.window.used_precision == "fp16"
+    np.testing.assert_allclose(prediction.probabilities, expected, atol=1.5e-2 if fp16 else 5e-3)
     assert (prediction.labels == labels).mean() >= 0.999
     first, second = np.sort(expected, axis=0)[-2:]
-    assert ((prediction.labels != labels) & (second - first > (2e-2 if in_halves else 5e-3))).sum() == 0
+    assert ((prediction.labels != labels) & (second - first > (2e-2 if fp16 else 5e-3))).sum() == 0

@@ -22,10 +22,10 @@ from segwright.core.device import CPU, autocast, memory_format
 from segwright.core.errors import ImageError, ModelError
 from segwright.core.process_tuning import release_freed_memory
 from segwright.inference.export.to_original_grid import to_front
-from segwright.inference.precision import is_in_halves, used_precision
+from segwright.inference.precision import used_precision, uses_fp16_kernels
 from segwright.inference.window.stitching import PORTION_BYTES, Planes, stitch
 from segwright.inference.window.tiling import DEFAULT_STEP, Start, gaussian_map, tiles
-from segwright.networks.cpu.dispatch import FastLayers
+from segwright.networks.cpu.dispatch import CpuKernelMode
 from segwright.preprocessing.normalization import NormalizedView
 
 Image: TypeAlias = "npt.NDArray[np.float32] | NormalizedView | Tensor"
@@ -66,7 +66,7 @@ class Window:
     sums: torch.dtype = torch.float32
     quantum: float = 0.0
     reuse: bool = True
-    layers: FastLayers = field(init=False, repr=False, compare=False)
+    layers: CpuKernelMode = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if any(not 0 <= axis < len(self.patch_size) for axis in self.mirror_axes):
@@ -74,7 +74,7 @@ class Window:
                 f"mirror axes {self.mirror_axes} do not fit a patch with {len(self.patch_size)} axes; "
                 "they are spatial axes counted from 0"
             )
-        object.__setattr__(self, "layers", FastLayers(in_halves=is_in_halves(self.device, self.precision)))
+        object.__setattr__(self, "layers", CpuKernelMode(fp16=uses_fp16_kernels(self.device, self.precision)))
 
     def heads_of(self, flip: Sequence[int]) -> Sequence[int] | None:
         """Return which heads of a flipped image belong to the image's own, in their order; None for the same ones."""
@@ -88,7 +88,7 @@ class Window:
     @contextmanager
     def computing(self) -> Iterator[None]:
         """The context in which networks run; float16 on the CPU is a matter of its layers alone."""
-        precision = "fp32" if self.layers.in_halves else self.used_precision
+        precision = "fp32" if self.layers.fp16 else self.used_precision
         layers = self.layers if self.device.type == CPU else nullcontext()
         with torch.inference_mode(), autocast(self.device, precision), layers:
             yield

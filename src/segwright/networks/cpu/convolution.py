@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import wrap_torch_function
 
 
-@wrap_torch_function(lambda conv, first, second: (first, second))  # so that `inference.FastLayers` may answer
+@wrap_torch_function(lambda conv, first, second: (first, second))  # `CpuKernelMode` overrides it
 def conv_pair(conv: nn.Module, first: Tensor, second: Tensor) -> Tensor:
     """Return `conv` applied to two tensors (B, C, *S) concatenated along the channels.
 

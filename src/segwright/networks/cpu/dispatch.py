@@ -1,13 +1,15 @@
-"""Faster layers for a network that only predicts, whoever wrote it.
+"""Use the compiled CPU kernels for the layers of any network, in inference mode.
 
-Within `FastLayers` torch asks here before it computes a convolution or an instance norm, and so do the layers of our
-own that stand for several of torch's. The compiled kernels compute what they are made for; all else is as without.
+Within `CpuKernelMode` torch passes each of its functions here first (see `torch.overrides.TorchFunctionMode`). So do
+those layers of our networks that are decorated with `wrap_torch_function`. The kernels compute the layers that they
+support; torch computes everything else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import unwrap
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias, TypeGuard
 
@@ -15,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from segwright.networks.blocks import ConvBlock, computed_together
+from segwright.networks.blocks import ConvBlock, apply_blocks, apply_decoder_blocks
 from segwright.networks.cpu import direct, kernels
 from segwright.networks.cpu.convolution import conv_pair, is_eager_cpu, is_plain_conv, is_plain_upsampling, upsample_by
-from segwright.networks.cpu.library import library, rejoin_freed_memory
+from segwright.networks.cpu.library import library
 from segwright.networks.cpu.norm import (
     IDENTITY_SLOPE,
     ChannelsLastInstanceNorm,
@@ -27,36 +29,41 @@ from segwright.networks.cpu.norm import (
 )
 from segwright.networks.cpu.upsampling import upsample_conv_pair
 
-Answer: TypeAlias = Tensor | None
-"""The result of a layer; None where torch is to compute it."""
+Result: TypeAlias = Tensor | None
+"""The output of a layer; None where torch has to compute it."""
 
 
-class FastLayers(TorchFunctionMode):
-    """A context, for the thread that enters it, in which `kernels` computes what it can; without gradients.
+class CpuKernelMode(TorchFunctionMode):
+    """A context in which the compiled kernels compute the layers that they support; without gradients.
 
-    Used again, it still knows the transformed weights of layers; several threads may use one.
+    It holds for the thread that enters it. It keeps transformed weights, so entering the same object again saves time;
+    several threads may share one.
 
     Args:
-        in_halves: compute convolutions in float16 where the processor is fast at it.
+        fp16: compute convolutions in float16 where the processor is fast at it.
     """
 
-    def __init__(self, *, in_halves: bool = False) -> None:
+    def __init__(self, *, fp16: bool = False) -> None:
         super().__init__()
-        self.in_halves = in_halves
-        self._known = kernels.Points(in_halves=in_halves)
+        self.fp16 = fp16
+        self._cache = kernels.WinogradWeightCache(fp16=fp16)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Compute one function of torch, or one layer of ours that asks as torch's functions do."""
-        rejoin_freed_memory()
+        """Compute one function of torch, or one composite layer of ours."""
         kwargs = kwargs or {}
-        answer = _ANSWERS[func](self._known, *args, **kwargs) if func in _ANSWERS else None
-        return func(*args, **kwargs) if answer is None else answer
+        result = _HANDLERS[func](self._cache, *args, **kwargs) if func in _HANDLERS else None
+        if result is not None:
+            return result
+        if func in _COMPOSITES:
+            with self:  # torch leaves the mode while it calls this; the single layers are still to be computed in it
+                return _COMPOSITES[func](*args, **kwargs)
+        return func(*args, **kwargs)
 
 
 def _convolution(
-    known: kernels.Points,
+    cache: kernels.WinogradWeightCache,
     input: Tensor,  # noqa: A002 (as torch calls it)
     weight: Tensor,
     bias: Tensor | None = None,
@@ -64,21 +71,21 @@ def _convolution(
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
-) -> Answer:
-    if not _are_ours(input, weight, bias) or groups != 1 or not _pads_evenly(weight, stride, padding, dilation):
+) -> Result:
+    if not _are_supported(input, weight, bias) or groups != 1 or not _keeps_shape(weight, stride, padding, dilation):
         return None
     steps = _sizes(stride, weight)
     if direct.suits_voxels(weight, input, steps):
         return direct.convolve_voxels(input, weight, bias)
     if direct.suits_few(weight, input, steps):
         return direct.convolve_few(input, weight, bias)
-    if kernels.suits(weight, input, [input.shape[1]], steps, known):
-        return kernels.convolve([input], weight, bias, steps, known)
+    if kernels.suits(weight, input, [input.shape[1]], steps, cache):
+        return kernels.convolve([input], weight, bias, steps, cache)
     return None
 
 
-def _upsampling(
-    known: kernels.Points | None,
+def _transposed_convolution(
+    cache: kernels.WinogradWeightCache | None,
     input: Tensor,  # noqa: A002 (as torch calls it)
     weight: Tensor,
     bias: Tensor | None = None,
@@ -87,8 +94,8 @@ def _upsampling(
     output_padding: Any = 0,
     groups: int = 1,
     dilation: Any = 1,
-) -> Answer:
-    if not _are_ours(input, weight) or not _are_plain([bias], torch.float32) or groups != 1:
+) -> Result:
+    if not _are_supported(input, weight) or not _are_plain([bias], torch.float32) or groups != 1:
         return None
     if bias is not None and bias.shape != weight.shape[1:2]:
         return None
@@ -99,24 +106,27 @@ def _upsampling(
     return direct.upsample(input, weight, bias)
 
 
-def _conv_pair(known: kernels.Points, conv: nn.Module, first: Tensor, second: Tensor) -> Answer:
-    if not _are_ours(first) or not _is_for_kernel(conv, second, [first.shape[1], second.shape[1]], known):
+def _conv_pair(cache: kernels.WinogradWeightCache, conv: nn.Module, first: Tensor, second: Tensor) -> Result:
+    channels = [first.shape[1], second.shape[1]]
+    if not _are_supported(first) or not _is_winograd_conv(conv, second, channels, cache):
         return None
-    return kernels.convolve([first, second], conv.weight, conv.bias, tuple(conv.stride), known)
+    return kernels.convolve([first, second], conv.weight, conv.bias, tuple(conv.stride), cache)
 
 
-def _upsample_conv_pair(known: kernels.Points, upsample: nn.Module, conv: nn.Module, x: Tensor, skip: Tensor) -> Answer:
+def _upsample_conv_pair(
+    cache: kernels.WinogradWeightCache, upsample: nn.Module, conv: nn.Module, x: Tensor, skip: Tensor
+) -> Result:
     """Up-sample first: merged with the convolution it would take more multiplications than the kernel."""
-    if not is_plain_upsampling(upsample) or not _are_ours(x, upsample.weight):
+    if not is_plain_upsampling(upsample) or not _are_supported(x, upsample.weight):
         return None
-    if not _is_for_kernel(conv, skip, [upsample.out_channels, skip.shape[1]], known):
+    if not _is_winograd_conv(conv, skip, [upsample.out_channels, skip.shape[1]], cache):
         return None
-    return kernels.convolve([_upsampled(upsample, x), skip], conv.weight, conv.bias, tuple(conv.stride), known)
+    return kernels.convolve([_upsampled(upsample, x), skip], conv.weight, conv.bias, tuple(conv.stride), cache)
 
 
 @dataclass(frozen=True)
 class _Block:
-    """What a convolution block consists of."""
+    """The layers of a convolution block that the kernels can compute."""
 
     conv: nn.Conv2d | nn.Conv3d
     norm: ChannelsLastInstanceNorm
@@ -124,7 +134,7 @@ class _Block:
 
     @classmethod
     def of(cls, block: nn.Module) -> _Block | None:
-        """Return the parts of `block`; None where there are others."""
+        """Return the layers of `block`; None where there is one that the kernels do not support."""
         if type(block) is not ConvBlock or block.dropout is not None or block.nonlin_first:
             return None
         conv, norm, nonlin = block.conv, block.norm, block.nonlin
@@ -140,106 +150,124 @@ class _Block:
             return None
         return cls(conv, norm, nonlin.negative_slope)
 
-    def can_use_kernel(self, image: Tensor, channels: Sequence[int], known: kernels.Points) -> bool:
-        """Return whether the kernels compute this for images like `image`; a single voxel has no norm."""
+    def suits_winograd(self, image: Tensor, channels: Sequence[int], cache: kernels.WinogradWeightCache) -> bool:
+        """Return whether Winograd's kernels compute this block for images like `image`; a single voxel has no norm."""
         voxels = image[0, 0].numel()  # of which a stride may leave one
-        return voxels > 2 ** (image.ndim - 2) and _is_for_kernel(self.conv, image, channels, known)
+        return voxels > 2 ** (image.ndim - 2) and _is_winograd_conv(self.conv, image, channels, cache)
 
-    def can_be_direct(self, image: Tensor) -> bool:
-        """Return whether the kernels compute this as it is, for images like `image` with few channels."""
+    def suits_direct(self, image: Tensor) -> bool:
+        """Return whether the direct kernel computes this block for images like `image`, with few channels."""
         return (
             image[0, 0].numel() > 1
-            and _is_even(self.conv, image)
+            and _is_supported_conv(self.conv, image)
             and direct.suits_few(self.conv.weight, image, _sizes(self.conv.stride, self.conv.weight))
         )
 
 
-def _computed_together(
-    known: kernels.Points,
-    modules: Sequence[nn.Module],
+def _blocks(cache: kernels.WinogradWeightCache, blocks: Sequence[nn.Module], x: Tensor) -> Result:
+    layers = _supported_blocks(blocks, x)
+    return None if layers is None else _fused(cache, layers, [x])
+
+
+def _decoder_blocks(
+    cache: kernels.WinogradWeightCache,
+    blocks: Sequence[nn.Module],
+    upsample: nn.Module,
     x: Tensor,
-    upsample: nn.Module | None = None,
-    skip: Tensor | None = None,
+    skip: Tensor,
     head: nn.Module | None = None,
-) -> Answer:
-    """Find each norm while its convolution is written, and apply it while the next one reads."""
-    if not _are_ours(x) or any(map(_is_watched, [modules] if isinstance(modules, nn.Module) else modules)):
+) -> Result:
+    layers = _supported_blocks(blocks, x)
+    if layers is None or not is_plain_upsampling(upsample) or not _are_supported(x, upsample.weight):
         return None
-    blocks = [block for block in map(_Block.of, modules) if block is not None]
-    if len(blocks) < len(modules):
+    if not layers[0].suits_winograd(skip, [upsample.out_channels, skip.shape[1]], cache):
         return None
-    images: list[Tensor | kernels.Normalised] = [x]
-    if skip is not None:
-        if not is_plain_upsampling(upsample) or not _are_ours(x, upsample.weight):
-            return None
-        if not blocks[0].can_use_kernel(skip, [upsample.out_channels, skip.shape[1]], known):
-            return None
-        images = [_upsampled(upsample, x), skip]
+    return _fused(cache, layers, [_upsampled(upsample, x), skip], head)
+
+
+def _supported_blocks(blocks: Sequence[nn.Module], x: Tensor) -> list[_Block] | None:
+    """Return the layers of all `blocks`; None if the kernels do not support one, or if hooks want to see it."""
+    if not _are_supported(x) or any(map(_has_hooks, [blocks] if isinstance(blocks, nn.Module) else blocks)):
+        return None
+    layers = [block for block in map(_Block.of, blocks) if block is not None]
+    return layers if len(layers) == len(blocks) else None
+
+
+def _fused(
+    cache: kernels.WinogradWeightCache,
+    blocks: Sequence[_Block],
+    images: Sequence[Tensor | kernels.Normalised],
+    head: nn.Module | None = None,
+) -> Tensor:
+    """Apply convolution blocks to one image, or to two concatenated along their channels, and then a head if any.
+
+    The statistics of each norm are computed while its convolution writes, and it is applied while the next one reads.
+    """
     for block, following in zip(blocks, (*blocks[1:], None), strict=True):
         conv, norm = block.conv, kernels.Norm(block.norm.weight, block.norm.bias, block.norm.eps, block.slope)
         values = [kernels.values_of(image) for image in images]
-        if block.can_use_kernel(values[0], [each.shape[1] for each in values], known):
-            images = [kernels.convolve_and_norm(images, conv.weight, conv.bias, norm, tuple(conv.stride), known)]
+        if block.suits_winograd(values[0], [each.shape[1] for each in values], cache):
+            images = [kernels.convolve_and_norm(images, conv.weight, conv.bias, norm, tuple(conv.stride), cache)]
             continue
-        if block.can_be_direct(values[0]):
+        if block.suits_direct(values[0]):
             images = [direct.convolve_few_and_norm(_applied(images[0]), conv.weight, conv.bias, norm)]
             continue
         out = conv(_applied(images[0]))
-        if following is not None and following.can_use_kernel(out, [out.shape[1]], known):
+        if following is not None and following.suits_winograd(out, [out.shape[1]], cache):
             images = [kernels.find_norm(out, norm)]
         else:
-            with FastLayers():
+            with CpuKernelMode():
                 images = [norm_leaky_relu(block.norm, out, block.slope)]
     if head is None:
         return _applied(images[0])
-    if _is_head(head, kernels.values_of(images[0])) and not _is_watched(head):
+    if _is_supported_head(head, kernels.values_of(images[0])) and not _has_hooks(head):
         return direct.convolve_voxels(images[0], head.weight, head.bias)
     logits: Tensor = head(_applied(images[0]))
     return logits
 
 
 def _upsampled(upsample: nn.ConvTranspose2d | nn.ConvTranspose3d, x: Tensor) -> Tensor:
-    asked = (upsample.stride, upsample.padding, upsample.output_padding, upsample.groups, upsample.dilation)
-    answer = _upsampling(None, x, upsample.weight, upsample.bias, *asked)
-    return upsample_by(upsample, x) if answer is None else answer
+    options = (upsample.stride, upsample.padding, upsample.output_padding, upsample.groups, upsample.dilation)
+    result = _transposed_convolution(None, x, upsample.weight, upsample.bias, *options)
+    return upsample_by(upsample, x) if result is None else result
 
 
 def _applied(image: Tensor | kernels.Normalised) -> Tensor:
-    return image if isinstance(image, Tensor) else image.applied()
+    return image if isinstance(image, Tensor) else image.apply_inplace()
 
 
-def _is_watched(module: nn.Module) -> bool:
-    """Return whether somebody wants to see what a module or a part of it computes."""
+def _has_hooks(module: nn.Module) -> bool:
+    """Return whether a module or a part of it has forward hooks, which must see what it computes."""
     return any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
 
 
-def _is_for_kernel(
-    conv: nn.Module, image: Tensor, channels: Sequence[int], known: kernels.Points
+def _is_winograd_conv(
+    conv: nn.Module, image: Tensor, channels: Sequence[int], cache: kernels.WinogradWeightCache
 ) -> TypeGuard[nn.Conv2d | nn.Conv3d]:
-    """Return whether the kernels compute `conv` for images like `image` with so many `channels`."""
-    return _is_even(conv, image) and kernels.suits(
-        conv.weight, image, channels, _sizes(conv.stride, conv.weight), known
+    """Return whether Winograd's kernels compute `conv` for images like `image` with so many `channels`."""
+    return _is_supported_conv(conv, image) and kernels.suits(
+        conv.weight, image, channels, _sizes(conv.stride, conv.weight), cache
     )
 
 
-def _is_head(conv: nn.Module, image: Tensor) -> TypeGuard[nn.Conv2d | nn.Conv3d]:
-    """Return whether the kernels compute `conv` for each voxel of `image`."""
-    return _is_even(conv, image) and direct.suits_voxels(conv.weight, image, _sizes(conv.stride, conv.weight))
+def _is_supported_head(conv: nn.Module, image: Tensor) -> TypeGuard[nn.Conv2d | nn.Conv3d]:
+    """Return whether the kernels compute the 1x1 convolution `conv` of `image`."""
+    return _is_supported_conv(conv, image) and direct.suits_voxels(conv.weight, image, _sizes(conv.stride, conv.weight))
 
 
-def _is_even(conv: nn.Module, image: Tensor) -> TypeGuard[nn.Conv2d | nn.Conv3d]:
-    """Return whether `conv` pads evenly and is, like the image, what the kernels compute with."""
+def _is_supported_conv(conv: nn.Module, image: Tensor) -> TypeGuard[nn.Conv2d | nn.Conv3d]:
+    """Return whether `conv` is torch's own with the padding, and its tensors of the type, that the kernels support."""
     return (
         is_plain_conv(conv)
-        and _are_ours(image, conv.weight, conv.bias)
+        and _are_supported(image, conv.weight, conv.bias)
         and (conv.padding_mode, conv.groups) == ("zeros", 1)
-        and _pads_evenly(conv.weight, conv.stride, conv.padding, conv.dilation)
+        and _keeps_shape(conv.weight, conv.stride, conv.padding, conv.dilation)
     )
 
 
 def _sample_norm(
-    known: kernels.Points, x: Tensor, norm: ChannelsLastInstanceNorm, slope: float, in_place: bool = False
-) -> Answer:
+    cache: kernels.WinogradWeightCache, x: Tensor, norm: ChannelsLastInstanceNorm, slope: float, in_place: bool = False
+) -> Result:
     if not _can_compute(x) or x.shape[1] % kernels.LANES:
         return None
     if not _are_plain([x], torch.float32, torch.bfloat16) or not _are_plain([norm.weight, norm.bias], torch.float32):
@@ -247,8 +275,8 @@ def _sample_norm(
     return kernels.instance_norm(x, kernels.Norm(norm.weight, norm.bias, norm.eps, slope), in_place=in_place)
 
 
-def _pads_evenly(weight: Tensor, stride: Any, padding: Any, dilation: Any) -> bool:
-    """Return whether a convolution pads as much as its kernel needs, and skips nothing within it."""
+def _keeps_shape(weight: Tensor, stride: Any, padding: Any, dilation: Any) -> bool:
+    """Return whether a convolution has no dilation, and padding that keeps the shape, strides aside."""
     width = tuple(size // 2 for size in weight.shape[2:])
     if padding == "same":
         return set(_sizes(stride, weight)) == {1} and set(_sizes(dilation, weight)) == {1}
@@ -256,13 +284,13 @@ def _pads_evenly(weight: Tensor, stride: Any, padding: Any, dilation: Any) -> bo
 
 
 def _sizes(sizes: Any, weight: Tensor) -> tuple[int, ...]:
-    """Return one size for each axis; torch takes one for all, too."""
+    """Return one size for each axis; torch also accepts one for all."""
     each = tuple(sizes) if isinstance(sizes, Sequence) else (sizes,)
     return each * (weight.ndim - 2) if len(each) == 1 else each
 
 
-def _are_ours(image: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> bool:
-    """Return whether the kernels convolve these tensors: in float32, whatever a precision of torch's may ask for."""
+def _are_supported(image: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> bool:
+    """Return whether the kernels convolve these tensors: in float32 and without torch's autocast."""
     return (
         _can_compute(image)
         and not torch.is_autocast_enabled("cpu")
@@ -272,7 +300,7 @@ def _are_ours(image: Tensor, weight: Tensor | None = None, bias: Tensor | None =
 
 
 def _are_plain(tensors: Sequence[Tensor | None], *dtypes: torch.dtype) -> bool:
-    """Return whether all tensors but None are numbers in memory, of one of `dtypes`; subclasses may be anything."""
+    """Return whether all tensors but None are dense, in memory and of one of `dtypes`; a subclass is not plain."""
     return all(
         type(tensor) in {Tensor, nn.Parameter}
         and tensor.layout == torch.strided
@@ -284,19 +312,25 @@ def _are_plain(tensors: Sequence[Tensor | None], *dtypes: torch.dtype) -> bool:
 
 
 def _can_compute(image: Tensor) -> bool:
-    """Return whether there are kernels, and this is a run of the network without gradients rather than a trace."""
+    """Return whether there are kernels, and the network runs without gradients and is not traced."""
     return is_eager_cpu(image) and not torch.is_grad_enabled() and library() is not None
 
 
-_ANSWERS: Final[Mapping[Callable[..., Any], Callable[..., Answer]]] = MappingProxyType(
+_COMPOSITES: Final[Mapping[Callable[..., Any], Callable[..., Tensor]]] = MappingProxyType(
+    {function: unwrap(function) for function in (apply_blocks, apply_decoder_blocks)}
+)
+"""Functions that call several layers, and what they do outside of this mode."""
+
+_HANDLERS: Final[Mapping[Callable[..., Any], Callable[..., Result]]] = MappingProxyType(
     {
         torch.conv2d: _convolution,
         torch.conv3d: _convolution,
-        torch.conv_transpose2d: _upsampling,
-        torch.conv_transpose3d: _upsampling,
+        torch.conv_transpose2d: _transposed_convolution,
+        torch.conv_transpose3d: _transposed_convolution,
         conv_pair: _conv_pair,
         upsample_conv_pair: _upsample_conv_pair,
         sample_norm: _sample_norm,
-        computed_together: _computed_together,
+        apply_blocks: _blocks,
+        apply_decoder_blocks: _decoder_blocks,
     }
 )

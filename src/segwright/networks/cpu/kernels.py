@@ -1,6 +1,6 @@
-"""Operations of the compiled kernels: convolutions (float32, halves within), instance norm with LeakyReLU (also bf16).
+"""Winograd convolutions (float32 or fp16) and instance norm with LeakyReLU (float32 or bf16) by the compiled kernels.
 
-For use where `compiled.library` gives one. Nothing here has a gradient.
+For use where `library` finds the kernels. Nothing here has a gradient.
 
 Legend: B batch, C channels, S spatial axes.
 """
@@ -22,29 +22,31 @@ from segwright.networks.cpu.library import Library, library
 Size = tuple[int, ...]
 
 LANES, COLUMNS = 8, 16
-"""Channels of images, and of what convolutions make, are multiples of these; those of 16 and 32 make wider vectors."""
-_TILE, _GROUPS, _TAPS, _STAGGER, _RECORD = 4, 36, 3, 64, 8  # of native/
+"""Input channels are multiples of LANES, output channels of COLUMNS; multiples of 16 and 32 allow wider vectors."""
+_TILE, _GROUPS, _TAPS, _STAGGER, _RECORD = 4, 36, 3, 64, 8  # constants of native/
 KERNEL_SIZES: Final = frozenset({(3, 3), (1, 3, 3), (3, 3, 3)})
 _LIMITS: Final = MappingProxyType({torch.float32: (256, 1.5), torch.float16: (64, 2.0)})
-"""For each type of points the least tiles, for with fewer the transformed weights, eight times as many, take longer to
-read than is saved, and how many times the output all tiles may be where there is a stride, for it saves less."""
+"""Minimum tiles, and maximum ratio of tile area to output area with a stride, for each dtype of the products.
+
+With fewer tiles, reading the transformed weights, eight times as many as the weights, takes longer than is saved. With
+a stride less is saved, so little of the tiles may lie outside of the output."""
 _JOBS: Final = 4
-"""For each thread, so that none waits long for the others at the end."""
+"""Jobs per thread, so that no thread waits long for the others at the end."""
 RUN: Final = 1024
-"""Voxels of a job where each is computed alone; sums of so many are made in float32, then in float64."""
-_MOST_KEPT_BYTES: Final = 128 * 2**20
-"""For transformed weights, which are eight to thirteen times as many as weights."""
+"""Voxels of a job where each voxel is computed alone; sums over a run are in float32, sums of runs in float64."""
+_MAX_CACHE_BYTES: Final = 128 * 2**20
+"""Transformed weights are eight to thirteen times as large as the weights."""
 
 
 class _Filter(NamedTuple):
-    """A filter of filters.h: what it is called there, outputs of a tile, kinds of points."""
+    """A filter of filters.h: its code there, outputs per tile, and kinds of points (which have a weight each)."""
 
     code: int
     tile: int
     kinds: int
 
 
-_ALONE, _STRIDED, _FOUR, _FIVE = _Filter(0, 1, 1), _Filter(2, 4, 6), _Filter(4, 4, 6), _Filter(5, 5, 7)
+_IDENTITY, _F_STRIDED, _F4, _F5 = _Filter(0, 1, 1), _Filter(2, 4, 6), _Filter(4, 4, 6), _Filter(5, 5, 7)
 
 
 class _Shape(ctypes.Structure):
@@ -59,15 +61,17 @@ class _Shape(ctypes.Structure):
     ]  # fmt: skip
 
 
-def suits(weight: Tensor, image: Tensor, channels: Sequence[int], stride: Size, known: Points | None = None) -> bool:
-    """Return whether `convolve` is made for `weight` and images like `image` with so many `channels`, and pays.
+def suits(
+    weight: Tensor, image: Tensor, channels: Sequence[int], stride: Size, cache: WinogradWeightCache | None = None
+) -> bool:
+    """Return whether `convolve` supports `weight` and images like `image`, and is faster than torch.
 
     Args:
         weight: (O, C, *K).
         image: (B, C', *S), one of them.
-        channels: of each image; C in all.
+        channels: of each image, C in total.
         stride: along each axis.
-        known: as `convolve` is given it.
+        cache: the one that `convolve` gets.
     """
     if weight.ndim != image.ndim or tuple(weight.shape[2:]) not in KERNEL_SIZES:
         return False
@@ -76,15 +80,15 @@ def suits(weight: Tensor, image: Tensor, channels: Sequence[int], stride: Size, 
         return False
     size = _strided((1, *image.shape[2:])[-3:], (deep, rows, columns))
     tiles = [ceil(extent / _TILE) for extent in size]
-    compiled = _in_halves(known, channels, weight)
-    least, most_waste = _LIMITS[torch.float32 if compiled is None else compiled.points]
+    compiled = _fp16_kernels(cache, channels, weight)
+    min_tiles, max_ratio = _LIMITS[torch.float32 if compiled is None else compiled.dtype]
     return (
         weight.shape[0] % COLUMNS == 0
         and weight.shape[1] == sum(channels)
         and all(each % LANES == 0 for each in channels)
-        and len(image) * size[0] * tiles[1] * tiles[2] >= least
-        and 2 * len(image) * tiles[1] >= torch.get_num_threads()  # or most of them would have no job
-        and (rows == 1 or prod(tiles) * _TILE**3 <= most_waste * prod(size))
+        and len(image) * size[0] * tiles[1] * tiles[2] >= min_tiles
+        and 2 * len(image) * tiles[1] >= torch.get_num_threads()  # else most threads would have no job
+        and (rows == 1 or prod(tiles) * _TILE**3 <= max_ratio * prod(size))
     )
 
 
@@ -95,8 +99,8 @@ class Norm:
     Attributes:
         weight: (C) float32, or None.
         bias: (C) float32, or None.
-        eps: is added to the variance.
-        slope: of the negative half; 1 for no LeakyReLU.
+        eps: added to the variance.
+        slope: of the LeakyReLU for negative values; 1 for no LeakyReLU.
     """
 
     weight: Tensor | None
@@ -107,56 +111,54 @@ class Norm:
 
 @dataclass(frozen=True)
 class Normalised:
-    """An image whose norm is known and not yet applied.
+    """An image and its norm, which is not applied yet.
 
     Attributes:
         image: (B, C, *S) float32, channels-last.
         factors: (B, 3, C) mean, scale and shift.
-        slope: of the negative half.
+        slope: of the LeakyReLU for negative values.
     """
 
     image: Tensor
     factors: Tensor
     slope: float
 
-    def applied(self) -> Tensor:
-        """Return the image with its norm, written over it."""
+    def apply_inplace(self) -> Tensor:
+        """Apply the norm and the LeakyReLU to the image, and return it."""
         _norm("segwright_scale", self.image, Norm(None, None, 0.0, self.slope), None, self.factors, self.image)
         return self.image
 
 
 def values_of(image: Tensor | Normalised) -> Tensor:
-    """Return the values of an image, before its norm if that is not applied yet."""
+    """Return the tensor of an image, without its norm if that is not applied yet."""
     return image if isinstance(image, Tensor) else image.image
 
 
-class Points:
-    """Transforms weights for the kernels, and keeps those of layers that may come again while they are the same.
-
-    Several threads may share one.
+class WinogradWeightCache:
+    """Keeps the transformed weights of layers, as long as the weights stay the same; several threads may share one.
 
     Args:
-        most_bytes: that are kept, a copy of the weights included.
-        in_halves: convolve in float16 where there are kernels for it.
+        max_bytes: memory for all entries, each with a copy of its weights.
+        fp16: convolve in float16 where there are kernels for it.
     """
 
-    def __init__(self, most_bytes: int = _MOST_KEPT_BYTES, *, in_halves: bool = False) -> None:
-        self.in_halves = in_halves
-        self._kept: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
-        self._most = most_bytes
+    def __init__(self, max_bytes: int = _MAX_CACHE_BYTES, *, fp16: bool = False) -> None:
+        self.fp16 = fp16
+        self._entries: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
+        self._max_bytes = max_bytes
 
-    def of(self, weight: Tensor, deep: _Filter, flat: _Filter, compiled: Library) -> Tensor:
-        """Return the points of weights (O, C, *K) for these kernels."""
-        key = (weight.data_ptr(), deep.code, flat.code, compiled.lanes, compiled.points.itemsize)
-        before = self._kept.get(key)
-        if before is not None and torch.equal(before[0], weight):  # torch's own count misses some changes
-            return before[1]
-        self._kept.pop(key, None)
-        points = _points(weight, deep, flat, compiled)
-        kept = sum(tensor.nbytes for pair in list(self._kept.values()) for tensor in pair)
-        if isinstance(weight, nn.Parameter) and kept + weight.nbytes + points.nbytes <= self._most:
-            self._kept[key] = weight.detach().clone(), points
-        return points
+    def transformed(self, weight: Tensor, deep: _Filter, flat: _Filter, compiled: Library) -> Tensor:
+        """Return weights (O, C, *K) as `compiled` multiplies by them."""
+        key = (weight.data_ptr(), deep.code, flat.code, compiled.lanes, compiled.dtype.itemsize)
+        entry = self._entries.get(key)
+        if entry is not None and torch.equal(entry[0], weight):  # torch's version counter misses some changes
+            return entry[1]
+        self._entries.pop(key, None)
+        transformed = _transform_weight(weight, deep, flat, compiled)
+        used = sum(tensor.nbytes for pair in list(self._entries.values()) for tensor in pair)
+        if isinstance(weight, nn.Parameter) and used + weight.nbytes + transformed.nbytes <= self._max_bytes:
+            self._entries[key] = weight.detach().clone(), transformed
+        return transformed
 
 
 def convolve(
@@ -164,21 +166,21 @@ def convolve(
     weight: Tensor,
     bias: Tensor | None,
     stride: Size | None = None,
-    known: Points | None = None,
+    cache: WinogradWeightCache | None = None,
 ) -> Tensor:
-    """Convolve one or two images, concatenated along their channels, with padding that keeps the shape but for strides.
+    """Convolve one or two images, concatenated along their channels, with "same" padding.
 
     Winograd's F(4, 3) or F(5, 3) along every axis with three taps (Lavin & Gray 2016, arXiv:1509.09308): an eighth of
-    the multiplications in 3D, three to four times as fast as the direct way, and a few 1e-6 of the largest value away.
-    In float16, where `known` asks for it and the processor is fast at it, a few 1e-3 away; values too large for it are
-    convolved in float32 after all.
+    the multiplications in 3D, and three to four times as fast as a direct convolution. Errors are a few 1e-6 of the
+    largest value. In float16, if `cache` wants it and the processor is fast at it, they are a few 1e-3; a layer with
+    values too large for float16 is computed in float32.
 
     Args:
         images: (B, C, *S) and (B, C', *S).
         weight: (O, C + C', *K), see `suits`.
         bias: (O).
         stride: along each axis; 1 by default.
-        known: keeps the transformed weights.
+        cache: holds the transformed weights.
 
     Returns:
         (B, O, *S), channels-last.
@@ -186,7 +188,7 @@ def convolve(
     Raises:
         ValueError: the images differ in more than their channels.
     """
-    return _convolve(images, weight, bias, stride, known, with_records=False)[0]
+    return _convolve(images, weight, bias, stride, cache, with_records=False)[0]
 
 
 def convolve_and_norm(
@@ -195,14 +197,14 @@ def convolve_and_norm(
     bias: Tensor | None,
     norm: Norm,
     stride: Size | None = None,
-    known: Points | None = None,
+    cache: WinogradWeightCache | None = None,
 ) -> Normalised:
-    """Convolve as `convolve` does and find the norm of the result, while it is in the cache."""
-    return normalised_by(*_convolve(images, weight, bias, stride, known, with_records=True), norm)
+    """Convolve like `convolve`, and compute the norm of the result while it is in the processor's cache."""
+    return normalised_by(*_convolve(images, weight, bias, stride, cache, with_records=True), norm)
 
 
 def find_norm(image: Tensor, norm: Norm) -> Normalised:
-    """Return an image (B, C, *S) of float32, C a multiple of 8, with its norm."""
+    """Compute the norm of an image (B, C, *S) of float32, C a multiple of 8."""
     image = channels_last(image)
     records = records_of(len(image), ceil(prod(image.shape[2:]) / RUN), image.shape[1])
     _norm("segwright_moments", image, norm, records, None, None)
@@ -210,7 +212,7 @@ def find_norm(image: Tensor, norm: Norm) -> Normalised:
 
 
 def instance_norm(image: Tensor, norm: Norm, *, in_place: bool = False) -> Tensor:
-    """Return an image (B, C, *S) with its norm.
+    """Apply an instance norm and its LeakyReLU to an image (B, C, *S).
 
     Args:
         image: float32 or bfloat16, C a multiple of 8.
@@ -232,68 +234,68 @@ def instance_norm(image: Tensor, norm: Norm, *, in_place: bool = False) -> Tenso
 
 def _convolve(
     images: Sequence[Tensor | Normalised], weight: Tensor, bias: Tensor | None, stride: Size | None,
-    known: Points | None, *, with_records: bool,
+    cache: WinogradWeightCache | None, *, with_records: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Convolve, and return the records of the result's moments, too, empty where they are not wanted."""
+    """Convolve; also return the records of the result's moments, empty unless `with_records`."""
     sources = _values_in_order(images)
     if len({(len(image), *image.shape[2:]) for image in sources}) > 1:
         raise ValueError(f"images of shapes {[tuple(image.shape) for image in sources]} cannot be concatenated")
     samples, size, steps = len(sources[0]), (1, *sources[0].shape[2:])[-3:], (1, *(stride or (1, 1, 1)))[-3:]
     wanted = _strided(size, steps)
-    deep, flat = _filter_along_depth(weight, steps[0], wanted[0]), _FOUR if steps[1] == 1 else _STRIDED
+    deep, flat = _filter_along_depth(weight, steps[0], wanted[0]), _F4 if steps[1] == 1 else _F_STRIDED
     units = ceil(wanted[0] / deep.tile)
     out = torch.empty((samples, len(weight), *wanted[-weight.ndim + 2 :]), memory_format=channels_last_of(sources[0]))
     records = records_of(samples * with_records, units * wanted[1], len(weight))
     channels = [image.shape[1] for image in (*sources, sources[0][:, :0])[:2]]
     first, second = (source_of(images[at], sources[at]) for at in (0, -1))
-    floats = kernels_for(*channels, len(weight) // 2)  # it makes two vectors at once
-    for compiled in (_in_halves(known, channels, weight) or floats, floats):
+    floats = kernels_for(*channels, len(weight) // 2)  # the kernels write two vectors at once
+    for compiled in (_fp16_kernels(cache, channels, weight) or floats, floats):
         cut = _cut(samples * units, wanted[1:], weight[:, :, 0].numel(), compiled.lanes)
         shape = _Shape(samples, *size, *channels, len(weight), *wanted, deep.code, flat.code, *cut)
-        points = (known or Points()).of(weight, deep, flat, compiled)
+        weights = (cache or WinogradWeightCache()).transformed(weight, deep, flat, compiled)
         work = compiled.work_of("segwright_convolve_work", shape)
         compiled.call(
-            "segwright_convolve", out.numel(), shape, *first, *second, points, ordered(bias), out, records, work=work
+            "segwright_convolve", out.numel(), shape, *first, *second, weights, ordered(bias), out, records, work=work
         )  # fmt: skip
         sums = records[..., : len(weight)] if with_records else out
         if compiled is floats or bool(torch.isfinite(sums.sum())):
-            break  # else something was too large for a half
+            break  # else a value was too large for float16
     return out, records
 
 
-def _in_halves(known: Points | None, channels: Sequence[int], weight: Tensor) -> Library | None:
-    """Return the kernels that convolve images with so many channels in float16, if that is wanted and they can."""
-    return library(*channels, len(weight) // 2, in_halves=True) if known is not None and known.in_halves else None
+def _fp16_kernels(cache: WinogradWeightCache | None, channels: Sequence[int], weight: Tensor) -> Library | None:
+    """Return the kernels that convolve images with these channels in float16; None unless wanted and supported."""
+    return library(*channels, len(weight) // 2, fp16=True) if cache is not None and cache.fp16 else None
 
 
-def _points(weight: Tensor, deep: _Filter, flat: _Filter, compiled: Library) -> Tensor:
-    """Transform weights (O, C, *K) for segwright_convolve."""
+def _transform_weight(weight: Tensor, deep: _Filter, flat: _Filter, compiled: Library) -> Tensor:
+    """Transform weights (O, C, *K) as segwright_convolve needs them."""
     outputs, inputs = weight.shape[:2]
-    stagger = _STAGGER // compiled.points.itemsize
-    points = torch.empty(deep.kinds * _GROUPS * (inputs * outputs + stagger), dtype=compiled.points)
+    stagger = _STAGGER // compiled.dtype.itemsize
+    out = torch.empty(deep.kinds * _GROUPS * (inputs * outputs + stagger), dtype=compiled.dtype)
     arranged = weight.flatten(2).permute(2, 1, 0).contiguous()
-    compiled.call("segwright_weights", points.numel(), arranged, inputs, outputs, deep.code, flat.code, points)
-    return points
+    compiled.call("segwright_weights", out.numel(), arranged, inputs, outputs, deep.code, flat.code, out)
+    return out
 
 
 def kernels_for(*channels: int) -> Library:
     """Return the kernels with the widest vectors for these numbers of channels, all multiples of LANES."""
     found = library(*channels)
-    assert found is not None, "the caller has asked"
+    assert found is not None, "callers check this"
     return found
 
 
 def _filter_along_depth(weight: Tensor, stride: int, planes: int) -> _Filter:
-    """Return the filter that takes the fewest multiplications for so many planes of the output."""
+    """Return the filter with the fewest multiplications for this number of output planes."""
     if prod(weight.shape[2:]) == _TAPS**2:
-        return _ALONE
+        return _IDENTITY
     if stride > 1:
-        return _STRIDED
-    return min((_FOUR, _FIVE), key=lambda filter_: ceil(planes / filter_.tile) * filter_.kinds)
+        return _F_STRIDED
+    return min((_F4, _F5), key=lambda filter_: ceil(planes / filter_.tile) * filter_.kinds)
 
 
 def _strided(size: Size, stride: Size) -> Size:
-    """Return the size of what a convolution makes of so many voxels along each axis."""
+    """Return the output size of a convolution with "same" padding and a stride."""
     return tuple((extent - 1) // step + 1 for extent, step in zip(size, stride, strict=True))
 
 
@@ -304,32 +306,32 @@ def _values_in_order(images: Sequence[Tensor | Normalised]) -> list[Tensor]:
 
 
 def source_of(image: Tensor | Normalised, values: Tensor) -> tuple[Tensor, Tensor | None, float]:
-    """Return values, factors and slope of an image as the kernels have them."""
+    """Return values, factors and slope of an image: three arguments of a kernel."""
     return (values, None, 1.0) if isinstance(image, Tensor) else (values, image.factors, float(image.slope))
 
 
 def ordered(vector: Tensor | None) -> Tensor | None:
-    """Return a vector, or none, without gaps."""
+    """Return a contiguous vector, or None."""
     return None if vector is None else vector.contiguous()
 
 
 def channels_last_of(image: Tensor) -> torch.memory_format:
-    """Return how the kernels have images of so many axes in memory."""
+    """Return the channels-last format for the axes of `image`."""
     return torch.channels_last if image.ndim == 4 else torch.channels_last_3d
 
 
 def channels_last(image: Tensor) -> Tensor:
-    """Return an image (B, C, *S) as the kernels have it in memory."""
+    """Return an image (B, C, *S) in channels-last, the layout of the kernels."""
     return image.contiguous(memory_format=channels_last_of(image))
 
 
 def records_of(samples: int, runs: int, channels: int) -> Tensor:
-    """Return room for the moments of so many runs of each sample, and how many voxels they have."""
+    """Return empty records for the moments and voxel counts of `runs` runs of each sample."""
     return torch.empty((samples, runs, 2 * channels + _RECORD))
 
 
 def normalised_by(image: Tensor, records: Tensor, norm: Norm) -> Normalised:
-    """Return an image with the norm that the records of its moments give."""
+    """Return an image with the norm that follows from the records of its moments."""
     factors = torch.empty((len(image), 3, image.shape[1]))
     _norm("segwright_factors", image, norm, records, factors, None)
     return Normalised(image, factors, norm.slope)
@@ -339,7 +341,7 @@ def _norm(
     step: str, image: Tensor, norm: Norm, records: Tensor | int | None, factors: Tensor | None, out: Tensor | None,
     *, work: int = 0,
 ) -> None:  # fmt: skip
-    """Call a kernel of instance_norm.c; `records` may be how many there are for a sample."""
+    """Call a kernel of instance_norm.c; `records` may be their number per sample."""
     runs = records if isinstance(records, int) else 0 if records is None else records.shape[1]
     given = records if isinstance(records, Tensor) else None
     samples, channels, voxels = *image.shape[:2], prod(image.shape[2:])
@@ -350,15 +352,15 @@ def _norm(
 
 
 def _cut(units: int, plane: Size, weights: int, lanes: int) -> Size:
-    """Return how `_Shape` cuts the work: units, rows of tiles of a job, and rows of tiles at once.
+    """Return how `_Shape` divides the work: units per job, rows of tiles per job, and rows of tiles at once.
 
-    Found by timing 32 to 512 channels: as few tiles as keep both the tiles of a depth and its `weights`, so many floats
-    a point, in the second-level cache; where the weights are too many for that, enough tiles to read them seldom.
+    Chosen by timing 32 to 512 channels: few enough tiles that they and the weights of a depth fit the second-level
+    cache; if the weights alone do not fit, enough tiles that they are seldom read.
 
     Args:
         units: in all samples.
         plane: voxels of the output along its last two axes.
-        weights: see above.
+        weights: floats per point.
         lanes: of the kernels.
     """
     few, limit, many = (10, 1 << 13, 36) if lanes == LANES else (10, 1 << 15, 20)

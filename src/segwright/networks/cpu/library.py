@@ -18,7 +18,7 @@ from torch import Tensor
 FOLDER: Final = Path(__file__).parent
 _LIBRARIES: Final = MappingProxyType({"_kernels_avx2.so": {"AVX2", "AVX512"}, "_kernels_avx512.so": {"AVX512"}})
 """Which of torch's names for a processor each is for; the narrowest vectors, which suit all layers, first."""
-_IN_HALVES: Final = "_kernels_avx512fp16.so"
+_FP16_LIBRARY: Final = "_kernels_avx512fp16.so"
 """As wide, and convolutions multiply in float16; for a precision that is asked for."""
 
 _VERSION: Final = 13
@@ -41,9 +41,9 @@ class Library:
     def __init__(self, path: Path) -> None:
         self._functions = ctypes.CDLL(str(path))
         self._functions.segwright_convolve_work.restype = ctypes.c_int64
-        self._functions.segwright_call.restype = self._functions.segwright_rejoin.restype = None
+        self._functions.segwright_call.restype = None
         self.lanes = int(self._functions.segwright_lanes())
-        self.points = torch.float16 if self._functions.segwright_point_bytes() == 2 else torch.float32
+        self.dtype = torch.float16 if self._functions.segwright_point_bytes() == 2 else torch.float32
         if self._functions.segwright_version() != _VERSION:
             raise AttributeError(f"{path} is of another version than {_VERSION}")
 
@@ -61,16 +61,12 @@ class Library:
         passed = (_Argument * len(arguments))(*map(_argument, arguments))
         self._functions.segwright_call(
             getattr(self._functions, name), passed, ctypes.c_void_p(space.data_ptr()), ctypes.c_int64(work),
-            ctypes.c_int64(threads), _team(),
+            ctypes.c_int64(threads), _gomp_parallel(),
         )  # fmt: skip
 
     def work_of(self, name: str, shape: ctypes.Structure) -> int:
         """Ask a function in native/ how many floats of work each thread needs for `shape`."""
         return int(getattr(self._functions, name)(ctypes.byref(shape)))
-
-    def rejoin(self) -> None:
-        """See `rejoin_freed_memory`."""
-        self._functions.segwright_rejoin()
 
 
 @lru_cache(maxsize=1)
@@ -88,31 +84,21 @@ def libraries() -> tuple[Library, ...]:
 
 
 @lru_cache(maxsize=1)
-def libraries_in_halves() -> tuple[Library, ...]:
+def fp16_libraries() -> tuple[Library, ...]:
     """Return the kernels that convolve in float16; none where the processor does not multiply twice as many at once."""
     abilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     if len(libraries()) < len(_LIBRARIES) or not abilities.get("avx512_fp16", False):
         return ()
     try:
-        return (Library(FOLDER / _IN_HALVES),)
+        return (Library(FOLDER / _FP16_LIBRARY),)
     except (OSError, AttributeError):  # an older compiler knows no halves
         return ()
 
 
-def library(*channels: int, in_halves: bool = False) -> Library | None:
+def library(*channels: int, fp16: bool = False) -> Library | None:
     """Return the kernels with the widest vectors of which all these numbers of channels are multiples; None without."""
-    candidates = libraries_in_halves() if in_halves else libraries()
+    candidates = fp16_libraries() if fp16 else libraries()
     return next((each for each in candidates if not any(count % each.lanes for count in channels)), None)
-
-
-def rejoin_freed_memory() -> None:
-    """Have glibc join small rests of freed arrays in this thread's cache with their arrays' memory, see heap.c.
-
-    For before an operation that makes large arrays, each of which takes new memory otherwise; where there is a library.
-    """
-    loaded = library()
-    if loaded is not None:
-        loaded.rejoin()
 
 
 class _Argument(ctypes.Union):
@@ -132,7 +118,7 @@ def _argument(value: Tensor | ctypes.Structure | float | None) -> _Argument:
 
 
 @lru_cache(maxsize=1)
-def _team() -> Any:
+def _gomp_parallel() -> Any:
     """Return the function by which torch calls its threads; None where its OpenMP has another."""
     try:
         return ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so")).GOMP_parallel

@@ -64,7 +64,7 @@ def _is_ours(norm: ChannelsLastInstanceNorm, x: Tensor) -> bool:
     )
 
 
-@wrap_torch_function(lambda x, norm, slope, in_place=False: (x,))  # so that `inference.FastLayers` may answer
+@wrap_torch_function(lambda x, norm, slope, in_place=False: (x,))  # `CpuKernelMode` overrides it
 def sample_norm(x: Tensor, norm: ChannelsLastInstanceNorm, slope: float, in_place: bool = False) -> Tensor:
     """Return `leaky_relu(norm(x), slope)`, slope 1 for no LeakyReLU; `x` (B, C, *S) may be lost if `in_place`."""
     if not torch.is_grad_enabled():

@@ -37,7 +37,7 @@ Size = tuple[int, ...]
 Region = tuple[slice, ...]
 
 
-@wrap_torch_function(lambda upsample, conv, x, skip: (x, skip))  # so that `inference.FastLayers` may answer
+@wrap_torch_function(lambda upsample, conv, x, skip: (x, skip))  # `CpuKernelMode` overrides it
 def upsample_conv_pair(upsample: nn.Module, conv: nn.Module, x: Tensor, skip: Tensor) -> Tensor:
     """Return `conv(cat(upsample(x), skip))`.
 

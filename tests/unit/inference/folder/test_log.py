@@ -75,7 +75,11 @@ def test_options_that_are_off_are_told_too(make_model: Callable[..., Path], imag
 
 
 def test_auto_is_told_as_what_it_is(
-    make_model: Callable[..., Path], images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_halves: None
+    make_model: Callable[..., Path],
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    without_fp16_kernels: None,
 ) -> None:
     monkeypatch.setattr("segwright.core.device.has_fast_bf16", lambda: False)
     predict_files(load_predictor(make_model(0), device="cpu"), images, tmp_path)
@@ -264,7 +268,7 @@ def test_a_damaged_journal_names_the_remedy(
 
 @pytest.mark.parametrize("precision", ["fp8", "fp16"])
 def test_a_precision_that_is_none_is_refused_before_anything_is_written(
-    make_model: Callable[..., Path], images: Path, tmp_path: Path, precision: str, without_halves: None
+    make_model: Callable[..., Path], images: Path, tmp_path: Path, precision: str, without_fp16_kernels: None
 ) -> None:
     loaded = [load_predictor(make_model(0, name=name), device="cpu", precision="fp32") for name in ("3d_fullres", "2d")]
     wrong = load_predictor(make_model(0), device="cpu", precision=precision)

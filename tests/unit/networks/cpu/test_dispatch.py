@@ -14,7 +14,7 @@ from segwright.networks.blocks import BasicBlockD, ConvStack, LayerOptions
 from segwright.networks.cpu import direct, kernels
 from segwright.networks.cpu import dispatch as inference
 from segwright.networks.cpu import library as compiled
-from segwright.networks.cpu.dispatch import FastLayers
+from segwright.networks.cpu.dispatch import CpuKernelMode
 from segwright.networks.cpu.norm import InstanceNorm2d, InstanceNorm3d
 from segwright.networks.cpu.upsampling import upsample_conv_pair
 
@@ -62,7 +62,7 @@ def both_ways(module: nn.Module, *inputs: Tensor) -> tuple[Tensor, Tensor]:
     """Return what a module gives without and with faster layers."""
     with torch.inference_mode():
         plain = module(*inputs).clone()
-        with FastLayers():
+        with CpuKernelMode():
             return plain, module(*inputs)
 
 
@@ -143,7 +143,7 @@ def test_layers_derived_from_torchs_keep_their_way(layer: str) -> None:
 @needs_kernels
 def test_a_single_voxel_has_no_norm() -> None:
     stack = ConvStack(1, 16, 16, (3, 3, 3), (2, 2, 2), OPTIONS[3])
-    for context in (nullcontext(), FastLayers()):
+    for context in (nullcontext(), CpuKernelMode()):
         with torch.inference_mode(), context, pytest.raises(ValueError, match="more than 1 spatial element"):
             stack(torch.randn(300, 16, 2, 2, 2))
 
@@ -243,7 +243,7 @@ def test_they_keep_out(reason: str, calls: list[str], monkeypatch: pytest.Monkey
         torch.autocast("cpu", dtype=torch.bfloat16, enabled=reason == "autocast"),
     ):
         plain = conv(image)
-        with FastLayers():
+        with CpuKernelMode():
             fast = conv(image)
     assert torch.equal(fast, plain)
     assert calls == []
@@ -263,7 +263,7 @@ def test_in_bf16_the_norms_alone_are_computed_by_the_kernels(dims: int, calls: l
 @needs_kernels
 def test_a_traced_network_is_torchs(calls: list[str]) -> None:
     conv, image = nn.Conv3d(16, 16, 3, padding=1), image_of(3)
-    with torch.no_grad(), FastLayers():
+    with torch.no_grad(), CpuKernelMode():
         traced = torch.jit.trace(conv, image, check_trace=False)  # type: ignore[no-untyped-call]
     assert "conv" in str(traced.graph)
     assert calls == []
@@ -281,13 +281,13 @@ def test_an_image_without_a_batch_is_torchs(dims: int, calls: list[str]) -> None
 @needs_kernels
 def test_a_skip_of_another_size_is_refused() -> None:
     up, conv = nn.ConvTranspose3d(16, 16, 2, 2), nn.Conv3d(32, 16, 3, padding=1)
-    with torch.inference_mode(), FastLayers(), pytest.raises(ValueError, match="cannot be concatenated"):
+    with torch.inference_mode(), CpuKernelMode(), pytest.raises(ValueError, match="cannot be concatenated"):
         upsample_conv_pair(up, conv, image_of(3, size=12), image_of(3, size=25))
 
 
 @needs_kernels
 def test_a_bias_of_another_size_is_refused() -> None:
-    with torch.inference_mode(), FastLayers(), pytest.raises(RuntimeError, match="bias"):
+    with torch.inference_mode(), CpuKernelMode(), pytest.raises(RuntimeError, match="bias"):
         torch.conv3d(image_of(3), torch.zeros(16, 16, 3, 3, 3), torch.zeros(8), padding=1)
 
 
@@ -299,9 +299,9 @@ def test_weights_are_transformed_once_while_they_are_the_same(monkeypatch: pytes
         transformed.append(weight)
         return points(weight, *filters)
 
-    points = kernels._points
-    monkeypatch.setattr(kernels, "_points", counted)
-    conv, image, layers = nn.Conv3d(16, 16, 3, padding=1), image_of(3), FastLayers()
+    points = kernels._transform_weight
+    monkeypatch.setattr(kernels, "_transform_weight", counted)
+    conv, image, layers = nn.Conv3d(16, 16, 3, padding=1), image_of(3), CpuKernelMode()
     with torch.inference_mode():
         for _ in range(2):
             with layers:
@@ -319,11 +319,11 @@ def test_few_transformed_weights_are_kept() -> None:
     image, convs = image_of(3), [nn.Conv3d(16, 16, 3, padding=1) for _ in range(3)]
     library = compiled.library(16 // 2)
     assert library is not None
-    size = kernels._points(convs[0].weight, kernels._FOUR, kernels._FOUR, library).nbytes
-    known = kernels.Points(most_bytes=2 * size)
+    size = kernels._transform_weight(convs[0].weight, kernels._F4, kernels._F4, library).nbytes
+    cache = kernels.WinogradWeightCache(max_bytes=2 * size)
     with torch.inference_mode():
         for conv in (*convs, *convs):
-            kernels.convolve([image], conv.weight, conv.bias, known=known)
-            kernels.convolve([image], conv.weight.clone(), conv.bias, known=known)
-    assert sum(points.nbytes for _, points in known._kept.values()) <= 2 * size
-    assert len(known._kept) == 1
+            kernels.convolve([image], conv.weight, conv.bias, cache=cache)
+            kernels.convolve([image], conv.weight.clone(), conv.bias, cache=cache)
+    assert sum(points.nbytes for _, points in cache._entries.values()) <= 2 * size
+    assert len(cache._entries) == 1

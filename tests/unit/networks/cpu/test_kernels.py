@@ -163,7 +163,7 @@ def test_norms_before_and_after_a_convolution(
     assert after.weight is not None
     torch.testing.assert_close(got.factors[:, 1].double(), after.weight / deviations, rtol=1e-4, atol=0)
     normed_after = exactly_normed(wanted, after)
-    assert float((got.applied() - normed_after).abs().max()) <= 10 * CLOSE * float(normed_after.abs().max())
+    assert float((got.apply_inplace() - normed_after).abs().max()) <= 10 * CLOSE * float(normed_after.abs().max())
 
     mixed = kernels.convolve([found[0], *images[1:]], weight, bias)
     wanted = exactly([normed[0], *images[1:]], weight, bias)
@@ -205,7 +205,7 @@ def test_convolution_of_few_channels(channels: int, size: tuple[int, ...], kerne
         norm = kernels.Norm(random(outputs), None, eps=1e-5, slope=0.01)
         found, normed = direct.convolve_few_and_norm(image, weight, bias, norm), exactly([image], weight, bias)
         wanted = exactly_normed(normed, norm)
-        assert float((found.applied() - wanted).abs().max()) <= 10 * CLOSE * float(wanted.abs().max())
+        assert float((found.apply_inplace() - wanted).abs().max()) <= 10 * CLOSE * float(wanted.abs().max())
 
 
 @needs_kernels
@@ -227,7 +227,7 @@ def test_up_sampling(size: tuple[int, ...], stride: tuple[int, ...], times: int)
 @needs_kernels
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems' torch may have another OpenMP")
 def test_torchs_team_of_threads_is_found() -> None:
-    assert compiled._team() is not None
+    assert compiled._gomp_parallel() is not None
 
 
 @needs_kernels
@@ -235,7 +235,7 @@ def test_torchs_team_of_threads_is_found() -> None:
 @pytest.mark.usefixtures("times")
 def test_no_bit_depends_on_threads_or_on_the_other_samples(team: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if team == "none":
-        monkeypatch.setattr(compiled, "_team", lambda: None)
+        monkeypatch.setattr(compiled, "_gomp_parallel", lambda: None)
     image, weight, deep = random(3, 16, 11, 22, 18), random(32, 16, 3, 3, 3), random(1024, 16, 1, 3, 3)
     before = torch.get_num_threads()
 
@@ -245,9 +245,9 @@ def test_no_bit_depends_on_threads_or_on_the_other_samples(team: str, monkeypatc
             kernels.convolve([given], weight, None, (2, 2, 2)),
             kernels.convolve([given], deep, None),
             kernels.instance_norm(given, PLAIN),
-            kernels.convolve_and_norm([kernels.find_norm(given, PLAIN)], weight, None, PLAIN).applied(),
+            kernels.convolve_and_norm([kernels.find_norm(given, PLAIN)], weight, None, PLAIN).apply_inplace(),
             direct.convolve_voxels(kernels.find_norm(given, PLAIN), weight[:3, :, :1, :1, :1], None),
-            direct.convolve_few_and_norm(given[:, :2], weight[:, :2], None, PLAIN).applied(),
+            direct.convolve_few_and_norm(given[:, :2], weight[:, :2], None, PLAIN).apply_inplace(),
             direct.upsample(given, weight.transpose(0, 1)[..., :2, :2, :2], None),
         ]
 

@@ -1,6 +1,6 @@
 /* What the kernels share: the work of several threads, and how arguments reach them.
  *
- * All arrays are float32, but for points (points.h), or bfloat16 where a norm is told so by `half`, and channels-last:
+ * All arrays are float32, but for points (products.h), or bfloat16 where a norm is told so by `half`, and channels-last:
  * images (n, d, h, w, c).
  * A kernel is called by several threads at once with the same arguments, its own `work` aside; `next` is the job that
  * the next free thread takes. No result depends on the number of threads.

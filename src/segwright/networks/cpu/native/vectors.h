@@ -1,6 +1,6 @@
 /* Vectors of floats, as wide as the processor that is compiled for has them: 8 floats with AVX2, 16 with AVX-512.
  *
- * What only one of the two can say is here, and in points.h what only AVX512-FP16 can; all else is written for any number
+ * What only one of the two can say is here, and in products.h what only AVX512-FP16 can; all else is written for any number
  * of LANES.
  */
 #ifndef SEGWRIGHT_VECTORS_H

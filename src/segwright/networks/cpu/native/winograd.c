@@ -6,7 +6,7 @@
  */
 #include "filters.h"
 #include "norm.h"
-#include "points.h"
+#include "products.h"
 
 enum {
     GROUPS = KINDS * KINDS, /* points of a tile that have the same weights */

@@ -1,8 +1,8 @@
 /* The points of Winograd's filters, and products of their matrices: in halves where the processor multiplies twice as many
  * of them at once, in floats elsewhere. The filters always compute in floats.
  */
-#ifndef SEGWRIGHT_POINTS_H
-#define SEGWRIGHT_POINTS_H
+#ifndef SEGWRIGHT_PRODUCTS_H
+#define SEGWRIGHT_PRODUCTS_H
 
 #include "multiply.h"
 
