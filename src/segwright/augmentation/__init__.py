@@ -1,1 +1,1 @@
-"""Augmentation as batched torch programs: parameters are drawn first, applied afterwards, on any device."""
+"""Augmentation as batched torch operations: parameters are drawn first, then applied on any device."""

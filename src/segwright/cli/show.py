@@ -100,7 +100,7 @@ def _show_plan(plan: Plan) -> None:
     print_table(title, ["configuration", "spacing", "median size", "patch", "batch", "network"], rows)
     for entry in decisions(plan):
         print_line(f"{entry.configuration}, {entry.decision}: {shown(entry.value)}")
-        print_line(f"    {entry.because}")
+        print_line(f"    {entry.reason}")
 
 
 def _show_fingerprint(found: Fingerprint) -> None:

@@ -1,1 +1,1 @@
-"""From a fingerprint to a plan: spacing, axis order, patch and batch size, topology, each with its reason."""
+"""Plan a dataset from its fingerprint: spacing, axis order, patch and batch size, topology, with reasons."""

@@ -1,4 +1,4 @@
-"""How each input channel is normalised, by its name and by how much cropping removes (nnU-Net behaviour 5.10, 6.3)."""
+"""Choose the normalisation of each channel, by its name and the cropped fraction (nnU-Net behaviour 5.10, 6.3)."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _SCHEMES: Mapping[str, str] = MappingProxyType(
         "rgb_to_0_1": "RGBTo01Normalization",
     }
 )
-"""Scheme by channel name in lower case; every other name gets z-scores."""
+"""Scheme by channel name in lower case; all other names get z-scores."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Normalization:
-    """Scheme and masking per channel, and the reasons.
+    """Normalisation scheme and use of the mask per channel, with the reasons.
 
     Attributes:
         schemes: nnU-Net's class name per channel, in the order of `channel_names` (nnU-Net behaviour 5.10).
-        use_mask: Whether statistics come from inside the non-zero mask only, per channel.
-        decisions: What the rationale records.
+        use_mask: Per channel, whether statistics use only voxels inside the non-zero mask.
+        decisions: Entries of the rationale.
     """
 
     schemes: tuple[str, ...]
@@ -40,13 +40,13 @@ class Normalization:
 
 
 def choose_normalization(description: DatasetDescription, fingerprint: Fingerprint) -> Normalization:
-    """Return how the channels are normalised."""
+    """Choose scheme and mask for each channel."""
     names = list(description.channel_names.values())
     schemes = tuple(_SCHEMES.get(name.casefold(), _ZSCORE) for name in names)
     kept = fingerprint.median_relative_size_after_cropping
     masked = kept < MASK_BELOW
     use_mask = tuple(masked and scheme == _ZSCORE for scheme in schemes)
-    chosen = ", ".join(f"'{name}' gives {scheme}" for name, scheme in dict(zip(names, schemes, strict=True)).items())
+    chosen = ", ".join(f"'{name}' uses {scheme}" for name, scheme in dict(zip(names, schemes, strict=True)).items())
     extent = f"cropping to the non-zero region keeps {kept:.2%} of the median image"
     return Normalization(
         schemes=schemes,
@@ -56,15 +56,15 @@ def choose_normalization(description: DatasetDescription, fingerprint: Fingerpri
                 configuration=EVERYWHERE,
                 decision="normalisation",
                 value=list(schemes),
-                because=f"by channel name: {chosen}",
+                reason=f"by channel name: {chosen}",
             ),
             Decision(
                 configuration=EVERYWHERE,
                 decision="normalise inside the mask",
                 value=list(use_mask),
-                because=f"{extent}, below {MASK_BELOW:.0%}: z-scores come from inside it"
+                reason=f"{extent}, below {MASK_BELOW:.0%}: z-scores use voxels inside it only"
                 if masked
-                else f"{extent}, not below {MASK_BELOW:.0%}",
+                else f"{extent}, not below {MASK_BELOW:.0%}: z-scores use all voxels",
             ),
         ),
     )

@@ -1,4 +1,4 @@
-"""One planned configuration: its block in the plan, and its part of the rationale."""
+"""A planned configuration: its block in `plans.json` and its rationale."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from segwright.planning.rationale import Decision, numbers
 from segwright.planning.sizing import Budget, Sizing
 
 PREPROCESSOR = "DefaultPreprocessor"
-"""nnU-Net's name for the only preprocessing there is."""
+"""nnU-Net's name of its default preprocessor."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """A configuration before it is written into the plan.
+    """A planned configuration, before it is written into the plan.
 
     Attributes:
         name: `2d`, `3d_lowres` or `3d_fullres`.
         data_identifier: Name of its preprocessed data.
         spacing: Target spacing of its axes.
-        median_shape: Median image at that spacing, voxels.
+        median_shape: Median image shape at that spacing, voxels.
         sizing: Patch, batch and network.
-        batch_dice: Whether the Dice loss pools the samples of a batch.
-        batch_dice_because: The reason of it.
+        batch_dice: Whether the Dice loss is computed over the batch instead of per sample.
+        batch_dice_reason: Reason for `batch_dice`.
         next_stage: Configuration that refines its predictions.
     """
 
@@ -37,12 +37,12 @@ class Draft:
     median_shape: tuple[float, ...]
     sizing: Sizing
     batch_dice: bool
-    batch_dice_because: str
+    batch_dice_reason: str
     next_stage: str | None = None
 
 
 def configuration_block(draft: Draft, preset: Preset, normalization: Normalization) -> dict[str, Any]:
-    """Return the configuration as `plans.json` has it, keys in nnU-Net's order (nnU-Net behaviour 5.13)."""
+    """Return the configuration in the format of `plans.json`, keys in nnU-Net's order (nnU-Net behaviour 5.13)."""
     sizing = draft.sizing
     block = {
         "data_identifier": draft.data_identifier,
@@ -69,10 +69,10 @@ def configuration_block(draft: Draft, preset: Preset, normalization: Normalizati
 
 
 def explain_draft(draft: Draft, budget: Budget) -> Iterator[Decision]:
-    """Yield the reasons of one configuration's values."""
+    """Yield the decisions behind one configuration."""
     sizing, topology = draft.sizing, draft.sizing.topology
     dims = len(draft.spacing)
-    for decision, value, because in (
+    for decision, value, reason in (
         ("patch size", list(topology.patch_size), _patch_reason(draft)),
         ("batch size", sizing.batch_size, _batch_reason(draft, budget)),
         (
@@ -83,12 +83,12 @@ def explain_draft(draft: Draft, budget: Budget) -> Iterator[Decision]:
         (
             "memory estimate, GB",
             _gigabytes(sizing, budget, dims),
-            f"{sizing.elements} feature-map elements a sample; {sizing.reference:.6g} at batch size"
-            f" {REFERENCE_BATCH[dims]} stand for {budget.gpu_memory_gb:g} GB",
+            f"{sizing.elements} feature-map elements per sample; {sizing.reference:.6g} at batch size"
+            f" {REFERENCE_BATCH[dims]} correspond to {budget.gpu_memory_gb:g} GB",
         ),
-        ("batch dice", draft.batch_dice, draft.batch_dice_because),
+        ("batch dice", draft.batch_dice, draft.batch_dice_reason),
     ):
-        yield Decision(configuration=draft.name, decision=decision, value=value, because=because)
+        yield Decision(configuration=draft.name, decision=decision, value=value, reason=reason)
 
 
 def _gigabytes(sizing: Sizing, budget: Budget, dims: int) -> float:
@@ -99,13 +99,13 @@ def _gigabytes(sizing: Sizing, budget: Budget, dims: int) -> float:
 def _patch_reason(draft: Draft) -> str:
     sizing = draft.sizing
     start = (
-        f"{numbers(sizing.first_patch)}: the aspect of spacing {numbers(draft.spacing)}, at most the median image"
-        f" ({numbers(draft.median_shape)}), rounded up to what the network divides"
+        f"{numbers(sizing.first_patch)}: aspect ratio from spacing {numbers(draft.spacing)}, at most the median image"
+        f" ({numbers(draft.median_shape)}), rounded up to multiples of the network's total stride"
     )
     if not sizing.shrink_steps:
-        return f"starts and stays at {start}"
+        return f"initial patch {start}; it fits the memory"
     times = "once" if sizing.shrink_steps == 1 else f"{sizing.shrink_steps} times"
-    return f"starts at {start}; shortened {times}, along the axis that covers most of the image, to fit the memory"
+    return f"initial patch {start}; shortened {times}, along the axis that covers most of the image, to fit the memory"
 
 
 def _batch_reason(draft: Draft, budget: Budget) -> str:
@@ -115,18 +115,18 @@ def _batch_reason(draft: Draft, budget: Budget) -> str:
         f" allow {sizing.batch_by_dataset}"
     )
     least = min(sizing.batch_by_memory, sizing.batch_by_dataset)
-    return f"{bounds}; the smaller" if least >= MIN_BATCH else f"{bounds}; never less than {MIN_BATCH}"
+    return f"{bounds}; the smaller one" if least >= MIN_BATCH else f"{bounds}; at least {MIN_BATCH}"
 
 
 def _topology_reason(draft: Draft) -> str:
     topology = draft.sizing.topology
     flat = [stage for stage, kernel in enumerate(topology.kernel_sizes) if min(kernel) < max(kernel)]
     uneven = [stage for stage, stride in enumerate(topology.strides) if stage and min(stride) < max(stride)]
-    reason = "axes are halved while 4 voxels or more are left and their spacings are within a factor of 2"
+    reason = "an axis is halved while at least 4 voxels are left and its spacing is within a factor of 2 of the finest"
     if flat:
-        reason += f"; the kernel is 1 along the coarse axis in stages {_stages(flat)}, until spacings are comparable"
+        reason += f"; kernel size 1 along the coarse axis in stages {_stages(flat)}, until spacings are comparable"
     if uneven:
-        reason += f"; entering stages {_stages(uneven)} not all axes are halved"
+        reason += f"; in stages {_stages(uneven)} only some axes are halved"
     return reason
 
 

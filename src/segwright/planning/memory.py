@@ -1,4 +1,4 @@
-"""How much memory a network needs, in elements of feature maps, in closed form (nnU-Net behaviour 5.8)."""
+"""Estimate the memory of a network, in feature-map elements, in closed form (nnU-Net behaviour 5.8)."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def feature_map_elements(
 ) -> int:
     """Return the number of output elements of all convolutions for one sample, deep supervision off.
 
-    nnU-Net 2.8.1 finds the same number by building the network and summing; the number of input channels has no part
-    in it (nnU-Net behaviour 5.8).
+    nnU-Net 2.8.1 finds the same number by building the network and summing; the number of input channels
+    does not count (nnU-Net behaviour 5.8).
 
     Args:
-        network: Which family of U-Net.
-        topology: Strides and patch; the patch is divisible by the strides.
+        network: U-Net family.
+        topology: Strides and patch size, which is divisible by the strides.
         features: Channels per stage.
         encoder_blocks: Convolutions (plain) or residual blocks of two (residual) per encoder stage.
         decoder_convs: Convolutions per decoder stage, lowest resolution first.
@@ -54,6 +54,6 @@ def _voxels(topology: Topology) -> list[int]:
 
 
 def _projects(topology: Topology, features: Sequence[int], stage: int) -> bool:
-    """Return whether the skip path of the stage's first residual block holds a convolution."""
+    """Return whether the first residual block of a stage has a convolution in its skip path."""
     before = features[max(stage - 1, 0)]  # the stem has the channels of stage 0
     return features[stage] != before or max(topology.strides[stage]) > 1

@@ -28,7 +28,7 @@ from segwright.planning.sizing import Budget, size_configuration
 from segwright.planning.spacing import median_shape_at, original_medians, target_spacing, transposition
 
 SCHEMA_VERSION = 1
-"""Version of the layout below the plan's key `segwright`."""
+"""Version of the entries under the plan's key `segwright`."""
 
 FLAT, LOWRES, FULLRES, CASCADE = "2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres"
 _SHARED_DATA = (FLAT, FULLRES)
@@ -38,13 +38,13 @@ logger = getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Images:
-    """The dataset at its target spacing; all in transposed axis order.
+    """Median image of the dataset at the target spacing, in transposed axis order.
 
     Attributes:
         order: Axis order, `transpose_forward`.
         spacing: Target spacing.
         median_shape: Median image at that spacing, voxels; may hold halves.
-        decisions: Why.
+        decisions: Entries of the rationale.
     """
 
     order: tuple[int, ...]
@@ -79,7 +79,7 @@ def plan(
     existing: Plan | None = None,
     lateral: Collection[Lateral | None] = (),
 ) -> Plan:
-    """Return the plan of a dataset: nnU-Net 2.8.1's values, with the reason of every decision beside them.
+    """Plan a dataset with the values of nnU-Net 2.8.1, and record the reason of every decision.
 
     Args:
         fingerprint: Spacings, cropped shapes and intensities of the training cases.
@@ -87,15 +87,15 @@ def plan(
         dataset_name: Folder name of the dataset.
         reader: Name of the image reader (`data.images.choose_reader`).
         preset: Planner family (`presets.preset`).
-        gpu_memory_gb: Memory to aim at, GB; the preset's by default.
+        gpu_memory_gb: GPU memory target, GB; the preset's by default.
         spacing: Target spacing instead of the automatic one, in the reader's axis order.
         plans_name: Name instead of the preset's.
         suppress_transpose: Keep the reader's axis order.
-        existing: Earlier plan; its configurations that the new one lacks are kept, hand-made ones above all.
-        lateral: The different ways in which left and right lie in the images, for labels that have sides.
+        existing: Earlier plan; configurations of it that the new plan lacks, such as hand-made ones, are kept.
+        lateral: Distinct left-right axes of the images, for pairs of left and right labels.
 
     Raises:
-        PlanError: the fingerprint or an option cannot be used.
+        PlanError: the fingerprint or an option is invalid.
     """
     _check(fingerprint, gpu_memory_gb)
     budget = _budget(description, preset, gpu_memory_gb)
@@ -106,13 +106,13 @@ def plan(
     configurations = {draft.name: configuration_block(draft, preset, normalization) for draft in drafts}
     configurations |= {CASCADE: {"inherits_from": FULLRES, "previous_stage": LOWRES}} if search.lowres else {}
     kept = _kept(existing, configurations)
-    sides, why_sides = choose_mirroring(description, images.order, lateral)
+    sides, side_decisions = choose_mirroring(description, images.order, lateral)
     common = (
         *images.decisions,
         *normalization.decisions,
         *_common_decisions(preset),
         _cascade_decision(search),
-        *why_sides,
+        *side_decisions,
     )
     own = [entry for draft in drafts for entry in explain_draft(draft, budget)]
     median_spacing, median_shape = original_medians(fingerprint)
@@ -149,7 +149,7 @@ def _name(preset: Preset, plans_name: str | None, *, usual_data: bool) -> _Namin
 
 
 def _additions(fingerprint: Fingerprint, budget: Budget, rationale: list[Decision]) -> dict[str, Any]:
-    """Return what the plan holds below the key `segwright`."""
+    """Return the entries under the plan's key `segwright`."""
     return {
         "schema_version": SCHEMA_VERSION,
         "version": version("segwright"),
@@ -171,10 +171,10 @@ def _check(fingerprint: Fingerprint, gpu_memory_gb: float | None) -> None:
         if len(spacing) != 3 or len(shape) != 3 or not min(*spacing, *shape) > 0:
             raise PlanError(
                 f"fingerprint: case {index} has spacing {list(spacing)} and shape {list(shape)}; both must be three"
-                " positive numbers; mend the image's header and extract the fingerprint again"
+                " positive numbers; correct the image's header and extract the fingerprint again"
             )
     if gpu_memory_gb is not None and not (math.isfinite(gpu_memory_gb) and gpu_memory_gb > 0):
-        raise PlanError(f"GPU memory target {gpu_memory_gb} GB: give a positive number")
+        raise PlanError(f"GPU memory target {gpu_memory_gb} GB is not a positive number; correct --gpu-memory")
 
 
 def _arrange(fingerprint: Fingerprint, override: tuple[float, ...] | None, *, suppress_transpose: bool) -> _Images:
@@ -182,26 +182,26 @@ def _arrange(fingerprint: Fingerprint, override: tuple[float, ...] | None, *, su
     order = transposition(target.value, suppress=suppress_transpose)
     spacing = _ordered(target.value, order)
     if suppress_transpose:
-        why = "asked to keep the axes as read"
+        why = "axes kept as read, as requested"
     elif order == tuple(range(len(order))):
-        why = "the first axis has the largest spacing already, or none is larger"
+        why = "the first axis already has the largest spacing"
     else:
-        why = f"axis {order[0]} as read has the largest spacing and comes first, so that 2D slices have the finest"
+        why = f"axis {order[0]} as read has the largest spacing and comes first, so that 2D slices are finest in plane"
     return _Images(
         order=order,
         spacing=spacing,
         median_shape=_ordered(median_shape_at(fingerprint, target.value), order),
         decisions=(
             Decision(
-                configuration=EVERYWHERE, decision="target spacing", value=list(target.value), because=target.because
+                configuration=EVERYWHERE, decision="target spacing", value=list(target.value), reason=target.reason
             ),
-            Decision(configuration=EVERYWHERE, decision="axis order", value=list(order), because=why),
+            Decision(configuration=EVERYWHERE, decision="axis order", value=list(order), reason=why),
         ),
     )
 
 
 def _draft(images: _Images, naming: _Naming, budget: Budget) -> tuple[list[Draft], Search]:
-    """Return the configurations with a network of their own, in file order, and how the low-resolution search ended."""
+    """Return the configurations in file order, cascade apart, and the result of the low-resolution search."""
     dataset_voxels = math.prod(images.median_shape) * budget.num_training
     drafts = [
         Draft(
@@ -213,11 +213,11 @@ def _draft(images: _Images, naming: _Naming, budget: Budget) -> tuple[list[Draft
                 images.spacing[1:], images.median_shape[1:], dataset_voxels=dataset_voxels, budget=budget
             ),
             batch_dice=True,
-            batch_dice_because="a slice often lacks structures, a batch of slices does not",
+            batch_dice_reason="a single slice often lacks classes, so Dice is computed over the batch",
         )
     ]
     if images.median_shape[0] == 1:
-        return drafts, Search(lowres=None, because="the images are 2D: no 3D configuration is planned")
+        return drafts, Search(lowres=None, reason="the images are 2D: no 3D configuration is planned")
     full = size_configuration(images.spacing, images.median_shape, dataset_voxels=dataset_voxels, budget=budget)
     search = find_lowres(images.spacing, images.median_shape, full, budget)
     if search.lowres:
@@ -229,7 +229,7 @@ def _draft(images: _Images, naming: _Naming, budget: Budget) -> tuple[list[Draft
                 median_shape=search.lowres.median_shape,
                 sizing=search.lowres.sizing,
                 batch_dice=False,
-                batch_dice_because="a patch covers a large part of the image, so its Dice is stable on its own",
+                batch_dice_reason="a patch covers a large part of the image, so Dice per sample is stable",
                 next_stage=CASCADE,
             )
         )
@@ -241,9 +241,9 @@ def _draft(images: _Images, naming: _Naming, budget: Budget) -> tuple[list[Draft
             median_shape=images.median_shape,
             sizing=full,
             batch_dice=search.lowres is not None,
-            batch_dice_because="a patch is a small part of the image, so samples are pooled"
+            batch_dice_reason="a patch is a small part of the image, so Dice is computed over the batch"
             if search.lowres
-            else "a patch covers enough of the image, so its Dice is stable on its own",
+            else "a patch covers enough of the image, so Dice per sample is stable",
         )
     )
     return drafts, search
@@ -252,19 +252,19 @@ def _draft(images: _Images, naming: _Naming, budget: Budget) -> tuple[list[Draft
 def _common_decisions(preset: Preset) -> Iterator[Decision]:
     functions = resampling_functions(preset.resampling)
     reasons = {
-        "default": "cubic for images, linear for labels and probabilities; nearest along a much coarser axis",
-        "torch": "linear on any device, asked for",
-        "torch-sepz": "linear on any device, a much coarser axis apart, asked for",
-        "none": "asked for: images stay on their grid; sizes are planned as if they were resampled",
+        "default": "cubic for images, linear for labels and probabilities; nearest neighbour along a much coarser axis",
+        "torch": "linear, as requested",
+        "torch-sepz": "linear, a much coarser axis separately, as requested",
+        "none": "none, as requested; sizes are planned as if images were resampled",
     }
     yield Decision(
         configuration=EVERYWHERE,
         decision="resampling",
         value=functions["resampling_fn_data"],
-        because=reasons[preset.resampling],
+        reason=reasons[preset.resampling],
     )
     yield Decision(
-        configuration=EVERYWHERE, decision="network", value=preset.network.value, because=f"preset '{preset.name}'"
+        configuration=EVERYWHERE, decision="network", value=preset.network.value, reason=f"preset '{preset.name}'"
     )
 
 
@@ -273,7 +273,7 @@ def _cascade_decision(search: Search) -> Decision:
         configuration=EVERYWHERE,
         decision="low resolution and cascade",
         value=bool(search.lowres),
-        because=search.because,
+        reason=search.reason,
     )
 
 
@@ -282,7 +282,7 @@ def _kept(existing: Plan | None, configurations: dict[str, dict[str, Any]]) -> d
         return {}
     kept = {name: block for name, block in existing.configurations.items() if name not in configurations}
     if kept:
-        logger.info("kept from the earlier plans '%s': %s", existing.plans_name, ", ".join(kept))
+        logger.info("kept configurations of the earlier plan '%s': %s", existing.plans_name, ", ".join(kept))
     return kept
 
 
@@ -291,12 +291,12 @@ def _kept_decision(name: str) -> Decision:
         configuration=name,
         decision="kept",
         value=True,
-        because="the earlier plan of this name has it and the new one does not; remove the file to drop it",
+        reason="copied from the earlier plan of this name; delete that file before planning to drop it",
     )
 
 
 def intensities(fingerprint: Fingerprint) -> dict[str, dict[str, float]]:
-    """Return the statistics of each channel as a plan has them."""
+    """Return the statistics of each channel in the format of a plan."""
     channels = fingerprint.foreground_intensity_properties_per_channel
     return {name: dict(sorted(statistics.model_dump().items())) for name, statistics in channels.items()}
 

@@ -11,27 +11,27 @@ from typing import Any, Literal, get_args
 from segwright.core.errors import PlanError, nearest
 
 ANISOTROPY = 3
-"""An axis this much coarser than the others is treated on its own (nnU-Net's paper; nnU-Net behaviour 5.1)."""
+"""An axis this many times coarser than the others is resampled separately (nnU-Net's paper; nnU-Net behaviour 5.1)."""
 ANISOTROPY_PER_STAGE = 2
 """Axes are pooled together, and get a kernel of 3, while their spacings differ by less than this factor."""
 MIN_EDGE = 4
 """Shortest edge of the lowest-resolution feature map, voxels."""
 BASE_FEATURES = 32
 MAX_FEATURES: Mapping[int, int] = MappingProxyType({2: 512, 3: 320})
-"""Most channels of a stage, by number of spatial axes."""
+"""Maximum number of channels of a stage, by number of spatial axes."""
 REFERENCE_BATCH: Mapping[int, int] = MappingProxyType({2: 12, 3: 2})
-"""Batch size for which the memory references were taken, by number of spatial axes."""
+"""Batch size of the reference memory, by number of spatial axes."""
 MIN_BATCH = 2
 INITIAL_PATCH_VOXELS: Mapping[int, int] = MappingProxyType({2: 2048**2, 3: 256**3})
-"""Size of the patch from which the search starts, by number of spatial axes."""
+"""Voxels of the initial patch, by number of spatial axes."""
 LOWRES_COVERAGE = 0.25
-"""A low-resolution configuration is planned where a patch covers less than this part of the median image."""
+"""A low-resolution configuration is planned if a patch covers less than this fraction of the median image."""
 LOWRES_STEP = 1.03
-"""Factor by which the spacing grows per step of the low-resolution search."""
+"""Factor on the spacing per step of the low-resolution search."""
 LOWRES_MIN_RATIO = 2
-"""The low-resolution configuration is kept if the median image has at least this many times fewer voxels in it."""
+"""Low resolution is kept if the median image then has at least this many times fewer voxels."""
 MASK_BELOW = 0.75
-"""Normalise inside the mask only where cropping keeps less than this part of the median image."""
+"""Normalise inside the mask if cropping keeps less than this fraction of the median image."""
 
 Resampling = Literal["default", "torch", "torch-sepz", "none"]
 
@@ -48,18 +48,18 @@ class Preset:
     """One planner of nnU-Net.
 
     Attributes:
-        name: Our name for it.
+        name: Name on the command line.
         planner: Class name that nnU-Net writes to `experiment_planner_used`.
         plans_name: Default name of the plans, hence of the file.
         network: U-Net family.
-        gpu_memory_gb: Memory the plan aims at, GB; the reference values belong to it.
-        reference_elements: Feature-map elements that fit that memory at the reference batch, by number of axes.
-        max_dataset_covered: Largest part of the dataset's voxels that a batch may hold.
-        encoder_blocks: Blocks per encoder stage, longest case.
-        decoder_convs: Convolutions per decoder stage, longest case.
-        shrinks_2d_late: 2D patches shrink only when not even a batch of two fits (nnU-Net behaviour 5.9).
+        gpu_memory_gb: GPU memory target, GB, to which the reference values refer.
+        reference_elements: Feature-map elements that fit it at the reference batch size, by number of axes.
+        max_dataset_covered: Maximum fraction of the dataset's voxels in a batch.
+        encoder_blocks: Blocks per encoder stage, for the deepest network.
+        decoder_convs: Convolutions per decoder stage, for the deepest network.
+        shrinks_2d_late: 2D patches shrink only if a batch of two does not fit (nnU-Net behaviour 5.9).
         shares_data: `2d` and `3d_fullres` use the default plans' preprocessed data (nnU-Net behaviour 5.2).
-        resampling: Which resampling functions the plan names.
+        resampling: Resampling variant.
     """
 
     name: str
@@ -142,7 +142,7 @@ def preset(name: str, resampling: str = "default") -> Preset:
     `experiment_planner_used` stays the preset's own planner, a class that nnU-Net can find.
 
     Raises:
-        PlanError: no such preset or resampling; the nearest is named.
+        PlanError: unknown preset or resampling.
     """
     if name not in PRESETS:
         raise PlanError(f"unknown preset '{name}'{nearest(name, PRESETS)}")

@@ -1,4 +1,4 @@
-"""Why the plan is as it is: one entry per automatic decision, stored in the plan and printed by `--explain`."""
+"""The rationale of a plan: each automatic decision with its reason, stored in the plan, printed by `--explain`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from segwright.core.text import printable
 from segwright.data.plan import Plan
 
 EVERYWHERE = "all"
-"""Configuration name of decisions that hold for the whole plan."""
+"""Configuration name of decisions that apply to the whole plan."""
 
 _INDENT = "    "
 
@@ -21,36 +21,36 @@ class Decision:
     """One automatic decision.
 
     Attributes:
-        configuration: The configuration it belongs to, or `EVERYWHERE`.
-        decision: What was decided about.
-        value: The outcome, JSON-serialisable.
-        because: The reason, one sentence with the numbers that led to it.
+        configuration: Name of a configuration, or `EVERYWHERE`.
+        decision: Name of the planned value.
+        value: The planned value, JSON-serialisable.
+        reason: One sentence with the numbers that led to it.
     """
 
     configuration: str
     decision: str
     value: Any
-    because: str
+    reason: str
 
     def to_json(self) -> dict[str, Any]:
-        """Return the entry as the plan stores it."""
+        """Return the entry in the format of the plan, where the reason is called `because`."""
         return {
             "configuration": self.configuration,
             "decision": self.decision,
             "value": self.value,
-            "because": self.because,
+            "because": self.reason,
         }
 
 
 def decisions(plan: Plan) -> tuple[Decision, ...]:
-    """Return the plan's recorded decisions; none for a plan that another program wrote.
+    """Return the decisions recorded in a plan; empty for a plan of another program.
 
     Raises:
-        PlanError: the record was edited into something else.
+        PlanError: the entries are malformed.
     """
     entries = plan.segwright.get("rationale", ())
     try:
-        return tuple(Decision(**entry) for entry in entries)
+        return tuple(_decision(**entry) for entry in entries)
     except TypeError as error:
         raise PlanError(
             f"plans '{plan.plans_name}': segwright.rationale must be a list of entries with configuration, decision,"
@@ -59,17 +59,17 @@ def decisions(plan: Plan) -> tuple[Decision, ...]:
 
 
 def explain(plan: Plan) -> str:
-    """Return every decision with its reason as text, grouped by configuration."""
+    """Format all decisions with their reasons, grouped by configuration."""
     recorded = decisions(plan)
     if not recorded:
-        return f"plans '{plan.plans_name}' carry no reasons: they were not made by segwright"
+        return f"plans '{plan.plans_name}' contain no reasons: they were not made by segwright"
     names = dict.fromkeys(entry.configuration for entry in recorded)
     blocks = [_block(name, [entry for entry in recorded if entry.configuration == name]) for name in names]
     return "\n\n".join([printable(f"{plan.plans_name} for {plan.dataset_name}"), *blocks])
 
 
 def numbers(values: Iterable[float]) -> str:
-    """Return sizes or spacings as text.
+    """Format sizes or spacings.
 
     >>> numbers((1.0, 0.76757812, 0.5))
     '1 x 0.767578 x 0.5'
@@ -78,7 +78,7 @@ def numbers(values: Iterable[float]) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return the value of a decision as text."""
+    """Format the value of a decision."""
     if isinstance(value, Mapping):
         return "; ".join(f"{key} {shown(entry)}" for key, entry in value.items())
     if isinstance(value, list | tuple):
@@ -88,9 +88,13 @@ def shown(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
+def _decision(configuration: str, decision: str, value: Any, because: str) -> Decision:
+    return Decision(configuration=configuration, decision=decision, value=value, reason=because)
+
+
 def _block(name: str, entries: list[Decision]) -> str:
-    title = "the whole plan" if name == EVERYWHERE else name
+    title = "whole plan" if name == EVERYWHERE else name
     lines = [f"{title}:"]
     for entry in entries:
-        lines += [f"{_INDENT}{entry.decision}: {shown(entry.value)}", f"{_INDENT * 2}{entry.because}"]
+        lines += [f"{_INDENT}{entry.decision}: {shown(entry.value)}", f"{_INDENT * 2}{entry.reason}"]
     return "\n".join(map(printable, lines))

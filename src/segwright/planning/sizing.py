@@ -1,4 +1,4 @@
-"""Patch and batch size of one configuration: as large as the memory reference allows (nnU-Net behaviour 5.9)."""
+"""Choose patch and batch size of a configuration, as large as the memory target allows (nnU-Net behaviour 5.9)."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from segwright.planning.topology import Topology, derive
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """What bounds patch and batch size, the same for all configurations of a plan.
+    """Limits of patch and batch size, the same for all configurations of a plan.
 
     Attributes:
         preset: Planner family.
-        gpu_memory_gb: Memory to aim at, GB.
+        gpu_memory_gb: GPU memory target, GB.
         num_classes: Entries of `labels` in `dataset.json`.
         num_training: Number of training cases.
     """
@@ -37,13 +37,13 @@ class Budget:
     num_training: int
 
     def reference(self, dims: int) -> float:
-        """Return how many feature-map elements may be used at the reference batch size."""
+        """Return the allowed number of feature-map elements at the reference batch size."""
         return self.preset.reference_elements[dims] * (self.gpu_memory_gb / self.preset.gpu_memory_gb)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizing:
-    """Patch, batch and network of one configuration, and how they came about.
+    """Patch, batch and network of one configuration, with intermediate results for the rationale.
 
     Attributes:
         topology: Strides, kernels and the final patch.
@@ -53,10 +53,10 @@ class Sizing:
         batch_size: Patches per step.
         elements: Feature-map elements of one sample (nnU-Net behaviour 5.8).
         reference: Elements allowed at the reference batch size.
-        first_patch: Patch before any shrinking.
-        shrink_steps: How many times an axis was shortened.
-        batch_by_memory: Batch size that memory allows.
-        batch_by_dataset: Batch size at which a batch holds the allowed part of the dataset.
+        first_patch: Initial patch.
+        shrink_steps: Number of times an axis was shortened.
+        batch_by_memory: Largest batch size by memory.
+        batch_by_dataset: Largest batch size by `max_dataset_covered`.
     """
 
     topology: Topology
@@ -75,7 +75,7 @@ class Sizing:
 def size_configuration(
     spacing: Sequence[float], median_shape: Sequence[float], *, dataset_voxels: float, budget: Budget
 ) -> Sizing:
-    """Return patch, batch and network for one target spacing.
+    """Choose patch, batch size and network for one target spacing.
 
     nnU-Net behaviour 5.9: start from a large patch of the spacing's aspect ratio, not larger than the
     median image; while the network is too big, shorten the axis that covers most of the image; then fill the memory
@@ -85,10 +85,10 @@ def size_configuration(
         spacing: Target spacing of 2 or 3 axes, transposed.
         median_shape: Median shape at that spacing, voxels; may hold halves.
         dataset_voxels: Voxels of the whole dataset in 3D, for 2D configurations as well.
-        budget: Bounds of the plan.
+        budget: Limits of the plan.
 
     Raises:
-        PlanError: the images vanish at that spacing, or no patch is small enough.
+        PlanError: the median image has no voxel at that spacing, or even the smallest patch needs too much memory.
     """
     dims = len(spacing)
     reference = budget.reference(dims)
@@ -96,7 +96,7 @@ def size_configuration(
     if min(topology.patch_size) < 1:
         raise PlanError(
             f"no patch can be planned: at spacing {numbers(spacing)} the median image has {numbers(median_shape)}"
-            " voxels; look at the spacings in the fingerprint, or give another one with --spacing"
+            " voxels; check the spacings in the fingerprint, or set another one with --spacing"
         )
     first_patch, steps = topology.patch_size, 0
     while _too_big(elements := _elements(topology, budget), dims, reference, budget.preset):
@@ -149,10 +149,10 @@ def _too_big(elements: int, dims: int, reference: float, preset: Preset) -> bool
 
 
 def _shrunk(spacing: Sequence[float], topology: Topology, median_shape: Sequence[float]) -> list[int]:
-    """Return the patch with one axis shortened, the one that covers most of the median image (the last, on ties).
+    """Return the patch with one axis shortened, the one that covers most of the median image (the last one on ties).
 
-    The step is the divisor that holds *after* shortening by the present one: an axis that just loses a pooling
-    stage shrinks by the smaller step only.
+    The step is the axis' divisor *after* shortening by the present divisor: an axis that loses a pooling stage shrinks
+    by the smaller step only.
     """
     patch = list(topology.patch_size)
     axis = max(range(len(patch)), key=lambda candidate: (patch[candidate] / median_shape[candidate], candidate))
@@ -161,7 +161,7 @@ def _shrunk(spacing: Sequence[float], topology: Topology, median_shape: Sequence
     patch[axis] -= derive(spacing, trial).divisor[axis]
     if patch[axis] < 1:
         raise PlanError(
-            f"no patch fits the memory target: at patch {list(topology.patch_size)} the network is still too big;"
+            f"no patch fits the memory target: at patch {list(topology.patch_size)} the network is still too large;"
             " raise --gpu-memory or merge labels"
         )
     return patch

@@ -13,11 +13,11 @@ Sizes = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topology:
-    """What a patch allows a U-Net to look like.
+    """Strides and kernel sizes of a U-Net for a patch.
 
     Attributes:
-        strides: Downsampling per stage and axis; stage 0 has ones.
-        kernel_sizes: Kernel per stage and axis.
+        strides: Stride per stage and axis; all 1 in stage 0.
+        kernel_sizes: Kernel size per stage and axis.
         divisor: Product of the strides per axis.
         patch_size: The patch, rounded up to multiples of `divisor`.
     """
@@ -34,7 +34,7 @@ class Topology:
 
 
 def derive(spacing: Sequence[float], patch_size: Sequence[float]) -> Topology:
-    """Return the topology for a patch: halve axes while they are long enough and of similar spacing.
+    """Derive the topology for a patch: halve axes while they are long enough and of similar spacing.
 
     nnU-Net behaviour 5.6. An axis is pooled while it keeps at least `MIN_EDGE` voxels, and only together
     with axes whose current spacing is within a factor of two of the finest that can still be pooled. A kernel entry
@@ -68,11 +68,11 @@ def derive(spacing: Sequence[float], patch_size: Sequence[float]) -> Topology:
 
 
 def _poolable(spacing: Sequence[float], sizes: Sequence[float]) -> tuple[int, ...]:
-    """Return the axes to halve next; none where pooling ends."""
+    """Return the axes to halve next; empty at the end of pooling."""
     long_enough = [axis for axis, size in enumerate(sizes) if size >= 2 * MIN_EDGE]
     if not long_enough:
         return ()
     finest = min(spacing[axis] for axis in long_enough)
     axes = tuple(axis for axis in long_enough if spacing[axis] / finest < ANISOTROPY_PER_STAGE)
-    # A single axis left over is pooled only while it is long: halving it alone gains little context.
+    # A single remaining axis is pooled only while it is long, since halving it alone adds little context.
     return () if len(axes) == 1 and sizes[axes[0]] < 3 * MIN_EDGE else axes

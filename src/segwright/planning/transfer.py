@@ -1,4 +1,4 @@
-"""A plan for another dataset than the one it was made for (nnU-Net behaviour 5.16)."""
+"""Transfer a plan to another dataset (nnU-Net behaviour 5.16)."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ USE_MASK = "use_mask_for_norm"
 
 
 def moved(plan: Plan, *, dataset_name: str, reader: str, plans_name: str) -> Plan:
-    """Return the plan under another dataset's name, with its reader; all else is carried over unchanged.
+    """Return the plan for another dataset: name and reader change, all else is copied.
 
-    That includes the intensity statistics of the dataset it was made for: a network that was trained with them needs
-    the same normalisation. Data identifiers follow the plan's name, so that stores of cases don't mix.
+    The intensity statistics of the original dataset are kept: a network trained with them needs the same
+    normalisation. Data identifiers follow the plan's name, so that preprocessed cases are not mixed.
     """
     document: dict[str, Any] = deepcopy(plan.to_json())
     document |= {"dataset_name": dataset_name, "plans_name": plans_name, "image_reader_writer": reader}
@@ -32,7 +32,7 @@ def moved(plan: Plan, *, dataset_name: str, reader: str, plans_name: str) -> Pla
 
 
 def normalised_for(plan: Plan, description: DatasetDescription, fingerprint: Fingerprint) -> Plan:
-    """Return the plan with the normalisation that a dataset with other channels would be planned with."""
+    """Return the plan with the normalisation planned anew, for a dataset with other channels."""
     document: dict[str, Any] = deepcopy(plan.to_json())
     chosen = choose_normalization(description, fingerprint)
     for configuration in document["configurations"].values():

@@ -1,1 +1,1 @@
-"""From a read case to the arrays that a network sees, and back: crop, normalise, resample, store."""
+"""Preprocess cases: crop, normalise and resample images and labels, and store them."""

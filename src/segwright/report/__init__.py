@@ -1,1 +1,1 @@
-"""What a person looks at: pictures of predictions, later the page of a whole run."""
+"""Results of the verbs, pictures of predictions, and the HTML report of a run."""

@@ -147,7 +147,7 @@ def _model(item: ShownModel, counter: Iterator[int], *, several: bool) -> dict[s
             {
                 "name": each.decision if each.configuration == EVERYWHERE else f"{each.configuration}, {each.decision}",
                 "value": shown(each.value),
-                "because": each.because,
+                "reason": each.reason,
             }
             for each in tables.decisions(model)
         ],

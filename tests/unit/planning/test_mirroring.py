@@ -32,7 +32,7 @@ def test_the_ways_images_lie_decide(lateral: set[Lateral | None], axes: tuple[in
     assert sides.axes == axes
     assert sides.swap == swap
     assert decision.value["pairs"] == ["hip_left | hip_right"]
-    assert "found by their names" in decision.because
+    assert "found by name" in decision.reason
 
 
 def test_regions_of_unequal_sides_are_not_swapped() -> None:

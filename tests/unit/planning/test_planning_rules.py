@@ -119,7 +119,7 @@ def test_low_resolution_is_dropped_where_it_saves_little() -> None:
     assert math.prod(full.topology.patch_size) / math.prod(shape) < 0.25
     search = find_lowres(spacing, shape, full, budget)
     assert search.lowres is None
-    assert "times fewer voxels, not 2" in search.because
+    assert "times fewer voxels, less than 2" in search.reason
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_thick_slices_get_the_tenth_percentile() -> None:
     spacings = [[value, 0.5, 0.6] for value in (2.0, 3.0, 4.0, 5.0, 6.0)]
     target = target_spacing(fingerprint_of(spacings, [[20, 300, 300]] * 5))
     assert target.value == pytest.approx((2.4, 0.5, 0.6), abs=1e-12)
-    assert "10th percentile" in target.because
+    assert "10th percentile" in target.reason
 
 
 def test_thick_slices_stay_the_coarsest_axis() -> None:
@@ -294,8 +294,8 @@ def test_unknown_presets_get_the_nearest_name(arguments: tuple[str, ...], messag
         (fingerprint_of([[1, 1, 1]], []), {}, "1 spacings and 0 shapes"),
         (fingerprint_of([[1, 0, 1]], [[5, 5, 5]]), {}, "case 0 has spacing"),
         (ISOTROPIC, {"gpu_memory_gb": 0.0}, "GPU memory target 0.0 GB"),
-        (ISOTROPIC, {"spacing": (1.0, 1.0)}, "give 3 positive numbers"),
-        (ISOTROPIC, {"spacing": (1.0, 1.0, -2.0)}, "give 3 positive numbers"),
+        (ISOTROPIC, {"spacing": (1.0, 1.0)}, "expected 3 positive numbers"),
+        (ISOTROPIC, {"spacing": (1.0, 1.0, -2.0)}, "expected 3 positive numbers"),
         (ISOTROPIC, {"spacing": (1.0, 1.0, 1e4)}, "no patch can be planned"),
         (BIG, {"gpu_memory_gb": 1e-9}, "no patch fits the memory target"),
     ],
@@ -336,7 +336,7 @@ def test_every_decision_has_its_reason() -> None:
     made = planned(BIG)
     by_configuration: dict[str, set[str]] = {}
     for entry in decisions(made):
-        assert entry.because
+        assert entry.reason
         by_configuration.setdefault(entry.configuration, set()).add(entry.decision)
     assert by_configuration["all"] >= {"target spacing", "axis order", "normalisation", "resampling"}
     assert "low resolution and cascade" in by_configuration["all"]
