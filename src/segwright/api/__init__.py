@@ -1,6 +1,6 @@
-"""The product: every verb of the command line as a function.
+"""The Python API: every command of the command line as a function.
 
-A verb is imported at its first use, with what it needs: a prediction waits for no training, report or plan.
+Each function is imported on first use, so that prediction does not wait for the imports of training and reports.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Verbs on folders of predictions: post-processing, ensembles, cross-validation gathered over the folds."""
+"""Post-processing, ensembles and cross-validation on folders of predictions."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def determine_postprocessing(
     workers: int | None = None,
     environment: Mapping[str, str] = NO_ENVIRONMENT,
 ) -> Determined:
-    """Decide, as nnU-Net does, whether to keep only the largest component of labels, and write `postprocessing.json`.
+    """Decide by nnU-Net's rule for which labels only the largest component is kept; write `postprocessing.json`.
 
     Args:
-        reference: As of `evaluate`; there may be more cases than were predicted.
-        prediction: Folder of predicted label maps, of cases that were not trained on.
+        reference: See `evaluate`; it may hold more cases than were predicted.
+        prediction: Folder of predicted label maps of cases that were not used for training.
         dataset_json: Names labels and file ending; by default the one in, or one level above, either folder.
         output: The file; `postprocessing.json` in the prediction folder by default.
         workers: Threads.
-        environment: Variables that file lists may name.
+        environment: Variables that paths in file lists may contain.
 
     Raises:
-        SegwrightError: There is no prediction, one has no reference, or files are damaged or do not fit.
+        SegwrightError: No predictions were found, one has no reference, or files are damaged or do not match.
     """
     from segwright.evaluation.postprocessing import determine
     from segwright.inference.export.postprocessing import POSTPROCESSING_JSON
@@ -71,13 +71,13 @@ def apply_postprocessing(
 
     Args:
         prediction: Folder of label maps.
-        output: Gets those with the steps applied, and `dataset.json`.
+        output: Folder for the post-processed label maps and `dataset.json`.
         postprocessing: The document; `postprocessing.json` in the prediction folder by default.
         dataset_json: Names the file ending; by default the one in, or one level above, the folder.
         workers: Threads.
 
     Raises:
-        SegwrightError: There is no label map, or the document is none that is known; nnU-Net's pickle is never read.
+        SegwrightError: No label map was found, or the document has an unknown format; nnU-Net's pickle is never read.
     """
     from segwright.inference.export.postprocessing import PostProcessing, process_folder
 
@@ -105,14 +105,14 @@ def ensemble(
     probabilities: bool | str = False,
     overwrite: bool = False,
 ) -> list[Path]:
-    """Write the label maps of the mean of saved probabilities, and return the files.
+    """Average saved probabilities, write the resulting label maps and return their paths.
 
     Args:
         predictions: Two or more folders that `predict` wrote with probabilities as b2nd or npz; nnU-Net's too.
-        output: Gets one label map per case, and `dataset.json`.
+        output: Folder for one label map per case and `dataset.json`.
         dataset_json: Names the labels; by default the one in, or one level above, a prediction folder.
         probabilities: Also write the mean: npz (or True), b2nd or nifti.
-        overwrite: Replace label maps that are there.
+        overwrite: Replace existing label maps.
 
     Raises:
         SegwrightError: Cases are missing in a folder, the folders are of different tasks, or files are damaged or do
@@ -146,15 +146,15 @@ def ensemble(
 def accumulate_crossval(
     model: Path | str, output: Path | str | None = None, *, folds: Sequence[int] | None = None
 ) -> Evaluation:
-    """Gather what the folds of a model predicted for their held-out cases in one folder, with one `summary.json`.
+    """Collect the held-out predictions of all folds of a model in one folder with one `summary.json`.
 
     Args:
         model: Model folder, ours or nnU-Net's.
         output: New folder; `crossval_results_folds_0_1` and so on in the model folder by default.
-        folds: All that have predicted their held-out cases by default.
+        folds: By default all folds that have predicted their held-out cases.
 
     Raises:
-        SegwrightError: A fold has no predictions, two folds have the same case, or the folder is there already.
+        SegwrightError: A fold has no predictions, two folds share a case, or the output folder exists.
     """
     folder = Path(model)
     if not folder.is_dir():
@@ -167,10 +167,10 @@ def accumulate_crossval(
 
 
 def _require_one_task(folders: Sequence[Path], source: Path, description: DatasetDescription) -> None:
-    """See that predictions mean the same, by the dataset.json in their folders.
+    """Check that predictions belong to the same task, by the dataset.json in their folders.
 
     Raises:
-        ConfigError: one has other labels, channels or files.
+        ConfigError: one has different labels, channels or file endings.
     """
     wanted = {**description.meaning(), "file_ending": description.file_ending}
     for folder in folders:
@@ -186,7 +186,7 @@ def _require_one_task(folders: Sequence[Path], source: Path, description: Datase
 
 
 def _difference(found: object, wanted: object) -> str:
-    """Return two values of a dataset.json; of lists the entries that differ."""
+    """Describe two different values of a dataset.json; of lists only the entries that differ."""
     if isinstance(found, list) and isinstance(wanted, list):
         found, wanted = (
             [entry for entry in one if entry not in two] or one for one, two in ((found, wanted), (wanted, found))

@@ -1,4 +1,4 @@
-"""What a selected model knows of its own limits: Dice to expect, temperature; fitted on the cases that it held out."""
+"""Fit the expected Dice and the temperature of a selected model on its held-out cases."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimates:
-    """Each is None where nothing was held out that it could be fitted on."""
+    """Estimates of a model's reliability; each is None where there were no held-out cases to fit it on."""
 
     quality: DiceEstimator | None
     calibration: Calibration | None
@@ -44,7 +44,7 @@ def fit_estimates(
     Args:
         session: of the dataset.
         members: the one or two models.
-        predictions: label map of each case; what was observed lies beside it.
+        predictions: label map of each case; its statistics lie beside it.
         scores: of the cases, in their order.
         device: auto, cpu, mps or a GPU, where cases must be predicted again.
         workers: threads.
@@ -52,7 +52,7 @@ def fit_estimates(
     from segwright.training.validation.out_of_fold import observe
     from segwright.training.validation.reliability import Observed, observed_file
 
-    if len(members) == 1:  # pairs were observed when they were predicted
+    if len(members) == 1:  # the statistics of pairs were recorded when they were predicted
         for fold, files in members[0].found.files.items():
             missing = [case for case, file in files.items() if not observed_file(file.parent, case).is_file()]
             if missing:
@@ -74,7 +74,7 @@ def fit_estimates(
 
 
 def member_of(session: Session, model: Trained, *, workers: int | None) -> Member:
-    """Return a model with its preprocessed cases, a second stage's with the first one's predictions."""
+    """Return a model with its preprocessed cases (with the previous stage's predictions for a cascade)."""
     from segwright.training.validation.out_of_fold import Member
 
     plan, name = model.plan, model.configuration

@@ -22,7 +22,7 @@ from segwright.workspace import DATASET_JSON, PLANS_JSON
 SUMMARY = "summary.json"
 
 _EXAMPLES = 3
-"""Label maps that the reader of a plan is tried on."""
+"""Number of label maps that are opened to test the reader of a plan."""
 
 
 def evaluate(
@@ -44,22 +44,22 @@ def evaluate(
     """Score predictions against references of the same file names and write nnU-Net's `summary.json`.
 
     Args:
-        reference: Folder of true label maps; of a raw dataset that lists its files, this dataset or that folder.
+        reference: Folder of reference label maps, or a raw dataset whose dataset.json lists its files.
         prediction: Folder of predicted label maps.
         dataset_json: Names labels and file ending; by default the one in, or one level above, either folder.
-        label_values: What to score, instead of what a dataset.json says; the file ending is that of the references.
+        label_values: Labels to score, instead of those of a dataset.json; the file ending is that of the references.
         output: File of the scores; `summary.json` in the prediction folder by default.
-        surface: Also HD, HD95, ASSD and NSD, in mm.
-        lesions: Also detection of single structures, and panoptic quality.
-        tolerances: Of the NSD, in mm; 1 and 2 by default.
-        ignore_label: Voxels with this reference count for nothing; by default what dataset.json says.
-        require_all: A reference without a prediction is an error, instead of left out.
-        csv: Also write one line for each case and class.
+        surface: Also compute HD, HD95, ASSD (in mm) and NSD.
+        lesions: Also compute lesion-wise detection scores and panoptic quality.
+        tolerances: Tolerances of the NSD in mm; 1 and 2 by default.
+        ignore_label: Voxels with this reference label are excluded; by default the ignore label of dataset.json.
+        require_all: Raise an error for a reference without a prediction, instead of leaving it out.
+        csv: File to which one row per case and class is written.
         workers: Threads.
-        environment: Variables that file lists may name.
+        environment: Variables that paths in file lists may contain.
 
     Raises:
-        SegwrightError: a folder or file is missing, damaged or does not fit, or a value is wrong.
+        SegwrightError: a folder or file is missing, damaged or does not match, or an argument is invalid.
     """
     truth, predicted = Path(reference), Path(prediction)
     require_folders(truth, predicted)
@@ -104,23 +104,23 @@ def _extra_metrics(*, surface: bool, lesions: bool, tolerances: Sequence[float] 
 
 
 def _known_ending(folder: Path) -> str:
-    """Return the ending of the files in a folder, the longest that a reader knows."""
+    """Return the file ending in a folder: the longest that a reader supports."""
     endings = sorted({ending for reader in READERS.values() for ending in reader.endings}, key=len, reverse=True)
     for file in sorted(folder.iterdir()):
         for ending in endings:
             if file.name.lower().endswith(ending):
                 return file.name[-len(ending) :]
-    raise DatasetError(f"{folder}: no label map; a reader knows {', '.join(sorted(endings))}")
+    raise DatasetError(f"{folder}: no label map found; supported endings are {', '.join(sorted(endings))}")
 
 
 def compare(summaries: Sequence[Path | str]) -> list[Comparison]:
-    """Test which of several models is better on the cases they share, by their `summary.json`.
+    """Test which of several models is better on their common cases, from their `summary.json`.
 
     Args:
-        summaries: Files, or the folders that hold them; at least two.
+        summaries: At least two files, or the folders that contain them.
 
     Raises:
-        SegwrightError: a file is missing, damaged or given twice, or too few cases are shared.
+        SegwrightError: a file is missing, damaged or given twice, or there are too few common cases.
     """
     if len(summaries) < 2:
         raise ConfigError("compare: give at least two summary.json files")
@@ -134,10 +134,10 @@ def compare(summaries: Sequence[Path | str]) -> list[Comparison]:
 
 
 def require_folders(*folders: Path) -> None:
-    """Make sure that folders are there.
+    """Check that folders exist.
 
     Raises:
-        DatasetError: one is not.
+        DatasetError: one does not.
     """
     for folder in folders:
         wrong = absence(folder, "folder")
@@ -146,7 +146,7 @@ def require_folders(*folders: Path) -> None:
 
 
 def find_description(*folders: Path) -> Path:
-    """Return the `dataset.json` in one of some folders, the last first, or beside one; of a fold, its model's.
+    """Find the `dataset.json` in or above the given folders, the last folder first; for a fold that of its model.
 
     Raises:
         DatasetError: a folder is missing, or there is none.
@@ -160,17 +160,17 @@ def find_description(*folders: Path) -> Path:
 
 
 def find_label_reader(file_ending: str, override: str | None, *folders: Path) -> str:
-    """Return the reader of the label maps in some folders.
+    """Choose the reader for the label maps in some folders.
 
-    That of the plans in or above one of them, if it opens the files; else the one that opens most of them.
+    That of the plans in or above one of them if it can open the files, else the one that opens most of them.
 
     Args:
         file_ending: of the label maps.
-        override: what dataset.json says.
-        folders: those with label maps; of plans, the last folder's come first.
+        override: reader that dataset.json names.
+        folders: folders of label maps; plans are searched in the last folder first.
 
     Raises:
-        ImageError: no reader knows the ending.
+        ImageError: no reader supports the ending.
         SegwrightError: a plan is damaged.
     """
     files = [
@@ -186,12 +186,12 @@ def find_label_reader(file_ending: str, override: str | None, *folders: Path) ->
                 return planned
     try:
         return choose_reader(file_ending, files, override, are_labels=True)
-    except ImageError:  # reading them names all that are damaged
+    except ImageError:  # reading will report every damaged file
         return choose_reader(file_ending, None, override)
 
 
 def _places(folders: Sequence[Path]) -> list[Path]:
-    """Return where documents about some folders may lie: in them, the last first, one level above, in their model."""
+    """Return where documents about folders are searched: in them (last first), one level above, in their model."""
     models = [folder.parent.parent for folder in map(Path.absolute, folders) if folder.parent.name.startswith("fold_")]
     return [*reversed(folders), *(folder.absolute().parent for folder in folders), *reversed(models)]
 

@@ -1,4 +1,4 @@
-"""Models from and for nnU-Net: opened where they lie, imported as safe folders, exported as nnU-Net's own."""
+"""Open, import and export models of nnU-Net."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ FORMATS = ("nnunet",)
 
 
 def import_model(source: Path | str, target: Path | str) -> list[Path]:
-    """Convert models of nnU-Net v2, which are pickles, into folders of ours, which are not; return these.
+    """Convert nnU-Net v2 models into Segwright model folders without pickle; return the new folders.
 
     Args:
-        source: Model folder, or a zip file as nnU-Net exports it; only read.
-        target: New model folder; of several models in a zip file, their parent. The first stage of a cascade, stored in
-            the second or beside it, becomes a folder in it.
+        source: Model folder, or a zip file as nnU-Net exports it; it is never changed.
+        target: New model folder, or the parent folder for a zip file with several models. A cascade's first stage
+            becomes a sub-folder of the second.
 
     Raises:
-        SegwrightError: nothing to import, a file that is damaged or does more than hold weights, or the target exists.
+        SegwrightError: no model was found, a file is damaged or contains more than weights, or the target exists.
     """
     from segwright.interop import nnunet
 
@@ -46,16 +46,16 @@ def import_model(source: Path | str, target: Path | str) -> list[Path]:
 def export_model(
     model: Path | str, target: Path | str, *, kind: str = "nnunet", folds: Sequence[int | str] | None = None
 ) -> Path:
-    """Write a model trained here for another system.
+    """Export a model for nnU-Net.
 
     Args:
-        model: Model folder of ours.
+        model: Segwright model folder.
         target: New model folder, or `NAME.zip` for `nnUNetv2_install_pretrained_model_from_zip`.
-        kind: nnunet.
-        folds: All that are trained by default.
+        kind: Format; only `nnunet`.
+        folds: All trained folds by default.
 
     Raises:
-        SegwrightError: nothing is trained, the network is none of nnU-Net's, or the target exists.
+        SegwrightError: no fold is trained, nnU-Net has no such network, or the target exists.
     """
     if kind not in FORMATS:
         raise ConfigError(f"no format '{kind}'{nearest(kind, FORMATS)}")
@@ -68,9 +68,9 @@ def export_model(
 
 @contextmanager
 def unpacked(place: Path) -> Iterator[Path]:
-    """Yield a folder as it is, a zip file unpacked into a folder that is gone after the block.
+    """Yield a folder as it is, or a zip file unpacked into a temporary folder.
 
-    Errors in the block name the zip file instead of that folder.
+    Errors in the block name the zip file instead of the temporary folder.
 
     Raises:
         ModelError: the zip file is damaged or hostile.
@@ -81,7 +81,7 @@ def unpacked(place: Path) -> Iterator[Path]:
     from segwright.interop.archive import extract
 
     with TemporaryDirectory(prefix="segwright-model-") as folder:
-        root = Path(folder) / place.name  # a model that is the whole of the file gets its name, the same every time
+        root = Path(folder) / place.name  # a model at the top level of the zip file is named after the file
         try:
             extract(place, root)
             yield root
@@ -102,40 +102,42 @@ def unpacked(place: Path) -> Iterator[Path]:
 
 
 def find_models(place: Path) -> list[Path]:
-    """Return the model folders at or below a folder.
+    """Find the model folders at or below a folder.
 
     Raises:
-        ModelError: there is none.
+        ModelError: there are none.
     """
     found = sorted(file.parent for file in place.rglob(PLANS_JSON) if any(file.parent.glob("fold_*/checkpoint_*")))
     if not found:
-        raise ModelError(f"{place}: no model; expected {PLANS_JSON} and fold_0 with a checkpoint in it")
+        raise ModelError(f"{place}: no model found; expected {PLANS_JSON} and fold_0 with a checkpoint in it")
     return found
 
 
 def only_model(place: Path, source: Path) -> Path:
-    """Return the model folder at or below a folder, of which there must be one.
+    """Find the only model folder at or below a folder.
 
     Raises:
-        ModelError: there is none, or several: their names.
+        ModelError: there is none, or several, which are listed.
     """
     if (place / PLANS_JSON).is_file() or place == source:
         return place
     found = without_first_stages(find_models(place))
     if len(found) > 1:
         names = ", ".join(str(model.relative_to(place)) for model in found)
-        raise ModelError(f"{source}: holds {len(found)} models: {names}; import it, and name one of the new folders")
+        raise ModelError(
+            f"{source}: contains {len(found)} models: {names}; run import-model first and choose one of the new folders"
+        )
     return found[0]
 
 
 def without_first_stages(models: Sequence[Path]) -> list[Path]:
-    """Return models without those that another of them needs as its previous stage."""
+    """Drop models that are the first stage of another model in the list."""
     firsts = {first.resolve() for model in models for first in _first_stage(model, quiet=True).values()}
     return [model for model in models if model.resolve() not in firsts]
 
 
 def _first_stage(model: Path, *, quiet: bool = False) -> dict[str, Path]:
-    """Return the folder of a cascade's first stage under the name that it has in the second, empty if there is none."""
+    """Return the folder of a cascade's first stage by configuration name; empty if there is none."""
     from segwright.inference.cascade import STORED, previous_stage_folder
 
     plan, configuration = Plan.load(model / PLANS_JSON), model.name.rpartition("__")[2]

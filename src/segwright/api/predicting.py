@@ -1,4 +1,4 @@
-"""Prediction as a verb: a folder of images, or arrays through a predictor that is kept."""
+"""Predict a folder of images, or load a model for many predictions."""
 
 from __future__ import annotations
 
@@ -45,25 +45,25 @@ def predict(
     """Predict a folder of images (`CASE_0000.ENDING`, one file per channel) with a trained model.
 
     Args:
-        model: What `select` wrote, or the results that hold it; or a model folder, with `plans.json`, `dataset.json`
-            and `fold_k`, of nnU-Net v2 too, or its zip file. Of several models the probabilities are averaged.
+        model: Folder written by `select`, the results folder that contains it, or a model folder with `plans.json`,
+            `dataset.json` and `fold_k` (also of nnU-Net v2, also as a zip file). Several models are averaged.
         images: Input folder, never written to.
-        output: Gets one label map per case; cases that are there already are kept.
-        folds: Whose networks are averaged; all that are trained by default.
+        output: Folder for one label map per case; existing predictions are kept.
+        folds: Folds to average; all trained folds by default.
         checkpoint: final, best or latest.
-        mirroring: Average over flipped images too.
+        mirroring: Test-time augmentation by mirroring.
         probabilities: Also write class probabilities: npz (or True), b2nd or nifti.
-        classes: Of nifti: whose maps are written; all but the background by default.
-        uncertainty: Also write maps of entropy and of the disagreement of folds and mirrored views.
-        calibrated: Write probabilities with the temperature that `select` found; labels stay the same.
-        overwrite: Predict again what is there.
-        precision: fp32, bf16, fp16, or what the device is fast at.
-        device: auto, cpu, mps, a GPU, or several with commas (`cuda:0,cuda:1`), which share the cases.
-        trust_code: Whether code is imported that the model names, a network of a user's own for instance: no, yes, or
-            only the references given (`module:attr`).
-        exact: Give tiles of one value, such as air, a pass of their own each.
-        part: Predict every `parts`-th case, beginning with this one (from 0); for several machines.
-        parts: Into how many parts the cases are dealt.
+        classes: Classes whose maps are written with nifti; all but the background by default.
+        uncertainty: Also write maps of entropy and of the disagreement between folds and mirrored views.
+        calibrated: Scale the written probabilities with the temperature found by `select`; labels do not change.
+        overwrite: Replace existing predictions.
+        precision: fp32, bf16, fp16, or auto: the fastest of the device.
+        device: auto, cpu, mps, a GPU, or several GPUs separated by commas (`cuda:0,cuda:1`) that share the cases.
+        trust_code: Whether to import code that the model names, for instance a user's own network: False, True, or
+            only the given references (`module:attr`).
+        exact: Also run the network on constant tiles such as air, which are otherwise computed once.
+        part: Index of the part to predict, from 0; for several machines.
+        parts: Number of parts into which the cases are divided.
     """
     with gc_paused():
         from segwright.inference.ensemble import Ensemble
@@ -127,23 +127,23 @@ def load_model(
     trust_code: TrustCode = False,
     exact: bool = False,
 ) -> Predictor | Ensemble:
-    """Return the predictor of a model folder, for many predictions in one process.
+    """Load a model for many predictions in one process.
 
-    `model.predict(array, spacing=...)` gives the label map of an array in the array's own axis order,
-    `model.predict_files(images, output)` those of a folder. Threads may share a predictor.
-    A model of `select` with several members answers alike; its post-processing is applied.
+    `model.predict(array, spacing=...)` returns the label map of an array in the array's own axis order;
+    `model.predict_files(images, output)` predicts a folder. Threads may share a predictor. A model written by
+    `select` works the same way, with its ensemble members and its post-processing.
 
     Args:
-        model: Model folder, with `plans.json`, `dataset.json` and `fold_k`, or what `select` wrote; of nnU-Net v2
-            too, or its zip file.
-        folds: Whose networks are averaged; all that are trained by default.
+        model: Model folder with `plans.json`, `dataset.json` and `fold_k`, or a folder written by `select`; also of
+            nnU-Net v2, also as a zip file.
+        folds: Folds to average; all trained folds by default.
         checkpoint: final, best or latest.
-        mirroring: Average over flipped images too.
-        precision: fp32, bf16, fp16, or what the device is fast at.
+        mirroring: Test-time augmentation by mirroring.
+        precision: fp32, bf16, fp16, or auto: the fastest of the device.
         device: auto, cpu, mps or a GPU.
-        trust_code: Whether code is imported that the model names, a network of a user's own for instance: no, yes, or
-            only the references given (`module:attr`).
-        exact: Give tiles of one value, such as air, a pass of their own each.
+        trust_code: Whether to import code that the model names, for instance a user's own network: False, True, or
+            only the given references (`module:attr`).
+        exact: Also run the network on constant tiles such as air, which are otherwise computed once.
     """
     _checked_devices(device, precision)
     return _load(
@@ -159,7 +159,7 @@ def load_model(
 
 
 def _load(model: Path | str, *, trust: CodeTrust, exact: bool, **options: Any) -> Predictor | Ensemble:
-    """Return the predictor of a model folder; what may be asked of the device is checked."""
+    """Load the predictor of a model folder after checking device and precision."""
     with gc_paused():
         from segwright.inference.models.model_folder import OURS, CheckpointFormat, load_predictor
         from segwright.inference.models.selected import find_selected, load_selected
@@ -183,7 +183,7 @@ def _checked_options(
     part: int,
     parts: int,
 ) -> ProbabilityFormat | None:
-    """Return how probabilities are saved; what needs no model to be refused is refused before one is loaded."""
+    """Check the options that need no model and return the format of probabilities."""
     from segwright.core.files.atomic_io import require_folder
     from segwright.inference.export.writers import ProbabilityFormat
     from segwright.inference.folder.log import PredictOptions
@@ -198,13 +198,13 @@ def _checked_options(
 
 
 def _checked_devices(text: str, precision: str) -> list[str]:
-    """Return the names of devices; each is there and computes in the precision."""
+    """Return the device names after checking that each exists and supports the precision."""
     from segwright.core.device import CPU, has_fast_bf16, resolve_device
     from segwright.inference.precision import used_precision
 
     names = [name.strip() for name in text.split(",")]
     if "" in names:
-        raise ConfigError(f"device '{text}': a name is missing; name devices as in cpu, or cuda:0,cuda:1")
+        raise ConfigError(f"device '{text}': a name is missing; expected for instance cpu, or cuda:0,cuda:1")
     devices = [resolve_device(name) for name in names]
     for device in devices:
         used_precision(device, precision)
@@ -217,21 +217,21 @@ def _checked_devices(text: str, precision: str) -> list[str]:
 
 
 def _require_one(devices: Sequence[str]) -> None:
-    """See that an ensemble predicts on one device."""
+    """Check that an ensemble predicts on a single device."""
     if len(devices) > 1:
         raise ConfigError(
-            "several models predict on one device; give each device a part of the cases, --part 0 --parts "
+            "several models can only predict on one device; run one command per device, --part 0 --parts "
             f"{len(devices)} and so on"
         )
 
 
 def _require_none_selected(models: Sequence[Path | str]) -> None:
-    """See that models to average have no post-processing of their own."""
+    """Check that models to average have no post-processing of their own."""
     from segwright.inference.models.selected import MEMBERS, find_selected
 
     for each in models:
         if find_selected(Path(each)) is not None:
             raise ConfigError(
-                f"{each}: a selected model predicts alone, with the post-processing found for it; to average others "
-                f"with its members, name the folders in {Path(each) / MEMBERS}"
+                f"{each}: a selected model has its own post-processing and cannot be averaged with others; to "
+                f"average its members, give the folders in {Path(each) / MEMBERS}"
             )

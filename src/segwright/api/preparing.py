@@ -1,4 +1,4 @@
-"""The verbs before training: check, fingerprint, plan, preprocess; each leaves alone what is there and fresh."""
+"""Check, fingerprint, plan and preprocess a dataset; up-to-date results are kept."""
 
 from __future__ import annotations
 
@@ -47,20 +47,20 @@ DEFAULT_PLANS = presets.PRESETS["default"].plans_name
 UNNAMED_DATASET = "Dataset"
 
 OPTIONS = "options"
-"""Where a plan keeps `PlanOptions`, among our additions."""
+"""Key of the stored `PlanOptions` in a plan."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanOptions:
-    """What a person may decide about a plan.
+    """Options of a plan.
 
     Attributes:
         preset: default, resenc, resenc-m, resenc-l or resenc-xl.
-        gpu_memory_gb: Memory to aim at; the preset's by default.
-        name: Name of the plans and of their file; the preset's by default.
+        gpu_memory_gb: Target GPU memory in GB; the preset's by default.
+        name: Name of the plans and their file; the preset's by default.
         spacing: Target spacing in the images' axis order; planned by default.
         resampling: default, torch, torch-sepz or none.
-        reorient: Turn every image to RAS+ first, for datasets whose images are stored in several orientations.
+        reorient: Reorient every image to RAS+ first, for datasets with several orientations.
     """
 
     preset: str = "default"
@@ -81,7 +81,7 @@ def check(
     workers: int | None = None,
     environment: Mapping[str, str] = NO_ENVIRONMENT,
 ) -> checks.Findings:
-    """Look for everything that is wrong with a dataset, in one pass over its files; nothing is written.
+    """Find all problems of a dataset in one pass over its files; nothing is written.
 
     Example:
         >>> findings = check("raw/Dataset004_Hippocampus")  # doctest: +SKIP
@@ -101,10 +101,10 @@ def fingerprint(
     force: bool = False,
     environment: Mapping[str, str] = NO_ENVIRONMENT,
 ) -> Fingerprint:
-    """Check the dataset, then measure shapes, spacings and intensities, or return what was measured before.
+    """Measure shapes, spacings and intensities of a checked dataset, or return the existing fingerprint.
 
     Raises:
-        ProblemReport: something is wrong with the dataset; every finding is listed.
+        ProblemReport: the dataset has problems; all are listed.
     """
     session = open_session(dataset, workspace, environment=environment)
     with dataset_lock(session, "measuring"):
@@ -120,12 +120,13 @@ def plan(
     force: bool = False,
     environment: Mapping[str, str] = NO_ENVIRONMENT,
 ) -> Plan:
-    """Plan a dataset: every value that the later stages need, with its reason; measured first where needed.
+    """Plan a dataset: network, patch size, spacing and so on, each with its reason.
 
-    A plans file that was edited by hand, or written by another program, is kept unless `force`.
+    The fingerprint is made first if needed. A plans file that was edited by hand or written by another program is
+    kept unless `force`.
 
     Raises:
-        PlanError: trainings or preprocessed data use the plans of that name, which would change; `force` replaces them.
+        PlanError: the plans would change although trainings or preprocessed data use them; `force` replaces them.
     """
     presets.preset(options.preset, options.resampling)
     session = open_session(dataset, workspace, environment=environment)
@@ -135,7 +136,7 @@ def plan(
 
 
 def plan_from_fingerprint(fingerprint: Path, dataset_json: Path, *, options: PlanOptions = DEFAULT_OPTIONS) -> Plan:
-    """Plan without images; nothing is written. The dataset is named after the folder of `dataset_json`."""
+    """Plan from a fingerprint without images; nothing is written. The folder of `dataset_json` names the dataset."""
     chosen = presets.preset(options.preset, options.resampling)
     measured = Fingerprint.load(fingerprint)
     description = load_description(dataset_json)
@@ -169,19 +170,19 @@ def preprocess(
     environment: Mapping[str, str] = NO_ENVIRONMENT,
     trust_code: TrustCode = False,
 ) -> dict[str, PreprocessReport]:
-    """Crop, normalise, resample and store all cases; those that are there and fresh are kept.
+    """Crop, normalise, resample and store all cases; up-to-date cases are kept.
 
     Args:
         dataset: Folder, name or id.
-        workspace: Where results go; `./segwright-work` by default.
-        plans: Name of the plans, made before.
-        configurations: All of the plan by default.
+        workspace: Where results are written; `./segwright-work` by default.
+        plans: Name of existing plans.
+        configurations: All configurations of the plan by default.
         workers: Threads.
-        environment: Variables that explicit file lists may name.
-        trust_code: Whether normalisation is imported that the plan names as `module:attr`.
+        environment: Variables that paths in file lists may contain.
+        trust_code: Whether to import normalisation code that the plan names as `module:attr`.
 
     Returns:
-        What was done, by configuration.
+        The preprocessed and the kept cases of each configuration.
     """
     session = open_session(dataset, workspace, environment=environment, trust=CodeTrust.of(trust_code))
     made = load_plan(session, plans)
@@ -193,15 +194,15 @@ def preprocess(
 
 
 def verify(session: Session, *, workers: int | None = None, visit: checks.Visitor | None = None) -> bool:
-    """Check the raw files unless they were found good as they are now; return whether that was needed.
+    """Check the raw files unless these exact files passed before; return whether the check ran.
 
     Args:
         session: the dataset.
         workers: threads; all CPUs by default.
-        visit: sees the voxels of every case that is checked.
+        visit: called with the voxels of every checked case.
 
     Raises:
-        ProblemReport: all that is wrong.
+        ProblemReport: all problems of the dataset.
     """
     if session.stage_cache.is_current("check", session.raw_state):
         return False
@@ -210,13 +211,13 @@ def verify(session: Session, *, workers: int | None = None, visit: checks.Visito
         logger.warning("%s", problem)
     if findings.errors:
         raise ProblemReport(findings.errors)
-    record_owner(session)  # not before: a refused dataset leaves nothing behind
+    record_owner(session)  # only now: a refused dataset leaves no files behind
     session.stage_cache.record("check", session.raw_state)
     return True
 
 
 def make_fingerprint(session: Session, *, workers: int | None = None, force: bool = False) -> tuple[Fingerprint, bool]:
-    """Return the fingerprint, and whether it had to be measured."""
+    """Return the fingerprint and whether it was newly measured."""
     file = session.workspace.fingerprint_file(session.name)
     stage = "fingerprint"
     dataset = session.dataset
@@ -229,10 +230,10 @@ def make_fingerprint(session: Session, *, workers: int | None = None, force: boo
         if not session.stage_cache.has_stage(stage):
             found = _load_fingerprint(file)
             if len(found.spacings) == len(dataset.cases):
-                logger.info("%s was there already and is kept; segwright fingerprint --force measures again", file)
+                logger.info("%s exists and is kept; segwright fingerprint --force measures again", file)
                 session.stage_cache.record(stage, session.raw_state)
                 return found, False
-        logger.info("the dataset changed since it was measured")
+        logger.info("the dataset changed since the fingerprint was made")
     found = measurement.fingerprint(dataset) if is_new and was_visited else measuring.extract(dataset, workers=workers)
     found.save(file)
     session.stage_cache.record(stage, session.raw_state)
@@ -254,17 +255,17 @@ def _load_fingerprint(file: Path) -> Fingerprint:
 def make_plan(
     session: Session, found: Fingerprint, options: PlanOptions, *, force: bool = False, as_before: bool = False
 ) -> tuple[Plan, bool]:
-    """Return the plan, and whether it had to be made; a file that is not as we wrote it is kept unless `force`.
+    """Return the plan and whether it was newly made; a file edited by others is kept unless `force`.
 
     Args:
         session: of the dataset.
         found: its fingerprint.
-        options: of the plan.
+        options: options of the plan.
         force: replace plans that were edited by hand, or that trainings or preprocessed data use.
-        as_before: plans that are there were asked for: their options count, and they are kept where trainings use them.
+        as_before: use existing plans with their own options, and keep them where trainings use them.
 
     Raises:
-        PlanError: trainings or preprocessed data use plans that would change.
+        PlanError: the plans would change although trainings or preprocessed data use them.
     """
     name = options.name or presets.preset(options.preset, options.resampling).plans_name
     copy_description(session)
@@ -308,7 +309,7 @@ def make_plan(
 
 
 def _planned(session: Session, found: Fingerprint, options: PlanOptions, name: str, existing: Plan | None) -> Plan:
-    """Return a new plan."""
+    """Make a plan."""
     reader = session.dataset.reader
     if options.reorient:
         found = found.reordered([canonical_axes(case.images[0], reader) for case in session.dataset.cases])
@@ -330,12 +331,12 @@ def _planned(session: Session, found: Fingerprint, options: PlanOptions, name: s
 
 
 def _with_options(plan: Plan, options: PlanOptions) -> Plan:
-    """Return the plan with the options that it was made with; its name is beside them."""
+    """Return the plan with its options stored in it."""
     return plan.model_copy(update={"segwright": {**plan.segwright, OPTIONS: asdict(replace(options, name=None))}})
 
 
 def _options_of(plan: Plan | None) -> PlanOptions | None:
-    """Return the options that a plan was made with; None where it does not say."""
+    """Return the options of a plan; None if it has none stored."""
     given = None if plan is None else plan.segwright.get(OPTIONS)
     if not isinstance(given, dict) or given.keys() != {each.name for each in fields(PlanOptions)}:
         return None
@@ -344,14 +345,14 @@ def _options_of(plan: Plan | None) -> PlanOptions | None:
 
 
 def _is_same(made: Plan, existing: Plan) -> bool:
-    """Whether two plans decide the same; their reasons may differ."""
+    """Return whether two plans have the same values; their reasons may differ."""
     documents = [plan.to_json() for plan in (made, existing)]
     one, other = ({**document, "segwright": document.get("segwright", {}).get(SIDES)} for document in documents)
     return content_hash(one) == content_hash(other)
 
 
 def _trainings(session: Session, plans: str) -> list[str]:
-    """Return the folds that were trained with plans of this name, or are being trained."""
+    """Return the folds that were or are being trained with plans of this name."""
     files = sorted((session.workspace.results / session.name).glob("*__*__*/fold_*/checkpoint_*.safetensors"))
     folds = dict.fromkeys(file.parent for file in files)
     return [f"{fold.parent.name}/{fold.name}" for fold in folds if fold.parent.name.split("__")[-2] == plans]
@@ -365,7 +366,7 @@ def _preprocessed(session: Session, plan: Plan) -> list[str]:
 
 
 def _free_name(session: Session, name: str) -> str:
-    """Return a name for plans that is not taken."""
+    """Return an unused name for plans."""
     names = (f"{name}_{number}" for number in itertools.count(2))
     return next(each for each in names if not session.workspace.plans_file(session.name, each).exists())
 
@@ -374,16 +375,16 @@ def load_plan(session: Session, name: str) -> Plan:
     """Return the plan of that name.
 
     Raises:
-        PlanError: it was not made yet.
+        PlanError: there are no such plans.
     """
     file = session.workspace.plans_file(session.name, name)
     if not file.is_file():
-        raise PlanError(f"{file}: no such plans; make them first with 'segwright plan {session.dataset.folder}'")
+        raise PlanError(f"{file}: no such plans; create them with 'segwright plan {session.dataset.folder}'")
     return Plan.load(file)
 
 
 def data_owners(plan: Plan, names: Sequence[str]) -> tuple[str, ...]:
-    """Return configurations that between them have all the preprocessed data of `names`; some share theirs."""
+    """Return the configurations whose preprocessed data cover `names`; some configurations share data."""
     owners: dict[str, str] = {}
     for name in names:
         owners.setdefault(plan.configuration(name).data_identifier, name)
@@ -393,11 +394,11 @@ def data_owners(plan: Plan, names: Sequence[str]) -> tuple[str, ...]:
 def make_cases(
     session: Session, plan: Plan, name: str, *, workers: int | None = None, even_if_in_use: bool = False
 ) -> PreprocessReport:
-    """Preprocess what is missing or stale of one configuration.
+    """Preprocess the missing and outdated cases of one configuration.
 
     Raises:
-        WorkspaceError: cases would be replaced that another process trains on.
-        ProblemReport: cases failed.
+        WorkspaceError: another process trains on cases that would be replaced.
+        ProblemReport: some cases failed.
     """
     from segwright.preprocessing.pipeline import preprocess_dataset
     from segwright.preprocessing.plan_validation import load_schemes
@@ -413,7 +414,7 @@ def make_cases(
 
 
 def _require_unused(session: Session, plan: Plan, name: str) -> None:
-    """See that no training of another process reads cases that would be replaced."""
+    """Check that no other process trains on cases that would be replaced."""
     from segwright.preprocessing.pipeline import replaced_cases
 
     data = plan.configuration(name).data_identifier
@@ -431,12 +432,12 @@ def _require_unused(session: Session, plan: Plan, name: str) -> None:
 
 
 def cases_are_fresh(session: Session, plan: Plan, name: str) -> bool:
-    """Whether the preprocessed data are as they were left, and the raw files and the plan too; a glance, no reading."""
+    """Return whether preprocessed data are up to date, from file sizes and times alone."""
     return session.stage_cache.is_current(*_cases_record(session, plan, name))
 
 
 def cases_folder(session: Session, plan: Plan, name: str) -> Path:
-    """Return where the preprocessed cases of a configuration are."""
+    """Return the folder of a configuration's preprocessed cases."""
     return session.workspace.case_folder(session.name, plan.configuration(name).data_identifier)
 
 
@@ -448,7 +449,7 @@ def _cases_record(session: Session, plan: Plan, name: str) -> tuple[str, object]
 
 
 def copy_description(session: Session) -> None:
-    """Keep a byte copy of dataset.json beside the preprocessed data, as nnU-Net does."""
+    """Copy dataset.json beside the preprocessed data, as nnU-Net does."""
     source = session.dataset.folder / DATASET_JSON
     target = session.workspace.dataset_copy(session.name)
     content = source.read_bytes()

@@ -1,4 +1,4 @@
-"""Augmented training samples as a page to look at, before any training."""
+"""Preview augmented training samples as an HTML page."""
 
 from __future__ import annotations
 
@@ -53,25 +53,25 @@ def preview_augmentation(
 ) -> Path:
     """Write one HTML page of training samples, each before and after augmentation, and return its path.
 
-    They are the first samples that a training on all cases would see with the same settings on this machine: its
-    batches one after the other, each with its forced samples at the end. Of a cascade's second stage the previous
-    stage's maps must be there.
+    They are the first samples that a training on all cases with these settings would see on this machine, batch by
+    batch, with the foreground-oversampled samples at the end of each. A cascade's second stage needs the predictions
+    of the first.
 
     Args:
         dataset: Folder, name or id.
-        configuration: Of the plan; 3d_fullres, or the first one, by default. Its cases are preprocessed where needed.
-        samples: How many to show.
-        output: The file; `augmentation.html` beside the preprocessed cases by default.
+        configuration: By default 3d_fullres, or the plan's first one. Its cases are preprocessed if needed.
+        samples: Number of samples.
+        output: HTML file; `augmentation.html` beside the preprocessed cases by default.
         workspace: Where plans and preprocessed cases are; `./segwright-work` by default.
-        plans: Name of the plans, made before.
+        plans: Name of existing plans.
         settings: Fields of `TrainConfig` that change samples: `augmentation`, `mirror_axes`, `sampler`, `seed`, ...
         workers: Threads of preprocessing.
-        environment: Variables that explicit file lists may name.
-        trust_code: Whether normalisation is imported that the plan names as `module:attr`.
+        environment: Variables that paths in file lists may contain.
+        trust_code: Whether to import normalisation code that the plan names as `module:attr`.
 
     Raises:
-        SegwrightError: dataset, plan, configuration or a setting is wrong, a case cannot be read, or the previous stage
-            of a cascade is not trained.
+        SegwrightError: dataset, plan, configuration or a setting is invalid, a case cannot be read, or a cascade's
+            first stage is not trained.
 
     Example:
         >>> preview_augmentation(4, samples=8)  # doctest: +SKIP
@@ -108,10 +108,10 @@ def _default(plan: Plan) -> str:
 
 
 def _cases(session: Session, plan: Plan, configuration: str, store: CaseStore) -> CaseStore | CascadeStore:
-    """Return the cases as a training reads them, with the previous stage's maps where the configuration has one.
+    """Return the cases as a training reads them, with the previous stage's predictions for a cascade.
 
     Raises:
-        ConfigError: these maps are not there.
+        ConfigError: these predictions are missing.
     """
     from segwright.training.cascade import CascadeStore
 
@@ -132,7 +132,7 @@ def _cases(session: Session, plan: Plan, configuration: str, store: CaseStore) -
 
 
 def _legend(labels: Labels) -> dict[int, str]:
-    """Return every label value with its name; of a value of regions, the regions that it belongs to."""
+    """Return a name for every label value; for region-based labels the regions that contain it."""
     legend = {value: labels.class_name(value) for value in labels.foreground_labels}
     for value in legend if labels.has_regions else ():
         names = [name for name, key in labels.declared.items() if value in (key if isinstance(key, tuple) else (key,))]
@@ -142,7 +142,7 @@ def _legend(labels: Labels) -> dict[int, str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Shown:
-    """The samples of a training with `config`, whose batch size is decided."""
+    """The samples of a training with `config`, whose batch size must be set."""
 
     identifiers: tuple[str, ...]
     config: TrainConfig
@@ -152,10 +152,10 @@ class _Shown:
 
     @classmethod
     def of(cls, session: Session, plan: Plan, name: str, config: TrainConfig) -> _Shown:
-        """Return what a training on all cases would be, on this machine.
+        """Resolve the settings of a training on all cases on this machine.
 
         Raises:
-            SegwrightError: configuration or recipe do not exist.
+            SegwrightError: the configuration or the augmentation recipe does not exist.
         """
         from segwright.core.device import resolve_device
         from segwright.training import defaults as regime
@@ -172,22 +172,22 @@ class _Shown:
         )
 
     def notes(self) -> list[str]:
-        """Return what the page says above the samples."""
+        """Return the text above the samples."""
         return [
             f"augmentation '{self.config.augmentation}', seed {self.config.seed}",
             f"patch {' x '.join(map(str, self.configuration.patch_size))} voxels, batches of {self.config.batch_size}",
             f"transforms in order: {', '.join(self.recipe.names()) or 'none'}",
-            "Grey values are drawn in the window of the plain patch; around a case there is padding of 0.",
+            "Grey values use the window of the original patch; outside a case the padding is 0.",
         ]
 
     def previous_channels(self) -> list[str]:
-        """Return the names of the channels that the previous stage's map becomes."""
+        """Return the names of the one-hot channels of the previous stage's prediction."""
         if self.configuration.previous_stage is None:
             return []
         return [f"previous stage: {self.labels.class_name(value)}" for value in self.labels.foreground_labels]
 
     def samples(self, cases: CaseStore | CascadeStore, count: int) -> Iterator[ShownSample]:
-        """Yield the first samples, never holding more than the batch they are in."""
+        """Yield the first samples, keeping one batch in memory."""
         plain, augmented = self._loader(cases, None), self._loader(cases, self.recipe)
         for number in range(count):
             step, index = divmod(number, augmented.batch_size)
@@ -206,7 +206,7 @@ class _Shown:
             )
 
     def _loader(self, cases: CaseStore | CascadeStore, recipe: Recipe | None) -> BatchLoader:
-        """Return a loader whose targets are label maps, of regions too."""
+        """Return a loader whose targets are label maps, also for region-based labels."""
         from segwright.training.cascade import previous_stage
         from segwright.training.loading.batches import BatchLoader
         from segwright.training.loading.loaders import forced_share
@@ -215,7 +215,7 @@ class _Shown:
         values = {BACKGROUND: 0, **{f"label {value}": value for value in self.labels.foreground_labels}}
         if self.labels.ignore_label is not None:
             values[IGNORE] = self.labels.ignore_label
-        assert self.config.batch_size is not None, "the regime decides the batch size"
+        assert self.config.batch_size is not None, "the batch size must be decided before"
         return BatchLoader(
             cases,
             self.identifiers,
@@ -233,12 +233,12 @@ class _Shown:
 
 def _arrays(batch: Batch) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     target = batch["target"]
-    assert not isinstance(target, list), "without scales there is one target"
+    assert not isinstance(target, list), "without deep supervision there is one target"
     return batch["data"].numpy(), target.numpy()
 
 
 def _drawn(draw: SampleDraw) -> list[tuple[str, str]]:
-    """Return each transform with its parameters; a seed says nothing to a reader."""
+    """Return each transform with its parameters except seeds."""
     lines = []
     if draw.matrix is not None:
         lines.append(("spatial", augmentation_page.affine_text(draw.matrix)))

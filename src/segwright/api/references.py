@@ -1,4 +1,4 @@
-"""Label maps that a dataset's own file lists give to its cases, for verbs that get a folder of true label maps."""
+"""Reference label maps of datasets that list their files in dataset.json."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from segwright.workspace import DATASET_JSON, PLANS_JSON
 
 
 def listed_references(truth: Path, environment: Mapping[str, str]) -> dict[str, Path]:
-    """Return the label map of each case, by the name its prediction has; empty where no file lists tell.
+    """Return the label map of each case by the file name of its prediction; empty without file lists.
 
     Args:
-        truth: raw dataset whose dataset.json lists its files, or the folder in one that holds its label maps. The
-            copies of dataset.json in model and prediction folders list nothing here: they may come from elsewhere.
-        environment: variables that the lists may name.
+        truth: raw dataset whose dataset.json lists its files, or its folder of label maps. File lists in model and
+            prediction folders are not used, since these folders may come from somebody else.
+        environment: variables that paths in the lists may contain.
     """
     for folder in (truth, truth.absolute().parent):
         if not (folder / DATASET_JSON).is_file() or (folder / PLANS_JSON).exists():
             continue
         try:
             description = load_description(folder / DATASET_JSON)
-        except SegwrightError:  # it is beside the point: another one may name the labels
+        except SegwrightError:  # not an error here: another dataset.json may describe the labels
             return {}
         if description.dataset is None:
             return {}

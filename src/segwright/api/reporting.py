@@ -1,4 +1,4 @@
-"""The verbs report and show: one HTML page about a run or a model; its plan, fingerprint and scores, found."""
+"""Write the HTML report of a run or model; find plans, fingerprints and scores for `show`."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from segwright.workspace import DATASET_JSON, FINGERPRINT_JSON, PLANS_JSON, Work
 logger = getLogger(__name__)
 
 _BELOW = (f"{MEMBERS}/*/", "*/", "preprocessed/*/", "results/*/*/")
-"""Where documents are below a selected model, the results of a dataset, a work folder."""
+"""Places of documents below a selected model, the results of a dataset, a work folder."""
 _RANKS = ("worst", "second worst", "third worst")
 PICTURE_BYTES = 9_000_000
-"""All compressed voxels of a report; a third more in the file, which stays below 15 MB."""
+"""Limit of all compressed voxels of a report in bytes; base64 adds a third, so the file stays below 15 MB."""
 _MOST_BYTES_A_CASE = 1_800_000
 _CT = "CTNormalization"
 _CT_MARGIN = 0.5
-"""Of a CT's foreground range, added on both sides of the window: the surroundings stay visible."""
+"""Fraction of a CT's foreground intensity range added on both sides of the window, to keep the surroundings visible."""
 _ML = 1e-3
 """mm^3 in mL."""
 
@@ -55,21 +55,21 @@ def write_report(
     pictures: bool = True,
     environment: Mapping[str, str] = NO_ENVIRONMENT,
 ) -> Path:
-    """Write one self-contained HTML page about a model, or about all models of a dataset, and return its path.
+    """Write one self-contained HTML report about a model, or all models of a dataset, and return its path.
 
     Args:
-        target: A model folder, a fold of it, what `select` wrote, the results or the work folder of a run; or a
+        target: A model folder, one of its folds, a folder written by `select`, a results or work folder; or a
             dataset's name or id.
-        output: The file; `report.html` in the folder that `target` means by default.
-        workspace: Where raw and preprocessed images may be; that of the model by default.
-        dataset: Folder of the raw dataset, whose images are shown; by default that of the workspace. Files that scores
-            name anywhere else are not opened.
-        scores: Further `summary.json` files, of other predictions by the model, to show with their cases.
-        pictures: Show cases in a slice viewer; without, the page holds no image of a patient.
-        environment: Variables that explicit file lists of a dataset may name.
+        output: HTML file; by default `report.html` in the folder of `target`.
+        workspace: Where to look for raw and preprocessed images; by default that of the model.
+        dataset: Raw dataset whose images are shown; by default that of the workspace. Images that scores name
+            anywhere else are not opened.
+        scores: `summary.json` files of other predictions by the model, shown with their cases.
+        pictures: Show cases in a slice viewer; without, the page contains no patient images.
+        environment: Variables that paths in file lists may contain.
 
     Raises:
-        ModelError: There is no trained model, or models of several datasets.
+        ModelError: No trained model was found, or models of several datasets.
 
     Example:
         >>> write_report("segwright-work", "report.html")  # doctest: +SKIP
@@ -117,7 +117,7 @@ def write_report(
 
 
 def _say_different(model: ModelRecord) -> None:
-    """Warn where the folds of a model folder are different models: their scores are not of one."""
+    """Warn if the folds of a model folder are different models, so that their scores cannot be combined."""
     trained = [fold.name for fold in model.folds if (fold.folder / "checkpoint_final.json").is_file()]
     if len(trained) < 2:
         return
@@ -130,25 +130,25 @@ def _say_different(model: ModelRecord) -> None:
 
 
 def find_plan(path: str | Path) -> Plan:
-    """Return the plan in a file, or in a folder that holds one: of a model, preprocessed data, results, or all work.
+    """Find the plan in a file or folder: of a model, preprocessed data, results or a work folder.
 
     Raises:
-        SegwrightError: There is none, or several that differ.
+        SegwrightError: There is none, or several different ones.
     """
     return Plan.load(_document(Path(path), (PLANS_JSON, "*Plans*.json"), "plan"))
 
 
 def find_fingerprint(path: str | Path) -> Fingerprint:
-    """Return the fingerprint in a file, or in a folder that holds one, as `find_plan` does.
+    """Find the fingerprint in a file or folder, as `find_plan` does.
 
     Raises:
-        SegwrightError: There is none, or several that differ.
+        SegwrightError: There is none, or several different ones.
     """
     return Fingerprint.load(_document(Path(path), (FINGERPRINT_JSON,), "fingerprint"))
 
 
 def find_scores(path: str | Path) -> list[tables.ScoreTable]:
-    """Return the scores in a `summary.json`, in a folder that holds one, or of all models that a path means.
+    """Find the scores in a `summary.json`, in a folder with one, or of all models below a path.
 
     Raises:
         SegwrightError: There are none.
@@ -170,16 +170,18 @@ def find_scores(path: str | Path) -> list[tables.ScoreTable]:
         for scored in sources.score_sets(model)
     ]
     if not found:
-        raise ModelError(f"{place}: no fold has a validation/{sources.SUMMARY_JSON}; train a fold with a number")
+        raise ModelError(
+            f"{place}: no fold has a validation/{sources.SUMMARY_JSON}; train a numbered fold (`all` has no validation)"
+        )
     return found
 
 
 def report_of_run(
     results: Path, *, workspace: Workspace, dataset: Path | None = None, scores: Sequence[Path] = ()
 ) -> Path | None:
-    """Return the report beside the models of a dataset, written anew if scores are newer than it.
+    """Return the report beside the models of a dataset, rewritten if scores are newer.
 
-    A failure is said and is never an error: the work before it is done and must count. None is returned then.
+    A failure is logged and returns None; it must not fail the run, whose results are complete.
     """
     file = results / REPORT_HTML
     shown = [*shown_documents(results), *scores]
@@ -189,7 +191,7 @@ def report_of_run(
         if is_newer or page.made_from(file) != _digest(shown):
             write_report(results, file, workspace=workspace, dataset=dataset, scores=scores)
     except Exception as error:
-        logger.warning("no report was written (%s: %s); all else is done", type(error).__name__, error)
+        logger.warning("no report was written (%s: %s); all other results are complete", type(error).__name__, error)
         return None
     return file
 
@@ -199,7 +201,7 @@ def _digest(documents: Sequence[Path]) -> str:
 
 
 def _document(path: Path, names: Sequence[str], kind: str) -> Path:
-    """Return the file itself, or the one in a folder (for a fold: above it) or below it; the first name that fits."""
+    """Return the file itself, or find it in, above (for a fold) or below a folder; earlier names win."""
     if path.is_file():
         return path
     near = (path, path.absolute().parent)
@@ -209,7 +211,7 @@ def _document(path: Path, names: Sequence[str], kind: str) -> Path:
         found = sorted(folder.glob(pattern))
         if len({file.read_bytes() for file in found}) > 1:
             listed = ", ".join(str(file.relative_to(folder)) for file in found)
-            raise ModelError(f"{folder}: holds several files with a {kind} ({listed}); name one of them")
+            raise ModelError(f"{folder}: contains several files with a {kind} ({listed}); give one of them")
         if found:
             return found[0]
     what = f"holds no {kind}" if path.is_dir() else "no such file or folder"
@@ -217,20 +219,20 @@ def _document(path: Path, names: Sequence[str], kind: str) -> Path:
 
 
 def _description_near(summary: Path) -> DatasetDescription:
-    """Return the dataset.json that names the classes of a summary: beside it, up to three folders above, of members."""
+    """Find the dataset.json for the class names of a summary: beside it, up to three folders above, or of a member."""
     above = list(summary.absolute().parents)[:4]
     folders = [*above, *sorted(above[0].glob(f"{MEMBERS}/*"))]
     found = next((folder / DATASET_JSON for folder in folders if (folder / DATASET_JSON).is_file()), None)
     if found is None:
         raise DatasetError(
-            f"{summary}: no {DATASET_JSON} beside it or up to three folders above, so its classes have no names; "
-            "copy it there"
+            f"{summary}: no {DATASET_JSON} beside it or up to three folders above, which "
+            "gives the class names; copy it there"
         )
     return datasets.load_description(found)
 
 
 def _resolve(target: str | Path, workspace: Workspace | None) -> Path:
-    """Return the folder that is meant: a path that is there, else the results of a dataset by name or id."""
+    """Return an existing path, else the results folder of a dataset by name or id."""
     path = Path(target)
     if path.exists():
         return path
@@ -242,13 +244,13 @@ def _resolve(target: str | Path, workspace: Workspace | None) -> Path:
     if name not in trained:
         known = ", ".join(trained) or "no dataset"
         raise ModelError(
-            f"'{target}' is neither a folder nor the name or id of one trained dataset; {results} holds {known}"
+            f"'{target}' is neither a folder nor the name or id of a trained dataset; {results} contains {known}"
         )
     return trained[name]
 
 
 def _chosen(scored: ScoreSet) -> list[tuple[str, CaseScores]]:
-    """Return the cases to look at with what they stand for: the worst, the median, the best."""
+    """Return the cases to show and why: the worst, the median and the best."""
     cases = [case for case in tables.ranked(scored.scores) if not math.isnan(case.mean_dice)]
     if not cases:
         return []
@@ -283,7 +285,7 @@ def _look_at(model: ModelRecord, scored: ScoreSet, images: ImageSources, max_byt
 
 
 def _windows(model: ModelRecord, case: CaseImages) -> list[tuple[float, float] | None]:
-    """Return the grey window of each channel: around the labels' intensities in a CT, else left to the image."""
+    """Return the intensity window of each channel: from the foreground in a CT, else from the image."""
     windows: list[tuple[float, float] | None] = []
     statistics = model.plan.foreground_intensity_properties_per_channel
     for channel in range(len(case.image)):
@@ -306,15 +308,15 @@ def _image_sources(
     dataset: Path | None,
     places: Sequence[Path],
 ) -> ImageSources:
-    """Return where images may be: in the dataset that was given, in the workspace, in the tree of the model.
+    """Return the folders to search for images: in the given dataset, in the workspace, above the model.
 
     Args:
         model: the model.
         scored: its scores.
-        workspace: that was given.
-        environment: variables that lists of files may name.
-        dataset: raw dataset that was given.
-        places: folders that were given, whose files may be opened.
+        workspace: the given workspace.
+        environment: variables that paths in file lists may contain.
+        dataset: the given raw dataset.
+        places: given folders whose files may be opened.
     """
     name, identifier = model.dataset, model.configuration.data_identifier
     workspaces = [place for place in (workspace, _own_workspace(model)) if place is not None]
@@ -339,7 +341,7 @@ def _member_names(folder: Path) -> list[str]:
 
 
 def _own_workspace(model: ModelRecord) -> Workspace | None:
-    """Return the workspace whose results the model is in, as far as the names of folders tell."""
+    """Return the workspace that contains the model, judged by folder names."""
     results = model.folder.parent.parent
     return Workspace.under(results.parent) if results.name == "results" else None
 
@@ -364,9 +366,9 @@ def _listed_files(
 
 
 def _label_volumes(model: ModelRecord, scored: ScoreSet, images: ImageSources) -> tuple[dict[str, list[float]], str]:
-    """Return the true volumes of each class over the cases that have it, and their unit.
+    """Return the reference volumes of each class over the cases that contain it, and their unit.
 
-    Voxel counts are those of the scores; voxel sizes come from the files' headers. Without one, voxels are counted.
+    Voxel counts come from the scores, voxel sizes from image headers; without headers the unit is voxels.
     """
     sizes = [_voxel_ml(case, images) for case in scored.scores.metric_per_case]
     is_known = all(size is not None for size in sizes)
@@ -382,7 +384,7 @@ def _label_volumes(model: ModelRecord, scored: ScoreSet, images: ImageSources) -
 
 
 def _voxel_ml(case: CaseScores, images: ImageSources) -> float | None:
-    """Return the volume of a voxel; None where no file tells, or where the image is flat."""
+    """Return the volume of a voxel in ml; None for 2D images or if no file has it."""
     files = [Path(case.reference_file), *(folder / case.case for folder in images.predictions)]
     file = next((file for file in files if images.finds(file)), None)
     if file is None:

@@ -1,4 +1,4 @@
-"""The whole journey: a dataset from its raw files to validated models, and the demo that shows it on phantoms."""
+"""Run all stages from raw files to validated models; a demo on phantoms."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ DEFAULT_FOLDS = (0,)
 DEMO_DATASET = "Dataset900_Phantom"
 DEMO_CONFIGURATION = "3d_fullres"
 DEMO_BUDGET_S = 120.0
-"""Training time of the demo, seconds; the rest of its four minutes is for a slow start, prediction and pictures."""
+"""Training time of the demo in seconds; prediction and figures take the rest of its four minutes."""
 
 _DEMO_PARTS = ("predictions", "pictures")
-"""Folders of a demo beside the three trees of a workspace."""
+"""Folders of a demo beside raw, preprocessed and results."""
 
 
 def run(
@@ -65,32 +65,32 @@ def run(
     stop: StopRequest | None = None,
     trust_code: TrustCode = False,
 ) -> RunReport:
-    """Check, fingerprint, plan, preprocess, train, validate and select; what is there and fresh is left alone.
+    """Check, fingerprint, plan, preprocess, train, validate and select; up-to-date results are kept.
 
-    Killed at any moment and started again, it does only what is missing; on finished work it does nothing.
+    If it is killed and started again, it continues with the missing parts.
 
     Args:
         dataset: Folder, name or id.
-        workspace: Where results go; `./segwright-work` by default.
-        configurations: To train; by default 3d_fullres, or 2d where the plan has no other.
-        folds: Numbers, or `all` for every fold; the first by default.
-        budget: Training time of each fold, as `10m` or in seconds; without it 1000 epochs.
+        workspace: Where results are written; `./segwright-work` by default.
+        configurations: Configurations to train; by default 3d_fullres, or 2d if the plan has no other.
+        folds: Fold numbers, or `all` for every fold; 0 by default.
+        budget: Training time of each fold, such as `10m` or seconds; 1000 epochs without it.
         preset: Planner preset.
-        plans: Name of the plans, the preset's by default; those that are there are used, whatever the preset.
+        plans: Name of the plans, the preset's by default; existing plans of that name are used.
         device: auto, cpu, mps or a GPU.
         workers: Threads.
-        network: Another network than the plan's: `residual-unet`, `module:function`.
-        network_kwargs: Its arguments.
-        pretrained: Model folder or checkpoint, ours or nnU-Net's, to begin with; what fits is taken over.
+        network: Network to use instead of the plan's: `residual-unet`, `module:function`.
+        network_kwargs: Keyword arguments of the network.
+        pretrained: Model folder or checkpoint (also of nnU-Net) with initial weights; matching layers are used.
         settings: Further fields of `TrainConfig`, e.g. `num_epochs`.
         trainer: A subclass of `Trainer` that trains instead, `module:Class`.
-        environment: Variables that explicit file lists may name.
-        stop: Asks a training to save and end after its step.
-        trust_code: Whether code is imported that only files name, a network in a checkpoint for instance: no, yes, or
-            only the references given (`module:attr`).
+        environment: Variables that paths in file lists may contain.
+        stop: Request to save and stop after the current step.
+        trust_code: Whether to import code that only files name, for instance a network in a checkpoint: False, True,
+            or only the given references (`module:attr`).
 
     Returns:
-        The folds with their scores, the stages that had work to do, what was not done, and the selected model.
+        The folds with their scores, the stages that ran, what was skipped, and the selected model.
 
     Example:
         >>> report = run("raw/Dataset004_Hippocampus", folds=[0], budget="10m")  # doctest: +SKIP
@@ -141,14 +141,14 @@ def demo(
     fresh: bool = False,
     device: str = "auto",
 ) -> DemoResult:
-    """Make a phantom dataset, train on it, predict and score cases it has not seen, and draw them.
+    """Make a phantom dataset, train, predict and score unseen cases, and draw figures.
 
-    An interrupted demo is continued and a finished one shown again.
+    An interrupted demo continues; a finished one is shown again.
 
     Args:
-        folder: Where everything goes.
-        budget: Training time, two minutes by default.
-        fresh: Remove an earlier demo first.
+        folder: Output folder.
+        budget: Training time; two minutes by default.
+        fresh: Delete an earlier demo first.
         device: auto, cpu, mps or a GPU.
     """
     start = time.monotonic()
@@ -159,7 +159,7 @@ def demo(
     predictions, pictures = (below(place, part) for part in _DEMO_PARTS)
     raw = below(place, workspace.raw.name, DEMO_DATASET)
     for part in phantom.FOLDERS:
-        below(place, workspace.raw.name, DEMO_DATASET, part)  # or raise, before anything is removed or written
+        below(place, workspace.raw.name, DEMO_DATASET, part)  # raises before anything is deleted or written
     if fresh:
         _remove_demo(place)
     workspace.require_writable()
@@ -171,10 +171,10 @@ def demo(
         plan, _ = preparing.make_plan(session, found, preparing.DEFAULT_OPTIONS)
     if not preparing.cases_are_fresh(session, plan, DEMO_CONFIGURATION):
         preparing.make_cases(session, plan, DEMO_CONFIGURATION)
-    # All training cases: the score comes from the test cases, so none needs to be held out, or validated.
+    # Train on all cases: the score comes from the test cases, so none is held out.
     was_trained = training_runs.is_trained(training_runs.fold_folder(session, plan, DEMO_CONFIGURATION, "all"))
     model = training_runs.train_only(session, plan, DEMO_CONFIGURATION, "all", options=options)
-    logger.info("predicting cases that were not trained on")
+    logger.info("predicting unseen cases")
     predicting.predict(model, raw / "imagesTs", predictions, overwrite=not was_trained, device=device)
     scores = evaluating.evaluate(raw / "labelsTs", predictions, dataset_json=raw / "dataset.json")
     named = dice_by_name(scores.scores, scores.labels)
@@ -192,7 +192,7 @@ def demo(
 
 
 def _configurations(plan: Plan, wanted: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the configurations to train; each exists."""
+    """Return the configurations to train after checking that they exist."""
     if wanted:
         for name in wanted:
             plan.configuration(name)
@@ -203,7 +203,7 @@ def _configurations(plan: Plan, wanted: Sequence[str] | None) -> tuple[str, ...]
 
 
 def _folds(session: Session, wanted: Sequence[int] | Literal["all"] | None) -> tuple[int, ...]:
-    """Return the folds to train; each exists."""
+    """Return the folds to train after checking that they exist."""
     if wanted is None:
         logger.info("fold 0; --folds all trains all %d", NUM_FOLDS)
     every = range(len(splitting.dataset_splits(session, write=False)))
@@ -241,7 +241,7 @@ def _draw(raw: Path, predictions: Path, folder: Path, session: Session) -> Itera
 
 
 def _remove_demo(folder: Path) -> None:
-    """Remove an earlier demo, and only what a demo made."""
+    """Delete an earlier demo, and only files that a demo made."""
     for part in ("raw", "preprocessed", "results"):
         shutil.rmtree(below(folder, part, DEMO_DATASET), ignore_errors=True)
     for part in _DEMO_PARTS:

@@ -1,4 +1,4 @@
-"""Selection as a verb: the model, or pair of models, that is best on held-out cases, as a folder that predicts."""
+"""Select the model or ensemble that is best on held-out cases."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ from segwright.workspace import PLANS_JSON, Workspace
 logger = getLogger(__name__)
 
 VERSION = 3
-"""Raised when the same models would be selected or written otherwise than before."""
+"""Version of the rules of selection; increased when they change, so that older selections are redone."""
 
 Verb = Literal["select", "run"]
 
@@ -70,27 +70,27 @@ def select(
     environment: Mapping[str, str] = NO_ENVIRONMENT,
     trust_code: TrustCode = False,
 ) -> SelectionReport:
-    """Find the model, or the pair of models, that predicts held-out cases best, and write it as a folder that predicts.
+    """Find the model, or the ensemble of two, that is best on held-out cases, and write it as a model folder.
 
-    Every model is scored on the held-out cases of the folds that all models have; a pair by the mean of the two
-    models' probabilities, which are made for this. Post-processing is decided on the winner's predictions.
+    Models are scored on the held-out cases of the folds that all models have; ensembles by the mean of their
+    probabilities, which are predicted for this. Post-processing is determined on the predictions of the best.
 
     Args:
         dataset: Folder, name or id.
         workspace: Where results are; `./segwright-work` by default.
-        configurations: Which ones compete; all that are trained by default.
-        folds: Whose held-out cases count; those that all models have by default.
-        plans: Only models of these plans; of all by default.
-        ensembles: Whether pairs compete too.
-        output: The folder; `model` in the results of the dataset by default. An earlier selection in it is replaced.
+        configurations: Configurations to compare; all trained ones by default.
+        folds: Folds whose held-out cases are scored; by default those that all models have.
+        plans: Only compare models of these plans; all by default.
+        ensembles: Whether to compare ensembles of two models too.
+        output: Output folder; `model` in the results of the dataset by default. An earlier selection is replaced.
         device: auto, cpu, mps or a GPU.
         workers: Threads.
-        environment: Variables that explicit file lists may name.
-        trust_code: Whether code is imported that only files name, a network in a checkpoint for instance: no, yes, or
-            only the references given (`module:attr`).
+        environment: Variables that paths in file lists may contain.
+        trust_code: Whether to import code that only files name, for instance a network in a checkpoint: False, True,
+            or only the given references (`module:attr`).
 
     Raises:
-        SegwrightError: Nothing is trained and validated, models have no fold in common, or the folder is in use.
+        SegwrightError: No fold is trained and validated, models have no common fold, or the folder is in use.
 
     Example:
         >>> report = select("raw/Dataset004_Hippocampus")  # doctest: +SKIP
@@ -115,7 +115,7 @@ def select_after_run(
     device: str = "auto",
     workers: int | None = None,
 ) -> SelectionReport:
-    """Select among the configurations of a run and those of the same plans that have its folds from earlier ones."""
+    """Select among the configurations of a run and earlier ones of the same plans with the same folds."""
     options: dict[str, Any] = {"folds": folds, "device": device, "workers": workers, "by": "run"}
     every = {name: model_folder(session, plan, name) for name in sorted({*names, *plan.configuration_names})}
     wanted = [folder for name, folder in every.items() if name in names or {*folds} <= {*comparable_folds(folder)}]
@@ -140,9 +140,9 @@ def select_models(
     workers: int | None = None,
     by: Verb = "select",
 ) -> SelectionReport:
-    """Select among model folders; arguments as of `select`.
+    """Select among model folders; see `select` for the arguments.
 
-    What was selected from the same before is kept; `by` a run, so is what `select` was asked for.
+    An up-to-date selection is kept; a `run` (`by`) also keeps one that `segwright select` made.
     """
     target = Path(output) if output is not None else session.workspace.selected_folder(session.name)
     require_replaceable(target)
@@ -236,7 +236,7 @@ def _shortcoming(sources: Sequence[Source], dice: float) -> str:
 
 
 def _source(model: Trained, folds: Sequence[int] | None) -> Source:
-    """Return what will predict: the folds asked for, or all whose training has ended."""
+    """Return the model with the requested folds, or all finished ones."""
     names = [path.name.removeprefix("fold_") for path in model.folder.glob("fold_*") if is_trained(path)]
     every = sorted(int(name) for name in names if name.isdecimal())
     chosen = tuple(fold for fold in every if folds is None or fold in folds)
@@ -244,7 +244,7 @@ def _source(model: Trained, folds: Sequence[int] | None) -> Source:
 
 
 def _state(source: Source) -> list[tuple[str, int, int]]:
-    """Return size and time of all files that decide about a selection."""
+    """Return size and time of all files that a selection depends on."""
     names = ("checkpoint_final.safetensors", f"{VALIDATION}/{SUMMARY_JSON}")
     files = [Workspace.fold_folder(source.folder, fold) / name for fold in source.folds for name in names]
     states = [(file, file.stat()) for file in (source.folder / PLANS_JSON, *files) if file.is_file()]
@@ -252,7 +252,7 @@ def _state(source: Source) -> list[tuple[str, int, int]]:
 
 
 def _known(target: Path, made_from: str, by: Verb) -> SelectionReport | None:
-    """Return the selection that is there if it was made from the same, or is not to be replaced by this verb."""
+    """Return the existing selection if it is up to date or must not be replaced by this command."""
     if not is_selected(target):
         return None
     known = read_selected(target)
@@ -262,12 +262,14 @@ def _known(target: Path, made_from: str, by: Verb) -> SelectionReport | None:
     if known.made_from != made_from:
         if by == "select" or known.by != "select":
             return None
-        logger.warning("%s: was selected by 'segwright select' and is kept; the same command selects anew", target)
+        logger.warning(
+            "%s: was made by 'segwright select' and is kept; run 'segwright select' again to update it", target
+        )
     return read_selection(target)
 
 
 def read_selection(folder: Path) -> SelectionReport:
-    """Return what the folder of a selected model says about its selection.
+    """Read the selection document of a selected model.
 
     Raises:
         SegwrightError: a document is missing or damaged.
@@ -290,7 +292,7 @@ def read_selection(folder: Path) -> SelectionReport:
 
 
 def _references(session: Session, found: CrossValidation) -> dict[str, Path]:
-    """Return the true label map of each held-out case."""
+    """Return the reference label map of each held-out case."""
     labels = {case.identifier: case.label for case in session.dataset.cases if case.label is not None}
     missing = [case for case in found.cases if case not in labels]
     if missing:
@@ -311,7 +313,7 @@ def _pair_predictions(
     device: str,
     workers: int | None,
 ) -> dict[tuple[str, ...], dict[str, Path]]:
-    """Return the label maps of every pair of models, made where they are missing."""
+    """Return the label maps of every ensemble of two models; missing ones are predicted."""
     from segwright.training.validation.out_of_fold import predict_pairs
 
     ending = session.dataset.description.file_ending

@@ -1,4 +1,4 @@
-"""One dataset in one workspace: what a verb works on, and what is known about the freshness of each stage."""
+"""A dataset in a workspace, and whether its derived files are up to date."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ TRAINER = "Trainer"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """A loaded dataset, where its results go, a digest of its raw files, and variables that its file lists may name.
+    """A loaded dataset with its workspace.
 
-    `trainer` is the reference of the class that trains, `module:Class`, None for ours. `trust` says which code the work
-    folder's files may have imported.
+    `raw_state` is a digest of the raw files, `environment` the variables that paths in file lists may contain,
+    `trainer` the reference of the trainer class (`module:Class`, None for `Trainer`), `trust` the code that files of
+    the work folder may import.
     """
 
     workspace: Workspace
@@ -38,7 +39,7 @@ class Session:
 
     @property
     def trainer_name(self) -> str:
-        """Name of the class that trains, as in the model folder's name."""
+        """Name of the trainer class, as in the name of the model folder."""
         return TRAINER if self.trainer is None else self.trainer.rpartition(":")[2].rpartition(".")[2]
 
     @property
@@ -48,7 +49,7 @@ class Session:
 
     @property
     def raw_splits(self) -> Path:
-        """Where the raw dataset may keep splits of its own."""
+        """Path of the splits file in the raw dataset."""
         return self.dataset.folder / SPLITS_JSON
 
 
@@ -60,17 +61,17 @@ def open_session(
     trainer: str | None = None,
     trust: CodeTrust = TRUST_NONE,
 ) -> Session:
-    """Load a dataset and make sure that results can be written, before any work starts.
+    """Load a dataset and check that results can be written, before any work starts.
 
     Args:
         dataset: Folder, name or id.
-        workspace: Where results go; `./segwright-work` by default.
-        environment: Variables that explicit file lists may name.
-        trainer: Reference of the class that trains, `module:Class`; ours by default.
-        trust: Which code the work folder's files may have imported.
+        workspace: Where results are written; `./segwright-work` by default.
+        environment: Variables that paths in file lists may contain.
+        trainer: Reference of the trainer class, `module:Class`; `Trainer` by default.
+        trust: Code that files of the work folder may import.
 
     Raises:
-        SegwrightError: the dataset is not usable or the workspace not writable.
+        SegwrightError: the dataset is invalid or the workspace is not writable.
     """
     place = workspace_or_default(workspace)
     loaded = load(place.resolve_dataset(dataset), environment=environment)
@@ -90,25 +91,25 @@ def open_session(
 
 @contextmanager
 def dataset_lock(session: Session, what: str) -> Iterator[None]:
-    """Hold what is derived from a dataset before training, for the block; another process is waited for.
+    """Lock the files derived from a dataset before training; wait for other processes.
 
     Args:
         session: dataset and workspace.
-        what: is done, for those who wait.
+        what: description of the work, shown to waiting processes.
 
     Raises:
         WorkspaceError: the workspace belongs to another dataset of this name.
     """
     with locked(session.workspace.preprocessed_lock(session.name), f"{what} {session.name}"):
         sweep_leftovers(session.workspace.preprocessed_dataset(session.name), is_shared=True)
-        _require_own(session)  # another process may have begun one of this name meanwhile
+        _require_own(session)  # another process may have started with this name meanwhile
         if session.stage_cache.is_begun:
             record_owner(session)
         yield
 
 
 def record_owner(session: Session) -> None:
-    """Note that what the workspace has under the dataset's name is made from this dataset, as it is now."""
+    """Record that the derived files in the workspace belong to this dataset in its current state."""
     recorded = session.stage_cache.raw
     if recorded is None or recorded.state != session.raw_state:
         session.stage_cache.record_raw(_identity(session))
@@ -120,7 +121,7 @@ def workspace_or_default(workspace: Workspace | None) -> Workspace:
 
 
 def writing_problem(workspace: Workspace) -> Problem | None:
-    """Return why results cannot be written, without making a folder."""
+    """Return why results cannot be written, or an empty result; no folder is created."""
     for folder in (workspace.preprocessed, workspace.results):
         existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
@@ -132,10 +133,10 @@ def writing_problem(workspace: Workspace) -> Problem | None:
 
 
 def _require_own(session: Session) -> None:
-    """See that what the workspace has under the dataset's name was made from this dataset, as it was or is now.
+    """Check that the derived files in the workspace belong to this dataset.
 
     Raises:
-        WorkspaceError: it was made from another one.
+        WorkspaceError: they were made from another dataset.
     """
     recorded = session.stage_cache.raw
     if recorded is None or recorded.state == session.raw_state:
@@ -166,7 +167,7 @@ def _identity(session: Session) -> RawIdentity:
 
 
 def _image_hashes(session: Session, names: Collection[str]) -> dict[str, str]:
-    """Return the hash of the images of those of some cases that the dataset has."""
+    """Return the image hashes of the given cases that exist in the dataset."""
     return {
         case.identifier: content_hash([file.sha256 for file in identify(case.images, ())])
         for case in session.dataset.cases

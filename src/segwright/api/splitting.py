@@ -1,4 +1,4 @@
-"""The folds of a dataset: read or made, and compared with the cases that it has now."""
+"""Read or create the splits of a dataset and compare them with its current cases."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ logger = getLogger(__name__)
 
 
 def dataset_splits(session: Session, *, write: bool = True) -> list[splits.Split]:
-    """Return the dataset's splits: those in the workspace, else the raw dataset's, else nnU-Net's default.
+    """Return the splits of the workspace, else of the raw dataset, else nnU-Net's default.
 
-    Default splits of other cases than the dataset has now are made anew as long as no fold was trained with them.
+    Default splits of a changed dataset are remade as long as no fold was trained with them.
     """
     return splits.resolve(
         session.workspace.splits_file(session.name),
@@ -27,10 +27,10 @@ def dataset_splits(session: Session, *, write: bool = True) -> list[splits.Split
 
 
 def require_folds(session: Session, folds: Sequence[Fold]) -> None:
-    """See that every fold exists, before anything is written.
+    """Check that every fold exists, before anything is written.
 
     Raises:
-        DatasetError: a fold does not exist, or its cases do not.
+        DatasetError: a fold or one of its cases does not exist.
     """
     for fold in folds:
         if fold != "all":
@@ -38,7 +38,7 @@ def require_folds(session: Session, folds: Sequence[Fold]) -> None:
 
 
 def say_left_out(session: Session) -> None:
-    """Warn of cases that no fold trains on or validates with; name folds that are not those made by default."""
+    """Warn about cases that no fold uses for training or validation, and about folds that are not the default ones."""
     file = session.workspace.splits_file(session.name)
     if not file.is_file() and not session.raw_splits.is_file():
         return

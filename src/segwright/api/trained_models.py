@@ -1,4 +1,4 @@
-"""The trained models of a dataset that can be compared: their folds, what they predicted for cases held out, labels."""
+"""Find the trained models of a dataset and the folds on which they can be compared."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SEPARATOR = "__"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """A model folder with the folds that are compared, and its predictions of the cases that they held out."""
+    """A model folder with its compared folds and their held-out predictions."""
 
     folder: Path
     plan: Plan
@@ -39,10 +39,10 @@ class Trained:
 def find_trained(
     session: Session, *, configurations: Sequence[str] | None = None, plans: str | None = None
 ) -> list[Path]:
-    """Return the model folders of a dataset that have predicted held-out cases.
+    """Find the model folders of a dataset with held-out predictions.
 
     Raises:
-        ModelError: there is none, or none of a configuration that is asked for.
+        ModelError: there are none, or none of a requested configuration.
     """
     place = session.workspace.results / session.name
     every = sorted(file.parent for file in place.glob(f"*{_SEPARATOR}*{_SEPARATOR}*/{PLANS_JSON}"))
@@ -67,10 +67,10 @@ def find_trained(
 
 
 def open_trained(models: Sequence[Path], folds: Sequence[int] | None) -> list[Trained]:
-    """Return the models with the folds that all of them have.
+    """Open the models with their common folds.
 
     Raises:
-        ModelError: there is no such fold, or they were trained with different splits.
+        ModelError: there is no common fold, or the models were trained with different splits.
     """
     for model in models:
         missing = sorted(set(folds or ()) - set(comparable_folds(model)))
@@ -92,8 +92,8 @@ def open_trained(models: Sequence[Path], folds: Sequence[int] | None) -> list[Tr
         for fold in common:
             if each.files[fold].keys() != found[0].files[fold].keys():
                 raise ModelError(
-                    f"{each.model}: fold {fold} held out other cases than that of {found[0].model.name}; only models "
-                    "of the same splits can be compared, choose them with --config or --folds"
+                    f"{each.model}: fold {fold} holds out other cases than that of {found[0].model.name}; only models "
+                    "with the same splits can be compared, choose them with --config or --folds"
                 )
         name = each.model.name.split(_SEPARATOR)[-1]
         plan = Plan.load(each.model / PLANS_JSON)
@@ -102,15 +102,15 @@ def open_trained(models: Sequence[Path], folds: Sequence[int] | None) -> list[Tr
 
 
 def comparable_folds(model: Path) -> list[int]:
-    """Return the folds with weights of ours whose held-out cases are predicted; nnU-Net's have others."""
+    """Return the folds trained by Segwright whose held-out cases are predicted."""
     return [fold for fold in validated_folds(model) if is_trained(Workspace.fold_folder(model, fold))]
 
 
 def require_labels(session: Session, trained: Sequence[Trained]) -> None:
-    """See that models predict the labels that the dataset has now, of the same names, out of the same channels.
+    """Check that models were trained with the labels and channels that the dataset has now.
 
     Raises:
-        ModelError: they do not; what differs is listed.
+        ModelError: they differ; the differences are listed.
     """
     for each in trained:
         differing = difference_in_meaning(load_description(each.folder / DATASET_JSON), session.dataset.description)
@@ -122,7 +122,7 @@ def require_labels(session: Session, trained: Sequence[Trained]) -> None:
 
 
 def say_folds(trained: Sequence[Trained]) -> None:
-    """Log which folds are compared, and which are not because not all models have them."""
+    """Log which folds are compared, and which are skipped because not all models have them."""
     common = trained[0].found.folds
     count = len(trained[0].found.cases)
     logger.info(
@@ -133,4 +133,8 @@ def say_folds(trained: Sequence[Trained]) -> None:
     for each in trained:
         others = sorted(set(comparable_folds(each.folder)) - set(common))
         if others:
-            logger.warning("%s has fold %s too, which not all are compared on", each.name, ", ".join(map(str, others)))
+            logger.warning(
+                "%s has fold %s too, which is skipped because not all models have it",
+                each.name,
+                ", ".join(map(str, others)),
+            )

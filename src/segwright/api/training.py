@@ -1,4 +1,4 @@
-"""Train one fold, and read the settings of a training from what was typed."""
+"""Train one fold; parse training settings given as text."""
 
 from __future__ import annotations
 
@@ -64,28 +64,28 @@ def train(
 
     Args:
         dataset: Folder, name or id.
-        configuration: Of the plan; its cases are preprocessed first where needed.
-        fold: Which fold to hold out, or `all` to train on every case.
-        workspace: Where results go; `./segwright-work` by default.
-        plans: Name of the plans, made before.
-        budget: Training time, as `10m` or in seconds; the schedule follows the time.
-        network: Another network than the plan's: `residual-unet`, `module:function`.
-        network_kwargs: Its arguments.
-        pretrained: Model folder or checkpoint, ours or nnU-Net's, to begin with; what fits is taken over.
-        settings: ExtraMetrics fields of `TrainConfig`, e.g. `num_epochs`.
+        configuration: Configuration of the plan; its cases are preprocessed first if needed.
+        fold: Fold to hold out, or `all` to train on every case.
+        workspace: Where results are written; `./segwright-work` by default.
+        plans: Name of existing plans.
+        budget: Training time, such as `10m` or seconds; the learning rate schedule follows it.
+        network: Network to use instead of the plan's: `residual-unet`, `module:function`.
+        network_kwargs: Keyword arguments of the network.
+        pretrained: Model folder or checkpoint (also of nnU-Net) with initial weights; matching layers are used.
+        settings: Further fields of `TrainConfig`, e.g. `num_epochs`.
         trainer: A subclass of `Trainer` that trains instead, `module:Class`.
-        resume: Continue an interrupted training; without it one that was begun is an error, with it one that was not.
+        resume: Continue an interrupted training, which must exist; without it an existing training is an error.
         device: auto, cpu, mps or a GPU.
         workers: Threads of preprocessing.
-        environment: Variables that explicit file lists may name.
-        ranks: The processes that share the training; all of them call this function.
-        stop: Asks the training to save and end after its step.
-        trust_code: Whether code is imported that only files name, a network in a checkpoint for instance: no, yes, or
-            only the references given (`module:attr`).
+        environment: Variables that paths in file lists may contain.
+        ranks: The processes that share the training; each of them calls this function.
+        stop: Request to save and stop after the current step.
+        trust_code: Whether to import code that only files name, for instance a network in a checkpoint: False, True,
+            or only the given references (`module:attr`).
 
     Raises:
-        Interrupted: it was asked to stop; `resume` goes on from there.
-        SegwrightError: dataset, plan, fold, a setting or the device is wrong, or the fold was begun before.
+        Interrupted: it was asked to stop; continue with `resume`.
+        SegwrightError: dataset, plan, fold, a setting or the device is invalid, or the fold already has a training.
     """
     chosen = training_settings(budget, settings, network=network, network_kwargs=network_kwargs, pretrained=pretrained)
     options = TrainOptions(settings=chosen, device=device, ranks=ranks, stop=stop, resume=resume)
@@ -101,8 +101,8 @@ def train(
     if not resume:
         require_unbegun(folder)
     if resume and not (folder / TRAIN_JSON).is_file():
-        raise ModelError(f"{folder}: no training was begun here, so there is nothing to resume; leave --resume out")
-    if is_trained(folder) and trainer is None:  # a class of the user's may decide otherwise than the settings
+        raise ModelError(f"{folder}: there is no training to resume; leave out --resume")
+    if is_trained(folder) and trainer is None:  # a user's trainer class may overrule the settings
         require_nothing_new(folder, chosen)
     if (ranks is None or ranks.is_first) and not cases_are_fresh(session, plan, configuration):
         make_cases(session, plan, configuration, workers=workers)
@@ -116,7 +116,7 @@ def train(
 
 
 def seconds(duration: str | float | None) -> float | None:
-    """Return a duration such as `90s`, `10m`, `1h30m` or plain seconds in seconds.
+    """Parse a duration such as `90s`, `10m`, `1h30m` or plain seconds; return seconds.
 
     >>> seconds("1h30m"), seconds("90"), seconds(5)
     (5400.0, 90.0, 5.0)
@@ -132,7 +132,7 @@ def seconds(duration: str | float | None) -> float | None:
 
 
 def keyword_values(pairs: Sequence[str]) -> dict[str, Any]:
-    """Return `KEY=VALUE` texts as keyword arguments; a value is read as JSON where it is JSON.
+    """Parse `KEY=VALUE` texts as keyword arguments; values are parsed as JSON if possible.
 
     >>> keyword_values(["width=48", "norm=batch"])
     {'width': 48, 'norm': 'batch'}
@@ -161,7 +161,7 @@ def training_settings(
     network_kwargs: Mapping[str, Any] | None = None,
     pretrained: Path | str | None = None,
 ) -> dict[str, Any]:
-    """Return the fields of `TrainConfig` that were asked for."""
+    """Return the given settings as fields of `TrainConfig`."""
     chosen = {**(settings or {})}
     if pretrained is not None:
         chosen["pretrained"] = str(Path(pretrained).absolute())

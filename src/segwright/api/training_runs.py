@@ -1,4 +1,4 @@
-"""One fold of one configuration: where it lies, how far it is, and doing what is missing of it."""
+"""Train, resume and validate one fold of a configuration."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ SUMMARY = Path("validation") / "summary.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainOptions:
-    """How folds are trained, the same for all folds of a call.
+    """Options shared by all folds of a call.
 
     Attributes:
         settings: Fields of `TrainConfig`.
         device: auto, cpu, mps or a GPU.
         ranks: The processes that share each training, None for one.
-        stop: Asks a training to end after its step.
-        resume: Whether a training that was begun goes on; otherwise it is an error.
+        stop: Request to stop a training after the current step.
+        resume: Whether to continue an existing training; otherwise it is an error.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -69,47 +69,47 @@ class TrainOptions:
 
 
 def model_folder(session: Session, plan: Plan, configuration: str) -> Path:
-    """Return where the folds of a configuration go."""
+    """Return the model folder of a configuration."""
     return session.workspace.model_folder(session.name, session.trainer_name, plan.plans_name, configuration)
 
 
 def fold_folder(session: Session, plan: Plan, configuration: str, fold: Fold) -> Path:
-    """Return where one fold goes."""
+    """Return the folder of one fold."""
     return below(model_folder(session, plan, configuration), f"fold_{fold}")
 
 
 def is_trained(folder: Path) -> bool:
-    """Whether the training of a fold has ended; told by file names alone, so that torch is not needed for it."""
+    """Return whether the training of a fold is finished, by file names alone, so that torch is not imported."""
     return all((folder / f"checkpoint_final{suffix}").is_file() for suffix in (".safetensors", ".json"))
 
 
 def is_validated(folder: Path) -> bool:
-    """Whether the held-out cases of a fold are scored."""
+    """Return whether the held-out cases of a fold are scored."""
     return (folder / SUMMARY).is_file()
 
 
 def require_options(options: TrainOptions) -> None:
-    """See, before any work starts, that training settings and device are right.
+    """Check training settings and device before any work starts.
 
     Raises:
-        ConfigError: one is not.
+        ConfigError: one is invalid.
     """
     pretrained = TrainConfig.from_mapping(options.settings).pretrained
     if pretrained is not None:
         from segwright.training.finetuning import find_checkpoint
 
         find_checkpoint(Path(pretrained))
-    if options.device != "auto":  # always there, and torch takes seconds to import
+    if options.device != "auto":  # always available, and torch takes seconds to import
         from segwright.core.device import resolve_device
 
         resolve_device(options.device)
 
 
 def named_code(trust_code: TrustCode, settings: Mapping[str, Any], trainer: str | None = None) -> CodeTrust:
-    """Return which code a call may import: what its settings name, all of it found, and what `trust_code` adds.
+    """Return the code that a call may import: references in its settings, and what `trust_code` adds.
 
     Raises:
-        SegwrightError: a setting is wrong, there is no such code, or its module has an error.
+        SegwrightError: a setting is invalid, a reference does not exist, or its module has an error.
     """
     config = TrainConfig.from_mapping(settings)
     references = list(config.references())
@@ -122,14 +122,14 @@ def named_code(trust_code: TrustCode, settings: Mapping[str, Any], trainer: str 
         return trust
     return trust.with_references(
         reference_of(trainer_class(trainer, trust))
-    )  # it may be defined elsewhere than it is named
+    )  # it may be defined in another module than the reference names
 
 
 def trainer_class(reference: str | None, trust: CodeTrust) -> type[Trainer]:
-    """Return the trainer behind `module:Class`, by default the trainer.
+    """Import the trainer class `module:Class`; `Trainer` by default.
 
     Raises:
-        ConfigError: there is no such class, or it is no trainer.
+        ConfigError: there is no such class, or it is not a trainer.
     """
     from segwright.training.trainer import Trainer
 
@@ -137,25 +137,27 @@ def trainer_class(reference: str | None, trust: CodeTrust) -> type[Trainer]:
         return Trainer
     found = trust.load(reference, kind="trainer")
     if not (isinstance(found, type) and issubclass(found, Trainer)):
-        raise ConfigError(f"trainer '{reference}' is no subclass of segwright.training.trainer.Trainer; make it one")
+        raise ConfigError(
+            f"trainer '{reference}' is not a subclass of segwright.training.trainer.Trainer; derive it from that class"
+        )
     return found
 
 
 def require_trainable(
     session: Session, plan: Plan, configuration: str, folds: Sequence[Fold], settings: Mapping[str, Any]
 ) -> None:
-    """See that a configuration can be trained, and that folds trained before make one model with those to come.
+    """Check that a configuration can be trained, and that new folds fit the existing folds of the model.
 
     Args:
         session: dataset and workspace.
         plan: its plan.
         configuration: its name.
-        folds: which shall be trained.
+        folds: folds to train.
         settings: fields of `TrainConfig` for them.
 
     Raises:
-        PlanError: the plan lacks it, or the one whose predictions it takes as input.
-        ModelError: there are folds that were trained with another plan, other labels or another network.
+        PlanError: the plan lacks the configuration, or the previous stage of a cascade.
+        ModelError: existing folds were trained with another plan, other labels or another network.
     """
     wanted = plan.configuration(configuration)
     if wanted.previous_stage is not None:
@@ -169,20 +171,20 @@ def require_trainable(
 def say_if_trained_otherwise(
     session: Session, plan: Plan, configuration: str, fold: Fold, settings: Mapping[str, Any]
 ) -> None:
-    """Log which of the settings asked for are not those that a finished fold was trained with."""
+    """Log requested settings that differ from those of a finished fold."""
     folder = fold_folder(session, plan, configuration, fold)
     for name, (used, asked) in other_settings(folder, settings).items():
         logger.warning(
-            "%s is trained to its end and kept: %s = %s has no effect, it was trained with %s; remove it to train anew",
+            "%s is finished and kept: %s = %s has no effect, it was trained with %s; delete it to train again",
             *(folder, name, asked, used),
         )
 
 
 @contextmanager
 def fold_lock(folder: Path, ranks: Ranks | None) -> Iterator[None]:
-    """Hold a fold's folder for the block; another process that trains it is waited for.
+    """Lock the folder of a fold; wait for another process that trains it.
 
-    The first of several ranks holds it for all.
+    The first of several ranks holds the lock for all.
     """
     what = f"training {folder.parent.name}, {folder.name}"
     is_first = ranks is None or ranks.is_first
@@ -193,10 +195,7 @@ def fold_lock(folder: Path, ranks: Ranks | None) -> Iterator[None]:
 
 
 def not_done(session: Session, plan: Plan, finished: Iterable[tuple[str, Fold]], settings: Mapping[str, Any]) -> str:
-    """Return in one line which settings finished folds, each with its configuration, were not trained with.
-
-    Empty if there are none.
-    """
+    """Describe in one line which requested settings finished folds were not trained with; empty if there are none."""
     folders = {(name, fold): fold_folder(session, plan, name, fold) for name, fold in finished}
     differing = {key: other_settings(folder, settings) for key, folder in sorted(folders.items(), key=str)}
     parts = [
@@ -209,7 +208,7 @@ def not_done(session: Session, plan: Plan, finished: Iterable[tuple[str, Fold]],
         return ""
     kept = ", ".join(str(folders[key]) for key, found in differing.items() if found)
     return (
-        f"not done: {'; '.join(parts)}, and is kept; to train anew remove {kept}; to keep both plan a second model, "
+        f"not done: {'; '.join(parts)}, and is kept; to train again delete {kept}; to keep both plan a second model, "
         f"'segwright plan {session.name} --name NAME', and train it with '--plans NAME'"
     )
 
@@ -219,7 +218,7 @@ def _listed(values: Mapping[str, Any]) -> str:
 
 
 def train_fold(session: Session, plan: Plan, configuration: str, fold: Fold, *, options: TrainOptions) -> TrainedFold:
-    """Train what is missing of one fold, validate what is missing, and return its scores."""
+    """Train and validate one fold as far as needed, and return its scores."""
     folder = fold_folder(session, plan, configuration, fold)
 
     def train_and_validate() -> None:
@@ -231,7 +230,7 @@ def train_fold(session: Session, plan: Plan, configuration: str, fold: Fold, *, 
     is_first = options.ranks is None or options.ranks.is_first
     with fold_lock(folder, options.ranks):
         if not options.resume:
-            require_unbegun(folder)  # another process may have been faster
+            require_unbegun(folder)  # another process may have finished it meanwhile
         if is_trained(folder) and is_first:
             say_if_trained_otherwise(session, plan, configuration, fold, options.settings)
         if not (is_trained(folder) and is_validated(folder)):
@@ -244,7 +243,7 @@ def train_fold(session: Session, plan: Plan, configuration: str, fold: Fold, *, 
 
 
 def train_only(session: Session, plan: Plan, configuration: str, fold: Fold, *, options: TrainOptions) -> Path:
-    """Train what is missing of one fold, without validation, and return the model folder."""
+    """Train one fold as far as needed, without validation, and return the model folder."""
     folder = fold_folder(session, plan, configuration, fold)
     with fold_lock(folder, options.ranks):
         if not is_trained(folder):
@@ -256,9 +255,10 @@ def train_only(session: Session, plan: Plan, configuration: str, fold: Fold, *, 
 def _making_damaged_cases_again(
     action: Callable[[], None], session: Session, plan: Plan, configuration: str, options: TrainOptions
 ) -> None:
-    """Run an action that reads preprocessed cases; where some are damaged, make them again and run it once more.
+    """Run an action that reads preprocessed cases; if some are damaged, preprocess them again and retry once.
 
-    A training goes on from its last checkpoint. Processes that share one end, for they cannot be started again here.
+    A training continues from its last checkpoint. A training of several processes ends instead, since they cannot be
+    restarted here.
     """
     try:
         action()
@@ -268,14 +268,14 @@ def _making_damaged_cases_again(
         logger.warning("%s", error)
         stage: str | None = configuration
         while stage is not None:
-            logger.warning("making damaged cases of %s again, then going on", stage)
+            logger.warning("preprocessing damaged cases of %s again, then continuing", stage)
             make_cases(session, plan, stage, even_if_in_use=True)
             stage = plan.configuration(stage).previous_stage
         action()
 
 
 def finished_fold(session: Session, plan: Plan, configuration: str, fold: Fold) -> TrainedFold:
-    """Return the scores of a fold that is trained and validated."""
+    """Return the scores of a finished fold."""
     folder = fold_folder(session, plan, configuration, fold)
     summary = Scores.load(folder / SUMMARY)
     return TrainedFold(
@@ -289,12 +289,12 @@ def finished_fold(session: Session, plan: Plan, configuration: str, fold: Fold) 
 
 
 def _train(session: Session, plan: Plan, configuration: str, fold: Fold, options: TrainOptions) -> Trainer:
-    """Begin, continue or just open the training of a fold, and return its trainer with the final weights."""
+    """Start, resume or open the training of a fold; return its trainer with the final weights."""
     from segwright.training.checkpointing.checkpoints import resumable
     from segwright.training.distributed.context import ALONE
 
     folder = fold_folder(session, plan, configuration, fold)
-    require_same_network(folder.parent, [fold], options.settings)  # of a cascade's first stage, for the first time
+    require_same_network(folder.parent, [fold], options.settings)  # a cascade's first stage has no training yet
     ranks = options.ranks or ALONE
     split = _split(session, fold, write=ranks.is_first)
     checkpoint = resumable(folder)
@@ -322,7 +322,7 @@ def _train(session: Session, plan: Plan, configuration: str, fold: Fold, options
         )
         trainer.trust = session.trust.with_references(
             *trainer.trust.references
-        )  # no argument: a subclass may list its own
+        )  # not as an argument: a subclass may have its own signature
     with user_code_errors(packages, f"trainer '{session.trainer_name}'"):
         if ranks.is_first:
             _copy_fingerprint(session, folder.parent)
@@ -340,14 +340,14 @@ def _split(session: Session, fold: Fold, *, write: bool) -> splits.Split:
 
 
 def _stage_maps(session: Session, plan: Plan, configuration: str) -> StageMaps:
-    """Return where the previous stage's predictions for a configuration lie, in the previous stage's model folder."""
+    """Return the folder of the previous stage's predictions, in the model folder of that stage."""
     previous = plan.configuration(configuration).previous_stage
-    assert previous is not None, "only a second stage has maps to read"
+    assert previous is not None, "only a cascade's second stage reads predictions"
     return StageMaps(model_folder(session, plan, previous) / FOLDER / configuration)
 
 
 def _cases(session: Session, plan: Plan, configuration: str) -> CaseStore | CascadeStore:
-    """Return the preprocessed cases of a configuration, a second stage's with the previous one's predictions."""
+    """Return the preprocessed cases of a configuration, with the previous stage's predictions for a cascade."""
     store = CaseStore(cases_folder(session, plan, configuration))
     if plan.configuration(configuration).previous_stage is None:
         return store
@@ -359,12 +359,12 @@ def _cases(session: Session, plan: Plan, configuration: str) -> CaseStore | Casc
 def _complete_previous_stage(
     session: Session, plan: Plan, configuration: str, fold: Fold, options: TrainOptions
 ) -> None:
-    """Make what a second stage's fold reads: folds of the first stage, and each case's prediction by one of them.
+    """Train the folds of a cascade's first stage that a fold of the second needs, and predict each case with them.
 
-    A case is predicted by the fold that holds it out; what is there, of these weights, is kept.
+    Each case is predicted by the fold that holds it out; up-to-date predictions are kept.
 
     Raises:
-        DatasetError: no fold holds a case out.
+        DatasetError: no fold holds out a case.
     """
     previous = plan.configuration(configuration).previous_stage
     if previous is None:
@@ -373,20 +373,20 @@ def _complete_previous_stage(
 
     ranks = options.ranks or ALONE
     own = {key: value for key, value in options.settings.items() if key not in ("pretrained", "pretrained_channels")}
-    options = replace(options, settings=own, resume=True)  # the pretrained network is one of the second stage
+    options = replace(options, settings=own, resume=True)  # pretrained weights are for the second stage
     holders = _holding_folds(session, fold, write=ranks.is_first)
     if ranks.is_first and not cases_are_fresh(session, plan, previous):
         make_cases(session, plan, previous)
     untrained = ranks.first([k for k in holders if not is_trained(fold_folder(session, plan, previous, k))])
     if untrained:
         logger.info(
-            "%s fold %s reads out-of-fold predictions of %s: its missing folds %s are trained first, alike",
+            "%s fold %s needs out-of-fold predictions of %s: training its missing folds %s with the same settings",
             *(configuration, fold, previous, ", ".join(map(str, untrained))),
         )
     for number in untrained:
         folder = fold_folder(session, plan, previous, number)
         with fold_lock(folder, options.ranks):
-            if not ranks.first(is_trained(folder)):  # else another process has trained it meanwhile
+            if not ranks.first(is_trained(folder)):  # otherwise another process has trained it meanwhile
                 _complete_previous_stage(session, plan, previous, number, options)
                 _train(session, plan, previous, number, options)
             ranks.barrier()
@@ -397,7 +397,7 @@ def _complete_previous_stage(
 
 
 def _holding_folds(session: Session, fold: Fold, *, write: bool) -> dict[int, list[str]]:
-    """Return the fold that holds out each case that `fold` reads, as fold to cases."""
+    """Return the cases of `fold` grouped by the fold that holds them out."""
     reading = _split(session, fold, write=write)
     every = dataset_splits(session, write=write)
     holders: dict[int, list[str]] = {}
@@ -405,8 +405,8 @@ def _holding_folds(session: Session, fold: Fold, *, write: bool) -> dict[int, li
         number = next((index for index, split in enumerate(every) if name in split.val), None)
         if number is None:
             raise DatasetError(
-                f"case {name}: no fold holds it out, so the first stage of the cascade has no unbiased prediction of "
-                "it; add a fold to splits_final.json that does"
+                f"case {name}: no fold holds it out, so the cascade's first stage has no unbiased prediction of it; "
+                "add such a fold to splits_final.json"
             )
         holders.setdefault(number, []).append(name)
     return dict(sorted(holders.items()))
@@ -415,7 +415,7 @@ def _holding_folds(session: Session, fold: Fold, *, write: bool) -> dict[int, li
 def _predict_held_out(
     session: Session, plan: Plan, configuration: str, fold: int, identifiers: Sequence[str], *, device: str
 ) -> None:
-    """Predict what is missing of cases for a second stage by the fold of the first that did not train on them."""
+    """Predict missing cases for a cascade's second stage with the first-stage fold that did not train on them."""
     from segwright.inference.models.model_folder import load_predictor
     from segwright.training.cascade import missing_maps, predict_next_stage
 
@@ -430,7 +430,7 @@ def _predict_held_out(
         return
     cases = _cases(session, plan, wanted.previous_stage)
     logger.info(
-        "%s fold %d: predicting %d held-out cases for %s, %d are there already",
+        "%s fold %d: predicting %d held-out cases for %s, %d exist",
         *(wanted.previous_stage, fold, len(missing), configuration, len(identifiers) - len(missing)),
     )
     predictor = load_predictor(folder.parent, folds=[fold], device=device, trust=session.trust)
@@ -440,7 +440,7 @@ def _predict_held_out(
 
 
 def _copy_fingerprint(session: Session, model: Path) -> None:
-    """Put the fingerprint beside the folds, as nnU-Net does; plan and dataset.json are the trainer's."""
+    """Copy the fingerprint beside the folds, as nnU-Net does; the trainer writes plan and dataset.json."""
     source = session.workspace.fingerprint_file(session.name)
     if source.is_file():
         with atomic_path(model / FINGERPRINT_JSON) as temporary:

@@ -1,4 +1,4 @@
-"""Plans from one dataset, or from a trained model, for another dataset."""
+"""Move the plans of a dataset or trained model to another dataset."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ def move_plans(
     workers: int | None = None,
     environment: Mapping[str, str] = NO_ENVIRONMENT,
 ) -> Plan:
-    """Give a dataset the plans of another one, for pre-training or fine-tuning with the same network and spacing.
+    """Copy plans to another dataset, to pre-train or fine-tune with the same network and spacing.
 
-    A target with as many channels keeps the normalisation and the intensity statistics of the source, as in nnU-Net.
+    If both have the same number of channels, normalisation and intensity statistics are kept, as in nnU-Net.
 
     Args:
-        source: A dataset (folder, name or id) that was planned, a trained model's folder, or a plans file.
-        target: The dataset that gets the plans.
-        workspace: Of both datasets; `./segwright-work` by default.
+        source: A planned dataset (folder, name or id), a model folder, or a plans file.
+        target: The dataset to which plans are copied.
+        workspace: Workspace of both datasets; `./segwright-work` by default.
         plans: Name of the source dataset's plans.
-        name: Of the moved plans; as in the source by default.
-        force: Overwrite plans of that name.
-        workers: Threads, where the target has to be measured.
-        environment: Variables that explicit file lists may name.
+        name: Name of the new plans; as in the source by default.
+        force: Overwrite existing plans.
+        workers: Threads, if the target's fingerprint must be made.
+        environment: Variables that paths in file lists may contain.
 
     Raises:
-        PlanError: there are no such plans, or the target has plans of that name.
+        PlanError: there are no such plans, or the target already has plans of that name.
     """
     place = workspace_or_default(workspace)
     plan = Plan.load(_plans_file(source, place, plans))
@@ -51,14 +51,14 @@ def move_plans(
     with dataset_lock(session, "planning"):
         if _num_channels(plan) != len(session.dataset.description.channel_names):
             measured, _ = make_fingerprint(session, workers=workers)
-            logger.info("%s has other channels than the plans: it gets its own normalisation", session.name)
+            logger.info("%s has other channels than the plans: its own normalisation is planned", session.name)
             plan = normalised_for(plan, session.dataset.description, measured)
         found = moved(
             plan, dataset_name=session.name, reader=session.dataset.reader, plans_name=name or plan.plans_name
         )
         file = place.plans_file(session.name, found.plans_name)
         if file.exists() and not force:
-            raise PlanError(f"{file}: is there already; choose another name with --name, or overwrite it with --force")
+            raise PlanError(f"{file}: already exists; choose another name with --name, or overwrite it with --force")
         copy_description(session)
         found.save(file)
     logger.info("plans %s of %s, for %s: %s", plan.plans_name, plan.dataset_name, session.name, file)

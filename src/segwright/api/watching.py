@@ -1,4 +1,4 @@
-"""How far trainings are, read from their folders while they run in another process."""
+"""Read the progress of trainings from their folders, while they run in other processes."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from segwright.evaluation.scores import Scores
 from segwright.training.monitoring.status import STATUS_JSON, STOP_FILE, Status
 
 SILENT_S = 60.0
-"""A training that has written nothing for so long, and for ten of its steps, is taken for dead."""
+"""A training that has written nothing for this time and for ten steps is reported as silent."""
 
 SILENT_STEPS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoldStatus:
-    """One fold's training.
+    """Progress of one fold.
 
     Attributes:
-        folder: Of the fold.
+        folder: Folder of the fold.
         state: training, stopping, interrupted, silent (it may be dead), validating, or finished.
-        status: What it last wrote.
-        age_s: Seconds since then.
-        dice: Mean of the final validation, None before it.
-        changes: What changed in its data since it was trained, one sentence each.
+        status: Its last status record.
+        age_s: Seconds since that record.
+        dice: Mean Dice of the final validation; None before it.
+        changes: Changes of its data since it was trained, one sentence each.
     """
 
     folder: Path
@@ -41,27 +41,27 @@ class FoldStatus:
 
 
 def status(folder: Path | str) -> list[FoldStatus]:
-    """Return the state of every training at or below a folder: a fold's, a model's, a dataset's results, a work folder.
+    """Return the progress of every training at or below a folder (fold, model, results or work folder).
 
     Raises:
-        ModelError: there is none.
+        ModelError: there are none.
     """
     place = Path(folder)
     found = [_read(path) for path in sorted(_files(place))]
     if not found:
-        raise ModelError(f"{place}: no training has begun here; give a fold, model, results or work folder")
+        raise ModelError(f"{place}: no training found; give a fold, model, results or work folder")
     return found
 
 
 def outdated(folder: Path | str) -> list[str]:
-    """Return a sentence for each selected model and report, at or below a folder, that is older than a fold."""
+    """Return a sentence for each selected model and report below a folder that is older than a fold."""
     place = Path(folder)
     results = sorted({path.parent.parent.parent for path in _files(place)})
     return [line for each in results for line in older_than_folds(each)]
 
 
 def _files(place: Path) -> Iterator[Path]:
-    """Yield status files at most five levels down (work/results/dataset/model/fold), not in data folders."""
+    """Yield status files up to five levels down (work/results/dataset/model/fold), skipping data folders."""
     for depth in range(5):
         yield from place.glob("*/" * depth + STATUS_JSON)
 

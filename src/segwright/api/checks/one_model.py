@@ -1,4 +1,4 @@
-"""What the folds of one model folder have in common: labels, channels, plan and network."""
+"""Check that the folds of a model folder share labels, channels, plan and network."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ Fold = int | Literal["all"]
 TRAIN_JSON: Final = "train.json"
 
 _NETWORK: Final = ("network", "network_kwargs", "norm")
-"""Settings that decide what network is trained."""
+"""Settings that define the network."""
 _WAYS_OUT: Final = (
-    "remove the folder to train anew, or train a second model beside it under other plans ('segwright plan DATASET "
+    "delete the folder to train again, or train a second model beside it with other plans ('segwright plan DATASET "
     "--name NAME', then 'segwright train DATASET --plans NAME ...')"
 )
 
 
 def is_begun(folder: Path) -> bool:
-    """Whether a fold folder holds a checkpoint."""
+    """Return whether a fold folder contains a checkpoint."""
     return any(folder.glob("checkpoint_*.safetensors"))
 
 
 def begun_folds(model: Path) -> list[Path]:
-    """Return the folders of the folds that hold a checkpoint, in order."""
+    """Return the fold folders that contain a checkpoint, in order."""
     return [folder for folder in sorted(model.glob("fold_*")) if is_begun(folder)]
 
 
 def require_same_task(model: Path, description: DatasetDescription) -> None:
-    """See that folds trained before know the labels and channels of today.
+    """Check that existing folds were trained with the current labels and channels.
 
     Raises:
-        ModelError: they know others; both are listed.
+        ModelError: they were trained with others; both are listed.
     """
     used = model / DATASET_JSON
     begun = begun_folds(model)
@@ -52,19 +52,19 @@ def require_same_task(model: Path, description: DatasetDescription) -> None:
     differing = difference_in_meaning(load_description(used), description)
     if differing:
         raise ModelError(
-            f"{model}: {_listed(begun)} trained with another dataset.json ({differing}), and one model has "
-            f"one set of labels; put dataset.json back, {_WAYS_OUT}"
+            f"{model}: {_listed(begun)} trained with another dataset.json ({differing}), but all folds of a model "
+            f"must share one; restore dataset.json, {_WAYS_OUT}"
         )
 
 
 def difference_in_meaning(trained_with: DatasetDescription, today: DatasetDescription) -> str:
-    """Return what a dataset.json says now of channels and labels and said otherwise before; empty if it is the same."""
+    """Describe how channels and labels of dataset.json changed; empty if they did not."""
     then, now = trained_with.meaning(), today.meaning()
     return "; ".join(f"{key} {_shown(then[key])}, now {_shown(now[key])}" for key in then if then[key] != now[key])
 
 
 def require_same_plan(model: Path, plan: Plan, configuration: str) -> None:
-    """See that folds trained before belong to this plan.
+    """Check that existing folds were trained with this plan.
 
     Raises:
         ModelError: they were trained with another one.
@@ -79,32 +79,32 @@ def require_same_plan(model: Path, plan: Plan, configuration: str) -> None:
 
 
 def require_same_network(model: Path, folds: Sequence[Fold], settings: Mapping[str, Any]) -> None:
-    """See that folds that are not begun get the network of those that are.
+    """Check that new folds use the network of the existing ones.
 
     Args:
         model: the model folder.
-        folds: which shall be trained.
+        folds: folds to train.
         settings: fields of `TrainConfig` for them.
 
     Raises:
-        ModelError: a fold of the model has another network.
+        ModelError: an existing fold has another network.
     """
     begun = begun_folds(model)
     if all(Workspace.fold_folder(model, fold) in begun for fold in folds):
-        return  # a training that goes on refuses another network itself
+        return  # resuming checks the network itself
     wanted = TrainConfig.from_mapping(settings).model_dump(mode="json")
     for folder in begun:
         used = recorded_settings(folder)
         for key in _NETWORK:
             if used.get(key, wanted[key]) != wanted[key]:
                 raise ModelError(
-                    f"{folder}: was trained with {key} = {_value(used[key])}, not {_value(wanted[key])}, and the folds "
-                    f"of one model share one network; give the same {key}, {_WAYS_OUT}"
+                    f"{folder}: was trained with {key} = {_value(used[key])}, not {_value(wanted[key])}, but all "
+                    f"folds of a model must share one network; give the same {key}, {_WAYS_OUT}"
                 )
 
 
 def recorded_settings(folder: Path) -> dict[str, Any]:
-    """Return the settings that a fold was trained with; none where the record is missing or damaged."""
+    """Return the recorded settings of a fold; empty if the record is missing or damaged."""
     file = folder / TRAIN_JSON
     if not file.is_file():
         return {}
@@ -118,9 +118,9 @@ def recorded_settings(folder: Path) -> dict[str, Any]:
 
 
 def other_settings(folder: Path, settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the settings that are not those a fold was trained with: name to the fold's value and the one given.
+    """Return settings that differ from those of a fold: name to (the fold's value, the given value).
 
-    A fold without a record says nothing.
+    Empty for a fold without a record.
     """
     used = recorded_settings(folder)
     now = TrainConfig.from_mapping(settings).model_dump(mode="json")
@@ -128,29 +128,29 @@ def other_settings(folder: Path, settings: Mapping[str, Any]) -> dict[str, tuple
 
 
 def require_nothing_new(folder: Path, settings: Mapping[str, Any]) -> None:
-    """See that a finished fold can be what is asked for; how long and how often may differ, without effect.
+    """Check that the given settings match a finished fold; training length and intervals may differ.
 
     Raises:
-        ConfigError: a setting is given that would make it another training.
+        ConfigError: a setting would make it another training.
     """
     for key, (used, now) in other_settings(folder, settings).items():
         if key not in CHANGEABLE:
             raise ConfigError(
-                f"{folder}: was trained to its end with {key} = {_value(used)}, not {_value(now)}; {_WAYS_OUT}"
+                f"{folder}: is finished and was trained with {key} = {_value(used)}, not {_value(now)}; {_WAYS_OUT}"
             )
 
 
 def require_unbegun(folder: Path) -> None:
-    """See that a fold's folder holds no training, and that none is going on.
+    """Check that a fold has no training yet, and none in progress.
 
     Raises:
-        ModelError: it does.
+        ModelError: it has.
     """
     if is_begun(folder):
         busy = holder(Workspace.lock_beside(folder))
         if busy is not None:
-            raise ModelError(f"{folder}: is being trained by {busy}; wait for its end")
-        raise ModelError(f"{folder}: holds a training already; continue it with --resume, or remove the folder")
+            raise ModelError(f"{folder}: is being trained by {busy}; wait until it ends")
+        raise ModelError(f"{folder}: already contains a training; continue it with --resume, or delete the folder")
 
 
 def _listed(folders: Sequence[Path]) -> str:

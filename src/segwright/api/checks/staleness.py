@@ -1,4 +1,4 @@
-"""Folds whose data changed after they were trained: named, with what to do, and their scores made of today's labels."""
+"""Detect data that changed after a fold was trained, and score the fold again with current labels."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REPORT_HTML = "report.html"
 
 
 def record_training_data(session: Session, plan: Plan, configuration: str, folder: Path, split: Split) -> None:
-    """Write down what a fold is about to be trained with; the cases are preprocessed."""
+    """Record the data that a fold is trained with; its cases must be preprocessed."""
     store = CaseStore(cases_folder(session, plan, configuration))
     cases = {}
     for case, paths in _files(session).items():
@@ -42,26 +42,25 @@ def record_training_data(session: Session, plan: Plan, configuration: str, folde
 
 
 def require_same_cases(session: Session, plan: Plan, configuration: str, folder: Path, split: Split) -> None:
-    """See that a training goes on with the cases it began with; warn where their files have changed.
+    """Check that a resumed training has the same cases; warn about changed files.
 
     Raises:
-        ModelError: its cases are others now.
+        ModelError: its cases differ.
     """
     data = TrainingData.read(folder)
     if data is None:
         return
     if not _are_same(data.split, split):
         raise ModelError(
-            f"{folder}: was begun with other cases than splits_final.json gives it now ({_difference(data, split)}); "
-            "it may have learned what it is to be validated with; put back the splits, or remove the folder to start "
-            "anew"
+            f"{folder}: was started with other cases than splits_final.json lists now ({_difference(data, split)}); it "
+            "may have trained on its validation cases; restore the splits, or delete the folder to start again"
         )
     if data.raw_state != session.raw_state:
         _say(folder, data, _changes(session, plan, configuration, data), "goes on with the new ones")
 
 
 def bring_up_to_date(session: Session, plan: Plan, configuration: str, folder: Path) -> None:
-    """Say how the data of a finished fold changed since it was trained, and score it with today's labels."""
+    """Report how the data of a finished fold changed since it was trained, and score it with current labels."""
     data = TrainingData.read(folder)
     if data is None:
         return
@@ -72,7 +71,7 @@ def bring_up_to_date(session: Session, plan: Plan, configuration: str, folder: P
         split = splits.select([], session.dataset.identifiers, "all") if number is None else every[number]
         if not _are_same(data.split, split):
             logger.warning(
-                "%s was trained with other cases than the dataset has for it now (%s); remove it to train with these",
+                "%s was trained with other cases than the dataset has for it now (%s); delete it to train with these",
                 *(folder, _difference(data, split)),
             )
     if data.raw_state == session.raw_state:
@@ -90,7 +89,7 @@ def bring_up_to_date(session: Session, plan: Plan, configuration: str, folder: P
 
 
 def changes_since_training(folder: Path) -> list[str]:
-    """Return what changed since a fold was trained, as far as the files are where they were then."""
+    """Describe what changed since a fold was trained, for files that still exist at their recorded paths."""
     data = TrainingData.read(folder)
     if data is None:
         return []
@@ -103,29 +102,27 @@ def changes_since_training(folder: Path) -> list[str]:
 
 
 def older_than_folds(results: Path) -> list[str]:
-    """Return what is older than a fold in the results of a dataset, a sentence each: selected models, the report."""
+    """Return a sentence for each selected model or report of a dataset that is older than a fold."""
     lines = []
     for file in sorted(results.glob(f"*/{SELECTION_JSON}")):
         newer = newer_folds(file.parent)
         if newer:
-            lines.append(f"{file.parent} is older than {shorten(newer)}; 'segwright select DATASET' selects anew")
+            lines.append(f"{file.parent} is older than {shorten(newer)}; 'segwright select DATASET' updates it")
     report = results / REPORT_HTML
     newest = max(shown_documents(results), key=lambda path: path.stat().st_mtime_ns, default=None)
     if report.is_file() and newest is not None and newest.stat().st_mtime_ns > report.stat().st_mtime_ns:
-        lines.append(
-            f"{report} is older than {newest.relative_to(results)}; 'segwright report {results}' writes it anew"
-        )
+        lines.append(f"{report} is older than {newest.relative_to(results)}; 'segwright report {results}' updates it")
     return lines
 
 
 def shown_documents(results: Path) -> list[Path]:
-    """Return the scores and selections, in the results of a dataset, that its report shows."""
+    """Return the scores and selections that the report of a dataset shows."""
     scores = results.glob(f"*/fold_*/{VALIDATION}/{SUMMARY_JSON}")
     return sorted([*scores, *results.glob(f"*/{SELECTION_JSON}")])
 
 
 def note_scores(session: Session, plan: Plan, configuration: str, folder: Path) -> None:
-    """Write down which labels the scores of a fold were just made of."""
+    """Record the labels with which a fold was just scored."""
     data = TrainingData.read(folder)
     if data is None or data.raw_state == session.raw_state:
         return
@@ -158,7 +155,7 @@ def _say(folder: Path, data: TrainingData, found: DataChanges, consequence: str)
 
 
 def _scored_again(session: Session, plan: Plan, folder: Path, data: TrainingData, found: DataChanges) -> TrainingData:
-    """Score the held-out predictions of a fold with today's labels, if scores are of others; return what to record."""
+    """Score the held-out predictions of a fold with current labels if they changed; return the new record."""
     place = folder / VALIDATION
     stale = [case for case in data.val if case in found.now and found.now[case][-1].sha256 != data.scored_label(case)]
     if not stale or not (place / SUMMARY_JSON).is_file():
@@ -167,8 +164,8 @@ def _scored_again(session: Session, plan: Plan, folder: Path, data: TrainingData
     predictions = {case: place / f"{case}{session.dataset.description.file_ending}" for case in data.val}
     if any(case not in references or not file.is_file() for case, file in predictions.items()):
         logger.warning(
-            "%s: scores are of older labels and cannot be made anew, for predictions or labels are missing; "
-            "remove %s and train with --resume",
+            "%s: scores are of older labels and cannot be updated, since predictions or labels are missing; "
+            "delete %s and train with --resume",
             place,
             place / SUMMARY_JSON,
         )

@@ -1,4 +1,4 @@
-"""Whether a model can be used at all, told by its Dice and by how long its folds were trained."""
+"""Judge by Dice and training length whether a model is usable at all."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from segwright.core.errors import SegwrightError
 from segwright.core.files.atomic_io import read_checked_json
 
 LOWEST_DICE: Final = 0.01
-"""Mean Dice of held-out cases below which nothing of use was learned."""
+"""Mean held-out Dice below which a model has learned nothing useful."""
 FEWEST_STEPS: Final = 10
-"""A network that began with random weights has learned nothing in fewer, whatever Dice it reaches by chance."""
+"""Fewest training steps from random weights to count as trained, whatever Dice is reached by chance."""
 ENOUGH_STEPS: Final = 1000
-"""Four epochs of nnU-Net: the shortest training to be advised. The easy tasks of the benchmarks are usable after it."""
+"""Shortest training to recommend: four epochs of nnU-Net, after which the easy tasks of the benchmarks are usable."""
 
 
 def shortcoming(folds: Sequence[Path], dice: float) -> str:
-    """Return why a model is not usable and how long to train it, empty if it is.
+    """Explain why a model is not usable and how long to train it; empty if it is usable.
 
     Args:
-        folds: its fold folders, trained to their end.
-        dice: mean of its held-out cases; NaN, where no class is in any, says nothing.
+        folds: its finished fold folders.
+        dice: mean Dice of its held-out cases; ignored if NaN (no case contains a class).
     """
     records = [record for fold in folds if (record := _record(fold))]
     steps = min((int(record["step"]) for record in records), default=ENOUGH_STEPS)
@@ -36,17 +36,17 @@ def shortcoming(folds: Sequence[Path], dice: float) -> str:
 
 
 def _advice(records: Sequence[dict[str, Any]], steps: int) -> str:
-    """Return what to do about it."""
+    """Return the advice."""
     if steps >= ENOUGH_STEPS:
-        return "look at the labels with 'segwright check' and at the pictures of the report before training longer"
+        return "check the labels with 'segwright check' and the images in the report before training longer"
     seconds = max(float(record["elapsed_s"]) / max(int(record["step"]), 1) for record in records)
     minutes = ceil(ENOUGH_STEPS * seconds / 60)
     budget = f"{minutes}m" if minutes < 120 else f"{ceil(minutes / 60)}h"
-    return f"remove its folds and train longer, at least {ENOUGH_STEPS} steps: about --budget {budget} on this machine"
+    return f"delete its folds and train longer, at least {ENOUGH_STEPS} steps: about --budget {budget} on this machine"
 
 
 def _record(fold: Path) -> dict[str, Any] | None:
-    """Return what a fold's checkpoint says of its training; None for one of nnU-Net, or a damaged one."""
+    """Return the training record in a fold's checkpoint; None for nnU-Net's or damaged ones."""
     try:
         document = read_checked_json(fold / "checkpoint_final.json")
     except SegwrightError:
