@@ -143,7 +143,7 @@ def test_a_model_of_another_plan_is_not_mixed(journey: Journey, tmp_path: Path) 
     plans.write_text(json.dumps(document), encoding="utf-8")
     done = call("run", journey.dataset, *RUN, "--work", work)
     assert done.exit_code == 1
-    assert "was trained with a plan that has changed since; remove the folder" in done.stderr
+    assert "was trained with a plan that has changed since; delete the folder" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -151,8 +151,8 @@ def test_a_model_of_another_plan_is_not_mixed(journey: Journey, tmp_path: Path) 
     [
         (("predict", "--model", "none", "-i", "in", "-o", "out"), "no such model folder"),
         (("evaluate", "none", "none"), "none: no such folder"),
-        (("train", "DATASET", "--config", "2d", "--fold", "0"), "make them first with 'segwright plan"),
-        (("preprocess", "DATASET"), "make them first with 'segwright plan"),
+        (("train", "DATASET", "--config", "2d", "--fold", "0"), "create them with 'segwright plan"),
+        (("preprocess", "DATASET"), "create them with 'segwright plan"),
     ],
 )
 def test_what_is_missing_is_named(

@@ -56,7 +56,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 def test_a_fold_finds_the_dataset_json_of_its_model_and_the_rule_is_told(folders: tuple[Path, Path]) -> None:
     done = call("evaluate", *folders)
     assert done.exit_code == 0, done.stderr
-    assert "absent in truth and prediction: left out; in one of them: Dice, IoU 0\n" in done.stdout
+    assert "absent in reference and prediction: left out; in one of them: Dice, IoU 0\n" in done.stdout
 
 
 def test_voxels_of_another_ignore_label_do_not_count(folders: tuple[Path, Path]) -> None:

@@ -106,7 +106,7 @@ def test_a_users_files_train_by_command_line_and_predict_without_them(
 
 
 def test_a_wrong_trainer_is_refused_before_anything_is_written(journey: Journey, tmp_path: Path) -> None:
-    for trainer, message in (("json:JSONDecoder", "no subclass of"), ("nowhere:T", "no module named nowhere")):
+    for trainer, message in (("json:JSONDecoder", "is not a subclass of"), ("nowhere:T", "no module named nowhere")):
         result = call(
             *("--work", tmp_path / "w", "train", journey.dataset, *SHORT, "--fold", "0", "--trainer", trainer)
         )
@@ -122,7 +122,7 @@ def test_a_wrong_trainer_is_refused_before_anything_is_written(journey: Journey,
         (("--set", "optimizer=sdg"), "did you mean 'sgd'"),
         (("--set", "sinks=tensorbord"), "did you mean 'tensorboard'"),
         (("--deterministic", "--budget", "10s"), "deterministic: under a budget"),
-        (("--resume",), "nothing to resume"),
+        (("--resume",), "no training to resume"),
     ],
 )
 def test_wrong_settings_are_refused(journey: Journey, tmp_path: Path, options: tuple[str, ...], message: str) -> None:
@@ -193,7 +193,7 @@ def test_a_training_that_is_ended_goes_on_as_if_it_had_not_been(
 def test_status_of_nothing_is_an_error(tmp_path: Path) -> None:
     result = call("status", tmp_path)
     assert result.exit_code == 1
-    assert "no training has begun here" in result.stderr
+    assert "no training found" in result.stderr
 
 
 def test_status_shows_every_fold(journey: Journey) -> None:

@@ -56,7 +56,7 @@ def test_moved_plans_and_weights_train_a_dataset_with_another_channel(
     assert len(wanted.normalization_schemes) == 2
     again = call(*work, "move-plans", journey.dataset, target, "--name", "sharedPlans")
     assert again.exit_code == 1
-    assert "is there already" in again.stderr
+    assert "already exists" in again.stderr
     trained = call(*work, "train", target, "--plans", "sharedPlans", *SHORT, "--pretrained", journey.model)
     assert trained.exit_code == 0, trained.stderr
     assert "input channels: another zero" in trained.stderr

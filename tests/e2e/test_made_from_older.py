@@ -95,7 +95,7 @@ def test_a_selection_is_not_made_for_labels_of_other_names(
     assert done.exit_code == 1, done.output
     assert "was trained on other labels or channels than" in done.stderr
     assert word in done.stderr
-    assert "put dataset.json back" in done.stderr
+    assert "restore dataset.json" in done.stderr
 
 
 def test_a_dataset_that_moved_is_the_one_that_was_trained_on(raw: Path, work: Path, fold: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_training_does_not_go_on_with_other_cases(raw: Path, work: Path, fold:
     splits.write_text(json.dumps(folds[::-1]))
     done = call("--work", work, "train", raw, "--config", "3d_fullres", "--fold", "0", "--resume", "--device", "cpu")
     assert done.exit_code == 1
-    assert "was begun with other cases than splits_final.json gives it now" in done.stderr
+    assert "was started with other cases than splits_final.json lists now" in done.stderr
 
 
 def test_a_label_changed_into_something_undeclared_is_refused_by_preprocess_and_train(raw: Path, work: Path) -> None:
@@ -193,7 +193,7 @@ def test_two_folds_are_trained_at_the_same_time(journey: Journey, work: Path, fo
         assert done.exit_code == 0, done.output
         said = done.stderr.replace("\n", " ")
         assert f"{fold.parent.parent / 'model'} is older than {fold.parent.name}/fold_2; 'segwright select" in said
-        assert f"'segwright report {fold.parent.parent}' writes it anew" in said
+        assert f"'segwright report {fold.parent.parent}' updates it" in said
         assert "is older than" in call("status", work).stdout
         (fold.parent / "fold_1").mkdir()
         (fold.parent / "fold_1" / "checkpoint_latest.safetensors").touch()

@@ -89,6 +89,6 @@ def test_a_case_damaged_on_the_disk_is_made_again_and_the_model_is_the_same(jour
         short = ("--epochs", "2", "--iterations", "2", "--batch-size", "2", "--device", "cpu", "--deterministic")
         result = call("--work", work, "train", journey.dataset, "--config", "3d_fullres", "--fold", "0", *short)
         assert result.exit_code == 0, result.output
-        assert ("making damaged cases of 3d_fullres again" in result.output) == (name == "damaged")
+        assert ("preprocessing damaged cases of 3d_fullres again" in result.output) == (name == "damaged")
         weights[name] = load_weights(next(work.rglob("checkpoint_final.safetensors")))
     torch.testing.assert_close(weights["damaged"], weights["whole"], rtol=0, atol=0)

@@ -104,7 +104,7 @@ def test_a_selected_model_knows_its_limits(work: Path, tmp_path: Path) -> None:
     }
     options = ("--config", "3d_fullres", "--device", "cpu")
     done = call("--work", work, "select", 7, *options)
-    assert "expected Dice, told from the prediction alone: 3 held-out cases" in done.stdout, done.stderr
+    assert "expected Dice, estimated from predictions: 3 held-out cases" in done.stdout, done.stderr
     assert "(predict --calibrated)" in done.stdout
     written = {name: (results / "model" / name).read_text() for name in ("quality.json", "calibration.json")}
     assert json.loads(written["quality.json"])["cases"] == json.loads(written["calibration.json"])["cases"] == 3
@@ -252,7 +252,7 @@ def test_models_of_other_splits_are_refused(work: Path) -> None:
     del document["checksum"]
     summary.write_text(json.dumps(document))
     refused = call("--work", work, "select", 7, "--device", "cpu")
-    assert (refused.exit_code, "fold 0 held out other cases than that of" in refused.stderr) == (1, True)
+    assert (refused.exit_code, "fold 0 holds out other cases than that of" in refused.stderr) == (1, True)
 
 
 def test_a_held_out_case_that_left_the_dataset_is_named(work: Path) -> None:

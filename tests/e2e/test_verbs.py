@@ -34,7 +34,7 @@ def test_step_by_step(tiny: Path, work: Path) -> None:
     assert "organ" in trained.stdout
     refused = call("train", tiny, "--work", work, "--config", "2d", "--fold", 1, *fast)
     assert (refused.exit_code, refused.stdout) == (1, "")
-    assert "continue it with --resume, or remove the folder" in refused.stderr
+    assert "continue it with --resume, or delete the folder" in refused.stderr
 
 
 def test_plan_from_a_fingerprint_equals_the_plan_of_the_dataset(journey: Journey, tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""The command line: one thin command per verb that parses, calls `segwright.api` and prints; reads the environment."""
+"""The command line: each command parses its arguments, calls `segwright.api` and prints the result."""

@@ -1,6 +1,6 @@
-"""How the command line is read and how it fails: forgiving argument order, a clear line per error, few exit codes.
+"""Parse arguments in any order and turn exceptions into one-line errors and exit codes.
 
-Beside those below there are the codes of some errors: 75, stopped and can be resumed (`core.stopping`), and 3, another
+Besides the exit codes below, errors define their own: 75, stopped and can be resumed (`core.stopping`), and 3, another
 process of the training ended (`training.heartbeat`).
 """
 
@@ -24,14 +24,14 @@ from segwright.core.resources import resource_error
 from segwright.core.text import printable
 
 EXIT_USER = 1
-"""Bad input or bad usage: the user can mend it."""
+"""Bad input or usage: an error that the user can fix."""
 EXIT_BUG = 2
 """Our own fault."""
 EXIT_INTERRUPTED = 130
 """Stopped by Ctrl-C, as shells report it."""
 
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
-"""Typer's base class of wrong usage; its home differs between typer versions, so it is taken from a public child."""
+"""Typer's base class of usage errors; its module differs between versions, so it is taken from a public subclass."""
 
 GLOBAL_VALUES = ("--work",)
 GLOBAL_FLAGS = ("--debug", "--verbose", "-v", "--quiet", "-q")
@@ -42,20 +42,20 @@ Verb = Callable[..., Any]
 
 
 class Verbs(TyperGroup):
-    """The group of all verbs: arranges the arguments before parsing and turns every exception into one line.
+    """The group of all commands: reorders arguments before parsing and reports every exception in one line.
 
-    A verb's options are read from its signature when it is called; reading those of all would be a quarter of the time
-    that `--help` takes.
+    The options of a command are only built when it is called; building all would take a quarter of the time of
+    `--help`.
     """
 
     verbs: ClassVar[Mapping[str, Verb]] = {}
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Return the names of all verbs."""
+        """Return the names of all commands."""
         return list(self.verbs)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Return the command of a verb, None for an unknown one."""
+        """Return a command by name; None if it is unknown."""
         if cmd_name not in self.verbs:
             return None
         alone = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -63,16 +63,16 @@ class Verbs(TyperGroup):
         return get_command(alone)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write each verb with the first paragraph about it."""
+        """Write each command with its first paragraph."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, _first_paragraph(verb)) for name, verb in self.verbs.items()])
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse after putting global options first and repeating list options."""
+        """Parse arguments with global options first and list options repeated."""
         return list(super().parse_args(ctx, arrange(args, verbs=self.list_commands(ctx))))
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run and leave the process with one of the exit codes of this module."""
+        """Run and exit with one of the exit codes of this module."""
         arguments = list(args[0] if args else kwargs.pop("args", None) or sys.argv[1:])
         kwargs.pop("standalone_mode", None)
         code = _guarded(lambda: TyperGroup.main(self, arguments, standalone_mode=False, **kwargs), arguments)
@@ -81,7 +81,7 @@ class Verbs(TyperGroup):
 
 
 def by_name(*verbs: Verb) -> dict[str, Verb]:
-    """Return functions by the names of their verbs."""
+    """Return functions by command name."""
     return {verb.__name__.replace("_", "-"): verb for verb in verbs}
 
 
@@ -90,7 +90,7 @@ def _first_paragraph(verb: Verb) -> str:
 
 
 def arrange(args: Sequence[str], *, verbs: Sequence[str]) -> list[str]:
-    """Return the arguments with global options in front and `--config A B` written as `--config A --config B`.
+    """Return arguments with global options in front and `--config A B` written as `--config A --config B`.
 
     >>> arrange(["run", "4", "--work", "w", "--config", "2d", "3d_fullres"], verbs=["run"])
     ['--work', 'w', 'run', '4', '--config', '2d', '--config', '3d_fullres']
@@ -117,7 +117,7 @@ def arrange(args: Sequence[str], *, verbs: Sequence[str]) -> list[str]:
 
 
 def _continues(option: str, word: str, before: Sequence[str], verbs: Sequence[str]) -> bool:
-    """Tell whether a bare word after a list option is one more of its values, or the dataset."""
+    """Return whether a word after a list option is one more value, or the dataset."""
     if word.startswith("-"):
         return False
     if option == "--folds" and word.replace(",", "").isdecimal() and before[0] == "predict":
@@ -167,7 +167,7 @@ def _unexpected(error: Exception, *, debug: bool) -> int:
 
 
 def usage_message(error: Any) -> str:
-    """Return wrong usage as one line that names the nearest option or command and the help to read."""
+    """Return a usage error as one line with the nearest option or command and where to find help."""
     context = error.ctx
     path = context.command_path if context else "segwright"
     message = error.format_message().rstrip(".").split("\n")[0]

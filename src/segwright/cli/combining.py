@@ -1,4 +1,4 @@
-"""The verbs on folders of predictions: post-processing, ensembles, cross-validation gathered over the folds."""
+"""Commands on folders of predictions: post-processing, ensembles and cross-validation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DatasetJson = Annotated[
 
 
 def determine_postprocessing(
-    reference: Annotated[Path, typer.Argument(metavar="REFERENCE_DIR", help="Folder of true label maps.")],
+    reference: Annotated[Path, typer.Argument(metavar="REFERENCE_DIR", help="Folder of reference label maps.")],
     prediction: Annotated[Path, typer.Argument(metavar="PREDICTION_DIR", help="Predictions of unseen cases.")],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE", help="Default: postprocessing.json beside them.")
@@ -26,7 +26,7 @@ def determine_postprocessing(
     workers: options.Workers = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Find out whether keeping only the largest component of labels helps, by nnU-Net's rule."""
+    """Determine by nnU-Net's rule for which labels keeping only the largest component helps."""
     from segwright import api
 
     found = api.determine_postprocessing(
@@ -51,7 +51,7 @@ def determine_postprocessing(
 
 def apply_postprocessing(
     images: Annotated[Path, typer.Option("-i", "--input", metavar="IN", help="Folder of predicted label maps.")],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="Folder for the changed ones.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="Output folder.")],
     postprocessing: Annotated[
         Path | None,
         typer.Option("--postprocessing", metavar="FILE", help="Default: postprocessing.json in IN; nnU-Net's too."),
@@ -81,10 +81,10 @@ def ensemble(
     probabilities: Annotated[
         str | None, typer.Option("--probabilities", metavar="FORM", help="Also write the mean: npz, b2nd or nifti.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace label maps that are there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing label maps.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Average the saved probabilities of several folders of predictions, nnU-Net's too."""
+    """Average the saved probabilities of several prediction folders (also nnU-Net's)."""
     from segwright import api
 
     files = api.ensemble(
@@ -102,11 +102,11 @@ def accumulate_crossval(
         Path | None, typer.Option("-o", "--output", metavar="OUT", help="Default: crossval_results_folds_... in it.")
     ] = None,
     folds: Annotated[
-        list[str] | None, typer.Option("--folds", metavar="0,2", help="Default: all that are validated.")
+        list[str] | None, typer.Option("--folds", metavar="0,2", help="Default: all validated folds.")
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Gather the held-out predictions of the folds that there are in one folder, and score them together."""
+    """Collect the held-out predictions of all folds in one folder and score them together."""
     from segwright import api
 
     numbers = options.fold_numbers(folds)

@@ -1,4 +1,4 @@
-"""The verbs that score predictions and compare models."""
+"""Commands that score predictions and compare models."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from segwright.report.results import Evaluation
 
 UNSHOWN: Final = ("Volume_pred_mm3", "Volume_ref_mm3", "Volume_error_mm3")
-"""Measures that `summary.json` has and the table has not: they mean little on average."""
+"""Measures of `summary.json` left out of the table, since their average means little."""
 
 
 def evaluate(
-    reference: Annotated[Path, typer.Argument(metavar="REFERENCE_DIR", help="Folder of true label maps.")],
+    reference: Annotated[Path, typer.Argument(metavar="REFERENCE_DIR", help="Folder of reference label maps.")],
     prediction: Annotated[Path, typer.Argument(metavar="PREDICTION_DIR", help="Folder of predicted label maps.")],
     dataset_json: Annotated[
         Path | None,
@@ -32,19 +32,18 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE", help="Where to write summary.json.")
     ] = None,
-    surface: Annotated[bool, typer.Option("--surface", help="Also HD, HD95, ASSD and NSD, in mm.")] = False,
-    lesions: Annotated[bool, typer.Option("--lesions", help="Also detection of single structures, and PQ.")] = False,
+    surface: Annotated[bool, typer.Option("--surface", help="Also HD, HD95, ASSD (mm) and NSD.")] = False,
+    lesions: Annotated[bool, typer.Option("--lesions", help="Also lesion-wise detection and PQ.")] = False,
     tolerance: Annotated[
-        list[str] | None, typer.Option("--tolerance", metavar="1,2", help="Of the NSD, in mm; sets --surface.")
+        list[str] | None,
+        typer.Option("--tolerance", metavar="1,2", help="Tolerances of the NSD in mm; sets --surface."),
     ] = None,
     ignore_label: Annotated[
-        int | None, typer.Option("--ignore-label", metavar="N", help="Voxels with this true label count for nothing.")
+        int | None, typer.Option("--ignore-label", metavar="N", help="Exclude voxels with this reference label.")
     ] = None,
-    require_all: Annotated[
-        bool, typer.Option("--require-all", help="A reference without a prediction is an error.")
-    ] = False,
+    require_all: Annotated[bool, typer.Option("--require-all", help="Fail if a reference has no prediction.")] = False,
     csv: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", help="Also write a line for each case and class.")
+        Path | None, typer.Option("--csv", metavar="FILE", help="Also write one row per case and class.")
     ] = None,
     workers: options.Workers = None,
     as_json: options.AsJson = False,
@@ -80,7 +79,7 @@ def compare(
     ],
     as_json: options.AsJson = False,
 ) -> None:
-    """Test which of several models is better on the cases they share (Wilcoxon, corrected after Holm)."""
+    """Test which of several models is better on common cases (Wilcoxon with Holm correction)."""
     from segwright import api
 
     found = api.compare(summaries)
@@ -124,4 +123,4 @@ def _print_means(result: Evaluation) -> None:
     print_table(title, ["class", "Dice", "IoU", *shown, "voxels predicted", "voxels true"], rows)
     zero = ["Dice", "IoU", *(name for name in shown if name.startswith(("NSD", "Lesion", "PQ")))]
     infinite = "; distances left out" if "HD" in shown else ""
-    print_line(f"absent in truth and prediction: left out; in one of them: {', '.join(zero)} 0{infinite}")
+    print_line(f"absent in reference and prediction: left out; in one of them: {', '.join(zero)} 0{infinite}")

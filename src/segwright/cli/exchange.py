@@ -1,4 +1,4 @@
-"""The verbs that take models from nnU-Net and give them to it."""
+"""Commands that import and export nnU-Net models."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def import_model(
     target: Annotated[Path, typer.Argument(metavar="DEST", help="New model folder.")],
     as_json: options.AsJson = False,
 ) -> None:
-    """Convert a model of nnU-Net v2 into a safe folder: no pickle, nothing that could run."""
+    """Convert an nnU-Net v2 model into a safe Segwright folder without pickle."""
     from segwright import api
 
     models = api.import_model(source, target)
@@ -28,15 +28,13 @@ def import_model(
 
 
 def export_model(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder of ours.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Segwright model folder.")],
     target: Annotated[Path, typer.Argument(metavar="DEST", help="New folder, or NAME.zip.")],
     kind: Annotated[str, typer.Option("--format", metavar="F", help="nnunet.")] = "nnunet",
-    folds: Annotated[
-        list[str] | None, typer.Option("--folds", metavar="0,1|all", help="Folds (default: all there are).")
-    ] = None,
+    folds: Annotated[list[str] | None, typer.Option("--folds", metavar="0,1|all", help="Folds (default: all).")] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Write a model that was trained here for nnU-Net v2."""
+    """Export a trained model for nnU-Net v2."""
     from segwright import api
 
     written = api.export_model(model, target, kind=kind, folds=options.words(folds) or None)

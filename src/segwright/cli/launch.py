@@ -1,4 +1,4 @@
-"""Several processes for one training, `--gpus N`: the one place that starts any; imported only when it does."""
+"""Start the processes of one training (`--gpus N`); the only module that starts processes."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from segwright.core.parallel import available_cpus
 from segwright.training.distributed.heartbeat import EXIT_OTHER_ENDED, Place
 
 END_S: Final = 20.0
-"""After this time, in seconds, processes that do not end by themselves when another has failed are killed."""
+"""Seconds after which the other processes are killed when one has failed."""
 
 _POLL_S: Final = 0.1
 _SHOWN_BYTES: Final = 16_000
 
 
 def start(count: int, device: str) -> None:
-    """Run this very command in `count` processes and wait for all; if one fails, show what it said and end the rest.
+    """Run this command in `count` processes and wait for all; if one fails, show its output and stop the rest.
 
-    The first one speaks as if it were alone.
+    The output of the first process is shown directly.
 
     Raises:
-        ConfigError: there are not as many GPUs.
-        typer.Exit: one of them failed or all were stopped, with its exit code.
+        ConfigError: there are fewer GPUs.
+        typer.Exit: a process failed or all were stopped; has its exit code.
     """
     last = Place(rank=count - 1, world_size=count, local_rank=count - 1, address="", port=0)
     if device_of(device, last) == CPU:
@@ -64,7 +64,7 @@ def start(count: int, device: str) -> None:
                 code = processes[failed].returncode
                 if code == EXIT_RESUMABLE:
                     raise typer.Exit(code)
-                typer.echo(f"error: rank {failed} {_how(code)}; the other processes were ended", err=True)
+                typer.echo(f"error: rank {failed} {_how(code)}; the other processes were stopped", err=True)
                 raise typer.Exit(code if code > 0 else 128 - code)
         finally:
             _end(processes)
@@ -73,12 +73,12 @@ def start(count: int, device: str) -> None:
 
 
 def _program() -> str:
-    """Return what a process runs: Segwright, found as this process found it, never in the current folder."""
+    """Return the program of a process: Segwright with this process's search path, without the current folder."""
     return f"import sys; sys.path[:] = {sys.path!r}; from segwright.cli.main import main; main()"
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
-    """Return the rank that failed of its own, or None when all have ended well; passes a request to stop on."""
+    """Return the rank that failed first, or None if all succeeded; forward stop signals."""
     asked_to_stop = False
 
     def pass_on(number: int, _: object) -> None:
@@ -104,7 +104,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """End what still runs: politely first."""
+    """Stop running processes, first with SIGTERM."""
     for process in processes:
         if process.poll() is None:
             process.terminate()

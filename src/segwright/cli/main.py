@@ -1,4 +1,4 @@
-"""The program `segwright`: its global options and its verbs."""
+"""The program `segwright`: global options and commands."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from segwright.core.process_tuning import tune_process
 
 
 class Program(Verbs):
-    """All verbs, in the order of the help."""
+    """All commands, in the order of the help."""
 
     verbs = by_name(
         train.run,
@@ -60,7 +60,7 @@ app = typer.Typer(
     name="segwright",
     cls=Program,
     help="From a folder of medical images with labels to a trained, evaluated, deployable segmentation model.",
-    epilog="Global options may stand before or after the command. 'segwright COMMAND --help' tells more.",
+    epilog="Global options may stand before or after the command. See 'segwright COMMAND --help'.",
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -80,16 +80,16 @@ def _print_version(wanted: bool) -> None:
 def settings(
     context: typer.Context,
     work: Annotated[
-        Path | None, typer.Option("--work", metavar="DIR", help="Where everything lands (default ./segwright-work).")
+        Path | None, typer.Option("--work", metavar="DIR", help="Folder for all results (default ./segwright-work).")
     ] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="More messages on stderr.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors on stderr.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an unexpected error.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Prepare logging, and hand the work folder on."""
+    """Set up logging and remember the work folder."""
     from segwright.core import log
 
     log.configure(-1 if quiet else int(verbose or debug))
@@ -97,7 +97,7 @@ def settings(
 
 
 def main() -> None:
-    """Run the program; leaves the process with one of the exit codes of `grammar`."""
+    """Run the program; exits with one of the exit codes of `app`."""
     options.leave_deleted_folder()
     options.wait_briefly()
     tune_process()
@@ -106,7 +106,7 @@ def main() -> None:
 
 
 def _print_any_name() -> None:
-    """Let a name that the terminal's encoding lacks appear as escapes, instead of failing after the work is done."""
+    """Escape characters that the terminal's encoding lacks, instead of failing after the work is done."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

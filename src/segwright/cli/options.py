@@ -1,4 +1,4 @@
-"""Values of the command line: folds, lists, the workspace; the options that several verbs share."""
+"""Parse option values (folds, lists, workspace); options shared by several commands."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 DEFAULT_WORK = Path("segwright-work")
 
 _SPINS: Final = "3000"
-"""Rounds that a waiting thread spins: some ten microseconds."""
+"""Rounds that a waiting thread spins, about ten microseconds."""
 
 
 def words(values: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the words of a repeated option, each of which may itself be a list with commas.
+    """Return the words of a repeated option; each may be a comma-separated list.
 
     >>> words(["2d,3d_fullres", "2d"])
     ('2d', '3d_fullres')
@@ -31,7 +31,7 @@ def words(values: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def fold_numbers(values: Sequence[str] | None) -> tuple[int, ...] | Literal["all"] | None:
-    """Return folds as numbers, the word `all`, or None where nothing was given.
+    """Parse folds as numbers, `all`, or None if not given.
 
     >>> fold_numbers(["0,1", "4"]), fold_numbers(["all"])
     ((0, 1, 4), 'all')
@@ -50,7 +50,7 @@ def fold_numbers(values: Sequence[str] | None) -> tuple[int, ...] | Literal["all
 
 
 def label_values(values: Sequence[str] | None) -> tuple[int, ...] | None:
-    """Return label values as numbers, None where nothing was given.
+    """Parse label values as numbers; None if not given.
 
     >>> label_values(["1,2"])
     (1, 2)
@@ -58,13 +58,13 @@ def label_values(values: Sequence[str] | None) -> tuple[int, ...] | None:
     found = words(values)
     wrong = [word for word in found if not word.isdecimal() or word == "0"]
     if wrong:
-        message = f"'{wrong[0]}' is no label; write for instance 1,2"
+        message = f"'{wrong[0]}' is not a label; write for instance 1,2"
         raise typer.BadParameter(message, param_hint="--labels")
     return tuple(map(int, found)) or None
 
 
 def one_fold(text: str) -> int | Literal["all"]:
-    """Return one fold: a number or the word `all`."""
+    """Parse one fold: a number or `all`."""
     if text == "all":
         return "all"
     if not text.isdecimal():
@@ -73,11 +73,11 @@ def one_fold(text: str) -> int | Literal["all"]:
 
 
 def workspace_of(context: typer.Context, *, default: Path = DEFAULT_WORK) -> Workspace:
-    """Return where this call reads and writes.
+    """Return the workspace of this call.
 
-    An explicit `--work` decides where results go. Without it the variables `nnUNet_raw`, `nnUNet_preprocessed` and
-    `nnUNet_results` are honoured where set. Raw data is only read, so its variable counts whenever the work folder
-    has no raw tree of its own.
+    `--work` decides where results are written. Without it the variables `nnUNet_raw`, `nnUNet_preprocessed` and
+    `nnUNet_results` are used where set. Raw data are only read, so `nnUNet_raw` is also used if the work folder has
+    no raw folder of its own.
     """
     from segwright.workspace import Workspace
 
@@ -95,14 +95,14 @@ def workspace_of(context: typer.Context, *, default: Path = DEFAULT_WORK) -> Wor
 
 
 def environment() -> dict[str, str]:
-    """Return the variables that explicit file lists of a dataset may name."""
+    """Return the variables that paths in the file lists of a dataset may contain."""
     return dict(os.environ)
 
 
 def code_trust(trust_code: bool, *references: str | None) -> CodeTrust:
-    """Return which code this call may import: what `--trust-code` says, and references that the user named.
+    """Return the code that this call may import: by `--trust-code`, and references given by the user.
 
-    A module that is not installed is looked for in the current folder, unless that was deleted.
+    Modules that are not installed are searched in the current folder, unless it was deleted.
     """
     from segwright.core.extensions.trust import CodeTrust
 
@@ -114,9 +114,9 @@ def code_trust(trust_code: bool, *references: str | None) -> CodeTrust:
 
 
 def leave_deleted_folder() -> None:
-    """Go elsewhere if the current folder was deleted: MKL ends a process that computes in one.
+    """Change to another folder if the current one was deleted, since MKL aborts processes in deleted folders.
 
-    Relative paths mean nothing then; in /proc nothing can be made, so that no result is lost somewhere.
+    Relative paths are meaningless then; in /proc no file can be created, so no result is lost in a random place.
     """
     try:
         os.getcwd()
@@ -125,10 +125,10 @@ def leave_deleted_folder() -> None:
 
 
 def wait_briefly() -> None:
-    """Let torch's threads spin for microseconds, not milliseconds, before they sleep; before torch is imported.
+    """Let waiting OpenMP threads spin for microseconds instead of milliseconds; must run before torch is imported.
 
-    They meet thousands of times in a pass, and by default each spins for up to 300,000 rounds while another program
-    has the processor that the last one needs (GNU OpenMP; measured in benchmarks/LOG.md). What a user has set counts.
+    Threads synchronise thousands of times per forward pass. GNU OpenMP's default of 300,000 rounds blocks a core that
+    another program or the last thread needs (see benchmarks/LOG.md). Variables set by the user win.
     """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = _SPINS
@@ -144,7 +144,7 @@ def train_settings(
     deterministic: bool = False,
     cache: str | None = None,
 ) -> dict[str, Any]:
-    """Return the fields of `TrainConfig` that options set; an option of its own counts more than `--set`."""
+    """Return the fields of `TrainConfig` set by options; dedicated options override `--set`."""
     from segwright import api
 
     knobs: dict[str, Any] = {"num_epochs": epochs, "num_iterations_per_epoch": iterations, "batch_size": batch_size}
@@ -161,7 +161,7 @@ Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="Folder of a raw
 Plans = Annotated[str, typer.Option("--plans", metavar="NAME", help="Name of the plans.")]
 PlansOfRun = Annotated[
     str | None,
-    typer.Option("--plans", metavar="NAME", help="Name of the plans (default: preset's); those that are there count."),
+    typer.Option("--plans", metavar="NAME", help="Name of the plans (default: preset's); existing ones are used."),
 ]
 Configurations = Annotated[
     list[str] | None,
@@ -176,9 +176,9 @@ Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="Epochs (def
 Iterations = Annotated[int | None, typer.Option("--iterations", min=1, help="Steps per epoch (default 250).")]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Default: as planned.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of all random draws.")]
-Deterministic = Annotated[bool, typer.Option("--deterministic", help="The same bits each time; needs epochs.")]
+Deterministic = Annotated[bool, typer.Option("--deterministic", help="Bitwise reproducible training; needs --epochs.")]
 Cache = Annotated[
-    str | None, typer.Option("--cache", metavar="M", help="Hold cases in memory: auto (default), none, ram, device.")
+    str | None, typer.Option("--cache", metavar="M", help="Cache cases in memory: auto (default), none, ram, device.")
 ]
 Network = Annotated[
     str | None, typer.Option("--network", metavar="REF", help="unet, residual-unet, ... or module:function.")
@@ -188,31 +188,25 @@ NetworkArg = Annotated[
 ]
 Pretrained = Annotated[
     Path | None,
-    typer.Option("--pretrained", metavar="MODEL", help="Begin with the weights of a trained model that fit."),
+    typer.Option("--pretrained", metavar="MODEL", help="Start with matching weights of a trained model."),
 ]
 SetValues = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of a training; repeatable.")
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any training setting; repeatable.")
 ]
-Trainer = Annotated[
-    str | None, typer.Option("--trainer", metavar="MODULE:CLASS", help="A subclass of Trainer that trains instead.")
-]
-TrustCode = Annotated[
-    bool, typer.Option("--trust-code", help="Import code that files of a model or work folder name, not only you.")
-]
+Trainer = Annotated[str | None, typer.Option("--trainer", metavar="MODULE:CLASS", help="Use this subclass of Trainer.")]
+TrustCode = Annotated[bool, typer.Option("--trust-code", help="Import code named by files of a model or work folder.")]
 KnownNetwork = Annotated[
     str | None,
-    typer.Option(
-        "--network", metavar="REF", help="Import module:function, where a checkpoint names it as its network."
-    ),
+    typer.Option("--network", metavar="REF", help="Allow module:function as the network of a checkpoint."),
 ]
 Preset = Annotated[str, typer.Option("--preset", metavar="P", help="default, resenc, resenc-m, resenc-l or resenc-xl.")]
 Resampling = Annotated[str, typer.Option("--resampling", metavar="R", help="default, torch, torch-sepz or none.")]
 GpuMemory = Annotated[
     float | None,
-    typer.Option("--gpu-memory", metavar="GB", min=0.1, help="Memory the plan aims at (default: preset's)."),
+    typer.Option("--gpu-memory", metavar="GB", min=0.1, help="Target GPU memory in GB (default: preset's)."),
 ]
 Spacing = Annotated[
     tuple[float, float, float] | None,
     typer.Option("--spacing", metavar="Z Y X", help="Target spacing instead of the planned one."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document only.")]

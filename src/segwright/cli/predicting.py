@@ -1,4 +1,4 @@
-"""The verb that predicts."""
+"""The command `predict`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,12 @@ from segwright.cli.tables import number, print_json, print_line, print_table
 def predict(
     model: Annotated[
         list[Path],
-        typer.Option(
-            "--model", "-m", metavar="DIR", help="Model folder or zip file, nnU-Net's too; repeat to average."
-        ),
+        typer.Option("--model", "-m", metavar="DIR", help="Model folder or zip (also nnU-Net's); repeat to average."),
     ],
     images: Annotated[Path, typer.Option("-i", "--input", metavar="IN", help="Folder of images, CASE_0000.ENDING.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="Folder for the label maps.")],
     folds: Annotated[
-        list[str] | None, typer.Option("--folds", metavar="0,1|all", help="Folds to average (default: all there are).")
+        list[str] | None, typer.Option("--folds", metavar="0,1|all", help="Folds to average (default: all).")
     ] = None,
     checkpoint: Annotated[str, typer.Option("--checkpoint", metavar="NAME", help="final, best or latest.")] = "final",
     no_mirroring: Annotated[bool, typer.Option("--no-mirroring", help="Faster, a little less accurate.")] = False,
@@ -30,23 +28,24 @@ def predict(
         str | None, typer.Option("--probabilities", metavar="FORM", help="Also write them: npz, b2nd or nifti.")
     ] = None,
     classes: Annotated[
-        list[str] | None, typer.Option("--classes", metavar="A,B", help="Of nifti: whose maps (default: foreground).")
+        list[str] | None,
+        typer.Option("--classes", metavar="A,B", help="Classes to write with nifti (default: foreground)."),
     ] = None,
     uncertainty: Annotated[
         bool, typer.Option("--uncertainty", help="Also write maps of entropy and of disagreement.")
     ] = False,
     calibrated: Annotated[
-        bool, typer.Option("--calibrated", help="Probabilities with the temperature that select found.")
+        bool, typer.Option("--calibrated", help="Scale probabilities with the temperature from select.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again what is there already.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing predictions.")] = False,
     precision: Annotated[
-        str, typer.Option("--precision", metavar="P", help="fp32, bf16, fp16, or auto: what the device is fast at.")
+        str, typer.Option("--precision", metavar="P", help="fp32, bf16, fp16, or auto (fastest).")
     ] = "auto",
     network: options.KnownNetwork = None,
     trust_code: options.TrustCode = False,
-    exact: Annotated[bool, typer.Option("--exact", help="A pass for every tile, even of plain air.")] = False,
+    exact: Annotated[bool, typer.Option("--exact", help="Run the network on constant tiles too.")] = False,
     part: Annotated[int, typer.Option("--part", metavar="I", min=0, help="Predict part I of --parts, from 0.")] = 0,
-    parts: Annotated[int, typer.Option("--parts", metavar="N", min=1, help="Deal the cases into N parts.")] = 1,
+    parts: Annotated[int, typer.Option("--parts", metavar="N", min=1, help="Divide the cases into N parts.")] = 1,
     device: Annotated[
         str, typer.Option("--device", "--devices", metavar="NAME", help="auto, cpu, mps, cuda:1, or cuda:0,cuda:1.")
     ] = "auto",
@@ -82,7 +81,7 @@ def predict(
         return
     print_table(
         f"{len(records)} cases",
-        ["case", "confidence", "expected Dice", "look at it, for"],
+        ["case", "confidence", "expected Dice", "warnings"],
         [
             [each.case, number(each.confidence), number(each.expected_dice), "; ".join(each.warnings)]
             for each in records

@@ -1,4 +1,4 @@
-"""The verb that shows augmented training samples before any training."""
+"""The command `preview-augmentation`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def preview_augmentation(
     config: Annotated[
         str | None, typer.Option("--config", "-c", metavar="C", help="Configuration (default 3d_fullres).")
     ] = None,
-    samples: Annotated[int, typer.Option("--samples", metavar="N", min=1, help="How many to show.")] = 16,
+    samples: Annotated[int, typer.Option("--samples", metavar="N", min=1, help="Number of samples.")] = 16,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="FILE", help="Default: augmentation.html beside the prepared cases."),
+        typer.Option("-o", "--output", metavar="FILE", help="Default: augmentation.html in the preprocessed folder."),
     ] = None,
     plans: options.Plans = "nnUNetPlans",
     seed: options.Seed = None,
@@ -29,7 +29,7 @@ def preview_augmentation(
     workers: options.Workers = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Write a page of training samples before and after augmentation, with the parameters that were drawn."""
+    """Write an HTML page of training samples before and after augmentation, with the drawn parameters."""
     from segwright import api
 
     file = api.preview_augmentation(

@@ -1,4 +1,4 @@
-"""The verb that selects a model."""
+"""The command `select`."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ def select(
     dataset: options.Dataset,
     config: options.Configurations = None,
     folds: Annotated[
-        list[str] | None, typer.Option("--folds", metavar="0,2", help="Default: those that all models have.")
+        list[str] | None, typer.Option("--folds", metavar="0,2", help="Default: folds that all models have.")
     ] = None,
     plans: Annotated[str | None, typer.Option("--plans", metavar="NAME", help="Only models of these plans.")] = None,
-    no_ensembles: Annotated[bool, typer.Option("--no-ensembles", help="Compare single models only.")] = False,
+    no_ensembles: Annotated[
+        bool, typer.Option("--no-ensembles", help="Compare single models only, no ensembles.")
+    ] = False,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="DIR", help="Default: model in the dataset's results.")
     ] = None,
@@ -33,7 +35,7 @@ def select(
     workers: options.Workers = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Find the model or pair of models that is best on held-out cases, and write it as one folder that predicts."""
+    """Find the model or ensemble that is best on held-out cases, and write it as one model folder."""
     from segwright import api
 
     numbers = options.fold_numbers(folds)
@@ -57,7 +59,7 @@ def select(
 
 
 def print_selection(report: SelectionReport) -> None:
-    """Print how the candidates compare, what post-processing gained, and how to predict if the model is of use."""
+    """Print the compared candidates, the gain of post-processing, and the command to predict."""
     from segwright.evaluation.postprocessing import CLEAR_GAIN
 
     found, processing = report.comparison, report.postprocessing
@@ -94,11 +96,11 @@ def print_selection(report: SelectionReport) -> None:
 
 
 def _limits(report: SelectionReport) -> Iterator[str]:
-    """Yield in words what the model knows of its own limits."""
+    """Yield sentences about the model's expected Dice and calibration."""
     if report.quality is not None:
-        told = f"expected Dice, told from the prediction alone: {report.quality.cases} held-out cases"
+        told = f"expected Dice, estimated from predictions: {report.quality.cases} held-out cases"
         if report.quality.error is not None:
-            told += f", {report.quality.error:.4f} beside the true one in the mean"
+            told += f", mean absolute error {report.quality.error:.4f}"
         if report.quality.auroc is not None:
             told += f", AUROC {report.quality.auroc:.2f} for the worst fifth (Dice up to {report.quality.tau:.4f})"
         yield told

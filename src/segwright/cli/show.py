@@ -1,4 +1,4 @@
-"""The verbs that show what is there: report (one HTML page), show (plan, fingerprint or scores in the terminal)."""
+"""The commands `report` (HTML page) and `show` (plan, fingerprint or scores in the terminal)."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def report(
     ] = None,
     scores: Annotated[
         list[Path] | None,
-        typer.Option("--scores", metavar="FILE", help="A further summary.json, of other predictions; repeatable."),
+        typer.Option("--scores", metavar="FILE", help="summary.json of other predictions; repeatable."),
     ] = None,
-    no_pictures: Annotated[bool, typer.Option("--no-pictures", help="Leave the images of patients out.")] = False,
+    no_pictures: Annotated[bool, typer.Option("--no-pictures", help="Leave out images of patients.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Write one self-contained HTML page: scores, worst cases in a slice viewer, curves, data, plan, environment."""
@@ -60,7 +60,7 @@ def report(
 
 def show(
     kind: Annotated[str, typer.Argument(metavar="KIND", help="plan, fingerprint or scores.")],
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="The file, or a folder that holds it, e.g. a model.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="The file, or a folder that contains it.")],
     as_json: options.AsJson = False,
 ) -> None:
     """Show a plan, a fingerprint or scores as tables."""

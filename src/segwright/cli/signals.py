@@ -1,4 +1,4 @@
-"""Signals that ask a program to end: a training finishes its step and saves, anything else ends at once."""
+"""Stop signals: a training saves after its current step, everything else ends at once."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")
 
 @contextmanager
 def heeding_signals() -> Iterator[StopRequest]:
-    """Turn SIGTERM, SIGUSR1 (SLURM's warning before the time limit) and Ctrl-C into a request to end.
+    """Turn SIGTERM, SIGUSR1 (SLURM's warning before the time limit) and Ctrl-C into a stop request.
 
-    A second one, or one while nobody looks at the request, ends the block with `Interrupted` or `KeyboardInterrupt`.
+    A second signal, or one while no training runs, raises `Interrupted` or `KeyboardInterrupt`.
     """
     stop = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -30,11 +30,11 @@ def heeding_signals() -> Iterator[StopRequest]:
         name = signal.Signals(number).name
         if stop.is_watched and not stop.reason:
             stop.request(name)
-            typer.echo(f"{name}: saving after this step; once more ends at once", err=True)
+            typer.echo(f"{name}: saving after this step; send the signal again to quit now", err=True)
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
         else:
-            raise Interrupted(f"stopped by {name}; what is finished is kept, the same command goes on from there")
+            raise Interrupted(f"stopped by {name}; finished work is kept, run the same command again to continue")
 
     before = {number: signal.signal(number, handle) for number in known_signals()}
     try:
@@ -45,5 +45,5 @@ def heeding_signals() -> Iterator[StopRequest]:
 
 
 def known_signals() -> list[signal.Signals]:
-    """Return the signals that this system has; Windows has no SIGUSR1."""
+    """Return the signals that this system supports; Windows has no SIGUSR1."""
     return [found for found in (getattr(signal, name, None) for name in SIGNALS) if found is not None]

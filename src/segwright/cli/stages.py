@@ -1,4 +1,4 @@
-"""The verbs before training: check, fingerprint, plan, preprocess."""
+"""The commands `check`, `fingerprint`, `plan` and `preprocess`."""
 
 from __future__ import annotations
 
@@ -85,12 +85,12 @@ def plan(
     resampling: options.Resampling = "default",
     reorient: Annotated[
         bool,
-        typer.Option("--reorient", help="Turn every image to RAS+: for several orientations."),
+        typer.Option("--reorient", help="Reorient every image to RAS+."),
     ] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Print the reason of every decision.")] = False,
     force: Annotated[
         bool,
-        typer.Option("--overwrite", "--force", help="Replace plans that were edited by hand, or that are in use."),
+        typer.Option("--overwrite", "--force", help="Replace plans that are in use or were edited by hand."),
     ] = False,
     from_fingerprint: Annotated[
         Path | None, typer.Option("--from-fingerprint", metavar="FILE", help="Plan from a fingerprint, without images.")
@@ -98,12 +98,10 @@ def plan(
     dataset_json: Annotated[
         Path | None, typer.Option("--dataset-json", metavar="FILE", help="The dataset.json of --from-fingerprint.")
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Where to write the plans instead.")
-    ] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="File for the plans.")] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Decide everything about training, in nnU-Net's plans.json, with the reasons."""
+    """Plan network, patch size, spacing and so on; write nnU-Net's plans.json with reasons."""
     from segwright import api
     from segwright.core.errors import ConfigError
 
@@ -154,7 +152,7 @@ def preprocess(
     workers: options.Workers = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Crop, normalise and resample all cases; cases that are there already are kept."""
+    """Crop, normalise and resample all cases; up-to-date cases are kept."""
     from segwright import api
 
     reports = api.preprocess(

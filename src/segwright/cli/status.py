@@ -1,4 +1,4 @@
-"""The verb that looks at trainings from another shell."""
+"""The command `status`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from segwright.core.text import printable
 
 def status(
     folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Fold, model, results or work folder.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array and nothing else.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array only.")] = False,
 ) -> None:
-    """Tell how far trainings are. A file 'stop' in a fold's folder ends one after its step, saved and validated."""
+    """Show the progress of trainings. A file 'stop' in a fold's folder stops it after its step, saved and validated."""
     from segwright import api
     from segwright.api.watching import outdated
     from segwright.training.monitoring.logbook import span

@@ -1,4 +1,4 @@
-"""Results as tables on stdout."""
+"""Print results as tables on stdout."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from segwright.core.text import printable
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print one table; columns after the first are right-aligned (they hold numbers)."""
+    """Print one table; columns after the first contain numbers and are right-aligned."""
     from rich.box import SIMPLE_HEAD
     from rich.cells import cell_len
     from rich.console import Console
@@ -28,7 +28,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         table.add_column(Text(column), justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
-    console.print(Text(printable(title)), style="bold")  # a title of the table itself would wrap at its width
+    console.print(Text(printable(title)), style="bold")  # rich would wrap a title at the width of the table
     console.print(table)
 
 
@@ -41,17 +41,17 @@ def print_scores(title: str, rows: Mapping[str, Mapping[str, float]]) -> None:
 
 
 def print_line(text: str) -> None:
-    """Print one line, whatever the names in it hold."""
+    """Print one line without interpreting markup in names."""
     print(printable(text))
 
 
 def print_json(document: Any) -> None:
-    """Print one JSON document; NaN and infinite numbers become null, as JSON has neither."""
+    """Print one JSON document; NaN and infinity become null."""
     print(json.dumps(_finite(document), indent=2, allow_nan=False, default=str))
 
 
 def number(value: float | None) -> str:
-    """Return a score as text; a measure without any case is a dash.
+    """Format a score; NaN is a dash.
 
     >>> number(0.87654), number(float("nan"))
     ('0.8765', '-')

@@ -1,4 +1,4 @@
-"""The verbs from training on: train, predict, evaluate, run, demo."""
+"""The commands `train`, `run` and `demo`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def train(
     trust_code: options.TrustCode = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted training.")] = False,
     device: options.Device = "auto",
-    gpus: Annotated[int, typer.Option("--gpus", metavar="N", min=1, help="Processes that share each batch.")] = 1,
+    gpus: Annotated[int, typer.Option("--gpus", metavar="N", min=1, help="Number of GPUs that share each batch.")] = 1,
     as_json: options.AsJson = False,
 ) -> None:
     """Train one fold of one configuration, then predict and score its held-out cases."""
@@ -112,7 +112,7 @@ def run(
     workers: options.Workers = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Do everything: check, fingerprint, plan, preprocess, train, select. Started again, do what is missing."""
+    """Run all stages: check, fingerprint, plan, preprocess, train, select. Run again to continue."""
     from segwright import api
 
     with heeding_signals() as stop:
@@ -149,20 +149,20 @@ def run(
     if report.not_done:
         print_line(report.not_done)
     elif not report.done:
-        print_line("nothing to do: everything is there already")
+        print_line("nothing to do: everything is up to date")
 
 
 def demo(
     context: typer.Context,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object only.")] = False,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="DIR", help="Folder (default ./segwright-demo, or --work).")
     ] = None,
     budget: options.Budget = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew instead of continuing an earlier demo.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete an earlier demo and start again.")] = False,
     device: options.Device = "auto",
 ) -> None:
-    """Make a phantom dataset, train on it, predict and score unseen cases, draw pictures; takes four minutes."""
+    """Train on a phantom dataset, predict and score unseen cases, draw figures; takes four minutes."""
     from segwright import api
 
     folder = output or context.obj or DEMO_WORK
@@ -171,8 +171,8 @@ def demo(
         print(json.dumps(result.to_json()))
         return
     rows = [[name, number(dice)] for name, dice in [*result.per_label.items(), ("mean", result.mean_dice)]]
-    print_table("Dice on cases it did not train on", ["structure", "Dice"], rows)
-    print_line(f"pictures (image, truth, prediction): {result.pictures[0].parent}")
+    print_table("Dice on unseen cases", ["structure", "Dice"], rows)
+    print_line(f"figures (image, reference, prediction): {result.pictures[0].parent}")
     for picture in result.pictures:
         print_line(f"  {picture}")
     print_line(f"model: {result.model}")

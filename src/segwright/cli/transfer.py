@@ -1,4 +1,4 @@
-"""The verb that gives a dataset the plans of another."""
+"""The command `move-plans`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def move_plans(
         str,
         typer.Argument(metavar="SOURCE", help="Dataset with plans, trained model, or plans file."),
     ],
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="Dataset that gets the plans.")],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="Dataset to which the plans are copied.")],
     plans: options.Plans = "nnUNetPlans",
-    name: Annotated[str | None, typer.Option("--name", metavar="N", help="Name of the moved plans.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite plans of that name.")] = False,
+    name: Annotated[str | None, typer.Option("--name", metavar="N", help="Name of the new plans.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing plans.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Give a dataset the plans of another, to pre-train or fine-tune with the same network and spacing."""
+    """Copy plans to another dataset, to pre-train or fine-tune with the same network and spacing."""
     from segwright import api
 
     workspace = options.workspace_of(context)

@@ -26,7 +26,7 @@ def test_the_first_is_a_request_and_the_second_an_end(number: signal.Signals) ->
 
 
 def test_without_a_training_the_first_is_the_end() -> None:
-    with heeding_signals(), pytest.raises(Interrupted, match="stopped by SIGTERM; what is finished is kept"):
+    with heeding_signals(), pytest.raises(Interrupted, match="stopped by SIGTERM; finished work is kept"):
         os.kill(os.getpid(), signal.SIGTERM)
 
 

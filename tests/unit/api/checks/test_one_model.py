@@ -116,7 +116,7 @@ def test_a_folder_without_trained_folds_takes_any_task_and_plan(model: Path) -> 
 
 @pytest.mark.parametrize("changes", [{"batch_size": 3}, {"spacing": [1.0, 1.0, 2.0]}])
 def test_another_plan_is_refused(model: Path, changes: dict[str, Any]) -> None:
-    with pytest.raises(ModelError, match="fold 0 was trained with a plan that has changed since; remove the folder"):
+    with pytest.raises(ModelError, match="fold 0 was trained with a plan that has changed since; delete the folder"):
         require_same_plan(model, plan(**changes), "3d")
 
 
@@ -154,7 +154,9 @@ def test_a_fold_that_does_not_say_its_network_is_believed(model: Path) -> None:
 
 
 def test_what_a_finished_fold_cannot_become_is_refused(model: Path) -> None:
-    with pytest.raises(ConfigError, match="was trained to its end with initial_lr = 0.01, not 0.1; remove the folder"):
+    with pytest.raises(
+        ConfigError, match="is finished and was trained with initial_lr = 0.01, not 0.1; delete the folder"
+    ):
         require_nothing_new(model / "fold_0", {"initial_lr": 0.1})
 
 
@@ -164,7 +166,7 @@ def test_length_and_what_was_asked_for_before_are_no_other_training(model: Path)
 
 
 def test_a_fold_that_is_being_trained_names_the_process(model: Path) -> None:
-    with pytest.raises(ModelError, match="holds a training already; continue it with --resume"):
+    with pytest.raises(ModelError, match="already contains a training; continue it with --resume"):
         require_unbegun(model / "fold_0")
     with (
         locked(model / ".fold_0.lock", "training"),

@@ -23,10 +23,10 @@ def fold(place: Path, *, step: int, elapsed_s: float = 10.0, **config: Any) -> P
 @pytest.mark.parametrize(
     ("step", "dice", "message"),
     [
-        (1, 0.3, r"not usable \(1 training step\); remove its folds and train longer, at least 1000 steps: about "),
+        (1, 0.3, r"not usable \(1 training step\); delete its folds and train longer, at least 1000 steps: about "),
         (9, 0.0, r"not usable \(mean Dice 0.0000, 9 training steps\)"),
         (400, 0.0, r"not usable \(mean Dice 0.0000, 400 training steps\)"),
-        (5000, 0.001, r"not usable \(mean Dice 0.0010\); look at the labels with 'segwright check'"),
+        (5000, 0.001, r"not usable \(mean Dice 0.0010\); check the labels with 'segwright check'"),
     ],
 )
 def test_what_is_not_usable_says_why_and_what_to_do(tmp_path: Path, step: int, dice: float, message: str) -> None:
