@@ -143,8 +143,8 @@ def label_map(root: Path) -> object:
 
 def fine_plan(root: Path) -> object:
     """The plan as the trained fold needs it: training with another one is refused (`require_same_plan`)."""
-    now = Plan.load(root / DERIVED / "nnUNetPlans.json").decisive("3d_fullres")
-    then = Plan.load(root / MODEL / "plans.json").decisive("3d_fullres")
+    now = Plan.load(root / DERIVED / "nnUNetPlans.json").setup("3d_fullres")
+    then = Plan.load(root / MODEL / "plans.json").setup("3d_fullres")
     return now if now == then else None
 
 
