@@ -112,7 +112,10 @@ def test_predictions_stored_along_other_axes_score_the_same(folders: tuple[Path,
     ("change", "message"),
     [
         ({"spacing": 2.0}, "spacing (2, 2, 2) differs from (1, 1, 1) of its reference"),
-        ({"origin": 50.0}, "origin differs from that of its reference, voxels of one index lie up to 86.6 mm apart"),
+        (
+            {"origin": 50.0},
+            "origin differs from that of its reference, voxels of the same index are up to 86.6 mm apart",
+        ),
     ],
 )
 def test_predictions_of_other_places_are_refused(

@@ -129,7 +129,7 @@ def test_new_cases_enter_the_folds_as_long_as_none_is_trained(raw: Path, work: P
     shutil.rmtree(work / "results" / NAME)
     done = call("--work", work, "train", raw, "--config", "3d_fullres", "--fold", "1", *FAST)
     assert done.exit_code == 0, done.output
-    assert "no fold was trained, so its folds are made anew" in done.stderr
+    assert "no fold was trained yet, so new folds are made" in done.stderr
     data = json.loads((fold.parent / "fold_1" / "training_data.json").read_text())
     assert "new" in data["train"] + data["val"]
 

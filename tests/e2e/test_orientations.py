@@ -82,5 +82,5 @@ def test_pictures_have_no_orientation(tmp_path: Path) -> None:
     from segwright.core.errors import ConfigError
     from segwright.data.images.orientation import reorienting
 
-    with pytest.raises(ConfigError, match="do not tell how they lie"):
+    with pytest.raises(ConfigError, match="store no orientation"):
         reorienting("NaturalImage2DIO")

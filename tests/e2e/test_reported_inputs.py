@@ -113,7 +113,7 @@ def test_flat_nifti_with_sides_plans_or_is_refused(more: tuple[str, ...]) -> Non
 
 
 def test_colour_nifti_is_refused_in_words() -> None:
-    refused(call("check", make("10") / "Dataset310_Colour"), "3 values a voxel", "one file per channel")
+    refused(call("check", make("10") / "Dataset310_Colour"), "3 values per voxel", "one file per channel")
 
 
 def test_complex_images_are_refused() -> None:

@@ -1,1 +1,1 @@
-"""What goes in and what describes it: datasets, images, labels, fingerprints, plans, splits, the case store."""
+"""Datasets, image files, labels, fingerprints, plans, splits, and preprocessed cases on disk."""

@@ -1,4 +1,4 @@
-"""Which files make up which case: folder listings by name, explicit lists, and what is missing.
+"""Find the files of each case, from a folder or from explicit lists, and report what is missing.
 
 nnU-Net behaviour 1.3, 1.4.
 """
@@ -37,8 +37,8 @@ from segwright.data.unmatched_files import (
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})", re.DOTALL)
 _VARIABLE = re.compile(r"\$(?:\{(?P<braced>\w+)\}|(?P<plain>\w+))")
 
-_MEND_PATH: Final = "correct the path in dataset.json"
-_MEND_LIST: Final = "correct the list in dataset.json"
+_FIX_PATH: Final = "correct the path in dataset.json"
+_FIX_LIST: Final = "correct the list in dataset.json"
 _ADD_FILE: Final = "add the file or remove the case"
 
 
@@ -53,12 +53,12 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """Cases that were found, with what is wrong and what belongs to none of them.
+    """Cases that were found, and the problems.
 
     Attributes:
-        problems: those about one case name it, so that the others can be used.
-        stray: what the folder of images holds beside the cases and somebody may miss.
-        is_explicit: the files were listed by hand, so that their names say nothing about channels.
+        problems: those about one case name it, so that the other cases can be used.
+        stray: files in the image folder that belong to no case but may have been meant to.
+        is_explicit: dataset.json lists the files, so their names say nothing about channels.
     """
 
     cases: tuple[Case, ...]
@@ -69,7 +69,7 @@ class Listing:
 
 def list_folder(images: Path, file_ending: str, *, labels: Path | None) -> Listing:
     """List the cases of a folder of `{case}_{CCCC}{file_ending}` files, with their labels `{case}{file_ending}`."""
-    remedies = ("a dataset keeps its images there", "a dataset keeps its labels there")
+    remedies = ("the images of a dataset belong there", "the labels of a dataset belong there")
     if labels is None:
         remedies = ("give the folder that holds the images", "")
     missing_folders = [
@@ -121,7 +121,7 @@ def explicit_cases(
                 remedy = "set it or write the path out"
                 problems.append(Problem(where=f"case '{identifier}'", what=what, remedy=remedy, case=identifier))
             elif wrong := absence(file):
-                what, remedy = f"{wrong}, listed for case '{identifier}'", absence_remedy(file, _MEND_PATH)
+                what, remedy = f"{wrong}, listed for case '{identifier}'", absence_remedy(file, _FIX_PATH)
                 problems.append(Problem(where=str(file), what=what, remedy=remedy, case=identifier))
         if not name_problem(identifier):
             cases.append(Case(identifier=identifier, images=tuple(resolved[:-1]), label=resolved[-1]))
@@ -129,7 +129,7 @@ def explicit_cases(
 
 
 def identity_problems(where: Path, identifiers: Iterable[str]) -> list[Problem]:
-    """Return which names of cases cannot be those of files, and which are those of other cases in another spelling."""
+    """Return which case ids cannot be file names, and which equal another one but for their Unicode form."""
     problems = []
     spelled: dict[str, str] = {}
     for identifier in identifiers:
@@ -148,7 +148,7 @@ def identity_problems(where: Path, identifiers: Iterable[str]) -> list[Problem]:
 
 
 def channel_problems(listing: Listing, names: Sequence[str], file_ending: str) -> list[Problem]:
-    """Return which channel files are missing or too many, given the name of the channel that each file should hold."""
+    """Return which channel files are missing or surplus, given the channel names in order."""
     expected = [f"{index:04d}" for index in range(len(names))]
     if not listing.is_explicit:
         expected = _shared_suffixes(listing.cases, file_ending, expected)
@@ -159,7 +159,7 @@ def channel_problems(listing: Listing, names: Sequence[str], file_ending: str) -
             if len(case.images) != len(names):
                 what = f"lists {len(case.images)} image(s), {wanted}"
                 problems.append(
-                    Problem(where=f"case '{case.identifier}'", what=what, remedy=_MEND_LIST, case=case.identifier)
+                    Problem(where=f"case '{case.identifier}'", what=what, remedy=_FIX_LIST, case=case.identifier)
                 )
             continue
         found = _suffixes(case, file_ending)
@@ -177,7 +177,7 @@ def channel_problems(listing: Listing, names: Sequence[str], file_ending: str) -
 
 
 def surplus_labels(labels: Path, cases: Sequence[Case], file_ending: str) -> list[Path]:
-    """Return label files that no case asks for."""
+    """Return label files that belong to no case."""
     wanted = {case.label for case in cases}
     names = [entry.name for entry in entries(labels) if entry.kind == "file" and entry.name.endswith(file_ending)]
     return [labels / name for name in names if labels / name not in wanted]
@@ -202,7 +202,7 @@ def _suffixes(case: Case, file_ending: str) -> dict[str, Path]:
 
 
 def _shared_suffixes(cases: Sequence[Case], file_ending: str, expected: list[str]) -> list[str]:
-    """Return the channel numbers all cases share; any will do, as only their order counts (nnU-Net behaviour 1.3)."""
+    """Return the channel numbers that all cases share; only their order counts (nnU-Net behaviour 1.3)."""
     counted = Counter(tuple(_suffixes(case, file_ending)) for case in cases)
     if len(counted) == 1:
         (only,) = counted

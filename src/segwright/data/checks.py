@@ -43,10 +43,10 @@ Visitor = Callable[[Case, Volume, Volume], None]
 """Takes a case, its images (C, *S) and its label (1, *S)."""
 
 MOST_TIMES_LARGER = 64
-"""A file with as many times the voxels of its image is named but not read: a small one may unpack to gigabytes."""
+"""A file with as many times the voxels of its image is reported but not read: it may unpack to gigabytes."""
 _SHOWN_VALUES = 8
 _UNIT = 100
-"""Times the usual spacing; no dataset that one network learns reaches it, mm and micrometres are 1000 apart."""
+"""Factor to the usual spacing: mm and micrometres differ by 1000, images that one network can learn by far less."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,9 +54,9 @@ class Findings:
     """All that `check` found.
 
     Attributes:
-        errors: must be mended before the dataset can be used.
-        warnings: worth a look.
-        num_cases: cases that were looked at.
+        errors: must be fixed before the dataset can be used.
+        warnings: worth checking.
+        num_cases: number of cases checked.
     """
 
     errors: tuple[Problem, ...]
@@ -120,8 +120,8 @@ def check(
     Args:
         environment: variables that explicit file lists may name as `$NAME`.
         workers: threads; all CPUs by default.
-        visit: called with every case as long as nothing is wrong, in any thread, so that whoever needs the voxels as
-            well does not read them again.
+        visit: called with every case, in any thread, unless errors were found; saves the caller reading the voxels
+            again.
     """
     scanned = scan(folder, environment=environment)
     log = _Log(errors=list(scanned.problems))
@@ -167,7 +167,7 @@ def check(
 def _check_description(path: Path, description: DatasetDescription, scanned: ScanResult, log: _Log) -> None:
     if description.num_training != scanned.num_found:
         what = f"numTraining is {description.num_training}, found {scanned.num_found} cases"
-        log.error(path, what, "mend the number or add the missing files")
+        log.error(path, what, "correct the number or add the missing files")
     gap = gap_problem(description.labels)
     if gap is not None and Labels.from_description(description).has_regions:
         log.error(f"{path}, labels", gap)  # without regions the scanned has it
@@ -178,7 +178,7 @@ def _check_description(path: Path, description: DatasetDescription, scanned: Sca
 
 
 def _check_surroundings(folder: Path, description: DatasetDescription, scanned: ScanResult, log: _Log) -> None:
-    """Check what lies beside the cases: stray files, surplus labels, the dataset's own splits."""
+    """Check what else the dataset holds: stray files, surplus labels, its own splits."""
     log.warnings += scanned.stray
     log.errors += CaseStore.clash_problems(folder.name, [case.identifier for case in scanned.cases])
     if description.dataset is None and (folder / LABELS_FOLDER).is_dir():
@@ -199,16 +199,20 @@ def _check_splits(path: Path, identifiers: Sequence[str], log: _Log) -> None:
         where = f"{path}, fold {index}"
         unknown = splits.unknown_identifiers(fold, identifiers)
         if unknown:
-            log.error(where, f"the dataset has no case {splits.shorten(unknown)}", "mend the names or add the cases")
+            log.error(where, f"the dataset has no case {splits.shorten(unknown)}", "correct the names or add the cases")
         if not fold.train or not fold.val:
-            log.error(where, f"{len(fold.train)} training and {len(fold.val)} validation cases", "give both some")
+            log.error(
+                where,
+                f"{len(fold.train)} training and {len(fold.val)} validation cases",
+                "put at least one case into both",
+            )
         shared = splits.overlap(fold)
         if shared:
             log.warn(where, f"{splits.shorten(shared)} in both train and val", "scores of this fold are too good")
 
 
 def _check_headers(case: Case, reader: str, num_channels: int | None) -> _Log:
-    """Compare the grids of all files of a case, and the channels where they were not yet, without reading voxels."""
+    """Compare the grids of all files of a case, and its channels if `num_channels` is given, without reading voxels."""
     log = _Log()
     headers: dict[Path, Header] = {}
     for file in (*case.images, *([case.label] if case.label is not None else [])):
@@ -240,7 +244,7 @@ def _check_headers(case: Case, reader: str, num_channels: int | None) -> _Log:
 
 
 def _compare_grids(file: Path, headers: Mapping[Path, Header], images: Sequence[Path], log: _Log) -> None:
-    """Hold a file against the first readable image of its case."""
+    """Compare a file with the first readable image of its case."""
     if not images or file == images[0]:
         return
     turn = find_reorientation(headers[file], headers[images[0]])
@@ -254,10 +258,10 @@ def _compare_grids(file: Path, headers: Mapping[Path, Header], images: Sequence[
 
 
 def _report_axes(folder: Path, log: _Log) -> None:
-    """Say once what is stored along other axes, within cases and among them."""
+    """Report once which files are stored along other axes, within cases and among them."""
     if log.turned:
         what = f"{len(log.turned)} files are stored along other axes than the first image of their case"
-        log.warn(folder, f"{what}, first {log.turned[0].name}", "their voxels are turned onto its grid when read")
+        log.warn(folder, f"{what}, first {log.turned[0].name}", "their voxels are re-oriented when read")
     if len(log.orientations) > 1:
         found = sorted(log.orientations.items(), key=lambda item: -len(item[1]))
         counts = ", ".join(f"{code} in {len(cases)} (first {cases[0]})" for code, cases in found)
@@ -266,16 +270,16 @@ def _report_axes(folder: Path, log: _Log) -> None:
 
 
 def _report_units(log: _Log) -> None:
-    """Name images whose voxels are so much larger or smaller than those of the others that a unit must be wrong."""
+    """Report images whose voxels are so much larger or smaller than those of others that a unit must be wrong."""
     usual = float(np.median([*log.spacings.values()])) if log.spacings else 0.0
     for file, spacing in log.spacings.items():
         if not usual / _UNIT <= spacing <= usual * _UNIT:
-            what = f"voxels of {spacing:g} mm, of most other images {usual:g} mm"
+            what = f"voxels of {spacing:g} mm, most other images have {usual:g} mm"
             log.warn(file, what, "check the spacing and its unit in the header (micrometres written as mm?)")
 
 
 def _report_flat(log: _Log, num_cases: int) -> None:
-    """Name the 2D images among 3D ones; resampling would make a stack of hundreds of slices of each."""
+    """Report 2D images among 3D ones; resampling would turn each into a stack of hundreds of slices."""
     if len(log.flat) <= num_cases // 2:
         for file in sorted(log.flat):
             log.error(file, "is a 2D image, most cases are 3D", "remove the case, or make a dataset of 2D images alone")
@@ -289,7 +293,7 @@ def _check_voxels(
     apart: frozenset[Path],
     visit: Visitor | None,
 ) -> _Log:
-    """Look for values that are no numbers, and for labels that nobody declared."""
+    """Check for NaN and infinite values, and for labels that dataset.json does not declare."""
     log = _Log()
     volumes: list[Volume] = []
     for file in case.images:
@@ -326,7 +330,7 @@ def _turned(volume: Volume, first: Volume) -> Volume:
 
 
 def _check_outside(file: Path, images: Volume, label: Volume, log: _Log) -> None:
-    """Find foreground that is cut away with the border in which all channels are 0."""
+    """Warn about foreground that is cropped away with the border in which all channels are 0."""
     total = np.count_nonzero(label.array)
     lost = total - np.count_nonzero(crop(label.array, content_box(images.array)))
     if lost:
@@ -343,7 +347,7 @@ def _check_values(file: Path, label: npt.NDArray[np.float32], labels: Labels, lo
         more = ", ..." if len(unexpected) > _SHOWN_VALUES else ""
         declared = ", ".join(map(str, labels.declared_values))
         log.error(
-            file, f"unexpected label value {shown}{more}, dataset.json declares {declared}", "mend either of them"
+            file, f"unexpected label value {shown}{more}, dataset.json declares {declared}", "correct one of them"
         )
     elif found == (0,):
-        log.warn(file, "only background", "is that right?")
+        log.warn(file, "has only background", "check the label file")

@@ -1,4 +1,4 @@
-"""Cut a case to its non-zero region, as fingerprint and preprocessing both do."""
+"""Crop a case to its non-zero region, for fingerprint and preprocessing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _THINNEST_WITH_HOLES = 3
 
 def content_box(image: npt.NDArray[np.float32]) -> Box:
     """Return the box that holds every voxel of `image` (C, *S) with a non-zero channel; all of it if there is none."""
-    # Plane by plane, for a mask of all of it takes a quarter of the image's memory.
+    # Plane by plane: a mask of the whole image takes a quarter of its memory.
     deep = np.zeros(image.shape[1], dtype=bool)
     within = np.zeros(image.shape[2:], dtype=bool)
     for index in range(image.shape[1]):
@@ -29,7 +29,7 @@ def content_box(image: npt.NDArray[np.float32]) -> Box:
 def crop_to_nonzero(
     image: npt.NDArray[np.float32], label: npt.NDArray[Any] | None
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int16], Box]:
-    """Cut image and label to the non-zero region and mark what lies outside its mask.
+    """Crop image and label to the non-zero region and mark voxels outside its mask.
 
     nnU-Net behaviour 3.1: the mask is every voxel with a non-zero channel, holes filled (6-connected).
 

@@ -1,4 +1,4 @@
-"""A raw dataset: its `dataset.json`, its cases, and everything that can be wrong with their files."""
+"""Load a raw dataset: `dataset.json`, its cases, the image reader, and what is wrong with the files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ IMAGES_FOLDER = "imagesTr"
 LABELS_FOLDER = "labelsTr"
 
 _EXAMPLES = 3
-"""Images that tell how many channels there are in a file."""
+"""Images from which the number of channels in a file is taken."""
 
 NO_ENVIRONMENT: Mapping[str, str] = {}
 
@@ -71,7 +71,7 @@ class DatasetDescription(BaseModel):
     overwrite_image_reader_writer: str | None = None
     dataset: dict[str, CaseFiles] | None = None
     label_pairs: tuple[tuple[str, str], ...] | None = None
-    """Names of left and right, ours; without it they are found by `laterality.find_pairs`."""
+    """Names of left and right labels, a key of ours; without it `laterality.find_pairs` finds them."""
 
     _document: dict[str, Any] | None = PrivateAttr(default=None)
 
@@ -98,7 +98,7 @@ class DatasetDescription(BaseModel):
         return self
 
     def meaning(self) -> dict[str, Any]:
-        """Return what a network depends on: channels in order and labels, as JSON; equal for equal tasks."""
+        """Return what a network depends on as JSON: channels in order and labels; equal for equal tasks."""
         labels = [[name, list(key) if isinstance(key, tuple) else key] for name, key in self.labels.items()]
         if self.regions_class_order is None:  # heads are ordered by value then
             labels.sort(key=lambda item: (str(item[1]), str(item[0])))
@@ -118,7 +118,7 @@ class DatasetDescription(BaseModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:
-    """A raw dataset whose files are all there; `check` looks into them.
+    """A raw dataset whose files all exist; `check` reads them.
 
     Attributes:
         name: of its folder.
@@ -150,13 +150,13 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScanResult:
-    """What a first look at a dataset folder finds, problems included.
+    """What a scan of a dataset folder finds, problems included.
 
     Attributes:
         description: None if dataset.json is missing or invalid; there are no cases then.
-        cases: those that were found, complete or not.
-        problems: all that keeps the dataset from being loaded.
-        stray: what the image folder holds beside the cases (nnU-Net behaviour 1.3).
+        cases: all that were found, complete or not.
+        problems: everything that prevents loading the dataset.
+        stray: files in the image folder that belong to no case (nnU-Net behaviour 1.3).
         reader: chosen by file ending alone where no example could be read.
     """
 
@@ -168,7 +168,7 @@ class ScanResult:
 
     @property
     def num_found(self) -> int:
-        """How many cases there are, with those that cannot be used."""
+        """Number of cases, including those that cannot be used."""
         refused = {problem.case for problem in self.problems if problem.case is not None}
         return len(refused | {case.identifier for case in self.cases})
 
@@ -204,7 +204,7 @@ def load_description(path: Path) -> DatasetDescription:
     """Read a `dataset.json`.
 
     Raises:
-        SegwrightError: not there or not JSON.
+        SegwrightError: the file is missing or not JSON.
         ProblemReport: keys are missing or invalid, or the labels break a rule; every finding is listed.
     """
     if not path.is_file():
@@ -225,7 +225,7 @@ def load_description(path: Path) -> DatasetDescription:
 
 
 def scan(folder: Path, *, environment: Mapping[str, str] = NO_ENVIRONMENT) -> ScanResult:
-    """Take stock of a dataset folder without raising for what is wrong in it."""
+    """Scan a dataset folder; problems are collected, not raised."""
     try:
         description = load_description(require_text_path(folder) / DATASET_JSON)
     except ProblemReport as report:
@@ -261,7 +261,7 @@ def scan(folder: Path, *, environment: Mapping[str, str] = NO_ENVIRONMENT) -> Sc
 
 
 def _meaning_problems(path: Path, description: DatasetDescription) -> list[Problem]:
-    """Return where dataset.json says something else than what a model trained with it would predict."""
+    """Return where a model trained with dataset.json would predict something else than it says."""
     found = {
         "labels": ignore_problem(description.labels),
         "regions_class_order": decoding_problem(Labels.from_description(description)),
@@ -270,7 +270,7 @@ def _meaning_problems(path: Path, description: DatasetDescription) -> list[Probl
 
 
 def problem_of(error: SegwrightError, *, remedy: str = "") -> Problem:
-    """Return an error whose message starts with its place as one entry of a report."""
+    """Return an error, whose message starts with its place, as an entry of a report."""
     where, _, what = str(error).partition(": ")
     return Problem(where=where, what=what, remedy=remedy)
 
@@ -279,10 +279,10 @@ def list_cases(folder: Path, file_ending: str, num_channels: int | None = None) 
     """List the cases of a folder of images to predict (nnU-Net behaviour 1.3, 1.5); their `label` is None.
 
     Args:
-        num_channels: where given, every case must have that many channels.
+        num_channels: if given, every case must have that many channels.
 
     Raises:
-        ProblemReport: the folder is missing or holds no case, or one of its cases cannot be used: all are named.
+        ProblemReport: the folder is missing or holds no case, or a case cannot be used; every problem is listed.
     """
     cases, problems = usable_cases(folder, file_ending, num_channels)
     if problems:
@@ -293,10 +293,10 @@ def list_cases(folder: Path, file_ending: str, num_channels: int | None = None) 
 def usable_cases(
     folder: Path, file_ending: str, num_channels: int | None = None
 ) -> tuple[tuple[Case, ...], tuple[Problem, ...]]:
-    """List the cases of a folder whose files are there, and what is wrong with the others; else as `list_cases`.
+    """List the cases of a folder that can be used, and the problems of the others; otherwise as `list_cases`.
 
     Raises:
-        ProblemReport: the folder is missing or holds no such case, or channels are missing or too many.
+        ProblemReport: the folder is missing or holds no usable case, or channels are missing or too many.
     """
     listing = list_folder(require_text_path(folder), file_ending, labels=None)
     problems = list(listing.problems)
@@ -321,7 +321,7 @@ def usable_cases(
 
 
 def _choose(listing: Listing, description: DatasetDescription, problems: list[Problem]) -> str:
-    """Choose the reader by the images; note why where none can read them."""
+    """Choose the reader by the images; add a problem if none can read them."""
     override = description.overwrite_image_reader_writer
     try:
         return choose_reader(description.file_ending, _first_images(listing), override)
@@ -369,7 +369,7 @@ def _wrong_channels(listing: Listing, names: Sequence[str], reader: str) -> list
 
 
 def _num_channels(file: Path, reader: str) -> int:
-    """Return how many channels a file holds; 1 for one that cannot be read, which others report."""
+    """Return the number of channels in a file; 1 if it cannot be read, which is reported elsewhere."""
     try:
         return read_header(file, reader).num_channels
     except ImageError:
@@ -380,7 +380,7 @@ def _validation_problems(path: Path, error: ValidationError) -> list[Problem]:
     problems = []
     for finding in error.errors(include_url=False, include_context=False, include_input=False):
         keys = [str(part) for part in finding["loc"]]
-        # The branches of a union (int or list) are pydantic's own names, not keys of the document.
+        # pydantic names the branches of a union (int or list), too; those are not keys of the document.
         shown = [key for key in keys if not re.fullmatch(r"int|tuple\[.*|function-.*", key)]
         what = "is missing" if finding["type"] == "missing" else finding["msg"].removeprefix("Value error, ")
         problem = Problem(
@@ -394,10 +394,10 @@ def _validation_problems(path: Path, error: ValidationError) -> list[Problem]:
 
 
 _KEY_REMEDIES = {
-    "channel_names": 'give an object of index -> name, as {"0": "CT"}',
-    "labels": 'give an object of name -> value, as {"background": 0, "liver": 1}',
+    "channel_names": 'give an object of index -> name, such as {"0": "CT"}',
+    "labels": 'give an object of name -> value, such as {"background": 0, "liver": 1}',
     "numTraining": "give the number of training cases",
     "num_training": "give the number of training cases",
-    "file_ending": 'give the ending of images and labels, as ".nii.gz"',
+    "file_ending": 'give the ending of images and labels, such as ".nii.gz"',
     "dataset": 'give {case: {"images": [files], "label": file}}',
 }

@@ -1,4 +1,4 @@
-"""What planning needs to know of a dataset: shapes, spacings and the intensities of its foreground."""
+"""Compute the fingerprint of a dataset: shapes, spacings and intensities of its foreground, from which plans follow."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Fingerprint(BaseModel):
         shapes_after_crop: per case, spatial shape of the non-zero region.
         median_relative_size_after_cropping: voxels kept by the crop, as a fraction.
         foreground_intensity_properties_per_channel: keyed by the position of the channel, "0", "1", ...
-        segwright: what the images look like, to tell others at prediction; an addition of ours, which no plan follows.
+        segwright: the range of the training images, to flag outliers at prediction; ours, and not used by plans.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -81,7 +81,7 @@ class Fingerprint(BaseModel):
         return parse_document(cls, path)
 
     def reordered(self, orders: Sequence[Sequence[int]]) -> Fingerprint:
-        """Return it with the axes of each case in another order: as it would be of images turned by right angles."""
+        """Return it with the axes of each case reordered, as for re-oriented images."""
         spacings = [tuple(case[axis] for axis in order) for case, order in zip(self.spacings, orders, strict=True)]
         shapes = [
             tuple(case[axis] for axis in order) for case, order in zip(self.shapes_after_crop, orders, strict=True)
@@ -93,7 +93,7 @@ class Fingerprint(BaseModel):
         write_checked_json(path, self.to_json(), indent=4, sort_keys=True)
 
     def to_json(self) -> dict[str, Any]:
-        """Return nnU-Net's keys, and ours where there is something to say."""
+        """Return nnU-Net's keys, and `segwright` if it is set."""
         return self.model_dump(mode="json", exclude=None if self.segwright else {"segwright"})
 
 
@@ -111,8 +111,8 @@ class _CaseFacts(BaseModel):
 class Measurement:
     """Collects a fingerprint case by case, in any order and from any thread.
 
-    The intensities are those that nnU-Net 2.8.1 draws, voxel for voxel: drawn positions are counted per voxel instead
-    of collected, so that the memory needed follows the number of different values, not the number of draws.
+    The intensities are those that nnU-Net 2.8.1 draws, voxel for voxel. Draws are counted per value instead of
+    collected, so that memory depends on the number of distinct values, not on the number of draws.
     """
 
     def __init__(self, *, num_cases: int, num_channels: int) -> None:
@@ -125,7 +125,7 @@ class Measurement:
 
         Raises:
             ImageError: image and label differ in shape.
-            DatasetError: its channels are not those that dataset.json names.
+            DatasetError: the number of channels is not that of dataset.json.
         """
         _require_usable(case, volume, label, len(self._samples))
         box = content_box(volume.array)
@@ -153,7 +153,7 @@ class Measurement:
         if all(fact.lacks_foreground for fact in facts):
             raise DatasetError(
                 f"{dataset.folder}: none of its {len(facts)} cases has a voxel with a foreground label; "
-                "intensities cannot be planned for. Check the label files"
+                "planning needs their intensities. Check the label files"
             )
         # float64 as soon as one case has no foreground (nnU-Net behaviour 3.3).
         rounding = np.float64 if any(fact.lacks_foreground for fact in facts) else np.float32
@@ -172,7 +172,7 @@ def extract(dataset: Dataset, *, workers: int | None = None) -> Fingerprint:
     """Read every case once and return the dataset's fingerprint.
 
     Raises:
-        ImageError: a file is unreadable, holds values that no image has, or image and label show other places.
+        ImageError: a file is unreadable or has impossible values, or image and label are not on the same grid.
         DatasetError: no case has any foreground, or channel counts differ from dataset.json.
     """
     measurement = Measurement(num_cases=len(dataset.cases), num_channels=dataset.num_channels)

@@ -1,4 +1,4 @@
-"""What the label values mean: classes or regions, heads of the network, how scores become a label map."""
+"""Labels of a dataset: classes or regions, heads of the network, and the label map from its scores."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ LARGEST_WRITTEN_LABEL = 2**16 - 1
 """Of uint16, in which label maps are written."""
 
 ROUNDING = 1e-3
-"""A value this close to a whole number means it; programs that scale or compress label maps leave such errors."""
+"""Values this close to an integer are rounded; programs that scale or compress label maps leave such errors."""
 LARGEST_VALUE = 2**24
-"""Up to here float32, in which label maps are read, holds every whole number."""
+"""float32, in which label maps are read, represents every integer up to this one."""
 
 _IGNORE_SPELLINGS = ("ignore", "ignored", "ignorelabel", "ignoredlabel", "ignoreclass", "ignoreindex", "toignore")
 
 _BLOCK = 1 << 16
-"""Voxels that are compared at once, in the processor's cache."""
+"""Voxels compared at once; they fit into the processor's cache."""
 _SHOWN_VALUES = 8
 
 
@@ -89,7 +89,7 @@ class Labels:
 
     @property
     def ignore_label(self) -> int | None:
-        """The value that marks voxels nobody annotated."""
+        """The value of voxels without annotation."""
         value = self.declared.get(IGNORE)
         return value if isinstance(value, int) else None
 
@@ -119,7 +119,7 @@ class Labels:
 
     @property
     def class_keys(self) -> tuple[ClassKey, ...]:
-        """What class locations are collected for: regions or foreground labels, then everything annotated.
+        """The classes whose locations are collected: regions or foreground labels, then everything annotated.
 
         The last key is there only with an ignore label (nnU-Net behaviour 6.5).
         """
@@ -137,7 +137,7 @@ class Labels:
         return tuple(sorted({value for key in self.declared.values() for value in _values(key)}))
 
     def undeclared(self, found: Iterable[int]) -> tuple[int, ...]:
-        """Return those of the values found in a label map that the dataset doesn't declare, ascending."""
+        """Return the values of a label map that the dataset does not declare, ascending."""
         return tuple(sorted({int(value) for value in found} - set(self.declared_values)))
 
     def class_name(self, key: ClassKey) -> str:
@@ -151,7 +151,7 @@ class Labels:
     def encode(self, label_map: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
         """Return `label_map` (*S) as one boolean channel per head (heads, *S).
 
-        Voxels with the ignore label or outside the mask (-1) belong to no foreground head; the latter to background.
+        Voxels with the ignore label or outside the mask (-1) belong to no foreground head; the latter are background.
         """
         regions = self.regions
         if regions is not None:
@@ -163,7 +163,7 @@ class Labels:
     def decide(self, scores: npt.NDArray[Any], *, logits: bool) -> npt.NDArray[np.unsignedinteger[Any]]:
         """Return the label map (*S) of network outputs or probabilities (heads, *S), nnU-Net behaviour 4.4.
 
-        Labels: the head with the largest score, the first of equals. Regions: `regions_class_order[i]` is written
+        Labels: the head with the largest score, the first among equals. Regions: `regions_class_order[i]` is written
         where region i is above one half, later regions over earlier ones.
         """
         self._require_heads(scores)
@@ -172,7 +172,7 @@ class Labels:
     def decide_one_by_one(
         self, heads: Iterable[npt.NDArray[Any]], shape: tuple[int, ...], *, logits: bool
     ) -> npt.NDArray[np.unsignedinteger[Any]]:
-        """Return the label map (*S) as `decide` does, of heads (*S) that need not be in memory together."""
+        """Return the label map (*S) as `decide`, from heads (*S) that need not be in memory at the same time."""
         result: npt.NDArray[np.unsignedinteger[Any]] = np.zeros(shape, dtype=self.dtype)
         if self.has_regions:
             assert self.regions_class_order is not None
@@ -180,7 +180,7 @@ class Labels:
             for value, score in zip(self.regions_class_order, heads, strict=True):
                 result[score > threshold] = value
             return result
-        # A running maximum needs no index array of eight bytes a voxel and reads every head once.
+        # A running maximum avoids an index array of eight bytes per voxel and reads every head once.
         best: npt.NDArray[Any] | None = None
         for value, score in zip(self.all_labels, heads, strict=True):
             if best is None:
@@ -204,10 +204,10 @@ class Labels:
 
     @property
     def dtype(self) -> type[np.uint8] | type[np.uint16]:
-        """The type that label maps are decided and written in.
+        """The dtype of label maps.
 
         Raises:
-            DatasetError: none holds the largest value.
+            DatasetError: the largest value exceeds uint16.
         """
         largest = max((*self.all_labels, *(self.regions_class_order or ())))
         if largest > LARGEST_WRITTEN_LABEL:
@@ -252,7 +252,7 @@ def label_problems(declared: Mapping[str, ClassKey], regions_class_order: tuple[
 
 
 def gap_problem(declared: Mapping[str, ClassKey]) -> str | None:
-    """Return what is wrong where the values, the ignore label included, do not count up from 0 without a gap."""
+    """Return what is wrong if the values, including the ignore label, are not 0, 1, 2, ... without a gap."""
     values = sorted({value for key in declared.values() for value in _values(key)})
     gaps = (range(low + 1, high) for low, high in pairwise([-1, *values]))
     missing = list(islice(chain.from_iterable(gaps), _SHOWN_VALUES + 1))  # a value may be in the millions
@@ -262,30 +262,30 @@ def gap_problem(declared: Mapping[str, ClassKey]) -> str | None:
 
 
 def ignore_problem(declared: Mapping[str, ClassKey]) -> str | None:
-    """Return which name is another spelling of `ignore`, which training would take for a class."""
+    """Return what is wrong if a name is a misspelt `ignore`, which would be trained as a class."""
     if IGNORE in declared:
         return None
     for name in declared:
         if re.sub(r"[^a-z]", "", name.lower()) in _IGNORE_SPELLINGS:
             return (
-                f"'{name}' would be trained as a class; name it '{IGNORE}' for voxels that count for nothing, or give "
+                f"'{name}' would be trained as a class; name it '{IGNORE}' for voxels without annotation, or give "
                 "the class another name"
             )
     return None
 
 
 def decoding_problem(labels: Labels) -> str | None:
-    """Return which label the regions cannot be turned back into, by the rule of `Labels.decide`.
+    """Return what is wrong if `Labels.decide` cannot recover every label from its regions.
 
-    Labels in the same regions cannot be told apart; any one of them will do.
+    Labels in the same regions are indistinguishable; any one of them will do.
     """
     regions, order = labels.regions, labels.regions_class_order
     if regions is None or order is None:
         return None
     members = [set(_values(region)) for region in regions]
-    strangers = sorted(set(order) - set(labels.all_labels))
-    if strangers:
-        return f"{list(order)}: {_listed(strangers)} is no declared label; {_ordering(labels)}"
+    unknown = sorted(set(order) - set(labels.all_labels))
+    if unknown:
+        return f"{list(order)}: {_listed(unknown)} is not a declared label; {_ordering(labels)}"
     for value in labels.all_labels:
         written = _decoded(value, members, order)
         if any((value in region) != (written in region) for region in members):
@@ -299,12 +299,12 @@ def decoding_problem(labels: Labels) -> str | None:
 
 
 def _decoded(value: int, members: Sequence[set[int]], order: Sequence[int]) -> int:
-    """Return what is written for a voxel with a label, if the network finds exactly its regions."""
+    """Return the predicted value of a voxel with a label, if the network finds exactly its regions."""
     return next((new for new, region in zip(reversed(order), reversed(members), strict=True) if value in region), 0)
 
 
 def _ordering(labels: Labels) -> str:
-    """Return the remedy: an order of the regions as they are declared, where there is one."""
+    """Return the remedy: a valid regions_class_order if there is one."""
     assert labels.regions is not None
     members = [set(_values(region)) for region in labels.regions]
     own = [region - set().union(*members[index + 1 :]) for index, region in enumerate(members)]
@@ -353,21 +353,21 @@ def _listed(values: Sequence[object]) -> str:
 
 
 def one_hot(maps: npt.NDArray[Any], foreground: Sequence[int]) -> npt.NDArray[np.float32]:
-    """Return the channels (len(foreground), *S) of a label map (1, *S); other values, -1 too, are in none of them."""
+    """Return a label map (1, *S) as channels (len(foreground), *S); other values, including -1, are in none of them."""
     return np.stack([maps[0] == label for label in foreground]).astype(np.float32)
 
 
 def whole_values(array: npt.NDArray[np.floating[Any]], file: object) -> npt.NDArray[np.floating[Any]]:
-    """Return a label map (any shape) whose values are the whole numbers that they mean, up to `ROUNDING` away.
+    """Round the values of a label map (any shape) that are within `ROUNDING` of integers.
 
-    An array of whole numbers, as nearly all are, is returned itself.
+    An array of integers, as nearly all are, is returned itself.
 
     Args:
         array: as it was read.
-        file: is named in the error.
+        file: named in the error.
 
     Raises:
-        ImageError: values are no whole numbers, or too large to be labels.
+        ImageError: values are not integers, or too large to be labels.
     """
     flat = array.reshape(-1)
     rounded: npt.NDArray[np.floating[Any]] | None = None
@@ -386,13 +386,13 @@ def whole_values(array: npt.NDArray[np.floating[Any]], file: object) -> npt.NDAr
 
 
 def distinct_values(array: npt.NDArray[Any]) -> tuple[int, ...]:
-    """Return the distinct values of a label map of whole numbers, ascending; in little memory, whatever they are."""
+    """Return the distinct values of a label map of integers, ascending; needs little memory for any values."""
     found: set[int] = set()
     flat = array.reshape(-1)
     for start in range(0, flat.size, _BLOCK):
         block = flat[start : start + _BLOCK]
         low, high = int(block.min()), int(block.max())
-        if low != high and high - low < _BLOCK:  # counting is many times as fast as sorting
+        if low != high and high - low < _BLOCK:  # counting is many times faster than sorting
             found.update((np.flatnonzero(np.bincount((block - low).astype(np.int64))) + low).tolist())
         else:
             found.update(int(value) for value in ((low,) if low == high else np.unique(block)))
@@ -400,7 +400,7 @@ def distinct_values(array: npt.NDArray[Any]) -> tuple[int, ...]:
 
 
 def _fractions(flat: npt.NDArray[np.floating[Any]]) -> str:
-    """Say what is wrong with the values (n,) of a label map."""
+    """Describe what is wrong with the values (n,) of a label map."""
     bad = int(np.count_nonzero(~np.isfinite(flat)))
     if bad:
         return f"{bad} voxels are NaN or infinite, expected a whole number for each; replace them"

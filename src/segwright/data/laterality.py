@@ -1,4 +1,4 @@
-"""Left and right: labels that are each other's mirror image, and the axis of the images that runs between them."""
+"""Left and right: pairs of labels that are mirror images of each other, and the lateral axis of the images."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _LEFT: Final = re.compile(r"(?<![a-z])left(?![a-z])")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelPairs:
-    """What mirroring has to know about the left and the right of a body.
+    """Pairs of left and right labels, for mirroring.
 
     Attributes:
         pairs: names of labels or regions, left and right.
-        axes: of preprocessed images (S), along which left and right may lie.
-        swap: whether a mirrored sample gets the other side's labels; else these axes are not mirrored.
+        axes: of preprocessed images, that may be lateral.
+        swap: whether mirroring these axes swaps the labels of each pair; otherwise they are not mirrored.
     """
 
     pairs: Pairs
@@ -36,10 +36,10 @@ class LabelPairs:
 
     @classmethod
     def of_plan(cls, plan: Plan) -> LabelPairs | None:
-        """Return what a plan holds; None where it has no pairs.
+        """Return the pairs of a plan; None if it has none.
 
         Raises:
-            PlanError: the entry was edited into something else.
+            PlanError: the entry is malformed.
         """
         entry = plan.segwright.get(KEY)
         if entry is None:
@@ -50,7 +50,7 @@ class LabelPairs:
         except (KeyError, TypeError, ValueError) as error:
             raise PlanError(
                 f"plans '{plan.plans_name}': segwright.{KEY} must have 'pairs' (of two names), 'axes' and 'swap'; "
-                "mend it or make the plan again"
+                "correct it or make the plan again"
             ) from error
         if not set(sides.axes) <= {0, 1, 2}:
             raise PlanError(f"plans '{plan.plans_name}': segwright.{KEY}.axes {list(sides.axes)}: expected 0, 1 or 2")
@@ -66,7 +66,7 @@ class LabelPairs:
 
 
 def find_pairs(description: DatasetDescription) -> Pairs:
-    """Return the declared `label_pairs`, else every two names that differ in left and right alone.
+    """Return the declared `label_pairs`, else all pairs of names that differ only in left and right.
 
     >>> labels = {"background": 0, "kidney_left": 1, "kidney_right": 2, "Left lung": 3, "cleft": 4}
     >>> document = {"channel_names": {"0": "CT"}, "labels": labels, "numTraining": 1, "file_ending": ".nii.gz"}
@@ -81,9 +81,9 @@ def find_pairs(description: DatasetDescription) -> Pairs:
 
 
 def mirrored_values(labels: Labels, pairs: Pairs) -> dict[int, int] | None:
-    """Return the label value that each one becomes in the mirror, or None if the pairs do not decide that.
+    """Return the label value that each value becomes when mirrored, or None if the pairs do not determine it.
 
-    A value is known by the labels and regions it belongs to: it becomes one that belongs to their counterparts.
+    A value is mapped to the one that belongs to the counterparts of its labels and regions.
     """
     counterparts = _counterparts(pairs)
     owners: dict[int, frozenset[str]] = {}
@@ -103,7 +103,7 @@ def mirrored_values(labels: Labels, pairs: Pairs) -> dict[int, int] | None:
 
 
 def mirrored_heads(labels: Labels, pairs: Pairs) -> tuple[int, ...]:
-    """Return for each head of the network the one that shows its counterpart."""
+    """Return for each head of the network that of its counterpart."""
     counterparts = _counterparts(pairs)
     index = {name: head for head, name in labels.names.items()}
     return tuple(index[counterparts.get(name, name)] for name in labels.names.values())

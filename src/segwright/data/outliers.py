@@ -1,8 +1,8 @@
-"""Inputs unlike the training cases: geometry and intensities of each case measured, their range kept, others told.
+"""Flag out-of-distribution inputs: the range of geometry and intensities of the training cases, and what is outside.
 
-The range is that of the training cases, widened by a margin. The margin is wider where few cases were seen, and wide
-enough that of the training cases themselves, each held against the others, next to none is told. A range says in plain
-words what is wrong, and follows any distribution; a distance to the mean would not (intensities of MR have no unit).
+The range of the training cases is widened by a margin. It is wider for few cases, and wide enough that almost no
+training case would be flagged if it were compared with the others. Unlike a distance to the mean, a range suits any
+distribution (intensities of MR have no unit), and says what is wrong.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from pydantic import BaseModel, ConfigDict
 from segwright.data.images.image_io import Volume
 
 FEWEST_CASES: Final = 5
-"""With fewer hardly any range is seen: only other voxels, other sizes and another modality are flagged."""
+"""With fewer cases ranges are unknown: only other spacings, other sizes and another modality are flagged."""
 
 CT_LEVEL: Final = -math.log1p(1000)
-"""Where the lowest percentile of a CT lies, which has air in it; as `measure` gives it."""
+"""The lowest percentile of a CT, which contains air, as given by `measure`."""
 
 _VOXELS = 2**17
 _MARGINS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
-"""Of the width of the range, added on both sides; the first at which few training cases are told."""
+"""Share of the width of the range, added on both sides; the first that flags few enough training cases is used."""
 _MOST_ALARMS = 0.01
 _FEW = 10
-"""With this many cases the margin is doubled: the range of a sample grows with its size."""
+"""With this many cases the margin is doubled, since the range of a sample grows with its size."""
 _LEVELS = (1, 25, 50, 75, 99)
 _LEAST_WIDTHS: Mapping[str, float] = {"spacing": 0.4, "extent": 0.7, "level": 0.5, "form": 0.1, "noise": 0.7}
-"""Widths that a range has at least, so that equal training cases don't tell every other: factors of 1.5, 2 and 2 for
+"""Minimum widths, so that equal training cases do not make every other case an outlier: factors of 1.5, 2 and 2 for
 spacing, extent and noise, e^0.5 for intensities, a tenth of an image's range for the form of its histogram."""
 
 _LEAST_ADDED: Mapping[str, float] = {"spacing": 0.7, "extent": 0.3, "level": 1.0, "form": 0.1, "noise": 0.5}
 _MOST_ADDED: Mapping[str, float] = {"spacing": 0.9, "extent": 1.1, "level": 4.0, "form": 1.0, "noise": 2.0}
-"""What is added to a range on both sides at least and at most, whatever its width and the number of cases: factors of 2
+"""Least and most that is added to a range on both sides, whatever its width and the number of cases: factors of 2
 to 2.5 for spacing, up to 3 for extent, 55 for intensities and 7 for noise. Found on draws of 5 to 40 of 120 hippocampus
 MR, 50 cardiac MR, 30 retinal photographs and 6 spinal cord MR cases: every case of another set and the CT and MR of
 `example_scans` are flagged (without a limit down to 38 %), of held-out cases 0 to 1 % from 12 training cases on and at
@@ -48,7 +48,7 @@ On 12 draws of 2 and of 4 cases of each of the sets above and 6 mouse brain MR n
 factor of 1.5 up to 4 % are), and every case of another set; a factor of 2.5 let MR of 1.9 times the spacing pass.
 """
 _NEGATIVE = -math.log1p(100)
-"""A level below which intensities have a zero of their own, as those of CT."""
+"""A level below which intensities must be on a scale with negative values, such as CT."""
 
 _LOGARITHMIC = ("spacing", "extent", "noise")
 
@@ -63,13 +63,13 @@ class Bounds(BaseModel):
 
 
 class TrainingRange(BaseModel):
-    """What training cases look like.
+    """Range of geometry and intensities of the training cases.
 
     Attributes:
-        cases: number of them.
-        margin: what ranges are widened by on both sides, as a share of their width.
+        cases: number of cases.
+        margin: share of their width by which ranges are widened on both sides.
         bounds: by measure.
-        orientations: of the axes, such as LPS; empty where the files tell none.
+        orientations: of the axes, such as LPS; empty if the files do not store them.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -95,7 +95,7 @@ class TrainingRange(BaseModel):
         return cls(cases=len(rows), margin=_margin(names, table), bounds=bounds, orientations=known)
 
     def findings(self, volume: Volume) -> tuple[str, ...]:
-        """Return in words what of an image lies outside."""
+        """Describe in which measures an image is outside the range."""
         found = []
         for name, value in measure(volume).items():
             bounds = self.bounds.get(name)
@@ -112,7 +112,7 @@ class TrainingRange(BaseModel):
         return tuple(found)
 
     def _added(self, name: str, bounds: Bounds) -> float:
-        """Return what the range of a measure is widened by on both sides."""
+        """Return by how much the range of a measure is widened on both sides."""
         kind = name.split()[0]
         if self.cases < FEWEST_CASES:
             return _ADDED_WITH_FEW.get(kind, math.inf)
@@ -121,9 +121,9 @@ class TrainingRange(BaseModel):
 
 
 def measure(volume: Volume) -> dict[str, float]:
-    """Return what is compared, a number for each measure; times and memory of a small sample, whatever the image.
+    """Measure an image: one number for each measure that is compared, from a small sample of its voxels.
 
-    spacing, extent: of each axis, mm, their logarithm. level: percentiles of the voxels that are not 0, of each
+    spacing, extent: logarithm of the value in mm, per axis. level: percentiles of the voxels that are not 0, of each
     channel, as sign(x) log(1 + |x|): both a factor and an offset show. form: where the quartiles lie between the 1st
     and the 99th percentile. noise: mean difference of neighbours against that range, its logarithm.
     """
@@ -148,11 +148,11 @@ def measure(volume: Volume) -> dict[str, float]:
 
 
 def orientation(properties: Mapping[str, Any]) -> str | None:
-    """Return to which side of a person the first, second and third axis of a file run (LPS, RAS, ...), if it tells."""
+    """Return the anatomical directions of the three axes of a file (LPS, RAS, ...), None if it does not store them."""
     geometry = properties.get("geometry", {})
     if geometry.get("direction") is not None and len(geometry["direction"]) == 9:
         matrix = np.array(geometry["direction"], dtype=float).reshape(3, 3)
-        names = (("R", "L"), ("A", "P"), ("I", "S"))  # ITK counts to the left, the back, the head
+        names = (("R", "L"), ("A", "P"), ("I", "S"))  # ITK: to the left, back and head
     elif geometry.get("affine") is not None:
         matrix = np.array(geometry["affine"], dtype=float)[:3, :3]
         names = (("L", "R"), ("P", "A"), ("I", "S"))
@@ -163,19 +163,19 @@ def orientation(properties: Mapping[str, Any]) -> str | None:
 
 
 def _sampled(image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return whole rows (planes, columns, X) of an image (Z, Y, X), some thousands of them at the most."""
+    """Return whole rows (planes, columns, X) of an image (Z, Y, X), about `_VOXELS` voxels at most."""
     step = max(1, math.ceil(math.sqrt(image.size / _VOXELS)))
     along = min(step, image.shape[0])
     return image[::along, :: max(1, step * step // along)]
 
 
 def _margin(names: Sequence[str], table: npt.NDArray[np.float64]) -> float:
-    """Return the margin for cases (cases, measures)."""
+    """Return the margin for a table (cases, measures)."""
     count = len(table)
     if count < FEWEST_CASES:
         return _MARGINS[-1]
     ordered = np.sort(table, axis=0)
-    # Without itself, the smallest case is held against the second smallest.
+    # Each case is compared with the others: the smallest with the second smallest.
     low = np.where(table == ordered[0], ordered[1], ordered[0])
     high = np.where(table == ordered[-1], ordered[-2], ordered[-1])
     width = np.maximum(high - low, [_least_width(name) for name in names])
@@ -193,7 +193,7 @@ def _least_width(name: str) -> float:
 
 
 def _other_modality(name: str, value: float, bounds: Bounds) -> str | None:
-    """Return what shows that intensities are counted from another zero than those of training."""
+    """Describe that intensities have another zero than those of training, if they do."""
     kind, channel, *percent = name.split()
     if kind != "level" or percent != ["1"]:
         return None
@@ -205,7 +205,7 @@ def _other_modality(name: str, value: float, bounds: Bounds) -> str | None:
 
 
 def _level(value: float) -> float:
-    """Return the intensity that a level stands for."""
+    """Return the intensity of a level; undoes the logarithm of `measure`."""
     return math.copysign(math.expm1(abs(value)), value)
 
 

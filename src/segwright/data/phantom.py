@@ -1,4 +1,4 @@
-"""A phantom dataset: noisy 3D images with a bias field and two touching structures, in nnU-Net's raw layout."""
+"""Make a phantom dataset: noisy 3D images with a bias field and two touching structures, in nnU-Net's raw layout."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from segwright.core.seeds import generator
 
 PHANTOM_SEED = 20240611
 EDGE = 48
-"""Largest edge length of an image, voxels; the patch then covers every image whole."""
+"""Largest edge length of an image in voxels; a patch then covers every image."""
 EDGE_JITTER = 5
 FILE_ENDING = ".nii.gz"
 FOLDERS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
@@ -42,7 +42,7 @@ class Phantom:
 def make_phantom(index: int, *, seed: int = PHANTOM_SEED, edge: int = EDGE) -> Phantom:
     """Return phantom number `index`: a body with a large organ and a small lesion that touches it.
 
-    A bright vessel crosses the body: its intensity alone does not tell it from the organ, its shape does.
+    A bright vessel crosses the body; it differs from the organ by its shape, not by its intensity.
     """
     draw = generator(seed, "phantom", index)
     jitter = min(EDGE_JITTER, edge // 8)
@@ -79,7 +79,7 @@ def write_dataset(
 ) -> None:
     """Write a raw dataset: imagesTr, labelsTr, and for unseen cases imagesTs, labelsTs; dataset.json last.
 
-    A folder whose dataset.json is there is complete and left as it is.
+    A folder with a dataset.json is complete and left unchanged.
     """
     if (folder / "dataset.json").is_file():
         return
@@ -131,6 +131,6 @@ def _bias_field(grid: Floats, draw: np.random.Generator) -> Floats:
 
 
 def _write(array: npt.NDArray[np.float32] | npt.NDArray[np.uint8], path: Path, spacing: Sequence[float]) -> None:
-    image = nib.Nifti1Image(array.transpose(2, 1, 0), np.diag([*reversed(spacing), 1.0]))  # NIfTI counts x first
+    image = nib.Nifti1Image(array.transpose(2, 1, 0), np.diag([*reversed(spacing), 1.0]))  # NIfTI stores x first
     with atomic_path(path) as temporary:
         nib.save(image, temporary)

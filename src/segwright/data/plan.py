@@ -1,4 +1,4 @@
-"""The plan: everything decided before training, in nnU-Net's `plans.json` schema, read, checked and written here."""
+"""Read, check and write plans: everything decided before training, in nnU-Net's `plans.json` schema."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from segwright.core.files.atomic_io import content_hash, describe_validation, re
 from segwright.core.files.names import FileName, require_name
 
 NETWORK_PATH = "dynamic_network_architectures.architectures.unet."
-"""Where nnU-Net's plans say its U-Nets live; kept so that either system can read the other's plans."""
+"""Import path of the U-Nets in nnU-Net's plans; used here too, so that either system reads the other's plans."""
 
 KW_REQUIRES_IMPORT = ("conv_op", "norm_op", "dropout_op", "nonlin")
 """Architecture arguments that hold the import path of a class."""
 
 MOST_STAGES = 64
-"""Of a U-Net: halving as often, the patch of the largest computer is a point."""
+"""Of a U-Net; halved as often, any patch is a single voxel."""
 
 MOST_PATCH_VOXELS = 2**28
 """Of one patch; nnU-Net's planners give 256^3 on the largest GPUs."""
 
 MOST_BATCH_VOXELS = 2**31
-"""Of all patches of a batch, 8 GiB of each channel."""
+"""Of all patches of a batch: 8 GiB per channel."""
 
 FINEST_SPACING, COARSEST_SPACING = 1e-7, 1e7
 """In mm: 0.1 nm and 10 km."""
 _LARGEST_MEDIAN = 1e12
-"""Of spacings and shapes that only inform."""
+"""Of informational spacings and shapes."""
 
 _OLD_ARCHITECTURE_KEYS = (
     "UNet_class_name",
@@ -47,11 +47,11 @@ _OLD_ARCHITECTURE_KEYS = (
 )
 _ENCODER_ARGUMENT = {"PlainConvUNet": "n_conv_per_stage", "ResidualEncoderUNet": "n_blocks_per_stage"}
 _INFORMATION = {"median_image_size_in_voxels"}
-"""What a configuration says about the dataset and nothing reads."""
+"""Informational keys of a configuration, which nothing reads."""
 _OF_THE_VOXELS = {"ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization"}
 """Normalisation that reads no statistics of the dataset."""
 _REORIENTING = "WithReorient"
-"""Ends the names of readers that turn images."""
+"""Ends the names of readers that re-orient images."""
 _INDENT = 4
 
 M = TypeVar("M", bound=BaseModel)
@@ -59,7 +59,7 @@ logger = getLogger(__name__)
 
 
 class Architecture(BaseModel):
-    """Which network, and its arguments: the `architecture` block of a configuration (nnU-Net behaviour 5.7)."""
+    """The network and its arguments: the `architecture` block of a configuration (nnU-Net behaviour 5.7)."""
 
     model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
 
@@ -105,7 +105,7 @@ class Configuration(BaseModel):
 
     @property
     def strides(self) -> tuple[tuple[int, ...], ...]:
-        """Downsampling factor per stage and axis; empty where the architecture has no `strides` argument."""
+        """Downsampling factor per stage and axis; empty if the architecture has no `strides` argument."""
         strides = self.architecture.arch_kwargs.get("strides")
         return tuple(_per_axis(each, self.dims) for each in strides) if isinstance(strides, list | tuple) else ()
 
@@ -178,9 +178,9 @@ class Configuration(BaseModel):
 
 
 class Plan(BaseModel):
-    """A `plans.json`: facts about the dataset and its configurations, raw as in the file.
+    """A `plans.json`: facts about the dataset, and its configurations as in the file.
 
-    `configuration` gives one of them resolved and checked. `segwright` holds our additions: the rationale of every
+    `configuration` returns one of them resolved and checked. `segwright` holds our additions: the rationale of every
     decision and what the plan was made from.
     """
 
@@ -235,7 +235,7 @@ class Plan(BaseModel):
         """Return a configuration with `inherits_from` resolved (nnU-Net behaviour 5.14), upgraded if old, and checked.
 
         Raises:
-            PlanError: there is no such configuration, its ancestry is broken or a value does not fit.
+            PlanError: there is no such configuration, `inherits_from` is invalid or a value does not fit.
         """
         where = f"plans '{self.plans_name}', configuration '{name}'"
         try:
@@ -246,7 +246,7 @@ class Plan(BaseModel):
             raise PlanError(f"{where}: a value is of the wrong kind ({error}); the plan is damaged") from error
 
     def setup(self, name: str) -> dict[str, Any]:
-        """Return what of this plan decides about trainings and predictions of a configuration, as JSON.
+        """Return as JSON everything in this plan that affects training and prediction of a configuration.
 
         Raises:
             PlanError: as `configuration`.
@@ -261,11 +261,11 @@ class Plan(BaseModel):
         }
 
     def setup_hash(self, name: str) -> str:
-        """Return what tells `setup` from that of another plan."""
+        """Return the hash of `setup`, to compare plans."""
         return content_hash(self.setup(name))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the document as nnU-Net writes it (same key order), unknown keys and `segwright` after its own."""
+        """Return the document as nnU-Net writes it, in its key order, followed by unknown keys and `segwright`."""
         return {key: _plain(value) for key, value in self._entries()}
 
     def save(self, path: Path) -> None:
@@ -295,7 +295,7 @@ class Plan(BaseModel):
         return cls.from_json(document, where=str(path))
 
     def _entries(self) -> Iterator[tuple[str, Any]]:
-        # Only what was given: informational keys absent from a file do not appear when it is written again.
+        # Only keys that were given: informational keys that a file lacks are not added when it is written again.
         for key in type(self).model_fields:
             if key != "segwright" and key in self.model_fields_set:
                 yield key, getattr(self, key)
@@ -305,9 +305,9 @@ class Plan(BaseModel):
 
     def _resolve(self, name: str, descendants: tuple[str, ...]) -> dict[str, Any]:
         if name not in self.configurations:
-            asked = f", which '{descendants[-1]}' inherits from" if descendants else ""
+            heir = f", which '{descendants[-1]}' inherits from" if descendants else ""
             raise PlanError(
-                f"plans '{self.plans_name}' have no configuration '{name}'{asked}{nearest(name, self.configurations)}"
+                f"plans '{self.plans_name}' have no configuration '{name}'{heir}{nearest(name, self.configurations)}"
             )
         if name in descendants:
             raise PlanError(
@@ -376,11 +376,11 @@ def upgrade_configuration(document: Mapping[str, Any], *, where: str) -> dict[st
 
     nnU-Net behaviour 5.15.
 
-    A document that has the block, or nothing to make it from, comes back unchanged. Unlike nnU-Net's upgrade, that of
+    A document that has the block, or nothing to make it from, is returned unchanged. Unlike nnU-Net's upgrade, that of
     residual plans names the class that exists (nnU-Net behaviour 5.15).
 
     Raises:
-        PlanError: the old network is not one that can be translated, or an old key is missing.
+        PlanError: the old network is unknown, or an old key is missing.
     """
     if "architecture" in document or "UNet_class_name" not in document:
         return dict(document)
@@ -415,7 +415,7 @@ def upgrade_configuration(document: Mapping[str, Any], *, where: str) -> dict[st
 
 
 def _check_architecture(arch_kwargs: Mapping[str, Any], patch_size: tuple[int, ...]) -> None:
-    """Raise a `ValueError` where the per-stage lists of a U-Net or the patch do not fit together."""
+    """Raise a `ValueError` if the per-stage lists of a U-Net and the patch do not fit together."""
     strides = arch_kwargs.get("strides")
     if not isinstance(strides, list | tuple):
         return
@@ -430,7 +430,7 @@ def _check_architecture(arch_kwargs: Mapping[str, Any], patch_size: tuple[int, .
     ):
         values = arch_kwargs.get(key)
         if isinstance(values, list | tuple) and len(values) != expected:
-            raise ValueError(f"{key} has {len(values)} entries; {len(strides)} strides ask for {expected}")
+            raise ValueError(f"{key} has {len(values)} entries; {len(strides)} strides need {expected}")
     stages = arch_kwargs.get("n_stages", len(strides))
     if stages != len(strides):
         raise ValueError(f"n_stages is {stages}, but there are {len(strides)} strides; make them equal")
@@ -470,7 +470,7 @@ def _validate(model: type[M], document: Any, where: str) -> M:
 
 
 def _plain(value: Any) -> Any:
-    """Return `value` with tuples as lists and nothing shared with the plan."""
+    """Return a copy of `value` with tuples as lists."""
     if isinstance(value, Mapping):
         return {key: _plain(entry) for key, entry in value.items()}
     return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value

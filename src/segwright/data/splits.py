@@ -1,4 +1,4 @@
-"""Cross-validation splits: made like the reference, read, checked, selected."""
+"""Cross-validation splits: make nnU-Net's default folds, read, write, check and select them."""
 
 from __future__ import annotations
 
@@ -97,8 +97,8 @@ def resolve(
         path: `splits_final.json` beside the preprocessed data.
         identifiers: all cases of the dataset.
         raw_file: `splits_final.json` in the raw dataset, used if it exists.
-        write: save them; without, nothing on disk changes.
-        in_use: whether a fold was trained with those at `path`; if not, default splits of other cases are made anew.
+        write: save them; otherwise nothing on disk changes.
+        in_use: whether a fold was trained with those at `path`; if not, outdated default splits are replaced.
 
     Raises:
         DatasetError: both files exist and a fold of the raw one differs (nnU-Net behaviour 1.6).
@@ -114,7 +114,7 @@ def resolve(
         if in_use or supplied is not None or not _is_default_of_others(splits, identifiers):
             return splits
         if write:
-            logger.info("%s: the dataset has other cases now; no fold was trained, so its folds are made anew", path)
+            logger.info("%s: the dataset has other cases now; no fold was trained yet, so new folds are made", path)
     splits = default_splits(identifiers) if supplied is None else supplied
     if write:
         save(path, splits)
@@ -125,7 +125,7 @@ def select(splits: Sequence[Split], identifiers: Sequence[str], fold: int | Lite
     """Return the cases of one fold; `"all"` trains and validates on every case.
 
     Raises:
-        DatasetError: no such fold, an empty side, or a case of the fold is not among `identifiers`.
+        DatasetError: no such fold, an empty training or validation set, or a case that is not among `identifiers`.
     """
     if fold == "all":
         everything = tuple(sorted(identifiers))
@@ -143,7 +143,7 @@ def select(splits: Sequence[Split], identifiers: Sequence[str], fold: int | Lite
         )
     shared = overlap(split)
     if shared:
-        logger.warning("fold %d: %s are both in train and val; its scores are too good", fold, shorten(shared))
+        logger.warning("fold %d: %s are in both train and val; its scores will be too good", fold, shorten(shared))
     return split
 
 
@@ -163,12 +163,12 @@ def unknown_identifiers(split: Split, identifiers: Sequence[str]) -> list[str]:
 
 
 def overlap(split: Split) -> list[str]:
-    """Return the cases that are both trained on and validated with."""
+    """Return the cases that are in both sets."""
     return sorted(set(split.train) & set(split.val))
 
 
 def shorten(identifiers: Sequence[str]) -> str:
-    """Return case names as text, only the first few of many."""
+    """Return case names as text, at most the first few."""
     shown = ", ".join(identifiers[:_SHOWN_IDENTIFIERS])
     more = len(identifiers) - _SHOWN_IDENTIFIERS
     return f"{shown} and {more} more" if more > 0 else shown
@@ -181,7 +181,7 @@ def _agree(supplied: Sequence[Split], present: Sequence[Split]) -> bool:
 
 
 def _is_default_of_others(splits: Sequence[Split], identifiers: Sequence[str]) -> bool:
-    """Whether splits are what `default_splits` gives for other cases than these."""
+    """Whether splits are the default ones of other cases than these."""
     known = _cases(splits)
     return known != set(identifiers) and len(known) >= NUM_FOLDS and list(splits) == default_splits(sorted(known))
 

@@ -1,4 +1,4 @@
-"""What each stage of a dataset was made from, so that a second run knows at a glance that nothing is to be done."""
+"""Record what each stage of a dataset was made from, so that a second run skips stages that are up to date."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _STAGES, _RAW = "stages", "raw"
 
 
 class RawIdentity(BaseModel):
-    """What tells a raw dataset from others of its name.
+    """Identifies a raw dataset among others of the same name.
 
     Attributes:
-        folder: where it is, links resolved.
+        folder: its path, links resolved.
         state: digest of paths, sizes and times of its files.
-        images: hash of the images of some cases, so that a copy or a corrected one is known again.
+        images: hash of the images of some cases, to recognise a copied or corrected dataset.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -41,22 +41,22 @@ class RawIdentity(BaseModel):
 
 
 def listing_digest(paths: Iterable[Path]) -> str:
-    """Return a hash of names, sizes and modification times; no file is opened, a missing one counts as such.
+    """Return a hash of names, sizes and modification times; files are not opened; a missing one counts as missing.
 
-    A change that keeps size and time goes unnoticed here; the store's own content hashes are the thorough check.
+    A change that keeps size and time is not detected here, but by the content hashes of the store.
     """
     return content_hash([_state_of(path) for path in paths])
 
 
 def folder_digest(folder: Path) -> str:
-    """Return the `listing_digest` of all files of a folder, hidden ones left out."""
+    """Return the `listing_digest` of all files of a folder that are not hidden."""
     if not folder.is_dir():
         return "none"
     return listing_digest(sorted(path for path in folder.iterdir() if not path.name.startswith(".")))
 
 
 def identify(paths: Sequence[Path], known: Sequence[SourceFile]) -> list[SourceFile]:
-    """Return what identifies the content of each file; one whose name, size and time are known is not read again.
+    """Return the hash of each file; a file whose name, size and time are in `known` is not read again.
 
     Raises:
         DatasetError: a file is missing, not readable or not a regular file.
@@ -67,7 +67,7 @@ def identify(paths: Sequence[Path], known: Sequence[SourceFile]) -> list[SourceF
         try:
             status = path.stat()
             if not stat.S_ISREG(status.st_mode):
-                raise DatasetError(f"{path}: is not a regular file; replace it by one")
+                raise DatasetError(f"{path}: is not a regular file; replace it with one")
             key = (path.name, status.st_size, status.st_mtime_ns)
             found = recorded.get(key)
             result.append(found or SourceFile(name=key[0], size=key[1], mtime_ns=key[2], sha256=file_hash(path)))
@@ -77,9 +77,9 @@ def identify(paths: Sequence[Path], known: Sequence[SourceFile]) -> list[SourceF
 
 
 class StageCache:
-    """The document beside the preprocessed data that says from what each stage was made.
+    """The document beside the preprocessed data that records what each stage was made from.
 
-    A stage is recorded after its output is written, so that an interrupted stage is never taken for done.
+    A stage is recorded after its output is written, so that an interrupted stage never counts as done.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -99,20 +99,20 @@ class StageCache:
         return bool(self._stages())
 
     def record(self, stage: str, made_from: object) -> None:
-        """Note from what `stage` was made just now."""
+        """Record what `stage` was made from."""
         stages = {**self._stages(), stage: content_hash(made_from)}
         self._write({_STAGES: dict(sorted(stages.items()))})
 
     @property
     def raw(self) -> RawIdentity | None:
-        """Which raw dataset the folder belongs to; None where that was never recorded."""
+        """The raw dataset that the folder belongs to; None if not recorded."""
         try:
             return RawIdentity.model_validate(self._document().get(_RAW))
         except ValidationError:
             return None
 
     def record_raw(self, raw: RawIdentity) -> None:
-        """Note which raw dataset the folder belongs to."""
+        """Record which raw dataset the folder belongs to."""
         self._write({_RAW: raw.model_dump(mode="json")})
 
     def _stages(self) -> dict[str, Any]:
@@ -120,7 +120,7 @@ class StageCache:
         return stages if isinstance(stages, dict) else {}
 
     def _document(self) -> dict[str, Any]:
-        # A damaged document only means that stages are looked at again.
+        # A damaged document only means that stages are checked again.
         try:
             document = read_checked_json(self._path)
         except SegwrightError:

@@ -1,6 +1,6 @@
-"""`training_data.json` in a fold's folder: the cases of the fold, and what their files were when it was trained.
+"""Read and write `training_data.json` of a fold: its cases, and hashes of the files it was trained with.
 
-A fold of an earlier version has none; nothing is known of its data then.
+Folds of earlier versions have none.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ Entry = tuple[str, int, int, str]
 
 
 class TrainingData(BaseModel):
-    """The document; files of a case are its images, then its label.
+    """Cases and files of a fold; the files of a case are its images, then its label.
 
     Attributes:
         dataset: folder of the raw dataset.
-        raw_state: digest of the raw files' names, sizes and times when they were last found as recorded here.
-        train: cases that were trained on.
-        val: cases that were held out.
-        cases: files of each of them.
-        scored: SHA-256 of the labels that scores were last made of, where these are others than in `cases`.
+        raw_state: digest of names, sizes and times of the raw files when they last matched this document.
+        train: training cases.
+        val: held-out cases.
+        cases: files of each case.
+        scored: SHA-256 of the labels that were last scored with, where they differ from those in `cases`.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -52,7 +52,7 @@ class TrainingData(BaseModel):
 
     @classmethod
     def read(cls, fold_folder: Path) -> TrainingData | None:
-        """Return what a fold's folder says; None where there is no document, or a damaged one."""
+        """Read the document of a fold; None if it is missing or damaged."""
         file = fold_folder / TRAINING_DATA_JSON
         if not file.is_file():
             return None
@@ -76,14 +76,14 @@ class TrainingData(BaseModel):
         return {case: [Path(self.dataset, entry[0]) for entry in entries] for case, entries in self.cases.items()}
 
     def recorded(self, case: str) -> list[SourceFile]:
-        """Return what identifies the content of a case's files."""
+        """Return names, sizes, times and hashes of a case's files."""
         return [
             SourceFile(name=Path(path).name, size=size, mtime_ns=time, sha256=content)
             for path, size, time, content in self.cases.get(case, ())
         ]
 
     def scored_label(self, case: str) -> str:
-        """Return the hash of the label that a case's score was made of."""
+        """Return the hash of the label that a case was scored with."""
         return self.scored.get(case) or self.cases[case][-1][3]
 
 
@@ -92,10 +92,10 @@ class DataChanges:
     """How the files of cases differ from what they were when a fold was trained; cases sorted.
 
     Attributes:
-        labels: cases whose label has other content.
-        images: cases with an image of other content.
-        gone: cases of which a file is not there.
-        now: files of the others as they are.
+        labels: cases whose label changed.
+        images: cases of which an image changed.
+        gone: cases of which a file is missing.
+        now: current files of the other cases.
     """
 
     labels: tuple[str, ...]
@@ -105,7 +105,7 @@ class DataChanges:
 
 
 def entries(folder: Path, paths: Sequence[Path], files: Sequence[SourceFile]) -> tuple[Entry, ...]:
-    """Return a case's files as the document holds them."""
+    """Return a case's files as entries of the document."""
     return tuple(
         (_relative(path, folder), file.size, file.mtime_ns, file.sha256)
         for path, file in zip(paths, files, strict=True)
@@ -117,12 +117,12 @@ def changes(
     files: Mapping[str, Sequence[Path]],
     known: Callable[[str], Sequence[SourceFile]] = lambda case: (),
 ) -> DataChanges:
-    """Compare the files of cases with what a fold was trained with; of unchanged size and time, they are not read.
+    """Compare the files of cases with those a fold was trained with; files of unchanged size and time are not read.
 
     Args:
         data: of the fold.
-        files: of each case that is there now, images then label.
-        known: more files of a case whose content is known.
+        files: of each case that exists now, images then label.
+        known: gives further files of a case whose hashes are known.
     """
     labels, images, gone = [], [], []
     now: dict[str, tuple[SourceFile, ...]] = {}

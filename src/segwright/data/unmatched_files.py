@@ -1,4 +1,4 @@
-"""Files that a listing does not take for those of a case, and why: so that nothing is left out unseen."""
+"""Explain why files beside the cases belong to no case, so that none is skipped without notice."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from segwright.data.images.image_io import READERS
 Kind = Literal["file", "folder", "dangling", "special"]
 
 _OTHER_ENDINGS: Final = (".mgz", ".mgh", ".hdr", ".img", ".img.gz", ".nhdr", ".npy", ".npz", ".h5", ".zip")
-"""Of images that no reader of ours takes, and of what may hold some."""
+"""Of images that no reader here supports, and of files that may contain images."""
 _DICOM_ENDINGS: Final = (".dcm", ".ima")
 _DICOM_MARK, _DICOM_MARK_AT = b"DICM", 128
 _CONVERSIONS: Final = {(".nii", ".nii.gz"): "compress it with gzip", (".nii.gz", ".nii"): "unpack it with gunzip"}
 _NO_CASE: Final = "belongs to no case: it "
 _NAME_CHANNELS: Final = "name the first channel _0000 and use the file_ending of dataset.json"
 _SHOWN = 3
-"""Names that a message lists."""
+"""Names that a message lists at most."""
 _PROBED = 1000
-"""Entries of subfolders that are looked at, and files without ending that may be DICOM."""
+"""At most as many entries of subfolders, and files that may be DICOM, are examined."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A visible entry of a folder, links followed: `dangling` leads nowhere, `special` is a pipe or a device."""
+    """A visible entry of a folder, links followed: `dangling` is a broken link, `special` a pipe or a device."""
 
     name: str
     kind: Kind
 
 
 def entries(folder: Path) -> list[Entry]:
-    """Return the visible entries of a folder by name; dot files are what systems and interrupted writers leave behind.
+    """Return the visible entries of a folder, sorted; dot files are left by systems and interrupted writers.
 
     Raises:
         WorkspaceError: it cannot be listed.
@@ -55,7 +55,7 @@ def entries(folder: Path) -> list[Entry]:
 
 
 def similar_folder(folder: Path) -> str:
-    """Return the end of a message about a folder that is missing: the nearest name beside it."""
+    """Return the end of a message about a missing folder: the most similar name beside it."""
     with suppress(WorkspaceError):
         there = [entry.name for entry in entries(folder.parent) if entry.kind == "folder"]
         folded = {name.casefold(): name for name in there}
@@ -65,7 +65,7 @@ def similar_folder(folder: Path) -> str:
 
 
 def similar_label(name: str, file_ending: str, labels: Iterable[Entry]) -> str:
-    """Return the end of a message about a label map that is missing: what was found in its place."""
+    """Return the end of a message about a missing label map: a file that may be it."""
     identifier = name.removesuffix(file_ending)
     for entry in labels:
         stem = entry.name.removesuffix(file_ending)
@@ -81,7 +81,7 @@ def similar_label(name: str, file_ending: str, labels: Iterable[Entry]) -> str:
 
 
 def near_misses(folder: Path, others: Sequence[Entry], file_ending: str) -> tuple[Problem, ...]:
-    """Return what is worth telling about entries of a folder of images that belong to no case, alike ones together."""
+    """Return problems of entries in an image folder that belong to no case, grouped by reason."""
     groups: dict[str, list[tuple[Entry, str]]] = {}
     remedies: dict[str, str] = {}
     probed = 0
@@ -101,7 +101,7 @@ def near_misses(folder: Path, others: Sequence[Entry], file_ending: str) -> tupl
 
 
 def no_cases(folder: Path, others: Sequence[Entry], misses: Sequence[Problem], file_ending: str) -> Problem:
-    """Return what to tell of a folder without a case: what was looked for, what there is, what to do."""
+    """Return the problem of a folder without a case: what was expected, what is there, what to do."""
     wanted = f"no cases: no file named {{case}}_0000{file_ending}"
     if misses:
         first = misses[0]
@@ -113,7 +113,7 @@ def no_cases(folder: Path, others: Sequence[Entry], misses: Sequence[Problem], f
 
 
 def in_place_of_label_maps(folder: Path, file_ending: str) -> str:
-    """Return the end of a message about a folder without label maps of an ending: what it holds that may be some."""
+    """Return the end of a message about a folder without label maps of an ending: a file that may be one."""
     for entry in entries(folder):
         reason = _reason(folder, entry, file_ending, probe=False)
         if reason is not None:
@@ -133,7 +133,7 @@ def _kind(entry: os.DirEntry[str]) -> Kind:
 
 
 def _reason(folder: Path, entry: Entry, ending: str, *, probe: bool) -> tuple[str, str, str] | None:
-    """Return of an entry that is no case's a word for its kind, why it is none, and what to do; None if it may stay."""
+    """Return group, reason and remedy for an entry that belongs to no case; None if it can be ignored."""
     path, name = folder / entry.name, entry.name
     if entry.kind == "folder":
         held = _images_below(path)
@@ -151,9 +151,9 @@ def _reason(folder: Path, entry: Entry, ending: str, *, probe: bool) -> tuple[st
         found = name[-len(ending) :]
         return "case", f"ends in {found}, not in {ending}", f"rename it {name[: -len(ending)]}{ending}"
     if name.lower().endswith(_DICOM_ENDINGS) or (probe and not _image_ending(name) and _is_dicom(path)):
-        return "dicom", "is a DICOM file", f"convert each series to one {ending} file, for instance with dcm2niix"
+        return "dicom", "is a DICOM file", f"convert each series to one {ending} file, e.g. with dcm2niix"
     if found := _image_ending(name):
-        how = _CONVERSIONS.get((found, ending), f"convert it to {ending}, for instance with SimpleITK")
+        how = _CONVERSIONS.get((found, ending), f"convert it to {ending}, e.g. with SimpleITK")
         return f"ending {found}", f"ends in {found}, not in {ending}", how
     return None
 
@@ -188,7 +188,7 @@ def _looks_like_image(name: str) -> bool:
 
 
 def _image_ending(name: str) -> str:
-    """Return the ending of an image as the name spells it; empty for other files."""
+    """Return the image ending as spelled in the name; empty for other files."""
     known = {ending for reader in READERS.values() for ending in reader.endings}
     fitting = [ending for ending in (*known, *_OTHER_ENDINGS) if name.lower().endswith(ending)]
     return name[-max(map(len, fitting)) :] if fitting else ""

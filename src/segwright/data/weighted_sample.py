@@ -1,4 +1,4 @@
-"""A large sample of intensities held as distinct values and how often each occurs."""
+"""Large samples of intensities, stored as distinct values with counts."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ DRAWS_AT_ONCE = 1 << 20
 
 MERGE_EVERY = 1 << 22
 MOST_DISTINCT = 1 << 24
-"""Entries held before equal values are merged, and entries (12 bytes each) before values are rounded."""
+"""Entries before equal values are merged, and entries (12 bytes each) before values are rounded."""
 
 ROUNDED_BITS = 6
-"""Mantissa bits given up beyond `MOST_DISTINCT`: a relative error below 2^-18, 4e-6; only percentiles see it."""
+"""Mantissa bits rounded off beyond `MOST_DISTINCT`: a relative error below 2^-18, 4e-6, in percentiles only."""
 
 
 def draw(values: Values, num_draws: int, random: np.random.RandomState) -> tuple[Values, Counts]:
-    """Draw with replacement, as `random.choice(values, num_draws)` would, and return distinct values with counts.
+    """Draw with replacement, as `random.choice(values, num_draws)` does, and return distinct values with counts.
 
     Args:
-        values: (n,); none gives none and takes no random numbers.
+        values: (n,); if empty, no random numbers are drawn.
     """
     if not len(values):
         return np.empty(0, np.float32), np.empty(0, np.int64)
     blocks = [min(DRAWS_AT_ONCE, num_draws - start) for start in range(0, num_draws, DRAWS_AT_ONCE)]
     if len(values) > num_draws:
-        # Many voxels, few draws: looking the values up is less than counting for every voxel.
+        # Many voxels, few draws: looking up the drawn values is cheaper than counting for every voxel.
         drawn = np.concatenate([values[random.randint(0, len(values), block)] for block in blocks])
         return _merged(drawn, None)
     counts = np.zeros(len(values), np.int64)
@@ -60,7 +60,7 @@ class WeightedSample:
             return
         total = int(counts.sum())
         exact = values.astype(np.float64)
-        # Sums in numpy's own order: a dot product's last digit depends on the alignment of its memory.
+        # Not a dot product, whose last digit depends on the alignment of its memory.
         mean = float((exact * counts).sum() / total)
         deviation = float((np.square(exact - mean) * counts).sum())
         with self._lock:
@@ -92,7 +92,7 @@ class WeightedSample:
         return [float(value) for value in below + (above - below) * (position - lower)]
 
     def _merge(self) -> tuple[Values, Counts]:
-        """Bring what is pending into one list of distinct values; round them once they are too many to hold."""
+        """Merge pending values into one list of distinct ones; round them once they are too many."""
         values = np.concatenate([part for part, _ in self._pending])
         counts = np.concatenate([part for _, part in self._pending])
         if self._is_rounded:
@@ -102,7 +102,7 @@ class WeightedSample:
             self._is_rounded = True
             values, counts = _merged(_rounded(values), counts)
         self._pending = [(values, counts)]
-        # Merging again pays only after as much has arrived as is held.
+        # Merge again only after `MERGE_EVERY` more values.
         self._num_pending = 0
         return values, counts
 

@@ -68,10 +68,10 @@ def test_everything_is_reported_in_one_pass(folder: Path) -> None:
 
     assert len(findings.errors) == 5, errors(findings)
     text = errors(findings)
-    assert "dataset.json: numTraining is 5, found 3 cases; mend the number" in text
+    assert "dataset.json: numTraining is 5, found 3 cases; correct the number" in text
     assert "case_00_0001.nii.gz: no such file, channel 0001 (MR1)" in text
     assert "case_01_0001.nii.gz: cannot be read" in text
-    assert "case_01.nii.gz: unexpected label value 4, 8, dataset.json declares 0, 1, 2; mend" in text
+    assert "case_01.nii.gz: unexpected label value 4, 8, dataset.json declares 0, 1, 2; correct" in text
     assert "case_02.nii.gz: shape (6, 8, 5) differs from (6, 8, 7) of case_02_0000.nii.gz; resample" in text
 
 
@@ -114,7 +114,7 @@ def test_other_geometry_is_an_error(folder: Path, key: str, value: tuple[float, 
 
     text = errors(findings)
     assert len(findings.errors) == 1, text
-    assert f"case_00.nii.gz: {key} differs from that of case_00_0000.nii.gz, voxels of one index lie up to" in text
+    assert f"case_00.nii.gz: {key} differs from that of case_00_0000.nii.gz, voxels of the same index are up to" in text
     assert "if they match voxel by voxel, copy one header into both files" in text
 
 
@@ -195,7 +195,7 @@ def test_values_of_no_image_are_counted_by_one_rule(tmp_path: Path, value: float
         assert findings.is_clean, errors(findings)
         assert f"case_01_0000{ending}: 2 voxels are NaN and are read as 0" in warnings(findings)
     else:
-        assert f"case_01_0000{ending}: 2 voxels are infinite or larger than 1e+30, which no image is" in errors(
+        assert f"case_01_0000{ending}: 2 voxels are infinite or larger than 1e+30, which no image has" in errors(
             findings
         )
 
@@ -279,7 +279,7 @@ def test_case_with_only_background_is_a_warning(folder: Path) -> None:
     path = folder / "labelsTr" / "case_01.nii.gz"
     rewrite(path, array=np.zeros((6, 8, 7), np.uint8))
 
-    assert "case_01.nii.gz: only background" in warnings(check(folder))
+    assert "case_01.nii.gz: has only background" in warnings(check(folder))
 
 
 def test_gap_in_region_labels_is_an_error(folder: Path) -> None:
@@ -323,7 +323,7 @@ def test_stray_and_surplus_files_are_warnings(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("splits", "message"),
     [
-        ([{"train": ["case_00", "ghost"], "val": ["case_01"]}], "fold 0: the dataset has no case ghost; mend"),
+        ([{"train": ["case_00", "ghost"], "val": ["case_01"]}], "fold 0: the dataset has no case ghost; correct"),
         ([{"train": ["case_00"], "val": []}], "fold 0: 1 training and 0 validation cases"),
         ([{"training": []}], "0.train: Field required"),
     ],

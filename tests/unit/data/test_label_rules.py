@@ -219,7 +219,7 @@ def regions(order: list[int], **declared: Any) -> Labels:
         ([2, 1], {"whole": [1, 2], "core": 1}, None),
         ([3, 2], {"whole": [1, 2, 3], "core": 2}, None),  # 1 and 3 are in the same regions
         ([1, 2], {"whole": [1, 2], "core": 1}, "label 1, in 'whole', 'core', would be predicted as 2; use [2, 1]"),
-        ([1, 9], {"whole": [1, 2], "core": 1}, "9 is no declared label; use [2, 1]"),
+        ([1, 9], {"whole": [1, 2], "core": 1}, "9 is not a declared label; use [2, 1]"),
         (
             [1, 2, 3],
             {"core": [2, 3], "whole": [1, 2, 3], "enhancing": 3},

@@ -1,4 +1,4 @@
-"""What every reader of image files has in common: the header it gives, what it does, how it refuses a file."""
+"""The interface of image readers: header, format, and refusal of a file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Floats = npt.NDArray[np.float32]
 LabelMap = npt.NDArray[np.unsignedinteger[Any]]
 
 FLAT_SPACING_FACTOR = 999.0
-"""2D images get a first axis whose spacing is the largest by far (nnU-Net behaviour 2.4, 2.7)."""
+"""2D images get a first axis with by far the largest spacing (nnU-Net behaviour 2.4, 2.7)."""
 
 _FLAT_SPACING = 0.999 * FLAT_SPACING_FACTOR
 """Spacings may have been rounded."""
@@ -24,18 +24,18 @@ CHANNEL_SUFFIX = re.compile(r"_\d{4}$")
 
 
 class Refusal(ValueError):
-    """The reader for a file found why it must not or cannot be read; no other reader is tried.
+    """The reader for a file refuses to read it; no other reader is tried.
 
-    The message is a clause about the file, for the parentheses after "cannot be read".
+    The message is a clause about the file, which is put in parentheses after "cannot be read".
     """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """What is known of one image file without its voxels.
+    """What is known about an image file without its voxels.
 
-    `shape` (three spatial axes) and `spacing` in mm are in array axis order; `geometry` is the format's own and JSON.
-    `hides_nonfinite` says that the reader gives NaN and infinite voxels of this file as 0, if there are any.
+    `shape` (three spatial axes) and `spacing` in mm are in array axis order; `geometry` is format-specific JSON.
+    `hides_nonfinite`: the reader returns NaN and infinite voxels of this file, if any, as 0.
     """
 
     shape: tuple[int, ...]
@@ -46,7 +46,7 @@ class Header:
 
     @property
     def is_flat(self) -> bool:
-        """Whether the image is 2D, so that its first axis was added."""
+        """Whether the image is 2D, with an added first axis."""
         return self.shape[0] == 1 and self.spacing[0] >= _FLAT_SPACING * max(self.spacing[1:])
 
 
@@ -55,10 +55,10 @@ class Format(Protocol):
 
     @property
     def endings(self) -> tuple[str, ...]:
-        """Lower-case endings that the automatic choice gives to this format."""
+        """Lower-case file endings for which this format is chosen automatically."""
 
     def header(self, file: Path, *, is_label: bool = False) -> Header:
-        """Read shape, spacing and geometry, without the voxels where the format allows it."""
+        """Read shape, spacing and geometry, without the voxels if the format allows it."""
 
     def read(self, file: Path, *, is_label: bool = False) -> tuple[Header, Floats]:
         """Read one file as (C, *S); what is not a label map has more than one channel."""

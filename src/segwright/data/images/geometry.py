@@ -1,6 +1,6 @@
-"""Whether two image files show the same places: the same grid, the grid with axes turned or flipped, or another one.
+"""Compare the grids of two image files: equal, equal but for permuted or flipped axes, or different.
 
-Positions are compared at the outer corners of the grid, where differences are largest, in voxels.
+Positions are compared in voxels at the outer corners of the grid, where differences are largest.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from segwright.core.errors import Problem
 from segwright.data.images.formats import Header
 
 TOLERANCE: Final = 0.1
-"""Voxels. Formats round what they store, by far less; half a voxel is another convention of where the origin lies."""
+"""Voxels. Formats round by far less; half a voxel is another convention for the origin."""
 _ROUNDED_SPACING = 0.01
-"""Relative; some programs store two digits. Few voxels may hide a larger difference from the tolerance above."""
+"""Relative; some programs store two digits. `TOLERANCE` alone would accept larger differences for few voxels."""
 
 Affine = npt.NDArray[np.float64]
 
 _COPY_OR_RESAMPLE = "if they match voxel by voxel, copy one header into both files; if not, resample one of them"
-_ONE_GRID = "resample or re-export the files on the same grid, for all files of a case share one"
+_ONE_GRID = "resample or re-export the files on the same grid; all files of a case must share one"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reorientation:
-    """How an array (C, Z, Y, X) is stored along the axes of another one, without any change of its values.
+    """How the axes of an array (C, Z, Y, X) are permuted and flipped to match another grid; values do not change.
 
     Attributes:
-        order: for each axis of the result the spatial axis of the array that it comes from.
-        flipped: for each axis of the result whether it runs the other way.
+        order: for each axis of the result, the spatial axis of the array.
+        flipped: for each axis of the result, whether it is flipped.
     """
 
     order: tuple[int, ...] = (0, 1, 2)
@@ -44,7 +44,7 @@ class Reorientation:
         return self == Reorientation()
 
     def __call__(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return the array (C, *S) turned, in C order; itself where nothing changes."""
+        """Return the re-oriented array (C, *S), in C order; the array itself if nothing changes."""
         if self.is_identity:
             return array
         turned = array.transpose(0, *(axis + 1 for axis in self.order))
@@ -53,9 +53,9 @@ class Reorientation:
 
 
 def find_reorientation(header: Header, other: Header) -> Reorientation | None:
-    """Return how an array is brought onto the grid of another one; None where the two are not the same places.
+    """Return the reorientation of an array onto the grid of another one; None if the grids differ otherwise.
 
-    Formats without a place in space (pictures, stacks) are compared by shape and spacing.
+    Formats without an origin and direction (pictures, stacks) are compared by shape and spacing.
     """
     affines = _affine(header), _affine(other)
     turn: Reorientation | None = Reorientation()
@@ -68,13 +68,13 @@ def find_reorientation(header: Header, other: Header) -> Reorientation | None:
 
 
 def difference(header: Header, other: Header, *, file: object, name: str) -> Problem:
-    """Return how two grids differ that are not the same places.
+    """Return how two different grids differ.
 
     Args:
         header: of the file.
         other: of what it should match.
-        file: is named as the place of the problem.
-        name: of the other file.
+        file: where the problem is reported.
+        name: name of the other file.
     """
     if tuple(header.shape) != tuple(other.shape):
         what = f"shape {tuple(header.shape)} differs from {tuple(other.shape)} of {name}"
@@ -89,12 +89,12 @@ def difference(header: Header, other: Header, *, file: object, name: str) -> Pro
     if affines[0] is not None and affines[1] is not None:
         corners = _corners(header.shape)
         apart = np.linalg.norm((affines[0] @ corners - affines[1] @ corners)[:3], axis=0).max()
-        what += f", voxels of one index lie up to {apart:.3g} mm apart"
+        what += f", voxels of the same index are up to {apart:.3g} mm apart"
     return Problem(where=str(file), what=what, remedy=_COPY_OR_RESAMPLE)
 
 
 def _affine(header: Header) -> Affine | None:
-    """Return the matrix from voxel indices (x, y, z) to positions, in any one convention; None without a place."""
+    """Return the matrix from voxel indices (x, y, z) to positions, in the format's convention, if any."""
     geometry = header.geometry
     if geometry.get("affine") is not None:
         return np.array(geometry["affine"], dtype=np.float64)
@@ -110,12 +110,12 @@ def _affine(header: Header) -> Affine | None:
 def _turn_between(
     affine: Affine, other: Affine, shape: tuple[int, ...], other_shape: tuple[int, ...]
 ) -> Reorientation | None:
-    """Return the turn of an array (Z, Y, X) between two grids, by the indices of one in the other."""
+    """Return the reorientation of an array (Z, Y, X) between two affines, by the indices of one in the other."""
     if np.array_equal(affine, other, equal_nan=True):
         return Reorientation()
     try:
         between = np.linalg.inv(other) @ affine
-    except np.linalg.LinAlgError:  # a damaged header lies nowhere
+    except np.linalg.LinAlgError:  # a damaged header
         return None
     if not np.isfinite(between).all():
         return None
@@ -144,7 +144,7 @@ def _corners(shape: tuple[int, ...]) -> Affine:
 
 
 def _is_same_spacing(one: tuple[float, ...], other: tuple[float, ...], shape: tuple[int, ...]) -> bool:
-    """Whether spacings differ by rounding, and the ends of two grids around one centre by less than the tolerance."""
+    """Whether spacings differ by rounding only, and the ends of two centred grids by less than the tolerance."""
     ratios = np.abs(np.divide(one, np.maximum(np.abs(other), np.finfo(np.float64).tiny)) - 1)
     return bool((ratios <= _ROUNDED_SPACING).all() and (ratios * np.asarray(shape) / 2 < TOLERANCE).all())
 

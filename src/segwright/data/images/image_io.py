@@ -1,4 +1,4 @@
-"""Image files in, label maps out: the choice of a reader, stacking of channels, kind errors, exact geometry."""
+"""Read images and label maps, write label maps: choose the reader, stack channels, keep the geometry."""
 
 from __future__ import annotations
 
@@ -38,8 +38,7 @@ READERS: Mapping[str, Format] = {
 """Readers under nnU-Net's names, in the order of its automatic search (nnU-Net behaviour 2.2)."""
 
 _SMALL_BYTES = 1 << 16
-"""A file of fewer bytes unpacks to 64 MiB at most (deflate's 1032-fold); to read its header first costs a small image
-a tenth of its time."""
+"""A smaller file unpacks to at most 64 MiB (deflate: 1032-fold); reading its header first would take a tenth longer."""
 
 _LONGEST_REASON = 200
 
@@ -51,8 +50,8 @@ class Volume:
     Attributes:
         array: float32 (C, *S), three spatial axes in the reader's order; a label has one channel.
         spacing: extent of a voxel along the three axes.
-        properties: JSON object with all that `write_labels` needs to put a label map on the same grid.
-        notes: what was changed while reading, or looks wrong and can be read all the same.
+        properties: JSON object with everything that `write_labels` needs to write a label map on the same grid.
+        notes: what was changed while reading, or looks wrong but could be read.
     """
 
     array: Floats
@@ -62,12 +61,12 @@ class Volume:
 
     @property
     def header(self) -> Header:
-        """The grid, to compare others with."""
+        """The grid, for comparison with others."""
         return header_of(self.array.shape[1:], {**self.properties, "spacing": self.spacing})
 
 
 class RefusedError(ImageError):
-    """An image file that the right reader refuses; no other reader is to be tried."""
+    """The right reader refuses an image file; no other reader should be tried."""
 
 
 def choose_reader(
@@ -77,8 +76,8 @@ def choose_reader(
 
     Args:
         file_ending: the dataset's, with its leading dot.
-        examples: first channels of its cases, in their order; readers that cannot open the first are passed over.
-            TIFF files may hold pictures or stacks, so all of them are looked at: the reader that opens most is taken.
+        examples: first channels of its cases, in order; readers that cannot open the first are skipped. TIFF files may
+            hold pictures or stacks, so all of them are opened, and the reader of most of them is chosen.
         override: `overwrite_image_reader_writer` of dataset.json.
         are_labels: whether the examples are label maps.
 
@@ -115,7 +114,7 @@ def choose_reader(
 
 
 def reader_of_shapes(file_ending: str, shapes: Iterable[Sequence[int]], override: str | None = None) -> str:
-    """Return the name of the reader that gave images of some shapes (three axes), where the files are not at hand.
+    """Return the name of the reader that gave images of these shapes (three axes), without the files.
 
     Raises:
         ImageError: no reader knows the ending.
@@ -126,17 +125,17 @@ def reader_of_shapes(file_ending: str, shapes: Iterable[Sequence[int]], override
 
 
 def read_header(file: Path, reader: str, *, is_label: bool = False) -> Header:
-    """Read what is known of an image without its voxels, where the format allows that.
+    """Read the header of an image, without the voxels if the format allows it.
 
     Raises:
-        ImageError: the file is missing or no image of this kind.
+        ImageError: the file is missing or not an image of this kind.
     """
-    with _naming(file, "read"):
+    with _named_errors(file, "read"):
         return _reader(reader).header(file, is_label=is_label)
 
 
 def is_small(file: Path) -> bool:
-    """Whether a file can be read whole whatever its header says; also where it cannot be looked at."""
+    """Whether a file is small enough to be read whatever its header says; also if it cannot be accessed."""
     try:
         return file.stat().st_size < _SMALL_BYTES
     except OSError:
@@ -146,17 +145,15 @@ def is_small(file: Path) -> bool:
 def read_images(files: Sequence[Path], reader: str, *, find_hidden: bool = False) -> Volume:
     """Read the channel files of one case and stack them in order.
 
-    A channel that is stored along other axes than the first one, but shows the same places, is turned onto its grid.
-    Voxels that are NaN are read as 0.
+    A channel on the same grid as the first one, but stored along other axes, is re-oriented. NaN is read as 0.
 
     Args:
-        files: of the channels, in order.
+        files: channels in order.
         reader: as in the plan.
-        find_hidden: read NIfTI files of floats twice where the reader hides NaN and infinite values.
+        find_hidden: read NIfTI files of floats twice if the reader hides NaN and infinite values.
 
     Raises:
-        ImageError: a file is missing or unreadable, holds values that no image has, or the channels do not show the
-            same places.
+        ImageError: a file is missing, unreadable or has impossible values, or the channels are on different grids.
     """
     assert files, "a case has at least one channel file"
     parts: list[Floats] = []
@@ -165,7 +162,7 @@ def read_images(files: Sequence[Path], reader: str, *, find_hidden: bool = False
     for file in files:
         if first is not None:
             _require_grid(file, reader, first, files[0].name)
-        with _naming(file, "read"), np.errstate(over="ignore"):  # what float32 cannot hold is refused by name
+        with _named_errors(file, "read"), np.errstate(over="ignore"):  # what float32 cannot hold is refused by name
             header, array = _reader(reader).read(file)
         array, found = clean_intensities(array, file)
         notes += [*found, *(_hidden(file, header) if find_hidden else ())]
@@ -180,21 +177,21 @@ def read_images(files: Sequence[Path], reader: str, *, find_hidden: bool = False
 
 
 def read_label(file: Path, reader: str, *, like: Header | None = None, name: str = "its image") -> Volume:
-    """Read one label map as float32 (1, *S) of whole numbers.
+    """Read one label map as float32 (1, *S) with integer values.
 
     Args:
         file: the label map.
         reader: as in the plan.
-        like: header of what it belongs to; stored along other axes, it is turned onto that grid.
-        name: of what it belongs to, for messages.
+        like: header of its image; a label stored along other axes is re-oriented onto that grid.
+        name: what `like` belongs to, for messages.
 
     Raises:
-        ImageError: the file is missing, unreadable, has more than one channel or values that are no whole numbers, or
-            does not show the same places as `like`.
+        ImageError: the file is missing, unreadable, has more than one channel or values that are not integers, or is
+            not on the grid of `like`.
     """
     if like is not None:
         _require_grid(file, reader, like, name, is_label=True)
-    with _naming(file, "read"), np.errstate(over="ignore"):
+    with _named_errors(file, "read"), np.errstate(over="ignore"):
         header, array = _reader(reader).read(file, is_label=True)
     if len(array) != 1:
         raise ImageError(f"{file}: has {len(array)} channels, a label map has one whole number per voxel")
@@ -214,12 +211,12 @@ def header_of(shape: Sequence[int], properties: Mapping[str, Any]) -> Header:
 
 
 def turned_note(file: Path, name: str) -> Problem:
-    """Return what is said of a file whose array is turned when it is read."""
-    return Problem(where=str(file), what=f"is stored along other axes than {name}, and turned onto its grid when read")
+    """Return the note about a file that is re-oriented when it is read."""
+    return Problem(where=str(file), what=f"is stored along other axes than {name}, and re-oriented when read")
 
 
 def write_labels(labels: npt.NDArray[Any], path: Path, properties: Mapping[str, Any], reader: str) -> None:
-    """Write a label map on the grid that `properties` (of the case's `Volume`) describe; whole or not at all.
+    """Write a label map on the grid that `properties` (of the case's `Volume`) describe, atomically.
 
     Args:
         labels: integers (*S), three axes in the reader's order; stored as uint8 below a maximum of 255, else uint16.
@@ -239,22 +236,22 @@ def write_labels(labels: npt.NDArray[Any], path: Path, properties: Mapping[str, 
             f"expected integers from 0 to {LARGEST_WRITTEN_LABEL} on three axes"
         )
     stored: LabelMap = labels.astype(np.uint8 if largest <= LARGEST_UINT8_LABEL else np.uint16)
-    with _naming(path, "written", must_exist=False):
+    with _named_errors(path, "written", must_exist=False):
         _reader(reader).write(stored, path, tuple(properties["spacing"]), properties.get("geometry", {}))
 
 
 def files_beside(label: Path) -> tuple[Path, ...]:
-    """Return what belongs to a label map in another file: the spacing of a stack in a TIFF file."""
+    """Return files that belong to a label map: the JSON file with the spacing of a TIFF stack."""
     beside = spacing_file(label, is_label=True)
     return (beside,) if is_tiff(label) and beside.is_file() else ()
 
 
 def _tiff_reader(files: Sequence[Path], *, are_labels: bool) -> str:
-    """Return whether most of the files are pictures or stacks; one with a spacing beside it is a stack."""
+    """Return the reader for most of the files, pictures or stacks; a file with a spacing beside it is a stack."""
     num_stacks, failures = 0, []
     for file in files:
         try:
-            with _naming(file, "read"):
+            with _named_errors(file, "read"):
                 shape = tiff_shape(file, is_label=are_labels)
         except ImageError as error:
             failures.append(error)
@@ -267,7 +264,7 @@ def _tiff_reader(files: Sequence[Path], *, are_labels: bool) -> str:
 
 
 def _hidden(file: Path, header: Header) -> list[Problem]:
-    """Return what there is to say of values that a reader hides by reading them as 0.
+    """Return notes about values that a reader hides by reading them as 0.
 
     Raises:
         ImageError: some are infinite.
@@ -282,15 +279,15 @@ def _hidden_nonfinite(file: Path, header: Header) -> tuple[int, int]:
     """Count NaN and infinite voxels that a reader hides by reading them as 0."""
     if not header.hides_nonfinite:
         return 0, 0
-    with _naming(file, "read"):
+    with _named_errors(file, "read"):
         return nonfinite_in_nifti(file)
 
 
 def _require_grid(file: Path, reader: str, wanted: Header, name: str, *, is_label: bool = False) -> None:
-    """Refuse a file by its header if it is not the same places as another, before many voxels take memory.
+    """Refuse a file by its header if its grid is not that of another, before its voxels take memory.
 
     Raises:
-        ImageError: it is not, or cannot be read.
+        ImageError: the grids differ, or the file cannot be read.
     """
     if is_small(file):
         return
@@ -300,10 +297,10 @@ def _require_grid(file: Path, reader: str, wanted: Header, name: str, *, is_labe
 
 
 def _on_grid(array: Floats, header: Header, wanted: Header, file: Path, name: str) -> tuple[Floats, list[Problem]]:
-    """Return an array (C, *S) on the grid of another file, and what there is to say of that.
+    """Return an array (C, *S) re-oriented onto the grid of another file, with a note if that changed it.
 
     Raises:
-        ImageError: the grids are not the same places.
+        ImageError: the grids differ.
     """
     turn = find_reorientation(header, wanted)
     if turn is None:
@@ -325,8 +322,8 @@ def _reader(name: str) -> Format:
 
 
 @contextmanager
-def _naming(file: Path, action: str, *, must_exist: bool = True) -> Iterator[None]:
-    """Turn whatever a decoder raises into an error that names the file; their exception types have no common base."""
+def _named_errors(file: Path, action: str, *, must_exist: bool = True) -> Iterator[None]:
+    """Turn any exception of a decoder into an error that names the file; decoders have no common exception type."""
     try:
         require_text_path(file)
     except SegwrightError as error:
@@ -347,7 +344,7 @@ def _naming(file: Path, action: str, *, must_exist: bool = True) -> Iterator[Non
 
 
 def _require_file(file: Path) -> None:
-    """Refuse what is no file before it is opened; a pipe would never end."""
+    """Refuse anything but a regular file before it is opened; reading a pipe may never end."""
     wrong = absence(file)
     if wrong:
         kind = RefusedError if file.exists() else ImageError
@@ -356,7 +353,7 @@ def _require_file(file: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Return the telling part of a decoder's message: ITK puts it on the last line, after its source position."""
+    """Return the informative part of a decoder's message: ITK puts it on the last line, after its source position."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[-1] if lines else type(error).__name__
     text = text.rsplit("ITK ERROR:", maxsplit=1)[-1].strip()

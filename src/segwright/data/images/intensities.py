@@ -1,6 +1,6 @@
-"""Which intensities of an image are believed: NaN is read as 0, impossible values are refused, empty images noted.
+"""Clean intensities: NaN is read as 0, impossible values are refused, constant images are noted.
 
-One rule for training and prediction, for files of every format and for arrays.
+The same rule for training and prediction, for files of every format and for arrays.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from segwright.core.errors import ImageError, Problem
 Floats = npt.NDArray[np.float32]
 
 LARGEST: Final = 1e30
-"""No scanner measures more: such values come from a wrong byte order, scaling or type, and squares of them overflow."""
+"""No scanner measures more: larger values come from a wrong byte order, scaling or type, and their squares overflow."""
 
 
 def clean_intensities(array: Floats, file: object) -> tuple[Floats, tuple[Problem, ...]]:
-    """Return the intensities (C, *S) of an image, NaN as 0, and what there is to say of them.
+    """Return the intensities (C, *S) of an image with NaN replaced by 0, and notes about them.
 
     An array without NaN is returned itself.
 
@@ -43,20 +43,20 @@ def clean_intensities(array: Floats, file: object) -> tuple[Floats, tuple[Proble
 
 
 def missing_note(file: object, count: int) -> Problem:
-    """Return what is said of voxels that are NaN."""
-    remedy = "replace them where 0 is not what they mean"
+    """Return the note about voxels that are NaN."""
+    remedy = "replace them if they should not be 0"
     return Problem(where=str(file), what=f"{count} voxels are NaN and are read as 0", remedy=remedy)
 
 
 def impossible_values_error(file: object, count: int) -> ImageError:
-    """Return the error about values that no image has."""
+    """Return the error about impossible values."""
     return ImageError(
-        f"{file}: {count} voxels are infinite or larger than {LARGEST:g}, which no image is; check its type, "
+        f"{file}: {count} voxels are infinite or larger than {LARGEST:g}, which no image has; check its type, "
         "byte order and scaling, and replace them"
     )
 
 
 def _extent(array: Floats) -> tuple[float, float]:
-    """Return the smallest and the largest value; NaN where there is one."""
+    """Return the smallest and the largest value; NaN if any value is."""
     with np.errstate(invalid="ignore"):
         return float(array.min(initial=np.inf)), float(array.max(initial=-np.inf))

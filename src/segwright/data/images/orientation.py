@@ -1,4 +1,4 @@
-"""How the axes of an image lie in the body, from its header alone; readers that turn every image to RAS+."""
+"""Anatomical orientation of an image, from its header; readers that re-orient every image to RAS+."""
 
 from __future__ import annotations
 
@@ -14,42 +14,42 @@ from segwright.data.images.formats import Header
 from segwright.data.images.image_io import read_header
 
 REORIENTING: Final = {"SimpleITKIO": "SimpleITKIOWithReorient", "NibabelIO": "NibabelIOWithReorient"}
-"""The reader that does the same in RAS+."""
+"""The corresponding reader that re-orients to RAS+."""
 
 
 def reorienting(reader: str) -> str:
-    """Return the reader that turns images to RAS+.
+    """Return the reader that re-orients images to RAS+.
 
     Raises:
-        ConfigError: the format tells no orientation.
+        ConfigError: the format stores no orientation.
     """
     if reader in REORIENTING.values():
         return reader
     if reader not in REORIENTING:
-        raise ConfigError(f"images read by {reader} do not tell how they lie; leave --reorient out")
+        raise ConfigError(f"images read by {reader} store no orientation; leave --reorient out")
     return REORIENTING[reader]
 
 
 def canonical_axes(file: Path, reader: str) -> tuple[int, ...]:
-    """Return which axis of the array (Z, Y, X) of a file becomes each axis of the array in RAS+.
+    """Return for each axis of the array in RAS+ the axis of the file's array (Z, Y, X).
 
     Raises:
-        ConfigError: the file is no 3D image with one channel, and the readers that turn images take no other.
+        ConfigError: the file is not a 3D image with one channel, as readers that re-orient need.
         ImageError: the file cannot be read.
     """
     header = read_header(file, reader)
     orientation = _orientation(header)
     if orientation is None or header.num_channels > 1:
-        what = "does not tell how three axes lie" if orientation is None else f"holds {header.num_channels} channels"
-        raise ConfigError(f"{file}: {what}; only 3D images of one channel can be turned, so leave --reorient out")
+        what = "stores no 3D orientation" if orientation is None else f"holds {header.num_channels} channels"
+        raise ConfigError(f"{file}: {what}; only 3D images of one channel can be re-oriented; leave --reorient out")
     xyz = [int(np.flatnonzero(orientation[:, 0] == axis)[0]) for axis in range(3)]
     return tuple(2 - axis for axis in reversed(xyz))
 
 
 def lateral_axis(file: Path, reader: str) -> tuple[int, bool] | None:
-    """Return the axis of the array (Z, Y, X) that runs between left and right, and which way; None if untold.
+    """Return the axis of the array (Z, Y, X) that runs between left and right, and its direction; None if unknown.
 
-    A 2D image tells none: its two axes may be any two of the body's.
+    It is unknown for 2D images, whose axes may be any two of the body.
 
     Raises:
         ImageError: the file cannot be read.
@@ -63,7 +63,7 @@ def lateral_axis(file: Path, reader: str) -> tuple[int, bool] | None:
 
 
 def _orientation(header: Header) -> npt.NDArray[np.float64] | None:
-    """Return nibabel's (3, 2) of the file's axes (X, Y, Z), the axis of the body and its sign; None if untold."""
+    """Return nibabel's (3, 2) of the file's axes (X, Y, Z), the axis of the body and its sign; None if unknown."""
     affine = np.eye(4)
     if "affine" in header.geometry:
         affine[:3, :3] = np.asarray(header.geometry["affine"])[:3, :3]

@@ -1,8 +1,8 @@
-"""Arrays in `.b2nd` files of unknown origin: opened only where a file holds plain numbers and nothing else.
+"""Open `.b2nd` files of unknown origin, after checking that they hold plain numbers and nothing else.
 
-blosc2 stores more than arrays in such files: expressions and functions that it rebuilds, references to other files and
-servers, pickled objects, and codecs for which it starts a Python to find a plugin. So header, index, the head of every
-chunk and the trailer of the frame are looked at before blosc2 sees the file.
+blosc2 files may hold more than arrays: expressions and functions that it rebuilds, references to other files and
+servers, pickled objects, and codecs for which it starts Python to load a plugin. So the header, the index, the header
+of every chunk and the trailer of the frame are checked before blosc2 opens the file.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _DTYPE: Final = re.compile(r"[<>|=]?(?:[fiu][1248]|b1|\?)")
 _CODECS: Final = {0, 1, 2, 4, 5}
 """BloscLZ, LZ4, LZ4HC, Zlib, Zstandard; for others blosc2 looks for a plugin."""
 _CODEC_FORMATS: Final = {0, 1, 3, 4}
-"""The same as chunks name them."""
+"""The same codecs, as numbered in chunks."""
 _FILTERS: Final = {0, 1, 2, 3, 4}
 _EXTENDED: Final = 0x05
 """Both bits of the old shuffle flags: the head of the chunk has 32 bytes."""
@@ -43,12 +43,12 @@ _MOST_AXES: Final = 8
 _MOST_VALUES: Final = 1 << 48
 _MOST_CHUNKS: Final = 1 << 22
 _LARGEST_CHUNK: Final = 1 << 28
-"""Bytes. blosc2 takes the memory of a whole chunk to read a part of it; ours have 64 MiB at most."""
+"""Bytes. blosc2 needs memory for a whole chunk to read a part of it; ours have at most 64 MiB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArrayLayout:
-    """What the header of a file says of its array."""
+    """Shape, chunks and dtype of an array, from the header of its file."""
 
     shape: tuple[int, ...]
     chunks: tuple[int, ...]
@@ -93,7 +93,7 @@ def open_array(path: Path) -> Any:
 
 
 def read_layout(path: Path) -> ArrayLayout:
-    """See that a file holds a plain array of numbers and is complete; nothing of it is decompressed but the index.
+    """Check that a file is a complete, plain array of numbers; only its index is decompressed.
 
     Raises:
         OSError: it is missing or cannot be read.
@@ -101,9 +101,9 @@ def read_layout(path: Path) -> ArrayLayout:
     """
     try:
         if not stat.S_ISREG((found := path.stat()).st_mode):
-            raise _Refused("is no file")
+            raise _Refused("is not a regular file")
         if found.st_size < _HEADER.size:
-            raise _Refused("is no blosc2 array, or cut off")
+            raise _Refused("is not a blosc2 array, or cut off")
         with (
             path.open("rb") as stream,
             mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content,
@@ -121,7 +121,7 @@ def _layout(content: mmap.mmap) -> ArrayLayout:
     magic, header_size, frame_size, *kinds = _HEADER.unpack_from(content)
     flags, frame_type, codec, _, size, compressed, item_size, block_size, chunk_size, attributes = kinds
     if magic != _MAGIC:
-        raise _Refused("is no blosc2 array")
+        raise _Refused("is not a blosc2 array")
     if frame_size != len(content) or not _HEADER.size <= header_size <= frame_size - _TRAILER_END:
         raise _Refused("is cut off or damaged (its size is not what its header says)")
     is_plain = frame_type == 0 and flags & 0x0F <= _NEWEST_FORMAT and _CODECS.issuperset((codec & 0x0F, content[77]))
@@ -141,7 +141,7 @@ def _layout(content: mmap.mmap) -> ArrayLayout:
 
 
 def _array_layout(header: bytes) -> ArrayLayout:
-    """Return the layout in the only metalayer that a plain array has, `b2nd`."""
+    """Return the layout from `b2nd`, the only metalayer of a plain array."""
     start = _HEADER.size
     try:
         _, _, _, _, count = _METALAYERS.unpack_from(header, start)
@@ -193,12 +193,12 @@ def _has_plain_trailer(content: mmap.mmap) -> bool:
 def _require_plain_chunks(
     content: mmap.mmap, start: int, compressed: int, num_chunks: int, layout: ArrayLayout
 ) -> None:
-    """See that all chunks lie in the file and need built-in codecs only."""
+    """Check that all chunks are inside the file and need only built-in codecs."""
     end = start + compressed
     if not start <= end <= len(content) - _TRAILER_END:
-        raise _Refused("is damaged (its index lies outside)")
+        raise _Refused("is damaged (its index is outside the file)")
     for offset in _offsets(content, end, num_chunks):
-        if offset >= 0:  # others are chunks of one value, which need no bytes
+        if offset >= 0:  # others are chunks of one value, which are not stored
             _require_plain_chunk(content, start + offset, end, layout.dtype.itemsize, layout.chunk_bytes)
 
 
@@ -217,7 +217,7 @@ def _offsets(content: mmap.mmap, start: int, num_chunks: int) -> list[int]:
 
 def _require_plain_chunk(content: mmap.mmap, start: int, end: int, item_size: int, chunk_bytes: int) -> None:
     if not 0 <= start <= end - _CHUNK.size:
-        raise _Refused("is damaged (a chunk lies outside)")
+        raise _Refused("is damaged (a chunk is outside the file)")
     _, _, flags, width, num_bytes, block, size, *rest = _CHUNK.unpack_from(content, start)
     filters, own_codec = rest[:6], rest[6]
     is_special = rest[15] & _SPECIAL

@@ -1,4 +1,4 @@
-"""Chunk and block shapes of stored arrays, so that reading one patch touches few of them (nnU-Net behaviour 6.6)."""
+"""Chunk and block shapes of stored arrays, chosen so that a patch touches few of them (nnU-Net behaviour 6.6)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Label maps that one stage of a cascade predicted for the next, on the next stage's grid.
+"""Store the label maps that one stage of a cascade predicts for the next, on the next stage's grid.
 
-A case is `<case>.b2nd`, the map (*S) as nnU-Net stores it (nnU-Net behaviour 6.6), and `<case>.json`: which weights
-made it, shape, type, size and checksums. The document is written last, so a map without it does not exist.
+A case is `<case>.b2nd`, the map (*S) as nnU-Net stores it (nnU-Net behaviour 6.6), and `<case>.json`: hash of
+the weights, shape, type, size and checksums. The document is written last; a map without it does not count.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from segwright.data.preprocessed.chunks import chunk_and_block
 from segwright.data.preprocessed.store import LazyArray, lazy_array
 
 FOLDER = "predicted_next_stage"
-"""In the model folder of the stage that predicts; below it one folder for each stage that reads."""
+"""In the model folder of the predicting stage; it has one sub-folder for each stage that reads the maps."""
 
 SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
 class StageMap:
-    """A stored map seen as (1, *S); read where it is sliced."""
+    """A stored map as (1, *S); read when it is sliced."""
 
     array: LazyArray
 
@@ -58,7 +58,7 @@ class StageMaps:
     folder: Path
 
     def save(self, identifier: str, label_map: npt.NDArray[Any], patch_size: Sequence[int], weights_hash: str) -> None:
-        """Write a map (*S), atomically; what was there is replaced.
+        """Write a map (*S) atomically, replacing an old one.
 
         Args:
             identifier: the case.
@@ -86,7 +86,7 @@ class StageMaps:
         write_json(self._json(identifier), with_checksum(document))
 
     def is_fresh(self, identifier: str, shape: Sequence[int], weights_hash: str) -> bool:
-        """Whether the map is there as it was written, has `shape` and was made by these weights."""
+        """Whether the map exists, is undamaged, has `shape` and was made by these weights."""
         try:
             document, file = read_json(self._json(identifier)), self._map(identifier)
             wanted = (weights_hash, list(shape), file.stat().st_size)
@@ -99,7 +99,7 @@ class StageMaps:
         """Open a map without reading it.
 
         Raises:
-            WorkspaceError: it is not there or its document is damaged.
+            WorkspaceError: it is missing or its document is damaged.
         """
         path = self._json(identifier)
         try:
@@ -110,7 +110,7 @@ class StageMaps:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise WorkspaceError(
                 f"case '{identifier}': no prediction of the previous stage ({path}); train this stage by "
-                "'segwright train', which makes what is missing"
+                "'segwright train', which predicts missing maps"
             ) from error
         return StageMap(array)
 

@@ -1,4 +1,4 @@
-"""Where a preprocessed case comes from: the grid it had, and the files it was made from."""
+"""Provenance of a preprocessed case: its original grid, and the files it was made from."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from segwright.core.boxes import Box
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
-    """Where a preprocessed case comes from: all that is needed to put a prediction back on the case's own grid.
+    """Everything needed to map a prediction back to the original grid of a case.
 
-    Axes are transposed (the plan's order) but for `properties`, which are the reader's own.
+    Axes are transposed (the plan's order), except in `properties`, which are the reader's.
     """
 
     properties: Mapping[str, Any]
@@ -40,7 +40,7 @@ class Provenance:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Provenance:
-        """Return the provenance behind `to_json`."""
+        """Return the provenance from a document of `to_json`."""
         return cls(
             properties=document["properties"],
             shape_before_cropping=tuple(document["shape_before_cropping"]),
@@ -54,7 +54,7 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceFile:
-    """A raw file a case was made from; size and time tell that its hash need not be computed again."""
+    """A raw file that a case was made from; its hash is not computed again while size and time are the same."""
 
     name: str
     size: int

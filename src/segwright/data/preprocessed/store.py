@@ -1,11 +1,10 @@
-"""Preprocessed cases on disk: compressed arrays that are read patch by patch, and one JSON document per case.
+"""Store preprocessed cases: compressed arrays that are read patch by patch, and one JSON document per case.
 
 A case is `<case>.b2nd` (image), `<case>_seg.b2nd` (label map), `<case>_locations.b2nd` (voxels of each class, one row
 of three coordinates per voxel, class after class; absent if there is none) and `<case>.json`: provenance, the number
-of rows of each class, what the case was made from, size and checksum of the arrays, and a checksum of its own. The
-JSON is written last, so a case without it does not exist. Each array is compared with its checksum before it is first
-read. Arrays are opened anew for each access: handles of blosc2 may not be shared between
-threads.
+of rows of each class, hashes of the raw files, size and checksum of the arrays, and a checksum of its own. The JSON
+is written last; a case without it does not count. Each array is checked against its checksum before it is first read.
+Arrays are opened for each access, since handles of blosc2 must not be shared between threads.
 """
 
 from __future__ import annotations
@@ -43,29 +42,29 @@ SCHEMA_VERSION = 1
 _IMAGE, _LABEL, _LOCATIONS = "image", "label", "locations"
 _ENDINGS = {_IMAGE: ".b2nd", _LABEL: "_seg.b2nd", _LOCATIONS: "_locations.b2nd"}
 _PROBE_BYTES = 64 * 1024
-"""The checksum of older versions covers this much at both ends of a file."""
+"""The checksum of older versions covers this many bytes at both ends of a file."""
 _ROWS_PER_CHUNK, _ROWS_PER_BLOCK = 16384, 512
 _FILTERS = {
     _IMAGE: (blosc2.Filter.NOFILTER, blosc2.Filter.SHUFFLE),
     _LABEL: (blosc2.Filter.SHUFFLE,),
     _LOCATIONS: (blosc2.Filter.SHUFFLE,),
 }
-"""What is tried; images that were whole numbers compress best as they are, others by the bytes of a place."""
+"""Filters to try: images of integers compress best without, others shuffled."""
 _REMEDY = "preprocess the dataset again"
 
 
 class DamagedCaseError(WorkspaceError):
-    """A case is not as it was written; it counts as missing from now on, so that preprocessing makes it again."""
+    """A case is damaged; from now on it counts as missing, so that preprocessing makes it again."""
 
 
 class FirstRead:
-    """Compares a file with what its document says before any of it is used; once, from whatever thread comes first.
+    """Checks a file against its document once, before its first use, in the first thread that needs it.
 
     Args:
         path: of the array.
-        document: is removed where the array is damaged, so that the case is made again.
+        document: removed if the array is damaged, so that the case is made again.
         size: of the file in bytes.
-        crc: of the file; None if an older version wrote it, which kept none of the whole file.
+        crc: of the whole file; None if an older version wrote it.
     """
 
     def __init__(self, path: Path, document: Path, *, size: int | None, crc: int | None) -> None:
@@ -77,10 +76,10 @@ class FirstRead:
         self._lock = threading.Lock()
 
     def require(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        """See that the file is undamaged and holds a plain array of this shape and type.
+        """Require that the file is undamaged and holds a plain array of this shape and type.
 
         Raises:
-            DamagedCaseError: it is not, or does not.
+            DamagedCaseError: it is not.
         """
         if self._is_done:
             return
@@ -95,12 +94,12 @@ class FirstRead:
     def _damage(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
         try:
             if self._size is not None and self._path.stat().st_size != self._size:
-                return "it is shorter or longer than it was written"
+                return "its size has changed since it was written"
             if self._crc is not None and file_crc(self._path) != self._crc:
-                return "its checksum is not the one it was written with"
+                return "its checksum does not match"
             layout = read_layout(self._path)
         except FileNotFoundError:
-            return "it is gone"
+            return "the file does not exist"
         except DatasetError as error:
             return str(error).removeprefix(f"{self._path}: ")
         if layout.shape != shape or layout.dtype != dtype:
@@ -110,7 +109,7 @@ class FirstRead:
 
 @dataclass(frozen=True, slots=True)
 class LazyArray:
-    """An array on disk that is decompressed where it is sliced; may be used from any number of threads."""
+    """An array on disk that is decompressed when it is sliced; thread-safe."""
 
     path: Path
     shape: tuple[int, ...]
@@ -131,7 +130,7 @@ class LazyArray:
 
 @dataclass(frozen=True, slots=True)
 class LazyRows:
-    """The voxels (n, 3) of one class; a row is read where it is asked for."""
+    """The voxels (n, 3) of one class; a row is read when it is indexed."""
 
     array: LazyArray
     first: int
@@ -158,13 +157,13 @@ class LazyRows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreprocessedCase:
-    """A case as the network sees it; arrays stay on disk."""
+    """A preprocessed case; its arrays stay on disk until they are sliced."""
 
     identifier: str
     image: LazyArray  # (C, *S) float32
     label: LazyArray  # (1, *S) int16, -1 outside the non-zero mask
     class_locations: Mapping[ClassKey, Any]
-    """Class or region to its voxels (n, 3), at most 10000 or 1 % of them; n is 0 where there is none."""
+    """Class or region to its voxels (n, 3), at most 10000 or 1 % of them; n may be 0."""
     provenance: Provenance
 
 
@@ -179,7 +178,7 @@ class CaseStore:
     folder: Path
 
     def identifiers(self) -> tuple[str, ...]:
-        """Return the cases that are there, sorted."""
+        """Return the stored cases, sorted."""
         if not self.folder.is_dir():
             return ()
         names = (path.name for path in self.folder.iterdir() if path.suffix == ".json")
@@ -189,7 +188,7 @@ class CaseStore:
         """Open a case without reading its arrays.
 
         Raises:
-            WorkspaceError: the case is not there or its document is damaged.
+            WorkspaceError: the case is missing or its document is damaged.
         """
         if not self._json(identifier).is_file():
             raise WorkspaceError(
@@ -223,7 +222,7 @@ class CaseStore:
         source_hash: str,
         sources: Sequence[SourceFile] = (),
     ) -> None:
-        """Write a case; what was there under its name is replaced, and until the end the case does not exist.
+        """Write a case, replacing an old one; until it is complete, the case counts as missing.
 
         Args:
             identifier: the case.
@@ -231,8 +230,8 @@ class CaseStore:
             label: (1, *S).
             class_locations: class or region to voxels (n, 3).
             provenance: where it comes from.
-            patch_size: of the training; decides what is compressed together.
-            source_hash: tells later whether the case is still up to date.
+            patch_size: of training; determines the chunks.
+            source_hash: shows later whether the case is up to date.
             sources: the raw files, see `recorded_sources`.
         """
         below(self.folder, f"{identifier}{_ENDINGS[_LOCATIONS]}")
@@ -266,11 +265,11 @@ class CaseStore:
             self._array(identifier, kind).unlink(missing_ok=True)
 
     def sweep(self) -> None:
-        """Delete what a killed process left half-written; young files may belong to one that is at work."""
+        """Delete temporary files of killed processes; recent ones are kept, since they may still be written."""
         sweep_leftovers(self.folder, is_shared=True)
 
     def is_fresh(self, identifier: str, source_hash: str) -> bool:
-        """Whether the case is there, undamaged to the last byte, and made from `source_hash`."""
+        """Whether the case exists, is undamaged, and was made from `source_hash`."""
         try:
             document = self._document(identifier)
             if document["source_hash"] != source_hash:
@@ -280,7 +279,7 @@ class CaseStore:
             return False
 
     def recorded_sources(self, identifier: str) -> tuple[SourceFile, ...]:
-        """Return the raw files the case was made from; none if the case is not there."""
+        """Return the raw files the case was made from; empty if the case is missing."""
         try:
             entries = self._document(identifier)["sources"]
             return tuple(SourceFile(name=n, size=s, mtime_ns=t, sha256=h) for n, s, t, h in entries)
@@ -293,7 +292,7 @@ class CaseStore:
         if not isinstance(document, dict) or document.get("schema_version") != SCHEMA_VERSION:
             raise WorkspaceError(f"{path}: expected schema_version {SCHEMA_VERSION}")
         if not has_right_checksum(document):
-            raise WorkspaceError(f"{path}: damaged (its checksum is not the one it was written with)")
+            raise WorkspaceError(f"{path}: damaged (its checksum does not match)")
         return document
 
     def _class_locations(self, identifier: str, document: Mapping[str, Any]) -> dict[ClassKey, LazyRows]:
@@ -324,7 +323,7 @@ class CaseStore:
 
     @staticmethod
     def clash_problems(where: str, identifiers: Sequence[str]) -> list[Problem]:
-        """Return what is wrong with the names of cases whose files would replace each other's."""
+        """Return problems of cases whose preprocessed files would have the same name."""
         return [
             Problem(
                 where=f"{where}, case {second}",
@@ -339,7 +338,7 @@ class CaseStore:
 
 
 def lazy_array(path: Path, document: Path, entry: Mapping[str, Any]) -> LazyArray:
-    """Return an array that is compared with its entry in a document when it is first read."""
+    """Return an array that is checked against its entry in a document when it is first read."""
     first_read = FirstRead(path, document, size=entry.get("bytes"), crc=entry.get("crc32"))
     return LazyArray(path, tuple(entry["shape"]), np.dtype(entry["dtype"]), first_read)
 
@@ -356,9 +355,9 @@ def _write(
     layout: tuple[tuple[int, ...], tuple[int, ...]],
     filters: Sequence[blosc2.Filter],
 ) -> dict[str, Any]:
-    """Compress an array into a file, atomically, and return what the document keeps of it."""
+    """Compress an array into a file, atomically, and return its entry in the document."""
     frame = _compressed(np.ascontiguousarray(array), *layout, filters).to_cframe()
-    with atomic_path(path, durable=False, size=len(frame)) as temporary:  # the document's checksum vouches for it
+    with atomic_path(path, durable=False, size=len(frame)) as temporary:  # the document holds its checksum
         temporary.write_bytes(frame)
     return {"shape": list(array.shape), "dtype": array.dtype.name, "bytes": len(frame), "crc32": zlib.crc32(frame)}
 
@@ -366,10 +365,10 @@ def _write(
 def _compressed(
     array: npt.NDArray[Any], chunks: tuple[int, ...], blocks: tuple[int, ...], filters: Sequence[blosc2.Filter]
 ) -> Any:
-    """Return the array compressed with the filter that makes a slab from its middle smallest.
+    """Compress the array with the filter that compresses its middle slab best.
 
-    Zstandard at level 1 instead of nnU-Net's LZ4HC at level 5: about the same size or smaller, several times as fast
-    to write, and every blosc2 reads it.
+    Zstandard at level 1 instead of nnU-Net's LZ4HC at level 5: about the same size or smaller, several times faster
+    to write, and readable by every blosc2.
     """
     middle = tuple(
         slice((extent - min(extent, chunk)) // 2, (extent + min(extent, chunk)) // 2)
@@ -378,7 +377,7 @@ def _compressed(
     slab = np.ascontiguousarray(array[middle])
 
     def compress(part: npt.NDArray[Any], chosen: blosc2.Filter) -> Any:
-        # Written in one go: blosc2 would write the file's trailer anew after each chunk.
+        # In memory first: blosc2 would rewrite the file's trailer after each chunk.
         parameters = blosc2.CParams(codec=blosc2.Codec.ZSTD, clevel=1, nthreads=1, filters=[chosen], filters_meta=[0])
         fitting = tuple(min(block, extent) for block, extent in zip(blocks, part.shape, strict=True))
         limits = tuple(min(chunk, extent) for chunk, extent in zip(chunks, part.shape, strict=True))
@@ -408,7 +407,7 @@ def _is_whole(path: Path, entry: Mapping[str, Any]) -> bool:
 
 
 def _checksum(path: Path) -> int:
-    """Return the CRC-32 of the file's first and last part: all that older versions kept."""
+    """Return the CRC-32 of the file's first and last part, the checksum of older versions."""
     with path.open("rb") as stream:
         total = zlib.crc32(stream.read(_PROBE_BYTES))
         size = path.stat().st_size

@@ -87,7 +87,7 @@ def test_a_flip_without_its_origin_is_another_place() -> None:
 
     assert find_reorientation(header(flipped), header(AFFINE)) is None
     problem = difference(header(flipped), header(AFFINE), file="b.nii", name="a.nii")
-    assert problem.what.startswith("affine differs from that of a.nii, voxels of one index lie up to")
+    assert problem.what.startswith("affine differs from that of a.nii, voxels of the same index are up to")
 
 
 def test_slices_of_another_thickness_are_another_grid() -> None:

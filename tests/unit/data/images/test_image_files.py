@@ -240,7 +240,7 @@ def test_channels_stored_along_other_axes_are_turned(tmp_path: Path) -> None:
 
     np.testing.assert_array_equal(volume.array[0], volume.array[1])
     assert [str(note) for note in volume.notes] == [
-        f"{tmp_path / 'b.mha'}: is stored along other axes than a.mha, and turned onto its grid when read"
+        f"{tmp_path / 'b.mha'}: is stored along other axes than a.mha, and re-oriented when read"
     ]
     label = read_label(tmp_path / "b.mha", "SimpleITKIO", like=volume.header)
     np.testing.assert_array_equal(label.array[0], volume.array[0])
@@ -299,7 +299,7 @@ def test_picture_stack_is_refused_by_the_picture_reader(images: Path) -> None:
 def test_several_values_a_voxel_are_refused(tmp_path: Path) -> None:
     SimpleITK.WriteImage(SimpleITK.Image((4, 4, 4), SimpleITK.sitkVectorUInt8, 3), str(tmp_path / "v.nrrd"))
 
-    with pytest.raises(ImageError, match="has 3 values a voxel; write one file per channel"):
+    with pytest.raises(ImageError, match="has 3 values per voxel; write one file per channel"):
         read_images([tmp_path / "v.nrrd"], "SimpleITKIO")
 
 

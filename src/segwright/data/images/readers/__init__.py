@@ -1,1 +1,1 @@
-"""Readers and writers of image files, one module for each family; headers are checked before a library sees a file."""
+"""Readers and writers of image files, one module per family; headers are checked before a library opens a file."""

@@ -1,4 +1,4 @@
-"""NIfTI, NRRD, MetaImage and GIPL through ITK, whose parser is chosen by the file's ending and sees checked headers."""
+"""Read and write NIfTI, NRRD, MetaImage and GIPL with ITK; headers are checked first, endings choose the parser."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _PARSERS: Final[Mapping[str, tuple[str, Callable[..., NiftiHeader | None]]]] = {
     ".mhd": (_METAIMAGE, check_metaimage),
     ".gipl": ("GiplImageIO", check_gipl),
 }
-"""ITK's parser of each ending, and what looks at a file before it."""
+"""ITK's parser for each ending, and the check that a file must pass first."""
 
 
 class SimpleITKIO:
@@ -67,17 +67,17 @@ class SimpleITKIO:
         return header, _array(image, header)
 
     def write(self, labels: LabelMap, path: Path, spacing: tuple[float, ...], geometry: Mapping[str, Any]) -> None:
-        """Write compressed, in the dimension that was read."""
+        """Write compressed, with the number of axes that was read."""
         _write(_image(labels, geometry), path, geometry)
 
 
 class SimpleITKIOWithReorient(SimpleITKIO):
-    """As `SimpleITKIO`, worked on in RAS orientation and written in the original one; chosen by name only."""
+    """As `SimpleITKIO`, but re-oriented to RAS when read and back when written; chosen by name only."""
 
     endings = ()
 
     def header(self, file: Path, *, is_label: bool = False) -> Header:
-        """Read shape, spacing and geometry of the re-oriented image, which needs the voxels."""
+        """Read shape, spacing and geometry of the re-oriented image; this reads the voxels, too."""
         return self.read(file, is_label=is_label)[0]
 
     def read(self, file: Path, *, is_label: bool = False) -> tuple[Header, Floats]:
@@ -103,11 +103,11 @@ def _open(file: Path, *, is_label: bool) -> tuple[Any, NiftiHeader | None]:
     name = file.name.lower()
     ending = next((each for each in sorted(_PARSERS, key=len, reverse=True) if name.endswith(each)), None)
     if ending is None:
-        raise Refusal(f"its ending is none of {', '.join(_PARSERS)}; convert it")
+        raise Refusal(f"its ending is not one of {', '.join(_PARSERS)}; convert it")
     parser, check = _PARSERS[ending]
     nifti = check(file, is_label=is_label)
     if nifti is not None and nifti.is_second:
-        raise ValueError("is of version 2 of NIfTI, which ITK does not read; take NibabelIO, or store it as version 1")
+        raise ValueError("is NIfTI version 2, which ITK does not read; use NibabelIO, or store it as version 1")
     reader = SimpleITK.ImageFileReader()
     reader.SetImageIO(parser)
     reader.SetFileName(str(file))
@@ -144,19 +144,19 @@ def _as_stored(voxels: npt.NDArray[Any], nifti: NiftiHeader) -> npt.NDArray[Any]
 
 
 def _header(image: Any, num_components: int, nifti: NiftiHeader | None, *, is_label: bool) -> Header:
-    """Describe an ITK image or the reader of one: 2D gets a first axis, the fourth axis counts as channels."""
+    """Return the header of an ITK image or reader: 2D gets a first axis, a fourth axis counts as channels."""
     dimension = image.GetDimension()
     _require_one_value(num_components, is_label=is_label)
     if dimension not in (2, 3, 4):
         raise Refusal(f"has {dimension} dimensions, expected 2, 3 or 4")
     size, spacing = image.GetSize(), [abs(float(extent)) for extent in image.GetSpacing()]
     if not np.isfinite([*spacing, *image.GetOrigin(), *image.GetDirection()]).all() or not all(spacing):
-        raise Refusal(f"its spacing {spacing}, origin or direction holds no finite number; repair them")
+        raise Refusal(f"its spacing {spacing}, origin or direction is not finite; repair them")
     shape = tuple(int(extent) for extent in reversed(size[:3]))
     in_order = tuple(reversed(spacing[:3]))
     if dimension == 2:
         shape, in_order = (1, *shape), (FLAT_SPACING_FACTOR * max(in_order), *in_order)
-    # Of a 4D image the geometry of its first three axes is kept, so that 3D predictions can be written.
+    # A 4D image keeps the geometry of its first three axes, so that 3D predictions can be written.
     kept = min(dimension, 3)
     direction = np.reshape(image.GetDirection(), (dimension, dimension))[:kept, :kept]
     geometry = {
@@ -179,10 +179,10 @@ def _require_one_value(count: int, *, is_label: bool) -> None:
         return
     if is_label:
         raise Refusal(
-            f"has {count} values a voxel, as label maps with overlapping segments (3D Slicer's layers) do; "
-            "export a label map with one whole number a voxel, without overlap"
+            f"has {count} values per voxel, as label maps with overlapping segments (3D Slicer's layers) do; "
+            "export a label map with one integer per voxel, without overlap"
         )
-    raise Refusal(f"has {count} values a voxel; write one file per channel")
+    raise Refusal(f"has {count} values per voxel; write one file per channel")
 
 
 def _array(image: Any, header: Header) -> Floats:
@@ -199,7 +199,7 @@ def _image(labels: LabelMap, geometry: Mapping[str, Any]) -> Any:
 
 
 def _write(image: Any, path: Path, geometry: Mapping[str, Any]) -> None:
-    """Write an image that lies as the file did; where both are NIfTI, in all the words of its header."""
+    """Write an image with the geometry of the file; if both are NIfTI, with all geometry fields of its header."""
     with atomic_path(path) as temporary:
         if GEOMETRY in geometry and is_nifti(path):
             write_nifti(SimpleITK.GetArrayViewFromImage(image), temporary, geometry[GEOMETRY])
@@ -208,10 +208,10 @@ def _write(image: Any, path: Path, geometry: Mapping[str, Any]) -> None:
 
 
 def _write_complete(image: Any, path: Path) -> None:
-    """Write an image compressed; ITK says nothing where the disk is full in the middle of a NIfTI or GIPL file.
+    """Write an image compressed; ITK reports no error if the disk becomes full within a NIfTI or GIPL file.
 
     Raises:
-        RuntimeError: less was written than the image has.
+        RuntimeError: the file is shorter than the image.
     """
     SimpleITK.WriteImage(image, str(path), useCompression=True)
     name, voxels = path.name.lower(), image.GetNumberOfPixels() * image.GetSizeOfPixelComponent()
@@ -221,4 +221,4 @@ def _write_complete(image: Any, path: Path) -> None:
     else:
         is_cut_off = name.endswith((".nii", ".gipl")) and written < voxels
     if is_cut_off:
-        raise RuntimeError("less was written than the image has; is the disk full?")
+        raise RuntimeError("the file is shorter than the image; is the disk full?")

@@ -1,6 +1,6 @@
-"""The headers of NRRD, MetaImage and GIPL files, checked before ITK reads them: sizes, and no data in other files.
+"""Check headers of NRRD, MetaImage and GIPL files before ITK reads them: sizes, and no data in other files.
 
-What the checks do not understand they refuse, so that ITK cannot read a header in another way than they did.
+Headers that the checks do not understand are refused, so that ITK cannot interpret a header differently.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LONE_RETURN = re.compile(rb"\r(?!\n)")
 _WHOLE = re.compile(r"[0-9]{1,15}")
 _NUMBER = re.compile(r"[0-9.]{1,20}(e[+]?[0-9]{1,2})?")
 _NUMBERS_OF_PLACES = re.compile(r"[-+]?[0-9]{0,10}[.]?[0-9]{0,40}([eE][-+]?0*[0-9])?([eE]-[0-9]{1,3})?")
-"""ITK computes for minutes with directions of 1e308."""
+"""ITK takes minutes for directions of 1e308."""
 _DETACHED = "keeps its voxels in another file"
 _INLINE = "store header and voxels in one file"
 
@@ -55,14 +55,14 @@ _NOT_MM: Final = re.compile(
     r"nm|um|mu|(?:\xc2\xb5|\xb5|\xce\xbc)m|microns?|cm|dm|m|in|inch(?:es)?|feet|(?:nano|micro|centi|deci)?met(?:er|re)s?",
     re.IGNORECASE,
 )
-"""Lengths that ITK reads as if they were mm; of the bytes of UTF-8, as latin-1 shows them. Other words are no unit."""
+"""Units that ITK would read as mm, in UTF-8 decoded as latin-1; other words are not units."""
 _LONGEST_VALUE = 512
-"""Characters of a field; ITK writes those that it cannot read into a message of fixed length, past its end."""
+"""Characters of a field; ITK copies values it cannot parse into a message buffer of fixed length (overflow)."""
 _NRRD_GZIP: Final = ("gzip", "gz")
 _NRRD_TEXT: Final = ("ascii", "text", "txt")
 
 _ZLIB_OR_GZIP: Final = 47
-"""Bits of the window for zlib: the largest, either header, as MetaIO takes them."""
+"""zlib's wbits: largest window, zlib or gzip header, as in MetaIO."""
 _BLOCK: Final = 1 << 20
 
 _META_START = re.compile(rb"\s*[A-Za-z]\w*\s*=")
@@ -89,10 +89,10 @@ _GIPL_TYPES: Final[Mapping[int, int]] = {
 
 
 def check_nrrd(file: Path, *, is_label: bool = False) -> None:
-    """See that a NRRD file has its voxels inside and can hold what its header says.
+    """Check that a NRRD file contains its voxels and can hold the size in its header.
 
     Raises:
-        Refusal: it has or can not.
+        Refusal: it does not, or cannot.
     """
     fields, end = _nrrd_header(file)
     sizes = tuple(map(_whole, fields["sizes"].split()))
@@ -124,16 +124,16 @@ def compressed_start(file: Path) -> int | None:
 
 
 def check_metaimage(file: Path, *, is_label: bool = False) -> None:
-    """See that a MetaImage file has its voxels inside and can hold what its header says.
+    """Check that a MetaImage file contains its voxels and can hold the size in its header.
 
     Raises:
-        Refusal: it has or can not.
+        Refusal: it does not, or cannot.
     """
     _meta_voxels(file, is_label=is_label)
 
 
 def require_whole_metaimage(file: Path) -> None:
-    """Refuse a compressed MetaImage file that does not unpack to its voxels, of which ITK would return other memory.
+    """Refuse a compressed MetaImage file that does not unpack to its voxels; ITK would return uninitialised memory.
 
     Raises:
         Refusal: the compressed data is cut off, damaged or of another length.
@@ -153,7 +153,7 @@ def require_whole_metaimage(file: Path) -> None:
                     found += len(inflater.decompress(block, _BLOCK))
                     block = inflater.unconsumed_tail
         if not inflater.unconsumed_tail:
-            found += len(inflater.flush())  # the end of a run of equal bytes that did not fit a block
+            found += len(inflater.flush())  # output that did not fit into the last block
     except zlib.error as error:
         raise Refusal(f"its compressed voxels are damaged ({error}); copy or download it again") from error
     if not inflater.eof or found != voxels.num_bytes:
@@ -165,7 +165,7 @@ def require_whole_metaimage(file: Path) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _MetaVoxels:
-    """Where the voxels lie in a MetaImage file, and how many bytes they are, packed and unpacked."""
+    """Offset of the voxels in a MetaImage file, and their size in bytes, packed and unpacked."""
 
     offset: int
     packed_bytes: int
@@ -222,10 +222,10 @@ def _meta_voxels(file: Path, *, is_label: bool = False) -> _MetaVoxels:
 
 
 def check_gipl(file: Path, *, is_label: bool = False) -> None:
-    """See that a GIPL file can hold what its header says.
+    """Check that a GIPL file can hold the size in its header.
 
     Raises:
-        Refusal: it can not.
+        Refusal: it cannot.
     """
     start = file_start(file, _GIPL_LENGTH)
     if len(start) < _GIPL_LENGTH or struct.unpack_from(">I", start, _GIPL_LENGTH - 4)[0] not in _GIPL_MAGICS:
@@ -234,8 +234,8 @@ def check_gipl(file: Path, *, is_label: bool = False) -> None:
     if datatype not in _GIPL_TYPES:
         raise _damaged("GIPL", f"type {datatype}, which no reader knows")
     if not all(map(math.isfinite, struct.unpack_from(">4f", start, 10))):
-        raise _damaged("GIPL", "spacings that are no finite numbers")
-    # Axes that are not used have an extent of 0 or 1.
+        raise _damaged("GIPL", "spacings that are not finite")
+    # Unused axes have an extent of 0 or 1.
     while len(sizes) > 2 and sizes[-1] < 2:
         sizes.pop()
     available = file.stat().st_size - _GIPL_LENGTH
@@ -263,7 +263,7 @@ def _encoding(fields: Mapping[str, str]) -> str:
 
 
 def _nrrd_fields(text: str) -> dict[str, str]:
-    """Return the fields of a NRRD header by name; comments and pairs of key and value are passed over."""
+    """Return the fields of a NRRD header by name; comments and key/value pairs are skipped."""
     found: dict[str, str] = {}
     for line in text.split("\n")[1:]:
         if line.startswith("#") or ":=" in line:
@@ -296,7 +296,7 @@ def _text(head: bytes) -> str:
 
 
 def _whole(text: str) -> int:
-    """Return a number without sign, or one that no size may have."""
+    """Return a non-negative integer; -1 for anything else."""
     return int(text) if _WHOLE.fullmatch(text) else -1
 
 

@@ -1,4 +1,4 @@
-"""How much a file may unpack to, and the usual reasons why a file is no image at all."""
+"""Limits on what a file may unpack to, and recognition of files that are not images."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ DEFLATE_RATIO = 1032
 """Bytes that one byte of a deflate stream can unpack to at most (zlib's technical notes)."""
 
 LARGEST_VOXELS = 1 << 31
-"""A bound on the values in one file: 8 GiB as float32, more than ten times a whole-body CT at 1 mm."""
+"""Most values in one file: 8 GiB as float32, more than ten times a whole-body CT at 1 mm."""
 
 _LARGE_BYTES = 1 << 30
-"""Only files whose values need more memory than this, as stored and as float32, are suspected of being bombs."""
+"""Only files whose values need more memory than this, as stored and as float32, may be decompression bombs."""
 
 _IMAGE_RATIO, _LABEL_RATIO = 1000, 1028
 """Zeros alone unpack 1028.7-fold (zlib, level 6); label maps of small structures, and masks as images, less than this.
 
-Files that segwright writes stay far below, because of their level of compression.
+Files that Segwright writes stay far below, because of their compression level.
 """
 
 _TINY_IMAGE = 2 << 20
-"""Bytes of a file that is not believed to hold an image of more than `_LARGE_BYTES`, which would be packed 512-fold.
+"""Images in files smaller than this must not unpack to more than `_LARGE_BYTES` (512-fold).
 
-Masks as images can be packed so, but have 1024^3 voxels of one byte in no file. Label maps have no such bound.
+Masks stored as images can be compressed so, but do not reach 1024^3 voxels of one byte. Label maps have no such bound.
 """
 
 _SLACK = 1 << 16
@@ -64,12 +64,12 @@ def file_start(file: Path, length: int) -> bytes:
 
 
 def is_gzip(start: bytes) -> bool:
-    """Whether a file that starts so is compressed with gzip."""
+    """Whether a file with these first bytes is compressed with gzip."""
     return start.startswith(_GZIP)
 
 
 def not_this_format(start: bytes, expected: str) -> Refusal:
-    """Return why a file that starts so is no image of the expected kind, naming what it is where that is known."""
+    """Return why a file with these first bytes is not of the expected kind, and what it is if that is known."""
     if not start:
         return Refusal("the file is empty (0 bytes); copy or download it again")
     text = start.lstrip().lower()
@@ -89,17 +89,17 @@ def require_room(
     ratio: int = 1,
     is_label: bool = False,
 ) -> None:
-    """Refuse a header that promises more values than the bytes of its file can hold, before memory is taken for them.
+    """Refuse a header that states more values than its file can hold, before memory is allocated for them.
 
     Args:
-        shape: extents of all axes, values of a voxel included.
+        shape: extents of all axes, including values per voxel.
         value_bytes: of one value, uncompressed.
         available: bytes of the file that hold values.
-        ratio: bytes that one of them can unpack to at most; 1 for uncompressed data.
-        is_label: a large label map may well be background nearly everywhere.
+        ratio: bytes that one byte can unpack to at most; 1 for uncompressed data.
+        is_label: label maps may be background nearly everywhere.
     """
     if not shape or any(extent < 1 for extent in shape):
-        raise Refusal(f"its header says size {_by(shape)}; every extent has to be 1 or more")
+        raise Refusal(f"its header says size {_by(shape)}; every extent must be 1 or more")
     count = prod(shape)
     if count > LARGEST_VOXELS:
         raise Refusal(
@@ -117,8 +117,8 @@ def require_room(
     is_tiny = not is_label and available < _TINY_IMAGE and expected > _LARGE_BYTES
     if ratio > 1 and expected + 4 * count > _LARGE_BYTES and (expected > blank or is_tiny):
         raise Refusal(
-            f"{available} bytes would unpack to {expected}, as no image does but one that is blank; "
-            "if that is right, store it uncompressed"
+            f"{available} bytes would unpack to {expected}, as only a blank image does; if that is right, store it "
+            "uncompressed"
         )
 
 

@@ -1,4 +1,4 @@
-"""NIfTI through nibabel; NIfTI files written with the forms that place the image of the case in the body."""
+"""Read NIfTI with nibabel; write NIfTI files with the qform and sform of the image of the case."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from segwright.data.images.readers.nifti_header import (
 )
 
 _GZIP_LEVEL = 3
-"""Level 6 needs nearly three times as long for label maps, for files of half the size at best."""
+"""Level 6 takes nearly three times as long for label maps; files are at best half the size."""
 _VOXELS_OFFSET = 352
 
 
 class NibabelIO:
-    """NIfTI through nibabel; arrays are (z, y, x), spacing comes from the header's zooms."""
+    """NIfTI with nibabel; arrays are (z, y, x), spacing comes from the header's zooms."""
 
     endings: tuple[str, ...] = (".nii", ".nii.gz")
 
@@ -46,15 +46,15 @@ class NibabelIO:
         return _header(image, nifti), _array(_voxels(file, image, nifti))
 
     def write(self, labels: LabelMap, path: Path, spacing: tuple[float, ...], geometry: Mapping[str, Any]) -> None:
-        """Write a NIfTI-1 file that lies as the image did."""
+        """Write a NIfTI-1 file with the geometry of the image."""
         _write(labels, path, np.array(geometry["affine"]), geometry)
 
 
 class NibabelIOWithReorient(NibabelIO):
-    """As `NibabelIO`, worked on in the closest canonical (RAS+) orientation and written in the original one."""
+    """As `NibabelIO`, but re-oriented to the closest RAS+ orientation when read and back when written."""
 
     def header(self, file: Path, *, is_label: bool = False) -> Header:
-        """Read shape, spacing and affine as they are after re-orientation."""
+        """Read shape, spacing and affine after re-orientation."""
         image, nifti = _load(file, is_label=is_label)
         return _header(nibabel.as_closest_canonical(image), nifti, original_affine=image.affine)
 
@@ -74,7 +74,7 @@ class NibabelIOWithReorient(NibabelIO):
 
 
 def nonfinite_in_nifti(file: Path) -> tuple[int, int]:
-    """Count voxels of a NIfTI file that are NaN, and that are infinite; ITK silently reads both as 0."""
+    """Count the NaN and the infinite voxels of a NIfTI file; ITK silently reads both as 0."""
     check_nifti(file)
     image = nibabel.load(file)
     if image.get_data_dtype().kind != "f":
@@ -86,9 +86,9 @@ def nonfinite_in_nifti(file: Path) -> tuple[int, int]:
 
 
 def write_nifti(array: npt.NDArray[Any], path: Path, forms: Mapping[str, Any]) -> None:
-    """Write an array ([z,] y, x) as NIfTI-1 with both forms, their codes and the units of another file's header.
+    """Write an array ([z,] y, x) as NIfTI-1 with qform, sform, their codes and the units of another header.
 
-    `nibabel.save` would take both forms from one affine, and compress less.
+    `nibabel.save` would derive both forms from one affine, and compress less.
     """
     header = nibabel.Nifti1Header()
     header.set_data_dtype(array.dtype)
@@ -157,9 +157,9 @@ def _array(voxels: npt.NDArray[Any]) -> Floats:
 
 
 def _write(labels: LabelMap, path: Path, affine: npt.NDArray[Any], geometry: Mapping[str, Any]) -> None:
-    """Write a label map (z, y, x) of the file's own axes."""
+    """Write a label map (z, y, x) along the axes of the original file."""
     with atomic_path(path) as temporary:
         if GEOMETRY in geometry:
             write_nifti(labels, temporary, geometry[GEOMETRY])
-        else:  # of an array, or kept by a version that knew the affine alone
+        else:  # of an array, or written by a version that stored only the affine
             nibabel.save(nibabel.Nifti1Image(labels.transpose(2, 1, 0), affine), temporary)

@@ -1,4 +1,4 @@
-"""The header of a NIfTI file, checked before a library reads it, and the forms that place its voxels in the body."""
+"""Check the header of a NIfTI file before a library reads it; return its qform and sform."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from segwright.data.images.readers.limits import DEFLATE_RATIO, file_start, is_g
 ENDINGS: Final = (".nii", ".nii.gz")
 
 GEOMETRY: Final = "nifti"
-"""Key of the forms of a NIfTI file in the geometry of a `Header`."""
+"""Key of qform and sform in the geometry of a `Header`."""
 
 _VALUE_BYTES: Final[Mapping[int, int]] = {
     **dict.fromkeys((2, 256), 1),
@@ -30,10 +30,10 @@ _VALUE_BYTES: Final[Mapping[int, int]] = {
     **dict.fromkeys((64, 1024, 1280), 8),
     1536: 16,
 }
-"""Of each code of `datatype` that is one real number."""
+"""By code of `datatype`, for types of one real number."""
 
 _INTEGERS: Final[Mapping[int, str]] = {2: "u1", 4: "i2", 256: "i1", 512: "u2"}
-"""Of each code of `datatype` whose values float32 holds exactly."""
+"""By code of `datatype`, for integers that float32 represents exactly."""
 
 _SEVERAL: Final[Mapping[int, tuple[int, str]]] = {
     128: (3, "colours, RGB"),
@@ -45,7 +45,7 @@ _MM_PER_UNIT: Final[Mapping[int, float]] = {1: 1000.0, 2: 1.0, 3: 0.001}
 """Metres, mm and microns; an unknown unit counts as mm."""
 
 _SPACE_UNITS = 7
-"""Bits of `xyzt_units`; the others tell the unit of time."""
+"""Bits of `xyzt_units` for lengths; the others are the unit of time."""
 
 _FIRST_VERSION = 348
 _MAGICS: Final[Mapping[int, bytes]] = {_FIRST_VERSION: b"n+1\0", 540: b"n+2\0"}
@@ -76,22 +76,22 @@ _GZIP_NAMES = 0x18
 """Flags of a gzip file that holds the name of what was compressed, or a comment."""
 _BLOCK = 1 << 20
 _LARGEST_TAIL = 1 << 16
-"""Bytes that may follow the voxels without being looked at."""
+"""Bytes after the voxels that are ignored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NiftiHeader:
-    """What the header says, with axes in the file's order (x, y, z, ...).
+    """Content of the header, with axes in the file's order (x, y, z, ...).
 
     Attributes:
         shape: extents of all axes.
-        is_second: whether the file is of version 2 of the format.
+        is_second: whether the format is NIfTI version 2.
         offset: of the voxels, in the uncompressed file.
         value_bytes: of one voxel.
-        integers: their type if they are whole numbers of up to 16 bits, else None.
+        integers: dtype if the voxels are integers of up to 16 bits, else None.
         scaling: slope and intercept that give their values.
-        mm_per_unit: what lengths in the header are multiplied by to give mm.
-        forms: of `GEOMETRY`: JSON, all that places the voxels in the body.
+        mm_per_unit: factor from lengths in the header to mm.
+        forms: value of `GEOMETRY`: qform and sform with all fields they depend on, as JSON.
     """
 
     shape: tuple[int, ...]
@@ -115,10 +115,10 @@ def is_nifti(file: Path) -> bool:
 
 
 def check_nifti(file: Path, *, is_label: bool = False) -> NiftiHeader:
-    """Read the header of a NIfTI file, and see that the file can hold what it says.
+    """Read the header of a NIfTI file, and check that the file can hold the voxels.
 
     Raises:
-        Refusal: the file is damaged, no NIfTI file, or its voxels are not one real number each.
+        Refusal: the file is damaged or not NIfTI, or its voxels are not one real number each.
     """
     start = file_start(file, max(_MAGICS))
     is_compressed = is_gzip(start)
@@ -146,10 +146,10 @@ def check_nifti(file: Path, *, is_label: bool = False) -> NiftiHeader:
 
 
 def require_complete(file: Path, header: NiftiHeader) -> None:
-    """Refuse a compressed file that was cut off, which ITK would fill up with zeros without a word.
+    """Refuse a truncated compressed file, which ITK would silently fill with zeros.
 
-    The last four bytes of a gzip file tell its full size; only where they do not fit is the file unpacked to the end of
-    its voxels, because a file of several gzip members tells the size of the last one.
+    The last four bytes of a gzip file are its unpacked size. Only if they do not match is the file unpacked up to the
+    end of its voxels, because in a file of several gzip members they are the size of the last one.
     """
     expected = header.offset + header.voxel_bytes
     with file.open("rb") as stream:
@@ -169,14 +169,14 @@ def require_complete(file: Path, header: NiftiHeader) -> None:
 
 
 def _check_gzip_name(file: Path) -> None:
-    """Refuse a gzip file whose name or comment does not end; Python looks for the end byte by byte."""
+    """Refuse a gzip file whose name or comment does not end; Python would search the end byte by byte."""
     start = file_start(file, _LARGEST_TAIL)
     if start[3:4] and start[3] & _GZIP_NAMES and b"\0" not in start[10:]:
         raise Refusal("the name in its gzip header has no end; the file is damaged")
 
 
 def _parse(stream: IO[bytes] | gzip.GzipFile) -> NiftiHeader:
-    """Read the header, of either version and byte order, and check what counts."""
+    """Read and check a header of either version and byte order."""
     raw = stream.read(max(_MAGICS))
     order, length = _layout(raw)
     layout = _LAYOUTS[length].newbyteorder(order)
@@ -203,7 +203,7 @@ def _parse(stream: IO[bytes] | gzip.GzipFile) -> NiftiHeader:
 
 
 def _layout(raw: bytes) -> tuple[Literal["<", ">"], int]:
-    """Return byte order and length of the header, which its first field tells."""
+    """Return byte order and length of the header, from its first field."""
     orders: tuple[Literal["<", ">"], ...] = ("<", ">")
     for order in orders:
         length = struct.unpack(f"{order}i", raw[:4].ljust(4, b"\0"))[0]
@@ -221,29 +221,31 @@ def _layout(raw: bytes) -> tuple[Literal["<", ">"], int]:
 def _value_bytes(datatype: int) -> int:
     if datatype in _SEVERAL:
         count, what = _SEVERAL[datatype]
-        raise Refusal(f"has {count} values a voxel ({what}, datatype {datatype}); write one file per channel")
+        raise Refusal(f"has {count} values per voxel ({what}, datatype {datatype}); write one file per channel")
     if datatype in _COMPLEX:
         raise Refusal(
             f"holds complex numbers ({_COMPLEX[datatype]}, datatype {datatype}); "
             "write the magnitude, or real and imaginary part as two channels"
         )
     if datatype not in _VALUE_BYTES:
-        raise Refusal(f"datatype {datatype} is no type of numbers that NIfTI knows")
+        raise Refusal(f"datatype {datatype} is unknown to NIfTI")
     return _VALUE_BYTES[datatype]
 
 
 def _shape(dim: list[int]) -> tuple[int, ...]:
-    """Return the extents; those from the fifth on are values of a voxel, of which there is one."""
+    """Return the extents; axes from the fifth on are values per voxel, of which there must be one."""
     if not 1 <= dim[0] < len(dim):
         raise Refusal(f"its header says {dim[0]} axes, expected 1 to 7; the header is damaged")
-    shape = tuple(extent or int(axis > 2) for axis, extent in enumerate(dim[1 : dim[0] + 1]))  # some write 0 for unused
+    shape = tuple(
+        extent or int(axis > 2) for axis, extent in enumerate(dim[1 : dim[0] + 1])
+    )  # some programs write 0 for unused axes
     if (count := math.prod(shape[4:])) > 1:
-        raise Refusal(f"has {count} values a voxel ({len(shape)} axes {shape}); write one file per channel")
+        raise Refusal(f"has {count} values per voxel ({len(shape)} axes {shape}); write one file per channel")
     return shape
 
 
 def _check_extensions(stream: IO[bytes] | gzip.GzipFile, rest: bytes, *, order: str, length: int, offset: int) -> None:
-    """Walk over the extensions between header and voxels; libraries trust their sizes."""
+    """Check the sizes of the extensions between header and voxels, which libraries trust."""
     if offset <= length + 4:
         return
     between = (rest + stream.read(max(0, offset - length - len(rest))))[: offset - length]
@@ -259,7 +261,7 @@ def _check_extensions(stream: IO[bytes] | gzip.GzipFile, rest: bytes, *, order: 
 
 
 def _forms(fields: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str, Any]:
-    """Return all that places the voxels in the body; what a code of 0 leaves unused may be anything."""
+    """Return qform and sform; a form whose code is 0 is unused and may be anything."""
     codes = [int(fields["qform_code"]), int(fields["sform_code"])]
     pixdim = [float(extent) for extent in fields["pixdim"][:4]]
     quatern = [float(fields[name]) for name in QUATERN]

@@ -1,4 +1,4 @@
-"""Grey and coloured pictures: PNG, BMP and 2D TIFF."""
+"""Read and write grey and colour pictures: PNG, BMP and 2D TIFF."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from segwright.data.images.readers.tiff import is_tiff, tiff_array, tiff_shape, 
 RGB_CHANNELS: Final = (3, 4)
 
 _MAGICS: Final[Mapping[str, tuple[str, bytes]]] = {".png": ("PNG", b"\x89PNG\r\n\x1a\n"), ".bmp": ("BMP", b"BM")}
-"""What a file of each ending must be, so that Pillow tries no other of its many formats."""
+"""The format of each ending, so that Pillow does not try its many others."""
 
 _PNG_SIGNATURE = 8
 _PNG_AROUND = 12
-"""Bytes of a chunk beside its data: length, name, checksum."""
+"""Bytes of a chunk besides its data: length, name, checksum."""
 _PNG_DEPTH = 24
-"""Place of the bits of one colour in a PNG file."""
+"""Offset of the bit depth in a PNG file."""
 
 
 class NaturalImage2DIO:
@@ -67,12 +67,12 @@ class NaturalImage2DIO:
 
 
 def is_picture(shape: tuple[int, ...]) -> bool:
-    """Whether a TIFF file of this shape is grey or RGB(A), its colours first or last."""
+    """Whether a TIFF file of this shape is a grey or RGB(A) picture, with the colour axis first or last."""
     return len(shape) == 2 or (len(shape) == 3 and _colours_last(shape)[-1] in RGB_CHANNELS)
 
 
 def _open(file: Path, *, is_label: bool) -> Image.Image:
-    """Open a picture of the format that its ending says and of a size that it can have."""
+    """Open a picture, after checking its format and size."""
     kind, magic = _MAGICS.get(file.suffix.lower(), ("PNG or BMP", b"\0no picture"))
     start = file_start(file, 256)
     if not start.startswith(magic):
@@ -85,7 +85,7 @@ def _open(file: Path, *, is_label: bool) -> Image.Image:
         shape = (image.height, image.width, len(image.getbands()))
         if depth > 8 and shape[-1] > 1:
             raise Refusal(
-                f"has {depth} bits a colour, of which 8 would be lost; save it with 8, or as a file per channel"
+                f"has {depth} bits per colour, of which 8 would be lost; save it with 8, or as a file per channel"
             )
         available = file.stat().st_size
         require_room(shape, value_bytes=depth / 8, available=available, ratio=DEFLATE_RATIO, is_label=is_label)
@@ -96,7 +96,7 @@ def _open(file: Path, *, is_label: bool) -> Image.Image:
 
 
 def _check_chunks(file: Path) -> None:
-    """Refuse a PNG file whose chunks do not fit into it; Pillow takes memory for as much as they promise."""
+    """Refuse a PNG file whose chunks do not fit into it; Pillow allocates memory for the lengths they state."""
     size, place = file.stat().st_size, _PNG_SIGNATURE
     with file.open("rb") as stream:
         while place + _PNG_AROUND <= size:
@@ -107,9 +107,7 @@ def _check_chunks(file: Path) -> None:
             if is_last:
                 return
     if place != size:
-        raise Refusal(
-            "it is cut off or damaged, a part of it ends behind the end of the file; copy or download it again"
-        )
+        raise Refusal("it is cut off or damaged, a chunk extends past the end of the file; copy or download it again")
 
 
 def _header(shape: tuple[int, ...]) -> Header:
@@ -118,14 +116,14 @@ def _header(shape: tuple[int, ...]) -> Header:
     elif len(shape) == 2:
         num_channels = 1
     elif len(shape) == 3 and shape[-1] == 2:
-        raise Refusal("has 2 values a pixel (grey and transparency); save it as grey without transparency")
+        raise Refusal("has 2 values per pixel (grey and transparency); save it as grey without transparency")
     else:
         raise ValueError(f"has shape {shape}, expected a grey (h, w) or RGB(A) (h, w, 3 or 4) picture")
     return Header(shape=(1, *shape[:2]), spacing=(FLAT_SPACING_FACTOR, 1.0, 1.0), num_channels=num_channels)
 
 
 def _colours_last(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape after colours stored plane by plane are moved to the last axis, as nnU-Net's reader does."""
+    """Return the shape with the colour axis moved from first to last, as nnU-Net's reader does."""
     if len(shape) == 3 and shape[-1] not in RGB_CHANNELS and shape[0] in RGB_CHANNELS:
         return (*shape[1:], shape[0])
     return shape

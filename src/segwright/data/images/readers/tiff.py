@@ -1,4 +1,4 @@
-"""Stacks in TIFF files, and TIFF files of any kind as arrays within bounds."""
+"""Read and write TIFF stacks, and read any TIFF file as an array, within limits."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ _UNCOMPRESSED = 1
 _DEFLATE: Final = (8, 32946, 50013)
 _LZMA = 34925
 _RATIOS: Final[Mapping[int, int]] = {_UNCOMPRESSED: 1, 32773: 128, 5: 2048, _LZMA: 8192, 50000: 32768}
-"""Bytes that one byte can unpack to: PackBits, LZW (strings of at most 4096 bytes in 12 bits), Zstandard; others as
-deflate."""
+"""Bytes that one byte can unpack to: PackBits, LZW (strings of at most 4096 bytes in 12 bits), LZMA, Zstandard; others
+as deflate."""
 
 _SMALL_SEGMENT = 1 << 17
-"""Bytes; what a compressed strip or tile of this size unpacks to (128 MiB) needs no count beforehand."""
+"""Bytes; a compressed strip or tile of this size unpacks to at most 128 MiB, which needs no check."""
 _SMALLEST_PAGE = 64
-"""Bytes that five tags need, without which a page is none."""
+"""Bytes of the five tags that a page needs."""
 _MOST_PAGES = 1 << 16
 _LARGEST_SEGMENT = 1 << 24
 """Values in a strip or tile that may be larger than its image."""
@@ -65,7 +65,7 @@ class Tiff3DIO:
         return self._header(file, array.shape, is_label=is_label), array[None].astype(np.float32)
 
     def write(self, labels: LabelMap, path: Path, spacing: tuple[float, ...], geometry: Mapping[str, Any]) -> None:
-        """Write a compressed stack and its spacing; the spacing first, so that no stack is ever without."""
+        """Write a compressed stack and its spacing; the spacing first, so that no stack is without one."""
         write_json(path.with_name(f"{path.stem}.json"), {"spacing": list(spacing)}, indent=4)
         with atomic_path(path) as temporary:
             write_tiff(labels, temporary)
@@ -87,7 +87,7 @@ def is_tiff(file: Path) -> bool:
 
 
 def spacing_file(file: Path, *, is_label: bool = False) -> Path:
-    """Return the place of the JSON file with the spacing of a stack."""
+    """Return the path of the JSON file with the spacing of a stack."""
     case = file.stem if is_label else CHANNEL_SUFFIX.sub("", file.stem)
     return file.with_name(f"{case}.json")
 
@@ -110,7 +110,7 @@ def tiff_array(file: Path, *, is_label: bool = False) -> npt.NDArray[Any]:
                 raise
             array = np.asarray(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(file), imageIO="TIFFImageIO")))
     if array.dtype.kind not in "biuf":
-        raise Refusal(f"holds values of type {array.dtype}, expected one real number for each value")
+        raise Refusal(f"holds values of type {array.dtype}, expected real numbers")
     return array
 
 
@@ -120,7 +120,7 @@ def write_tiff(array: npt.NDArray[Any], path: Path) -> None:
 
 
 def _open(file: Path, *, is_label: bool) -> tifffile.TiffFile:
-    """Open a file whose first series fits into it, and lies in no other file."""
+    """Open a file, after checking that its first series fits into it and is not spread over several files."""
     start = file_start(file, 256)
     if not start.startswith(_MAGICS):
         raise not_this_format(start, "TIFF")
@@ -135,7 +135,7 @@ def _open(file: Path, *, is_label: bool) -> tifffile.TiffFile:
 
 
 def _check_chain(file: Path, start: bytes) -> None:
-    """Follow the pages to the last; tifffile follows a loop of them for ever."""
+    """Check that the chain of pages ends; tifffile would follow a loop for ever."""
     order: Literal["little", "big"] = "little" if start.startswith(b"II") else "big"
     is_big = start[2:4] in (b"+\0", b"\0+")
     count_bytes, entry_bytes, offset_bytes = (8, 20, 8) if is_big else (2, 12, 4)
@@ -147,7 +147,7 @@ def _check_chain(file: Path, start: bytes) -> None:
             stream.seek(place)
             found = stream.read(length)
             if len(found) < length:
-                raise Refusal("it is cut off, its list of pages has no end; copy or download it again")
+                raise Refusal("it is cut off within its list of pages; copy or download it again")
             return int.from_bytes(found, order)
 
         offset = number(8 if is_big else 4, offset_bytes)
@@ -173,7 +173,7 @@ def _check(tiff: tifffile.TiffFile, available: int, *, is_label: bool) -> None:
 
 
 def _check_segments(tiff: tifffile.TiffFile) -> None:
-    """Refuse strips and tiles that unpack to more than the header says, as bombs do; tifffile unpacks them whole."""
+    """Refuse strips and tiles that unpack to more than stated (decompression bombs); tifffile unpacks them whole."""
     series, size = tiff.series[0], tiff.filehandle.size
     compression, expected = series.keyframe.compression, prod(series.keyframe.chunks) * series.dtype.itemsize
     suspicious = {_LZMA: 0, **dict.fromkeys(_DEFLATE, _SMALL_SEGMENT)}.get(compression, size)
