@@ -27,8 +27,8 @@ from segwright.core.files.names import (
 )
 from segwright.data.unmatched_files import (
     Entry,
+    describe_unmatched,
     entries,
-    near_misses,
     no_cases,
     similar_folder,
     similar_label,
@@ -98,7 +98,7 @@ def list_folder(images: Path, file_ending: str, *, labels: Path | None) -> Listi
         files = tuple(images / entry.name for entry in groups[identifier])
         problems += [_absent(images / entry.name, identifier) for entry in groups[identifier] if entry.kind != "file"]
         cases.append(Case(identifier=identifier, images=files, label=label))
-    stray = near_misses(images, others, file_ending)
+    stray = describe_unmatched(images, others, file_ending)
     if not groups:
         return Listing(cases=(), problems=(no_cases(images, others, stray, file_ending),))
     return Listing(cases=tuple(cases), problems=tuple(problems), stray=stray)

@@ -71,8 +71,11 @@ class Findings:
 
 @dataclass(slots=True)
 class _Log:
-    """Findings while they are collected; `present` are the label values that occur, `flat` first images in 2D,
-    `spacings` the finest in mm of first images."""
+    """Findings while they are collected.
+
+    Of the first image of each case, `flat` lists those in 2D and `spacings` has the finest spacing in mm; `present` are
+    the label values that occur, `apart` files on another grid, `turned` files stored along other axes.
+    """
 
     errors: list[Problem] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
@@ -92,7 +95,7 @@ class _Log:
 
     def absorb(self, others: Sequence[_Log]) -> None:
         for other in others:
-            # A broken file shows in the scanned as well as in its case; once is enough.
+            # A broken file is found by the scan as well as in its case; report it once.
             known = {problem.where for problem in self.errors}
             self.errors += [p for p in other.errors if not (p.where in known and Path(p.where) in other.unreadable)]
             self.warnings += other.warnings
@@ -170,7 +173,7 @@ def _check_description(path: Path, description: DatasetDescription, scanned: Sca
         log.error(path, what, "correct the number or add the missing files")
     gap = gap_problem(description.labels)
     if gap is not None and Labels.from_description(description).has_regions:
-        log.error(f"{path}, labels", gap)  # without regions the scanned has it
+        log.error(f"{path}, labels", gap)  # without regions the scan has reported it
     expected = [str(index) for index in range(len(description.channel_names))]
     if list(description.channel_names) != expected:
         what = f"channel_names are numbered {', '.join(description.channel_names)}, expected {', '.join(expected)}"
@@ -217,7 +220,7 @@ def _check_headers(case: Case, reader: str, num_channels: int | None) -> _Log:
     headers: dict[Path, Header] = {}
     for file in (*case.images, *([case.label] if case.label is not None else [])):
         if not file.is_file():
-            log.unreadable.add(file)  # reported by the scanned
+            log.unreadable.add(file)  # reported by the scan
             continue
         try:
             headers[file] = read_header(file, reader, is_label=file == case.label)

@@ -89,7 +89,7 @@ class Fingerprint(BaseModel):
         return self.model_copy(update={"spacings": tuple(spacings), "shapes_after_crop": tuple(shapes)})
 
     def save(self, path: Path) -> None:
-        """Write it as nnU-Net does, and a checksum, atomically."""
+        """Write it atomically, as nnU-Net does, with a checksum."""
         write_checked_json(path, self.to_json(), indent=4, sort_keys=True)
 
     def to_json(self) -> dict[str, Any]:

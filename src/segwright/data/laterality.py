@@ -13,7 +13,7 @@ from segwright.data.labels import Labels
 from segwright.data.plan import Plan
 
 KEY: Final = "left_right"
-"""Where a plan holds it, below `segwright`."""
+"""Key of the pairs in a plan, below `segwright`."""
 
 Pairs = tuple[tuple[str, str], ...]
 
@@ -61,7 +61,7 @@ class LabelPairs:
         return tuple(axis - 3 + dims for axis in self.axes if axis >= 3 - dims)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the entry as a plan holds it."""
+        """Return the entry of the plan."""
         return asdict(self)
 
 

@@ -42,7 +42,7 @@ MR, 50 cardiac MR, 30 retinal photographs and 6 spinal cord MR cases: every case
 `example_scans` are flagged (without a limit down to 38 %), of held-out cases 0 to 1 % from 12 training cases on and at
 most 6 % with 5 (without a floor up to 4 % and 7 %)."""
 _ADDED_WITH_FEW: Mapping[str, float] = {"spacing": 0.5, "extent": 1.1}
-"""What is added with fewer than `FEWEST_CASES`, of which hardly any width is seen: a factor of 1.65 for spacing.
+"""What is added with fewer than `FEWEST_CASES`, too few to know the width of a range: a factor of 1.65 for spacing.
 
 On 12 draws of 2 and of 4 cases of each of the sets above and 6 mouse brain MR no held-out case is flagged (with a
 factor of 1.5 up to 4 % are), and every case of another set; a factor of 2.5 let MR of 1.9 times the spacing pass.
@@ -82,7 +82,7 @@ class TrainingRange(BaseModel):
 
     @classmethod
     def of(cls, rows: Sequence[Mapping[str, float]], orientations: Sequence[str | None] = ()) -> TrainingRange:
-        """Return the range of cases, each as `measure` gives it."""
+        """Return the range of cases; a row is the result of `measure` for a case."""
         names = list(rows[0]) if rows else []
         table = np.array([[row[name] for name in names] for row in rows], dtype=float).reshape(len(rows), len(names))
         bounds = {
@@ -103,7 +103,7 @@ class TrainingRange(BaseModel):
                 continue
             width = self._added(name, bounds)
             if not bounds.low - width <= value <= bounds.high + width:
-                found.append(_said(name, value, bounds))
+                found.append(_describe(name, value, bounds))
             elif other := _other_modality(name, value, bounds):
                 found.append(other)
         turned = orientation(volume.properties)
@@ -209,7 +209,7 @@ def _level(value: float) -> float:
     return math.copysign(math.expm1(abs(value)), value)
 
 
-def _said(name: str, value: float, bounds: Bounds) -> str:
+def _describe(name: str, value: float, bounds: Bounds) -> str:
     kind, place, *percent = name.split()
     numbers = (value, bounds.low, bounds.high)
     if kind in _LOGARITHMIC:

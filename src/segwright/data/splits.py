@@ -148,7 +148,7 @@ def select(splits: Sequence[Split], identifiers: Sequence[str], fold: int | Lite
 
 
 def are_default(splits: Sequence[Split], identifiers: Sequence[str]) -> bool:
-    """Whether splits are what `default_splits` gives for these cases."""
+    """Whether splits are the default ones of these cases."""
     return len(identifiers) >= NUM_FOLDS and list(splits) == default_splits(identifiers)
 
 

@@ -59,7 +59,7 @@ class TrainingData(BaseModel):
         try:
             return parse_document(cls, file)
         except SegwrightError as error:
-            logger.warning("%s; what changed since this fold was trained is not known", error)
+            logger.warning("%s; changes since this fold was trained are unknown", error)
             return None
 
     def save(self, fold_folder: Path) -> None:

@@ -76,11 +76,11 @@ def similar_label(name: str, file_ending: str, labels: Iterable[Entry]) -> str:
         if re.fullmatch(rf"{re.escape(identifier)}_\d{{4}}", stem):
             return f"; found {entry.name}, but label maps have no channel number: rename it"
         if entry.name.split(".")[0] == identifier or entry.name.casefold() == name.casefold():
-            return f"; found {entry.name}, but images and labels share one file_ending and the case of letters"
+            return f"; found {entry.name}, but images and labels must have the same file_ending and letter case"
     return ""
 
 
-def near_misses(folder: Path, others: Sequence[Entry], file_ending: str) -> tuple[Problem, ...]:
+def describe_unmatched(folder: Path, others: Sequence[Entry], file_ending: str) -> tuple[Problem, ...]:
     """Return problems of entries in an image folder that belong to no case, grouped by reason."""
     groups: dict[str, list[tuple[Entry, str]]] = {}
     remedies: dict[str, str] = {}
@@ -137,7 +137,7 @@ def _reason(folder: Path, entry: Entry, ending: str, *, probe: bool) -> tuple[st
     path, name = folder / entry.name, entry.name
     if entry.kind == "folder":
         held = _images_below(path)
-        what = f"is a folder, and holds {_shown(held)}"
+        what = f"is a folder that holds {_shown(held)}"
         return ("folder", what, "move the files up, or give that folder") if held else None
     if entry.kind == "dangling":
         if not _looks_like_image(name):

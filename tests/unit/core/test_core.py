@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from segwright.core import boxes as arrays
-from segwright.core import parallel, seeds
+from segwright.core import boxes, parallel, seeds
 from segwright.core.errors import (
     ConfigError,
     DatasetError,
@@ -25,7 +24,7 @@ from segwright.core.errors import (
     nearest,
 )
 from segwright.core.extensions import registry
-from segwright.core.files import atomic_io as documents
+from segwright.core.files import atomic_io
 
 
 class Point(BaseModel):
@@ -44,8 +43,8 @@ def test_a_report_has_one_line_per_problem() -> None:
 
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "plans.json"
-    documents.write_json(path, {"a": 1})
-    with pytest.raises(RuntimeError), documents.atomic_path(path) as temporary:
+    atomic_io.write_json(path, {"a": 1})
+    with pytest.raises(RuntimeError), atomic_io.atomic_path(path) as temporary:
         temporary.write_text("half")
         raise RuntimeError
     assert json.loads(path.read_text()) == {"a": 1}
@@ -53,35 +52,35 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path: Pat
 
 
 def test_temporary_names_keep_the_suffix_that_writers_look_at(tmp_path: Path) -> None:
-    with documents.atomic_path(tmp_path / "case.nii.gz") as temporary:
+    with atomic_io.atomic_path(tmp_path / "case.nii.gz") as temporary:
         assert temporary.name.endswith(".nii.gz")
         temporary.touch()
 
 
-def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
     with pytest.raises(WorkspaceError, match=r"file/a/b.json: cannot be written: .*/file is not a folder; choose"):
-        documents.write_json(tmp_path / "file" / "a" / "b.json", {})
+        atomic_io.write_json(tmp_path / "file" / "a" / "b.json", {})
     with pytest.raises(WorkspaceError, match=r"folder: is a folder already; name another file"):
-        documents.write_json(tmp_path / "folder", {})
+        atomic_io.write_json(tmp_path / "folder", {})
     with pytest.raises(WorkspaceError, match=r"/proc/none/b.json: cannot be written \(No such file"):
-        documents.write_json(Path("/proc/none/b.json"), {})
+        atomic_io.write_json(Path("/proc/none/b.json"), {})
     with pytest.raises(WorkspaceError, match=r"cannot be written \(File name too long\)"):
-        documents.write_json(tmp_path / ("a" * 250), {})
+        atomic_io.write_json(tmp_path / ("a" * 250), {})
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 
 
-def test_a_full_disk_is_not_told_as_a_wrong_place(tmp_path: Path) -> None:
-    with pytest.raises(DiskError, match="no space left"), documents.atomic_path(tmp_path / "a") as temporary:
+def test_a_full_disk_is_not_reported_as_a_wrong_place(tmp_path: Path) -> None:
+    with pytest.raises(DiskError, match="no space left"), atomic_io.atomic_path(tmp_path / "a") as temporary:
         raise OSError(28, "No space left on device", str(temporary))
 
 
 def test_a_folder_is_looked_at_before_anything_is_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    documents.require_folder(tmp_path / "new" / "er")
+    atomic_io.require_folder(tmp_path / "new" / "er")
     with pytest.raises(WorkspaceError, match=r"file/out: cannot be written to: .*/file is a file; choose another"):
-        documents.require_folder(tmp_path / "file" / "out")
+        atomic_io.require_folder(tmp_path / "file" / "out")
     assert os.listdir(tmp_path) == ["file"]
 
 
@@ -90,46 +89,46 @@ def test_what_is_left_of_a_name_is_swept_and_nothing_else(tmp_path: Path) -> Non
     for name in (".01234567.tmp.a.json", *others):
         (tmp_path / name).touch()
     (tmp_path / ".89abcdef.tmp.scratch").mkdir()
-    documents.sweep_leftovers(tmp_path, {"a.json", "scratch"})
+    atomic_io.sweep_leftovers(tmp_path, {"a.json", "scratch"})
     assert sorted(os.listdir(tmp_path)) == sorted(others)
-    documents.sweep_leftovers(tmp_path / "none", {"a.json"})
+    atomic_io.sweep_leftovers(tmp_path / "none", {"a.json"})
 
 
 def test_a_broken_document_names_file_and_line(tmp_path: Path) -> None:
     path = tmp_path / "dataset.json"
     path.write_text('{"a": 1,\n oops}')
     with pytest.raises(SegwrightError, match=r"dataset\.json: not valid JSON at line 2"):
-        documents.read_json(path)
+        atomic_io.read_json(path)
 
 
 def test_a_wrong_document_names_file_and_key(tmp_path: Path) -> None:
     path = tmp_path / "point.json"
     path.write_text('{"x": "one"}')
     with pytest.raises(SegwrightError, match=r"point\.json: x: "):
-        documents.parse_document(Point, path)
+        atomic_io.parse_document(Point, path)
 
 
 def test_content_hash_ignores_key_order() -> None:
-    assert documents.content_hash({"a": 1, "b": [2]}) == documents.content_hash({"b": [2], "a": 1})
+    assert atomic_io.content_hash({"a": 1, "b": [2]}) == atomic_io.content_hash({"b": [2], "a": 1})
 
 
 @given(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=3))
 def test_uncrop_undoes_crop(axes: list[tuple[int, int, int]]) -> None:
     box = tuple((low, low + size) for size, low, _ in axes)
     shape = tuple(low + size + high for size, low, high in axes)
-    inside = np.arange(1, 1 + np.prod(arrays.box_shape(box))).reshape(1, *arrays.box_shape(box))
-    outside = arrays.uncrop(inside, box, shape)
+    inside = np.arange(1, 1 + np.prod(boxes.box_shape(box))).reshape(1, *boxes.box_shape(box))
+    outside = boxes.uncrop(inside, box, shape)
     assert outside.sum() == inside.sum()
-    assert np.array_equal(arrays.crop(outside, box), inside)
-    assert arrays.nonzero_box(outside[0] != 0) == box
+    assert np.array_equal(boxes.crop(outside, box), inside)
+    assert boxes.nonzero_box(outside[0] != 0) == box
 
 
 @given(st.lists(st.tuples(st.integers(1, 6), st.integers(1, 9)), min_size=1, max_size=3))
 def test_padding_keeps_the_content_in_the_box_it_names(axes: list[tuple[int, int]]) -> None:
     array = np.ones([size for size, _ in axes])
-    padded, box = arrays.pad_to(array, [wanted for _, wanted in axes])
+    padded, box = boxes.pad_to(array, [wanted for _, wanted in axes])
     assert padded.shape == tuple(max(axis) for axis in axes)
-    assert np.array_equal(arrays.crop(padded, box), array)
+    assert np.array_equal(boxes.crop(padded, box), array)
 
 
 def test_counted_draws_do_not_depend_on_order() -> None:

@@ -35,7 +35,7 @@ from segwright.core.resources import resource_error
         (RuntimeError("ITK ERROR: TIFFImageIO(0x1): TIFFImageIO: error out of disk space"), "no space left"),
     ],
 )
-def test_a_disk_that_takes_no_more_is_told_as_such(error: Exception, said: str) -> None:
+def test_a_disk_that_takes_no_more_is_reported_as_such(error: Exception, said: str) -> None:
     found = resource_error(error)
     assert isinstance(found, DiskError)
     assert said in str(found)
@@ -58,7 +58,7 @@ def test_a_disk_that_takes_no_more_is_told_as_such(error: Exception, said: str) 
         (ImportError("libx.so: failed to map segment from shared object"), "out of memory"),
     ],
 )  # fmt: skip
-def test_missing_memory_is_told_with_what_was_needed(error: Exception, said: str) -> None:
+def test_missing_memory_is_reported_with_what_was_needed(error: Exception, said: str) -> None:
     found = resource_error(error)
     assert isinstance(found, OutOfMemoryError)
     assert said in str(found)
@@ -101,7 +101,7 @@ def test_a_full_disk_names_the_file_and_not_its_temporary_name(tmp_path: Path) -
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
-def test_a_zip_on_a_full_disk_is_told_although_closing_it_fails_too() -> None:
+def test_a_zip_on_a_full_disk_is_reported_although_closing_it_fails_too() -> None:
     with (
         pytest.raises(Exception) as caught,  # noqa: PT011 -- of several kinds, by version of Python
         open("/dev/full", "wb") as stream,

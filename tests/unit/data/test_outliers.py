@@ -37,11 +37,11 @@ def planted(kind: str, usual: Volume) -> Volume:
 
 
 @pytest.mark.parametrize("kind", ["metres", "noise", "nothing but noise", "inverted", "offset", "scaled"])
-def test_planted_inputs_are_told(known: TrainingRange, kind: str) -> None:
+def test_planted_inputs_are_reported(known: TrainingRange, kind: str) -> None:
     assert all(known.findings(planted(kind, volume(index))) for index in range(100, 110))
 
 
-def test_hardly_any_usual_input_is_told(known: TrainingRange) -> None:
+def test_hardly_any_usual_input_is_reported(known: TrainingRange) -> None:
     told = [index for index in range(200, 300) if known.findings(volume(index))]
     assert len(told) < 2
 

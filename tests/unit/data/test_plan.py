@@ -165,7 +165,7 @@ def test_an_unknown_configuration_gets_the_nearest_name() -> None:
         (edited(strides=[[1, 1, 1], None, [2, 2, 2]]), "a value is of the wrong kind"),
     ],
 )
-def test_an_edited_configuration_that_cannot_work_is_told_why(document: dict[str, Any], message: str) -> None:
+def test_an_edited_configuration_that_cannot_work_is_reported_why(document: dict[str, Any], message: str) -> None:
     plan = Plan.from_json(plan_document(mine=document))
     with pytest.raises(PlanError, match=message) as caught:
         plan.configuration("mine")

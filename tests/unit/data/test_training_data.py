@@ -56,7 +56,7 @@ def test_a_missing_or_damaged_document_says_nothing(tmp_path: Path, text: str) -
     assert TrainingData.read(tmp_path) is None
 
 
-def test_changed_labels_and_images_and_missing_files_are_told_apart(raw: Path, data: TrainingData) -> None:
+def test_changed_labels_and_images_and_missing_files_are_reported_apart(raw: Path, data: TrainingData) -> None:
     rewrite(raw / "a_label", "better")
     rewrite(raw / "b_image", "other")
     (raw / "c_label").unlink()

@@ -34,7 +34,7 @@ def only(folder: Path, name: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("case.nii.gz", "found case.nii.gz, which lacks the channel number"),
         ("case_000.nii.gz", "found case_000.nii.gz, which lacks the channel number, which has four digits"),
@@ -42,19 +42,19 @@ def only(folder: Path, name: str) -> Path:
         ("case_0000.NII.GZ", "found case_0000.NII.GZ, which ends in .NII.GZ, not in .nii.gz"),
         ("case_0000.nrrd", "found case_0000.nrrd, which ends in .nrrd, not in .nii.gz"),
         ("case_0000.nii.gz.nii.gz", "found case_0000.nii.gz.nii.gz, which has the ending .nii.gz twice"),
-        ("case/case_0000.nii.gz", "found case, which is a folder, and holds case/case_0000.nii.gz"),
+        ("case/case_0000.nii.gz", "found case, which is a folder that holds case/case_0000.nii.gz"),
         ("_0000.nii.gz", "which has no name before the channel number"),
         ("slice.dcm", "found slice.dcm, which is a DICOM file"),
         ("notes.txt", "found notes.txt; name the first channel _0000"),
     ],
 )
-def test_what_was_found_in_place_of_cases_is_named(folder: Path, name: str, told: str) -> None:
+def test_what_was_found_in_place_of_cases_is_named(folder: Path, name: str, message: str) -> None:
     with pytest.raises(ProblemReport) as caught:
         list_cases(only(folder, name), ".nii.gz")
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_a_series_of_dicom_files_is_told_once(folder: Path) -> None:
+def test_a_series_of_dicom_files_is_reported_once(folder: Path) -> None:
     images = only(folder, "x.txt")
     for index in range(20):
         (images / f"IM{index:04d}").write_bytes(DICOM)
@@ -62,7 +62,7 @@ def test_a_series_of_dicom_files_is_told_once(folder: Path) -> None:
         list_cases(images, ".nii.gz")
 
 
-def test_a_file_in_place_of_a_folder_is_told(folder: Path) -> None:
+def test_a_file_in_place_of_a_folder_is_reported(folder: Path) -> None:
     image = folder / "imagesTr" / "case_00_0000.nii.gz"
     with pytest.raises(ProblemReport, match="is a file, expected its folder"):
         list_cases(image, ".nii.gz")
@@ -99,7 +99,7 @@ def _pipe(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (_dangle, "is a link to ../.git/annex/objects/xx/MD5E-s9--0.nii.gz, which does not exist.*; fetch it with"),
         (_circle, "is a link to|cannot be accessed"),
@@ -109,10 +109,10 @@ def _pipe(path: Path) -> None:
 )
 @pytest.mark.parametrize("name", ["imagesTr/case_01_0000.nii.gz", "labelsTr/case_01.nii.gz"])
 def test_what_is_no_file_is_named_with_its_case(
-    folder: Path, name: str, change: Callable[[Path], None], told: str
+    folder: Path, name: str, change: Callable[[Path], None], message: str
 ) -> None:
     change(folder / name)
-    with pytest.raises(ProblemReport, match=told) as caught:
+    with pytest.raises(ProblemReport, match=message) as caught:
         load(folder)
     assert {problem.case for problem in caught.value.problems} == {"case_01"}
 
@@ -125,20 +125,20 @@ def test_the_other_cases_of_a_folder_can_be_predicted(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "told"),
+    ("found", "message"),
     [
         ("case_01_0000.nii.gz", "found case_01_0000.nii.gz, but label maps have no channel number"),
         ("case_01.NII.GZ", "found case_01.NII.GZ, but images and labels share one file_ending"),
         ("case_01.nii", "found case_01.nii, but images and labels share one file_ending"),
     ],
 )
-def test_what_was_found_in_place_of_a_label_is_named(folder: Path, found: str, told: str) -> None:
+def test_what_was_found_in_place_of_a_label_is_named(folder: Path, found: str, message: str) -> None:
     (folder / "labelsTr" / "case_01.nii.gz").rename(folder / "labelsTr" / found)
-    with pytest.raises(ProblemReport, match=told):
+    with pytest.raises(ProblemReport, match=message):
         load(folder)
 
 
-def test_names_whose_accents_are_encoded_in_two_ways_are_told(folder: Path) -> None:
+def test_names_whose_accents_are_encoded_in_two_ways_are_reported(folder: Path) -> None:
     (folder / "imagesTr" / "case_01_0000.nii.gz").rename(
         folder / "imagesTr" / normalize("NFC", "Gru\u0308n_0000.nii.gz")
     )

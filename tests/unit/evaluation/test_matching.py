@@ -86,7 +86,7 @@ def test_lists_in_a_model_folder_are_not_followed(tmp_path: Path) -> None:
     [
         ("case.NII.GZ", "no prediction ends in .nii.gz; found case.NII.GZ, which ends in .NII.GZ"),
         ("case.nrrd", "found case.nrrd, which ends in .nrrd, not in .nii.gz"),
-        ("sub/case.nii.gz", "found sub, which is a folder, and holds sub/case.nii.gz"),
+        ("sub/case.nii.gz", "found sub, which is a folder that holds sub/case.nii.gz"),
     ],
 )
 def test_what_was_found_in_place_of_predictions_is_named(tmp_path: Path, found: str, told: str) -> None:

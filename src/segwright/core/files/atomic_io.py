@@ -27,7 +27,7 @@ M = TypeVar("M", bound=BaseModel)
 
 CHECKSUM: Final = "checksum"
 ABANDONED_S: Final = 600.0
-"""Age at which a temporary file is taken for one of a killed process; no write without progress takes as long."""
+"""Age at which a temporary file counts as left by a killed process; no write pauses for so long."""
 _HASH_BLOCK = 1 << 20
 _PROBE_BYTES = 1 << 16
 _TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.tmp\.(?P<final>.+)", re.DOTALL)
@@ -79,7 +79,7 @@ def temporary_beside(path: Path) -> Path:
 def sweep_leftovers(folder: Path, names: Collection[str] | None = None, *, is_shared: bool = False) -> None:
     """Delete the temporary files that a killed process left in a folder, of `names` or by default of any name.
 
-    No other process may be writing them; in a shared folder young files are kept, for they may be another process's.
+    No other process may be writing them, unless `is_shared`: then files younger than `ABANDONED_S` are kept.
     """
     if not folder.is_dir():
         return
@@ -214,7 +214,7 @@ def write_json(path: Path, document: object, *, indent: int = 2, sort_keys: bool
 
 
 def write_checked_json(path: Path, document: Mapping[str, Any], *, indent: int = 2, sort_keys: bool = False) -> None:
-    """Write a JSON document as `write_json`, with a checksum that `read_checked_json` compares it with."""
+    """Write a JSON document as `write_json`, and a checksum, which `read_checked_json` verifies."""
     write_json(path, with_checksum(document), indent=indent, sort_keys=sort_keys)
 
 
@@ -228,18 +228,18 @@ def read_json(path: Path) -> Any:
 
 
 def read_checked_json(path: Path) -> Any:
-    """Read a JSON document, without its checksum; one that has none, of an earlier version or nnU-Net, is not checked.
+    """Read a JSON document, verify its checksum and remove it; documents without one (older, nnU-Net's) are accepted.
 
     Raises:
-        SegwrightError: as `read_json`, or it is not as it was written.
+        SegwrightError: as `read_json`, or the checksum does not match.
     """
     document = read_json(path)
     if not isinstance(document, dict) or CHECKSUM not in document:
         return document
     if not has_right_checksum(document):
         raise SegwrightError(
-            f"{path}: damaged (its checksum is not the one it was written with); copy it again or make it again; if it "
-            f"was edited on purpose, remove its line '{CHECKSUM}'"
+            f"{path}: damaged (its checksum does not match); copy it again or make it again; if it was edited on "
+            f"purpose, remove its line '{CHECKSUM}'"
         )
     return {key: value for key, value in document.items() if key != CHECKSUM}
 
@@ -287,7 +287,7 @@ def _refusal(status: os.stat_result, most: int) -> str:
 
 
 def parse_document(model: type[M], path: Path) -> M:
-    """Read and validate a document; where it has a checksum, that is compared first.
+    """Read and validate a document; its checksum, if it has one, is verified first.
 
     Raises:
         SegwrightError: the file is not JSON, is damaged or does not fit `model`; file and key path are named.
@@ -311,7 +311,7 @@ def describe_validation(error: ValidationError) -> str:
 def with_checksum(document: Mapping[str, Any]) -> dict[str, Any]:
     """Return a document with a hash of its content added, by which `has_right_checksum` detects damage."""
     content = {key: value for key, value in document.items() if key != CHECKSUM}
-    as_read = json.loads(json.dumps(content, default=str))  # keys that are numbers become texts, and sort otherwise
+    as_read = json.loads(json.dumps(content, default=str))  # numeric keys become strings, which sort differently
     return {**content, CHECKSUM: content_hash(as_read)}
 
 

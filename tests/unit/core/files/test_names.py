@@ -135,7 +135,7 @@ def test_text_is_appended_to_a_file_but_never_through_a_link(tmp_path: Path) -> 
     assert (tmp_path / "precious").read_text() == "precious"
 
 
-def test_what_is_missing_is_told_by_what_is_there(tmp_path: Path) -> None:
+def test_what_is_missing_is_reported_by_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert (absence(tmp_path / "file"), absence(tmp_path, "folder")) == ("", "")
     assert absence(tmp_path / "nothing") == "no such file"

@@ -259,7 +259,7 @@ def test_an_array_with_attributes_is_not_opened(store: CaseStore) -> None:
         store.load("case").image[...]
 
 
-def test_cases_whose_files_would_clash_are_told() -> None:
+def test_cases_whose_files_would_clash_are_reported() -> None:
     assert list(CaseStore.name_clashes(["a", "a_seg", "b", "b_locations", "c"])) == [
         ("a", "a_seg"),
         ("b", "b_locations"),

@@ -1,4 +1,4 @@
-"""Voxels that are compressed with gzip, compared with its checksum, of which ITK and nibabel take no notice."""
+"""Verify the gzip checksum of compressed voxels, which ITK and nibabel ignore."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ import numpy.typing as npt
 from segwright.data.images.formats import Refusal
 
 SIZE_WRAPS = 1 << 32
-"""Sizes are kept modulo this."""
+"""gzip stores sizes modulo this."""
 
 _BLOCK = 1 << 20
 _END_BYTES = 8
 
 
 def unpacked_size(file: Path) -> int:
-    """Return what the last bytes of a gzip file tell of its uncompressed size, modulo `SIZE_WRAPS`."""
+    """Return the uncompressed size in the last bytes of a gzip file, modulo `SIZE_WRAPS`."""
     return _end(file)[1]
 
 
 def require_undamaged(file: Path, voxels: npt.NDArray[Any], *, num_bytes: int, before: int = 0, start: int = 0) -> None:
-    """Refuse a file whose compressed part is not what its checksum says.
+    """Refuse a file whose compressed part does not match its checksum.
 
-    Where the voxels are as they are stored, their checksum takes 2 to 12 % of the time in which they were read (CT and
-    label maps, 23 million voxels). Else, as for files of several gzip members, they are unpacked again, and it doubles.
+    If the voxels are given as stored, this takes 2 to 12 % of the reading time (CT and label maps, 23 million voxels).
+    Otherwise, and for files of several gzip members, they are unpacked again, which doubles it.
 
     Args:
-        file: was read, and ends with its compressed part.
-        voxels: that were read.
-        num_bytes: of the voxels as they are stored.
-        before: uncompressed bytes before them.
-        start: of the compressed part.
+        file: ends with its compressed part.
+        voxels: as they were read.
+        num_bytes: size of the voxels as stored.
+        before: uncompressed bytes before the voxels.
+        start: offset of the compressed part.
 
     Raises:
         Refusal: the file is damaged.
@@ -54,12 +54,12 @@ def require_undamaged(file: Path, voxels: npt.NDArray[Any], *, num_bytes: int, b
                     found += len(block)
     except (EOFError, OSError, zlib.error) as error:
         if isinstance(error, gzip.BadGzipFile) and "Not a gzip" in str(error) and found >= before + num_bytes:
-            return  # something else follows the voxels, whose checksum was right
+            return  # other bytes follow the voxels, whose checksum was right
         raise Refusal(f"it is damaged ({error}); copy or download it again") from error
 
 
 def _end(file: Path) -> tuple[int, int]:
-    """Return the checksum and the size that the last bytes of a gzip file tell."""
+    """Return the checksum and the size in the last bytes of a gzip file."""
     with file.open("rb") as stream:
         stream.seek(-min(_END_BYTES, file.stat().st_size), SEEK_END)
         end = stream.read().rjust(_END_BYTES, b"\0")

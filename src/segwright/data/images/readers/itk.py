@@ -132,7 +132,7 @@ def _read(file: Path, *, is_label: bool) -> tuple[Any, NiftiHeader | None]:
 
 
 def _as_stored(voxels: npt.NDArray[Any], nifti: NiftiHeader) -> npt.NDArray[Any]:
-    """Undo the scaling of whole numbers, which is many times faster than to unpack them again; else as they are."""
+    """Return integers before scaling, which is many times faster than unpacking them again; others unchanged."""
     slope, intercept = nifti.scaling
     if nifti.integers is None or voxels.dtype.kind != "f" or not slope:
         return voxels

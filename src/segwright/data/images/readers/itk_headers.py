@@ -118,7 +118,7 @@ def check_nrrd(file: Path, *, is_label: bool = False) -> None:
 
 
 def compressed_start(file: Path) -> int | None:
-    """Return where the voxels of a NRRD file begin if they are compressed with gzip, else None."""
+    """Return the offset of the voxels of a NRRD file if they are compressed with gzip, else None."""
     fields, end = _nrrd_header(file)
     return end if _encoding(fields) in _NRRD_GZIP else None
 
@@ -243,7 +243,7 @@ def check_gipl(file: Path, *, is_label: bool = False) -> None:
 
 
 def _nrrd_header(file: Path) -> tuple[dict[str, str], int]:
-    """Return the fields of a NRRD file, and where its voxels begin."""
+    """Return the fields of a NRRD header, and the offset of the voxels."""
     start = file_start(file, _USUAL_HEADER)
     if not _NRRD_MAGIC.match(start):
         raise not_this_format(start, "NRRD")

@@ -141,7 +141,7 @@ def _in_mm(affine: npt.NDArray[Any], nifti: NiftiHeader) -> list[list[float]]:
 
 
 def _voxels(file: Path, image: Any, nifti: NiftiHeader) -> npt.NDArray[Any]:
-    """Read the voxels (x, y, z), scaled as the header says."""
+    """Read the voxels (x, y, z), scaled by the header's slope and intercept."""
     require_complete(file, nifti)
     stored = image.dataobj.get_unscaled()
     if is_gzip(file_start(file, 2)):

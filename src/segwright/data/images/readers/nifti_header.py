@@ -89,7 +89,7 @@ class NiftiHeader:
         offset: of the voxels, in the uncompressed file.
         value_bytes: of one voxel.
         integers: dtype if the voxels are integers of up to 16 bits, else None.
-        scaling: slope and intercept that give their values.
+        scaling: slope and intercept.
         mm_per_unit: factor from lengths in the header to mm.
         forms: value of `GEOMETRY`: qform and sform with all fields they depend on, as JSON.
     """
@@ -105,7 +105,7 @@ class NiftiHeader:
 
     @property
     def voxel_bytes(self) -> int:
-        """Of all voxels as they are stored, uncompressed."""
+        """Size of all voxels as stored, uncompressed."""
         return math.prod(self.shape) * self.value_bytes
 
 
