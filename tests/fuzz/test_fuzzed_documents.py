@@ -27,9 +27,9 @@ from segwright.inference.reliability.expected_dice import DiceEstimator
 from segwright.networks.build import ArchitectureSpec, outline
 from segwright.preprocessing.plan_validation import validate_components
 from segwright.report.sources import read_fold
-from segwright.training.monitoring.loggers import JsonlSink
+from segwright.training.monitoring.loggers import JsonlLogger
 from segwright.training.monitoring.status import Status
-from segwright.training.validation.reliability import Observed
+from segwright.training.validation.reliability import CaseStats
 from tests.fuzz.isolation import Target, fuzz
 from tests.fuzz.made_models import DATASET, FINGERPRINT, PLANS, SUMMARY, write
 from tests.fuzz.mutation import mutate_json, mutate_json_lines
@@ -99,7 +99,7 @@ def _read_train(path: Path) -> None:
 def _read_metrics(path: Path) -> None:
     rows = read_fold(path.parent).epochs
     assert all(isinstance(row, dict) for row in rows)
-    JsonlSink(path).rewind(1)
+    JsonlLogger(path).rewind(1)
 
 
 def _read_quality(path: Path) -> None:
@@ -168,7 +168,7 @@ TARGETS = {
     "calibration": _document("calibration.json", CALIBRATION, Calibration.load),
     "quality": _document("quality.json", QUALITY, _read_quality),
     "status": _document("status.json", STATUS, lambda path: parse_document(Status, path)),
-    "observed": _document("observed.json", OBSERVED, lambda path: parse_document(Observed, path)),
+    "observed": _document("observed.json", OBSERVED, lambda path: parse_document(CaseStats, path)),
 }
 
 

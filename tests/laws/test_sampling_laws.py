@@ -18,7 +18,7 @@ from segwright.augmentation.spatial import Affine
 from segwright.core.boxes import box_shape
 from segwright.data.labels import Labels
 from segwright.training.loading.batches import BatchLoader
-from segwright.training.loading.caching import CaseCache, Residence
+from segwright.training.loading.caching import CachePlacement, CaseCache
 from segwright.training.loading.sampling import choose_key, choose_start, read_box, start_range
 
 LABELS = Labels.from_dataset_json({"labels": {"background": 0, "a": 1, "b": 2, "ignore": 3}})
@@ -75,9 +75,9 @@ def test_every_voxel_of_a_plain_patch_is_the_cases_own_or_padding(
     shape: tuple[int, ...], patch: tuple[int, ...], dims: int, seed: int, held: bool
 ) -> None:
     store = Store(shape, seed)
-    residence = Residence(place="ram", budget=2**30) if held else Residence()
+    placement = CachePlacement(place="ram", budget=2**30) if held else CachePlacement()
     loader = BatchLoader(
-        CaseCache(store, residence), ["case"], patch_size=patch[-dims:], batch_size=4, labels=LABELS, seed=seed
+        CaseCache(store, placement), ["case"], patch_size=patch[-dims:], batch_size=4, labels=LABELS, seed=seed
     )
     case, batch = store.load("case"), loader.batch(0, 0)
     target = batch["target"]
@@ -159,9 +159,9 @@ def test_a_turned_patch_shows_the_case_wherever_it_looks_into_it(
 ) -> None:
     """Corners too: however far the transform reaches, only what lies beyond the case is padding."""
     affine = Affine(rotation=(-3.1, 3.1), rotation_probability=0.8, scaling_probability=0.8, in_plane=in_plane)
-    residence = Residence(place="ram", budget=2**30) if held else Residence()
+    placement = CachePlacement(place="ram", budget=2**30) if held else CachePlacement()
     loader = BatchLoader(
-        CaseCache(Bright(shape), residence), ["case"], patch_size=patch, batch_size=3, labels=LABELS, seed=seed,
+        CaseCache(Bright(shape), placement), ["case"], patch_size=patch, batch_size=3, labels=LABELS, seed=seed,
         recipe=Recipe(spatial=affine),
     )  # fmt: skip
     batch = loader.batch(0, 0)

@@ -49,16 +49,16 @@ def fit_estimates(
         device: auto, cpu, mps or a GPU, where cases must be predicted again.
         workers: threads.
     """
-    from segwright.training.validation.out_of_fold import observe
-    from segwright.training.validation.reliability import Observed, observed_file
+    from segwright.training.validation.out_of_fold import collect_stats
+    from segwright.training.validation.reliability import CaseStats, stats_file
 
     if len(members) == 1:  # the statistics of pairs were recorded when they were predicted
         for fold, files in members[0].found.files.items():
-            missing = [case for case, file in files.items() if not observed_file(file.parent, case).is_file()]
+            missing = [case for case, file in files.items() if not stats_file(file.parent, case).is_file()]
             if missing:
                 member = member_of(session, members[0], workers=workers)
-                observe(member, files[missing[0]].parent, fold, missing, device=device, trust=session.trust)
-    seen = {case: Observed.load(file.parent, case) for case, file in predictions.items()}
+                collect_stats(member, files[missing[0]].parent, fold, missing, device=device, trust=session.trust)
+    seen = {case: CaseStats.load(file.parent, case) for case, file in predictions.items()}
     held_out = [
         dice_estimator.HeldOut(
             observation=seen[case].observation,

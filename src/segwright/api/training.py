@@ -31,7 +31,7 @@ from segwright.workspace import Workspace
 
 if TYPE_CHECKING:
     from segwright.core.interrupt import StopRequest
-    from segwright.training.distributed.context import Ranks
+    from segwright.training.distributed.context import DistributedContext
 
 logger = getLogger(__name__)
 
@@ -56,7 +56,7 @@ def train(
     device: str = "auto",
     workers: int | None = None,
     environment: Mapping[str, str] = NO_ENVIRONMENT,
-    ranks: Ranks | None = None,
+    ranks: DistributedContext | None = None,
     stop: StopRequest | None = None,
     trust_code: TrustCode = False,
 ) -> TrainedFold:

@@ -41,7 +41,7 @@ from segwright.workspace import FINGERPRINT_JSON, Workspace
 if TYPE_CHECKING:
     from segwright.core.interrupt import StopRequest
     from segwright.training.cascade import CascadeStore
-    from segwright.training.distributed.context import Ranks
+    from segwright.training.distributed.context import DistributedContext
     from segwright.training.trainer import Trainer
 
 logger = getLogger(__name__)
@@ -63,7 +63,7 @@ class TrainOptions:
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     device: str = "auto"
-    ranks: Ranks | None = None
+    ranks: DistributedContext | None = None
     stop: StopRequest | None = None
     resume: bool = True
 
@@ -181,7 +181,7 @@ def say_if_trained_otherwise(
 
 
 @contextmanager
-def fold_lock(folder: Path, ranks: Ranks | None) -> Iterator[None]:
+def fold_lock(folder: Path, ranks: DistributedContext | None) -> Iterator[None]:
     """Lock the folder of a fold; wait for another process that trains it.
 
     The first of several ranks holds the lock for all.
@@ -291,11 +291,11 @@ def finished_fold(session: Session, plan: Plan, configuration: str, fold: Fold) 
 def _train(session: Session, plan: Plan, configuration: str, fold: Fold, options: TrainOptions) -> Trainer:
     """Start, resume or open the training of a fold; return its trainer with the final weights."""
     from segwright.training.checkpointing.checkpoints import resumable
-    from segwright.training.distributed.context import ALONE
+    from segwright.training.distributed.context import SINGLE
 
     folder = fold_folder(session, plan, configuration, fold)
     require_same_network(folder.parent, [fold], options.settings)  # a cascade's first stage has no training yet
-    ranks = options.ranks or ALONE
+    ranks = options.ranks or SINGLE
     split = _split(session, fold, write=ranks.is_first)
     checkpoint = resumable(folder)
     if ranks.is_first and checkpoint is None:
@@ -369,15 +369,15 @@ def _complete_previous_stage(
     previous = plan.configuration(configuration).previous_stage
     if previous is None:
         return
-    from segwright.training.distributed.context import ALONE
+    from segwright.training.distributed.context import SINGLE
 
-    ranks = options.ranks or ALONE
+    ranks = options.ranks or SINGLE
     own = {key: value for key, value in options.settings.items() if key not in ("pretrained", "pretrained_channels")}
     options = replace(options, settings=own, resume=True)  # pretrained weights are for the second stage
     holders = _holding_folds(session, fold, write=ranks.is_first)
     if ranks.is_first and not cases_are_fresh(session, plan, previous):
         make_cases(session, plan, previous)
-    untrained = ranks.first([k for k in holders if not is_trained(fold_folder(session, plan, previous, k))])
+    untrained = ranks.broadcast([k for k in holders if not is_trained(fold_folder(session, plan, previous, k))])
     if untrained:
         logger.info(
             "%s fold %s needs out-of-fold predictions of %s: training its missing folds %s with the same settings",
@@ -386,12 +386,12 @@ def _complete_previous_stage(
     for number in untrained:
         folder = fold_folder(session, plan, previous, number)
         with fold_lock(folder, options.ranks):
-            if not ranks.first(is_trained(folder)):  # otherwise another process has trained it meanwhile
+            if not ranks.broadcast(is_trained(folder)):  # otherwise another process has trained it meanwhile
                 _complete_previous_stage(session, plan, previous, number, options)
                 _train(session, plan, previous, number, options)
             ranks.barrier()
     for number, identifiers in holders.items():
-        part = ranks.own_items(identifiers)
+        part = ranks.local_items(identifiers)
         _predict_held_out(session, plan, configuration, number, part, device=options.device)
     ranks.barrier()
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Final
 from segwright.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from segwright.training.distributed.context import Ranks
-    from segwright.training.distributed.heartbeat import Place
+    from segwright.training.distributed.context import DistributedContext
+    from segwright.training.distributed.heartbeat import RankInfo
 
 _HOST_DEVICES: Final = ("cpu", "mps")
 
 
-def place_here(variables: Mapping[str, str]) -> Place | None:
+def place_here(variables: Mapping[str, str]) -> RankInfo | None:
     """Return this process's place among several, from torchrun's variables; None where there are none.
 
     Raises:
@@ -23,10 +23,10 @@ def place_here(variables: Mapping[str, str]) -> Place | None:
     """
     if "RANK" not in variables or "WORLD_SIZE" not in variables:
         return None
-    from segwright.training.distributed.heartbeat import Place
+    from segwright.training.distributed.heartbeat import RankInfo
 
     try:
-        return Place(
+        return RankInfo(
             rank=int(variables["RANK"]),
             world_size=int(variables["WORLD_SIZE"]),
             local_rank=int(variables["LOCAL_RANK"]),
@@ -42,7 +42,7 @@ def place_here(variables: Mapping[str, str]) -> Place | None:
         ) from error
 
 
-def device_of(device: str, place: Place | None) -> str:
+def device_of(device: str, place: RankInfo | None) -> str:
     """Return the device of this process: its own GPU where there are several processes.
 
     Raises:
@@ -58,7 +58,7 @@ def device_of(device: str, place: Place | None) -> str:
     return str(resolved if resolved.type in _HOST_DEVICES else resolve_device(f"{resolved.type}:{place.local_rank}"))
 
 
-def joined(place: Place | None, device: str) -> AbstractContextManager[Ranks | None]:
+def joined(place: RankInfo | None, device: str) -> AbstractContextManager[DistributedContext | None]:
     """Return the context in which this process works with the others; None and no import where it is alone."""
     if place is None:
         return nullcontext()
@@ -73,6 +73,6 @@ def joined(place: Place | None, device: str) -> AbstractContextManager[Ranks | N
 def leave_if_one_of_several(variables: Mapping[str, str], code: int) -> None:
     """End a process that worked with others, well or not."""
     if "RANK" in variables:
-        from segwright.training.distributed.context import leave
+        from segwright.training.distributed.context import hard_exit
 
-        leave(code)
+        hard_exit(code)

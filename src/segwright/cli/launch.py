@@ -19,7 +19,7 @@ from segwright.cli.signals import known_signals
 from segwright.core.device import CPU
 from segwright.core.interrupt import EXIT_RESUMABLE
 from segwright.core.parallel import available_cpus
-from segwright.training.distributed.heartbeat import EXIT_OTHER_ENDED, Place
+from segwright.training.distributed.heartbeat import EXIT_OTHER_ENDED, RankInfo
 
 END_S: Final = 20.0
 """Seconds after which the other processes are killed when one has failed."""
@@ -37,7 +37,7 @@ def start(count: int, device: str) -> None:
         ConfigError: there are fewer GPUs.
         typer.Exit: a process failed or all were stopped; has its exit code.
     """
-    last = Place(rank=count - 1, world_size=count, local_rank=count - 1, address="", port=0)
+    last = RankInfo(rank=count - 1, world_size=count, local_rank=count - 1, address="", port=0)
     if device_of(device, last) == CPU:
         why = "" if device == CPU else "no GPU is here: "
         typer.echo(f"{why}{count} processes train on the CPU, each on its part of the batch", err=True)

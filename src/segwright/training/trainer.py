@@ -32,21 +32,21 @@ from segwright.training.callbacks import call_callbacks, load_callbacks
 from segwright.training.checkpointing import checkpoints, resume
 from segwright.training.checkpointing.determinism import reproducible, seed_step
 from segwright.training.config import KNOBS, TrainConfig, changed
-from segwright.training.distributed.context import ALONE, Ranks
+from segwright.training.distributed.context import SINGLE, DistributedContext
 from segwright.training.finetuning import start_from
 from segwright.training.hook_results import VALIDATED, required_loaders, required_optimizer, required_step
 from segwright.training.loading.batches import Batch, BatchLoader, to_device
 from segwright.training.loading.loaders import build_loaders, training_recipe
 from segwright.training.losses.builtin import TrainingLoss, build_loss
-from segwright.training.monitoring.divergence import StepWatch, check_loss
+from segwright.training.monitoring.divergence import DivergenceMonitor, check_loss
 from segwright.training.monitoring.logbook import LOG_FILE, Logbook, row_text, write_line
-from segwright.training.monitoring.loggers import METRICS_FILE, ForgivingSink, JsonlSink, MetricSink
+from segwright.training.monitoring.loggers import METRICS_FILE, JsonlLogger, MetricLogger, SafeLogger
 from segwright.training.monitoring.network_plot import plot_network
 from segwright.training.monitoring.progress_plot import plot
 from segwright.training.monitoring.run_record import debug_document, train_record, write_documents
 from segwright.training.monitoring.stagnation import stagnation_warnings
 from segwright.training.monitoring.status import State, StatusFile, make_status
-from segwright.training.monitoring.trackers import open_sinks, require_sinks
+from segwright.training.monitoring.trackers import open_loggers, require_loggers
 from segwright.training.optim import ema
 from segwright.training.optim.optimizers import build_optimizer, optimizer_tensors, set_learning_rate, update
 from segwright.training.optim.schedule import Clock, Schedule, Timer, build_schedule
@@ -103,7 +103,7 @@ class Trainer:
     clock: Clock
     schedule: Schedule
     status: StatusFile
-    step_watch: StepWatch
+    step_watch: DivergenceMonitor
     save_timer: Timer
     average: ema.WeightAverage | None
     is_finished = False
@@ -127,10 +127,10 @@ class Trainer:
         output_folder: Path,
         config: TrainConfig | None = None,
         references: Mapping[str, Path] | Path | None = None,
-        sinks: Sequence[MetricSink] = (),
+        sinks: Sequence[MetricLogger] = (),
         callbacks: Sequence[object] = (),
         stop: StopRequest | None = None,
-        ranks: Ranks = ALONE,
+        ranks: DistributedContext = SINGLE,
         trust_code: TrustCode = False,
     ) -> None:
         self.was_initialized = False
@@ -149,10 +149,10 @@ class Trainer:
         self.output_folder = output_folder
         self.references = references
         self.ranks = ranks
-        self.sinks: list[MetricSink] = []
+        self.sinks: list[MetricLogger] = []
         if ranks.is_first:
-            self.sinks = [JsonlSink(output_folder / METRICS_FILE)]
-            self.sinks += (ForgivingSink(sink, type(sink).__name__) for sink in sinks)
+            self.sinks = [JsonlLogger(output_folder / METRICS_FILE)]
+            self.sinks += (SafeLogger(sink, type(sink).__name__) for sink in sinks)
         self.callbacks = [*callbacks]
         self.stop = stop or StopRequest()
         self.notes: tuple[str, ...] = ()
@@ -198,7 +198,7 @@ class Trainer:
         if self.config.pretrained is not None and not self.is_resumed:
             self.notes += (*self._load_pretrained(network, self.config.pretrained),)
         self.network = prepare(network, self.device)
-        self.ranks.equalize(self.network)
+        self.ranks.sync_parameters(self.network)
         optimizer = self.configure_optimizers()
         self.optimizer = required_optimizer(optimizer, self.configure_optimizers, "configure_optimizers")
         self.average = ema.follow(self.network, self.optimizer, self.config.ema_weights)
@@ -207,8 +207,8 @@ class Trainer:
         self.loss = self._build_loss()
         self.recipe = training_recipe(self.config, self.configuration, self.labels, LabelPairs.of_plan(self.plans))
         self.callbacks += load_callbacks(self.config.callbacks)
-        require_sinks(self.config.sinks)
-        self.step_watch = StepWatch()
+        require_loggers(self.config.sinks)
+        self.step_watch = DivergenceMonitor()
         self.status = StatusFile(self.output_folder)
 
     @staticmethod
@@ -286,7 +286,7 @@ class Trainer:
             num_outputs=len(self.scales) if len(self.scales) > 1 else None,
             reference=self.config.loss,
             class_weights=self.config.class_weights,
-            reduce=self.ranks.pool,
+            reduce=self.ranks.reduce,
         )
 
     def configure_optimizers(self) -> Optimizer:
@@ -295,7 +295,7 @@ class Trainer:
 
     def get_dataloaders(self) -> tuple[BatchLoader, BatchLoader]:
         """Return what makes training and validation batches."""
-        training, validation, residence = build_loaders(
+        training, validation, placement = build_loaders(
             self.cases,
             self.split,
             config=self.config,
@@ -306,7 +306,7 @@ class Trainer:
             device=self.device,
             ranks=self.ranks,
         )
-        self.notes += (residence.because,)
+        self.notes += (placement.reason,)
         return training, validation
 
     # The loop
@@ -319,13 +319,13 @@ class Trainer:
         device = resolve_device(self._device_name)
         with self.stop.watched(), reproducible(device, deterministic=self.config.deterministic):
             self._run_hook("on_train_start")
-            while not self.ranks.first(self.clock.is_over(self.current_epoch)):
+            while not self.ranks.broadcast(self.clock.is_over(self.current_epoch)):
                 self._run_hook("on_epoch_start")
                 self._run_hook("on_train_epoch_start")
                 self._run_training_steps()
                 self._run_hook("on_train_epoch_end", self.epoch_outputs)
                 with torch.no_grad(), self.clock.costing("validation"), ema.applied(self.average):
-                    self.ranks.equalize_buffers(self.network)
+                    self.ranks.sync_buffers(self.network)
                     self._run_hook("on_validation_epoch_start")
                     self._run_hook("on_validation_epoch_end", self._run_validation_steps())
                 self._run_hook("on_epoch_end")
@@ -344,7 +344,7 @@ class Trainer:
         with prefetched_batches(loader, self.network, self.current_epoch, steps, first_step=first) as batches:
             for batch in batches:
                 if self.config.budget_s is not None:
-                    set_learning_rate(self.optimizer, self.ranks.first(self.learning_rate))
+                    set_learning_rate(self.optimizer, self.ranks.broadcast(self.learning_rate))
                 seed_step(self.config.seed, self.current_epoch, self.epoch_step, self.ranks.rank)
                 output = required_step(self.train_step(batch), self.train_step, ("loss",))
                 self.epoch_outputs.append(output)
@@ -371,7 +371,7 @@ class Trainer:
                 self.write_status("training")
             if self.status.stop_is_requested:
                 self.clock.end_training()
-        epoch_is_over, reason = self.ranks.first([self.clock.epoch_is_over, self.stop.reason])
+        epoch_is_over, reason = self.ranks.broadcast([self.clock.epoch_is_over, self.stop.reason])
         if (self.save_timer.is_due or reason) and self.step_watch.is_well:
             self.save_checkpoint("latest")
         if reason:
@@ -397,11 +397,11 @@ class Trainer:
             record = train_record(self.config, self.device, notes=self.notes, identity=self.identity())
             debug = debug_document(vars(self), self.device)
             write_documents(self.output_folder, self.plans, self.dataset_json, record=record, debug=debug)
-            self.sinks += open_sinks(self.config.sinks, self.output_folder)
+            self.sinks += open_loggers(self.config.sinks, self.output_folder)
             self.plot_network_architecture()
         for sink in self.sinks:
             sink.rewind(self.current_epoch)
-            if isinstance(sink, JsonlSink):
+            if isinstance(sink, JsonlLogger):
                 sink.complete(self.logbook.rows[: self.current_epoch])
         begin = "training" if self.current_step == 0 else f"resuming at epoch {self.current_epoch} of"
         what = f"{self.configuration_name}, fold {self.fold}: {defaults.length_text(self.config)}"
@@ -421,7 +421,7 @@ class Trainer:
     def on_train_epoch_start(self) -> None:
         """Set training mode and the learning rate."""
         self.network.train()
-        set_learning_rate(self.optimizer, self.ranks.first(self.learning_rate))
+        set_learning_rate(self.optimizer, self.ranks.broadcast(self.learning_rate))
         self.logbook.log("lrs", self.learning_rate, self.current_epoch)
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
@@ -518,7 +518,7 @@ class Trainer:
         final = checkpoints.checkpoint_file(self.output_folder, "final")
         ending = self.dataset_json.file_ending
         self.write_status("validating")
-        self.ranks.equalize_buffers(self.network)
+        self.ranks.sync_buffers(self.network)
         self.set_deep_supervision_enabled(False)
         try:
             predictor = Predictor(

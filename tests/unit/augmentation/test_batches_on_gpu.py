@@ -10,7 +10,7 @@ from test_no_waiting import LABELS, PATCHES, Store, always_turned
 
 from segwright.augmentation.recipe import build_recipe
 from segwright.training.loading.batches import BatchLoader
-from segwright.training.loading.caching import CaseCache, Residence
+from segwright.training.loading.caching import CachePlacement, CaseCache
 
 pytestmark = pytest.mark.gpu
 BATCH = 24
@@ -19,7 +19,7 @@ BATCH = 24
 def loader_on(device: str, patch_size: tuple[int, ...], recipe: str, place: Any) -> BatchLoader:
     chosen = always_turned(build_recipe(recipe, patch_size, masked_channels=[0]), patch_size)
     return BatchLoader(
-        CaseCache(Store(), Residence(place=place, budget=2**40), torch.device(device)),
+        CaseCache(Store(), CachePlacement(place=place, budget=2**40), torch.device(device)),
         ["case"],
         patch_size=patch_size,
         batch_size=BATCH,

@@ -17,7 +17,7 @@ from segwright.core.errors import ConfigError
 from segwright.core.seeds import generator
 from segwright.data.labels import Labels
 from segwright.training.loading.batches import BatchLoader
-from segwright.training.loading.caching import CaseCache, Residence
+from segwright.training.loading.caching import CachePlacement, CaseCache
 
 WITHOUT_VALUES = torch.device("meta")
 """Its tensors have shapes alone: reading a value, or a shape that depends on values, is an error."""
@@ -84,7 +84,7 @@ def always_turned(recipe: Recipe, patch_size: tuple[int, ...]) -> Recipe:
 @pytest.mark.parametrize("patch_size", PATCHES)
 def test_whole_batches_are_made_without_reading_a_value(patch_size: tuple[int, ...], recipe: str, place: Any) -> None:
     loader = BatchLoader(
-        CaseCache(Store(), Residence(place=place, budget=2**40), WITHOUT_VALUES),
+        CaseCache(Store(), CachePlacement(place=place, budget=2**40), WITHOUT_VALUES),
         ["case"],
         patch_size=patch_size,
         batch_size=40,

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from segwright.training.distributed.context import Ranks, joined, leave
-from segwright.training.distributed.heartbeat import Place
+from segwright.training.distributed.context import DistributedContext, hard_exit, joined
+from segwright.training.distributed.heartbeat import RankInfo
 from segwright.training.trainer import Trainer
 from tests.unit.training.tiny_task import DATASET_JSON, REGIONS_JSON, make, settings, write_references
 
@@ -31,7 +31,7 @@ class PoisonedTrainer(Trainer):
         return super().train_step(batch)
 
 
-def train(ranks: Ranks, folder: str, regime: str, batch_dice: str, steps: str, validate: str = "") -> None:
+def train(ranks: DistributedContext, folder: str, regime: str, batch_dice: str, steps: str, validate: str = "") -> None:
     """Train the tiny task; rank 0 leaves its checkpoint and `metrics.jsonl`, every rank the weights it ended with."""
     document = REGIONS_JSON if regime == "regions" else DATASET_JSON
     config = settings(
@@ -64,20 +64,20 @@ def train(ranks: Ranks, folder: str, regime: str, batch_dice: str, steps: str, v
     torch.save(trainer.network.state_dict(), own / f"weights_{ranks.rank}.pt")
 
 
-def sums(ranks: Ranks) -> None:
+def sums(ranks: DistributedContext) -> None:
     """Check every exchange of three ranks against what it must give."""
     rank, size = ranks.rank, ranks.world_size
-    assert ranks.first([rank, "a", None]) == [0, "a", None]
+    assert ranks.broadcast([rank, "a", None]) == [0, "a", None]
     assert ranks.gather({"rank": rank, "text": "x" * rank}) == [{"rank": r, "text": "x" * r} for r in range(size)]
-    assert ranks.total(torch.tensor([rank, 1])).tolist() == [sum(range(size)), size]
-    assert list(ranks.own_items(range(7))) == list(range(7))[rank::size]
+    assert ranks.all_reduce(torch.tensor([rank, 1])).tolist() == [sum(range(size)), size]
+    assert list(ranks.local_items(range(7))) == list(range(7))[rank::size]
     part = torch.tensor(float(rank), requires_grad=True)
-    torch.square(ranks.pool(part)).backward()
+    torch.square(ranks.reduce(part)).backward()
     assert part.grad is not None
     assert part.grad.item() == 2 * sum(range(size))
     layer = nn.Linear(2, 2)
     torch.nn.init.constant_(layer.weight, float(rank + 1))
-    ranks.equalize(layer)
+    ranks.sync_parameters(layer)
     assert layer.weight.detach().unique().tolist() == [1.0]
     layer.weight.grad = torch.full((2, 2), float(rank))
     ranks.sum_gradients(layer.parameters())
@@ -92,12 +92,12 @@ def sums(ranks: Ranks) -> None:
     norm = nn.BatchNorm1d(2)
     nn.init.constant_(norm.running_mean, float(rank))
     nn.init.constant_(norm.weight, float(rank))
-    ranks.equalize_buffers(norm)
+    ranks.sync_buffers(norm)
     assert norm.running_mean.tolist() == [0.0, 0.0]
     assert norm.weight.detach().tolist() == [float(rank)] * 2
 
 
-def killed(ranks: Ranks) -> None:
+def killed(ranks: DistributedContext) -> None:
     """Rank 1 is killed in the middle of an exchange."""
     ranks.barrier()
     if ranks.rank == 1:
@@ -105,7 +105,7 @@ def killed(ranks: Ranks) -> None:
     ranks.barrier()
 
 
-def failing(ranks: Ranks) -> None:
+def failing(ranks: DistributedContext) -> None:
     """Rank 1 fails; the others wait for it in an exchange."""
     ranks.barrier()
     if ranks.rank == 1:
@@ -113,7 +113,7 @@ def failing(ranks: Ranks) -> None:
     ranks.barrier()
 
 
-def slow(ranks: Ranks) -> None:
+def slow(ranks: DistributedContext) -> None:
     """Rank 1 needs longer than a silence may last, but lives."""
     from segwright.training.distributed import heartbeat
 
@@ -128,10 +128,10 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO)
     torch.set_num_threads(1)
     function, rank, size, port, *arguments = sys.argv[1:]
-    place = Place(rank=int(rank), world_size=int(size), local_rank=int(rank), address="127.0.0.1", port=int(port))
+    place = RankInfo(rank=int(rank), world_size=int(size), local_rank=int(rank), address="127.0.0.1", port=int(port))
     with joined(place if int(size) > 1 else None, "cpu") as ranks:
         {"train": train, "sums": sums, "killed": killed, "failing": failing, "slow": slow}[function](ranks, *arguments)
-    leave(0)
+    hard_exit(0)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from segwright.core.interrupt import EXIT_RESUMABLE, Interrupted, StopRequest
 from segwright.training.checkpointing.checkpoints import checkpoint_file, is_finished, load, read_state, resumable
 from segwright.training.loading.batches import Batch
 from segwright.training.monitoring import divergence as safety
-from segwright.training.monitoring.divergence import DivergedError, StepWatch
+from segwright.training.monitoring.divergence import DivergedError, DivergenceMonitor
 from segwright.training.monitoring.status import STATUS_JSON, STOP_FILE, Status
 from segwright.training.trainer import Trainer
 from tests.unit.training.tiny_task import DATASET_JSON, TinyStore, make, settings, write_references
@@ -158,7 +158,7 @@ class ExplodingTrainer(Trainer):
 def test_a_diverged_training_ends_with_the_last_good_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(StepWatch.__init__, "__defaults__", (5,))
+    monkeypatch.setattr(DivergenceMonitor.__init__, "__defaults__", (5,))
     trainer = make(tmp_path, ExplodingTrainer, config=settings(num_iterations_per_epoch=20))
     with pytest.raises(DivergedError, match=r"5 training steps in a row .* \(cases case_"):
         trainer.run_training()
@@ -170,7 +170,7 @@ def test_a_diverged_training_ends_with_the_last_good_checkpoint(
 
 
 def test_steps_in_a_row_are_counted_across_epochs_and_forgotten_after_a_good_one() -> None:
-    watch = StepWatch(limit=3)
+    watch = DivergenceMonitor(limit=3)
     for loss in (math.nan, math.nan, 1.0, math.inf):
         watch.see(0, torch.tensor(loss), ["a"])
     assert not watch.is_well

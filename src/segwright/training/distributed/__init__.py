@@ -1,1 +1,1 @@
-"""Training with several processes."""
+"""Training in several processes."""

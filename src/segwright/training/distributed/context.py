@@ -1,8 +1,8 @@
-"""Several processes on one training: who is who, what they tell each other, and the end of all if one ends.
+"""Distributed training: the process group, its collective operations, and how a global batch is split between ranks.
 
-One global batch is shared out by its samples, so that losses and weights are those of a single process with that batch.
-Tensors go by nccl between GPUs and by gloo otherwise. Nothing here starts a process or reads the environment: a `Place`
-is given. `heartbeat` tells when a process has ended.
+The samples of one global batch are split, so that losses and weights equal those of a single process with that batch.
+The backend is nccl between GPUs and gloo otherwise. Nothing here starts a process or reads the environment: a
+`RankInfo` is given. `heartbeat` detects that a process has ended.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from segwright.core.errors import ConfigError
 from segwright.core.interrupt import Interrupted
-from segwright.training.distributed.heartbeat import DONE, FAILED, STOPPED, Place, Watch, meet
+from segwright.training.distributed.heartbeat import DONE, FAILED, STOPPED, HeartbeatMonitor, RankInfo, rendezvous
 from segwright.training.losses.terms import Reduce, identity_reduce
 
 T = TypeVar("T")
@@ -34,7 +34,7 @@ _HOST_TYPES: Final = ("cpu", "mps")
 
 
 def shares(batch_size: int, world_size: int) -> tuple[range, ...]:
-    """Return which samples of the global batch each rank takes: equal parts, the first ones larger by one.
+    """Return the samples of the global batch for each rank: equal parts, the first ones larger by one.
 
     nnU-Net 2.8.1 leaves some ranks of an uneven split empty-handed of foreground or short of a sample
     (nnU-Net behaviour 8.9). Here a sample keeps its place in the global batch, so forced foreground is that of a single
@@ -56,76 +56,76 @@ def shares(batch_size: int, world_size: int) -> tuple[range, ...]:
     return tuple(range(low, high) for low, high in pairwise(starts))
 
 
-class Ranks:
-    """What a training asks of its processes; this class is for one process and does nothing."""
+class DistributedContext:
+    """Rank and collective operations of a training; this base class is for a single process."""
 
     rank: int = 0
     world_size: int = 1
 
     @property
     def is_first(self) -> bool:
-        """Whether this is rank 0, which alone writes, logs and decides about time."""
+        """Whether this is rank 0, the only one that writes files, logs and checks the time."""
         return self.rank == 0
 
-    def own(self, batch_size: int) -> range:
-        """Return which samples of the global batch are this rank's."""
+    def local_indices(self, batch_size: int) -> range:
+        """Return the samples of the global batch that this rank processes."""
         return shares(batch_size, self.world_size)[self.rank]
 
-    def own_items(self, items: Sequence[T]) -> Sequence[T]:
-        """Return every `world_size`-th item, beginning with `rank`; the numbers of items may be uneven."""
+    def local_items(self, items: Sequence[T]) -> Sequence[T]:
+        """Return every `world_size`-th item from `rank` on; ranks may get different numbers of items."""
         return items[self.rank :: self.world_size]
 
     @property
-    def pool(self) -> Reduce:
-        """The sum over ranks; its gradient goes to the own part, so that gradients are summed over ranks."""
+    def reduce(self) -> Reduce:
+        """Differentiable sum over ranks; the gradient is that of the own part, since gradients are summed later."""
         return identity_reduce
 
-    def total(self, part: Tensor) -> Tensor:
+    def all_reduce(self, part: Tensor) -> Tensor:
         """Return the sum over ranks, without gradient."""
         return part
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace each gradient by its sum over ranks: the pooled loss is the same everywhere, its gradient shared."""
+        """Replace each gradient by its sum over ranks."""
 
-    def equalize(self, module: nn.Module) -> None:
-        """Give every rank the weights and buffers of rank 0."""
+    def sync_parameters(self, module: nn.Module) -> None:
+        """Copy the weights and buffers of rank 0 to every rank."""
 
-    def equalize_buffers(self, module: nn.Module) -> None:
-        """Give every rank the buffers of rank 0, above all running statistics of batch norm: each saw other samples."""
+    def sync_buffers(self, module: nn.Module) -> None:
+        """Copy the buffers of rank 0 to every rank: running statistics of batch norm differ, as the samples do."""
 
-    def first(self, value: T) -> T:
-        """Return the value of rank 0, a plain one; all ranks have to call."""
+    def broadcast(self, value: T) -> T:
+        """Return the JSON value of rank 0; all ranks must call this."""
         return value
 
     def gather(self, value: T) -> list[T]:
-        """Return the values of all ranks; all have to call."""
+        """Return the JSON values of all ranks; all ranks must call this."""
         return [value]
 
     def barrier(self) -> None:
-        """Wait until every rank is here."""
+        """Wait for all ranks."""
 
 
-ALONE: Final = Ranks()
+SINGLE: Final = DistributedContext()
 
 
-class _Group(Ranks):
-    """Several processes that met."""
+class _ProcessGroup(DistributedContext):
+    """Several processes connected by `torch.distributed`."""
 
-    def __init__(self, place: Place, watch: Watch) -> None:
-        self.rank = place.rank
-        self.world_size = place.world_size
-        self._watch = watch
+    def __init__(self, info: RankInfo, monitor: HeartbeatMonitor) -> None:
+        self.rank = info.rank
+        self.world_size = info.world_size
+        self._monitor = monitor
 
     @property
-    def pool(self) -> Reduce:
-        return self._pooled
+    def reduce(self) -> Reduce:
+        return self._reduce
 
-    def _pooled(self, part: Tensor) -> Tensor:
-        with self._watch.explaining():
-            return _Pooled.apply(part)  # type: ignore[no-any-return, no-untyped-call]
+    def _reduce(self, part: Tensor) -> Tensor:
+        with self._monitor.explain_errors():
+            return _LocalGradientSum.apply(part)  # type: ignore[no-any-return, no-untyped-call]
 
-    def total(self, part: Tensor) -> Tensor:
-        with self._watch.explaining():
+    def all_reduce(self, part: Tensor) -> Tensor:
+        with self._monitor.explain_errors():
             whole = part.detach().clone()
             dist.all_reduce(whole)
             return whole
@@ -134,7 +134,7 @@ class _Group(Ranks):
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         if not trained:
             return
-        # A parameter may have no gradient on some ranks, and all must exchange the same.
+        # A parameter may lack a gradient on some ranks, but all ranks must reduce the same tensors.
         missing = [index for index, parameter in enumerate(trained) if parameter.grad is None]
         gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in trained]
         present = gradients[0].new_ones(len(trained))
@@ -142,12 +142,12 @@ class _Group(Ranks):
             present[index] = 0
         self._add_up([*gradients, present])
         for index in missing:
-            if present[index] > 0:  # without a gradient anywhere the optimiser leaves a parameter alone
+            if present[index] > 0:  # without a gradient on any rank the optimiser must skip the parameter
                 trained[index].grad = gradients[index]
 
     def _add_up(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over ranks."""
-        with self._watch.explaining():
+        with self._monitor.explain_errors():
             for bucket in _buckets(tensors):
                 flat = torch.cat([gradient.flatten() for gradient in bucket])
                 dist.all_reduce(flat)
@@ -155,36 +155,36 @@ class _Group(Ranks):
                 for gradient, part in zip(bucket, parts, strict=True):
                     gradient.copy_(part.view(gradient.shape))
 
-    def equalize(self, module: nn.Module) -> None:
-        self._broadcast([*module.parameters(), *module.buffers()])
+    def sync_parameters(self, module: nn.Module) -> None:
+        self._broadcast_tensors([*module.parameters(), *module.buffers()])
 
-    def equalize_buffers(self, module: nn.Module) -> None:
-        self._broadcast([*module.buffers()])
+    def sync_buffers(self, module: nn.Module) -> None:
+        self._broadcast_tensors([*module.buffers()])
 
-    def _broadcast(self, tensors: Sequence[Tensor]) -> None:
-        with self._watch.explaining(), torch.no_grad():
+    def _broadcast_tensors(self, tensors: Sequence[Tensor]) -> None:
+        with self._monitor.explain_errors(), torch.no_grad():
             for tensor in tensors:
                 whole = tensor.detach().contiguous()
                 dist.broadcast(whole, src=0)
                 tensor.copy_(whole)
 
-    def first(self, value: T) -> T:
-        with self._watch.explaining():
-            values: list[T] = _documents(value, self.world_size, first_alone=True)
+    def broadcast(self, value: T) -> T:
+        with self._monitor.explain_errors():
+            values: list[T] = _exchange_json(value, self.world_size, only_first=True)
             return values[0]
 
     def gather(self, value: T) -> list[T]:
-        with self._watch.explaining():
-            return _documents(value, self.world_size)
+        with self._monitor.explain_errors():
+            return _exchange_json(value, self.world_size)
 
     def barrier(self) -> None:
         self.gather(None)
 
 
-def leave(code: int) -> NoReturn:
-    """End this process without the interpreter's clean-up: gloo's threads outlive the group (torch 2.13).
+def hard_exit(code: int) -> NoReturn:
+    """End this process without the interpreter's clean-up.
 
-    The interpreter that meets them on its way out aborts now and then, after a success as after an error.
+    gloo's threads outlive the process group (torch 2.13), and sometimes abort the interpreter when it shuts down.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -193,46 +193,44 @@ def leave(code: int) -> NoReturn:
 
 
 @contextmanager
-def joined(place: Place | None, device: str) -> Iterator[Ranks]:
-    """Meet the other processes and part from them at the end; an error here ends all of them.
+def joined(info: RankInfo | None, device: str) -> Iterator[DistributedContext]:
+    """Join the process group for the time of the block; an error in the block ends all its processes.
 
     Args:
-        place: None for a training in one process.
+        info: None for a training in one process.
         device: of this process; decides between nccl and gloo.
 
     Raises:
-        RankError: the others did not come, or one of them ended.
+        RankError: another process did not connect, or ended.
     """
-    if place is None or place.world_size == 1:
-        yield ALONE
+    if info is None or info.world_size == 1:
+        yield SINGLE
         return
     if torch.device(device).type not in _HOST_TYPES:
         torch.cuda.set_device(device)
-    store = meet(place)
-    watch = Watch(place)
+    store = rendezvous(info)
+    monitor = HeartbeatMonitor(info)
     kind = torch.device(device).type
     backend = "gloo" if kind in _HOST_TYPES else f"cpu:gloo,{kind}:nccl"
-    with watch.explaining():
-        dist.init_process_group(
-            backend, store=store, rank=place.rank, world_size=place.world_size, timeout=_LONGEST_WAIT
-        )
-    ranks = _Group(place, watch)
+    with monitor.explain_errors():
+        dist.init_process_group(backend, store=store, rank=info.rank, world_size=info.world_size, timeout=_LONGEST_WAIT)
+    ranks = _ProcessGroup(info, monitor)
     try:
         yield ranks
         ranks.barrier()
     except Interrupted:
-        watch.stop(STOPPED)
+        monitor.stop(STOPPED)
         raise
     except BaseException as error:
-        watch.stop(f"{FAILED}: {type(error).__name__}: {error}")
+        monitor.stop(f"{FAILED}: {type(error).__name__}: {error}")
         raise
-    watch.stop(DONE)
-    ranks.barrier()  # rank 0 keeps the store: it may go only when nobody looks any more
+    monitor.stop(DONE)
+    ranks.barrier()  # rank 0 hosts the store: it must exit after the last access
     dist.destroy_process_group()
 
 
-class _Pooled(torch.autograd.Function):
-    """The sum over ranks; each rank's gradient is that of its own part, which leaves the sum to the parameters'."""
+class _LocalGradientSum(torch.autograd.Function):
+    """The sum over ranks, with the gradient of the own part: gradients of parameters are summed over ranks later."""
 
     @staticmethod
     def forward(ctx: Any, part: Tensor) -> Tensor:
@@ -247,11 +245,11 @@ class _Pooled(torch.autograd.Function):
         return gradient
 
 
-def _documents(value: Any, world_size: int, *, first_alone: bool = False) -> list[Any]:
-    """Return the JSON values of all ranks, or only the first rank's."""
+def _exchange_json(value: Any, world_size: int, *, only_first: bool = False) -> list[Any]:
+    """Return the JSON values of all ranks, or only that of rank 0."""
     text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
     size = torch.tensor([len(text)])
-    if first_alone:
+    if only_first:
         dist.broadcast(size, src=0)
         text = text if dist.get_rank() == 0 else torch.empty(int(size), dtype=torch.uint8)
         dist.broadcast(text, src=0)
@@ -265,7 +263,7 @@ def _documents(value: Any, world_size: int, *, first_alone: bool = False) -> lis
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Yield the tensors in order, as many at a time as fit a bucket."""
+    """Yield the tensors in order, in lists of about `_BUCKET_BYTES`."""
     bucket: list[Tensor] = []
     size = 0
     for tensor in tensors:

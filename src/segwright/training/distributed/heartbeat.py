@@ -1,7 +1,7 @@
-"""Where processes of one training meet, and how each learns that another has ended: heartbeats in the store they share.
+"""Detect that another process of a distributed training has ended, by heartbeats in their shared store.
 
-An exchange with an ended process may hang (nccl) or fail with a message of sockets (gloo), and one may rightly take
-long while another prepares or validates. So it is not the time limit of an exchange that tells.
+A collective operation with an ended process may hang (nccl) or fail with a socket error (gloo), and it may take long
+while another process prepares or validates. So its time limit cannot show that a process has ended.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ logger = getLogger(__name__)
 
 BEAT_S: Final = 1.0
 SILENCE_S: Final = 10.0
-"""After so many seconds without a heartbeat a process counts as ended."""
+"""A process without a heartbeat for this time, in seconds, counts as ended."""
 GRACE_S: Final = 5.0
-"""A process that learns of another's end and hangs in an exchange with it is ended after this time, in seconds."""
+"""A process that hangs in a collective operation with an ended one is ended after this time, in seconds."""
 EXIT_OTHER_ENDED: Final = 3
-"""Exit code of a process that ends because another did, which tells the cause from its consequences."""
+"""Exit code of a process that ends because another did; the other one's exit code has the cause."""
 
-_MEETING_S: Final = 300.0
+_RENDEZVOUS_S: Final = 300.0
 DONE: Final = "done"
 FAILED: Final = "failed"
 STOPPED: Final = "stopped"
-"""The word of a process that was asked to stop; the others were asked too and end within `STOPPING_S`."""
+"""Status of a process that was asked to stop; the others were asked too and end within `STOPPING_S`."""
 STOPPING_S: Final = 5.0
 
 
@@ -45,11 +45,11 @@ class RankError(SegwrightError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Which of how many processes this is, and where they meet.
+class RankInfo:
+    """Rank of this process, number of processes, and address of their store.
 
-    `store_is_there` is true where another program (torchrun) keeps the store; else rank 0 does. `attempt` tells
-    restarts apart.
+    `store_is_there` is true where another program (torchrun) hosts the store; else rank 0 does. `attempt` counts
+    restarts.
     """
 
     rank: int
@@ -61,115 +61,119 @@ class Place:
     attempt: int = 0
 
 
-class Watch:
-    """Tells the other processes that this one lives, and ends this one when another does not.
+class HeartbeatMonitor:
+    """Writes this process's heartbeat and ends this process when another one has none.
 
-    An exchange with an ended process may hang (nccl) or fail with a message of sockets (gloo). So a thread looks at
-    everybody's heartbeat; what it finds is the message of the error, and where the main thread hangs the process is
-    ended from here.
+    A thread reads the heartbeats of all ranks. What it finds becomes the message of the error; where the main thread
+    hangs, it ends the process.
     """
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
-        self._store = _connect(place, is_master=False)
-        self._last_word = ""
-        self._verdict = ""
+    def __init__(self, info: RankInfo) -> None:
+        self._info = info
+        self._store = _connect(info, is_master=False)
+        self._last_status = ""
+        self._failure = ""
         self._decided = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="segwright-ranks", daemon=True)
         self._thread.start()
 
-    def stop(self, word: str) -> None:
-        """Leave `word`, done or failed, for the others and stop looking at them."""
-        self._last_word = word
+    def stop(self, status: str) -> None:
+        """Write a last status, such as `DONE`, for the other ranks and stop monitoring them."""
+        self._last_status = status
         self._stopping.set()
-        if word == DONE:
+        if status == DONE:
             self._thread.join()
         elif not self._decided.is_set():
-            self._decided.wait(2 * BEAT_S)  # until the word is left
+            self._decided.wait(2 * BEAT_S)  # until the status is written
 
     @contextmanager
-    def explaining(self) -> Iterator[None]:
-        """Turn the error of an exchange into one that says who ended."""
+    def explain_errors(self) -> Iterator[None]:
+        """Turn the error of a collective operation into one that says which rank ended."""
         try:
             yield
         except RuntimeError as error:
             self._decided.wait(SILENCE_S + 3 * BEAT_S)
-            if not self._verdict:
+            if not self._failure:
                 raise
             raise RankError(
-                f"rank {self._place.rank}: stopped because {self._verdict}; mend its cause and continue with --resume"
+                f"rank {self._info.rank}: stopped because {self._failure}; fix the cause and continue with --resume"
             ) from error
 
     def _run(self) -> None:
         seen: dict[int, tuple[str, float]] = {}
         count = 0
-        while not self._stopping.is_set() and not self._verdict:
+        while not self._stopping.is_set() and not self._failure:
             count += 1
-            self._verdict = self._look(str(count), seen)
-            if not self._verdict:
+            self._failure = self._check(str(count), seen)
+            if not self._failure:
                 self._stopping.wait(BEAT_S)
-        if self._verdict:
+        if self._failure:
             self._decided.set()
-            logger.error("rank %d: %s; ending", self._place.rank, self._verdict)
+            logger.error("rank %d: %s; ending", self._info.rank, self._failure)
         else:
-            self._leave_word()
+            self._write_last_status()
             self._decided.set()
-            if self._last_word in (DONE, STOPPED):
+            if self._last_status in (DONE, STOPPED):
                 return
         time.sleep(GRACE_S)
-        os._exit(EXIT_OTHER_ENDED)  # the main thread hangs in an exchange or its clean-up: no exception reaches it
+        os._exit(EXIT_OTHER_ENDED)  # the main thread hangs in a collective operation: no exception reaches it
 
-    def _look(self, beat: str, seen: dict[int, tuple[str, float]]) -> str:
-        """Give one heartbeat, look at the others', and return who ended, or nothing."""
+    def _check(self, beat: str, seen: dict[int, tuple[str, float]]) -> str:
+        """Write a heartbeat, read those of the other ranks, and return which rank ended, or an empty text."""
         now = time.monotonic()
         try:
-            self._store.set(_key(self._place.rank), beat)
-            for rank in range(self._place.world_size):
-                if rank == self._place.rank or not self._store.check([_key(rank)]):
+            self._store.set(_key(self._info.rank), beat)
+            for rank in range(self._info.world_size):
+                if rank == self._info.rank or not self._store.check([_key(rank)]):
                     continue
-                word = self._store.get(_key(rank)).decode()
+                status = self._store.get(_key(rank)).decode()
                 before, since = seen.get(rank, ("", now))
-                seen[rank] = (word, since if word == before else now)
-                if word.startswith(FAILED):
-                    return f"rank {rank} {word}"
+                seen[rank] = (status, since if status == before else now)
+                if status.startswith(FAILED):
+                    return f"rank {rank} {status}"
                 silence_s = now - seen[rank][1]
-                if word == STOPPED and silence_s > STOPPING_S:
+                if status == STOPPED and silence_s > STOPPING_S:
                     return f"rank {rank} was asked to stop and this one was not"
-                if word not in (DONE, STOPPED) and silence_s > SILENCE_S:
-                    return f"rank {rank} ended without a word (no heartbeat for {SILENCE_S:.0f} s)"
+                if status not in (DONE, STOPPED) and silence_s > SILENCE_S:
+                    return f"rank {rank} ended unexpectedly (no heartbeat for {SILENCE_S:.0f} s)"
         except RuntimeError:
-            keeper = "torchrun" if self._place.store_is_there else "rank 0"
-            return f"{keeper} ended: its store does not answer"
+            host = "torchrun" if self._info.store_is_there else "rank 0"
+            return f"{host} ended: its store does not answer"
         return ""
 
-    def _leave_word(self) -> None:
+    def _write_last_status(self) -> None:
         try:
-            self._store.set(_key(self._place.rank), self._last_word)
+            self._store.set(_key(self._info.rank), self._last_status)
         except RuntimeError as error:
-            logger.debug("nobody left to tell: %s", error)
+            logger.debug("the store is gone, no rank is left to inform: %s", error)
 
 
 def _key(rank: int) -> str:
     return f"alive/{rank}"
 
 
-def meet(place: Place) -> Any:
-    return _connect(place, is_master=place.rank == 0 and not place.store_is_there)
+def rendezvous(info: RankInfo) -> Any:
+    """Connect to the store of the process group; rank 0 starts it if nobody else hosts it.
+
+    Raises:
+        RankError: it cannot be reached.
+    """
+    return _connect(info, is_master=info.rank == 0 and not info.store_is_there)
 
 
-def _connect(place: Place, *, is_master: bool) -> Any:
+def _connect(info: RankInfo, *, is_master: bool) -> Any:
     try:
         store = dist.TCPStore(  # type: ignore[attr-defined]
-            place.address,
-            place.port,
+            info.address,
+            info.port,
             is_master=is_master,
-            timeout=timedelta(seconds=_MEETING_S),
+            timeout=timedelta(seconds=_RENDEZVOUS_S),
             wait_for_workers=False,
         )
     except RuntimeError as error:
         raise RankError(
-            f"rank {place.rank}: no meeting with the other processes at {place.address}:{place.port} "
-            f"({str(error).splitlines()[0]}); see that the port is free and rank 0 runs"
+            f"rank {info.rank}: cannot connect to the other processes at {info.address}:{info.port} "
+            f"({str(error).splitlines()[0]}); check that the port is free and rank 0 runs"
         ) from error
-    return dist.PrefixStore(f"segwright/{place.attempt}", store)  # type: ignore[attr-defined]
+    return dist.PrefixStore(f"segwright/{info.attempt}", store)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Batches as a pure function of (seed, epoch, step).
+"""Make batches, each a pure function of (seed, epoch, step).
 
 Array letters: B samples, C channels, L label maps, S spatial axes of the patch.
 """
@@ -23,8 +23,8 @@ from segwright.core.device import CPU, one_thread
 from segwright.core.errors import ConfigError, DatasetError
 from segwright.core.seeds import generator
 from segwright.data.labels import OUTSIDE, Labels
-from segwright.training.distributed.context import ALONE, Ranks
-from segwright.training.loading.caching import CaseCache, CaseSource, OpenCase, naming
+from segwright.training.distributed.context import SINGLE, DistributedContext
+from segwright.training.loading.caching import CaseCache, CaseSource, OpenCase, name_case_in_errors
 from segwright.training.loading.sampling import Sampler, choose_key, choose_start, is_forced, read_box, uniform
 from segwright.training.loading.targets import Scales, encode_targets, target_bytes
 
@@ -47,7 +47,7 @@ def to_device(batch: Batch, device: torch.device, layout: torch.memory_format) -
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleDraw:
-    """Everything random about one sample of a batch, known before a voxel is read."""
+    """All random parameters of one sample, drawn before a voxel is read."""
 
     identifier: str
     start: tuple[int, ...]
@@ -56,24 +56,24 @@ class SampleDraw:
 
 
 class BatchLoader:
-    """Makes the batch of any (epoch, step), the same in every thread and after every resume.
+    """Makes the batch of any (epoch, step), the same in every thread and after a resume.
 
     Args:
-        store: opens cases by identifier; a `CaseCache` decides what stays in memory, by default nothing does.
+        store: opens cases by identifier; a `CaseCache` holds some in memory, by default none is held.
         identifiers: the cases to sample from, uniformly and with replacement.
         patch_size: 2 or 3 axes; with 2 a slice along the first axis of the case is taken.
         batch_size: samples per batch.
-        labels: tell regions and the ignore label.
-        recipe: the augmentation; without training it is left out.
-        previous: appends the previous stage's map of a cascade to the channels; cases have two label maps then.
+        labels: of the dataset, with regions and ignore label.
+        recipe: the augmentation; not used for validation batches.
+        previous: appends the previous stage's map of a cascade to the channels; cases then have two label maps.
         oversample_foreground_percent: share of samples that must show foreground, 0 to 1.
-        oversample_by_chance: each sample is forced with that chance, instead of the last ones of each batch.
+        oversample_by_chance: force each sample with that probability, instead of the last ones of each batch.
         sampler: chooses the case of each sample; all cases are equally likely by default.
         seed: the run's seed.
-        training: false for validation batches, which have draws of their own.
-        device: where the batch is augmented and handed over; the CPU by default.
+        training: false for validation batches, which have their own random numbers.
+        device: where batches are augmented; the CPU by default.
         scales: relative sizes of the network's outputs, None for a single target.
-        ranks: makes its own samples of the global batch of `batch_size`.
+        ranks: processes that share the global batch of `batch_size`; only the samples of this rank are made.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class BatchLoader:
         training: bool = True,
         device: torch.device | None = None,
         scales: Scales | None = None,
-        ranks: Ranks = ALONE,
+        ranks: DistributedContext = SINGLE,
     ) -> None:
         self.identifiers = tuple(identifiers)
         self.patch_size = tuple(patch_size)
@@ -110,12 +110,12 @@ class BatchLoader:
         self.device = device or torch.device(CPU)
         self.scales = scales
         self._cases = store if isinstance(store, CaseCache) else CaseCache(store)
-        self._require_sense()
-        self._own = ranks.own(batch_size)
+        self._validate()
+        self._own = ranks.local_indices(batch_size)
 
     @property
     def batch_bytes(self) -> int:
-        """Bytes of one batch's images, with the channels of a previous stage, and of all its targets."""
+        """Bytes of one batch: images, channels of a previous stage, and all targets."""
         channels = self._num_channels + (0 if self.previous is None else len(self.previous.labels))
         shares = sum(math.prod(scale) for scale in self.scales or [(1,)])
         per_voxel = 4 * channels + target_bytes(self.labels) * shares
@@ -126,18 +126,18 @@ class BatchLoader:
         return int(self._cases.load(self.identifiers[0]).image.shape[0])
 
     def draw(self, epoch: int, step: int) -> tuple[SampleDraw, ...]:
-        """Draw every sample of a batch that is this rank's: case, transform, position, augmentation."""
+        """Draw the parameters of this rank's samples of a batch: case, transform, position, augmentation."""
         return tuple(self._draw_sample(epoch, step, index) for index in self._own)
 
     @torch.no_grad()
     def batch(self, epoch: int, step: int) -> Batch:
-        """Return the batch of this step, a function of (seed, purpose, epoch, step) alone.
+        """Return the batch of a step, a function of (seed, purpose, epoch, step) alone.
 
         Raises:
-            DatasetError: a case cannot be read; the message names it.
+            DatasetError: a case cannot be read.
         """
         draws = self.draw(epoch, step)
-        # On the CPU a sample at a time stays in the cache, and its bits depend on no other and on no number of threads.
+        # On the CPU one sample fits the cache, and its bits depend neither on other samples nor on the threads.
         parts: list[Sequence[SampleDraw]] = [[draw] for draw in draws] if self.device.type == CPU else [draws]
         with one_thread():
             made = [self._augmented(part) for part in parts]
@@ -161,13 +161,13 @@ class BatchLoader:
         rng = key("sample")
         identifier = self.sampler(self.identifiers, rng)
         if identifier not in self.identifiers:
-            raise ConfigError(f"the sampler chose '{identifier}', which is no {self.purpose} case of this fold")
+            raise ConfigError(f"the sampler chose '{identifier}', which is not a {self.purpose} case of this fold")
         case = self._cases.load(identifier)
         percent, by_chance = self.oversample_foreground_percent, self.oversample_by_chance
         forced = is_forced(index, self.batch_size, percent, rng, by_chance=by_chance)
         chosen = choose_key(case.class_locations, rng, forced=forced, has_ignore=self.labels.ignore_label is not None)
         voxels = None if chosen is None else case.class_locations[chosen]
-        with naming(identifier):  # the voxels may be rows on disk
+        with name_case_in_errors(identifier):  # the voxels may be rows on disk
             start = choose_start(case.image.shape[1:], self._patch_in_case(), rng, voxels=voxels)
         return SampleDraw(
             identifier=identifier,
@@ -179,7 +179,7 @@ class BatchLoader:
             },
         )
 
-    def _require_sense(self) -> None:
+    def _validate(self) -> None:
         if not self.identifiers:
             raise ConfigError(f"no case to sample {self.purpose} batches from; check the split")
         if len(self.patch_size) not in (2, 3) or min(self.patch_size) < 1:
@@ -191,13 +191,13 @@ class BatchLoader:
             raise ConfigError(f"oversample_foreground_percent {share}: expected a share from 0 to 1")
 
     def _patch_in_case(self) -> tuple[int, ...]:
-        """Return the patch in the case's three axes: a 2D patch is one slice of the first."""
+        """Return the patch size in the case's three axes: a 2D patch is one slice of the first."""
         return self.patch_size if len(self.patch_size) == 3 else (1, *self.patch_size)
 
     def _assemble(self, draws: Sequence[SampleDraw]) -> Samples:
         """Read the patches; those with a matrix are read at the box it needs and resampled."""
-        made = [self._patch(draw, self._num_channels) for draw in draws]
-        return Samples(images=_joined([part.images for part in made]), labels=_joined([part.labels for part in made]))
+        parts = [self._patch(draw, self._num_channels) for draw in draws]
+        return Samples(images=_joined([part.images for part in parts]), labels=_joined([part.labels for part in parts]))
 
     def _patch(self, draw: SampleDraw, channels: int) -> Samples:
         """Return one patch as a batch of one."""
@@ -211,7 +211,7 @@ class BatchLoader:
         centre = tuple(position - low for position, (low, _) in zip(middle, box, strict=True))
         whole = tuple((low, low + 1) for low in draw.start[:-dims]) + box
         held = self._held(draw.identifier, whole, channels)
-        if held is not None:  # cut nothing out: a turned patch needs a fraction of the box around it
+        if held is not None:  # no copy of the box: a rotated patch needs only a fraction of it
             images, labels = held if dims == 3 else (part[:, draw.start[0]] for part in held)
             return resample(
                 Source(images=images, labels=labels, centre=centre, matrix=draw.matrix, box=box), patch_size
@@ -220,7 +220,7 @@ class BatchLoader:
         return resample(Source(images=images, labels=labels, centre=centre, matrix=draw.matrix), patch_size)
 
     def _held(self, identifier: str, box: Box, channels: int) -> tuple[Tensor, Tensor] | None:
-        """Return the whole of a case that lies where batches are made, if `box` does not leave the case."""
+        """Return a whole case that is on the batch's device already, if `box` lies inside the case."""
         case = self._case(identifier, channels)
         if not isinstance(case.image, Tensor) or case.image.device.type != self.device.type:
             return None
@@ -233,7 +233,7 @@ class BatchLoader:
         place = case.image.device if isinstance(case.image, Tensor) else torch.device(CPU)
         images = torch.empty((channels, *box_shape(box)), device=place)
         labels = torch.empty((self._num_maps, *box_shape(box)), dtype=torch.int16, device=place)
-        with naming(identifier):
+        with name_case_in_errors(identifier):
             for array, fill, part in ((case.image, 0.0, images), (case.label, OUTSIDE, labels)):
                 read_box(array, box, fill=fill, out=part if isinstance(array, Tensor) else part.numpy())
         return images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)

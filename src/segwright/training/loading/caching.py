@@ -1,6 +1,6 @@
-"""Where the preprocessed cases of a training lie: on disk, in memory, or in the memory of the device.
+"""Cache of preprocessed cases: on disk, in memory, or in the memory of the device.
 
-The place is decided once, by their size and what is free, and told in the log. No batch depends on it.
+The placement is chosen once, by their size and the free memory, and logged. The batches do not depend on it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from segwright.training.config import CacheMode
 from segwright.training.loading.sampling import ClassLocations
 
 RAM_SHARE = 0.5
-"""Of the memory that is free when a training begins: what cases may take. The rest is for batches, network, system."""
+"""Share of the memory that is free when a training starts which cases may use; the rest is for batches and network."""
 
 DEVICE_SHARE = 0.2
-"""Of the device's free memory; a network is planned for a memory of its own, which must stay free."""
+"""Share of the device's free memory which cases may use; the network needs the memory that it was planned for."""
 
 _GIB = 2**30
 
@@ -45,7 +45,7 @@ class CaseArray(Protocol):
 
 
 class TrainingCase(Protocol):
-    """What a loader needs of a preprocessed case."""
+    """The parts of a preprocessed case that a loader reads."""
 
     @property
     def image(self) -> CaseArray:
@@ -64,7 +64,7 @@ class TrainingCase(Protocol):
 
 
 class CaseSource(Protocol):
-    """Where cases come from; `data.preprocessed.store.CaseStore` is one."""
+    """Opens cases; `data.preprocessed.store.CaseStore` is one."""
 
     def load(self, identifier: str) -> TrainingCase:
         """Open a case."""
@@ -72,38 +72,38 @@ class CaseSource(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Residence:
-    """Where cases lie, how many bytes they may take there, and why, as a line for the log."""
+class CachePlacement:
+    """Where cases are held, how many bytes they may take there, and the reason as a line for the log."""
 
     place: Literal["none", "ram", "device"] = "none"
     budget: int = 0
-    because: str = ""
+    reason: str = ""
 
 
-ON_DISK = Residence()
+ON_DISK = CachePlacement()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenCase:
-    """A case as loaders use it: tensors where it is held in memory, the store's own arrays where it is not."""
+    """An opened case: tensors if it is held in memory, else the store's arrays."""
 
     image: Any
     label: Any
     class_locations: ClassLocations
 
 
-def decide(
+def choose_placement(
     mode: CacheMode, needed: int, device: torch.device, *, limit_gib: float | None = None, sharing: int = 1
-) -> Residence:
-    """Return where cases of `needed` bytes in all go.
+) -> CachePlacement:
+    """Choose where cases of `needed` bytes are held.
 
     Args:
-        mode: `auto` takes the device where it is a GPU and they fit, else memory where they fit, else the disk. `ram`
-            and `device` hold as many as fit and read the others.
+        mode: `auto` chooses a GPU if all cases fit, else memory if they fit, else the disk. `ram` and `device` hold as
+            many as fit; the others are read from disk.
         needed: bytes of all decoded cases.
         device: where batches are made.
-        limit_gib: the budget; by default a share of what is free.
-        sharing: processes that hold the cases at the same time on this machine.
+        limit_gib: the budget; by default a share of the free memory.
+        sharing: processes on this machine that hold the cases at the same time.
     """
     given = None if limit_gib is None else int(limit_gib * _GIB)
     has_own_memory = device.type != CPU
@@ -121,12 +121,14 @@ def decide(
         where = "memory" if place == "ram" else f"the memory of {device}"
         tried.append(f"{_shown(budget)} of {where}")
         if needed <= budget:
-            return Residence(place=place, budget=budget, because=f"cases are kept in {where}: {size}, of {tried[-1]}")
+            return CachePlacement(
+                place=place, budget=budget, reason=f"cases are kept in {where}: {size}, of {tried[-1]}"
+            )
         if mode != "auto":
-            because = f"cases are kept in {where} up to {_shown(budget)}, the others read from disk: {size}"
-            return Residence(place=place, budget=budget, because=because)
+            reason = f"cases are kept in {where} up to {_shown(budget)}, the others read from disk: {size}"
+            return CachePlacement(place=place, budget=budget, reason=reason)
     reason = f"{size}, more than {' and '.join(tried)}" if tried else "as set by cache"
-    return Residence(because=f"cases are read from disk patch by patch: {reason}")
+    return CachePlacement(reason=f"cases are read from disk patch by patch: {reason}")
 
 
 class CaseCache:
@@ -134,14 +136,16 @@ class CaseCache:
 
     Args:
         store: opens cases by identifier.
-        residence: where cases are held.
-        device: of `device` residence.
+        placement: where cases are held.
+        device: of `device` placement.
     """
 
-    def __init__(self, store: CaseSource, residence: Residence = ON_DISK, device: torch.device | None = None) -> None:
+    def __init__(
+        self, store: CaseSource, placement: CachePlacement = ON_DISK, device: torch.device | None = None
+    ) -> None:
         self._store = store
-        self._place = residence.place
-        self._left = residence.budget if residence.place != "none" else 0
+        self._place = placement.place
+        self._left = placement.budget if placement.place != "none" else 0
         self._device = device or torch.device(CPU)
         self._cases: dict[str, OpenCase] = {}
         self._locks: dict[str, threading.Lock] = {}
@@ -151,16 +155,16 @@ class CaseCache:
         """Return the case.
 
         Raises:
-            DatasetError: it cannot be read; the message names it.
+            DatasetError: it cannot be read.
         """
         case = self._cases.get(identifier)
         if case is not None:
             return case
         with self._lock:
             lock = self._locks.setdefault(identifier, threading.Lock())
-        with lock:  # others may open other cases meanwhile
+        with lock:  # other threads may open other cases meanwhile
             if identifier not in self._cases:
-                with naming(identifier):
+                with name_case_in_errors(identifier):
                     self._cases[identifier] = self._open(identifier)
             return self._cases[identifier]
 
@@ -187,28 +191,28 @@ class CaseCache:
 
 
 def decoded_bytes(case: TrainingCase) -> int:
-    """Return what a case takes in memory: float32 images, int16 labels, class locations."""
+    """Return the bytes of a case in memory: float32 images, int16 labels, class locations."""
     rows = sum(len(voxels) for voxels in case.class_locations.values())
     return math.prod(case.image.shape) * 4 + math.prod(case.label.shape) * 2 + rows * 3 * 4
 
 
 def total_bytes(store: CaseSource, identifiers: Sequence[str]) -> int:
-    """Return what cases take in memory together; no array is read for it."""
+    """Return the bytes of cases in memory, without reading their arrays."""
     total = 0
     for identifier in identifiers:
-        with naming(identifier):
+        with name_case_in_errors(identifier):
             total += decoded_bytes(store.load(identifier))
     return total
 
 
 @contextmanager
-def naming(identifier: str) -> Iterator[None]:
-    """Name the case in any error of reading it, whatever its kind."""
+def name_case_in_errors(identifier: str) -> Iterator[None]:
+    """Put the case's name into the message of any error in reading it."""
     try:
         yield
     except SegwrightError as error:
         if not _names(str(error), identifier):
-            error.args = (f"case {identifier}: {error}",)  # keeps the kind, hence the exit code
+            error.args = (f"case {identifier}: {error}",)  # keeps the class, hence the exit code
         raise
     except Exception as error:
         if found := resource_error(error):
@@ -220,7 +224,7 @@ def naming(identifier: str) -> Iterator[None]:
 
 
 def _names(message: str, identifier: str) -> bool:
-    """Whether a message names the case as such; a path that holds its name does not."""
+    """Whether a message names the case; a path that contains its name does not count."""
     return f"case {identifier}:" in message or f"case '{identifier}'" in message
 
 

@@ -1,4 +1,4 @@
-"""The two batch loaders of a run, put together from its settings."""
+"""Build the training and validation loaders and the augmentation of a run from its settings."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from segwright.data.plan import Configuration
 from segwright.data.splits import Split
 from segwright.training.cascade import previous_stage
 from segwright.training.config import TrainConfig
-from segwright.training.distributed.context import ALONE, Ranks
+from segwright.training.distributed.context import SINGLE, DistributedContext
 from segwright.training.loading.batches import BatchLoader
-from segwright.training.loading.caching import CaseCache, CaseSource, Residence, decide, total_bytes
+from segwright.training.loading.caching import CachePlacement, CaseCache, CaseSource, choose_placement, total_bytes
 from segwright.training.loading.sampling import build_sampler, num_forced
 from segwright.training.loading.targets import Scales
 
@@ -28,18 +28,20 @@ MIRROR = "mirror"
 def training_recipe(
     config: TrainConfig, configuration: Configuration, labels: Labels, sides: LabelPairs | None
 ) -> Recipe:
-    """Return the augmentation of a run, its mirror axes those of `config` where they are set.
+    """Return the augmentation of a run; mirror axes set in `config` replace those of the recipe.
 
-    By default the axes between left and right are mirrored only where `sides` has the labels swapped.
+    By default the left-right axis is mirrored only where `sides` says that the labels are swapped.
 
     Raises:
-        ConfigError: an axis that a patch does not have, or axes for a recipe that does not mirror.
+        ConfigError: an axis that a patch does not have, or axes for a recipe without mirroring.
     """
     masked = [channel for channel, is_masked in enumerate(configuration.use_mask_for_norm) if is_masked]
     recipe = build_recipe(config.augmentation, configuration.patch_size, masked_channels=masked)
     axes = config.mirror_axes
     if axes is None or axes == recipe.mirror_axes:
-        return recipe if sides is None else _sided(recipe, sides, labels, configuration.dims, asked=axes is not None)
+        return (
+            recipe if sides is None else _sided(recipe, sides, labels, configuration.dims, requested=axes is not None)
+        )
     if any(not 0 <= axis < configuration.dims for axis in axes):
         raise ConfigError(f"mirror_axes {axes}: a patch has the spatial axes 0 to {configuration.dims - 1}")
     if MIRROR not in recipe.names():
@@ -47,19 +49,21 @@ def training_recipe(
     if not axes:
         return recipe.without(MIRROR)
     recipe = recipe.replace(MIRROR, Mirror(axes=axes))
-    return recipe if sides is None else _sided(recipe, sides, labels, configuration.dims, asked=True)
+    return recipe if sides is None else _sided(recipe, sides, labels, configuration.dims, requested=True)
 
 
-def _sided(recipe: Recipe, sides: LabelPairs, labels: Labels, dims: int, *, asked: bool) -> Recipe:
-    """Return a recipe that swaps the labels of left and right, or mirrors no axis between them unless `asked` to.
+def _sided(recipe: Recipe, sides: LabelPairs, labels: Labels, dims: int, *, requested: bool) -> Recipe:
+    """Return a recipe that swaps left and right labels, or does not mirror the left-right axis unless `requested`.
 
     Raises:
-        PlanError: the plan's pairs do not tell what label each one becomes.
+        PlanError: the plan's label pairs are incomplete.
     """
     lateral = sides.in_patch(dims)
     values = mirrored_values(labels, sides.pairs) if sides.swap else {}
     if values is None:
-        raise PlanError(f"label pairs {sides.pairs}: both sides must be made of as many labels; make the plan again")
+        raise PlanError(
+            f"label pairs {sides.pairs}: both sides must have the same number of labels; make the plan again"
+        )
     for step in recipe.steps:
         mirror = step.transform
         if not isinstance(mirror, Mirror) or not set(mirror.axes) & set(lateral):
@@ -67,7 +71,7 @@ def _sided(recipe: Recipe, sides: LabelPairs, labels: Labels, dims: int, *, aske
         if sides.swap:
             exchanged = tuple(values.get(value, value) for value in range(max(values) + 1))
             recipe = recipe.replace(step.name, replace(mirror, lateral=lateral, exchanged=exchanged))
-        elif not asked:
+        elif not requested:
             axes = tuple(axis for axis in mirror.axes if axis not in lateral)
             recipe = recipe.replace(step.name, replace(mirror, axes=axes)) if axes else recipe.without(step.name)
     return recipe
@@ -76,13 +80,13 @@ def _sided(recipe: Recipe, sides: LabelPairs, labels: Labels, dims: int, *, aske
 def forced_share(config: TrainConfig) -> float:
     """Return the share of samples that must show foreground.
 
-    By chance the default becomes the share that the rule for whole batches really gives, e.g. a half of two samples
+    With `oversample_by_chance` the default is the share that the rule for whole batches gives, e.g. half of two samples
     (nnU-Net behaviour 8.10).
     """
     share = config.oversample_foreground_percent
     if not config.oversample_by_chance or "oversample_foreground_percent" in config.model_fields_set:
         return share
-    assert config.batch_size is not None, "the regime decides the batch size"
+    assert config.batch_size is not None, "the batch size is resolved before"
     return num_forced(config.batch_size, share) / config.batch_size
 
 
@@ -96,26 +100,26 @@ def build_loaders(
     recipe: Recipe,
     scales: Scales | None,
     device: torch.device,
-    ranks: Ranks = ALONE,
-) -> tuple[BatchLoader, BatchLoader, Residence]:
-    """Return the loaders of training and of online validation, and where their cases lie.
+    ranks: DistributedContext = SINGLE,
+) -> tuple[BatchLoader, BatchLoader, CachePlacement]:
+    """Return the loaders of training and online validation, and the placement of their cases.
 
     Args:
         cases: opens preprocessed cases.
-        split: which cases are for what.
-        config: with its batch size decided.
+        split: training and validation cases.
+        config: with its batch size resolved.
         configuration: of the plan.
         labels: of the dataset.
         recipe: augmentation of training batches.
         scales: relative sizes of the network's outputs, None for one output.
-        device: where the network is; batches are made there, those for an Apple GPU on the CPU.
-        ranks: share each batch.
+        device: of the network; batches are made there, those for an Apple GPU on the CPU.
+        ranks: processes that share each batch.
     """
-    assert config.batch_size is not None, "the regime decides the batch size"
+    assert config.batch_size is not None, "the batch size is resolved before"
     place = torch.device(CPU) if device.type == MPS else device
     needed = total_bytes(cases, sorted({*split.train, *split.val}))
-    residence = decide(config.cache, needed, place, limit_gib=config.cache_gib, sharing=ranks.world_size)
-    cache = CaseCache(cases, residence, place)
+    placement = choose_placement(config.cache, needed, place, limit_gib=config.cache_gib, sharing=ranks.world_size)
+    cache = CaseCache(cases, placement, place)
     training, validation = (
         BatchLoader(
             cache,
@@ -136,4 +140,4 @@ def build_loaders(
         )
         for identifiers, is_training in ((split.train, True), (split.val, False))
     )
-    return training, validation, residence
+    return training, validation, placement

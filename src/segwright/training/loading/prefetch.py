@@ -1,4 +1,4 @@
-"""Batches made in threads ahead of the steps that need them, in order, as many as a number of bytes allows."""
+"""Prefetch batches: threads make them ahead of the steps that use them, in order, within a memory limit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from segwright.training.loading.batches import Batch
 logger = getLogger(__name__)
 
 AHEAD_BYTES: Final = 512 * 2**20
-"""Batches that wait take at most this much, but one may always wait."""
+"""Memory limit of the batches that wait; one may always wait."""
 
 _MOST_AHEAD: Final = 12
 _MOST_THREADS: Final = 6
@@ -27,7 +27,7 @@ THREAD_NAME: Final = "segwright-batches"
 
 
 class Loader(Protocol):
-    """What is read ahead from; `batches.BatchLoader` is one."""
+    """Makes the batches; `batches.BatchLoader` is one."""
 
     device: torch.device
 
@@ -42,12 +42,12 @@ class Loader(Protocol):
 
 
 def num_threads(device: torch.device) -> int:
-    """Return how many threads make batches: one beside a network on the CPU, which needs the others itself."""
+    """Return how many threads make batches; one on the CPU, where the network uses the others."""
     return 1 if device.type == CPU else max(1, min(_MOST_THREADS, available_cpus() - 1))
 
 
 def num_ahead(batch_bytes: int, threads: int) -> int:
-    """Return how many batches may wait or be in the making.
+    """Return how many batches may wait or be in progress.
 
     >>> num_ahead(1 << 20, 1), num_ahead(300 << 20, 4), num_ahead(1 << 40, 4)
     (3, 1, 1)
@@ -65,38 +65,38 @@ def prefetch(
     ahead: int | None = None,
     on_error: Callable[[BaseException], object] | None = None,
 ) -> Generator[Batch, None, None]:
-    """Yield the batches `first_step ... steps - 1` of an epoch, the same ones whatever `threads` and `ahead` are.
+    """Yield the batches `first_step ... steps - 1` of an epoch; they do not depend on `threads` and `ahead`.
 
-    An error in a thread is logged at once and raised here when the next batch is asked for, before the good batches
-    ahead of it. The threads have ended when the iterator is exhausted, closed or has raised.
+    An error in a thread is logged at once and raised here with the next batch, before the finished batches ahead of it.
+    The threads end when the iterator is exhausted, closed or has raised.
 
     Args:
         loader: makes batches.
         epoch: the epoch.
-        steps: of the epoch.
-        first_step: where a resumed epoch goes on.
-        threads: that make batches; by default as the device suggests.
+        steps: number of steps of the epoch.
+        first_step: first step of a resumed epoch.
+        threads: number of threads; by default it depends on the device.
         ahead: batches that may wait; by default what `AHEAD_BYTES` allows.
-        on_error: is called with the first error, in the thread in which it happened.
+        on_error: called with the first error, in the thread that raised it.
     """
     count = num_threads(loader.device) if threads is None else threads
     most = num_ahead(loader.batch_bytes, count) if ahead is None else max(ahead, 1)
     pool = single_threaded_pool(min(count, most), THREAD_NAME)
     waiting: deque[Future[Batch]] = deque()
-    told = threading.Event()
+    has_failed = threading.Event()
 
-    def tell(made: Future[Batch]) -> None:
+    def report_error(made: Future[Batch]) -> None:
         error = None if made.cancelled() else made.exception()
-        if error is not None and not told.is_set():
-            told.set()
-            logger.warning("a batch ahead cannot be made, so this ends: %s", error)
+        if error is not None and not has_failed.is_set():
+            has_failed.set()
+            logger.warning("a prefetched batch cannot be made, so the epoch ends: %s", error)
             if on_error is not None:
                 on_error(error)
 
     try:
         for step in range(first_step, steps):
             waiting.append(pool.submit(loader.batch, epoch, step))
-            waiting[-1].add_done_callback(tell)
+            waiting[-1].add_done_callback(report_error)
             failed = next((each for each in waiting if each.done() and each.exception()), None)
             if failed is not None:
                 failed.result()

@@ -1,4 +1,4 @@
-"""Which case, which class, which patch: pure functions of a random generator (nnU-Net behaviour 9.1-9.3).
+"""Sampling of cases, classes and patch positions: pure functions of a random generator (nnU-Net behaviour 9.1-9.3).
 
 Two deviations, both on purpose: a patch placed on a foreground voxel stays inside the case at the upper border as it
 does at the lower (the reference lets it protrude, nnU-Net behaviour 9.3), and with batch size 1 foreground is forced by
@@ -49,7 +49,7 @@ def uniform(identifiers: Sequence[str], rng: np.random.Generator) -> str:
 
 
 Sampler = Callable[[Sequence[str], np.random.Generator], str]
-"""Chooses the case of a sample among those of a fold; all its chance comes from the generator."""
+"""Chooses the case of a sample among those of a fold; its only randomness is the generator."""
 
 SAMPLERS: Registry[Sampler] = Registry("sampler")
 SAMPLERS.register("uniform", uniform)
@@ -66,14 +66,14 @@ def build_sampler(reference: str) -> Sampler:
 def is_forced(
     index: int, batch_size: int, fraction: float, rng: np.random.Generator, *, by_chance: bool = False
 ) -> bool:
-    """Return whether sample `index` of a batch must show foreground; a batch of one always decides by chance."""
+    """Return whether sample `index` of a batch must show foreground; in a batch of one it is always random."""
     if batch_size == 1 or by_chance:
         return bool(rng.random() < fraction)
     return index >= batch_size - num_forced(batch_size, fraction)
 
 
 def start_range(shape: Sequence[int], patch_size: Sequence[int]) -> Box:
-    """Return the half-open range of patch starts per axis; a case smaller than the patch lies about its middle."""
+    """Return the half-open range of patch starts per axis; a case smaller than the patch is about centred in it."""
     ranges = []
     for size, patch in zip(shape, patch_size, strict=True):
         missing = max(patch - size, 0)
@@ -84,17 +84,17 @@ def start_range(shape: Sequence[int], patch_size: Sequence[int]) -> Box:
 
 
 def is_annotated(key: ClassKey) -> bool:
-    """Return whether a key stands for all annotated voxels of a case, where an ignore label is, and for no class."""
+    """Return whether a key means all annotated voxels of a case with an ignore label, instead of a class."""
     return isinstance(key, tuple) and key[0] == OUTSIDE
 
 
 def choose_key(
     locations: ClassLocations, rng: np.random.Generator, *, forced: bool, has_ignore: bool
 ) -> ClassKey | None:
-    """Return the class whose voxels the patch is placed on, or None for anywhere.
+    """Return the class on whose voxels the patch is centred, or None for a random position.
 
-    Forced: any class or region that the case contains, all equally likely. With an ignore label the other patches
-    are placed on annotated voxels, because elsewhere nothing can be learned.
+    If `forced`, it is one of the classes or regions of the case, all equally likely. With an ignore label the other
+    patches are centred on annotated voxels, because nothing can be learned elsewhere.
     """
     present = [key for key, voxels in locations.items() if len(voxels)]
     annotated = [key for key in present if is_annotated(key)]
@@ -111,13 +111,13 @@ def choose_start(
     *,
     voxels: Voxels | None = None,
 ) -> tuple[int, ...]:
-    """Return where the patch begins, in voxels of the case; negative where padding comes first.
+    """Return the first voxel of the patch in the case; negative where the patch begins with padding.
 
     Args:
         shape: spatial shape of the case.
         patch_size: of the same length.
         rng: the generator of this sample.
-        voxels: n > 0 candidates for the patch's centre; without, every position is equally likely.
+        voxels: n > 0 candidates for the patch's centre; None: every position is equally likely.
     """
     ranges = start_range(shape, patch_size)
     if voxels is None:

@@ -1,4 +1,4 @@
-"""What the loss compares with: label maps or region channels, one per output resolution."""
+"""Training targets: label maps or region channels, one for each output resolution."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def downsample(maps: torch.Tensor, scale: Sequence[float]) -> torch.Tensor:
 
 
 def target_bytes(labels: Labels) -> int:
-    """Return the bytes of a target for each of its voxels: a map of int16, or a boolean channel for each region."""
+    """Return the bytes of a target per voxel: an int16 map, or a boolean channel for each region."""
     channels = _channels(labels)
     return torch.int16.itemsize if channels is None else len(channels) * torch.bool.itemsize
 

@@ -22,7 +22,7 @@ class DivergedError(SegwrightError):
     """A training that makes no step any more."""
 
 
-class StepWatch:
+class DivergenceMonitor:
     """Follows the losses of a training, NaN where a step was skipped; counts on the device, so that none waits for it.
 
     Args:

@@ -16,7 +16,7 @@ logger = getLogger(__name__)
 METRICS_FILE: Final = "metrics.jsonl"
 
 
-class MetricSink(Protocol):
+class MetricLogger(Protocol):
     """Takes the metrics of each epoch."""
 
     def rewind(self, epoch: int) -> None:
@@ -32,7 +32,7 @@ class MetricSink(Protocol):
         ...
 
 
-class JsonlSink:
+class JsonlLogger:
     """Appends one JSON object per epoch to a file; lines of epochs that are trained again are dropped first."""
 
     def __init__(self, path: Path) -> None:
@@ -60,10 +60,10 @@ class JsonlSink:
         """Nothing is held open."""
 
 
-class ForgivingSink:
+class SafeLogger:
     """Keeps the failures of another sink from the training: the first is told, and then it is left alone."""
 
-    def __init__(self, sink: MetricSink, name: str) -> None:
+    def __init__(self, sink: MetricLogger, name: str) -> None:
         self._sink = sink
         self._name = name
         self._has_failed = False

@@ -14,11 +14,11 @@ from segwright.core.errors import ConfigError
 from segwright.core.extensions.registry import Registry, import_reference
 from segwright.core.files.names import below
 from segwright.training.monitoring.logbook import Metric
-from segwright.training.monitoring.loggers import ForgivingSink, MetricSink
+from segwright.training.monitoring.loggers import MetricLogger, SafeLogger
 
 logger = getLogger(__name__)
 
-SinkFactory = Callable[[Path], MetricSink]
+LoggerFactory = Callable[[Path], MetricLogger]
 """Called with the fold's folder when the training begins."""
 
 
@@ -37,7 +37,7 @@ def flat(metrics: Mapping[str, Metric]) -> Iterator[tuple[str, float]]:
             yield name, value
 
 
-class TensorBoardSink:
+class TensorBoardLogger:
     """Writes events into `tensorboard/` of the fold's folder (package `tensorboard`)."""
 
     def __init__(self, folder: Path) -> None:
@@ -64,7 +64,7 @@ class TensorBoardSink:
             self._writer.close()
 
 
-class MLflowSink:
+class MLflowLogger:
     """Logs to MLflow: where its own settings say, else to `mlruns/` in the fold's folder."""
 
     def __init__(self, folder: Path) -> None:
@@ -85,7 +85,7 @@ class MLflowSink:
         self._mlflow.end_run()
 
 
-class WandbSink:
+class WandbLogger:
     """Logs to Weights & Biases; a resumed training goes on in the same run."""
 
     def __init__(self, folder: Path) -> None:
@@ -105,13 +105,13 @@ class WandbSink:
         self._run.finish()
 
 
-SINKS: Final[Registry[SinkFactory]] = Registry("sink")
-SINKS.register("tensorboard", TensorBoardSink)
-SINKS.register("mlflow", MLflowSink)
-SINKS.register("wandb", WandbSink)
+LOGGERS: Final[Registry[LoggerFactory]] = Registry("sink")
+LOGGERS.register("tensorboard", TensorBoardLogger)
+LOGGERS.register("mlflow", MLflowLogger)
+LOGGERS.register("wandb", WandbLogger)
 
 
-def require_sinks(references: Sequence[str]) -> None:
+def require_loggers(references: Sequence[str]) -> None:
     """See, before a training, that its sinks are there.
 
     Raises:
@@ -119,26 +119,26 @@ def require_sinks(references: Sequence[str]) -> None:
     """
     for reference in references:
         factory(reference)
-        if reference in SINKS.names() and find_spec(reference) is None:
+        if reference in LOGGERS.names() and find_spec(reference) is None:
             raise ConfigError(f"sink '{reference}' needs the package {reference}; install it, or leave the sink out")
 
 
-def factory(reference: str) -> SinkFactory:
+def factory(reference: str) -> LoggerFactory:
     """Return what makes a sink: a registered name's, or the one behind `module:attr`."""
-    found: Any = import_reference(reference, kind="sink") if ":" in reference else SINKS.get(reference)
+    found: Any = import_reference(reference, kind="sink") if ":" in reference else LOGGERS.get(reference)
     if not callable(found):
         raise ConfigError(f"sink '{reference}' cannot be called; name a class or function fn(folder) -> sink")
-    make: SinkFactory = found
+    make: LoggerFactory = found
     return make
 
 
-def open_sinks(references: Sequence[str], folder: Path) -> list[MetricSink]:
+def open_loggers(references: Sequence[str], folder: Path) -> list[MetricLogger]:
     """Return the sinks of a fold; one that cannot be opened is told and left out."""
-    sinks: list[MetricSink] = []
+    sinks: list[MetricLogger] = []
     for reference in references:
         make = factory(reference)
         try:
-            sinks.append(ForgivingSink(make(folder), reference))
+            sinks.append(SafeLogger(make(folder), reference))
         except Exception as error:
             logger.warning(
                 "sink %s cannot be opened (%s: %s); metrics.jsonl has all metrics",

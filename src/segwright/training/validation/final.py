@@ -1,4 +1,4 @@
-"""The last act of a fold: predict its validation cases in full, score them on their own grid, keep what is done."""
+"""Final validation of a fold: predict and score its validation cases on their original grid; resume if interrupted."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from segwright.inference.predictor import Predictor
 from segwright.inference.window.stitching import Planes
 from segwright.preprocessing.pipeline import PredictionInput
 from segwright.training.cascade import network_input
-from segwright.training.distributed.context import ALONE, Ranks
+from segwright.training.distributed.context import SINGLE, DistributedContext
 from segwright.training.loading.caching import TrainingCase
-from segwright.training.validation.reliability import FOLDER as OBSERVED
-from segwright.training.validation.reliability import Witness
+from segwright.training.validation.reliability import FOLDER as STATS_FOLDER
+from segwright.training.validation.reliability import CaseStatsCollector
 
 logger = getLogger(__name__)
 
@@ -44,7 +44,7 @@ _MAX_EXPORTS = 2
 
 
 class ValidationCase(TrainingCase, Protocol):
-    """A preprocessed case that knows the way back to its own grid."""
+    """A preprocessed case with what maps it back to its original grid."""
 
     @property
     def provenance(self) -> Provenance:
@@ -53,7 +53,7 @@ class ValidationCase(TrainingCase, Protocol):
 
 
 class ValidationSource(Protocol):
-    """Where cases come from; `data.preprocessed.store.CaseStore` is one."""
+    """Opens cases; `data.preprocessed.store.CaseStore` is one."""
 
     def load(self, identifier: str) -> ValidationCase:
         """Open a case."""
@@ -70,11 +70,11 @@ def validate(
     file_ending: str,
     weights_hash: str,
     say: Callable[[str], None],
-    ranks: Ranks = ALONE,
+    ranks: DistributedContext = SINGLE,
 ) -> Scores:
-    """Predict, write `<case><ending>` and `summary.json` into `folder`, and return the scores.
+    """Predict cases, write `<case><ending>` and `summary.json` into `folder`, and return the scores.
 
-    Started again, it keeps the predictions that the same weights made.
+    Predictions that the same weights made before are kept.
 
     Args:
         predictor: of the trained network.
@@ -83,24 +83,24 @@ def validate(
         references: label file of each.
         folder: `validation` in the fold folder.
         file_ending: of predictions, as in dataset.json.
-        weights_hash: tells these weights from others.
-        say: takes lines for the log.
-        ranks: share the cases; the first one keeps the record and scores, all return its scores.
+        weights_hash: hash of the weights.
+        say: logs a line.
+        ranks: share the cases; the first one writes the record and the scores, all return the scores.
 
     Raises:
         DatasetError: a reference is missing.
-        SegwrightError: a case cannot be read, the case named.
+        SegwrightError: a case cannot be read.
     """
     missing = [name for name in identifiers if name not in references or not references[name].is_file()]
     if missing:
         raise DatasetError(f"case {missing[0]}: no reference label to validate with; put it back into labelsTr")
     files = {name: below(folder, f"{name}{file_ending}") for name in identifiers}
     record = Record.open(folder, weights_hash) if ranks.is_first else Record(None, weights_hash, {})
-    todo = ranks.first([name for name in identifiers if not record.has(files[name])])
+    todo = ranks.broadcast([name for name in identifiers if not record.has(files[name])])
     start = time.monotonic()
     kept = f", {len(files) - len(todo)} are done already" if len(todo) < len(files) else ""
     say(f"validation: predicting {len(todo)} cases with {len(predictor.window.flips)} mirrored views{kept}")
-    _predict(predictor, cases, {name: files[name] for name in ranks.own_items(todo)}, record)
+    _predict(predictor, cases, {name: files[name] for name in ranks.local_items(todo)}, record)
     for done in ranks.gather(record.done)[1:]:
         record.add(*(folder / name for name in done))
     if not ranks.is_first:
@@ -147,9 +147,9 @@ def score(
 
 
 class Record:
-    """Which predictions were made with which weights: `predictions.json`, rewritten after every case.
+    """The finished predictions and the hash of their weights: `predictions.json`, rewritten after every case.
 
-    Without a path it is kept in memory.
+    Without a path it is only in memory.
     """
 
     def __init__(self, path: Path | None, weights_hash: str, done: dict[str, Kept]) -> None:
@@ -159,7 +159,7 @@ class Record:
 
     @classmethod
     def open(cls, folder: Path, weights_hash: str) -> Record:
-        """Go on with the record if it is of these weights; else begin one and remove the predictions it lists."""
+        """Read the record if it is of these weights; else start a new one and remove the predictions it lists."""
         path = folder / RECORD_JSON
         sweep_leftovers(folder)
         try:
@@ -168,7 +168,7 @@ class Record:
             logger.warning("%s: held-out cases are predicted again", error)
             document = {}
         entries = document.get("files") if isinstance(document, dict) else None
-        # The document may come from elsewhere, and what it names is removed.
+        # The document is untrusted input, and the files it names are removed.
         done = {
             name: kept for name, kept in (entries or {}).items() if not name_problem(name, longest=LONGEST_FILE_NAME)
         }
@@ -176,12 +176,12 @@ class Record:
             for name in done:
                 below(folder, name).unlink(missing_ok=True)
             (folder / SUMMARY_JSON).unlink(missing_ok=True)
-            shutil.rmtree(folder / OBSERVED, ignore_errors=True)
+            shutil.rmtree(folder / STATS_FOLDER, ignore_errors=True)
             done = {}
         return cls(path, weights_hash, done)
 
     def has(self, file: Path) -> bool:
-        """Return whether a prediction is there as it was written."""
+        """Return whether a prediction exists as it was recorded."""
         kept = self.done.get(file.name)
         if kept is None or not file.is_file():
             return False
@@ -191,7 +191,7 @@ class Record:
         return False
 
     def add(self, *files: Path) -> None:
-        """Note finished predictions."""
+        """Record finished predictions."""
         self.done.update({file.name: _kept(file) for file in files})
         if self._path is not None:
             document = {"schema_version": SCHEMA_VERSION, "weights_hash": self._hash}
@@ -203,24 +203,24 @@ def _kept(file: Path) -> list[int]:
 
 
 def _predict(predictor: Predictor, cases: ValidationSource, files: Mapping[str, Path], record: Record) -> None:
-    """Predict case by case; the one before is exported in a thread meanwhile, large ones as they are predicted."""
+    """Predict case by case; a thread exports the previous case, large cases are exported while they are predicted."""
     with ThreadPoolExecutor(1, thread_name_prefix="segwright-export") as exporting:
         exports: list[Future[None]] = []
         for name, file in progress(files.items(), title="validating" if files else "", total=len(files)):
             case = cases.load(name)
             image = network_input(case.image, case.label, predictor.labels)
             prepared = PredictionInput(image=image, provenance=case.provenance)
-            witness = Witness(predictor, prepared, np.asarray(case.label[...])[0])
+            collector = CaseStatsCollector(predictor, prepared, np.asarray(case.label[...])[0])
             planes = predictor.planes(image, spread=True)
             if predictor.may_hold(image):
-                with naming(name):
+                with name_case_in_errors(name):
                     held = list(planes)
-                exports.append(exporting.submit(_export, predictor, prepared, held, witness, file, record, name))
+                exports.append(exporting.submit(_export, predictor, prepared, held, collector, file, record, name))
                 del held
             else:  # decided as it is predicted, in this thread
-                decided = _decide(predictor, prepared, planes, witness, name)
+                decided = _decide(predictor, prepared, planes, collector, name)
                 origin = prepared.provenance
-                exports.append(exporting.submit(_write, predictor, origin, decided, witness, file, record, name))
+                exports.append(exporting.submit(_write, predictor, origin, decided, collector, file, record, name))
                 del decided
             if len(exports) >= _MAX_EXPORTS:
                 exports.pop(0).result()
@@ -232,40 +232,40 @@ def _export(
     predictor: Predictor,
     prepared: PredictionInput,
     planes: Iterable[Planes],
-    witness: Witness,
+    collector: CaseStatsCollector,
     file: Path,
     record: Record,
     name: str,
 ) -> None:
-    label_map = _decide(predictor, prepared, planes, witness, name)
-    _write(predictor, prepared.provenance, label_map, witness, file, record, name)
+    label_map = _decide(predictor, prepared, planes, collector, name)
+    _write(predictor, prepared.provenance, label_map, collector, file, record, name)
 
 
 def _decide(
-    predictor: Predictor, prepared: PredictionInput, planes: Iterable[Planes], witness: Witness, name: str
+    predictor: Predictor, prepared: PredictionInput, planes: Iterable[Planes], collector: CaseStatsCollector, name: str
 ) -> LabelMap:
-    with naming(name):
-        return predictor.export(prepared, witness.watch(planes))
+    with name_case_in_errors(name):
+        return predictor.export(prepared, collector.collect(planes))
 
 
 def _write(
     predictor: Predictor,
     provenance: Provenance,
     label_map: LabelMap,
-    witness: Witness,
+    collector: CaseStatsCollector,
     file: Path,
     record: Record,
     name: str,
 ) -> None:
-    with naming(name):
+    with name_case_in_errors(name):
         save_labels(label_map, file, provenance, predictor.reader)
-    witness.observed().save(file.parent, name)
+    collector.stats().save(file.parent, name)
     record.add(file)
 
 
 @contextmanager
-def naming(case: str) -> Iterator[None]:
-    """Put the case's name before what a user can mend."""
+def name_case_in_errors(case: str) -> Iterator[None]:
+    """Put the case's name before the message of an error that the user can fix."""
     try:
         yield
     except SegwrightError as error:

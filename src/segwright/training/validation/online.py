@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from segwright.data.labels import Labels
-from segwright.training.distributed.context import ALONE, Ranks
+from segwright.training.distributed.context import SINGLE, DistributedContext
 
 
 class ValidationStep(TypedDict):
@@ -64,14 +64,14 @@ def confusion(output: Tensor, target: Tensor, labels: Labels) -> tuple[Tensor, T
     return tp[1:], (num_predicted - tp)[1:], (num_true - tp)[1:]
 
 
-def pseudo_dice(steps: list[ValidationStep], ranks: Ranks = ALONE) -> PseudoDice:
+def pseudo_dice(steps: list[ValidationStep], ranks: DistributedContext = SINGLE) -> PseudoDice:
     """Return what the steps of all ranks say together.
 
     The one moment of an epoch at which the host waits for the device.
     """
     loss = torch.stack([step["loss"].detach().float() for step in steps]).mean()
     counts = [torch.stack([step["tp_hard"], step["fp_hard"], step["fn_hard"]]) for step in steps]
-    tp, fp, fn = ranks.total(torch.stack(counts).sum(0)).cpu()  # MPS has no float64
+    tp, fp, fn = ranks.all_reduce(torch.stack(counts).sum(0)).cpu()  # MPS has no float64
     dice = (2 * tp).double() / (2 * tp + fp + fn)
     return PseudoDice(float(loss), dice.tolist(), (tp + fn).tolist())
 

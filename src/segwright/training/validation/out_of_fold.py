@@ -1,6 +1,6 @@
-"""Held-out cases of a fold predicted once more: by pairs of models, and by a model that nobody watched.
+"""Predict the held-out cases of a fold with pairs of models, and add statistics to a model that has none recorded.
 
-Each model's probabilities of a case go to a compressed file, are averaged slab by slab for every pair, and are removed
+Each model's probabilities of a case are written to a compressed file, averaged slab by slab for every pair, and removed
 before the next case: neither memory nor disk holds those of several cases.
 """
 
@@ -26,8 +26,8 @@ from segwright.inference.predictor import Predictor
 from segwright.inference.reliability.case_statistics import Observation
 from segwright.preprocessing.pipeline import PredictionInput
 from segwright.training.cascade import network_input
-from segwright.training.validation.final import Record, ValidationSource, naming
-from segwright.training.validation.reliability import Observed, Witness, judge_mean, observed_file
+from segwright.training.validation.final import Record, ValidationSource, name_case_in_errors
+from segwright.training.validation.reliability import CaseStats, CaseStatsCollector, mean_reliability, stats_file
 from segwright.workspace import Workspace
 
 _SCRATCH = ".probabilities-"
@@ -39,7 +39,7 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """A trained model: its folder, and its cases as they were preprocessed for it."""
+    """A trained model: its folder and its preprocessed cases."""
 
     folder: Path
     cases: ValidationSource
@@ -55,20 +55,20 @@ def predict_pairs(
     device: str = "auto",
     trust: CodeTrust = TRUST_NONE,
 ) -> None:
-    """Write `<case><ending>` of every pair, and what was observed; what the same weights made before is kept.
+    """Write `<case><ending>` and its statistics for every pair; what the same weights made before is kept.
 
     Args:
-        members: by name.
-        folders: where the label maps of each pair of names go.
+        members: the models by name.
+        folders: where the label maps of each pair of names are written.
         fold: whose networks predict.
         references: true label map of each case that they did not train on.
         file_ending: of label maps.
         device: auto, cpu, mps or a GPU.
-        trust: what the models may have imported.
+        trust: code that the models may import.
 
     Raises:
-        ModelError: two models do not belong together.
-        SegwrightError: a case cannot be read, the case named.
+        ModelError: two models are of different tasks.
+        SegwrightError: a case cannot be read.
     """
     names = list(dict.fromkeys(name for pair in folders for name in pair))
     checkpoints = {name: Workspace.fold_folder(members[name].folder, fold) for name in names}
@@ -80,7 +80,7 @@ def predict_pairs(
         case: [
             pair
             for pair, folder in folders.items()
-            if not (records[pair].has(below(folder, f"{case}{file_ending}")) and observed_file(folder, case).is_file())
+            if not (records[pair].has(below(folder, f"{case}{file_ending}")) and stats_file(folder, case).is_file())
         ]
         for case in references
     }
@@ -98,13 +98,13 @@ def predict_pairs(
     sources = {name: members[name].cases for name in names}
     for case in progress(cases, title="predicting", total=len(cases)):
         files = {pair: below(folders[pair], f"{case}{file_ending}") for pair in todo[case]}
-        with naming(case):
+        with name_case_in_errors(case):
             _predict_case(case, files, sources, predictors, references[case])
         for pair, file in files.items():
             records[pair].add(file)
 
 
-def observe(
+def collect_stats(
     member: Member,
     folder: Path,
     fold: int,
@@ -112,25 +112,25 @@ def observe(
     *,
     device: str = "auto",
     trust: CodeTrust = TRUST_NONE,
-) -> dict[str, Observed]:
-    """Return what was observed of held-out cases whose label maps are in `folder`; what is not known is predicted.
+) -> dict[str, CaseStats]:
+    """Return the statistics of held-out cases whose label maps are in `folder`; cases without any are predicted.
 
-    A model that was validated before there were observations has none.
+    Models that older versions validated have none.
     """
-    missing = [case for case in identifiers if not observed_file(folder, case).is_file()]
+    missing = [case for case in identifiers if not stats_file(folder, case).is_file()]
     if missing:
-        logger.info("fold %d: observing %d held-out cases of %s", fold, len(missing), member.folder.name)
+        logger.info("fold %d: collecting statistics of %d cases of %s", fold, len(missing), member.folder.name)
         predictor = load_predictor(member.folder, folds=[fold], device=device, trust=trust)
-        for case in progress(missing, title="observing", total=len(missing)):
+        for case in progress(missing, title="collecting", total=len(missing)):
             stored = member.cases.load(case)
             image = network_input(stored.image, stored.label, predictor.labels)
             prepared = PredictionInput(image=image, provenance=stored.provenance)
-            witness = Witness(predictor, prepared, np.asarray(stored.label[...])[0])
-            with naming(case):
-                for _ in witness.watch(predictor.planes(image, spread=True)):
+            collector = CaseStatsCollector(predictor, prepared, np.asarray(stored.label[...])[0])
+            with name_case_in_errors(case):
+                for _ in collector.collect(predictor.planes(image, spread=True)):
                     pass
-            witness.observed().save(folder, case)
-    return {case: Observed.load(folder, case) for case in identifiers}
+            collector.stats().save(folder, case)
+    return {case: CaseStats.load(folder, case) for case in identifiers}
 
 
 def _predict_case(
@@ -140,28 +140,28 @@ def _predict_case(
     predictors: Mapping[str, Predictor],
     reference: Path,
 ) -> None:
-    """Write the label map of one case by every pair, and what was observed."""
-    place = next(iter(files.values())).parent
-    place.mkdir(parents=True, exist_ok=True)
+    """Write the label map and the statistics of one case for every pair."""
+    folder = next(iter(files.values())).parent
+    folder.mkdir(parents=True, exist_ok=True)
     reader = next(iter(predictors.values())).reader
-    for left in place.glob(f"{_SCRATCH}*"):  # of a killed run
+    for left in folder.glob(f"{_SCRATCH}*"):  # of a killed run
         shutil.rmtree(left, ignore_errors=True)
-    with TemporaryDirectory(dir=place, prefix=_SCRATCH) as scratch:
-        found, properties = {}, {}
+    with TemporaryDirectory(dir=folder, prefix=_SCRATCH) as scratch:
+        probabilities, properties = {}, {}
         for name in dict.fromkeys(name for pair in files for name in pair):
             stored, predictor = sources[name].load(case), predictors[name]
             image = network_input(stored.image, stored.label, predictor.labels)
             prepared = PredictionInput(image=image, provenance=stored.provenance)
             planes = predictor.planes(image, spread=True)
-            found[name] = store_probabilities(predictor, prepared, planes, Path(scratch), name)
+            probabilities[name] = store_probabilities(predictor, prepared, planes, Path(scratch), name)
             properties[name] = stored.provenance.properties
-        grid = header_of(next(iter(found.values())).array.shape[1:], next(iter(properties.values())))
+        grid = header_of(next(iter(probabilities.values())).array.shape[1:], next(iter(properties.values())))
         truth = read_label(reference, reader, like=grid).array[0].astype(np.int32)
         for pair, file in files.items():
-            labels, arrays = predictors[pair[0]].labels, [found[name].array for name in pair]
-            Observed(
-                observation=Observation.mean(found[name].observation for name in pair),
-                reliability=judge_mean(arrays, truth, labels),
+            labels, arrays = predictors[pair[0]].labels, [probabilities[name].array for name in pair]
+            CaseStats(
+                observation=Observation.mean(probabilities[name].observation for name in pair),
+                reliability=mean_reliability(arrays, truth, labels),
                 mirror_axes=tuple(predictors[name].window.mirror_axes for name in pair),
             ).save(file.parent, case)
             write_labels(mean_labels(arrays, labels), file, properties[pair[0]], reader)

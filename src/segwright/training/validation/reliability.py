@@ -1,7 +1,7 @@
-"""What is seen of held-out cases while they are predicted, and how it meets the true labels: a document for each case.
+"""Per-case reliability statistics of held-out predictions, one JSON document for each case.
 
-Quality and calibration of a selected model are fitted on them, so no probabilities need to be kept.
-Legend: H heads, (Z, Y, X) a grid whose axis 0 is the one that planes come along.
+The Dice estimator and the calibration of a selected model are fitted on them, so no probabilities need to be kept.
+Legend: H heads, (Z, Y, X) a grid whose axis 0 is the one along which planes are predicted.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from segwright.inference.window.stitching import Planes
 from segwright.preprocessing.pipeline import PredictionInput
 
 FOLDER: Final = "observed"
-"""Beside the label maps."""
+"""Folder of the documents beside the label maps."""
 
 _MOST_VOXELS = 2**15
-"""Of one case whose probabilities are judged."""
+"""Most voxels of one case whose probabilities are compared with the truth."""
 _MARGIN = 8
-"""Voxels around the true structures that are judged with them: far away every model is sure, and right."""
+"""Voxels around the true structures that are compared too; further away every model is certain and right."""
 _LEAST = 1e-7
-"""Probabilities are taken to be this far from 0 and 1 at least: float16 files hold 0 and 1 themselves."""
+"""Probabilities are clipped to [this, 1 - this], since float16 files contain 0 and 1."""
 
 
-class Observed(BaseModel):
-    """One case; the mirror axes are those of each model that predicted it."""
+class CaseStats(BaseModel):
+    """Statistics of one predicted case; `mirror_axes` are those of each model that predicted it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -49,34 +49,34 @@ class Observed(BaseModel):
     mirror_axes: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def load(cls, folder: Path, case: str) -> Observed:
+    def load(cls, folder: Path, case: str) -> CaseStats:
         """Read the document of a case beside its label map.
 
         Raises:
-            SegwrightError: missing, not JSON, or keys missing; named.
+            SegwrightError: it is missing, not JSON, or lacks a key.
         """
-        return parse_document(cls, observed_file(folder, case))
+        return parse_document(cls, stats_file(folder, case))
 
     def save(self, folder: Path, case: str) -> None:
-        """Write it, atomically."""
-        write_checked_json(observed_file(folder, case), self.model_dump(mode="json"))
+        """Write the document of a case beside its label map."""
+        write_checked_json(stats_file(folder, case), self.model_dump(mode="json"))
 
 
-def observed_file(folder: Path, case: str) -> Path:
-    """Return the document of a case whose label map is in `folder`."""
+def stats_file(folder: Path, case: str) -> Path:
+    """Return the path of the document of a case whose label map is in `folder`."""
     return below(folder, FOLDER, f"{case}.json")
 
 
 @dataclass(frozen=True, slots=True)
-class Sites:
-    """A lattice of voxels around the true structures of a label map."""
+class VoxelSampler:
+    """Samples voxels on a regular lattice around the true structures of a label map."""
 
     truth: npt.NDArray[Any]  # (Z, Y, X)
     box: Box
     step: int
 
     @classmethod
-    def around(cls, truth: npt.NDArray[Any], labels: Labels) -> Sites | None:
+    def around(cls, truth: npt.NDArray[Any], labels: Labels) -> VoxelSampler | None:
         """Return the lattice of a label map (Z, Y, X); None where it has no structure."""
         structures = np.isin(truth, labels.foreground_labels)
         if not structures.any():
@@ -90,50 +90,58 @@ class Sites:
     def planes(self, start: int, stop: int) -> range:
         """Return the planes of the lattice in [start, stop)."""
         low, high = self.box[0]
-        behind = max(0, math.ceil((start - low) / self.step))
-        return range(low + behind * self.step, min(high, stop), self.step)
+        skipped = max(0, math.ceil((start - low) / self.step))
+        return range(low + skipped * self.step, min(high, stop), self.step)
 
-    def of_plane(self, plane: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def sample(self, plane: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return the lattice's voxels (..., N) of a plane (..., Y, X)."""
         cut = crop(plane, self.box[1:])[..., :: self.step, :: self.step]
-        found: npt.NDArray[Any] = cut.reshape(*plane.shape[:-2], -1)
-        return found
+        voxels: npt.NDArray[Any] = cut.reshape(*plane.shape[:-2], -1)
+        return voxels
 
 
-class Witness:
-    """Looks at the planes of a preprocessed case whose true labels (Z, Y, X) are known on the network's grid."""
+class CaseStatsCollector:
+    """Collects statistics of a preprocessed case while it is predicted.
+
+    Args:
+        predictor: predicts the case.
+        prepared: the case.
+        truth: its label map on the network's grid.
+    """
 
     def __init__(self, predictor: Predictor, prepared: PredictionInput, truth: npt.NDArray[Any]) -> None:
         self._mirror_axes = predictor.window.mirror_axes
         self._heads = predictor.labels.num_heads
         self._observer = predictor.observer(prepared)
-        self._sites = Sites.around(np.moveaxis(truth, predictor.axis_of(prepared.image), 0), predictor.labels)
-        self._found = Reliabilities(predictor.labels)
+        self._sampler = VoxelSampler.around(np.moveaxis(truth, predictor.axis_of(prepared.image), 0), predictor.labels)
+        self._reliabilities = Reliabilities(predictor.labels)
 
-    def watch(self, planes: Iterable[Planes]) -> Iterator[Planes]:
-        """Pass the planes on, without their disagreement."""
+    def collect(self, planes: Iterable[Planes]) -> Iterator[Planes]:
+        """Yield the planes unchanged, but without their disagreement."""
         for part in self._observer.watch(planes):
-            if self._sites is not None:
-                for plane in self._sites.planes(part.start, part.stop):
+            if self._sampler is not None:
+                for plane in self._sampler.planes(part.start, part.stop):
                     logits = part.logits[: self._heads, plane - part.start].numpy()
-                    self._found.add(self._sites.of_plane(logits), self._sites.of_plane(self._sites.truth[plane]))
+                    self._reliabilities.add(
+                        self._sampler.sample(logits), self._sampler.sample(self._sampler.truth[plane])
+                    )
             yield part
 
-    def observed(self) -> Observed:
-        """Return what was seen, after the last planes have passed."""
-        return Observed(
+    def stats(self) -> CaseStats:
+        """Return the statistics, after all planes were yielded."""
+        return CaseStats(
             observation=self._observer.observation(),
-            reliability=self._found.reliability(),
+            reliability=self._reliabilities.reliability(),
             mirror_axes=(self._mirror_axes,),
         )
 
 
-def judge_mean(arrays: Sequence[Any], truth: npt.NDArray[Any], labels: Labels) -> Reliability | None:
-    """Return what a case says about the mean of probabilities (H, Z, Y, X), arrays on disk; truth is (Z, Y, X)."""
-    found, sites = Reliabilities(labels), Sites.around(truth, labels)
-    for plane in () if sites is None else sites.planes(0, len(truth)):
-        assert sites is not None
-        parts = [sites.of_plane(np.asarray(array[:, plane], dtype=np.float32)) for array in arrays]
+def mean_reliability(arrays: Sequence[Any], truth: npt.NDArray[Any], labels: Labels) -> Reliability | None:
+    """Return the reliability of mean probabilities; `arrays` (H, Z, Y, X) are on disk, `truth` is (Z, Y, X)."""
+    reliabilities, sampler = Reliabilities(labels), VoxelSampler.around(truth, labels)
+    for plane in () if sampler is None else sampler.planes(0, len(truth)):
+        assert sampler is not None
+        parts = [sampler.sample(np.asarray(array[:, plane], dtype=np.float32)) for array in arrays]
         mean = np.clip(np.mean(parts, axis=0), _LEAST, 1 - _LEAST)
-        found.add(logit(mean) if labels.has_regions else np.log(mean), sites.of_plane(truth[plane]))
-    return found.reliability()
+        reliabilities.add(logit(mean) if labels.has_regions else np.log(mean), sampler.sample(truth[plane]))
+    return reliabilities.reliability()

@@ -27,7 +27,7 @@ from segwright.inference.export.writers import ProbabilityFormat
 from segwright.inference.models.selected import read_selected
 from segwright.inference.reliability.uncertainty import map_files
 from segwright.training.validation.final import Record
-from segwright.training.validation.reliability import observed_file
+from segwright.training.validation.reliability import stats_file
 from segwright.workspace import Workspace
 
 Act = Callable[[Path, str], Any]
@@ -136,7 +136,7 @@ def every_file(work: Path, name: str) -> None:
     for kind in ("npz", "b2nd", "nifti"):
         for file in ProbabilityFormat(kind=kind).files(work, name, labels):
             write(file, {})
-    for file in (*map_files(work, name), observed_file(work, name)):
+    for file in (*map_files(work, name), stats_file(work, name)):
         write(file, {})
 
 

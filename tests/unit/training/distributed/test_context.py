@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from segwright.core.errors import ConfigError
-from segwright.training.distributed.context import ALONE, Ranks, shares
+from segwright.training.distributed.context import SINGLE, DistributedContext, shares
 from segwright.training.losses.builtin import build_loss
 from tests.unit.training import gloo
 
@@ -59,9 +59,9 @@ def test_fewer_samples_than_ranks_is_an_error() -> None:
 
 def test_one_process_is_left_as_it_is() -> None:
     part = torch.ones(2)
-    assert ALONE.pool(part) is part
-    assert ALONE.total(part) is part
-    assert (ALONE.first(3), ALONE.gather("a"), list(ALONE.own(4))) == (3, ["a"], [0, 1, 2, 3])
+    assert SINGLE.reduce(part) is part
+    assert SINGLE.all_reduce(part) is part
+    assert (SINGLE.broadcast(3), SINGLE.gather("a"), list(SINGLE.local_indices(4))) == (3, ["a"], [0, 1, 2, 3])
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_a_slow_rank_is_not_taken_for_dead() -> None:
 @pytest.mark.parametrize(
     ("function", "cause"),
     [
-        pytest.param("killed", "rank 1 ended without a word", marks=pytest.mark.slow),
+        pytest.param("killed", "rank 1 ended unexpectedly", marks=pytest.mark.slow),
         ("failing", "ValueError: no such voxel"),
     ],
 )
@@ -134,11 +134,11 @@ def test_the_end_of_one_ends_the_others_with_its_name(function: str, cause: str)
 
 
 def test_losses_from_outside_are_averaged_over_samples() -> None:
-    class Twice(Ranks):
+    class Twice(DistributedContext):
         """Two ranks with the same samples."""
 
         @property
-        def pool(self) -> Any:
+        def reduce(self) -> Any:
             return lambda part: 2 * part
 
     from segwright.data.labels import Labels
@@ -148,5 +148,5 @@ def test_losses_from_outside_are_averaged_over_samples() -> None:
     output, target = torch.randn(3, 3, 4, 4), torch.zeros(3, 1, 4, 4, dtype=torch.int16)
     for batch_dice in (False, True):
         one = build_loss(labels, batch_dice=batch_dice)(output, target)
-        two = build_loss(labels, batch_dice=batch_dice, reduce=Twice().pool)(output, target)
+        two = build_loss(labels, batch_dice=batch_dice, reduce=Twice().reduce)(output, target)
         torch.testing.assert_close(one, two, atol=1e-6, rtol=0)

@@ -19,7 +19,7 @@ from segwright.data.labels import Labels
 from segwright.data.preprocessed.provenance import Provenance
 from segwright.data.preprocessed.store import CaseStore
 from segwright.training.loading.batches import Batch, BatchLoader
-from segwright.training.loading.caching import CaseCache, Residence, naming
+from segwright.training.loading.caching import CachePlacement, CaseCache, name_case_in_errors
 from segwright.training.loading.prefetch import THREAD_NAME, prefetch
 
 LABELS = Labels.from_dataset_json({"labels": {"background": 0, "a": 1, "b": 2}})
@@ -57,8 +57,8 @@ def make_loader(store: FakeStore | None = None, *, held: bool = False, **options
     """Return a loader; with `held` all cases stay in memory."""
     store = store or FakeStore([(12, 14, 9), (7, 9, 5), (16, 8, 20)])
     given = {"patch_size": PATCH, "batch_size": 4, "labels": LABELS, "seed": 3, **options}
-    residence = Residence(place="ram", budget=2**40) if held else Residence()
-    return BatchLoader(CaseCache(store, residence), list(store.cases), **given)
+    placement = CachePlacement(place="ram", budget=2**40) if held else CachePlacement()
+    return BatchLoader(CaseCache(store, placement), list(store.cases), **given)
 
 
 def assert_equal(first: Batch, second: Batch) -> None:
@@ -229,7 +229,7 @@ def test_an_error_that_names_only_a_path_gets_the_cases_name(kind: type[Segwrigh
 
 def test_a_name_is_not_told_twice() -> None:
     for message in ("case case_0: image and label differ", "no map for case 'case_0' of the previous stage"):
-        with pytest.raises(DatasetError, match=f"^{message}"), naming("case_0"):
+        with pytest.raises(DatasetError, match=f"^{message}"), name_case_in_errors("case_0"):
             raise DatasetError(message)
 
 

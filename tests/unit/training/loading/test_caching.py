@@ -16,7 +16,7 @@ from segwright.training.checkpointing.checkpoints import resumable
 from segwright.training.config import CacheMode, TrainConfig
 from segwright.training.loading import caching
 from segwright.training.loading.batches import BatchLoader
-from segwright.training.loading.caching import CaseCache, Residence, decide, decoded_bytes, total_bytes
+from segwright.training.loading.caching import CachePlacement, CaseCache, choose_placement, decoded_bytes, total_bytes
 from segwright.training.loading.prefetch import prefetch
 from tests.unit.training.loading.test_batches import LABELS, PATCH, Broken, FakeStore, assert_equal, stored
 from tests.unit.training.test_trainer import DyingTrainer, Killed, final_weights
@@ -52,16 +52,19 @@ def free(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_place_follows_from_mode_size_and_what_is_free(
     mode: CacheMode, needed: int, device: torch.device, place: str
 ) -> None:
-    assert decide(mode, needed, device).place == place
+    assert choose_placement(mode, needed, device).place == place
 
 
 @pytest.mark.usefixtures("free")
 def test_the_reason_has_sizes_and_a_budget_can_be_given() -> None:
-    assert decide("auto", 2**31, torch.device("cpu"), limit_gib=3).because == (
+    assert choose_placement("auto", 2**31, torch.device("cpu"), limit_gib=3).reason == (
         "cases are kept in memory: the cases take 2.0 GiB, of 3.0 GiB of memory"
     )
-    assert "2.0 GiB, more than 1.0 GiB of memory" in decide("auto", 2**31, torch.device("cpu"), limit_gib=1).because
-    assert decide("auto", 400, torch.device("cpu"), sharing=2).place == "none"
+    assert (
+        "2.0 GiB, more than 1.0 GiB of memory"
+        in choose_placement("auto", 2**31, torch.device("cpu"), limit_gib=1).reason
+    )
+    assert choose_placement("auto", 400, torch.device("cpu"), sharing=2).place == "none"
 
 
 def test_free_memory_is_told() -> None:
@@ -72,7 +75,7 @@ def test_cases_are_held_while_the_budget_lasts() -> None:
     store = FakeStore(SHAPES)
     one = decoded_bytes(store.cases["case_0"])
     assert total_bytes(store, list(store.cases)) == sum(map(decoded_bytes, store.cases.values()))
-    cache = CaseCache(store, Residence(place="ram", budget=one + decoded_bytes(store.cases["case_1"]) + 1))
+    cache = CaseCache(store, CachePlacement(place="ram", budget=one + decoded_bytes(store.cases["case_1"]) + 1))
     held = [isinstance(cache.load(name).image, torch.Tensor) for name in ("case_0", "case_2", "case_1")]
     assert held == [True, False, True]
 
@@ -81,7 +84,7 @@ def test_cases_are_held_while_the_budget_lasts() -> None:
 def test_a_case_that_cannot_be_read_is_named(held: bool) -> None:
     store = FakeStore([(12, 14, 9)])
     store.cases["case_0"].image = Broken()
-    cache = CaseCache(store, Residence(place="ram", budget=2**40) if held else Residence())
+    cache = CaseCache(store, CachePlacement(place="ram", budget=2**40) if held else CachePlacement())
     with pytest.raises(DatasetError, match="case_0"):
         _ = cache.load("case_0").image[0] if held else loader_of(cache).batch(0, 0)
 
@@ -105,7 +108,7 @@ def test_batches_are_the_same_bits_in_every_cache_and_number_of_threads(
     }  # fmt: skip
     runs = []
     for place in PLACES:
-        cache = CaseCache(store, Residence(place=place, budget=2**40))
+        cache = CaseCache(store, CachePlacement(place=place, budget=2**40))
         loader = BatchLoader(cache, store.identifiers(), **options)
         for threads, ahead in ((1, 1), (3, 5)):
             runs.append(list(prefetch(loader, 2, 6, threads=threads, ahead=ahead)))

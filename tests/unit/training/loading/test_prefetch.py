@@ -1,4 +1,4 @@
-"""How far ahead batches are made, and that the threads that make them leave torch's threads to the others."""
+"""Prefetching: its memory limit, its errors, and that it does not change torch's number of threads elsewhere."""
 
 from __future__ import annotations
 
@@ -76,12 +76,12 @@ def test_no_more_batches_wait_than_the_bytes_allow(ahead_bytes: int) -> None:
     assert allowed == max(1, min(allowed, AHEAD_BYTES // ahead_bytes))
 
 
-def test_a_network_on_the_cpu_has_one_thread_beside_it() -> None:
+def test_batches_for_a_network_on_the_cpu_are_made_in_one_thread() -> None:
     assert num_threads(torch.device("cpu")) == 1
     assert num_threads(torch.device("meta")) >= 1
 
 
-def test_an_error_ahead_is_told_while_the_step_runs_and_raised_after_it(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_error_is_logged_while_the_step_runs_and_raised_after_it(caplog: pytest.LogCaptureFixture) -> None:
     class Failing(Counting):
         def batch(self, epoch: int, step: int) -> Batch:
             if step == 2:
@@ -95,7 +95,7 @@ def test_an_error_ahead_is_told_while_the_step_runs_and_raised_after_it(caplog: 
         if caplog.messages:
             break
     assert caplog.messages == [
-        "a batch ahead cannot be made, so this ends: case x: gone",
+        "a prefetched batch cannot be made, so the epoch ends: case x: gone",
     ]
     with pytest.raises(DatasetError, match="case x"):
         next(batches)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from segwright.training.monitoring.logbook import Logbook, row_text, write_line
-from segwright.training.monitoring.loggers import JsonlSink, read_rows
+from segwright.training.monitoring.loggers import JsonlLogger, read_rows
 from segwright.training.monitoring.progress_plot import plot
 
 
@@ -70,7 +70,7 @@ def test_lines_go_to_the_file_and_to_logging(tmp_path: Path, caplog: pytest.LogC
 
 
 def test_metrics_of_epochs_that_are_trained_again_are_dropped(tmp_path: Path) -> None:
-    sink = JsonlSink(tmp_path / "metrics.jsonl")
+    sink = JsonlLogger(tmp_path / "metrics.jsonl")
     for epoch in range(3):
         sink.log({"train_losses": float(epoch)}, epoch)
     with sink.path.open("a") as stream:
@@ -83,7 +83,7 @@ def test_metrics_of_epochs_that_are_trained_again_are_dropped(tmp_path: Path) ->
 
 @pytest.mark.parametrize("damage", [b"\xff\xfe{", b"[" * 100_000, b'{"epoch": "1"}', b'{"epoch": 1, "train', b""])
 def test_a_damaged_line_costs_that_line_and_comes_back_from_the_checkpoint(tmp_path: Path, damage: bytes) -> None:
-    sink = JsonlSink(tmp_path / "metrics.jsonl")
+    sink = JsonlLogger(tmp_path / "metrics.jsonl")
     for epoch in range(3):
         sink.log({"train_losses": float(epoch)}, epoch)
     whole = sink.path.read_bytes()
@@ -96,7 +96,7 @@ def test_a_damaged_line_costs_that_line_and_comes_back_from_the_checkpoint(tmp_p
 
 
 def test_rewinding_nothing_is_fine(tmp_path: Path) -> None:
-    JsonlSink(tmp_path / "metrics.jsonl").rewind(0)
+    JsonlLogger(tmp_path / "metrics.jsonl").rewind(0)
     assert not (tmp_path / "metrics.jsonl").exists()
 
 

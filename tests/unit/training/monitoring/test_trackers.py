@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from segwright.core.errors import ConfigError
-from segwright.training.monitoring.loggers import ForgivingSink
-from segwright.training.monitoring.trackers import SINKS, open_sinks, require_sinks
+from segwright.training.monitoring.loggers import SafeLogger
+from segwright.training.monitoring.trackers import LOGGERS, open_loggers, require_loggers
 from tests.unit.training.tiny_task import make, settings
 
 METRICS = {"epoch": 4, "ema_fg_dice": 0.5, "dice_per_class_or_region": [0.25, None, 0.75], "val_losses": None}
@@ -49,8 +49,8 @@ def test_mlflow_gets_every_number(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         log_metrics=lambda metrics, step, run_id: seen.append((metrics, step, run_id)),
         end_run=lambda: seen.append("end"),
     )
-    require_sinks(["mlflow"])
-    [sink] = open_sinks(["mlflow"], tmp_path / "model" / "fold_0")
+    require_loggers(["mlflow"])
+    [sink] = open_loggers(["mlflow"], tmp_path / "model" / "fold_0")
     sink.rewind(4)
     sink.log(METRICS, 4)
     sink.close()
@@ -75,7 +75,7 @@ def test_wandb_continues_the_run_of_a_folder(monkeypatch: pytest.MonkeyPatch, tm
 
     pretend(monkeypatch, "wandb", init=init)
     for _ in range(2):
-        [sink] = open_sinks(["wandb"], tmp_path / "fold_0")
+        [sink] = open_loggers(["wandb"], tmp_path / "fold_0")
         sink.log(METRICS, 4)
         sink.close()
     assert opened[0] == opened[1]
@@ -100,7 +100,7 @@ def test_tensorboard_drops_what_is_trained_again(monkeypatch: pytest.MonkeyPatch
             seen.append("close")
 
     pretend(monkeypatch, "torch.utils.tensorboard", SummaryWriter=Writer)
-    [sink] = open_sinks(["tensorboard"], tmp_path)
+    [sink] = open_loggers(["tensorboard"], tmp_path)
     sink.rewind(4)
     sink.log(METRICS, 4)
     sink.close()
@@ -136,7 +136,7 @@ def test_no_sink_ends_a_training(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         f"sink {sinks[0]} failed and gets no more metrics",
     ]
     assert len((trainer.output_folder / "metrics.jsonl").read_text().splitlines()) == 3
-    [sink] = [sink for sink in trainer.sinks if isinstance(sink, ForgivingSink)]
+    [sink] = [sink for sink in trainer.sinks if isinstance(sink, SafeLogger)]
     assert vars(sink)["_sink"].calls == 2
 
 
@@ -149,9 +149,9 @@ def test_a_sink_that_cannot_be_is_refused_before_the_training(tmp_path: Path, na
         make(tmp_path, config=settings(sinks=name)).initialize()
 
 
-@pytest.mark.parametrize("name", SINKS.names())
+@pytest.mark.parametrize("name", LOGGERS.names())
 def test_a_package_that_is_missing_is_named(name: str) -> None:
     if find_spec(name) is not None:
         pytest.skip(f"{name} is installed")
     with pytest.raises(ConfigError, match=f"sink '{name}' needs the package {name}; install it"):
-        require_sinks([name])
+        require_loggers([name])

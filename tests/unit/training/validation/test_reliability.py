@@ -11,7 +11,7 @@ import pytest
 from segwright.data.labels import Labels
 from segwright.evaluation.calibration import Reliabilities
 from segwright.inference.reliability.case_statistics import Observation
-from segwright.training.validation.reliability import Observed, Sites, judge_mean, observed_file
+from segwright.training.validation.reliability import CaseStats, VoxelSampler, mean_reliability, stats_file
 
 LABELS = Labels({"background": 0, "a": 1, "b": 2, "ignore": 3}, None)
 REGIONS = Labels({"background": 0, "whole": (1, 2), "core": (2,)}, (1, 2))
@@ -26,23 +26,23 @@ def truth(shape: tuple[int, ...]) -> npt.NDArray[np.int16]:
 
 
 def test_sites_lie_around_the_structures_and_are_no_more_than_needed() -> None:
-    sites = Sites.around(truth((40, 60, 50)), LABELS)
-    assert sites is not None
-    assert sites.box == ((12, 34), (22, 48), (4, 28))
-    assert sites.step == 1
-    large = Sites.around(np.ones((70, 80, 90), np.int16), LABELS)
+    sampler = VoxelSampler.around(truth((40, 60, 50)), LABELS)
+    assert sampler is not None
+    assert sampler.box == ((12, 34), (22, 48), (4, 28))
+    assert sampler.step == 1
+    large = VoxelSampler.around(np.ones((70, 80, 90), np.int16), LABELS)
     assert large is not None
     assert large.step == 3
-    assert Sites.around(np.full((4, 4, 4), 3, np.int16), LABELS) is None
+    assert VoxelSampler.around(np.full((4, 4, 4), 3, np.int16), LABELS) is None
 
 
 @pytest.mark.parametrize("portion", [1, 2, 5, 70])
 def test_portions_of_planes_give_every_lattice_plane_once(portion: int) -> None:
-    sites = Sites.around(np.ones((70, 80, 90), np.int16), LABELS)
-    assert sites is not None
-    found = [plane for start in range(0, 70, portion) for plane in sites.planes(start, min(start + portion, 70))]
+    sampler = VoxelSampler.around(np.ones((70, 80, 90), np.int16), LABELS)
+    assert sampler is not None
+    found = [plane for start in range(0, 70, portion) for plane in sampler.planes(start, min(start + portion, 70))]
     assert found == list(range(0, 70, 3))
-    assert sites.of_plane(np.zeros((3, 80, 90))).shape == (3, 27 * 30)
+    assert sampler.sample(np.zeros((3, 80, 90))).shape == (3, 27 * 30)
 
 
 @pytest.mark.parametrize("labels", [LABELS, REGIONS])
@@ -50,12 +50,12 @@ def test_a_mean_of_probabilities_is_judged_as_its_logits_are(labels: Labels) -> 
     label_map = truth((40, 60, 50))
     logits = np.random.default_rng(0).normal(size=(labels.num_heads, *label_map.shape)).astype(np.float32)
     probabilities = labels.probabilities(logits)
-    sites, found = Sites.around(label_map, labels), Reliabilities(labels)
-    assert sites is not None
-    for plane in sites.planes(0, 40):
-        found.add(sites.of_plane(logits[:, plane]), sites.of_plane(label_map[plane]))
+    sampler, found = VoxelSampler.around(label_map, labels), Reliabilities(labels)
+    assert sampler is not None
+    for plane in sampler.planes(0, 40):
+        found.add(sampler.sample(logits[:, plane]), sampler.sample(label_map[plane]))
     other = np.full_like(probabilities, 0.5)
-    judged = judge_mean([2 * probabilities - other, other], label_map, labels)
+    judged = mean_reliability([2 * probabilities - other, other], label_map, labels)
     expected = found.reliability()
     assert judged is not None
     assert expected is not None
@@ -64,9 +64,9 @@ def test_a_mean_of_probabilities_is_judged_as_its_logits_are(labels: Labels) -> 
 
 
 def test_a_document_comes_back(tmp_path: Path) -> None:
-    seen = Observed(
+    seen = CaseStats(
         observation=Observation(volumes=(1.0,), overlaps=(None,), entropy=0.5), reliability=None, mirror_axes=((0,),)
     )
     seen.save(tmp_path, "case")
-    assert observed_file(tmp_path, "case").is_file()
-    assert Observed.load(tmp_path, "case") == seen
+    assert stats_file(tmp_path, "case").is_file()
+    assert CaseStats.load(tmp_path, "case") == seen
