@@ -74,16 +74,20 @@ def require_told(journey: Journey, project: Path, text: str, place: str, *option
         ),
         ("    def train_step(self, batch):\n        return batch['nothing']\n", "['nothing']", "KeyError: 'nothing'"),
         ("    def __init__(self):\n        pass\n", "def __init__", "its __init__ takes the arguments of Trainer's"),
-        ("    def train_step(self, batch):\n        return 3.0\n", "def train_step", "train_step gave float"),
+        ("    def train_step(self, batch):\n        return 3.0\n", "def train_step", "train_step returned float"),
         (
             "    def train_step(self, batch):\n        return {'loss': super().train_step(batch)['loss'].item()}\n",
-            *("def train_step", "gave float as 'loss'"),
+            *("def train_step", "returned float as 'loss'"),
         ),
         (
             "    def configure_optimizers(self):\n        return super().configure_optimizers(), None\n",
-            *("def configure_optimizers", "gave tuple (SGD, NoneType); it must return a torch.optim.Optimizer"),
+            *("def configure_optimizers", "returned tuple (SGD, NoneType); it must return a torch.optim.Optimizer"),
         ),
-        ("    def get_dataloaders(self):\n        return [1, 2]\n", "def get_dataloaders", "gave a int without batch"),
+        (
+            "    def get_dataloaders(self):\n        return [1, 2]\n",
+            "def get_dataloaders",
+            "returned a int without batch",
+        ),
         (
             "    @staticmethod\n    def build_network_architecture(*arguments):\n        return 3\n",
             *("@staticmethod", "build_network_architecture returned int; it must return a torch.nn.Module"),
@@ -117,12 +121,12 @@ def test_a_network_that_fails_is_told_with_its_line(
     ("setting", "body", "place", "words"),
     [
         ("loss", "(output, target, *, labels):\n    return output.nothing", "output.nothing", "AttributeError"),
-        ("loss", "(output, target, *, labels):\n    return output", "def part", "gave a tensor of shape"),
+        ("loss", "(output, target, *, labels):\n    return output", "def part", "returned a tensor of shape"),
         (
             "optimizer",
             "(params, *, lr, weight_decay):\n    return 3",
             "def part",
-            "gave int; it must return a torch.opt",
+            "returned int; it must return a torch.opt",
         ),
         ("optimizer", "(params, *, lr, weight_decay):\n    1 / 0", "1 / 0", "ZeroDivisionError"),
         ("schedule", "(progress):\n    1 / 0", "1 / 0", "ZeroDivisionError"),

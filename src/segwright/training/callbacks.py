@@ -1,4 +1,4 @@
-"""Event hooks without a subclass: objects or functions that are called after the trainer's hook of the same name."""
+"""Callbacks: objects or functions that are called after the trainer's hook of the same name."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ EVENTS: Final = (
     "on_epoch_end",
     "on_train_end",
 )
-"""In the order in which they come; a callback has methods `fn(trainer)` under any of these names."""
+"""In the order in which they occur; a callback has methods `fn(trainer)` with any of these names."""
 
 PLAIN_EVENT: Final = "on_epoch_end"
-"""When a callback that is a plain function is called."""
+"""The event of a callback that is a plain function."""
 
 
 class CallbackError(UserCodeError):
-    """A callback failed; the fault is its author's."""
+    """A user's callback failed."""
 
 
 def load_callbacks(references: Sequence[str]) -> list[object]:
     """Return the callbacks behind `module:attr` references: a class (made without arguments), an object, a function.
 
     Raises:
-        ConfigError: there is no such thing, or it has none of the methods.
+        ConfigError: it does not exist, or has none of the methods.
     """
-    found = [import_reference(reference, kind="callback") for reference in references]
+    values = [import_reference(reference, kind="callback") for reference in references]
     callbacks = []
-    for reference, value in zip(references, found, strict=True):
+    for reference, value in zip(references, values, strict=True):
         with user_call(value, f"callback '{reference}'", contract="a callback's class is made without arguments"):
             callbacks.append(value() if isinstance(value, type) else value)
     for reference, callback in zip(references, callbacks, strict=True):
@@ -54,10 +54,10 @@ def load_callbacks(references: Sequence[str]) -> list[object]:
 
 
 def require_callback(callback: object, *, name: str) -> None:
-    """See that a callback will be called.
+    """Check that a callback has a method for an event.
 
     Raises:
-        ConfigError: it has no method that is an event's, or one that looks like an event's and is none.
+        ConfigError: it has none, or one whose name is similar to that of an event.
     """
     methods = [method for method in dir(callback) if method.startswith("on_")]
     for method in methods:

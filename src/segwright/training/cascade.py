@@ -1,4 +1,4 @@
-"""The second stage of a cascade: cases with the previous stage's maps, and making those maps.
+"""Second stage of a cascade: cases with the previous stage's label maps, and the prediction of these maps.
 
 nnU-Net behaviour 8.8, 10.5.
 """
@@ -33,7 +33,7 @@ _SLAB_PLANES = 16
 
 @dataclass(frozen=True, slots=True)
 class TwoMaps:
-    """The true label map and the previous stage's as one array (2, *S); read where it is sliced."""
+    """The true and the previous stage's label map as one array (2, *S); read when it is sliced."""
 
     truth: CaseArray
     previous: StageMap
@@ -44,7 +44,7 @@ class TwoMaps:
         return (2, *self.truth.shape[1:])
 
     def __getitem__(self, key: Any) -> npt.NDArray[np.int16]:
-        """Return the slice for a key that leaves the first axis whole."""
+        """Return the slice for a key with the full first axis."""
         parts = [np.asarray(part[key]).astype(np.int16, copy=False) for part in (self.truth, self.previous)]
         return np.concatenate(parts)
 
@@ -58,7 +58,7 @@ class CascadeCase:
 
     @property
     def image(self) -> CaseArray:
-        """(C, *S) float32, the previous stage not in it."""
+        """(C, *S) float32, without the previous stage."""
         return self.case.image
 
     @property
@@ -79,7 +79,7 @@ class CascadeCase:
 
 @dataclass(frozen=True, slots=True)
 class CascadeStore:
-    """Preprocessed cases together with what the previous stage predicted for them."""
+    """Preprocessed cases with the previous stage's predictions."""
 
     cases: CaseStore
     maps: StageMaps
@@ -88,7 +88,7 @@ class CascadeStore:
         """Open a case.
 
         Raises:
-            WorkspaceError: the case or its map is not there.
+            WorkspaceError: the case or its map is missing.
             DatasetError: the map is on another grid.
         """
         case, previous = self.cases.load(identifier), self.maps.load(identifier)
@@ -101,9 +101,9 @@ class CascadeStore:
 
 
 def previous_stage(configuration: Configuration, labels: Labels, recipe: Recipe | None = None) -> PreviousStage | None:
-    """Return how batches take up the previous stage's maps, None for a configuration that has no such stage.
+    """Return what appends the previous stage's maps to batches; None for a configuration without such a stage.
 
-    The maps are changed as `recipe` says; an empty recipe, or none, leaves them as they are.
+    The maps are augmented as `recipe` says; an empty recipe, or None, does not change them.
     """
     if configuration.previous_stage is None:
         return None
@@ -117,7 +117,7 @@ def previous_stage(configuration: Configuration, labels: Labels, recipe: Recipe 
 
 
 def network_input(image: CaseArray, label: CaseArray, labels: Labels) -> npt.NDArray[np.float32]:
-    """Return a whole case as its network takes it: (C, *S), with (C + foreground labels, *S) in a second stage."""
+    """Return a whole case as the network's input: (C, *S), in a second stage (C + foreground labels, *S)."""
     array = np.asarray(image[...], dtype=np.float32)
     if label.shape[0] == 1:
         return array
@@ -125,7 +125,7 @@ def network_input(image: CaseArray, label: CaseArray, labels: Labels) -> npt.NDA
 
 
 def missing_maps(maps: StageMaps, next_cases: CaseStore, identifiers: Sequence[str], weights_hash: str) -> list[str]:
-    """Return the cases without a map of these weights on the next stage's grid."""
+    """Return the cases that have no map of these weights on the next stage's grid."""
     shapes = {name: next_cases.load(name).image.shape[1:] for name in identifiers}
     return [name for name, shape in shapes.items() if not maps.is_fresh(name, shape, weights_hash)]
 
@@ -146,8 +146,8 @@ def predict_next_stage(
         predictor: of the fold that did not train on these cases.
         cases: preprocessed for the first stage.
         identifiers: of the cases to predict.
-        next_cases: preprocessed for the second stage; tell the grids.
-        maps: where the label maps go.
+        next_cases: preprocessed for the second stage, with its grids.
+        maps: where the label maps are stored.
         patch_size: of the second stage.
         weights_hash: of the predictor's checkpoint.
     """

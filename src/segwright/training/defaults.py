@@ -1,4 +1,4 @@
-"""Settings that depend on the plan, the device and the budget, each decided once and with its reason."""
+"""Resolve settings that depend on plan, device and time budget, each with its reason."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from segwright.data.plan import Configuration
 from segwright.training.config import TrainConfig, changed
 
 CPU_BUDGET_BATCH_SIZE = 2
-"""Batch size of a time-budgeted run on a CPU, where a step costs in proportion to it. Origin: ten-minute runs of a
-prototype on Hippocampus 3d_fullres, 2 cores: 0.857 mean foreground Dice at batch 2, 0.839 at the plan's 9."""
+"""Batch size of a run with a time budget on a CPU, where the time of a step is proportional to it. Origin: ten-minute
+runs of a prototype on Hippocampus 3d_fullres, 2 cores: 0.857 mean foreground Dice at batch 2, 0.839 at the plan's 9."""
 
 SHORT_BUDGET_S = 3600.0
 SHORT_BUDGET_MOMENTUM = 0.95
-"""Momentum of a CPU run with a budget of at most an hour: nnU-Net's 0.99 averages over more steps than such a run can
-spare. Origin: 400 steps at batch 2 on Hippocampus 3d_fullres, fold 0, one seed each: 0.831 mean foreground Dice at
+"""Momentum of a CPU run with a budget of at most an hour: nnU-Net's 0.99 averages over too many of its few steps.
+Origin: 400 steps at batch 2 on Hippocampus 3d_fullres, fold 0, one seed each: 0.831 mean foreground Dice at
 0.95, 0.820 at 0.99, 0.819 at 0.9."""
 
 VALIDATION_SHARE = 0.1
-"""Online-validation steps for each training step of a budgeted epoch; a step without gradient costs about a third."""
+"""Online validation steps per training step of an epoch under a budget; a step without gradient costs about a third."""
 
 
 BUDGET_SAVE_INTERVAL_S = 60.0
-"""Under a time budget the latest checkpoint is at most about this old, in seconds."""
+"""Largest age of the latest checkpoint under a time budget, in seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Regime:
-    """The settings that a run really has, and why they are not the defaults."""
+class ResolvedConfig:
+    """The resolved settings of a run, and the reasons why they differ from the defaults."""
 
     config: TrainConfig
     notes: tuple[str, ...]
 
 
-def decide(config: TrainConfig, configuration: Configuration, device: torch.device) -> Regime:
-    """Return `config` with everything filled in that was left to plan, device and budget."""
+def decide(config: TrainConfig, configuration: Configuration, device: torch.device) -> ResolvedConfig:
+    """Return `config` with the settings filled in that depend on plan, device and budget."""
     values: dict[str, object] = {}
     notes: list[str] = []
     if config.batch_size is None:
@@ -56,18 +56,18 @@ def decide(config: TrainConfig, configuration: Configuration, device: torch.devi
         )
     if config.batch_dice is None:
         values["batch_dice"] = configuration.batch_dice
-    return Regime(config=changed(config, **values), notes=tuple(notes))
+    return ResolvedConfig(config=changed(config, **values), notes=tuple(notes))
 
 
 def num_validation_steps(config: TrainConfig, training_steps: int) -> int:
-    """Return the number of online-validation steps after an epoch of `training_steps`."""
+    """Return the number of online validation steps after an epoch of `training_steps`."""
     if config.budget_s is None:
         return config.num_val_iterations_per_epoch
     return max(1, min(config.num_val_iterations_per_epoch, round(VALIDATION_SHARE * training_steps)))
 
 
 def counted_epochs(config: TrainConfig) -> int | None:
-    """Return after how many epochs a run ends; None under a budget, unless the number was set."""
+    """Return the number of epochs of a run; None under a budget, unless the number was set."""
     if config.budget_s is None or "num_epochs" in config.model_fields_set:
         return config.num_epochs
     return None

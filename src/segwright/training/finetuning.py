@@ -1,8 +1,8 @@
-"""Fine-tuning: take over the tensors of a trained network that fit, adapt input channels and heads, say what was done.
+"""Fine-tuning: initialise a network with the fitting tensors of a trained one; adapt input channels and heads.
 
 nnU-Net 2.8.1 copies all but the heads or nothing (nnU-Net behaviour 8.11). Here tensors that depend on the input
-channels or on the heads are found by building the network a second time with one more of each and comparing shapes, so
-that any architecture will do; channels and classes are matched by their names.
+channels or on the heads are found by building the network a second time with one more of each and comparing shapes, for
+any architecture. Channels and classes are matched by name.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from segwright.preprocessing.plan_validation import validate_components
 from segwright.workspace import DATASET_JSON, PLANS_JSON
 
 NewChannels = Literal["auto", "mean", "zero"]
-"""Weights of an input channel that the source has not: the mean of its channels, or zero; auto: zero if other channels
-are found by their names, so that the network starts as it was, else the mean."""
+"""Weights of an input channel that the source lacks: the mean of its channels, or zero; auto: zero if other channels
+match by name, so that the network's output is unchanged at first, else the mean."""
 
 CHECKPOINTS: Final = tuple(
     f"checkpoint_{kind}.{suffix}" for kind in ("final", "best", "latest") for suffix in ("safetensors", "pth")
@@ -39,7 +39,7 @@ MOST_LINES: Final = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A trained network to begin with: its weights and the names of its input channels and heads."""
+    """A trained network to start from: its weights and the names of its input channels and heads."""
 
     path: Path
     weights: Mapping[str, Tensor]
@@ -49,14 +49,14 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transfer:
-    """What was done with each tensor of the new network, by name; adapted and skipped ones with how and why."""
+    """Which tensors of the new network were loaded, adapted (and how) or skipped (and why), by name."""
 
     loaded: tuple[str, ...]
     adapted: Mapping[str, str]
     skipped: Mapping[str, str]
 
     def lines(self, path: Path) -> list[str]:
-        """Return the account for the log and for `train.json`."""
+        """Return lines for the log and for `train.json`."""
         count = f"{len(self.loaded)} tensors loaded, {len(self.adapted)} adapted, {len(self.skipped)} skipped"
         details = [
             *(f"adapted {name}: {how}" for name, how in self.adapted.items()),
@@ -67,10 +67,10 @@ class Transfer:
 
 
 def find_checkpoint(place: Path) -> Path:
-    """Return the checkpoint file that is meant: the file itself, that of a fold, or of a model folder.
+    """Return the checkpoint of a model folder, of a fold folder, or `place` itself if it is a checkpoint.
 
     Of a model folder fold `all` is taken if it is trained, else the first one; of a fold the final checkpoint, else
-    the best, else the latest. Models of nnU-Net will do.
+    the best, else the latest. Models of nnU-Net are found too.
 
     Raises:
         ModelError: there is none.
@@ -78,8 +78,8 @@ def find_checkpoint(place: Path) -> Path:
     if place.is_file():
         if place.suffix not in _SUFFIXES:
             raise ModelError(
-                f"{place}: no checkpoint file, which ends in {' or '.join(_SUFFIXES)}; of a zip file make a model "
-                "folder first, with 'segwright import-model'"
+                f"{place}: not a checkpoint file, which ends in {' or '.join(_SUFFIXES)}; make a model folder of a zip "
+                "file first, with 'segwright import-model'"
             )
         return place
     folders = [place, place / "fold_all", *sorted(place.glob("fold_[0-9]*"))]
@@ -90,11 +90,11 @@ def find_checkpoint(place: Path) -> Path:
 
 
 def read_source(place: Path) -> Source:
-    """Open a trained network.
+    """Read a trained network.
 
     Raises:
         ModelError: there is none, it cannot be read, or its dataset.json is not two folders above the checkpoint.
-        SegwrightError: the plan of a model of nnU-Net asks for a network or a part that is not known here.
+        SegwrightError: the plan of a model of nnU-Net names an unknown network or part.
     """
     path = find_checkpoint(place)
     description_file = path.parent.parent / DATASET_JSON
@@ -120,8 +120,8 @@ def read_source(place: Path) -> Source:
     )
 
 
-def _validate_plan(plan: Plan, checkpoint: Mapping[str, Any], path: Path) -> None:
-    """See that the plan of a model of nnU-Net is one that other verbs would take; nothing in it is needed here."""
+def _require_known_plan(plan: Plan, checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Check that the plan of a model of nnU-Net names only known parts, as other commands do."""
     configuration = plan.configuration(header_of(checkpoint, plan, path)["configuration"])
     validate_components(plan, configuration)
     outline(ArchitectureSpec.from_plan(configuration.architecture.model_dump(by_alias=True)), 1, 1)
@@ -156,11 +156,11 @@ def start_from(
 
 
 GrownAxes = Mapping[str, tuple[bool, bool]]
-"""Of each tensor: whether its first axis counts heads, and whether its second counts input channels."""
+"""For each tensor: whether its first axis is that of the heads, and its second that of the input channels."""
 
 
 def grown_axes(network: nn.Module, larger: nn.Module) -> GrownAxes:
-    """Compare a network with its twin that has one more input channel and one more head."""
+    """Find the axes of heads and input channels by comparison with a network that has one more of each."""
     shapes = {name: tensor.shape for name, tensor in drop_aliases(network.state_dict()).items()}
     others = {name: tensor.shape for name, tensor in drop_aliases(larger.state_dict()).items()}
     axes = {}
@@ -181,15 +181,15 @@ def transfer(
     heads: Sequence[str],
     new_channels: NewChannels = "auto",
 ) -> Transfer:
-    """Copy what fits into a network in place.
+    """Copy fitting tensors into a network in place.
 
     Args:
-        network: freshly initialised; keeps what the source cannot give.
+        network: freshly initialised; keeps its tensors that the source lacks.
         source: the trained network.
         axes: which tensors depend on heads and input channels.
         channels: names of the network's input channels.
         heads: names of its heads, background first, or its regions.
-        new_channels: what an input channel gets that the source has not.
+        new_channels: weights of an input channel that the source lacks.
 
     Raises:
         ModelError: no tensor but heads fits.
@@ -227,25 +227,25 @@ def transfer(
 
 
 def _by_channel(given: Tensor, before: Sequence[str], after: Sequence[str], rule: NewChannels) -> tuple[Tensor, str]:
-    """Return input weights (out, C, ...) for the new channels, and what was done, nothing if they are the same."""
+    """Return input weights (out, C, ...) for the new channels, and a description, empty if they are the same."""
     found = _matches(before, after)
     if given.shape[1] != len(before) or found == [*range(len(before))]:
         return given, ""
     if len(before) == len(after) and not any(match is not None for match in found):
-        return given, ""  # other names for as many channels: by position, as nnU-Net does
+        return given, ""  # as many channels with other names: matched by position, as nnU-Net does
     known = sum(match is not None for match in found)
     fill = "zero" if rule == "zero" or (rule == "auto" and known) else "mean"
     mean = given.mean(dim=1)
     parts = [
         given[:, match] if match is not None else torch.zeros_like(mean) if fill == "zero" else mean for match in found
     ]
-    # The mean of C channels stands for all of them: C new ones together weigh as much as the source's did.
+    # Scaled so that the new channels together have the same weight as those of the source.
     scale = len(before) / len(after) if fill == "mean" else 1.0
     return torch.stack(parts, dim=1) * scale, f"input channels: {_origins(after, found, fill)}"
 
 
 def _by_head(given: Tensor, fresh: Tensor, before: Sequence[str], after: Sequence[str]) -> tuple[Tensor, str]:
-    """Return head weights (heads, ...) for the new classes, fresh ones where the source has no such class."""
+    """Return head weights (heads, ...) for the new classes, and a description; unmatched classes keep fresh weights."""
     found = _matches(before, after)
     if len(given) != len(before) or given.shape[1:] != fresh.shape[1:] or found == [*range(len(before))]:
         return given, ""
@@ -257,9 +257,9 @@ def _by_head(given: Tensor, fresh: Tensor, before: Sequence[str], after: Sequenc
 
 
 def _matches(before: Sequence[str], after: Sequence[str]) -> list[int | None]:
-    """Return for each name its place among the earlier ones, whatever its case."""
-    places = {name.casefold(): index for index, name in enumerate(before)}
-    return [places.get(name.casefold()) for name in after]
+    """Return for each name its index among the earlier ones, ignoring case."""
+    indices = {name.casefold(): index for index, name in enumerate(before)}
+    return [indices.get(name.casefold()) for name in after]
 
 
 def _origins(names: Sequence[str], found: Sequence[int | None], otherwise: str) -> str:

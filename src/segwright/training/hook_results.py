@@ -1,4 +1,4 @@
-"""What hooks of a trainer must give: a subclass may return anything, and its author is told where it went wrong."""
+"""Validate what a subclass's hooks return, with the file and line of the hook in the error."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from segwright.core.extensions.user_code import UserCodeError, source_location
 from segwright.training.loading.batches import BatchLoader
 
 VALIDATED: Final = ("loss", "tp_hard", "fp_hard", "fn_hard")
-"""What a step of the online validation gives."""
+"""Keys of the result of an online validation step."""
 
 _LOADER: Final = ("batch", "batch_bytes", "device")
 
@@ -20,23 +20,23 @@ Step = TypeVar("Step", bound=Mapping[str, Any])
 
 
 def required_optimizer(found: object, maker: object, what: str) -> Optimizer:
-    """Return what a user's code gave as optimiser, if it is one.
+    """Return an optimiser that user code made, if it is one.
 
     Raises:
-        UserCodeError: it is none.
+        UserCodeError: it is not an optimiser.
     """
     if isinstance(found, Optimizer):
         return found
     kinds = [type(part).__name__ for part in found] if isinstance(found, tuple | list) else []
     names = f" ({', '.join(kinds)})" if kinds else ""
     raise UserCodeError(
-        f"{source_location(maker)}: {what} gave {type(found).__name__}{names}; it must return a torch.optim.Optimizer "
-        "alone, whose learning rate follows the schedule (--set schedule=...)"
+        f"{source_location(maker)}: {what} returned {type(found).__name__}{names}; it must return a "
+        "torch.optim.Optimizer alone, whose learning rate follows the schedule (--set schedule=...)"
     )
 
 
 def required_step(found: Step, hook: Callable[..., Any], keys: Sequence[str]) -> Step:
-    """Return what a step's hook gave, if it has a tensor under each of these keys.
+    """Return the result of a step's hook, if it has a tensor under each of these keys.
 
     Raises:
         UserCodeError: it has not.
@@ -51,13 +51,13 @@ def required_step(found: Step, hook: Callable[..., Any], keys: Sequence[str]) ->
         shown = f"{kind} as '{wrong[0]}'"
     expected = ", ".join(f"'{key}'" for key in keys)
     raise UserCodeError(
-        f"{source_location(hook)}: {hook.__name__} gave {shown}; it must return a dict with tensors {expected}, which "
-        "stay on the device"
+        f"{source_location(hook)}: {hook.__name__} returned {shown}; it must return a dict with tensors "
+        f"{expected}, which stay on the device"
     )
 
 
 def required_loaders(found: object, hook: Callable[..., Any]) -> tuple[BatchLoader, BatchLoader]:
-    """Return the two loaders that a hook gave, if they are two and give batches.
+    """Return the two loaders that a hook returned, if they are two batch loaders.
 
     Raises:
         UserCodeError: they are not.
@@ -72,6 +72,6 @@ def required_loaders(found: object, hook: Callable[..., Any]) -> tuple[BatchLoad
     else:
         shown = f"a {type(found).__name__}"
     raise UserCodeError(
-        f"{source_location(hook)}: {hook.__name__} gave {shown}; it must return two loaders, of training and "
-        "validation, such as training.batches.BatchLoader"
+        f"{source_location(hook)}: {hook.__name__} returned {shown}; it must return two loaders, of training and "
+        "validation, such as training.loading.batches.BatchLoader"
     )

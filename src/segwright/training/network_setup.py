@@ -118,10 +118,10 @@ def _norm_error(config: TrainConfig, name: str) -> ConfigError:
 
 
 def checked_scales(network: nn.Module, num_input_channels: int, patch_size: Sequence[int], num_heads: int) -> Scales:
-    """Return the sizes of a network's outputs relative to the patch, and see that they are logits of the labels.
+    """Return the sizes of a network's outputs relative to the patch, after checking their shapes.
 
     Raises:
-        ModelError: what was expected, what came.
+        ModelError: an output is not logits of the labels.
     """
     shapes = output_shapes(network, num_input_channels, patch_size)
     for index, shape in enumerate(shapes):
@@ -135,23 +135,25 @@ def checked_scales(network: nn.Module, num_input_channels: int, patch_size: Sequ
 
 
 def check_outputs(outputs: Any, target: Any, data: Tensor, num_heads: int) -> None:
-    """Compare a network's first output with what the loss needs.
+    """Check the outputs of a network against the targets.
 
     Args:
-        outputs: what the network gave.
+        outputs: of the network.
         target: one tensor, or one for each resolution.
         data: the batch (B, C, *S).
-        num_heads: output channels the labels need.
+        num_heads: number of output channels that the labels need.
 
     Raises:
-        ModelError: what was expected, what came.
+        ModelError: the number of outputs or a shape is wrong.
     """
     levels = list(outputs) if isinstance(outputs, list | tuple) else [outputs]
     targets: Sequence[Tensor] = [target] if isinstance(target, Tensor) else target
     if len(levels) < len(targets):
-        raise ModelError(f"the network gave {len(levels)} outputs, expected {len(targets)}, one for each resolution")
-    for index, (level, wanted) in enumerate(zip(levels, targets, strict=False)):
-        expected = (len(data), num_heads, *wanted.shape[2:])
+        raise ModelError(
+            f"the network returned {len(levels)} outputs, expected {len(targets)}, one for each resolution"
+        )
+    for index, (level, level_target) in enumerate(zip(levels, targets, strict=False)):
+        expected = (len(data), num_heads, *level_target.shape[2:])
         found = tuple(level.shape) if isinstance(level, Tensor) else type(level).__name__
         if found != expected:
             raise ModelError(

@@ -103,7 +103,7 @@ class Trainer:
     clock: Clock
     schedule: Schedule
     status: StatusFile
-    step_watch: DivergenceMonitor
+    divergence_monitor: DivergenceMonitor
     save_timer: Timer
     average: ema.WeightAverage | None
     is_finished = False
@@ -152,7 +152,7 @@ class Trainer:
         self.sinks: list[MetricLogger] = []
         if ranks.is_first:
             self.sinks = [JsonlLogger(output_folder / METRICS_FILE)]
-            self.sinks += (SafeLogger(sink, type(sink).__name__) for sink in sinks)
+            self.sinks += (SafeLogger(logger, type(logger).__name__) for logger in sinks)
         self.callbacks = [*callbacks]
         self.stop = stop or StopRequest()
         self.notes: tuple[str, ...] = ()
@@ -208,7 +208,7 @@ class Trainer:
         self.recipe = training_recipe(self.config, self.configuration, self.labels, LabelPairs.of_plan(self.plans))
         self.callbacks += load_callbacks(self.config.callbacks)
         require_loggers(self.config.sinks)
-        self.step_watch = DivergenceMonitor()
+        self.divergence_monitor = DivergenceMonitor()
         self.status = StatusFile(self.output_folder)
 
     @staticmethod
@@ -362,7 +362,7 @@ class Trainer:
             DivergedError: too many steps in a row were skipped.
             Interrupted: the training was asked to stop; it is saved.
         """
-        self.step_watch.see(self.epoch_step, loss, cases)
+        self.divergence_monitor.add_step(self.epoch_step, loss, cases)
         self.current_step += 1
         self.epoch_step += 1
         self.clock.end_step()
@@ -372,7 +372,7 @@ class Trainer:
             if self.status.stop_is_requested:
                 self.clock.end_training()
         epoch_is_over, reason = self.ranks.broadcast([self.clock.epoch_is_over, self.stop.reason])
-        if (self.save_timer.is_due or reason) and self.step_watch.is_well:
+        if (self.save_timer.is_due or reason) and self.divergence_monitor.last_step_is_finite:
             self.save_checkpoint("latest")
         if reason:
             self.write_status("interrupted")
@@ -399,10 +399,10 @@ class Trainer:
             write_documents(self.output_folder, self.plans, self.dataset_json, record=record, debug=debug)
             self.sinks += open_loggers(self.config.sinks, self.output_folder)
             self.plot_network_architecture()
-        for sink in self.sinks:
-            sink.rewind(self.current_epoch)
-            if isinstance(sink, JsonlLogger):
-                sink.complete(self.logbook.rows[: self.current_epoch])
+        for logger in self.sinks:
+            logger.rewind(self.current_epoch)
+            if isinstance(logger, JsonlLogger):
+                logger.complete(self.logbook.rows[: self.current_epoch])
         begin = "training" if self.current_step == 0 else f"resuming at epoch {self.current_epoch} of"
         what = f"{self.configuration_name}, fold {self.fold}: {defaults.length_text(self.config)}"
         how = f"batch size {self.batch_size}, patch {self.configuration.patch_size}, on {self.device}"
@@ -450,7 +450,7 @@ class Trainer:
         self.logbook.log("skipped_steps", int((~finite).sum()), self.current_epoch)
         skipped = torch.nonzero(~finite).flatten().tolist()
         if skipped:
-            cases = ", ".join(self.step_watch.cases_of(skipped))
+            cases = ", ".join(self.divergence_monitor.cases_of(skipped))
             self.print_to_log_file(f"{len(skipped)} steps skipped, loss or gradient not finite; cases: {cases}")
 
     def on_validation_epoch_start(self) -> None:
@@ -481,13 +481,13 @@ class Trainer:
         self.logbook.log("epoch_end_timestamps", time.time(), epoch)
         row = self.logbook.rows[epoch]
         self.print_to_log_file(row_text(row, names=self.class_names, left_s=self.clock.left_s(epoch + 1)))
-        for sink in self.sinks:
-            sink.log(row, epoch)
+        for logger in self.sinks:
+            logger.log(row, epoch)
         for line in self._stagnation_warnings():
             self.print_to_log_file(line)
         self.current_epoch += 1
         self.epoch_outputs, self.epoch_step = [], 0
-        self.step_watch.begin_epoch()
+        self.divergence_monitor.begin_epoch()
         ema = self.logbook.value("ema_fg_dice")
         if isinstance(ema, float) and (self.best_ema is None or ema > self.best_ema):
             self.best_ema = ema
@@ -508,8 +508,8 @@ class Trainer:
         if self.ranks.is_first and not self.disable_checkpointing:
             checkpoints.delete(self.output_folder, "latest")
         self._plot()
-        for sink in self.sinks:
-            sink.close()
+        for logger in self.sinks:
+            logger.close()
         self.write_status("finished")
         self.print_to_log_file(f"training done: {self.current_step} steps in {self.clock.elapsed_s:.1f} s")
 

@@ -167,7 +167,7 @@ def test_loss_or_weights_that_do_not_suit_are_refused_with_the_remedy(
 
 @pytest.mark.parametrize("weights", [[-1, 2], [float("nan"), 1], [float("inf"), 1], [0, 0], []])
 def test_what_cannot_be_weights_is_refused_when_the_settings_are_made(weights: list[float]) -> None:
-    with pytest.raises(ConfigError, match=r"class_weights: .*give finite numbers from 0"):
+    with pytest.raises(ConfigError, match=r"class_weights: .*expected finite values >= 0"):
         TrainConfig.from_mapping({"class_weights": weights})
 
 

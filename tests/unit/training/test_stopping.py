@@ -16,8 +16,7 @@ from segwright.core.errors import ModelError
 from segwright.core.interrupt import EXIT_RESUMABLE, Interrupted, StopRequest
 from segwright.training.checkpointing.checkpoints import checkpoint_file, is_finished, load, read_state, resumable
 from segwright.training.loading.batches import Batch
-from segwright.training.monitoring import divergence as safety
-from segwright.training.monitoring.divergence import DivergedError, DivergenceMonitor
+from segwright.training.monitoring.divergence import DivergedError, DivergenceMonitor, check_loss
 from segwright.training.monitoring.status import STATUS_JSON, STOP_FILE, Status
 from segwright.training.trainer import Trainer
 from tests.unit.training.tiny_task import DATASET_JSON, TinyStore, make, settings, write_references
@@ -170,14 +169,14 @@ def test_a_diverged_training_ends_with_the_last_good_checkpoint(
 
 
 def test_steps_in_a_row_are_counted_across_epochs_and_forgotten_after_a_good_one() -> None:
-    watch = DivergenceMonitor(limit=3)
+    monitor = DivergenceMonitor(limit=3)
     for loss in (math.nan, math.nan, 1.0, math.inf):
-        watch.see(0, torch.tensor(loss), ["a"])
-    assert not watch.is_well
-    watch.begin_epoch()
-    watch.see(0, torch.tensor(math.nan), ["b"])
+        monitor.add_step(0, torch.tensor(loss), ["a"])
+    assert not monitor.last_step_is_finite
+    monitor.begin_epoch()
+    monitor.add_step(0, torch.tensor(math.nan), ["b"])
     with pytest.raises(DivergedError, match="cases b, c"):
-        watch.see(1, torch.tensor(math.nan), ["c"])
+        monitor.add_step(1, torch.tensor(math.nan), ["c"])
 
 
 def nan_loss(output: Tensor, target: Tensor, *, labels: Any) -> Tensor:
@@ -192,6 +191,6 @@ def test_a_first_loss_that_is_not_finite_is_refused(tmp_path: Path) -> None:
 
 def test_the_first_loss_of_a_broken_image_is_not_the_networks_fault() -> None:
     loss = torch.tensor(math.nan, requires_grad=True)
-    safety.check_loss(loss, torch.zeros(1), torch.tensor([math.inf]), ["a"])
+    check_loss(loss, torch.zeros(1), torch.tensor([math.inf]), ["a"])
     with pytest.raises(ModelError, match="output 1 of the network is not finite"):
-        safety.check_loss(loss, [torch.zeros(1), torch.tensor([math.nan])], torch.zeros(1), ["a"])
+        check_loss(loss, [torch.zeros(1), torch.tensor([math.nan])], torch.zeros(1), ["a"])

@@ -1,9 +1,9 @@
-"""Checkpoints: weights and momentum as safetensors, everything else as JSON; never half of one and half of another.
+"""Save and load checkpoints atomically: weights and optimiser state as safetensors, everything else as JSON.
 
-The weights file is the checkpoint: the state goes into its header, so one rename switches from the old to the new.
-The optimiser's tensors lie in a file named after their step, written before that rename and named in the state. The
-JSON beside the weights is the same state for people and for prediction, written last. Each file has a checksum of all
-of it. The latest checkpoint but one stays, for the day that the latest is damaged.
+The state is in the header of the weights file, so one rename replaces the old checkpoint by the new one. The
+optimiser's tensors are in a file named after their step, written before that rename and named in the state. The JSON
+beside the weights is the same state for people and for prediction, written last. Each file has a checksum of its
+content. The previous checkpoint is kept in case the latest is damaged.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _HEADER_KEY = "segwright"
 
 
 class CheckpointState(BaseModel):
-    """Everything about a training at one moment but its tensors.
+    """The state of a training at one moment, without its tensors.
 
     `epoch` is the next one to train, `step` counts all training steps, `elapsed_s` is training time in seconds.
-    `epoch_step` and `epoch_losses` are of the steps of that epoch that are done already.
-    `config_set` names the settings that were not left to defaults, plan or device.
+    `epoch_step` and `epoch_losses` are of the finished steps of that epoch.
+    `config_set` names the settings that the user set.
     `dataset_hash` is of the channels and labels of dataset.json; None in checkpoints of earlier versions.
     `setup_hash` is of what in the plan decides about predictions, see `Plan.setup`; None as well.
     """
@@ -73,13 +73,13 @@ class CheckpointState(BaseModel):
 
     @property
     def losses(self) -> list[Tensor]:
-        """Losses of the open epoch's steps; NaN for one that was skipped."""
+        """Losses of the current epoch's steps; NaN for a skipped one."""
         return [torch.tensor(math.nan if loss is None else loss) for loss in self.epoch_losses]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint read back."""
+    """A loaded checkpoint."""
 
     state: CheckpointState
     weights: dict[str, Tensor]
@@ -87,7 +87,7 @@ class Checkpoint:
 
 
 def recorded(losses: Sequence[Tensor]) -> list[float | None]:
-    """Return losses as a document holds them: the numbers, None for a step that was skipped."""
+    """Return losses as JSON values; None for a skipped step."""
     return [value if math.isfinite(value) else None for value in map(float, losses)]
 
 
@@ -111,7 +111,7 @@ def save(
         kind: which checkpoint is replaced.
         state: of the training.
         weights: the network's state dict.
-        optimizer: tensors to resume with; left out where nobody will.
+        optimizer: tensors to resume from; None for a checkpoint that is not resumed.
     """
     path = checkpoint_file(folder, kind)
     if optimizer is not None:
@@ -146,7 +146,7 @@ def read_state(path: Path) -> CheckpointState:
     """Read the state in the header of a weights file.
 
     Raises:
-        ModelError: the file is missing, damaged or was not written by a training.
+        ModelError: the file is missing, damaged, or not a checkpoint of a training.
     """
     try:
         with safe_open(path, framework="pt") as stream:
@@ -154,11 +154,11 @@ def read_state(path: Path) -> CheckpointState:
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path}: cannot be read ({error}); delete it and train again") from error
     if header is None:
-        raise ModelError(f"{path}: holds weights but no training to resume; start one anew")
+        raise ModelError(f"{path}: holds weights but no training state to resume; start a new training")
     try:
         return CheckpointState.model_validate_json(header)
     except ValidationError as error:
-        raise ModelError(f"{path}: {describe_validation(error)}; start the training anew") from error
+        raise ModelError(f"{path}: {describe_validation(error)}; start a new training") from error
 
 
 def is_finished(folder: Path) -> bool:
@@ -168,13 +168,13 @@ def is_finished(folder: Path) -> bool:
 
 
 def resumable(folder: Path) -> Path | None:
-    """Return the checkpoint to go on from: the final one of a finished training, else the latest; None if none.
+    """Return the checkpoint to resume from: the final one of a finished training, else the latest; None if none.
 
-    Where one is damaged, a line is logged and the one before it is returned; a damaged final one is removed then, so
-    that the training counts as unfinished.
+    If one is damaged, the previous one is returned and a warning logged; a damaged final one is then removed, so that
+    the training counts as unfinished.
 
     Raises:
-        ModelError: all that there are are damaged.
+        ModelError: all checkpoints are damaged.
     """
     final = checkpoint_file(folder, "final")
     damage: ModelError | None = None
@@ -188,17 +188,17 @@ def resumable(folder: Path) -> Path | None:
             damage = damage or error
             continue
         if damage is not None:
-            logger.warning("going on from the checkpoint before it, of epoch %d", read_state(path).epoch)
+            logger.warning("resuming from the previous checkpoint, of epoch %d", read_state(path).epoch)
             if path != final and is_finished(folder):
                 delete(folder, "final")
         return path
     if damage is not None:
-        raise ModelError(f"{damage}; no other checkpoint is left: remove {folder} to train it anew") from damage
+        raise ModelError(f"{damage}; no other checkpoint is left: remove {folder} to train again") from damage
     return None
 
 
 def delete(folder: Path, kind: Kind) -> None:
-    """Remove a checkpoint, its JSON first; with the latest goes the one before it."""
+    """Remove a checkpoint, its JSON first; with the latest also the previous one."""
     path = checkpoint_file(folder, kind)
     path.with_suffix(".json").unlink(missing_ok=True)
     path.unlink(missing_ok=True)
@@ -208,7 +208,7 @@ def delete(folder: Path, kind: Kind) -> None:
 
 
 def _require_undamaged(path: Path) -> None:
-    """Compare a checkpoint's files with their checksums."""
+    """Check a checkpoint's files against their checksums."""
     require_undamaged(path)
     optimizer = read_state(path).optimizer_file
     if optimizer is not None:
@@ -220,19 +220,19 @@ def _previous(folder: Path) -> Path:
 
 
 def _keep_as_previous(path: Path) -> None:
-    """Let the latest checkpoint be the previous one, too, until another takes its place."""
+    """Keep the latest checkpoint also as the previous one before it is replaced."""
     if not path.is_file():
         return
     previous = _previous(path.parent)
     try:
         previous.unlink(missing_ok=True)
-        os.link(path, previous)  # a copy without bytes of its own, and never a moment without a checkpoint
-    except OSError:  # the file system has no links
+        os.link(path, previous)  # takes no space, and there is always a checkpoint
+    except OSError:  # the file system has no hard links
         os.replace(path, previous)
 
 
 def _drop_optimizers(folder: Path) -> None:
-    """Remove the optimisers' files that no checkpoint names."""
+    """Remove optimiser files that no checkpoint names."""
     kept = set()
     for path in (checkpoint_file(folder, "latest"), _previous(folder)):
         with suppress(ModelError):

@@ -1,4 +1,4 @@
-"""What torch itself draws or computes in any order it likes, made repeatable for the time of a training."""
+"""Make torch's random numbers and kernels deterministic during a training."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from segwright.core import seeds
 
 @contextmanager
 def reproducible(device: torch.device, *, deterministic: bool) -> Iterator[None]:
-    """Keep torch's global generators and switches as they were outside of the block.
+    """Restore torch's global random generators and determinism settings after the block.
 
     Args:
         device: of the training.
-        deterministic: use algorithms alone that give the same bits each time; on a GPU, where some have no such twin,
-            torch warns of those that don't.
+        deterministic: use deterministic algorithms only; on a GPU torch warns about operations that have none.
     """
     devices = [] if device.type in ("cpu", "mps") else [device]
-    algorithms, warns = (
+    was_deterministic, warned_only = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
@@ -32,10 +31,10 @@ def reproducible(device: torch.device, *, deterministic: bool) -> Iterator[None]
         try:
             yield
         finally:
-            torch.use_deterministic_algorithms(algorithms, warn_only=warns)
+            torch.use_deterministic_algorithms(was_deterministic, warn_only=warned_only)
             torch.backends.cudnn.benchmark = benchmark
 
 
 def seed_step(seed: int, epoch: int, step: int, rank: int) -> None:
-    """Key torch's generators by the step, so that dropout draws after a resume what it would have drawn."""
+    """Seed torch's generators for a step, so that dropout draws the same values after a resume."""
     torch.manual_seed(seeds.key(seed, "network", epoch, step, rank) % 2**63)

@@ -52,7 +52,7 @@ def training_identity(
     fold: int | Literal["all"],
     split: Split,
 ) -> dict[str, Any]:
-    """Return what identifies a training in its records; `require_same_training` compares most of it."""
+    """Return what identifies a training in its records; `require_same_training` compares it."""
     return {
         "trainer": trainer,
         "dataset": plan.dataset_name,
@@ -92,24 +92,26 @@ def require_same_training(state: CheckpointState, identity: Mapping[str, Any], p
     """Refuse the checkpoint of another trainer, configuration, fold or plan.
 
     Raises:
-        ModelError: what differs.
+        ModelError: one of them differs.
     """
-    found = state.model_dump()
+    saved = state.model_dump()
     for key in ("trainer", "configuration", "fold", "plans_hash", "dataset_hash"):
-        if found[key] is not None and found[key] != identity[key]:
-            what = _CHANGED.get(key, f"{key} is {found[key]}, not {identity[key]}")
-            raise ModelError(f"{path}: {what}; resume what was begun, or remove the fold folder to start anew")
+        if saved[key] is not None and saved[key] != identity[key]:
+            what = _CHANGED.get(key, f"{key} is {saved[key]}, not {identity[key]}")
+            raise ModelError(
+                f"{path}: {what}; resume with what it was started with, or remove the fold folder to train again"
+            )
 
 
 def resumed_config(
     config: TrainConfig, state: CheckpointState, path: Path, trust: CodeTrust = TRUST_NONE
 ) -> TrainConfig:
-    """Return the settings to go on with: what was set now where that may change, the checkpoint's elsewhere.
+    """Return the checkpoint's settings, with changeable ones replaced by what was set now.
 
     Code that only the checkpoint names is imported if `trust` allows it.
 
     Raises:
-        ConfigError: a setting was set to another value and may not change.
+        ConfigError: a setting that may not change was set to another value.
         ModelError: the checkpoint names code that may not be imported.
     """
     before = TrainConfig.from_mapping(state.config)
@@ -118,7 +120,7 @@ def resumed_config(
         if new[key] is not None and new[key] != old[key]:
             raise ConfigError(
                 f"{path}: was trained with {key} = {old[key]}, now {new[key]}; resume with the same value, or remove "
-                "the fold folder to start anew"
+                "the fold folder to train again"
             )
     again = config.model_fields_set & set(CHANGEABLE)
     values = {key: new[key] if key in again else value for key, value in old.items()}
@@ -128,11 +130,11 @@ def resumed_config(
 
 
 def load_references(config: TrainConfig, trust: CodeTrust, *, source: str) -> None:
-    """Import the code that settings name, so that each part is found when it is needed.
+    """Import the code that settings name.
 
     Raises:
         ModelError: a reference may not be imported.
-        SegwrightError: there is none behind one, or its module has an error.
+        SegwrightError: a reference does not exist, or its module has an error.
     """
     for setting, reference in config.references():
         option = "--network " if setting == "network" else f"--set {setting}="

@@ -348,7 +348,7 @@ def _required_scalar(value: object, loss: ResolutionLoss, name: str) -> Tensor:
     if isinstance(value, Tensor) and value.ndim == 0:
         return value
     shown = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-    raise UserCodeError(f"{source_location(loss)}: loss '{name}' gave {shown}; it must return a scalar tensor")
+    raise UserCodeError(f"{source_location(loss)}: loss '{name}' returned {shown}; it must return a scalar tensor")
 
 
 def _mask_ignored(output: Tensor, target: Tensor, labels: Labels) -> tuple[Tensor, Tensor]:

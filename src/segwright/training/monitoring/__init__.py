@@ -1,1 +1,1 @@
-"""What a training reports: logs, loggers, status, plots and warnings."""
+"""Monitoring of a training: logs, metric loggers, status, plots and warnings."""

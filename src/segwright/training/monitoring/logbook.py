@@ -1,4 +1,4 @@
-"""What a training writes down: one row of metrics per epoch, the moving average of the pseudo Dice, the text log."""
+"""Metrics of each epoch with the moving average of the pseudo Dice, and the text log of a training."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ EMA_KEPT = 0.9
 """Weight of the past in the moving average of the pseudo Dice (nnU-Net behaviour 8.3)."""
 
 Metric = float | int | list[float | None] | None
-"""None stands for what could not be computed, e.g. the Dice of a class that did not occur."""
+"""None: could not be computed, e.g. the Dice of a class that did not occur."""
 
 
 class Logbook:
-    """Metrics by epoch under nnU-Net's names; `mean_fg_dice` brings `ema_fg_dice` along.
+    """Metrics by epoch under nnU-Net's names; logging `mean_fg_dice` also sets `ema_fg_dice`.
 
     >>> book = Logbook()
     >>> book.log("mean_fg_dice", 0.5, 0); book.log("mean_fg_dice", float("nan"), 1); book.log("mean_fg_dice", 1.0, 2)
@@ -61,9 +61,9 @@ class Logbook:
 
 
 def write_line(path: Path, *parts: object, console: bool = True, timestamp: bool = True) -> None:
-    """Append a line to a text log and hand it to `logging`.
+    """Append a line to a text log and pass it to `logging`.
 
-    The file is opened for each line: it is whole whenever the process ends.
+    The file is opened for each line, so that it is complete whenever the process ends.
     """
     text = " ".join(str(part) for part in parts)
     prefix = f"{datetime.now().isoformat(sep=' ', timespec='seconds')}: " if timestamp else ""
@@ -79,14 +79,14 @@ def row_text(row: Mapping[str, Metric], *, names: Sequence[str], left_s: float |
     Args:
         row: the epoch's metrics.
         names: of the foreground classes, in the order of `dice_per_class_or_region`.
-        left_s: seconds until the training ends, None if nobody knows.
+        left_s: seconds until the training ends, None if unknown.
     """
     per_class, voxels = row.get("dice_per_class_or_region"), row.get("true_voxels_per_class")
     shown = per_class if isinstance(per_class, list) else []
-    there = voxels if isinstance(voxels, list) else [None] * len(shown)
+    counts = voxels if isinstance(voxels, list) else [None] * len(shown)
     dices = ", ".join(
         f"{printable(name)} {_number(value)}{' (absent, but predicted)' if value is not None and count == 0 else ''}"
-        for name, value, count in zip(names, shown, there, strict=False)
+        for name, value, count in zip(names, shown, counts, strict=False)
     )
     text = (
         f"epoch {row.get('epoch')}: train loss {_number(row.get('train_losses'))}, "
@@ -100,7 +100,7 @@ def row_text(row: Mapping[str, Metric], *, names: Sequence[str], left_s: float |
 
 
 def span(seconds: float) -> str:
-    """Return a duration for people.
+    """Return a duration as text.
 
     >>> span(42.4), span(605), span(7300)
     ('42 s', '10 min 5 s', '2 h 1 min')

@@ -1,4 +1,4 @@
-"""Where metrics go: a small protocol, the file that is always written, and a guard for those that may fail."""
+"""Metric loggers: their protocol, the one that writes `metrics.jsonl`, and a wrapper for loggers that may fail."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ METRICS_FILE: Final = "metrics.jsonl"
 
 
 class MetricLogger(Protocol):
-    """Takes the metrics of each epoch."""
+    """Receives the metrics of each epoch."""
 
     def rewind(self, epoch: int) -> None:
-        """Forget what came from `epoch` on: it is trained again."""
+        """Drop the metrics from `epoch` on, which is trained again."""
         ...
 
     def log(self, metrics: Mapping[str, Metric], step: int) -> None:
-        """Take the metrics of epoch `step`."""
+        """Log the metrics of epoch `step`."""
         ...
 
     def close(self) -> None:
-        """Finish."""
+        """Close the logger at the end of a training."""
         ...
 
 
 class JsonlLogger:
-    """Appends one JSON object per epoch to a file; lines of epochs that are trained again are dropped first."""
+    """Appends one JSON object per epoch to a file; lines of epochs that are trained again are dropped."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def rewind(self, epoch: int) -> None:
-        """Keep the lines before `epoch` alone: a resumed run repeats what came after its checkpoint."""
+        """Keep only the lines before `epoch`: a resumed run repeats what came after its checkpoint."""
         self._replace([row for row in read_rows(self.path) if row["epoch"] < epoch])
 
     def complete(self, rows: Sequence[Mapping[str, Metric]]) -> None:
-        """Write lines that are lost or damaged anew, from rows that a checkpoint kept."""
+        """Restore missing or damaged lines from the rows of a checkpoint."""
         self._replace(completed(read_rows(self.path), rows))
 
     def _replace(self, rows: Sequence[Mapping[str, Metric]]) -> None:
@@ -57,30 +57,30 @@ class JsonlLogger:
         append_text(self.path, json.dumps({"epoch": step, **metrics}, allow_nan=False) + "\n")
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing: the file is not held open."""
 
 
 class SafeLogger:
-    """Keeps the failures of another sink from the training: the first is told, and then it is left alone."""
+    """Wraps a logger whose errors must not stop the training: log the first failure, then disable the logger."""
 
-    def __init__(self, sink: MetricLogger, name: str) -> None:
-        self._sink = sink
+    def __init__(self, wrapped: MetricLogger, name: str) -> None:
+        self._wrapped = wrapped
         self._name = name
         self._has_failed = False
 
     def rewind(self, epoch: int) -> None:
-        """Forget what came from `epoch` on, where the sink can."""
-        rewind = getattr(self._sink, "rewind", None)
+        """Drop the metrics from `epoch` on, if the logger can."""
+        rewind = getattr(self._wrapped, "rewind", None)
         if rewind is not None:
             self._try(lambda: rewind(epoch))
 
     def log(self, metrics: Mapping[str, Metric], step: int) -> None:
-        """Hand the metrics on."""
-        self._try(lambda: self._sink.log(metrics, step))
+        """Log the metrics of epoch `step`."""
+        self._try(lambda: self._wrapped.log(metrics, step))
 
     def close(self) -> None:
-        """Finish."""
-        self._try(self._sink.close)
+        """Close the logger."""
+        self._try(self._wrapped.close)
 
     def _try(self, action: Callable[[], None]) -> None:
         if self._has_failed:
@@ -90,13 +90,13 @@ class SafeLogger:
         except Exception as error:
             self._has_failed = True
             logger.warning(
-                "sink %s failed and gets no more metrics (%s: %s); metrics.jsonl has all of them",
+                "metric logger %s failed and is disabled (%s: %s); metrics.jsonl has all metrics",
                 *(self._name, type(error).__name__, error),
             )
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a metrics file, each with its `epoch`; a line that is cut off or damaged is left out."""
+    """Return the rows of a metrics file, each with its `epoch`, without lines that are truncated or damaged."""
     if not path.is_file():
         return []
     rows = (row for _, row in read_json_lines(path) if isinstance(row, dict))
@@ -104,9 +104,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def completed(rows: Sequence[Mapping[str, Any]], known: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return rows by epoch, those that lack taken from `known`, e.g. of a checkpoint."""
-    found = {row["epoch"]: row for row in known if type(row.get("epoch")) is int} | {row["epoch"]: row for row in rows}
-    return [found[epoch] for epoch in sorted(found)]
+    """Return rows sorted by epoch; missing ones are taken from `known`, e.g. of a checkpoint."""
+    by_epoch = {row["epoch"]: row for row in known if type(row.get("epoch")) is int} | {
+        row["epoch"]: row for row in rows
+    }
+    return [by_epoch[epoch] for epoch in sorted(by_epoch)]
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""`network_architecture.png`: what a network makes of a patch, layer by layer, as resolution and number of channels."""
+"""Plot a network as `network_architecture.png`: resolution and number of channels, layer by layer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MOST_LABELS: Final = 24
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One layer in the order of computation: its class, channels and spatial size of its output."""
+    """One layer in the order of computation: its class, and the channels and spatial size of its output."""
 
     kind: str
     channels: int
@@ -29,7 +29,7 @@ class Layer:
 
 
 def trace(network: nn.Module, num_input_channels: int, patch_size: Sequence[int]) -> list[Layer]:
-    """Return the layers with feature maps (B, C, *S) that a patch passes, traced on the meta device: shapes only.
+    """Return the layers of a network that output feature maps (B, C, *S), traced on the meta device (shapes only).
 
     Raises:
         ModelError: the network cannot be traced, or has no such layer.
@@ -42,12 +42,12 @@ def trace(network: nn.Module, num_input_channels: int, patch_size: Sequence[int]
             layers.append(Layer(type(module).__name__, output.shape[1], tuple(output.shape[2:])))
 
     try:
-        shadow = on_meta(network)
-        for module in shadow.modules():
+        copy = on_meta(network)
+        for module in copy.modules():
             if not any(module.children()):
                 module.register_forward_hook(note)
         with torch.no_grad():
-            shadow(torch.empty(shape, device="meta"))
+            copy(torch.empty(shape, device="meta"))
     except Exception as error:
         raise ModelError(f"the network cannot be traced ({type(error).__name__}: {error})") from error
     if not layers:
@@ -56,7 +56,7 @@ def trace(network: nn.Module, num_input_channels: int, patch_size: Sequence[int]
 
 
 def plot_network(network: nn.Module, num_input_channels: int, patch_size: Sequence[int], path: Path) -> None:
-    """Draw the layers of a network, atomically.
+    """Draw the layers of a network into a file, atomically.
 
     Raises:
         ModelError: it cannot be traced.

@@ -1,4 +1,4 @@
-"""`progress.png`: losses and pseudo Dice, epoch duration, learning rate, over the epochs."""
+"""Plot the curves of a training as `progress.png`: losses, pseudo Dice, epoch duration, learning rate."""
 
 from __future__ import annotations
 

@@ -66,12 +66,12 @@ def debug_document(attributes: Mapping[str, object], device: torch.device) -> di
 def train_record(
     config: TrainConfig, device: torch.device, *, notes: Sequence[str], identity: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return the document.
+    """Return the document for `train.json`.
 
     Args:
         config: the settings in force.
         device: where the network is trained.
-        notes: why settings differ from the defaults.
+        notes: reasons why settings differ from the defaults.
         identity: trainer, dataset, plans, configuration, fold, cases.
     """
     return {
@@ -95,7 +95,7 @@ def train_record(
 
 
 def git_commit(folder: Path) -> str | None:
-    """Return the commit that a source checkout is at, read from its files; None outside a checkout."""
+    """Return the commit of a source checkout, read from its files; None outside a checkout."""
     git = folder / ".git"
     try:
         head = (git / "HEAD").read_text(encoding="ascii").strip()

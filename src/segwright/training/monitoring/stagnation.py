@@ -12,14 +12,14 @@ from segwright.training.monitoring.logbook import Metric
 from segwright.training.optim.schedule import BUDGET_EPOCHS
 
 PATIENCE: Final = 20
-"""Epochs without a Dice above 0 after which a class is named, and each time as many more have passed."""
+"""Epochs with a pseudo Dice of 0 after which there is a warning, repeated after as many more."""
 
 PATIENT_SHARE: Final = 0.2
-"""In a short training so large a share of its epochs is patience enough."""
+"""The same as a share of the epochs, for short trainings."""
 
 
 def patience(num_epochs: int | None) -> int:
-    """Return the epochs to wait; without a number of epochs a budget decides how many there are.
+    """Return the epochs until a warning; `num_epochs` is None under a time budget.
 
     >>> patience(1000), patience(None)
     (20, 5)
@@ -28,7 +28,7 @@ def patience(num_epochs: int | None) -> int:
 
 
 def epochs_at_zero(rows: Sequence[Mapping[str, Metric]], index: int) -> int:
-    """Return for how many epochs, up to the last, class `index` has had no pseudo Dice above 0."""
+    """Return for how many epochs, up to the last one, the pseudo Dice of class `index` has been 0."""
     count = 0
     for row in reversed(rows):
         dices = row.get("dice_per_class_or_region")
@@ -65,7 +65,7 @@ def stagnation_warnings(
 
 
 def expected_share(key: ClassKey, locations: Sequence[ClassLocations], forced: float) -> float:
-    """Return the share of samples that is placed on a voxel of `key`: a forced one on any class that its case has.
+    """Return the share of samples centred on a voxel of `key`: forced samples take any class of their case.
 
     >>> expected_share(1, [{1: [0], 2: [0]}, {2: [0]}], 0.5)
     0.125
@@ -78,19 +78,19 @@ def expected_share(key: ClassKey, locations: Sequence[ClassLocations], forced: f
 
 
 def warning(name: str, epochs: int, key: ClassKey, locations: Sequence[ClassLocations], forced: float) -> str:
-    """Return the line that names a class.
+    """Return the warning for a class.
 
     Args:
         name: of the class.
-        epochs: without a Dice above 0.
+        epochs: number of epochs with a pseudo Dice of 0.
         key: of the class in `locations`.
         locations: voxels of each class, one mapping for each training case.
         forced: share of samples that must show foreground.
     """
-    having = sum(1 for each in locations if len(each.get(key, ())))
+    num_cases = sum(1 for each in locations if len(each.get(key, ())))
     share = expected_share(key, locations, forced)
     return (
-        f"warning: class '{name}' has had no pseudo Dice above 0 for {epochs} epochs; {having} of {len(locations)} "
-        f"training cases contain it and about {share:.1%} of the samples are placed on it. More foreground "
+        f"warning: class '{name}': pseudo Dice has been 0 for {epochs} epochs; {num_cases} of {len(locations)} "
+        f"training cases contain it and about {share:.1%} of the samples are centred on it. More foreground "
         "(--set oversample_foreground_percent=0.66), a class weight or more cases may help; check its labels too"
     )

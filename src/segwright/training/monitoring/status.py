@@ -20,7 +20,7 @@ logger = getLogger(__name__)
 
 STATUS_JSON: Final = "status.json"
 STOP_FILE: Final = "stop"
-"""A file of this name in the fold's folder ends the training after the step, as if that were its last."""
+"""A file of this name in the fold's folder ends the training normally after the current step."""
 
 INTERVAL_S: Final = 5.0
 STOP_INTERVAL_S: Final = 0.5
@@ -30,7 +30,7 @@ State = Literal["training", "interrupted", "validating", "finished"]
 
 
 class Status(BaseModel):
-    """One moment of a training; times in seconds, `updated` since 1970."""
+    """Progress of a training at one moment; times in seconds, `updated` since 1970."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 

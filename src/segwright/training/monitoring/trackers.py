@@ -1,4 +1,4 @@
-"""Sinks by reference: TensorBoard, MLflow and Weights & Biases where their package is installed, or one of a user's."""
+"""Loggers for experiment trackers: TensorBoard, MLflow, Weights & Biases if installed, or a user's, by reference."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from segwright.training.monitoring.loggers import MetricLogger, SafeLogger
 logger = getLogger(__name__)
 
 LoggerFactory = Callable[[Path], MetricLogger]
-"""Called with the fold's folder when the training begins."""
+"""Called with the fold's folder when the training starts."""
 
 
 def flat(metrics: Mapping[str, Metric]) -> Iterator[tuple[str, float]]:
@@ -46,7 +46,7 @@ class TensorBoardLogger:
         self._writer: Any = None
 
     def rewind(self, epoch: int) -> None:
-        """Have TensorBoard drop what an earlier run wrote from `epoch` on."""
+        """Let TensorBoard drop what an earlier run wrote from `epoch` on."""
         self._first = epoch
 
     def log(self, metrics: Mapping[str, Metric], step: int) -> None:
@@ -65,7 +65,7 @@ class TensorBoardLogger:
 
 
 class MLflowLogger:
-    """Logs to MLflow: where its own settings say, else to `mlruns/` in the fold's folder."""
+    """Logs to MLflow: to its configured tracking URI, else to `mlruns/` in the fold's folder."""
 
     def __init__(self, folder: Path) -> None:
         self._mlflow = import_module("mlflow")
@@ -74,7 +74,7 @@ class MLflowLogger:
         self._run = self._mlflow.start_run(run_name=_run_name(folder))
 
     def rewind(self, epoch: int) -> None:
-        """Every run of the program is a run of its own."""
+        """Do nothing: a resumed training is a new run."""
 
     def log(self, metrics: Mapping[str, Metric], step: int) -> None:
         """Log one epoch."""
@@ -86,7 +86,7 @@ class MLflowLogger:
 
 
 class WandbLogger:
-    """Logs to Weights & Biases; a resumed training goes on in the same run."""
+    """Logs to Weights & Biases; a resumed training continues the same run."""
 
     def __init__(self, folder: Path) -> None:
         wandb = import_module("wandb")
@@ -94,7 +94,7 @@ class WandbLogger:
         self._run = wandb.init(dir=str(folder), id=identity, name=_run_name(folder), resume="allow")
 
     def rewind(self, epoch: int) -> None:
-        """Weights & Biases itself drops steps that it has already."""
+        """Do nothing: Weights & Biases itself drops steps that it has already."""
 
     def log(self, metrics: Mapping[str, Metric], step: int) -> None:
         """Log one epoch."""
@@ -105,46 +105,50 @@ class WandbLogger:
         self._run.finish()
 
 
-LOGGERS: Final[Registry[LoggerFactory]] = Registry("sink")
+LOGGERS: Final[Registry[LoggerFactory]] = Registry("metric logger")
 LOGGERS.register("tensorboard", TensorBoardLogger)
 LOGGERS.register("mlflow", MLflowLogger)
 LOGGERS.register("wandb", WandbLogger)
 
 
 def require_loggers(references: Sequence[str]) -> None:
-    """See, before a training, that its sinks are there.
+    """Check before a training that its loggers are available.
 
     Raises:
-        ConfigError: an unknown name, or a package that is not installed.
+        ConfigError: a name is unknown, or a package is not installed.
     """
     for reference in references:
         factory(reference)
         if reference in LOGGERS.names() and find_spec(reference) is None:
-            raise ConfigError(f"sink '{reference}' needs the package {reference}; install it, or leave the sink out")
+            raise ConfigError(
+                f"metric logger '{reference}' needs the package {reference}; install it, or drop it from sinks"
+            )
 
 
 def factory(reference: str) -> LoggerFactory:
-    """Return what makes a sink: a registered name's, or the one behind `module:attr`."""
-    found: Any = import_reference(reference, kind="sink") if ":" in reference else LOGGERS.get(reference)
+    """Return the factory of a logger: of a registered name, or behind `module:attr`."""
+    found: Any = import_reference(reference, kind="metric logger") if ":" in reference else LOGGERS.get(reference)
     if not callable(found):
-        raise ConfigError(f"sink '{reference}' cannot be called; name a class or function fn(folder) -> sink")
+        raise ConfigError(
+            f"metric logger '{reference}' cannot be called; name a class or function fn(folder) -> logger"
+        )
     make: LoggerFactory = found
     return make
 
 
 def open_loggers(references: Sequence[str], folder: Path) -> list[MetricLogger]:
-    """Return the sinks of a fold; one that cannot be opened is told and left out."""
-    sinks: list[MetricLogger] = []
+    """Return the loggers of a fold, without those that cannot be opened, which are logged."""
+    loggers: list[MetricLogger] = []
     for reference in references:
         make = factory(reference)
         try:
-            sinks.append(SafeLogger(make(folder), reference))
+            loggers.append(SafeLogger(make(folder), reference))
         except Exception as error:
             logger.warning(
-                "sink %s cannot be opened (%s: %s); metrics.jsonl has all metrics",
+                "metric logger %s cannot be opened (%s: %s); metrics.jsonl has all metrics",
                 *(reference, type(error).__name__, error),
             )
-    return sinks
+    return loggers
 
 
 def _run_name(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""A moving average of the weights, which is validated and kept in their place."""
+"""Exponential moving average of the weights, which replaces them in validation and in saved models."""
 
 from __future__ import annotations
 
@@ -13,25 +13,24 @@ from torch.optim import Optimizer
 from segwright.core.errors import ModelError
 
 PREFIX: Final = "ema_weights/"
-"""Begins the names of the average's tensors beside the optimiser's in a checkpoint."""
+"""Prefix of the averaged tensors' names in a checkpoint."""
 
 COUNT: Final = "ema_steps"
-"""Name of the number of updates in a checkpoint."""
+"""Key of the number of updates in a checkpoint."""
 
 WARMUP_STEPS: Final = 9.0
-"""Update t (from 0) keeps at most t / (t + 9) of the average, so that it forgets the initial weights at once and is
-never older than the training."""
+"""Update t (from 0) keeps at most t / (t + 9) of the average, so that the initial weights lose influence quickly."""
 
 
 class WeightAverage:
     """The exponential moving average of a network's parameters and buffers.
 
-    An update is `average + (1 - d) * (weights - average)` with d = min(decay, t / (t + 9)) at update t from 0. Counters
-    (whole numbers) are copied. It follows the updates an optimiser really makes: a step that was skipped because its
-    gradient was not finite leaves the average as it is, decided on the device.
+    An update is `average + (1 - d) * (weights - average)` with d = min(decay, t / (t + 9)) at update t from 0. Integer
+    buffers are copied. A step that the optimiser skipped because its gradient was not finite does not change the
+    average; this is decided on the device.
 
     Args:
-        network: on its device; keeps its own weights.
+        network: on its device; its weights are not changed.
         decay: share of the average that an update keeps, in (0, 1).
     """
 
@@ -44,19 +43,19 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, made: Tensor) -> None:
-        """Take the weights in where `made`, a bool scalar on the device, is true."""
+        """Update the average if `made`, a bool scalar on the device, is true."""
         keep = torch.minimum(self._decay, self._steps / (self._steps + WARMUP_STEPS))
         for name, average in self._average.items():
             weights = self._live[name].detach()
             moved = (
                 torch.lerp(average, weights, (1 - keep).to(average.dtype)) if average.is_floating_point() else weights
             )
-            # A product with 0 would let a NaN through that a skipped step left in a running statistic.
+            # torch.where, as a product with 0 would keep a NaN that a skipped step left in a running statistic.
             average.copy_(torch.where(made, moved, average))
         self._steps += made
 
     def after_step(self, optimizer: Optimizer, *_: Any) -> None:
-        """Be called after an optimiser's step; fused ones leave in `found_inf` whether they skipped it."""
+        """Hook for after an optimiser's step; fused ones set `found_inf` where they skipped it."""
         skipped = vars(optimizer).get("found_inf")
         made = torch.ones_like(self._steps) if skipped is None else 1 - skipped.reshape(())
         self.update(made > 0)
@@ -72,20 +71,20 @@ class WeightAverage:
 
     @torch.no_grad()
     def install(self) -> None:
-        """Give the network the average for good."""
+        """Copy the average into the network."""
         for name, average in self._average.items():
             self._live[name].detach().copy_(average)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return everything that is needed to go on exactly."""
+        """Return the tensors to resume from."""
         return {COUNT: self._steps, **{f"{PREFIX}{name}": tensor for name, tensor in self._average.items()}}
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Undo `tensors`, or begin at the network's weights where there are none.
+        """Restore the average from `tensors()`, or from the network's weights if there are none.
 
         Raises:
-            ModelError: they are of another network.
+            ModelError: they belong to another network.
         """
         if not tensors:
             for name, average in self._average.items():
@@ -94,13 +93,13 @@ class WeightAverage:
             return
         own = self.tensors()
         if {name: tensor.shape for name, tensor in tensors.items()} != {name: own[name].shape for name in own}:
-            raise ModelError("the averaged weights do not fit the network; start the training anew")
+            raise ModelError("the averaged weights do not fit the network; start a new training")
         for name, tensor in tensors.items():
             own[name].copy_(tensor)
 
 
 def follow(network: nn.Module, optimizer: Optimizer, decay: float | None) -> WeightAverage | None:
-    """Return an average that follows every step the optimiser makes from now on; None where none is wanted."""
+    """Return an average that is updated after every step of the optimiser; None without a decay."""
     if decay is None:
         return None
     average = WeightAverage(network, decay)
@@ -110,7 +109,7 @@ def follow(network: nn.Module, optimizer: Optimizer, decay: float | None) -> Wei
 
 @contextmanager
 def applied(average: WeightAverage | None) -> Iterator[None]:
-    """Give the network its averaged weights while the block runs; nothing happens without an average."""
+    """Use the averaged weights in the network during the block; do nothing without an average."""
     if average is None:
         yield
         return
@@ -122,6 +121,6 @@ def applied(average: WeightAverage | None) -> Iterator[None]:
 
 
 def separated(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Split a checkpoint's further tensors into the optimiser's and the average's."""
+    """Split the tensors saved beside the weights into the optimiser's and the average's."""
     average = {name: tensor for name, tensor in tensors.items() if name == COUNT or name.startswith(PREFIX)}
     return {name: tensor for name, tensor in tensors.items() if name not in average}, average

@@ -1,4 +1,4 @@
-"""The optimiser and one update of the weights, without asking the device for a number."""
+"""Build the optimiser, save and restore its state, and update the weights without waiting for the device."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from segwright.training.config import TrainConfig
 from segwright.training.hook_results import required_optimizer
 
 LR_FACTOR: Final = "lr_factor"
-"""Key of a parameter group: its learning rate relative to the schedule's."""
+"""Key of a parameter group: factor of its learning rate."""
 
 STEP: Final = "step"
 """torch's key for the number of updates of a parameter."""
 
 
 class OptimizerFactory(Protocol):
-    """What a registered name or a `module:attr` stands for; torch's classes fit."""
+    """Builds the optimiser of a registered name or a `module:attr`; torch's classes are such factories."""
 
     def __call__(self, params: list[dict[str, Any]], *, lr: float, weight_decay: float, **kwargs: Any) -> Optimizer:
-        """Return the optimiser of parameter groups, which it keeps as they are."""
+        """Return the optimiser of these parameter groups, which must not be changed."""
         ...
 
 
 def build_optimizer(network: nn.Module, config: TrainConfig) -> Optimizer:
-    """Return the optimiser that the settings name, and freeze what `lr_groups` gives the factor 0.
+    """Return the optimiser that the settings name, and freeze parameters whose factor in `lr_groups` is 0.
 
-    Frozen parameters no longer ask for a gradient; running statistics of batch norm layers go on following the data.
+    Frozen parameters have no gradient; running statistics of batch norm layers are still updated.
 
     Raises:
-        ConfigError: an unknown optimiser, a wrong argument, or a learning-rate group that is no part of the network.
-        ModelError: nothing is left to train.
+        ConfigError: an unknown optimiser, a wrong argument, or a learning-rate group that is not in the network.
+        ModelError: no parameter is left to train.
     """
     name = config.optimizer
     is_own = not is_reference(name)
@@ -60,13 +60,13 @@ def build_optimizer(network: nn.Module, config: TrainConfig) -> Optimizer:
 
 
 def parameter_groups(network: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """Return one parameter group for each factor of the learning rate, and freeze in place where it is 0.
+    """Return one parameter group for each factor of the learning rate, and freeze parameters in place where it is 0.
 
-    A name in `lr_groups` fits a parameter or all parameters of a module; the longest that fits decides.
+    A name in `lr_groups` matches a parameter or all parameters of a module; the longest match decides.
 
     Raises:
-        ConfigError: a name that fits no parameter; the nearest one is named.
-        ModelError: nothing is left to train.
+        ConfigError: a name matches no parameter.
+        ModelError: no parameter is left to train.
     """
     named = {_unwrapped(name): parameter for name, parameter in network.named_parameters()}
     modules = dict.fromkeys(
@@ -75,12 +75,12 @@ def parameter_groups(network: nn.Module, config: TrainConfig) -> list[dict[str, 
     for prefix in config.lr_groups:
         if prefix not in modules:
             raise ConfigError(
-                f"lr_groups: '{prefix}' is no module or parameter of the network{nearest(prefix, modules)}"
+                f"lr_groups: '{prefix}' is not a module or parameter of the network{nearest(prefix, modules)}"
             )
     by_factor: dict[float, list[nn.Parameter]] = {}
     for name, parameter in named.items():
-        fitting = [prefix for prefix in config.lr_groups if name == prefix or name.startswith(f"{prefix}.")]
-        factor = config.lr_groups[max(fitting, key=len)] if fitting else 1.0
+        matches = [prefix for prefix in config.lr_groups if name == prefix or name.startswith(f"{prefix}.")]
+        factor = config.lr_groups[max(matches, key=len)] if matches else 1.0
         if factor == 0:
             parameter.requires_grad_(False)
         if parameter.requires_grad:
@@ -98,8 +98,7 @@ def _sgd(params: list[dict[str, Any]], *, lr: float, weight_decay: float, **kwar
     optimizer = torch.optim.SGD(params, lr=lr, weight_decay=weight_decay, **{"fused": True, **kwargs})
     for group in optimizer.param_groups:
         if group["momentum"] > 0:
-            # A skipped first step would leave the fused update's buffers without content; zeros give the same first
-            # step.
+            # A skipped first step would leave the fused update's buffers uninitialised; zeros give the same first step.
             for parameter in group["params"]:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
@@ -120,7 +119,7 @@ OPTIMIZERS.register("adamw", _adamw)
 
 
 def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
-    """Set the learning rate of every parameter group, each times its own factor."""
+    """Set the learning rate of every parameter group, multiplied by the group's factor."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group.get(LR_FACTOR, 1.0)
 
@@ -128,11 +127,11 @@ def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
 def update(
     optimizer: Optimizer, network: nn.Module, *, clip_norm: float, scaler: torch.amp.GradScaler | None = None
 ) -> Tensor:
-    """Clip the gradient and update the weights, or leave them where it is not finite; return the norm before clipping.
+    """Clip the gradient, update the weights unless it is not finite, and return its norm before clipping.
 
     Args:
-        optimizer: any; with a fused one the decision to skip stays on the device.
-        network: whose gradients are clipped together.
+        optimizer: with a fused one the decision to skip a step stays on the device.
+        network: its gradients are clipped together.
         clip_norm: largest norm.
         scaler: of a run in fp16.
     """
@@ -143,18 +142,18 @@ def update(
         scaler.step(optimizer)
         scaler.update()
         return norm
-    broken = ~torch.isfinite(norm)
+    not_finite = ~torch.isfinite(norm)
     if _is_fused(optimizer):
-        # The same protocol as GradScaler's: the fused kernels read the flag themselves.
-        optimizer.found_inf = broken.to(torch.float32)  # type: ignore[attr-defined]
+        # As GradScaler does: the fused kernels read this flag.
+        optimizer.found_inf = not_finite.to(torch.float32)  # type: ignore[attr-defined]
         optimizer.step()
-    elif not bool(broken):
+    elif not bool(not_finite):
         optimizer.step()
     return norm
 
 
 def optimizer_tensors(optimizer: Optimizer, network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the optimiser's state as named tensors (`momentum_buffer/encoder...`) and as other values."""
+    """Return the optimiser's state as named tensors (`momentum_buffer/encoder...`) and other values."""
     tensors: dict[str, Tensor] = {}
     values: dict[str, Any] = {}
     for name, parameter in network.named_parameters():
@@ -166,17 +165,17 @@ def optimizer_tensors(optimizer: Optimizer, network: nn.Module) -> tuple[dict[st
 def restore_optimizer(
     optimizer: Optimizer, network: nn.Module, tensors: Mapping[str, Tensor], values: Mapping[str, Any]
 ) -> None:
-    """Undo `optimizer_tensors`.
+    """Restore the state that `optimizer_tensors` returned.
 
     Raises:
-        ModelError: the state belongs to another network.
+        ModelError: it belongs to another network.
     """
     parameters = dict(network.named_parameters())
     for entry, value in _entries(tensors, values):
         key, _, name = entry.partition("/")
         parameter = parameters.get(name)
         if parameter is None:
-            raise ModelError(f"the optimiser state has '{name}', which the network does not; start the training anew")
+            raise ModelError(f"the optimiser state has '{name}', which the network does not; start a new training")
         if key == STEP and isinstance(value, Tensor):
             # Fused kernels count their steps on the device, all others on the CPU.
             device = parameter.device if _is_fused(optimizer) else value.device
@@ -186,7 +185,7 @@ def restore_optimizer(
         elif isinstance(value, Tensor) and value.ndim > 0:
             raise ModelError(
                 f"the optimiser state of '{name}' has shape {tuple(value.shape)}, the parameter "
-                f"{tuple(parameter.shape)}; start the training anew"
+                f"{tuple(parameter.shape)}; start a new training"
             )
         else:
             optimizer.state[parameter][key] = value.clone() if isinstance(value, Tensor) else value

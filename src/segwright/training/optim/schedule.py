@@ -1,4 +1,4 @@
-"""Learning rate as a pure function of progress, and the clock that progress is read from under a time budget."""
+"""Learning rate schedules as pure functions of progress, and the clock of a training with its time budget."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ POLY_EXPONENT = 0.9
 """nnU-Net behaviour 8.5."""
 
 PROBES = (0.0, 0.5, 1.0)
-"""Where a schedule is tried before the training begins."""
+"""Progress at which a schedule is checked before the training starts."""
 
 BUDGET_WARMUP_FIRST = 0.02
 """Factor at the start of a warm-up under a time budget: that of nnU-Net's 50 epochs (nnU-Net behaviour 8.10)."""
 
 BUDGET_EPOCHS = 25
-"""Under a time budget an epoch takes at most this fraction of it, so that curves and checkpoints stay useful."""
+"""Number of epochs that a time budget is divided into, so that curves and checkpoints stay useful."""
 
 SHORTEST_EPOCH = 0.5
-"""A last epoch shorter than this share of a slice is not begun; the epoch before it goes on to the end."""
+"""A last epoch shorter than this share of a normal one is not started; the previous one is extended to the end."""
 
 FIRST_RESERVE_S = 2.0
-"""Kept free at the end for validation and the final checkpoint until both have been measured, in seconds."""
+"""Time reserved for the last validation and checkpoint until both have been measured, in seconds."""
 
 LARGEST_RESERVE = 0.1
-"""No more than this share of the budget is kept free, whatever was measured."""
+"""Largest share of the budget that is reserved."""
 
 
 def poly(progress: float, *, exponent: float = POLY_EXPONENT) -> float:
@@ -54,7 +54,7 @@ def cosine(progress: float) -> float:
 
 
 Schedule = Callable[[float], float]
-"""Progress of the training in [0, 1] to the factor of the initial learning rate, 0 or more."""
+"""Maps the progress of the training, 0 to 1, to the factor of the initial learning rate, 0 or more."""
 
 SCHEDULES: Registry[Schedule] = Registry("schedule")
 SCHEDULES.register("poly", poly)
@@ -63,13 +63,13 @@ SCHEDULES.register("cosine", cosine)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Warmup:
-    """A schedule that follows a linear rise.
+    """A linear warm-up followed by another schedule.
 
     Attributes:
-        share: of the training that the rise takes.
+        share: share of the training for the warm-up.
         first: factor at the start of the training.
-        last: factor that the rise is heading for at its end.
-        then: over the rest.
+        last: factor at the end of the warm-up.
+        then: schedule over the rest.
     """
 
     share: float
@@ -87,27 +87,28 @@ class Warmup:
 def build_schedule(config: TrainConfig, num_epochs: int | None) -> Schedule:
     """Return the schedule that the settings name.
 
-    `warmup+NAME` rises for `warmup_epochs` epochs, epoch e at (e + 1) / `warmup_epochs` of the initial rate, as nnU-Net
-    2.8.1's warm-up does (nnU-Net behaviour 8.10), or under a budget for `warmup_share` of it; NAME follows over the
-    rest.
+    `warmup+NAME` increases the rate for `warmup_epochs` epochs, epoch e at (e + 1) / `warmup_epochs` of the initial
+    rate, as nnU-Net 2.8.1's warm-up does (nnU-Net behaviour 8.10), or for `warmup_share` of a budget; NAME follows.
 
     Args:
         config: the settings.
-        num_epochs: after how many epochs the training ends; None: the budget alone decides.
+        num_epochs: length of the training; None: only the budget limits it.
 
     Raises:
-        ConfigError: an unknown schedule, one that gives no factors, or a warm-up that does not fit.
+        ConfigError: an unknown schedule, one that returns invalid factors, or an invalid warm-up.
     """
     name = config.schedule
     before, plus, rest = name.rpartition(WARMUP)
     schedule: Schedule = import_reference(rest, kind="schedule") if ":" in rest else SCHEDULES.get(rest)
     if before or not callable(schedule):
-        raise ConfigError(f"schedule '{name}' is none; name a function fn(progress) -> factor, or {WARMUP}NAME")
+        raise ConfigError(
+            f"schedule '{name}' cannot be called; name a function fn(progress) -> factor, or {WARMUP}NAME"
+        )
     for progress in PROBES:
         with user_call(schedule, f"schedule '{name}'", contract="it is called as fn(progress) -> factor"):
             factor = schedule(progress)
         if not (isinstance(factor, int | float) and 0 <= factor < math.inf):
-            raise ConfigError(f"schedule '{name}' gives {factor} at progress {progress}, expected a factor from 0")
+            raise ConfigError(f"schedule '{name}' gives {factor} at progress {progress}, expected a finite factor >= 0")
     epochs = config.warmup_epochs
     if not plus:
         if epochs is not None:
@@ -127,10 +128,10 @@ def build_schedule(config: TrainConfig, num_epochs: int | None) -> Schedule:
 
 
 class Clock:
-    """Training time over all parts of a run that was resumed, and how much of epochs and budget is left.
+    """Measures training time, also of earlier parts of a resumed run, and what is left of epochs and budget.
 
     Args:
-        num_epochs: after how many epochs the training ends, None if the budget alone counts.
+        num_epochs: length of the training, None if only the budget limits it.
         budget_s: seconds of training, None without a budget.
         now: a monotonic clock in seconds.
     """
@@ -149,11 +150,11 @@ class Clock:
         self._is_ended = False
 
     def start(self) -> None:
-        """Let the time run; `before_s` was spent earlier."""
+        """Start the clock; `before_s` are the seconds of earlier parts."""
         self._start = self._now()
 
     def stop(self) -> None:
-        """Halt the time."""
+        """Stop the clock."""
         self.before_s = self.elapsed_s
         self._start = None
 
@@ -164,47 +165,47 @@ class Clock:
 
     @contextmanager
     def costing(self, what: str) -> Iterator[None]:
-        """Remember what the block, `validation` or `save`, takes; as much is kept free at the end of the budget."""
+        """Measure the time of the block, `validation` or `save`; it is reserved at the end of the budget."""
         begin = self._now()
         yield
         self._costs_s[what] = self._now() - begin
 
     @property
     def reserve_s(self) -> float:
-        """Seconds of the budget kept free for what follows the last step."""
+        """Seconds of the budget that are reserved for validation and checkpoint after the last step."""
         if self.budget_s is None:
             return 0.0
         measured = sum(self._costs_s.values()) if len(self._costs_s) > 1 else FIRST_RESERVE_S
         return min(measured, LARGEST_RESERVE * self.budget_s)
 
     def progress(self, epoch: int) -> float:
-        """Return the share of the training that is over at the start of `epoch`, by epochs or by time, 0 to 1."""
+        """Return the progress of the training at the start of `epoch`, by epochs or time, from 0 to 1."""
         by_epochs = 0.0 if self.num_epochs is None else epoch / self.num_epochs
         by_time = 0.0 if self.budget_s is None else self.elapsed_s / (self.budget_s - self.reserve_s)
         return min(max(by_epochs, by_time), 1.0)
 
     def begin_epoch(self) -> None:
-        """Mark the start of an epoch."""
+        """Start an epoch."""
         self._epoch_start_s = self.elapsed_s
         self._steps = 0
 
     def end_step(self) -> None:
-        """Mark the end of a step."""
+        """Count a step."""
         self._steps += 1
 
     def end_training(self) -> None:
-        """Let epoch and training be over now, as if their time had come."""
+        """End epoch and training now."""
         self._is_ended = True
 
     def is_over(self, epoch: int) -> bool:
-        """Return whether `epoch` is not to begin any more; the first one always is."""
+        """Return whether the training is over before `epoch`; the first epoch always starts."""
         if self._is_ended:
             return True
         return epoch > 0 and (self._is_late or (self.num_epochs is not None and epoch >= self.num_epochs))
 
     @property
     def epoch_is_over(self) -> bool:
-        """Whether the epoch has had its slice of the budget; an epoch has at least one step."""
+        """Whether the epoch has used its share of the budget; an epoch has at least one step."""
         if self._is_ended:
             return True
         if self.budget_s is None or self._steps == 0:
@@ -216,7 +217,7 @@ class Clock:
         return self.elapsed_s - self._epoch_start_s >= slice_s and left_s >= SHORTEST_EPOCH * slice_s
 
     def left_s(self, epochs: float) -> float:
-        """Return about how many seconds are left after `epochs` epochs, more than none."""
+        """Return an estimate of the seconds that are left after `epochs` epochs, which is above 0."""
         limits = []
         if self.budget_s is not None:
             limits.append(self.budget_s - self.elapsed_s)
@@ -234,10 +235,10 @@ class Clock:
 
 
 class Timer:
-    """Says when something is due again.
+    """Tells when an interval has passed.
 
     Args:
-        interval_s: seconds from one time to the next.
+        interval_s: length of the interval in seconds.
         now: a monotonic clock in seconds.
     """
 
@@ -252,5 +253,5 @@ class Timer:
         return self._now() - self._last >= self.interval_s
 
     def reset(self) -> None:
-        """Begin the interval anew."""
+        """Restart the interval."""
         self._last = self._now()

@@ -1,4 +1,4 @@
-"""Counts behind the pseudo Dice: a Dice over all voxels of an epoch's validation patches, not over cases."""
+"""Online validation: the pseudo Dice, over all voxels of an epoch's validation patches instead of over cases."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ValidationStep(TypedDict):
 class PseudoDice(NamedTuple):
     """An epoch's mean validation loss; Dice and number of true voxels of each foreground class or region.
 
-    A Dice is NaN for a class that was neither there nor predicted, and 0 for one that was predicted but not there.
+    A Dice is NaN for a class that is neither present nor predicted, and 0 for one that is predicted but not present.
     """
 
     loss: float
@@ -44,8 +44,8 @@ def confusion(output: Tensor, target: Tensor, labels: Labels) -> tuple[Tensor, T
 
     Args:
         output: logits (B, C, *S) of the full resolution.
-        target: label values (B, 1, *S), or regions (B, R, *S) and perhaps the ignored voxels' channel.
-        labels: tell which.
+        target: label values (B, 1, *S), or regions (B, R, *S), with one more channel for ignored voxels if any.
+        labels: of the dataset.
 
     Returns:
         Three int64 tensors (classes,).
@@ -65,9 +65,9 @@ def confusion(output: Tensor, target: Tensor, labels: Labels) -> tuple[Tensor, T
 
 
 def pseudo_dice(steps: list[ValidationStep], ranks: DistributedContext = SINGLE) -> PseudoDice:
-    """Return what the steps of all ranks say together.
+    """Return the metrics over the validation steps of all ranks.
 
-    The one moment of an epoch at which the host waits for the device.
+    This is the only time in an epoch when the host waits for the device.
     """
     loss = torch.stack([step["loss"].detach().float() for step in steps]).mean()
     counts = [torch.stack([step["tp_hard"], step["fp_hard"], step["fn_hard"]]) for step in steps]

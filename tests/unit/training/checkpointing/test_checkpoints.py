@@ -112,7 +112,7 @@ def test_a_flipped_bit_leads_back_to_the_checkpoint_before(
         torch.testing.assert_close(checkpoint.weights, WEIGHTS, rtol=0, atol=0)
         torch.testing.assert_close(checkpoint.optimizer, MOMENTUM, rtol=0, atol=0)
         path.write_bytes(whole)
-    assert "going on from the checkpoint before it, of epoch 1" in caplog.text
+    assert "resuming from the previous checkpoint, of epoch 1" in caplog.text
     assert "damaged (its checksum" in caplog.text
     assert checkpoints.resumable(tmp_path) == checkpoints.checkpoint_file(tmp_path, "latest")
 
@@ -121,7 +121,7 @@ def test_where_all_checkpoints_are_damaged_it_is_an_error(tmp_path: Path) -> Non
     two_saved(tmp_path)
     for path in tmp_path.glob("*.safetensors"):
         path.write_bytes(b"nothing")
-    with pytest.raises(ModelError, match="no other checkpoint is left: remove .* to train it anew"):
+    with pytest.raises(ModelError, match="no other checkpoint is left: remove .* to train again"):
         checkpoints.resumable(tmp_path)
 
 

@@ -70,29 +70,29 @@ def test_lines_go_to_the_file_and_to_logging(tmp_path: Path, caplog: pytest.LogC
 
 
 def test_metrics_of_epochs_that_are_trained_again_are_dropped(tmp_path: Path) -> None:
-    sink = JsonlLogger(tmp_path / "metrics.jsonl")
+    logger = JsonlLogger(tmp_path / "metrics.jsonl")
     for epoch in range(3):
-        sink.log({"train_losses": float(epoch)}, epoch)
-    with sink.path.open("a") as stream:
+        logger.log({"train_losses": float(epoch)}, epoch)
+    with logger.path.open("a") as stream:
         stream.write('{"epoch": 3, "train_')  # the process was killed here
-    sink.rewind(2)
-    sink.log({"train_losses": 20.0}, 2)
-    rows = [json.loads(line) for line in sink.path.read_text().splitlines()]
+    logger.rewind(2)
+    logger.log({"train_losses": 20.0}, 2)
+    rows = [json.loads(line) for line in logger.path.read_text().splitlines()]
     assert [(row["epoch"], row["train_losses"]) for row in rows] == [(0, 0.0), (1, 1.0), (2, 20.0)]
 
 
 @pytest.mark.parametrize("damage", [b"\xff\xfe{", b"[" * 100_000, b'{"epoch": "1"}', b'{"epoch": 1, "train', b""])
 def test_a_damaged_line_costs_that_line_and_comes_back_from_the_checkpoint(tmp_path: Path, damage: bytes) -> None:
-    sink = JsonlLogger(tmp_path / "metrics.jsonl")
+    logger = JsonlLogger(tmp_path / "metrics.jsonl")
     for epoch in range(3):
-        sink.log({"train_losses": float(epoch)}, epoch)
-    whole = sink.path.read_bytes()
+        logger.log({"train_losses": float(epoch)}, epoch)
+    whole = logger.path.read_bytes()
     lines = whole.splitlines(keepends=True)
-    sink.path.write_bytes(lines[0] + damage + b"\n" + lines[2])
-    assert [row["epoch"] for row in read_rows(sink.path)] == [0, 2]
-    sink.rewind(3)
-    sink.complete([{"epoch": epoch, "train_losses": float(epoch)} for epoch in range(2)])
-    assert sink.path.read_bytes() == whole
+    logger.path.write_bytes(lines[0] + damage + b"\n" + lines[2])
+    assert [row["epoch"] for row in read_rows(logger.path)] == [0, 2]
+    logger.rewind(3)
+    logger.complete([{"epoch": epoch, "train_losses": float(epoch)} for epoch in range(2)])
+    assert logger.path.read_bytes() == whole
 
 
 def test_rewinding_nothing_is_fine(tmp_path: Path) -> None:

@@ -50,10 +50,10 @@ def test_mlflow_gets_every_number(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         end_run=lambda: seen.append("end"),
     )
     require_loggers(["mlflow"])
-    [sink] = open_loggers(["mlflow"], tmp_path / "model" / "fold_0")
-    sink.rewind(4)
-    sink.log(METRICS, 4)
-    sink.close()
+    [logger] = open_loggers(["mlflow"], tmp_path / "model" / "fold_0")
+    logger.rewind(4)
+    logger.log(METRICS, 4)
+    logger.close()
     place = (tmp_path / "model" / "fold_0" / "mlruns").as_uri()
     assert seen == [place, f"{tmp_path.name}/model/fold_0", (FLAT, 4, "7"), "end"]
 
@@ -75,9 +75,9 @@ def test_wandb_continues_the_run_of_a_folder(monkeypatch: pytest.MonkeyPatch, tm
 
     pretend(monkeypatch, "wandb", init=init)
     for _ in range(2):
-        [sink] = open_loggers(["wandb"], tmp_path / "fold_0")
-        sink.log(METRICS, 4)
-        sink.close()
+        [logger] = open_loggers(["wandb"], tmp_path / "fold_0")
+        logger.log(METRICS, 4)
+        logger.close()
     assert opened[0] == opened[1]
     assert opened[0]["resume"] == "allow"
     assert logged == [(FLAT, 4), "finish"] * 2
@@ -100,14 +100,14 @@ def test_tensorboard_drops_what_is_trained_again(monkeypatch: pytest.MonkeyPatch
             seen.append("close")
 
     pretend(monkeypatch, "torch.utils.tensorboard", SummaryWriter=Writer)
-    [sink] = open_loggers(["tensorboard"], tmp_path)
-    sink.rewind(4)
-    sink.log(METRICS, 4)
-    sink.close()
+    [logger] = open_loggers(["tensorboard"], tmp_path)
+    logger.rewind(4)
+    logger.log(METRICS, 4)
+    logger.close()
     assert seen == [(str(tmp_path / "tensorboard"), 4), *((name, value, 4) for name, value in FLAT.items()), "close"]
 
 
-class FailingSink:
+class FailingLogger:
     """Works once."""
 
     def __init__(self, folder: Path) -> None:
@@ -119,32 +119,32 @@ class FailingSink:
             raise ConnectionError("the server is gone")
 
     def close(self) -> None:
-        raise AssertionError("a sink that failed is left alone")
+        raise AssertionError("a logger that failed is disabled")
 
 
 def unopenable(folder: Path) -> Any:
     raise ConnectionError("no server")
 
 
-def test_no_sink_ends_a_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    sinks = [f"{__name__}:FailingSink", f"{__name__}:unopenable"]
+def test_a_failing_logger_does_not_stop_a_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sinks = [f"{__name__}:FailingLogger", f"{__name__}:unopenable"]
     trainer = make(tmp_path, config=settings(num_epochs=3, sinks=sinks))
     trainer.run_training()
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert [message.split(" (")[0] for message in warnings] == [
-        f"sink {sinks[1]} cannot be opened",
-        f"sink {sinks[0]} failed and gets no more metrics",
+        f"metric logger {sinks[1]} cannot be opened",
+        f"metric logger {sinks[0]} failed and is disabled",
     ]
     assert len((trainer.output_folder / "metrics.jsonl").read_text().splitlines()) == 3
-    [sink] = [sink for sink in trainer.sinks if isinstance(sink, SafeLogger)]
-    assert vars(sink)["_sink"].calls == 2
+    [logger] = [logger for logger in trainer.sinks if isinstance(logger, SafeLogger)]
+    assert vars(logger)["_wrapped"].calls == 2
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [("tensorbord", "did you mean 'tensorboard'"), (f"{__name__}:METRICS", "cannot be called")],
 )
-def test_a_sink_that_cannot_be_is_refused_before_the_training(tmp_path: Path, name: str, message: str) -> None:
+def test_an_unusable_logger_is_refused_before_the_training(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make(tmp_path, config=settings(sinks=name)).initialize()
 
@@ -153,5 +153,5 @@ def test_a_sink_that_cannot_be_is_refused_before_the_training(tmp_path: Path, na
 def test_a_package_that_is_missing_is_named(name: str) -> None:
     if find_spec(name) is not None:
         pytest.skip(f"{name} is installed")
-    with pytest.raises(ConfigError, match=f"sink '{name}' needs the package {name}; install it"):
+    with pytest.raises(ConfigError, match=f"metric logger '{name}' needs the package {name}; install it"):
         require_loggers([name])
