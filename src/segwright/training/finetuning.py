@@ -120,7 +120,7 @@ def read_source(place: Path) -> Source:
     )
 
 
-def _require_known_plan(plan: Plan, checkpoint: Mapping[str, Any], path: Path) -> None:
+def _validate_plan(plan: Plan, checkpoint: Mapping[str, Any], path: Path) -> None:
     """Check that the plan of a model of nnU-Net names only known parts, as other commands do."""
     configuration = plan.configuration(header_of(checkpoint, plan, path)["configuration"])
     validate_components(plan, configuration)
