@@ -113,6 +113,7 @@ class Trainer:
     current_step = 0
     epoch_step = 0
     _is_checked = False
+    _now = staticmethod(time.monotonic)
 
     def __init__(
         self,
@@ -186,12 +187,13 @@ class Trainer:
         decided = defaults.decide(self._with_knobs(), self.configuration, self.device)
         self.config, self.notes = decided.config, decided.notes
         self._set_knobs()
-        self.clock = Clock(num_epochs=defaults.counted_epochs(self.config), budget_s=self.config.budget_s)
-        self.schedule = build_schedule(self.config, self.clock.num_epochs)
+        num_epochs, budget_s = defaults.counted_epochs(self.config), self.config.budget_s
+        self.clock = Clock(num_epochs=num_epochs, budget_s=budget_s, now=self._now)
+        self.schedule = build_schedule(self.config, num_epochs)
         self.logbook = Logbook()
         self.epoch_outputs: list[dict[str, Tensor]] = []
-        self.save_timer = Timer(defaults.save_interval_s(self.config))
-        self._plot_timer = Timer(PLOT_INTERVAL_S)
+        self.save_timer = Timer(defaults.save_interval_s(self.config), now=self._now)
+        self._plot_timer = Timer(PLOT_INTERVAL_S, now=self._now)
         network = self._build_network()
         heads, patch_size = self.labels.num_heads, self.configuration.patch_size
         self.scales = network_setup.checked_scales(network, self.num_input_channels, patch_size, heads)
@@ -204,12 +206,19 @@ class Trainer:
         self.average = ema.follow(self.network, self.optimizer, self.config.ema_weights)
         if compute_dtype(self.device, self.config.precision) == torch.float16:
             self.grad_scaler = torch.amp.GradScaler(self.device.type)
-        self.loss = self._build_loss()
+        self.loss = build_loss(
+            self.labels,
+            batch_dice=bool(self.config.batch_dice),
+            num_outputs=len(self.scales) if len(self.scales) > 1 else None,
+            reference=self.config.loss,
+            class_weights=self.config.class_weights,
+            reduce=self.ranks.reduce,
+        )
         self.recipe = training_recipe(self.config, self.configuration, self.labels, LabelPairs.of_plan(self.plans))
         self.callbacks += load_callbacks(self.config.callbacks)
         require_loggers(self.config.sinks)
         self.divergence_monitor = DivergenceMonitor()
-        self.status = StatusFile(self.output_folder)
+        self.status = StatusFile(self.output_folder, now=self._now)
 
     @staticmethod
     def build_network_architecture(
@@ -277,16 +286,6 @@ class Trainer:
             channels=network_setup.input_channel_names(self.dataset_json, self.labels, self.configuration),
             heads=tuple(self.labels.names.values()),
             new_channels=self.config.pretrained_channels,
-        )
-
-    def _build_loss(self) -> TrainingLoss:
-        return build_loss(
-            self.labels,
-            batch_dice=bool(self.config.batch_dice),
-            num_outputs=len(self.scales) if len(self.scales) > 1 else None,
-            reference=self.config.loss,
-            class_weights=self.config.class_weights,
-            reduce=self.ranks.reduce,
         )
 
     def configure_optimizers(self) -> Optimizer:
@@ -468,11 +467,11 @@ class Trainer:
 
     def on_validation_epoch_end(self, steps: list[ValidationStep]) -> None:
         """Log validation loss and pseudo Dice."""
-        found = pseudo_dice(steps, self.ranks)
-        self.logbook.log("val_losses", found.loss, self.current_epoch)
-        self.logbook.log("dice_per_class_or_region", found.dice, self.current_epoch)
-        self.logbook.log("true_voxels_per_class", found.true_voxels, self.current_epoch)
-        self.logbook.log("mean_fg_dice", found.mean, self.current_epoch)
+        result = pseudo_dice(steps, self.ranks)
+        self.logbook.log("val_losses", result.loss, self.current_epoch)
+        self.logbook.log("dice_per_class_or_region", result.dice, self.current_epoch)
+        self.logbook.log("true_voxels_per_class", result.true_voxels, self.current_epoch)
+        self.logbook.log("mean_fg_dice", result.mean, self.current_epoch)
 
     def on_epoch_end(self) -> None:
         """Log the epoch, save checkpoints that are due, go to the next epoch."""
@@ -488,9 +487,9 @@ class Trainer:
         self.current_epoch += 1
         self.epoch_outputs, self.epoch_step = [], 0
         self.divergence_monitor.begin_epoch()
-        ema = self.logbook.value("ema_fg_dice")
-        if isinstance(ema, float) and (self.best_ema is None or ema > self.best_ema):
-            self.best_ema = ema
+        dice = self.logbook.value("ema_fg_dice")
+        if isinstance(dice, float) and (self.best_ema is None or dice > self.best_ema):
+            self.best_ema = dice
             self.save_checkpoint("best")
         is_due = self.current_epoch % self.save_every == 0 or self.save_timer.is_due
         if is_due and not self.clock.is_over(self.current_epoch):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,15 @@ from segwright.training.loading.batches import Batch
 from segwright.training.monitoring.divergence import DivergedError, DivergenceMonitor, check_loss
 from segwright.training.monitoring.status import STATUS_JSON, STOP_FILE, Status
 from segwright.training.trainer import Trainer
-from tests.unit.training.tiny_task import DATASET_JSON, TinyStore, make, settings, write_references
+from tests.unit.training.tiny_task import DATASET_JSON, TimedTrainer, TinyStore, make, settings, write_references
 
 
-class StopFileTrainer(Trainer):
+class StopFileTrainer(TimedTrainer):
     """Finds a stop file after its third step."""
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
         if self.current_step == 2:
             (self.output_folder / STOP_FILE).touch()
-            time.sleep(0.6)  # it looks twice a second
         return super().train_step(batch)
 
 

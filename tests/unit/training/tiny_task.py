@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import SimpleITK
+from torch import Tensor
 
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan, architecture_block
 from segwright.data.preprocessed.provenance import Provenance
 from segwright.data.splits import Split
 from segwright.training.config import TrainConfig
+from segwright.training.loading.batches import Batch
 from segwright.training.trainer import Trainer
 
 SHAPE = (18, 16, 20)
@@ -132,6 +134,19 @@ def write_references(folder: Path, dataset_json: dict[str, Any]) -> Path:
         label = TinyStore(dataset_json).load(f"case_{number}").label[0]
         SimpleITK.WriteImage(SimpleITK.GetImageFromArray(label.astype(np.uint8)), str(folder / f"case_{number}.nii.gz"))
     return folder
+
+
+class TimedTrainer(Trainer):
+    """A trainer with a simulated clock: a training step takes a second, everything else no time."""
+
+    seconds = 0.0
+
+    def _now(self) -> float:
+        return self.seconds
+
+    def train_step(self, batch: Batch) -> dict[str, Tensor]:
+        self.seconds += 1.0
+        return super().train_step(batch)
 
 
 def make(folder: Path, kind: type[Trainer] = Trainer, **options: Any) -> Trainer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Callable
 from logging import getLogger
 from os import getpid
 from pathlib import Path
@@ -54,11 +55,11 @@ class Status(BaseModel):
 class StatusFile:
     """Writes `status.json` at intervals and checks for the stop file."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, now: Callable[[], float] = time.monotonic) -> None:
         self.path = folder / STATUS_JSON
         self._stop_file = folder / STOP_FILE
-        self._timer = Timer(INTERVAL_S)
-        self._stop_timer = Timer(STOP_INTERVAL_S)
+        self._timer = Timer(INTERVAL_S, now=now)
+        self._stop_timer = Timer(STOP_INTERVAL_S, now=now)
 
     @property
     def is_due(self) -> bool:

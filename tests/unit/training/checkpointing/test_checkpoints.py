@@ -206,7 +206,7 @@ def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
 
 def test_weights_of_elsewhere_cannot_be_resumed(tmp_path: Path) -> None:
     save_weights(tmp_path / "w.safetensors", WEIGHTS)
-    with pytest.raises(ModelError, match="no training to resume"):
+    with pytest.raises(ModelError, match="no training state to resume"):
         checkpoints.load(tmp_path / "w.safetensors")
 
 
