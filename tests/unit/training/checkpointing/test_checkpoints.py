@@ -179,14 +179,14 @@ def test_a_damaged_final_checkpoint_leads_back_to_the_latest(tmp_path: Path, cap
     final.write_bytes(flipped(final, 8 * (final.stat().st_size - 4)))
     assert checkpoints.resumable(tmp_path) == latest
     assert "checkpoint_final.safetensors: damaged" in caplog.text
-    assert "going on from the checkpoint before it, of epoch 1" in caplog.text
+    assert "resuming from the previous checkpoint, of epoch 1" in caplog.text
     assert not checkpoints.is_finished(tmp_path)
 
 
 def test_a_damaged_final_checkpoint_without_another_is_kept_and_named(tmp_path: Path) -> None:
     final = checkpoints.save(tmp_path, "final", state(), WEIGHTS)
     final.write_bytes(flipped(final, 8 * (final.stat().st_size - 4)))
-    with pytest.raises(ModelError, match="no other checkpoint is left: remove .* to train it anew"):
+    with pytest.raises(ModelError, match="no other checkpoint is left: remove .* to train again"):
         checkpoints.resumable(tmp_path)
     assert checkpoints.is_finished(tmp_path)
 
