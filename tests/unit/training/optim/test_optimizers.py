@@ -211,7 +211,7 @@ def test_learning_rate_groups_scale_and_freeze_the_longest_name_first() -> None:
             {"lr_groups": {"encodr": 0.1}},
             "'encodr' is not a module or parameter of the network; did you mean 'encoder'",
         ),
-        ({"lr_groups": {"enc": 0.1}}, "'enc' is no module"),
+        ({"lr_groups": {"enc": 0.1}}, "'enc' is not a module"),
         ({"optimizer": "sdg"}, "unknown optimizer 'sdg'; did you mean 'sgd'"),
         ({"optimizer": "adam", "optimizer_kwargs": {"beta": 1}}, "unexpected keyword argument 'beta'"),
         ({"optimizer": "builtins:print"}, "it is called as fn"),
