@@ -73,5 +73,5 @@ def test_slices_across_the_sides_mirror_as_ever() -> None:
 
 def test_pairs_that_do_not_fit_the_labels_are_refused() -> None:
     regions = Labels({"background": 0, "hip_left": (1, 2), "hip_right": (3,)}, (1, 2))
-    with pytest.raises(PlanError, match="as many labels"):
+    with pytest.raises(PlanError, match="the same number of labels"):
         recipe(LabelPairs(pairs=PAIRS, axes=(2,), swap=True), labels=regions)
