@@ -38,7 +38,7 @@ from segwright.inference.reliability.calibration import Calibration
 from segwright.inference.reliability.expected_dice import DiceEstimator
 from segwright.training.checkpointing import checkpoints
 from segwright.training.validation.final import Record
-from segwright.training.validation.reliability import Observed
+from segwright.training.validation.reliability import CaseStats
 from segwright.workspace import Workspace
 
 pytestmark = pytest.mark.slow
@@ -182,7 +182,7 @@ KINDS: Final[dict[str, tuple[str, Read]]] = {
     "scores": (f"{VALIDATION}/summary.json", lambda root: Scores.load(root / VALIDATION / "summary.json")),
     "observations": (
         f"{VALIDATION}/observed/CASE.json",
-        lambda root: Observed.load(root / VALIDATION, held_out(root)),
+        lambda root: CaseStats.load(root / VALIDATION, held_out(root)),
     ),
     "record of the validation": (f"{VALIDATION}/predictions.json", record),
     "held-out label map, read": (f"{VALIDATION}/CASE.nii.gz", label_map),
