@@ -61,4 +61,4 @@ def test_every_verb_knows_a_case_by_its_id(listed: Path, tmp_path: Path) -> None
         assert Path(case["reference_file"]).parent.name == subject
     page = (tmp_path / "report.html").read_text()
     assert "patient" in page
-    assert "its image is not where it was" not in page
+    assert "its image is missing" not in page

@@ -165,8 +165,8 @@ def test_a_second_stage_is_shown_with_its_previous_one_or_refused(journey: Journ
     for identifier in store.identifiers():
         maps.save(identifier, np.asarray(store.load(identifier).label[...])[0].clip(0), (8, 8, 8), "x")
     text = api.preview_augmentation(journey.dataset, **options).read_text(encoding="utf-8")
-    assert "previous stage: organ, trained on" in text
-    assert text.count("previous stage: lesion, plain") == 2 * 2  # as text and as what a screen reader says
+    assert "previous stage: organ, augmented" in text
+    assert text.count("previous stage: lesion, original") == 2 * 2  # as text and as what a screen reader says
 
 
 def test_the_legend_names_the_values_of_regions_and_the_ignore_label() -> None:

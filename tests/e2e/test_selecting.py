@@ -139,7 +139,7 @@ def test_a_selected_model_knows_its_limits(work: Path, tmp_path: Path) -> None:
 
     page = api.write_report(results, tmp_path / "report.html", workspace=Workspace.under(work), pictures=False)
     text = page.read_text()
-    assert "What the model knows of its limits" in text
+    assert "<h3>Reliability</h3>" in text
     assert f"{MODELS[1]} (selected)" in text
     model = Path(shutil.move(results / "model", tmp_path / "model"))
     shutil.rmtree(work)

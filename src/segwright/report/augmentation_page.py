@@ -1,4 +1,4 @@
-"""A page of augmented training samples: each beside the plain patch it was made of, its labels, and what was drawn."""
+"""HTML page of augmented training samples: original patch, augmented patch, labels and drawn parameters."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ _STYLE: Final = """
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownSample:
-    """A sample as it was read and as it is trained on: images (C, *S), label maps (*S), S two or three axes.
+    """A sample before and after augmentation: images (C, *S), label maps (*S), S two or three axes.
 
     Attributes:
-        title: the case and where in it.
+        title: case and position of the patch.
         plain: the patch before augmentation.
-        plain_labels: its labels; below 0 outside the case.
-        augmented: the patch that is trained on.
-        augmented_labels: its labels.
-        drawn: the transforms in order, each with its parameters as text.
+        plain_labels: labels of it; below 0 outside the case.
+        augmented: the patch after augmentation.
+        augmented_labels: labels of it.
+        drawn: transforms in order, each with its formatted parameters.
     """
 
     title: str
@@ -66,17 +66,17 @@ def render(
     created: datetime,
     previous: Sequence[str] = (),
 ) -> str:
-    """Return the HTML, complete in itself.
+    """Render the samples as a self-contained HTML page.
 
     Args:
-        samples: to show; each is drawn and forgotten before the next is taken.
-        title: of the page.
-        notes: about recipe, patch and seed.
-        labels: value to name, of all labels but the background; other values are drawn in the last colour.
-        channels: names of the image channels; the first few are drawn.
-        spacing: of the patch's axes; the pictures are drawn in proportion.
-        created: when.
-        previous: names of the channels behind them, the labels of a cascade's previous stage; the first few are drawn.
+        samples: the samples; consumed one at a time to bound memory.
+        title: title of the page.
+        notes: lines about recipe, patch and seed.
+        labels: name by value for all labels except background; other values get the last colour.
+        channels: names of the image channels; at most three are drawn.
+        spacing: spacing of the patch, for the aspect ratio of the pictures.
+        created: creation time.
+        previous: names of further channels, the previous stage's labels in a cascade; at most three are drawn.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("segwright.report", "templates"),
@@ -111,7 +111,7 @@ def render(
 
 
 def parameter_text(values: npt.NDArray[Any]) -> str:
-    """Return drawn values for reading; of many values their number and range.
+    """Format drawn values; more than 12 are summarised by count and range.
 
     >>> parameter_text(np.array([0.123456, 2.0])), parameter_text(np.arange(40))
     ('0.123, 2', '40 values, 0 to 39')
@@ -125,21 +125,21 @@ def parameter_text(values: npt.NDArray[Any]) -> str:
 
 
 def affine_text(matrix: npt.NDArray[np.float64]) -> str:
-    """Return rotation angles and scaling factors of a matrix of `augmentation.spatial.Affine`.
+    """Format rotation angles and scaling factors of a matrix of `augmentation.spatial.Affine`.
 
     >>> affine_text(np.diag([1.25, 1.25]))
     'scaling 1.25'
     """
     factors = np.linalg.norm(matrix, axis=0)
-    turned = matrix / factors
+    rotation = matrix / factors
     if len(matrix) == 3:
         radians = [
-            math.atan2(turned[2, 1], turned[2, 2]),
-            -math.asin(float(np.clip(turned[2, 0], -1, 1))),
-            math.atan2(turned[1, 0], turned[0, 0]),
+            math.atan2(rotation[2, 1], rotation[2, 2]),
+            -math.asin(float(np.clip(rotation[2, 0], -1, 1))),
+            math.atan2(rotation[1, 0], rotation[0, 0]),
         ]
     else:
-        radians = [math.atan2(turned[1, 0], turned[0, 0])]
+        radians = [math.atan2(rotation[1, 0], rotation[0, 0])]
     parts = []
     if any(abs(angle) > 1e-6 for angle in radians):
         parts.append(f"rotation {', '.join(f'{math.degrees(angle):.1f}' for angle in radians)} degrees")
@@ -153,11 +153,11 @@ def affine_text(matrix: npt.NDArray[np.float64]) -> str:
 def _pictures(
     sample: ShownSample, colours: Mapping[int, str], channels: Sequence[tuple[int, str]], spacing: Sequence[float]
 ) -> list[dict[str, Any]]:
-    """Draw the plane that shows most labels: before and after for each channel, then the labels over the first."""
+    """Draw the slice with most labelled voxels: each channel before and after, and the labels over the first."""
     has_planes = sample.augmented_labels.ndim == 3
     planes = (sample.plain_labels > 0).sum((1, 2)) + (sample.augmented_labels > 0).sum((1, 2)) if has_planes else None
     best = 0 if planes is None else int(planes.argmax()) if planes.any() else len(planes) // 2
-    where = f", plane {best + 1} of {len(planes)}" if planes is not None else ""
+    where = f", slice {best + 1} of {len(planes)}" if planes is not None else ""
 
     def plane(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         result: npt.NDArray[Any] = array[..., best, :, :] if has_planes else array
@@ -166,17 +166,17 @@ def _pictures(
     pictures = []
     for channel, name in channels:
         low, high = np.percentile(sample.plain[channel], _GREY_PERCENTILES)
-        moments = (
-            ("plain", sample.plain, sample.plain_labels),
-            ("trained on", sample.augmented, sample.augmented_labels),
+        versions = (
+            ("original", sample.plain, sample.plain_labels),
+            ("augmented", sample.augmented, sample.augmented_labels),
         )
-        for moment, image, label in moments:
+        for version, image, label in versions:
             grey = np.clip((plane(image)[channel] - low) / max(high - low, 1e-6), 0, 1) * 255
             canvas = np.repeat(grey[..., None], 3, axis=-1)
-            pictures.append(_picture(canvas, f"{name}, {moment}{where}", spacing))
+            pictures.append(_picture(canvas, f"{name}, {version}{where}", spacing))
             if channel == 0:
                 overlaid = _overlay(canvas, plane(label), colours)
-                pictures.append(_picture(overlaid, f"labels, {moment}", spacing))
+                pictures.append(_picture(overlaid, f"labels, {version}", spacing))
     return pictures
 
 

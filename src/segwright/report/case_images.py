@@ -1,4 +1,4 @@
-"""Image, truth and prediction of a scored case on one grid, from the raw files or else from the preprocessed store."""
+"""Load image, ground truth and prediction of a scored case on one grid, from raw files or the preprocessed store."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from segwright.evaluation.scores import CaseScores
 
 _IMAGES_FOLDER = {"labelsTr": "imagesTr", "labelsTs": "imagesTs"}
 _LPS = ("RL", "AP", "IS")
-"""Where an axis of ITK's world begins and where it ends."""
+"""Start and end direction of each axis of ITK's world coordinates."""
 _AFFINE_TO_LPS = np.diag([-1.0, -1.0, 1.0])
 _LEAST_COSINE = 0.8
-"""Below it an axis runs between two directions of the body, and neither name would be honest."""
+"""Below this an axis is too oblique to be named after a direction of the body."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseImages:
-    """A case to look at; spatial axes S in the order of the files.
+    """Images of a case for display; spatial axes S in the order of the files.
 
     Attributes:
-        identifier: of the case.
+        identifier: name of the case.
         image: (C, *S) float32.
         reference: (*S) int32.
         prediction: (*S) int32.
-        spacing: of the axes, in the unit of the files (mm as a rule).
-        directions: where each axis leads to: one of R, L, A, P, I, S; empty where the files do not tell.
-        is_raw: whether the image is that of the files; else the preprocessed one: cropped, resampled, normalised.
+        spacing: spacing of the axes, in the unit of the files (usually mm).
+        directions: direction of each axis: one of R, L, A, P, I, S; empty if unknown.
+        is_raw: whether the image is the raw one, not the preprocessed (cropped, resampled, normalised) one.
     """
 
     identifier: str
@@ -52,19 +52,19 @@ class CaseImages:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSources:
-    """Where images of cases may be.
+    """Places in which to look for the images of cases.
 
-    Scores come from other people and name files, so only those in places that the user named are opened.
+    Scores are untrusted input that name files, so only files in folders that the user named are opened.
 
     Attributes:
-        description: of the dataset.
+        description: `dataset.json`.
         reader: nnU-Net's name of the image reader.
-        predictions: folders to look for predictions in.
-        raw: the raw dataset, if one is known.
-        places: folders whose files may be opened, links followed within them only.
+        predictions: folders with predictions.
+        raw: raw dataset, if known.
+        places: folders whose files may be opened; links may not lead outside them.
         datasets: folders of the user's own data, in which links may lead anywhere.
-        files: image files of cases whose dataset.json lists them.
-        store: of preprocessed cases, if one is known.
+        files: image files of each case, if dataset.json lists them.
+        store: preprocessed cases, if known.
     """
 
     description: DatasetDescription
@@ -77,10 +77,10 @@ class ImageSources:
     datasets: Sequence[Path] = ()
 
     def finds(self, file: Path) -> bool:
-        """Whether a file is there and may be opened."""
+        """Return whether a file exists and may be opened."""
         try:
             return self._may_open(file) and file.is_file()
-        except (OSError, ValueError, RuntimeError):  # names that no file can have, links in a circle
+        except (OSError, ValueError, RuntimeError):  # invalid names, circular links
             return False
 
     def _may_open(self, file: Path) -> bool:
@@ -91,24 +91,24 @@ class ImageSources:
 
 
 def load_case(scores: CaseScores, sources: ImageSources) -> CaseImages:
-    """Return the images of a case.
+    """Load the images of a scored case.
 
     Raises:
-        DatasetError: the prediction, or everything that could be shown under it, is gone; says what was looked for.
+        DatasetError: the prediction, or both raw and preprocessed image, are missing.
         SegwrightError: a file cannot be read.
     """
     identifier = case_identifier(scores, sources.description)
     predictions = [Path(scores.prediction_file), *(folder / scores.case for folder in sources.predictions)]
     prediction = next((file for file in predictions if sources.finds(file)), None)
     if prediction is None:
-        raise DatasetError(f"case {identifier}: {_lost('prediction', predictions)}")
+        raise DatasetError(f"case {identifier}: {_missing_reason('prediction', predictions)}")
     reference, images = _raw_files(scores, identifier, sources)
     if reference is not None and images:
         return _from_raw(identifier, images, reference, prediction, sources.reader)
     if sources.store is not None and identifier in sources.store.identifiers():
         return _from_store(sources.store.load(identifier), prediction, sources.reader)
-    store = "no preprocessed copy is known" if sources.store is None else f"nor is it in {sources.store.folder}"
-    raise DatasetError(f"case {identifier}: {_lost('image', [Path(scores.reference_file)])}, {store}")
+    store = "there is no preprocessed copy" if sources.store is None else f"it is not in {sources.store.folder} either"
+    raise DatasetError(f"case {identifier}: {_missing_reason('image', [Path(scores.reference_file)])}; {store}")
 
 
 def case_identifier(scores: CaseScores, description: DatasetDescription) -> str:
@@ -117,7 +117,7 @@ def case_identifier(scores: CaseScores, description: DatasetDescription) -> str:
 
 
 def directions_of(properties: Mapping[str, Any]) -> str:
-    """Return where the three array axes lead to in the body, one letter each; empty where the files do not tell.
+    """Return the anatomical direction of the three array axes, one letter each; empty if unknown.
 
     >>> directions_of({"geometry": {"direction": [1, 0, 0, 0, 1, 0, 0, 0, 1]}})
     'SPL'
@@ -140,13 +140,13 @@ def directions_of(properties: Mapping[str, Any]) -> str:
     return "".join(reversed(letters))
 
 
-def _lost(what: str, files: Sequence[Path]) -> str:
-    """Return why an image of a case is not shown, given the files that it may be; the first is what its scores name."""
+def _missing_reason(what: str, files: Sequence[Path]) -> str:
+    """Return why an image of a case is not shown; the first of `files` is the one named by the scores."""
     closed = next(filter(_is_there, files), None)
     if closed is None:
-        return f"its {what} is not where it was ({files[0]})"
+        return f"its {what} is missing ({files[0]})"
     return (
-        f"its {what} is not shown: {closed} lies neither in the model's folder nor in a dataset that was given "
+        f"its {what} is not shown: {closed} is neither in the model's folder nor in a given dataset "
         "(--dataset DIR), so it is not opened"
     )
 
@@ -159,7 +159,7 @@ def _is_there(file: Path) -> bool:
 
 
 def _raw_files(scores: CaseScores, identifier: str, sources: ImageSources) -> tuple[Path | None, tuple[Path, ...]]:
-    """Return the reference and the image files of a case, as far as they are there."""
+    """Return the existing reference and image files of a case."""
     recorded = Path(scores.reference_file)
     labels = recorded.parent.name
     references = [recorded] + ([sources.raw / labels / recorded.name] if sources.raw else [])
@@ -194,7 +194,7 @@ def _from_raw(identifier: str, images: Sequence[Path], reference: Path, predicti
 
 
 def _from_store(case: PreprocessedCase, prediction: Path, reader: str) -> CaseImages:
-    """Return a preprocessed case with its axes as in the files; the prediction is brought to its grid."""
+    """Load a preprocessed case in the axis order of the files, with the prediction resampled to its grid."""
     provenance = case.provenance
     predicted = read_label(prediction, reader).array[0].transpose(provenance.transpose_forward)
     if predicted.shape != tuple(provenance.shape_before_cropping):

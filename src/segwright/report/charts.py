@@ -1,4 +1,4 @@
-"""Charts as inline SVG: lines over epochs, and dots with a box per group; coloured by the page's style sheet."""
+"""Charts as inline SVG: line charts, and dot plots with a box per group; coloured by the page's style sheet."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 from markupsafe import Markup, escape
 
 WIDTH = 360
-"""Of every drawing, in its own units; about the pixels of a phone, so that letters are readable there."""
+"""Width of each chart in SVG units, about that of a phone in pixels, so that text is readable there."""
 
 NUM_COLOURS = 8
-"""Classes `s1` to `s8` of the style sheet: colour and dashes of a series."""
+"""Number of style classes `s1` to `s8`, each with the colour and dashes of a series."""
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 12, 34
 _PLOT_HEIGHT = 150
@@ -25,7 +25,7 @@ _MOST_POINTS = 400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """One line: y over x, None where there is no value."""
+    """One line: y over x; None is a gap."""
 
     name: str
     x: Sequence[float]
@@ -34,20 +34,20 @@ class Series:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """One row of dots: its name and values."""
+    """One row of a dot plot."""
 
     name: str
     values: Sequence[float]
 
 
 def lines(title: str, series: Sequence[Series], *, x_name: str, limits: tuple[float, float] | None = None) -> Markup:
-    """Return a line chart.
+    """Draw a line chart.
 
     Args:
-        title: read out instead of the picture, and shown above it.
-        series: drawn in order; those without any value are left out.
-        x_name: what x counts.
-        limits: of y; those of the values by default.
+        title: caption, and label for screen readers.
+        series: lines in order; empty ones are omitted.
+        x_name: label of the x axis.
+        limits: range of y; that of the values by default.
     """
     drawn = [item for item in series if any(value is not None for value in item.y)]
     if not drawn:
@@ -58,17 +58,17 @@ def lines(title: str, series: Sequence[Series], *, x_name: str, limits: tuple[fl
     top, bottom = float(_TOP), float(_TOP + _PLOT_HEIGHT)
     parts = []
     for tick in _ticks(low, high):
-        y = _place(tick, low, high, bottom, top)
+        y = _scaled(tick, low, high, bottom, top)
         parts.append(_line("grid", left, y, right, y))
         parts.append(_text(_short(tick), left - 5, y + 4, "end"))
     for tick in _ticks(first, last, whole=True):
-        x = _place(tick, first, last, left, right)
+        x = _scaled(tick, first, last, left, right)
         parts.append(_text(_short(tick), x, bottom + 14, "middle"))
     parts.append(_text(x_name, right, bottom + 28, "end"))
     for index, item in enumerate(drawn):
         for run in _runs(item):
-            across = (_place(x, first, last, left, right) for x, _ in run)
-            up = (_place(min(max(y, low), high), low, high, bottom, top) for _, y in run)
+            across = (_scaled(x, first, last, left, right) for x, _ in run)
+            up = (_scaled(min(max(y, low), high), low, high, bottom, top) for _, y in run)
             points = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(across, up, strict=True))
             if len(run) == 1:
                 dot = Markup('<circle class="dot {}" cx="{}" cy="{}" r="2.5"/>')
@@ -79,13 +79,13 @@ def lines(title: str, series: Sequence[Series], *, x_name: str, limits: tuple[fl
 
 
 def dots(title: str, groups: Sequence[Group], *, x_name: str, limits: tuple[float, float] | None = None) -> Markup:
-    """Return one row per group: a dot for each value, a box from the first to the third quartile, a bar at the median.
+    """Draw a dot plot with one row per group: a dot per value, a box of the quartiles, a bar at the median.
 
     Args:
-        title: read out instead of the picture, and shown above it.
-        groups: those without values are left out.
-        x_name: what the values are, with their unit.
-        limits: of the values; what they span by default.
+        title: caption, and label for screen readers.
+        groups: rows; empty ones are omitted.
+        x_name: name and unit of the values.
+        limits: range of x; that of the values by default.
     """
     drawn = [group for group in groups if len(group.values)]
     if not drawn:
@@ -95,7 +95,7 @@ def dots(title: str, groups: Sequence[Group], *, x_name: str, limits: tuple[floa
     bottom = _TOP + _ROW_HEIGHT * len(drawn)
     parts = []
     for tick in _ticks(low, high):
-        x = _place(tick, low, high, left, right)
+        x = _scaled(tick, low, high, left, right)
         parts.append(_line("grid", x, _TOP, x, bottom))
         parts.append(_text(_short(tick), x, bottom + 14, "middle"))
     parts.append(_text(x_name, right, bottom + 28, "end"))
@@ -108,7 +108,7 @@ def _row(group: Group, top: float, low: float, high: float, style: str) -> list[
     left, right = float(_RIGHT), float(WIDTH - _RIGHT)
     middle = top + 27
     values = np.sort(np.asarray(group.values, dtype=float))
-    quarters = [_place(value, low, high, left, right) for value in np.percentile(values, (25, 50, 75))]
+    quarters = [_scaled(value, low, high, left, right) for value in np.percentile(values, (25, 50, 75))]
     name = group.name if len(group.name) <= _LONGEST_NAME else f"{group.name[: _LONGEST_NAME - 3]}..."
     heading = f"{name}: median {_short(float(np.median(values)))}, lowest {_short(values[0])}, n = {len(values)}"
     parts = [
@@ -119,11 +119,11 @@ def _row(group: Group, top: float, low: float, high: float, style: str) -> list[
     ]
     shown = values[np.unique(np.linspace(0, len(values) - 1, min(len(values), _MOST_DOTS)).round().astype(int))]
     for index, value in enumerate(shown):
-        # The golden ratio spreads neighbours over the height without a random number.
+        # The golden ratio spreads neighbouring dots vertically without random numbers.
         shift = (index * 0.618034 % 1 - 0.5) * 12
         parts.append(
             Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="2.2"/>').format(
-                style, _place(float(value), low, high, left, right), middle + shift
+                style, _scaled(float(value), low, high, left, right), middle + shift
             )
         )
     parts.append(_line(f"median {style}", quarters[1], middle - 9, quarters[1], middle + 9))
@@ -150,7 +150,7 @@ def _figure(title: str, height: int, parts: Sequence[Markup], legend: Sequence[s
 
 
 def _runs(item: Series) -> list[list[tuple[float, float]]]:
-    """Return the stretches of a series without a gap, thinned to what a screen can show."""
+    """Split a series at gaps, and thin it to the resolution of a screen."""
     step = max(1, math.ceil(len(item.x) / _MOST_POINTS))
     runs: list[list[tuple[float, float]]] = [[]]
     for index, (x, y) in enumerate(zip(item.x, item.y, strict=True)):
@@ -173,12 +173,12 @@ def _text(text: str, x: float, y: float, anchor: str) -> Markup:
     return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(x, y, anchor, escape(text))
 
 
-def _place(value: float, low: float, high: float, start: float, stop: float) -> float:
+def _scaled(value: float, low: float, high: float, start: float, stop: float) -> float:
     return start + (value - low) / (high - low) * (stop - start)
 
 
 def _span(values: Sequence[float]) -> tuple[float, float]:
-    """Return the range of values, never empty."""
+    """Return the range of the values, widened if it is empty."""
     low, high = float(min(values)), float(max(values))
     if low == high:
         margin = abs(low) * 0.1 or 0.5
@@ -187,7 +187,7 @@ def _span(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
-    """Return four to eight round numbers between two.
+    """Return four to eight round numbers between `low` and `high`.
 
     >>> _ticks(0.0, 1.0)
     [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]

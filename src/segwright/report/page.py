@@ -1,4 +1,4 @@
-"""The page of a report: what the template shows, and the template filled with it; one HTML text, complete in itself."""
+"""Render the report of models as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _HEAD_CHARS = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewedCase:
-    """A case in the viewer: what it stands for (worst, median, best), its scores and its voxels."""
+    """A case in the viewer: its rank (worst, median, best), scores and voxels."""
 
     rank: str
     name: str
@@ -47,7 +47,7 @@ class ViewedCase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownSet:
-    """Scores with the cases to look at, and why others of them cannot be."""
+    """A set of scores, the cases in its viewer, and why others cannot be shown."""
 
     scored: ScoreSet
     viewed: tuple[ViewedCase, ...] = ()
@@ -56,7 +56,7 @@ class ShownSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownModel:
-    """A model with its scores; `volumes` are those of the classes in mL (or voxels), by class name."""
+    """A model with its scores; `volumes` are label volumes in mL (or voxels) by class name."""
 
     model: ModelRecord
     sets: tuple[ShownSet, ...]
@@ -67,9 +67,9 @@ class ShownModel:
 def render(
     models: Sequence[ShownModel], *, created: datetime, selection: SelectionReport | None = None, made_from: str = ""
 ) -> str:
-    """Return the HTML of a report about models of one dataset, and what was selected among them.
+    """Render the report of models of one dataset, and of the selection among them.
 
-    `made_from` is a digest of the documents it shows, see `made_from`.
+    `made_from` is a digest of the source documents, stored in the page.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("segwright.report", _TEMPLATES),
@@ -92,7 +92,7 @@ def render(
 
 
 def made_from(file: Path) -> str:
-    """Return the digest that `render` put into a page; empty where there is no page, or none with a digest."""
+    """Read the digest of the source documents from a page; empty if the file or the digest is missing."""
     try:
         with file.open(encoding="utf-8", errors="replace") as stream:
             head = stream.read(_HEAD_CHARS)
@@ -113,7 +113,7 @@ def _page(models: Sequence[ShownModel], created: datetime) -> dict[str, Any]:
         "resamples": statistics.NUM_RESAMPLES,
         "facts": _facts(first.model),
         "data_charts": _data_charts(first),
-        "data_missing": [] if first.model.fingerprint else ["No dataset_fingerprint.json beside the model."],
+        "data_missing": [] if first.model.fingerprint else ["The model folder has no dataset_fingerprint.json."],
         "intensity_names": [
             name.replace("percentile_00_5", "0.5 %").replace("percentile_99_5", "99.5 %") for name in _INTENSITIES
         ],
@@ -155,8 +155,8 @@ def _model(item: ShownModel, counter: Iterator[int], *, several: bool) -> dict[s
     }
 
 
-def _selection(found: SelectionReport) -> dict[str, Any]:
-    comparison = found.comparison
+def _selection(report: SelectionReport) -> dict[str, Any]:
+    comparison = report.comparison
     return {
         "folds": ", ".join(map(str, comparison.folds)),
         "cases": comparison.cases,
@@ -171,9 +171,9 @@ def _selection(found: SelectionReport) -> dict[str, Any]:
         ],
         "margin": comparison.margin,
         "margin_interval": comparison.margin_interval,
-        "postprocessing": found.postprocessing.decisions,
-        "quality": found.quality,
-        "calibration": found.calibration,
+        "postprocessing": report.postprocessing.decisions,
+        "quality": report.quality,
+        "calibration": report.calibration,
     }
 
 
@@ -226,7 +226,7 @@ def _set(part: ShownSet, model: ModelRecord, number: int) -> dict[str, Any]:
 
 
 def _about(viewed: Sequence[ViewedCase], model: ModelRecord) -> dict[str, Any]:
-    """Return what the viewer's script needs to know beside the voxels."""
+    """Return the metadata for the viewer's script."""
     labels = model.labels
     return {
         "labels": [
@@ -258,7 +258,7 @@ def _about(viewed: Sequence[ViewedCase], model: ModelRecord) -> dict[str, Any]:
 
 
 def _value_name(labels: Labels, value: int) -> str:
-    """Return the name of a value of the label map; one that is only part of regions is told by them."""
+    """Return the name of a label value; one that only occurs in regions is named after them."""
     name = labels.class_name(value)
     regions = [region for region, values in labels.declared.items() if isinstance(values, tuple) and value in values]
     return f"label {value} of {', '.join(regions)}" if name == str(value) and regions else name
@@ -311,7 +311,7 @@ def _facts(model: ModelRecord) -> list[tuple[str, str]]:
     ]
     if model.fingerprint:
         kept = model.fingerprint.median_relative_size_after_cropping
-        facts.append(("kept by cropping", f"{kept:.1%} of the median image"))
+        facts.append(("cropping keeps", f"{kept:.1%} of the median image"))
     return facts
 
 
@@ -329,7 +329,7 @@ def _data_charts(item: ShownModel) -> list[Markup]:
 
 
 def _by_axis(rows: Sequence[Sequence[float]], found: Fingerprint) -> list[charts.Group]:
-    """Return the values of each axis; one along which all images are flat has no size and no spacing."""
+    """Group the values by axis, without axes along which all images have size 1."""
     is_flat = [set(sizes) == {1} for sizes in zip(*found.shapes_after_crop, strict=True)]
     return [
         charts.Group(name=f"axis {axis}", values=[float(value) for value in values])
@@ -356,11 +356,11 @@ def _plan(model: ModelRecord) -> list[tuple[str, str]]:
         ("plans", f"{model.plan.plans_name}, made by {model.plan.experiment_planner_used or 'an unknown planner'}"),
         ("target spacing", numbers(chosen.spacing)),
         ("median image", numbers(chosen.median_image_size_in_voxels)),
-        ("patch", numbers(chosen.patch_size)),
+        ("patch size", numbers(chosen.patch_size)),
         ("batch size", str(chosen.batch_size)),
         ("normalisation", ", ".join(chosen.normalization_schemes)),
         ("network", network.network_class_name.rpartition(".")[2]),
-        ("features by stage", shown(stages) if stages else ""),
+        ("features per stage", shown(stages) if stages else ""),
     ]
     return [(name, value) for name, value in facts if value]
 

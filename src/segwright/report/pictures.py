@@ -1,4 +1,4 @@
-"""Overlay pictures: the image, the true outline and the predicted one, in the slice that shows most structure."""
+"""Overlay pictures: image, ground truth and prediction in the slice that shows the rarest label best."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ def save_overlay(
     """Write a PNG with three panels: image, image with the reference, image with the prediction.
 
     Args:
-        path: where to; written whole or not at all.
+        path: output file, written atomically.
         image: one channel (Z, Y, X).
         reference: label map (Z, Y, X).
         prediction: label map (Z, Y, X).
-        names: of the labels 1, 2, ... for the legend.
-        title: above the panels.
+        names: names of the labels 1, 2, ... for the legend.
+        title: title above the panels.
     """
     index = best_slice(reference, prediction)
     grey = image[index].astype(np.float32)
     low, high = np.percentile(image, _GREY_PERCENTILES)
     with figure_file(path, size_inches=(3 * _PANEL_INCHES, _PANEL_INCHES + 0.7), dpi=_DPI) as figure:
         panels = figure.subplots(1, 3)
-        content = (("image", None), ("truth", reference[index]), ("prediction", prediction[index]))
+        content = (("image", None), ("ground truth", reference[index]), ("prediction", prediction[index]))
         for panel, (heading, labels) in zip(panels, content, strict=True):
             panel.imshow(grey, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), origin="lower")
             panel.set_title(heading, fontsize=10)
@@ -58,9 +58,9 @@ def save_overlay(
 
 
 def best_slice(reference: npt.NDArray[Any], prediction: npt.NDArray[Any]) -> int:
-    """Return the slice along axis 0 where the rarest label has most voxels, the middle one where there is none.
+    """Return the slice along axis 0 where the rarest label has most voxels, else the middle one.
 
-    A large structure is seen in many slices, a small one only in a few.
+    A large structure is visible in many slices, a small one only in a few.
     """
     values, counts = np.unique(reference[reference > 0], return_counts=True)
     if len(values):

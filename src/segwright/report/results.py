@@ -1,4 +1,4 @@
-"""What the verbs give back: trained folds, whole runs, selections, evaluations, the demo."""
+"""Return values of the verbs: trained folds, runs, selections, evaluations, the demo."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class TrainedFold:
     Attributes:
         configuration: Name of the configuration.
         fold: Number, or `all`.
-        model: Model folder, to predict with.
-        folder: The fold's folder in it.
-        dice: Mean Dice of the held-out cases by class name, and under `mean` over the classes.
-        shortcoming: Why the fold is not usable and what would be; empty if it is.
+        model: Model folder.
+        folder: Folder of the fold.
+        dice: Mean Dice of the held-out cases by class name, and over the classes as `mean`.
+        shortcoming: Why the fold is not usable, and the remedy; empty if it is usable.
     """
 
     configuration: str
@@ -51,13 +51,13 @@ class SelectionReport:
     """A selected model.
 
     Attributes:
-        model: Its folder, to predict with.
-        comparison: How the candidates compare.
-        postprocessing: What is done to its label maps, and what that gained.
-        quality: How it tells what Dice to expect, and how well; None where no held-out case could be scored.
-        calibration: The temperature of its probabilities, and what that gains; None likewise.
-        is_new: Whether it had to be selected; not where it was there already.
-        shortcoming: Why it is not usable and what would be; empty if it is.
+        model: Model folder.
+        comparison: Scores of the candidates.
+        postprocessing: Post-processing of its label maps, and the gain.
+        quality: Estimator of the Dice of new cases, and its accuracy; None if no held-out case could be scored.
+        calibration: Temperature scaling of its probabilities, and the gain; None likewise.
+        is_new: False if the model had been selected before.
+        shortcoming: Why the model is not usable, and the remedy; empty if it is usable.
     """
 
     model: Path
@@ -85,11 +85,11 @@ class RunReport:
     """A finished run.
 
     Attributes:
-        folds: Its folds.
-        done: Which stages had work to do; none if everything was there.
-        page: The HTML report, None where it could not be written.
-        selection: The model to predict with.
-        not_done: What was asked for and not done because finished folds are kept, and how to do it; empty if nothing.
+        folds: Trained folds.
+        done: Stages that had work to do; empty if everything was up to date.
+        page: The HTML report, None if it could not be written.
+        selection: The selected model.
+        not_done: Requests not fulfilled because finished folds are kept, and the remedy; may be empty.
     """
 
     folds: tuple[TrainedFold, ...]
@@ -116,26 +116,26 @@ class RunReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """Scores of a folder of predictions, the file they are in, and what their classes are called."""
+    """Scores of a folder of predictions, their file, and the labels."""
 
     scores: Scores
     file: Path
     labels: Labels
 
     def named_means(self) -> list[tuple[str, Measures]]:
-        """Return the mean measures of every class by name, and last of the foreground."""
+        """Return the mean measures of each class by name, and last of the foreground."""
         rows = [(self.labels.class_name(class_key(key)), item) for key, item in self.scores.mean.items()]
         return [*rows, ("mean", self.scores.foreground_mean_present or self.scores.foreground_mean)]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the mean measures by name as one JSON object; the cases are in the file."""
+        """Return the mean measures by name as one JSON object, without the cases."""
         means = {name: item.model_dump(by_alias=True) for name, item in self.named_means()}
         return {"file": str(self.file), "cases": len(self.scores.metric_per_case), "mean": means}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoResult:
-    """What the demo reached on cases that it did not train on; `shortcoming` as of a fold."""
+    """Result of the demo on held-out cases; `shortcoming` as for a fold."""
 
     mean_dice: float
     per_label: dict[str, float]
@@ -159,6 +159,6 @@ class DemoResult:
 
 
 def dice_by_name(scores: Scores, labels: Labels) -> dict[str, float]:
-    """Return the mean Dice of every class by name, and last over the classes that occur."""
+    """Return the mean Dice of each class by name, and last over the classes that occur."""
     named = {labels.class_name(class_key(key)): item.dice for key, item in scores.mean.items()}
     return {**named, "mean": scores.mean_dice}

@@ -1,4 +1,4 @@
-"""What a report is made of: the files of a model folder and its folds, found and read; nothing is drawn here."""
+"""Find and read the files that a report shows: plan, scores and records of a model folder and its folds."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ _CHECKPOINTS = ("final", "best", "latest")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoldRecord:
-    """What one fold left behind.
+    """Records of one trained fold.
 
     Attributes:
         name: number, or `all`.
-        folder: of the fold.
-        training: `train.json`; empty where the fold has none.
+        folder: folder of the fold.
+        training: `train.json`; empty if missing.
         epochs: rows of `metrics.jsonl`.
-        scores: of the held-out cases, None where they were not predicted.
-        weights: name and SHA-256 of the checkpoint that predicts; empty where the fold has none.
+        scores: scores of the held-out cases, None if they were not predicted.
+        weights: name and SHA-256 of the checkpoint used for prediction; empty if there is none.
     """
 
     name: str
@@ -53,7 +53,7 @@ class FoldRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRecord:
-    """A model folder with what its folds left behind."""
+    """A model folder with the records of its folds."""
 
     folder: Path
     dataset: str
@@ -65,12 +65,12 @@ class ModelRecord:
 
     @property
     def labels(self) -> Labels:
-        """What the label values mean."""
+        """The labels of the dataset."""
         return Labels.from_description(self.description)
 
     @property
     def configuration(self) -> Configuration:
-        """The configuration that was trained."""
+        """The trained configuration."""
         return self.plan.configuration(self.configuration_name)
 
 
@@ -79,10 +79,10 @@ class ScoreSet:
     """Scored predictions.
 
     Attributes:
-        title: what was scored.
-        note: how to take the numbers; empty where they are what one expects.
-        scores: of all cases.
-        folders: where the predictions are, if they were moved away from where the scores say they are.
+        title: heading of the set.
+        note: how to interpret the scores; may be empty.
+        scores: scores of all cases.
+        folders: further places to look for predictions that are not at the path in the scores.
     """
 
     title: str
@@ -97,14 +97,14 @@ class ScoreSet:
 
 
 def locate(path: Path) -> tuple[tuple[Path, str | None], ...]:
-    """Return the model folders that a path means, each with the fold that is meant, None for all of them.
+    """Find the model folders under a path, each with the selected fold, or None for all folds.
 
     Args:
-        path: a model folder, one of its folds, what `select` wrote, the results of a dataset, a results tree or a work
-            folder.
+        path: a model folder, one of its folds, the output of `select`, the results of a dataset, a results tree or a
+            work folder.
 
     Raises:
-        ModelError: there is no trained model, or models of several datasets.
+        ModelError: no trained model, or models of several datasets.
     """
     path = path.absolute()
     if path.name.startswith(_FOLD_PREFIX) and _is_model(path.parent):
@@ -118,23 +118,23 @@ def locate(path: Path) -> tuple[tuple[Path, str | None], ...]:
         datasets = sorted({folder.parent for folder in models})
         if len(datasets) > 1:
             raise ModelError(
-                f"{path}: holds models of several datasets ({', '.join(folder.name for folder in datasets)}); "
+                f"{path}: contains models of several datasets ({', '.join(folder.name for folder in datasets)}); "
                 f"name one of them, for instance {datasets[0]}"
             )
         if models:
             return tuple((folder, None) for folder in models)
-    what = "holds no trained model" if path.is_dir() else "no such folder"
+    what = "contains no trained model" if path.is_dir() else "no such folder"
     raise ModelError(
         f"{path}: {what}; give a model folder (with {PLANS_JSON} and fold_0), a fold, or the work folder of a run"
     )
 
 
 def read_model(folder: Path, fold: str | None = None) -> ModelRecord:
-    """Read a model folder.
+    """Read the records of a model folder.
 
     Args:
-        folder: has `plans.json`, `dataset.json` and `fold_k`.
-        fold: the only one to read.
+        folder: folder with `plans.json`, `dataset.json` and `fold_k`.
+        fold: read only this one.
 
     Raises:
         SegwrightError: a document is damaged.
@@ -143,20 +143,20 @@ def read_model(folder: Path, fold: str | None = None) -> ModelRecord:
     names = [path.name.removeprefix(_FOLD_PREFIX) for path in folder.glob(f"{_FOLD_PREFIX}*") if path.is_dir()]
     chosen = [name for name in sorted(names, key=_fold_order) if fold in (None, name)]
     folds = tuple(read_fold(folder / f"{_FOLD_PREFIX}{name}") for name in chosen)
-    measured = folder / FINGERPRINT_JSON
+    fingerprint = folder / FINGERPRINT_JSON
     return ModelRecord(
         folder=folder,
         dataset=plan.dataset_name,
         configuration_name=_configuration_name(folder, plan, folds),
         plan=plan,
         description=load_description(folder / DATASET_JSON),
-        fingerprint=parse_document(Fingerprint, measured) if measured.is_file() else None,
+        fingerprint=parse_document(Fingerprint, fingerprint) if fingerprint.is_file() else None,
         folds=folds,
     )
 
 
 def read_fold(folder: Path) -> FoldRecord:
-    """Read what a fold left behind, as far as it is there."""
+    """Read the records of a fold that exist."""
     record, summary = folder / TRAIN_JSON, folder / VALIDATION / SUMMARY_JSON
     return FoldRecord(
         name=folder.name.removeprefix(_FOLD_PREFIX),
@@ -169,15 +169,15 @@ def read_fold(folder: Path) -> FoldRecord:
 
 
 def _record(path: Path) -> Mapping[str, Any]:
-    """Return what a training recorded of itself.
+    """Read and check `train.json`.
 
     Raises:
-        ModelError: it is damaged.
+        ModelError: the file is damaged.
     """
     document = read_checked_json(path)
     kinds = {"notes": list, "config": dict, "versions": dict, "cases": dict}
     if not isinstance(document, dict):
-        raise ModelError(f"{path}: expected an object, as a training writes it; the file is damaged")
+        raise ModelError(f"{path}: expected a JSON object; the file is damaged")
     for key, kind in kinds.items():
         if key in document and not isinstance(document[key], kind):
             raise ModelError(f"{path}: '{key}' is a {type(document[key]).__name__}; the file is damaged")
@@ -185,10 +185,10 @@ def _record(path: Path) -> Mapping[str, Any]:
 
 
 def score_sets(model: ModelRecord, more: Sequence[Path] = ()) -> tuple[ScoreSet, ...]:
-    """Return the scores of a model: held-out cases of all its folds together, then other summaries.
+    """Return the score sets of a model: held-out cases pooled over folds, then other summaries.
 
     Args:
-        model: the folds without validation are left out.
+        model: the model; folds without validation are skipped.
         more: further `summary.json` files of predictions by this model.
     """
     sets = []
@@ -198,7 +198,7 @@ def score_sets(model: ModelRecord, more: Sequence[Path] = ()) -> tuple[ScoreSet,
         sets.append(
             ScoreSet(
                 title=f"Held-out cases of fold{'s' if len(held_out) > 1 else ''} {names}",
-                note="Each case was predicted by the fold that did not train on it.",
+                note="Each case was predicted by the fold that was not trained on it.",
                 scores=_joined([scores for _, scores in held_out]),
                 folders=tuple(fold.folder / VALIDATION for fold, _ in held_out),
             )
@@ -208,7 +208,7 @@ def score_sets(model: ModelRecord, more: Sequence[Path] = ()) -> tuple[ScoreSet,
             sets.append(
                 ScoreSet(
                     title="Cases of fold all",
-                    note="These cases were trained on: the numbers say nothing about new ones.",
+                    note="These are training cases: their scores do not show the performance on new cases.",
                     scores=fold.scores,
                     folders=(fold.folder / VALIDATION,),
                 )
@@ -218,31 +218,31 @@ def score_sets(model: ModelRecord, more: Sequence[Path] = ()) -> tuple[ScoreSet,
 
 
 def _further_set(file: Path) -> ScoreSet:
-    """Return the scores in a summary that is none of the model's own."""
+    """Read a summary that is not in a fold of the model."""
     folder, scores = file.absolute().parent, Scores.load(file)
     if not is_selected(folder):
         return ScoreSet(title=f"Predictions in {folder.name}", note="", scores=scores, folders=(file.parent,))
-    note = "Each was predicted by folds that did not train on it, two models averaged; before post-processing."
-    alone = "Each case was predicted by the fold that did not train on it; before post-processing."
+    note = "Each case was predicted by folds not trained on it, two models averaged; before post-processing."
+    single = "Each case was predicted by the fold that was not trained on it; before post-processing."
     several = len(member_folders(folder)) > 1
-    return ScoreSet(title="Held-out cases", note=note if several else alone, scores=scores, folders=())
+    return ScoreSet(title="Held-out cases", note=note if several else single, scores=scores, folders=())
 
 
 def _joined(several: Sequence[Scores]) -> Scores:
-    """Return one fold's scores as they are, those of several folds over all their cases."""
+    """Pool the cases of several folds; the scores of a single fold are unchanged."""
     if len(several) == 1:
         return several[0]
     return Scores.of([case for scores in several for case in scores.metric_per_case])
 
 
 def _is_model(folder: Path) -> bool:
-    """Whether a folder is a model's; a folder of predictions has both documents too, but no fold."""
+    """Return whether a folder is a model; a folder of predictions has both documents too, but no fold."""
     documents = (folder / PLANS_JSON, folder / DATASET_JSON)
     return all(file.is_file() for file in documents) and any(folder.glob(f"{_FOLD_PREFIX}*/"))
 
 
 def _configuration_name(folder: Path, plan: Plan, folds: Sequence[FoldRecord]) -> str:
-    """Return the configuration that was trained: as the record says, else as the folder's name says."""
+    """Return the name of the trained configuration, from the record or else from the folder's name."""
     for fold in folds:
         if "configuration" in fold.training:
             return str(fold.training["configuration"])
@@ -250,13 +250,13 @@ def _configuration_name(folder: Path, plan: Plan, folds: Sequence[FoldRecord]) -
     if named in plan.configurations:
         return named
     raise ModelError(
-        f"{folder}: neither {TRAIN_JSON} of a fold nor the folder's name tells the configuration; "
-        f"name it Trainer__plans__CONFIGURATION, one of {', '.join(plan.configuration_names)}"
+        f"{folder}: the configuration is unknown: it is neither in {TRAIN_JSON} nor in the folder's name; "
+        f"rename the folder to Trainer__plans__CONFIGURATION, with one of {', '.join(plan.configuration_names)}"
     )
 
 
 def _rows(folder: Path) -> tuple[Mapping[str, Any], ...]:
-    """Return the metrics of a fold by epoch; damaged lines are taken from its checkpoint, where it has them."""
+    """Read the metrics of a fold by epoch; damaged lines are replaced from its checkpoint if possible."""
     rows = read_rows(folder / METRICS_JSONL)
     if [row["epoch"] for row in rows] == list(range(len(rows))):
         return tuple(rows)

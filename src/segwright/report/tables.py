@@ -1,4 +1,4 @@
-"""The tables of a report: scores with confidence intervals, cases, decisions, environment; values, no HTML."""
+"""Data of the report's tables: scores with confidence intervals, cases, decisions, environment."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from segwright.planning import rationale
 from segwright.report.sources import ModelRecord
 
 COUNTS = ("TP", "FP", "FN", "TN")
-"""Shown nowhere but in `summary.json`: nobody reads them."""
+"""Voxel counts; in `summary.json`, but not shown in the report."""
 
 SURFACE = ("HD", "ASSD", "NSD")
-"""How measures of surfaces begin; they have a table of their own."""
+"""Prefixes of surface measures, which have their own table."""
 
-_UNITS = {"n_pred": "voxels predicted", "n_ref": "voxels true"}
+_UNITS = {"n_pred": "predicted voxels", "n_ref": "reference voxels"}
 _VOLUMES = "Volume_"
-"""How measures begin that voxel counts tell too."""
+"""Prefix of volumes, which are not shown because the voxel counts are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,10 +31,10 @@ class ClassRow:
     """Scores of one class over all cases.
 
     Attributes:
-        name: of the class.
-        values: measure to mean, in the order of `measure_names`.
-        intervals: of the means of Dice and of surfaces, 95 %, bootstrap over cases; None with fewer than two cases.
-        num_cases: in which the class occurs, in truth or prediction; of surfaces in both.
+        name: name of the class.
+        values: mean of each measure, in the order of `measure_names`.
+        intervals: 95 % bootstrap intervals of mean Dice and surface measures; None with fewer than two cases.
+        num_cases: cases with the class in ground truth or prediction (for surfaces: in both).
     """
 
     name: str
@@ -44,13 +44,13 @@ class ClassRow:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """That of the mean Dice."""
+        """The interval of the mean Dice."""
         return self.intervals.get("Dice")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseRow:
-    """Scores of one case: mean Dice over its classes, Dice by class name."""
+    """Scores of one case: mean Dice over its classes, and Dice by class name."""
 
     name: str
     mean: float
@@ -59,7 +59,7 @@ class CaseRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreTable:
-    """Scores of a set of cases: by class, overlap and surfaces (none where not measured), and by case, worst first."""
+    """Scores of a set of cases, by class (overlap, and surfaces if measured) and by case, worst first."""
 
     title: str
     rows: tuple[ClassRow, ...]
@@ -68,45 +68,45 @@ class ScoreTable:
 
     @classmethod
     def of(cls, title: str, scores: Scores, labels: Labels, file_ending: str) -> ScoreTable:
-        """Return the tables of a summary."""
+        """Build the tables of a summary."""
         rows, surfaces = class_rows(scores, labels), surface_rows(scores, labels)
         cases = case_rows(scores, labels, file_ending)
         return cls(title=title, rows=tuple(rows), surfaces=tuple(surfaces), cases=tuple(cases))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the tables as a JSON object; NaN where a class is in no case."""
+        """Return the tables as a JSON object; NaN for a class in no case."""
         return asdict(self)
 
 
 def measure_names(scores: Scores) -> tuple[str, ...]:
-    """Return the measures of overlap that are shown, Dice first; more than nnU-Net's where the summary has more."""
+    """Return the names of the shown overlap measures, Dice first, including extra ones in the summary."""
     names = [name for name in _names(scores) if not name.startswith((*SURFACE, _VOLUMES))]
     own = [name for name in names if name not in COUNTS and name not in _UNITS]
     return ("Dice", *(name for name in own if name != "Dice"), *_UNITS)
 
 
 def surface_names(scores: Scores) -> tuple[str, ...]:
-    """Return the measures of surfaces in a summary; none where they were not taken."""
+    """Return the names of the surface measures in a summary; empty if not measured."""
     return tuple(name for name in _names(scores) if name.startswith(SURFACE))
 
 
 def measure_title(name: str) -> str:
-    """Return a measure as the heading of a column."""
+    """Return the column heading of a measure."""
     return _UNITS.get(name, name)
 
 
 def measure_digits(name: str) -> int:
-    """Return how many decimals of a measure are worth showing."""
+    """Return the number of decimals shown for a measure."""
     return 1 if name in _UNITS else 4
 
 
 def class_rows(scores: Scores, labels: Labels) -> list[ClassRow]:
-    """Return one row per class, and last one for the mean over the classes that occur."""
+    """Return one row per class, and a last one for the mean over the classes that occur."""
     return _rows(scores, labels, measure_names(scores), ("Dice",))
 
 
 def surface_rows(scores: Scores, labels: Labels) -> list[ClassRow]:
-    """Return rows as `class_rows` does, of surfaces, every measure with its interval; none where not measured."""
+    """Return rows like `class_rows` for surface measures, each with its interval; empty if not measured."""
     names = surface_names(scores)
     return _rows(scores, labels, names, names) if names else []
 
@@ -133,7 +133,7 @@ def _rows(scores: Scores, labels: Labels, names: Sequence[str], resampled: Seque
 
 
 def case_rows(scores: Scores, labels: Labels, file_ending: str) -> list[CaseRow]:
-    """Return the cases from the worst to the best; those without any class last."""
+    """Return the cases from worst to best; those without any class last."""
     rows = [
         CaseRow(
             name=case.case.removesuffix(file_ending),
@@ -146,19 +146,19 @@ def case_rows(scores: Scores, labels: Labels, file_ending: str) -> list[CaseRow]
 
 
 def ranked(scores: Scores) -> list[CaseScores]:
-    """Return the cases from the lowest mean Dice to the highest; those without any class last."""
+    """Sort cases by mean Dice, lowest first; those without any class last."""
     return sorted(scores.metric_per_case, key=lambda case: (math.isnan(case.mean_dice), case.mean_dice, case.case))
 
 
 def decisions(model: ModelRecord) -> list[rationale.Decision]:
-    """Return why the plan is as it is: what holds everywhere, then what holds for the trained configuration."""
+    """Return the planning decisions: those for the whole plan, then those for the trained configuration."""
     chosen = (rationale.EVERYWHERE, model.configuration_name)
     found = [item for item in rationale.decisions(model.plan) if item.configuration in chosen]
     return sorted(found, key=lambda item: chosen.index(item.configuration))
 
 
 def environment(model: ModelRecord) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Return, for the plan and each fold, what it was made with: names and values."""
+    """Return names and values of the environment in which the plan and each fold were made."""
     origin = model.plan.segwright
     plan = [
         ("plans", model.plan.plans_name),
@@ -179,8 +179,8 @@ def environment(model: ModelRecord) -> list[tuple[str, list[tuple[str, str]]]]:
             ("seed", str(training.get("seed", ""))),
             ("length", _length(config)),
             ("batch size", str(config.get("batch_size") or "")),
-            ("network, if not the plan's", str(config.get("network") or "")),
-            ("loss, if not the default", str(config.get("loss") or "")),
+            ("network (not from the plan)", str(config.get("network") or "")),
+            ("loss (not the default)", str(config.get("loss") or "")),
             ("cases", ", ".join(f"{count} {part}" for part, count in training.get("cases", {}).items())),
             ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
             ("git commit", str(training.get("git_commit") or "")),
@@ -199,7 +199,7 @@ def _length(config: Mapping[str, Any]) -> str:
 
 
 def _names(scores: Scores) -> list[str]:
-    """Return the measures of a summary that are numbers."""
+    """Return the names of the numeric measures of a summary."""
     first = next(iter(scores.mean.values()), scores.foreground_mean)
     return [name for name, value in _values(first).items() if isinstance(value, int | float)]
 

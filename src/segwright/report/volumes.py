@@ -1,6 +1,6 @@
-"""Volumes for the viewer of the report: turned upright, cropped, thinned and packed until they are small enough.
+"""Pack volumes for the report's viewer: reoriented, cropped and downsampled to a size limit.
 
-A packed volume is zlib-compressed bytes: C channels, truth, prediction, each (Z, Y, X) uint8.
+A packed volume is zlib-compressed bytes: C channels, ground truth, prediction, each (Z, Y, X) uint8.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ T = TypeVar("T")
 MOST_CHANNELS = 4
 GREY_PERCENTILES = (0.5, 99.5)
 _PERCENTILE_VOXELS = 500_000
-"""Enough for a grey window; every n-th voxel is taken of larger volumes."""
+"""Voxels sampled for the percentiles of the intensity window."""
 
 _UPRIGHT = ("SI", "PA", "LR")
-"""Axes of the viewer: an index that grows leads up, to the back, to the patient's left."""
+"""Axes of the viewer: increasing index is superior, posterior, left."""
 _MARGIN = 0.25
-"""Kept around all labels on each side where the whole image is too large, as a fraction of their box."""
+"""Margin around the labels if the image must be cropped, as a fraction of their box."""
 _LEAST_MARGIN = 8
 _MOST_FACTOR = 16
-_HOPELESS = 4
-"""Images this many times the limit are not even compressed: they rarely shrink that far."""
+_MAX_COMPRESSION = 4
+"""Volumes this many times the limit are not compressed for trial, since they rarely shrink that far."""
 _THUMBNAIL = 168
 _OPACITY = 0.55
 
@@ -46,16 +46,16 @@ class PackedCase:
     """A case for the viewer.
 
     Attributes:
-        shape: of the packed arrays.
-        spacing: of their voxels.
-        planes: name of the plane across each axis.
-        corners: what is at the start and the end of each axis; empty strings where unknown.
-        is_upright: whether the first axis leads up and must be drawn from below.
+        shape: shape of the packed arrays.
+        spacing: their voxel spacing.
+        planes: name of the plane perpendicular to each axis.
+        corners: direction at the start and end of each axis; empty strings if unknown.
+        is_upright: whether the first axis points up, so that it is drawn from below.
         channels: number of channels.
-        start: voxel to show first, where the prediction is most wrong.
+        start: initial voxel, where the prediction is worst.
         payload: base64 of the compressed bytes.
         thumbnail: base64 of a PNG of the first slice.
-        remark: how the volume differs from the file.
+        remark: differences between volume and file.
     """
 
     shape: tuple[int, int, int]
@@ -73,20 +73,20 @@ class PackedCase:
 def pack(
     case: CaseImages, labels: Sequence[int], *, max_bytes: int, windows: Sequence[tuple[float, float] | None]
 ) -> PackedCase:
-    """Return a case with at most `max_bytes` of compressed voxels.
+    """Pack a case into at most `max_bytes` of compressed voxels.
 
     Args:
-        case: (C, *S) with three spatial axes.
+        case: images (C, *S) with three spatial axes.
         labels: foreground values in the order of their colours; stored as 1, 2, ...
-        max_bytes: of the payload before base64.
-        windows: of each channel, the intensities that become black and white; None: percentiles of what is shown.
+        max_bytes: limit of the payload before base64.
+        windows: intensities of black and white per channel; None: percentiles of the shown volume.
     """
-    turned = upright(case)
-    reference, prediction = (_positions(array, labels) for array in (turned.reference, turned.prediction))
-    grey = turned.image[:MOST_CHANNELS]
-    for box, factors in _attempts(reference, prediction, turned.spacing):
+    oriented = upright(case)
+    reference, prediction = (_positions(array, labels) for array in (oriented.reference, oriented.prediction))
+    grey = oriented.image[:MOST_CHANNELS]
+    for box, factors in _attempts(reference, prediction, oriented.spacing):
         shape = tuple(ceil((stop - start) / factor) for (start, stop), factor in zip(box, factors, strict=True))
-        if np.prod(shape) * len(grey) > _HOPELESS * max_bytes and max(factors) < _MOST_FACTOR:
+        if np.prod(shape) * len(grey) > _MAX_COMPRESSION * max_bytes and max(factors) < _MOST_FACTOR:
             continue
         parts = [
             *(
@@ -99,9 +99,9 @@ def pack(
         data = zlib.compress(np.stack(parts).tobytes(), 9)
         if len(data) <= max_bytes or max(factors) >= _MOST_FACTOR:
             break
-    spacing = tuple(extent * factor for extent, factor in zip(turned.spacing, factors, strict=True))
+    spacing = tuple(extent * factor for extent, factor in zip(oriented.spacing, factors, strict=True))
     start = most_wrong(parts[-2], parts[-1])
-    is_upright = bool(turned.directions)
+    is_upright = bool(oriented.directions)
     return PackedCase(
         shape=_three(parts[0].shape),
         spacing=_three(spacing),
@@ -117,9 +117,9 @@ def pack(
 
 
 def upright(case: CaseImages) -> CaseImages:
-    """Return the case with axes that lead up, to the back and to the patient's left, by turning and mirroring alone.
+    """Reorient a case to SPL (superior, posterior, left) by permuting and flipping axes.
 
-    A case whose files do not tell its directions comes back as it is.
+    A case of unknown orientation is returned unchanged.
     """
     if not case.directions:
         return case
@@ -130,23 +130,23 @@ def upright(case: CaseImages) -> CaseImages:
         if case.directions[axis] != pair[0]
     )
 
-    def turn(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def reorient(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         leading = array.ndim - len(order)
         moved = array.transpose(*range(leading), *(axis + leading for axis in order))
         return np.flip(moved, tuple(axis + leading for axis in mirrored))
 
     return replace(
         case,
-        image=turn(case.image),
-        reference=turn(case.reference),
-        prediction=turn(case.prediction),
+        image=reorient(case.image),
+        reference=reorient(case.reference),
+        prediction=reorient(case.prediction),
         spacing=tuple(case.spacing[axis] for axis in order),
         directions="SPL",
     )
 
 
 def quantise(array: npt.NDArray[np.floating[Any]], window: tuple[float, float] | None) -> Bytes:
-    """Return intensities as bytes, 0 and 255 at the ends of the window (percentiles of the array by default)."""
+    """Scale intensities to bytes, 0 and 255 at the ends of the window (percentiles of the array by default)."""
     step = max(1, array.size // _PERCENTILE_VOXELS)
     low, high = np.percentile(array.ravel()[::step], GREY_PERCENTILES) if window is None else window
     scale = 255 / max(float(high - low), 1e-12)
@@ -154,7 +154,7 @@ def quantise(array: npt.NDArray[np.floating[Any]], window: tuple[float, float] |
 
 
 def most_wrong(reference: Bytes, prediction: Bytes) -> tuple[int, int, int]:
-    """Return a voxel of the slice with most differences; where there is none, of the one with most structure."""
+    """Return a voxel in the slice with most wrong voxels, or with most labelled voxels if none is wrong."""
     shown = reference != prediction
     if not shown.any():
         shown = reference > 0
@@ -167,7 +167,7 @@ def most_wrong(reference: Bytes, prediction: Bytes) -> tuple[int, int, int]:
 
 
 def _attempts(reference: Bytes, prediction: Bytes, spacing: Sequence[float]) -> Iterator[tuple[Box, tuple[int, ...]]]:
-    """Yield what to show, ever smaller: all, what is around the labels, and that ever coarser."""
+    """Yield ever smaller crops: the whole image, a box around the labels, and that box with ever coarser voxels."""
     whole: Box = tuple((0, extent) for extent in reference.shape)
     ones = (1,) * reference.ndim
     yield whole, ones
@@ -176,7 +176,7 @@ def _attempts(reference: Bytes, prediction: Bytes, spacing: Sequence[float]) -> 
     factors = np.ones(reference.ndim, dtype=int)
     extents = np.array([stop - start for start, stop in box])
     while factors.max() < _MOST_FACTOR:
-        # The finest axes first, so that voxels become cubes; an axis of a few voxels is left alone.
+        # The finest axes first, to approach isotropic voxels; axes of few voxels are kept.
         size = np.where(extents > 2 * factors, factors * np.asarray(spacing), np.inf)
         if not np.isfinite(size).any():
             size = factors * np.asarray(spacing)
@@ -195,7 +195,7 @@ def _around(mask: npt.NDArray[np.bool_]) -> Box:
 
 
 def _averaged(array: npt.NDArray[np.float32], factors: Sequence[int]) -> npt.NDArray[np.float32]:
-    """Return the mean of blocks of `factors` voxels; blocks at the end may be smaller."""
+    """Downsample by the mean of blocks of `factors` voxels; blocks at the end may be smaller."""
     result = array
     for axis, factor in enumerate(factors):
         if factor > 1:
@@ -208,7 +208,7 @@ def _averaged(array: npt.NDArray[np.float32], factors: Sequence[int]) -> npt.NDA
 
 
 def _picked(array: Bytes, factors: Sequence[int]) -> Bytes:
-    """Return the middle voxel of each block of `factors` voxels."""
+    """Downsample to the middle voxel of each block of `factors` voxels."""
     positions = [
         np.minimum(np.arange(0, extent, factor) + factor // 2, extent - 1)
         for extent, factor in zip(array.shape, factors, strict=True)
@@ -217,7 +217,7 @@ def _picked(array: Bytes, factors: Sequence[int]) -> Bytes:
 
 
 def _positions(array: npt.NDArray[np.int32], labels: Sequence[int]) -> Bytes:
-    """Return label values as their position among `labels`, from 1 on; 0 for all others."""
+    """Map label values to their position among `labels`, counted from 1; 0 for all others."""
     result = np.zeros(array.shape, dtype=np.uint8)
     for position, value in enumerate(labels[:255], start=1):
         result[array == value] = position
@@ -225,7 +225,7 @@ def _positions(array: npt.NDArray[np.int32], labels: Sequence[int]) -> Bytes:
 
 
 def _thumbnail(grey: Bytes, reference: Bytes, prediction: Bytes, index: int, spacing: Sequence[float]) -> str:
-    """Return a small PNG of one slice: the prediction as a tint, the outline of the truth in white."""
+    """Return a small PNG of one slice: the prediction tinted, the ground truth outlined in white."""
     height, width = grey.shape[1] * spacing[1], grey.shape[2] * spacing[2]
     scale = _THUMBNAIL / max(height, width)
     size = max(round(width * scale), 1), max(round(height * scale), 1)
@@ -251,9 +251,9 @@ def _thumbnail(grey: Bytes, reference: Bytes, prediction: Bytes, index: int, spa
 def _remark(case: CaseImages, box: Box, shape: Sequence[int], factors: Sequence[int]) -> str:
     parts = ["raw image" if case.is_raw else "preprocessed image (cropped, resampled, normalised)"]
     if any((start, stop) != (0, extent) for (start, stop), extent in zip(box, shape, strict=True)):
-        parts.append("cut out around the labels")
+        parts.append("cropped to the labels")
     if max(factors) > 1:
-        parts.append(f"every {' x '.join(map(str, factors))} voxels shown as one")
+        parts.append(f"blocks of {' x '.join(map(str, factors))} voxels averaged")
     if len(case.image) > MOST_CHANNELS:
         parts.append(f"{MOST_CHANNELS} of {len(case.image)} channels")
     return ", ".join(parts)

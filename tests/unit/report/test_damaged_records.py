@@ -11,8 +11,8 @@ from segwright.report.sources import read_fold
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[]", "expected an object"),
-        ("5", "expected an object"),
+        ("[]", "expected a JSON object"),
+        ("5", "expected a JSON object"),
         ('{"notes": 5}', "'notes' is a int"),
         ('{"config": []}', "'config' is a list"),
         ('{"cases": "x"}', "'cases' is a str"),

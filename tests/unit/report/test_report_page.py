@@ -171,9 +171,9 @@ def test_what_is_gone_is_said(tmp_path: Path) -> None:
     (model / "fold_0" / "metrics.jsonl").unlink()
     (model / "dataset_fingerprint.json").unlink()
     words = " ".join(Page(api.write_report(model).read_text(encoding="utf-8")).words)
-    assert "its image is not where it was" in words
-    assert "No metrics.jsonl in this fold" in words
-    assert "No dataset_fingerprint.json" in words
+    assert "its image is missing" in words
+    assert "this fold has no metrics.jsonl" in words
+    assert "The model folder has no dataset_fingerprint.json" in words
 
 
 def moved_model(folder: Path) -> Path:
@@ -189,7 +189,7 @@ def test_what_scores_name_elsewhere_is_not_opened(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(case_images, "read_images", lambda files, reader: opened.append(files) or whole(files, reader))
     page = Page(api.write_report(model).read_text(encoding="utf-8"))
     assert not opened
-    assert "lies neither in the model's folder nor in a dataset that was given" in " ".join(page.words)
+    assert "is neither in the model's folder nor in a given dataset" in " ".join(page.words)
     assert not [kind for kind, _ in page.scripts if kind == "volume"]
     given = Page(api.write_report(model, dataset=tmp_path / "work" / "raw" / DATASET).read_text(encoding="utf-8"))
     assert opened
@@ -214,7 +214,7 @@ def test_without_pictures_no_voxel_is_in_the_page(model: Path, tmp_path: Path) -
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="holds no trained model; give a model folder"):
+    with pytest.raises(ModelError, match="contains no trained model; give a model folder"):
         api.write_report(tmp_path)
 
 

@@ -72,12 +72,12 @@ def test_what_is_too_large_is_cut_then_thinned() -> None:
     whole = pack(case((40, 60, 50)), [7], max_bytes=10**6, windows=[None])
     assert (whole.shape, whole.remark) == ((40, 60, 50), "raw image")
     cut = pack(case((40, 60, 50)), [7], max_bytes=12_000, windows=[None])
-    assert "cut out around the labels" in cut.remark
+    assert "cropped to the labels" in cut.remark
     assert max(cut.shape) < 25
     assert cut.spacing == (3.0, 1.0, 2.0)
     thinned = pack(case((40, 60, 50)), [7], max_bytes=1500, windows=[None])
     assert len(b64decode(thinned.payload)) <= 1500
-    assert "shown as one" in thinned.remark
+    assert "voxels averaged" in thinned.remark
     assert thinned.spacing[1] > 1.0
 
 

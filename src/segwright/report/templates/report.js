@@ -20,7 +20,7 @@
   }
 
   class Plane {
-    /* One picture across an axis: rows and columns are the two other axes. */
+    /* A slice perpendicular to one axis; rows and columns are the two other axes. */
     constructor(viewer, axis) {
       this.viewer = viewer;
       this.axis = axis;
@@ -44,7 +44,7 @@
       });
     }
 
-    /* The image of a case whose first axis leads up is drawn from its last row to its first. */
+    /* If the first axis points up, rows are drawn from last to first. */
     get flipped() { return this.viewer.about.upright && this.rowAxis === 0; }
 
     wheel(event) {
@@ -78,7 +78,7 @@
       this.scale = scale;
     }
 
-    /* Offset of a voxel of the slice, and the colours of the overlay there. */
+    /* Draw the slice with its overlay. */
     draw() {
       const { viewer, axis } = this;
       const { shape, planes, corners, name } = viewer.about;
@@ -112,7 +112,7 @@
       this.slider.value = index;
       const side = corners[axis][1] ? `, ${corners[axis][0]} to ${corners[axis][1]}` : "";
       this.heading.textContent = `${planes[axis]} ${index + 1} of ${shape[axis]}${side}`;
-      this.slider.setAttribute("aria-label", `slice across ${planes[axis]}`);
+      this.slider.setAttribute("aria-label", `${planes[axis]} slice`);
       this.canvas.setAttribute("aria-label", `${name}, ${planes[axis]} slice ${index + 1} of ${shape[axis]}`);
     }
 
@@ -249,7 +249,7 @@
         bytes = await unpack(this.volumes[index].textContent);
       } catch (error) {
         this.find("screen").hidden = false;
-        caption.textContent = `This browser cannot unpack the volume (${error.message}); a newer one can. The pictures above show one slice of each case.`;
+        caption.textContent = `This browser cannot decompress the volume (${error.message}); use a newer one. The pictures above show one slice per case.`;
         return;
       }
       if (this.index !== index) return;
