@@ -13,7 +13,9 @@ from segwright.core.parallel import available_cpus
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan
 from segwright.data.preprocessed.provenance import Provenance
-from segwright.inference.export.labels import logits_to_labels
+from segwright.inference.export.labels import export_planes
+from segwright.inference.export.to_original_grid import InverseResampling
+from segwright.inference.window.stitching import Planes
 
 torch.set_num_threads(available_cpus())
 folder = Path(sys.argv[1])
@@ -33,7 +35,8 @@ logits = torch.from_numpy(np.load(folder / "logits.npy"))
 said: dict[str, float] = {}
 with extra_memory(said):
     start = time.perf_counter()
-    result = logits_to_labels(logits, provenance, configuration, labels)
+    inverse = InverseResampling(logits.shape[1:], provenance, configuration)
+    result = export_planes([Planes(start=0, stop=logits.shape[1], logits=logits)], inverse, labels)
     said["seconds"] = time.perf_counter() - start
 if (folder / "theirs.npy").exists():
     said["same_labels"] = float((result == np.load(folder / "theirs.npy")).mean())

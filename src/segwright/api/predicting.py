@@ -16,7 +16,7 @@ from segwright.core.process_tuning import gc_paused
 if TYPE_CHECKING:
     from segwright.inference.ensemble import Ensemble
     from segwright.inference.export.writers import ProbabilityFormat
-    from segwright.inference.folder.log import CaseRecord
+    from segwright.inference.prediction import CaseRecord
     from segwright.inference.predictor import Predictor
 
 logger = getLogger(__name__)
@@ -106,7 +106,7 @@ def predict(
     with user_code_errors(packages, "the network of a model"):
         if several is not None:
             _require_one(devices)
-            return several.predict_files(images, output, **options)
+            return predict_files(several, Path(images), Path(output), **options)
         return predict_files(
             predictors[0],
             Path(images),
@@ -161,17 +161,24 @@ def load_model(
 def _load(model: Path | str, *, trust: CodeTrust, exact: bool, **options: Any) -> Predictor | Ensemble:
     """Load the predictor of a model folder after checking device and precision."""
     with gc_paused():
+        from segwright.inference.folder.predict_folder import predict_files
         from segwright.inference.models.model_folder import OURS, CheckpointFormat, load_predictor
         from segwright.inference.models.selected import find_selected, load_selected
         from segwright.interop.nnunet import NnunetCheckpoints, is_nnunet_model
 
     def load(folder: Path) -> Predictor:
         reading: CheckpointFormat = NnunetCheckpoints() if is_nnunet_model(folder) else OURS
-        return load_predictor(folder, reading=reading, trust=trust, reuse=not exact, **options)
+        predictor = load_predictor(folder, reading=reading, trust=trust, reuse=not exact, **options)
+        predictor.folder_function = predict_files
+        return predictor
 
     with unpacked(Path(model)) as place:
         selected = find_selected(place)
-        return load(only_model(place, Path(model))) if selected is None else load_selected(selected, load)
+        if selected is None:
+            return load(only_model(place, Path(model)))
+        loaded = load_selected(selected, load)
+    loaded.folder_function = predict_files
+    return loaded
 
 
 def _checked_options(
@@ -186,12 +193,12 @@ def _checked_options(
     """Check the options that need no model and return the format of probabilities."""
     from segwright.core.files.atomic_io import require_folder
     from segwright.inference.export.writers import ProbabilityFormat
-    from segwright.inference.folder.log import PredictOptions
-    from segwright.inference.folder.predict_folder import require_apart
+    from segwright.inference.folder.jobs import PredictOptions
+    from segwright.inference.folder.run import require_apart
 
     kind = "npz" if probabilities is True else probabilities or ("nifti" if classes else None)
     saving = ProbabilityFormat(kind=kind, classes=classes) if kind else None
-    PredictOptions(saving=saving, part=part, parts=parts)
+    PredictOptions(probability_format=saving, part=part, parts=parts)
     require_apart(Path(images), Path(output))
     require_folder(Path(output))
     return saving

@@ -109,13 +109,6 @@ class Configuration(BaseModel):
         strides = self.architecture.arch_kwargs.get("strides")
         return tuple(_per_axis(each, self.dims) for each in strides) if isinstance(strides, list | tuple) else ()
 
-    @property
-    def next_stages(self) -> tuple[str, ...]:
-        """Configurations that take this one's predictions as additional input."""
-        if self.next_stage is None:
-            return ()
-        return (self.next_stage,) if isinstance(self.next_stage, str) else self.next_stage
-
     @field_validator("spacing")
     @classmethod
     def _spacing_is_positive(cls, spacing: tuple[float, ...]) -> tuple[float, ...]:

@@ -8,10 +8,8 @@ memory is that of one model, whatever their number and the number of classes.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,23 +19,19 @@ import numpy as np
 import numpy.typing as npt
 
 from segwright.core.errors import ModelError
-from segwright.core.files.atomic_io import temporary_beside
-from segwright.core.log import progress
 from segwright.core.parallel import fork_safe
-from segwright.data.images.image_io import Volume, write_labels
+from segwright.data.images.image_io import Volume
 from segwright.data.labels import Labels
 from segwright.data.preprocessed.provenance import Provenance
 from segwright.inference.export.labels import LabelMap
 from segwright.inference.export.postprocessing import NO_POSTPROCESSING, PostProcessing
-from segwright.inference.export.writers import ProbabilityFormat, StoredProbabilities, open_whole_maps, store_maps
-from segwright.inference.folder.log import CaseRecord, Job, PredictionLog, PredictOptions, Timer, identity
-from segwright.inference.folder.predict_folder import SCRATCH, begin, naming, read_volume
+from segwright.inference.export.writers import ProbabilityFormat, StoredProbabilities, store_maps
 from segwright.inference.prediction import ArrayPredictor, Prediction
 from segwright.inference.predictor import Predictor
 from segwright.inference.reliability.case_statistics import Observation
-from segwright.inference.reliability.model import NO_RELIABILITY, ReliabilityModel, log_warnings
 from segwright.inference.reliability.uncertainty import MAPS, Uncertainty, pooled_maps
 from segwright.inference.window.stitching import Planes
+from segwright.inference.window.timer import Timer
 from segwright.preprocessing.pipeline import PredictionInput
 
 SLAB_BYTES: Final = 128 * 2**20
@@ -64,6 +58,13 @@ class Ensemble(ArrayPredictor):
         self.labels = predictors[0].labels
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """Those of all members, and the post-processing."""
+        steps = self.postprocessing.to_json()
+        members = [predictor.identity for predictor in self.predictors]
+        return {"ensemble": members, **({"postprocessing": steps} if steps else {})}
+
+    @property
     def reader(self) -> str:
         """Of all members."""
         return self.predictors[0].reader
@@ -77,7 +78,7 @@ class Ensemble(ArrayPredictor):
     def predict_case(self, volume: Volume, *, probabilities: bool = False, uncertainty: bool = False) -> Prediction:
         """Return labels, and mean probabilities and maps where asked for, of one case on its own grid."""
         with TemporaryDirectory(prefix="segwright-ensemble-") as scratch:
-            stored, *_ = _probabilities(self.predictors, volume, Path(scratch), maps=uncertainty)
+            stored, *_ = model_probabilities(self.predictors, volume, Path(scratch), maps=uncertainty)
             arrays = [each.array for each in stored]
             label_map = self.postprocessing(mean_labels(arrays, self.labels))
             mean = _mean(arrays) if probabilities else None
@@ -86,76 +87,6 @@ class Ensemble(ArrayPredictor):
         return Prediction(
             labels=label_map, probabilities=mean, uncertainty=None if maps is None else Uncertainty(*maps)
         )
-
-    def predict_files(self, images: Path | str, output: Path | str, **options: Any) -> list[CaseRecord]:
-        """Predict a folder of images into another one; options as of `predict_ensemble`."""
-        options.setdefault("reliability", self.reliability)
-        return predict_ensemble(self.predictors, Path(images), Path(output), self.postprocessing, **options)
-
-
-@fork_safe
-def predict_ensemble(
-    predictors: Sequence[Predictor],
-    input_folder: Path,
-    output_folder: Path,
-    postprocessing: PostProcessing = NO_POSTPROCESSING,
-    *,
-    probabilities: bool | ProbabilityFormat = False,
-    uncertainty: bool = False,
-    calibrated: bool = False,
-    overwrite: bool = False,
-    part: int = 0,
-    parts: int = 1,
-    reliability: ReliabilityModel = NO_RELIABILITY,
-) -> list[CaseRecord]:
-    """Predict every case of a folder with all models and write the labels of their mean probabilities.
-
-    Args:
-        predictors: of models that were trained on the same channels and labels; their plans may differ.
-        input_folder: `<case>_0000<ending>` and so on; never written to.
-        output_folder: as of `files.predict_files`; finished cases are kept.
-        postprocessing: of the label maps.
-        probabilities: also write their mean, as of `files.predict_files`.
-        uncertainty: also write maps, as of `files.predict_files`.
-        calibrated: write the mean with the model's temperature.
-        overwrite: predict everything anew.
-        part: predict every `parts`-th case, beginning with this one (from 0).
-        parts: into how many parts the cases are dealt.
-        reliability: what the ensemble knows of its limits.
-
-    Raises:
-        ModelError: the models do not belong together.
-        SegwrightError: as `files.predict_files`.
-    """
-    require_same_task(predictors)
-    models: dict[str, Any] = {"ensemble": [identity(predictor) for predictor in predictors]}
-    if postprocessing.steps:
-        models["postprocessing"] = postprocessing.to_json()
-    saving = ProbabilityFormat(kind="npz") if probabilities is True else probabilities or None
-    asked = PredictOptions(
-        saving=saving, uncertainty=uncertainty, calibrated=calibrated, overwrite=overwrite, part=part, parts=parts
-    )
-    with ExitStack() as held:
-        log, jobs, todo, failures = begin(
-            predictors,
-            input_folder,
-            output_folder,
-            asked,
-            model=models,
-            reliability=reliability,
-            workers=predictors[:1],
-            held=held,
-        )
-        names = {job.case.identifier for job in todo}
-        records = []
-        for job in progress(jobs, title="predicting" if jobs else "", total=len(jobs)):
-            if job.case.identifier in names:
-                with failures.collect(job.case):
-                    records.append(_predict(predictors, postprocessing, job, log, reliability))
-            else:
-                records.append(log.kept(job))
-    failures.require_none(len(jobs))
-    return records
 
 
 def require_same_task(predictors: Sequence[Predictor]) -> None:
@@ -242,58 +173,6 @@ def _mean_heads(
         yield mean
 
 
-def _predict(
-    predictors: Sequence[Predictor],
-    postprocessing: PostProcessing,
-    job: Job,
-    log: PredictionLog,
-    reliability: ReliabilityModel,
-) -> CaseRecord:
-    start = time.perf_counter()
-    reader = predictors[0].reader
-    with ExitStack() as stack:
-        stack.enter_context(naming(job.case))
-        scratch = temporary_beside(job.output.with_name(f"{job.case.identifier}.{SCRATCH}"))
-        scratch.mkdir()
-        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
-        volume = read_volume(job.case, reader)
-        findings = reliability.findings(volume)
-        read_s = time.perf_counter() - start
-        labels = predictors[0].labels
-        spread = reliability.measures_disagreement(*(each.window.mirror_axes for each in predictors))
-        stored, provenance, timer, prepare_s = _probabilities(
-            predictors, volume, scratch, spread=spread, maps=bool(job.maps)
-        )
-        arrays = [each.array for each in stored]
-        kept = None
-        if job.saving is not None:
-            folder, name, document = job.output.parent, job.case.identifier, {"model": log.identity}
-            kept = stack.enter_context(job.saving.open_whole(folder, name, labels, provenance, document))
-        label_map = postprocessing(mean_labels(arrays, labels, kept, temperature=job.temperature))
-        if job.maps:
-            target = stack.enter_context(open_whole_maps(job.maps, provenance))
-            for plane in range(label_map.shape[0]):
-                maps = pooled_maps(arrays, [each.spread for each in stored], labels, plane, plane + 1)
-                target.put(plane, plane + 1, np.stack(maps))
-        write_labels(label_map, job.output, volume.properties, reader)
-    found = reliability.assess(Observation.mean(each.observation for each in stored), findings)
-    log_warnings(job.case.identifier, found.warnings)
-    record = CaseRecord(
-        case=job.case.identifier,
-        output=job.output,
-        read_s=read_s + prepare_s,
-        predict_s=timer.seconds,
-        export_s=time.perf_counter() - start - read_s - prepare_s - timer.seconds,
-        tiles=timer.tiles.tiles,
-        tiles_skipped=timer.tiles.reused,
-        confidence=found.confidence,
-        expected_dice=found.expected_dice,
-        warnings=found.warnings,
-    )
-    log.add(job, record)
-    return record
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
     """What one model said of a case: probabilities (H, Z, Y, X) and disagreement (Z, Y, X) on disk, and in short."""
@@ -303,7 +182,7 @@ class Stored:
     spread: Any = None
 
 
-def _probabilities(
+def model_probabilities(
     predictors: Sequence[Predictor], volume: Volume, scratch: Path, *, spread: bool = False, maps: bool = False
 ) -> tuple[list[Stored], Provenance, Timer, float]:
     """Return each model's probabilities of one case, on its own grid, in files of `scratch`.

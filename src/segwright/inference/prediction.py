@@ -1,10 +1,11 @@
-"""What a model says of one case, and the calls with arrays that a single model and an ensemble share."""
+"""The prediction of one case, and the interface that a single model and an ensemble share."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,11 +28,40 @@ class Prediction:
     uncertainty: Uncertainty | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseRecord:
+    """A case of a folder: its label map, the seconds of each phase, its tiles, and how reliable the prediction is.
+
+    Attributes:
+        tiles_skipped: tiles of one value that needed no forward pass of their own.
+        kept: an earlier run predicted the case.
+        confidence: this and the next two as of `reliability.model.Assessment`.
+    """
+
+    case: str
+    output: Path
+    read_s: float = 0.0
+    predict_s: float = 0.0
+    export_s: float = 0.0
+    tiles: int = 0
+    tiles_skipped: int = 0
+    kept: bool = False
+    confidence: float | None = None
+    expected_dice: float | None = None
+    warnings: tuple[str, ...] = ()
+
+
 class ArrayPredictor(ABC):
-    """Answers a caller's arrays, by what it says of a case."""
+    """A model that predicts arrays and folders; subclasses predict one case."""
 
     reliability: ReliabilityModel = NO_RELIABILITY
-    """What it knows of its limits."""
+    folder_function: Callable[..., list[CaseRecord]] | None = None
+    """What `predict_files` calls: `folder.predict_folder.predict_files`, which is built on this module."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> Mapping[str, Any]:
+        """What decides the labels: predictions of models with the same identity are interchangeable."""
 
     @property
     @abstractmethod
@@ -46,6 +76,11 @@ class ArrayPredictor(ABC):
     @abstractmethod
     def predict_case(self, volume: Volume, *, probabilities: bool = False, uncertainty: bool = False) -> Prediction:
         """Return labels, and probabilities and maps of uncertainty where asked for, of one case on its own grid."""
+
+    def predict_files(self, images: Path | str, output: Path | str, **options: Any) -> list[CaseRecord]:
+        """Predict a folder of images into another one; options as of `folder.predict_folder.predict_files`."""
+        assert self.folder_function is not None, "segwright.load_model sets it"
+        return self.folder_function(self, Path(images), Path(output), **options)
 
     def predict(
         self,

@@ -1,4 +1,4 @@
-"""The predictor: from one case, or an array, or a folder, to label maps on their own grids.
+"""Predict label maps and probabilities of one case with the networks of a model.
 
 Legend: C channels, H heads, S spatial axes of the image.
 """
@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +19,12 @@ from segwright.data.images.image_io import Volume
 from segwright.data.labels import Labels
 from segwright.data.laterality import LabelPairs, mirrored_heads
 from segwright.data.plan import Configuration, Plan
-from segwright.data.preprocessed.provenance import Provenance
 from segwright.inference.export.labels import (
     LabelMap,
     MapArray,
     ProbabilityArray,
     ProbabilitySink,
     export_planes,
-    logits_to_labels,
-    logits_to_probabilities,
 )
 from segwright.inference.export.postprocessing import NO_POSTPROCESSING, PostProcessing
 from segwright.inference.export.to_original_grid import InverseResampling
@@ -39,9 +35,6 @@ from segwright.inference.window.stitching import Planes
 from segwright.inference.window.tiling import DEFAULT_STEP, HALF_QUANTUM, rolling_axis
 from segwright.networks.build import prepare
 from segwright.preprocessing import pipeline
-
-if TYPE_CHECKING:
-    from segwright.inference.folder.log import CaseRecord
 
 HOLD_BYTES = 64 * 2**20
 """Logits of a case up to this size are kept, so that all of its export overlaps with the next case; larger ones are
@@ -105,6 +98,19 @@ class Predictor(ArrayPredictor):
             reuse=reuse,
         )
         self.networks = tuple(prepare(network, device) for network in networks)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the labels: predictions of models with the same identity are interchangeable."""
+        window, steps = self.window, self.postprocessing.to_json()
+        return {
+            **self.origin,
+            **({"postprocessing": steps} if steps else {}),
+            "mirror_axes": list(window.mirror_axes),
+            "step": window.step,
+            "precision": window.used_precision,
+            "device": window.device.type,
+        }
 
     @property
     def reader(self) -> str:
@@ -177,13 +183,6 @@ class Predictor(ArrayPredictor):
         shape, axis = prepared.image.shape[1:], self.axis_of(prepared.image)
         return InverseResampling(shape, prepared.provenance, self.configuration, axis=axis)
 
-    def decide(self, logits: Tensor, provenance: Provenance, *, probabilities: bool = False) -> Prediction:
-        """Bring logits (H, *S) back to the grid of the case and decide the label of each voxel."""
-        maps = logits_to_probabilities(logits, provenance, self.configuration, self.labels) if probabilities else None
-        return Prediction(
-            labels=logits_to_labels(logits, provenance, self.configuration, self.labels), probabilities=maps
-        )
-
     @fork_safe
     def predict_case(self, volume: Volume, *, probabilities: bool = False, uncertainty: bool = False) -> Prediction:
         """Return labels, and probabilities and maps of uncertainty where asked for, of one case on its own grid."""
@@ -196,9 +195,3 @@ class Predictor(ArrayPredictor):
             probabilities=None if sink is None else sink.array,
             uncertainty=None if maps is None else Uncertainty(*maps.array),
         )
-
-    def predict_files(self, images: Path | str, output: Path | str, **options: Any) -> list[CaseRecord]:
-        """Predict a folder of images into another one; options as in `files.predict_files`."""
-        from segwright.inference.folder.predict_folder import predict_files  # which is built on this module
-
-        return predict_files(self, Path(images), Path(output), **options)

@@ -74,7 +74,6 @@ def test_configuration_gives_typed_values() -> None:
     assert configuration.patch_size == (8, 16, 16)
     assert configuration.dims == 3
     assert configuration.strides == ((1, 1, 1), (1, 2, 2), (2, 2, 2))
-    assert configuration.next_stages == ()
     assert configuration.architecture.kw_requires_import == ("conv_op", "norm_op", "dropout_op", "nonlin")
 
 
@@ -109,14 +108,6 @@ def test_a_child_overwrites_its_parent_key_by_key() -> None:
     assert (grandchild.batch_size, grandchild.spacing, grandchild.patch_size) == (7, (4.0, 2.0, 2.0), (8, 16, 16))
     assert (grandchild.inherits_from, grandchild.previous_stage) == ("child", "3d_lowres")
     assert plan.configuration("3d_fullres").batch_size == 2
-
-
-def test_next_stages_are_always_a_tuple() -> None:
-    plan = Plan.from_json(
-        plan_document(a=configuration_document(next_stage="b"), c=configuration_document(next_stage=["d", "e"]))
-    )
-    assert plan.configuration("a").next_stages == ("b",)
-    assert plan.configuration("c").next_stages == ("d", "e")
 
 
 def test_inheriting_in_a_circle_is_refused() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from segwright.data.labels import Labels
 from segwright.evaluation.calibration import NUM_BINS, TEMPERATURES, Reliabilities, Reliability, fit
-from segwright.inference.reliability.calibration import Calibration, tempered
+from segwright.inference.reliability.calibration import Calibration
 from segwright.inference.reliability.model import ReliabilityModel
 
 LABELS = Labels({"background": 0, "a": 1, "b": 2, "ignore": 3}, None)
@@ -102,15 +102,3 @@ def test_nothing_is_changed_where_no_other_case_can_tell() -> None:
     nothing = Reliabilities(LABELS)
     nothing.add(np.zeros((3, 4), np.float32), np.full(4, 3))
     assert nothing.reliability() is None
-
-
-@pytest.mark.parametrize("labels", [LABELS, REGIONS])
-@pytest.mark.parametrize("temperature", [0.4, 1.0, 2.5])
-def test_tempered_probabilities_are_those_of_divided_logits_and_keep_their_labels(
-    labels: Labels, temperature: float
-) -> None:
-    logits = np.random.default_rng(0).normal(scale=3, size=(labels.num_heads, 5, 6, 7)).astype(np.float32)
-    probabilities = labels.probabilities(logits)
-    found = tempered(probabilities, labels, temperature)
-    np.testing.assert_allclose(found, labels.probabilities(logits / np.float32(temperature)), atol=1e-5)
-    np.testing.assert_array_equal(labels.decide(found, logits=False), labels.decide(probabilities, logits=False))

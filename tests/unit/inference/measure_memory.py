@@ -17,12 +17,14 @@ from torch import nn
 from segwright.data.dataset import DatasetDescription
 from segwright.data.images.image_io import Volume
 from segwright.data.labels import Labels
-from segwright.data.plan import Plan
+from segwright.data.plan import Configuration, Plan
 from segwright.data.preprocessed.provenance import Provenance
 from segwright.inference.ensemble import Ensemble
-from segwright.inference.export.labels import logits_to_labels
+from segwright.inference.export.labels import LabelMap, export_planes
+from segwright.inference.export.to_original_grid import InverseResampling
 from segwright.inference.folder.predict_folder import predict_files
 from segwright.inference.predictor import Predictor
+from segwright.inference.window.stitching import Planes
 
 STATUS = Path("/proc/self/status")
 MIB = 2**20
@@ -92,12 +94,17 @@ def export(heads: int) -> dict[str, float]:
     )
     labels = labels_of(heads)
     # Once on little, for what torch sets up at first use stays for good.
-    logits_to_labels(torch.zeros((heads, 1, 2, 2)), small(provenance), configuration, labels)
+    decide(torch.zeros((heads, 1, 2, 2)), small(provenance), configuration, labels)
     logits = torch.randn((heads, *network), generator=torch.Generator().manual_seed(0))
     before = start_peak()
-    label_map = logits_to_labels(logits, provenance, configuration, labels)
+    label_map = decide(logits, provenance, configuration, labels)
     extra = resident_mib("VmHWM") - before
     return {"extra_mib": extra, "label_mib": label_map.nbytes / MIB, "whole_mib": 4 * heads * label_map.size / MIB}
+
+
+def decide(logits: torch.Tensor, provenance: Provenance, configuration: Configuration, labels: Labels) -> LabelMap:
+    inverse = InverseResampling(logits.shape[1:], provenance, configuration)
+    return export_planes([Planes(start=0, stop=logits.shape[1], logits=logits)], inverse, labels)
 
 
 def small(provenance: Provenance) -> Provenance:

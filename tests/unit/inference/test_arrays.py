@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import segwright
 from segwright.core.errors import ImageError
 from segwright.data.outliers import TrainingRange, measure
 from segwright.inference.arrays import to_volume
@@ -187,7 +188,9 @@ def test_threads_share_a_predictor(predictor: Predictor) -> None:
     assert all(np.array_equal(labels, expected) for labels in found)
 
 
-def test_a_folder_is_predicted_by_the_same_object(predictor: Predictor, images: Path, tmp_path: Path) -> None:
-    records = predictor.predict_files(images, tmp_path / "out")
+def test_a_folder_is_predicted_by_the_same_object(
+    make_model: Callable[..., Path], images: Path, tmp_path: Path
+) -> None:
+    records = segwright.load_model(make_model(0), device="cpu").predict_files(images, tmp_path / "out")
     assert records
     assert all(record.output.is_file() for record in records)

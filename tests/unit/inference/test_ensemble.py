@@ -12,9 +12,10 @@ import pytest
 from segwright.core.errors import ConfigError, ModelError, ProblemReport
 from segwright.data.images.image_io import read_images, read_label
 from segwright.data.labels import Labels
-from segwright.inference.ensemble import Ensemble, mean_labels, predict_ensemble
+from segwright.inference.ensemble import Ensemble, mean_labels
 from segwright.inference.export.postprocessing import PostProcessing, keep_largest
 from segwright.inference.export.writers import ProbabilityFormat
+from segwright.inference.folder.predict_folder import predict_files
 from segwright.inference.models.model_folder import load_predictor
 from segwright.inference.predictor import Predictor
 
@@ -27,7 +28,7 @@ def predictors(make_model: Callable[..., Path]) -> list[Predictor]:
 
 
 def test_labels_are_those_of_the_mean_probabilities(predictors: list[Predictor], images: Path, tmp_path: Path) -> None:
-    records = predict_ensemble(predictors, images, tmp_path / "out")
+    records = predict_files(Ensemble(predictors), images, tmp_path / "out")
     reader = predictors[0].plan.image_reader_writer
     for record in records:
         files = sorted(images.glob(f"{record.case}_*"))
@@ -41,31 +42,31 @@ def test_labels_are_those_of_the_mean_probabilities(predictors: list[Predictor],
 
 
 def test_finished_cases_are_kept(predictors: list[Predictor], images: Path, tmp_path: Path) -> None:
-    first = predict_ensemble(predictors, images, tmp_path / "out")
+    first = predict_files(Ensemble(predictors), images, tmp_path / "out")
     first[0].output.unlink()
-    again = predict_ensemble(predictors, images, tmp_path / "out")
+    again = predict_files(Ensemble(predictors), images, tmp_path / "out")
     assert [record.kept for record in again] == [False, *[True] * (len(first) - 1)]
 
 
 def test_a_bad_image_costs_its_case_alone(predictors: list[Predictor], images: Path, tmp_path: Path) -> None:
     (images / "a_0000.nii.gz").write_bytes(b"broken")
     with pytest.raises(ProblemReport, match="^a: .*cannot be read"):
-        predict_ensemble(predictors, images, tmp_path / "out")
+        predict_files(Ensemble(predictors), images, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").glob("*.nii.gz")] == ["b.nii.gz"]
 
 
-def test_models_of_another_task_are_refused(predictors: list[Predictor], images: Path, tmp_path: Path) -> None:
+def test_models_of_another_task_are_refused(predictors: list[Predictor]) -> None:
     predictors[1].labels = Labels.from_dataset_json({"labels": {"background": 0, "other": 1}})
     with pytest.raises(ModelError, match="have different labels; an ensemble needs models of the same task"):
-        predict_ensemble(predictors, images, tmp_path / "out")
+        Ensemble(predictors)
 
 
-def test_models_of_other_channels_are_refused(predictors: list[Predictor], images: Path, tmp_path: Path) -> None:
+def test_models_of_other_channels_are_refused(predictors: list[Predictor]) -> None:
     description = predictors[1].description
     assert description is not None
     predictors[1].description = description.model_copy(update={"channel_names": {"0": "another"}})
     with pytest.raises(ModelError, match="have different channel names; an ensemble needs"):
-        predict_ensemble(predictors, images, tmp_path / "out")
+        Ensemble(predictors)
 
 
 def test_slabs_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +82,7 @@ def test_what_an_ensemble_cannot_do_is_said(make_model: Callable[..., Path], ima
     from segwright import api
 
     models = [make_model(0), make_model(0, name="2d")]
-    with pytest.raises(ConfigError, match="several models predict on one device; .* --parts 2"):
+    with pytest.raises(ConfigError, match="several models can only predict on one device; .* --parts 2"):
         api.predict(models, images, tmp_path / "out", device="cpu,cpu")
     parts = [api.predict(models, images, tmp_path / "out", part=part, parts=2, device="cpu") for part in range(2)]
     assert [[record.case for record in part] for part in parts] == [["a"], ["b"]]
@@ -105,11 +106,11 @@ def test_mean_probabilities_are_written(predictors: list[Predictor], images: Pat
     volume = read_images([images / "a_0000.nii.gz"], "SimpleITKIO")
     expected = np.mean([each.predict_case(volume, probabilities=True).probabilities for each in predictors], axis=0)
     both = Ensemble(predictors)
-    both.predict_files(images, tmp_path / "npz", probabilities=True)
+    predict_files(both, images, tmp_path / "npz", probabilities=True)
     with np.load(tmp_path / "npz" / "a.npz") as archive:
         np.testing.assert_allclose(archive["probabilities"], expected, atol=1e-6)
     document = json.loads((tmp_path / "npz" / "a.provenance.json").read_text())
     assert (len(document["model"]["ensemble"]), document["provenance"]["properties"]["reader"]) == (2, "SimpleITKIO")
-    both.predict_files(images, tmp_path / "maps", probabilities=ProbabilityFormat(kind="nifti", classes=["outer"]))
+    predict_files(both, images, tmp_path / "maps", probabilities=ProbabilityFormat(kind="nifti", classes=["outer"]))
     found = read_label(tmp_path / "maps" / "probabilities" / "a_outer.nii.gz", "SimpleITKIO").array[0]
     np.testing.assert_allclose(found / 255, expected[2], atol=0.5 / 255 + 1e-6)

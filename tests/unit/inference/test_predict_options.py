@@ -23,7 +23,7 @@ from segwright.core.errors import ConfigError, SegwrightError, WorkspaceError
         ({"device": ""}, "device '': a name is missing"),
         ({"device": "cpu,gpu"}, "unknown device 'gpu'"),
         ({"part": 2, "parts": 2}, "part 2 of 2: parts are counted from 0 to 1"),
-        ({"part": 1}, "part 1 of 1: parts are counted from 0 to 0; tell with --parts N"),
+        ({"part": 1}, "part 1 of 1: parts are counted from 0 to 0; give the number of parts with --parts N"),
         ({"probabilities": "npy"}, "cannot be saved as 'npy'; did you mean 'npz'"),
         ({"probabilities": "npz", "classes": ["outer"]}, "choose classes with nifti only"),
     ],

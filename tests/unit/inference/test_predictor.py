@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from segwright.data.labels import Labels
 from segwright.data.plan import Plan
 from segwright.inference.models.model_folder import load_predictor
 from segwright.inference.predictor import Predictor
-from segwright.inference.window.sliding import TileCount, Window, sliding_window_logits, window_planes
+from segwright.inference.window.sliding import Image, TileCount, Window, window_planes
 from segwright.inference.window.tiling import HALF_QUANTUM
 from segwright.networks.build import build_network
 
@@ -54,6 +54,21 @@ class Fixed(nn.Module):
         return self.output
 
 
+def window_logits(
+    networks: nn.Module | Sequence[nn.Module],
+    image: Image,
+    patch_size: tuple[int, ...],
+    num_heads: int = 2,
+    *,
+    mirror_axes: tuple[int, ...] = (),
+    batch: int | None = None,
+) -> Tensor:
+    """Return the logits (H, *S) of a whole image in float32."""
+    window = Window(patch_size=patch_size, device=CPU, mirror_axes=mirror_axes, precision="fp32", batch=batch)
+    members = [networks] if isinstance(networks, nn.Module) else networks
+    return torch.cat([planes.logits for planes in window_planes(members, image, num_heads, window=window)], dim=1)
+
+
 def image(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(1, *shape)).astype(np.float32)
 
@@ -64,33 +79,29 @@ def image(*shape: int, seed: int = 0) -> np.ndarray:
 def test_tiles_and_padding_leave_no_trace(shape: tuple[int, ...], patch: tuple[int, ...], batch: int | None) -> None:
     data = image(*shape)
     axes = tuple(range(len(patch)))
-    logits = sliding_window_logits(
-        Pointwise(), data, patch, 2, device=CPU, mirror_axes=axes, precision="fp32", batch_tiles=batch
-    )
+    logits = window_logits(Pointwise(), data, patch, mirror_axes=axes, batch=batch)
     assert logits.dtype == torch.float32
     np.testing.assert_allclose(logits.numpy(), np.concatenate([data, data**2]), rtol=1e-5, atol=1e-6)
 
 
 def test_mirroring_averages_over_the_flips_of_the_patch() -> None:
     data = image(4, 4, 4)
-    logits = sliding_window_logits(
-        Ramp(), data, (4, 4, 4), 2, device=CPU, mirror_axes=(0, 2), precision="fp32", batch_tiles=2
-    )
+    logits = window_logits(Ramp(), data, (4, 4, 4), mirror_axes=(0, 2), batch=2)
     # A ramp 0..3 and its mirror image have the mean 1.5 everywhere.
     np.testing.assert_allclose(logits[0].numpy(), data[0] * 1.5, rtol=1e-5)
-    plain = sliding_window_logits(Ramp(), data, (4, 4, 4), 2, device=CPU, precision="fp32")
+    plain = window_logits(Ramp(), data, (4, 4, 4))
     np.testing.assert_allclose(plain[0].numpy(), data[0] * np.arange(4)[:, None, None], rtol=1e-5, atol=1e-7)
 
 
 def test_mirror_axes_of_a_2d_patch_count_from_the_patch() -> None:
     data = image(3, 4, 4)
-    logits = sliding_window_logits(Ramp(), data, (4, 4), 2, device=CPU, mirror_axes=(0,), precision="fp32")
+    logits = window_logits(Ramp(), data, (4, 4), mirror_axes=(0,))
     np.testing.assert_allclose(logits[0].numpy(), data[0] * 1.5, rtol=1e-5)
 
 
 def test_several_networks_are_averaged_as_logits() -> None:
     data = image(10, 8, 8)
-    logits = sliding_window_logits([Pointwise(1.0), Pointwise(4.0)], data, (8, 8, 8), 2, device=CPU, precision="fp32")
+    logits = window_logits([Pointwise(1.0), Pointwise(4.0)], data, (8, 8, 8))
     np.testing.assert_allclose(logits[0].numpy(), data[0] * 2.5, rtol=1e-5, atol=1e-6)
 
 
@@ -99,15 +110,13 @@ def test_batching_does_not_change_the_answer_of_a_real_network(plan: Plan, dims:
     block = plan.configurations[{2: "2d", 3: "3d_fullres"}[dims]]["architecture"]
     network = build_network(block, 1, 3, deep_supervision=False)
     first, second = (
-        sliding_window_logits(
+        window_logits(
             network,
             image(9, 12, 11),
             (8,) * dims,
             3,
-            device=CPU,
             mirror_axes=tuple(range(dims)),
-            precision="fp32",
-            batch_tiles=batch,
+            batch=batch,
         )
         for batch in (1, 24)
     )
@@ -156,25 +165,20 @@ def test_a_case_with_nan_or_inf_is_refused_whatever_normalisation_makes_of_it(
 
 def test_a_tensor_gives_what_its_array_gives() -> None:
     data = image(9, 9, 9)
-    first, second = (
-        sliding_window_logits(Pointwise(), given, (8, 8, 8), 2, device=CPU, precision="fp32")
-        for given in (data, torch.from_numpy(data))
-    )
+    first, second = (window_logits(Pointwise(), given, (8, 8, 8)) for given in (data, torch.from_numpy(data)))
     torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
 def test_a_network_in_training_is_evaluated_and_goes_back() -> None:
     network = nn.Sequential(nn.Conv3d(1, 2, 1), nn.Dropout(0.5))
     network.train()
-    first, second = (
-        sliding_window_logits(network, image(8, 8, 8), (8, 8, 8), 2, device=CPU, precision="fp32") for _ in range(2)
-    )
+    first, second = (window_logits(network, image(8, 8, 8), (8, 8, 8)) for _ in range(2))
     torch.testing.assert_close(first, second, rtol=0, atol=0)
     assert network.training
 
 
-def test_the_result_can_be_changed_by_its_owner() -> None:
-    logits = sliding_window_logits(Pointwise(), image(8, 8, 8), (8, 8, 8), 2, device=CPU)
+def test_the_result_can_be_changed_by_its_owner(make_model: Callable[..., Path]) -> None:
+    logits = load_predictor(make_model(0), device="cpu").predict_preprocessed(image(8, 8, 8))
     logits += 1
 
 
@@ -183,7 +187,7 @@ def test_an_image_with_nan_or_inf_is_refused(value: float) -> None:
     data = image(8, 8, 8)
     data[0, 1, 2, 3] = value
     with pytest.raises(ImageError, match="NaN or infinite"):
-        sliding_window_logits(Pointwise(), data, (8, 8, 8), 2, device=CPU)
+        window_logits(Pointwise(), data, (8, 8, 8))
 
 
 @pytest.mark.parametrize(
@@ -195,12 +199,12 @@ def test_an_image_with_nan_or_inf_is_refused(value: float) -> None:
 )
 def test_a_network_that_fails_is_named(network: nn.Module, message: str) -> None:
     with pytest.raises(ModelError, match=message):
-        sliding_window_logits(network, image(8, 8, 8), (8, 8, 8), 2, device=CPU)
+        window_logits(network, image(8, 8, 8), (8, 8, 8))
 
 
 def test_mirror_axes_beyond_the_patch_are_refused() -> None:
     with pytest.raises(ModelError, match="mirror axes"):
-        sliding_window_logits(Pointwise(), image(8, 8, 8), (8, 8), 2, device=CPU, mirror_axes=(2,))
+        window_logits(Pointwise(), image(8, 8, 8), (8, 8), mirror_axes=(2,))
 
 
 @pytest.mark.parametrize("name", ["2d", "3d_fullres"])
@@ -233,9 +237,7 @@ def test_plain_float32_sums_are_had_by_the_window(make_model: Callable[..., Path
     """As docs/how-to/predict.md tells."""
     model = load_predictor(make_model(0), device="cpu", precision="fp32")
     data = image(13, 9, 17)
-    plain = sliding_window_logits(
-        model.networks, data, (8, 8, 8), 3, device=CPU, mirror_axes=(0, 1, 2), precision="fp32"
-    )
+    plain = window_logits(model.networks, data, (8, 8, 8), 3, mirror_axes=(0, 1, 2))
     rounded = model.predict_preprocessed(data)
     model.window = replace(model.window, quantum=0.0)
     torch.testing.assert_close(model.predict_preprocessed(data), plain, rtol=1e-5, atol=1e-5)

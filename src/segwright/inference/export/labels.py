@@ -14,14 +14,12 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from segwright.core.device import single_threaded_pool
 from segwright.data.images.image_io import write_labels
 from segwright.data.labels import Labels
-from segwright.data.plan import Configuration
 from segwright.data.preprocessed.provenance import Provenance
-from segwright.inference.export.to_original_grid import SLAB_BYTES, InverseResampling, Slab
+from segwright.inference.export.to_original_grid import InverseResampling, Slab
 from segwright.inference.reliability.uncertainty import disagreement_map, entropy_map
 from segwright.inference.window.stitching import Planes
 
@@ -102,38 +100,6 @@ def export_planes(
     return result
 
 
-def logits_to_labels(
-    logits: Tensor,
-    provenance: Provenance,
-    configuration: Configuration,
-    labels: Labels,
-    *,
-    slab_bytes: int = SLAB_BYTES,
-) -> LabelMap:
-    """Return the label map of `logits` (H, *S) in the reader's axis order (nnU-Net behaviour 11.5).
-
-    Background fills what was cropped off. The result does not depend on `slab_bytes`.
-    """
-    inverse = InverseResampling(logits.shape[1:], provenance, configuration, slab_bytes=slab_bytes)
-    return export_planes(_whole(logits), inverse, labels)
-
-
-def logits_to_probabilities(
-    logits: Tensor, provenance: Provenance, configuration: Configuration, labels: Labels
-) -> npt.NDArray[np.float32]:
-    """Return the probabilities (H, Z, Y, X) of `logits` (H, *S) in the reader's axis order.
-
-    nnU-Net behaviour 4.5, 11.5.
-
-    Outside the crop every probability is 0, but background's is 1 where it has a head of its own.
-    """
-    inverse = InverseResampling(logits.shape[1:], provenance, configuration)
-    probabilities = ProbabilityArray(inverse, labels)
-    for slab in inverse.slabs(_whole(logits), heads_at_once=len(logits)):
-        probabilities.write(slab.start, slab.stop, labels.probabilities(slab.scores().numpy()))
-    return probabilities.array
-
-
 def _decide_in_threads(slabs: Iterable[Slab], inside: npt.NDArray[Any], labels: Labels) -> None:
     """Fill `inside` with the labels of each slab, slabs side by side.
 
@@ -157,10 +123,6 @@ def _decide_in_threads(slabs: Iterable[Slab], inside: npt.NDArray[Any], labels: 
                 waiting.popleft().result()
         for slab_done in waiting:
             slab_done.result()
-
-
-def _whole(logits: Tensor) -> list[Planes]:
-    return [Planes(start=0, stop=logits.shape[1], logits=logits)]
 
 
 def _with_heads(planes: Iterable[Planes], labels: Labels, *, more: int) -> Iterable[Planes]:

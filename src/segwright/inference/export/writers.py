@@ -25,7 +25,8 @@ from segwright.data.images.image_io import READERS
 from segwright.data.labels import Labels
 from segwright.data.preprocessed.provenance import Provenance
 from segwright.inference.export.labels import ProbabilitySink
-from segwright.inference.export.to_original_grid import InverseResampling, to_front
+from segwright.inference.export.to_original_grid import InverseResampling
+from segwright.inference.window.tiling import to_front
 
 FORMATS = ("npz", "b2nd", "nifti")
 NIFTI_FOLDER = "probabilities"

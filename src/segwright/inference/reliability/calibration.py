@@ -1,6 +1,6 @@
 """Probabilities that mean what they say: one temperature per model (Guo et al., ICML 2017); labels stay as they are.
 
-`evaluation.calibration` finds it. Legend: H heads, S spatial axes.
+`evaluation.calibration` finds it.
 """
 
 from __future__ import annotations
@@ -8,16 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from segwright.core.files.atomic_io import parse_document, write_checked_json
-from segwright.data.labels import Labels
 
 CALIBRATION_JSON: Final = "calibration.json"
-
-Floats = npt.NDArray[np.float32]
 
 
 class Calibration(BaseModel):
@@ -55,18 +50,3 @@ class Calibration(BaseModel):
     def save(self, path: Path) -> None:
         """Write it, atomically."""
         write_checked_json(path, self.model_dump(mode="json"))
-
-
-def tempered(probabilities: Floats, labels: Labels, temperature: float) -> Floats:
-    """Return the probabilities (H, *S) of logits divided by a temperature.
-
-    Every voxel keeps its label: powers keep the order of the heads, and a region's half stays a half.
-    """
-    if temperature == 1:
-        return probabilities
-    powers: Floats = probabilities ** np.float32(1 / temperature)
-    if labels.has_regions:
-        powers /= powers + (1 - probabilities) ** np.float32(1 / temperature)
-    else:
-        powers /= powers.sum(axis=0)
-    return powers

@@ -21,10 +21,9 @@ from segwright.core.boxes import Box, box_slices, pad_to
 from segwright.core.device import CPU, autocast, memory_format
 from segwright.core.errors import ImageError, ModelError
 from segwright.core.process_tuning import release_freed_memory
-from segwright.inference.export.to_original_grid import to_front
 from segwright.inference.precision import used_precision, uses_fp16_kernels
 from segwright.inference.window.stitching import PORTION_BYTES, Planes, stitch
-from segwright.inference.window.tiling import DEFAULT_STEP, Start, gaussian_map, tiles
+from segwright.inference.window.tiling import DEFAULT_STEP, Start, gaussian_map, tiles, to_front
 from segwright.networks.cpu.dispatch import CpuKernelMode
 from segwright.preprocessing.normalization import NormalizedView
 
@@ -107,44 +106,6 @@ class Window:
         voxels = _BATCH_VOXELS_CPU if on_cpu else _BATCH_VOXELS_ACCELERATOR
         most = max(1, voxels // (patch * ceil(num_heads / _BATCH_HEADS)))
         return max(most // 2, min(most, 2)) if on_cpu and patch >= _LARGE_PATCH else most
-
-
-def sliding_window_logits(
-    networks: nn.Module | Sequence[nn.Module],
-    image: Image,
-    patch_size: Sequence[int],
-    num_heads: int,
-    *,
-    device: torch.device,
-    mirror_axes: Sequence[int] = (),
-    step: float = DEFAULT_STEP,
-    precision: str = "auto",
-    batch_tiles: int | None = None,
-) -> Tensor:
-    """Return the logits of a whole preprocessed image (nnU-Net behaviour 11.2, in float32 throughout).
-
-    Args:
-        networks: one or several, whose logits are averaged; each gives (B, H, *P).
-        image: (C, *S); a patch with one axis fewer runs over every slice of axis 0.
-        mirror_axes: spatial axes of the patch whose flips are averaged in.
-        batch_tiles: patches per forward pass, mirrored ones counted; chosen by patch size and device by default.
-
-    Returns:
-        (H, *S) float32 on the CPU.
-    """
-    window = Window(
-        patch_size=tuple(patch_size),
-        device=device,
-        mirror_axes=tuple(mirror_axes),
-        step=step,
-        precision=precision,
-        batch=batch_tiles,
-    )
-    members = (networks,) if isinstance(networks, nn.Module) else tuple(networks)
-    logits = torch.empty((num_heads, *image.shape[1:]))
-    for planes in window_planes(members, image, num_heads, window=window):
-        logits[:, planes.start : planes.stop] = planes.logits
-    return logits
 
 
 @dataclass(slots=True)

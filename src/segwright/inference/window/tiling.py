@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import product
 from math import ceil
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from segwright.core.errors import ConfigError
+
+T = TypeVar("T")
 
 DEFAULT_STEP = 0.5
 """Distance of two tiles as a fraction of the patch (nnU-Net behaviour 11.2)."""
@@ -70,6 +73,15 @@ def rolling_axis(image_size: Sequence[int], patch_size: Sequence[int]) -> int:
         return 0
     shares = [patch / max(size, patch) for size, patch in zip(image_size, patch_size, strict=True)]
     return shares.index(min(shares))
+
+
+def to_front(values: Sequence[T], axis: int) -> tuple[T, ...]:
+    """Return one value per axis with that of `axis` first.
+
+    >>> to_front("zyx", 2)
+    ('x', 'z', 'y')
+    """
+    return (values[axis], *values[:axis], *values[axis + 1 :])
 
 
 @lru_cache(maxsize=4)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from logging import getLogger
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +21,7 @@ from segwright.core.log import progress
 from segwright.data.labels import Labels
 from segwright.data.preprocessed.provenance import Provenance
 from segwright.evaluation.scores import ExtraMetrics, Scores, evaluate_files
+from segwright.inference.background_export import MAX_EXPORTS, submit_export
 from segwright.inference.export.labels import LabelMap, save_labels
 from segwright.inference.predictor import Predictor
 from segwright.inference.window.stitching import Planes
@@ -38,9 +40,6 @@ SCHEMA_VERSION = 1
 
 Kept = int | list[int]
 """Bytes and CRC-32 of a prediction; records of earlier versions have the bytes alone."""
-
-_MAX_EXPORTS = 2
-"""Cases waiting for export; more would only hold memory."""
 
 
 class ValidationCase(TrainingCase, Protocol):
@@ -203,7 +202,7 @@ def _kept(file: Path) -> list[int]:
 
 
 def _predict(predictor: Predictor, cases: ValidationSource, files: Mapping[str, Path], record: Record) -> None:
-    """Predict case by case; a thread exports the previous case, large cases are exported while they are predicted."""
+    """Predict case by case; a thread exports the previous case."""
     with ThreadPoolExecutor(1, thread_name_prefix="segwright-export") as exporting:
         exports: list[Future[None]] = []
         for name, file in progress(files.items(), title="validating" if files else "", total=len(files)):
@@ -211,39 +210,25 @@ def _predict(predictor: Predictor, cases: ValidationSource, files: Mapping[str, 
             image = network_input(case.image, case.label, predictor.labels)
             prepared = PredictionInput(image=image, provenance=case.provenance)
             collector = CaseStatsCollector(predictor, prepared, np.asarray(case.label[...])[0])
-            planes = predictor.planes(image, spread=True)
-            if predictor.may_hold(image):
-                with name_case_in_errors(name):
-                    held = list(planes)
-                exports.append(exporting.submit(_export, predictor, prepared, held, collector, file, record, name))
-                del held
-            else:  # decided as it is predicted, in this thread
-                decided = _decide(predictor, prepared, planes, collector, name)
-                origin = prepared.provenance
-                exports.append(exporting.submit(_write, predictor, origin, decided, collector, file, record, name))
-                del decided
-            if len(exports) >= _MAX_EXPORTS:
+            with name_case_in_errors(name):
+                export = submit_export(
+                    exporting,
+                    predictor.planes(image, spread=True),
+                    partial(_decide, predictor, prepared, collector, name),
+                    partial(_write, predictor, case.provenance, collector, file, record, name),
+                    hold=predictor.may_hold(image),
+                )
+            exports.append(export)
+            if len(exports) >= MAX_EXPORTS:
                 exports.pop(0).result()
         for export in exports:
             export.result()
 
 
-def _export(
-    predictor: Predictor,
-    prepared: PredictionInput,
-    planes: Iterable[Planes],
-    collector: CaseStatsCollector,
-    file: Path,
-    record: Record,
-    name: str,
-) -> None:
-    label_map = _decide(predictor, prepared, planes, collector, name)
-    _write(predictor, prepared.provenance, label_map, collector, file, record, name)
-
-
 def _decide(
-    predictor: Predictor, prepared: PredictionInput, planes: Iterable[Planes], collector: CaseStatsCollector, name: str
+    predictor: Predictor, prepared: PredictionInput, collector: CaseStatsCollector, name: str, planes: Iterable[Planes]
 ) -> LabelMap:
+    """Decide the labels of a case, and collect its statistics on the way."""
     with name_case_in_errors(name):
         return predictor.export(prepared, collector.collect(planes))
 
@@ -251,12 +236,13 @@ def _decide(
 def _write(
     predictor: Predictor,
     provenance: Provenance,
-    label_map: LabelMap,
     collector: CaseStatsCollector,
     file: Path,
     record: Record,
     name: str,
+    label_map: LabelMap,
 ) -> None:
+    """Write the label map and the statistics of a case."""
     with name_case_in_errors(name):
         save_labels(label_map, file, provenance, predictor.reader)
     collector.stats().save(file.parent, name)
@@ -265,8 +251,10 @@ def _write(
 
 @contextmanager
 def name_case_in_errors(case: str) -> Iterator[None]:
-    """Put the case's name before the message of an error that the user can fix."""
+    """Put the case's name before every user error of the block; the context may be entered twice."""
     try:
         yield
     except SegwrightError as error:
+        if str(error).startswith(f"case {case}: "):
+            raise
         raise located(error, f"case {case}") from error

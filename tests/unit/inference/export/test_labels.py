@@ -12,7 +12,9 @@ from segwright.core.errors import PlanError
 from segwright.data.labels import Labels
 from segwright.data.plan import Configuration, Plan
 from segwright.data.preprocessed.provenance import Provenance
-from segwright.inference.export.labels import logits_to_labels, logits_to_probabilities
+from segwright.inference.export.labels import LabelMap, ProbabilityArray, export_planes
+from segwright.inference.export.to_original_grid import InverseResampling
+from segwright.inference.window.stitching import Planes
 from segwright.preprocessing.pipeline import full_spacing
 from segwright.preprocessing.resampling import resample_image
 from tests.inverse_preprocessing import undo_labels, undo_probabilities
@@ -30,6 +32,10 @@ PROVENANCE = Provenance(
     transpose_forward=(2, 0, 1),
     transpose_backward=(1, 2, 0),
 )
+
+
+def decided(given: torch.Tensor, inverse: InverseResampling, labels: Labels) -> LabelMap:
+    return export_planes([Planes(start=0, stop=given.shape[1], logits=given)], inverse, labels)
 
 
 def logits(*shape: int) -> torch.Tensor:
@@ -58,7 +64,8 @@ def test_slabs_give_what_all_at_once_gives(
     configuration = plan.configuration(name)
     given = logits(*shape)
     expected = undo_labels(labels.decide(resampled(given, configuration), logits=True), PROVENANCE)
-    found = logits_to_labels(given, PROVENANCE, configuration, labels, slab_bytes=slab_bytes)
+    inverse = InverseResampling(shape, PROVENANCE, configuration, slab_bytes=slab_bytes)
+    found = decided(given, inverse, labels)
     assert found.shape == (15, 16, 14)
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, expected)
@@ -68,7 +75,10 @@ def test_slabs_give_what_all_at_once_gives(
 def test_probabilities_follow_the_rules_outside_the_crop(plan: Plan, labels: Labels) -> None:
     configuration = plan.configuration("3d_fullres")
     given = logits(10, 7, 8)
-    found = logits_to_probabilities(given, PROVENANCE, configuration, labels)
+    inverse = InverseResampling((10, 7, 8), PROVENANCE, configuration)
+    sink = ProbabilityArray(inverse, labels)
+    export_planes([Planes(start=0, stop=10, logits=given)], inverse, labels, sink=sink)
+    found = sink.array
     expected = undo_probabilities(
         labels.probabilities(resampled(given, configuration)), PROVENANCE, has_regions=labels.has_regions
     )
@@ -83,7 +93,7 @@ def test_more_than_255_labels_are_kept(plan: Plan) -> None:
     given = torch.zeros((300, 12, 10, 11))
     given[299] = 1
     flat = replace(PROVENANCE, spacing=(1.5, 1.5, 1.5))
-    found = logits_to_labels(given, flat, plan.configuration("3d_fullres"), labels)
+    found = decided(given, InverseResampling((12, 10, 11), flat, plan.configuration("3d_fullres")), labels)
     assert found.dtype == np.uint16
     assert found.max() == 299
 
@@ -93,4 +103,4 @@ def test_a_plan_that_cannot_resample_back_is_named(plan: Plan) -> None:
         update={"resampling_fn_probabilities": "no_resampling_hack", "resampling_fn_probabilities_kwargs": {}}
     )
     with pytest.raises(PlanError, match="resampling_fn_probabilities"):
-        logits_to_labels(logits(10, 7, 8), PROVENANCE, configuration, LABELS)
+        InverseResampling((10, 7, 8), PROVENANCE, configuration)

@@ -16,11 +16,11 @@ import torch
 from segwright.core.errors import ConfigError, WorkspaceError
 from segwright.inference.ensemble import Ensemble
 from segwright.inference.export.writers import ProbabilityFormat
-from segwright.inference.folder.log import Timer
 from segwright.inference.folder.predict_folder import predict_files
 from segwright.inference.models.model_folder import load_predictor
 from segwright.inference.predictor import Predictor
 from segwright.inference.window.stitching import Planes
+from segwright.inference.window.timer import Timer
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def read(folder: Path, name: str = "prediction.json") -> Any:
 
 
 def kept(model: Predictor | Ensemble, images: Path, out: Path, **options: Any) -> list[bool]:
-    return [record.kept for record in model.predict_files(images, out, **options)]
+    return [record.kept for record in predict_files(model, images, out, **options)]
 
 
 def test_it_tells_the_options_of_the_run(predictor: Predictor, images: Path, tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_options_that_are_off_are_told_too(make_model: Callable[..., Path], imag
         load_predictor(make_model(0, 1, name=name), device="cpu", precision="fp32", mirroring=False, reuse=False)
         for name in names
     ]
-    Ensemble(loaded).predict_files(images, tmp_path)
+    predict_files(Ensemble(loaded), images, tmp_path)
     options = read(tmp_path)["options"]
     assert options["folds"] == [["0", "1"], ["0", "1"]]
     assert (options["exact"], options["mirroring"], options["probabilities"]) == (True, False, None)
@@ -96,7 +96,7 @@ def test_the_time_of_every_phase_is_told(predictor: Predictor, images: Path, tmp
 def test_the_network_is_not_counted_as_export(monkeypatch: pytest.MonkeyPatch) -> None:
     """A case that is streamed is predicted within its export."""
     now = [0.0]
-    monkeypatch.setattr("segwright.inference.folder.log.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("segwright.inference.window.timer.time.perf_counter", lambda: now[0])
 
     def predicted() -> Iterator[Planes]:
         for start in range(3):
@@ -113,7 +113,7 @@ def test_an_ensemble_tells_the_time_of_every_phase(
     predictor: Predictor, make_model: Callable[..., Path], images: Path, tmp_path: Path
 ) -> None:
     flat = load_predictor(make_model(0, name="2d"), device="cpu", precision="fp32")
-    for record in Ensemble([predictor, flat]).predict_files(images, tmp_path):
+    for record in predict_files(Ensemble([predictor, flat]), images, tmp_path):
         assert min(record.read_s, record.predict_s, record.export_s) > 0
         assert read(tmp_path)["cases"][record.case]["export_s"] > 0
 
@@ -132,7 +132,7 @@ def test_tiles_that_were_skipped_are_told(predictor: Predictor, images: Path, tm
 
 def test_a_run_without_parts_goes_on_from_parts(model: Predictor | Ensemble, images: Path, tmp_path: Path) -> None:
     for part in (0, 1):
-        model.predict_files(images, tmp_path, part=part, parts=2)
+        predict_files(model, images, tmp_path, part=part, parts=2)
     assert list(read(tmp_path, "prediction_part_0_of_2.json")["cases"]) == ["a"]
     assert kept(model, images, tmp_path) == [True, True]
     assert list(read(tmp_path)["cases"]) == ["a", "b"]
@@ -165,7 +165,7 @@ def test_parts_of_another_model_are_not_gone_on_from(
 def test_a_damaged_output_is_predicted_again(
     model: Predictor | Ensemble, images: Path, tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model.predict_files(images, tmp_path, probabilities=True)
+    predict_files(model, images, tmp_path, probabilities=True)
     whole = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(whole[:100])
     assert kept(model, images, tmp_path, probabilities=True) == [False, True]
@@ -239,7 +239,7 @@ def test_leftovers_of_a_killed_run_are_swept(model: Predictor | Ensemble, images
         (out / (name if "/" in name else f".01234567.tmp.{name}")).touch()
     foreign = out / ".01234567.tmp.prediction_part_0_of_2.json"
     foreign.touch()
-    model.predict_files(images, out, probabilities=ProbabilityFormat(kind="nifti"))
+    predict_files(model, images, out, probabilities=ProbabilityFormat(kind="nifti"))
     assert [*out.rglob(".*")] == [foreign]
 
 
@@ -274,9 +274,9 @@ def test_a_precision_that_is_none_is_refused_before_anything_is_written(
     wrong = load_predictor(make_model(0), device="cpu", precision=precision)
     for each in (wrong, Ensemble([*loaded, wrong])):
         with pytest.raises(ConfigError, match=precision):
-            each.predict_files(images, tmp_path / "out")
+            predict_files(each, images, tmp_path / "out")
     with pytest.raises(ConfigError, match=precision):
-        loaded[0].predict_files(images, tmp_path / "out", others=[wrong])
+        predict_files(loaded[0], images, tmp_path / "out", others=[wrong])
     assert not (tmp_path / "out").exists()
 
 

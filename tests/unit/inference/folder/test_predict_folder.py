@@ -18,8 +18,9 @@ from segwright.core.files.locks import locked
 from segwright.data.cases import Case
 from segwright.data.images.image_io import Volume, read_images
 from segwright.inference.export.writers import ProbabilityFormat
-from segwright.inference.folder import predict_folder as files
-from segwright.inference.folder.predict_folder import predict_files, read_volume
+from segwright.inference.folder import one_model
+from segwright.inference.folder.jobs import read_volume
+from segwright.inference.folder.predict_folder import predict_files
 from segwright.inference.models.model_folder import load_predictor
 from segwright.inference.predictor import Predictor
 
@@ -170,7 +171,7 @@ def test_a_case_that_is_too_large_for_the_memory_costs_itself_alone(
             raise MemoryError("Unable to allocate 3.00 TiB for an array")
         return read_volume(case, reader)
 
-    monkeypatch.setattr(files, "read_volume", too_large)
+    monkeypatch.setattr(one_model, "read_volume", too_large)
     with pytest.raises(ProblemReport, match=r"^a: out of memory \(3.00 TiB more were needed\)"):
         predict_files(predictor, images, tmp_path / "out")
     assert (tmp_path / "out" / "b.nii.gz").is_file()
@@ -182,7 +183,7 @@ def test_a_failing_export_stops_the_run_with_the_case_named(
     def full_disk(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files, "save_labels", full_disk)
+    monkeypatch.setattr(one_model, "save_labels", full_disk)
     with pytest.raises(
         WorkspaceError, match="^a: no space left on the disk; free some, or choose a folder on another disk"
     ):

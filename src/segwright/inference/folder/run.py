@@ -1,0 +1,138 @@
+"""Start a run over a folder: check its input, lock the output folder, find the cases that are not finished yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from logging import getLogger
+from pathlib import Path
+from typing import Any, Final
+
+from segwright.core.errors import DatasetError, WorkspaceError
+from segwright.core.files.atomic_io import require_folder, sweep_leftovers, write_json
+from segwright.core.files.locks import locked
+from segwright.core.files.names import below
+from segwright.data.dataset import DatasetDescription, usable_cases
+from segwright.data.labels import Labels
+from segwright.inference.export.writers import require_writable
+from segwright.inference.folder.failures import Failures
+from segwright.inference.folder.jobs import Job, PredictOptions, make_jobs
+from segwright.inference.folder.log import PREDICTION_JSON, PredictionLog, log_name
+from segwright.workspace import DATASET_JSON, LOCK, PLANS_JSON
+
+logger = getLogger(__name__)
+
+SCRATCH: Final = "ensemble"
+"""Ending of the temporary folder in which an ensemble keeps its models' probabilities of a case."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FolderRun:
+    """A run whose output folder is locked.
+
+    Attributes:
+        jobs: of all cases, in order of their names.
+        todo: those that have to be predicted.
+        log: of the output folder.
+        failures: collects the cases that fail; those whose files were refused are in it.
+    """
+
+    jobs: Sequence[Job]
+    todo: Sequence[Job]
+    log: PredictionLog
+    failures: Failures
+
+
+@contextmanager
+def open_run(
+    input_folder: Path,
+    output_folder: Path,
+    options: PredictOptions,
+    *,
+    description: DatasetDescription,
+    labels: Labels,
+    reader: str,
+    model: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    temperature: float,
+) -> Iterator[FolderRun]:
+    """Check everything that can be checked before prediction, lock the output folder, write the first documents.
+
+    Args:
+        input_folder: as of `predict_files`.
+        output_folder: as of `predict_files`.
+        options: of the run.
+        description: the model's dataset.json.
+        labels: of the model.
+        reader: of images and label maps.
+        model: identity of what predicts; see `Predictor.identity`.
+        settings: options as the log records them.
+        temperature: of written probabilities.
+
+    Raises:
+        ProblemReport: no case can be read.
+        SegwrightError: input, output and options do not fit together.
+    """
+    require_apart(input_folder, output_folder)
+    require_writable(reader, options.probability_format, uncertainty=options.uncertainty)
+    cases, refused = usable_cases(input_folder, description.file_ending, len(description.channel_names))
+    jobs = make_jobs(
+        cases, output_folder, options, labels=labels, file_ending=description.file_ending, temperature=temperature
+    )
+    _require_distinct_files(jobs)
+    for folder in sorted({output_folder, *(file.parent for job in jobs for file in job.files)}):
+        require_folder(folder)
+    name = log_name(options.part, options.parts)
+    with locked(below(output_folder, f".{name}{LOCK}"), f"predicting into {output_folder}"):
+        log = PredictionLog.open(output_folder / name, model, settings, overwrite=options.overwrite)
+        todo = list(jobs) if options.overwrite else log.unfinished(jobs, reader)
+        if not options.overwrite:
+            log.require_unused(todo)
+        _sweep(log, jobs)
+        write_json(output_folder / DATASET_JSON, description.raw(), indent=4)
+        log.save()
+        if len(todo) < len(jobs):
+            logger.info("%d of %d cases are predicted already and kept", len(jobs) - len(todo), len(jobs))
+        yield FolderRun(jobs=jobs, todo=todo, log=log, failures=Failures(refused))
+
+
+def require_apart(input_folder: Path, output_folder: Path) -> None:
+    """Check that the output folder is not in the input folder.
+
+    Raises:
+        WorkspaceError: it is.
+    """
+    source, target = input_folder.resolve(), output_folder.resolve()
+    if target == source or source in target.parents:
+        raise WorkspaceError(
+            f"{output_folder}: the output folder is or lies in the input folder {input_folder}, "
+            "which is never written to; choose another one"
+        )
+
+
+def _require_distinct_files(jobs: Sequence[Job]) -> None:
+    """Refuse cases whose files would replace each other: `a` with a class `b_c`, and `a_b` with a class `c`."""
+    owners: dict[Path, str] = {}
+    for job in jobs:
+        for file in job.files:
+            other = owners.setdefault(file, job.case.identifier)
+            if other != job.case.identifier:
+                raise DatasetError(
+                    f"{file}: would hold the results of case '{other}' and of case '{job.case.identifier}'; rename one"
+                )
+
+
+def _sweep(log: PredictionLog, jobs: Sequence[Job]) -> None:
+    """Delete the temporary files that a killed run left of the files that this run alone writes."""
+    shared = {DATASET_JSON, PLANS_JSON} if log.path.name == PREDICTION_JSON else set()  # parts write them too
+    sweep_leftovers(log.path.parent, {log.path.name, *shared})
+    names: dict[Path, set[str]] = {}
+    for job in jobs:
+        case = job.case.identifier
+        more = (f"{case}.json", f"{case}.provenance.json", f"{case}.{SCRATCH}")  # beside label maps, probabilities
+        names.setdefault(job.output.parent, set()).update(more)
+        for file in job.files:
+            names.setdefault(file.parent, set()).update((file.name, f"{file.name}.b2nd"))
+    for folder, found in names.items():
+        sweep_leftovers(folder, found)
