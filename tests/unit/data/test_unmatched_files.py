@@ -128,8 +128,8 @@ def test_the_other_cases_of_a_folder_can_be_predicted(folder: Path) -> None:
     ("found", "message"),
     [
         ("case_01_0000.nii.gz", "found case_01_0000.nii.gz, but label maps have no channel number"),
-        ("case_01.NII.GZ", "found case_01.NII.GZ, but images and labels share one file_ending"),
-        ("case_01.nii", "found case_01.nii, but images and labels share one file_ending"),
+        ("case_01.NII.GZ", "found case_01.NII.GZ, but images and labels must have the same file_ending"),
+        ("case_01.nii", "found case_01.nii, but images and labels must have the same file_ending"),
     ],
 )
 def test_what_was_found_in_place_of_a_label_is_named(folder: Path, found: str, message: str) -> None:

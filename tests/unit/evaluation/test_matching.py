@@ -99,7 +99,7 @@ def test_what_was_found_in_place_of_predictions_is_named(tmp_path: Path, found: 
     ("found", "told"),
     [
         ("Gr\u00fcn.nii.gz", "whose accents are encoded in another way"),
-        ("Gru\u0308n.nii", "images and labels share one file_ending"),
+        ("Gru\u0308n.nii", "images and labels must have the same file_ending"),
         ("Gru\u0308n_0000.nii.gz", "label maps have no channel number"),
     ],
 )
