@@ -98,13 +98,13 @@ def _disk_text(code: int, path: Path | None, needed: int | None) -> str:
     where = f"{path}: " if path else ""
     if code in _FULL:
         limit = "the disk quota is used up" if code == errno.EDQUOT else "no space left on the disk"
-        sizes = [f"{shown(needed)} are needed"] if needed else []
+        sizes = [f"{format_bytes(needed)} are needed"] if needed else []
         if path is not None and (free := _free_bytes(path)) is not None and code == errno.ENOSPC:
-            sizes.append(f"{shown(free)} are free")
+            sizes.append(f"{format_bytes(free)} are free")
         listed = f" ({', '.join(sizes)})" if sizes else ""
         return f"{where}{limit}{listed}; free some, or choose a folder on another disk; {_KEPT}"
     if code == errno.EFBIG:
-        size = f" of {shown(needed)}" if needed else ""
+        size = f" of {format_bytes(needed)}" if needed else ""
         return (
             f"{where}a file{size} is larger than the system lets this process write; raise the limit (ulimit -f), or "
             f"choose a folder on another file system; {_KEPT}"
@@ -123,7 +123,7 @@ def _memory_text(text: str, *, on_gpu: bool) -> str:
     amount = ""
     if found:
         unit = found[2]
-        size = f"{found[1]} {unit}" if unit and unit.lower() != "bytes" else shown(int(float(found[1])))
+        size = f"{found[1]} {unit}" if unit and unit.lower() != "bytes" else format_bytes(int(float(found[1])))
         amount = f" ({size} more were needed)"
     if on_gpu or _ON_GPU.search(text):
         return (
@@ -136,10 +136,10 @@ def _memory_text(text: str, *, on_gpu: bool) -> str:
     )
 
 
-def shown(size: float) -> str:
+def format_bytes(size: float) -> str:
     """Format a number of bytes.
 
-    >>> shown(512), shown(3 * 2**20)
+    >>> format_bytes(512), format_bytes(3 * 2**20)
     ('512 bytes', '3.0 MiB')
     """
     if size < 1024:

@@ -74,7 +74,7 @@ class _Log:
     """Findings while they are collected.
 
     Of the first image of each case, `flat` lists those in 2D and `spacings` has the finest spacing in mm; `present` are
-    the label values that occur, `apart` files on another grid, `turned` files stored along other axes.
+    the label values that occur, `apart` files on another grid, `reoriented` files stored along other axes.
     """
 
     errors: list[Problem] = field(default_factory=list)
@@ -82,7 +82,7 @@ class _Log:
     unreadable: set[Path] = field(default_factory=set)
     present: set[int] = field(default_factory=set)
     apart: set[Path] = field(default_factory=set)
-    turned: list[Path] = field(default_factory=list)
+    reoriented: list[Path] = field(default_factory=list)
     orientations: dict[str, list[str]] = field(default_factory=dict)
     flat: set[Path] = field(default_factory=set)
     spacings: dict[Path, float] = field(default_factory=dict)
@@ -102,7 +102,7 @@ class _Log:
             self.unreadable |= other.unreadable
             self.present |= other.present
             self.apart |= other.apart
-            self.turned += other.turned
+            self.reoriented += other.reoriented
             for code, cases in other.orientations.items():
                 self.orientations.setdefault(code, []).extend(cases)
             self.flat |= other.flat
@@ -250,21 +250,21 @@ def _compare_grids(file: Path, headers: Mapping[Path, Header], images: Sequence[
     """Compare a file with the first readable image of its case."""
     if not images or file == images[0]:
         return
-    turn = find_reorientation(headers[file], headers[images[0]])
-    if turn is None:
+    reorientation = find_reorientation(headers[file], headers[images[0]])
+    if reorientation is None:
         log.apart.add(file)
         if prod(headers[file].shape) > MOST_TIMES_LARGER * prod(headers[images[0]].shape):
             log.unreadable.add(file)
         log.errors.append(difference(headers[file], headers[images[0]], file=file, name=images[0].name))
-    elif not turn.is_identity:
-        log.turned.append(file)
+    elif not reorientation.is_identity:
+        log.reoriented.append(file)
 
 
 def _report_axes(folder: Path, log: _Log) -> None:
     """Report once which files are stored along other axes, within cases and among them."""
-    if log.turned:
-        what = f"{len(log.turned)} files are stored along other axes than the first image of their case"
-        log.warn(folder, f"{what}, first {log.turned[0].name}", "their voxels are re-oriented when read")
+    if log.reoriented:
+        what = f"{len(log.reoriented)} files are stored along other axes than the first image of their case"
+        log.warn(folder, f"{what}, first {log.reoriented[0].name}", "their voxels are re-oriented when read")
     if len(log.orientations) > 1:
         found = sorted(log.orientations.items(), key=lambda item: -len(item[1]))
         counts = ", ".join(f"{code} in {len(cases)} (first {cases[0]})" for code, cases in found)
@@ -307,7 +307,7 @@ def _check_voxels(
         except SegwrightError as error:
             log.error(file, str(error).removeprefix(f"{file}: "), "replace the file or remove its case")
             continue
-        volumes.append(_turned(volume, volumes[0]) if volumes else volume)
+        volumes.append(_reoriented(volume, volumes[0]) if volumes else volume)
         log.warnings += volume.notes
     if case.label is None or case.label in unreadable:
         return log
@@ -327,9 +327,9 @@ def _check_voxels(
     return log
 
 
-def _turned(volume: Volume, first: Volume) -> Volume:
-    turn = find_reorientation(volume.header, first.header)
-    return volume if turn is None else replace(volume, array=turn(volume.array))
+def _reoriented(volume: Volume, first: Volume) -> Volume:
+    reorientation = find_reorientation(volume.header, first.header)
+    return volume if reorientation is None else replace(volume, array=reorientation(volume.array))
 
 
 def _check_outside(file: Path, images: Volume, label: Volume, log: _Log) -> None:

@@ -25,7 +25,7 @@ logger = getLogger(__name__)
 TRAINING_DATA_JSON: Final = "training_data.json"
 
 Entry = tuple[str, int, int, str]
-"""Path (below the dataset's folder where it is there), size, modification time in ns, SHA-256."""
+"""Path (relative to the dataset's folder if inside it), size, modification time in ns, SHA-256."""
 
 
 class TrainingData(BaseModel):

@@ -47,9 +47,9 @@ class Reorientation:
         """Return the re-oriented array (C, *S), in C order; the array itself if nothing changes."""
         if self.is_identity:
             return array
-        turned = array.transpose(0, *(axis + 1 for axis in self.order))
+        reoriented = array.transpose(0, *(axis + 1 for axis in self.order))
         steps = (slice(None, None, -1 if flipped else 1) for flipped in self.flipped)
-        return np.ascontiguousarray(turned[(slice(None), *steps)])
+        return np.ascontiguousarray(reoriented[(slice(None), *steps)])
 
 
 def find_reorientation(header: Header, other: Header) -> Reorientation | None:
@@ -58,13 +58,13 @@ def find_reorientation(header: Header, other: Header) -> Reorientation | None:
     Formats without an origin and direction (pictures, stacks) are compared by shape and spacing.
     """
     affines = _affine(header), _affine(other)
-    turn: Reorientation | None = Reorientation()
+    reorientation: Reorientation | None = Reorientation()
     if affines[0] is not None and affines[1] is not None:
-        turn = _turn_between(affines[0], affines[1], header.shape, other.shape)
-    if turn is None or tuple(header.shape[axis] for axis in turn.order) != tuple(other.shape):
+        reorientation = _reorientation_between(affines[0], affines[1], header.shape, other.shape)
+    if reorientation is None or tuple(header.shape[axis] for axis in reorientation.order) != tuple(other.shape):
         return None
-    spacing = tuple(header.spacing[axis] for axis in turn.order)
-    return turn if _is_same_spacing(spacing, other.spacing, other.shape) else None
+    spacing = tuple(header.spacing[axis] for axis in reorientation.order)
+    return reorientation if _is_same_spacing(spacing, other.spacing, other.shape) else None
 
 
 def difference(header: Header, other: Header, *, file: object, name: str) -> Problem:
@@ -107,7 +107,7 @@ def _affine(header: Header) -> Affine | None:
     return affine
 
 
-def _turn_between(
+def _reorientation_between(
     affine: Affine, other: Affine, shape: tuple[int, ...], other_shape: tuple[int, ...]
 ) -> Reorientation | None:
     """Return the reorientation of an array (Z, Y, X) between two affines, by the indices of one in the other."""

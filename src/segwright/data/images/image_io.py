@@ -169,8 +169,8 @@ def read_images(files: Sequence[Path], reader: str, *, find_hidden: bool = False
         if first is None:
             first = header
         else:
-            array, turned = _on_grid(array, header, first, file, files[0].name)
-            notes += turned
+            array, reoriented = _on_grid(array, header, first, file, files[0].name)
+            notes += reoriented
         parts.append(array)
     assert first is not None
     return _volume(first, parts[0] if len(parts) == 1 else np.concatenate(parts), reader, notes)
@@ -210,7 +210,7 @@ def header_of(shape: Sequence[int], properties: Mapping[str, Any]) -> Header:
     return Header(shape=tuple(shape), spacing=spacing, geometry=geometry)
 
 
-def turned_note(file: Path, name: str) -> Problem:
+def reorientation_note(file: Path, name: str) -> Problem:
     """Return the note about a file that is re-oriented when it is read."""
     return Problem(where=str(file), what=f"is stored along other axes than {name}, and re-oriented when read")
 
@@ -302,10 +302,10 @@ def _on_grid(array: Floats, header: Header, wanted: Header, file: Path, name: st
     Raises:
         ImageError: the grids differ.
     """
-    turn = find_reorientation(header, wanted)
-    if turn is None:
+    reorientation = find_reorientation(header, wanted)
+    if reorientation is None:
         raise ImageError(str(difference(header, wanted, file=file, name=name)))
-    return turn(array), [] if turn.is_identity else [turned_note(file, name)]
+    return reorientation(array), [] if reorientation.is_identity else [reorientation_note(file, name)]
 
 
 def _volume(header: Header, array: Floats, reader: str, notes: Sequence[Problem] = ()) -> Volume:
