@@ -80,7 +80,7 @@ def test_the_second_stage_makes_what_is_missing_of_the_first_and_says_so(trained
         assert not (model(work, LOWRES) / f"fold_{fold}" / "validation").exists()
     assert (model(work, CASCADE) / "fold_0" / "validation" / "summary.json").is_file()
     assert not (model(work, CASCADE) / "fold_1").exists()
-    assert "its missing folds 0, 1 are trained first" in log
+    assert "training its missing folds 0, 1 with the same settings" in log
 
 
 def test_maps_lie_on_the_second_stages_grid(trained: tuple[Path, Workspace, str]) -> None:

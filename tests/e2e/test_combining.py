@@ -79,4 +79,4 @@ def test_labels_can_be_named_instead_of_a_dataset(journey: Journey, tmp_path: Pa
     assert set(json.loads(done.stdout)["mean"]) == {"1", "2", "mean"}
     assert json.loads(done.stdout)["mean"]["2"]["Dice"] == 1
     wrong = call("evaluate", references, predictions, "--labels", "organ")
-    assert (wrong.exit_code, "'organ' is no label" in wrong.stderr) == (1, True)
+    assert (wrong.exit_code, "'organ' is not a label" in wrong.stderr) == (1, True)

@@ -297,7 +297,7 @@ def test_several_models_in_a_zip_file_are_named(exported: Path, tmp_path: Path) 
     for name in ("a__b__2d", "a__b__3d_fullres"):
         shutil.copytree(exported, tmp_path / "all" / name)
     file = Path(shutil.make_archive(str(tmp_path / "all"), "zip", tmp_path / "all"))
-    with pytest.raises(ValueError, match="holds 2 models: a__b__2d, a__b__3d_fullres"):
+    with pytest.raises(ValueError, match="contains 2 models: a__b__2d, a__b__3d_fullres"):
         api.load_model(file, device="cpu")
     assert [path.name for path in api.import_model(file, tmp_path / "ours")] == ["a__b__2d", "a__b__3d_fullres"]
 
