@@ -71,10 +71,10 @@ def gaussian_operator(size: int, sigma: float) -> Operator:
 
 def gaussian_taps(sigma: float) -> int:
     """Return the kernel length: the odd integer nearest to 6 sigma + 0.5 (nnU-Net behaviour 10.3)."""
-    wanted = 6.0 * sigma + 0.5
-    nearest = round(wanted)
+    length = 6.0 * sigma + 0.5
+    nearest = round(length)
     if nearest % 2 == 0:
-        nearest += 1 if wanted >= nearest else -1
+        nearest += 1 if length >= nearest else -1
     return max(nearest, 1)
 
 

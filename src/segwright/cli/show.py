@@ -83,14 +83,14 @@ def show(
 
 
 def _show_plan(plan: Plan) -> None:
-    from segwright.planning.rationale import decisions, numbers, shown
+    from segwright.planning.rationale import decisions, format_sizes, format_value
 
     rows = [
         [
             name,
-            numbers(item.spacing),
-            numbers(item.median_image_size_in_voxels),
-            numbers(item.patch_size),
+            format_sizes(item.spacing),
+            format_sizes(item.median_image_size_in_voxels),
+            format_sizes(item.patch_size),
             str(item.batch_size),
             item.architecture.network_class_name.rpartition(".")[2],
         ]
@@ -99,7 +99,7 @@ def _show_plan(plan: Plan) -> None:
     title = f"{plan.plans_name} for {plan.dataset_name}"
     print_table(title, ["configuration", "spacing", "median size", "patch", "batch", "network"], rows)
     for entry in decisions(plan):
-        print_line(f"{entry.configuration}, {entry.decision}: {shown(entry.value)}")
+        print_line(f"{entry.configuration}, {entry.decision}: {format_value(entry.value)}")
         print_line(f"    {entry.reason}")
 
 

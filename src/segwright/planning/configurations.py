@@ -9,7 +9,7 @@ from typing import Any
 from segwright.data.plan import architecture_block
 from segwright.planning.channels import Normalization
 from segwright.planning.presets import MIN_BATCH, REFERENCE_BATCH, Preset, resampling_functions
-from segwright.planning.rationale import Decision, numbers
+from segwright.planning.rationale import Decision, format_sizes
 from segwright.planning.sizing import Budget, Sizing
 
 PREPROCESSOR = "DefaultPreprocessor"
@@ -99,8 +99,8 @@ def _gigabytes(sizing: Sizing, budget: Budget, dims: int) -> float:
 def _patch_reason(draft: Draft) -> str:
     sizing = draft.sizing
     start = (
-        f"{numbers(sizing.first_patch)}: aspect ratio from spacing {numbers(draft.spacing)}, at most the median image"
-        f" ({numbers(draft.median_shape)}), rounded up to multiples of the network's total stride"
+        f"{format_sizes(sizing.first_patch)}: aspect ratio from spacing {format_sizes(draft.spacing)}, at most the"
+        f" median image ({format_sizes(draft.median_shape)}), rounded up to multiples of the network's total stride"
     )
     if not sizing.shrink_steps:
         return f"initial patch {start}; it fits the memory"

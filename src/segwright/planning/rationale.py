@@ -68,21 +68,21 @@ def explain(plan: Plan) -> str:
     return "\n\n".join([printable(f"{plan.plans_name} for {plan.dataset_name}"), *blocks])
 
 
-def numbers(values: Iterable[float]) -> str:
+def format_sizes(values: Iterable[float]) -> str:
     """Format sizes or spacings.
 
-    >>> numbers((1.0, 0.76757812, 0.5))
+    >>> format_sizes((1.0, 0.76757812, 0.5))
     '1 x 0.767578 x 0.5'
     """
     return " x ".join(f"{value:.6g}" for value in values)
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Format the value of a decision."""
     if isinstance(value, Mapping):
-        return "; ".join(f"{key} {shown(entry)}" for key, entry in value.items())
+        return "; ".join(f"{key} {format_value(entry)}" for key, entry in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(shown(entry) for entry in value)
+        return ", ".join(format_value(entry) for entry in value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
@@ -96,5 +96,5 @@ def _block(name: str, entries: list[Decision]) -> str:
     title = "whole plan" if name == EVERYWHERE else name
     lines = [f"{title}:"]
     for entry in entries:
-        lines += [f"{_INDENT}{entry.decision}: {shown(entry.value)}", f"{_INDENT * 2}{entry.reason}"]
+        lines += [f"{_INDENT}{entry.decision}: {format_value(entry.value)}", f"{_INDENT * 2}{entry.reason}"]
     return "\n".join(map(printable, lines))

@@ -16,8 +16,8 @@ from segwright.planning.presets import (
     REFERENCE_BATCH,
     Preset,
 )
-from segwright.planning.rationale import numbers
-from segwright.planning.topology import Topology, derive
+from segwright.planning.rationale import format_sizes
+from segwright.planning.topology import Topology, derive_topology
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,15 +92,15 @@ def size_configuration(
     """
     dims = len(spacing)
     reference = budget.reference(dims)
-    topology = derive(spacing, _initial_patch(spacing, median_shape))
+    topology = derive_topology(spacing, _initial_patch(spacing, median_shape))
     if min(topology.patch_size) < 1:
         raise PlanError(
-            f"no patch can be planned: at spacing {numbers(spacing)} the median image has {numbers(median_shape)}"
-            " voxels; check the spacings in the fingerprint, or set another one with --spacing"
+            f"no patch can be planned: at spacing {format_sizes(spacing)} the median image has"
+            f" {format_sizes(median_shape)} voxels; check the spacings in the fingerprint or set --spacing"
         )
     first_patch, steps = topology.patch_size, 0
     while _too_big(elements := _elements(topology, budget), dims, reference, budget.preset):
-        topology = derive(spacing, _shrunk(spacing, topology, median_shape))
+        topology = derive_topology(spacing, _shrunk(spacing, topology, median_shape))
         steps += 1
     by_memory = round((reference / elements) * REFERENCE_BATCH[dims])
     by_dataset = round(dataset_voxels * budget.preset.max_dataset_covered / math.prod(topology.patch_size))
@@ -158,7 +158,7 @@ def _shrunk(spacing: Sequence[float], topology: Topology, median_shape: Sequence
     axis = max(range(len(patch)), key=lambda candidate: (patch[candidate] / median_shape[candidate], candidate))
     trial = list(patch)
     trial[axis] -= topology.divisor[axis]
-    patch[axis] -= derive(spacing, trial).divisor[axis]
+    patch[axis] -= derive_topology(spacing, trial).divisor[axis]
     if patch[axis] < 1:
         raise PlanError(
             f"no patch fits the memory target: at patch {list(topology.patch_size)} the network is still too large;"

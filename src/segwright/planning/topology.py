@@ -33,7 +33,7 @@ class Topology:
         return len(self.strides)
 
 
-def derive(spacing: Sequence[float], patch_size: Sequence[float]) -> Topology:
+def derive_topology(spacing: Sequence[float], patch_size: Sequence[float]) -> Topology:
     """Derive the topology for a patch: halve axes while they are long enough and of similar spacing.
 
     nnU-Net behaviour 5.6. An axis is pooled while it keeps at least `MIN_EDGE` voxels, and only together

@@ -16,7 +16,7 @@ SCHEMES = "normalization_schemes"
 USE_MASK = "use_mask_for_norm"
 
 
-def moved(plan: Plan, *, dataset_name: str, reader: str, plans_name: str) -> Plan:
+def transfer_plan(plan: Plan, *, dataset_name: str, reader: str, plans_name: str) -> Plan:
     """Return the plan for another dataset: name and reader change, all else is copied.
 
     The intensity statistics of the original dataset are kept: a network trained with them needs the same
@@ -31,7 +31,7 @@ def moved(plan: Plan, *, dataset_name: str, reader: str, plans_name: str) -> Pla
     return Plan.from_json(document)
 
 
-def normalised_for(plan: Plan, description: DatasetDescription, fingerprint: Fingerprint) -> Plan:
+def plan_normalization_anew(plan: Plan, description: DatasetDescription, fingerprint: Fingerprint) -> Plan:
     """Return the plan with the normalisation planned anew, for a dataset with other channels."""
     document: dict[str, Any] = deepcopy(plan.to_json())
     chosen = choose_normalization(description, fingerprint)

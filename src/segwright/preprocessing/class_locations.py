@@ -32,12 +32,12 @@ def class_locations(
         Per key the voxel coordinates (n, 3); n is 0 if the class is absent.
     """
     labels = label[0].reshape(-1)
-    wanted = {key: key if isinstance(key, tuple) else (key,) for key in keys}
-    where = {value: np.flatnonzero(labels == value) for value in sorted(set().union(*wanted.values()))}
+    labels_of = {key: key if isinstance(key, tuple) else (key,) for key in keys}
+    positions = {value: np.flatnonzero(labels == value) for value in sorted(set().union(*labels_of.values()))}
     random = np.random.RandomState(_SEED)
     result = {}
-    for key, values in wanted.items():
-        parts = [where[value] for value in values]
+    for key, values in labels_of.items():
+        parts = [positions[value] for value in values]
         total = sum(len(part) for part in parts)
         voxels = np.zeros(0, dtype=np.intp)
         if total:

@@ -38,15 +38,15 @@ class AxisSamples:
     weight: FloatArray | None = None
 
 
-def picked(indices: IndexArray) -> AxisSamples:
+def nearest_sampling(indices: IndexArray) -> AxisSamples:
     """Return the sampling that copies slices by index."""
     return AxisSamples(nearest=indices, low=indices)
 
 
-def interpolated(old: int, new: int, nearest: IndexArray) -> AxisSamples:
+def linear_sampling(old: int, new: int, nearest: IndexArray) -> AxisSamples:
     """Return the sampling of a linear resize."""
     if old == new:
-        return picked(np.arange(old))
+        return nearest_sampling(np.arange(old))
     samples = linear_samples(old, new)
     return AxisSamples(nearest=nearest, low=samples.low, high=samples.high, weight=samples.weight)
 

@@ -85,7 +85,7 @@ class _Job:
     labels: Labels
     reader: str
     store: CaseStore
-    recipe: str
+    settings_hash: str
     """Hash of all settings that determine a preprocessed case, raw files apart."""
 
 
@@ -220,11 +220,11 @@ def _grid(provenance: Provenance, configuration: Configuration) -> _Grid:
         ImageError: it would have no voxel.
     """
     shape, spacing = provenance.shape_after_cropping, provenance.spacing
-    wanted = full_spacing(configuration, spacing)
-    grid = (target_shape(shape, spacing, wanted), spacing, wanted)
+    new_spacing = full_spacing(configuration, spacing)
+    grid = (target_shape(shape, spacing, new_spacing), spacing, new_spacing)
     if min(grid[0]) < 1:
         raise ImageError(
-            f"shape {shape} at spacing {spacing} has no voxel at the target spacing {wanted}; check the "
+            f"shape {shape} at spacing {spacing} has no voxel at the target spacing {new_spacing}; check the "
             "spacing in the file's header"
         )
     return grid
@@ -237,22 +237,22 @@ def _check_size(provenance: Provenance, plan: Plan, configuration: Configuration
         ImageError: the resampled image exceeds the free memory, or spacing and size both differ far from the training
             cases, as with a wrong header.
     """
-    shape, spacing, wanted = _grid(provenance, configuration)
+    shape, spacing, new_spacing = _grid(provenance, configuration)
     usual = plan.original_median_spacing_after_transp
-    sizes = zip(plan.original_median_shape_after_transp, usual, wanted, strict=False)
+    sizes = zip(plan.original_median_shape_after_transp, usual, new_spacing, strict=False)
     times = prod(shape) / max(prod(size * own / new for size, own, new in sizes), 1.0)
     ratios = [own / other for own, other in zip(spacing, usual, strict=False)]
     is_far = any(not 1 / _MAX_SPACING_RATIO <= ratio <= _MAX_SPACING_RATIO for ratio in ratios)
     needed, free = 4 * num_channels * prod(shape), available_bytes()
-    found = f"shape {provenance.shape_after_cropping} at spacing {_rounded(spacing)}"
+    case_text = f"shape {provenance.shape_after_cropping} at spacing {_rounded(spacing)}"
     median = f"the median training case has spacing {_rounded(usual)}; check the spacing in the file's header"
     if needed > free or (is_far and times > _MAX_SIZE_RATIO):
         raise ImageError(
-            f"{found} becomes {shape} at spacing {_rounded(wanted)}, which needs {needed / 2**30:.3g} GiB "
+            f"{case_text} becomes {shape} at spacing {_rounded(new_spacing)}, which needs {needed / 2**30:.3g} GiB "
             f"({free / 2**30:.3g} GiB are free) and is {times:.3g} times the size of a training case; {median}"
         )
     if is_far:
-        logger.warning("%s: %s", found, median)
+        logger.warning("%s: %s", case_text, median)
 
 
 def _rounded(spacing: Sequence[float]) -> str:
@@ -345,7 +345,7 @@ def replaced_cases(dataset: Dataset, plan: Plan, configuration_name: str, store:
 def _job(dataset: Dataset, plan: Plan, configuration_name: str, store: CaseStore) -> _Job:
     configuration = plan.configuration(configuration_name)
     labels = Labels.from_description(dataset.description)
-    recipe = {
+    settings = {
         "format": FORMAT,
         "reader": plan.image_reader_writer,
         "transpose": plan.transpose_forward,
@@ -362,7 +362,7 @@ def _job(dataset: Dataset, plan: Plan, configuration_name: str, store: CaseStore
         labels=labels,
         reader=plan.image_reader_writer,
         store=store,
-        recipe=content_hash(recipe),
+        settings_hash=content_hash(settings),
     )
 
 
@@ -420,4 +420,4 @@ def _is_fresh(case: Case, job: _Job) -> bool:
 def _made_from(case: Case, label: Path, job: _Job) -> tuple[list[SourceFile], str]:
     """Return a case's raw files, and a hash of everything that determines its preprocessed form."""
     sources = identify([*case.images, label], job.store.recorded_sources(case.identifier))
-    return sources, content_hash([job.recipe, [[file.name, file.sha256] for file in sources]])
+    return sources, content_hash([job.settings_hash, [[file.name, file.sha256] for file in sources]])

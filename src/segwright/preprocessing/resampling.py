@@ -19,8 +19,8 @@ from segwright.core.errors import ConfigError, PlanError, nearest
 from segwright.preprocessing.label_resampling import (
     AxisSamples,
     Rule,
-    interpolated,
-    picked,
+    linear_sampling,
+    nearest_sampling,
     resize_axis_by_indicators,
     resize_labels,
     resize_labels_spline,
@@ -284,10 +284,10 @@ def _resize_map(
         same = slices.shape[separate] == shape[separate]
         return slices if same else resize_axis_by_indicators(slices, separate, shape[separate], method.order_z)
     orders = [method.order_z if axis == separate else method.order for axis in range(3)]
-    nearest_axes = [picked(method.indices(old, new)) for old, new in zip(labels.shape, shape, strict=True)]
+    nearest_axes = [nearest_sampling(method.indices(old, new)) for old, new in zip(labels.shape, shape, strict=True)]
     if all(order <= 1 for order, old, new in zip(orders, labels.shape, shape, strict=True) if old != new):
         axes: list[AxisSamples] = [
-            interpolated(old, new, picks.nearest) if order == 1 else picks
+            linear_sampling(old, new, picks.nearest) if order == 1 else picks
             for order, old, new, picks in zip(orders, labels.shape, shape, nearest_axes, strict=True)
         ]
         return resize_labels(labels, axes, method.rule)

@@ -20,7 +20,7 @@ import segwright
 from segwright.data.fingerprint import Fingerprint
 from segwright.data.labels import Labels
 from segwright.evaluation import statistics
-from segwright.planning.rationale import EVERYWHERE, numbers, shown
+from segwright.planning.rationale import EVERYWHERE, format_sizes, format_value
 from segwright.report import charts, tables
 from segwright.report.colours import label_colour
 from segwright.report.results import SelectionReport
@@ -146,7 +146,7 @@ def _model(item: ShownModel, counter: Iterator[int], *, several: bool) -> dict[s
         "decisions": [
             {
                 "name": each.decision if each.configuration == EVERYWHERE else f"{each.configuration}, {each.decision}",
-                "value": shown(each.value),
+                "value": format_value(each.value),
                 "reason": each.reason,
             }
             for each in tables.decisions(model)
@@ -300,7 +300,7 @@ def _notes(fold: FoldRecord) -> list[str]:
 def _facts(model: ModelRecord) -> list[tuple[str, str]]:
     description = model.description
     raw = description.raw()
-    labels = ", ".join(f"{name} ({shown(value)})" for name, value in raw.get("labels", {}).items())
+    labels = ", ".join(f"{name} ({format_value(value)})" for name, value in raw.get("labels", {}).items())
     facts = [
         ("dataset", model.dataset),
         *((key, str(raw[key])) for key in ("name", "description", "reference", "licence", "release") if key in raw),
@@ -354,13 +354,13 @@ def _plan(model: ModelRecord) -> list[tuple[str, str]]:
     stages = network.arch_kwargs.get("features_per_stage")
     facts = [
         ("plans", f"{model.plan.plans_name}, made by {model.plan.experiment_planner_used or 'an unknown planner'}"),
-        ("target spacing", numbers(chosen.spacing)),
-        ("median image", numbers(chosen.median_image_size_in_voxels)),
-        ("patch size", numbers(chosen.patch_size)),
+        ("target spacing", format_sizes(chosen.spacing)),
+        ("median image", format_sizes(chosen.median_image_size_in_voxels)),
+        ("patch size", format_sizes(chosen.patch_size)),
         ("batch size", str(chosen.batch_size)),
         ("normalisation", ", ".join(chosen.normalization_schemes)),
         ("network", network.network_class_name.rpartition(".")[2]),
-        ("features per stage", shown(stages) if stages else ""),
+        ("features per stage", format_value(stages) if stages else ""),
     ]
     return [(name, value) for name, value in facts if value]
 

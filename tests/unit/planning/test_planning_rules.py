@@ -21,7 +21,7 @@ from segwright.planning.presets import PRESETS, preset
 from segwright.planning.rationale import decisions, explain
 from segwright.planning.sizing import Budget, Sizing, size_configuration
 from segwright.planning.spacing import target_spacing, transposition
-from segwright.planning.topology import Topology, derive
+from segwright.planning.topology import Topology, derive_topology
 
 CASES: dict[str, tuple[tuple[float, ...], tuple[float, ...], int, int]] = {
     "H": ((1, 1, 1), (36, 50, 35), 260, 3),
@@ -132,7 +132,7 @@ def test_low_resolution_is_dropped_where_it_saves_little() -> None:
     ],
 )
 def test_memory_estimate(name: str, spacing: Sequence[float], patch: Sequence[int], elements: int | None) -> None:
-    family, topology = preset(name), derive(spacing, patch)
+    family, topology = preset(name), derive_topology(spacing, patch)
     if elements is None:  # the recorded vector has 7 stages, one less than planned
         topology = Topology(
             strides=topology.strides[:7],
@@ -154,7 +154,7 @@ def test_memory_estimate(name: str, spacing: Sequence[float], patch: Sequence[in
 
 
 def test_topology_of_thick_slices() -> None:
-    topology = derive((5, 1.5625, 1.5625), (18, 237, 208))
+    topology = derive_topology((5, 1.5625, 1.5625), (18, 237, 208))
     assert topology.strides == ((1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2), (1, 2, 2), (1, 2, 2))
     assert topology.kernel_sizes == ((1, 3, 3), *((3, 3, 3),) * 5)
     assert (topology.divisor, topology.patch_size) == ((4, 32, 32), (20, 256, 224))
@@ -166,7 +166,7 @@ def test_topology_of_thick_slices() -> None:
 )
 @settings(max_examples=200, deadline=None)
 def test_topology_always_divides_its_patch(spacing: list[float], patch: list[int]) -> None:
-    topology = derive(spacing, patch)
+    topology = derive_topology(spacing, patch)
     for axis in range(3):
         divisor = math.prod(stride[axis] for stride in topology.strides)
         assert divisor == topology.divisor[axis]
