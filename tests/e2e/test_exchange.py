@@ -263,7 +263,7 @@ def zipped(info: zipfile.ZipInfo) -> bytes:
         (zipped(entry("..\\outside.txt")), "leads out of the folder"),
         (zipped(entry("plans.json", link=True)), "is a link"),
         (bomb(), "grows from"),
-        (b"PK nothing of the kind", "no zip file that can be read"),
+        (b"PK nothing of the kind", "not a readable zip file"),
     ],
 )
 def test_a_hostile_zip_file_is_refused_before_anything_is_written(

@@ -1,7 +1,7 @@
-"""How far probabilities can be believed on held-out cases, and the temperature that mends them (Guo et al., ICML 2017).
+"""Fit the temperature that calibrates probabilities on held-out cases (Guo et al., ICML 2017).
 
-Logits meet the true labels at every temperature of a grid, so a case is looked at once, and what is kept of it are
-sums: the temperature of all cases, or of all but one, follows from them. Legend: H heads, N voxels.
+Each case is evaluated once, at all temperatures of a grid, and only sums are kept of it; the best temperature for all
+cases, or for all but one, follows from them. Legend: H heads, N voxels.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from segwright.inference.reliability.calibration import Calibration
 TEMPERATURES: Final = tuple(2 ** (step / 6) for step in range(-12, 19))
 """From 1/4 to 8 in steps of 12 %; 1 is one of them."""
 NUM_BINS: Final = 15
-"""Of equal width over the confidences from 0 to 1 (Guo et al., section 4.1)."""
+"""Confidence bins of equal width from 0 to 1 (Guo et al., section 4.1)."""
 
 _UNCHANGED: Final = TEMPERATURES.index(1.0)
 
@@ -29,7 +29,7 @@ Floats = npt.NDArray[np.floating[Any]]
 
 
 class Reliability(BaseModel):
-    """What one case says about probabilities, at each of `TEMPERATURES`.
+    """Calibration statistics of one case, at each of `TEMPERATURES`.
 
     Attributes:
         nll: mean negative log likelihood of the true labels, nats.
@@ -43,10 +43,10 @@ class Reliability(BaseModel):
 
 
 class Reliabilities:
-    """Adds up what the voxels of one case say.
+    """Accumulates the calibration statistics of one case.
 
     Args:
-        labels: of the model; with regions every head is a statement of its own.
+        labels: of the model; with regions every head is a separate binary prediction.
     """
 
     def __init__(self, labels: Labels) -> None:
@@ -56,18 +56,18 @@ class Reliabilities:
         self._gaps = np.zeros((len(TEMPERATURES), NUM_BINS))
 
     def add(self, logits: Floats, truth: npt.NDArray[Any]) -> None:
-        """Take voxels: logits (H, N), or logarithms of probabilities, and true labels (N); some may be ignored."""
+        """Add voxels: logits (H, N) or log probabilities, and true labels (N), which may be the ignore label."""
         known = truth != self._labels.ignore_label
         logits, heads = logits[:, known], self._labels.encode(truth[known])
         self._count += logits.shape[1]
-        judge = _judge_regions if self._labels.has_regions else _judge_labels
+        score = _score_regions if self._labels.has_regions else _score_labels
         for index, temperature in enumerate(TEMPERATURES):
-            nll, confidence, is_right = judge(logits / np.float32(temperature), heads)
+            nll, confidence, is_right = score(logits / np.float32(temperature), heads)
             bins = np.minimum((confidence * NUM_BINS).astype(np.intp), NUM_BINS - 1)
             gaps = np.bincount(bins.ravel(), (is_right - confidence).ravel(), NUM_BINS)
-            statements = confidence.size / max(logits.shape[1], 1)
-            self._nll[index] += nll / max(statements, 1)
-            self._gaps[index] += gaps / max(statements, 1)
+            predictions = confidence.size / max(logits.shape[1], 1)
+            self._nll[index] += nll / max(predictions, 1)
+            self._gaps[index] += gaps / max(predictions, 1)
 
     def reliability(self) -> Reliability | None:
         """Return the means over the voxels; None without any."""
@@ -81,10 +81,10 @@ class Reliabilities:
 
 
 def fit(cases: Sequence[Reliability]) -> Calibration | None:
-    """Return the temperature of held-out cases, each counting the same; None without any.
+    """Fit one temperature to held-out cases with equal weights; return None without cases.
 
-    The error afterwards is that of each case with the temperature of the others; with one case there is no other, and
-    nothing is changed. A temperature that does not lower that error is not taken either: it is 1 then.
+    The error afterwards is that of each case with the temperature of the others. The temperature is 1 with a single
+    case, and if the fitted one does not lower that error.
     """
     if not cases:
         return None
@@ -112,7 +112,7 @@ def _calibration_error(gaps: npt.NDArray[np.float64]) -> float:
     return math.fsum(np.abs(gaps.mean(axis=0)))
 
 
-def _judge_labels(logits: Floats, heads: npt.NDArray[np.bool_]) -> tuple[float, Floats, Floats]:
+def _score_labels(logits: Floats, heads: npt.NDArray[np.bool_]) -> tuple[float, Floats, Floats]:
     """Return summed nll, confidence of the chosen label (N) and whether it is the true one (N)."""
     below = logits - logits.max(axis=0)
     log_total = np.log(np.exp(below).sum(axis=0))
@@ -122,7 +122,7 @@ def _judge_labels(logits: Floats, heads: npt.NDArray[np.bool_]) -> tuple[float, 
     return nll, confidence, np.take_along_axis(heads, chosen, axis=0)[0].astype(np.float32)
 
 
-def _judge_regions(logits: Floats, heads: npt.NDArray[np.bool_]) -> tuple[float, Floats, Floats]:
+def _score_regions(logits: Floats, heads: npt.NDArray[np.bool_]) -> tuple[float, Floats, Floats]:
     """Return summed nll, confidence of in or out of each region (H, N) and whether that is true (H, N)."""
     certainty = np.abs(logits)
     is_right = ((logits > 0) == heads).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What the folds of a model predicted for the cases they held out, gathered over the folds that there are."""
+"""Collect the out-of-fold predictions of a model over its trained folds."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class CrossValidation:
 
     @property
     def folds(self) -> tuple[int, ...]:
-        """The folds that have predicted their cases."""
+        """The folds with predictions."""
         return tuple(self.files)
 
     @property
@@ -40,12 +40,12 @@ class CrossValidation:
         return {case: file for files in self.files.values() for case, file in files.items()}
 
     def only(self, folds: Sequence[int]) -> CrossValidation:
-        """Return those of some folds."""
+        """Return the predictions of some folds."""
         return replace(self, files={fold: files for fold, files in self.files.items() if fold in folds})
 
 
 def validated_folds(model: Path) -> tuple[int, ...]:
-    """Return the numbered folds whose held-out cases are predicted and scored; `fold_all` holds none out."""
+    """Return the numbered folds whose held-out cases are predicted and scored; `fold_all` has none."""
     names = [file.parent.parent.name for file in model.glob(f"{_FOLD_PREFIX}*/{VALIDATION}/{SUMMARY_JSON}")]
     numbers = [name.removeprefix(_FOLD_PREFIX) for name in names]
     return tuple(sorted(int(number) for number in numbers if number.isdecimal()))
@@ -56,11 +56,11 @@ def read_crossval(model: Path, folds: Sequence[int] | None = None) -> CrossValid
 
     Args:
         model: the folder that holds `fold_k`.
-        folds: which ones; those that there are by default.
+        folds: which ones; all that have predictions by default.
 
     Raises:
-        ModelError: a fold that is asked for, or every one, has no validation.
-        ProblemReport: predictions are missing, or in two folds; all of them at once.
+        ModelError: a requested fold, or every fold, has no validation.
+        ProblemReport: predictions are missing, or in two folds; all problems at once.
     """
     there = validated_folds(model)
     missing = sorted(set(folds or ()) - set(there))
@@ -93,10 +93,10 @@ def accumulate(found: CrossValidation, target: Path) -> Scores:
     nnU-Net behaviour 12.3.
 
     Raises:
-        WorkspaceError: the folder is there already and not empty.
+        WorkspaceError: the folder exists already and is not empty.
     """
     if target.exists() and any(target.iterdir()):
-        raise WorkspaceError(f"{target}: is there already; remove it or choose a new place")
+        raise WorkspaceError(f"{target}: exists already; remove it or choose a new folder")
     cases = []
     with atomic_path(target) as temporary:
         temporary.mkdir()

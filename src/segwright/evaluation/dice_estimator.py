@@ -1,8 +1,8 @@
-"""What Dice to expect of a prediction, fitted on held-out cases: seen while it was made against how good it was.
+"""Fit the estimator of the Dice of a prediction on held-out cases, from the statistics of their prediction.
 
-Few cases are held out, and hardly any of them fails; failures are what the estimate is for. So weights are fitted with
-a prior (ridge regression towards it, none below 0): a soft Dice that is lost is a Dice that is lost, and what unsettles
-folds and views costs more. Cases move the weights as far as they have something to say.
+Held-out cases are few, and hardly any of them fails, but failures are what the estimator is for. So weights, none below
+0, are fitted by ridge regression towards a prior: one unit of lost soft Dice costs one unit of Dice, and entropy,
+disagreement and unusual volumes cost more.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from segwright.inference.reliability.expected_dice import FEATURES, DiceEstimato
 
 PRIOR: Final[Mapping[str, float]] = {"overlap": 1.0, "entropy": 0.5, "disagreement": 0.5, "volume": 0.25}
 _PRIOR_CASES = 0.05
-"""Weight of the prior, as the sum of squares of a feature over the cases that counts as much."""
+"""Weight of the prior: the sum of squares of a feature over the cases at which both count the same."""
 _OFFSET_PRIOR = 1.0
-"""Of the offset's prior, in cases."""
+"""Weight of the offset's prior, in cases."""
 _VOLUME_PERCENTILES = (5, 95)
 _WORST = 0.2
-"""The worst fifth of the cases: their Dice is at most tau."""
+"""Share of the cases that count as failed: the worst fifth, whose Dice is at most tau."""
 _FEWEST_FOR_AUROC = 5
 _FAR = 4.0
 _LEAST_FAR = 0.1
-"""A warning is given this many spreads (or this much Dice) below the median of the expected Dice."""
+"""Warn below the median of the expected Dice minus this many standard deviations, at least minus this Dice."""
 _FEW = 2
-"""With this many cases that distance is doubled, and usual volumes reach twice as far: their spread is hardly known."""
+"""With this many cases that distance is doubled, and so is the range of usual volumes: their spread is uncertain."""
 _TO_SIGMA = 1.4826
 """From the median absolute deviation to a standard deviation (of the normal distribution)."""
 
@@ -44,9 +44,9 @@ class HeldOut:
     """A case that was not trained on.
 
     Attributes:
-        observation: what was seen while it was predicted.
+        observation: statistics of its prediction.
         dice: mean over the classes that are in it or were predicted.
-        present: for each foreground class whether it is in the true labels.
+        present: for each foreground class whether the true labels have it.
     """
 
     observation: Observation
@@ -55,9 +55,9 @@ class HeldOut:
 
 
 def fit(cases: Sequence[HeldOut], mirror_axes: tuple[tuple[int, ...], ...]) -> DiceEstimator | None:
-    """Return the estimate of held-out cases, None without any.
+    """Fit the estimator to held-out cases; return None without cases.
 
-    Error and AUROC are those of each case told by the others.
+    Error and AUROC are leave-one-out: each case is estimated from the others.
 
     Args:
         cases: with a Dice that is a number.
@@ -79,18 +79,18 @@ def fit(cases: Sequence[HeldOut], mirror_axes: tuple[tuple[int, ...], ...]) -> D
         error=None,
         warn_below=0.0,
     )
-    told = np.array([_told_by_others(cases, index, estimator) for index in range(len(cases))])
+    expected = np.array([_leave_one_out(cases, index, estimator) for index in range(len(cases))])
     return estimator.model_copy(
         update={
-            "auroc": auroc(told, dice <= estimator.tau) if len(cases) >= _FEWEST_FOR_AUROC else None,
-            "error": float(np.abs(told - dice).mean()) if len(cases) > 1 else None,
-            "warn_below": _warn_below(told),
+            "auroc": auroc(expected, dice <= estimator.tau) if len(cases) >= _FEWEST_FOR_AUROC else None,
+            "error": float(np.abs(expected - dice).mean()) if len(cases) > 1 else None,
+            "warn_below": _warn_below(expected),
         }
     )
 
 
 def auroc(expected: Floats, failed: npt.NDArray[np.bool_]) -> float | None:
-    """Return how often the failed case of two has the lower expected Dice, ties count half; None without both kinds."""
+    """Return the AUROC of a low expected Dice for failed cases; None unless some cases failed and some did not."""
     bad, good = int(failed.sum()), int((~failed).sum())
     if not bad or not good:
         return None
@@ -98,7 +98,7 @@ def auroc(expected: Floats, failed: npt.NDArray[np.bool_]) -> float | None:
     return float((ranks[~failed].sum() - good * (good + 1) / 2) / (bad * good))
 
 
-def _told_by_others(cases: Sequence[HeldOut], index: int, of_all: DiceEstimator) -> float:
+def _leave_one_out(cases: Sequence[HeldOut], index: int, of_all: DiceEstimator) -> float:
     others = [*cases[:index], *cases[index + 1 :]]
     estimator = of_all
     if others:
@@ -133,7 +133,7 @@ def _weights(cases: Sequence[HeldOut], usual: tuple[UsualVolume, ...]) -> tuple[
     return offset, dict(zip(FEATURES, weights, strict=True))
 
 
-def _warn_below(told: Floats) -> float:
-    middle = float(np.median(told))
-    spread = _TO_SIGMA * float(np.median(np.abs(told - middle)))
-    return max(0.0, middle - max(_LEAST_FAR, _FAR * spread) * (1 + _FEW / len(told)))
+def _warn_below(expected: Floats) -> float:
+    middle = float(np.median(expected))
+    spread = _TO_SIGMA * float(np.median(np.abs(expected - middle)))
+    return max(0.0, middle - max(_LEAST_FAR, _FAR * spread) * (1 + _FEW / len(expected)))

@@ -1,4 +1,4 @@
-"""Structures counted one by one: which were found, and how well. Components touch by faces, edges or corners.
+"""Lesion-wise metrics: detection and panoptic quality of connected components (26-connected in 3D).
 
 Empty masks: all measures are NaN where both masks are empty, and 0 where one is.
 """
@@ -19,14 +19,14 @@ MATCH_IOU = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lesions:
-    """Components of a reference and a predicted mask, and those that overlap a component of the other by any voxel."""
+    """Numbers of components of a reference and a predicted mask, and of those that overlap a component of the other."""
 
     reference: int
     predicted: int
     found: int
     true: int
     ious: tuple[float, ...]
-    """Of the pairs that match."""
+    """IoU of the matching pairs."""
 
     @property
     def recall(self) -> float:
@@ -60,7 +60,7 @@ class Lesions:
 
 
 def compare_lesions(reference: Mask, prediction: Mask) -> Lesions:
-    """Return how the components of two masks (*S) correspond."""
+    """Match the components of two masks (*S)."""
     structure = np.ones((3,) * reference.ndim, dtype=bool)
     first, num_first = ndimage.label(reference, structure)
     second, num_second = ndimage.label(prediction, structure)

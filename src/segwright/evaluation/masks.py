@@ -1,4 +1,4 @@
-"""Measures of one class that need its masks: surfaces, single structures."""
+"""Metrics of one class that need its masks: surface distances and lesion-wise metrics."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ABOUT_ONE = 1 - 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExtraMetrics:
-    """Which measures are taken beside the overlap.
+    """Metrics to compute beside the overlap.
 
     Attributes:
         surface: HD, HD95, ASSD and NSD, see `evaluation.surface`.
@@ -36,17 +36,17 @@ class ExtraMetrics:
 
 
 def class_mask(label_map: npt.NDArray[Any], key: ClassKey) -> Mask:
-    """Return where a label map (*S) has a label, or one of a region's; many times as fast as `np.isin`."""
+    """Return the mask of a label or region in a label map (*S); many times as fast as `np.isin`."""
     values = (key,) if isinstance(key, int) else key
     masks: list[Mask] = [label_map == value for value in values]
     return reduce(np.logical_or, masks, np.zeros_like(label_map, dtype=bool)) if len(masks) != 1 else masks[0]
 
 
 def measure_masks(reference: Mask, prediction: Mask, spacing: Sequence[float], extra: ExtraMetrics) -> dict[str, float]:
-    """Return the measures that are asked for, of two masks (*S).
+    """Compute the metrics of `extra` for two masks (*S).
 
-    An axis with one voxel has no neighbours to look at and no distances along it: a flat image is measured in its
-    plane. Otherwise all of its voxels would be surface.
+    A flat image is measured in its plane: along an axis of one voxel there are no neighbours, so all voxels would be
+    surface.
     """
     values: dict[str, float] = {}
     if extra.surface:
@@ -65,6 +65,6 @@ def measure_masks(reference: Mask, prediction: Mask, spacing: Sequence[float], e
 
 
 def has_volume(shape: Sequence[int], spacing: Sequence[float]) -> bool:
-    """Tell whether voxels have one: the readers of flat images make up a spacing for the axis that these lack."""
+    """Whether voxels have a volume: the readers of flat images invent a spacing for the missing axis."""
     made_up = len(shape) == 3 and shape[0] == 1 and spacing[0] >= _ABOUT_ONE * FLAT_SPACING_FACTOR * max(spacing[1:])
     return not made_up

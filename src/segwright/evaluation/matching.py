@@ -1,4 +1,4 @@
-"""Predictions and the references of their cases: those of the same file names, or those that a dataset lists."""
+"""Match predictions with references: by file name, or by the references that a dataset lists."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def pair_files(
     require_all: bool = False,
     listed: Mapping[str, Path] = NONE_LISTED,
 ) -> list[tuple[Path, Path]]:
-    """Return every prediction with the reference of its case, reference first; arguments as of `evaluate`.
+    """Return pairs of reference and prediction files; arguments as of `evaluate`.
 
     Args:
-        listed: references that have other names than their predictions, by the names of these.
+        listed: references with other names than their predictions, by the predictions' names.
 
     Raises:
         DatasetError: there is no prediction at all.

@@ -1,6 +1,6 @@
-"""Overlap of two label maps: one confusion pass for all labels, regions as unions of labels.
+"""Overlap metrics of two label maps: one confusion matrix for all labels; regions are unions of labels.
 
-Empty masks: Dice and IoU are NaN where a class is in neither map, and 0 where it is in one of them only.
+Empty masks: Dice and IoU are NaN if a class is in neither map, and 0 if it is in only one.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from segwright.data.labels import ClassKey, distinct_values
 _DIRECT_VALUES = 256
 """Label values below this index the confusion matrix directly; larger ones are renumbered first."""
 _MOST_VALUES = 2048
-"""The confusion matrix has the square of it, 32 MiB; no dataset has as many labels."""
+"""Size of the largest confusion matrix, 32 MiB; no dataset has as many labels."""
 
 _BLOCK = 1 << 20
-"""Voxels that are counted at once: no copy of a whole case, in a wider type, is made."""
+"""Voxels that are counted at once, to avoid a copy of the whole case in a wider type."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,7 @@ class Overlap:
 
     @property
     def recall(self) -> float:
-        """TP / (TP + FN); NaN where the class is not there."""
+        """TP / (TP + FN); NaN where the class is not in the reference."""
         return self.tp / (self.tp + self.fn) if self.tp + self.fn else float("nan")
 
 
@@ -85,7 +85,7 @@ def confusion(
     Voxels whose reference is `ignore_label` are left out of all counts (nnU-Net behaviour 12.1).
 
     Raises:
-        ImageError: there are far more values than labels.
+        ImageError: the maps have too many different values.
     """
     assert reference.shape == prediction.shape, "shapes are checked where files are read"
     first, second = reference.reshape(-1), prediction.reshape(-1)
@@ -109,7 +109,7 @@ def _values(*arrays: npt.NDArray[np.integer]) -> tuple[int, ...]:
     """Return the distinct values of label maps, ascending.
 
     Raises:
-        ImageError: there are far more than labels.
+        ImageError: there are too many.
     """
     values = sorted(set().union(*(distinct_values(array) for array in arrays)))
     if len(values) > _MOST_VALUES:

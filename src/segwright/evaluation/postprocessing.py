@@ -18,11 +18,11 @@ ALL_FOREGROUND = "all foreground"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Floor:
-    """What a step must gain to be taken.
+    """Smallest gain at which a step is accepted.
 
     Attributes:
-        gain: in mean Dice.
-        cases: on how many it is measured, at least.
+        gain: of the mean Dice.
+        cases: smallest number of cases.
     """
 
     gain: float = 0.0
@@ -33,10 +33,10 @@ class Floor:
 
 
 ANY_GAIN = Floor()
-"""nnU-Net's: whatever is better."""
+"""nnU-Net's rule: any gain."""
 CLEAR_GAIN = Floor(gain=0.001, cases=5)
-"""Of a model that is kept: the third digit of the Dice is the last that repeats between trainings, and on fewer cases a
-single stray component decides."""
+"""For selected models: only three digits of the Dice are reproducible between trainings, and on fewer cases a single
+stray component decides."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,16 +56,16 @@ def determine(
     workers: int | None = None,
     floor: Floor = ANY_GAIN,
 ) -> Determined:
-    """Decide about post-processing on pairs of a reference and a prediction file.
+    """Choose post-processing on pairs of reference and prediction files.
 
     First all foreground labels together: accepted where the mean foreground Dice rises and that of no class falls.
-    Then, with several classes, each one on top of what was accepted: where its own mean Dice rises. As with nnU-Net
-    the first step is never accepted where a class is in no case: the mean foreground Dice is NaN then.
+    Then, with several classes, each class after the accepted steps: accepted where its own mean Dice rises. As in
+    nnU-Net the first step is never accepted if no case has some class: the mean foreground Dice is NaN then.
 
     Args:
-        pairs: reference first; at least one. Read anew in each of at most four passes for labels, and two for each
-            region where regions overlap, so that no more than `workers` cases are in memory.
-        labels: say which classes there are.
+        pairs: reference first; at least one. They are read again in each pass, so that at most `workers` cases are in
+            memory: at most four passes for labels, and two for each region if regions overlap.
+        labels: of the dataset.
         reader: of the files.
         workers: threads.
         floor: of the gain; nnU-Net's by default.
@@ -126,12 +126,12 @@ def determine(
         dice_after=current.mean_dice,
         cases=len(pairs),
     )
-    _say(processing, floor)
+    _log(processing, floor)
     return Determined(processing=processing, before=before, after=current)
 
 
 def disjoint_groups(keys: Sequence[ClassKey]) -> list[list[ClassKey]]:
-    """Return the keys in their order, neighbours together that share no label: their steps do not touch each other.
+    """Group neighbouring keys that share no label, in their order: their steps are independent.
 
     >>> disjoint_groups([1, 2, 3]), disjoint_groups([(1, 2), 2, 3])
     ([[1, 2, 3]], [[(1, 2)], [2, 3]])
@@ -148,7 +148,7 @@ def disjoint_groups(keys: Sequence[ClassKey]) -> list[list[ClassKey]]:
     return groups
 
 
-def _say(processing: PostProcessing, floor: Floor) -> None:
+def _log(processing: PostProcessing, floor: Floor) -> None:
     unclear = [decision.name for decision in processing.decisions if decision.is_unclear]
     accepted = [decision.name for decision in processing.decisions if decision.accepted]
     if accepted:

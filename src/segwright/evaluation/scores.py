@@ -1,4 +1,4 @@
-"""Scores of a folder of predictions in nnU-Net's `summary.json`: by case and class, by class, over the foreground."""
+"""Score predictions, as nnU-Net's `summary.json` has it: by case and class, by class, over the foreground."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ logger = getLogger(__name__)
 _INDENT = 4
 _SHOWN_VALUES = 8
 Change = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
-"""Makes one label map (*S) of another."""
+"""Function from label map (*S) to label map, such as post-processing."""
 
 
 class Measures(BaseModel):
-    """Measures of one class: counts in one case, means over several. Those that nnU-Net lacks are extra fields.
+    """Metrics of one class: counts in one case, means over several. Metrics that nnU-Net lacks are extra fields.
 
-    Means of the extra ones leave out NaN and infinite values: a surface distance is infinite where one mask is empty.
+    Means of extra metrics leave out NaN and infinite values: a surface distance is infinite if one mask is empty.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
@@ -70,7 +70,7 @@ class Measures(BaseModel):
 
     @classmethod
     def mean_of(cls, several: Sequence[Measures], *, skip_nan: bool) -> Measures:
-        """Return the mean of every measure; NaN entries are left out with `skip_nan`, otherwise they win."""
+        """Return the mean of every metric; `skip_nan` leaves out NaN values, otherwise the mean is NaN."""
         return cls(
             **{
                 name: _mean([getattr(measures, name) for measures in several], skip_nan=skip_nan)
@@ -84,11 +84,11 @@ class Measures(BaseModel):
 
     @property
     def extra(self) -> dict[str, float]:
-        """The measures that nnU-Net has not, by name."""
+        """The metrics that nnU-Net lacks, by name."""
         return dict(self.model_extra or {})
 
     def value(self, name: str) -> float:
-        """Return a measure by its name in `summary.json`; NaN where it was not taken."""
+        """Return a metric by its name in `summary.json`; NaN if it was not computed."""
         if name in (self.model_extra or {}):
             return self.extra[name]
         for field, info in type(self).model_fields.items():
@@ -111,20 +111,20 @@ class CaseScores(BaseModel):
 
     @property
     def case(self) -> str:
-        """The file name of its prediction, which is the case's name; references may have others, or all the same."""
+        """The file name of its prediction, which names the case; references may have other, even equal names."""
         return re.split(r"[/\\]", self.prediction_file)[-1]
 
     @property
     def mean_dice(self) -> float:
-        """Mean Dice over the foreground classes that are in the reference or the prediction; NaN where none is."""
+        """Mean Dice over the foreground classes in the reference or the prediction; NaN without any."""
         return _mean([measures.dice for measures in self.metrics.values()], skip_nan=True)
 
 
 class Scores(BaseModel):
     """A `summary.json` (nnU-Net's schema, nnU-Net behaviour 12.2).
 
-    `mean` leaves out the cases in which a class is in neither map. `foreground_mean` is nnU-Net's plain mean over the
-    classes: one class that no case has makes it NaN (nnU-Net behaviour 12.2). `foreground_mean_present` is ours and
+    `mean` leaves out cases where a class is in neither map. `foreground_mean` is nnU-Net's plain mean over the
+    classes: NaN if no case has one of the classes (nnU-Net behaviour 12.2). `foreground_mean_present` is ours and
     leaves such classes out; the two are equal where every class occurs.
     """
 
@@ -188,7 +188,7 @@ def class_key_text(key: ClassKey) -> str:
 
 
 def class_key(text: str) -> ClassKey:
-    """Return the class behind a key of `summary.json`.
+    """Convert a key of `summary.json` to the class.
 
     >>> class_key("1"), class_key("(1, 2)"), class_key("(3,)")
     (1, (1, 2), (3,))
@@ -212,7 +212,7 @@ def evaluate(
     known: Collection[int] | None = None,
     listed: Mapping[str, Path] = NONE_LISTED,
 ) -> Scores:
-    """Score every prediction against the reference of its case: of the same file name, or listed.
+    """Score every prediction against its reference, which has the same file name or is listed.
 
     Args:
         labels: names the classes (or regions) and the ignore label.
@@ -221,7 +221,7 @@ def evaluate(
         extra: measures beside the overlap.
         require_all: treat a reference without prediction as a problem too, instead of logging how many there are.
         ignore_label: as of `evaluate_case`.
-        known: values that predictions are expected to hold; a warning names others. Any without it.
+        known: values that predictions may have; others cause a warning. None allows all.
         listed: as of `pair_files`.
 
     Raises:
@@ -260,7 +260,7 @@ def evaluate_files(
         reader: the class that reads them, as in the plan.
         workers: threads, and cases in memory.
         extra: measures beside the overlap.
-        change: is done to each predicted label map (*S) before it is scored.
+        change: applied to each predicted label map (*S) before it is scored.
         title: of the progress.
         ignore_label: as of `evaluate_case`.
         known: as of `evaluate`.
@@ -301,10 +301,10 @@ def evaluate_case(
     extra: ExtraMetrics = OVERLAP_ALONE,
     ignore_label: int | None = None,
 ) -> dict[str, Measures]:
-    """Return the measures of one case, two label maps (*S), by class key.
+    """Score one case, two label maps (*S); return metrics by class key.
 
-    With `spacing` (mm, one number for each axis) there are volumes too, in mm^3, of all but flat images. Voxels whose
-    reference is the ignore label, `ignore_label` or else that of `labels`, count as background.
+    With `spacing` (mm per axis) volumes are added, in mm^3, except for flat images. Voxels whose reference is the
+    ignore label (`ignore_label`, by default that of `labels`) count as background.
     """
     ignored = labels.ignore_label if ignore_label is None else ignore_label
     matrix = confusion(reference, prediction, ignore_label=ignored)
@@ -342,7 +342,7 @@ def _measure(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Scored:
-    """Scores of a case; which values were predicted, and whether it was turned onto the reference's grid."""
+    """Scores of a case, its predicted values, and whether it was reoriented to the reference's grid."""
 
     case: CaseScores
     predicted: frozenset[int]
@@ -350,7 +350,7 @@ class _Scored:
 
 
 def _grid_problem(file: Path, prediction: Header, reference: Header) -> Problem | None:
-    """Return why a prediction does not lie on the grid of its reference."""
+    """Return a problem if a prediction is not on the grid of its reference."""
     if find_reorientation(prediction, reference) is not None:
         return None
     if sorted(prediction.shape) != sorted(reference.shape):
@@ -371,7 +371,7 @@ def _score_case(
     extra: ExtraMetrics,
     change: Change | None,
 ) -> _Scored:
-    """Return the scores of a case whose two label maps show the same places."""
+    """Score a case whose two label maps are on the same grid, up to orientation."""
     turn = find_reorientation(predicted.header, true.header)
     assert turn is not None, "checked before"
     reference, prediction = (array[0].astype(np.int32) for array in (true.array, turn(predicted.array)))
@@ -392,7 +392,7 @@ def _score_case(
 
 
 def _warn(scored: Sequence[_Scored], known: Collection[int] | None) -> None:
-    """Tell once what is odd about predictions and can be measured all the same."""
+    """Warn once about unusual predictions that can be scored all the same."""
     if known is not None:
         odd = [each for each in scored if not each.predicted <= set(known)]
         if odd:
@@ -414,7 +414,7 @@ def _warn(scored: Sequence[_Scored], known: Collection[int] | None) -> None:
 
 
 def _warn_of_unscored(scored: Sequence[_Scored]) -> None:
-    """Tell where the values that were asked for are hardly those that predictions hold."""
+    """Warn if predictions have none of the scored labels, or negative values."""
     found = set().union(*(each.predicted for each in scored)) - {0}
     keys = [class_key(text) for text in scored[0].case.metrics]
     wanted = {value for key in keys for value in ((key,) if isinstance(key, int) else key)}

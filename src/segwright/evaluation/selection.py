@@ -1,4 +1,4 @@
-"""Which of several candidates predicts held-out cases best: models, and pairs of them whose probabilities average."""
+"""Choose the model, or pair of models, that predicts held-out cases best."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from segwright.evaluation.statistics import dice_table, interval, margin_interva
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A model, or models that average.
+    """A model, or an ensemble.
 
     Attributes:
         name: as nnU-Net calls it.
@@ -34,7 +34,7 @@ class Candidate:
 
 
 class CandidateSummary(BaseModel):
-    """A candidate with its mean foreground Dice, and the 95 % interval of that; None with fewer than two cases."""
+    """A candidate, its mean foreground Dice, and the 95 % interval (None with fewer than two cases)."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -65,12 +65,12 @@ class Summary(BaseModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """How the candidates compare.
+    """The comparison of the candidates.
 
     Attributes:
-        candidates: in the order they came in: single models before pairs.
+        candidates: in the given order: single models before pairs.
         winner: highest mean foreground Dice; of equals the first.
-        runner_up: the best of the others, None where there is none.
+        runner_up: the best of the others; None without others.
         folds: whose held-out cases were compared.
     """
 
@@ -92,7 +92,7 @@ class Selection:
         return margin_interval(dice_table(self.winner.scores), dice_table(self.runner_up.scores))
 
     def summary(self) -> Summary:
-        """Return what is kept of the comparison."""
+        """Return the comparison as it is stored."""
         return Summary(
             folds=self.folds,
             cases=len(self.winner.scores.metric_per_case),
@@ -113,9 +113,9 @@ class Selection:
 
 
 def choose(candidates: Sequence[Candidate], folds: Sequence[int]) -> Selection:
-    """Return the comparison of candidates, at least one (nnU-Net behaviour 12.3).
+    """Compare candidates, at least one (nnU-Net behaviour 12.3).
 
-    A class that is in no case counts for nothing; with nnU-Net the mean would be NaN, and the selection fail.
+    A class that no case has is left out; in nnU-Net the mean would be NaN and the selection would fail.
 
     Raises:
         ModelError: no class is in any case.

@@ -1,4 +1,4 @@
-"""How sure the mean of a measure is, and which of two models is better: bootstrap over cases, paired tests."""
+"""Confidence intervals of mean metrics (bootstrap over cases), and paired tests of models."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Comparison:
 def compare(models: Mapping[str, Scores]) -> list[Comparison]:
     """Compare every pair of models by the mean foreground Dice of each case.
 
-    Summaries of other classes or other references are compared all the same, with a warning.
+    Summaries with different classes or references are compared with a warning.
 
     Raises:
         DatasetError: two models have too few cases in common.
@@ -81,7 +81,7 @@ def compare(models: Mapping[str, Scores]) -> list[Comparison]:
 
 
 def _warn_of_unlike(first: str, one: Scores, second: str, other: Scores) -> None:
-    """Tell where two summaries are of other classes, or not of the same references, by the size of these."""
+    """Warn if two summaries have different classes, or references of different size."""
     if set(one.mean) != set(other.mean):
         logger.warning(
             "%s scores classes %s, %s scores %s: the means compared are not of the same classes",
@@ -121,8 +121,8 @@ def holm(values: Sequence[float]) -> list[float]:
 def measure_table(scores: Scores, name: str) -> Floats:
     """Return one measure (cases, classes), by its name in `summary.json`: `Dice`, `HD95`, `NSD_1mm`.
 
-    NaN where it was not taken, is not defined or is infinite: a surface distance where one mask is empty. So what
-    `interval` resamples is what the means of `summary.json` are over.
+    NaN where it was not computed, is undefined, or is infinite, as a surface distance if one mask is empty. So
+    `interval` resamples the values of which `summary.json` has the means.
     """
     rows = [[case.metrics[key].value(name) for key in scores.mean] for case in scores.metric_per_case]
     found = np.array(rows, dtype=float).reshape(len(rows), len(scores.mean))

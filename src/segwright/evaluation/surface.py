@@ -1,8 +1,8 @@
-"""Distances between the surfaces of two masks, in mm.
+"""Surface distances of two masks, in mm: Hausdorff distance, ASSD, normalised surface Dice.
 
-A voxel of a mask is on its surface if one of its face neighbours is outside the mask; beyond the image is outside. The
-distance of two surface voxels is that of their centres. (Conventions of MONAI and Metrics Reloaded, Maier-Hein et al.
-2024; DeepMind's surface-distance weighs surface elements by their area instead.)
+A voxel of a mask is on its surface if one of its face neighbours, or the space beyond the image, is outside the mask.
+The distance of two surface voxels is that of their centres. (Conventions of MONAI and Metrics Reloaded, Maier-Hein
+et al. 2024; DeepMind's surface-distance weighs surface elements by their area instead.)
 
 Empty masks: all measures are NaN where both masks are empty. Where one is, distances are infinite and the normalised
 surface Dice is 0.
@@ -24,10 +24,10 @@ Points = npt.NDArray[np.int64]  # (n, axes)
 PERCENTILE = 95.0
 
 _LEAF = 64
-"""Points in a leaf of the search tree: for surfaces far apart twice as fast as 10, scipy's default."""
+"""Points in a leaf of the search tree: twice as fast as scipy's default of 10 for surfaces far apart."""
 
 _ROUNDING = 1e-9
-"""Relative; far above what rounding does to a distance, far below what a scanner knows of it."""
+"""Relative tolerance, far above rounding errors and far below the resolution of any scanner."""
 
 _SLAB = 1 << 19
 """Voxels that are compared with their neighbours at once."""
@@ -90,7 +90,7 @@ def surface_distances(
         first: one mask.
         second: the other.
         spacing: mm along each axis.
-        tolerances: that the distances will be compared with; those that are off by rounding alone are looked up again.
+        tolerances: that distances will be compared with; distances within rounding of one are computed again.
     """
     both = _common_box(first, second)
     if both is None:
@@ -112,7 +112,7 @@ def _common_box(first: Mask, second: Mask) -> tuple[slice, ...] | None:
     """Return the smallest box that holds both masks; None where both are empty."""
     box: list[slice] = []
     for axis in range(first.ndim):
-        # What is left shrinks along the axes that are done, and the axis itself comes first: two cheap passes.
+        # The arrays shrink along the axes already done, and the current axis comes first: two cheap passes.
         parts = [np.moveaxis(mask[tuple(box)], axis, 0) for mask in (first, second)]
         hit = [part.any(axis=tuple(range(1, part.ndim))) for part in parts]
         filled = np.flatnonzero(hit[0] | hit[1])
@@ -148,22 +148,21 @@ def _nearest(
 ) -> Distances:
     """Return the distance of each point (n, axes) to the nearest of the others, 0 where they are not `apart`.
 
-    The tree says which one is nearest. Its distance is taken between whole voxels: that between scaled coordinates is
-    off by rounding, and a surface that is as far away as the tolerance would fall on the wrong side of it. Of several
-    that are equally near one may still be rounded down and another up, so those that just miss a tolerance take the
-    least.
+    The tree finds the nearest point; the distance is computed from voxel indices. Distances of scaled coordinates have
+    rounding errors, which would put a surface exactly as far away as a tolerance on its wrong side. Equally near points
+    may still be rounded up or down, so a distance just above a tolerance is the least over all near points.
     """
     result = np.zeros(len(points))
     if not apart.any():
         return result
-    asking = points[apart]
+    queries = points[apart]
     tree = KDTree(others * scale, leafsize=_LEAF, balanced_tree=False, compact_nodes=False)
-    _, index = tree.query(asking * scale)
-    found = _lengths(asking - others[index], scale)
+    _, index = tree.query(queries * scale)
+    found = _lengths(queries - others[index], scale)
     for tolerance in tolerances:
         for missed in np.flatnonzero((found > tolerance) & (found <= tolerance * (1 + _ROUNDING))):
-            near = tree.query_ball_point(asking[missed] * scale, tolerance * (1 + 2 * _ROUNDING))
-            found[missed] = _lengths(asking[missed] - others[near], scale).min()
+            near = tree.query_ball_point(queries[missed] * scale, tolerance * (1 + 2 * _ROUNDING))
+            found[missed] = _lengths(queries[missed] - others[near], scale).min()
     result[apart] = found
     return result
 

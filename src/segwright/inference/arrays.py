@@ -1,4 +1,4 @@
-"""Arrays of a caller instead of files: any axis order and orientation in, a label map in the same order out."""
+"""Convert arrays of any axis order and orientation to volumes, and results back to the array's grid."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from segwright.data.images.intensities import clean_intensities
 from segwright.inference.reliability.model import ReliabilityModel, log_warnings
 
 REORIENTING_READERS: Final = ("SimpleITKIOWithReorient", "NibabelIOWithReorient")
-"""Readers by which a plan asks for RAS+ orientation, whatever that of the file."""
+"""Readers that bring images to RAS+ orientation."""
 
 _SAME_SPACING = 1e-3
-"""Relative difference up to which a spacing is that of an affine: headers round."""
+"""Largest relative difference of a spacing and that of the affine: headers are rounded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArrayVolume:
-    """A caller's array as a reader would have given it, and the way back.
+    """An array as a reader would have returned it, and how to map results back to the array's grid.
 
     Attributes:
         volume: (C, Z, Y, X).
-        order: the caller's spatial axis behind each of the volume's.
-        flipped: the volume's axes that run against the caller's.
-        shape: of the caller's grid.
+        order: for each axis of the volume the array's spatial axis.
+        flipped: the volume's axes that run against those of the array.
+        shape: spatial shape of the array.
     """
 
     volume: Volume
@@ -42,7 +42,7 @@ class ArrayVolume:
     shape: tuple[int, ...]
 
     def back(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return an array (..., Z, Y, X) on the caller's grid, in its axis order."""
+        """Return an array (..., Z, Y, X) on the grid of the original array, in its axis order."""
         lead = array.ndim - len(self.order)
         turned = np.flip(array, tuple(lead + axis for axis in self.flipped))
         inverse = np.argsort(self.order)
@@ -58,7 +58,7 @@ def to_volume(
     spacing: Sequence[float] | None = None,
     affine: npt.ArrayLike | None = None,
 ) -> ArrayVolume:
-    """Return an array as the plan's reader would have read it from a file.
+    """Convert an array to the volume that the plan's reader would have read from a file.
 
     Args:
         array: (S) or (C, *S), two or three spatial axes. Without an affine its axes are taken as readers give them,
@@ -92,7 +92,7 @@ def to_volume(
     found = values.transpose(0, *(axis + 1 for axis in order))
     found = np.flip(found, tuple(axis + 1 for axis in flipped))
     ordered = tuple(spacings[axis] for axis in order)
-    with np.errstate(over="ignore"):  # infinite values are refused by name
+    with np.errstate(over="ignore"):  # infinite values raise an ImageError
         voxels, notes = clean_intensities(np.ascontiguousarray(found, dtype=np.float32), "array")
     volume = Volume(
         array=voxels,
@@ -104,37 +104,37 @@ def to_volume(
 
 
 def warn_if_unlike_training(reliability: ReliabilityModel, array_volume: ArrayVolume) -> None:
-    """Log what of an array is odd or unlike the training cases."""
+    """Log what is unusual about an array, compared with the training cases."""
     log_warnings("array", reliability.findings(array_volume.volume))
 
 
 def _geometry(affine: npt.NDArray[np.float64] | None, reader: str) -> dict[str, Any]:
-    """Return the orientation of an array that is used as it is stored."""
+    """Return the affine of an array that is used in its own orientation."""
     return {} if affine is None or reader in REORIENTING_READERS else {"geometry": {"affine": affine.tolist()}}
 
 
 def _layout(affine: npt.NDArray[np.float64] | None, reader: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the caller's axis behind each of (Z, Y, X), and which of these run the other way."""
+    """Return the array's axis for each of (Z, Y, X), and which of these are flipped."""
     if affine is None:
         if reader in REORIENTING_READERS:
             raise ImageError(
-                f"the plan asks for RAS+ orientation ({reader}), which an array alone does not tell; give affine="
+                f"the plan asks for RAS+ orientation ({reader}), but an array has no orientation; give affine="
             )
         return (0, 1, 2), ()
     if reader not in REORIENTING_READERS:
         return (2, 1, 0), ()
     orientation = nibabel.io_orientation(affine)
-    canonical = [int(np.flatnonzero(orientation[:, 0] == axis)[0]) for axis in range(3)]  # the caller's x, y, z
+    canonical = [int(np.flatnonzero(orientation[:, 0] == axis)[0]) for axis in range(3)]  # the array's axes of x, y, z
     order = tuple(reversed(canonical))
     return order, tuple(axis for axis, source in enumerate(order) if orientation[source, 1] < 0)
 
 
 def _checked_array(array: npt.ArrayLike | Tensor) -> npt.NDArray[Any]:
-    """Return an array of real numbers."""
+    """Convert to a numpy array; raise an ImageError unless it holds real numbers."""
     try:
         if isinstance(array, Tensor):
             array = array.detach().cpu()
-            array = array.float() if array.dtype == torch.bfloat16 else array  # which numpy has not
+            array = array.float() if array.dtype == torch.bfloat16 else array  # which numpy lacks
         values = np.asarray(array)
         if values.dtype == object:
             values = values.astype(np.float32)
@@ -173,7 +173,7 @@ def _checked_spacing(spacing: Sequence[float] | None, affine: npt.NDArray[np.flo
 
 
 def _checked_affine(affine: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Return an affine that can be used."""
+    """Convert to a matrix; raise an ImageError unless it can be inverted."""
     what = "expected a (4, 4) matrix that can be inverted"
     try:
         matrix = np.asarray(affine, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Prediction with the second stage of a cascade: the first stage is run for each case and its labels are added."""
+"""Predict with a cascade: the first stage's labels of a case become input channels of the second stage."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from segwright.inference.predictor import Predictor
 from segwright.preprocessing import pipeline
 
 STORED = "previous_stage"
-"""Folder in a model folder that may hold the first stage's model; else it is looked for beside the model folder."""
+"""Folder in a model folder for the first stage's model; without it, that model lies beside the model folder."""
 
 
 class CascadePredictor(Predictor):
-    """A predictor whose cases get the labels of another one as further channels."""
+    """The second stage of a cascade; `first` is the predictor of the first stage."""
 
     def __init__(self, first: Predictor, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -28,7 +28,7 @@ class CascadePredictor(Predictor):
     def prepare(self, volume: Volume) -> pipeline.PredictionInput:
         """Run the first stage and bring image and labels onto the second stage's grid (nnU-Net behaviour 6.1, 11.6).
 
-        Labels, not probabilities, are passed on, by way of the case's own grid, as with nnU-Net.
+        As in nnU-Net, labels are passed on, not probabilities, resampled over the case's own grid.
 
         Raises:
             ImageError: the image holds NaN or infinite values or does not fit the plan.
@@ -43,15 +43,15 @@ class CascadePredictor(Predictor):
 
 
 def previous_stage_folder(model_folder: Path, configuration: str, previous: str) -> Path:
-    """Return the model folder of the first stage: stored in the second's, or beside it.
+    """Find the model folder of the first stage: in the second stage's folder, or beside it.
 
     Raises:
         ModelError: there is none.
     """
     if Path(previous).name != previous or previous == configuration:
         raise ModelError(
-            f"{model_folder}: configuration '{configuration}' has the previous stage '{previous}', which is none; the "
-            "plan is damaged"
+            f"{model_folder}: configuration '{configuration}' names an invalid previous stage '{previous}'; "
+            "the plan is damaged"
         )
     whole = model_folder.absolute()
     beside = whole.with_name(whole.name.removesuffix(configuration) + previous)

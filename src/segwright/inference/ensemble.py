@@ -1,9 +1,9 @@
-"""Several models on the same cases: their probabilities averaged, as nnU-Net's ensembling does.
+"""Predict with an ensemble of models: the mean of their probabilities, as in nnU-Net.
 
 nnU-Net behaviour 11.7.
 
 Each model's probabilities go to a compressed file on the case's own grid; then they are averaged slab by slab. So
-memory is that of one model, whatever their number and the number of classes.
+an ensemble needs the memory of one model, whatever the numbers of models and classes.
 """
 
 from __future__ import annotations
@@ -35,12 +35,13 @@ from segwright.inference.window.timer import Timer
 from segwright.preprocessing.pipeline import PredictionInput
 
 SLAB_BYTES: Final = 128 * 2**20
-"""What averaging holds at once: one head's mean, what is added to it, and the best so far. Few heads and many planes,
-for chunks that lie across a slab are opened for each (24 heads on 120x256x256: 2.4 s, all heads at once 7.9 s)."""
+"""Memory for averaging: the mean of one head, the array added to it, and the best score so far. One head and many
+planes at once: chunks that cross a slab are read again for each slab (24 heads on 120x256x256: 2.4 s, all heads at
+once 7.9 s)."""
 
 
 class Ensemble(ArrayPredictor):
-    """Several models that answer as one: what `Predictor` has for callers is here too.
+    """Several models that predict together, with the interface of a single `Predictor`.
 
     Args:
         predictors: of models that were trained on the same channels and labels; their plans may differ.
@@ -59,24 +60,24 @@ class Ensemble(ArrayPredictor):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Those of all members, and the post-processing."""
+        """The identities of all members, and the post-processing."""
         steps = self.postprocessing.to_json()
         members = [predictor.identity for predictor in self.predictors]
         return {"ensemble": members, **({"postprocessing": steps} if steps else {})}
 
     @property
     def reader(self) -> str:
-        """Of all members."""
+        """The reader and writer of images that all members share."""
         return self.predictors[0].reader
 
     @property
     def num_channels(self) -> int:
-        """Of all members."""
+        """Channels of an image, the same for all members."""
         return self.predictors[0].num_channels
 
     @fork_safe
     def predict_case(self, volume: Volume, *, probabilities: bool = False, uncertainty: bool = False) -> Prediction:
-        """Return labels, and mean probabilities and maps where asked for, of one case on its own grid."""
+        """Predict one case on its own grid: labels, and on request mean probabilities and uncertainty maps."""
         with TemporaryDirectory(prefix="segwright-ensemble-") as scratch:
             stored, *_ = model_probabilities(self.predictors, volume, Path(scratch), maps=uncertainty)
             arrays = [each.array for each in stored]
@@ -90,7 +91,7 @@ class Ensemble(ArrayPredictor):
 
 
 def require_same_task(predictors: Sequence[Predictor]) -> None:
-    """See that models can be averaged.
+    """Check that models can be averaged.
 
     Raises:
         ModelError: channels, labels or reader differ.
@@ -107,7 +108,7 @@ def require_same_task(predictors: Sequence[Predictor]) -> None:
 
 
 def _task(predictor: Predictor) -> dict[str, Any]:
-    """Return what the members of an ensemble share; None for what is not known."""
+    """Return what the members of an ensemble must have in common; None for what is not known."""
     description = predictor.description
     return {
         "labels": predictor.labels,
@@ -123,7 +124,7 @@ def mean_labels(
 ) -> LabelMap:
     """Return the label map (Z, Y, X) of the mean of probabilities (H, Z, Y, X), arrays in memory or on disk.
 
-    `kept` takes the mean, as with logits divided by `temperature`.
+    The mean is written to `kept`, for logits divided by `temperature`.
     """
     shape = tuple(arrays[0].shape)
     result: npt.NDArray[Any] = np.zeros(shape[1:], dtype=labels.dtype)
@@ -133,14 +134,14 @@ def mean_labels(
         heads = _mean_heads(arrays, start, stop, kept if temperature == 1 else None)
         result[start:stop] = labels.decide_one_by_one(heads, (stop - start, *shape[2:]), logits=False)
         if kept is not None and temperature != 1:
-            _keep_tempered(arrays, labels, start, stop, kept, temperature)
+            _store_scaled(arrays, labels, start, stop, kept, temperature)
     return result
 
 
-def _keep_tempered(
+def _store_scaled(
     arrays: Sequence[Any], labels: Labels, start: int, stop: int, kept: StoredProbabilities, temperature: float
 ) -> None:
-    """Store the tempered mean of planes [start, stop), one head at a time."""
+    """Store the mean of planes [start, stop) for logits divided by `temperature`, one head at a time."""
     power = np.float32(1 / temperature)
     total: Any = None
     if not labels.has_regions:
@@ -152,7 +153,7 @@ def _keep_tempered(
 
 
 def _mean(arrays: Sequence[Any]) -> npt.NDArray[np.float32]:
-    """Return the mean of probabilities (H, Z, Y, X), all of it."""
+    """Return the mean of probabilities (H, Z, Y, X) in memory."""
     mean = np.empty(arrays[0].shape, dtype=np.float32)
     for head, values in enumerate(_mean_heads(arrays, 0, mean.shape[1], None)):
         mean[head] = values
@@ -175,7 +176,7 @@ def _mean_heads(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
-    """What one model said of a case: probabilities (H, Z, Y, X) and disagreement (Z, Y, X) on disk, and in short."""
+    """One model's prediction of a case: probabilities (H, Z, Y, X), disagreement (Z, Y, X) on disk, and statistics."""
 
     array: Any
     observation: Observation
@@ -185,10 +186,11 @@ class Stored:
 def model_probabilities(
     predictors: Sequence[Predictor], volume: Volume, scratch: Path, *, spread: bool = False, maps: bool = False
 ) -> tuple[list[Stored], Provenance, Timer, float]:
-    """Return each model's probabilities of one case, on its own grid, in files of `scratch`.
+    """Predict one case with each model and store the probabilities, on the case's own grid, in files of `scratch`.
 
-    With it come where the case is from, as the first model sees it, what the passes took, and how long it took to bring
-    the image onto the networks' grids.
+    Returns:
+        The stored predictions, the provenance of the first model's input, the timer of all forward passes, and the
+        seconds of preprocessing.
     """
     provenances = []
     timer, prepare_s = Timer(), 0.0
@@ -213,8 +215,8 @@ def store_probabilities(
     *,
     maps: bool = False,
 ) -> Stored:
-    """Write the probabilities of a case into a file of `folder`, with `maps` its disagreement into another one."""
-    import blosc2  # 0.3 s, which other predictions are spared
+    """Predict a case and write its probabilities, with `maps` also its disagreement, to files in `folder`."""
+    import blosc2  # importing it takes 0.3 s, which other predictions need not wait for
 
     inverse, observer = predictor.inverse_resampling(prepared), predictor.observer(prepared)
     found, fill = store_maps(folder / f"{name}_maps.b2nd", inverse, len(MAPS)) if maps else (None, None)
@@ -225,7 +227,7 @@ def store_probabilities(
 
 
 class _OneMap:
-    """A map (Z, Y, X) of an array (maps, Z, Y, X) on disk, of which planes are read."""
+    """One map (Z, Y, X) of an array (maps, Z, Y, X) on disk; planes are read by slicing."""
 
     def __init__(self, stored: Any, index: int) -> None:
         self._stored = stored

@@ -1,4 +1,4 @@
-"""The precision in which networks predict: what was asked for, and what `auto` means on a device."""
+"""Choose the floating-point precision of prediction: the requested one, or the fastest for a device."""
 
 from __future__ import annotations
 

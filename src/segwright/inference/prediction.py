@@ -75,7 +75,7 @@ class ArrayPredictor(ABC):
 
     @abstractmethod
     def predict_case(self, volume: Volume, *, probabilities: bool = False, uncertainty: bool = False) -> Prediction:
-        """Return labels, and probabilities and maps of uncertainty where asked for, of one case on its own grid."""
+        """Predict one case on its own grid: labels, and on request probabilities and uncertainty maps."""
 
     def predict_files(self, images: Path | str, output: Path | str, **options: Any) -> list[CaseRecord]:
         """Predict a folder of images into another one; options as of `folder.predict_folder.predict_files`."""
@@ -91,7 +91,7 @@ class ArrayPredictor(ABC):
     ) -> LabelMap:
         """Return the label map of an array, on its grid and in its axis order; arguments as in `arrays.to_volume`.
 
-        What of it is unlike the training cases is logged as a warning.
+        An array that is unlike the training cases is predicted, with a warning in the log.
 
         Raises:
             ImageError: the array does not fit the model, or holds NaN or infinite values.
@@ -125,7 +125,7 @@ class ArrayPredictor(ABC):
         affine: npt.ArrayLike | None,
         **wanted: bool,
     ) -> Prediction:
-        """Return what is `wanted` of `predict_case`, on the caller's grid."""
+        """Return what `predict_case` gives, on the array's grid; `wanted` are its options."""
         case = to_volume(array, num_channels=self.num_channels, reader=self.reader, spacing=spacing, affine=affine)
         warn_if_unlike_training(self.reliability, case)
         found = self.predict_case(case.volume, **wanted)

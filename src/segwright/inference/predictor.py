@@ -37,23 +37,24 @@ from segwright.networks.build import prepare
 from segwright.preprocessing import pipeline
 
 HOLD_BYTES = 64 * 2**20
-"""Logits of a case up to this size are kept, so that all of its export overlaps with the next case; larger ones are
-decided as they are made, and only a few planes of them are ever held."""
+"""Logits of a case up to this size are kept, so that its whole export overlaps with the next case. The labels of larger
+cases are decided during prediction, with only a few planes of logits in memory."""
 
 
 class Predictor(ArrayPredictor):
-    """Networks of one model and all they need to turn a case into labels; safe to use from several threads.
+    """The networks of one model, with all that is needed to predict a case; safe to use from several threads.
 
     Args:
-        networks: one for each fold, deep supervision off; moved to `device` and laid out for it.
+        networks: one for each fold, deep supervision off; moved to `device` in its memory format.
         mirror_axes: spatial axes that mirroring may use; none switches it off.
-        swap_sides: the networks were trained to see left as right in a mirror, along the axes that the plan tells.
-        sums: the type in which tiles are added up.
-        quantum: what weighted logits are rounded to multiples of; the default gives nnU-Net's rounding at the border of
-            the image, where its sums have one or two digits, 0 gives none.
-        reuse: compute tiles of one value once; false for a pass of each.
+        swap_sides: the networks were trained with left and right labels swapped in mirrored samples, along the plan's
+            lateral axes.
+        sums: dtype in which tiles are summed.
+        quantum: weighted logits are rounded to multiples of it. The default reproduces nnU-Net's rounding at the border
+            of the image, where its float16 sums have one or two digits; 0 switches rounding off.
+        reuse: compute tiles of one value, such as air, once instead of one by one.
         description: the model's dataset.json; needed to predict from files alone.
-        origin: what `prediction.json` says about where the networks come from.
+        origin: the model's name, folds and hash, for `prediction.json`.
         postprocessing: is applied to label maps, not to probabilities.
     """
 
@@ -123,10 +124,10 @@ class Predictor(ArrayPredictor):
         return len(self.configuration.normalization_schemes)
 
     def prepare(self, volume: Volume) -> pipeline.PredictionInput:
-        """Bring one case onto the network's grid.
+        """Preprocess one case for the network.
 
         Raises:
-            ImageError: the image holds NaN or infinite values, which normalisation may hide, or does not fit the plan.
+            ImageError: the image has NaN or infinite values, which normalisation could hide, or does not fit the plan.
         """
         require_finite(volume.array, "the image")
         prepared = pipeline.preprocess_for_prediction(volume, self.plan, self.configuration)
@@ -143,7 +144,7 @@ class Predictor(ArrayPredictor):
         return logits
 
     def axis_of(self, image: Image) -> int:
-        """Return the spatial axis of a preprocessed image (C, *S) along which its planes are finished."""
+        """Return the spatial axis of a preprocessed image (C, *S) along which planes are predicted."""
         return rolling_axis(tuple(image.shape[1:]), self.window.patch_size)
 
     def may_hold(self, image: Image, hold_bytes: int = HOLD_BYTES) -> bool:
@@ -151,9 +152,9 @@ class Predictor(ArrayPredictor):
         return 4 * self.labels.num_heads * prod(image.shape[1:]) <= hold_bytes
 
     def planes(self, image: Image, *, count: TileCount | None = None, spread: bool = False) -> Iterator[Planes]:
-        """Yield the logits of `predict_preprocessed` a few planes at a time, `axis_of` in front of the other axes.
+        """Predict the logits of `predict_preprocessed` a few planes at a time, `axis_of` in front of the other axes.
 
-        With `spread` the disagreement of networks and mirrored views is one more head, see `uncertainty`.
+        With `spread` an additional last head is the disagreement of networks and mirrored views; see `uncertainty`.
         """
         heads, axis = self.labels.num_heads, self.axis_of(image)
         more = log_partition(self.labels) if spread else None
@@ -168,24 +169,24 @@ class Predictor(ArrayPredictor):
         maps: ProbabilitySink | None = None,
         temperature: float = 1.0,
     ) -> LabelMap:
-        """Return the label map of a case whose `planes` come now or were kept; more as of `export_planes`."""
-        inverse, heat = self.inverse_resampling(prepared), temperature
-        label_map = export_planes(planes, inverse, self.labels, sink=sink, maps=maps, temperature=heat)
+        """Return the label map of the `planes` of a case; other arguments as of `export_planes`."""
+        inverse = self.inverse_resampling(prepared)
+        label_map = export_planes(planes, inverse, self.labels, sink=sink, maps=maps, temperature=temperature)
         found: LabelMap = self.postprocessing(label_map)
         return found
 
     def observer(self, prepared: pipeline.PredictionInput) -> Observer:
-        """Return what looks at the `planes` of a case as they pass."""
+        """Return an observer that collects the statistics of a case from its `planes`."""
         return Observer(self.labels, prepared.provenance, tuple(prepared.image.shape[1:]))
 
     def inverse_resampling(self, prepared: pipeline.PredictionInput) -> InverseResampling:
-        """Return how the `planes` of a case come back to its own grid."""
+        """Return the resampling of a case's `planes` to its own grid."""
         shape, axis = prepared.image.shape[1:], self.axis_of(prepared.image)
         return InverseResampling(shape, prepared.provenance, self.configuration, axis=axis)
 
     @fork_safe
     def predict_case(self, volume: Volume, *, probabilities: bool = False, uncertainty: bool = False) -> Prediction:
-        """Return labels, and probabilities and maps of uncertainty where asked for, of one case on its own grid."""
+        """Predict one case on its own grid: labels, and on request probabilities and uncertainty maps."""
         prepared = self.prepare(volume)
         sink = ProbabilityArray(self.inverse_resampling(prepared), self.labels) if probabilities else None
         maps = MapArray(self.inverse_resampling(prepared), len(MAPS)) if uncertainty else None

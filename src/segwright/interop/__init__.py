@@ -1,1 +1,1 @@
-"""Other programs' model files, read safely and turned into ours."""
+"""Read and convert model files of other programs safely."""

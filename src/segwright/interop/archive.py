@@ -1,4 +1,4 @@
-"""Zip files from other people: looked through before anything is written, and never trusted about their sizes."""
+"""Extract untrusted zip files: entries are checked before anything is written, and declared sizes are enforced."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from segwright.core.files.zip_files import METHODS, open_zip
 
 MOST_ENTRIES: Final = 20_000
 MOST_BYTES: Final = 32 * 2**30
-"""Unpacked; five folds of the largest network with optimiser states have 10 GiB."""
+"""Largest unpacked size; five folds of the largest network with optimiser states have 10 GiB."""
 LARGEST_RATIO: Final = 100
-"""Unpacked to packed size of an entry that is larger than `SMALL_BYTES`; weights hardly shrink, text tenfold."""
+"""Largest compression ratio of an entry above `SMALL_BYTES`; weights hardly shrink, text tenfold."""
 SMALL_BYTES: Final = 10 * 2**20
 LARGEST_TOTAL_RATIO: Final = 20
-"""Of all entries to the file, where they are larger than `SMALL_BYTES`; a model is mostly weights."""
+"""Largest ratio of all entries to the file, if they are above `SMALL_BYTES`; a model is mostly weights."""
 LONGEST_NAME: Final = 255
-"""Of a file, in bytes; what the usual file systems take."""
+"""Longest file name in bytes, the limit of common file systems."""
 
 _BLOCK: Final = 1 << 20
 _DAMAGES: Final = (
     *(zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, RuntimeError, EOFError, ValueError),
     *(OverflowError, LookupError),
 )
-"""What a damaged zip file may cause while it is listed and read."""
+"""Errors that a damaged zip file may cause."""
 
 
 def extract(archive: Path, target: Path) -> None:
     """Unpack a zip file into an empty folder.
 
     Raises:
-        ModelError: it is no zip file, or an entry leads out of the folder, is a link, in the way of another, or would
-            fill the disk.
+        ModelError: the file is not a zip file, or an entry leaves the folder, is a link, clashes with another one, or
+            would fill the disk.
     """
     try:
         with open_zip(archive) as stream:
@@ -48,7 +48,7 @@ def extract(archive: Path, target: Path) -> None:
     except SegwrightError:
         raise
     except _DAMAGES as error:
-        raise ModelError(f"{archive}: no zip file that can be read ({error}); download it again") from error
+        raise ModelError(f"{archive}: not a readable zip file ({error}); download it again") from error
     except OSError as error:
         reason = error.strerror or str(error)
         raise ModelError(f"{archive}: cannot be unpacked ({reason}); unpack it yourself and name the folder") from error
@@ -84,7 +84,7 @@ def _require_harmless(archive: Path, entries: list[zipfile.ZipInfo]) -> None:
 
 
 def _require_apart(archive: Path, entries: list[zipfile.ZipInfo]) -> None:
-    """See that every entry is a file of its own, and none a folder of another."""
+    """Check that all entries are different files, and that none is a folder of another."""
     files: set[PurePosixPath] = set()
     for entry in entries:
         path = PurePosixPath(entry.filename)
@@ -99,7 +99,7 @@ def _require_apart(archive: Path, entries: list[zipfile.ZipInfo]) -> None:
 
 
 def _write(stream: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path, archive: Path) -> None:
-    """Write one entry, no further than its declared size, whatever its data say."""
+    """Write one entry, at most its declared size."""
     path.parent.mkdir(parents=True, exist_ok=True)
     left = entry.file_size
     with stream.open(entry) as source, path.open("xb") as target:

@@ -1,4 +1,4 @@
-"""A model trained here as nnU-Net's own model folder: `.pth` checkpoints, plans with the network that was trained."""
+"""Export a trained model as a model folder of nnU-Net v2: `.pth` checkpoints, and plans with the trained network."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ LOGGED: Final = (
 
 
 class _Header(CheckpointHeader):
-    """What nnU-Net's checkpoints say too."""
+    """The parts of a checkpoint's header that nnU-Net's checkpoints have too."""
 
     fold: int | str
     epoch: int = 0
@@ -56,16 +56,16 @@ def export_model(model: Path, target: Path, *, folds: Sequence[str] | None = Non
 
     Args:
         model: ours, with `plans.json`, `dataset.json` and `fold_k/checkpoint_final.safetensors`.
-        target: the new model folder; `name.zip` for a file that `nnUNetv2_install_pretrained_model_from_zip` takes.
-        folds: names of the folds, by default all that are trained.
+        target: the new model folder; `name.zip` for a file for `nnUNetv2_install_pretrained_model_from_zip`.
+        folds: names of the folds; by default all that are trained.
 
     Raises:
-        ModelError: nothing is trained, folds are different models, or the network is none that nnU-Net can build.
-        WorkspaceError: the target is there already.
+        ModelError: nothing is trained, folds are of different models, or nnU-Net cannot build the network.
+        WorkspaceError: the target exists already.
     """
     headers = _headers(model, folds)
     if target.exists():
-        raise WorkspaceError(f"{target}: is there already; choose a new place")
+        raise WorkspaceError(f"{target}: exists already; choose a new path")
     plan, description = Plan.load(model / PLANS_JSON), load_description(model / DATASET_JSON)
     by_fold = {name.removeprefix("fold_"): header for name, header in headers.items()}
     require_one_model(by_fold, plan, description, model)
@@ -126,7 +126,7 @@ def _headers(model: Path, folds: Sequence[str] | None) -> dict[str, _Header]:
 
 
 def _plans_of(plan: Plan, name: str, header: _Header) -> dict[str, Any]:
-    """Return the plans with the network that was trained, in nnU-Net's words."""
+    """Return nnU-Net's plans with the trained network."""
     configuration = plan.configuration(name)
     architecture = configuration.architecture.model_dump(by_alias=True)
     spec = header.network
@@ -144,7 +144,7 @@ def _plans_of(plan: Plan, name: str, header: _Header) -> dict[str, Any]:
 
 
 def _mirror_axes(header: _Header, plan: Plan) -> list[int]:
-    """Return the axes that nnU-Net may mirror: it cannot swap the labels of left and right."""
+    """Return the axes that nnU-Net may mirror: not lateral ones, since it cannot swap left and right labels."""
     sides = LabelPairs.of_plan(plan) if header.swap_sides else None
     lateral = sides.in_patch(plan.configuration(header.configuration).dims) if sides else ()
     return [axis for axis in header.mirror_axes or () if axis not in lateral]
@@ -153,7 +153,7 @@ def _mirror_axes(header: _Header, plan: Plan) -> list[int]:
 def _checkpoint(
     fold: Path, header: _Header, plan: Plan, plans: dict[str, Any], description: DatasetDescription
 ) -> dict[str, Any]:
-    """Return what nnU-Net's checkpoints hold (nnU-Net behaviour 8.4); the optimiser's state is not kept."""
+    """Return what nnU-Net's checkpoints hold (nnU-Net behaviour 8.4); without the optimiser's state."""
     configuration = plan.configuration(header.configuration)
     labels = Labels.from_description(description)
     channels = len(description.channel_names)

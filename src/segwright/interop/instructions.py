@@ -1,7 +1,7 @@
-"""A small machine for the pickles that torch writes, which builds plain values and nothing else.
+"""Interpret the pickles that torch writes, without running code: the result has plain values only.
 
-Instructions are interpreted one by one: numbers, texts, containers, and the few names in `_KNOWN`, none of which is
-imported or looked up. Tensors are described only.
+Instructions are interpreted one by one: numbers, strings, containers, and the few names in `_KNOWN`; nothing is
+imported. Tensors become descriptions (`StoredTensor`).
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ _STORAGES: Final = {
     )
 }
 MOST_WORK: Final = 16_000_000
-"""Of a pickle, in units of about 0.3 us and 40 bytes; 1000 epochs of nnU-Net with 100 classes log 7 million."""
+"""Limit for a pickle, in units of about 0.3 us and 40 bytes; the log of 1000 epochs of nnU-Net with 100 classes takes
+7 million."""
 MOST_AXES: Final = 16
-"""Of a tensor; those of networks have five."""
+"""Largest number of axes of a tensor; those of networks have five."""
 LARGEST_SIZE: Final = 2**62
-"""In elements; more cannot be counted in bytes."""
+"""Largest number of elements, whose bytes still fit 64 bits."""
 
 _LONGEST_TEXT: Final = 120
 _STEP_WORK: Final = 2
@@ -42,17 +43,17 @@ _ITEM_WORK: Final = 2
 _MEMO_WORK: Final = 4
 _CALL_WORK: Final = 8
 _BYTES_PER_WORK: Final = 8
-"""Of a text; Python keeps up to four bytes for each of its characters."""
+"""Bytes of a string per unit of work; Python needs up to four bytes for each character."""
 _NUMBERS: Final = ("b1", "f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
 
 
 class RefusedError(Exception):
-    """Something is asked for that is not on the list; its text names it."""
+    """The pickle needs something that is not allowed; the message names it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """A record of the file, seen as `numel` elements."""
+    """A record of the file, with `numel` elements of `dtype`."""
 
     key: str
     dtype: torch.dtype
@@ -61,7 +62,7 @@ class Storage:
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor that still is in the file: which record, and how it is laid out there, in elements."""
+    """A tensor in the file: its record, and its offset, shape and stride there, in elements."""
 
     storage: Storage
     offset: int
@@ -69,7 +70,7 @@ class StoredTensor:
     stride: tuple[int, ...]
 
     def outline(self) -> Tensor:
-        """Return a tensor of this shape and type that has no values.
+        """Return a meta tensor of this shape and dtype, without values.
 
         Raises:
             ModelError: the record is smaller than the tensor claims to be.
@@ -84,7 +85,7 @@ class StoredTensor:
 
 
 class _NumpyType:
-    """The type of a numpy number; its byte order is told after it is made."""
+    """The dtype of a numpy number; the pickle sets its byte order afterwards."""
 
     def __init__(self, name: object, *_: object) -> None:
         if _text(name) not in _NUMBERS:
@@ -92,7 +93,7 @@ class _NumpyType:
         self.form = np.dtype(_text(name)).newbyteorder("<")
 
     def order(self, order: str) -> None:
-        """Set the byte order: that of this machine, or as told."""
+        """Set the byte order: big-endian for `>`, else little-endian."""
         self.form = self.form.newbyteorder(">" if order == ">" else "<")
 
     def number(self, data: bytes) -> Any:
@@ -102,14 +103,14 @@ class _NumpyType:
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """What a known name stands for where it is called; `copies` if it copies the items of its argument."""
+    """The function of a known name; `copies` if it copies the items of its argument."""
 
     function: Callable[..., Any]
     copies: bool = False
 
 
 class Machine:
-    """Runs a pickle of protocol 2, the one that torch writes; its time and memory are bounded by `MOST_WORK`."""
+    """Interprets a pickle of protocol 2, which torch writes; `MOST_WORK` limits its time and memory."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -135,10 +136,10 @@ class Machine:
             steps[code](self)
 
     def work(self, amount: int) -> None:
-        """Count time and memory.
+        """Count work, the unit of time and memory.
 
         Raises:
-            RefusedError: it is more than `MOST_WORK`.
+            RefusedError: the sum is more than `MOST_WORK`.
         """
         self.left -= amount
         if self.left < 0:
@@ -185,7 +186,7 @@ class Machine:
         self.stack = []
 
     def name(self) -> None:
-        """Push what a name stands for."""
+        """Push the value of a name."""
         path = f"{self.line()}.{self.line()}"
         if path not in _KNOWN:
             raise RefusedError(f"it asks for {path[:120]}")
@@ -242,7 +243,7 @@ class Machine:
         self.stack[-1] = called.function(*arguments)
 
     def build(self) -> None:
-        """Give a value its state, of which only the byte order of numbers counts."""
+        """Set the state of a value; only the byte order of numbers is used."""
         state, value = self.stack.pop(), self.stack[-1]
         if isinstance(value, _NumpyType):
             value.order(_text(state[1]))
@@ -278,7 +279,7 @@ def _encode(text: str, encoding: str) -> bytes:
 
 
 def _shortened(value: object) -> str:
-    """Return a value for a message; one that holds others could be endless."""
+    """Return a value for a message; the text of a container could be endless."""
     return repr(value)[:40] if type(value) in (int, float, bool) else f"a {type(value).__name__}"
 
 
@@ -292,14 +293,14 @@ def _device(kind: str, index: int | None = None) -> str:
 
 
 def _text(value: object) -> str:
-    """Return a short text; the words of anything else could be endless, for tuples may hold each other many times."""
+    """Check a short string; the text of other values could be endless: tuples may contain each other many times."""
     if type(value) is not str or len(value) > _LONGEST_TEXT:
         raise TypeError(f"expected a short text, found a {type(value).__name__}")
     return value
 
 
 def _require_plain(items: list[Any]) -> None:
-    """See that values can be told apart in no time, for the same reason."""
+    """Check that values can be hashed quickly, for the same reason."""
     if not all(type(item) in (str, int, float, bool, bytes, NoneType) for item in items):
         raise TypeError("keys must be texts or numbers")
 

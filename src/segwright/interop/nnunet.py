@@ -1,4 +1,4 @@
-"""nnU-Net v2's trained model folders, converted into ours: safetensors and JSON instead of pickles.
+"""Import trained model folders of nnU-Net v2: convert `.pth` pickles to safetensors and JSON.
 
 A `.pth` file is read by `interop.torchfile`, which builds plain values and tensors (nnU-Net behaviour 8.4). Whatever
 else a file asks for is refused by its name and never run.
@@ -62,22 +62,24 @@ def import_model(source: Path, target: Path, *, inside: Mapping[str, Path] | Non
     """Convert every trained fold of an nnU-Net model folder and return the new fold folders.
 
     Args:
-        source: `<Trainer>__<plans>__<configuration>`; only read.
-        target: our model folder, which is new; `segwright predict --model` takes it.
-        inside: further models of nnU-Net that become folders in it, by their new names.
+        source: `<Trainer>__<plans>__<configuration>`; never written to.
+        target: the new model folder, for `segwright predict --model`.
+        inside: additional nnU-Net models that become folders in it, by their new names.
 
     Raises:
         ModelError: no fold is trained, or a checkpoint is damaged, does not fit the plan, or holds more than weights
             and plain values.
-        PlanError: the plan asks for parts that are not known here.
-        WorkspaceError: the target is there already.
+        PlanError: the plan needs components that are unknown here.
+        WorkspaceError: the target exists already.
     """
     models = {"": source, **(inside or {})}
     for model in models.values():
         if not is_nnunet_model(model):
-            raise ModelError(f"{model}: no nnU-Net model; expected {PLANS_JSON} and fold_0/checkpoint_final.pth in it")
+            raise ModelError(
+                f"{model}: not an nnU-Net model; expected {PLANS_JSON} and fold_0/checkpoint_final.pth in it"
+            )
     if target.exists():
-        raise WorkspaceError(f"{target}: is there already; choose a new folder")
+        raise WorkspaceError(f"{target}: exists already; choose a new folder")
     for model in models.values():
         _require_convertible(model)
     with atomic_path(target) as temporary:
@@ -94,12 +96,12 @@ def configuration_of(source: Path) -> str:
     """
     files = _files(source)
     if not files:
-        raise ModelError(f"{source}: no nnU-Net model; expected {PLANS_JSON} and fold_0/checkpoint_final.pth in it")
+        raise ModelError(f"{source}: not an nnU-Net model; expected {PLANS_JSON} and fold_0/checkpoint_final.pth in it")
     return str(header_of(_describe(files[0]), Plan.load(source / PLANS_JSON), files[0])["configuration"])
 
 
 def _require_convertible(source: Path) -> None:
-    """See that plan, dataset.json and checkpoints belong together, before anything is written."""
+    """Check that plan, dataset.json and checkpoints fit together, before anything is written."""
     plan = Plan.load(source / PLANS_JSON)
     description = load_description(source / DATASET_JSON)
     labels = Labels.from_description(description)
@@ -156,8 +158,8 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
     """Return the content of a `.pth` file of nnU-Net, weights on the CPU; the optimiser's tensors are not read.
 
     Raises:
-        ModelError: it is damaged, asks for other objects than tensors and plain values, lacks the expected keys, or its
-            weights are no numbers.
+        ModelError: it is damaged, has other objects than tensors and plain values, lacks expected keys, or has weights
+            that are NaN or infinite.
     """
     checkpoint = _describe(path)
     weights = read_tensors(path, checkpoint["network_weights"])
@@ -170,7 +172,7 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
 
 
 def _describe(path: Path) -> dict[str, Any]:
-    """Return the content of a `.pth` file, its tensors described only."""
+    """Return the content of a `.pth` file with `StoredTensor`s instead of tensors."""
     checkpoint = read_document(path)
     if not isinstance(checkpoint, Mapping):
         raise ModelError(f"{path}: not an nnU-Net checkpoint, but a {type(checkpoint).__name__}")
@@ -187,10 +189,10 @@ def _describe(path: Path) -> dict[str, Any]:
 
 
 def header_of(checkpoint: Mapping[str, Any], plan: Plan, path: Path) -> dict[str, Any]:
-    """Return what our checkpoints say beside the weights.
+    """Return the header that our checkpoints have beside the weights.
 
     Raises:
-        ModelError: the file's own description is not that of a training.
+        ModelError: the file does not describe a training.
         PlanError: the plan has no such configuration, or it is damaged.
     """
     arguments = checkpoint["init_args"]
@@ -226,7 +228,7 @@ def header_of(checkpoint: Mapping[str, Any], plan: Plan, path: Path) -> dict[str
 
 
 def _hashes(arguments: Mapping[str, Any]) -> dict[str, str]:
-    """Return what tells plan and labels that a fold was trained with from others; nothing where they cannot be read."""
+    """Return hashes of plan and labels that a fold was trained with; none if they cannot be read."""
     try:
         plan, description = (
             Plan.from_json(arguments["plans"]),
@@ -245,5 +247,5 @@ def _are_numbers(values: object) -> bool:
 
 
 def _shown(value: object) -> str:
-    """Return a value for a message; one that holds others could be endless."""
+    """Return a value for a message; the text of a container could be endless."""
     return repr(value)[:80] if isinstance(value, str | int | float) else f"a {type(value).__name__}"

@@ -1,7 +1,7 @@
-"""Files of `torch.save` read as data: plain values, and tensors on demand, so that an optimiser's state costs nothing.
+"""Read files of `torch.save` as data: plain values, and tensors on demand, so that an optimiser's state is not loaded.
 
-torch's own restricted reader is steered by a list that all threads of the process share, builds `bytearray`s of any
-length, and unpacks compressed records of any size; hence this one.
+torch's own restricted reader depends on a list that all threads share, builds `bytearray`s of any length, and
+decompresses records of any size; hence this one.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from segwright.core.files.zip_files import open_zip
 from segwright.interop.instructions import MOST_WORK, Machine, RefusedError, Storage, StoredTensor
 
 LARGEST_PICKLE: Final = 64 * 2**20
-"""Bytes of the part without tensors; 1000 epochs with 100 classes log 7 MiB."""
+"""Largest part without tensors, in bytes; the log of 1000 epochs with 100 classes has 7 MiB."""
 MOST_VIEWS: Final = 16
-"""Bytes of all tensors to those of the file; nnU-Net names each weight of an encoder four times."""
+"""Largest ratio of the bytes of all tensors to the file; nnU-Net names each weight of an encoder four times."""
 
 _DAMAGES: Final = (
     *(ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, NotImplementedError, OSError),
     *(RuntimeError, StructError, TypeError, ValueError, zipfile.BadZipFile),
 )
-"""What a damaged file may cause while it is interpreted; none of these comes from code of the file."""
+"""Errors that a damaged file may cause; none comes from code in the file."""
 
 _BLOCK: Final = 1 << 22
 _CONTAINERS: Final = (dict, list, tuple, set)
 
 
 def read_document(path: Path) -> Any:
-    """Return what a file of `torch.save` holds: plain values, and tensors as `StoredTensor`.
+    """Read a file of `torch.save`: plain values, and tensors as `StoredTensor`.
 
     Raises:
-        ModelError: it is damaged, compressed, or asks for anything that is no plain value; that is named.
+        ModelError: it is damaged, compressed, or needs more than plain values, which the message names.
     """
     try:
         with open_zip(path) as archive:
@@ -59,7 +59,7 @@ def read_document(path: Path) -> Any:
 
 
 def read_tensors(path: Path, stored: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
-    """Return the values of tensors that `read_document` described; those that share a record share memory.
+    """Read the tensors that `read_document` described; those in one record share memory.
 
     Raises:
         ModelError: a record is missing, damaged or smaller than its tensor.
@@ -92,7 +92,7 @@ def read_tensors(path: Path, stored: Mapping[str, StoredTensor]) -> dict[str, Te
 
 
 def _require_tree(document: Any) -> None:
-    """See that what takes up every value in turn ends soon: values may hold each other many times, or themselves."""
+    """Check that a walk over all values ends soon: values may contain each other many times, or themselves."""
     level, left, depth = [document], MOST_WORK, 0
     while level:
         depth, left = depth + 1, left - len(level)
@@ -107,7 +107,7 @@ def _require_tree(document: Any) -> None:
 
 
 def _prefix(archive: zipfile.ZipFile, size: int) -> str:
-    """Return the folder in the file that torch made, once all its records are seen to be harmless."""
+    """Return the folder of torch's records in the file, after checking all records."""
     entries = archive.infolist()
     for entry in entries:
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:

@@ -155,7 +155,7 @@ def test_nothing_to_do_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("postprocessing.pkl", "", "a pickle can run anything .* postprocessing.json beside it"),
+        ("postprocessing.pkl", "", "reading a pickle can run any code.* postprocessing.json beside it"),
         ("a.json", '{"steps": [{"labels": [0]}]}', r"steps.0.labels.0: Input should be greater than 0"),
         ("a.json", '{"schema_version": 2, "steps": []}', "schema_version"),
         ("a.json", '{"foreground_mean": {}}', "holds no post-processing: expected 'steps', or nnU-Net's"),

@@ -47,7 +47,7 @@ def test_a_file_without_the_expected_keys_says_which(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_folds_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no nnU-Net model"):
+    with pytest.raises(ModelError, match="not an nnU-Net model"):
         import_model(tmp_path, tmp_path / "ours")
 
 

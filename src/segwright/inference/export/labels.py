@@ -1,6 +1,8 @@
-"""From logits on the network's grid to labels and probabilities on the case's own grid, slab by slab.
+"""Convert logits on the network's grid to labels and probabilities on the case's own grid, slab by slab.
 
-Classes times original grid is held only where probabilities are asked for in memory. Legend: H heads, (Z, Y, X) a grid.
+An array of classes x original grid exists only where probabilities are requested in memory.
+
+Legend: H heads, (Z, Y, X) a grid.
 """
 
 from __future__ import annotations
@@ -66,17 +68,17 @@ def export_planes(
     maps: ProbabilitySink | None = None,
     temperature: float = 1.0,
 ) -> LabelMap:
-    """Return the label map in the reader's axis order, made as the planes come (nnU-Net behaviour 11.5).
+    """Decide the label map, in the reader's axis order, of planes of logits as they arrive (nnU-Net behaviour 11.5).
 
-    Beside the label map only planes that wait and one slab are held. Background fills what was cropped off.
+    Memory: the label map, the planes that wait and one slab. Voxels outside the crop become background.
 
     Args:
-        planes: logits on the network's grid, (H, planes, Y, X), in order; for `maps` with their disagreement last.
-        inverse: back to the case.
-        labels: decide.
-        sink: gets the probabilities too.
-        maps: gets the maps of `uncertainty.MAPS`.
-        temperature: that logits are divided by for probabilities and their entropy.
+        planes: logits on the network's grid, (H, planes, Y, X), in order; for `maps` the last head is the disagreement.
+        inverse: resamples to the case's grid.
+        labels: of the heads.
+        sink: receives the probabilities.
+        maps: receives the maps of `uncertainty.MAPS`.
+        temperature: divides the logits for probabilities and their entropy.
 
     Raises:
         DatasetError: the number of heads does not fit the labels.
@@ -101,10 +103,10 @@ def export_planes(
 
 
 def _decide_in_threads(slabs: Iterable[Slab], inside: npt.NDArray[Any], labels: Labels) -> None:
-    """Fill `inside` with the labels of each slab, slabs side by side.
+    """Fill `inside` with the labels of the slabs, several slabs in parallel.
 
-    Each thread computes alone: torch's own threads meet after every one of thousands of small steps, which costs ten
-    times the work where another program has one of the processors. Where torch has one thread, the caller's serves.
+    Each thread uses one torch thread: torch's own threads synchronise after each of thousands of small steps, which
+    takes ten times as long where another program uses a processor. With one torch thread no pool is used.
     """
     count = torch.get_num_threads()
 

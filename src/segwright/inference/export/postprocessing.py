@@ -1,8 +1,8 @@
-"""What is done to label maps once they are decided: of some labels only the largest component is kept.
+"""Post-process label maps: keep only the largest component of some labels.
 
 nnU-Net behaviour 12.4.
 
-Which labels, is decided by `evaluation.postprocessing` and stored as JSON.
+`evaluation.postprocessing` chooses the labels; they are stored as JSON.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _PICKLE = ".pkl"
 
 
 class KeepLargest(BaseModel):
-    """Of the union of some labels only the largest component stays, the rest becomes background."""
+    """Keep only the largest component of the union of some labels; the rest becomes background."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -56,7 +56,7 @@ class KeepLargest(BaseModel):
 
 
 class Decision(BaseModel):
-    """Whether a step was taken: mean Dice of what it concerns without and with it; NaN where that is in no case."""
+    """Whether a step was accepted: mean Dice of its labels before and after it; NaN where no case has them."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -66,11 +66,11 @@ class Decision(BaseModel):
     after: float
     accepted: bool
     is_unclear: bool = False
-    """Not taken although it helps: by too little, or on too few cases."""
+    """The step helps, but by too little or on too few cases."""
 
 
 class PostProcessing(BaseModel):
-    """Steps in their order, and what they gained in cross-validation. Without a step label maps stay as they are."""
+    """Steps in their order, and their gain in cross-validation; without steps label maps are unchanged."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -78,13 +78,13 @@ class PostProcessing(BaseModel):
     steps: tuple[KeepLargest, ...] = Field(default=(), max_length=MOST_STEPS)
     decisions: tuple[Decision, ...] = ()
     dice_before: float | None = None
-    """Mean foreground Dice of the cases that decided."""
+    """Mean foreground Dice of the cases on which the steps were chosen."""
     dice_after: float | None = None
     cases: int | None = None
-    """How many decided."""
+    """Number of these cases."""
 
     def __call__(self, label_map: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return the label map (*S) after all steps; the one that came is not changed."""
+        """Return the label map (*S) after all steps; the argument is not changed."""
         result: npt.NDArray[Any] = label_map
         for step in self.steps:
             result = step(result)
@@ -108,12 +108,12 @@ class PostProcessing(BaseModel):
         """Read `postprocessing.json`, ours or nnU-Net's, or the one in a folder.
 
         Raises:
-            ConfigError: it is nnU-Net's pickle, which is never read, or does not fit.
+            ConfigError: it is nnU-Net's pickle, which is never read, or not a valid document.
             SegwrightError: it is missing or damaged.
         """
         if path.suffix == _PICKLE:
             raise ConfigError(
-                f"{path}: a pickle can run anything when it is read; give the {POSTPROCESSING_JSON} beside it instead"
+                f"{path}: reading a pickle can run any code; give the {POSTPROCESSING_JSON} beside it instead"
             )
         file = path / POSTPROCESSING_JSON if path.is_dir() else path
         document = read_checked_json(file)
@@ -134,9 +134,9 @@ NO_POSTPROCESSING: Final = PostProcessing()
 
 
 def keep_largest(label_map: npt.NDArray[Any], labels: Sequence[int]) -> npt.NDArray[Any]:
-    """Return a label map (*S) in which the union of `labels` is but its largest component.
+    """Remove all but the largest component of the union of `labels` from a label map (*S).
 
-    Voxels that share a corner belong together. Of several components with the most voxels all stay, as with nnU-Net.
+    Voxels that share a corner are connected. If several components are largest, all of them stay, as in nnU-Net.
     """
     mask = np.isin(label_map, labels)
     if not mask.any():
@@ -188,9 +188,9 @@ def process_folder(
 
 
 def _components(mask: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
-    """Return the number of each voxel's component, 0 outside; by the faster library where it is installed.
+    """Return the number of each voxel's component, 0 outside; with cc3d if it is installed, which is faster.
 
-    That one fails on masks with an extent of 1, so it gets a margin.
+    cc3d fails on masks with an extent of 1, so they are padded.
     """
     if mask.ndim == 3 and find_spec("cc3d") is not None:
         found: npt.NDArray[Any] = import_module("cc3d").connected_components(np.pad(mask, 1), connectivity=26)
@@ -200,11 +200,11 @@ def _components(mask: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
 
 
 def _from_nnunet(document: dict[str, Any], file: Path) -> dict[str, Any]:
-    """Return nnU-Net's document in our words."""
+    """Convert nnU-Net's document to ours."""
     functions, arguments = document["postprocessing_fns"], document.get("postprocessing_kwargs")
     foreign = [name for name in functions if name != _NNUNET_FUNCTION]
     if foreign:
-        raise ConfigError(f"{file}: step '{foreign[0]}' is not known; there is only {_NNUNET_FUNCTION}")
+        raise ConfigError(f"{file}: unknown step '{foreign[0]}'; expected {_NNUNET_FUNCTION}")
     if not isinstance(arguments, list) or len(arguments) != len(functions):
         raise ConfigError(f"{file}: expected as many postprocessing_kwargs as postprocessing_fns")
     return {"steps": [{"labels": each.get("labels_or_regions")} for each in arguments]}

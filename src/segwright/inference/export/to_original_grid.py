@@ -1,6 +1,6 @@
-"""The way back: planes of logits on the network's grid become slabs on the case's own grid, as soon as they can.
+"""Resample planes of logits from the network's grid to slabs on the case's original grid, as they arrive.
 
-Legend: H heads, (Z, Y, X) a grid whose axis 0 is the one that the planes come along, whichever axis of the case it is.
+Legend: H heads, (Z, Y, X) a grid whose axis 0 is the axis along which planes are predicted, any axis of the case.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from segwright.preprocessing.pipeline import full_spacing
 from segwright.preprocessing.resampling import VolumeResampler
 
 SLAB_BYTES = 4 * 2**20
-"""Resampled logits in the making at once in each thread: fits the cache (14 heads on 150x400x400 took 0.6 s with 8 MiB
-and 1.3 s with 128 MiB on 2 cores), and is nothing beside any label map."""
+"""Resampled logits per thread: fits the cache (14 heads on 150x400x400 took 0.6 s with 8 MiB and 1.3 s with 128 MiB on
+2 cores), and is small compared with any label map."""
 
 _PARTS = 4
-"""Share of a slab that one head takes: too few heads at once cost calls, too few planes cost overlap (measured)."""
+"""Heads that are resampled at once: with fewer there are more calls, with more a slab has few planes (measured)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +48,13 @@ class Slab:
         return self.resampler.slab(logits, self.start, self.stop, offset=self.source.start)
 
     def decided(self, labels: Labels) -> npt.NDArray[Any]:
-        """Return the label map (stop - start, Y, X) in a running decision, a few heads at a time.
+        """Decide the label map (stop - start, Y, X) with a running maximum, a few heads at a time.
 
         nnU-Net behaviour 4.4.
         """
         shape = (self.stop - self.start, *self.resampler.shape[1:])
         group = max(1, self.slab_bytes // (4 * int(np.prod(shape))))
-        # torch hardly computes in uint16.
+        # torch supports few operations in uint16.
         result = torch.zeros(shape, dtype=torch.uint8 if labels.dtype == np.uint8 else torch.int32)
         values = labels.regions_class_order if labels.has_regions else labels.all_labels
         assert values is not None
@@ -73,17 +73,17 @@ class Slab:
 
 
 class InverseResampling:
-    """From the network's grid to the cropped case, with `axis` in front of the others.
+    """Resampling from the network's grid to the cropped case, with `axis` in front of the other axes.
 
     Args:
         shape: of the network's grid, axes as in the plan.
         provenance: of the case.
-        configuration: tells spacing and the resampling of logits.
-        axis: the one that planes come along.
-        slab_bytes: bounds what is resampled at once; the result does not depend on it.
+        configuration: gives the spacing and the resampling of logits.
+        axis: along which planes are predicted.
+        slab_bytes: largest size of a resampled slab; the result does not depend on it.
 
     Raises:
-        PlanError: the plan's resampling of logits does not lead back to the case's shape.
+        PlanError: the plan's resampling of logits does not give the case's shape.
     """
 
     def __init__(
@@ -110,17 +110,17 @@ class InverseResampling:
         )
         if self.resampler.shape != cropped:
             raise PlanError(
-                f"resampling_fn_probabilities '{configuration.resampling_fn_probabilities}' leaves shape "
+                f"resampling_fn_probabilities '{configuration.resampling_fn_probabilities}' gives shape "
                 f"{tuple(shape)}, the case has {tuple(provenance.shape_after_cropping)}; in the plan, use the "
                 "counterpart of resampling_fn_data"
             )
 
     def slabs(self, planes: Iterable[Planes], *, heads_at_once: int = _PARTS) -> Iterator[Slab]:
-        """Yield the slabs that the planes allow as they come; they come in order and without a gap.
+        """Yield each slab once the planes that it needs are there; slabs are in order, without a gap.
 
         Args:
             planes: in order, without a gap, (H, planes, Y, X).
-            heads_at_once: how many heads of one slab its maker wants to hold.
+            heads_at_once: number of heads of a slab that are resampled at once.
         """
         if self.resampler.needs_all_planes:
             planes = _joined(list(planes), 0)

@@ -1,4 +1,4 @@
-"""Probabilities to files: written slab by slab to a compressed array, which becomes what was asked for.
+"""Write probabilities and uncertainty maps to files: slab by slab to a compressed array, then in the final format.
 
 Legend: H heads, (Z, Y, X) the case's own grid in the reader's axis order.
 """
@@ -44,13 +44,13 @@ _UNUSUAL = re.compile(r"[^\w.-]+")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbabilityFormat:
-    """In which form the probabilities of a case are kept.
+    """The file format of probabilities.
 
     `npz` is nnU-Net's: float32 (H, Z, Y, X) under the key `probabilities`; `b2nd` the same in a blosc2 array, of which
     a part can be read; `nifti` one uint8 map (255 is 1) for each class, on the grid of the image.
 
     Raises:
-        ConfigError: the form is unknown, or classes are chosen for another one than nifti.
+        ConfigError: the format is unknown, or classes are chosen for a format other than nifti.
     """
 
     kind: str
@@ -64,7 +64,7 @@ class ProbabilityFormat:
             raise ConfigError(f"{self.kind} holds the probabilities of all classes; choose classes with nifti only")
 
     def heads(self, labels: Labels) -> tuple[int, ...]:
-        """Return which heads are kept.
+        """Return the heads that are written.
 
         Raises:
             ConfigError: a class is not among the labels.
@@ -87,7 +87,7 @@ class ProbabilityFormat:
         return tuple(below(folder, NIFTI_FOLDER, f"{case}_{names[head]}.nii.gz") for head in self.heads(labels))
 
     def require_writable(self, reader: str) -> None:
-        """Raise a ConfigError where the images have no geometry that NIfTI could keep."""
+        """Raise a ConfigError if the images have no geometry to write to NIfTI."""
         if self.kind == "nifti" and reader not in _NIFTI_READERS:
             raise ConfigError(
                 f"images read by {reader} have no position in space to write maps in NIfTI; choose npz or b2nd"
@@ -97,9 +97,9 @@ class ProbabilityFormat:
     def open(
         self, folder: Path, case: str, labels: Labels, inverse: InverseResampling, document: Mapping[str, Any]
     ) -> Iterator[ProbabilitySink]:
-        """Yield what takes the probabilities of a case; at the end of the block the files are there.
+        """Open a sink for the probabilities of a case; the files are complete at the end of the block.
 
-        Beside npz and b2nd lies `<case>.provenance.json`, in the place of nnU-Net's pickled properties, with `document`
+        Beside npz and b2nd lies `<case>.provenance.json`, instead of nnU-Net's pickled properties, with `document`
         added; it is written first, so that where the probabilities are, it is too.
         """
         with self.open_whole(folder, case, labels, inverse.provenance, document, axis=_reader_axis(inverse)) as stored:
@@ -117,7 +117,7 @@ class ProbabilityFormat:
         *,
         axis: int = 0,
     ) -> Iterator[StoredProbabilities]:
-        """Yield what takes planes of the whole case, in the reader's axis order, along one axis; else as `open`."""
+        """Open a store for planes of the whole case along one axis, in the reader's axis order; else as `open`."""
         files = self.files(folder, case, labels)
         beside, told = provenance_file(folder, case), {**document, "provenance": provenance.to_json()}
         if self.kind != "nifti":
@@ -143,7 +143,7 @@ def provenance_file(folder: Path, case: str) -> Path:
 
 
 def require_writable(reader: str, saving: ProbabilityFormat | None, *, uncertainty: bool) -> None:
-    """Raise a ConfigError where images have no geometry that what is asked for could keep."""
+    """Raise a ConfigError if images have no geometry for the requested files."""
     for form in (saving, ProbabilityFormat(kind="nifti") if uncertainty else None):
         if form is not None:
             form.require_writable(reader)
@@ -151,20 +151,20 @@ def require_writable(reader: str, saving: ProbabilityFormat | None, *, uncertain
 
 @contextmanager
 def open_maps(files: Sequence[Path], inverse: InverseResampling) -> Iterator[ProbabilitySink]:
-    """Yield what takes maps from 0 to 1 of a case, (files, planes, Y, X); at the end they are there, uint8 NIfTI."""
+    """Open a sink for maps from 0 to 1 of a case, (files, planes, Y, X); they become uint8 NIfTI files."""
     with open_whole_maps(files, inverse.provenance, axis=_reader_axis(inverse)) as stored:
         yield _Sink(stored, inverse, None)
 
 
 def store_maps(path: Path, inverse: InverseResampling, num_maps: int) -> tuple[Any, ProbabilitySink]:
-    """Return a new array (maps, Z, Y, X) float32 on disk, of the whole case as read, and what fills it."""
+    """Create an array (maps, Z, Y, X) float32 on disk for the whole case as read; return it and its sink."""
     target = StoredProbabilities(path, range(num_maps), inverse.case_shape, _reader_axis(inverse), quantised=False)
     return target.stored, _Sink(target, inverse, None)
 
 
 @contextmanager
 def open_whole_maps(files: Sequence[Path], provenance: Provenance, *, axis: int = 0) -> Iterator[StoredProbabilities]:
-    """Yield what takes planes of maps of the whole case, in the reader's axis order, along one axis."""
+    """Open a store for planes of maps of the whole case, in the reader's axis order, along one axis."""
     shape = tuple(provenance.shape_before_cropping[source] for source in provenance.transpose_backward)
     with _scratch(files[0]) as path:
         target = StoredProbabilities(path, range(len(files)), shape, axis, quantised=True)
@@ -174,7 +174,7 @@ def open_whole_maps(files: Sequence[Path], provenance: Provenance, *, axis: int 
 
 @contextmanager
 def _scratch(final: Path) -> Iterator[Path]:
-    """Yield the path of a blosc2 file beside `final`; what is left of it after the block is removed."""
+    """Yield the path of a temporary blosc2 file beside `final`; remove the file after the block."""
     final.parent.mkdir(parents=True, exist_ok=True)
     path = final.with_name(f".{uuid4().hex[:8]}.tmp.{final.name}.b2nd")
     try:
@@ -188,7 +188,7 @@ class StoredProbabilities:
     """A blosc2 array (kept heads, Z, Y, X) that is filled plane by plane along one axis."""
 
     def __init__(self, path: Path, heads: Sequence[int], shape: tuple[int, ...], axis: int, *, quantised: bool) -> None:
-        import blosc2  # 0.3 s, which other predictions are spared
+        import blosc2  # importing it takes 0.3 s, which other predictions need not wait for
 
         self.heads = list(heads)
         self.axis = axis
@@ -222,7 +222,7 @@ class StoredProbabilities:
 
 
 class _Sink:
-    """Takes planes of the cropped case, axes as a predictor has them, and stores those of the whole one."""
+    """Takes planes of the cropped case, axes as in prediction, and stores planes of the whole case."""
 
     def __init__(self, target: StoredProbabilities, inverse: InverseResampling, background: int | None) -> None:
         self.target = target
@@ -248,17 +248,17 @@ class _Sink:
             planes[self.background] = 1
         if probabilities is not None:
             planes[box_slices(self.box[1:])] = probabilities[heads]
-        # From planes first to the plan's axes to the reader's.
+        # From the planes' axis order to the plan's to the reader's.
         planned = np.moveaxis(planes, 1, 1 + self.inverse.axis)
         read = planned.transpose((0, *(axis + 1 for axis in self.inverse.provenance.transpose_backward)))
         self.target.put(start, stop, read)
 
 
 def _file_names(labels: Labels) -> dict[int, str]:
-    """Return what stands for each head in the names of files: its own, and the head's number where several share it."""
+    """Return a file name part for each head: its class name, with the head's number where several are equal."""
     found = {head: _UNUSUAL.sub("_", name) for head, name in labels.names.items()}
     while True:
-        folded = [name.casefold() for name in found.values()]  # some file systems know no case
+        folded = [name.casefold() for name in found.values()]  # some file systems ignore case
         shared = {name for name in folded if folded.count(name) > 1}
         if not shared:
             return found
@@ -266,7 +266,7 @@ def _file_names(labels: Labels) -> dict[int, str]:
 
 
 def _reader_axis(inverse: InverseResampling) -> int:
-    """Return the reader's axis that planes come along."""
+    """Return the reader's axis along which planes are predicted."""
     return list(inverse.provenance.transpose_backward).index(inverse.axis)
 
 

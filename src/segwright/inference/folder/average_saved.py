@@ -1,4 +1,4 @@
-"""Probabilities that predictions were saved with, averaged over folders: nnU-Net's `.npz`, or `.b2nd`.
+"""Average probabilities that were saved with predictions, over folders: nnU-Net's `.npz`, or `.b2nd`.
 
 nnU-Net behaviour 11.7.
 
@@ -39,7 +39,7 @@ from segwright.inference.export.writers import CHECKSUM_OF_ARRAY, NIFTI_FOLDER, 
 from segwright.workspace import LOCK
 
 ENDINGS: Final = (".b2nd", ".npz")
-"""Where a case has both, the first is read: a part of it can be."""
+"""If a case has both, the first is used: it can be read in part."""
 
 _SCRATCH = ".ensemble-"
 _MEMBER = "probabilities.npy"
@@ -47,7 +47,7 @@ _UNREADABLE = (
     *(OSError, RuntimeError, ValueError, LookupError, EOFError, MemoryError, SyntaxError, TypeError, ArithmeticError),
     *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
 )
-"""What the readers of zip files and of numpy's headers raise for damaged ones."""
+"""Errors of the readers of zip files and numpy headers for damaged files."""
 
 
 def average_folders(
@@ -60,10 +60,9 @@ def average_folders(
     saving: ProbabilityFormat | None = None,
     overwrite: bool = False,
 ) -> list[Path]:
-    """Write the label maps of the mean of the probabilities in several folders, and return the files.
+    """Write the label maps of the mean of the probabilities in several folders; return the files.
 
-    Beside the label map a slab of each folder's probabilities is in memory, or one head where a file cannot be read in
-    part.
+    Memory: the label map and a slab of each folder's probabilities, or one head of a file that cannot be read in part.
 
     Args:
         folders: two or more, with the same cases; each holds label maps too, whose geometry the results get.
@@ -71,23 +70,23 @@ def average_folders(
         labels: of the dataset.
         file_ending: of label maps.
         reader: of label maps, as in the plan.
-        saving: how the mean is kept too.
-        overwrite: replace label maps that are there.
+        saving: format in which the mean is written too.
+        overwrite: replace existing label maps.
 
     Raises:
         ProblemReport: cases or label maps are missing; all of them at once.
-        SegwrightError: a file is damaged or does not fit, the case named.
-        WorkspaceError: the output is there already.
+        SegwrightError: a file is damaged or does not fit; the message names the case.
+        WorkspaceError: the output exists already.
     """
     if output.resolve() in [folder.resolve() for folder in folders]:
-        raise WorkspaceError(f"{output}: is one of the folders to average; choose another one")
+        raise WorkspaceError(f"{output}: is one of the folders to average; choose another output folder")
     found = [_files(folder) for folder in folders]
     cases = sorted(set().union(*found))
     _require_all(folders, found, cases, file_ending)
     targets = {case: below(output, f"{case}{file_ending}") for case in cases}
     taken = [file for file in targets.values() if file.exists()]
     if taken and not overwrite:
-        raise WorkspaceError(f"{taken[0]}: is there already; choose another output folder or overwrite")
+        raise WorkspaceError(f"{taken[0]}: exists already; choose another output folder or overwrite")
     require_folder(output)
     with locked(below(output, f".ensemble{LOCK}"), f"averaging into {output}"):
         for left in output.glob(f"{_SCRATCH}*"):  # of a killed run
@@ -128,10 +127,10 @@ def _average(
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Return the file of probabilities of each case.
+    """Return the probability file of each case.
 
     Raises:
-        DatasetError: there is none.
+        DatasetError: the folder has none.
     """
     if wrong := absence(folder, "folder"):
         raise DatasetError(f"{folder}: {wrong}")
@@ -150,7 +149,7 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 def _near_miss(folder: Path, case: str) -> str:
-    """Return the end of a message about missing probabilities of a case: what is in their place."""
+    """Return the end of a message about missing probabilities of a case: a file with a similar name."""
     names = {normalize("NFC", f"{case}{ending}").casefold() for ending in ENDINGS}
     for entry in entries(folder):
         if normalize("NFC", entry.name).casefold() in names:
@@ -175,7 +174,7 @@ def _require_all(
     problems += [
         Problem(
             where=str(folders[0]),
-            what=f"no label map {case}{file_ending}, which tells the geometry"
+            what=f"no label map {case}{file_ending}, which defines the geometry"
             f"{similar_label(f'{case}{file_ending}', file_ending, entries(folders[0]))}",
         )
         for case in cases
@@ -186,10 +185,10 @@ def _require_all(
 
 
 def _require_same_grid(file: Path, volume: Volume, reader: str) -> None:
-    """See that a label map, where there is one, lies on the grid of another folder's.
+    """Check that a label map, if there is one, has the grid of the first folder's; the probabilities have its grid.
 
     Raises:
-        DatasetError: it does not, so that neither do the probabilities beside it.
+        DatasetError: it has another grid.
     """
     if not file.is_file():
         return
@@ -205,7 +204,7 @@ def _require_same_grid(file: Path, volume: Volume, reader: str) -> None:
 
 
 def _opened(file: Path, scratch: Path, labels: Labels, volume: Volume) -> Any:
-    """Return an array (H, Z, Y, X) on disk; what cannot be read in part is put into `scratch` first."""
+    """Return an array (H, Z, Y, X) on disk; a file that cannot be read in part is unpacked to `scratch` first."""
     wanted = (labels.num_heads, *volume.array.shape[1:])
     if file.suffix == ENDINGS[0]:
         _require_undamaged(file)
@@ -242,10 +241,10 @@ def _require_undamaged(file: Path) -> None:
 
 
 def _packed(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
-    """Return the entry of the probabilities, once it is seen how it is packed."""
+    """Return the entry of the probabilities; raise a ValueError unless numpy could have compressed it."""
     entry = archive.getinfo(_MEMBER)
     if entry.compress_type not in METHODS:
-        raise ValueError(f"it is packed with method {entry.compress_type}, which numpy never uses")
+        raise ValueError(f"it is compressed with method {entry.compress_type}, which numpy does not use")
     return entry
 
 
@@ -258,7 +257,7 @@ def _require(file: Path, shape: tuple[int, ...], dtype: np.dtype[Any], wanted: t
 
 
 def _uncropped(volume: Volume) -> Provenance:
-    """Return the provenance of a case that is used as it was read."""
+    """Return the provenance of a case without crop and transposition."""
     shape, axes = volume.array.shape[1:], tuple(range(volume.array.ndim - 1))
     return Provenance(
         properties=volume.properties,
@@ -272,7 +271,7 @@ def _uncropped(volume: Volume) -> Provenance:
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Return shape and type of the array that follows; nothing in it is unpickled."""
+    """Read shape and dtype of the array that follows, without unpickling."""
     is_first = np.lib.format.read_magic(stream) == (1, 0)
     read = np.lib.format.read_array_header_1_0 if is_first else np.lib.format.read_array_header_2_0
     shape, in_columns, dtype = read(stream)
@@ -282,7 +281,7 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
 
 
 def _unpacked(stream: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any], scratch: Path) -> Any:
-    """Copy an array, head by head, into one on disk that can be read in part."""
+    """Copy an array, head by head, to a file that can be read in part."""
     array: Any = blosc2.empty(
         shape,
         dtype=dtype,

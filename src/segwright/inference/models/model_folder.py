@@ -1,4 +1,4 @@
-"""Open a trained model folder: plan, dataset description, the networks of its folds; no raw data, no training code."""
+"""Load a predictor from a trained model folder: plan, dataset.json and the networks of its folds."""
 
 from __future__ import annotations
 
@@ -39,21 +39,19 @@ logger = getLogger(__name__)
 Folds = Literal["all"] | Sequence[int] | None
 """Fold numbers; "all": the network trained on all cases (`fold_all`), or without it every fold; None: every fold."""
 
-logger = getLogger(__name__)
-
 _FOLD_PREFIX = "fold_"
 _ALL = "all"
 
 
 class CheckpointFormat(Protocol):
-    """How the checkpoints in a fold's folder are read."""
+    """Reads the checkpoints in a fold's folder."""
 
     def names(self, fold_folder: Path) -> list[str]:
-        """Return which of final, best and latest are there, complete."""
+        """Return which of final, best and latest exist completely."""
         ...
 
     def file(self, fold_folder: Path, checkpoint: str) -> Path:
-        """Return the file of the weights."""
+        """Return the path of the weights."""
         ...
 
     def header(self, fold_folder: Path, checkpoint: str) -> Mapping[str, Any]:
@@ -69,13 +67,13 @@ class OurCheckpoints:
     """`checkpoint_final.safetensors` with `checkpoint_final.json` beside it."""
 
     def names(self, fold_folder: Path) -> list[str]:
-        """Return which of final, best and latest are there, complete."""
+        """Return which of final, best and latest exist completely."""
         weights = {path.stem for path in fold_folder.glob("checkpoint_*.safetensors")}
         headers = {path.stem for path in fold_folder.glob("checkpoint_*.json")}
         return sorted(name.removeprefix("checkpoint_") for name in weights & headers)
 
     def file(self, fold_folder: Path, checkpoint: str) -> Path:
-        """Return the file of the weights."""
+        """Return the path of the weights."""
         return fold_folder / f"checkpoint_{checkpoint}.safetensors"
 
     def header(self, fold_folder: Path, checkpoint: str) -> Mapping[str, Any]:
@@ -84,7 +82,7 @@ class OurCheckpoints:
         document: Mapping[str, Any] = read_json(path)
         if isinstance(document, Mapping) and not has_right_checksum(document):
             raise ModelError(
-                f"{path}: damaged (its checksum is not the one it was written with); copy it again or use another "
+                f"{path}: damaged (its checksum does not match); copy it again or use another "
                 "checkpoint; if it was edited on purpose, remove its line 'checksum'"
             )
         return document
@@ -111,19 +109,19 @@ def load_predictor(
     reuse: bool = True,
     later: tuple[Path, ...] = (),
 ) -> Predictor:
-    """Return the predictor of a model folder, its folds' logits averaged.
+    """Load the predictor of a model folder; the logits of its folds are averaged.
 
     Args:
         model_folder: has `plans.json`, `dataset.json` and `fold_k` with checkpoints.
-        folds: which networks take part.
+        folds: whose networks are used.
         checkpoint: `final`, `best` or `latest`.
         device: auto, cpu, cuda, cuda:1 or mps.
-        mirroring: average over the flips that training allowed.
+        mirroring: average over the mirrored views that training allowed.
         precision: auto, fp32, bf16 or fp16.
         reading: of checkpoints; ours by default.
-        trust: what the folder may have imported: a network of a user's own, a class that is none of nnU-Net's networks.
+        trust: code that the folder's files may import: a user's network, a class that is not one of nnU-Net's networks.
         reuse: compute tiles of one value once.
-        later: models of a cascade whose earlier stage this one is.
+        later: folders of the later stages of this cascade, to find circles.
 
     Raises:
         ModelError: a file, a fold or a checkpoint is missing, or folds do not belong together.
@@ -143,7 +141,7 @@ def load_predictor(
     configuration = plan.configuration(headers[0].configuration)
     if reading is OURS:
         require_trained_plan(by_fold, plan, model_folder)
-    elif folds_of_other_plans(by_fold, plan):  # nnU-Net takes such a folder
+    elif folds_of_other_plans(by_fold, plan):  # nnU-Net accepts such a folder
         logger.warning(
             "%s: is not the plan that the model was trained with; predictions are good only if spacing, normalisation "
             "and orientation are as they were",
@@ -159,7 +157,7 @@ def load_predictor(
     if configuration.previous_stage is not None:
         folder = previous_stage_folder(model_folder, headers[0].configuration, configuration.previous_stage)
         if folder.resolve() in (stages := (*later, model_folder.resolve())):
-            raise ModelError(f"{model_folder}: the stages of this cascade lead back to {folder}; the plans are damaged")
+            raise ModelError(f"{model_folder}: the cascade refers back to {folder}; the plans are damaged")
         first = load_predictor(
             folder,
             device=device,
@@ -204,10 +202,10 @@ def load_predictor(
 def choose_folds(
     model_folder: Path, folds: Folds, checkpoint: str, reading: CheckpointFormat = OURS
 ) -> tuple[str, ...]:
-    """Return the fold names ("0", "all") that are meant and have the checkpoint.
+    """Return the names ("0", "all") of the requested folds, which have the checkpoint.
 
     Raises:
-        ModelError: one of them has none; what the folder holds is listed.
+        ModelError: a fold lacks it; the message lists the checkpoints of the folder.
     """
     there = {
         path.name.removeprefix(_FOLD_PREFIX): reading.names(path)
@@ -234,10 +232,10 @@ def choose_folds(
 
 
 def require_folds(model_folder: Path, folds: Sequence[int | str]) -> None:
-    """See that trained folds of a model folder are one model.
+    """Check that trained folds of a model folder belong to one model.
 
     Raises:
-        ModelError: they are not, or a document is missing or damaged.
+        ModelError: they do not, or a document is missing or damaged.
     """
     plan, description = Plan.load(model_folder / PLANS_JSON), load_description(model_folder / DATASET_JSON)
     headers = {str(fold): _header(OURS, Workspace.fold_folder(model_folder, fold), "final") for fold in folds}
@@ -264,10 +262,10 @@ def _header(reading: CheckpointFormat, fold_folder: Path, checkpoint: str) -> Ch
 
 
 def require_axes(axes: Sequence[int] | None, configuration: Configuration, where: str) -> None:
-    """See that a checkpoint mirrors along axes that its patches have.
+    """Check that the mirror axes of a checkpoint are axes of its patches.
 
     Raises:
-        ModelError: it does not.
+        ModelError: they are not.
     """
     known = range(configuration.dims)
     if axes is not None and (len(set(axes)) < len(axes) or not set(axes) <= set(known)):

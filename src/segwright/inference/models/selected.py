@@ -1,9 +1,9 @@
-"""The folder of a selected model: its members with all they need to predict, and post-processing; no raw data.
+"""Read and write the folder of a selected model: its members, all that prediction needs, and post-processing.
 
-selection.json        members, and what the selection found
-postprocessing.json   steps of label maps
+selection.json        members, and the result of the selection
+postprocessing.json   steps for label maps
 summary.json          scores of its held-out cases, before post-processing
-quality.json          what Dice to expect of a prediction
+quality.json          estimator of the Dice of a prediction
 calibration.json      the temperature of its probabilities
 members/<name>/       one or two model folders, see `model_folder`
 """
@@ -51,7 +51,7 @@ MEMBERS: Final = "members"
 _OURS = {SELECTION_JSON, SUMMARY_JSON, POSTPROCESSING_JSON, QUALITY_JSON, CALIBRATION_JSON, MEMBERS, "report.html"}
 _CHECKPOINT = ("checkpoint_final.safetensors", "checkpoint_final.json")
 _RECORDS = ("train.json", "metrics.jsonl")
-"""Of a fold, for its report; prediction needs none."""
+"""Files of a fold that its report shows; prediction does not need them."""
 
 
 class Member(BaseModel):
@@ -63,7 +63,7 @@ class Member(BaseModel):
     configuration: str
     folds: tuple[int | FileName, ...]
     made_of: Mapping[str, str] = {}
-    """Fold to `fold_digest` when it was selected; none in folders of earlier versions."""
+    """`fold_digest` of each fold at the selection; empty in folders of earlier versions."""
 
 
 class Selected(BaseModel):
@@ -75,11 +75,11 @@ class Selected(BaseModel):
     dataset: str
     members: Annotated[tuple[Member, ...], Field(min_length=1)]
     made_from: str = ""
-    """Hash of all that decided; the same again gives the same model."""
+    """Hash of all inputs of the selection; equal inputs give the same model."""
     by: str = ""
-    """The verb that wrote it."""
+    """The command that wrote it."""
     selection: Mapping[str, Any] = {}
-    """What was compared and how it ended."""
+    """The candidates and the result."""
     shortcoming: str = ""
     """Why the model is not usable; empty if it is."""
 
@@ -94,21 +94,21 @@ class Source:
 
 
 def is_selected(folder: Path) -> bool:
-    """Whether a folder is one of a selected model."""
+    """Whether a folder holds a selected model."""
     return (folder / SELECTION_JSON).is_file()
 
 
-def find_selected(place: Path) -> Path | None:
-    """Return the selected model that is meant: the folder, or the one in it, such as in the results of a dataset.
+def find_selected(folder: Path) -> Path | None:
+    """Find a selected model: the folder itself, or the only one in it, for instance in the results of a dataset.
 
     Raises:
-        ModelError: there are several in it.
+        ModelError: the folder has several.
     """
-    if is_selected(place):
-        return place
-    found = sorted(folder for folder in place.iterdir() if is_selected(folder)) if place.is_dir() else []
+    if is_selected(folder):
+        return folder
+    found = sorted(each for each in folder.iterdir() if is_selected(each)) if folder.is_dir() else []
     if len(found) > 1:
-        raise ModelError(f"{place}: holds several selected models; name one of {', '.join(map(str, found))}")
+        raise ModelError(f"{folder}: holds several selected models; name one of {', '.join(map(str, found))}")
     return found[0] if found else None
 
 
@@ -138,23 +138,23 @@ def newer_folds(folder: Path) -> list[str]:
     newer = []
     for member in read_selected(folder).members:
         model = folder.parent / member.name
-        for place in sorted(model.glob("fold_*")):
-            fold = place.name.removeprefix("fold_")
+        for fold_folder in sorted(model.glob("fold_*")):
+            fold = fold_folder.name.removeprefix("fold_")
             is_member = fold in map(str, member.folds)
             known = member.made_of.get(fold)
             has_changed = known is not None and fold_digest(model, fold) != known
-            is_new = fold.isdecimal() and not is_member and all((place / name).is_file() for name in _CHECKPOINT)
+            is_new = fold.isdecimal() and not is_member and all((fold_folder / name).is_file() for name in _CHECKPOINT)
             if has_changed or (is_new and member.made_of):
-                newer.append(f"{member.name}/{place.name}")
+                newer.append(f"{member.name}/{fold_folder.name}")
     return newer
 
 
 def load_selected(folder: Path, load: Callable[[Path], Predictor]) -> Predictor | Ensemble:
-    """Return the only member's predictor, or all members as one, with post-processing.
+    """Load a selected model: the predictor of its only member, or an ensemble, with post-processing.
 
     Args:
         folder: of the selected model.
-        load: opens a model folder.
+        load: loads a model folder.
 
     Raises:
         SegwrightError: a document is damaged or a member missing.
@@ -165,20 +165,20 @@ def load_selected(folder: Path, load: Callable[[Path], Predictor]) -> Predictor 
         logger.warning("%s: %s", folder, printable(shortcoming))
     members = [load(member) for member in member_folders(folder)]
     processing = PostProcessing.load(folder / POSTPROCESSING_JSON)
-    whole = Ensemble(members, processing) if len(members) > 1 else members[0]
-    whole.postprocessing = processing
-    whole.reliability = with_estimates(whole.reliability, folder)
-    return whole
+    model = Ensemble(members, processing) if len(members) > 1 else members[0]
+    model.postprocessing = processing
+    model.reliability = with_estimates(model.reliability, folder)
+    return model
 
 
 def require_replaceable(target: Path) -> None:
-    """See that a selected model may be written.
+    """Check that a folder may be replaced by a selected model.
 
     Raises:
-        WorkspaceError: there is something else.
+        WorkspaceError: it holds other files.
     """
     if target.exists() and not (target.is_dir() and {path.name for path in target.iterdir()} <= _OURS):
-        raise WorkspaceError(f"{target}: holds something else than a selected model; choose a new place with -o")
+        raise WorkspaceError(f"{target}: holds other files than those of a selected model; choose a new folder with -o")
 
 
 def write_selected(
@@ -195,10 +195,10 @@ def write_selected(
     calibration: Calibration | None = None,
     shortcoming: str = "",
 ) -> None:
-    """Write a selected model, whole or not at all; an earlier one is replaced.
+    """Write a selected model atomically; an earlier one is replaced.
 
-    Weights are linked where the file system can, so that they need no space twice; a checkpoint is never changed in
-    place, only replaced, so what happens to the originals does not reach the links.
+    Weights are hard links where the file system has them, to save space. Checkpoints are replaced, never changed in
+    place, so a later training does not change the links.
 
     Args:
         target: the folder.
@@ -209,12 +209,12 @@ def write_selected(
         by: see `Selected`.
         selection: see `Selected`.
         summary: document with the scores of its held-out cases.
-        dice_estimator: the estimate fitted on held-out cases.
-        calibration: the temperature fitted on them.
+        dice_estimator: fitted on held-out cases.
+        calibration: temperature fitted on them.
         shortcoming: see `Selected`.
 
     Raises:
-        WorkspaceError: the target holds something else.
+        WorkspaceError: the target holds other files.
         ModelError: a member lacks a file.
     """
     require_replaceable(target)
@@ -249,7 +249,7 @@ def write_selected(
 
 
 def _copy_model(source: Source, target: Path) -> None:
-    """Copy what prediction needs, of a second stage the first one too."""
+    """Copy what prediction needs; for the second stage of a cascade also the first stage."""
     for name in (PLANS_JSON, DATASET_JSON, FINGERPRINT_JSON):
         if name != FINGERPRINT_JSON or (source.folder / name).is_file():
             _copy(source.folder / name, target / name)
@@ -266,7 +266,7 @@ def _copy_model(source: Source, target: Path) -> None:
     previous = Plan.load(source.folder / PLANS_JSON).configuration(source.configuration).previous_stage
     if previous is not None:
         first = previous_stage_folder(source.folder, source.configuration, previous)
-        every = choose_folds(first, None, "final")  # as prediction takes them
+        every = choose_folds(first, None, "final")  # the folds that prediction uses
         _copy_model(Source(folder=first, configuration=previous, folds=every), target / STORED)
 
 

@@ -1,6 +1,6 @@
-"""Probabilities that mean what they say: one temperature per model (Guo et al., ICML 2017); labels stay as they are.
+"""Calibrate probabilities with one temperature per model (Guo et al., ICML 2017); labels do not change.
 
-`evaluation.calibration` finds it.
+`evaluation.calibration` fits it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ class Calibration(BaseModel):
     """`calibration.json`.
 
     Attributes:
-        temperature: that logits are divided by; above 1 makes probabilities less sure.
+        temperature: divides the logits; above 1, probabilities become less confident.
         ece_before: expected calibration error on held-out cases, 0 to 1, around the true structures.
-        ece_after: the same with the temperature that the other cases gave; of a temperature of 1 the same.
-        cases: that it was fitted on.
+        ece_after: the same with the temperature fitted on the other cases; equal for a temperature of 1.
+        cases: number of held-out cases.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")

@@ -1,4 +1,4 @@
-"""What was seen of a case while it was predicted, as a few numbers; torch is not needed to read them."""
+"""Statistics of one case, collected during its prediction; torch is not needed to read them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Observation(BaseModel):
-    """What was seen of one case while it was predicted, on the network's grid.
+    """Statistics of one case from its prediction on the network's grid.
 
     Attributes:
         volumes: predicted volume of each foreground class, mm^3.
-        overlaps: soft Dice of each foreground class between its label map and its probabilities: what Dice is to be
-            expected if the probabilities are right. None where the class is neither predicted nor thought possible.
-        entropy: from 0 to 1: summed entropy of the voxels, in nats, against the number of foreground voxels.
+        overlaps: soft Dice of each foreground class between its label map and its probabilities: the expected Dice if
+            the probabilities are right. None where the class is neither predicted nor probable.
+        entropy: from 0 to 1: H / (H + n), with the summed entropy H of the voxels, in nats, and n foreground voxels.
         disagreement: the same of the disagreement of folds and mirrored views; None where it was not measured.
     """
 
@@ -28,13 +28,13 @@ class Observation(BaseModel):
 
     @property
     def confidence(self) -> float | None:
-        """Mean expected overlap over the classes that are predicted or possible; None where there is none."""
+        """Mean expected overlap over the classes that are predicted or probable; None without any."""
         known = [overlap for overlap in self.overlaps if overlap is not None]
         return float(np.mean(known)) if known else None
 
     @classmethod
     def mean(cls, observations: Iterable[Observation]) -> Observation:
-        """Return what several models saw of one case, averaged."""
+        """Return the mean statistics of several models for one case."""
         several = list(observations)
         columns = zip(*(each.overlaps for each in several), strict=True)
         overlaps = [[value for value in values if value is not None] for values in columns]

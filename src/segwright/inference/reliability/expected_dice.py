@@ -19,7 +19,7 @@ QUALITY_JSON: Final = "quality.json"
 FEATURES: Final = ("overlap", "entropy", "disagreement", "volume")
 
 OFTEN = 0.9
-"""A class in at least this share of the held-out cases is expected in every case."""
+"""A class that at least this share of the held-out cases has is expected in every case."""
 
 
 class UsualVolume(BaseModel):
@@ -39,14 +39,14 @@ class UsualVolume(BaseModel):
 
 
 class DiceEstimator(BaseModel):
-    """`quality.json`: what Dice to expect, and how well that was told for cases that it was not fitted on.
+    """`quality.json`: estimates the Dice of a case, and says how good its estimates were on cases outside the fit.
 
     Attributes:
-        weights: by feature, none below 0: what looks worse is never said to be better.
+        weights: by feature, none below 0, so that a worse feature never raises the estimate.
         offset: added to the loss of Dice.
         usual: volumes by class, in the order of the observation's.
-        mirror_axes: of each member, that the observations were made with; others would give another disagreement.
-        cases: that it was fitted on.
+        mirror_axes: of each member, used for the observations; others would give another disagreement.
+        cases: number of held-out cases of the fit.
         tau: Dice below which a case belongs to the worst fifth.
         auroc: of the expected Dice for "Dice below tau", out of sample; None with too few cases.
         error: mean absolute difference of expected and true Dice, out of sample.
@@ -80,42 +80,42 @@ class DiceEstimator(BaseModel):
         write_checked_json(path, self.model_dump(mode="json"))
 
     def expected_dice(self, observation: Observation) -> float:
-        """Return the Dice to expect, 0 to 1, mean over the classes."""
+        """Estimate the Dice, 0 to 1, mean over the classes."""
         found = features(observation, self.usual)
         loss = self.offset + sum(self.weights.get(name, 0.0) * value for name, value in found.items())
         return 1 - min(max(loss, 0.0), 1.0)
 
     def warning(self, expected: float) -> str | None:
-        """Return why a case should be looked at, if it should."""
+        """Return a warning if the expected Dice is unusually low."""
         if expected >= self.warn_below:
             return None
         return f"expected Dice {expected:.2f} is far below that of usual cases (from {self.warn_below:.2f} on)"
 
 
 def features(observation: Observation, usual: tuple[UsualVolume, ...]) -> dict[str, float]:
-    """Return what tells a failure, each 0 (good) to 1 (bad) and roughly in units of lost Dice.
+    """Return features that indicate a failure, each from 0 (good) to 1 (bad), roughly in units of lost Dice.
 
     overlap: 1 - soft Dice, mean over the classes that are expected or predicted; one that is expected and missing is 1.
     entropy, disagreement: as of the observation, 0 where not measured.
     volume: how far volumes are outside the usual ones, mean over the expected classes: 1 - the ratio to the nearest.
     """
-    lost, strange = [], []
+    lost, unusual = [], []
     for overlap, volume, typical in zip(observation.overlaps, observation.volumes, usual, strict=True):
         is_expected = typical.share >= OFTEN
         if is_expected or (overlap is not None and volume > 0):
             lost.append(1.0 if overlap is None else 1 - overlap)
         if is_expected:
-            strange.append(1 - _ratio(volume, typical))
+            unusual.append(1 - _ratio(volume, typical))
     return {
         "overlap": _mean(lost),
         "entropy": observation.entropy,
         "disagreement": observation.disagreement or 0.0,
-        "volume": _mean(strange),
+        "volume": _mean(unusual),
     }
 
 
 def _ratio(volume: float, typical: UsualVolume) -> float:
-    """Return 1 for a usual volume, else how much of the nearest usual one it is, or that of it."""
+    """Return 1 for a usual volume, else the ratio, below 1, of it and the nearest usual one."""
     if volume < typical.low:
         return volume / typical.low
     return typical.high / volume if volume > typical.high else 1.0

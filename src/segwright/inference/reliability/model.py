@@ -1,4 +1,4 @@
-"""What a model knows of its own limits: training range, Dice estimator, calibration; each may be missing."""
+"""Judge how reliable a prediction is: range of the training cases, expected Dice, calibration; each may be missing."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _CT = "CTNormalization"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assessment:
-    """How far a prediction is to be trusted.
+    """How reliable a prediction is.
 
     Attributes:
-        confidence: soft Dice that the model's own probabilities promise; None without foreground.
-        expected_dice: what cases held out in training teach to expect; None where the model has no estimate.
-        warnings: why the case should be looked at; the input's first.
+        confidence: soft Dice expected from the model's own probabilities; None without foreground.
+        expected_dice: as estimated on held-out cases; None if the model has no estimator.
+        warnings: reasons to check the case, those about the input first.
     """
 
     confidence: float | None = None
@@ -42,23 +42,23 @@ class Assessment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReliabilityModel:
-    """What a model was given to judge its predictions with."""
+    """What a model has to judge its predictions with."""
 
     training: TrainingRange | None = None
     dice_estimator: DiceEstimator | None = None
     calibration: Calibration | None = None
 
     def findings(self, volume: Volume) -> tuple[str, ...]:
-        """Return in words what is odd about an image, and what of it is unlike the training cases."""
+        """Return what is unusual about an image, also compared with the training cases, as sentences."""
         notes = tuple(str(note) for note in volume.notes)
         return notes if self.training is None else (*notes, *self.training.findings(volume))
 
     def measures_disagreement(self, *mirror_axes: tuple[int, ...]) -> bool:
-        """Whether the Dice estimate can be made: the members use the same mirrored views as in its fit."""
+        """Whether the Dice estimator applies: the members use the mirrored views with which it was fitted."""
         return self.dice_estimator is not None and self.dice_estimator.mirror_axes == mirror_axes
 
     def assess(self, observation: Observation, findings: tuple[str, ...] = ()) -> Assessment:
-        """Return how far a prediction is to be trusted; `findings` are those of the input."""
+        """Assess a prediction; `findings` are those of the input."""
         expected = None
         if self.dice_estimator is not None and observation.disagreement is not None:
             expected = self.dice_estimator.expected_dice(observation)
@@ -70,12 +70,14 @@ class ReliabilityModel:
         """Return the temperature of probabilities that are written.
 
         Raises:
-            ConfigError: calibrated ones are asked for, and the model has no calibration.
+            ConfigError: calibrated probabilities are requested, and the model has no calibration.
         """
         if not calibrated:
             return 1.0
         if self.calibration is None:
-            raise ConfigError(f"calibrated: the model has no {CALIBRATION_JSON}; ask for probabilities as they are")
+            raise ConfigError(
+                f"calibrated: the model has no {CALIBRATION_JSON}; write probabilities without calibration"
+            )
         if not self.calibration.helps:
             logger.warning(
                 "calibrated: no temperature lowers the calibration error of this model on its held-out cases (%.4f); "
@@ -90,15 +92,15 @@ NO_RELIABILITY = ReliabilityModel()
 
 
 def log_warnings(case: str, warnings: Sequence[str]) -> None:
-    """Log why a case should be looked at."""
+    """Log the warnings about a case."""
     for warning in warnings:
         logger.warning("%s: %s", case, warning)
 
 
 def training_range(model_folder: Path, plan: Plan, configuration: Configuration) -> TrainingRange:
-    """Return what the training cases of a model folder look like, as far as fingerprint and plan say.
+    """Return the range of the training cases of a model folder, from its fingerprint and plan.
 
-    Those of nnU-Net hold spacings and foreground intensities: enough to see another size of voxels or modality.
+    Those of nnU-Net have spacings and foreground intensities: enough to notice another voxel size or modality.
     """
     file = model_folder / FINGERPRINT_JSON
     fingerprint = None
@@ -144,13 +146,13 @@ def _lowest_levels(plan: Plan, configuration: Configuration) -> dict[str, Bounds
 
 
 def with_estimates(found: ReliabilityModel, folder: Path) -> ReliabilityModel:
-    """Return it with the estimates in the folder of a selected model."""
+    """Add the estimates in the folder of a selected model."""
     estimator, calibration = read_estimates(folder)
     return replace(found, dice_estimator=estimator, calibration=calibration)
 
 
 def read_estimates(folder: Path) -> tuple[DiceEstimator | None, Calibration | None]:
-    """Return what the folder of a selected model estimates, None for what it has not.
+    """Read Dice estimator and calibration from the folder of a selected model; None for a missing one.
 
     Raises:
         SegwrightError: a document is damaged.

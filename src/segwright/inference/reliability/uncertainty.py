@@ -1,4 +1,4 @@
-"""How unsure a prediction is: voxel by voxel as maps, and for the whole case as a few numbers, both made as it streams.
+"""Uncertainty of a prediction: voxel maps and statistics of the case, computed as planes of logits arrive.
 
 Averaged logits are a logarithmic pool of the folds and mirrored views: softmax(mean z_i) is the normalised geometric
 mean of their probabilities. How far they are from it is their mean Kullback-Leibler divergence, for which Heskes
@@ -40,7 +40,7 @@ FOLDER: Final = "uncertainty"
 
 _HEADS_AT_ONCE = 8
 _ELEMENTS_AT_ONCE = 2**20
-"""Logits looked at together: few enough for the cache. Planes with more are looked at on a lattice."""
+"""Logits evaluated together: few enough for the cache. Larger planes are subsampled on a lattice."""
 
 Floats = npt.NDArray[np.float32]
 
@@ -67,7 +67,7 @@ def log_partition(labels: Labels) -> Spread:
 
 
 class Observer:
-    """Looks at the planes of one case as they pass.
+    """Collects the statistics of one case from its planes of logits.
 
     Args:
         labels: of the model.
@@ -80,35 +80,35 @@ class Observer:
         extent = math.prod(provenance.shape_after_cropping) * math.prod(provenance.spacing)
         self._voxel_mm3 = extent / math.prod(shape)
         self._predicted = np.zeros(labels.num_heads)
-        self._possible = np.zeros(labels.num_heads)
-        self._sure = np.zeros(labels.num_heads)
+        self._probable = np.zeros(labels.num_heads)
+        self._certain = np.zeros(labels.num_heads)
         self._foreground = 0.0
         self._entropy = 0.0
         self._spread: float | None = None
 
     def watch(self, planes: Iterable[Planes], *, keep: bool = False) -> Iterator[Planes]:
-        """Pass planes on; the head with the disagreement, if there is one, stays with `keep`."""
+        """Yield the planes and add up their statistics; `keep` yields the disagreement head too, if there is one."""
         heads = self._labels.num_heads
         for part in planes:
-            if len(part.logits) in (heads, heads + 1):  # another number is refused where labels are decided
-                self._look(part.logits)
+            if len(part.logits) in (heads, heads + 1):  # another number raises an error where labels are decided
+                self._add(part.logits)
             yield part if keep or len(part.logits) <= heads else replace(part, logits=part.logits[:heads])
 
     def observation(self) -> Observation:
-        """Return what was seen, after the last planes have passed."""
+        """Return the statistics, after the last planes."""
         first = 0 if self._labels.has_regions else 1
-        sums = self._predicted[first:] + self._possible[first:]
-        sure = self._sure[first:]
+        sums = self._predicted[first:] + self._probable[first:]
+        certain = self._certain[first:]
         return Observation(
             volumes=tuple((self._predicted[first:] * self._voxel_mm3).tolist()),
             overlaps=tuple(
-                float(2 * part / whole) if whole >= 1 else None for part, whole in zip(sure, sums, strict=True)
+                float(2 * part / whole) if whole >= 1 else None for part, whole in zip(certain, sums, strict=True)
             ),
-            entropy=_against(self._entropy, self._foreground),
-            disagreement=None if self._spread is None else _against(self._spread, self._foreground),
+            entropy=_relative(self._entropy, self._foreground),
+            disagreement=None if self._spread is None else _relative(self._spread, self._foreground),
         )
 
-    def _look(self, logits: Tensor) -> None:
+    def _add(self, logits: Tensor) -> None:
         """Add up a few planes of logits (H or H + 1, planes, Y, X)."""
         heads = self._labels.num_heads
         size = heads * logits.shape[2] * logits.shape[3]
@@ -117,43 +117,43 @@ class Observer:
         for start in range(0, logits.shape[1], depth):
             part = logits[:, start : start + depth, ::step, ::step].flatten(1).numpy()
             share = logits[0, start : start + depth].numel() / part.shape[1]
-            (self._look_at_regions if self._labels.has_regions else self._look_at_labels)(part[:heads], share)
+            (self._add_regions if self._labels.has_regions else self._add_labels)(part[:heads], share)
             if len(part) > heads:
                 self._spread = (self._spread or 0.0) + share * float(part[heads].sum(dtype=np.float64))
 
-    def _look_at_labels(self, logits: Floats, share: float) -> None:
+    def _add_labels(self, logits: Floats, share: float) -> None:
         best = logits.max(axis=0)
         below = logits - best
         powers = np.exp(below)
         totals = powers.sum(axis=0)
         largest = 1 / totals  # probability of the label
-        self._possible += share * (powers @ largest)
+        self._probable += share * (powers @ largest)
         is_best = below == 0
         self._predicted += share * is_best.sum(axis=1)
-        self._sure += share * (is_best.astype(np.float32) @ largest)
+        self._certain += share * (is_best.astype(np.float32) @ largest)
         self._foreground += share * float(is_best.shape[1] - is_best[0].sum())
         powers *= below
         self._entropy += share * float(np.log(totals).sum(dtype=np.float64) - powers.sum(axis=0) @ largest)
 
-    def _look_at_regions(self, logits: Floats, share: float) -> None:
+    def _add_regions(self, logits: Floats, share: float) -> None:
         values = scipy.special.expit(logits)
         is_in = logits > 0
-        self._possible += share * values.sum(axis=1)
+        self._probable += share * values.sum(axis=1)
         self._predicted += share * is_in.sum(axis=1)
-        self._sure += share * (values * is_in).sum(axis=1)
+        self._certain += share * (values * is_in).sum(axis=1)
         self._foreground += share * float(is_in.any(axis=0).sum())
         entropy = scipy.special.entr(values) + scipy.special.entr(1 - values)
         self._entropy += share * float(entropy.sum(dtype=np.float64))
 
 
-def _against(total: float, foreground: float) -> float:
-    """Return a sum over voxels as a share of itself and of the foreground voxels; one voxel is there at least."""
+def _relative(total: float, foreground: float) -> float:
+    """Return total / (total + foreground), with at least one foreground voxel."""
     total = max(total, 0.0)
     return total / (total + max(foreground, 1.0))
 
 
 def entropy_map(probabilities: Floats, labels: Labels) -> Floats:
-    """Return the entropy of each voxel (*S), 0 to 1: 1 is every label, or in and out of every region, alike.
+    """Return the entropy of each voxel (*S), 0 to 1; 1 if all labels (or in and out of all regions) are equally likely.
 
     Args:
         probabilities: (H, *S).
@@ -167,12 +167,12 @@ def entropy_map(probabilities: Floats, labels: Labels) -> Floats:
 
 
 def largest_entropy(labels: Labels) -> float:
-    """Return the entropy of a voxel of which nothing is known, nats."""
+    """Return the largest possible entropy of a voxel, in nats."""
     return labels.num_heads * math.log(2) if labels.has_regions else math.log(labels.num_heads)
 
 
 def disagreement_map(divergence: Floats) -> Floats:
-    """Return a divergence in nats (*S) as a number from 0 to 1 that keeps the order: 1 - exp(-divergence)."""
+    """Map a divergence in nats (*S) to a number from 0 to 1: 1 - exp(-divergence)."""
     found: Floats = -np.expm1(-np.maximum(divergence, 0))
     return found
 
@@ -182,8 +182,8 @@ def pooled_maps(
 ) -> tuple[Floats, Floats]:
     """Return both maps (stop - start, Y, X) of planes [start, stop) of several models, one head at a time.
 
-    Probabilities are pooled by their mean there. Models disagree by what the entropy of the mean is above their mean
-    entropy; the mean disagreement within the models is added.
+    The models' probabilities are averaged. Their disagreement is the entropy of the mean minus the mean entropy, plus
+    the mean disagreement within the models.
 
     Args:
         arrays: probabilities (H, Z, Y, X) of each model.
@@ -193,16 +193,16 @@ def pooled_maps(
         stop: behind the last one.
     """
     joint = np.zeros((stop - start, *arrays[0].shape[2:]), np.float32)
-    alone = np.zeros_like(joint)
+    separate = np.zeros_like(joint)
     for head in range(arrays[0].shape[0]):
         each = [np.asarray(array[head, start:stop], dtype=np.float32) for array in arrays]
         sides = (each, [1 - values for values in each]) if labels.has_regions else (each,)
         for side in sides:
             joint += scipy.special.entr(np.mean(side, axis=0))
-            alone += np.mean([scipy.special.entr(values) for values in side], axis=0)
+            separate += np.mean([scipy.special.entr(values) for values in side], axis=0)
     within = np.mean([-np.log1p(-np.minimum(spread[start:stop], 1 - 1e-6)) for spread in spreads], axis=0)
     entropy: Floats = np.clip(joint / np.float32(largest_entropy(labels)), 0, 1)
-    return entropy, disagreement_map(np.maximum(joint - alone, 0) + within)
+    return entropy, disagreement_map(np.maximum(joint - separate, 0) + within)
 
 
 def map_files(folder: Path, case: str) -> tuple[Path, ...]:

@@ -1,4 +1,4 @@
-"""The sliding window: networks, tiles, mirroring, averaged logits, a few planes at a time.
+"""Sliding-window inference: tiles, mirroring and averaged logits, a few planes at a time.
 
 Legend: B samples of one forward pass, C channels, H heads, S spatial axes of the image, P of the patch.
 """
@@ -38,19 +38,19 @@ _LARGE_PATCH = 2**17
 """Of patches with so many voxels the CPU takes half as many at once, but two: a seventh less memory, and steadier, for
 2 % of the time; a single one takes a quarter longer."""
 _LARGE_BYTES = 128 * 2**20
-"""Logits of a tile up to this size may be remembered, and the gap they leave kept; larger ones would show in the memory
-that prediction needs."""
+"""Logits of a tile up to this size may be remembered, and their freed memory kept; larger ones would
+raise the peak memory."""
 _BATCH_HEADS = 16
 """With more heads than this, smaller batches: their logits would be the largest thing in memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """How the sliding window runs.
+    """Settings of the sliding window.
 
-    `batch` is the number of patches, mirrored ones counted, in one forward pass; `sums` is the type in which tiles are
-    added up, `quantum` what their weighted logits are rounded to multiples of (0: not at all). With `reuse` the logits
-    of a tile of one value, such as air, are computed once and serve all tiles of that value. In an image flipped along
+    `batch` is the number of patches, mirrored ones included, in one forward pass. `sums` is the dtype in which tiles
+    are summed; their weighted logits are rounded to multiples of `quantum` (0: not rounded). With `reuse` the logits of
+    a tile of one value, such as air, are computed once and used for all tiles of that value. In an image flipped along
     a `lateral` axis, head h shows what `other_side[h]` shows in the image itself. On the CPU `layers` compute networks.
     """
 
@@ -86,7 +86,7 @@ class Window:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """The context in which networks run; float16 on the CPU is a matter of its layers alone."""
+        """Context in which networks run; only the CPU layers compute in float16 there, without autocast."""
         precision = "fp32" if self.layers.fp16 else self.used_precision
         layers = self.layers if self.device.type == CPU else nullcontext()
         with torch.inference_mode(), autocast(self.device, precision), layers:
@@ -94,7 +94,7 @@ class Window:
 
     @property
     def flips(self) -> list[tuple[int, ...]]:
-        """Every combination of mirror axes, none first, as spatial axes."""
+        """All combinations of mirror axes, as spatial axes; the empty one first."""
         axes = self.mirror_axes
         return [flip for size in range(len(axes) + 1) for flip in combinations(axes, size)]
 
@@ -110,7 +110,7 @@ class Window:
 
 @dataclass(slots=True)
 class TileCount:
-    """How many tiles a case had, and how many of them needed no pass of their own."""
+    """Number of tiles of a case, and how many of them needed no forward pass of their own."""
 
     tiles: int = 0
     reused: int = 0
@@ -130,8 +130,8 @@ def window_planes(
 
     Sums are held for one patch depth along `axis`, whatever the extent of the image. The planes of another axis than 0
     have it in front, (H, planes, *other axes); a patch with one axis fewer than the image goes along axis 0 only.
-    `count` is counted up. With `spread` one more head tells how much less it is of the mean logits than of those of
-    single networks, flips and tiles, at least 0: their disagreement.
+    `count` is increased. With `spread` an additional head is the disagreement of single networks, flips and tiles: the
+    mean of `spread` over their logits minus `spread` of the mean logits, at least 0.
 
     Raises:
         ImageError: the image holds NaN or infinite values.
@@ -154,7 +154,7 @@ def window_planes(
 
 
 def require_finite(array: npt.NDArray[Any] | NormalizedView, name: str) -> None:
-    """Refuse NaN and infinite values; plane by plane, without a mask of the size of the image (C, *S)."""
+    """Raise an ImageError for NaN or infinite values; plane by plane, without a mask as large as the image (C, *S)."""
     if not all(np.isfinite(array[:, index]).all() for index in range(array.shape[1])):
         raise ImageError(f"{name} holds NaN or infinite values; check the intensities of the input")
 
@@ -198,7 +198,7 @@ def _padded_planes(
     def predicted() -> Iterator[tuple[Start, Tensor]]:
         tile_bytes = 4 * num_heads * prod(patch)
         is_large = tile_bytes > _LARGE_BYTES
-        known = _Known(window.reuse and not is_large)
+        known = _TileCache(window.reuse and not is_large)
         starts = iter(tiles(shape, patch if depth else to_front(patch, axis), window.step))
         while group := list(islice(starts, max(1, window.forward_batch(num_heads) // len(window.flips)))):
             cuts = [_cut(image, tuple(start[at] for at in places), patch) for start in group]
@@ -224,8 +224,8 @@ def _padded_planes(
         yield Planes(start=planes.start, stop=planes.stop, logits=logits)
 
 
-class _Known:
-    """Remembers the logits of the last tile that had one value in each channel; memory for one tile."""
+class _TileCache:
+    """Caches the logits of the last tile that had one value in each channel; memory for one tile."""
 
     def __init__(self, is_used: bool) -> None:
         self.is_used = is_used
@@ -234,7 +234,7 @@ class _Known:
         self._logits: Tensor | None = None
 
     def logits(self, cuts: Sequence[Tensor], forward: Callable[[Sequence[Tensor]], Sequence[Tensor]]) -> list[Tensor]:
-        """Return the logits of tiles (C, *P), by `forward` for those that are not known."""
+        """Return the logits of tiles (C, *P); `forward` computes those that are not cached."""
         values = [_only_value(cut) if self.is_used else None for cut in cuts]
         wanted: list[int] = []
         for index, value in enumerate(values):
@@ -259,10 +259,10 @@ class _Known:
 
 
 def _only_value(cut: Tensor) -> tuple[float, ...] | None:
-    """Return the value of each channel of a tile (C, *P) without structure; None for any other."""
+    """Return the value of each channel of a constant tile (C, *P); None for any other tile."""
     flat = cut.flatten(1)
     first = flat[:, :1]
-    corner = flat[:, -1:]  # most tiles differ here already
+    corner = flat[:, -1:]  # enough for most tiles
     if bool((first != corner).any()) or bool((flat != first).any()):
         return None
     return tuple(first[:, 0].tolist())
@@ -279,7 +279,7 @@ def _cut(image: npt.NDArray[np.float32] | NormalizedView, start: Start, patch: S
 def _mean_logits(
     networks: Sequence[nn.Module], batch: Tensor, num_heads: int, window: Window, spread: Spread | None
 ) -> Tensor:
-    """Return the logits (B, H, *P) of `batch` (B, C, *P), last their `spread`; a float32 mean over several passes."""
+    """Return the mean logits (B, H, *P) over networks and flips of `batch` (B, C, *P); `spread` is the last head."""
     flips = window.flips
     per_pass = max(1, window.forward_batch(num_heads) // len(batch))
     shape = (num_heads, *window.patch_size)
@@ -292,7 +292,7 @@ def _mean_logits(
             for network in networks:
                 parts = _checked(network(mirrored), (len(mirrored), *shape)).chunk(len(group))
                 if len(flips) * len(networks) == 1 and spread is None:
-                    return parts[0]  # without a second array of logits, in whatever precision
+                    return parts[0]  # without a second array of logits; in the network's precision
                 if total is None:
                     heads = num_heads + (spread is not None)
                     total = torch.zeros((len(batch), heads, *window.patch_size), device=window.device)
@@ -305,7 +305,7 @@ def _mean_logits(
 
 
 def _add_flipped_inplace(total: Tensor, part: Tensor, flip: Sequence[int], heads: Sequence[int] | None = None) -> None:
-    """Add `part` (B, H, *P), flipped, its `heads` in that order, to `total`; a few at a time, for a flip is a copy."""
+    """Add `part` (B, H, *P), flipped, with its `heads` in that order, to `total`; a few at a time, since flips copy."""
     step = max(1, PORTION_BYTES // (4 * total[:, :1].numel()))
     for first in range(0, total.shape[1], step):
         chosen = slice(first, first + step)
@@ -326,7 +326,7 @@ def _checked(output: object, expected: tuple[int, ...]) -> Tensor:
 
 @contextmanager
 def _evaluating(networks: Sequence[nn.Module]) -> Iterator[None]:
-    """Evaluation mode for the block; networks in training go back to it."""
+    """Put networks into evaluation mode for the block, and those in training mode back after it."""
     training = [network for network in networks if network.training]
     for network in training:
         network.eval()

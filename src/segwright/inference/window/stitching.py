@@ -1,4 +1,4 @@
-"""Put overlapping tiles together by weighted mean, holding one patch depth: planes no later tile touches leave early.
+"""Average overlapping tiles by weight, with one patch depth in memory: planes leave once no later tile covers them.
 
 Legend: H heads, (Z, Y, X) the padded image, (D, h, w) the tile (D = 1 for 2D networks).
 """
@@ -14,8 +14,8 @@ from torch import Tensor
 from segwright.inference.window.tiling import Start
 
 PORTION_BYTES = 2 * 2**20
-"""Finished planes, and weighted logits of a tile, that are in the making at once: what is added to the sums' memory.
-They are few, for how many of them threads still decide differs from run to run, and the largest number stays."""
+"""Size of finished planes, and of weighted logits of a tile, in addition to the sums. It is small because the number of
+planes that threads still decide varies, and the process keeps the memory of the largest number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,10 +44,10 @@ def stitch(
         predicted: tile start (z, y, x) and logits (H, D, h, w); starts ascend along axis 0.
         shape: (Z, Y, X); every voxel must be covered.
         weights: (D, h, w) positive, on the device of the tiles.
-        quantum: what weighted logits are rounded to whole multiples of; 0 leaves them as they are. The spacing of the
-            smallest float16 numbers gives the rounding of nnU-Net's float16 sums where only the edges of tiles meet,
-            without their overflow.
-        portion_bytes: size of what is handed out at once, one plane at the least.
+        quantum: weighted logits are rounded to multiples of it; 0 switches rounding off. The spacing of the smallest
+            float16 numbers gives the rounding of nnU-Net's float16 sums where only the edges of tiles meet, without
+            their overflow.
+        portion_bytes: size of the yielded planes, at least one plane.
     """
     buffer: _Ring | None = None
     for start, logits in predicted:
@@ -55,7 +55,7 @@ def stitch(
             buffer = _Ring(len(logits), shape, weights, quantum, portion_bytes)
         yield from buffer.advance(start[0])
         buffer.add(start, logits)
-        del logits  # or it would be held while the next one is computed
+        del logits  # or it would be in memory while the next one is computed
     assert buffer is not None, "there is always at least one tile"
     yield from buffer.advance(shape[0])
 
@@ -77,7 +77,7 @@ class _Ring:
         self.heads = max(1, portion_bytes // (4 * weights.numel()))
 
     def advance(self, until: int) -> Iterator[Planes]:
-        """Hand out the planes before `until` and clear their slots."""
+        """Yield the planes before `until` and clear their slots."""
         assert until >= self.done, "tiles must ascend along axis 0"
         while self.done < until:
             first = self.done % self.depth

@@ -1,4 +1,4 @@
-"""Where the tiles of a sliding window lie and how much each voxel of a tile counts."""
+"""Positions of the tiles of a sliding window, and the Gaussian weight of their voxels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DEFAULT_STEP = 0.5
 GAUSSIAN_PEAK = 10.0
 GAUSSIAN_SIGMAS_PER_PATCH = 8.0
 HALF_QUANTUM = 2.0**-24
-"""Smallest positive float16 and the spacing of the smallest ones: nnU-Net's sums of weighted logits count in it."""
+"""Smallest positive float16, and the spacing of the smallest ones: the resolution of nnU-Net's float16 sums."""
 
 Start = tuple[int, ...]
 """First voxel of a tile per spatial axis."""
@@ -50,7 +50,7 @@ def tile_starts(
 ) -> tuple[tuple[int, ...], ...]:
     """Return the tile starts of every axis of `image_size`.
 
-    A patch with one axis fewer than the image is a 2D one: it visits every slice of axis 0.
+    A patch with one axis fewer than the image is 2D: it runs over every slice of axis 0.
     """
     assert len(image_size) - len(patch_size) in (0, 1), "the patch has the image's axes, or all but the first"
     slices = (tuple(range(image_size[0])),) if len(patch_size) < len(image_size) else ()
@@ -59,12 +59,12 @@ def tile_starts(
 
 
 def tiles(image_size: Sequence[int], patch_size: Sequence[int], step: float = DEFAULT_STEP) -> list[Start]:
-    """Return the first voxel of every tile, ascending along axis 0, which lets the stitching roll."""
+    """Return the first voxel of every tile, ascending along axis 0, as the rolling sums of `stitching` need it."""
     return list(product(*tile_starts(image_size, patch_size, step)))
 
 
 def rolling_axis(image_size: Sequence[int], patch_size: Sequence[int]) -> int:
-    """Return the axis along which the fewest sums are held: the one with the most patches, the first of equals.
+    """Return the axis along which the sums need the least memory: the one with the most patches, the first of equals.
 
     >>> rolling_axis((267, 267, 533), (128, 128, 128))
     2

@@ -88,7 +88,7 @@ def test_labels_are_those_of_the_mean(folders: list[Path], tmp_path: Path) -> No
         np.testing.assert_array_equal(volume.array[0], expected[file.name.removesuffix(ENDING)].argmax(axis=0))
         assert volume.properties["geometry"]["origin"] == [3.0, 0.0, -1.0]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {file.name for file in written}
-    with pytest.raises(WorkspaceError, match="is there already"):
+    with pytest.raises(WorkspaceError, match="exists already"):
         average(folders, tmp_path / "out")
     assert average(folders, tmp_path / "out", overwrite=True) == written
 
@@ -105,8 +105,8 @@ def test_all_that_is_missing_is_said_at_once(folders: list[Path], tmp_path: Path
         "no probabilities of case z",
         "no probabilities of case x",
         "no probabilities of case y",
-        f"no label map y{ENDING}, which tells the geometry",
-        f"no label map z{ENDING}, which tells the geometry",
+        f"no label map y{ENDING}, which defines the geometry",
+        f"no label map z{ENDING}, which defines the geometry",
     ]
     assert not (tmp_path / "out").exists()
 

@@ -117,7 +117,7 @@ def test_only_a_selected_model_is_replaced(select: Callable[..., Path]) -> None:
     select("3d_fullres")
     assert [path.name for path in (folder / "members").iterdir()] == ["Trainer__nnUNetPlans__3d_fullres"]
     (folder / "thesis.tex").write_text("")
-    with pytest.raises(WorkspaceError, match="holds something else than a selected model"):
+    with pytest.raises(WorkspaceError, match="holds other files than those of a selected model"):
         select("2d")
     assert (folder / "thesis.tex").is_file()
 
