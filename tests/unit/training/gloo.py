@@ -1,4 +1,4 @@
-"""Running a function of this test folder in several processes that meet over gloo."""
+"""Run a function of `rank_programs` in several processes that communicate over gloo."""
 
 from __future__ import annotations
 

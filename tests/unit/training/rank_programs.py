@@ -1,4 +1,4 @@
-"""What the processes of `test_context` do; run as `python -m tests.unit.training.rank_programs FUNCTION RANK ...`."""
+"""Functions run by the processes of `test_context`: `python -m tests.unit.training.rank_programs FUNCTION RANK ...`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A reading error ends a step that is running, forwards or backwards, and leaves the network as it was."""
+"""An error in a prefetching thread aborts the running step and leaves the network unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The settings: what they accept, that they are documented, and that they combine without a class."""
+"""Settings: accepted values, their documentation, and their combination without a subclass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Beginning with a trained network: what fits, what is adapted by name, what is said of it."""
+"""Fine-tuning: which tensors are loaded, adapted by name or skipped, and what is logged."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def state(trainer: Trainer) -> dict[str, Tensor]:
     return trainer.network.state_dict()
 
 
-def test_an_unchanged_task_starts_with_the_source_s_score(trained: Trainer, tmp_path: Path) -> None:
+def test_an_unchanged_task_starts_with_the_score_of_the_source(trained: Trainer, tmp_path: Path) -> None:
     references = trained.references
     trainer = fine_tuned(trained, tmp_path, references=references)
     assert all(torch.equal(tensor, state(trained)[name]) for name, tensor in state(trainer).items())
@@ -169,7 +169,7 @@ def other(num_input_channels: int, num_output_channels: int, *, patch_size: Any,
     return nn.Sequential(nn.Conv3d(num_input_channels, 3, 1), nn.Conv3d(3, num_output_channels, 1))
 
 
-def test_a_resumed_training_needs_the_source_no_more(trained: Trainer, tmp_path: Path) -> None:
+def test_a_resumed_training_does_not_need_the_source(trained: Trainer, tmp_path: Path) -> None:
     shutil.copytree(trained.output_folder.parent, tmp_path / "source")
     config = settings(pretrained=str(tmp_path / "source"), num_epochs=2)
     trainer = make(tmp_path / "new", config=config)

@@ -184,7 +184,9 @@ def test_a_failing_callback_is_named(tmp_path: Path) -> None:
         ("Nobody", "has no 'Nobody'"),
     ],
 )
-def test_what_would_never_be_called_is_refused_before_the_training(tmp_path: Path, name: str, message: str) -> None:
+def test_callbacks_that_are_never_called_are_refused_before_the_training(
+    tmp_path: Path, name: str, message: str
+) -> None:
     trainer = make(tmp_path, config=settings(callbacks=[f"{__name__}:{name}"]))
     with pytest.raises(ConfigError, match=message):
         trainer.initialize()

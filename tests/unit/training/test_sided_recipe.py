@@ -1,4 +1,4 @@
-"""Training where labels tell left from right: the axis between them swaps labels, or is not mirrored."""
+"""Labels of left and right: mirroring between the sides swaps them, or is left out."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_flip_between_the_sides_swaps_their_labels(augmentation: str) -> None:
     assert torch.equal(mirrored(found, labels, 0, 1), labels.flip(1, 2))
 
 
-def test_an_axis_that_is_off_is_not_mirrored_unless_asked_for() -> None:
+def test_the_left_right_axis_is_not_mirrored_unless_requested() -> None:
     sides = LabelPairs(pairs=PAIRS, axes=(0, 2), swap=False)
     assert recipe(sides).mirror_axes == (1,)
     assert recipe(sides, dims=2).mirror_axes == (0,)
@@ -60,14 +60,14 @@ def test_an_axis_that_is_off_is_not_mirrored_unless_asked_for() -> None:
     assert "mirror" not in recipe(LabelPairs(pairs=PAIRS, axes=(0, 1, 2), swap=False)).names()
 
 
-def test_axes_that_are_asked_for_swap_too() -> None:
+def test_requested_axes_swap_labels_too() -> None:
     sides = LabelPairs(pairs=PAIRS, axes=(2,), swap=True)
     assert recipe(sides, mirror_axes=(1, 2)).swaps_sides
     assert not recipe(sides, mirror_axes=(1,)).swaps_sides
     assert recipe(sides, mirror_axes=()).mirror_axes == ()
 
 
-def test_slices_across_the_sides_mirror_as_ever() -> None:
+def test_slices_without_the_left_right_axis_mirror_as_usual() -> None:
     assert recipe(LabelPairs(pairs=PAIRS, axes=(0,), swap=True), dims=2) == recipe(None, dims=2)
 
 

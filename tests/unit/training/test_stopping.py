@@ -1,4 +1,4 @@
-"""Ending a training early: by request, by a file, by its own bad steps; what is saved, and how it goes on."""
+"""Early ends of a training: by request, by a stop file, by divergence; what is saved and how it resumes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def status(trainer: Trainer) -> Status:
     return Status.model_validate(json.loads((trainer.output_folder / STATUS_JSON).read_text()))
 
 
-def test_a_request_saves_after_the_step_and_resuming_ends_alike(
+def test_a_request_saves_after_the_step_and_resuming_gives_the_same_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = settings(num_epochs=2, num_iterations_per_epoch=3)
@@ -73,7 +73,7 @@ def test_a_request_saves_after_the_step_and_resuming_ends_alike(
     assert status(resumed).state == "finished"
 
 
-def test_a_request_in_the_last_validation_leaves_the_rest_to_the_resume(tmp_path: Path) -> None:
+def test_a_request_in_the_last_validation_interrupts_after_the_training(tmp_path: Path) -> None:
     stop = StopRequest()
 
     class LateTrainer(Trainer):
@@ -86,7 +86,7 @@ def test_a_request_in_the_last_validation_leaves_the_rest_to_the_resume(tmp_path
     assert is_finished(trainer.output_folder)
 
 
-def test_requests_are_watched_in_the_loop_alone(tmp_path: Path) -> None:
+def test_requests_are_watched_only_in_the_loop(tmp_path: Path) -> None:
     watched: list[bool] = []
 
     def look(trainer: Trainer) -> None:
@@ -98,7 +98,7 @@ def test_requests_are_watched_in_the_loop_alone(tmp_path: Path) -> None:
     assert not trainer.stop.is_watched
 
 
-def test_a_stop_file_ends_the_training_with_everything(tmp_path: Path) -> None:
+def test_a_stop_file_ends_the_training_normally(tmp_path: Path) -> None:
     references = write_references(tmp_path / "labelsTr", DATASET_JSON)
     config = settings(num_epochs=50, num_iterations_per_epoch=4)
     trainer = make(tmp_path, StopFileTrainer, config=config, references=references)
@@ -109,7 +109,7 @@ def test_a_stop_file_ends_the_training_with_everything(tmp_path: Path) -> None:
     assert trainer.perform_actual_validation().mean_dice >= 0
 
 
-def test_a_training_that_was_begun_can_be_resumed_from_the_first_moment(tmp_path: Path) -> None:
+def test_a_training_can_be_resumed_before_its_first_step(tmp_path: Path) -> None:
     class KilledTrainer(Trainer):
         def train_step(self, batch: Batch) -> dict[str, Tensor]:
             raise KeyboardInterrupt
@@ -166,7 +166,7 @@ def test_a_diverged_training_ends_with_the_last_good_checkpoint(
     assert all(bool(torch.isfinite(weight).all()) for weight in load(path).weights.values())
 
 
-def test_steps_in_a_row_are_counted_across_epochs_and_forgotten_after_a_good_one() -> None:
+def test_skipped_steps_in_a_row_are_counted_across_epochs_until_a_finite_one() -> None:
     monitor = DivergenceMonitor(limit=3)
     for loss in (math.nan, math.nan, 1.0, math.inf):
         monitor.add_step(0, torch.tensor(loss), ["a"])
@@ -187,7 +187,7 @@ def test_a_first_loss_that_is_not_finite_is_refused(tmp_path: Path) -> None:
         trainer.run_training()
 
 
-def test_the_first_loss_of_a_broken_image_is_not_the_networks_fault() -> None:
+def test_the_first_loss_of_an_image_that_is_not_finite_is_not_refused() -> None:
     loss = torch.tensor(math.nan, requires_grad=True)
     check_loss(loss, torch.zeros(1), torch.tensor([math.inf]), ["a"])
     with pytest.raises(ModelError, match="output 1 of the network is not finite"):

@@ -1,4 +1,4 @@
-"""The trainer end to end on a tiny task: files, hooks, knobs, regimes, resuming, final validation."""
+"""The trainer end to end on a tiny task: files, hooks, knobs, budgets, resuming, final validation."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_second_initialization_is_refused(tmp_path: Path) -> None:
         trainer.initialize()
 
 
-def test_plain_documents_will_do(tmp_path: Path) -> None:
+def test_plans_and_dataset_may_be_plain_documents(tmp_path: Path) -> None:
     trainer = make(tmp_path, plans=plans(), dataset_json=DATASET_JSON, config=settings(num_epochs=1))
     trainer.run_training()
     assert trainer.is_finished
@@ -237,7 +237,7 @@ def test_changed_plan_is_not_resumed(tmp_path: Path) -> None:
         make(tmp_path, plans=other).load_checkpoint(checkpoint_file(trainer.output_folder, "final"))
 
 
-def test_budget_ends_on_time_annealed(tmp_path: Path) -> None:
+def test_budget_ends_on_time_with_an_annealed_learning_rate(tmp_path: Path) -> None:
     config = TrainConfig(budget_s=12.0, num_val_iterations_per_epoch=1, precision="fp32")
     trainer = make(tmp_path, TimedTrainer, config=config)
     trainer.run_training()
@@ -360,7 +360,7 @@ def build_own(
     [(Trainer, "unet"), (Trainer, "residual-unet"), (Trainer, f"{__name__}:build_own"), (OwnNetworkTrainer, None)],
     ids=["value", "another value", "function", "subclass"],
 )
-def test_swapped_network_trains_and_is_found_again_for_prediction(
+def test_other_networks_train_and_are_rebuilt_for_prediction(
     tmp_path: Path, kind: type[Trainer], network: str | None
 ) -> None:
     trainer = make(tmp_path, kind, config=settings(num_epochs=1, network=network))
@@ -403,7 +403,7 @@ def test_mirror_axis_that_a_patch_lacks_is_refused(tmp_path: Path) -> None:
         make(tmp_path, config=settings(mirror_axes=(3,))).initialize()
 
 
-def test_no_checkpoint_is_written_where_none_is_wanted(tmp_path: Path) -> None:
+def test_no_checkpoint_is_written_if_checkpointing_is_disabled(tmp_path: Path) -> None:
     trainer = make(tmp_path, config=settings(disable_checkpointing=True))
     trainer.run_training()
     assert not list(trainer.output_folder.glob("checkpoint_*"))

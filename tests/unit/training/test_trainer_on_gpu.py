@@ -1,4 +1,4 @@
-"""The trainer on a GPU: it learns in every precision, computes what the CPU does, resumes; models go anywhere."""
+"""The trainer on a GPU: every precision, the CPU's results, resuming; models predict on both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints: whole at every moment, exact when read back, refused with the reason where they do not fit."""
+"""Checkpoints: atomic writes, exact restoring, recovery from damage, and refusal where they do not fit."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def state(step: int = 5, config: TrainConfig | None = None, **values: Any) -> Ch
     return CheckpointState(**given)
 
 
-def test_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_loaded_checkpoint_equals_the_saved_one(tmp_path: Path) -> None:
     saved = state(epoch_losses=recorded([torch.tensor(0.1), torch.tensor(math.nan)]))
     path = checkpoints.save(tmp_path, "latest", saved, WEIGHTS, optimizer=MOMENTUM)
     found = checkpoints.load(path)
@@ -89,7 +89,7 @@ def two_saved(folder: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["checkpoint_latest", "checkpoint_latest_optimizer_9"])
 @pytest.mark.parametrize("links", [True, False])
-def test_a_flipped_bit_leads_back_to_the_checkpoint_before(
+def test_a_flipped_bit_falls_back_to_the_previous_checkpoint(
     tmp_path: Path, name: str, links: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
@@ -117,7 +117,7 @@ def test_a_flipped_bit_leads_back_to_the_checkpoint_before(
     assert checkpoints.resumable(tmp_path) == checkpoints.checkpoint_file(tmp_path, "latest")
 
 
-def test_where_all_checkpoints_are_damaged_it_is_an_error(tmp_path: Path) -> None:
+def test_only_damaged_checkpoints_are_an_error(tmp_path: Path) -> None:
     two_saved(tmp_path)
     for path in tmp_path.glob("*.safetensors"):
         path.write_bytes(b"nothing")
@@ -173,7 +173,7 @@ def test_final_checkpoint_is_preferred_and_needs_its_json(tmp_path: Path) -> Non
     assert checkpoints.resumable(tmp_path) == checkpoints.checkpoint_file(tmp_path, "latest")
 
 
-def test_a_damaged_final_checkpoint_leads_back_to_the_latest(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_final_checkpoint_falls_back_to_the_latest(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     latest = checkpoints.save(tmp_path, "latest", state(epoch=1), WEIGHTS, optimizer=MOMENTUM)
     final = checkpoints.save(tmp_path, "final", state(), WEIGHTS)
     final.write_bytes(flipped(final, 8 * (final.stat().st_size - 4)))
@@ -204,7 +204,7 @@ def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
         checkpoints.load(path)
 
 
-def test_weights_of_elsewhere_cannot_be_resumed(tmp_path: Path) -> None:
+def test_weights_without_a_training_state_cannot_be_resumed(tmp_path: Path) -> None:
     save_weights(tmp_path / "w.safetensors", WEIGHTS)
     with pytest.raises(ModelError, match="no training state to resume"):
         checkpoints.load(tmp_path / "w.safetensors")

@@ -1,4 +1,4 @@
-"""Several processes over gloo against one: the same losses, weights and counts; and the end of all if one ends."""
+"""Distributed training over gloo equals training in one process; an error in one process ends all of them."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_fewer_samples_than_ranks_is_an_error() -> None:
         shares(2, 3)
 
 
-def test_one_process_is_left_as_it_is() -> None:
+def test_a_single_process_reduces_to_its_own_values() -> None:
     part = torch.ones(2)
     assert SINGLE.reduce(part) is part
     assert SINGLE.all_reduce(part) is part
@@ -87,7 +87,7 @@ def test_a_step_that_is_not_finite_on_one_rank_is_skipped_by_all(tmp_path: Path)
         assert torch.equal(weight, second[name])
 
 
-def test_validation_is_shared_out_with_uneven_counts(tmp_path: Path) -> None:
+def test_ranks_share_a_validation_with_uneven_counts(tmp_path: Path) -> None:
     trained(tmp_path / "run", 2, "labels", "no", "1", "validate")
     folder = tmp_path / "run" / "fold_0" / "validation"
     record = json.loads((folder / "predictions.json").read_text())
@@ -104,12 +104,12 @@ def test_ranks_validate_with_the_same_batch_statistics(tmp_path: Path) -> None:
         assert torch.equal(weight, second[name])
 
 
-def test_three_ranks_exchange_what_they_should() -> None:
+def test_collective_operations_of_three_ranks() -> None:
     for code, errors in gloo.finish(gloo.start("sums", 3)):
         assert code == 0, errors
 
 
-def test_a_slow_rank_is_not_taken_for_dead() -> None:
+def test_a_slow_rank_does_not_count_as_ended() -> None:
     for code, errors in gloo.finish(gloo.start("slow", 2)):
         assert code == 0, errors
 
@@ -121,7 +121,7 @@ def test_a_slow_rank_is_not_taken_for_dead() -> None:
         ("failing", "ValueError: no such voxel"),
     ],
 )
-def test_the_end_of_one_ends_the_others_with_its_name(function: str, cause: str) -> None:
+def test_the_end_of_one_rank_ends_the_others_with_its_name(function: str, cause: str) -> None:
     processes = gloo.start(function, 2)
     processes[1].wait(60)
     start = time.monotonic()
@@ -133,7 +133,7 @@ def test_the_end_of_one_ends_the_others_with_its_name(function: str, cause: str)
     assert function == "killed" or "no such voxel" in other_errors
 
 
-def test_losses_from_outside_are_averaged_over_samples() -> None:
+def test_losses_with_a_custom_reduce_are_averaged_over_samples() -> None:
     class Twice(DistributedContext):
         """Two ranks with the same samples."""
 

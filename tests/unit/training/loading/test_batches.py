@@ -1,4 +1,4 @@
-"""Batches: counted randomness, reading, errors that name the case, and a prefetcher that always ends."""
+"""Batches: determinism, reading of patches, errors that name the case, and the end of prefetching threads."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_validation_batches_are_not_augmented() -> None:
     assert_equal(make_loader(training=False, recipe=recipe).batch(0, 0), make_loader(training=False).batch(0, 0))
 
 
-def test_identity_affine_shows_what_a_plain_crop_shows() -> None:
+def test_identity_affine_equals_a_plain_crop() -> None:
     still = Affine(rotation=(0.0, 0.0), rotation_probability=1.0, scaling_probability=0.0)
     for step in range(3):
         shown, plain = make_loader(recipe=Recipe(spatial=still)).batch(0, step), make_loader().batch(0, step)
@@ -167,7 +167,7 @@ def stored(store: FakeStore, folder: Path) -> CaseStore:
     return result
 
 
-def test_case_that_vanished_from_the_disk_is_named(tmp_path: Path) -> None:
+def test_case_that_is_missing_on_disk_is_named(tmp_path: Path) -> None:
     store = stored(FakeStore([(12, 14, 9)]), tmp_path)
     loader = BatchLoader(store, ["case_0"], patch_size=PATCH, batch_size=2, labels=LABELS)
     loader.batch(0, 0)
@@ -227,7 +227,7 @@ def test_an_error_that_names_only_a_path_gets_the_cases_name(kind: type[Segwrigh
         make_loader(Lost([(12, 14, 9)])).batch(0, 0)
 
 
-def test_a_name_is_not_told_twice() -> None:
+def test_a_name_is_not_repeated_in_the_message() -> None:
     for message in ("case case_0: image and label differ", "no map for case 'case_0' of the previous stage"):
         with pytest.raises(DatasetError, match=f"^{message}"), name_case_in_errors("case_0"):
             raise DatasetError(message)
@@ -316,7 +316,7 @@ def test_an_error_of_a_later_step_ends_the_epoch_at_once() -> None:
         ({"oversample_foreground_percent": 33}, "share from 0 to 1"),
     ],
 )
-def test_senseless_settings_are_refused(options: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make_loader(**options)
 

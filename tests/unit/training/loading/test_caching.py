@@ -1,4 +1,4 @@
-"""Where cases lie: the decision and its reason, what is held, and batches that do not depend on it, bit for bit."""
+"""Cache placement and its reason, held cases, and batches that are bit-identical with every cache."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def free(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 @pytest.mark.usefixtures("free")
-def test_the_place_follows_from_mode_size_and_what_is_free(
+def test_the_placement_depends_on_mode_size_and_free_memory(
     mode: CacheMode, needed: int, device: torch.device, place: str
 ) -> None:
     assert choose_placement(mode, needed, device).place == place
@@ -67,7 +67,7 @@ def test_the_reason_has_sizes_and_a_budget_can_be_given() -> None:
     assert choose_placement("auto", 400, torch.device("cpu"), sharing=2).place == "none"
 
 
-def test_free_memory_is_told() -> None:
+def test_free_memory_is_measured() -> None:
     assert 2**20 < available_bytes() < 2**50
 
 
@@ -119,7 +119,7 @@ def test_batches_are_the_same_bits_in_every_cache_and_number_of_threads(
 
 
 @pytest.mark.parametrize("patch_size", [(40, 41, 39), (24, 80, 80), (190, 180)])
-def test_samples_are_the_same_bits_whatever_their_neighbours_and_torchs_threads(patch_size: tuple[int, ...]) -> None:
+def test_samples_depend_neither_on_other_samples_nor_on_torchs_threads(patch_size: tuple[int, ...]) -> None:
     store = FakeStore([(70, 200, 190)])
     options: dict[str, Any] = {
         "patch_size": patch_size, "oversample_foreground_percent": 0.0, "labels": LABELS,
@@ -142,7 +142,7 @@ def test_samples_are_the_same_bits_whatever_their_neighbours_and_torchs_threads(
         assert torch.equal(batch["target"], seen[0]["target"][:count])
 
 
-def test_the_stream_goes_on_where_it_was_left() -> None:
+def test_batches_continue_where_they_stopped() -> None:
     loader = BatchLoader(
         FakeStore(SHAPES), [f"case_{number}" for number in range(3)], patch_size=PATCH, batch_size=2, labels=LABELS,
         recipe=build_recipe("default", PATCH),
@@ -165,7 +165,7 @@ def test_a_training_has_the_same_losses_in_every_mode_and_says_where_its_cases_a
     assert not np.isnan(losses[0])
 
 
-def test_a_training_goes_on_in_another_mode_as_if_nothing_had_happened(tmp_path: Path) -> None:
+def test_a_training_resumed_with_another_cache_gives_the_same_losses(tmp_path: Path) -> None:
     config = tiny_settings(num_iterations_per_epoch=3, cache="ram")
     whole = make(tmp_path / "whole", config=config)
     whole.run_training()

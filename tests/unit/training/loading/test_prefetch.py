@@ -15,19 +15,27 @@ from segwright.training.loading.prefetch import AHEAD_BYTES, num_ahead, num_thre
 
 
 class Counting:
-    """A loader that notes where and when it is asked."""
+    """A loader that records the steps and the threads of its batches."""
 
     device = torch.device("cpu")
 
     def __init__(self, batch_bytes: int) -> None:
         self.batch_bytes = batch_bytes
         self.torch_threads: set[int] = set()
-        self.asked: list[int] = []
+        self.requested: list[int] = []
+        self.changed = threading.Condition()
+
+    def wait_for(self, count: int) -> bool:
+        """Wait until as many batches were requested."""
+        with self.changed:
+            return self.changed.wait_for(lambda: len(self.requested) >= count, timeout=60)
 
     def batch(self, epoch: int, step: int) -> Batch:
         torch.add(torch.ones(100_000), 1)  # the number of threads is settled at the first operation
         self.torch_threads.add(torch.get_num_threads())
-        self.asked.append(step)
+        with self.changed:
+            self.requested.append(step)
+            self.changed.notify_all()
         return {"data": torch.full((1,), float(step)), "target": torch.zeros(1), "keys": [str(step)]}
 
 
@@ -41,7 +49,7 @@ def four_torch_threads() -> None:
 
 @pytest.mark.usefixtures("four_torch_threads")
 @pytest.mark.parametrize("threads", [1, 3])
-def test_each_thread_computes_alone_and_all_others_as_before(threads: int) -> None:
+def test_loader_threads_use_one_torch_thread_and_others_as_before(threads: int) -> None:
     loader = Counting(1000)
     batches = prefetch(loader, 0, 20, threads=threads)
     next(batches)
@@ -53,7 +61,7 @@ def test_each_thread_computes_alone_and_all_others_as_before(threads: int) -> No
 
 
 @pytest.mark.usefixtures("four_torch_threads")
-def test_a_block_runs_without_helpers_even_if_it_fails() -> None:
+def test_the_number_of_threads_is_restored_after_an_error() -> None:
     with pytest.raises(ValueError, match="inside"), one_thread():
         assert torch.get_num_threads() == 1
         raise ValueError("inside")
@@ -67,11 +75,8 @@ def test_no_more_batches_wait_than_the_bytes_allow(ahead_bytes: int) -> None:
     batches = prefetch(loader, 0, 30, threads=2)
     for taken in range(1, 6):
         next(batches)
-        for _ in range(100):
-            threading.Event().wait(0.001)
-            if len(loader.asked) == taken + allowed:
-                break
-        assert len(loader.asked) <= taken + allowed
+        assert loader.wait_for(taken + allowed)
+        assert len(loader.requested) == taken + allowed
     batches.close()
     assert allowed == max(1, min(allowed, AHEAD_BYTES // ahead_bytes))
 
@@ -88,12 +93,10 @@ def test_an_error_is_logged_while_the_step_runs_and_raised_after_it(caplog: pyte
                 raise DatasetError("case x: gone")
             return super().batch(epoch, step)
 
-    batches = prefetch(Failing(1000), 0, 20, threads=1, ahead=3)
+    is_reported = threading.Event()
+    batches = prefetch(Failing(1000), 0, 20, threads=1, ahead=3, on_error=lambda error: is_reported.set())
     next(batches)
-    for _ in range(2000):  # the step
-        threading.Event().wait(0.001)
-        if caplog.messages:
-            break
+    assert is_reported.wait(60)  # during the step
     assert caplog.messages == [
         "a prefetched batch cannot be made, so the epoch ends: case x: gone",
     ]

@@ -126,7 +126,7 @@ def test_read_box_equals_a_cut_from_the_padded_array(
     np.testing.assert_array_equal(out, padded[(slice(None), *cut)])
 
 
-def test_by_chance_each_sample_is_forced_alike() -> None:
+def test_by_chance_each_sample_is_forced_with_equal_probability() -> None:
     rng = np.random.default_rng(0)
     forced = np.array([[is_forced(index, 4, 0.25, rng, by_chance=True) for index in range(4)] for _ in range(2000)])
     assert forced.mean(axis=0) == pytest.approx([0.25] * 4, abs=0.04)

@@ -1,4 +1,4 @@
-"""Losses against plain formulas in float64, their oddities, and what an ignored voxel does: nothing."""
+"""Losses against plain formulas in float64, their special cases, and zero gradients of ignored voxels."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_dice_bce_equals_the_plain_formula_as_a_mean_over_known_voxels_and_regio
     assert float(found) == pytest.approx(expected, rel=1e-5)
 
 
-def test_bce_weighs_the_same_with_an_ignore_label_that_nobody_used() -> None:
+def test_bce_has_the_same_weight_with_an_unused_ignore_label() -> None:
     output, target = logits(3), region_target(3)
     unused = torch.cat([target, torch.zeros_like(target[:, :1])], 1)
     without = RegionLoss(batch_dice=True)(output, target, labels=REGIONS)

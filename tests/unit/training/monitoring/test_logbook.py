@@ -1,4 +1,4 @@
-"""What a training writes down: rows, moving average, lines, metrics file, picture."""
+"""Logbook, moving average, log lines, metrics file and progress plot of a training."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_moving_average_is_the_reference_s() -> None:
     assert book.column("ema_fg_dice") == pytest.approx([0.2, 0.22, 0.258])
 
 
-def test_epoch_without_a_dice_does_not_poison_the_average() -> None:
+def test_epoch_without_a_dice_does_not_change_the_average() -> None:
     book = Logbook()
     for epoch, dice in enumerate([math.nan, 0.4, math.nan, 0.6]):
         book.log("mean_fg_dice", dice, epoch)
@@ -47,7 +47,7 @@ def test_logbook_survives_json() -> None:
     assert Logbook(json.loads(json.dumps(book.rows, allow_nan=False))).rows == book.rows
 
 
-def test_line_of_an_epoch_tells_an_absent_class_from_a_bad_one() -> None:
+def test_line_of_an_epoch_distinguishes_an_absent_class_from_a_bad_one() -> None:
     text = row_text(filled().rows[1], names=["a", "b"], left_s=95)
     assert "a 0.5000, b absent" in text
     assert "4 steps in 8.0 s" in text
@@ -82,7 +82,7 @@ def test_metrics_of_epochs_that_are_trained_again_are_dropped(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("damage", [b"\xff\xfe{", b"[" * 100_000, b'{"epoch": "1"}', b'{"epoch": 1, "train', b""])
-def test_a_damaged_line_costs_that_line_and_comes_back_from_the_checkpoint(tmp_path: Path, damage: bytes) -> None:
+def test_a_damaged_line_is_restored_from_the_checkpoint(tmp_path: Path, damage: bytes) -> None:
     logger = JsonlLogger(tmp_path / "metrics.jsonl")
     for epoch in range(3):
         logger.log({"train_losses": float(epoch)}, epoch)
@@ -108,6 +108,6 @@ def test_progress_is_drawn(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["progress.png"]
 
 
-def test_progress_of_nothing_is_drawn(tmp_path: Path) -> None:
+def test_progress_without_epochs_is_drawn(tmp_path: Path) -> None:
     plot(Logbook(), tmp_path / "progress.png")
     assert (tmp_path / "progress.png").stat().st_size > 0

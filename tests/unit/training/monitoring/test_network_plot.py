@@ -1,4 +1,4 @@
-"""The picture of a network."""
+"""The plot of a network."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class StubbornTrainer(Trainer):
         return Stubborn()
 
 
-def test_a_network_that_cannot_be_drawn_is_trained_all_the_same(tmp_path: Path) -> None:
+def test_a_network_that_cannot_be_drawn_is_still_trained(tmp_path: Path) -> None:
     trainer = make(tmp_path, StubbornTrainer)
     trainer.run_training()
     assert "no picture of the network" in (trainer.output_folder / "training.log").read_text()

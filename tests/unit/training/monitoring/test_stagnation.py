@@ -18,14 +18,14 @@ def rows(*dices: list[float | None]) -> list[dict[str, Any]]:
     return [{"dice_per_class_or_region": list(values)} for values in dices]
 
 
-def test_epochs_count_back_to_the_last_success() -> None:
+def test_epochs_at_zero_count_back_to_the_last_dice_above_0() -> None:
     history = rows([0.1, 0.0], [0.0, None], [0.3, 0.0], [0.0, None])
     assert [epochs_at_zero(history, index) for index in (0, 1)] == [1, 4]
     assert epochs_at_zero([], 0) == 0
 
 
 @pytest.mark.parametrize(("epochs", "expected"), [(1000, 20), (100, 20), (50, 10), (3, 2), (None, 5)])
-def test_patience_suits_the_length(epochs: int | None, expected: int) -> None:
+def test_patience_depends_on_the_number_of_epochs(epochs: int | None, expected: int) -> None:
     assert patience(epochs) == expected
 
 

@@ -1,4 +1,4 @@
-"""Sinks of other packages, here stood in for by small modules; and that none of them can end a training."""
+"""Loggers of other packages, replaced by small modules; a failing logger never stops a training."""
 
 from __future__ import annotations
 

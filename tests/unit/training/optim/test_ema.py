@@ -1,4 +1,4 @@
-"""The average of the weights: its formula, skipped steps, resuming, and what a training does with it."""
+"""The moving average of the weights: its formula, skipped steps, resuming, and its use in a training."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_step_that_is_not_finite_never_touches_the_average(optimizer_name: str) 
     torch.testing.assert_close(average.tensors(), before, rtol=0, atol=0)
 
 
-def test_weights_are_back_after_the_block_even_when_it_fails() -> None:
+def test_weights_are_restored_after_the_block_even_after_an_error() -> None:
     layers = network()
     optimizer = build_optimizer(layers, TrainConfig())
     average = follow(layers, optimizer, 0.9)
@@ -100,7 +100,7 @@ def test_average_of_another_network_is_refused() -> None:
         average.restore(WeightAverage(nn.Linear(2, 2), 0.9).tensors())
 
 
-def test_tensors_of_optimizer_and_average_are_told_apart() -> None:
+def test_tensors_of_optimizer_and_average_are_separated() -> None:
     mine = WeightAverage(network(), 0.9).tensors()
     optimizer, average = separated({"momentum_buffer/0.weight": torch.zeros(1), **mine})
     assert list(optimizer) == ["momentum_buffer/0.weight"]

@@ -1,4 +1,4 @@
-"""The update of the weights: equal to torch's plain one, skipped where a gradient is not finite, resumable."""
+"""Optimisers: fused updates equal torch's plain ones, steps without a finite gradient are skipped, states resume."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_step_with_a_broken_gradient_changes_nothing(bad: float, fused: bool) ->
     torch.testing.assert_close(weights(layer), weights(untouched), rtol=0, atol=0)
 
 
-def test_restored_optimizer_goes_on_as_if_it_had_not_stopped() -> None:
+def test_restored_optimizer_continues_exactly() -> None:
     first = network()
     optimizer = build_optimizer(first, TrainConfig())
     give_gradients(first, 0)

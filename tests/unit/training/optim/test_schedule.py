@@ -1,4 +1,4 @@
-"""The schedule, the clock of a budget, and the regime that follows from plan, device and budget."""
+"""Schedules, the clock of a budget, and settings that depend on plan, device and budget."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_whichever_is_further_decides_where_epochs_and_budget_are_set() -> None:
     assert clock.progress(9) == pytest.approx(0.9)
 
 
-def test_stopped_clock_stands_still() -> None:
+def test_stopped_clock_does_not_advance() -> None:
     time = FakeTime()
     clock = Clock(num_epochs=1, budget_s=None, now=time)
     clock.start()
@@ -120,7 +120,7 @@ def test_timer_is_due_after_its_interval_and_again_after_a_reset() -> None:
     assert not timer.is_due
 
 
-def test_plan_fills_in_what_was_left_open() -> None:
+def test_plan_decides_settings_that_were_not_set() -> None:
     regime = decide(settings(), CONFIGURATION, CPU)
     assert (regime.config.batch_size, regime.config.batch_dice, regime.notes) == (3, False, ())
 
@@ -267,7 +267,7 @@ def test_wrong_schedule_is_refused_with_the_remedy(values: dict[str, object], wo
         build_schedule(TrainConfig.from_mapping(values), 20)
 
 
-def test_momentum_of_a_short_budget_is_left_alone_where_the_optimizer_has_none() -> None:
+def test_momentum_of_a_short_budget_is_unchanged_if_the_optimizer_has_none() -> None:
     assert not any(
         "momentum" in note for note in decide(settings(budget_s=60, optimizer="adam"), CONFIGURATION, CPU).notes
     )

@@ -1,4 +1,4 @@
-"""Held-out predictions that are kept: those that are as they were written, by these weights."""
+"""Held-out predictions that are kept: undamaged ones of the same weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The lattice of voxels that are judged, and that a mean of files is judged as logits are."""
+"""The sampled voxels of reliability statistics, and the reliability of mean probabilities."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def truth(shape: tuple[int, ...]) -> npt.NDArray[np.int16]:
     return found
 
 
-def test_sites_lie_around_the_structures_and_are_no_more_than_needed() -> None:
+def test_sampled_voxels_are_around_the_structures_and_limited_in_number() -> None:
     sampler = VoxelSampler.around(truth((40, 60, 50)), LABELS)
     assert sampler is not None
     assert sampler.box == ((12, 34), (22, 48), (4, 28))
@@ -37,7 +37,7 @@ def test_sites_lie_around_the_structures_and_are_no_more_than_needed() -> None:
 
 
 @pytest.mark.parametrize("portion", [1, 2, 5, 70])
-def test_portions_of_planes_give_every_lattice_plane_once(portion: int) -> None:
+def test_parts_of_the_planes_give_every_sampled_plane_once(portion: int) -> None:
     sampler = VoxelSampler.around(np.ones((70, 80, 90), np.int16), LABELS)
     assert sampler is not None
     found = [plane for start in range(0, 70, portion) for plane in sampler.planes(start, min(start + portion, 70))]
@@ -46,7 +46,7 @@ def test_portions_of_planes_give_every_lattice_plane_once(portion: int) -> None:
 
 
 @pytest.mark.parametrize("labels", [LABELS, REGIONS])
-def test_a_mean_of_probabilities_is_judged_as_its_logits_are(labels: Labels) -> None:
+def test_mean_probabilities_have_the_reliability_of_their_logits(labels: Labels) -> None:
     label_map = truth((40, 60, 50))
     logits = np.random.default_rng(0).normal(size=(labels.num_heads, *label_map.shape)).astype(np.float32)
     probabilities = labels.probabilities(logits)
@@ -63,7 +63,7 @@ def test_a_mean_of_probabilities_is_judged_as_its_logits_are(labels: Labels) -> 
     np.testing.assert_allclose(judged.gaps, expected.gaps, atol=1e-3)
 
 
-def test_a_document_comes_back(tmp_path: Path) -> None:
+def test_case_statistics_round_trip(tmp_path: Path) -> None:
     seen = CaseStats(
         observation=Observation(volumes=(1.0,), overlaps=(None,), entropy=0.5), reliability=None, mirror_axes=((0,),)
     )
