@@ -16,7 +16,7 @@ from segwright.training.loading.prefetch import prefetch
 class StepAborter:
     """Raises an error in the forward or backward pass of a network that runs in another thread, at its next layer.
 
-    A step of large patches takes minutes on a CPU, too long to wait for when it is known that the run cannot go on.
+    A step of large patches takes minutes on a CPU, too long to wait for when the run cannot continue.
     Hooks are registered only when there is an error, so that the network otherwise runs and compiles as if there were
     none. They are removed once they have raised, and at the end of the block.
     """

@@ -198,22 +198,22 @@ def transfer(
     adapted: dict[str, str] = {}
     skipped: dict[str, str] = {}
     for name, target in drop_aliases(network.state_dict()).items():
-        given = source.weights.get(name)
+        tensor = source.weights.get(name)
         is_head, is_input = axes[name]
-        if given is None:
+        if tensor is None:
             skipped[name] = "the source has no such tensor"
             continue
         how = []
         if is_input:
-            given, text = _by_channel(given, source.channels, channels, new_channels)
+            tensor, text = _by_channel(tensor, source.channels, channels, new_channels)
             how += [text] if text else []
         if is_head:
-            given, text = _by_head(given, target, source.heads, heads)
+            tensor, text = _by_head(tensor, target, source.heads, heads)
             how += [text] if text else []
-        if given.shape != target.shape:
+        if tensor.shape != target.shape:
             skipped[name] = f"shape {tuple(source.weights[name].shape)} in the source, {tuple(target.shape)} here"
             continue
-        target.copy_(given)
+        target.copy_(tensor)
         if how:
             adapted[name] = "; ".join(how)
         else:
@@ -226,33 +226,33 @@ def transfer(
     return Transfer(loaded=tuple(loaded), adapted=adapted, skipped=skipped)
 
 
-def _by_channel(given: Tensor, before: Sequence[str], after: Sequence[str], rule: NewChannels) -> tuple[Tensor, str]:
+def _by_channel(tensor: Tensor, before: Sequence[str], after: Sequence[str], rule: NewChannels) -> tuple[Tensor, str]:
     """Return input weights (out, C, ...) for the new channels, and a description, empty if they are the same."""
     found = _matches(before, after)
-    if given.shape[1] != len(before) or found == [*range(len(before))]:
-        return given, ""
+    if tensor.shape[1] != len(before) or found == [*range(len(before))]:
+        return tensor, ""
     if len(before) == len(after) and not any(match is not None for match in found):
-        return given, ""  # as many channels with other names: matched by position, as nnU-Net does
+        return tensor, ""  # as many channels with other names: matched by position, as nnU-Net does
     known = sum(match is not None for match in found)
     fill = "zero" if rule == "zero" or (rule == "auto" and known) else "mean"
-    mean = given.mean(dim=1)
+    mean = tensor.mean(dim=1)
     parts = [
-        given[:, match] if match is not None else torch.zeros_like(mean) if fill == "zero" else mean for match in found
+        tensor[:, match] if match is not None else torch.zeros_like(mean) if fill == "zero" else mean for match in found
     ]
     # Scaled so that the new channels together have the same weight as those of the source.
     scale = len(before) / len(after) if fill == "mean" else 1.0
     return torch.stack(parts, dim=1) * scale, f"input channels: {_origins(after, found, fill)}"
 
 
-def _by_head(given: Tensor, fresh: Tensor, before: Sequence[str], after: Sequence[str]) -> tuple[Tensor, str]:
+def _by_head(tensor: Tensor, fresh: Tensor, before: Sequence[str], after: Sequence[str]) -> tuple[Tensor, str]:
     """Return head weights (heads, ...) for the new classes, and a description; unmatched classes keep fresh weights."""
     found = _matches(before, after)
-    if len(given) != len(before) or given.shape[1:] != fresh.shape[1:] or found == [*range(len(before))]:
-        return given, ""
+    if len(tensor) != len(before) or tensor.shape[1:] != fresh.shape[1:] or found == [*range(len(before))]:
+        return tensor, ""
     result = fresh.clone()
     for index, match in enumerate(found):
         if match is not None:
-            result[index] = given[match]
+            result[index] = tensor[match]
     return result, f"heads: {_origins(after, found, 'new')}"
 
 

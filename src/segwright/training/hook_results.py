@@ -19,36 +19,36 @@ _LOADER: Final = ("batch", "batch_bytes", "device")
 Step = TypeVar("Step", bound=Mapping[str, Any])
 
 
-def required_optimizer(found: object, maker: object, what: str) -> Optimizer:
+def required_optimizer(value: object, maker: object, what: str) -> Optimizer:
     """Return an optimiser that user code made, if it is one.
 
     Raises:
         UserCodeError: it is not an optimiser.
     """
-    if isinstance(found, Optimizer):
-        return found
-    kinds = [type(part).__name__ for part in found] if isinstance(found, tuple | list) else []
+    if isinstance(value, Optimizer):
+        return value
+    kinds = [type(part).__name__ for part in value] if isinstance(value, tuple | list) else []
     names = f" ({', '.join(kinds)})" if kinds else ""
     raise UserCodeError(
-        f"{source_location(maker)}: {what} returned {type(found).__name__}{names}; it must return a "
+        f"{source_location(maker)}: {what} returned {type(value).__name__}{names}; it must return a "
         "torch.optim.Optimizer alone, whose learning rate follows the schedule (--set schedule=...)"
     )
 
 
-def required_step(found: Step, hook: Callable[..., Any], keys: Sequence[str]) -> Step:
+def required_step(result: Step, hook: Callable[..., Any], keys: Sequence[str]) -> Step:
     """Return the result of a step's hook, if it has a tensor under each of these keys.
 
     Raises:
         UserCodeError: it has not.
     """
-    given: object = found
-    wrong = [key for key in keys if not (isinstance(given, Mapping) and isinstance(given.get(key), Tensor))]
-    if not wrong:
-        return found
-    shown = type(given).__name__
-    if isinstance(given, Mapping):
-        kind = type(given[wrong[0]]).__name__ if wrong[0] in given else "nothing"
-        shown = f"{kind} as '{wrong[0]}'"
+    value: object = result
+    missing = [key for key in keys if not (isinstance(value, Mapping) and isinstance(value.get(key), Tensor))]
+    if not missing:
+        return result
+    shown = type(value).__name__
+    if isinstance(value, Mapping):
+        kind = type(value[missing[0]]).__name__ if missing[0] in value else "nothing"
+        shown = f"{kind} as '{missing[0]}'"
     expected = ", ".join(f"'{key}'" for key in keys)
     raise UserCodeError(
         f"{source_location(hook)}: {hook.__name__} returned {shown}; it must return a dict with tensors "
@@ -56,21 +56,21 @@ def required_step(found: Step, hook: Callable[..., Any], keys: Sequence[str]) ->
     )
 
 
-def required_loaders(found: object, hook: Callable[..., Any]) -> tuple[BatchLoader, BatchLoader]:
+def required_loaders(value: object, hook: Callable[..., Any]) -> tuple[BatchLoader, BatchLoader]:
     """Return the two loaders that a hook returned, if they are two batch loaders.
 
     Raises:
         UserCodeError: they are not.
     """
-    if isinstance(found, tuple | list) and len(found) == 2:
-        wrong = [loader for loader in found if any(not hasattr(loader, name) for name in _LOADER)]
+    if isinstance(value, tuple | list) and len(value) == 2:
+        wrong = [loader for loader in value if any(not hasattr(loader, name) for name in _LOADER)]
         if not wrong:
-            return found[0], found[1]
+            return value[0], value[1]
         shown = (
             f"a {type(wrong[0]).__name__} without {', '.join(name for name in _LOADER if not hasattr(wrong[0], name))}"
         )
     else:
-        shown = f"a {type(found).__name__}"
+        shown = f"a {type(value).__name__}"
     raise UserCodeError(
         f"{source_location(hook)}: {hook.__name__} returned {shown}; it must return two loaders, of training and "
         "validation, such as training.loading.batches.BatchLoader"

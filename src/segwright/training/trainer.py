@@ -54,7 +54,7 @@ from segwright.training.validation import final as final_validation
 from segwright.training.validation.online import ValidationStep, confusion, pseudo_dice
 
 PLOT_INTERVAL_S: Final = 30.0
-"""Least time between two drawings of `progress.png`; one takes about as long as a training step on a CPU."""
+"""Shortest time between two plots of `progress.png`; one takes about as long as a training step on a CPU."""
 
 
 class Trainer:
@@ -228,7 +228,7 @@ class Trainer:
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
-        """Return the plan's network; a subclass may return any that gives logits (B, heads, *S) or a list of them."""
+        """Return the plan's network; a subclass may return any with logits (B, heads, *S) or a list of them."""
         inputs, heads = num_input_channels, num_output_channels
         return network_setup.planned_network(configuration, inputs, heads, enable_deep_supervision)
 
@@ -330,7 +330,7 @@ class Trainer:
                 self._run_hook("on_epoch_end")
             self._run_hook("on_train_end")
         if self.stop.reason:
-            raise Interrupted(f"{self.stop.reason}: the training is finished; --resume goes on with its validation")
+            raise Interrupted(f"{self.stop.reason}: the training is finished; --resume continues with its validation")
 
     def _run_hook(self, event: str, *arguments: object) -> None:
         """Call the hook of an event, then the callbacks for it."""

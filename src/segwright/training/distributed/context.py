@@ -241,7 +241,7 @@ class _LocalGradientSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        """Return the gradient as it is."""
+        """Return the gradient unchanged."""
         return gradient
 
 

@@ -30,7 +30,7 @@ from segwright.training.loading.targets import Scales, encode_targets, target_by
 
 
 class Batch(TypedDict):
-    """`data` (B, C, *S) float32, `target` as `encode_targets` gives it, and the case of each sample."""
+    """`data` (B, C, *S) float32, `target` as `encode_targets` returns it, and the case of each sample."""
 
     data: Tensor
     target: Tensor | list[Tensor]

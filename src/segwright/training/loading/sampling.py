@@ -1,6 +1,6 @@
 """Sampling of cases, classes and patch positions: pure functions of a random generator (nnU-Net behaviour 9.1-9.3).
 
-Two deviations, both on purpose: a patch placed on a foreground voxel stays inside the case at the upper border as it
+Two intended deviations: a patch centred on a foreground voxel stays inside the case at the upper border as it
 does at the lower (the reference lets it protrude, nnU-Net behaviour 9.3), and with batch size 1 foreground is forced by
 chance rather than never (nnU-Net behaviour 9.2).
 """
