@@ -159,7 +159,7 @@ def test_nothing_to_do_changes_nothing() -> None:
         ("a.json", '{"steps": [{"labels": [0]}]}', r"steps.0.labels.0: Input should be greater than 0"),
         ("a.json", '{"schema_version": 2, "steps": []}', "schema_version"),
         ("a.json", '{"foreground_mean": {}}', "holds no post-processing: expected 'steps', or nnU-Net's"),
-        ("a.json", '{"postprocessing_fns": ["os.system"], "postprocessing_kwargs": [{}]}', "'os.system' is not known"),
+        ("a.json", '{"postprocessing_fns": ["os.system"], "postprocessing_kwargs": [{}]}', "unknown step 'os.system'"),
         ("a.json", '{"postprocessing_fns": [], "postprocessing_kwargs": [{}]}', "as many postprocessing_kwargs"),
     ],
 )

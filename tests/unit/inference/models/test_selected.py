@@ -91,7 +91,7 @@ def test_one_member_is_a_predictor_and_several_are_an_ensemble(select: Callable[
 
 def test_what_a_selection_cannot_do_is_said(select: Callable[..., Path], images: Path, tmp_path: Path) -> None:
     two = select("2d", "3d_fullres")
-    with pytest.raises(ConfigError, match="several models predict on one device"):
+    with pytest.raises(ConfigError, match="several models can only predict on one device"):
         api.predict(two, images, tmp_path / "out", device="cpu,cpu")
     with pytest.raises(ConfigError, match=r"predicts alone.*name the folders in .*members"):
         api.predict([two, two / "members" / "Trainer__nnUNetPlans__2d"], images, tmp_path / "out", device="cpu")
