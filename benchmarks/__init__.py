@@ -1,1 +1,1 @@
-"""Segwright beside nnU-Net 2.8.1 on the same work, in alternation: `python -m benchmarks STAGE`."""
+"""Compare Segwright with nnU-Net 2.8.1 on the same work, in alternating runs: `python -m benchmarks STAGE`."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks STAGE`: run a stage, print the comparison, keep it as JSON."""
+"""Run benchmark stages, print the comparison and save it as JSON: `python -m benchmarks STAGE`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> int:
-    """Run the stages named on the command line; 1 where one misses its target."""
+    """Run the stages named on the command line; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
         "stages", nargs="+", choices=[*STAGES, "all"], metavar="STAGE", help=", ".join([*STAGES, "all"])
@@ -27,7 +27,7 @@ def main() -> int:
     names = list(STAGES) if "all" in arguments.stages else arguments.stages
     programs = oracle.set_up()
     if programs is None:
-        print("the oracle's set-up script is absent: only this side is measured", file=sys.stderr)
+        print("nnU-Net is not installed and its set-up script is missing: only Segwright is measured", file=sys.stderr)
     comparisons: list[harness.Comparison] = []
     for name in names:
         with tempfile.TemporaryDirectory(prefix="segwright-bench-") as folder:
@@ -45,13 +45,13 @@ def main() -> int:
 
 
 def line(comparison: harness.Comparison) -> str:
-    """Return one comparison as a line of the table."""
+    """Format one comparison as a line of the table."""
     summary = comparison.to_json()
     parts = [f"{comparison.stage:<18}"]
     for side in ("ours", "nnunet"):
-        found = summary.get(side)
-        if isinstance(found, dict):
-            parts.append(f"{side} {found['median_s']:.3f} s, {found['peak_mib']:.0f} MiB")
+        samples = summary.get(side)
+        if isinstance(samples, dict):
+            parts.append(f"{side} {samples['median_s']:.3f} s, {samples['peak_mib']:.0f} MiB")
     if comparison.ratio is not None:
         parts.append(f"{comparison.ratio:.2f}x")
     parts += [f"{name} {value}" for name, value in comparison.ours[-1].extra.items() if isinstance(value, float)]

@@ -1,4 +1,4 @@
-"""Run commands of both systems in alternation; measure wall time and the memory of the whole process tree."""
+"""Run commands of both systems in alternation; measure wall time and memory of the process tree."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from statistics import median
 
 MEMORY_POLL_S = 0.1
 GROWTH, PSS_SHARE = 1.01, 0.02
-"""Proportional sizes are asked for when the plain ones have grown so much, else in so small a share of the time: to
-tell them, the system walks all pages of a process, on the processor that is measured."""
+"""Proportional set sizes are read if the resident sizes have grown by `GROWTH`, otherwise in at most `PSS_SHARE` of the
+time: to compute them, the system walks all pages of a process on the processor that is measured."""
 CPU_FLAGS_OF_INTEREST = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "sve")
 
 
@@ -29,12 +29,12 @@ class Command:
     arguments: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)
     before: Sequence[str] = ()
-    """A command run first and not measured, e.g. to empty a folder."""
+    """Command to run first without measuring, for example to empty a folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """What one run of a command took."""
+    """Time and memory of one run of a command."""
 
     seconds: float
     peak_mib: float
@@ -43,7 +43,7 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Both sides of one stage after all rounds."""
+    """Samples of both systems for one stage."""
 
     stage: str
     target: str
@@ -52,13 +52,13 @@ class Comparison:
 
     @property
     def ratio(self) -> float | None:
-        """Median time of nnU-Net over ours; above 1 means that ours is faster."""
+        """Median time of nnU-Net divided by ours; above 1 if ours is faster."""
         if not self.theirs:
             return None
         return median(sample.seconds for sample in self.theirs) / median(sample.seconds for sample in self.ours)
 
     def to_json(self) -> dict[str, object]:
-        """Return a JSON-serialisable summary with every sample."""
+        """Return a JSON-serialisable summary with all samples."""
         sides = {"ours": self.ours, "nnunet": self.theirs}
         return {
             "stage": self.stage,
@@ -77,7 +77,7 @@ class Comparison:
 
 
 def compare(stage: str, target: str, ours: Command, theirs: Command | None, *, rounds: int) -> Comparison:
-    """Run both commands `rounds` times, taking turns, so that a noisy neighbour hits both."""
+    """Run both commands `rounds` times in alternation, so that other work on the machine affects both."""
     samples: dict[str, list[Sample]] = {"ours": [], "theirs": []}
     for number in range(rounds):
         for side, command in (("ours", ours), ("theirs", theirs)):
@@ -90,10 +90,10 @@ def compare(stage: str, target: str, ours: Command, theirs: Command | None, *, r
 
 
 def measure(command: Command) -> Sample:
-    """Run one command to its end.
+    """Run one command and measure it.
 
     Raises:
-        RuntimeError: it failed; the end of what it printed is in the message.
+        RuntimeError: The command failed; the message contains the end of its output.
     """
     environment = {**os.environ, **command.environment}
     if command.before:
@@ -102,21 +102,21 @@ def measure(command: Command) -> Sample:
     process = subprocess.Popen(
         command.arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    watch = MemoryWatch(process.pid)
-    watch.start()
+    monitor = MemoryMonitor(process.pid)
+    monitor.start()
     output, errors = process.communicate()
     seconds = time.perf_counter() - start
-    watch.stop()
+    monitor.stop()
     if process.returncode != 0:
         raise RuntimeError(f"{' '.join(command.arguments)} failed:\n{output[-1000:]}\n{errors[-3000:]}")
-    said = _last_json(output)
-    measured = said.pop("seconds", seconds)
+    result = _last_json(output)
+    measured = result.pop("seconds", seconds)
     assert isinstance(measured, int | float)
-    return Sample(seconds=float(measured), peak_mib=watch.peak_mib, extra=said)
+    return Sample(seconds=float(measured), peak_mib=monitor.peak_mib, extra=result)
 
 
-class MemoryWatch(threading.Thread):
-    """Watch the proportional set size of a process and all its descendants (shared pages counted once)."""
+class MemoryMonitor(threading.Thread):
+    """Measure the peak proportional set size of a process and its descendants (shared pages counted once)."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
@@ -125,7 +125,7 @@ class MemoryWatch(threading.Thread):
         self._done = threading.Event()
 
     def run(self) -> None:
-        """Poll until stopped."""
+        """Poll until `stop` is called."""
         highest, again_at = 0.0, 0.0
         while not self._done.wait(MEMORY_POLL_S):
             tree, start = _tree(self.pid), time.perf_counter()
@@ -137,22 +137,22 @@ class MemoryWatch(threading.Thread):
                 again_at = now + (now - start) / PSS_SHARE
 
     def stop(self) -> None:
-        """End the polling."""
+        """Stop polling."""
         self._done.set()
         self.join()
 
 
 def machine() -> dict[str, object]:
-    """Return what a reader needs to judge the numbers: CPU, flags, versions; no host names."""
+    """Describe the machine: CPU, flags, versions; no host names."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         text = ""
     lines = dict(line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
-    found = {name.strip(): value.strip() for name, value in lines.items()}
-    flags = set(found.get("flags", found.get("Features", "")).split())
+    fields = {name.strip(): value.strip() for name, value in lines.items()}
+    flags = set(fields.get("flags", fields.get("Features", "")).split())
     return {
-        "cpu": found.get("model name", platform.machine()),
+        "cpu": fields.get("model name", platform.machine()),
         "cpu_flags": [flag for flag in CPU_FLAGS_OF_INTEREST if flag in flags],
         "cpus": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
@@ -164,32 +164,32 @@ def _last_json(output: str) -> dict[str, object]:
     last = (output.strip().splitlines() or [""])[-1]
     if not last.startswith('{"'):
         return {}
-    said: dict[str, object] = json.loads(last)
-    return said
+    result: dict[str, object] = json.loads(last)
+    return result
 
 
 def _tree(pid: int) -> list[int]:
-    found, waiting = [], [pid]
+    processes, waiting = [], [pid]
     while waiting:
         current = waiting.pop()
-        found.append(current)
+        processes.append(current)
         try:
             for task in Path(f"/proc/{current}/task").iterdir():
                 waiting.extend(int(child) for child in (task / "children").read_text().split())
         except OSError:
             continue
-    return found
+    return processes
 
 
 def _resident_kib(pid: int) -> int:
-    return _told(pid, "status", "VmRSS:")
+    return _proc_kib(pid, "status", "VmRSS:")
 
 
 def _pss_kib(pid: int) -> int:
-    return _told(pid, "smaps_rollup", "Pss:")
+    return _proc_kib(pid, "smaps_rollup", "Pss:")
 
 
-def _told(pid: int, file: str, name: str) -> int:
+def _proc_kib(pid: int, file: str, name: str) -> int:
     try:
         for line in Path(f"/proc/{pid}/{file}").read_text().splitlines():
             if line.startswith(name):

@@ -1,4 +1,4 @@
-"""Where nnU-Net 2.8.1 stands: an environment of its own, set up on demand and only ever run, never imported."""
+"""Set up nnU-Net 2.8.1 in a separate environment; it is run there, never imported."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DEFAULT_FOLDER = Path.home() / ".cache" / "segwright-oracle"
 
 
 def set_up() -> Path | None:
-    """Return the folder of the oracle's programs, building it where needed; None where its set-up script is absent."""
+    """Return the folder of nnU-Net's programs, creating its environment if needed; None without its set-up script."""
     setup = SHARED / "oracle" / "setup.sh"
     if (DEFAULT_FOLDER / "ready").exists():
         return DEFAULT_FOLDER / "bin"

@@ -1,4 +1,4 @@
-"""What is compared: one function per stage, `stage(scratch folder, oracle's programs, rounds)` to its comparisons."""
+"""Benchmark stages: functions `stage(scratch folder, folder of nnU-Net's programs, rounds)` that return comparisons."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ LOADER_SIZES = (
     ("96x96x96", "150x180x150", 2, 80),
     ("128x128x128", "190x220x190", 2, 40),
 )
-"""Patch, case, batch size and number of samples; the first as in Hippocampus."""
+"""Patch size, case size, batch size and number of samples; the first as in Hippocampus."""
 
 
 def startup(scratch: Path, oracle: Path | None, rounds: int) -> Comparison:
-    """`segwright --help` beside nnU-Net's most used command's."""
+    """Compare `segwright --help` with that of nnU-Net's most used command."""
     theirs = None
     if oracle is not None:
         theirs = Command(
@@ -35,7 +35,7 @@ def startup(scratch: Path, oracle: Path | None, rounds: int) -> Comparison:
 
 
 def preprocess(scratch: Path, oracle: Path | None, rounds: int) -> Comparison:
-    """Fingerprint, plan and 3d_fullres data of Hippocampus, from nothing, each system with one worker per CPU."""
+    """Compare fingerprint, planning and 3d_fullres preprocessing of Hippocampus, with one worker per CPU."""
     workers = str(len(os.sched_getaffinity(0)))
     theirs = None
     if oracle is not None:
@@ -58,7 +58,7 @@ def preprocess(scratch: Path, oracle: Path | None, rounds: int) -> Comparison:
 
 
 def resample(scratch: Path, oracle: Path | None, rounds: int) -> Comparison:
-    """Order-3 resampling of one channel, 150x400x400 to 170x213x213, on one array; the results are compared too."""
+    """Compare order-3 resampling of one channel, 150x400x400 to 170x213x213; the results are compared too."""
     arrays = {side: scratch / f"{side}.npy" for side in ("input", "ours", "theirs")}
     make = [sys.executable, str(OURS / "make_array.py"), str(arrays["input"])]
     theirs = None
@@ -79,14 +79,14 @@ def resample(scratch: Path, oracle: Path | None, rounds: int) -> Comparison:
 
 
 def step(scratch: Path, oracle: Path | None, rounds: int) -> Comparison:
-    """One training step of Hippocampus 3d_fullres at batch 9: forward, loss, backward, clip, update."""
+    """Compare a training step of Hippocampus 3d_fullres, batch 9: forward, loss, backward, clip, update."""
     plans, description = REFERENCE / "nnUNetPlans.json", HIPPOCAMPUS / "dataset.json"
     theirs = None
     if oracle is not None:
         folders = _folders(scratch)
         cases = Path(folders["nnUNet_preprocessed"], HIPPOCAMPUS.name, "nnUNetPlans_3d_fullres")
         cases.mkdir(parents=True)
-        (cases / "case.b2nd").touch()  # the trainer looks at the suffixes alone to choose its storage class
+        (cases / "case.b2nd").touch()  # the trainer chooses its storage class by the suffix only
         plan = json.loads(plans.read_text()) | {"continue_training": False}
         (scratch / "plans.json").write_text(json.dumps(plan))
         theirs = Command(
@@ -100,7 +100,7 @@ def step(scratch: Path, oracle: Path | None, rounds: int) -> Comparison:
 
 
 def export(scratch: Path, oracle: Path | None, rounds: int) -> Comparison:
-    """Logits to labels, 14 classes, 75x130x130 to 150x400x400; extra memory and how many labels agree are told too."""
+    """Compare logits to labels, 14 classes, 75x130x130 to 150x400x400; also extra memory and share of equal labels."""
     theirs = None
     if oracle is not None:
         theirs = Command(
@@ -115,7 +115,7 @@ def export(scratch: Path, oracle: Path | None, rounds: int) -> Comparison:
 
 
 def predict(scratch: Path, oracle: Path | None, rounds: int) -> Comparison:
-    """60 cases of Hippocampus with mirroring, end to end, the same weights of nnU-Net on both sides."""
+    """Compare prediction of 60 Hippocampus cases with mirroring, from files to files, with the same nnU-Net weights."""
     model, images = REFERENCE / "nnUNetTrainerShort__nnUNetPlans__3d_fullres", scratch / "images"
     images.mkdir()
     for file in sorted((HIPPOCAMPUS / "imagesTr").glob("*.nii.gz"))[:60]:
@@ -137,15 +137,15 @@ def predict(scratch: Path, oracle: Path | None, rounds: int) -> Comparison:
 
 
 def whole_body(scratch: Path, oracle: Path | None, rounds: int) -> Comparison:
-    """A whole body with 105 labels from image to label map; nnU-Net would hold 88 GB of logits on its own grid."""
+    """Measure a whole body with 105 labels, image to label map; nnU-Net would need 88 GB for the resampled logits."""
     ours = Command(arguments=[sys.executable, str(OURS / "whole_body.py"), str(REFERENCE / "nnUNetPlans.json")])
     return compare("whole_body", "below 8 GiB in all", ours, None, rounds=1)
 
 
 def loader(scratch: Path, oracle: Path | None, rounds: int) -> tuple[Comparison, ...]:
-    """Samples of the default recipe, reading included, a thread or process for each CPU; then the share of a step."""
+    """Compare loading and augmentation, one thread or process per CPU; measure the share of a training step."""
     plans, description = REFERENCE / "nnUNetPlans.json", HIPPOCAMPUS / "dataset.json"
-    found = []
+    comparisons = []
     for patch, case, batch_size, num_samples in LOADER_SIZES:
         folder = scratch / patch
         folder.mkdir()
@@ -159,10 +159,10 @@ def loader(scratch: Path, oracle: Path | None, rounds: int) -> tuple[Comparison,
             arguments=[sys.executable, str(OURS / "loader.py"), str(folder), *amount],
             before=[sys.executable, str(OURS / "make_loader_cases.py"), str(folder), case, patch],
         )
-        found.append(compare(f"loader {patch}", "4x samples per second", ours, theirs, rounds=rounds))
+        comparisons.append(compare(f"loader {patch}", "4x samples per second", ours, theirs, rounds=rounds))
     small = str(scratch / LOADER_SIZES[0][0])
     share = Command(arguments=[sys.executable, str(OURS / "loader_share.py"), small, str(plans), str(description)])
-    return *found, compare("loader share", "under 5 % of a step on the CPU", share, None, rounds=rounds)
+    return *comparisons, compare("loader share", "under 5 % of a step on the CPU", share, None, rounds=rounds)
 
 
 STAGES: dict[str, Callable[[Path, Path | None, int], Comparison | tuple[Comparison, ...]]] = {

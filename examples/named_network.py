@@ -1,6 +1,6 @@
-"""Another network by its name: `python -m examples.named_network DATASET_FOLDER`.
+"""Train a registered network: `python -m examples.named_network DATASET_FOLDER`.
 
-`segwright run DATASET --budget 10m --network residual-unet`
+The same on the command line: `segwright run DATASET --budget 10m --network residual-unet`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from segwright.workspace import Workspace
 
 
 def train(dataset: Path, workspace: Workspace | None = None, **options: Any) -> dict[str, float]:
-    """Do all that is missing, with a residual encoder in the U-Net, and return the Dice of the held-out cases."""
+    """Run all stages with a U-Net with residual encoder; return the Dice of the held-out cases."""
     report = segwright.run(dataset, workspace=workspace, network="residual-unet", **options)
     return report.folds[0].dice
 

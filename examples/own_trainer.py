@@ -1,7 +1,7 @@
-"""A trainer of one's own, from preprocessed data to scores: `python -m examples.own_trainer DATASET_FOLDER`.
+"""Train and validate with a custom trainer: `python -m examples.own_trainer DATASET_FOLDER`.
 
-Run `segwright preprocess` first. The trained model predicts wherever this module can be imported, if it is
-trusted: `segwright predict --trust-code`, `load_model(model, trust_code=True)`.
+Run `segwright preprocess` first. Prediction with the trained model imports this module, and therefore needs
+`segwright predict --trust-code` or `load_model(model, trust_code=True)`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from segwright.workspace import Workspace
 
 
 class TinyTrainer(Trainer):
-    """Trains the tiny network, whatever the plan says."""
+    """Trainer of the tiny network, independent of the plan."""
 
     @staticmethod
     def build_network_architecture(

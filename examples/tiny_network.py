@@ -1,4 +1,4 @@
-"""A network of one's own as a function.
+"""Build a custom network with a function.
 
 `segwright train DATASET --config 3d_fullres --fold 0 --network examples.tiny_network:build --network-arg width=24`
 """
@@ -16,7 +16,7 @@ def build(
     deep_supervision: bool,
     width: int = 16,
 ) -> nn.Module:
-    """Return three convolutions; they have one output, so deep supervision changes nothing."""
+    """Return three convolutions; with a single output, deep supervision has no effect."""
     convolution = {2: nn.Conv2d, 3: nn.Conv3d}[len(patch_size)]
     return nn.Sequential(
         convolution(num_input_channels, width, 3, padding=1),

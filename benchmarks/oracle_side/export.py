@@ -1,4 +1,4 @@
-"""Run with the oracle's interpreter: logits -> label map; time, extra memory, and the label map as `theirs.npy`."""
+"""Time nnU-Net's conversion of logits to labels; write `theirs.npy`. Run with nnU-Net's interpreter."""
 
 import contextlib
 import json
@@ -25,9 +25,9 @@ properties = {
     "shape_after_cropping_and_before_resampling": shape,
     "bbox_used_for_cropping": [[0, extent] for extent in shape],
 }
-logits = torch.from_numpy(np.load(folder / "logits.npy")).half()  # the type of its accumulators
-said = {}
-with extra_memory(said), contextlib.redirect_stdout(sys.stderr):
+logits = torch.from_numpy(np.load(folder / "logits.npy")).half()  # the dtype of its accumulators
+measured = {}
+with extra_memory(measured), contextlib.redirect_stdout(sys.stderr):
     start = time.perf_counter()
     result = convert_predicted_logits_to_segmentation_with_correct_shape(
         logits,
@@ -37,6 +37,6 @@ with extra_memory(said), contextlib.redirect_stdout(sys.stderr):
         properties,
         num_threads_torch=len(os.sched_getaffinity(0)),
     )
-    said["seconds"] = time.perf_counter() - start
+    measured["seconds"] = time.perf_counter() - start
 np.save(folder / "theirs.npy", result)
-print(json.dumps(said))
+print(json.dumps(measured))

@@ -1,7 +1,6 @@
-"""Run with the oracle's interpreter: time its own training loader, `loader.py FOLDER PLANS DATASET_JSON PATCH BATCH N`.
+"""Time nnU-Net's training loader: `loader.py FOLDER PLANS DATASET_JSON PATCH BATCH N`. Run with nnU-Net's interpreter.
 
-Its worker processes read, augment and queue as in a training, as many of them as there are CPUs. `FOLDER/arrays` has
-the cases.
+Its worker processes read, augment and queue batches as in a training, one per CPU. The cases are in `FOLDER/arrays`.
 """
 
 import contextlib
@@ -22,7 +21,7 @@ CONFIGURATION = "3d_fullres"
 
 
 def write_cases(arrays: Path, target: Path, patch: tuple) -> None:
-    """Store the cases as the oracle's preprocessing would."""
+    """Store the cases in the format of nnU-Net's preprocessing."""
     target.mkdir(parents=True, exist_ok=True)
     for file in sorted(arrays.glob("*.npz")):
         if (target / f"{file.stem}.pkl").is_file():
@@ -61,7 +60,7 @@ def main() -> None:
         )
         trainer.batch_size = batch_size
         training, _ = trainer.get_dataloaders()
-        warm = math.ceil(16 / batch_size) + 8  # the queues are full of batches by now
+        warm = math.ceil(16 / batch_size) + 8  # the queues are full by then
         steps = warm + math.ceil(num_samples / batch_size)
         start = 0.0
         for step in range(steps):
@@ -74,7 +73,7 @@ def main() -> None:
     sys.stdout.flush()
     for worker in multiprocessing.active_children():
         worker.kill()
-    os._exit(0)  # its threads would wait for the workers
+    os._exit(0)  # otherwise its threads would wait for the workers
 
 
 if __name__ == "__main__":

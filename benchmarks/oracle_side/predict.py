@@ -1,4 +1,4 @@
-"""Run with the oracle's interpreter: predict a folder with a model folder, `predict.py MODEL IMAGES OUTPUT`."""
+"""Predict a folder with nnU-Net: `predict.py MODEL IMAGES OUTPUT`. Run with nnU-Net's interpreter."""
 
 import contextlib
 import json

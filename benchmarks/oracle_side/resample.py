@@ -1,4 +1,4 @@
-"""Run with the oracle's interpreter: its default order-3 resampling of `input.npy` to `output.npy`."""
+"""Time nnU-Net's order-3 resampling: `resample.py INPUT.npy OUTPUT.npy`. Run with nnU-Net's interpreter."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Run with the oracle's interpreter: time `train_step` of its own trainer on one fixed batch."""
+"""Time `train_step` of nnU-Net's trainer on one fixed batch. Run with nnU-Net's interpreter."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""Time logits -> label map with the library: `export.py FOLDER` (of make_logits.py), label map to `ours.npy`."""
+"""Time the conversion of logits (of make_logits.py) to labels: `export.py FOLDER`; write `ours.npy`."""
 
 import json
 import sys
@@ -32,12 +32,12 @@ provenance = Provenance(
     transpose_backward=(0, 1, 2),
 )
 logits = torch.from_numpy(np.load(folder / "logits.npy"))
-said: dict[str, float] = {}
-with extra_memory(said):
+measured: dict[str, float] = {}
+with extra_memory(measured):
     start = time.perf_counter()
     inverse = InverseResampling(logits.shape[1:], provenance, configuration)
     result = export_planes([Planes(start=0, stop=logits.shape[1], logits=logits)], inverse, labels)
-    said["seconds"] = time.perf_counter() - start
+    measured["seconds"] = time.perf_counter() - start
 if (folder / "theirs.npy").exists():
-    said["same_labels"] = float((result == np.load(folder / "theirs.npy")).mean())
-print(json.dumps(said))
+    measured["same_labels"] = float((result == np.load(folder / "theirs.npy")).mean())
+print(json.dumps(measured))

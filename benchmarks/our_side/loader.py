@@ -1,4 +1,4 @@
-"""Time our loader with the default recipe: `loader.py FOLDER PATCH BATCH_SIZE NUM_SAMPLES`; seconds per sample."""
+"""Time our loader and augmentation per sample: `loader.py FOLDER PATCH BATCH_SIZE NUM_SAMPLES`."""
 
 import json
 import math
@@ -28,7 +28,7 @@ needed = total_bytes(store, store.identifiers())
 
 
 def seconds_per_sample(mode: str) -> tuple[float, str]:
-    """Return the time of a sample once everything is warm, and where the cases are."""
+    """Return seconds per sample after a warm-up, and where the cases are cached."""
     residence = decide(mode, needed, torch.device("cpu"))
     loader = BatchLoader(
         CaseCache(store, residence),

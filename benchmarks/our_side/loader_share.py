@@ -1,6 +1,6 @@
-"""Time training steps with the loader and with one batch again and again: `loader_share.py FOLDER PLANS DATASET_JSON`.
+"""Measure the loader's share of a training step: `loader_share.py FOLDER PLANS DATASET_JSON`.
 
-Both take turns in one process; the loader's share of a step is what it adds.
+Steps with the loader and steps on one repeated batch alternate in one process; the share is the difference.
 """
 
 import json
@@ -44,11 +44,11 @@ same = loader.batch(0, 0)
 trainer.train_step(same)
 with_loader, without = [], []
 for turn in range(ROUNDS):
-    batches = prefetch(loader, turn, STEPS + 4)  # not exhausted, so that it works during all steps
+    batches = prefetch(loader, turn, STEPS + 4)  # more than are used, so that it is busy during all steps
     for step in range(STEPS + 1):
         start = time.perf_counter()
         trainer.train_step(next(batches))
-        if step:  # the first one waits for the first batch
+        if step:  # the first step waits for the first batch
             with_loader.append(time.perf_counter() - start)
     batches.close()
     for _ in range(STEPS):

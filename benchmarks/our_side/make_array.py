@@ -1,4 +1,4 @@
-"""Write the array that both systems resample: smooth noise with a CT's range, float32 (1, 150, 400, 400)."""
+"""Write the input of the resampling benchmark: smooth noise with a CT's range, float32 (1, 150, 400, 400)."""
 
 import sys
 from pathlib import Path

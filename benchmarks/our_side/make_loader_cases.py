@@ -1,6 +1,7 @@
-"""Write made-up cases as arrays and as our store: `make_loader_cases.py FOLDER CASE_SHAPE PATCH`, sizes as `36x50x35`.
+"""Write synthetic cases for the loader benchmark: `make_loader_cases.py FOLDER CASE_SHAPE PATCH`, sizes as `36x50x35`.
 
-Each case has smooth structures in noise, two labels. What is there is kept, so that rounds share the cases.
+Each case has smooth structures with two labels, and noise. It is written as arrays for nnU-Net and to our store.
+Existing cases are kept, so that all rounds use the same.
 """
 
 import sys

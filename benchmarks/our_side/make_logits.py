@@ -1,4 +1,4 @@
-"""Write what both systems export: `make_logits.py FOLDER`, 14 smooth float32 logit maps of 75x130x130 and a plan."""
+"""Write the input of the export benchmark: 14 float32 logit maps of 75x130x130, plan and dataset.json."""
 
 import json
 import sys

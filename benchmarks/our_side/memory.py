@@ -1,4 +1,4 @@
-"""How much memory a block of code needs beyond what the process had before (Linux)."""
+"""Measure the extra memory that a block of code needs (Linux)."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _PEAK_RESET = "5"
-"""Written to clear_refs, it sets the peak back to what is resident now (proc(5))."""
+"""Value that resets the peak to the resident size when written to clear_refs (proc(5))."""
 
 
 def resident_mib(key: str = "VmRSS") -> float:
-    """Return a line of /proc/self/status; VmHWM is the peak."""
+    """Return a field of /proc/self/status in MiB; VmHWM is the peak."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(lines[key].split()[0]) / 1024
 
 
 @contextmanager
-def extra_memory(said: dict[str, float]) -> Iterator[None]:
-    """Put the peak of the block, less what was resident before it, into `said["extra_mib"]`."""
+def extra_memory(result: dict[str, float]) -> Iterator[None]:
+    """Store the peak of the block minus the resident size before it in `result["extra_mib"]`."""
     Path("/proc/self/clear_refs").write_text(_PEAK_RESET)
     before = resident_mib()
     yield
-    said["extra_mib"] = round(resident_mib("VmHWM") - before, 1)
+    result["extra_mib"] = round(resident_mib("VmHWM") - before, 1)

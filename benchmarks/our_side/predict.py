@@ -1,4 +1,4 @@
-"""Predict a folder with a model of nnU-Net's as it is: `predict.py NNUNET_MODEL IMAGES OUTPUT`."""
+"""Predict a folder with a model of nnU-Net: `predict.py NNUNET_MODEL IMAGES OUTPUT`."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ POLL_S = 0.05
 
 
 def main() -> None:
-    """Predict; print all seconds since the start of this program and those to the first label map."""
+    """Predict; print the seconds from the program's start to its end and to the first label map."""
     import segwright
 
     segwright.tune_process()  # as the command line does
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def agreement(ours: Path, theirs: Path) -> dict[str, float]:
-    """Return the share of equal labels where nnU-Net's are there, outside the time measured."""
+    """Return the share of labels equal to nnU-Net's, if there are any; not included in the time."""
     import numpy as np
     from SimpleITK import GetArrayFromImage, ReadImage
 

@@ -1,4 +1,4 @@
-"""Fingerprint, plan and preprocess one dataset with the library: `prepare.py DATASET WORK`."""
+"""Fingerprint, plan and preprocess a dataset from Python: `prepare.py DATASET WORK`."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Resample `input.npy` to `ours.npy`; where `theirs.npy` stands, say how far apart the two are, over the range."""
+"""Resample `input.npy` to `ours.npy`; if `theirs.npy` exists, print the largest difference relative to the range."""
 
 import json
 import sys
@@ -21,8 +21,8 @@ result = resample_image(
     DEFAULT_FUNCTION,
     {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None},
 )
-said = {"seconds": time.perf_counter() - start}
+measured = {"seconds": time.perf_counter() - start}
 np.save(ours, result)
 if theirs.exists():
-    said["error_of_range"] = float(np.abs(result - np.load(theirs)).max() / np.ptp(array))
-print(json.dumps(said))
+    measured["error_of_range"] = float(np.abs(result - np.load(theirs)).max() / np.ptp(array))
+print(json.dumps(measured))

@@ -1,4 +1,4 @@
-"""Time `train_step` of our trainer on the oracle's batch: `step.py PLANS DATASET_JSON OUTPUT_FOLDER`."""
+"""Time `train_step` of our trainer on the batch that nnU-Net gets: `step.py PLANS DATASET_JSON OUTPUT_FOLDER`."""
 
 import json
 import statistics

@@ -1,4 +1,4 @@
-"""A tiny phantom dataset and a workspace in which it was run to the end, shared by the journeys."""
+"""Shared fixtures: a tiny phantom dataset and a work folder with a finished run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A raw dataset of six training and two test cases; not to be changed."""
+    """A raw dataset of six training and two test cases; tests must not change it."""
     folder = tmp_path_factory.mktemp("raw") / "Dataset007_Tiny"
     write_dataset(folder, num_training=6, num_test=2, edge=EDGE)
     return folder
@@ -43,7 +43,7 @@ def journey(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Journey:
 
 @pytest.fixture
 def world(journey: Journey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    """A copy of the journey, every folder of which is full of traps; none may have run in the end."""
+    """A copy of the run with traps in every folder; checks at the end that no trap was imported."""
     world = World(tmp_path / "world", tmp_path / "marker")
     shutil.copytree(journey.dataset, world.data)
     shutil.copytree(journey.model, world.model)

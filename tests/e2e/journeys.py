@@ -1,4 +1,4 @@
-"""Calling the program, and watching what it does to files and processes."""
+"""Helpers that call the program and record changed files and started processes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def call(*arguments: object) -> Result:
 
 
 def shrink(plans: Path, width: int = 6) -> None:
-    """Give the networks of a plan `width` features in their first stage, for tests of all but their quality."""
+    """Reduce the networks of a plan to `width` features in the first stage, for tests that do not need quality."""
     document = json.loads(plans.read_text())
     for configuration in document["configurations"].values():
         kwargs = configuration["architecture"]["arch_kwargs"]
@@ -35,7 +35,7 @@ def shrink(plans: Path, width: int = 6) -> None:
 
 
 def small_work(journey: Journey, folder: Path) -> Path:
-    """Return `folder`, made a work folder with the journey's preprocessed data and plans of small networks."""
+    """Copy the preprocessed data of the run to `folder`, with plans of small networks; return `folder`."""
     shutil.copytree(journey.work / "preprocessed", folder / "preprocessed")
     shrink(folder / "preprocessed" / journey.dataset.name / "nnUNetPlans.json")
     return folder
@@ -52,7 +52,7 @@ def states(folder: Path) -> dict[str, tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Journey:
-    """A finished `segwright run` and what was seen of it."""
+    """A finished `segwright run`, with its output and the processes it started."""
 
     dataset: Path
     work: Path
@@ -71,7 +71,7 @@ class Journey:
 
 @contextmanager
 def watching_children() -> Iterator[list[str]]:
-    """Collect every event by which Python starts another process; an audit hook cannot be removed, only silenced."""
+    """Collect audit events of started processes; the audit hook is only disabled, as it cannot be removed."""
     seen: list[str] = []
     active = [True]
 

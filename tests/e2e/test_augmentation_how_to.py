@@ -1,4 +1,4 @@
-"""The recipe of a user's own that the page on augmentation shows, as it stands there."""
+"""The custom recipe in docs/how-to/augmentation.md works as shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bad input: one clear line with place, expectation and remedy, exit code 1, nothing half-written."""
+"""Bad input ends with one line (place, expectation, remedy) and exit code 1; no partial files are left."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from journeys import RUN, Journey, call
 
 @pytest.fixture
 def broken(tiny: Path, tmp_path: Path) -> Path:
-    """A copy of the dataset, to be broken."""
+    """A copy of the dataset for tests to damage."""
     return Path(shutil.copytree(tiny, tmp_path / tiny.name))
 
 

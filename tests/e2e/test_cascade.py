@@ -1,4 +1,4 @@
-"""A cascade from the command line: what asking for the second stage makes, what it leaves alone, what predicts."""
+"""A cascade on the command line: which stages and folds are trained, and prediction."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def train(raw: Path, work: Workspace, **options: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Workspace, str]:
-    """A cascade of two folds of which fold 0 of the second stage was asked for; and what was logged."""
+    """A cascade of two folds after training fold 0 of the second stage, and the log."""
     folder = tmp_path_factory.mktemp("cascade")
     raw, work = folder / NAME, Workspace.under(folder / "work")
     write_dataset(raw, num_training=4, num_test=1, edge=16)

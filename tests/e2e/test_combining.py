@@ -1,4 +1,4 @@
-"""The verbs on folders of predictions: post-processing, ensembles, gathered folds."""
+"""Verbs on folders of predictions: post-processing, ensembles, accumulated folds."""
 
 from __future__ import annotations
 

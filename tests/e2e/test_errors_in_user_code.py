@@ -1,4 +1,4 @@
-"""Errors in a user's own code are told as the user's: file, line and message first, exit code 1."""
+"""Errors in user code are reported with file, line and message first, and exit code 1."""
 
 from __future__ import annotations
 

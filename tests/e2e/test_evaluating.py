@@ -1,4 +1,4 @@
-"""The options, warnings and refusals of `evaluate`, `compare` and the verbs on folders of predictions."""
+"""Options, warnings and errors of `evaluate`, `compare` and the verbs on folders of predictions."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def write(file: Path, label_map: np.ndarray, *, spacing: float = 1.0, origin: fl
 
 
 def turn_in_storage(file: Path) -> None:
-    """Write an image again with its axes in another order, one of them flipped; it shows the same places."""
+    """Rewrite an image with permuted axes, one of them flipped, and the same geometry."""
     image = sitk.PermuteAxes(sitk.ReadImage(str(file)), (2, 0, 1))
     sitk.WriteImage(sitk.Flip(image, (True, False, False)), str(file))
 
 
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path]:
-    """Three references, the last of which has no prediction."""
+    """Three references; the last has no prediction."""
     truth, model = tmp_path / "truth", tmp_path / "model"
     predicted = model / "fold_0" / "validation"
     truth.mkdir()
@@ -170,7 +170,7 @@ def test_verbs_that_write_folders_print_json(journey: Journey, tmp_path: Path) -
 
 
 def write_stacks(folder: Path, num_cases: int = 6) -> Path:
-    """Write a dataset of stacks of 4 planes in TIFF files with the spacing beside them."""
+    """Write a dataset of TIFF stacks of 4 planes, with spacings in JSON files."""
     for name in ("imagesTr", "labelsTr"):
         (folder / name).mkdir(parents=True)
     for index in range(num_cases):

@@ -1,4 +1,4 @@
-"""The examples that the documentation shows, run on a phantom."""
+"""The programs in examples/ run on a phantom."""
 
 from __future__ import annotations
 

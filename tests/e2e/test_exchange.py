@@ -1,4 +1,4 @@
-"""Models from and for nnU-Net; and models of people who mean no good, at every door."""
+"""Import and export of nnU-Net models; malicious models are refused by every verb."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CHECKPOINT = Path("fold_0") / "checkpoint_final.pth"
 
 @pytest.fixture(scope="module")
 def exported(journey: Journey, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The journey's model as nnU-Net would have it."""
+    """The model of the run, exported for nnU-Net."""
     return api.export_model(journey.model, tmp_path_factory.mktemp("exported") / "model")
 
 
@@ -130,7 +130,7 @@ def test_a_network_of_ones_own_is_not_exported(journey: Journey, tmp_path: Path)
 
 
 class Payload:
-    """Makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -375,7 +375,7 @@ def test_fine_tuning_wants_a_zip_file_imported_first(exported: Path, tmp_path: P
 
 @pytest.fixture(scope="module")
 def cascade(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with both stages of a cascade of nnU-Net's, the second's network made for the channels it gets."""
+    """A folder with both stages of an nnU-Net cascade; the second network has the extra input channels."""
     folder = tmp_path_factory.mktemp("cascade")
     plans = json.loads((exported / "plans.json").read_text())
     description = json.loads((exported / "dataset.json").read_text())

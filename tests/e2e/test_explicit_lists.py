@@ -1,4 +1,4 @@
-"""A dataset that lists its files: cases are called as the list says, whatever their label maps are called."""
+"""Datasets with explicit file lists: case ids come from the list, not from the label files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FAST = ("--set", "num_iterations_per_epoch=1", "--set", "num_val_iterations_per_
 
 @pytest.fixture(scope="module")
 def listed(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset whose label maps are all called seg.nii.gz, each in the folder of its subject."""
+    """A dataset in which every label map is called seg.nii.gz, in a folder per subject."""
     folder = tmp_path_factory.mktemp("listed") / "Dataset041_Listed"
     document = json.loads((tiny / "dataset.json").read_text())
     ending, document["dataset"] = document["file_ending"], {}

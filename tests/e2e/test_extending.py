@@ -1,4 +1,4 @@
-"""Files of a user's own, outside the package, on the command line alone; and trainings that are stopped and go on."""
+"""User code from files outside the package, on the command line; stopped and resumed trainings."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def run(*arguments: object, folder: Path, path: Sequence[Path] = ()) -> subproce
 
 @pytest.fixture
 def work(journey: Journey, tmp_path: Path) -> Path:
-    """A work folder of its own with the journey's preprocessed data and a small network."""
+    """A separate work folder with the preprocessed data of the run and a small network."""
     return small_work(journey, tmp_path / "work")
 
 
@@ -148,7 +148,7 @@ FOLD = Path("Trainer__nnUNetPlans__3d_fullres") / "fold_1"
 
 
 def curve(folder: Path) -> tuple[list[float], bytes]:
-    """Return the losses of a training and its weights."""
+    """Return losses and weights of a training."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     weights = (folder / "checkpoint_final.safetensors").read_bytes()
     return [row["train_losses"] for row in rows], weights[-10_000:]

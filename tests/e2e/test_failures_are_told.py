@@ -1,4 +1,4 @@
-"""Planted failures are told from usual cases: by the expected Dice, and as inputs unlike the training cases."""
+"""Simulated failures are detected by the expected Dice, or flagged as out-of-distribution."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EDGE = 24
 NUM_USUAL = 60
 UNLIKE_TRAINING = ", in training "
 ALIKE = ("organ missing", "all missing")
-"""Failures whose image is like the training cases: what is missing tells them."""
+"""Failures with in-distribution images; they show by missing structures."""
 UNLIKE = ("noise", "nothing but noise", "inverted", "other scale", "gamma")
 
 
@@ -48,7 +48,7 @@ def planted(kind: str, phantom: Phantom, draw: np.random.Generator) -> npt.NDArr
 
 @pytest.fixture(scope="module")
 def predicted(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Return the records of usual and planted cases, each with its `kind` and true `dice`."""
+    """Return the records of usual and simulated failures, each with its `kind` and true `dice`."""
     work = tmp_path_factory.mktemp("failures")
     workspace, raw = Workspace.under(work), work / "raw" / "Dataset008_Failures"
     write_dataset(raw, num_training=30, num_test=0, edge=EDGE)

@@ -1,4 +1,4 @@
-"""Plans moved from one dataset to another, and a training that begins with a model of either system."""
+"""Move plans to another dataset; fine-tune from models of Segwright and nnU-Net."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NNUNET = Path(__file__).parents[3] / "shared" / "data" / "reference"
 
 @pytest.fixture
 def target(journey: Journey, tmp_path: Path) -> Path:
-    """The journey's dataset with a second channel and other names."""
+    """The dataset of the run with a second channel and other names."""
     folder = tmp_path / "raw" / "Dataset008_Target"
     shutil.copytree(journey.dataset, folder)
     for part in ("imagesTr", "imagesTs"):

@@ -1,4 +1,4 @@
-"""A flipped bit in any kind of kept file: the same content, a refusal, or the file counts as missing.
+"""A flipped bit in a stored file: the same content, an error, or the file counts as missing.
 
 `SEGWRIGHT_TRIALS=50` flips 300 bits of each kind, half of them in digits where it is a text; 12 by default.
 """
@@ -64,7 +64,7 @@ SETTINGS: Final = {
     "network_kwargs": {"n_stages": 2, "features_per_stage": [4, 8], "strides": [1, 2], "kernel_sizes": 3,
                        "n_conv_per_stage": 1, "n_conv_per_stage_decoder": 1},
 }  # fmt: skip
-"""A network of 40 kB, so that flips hit its header, too."""
+"""A network of 40 kB, so that flips hit its header as well."""
 
 Read = Callable[[Path], Any]
 
@@ -105,7 +105,7 @@ def journal(root: Path) -> object:
 
 
 def is_kept(root: Path) -> object:
-    """Whether a run that goes on takes the label map for the one that it wrote."""
+    """Whether a resumed run accepts the label map as its own."""
     document = read_json(root / PREDICTED / "prediction.json")
     found = PredictionLog.open(root / PREDICTED / "prediction.json", document["model"], {})
     file = next((root / PREDICTED).glob("*.nii.gz"))
@@ -130,7 +130,7 @@ def record(root: Path) -> object:
 
 
 def recorded(root: Path) -> object:
-    """Whether a validation that goes on takes the label map for the one that it wrote."""
+    """Whether a resumed validation accepts the label map as its own."""
     document = read_json(root / VALIDATION / "predictions.json")
     name = f"{held_out(root)}.nii.gz"
     return Record(None, "", document["files"]).has(root / VALIDATION / name) or None
@@ -142,14 +142,14 @@ def label_map(root: Path) -> object:
 
 
 def fine_plan(root: Path) -> object:
-    """The plan as the trained fold needs it: training with another one is refused (`require_same_plan`)."""
+    """Read the plan as the trained fold needs it: training with another one is refused (`require_same_plan`)."""
     now = Plan.load(root / DERIVED / "nnUNetPlans.json").setup("3d_fullres")
     then = Plan.load(root / MODEL / "plans.json").setup("3d_fullres")
     return now if now == then else None
 
 
 def folds(root: Path) -> object:
-    """The splits where they are the default ones; others are told, and refused where the fold is trained."""
+    """Read the splits if they are the default ones; others are logged, and refused for a trained fold."""
     found = splits.load(root / DERIVED / "splits_final.json")
     return found if splits.are_default(found, [f"phantom_{number:03}" for number in range(1, 7)]) else None
 
@@ -207,12 +207,12 @@ KINDS: Final[dict[str, tuple[str, Read]]] = {
     "probabilities": (f"{PREDICTED}/CASE.b2nd", averaged),
     "document of probabilities": (f"{PREDICTED}/CASE.provenance.json", averaged),
 }
-"""What is flipped, and how it is read: the content, None where it counts as missing (and is made again or told)."""
+"""Files to damage, with functions that return their content, or None if they count as missing."""
 
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A work folder with every kind of kept file."""
+    """A work folder with every kind of stored file."""
     root = tmp_path_factory.mktemp("kept")
     raw = root / "raw" / NAME
     write_dataset(raw, num_training=6, num_test=0, edge=16)

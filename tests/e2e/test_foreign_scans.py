@@ -1,4 +1,4 @@
-"""A model that we train on a handful of cases flags real scans of another kind when it predicts them."""
+"""A model trained on few cases flags real scans of another kind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hostile case ids and names through every verb that takes them from a document, a listing or the command line."""
+"""Malicious case ids and names are refused by every verb that reads them from files, listings or options."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FAST = ("--config", CONFIGURATION, "--device", "cpu")
 
 
 def refuse(world: World, name: str, *arguments: object, may_pass: bool = False) -> None:
-    """See that a call refuses what it is given in lines of its own, and touches nothing outside."""
+    """Check that a call ends with an error message and changes nothing outside."""
     before = world.tree(world.out, world.work)
     result = call(*arguments)
     assert result.exit_code in ((0, 1) if may_pass else (1,)), (arguments, name, result.output, result.exception)

@@ -1,4 +1,4 @@
-"""The commands and files that the how-tos show, as they stand there, on a tiny phantom."""
+"""Commands and files shown in docs/how-to work as shown, on a tiny phantom."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def blocks(page: str) -> list[tuple[str, str]]:
 
 
 def commands(page: str) -> list[str]:
-    """Return the trainings that a page shows."""
+    """Return the training commands of a page."""
     lines = [line for language, text in blocks(page) if not language for line in text.splitlines()]
     return [line for line in lines if line.startswith("segwright train DATASET ")]
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with every file that the pages show, which is the current one."""
+    """A current folder with every file shown on the pages."""
     for page in ("change-the-network.md", "extend.md"):
         for language, text in blocks(page):
             name = text.splitlines()[0].removeprefix("# ")
@@ -61,9 +61,9 @@ def test_what_is_shown_works(journey: Journey, project: Path, command: str) -> N
     assert len([*(project / "out").glob("*.nii.gz")]) == len([*images.glob("*.nii.gz")])
 
 
-def test_the_page_has_its_three_rungs() -> None:
+def test_the_page_shows_three_ways() -> None:
     shown = " ".join(commands("change-the-network.md"))
-    assert all(rung in shown for rung in ("--network residual-unet", "--network mypkg.nets:build", "--trainer mypkg."))
+    assert all(option in shown for option in ("--network residual-unet", "--network mypkg.nets:build", "--trainer mypkg."))
 
 
 @pytest.mark.skipif(find_spec("monai") is None, reason="needs monai, which is optional")

@@ -1,4 +1,4 @@
-"""Kills and nearly full disks over a whole run: equal results or a clear refusal, never another model.
+"""Kills and nearly full disks during a run: the same results or a clear error, never another model.
 
 `SEGWRIGHT_TRIALS=50` tries as many of each; two of each are tried by default.
 """
@@ -72,7 +72,7 @@ def finish(work: Path, raw: Path, *, largest_file: int | None = None) -> tuple[i
 
 
 def result(work: Path) -> dict[str, object]:
-    """Return what a run decided: weights, and the predicted label maps of the validation."""
+    """Return the results of a run: weights and predicted label maps of the validation."""
     fold = next(work.rglob("fold_0"))
     weights = load_file(fold / "checkpoint_final.safetensors")
     predicted = {path.name: path.read_bytes() for path in sorted((fold / "validation").glob("*.nii.gz"))}

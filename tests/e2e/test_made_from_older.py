@@ -1,4 +1,4 @@
-"""What was made from something older says so: new cases, corrected labels, other splits."""
+"""Outdated results are reported: new cases, corrected labels, other splits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAME = "Dataset007_Tiny"
 
 @pytest.fixture
 def raw(journey: Journey, tmp_path: Path) -> Path:
-    """A copy of the dataset that may be changed."""
+    """A copy of the dataset for tests to change."""
     return Path(shutil.copytree(journey.dataset, tmp_path / NAME))
 
 
@@ -186,7 +186,7 @@ def test_two_runs_at_once_give_one_model_and_say_who_waits(tiny: Path, tmp_path:
 
 
 def test_two_folds_are_trained_at_the_same_time(journey: Journey, work: Path, fold: Path) -> None:
-    """A fold that another process trains is waited for or refused, and the others are not."""
+    """A fold that another process trains is waited for or refused; other folds are not."""
     with locked(Workspace.lock_beside(fold.parent / "fold_1"), "training"):
         command = ("--work", work, "train", journey.dataset, "--config", "3d_fullres", *FAST, "--fold")
         done = call(*command, "2")

@@ -1,4 +1,4 @@
-"""A dataset stored in several orientations, planned with --reorient: one case gives one prediction, however it lies."""
+"""A dataset in several orientations, planned with --reorient: predictions do not depend on the orientation."""
 
 from __future__ import annotations
 

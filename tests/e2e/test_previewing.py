@@ -1,4 +1,4 @@
-"""The page of augmented samples: complete in itself, with what was drawn, the same for the same seed."""
+"""The HTML page of augmented samples: self-contained, with drawn parameters, reproducible."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_json_names_the_page(journey: Journey, tmp_path: Path) -> None:
 
 
 def test_more_samples_are_the_next_batches_of_the_same_training(journey: Journey, tmp_path: Path) -> None:
-    """Three samples are the first three of seven, and those of the plan's batches, forced ones included."""
+    """Three samples equal the first three of seven and those of the plan's batches, including forced foreground."""
     workspace, settings = Workspace.under(journey.work), {"batch_size": 2, "seed": 5}
     titles = {}
     for count in (3, 7):

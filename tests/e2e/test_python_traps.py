@@ -1,4 +1,4 @@
-"""The Python functions in a folder full of traps: no file outside the places they may write to changes, none is run."""
+"""Python functions in a folder full of traps: no trap is imported, and only output folders change."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from segwright.core.errors import SegwrightError
 from segwright.workspace import Workspace
 
 HARMLESS = frozenset({"explain", "keyword_values", "PlanOptions", "FoldStatus", "tune_process"})
-"""What neither reads nor writes a file."""
+"""Public functions that neither read nor write files."""
 
 HOSTILE = ("../../victim", "/victim", "a/b", "..", ".", "", "a\0b", "a\nb", "a\x1b[2J", ".hidden", "x" * 300, "\udcff")
 
@@ -39,11 +39,11 @@ WORKSPACE: Mapping[str, Callable[[Workspace, str], object]] = MappingProxyType(
     }
 )
 WITHOUT_NAMES = frozenset({"under", "require_writable", "lock_beside", "fold_folder"})
-"""What takes folders that the others return, or a number."""
+"""Public functions that take folders returned by others, or a number."""
 
 
 def every_function(world: World) -> dict[str, Callable[[], object]]:
-    """Return a call of every public function that reads or writes; each comes to an end."""
+    """Return a call of every public function that reads or writes files; each of them ends."""
     place = Workspace.under(world.work)
     data, model, out = world.data, world.model, world.out
     held_out = model / "fold_0" / "validation"

@@ -1,4 +1,4 @@
-"""A case that breaks while it is trained on is named and ends the run soon with exit code 1; no process is started."""
+"""A case that becomes unreadable during training is named and ends the run soon with exit code 1."""
 
 from __future__ import annotations
 

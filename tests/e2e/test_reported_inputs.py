@@ -1,4 +1,4 @@
-"""Inputs replayed from public bug reports, each with what is right for it; skipped where they are not at hand.
+"""Inputs from public bug reports, with the expected result; skipped if the files are not available.
 
 The scripts that write the inputs lie beside the project, in `../shared/cases`, one folder each.
 """
@@ -57,14 +57,14 @@ def only(folder: Path) -> Path:
 
 
 def refused(result: Result, *words: str) -> None:
-    """See that a command ended as bad input does, and that it named what is wrong."""
+    """Check that a command ended with exit code 1 and named the problem."""
     assert result.exit_code == 1, result.output
     for word in words:
         assert word in result.output, f"{word!r} is missing in: {result.output}"
 
 
 def accepted(result: Result, *words: str) -> None:
-    """See that a command ended well, and said something on the way."""
+    """Check that a command succeeded and printed a message."""
     assert result.exit_code == 0, result.output
     for word in words:
         assert word in result.output, f"{word!r} is missing in: {result.output}"
@@ -169,7 +169,7 @@ def test_what_is_there_instead_of_images_is_named(reference: Path, name: str, wo
 
 @pytest.mark.parametrize("variables", [{}, {"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}])
 def test_any_name_is_predicted_or_refused(reference: Path, variables: dict[str, str]) -> None:
-    """In processes of their own, since a library may end them."""
+    """Run in a separate process, because a library may abort it."""
     make("19")
     environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", **variables}
     for folder in ("latin1", "long", "newline", "brackets", "emoji"):

@@ -1,4 +1,4 @@
-"""The whole journey on a tiny phantom: what lands where, what a second run does, what a kill leaves behind."""
+"""A whole run on a tiny phantom: its files, a second run, a killed run."""
 
 from __future__ import annotations
 

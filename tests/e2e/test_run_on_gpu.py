@@ -1,4 +1,4 @@
-"""The whole journey with `--device cuda`: training, validation, and a prediction that a CPU agrees with."""
+"""A whole run with `--device cuda`: training, validation, and a prediction equal to the CPU's."""
 
 from __future__ import annotations
 

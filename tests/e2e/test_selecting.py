@@ -1,4 +1,4 @@
-"""Selection among two configurations with folds 0 and 2 only, and a model that outlives its data."""
+"""Selection among two configurations with folds 0 and 2; the selected model is self-contained."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_a_selected_model_knows_its_limits(work: Path, tmp_path: Path) -> None:
 
 
 def test_a_pair_is_scored_by_its_mean_probabilities(work: Path) -> None:
-    """Out-of-fold probabilities on demand are those that both models predict from the raw images."""
+    """Out-of-fold probabilities on demand equal those that both models predict from raw images."""
     raw = work / "raw" / "Dataset007_Tiny"
     report = api.select(raw, workspace=Workspace.under(work), device="cpu", output=work / "model")
     folder = work / "results" / raw.name / "ensembles" / f"ensemble___{'___'.join(MODELS)}"

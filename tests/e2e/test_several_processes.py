@@ -1,4 +1,4 @@
-"""`segwright train --gpus 2` and torchrun, on the CPU over gloo; a rank that is killed ends the other."""
+"""`segwright train --gpus 2` and torchrun on the CPU with gloo; if one rank is killed, the other ends."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SETTINGS += ("--set", "num_val_iterations_per_epoch=1")
 
 @pytest.fixture(scope="module")
 def work(journey: Journey, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A work folder of these tests' own, each of which trains a fold of its own."""
+    """A work folder for these tests; each trains a fold of its own."""
     return small_work(journey, tmp_path_factory.mktemp("several") / "work")
 
 

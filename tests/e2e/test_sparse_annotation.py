@@ -1,4 +1,4 @@
-"""A tenth of the voxels annotated, the rest under the ignore label: nearly as good as all of them."""
+"""Training with a tenth of the voxels annotated, the rest ignored, is nearly as good as with all."""
 
 from __future__ import annotations
 

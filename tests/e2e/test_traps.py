@@ -1,4 +1,4 @@
-"""Folders full of traps: whatever a model, a dataset, a work folder or the current folder names or holds, none is run.
+"""No code from a model, dataset, work folder or the current folder is imported (folders full of traps).
 
 A trap is a module or a function that leaves a file when it is imported or called. Each test compares the whole tree
 around before and after: nothing but the places that a verb was told to write to may have changed.
@@ -46,14 +46,14 @@ REFERENCES = (
 
 
 def name_network(model: Path, reference: str) -> None:
-    """Have every checkpoint of a model name a network, with what a function would need to do harm as arguments."""
+    """Make every checkpoint of a model refer to a network, with arguments that a malicious function would use."""
     kwargs = {"path": str(model.parents[1] / "victim"), "name": "x", "patch_size": [8, 8, 8]}
     for header in model.glob("fold_*/checkpoint_*.json"):
         edit(header, lambda document: document.update(network={"reference": reference, "kwargs": kwargs}))
 
 
 def interrupted(world: World, **settings: Any) -> None:
-    """Make the finished fold of the work folder one that was interrupted, trained with settings of somebody else."""
+    """Turn the finished fold into an interrupted one that was trained with untrusted settings."""
     final = checkpoints.load(checkpoints.checkpoint_file(world.fold, "final"))
     config = {**final.state.config, **settings}
     state = final.state.model_copy(update={"config": config, "config_set": [*final.state.config_set, *settings]})

@@ -1,4 +1,4 @@
-"""The verbs one by one, as a person takes them."""
+"""Each verb on its own."""
 
 from __future__ import annotations
 

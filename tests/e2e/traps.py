@@ -1,4 +1,4 @@
-"""A folder full of traps: modules that leave a file when they are imported, whatever they are called.
+"""Create traps: modules of common names that write a file when they are imported.
 
 A test compares the whole tree before and after: nothing but the places that a verb may write to has changed.
 """
@@ -16,9 +16,9 @@ from typing import Any
 CONFIGURATION = "3d_fullres"
 
 OPTIONAL = ("indexed_gzip", "pydicom", "imagecodecs", "dill", "click", "cc3d", "h5py", "yaml", "pandas", "tensorboard")
-"""What libraries look for and may not find; an installed one is found before the trap."""
+"""Optional modules that libraries try to import; an installed one is found before the trap."""
 INNOCENT = ("numpy", "torch", "typing", "json", "random", "statistics", "queue", "calendar", "utils", "config")
-"""Names that a file of a user may have by chance."""
+"""Names that a user's file may have by chance."""
 
 EVIL = """
 from pathlib import Path
@@ -37,7 +37,7 @@ class Callback:
 
 @dataclass(frozen=True)
 class World:
-    """Everything lies below `root`; `here` is the current folder, and `out` is where results may go."""
+    """Folders of a test below `root`; `here` is the current folder, `out` the only output folder."""
 
     root: Path
     marker: Path
@@ -67,7 +67,7 @@ class World:
         return self.root / "out"
 
     def tree(self, *writable: Path) -> dict[str, str]:
-        """Return what every file outside some folders is, by its path."""
+        """Return the state of every file outside some folders, by path."""
         found = {}
         for path in sorted(self.root.rglob("*")):
             if any(path == place or place in path.parents for place in writable):
@@ -82,7 +82,7 @@ class World:
 
 
 def set_traps(world: World) -> None:
-    """Put modules of many names into every folder that a verb is given or started in."""
+    """Put modules of many names into every folder that a verb gets or is started in."""
     for place in (world.here, world.model, world.model / "fold_0", world.data, world.work, world.fold, world.out):
         for name in (*OPTIONAL, *INNOCENT):
             (place / f"{name}.py").write_text(f"from pathlib import Path\nPath({str(world.marker)!r}).touch()\n")
@@ -102,7 +102,7 @@ def predict(world: World) -> tuple[object, ...]:
 
 
 def every_verb(world: World) -> dict[str, tuple[object, ...]]:
-    """Return a call of every verb, all of which come to an end on a harmless dataset and model."""
+    """Return a call of every verb; all of them succeed on a harmless dataset and model."""
     labels, held_out = world.data / "labelsTr", world.model / "fold_0" / "validation"
     description = ("--dataset-json", world.data / "dataset.json")
     fast = ("--config", CONFIGURATION, "--device", "cpu")

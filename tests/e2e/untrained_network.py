@@ -1,4 +1,4 @@
-"""A network that needs no training: voxels vote for the label whose intensity is nearest, neighbours count."""
+"""A network without training: classifies voxels by the nearest mean intensity of their neighbourhood."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool3d
 
 INTENSITIES = ((-0.8, 1.05), (1.95,), (2.62,))
-"""Of air and tissue, organ, lesion; of the phantom's images with mean 0 and standard deviation 1."""
+"""Intensities of air, tissue, organ and lesion in phantom images with mean 0 and standard deviation 1."""
 NOISE = 0.25
 SHARPNESS = 3.0
 
