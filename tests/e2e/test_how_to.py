@@ -63,7 +63,7 @@ def test_what_is_shown_works(journey: Journey, project: Path, command: str) -> N
 
 def test_the_page_shows_three_ways() -> None:
     shown = " ".join(commands("change-the-network.md"))
-    assert all(option in shown for option in ("--network residual-unet", "--network mypkg.nets:build", "--trainer mypkg."))
+    assert all(way in shown for way in ("--network residual-unet", "--network mypkg.nets:build", "--trainer mypkg."))
 
 
 @pytest.mark.skipif(find_spec("monai") is None, reason="needs monai, which is optional")
