@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test fuzz lint format bench clean
+.PHONY: setup demo test test-slow fuzz lint format bench clean
 
 setup: $(READY)
 
@@ -27,8 +27,13 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# minutes; every unit and a whole run on phantoms
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not slow"
+
+# whole commands, kills, damaged files and what else takes long
+test-slow: setup
+	$(BIN)/pytest -m slow
 
 # three minutes over all readers of files; the seed is printed, and what repeats each finding
 fuzz: setup

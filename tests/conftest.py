@@ -1,11 +1,19 @@
-"""Tests marked `gpu` run where torch sees a CUDA GPU, and are skipped elsewhere."""
+"""Markers of all tests: `slow` for `make test-slow`, `gpu` where torch sees a CUDA GPU.
+
+Everything in `e2e` and `fuzz` is slow but for tests marked `smoke`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Final
 
 import pytest
+
+TESTS: Final = Path(__file__).parent
+SLOW_FOLDERS: Final = {"e2e", "fuzz"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -15,7 +23,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz-seed", type=int, default=0, help="decides how they are damaged")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
 def pytest_collection_modifyitems(items: Iterable[pytest.Item]) -> None:
+    for item in items:
+        folder = item.path.relative_to(TESTS).parts[0]
+        if folder in SLOW_FOLDERS and not item.get_closest_marker("smoke"):
+            item.add_marker(pytest.mark.slow)
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return

@@ -9,11 +9,12 @@ from typing import Annotated
 
 import typer
 
-from segwright.cli import (
+from segwright.cli import options
+from segwright.cli.app import Verbs, by_name
+from segwright.cli.commands import (
     combining,
     evaluating,
     exchange,
-    options,
     predicting,
     previewing,
     selecting,
@@ -23,7 +24,6 @@ from segwright.cli import (
     train,
     transfer,
 )
-from segwright.cli.app import Verbs, by_name
 from segwright.core.process_tuning import tune_process
 
 

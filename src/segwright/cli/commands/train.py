@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from segwright.cli import options
+from segwright.cli.commands.selecting import print_selection
 from segwright.cli.dist_env import device_of, joined, place_here
-from segwright.cli.selecting import print_selection
 from segwright.cli.signals import heeding_signals
 from segwright.cli.tables import number, print_json, print_line, print_scores, print_table
 
