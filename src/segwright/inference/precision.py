@@ -18,7 +18,7 @@ def uses_fp16_kernels(device: torch.device, precision: str) -> bool:
 
 
 def used_precision(device: torch.device, precision: str = "auto") -> str:
-    """Return fp32, bf16 or fp16, whichever networks use on a device if `precision` is asked for.
+    """Return the precision (fp32, bf16 or fp16) that networks use on a device for the option `precision`.
 
     On a CPU without a matrix unit for bf16 `auto` takes float16 or float32 where there are kernels: they need an eighth
     of the multiplications, and bf16 saves half of their time.

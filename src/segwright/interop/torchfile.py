@@ -134,7 +134,7 @@ def _values(archive: zipfile.ZipFile, record: str, storage: Storage) -> Tensor:
         return torch.empty(0, dtype=storage.dtype)
     size = storage.numel * storage.dtype.itemsize
     if archive.getinfo(record).file_size < size:
-        raise ModelError(f"{size} bytes are asked for, its record has {archive.getinfo(record).file_size}")
+        raise ModelError(f"it needs {size} bytes, but its record has {archive.getinfo(record).file_size}")
     buffer = bytearray(size)
     with archive.open(record) as stream:
         left = memoryview(buffer)

@@ -66,7 +66,7 @@ def test_an_output_folder_that_cannot_be_made_is_the_users_to_mend(
 
 
 def test_several_models_on_several_devices_are_refused_without_a_model(images: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="several models predict on one device"):
+    with pytest.raises(ConfigError, match="several models can only predict on one device"):
         api.predict([tmp_path / "a", tmp_path / "b"], images, tmp_path / "out", device="cpu,cpu")
 
 

@@ -225,7 +225,7 @@ def test_compressed_records_are_refused(tmp_path: Path) -> None:
 
 def test_a_record_smaller_than_its_tensor_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.pth")
-    with pytest.raises(ModelError, match="24 bytes are asked for, its record has 8"):
+    with pytest.raises(ModelError, match="it needs 24 bytes, but its record has 8"):
         read_checkpoint(rewritten(path, lambda name, data: data[:8] if name.endswith("data/0") else data))
 
 

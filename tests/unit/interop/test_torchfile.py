@@ -101,7 +101,7 @@ def test_work_beyond_the_longest_training_is_refused(
         (tensor(numel=16, offset=0, shape=[4, 4], stride=[10**9, 1]), "backed by 16 numbers only"),
         (tensor(numel=16, offset=10, shape=[8], stride=[1]), "backed by 16 numbers only"),
         (tensor(numel=10**12, offset=0, shape=[1], stride=[1]), "of more bytes than the file has"),
-        (tensor(numel=32, offset=0, shape=[32], stride=[1]), "128 bytes are asked for, its record has 64"),
+        (tensor(numel=32, offset=0, shape=[32], stride=[1]), "it needs 128 bytes, but its record has 64"),
     ],
 )
 def test_tensors_beyond_their_records_are_refused(tmp_path: Path, stored: bytes, message: str) -> None:

@@ -35,7 +35,7 @@ QUANTA = 255
 """A probability of 1 in maps of uint8."""
 
 CHECKSUM_OF_ARRAY = "crc32"
-"""Key of the checksum of a b2nd file in the document beside it; there is none while the file is being replaced."""
+"""Key of the checksum of a b2nd file in the document beside it; it is missing while the file is being replaced."""
 
 _KEY = "probabilities"
 _NIFTI_READERS = ("SimpleITKIO", "NibabelIO", "NibabelIOWithReorient", "SimpleITKIOWithReorient")
@@ -119,9 +119,9 @@ class ProbabilityFormat:
     ) -> Iterator[StoredProbabilities]:
         """Open a store for planes of the whole case along one axis, in the reader's axis order; else as `open`."""
         files = self.files(folder, case, labels)
-        beside, told = provenance_file(folder, case), {**document, "provenance": provenance.to_json()}
+        beside, content = provenance_file(folder, case), {**document, "provenance": provenance.to_json()}
         if self.kind != "nifti":
-            write_checked_json(beside, told)
+            write_checked_json(beside, content)
         before, back = provenance.shape_before_cropping, provenance.transpose_backward
         shape = tuple(before[source] for source in back)
         with _scratch(files[0]) as path:
@@ -130,7 +130,7 @@ class ProbabilityFormat:
             if self.kind == "b2nd":
                 checksum = file_crc(path)
                 path.replace(files[0])
-                write_checked_json(beside, {**told, CHECKSUM_OF_ARRAY: checksum})
+                write_checked_json(beside, {**content, CHECKSUM_OF_ARRAY: checksum})
             elif self.kind == "npz":
                 _write_npz(target.stored, files[0])
             else:

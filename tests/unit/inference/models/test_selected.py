@@ -93,7 +93,7 @@ def test_what_a_selection_cannot_do_is_said(select: Callable[..., Path], images:
     two = select("2d", "3d_fullres")
     with pytest.raises(ConfigError, match="several models can only predict on one device"):
         api.predict(two, images, tmp_path / "out", device="cpu,cpu")
-    with pytest.raises(ConfigError, match=r"predicts alone.*name the folders in .*members"):
+    with pytest.raises(ConfigError, match=r"cannot be averaged.*give the folders in .*members"):
         api.predict([two, two / "members" / "Trainer__nnUNetPlans__2d"], images, tmp_path / "out", device="cpu")
 
 
