@@ -4,11 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-slow fuzz lint format bench clean
+.PHONY: setup demo test test-slow test-sanitize fuzz lint format bench clean
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt hatch_build.py $(wildcard src/segwright/networks/cpu/native/*)
+$(READY): pyproject.toml constraints.txt hatch_build.py build_kernels.py $(wildcard src/segwright/networks/cpu/native/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
@@ -34,6 +34,13 @@ test: lint
 # whole commands, kills, damaged files and what else takes long
 test-slow: setup
 	$(BIN)/pytest -m slow
+
+# the kernels' tests with AddressSanitizer and UndefinedBehaviorSanitizer; needs GCC, whose libraries come first
+test-sanitize: setup
+	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
+	$(BIN)/python build_kernels.py --sanitize "$$folder" && \
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so.6)" ASAN_OPTIONS=detect_leaks=0 \
+	$(BIN)/pytest --kernels "$$folder" tests/unit/networks/cpu
 
 # three minutes over all readers of files; the seed is printed, and what repeats each finding
 fuzz: setup

@@ -20,7 +20,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--fuzz-count", type=int, default=100, help="damaged files that each reader of files gets, on average"
     )
+    parser.addoption("--kernels", type=Path, help="folder of the compiled CPU kernels, instead of the package's")
     parser.addoption("--fuzz-seed", type=int, default=0, help="decides how they are damaged")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if folder := config.getoption("--kernels"):
+        from segwright.networks.cpu import library
+
+        library.FOLDER = folder  # type: ignore[misc]  # before any test loads them
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marker

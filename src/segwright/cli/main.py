@@ -68,11 +68,17 @@ app = typer.Typer(
 )
 
 
-def _print_version(wanted: bool) -> None:
+def _print_version(context: typer.Context, wanted: bool) -> None:
     if wanted:
         import segwright
 
         print(f"segwright {segwright.__version__}")
+        if context.params.get("verbose"):
+            import torch
+
+            from segwright.networks.cpu.library import describe_kernels
+
+            print(f"torch {torch.__version__}\n{describe_kernels()}")
         raise typer.Exit
 
 
@@ -82,7 +88,7 @@ def settings(
     work: Annotated[
         Path | None, typer.Option("--work", metavar="DIR", help="Folder for all results (default ./segwright-work).")
     ] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="More messages on stderr.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", is_eager=True, help="More messages on stderr.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors on stderr.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an unexpected error.")] = False,
     version: Annotated[

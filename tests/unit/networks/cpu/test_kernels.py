@@ -357,12 +357,6 @@ def test_without_the_narrowest_vectors_there_are_none(tmp_path: Path, monkeypatc
 
 
 @needs_kernels
-def test_a_library_of_another_version_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "_VERSION", -1)
-    assert compiled.libraries.__wrapped__() == ()
-
-
-@needs_kernels
 def test_vectors_are_as_wide_as_all_channels_allow() -> None:
     widths = [each.lanes for each in compiled.libraries()]
     assert widths == ([16, 8] if torch.backends.cpu.get_cpu_capability() == "AVX512" else [8])

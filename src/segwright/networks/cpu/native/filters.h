@@ -2,21 +2,21 @@
  *
  * F(4, 3) takes 6 multiplications for 4 outputs instead of 12, F(5, 3) takes 7 for 5 (Lavin & Gray 2016,
  * arXiv:1509.09308). With stride 2, the outer taps see every other value and F(4, 2) takes 5 for them instead of 8; the
- * middle one sees the rest, 4 more. All four of these have the same weight, so there are 6 kinds of points. Points are
- * chosen for small errors (benchmarks/LOG.md; Barabasz et al. 2020, arXiv:1803.10986).
+ * middle one sees the rest, 4 more. These four have the same weight, so there are 6 kinds of points. Points are chosen for
+ * small errors (benchmarks/LOG.md; Barabasz et al. 2020, arXiv:1803.10986).
  */
 #ifndef SEGWRIGHT_FILTERS_H
 #define SEGWRIGHT_FILTERS_H
 
 #include "native.h"
 
-enum { ALONE = 0, STRIDED = 2, FOUR = 4, FIVE = 5 }; /* filters: one tap, stride 2, F(4, 3), F(5, 3) */
+enum { IDENTITY = 0, STRIDED = 2, FOUR = 4, FIVE = 5 }; /* filters: one tap, stride 2, F(4, 3), F(5, 3) */
 
 enum {
-    TILE = 4,          /* outputs, but of FIVE */
-    KINDS = 6,         /* of points, but of FIVE; those of one kind have the same weight */
-    MOST_KINDS = 7,    /* of any filter */
-    MOST = 9,          /* points of any filter */
+    TILE = 4,          /* outputs, except for FIVE */
+    KINDS = 6,         /* of points, except for FIVE; points of one kind share a weight */
+    MAX_KINDS = 7,    /* of any filter */
+    MAX_POINTS = 9,          /* points of any filter */
 };
 
 /* FOUR: 0, NEAR, -NEAR, FAR, -FAR and infinity. NEAR * FAR is 1, which saves multiplications. */
@@ -36,19 +36,19 @@ enum {
 #define B2 (B * B)
 #define C2 (C * C)
 
-INLINE int64_t tile_of(int64_t filter) { return filter == ALONE ? 1 : filter == FIVE ? 5 : TILE; }
+INLINE int64_t tile_of(int64_t filter) { return filter == IDENTITY ? 1 : filter == FIVE ? 5 : TILE; }
 INLINE int64_t stride_of(int64_t filter) { return filter == STRIDED ? 2 : 1; }
-INLINE int64_t kinds_of(int64_t filter) { return filter == ALONE ? 1 : filter == FIVE ? MOST_KINDS : KINDS; }
+INLINE int64_t kinds_of(int64_t filter) { return filter == IDENTITY ? 1 : filter == FIVE ? MAX_KINDS : KINDS; }
 
-/* Return how many points there are, which is how many inputs a tile needs. */
-INLINE int64_t points_of(int64_t filter) { return filter == STRIDED ? MOST : kinds_of(filter); }
+/* Return the number of points, which is also the number of inputs of a tile. */
+INLINE int64_t points_of(int64_t filter) { return filter == STRIDED ? MAX_POINTS : kinds_of(filter); }
 
-/* Return how many points of a kind there are: the last kind may have several. */
+/* Return the number of points of a kind; only the last kind may have several. */
 INLINE int64_t members_of(int64_t kind, int64_t filter) { return filter == STRIDED && kind == KINDS - 1 ? TILE : 1; }
 
 INLINE int64_t kind_of(int64_t point, int64_t filter) { return least(point, kinds_of(filter) - 1); }
 
-/* Transform three weights to all kinds, `apart`. */
+/* Transform three weights to one for each kind of points, `apart`. */
 INLINE void transform_weight(int64_t filter, Lanes g0, Lanes g1, Lanes g2, Lanes *out, int64_t apart) {
     if (filter == FOUR) {
         Lanes near = (g0 + NEAR2 * g2) / (2.0f * NEAR * (NEAR2 - FAR2)), near_odd = g1 / (2.0f * (NEAR2 - FAR2));

@@ -1,13 +1,13 @@
-/* The last layer of a network: each voxel alone, from many channels to a few classes. */
+/* 1x1 convolution to few classes: the last layer of a network. */
 #include "norm.h"
 
 enum {
-    GROUP = 8,   /* voxels whose sums are made together */
-    SOON = 2048, /* floats of the image that are asked for before they are needed: memory is slower than the sums */
+    GROUP = 8,   /* voxels summed together */
+    PREFETCH = 2048, /* floats that the image is prefetched ahead: memory is slower than the sums */
 };
 
-/* Multiply `count` voxels (count, c), GROUP at most, by weights (classes, c); sum GROUP products each, some of them
- * none's. */
+/* Multiply `count` voxels (count, c), at most GROUP, by weights (classes, c). GROUP sums are computed in any case, those
+ * beyond `count` are not used. */
 INLINE void classify(
     const float *voxels, int64_t count, int64_t c, const float *weights, const float *bias, int64_t classes, float *out
 ) {
@@ -22,10 +22,10 @@ INLINE void classify(
     }
 }
 
-/* Convolve each voxel alone; a job is `run` of them, the last ones first: what was written last is in the cache.
- * Arguments: image (n, voxels, c), with factors (n, 3, c) or none and slope as for segwright_convolve; n, voxels, c,
- * classes; weights (classes, c), bias (classes) or none; run, output (n, voxels, classes). `work` holds (GROUP, c). */
-API void segwright_head(const Argument *arguments, float *work, int64_t *next) {
+/* A job is `run` voxels, the last ones first: what was written last is in the cache.
+ * Arguments: image (n, voxels, c), with factors (n, 3, c) or NULL and slope as for segwright_convolve; n, voxels, c,
+ * classes; weights (classes, c), bias (classes) or NULL; run, output (n, voxels, classes). `work` holds (GROUP, c). */
+static void head_kernel(const Argument *arguments, float *work, int64_t *next) {
     const float *image = arguments[0].array, *factors = arguments[1].array;
     float slope = arguments[2].real;
     int64_t n = arguments[3].whole, voxels = arguments[4].whole, c = arguments[5].whole, classes = arguments[6].whole;
@@ -40,7 +40,7 @@ API void segwright_head(const Argument *arguments, float *work, int64_t *next) {
                 for (int64_t i = 0; i < c; i += LANES) {
                     const float *from = image + (at + each) * c + i;
                     Lanes value = load(from);
-                    if (i % LINE == 0) __builtin_prefetch(from + SOON);
+                    if (i % LINE == 0) __builtin_prefetch(from + PREFETCH);
                     if (factors) value = normalised(value, factors + sample * 3 * c + i, c, slope);
                     store(work + each * c + i, value);
                 }
@@ -49,3 +49,19 @@ API void segwright_head(const Argument *arguments, float *work, int64_t *next) {
         }
     }
 }
+
+static int64_t head_check(const Argument *arguments, int64_t work_size) {
+    int64_t c = arguments[5].whole;
+    for (int i = 3; i < 7; i++) RETURN_UNLESS_OK(check_sizes(1, &arguments[i].whole));
+    RETURN_UNLESS_OK(check_sizes(1, &arguments[9].whole));
+    if (c % LANES) return BAD_CHANNELS;
+    if (work_size < GROUP * c) return SMALL_WORK;
+    RETURN_UNLESS_OK(check_floats(arguments[0].array));
+    RETURN_UNLESS_OK(check_optional(arguments[1].array));
+    RETURN_UNLESS_OK(check_floats(arguments[7].array));
+    RETURN_UNLESS_OK(check_optional(arguments[8].array));
+    RETURN_UNLESS_OK(check_floats(arguments[10].array));
+    return OK;
+}
+
+API const Entry segwright_head = {head_kernel, head_check, 11};

@@ -1,26 +1,26 @@
-/* Instance norm with LeakyReLU: moments of runs of voxels, put together for each sample, and the values scaled by them.
+/* Instance norm with LeakyReLU in three steps: moments of runs of voxels, their combination for each sample, scaling.
  *
- * Where there are as many samples as threads, or a multiple, each takes whole samples, which the second pass still finds
- * in the cache; else all share each of the three steps. Both ways give the same bits.
+ * If the number of samples is a multiple of that of threads, each thread takes whole samples, which are still in the cache
+ * in the last step; otherwise all threads share each step. Both give the same bits.
  */
 #include <math.h>
 
 #include "norm.h"
 
-/* The other way of `load_from`. */
+/* Store from element `at` on; as load_from. */
 INLINE void store_to(void *array, int64_t at, Lanes value, int half) {
-    if (half) store_halves((uint16_t *)array + at, value);
+    if (half) store_bf16((uint16_t *)array + at, value);
     else store((float *)array + at, value);
 }
 
-/* What the kernels are called with: images (n, voxels, c), how many voxels make a run (the last one of an image may have
- * fewer), how many records a sample has, and the norm; `weight` and `bias` (c) may be none. */
+/* Arguments of all kernels here: images (n, voxels, c), voxels per run (the last of an image may have fewer), records per
+ * sample, and the norm; `weight` and `bias` (c) may be NULL. */
 typedef struct {
     void *images;
     int64_t half, n, voxels, c, run, runs;
     const float *weight, *bias;
     float eps, slope;
-    float *records, *factors; /* of all samples, where threads share them */
+    float *records, *factors; /* of all samples, if threads share the steps */
     void *out;
 } Norm;
 
@@ -41,8 +41,19 @@ INLINE Part part(const Norm *n, int64_t job) {
     return (Part){sample, (sample * n->voxels + start) * n->c, least(n->run, n->voxels - start)};
 }
 
-/* Put the records of a sample's runs together, in float64, to means, scales and shifts (3, c). */
-static void put_together(const Norm *n, const float *records, float *factors) {
+INLINE uintptr_t bytes_of(const Norm *n) { return n->half ? sizeof(uint16_t) : sizeof(float); } /* of a value */
+
+/* Check what all steps need. */
+static int64_t check_norm(const Norm *n) {
+    if (n->n < 1 || n->voxels < 1 || n->c < 1 || n->run < 1) return BAD_SIZE;
+    if (n->c % LANES) return BAD_CHANNELS;
+    RETURN_UNLESS_OK(check_array(n->images, bytes_of(n)));
+    RETURN_UNLESS_OK(check_optional(n->weight));
+    return check_optional(n->bias);
+}
+
+/* Combine the records of a sample's runs in float64 to means, scales and shifts (3, c). */
+static void combine_records(const Norm *n, const float *records, float *factors) {
     int64_t c = n->c, apart = record(c);
     for (int64_t i = 0; i < c; i++) {
         double mean = 0, squares = 0;
@@ -58,7 +69,7 @@ static void put_together(const Norm *n, const float *records, float *factors) {
     }
 }
 
-/* Write the LeakyReLU of the norm of the voxels of a part. */
+/* Normalise the voxels of a part and apply the LeakyReLU. */
 INLINE void scale(const void *from, Part p, int64_t c, const float *factors, float slope, void *to, int half) {
     for (int64_t voxel = 0; voxel < p.count; voxel++) {
         for (int64_t i = 0; i < c; i += LANES) {
@@ -79,26 +90,49 @@ static void scale_part(const Norm *n, Part p, const float *factors) {
     else scale(n->images, p, n->c, factors, n->slope, n->out, 0);
 }
 
-/* All kernels have the arguments of Norm in its order. The first three are called after each other. */
+/* All kernels take the members of Norm in its order. The first three are the steps. */
 
-/* Give records of each run to (n, runs, record); a job is a run. */
-API void segwright_moments(const Argument *arguments, float *work, int64_t *next) {
+/* Write a record for each run to (n, runs, record); a job is a run. */
+static void moments_kernel(const Argument *arguments, float *work, int64_t *next) {
     Norm n = norm_of(arguments);
     (void)work;
     for (int64_t job; (job = take(next)) < n.n * n.runs;) moments_of(&n, part(&n, job), n.records + job * record(n.c));
 }
 
-/* Put the records of each sample together to (n, 3, c), whoever made them; a job is a sample. */
-API void segwright_factors(const Argument *arguments, float *work, int64_t *next) {
+static int64_t moments_check(const Argument *arguments, int64_t work_size) {
+    Norm n = norm_of(arguments);
+    (void)work_size;
+    RETURN_UNLESS_OK(check_norm(&n));
+    if (n.runs != cuts_of(&n)) return BAD_SIZE;
+    RETURN_UNLESS_OK(check_floats(n.records));
+    return OK;
+}
+
+API const Entry segwright_moments = {moments_kernel, moments_check, 14};
+
+/* Combine the records of each sample, from any kernel, to factors (n, 3, c); a job is a sample. */
+static void factors_kernel(const Argument *arguments, float *work, int64_t *next) {
     Norm n = norm_of(arguments);
     (void)work;
     for (int64_t job; (job = take(next)) < n.n;) {
-        put_together(&n, n.records + job * n.runs * record(n.c), n.factors + job * 3 * n.c);
+        combine_records(&n, n.records + job * n.runs * record(n.c), n.factors + job * 3 * n.c);
     }
 }
 
+static int64_t factors_check(const Argument *arguments, int64_t work_size) {
+    Norm n = norm_of(arguments);
+    (void)work_size;
+    RETURN_UNLESS_OK(check_norm(&n));
+    if (n.runs < 1) return BAD_SIZE;
+    RETURN_UNLESS_OK(check_floats(n.records));
+    RETURN_UNLESS_OK(check_floats(n.factors));
+    return OK;
+}
+
+API const Entry segwright_factors = {factors_kernel, factors_check, 14};
+
 /* Scale the images; a job is a part of them, the last ones first: what was written last is in the cache. */
-API void segwright_scale(const Argument *arguments, float *work, int64_t *next) {
+static void scale_kernel(const Argument *arguments, float *work, int64_t *next) {
     Norm n = norm_of(arguments);
     int64_t jobs = n.n * cuts_of(&n);
     (void)work;
@@ -108,15 +142,37 @@ API void segwright_scale(const Argument *arguments, float *work, int64_t *next) 
     }
 }
 
+static int64_t scale_check(const Argument *arguments, int64_t work_size) {
+    Norm n = norm_of(arguments);
+    (void)work_size;
+    RETURN_UNLESS_OK(check_norm(&n));
+    RETURN_UNLESS_OK(check_floats(n.factors));
+    RETURN_UNLESS_OK(check_array(n.out, bytes_of(&n)));
+    return OK;
+}
+
+API const Entry segwright_scale = {scale_kernel, scale_check, 14};
+
 /* All three for each sample; a job is a sample. The last samples come first, and in the second pass the last runs, as
  * above. `work` holds the records of a sample and its factors. */
-API void segwright_norm(const Argument *arguments, float *work, int64_t *next) {
+static void norm_kernel(const Argument *arguments, float *work, int64_t *next) {
     Norm n = norm_of(arguments);
     float *factors = work + n.runs * record(n.c);
     for (int64_t job; (job = take(next)) < n.n;) {
         int64_t first = (n.n - 1 - job) * n.runs;
         for (int64_t r = 0; r < n.runs; r++) moments_of(&n, part(&n, first + r), work + r * record(n.c));
-        put_together(&n, work, factors);
+        combine_records(&n, work, factors);
         for (int64_t r = n.runs - 1; r >= 0; r--) scale_part(&n, part(&n, first + r), factors);
     }
 }
+
+static int64_t norm_check(const Argument *arguments, int64_t work_size) {
+    Norm n = norm_of(arguments);
+    RETURN_UNLESS_OK(check_norm(&n));
+    if (n.runs != cuts_of(&n)) return BAD_SIZE;
+    if (work_size < n.runs * record(n.c) + 3 * n.c) return SMALL_WORK;
+    RETURN_UNLESS_OK(check_array(n.out, bytes_of(&n)));
+    return OK;
+}
+
+API const Entry segwright_norm = {norm_kernel, norm_check, 14};

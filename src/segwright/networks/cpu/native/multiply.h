@@ -1,16 +1,16 @@
-/* Products of matrices with few rows, whose weights lie in columns of two vectors. */
+/* Matrix products with few rows at once; weights are stored in columns of two vectors. */
 #ifndef SEGWRIGHT_MULTIPLY_H
 #define SEGWRIGHT_MULTIPLY_H
 
 #include "native.h"
 
 enum {
-    COLUMNS = 2 * LANES,        /* outputs in registers: two vectors */
-    ROWS = LANES == 8 ? 6 : 12, /* in registers: 6 x 2 sums, 2 weights, 1 input of AVX2's 16; 27 of AVX-512's 32 */
-    AHEAD = 1024,               /* floats of weights that are asked for before they are needed */
+    COLUMNS = 2 * LANES,        /* outputs at once: two vectors */
+    ROWS = LANES == 8 ? 6 : 12, /* at once, limited by registers: 6 x 2 sums, 2 weights, 1 input of AVX2's 16; 27 of AVX-512's 32 */
+    PREFETCH_AHEAD = 1024,               /* floats that weights are prefetched ahead */
 };
 
-/* Sums (rows, COLUMNS) in registers, for which `rows` has to be known to the compiler: they begin with `bias` or zeros, */
+/* Start sums (rows, COLUMNS) from `bias` or zeros. `rows` must be a compile-time constant, so that they stay in registers. */
 INLINE void begin_sums(int rows, Lanes (*sums)[2], const float *bias) {
     for (int i = 0; i < rows; i++) {
         sums[i][0] = bias ? load(bias) : (Lanes){0};
@@ -18,18 +18,18 @@ INLINE void begin_sums(int rows, Lanes (*sums)[2], const float *bias) {
     }
 }
 
-/* get an input of each row, `apart`, times its weights (COLUMNS), */
+/* Add one input of each row, rows being `apart`, times its weights (COLUMNS). */
 INLINE void add_to_sums(int rows, Lanes (*sums)[2], const float *inputs, int64_t apart, const float *weights) {
     Lanes low = load(weights), high = load(weights + LANES);
 #pragma GCC unroll 12
     for (int i = 0; i < rows; i++) {
-        Lanes value = inputs[i * apart] - (Lanes){0}; /* in all lanes */
+        Lanes value = inputs[i * apart] - (Lanes){0}; /* broadcast */
         sums[i][0] += value * low;
         sums[i][1] += value * high;
     }
 }
 
-/* and are written to rows that lie `apart`. */
+/* Write sums to rows that are `apart`. */
 INLINE void write_sums(int rows, Lanes (*sums)[2], float *to, int64_t apart) {
 #pragma GCC unroll 12
     for (int i = 0; i < rows; i++) {
@@ -38,7 +38,7 @@ INLINE void write_sums(int rows, Lanes (*sums)[2], float *to, int64_t apart) {
     }
 }
 
-/* Multiply `rows` rows of `a` (in floats each) by weights (in, COLUMNS) and add `bias`, or none. */
+/* Multiply `rows` rows of `a` (rows, in) by weights (in, COLUMNS) and add `bias` if not NULL. */
 INLINE void multiply_rows(
     int rows, const float *a, int64_t in, const float *weights, const float *bias, float *to, int64_t to_stride
 ) {
@@ -47,15 +47,15 @@ INLINE void multiply_rows(
     for (const float *end = a + in; a < end; a += LANES) {
 #pragma GCC unroll 8
         for (int k = 0; k < LANES; k++, weights += COLUMNS) {
-            for (int i = 0; i < COLUMNS; i += LINE) __builtin_prefetch(weights + AHEAD + i);
+            for (int i = 0; i < COLUMNS; i += LINE) __builtin_prefetch(weights + PREFETCH_AHEAD + i);
             add_to_sums(rows, sums, a + k, in, weights);
         }
     }
     write_sums(rows, sums, to, to_stride);
 }
 
-/* Do something `count` times, for ROWS of them at once and as many as possible each time, 4 times 5 rather than 3 times 6
- * and 2, which are as slow as 4: DO(rows), where `rows` is known to the compiler and the first of them is `at`. */
+/* Call DO(rows) for all of `count` rows, at most ROWS at once, in steps as even as possible: for 20 rows 4 x 5, since in
+ * 3 x 6 + 2 the last step is slow. `rows` is a compile-time constant and `at` the first row. */
 #define BY_ROWS(at, count, DO) \
     for (int64_t at = 0, most_ = parts(count, parts(count, ROWS)); at < (count); at += most_) { \
         switch (least(most_, (count) - at)) { \
@@ -68,8 +68,8 @@ INLINE void multiply_rows(
         if (rows <= ROWS) DO(rows); \
         break;
 
-/* Multiply `a` (rows, in) by weights (out / COLUMNS, in, COLUMNS), and add `bias` or none, to `to` (rows, out), whose rows
- * lie `apart`. */
+/* Multiply `a` (rows, in) by weights (out / COLUMNS, in, COLUMNS), and add `bias` if not NULL, to `to` (rows, out), whose rows
+ * are `apart`. */
 static inline void multiply(
     const float *a, int64_t rows, int64_t in, const float *weights, int64_t out, const float *bias, float *to, int64_t apart
 ) {

@@ -1,20 +1,20 @@
-/* What instance norms are made of. */
+/* Moments of runs of voxels, and the normalisation of a vector. */
 #ifndef SEGWRIGHT_NORM_H
 #define SEGWRIGHT_NORM_H
 
 #include "native.h"
 
-enum { RECORD = 8 }; /* floats after the moments of a run (2, c), of which the first holds how many voxels it had */
+enum { RECORD = 8 }; /* floats after the moments (2, c) of a run; the first is its number of voxels */
 
 INLINE int64_t record(int64_t c) { return 2 * c + RECORD; }
 
-/* Element `at` of an array and those after it; `half`, whether they are bfloat16, has to be known to the compiler. */
+/* Load from element `at` on; `half` (bfloat16) must be a compile-time constant. */
 INLINE Lanes load_from(const void *array, int64_t at, int half) {
-    return half ? load_halves((const uint16_t *)array + at) : load((const float *)array + at);
+    return half ? load_bf16((const uint16_t *)array + at) : load((const float *)array + at);
 }
 
-/* Write mean and sum of squared deviations of each channel of a run, and its voxels, to the record `to`: `voxels` of each
- * of `count` arrays, from element `at` on. */
+/* Write the mean and the sum of squared deviations of each channel, and the number of voxels, to the record `to`. A run is
+ * `voxels` voxels of each of `count` arrays, from element `at` on. */
 INLINE void moments(
     const void *const *arrays, int64_t count, int64_t at, int64_t voxels, int64_t c, float *to, int half
 ) {
@@ -46,7 +46,8 @@ INLINE void moments(
     }
 }
 
-/* Return leaky_relu((value - mean) * scale + shift) of channels that begin at `factors`, which are these three (3, c). */
+/* Return leaky_relu((value - mean) * scale + shift) ; `factors` (3, c) are these three, from the
+ * first channel of `value` on. */
 INLINE Lanes normalised(Lanes value, const float *factors, int64_t c, float slope) {
     return leaky((value - load(factors)) * load(factors + c) + load(factors + 2 * c), slope);
 }

@@ -1,5 +1,5 @@
-/* The points of Winograd's filters, and products of their matrices: in halves where the processor multiplies twice as many
- * of them at once, in floats elsewhere. The filters always compute in floats.
+/* Matrix products of Winograd's transformed inputs and weights: in fp16 with AVX512-FP16, which multiplies twice as many
+ * values at once, elsewhere in float32. The transforms always compute in float32.
  */
 #ifndef SEGWRIGHT_PRODUCTS_H
 #define SEGWRIGHT_PRODUCTS_H
@@ -10,7 +10,7 @@
 
 typedef float Point;
 
-enum { INPUTS = 1 }; /* whose weights lie together */
+enum { INPUTS = 1 }; /* whose weights are stored together */
 
 INLINE Lanes load_points(const Point *from) { return load(from); }
 INLINE void store_points(Point *to, Lanes value) { store(to, value); }
@@ -27,7 +27,7 @@ typedef Point Pairs __attribute__((vector_size(4 * LANES)));
 
 enum {
     INPUTS = 2,
-    SHORT = 32, /* with 16 predictions are a fifth more exact and 12 % slower, with 64 a fifth less and no faster */
+    FP16_TERMS = 32, /* sums of so many products stay in fp16: with 16, errors are a fifth smaller and it is 12 % slower; 64 is no faster */
 };
 
 INLINE Lanes load_points(const Point *from) {
@@ -50,7 +50,7 @@ INLINE void store_weights(Point *to, const Lanes *inputs) {
 INLINE Pairs load_pairs(const Point *from) { return (Pairs)_mm512_loadu_si512(from); }
 INLINE void store_pairs(Point *to, Pairs value) { _mm512_storeu_si512(to, (__m512i)value); }
 
-/* Load a pair to all lanes, which takes no instruction but the load; a single half would. */
+/* Broadcast a pair of inputs: that is part of the load, unlike for a single fp16 value. */
 INLINE Pairs same_pairs(const Point *from) {
     int32_t pair;
     memcpy(&pair, from, sizeof pair);
@@ -64,13 +64,13 @@ INLINE Pairs sums_of_pairs(Pairs even, Pairs odd) {
     return (Pairs)ones + (Pairs)_mm512_rol_epi32(others, 16);
 }
 
-/* Add halves to floats. */
-INLINE void add_halves(Lanes *totals, Pairs sums) {
+/* Add fp16 sums to float32 totals. */
+INLINE void add_fp16(Lanes *totals, Pairs sums) {
     totals[0] += (Lanes)_mm512_cvtxph_ps((__m256h)_mm512_castsi512_si256((__m512i)sums));
     totals[1] += (Lanes)_mm512_cvtxph_ps((__m256h)_mm512_extracti64x4_epi64((__m512i)sums, 1));
 }
 
-/* Sum the products of `count` inputs of each row, every other one apart, in halves. */
+/* Sum the products of `count` inputs of each row in fp16, separately for even and odd inputs. */
 INLINE void sum_pairs(
     int rows, const Point *a, int64_t in, int64_t count, const Point *weights, Pairs *even, Pairs *odd
 ) {
@@ -78,7 +78,7 @@ INLINE void sum_pairs(
 #pragma GCC unroll 8
     for (const Point *end = a + count; a < end; a += INPUTS, weights += INPUTS * COLUMNS) {
         Pairs even_weights = load_pairs(weights), odd_weights = load_pairs(weights + COLUMNS);
-        for (int i = 0; i < INPUTS * COLUMNS; i += 2 * LINE) __builtin_prefetch(weights + 2 * AHEAD + i);
+        for (int i = 0; i < INPUTS * COLUMNS; i += 2 * LINE) __builtin_prefetch(weights + 2 * PREFETCH_AHEAD + i);
 #pragma GCC unroll 12
         for (int i = 0; i < rows; i++) {
             Pairs inputs = same_pairs(a + i * in);
@@ -88,10 +88,10 @@ INLINE void sum_pairs(
     }
 }
 
-/* As multiply_rows; sums of more than SHORT halves would lose digits, and go on as floats. */
+/* As multiply_rows; sums of more than FP16_TERMS products continue in float32, for accuracy. */
 INLINE void multiply_pairs(int rows, const Point *a, int64_t in, const Point *weights, Point *to, int64_t apart) {
     Pairs even[ROWS], odd[ROWS];
-    if (in <= SHORT) {
+    if (in <= FP16_TERMS) {
         sum_pairs(rows, a, in, in, weights, even, odd);
 #pragma GCC unroll 12
         for (int i = 0; i < rows; i++) store_pairs(to + i * apart, sums_of_pairs(even[i], odd[i]));
@@ -99,10 +99,10 @@ INLINE void multiply_pairs(int rows, const Point *a, int64_t in, const Point *we
     }
     Lanes totals[ROWS][2];
     for (int i = 0; i < rows; i++) totals[i][0] = totals[i][1] = (Lanes){0};
-    for (int64_t first = 0; first < in; first += SHORT) {
-        sum_pairs(rows, a + first, in, least(SHORT, in - first), weights + first * COLUMNS, even, odd);
+    for (int64_t first = 0; first < in; first += FP16_TERMS) {
+        sum_pairs(rows, a + first, in, least(FP16_TERMS, in - first), weights + first * COLUMNS, even, odd);
 #pragma GCC unroll 12
-        for (int i = 0; i < rows; i++) add_halves(totals[i], sums_of_pairs(even[i], odd[i]));
+        for (int i = 0; i < rows; i++) add_fp16(totals[i], sums_of_pairs(even[i], odd[i]));
     }
     for (int i = 0; i < rows; i++) {
         store_points(to + i * apart, totals[i][0]);

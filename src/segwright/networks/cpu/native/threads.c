@@ -1,50 +1,73 @@
-/* Calls a kernel in several threads. */
+/* Checks the arguments of a kernel and calls it in several threads. */
 #include <pthread.h>
 
 #include "native.h"
 
-/* OpenMP's way to call a function in a team of threads, as compilers do (GNU's libgomp, and LLVM's for its sake). */
-typedef void Team(void (*function)(void *), void *data, unsigned threads, unsigned flags);
+#ifndef SEGWRIGHT_SOURCES_HASH
+#error "compile with build_kernels.py, which defines SEGWRIGHT_SOURCES_HASH"
+#endif
+
+/* OpenMP's function to run another in several threads, as compilers call it (GNU's libgomp; LLVM's has it too). */
+typedef void Parallel(void (*function)(void *), void *data, unsigned threads, unsigned flags);
 
 typedef struct {
     Kernel *kernel;
     const Argument *arguments;
     float *work;
-    int64_t work_size, began, next;
+    int64_t work_size, started, next;
 } Call;
 
-/* What `kernels.py` expects; to be counted up with every change of these functions. */
-API int64_t segwright_version(void) { return 13; }
+/* The hash of the sources that this was compiled from. */
+API const char *segwright_sources(void) { return SEGWRIGHT_SOURCES_HASH; }
 
-/* How many channels a vector holds, which those of images have to be multiples of. */
+/* How many channels a vector holds; channels of images have to be multiples of it. */
 API int64_t segwright_lanes(void) { return LANES; }
 
-static void take_part(void *data) {
-    Call *call = data;
-    call->kernel(call->arguments, call->work + take(&call->began) * call->work_size, &call->next);
+/* The words for a code that segwright_call returns. */
+API const char *segwright_message(int64_t code) {
+    static const char *const messages[CODES] = {
+        [OK] = "no error",
+        [WRONG_COUNT] = "wrong number of arguments",
+        [NULL_ARRAY] = "an array is missing",
+        [MISALIGNED] = "an array is not aligned to its elements",
+        [BAD_SIZE] = "a size is not positive, or sizes do not fit each other",
+        [BAD_CHANNELS] = "channels are not a multiple of what the vectors hold",
+        [BAD_FILTER] = "unknown filter, stride or kernel size",
+        [SMALL_WORK] = "too little work memory per thread",
+    };
+    return code >= 0 && code < CODES ? messages[code] : "unknown error";
 }
 
-static void *take_part_in_thread(void *data) {
-    take_part(data);
+static void run(void *data) {
+    Call *call = data;
+    call->kernel(call->arguments, call->work + take(&call->started) * call->work_size, &call->next);
+}
+
+static void *run_in_thread(void *data) {
+    run(data);
     return NULL;
 }
 
-/* Call a kernel in `threads` threads at most, each with `work_size` floats of `work`: by its `team` in torch's own,
- * which look out for work a while after a layer and are there at once; without a team in new ones. */
-API void segwright_call(
-    Kernel *kernel, const Argument *arguments, float *work, int64_t work_size, int64_t threads, Team *team
+/* Call a kernel in at most `threads` threads, each with `work_size` floats of `work`. With `parallel` they are torch's own,
+ * which spin for a while after a layer and start at once; without it new ones are made. Return OK or a code. */
+API int64_t segwright_call(
+    const Entry *entry, const Argument *arguments, int64_t count, float *work, int64_t work_size, int64_t threads,
+    Parallel *parallel
 ) {
-    enum { MOST = 256 };
-    Call call = {kernel, arguments, work, work_size, 0, 0};
-    pthread_t others[MOST];
+    enum { MAX_THREADS = 256 };
+    if (!entry || !arguments || (work_size && !work)) return NULL_ARRAY;
+    if (count != entry->count) return WRONG_COUNT;
+    if (threads < 1 || work_size < 0) return BAD_SIZE;
+    RETURN_UNLESS_OK(entry->check(arguments, work_size));
+    Call call = {entry->kernel, arguments, work, work_size, 0, 0};
+    pthread_t others[MAX_THREADS];
     int64_t started = 0;
-    if (team && threads > 1) {
-        team(take_part, &call, (unsigned)threads, 0);
-        return;
+    if (parallel && threads > 1) {
+        parallel(run, &call, (unsigned)threads, 0);
+        return OK;
     }
-    while (started < least(threads, MOST) - 1 && !pthread_create(&others[started], NULL, take_part_in_thread, &call)) {
-        started++;
-    }
-    take_part(&call);
+    while (started < least(threads, MAX_THREADS) - 1 && !pthread_create(&others[started], NULL, run_in_thread, &call)) started++;
+    run(&call);
     while (started) pthread_join(others[--started], NULL);
+    return OK;
 }

@@ -1,7 +1,6 @@
-/* Vectors of floats, as wide as the processor that is compiled for has them: 8 floats with AVX2, 16 with AVX-512.
+/* Vectors of floats: 8 with AVX2, 16 with AVX-512.
  *
- * What only one of the two can say is here, and in products.h what only AVX512-FP16 can; all else is written for any number
- * of LANES.
+ * Code for only one of the two is in this file, code for AVX512-FP16 in products.h; everything else works with any LANES.
  */
 #ifndef SEGWRIGHT_VECTORS_H
 #define SEGWRIGHT_VECTORS_H
@@ -28,7 +27,7 @@ INLINE Lanes load(const float *from) { return (Lanes) * (const Unaligned *)from;
 INLINE void store(float *to, Lanes value) { *(Unaligned *)to = (Unaligned)value; }
 
 /* Load bfloat16. */
-INLINE Lanes load_halves(const uint16_t *from) {
+INLINE Lanes load_bf16(const uint16_t *from) {
 #ifdef __AVX512F__
     return (Lanes)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from)), 16);
 #else
@@ -36,18 +35,18 @@ INLINE Lanes load_halves(const uint16_t *from) {
 #endif
 }
 
-/* Store as bfloat16, the nearest or the even one of two. */
-INLINE void store_halves(uint16_t *to, Lanes value) {
+/* Store as bfloat16, rounded to nearest, ties to even. */
+INLINE void store_bf16(uint16_t *to, Lanes value) {
     Bits bits = (Bits)value, words = (bits + ((bits >> 16) & 1) + 0x7fff) >> 16;
 #ifdef __AVX512F__
     _mm256_storeu_si256((__m256i *)to, _mm512_cvtepi32_epi16((__m512i)words));
 #else
-    __m256i packed = _mm256_packus_epi32((__m256i)words, (__m256i)words); /* each half packs its own */
+    __m256i packed = _mm256_packus_epi32((__m256i)words, (__m256i)words); /* packs each 128-bit lane by itself */
     _mm_storeu_si128((__m128i *)to, _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
 #endif
 }
 
-/* Return `value`, times `slope` where its sign is negative. */
+/* LeakyReLU: multiply by `slope` where the sign is negative. */
 INLINE Lanes leaky(Lanes value, float slope) {
 #ifdef __AVX512F__
     __m512 number = (__m512)value;
@@ -57,8 +56,8 @@ INLINE Lanes leaky(Lanes value, float slope) {
 #endif
 }
 
-/* Add the halves of a vector, of 16 floats. */
-INLINE Eight eight_of(Lanes v) {
+/* Return a vector of 8 floats; of 16, add the upper 8 to the lower. */
+INLINE Eight fold_to_eight(Lanes v) {
 #ifdef __AVX512F__
     return (Eight)_mm512_castps512_ps256((__m512)v) + (Eight)_mm512_extractf32x8_ps((__m512)v, 1);
 #else
@@ -66,10 +65,10 @@ INLINE Eight eight_of(Lanes v) {
 #endif
 }
 
-/* Sum each of eight vectors. */
+/* Return the sum of the lanes of each of eight vectors. */
 INLINE Eight sums_of(const Lanes *v) {
     __m256 e[8];
-    for (int i = 0; i < 8; i++) e[i] = (__m256)eight_of(v[i]);
+    for (int i = 0; i < 8; i++) e[i] = (__m256)fold_to_eight(v[i]);
     __m256 low = _mm256_hadd_ps(_mm256_hadd_ps(e[0], e[1]), _mm256_hadd_ps(e[2], e[3]));
     __m256 high = _mm256_hadd_ps(_mm256_hadd_ps(e[4], e[5]), _mm256_hadd_ps(e[6], e[7]));
     return (Eight)_mm256_permute2f128_ps(low, high, 0x20) + (Eight)_mm256_permute2f128_ps(low, high, 0x31);
