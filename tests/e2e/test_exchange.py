@@ -369,7 +369,7 @@ def test_a_network_larger_than_its_weights_takes_no_memory(exported: Path, tmp_p
 
 def test_fine_tuning_wants_a_zip_file_imported_first(exported: Path, tmp_path: Path) -> None:
     file = Path(shutil.make_archive(str(tmp_path / "model"), "zip", exported))
-    with pytest.raises(ModelError, match=r"model\.zip: no checkpoint file.*import-model"):
+    with pytest.raises(ModelError, match=r"model\.zip: not a checkpoint file.*import-model"):
         read_source(file)
 
 
@@ -412,7 +412,10 @@ def test_stages_that_lead_back_to_each_other_are_refused(cascade: Path, tmp_path
     shutil.rmtree(first)
     shutil.copytree(tmp_path / "both" / "nnUNetTrainer__nnUNetPlans__3d_cascade_fullres", first)
     plans = json.loads((first / "plans.json").read_text())
-    for previous, message in (("../../etc", "path separator"), ("3d_cascade_fullres", "which is none")):
+    for previous, message in (
+        ("../../etc", "path separator"),
+        ("3d_cascade_fullres", "names an invalid previous stage"),
+    ):
         plans["configurations"]["3d_cascade_fullres"]["previous_stage"] = previous
         (first / "plans.json").write_text(json.dumps(plans))
         with pytest.raises(ModelError, match=message):

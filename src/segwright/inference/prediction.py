@@ -91,7 +91,7 @@ class ArrayPredictor(ABC):
     ) -> LabelMap:
         """Return the label map of an array, on its grid and in its axis order; arguments as in `arrays.to_volume`.
 
-        An array that is unlike the training cases is predicted, with a warning in the log.
+        An out-of-distribution array is predicted, with a warning in the log.
 
         Raises:
             ImageError: the array does not fit the model, or holds NaN or infinite values.

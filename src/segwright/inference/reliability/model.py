@@ -108,7 +108,7 @@ def training_range(model_folder: Path, plan: Plan, configuration: Configuration)
         try:
             fingerprint = Fingerprint.load(file)
         except SegwrightError as error:  # prediction needs no fingerprint
-            logger.warning("%s; inputs unlike the training cases are flagged by the plan alone", error)
+            logger.warning("%s; out-of-distribution inputs are flagged by the plan alone", error)
     if fingerprint is not None and fingerprint.segwright is not None:
         return fingerprint.segwright
     bounds = _spacings(fingerprint, plan) | _lowest_levels(plan, configuration)
