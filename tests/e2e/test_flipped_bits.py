@@ -110,7 +110,7 @@ def is_kept(root: Path) -> object:
     found = PredictionLog.open(root / PREDICTED / "prediction.json", document["model"], {})
     file = next((root / PREDICTED).glob("*.nii.gz"))
     entry = found.cases[file.name.removesuffix(".nii.gz")]["files"][file.name]
-    return True if log._is_as(file, entry) else None
+    return True if log._matches(file, entry) else None
 
 
 def averaged(root: Path) -> object:

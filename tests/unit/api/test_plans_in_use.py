@@ -18,6 +18,8 @@ from segwright.core.errors import PlanError
 from segwright.data.phantom import write_dataset
 from segwright.workspace import Workspace
 
+pytestmark = pytest.mark.slow
+
 NAME = "Dataset007_Tiny"
 CHANGES = ({"reorient": True}, {"spacing": (2.0, 2.0, 2.0)})
 

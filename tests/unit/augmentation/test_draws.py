@@ -22,6 +22,8 @@ from segwright.augmentation.recipe import Recipe, build_recipe, default_recipe
 from segwright.augmentation.spatial import Affine
 from segwright.core.seeds import generator
 
+pytestmark = pytest.mark.slow
+
 NUM = 5000
 SHAPE_3D, SHAPE_2D, SHAPE_FLAT = (2, 32, 32, 32), (2, 32, 32), (2, 8, 40, 40)
 GOLDEN = Path(__file__).parents[2] / "golden" / "augmentation" / "draws.npz"

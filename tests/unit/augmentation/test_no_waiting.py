@@ -19,6 +19,8 @@ from segwright.data.labels import Labels
 from segwright.training.loading.batches import BatchLoader
 from segwright.training.loading.caching import CachePlacement, CaseCache
 
+pytestmark = pytest.mark.slow
+
 WITHOUT_VALUES = torch.device("meta")
 """Its tensors have shapes alone: reading a value, or a shape that depends on values, is an error."""
 

@@ -16,7 +16,10 @@ PROGRAM = Path(__file__).parent / "live_long.py"
 GROWTH_MIB = 4
 SMALL_SHM = "mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc"),
+]
 
 
 def found(way: str, model: Path, *prefix: str) -> dict[str, Any]:

@@ -15,7 +15,10 @@ BUDGET_MIB = 256
 ROUNDS = 2
 """The allocator's own mood is some percent, so twice if need be; one more copy of the image would be 20."""
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc"),
+]
 
 
 def measured(*arguments: object) -> dict[str, float]:
@@ -25,7 +28,6 @@ def measured(*arguments: object) -> dict[str, float]:
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("heads", [2, 25, 105, 300])
 def test_labels_need_little_beside_the_logits(heads: int) -> None:
     found = measured("export", heads)
@@ -35,7 +37,6 @@ def test_labels_need_little_beside_the_logits(heads: int) -> None:
         assert found["whole_mib"] > 2 * found["label_mib"] + BUDGET_MIB
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("what", ["predict", "files"])
 def test_memory_does_not_grow_with_the_long_axis(what: str) -> None:
     shorts: list[float] = []
@@ -48,7 +49,6 @@ def test_memory_does_not_grow_with_the_long_axis(what: str) -> None:
     pytest.fail(f"{shorts} MiB, then {longs}")
 
 
-@pytest.mark.slow
 def test_an_ensemble_never_holds_the_probabilities_of_a_case() -> None:
     found = measured("average", 32)
     assert found["extra_mib"] <= 2 * found["label_mib"] + BUDGET_MIB < found["whole_mib"]
