@@ -244,7 +244,7 @@ def _load_fingerprint(file: Path) -> Fingerprint:
     """Read the fingerprint of the workspace.
 
     Raises:
-        PlanError: it is damaged; how to measure again is told.
+        PlanError: it is damaged; the message says how to measure again.
     """
     try:
         return Fingerprint.load(file)
@@ -292,7 +292,7 @@ def make_plan(
         if users and as_before:
             logger.warning(
                 "%s is kept although dataset or options changed since: %s was trained with it; 'segwright plan --name "
-                "NAME' plans anew beside it, 'segwright plan --overwrite' replaces it",
+                "NAME' makes a second plan, 'segwright plan --overwrite' replaces it",
                 *(file, users[0]),
             )
             return existing, False
@@ -426,7 +426,7 @@ def _require_unused(session: Session, plan: Plan, name: str) -> None:
         replaced = replaced_cases(session.dataset, plan, name, CaseStore(cases_folder(session, plan, name)))
         if replaced:
             raise WorkspaceError(
-                f"{cases_folder(session, plan, name)}: case {shorten(replaced)} changed and would be made anew, but "
+                f"{cases_folder(session, plan, name)}: case {shorten(replaced)} changed and would be replaced, but "
                 f"{busy} reads it; wait until that has ended, or stop it"
             )
 

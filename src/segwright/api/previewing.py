@@ -158,11 +158,11 @@ class _Shown:
             SegwrightError: the configuration or the augmentation recipe does not exist.
         """
         from segwright.core.device import resolve_device
-        from segwright.training import defaults as regime
+        from segwright.training import defaults
         from segwright.training.loading.loaders import training_recipe
 
         configuration, labels = plan.configuration(name), session.dataset.labels
-        decided = regime.decide(config, configuration, resolve_device("auto")).config
+        decided = defaults.decide(config, configuration, resolve_device("auto")).config
         return cls(
             identifiers=tuple(splits.select([], session.dataset.identifiers, "all").train),
             config=decided,

@@ -1,4 +1,4 @@
-"""Read a plan's architecture block: nnU-Net's class paths and keyword arguments, checked, as our own values."""
+"""Parse and validate a plan's architecture block: nnU-Net's class paths and keyword arguments."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RESIDUAL_BLOCKS: Final = (1, 3, 4, 6)
 PLAIN_CONVS: Final = 2  # nnU-Net's default planner, nnU-Net behaviour 5.1
 BASE_FEATURES: Final = 32
 MAX_FEATURES: Final[dict[int, int]] = {2: 512, 3: 320}
-MOST_BLOCKS: Final = 1000  # of all stages, which take a second to make; nnU-Net's largest preset has 31
+MOST_BLOCKS: Final = 1000  # in all stages together; building them takes a second, and nnU-Net's largest preset has 31
 MIN_EDGE: Final = 4  # smallest feature-map extent at the bottleneck, nnU-Net behaviour 5.6
 
 _NUMBERS_OF_LAYERS: Final = {
@@ -94,38 +94,38 @@ RESENC_L_KWARGS: Final[dict[str, Any]] = {
 
 
 def is_known_network(path: str) -> bool:
-    """Whether a plan's class path means one of `NETWORK_CLASSES`, from wherever in nnU-Net's package of networks.
+    """Return whether a class path means one of `NETWORK_CLASSES`, in any module of nnU-Net's network package.
 
-    nnU-Net itself looks at the last component alone if the path leads nowhere (nnU-Net behaviour 7.1).
+    nnU-Net itself falls back to the last component of the path if it does not exist (nnU-Net behaviour 7.1).
     """
     package, _, name = path.rpartition(".")
     return name in NETWORK_CLASSES and (not package or path.startswith(PACKAGE))
 
 
 def network_class(path: str) -> str:
-    """Return which of `NETWORK_CLASSES` a plan's class path means.
+    """Return the one of `NETWORK_CLASSES` that a class path means.
 
     Raises:
-        ConfigError: no such network here.
+        ConfigError: there is no such network.
     """
     name = path.rpartition(".")[2]
     if is_known_network(path):
         return name
     raise ConfigError(
-        f"network_class_name '{path}' is not built in{nearest(name, NETWORK_CLASSES)}; a network of your own is given "
+        f"network_class_name '{path}' is not built in{nearest(name, NETWORK_CLASSES)}; give your own network "
         "as 'package.module:function'"
     )
 
 
 def parse_architecture(path: str, kwargs: Mapping[str, Any]) -> tuple[Topology, LayerOptions]:
-    """Check the keyword arguments of a plan's architecture block and return them as our values.
+    """Validate the keyword arguments of a plan's architecture block.
 
     Args:
         path: the network's class path, e.g. "dynamic_network_architectures.architectures.unet.PlainConvUNet".
         kwargs: its `arch_kwargs`; ops as dotted strings or as classes, per-stage entries as lists or scalars.
 
     Raises:
-        ConfigError: an unknown, missing, unsupported or badly sized argument; it is named.
+        ConfigError: an unknown, missing, unsupported or badly sized argument.
     """
     name = network_class(path)
     try:
@@ -134,7 +134,7 @@ def parse_architecture(path: str, kwargs: Mapping[str, Any]) -> tuple[Topology, 
         raise
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ConfigError(
-            f"{name}: arch_kwargs has a value of the wrong kind ({error}); the plan is damaged"
+            f"{name}: arch_kwargs contains a value of the wrong type ({error}); the plan is damaged"
         ) from error
 
 
@@ -188,7 +188,7 @@ def residual_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def kwargs_for_patch(patch_size: Sequence[int]) -> dict[str, Any]:
-    """Return plain U-Net arguments for a patch where no plan says better: halve each axis while it stays large.
+    """Return plain U-Net arguments for a patch without a plan: halve each axis while it is large enough.
 
     Args:
         patch_size: extents in voxels, 2 or 3 of them.
@@ -229,9 +229,9 @@ def norm_kwargs(norm: str, dims: int) -> dict[str, Any]:
 
 
 def resolve_op(key: str, value: object) -> type[nn.Module] | None:
-    """Return the torch class a plan names under `key`; instance norm becomes our fast one.
+    """Return the torch class named in a plan under `key`; instance norm is replaced by our fast version.
 
-    Only classes on a list are known, so a plan can import nothing.
+    Only classes on a fixed list are accepted, so that a plan cannot import code.
 
     Raises:
         ConfigError: the class is not on the list, or is not torch's.
@@ -248,7 +248,7 @@ def resolve_op(key: str, value: object) -> type[nn.Module] | None:
 
 
 def _paths_of(name: str) -> tuple[str, ...]:
-    """Return the paths under which torch's users write a layer."""
+    """Return the paths by which a torch layer can be written."""
     return f"torch.nn.{name}", f"torch.nn.modules.{name}", f"{getattr(nn, name).__module__}.{name}"
 
 
@@ -316,7 +316,7 @@ def _layer_kwargs(name: str, kwargs: Mapping[str, Any], key: str) -> dict[str, A
 
 
 def _try_layers(name: str, options: LayerOptions) -> None:
-    """Apply norm, dropout and non-linearity to a few numbers, for torch looks at some of their arguments only then."""
+    """Apply norm, dropout and non-linearity once, since torch checks some of their arguments only then."""
     image = torch.zeros((1, 2, *([2] * options.dims)))
     try:
         layers = (
@@ -330,7 +330,7 @@ def _try_layers(name: str, options: LayerOptions) -> None:
                     layer.eval()(image)
     except (TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
         reason = str(error).partition("\n")[0]
-        raise ConfigError(f"{name}: norm, dropout or nonlin have arguments that torch refuses: {reason}") from error
+        raise ConfigError(f"{name}: norm, dropout or nonlin have arguments that torch rejects: {reason}") from error
 
 
 def _bottleneck_channels(name: str, kwargs: Mapping[str, Any], num_stages: int) -> tuple[int, ...] | None:

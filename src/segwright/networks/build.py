@@ -45,7 +45,7 @@ SHORT_NAMES: Final = {"ResEncL": (RESIDUAL_ENCODER, RESENC_L_KWARGS)}  # self-su
 
 
 class NetworkBuilder(Protocol):
-    """What a registered name or a `module:attr` stands for."""
+    """Protocol of the function behind a registered name or `module:attr`."""
 
     def __call__(
         self,
@@ -56,13 +56,13 @@ class NetworkBuilder(Protocol):
         deep_supervision: bool,
         **kwargs: Any,
     ) -> nn.Module:
-        """Return a network that gives logits (B, C, *S), or a list of them, highest resolution first."""
+        """Build a network that returns logits (B, C, *S), or a list of them, highest resolution first."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArchitectureSpec:
-    """Which network, in a form that plans and checkpoints can store.
+    """A network definition that plans and checkpoints can store.
 
     Attributes:
         reference: a registered name ("unet", "residual-unet"), "module:attr", or nnU-Net's class path.
@@ -76,7 +76,7 @@ class ArchitectureSpec:
     def from_plan(cls, architecture: Mapping[str, Any]) -> ArchitectureSpec:
         """Return the spec of a plan's architecture block (`network_class_name`, `arch_kwargs`)."""
         if not isinstance(architecture.get("network_class_name"), str):
-            raise ConfigError("the plan's architecture has no network_class_name; make the plan anew or add it")
+            raise ConfigError("the plan's architecture has no network_class_name; plan the dataset again or add it")
         if ":" in architecture["network_class_name"]:
             raise ConfigError(
                 f"the plan's network_class_name '{architecture['network_class_name']}' is refused: a plan names "
@@ -108,8 +108,8 @@ def build_network(
         architecture: the block (`network_class_name`, `arch_kwargs`) or its spec.
         num_input_channels: image channels.
         num_output_channels: heads, i.e. labels with background, or regions.
-        deep_supervision: give a list of logits, highest resolution first.
-        generator: where initial weights come from; a fixed seed if None. torch's global one is never touched.
+        deep_supervision: return a list of logits, highest resolution first.
+        generator: random generator of the initial weights; a fixed seed if None. torch's global one is never used.
 
     Raises:
         ConfigError: an unknown network class or argument.
@@ -120,7 +120,7 @@ def build_network(
     if num_weights > MOST_WEIGHTS:
         raise ConfigError(
             f"network '{spec.reference}' has {num_weights / 1e6:.0f} million weights, at most {MOST_WEIGHTS / 1e6:.0f} "
-            "million are built; see its features_per_stage and kernel_sizes"
+            "million are allowed; reduce its features_per_stage and kernel_sizes"
         )
     try:
         network._apply(_without_values)  # type: ignore[no-untyped-call]
@@ -137,10 +137,10 @@ def build_network(
 def outline(
     spec: ArchitectureSpec, num_input_channels: int, num_output_channels: int, *, deep_supervision: bool = False
 ) -> nn.Module:
-    """Build one of nnU-Net's U-Nets on the meta device: names and shapes of its tensors, which take no memory.
+    """Build one of nnU-Net's U-Nets on the meta device: names and shapes of its tensors without memory.
 
     Raises:
-        ConfigError: an unknown network class or argument, or arguments of which none can be built.
+        ConfigError: an unknown network class or argument, or impossible arguments.
     """
     reference, kwargs = spec.reference, dict(spec.kwargs)
     if reference in SHORT_NAMES:
@@ -149,9 +149,7 @@ def outline(
     topology, options = parse_architecture(reference, kwargs)
     for what, number in (("image channels", num_input_channels), ("heads", num_output_channels)):
         if not 1 <= number <= MOST_CHANNELS:
-            raise ConfigError(
-                f"a network with {number} {what} is not built; expected 1 to {MOST_CHANNELS}, see dataset.json"
-            )
+            raise ConfigError(f"a network cannot have {number} {what}; expected 1 to {MOST_CHANNELS}, see dataset.json")
     try:
         with torch.device("meta"):  # torch's own initial weights would cost time and draw from the global generator
             return UNet(num_input_channels, num_output_channels, topology, options, deep_supervision=deep_supervision)
@@ -172,9 +170,9 @@ def require_weights(
     *,
     source: str,
 ) -> None:
-    """See that weights, which may be on the meta device, are those of a U-Net, before memory is taken for it.
+    """Check that weights (possibly on the meta device) fit a U-Net, before memory is allocated for it.
 
-    A network that is none of nnU-Net's U-Nets passes: only building it would tell.
+    Other networks than nnU-Net's U-Nets are not checked, since that would require building them.
 
     Raises:
         ConfigError: no such network can be built.
@@ -201,17 +199,16 @@ def build_from_spec(
     trust: CodeTrust = TRUST_NONE,
     source: str = "the settings",
 ) -> nn.Module:
-    """Build the network a user asked for, or the plan's where `spec` is None.
+    """Build the network of `spec`, or the plan's if it is None.
 
     A built-in name ("unet", "residual-unet") takes the plan's topology, overlaid with the spec's kwargs. A
-    `module:attr` is called with the spec's kwargs alone and initialises itself, under a generator of its own; it and a
-    class path of nnU-Net plans that is none of its U-Nets are imported only where `trust` allows it. `source` names
-    the file or setting that the spec is from.
+    `module:attr` is called with the spec's kwargs only and initialises itself, with a separate generator. It and other
+    class paths of nnU-Net plans are only imported if `trust` allows it. `source` is the file or setting of the spec.
 
     Raises:
         ConfigError: the reference is unknown, cannot be imported, or does not take the arguments.
-        ModelError: it may not be imported, or gave no `nn.Module`.
-        UserCodeError: a builder that is none of ours failed.
+        ModelError: it may not be imported, or did not return an `nn.Module`.
+        UserCodeError: a user's builder failed.
     """
     if spec is None:
         spec = ArchitectureSpec.from_plan(configuration_architecture)
@@ -219,7 +216,7 @@ def build_from_spec(
     builtin = reference in TOPOLOGY_NAMES
     if not builtin and not is_reference(reference) and reference not in NETWORKS.names():
         if "." not in reference and reference not in {*SHORT_NAMES, *NETWORK_CLASSES}:
-            NETWORKS.get(reference)  # raises, naming the nearest
+            NETWORKS.get(reference)  # raises an error that suggests the nearest name
         if trust.allows(reference) and not is_known_network(reference) and reference not in SHORT_NAMES:
             return foreign_network(
                 *(reference, kwargs, num_input_channels, num_output_channels),
@@ -246,7 +243,7 @@ def build_from_spec(
         )
     if not isinstance(network, nn.Module):
         raise ModelError(
-            f"{source_location(builder)}: network '{reference}' gave {type(network).__name__}; it must return a "
+            f"{source_location(builder)}: network '{reference}' returned {type(network).__name__}; it must return a "
             "torch.nn.Module"
         )
     if builtin and generator is not None:
@@ -257,7 +254,7 @@ def build_from_spec(
 def nnunet_spec(
     spec: ArchitectureSpec, configuration_architecture: Mapping[str, Any], patch_size: Sequence[int]
 ) -> ArchitectureSpec:
-    """Return the same network under nnU-Net's class path, with all its arguments.
+    """Convert a definition to nnU-Net's class path with all arguments.
 
     Raises:
         ConfigError: nnU-Net has no such network.
@@ -286,7 +283,7 @@ def build_unet(
     deep_supervision: bool,
     **kwargs: Any,
 ) -> nn.Module:
-    """Build a plain U-Net, with the topology of plan kwargs where they are given, else one that suits the patch."""
+    """Build a plain U-Net with the topology of plan kwargs if given, else one derived from the patch."""
     arguments = plain_kwargs(_with_topology(patch_size, kwargs, "n_conv_per_stage"))
     spec = ArchitectureSpec(reference=CLASS_PREFIX + PLAIN, kwargs=arguments)
     return build_network(spec, num_input_channels, num_output_channels, deep_supervision=deep_supervision)
@@ -300,7 +297,7 @@ def build_residual_unet(
     deep_supervision: bool,
     **kwargs: Any,
 ) -> nn.Module:
-    """Build a U-Net with a residual encoder, with the topology of plan kwargs, else one that suits the patch.
+    """Build a U-Net with a residual encoder, with the topology of plan kwargs if given, else derived from the patch.
 
     A plain plan's convolution counts are replaced by the ResEnc presets': 1, 3, 4, 6, 6, ... blocks, 1 in the decoder.
     """
@@ -320,10 +317,10 @@ NETWORKS.register("primus", optional.build_primus)
 
 
 def _own_builder(reference: str) -> NetworkBuilder | None:
-    """Return the builder of a registered name, or of the reference under which it is defined; None for any other.
+    """Return the builder of a registered name or of its reference; None for any other reference.
 
     Raises:
-        ConfigError: an unknown name; the nearest one is told.
+        ConfigError: an unknown name; the error suggests the nearest one.
     """
     if not is_reference(reference):
         return NETWORKS.get(reference)
@@ -333,7 +330,7 @@ def _own_builder(reference: str) -> NetworkBuilder | None:
 
 @contextmanager
 def _building(builder: NetworkBuilder, reference: str, kwargs: Mapping[str, Any], *, is_own: bool) -> Iterator[None]:
-    """Say whose error it is when no network comes out: the arguments' of a builder of ours, else the builder's."""
+    """Attribute errors of a builder: to the arguments of a built-in builder, else to the user's builder."""
     contract = (
         "it is called as fn(num_input_channels, num_output_channels, *, patch_size, deep_supervision, **kwargs) with "
         f"kwargs {sorted(kwargs)}"
@@ -378,7 +375,7 @@ def initialize(network: nn.Module, generator: torch.Generator | None = None) -> 
 
 
 def on_meta(network: nn.Module) -> nn.Module:
-    """Return a copy of a network without values, on the device that computes shapes only; costs no memory."""
+    """Return a copy of a network on the meta device, which takes no memory."""
     tensors = (*network.parameters(), *network.buffers())
     memo = {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors}
     for parameter in network.parameters():
@@ -387,24 +384,24 @@ def on_meta(network: nn.Module) -> nn.Module:
 
 
 def output_shapes(network: nn.Module, num_input_channels: int, patch_size: Sequence[int]) -> list[tuple[int, ...]]:
-    """Return the shape (C, *S) of each output for one patch, highest resolution first; one entry if it gives a tensor.
+    """Return the shape (C, *S) of each output for one patch, highest resolution first; one entry for a tensor.
 
-    The network is traced on the meta device, which computes shapes only; one that cannot is run once on zeros.
+    The network runs on the meta device, which computes shapes only, or once on zeros if it cannot.
 
     Raises:
         ModelError: it fails, or its output is neither a tensor (B, C, *S) nor a list of them.
     """
-    shape = (2, num_input_channels, *patch_size)  # batch norm refuses a single sample
+    shape = (2, num_input_channels, *patch_size)  # batch norm in training mode refuses a single sample
     with torch.no_grad():
         try:
             outputs = on_meta(network)(torch.empty(shape, device="meta"))
-        except Exception:  # a user's network may do anything; zeros tell whether it is broken or just not traceable
+        except Exception:  # a user's network may fail on the meta device although it works; try zeros
             outputs = _run_on_zeros(network, shape)
     levels = list(outputs) if isinstance(outputs, list | tuple) else [outputs]
     for level in levels:
         if not isinstance(level, Tensor) or level.ndim != len(shape):
             found = f"shape {tuple(level.shape)}" if isinstance(level, Tensor) else type(level).__name__
-            raise ModelError(f"the network gave {found} for input {shape}; expected logits with {len(shape)} axes")
+            raise ModelError(f"the network returned {found} for input {shape}; expected logits with {len(shape)} axes")
     return [tuple(level.shape[1:]) for level in levels]
 
 
@@ -419,7 +416,7 @@ def _run_on_zeros(network: nn.Module, shape: tuple[int, ...]) -> Any:
         place = error_location(error, packages_of(network))
         raise ModelError(
             f"{f'{place}: ' if place else ''}the network failed on an input of shape {shape}: {describe_error(error)}; "
-            "see that its levels suit the patch"
+            "check that its strides fit the patch size"
         ) from error
     finally:
         for buffer, value in zip(network.buffers(), before, strict=True):
@@ -427,7 +424,7 @@ def _run_on_zeros(network: nn.Module, shape: tuple[int, ...]) -> Any:
 
 
 def set_deep_supervision(network: nn.Module, enabled: bool) -> None:
-    """Switch deep supervision at run time; networks without such a switch are left as they are."""
+    """Switch deep supervision at run time; networks without a `deep_supervision` attribute are unchanged."""
     for module in (network, getattr(network, "decoder", None)):
         if isinstance(module, nn.Module) and isinstance(getattr(module, "deep_supervision", None), bool):
             module.deep_supervision = enabled  # type: ignore[assignment]
@@ -441,26 +438,26 @@ def prepare(network: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _without_values(tensor: Tensor) -> Tensor:
-    """Return memory for a tensor of the meta device; `to_empty` does that too, and imports sympy for half a second."""
+    """Return an empty tensor like one on the meta device; `to_empty` would import sympy, which takes half a second."""
     return torch.empty(tensor.shape, dtype=tensor.dtype)
 
 
 def _require_modest(reference: str, kwargs: Mapping[str, Any]) -> None:
-    """See that arguments for a network of another package, which may come from a model's file, are bounded."""
+    """Check that arguments of a network of another package are bounded, since they may come from a model file."""
     values: list[Any] = list(kwargs.values())
-    for count, value in enumerate(values, start=1):  # which grows by what is inside
+    for count, value in enumerate(values, start=1):  # grows while iterating: nested values are appended
         if isinstance(value, list | tuple | dict):
             values.extend(value.values() if isinstance(value, dict) else value)
         number = value if isinstance(value, int | float) else 0
         if not abs(number) <= LARGEST_ARGUMENT or count > MOST_ARGUMENTS:
             raise ConfigError(
-                f"network '{reference}': the arguments hold {value!r:.40} or too many values; expected at most "
+                f"network '{reference}': the arguments contain {value!r:.40} or too many values; expected at most "
                 f"{MOST_ARGUMENTS} values up to {LARGEST_ARGUMENT}"
             )
 
 
 def _with_topology(patch_size: Sequence[int], kwargs: Mapping[str, Any], blocks_key: str) -> dict[str, Any]:
-    """Return kwargs as they are if they describe a network, else laid over a topology that suits the patch."""
+    """Return kwargs if they describe a network, else merged into a topology derived from the patch."""
     if "n_stages" in kwargs:
         return dict(kwargs)
     base = kwargs_for_patch(patch_size)

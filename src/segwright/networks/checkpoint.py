@@ -1,4 +1,4 @@
-"""Weights on disk (safetensors) and their names: ours once each, nnU-Net's with aliases (nnU-Net behaviour 7.8)."""
+"""Save and load weights as safetensors; add and drop the aliases of nnU-Net's names (nnU-Net behaviour 7.8)."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from segwright.networks.blocks import ConvBlock
 
 ENCODER_ALIAS: Final = "decoder.encoder."
 BLOCK_ALIAS: Final = ".all_modules."
-WRAPPERS: Final = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before each name
+WRAPPERS: Final = ("module.", "_orig_mod.")  # name prefixes of DistributedDataParallel and torch.compile
 _NAMES_SHOWN: Final = 3
 _CHECKSUM_KEY: Final = "segwright_crc32"
 _CHECKSUM_ENTRY: Final = rb'"segwright_crc32"\s*:\s*"'
 _NO_CHECKSUM: Final = b"00000000"
-"""Stands in the header while the checksum is computed, of the file as it is then."""
+"""Placeholder in the header while the checksum of the file is computed."""
 _LENGTH_BYTES: Final = 8
 _LONGEST_HEADER: Final = 100 << 20
-"""What safetensors itself reads at most."""
+"""Largest header that safetensors reads, in bytes."""
 _BLOCK: Final = 1 << 20
 
 
 class DamagedWeightsError(ModelError):
-    """A file of weights is not as it was written."""
+    """A weights file does not match its checksum."""
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None) -> None:
@@ -59,7 +59,7 @@ def write_weights(path: Path, state: Mapping[str, Tensor], *, metadata: Mapping[
             tensors[name] = tensor.clone()
         seen[tensor.untyped_storage().data_ptr()] = name
     path.touch()
-    mode = path.stat().st_mode  # what this user gives to new files; safetensors lets nobody else read them
+    mode = path.stat().st_mode  # the user's default permissions; safetensors makes files private
     save_file(tensors, path, metadata={**(metadata or {}), _CHECKSUM_KEY: _NO_CHECKSUM.decode()})
     path.chmod(mode)
     place = _checksum_place(path)
@@ -83,14 +83,14 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 
 def require_undamaged(path: Path) -> None:
-    """Compare a weights file with the checksum in its header; one of an older version, or another program, has none.
+    """Check a weights file against the checksum in its header, if it has one (older versions wrote none).
 
     Raises:
         ModelError: the file is missing.
-        DamagedWeightsError: it is not as it was written.
+        DamagedWeightsError: the checksum does not match.
     """
     if not path.is_file():
-        raise ModelError(f"{path}: no such weights file; train first or name another checkpoint")
+        raise ModelError(f"{path}: no such weights file; train first or choose another checkpoint")
     place = _checksum_place(path)
     if place is None:
         _require_readable(path)
@@ -103,8 +103,8 @@ def require_undamaged(path: Path) -> None:
             found = zlib.crc32(block, found)
     if kept != f"{found:08x}".encode():
         raise DamagedWeightsError(
-            f"{path}: damaged (its checksum is not the one it was written with); copy it again, use another "
-            "checkpoint, or remove it and train again"
+            f"{path}: damaged (its checksum does not match); copy it again, use another "
+            "checkpoint, or delete it and train again"
         )
 
 
@@ -126,7 +126,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def _checksum_place(path: Path) -> int | None:
-    """Return where the checksum is in a file; None if there is none."""
+    """Return the offset of the checksum in a file; None without one."""
     with path.open("rb") as stream:
         size = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
         header = stream.read(min(size, _LONGEST_HEADER))
@@ -148,7 +148,7 @@ def add_aliases(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Te
 
     Args:
         state: our state dict of `network`.
-        network: tells which names belong to convolution blocks.
+        network: defines which names belong to convolution blocks.
     """
     indices = {
         name: module.alias_indices() for name, module in network.named_modules() if isinstance(module, ConvBlock)
@@ -180,12 +180,12 @@ def add_aliases(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Te
 
 
 def load_state(network: nn.Module, state: Mapping[str, Tensor], *, source: str = "the weights") -> None:
-    """Load weights, ours or nnU-Net's, into a network; every tensor has to fit.
+    """Load weights, ours or nnU-Net's, into a network; every tensor must match.
 
     Args:
-        network: takes the weights, in its own layout and on its own device.
+        network: receives the weights, keeping its memory layout and device.
         state: a state dict, with or without aliases.
-        source: what to call it in an error, e.g. the file.
+        source: name for error messages, e.g. the file.
 
     Raises:
         ModelError: names missing, unexpected, or with another shape, the first few of each listed.
@@ -195,10 +195,10 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], *, source: str =
 
 
 def require_fitting(network: nn.Module, state: Mapping[str, Tensor], *, source: str = "the weights") -> None:
-    """See that a state dict has the tensors of a network, which may both be on the meta device.
+    """Check that a state dict has the tensors of a network; both may be on the meta device.
 
     Raises:
-        ModelError: as `load_state`.
+        ModelError: see `load_state`.
     """
     given, wanted = drop_aliases(state), drop_aliases(network.state_dict())
     missing = [name for name in wanted if name not in given]

@@ -1,4 +1,4 @@
-"""What a fold's checkpoint says of itself, and whether the folds of a model folder were trained as one model."""
+"""Check from their checkpoints that the folds of a model folder belong to one model."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _COMPARED: Final[Mapping[str, str]] = {
     "swap_sides": "swapping of left and right",
     "setup_hash": "plans",
 }
-"""What of a checkpoint's document is the same in all folds of a model, and how it is called."""
+"""Values of a checkpoint document that all folds of a model share, with their names for messages."""
 _MOST_SHOWN: Final = 60
-"""Characters of a value; hashes and arguments of networks may be long."""
+"""Most characters of a value in a message; hashes and network arguments may be long."""
 
 
 class CheckpointHeader(BaseModel):
-    """The part of `checkpoint_*.json` that prediction needs; training keeps more in it."""
+    """The part of `checkpoint_*.json` that prediction needs."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -41,16 +41,16 @@ class CheckpointHeader(BaseModel):
     mirror_axes: tuple[int, ...] | None = None
     swap_sides: bool = False
     dataset_hash: str | None = None
-    """Of the channels and labels trained with, see `DatasetDescription.meaning`; None: the checkpoint does not say."""
+    """Hash of channels and labels, see `DatasetDescription.meaning`; None if the checkpoint has none."""
     setup_hash: str | None = None
-    """Of the plan trained with, see `Plan.setup`; None: the checkpoint does not say."""
+    """Hash of the plan, see `Plan.setup`; None if the checkpoint has none."""
 
 
 def parse_header(document: object, path: Path) -> CheckpointHeader:
-    """Return the document beside the weights, checked.
+    """Validate the document beside the weights.
 
     Raises:
-        ModelError: a key is missing or does not fit.
+        ModelError: a key is missing or invalid.
     """
     try:
         return CheckpointHeader.model_validate(document)
@@ -61,12 +61,12 @@ def parse_header(document: object, path: Path) -> CheckpointHeader:
 def require_one_model(
     headers: Mapping[str, CheckpointHeader], plan: Plan, description: DatasetDescription, where: Path
 ) -> None:
-    """See that folds may be averaged, exported and scored as one model.
+    """Check that folds can be averaged, exported and scored as one model.
 
     Args:
-        headers: by fold ("0", "all"); a hash that one lacks is not compared.
-        plan: of the model folder.
-        description: of the model folder.
+        headers: header of each fold ("0", "all"); missing hashes are not compared.
+        plan: plan of the model folder.
+        description: dataset.json of the model folder.
         where: the model folder.
 
     Raises:
@@ -77,7 +77,7 @@ def require_one_model(
     if others:
         raise ModelError(
             f"{where / DATASET_JSON}: has other labels or channels than those that fold {', '.join(others)} was "
-            "trained with; put back the dataset.json of that training, or choose other folds (--folds)"
+            "trained with; restore the dataset.json of that training, or choose other folds (--folds)"
         )
     for key, name in _COMPARED.items():
         values = {fold: _comparable(key, header, plan) for fold, header in headers.items()}
@@ -96,33 +96,33 @@ def require_one_model(
         raise ModelError(
             f"{where}: its folds were trained as different models, the {name} differ{'s' * (key == _NETWORK)} "
             f"({printable(found)}); choose folds of one model, for instance --folds "
-            f"{','.join(most)}, or train the others again alike"
+            f"{','.join(most)}, or train the others again with the same settings"
         )
 
 
 def require_trained_plan(headers: Mapping[str, CheckpointHeader], plan: Plan, where: Path) -> None:
-    """See that `plans.json` decides what it decided when the folds were trained.
+    """Check that `plans.json` is the plan with which the folds were trained.
 
     Args:
-        headers: by fold ("0", "all"); one without a hash counts as right.
-        plan: of the model folder.
+        headers: header of each fold ("0", "all"); those without a hash pass.
+        plan: plan of the model folder.
         where: the model folder.
 
     Raises:
-        ModelError: it was changed or damaged since.
+        ModelError: it was changed or damaged afterwards.
     """
     others = folds_of_other_plans(headers, plan)
     if others:
         raise ModelError(
             f"{where / PLANS_JSON}: is not the plan that fold {', '.join(others)} was trained with (damaged, or "
-            "changed since), and another spacing, normalisation or patch size gives other predictions; put back the "
+            "changed since), and another spacing, normalisation or patch size gives other predictions; restore the "
             "plans.json of that training, or copy it from the folder of the preprocessed dataset; if it was changed on "
-            "purpose, remove the lines 'checksum' and 'setup_hash' of the checkpoint_*.json in the folders of the folds"
+            "purpose, delete the lines 'checksum' and 'setup_hash' of the checkpoint_*.json in the folders of the folds"
         )
 
 
 def folds_of_other_plans(headers: Mapping[str, CheckpointHeader], plan: Plan) -> list[str]:
-    """Return the folds whose checkpoint says that it was trained with another plan."""
+    """Return the folds that were trained with another plan, according to their checkpoints."""
     return [
         fold
         for fold, header in headers.items()
@@ -131,19 +131,19 @@ def folds_of_other_plans(headers: Mapping[str, CheckpointHeader], plan: Plan) ->
 
 
 def _comparable(key: str, header: CheckpointHeader, plan: Plan) -> Any:
-    """Return a value of a checkpoint's document; a network with all arguments that it is built with."""
+    """Return a value of a checkpoint document; a network includes its default arguments."""
     if key == "mirror_axes":
         return list(header.mirror_axes or ())
     if key != _NETWORK:
         return getattr(header, key)
     spec, configuration = header.network, plan.configuration(header.configuration)
-    with suppress(ConfigError):  # a network of the user's own has no other name
+    with suppress(ConfigError):  # a user's own network has no other name
         spec = nnunet_spec(spec, configuration.architecture.model_dump(by_alias=True), configuration.patch_size)
     return spec.to_json()
 
 
 def _shown(key: str, values: Sequence[Any]) -> list[str]:
-    """Return values that differ for a message: of networks with one name what differs in their arguments."""
+    """Format different values for a message; for networks of the same name only the different arguments."""
     if key != _NETWORK:
         return [str(value)[:_MOST_SHOWN] for value in values]
     names = [str(value["reference"]) for value in values]

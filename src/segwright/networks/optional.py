@@ -1,4 +1,4 @@
-"""Well-known networks of other packages by name, where the package is installed: a name, not a dependency."""
+"""Networks of other packages (MONAI, Primus) by name, available if the package is installed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from segwright.core.errors import ConfigError
 from segwright.networks.architecture import kwargs_for_patch
 
 SWIN_MULTIPLE: Final = 32
-"""SwinUNETR halves its input five times."""
+"""SwinUNETR downsamples its input five times."""
 
 PRIMUS_SIZES: Final[Mapping[str, tuple[int, int, int]]] = {
     "S": (396, 12, 6),
@@ -28,7 +28,7 @@ PRIMUS_TOKEN: Final = 8
 
 
 class Padded(nn.Module):
-    """Gives a network whose input must be divisible by a number patches of any size: zeros around, cut off again."""
+    """Pad inputs with zeros to a multiple that the network needs, and crop its output."""
 
     def __init__(self, network: nn.Module, multiple: int) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ def build_segresnet(
     deep_supervision: bool,
     **kwargs: Any,
 ) -> nn.Module:
-    """Build MONAI's SegResNet (Myronenko 2018), 32 filters unless told otherwise; gives one output."""
+    """Build MONAI's SegResNet (Myronenko 2018), by default with 32 filters; returns one output."""
     cls = _imported("monai", "monai.networks.nets", "SegResNet")
     arguments = {"init_filters": 32, **kwargs}
     levels = len(arguments.get("blocks_down", (1, 2, 2, 4)))
@@ -74,7 +74,7 @@ def build_swin_unetr(
     deep_supervision: bool,
     **kwargs: Any,
 ) -> nn.Module:
-    """Build MONAI's SwinUNETR (Hatamizadeh et al. 2022), 48 features unless told otherwise; gives one output."""
+    """Build MONAI's SwinUNETR (Hatamizadeh et al. 2022), by default with 48 features; returns one output."""
     cls = _imported("monai", "monai.networks.nets", "SwinUNETR")
     arguments = {"feature_size": 48, **kwargs}
     network = cls(
@@ -91,7 +91,7 @@ def build_dynunet(
     deep_supervision: bool,
     **kwargs: Any,
 ) -> nn.Module:
-    """Build MONAI's DynUNet with kernels and strides that suit the patch; gives one output."""
+    """Build MONAI's DynUNet with kernels and strides derived from the patch; returns one output."""
     cls = _imported("monai", "monai.networks.nets", "DynUNet")
     topology = kwargs_for_patch(patch_size)
     arguments = {
@@ -116,7 +116,7 @@ def build_primus(
     size: str = "M",
     **kwargs: Any,
 ) -> nn.Module:
-    """Build Primus (Wald et al. 2025) of size S, B, M or L with nnU-Net's settings; gives one output.
+    """Build Primus (Wald et al. 2025) of size S, B, M or L with nnU-Net's settings; returns one output.
 
     nnU-Net behaviour 7.7.
 
@@ -150,10 +150,10 @@ def build_primus(
 
 
 def _imported(package: str, module: str, name: str) -> Any:
-    """Return a class of another package.
+    """Import a class of another package.
 
     Raises:
-        ConfigError: the package is not installed, or lacks something itself.
+        ConfigError: the package or one of its dependencies is not installed.
     """
     try:
         return getattr(import_module(module), name)

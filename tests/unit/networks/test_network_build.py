@@ -366,9 +366,9 @@ def make_nothing(*_: object, **__: object) -> None:
         ({"strides": [1, -2, 2]}, r"strides has the entry \[-2, -2\]; every part"),
         ({"norm_op_kwargs": {"device": "cuda"}}, "unknown argument 'device' in norm_op_kwargs"),
         ({"norm_op_kwargs": {"eps": float("nan")}}, "norm_op_kwargs has eps = nan; expected a finite number"),
-        ({"nonlin_kwargs": {"negative_slope": "x"}}, "arguments that torch refuses"),
-        ({"nonlin": "torch.nn.GELU", "nonlin_kwargs": {"approximate": "x"}}, "arguments that torch refuses"),
-        ({"dropout_op": "torch.nn.Dropout2d", "dropout_op_kwargs": {"p": 7}}, "arguments that torch refuses"),
+        ({"nonlin_kwargs": {"negative_slope": "x"}}, "arguments that torch rejects"),
+        ({"nonlin": "torch.nn.GELU", "nonlin_kwargs": {"approximate": "x"}}, "arguments that torch rejects"),
+        ({"dropout_op": "torch.nn.Dropout2d", "dropout_op_kwargs": {"p": 7}}, "arguments that torch rejects"),
     ],
 )
 def test_definitions_that_no_network_has_are_refused_before_anything_is_built(
