@@ -161,7 +161,7 @@ def _parse(name: str, kwargs: Mapping[str, Any]) -> tuple[Topology, LayerOptions
     if (blocks := sum((*topology.encoder_blocks, *topology.decoder_blocks))) > MOST_BLOCKS:
         raise ConfigError(
             f"{name}: {blocks} blocks in all, by {blocks_key} and n_conv_per_stage_decoder; at most {MOST_BLOCKS} are "
-            "built"
+            "allowed"
         )
     return topology, options
 

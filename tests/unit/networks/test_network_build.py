@@ -358,9 +358,9 @@ def make_nothing(*_: object, **__: object) -> None:
     [
         ({"n_stages": 65}, "n_stages is 65; a U-Net needs at least 2 and at most 64"),
         ({"n_stages": 3.5}, "n_stages has '3.5'; expected a whole number"),
-        ({"n_conv_per_stage": [400, 400, 400]}, "1204 blocks in all, .* at most 1000 are built"),
+        ({"n_conv_per_stage": [400, 400, 400]}, "1204 blocks in all, .* at most 1000 are allowed"),
         ({"features_per_stage": [4, 8, "8"]}, "features_per_stage has '8'; expected a whole number"),
-        ({"features_per_stage": [10**5] * 3}, "has [0-9]+ million weights, at most 1074 million are built"),
+        ({"features_per_stage": [10**5] * 3}, "has [0-9]+ million weights, at most 1074 million are allowed"),
         ({"kernel_sizes": [1001, 3, 3], "features_per_stage": 512}, "million weights, at most"),
         ({"kernel_sizes": [[3, 0], 3, 3]}, r"kernel_sizes has the entry \[3, 0\]; every part must be at least 1"),
         ({"strides": [1, -2, 2]}, r"strides has the entry \[-2, -2\]; every part"),
@@ -380,15 +380,15 @@ def test_definitions_that_no_network_has_are_refused_before_anything_is_built(
 
 @pytest.mark.parametrize("channels", [0, 10**6])
 def test_channels_and_heads_are_bounded(channels: int) -> None:
-    with pytest.raises(ConfigError, match=f"a network with {channels} image channels is not built"):
+    with pytest.raises(ConfigError, match=f"a network cannot have {channels} image channels"):
         build_network(plain(), channels, 2, deep_supervision=False)
-    with pytest.raises(ConfigError, match=f"a network with {channels} heads is not built"):
+    with pytest.raises(ConfigError, match=f"a network cannot have {channels} heads"):
         build_network(plain(), 1, channels, deep_supervision=False)
 
 
 def test_arguments_of_other_packages_networks_are_bounded() -> None:
     for kwargs in ({"eva_depth": 10**6}, {"filters": [1] * 1001}, {"depths": [[float("inf")]]}):
-        with pytest.raises(ConfigError, match="network 'primus': the arguments hold"):
+        with pytest.raises(ConfigError, match="network 'primus': the arguments contain"):
             build_from_spec(ArchitectureSpec(reference="primus", kwargs=kwargs), {}, 1, 2, (16, 16, 16), False)
 
 
@@ -397,7 +397,7 @@ def test_weights_of_a_network_that_no_patch_can_pass_are_refused() -> None:
     spec = ArchitectureSpec.from_plan(block)
     weights = outline(spec, 1, 2).state_dict()
     require_weights(spec, block, 1, 2, (16, 16), weights, source="x")
-    with pytest.raises(ModelError, match=r"failed on an input of shape \(2, 1, 15, 16\).*its levels suit the patch"):
+    with pytest.raises(ModelError, match=r"failed on an input of shape \(2, 1, 15, 16\).*its strides fit the patch size"):
         require_weights(spec, block, 1, 2, (15, 16), weights, source="x")
 
 

@@ -133,7 +133,7 @@ def test_arguments_that_no_network_takes_are_errors_of_the_plan(changes: dict[st
 
 def test_a_network_larger_than_any_in_use_is_an_error_of_the_plan() -> None:
     spec = ArchitectureSpec(reference=NETWORK, kwargs={**KWARGS, "features_per_stage": [10**6] * 2})
-    with pytest.raises(ConfigError, match="89000039 million weights, at most 1074 million are built"):
+    with pytest.raises(ConfigError, match="89000039 million weights, at most 1074 million are allowed"):
         build_network(spec, 1, 2, deep_supervision=False)
 
 

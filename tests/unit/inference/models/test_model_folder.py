@@ -187,7 +187,7 @@ def test_plans_that_changed_on_purpose_are_taken_without_the_hash(make_model: Ma
     header = folder / "fold_0" / "checkpoint_final.json"
     document = with_checksum({**json.loads(header.read_text()), "setup_hash": plan.setup_hash("3d_fullres")})
     header.write_text(json.dumps(document))
-    with pytest.raises(ModelError, match="remove the lines 'checksum' and 'setup_hash'"):
+    with pytest.raises(ModelError, match="delete the lines 'checksum' and 'setup_hash'"):
         load_predictor(folder, device="cpu")
     header.write_text(json.dumps({key: document[key] for key in document if key not in ("checksum", "setup_hash")}))
     assert load_predictor(folder, device="cpu").configuration.spacing == (2.0, 2.0, 2.0)
