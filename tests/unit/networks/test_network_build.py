@@ -397,7 +397,9 @@ def test_weights_of_a_network_that_no_patch_can_pass_are_refused() -> None:
     spec = ArchitectureSpec.from_plan(block)
     weights = outline(spec, 1, 2).state_dict()
     require_weights(spec, block, 1, 2, (16, 16), weights, source="x")
-    with pytest.raises(ModelError, match=r"failed on an input of shape \(2, 1, 15, 16\).*its strides fit the patch size"):
+    with pytest.raises(
+        ModelError, match=r"failed on an input of shape \(2, 1, 15, 16\).*its strides fit the patch size"
+    ):
         require_weights(spec, block, 1, 2, (15, 16), weights, source="x")
 
 

@@ -212,7 +212,7 @@ def test_a_dataset_json_that_changed_after_the_training_is_refused(
     change_header(folder, 0, dataset_hash=content_hash(load_description(path).meaning()))
     load_predictor(folder, device="cpu")
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
-    message = r"dataset\.json: has other labels or channels than those that fold 0 was trained with; put back"
+    message = r"dataset\.json: has other labels or channels than those that fold 0 was trained with; restore"
     with pytest.raises(ModelError, match=message):
         load_predictor(folder, device="cpu")
     with pytest.raises(ModelError, match=message):
