@@ -28,7 +28,7 @@ AVERAGE_POOL: Final[dict[int, type[nn.Module]]] = {2: nn.AvgPool2d, 3: nn.AvgPoo
 
 @dataclass(frozen=True, kw_only=True)
 class LayerOptions:
-    """What every convolution block of a network has in common."""
+    """Options shared by all convolution blocks of a network."""
 
     conv_op: type[nn.Module]
     conv_bias: bool = False

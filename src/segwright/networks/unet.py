@@ -1,4 +1,4 @@
-"""U-Nets with plain and residual encoders, 2D and 3D; same maths and parameter names as nnU-Net's.
+"""U-Nets with plain and residual encoders, 2D and 3D, with nnU-Net's mathematics and parameter names.
 
 nnU-Net behaviour 7.3-7.5.
 
@@ -18,7 +18,7 @@ from segwright.networks.blocks import TRANSPOSED, ConvStack, LayerOptions, Resid
 
 @dataclass(frozen=True, kw_only=True)
 class Topology:
-    """Everything that shapes a U-Net, one entry per stage; validated by `build.py`.
+    """Topology of a U-Net, one entry per stage; validated by `architecture.py`.
 
     Attributes:
         features: channels after each encoder stage.
@@ -44,7 +44,7 @@ class Topology:
 
 
 def suits(topology: Topology, patch_size: Sequence[int]) -> bool:
-    """Whether a patch is halved without remainder at every stage, so that what is up-sampled fits the skips."""
+    """Return whether the strides divide a patch at every stage, so that up-sampled features match the skips."""
     if len(patch_size) != len(topology.strides[0]) or any(size % 2 == 0 for each in topology.kernels for size in each):
         return False
     steps = [prod(stride[axis] for stride in topology.strides) for axis in range(len(patch_size))]

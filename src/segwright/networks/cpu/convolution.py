@@ -1,4 +1,4 @@
-"""Convolutions arranged for the CPU: over two tensors without concatenating them, and with fast bias gradients.
+"""Convolutions for the CPU: of two tensors without concatenating them, and with fast bias gradients.
 
 Legend: B batch, C channels, S spatial axes.
 """
@@ -47,23 +47,23 @@ def upsample_by(transposed: nn.Module, x: Tensor) -> Tensor:
 
 
 def is_plain_conv(module: nn.Module) -> TypeGuard[nn.Conv2d | nn.Conv3d]:
-    """Return whether a convolution is torch's own; one derived from it may compute otherwise."""
+    """Return whether a convolution is exactly torch's class; a subclass may compute something else."""
     return type(module) in {nn.Conv2d, nn.Conv3d}
 
 
 def is_plain_upsampling(module: nn.Module | None) -> TypeGuard[nn.ConvTranspose2d | nn.ConvTranspose3d]:
-    """Return the same for a transposed convolution; False where there is none."""
+    """Return the same for a transposed convolution; False for None."""
     return type(module) in {nn.ConvTranspose2d, nn.ConvTranspose3d}
 
 
 def is_eager_cpu(x: Tensor) -> bool:
-    """Return whether `x` is on the CPU and really computed: tracers and compilers get torch's own layers."""
+    """Return whether `x` is a real tensor on the CPU; tracers and compilers get torch's own layers."""
     tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     return x.device.type == "cpu" and not tracing and not torch.compiler.is_compiling()
 
 
 def layout_of(x: Tensor) -> torch.memory_format:
-    """Return the layout of a dense tensor (B, C, *S); contiguous where it has none of torch's."""
+    """Return the memory format of a dense tensor (B, C, *S); contiguous if it has none."""
     channels_last = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
     return channels_last if x.is_contiguous(memory_format=channels_last) else torch.contiguous_format
 

@@ -1,6 +1,6 @@
-"""Operations of the compiled kernels that are computed as they are: heads, convolutions of few channels, up-sampling.
+"""Kernels that convolve directly, without Winograd: heads, convolutions of few channels, up-sampling.
 
-For use where `compiled.library` gives one, in float32. Nothing here has a gradient.
+Only in float32, without gradients, and where `library.library` returns one.
 
 Legend: B batch, C channels, S spatial axes.
 """
@@ -34,15 +34,15 @@ from segwright.networks.cpu.kernels import (
 
 _GROUP: Final = 8  # of native/head.c
 _MOST_CLASSES: Final = 8
-"""Of `convolve_voxels`, whose time grows with them; more than 14 were never timed."""
+"""Most output channels of `convolve_voxels`, whose time grows with them; more than 14 were not timed."""
 _LEAST_VOXELS: Final = 4096
-"""That are worth arranging the weights for them."""
+"""Fewest voxels for which arranging the weights pays off."""
 _FEW: Final = 4
-"""Channels of an image that is convolved directly; eight and more have Winograd's way."""
+"""Most input channels of a direct convolution; from eight on Winograd is faster."""
 _LINES: Final = 8
-"""Of a job, whose outputs the cache still holds when their moments are found."""
+"""Rows of a job; its outputs are still in the cache when their moments are computed."""
 _SHORTEST: Final = 8
-"""Line of voxels that is worth a kernel: each is a product of its own."""
+"""Shortest row of voxels for which the kernel pays off: each row is one matrix product."""
 
 
 class _Few(ctypes.Structure):
@@ -52,7 +52,7 @@ class _Few(ctypes.Structure):
 
 
 def suits_voxels(weight: Tensor, image: Tensor, stride: Size) -> bool:
-    """Return whether `convolve_voxels` is made for `weight` (O, C, *K) and an image (B, C, *S), and pays."""
+    """Return whether `convolve_voxels` supports `weight` (O, C, *K) and an image (B, C, *S), and is faster."""
     return (
         weight.ndim == image.ndim
         and set(stride) == {1}
@@ -86,7 +86,7 @@ def convolve_voxels(image: Tensor | Normalised, weight: Tensor, bias: Tensor | N
 
 
 def suits_few(weight: Tensor, image: Tensor, stride: Size) -> bool:
-    """Return whether `convolve_few` is made for `weight` (O, C, *K) and an image (B, C, *S), and pays."""
+    """Return whether `convolve_few` supports `weight` (O, C, *K) and an image (B, C, *S), and is faster."""
     return (
         weight.ndim == image.ndim
         and set(stride) == {1}
@@ -112,13 +112,13 @@ def convolve_few(image: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def convolve_few_and_norm(image: Tensor, weight: Tensor, bias: Tensor | None, norm: Norm) -> Normalised:
-    """Convolve as `convolve_few` does and find the norm of the result, while it is in the cache."""
+    """Convolve like `convolve_few` and compute the norm's moments while the result is in the cache."""
     return normalised_by(*_convolve_few(image, weight, bias, with_records=True), norm)
 
 
 def _convolve_few(
     image: Tensor, weight: Tensor, bias: Tensor | None, *, with_records: bool
-) -> tuple[Tensor, Tensor]:  # the records are empty where they are not wanted
+) -> tuple[Tensor, Tensor]:  # empty if no records are requested
     source = channels_last(image)
     samples, channels, outputs = *source.shape[:2], len(weight)
     depth, height, width = (1, *source.shape[2:])[-3:]
@@ -134,7 +134,7 @@ def _convolve_few(
 
 
 def suits_upsampling(weight: Tensor, image: Tensor, stride: Size) -> bool:
-    """Return whether `upsample` is made for `weight` (C, O, *K) and an image (B, C, *S), and pays."""
+    """Return whether `upsample` supports `weight` (C, O, *K) and an image (B, C, *S), and is faster."""
     return (
         weight.ndim == image.ndim
         and tuple(weight.shape[2:]) == stride
@@ -147,7 +147,7 @@ def suits_upsampling(weight: Tensor, image: Tensor, stride: Size) -> bool:
 
 
 def upsample(image: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Convolve transposed, with a stride of the kernel's size: no voxel of the output comes from two of the image.
+    """Apply a transposed convolution with stride = kernel, so that each output voxel has one input voxel.
 
     Args:
         image: (B, C, *S) float32.

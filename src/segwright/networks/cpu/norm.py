@@ -22,7 +22,7 @@ IDENTITY_SLOPE = 1.0
 
 
 class ChannelsLastInstanceNorm(nn.modules.instancenorm._InstanceNorm):
-    """`nn.InstanceNorm`, computed sample by sample on the CPU; torch's own way anywhere else."""
+    """`nn.InstanceNorm`, computed sample by sample on the CPU and by torch elsewhere."""
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, *S)
         """Normalise each channel of each sample."""
@@ -45,7 +45,7 @@ def norm_leaky_relu(norm: ChannelsLastInstanceNorm, x: Tensor, slope: float) -> 
     Args:
         norm: the norm layer.
         x: (B, C, *S); without gradients it may be overwritten.
-        slope: of the negative half; the fused way needs it to be positive.
+        slope: negative slope; the fused version needs it to be positive.
     """
     if slope > 0 and _is_ours(norm, x):
         return sample_norm(x, norm, slope, in_place=True)
@@ -53,7 +53,7 @@ def norm_leaky_relu(norm: ChannelsLastInstanceNorm, x: Tensor, slope: float) -> 
 
 
 def _is_ours(norm: ChannelsLastInstanceNorm, x: Tensor) -> bool:
-    """Return whether the fast way computes what torch would; errors are left to torch as well."""
+    """Return whether the fast version applies; invalid input is left to torch, which raises."""
     return (
         is_eager_cpu(x)
         and x.ndim in {4, 5}

@@ -83,7 +83,9 @@ def _is_worthwhile(
     ]
     places = prod(stride) * prod(taps)
     merged = len(x) * prod(extents) * places * inputs * outputs
-    merging = prod(kernel) * prod(stride) * (middle + places) * inputs * outputs  # much, where there are few voxels
+    merging = (
+        prod(kernel) * prod(stride) * (middle + places) * inputs * outputs
+    )  # large compared with the work where there are few voxels
     return merged + merging < WORTHWHILE * separate
 
 
