@@ -19,7 +19,7 @@ from segwright.core.errors import ConfigError, SegwrightError, WorkspaceError
     [
         ({"precision": "fp8", "device": "cpu"}, "unknown precision 'fp8'; choose from auto, fp32"),
         ({"precision": "fp16", "device": "cpu"}, "precision 'fp16' needs a GPU; choose auto, bf16 or fp32"),
-        ({"device": "cpu,"}, "device 'cpu,': a name is missing; name devices as in cpu, or cuda:0,cuda:1"),
+        ({"device": "cpu,"}, "device 'cpu,': a name is missing; expected for instance cpu, or cuda:0,cuda:1"),
         ({"device": ""}, "device '': a name is missing"),
         ({"device": "cpu,gpu"}, "unknown device 'gpu'"),
         ({"part": 2, "parts": 2}, "part 2 of 2: parts are counted from 0 to 1"),

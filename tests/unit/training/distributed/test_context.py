@@ -17,6 +17,8 @@ from segwright.training.distributed.context import SINGLE, DistributedContext, s
 from segwright.training.losses.builtin import build_loss
 from tests.unit.training import gloo
 
+pytestmark = pytest.mark.slow
+
 KEPT = ("train_losses", "val_losses", "dice_per_class_or_region", "skipped_steps")
 
 
