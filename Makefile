@@ -27,11 +27,11 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# minutes; every unit and a whole run on phantoms
+# some minutes: lint, types, units, laws, goldens and one run on a phantom dataset
 test: lint
 	$(BIN)/pytest -m "not slow"
 
-# whole commands, kills, damaged files and what else takes long
+# the rest: whole commands, kills, damaged files, memory
 test-slow: setup
 	$(BIN)/pytest -m slow
 

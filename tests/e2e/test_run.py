@@ -15,6 +15,7 @@ from journeys import RUN, Journey, call, small_work, states
 PROGRAM = Path(sys.executable).with_name("segwright")
 
 
+@pytest.mark.smoke
 def test_the_journey_ends_with_a_table(journey: Journey) -> None:
     assert journey.result.exit_code == 0, journey.result.stderr
     assert "3d_fullres fold 0" in journey.result.stdout
@@ -25,6 +26,7 @@ def test_the_journey_ends_with_a_table(journey: Journey) -> None:
     assert (selected / "members" / journey.model.name / "fold_0" / "checkpoint_final.safetensors").is_file()
 
 
+@pytest.mark.smoke
 def test_files_land_where_nnunet_users_look(journey: Journey) -> None:
     expected = {
         journey.preprocessed: ["dataset_fingerprint.json", "nnUNetPlans.json", "splits_final.json", "dataset.json"],
@@ -44,6 +46,7 @@ def test_files_land_where_nnunet_users_look(journey: Journey) -> None:
     assert (journey.preprocessed / "dataset.json").read_bytes() == (journey.dataset / "dataset.json").read_bytes()
 
 
+@pytest.mark.smoke
 def test_no_process_is_started_and_the_dataset_is_left_alone(journey: Journey) -> None:
     assert journey.children == ()
     assert states(journey.dataset) == journey.raw_before
