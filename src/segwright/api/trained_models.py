@@ -117,7 +117,7 @@ def require_labels(session: Session, trained: Sequence[Trained]) -> None:
         if differing:
             raise ModelError(
                 f"{each.folder}: was trained on other labels or channels than {session.dataset.folder / DATASET_JSON} "
-                f"has now ({differing}); put dataset.json back, train it again, or leave it out with --config"
+                f"has now ({differing}); restore dataset.json, train it again, or leave it out with --config"
             )
 
 
