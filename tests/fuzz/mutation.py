@@ -15,6 +15,8 @@ from typing import Any
 Mutator = Callable[[bytes, Random], bytes]
 
 MOST_EDITS = 6
+MOST_CHARACTERS = 1 << 24
+"""Of a document after its values were repeated; more would take the memory that the reader is measured by."""
 HEADER_BYTES = 512
 """Half of all edits fall into this much of a file's start, where formats keep sizes, types and offsets."""
 
@@ -118,6 +120,8 @@ def mutate_json(data: bytes, rng: Random) -> bytes:
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         document = _edit_document(document, rng)
     text = json.dumps(document, ensure_ascii=rng.random() < 0.9)
+    if len(text) > MOST_CHARACTERS:
+        return mutate_text(data, rng)
     for placeholder, raw in _RAW.items():
         text = text.replace(f'"{placeholder}"', raw)
     return text.encode("utf-8", "surrogatepass")

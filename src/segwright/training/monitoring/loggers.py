@@ -100,7 +100,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     rows = (row for _, row in read_json_lines(path) if isinstance(row, dict))
-    return [row for row in rows if type(row.get("epoch")) is int]
+    return [row for row in rows if type(row.get("epoch")) is int and _is_finite(row)]
 
 
 def completed(rows: Sequence[Mapping[str, Any]], known: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -109,6 +109,15 @@ def completed(rows: Sequence[Mapping[str, Any]], known: Sequence[Mapping[str, An
         row["epoch"]: row for row in rows
     }
     return [by_epoch[epoch] for epoch in sorted(by_epoch)]
+
+
+def _is_finite(row: Mapping[str, Any]) -> bool:
+    """Return whether a row has finite numbers only; loggers write no others, so the line is damaged if not."""
+    try:
+        _line(row)
+    except ValueError:
+        return False
+    return True
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -81,7 +81,17 @@ def test_metrics_of_epochs_that_are_trained_again_are_dropped(tmp_path: Path) ->
     assert [(row["epoch"], row["train_losses"]) for row in rows] == [(0, 0.0), (1, 1.0), (2, 20.0)]
 
 
-@pytest.mark.parametrize("damage", [b"\xff\xfe{", b"[" * 100_000, b'{"epoch": "1"}', b'{"epoch": 1, "train', b""])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"\xff\xfe{",
+        b"[" * 100_000,
+        b'{"epoch": "1"}',
+        b'{"epoch": 1, "train',
+        b'{"epoch": 1, "train_losses": NaN}',
+        b"",
+    ],
+)
 def test_a_damaged_line_is_restored_from_the_checkpoint(tmp_path: Path, damage: bytes) -> None:
     logger = JsonlLogger(tmp_path / "metrics.jsonl")
     for epoch in range(3):
