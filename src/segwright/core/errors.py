@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
@@ -85,6 +86,17 @@ def located(error: SegwrightError, where: str) -> SegwrightError:
     if isinstance(error, ProblemReport):
         return ProblemReport([replace(each, where=f"{where}: {each.where}") for each in error.problems])
     return type(error)(f"{where}: {error}")
+
+
+@contextmanager
+def locate_errors(where: str) -> Iterator[None]:
+    """Put a place before every user error of the block that does not begin with it; see `located`."""
+    try:
+        yield
+    except SegwrightError as error:
+        if str(error).startswith(f"{where}: "):
+            raise
+        raise located(error, where) from error
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

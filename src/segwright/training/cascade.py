@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from segwright.augmentation.cascade import BinaryOperators, ComponentRemoval, PreviousStage
 from segwright.augmentation.recipe import Recipe
-from segwright.core.errors import DatasetError, SegwrightError, located
+from segwright.core.errors import DatasetError, locate_errors
 from segwright.core.log import progress
 from segwright.data.labels import Labels, one_hot
 from segwright.data.plan import Configuration
@@ -153,10 +153,8 @@ def predict_next_stage(
     """
     for name in progress(identifiers, title="next stage" if identifiers else "", total=len(identifiers)):
         case, shape = cases.load(name), next_cases.load(name).image.shape[1:]
-        try:
+        with locate_errors(f"case {name}"):
             label_map = on_grid(predictor, network_input(case.image, case.label, predictor.labels), case, shape)
-        except SegwrightError as error:
-            raise located(error, f"case {name}") from error
         maps.save(name, label_map, patch_size, weights_hash)
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from logging import getLogger
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from segwright.core.errors import ConfigError, DatasetError, SegwrightError, located
+from segwright.core.errors import ConfigError, DatasetError, SegwrightError, locate_errors
 from segwright.core.files.atomic_io import file_crc, read_checked_json, sweep_leftovers, write_checked_json
 from segwright.core.files.names import LONGEST_FILE_NAME, below, name_problem
 from segwright.core.log import progress
@@ -210,7 +209,7 @@ def _predict(predictor: Predictor, cases: ValidationSource, files: Mapping[str, 
             image = network_input(case.image, case.label, predictor.labels)
             prepared = PredictionInput(image=image, provenance=case.provenance)
             collector = CaseStatsCollector(predictor, prepared, np.asarray(case.label[...])[0])
-            with name_case_in_errors(name):
+            with locate_errors(f"case {name}"):
                 export = submit_export(
                     exporting,
                     predictor.planes(image, spread=True),
@@ -229,7 +228,7 @@ def _decide(
     predictor: Predictor, prepared: PredictionInput, collector: CaseStatsCollector, name: str, planes: Iterable[Planes]
 ) -> LabelMap:
     """Decide the labels of a case, and collect its statistics on the way."""
-    with name_case_in_errors(name):
+    with locate_errors(f"case {name}"):
         return predictor.export(prepared, collector.collect(planes))
 
 
@@ -243,18 +242,7 @@ def _write(
     label_map: LabelMap,
 ) -> None:
     """Write the label map and the statistics of a case."""
-    with name_case_in_errors(name):
+    with locate_errors(f"case {name}"):
         save_labels(label_map, file, provenance, predictor.reader)
     collector.stats().save(file.parent, name)
     record.add(file)
-
-
-@contextmanager
-def name_case_in_errors(case: str) -> Iterator[None]:
-    """Put the case's name before every user error of the block; the context may be entered twice."""
-    try:
-        yield
-    except SegwrightError as error:
-        if str(error).startswith(f"case {case}: "):
-            raise
-        raise located(error, f"case {case}") from error

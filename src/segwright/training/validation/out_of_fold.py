@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from segwright.core.errors import locate_errors
 from segwright.core.extensions.trust import TRUST_NONE, CodeTrust
 from segwright.core.files.atomic_io import content_hash, file_hash
 from segwright.core.files.names import below
@@ -26,7 +27,7 @@ from segwright.inference.predictor import Predictor
 from segwright.inference.reliability.case_statistics import Observation
 from segwright.preprocessing.pipeline import PredictionInput
 from segwright.training.cascade import network_input
-from segwright.training.validation.final import Record, ValidationSource, name_case_in_errors
+from segwright.training.validation.final import Record, ValidationSource
 from segwright.training.validation.reliability import CaseStats, CaseStatsCollector, mean_reliability, stats_file
 from segwright.workspace import Workspace
 
@@ -98,7 +99,7 @@ def predict_pairs(
     sources = {name: members[name].cases for name in names}
     for case in progress(cases, title="predicting", total=len(cases)):
         files = {pair: below(folders[pair], f"{case}{file_ending}") for pair in todo[case]}
-        with name_case_in_errors(case):
+        with locate_errors(f"case {case}"):
             _predict_case(case, files, sources, predictors, references[case])
         for pair, file in files.items():
             records[pair].add(file)
@@ -126,7 +127,7 @@ def collect_stats(
             image = network_input(stored.image, stored.label, predictor.labels)
             prepared = PredictionInput(image=image, provenance=stored.provenance)
             collector = CaseStatsCollector(predictor, prepared, np.asarray(stored.label[...])[0])
-            with name_case_in_errors(case):
+            with locate_errors(f"case {case}"):
                 for _ in collector.collect(predictor.planes(image, spread=True)):
                     pass
             collector.stats().save(folder, case)
