@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimates:
-    """Estimates of a model's reliability; each is None where there were no held-out cases to fit it on."""
+    """Estimates of a model's reliability; each is None without held-out cases to fit it."""
 
     quality: DiceEstimator | None
     calibration: Calibration | None
@@ -44,7 +44,7 @@ def fit_estimates(
     Args:
         session: of the dataset.
         members: the one or two models.
-        predictions: label map of each case; its statistics lie beside it.
+        predictions: label map of each case, with its statistics in the same folder.
         scores: of the cases, in their order.
         device: auto, cpu, mps or a GPU, where cases must be predicted again.
         workers: threads.

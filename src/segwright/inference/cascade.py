@@ -14,7 +14,7 @@ from segwright.inference.predictor import Predictor
 from segwright.preprocessing import pipeline
 
 STORED = "previous_stage"
-"""Folder in a model folder for the first stage's model; without it, that model lies beside the model folder."""
+"""Folder in a model folder for the first stage's model; without it, that model is next to the model folder."""
 
 
 class CascadePredictor(Predictor):

@@ -24,7 +24,7 @@ TRAIN_JSON: Final = "train.json"
 _NETWORK: Final = ("network", "network_kwargs", "norm")
 """Settings that define the network."""
 _WAYS_OUT: Final = (
-    "delete the folder to train again, or train a second model beside it with other plans ('segwright plan DATASET "
+    "delete the folder to train again, or train a second model with other plans ('segwright plan DATASET "
     "--name NAME', then 'segwright train DATASET --plans NAME ...')"
 )
 

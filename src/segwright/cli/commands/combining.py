@@ -12,7 +12,7 @@ from segwright.cli.tables import number, print_json, print_line, print_table
 
 DatasetJson = Annotated[
     Path | None,
-    typer.Option("--dataset-json", metavar="F", help="Names the labels (default: found in or beside a folder)."),
+    typer.Option("--dataset-json", metavar="F", help="dataset.json with the labels (default: in or above a folder)."),
 ]
 
 

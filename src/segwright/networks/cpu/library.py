@@ -19,7 +19,7 @@ from torch import Tensor
 from segwright.networks.cpu.sources import sources_hash
 
 FOLDER: Final = Path(__file__).parent
-_SOURCES: Final = Path(__file__).parent / "native"
+_SOURCES: Final = FOLDER / "native"
 _LIBRARIES: Final = MappingProxyType({"_kernels_avx2.so": {"AVX2", "AVX512"}, "_kernels_avx512.so": {"AVX512"}})
 """The processors, as torch names them, that each library runs on; narrow vectors, which suit all layers, first."""
 _FP16_LIBRARY: Final = "_kernels_avx512fp16.so"
