@@ -13,6 +13,8 @@ DATASET_JSON = "dataset.json"
 FINGERPRINT_JSON = "dataset_fingerprint.json"
 SPLITS_JSON = "splits_final.json"
 PLANS_JSON = "plans.json"
+TRAIN_JSON = "train.json"
+SUMMARY_JSON = "summary.json"
 LOCK = ".lock"
 
 CASE_FOLDER_PREFIX = "segwright_"

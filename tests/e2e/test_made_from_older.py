@@ -167,7 +167,7 @@ def test_another_dataset_of_the_same_name_is_refused_by_name(raw: Path, work: Pa
     ):
         done = call("--work", work, verb[0], raw, *verb[1:])
         assert done.exit_code == 1
-        assert f"belongs to {journey.dataset.resolve()}, another dataset of the same name than {raw}" in done.stderr
+        assert f"was made from {journey.dataset.resolve()}, not from {raw} of the same name" in done.stderr
         assert "choose another work folder with --work, rename one of the two" in done.stderr
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segwright.api.evaluating import SUMMARY, find_description, find_label_reader, require_folders
+from segwright.api.evaluating import find_description, find_label_reader, require_folders
 from segwright.api.references import listed_references
 from segwright.core.errors import ConfigError, DatasetError
 from segwright.core.files.atomic_io import write_json
@@ -15,7 +15,7 @@ from segwright.data.dataset import NO_ENVIRONMENT, DatasetDescription, load_desc
 from segwright.data.labels import Labels
 from segwright.evaluation import crossval, scores
 from segwright.report.results import Evaluation
-from segwright.workspace import DATASET_JSON
+from segwright.workspace import DATASET_JSON, SUMMARY_JSON
 
 if TYPE_CHECKING:
     from segwright.evaluation.postprocessing import Determined
@@ -163,7 +163,7 @@ def accumulate_crossval(
     target = Path(output) if output else folder / crossval.accumulated_name(found.folds)
     gathered = crossval.accumulate(found, target)
     labels = Labels.from_description(load_description(find_description(folder)))
-    return Evaluation(scores=gathered, file=target / SUMMARY, labels=labels)
+    return Evaluation(scores=gathered, file=target / SUMMARY_JSON, labels=labels)
 
 
 def _require_one_task(folders: Sequence[Path], source: Path, description: DatasetDescription) -> None:

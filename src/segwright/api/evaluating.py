@@ -17,9 +17,7 @@ from segwright.evaluation import scores as scoring
 from segwright.evaluation import statistics
 from segwright.evaluation.statistics import Comparison
 from segwright.report.results import Evaluation
-from segwright.workspace import DATASET_JSON, PLANS_JSON
-
-SUMMARY = "summary.json"
+from segwright.workspace import DATASET_JSON, PLANS_JSON, SUMMARY_JSON
 
 _EXAMPLES = 3
 """Number of label maps that are opened to test the reader of a plan."""
@@ -89,7 +87,7 @@ def evaluate(
     )
     if csv is not None:
         found.save_csv(Path(csv))
-    file = Path(output) if output else predicted / SUMMARY
+    file = Path(output) if output else predicted / SUMMARY_JSON
     found.save(file)
     return Evaluation(scores=found, file=file, labels=labels)
 
@@ -124,7 +122,7 @@ def compare(summaries: Sequence[Path | str]) -> list[Comparison]:
     """
     if len(summaries) < 2:
         raise ConfigError("compare: give at least two summary.json files")
-    paths = [Path(each) / SUMMARY if Path(each).is_dir() else Path(each) for each in summaries]
+    paths = [Path(each) / SUMMARY_JSON if Path(each).is_dir() else Path(each) for each in summaries]
     seen: set[Path] = set()
     for path in paths:
         if path.resolve() in seen:

@@ -28,7 +28,7 @@ from segwright.report import page, sources, tables
 from segwright.report.case_images import CaseImages, ImageSources, case_identifier, load_case
 from segwright.report.sources import ModelRecord, ScoreSet
 from segwright.report.volumes import pack
-from segwright.workspace import DATASET_JSON, FINGERPRINT_JSON, PLANS_JSON, Workspace
+from segwright.workspace import DATASET_JSON, FINGERPRINT_JSON, PLANS_JSON, SUMMARY_JSON, Workspace
 
 logger = getLogger(__name__)
 
@@ -78,7 +78,7 @@ def write_report(
     models = [sources.read_model(model, fold) for model, fold in sources.locate(folder)]
     for model in models:
         _say_different(model)
-    summary = folder / sources.SUMMARY_JSON
+    summary = folder / SUMMARY_JSON
     of_selection = [summary] if is_selected(folder) and summary.is_file() else []
     more = [[*of_selection, *map(Path, scores)], *([Path(file) for file in scores] for _ in models[1:])]
     shown = [(model, sources.score_sets(model, files)) for model, files in zip(models, more, strict=True)]
@@ -154,7 +154,7 @@ def find_scores(path: str | Path) -> list[tables.ScoreTable]:
         SegwrightError: There are none.
     """
     place = Path(path)
-    file = place if place.is_file() else place / sources.SUMMARY_JSON
+    file = place if place.is_file() else place / SUMMARY_JSON
     if file.is_file():
         description = _description_near(file)
         return [
@@ -171,7 +171,7 @@ def find_scores(path: str | Path) -> list[tables.ScoreTable]:
     ]
     if not found:
         raise ModelError(
-            f"{place}: no fold has a validation/{sources.SUMMARY_JSON}; train a numbered fold (`all` has no validation)"
+            f"{place}: no fold has a validation/{SUMMARY_JSON}; train a numbered fold (`all` has no validation)"
         )
     return found
 

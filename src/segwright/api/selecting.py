@@ -30,7 +30,7 @@ from segwright.core.files.locks import locked
 from segwright.core.files.names import below
 from segwright.data.dataset import NO_ENVIRONMENT
 from segwright.data.plan import Plan
-from segwright.evaluation.crossval import SUMMARY_JSON, VALIDATION, CrossValidation
+from segwright.evaluation.crossval import VALIDATION, CrossValidation
 from segwright.evaluation.postprocessing import CLEAR_GAIN, determine
 from segwright.evaluation.scores import OVERLAP_ALONE, ExtraMetrics, Scores, evaluate_files
 from segwright.evaluation.selection import Candidate, Summary, choose, ensemble_name
@@ -46,7 +46,7 @@ from segwright.inference.models.selected import (
 )
 from segwright.inference.reliability.model import read_estimates
 from segwright.report.results import SelectionReport
-from segwright.workspace import PLANS_JSON, Workspace
+from segwright.workspace import PLANS_JSON, SUMMARY_JSON, Workspace
 
 logger = getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""A dataset in a workspace, and whether its derived files are up to date."""
+"""Open a dataset in a workspace, and check that the derived files there were made from it."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def open_session(
 
 @contextmanager
 def dataset_lock(session: Session, what: str) -> Iterator[None]:
-    """Lock the files derived from a dataset before training; wait for other processes.
+    """Hold the lock on a dataset's preprocessed files; wait while another process holds it.
 
     Args:
         session: dataset and workspace.
@@ -121,11 +121,11 @@ def workspace_or_default(workspace: Workspace | None) -> Workspace:
 
 
 def writing_problem(workspace: Workspace) -> Problem | None:
-    """Return why results cannot be written, or an empty result; no folder is created."""
+    """Return why results cannot be written, or None if they can; no folder is created."""
     for folder in (workspace.preprocessed, workspace.results):
         existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-            what = "no folder" if not existing.is_dir() else "not writable"
+            what = "not a folder" if not existing.is_dir() else "not writable"
             return Problem(
                 where=f"work folder {folder}", what=f"{existing} is {what}", remedy="choose another one with --work DIR"
             )
@@ -146,13 +146,13 @@ def _require_own(session: Session) -> None:
         return
     now = _image_hashes(session, set(recorded.images))
     equal = [case for case, images in now.items() if images == recorded.images[case]]
-    if now and 2 * len(equal) >= len(now):
+    if now and 2 * len(equal) >= len(now):  # same images in another folder: the dataset was moved
         return
     preprocessed = session.workspace.preprocessed_dataset(session.name)
     raise WorkspaceError(
-        f"{preprocessed}: belongs to {recorded.folder}, another dataset of the same name than {folder}; choose "
+        f"{preprocessed}: was made from {recorded.folder}, not from {folder} of the same name; choose "
         f"another work folder with --work, rename one of the two datasets, or remove {preprocessed} and "
-        f"{session.workspace.results / session.name} if the former is no longer needed"
+        f"{session.workspace.results / session.name} if the results of {recorded.folder} are no longer needed"
     )
 
 

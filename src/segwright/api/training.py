@@ -9,7 +9,7 @@ from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segwright.api.checks.one_model import TRAIN_JSON, Fold, require_nothing_new, require_unbegun
+from segwright.api.checks.one_model import Fold, require_nothing_new, require_unbegun
 from segwright.api.checks.staleness import older_than_folds
 from segwright.api.preparing import DEFAULT_PLANS, cases_are_fresh, load_plan, make_cases
 from segwright.api.session import open_session
@@ -27,7 +27,7 @@ from segwright.core.errors import ConfigError, ModelError
 from segwright.core.extensions.trust import TrustCode
 from segwright.data.dataset import NO_ENVIRONMENT
 from segwright.report.results import TrainedFold
-from segwright.workspace import Workspace
+from segwright.workspace import TRAIN_JSON, Workspace
 
 if TYPE_CHECKING:
     from segwright.core.interrupt import StopRequest

@@ -36,7 +36,7 @@ from segwright.data.preprocessed.store import CaseStore, DamagedCaseError
 from segwright.evaluation.scores import Scores
 from segwright.report.results import TrainedFold, dice_by_name
 from segwright.training.config import TrainConfig
-from segwright.workspace import FINGERPRINT_JSON, Workspace
+from segwright.workspace import FINGERPRINT_JSON, SUMMARY_JSON, Workspace
 
 if TYPE_CHECKING:
     from segwright.core.interrupt import StopRequest
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 logger = getLogger(__name__)
 
-SUMMARY = Path("validation") / "summary.json"
+SUMMARY = Path("validation") / SUMMARY_JSON
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

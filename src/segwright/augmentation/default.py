@@ -1,4 +1,4 @@
-"""The default recipe, and the settings that all recipes derive from the patch shape."""
+"""Build the default augmentation recipe; derive rotation range and mirror axes from the patch shape."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from segwright.augmentation.intensity import Brightness, Contrast, Gamma, Gaussi
 from segwright.augmentation.spatial import Affine, MaskOutside, Mirror
 
 ANISOTROPIC_PATCH = 3
-"""A 3D patch whose longest edge exceeds this many times its first is rotated in-plane only (nnU-Net behaviour 9.4)."""
+"""A 3D patch whose longest edge exceeds its first by this factor is rotated in-plane only (nnU-Net behaviour 9.4)."""
 
 ELONGATED_PATCH = 1.5
 """A 2D patch longer than this many times its short edge is rotated by at most 15 degrees (nnU-Net behaviour 9.4)."""

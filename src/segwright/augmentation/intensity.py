@@ -1,7 +1,7 @@
 """Intensity augmentations: noise, blur, brightness, contrast, low resolution and gamma.
 
-Defaults: nnU-Net behaviour 10.1, 10.3. Labels pass through untouched. Each transform leaves shapes,
-dtype and device as they are; no value travels from the device to the host.
+Defaults: nnU-Net behaviour 10.1, 10.3. Labels do not change. Each transform keeps shapes,
+dtype and device; nothing is copied from the device to the host.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from segwright.augmentation.operators import Operator, along_axes, gaussian_oper
 from segwright.augmentation.transform import Params, Range, Samples, column, draw_around_one
 
 SMALLEST_SPREAD = 1e-7
-"""Lower bound of a range or standard deviation in divisions, so that a constant patch stays finite."""
+"""Lower bound of a divisor (range or standard deviation), so that a constant patch stays finite."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

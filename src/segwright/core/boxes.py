@@ -46,7 +46,7 @@ def nonzero_box(mask: npt.NDArray[np.bool_]) -> Box:
 
 
 def pad_to(array: npt.NDArray[Any], shape: Sequence[int], *, value: float = 0) -> tuple[npt.NDArray[Any], Box]:
-    """Pad the last axes of `array` to at least `shape`, content centred with the smaller half on the low side.
+    """Pad the last axes of `array` to at least `shape`, centred, with the smaller half of the padding on the low side.
 
     Returns:
         The padded array and the box that the content occupies in it.

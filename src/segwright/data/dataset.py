@@ -1,4 +1,4 @@
-"""Load a raw dataset: `dataset.json`, its cases, the image reader, and what is wrong with the files."""
+"""Load a raw dataset: read `dataset.json`, list its cases, choose the image reader, and collect problems."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ IMAGES_FOLDER = "imagesTr"
 LABELS_FOLDER = "labelsTr"
 
 _EXAMPLES = 3
-"""Images from which the number of channels in a file is taken."""
+"""Number of images that are read to find the number of channels per file."""
 
 NO_ENVIRONMENT: Mapping[str, str] = {}
 
@@ -52,7 +52,7 @@ class CaseFiles(BaseModel):
     label: str
 
 
-def _refuse_swapped(value: object) -> object:
+def _refuse_text_value(value: object) -> object:
     if isinstance(value, str) and not value.lstrip("-").isdecimal():
         raise ValueError(f"is the text '{value}', expected a whole number or a list of them (name -> value)")
     return value
@@ -64,14 +64,14 @@ class DatasetDescription(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
 
     channel_names: dict[str, str] = Field(validation_alias=AliasChoices("channel_names", "modality"), min_length=1)
-    labels: dict[str, Annotated[ClassKey, BeforeValidator(_refuse_swapped)]]
+    labels: dict[str, Annotated[ClassKey, BeforeValidator(_refuse_text_value)]]
     regions_class_order: tuple[int, ...] | None = None
     num_training: int = Field(alias="numTraining", ge=0)
     file_ending: str
     overwrite_image_reader_writer: str | None = None
     dataset: dict[str, CaseFiles] | None = None
     label_pairs: tuple[tuple[str, str], ...] | None = None
-    """Names of left and right labels, a key of ours; without it `laterality.find_pairs` finds them."""
+    """Pairs of left and right label names, a key that nnU-Net does not have; default: `laterality.find_pairs`."""
 
     _document: dict[str, Any] | None = PrivateAttr(default=None)
 
@@ -98,9 +98,9 @@ class DatasetDescription(BaseModel):
         return self
 
     def meaning(self) -> dict[str, Any]:
-        """Return what a network depends on as JSON: channels in order and labels; equal for equal tasks."""
+        """Return the channels and labels that define the task, as JSON; equal for equal tasks."""
         labels = [[name, list(key) if isinstance(key, tuple) else key] for name, key in self.labels.items()]
-        if self.regions_class_order is None:  # heads are ordered by value then
+        if self.regions_class_order is None:  # then the heads are ordered by label value
             labels.sort(key=lambda item: (str(item[1]), str(item[0])))
         order = self.regions_class_order
         return {
@@ -248,7 +248,7 @@ def scan(folder: Path, *, environment: Mapping[str, str] = NO_ENVIRONMENT) -> Sc
     if not listing.cases and not listing.problems:
         remedy = "list some, or remove the key 'dataset'"
         problems.append(Problem(where=str(place), what="lists no case", remedy=remedy))
-    reader = _choose(listing, description, problems)
+    reader = _choose_reader(listing, description, problems)
     names = tuple(description.channel_names.values())
     problems += _channel_count_problems(listing, names, reader, description.file_ending)
     return ScanResult(
@@ -261,7 +261,7 @@ def scan(folder: Path, *, environment: Mapping[str, str] = NO_ENVIRONMENT) -> Sc
 
 
 def _meaning_problems(path: Path, description: DatasetDescription) -> list[Problem]:
-    """Return where a model trained with dataset.json would predict something else than it says."""
+    """Return label definitions with which a model would predict other labels than intended."""
     found = {
         "labels": ignore_problem(description.labels),
         "regions_class_order": decoding_problem(Labels.from_description(description)),
@@ -270,7 +270,7 @@ def _meaning_problems(path: Path, description: DatasetDescription) -> list[Probl
 
 
 def problem_of(error: SegwrightError, *, remedy: str = "") -> Problem:
-    """Return an error, whose message starts with its place, as an entry of a report."""
+    """Convert an error with a message `where: what` to a `Problem`."""
     where, _, what = str(error).partition(": ")
     return Problem(where=where, what=what, remedy=remedy)
 
@@ -320,7 +320,7 @@ def usable_cases(
     return cases, tuple(problems)
 
 
-def _choose(listing: Listing, description: DatasetDescription, problems: list[Problem]) -> str:
+def _choose_reader(listing: Listing, description: DatasetDescription, problems: list[Problem]) -> str:
     """Choose the reader by the images; add a problem if none can read them."""
     override = description.overwrite_image_reader_writer
     try:
@@ -339,7 +339,7 @@ def _first_images(listing: Listing) -> list[Path]:
 
 
 def _channel_count_problems(listing: Listing, names: Sequence[str], reader: str, file_ending: str) -> list[Problem]:
-    """Compare the files of every case with the channels; one RGB(A) or 4D file carries several."""
+    """Return cases with missing or surplus channels; one RGB(A) or 4D file holds several channels."""
     num_files = len(names)
     if reader and any(len(case.images) != num_files for case in listing.cases):
         examples = _first_images(listing)[:_EXAMPLES]

@@ -103,6 +103,10 @@ class Configuration(BaseModel):
         """Number of spatial axes of a patch: 2 or 3."""
         return len(self.patch_size)
 
+    def num_input_channels(self, num_image_channels: int, num_foreground_labels: int) -> int:
+        """Return the network's input channels; a second stage has one more for each foreground label."""
+        return num_image_channels + (0 if self.previous_stage is None else num_foreground_labels)
+
     @property
     def strides(self) -> tuple[tuple[int, ...], ...]:
         """Downsampling factor per stage and axis; empty if the architecture has no `strides` argument."""

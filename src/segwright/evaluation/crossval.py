@@ -14,9 +14,8 @@ from segwright.core.files.names import below
 from segwright.data.dataset import load_description
 from segwright.data.images.image_io import files_beside
 from segwright.evaluation.scores import Scores
-from segwright.workspace import DATASET_JSON, PLANS_JSON, Workspace
+from segwright.workspace import DATASET_JSON, PLANS_JSON, SUMMARY_JSON, Workspace
 
-SUMMARY_JSON: Final = "summary.json"
 VALIDATION: Final = "validation"
 
 _FOLD_PREFIX = "fold_"

@@ -33,7 +33,7 @@ from segwright.workspace import DATASET_JSON, FINGERPRINT_JSON, PLANS_JSON
 CHECKPOINT_JSON: Final = "checkpoint_final.json"
 
 TRAINER: Final = "nnUNetTrainer"
-"""nnU-Net finds the class that builds the network by this name; the standard trainer builds what the plans say."""
+"""Class that nnU-Net looks up to build the network; its default trainer follows the architecture in the plans."""
 
 LOGGED: Final = (
     *("mean_fg_dice", "ema_fg_dice", "dice_per_class_or_region", "train_losses"),
@@ -55,8 +55,8 @@ def export_model(model: Path, target: Path, *, folds: Sequence[str] | None = Non
     """Write a model folder for nnU-Net v2 and return the folds in it.
 
     Args:
-        model: ours, with `plans.json`, `dataset.json` and `fold_k/checkpoint_final.safetensors`.
-        target: the new model folder; `name.zip` for a file for `nnUNetv2_install_pretrained_model_from_zip`.
+        model: Segwright model folder, with `plans.json`, `dataset.json` and `fold_k/checkpoint_final.safetensors`.
+        target: the new model folder; `name.zip` for an archive for `nnUNetv2_install_pretrained_model_from_zip`.
         folds: names of the folds; by default all that are trained.
 
     Raises:
@@ -86,7 +86,7 @@ def export_model(model: Path, target: Path, *, folds: Sequence[str] | None = Non
 
 @contextmanager
 def _scratch(folder: Path) -> Iterator[Path]:
-    """Yield a new folder beside another one, for the block; a killed run leaves it to `sweep_leftovers`."""
+    """Create a temporary folder next to `folder`; delete it at the end (after a kill, `sweep_leftovers` does)."""
     path = temporary_beside(folder)
     path.mkdir()
     try:
@@ -121,7 +121,7 @@ def _headers(model: Path, folds: Sequence[str] | None) -> dict[str, _Header]:
     except SegwrightError as error:
         raise ModelError(str(error)) from error
     if not there or (folds and missing):
-        raise ModelError(f"{model}: no finished training in {', '.join(missing) or 'it'}; name a model folder of ours")
+        raise ModelError(f"{model}: no finished training in {', '.join(missing) or 'it'}; give a Segwright model")
     return there
 
 
@@ -153,12 +153,10 @@ def _mirror_axes(header: _Header, plan: Plan) -> list[int]:
 def _checkpoint(
     fold: Path, header: _Header, plan: Plan, plans: dict[str, Any], description: DatasetDescription
 ) -> dict[str, Any]:
-    """Return what nnU-Net's checkpoints hold (nnU-Net behaviour 8.4); without the optimiser's state."""
+    """Return the content of an nnU-Net checkpoint (nnU-Net behaviour 8.4), without optimiser state."""
     configuration = plan.configuration(header.configuration)
     labels = Labels.from_description(description)
-    channels = len(description.channel_names)
-    if configuration.previous_stage is not None:
-        channels += len(labels.foreground_labels)
+    channels = configuration.num_input_channels(len(description.channel_names), len(labels.foreground_labels))
     network = build_from_spec(
         header.network,
         configuration.architecture.model_dump(by_alias=True),

@@ -112,11 +112,10 @@ def _require_convertible(source: Path) -> None:
         validate_components(plan, configuration)
         architecture = configuration.architecture
         parse_architecture(architecture.network_class_name, architecture.arch_kwargs)
-        stage = labels.foreground_labels if configuration.previous_stage is not None else ()
         require_weights(
             ArchitectureSpec.from_json(header["network"]),
             architecture.model_dump(by_alias=True),
-            len(description.channel_names) + len(stage),
+            configuration.num_input_channels(len(description.channel_names), len(labels.foreground_labels)),
             labels.num_heads,
             configuration.patch_size,
             {name: _outline(tensor, name, path) for name, tensor in checkpoint["network_weights"].items()},

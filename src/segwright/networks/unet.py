@@ -2,7 +2,7 @@
 
 nnU-Net behaviour 7.3-7.5.
 
-The decoder knows only the encoder's channels and strides, not the encoder itself, so each parameter has one name.
+Unlike nnU-Net's, the decoder holds no reference to the encoder, so each parameter has one name in `state_dict`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Topology:
 
 
 def suits(topology: Topology, patch_size: Sequence[int]) -> bool:
-    """Return whether the strides divide a patch at every stage, so that up-sampled features match the skips."""
+    """Return whether up-sampled features match the skips: odd kernels, and strides that divide the patch."""
     if len(patch_size) != len(topology.strides[0]) or any(size % 2 == 0 for each in topology.kernels for size in each):
         return False
     steps = [prod(stride[axis] for stride in topology.strides) for axis in range(len(patch_size))]
@@ -52,7 +52,7 @@ def suits(topology: Topology, patch_size: Sequence[int]) -> bool:
 
 
 class PlainEncoder(nn.Module):
-    """Stacks of convolutions; the first of each stage strides."""
+    """Stacks of convolutions; the first convolution of each stage is strided."""
 
     def __init__(self, in_channels: int, topology: Topology, options: LayerOptions) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class PlainEncoder(nn.Module):
 
 
 class ResidualEncoder(nn.Module):
-    """A stem of one convolution, then stacks of residual blocks; the first of each stage strides."""
+    """A stem of one convolution, then stacks of residual blocks; the first block of each stage is strided."""
 
     def __init__(self, in_channels: int, topology: Topology, options: LayerOptions) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from segwright.planning.presets import LOWRES_COVERAGE, LOWRES_MIN_RATIO, LOWRES_STEP
 from segwright.planning.sizing import Budget, Sizing, size_configuration
 
-_COMPARABLE = 2
+_MAX_SPACING_RATIO = 2
 """Axes finer than the coarsest by more than this factor are coarsened first."""
 
 
@@ -36,9 +36,9 @@ class Search:
 
 
 def find_lowres(spacing: tuple[float, ...], median_shape: tuple[float, ...], fullres: Sizing, budget: Budget) -> Search:
-    """Search a low-resolution spacing: coarsen it until a patch covers a quarter of the median image.
+    """Search for a low-resolution spacing: coarsen until a patch covers a quarter of the median image.
 
-    nnU-Net behaviour 5.12; dropped unless the image then has at least twice fewer voxels.
+    nnU-Net behaviour 5.12; dropped if the image then still has more than half of the voxels.
 
     Args:
         spacing: Full-resolution target, transposed.
@@ -53,7 +53,7 @@ def find_lowres(spacing: tuple[float, ...], median_shape: tuple[float, ...], ful
         return Search(lowres=None, reason=f"{coverage_text}, at least {LOWRES_COVERAGE}: no low resolution is needed")
     current, found, steps = list(spacing), None, 0
     while found is None or math.prod(found.sizing.topology.patch_size) / voxels < LOWRES_COVERAGE:
-        coarser = [max(current) / value > _COMPARABLE for value in current]
+        coarser = [max(current) / value > _MAX_SPACING_RATIO for value in current]
         current = [
             value * LOWRES_STEP if is_finer or not any(coarser) else value
             for value, is_finer in zip(current, coarser, strict=True)

@@ -34,13 +34,13 @@ from segwright.data.stage_cache import identify
 from segwright.preprocessing.class_locations import class_locations
 from segwright.preprocessing.normalization import NormalizedView, normalize, normalized_view
 
-if TYPE_CHECKING:  # a prediction stores no preprocessed cases and is spared the import of blosc2
+if TYPE_CHECKING:  # prediction does not need the store, so it does not import blosc2
     from segwright.data.preprocessed.store import CaseStore
 
 logger = getLogger(__name__)
 
 FORMAT = 1
-"""Version of the preprocessing; increased when its output changes, so that stored cases are made again."""
+"""Version of the preprocessing; increase it when the output changes, so that stored cases are recomputed."""
 
 _SHOWN_VALUES = 8
 
@@ -90,7 +90,7 @@ class _Job:
 
 
 class TorchThreads:
-    """Context manager that limits torch's threads from the first `limit()` on; torch is imported no earlier."""
+    """Context manager that limits torch's threads once `limit()` is called, which also imports torch."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -163,7 +163,7 @@ def preprocess_case(
     image, marked, provenance = _cropped(volume, label, plan, configuration)
     _check_size(provenance, plan, configuration, len(image))
     cropped = None if label is None else marked
-    image, cropped = _on_grid(image, cropped, marked, provenance, plan, configuration, threads)
+    image, cropped = _normalize_and_resample(image, cropped, marked, provenance, plan, configuration, threads)
     return Preprocessed(image=image, label=cropped, provenance=provenance)
 
 
@@ -184,14 +184,14 @@ def preprocess_for_prediction(volume: Volume, plan: Plan, configuration: Configu
         )
         if view is not None:
             return PredictionInput(image=view, provenance=provenance)
-    image, _ = _on_grid(image, None, mask, provenance, plan, configuration)
+    image, _ = _normalize_and_resample(image, None, mask, provenance, plan, configuration)
     return PredictionInput(image=image, provenance=provenance)
 
 
 def _cropped(
     volume: Volume, label: npt.NDArray[Any] | None, plan: Plan, configuration: Configuration
 ) -> tuple[Floats, npt.NDArray[np.int16] | None, Provenance]:
-    """Transpose and crop; return image, label (-1 outside the non-zero region) and provenance."""
+    """Transpose and crop; return image, label or mask (-1 outside the non-zero region), provenance."""
     order = plan.transpose_forward
     axes = (0, *(axis + 1 for axis in order))
     transposed = volume.array.transpose(axes)
@@ -234,13 +234,13 @@ def _check_size(provenance: Provenance, plan: Plan, configuration: Configuration
     """Check the size of the resampled case before memory is allocated; warn about an unusual spacing.
 
     Raises:
-        ImageError: the resampled image exceeds the free memory, or spacing and size both differ far from the training
-            cases, as with a wrong header.
+        ImageError: the resampled image exceeds the free memory, or spacing and size are both far from those of the
+            training cases, as with a wrong header.
     """
     shape, spacing, new_spacing = _grid(provenance, configuration)
     usual = plan.original_median_spacing_after_transp
     sizes = zip(plan.original_median_shape_after_transp, usual, new_spacing, strict=False)
-    times = prod(shape) / max(prod(size * own / new for size, own, new in sizes), 1.0)
+    times = prod(shape) / max(prod(size * old / new for size, old, new in sizes), 1.0)
     ratios = [own / other for own, other in zip(spacing, usual, strict=False)]
     is_far = any(not 1 / _MAX_SPACING_RATIO <= ratio <= _MAX_SPACING_RATIO for ratio in ratios)
     needed, free = 4 * num_channels * prod(shape), available_bytes()
@@ -259,7 +259,7 @@ def _rounded(spacing: Sequence[float]) -> str:
     return f"({', '.join(f'{extent:.4g}' for extent in spacing)})"
 
 
-def _on_grid(
+def _normalize_and_resample(
     image: Floats,
     label: npt.NDArray[np.int16] | None,
     mask: npt.NDArray[np.int16] | None,

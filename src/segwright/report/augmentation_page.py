@@ -23,7 +23,7 @@ from segwright.report.colours import label_colour, rgb
 
 _MOST_CHANNELS: Final = 3
 _LONGEST_PX: Final = 260
-_FILL: Final = 0.45
+_OVERLAY_OPACITY: Final = 0.45
 _GREY_PERCENTILES: Final = (0.5, 99.5)
 _STYLE: Final = """
 .shown { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
@@ -36,14 +36,14 @@ _STYLE: Final = """
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownSample:
-    """A sample before and after augmentation: images (C, *S), label maps (*S), S two or three axes.
+    """A sample before and after augmentation: images (C, *S), label maps (*S); S has two or three axes.
 
     Attributes:
         title: case and position of the patch.
         plain: the patch before augmentation.
-        plain_labels: labels of it; below 0 outside the case.
+        plain_labels: label map of that patch; negative outside the case.
         augmented: the patch after augmentation.
-        augmented_labels: labels of it.
+        augmented_labels: label map of that patch.
         drawn: transforms in order, each with its formatted parameters.
     """
 
@@ -153,7 +153,7 @@ def affine_text(matrix: npt.NDArray[np.float64]) -> str:
 def _pictures(
     sample: ShownSample, colours: Mapping[int, str], channels: Sequence[tuple[int, str]], spacing: Sequence[float]
 ) -> list[dict[str, Any]]:
-    """Draw the slice with most labelled voxels: each channel before and after, and the labels over the first."""
+    """Draw the slice with the most labelled voxels: each channel before and after, and the labels over the first."""
     has_planes = sample.augmented_labels.ndim == 3
     planes = (sample.plain_labels > 0).sum((1, 2)) + (sample.augmented_labels > 0).sum((1, 2)) if has_planes else None
     best = 0 if planes is None else int(planes.argmax()) if planes.any() else len(planes) // 2
@@ -187,7 +187,7 @@ def _overlay(
     for value in np.unique(labels[labels > 0]).tolist():
         chosen = labels == value
         colour = np.array(rgb(colours.get(value, label_colour(len(colours) + 1))))
-        result[chosen] = (1 - _FILL) * result[chosen] + _FILL * colour
+        result[chosen] = (1 - _OVERLAY_OPACITY) * result[chosen] + _OVERLAY_OPACITY * colour
     return result
 
 

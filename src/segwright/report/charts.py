@@ -108,13 +108,13 @@ def _row(group: Group, top: float, low: float, high: float, style: str) -> list[
     left, right = float(_RIGHT), float(WIDTH - _RIGHT)
     middle = top + 27
     values = np.sort(np.asarray(group.values, dtype=float))
-    quarters = [_scaled(value, low, high, left, right) for value in np.percentile(values, (25, 50, 75))]
+    quartiles = [_scaled(value, low, high, left, right) for value in np.percentile(values, (25, 50, 75))]
     name = group.name if len(group.name) <= _LONGEST_NAME else f"{group.name[: _LONGEST_NAME - 3]}..."
     heading = f"{name}: median {_short(float(np.median(values)))}, lowest {_short(values[0])}, n = {len(values)}"
     parts = [
         _text(heading, left, top + 9, "start"),
         Markup('<rect class="box {}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="16" rx="3"/>').format(
-            style, quarters[0], middle - 8, max(quarters[2] - quarters[0], 1.0)
+            style, quartiles[0], middle - 8, max(quartiles[2] - quartiles[0], 1.0)
         ),
     ]
     shown = values[np.unique(np.linspace(0, len(values) - 1, min(len(values), _MOST_DOTS)).round().astype(int))]
@@ -126,7 +126,7 @@ def _row(group: Group, top: float, low: float, high: float, style: str) -> list[
                 style, _scaled(float(value), low, high, left, right), middle + shift
             )
         )
-    parts.append(_line(f"median {style}", quarters[1], middle - 9, quarters[1], middle + 9))
+    parts.append(_line(f"median {style}", quartiles[1], middle - 9, quartiles[1], middle + 9))
     return parts
 
 

@@ -1,4 +1,4 @@
-"""Return values of the verbs: trained folds, runs, selections, evaluations, the demo."""
+"""Result types of the API functions: trained folds, selections, runs, evaluations, the demo."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class TrainedFold:
         fold: Number, or `all`.
         model: Model folder.
         folder: Folder of the fold.
-        dice: Mean Dice of the held-out cases by class name, and over the classes as `mean`.
+        dice: Mean Dice of the held-out cases by class name, and the mean over the classes as `mean`.
         shortcoming: Why the fold is not usable, and the remedy; empty if it is usable.
     """
 
@@ -55,7 +55,7 @@ class SelectionReport:
         comparison: Scores of the candidates.
         postprocessing: Post-processing of its label maps, and the gain.
         quality: Estimator of the Dice of new cases, and its accuracy; None if no held-out case could be scored.
-        calibration: Temperature scaling of its probabilities, and the gain; None likewise.
+        calibration: Temperature scaling of its probabilities, and the gain; None in the same case.
         is_new: False if the model had been selected before.
         shortcoming: Why the model is not usable, and the remedy; empty if it is usable.
     """
@@ -86,10 +86,10 @@ class RunReport:
 
     Attributes:
         folds: Trained folds.
-        done: Stages that had work to do; empty if everything was up to date.
+        done: Stages that were executed; empty if everything was up to date.
         page: The HTML report, None if it could not be written.
         selection: The selected model.
-        not_done: Requests not fulfilled because finished folds are kept, and the remedy; may be empty.
+        not_done: Requested changes not applied to finished folds, and the remedy; empty if there are none.
     """
 
     folds: tuple[TrainedFold, ...]
@@ -123,7 +123,7 @@ class Evaluation:
     labels: Labels
 
     def named_means(self) -> list[tuple[str, Measures]]:
-        """Return the mean measures of each class by name, and last of the foreground."""
+        """Return (name, mean measures) per class; the last row is `mean`, over the foreground classes."""
         rows = [(self.labels.class_name(class_key(key)), item) for key, item in self.scores.mean.items()]
         return [*rows, ("mean", self.scores.foreground_mean_present or self.scores.foreground_mean)]
 
@@ -159,6 +159,6 @@ class DemoResult:
 
 
 def dice_by_name(scores: Scores, labels: Labels) -> dict[str, float]:
-    """Return the mean Dice of each class by name, and last over the classes that occur."""
+    """Return the mean Dice by class name, and as `mean` the one over the classes that occur."""
     named = {labels.class_name(class_key(key)): item.dice for key, item in scores.mean.items()}
     return {**named, "mean": scores.mean_dice}

@@ -16,12 +16,10 @@ from segwright.data.plan import Configuration, Plan
 from segwright.evaluation.scores import Scores
 from segwright.inference.models.selected import is_selected, member_folders
 from segwright.training.monitoring.loggers import completed, read_rows
-from segwright.workspace import DATASET_JSON, FINGERPRINT_JSON, PLANS_JSON
+from segwright.workspace import DATASET_JSON, FINGERPRINT_JSON, PLANS_JSON, SUMMARY_JSON, TRAIN_JSON
 
 METRICS_JSONL = "metrics.jsonl"
-TRAIN_JSON = "train.json"
 VALIDATION = "validation"
-SUMMARY_JSON = "summary.json"
 
 ALL = "all"
 """Name of the fold that trains on every case."""

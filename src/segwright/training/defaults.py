@@ -45,13 +45,13 @@ def decide(config: TrainConfig, configuration: Configuration, device: torch.devi
             values["batch_size"] = CPU_BUDGET_BATCH_SIZE
             notes.append(
                 f"batch size {CPU_BUDGET_BATCH_SIZE} instead of the plan's {configuration.batch_size}: on a CPU with a "
-                "time budget more and smaller steps learn more; set the batch size to override"
+                "time budget, more but smaller steps reach a higher Dice; set the batch size to override"
             )
     is_short = config.budget_s is not None and config.budget_s <= SHORT_BUDGET_S and device.type == "cpu"
     if is_short and config.optimizer == "sgd" and "momentum" not in config.model_fields_set:
         values["momentum"] = SHORT_BUDGET_MOMENTUM
         notes.append(
-            f"momentum {SHORT_BUDGET_MOMENTUM} instead of {config.momentum}: better where a CPU has an hour or less; "
+            f"momentum {SHORT_BUDGET_MOMENTUM} instead of {config.momentum}: better for CPU runs of at most an hour; "
             "set the momentum to override"
         )
     if config.batch_dice is None:

@@ -13,17 +13,15 @@ from segwright.core.files.locks import holder
 from segwright.data.dataset import DatasetDescription, load_description
 from segwright.data.plan import Plan
 from segwright.training.config import CHANGEABLE, TrainConfig
-from segwright.workspace import DATASET_JSON, PLANS_JSON, Workspace
+from segwright.workspace import DATASET_JSON, PLANS_JSON, TRAIN_JSON, Workspace
 
 logger = getLogger(__name__)
 
 Fold = int | Literal["all"]
 
-TRAIN_JSON: Final = "train.json"
-
 _NETWORK: Final = ("network", "network_kwargs", "norm")
 """Settings that define the network."""
-_WAYS_OUT: Final = (
+_REMEDIES: Final = (
     "delete the folder to train again, or train a second model with other plans ('segwright plan DATASET "
     "--name NAME', then 'segwright train DATASET --plans NAME ...')"
 )
@@ -53,13 +51,13 @@ def require_same_task(model: Path, description: DatasetDescription) -> None:
     if differing:
         raise ModelError(
             f"{model}: {_listed(begun)} trained with another dataset.json ({differing}), but all folds of a model "
-            f"must share one; restore dataset.json, {_WAYS_OUT}"
+            f"must share one; restore dataset.json, {_REMEDIES}"
         )
 
 
-def difference_in_meaning(trained_with: DatasetDescription, today: DatasetDescription) -> str:
+def difference_in_meaning(trained_with: DatasetDescription, current: DatasetDescription) -> str:
     """Describe how channels and labels of dataset.json changed; empty if they did not."""
-    then, now = trained_with.meaning(), today.meaning()
+    then, now = trained_with.meaning(), current.meaning()
     return "; ".join(f"{key} {_shown(then[key])}, now {_shown(now[key])}" for key in then if then[key] != now[key])
 
 
@@ -75,7 +73,7 @@ def require_same_plan(model: Path, plan: Plan, configuration: str) -> None:
         return
     then = Plan.load(used)
     if configuration not in then.configurations or then.setup(configuration) != plan.setup(configuration):
-        raise ModelError(f"{model}: {_listed(begun)} trained with a plan that has changed since; {_WAYS_OUT}")
+        raise ModelError(f"{model}: {_listed(begun)} trained with a plan that has changed since; {_REMEDIES}")
 
 
 def require_same_network(model: Path, folds: Sequence[Fold], settings: Mapping[str, Any]) -> None:
@@ -99,7 +97,7 @@ def require_same_network(model: Path, folds: Sequence[Fold], settings: Mapping[s
             if used.get(key, wanted[key]) != wanted[key]:
                 raise ModelError(
                     f"{folder}: was trained with {key} = {_value(used[key])}, not {_value(wanted[key])}, but all "
-                    f"folds of a model must share one network; give the same {key}, {_WAYS_OUT}"
+                    f"folds of a model must share one network; give the same {key}, {_REMEDIES}"
                 )
 
 
@@ -131,20 +129,20 @@ def require_nothing_new(folder: Path, settings: Mapping[str, Any]) -> None:
     """Check that the given settings match a finished fold; training length and intervals may differ.
 
     Raises:
-        ConfigError: a setting would make it another training.
+        ConfigError: another setting differs.
     """
     for key, (used, now) in other_settings(folder, settings).items():
         if key not in CHANGEABLE:
             raise ConfigError(
-                f"{folder}: is finished and was trained with {key} = {_value(used)}, not {_value(now)}; {_WAYS_OUT}"
+                f"{folder}: is finished and was trained with {key} = {_value(used)}, not {_value(now)}; {_REMEDIES}"
             )
 
 
 def require_unbegun(folder: Path) -> None:
-    """Check that a fold has no training yet, and none in progress.
+    """Check that a fold contains no checkpoint yet.
 
     Raises:
-        ModelError: it has.
+        ModelError: it does; the message says if a process is still training it.
     """
     if is_begun(folder):
         busy = holder(Workspace.lock_beside(folder))

@@ -16,8 +16,9 @@ from segwright.data.preprocessed.store import CaseStore
 from segwright.data.splits import Split, shorten
 from segwright.data.stage_cache import identify
 from segwright.data.training_data import DataChanges, TrainingData, changes, entries
-from segwright.evaluation.crossval import SUMMARY_JSON, VALIDATION
+from segwright.evaluation.crossval import VALIDATION
 from segwright.inference.models.selected import SELECTION_JSON, newer_folds
+from segwright.workspace import SUMMARY_JSON
 
 logger = getLogger(__name__)
 

@@ -15,7 +15,7 @@ from segwright.cli.tables import number, print_json, print_line, print_table
 if TYPE_CHECKING:
     from segwright.report.results import Evaluation
 
-UNSHOWN: Final = ("Volume_pred_mm3", "Volume_ref_mm3", "Volume_error_mm3")
+HIDDEN: Final = ("Volume_pred_mm3", "Volume_ref_mm3", "Volume_error_mm3")
 """Measures of `summary.json` left out of the table, since their average means little."""
 
 
@@ -24,7 +24,9 @@ def evaluate(
     prediction: Annotated[Path, typer.Argument(metavar="PREDICTION_DIR", help="Folder of predicted label maps.")],
     dataset_json: Annotated[
         Path | None,
-        typer.Option("--dataset-json", metavar="F", help="Names the labels (default: found beside either folder)."),
+        typer.Option(
+            "--dataset-json", metavar="F", help="dataset.json with label names (default: near either folder)."
+        ),
     ] = None,
     labels: Annotated[
         list[str] | None, typer.Option("--labels", metavar="1,2", help="Score these values; no dataset.json is needed.")
@@ -32,8 +34,8 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE", help="Where to write summary.json.")
     ] = None,
-    surface: Annotated[bool, typer.Option("--surface", help="Also HD, HD95, ASSD (mm) and NSD.")] = False,
-    lesions: Annotated[bool, typer.Option("--lesions", help="Also lesion-wise detection and PQ.")] = False,
+    surface: Annotated[bool, typer.Option("--surface", help="Also compute HD, HD95, ASSD (mm) and NSD.")] = False,
+    lesions: Annotated[bool, typer.Option("--lesions", help="Also compute lesion-wise detection and PQ.")] = False,
     tolerance: Annotated[
         list[str] | None,
         typer.Option("--tolerance", metavar="1,2", help="Tolerances of the NSD in mm; sets --surface."),
@@ -104,12 +106,12 @@ def _tolerances(values: Sequence[str] | None) -> tuple[float, ...] | None:
     try:
         return tuple(map(float, found)) or None
     except ValueError as error:
-        raise typer.BadParameter(f"{error}; write mm, for instance 1,2", param_hint="--tolerance") from error
+        raise typer.BadParameter(f"{error}; give numbers in mm, such as 1,2", param_hint="--tolerance") from error
 
 
 def _print_means(result: Evaluation) -> None:
     means = list(result.named_means())
-    shown = [name for name in dict.fromkeys(key for _, item in means for key in item.extra) if name not in UNSHOWN]
+    shown = [name for name in dict.fromkeys(key for _, item in means for key in item.extra) if name not in HIDDEN]
     rows = [
         [
             name,
@@ -120,7 +122,7 @@ def _print_means(result: Evaluation) -> None:
         for name, item in means
     ]
     title = f"{len(result.scores.metric_per_case)} cases"
-    print_table(title, ["class", "Dice", "IoU", *shown, "voxels predicted", "voxels true"], rows)
+    print_table(title, ["class", "Dice", "IoU", *shown, "predicted voxels", "reference voxels"], rows)
     zero = ["Dice", "IoU", *(name for name in shown if name.startswith(("NSD", "Lesion", "PQ")))]
     infinite = "; distances left out" if "HD" in shown else ""
     print_line(f"absent in reference and prediction: left out; in one of them: {', '.join(zero)} 0{infinite}")

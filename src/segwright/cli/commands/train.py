@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -154,13 +153,13 @@ def run(
 
 def demo(
     context: typer.Context,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object only.")] = False,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="DIR", help="Folder (default ./segwright-demo, or --work).")
+        Path | None, typer.Option("-o", "--output", metavar="DIR", help="Folder (default: --work or ./segwright-demo).")
     ] = None,
     budget: options.Budget = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete an earlier demo and start again.")] = False,
     device: options.Device = "auto",
+    as_json: options.AsJson = False,
 ) -> None:
     """Train on a phantom dataset, predict and score unseen cases, draw figures; takes four minutes."""
     from segwright import api
@@ -168,7 +167,7 @@ def demo(
     folder = output or context.obj or DEMO_WORK
     result = api.demo(folder, budget=budget, fresh=fresh, device=device)
     if as_json:
-        print(json.dumps(result.to_json()))
+        print_json(result.to_json())
         return
     rows = [[name, number(dice)] for name, dice in [*result.per_label.items(), ("mean", result.mean_dice)]]
     print_table("Dice on unseen cases", ["structure", "Dice"], rows)

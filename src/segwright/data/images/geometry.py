@@ -16,9 +16,9 @@ from segwright.core.errors import Problem
 from segwright.data.images.formats import Header
 
 TOLERANCE: Final = 0.1
-"""Voxels. Formats round by far less; half a voxel is another convention for the origin."""
+"""In voxels: file formats round by far less; a shift of half a voxel means another origin convention."""
 _ROUNDED_SPACING = 0.01
-"""Relative; some programs store two digits. `TOLERANCE` alone would accept larger differences for few voxels."""
+"""Relative, as some programs store two digits; `TOLERANCE` alone would accept more in grids of few voxels."""
 
 Affine = npt.NDArray[np.float64]
 
@@ -53,7 +53,7 @@ class Reorientation:
 
 
 def find_reorientation(header: Header, other: Header) -> Reorientation | None:
-    """Return the reorientation of an array onto the grid of another one; None if the grids differ otherwise.
+    """Return the reorientation of an array onto the grid of another one; None if there is none.
 
     Formats without an origin and direction (pictures, stacks) are compared by shape and spacing.
     """
@@ -110,7 +110,7 @@ def _affine(header: Header) -> Affine | None:
 def _reorientation_between(
     affine: Affine, other: Affine, shape: tuple[int, ...], other_shape: tuple[int, ...]
 ) -> Reorientation | None:
-    """Return the reorientation of an array (Z, Y, X) between two affines, by the indices of one in the other."""
+    """Return the reorientation of an array (Z, Y, X) from one affine to another; None if there is none."""
     if np.array_equal(affine, other, equal_nan=True):
         return Reorientation()
     try:
@@ -144,7 +144,7 @@ def _corners(shape: tuple[int, ...]) -> Affine:
 
 
 def _is_same_spacing(one: tuple[float, ...], other: tuple[float, ...], shape: tuple[int, ...]) -> bool:
-    """Whether spacings differ by rounding only, and the ends of two centred grids by less than the tolerance."""
+    """Return whether spacings are equal up to rounding, and the ends of centred grids within `TOLERANCE`."""
     ratios = np.abs(np.divide(one, np.maximum(np.abs(other), np.finfo(np.float64).tiny)) - 1)
     return bool((ratios <= _ROUNDED_SPACING).all() and (ratios * np.asarray(shape) / 2 < TOLERANCE).all())
 

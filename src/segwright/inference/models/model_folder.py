@@ -285,9 +285,7 @@ def _load_network(
     *,
     trust: CodeTrust,
 ) -> nn.Module:
-    num_channels = len(description.channel_names)
-    if configuration.previous_stage is not None:
-        num_channels += len(labels.foreground_labels)
+    num_channels = configuration.num_input_channels(len(description.channel_names), len(labels.foreground_labels))
     architecture = configuration.architecture.model_dump(by_alias=True)
     source = str(reading.file(fold_folder, checkpoint))
     weights = reading.weights(fold_folder, checkpoint)

@@ -36,7 +36,7 @@ from segwright.inference.export.postprocessing import POSTPROCESSING_JSON, PostP
 from segwright.inference.reliability.calibration import CALIBRATION_JSON, Calibration
 from segwright.inference.reliability.expected_dice import QUALITY_JSON, DiceEstimator
 from segwright.inference.reliability.model import with_estimates
-from segwright.workspace import DATASET_JSON, FINGERPRINT_JSON, PLANS_JSON, Workspace
+from segwright.workspace import DATASET_JSON, FINGERPRINT_JSON, PLANS_JSON, SUMMARY_JSON, Workspace
 
 if TYPE_CHECKING:
     from segwright.inference.ensemble import Ensemble
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 logger = getLogger(__name__)
 
 SELECTION_JSON: Final = "selection.json"
-SUMMARY_JSON: Final = "summary.json"
 MEMBERS: Final = "members"
 
 _OURS = {SELECTION_JSON, SUMMARY_JSON, POSTPROCESSING_JSON, QUALITY_JSON, CALIBRATION_JSON, MEMBERS, "report.html"}

@@ -1,4 +1,4 @@
-"""Hash of the kernels' C sources; a compiled library carries it, so that an outdated one is recognised."""
+"""Hash the C sources of the CPU kernels, to detect a compiled library that is out of date."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Sampling of cases, classes and patch positions: pure functions of a random generator (nnU-Net behaviour 9.1-9.3).
 
 Two intended deviations: a patch centred on a foreground voxel stays inside the case at the upper border as it
-does at the lower (the reference lets it protrude, nnU-Net behaviour 9.3), and with batch size 1 foreground is forced by
+does at the lower (nnU-Net lets it extend beyond, nnU-Net behaviour 9.3), and with batch size 1 foreground is forced by
 chance rather than never (nnU-Net behaviour 9.2).
 """
 
@@ -35,7 +35,7 @@ ClassLocations = Mapping[ClassKey, Voxels]
 
 
 def num_forced(batch_size: int, fraction: float) -> int:
-    """Return how many samples at the end of a batch must show foreground, by the reference's rule.
+    """Return how many samples at the end of a batch must show foreground, by nnU-Net's rule.
 
     >>> [num_forced(size, 0.33) for size in (1, 2, 5, 9)]
     [0, 1, 2, 3]
@@ -73,7 +73,7 @@ def is_forced(
 
 
 def start_range(shape: Sequence[int], patch_size: Sequence[int]) -> Box:
-    """Return the half-open range of patch starts per axis; a case smaller than the patch is about centred in it."""
+    """Return the half-open range of patch starts per axis; a case smaller than the patch is roughly centred in it."""
     ranges = []
     for size, patch in zip(shape, patch_size, strict=True):
         missing = max(patch - size, 0)

@@ -18,9 +18,8 @@ from segwright.core.files.atomic_io import write_checked_json, write_json
 from segwright.data.dataset import DatasetDescription
 from segwright.data.plan import Plan
 from segwright.training.config import TrainConfig
-from segwright.workspace import DATASET_JSON, PLANS_JSON
+from segwright.workspace import DATASET_JSON, PLANS_JSON, TRAIN_JSON
 
-TRAIN_JSON = "train.json"
 DEBUG_JSON = "debug.json"
 SCHEMA_VERSION = 1
 

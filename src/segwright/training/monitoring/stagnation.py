@@ -12,10 +12,10 @@ from segwright.training.monitoring.logbook import Metric
 from segwright.training.optim.schedule import BUDGET_EPOCHS
 
 PATIENCE: Final = 20
-"""Epochs with a pseudo Dice of 0 after which there is a warning, repeated after as many more."""
+"""Number of epochs with a pseudo Dice of 0 before a warning, and between repeated warnings."""
 
-PATIENT_SHARE: Final = 0.2
-"""The same as a share of the epochs, for short trainings."""
+PATIENCE_FRACTION: Final = 0.2
+"""Upper limit of the patience in short trainings, as a fraction of the epochs."""
 
 
 def patience(num_epochs: int | None) -> int:
@@ -24,7 +24,7 @@ def patience(num_epochs: int | None) -> int:
     >>> patience(1000), patience(None)
     (20, 5)
     """
-    return min(PATIENCE, max(2, math.ceil(PATIENT_SHARE * (num_epochs or BUDGET_EPOCHS))))
+    return min(PATIENCE, max(2, math.ceil(PATIENCE_FRACTION * (num_epochs or BUDGET_EPOCHS))))
 
 
 def epochs_at_zero(rows: Sequence[Mapping[str, Metric]], index: int) -> int:
@@ -53,7 +53,7 @@ def stagnation_warnings(
         rows: metrics of the epochs so far.
         names: of the foreground classes or regions, in the order of the pseudo Dice.
         keys: their keys in the class locations, in the same order.
-        num_epochs: of the training; None where a budget decides.
+        num_epochs: epochs of the training; None under a time budget.
         forced: share of samples that must show foreground.
         load_locations: returns the voxels of each class for every training case; called only if a class is due.
     """
@@ -65,7 +65,7 @@ def stagnation_warnings(
 
 
 def expected_share(key: ClassKey, locations: Sequence[ClassLocations], forced: float) -> float:
-    """Return the share of samples centred on a voxel of `key`: forced samples take any class of their case.
+    """Return the expected share of samples centred on `key`; forced samples draw any class of their case.
 
     >>> expected_share(1, [{1: [0], 2: [0]}, {2: [0]}], 0.5)
     0.125

@@ -31,7 +31,7 @@ State = Literal["training", "interrupted", "validating", "finished"]
 
 
 class Status(BaseModel):
-    """Progress of a training at one moment; times in seconds, `updated` since 1970."""
+    """Progress of a training at one moment; times in seconds, `updated` as Unix time."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -67,18 +67,18 @@ class StatusFile:
         return self._timer.is_due
 
     def write(self, status: Status) -> None:
-        """Write the status; a full disk or a lost mount must not end the training here."""
+        """Write the status; log a failure, since a full disk or a lost mount must not end the training."""
         try:
             write_json(self.path, status.model_dump(mode="json"))
         except (OSError, WorkspaceError) as error:
             logger.warning("%s: cannot be written (%s)", self.path, error)
         if status.state == "finished":
-            self._stop_file.unlink(missing_ok=True)  # it has had its effect
+            self._stop_file.unlink(missing_ok=True)  # the request is fulfilled
         self._timer.reset()
 
     @property
     def stop_is_requested(self) -> bool:
-        """Whether the stop file exists; looks at most every `STOP_INTERVAL_S`."""
+        """Whether the stop file exists; False without a look if the last one is under `STOP_INTERVAL_S` ago."""
         if not self._stop_timer.is_due:
             return False
         self._stop_timer.reset()
@@ -91,7 +91,7 @@ def make_status(
     """Return the status of a training.
 
     Args:
-        state: what the training does.
+        state: current phase of the training.
         clock: epochs and time of the training.
         logbook: metrics so far.
         epoch: the current one.

@@ -30,10 +30,10 @@ from segwright.training.distributed.context import SINGLE, DistributedContext
 from segwright.training.loading.caching import TrainingCase
 from segwright.training.validation.reliability import FOLDER as STATS_FOLDER
 from segwright.training.validation.reliability import CaseStatsCollector
+from segwright.workspace import SUMMARY_JSON
 
 logger = getLogger(__name__)
 
-SUMMARY_JSON = "summary.json"
 RECORD_JSON = "predictions.json"
 SCHEMA_VERSION = 1
 

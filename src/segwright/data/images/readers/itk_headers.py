@@ -1,4 +1,4 @@
-"""Check headers of NRRD, MetaImage and GIPL files before ITK reads them: sizes, and no data in other files.
+"""Check headers of NRRD, MetaImage and GIPL files before ITK reads them: sizes fit the file, voxels are inside it.
 
 Headers that the checks do not understand are refused, so that ITK cannot interpret a header differently.
 """
@@ -25,8 +25,8 @@ _MOST_AXES = 5
 _LONE_RETURN = re.compile(rb"\r(?!\n)")
 _WHOLE = re.compile(r"[0-9]{1,15}")
 _NUMBER = re.compile(r"[0-9.]{1,20}(e[+]?[0-9]{1,2})?")
-_NUMBERS_OF_PLACES = re.compile(r"[-+]?[0-9]{0,10}[.]?[0-9]{0,40}([eE][-+]?0*[0-9])?([eE]-[0-9]{1,3})?")
-"""ITK takes minutes for directions of 1e308."""
+_COORDINATE = re.compile(r"[-+]?[0-9]{0,10}[.]?[0-9]{0,40}([eE][-+]?0*[0-9])?([eE]-[0-9]{1,3})?")
+"""A number below 1e10; ITK takes minutes for directions of 1e308."""
 _DETACHED = "keeps its voxels in another file"
 _INLINE = "store header and voxels in one file"
 
@@ -89,10 +89,10 @@ _GIPL_TYPES: Final[Mapping[int, int]] = {
 
 
 def check_nrrd(file: Path, *, is_label: bool = False) -> None:
-    """Check that a NRRD file contains its voxels and can hold the size in its header.
+    """Check that a NRRD file contains its voxels, and enough bytes for the size in its header.
 
     Raises:
-        Refusal: it does not, or cannot.
+        Refusal: it does not.
     """
     fields, end = _nrrd_header(file)
     sizes = tuple(map(_whole, fields["sizes"].split()))
@@ -101,7 +101,7 @@ def check_nrrd(file: Path, *, is_label: bool = False) -> None:
     value_bytes = _NRRD_TYPES.get(fields["type"].strip().lower())
     encoding = _encoding(fields)
     if value_bytes is None:
-        raise _damaged("NRRD", f"type {fields['type']}, which no reader knows")
+        raise _damaged("NRRD", f"the unknown type {fields['type']}")
     if encoding not in ("raw", "hex", *_NRRD_GZIP, *_NRRD_TEXT):
         raise Refusal(f"its voxels are encoded as {encoding[:20]}; store them raw or with gzip")
     for unit in re.findall(r"[^\s\"]+", f"{fields.get('space units', '')} {fields.get('units', '')}"):
@@ -124,16 +124,16 @@ def compressed_start(file: Path) -> int | None:
 
 
 def check_metaimage(file: Path, *, is_label: bool = False) -> None:
-    """Check that a MetaImage file contains its voxels and can hold the size in its header.
+    """Check that a MetaImage file contains its voxels, and enough bytes for the size in its header.
 
     Raises:
-        Refusal: it does not, or cannot.
+        Refusal: it does not.
     """
     _meta_voxels(file, is_label=is_label)
 
 
 def require_whole_metaimage(file: Path) -> None:
-    """Refuse a compressed MetaImage file that does not unpack to its voxels; ITK would return uninitialised memory.
+    """Check that the data of a compressed MetaImage is complete; else ITK would return uninitialised memory.
 
     Raises:
         Refusal: the compressed data is cut off, damaged or of another length.
@@ -158,7 +158,7 @@ def require_whole_metaimage(file: Path) -> None:
         raise Refusal(f"its compressed voxels are damaged ({error}); copy or download it again") from error
     if not inflater.eof or found != voxels.num_bytes:
         raise Refusal(
-            f"its compressed voxels are cut off or damaged, {found} bytes of {voxels.num_bytes}; copy or download it "
+            f"its compressed voxels are cut off or damaged: {found} bytes of {voxels.num_bytes}; copy or download it "
             "again"
         )
 
@@ -181,7 +181,7 @@ def _meta_voxels(file: Path, *, is_label: bool = False) -> _MetaVoxels:
         start = file_start(file, _LONGEST_HEADER)
     head, found, rest = start.partition(_META_DATA)
     if not found or (head and not head.endswith(b"\n")):
-        raise Refusal("its MetaImage header has no end, it is cut off; copy or download it again")
+        raise Refusal("its MetaImage header has no end: it is cut off; copy or download it again")
     line, newline, data = rest.partition(b"\n")
     fields = _meta_fields(_text(head))
     name = _text(line).strip().lstrip("=:").strip()
@@ -195,16 +195,16 @@ def _meta_voxels(file: Path, *, is_label: bool = False) -> _MetaVoxels:
         for each in names:
             if each in fields and len(fields[each].split()) != count:
                 raise _damaged("MetaImage", f"{each} {fields[each]}, expected {count} numbers")
-            if each in fields and not all(_NUMBERS_OF_PLACES.fullmatch(number) for number in fields[each].split()):
+            if each in fields and not all(_COORDINATE.fullmatch(number) for number in fields[each].split()):
                 raise _damaged("MetaImage", f"{each} {fields[each]}, expected numbers below 1e10")
     value_bytes = _META_TYPES.get(fields.get("ElementType", ""))
     if value_bytes is None:
-        raise _damaged("MetaImage", f"ElementType {fields.get('ElementType', 'missing')}, which no reader knows")
+        raise _damaged("MetaImage", f"an unknown ElementType, {fields.get('ElementType', 'missing')}")
     is_packed, is_binary = (_is_true(fields.get(each, "False")) for each in ("CompressedData", "BinaryData"))
     available = file.stat().st_size - (len(start) - len(data))
     packed = fields.get("CompressedDataSize", "0")
     if not _NUMBER.fullmatch(packed) or float(packed) > available:
-        raise Refusal(f"it is cut off, {available} bytes of {packed}; copy or download it again")
+        raise Refusal(f"it is cut off: {available} bytes, CompressedDataSize is {packed}; copy or download it again")
     extents = (*sizes, _whole(fields.get("ElementNumberOfChannels", "1")))
     require_room(
         extents,
@@ -222,17 +222,17 @@ def _meta_voxels(file: Path, *, is_label: bool = False) -> _MetaVoxels:
 
 
 def check_gipl(file: Path, *, is_label: bool = False) -> None:
-    """Check that a GIPL file can hold the size in its header.
+    """Check that a GIPL file has enough bytes for the size in its header.
 
     Raises:
-        Refusal: it cannot.
+        Refusal: it does not.
     """
     start = file_start(file, _GIPL_LENGTH)
     if len(start) < _GIPL_LENGTH or struct.unpack_from(">I", start, _GIPL_LENGTH - 4)[0] not in _GIPL_MAGICS:
         raise not_this_format(start, "GIPL")
     *sizes, datatype = struct.unpack_from(">5H", start)
     if datatype not in _GIPL_TYPES:
-        raise _damaged("GIPL", f"type {datatype}, which no reader knows")
+        raise _damaged("GIPL", f"the unknown type {datatype}")
     if not all(map(math.isfinite, struct.unpack_from(">4f", start, 10))):
         raise _damaged("GIPL", "spacings that are not finite")
     # Unused axes have an extent of 0 or 1.
@@ -254,7 +254,7 @@ def _nrrd_header(file: Path) -> tuple[dict[str, str], int]:
     if _NRRD_DATA_FILE.search(start):
         raise Refusal(f"{_DETACHED} (data file); {_INLINE}")
     if end is None:
-        raise Refusal("its NRRD header has no end, it is cut off; copy or download it again")
+        raise Refusal("its NRRD header has no end: it is cut off; copy or download it again")
     return _nrrd_fields(_text(start[: end.start()])), end.end()
 
 
@@ -271,7 +271,7 @@ def _nrrd_fields(text: str) -> dict[str, str]:
         match = _NRRD_FIELD.fullmatch(line)
         name = "" if match is None else match["name"].lower()
         if match is None or name in found or name not in _NRRD_FIELDS or len(match["value"]) > _LONGEST_VALUE:
-            raise _damaged("NRRD", f"the line '{line[:60]}'")
+            raise _damaged("NRRD", f"the invalid line '{line[:60]}'")
         found[name] = match["value"]
     if missing := [name for name in ("type", "dimension", "sizes", "encoding") if name not in found]:
         raise _damaged("NRRD", f"no {' and no '.join(missing)}")
@@ -284,7 +284,7 @@ def _meta_fields(text: str) -> dict[str, str]:
     for line in filter(None, map(str.strip, text.split("\n"))):
         match = _META_LINE.fullmatch(line)
         if match is None or match["name"] in found:
-            raise _damaged("MetaImage", f"the line '{line[:60]}'")
+            raise _damaged("MetaImage", f"the invalid line '{line[:60]}'")
         found[match["name"]] = match["value"]
     return found
 

@@ -110,7 +110,7 @@ def require_room(
     if expected > available * ratio + (_SLACK if ratio > 1 else 0):
         packed = "" if ratio == 1 else " compressed"
         raise Refusal(
-            f"it is cut off or damaged, its header says size {_by(shape)} or {expected} bytes, "
+            f"it is cut off or damaged: its header says size {_by(shape)} or {expected} bytes, "
             f"the file has {available}{packed} bytes; copy or download it again"
         )
     blank = available * (_LABEL_RATIO if is_label else _IMAGE_RATIO)

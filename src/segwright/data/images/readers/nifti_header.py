@@ -165,7 +165,7 @@ def require_complete(file: Path, header: NiftiHeader) -> None:
     except (EOFError, OSError, zlib.error) as error:
         raise Refusal(f"it is cut off or damaged ({error}); copy or download it again") from error
     if found < expected:
-        raise Refusal(f"it is cut off, {found} bytes of {expected}; copy or download it again")
+        raise Refusal(f"it is cut off: {found} bytes of {expected}; copy or download it again")
 
 
 def _check_gzip_name(file: Path) -> None:

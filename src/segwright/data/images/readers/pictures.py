@@ -17,10 +17,10 @@ from segwright.data.images.readers.tiff import is_tiff, tiff_array, tiff_shape, 
 RGB_CHANNELS: Final = (3, 4)
 
 _MAGICS: Final[Mapping[str, tuple[str, bytes]]] = {".png": ("PNG", b"\x89PNG\r\n\x1a\n"), ".bmp": ("BMP", b"BM")}
-"""The format of each ending, so that Pillow does not try its many others."""
+"""Format and magic bytes by file ending, so that Pillow tries only this format."""
 
 _PNG_SIGNATURE = 8
-_PNG_AROUND = 12
+_PNG_CHUNK_OVERHEAD = 12
 """Bytes of a chunk besides its data: length, name, checksum."""
 _PNG_DEPTH = 24
 """Offset of the bit depth in a PNG file."""
@@ -29,13 +29,13 @@ _PNG_DEPTH = 24
 class NaturalImage2DIO:
     """Grey or RGB(A) pictures: PNG, BMP, 2D TIFF; spacing is always (999, 1, 1) (nnU-Net behaviour 2.7).
 
-    A colour palette means colours in an image and plain values in a label map.
+    A palette image is converted to RGB(A) if it is an image; a label map keeps its palette indices.
     """
 
     endings: tuple[str, ...] = (".png", ".bmp", ".tif")
 
     def header(self, file: Path, *, is_label: bool = False) -> Header:
-        """Read the size."""
+        """Read the size and the number of channels."""
         if is_tiff(file):
             return _header(_colours_last(tiff_shape(file, is_label=is_label)))
         with _open(file, is_label=is_label) as image:
@@ -58,7 +58,7 @@ class NaturalImage2DIO:
         return header, np.ascontiguousarray(channels[:, None], dtype=np.float32)
 
     def write(self, labels: LabelMap, path: Path, spacing: tuple[float, ...], geometry: Mapping[str, Any]) -> None:
-        """Write the only slice."""
+        """Write a label map of one slice."""
         with atomic_path(path) as temporary:
             if is_tiff(path):
                 write_tiff(labels[0], temporary)
@@ -84,9 +84,7 @@ def _open(file: Path, *, is_label: bool) -> Image.Image:
     try:
         shape = (image.height, image.width, len(image.getbands()))
         if depth > 8 and shape[-1] > 1:
-            raise Refusal(
-                f"has {depth} bits per colour, of which 8 would be lost; save it with 8, or as a file per channel"
-            )
+            raise Refusal(f"has {depth} bits per colour, expected 8; save it with 8 bits, or one file per channel")
         available = file.stat().st_size
         require_room(shape, value_bytes=depth / 8, available=available, ratio=DEFLATE_RATIO, is_label=is_label)
     except BaseException:
@@ -97,17 +95,17 @@ def _open(file: Path, *, is_label: bool) -> Image.Image:
 
 def _check_chunks(file: Path) -> None:
     """Refuse a PNG file whose chunks do not fit into it; Pillow allocates memory for the lengths they state."""
-    size, place = file.stat().st_size, _PNG_SIGNATURE
+    size, offset = file.stat().st_size, _PNG_SIGNATURE
     with file.open("rb") as stream:
-        while place + _PNG_AROUND <= size:
-            stream.seek(place)
+        while offset + _PNG_CHUNK_OVERHEAD <= size:
+            stream.seek(offset)
             length = int.from_bytes(stream.read(4), "big")
             is_last = stream.read(4) == b"IEND"
-            place += length + _PNG_AROUND
+            offset += length + _PNG_CHUNK_OVERHEAD
             if is_last:
                 return
-    if place != size:
-        raise Refusal("it is cut off or damaged, a chunk extends past the end of the file; copy or download it again")
+    if offset != size:
+        raise Refusal("it is cut off or damaged: a chunk extends past the end of the file; copy or download it again")
 
 
 def _header(shape: tuple[int, ...]) -> Header:

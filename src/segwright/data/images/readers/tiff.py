@@ -180,7 +180,7 @@ def _check_segments(tiff: tifffile.TiffFile) -> None:
     for page in filter(None, series.pages):
         for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False):
             if count > size:
-                raise Refusal("it is cut off or damaged, a strip or tile is larger than the file; copy it again")
+                raise Refusal("it is cut off or damaged: a strip or tile is larger than the file; copy it again")
             if count > suspicious:
                 tiff.filehandle.seek(offset)
                 _require_size(tiff.filehandle.read(count), compression, expected + _UNPACKED_AT_ONCE)
