@@ -9,11 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from segwright.cli.app import _guarded
+from segwright.cli.main import app
 from segwright.cli.tables import print_json, print_scores, print_table
 from segwright.core import log
 from segwright.core.errors import DatasetError, Problem, ProblemReport
+from segwright.report.results import DemoResult
 
 FORGED = "a\x1b[2K\nerror: forged \u202e"
 ESCAPED = r"a\x1b[2K\nerror: forged \u202e"
@@ -85,3 +88,12 @@ def test_a_name_outside_the_encoding_of_stdout_is_printed_as_escapes(variables: 
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, rb"\u6d77 \udcfc" + b"\n")
     assert done.stdout.startswith(rb"\u6d77 \udcfc" + b"\n" + rb"\u6d77")
+
+
+def test_a_demo_without_any_dice_prints_valid_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = DemoResult(mean_dice=float("nan"), per_label={}, seconds=1.0, model=tmp_path, pictures=())
+    monkeypatch.setattr("segwright.api.demo", lambda *_, **__: found, raising=False)
+    printed = CliRunner().invoke(app, ["demo", "--json", "-o", str(tmp_path)])
+    assert printed.exit_code == 0, printed.output
+    assert "NaN" not in printed.stdout
+    assert json.loads(printed.stdout)["mean_dice"] is None
