@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# pytest; if a native library aborts it, which prints no result, then name the test that was running
+pytest = $(BIN)/pytest --running-test .running-test $(1) || { code=$$?; cat .running-test 2>/dev/null; exit $$code; }
 
 .PHONY: setup demo test test-slow test-sanitize fuzz lint format bench clean
 
@@ -29,11 +31,11 @@ format: setup
 
 # some minutes: lint, types, units, laws, goldens and one run on a phantom dataset
 test: lint
-	$(BIN)/pytest -m "not slow"
+	$(call pytest,-m "not slow")
 
 # the rest: whole commands, kills, damaged files, memory
 test-slow: setup
-	$(BIN)/pytest -m slow
+	$(call pytest,-m slow)
 
 # the kernels' tests with AddressSanitizer and UndefinedBehaviorSanitizer; needs GCC, whose libraries come first
 test-sanitize: setup

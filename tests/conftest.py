@@ -21,10 +21,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--fuzz-count", type=int, default=100, help="damaged files that each reader of files gets, on average"
     )
     parser.addoption("--kernels", type=Path, help="folder of the compiled CPU kernels, instead of the package's")
+    parser.addoption("--running-test", type=Path, help="file that names the running test and is removed at the end")
     parser.addoption("--fuzz-seed", type=int, default=0, help="decides how they are damaged")
 
 
+class _RunningTest:
+    """Keeps the name of the running test in a file, for `make` to print if a native library aborts the process."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self.file.write_text(f"{nodeid}\n", encoding="utf-8")
+
+    def pytest_sessionfinish(self) -> None:
+        self.file.unlink(missing_ok=True)
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    if file := config.getoption("--running-test"):
+        config.pluginmanager.register(_RunningTest(file.absolute()))
     if folder := config.getoption("--kernels"):
         from segwright.networks.cpu import library
 
