@@ -1,8 +1,8 @@
 """The program, as `segwright`, `python -m segwright`, and so `torchrun -m segwright`."""
 
-from segwright.cli.search_path import leave_current_folder_out
+from segwright.cli.search_path import remove_current_folder
 
-leave_current_folder_out(is_module=__name__ == "__main__")
+remove_current_folder(is_module=__name__ == "__main__")
 
 from segwright.cli.main import main  # noqa: E402  what it imports must not be found in the current folder
 

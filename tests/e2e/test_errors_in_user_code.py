@@ -59,7 +59,7 @@ def require_told(journey: Journey, project: Path, text: str, place: str, *option
     [error] = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert error.startswith(f"error: {file}:{line_of(file, place)}: "), error
     assert words in error
-    assert "fault of segwright" not in result.stderr
+    assert "bug in segwright" not in result.stderr
 
 
 @pytest.mark.parametrize(

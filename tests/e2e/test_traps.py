@@ -186,7 +186,7 @@ def test_links_in_the_place_for_results_are_replaced_not_followed(world: World) 
 
 def test_every_verb_leaves_the_traps_alone(world: World) -> None:
     verbs = every_verb(world)
-    assert {*verbs} == {*Program.verbs}
+    assert {*verbs} == {*Program.functions}
     before = world.tree(world.out, world.work)
     for verb, arguments in verbs.items():
         if verb == "ensemble":

@@ -1,4 +1,4 @@
-"""This process's place among the several of one training, as torchrun or `launch` tell it in variables."""
+"""Join a training of several processes, as the environment variables of torchrun or `launch` describe it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 _HOST_DEVICES: Final = ("cpu", "mps")
 
 
-def place_here(variables: Mapping[str, str]) -> RankInfo | None:
-    """Return this process's place among several, from torchrun's variables; None where there are none.
+def rank_info_from_env(variables: Mapping[str, str]) -> RankInfo | None:
+    """Return rank, world size and rendezvous of this process from torchrun's variables; None without them.
 
     Raises:
         ConfigError: a variable is missing or not a number.
@@ -42,36 +42,38 @@ def place_here(variables: Mapping[str, str]) -> RankInfo | None:
         ) from error
 
 
-def device_of(device: str, place: RankInfo | None) -> str:
-    """Return the device of this process: its own GPU where there are several processes.
+def device_of(device: str, rank_info: RankInfo | None) -> str:
+    """Return the device of this process: the GPU of its local rank if there are several processes.
 
     Raises:
         ConfigError: several processes on one GPU.
     """
-    if place is None or device in _HOST_DEVICES:
+    if rank_info is None or device in _HOST_DEVICES:
         return device
     from segwright.core.device import resolve_device
 
     if ":" in device:
-        raise ConfigError(f"device '{device}' is one GPU for {place.world_size} processes; leave --device to auto")
+        raise ConfigError(f"device '{device}' is one GPU for {rank_info.world_size} processes; leave --device to auto")
     resolved = resolve_device(device)
-    return str(resolved if resolved.type in _HOST_DEVICES else resolve_device(f"{resolved.type}:{place.local_rank}"))
+    if resolved.type not in _HOST_DEVICES:
+        resolved = resolve_device(f"{resolved.type}:{rank_info.local_rank}")
+    return str(resolved)
 
 
-def joined(place: RankInfo | None, device: str) -> AbstractContextManager[DistributedContext | None]:
-    """Return the context in which this process works with the others; None and no import where it is alone."""
-    if place is None:
+def process_group(rank_info: RankInfo | None, device: str) -> AbstractContextManager[DistributedContext | None]:
+    """Return a context manager that joins the other processes; for a single one it yields None and imports nothing."""
+    if rank_info is None:
         return nullcontext()
     from segwright.core import log
     from segwright.training.distributed.context import joined
 
-    if place.rank > 0:
+    if rank_info.rank > 0:
         log.configure(-1)
-    return joined(place, device_of(device, place))
+    return joined(rank_info, device_of(device, rank_info))
 
 
-def leave_if_one_of_several(variables: Mapping[str, str], code: int) -> None:
-    """End a process that worked with others, well or not."""
+def hard_exit_if_distributed(variables: Mapping[str, str], code: int) -> None:
+    """End a process of a distributed training at once, whether it succeeded or not; else do nothing."""
     if "RANK" in variables:
         from segwright.training.distributed.context import hard_exit
 

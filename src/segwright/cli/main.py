@@ -2,41 +2,41 @@
 
 from __future__ import annotations
 
-import sys
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from segwright.cli import options
-from segwright.cli.app import Verbs, by_name
+from segwright.cli import startup
+from segwright.cli.app import CommandGroup, by_name
 from segwright.cli.commands import (
     combining,
+    demo,
     evaluating,
     exchange,
+    move_plans,
     predicting,
     previewing,
+    run,
     selecting,
     show,
     stages,
     status,
     train,
-    transfer,
 )
 from segwright.core.process_tuning import tune_process
 
 
-class Program(Verbs):
+class Program(CommandGroup):
     """All commands, in the order of the help."""
 
-    verbs = by_name(
-        train.run,
+    functions = by_name(
+        run.run,
         stages.check,
         stages.fingerprint,
         stages.plan,
         stages.preprocess,
-        transfer.move_plans,
+        move_plans.move_plans,
         previewing.preview_augmentation,
         train.train,
         selecting.select,
@@ -50,7 +50,7 @@ class Program(Verbs):
         combining.determine_postprocessing,
         combining.apply_postprocessing,
         status.status,
-        train.demo,
+        demo.demo,
         show.report,
         show.show,
     )
@@ -104,15 +104,8 @@ def settings(
 
 def main() -> None:
     """Run the program; exits with one of the exit codes of `app`."""
-    options.leave_deleted_folder()
-    options.wait_briefly()
+    startup.leave_deleted_folder()
+    startup.shorten_openmp_spinning()
+    startup.escape_unencodable_output()
     tune_process()
-    _print_any_name()
     app()
-
-
-def _print_any_name() -> None:
-    """Escape characters that the terminal's encoding lacks, instead of failing after the work is done."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")

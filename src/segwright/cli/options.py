@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -16,14 +16,11 @@ if TYPE_CHECKING:
 
 DEFAULT_WORK = Path("segwright-work")
 
-_SPINS: Final = "3000"
-"""Rounds that a waiting thread spins, about ten microseconds."""
 
+def split_list(values: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the distinct values of a repeated option; each may be a comma-separated list.
 
-def words(values: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the words of a repeated option; each may be a comma-separated list.
-
-    >>> words(["2d,3d_fullres", "2d"])
+    >>> split_list(["2d,3d_fullres", "2d"])
     ('2d', '3d_fullres')
     """
     found = (word.strip() for value in values or () for word in value.split(","))
@@ -36,7 +33,7 @@ def fold_numbers(values: Sequence[str] | None) -> tuple[int, ...] | Literal["all
     >>> fold_numbers(["0,1", "4"]), fold_numbers(["all"])
     ((0, 1, 4), 'all')
     """
-    found = words(values)
+    found = split_list(values)
     if not found:
         return None
     if found == ("all",):
@@ -55,7 +52,7 @@ def label_values(values: Sequence[str] | None) -> tuple[int, ...] | None:
     >>> label_values(["1,2"])
     (1, 2)
     """
-    found = words(values)
+    found = split_list(values)
     wrong = [word for word in found if not word.isdecimal() or word == "0"]
     if wrong:
         message = f"'{wrong[0]}' is not a label; write for instance 1,2"
@@ -111,27 +108,6 @@ def code_trust(trust_code: bool, *references: str | None) -> CodeTrust:
     except OSError:
         here = None
     return CodeTrust(everything=trust_code, folder=here).with_references(*references)
-
-
-def leave_deleted_folder() -> None:
-    """Change to another folder if the current one was deleted, since MKL aborts processes in deleted folders.
-
-    Relative paths are meaningless then; in /proc no file can be created, so no result is lost in a random place.
-    """
-    try:
-        os.getcwd()
-    except OSError:
-        os.chdir("/proc/self" if os.path.isdir("/proc/self") else os.sep)
-
-
-def wait_briefly() -> None:
-    """Let waiting OpenMP threads spin for microseconds instead of milliseconds; must run before torch is imported.
-
-    Threads synchronise thousands of times per forward pass. GNU OpenMP's default of 300,000 rounds blocks a core that
-    another program or the last thread needs (see benchmarks/LOG.md). Variables set by the user win.
-    """
-    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
-        os.environ["GOMP_SPINCOUNT"] = _SPINS
 
 
 def train_settings(
@@ -195,7 +171,7 @@ SetValues = Annotated[
 ]
 Trainer = Annotated[str | None, typer.Option("--trainer", metavar="MODULE:CLASS", help="Use this subclass of Trainer.")]
 TrustCode = Annotated[bool, typer.Option("--trust-code", help="Import code named by files of a model or work folder.")]
-KnownNetwork = Annotated[
+TrustedNetwork = Annotated[
     str | None,
     typer.Option("--network", metavar="REF", help="Allow module:function as the network of a checkpoint."),
 ]

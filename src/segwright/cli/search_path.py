@@ -1,4 +1,4 @@
-"""Take the current folder off the search path, before anything that could be found there is imported.
+"""Remove the current folder from the search path, before anything that could be found there is imported.
 
 Python puts it there for `python -m segwright`, and for an empty entry of PYTHONPATH. A module of a downloaded folder
 that is the current one would run as soon as a library looks for one of its name. So this module, and the packages that
@@ -9,8 +9,8 @@ import os
 import sys
 
 
-def leave_current_folder_out(*, is_module: bool) -> None:
-    """Remove what Python added to `sys.path`; a folder that PYTHONPATH spells out stays.
+def remove_current_folder(*, is_module: bool) -> None:
+    """Remove the current folder from `sys.path` if Python added it; keep it if PYTHONPATH names it.
 
     Args:
         is_module: whether Python was started as `python -m segwright`.

@@ -16,7 +16,7 @@ SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")
 
 
 @contextmanager
-def heeding_signals() -> Iterator[StopRequest]:
+def stop_on_signals() -> Iterator[StopRequest]:
     """Turn SIGTERM, SIGUSR1 (SLURM's warning before the time limit) and Ctrl-C into a stop request.
 
     A second signal, or one while no training runs, raises `Interrupted` or `KeyboardInterrupt`.

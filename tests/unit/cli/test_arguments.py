@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import typer
 
-from segwright.cli.app import arrange
-from segwright.cli.options import fold_numbers, one_fold, wait_briefly, words, workspace_of
+from segwright.cli.app import reorder_arguments
+from segwright.cli.options import fold_numbers, one_fold, split_list, workspace_of
+from segwright.cli.startup import shorten_openmp_spinning
 
-VERBS = ["run", "predict", "preprocess"]
+COMMANDS = ["run", "predict", "preprocess"]
 
 
 @pytest.mark.parametrize(
@@ -30,11 +31,11 @@ VERBS = ["run", "predict", "preprocess"]
     ],
 )
 def test_arguments_are_arranged(given: list[str], expected: list[str]) -> None:
-    assert arrange(given, verbs=VERBS) == expected
+    assert reorder_arguments(given, commands=COMMANDS) == expected
 
 
 def test_words_come_from_repeated_options_and_commas() -> None:
-    assert words(["2d, 3d_fullres", "2d", ""]) == ("2d", "3d_fullres")
+    assert split_list(["2d, 3d_fullres", "2d", ""]) == ("2d", "3d_fullres")
 
 
 def test_folds_are_numbers_or_all() -> None:
@@ -79,6 +80,6 @@ def test_threads_wait_briefly_unless_the_user_has_chosen(chosen: str | None, mon
         monkeypatch.delenv(name)
     if chosen:
         monkeypatch.setenv(chosen, "7")
-    wait_briefly()
+    shorten_openmp_spinning()
     found = {name: os.environ[name] for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY") if name in os.environ}
     assert found == ({chosen: "7"} if chosen else {"GOMP_SPINCOUNT": "3000"})

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from segwright.cli.app import _guarded
+from segwright.cli.app import _exit_code
 from segwright.cli.main import app
 from segwright.cli.tables import print_json, print_scores, print_table
 from segwright.core import log
@@ -51,7 +51,7 @@ def test_a_name_forges_no_line_of_an_error(error: Exception, capsys: pytest.Capt
     def fail() -> None:
         raise error
 
-    _guarded(fail, [])
+    _exit_code(fail, [])
     said = capsys.readouterr().err.splitlines()
     assert ESCAPED.split("\\n")[0] in said[0]
     assert not any(line.startswith("error: forged") for line in said)
@@ -61,7 +61,7 @@ def test_a_report_is_one_line_for_each_problem(capsys: pytest.CaptureFixture[str
     def fail() -> None:
         raise ProblemReport([Problem(where="a", what="x"), Problem(where="b", what="y", remedy="z")])
 
-    assert _guarded(fail, []) == 1
+    assert _exit_code(fail, []) == 1
     assert capsys.readouterr().err == "error: a: x\nerror: b: y; z\n"
 
 
@@ -80,8 +80,8 @@ def test_json_stays_exact(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("variables", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}])
 def test_a_name_outside_the_encoding_of_stdout_is_printed_as_escapes(variables: dict[str, str], tmp_path: Path) -> None:
     program = (
-        "import sys\nfrom segwright.cli import main\nfrom segwright.cli.tables import print_line, print_table\n"
-        "main._print_any_name()\nprint_line('\\u6d77 \\udcfc')\nprint_table('\\u6d77', ['\\u6d77'], [['\\u6d77']])\n"
+        "import sys\nfrom segwright.cli import startup\nfrom segwright.cli.tables import print_line, print_table\n"
+        "startup.escape_unencodable_output()\nprint_line('\\u6d77 \\udcfc')\nprint_table('\\u6d77', ['\\u6d77'], [['\\u6d77']])\n"
         "print('\\u6d77 \\udcfc', file=sys.stderr)"
     )
     environment = {"PYTHONPATH": ":".join(sys.path), "PYTHONCOERCECLOCALE": "0", "PATH": "/usr/bin:/bin", **variables}

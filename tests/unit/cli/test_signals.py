@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from segwright.cli import launch
-from segwright.cli.signals import heeding_signals
+from segwright.cli.signals import stop_on_signals
 from segwright.core.interrupt import Interrupted
 
 
@@ -17,7 +17,7 @@ from segwright.core.interrupt import Interrupted
 def test_the_first_is_a_request_and_the_second_an_end(number: signal.Signals) -> None:
     ending = KeyboardInterrupt if number == signal.SIGINT else Interrupted
     before = signal.getsignal(number)
-    with heeding_signals() as stop, stop.watched():
+    with stop_on_signals() as stop, stop.watched():
         os.kill(os.getpid(), number)
         assert stop.reason == number.name
         with pytest.raises(ending):
@@ -26,7 +26,7 @@ def test_the_first_is_a_request_and_the_second_an_end(number: signal.Signals) ->
 
 
 def test_without_a_training_the_first_is_the_end() -> None:
-    with heeding_signals(), pytest.raises(Interrupted, match="stopped by SIGTERM; finished work is kept"):
+    with stop_on_signals(), pytest.raises(Interrupted, match="stopped by SIGTERM; finished work is kept"):
         os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -34,7 +34,7 @@ def test_in_another_thread_signals_are_left_alone() -> None:
     reasons: list[str] = []
 
     def work() -> None:
-        with heeding_signals() as stop:
+        with stop_on_signals() as stop:
             reasons.append(stop.reason)
 
     thread = threading.Thread(target=work)

@@ -102,7 +102,7 @@ def compare(
 
 
 def _tolerances(values: Sequence[str] | None) -> tuple[float, ...] | None:
-    found = options.words(values)
+    found = options.split_list(values)
     try:
         return tuple(map(float, found)) or None
     except ValueError as error:

@@ -37,7 +37,7 @@ def export_model(
     """Export a trained model for nnU-Net v2."""
     from segwright import api
 
-    written = api.export_model(model, target, kind=kind, folds=options.words(folds) or None)
+    written = api.export_model(model, target, kind=kind, folds=options.split_list(folds) or None)
     if as_json:
         print_json({"model": written})
     else:

@@ -41,7 +41,7 @@ def predict(
     precision: Annotated[
         str, typer.Option("--precision", metavar="P", help="fp32, bf16, fp16, or auto (fastest).")
     ] = "auto",
-    network: options.KnownNetwork = None,
+    network: options.TrustedNetwork = None,
     trust_code: options.TrustCode = False,
     exact: Annotated[bool, typer.Option("--exact", help="Run the network on constant tiles too.")] = False,
     part: Annotated[int, typer.Option("--part", metavar="I", min=0, help="Predict part I of --parts, from 0.")] = 0,
@@ -65,7 +65,7 @@ def predict(
         checkpoint=checkpoint,
         mirroring=not no_mirroring,
         probabilities=probabilities or False,
-        classes=options.words(classes) or None,
+        classes=options.split_list(classes) or None,
         uncertainty=uncertainty,
         calibrated=calibrated,
         overwrite=overwrite,

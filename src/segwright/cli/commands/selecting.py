@@ -29,7 +29,7 @@ def select(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="DIR", help="Default: model in the dataset's results.")
     ] = None,
-    network: options.KnownNetwork = None,
+    network: options.TrustedNetwork = None,
     trust_code: options.TrustCode = False,
     device: options.Device = "auto",
     workers: options.Workers = None,
@@ -42,7 +42,7 @@ def select(
     report = api.select(
         dataset,
         workspace=options.workspace_of(context),
-        configurations=options.words(config) or None,
+        configurations=options.split_list(config) or None,
         folds=None if numbers == "all" else numbers,
         plans=plans,
         ensembles=not no_ensembles,
@@ -67,14 +67,14 @@ def print_selection(report: SelectionReport) -> None:
         [
             f"{candidate.name}{' *' if candidate.name == found.winner else ''}",
             number(candidate.dice),
-            _between(candidate.interval),
+            _format_interval(candidate.interval),
         ]
         for candidate in found.candidates
     ]
     if found.margin is not None:
         folds = f"fold{'s' if len(found.folds) > 1 else ''} {', '.join(map(str, found.folds))}"
         print_table(f"{found.cases} held-out cases of {folds}", ["model", "mean Dice", "95 % interval"], rows)
-        print_line(f"* is better by {found.margin:.4f} ({_between(found.margin_interval)})")
+        print_line(f"* is better by {found.margin:.4f} ({_format_interval(found.margin_interval)})")
     kept = ", ".join(item.name for item in processing.decisions if item.accepted)
     if kept:
         change = f"{number(processing.dice_before)} -> {number(processing.dice_after)}"
@@ -87,7 +87,7 @@ def print_selection(report: SelectionReport) -> None:
         )
     else:
         print_line("no post-processing: keeping the largest component helps nowhere")
-    for line in _limits(report):
+    for line in _describe_reliability(report):
         print_line(line)
     if report.shortcoming:
         print_line(report.shortcoming)
@@ -95,15 +95,15 @@ def print_selection(report: SelectionReport) -> None:
     print_line(f"predict with: segwright predict --model {report.model} -i IMAGES -o OUT")
 
 
-def _limits(report: SelectionReport) -> Iterator[str]:
+def _describe_reliability(report: SelectionReport) -> Iterator[str]:
     """Yield sentences about the model's expected Dice and calibration."""
     if report.quality is not None:
-        told = f"expected Dice, estimated from predictions: {report.quality.cases} held-out cases"
+        line = f"expected Dice, estimated from predictions: {report.quality.cases} held-out cases"
         if report.quality.error is not None:
-            told += f", mean absolute error {report.quality.error:.4f}"
+            line += f", mean absolute error {report.quality.error:.4f}"
         if report.quality.auroc is not None:
-            told += f", AUROC {report.quality.auroc:.2f} for the worst fifth (Dice up to {report.quality.tau:.4f})"
-        yield told
+            line += f", AUROC {report.quality.auroc:.2f} for the worst fifth (Dice up to {report.quality.tau:.4f})"
+        yield line
     found = report.calibration
     if found is not None and found.helps:
         yield (
@@ -111,8 +111,8 @@ def _limits(report: SelectionReport) -> Iterator[str]:
             "(predict --calibrated)"
         )
     elif found is not None:
-        yield f"no temperature: none lowers the calibration error of {found.ece_before:.4f}"
+        yield f"no temperature: no temperature lowers the calibration error of {found.ece_before:.4f}"
 
 
-def _between(interval: tuple[float, float] | None) -> str:
+def _format_interval(interval: tuple[float, float] | None) -> str:
     return "-" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}"

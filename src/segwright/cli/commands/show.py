@@ -78,8 +78,9 @@ def show(
         tables = api.find_scores(path)
         if as_json:
             print_json([table.to_json() for table in tables])
-        for table in () if as_json else tables:
-            _show_scores(table)
+        else:
+            for table in tables:
+                _show_scores(table)
 
 
 def _show_plan(plan: Plan) -> None:

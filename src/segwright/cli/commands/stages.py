@@ -160,7 +160,7 @@ def preprocess(
         workspace=options.workspace_of(context),
         environment=options.environment(),
         plans=plans,
-        configurations=options.words(config) or None,
+        configurations=options.split_list(config) or None,
         workers=workers,
         trust_code=options.code_trust(trust_code),
     )

@@ -1,0 +1,74 @@
+"""The command `run`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from segwright.cli import options
+from segwright.cli.commands.selecting import print_selection
+from segwright.cli.signals import stop_on_signals
+from segwright.cli.tables import print_json, print_line, print_scores
+
+
+def run(
+    context: typer.Context,
+    dataset: options.Dataset,
+    config: options.Configurations = None,
+    folds: Annotated[
+        list[str] | None, typer.Option("--folds", metavar="0|0,1|all", help="Folds to train (default 0).")
+    ] = None,
+    budget: options.Budget = None,
+    epochs: options.Epochs = None,
+    cache: options.Cache = None,
+    network: options.Network = None,
+    network_arg: options.NetworkArg = None,
+    pretrained: options.Pretrained = None,
+    set_values: options.SetValues = None,
+    trainer: options.Trainer = None,
+    trust_code: options.TrustCode = False,
+    preset: options.Preset = "default",
+    plans: options.PlansOfRun = None,
+    device: options.Device = "auto",
+    workers: options.Workers = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Run all stages: check, fingerprint, plan, preprocess, train, select. Run again to continue."""
+    from segwright import api
+
+    with stop_on_signals() as stop:
+        report = api.run(
+            dataset,
+            workspace=options.workspace_of(context),
+            environment=options.environment(),
+            configurations=options.split_list(config) or None,
+            folds=options.fold_numbers(folds),
+            budget=budget,
+            preset=preset,
+            plans=plans,
+            network=network,
+            network_kwargs=api.keyword_values(network_arg or ()),
+            pretrained=pretrained,
+            settings=options.train_settings(set_values=set_values, epochs=epochs, cache=cache),
+            trainer=trainer,
+            device=device,
+            workers=workers,
+            stop=stop,
+            trust_code=options.code_trust(trust_code),
+        )
+    if as_json:
+        print_json(report.to_json())
+        return
+    rows = {f"{item.configuration} fold {item.fold}": item.dice for item in report.folds}
+    print_scores("Dice of held-out cases", rows)
+    for model in report.models:
+        print_line(f"model: {model}")
+    if report.selection is not None:
+        print_selection(report.selection)
+    if report.page is not None:
+        print_line(f"report: {report.page}")
+    if report.not_done:
+        print_line(report.not_done)
+    elif not report.done:
+        print_line("nothing to do: everything is up to date")
