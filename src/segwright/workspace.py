@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segwright.core.errors import DatasetError, WorkspaceError, nearest
-from segwright.core.files.names import absence, below
+from segwright.core.files.names import below, path_problem
 
 DATASET_JSON = "dataset.json"
 FINGERPRINT_JSON = "dataset_fingerprint.json"
@@ -43,7 +43,7 @@ class Workspace:
             DatasetError: nothing matches, or several folders do.
         """
         text = str(dataset)
-        if not text.isdecimal() and not absence(Path(text) / DATASET_JSON):
+        if not text.isdecimal() and not path_problem(Path(text) / DATASET_JSON):
             return Path(os.path.abspath(text))
         known = (
             sorted(folder.name for folder in self.raw.glob("Dataset*") if folder.is_dir()) if self.raw.is_dir() else []
@@ -56,7 +56,7 @@ class Workspace:
             return self.raw / matches[0]
         if matches:
             raise DatasetError(f"dataset id {text} is ambiguous below {self.raw}: {', '.join(matches)}; give the name")
-        if not absence(Path(text), "folder"):
+        if not path_problem(Path(text), "folder"):
             raise DatasetError(
                 f"{text}: no {DATASET_JSON} in this folder; a raw dataset has it beside imagesTr and labelsTr"
             )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from segwright.api.references import listed_references
 from segwright.core.errors import ConfigError, DatasetError, ImageError
-from segwright.core.files.names import absence
+from segwright.core.files.names import path_problem
 from segwright.data.dataset import NO_ENVIRONMENT, load_description
 from segwright.data.images.image_io import READERS, choose_reader, read_header
 from segwright.data.labels import Labels
@@ -138,7 +138,7 @@ def require_folders(*folders: Path) -> None:
         DatasetError: one does not.
     """
     for folder in folders:
-        wrong = absence(folder, "folder")
+        wrong = path_problem(folder, "folder")
         if wrong:
             raise DatasetError(f"{folder}: {wrong}")
 

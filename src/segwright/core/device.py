@@ -1,11 +1,8 @@
-"""Where tensors live and how they are computed: device, precision and memory layout, chosen once per run."""
+"""Choose device, precision and memory layout of tensors, once per run."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -53,43 +50,8 @@ def resolve_device(name: str = "auto") -> torch.device:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return how much of a GPU's own memory is free; 0 for a device that has none or does not tell."""
+    """Return the free memory of a CUDA GPU; 0 for other devices."""
     return torch.cuda.mem_get_info(device)[0] if device.type == CUDA else 0
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute a block on the CPU without torch's helper threads, whose number would show in the last bits."""
-    before = torch.get_num_threads()
-    if before > 1:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        if before > 1:
-            torch.set_num_threads(before)
-
-
-def single_threaded_pool(count: int, name: str) -> ThreadPoolExecutor:
-    """Return a pool whose threads run each torch operation alone, so that they don't fight others for cores.
-
-    torch keeps the number both for the calling thread and for threads to come: it is set in each thread of the pool
-    and put back here, where it stands as before.
-    """
-    started = threading.Barrier(count + 1)
-
-    def begin() -> None:
-        torch.get_num_threads()  # what a thread asks for before its first operation is forgotten at that operation
-        torch.set_num_threads(1)
-        started.wait()
-
-    before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(max_workers=count, thread_name_prefix=name)
-    for _ in range(count):
-        pool.submit(begin)
-    started.wait()
-    torch.set_num_threads(before)
-    return pool
 
 
 @lru_cache(maxsize=1)

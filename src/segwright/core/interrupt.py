@@ -1,4 +1,4 @@
-"""Stop running work early: a request that it checks between its steps, and the error with which it ends."""
+"""Stop running work early: a request that it checks between its steps, and the error that it then raises."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from segwright.core.errors import SegwrightError
 EXIT_RESUMABLE: Final = 75
 """Exit code of work that was interrupted and can be continued: EX_TEMPFAIL of sysexits.h, known to schedulers."""
 
-_LONGEST_STEP_S: Final = 60.0
+_MAX_STEP_S: Final = 60.0
 """A step of training and the checkpoint after it take less."""
-_LONGEST_EXIT_S: Final = 5.0
+_MAX_EXIT_S: Final = 5.0
 
 
 class Interrupted(SegwrightError):
@@ -71,8 +71,8 @@ class StopRequest:
         def end() -> None:
             if not done.is_set():
                 self.request("the program ended")
-                done.wait(_LONGEST_STEP_S)
-                thread.join(_LONGEST_EXIT_S)
+                done.wait(_MAX_STEP_S)
+                thread.join(_MAX_EXIT_S)
 
         if thread.daemon:
             _call_at_exit(end)

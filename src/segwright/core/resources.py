@@ -19,7 +19,7 @@ _KNOWN: Final = {
     *(errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
 }  # fmt: skip
 _NUMBER: Final = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")  # Rust's way, and Python's
-_SPELLINGS: Final = (
+_MESSAGES: Final = (
     (re.compile(r"no space left|out of disk space|not enough space on the disk|PytorchStreamWriter failed", re.I),
      errno.ENOSPC),
     (re.compile(r"inline_container\.cc.*unexpected pos", re.I | re.S), errno.ENOSPC),
@@ -34,12 +34,12 @@ _SPELLINGS: Final = (
         r"|bad_alloc|bad allocation|_ALLOC_FAILED|can't start new thread|failed to map segment", re.I),
      errno.ENOMEM),
 )  # fmt: skip
-"""What torch, safetensors, ITK, numpy and the dynamic linker say; each seen on a full tmpfs or under `ulimit -v`."""
+"""Messages of torch, safetensors, ITK, numpy and the dynamic linker; each seen on a full tmpfs or under `ulimit -v`."""
 _ON_GPU: Final = re.compile(r"\b(?:CUDA|MPS|HIP|XPU|CUBLAS|CUDNN)", re.I)
 _SIZE: Final = re.compile(r"(?:to allocate|unable to allocate)\s+([\d.]+)\s*(bytes|[KMGTPE]iB)?", re.I)
 _TORCH_ERROR: Final = "OutOfMemoryError"
 """Torch's class for GPUs, matched by name because `core` is imported without torch."""
-_KEPT: Final = "what was finished is kept"
+_KEPT: Final = "finished work is kept"
 
 
 def resource_error(
@@ -52,12 +52,12 @@ def resource_error(
         path: the file that was written, where the error does not name one.
         needed: size of that file in bytes, if known.
     """
-    for each, is_reason in _chain(error):
+    for each, is_cause in _chain(error):
         if isinstance(each, DiskError | OutOfMemoryError):
             return each
-        code = _code(each)
-        if code in _REFUSED and not is_reason:
-            continue  # often expected and handled, and then something else went wrong
+        code = _errno_of(each)
+        if code in _REFUSED and not is_cause:
+            continue  # a refused file in the context of another error was often expected and handled
         if code == errno.ENOMEM:
             return OutOfMemoryError(_memory_text(str(each), on_gpu=type(each).__name__ == _TORCH_ERROR))
         if code is not None:
@@ -67,18 +67,18 @@ def resource_error(
 
 
 def _chain(error: BaseException) -> Iterator[tuple[BaseException, bool]]:
-    """Yield an error and those before it, and whether each is the explicit cause (`from`) of the one after it."""
+    """Yield an error, then its causes and contexts, each with whether only explicit causes (`from`) lead to it."""
     seen: set[int] = set()
-    following: BaseException | None = error
-    is_reason = True
-    while following is not None and id(following) not in seen:
-        seen.add(id(following))
-        yield following, is_reason
-        is_reason = is_reason and following.__cause__ is not None
-        following = following.__cause__ or (None if following.__suppress_context__ else following.__context__)
+    current: BaseException | None = error
+    is_cause = True
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current, is_cause
+        is_cause = is_cause and current.__cause__ is not None
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
 
 
-def _code(error: BaseException) -> int | None:
+def _errno_of(error: BaseException) -> int | None:
     """Return the number of the system's error behind an exception."""
     if isinstance(error, MemoryError) or type(error).__name__ == _TORCH_ERROR:
         return errno.ENOMEM
@@ -91,7 +91,7 @@ def _code(error: BaseException) -> int | None:
         number = int(found[1] or found[2])
         if number in _KNOWN:
             return number
-    return next((code for spelling, code in _SPELLINGS if spelling.search(text)), None)
+    return next((code for pattern, code in _MESSAGES if pattern.search(text)), None)
 
 
 def _disk_text(code: int, path: Path | None, needed: int | None) -> str:

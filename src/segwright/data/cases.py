@@ -19,10 +19,10 @@ from segwright.core.files.names import (
     NAME_REMEDY,
     NO_FILE,
     NO_TEXT,
-    absence,
-    absence_remedy,
     encoding_remedy,
     name_problem,
+    path_problem,
+    path_remedy,
     shown_name,
 )
 from segwright.data.unmatched_files import (
@@ -75,7 +75,7 @@ def list_folder(images: Path, file_ending: str, *, labels: Path | None) -> Listi
     missing_folders = [
         Problem(where=str(folder), what=f"{wrong}{similar_folder(folder)}", remedy=remedy)
         for folder, remedy in zip((images, labels), remedies, strict=True)
-        if folder is not None and (wrong := absence(folder, "folder"))
+        if folder is not None and (wrong := path_problem(folder, "folder"))
     ]
     if missing_folders:
         return Listing(cases=(), problems=tuple(missing_folders))
@@ -120,8 +120,8 @@ def explicit_cases(
                 what = f"environment variable {unset[0]} is not set, needed for {text}"
                 remedy = "set it or write the path out"
                 problems.append(Problem(where=f"case '{identifier}'", what=what, remedy=remedy, case=identifier))
-            elif wrong := absence(file):
-                what, remedy = f"{wrong}, listed for case '{identifier}'", absence_remedy(file, _FIX_PATH)
+            elif wrong := path_problem(file):
+                what, remedy = f"{wrong}, listed for case '{identifier}'", path_remedy(file, _FIX_PATH)
                 problems.append(Problem(where=str(file), what=what, remedy=remedy, case=identifier))
         if not name_problem(identifier):
             cases.append(Case(identifier=identifier, images=tuple(resolved[:-1]), label=resolved[-1]))
@@ -184,16 +184,16 @@ def surplus_labels(labels: Path, cases: Sequence[Case], file_ending: str) -> lis
 
 
 def _missing_label(label: Path, identifier: str, file_ending: str, there: Iterable[Entry]) -> Problem:
-    wrong = absence(label)
+    wrong = path_problem(label)
     hint = similar_label(label.name, file_ending, there) if wrong == NO_FILE else ""
     what = f"{wrong}, the label of case '{identifier}'{hint}"
-    remedy = absence_remedy(label, "add the file or remove the case's images")
+    remedy = path_remedy(label, "add the file or remove the case's images")
     return Problem(where=str(label), what=what, remedy=remedy, case=identifier)
 
 
 def _absent(image: Path, identifier: str) -> Problem:
-    what = f"{absence(image)}, an image of case '{identifier}'"
-    remedy = absence_remedy(image, "put the file there or remove the case")
+    what = f"{path_problem(image)}, an image of case '{identifier}'"
+    remedy = path_remedy(image, "put the file there or remove the case")
     return Problem(where=str(image), what=what, remedy=remedy, case=identifier)
 
 

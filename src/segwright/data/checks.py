@@ -42,7 +42,7 @@ SPLITS_JSON = "splits_final.json"
 Visitor = Callable[[Case, Volume, Volume], None]
 """Takes a case, its images (C, *S) and its label (1, *S)."""
 
-MOST_TIMES_LARGER = 64
+MAX_VOXEL_RATIO = 64
 """A file with as many times the voxels of its image is reported but not read: it may unpack to gigabytes."""
 _SHOWN_VALUES = 8
 _UNIT = 100
@@ -253,7 +253,7 @@ def _compare_grids(file: Path, headers: Mapping[Path, Header], images: Sequence[
     reorientation = find_reorientation(headers[file], headers[images[0]])
     if reorientation is None:
         log.apart.add(file)
-        if prod(headers[file].shape) > MOST_TIMES_LARGER * prod(headers[images[0]].shape):
+        if prod(headers[file].shape) > MAX_VOXEL_RATIO * prod(headers[images[0]].shape):
             log.unreadable.add(file)
         log.errors.append(difference(headers[file], headers[images[0]], file=file, name=images[0].name))
     elif not reorientation.is_identity:

@@ -23,14 +23,14 @@ OUTSIDE = -1
 """Marks background outside the non-zero mask in preprocessed labels (nnU-Net behaviour 3.1)."""
 
 REGION_THRESHOLD = 0.5
-LARGEST_UINT8_LABEL = 254
+MAX_UINT8_LABEL = 254
 """nnU-Net behaviour 2.1: a maximum of 255 is already written as uint16."""
-LARGEST_WRITTEN_LABEL = 2**16 - 1
+MAX_WRITTEN_LABEL = 2**16 - 1
 """Of uint16, in which label maps are written."""
 
 ROUNDING = 1e-3
 """Values this close to an integer are rounded; programs that scale or compress label maps leave such errors."""
-LARGEST_VALUE = 2**24
+MAX_LABEL_VALUE = 2**24
 """float32, in which label maps are read, represents every integer up to this one."""
 
 _IGNORE_SPELLINGS = ("ignore", "ignored", "ignorelabel", "ignoredlabel", "ignoreclass", "ignoreindex", "toignore")
@@ -210,12 +210,12 @@ class Labels:
             DatasetError: the largest value exceeds uint16.
         """
         largest = max((*self.all_labels, *(self.regions_class_order or ())))
-        if largest > LARGEST_WRITTEN_LABEL:
+        if largest > MAX_WRITTEN_LABEL:
             raise DatasetError(
-                f"dataset.json, labels: {largest} cannot be written, {LARGEST_WRITTEN_LABEL} is the largest value of a "
+                f"dataset.json, labels: {largest} cannot be written, {MAX_WRITTEN_LABEL} is the largest value of a "
                 "label map"
             )
-        return np.uint8 if largest <= LARGEST_UINT8_LABEL else np.uint16
+        return np.uint8 if largest <= MAX_UINT8_LABEL else np.uint16
 
     def _require_heads(self, scores: npt.NDArray[Any]) -> None:
         if len(scores) != self.num_heads:
@@ -330,8 +330,8 @@ def _region_problems(declared: Mapping[str, ClassKey], order: tuple[int, ...] | 
         return [f"regions are declared but regions_class_order is missing; give one value for each of {names}"]
     if len(order) != len(names):
         return [f"regions_class_order has {len(order)} entries, expected one for each of {names}"]
-    if impossible := [value for value in order if not 0 <= value <= LARGEST_WRITTEN_LABEL]:
-        return [f"regions_class_order names {impossible[0]}; expected values from 0 to {LARGEST_WRITTEN_LABEL}"]
+    if impossible := [value for value in order if not 0 <= value <= MAX_WRITTEN_LABEL]:
+        return [f"regions_class_order names {impossible[0]}; expected values from 0 to {MAX_WRITTEN_LABEL}"]
     return []
 
 
@@ -380,7 +380,7 @@ def whole_values(array: npt.NDArray[np.floating[Any]], file: object) -> npt.NDAr
             if rounded is None:
                 rounded = flat.copy()
             rounded[start : start + _BLOCK] = whole
-    if flat.size and max(-flat.min(), flat.max()) > LARGEST_VALUE:
+    if flat.size and max(-flat.min(), flat.max()) > MAX_LABEL_VALUE:
         raise ImageError(f"{file}: {_fractions(flat)}")
     return array if rounded is None else rounded.reshape(array.shape)
 
@@ -404,10 +404,10 @@ def _fractions(flat: npt.NDArray[np.floating[Any]]) -> str:
     bad = int(np.count_nonzero(~np.isfinite(flat)))
     if bad:
         return f"{bad} voxels are NaN or infinite, expected a whole number for each; replace them"
-    values = np.unique(flat[(np.abs(flat - np.rint(flat)) > ROUNDING) | (np.abs(flat) > LARGEST_VALUE)])
+    values = np.unique(flat[(np.abs(flat - np.rint(flat)) > ROUNDING) | (np.abs(flat) > MAX_LABEL_VALUE)])
     shown = _listed([np.format_float_positional(value, trim="-") for value in values[: _SHOWN_VALUES + 1]])
-    if np.abs(values).max() > LARGEST_VALUE:
-        return f"unexpected label value {shown}, expected whole numbers up to {LARGEST_VALUE}"
+    if np.abs(values).max() > MAX_LABEL_VALUE:
+        return f"unexpected label value {shown}, expected whole numbers up to {MAX_LABEL_VALUE}"
     return (
         f"unexpected label value {shown}, expected whole numbers; threshold probabilities first, and resample label "
         "maps with nearest neighbours"

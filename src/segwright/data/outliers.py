@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from segwright.data.images.image_io import Volume
 
-FEWEST_CASES: Final = 5
+MIN_CASES: Final = 5
 """With fewer cases ranges are unknown: only other spacings, other sizes and another modality are flagged."""
 
 CT_LEVEL: Final = -math.log1p(1000)
@@ -26,23 +26,23 @@ CT_LEVEL: Final = -math.log1p(1000)
 _VOXELS = 2**17
 _MARGINS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
 """Share of the width of the range, added on both sides; the first that flags few enough training cases is used."""
-_MOST_ALARMS = 0.01
+_MAX_FLAGGED_SHARE = 0.01
 _FEW = 10
 """With this many cases the margin is doubled, since the range of a sample grows with its size."""
 _LEVELS = (1, 25, 50, 75, 99)
-_LEAST_WIDTHS: Mapping[str, float] = {"spacing": 0.4, "extent": 0.7, "level": 0.5, "form": 0.1, "noise": 0.7}
+_MIN_WIDTHS: Mapping[str, float] = {"spacing": 0.4, "extent": 0.7, "level": 0.5, "form": 0.1, "noise": 0.7}
 """Minimum widths, so that equal training cases do not make every other case an outlier: factors of 1.5, 2 and 2 for
 spacing, extent and noise, e^0.5 for intensities, a tenth of an image's range for the form of its histogram."""
 
-_LEAST_ADDED: Mapping[str, float] = {"spacing": 0.7, "extent": 0.3, "level": 1.0, "form": 0.1, "noise": 0.5}
-_MOST_ADDED: Mapping[str, float] = {"spacing": 0.9, "extent": 1.1, "level": 4.0, "form": 1.0, "noise": 2.0}
+_MIN_WIDENING: Mapping[str, float] = {"spacing": 0.7, "extent": 0.3, "level": 1.0, "form": 0.1, "noise": 0.5}
+_MAX_WIDENING: Mapping[str, float] = {"spacing": 0.9, "extent": 1.1, "level": 4.0, "form": 1.0, "noise": 2.0}
 """Least and most that is added to a range on both sides, whatever its width and the number of cases: factors of 2
 to 2.5 for spacing, up to 3 for extent, 55 for intensities and 7 for noise. Found on draws of 5 to 40 of 120 hippocampus
 MR, 50 cardiac MR, 30 retinal photographs and 6 spinal cord MR cases: every case of another set and the CT and MR of
 `example_scans` are flagged (without a limit down to 38 %), of held-out cases 0 to 1 % from 12 training cases on and at
 most 6 % with 5 (without a floor up to 4 % and 7 %)."""
-_ADDED_WITH_FEW: Mapping[str, float] = {"spacing": 0.5, "extent": 1.1}
-"""What is added with fewer than `FEWEST_CASES`, too few to know the width of a range: a factor of 1.65 for spacing.
+_FEW_CASES_WIDENING: Mapping[str, float] = {"spacing": 0.5, "extent": 1.1}
+"""What is added with fewer than `MIN_CASES`, too few to know the width of a range: a factor of 1.65 for spacing.
 
 On 12 draws of 2 and of 4 cases of each of the sets above and 6 mouse brain MR no held-out case is flagged (with a
 factor of 1.5 up to 4 % are), and every case of another set; a factor of 2.5 let MR of 1.9 times the spacing pass.
@@ -114,10 +114,10 @@ class TrainingRange(BaseModel):
     def _added(self, name: str, bounds: Bounds) -> float:
         """Return by how much the range of a measure is widened on both sides."""
         kind = name.split()[0]
-        if self.cases < FEWEST_CASES:
-            return _ADDED_WITH_FEW.get(kind, math.inf)
+        if self.cases < MIN_CASES:
+            return _FEW_CASES_WIDENING.get(kind, math.inf)
         width = self.margin * max(bounds.high - bounds.low, _least_width(name))
-        return min(max(width, _LEAST_ADDED[kind]), _MOST_ADDED[kind])
+        return min(max(width, _MIN_WIDENING[kind]), _MAX_WIDENING[kind])
 
 
 def measure(volume: Volume) -> dict[str, float]:
@@ -172,7 +172,7 @@ def _sampled(image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 def _margin(names: Sequence[str], table: npt.NDArray[np.float64]) -> float:
     """Return the margin for a table (cases, measures)."""
     count = len(table)
-    if count < FEWEST_CASES:
+    if count < MIN_CASES:
         return _MARGINS[-1]
     ordered = np.sort(table, axis=0)
     # Each case is compared with the others: the smallest with the second smallest.
@@ -183,13 +183,13 @@ def _margin(names: Sequence[str], table: npt.NDArray[np.float64]) -> float:
     worst = apart.max(axis=1)
     for margin in _MARGINS:
         wider = margin * (1 + _FEW / count)
-        if (worst > wider).mean() <= _MOST_ALARMS:
+        if (worst > wider).mean() <= _MAX_FLAGGED_SHARE:
             return wider
     return _MARGINS[-1] * (1 + _FEW / count)
 
 
 def _least_width(name: str) -> float:
-    return _LEAST_WIDTHS[name.split()[0]]
+    return _MIN_WIDTHS[name.split()[0]]
 
 
 def _other_modality(name: str, value: float, bounds: Bounds) -> str | None:

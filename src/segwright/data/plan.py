@@ -21,18 +21,18 @@ NETWORK_PATH = "dynamic_network_architectures.architectures.unet."
 KW_REQUIRES_IMPORT = ("conv_op", "norm_op", "dropout_op", "nonlin")
 """Architecture arguments that hold the import path of a class."""
 
-MOST_STAGES = 64
+MAX_STAGES = 64
 """Of a U-Net; halved as often, any patch is a single voxel."""
 
-MOST_PATCH_VOXELS = 2**28
+MAX_PATCH_VOXELS = 2**28
 """Of one patch; nnU-Net's planners give 256^3 on the largest GPUs."""
 
-MOST_BATCH_VOXELS = 2**31
+MAX_BATCH_VOXELS = 2**31
 """Of all patches of a batch: 8 GiB per channel."""
 
-FINEST_SPACING, COARSEST_SPACING = 1e-7, 1e7
+MIN_SPACING, MAX_SPACING = 1e-7, 1e7
 """In mm: 0.1 nm and 10 km."""
-_LARGEST_MEDIAN = 1e12
+_MAX_MEDIAN = 1e12
 """Of informational spacings and shapes."""
 
 _OLD_ARCHITECTURE_KEYS = (
@@ -80,7 +80,7 @@ class Configuration(BaseModel):
 
     data_identifier: FileName
     preprocessor_name: str
-    batch_size: int = Field(ge=1, le=MOST_BATCH_VOXELS)
+    batch_size: int = Field(ge=1, le=MAX_BATCH_VOXELS)
     patch_size: tuple[int, ...]
     median_image_size_in_voxels: tuple[FiniteFloat, ...] = ()
     spacing: tuple[float, ...]
@@ -116,10 +116,10 @@ class Configuration(BaseModel):
     @field_validator("spacing")
     @classmethod
     def _spacing_is_positive(cls, spacing: tuple[float, ...]) -> tuple[float, ...]:
-        if not all(FINEST_SPACING <= value <= COARSEST_SPACING for value in spacing):
+        if not all(MIN_SPACING <= value <= MAX_SPACING for value in spacing):
             raise ValueError(
-                f"is {list(spacing)}; every entry must be a positive number of mm, from {FINEST_SPACING:g} to "
-                f"{COARSEST_SPACING:g}"
+                f"is {list(spacing)}; every entry must be a positive number of mm, from {MIN_SPACING:g} to "
+                f"{MAX_SPACING:g}"
             )
         return spacing
 
@@ -135,9 +135,9 @@ class Configuration(BaseModel):
     def _patch_is_a_size(cls, patch_size: tuple[int, ...]) -> tuple[int, ...]:
         if len(patch_size) not in (2, 3) or min(patch_size) < 1:
             raise ValueError(f"is {list(patch_size)[:4]}; give 2 or 3 positive numbers of voxels")
-        if math.prod(patch_size) > MOST_PATCH_VOXELS:
+        if math.prod(patch_size) > MAX_PATCH_VOXELS:
             raise ValueError(
-                f"is {list(patch_size)}, {math.prod(patch_size)} voxels; at most {MOST_PATCH_VOXELS} are computed"
+                f"is {list(patch_size)}, {math.prod(patch_size)} voxels; at most {MAX_PATCH_VOXELS} are computed"
             )
         return patch_size
 
@@ -149,9 +149,9 @@ class Configuration(BaseModel):
         ):
             if len(values) != self.dims and (values or key == "spacing"):
                 raise ValueError(f"{key} has {len(values)} entries, patch_size has {self.dims}; make them equal")
-        if self.batch_size * math.prod(self.patch_size) > MOST_BATCH_VOXELS:
+        if self.batch_size * math.prod(self.patch_size) > MAX_BATCH_VOXELS:
             raise ValueError(
-                f"batch_size is {self.batch_size}; {MOST_BATCH_VOXELS // math.prod(self.patch_size)} patches of size "
+                f"batch_size is {self.batch_size}; {MAX_BATCH_VOXELS // math.prod(self.patch_size)} patches of size "
                 f"{list(self.patch_size)} are the most"
             )
         if len(self.use_mask_for_norm) != len(self.normalization_schemes):
@@ -207,8 +207,8 @@ class Plan(BaseModel):
     @field_validator("original_median_spacing_after_transp", "original_median_shape_after_transp")
     @classmethod
     def _medians_are_positive(cls, medians: tuple[float, ...]) -> tuple[float, ...]:
-        if not all(0 < value <= _LARGEST_MEDIAN for value in medians):  # nor NaN
-            raise ValueError(f"is {list(medians[:4])}; every entry must be a positive number up to {_LARGEST_MEDIAN:g}")
+        if not all(0 < value <= _MAX_MEDIAN for value in medians):  # nor NaN
+            raise ValueError(f"is {list(medians[:4])}; every entry must be a positive number up to {_MAX_MEDIAN:g}")
         return medians
 
     @model_validator(mode="after")
@@ -394,7 +394,7 @@ def upgrade_configuration(document: Mapping[str, Any], *, where: str) -> dict[st
     if not all(type(number) is int for number in (base, most)) or not all(_is_short(each) for each in lists):
         raise PlanError(
             f"{where}: UNet_base_num_features and unet_max_num_features must be whole numbers, patch_size and "
-            f"pool_op_kernel_sizes lists of at most {MOST_STAGES}; the plan is damaged"
+            f"pool_op_kernel_sizes lists of at most {MAX_STAGES}; the plan is damaged"
         )
     block = architecture_block(
         network,
@@ -416,8 +416,8 @@ def _check_architecture(arch_kwargs: Mapping[str, Any], patch_size: tuple[int, .
     strides = arch_kwargs.get("strides")
     if not isinstance(strides, list | tuple):
         return
-    if len(strides) > MOST_STAGES:
-        raise ValueError(f"there are {len(strides)} strides; at most {MOST_STAGES} stages are built")
+    if len(strides) > MAX_STAGES:
+        raise ValueError(f"there are {len(strides)} strides; at most {MAX_STAGES} stages are built")
     for key, expected in (
         ("kernel_sizes", len(strides)),
         ("features_per_stage", len(strides)),
@@ -450,7 +450,7 @@ def _check_architecture(arch_kwargs: Mapping[str, Any], patch_size: tuple[int, .
 
 
 def _is_short(value: object) -> bool:
-    return isinstance(value, list | tuple) and len(value) <= MOST_STAGES
+    return isinstance(value, list | tuple) and len(value) <= MAX_STAGES
 
 
 def _per_axis(value: int | list[int] | tuple[int, ...], dims: int) -> tuple[int, ...]:

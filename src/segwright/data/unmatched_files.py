@@ -14,7 +14,7 @@ from typing import Final, Literal
 from unicodedata import normalize
 
 from segwright.core.errors import Problem, WorkspaceError
-from segwright.core.files.names import absence, absence_remedy, dangling
+from segwright.core.files.names import broken_link_problem, path_problem, path_remedy
 from segwright.data.images.image_io import READERS
 
 Kind = Literal["file", "folder", "dangling", "special"]
@@ -50,7 +50,7 @@ def entries(folder: Path) -> list[Entry]:
         with os.scandir(folder) as found:
             listed = [Entry(name=each.name, kind=_kind(each)) for each in found if not each.name.startswith(".")]
     except OSError as error:
-        raise WorkspaceError(f"{folder}: {absence(folder, 'folder') or error.strerror}") from error
+        raise WorkspaceError(f"{folder}: {path_problem(folder, 'folder') or error.strerror}") from error
     return sorted(listed, key=lambda entry: entry.name)
 
 
@@ -142,7 +142,7 @@ def _reason(folder: Path, entry: Entry, ending: str, *, probe: bool) -> tuple[st
     if entry.kind == "dangling":
         if not _looks_like_image(name):
             return None
-        return "dangling", dangling(path), absence_remedy(path, "put the file there or remove the link")
+        return "dangling", broken_link_problem(path), path_remedy(path, "put the file there or remove the link")
     if entry.kind == "special":
         return "special", "is a pipe, socket or device", "remove it"
     if name.endswith(ending):

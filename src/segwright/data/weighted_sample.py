@@ -15,11 +15,11 @@ DRAWS_AT_ONCE = 1 << 20
 """Bounds the memory of a draw; the stream of random numbers does not depend on it."""
 
 MERGE_EVERY = 1 << 22
-MOST_DISTINCT = 1 << 24
+MAX_DISTINCT = 1 << 24
 """Entries before equal values are merged, and entries (12 bytes each) before values are rounded."""
 
 ROUNDED_BITS = 6
-"""Mantissa bits rounded off beyond `MOST_DISTINCT`: a relative error below 2^-18, 4e-6, in percentiles only."""
+"""Mantissa bits rounded off beyond `MAX_DISTINCT`: a relative error below 2^-18, 4e-6, in percentiles only."""
 
 
 def draw(values: Values, num_draws: int, random: np.random.RandomState) -> tuple[Values, Counts]:
@@ -98,7 +98,7 @@ class WeightedSample:
         if self._is_rounded:
             values = _rounded(values)
         values, counts = _merged(values, counts)
-        if len(values) > MOST_DISTINCT and not self._is_rounded:
+        if len(values) > MAX_DISTINCT and not self._is_rounded:
             self._is_rounded = True
             values, counts = _merged(_rounded(values), counts)
         self._pending = [(values, counts)]

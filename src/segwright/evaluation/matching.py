@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Final
 
 from segwright.core.errors import DatasetError, Problem, ProblemReport
-from segwright.core.files.names import absence
+from segwright.core.files.names import path_problem
 from segwright.data.unmatched_files import entries, in_place_of_label_maps, similar_label
 
 logger = getLogger(__name__)
@@ -48,7 +48,7 @@ def pair_files(
 
 
 def _label_files(folder: Path, file_ending: str) -> dict[str, Path]:
-    wrong = absence(folder, "folder")
+    wrong = path_problem(folder, "folder")
     if wrong:
         raise DatasetError(f"{folder}: {wrong}")
     names = [entry.name for entry in entries(folder) if entry.name.endswith(file_ending) and entry.kind != "folder"]

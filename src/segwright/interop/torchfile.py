@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from segwright.core.errors import ModelError, SegwrightError
-from segwright.core.files.json_text import MOST_LEVELS
+from segwright.core.files.json_text import MAX_LEVELS
 from segwright.core.files.zip_files import open_zip
 from segwright.interop.instructions import MOST_WORK, Machine, RefusedError, Storage, StoredTensor
 
@@ -102,7 +102,7 @@ def _require_tree(document: Any) -> None:
             if isinstance(container, _CONTAINERS)
             for value in (container.values() if isinstance(container, dict) else container)
         ]
-        if depth > MOST_LEVELS or len(level) > left:
+        if depth > MAX_LEVELS or len(level) > left:
             raise RefusedError("its values hold each other too many times")
 
 

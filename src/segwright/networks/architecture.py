@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from segwright.core.errors import ConfigError, SegwrightError, nearest
-from segwright.data.plan import MOST_STAGES
+from segwright.data.plan import MAX_STAGES
 from segwright.networks.blocks import DIMS, LayerOptions, Size
 from segwright.networks.cpu.norm import InstanceNorm2d, InstanceNorm3d
 from segwright.networks.unet import Topology
@@ -268,8 +268,8 @@ def _check_keys(name: str, kwargs: Mapping[str, Any]) -> None:
 
 def _num_stages(kwargs: Mapping[str, Any]) -> int:
     num_stages = _whole("n_stages", kwargs["n_stages"])
-    if not 2 <= num_stages <= MOST_STAGES:
-        raise ConfigError(f"n_stages is {num_stages}; a U-Net needs at least 2 and at most {MOST_STAGES}")
+    if not 2 <= num_stages <= MAX_STAGES:
+        raise ConfigError(f"n_stages is {num_stages}; a U-Net needs at least 2 and at most {MAX_STAGES}")
     return num_stages
 
 

@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from segwright.data.labels import ClassKey
 
-FEWEST_VOXELS = 10000
+MIN_VOXELS = 10000
 """Classes of up to this many voxels are kept whole (nnU-Net's value)."""
-SMALLEST_SHARE = 0.01
+MIN_SHARE = 0.01
 """Minimum fraction kept of a larger class (nnU-Net's value)."""
 
 _SEED = 1234
@@ -41,7 +41,7 @@ def class_locations(
         total = sum(len(part) for part in parts)
         voxels = np.zeros(0, dtype=np.intp)
         if total:
-            count = max(min(FEWEST_VOXELS, total), ceil(SMALLEST_SHARE * total))
+            count = max(min(MIN_VOXELS, total), ceil(MIN_SHARE * total))
             chosen = random.permutation(total)[:count]
             voxels = (parts[0] if len(parts) == 1 else np.concatenate(parts))[chosen]
         coordinates = np.unravel_index(voxels, label.shape[1:])

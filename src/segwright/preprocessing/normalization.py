@@ -26,15 +26,15 @@ The mask is the non-zero region if the plan uses it, else None. The channel must
 
 ZSCORE = "ZScoreNormalization"
 
-_SMALLEST_SCALE = 1e-8
+_MIN_SCALE = 1e-8
 """Smallest divisor (nnU-Net's epsilon for float32), unless the intensities themselves are that small."""
 _ROUNDING = 1e-6
 """Relative; smaller differences are float32 rounding of a constant image."""
 _SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
-_SMALLEST_SQUARED, _LARGEST_SQUARED = 1e-15, 1e15
+_MIN_SQUARED, _MAX_SQUARED = 1e-15, 1e15
 """Range of deviations whose squares float32 represents at full precision."""
-_LARGEST_INTENSITY = 1e30
-_LARGEST_RGB = 255
+_MAX_INTENSITY = 1e30
+_MAX_RGB = 255
 _PARTS = 64
 
 
@@ -204,9 +204,9 @@ def _report_missing_statistics(name: str, index: int) -> Iterator[None]:
 def _zscore(values: Floats, intensities: Intensities) -> Linear:
     mean = float(np.float32(values.mean(dtype=np.float64)))
     std = _deviation(values, mean, np.float32)
-    if not _SMALLEST_SQUARED < std < _LARGEST_SQUARED:  # float32 as in nnU-Net, unless squares lose precision
+    if not _MIN_SQUARED < std < _MAX_SQUARED:  # float32 as in nnU-Net, unless squares lose precision
         std = _deviation(values, mean, np.float64)
-    largest = 0.0 if std >= _SMALLEST_SCALE else max(-float(values.min()), float(values.max()))
+    largest = 0.0 if std >= _MIN_SCALE else max(-float(values.min()), float(values.max()))
     return Linear(shift=mean, scale=_scale(std, largest))
 
 
@@ -228,12 +228,12 @@ def _scale(width: float, magnitude: float) -> float:
         magnitude: largest absolute intensity.
     """
     is_contrast = width > _ROUNDING * magnitude and width > _SMALLEST_NORMAL
-    return width if width >= _SMALLEST_SCALE or is_contrast else _SMALLEST_SCALE
+    return width if width >= _MIN_SCALE or is_contrast else _MIN_SCALE
 
 
 def _ct(values: Floats, intensities: Intensities) -> Linear:
     for key in ("percentile_00_5", "percentile_99_5", "mean", "std"):
-        if not abs(intensities[key]) < _LARGEST_INTENSITY:  # also rejects NaN
+        if not abs(intensities[key]) < _MAX_INTENSITY:  # also rejects NaN
             raise PlanError(
                 f"foreground_intensity_properties_per_channel: {key} is {intensities[key]} in the plan; plan the "
                 "dataset again"
@@ -257,12 +257,12 @@ def _rescale_to_0_1(values: Floats, intensities: Intensities) -> Linear:
 
 def _rgb_to_0_1(values: Floats, intensities: Intensities) -> Linear:
     low, high = float(values.min()), float(values.max())
-    if low < 0 or high > _LARGEST_RGB:
+    if low < 0 or high > _MAX_RGB:
         raise ImageError(
-            f"RGBTo01Normalization expects intensities of 0 to {_LARGEST_RGB}, found {low:g} to {high:g}; choose "
+            f"RGBTo01Normalization expects intensities of 0 to {_MAX_RGB}, found {low:g} to {high:g}; choose "
             "another channel name in dataset.json"
         )
-    return Linear(scale=_LARGEST_RGB)
+    return Linear(scale=_MAX_RGB)
 
 
 for _name, _scheme in (

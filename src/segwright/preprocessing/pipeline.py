@@ -5,13 +5,11 @@ nnU-Net behaviour 6.1, 6.2.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from logging import getLogger
 from math import prod
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +21,7 @@ from segwright.core.files.atomic_io import content_hash
 from segwright.core.memory import available_bytes
 from segwright.core.parallel import available_cpus, map_threads
 from segwright.core.resources import resource_error
+from segwright.core.torch_threads import TorchThreads
 from segwright.data.cases import Case
 from segwright.data.cropping import content_box, crop_to_nonzero
 from segwright.data.dataset import Dataset
@@ -87,39 +86,6 @@ class _Job:
     store: CaseStore
     settings_hash: str
     """Hash of all settings that determine a preprocessed case, raw files apart."""
-
-
-class TorchThreads:
-    """Context manager that limits torch's threads once `limit()` is called, which also imports torch."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._before: int | None = None
-        self._is_limited = False
-        self._lock = Lock()
-
-    def __enter__(self) -> TorchThreads:
-        if torch := sys.modules.get("torch"):  # the thread that calls `limit` may see another number
-            self._before = torch.get_num_threads()
-        return self
-
-    def limit(self) -> None:
-        """Apply the limit; thread-safe, may be called repeatedly."""
-        import torch
-
-        with self._lock:
-            if self._before is None:
-                self._before = torch.get_num_threads()
-            if not self._is_limited:
-                torch.set_num_threads(self._count)
-                self._is_limited = True
-
-    def __exit__(self, *exception: object) -> None:
-        if self._is_limited:
-            import torch
-
-            assert self._before is not None
-            torch.set_num_threads(self._before)
 
 
 def target_shape(shape: Sequence[int], spacing: Sequence[float], new_spacing: Sequence[float]) -> tuple[int, ...]:

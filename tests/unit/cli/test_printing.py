@@ -81,7 +81,8 @@ def test_json_stays_exact(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_name_outside_the_encoding_of_stdout_is_printed_as_escapes(variables: dict[str, str], tmp_path: Path) -> None:
     program = (
         "import sys\nfrom segwright.cli import startup\nfrom segwright.cli.tables import print_line, print_table\n"
-        "startup.escape_unencodable_output()\nprint_line('\\u6d77 \\udcfc')\nprint_table('\\u6d77', ['\\u6d77'], [['\\u6d77']])\n"
+        "startup.escape_unencodable_output()\nprint_line('\\u6d77 \\udcfc')\n"
+        "print_table('\\u6d77', ['\\u6d77'], [['\\u6d77']])\n"
         "print('\\u6d77 \\udcfc', file=sys.stderr)"
     )
     environment = {"PYTHONPATH": ":".join(sys.path), "PYTHONCOERCECLOCALE": "0", "PATH": "/usr/bin:/bin", **variables}

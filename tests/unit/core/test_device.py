@@ -15,10 +15,9 @@ from segwright.core.device import (
     has_fast_bf16,
     memory_format,
     resolve_device,
-    single_threaded_pool,
 )
 from segwright.core.errors import ConfigError
-from segwright.preprocessing.pipeline import TorchThreads
+from segwright.core.torch_threads import TorchThreads, single_threaded_pool
 
 CPU = torch.device("cpu")
 

@@ -63,7 +63,7 @@ def test_missing_memory_is_reported_with_what_was_needed(error: Exception, said:
     assert isinstance(found, OutOfMemoryError)
     assert said in str(found)
     assert "--set batch_size=N" in str(found)  # which every verb that trains knows
-    assert "what was finished is kept" in str(found)
+    assert "finished work is kept" in str(found)
 
 
 @pytest.mark.parametrize(

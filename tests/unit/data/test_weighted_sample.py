@@ -57,7 +57,7 @@ def test_order_of_arrival_does_not_matter() -> None:
 
 
 def test_too_many_distinct_values_are_rounded_only_a_little(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(samples, "MOST_DISTINCT", 1000)
+    monkeypatch.setattr(samples, "MAX_DISTINCT", 1000)
     monkeypatch.setattr(samples, "MERGE_EVERY", 500)
     values = np.random.RandomState(7).gamma(2, 100, 5000).astype(np.float32)
     values[::3] *= -1

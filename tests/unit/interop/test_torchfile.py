@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from segwright.core.errors import ModelError, SegwrightError
-from segwright.core.files.zip_files import LARGEST_DIRECTORY
+from segwright.core.files.zip_files import MAX_DIRECTORY_BYTES
 from segwright.interop import instructions
 from segwright.interop.archive import extract
 from segwright.interop.torchfile import LARGEST_PICKLE, read_document, read_tensors
@@ -150,9 +150,9 @@ def test_records_that_are_no_part_of_the_format_are_not_read_whole(tmp_path: Pat
 def test_a_list_of_entries_longer_than_any_models_is_not_read(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"a.{ending}"
     with path.open("wb") as stream:
-        stream.truncate(LARGEST_DIRECTORY + 1)
+        stream.truncate(MAX_DIRECTORY_BYTES + 1)
         stream.seek(0, os.SEEK_END)
-        stream.write(struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 65535, 65535, LARGEST_DIRECTORY + 1, 0, 0))
+        stream.write(struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 65535, 65535, MAX_DIRECTORY_BYTES + 1, 0, 0))
     with pytest.raises(SegwrightError, match="refused, its list of entries has 8 MiB"):
         read_document(path) if ending == "pth" else extract(path, tmp_path / "out")
 

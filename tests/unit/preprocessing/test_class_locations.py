@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from segwright.preprocessing.class_locations import FEWEST_VOXELS, class_locations
+from segwright.preprocessing.class_locations import MIN_VOXELS, class_locations
 
 
 def test_small_classes_are_complete() -> None:
@@ -18,7 +18,7 @@ def test_small_classes_are_complete() -> None:
 def test_large_classes_are_sampled_without_repetition() -> None:
     label = np.ones((1, 30, 30, 30), dtype=np.int16)
     voxels = class_locations(label, (1,))[1]
-    assert len(voxels) == FEWEST_VOXELS == len(np.unique(voxels, axis=0))
+    assert len(voxels) == MIN_VOXELS == len(np.unique(voxels, axis=0))
 
 
 def test_very_large_classes_keep_one_percent() -> None:

@@ -20,7 +20,7 @@ from uuid import uuid4
 from pydantic import BaseModel, ValidationError
 
 from segwright.core.errors import SegwrightError, WorkspaceError
-from segwright.core.files.json_text import MOST_BYTES, parse_json
+from segwright.core.files.json_text import MAX_BYTES, parse_json
 from segwright.core.resources import resource_error
 
 M = TypeVar("M", bound=BaseModel)
@@ -56,7 +56,7 @@ def atomic_path(path: Path, *, durable: bool = True, size: int | None = None) ->
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        _explain(error, path)
+        _raise_folder_error(error, path)
     try:
         with disk_errors(path, temporary, size=size):
             yield temporary
@@ -112,7 +112,7 @@ def require_folder(folder: Path) -> None:
     try:
         existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     except OSError as error:
-        _explain(error, folder)
+        _raise_folder_error(error, folder)
     if not existing.is_dir():
         raise WorkspaceError(f"{folder}: cannot be written to: {existing} is a file; choose another folder")
     if not os.access(existing, os.W_OK | os.X_OK):
@@ -135,23 +135,23 @@ def disk_errors(path: Path, temporary: Path, *, size: int | None = None) -> Iter
     except SegwrightError:
         raise
     except Exception as error:
-        _explain_writing(error, path, temporary, size)
+        _raise_write_error(error, path, temporary, size)
         raise
 
 
-def _explain_writing(error: Exception, path: Path, temporary: Path, size: int | None) -> None:
+def _raise_write_error(error: Exception, path: Path, temporary: Path, size: int | None) -> None:
     """Raise the error to show for a failure to write `path`; return if neither disk nor memory is the cause."""
     own = {None, str(temporary), str(path), str(path.parent)}
     if isinstance(error, OSError) and error.filename is not None:
         if error.filename not in own or error.errno == errno.ENOENT:
             return
-        _explain_place(error, path)
+        _raise_path_error(error, path)
         error.filename = str(path)  # users do not know the temporary name
-    if found := resource_error(error, path, needed=size) or _reason_to_stop(temporary, path, size):
+    if found := resource_error(error, path, needed=size) or _growth_error(temporary, path, size):
         raise found from error
 
 
-def _reason_to_stop(temporary: Path, path: Path, size: int | None) -> SegwrightError | None:
+def _growth_error(temporary: Path, path: Path, size: int | None) -> SegwrightError | None:
     """Return why a file cannot grow, which the libraries of some formats do not report; None if it can."""
     if not temporary.is_file():
         return None
@@ -163,15 +163,15 @@ def _reason_to_stop(temporary: Path, path: Path, size: int | None) -> SegwrightE
     return None
 
 
-def _explain(error: OSError, path: Path) -> NoReturn:
+def _raise_folder_error(error: OSError, path: Path) -> NoReturn:
     """Raise the error to show for a failure to make or reach the folder of `path`; the given one if unknown."""
-    _explain_place(error, path)
+    _raise_path_error(error, path)
     if found := resource_error(error, path):
         raise found from error
     raise error
 
 
-def _explain_place(error: OSError, path: Path) -> None:
+def _raise_path_error(error: OSError, path: Path) -> None:
     """Raise the error to show for a failure to write `path` if the path itself is the cause."""
     if error.errno == errno.EISDIR or (error.errno in _IN_THE_WAY and path.is_dir()):
         reason = "is a folder already; name another file, or remove the folder"
@@ -224,7 +224,7 @@ def read_json(path: Path) -> Any:
     Raises:
         SegwrightError: the file is missing, unreadable, not UTF-8 or not JSON; the line is named.
     """
-    return parse_json(read_bytes(path, most=MOST_BYTES), where=str(path))
+    return parse_json(read_bytes(path, max_bytes=MAX_BYTES), where=str(path))
 
 
 def read_checked_json(path: Path) -> Any:
@@ -236,7 +236,7 @@ def read_checked_json(path: Path) -> Any:
     document = read_json(path)
     if not isinstance(document, dict) or CHECKSUM not in document:
         return document
-    if not has_right_checksum(document):
+    if not has_valid_checksum(document):
         raise SegwrightError(
             f"{path}: damaged (its checksum does not match); copy it again or make it again; if it was edited on "
             f"purpose, remove its line '{CHECKSUM}'"
@@ -251,7 +251,7 @@ def read_json_lines(path: Path) -> list[tuple[str, Any]]:
         SegwrightError: the file is missing or unreadable.
     """
     lines = []
-    for line in read_bytes(path, most=MOST_BYTES).splitlines(keepends=True):
+    for line in read_bytes(path, max_bytes=MAX_BYTES).splitlines(keepends=True):
         try:
             document = parse_json(line, where=str(path))
         except SegwrightError:
@@ -260,15 +260,15 @@ def read_json_lines(path: Path) -> list[tuple[str, Any]]:
     return lines
 
 
-def read_bytes(path: Path, *, most: int) -> bytes:
-    """Read a whole file of at most `most` bytes.
+def read_bytes(path: Path, *, max_bytes: int) -> bytes:
+    """Read a whole file of at most `max_bytes` bytes.
 
     Raises:
         SegwrightError: it is missing, not a regular file, unreadable or too large.
     """
     try:
         status = path.stat()
-        if refusal := _refusal(status, most):
+        if refusal := _refusal(status, max_bytes):
             raise SegwrightError(f"{path}: {refusal}")
         return path.read_bytes()
     except FileNotFoundError as error:
@@ -277,13 +277,15 @@ def read_bytes(path: Path, *, most: int) -> bytes:
         raise SegwrightError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def _refusal(status: os.stat_result, most: int) -> str:
+def _refusal(status: os.stat_result, max_bytes: int) -> str:
     """Return why a file is not read; empty if it may be."""
     if stat.S_ISDIR(status.st_mode):
         return "is a folder, expected a file"
     if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device may never end
         return "is a pipe or a device, expected a file"
-    return f"has {status.st_size / 2**20:.0f} MiB, at most {most / 2**20:.0f} are read" if status.st_size > most else ""
+    if status.st_size > max_bytes:
+        return f"has {status.st_size / 2**20:.0f} MiB, at most {max_bytes / 2**20:.0f} are read"
+    return ""
 
 
 def parse_document(model: type[M], path: Path) -> M:
@@ -309,13 +311,13 @@ def describe_validation(error: ValidationError) -> str:
 
 
 def with_checksum(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a document with a hash of its content added, by which `has_right_checksum` detects damage."""
+    """Return a document with a hash of its content added, by which `has_valid_checksum` detects damage."""
     content = {key: value for key, value in document.items() if key != CHECKSUM}
     as_read = json.loads(json.dumps(content, default=str))  # numeric keys become strings, which sort differently
     return {**content, CHECKSUM: content_hash(as_read)}
 
 
-def has_right_checksum(document: Mapping[str, Any]) -> bool:
+def has_valid_checksum(document: Mapping[str, Any]) -> bool:
     """Whether a document matches its checksum; one without (of an older version) counts as right."""
     return CHECKSUM not in document or document[CHECKSUM] == with_checksum(document)[CHECKSUM]
 

@@ -10,15 +10,15 @@ from typing import Any, Final
 from segwright.core.errors import SegwrightError
 from segwright.core.text import printable
 
-MOST_BYTES: Final = 512 * 2**20
-MOST_MEMORY: Final = 2**30
+MAX_BYTES: Final = 512 * 2**20
+MAX_MEMORY_BYTES: Final = 2**30
 """Bytes that the parsed values may take, estimated from the text; 10,000 cases with 100 labels' scores take 0.7 GiB."""
-MOST_LEVELS: Final = 100
+MAX_LEVELS: Final = 100
 """Of nested lists and objects; the documents of nnU-Net and ours have eight."""
-MOST_DIGITS: Final = 20
+MAX_DIGITS: Final = 20
 """Of a whole number: 64 bits need no more."""
 
-_ZEROS: Final = b"0" * (MOST_DIGITS + 1)
+_ZEROS: Final = b"0" * (MAX_DIGITS + 1)
 _AS_ZEROS: Final = bytes.maketrans(b"123456789", b"0" * 9)
 _DICT_BYTES: Final = 232
 _LIST_BYTES: Final = 64
@@ -30,7 +30,7 @@ _WIDE: Final = (
     *((codecs.BOM_UTF16_LE, "UTF-16"), (codecs.BOM_UTF16_BE, "UTF-16")),
 )
 """Byte order marks; UTF-32 first, since that of UTF-16 is the start of it."""
-_TOO_DEEP: Final = f"lists and objects are nested more than {MOST_LEVELS} deep; the file is damaged, copy it again"
+_TOO_DEEP: Final = f"lists and objects are nested more than {MAX_LEVELS} deep; the file is damaged, copy it again"
 _SAVE_AS: Final = "save it as UTF-8 (in the editor: Save as, encoding UTF-8)"
 _LONE_SURROGATE: Final = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 """Halves of characters; dc80 to dcff are excluded: they represent bytes of a file name that is not UTF-8."""
@@ -67,11 +67,10 @@ def parse_json(data: bytes, *, where: str) -> Any:
             numbers beyond 64 bits; line and column are named.
     """
     text = _decode(data, where)
-    _require_affordable(data, where)
+    _require_fits_memory(data, where)
     try:
-        has_long_number = _ZEROS in data.translate(
-            _AS_ZEROS
-        )  # parsing with a hook for each number takes a third longer
+        # Parsing with a hook for each number takes a third longer, so it is only used if one is too long.
+        has_long_number = _ZEROS in data.translate(_AS_ZEROS)
         document = json.loads(text, object_pairs_hook=_object, parse_int=_integer if has_long_number else None)
     except json.JSONDecodeError as error:
         at, reason = _explain(text, error)
@@ -79,7 +78,7 @@ def parse_json(data: bytes, *, where: str) -> Any:
         raise SegwrightError(f"{where}: not valid JSON at line {line}, column {column}: {reason}") from error
     except RecursionError as error:
         raise SegwrightError(f"{where}: {_TOO_DEEP}") from error
-    except _RefusedError as error:
+    except _RejectedValueError as error:
         raise SegwrightError(f"{where}: {error}") from error
     _require_shallow(document, where)
     if _SURROGATE_ESCAPE.search(text) and (half := _find_half_character(document)):
@@ -87,7 +86,7 @@ def parse_json(data: bytes, *, where: str) -> Any:
     return document
 
 
-class _RefusedError(Exception):
+class _RejectedValueError(Exception):
     """A value that is valid JSON but not accepted."""
 
 
@@ -99,14 +98,14 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             if twice in seen:
                 break
             seen.add(twice)
-        raise _RefusedError(f"the key {_quoted(twice)} appears twice in one object; remove or rename one of them")
+        raise _RejectedValueError(f"the key {_quoted(twice)} appears twice in one object; remove or rename one of them")
     return document
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > MOST_DIGITS and len(digits.lstrip("-")) > MOST_DIGITS:
-        raise _RefusedError(
-            f"the number {digits[:MOST_DIGITS]}... has {len(digits.lstrip('-'))} digits, at most {MOST_DIGITS} are "
+    if len(digits) > MAX_DIGITS and len(digits.lstrip("-")) > MAX_DIGITS:
+        raise _RejectedValueError(
+            f"the number {digits[:MAX_DIGITS]}... has {len(digits.lstrip('-'))} digits, at most {MAX_DIGITS} are "
             "read; write it as a text, or correct it"
         )
     return int(digits)
@@ -141,13 +140,13 @@ def _decode(data: bytes, where: str) -> str:
         ) from error
 
 
-def _require_affordable(data: bytes, where: str) -> None:
-    """Require that the parsed values fit into `MOST_MEMORY`, before parsing."""
+def _require_fits_memory(data: bytes, where: str) -> None:
+    """Require that the parsed values fit into `MAX_MEMORY_BYTES`, before parsing."""
     memory = _DICT_BYTES * data.count(b"{") + _LIST_BYTES * data.count(b"[") + _VALUE_BYTES * data.count(b",")
-    if len(data) > MOST_BYTES or memory > MOST_MEMORY:
+    if len(data) > MAX_BYTES or memory > MAX_MEMORY_BYTES:
         raise SegwrightError(
             f"{where}: {len(data) / 2**20:.0f} MiB of JSON that take about {memory / 2**30:.1f} GiB of memory; at most "
-            f"{MOST_BYTES / 2**20:.0f} MiB and {MOST_MEMORY / 2**30:.0f} GiB are read"
+            f"{MAX_BYTES / 2**20:.0f} MiB and {MAX_MEMORY_BYTES / 2**30:.0f} GiB are read"
         )
 
 
@@ -155,7 +154,7 @@ def _require_shallow(document: Any, where: str) -> None:
     level, depth = [document] if type(document) in (dict, list) else [], 0
     while level:
         depth += 1
-        if depth > MOST_LEVELS:
+        if depth > MAX_LEVELS:
             raise SegwrightError(f"{where}: {_TOO_DEEP}")
         level = [
             value

@@ -2,7 +2,7 @@
 
 The file names host, process and start time. On the same machine a lock is stale when its process has ended; elsewhere,
 or where processes cannot be listed, when its file has not been touched for `STALE_S`: a thread of the holder touches it
-every `BEAT_S`.
+every `HEARTBEAT_S`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ from segwright.core.files.atomic_io import parse_document, temporary_beside
 
 logger = getLogger(__name__)
 
-BEAT_S: Final = 15.0
+HEARTBEAT_S: Final = 15.0
 STALE_S: Final = 180.0
 POLL_S: Final = 0.5
+"""Between two attempts to take a lock that another process holds."""
 
 _STARTED: Final = time.time()
+"""Start of this process, near enough for a message."""
 _PROC: Final = Path("/proc")
 
 
@@ -75,14 +77,14 @@ def locked(path: Path, what: str) -> Iterator[None]:
     made = _missing_folders(path.parent)
     mine = _acquire(path, what)
     done = threading.Event()
-    beat = threading.Thread(target=_beat, args=(path, done), name="segwright-lock", daemon=True)
-    beat.start()
+    heartbeat = threading.Thread(target=_send_heartbeats, args=(path, done), name="segwright-lock", daemon=True)
+    heartbeat.start()
     try:
         yield
     finally:
         done.set()
-        beat.join()  # or it might touch the file of the next holder
-        if _read(path) == mine:
+        heartbeat.join()  # or it might touch the file of the next holder
+        if _read_holder(path) == mine:
             path.unlink(missing_ok=True)
         for folder in made:
             with suppress(OSError):  # no longer empty
@@ -91,7 +93,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
 
 def holder(path: Path) -> Holder | None:
     """Return who holds a lock now; None if it is free or stale."""
-    found = _read(path)
+    found = _read_holder(path)
     return None if found is None or _is_stale(path, found, time.time()) else found
 
 
@@ -106,12 +108,12 @@ def _acquire(path: Path, what: str) -> Holder:
     )
     is_logged = False
     while True:
-        now = _try(path, mine)
+        now = _try_create(path, mine)
         if now is None:
             return mine
-        other = _read(path)
+        other = _read_holder(path)
         if _is_stale(path, other, now):
-            _take_away(path, other)
+            _remove_stale(path, other)
             if other is not None:
                 logger.info("%s: its holder has ended, %s; taken over", path, other)
             continue
@@ -121,7 +123,7 @@ def _acquire(path: Path, what: str) -> Holder:
         time.sleep(POLL_S)
 
 
-def _try(path: Path, mine: Holder) -> float | None:
+def _try_create(path: Path, mine: Holder) -> float | None:
     """Create the lock file atomically; if there is one already, return the time by the clock of the file system."""
     temporary = temporary_beside(path)
     try:
@@ -148,21 +150,21 @@ def _try(path: Path, mine: Holder) -> float | None:
     return None
 
 
-def _take_away(path: Path, judged: Holder | None) -> None:
+def _remove_stale(path: Path, judged: Holder | None) -> None:
     """Remove a stale lock unless another process has replaced it since it was judged."""
     aside = temporary_beside(path)
     try:
         os.rename(path, aside)
     except OSError:  # another process was faster
         return
-    if _read(aside) != judged:
+    if _read_holder(aside) != judged:
         with suppress(OSError):
             os.link(aside, path)  # another lock by now: put it back
     aside.unlink(missing_ok=True)
 
 
 def _is_stale(path: Path, found: Holder | None, now: float) -> bool:
-    if found is not None and found.host == _host() and _sees_processes():
+    if found is not None and found.host == _host() and _can_list_processes():
         return not _is_alive(found)
     try:
         return now - path.stat().st_mtime > STALE_S
@@ -181,7 +183,7 @@ def _is_alive(found: Holder) -> bool:
     return not (start and found.process_start) or start == found.process_start
 
 
-def _sees_processes() -> bool:
+def _can_list_processes() -> bool:
     return sys.platform != "win32"  # where signal 0 would end the process
 
 
@@ -202,15 +204,15 @@ def _host() -> str:
         return platform.node()
 
 
-def _read(path: Path) -> Holder | None:
+def _read_holder(path: Path) -> Holder | None:
     try:
         return parse_document(Holder, path)
     except SegwrightError:
         return None
 
 
-def _beat(path: Path, done: threading.Event) -> None:
-    while not done.wait(BEAT_S):
+def _send_heartbeats(path: Path, done: threading.Event) -> None:
+    while not done.wait(HEARTBEAT_S):
         with suppress(OSError):
             os.utime(path)
 

@@ -11,9 +11,9 @@ from pydantic import AfterValidator
 from segwright.core.errors import SegwrightError, WorkspaceError
 from segwright.core.text import printable
 
-LONGEST_NAME: Final = 200
+MAX_NAME_BYTES: Final = 200
 """Of a name in bytes; file systems allow 255, and endings, labels and the prefix of temporary files are added."""
-LONGEST_FILE_NAME: Final = 235
+MAX_FILE_NAME_BYTES: Final = 235
 """Of a file name made of such names, in bytes; temporary files add up to 19."""
 NAME_REMEDY: Final = "use a plain name without path separators, of at most 200 bytes, such as 'patient_01'"
 NO_TEXT: Final = "is not UTF-8 text"
@@ -23,7 +23,7 @@ _SHOWN: Final = 60
 """Characters of a name that a message shows."""
 
 
-def name_problem(name: str, *, longest: int = LONGEST_NAME) -> str:
+def name_problem(name: str, *, longest: int = MAX_NAME_BYTES) -> str:
     """Return why a text cannot be a file name in one folder; empty if it can.
 
     >>> name_problem("../x"), name_problem("patient_01")
@@ -122,7 +122,7 @@ def below(folder: Path, *parts: str) -> Path:
     """
     require_text_path(folder)
     for part in parts:
-        wrong = name_problem(part.removeprefix("."), longest=LONGEST_FILE_NAME)
+        wrong = name_problem(part.removeprefix("."), longest=MAX_FILE_NAME_BYTES)
         if wrong:
             raise WorkspaceError(f"{shown_name(part)} below {printable(folder)}: {wrong}; {NAME_REMEDY}")
     path = folder.joinpath(*parts)
@@ -139,8 +139,8 @@ def below(folder: Path, *parts: str) -> Path:
     return path
 
 
-def absence(path: Path, wanted: Literal["file", "folder"] = "file") -> str:
-    """Return why there is no regular file (or folder) at `path`; empty where there is one."""
+def path_problem(path: Path, wanted: Literal["file", "folder"] = "file") -> str:
+    """Return what is wrong if there is no regular file (or folder) at `path`; empty if there is one."""
     try:
         is_there = path.is_file() if wanted == "file" else path.is_dir()
     except OSError as error:  # a name that is too long, a folder that may not be entered
@@ -148,7 +148,7 @@ def absence(path: Path, wanted: Literal["file", "folder"] = "file") -> str:
     if is_there:
         return ""
     if path.is_symlink() and not path.exists():
-        return dangling(path)
+        return broken_link_problem(path)
     if wanted == "folder":
         return "is a file, expected its folder" if path.exists() else "no such folder"
     if path.is_dir():
@@ -156,12 +156,12 @@ def absence(path: Path, wanted: Literal["file", "folder"] = "file") -> str:
     return "is a pipe, socket or device, expected a file" if path.exists() else NO_FILE
 
 
-def dangling(path: Path) -> str:
+def broken_link_problem(path: Path) -> str:
     """Return what is wrong with a link whose target does not exist."""
     return f"is a link to {printable(_target(path))}, which does not exist"
 
 
-def absence_remedy(path: Path, usual: str) -> str:
+def path_remedy(path: Path, usual: str) -> str:
     """Return what to do about a missing file: `usual`, or to fetch it if git-annex or DataLad manages it."""
     is_annexed = path.is_symlink() and ".git/annex/" in _target(path)
     return "fetch it with 'git annex get' or 'datalad get'" if is_annexed else usual

@@ -11,7 +11,7 @@ from typing import IO, Final
 
 from segwright.core.errors import SegwrightError
 
-LARGEST_DIRECTORY: Final = 8 * 2**20
+MAX_DIRECTORY_BYTES: Final = 8 * 2**20
 """Of the list of entries at a zip file's end, in bytes: 20,000 with the longest names have less."""
 METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """Compression methods of entries that are read: others may need gigabytes to unpack, if an entry says so."""
@@ -20,11 +20,11 @@ _END: Final = struct.Struct("<4s8xL6x")
 """The record at the end of a zip file: its signature, and the size of the list of entries in bytes."""
 _END_64: Final = struct.Struct("<4s36xQ8x")
 _LOCATOR_SIZE: Final = 20
-_LONGEST_COMMENT: Final = 2**16 - 1
+_MAX_COMMENT_BYTES: Final = 2**16 - 1
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:
-    """Open a zip file whose list of entries is at most `LARGEST_DIRECTORY` bytes.
+    """Open a zip file whose list of entries is at most `MAX_DIRECTORY_BYTES` bytes.
 
     Raises:
         SegwrightError: the list is longer; Python would need ten times as much memory for it.
@@ -35,7 +35,7 @@ def open_zip(path: Path) -> zipfile.ZipFile:
         raise OSError("it is not a regular file")
     with path.open("rb") as stream:
         size = _directory_size(stream)
-    if size > LARGEST_DIRECTORY:
+    if size > MAX_DIRECTORY_BYTES:
         raise SegwrightError(f"{path}: refused, its list of entries has {size / 2**20:.0f} MiB")
     return zipfile.ZipFile(path)
 
@@ -43,11 +43,11 @@ def open_zip(path: Path) -> zipfile.ZipFile:
 def _directory_size(stream: IO[bytes]) -> int:
     """Return the size of the list of entries in bytes, from the end of the file; 0 if it is not a zip file."""
     length = stream.seek(0, os.SEEK_END)
-    stream.seek(max(0, length - _END.size - _LONGEST_COMMENT - _LOCATOR_SIZE - _END_64.size))
+    stream.seek(max(0, length - _END.size - _MAX_COMMENT_BYTES - _LOCATOR_SIZE - _END_64.size))
     tail = stream.read()
     at = len(tail) - _END.size
     if at < 0 or not (tail[at:].startswith(b"PK\5\6") and tail.endswith(b"\0\0")):
-        at = tail.rfind(b"PK\5\6", max(0, at - _LONGEST_COMMENT))
+        at = tail.rfind(b"PK\5\6", max(0, at - _MAX_COMMENT_BYTES))
     if at < 0 or len(tail) - at < _END.size:
         return 0
     _, size = _END.unpack_from(tail, at)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segwright.core.errors import DiskError, ImageError, Problem, SegwrightError, nearest
-from segwright.core.files.names import absence, absence_remedy, require_text_path
+from segwright.core.files.names import path_problem, path_remedy, require_text_path
 from segwright.core.resources import resource_error
 from segwright.data.images.formats import Floats, Format, Header, LabelMap, Refusal
 from segwright.data.images.geometry import difference, find_reorientation
@@ -23,7 +23,7 @@ from segwright.data.images.readers.nifti import NibabelIO, NibabelIOWithReorient
 from segwright.data.images.readers.pictures import NaturalImage2DIO, is_picture
 from segwright.data.images.readers.tiff import ENDINGS as TIFF_ENDINGS
 from segwright.data.images.readers.tiff import Tiff3DIO, is_tiff, spacing_file, tiff_shape
-from segwright.data.labels import LARGEST_UINT8_LABEL, LARGEST_WRITTEN_LABEL, whole_values
+from segwright.data.labels import MAX_UINT8_LABEL, MAX_WRITTEN_LABEL, whole_values
 
 logger = getLogger(__name__)
 
@@ -40,7 +40,7 @@ READERS: Mapping[str, Format] = {
 _SMALL_BYTES = 1 << 16
 """A smaller file unpacks to at most 64 MiB (deflate: 1032-fold); reading its header first would take a tenth longer."""
 
-_LONGEST_REASON = 200
+_MAX_REASON_LENGTH = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,17 +225,12 @@ def write_labels(labels: npt.NDArray[Any], path: Path, properties: Mapping[str, 
         ImageError: the labels do not fit the format, or writing fails.
     """
     largest = int(labels.max(initial=0))
-    if (
-        labels.ndim != 3
-        or labels.dtype.kind not in "iub"
-        or largest > LARGEST_WRITTEN_LABEL
-        or labels.min(initial=0) < 0
-    ):
+    if labels.ndim != 3 or labels.dtype.kind not in "iub" or largest > MAX_WRITTEN_LABEL or labels.min(initial=0) < 0:
         raise ImageError(
             f"{path}: labels are {labels.dtype} {labels.shape} up to {largest}, "
-            f"expected integers from 0 to {LARGEST_WRITTEN_LABEL} on three axes"
+            f"expected integers from 0 to {MAX_WRITTEN_LABEL} on three axes"
         )
-    stored: LabelMap = labels.astype(np.uint8 if largest <= LARGEST_UINT8_LABEL else np.uint16)
+    stored: LabelMap = labels.astype(np.uint8 if largest <= MAX_UINT8_LABEL else np.uint16)
     with _named_errors(path, "written", must_exist=False):
         _reader(reader).write(stored, path, tuple(properties["spacing"]), properties.get("geometry", {}))
 
@@ -345,10 +340,10 @@ def _named_errors(file: Path, action: str, *, must_exist: bool = True) -> Iterat
 
 def _require_file(file: Path) -> None:
     """Refuse anything but a regular file before it is opened; reading a pipe may never end."""
-    wrong = absence(file)
+    wrong = path_problem(file)
     if wrong:
         kind = RefusedError if file.exists() else ImageError
-        remedy = f"; {absence_remedy(file, 'put the file there or remove the link')}" if file.is_symlink() else ""
+        remedy = f"; {path_remedy(file, 'put the file there or remove the link')}" if file.is_symlink() else ""
         raise kind(f"{file}: {wrong}{remedy}")
 
 
@@ -357,4 +352,4 @@ def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[-1] if lines else type(error).__name__
     text = text.rsplit("ITK ERROR:", maxsplit=1)[-1].strip()
-    return text if len(text) <= _LONGEST_REASON else text[: _LONGEST_REASON - 3] + "..."
+    return text if len(text) <= _MAX_REASON_LENGTH else text[: _MAX_REASON_LENGTH - 3] + "..."

@@ -39,10 +39,10 @@ _EXTENDED: Final = 0x05
 """Both bits of the old shuffle flags: the head of the chunk has 32 bytes."""
 _SPECIAL: Final = 0x70
 _NEWEST_FORMAT: Final = 3
-_MOST_AXES: Final = 8
-_MOST_VALUES: Final = 1 << 48
-_MOST_CHUNKS: Final = 1 << 22
-_LARGEST_CHUNK: Final = 1 << 28
+_MAX_AXES: Final = 8
+_MAX_VALUES: Final = 1 << 48
+_MAX_CHUNKS: Final = 1 << 22
+_MAX_CHUNK_BYTES: Final = 1 << 28
 """Bytes. blosc2 needs memory for a whole chunk to read a part of it; ours have at most 64 MiB."""
 
 
@@ -134,8 +134,8 @@ def _layout(content: mmap.mmap) -> ArrayLayout:
     expected = (layout.dtype.itemsize, layout.block_bytes, layout.chunk_bytes, num_chunks * layout.chunk_bytes)
     if (item_size, block_size, chunk_size, size) != expected:
         raise _Refused("is damaged (its header contradicts itself)")
-    if num_chunks > _MOST_CHUNKS or chunk_size > _LARGEST_CHUNK:
-        raise _Refused(f"has {num_chunks} chunks of {chunk_size} bytes; at most {_MOST_CHUNKS} of {_LARGEST_CHUNK}")
+    if num_chunks > _MAX_CHUNKS or chunk_size > _MAX_CHUNK_BYTES:
+        raise _Refused(f"has {num_chunks} chunks of {chunk_size} bytes; at most {_MAX_CHUNKS} of {_MAX_CHUNK_BYTES}")
     _require_plain_chunks(content, header_size, compressed, num_chunks, layout)
     return layout
 
@@ -160,7 +160,7 @@ def _array_layout(header: bytes) -> ArrayLayout:
 
 def _parsed_layout(content: bytes) -> ArrayLayout:
     axes = content[2]
-    if content[0] != 0x97 or axes > _MOST_AXES or content[3] != 0x90 + axes:
+    if content[0] != 0x97 or axes > _MAX_AXES or content[3] != 0x90 + axes:
         raise _Refused("is damaged (its header cannot be read)")
     extents: list[tuple[int, ...]] = []
     position = 4
@@ -176,8 +176,8 @@ def _parsed_layout(content: bytes) -> ArrayLayout:
     if dtype_format != 0 or kind != 0xDB or length != len(text) or not _DTYPE.fullmatch(text):
         raise _Refused("holds values of another type than numbers")
     shape, chunks, blocks = extents
-    if not 0 < prod(shape) < _MOST_VALUES:
-        raise _Refused(f"has the shape {shape}; expected at least one value in it, and less than {_MOST_VALUES}")
+    if not 0 < prod(shape) < _MAX_VALUES:
+        raise _Refused(f"has the shape {shape}; expected at least one value in it, and less than {_MAX_VALUES}")
     if any(not 1 <= block <= chunk for block, chunk in zip(blocks, chunks, strict=True)):
         raise _Refused("is damaged (its shape and its chunks contradict each other)")
     return ArrayLayout(shape=shape, chunks=chunks, blocks=blocks, dtype=np.dtype(text))

@@ -20,7 +20,7 @@ from segwright.core.errors import WorkspaceError
 from segwright.core.files.atomic_io import (
     atomic_path,
     file_crc,
-    has_right_checksum,
+    has_valid_checksum,
     read_json,
     with_checksum,
     write_json,
@@ -90,7 +90,7 @@ class StageMaps:
         try:
             document, file = read_json(self._json(identifier)), self._map(identifier)
             wanted = (weights_hash, list(shape), file.stat().st_size)
-            is_whole = has_right_checksum(document) and document.get("crc32") in (None, file_crc(file))
+            is_whole = has_valid_checksum(document) and document.get("crc32") in (None, file_crc(file))
             return is_whole and wanted == tuple(document[key] for key in ("weights_hash", "shape", "bytes"))
         except (ValueError, OSError, KeyError, TypeError, AttributeError):
             return False
@@ -104,7 +104,7 @@ class StageMaps:
         path = self._json(identifier)
         try:
             document = read_json(path)
-            if not has_right_checksum(document):
+            if not has_valid_checksum(document):
                 raise WorkspaceError(f"{path}: damaged")
             array = lazy_array(self._map(identifier), path, document)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -25,7 +25,7 @@ from segwright.core.errors import DatasetError, Problem, SegwrightError, Workspa
 from segwright.core.files.atomic_io import (
     atomic_path,
     file_crc,
-    has_right_checksum,
+    has_valid_checksum,
     read_json,
     sweep_leftovers,
     with_checksum,
@@ -291,7 +291,7 @@ class CaseStore:
         document = read_json(path)
         if not isinstance(document, dict) or document.get("schema_version") != SCHEMA_VERSION:
             raise WorkspaceError(f"{path}: expected schema_version {SCHEMA_VERSION}")
-        if not has_right_checksum(document):
+        if not has_valid_checksum(document):
             raise WorkspaceError(f"{path}: damaged (its checksum does not match)")
         return document
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from segwright.core.device import single_threaded_pool
+from segwright.core.torch_threads import single_threaded_pool
 from segwright.data.images.image_io import write_labels
 from segwright.data.labels import Labels
 from segwright.data.preprocessed.provenance import Provenance

@@ -25,7 +25,7 @@ from segwright.core.files.atomic_io import (
     read_checked_json,
     write_checked_json,
 )
-from segwright.core.files.names import absence, below
+from segwright.core.files.names import below, path_problem
 from segwright.core.parallel import map_threads
 from segwright.data.images.image_io import read_label, write_labels
 from segwright.data.unmatched_files import entries, in_place_of_label_maps
@@ -169,7 +169,7 @@ def process_folder(
         DatasetError: there is no label map.
         ImageError: one cannot be read or written.
     """
-    wrong = absence(source, "folder")
+    wrong = path_problem(source, "folder")
     if wrong:
         raise DatasetError(f"{source}: {wrong}")
     files = [source / entry.name for entry in entries(source) if entry.name.endswith(file_ending)]

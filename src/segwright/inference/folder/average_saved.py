@@ -24,7 +24,7 @@ import numpy as np
 from segwright.core.errors import DatasetError, Problem, ProblemReport, SegwrightError, WorkspaceError, located
 from segwright.core.files.atomic_io import file_crc, read_checked_json, require_folder
 from segwright.core.files.locks import locked
-from segwright.core.files.names import absence, below
+from segwright.core.files.names import below, path_problem
 from segwright.core.files.zip_files import METHODS, open_zip
 from segwright.core.log import progress
 from segwright.core.resources import resource_error
@@ -132,7 +132,7 @@ def _files(folder: Path) -> dict[str, Path]:
     Raises:
         DatasetError: the folder has none.
     """
-    if wrong := absence(folder, "folder"):
+    if wrong := path_problem(folder, "folder"):
         raise DatasetError(f"{folder}: {wrong}")
     there = entries(folder)
     files = {
@@ -153,7 +153,7 @@ def _near_miss(folder: Path, case: str) -> str:
     names = {normalize("NFC", f"{case}{ending}").casefold() for ending in ENDINGS}
     for entry in entries(folder):
         if normalize("NFC", entry.name).casefold() in names:
-            what = absence(folder / entry.name) or "is spelled in another way: rename it"
+            what = path_problem(folder / entry.name) or "is spelled in another way: rename it"
             return f"; found {entry.name}, which {what}"
     return ""
 

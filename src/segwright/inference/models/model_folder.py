@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from segwright.core.device import resolve_device
 from segwright.core.errors import ModelError, SegwrightError
 from segwright.core.extensions.trust import TRUST_NONE, CodeTrust
-from segwright.core.files.atomic_io import content_hash, file_hash, has_right_checksum, read_json
+from segwright.core.files.atomic_io import content_hash, file_hash, has_valid_checksum, read_json
 from segwright.core.files.names import require_text_path
 from segwright.core.parallel import fork_safe
 from segwright.data.dataset import DatasetDescription, load_description
@@ -80,7 +80,7 @@ class OurCheckpoints:
         """Return the document beside the weights."""
         path = self.file(fold_folder, checkpoint).with_suffix(".json")
         document: Mapping[str, Any] = read_json(path)
-        if isinstance(document, Mapping) and not has_right_checksum(document):
+        if isinstance(document, Mapping) and not has_valid_checksum(document):
             raise ModelError(
                 f"{path}: damaged (its checksum does not match); copy it again or use another "
                 "checkpoint; if it was edited on purpose, remove its line 'checksum'"

@@ -19,9 +19,10 @@ from segwright.augmentation.recipe import Recipe
 from segwright.augmentation.resampling import Matrix, Source, patch_centre, resample, source_box
 from segwright.augmentation.transform import Params, Samples
 from segwright.core.boxes import Box, box_shape
-from segwright.core.device import CPU, one_thread
+from segwright.core.device import CPU
 from segwright.core.errors import ConfigError, DatasetError
 from segwright.core.seeds import generator
+from segwright.core.torch_threads import one_thread
 from segwright.data.labels import OUTSIDE, Labels
 from segwright.training.distributed.context import SINGLE, DistributedContext
 from segwright.training.loading.caching import CaseCache, CaseSource, OpenCase, name_case_in_errors

@@ -11,8 +11,9 @@ from typing import Final, Protocol
 
 import torch
 
-from segwright.core.device import CPU, single_threaded_pool
+from segwright.core.device import CPU
 from segwright.core.parallel import available_cpus
+from segwright.core.torch_threads import single_threaded_pool
 from segwright.training.loading.batches import Batch
 
 logger = getLogger(__name__)

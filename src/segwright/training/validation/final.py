@@ -15,7 +15,7 @@ import numpy as np
 
 from segwright.core.errors import ConfigError, DatasetError, SegwrightError, locate_errors
 from segwright.core.files.atomic_io import file_crc, read_checked_json, sweep_leftovers, write_checked_json
-from segwright.core.files.names import LONGEST_FILE_NAME, below, name_problem
+from segwright.core.files.names import MAX_FILE_NAME_BYTES, below, name_problem
 from segwright.core.log import progress
 from segwright.data.labels import Labels
 from segwright.data.preprocessed.provenance import Provenance
@@ -168,7 +168,7 @@ class Record:
         entries = document.get("files") if isinstance(document, dict) else None
         # The document is untrusted input, and the files it names are removed.
         done = {
-            name: kept for name, kept in (entries or {}).items() if not name_problem(name, longest=LONGEST_FILE_NAME)
+            name: kept for name, kept in (entries or {}).items() if not name_problem(name, longest=MAX_FILE_NAME_BYTES)
         }
         if not isinstance(document, dict) or document.get("weights_hash") != weights_hash:
             for name in done:

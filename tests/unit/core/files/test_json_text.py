@@ -8,7 +8,7 @@ import pytest
 
 from segwright.core.errors import SegwrightError
 from segwright.core.files.atomic_io import read_json, read_json_lines
-from segwright.core.files.json_text import MOST_LEVELS, parse_json
+from segwright.core.files.json_text import MAX_LEVELS, parse_json
 
 
 def test_a_byte_order_mark_is_skipped() -> None:
@@ -22,7 +22,7 @@ def test_numbers_and_texts_come_back_as_they_were() -> None:
 
 
 def test_documents_of_the_deepest_level_are_read() -> None:
-    text = b"[" * MOST_LEVELS + b"]" * MOST_LEVELS
+    text = b"[" * MAX_LEVELS + b"]" * MAX_LEVELS
     assert parse_json(text, where="x") is not None
     with pytest.raises(SegwrightError, match="nested more than 100 deep"):
         parse_json(b"[" + text + b"]", where="x")

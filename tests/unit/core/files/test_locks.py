@@ -127,12 +127,12 @@ def test_a_lock_replaced_since_it_was_judged_is_left_alone(tmp_path: Path) -> No
     path = tmp_path / ".lock"
     with locked(path, "living"):
         content = path.read_text()
-        locks._take_away(path, None)
+        locks._remove_stale(path, None)
         assert path.read_text() == content
 
 
 def test_the_holder_touches_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "BEAT_S", 0.01)
+    monkeypatch.setattr(locks, "HEARTBEAT_S", 0.01)
     path = tmp_path / ".lock"
     touched = threading.Event()
     utime = os.utime

@@ -10,9 +10,9 @@ from segwright.core.errors import DatasetError, SegwrightError, WorkspaceError
 from segwright.core.files.atomic_io import append_text
 from segwright.core.files.names import (
     FileName,
-    absence,
     below,
     name_problem,
+    path_problem,
     require_ending,
     require_name,
     require_text_path,
@@ -137,9 +137,9 @@ def test_text_is_appended_to_a_file_but_never_through_a_link(tmp_path: Path) -> 
 
 def test_what_is_missing_is_reported_by_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert (absence(tmp_path / "file"), absence(tmp_path, "folder")) == ("", "")
-    assert absence(tmp_path / "nothing") == "no such file"
-    assert absence(tmp_path / "nothing", "folder") == "no such folder"
-    assert absence(tmp_path) == "is a folder, expected a file"
-    assert absence(tmp_path / "file", "folder") == "is a file, expected its folder"
-    assert "cannot be accessed" in absence(tmp_path / ("x" * 300))
+    assert (path_problem(tmp_path / "file"), path_problem(tmp_path, "folder")) == ("", "")
+    assert path_problem(tmp_path / "nothing") == "no such file"
+    assert path_problem(tmp_path / "nothing", "folder") == "no such folder"
+    assert path_problem(tmp_path) == "is a folder, expected a file"
+    assert path_problem(tmp_path / "file", "folder") == "is a file, expected its folder"
+    assert "cannot be accessed" in path_problem(tmp_path / ("x" * 300))

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from segwright.core.errors import ConfigError, ModelError
 from segwright.core.extensions.trust import TRUST_ALL, TRUST_NONE
-from segwright.core.files.atomic_io import has_right_checksum
+from segwright.core.files.atomic_io import has_valid_checksum
 from segwright.networks.checkpoint import load_weights, save_weights
 from segwright.training.checkpointing import checkpoints
 from segwright.training.checkpointing.checkpoints import CheckpointState, recorded
@@ -61,7 +61,7 @@ def test_loaded_checkpoint_equals_the_saved_one(tmp_path: Path) -> None:
 def test_json_beside_the_weights_is_the_same_state(tmp_path: Path) -> None:
     path = checkpoints.save(tmp_path, "final", state(), WEIGHTS)
     document = json.loads(path.with_suffix(".json").read_text())
-    assert has_right_checksum(document)
+    assert has_valid_checksum(document)
     assert document.pop("checksum")
     assert document == checkpoints.read_state(path).model_dump(mode="json")
     assert document["mirror_axes"] == [0, 1]

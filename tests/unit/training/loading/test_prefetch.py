@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from segwright.core.device import one_thread
 from segwright.core.errors import DatasetError
+from segwright.core.torch_threads import one_thread
 from segwright.training.loading.batches import Batch
 from segwright.training.loading.prefetch import AHEAD_BYTES, num_ahead, num_threads, prefetch
 

@@ -18,9 +18,9 @@ from segwright.data.images.formats import Refusal
 from segwright.data.images.readers.limits import DEFLATE_RATIO, file_start, not_this_format, require_room
 
 _USUAL_HEADER = 1 << 16
-_LONGEST_HEADER = 4 << 20
+_MAX_HEADER_BYTES = 4 << 20
 """Bytes; 3D Slicer describes each segment in the header of its label maps."""
-_MOST_AXES = 5
+_MAX_AXES = 5
 
 _LONE_RETURN = re.compile(rb"\r(?!\n)")
 _WHOLE = re.compile(r"[0-9]{1,15}")
@@ -56,7 +56,7 @@ _NOT_MM: Final = re.compile(
     re.IGNORECASE,
 )
 """Units that ITK would read as mm, in UTF-8 decoded as latin-1; other words are not units."""
-_LONGEST_VALUE = 512
+_MAX_VALUE_LENGTH = 512
 """Characters of a field; ITK copies values it cannot parse into a message buffer of fixed length (overflow)."""
 _NRRD_GZIP: Final = ("gzip", "gz")
 _NRRD_TEXT: Final = ("ascii", "text", "txt")
@@ -96,7 +96,7 @@ def check_nrrd(file: Path, *, is_label: bool = False) -> None:
     """
     fields, end = _nrrd_header(file)
     sizes = tuple(map(_whole, fields["sizes"].split()))
-    if len(sizes) > _MOST_AXES or str(len(sizes)) != fields["dimension"].strip():
+    if len(sizes) > _MAX_AXES or str(len(sizes)) != fields["dimension"].strip():
         raise _damaged("NRRD", f"dimension {fields['dimension']} with sizes {fields['sizes']}")
     value_bytes = _NRRD_TYPES.get(fields["type"].strip().lower())
     encoding = _encoding(fields)
@@ -178,7 +178,7 @@ def _meta_voxels(file: Path, *, is_label: bool = False) -> _MetaVoxels:
     if not _META_START.match(start):
         raise not_this_format(start, "MetaImage")
     if _META_DATA not in start:
-        start = file_start(file, _LONGEST_HEADER)
+        start = file_start(file, _MAX_HEADER_BYTES)
     head, found, rest = start.partition(_META_DATA)
     if not found or (head and not head.endswith(b"\n")):
         raise Refusal("its MetaImage header has no end: it is cut off; copy or download it again")
@@ -189,7 +189,7 @@ def _meta_voxels(file: Path, *, is_label: bool = False) -> _MetaVoxels:
         raise Refusal(f"{_DETACHED} (ElementDataFile); {_INLINE}, as .mha")
     num_axes = _whole(fields.get("NDims", ""))
     sizes = tuple(map(_whole, fields.get("DimSize", "").split()))
-    if not 1 < num_axes < _MOST_AXES or len(sizes) != num_axes:
+    if not 1 < num_axes < _MAX_AXES or len(sizes) != num_axes:
         raise _damaged("MetaImage", f"NDims {num_axes} with DimSize {fields.get('DimSize', 'missing')}")
     for names, count in ((_META_VECTORS, num_axes), (_META_MATRICES, num_axes**2)):
         for each in names:
@@ -249,7 +249,7 @@ def _nrrd_header(file: Path) -> tuple[dict[str, str], int]:
         raise not_this_format(start, "NRRD")
     end = _NRRD_END.search(start)
     if end is None:
-        start = file_start(file, _LONGEST_HEADER)
+        start = file_start(file, _MAX_HEADER_BYTES)
         end = _NRRD_END.search(start)
     if _NRRD_DATA_FILE.search(start):
         raise Refusal(f"{_DETACHED} (data file); {_INLINE}")
@@ -270,7 +270,7 @@ def _nrrd_fields(text: str) -> dict[str, str]:
             continue
         match = _NRRD_FIELD.fullmatch(line)
         name = "" if match is None else match["name"].lower()
-        if match is None or name in found or name not in _NRRD_FIELDS or len(match["value"]) > _LONGEST_VALUE:
+        if match is None or name in found or name not in _NRRD_FIELDS or len(match["value"]) > _MAX_VALUE_LENGTH:
             raise _damaged("NRRD", f"the invalid line '{line[:60]}'")
         found[name] = match["value"]
     if missing := [name for name in ("type", "dimension", "sizes", "encoding") if name not in found]:

@@ -10,7 +10,7 @@ from segwright.data.images.formats import Refusal
 DEFLATE_RATIO = 1032
 """Bytes that one byte of a deflate stream can unpack to at most (zlib's technical notes)."""
 
-LARGEST_VOXELS = 1 << 31
+MAX_VALUES = 1 << 31
 """Most values in one file: 8 GiB as float32, more than ten times a whole-body CT at 1 mm."""
 
 _LARGE_BYTES = 1 << 30
@@ -101,9 +101,9 @@ def require_room(
     if not shape or any(extent < 1 for extent in shape):
         raise Refusal(f"its header says size {_by(shape)}; every extent must be 1 or more")
     count = prod(shape)
-    if count > LARGEST_VOXELS:
+    if count > MAX_VALUES:
         raise Refusal(
-            f"its header says size {_by(shape)}, more than {LARGEST_VOXELS} values; "
+            f"its header says size {_by(shape)}, more than {MAX_VALUES} values; "
             "crop the image or store it with a larger spacing"
         )
     expected = int(count * value_bytes)

@@ -69,13 +69,13 @@ _PLACES: Final = (
     "xyzt_units",
 )
 _FIELDS: Final = (*_PLACES, *QUATERN, *SROW)
-_LARGEST_EXTENSIONS = 16 << 20
-_MOST_EXTENSIONS = 4096
+_MAX_EXTENSION_BYTES = 16 << 20
+_MAX_EXTENSIONS = 4096
 """niftilib copies its list for each new extension."""
 _GZIP_NAMES = 0x18
 """Flags of a gzip file that holds the name of what was compressed, or a comment."""
 _BLOCK = 1 << 20
-_LARGEST_TAIL = 1 << 16
+_MAX_TAIL_BYTES = 1 << 16
 """Bytes after the voxels that are ignored."""
 
 
@@ -155,7 +155,7 @@ def require_complete(file: Path, header: NiftiHeader) -> None:
     with file.open("rb") as stream:
         if not is_gzip(stream.read(2)):
             return
-    if (unpacked_size(file) - expected) % SIZE_WRAPS <= _LARGEST_TAIL:
+    if (unpacked_size(file) - expected) % SIZE_WRAPS <= _MAX_TAIL_BYTES:
         return
     found = 0
     try:
@@ -170,7 +170,7 @@ def require_complete(file: Path, header: NiftiHeader) -> None:
 
 def _check_gzip_name(file: Path) -> None:
     """Refuse a gzip file whose name or comment does not end; Python would search the end byte by byte."""
-    start = file_start(file, _LARGEST_TAIL)
+    start = file_start(file, _MAX_TAIL_BYTES)
     if start[3:4] and start[3] & _GZIP_NAMES and b"\0" not in start[10:]:
         raise Refusal("the name in its gzip header has no end; the file is damaged")
 
@@ -184,7 +184,7 @@ def _parse(stream: IO[bytes] | gzip.GzipFile) -> NiftiHeader:
     value_bytes = _value_bytes(code := int(fields["datatype"]))
     shape = _shape([int(extent) for extent in fields["dim"]])
     offset, slope, intercept = (float(fields[name]) for name in ("vox_offset", "scl_slope", "scl_inter"))
-    if not math.isfinite(offset) or offset % 1 or not length + 4 <= offset <= length + _LARGEST_EXTENSIONS:
+    if not math.isfinite(offset) or offset % 1 or not length + 4 <= offset <= length + _MAX_EXTENSION_BYTES:
         raise Refusal(f"vox_offset is {offset:g}, expected {length + 4} or more; the header is damaged")
     if math.isinf(slope):
         raise Refusal("scl_slope is infinite; the header is damaged")
@@ -255,7 +255,7 @@ def _check_extensions(stream: IO[bytes] | gzip.GzipFile, rest: bytes, *, order: 
     while place + 8 <= len(between):
         (size,) = struct.unpack_from(f"{order}i", between, place)
         count += 1
-        if size < 8 or place + size > len(between) or count > _MOST_EXTENSIONS:
+        if size < 8 or place + size > len(between) or count > _MAX_EXTENSIONS:
             raise Refusal(f"extension {count} of its header has a size of {size} bytes; it is damaged")
         place += size
 

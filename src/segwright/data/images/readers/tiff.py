@@ -37,12 +37,12 @@ as deflate."""
 
 _SMALL_SEGMENT = 1 << 17
 """Bytes; a compressed strip or tile of this size unpacks to at most 128 MiB, which needs no check."""
-_SMALLEST_PAGE = 64
+_MIN_PAGE_BYTES = 64
 """Bytes of the five tags that a page needs."""
-_MOST_PAGES = 1 << 16
-_LARGEST_SEGMENT = 1 << 24
+_MAX_PAGES = 1 << 16
+_MAX_SEGMENT_VALUES = 1 << 24
 """Values in a strip or tile that may be larger than its image."""
-_MOST_THREADS = 4
+_MAX_THREADS = 4
 _UNPACKED_AT_ONCE = 1 << 24
 
 
@@ -103,7 +103,7 @@ def tiff_array(file: Path, *, is_label: bool = False) -> npt.NDArray[Any]:
     with _open(file, is_label=is_label) as tiff:
         _check_segments(tiff)
         try:
-            array = np.asarray(tiff.asarray(maxworkers=min(_MOST_THREADS, tifffile.TIFF.MAXWORKERS)))
+            array = np.asarray(tiff.asarray(maxworkers=min(_MAX_THREADS, tifffile.TIFF.MAXWORKERS)))
         except ValueError as error:
             # Some compressions (LZW, JPEG) need the optional imagecodecs; ITK brings its own decoders.
             if "imagecodecs" not in str(error):
@@ -140,7 +140,7 @@ def _check_chain(file: Path, start: bytes) -> None:
     is_big = start[2:4] in (b"+\0", b"\0+")
     count_bytes, entry_bytes, offset_bytes = (8, 20, 8) if is_big else (2, 12, 4)
     seen: set[int] = set()
-    most = min(_MOST_PAGES, file.stat().st_size // _SMALLEST_PAGE + 1)
+    most = min(_MAX_PAGES, file.stat().st_size // _MIN_PAGE_BYTES + 1)
     with file.open("rb") as stream:
 
         def number(place: int, length: int) -> int:
@@ -168,7 +168,7 @@ def _check(tiff: tifffile.TiffFile, available: int, *, is_label: bool) -> None:
     bits = page.bitspersample if isinstance(page.bitspersample, int) else max(page.bitspersample)
     ratio = _RATIOS.get(page.compression, DEFLATE_RATIO)
     require_room(tuple(series.shape), value_bytes=bits / 8, available=available, ratio=ratio, is_label=is_label)
-    if prod(page.chunks) > max(_LARGEST_SEGMENT, 2 * prod(series.shape)):
+    if prod(page.chunks) > max(_MAX_SEGMENT_VALUES, 2 * prod(series.shape)):
         raise Refusal(f"its strips or tiles have a size of {page.chunks}; the file is damaged")
 
 
