@@ -92,10 +92,10 @@ def accumulate(found: CrossValidation, target: Path) -> Scores:
     nnU-Net behaviour 12.3.
 
     Raises:
-        WorkspaceError: the folder exists already and is not empty.
+        WorkspaceError: the folder already exists and is not empty.
     """
     if target.exists() and any(target.iterdir()):
-        raise WorkspaceError(f"{target}: exists already; remove it or choose a new folder")
+        raise WorkspaceError(f"{target}: already exists; remove it or choose a new folder")
     cases = []
     with atomic_path(target) as temporary:
         temporary.mkdir()

@@ -61,11 +61,11 @@ def export_model(model: Path, target: Path, *, folds: Sequence[str] | None = Non
 
     Raises:
         ModelError: nothing is trained, folds are of different models, or nnU-Net cannot build the network.
-        WorkspaceError: the target exists already.
+        WorkspaceError: the target already exists.
     """
     headers = _headers(model, folds)
     if target.exists():
-        raise WorkspaceError(f"{target}: exists already; choose a new path")
+        raise WorkspaceError(f"{target}: already exists; choose a new path")
     plan, description = Plan.load(model / PLANS_JSON), load_description(model / DATASET_JSON)
     by_fold = {name.removeprefix("fold_"): header for name, header in headers.items()}
     require_one_model(by_fold, plan, description, model)

@@ -70,7 +70,7 @@ def import_model(source: Path, target: Path, *, inside: Mapping[str, Path] | Non
         ModelError: no fold is trained, or a checkpoint is damaged, does not fit the plan, or holds more than weights
             and plain values.
         PlanError: the plan needs components that are unknown here.
-        WorkspaceError: the target exists already.
+        WorkspaceError: the target already exists.
     """
     models = {"": source, **(inside or {})}
     for model in models.values():
@@ -79,7 +79,7 @@ def import_model(source: Path, target: Path, *, inside: Mapping[str, Path] | Non
                 f"{model}: not an nnU-Net model; expected {PLANS_JSON} and fold_0/checkpoint_final.pth in it"
             )
     if target.exists():
-        raise WorkspaceError(f"{target}: exists already; choose a new folder")
+        raise WorkspaceError(f"{target}: already exists; choose a new folder")
     for model in models.values():
         _require_convertible(model)
     with atomic_path(target) as temporary:

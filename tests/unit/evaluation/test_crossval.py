@@ -58,7 +58,7 @@ def test_the_folds_that_there_are_count(model: Path, tmp_path: Path) -> None:
     assert [case.case for case in scores.metric_per_case] == [f"{case}.tif" for case in "abcde"]
     assert scores.metric_per_case[0].prediction_file == str(tmp_path / "out" / "a.tif")
     assert Scores.load(tmp_path / "out" / "summary.json") == scores
-    with pytest.raises(WorkspaceError, match="exists already"):
+    with pytest.raises(WorkspaceError, match="already exists"):
         accumulate(found, tmp_path / "out")
 
 

@@ -31,7 +31,7 @@ class Registry(Generic[T]):
     def register(self, name: str, value: T) -> None:
         """Add a component; a name can be used once."""
         if name in self._values:
-            raise ConfigError(f"{self.kind} '{name}' is registered already; choose another name")
+            raise ConfigError(f"{self.kind} '{name}' is already registered; choose another name")
         self._values[name] = value
 
     def get(self, name: str) -> T:

@@ -76,7 +76,7 @@ def average_folders(
     Raises:
         ProblemReport: cases or label maps are missing; all of them at once.
         SegwrightError: a file is damaged or does not fit; the message names the case.
-        WorkspaceError: the output exists already.
+        WorkspaceError: the output already exists.
     """
     if output.resolve() in [folder.resolve() for folder in folders]:
         raise WorkspaceError(f"{output}: is one of the folders to average; choose another output folder")
@@ -86,7 +86,7 @@ def average_folders(
     targets = {case: below(output, f"{case}{file_ending}") for case in cases}
     taken = [file for file in targets.values() if file.exists()]
     if taken and not overwrite:
-        raise WorkspaceError(f"{taken[0]}: exists already; choose another output folder or overwrite")
+        raise WorkspaceError(f"{taken[0]}: already exists; choose another output folder or overwrite")
     require_folder(output)
     with locked(below(output, f".ensemble{LOCK}"), f"averaging into {output}"):
         for left in output.glob(f"{_SCRATCH}*"):  # of a killed run

@@ -88,7 +88,7 @@ def test_labels_are_those_of_the_mean(folders: list[Path], tmp_path: Path) -> No
         np.testing.assert_array_equal(volume.array[0], expected[file.name.removesuffix(ENDING)].argmax(axis=0))
         assert volume.properties["geometry"]["origin"] == [3.0, 0.0, -1.0]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {file.name for file in written}
-    with pytest.raises(WorkspaceError, match="exists already"):
+    with pytest.raises(WorkspaceError, match="already exists"):
         average(folders, tmp_path / "out")
     assert average(folders, tmp_path / "out", overwrite=True) == written
 
