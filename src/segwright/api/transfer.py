@@ -11,7 +11,7 @@ from segwright.api.session import dataset_lock, open_session, workspace_or_defau
 from segwright.core.errors import PlanError
 from segwright.data.dataset import NO_ENVIRONMENT
 from segwright.data.plan import Plan
-from segwright.planning.transfer import plan_normalization_anew, transfer_plan
+from segwright.planning.transfer import replan_normalization, transfer_plan
 from segwright.workspace import PLANS_JSON, Workspace
 
 logger = getLogger(__name__)
@@ -52,7 +52,7 @@ def move_plans(
         if _num_channels(plan) != len(session.dataset.description.channel_names):
             measured, _ = make_fingerprint(session, workers=workers)
             logger.info("%s has other channels than the plans: its own normalisation is planned", session.name)
-            plan = plan_normalization_anew(plan, session.dataset.description, measured)
+            plan = replan_normalization(plan, session.dataset.description, measured)
         found = transfer_plan(
             plan, dataset_name=session.name, reader=session.dataset.reader, plans_name=name or plan.plans_name
         )

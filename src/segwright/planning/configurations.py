@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from segwright.data.plan import architecture_block
-from segwright.planning.channels import Normalization
+from segwright.planning.normalization import Normalization
 from segwright.planning.presets import MIN_BATCH, REFERENCE_BATCH, Preset, resampling_functions
 from segwright.planning.rationale import Decision, format_sizes
 from segwright.planning.sizing import Budget, Sizing
@@ -124,11 +124,11 @@ def _topology_reason(draft: Draft) -> str:
     uneven = [stage for stage, stride in enumerate(topology.strides) if stage and min(stride) < max(stride)]
     reason = "an axis is halved while at least 4 voxels are left and its spacing is within a factor of 2 of the finest"
     if flat:
-        reason += f"; kernel size 1 along the coarse axis in stages {_stages(flat)}, until spacings are comparable"
+        reason += f"; kernel size 1 along the coarse axis in stages {_listed(flat)}, until spacings are comparable"
     if uneven:
-        reason += f"; in stages {_stages(uneven)} only some axes are halved"
+        reason += f"; in stages {_listed(uneven)} only some axes are halved"
     return reason
 
 
-def _stages(numbers_of: list[int]) -> str:
-    return ", ".join(str(stage) for stage in numbers_of)
+def _listed(stages: list[int]) -> str:
+    return ", ".join(map(str, stages))

@@ -10,7 +10,7 @@ from segwright.data.laterality import LabelPairs, find_pairs, mirrored_values
 from segwright.planning.rationale import EVERYWHERE, Decision
 
 Lateral = tuple[int, bool]
-"""Left-right axis of an image as read (Z, Y, X), and its direction."""
+"""Left-right axis of an image as read (Z, Y, X), and whether its direction is positive; see `lateral_axis`."""
 
 _SWAPPED = "all images have the same orientation, so mirrored samples get the labels of the other side"
 
@@ -20,8 +20,8 @@ def choose_mirroring(
 ) -> tuple[LabelPairs | None, tuple[Decision, ...]]:
     """Choose the label pairs and mirroring of a plan; None and no decision for labels without sides.
 
-    If orientations differ, a network cannot tell the side from the position, only from appearance, which mirroring
-    would falsify: the left-right axis is then not mirrored.
+    If orientations differ, a network can tell left from right by appearance only, not by position. Mirroring would make
+    that impossible, so the left-right axis is then not mirrored.
 
     Args:
         description: the dataset's `dataset.json`.
@@ -35,7 +35,7 @@ def choose_mirroring(
         axes = tuple(range(len(order)))
         swap, why = False, "some images have no orientation in their header, so no axis is mirrored"
     else:
-        axes = tuple(sorted({order.index(way[0]) for way in lateral if way is not None}))
+        axes = tuple(sorted({order.index(axis) for axis, _ in filter(None, lateral)}))
         swap, why = len(lateral) == 1, _SWAPPED
         if not swap:
             why = f"images have {len(lateral)} different orientations, so these axes are not mirrored"

@@ -28,20 +28,22 @@ class Lowres:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Search:
-    """Result of the search and its reason; `lowres` is None if full resolution is enough."""
+class LowresDecision:
+    """Whether to plan a low-resolution configuration, and why; `lowres` is None if full resolution is enough."""
 
     lowres: Lowres | None
     reason: str
 
 
-def find_lowres(spacing: tuple[float, ...], median_shape: tuple[float, ...], fullres: Sizing, budget: Budget) -> Search:
+def find_lowres(
+    spacing: tuple[float, ...], median_shape: tuple[float, ...], fullres: Sizing, budget: Budget
+) -> LowresDecision:
     """Search for a low-resolution spacing: coarsen until a patch covers a quarter of the median image.
 
     nnU-Net behaviour 5.12; dropped if the image then still has more than half of the voxels.
 
     Args:
-        spacing: Full-resolution target, transposed.
+        spacing: Full-resolution target spacing, transposed.
         median_shape: Median image shape at that spacing.
         fullres: Sizing at full resolution.
         budget: Limits of the plan.
@@ -50,15 +52,17 @@ def find_lowres(spacing: tuple[float, ...], median_shape: tuple[float, ...], ful
     coverage = math.prod(fullres.topology.patch_size) / full_voxels
     coverage_text = f"a full-resolution patch covers {coverage:.3g} of the median image"
     if coverage >= LOWRES_COVERAGE:
-        return Search(lowres=None, reason=f"{coverage_text}, at least {LOWRES_COVERAGE}: no low resolution is needed")
+        return LowresDecision(
+            lowres=None, reason=f"{coverage_text}, at least {LOWRES_COVERAGE}: no low resolution is needed"
+        )
     current, found, steps = list(spacing), None, 0
     while found is None or math.prod(found.sizing.topology.patch_size) / voxels < LOWRES_COVERAGE:
-        coarser = [max(current) / value > _MAX_SPACING_RATIO for value in current]
+        is_finer = [max(current) / value > _MAX_SPACING_RATIO for value in current]
         current = [
-            value * LOWRES_STEP if is_finer or not any(coarser) else value
-            for value, is_finer in zip(current, coarser, strict=True)
+            value * LOWRES_STEP if finer or not any(is_finer) else value
+            for value, finer in zip(current, is_finer, strict=True)
         ]
-        shape = [full / low * size for full, low, size in zip(spacing, current, median_shape, strict=True)]
+        shape = [old / new * size for old, new, size in zip(spacing, current, median_shape, strict=True)]
         voxels = math.prod(shape)
         rounded = tuple(round(size) for size in shape)
         sizing = size_configuration(current, rounded, dataset_voxels=voxels * budget.num_training, budget=budget)
@@ -67,8 +71,8 @@ def find_lowres(spacing: tuple[float, ...], median_shape: tuple[float, ...], ful
     fewer = full_voxels / voxels
     steps_taken = f"{coverage_text}, less than {LOWRES_COVERAGE}; reached by {steps} steps of factor {LOWRES_STEP}"
     if fewer < LOWRES_MIN_RATIO:
-        return Search(
+        return LowresDecision(
             lowres=None,
             reason=f"{steps_taken}, but with only {fewer:.3g} times fewer voxels, less than {LOWRES_MIN_RATIO}",
         )
-    return Search(lowres=found, reason=f"{steps_taken}, with {fewer:.3g} times fewer voxels")
+    return LowresDecision(lowres=found, reason=f"{steps_taken}, with {fewer:.3g} times fewer voxels")

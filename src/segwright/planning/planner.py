@@ -16,12 +16,12 @@ from segwright.core.errors import PlanError
 from segwright.core.files.atomic_io import content_hash
 from segwright.data.dataset import DatasetDescription
 from segwright.data.fingerprint import Fingerprint
-from segwright.data.laterality import KEY as SIDES
+from segwright.data.laterality import KEY as LEFT_RIGHT_KEY
 from segwright.data.plan import Plan, inverse_permutation
-from segwright.planning.channels import choose_normalization
 from segwright.planning.configurations import Draft, configuration_block, explain_draft
 from segwright.planning.label_pairs import Lateral, choose_mirroring
-from segwright.planning.lowres import Search, find_lowres
+from segwright.planning.lowres import LowresDecision, find_lowres
+from segwright.planning.normalization import choose_normalization
 from segwright.planning.presets import PRESETS, Preset, resampling_functions
 from segwright.planning.rationale import EVERYWHERE, Decision
 from segwright.planning.sizing import Budget, size_configuration
@@ -32,12 +32,13 @@ SCHEMA_VERSION = 1
 
 FLAT, LOWRES, FULLRES, CASCADE = "2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres"
 _SHARED_DATA = (FLAT, FULLRES)
+"""Configurations whose preprocessed data several presets share (nnU-Net behaviour 5.2)."""
 
 logger = getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Images:
+class _MedianImage:
     """Median image of the dataset at the target spacing, in transposed axis order.
 
     Attributes:
@@ -54,8 +55,13 @@ class _Images:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Naming:
-    """Names of the plans and of the preprocessed data."""
+class _Names:
+    """Names of the plans and of the preprocessed data.
+
+    Attributes:
+        plans: of these plans.
+        shared: of the plans whose preprocessed data is used as well, if any.
+    """
 
     plans: str
     shared: str | None
@@ -85,7 +91,7 @@ def plan(
         fingerprint: Spacings, cropped shapes and intensities of the training cases.
         description: The dataset's `dataset.json`.
         dataset_name: Folder name of the dataset.
-        reader: Name of the image reader (`data.images.choose_reader`).
+        reader: Name of the image reader (`data.images.image_io.choose_reader`).
         preset: Planner family (`presets.preset`).
         gpu_memory_gb: GPU memory target, GB; the preset's by default.
         spacing: Target spacing instead of the automatic one, in the reader's axis order.
@@ -97,40 +103,47 @@ def plan(
     Raises:
         PlanError: the fingerprint or an option is invalid.
     """
-    _check(fingerprint, gpu_memory_gb)
+    _require_valid(fingerprint, gpu_memory_gb)
     budget = _budget(description, preset, gpu_memory_gb)
-    naming = _name(preset, plans_name, usual_data=spacing is None and not suppress_transpose)
-    images = _arrange(fingerprint, spacing, suppress_transpose=suppress_transpose)
+    names = _names(preset, plans_name, usual_data=spacing is None and not suppress_transpose)
+    image = _median_image(fingerprint, spacing, suppress_transpose=suppress_transpose)
     normalization = choose_normalization(description, fingerprint)
-    drafts, search = _draft(images, naming, budget)
+    drafts, lowres_decision = _draft(image, names, budget)
     configurations = {draft.name: configuration_block(draft, preset, normalization) for draft in drafts}
-    configurations |= {CASCADE: {"inherits_from": FULLRES, "previous_stage": LOWRES}} if search.lowres else {}
+    if lowres_decision.lowres:
+        configurations[CASCADE] = {"inherits_from": FULLRES, "previous_stage": LOWRES}
     kept = _kept(existing, configurations)
-    sides, side_decisions = choose_mirroring(description, images.order, lateral)
+    sides, side_decisions = choose_mirroring(description, image.order, lateral)
     common = (
-        *images.decisions,
+        *image.decisions,
         *normalization.decisions,
         *_common_decisions(preset),
-        _cascade_decision(search),
+        _cascade_decision(lowres_decision),
         *side_decisions,
     )
     own = [entry for draft in drafts for entry in explain_draft(draft, budget)]
     median_spacing, median_shape = original_medians(fingerprint)
     return Plan(
         dataset_name=dataset_name,
-        plans_name=naming.plans,
-        original_median_spacing_after_transp=_ordered(median_spacing, images.order),
-        original_median_shape_after_transp=_ordered(median_shape, images.order),
+        plans_name=names.plans,
+        original_median_spacing_after_transp=_ordered(median_spacing, image.order),
+        original_median_shape_after_transp=_ordered(median_shape, image.order),
         image_reader_writer=reader,
-        transpose_forward=images.order,
-        transpose_backward=inverse_permutation(images.order),
+        transpose_forward=image.order,
+        transpose_backward=inverse_permutation(image.order),
         configurations={**configurations, **kept},
         experiment_planner_used=preset.planner,
         label_manager="LabelManager",
         foreground_intensity_properties_per_channel=intensities(fingerprint),
         segwright=_additions(fingerprint, budget, [*common, *own, *map(_kept_decision, kept)])
-        | ({} if sides is None else {SIDES: sides.to_json()}),
+        | ({} if sides is None else {LEFT_RIGHT_KEY: sides.to_json()}),
     )
+
+
+def intensities(fingerprint: Fingerprint) -> dict[str, dict[str, float]]:
+    """Return the statistics of each channel in the format of a plan."""
+    channels = fingerprint.foreground_intensity_properties_per_channel
+    return {name: dict(sorted(statistics.model_dump().items())) for name, statistics in channels.items()}
 
 
 def _budget(description: DatasetDescription, preset: Preset, gpu_memory_gb: float | None) -> Budget:
@@ -142,10 +155,10 @@ def _budget(description: DatasetDescription, preset: Preset, gpu_memory_gb: floa
     )
 
 
-def _name(preset: Preset, plans_name: str | None, *, usual_data: bool) -> _Naming:
+def _names(preset: Preset, plans_name: str | None, *, usual_data: bool) -> _Names:
     # Presets share preprocessed data only where it is the same data (nnU-Net behaviour 5.2).
     shared = PRESETS["default"].plans_name if preset.shares_data and usual_data else None
-    return _Naming(plans=plans_name or preset.plans_name, shared=shared)
+    return _Names(plans=plans_name or preset.plans_name, shared=shared)
 
 
 def _additions(fingerprint: Fingerprint, budget: Budget, rationale: list[Decision]) -> dict[str, Any]:
@@ -161,7 +174,7 @@ def _additions(fingerprint: Fingerprint, budget: Budget, rationale: list[Decisio
     }
 
 
-def _check(fingerprint: Fingerprint, gpu_memory_gb: float | None) -> None:
+def _require_valid(fingerprint: Fingerprint, gpu_memory_gb: float | None) -> None:
     if not fingerprint.spacings or len(fingerprint.spacings) != len(fingerprint.shapes_after_crop):
         raise PlanError(
             f"fingerprint: {len(fingerprint.spacings)} spacings and {len(fingerprint.shapes_after_crop)} shapes; there"
@@ -177,7 +190,9 @@ def _check(fingerprint: Fingerprint, gpu_memory_gb: float | None) -> None:
         raise PlanError(f"GPU memory target {gpu_memory_gb} GB is not a positive number; correct --gpu-memory")
 
 
-def _arrange(fingerprint: Fingerprint, override: tuple[float, ...] | None, *, suppress_transpose: bool) -> _Images:
+def _median_image(
+    fingerprint: Fingerprint, override: tuple[float, ...] | None, *, suppress_transpose: bool
+) -> _MedianImage:
     target = target_spacing(fingerprint, override)
     order = transposition(target.value, suppress=suppress_transpose)
     spacing = _ordered(target.value, order)
@@ -187,7 +202,7 @@ def _arrange(fingerprint: Fingerprint, override: tuple[float, ...] | None, *, su
         why = "the first axis already has the largest spacing"
     else:
         why = f"axis {order[0]} as read has the largest spacing and comes first, so that 2D slices are finest in plane"
-    return _Images(
+    return _MedianImage(
         order=order,
         spacing=spacing,
         median_shape=_ordered(median_shape_at(fingerprint, target.value), order),
@@ -200,34 +215,34 @@ def _arrange(fingerprint: Fingerprint, override: tuple[float, ...] | None, *, su
     )
 
 
-def _draft(images: _Images, naming: _Naming, budget: Budget) -> tuple[list[Draft], Search]:
-    """Return the configurations in file order, cascade apart, and the result of the low-resolution search."""
-    dataset_voxels = math.prod(images.median_shape) * budget.num_training
+def _draft(image: _MedianImage, names: _Names, budget: Budget) -> tuple[list[Draft], LowresDecision]:
+    """Return the configurations in file order, cascade apart, and whether low resolution is needed."""
+    dataset_voxels = math.prod(image.median_shape) * budget.num_training
     drafts = [
         Draft(
             name=FLAT,
-            data_identifier=naming.data_identifier(FLAT),
-            spacing=images.spacing[1:],
-            median_shape=images.median_shape[1:],
+            data_identifier=names.data_identifier(FLAT),
+            spacing=image.spacing[1:],
+            median_shape=image.median_shape[1:],
             sizing=size_configuration(
-                images.spacing[1:], images.median_shape[1:], dataset_voxels=dataset_voxels, budget=budget
+                image.spacing[1:], image.median_shape[1:], dataset_voxels=dataset_voxels, budget=budget
             ),
             batch_dice=True,
             batch_dice_reason="a single slice often lacks classes, so Dice is computed over the batch",
         )
     ]
-    if images.median_shape[0] == 1:
-        return drafts, Search(lowres=None, reason="the images are 2D: no 3D configuration is planned")
-    full = size_configuration(images.spacing, images.median_shape, dataset_voxels=dataset_voxels, budget=budget)
-    search = find_lowres(images.spacing, images.median_shape, full, budget)
-    if search.lowres:
+    if image.median_shape[0] == 1:
+        return drafts, LowresDecision(lowres=None, reason="the images are 2D: no 3D configuration is planned")
+    full = size_configuration(image.spacing, image.median_shape, dataset_voxels=dataset_voxels, budget=budget)
+    lowres_decision = find_lowres(image.spacing, image.median_shape, full, budget)
+    if lowres_decision.lowres:
         drafts.append(
             Draft(
                 name=LOWRES,
-                data_identifier=naming.data_identifier(LOWRES),
-                spacing=search.lowres.spacing,
-                median_shape=search.lowres.median_shape,
-                sizing=search.lowres.sizing,
+                data_identifier=names.data_identifier(LOWRES),
+                spacing=lowres_decision.lowres.spacing,
+                median_shape=lowres_decision.lowres.median_shape,
+                sizing=lowres_decision.lowres.sizing,
                 batch_dice=False,
                 batch_dice_reason="a patch covers a large part of the image, so Dice per sample is stable",
                 next_stage=CASCADE,
@@ -236,17 +251,17 @@ def _draft(images: _Images, naming: _Naming, budget: Budget) -> tuple[list[Draft
     drafts.append(
         Draft(
             name=FULLRES,
-            data_identifier=naming.data_identifier(FULLRES),
-            spacing=images.spacing,
-            median_shape=images.median_shape,
+            data_identifier=names.data_identifier(FULLRES),
+            spacing=image.spacing,
+            median_shape=image.median_shape,
             sizing=full,
-            batch_dice=search.lowres is not None,
+            batch_dice=lowres_decision.lowres is not None,
             batch_dice_reason="a patch is a small part of the image, so Dice is computed over the batch"
-            if search.lowres
+            if lowres_decision.lowres
             else "a patch covers enough of the image, so Dice per sample is stable",
         )
     )
-    return drafts, search
+    return drafts, lowres_decision
 
 
 def _common_decisions(preset: Preset) -> Iterator[Decision]:
@@ -268,12 +283,12 @@ def _common_decisions(preset: Preset) -> Iterator[Decision]:
     )
 
 
-def _cascade_decision(search: Search) -> Decision:
+def _cascade_decision(lowres_decision: LowresDecision) -> Decision:
     return Decision(
         configuration=EVERYWHERE,
         decision="low resolution and cascade",
-        value=bool(search.lowres),
-        reason=search.reason,
+        value=bool(lowres_decision.lowres),
+        reason=lowres_decision.reason,
     )
 
 
@@ -293,12 +308,6 @@ def _kept_decision(name: str) -> Decision:
         value=True,
         reason="copied from the earlier plan of this name; delete that file before planning to drop it",
     )
-
-
-def intensities(fingerprint: Fingerprint) -> dict[str, dict[str, float]]:
-    """Return the statistics of each channel in the format of a plan."""
-    channels = fingerprint.foreground_intensity_properties_per_channel
-    return {name: dict(sorted(statistics.model_dump().items())) for name, statistics in channels.items()}
 
 
 def _ordered(values: tuple[Any, ...], order: tuple[int, ...]) -> tuple[Any, ...]:

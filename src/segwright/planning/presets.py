@@ -52,8 +52,9 @@ class Preset:
         planner: Class name that nnU-Net writes to `experiment_planner_used`.
         plans_name: Default name of the plans, hence of the file.
         network: U-Net family.
-        gpu_memory_gb: GPU memory target, GB, to which the reference values refer.
-        reference_elements: Feature-map elements that fit it at the reference batch size, by number of axes.
+        gpu_memory_gb: GPU memory target, GB, for which `reference_elements` were measured.
+        reference_elements: Feature-map elements of one sample that fit `gpu_memory_gb` at `REFERENCE_BATCH`, by
+            number of axes.
         max_dataset_covered: Maximum fraction of the dataset's voxels in a batch.
         encoder_blocks: Blocks per encoder stage, for the deepest network.
         decoder_convs: Convolutions per decoder stage, for the deepest network.
@@ -161,7 +162,7 @@ def preset(name: str, resampling: str = "default") -> Preset:
 
 
 def resampling_functions(resampling: Resampling) -> dict[str, Any]:
-    """Return the six resampling keys of a configuration (nnU-Net behaviour 5.11), without order."""
+    """Return the six resampling keys of a configuration (nnU-Net behaviour 5.11)."""
     data, seg, probabilities = (_resampling_kwargs(resampling, kind) for kind in ("data", "seg", "probabilities"))
     function = {"default": "resample_data_or_seg_to_shape", "none": "no_resampling_hack"}.get(
         resampling, "resample_torch_fornnunet"

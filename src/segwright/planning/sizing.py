@@ -99,8 +99,8 @@ def size_configuration(
             f" {format_sizes(median_shape)} voxels; check the spacings in the fingerprint or set --spacing"
         )
     first_patch, steps = topology.patch_size, 0
-    while _too_big(elements := _elements(topology, budget), dims, reference, budget.preset):
-        topology = derive_topology(spacing, _shrunk(spacing, topology, median_shape))
+    while _is_too_big(elements := _elements(topology, budget), dims, reference, budget.preset):
+        topology = derive_topology(spacing, _shrink(spacing, topology, median_shape))
         steps += 1
     by_memory = round((reference / elements) * REFERENCE_BATCH[dims])
     by_dataset = round(dataset_voxels * budget.preset.max_dataset_covered / math.prod(topology.patch_size))
@@ -143,12 +143,12 @@ def _elements(topology: Topology, budget: Budget) -> int:
     )
 
 
-def _too_big(elements: int, dims: int, reference: float, preset: Preset) -> bool:
+def _is_too_big(elements: int, dims: int, reference: float, preset: Preset) -> bool:
     allowed_samples = REFERENCE_BATCH[dims] / MIN_BATCH if preset.shrinks_2d_late else 1
     return elements / allowed_samples > reference
 
 
-def _shrunk(spacing: Sequence[float], topology: Topology, median_shape: Sequence[float]) -> list[int]:
+def _shrink(spacing: Sequence[float], topology: Topology, median_shape: Sequence[float]) -> list[int]:
     """Return the patch with one axis shortened, the one that covers most of the median image (the last one on ties).
 
     The step is the axis' divisor *after* shortening by the present divisor: an axis that loses a pooling stage shrinks

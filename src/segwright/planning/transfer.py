@@ -8,7 +8,7 @@ from typing import Any
 from segwright.data.dataset import DatasetDescription
 from segwright.data.fingerprint import Fingerprint
 from segwright.data.plan import Plan
-from segwright.planning.channels import choose_normalization
+from segwright.planning.normalization import choose_normalization
 from segwright.planning.planner import intensities
 
 DATA_IDENTIFIER = "data_identifier"
@@ -31,7 +31,7 @@ def transfer_plan(plan: Plan, *, dataset_name: str, reader: str, plans_name: str
     return Plan.from_json(document)
 
 
-def plan_normalization_anew(plan: Plan, description: DatasetDescription, fingerprint: Fingerprint) -> Plan:
+def replan_normalization(plan: Plan, description: DatasetDescription, fingerprint: Fingerprint) -> Plan:
     """Return the plan with the normalisation planned anew, for a dataset with other channels."""
     document: dict[str, Any] = deepcopy(plan.to_json())
     chosen = choose_normalization(description, fingerprint)

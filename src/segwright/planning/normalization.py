@@ -40,7 +40,7 @@ class Normalization:
 
 
 def choose_normalization(description: DatasetDescription, fingerprint: Fingerprint) -> Normalization:
-    """Choose scheme and mask for each channel."""
+    """Choose scheme and mask for each channel, by its name and the median share of an image that cropping keeps."""
     names = list(description.channel_names.values())
     schemes = tuple(_SCHEMES.get(name.casefold(), _ZSCORE) for name in names)
     kept = fingerprint.median_relative_size_after_cropping
