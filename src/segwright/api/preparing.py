@@ -39,7 +39,7 @@ from segwright.planning import planner, presets, rationale
 from segwright.workspace import DATASET_JSON, LOCK, Workspace
 
 if TYPE_CHECKING:
-    from segwright.preprocessing.pipeline import PreprocessReport
+    from segwright.preprocessing.dataset import PreprocessReport
 
 logger = getLogger(__name__)
 
@@ -400,7 +400,7 @@ def make_cases(
         WorkspaceError: another process trains on cases that would be replaced.
         ProblemReport: some cases failed.
     """
-    from segwright.preprocessing.pipeline import preprocess_dataset
+    from segwright.preprocessing.dataset import preprocess_dataset
     from segwright.preprocessing.plan_validation import load_schemes
 
     load_schemes(plan, plan.configuration(name), session.trust)
@@ -415,7 +415,7 @@ def make_cases(
 
 def _require_unused(session: Session, plan: Plan, name: str) -> None:
     """Check that no other process trains on cases that would be replaced."""
-    from segwright.preprocessing.pipeline import replaced_cases
+    from segwright.preprocessing.dataset import replaced_cases
 
     data = plan.configuration(name).data_identifier
     sharing = {each for each in plan.configuration_names if plan.configuration(each).data_identifier == data}

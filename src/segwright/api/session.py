@@ -13,7 +13,7 @@ from segwright.core.extensions.trust import TRUST_NONE, CodeTrust
 from segwright.core.files.atomic_io import content_hash, sweep_leftovers
 from segwright.core.files.locks import locked
 from segwright.data.dataset import NO_ENVIRONMENT, Dataset, load
-from segwright.data.stage_cache import RawIdentity, StageCache, identify, listing_digest
+from segwright.data.stage_cache import RawIdentity, StageCache, hash_files, listing_digest
 from segwright.workspace import DATASET_JSON, SPLITS_JSON, Workspace
 
 DEFAULT_WORK = Path("segwright-work")
@@ -169,7 +169,7 @@ def _identity(session: Session) -> RawIdentity:
 def _image_hashes(session: Session, names: Collection[str]) -> dict[str, str]:
     """Return the image hashes of the given cases that exist in the dataset."""
     return {
-        case.identifier: content_hash([file.sha256 for file in identify(case.images, ())])
+        case.identifier: content_hash([file.sha256 for file in hash_files(case.images, ())])
         for case in session.dataset.cases
         if case.identifier in names
     }

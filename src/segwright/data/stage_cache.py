@@ -55,8 +55,8 @@ def folder_digest(folder: Path) -> str:
     return listing_digest(sorted(path for path in folder.iterdir() if not path.name.startswith(".")))
 
 
-def identify(paths: Sequence[Path], known: Sequence[SourceFile]) -> list[SourceFile]:
-    """Return the hash of each file; a file whose name, size and time are in `known` is not read again.
+def hash_files(paths: Sequence[Path], known: Sequence[SourceFile]) -> list[SourceFile]:
+    """Return name, size, time and hash of each file; one whose name, size and time are in `known` is not read again.
 
     Raises:
         DatasetError: a file is missing, not readable or not a regular file.
@@ -77,7 +77,7 @@ def identify(paths: Sequence[Path], known: Sequence[SourceFile]) -> list[SourceF
 
 
 class StageCache:
-    """The document beside the preprocessed data that records what each stage was made from.
+    """Records what each stage was made from, in a document beside the preprocessed data.
 
     A stage is recorded after its output is written, so that an interrupted stage never counts as done.
     """

@@ -18,7 +18,7 @@ from segwright.core.errors import DatasetError, SegwrightError
 from segwright.core.files.atomic_io import parse_document, write_checked_json
 from segwright.data.preprocessed.provenance import SourceFile
 from segwright.data.splits import Split
-from segwright.data.stage_cache import identify
+from segwright.data.stage_cache import hash_files
 
 logger = getLogger(__name__)
 
@@ -129,7 +129,7 @@ def changes(
     for case in sorted(data.cases):
         before = data.recorded(case)
         try:
-            found = identify(files.get(case, ()), [*before, *known(case)])
+            found = hash_files(files.get(case, ()), [*before, *known(case)])
         except DatasetError:
             gone.append(case)
             continue

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from segwright.data.labels import ClassKey
 
 MIN_VOXELS = 10000
-"""Classes of up to this many voxels are kept whole (nnU-Net's value)."""
+"""All voxels of classes with up to this many are kept (nnU-Net's value)."""
 MIN_SHARE = 0.01
 """Minimum fraction kept of a larger class (nnU-Net's value)."""
 

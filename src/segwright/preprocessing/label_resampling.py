@@ -24,13 +24,20 @@ Rule = Literal["majority", "classic", "torch", "torch-memefficient"]
 _SLAB_VOXELS = 1 << 22
 _BORDER_VOXELS = 1 << 18
 """Border voxels handled at once: 8 corners x 8 bytes x this = 16 MiB of weights."""
-_SINGLE_ROUNDING = 1e-6
+_FLOAT32_ROUNDING = 1e-6
 """Margin around one half for the torch variant, which adds its weights in float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AxisSamples:
-    """Sampling of one axis of a label map: from two neighbours, or from one (`high` and `weight` None)."""
+    """Sampling of one axis of a label map: from two neighbours, or from one (`high` and `weight` None).
+
+    Attributes:
+        nearest: per output sample, the nearest input sample; decides ties.
+        low: the input neighbour below.
+        high: the input neighbour above.
+        weight: of `high`; `low` has 1 - weight.
+    """
 
     nearest: IndexArray
     low: IndexArray
@@ -67,13 +74,13 @@ def resize_labels(labels: LabelArray, axes: Sequence[AxisSamples], rule: Rule = 
     planes = max(1, _SLAB_VOXELS // max(1, result[0].size))
     for start in range(0, len(result), planes):
         stop = min(start + planes, len(result))
-        slab = [_cut(axes[0], start, stop), *axes[1:]]
+        slab = [_cut_samples(axes[0], start, stop), *axes[1:]]
         lowest, highest = _neighbour_range(labels, slab)
         border = np.flatnonzero(lowest != highest)
         settled = lowest.reshape(-1)
         for first in range(0, len(border), _BORDER_VOXELS):
             chosen = border[first : first + _BORDER_VOXELS]
-            settled[chosen] = _decide(labels, slab, np.unravel_index(chosen, lowest.shape), rule)
+            settled[chosen] = _decide_border(labels, slab, np.unravel_index(chosen, lowest.shape), rule)
         result[start:stop] = lowest
     return result
 
@@ -110,7 +117,7 @@ def _spline(indicator: npt.NDArray[np.bool_], shape: Sequence[int], order: int) 
     return values
 
 
-def _cut(axis: AxisSamples, start: int, stop: int) -> AxisSamples:
+def _cut_samples(axis: AxisSamples, start: int, stop: int) -> AxisSamples:
     return AxisSamples(
         nearest=axis.nearest[start:stop],
         low=axis.low[start:stop],
@@ -133,7 +140,7 @@ def _neighbour_range(labels: LabelArray, axes: Sequence[AxisSamples]) -> tuple[L
     return lowest, highest
 
 
-def _decide(
+def _decide_border(
     labels: LabelArray, axes: Sequence[AxisSamples], voxels: tuple[npt.NDArray[np.intp], ...], rule: Rule
 ) -> LabelArray:
     """Return the label of each border voxel from the weights of its neighbours."""
@@ -173,11 +180,12 @@ def _majority(candidates: LabelArray, scores: FloatArray, nearest: LabelArray) -
 def _threshold(candidates: LabelArray, scores: FloatArray, rule: Rule) -> LabelArray:
     lowest = np.iinfo(candidates.dtype).min
     if rule == "torch":
+        # Scale, float16 and the threshold of 700 are those of nnU-Net (nnU-Net behaviour 6.4.3).
         half = (scores * 1000).astype(np.float16)
         sure = np.where(half > 700, candidates, lowest).max(axis=0)
         best = np.where(half == half.max(axis=0), candidates, np.iinfo(candidates.dtype).max).min(axis=0)
         result: LabelArray = np.where((half > 700).any(axis=0), sure, best)
     else:
-        enough = scores >= 0.5 if rule == "classic" else scores > 0.5 + _SINGLE_ROUNDING
+        enough = scores >= 0.5 if rule == "classic" else scores > 0.5 + _FLOAT32_ROUNDING
         result = np.where(enough.any(axis=0), np.where(enough, candidates, lowest).max(axis=0), 0)
     return result.astype(candidates.dtype)

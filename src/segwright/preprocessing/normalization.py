@@ -35,7 +35,8 @@ _MIN_SQUARED, _MAX_SQUARED = 1e-15, 1e15
 """Range of deviations whose squares float32 represents at full precision."""
 _MAX_INTENSITY = 1e30
 _MAX_RGB = 255
-_PARTS = 64
+_NUM_PARTS = 64
+"""Parts of a channel that are squared one after another, to save memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +127,7 @@ def normalize(
     # The normalised array of a single channel is the result already.
     result = np.empty(image.shape if len(image) > 1 else (1, 0), dtype=np.float32)
     for index, (channel, name, masked) in enumerate(zip(image, schemes, use_mask, strict=True)):
-        normalized = _normalized(channel, name, mask if masked else None, intensities, index)
+        normalized = _normalize_channel(channel, name, mask if masked else None, intensities, index)
         if len(image) == 1:
             return normalized[None].astype(np.float32, order="C", copy=np.may_share_memory(normalized, image))
         result[index] = normalized
@@ -148,7 +149,7 @@ def normalized_view(
     return NormalizedView(
         image,
         [
-            _fitted(channel, name, intensities, at)
+            _fit_scheme(channel, name, intensities, at)
             for at, (channel, name) in enumerate(zip(image, schemes, strict=True))
         ],
     )
@@ -161,7 +162,7 @@ def _require_channels(image: Floats, schemes: Sequence[str], use_mask: Sequence[
         )
 
 
-def _normalized(
+def _normalize_channel(
     channel: Floats, name: str, mask: Mask | None, intensities: Mapping[str, Intensities], index: int
 ) -> Floats:
     if ":" in name:
@@ -176,15 +177,15 @@ def _normalized(
             f"the channel's shape {channel.shape}"
         )
     if mask is None or name != ZSCORE:  # only z-scores use the mask
-        return _fitted(channel, name, intensities, index)(channel)
+        return _fit_scheme(channel, name, intensities, index)(channel)
     inside = channel[mask]
     normalized = np.array(channel, dtype=np.float32)
     if inside.size:  # An all-zero image has an empty mask (nnU-Net behaviour 3.1); nnU-Net gets NaN there.
-        normalized[mask] = _fitted(inside, name, intensities, index)(inside)
+        normalized[mask] = _fit_scheme(inside, name, intensities, index)(inside)
     return normalized
 
 
-def _fitted(values: Floats, name: str, intensities: Mapping[str, Intensities], index: int) -> Linear:
+def _fit_scheme(values: Floats, name: str, intensities: Mapping[str, Intensities], index: int) -> Linear:
     with _report_missing_statistics(name, index):
         return SCHEMES.get(name)(values, intensities.get(str(index), {}))
 
@@ -203,17 +204,17 @@ def _report_missing_statistics(name: str, index: int) -> Iterator[None]:
 
 def _zscore(values: Floats, intensities: Intensities) -> Linear:
     mean = float(np.float32(values.mean(dtype=np.float64)))
-    std = _deviation(values, mean, np.float32)
+    std = _standard_deviation(values, mean, np.float32)
     if not _MIN_SQUARED < std < _MAX_SQUARED:  # float32 as in nnU-Net, unless squares lose precision
-        std = _deviation(values, mean, np.float64)
+        std = _standard_deviation(values, mean, np.float64)
     largest = 0.0 if std >= _MIN_SCALE else max(-float(values.min()), float(values.max()))
     return Linear(shift=mean, scale=_scale(std, largest))
 
 
-def _deviation(values: Floats, mean: float, dtype: type[np.float32] | type[np.float64]) -> float:
+def _standard_deviation(values: Floats, mean: float, dtype: type[np.float32] | type[np.float64]) -> float:
     """Return the standard deviation, given the mean; differences are squared in `dtype` and summed in float64."""
     squares = 0.0
-    for part in np.array_split(values, _PARTS):  # in parts, so that no second full-size array is needed
+    for part in np.array_split(values, _NUM_PARTS):  # in parts, so that no second full-size array is needed
         centred = np.subtract(part, np.float32(mean), dtype=dtype)
         with np.errstate(over="ignore", under="ignore"):
             squares += float(np.square(centred, out=centred).sum(dtype=np.float64))

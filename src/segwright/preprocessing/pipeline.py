@@ -1,7 +1,4 @@
-"""Preprocess one case, or a whole dataset into a case store.
-
-nnU-Net behaviour 6.1, 6.2.
-"""
+"""Preprocess one case for training or prediction: transpose, crop, normalise, resample (nnU-Net behaviour 6.1, 6.2)."""
 
 from __future__ import annotations
 
@@ -9,39 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from logging import getLogger
 from math import prod
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from segwright.core.boxes import crop
-from segwright.core.errors import DatasetError, DiskError, ImageError, Problem, ProblemReport, SegwrightError
-from segwright.core.files.atomic_io import content_hash
+from segwright.core.errors import ImageError
 from segwright.core.memory import available_bytes
-from segwright.core.parallel import available_cpus, map_threads
-from segwright.core.resources import resource_error
 from segwright.core.torch_threads import TorchThreads
-from segwright.data.cases import Case
 from segwright.data.cropping import content_box, crop_to_nonzero
-from segwright.data.dataset import Dataset
-from segwright.data.images.image_io import Volume, read_images, read_label
-from segwright.data.labels import Labels, distinct_values
+from segwright.data.images.image_io import Volume
 from segwright.data.plan import Configuration, Plan
-from segwright.data.preprocessed.provenance import Provenance, SourceFile
-from segwright.data.stage_cache import identify
-from segwright.preprocessing.class_locations import class_locations
+from segwright.data.preprocessed.provenance import Provenance
 from segwright.preprocessing.normalization import NormalizedView, normalize, normalized_view
 
-if TYPE_CHECKING:  # prediction does not need the store, so it does not import blosc2
-    from segwright.data.preprocessed.store import CaseStore
-
 logger = getLogger(__name__)
-
-FORMAT = 1
-"""Version of the preprocessing; increase it when the output changes, so that stored cases are recomputed."""
-
-_SHOWN_VALUES = 8
 
 _MAX_SPACING_RATIO = 10.0
 """Spacings of similar scans differ by less than this factor."""
@@ -49,7 +29,8 @@ _MAX_SIZE_RATIO = 100.0
 """Limit of a case's voxels after resampling, relative to the median training case."""
 
 Floats = npt.NDArray[np.float32]
-_Grid = tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...]]  # new shape, spacing before, spacing after
+_Resize = tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...]]
+"""Shape after resampling, spacing before, spacing after; the arguments of `resample_image` after the array."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,25 +48,6 @@ class Preprocessed:
     image: Floats  # (C, *S)
     label: npt.NDArray[np.int16] | None  # (1, *S), -1 outside the non-zero region
     provenance: Provenance
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PreprocessReport:
-    """Cases that were preprocessed, and cases that were up to date."""
-
-    done: tuple[str, ...]
-    skipped: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Job:
-    plan: Plan
-    configuration: Configuration
-    labels: Labels
-    reader: str
-    store: CaseStore
-    settings_hash: str
-    """Hash of all settings that determine a preprocessed case, raw files apart."""
 
 
 def target_shape(shape: Sequence[int], spacing: Sequence[float], new_spacing: Sequence[float]) -> tuple[int, ...]:
@@ -126,8 +88,8 @@ def preprocess_case(
         raise ImageError(
             f"image has shape {volume.array.shape[1:]}, label {label.shape[1:]}; they must have the same grid"
         )
-    image, marked, provenance = _cropped(volume, label, plan, configuration)
-    _check_size(provenance, plan, configuration, len(image))
+    image, marked, provenance = _transpose_and_crop(volume, label, plan, configuration)
+    _require_plausible_size(provenance, plan, configuration, len(image))
     cropped = None if label is None else marked
     image, cropped = _normalize_and_resample(image, cropped, marked, provenance, plan, configuration, threads)
     return Preprocessed(image=image, label=cropped, provenance=provenance)
@@ -139,9 +101,9 @@ def preprocess_for_prediction(volume: Volume, plan: Plan, configuration: Configu
     Raises:
         ImageError: the image does not fit the plan.
     """
-    image, mask, provenance = _cropped(volume, None, plan, configuration)
-    _check_size(provenance, plan, configuration, len(image))
-    if _grid(provenance, configuration)[0] == image.shape[1:]:
+    image, mask, provenance = _transpose_and_crop(volume, None, plan, configuration)
+    _require_plausible_size(provenance, plan, configuration, len(image))
+    if _target_grid(provenance, configuration)[0] == image.shape[1:]:
         view = normalized_view(
             image,
             configuration.normalization_schemes,
@@ -154,10 +116,15 @@ def preprocess_for_prediction(volume: Volume, plan: Plan, configuration: Configu
     return PredictionInput(image=image, provenance=provenance)
 
 
-def _cropped(
+def _transpose_and_crop(
     volume: Volume, label: npt.NDArray[Any] | None, plan: Plan, configuration: Configuration
 ) -> tuple[Floats, npt.NDArray[np.int16] | None, Provenance]:
-    """Transpose and crop; return image, label or mask (-1 outside the non-zero region), provenance."""
+    """Transpose and crop a case.
+
+    Returns:
+        Image (C, *S); label, or without one 0, with -1 outside the non-zero region (1, *S), None if neither is needed;
+        provenance.
+    """
     order = plan.transpose_forward
     axes = (0, *(axis + 1 for axis in order))
     transposed = volume.array.transpose(axes)
@@ -179,8 +146,8 @@ def _cropped(
     return image, marked, provenance
 
 
-def _grid(provenance: Provenance, configuration: Configuration) -> _Grid:
-    """Return shape and spacings of the resampled case.
+def _target_grid(provenance: Provenance, configuration: Configuration) -> _Resize:
+    """Return the shape after resampling, and the spacing before and after it.
 
     Raises:
         ImageError: it would have no voxel.
@@ -196,14 +163,16 @@ def _grid(provenance: Provenance, configuration: Configuration) -> _Grid:
     return grid
 
 
-def _check_size(provenance: Provenance, plan: Plan, configuration: Configuration, num_channels: int) -> None:
-    """Check the size of the resampled case before memory is allocated; warn about an unusual spacing.
+def _require_plausible_size(
+    provenance: Provenance, plan: Plan, configuration: Configuration, num_channels: int
+) -> None:
+    """Require a plausible size after resampling, before memory is allocated; warn about an unusual spacing.
 
     Raises:
         ImageError: the resampled image exceeds the free memory, or spacing and size are both far from those of the
             training cases, as with a wrong header.
     """
-    shape, spacing, new_spacing = _grid(provenance, configuration)
+    shape, spacing, new_spacing = _target_grid(provenance, configuration)
     usual = plan.original_median_spacing_after_transp
     sizes = zip(plan.original_median_shape_after_transp, usual, new_spacing, strict=False)
     times = prod(shape) / max(prod(size * old / new for size, old, new in sizes), 1.0)
@@ -234,8 +203,18 @@ def _normalize_and_resample(
     configuration: Configuration,
     threads: TorchThreads | None = None,
 ) -> tuple[Floats, npt.NDArray[np.int16] | None]:
-    """Normalise and resample a cropped image, whose `mask` is -1 outside, and resample its label."""
-    grid = _grid(provenance, configuration)
+    """Normalise and resample a cropped image, and resample its label.
+
+    Args:
+        image: (C, *S).
+        label: (1, *S), or None at inference.
+        mask: (1, *S), -1 outside the non-zero region; None if no channel needs it.
+        provenance: of the crop.
+        plan: the plan.
+        configuration: one of its configurations.
+        threads: limits the threads of resampling.
+    """
+    grid = _target_grid(provenance, configuration)
     image = normalize(
         image,
         configuration.normalization_schemes,
@@ -251,7 +230,7 @@ def _normalize_and_resample(
 
 
 def _resample(
-    image: Floats, label: npt.NDArray[np.int16] | None, grid: _Grid, configuration: Configuration
+    image: Floats, label: npt.NDArray[np.int16] | None, grid: _Resize, configuration: Configuration
 ) -> tuple[Floats, npt.NDArray[np.int16] | None]:
     # A late import: importing torch takes longer than preprocessing a small dataset that needs no resampling.
     from segwright.preprocessing.resampling import resample_image, resample_label
@@ -260,130 +239,3 @@ def _resample(
     if label is not None:
         label = resample_label(label, *grid, configuration.resampling_fn_seg, configuration.resampling_fn_seg_kwargs)
     return image, label
-
-
-def preprocess_dataset(
-    dataset: Dataset, plan: Plan, configuration_name: str, store: CaseStore, *, workers: int | None = None
-) -> PreprocessReport:
-    """Preprocess all cases that are missing or outdated in the store; remove cases that the dataset no longer has.
-
-    A failing case does not stop the others.
-
-    Raises:
-        ProblemReport: the cases that failed, after all others were preprocessed.
-    """
-    if clashes := store.clash_problems(dataset.name, [case.identifier for case in dataset.cases]):
-        raise ProblemReport(clashes)
-    job = _job(dataset, plan, configuration_name, store)
-    store.sweep()
-    known = {case.identifier for case in dataset.cases}
-    for identifier in store.identifiers():
-        if identifier not in known:
-            logger.info("%s: removing case %s, which the dataset no longer has", store.folder, identifier)
-            store.remove(identifier)
-    # Cases in parallel use the cores better than many threads on one small array.
-    num_parallel = max(1, min(available_cpus() if workers is None else workers, len(dataset.cases)))
-    with TorchThreads(max(1, available_cpus() // num_parallel)) as threads:
-        results = map_threads(
-            lambda case: _attempt(case, job, threads),
-            dataset.cases,
-            workers=num_parallel,
-            describe=lambda case: case.identifier,
-            title=f"preprocessing {configuration_name}",
-        )
-    problems = [result for result in results if isinstance(result, Problem)]
-    if problems:
-        raise ProblemReport(problems)
-    outcome = list(zip(dataset.cases, results, strict=True))
-    return PreprocessReport(
-        done=tuple(case.identifier for case, was_made in outcome if was_made),
-        skipped=tuple(case.identifier for case, was_made in outcome if not was_made),
-    )
-
-
-def replaced_cases(dataset: Dataset, plan: Plan, configuration_name: str, store: CaseStore) -> list[str]:
-    """Return the cases in the store that `preprocess_dataset` would replace or remove."""
-    job = _job(dataset, plan, configuration_name, store)
-    cases = {case.identifier: case for case in dataset.cases}
-    return [name for name in store.identifiers() if name not in cases or not _is_fresh(cases[name], job)]
-
-
-def _job(dataset: Dataset, plan: Plan, configuration_name: str, store: CaseStore) -> _Job:
-    configuration = plan.configuration(configuration_name)
-    labels = Labels.from_description(dataset.description)
-    settings = {
-        "format": FORMAT,
-        "reader": plan.image_reader_writer,
-        "transpose": plan.transpose_forward,
-        "spacing": configuration.spacing,
-        "normalization": [configuration.normalization_schemes, configuration.use_mask_for_norm],
-        "intensities": plan.foreground_intensity_properties_per_channel,
-        "image": [configuration.resampling_fn_data, configuration.resampling_fn_data_kwargs],
-        "label": [configuration.resampling_fn_seg, configuration.resampling_fn_seg_kwargs],
-        "classes": labels.class_keys,
-    }
-    return _Job(
-        plan=plan,
-        configuration=configuration,
-        labels=labels,
-        reader=plan.image_reader_writer,
-        store=store,
-        settings_hash=content_hash(settings),
-    )
-
-
-def _attempt(case: Case, job: _Job, threads: TorchThreads) -> bool | Problem:
-    """Return whether the case had to be preprocessed, or the problem that prevented it."""
-    try:
-        return _preprocess_case(case, job, threads)
-    except DiskError:  # the other cases would fail too
-        raise
-    except SegwrightError as error:
-        return Problem(where=f"case {case.identifier}", what=str(error))
-    except Exception as error:  # one broken case must not stop the others
-        resource = resource_error(error)
-        if isinstance(resource, DiskError):
-            raise resource from error
-        if resource is not None:
-            return Problem(where=f"case {case.identifier}", what=str(resource))
-        logger.debug("case %s", case.identifier, exc_info=True)
-        return Problem(where=f"case {case.identifier}", what=f"{type(error).__name__}: {error}")
-
-
-def _preprocess_case(case: Case, job: _Job, threads: TorchThreads) -> bool:
-    if case.label is None:
-        raise DatasetError(f"no label file for {case.images[0]}; every training case needs one")
-    sources, made_from = _made_from(case, case.label, job)
-    if job.store.is_fresh(case.identifier, made_from):
-        return False
-    volume = read_images(case.images, job.reader)
-    label = read_label(case.label, job.reader, like=volume.header)
-    unexpected = job.labels.undeclared(distinct_values(label.array))
-    if unexpected:
-        raise DatasetError(
-            f"{case.label}: unexpected label value {', '.join(map(str, unexpected[:_SHOWN_VALUES]))}; dataset.json "
-            f"declares {', '.join(map(str, job.labels.declared_values))}; correct the label file or dataset.json"
-        )
-    prepared = preprocess_case(volume, label.array, job.plan, job.configuration, threads=threads)
-    assert prepared.label is not None
-    job.store.save(
-        case.identifier,
-        prepared.image,
-        prepared.label,
-        class_locations(prepared.label, job.labels.class_keys),
-        prepared.provenance,
-        patch_size=job.configuration.patch_size,
-        source_hash=made_from,
-        sources=sources,
-    )
-    return True
-
-
-def _is_fresh(case: Case, job: _Job) -> bool:
-    return case.label is not None and job.store.is_fresh(case.identifier, _made_from(case, case.label, job)[1])
-
-
-def _made_from(case: Case, label: Path, job: _Job) -> tuple[list[SourceFile], str]:
-    """Return a case's raw files, and a hash of everything that determines its preprocessed form."""
-    sources = identify([*case.images, label], job.store.recorded_sources(case.identifier))
-    return sources, content_hash([job.settings_hash, [[file.name, file.sha256] for file in sources]])

@@ -11,7 +11,7 @@ from segwright.core.extensions.trust import TRUST_NONE, CodeTrust
 from segwright.data.images.image_io import READERS
 from segwright.data.plan import Configuration, Plan
 from segwright.preprocessing.normalization import SCHEMES
-from segwright.preprocessing.resampling import method_of
+from segwright.preprocessing.resampling import parse_method
 
 PREPROCESSORS: Final = ("DefaultPreprocessor",)
 LABEL_MANAGERS: Final = ("LabelManager",)
@@ -48,7 +48,7 @@ def validate_components(plan: Plan, configuration: Configuration, *, trust: Code
     }
     for key, (name, kwargs) in functions.items():
         try:
-            method_of(name, kwargs)
+            parse_method(name, kwargs)
         except SegwrightError as error:
             raise PlanError(f"{where}, {key}: {error}") from error
         except (TypeError, ValueError, OverflowError) as error:

@@ -63,7 +63,7 @@ class Method:
         return torch_nearest_indices(old, new) if self.kind == "torch" else nearest_indices(old, new)
 
 
-def method_of(name: str, kwargs: Mapping[str, Any]) -> Method:
+def parse_method(name: str, kwargs: Mapping[str, Any]) -> Method:
     """Parse a plan's resampling function and its keyword arguments.
 
     Raises:
@@ -155,7 +155,7 @@ def resample_label(
     if isinstance(array, torch.Tensor):
         resampled = resample_label(array.numpy(force=True), new_shape, current_spacing, new_spacing, function, kwargs)
         return torch.from_numpy(resampled).to(array.device)
-    method = method_of(function, kwargs)
+    method = parse_method(function, kwargs)
     shape = tuple(int(extent) for extent in new_shape)
     if method.kind == "none" or array.shape[1:] == shape:
         return array
@@ -180,7 +180,7 @@ class VolumeResampler:
         function: str,
         kwargs: Mapping[str, Any],
     ) -> None:
-        self._method = method_of(function, kwargs)
+        self._method = parse_method(function, kwargs)
         self._old = tuple(int(extent) for extent in old_shape)
         self.shape = self._old if self._method.kind == "none" else tuple(int(extent) for extent in new_shape)
         """Spatial shape of the whole output."""
@@ -190,9 +190,9 @@ class VolumeResampler:
         changed = [axis for axis in range(3) if self._old[axis] != self.shape[axis]]
         # Axes that shrink first, so that the others process fewer voxels.
         changed.sort(key=lambda axis: (self.shape[axis] / self._old[axis], -axis))
-        self._picks_planes = 0 in changed and self._order(0) == 0
-        self._cuts_planes = 0 in changed and not self._picks_planes
-        if self._picks_planes:
+        self._selects_planes = 0 in changed and self._order(0) == 0
+        self._interpolates_planes = 0 in changed and not self._selects_planes
+        if self._selects_planes:
             changed.remove(0)
         self._within = self._steps([axis for axis in changed if axis != self._separate])
         self._along = self._steps([axis for axis in changed if axis == self._separate])
@@ -204,11 +204,12 @@ class VolumeResampler:
 
     def inputs(self, start: int, stop: int) -> tuple[int, int]:
         """Return the half-open range of input planes from which output planes [start, stop) are interpolated."""
-        if self._picks_planes:
+        if self._selects_planes:
             indices = self._method.indices(self._old[0], self.shape[0])[start:stop]
             return int(indices[0]), int(indices[-1]) + 1
-        cut = self._cuts_planes
-        return needed_inputs(self._old[0], self.shape[0], self._order(0), (start, stop)) if cut else (start, stop)
+        if self._interpolates_planes:
+            return needed_inputs(self._old[0], self.shape[0], self._order(0), (start, stop))
+        return start, stop
 
     def slab(self, logits: torch.Tensor, start: int, stop: int, *, offset: int = 0) -> torch.Tensor:
         """Return output planes [start, stop) along spatial axis 0.
@@ -225,12 +226,12 @@ class VolumeResampler:
         assert tuple(logits.shape[2:]) == self._old[1:], f"expected {self._old}, got {tuple(logits.shape[1:])}"
         with torch.no_grad():
             rows, first, low, high = (start, stop), 0, start, stop
-            if self._picks_planes:
+            if self._selects_planes:
                 indices = self._method.indices(self._old[0], self.shape[0])[start:stop]
                 used, back = np.unique(indices, return_inverse=True)
                 planes = apply_gather(logits, 1, used - offset).float()
             else:
-                if self._cuts_planes:
+                if self._interpolates_planes:
                     low, high = self.inputs(start, stop)
                     first = low
                 planes = logits[:, low - offset : high - offset].float()
@@ -239,7 +240,7 @@ class VolumeResampler:
                 # Before the coarse axis, each slice to its own range (nnU-Net behaviour 6.4.2).
                 result = self._clip(result, planes if self._separate == 0 else logits)
             result = self._resize(result, self._along, rows, first)
-            return apply_gather(result, 1, back) if self._picks_planes and len(used) < len(back) else result
+            return apply_gather(result, 1, back) if self._selects_planes and len(used) < len(back) else result
 
     def _order(self, axis: int) -> int:
         return self._method.order_z if axis == self._separate else self._method.order

@@ -9,7 +9,7 @@ import pytest
 
 from segwright.core.errors import DatasetError
 from segwright.data.preprocessed.provenance import SourceFile
-from segwright.data.stage_cache import identify
+from segwright.data.stage_cache import hash_files
 from segwright.data.training_data import TRAINING_DATA_JSON, TrainingData, changes, entries
 
 CASES = ("a", "b", "c")
@@ -31,7 +31,7 @@ def files(raw: Path) -> dict[str, list[Path]]:
 
 @pytest.fixture
 def data(raw: Path) -> TrainingData:
-    cases = {name: entries(raw, paths, identify(paths, ())) for name, paths in files(raw).items()}
+    cases = {name: entries(raw, paths, hash_files(paths, ())) for name, paths in files(raw).items()}
     return TrainingData(dataset=str(raw), raw_state="x", train=("a", "b"), val=("c",), cases=cases)
 
 
@@ -92,6 +92,6 @@ def test_files_of_known_size_and_time_are_not_read(raw: Path, data: TrainingData
 def test_what_is_no_regular_file_is_refused_without_reading_it(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(DatasetError, match="pipe: is not a regular file"):
-        identify([tmp_path / "pipe"], ())
+        hash_files([tmp_path / "pipe"], ())
     with pytest.raises(DatasetError, match="cannot be read"):
-        identify([tmp_path / "nothing"], ())
+        hash_files([tmp_path / "nothing"], ())

@@ -18,12 +18,8 @@ from segwright.data.dataset import Dataset, load
 from segwright.data.images.image_io import Volume
 from segwright.data.plan import Plan
 from segwright.data.preprocessed.store import CaseStore
-from segwright.preprocessing.pipeline import (
-    preprocess_case,
-    preprocess_dataset,
-    preprocess_for_prediction,
-    target_shape,
-)
+from segwright.preprocessing.dataset import preprocess_dataset
+from segwright.preprocessing.pipeline import preprocess_case, preprocess_for_prediction, target_shape
 from tests.inverse_preprocessing import undo_probabilities
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "preprocessing" / "anisotropic.npz"

@@ -14,7 +14,7 @@ from segwright.data import splits
 from segwright.data.plan import Plan
 from segwright.data.preprocessed.store import CaseStore
 from segwright.data.splits import Split, shorten
-from segwright.data.stage_cache import identify
+from segwright.data.stage_cache import hash_files
 from segwright.data.training_data import DataChanges, TrainingData, changes, entries
 from segwright.evaluation.crossval import VALIDATION
 from segwright.inference.models.selected import SELECTION_JSON, newer_folds
@@ -31,7 +31,7 @@ def record_training_data(session: Session, plan: Plan, configuration: str, folde
     cases = {}
     for case, paths in _files(session).items():
         if case in {*split.train, *split.val}:
-            found = identify(paths, store.recorded_sources(case))
+            found = hash_files(paths, store.recorded_sources(case))
             cases[case] = entries(session.dataset.folder, paths, found)
     TrainingData(
         dataset=str(session.dataset.folder.absolute()),
