@@ -73,7 +73,11 @@ def require_told(journey: Journey, project: Path, text: str, place: str, *option
             "ZeroDivision",
         ),
         ("    def train_step(self, batch):\n        return batch['nothing']\n", "['nothing']", "KeyError: 'nothing'"),
-        ("    def __init__(self):\n        pass\n", "def __init__", "its __init__ takes the arguments of Trainer's"),
+        (
+            "    def __init__(self):\n        pass\n",
+            "def __init__",
+            "its __init__ must accept the arguments",
+        ),
         ("    def train_step(self, batch):\n        return 3.0\n", "def train_step", "train_step returned float"),
         (
             "    def train_step(self, batch):\n        return {'loss': super().train_step(batch)['loss'].item()}\n",

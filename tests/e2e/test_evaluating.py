@@ -65,7 +65,7 @@ def test_voxels_of_another_ignore_label_do_not_count(folders: tuple[Path, Path])
         done = call("evaluate", *folders, "--ignore-label", 255, "--json", *more)
         assert [item["Dice"] for item in json.loads(done.stdout)["mean"].values()] == [1, 1]
     both = call("evaluate", *folders, "--labels", "1,2", "--ignore-label", 2)
-    assert (both.exit_code, "label 2 cannot be scored and ignored" in both.stderr) == (1, True)
+    assert (both.exit_code, "label 2 cannot be both scored and ignored" in both.stderr) == (1, True)
 
 
 def test_a_missing_prediction_is_an_error_on_request(folders: tuple[Path, Path]) -> None:

@@ -121,7 +121,7 @@ def test_new_cases_in_no_fold_are_named_with_the_way_to_use_them(raw: Path, work
 
     splits.unlink()
     again = run(work, raw)
-    assert "was trained with other cases than the dataset has for it now" in str(again["stderr"])
+    assert "was trained with other cases than its split lists now" in str(again["stderr"])
 
 
 def test_new_cases_enter_the_folds_as_long_as_none_is_trained(raw: Path, work: Path, fold: Path) -> None:

@@ -155,7 +155,7 @@ def test_a_second_stage_is_shown_with_its_previous_one_or_refused(journey: Journ
     options: dict[str, Any] = {
         "configuration": "3d_cascade_fullres", "samples": 2, "workspace": workspace, "output": tmp_path / "p.html"
     }  # fmt: skip
-    with pytest.raises(ConfigError, match="trained on what '3d_lowres' predicts, which is not there .*preview '3d_low"):
+    with pytest.raises(ConfigError, match="trained on predictions of '3d_lowres', which some cases lack .*preview"):
         api.preview_augmentation(journey.dataset, **options)
     assert not (tmp_path / "p.html").exists()
     store = CaseStore(workspace.preprocessed / name / cases_folder_name(workspace.preprocessed / name))

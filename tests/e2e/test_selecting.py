@@ -201,7 +201,7 @@ def test_what_cannot_be_compared_is_said(work: Path, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "model" / "members" / MODELS[0]).glob("fold_*")] == ["fold_2"]
     assert "ensemble" not in single.stdout
     for arguments, message in (
-        (("--folds", "1"), "fold 1 is not trained and validated; there is 0, 2"),
+        (("--folds", "1"), "fold 1 is not trained and validated; those that are: 0, 2"),
         (("--config", "3d_fulres"), "did you mean '3d_fullres'?"),
         (("--plans", "Other"), "nothing to select from"),
     ):
@@ -218,7 +218,7 @@ def test_what_cannot_be_compared_is_said(work: Path, tmp_path: Path) -> None:
     assert f"{foreign.name} is left out" in fewer.stderr
     shutil.rmtree(results / MODELS[1] / "fold_0")
     none = call(*only)
-    assert "no fold has predicted its held-out cases in all models" in none.stderr
+    assert "the models have no common fold with predicted held-out cases" in none.stderr
 
 
 def test_labels_that_changed_since_are_refused(work: Path) -> None:

@@ -93,7 +93,7 @@ def _read_state(path: Path) -> None:
 def _read_train(path: Path) -> None:
     read_fold(path.parent)
     one_model.recorded_settings(path.parent)
-    one_model.other_settings(path.parent, {"initial_lr": 0.1})
+    one_model.differing_settings(path.parent, {"initial_lr": 0.1})
 
 
 def _read_metrics(path: Path) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 import segwright
-from segwright.api.checks.one_model import is_begun
+from segwright.api.checks.one_model import has_checkpoint
 from segwright.api.session import writing_problem
-from segwright.api.training import keyword_values, seconds, training_settings
+from segwright.api.training import keyword_values, parse_duration, training_settings
 from segwright.api.training_runs import TrainOptions, is_trained, require_options
 from segwright.core.errors import ConfigError
 from segwright.data.stage_cache import StageCache, folder_digest, listing_digest
@@ -32,13 +32,13 @@ def test_the_version_is_that_of_the_distribution() -> None:
     [("90s", 90), ("10m", 600), ("1h30m", 5400), ("1.5h", 5400), ("2 min", 120), ("45", 45), (30, 30), (None, None)],
 )
 def test_durations_are_read_kindly(text: str | float | None, expected: float | None) -> None:
-    assert seconds(text) == expected
+    assert parse_duration(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "soon", "0s", "-5m", "5d", "10m5h"])
 def test_other_durations_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="write for instance 90s, 10m or 1h30m"):
-        seconds(text)
+        parse_duration(text)
 
 
 def test_network_arguments_are_json_where_they_can_be() -> None:
@@ -58,7 +58,7 @@ def test_a_network_argument_without_a_name_is_refused(pair: str) -> None:
 
 @pytest.mark.parametrize("text", ["9" * 5000, "[" * 5000 + "]" * 5000])
 def test_a_network_argument_beyond_all_bounds_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"width: a number of too many digits, or lists nested too deep"):
+    with pytest.raises(ConfigError, match=r"width: a number with too many digits, or lists nested too deep"):
         keyword_values([f"width={text}"])
 
 
@@ -91,9 +91,9 @@ def test_writing_is_judged_without_making_folders(tmp_path: Path) -> None:
 
 
 def test_a_training_has_ended_only_with_both_files_of_its_checkpoint(tmp_path: Path) -> None:
-    assert not is_begun(tmp_path)
+    assert not has_checkpoint(tmp_path)
     (tmp_path / "checkpoint_final.safetensors").touch()
-    assert is_begun(tmp_path)
+    assert has_checkpoint(tmp_path)
     assert not is_trained(tmp_path)
     (tmp_path / "checkpoint_final.json").touch()
     assert is_trained(tmp_path)

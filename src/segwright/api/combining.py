@@ -18,7 +18,7 @@ from segwright.report.results import Evaluation
 from segwright.workspace import DATASET_JSON, SUMMARY_JSON
 
 if TYPE_CHECKING:
-    from segwright.evaluation.postprocessing import Determined
+    from segwright.evaluation.postprocessing import PostProcessingResult
 
 
 def determine_postprocessing(
@@ -29,7 +29,7 @@ def determine_postprocessing(
     output: Path | str | None = None,
     workers: int | None = None,
     environment: Mapping[str, str] = NO_ENVIRONMENT,
-) -> Determined:
+) -> PostProcessingResult:
     """Decide by nnU-Net's rule for which labels only the largest component is kept; write `postprocessing.json`.
 
     Args:
@@ -49,14 +49,14 @@ def determine_postprocessing(
     truth, predicted = Path(reference), Path(prediction)
     require_folders(truth, predicted)
     description = load_description(Path(dataset_json) if dataset_json else find_description(truth, predicted))
-    found = determine(
+    result = determine(
         scores.pair_files(truth, predicted, description.file_ending, listed=listed_references(truth, environment)),
         labels=Labels.from_description(description),
         reader=find_label_reader(description.file_ending, description.overwrite_image_reader_writer, truth, predicted),
         workers=workers,
     )
-    found.processing.save(Path(output) if output else predicted / POSTPROCESSING_JSON)
-    return found
+    result.processing.save(Path(output) if output else predicted / POSTPROCESSING_JSON)
+    return result
 
 
 def apply_postprocessing(
@@ -127,7 +127,8 @@ def ensemble(
     require_folders(*folders)
     source = Path(dataset_json) if dataset_json else find_description(*reversed(folders))
     description = load_description(source)
-    _require_one_task(folders, source, description)
+    _require_same_task(folders, source, description)
+    kind = "npz" if probabilities is True else probabilities or None
     files = average_folders(
         folders,
         Path(output),
@@ -136,7 +137,7 @@ def ensemble(
         reader=find_label_reader(
             description.file_ending, description.overwrite_image_reader_writer, *reversed(folders)
         ),
-        saving=ProbabilityFormat(kind="npz" if probabilities is True else probabilities) if probabilities else None,
+        probability_format=ProbabilityFormat(kind=kind) if kind else None,
         overwrite=overwrite,
     )
     write_json(Path(output) / DATASET_JSON, description.raw(), indent=4)
@@ -159,14 +160,14 @@ def accumulate_crossval(
     folder = Path(model)
     if not folder.is_dir():
         raise DatasetError(f"{folder}: no such model folder")
-    found = crossval.read_crossval(folder, folds)
-    target = Path(output) if output else folder / crossval.accumulated_name(found.folds)
-    gathered = crossval.accumulate(found, target)
+    predictions = crossval.read_crossval(folder, folds)
+    target = Path(output) if output else folder / crossval.accumulated_name(predictions.folds)
+    pooled = crossval.accumulate(predictions, target)
     labels = Labels.from_description(load_description(find_description(folder)))
-    return Evaluation(scores=gathered, file=target / SUMMARY_JSON, labels=labels)
+    return Evaluation(scores=pooled, file=target / SUMMARY_JSON, labels=labels)
 
 
-def _require_one_task(folders: Sequence[Path], source: Path, description: DatasetDescription) -> None:
+def _require_same_task(folders: Sequence[Path], source: Path, description: DatasetDescription) -> None:
     """Check that predictions belong to the same task, by the dataset.json in their folders.
 
     Raises:

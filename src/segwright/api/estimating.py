@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segwright.api.preparing import cases_are_fresh, cases_folder, make_cases
+from segwright.api.preparing import cases_are_fresh, cases_folder, preprocess_cases
 from segwright.api.session import Session
-from segwright.api.trained_models import Trained
+from segwright.api.trained_models import TrainedModel
 from segwright.data.preprocessed.previous_stage import FOLDER, StageMaps
 from segwright.data.preprocessed.store import CaseStore
 from segwright.evaluation import calibration, dice_estimator
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 class Estimates:
     """Estimates of a model's reliability; each is None without held-out cases to fit it."""
 
-    quality: DiceEstimator | None
+    dice_estimator: DiceEstimator | None
     calibration: Calibration | None
 
 
 def fit_estimates(
     session: Session,
-    members: Sequence[Trained],
+    members: Sequence[TrainedModel],
     predictions: Mapping[str, Path],
     scores: Scores,
     *,
@@ -52,34 +52,39 @@ def fit_estimates(
     from segwright.training.validation.out_of_fold import collect_stats
     from segwright.training.validation.reliability import CaseStats, stats_file
 
-    if len(members) == 1:  # the statistics of pairs were recorded when they were predicted
-        for fold, files in members[0].found.files.items():
+    if len(members) == 1:  # those of a pair were recorded when it was predicted
+        for fold, files in members[0].crossval.files.items():
             missing = [case for case, file in files.items() if not stats_file(file.parent, case).is_file()]
             if missing:
-                member = member_of(session, members[0], workers=workers)
+                member = make_member(session, members[0], workers=workers)
                 collect_stats(member, files[missing[0]].parent, fold, missing, device=device, trust=session.trust)
-    seen = {case: CaseStats.load(file.parent, case) for case, file in predictions.items()}
+    stats = {case: CaseStats.load(file.parent, case) for case, file in predictions.items()}
     held_out = [
         dice_estimator.HeldOut(
-            observation=seen[case].observation,
+            observation=stats[case].observation,
             dice=score.mean_dice,
             present=tuple(measures.n_ref > 0 for measures in score.metrics.values()),
         )
         for case, score in zip(predictions, scores.metric_per_case, strict=True)
         if not math.isnan(score.mean_dice)
     ]
-    mirror_axes = next(iter(seen.values())).mirror_axes
-    reliabilities = [each.reliability for each in seen.values() if each.reliability is not None]
-    return Estimates(quality=dice_estimator.fit(held_out, mirror_axes), calibration=calibration.fit(reliabilities))
+    mirror_axes = next(iter(stats.values())).mirror_axes
+    reliabilities = [each.reliability for each in stats.values() if each.reliability is not None]
+    return Estimates(
+        dice_estimator=dice_estimator.fit(held_out, mirror_axes), calibration=calibration.fit(reliabilities)
+    )
 
 
-def member_of(session: Session, model: Trained, *, workers: int | None) -> Member:
-    """Return a model with its preprocessed cases (with the previous stage's predictions for a cascade)."""
+def make_member(session: Session, model: TrainedModel, *, workers: int | None) -> Member:
+    """Pair a model with its preprocessed cases, for a cascade with the previous stage's predictions.
+
+    Cases that are missing or outdated are preprocessed first.
+    """
     from segwright.training.validation.out_of_fold import Member
 
     plan, name = model.plan, model.configuration
     if not cases_are_fresh(session, plan, name):
-        make_cases(session, plan, name, workers=workers)
+        preprocess_cases(session, plan, name, workers=workers)
     store = CaseStore(cases_folder(session, plan, name))
     previous = plan.configuration(name).previous_stage
     if previous is None:

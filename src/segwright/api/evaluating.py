@@ -64,15 +64,17 @@ def evaluate(
     extra = _extra_metrics(surface=surface, lesions=lesions, tolerances=tolerances)
     if label_values:
         labels = Labels({"background": 0, **{str(value): value for value in sorted({*label_values} - {0})}})
-        ending, reader = _known_ending(truth), None
+        ending, reader = _supported_ending(truth), None
     else:
         description = load_description(Path(dataset_json) if dataset_json else find_description(truth, predicted))
         labels = Labels.from_description(description)
         ending, reader = description.file_ending, description.overwrite_image_reader_writer
     if ignore_label is not None and ignore_label in labels.all_labels:
         scored = ", ".join(str(value) for value in labels.foreground_labels if value != ignore_label)
-        raise ConfigError(f"label {ignore_label} cannot be scored and ignored; name the others with --labels {scored}")
-    found = scoring.evaluate(
+        raise ConfigError(
+            f"label {ignore_label} cannot be both scored and ignored; name the others with --labels {scored}"
+        )
+    scores = scoring.evaluate(
         truth,
         predicted,
         labels=labels,
@@ -86,29 +88,10 @@ def evaluate(
         listed=listed_references(truth, environment),
     )
     if csv is not None:
-        found.save_csv(Path(csv))
+        scores.save_csv(Path(csv))
     file = Path(output) if output else predicted / SUMMARY_JSON
-    found.save(file)
-    return Evaluation(scores=found, file=file, labels=labels)
-
-
-def _extra_metrics(*, surface: bool, lesions: bool, tolerances: Sequence[float] | None) -> scoring.ExtraMetrics:
-    if tolerances is None:
-        return scoring.ExtraMetrics(surface=surface, lesions=lesions)
-    wrong = [value for value in tolerances if not (math.isfinite(value) and value > 0)]
-    if wrong or not tolerances:
-        raise ConfigError(f"tolerance {wrong[0] if wrong else 'list is empty'}: expected mm above 0, for instance 1,2")
-    return scoring.ExtraMetrics(surface=True, lesions=lesions, tolerances=tuple(dict.fromkeys(tolerances)))
-
-
-def _known_ending(folder: Path) -> str:
-    """Return the file ending in a folder: the longest that a reader supports."""
-    endings = sorted({ending for reader in READERS.values() for ending in reader.endings}, key=len, reverse=True)
-    for file in sorted(folder.iterdir()):
-        for ending in endings:
-            if file.name.lower().endswith(ending):
-                return file.name[-len(ending) :]
-    raise DatasetError(f"{folder}: no label map found; supported endings are {', '.join(sorted(endings))}")
+    scores.save(file)
+    return Evaluation(scores=scores, file=file, labels=labels)
 
 
 def compare(summaries: Sequence[Path | str]) -> list[Comparison]:
@@ -125,7 +108,7 @@ def compare(summaries: Sequence[Path | str]) -> list[Comparison]:
     paths = [Path(each) / SUMMARY_JSON if Path(each).is_dir() else Path(each) for each in summaries]
     seen: set[Path] = set()
     for path in paths:
-        if path.resolve() in seen:
+        if path.resolve() in seen:  # also by another path or a link
             raise ConfigError(f"compare: {path} is given twice; give the summary of another model")
         seen.add(path.resolve())
     return statistics.compare({str(path): scoring.Scores.load(path) for path in paths})
@@ -144,28 +127,28 @@ def require_folders(*folders: Path) -> None:
 
 
 def find_description(*folders: Path) -> Path:
-    """Find the `dataset.json` in or above the given folders, the last folder first; for a fold that of its model.
+    """Find the `dataset.json` of folders of label maps: in them, one level above, or in the model folder of a fold.
+
+    The last folder is searched first.
 
     Raises:
         DatasetError: a folder is missing, or there is none.
     """
     require_folders(*folders)
-    for folder in _places(folders):
+    for folder in _folders_to_search(folders):
         if (folder / DATASET_JSON).is_file():
             return folder / DATASET_JSON
-    places = ", ".join(map(str, folders))
-    raise DatasetError(f"{places}: no {DATASET_JSON} here or one level above; name one with --dataset-json FILE")
+    listed = ", ".join(map(str, folders))
+    raise DatasetError(f"{listed}: no {DATASET_JSON} here or one level above; name one with --dataset-json FILE")
 
 
 def find_label_reader(file_ending: str, override: str | None, *folders: Path) -> str:
-    """Choose the reader for the label maps in some folders.
-
-    That of the plans in or above one of them if it can open the files, else the one that opens most of them.
+    """Choose the reader of label maps: that of a plan if it can open them, else the one that opens most of them.
 
     Args:
         file_ending: of the label maps.
         override: reader that dataset.json names.
-        folders: folders of label maps; plans are searched in the last folder first.
+        folders: of label maps; plans are searched like dataset.json in `find_description`.
 
     Raises:
         ImageError: no reader supports the ending.
@@ -177,24 +160,43 @@ def find_label_reader(file_ending: str, override: str | None, *folders: Path) ->
         for file in sorted(folder.iterdir())
         if file.name.endswith(file_ending) and not file.name.startswith(".")
     ]
-    for place in _places(folders):
-        if (place / PLANS_JSON).is_file():
-            planned = Plan.load(place / PLANS_JSON).image_reader_writer
-            if not files or any(_opens(planned, file) for file in files[:_EXAMPLES]):
-                return planned
+    for folder in _folders_to_search(folders):
+        if (folder / PLANS_JSON).is_file():
+            reader = Plan.load(folder / PLANS_JSON).image_reader_writer
+            if not files or any(_can_read(reader, file) for file in files[:_EXAMPLES]):
+                return reader
     try:
         return choose_reader(file_ending, files, override, are_labels=True)
-    except ImageError:  # reading will report every damaged file
+    except ImageError:  # scoring reports every damaged file
         return choose_reader(file_ending, None, override)
 
 
-def _places(folders: Sequence[Path]) -> list[Path]:
-    """Return where documents about folders are searched: in them (last first), one level above, in their model."""
+def _extra_metrics(*, surface: bool, lesions: bool, tolerances: Sequence[float] | None) -> scoring.ExtraMetrics:
+    if tolerances is None:
+        return scoring.ExtraMetrics(surface=surface, lesions=lesions)
+    wrong = [value for value in tolerances if not (math.isfinite(value) and value > 0)]
+    if wrong or not tolerances:
+        raise ConfigError(f"tolerance {wrong[0] if wrong else 'list is empty'}: expected mm above 0, for instance 1,2")
+    return scoring.ExtraMetrics(surface=True, lesions=lesions, tolerances=tuple(dict.fromkeys(tolerances)))
+
+
+def _supported_ending(folder: Path) -> str:
+    """Return the ending of the first label map in a folder, the longest that a reader supports: .nii.gz, not .gz."""
+    endings = sorted({ending for reader in READERS.values() for ending in reader.endings}, key=len, reverse=True)
+    for file in sorted(folder.iterdir()):
+        for ending in endings:
+            if file.name.lower().endswith(ending):
+                return file.name[-len(ending) :]
+    raise DatasetError(f"{folder}: no label map found; supported endings are {', '.join(sorted(endings))}")
+
+
+def _folders_to_search(folders: Sequence[Path]) -> list[Path]:
+    """Return where to look for documents: in the folders (last first), one level above, in the model of a fold."""
     models = [folder.parent.parent for folder in map(Path.absolute, folders) if folder.parent.name.startswith("fold_")]
     return [*reversed(folders), *(folder.absolute().parent for folder in folders), *reversed(models)]
 
 
-def _opens(reader: str, file: Path) -> bool:
+def _can_read(reader: str, file: Path) -> bool:
     try:
         read_header(file, reader, is_label=True)
     except ImageError:

@@ -35,9 +35,9 @@ def import_model(source: Path | str, target: Path | str) -> list[Path]:
         models = without_first_stages(find_models(place))
         targets = [Path(target)] if len(models) == 1 else [Path(target) / model.name for model in models]
         for model, new in zip(models, targets, strict=True):
-            inside = _first_stage(model)
-            folds = nnunet.import_model(model, new, inside=inside)
-            for name, first in inside.items():
+            nested = _first_stage(model)
+            folds = nnunet.import_model(model, new, nested=nested)
+            for name, first in nested.items():
                 logger.info("%s: first stage %s", new / name, first.name)
             logger.info("%s: %s", new, ", ".join(fold.name for fold in folds))
     return targets
@@ -61,8 +61,8 @@ def export_model(
         raise ConfigError(f"no format '{kind}'{nearest(kind, FORMATS)}")
     from segwright.interop.export import export_model as export
 
-    done = export(Path(model), Path(target), folds=None if folds is None else [str(fold) for fold in folds])
-    logger.info("%s: %s for nnU-Net v2", target, ", ".join(done))
+    exported = export(Path(model), Path(target), folds=None if folds is None else [str(fold) for fold in folds])
+    logger.info("%s: %s for nnU-Net v2", target, ", ".join(exported))
     return Path(target)
 
 
@@ -73,7 +73,7 @@ def unpacked(place: Path) -> Iterator[Path]:
     Errors in the block name the zip file instead of the temporary folder.
 
     Raises:
-        ModelError: the zip file is damaged or hostile.
+        ModelError: the zip file is damaged or unsafe to unpack.
     """
     if not place.is_file():
         yield place
@@ -114,20 +114,25 @@ def find_models(place: Path) -> list[Path]:
 
 
 def only_model(place: Path, source: Path) -> Path:
-    """Find the only model folder at or below a folder.
+    """Return the only model folder in an unpacked zip file; a folder that the user gave is returned as it is.
+
+    Args:
+        place: the folder, or where the zip file was unpacked.
+        source: what the user gave.
 
     Raises:
-        ModelError: there is none, or several, which are listed.
+        ModelError: the zip file has no model, or several, which are listed.
     """
     if (place / PLANS_JSON).is_file() or place == source:
         return place
-    found = without_first_stages(find_models(place))
-    if len(found) > 1:
-        names = ", ".join(str(model.relative_to(place)) for model in found)
+    models = without_first_stages(find_models(place))
+    if len(models) > 1:
+        names = ", ".join(str(model.relative_to(place)) for model in models)
         raise ModelError(
-            f"{source}: contains {len(found)} models: {names}; run import-model first and choose one of the new folders"
+            f"{source}: contains {len(models)} models: {names}; run import-model first and choose one of the new "
+            "folders"
         )
-    return found[0]
+    return models[0]
 
 
 def without_first_stages(models: Sequence[Path]) -> list[Path]:
@@ -137,7 +142,7 @@ def without_first_stages(models: Sequence[Path]) -> list[Path]:
 
 
 def _first_stage(model: Path, *, quiet: bool = False) -> dict[str, Path]:
-    """Return the folder of a cascade's first stage by configuration name; empty if there is none."""
+    """Return the model folder of a cascade's first stage by the name it gets in the new model; else nothing."""
     from segwright.inference.cascade import STORED, previous_stage_folder
 
     plan, configuration = Plan.load(model / PLANS_JSON), model.name.rpartition("__")[2]

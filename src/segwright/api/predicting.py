@@ -64,18 +64,25 @@ def predict(
         exact: Also run the network on constant tiles such as air, which are otherwise computed once.
         part: Index of the part to predict, from 0; for several machines.
         parts: Number of parts into which the cases are divided.
+
+    Returns:
+        One record for each case, in order of the case names.
+
+    Raises:
+        ProblemReport: there is no case, or some cannot be read or predicted (raised after all others are done).
+        SegwrightError: the model, an option or the device is invalid.
     """
     with gc_paused():
         from segwright.inference.ensemble import Ensemble
         from segwright.inference.folder.predict_folder import predict_files
         from segwright.networks.references import packages_of
 
-    saving = _checked_options(images, output, probabilities, classes, part=part, parts=parts)
+    probability_format = _checked_options(images, output, probabilities, classes, part=part, parts=parts)
     devices = _checked_devices(device, precision)
     models = [model] if isinstance(model, Path | str) else list(model)
     if len(models) > 1:
         _require_none_selected(models)
-        _require_one(devices)
+        _require_one_device(devices)
     trust = CodeTrust.of(trust_code)
     loaded = [
         _load(
@@ -92,28 +99,22 @@ def predict(
         for name in devices
     ]
     predictors = [each for each in loaded if not isinstance(each, Ensemble)]
-    several = loaded[0] if isinstance(loaded[0], Ensemble) else Ensemble(predictors) if len(models) > 1 else None
+    ensemble = loaded[0] if isinstance(loaded[0], Ensemble) else Ensemble(predictors) if len(models) > 1 else None
     options: dict[str, Any] = {
-        "probabilities": saving or False,
+        "probabilities": probability_format or False,
         "uncertainty": uncertainty,
         "calibrated": calibrated,
         "overwrite": overwrite,
         "part": part,
         "parts": parts,
     }
-    members = predictors if several is None else several.predictors
+    members = predictors if ensemble is None else ensemble.predictors
     packages = frozenset[str]().union(*(packages_of(network) for each in members for network in each.networks))
     with user_code_errors(packages, "the network of a model"):
-        if several is not None:
-            _require_one(devices)
-            return predict_files(several, Path(images), Path(output), **options)
-        return predict_files(
-            predictors[0],
-            Path(images),
-            Path(output),
-            others=predictors[1:],
-            **options,
-        )
+        if ensemble is not None:
+            _require_one_device(devices)
+            return predict_files(ensemble, Path(images), Path(output), **options)
+        return predict_files(predictors[0], Path(images), Path(output), others=predictors[1:], **options)
 
 
 def load_model(
@@ -144,6 +145,9 @@ def load_model(
         trust_code: Whether to import code that the model names, for instance a user's own network: False, True, or
             only the given references (`module:attr`).
         exact: Also run the network on constant tiles such as air, which are otherwise computed once.
+
+    Raises:
+        SegwrightError: the model, an option or the device is invalid.
     """
     _checked_devices(device, precision)
     return _load(
@@ -159,7 +163,7 @@ def load_model(
 
 
 def _load(model: Path | str, *, trust: CodeTrust, exact: bool, **options: Any) -> Predictor | Ensemble:
-    """Load the predictor of a model folder after checking device and precision."""
+    """Load a model folder or a selected model; device and precision have been checked."""
     with gc_paused():
         from segwright.inference.folder.predict_folder import predict_files
         from segwright.inference.models.model_folder import OURS, CheckpointFormat, load_predictor
@@ -197,11 +201,11 @@ def _checked_options(
     from segwright.inference.folder.run import require_apart
 
     kind = "npz" if probabilities is True else probabilities or ("nifti" if classes else None)
-    saving = ProbabilityFormat(kind=kind, classes=classes) if kind else None
-    PredictOptions(probability_format=saving, part=part, parts=parts)
+    probability_format = ProbabilityFormat(kind=kind, classes=classes) if kind else None
+    PredictOptions(probability_format=probability_format, part=part, parts=parts)  # raises for an invalid part
     require_apart(Path(images), Path(output))
     require_folder(Path(output))
-    return saving
+    return probability_format
 
 
 def _checked_devices(text: str, precision: str) -> list[str]:
@@ -223,7 +227,7 @@ def _checked_devices(text: str, precision: str) -> list[str]:
     return names
 
 
-def _require_one(devices: Sequence[str]) -> None:
+def _require_one_device(devices: Sequence[str]) -> None:
     """Check that an ensemble predicts on a single device."""
     if len(devices) > 1:
         raise ConfigError(
@@ -233,7 +237,7 @@ def _require_one(devices: Sequence[str]) -> None:
 
 
 def _require_none_selected(models: Sequence[Path | str]) -> None:
-    """Check that models to average have no post-processing of their own."""
+    """Check that no model to average is a selected one, which has post-processing of its own."""
     from segwright.inference.models.selected import MEMBERS, find_selected
 
     for each in models:

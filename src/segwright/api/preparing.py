@@ -18,7 +18,7 @@ from segwright.api.session import (
     workspace_or_default,
     writing_problem,
 )
-from segwright.api.splitting import say_left_out
+from segwright.api.splitting import warn_of_unused_cases
 from segwright.core.errors import PlanError, ProblemReport, SegwrightError, WorkspaceError
 from segwright.core.extensions.trust import CodeTrust, TrustCode
 from segwright.core.files.atomic_io import atomic_path, content_hash, file_hash
@@ -131,8 +131,8 @@ def plan(
     presets.preset(options.preset, options.resampling)
     session = open_session(dataset, workspace, environment=environment)
     with dataset_lock(session, "planning"):
-        found, _ = make_fingerprint(session, workers=workers)
-        return make_plan(session, found, options, force=force)[0]
+        measured, _ = make_fingerprint(session, workers=workers)
+        return make_plan(session, measured, options, force=force)[0]
 
 
 def plan_from_fingerprint(fingerprint: Path, dataset_json: Path, *, options: PlanOptions = DEFAULT_OPTIONS) -> Plan:
@@ -140,7 +140,7 @@ def plan_from_fingerprint(fingerprint: Path, dataset_json: Path, *, options: Pla
     chosen = presets.preset(options.preset, options.resampling)
     measured = Fingerprint.load(fingerprint)
     description = load_description(dataset_json)
-    made = planner.plan(
+    new = planner.plan(
         measured,
         description,
         dataset_name=dataset_json.absolute().parent.name or UNNAMED_DATASET,
@@ -152,7 +152,7 @@ def plan_from_fingerprint(fingerprint: Path, dataset_json: Path, *, options: Pla
         spacing=options.spacing,
         plans_name=options.name,
     )
-    return _with_options(made, options)
+    return _with_options(new, options)
 
 
 def explain(plan: Plan) -> str:
@@ -185,12 +185,13 @@ def preprocess(
         The preprocessed and the kept cases of each configuration.
     """
     session = open_session(dataset, workspace, environment=environment, trust=CodeTrust.of(trust_code))
-    made = load_plan(session, plans)
-    say_left_out(session)
-    names = tuple(configurations or made.configuration_names)
+    plan = load_plan(session, plans)
+    warn_of_unused_cases(session)
+    names = tuple(configurations or plan.configuration_names)
     for name in names:
-        made.configuration(name)
-    return {name: make_cases(session, made, name, workers=workers) for name in data_owners(made, names)}
+        plan.configuration(name)  # raises if it does not exist
+    chosen = configurations_to_preprocess(plan, names)
+    return {name: preprocess_cases(session, plan, name, workers=workers) for name in chosen}
 
 
 def verify(session: Session, *, workers: int | None = None, visit: checks.Visitor | None = None) -> bool:
@@ -228,16 +229,16 @@ def make_fingerprint(session: Session, *, workers: int | None = None, force: boo
         if session.stage_cache.is_current(stage, session.raw_state):
             return _load_fingerprint(file), False
         if not session.stage_cache.has_stage(stage):
-            found = _load_fingerprint(file)
-            if len(found.spacings) == len(dataset.cases):
+            existing = _load_fingerprint(file)
+            if len(existing.spacings) == len(dataset.cases):
                 logger.info("%s exists and is kept; segwright fingerprint --force measures again", file)
                 session.stage_cache.record(stage, session.raw_state)
-                return found, False
+                return existing, False
         logger.info("the dataset changed since the fingerprint was made")
-    found = measurement.fingerprint(dataset) if is_new and was_visited else measuring.extract(dataset, workers=workers)
-    found.save(file)
+    new = measurement.fingerprint(dataset) if is_new and was_visited else measuring.extract(dataset, workers=workers)
+    new.save(file)
     session.stage_cache.record(stage, session.raw_state)
-    return found, True
+    return new, True
 
 
 def _load_fingerprint(file: Path) -> Fingerprint:
@@ -253,16 +254,16 @@ def _load_fingerprint(file: Path) -> Fingerprint:
 
 
 def make_plan(
-    session: Session, found: Fingerprint, options: PlanOptions, *, force: bool = False, as_before: bool = False
+    session: Session, measured: Fingerprint, options: PlanOptions, *, force: bool = False, prefer_existing: bool = False
 ) -> tuple[Plan, bool]:
     """Return the plan and whether it was newly made; a file edited by others is kept unless `force`.
 
     Args:
         session: of the dataset.
-        found: its fingerprint.
+        measured: its fingerprint.
         options: options of the plan.
         force: replace plans that were edited by hand, or that trainings or preprocessed data use.
-        as_before: use existing plans with their own options, and keep them where trainings use them.
+        prefer_existing: replan existing plans with their own options, and keep them if trainings use them.
 
     Raises:
         PlanError: the plans would change although trainings or preprocessed data use them.
@@ -273,7 +274,7 @@ def make_plan(
     stage = f"plans {name}"
     existing = Plan.load(file) if file.is_file() else None
     before = _options_of(existing)
-    if as_before and before is not None:
+    if prefer_existing and before is not None:
         options = replace(before, name=options.name)
     made_from = [
         file_hash(session.workspace.fingerprint_file(session.name)),
@@ -282,41 +283,43 @@ def make_plan(
     ]
     if existing is not None and not force:
         if not session.stage_cache.is_current(f"{stage} as written", file_hash(file)):
-            _say_kept(file, session, stage, made_from)
+            _log_kept(file, session, stage, made_from)
             return existing, False
         if session.stage_cache.is_current(stage, made_from):
             return existing, False
-    made = _planned(session, found, options, name, existing)
-    if existing is not None and not force and not _is_same(made, existing):
-        users = _trainings(session, name)
-        if users and as_before:
+    new = _compute_plan(session, measured, options, name, existing)
+    if existing is not None and not force and not _has_same_values(new, existing):
+        users = _trained_folds(session, name)
+        if users and prefer_existing:
             logger.warning(
                 "%s is kept although dataset or options changed since: %s was trained with it; 'segwright plan --name "
                 "NAME' makes a second plan, 'segwright plan --overwrite' replaces it",
                 *(file, users[0]),
             )
             return existing, False
-        users += [] if before in (None, replace(options, name=None)) else _preprocessed(session, existing)
+        users += [] if before in (None, replace(options, name=None)) else _case_folders(session, existing)
         if users:
             raise PlanError(
                 f"{file}: these plans would change, and {' and '.join(users)} use{'s' * (len(users) == 1)} them; "
                 f"keep both with --name {_free_name(session, name)}, or replace them with --overwrite"
             )
-    made.save(file)
+    new.save(file)
     session.stage_cache.record(f"{stage} as written", file_hash(file))
     session.stage_cache.record(stage, made_from)
-    return made, True
+    return new, True
 
 
-def _planned(session: Session, found: Fingerprint, options: PlanOptions, name: str, existing: Plan | None) -> Plan:
-    """Make a plan."""
+def _compute_plan(
+    session: Session, measured: Fingerprint, options: PlanOptions, name: str, existing: Plan | None
+) -> Plan:
+    """Plan the dataset; with `reorient`, as if all images were stored in RAS+ orientation."""
     reader = session.dataset.reader
     if options.reorient:
-        found = found.reordered([canonical_axes(case.images[0], reader) for case in session.dataset.cases])
+        measured = measured.reordered([canonical_axes(case.images[0], reader) for case in session.dataset.cases])
         reader = reorienting(reader)
     cases = session.dataset.cases if find_pairs(session.dataset.description) else ()
-    made = planner.plan(
-        found,
+    new = planner.plan(
+        measured,
         session.dataset.description,
         dataset_name=session.name,
         reader=reader,
@@ -327,7 +330,7 @@ def _planned(session: Session, found: Fingerprint, options: PlanOptions, name: s
         existing=existing,
         lateral={lateral_axis(case.images[0], reader) for case in cases},
     )
-    return _with_options(made, options)
+    return _with_options(new, options)
 
 
 def _with_options(plan: Plan, options: PlanOptions) -> Plan:
@@ -337,29 +340,29 @@ def _with_options(plan: Plan, options: PlanOptions) -> Plan:
 
 def _options_of(plan: Plan | None) -> PlanOptions | None:
     """Return the options of a plan; None if it has none stored."""
-    given = None if plan is None else plan.segwright.get(OPTIONS)
-    if not isinstance(given, dict) or given.keys() != {each.name for each in fields(PlanOptions)}:
+    stored = None if plan is None else plan.segwright.get(OPTIONS)
+    if not isinstance(stored, dict) or stored.keys() != {each.name for each in fields(PlanOptions)}:
         return None
-    spacing = given["spacing"]
-    return PlanOptions(**{**given, "spacing": tuple(spacing) if isinstance(spacing, list) else None})
+    spacing = stored["spacing"]
+    return PlanOptions(**{**stored, "spacing": tuple(spacing) if isinstance(spacing, list) else None})
 
 
-def _is_same(made: Plan, existing: Plan) -> bool:
-    """Return whether two plans have the same values; their reasons may differ."""
-    documents = [plan.to_json() for plan in (made, existing)]
+def _has_same_values(new: Plan, existing: Plan) -> bool:
+    """Return whether two plans have the same values; their recorded reasons may differ."""
+    documents = [plan.to_json() for plan in (new, existing)]
     one, other = ({**document, "segwright": document.get("segwright", {}).get(SIDES)} for document in documents)
     return content_hash(one) == content_hash(other)
 
 
-def _trainings(session: Session, plans: str) -> list[str]:
+def _trained_folds(session: Session, plans: str) -> list[str]:
     """Return the folds that were or are being trained with plans of this name."""
     files = sorted((session.workspace.results / session.name).glob("*__*__*/fold_*/checkpoint_*.safetensors"))
     folds = dict.fromkeys(file.parent for file in files)
     return [f"{fold.parent.name}/{fold.name}" for fold in folds if fold.parent.name.split("__")[-2] == plans]
 
 
-def _preprocessed(session: Session, plan: Plan) -> list[str]:
-    """Return the folders of preprocessed cases that were made with a plan."""
+def _case_folders(session: Session, plan: Plan) -> list[str]:
+    """Return the names of the folders with cases that were preprocessed with a plan."""
     names = dict.fromkeys(plan.configuration(name).data_identifier for name in plan.configuration_names)
     folders = [session.workspace.case_folder(session.name, name) for name in names]
     return [folder.name for folder in folders if folder.is_dir() and any(folder.iterdir())]
@@ -369,6 +372,11 @@ def _free_name(session: Session, name: str) -> str:
     """Return an unused name for plans."""
     names = (f"{name}_{number}" for number in itertools.count(2))
     return next(each for each in names if not session.workspace.plans_file(session.name, each).exists())
+
+
+def default_configuration(plan: Plan) -> str:
+    """Return 3d_fullres, or the plan's first configuration if it has none of that name."""
+    return next(name for name in ("3d_fullres", *plan.configuration_names) if name in plan.configurations)
 
 
 def load_plan(session: Session, name: str) -> Plan:
@@ -383,15 +391,15 @@ def load_plan(session: Session, name: str) -> Plan:
     return Plan.load(file)
 
 
-def data_owners(plan: Plan, names: Sequence[str]) -> tuple[str, ...]:
-    """Return the configurations whose preprocessed data cover `names`; some configurations share data."""
-    owners: dict[str, str] = {}
+def configurations_to_preprocess(plan: Plan, names: Sequence[str]) -> tuple[str, ...]:
+    """Return the configurations to preprocess for `names`: one of those that share their preprocessed data."""
+    by_data: dict[str, str] = {}
     for name in names:
-        owners.setdefault(plan.configuration(name).data_identifier, name)
-    return tuple(owners.values())
+        by_data.setdefault(plan.configuration(name).data_identifier, name)
+    return tuple(by_data.values())
 
 
-def make_cases(
+def preprocess_cases(
     session: Session, plan: Plan, name: str, *, workers: int | None = None, even_if_in_use: bool = False
 ) -> PreprocessReport:
     """Preprocess the missing and outdated cases of one configuration.
@@ -414,7 +422,11 @@ def make_cases(
 
 
 def _require_unused(session: Session, plan: Plan, name: str) -> None:
-    """Check that no other process trains on cases that would be replaced."""
+    """Check that no other process trains on cases that would be replaced.
+
+    Raises:
+        WorkspaceError: one does.
+    """
     from segwright.preprocessing.dataset import replaced_cases
 
     data = plan.configuration(name).data_identifier
@@ -427,7 +439,7 @@ def _require_unused(session: Session, plan: Plan, name: str) -> None:
         if replaced:
             raise WorkspaceError(
                 f"{cases_folder(session, plan, name)}: case {shorten(replaced)} changed and would be replaced, but "
-                f"{busy} reads it; wait until that has ended, or stop it"
+                f"{busy} reads it; wait until that ends, or stop it"
             )
 
 
@@ -442,6 +454,7 @@ def cases_folder(session: Session, plan: Plan, name: str) -> Path:
 
 
 def _cases_record(session: Session, plan: Plan, name: str) -> tuple[str, object]:
+    """Return the stage cache's key of a configuration's preprocessed cases, and everything they are made from."""
     configuration = plan.configuration(name).model_dump(mode="json", by_alias=True)
     shared = {key: value for key, value in plan.to_json().items() if key not in ("configurations", "segwright")}
     made_from = [session.raw_state, configuration, shared, folder_digest(cases_folder(session, plan, name))]
@@ -458,12 +471,13 @@ def copy_description(session: Session) -> None:
             temporary.write_bytes(content)
 
 
-def _say_kept(file: Path, session: Session, stage: str, made_from: object) -> None:
+def _log_kept(file: Path, session: Session, stage: str, made_from: object) -> None:
     if not session.stage_cache.has_stage(stage):
         logger.info("%s was not written by this workspace and is kept", file)
     elif session.stage_cache.is_current(stage, made_from):
         logger.info(
-            "%s was edited by hand and is kept; if nobody did, it is damaged; 'segwright plan --overwrite' replaces it",
+            "%s was edited by hand and is kept; if you did not edit it, it is damaged; 'segwright plan --overwrite' "
+            "replaces it",
             file,
         )
     else:

@@ -10,9 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
-from segwright.api.preparing import DEFAULT_PLANS, cases_are_fresh, cases_folder, load_plan, make_cases
+from segwright.api.preparing import (
+    DEFAULT_PLANS,
+    cases_are_fresh,
+    cases_folder,
+    default_configuration,
+    load_plan,
+    preprocess_cases,
+)
 from segwright.api.session import Session, open_session
-from segwright.api.training_runs import TrainOptions, model_folder, named_code, require_options
+from segwright.api.training_runs import TrainOptions, require_options, training_cases, trusted_code
 from segwright.core.errors import ConfigError, SegwrightError
 from segwright.core.extensions.trust import TrustCode
 from segwright.core.files.atomic_io import write_text
@@ -21,7 +28,6 @@ from segwright.data.dataset import NO_ENVIRONMENT
 from segwright.data.labels import BACKGROUND, IGNORE, Labels
 from segwright.data.laterality import LabelPairs
 from segwright.data.plan import Plan
-from segwright.data.preprocessed.previous_stage import FOLDER, StageMaps
 from segwright.data.preprocessed.store import CaseStore
 from segwright.report import augmentation_page
 from segwright.report.augmentation_page import ShownSample
@@ -53,7 +59,7 @@ def preview_augmentation(
 ) -> Path:
     """Write one HTML page of training samples, each before and after augmentation, and return its path.
 
-    They are the first samples that a training on all cases with these settings would see on this machine, batch by
+    These are the first samples that a training on all cases with these settings would see on this machine, batch by
     batch, with the foreground-oversampled samples at the end of each. A cascade's second stage needs the predictions
     of the first.
 
@@ -80,21 +86,21 @@ def preview_augmentation(
         raise ConfigError(f"samples {samples}: expected 1 to {MOST_SAMPLES}")
     require_options(TrainOptions(settings=settings or {}))
     config = TrainConfig.from_mapping(settings or {})
-    trust = named_code(trust_code, settings or {})
+    trust = trusted_code(trust_code, settings or {})
     session = open_session(dataset, workspace, environment=environment, trust=trust)
     plan = load_plan(session, plans)
-    name = configuration or _default(plan)
-    shown = _Shown.of(session, plan, name, config)
+    name = configuration or default_configuration(plan)
+    preview = _Preview.of(session, plan, name, config)
     if not cases_are_fresh(session, plan, name):
-        make_cases(session, plan, name, workers=workers)
+        preprocess_cases(session, plan, name, workers=workers)
     folder = cases_folder(session, plan, name)
     page = augmentation_page.render(
-        shown.samples(_cases(session, plan, name, CaseStore(folder)), samples),
+        preview.samples(_cases(session, plan, name), samples),
         title=f"{session.name}, {name}",
-        notes=shown.notes(),
+        notes=preview.notes(),
         labels=_legend(session.dataset.labels),
         channels=list(session.dataset.description.channel_names.values()),
-        previous=shown.previous_channels(),
+        previous=preview.previous_channels(),
         spacing=plan.configuration(name).spacing,
         created=datetime.now().astimezone(),
     )
@@ -103,30 +109,23 @@ def preview_augmentation(
     return file
 
 
-def _default(plan: Plan) -> str:
-    return next(known for known in ("3d_fullres", *plan.configuration_names) if known in plan.configurations)
-
-
-def _cases(session: Session, plan: Plan, configuration: str, store: CaseStore) -> CaseStore | CascadeStore:
+def _cases(session: Session, plan: Plan, configuration: str) -> CaseStore | CascadeStore:
     """Return the cases as a training reads them, with the previous stage's predictions for a cascade.
 
     Raises:
         ConfigError: these predictions are missing.
     """
-    from segwright.training.cascade import CascadeStore
-
+    cases = training_cases(session, plan, configuration)
     previous = plan.configuration(configuration).previous_stage
     if previous is None:
-        return store
-    cases = CascadeStore(store, StageMaps(model_folder(session, plan, previous) / FOLDER / configuration))
-    for identifier in store.identifiers():
+        return cases
+    for identifier in CaseStore(cases_folder(session, plan, configuration)).identifiers():
         try:
             cases.load(identifier)
         except SegwrightError as error:
             raise ConfigError(
-                f"configuration '{configuration}' is trained on what '{previous}' predicts, which is not there for all "
-                f"cases ({error}); train '{previous}' and then '{configuration}' on all folds first, or preview "
-                f"'{previous}'"
+                f"configuration '{configuration}' is trained on predictions of '{previous}', which some cases lack "
+                f"({error}); train '{previous}' and then '{configuration}' on all folds first, or preview '{previous}'"
             ) from error
     return cases
 
@@ -141,8 +140,8 @@ def _legend(labels: Labels) -> dict[int, str]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Shown:
-    """The samples of a training with `config`, whose batch size must be set."""
+class _Preview:
+    """The first samples of a training with `config`, whose batch size must be set."""
 
     identifiers: tuple[str, ...]
     config: TrainConfig
@@ -151,7 +150,7 @@ class _Shown:
     recipe: Recipe
 
     @classmethod
-    def of(cls, session: Session, plan: Plan, name: str, config: TrainConfig) -> _Shown:
+    def of(cls, session: Session, plan: Plan, name: str, config: TrainConfig) -> _Preview:
         """Resolve the settings of a training on all cases on this machine.
 
         Raises:

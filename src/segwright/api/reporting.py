@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from segwright.api.checks.staleness import REPORT_HTML, changes_since_training, shown_documents
+from segwright.api.checks.staleness import REPORT_HTML, changes_since_training, reported_documents
 from segwright.api.selecting import read_selection
 from segwright.api.session import workspace_or_default
 from segwright.core.errors import DatasetError, ModelError, SegwrightError
@@ -33,11 +33,11 @@ from segwright.workspace import DATASET_JSON, FINGERPRINT_JSON, PLANS_JSON, SUMM
 logger = getLogger(__name__)
 
 _BELOW = (f"{MEMBERS}/*/", "*/", "preprocessed/*/", "results/*/*/")
-"""Places of documents below a selected model, the results of a dataset, a work folder."""
+"""Where documents lie below a selected model, the results of a dataset and a work folder."""
 _RANKS = ("worst", "second worst", "third worst")
 PICTURE_BYTES = 9_000_000
 """Limit of all compressed voxels of a report in bytes; base64 adds a third, so the file stays below 15 MB."""
-_MOST_BYTES_A_CASE = 1_800_000
+_CASE_BYTES = 1_800_000
 _CT = "CTNormalization"
 _CT_MARGIN = 0.5
 """Fraction of a CT's foreground intensity range added on both sides of the window, to keep the surroundings visible."""
@@ -77,26 +77,26 @@ def write_report(
     folder = _resolve(target, workspace)
     models = [sources.read_model(model, fold) for model, fold in sources.locate(folder)]
     for model in models:
-        _say_different(model)
+        _warn_if_folds_differ(model)
     summary = folder / SUMMARY_JSON
-    of_selection = [summary] if is_selected(folder) and summary.is_file() else []
-    more = [[*of_selection, *map(Path, scores)], *([Path(file) for file in scores] for _ in models[1:])]
-    shown = [(model, sources.score_sets(model, files)) for model, files in zip(models, more, strict=True)]
-    num_viewed = sum(len(_chosen(scored)) for _, sets in shown for scored in sets)
-    budget = min(_MOST_BYTES_A_CASE, PICTURE_BYTES // max(num_viewed, 1))
+    selected_scores = [summary] if is_selected(folder) and summary.is_file() else []
+    further = [[*(selected_scores if model is models[0] else ()), *map(Path, scores)] for model in models]
+    shown = [(model, sources.score_sets(model, files)) for model, files in zip(models, further, strict=True)]
+    num_viewed = sum(len(_cases_to_view(scored)) for _, sets in shown for scored in sets)
+    max_bytes = min(_CASE_BYTES, PICTURE_BYTES // max(num_viewed, 1))
     parts = []
     for model, sets in shown:
-        places = [folder, model.folder, *(Path(file).absolute().parent for file in scores)]
+        allowed = [folder, model.folder, *(Path(file).absolute().parent for file in scores)]
         if is_selected(folder):
-            places += [folder.absolute().parent / name for name in ("ensembles", *_member_names(folder))]
-        own = None if dataset is None else Path(dataset).absolute()
-        images = [_image_sources(model, scored, workspace, environment, own, places) for scored in sets]
+            allowed += [folder.absolute().parent / name for name in ("ensembles", *_member_names(folder))]
+        given = None if dataset is None else Path(dataset).absolute()
+        images = [_image_sources(model, scored, workspace, environment, given, allowed) for scored in sets]
         volumes, unit = _label_volumes(model, sets[0], images[0]) if sets else ({}, "")
         parts.append(
             page.ShownModel(
                 model=model,
                 sets=tuple(
-                    _look_at(model, scored, found, budget) if pictures else page.ShownSet(scored=scored)
+                    _load_cases(model, scored, found, max_bytes) if pictures else page.ShownSet(scored=scored)
                     for scored, found in zip(sets, images, strict=True)
                 ),
                 volumes=volumes,
@@ -106,17 +106,17 @@ def write_report(
     file = Path(output) if output is not None else folder / REPORT_HTML
     selected = find_selected(folder)
     selection = None if selected is None else read_selection(selected)
-    digest = _digest([*shown_documents(folder), *map(Path, scores)])
+    digest = _digest([*reported_documents(folder), *map(Path, scores)])
     created = datetime.now().astimezone()
     write_text(file, page.render(parts, selection=selection, created=created, made_from=digest))
     for model in models:
         for fold in model.folds:
             for line in changes_since_training(Workspace.fold_folder(model.folder, fold.name)):
-                logger.warning("%s; %s shows the scores that are there", line, file)
+                logger.warning("%s; %s shows the existing scores", line, file)
     return file
 
 
-def _say_different(model: ModelRecord) -> None:
+def _warn_if_folds_differ(model: ModelRecord) -> None:
     """Warn if the folds of a model folder are different models, so that their scores cannot be combined."""
     trained = [fold.name for fold in model.folds if (fold.folder / "checkpoint_final.json").is_file()]
     if len(trained) < 2:
@@ -135,7 +135,7 @@ def find_plan(path: str | Path) -> Plan:
     Raises:
         SegwrightError: There is none, or several different ones.
     """
-    return Plan.load(_document(Path(path), (PLANS_JSON, "*Plans*.json"), "plan"))
+    return Plan.load(_find_document(Path(path), (PLANS_JSON, "*Plans*.json"), "plan"))
 
 
 def find_fingerprint(path: str | Path) -> Fingerprint:
@@ -144,7 +144,7 @@ def find_fingerprint(path: str | Path) -> Fingerprint:
     Raises:
         SegwrightError: There is none, or several different ones.
     """
-    return Fingerprint.load(_document(Path(path), (FINGERPRINT_JSON,), "fingerprint"))
+    return Fingerprint.load(_find_document(Path(path), (FINGERPRINT_JSON,), "fingerprint"))
 
 
 def find_scores(path: str | Path) -> list[tables.ScoreTable]:
@@ -181,16 +181,16 @@ def report_of_run(
 ) -> Path | None:
     """Return the report beside the models of a dataset, rewritten if scores are newer.
 
-    A failure is logged and returns None; it must not fail the run, whose results are complete.
+    A failure is logged and returns None, so that it does not fail the run.
     """
     file = results / REPORT_HTML
-    shown = [*shown_documents(results), *scores]
+    shown = [*reported_documents(results), *scores]
     try:
-        made = file.stat().st_mtime_ns if file.is_file() else 0
-        is_newer = any(document.stat().st_mtime_ns > made for document in shown)
-        if is_newer or page.made_from(file) != _digest(shown):
+        written = file.stat().st_mtime_ns if file.is_file() else 0
+        is_older = any(document.stat().st_mtime_ns > written for document in shown)
+        if is_older or page.made_from(file) != _digest(shown):
             write_report(results, file, workspace=workspace, dataset=dataset, scores=scores)
-    except Exception as error:
+    except Exception as error:  # any failure, since the results are complete
         logger.warning("no report was written (%s: %s); all other results are complete", type(error).__name__, error)
         return None
     return file
@@ -200,12 +200,15 @@ def _digest(documents: Sequence[Path]) -> str:
     return content_hash([file_hash(document) for document in documents])
 
 
-def _document(path: Path, names: Sequence[str], kind: str) -> Path:
-    """Return the file itself, or find it in, above (for a fold) or below a folder; earlier names win."""
+def _find_document(path: Path, names: Sequence[str], kind: str) -> Path:
+    """Find a document: the path itself if it is a file, else in the folder, above it (for a fold), or below it.
+
+    Raises:
+        ModelError: there is none, or several different ones in the same place.
+    """
     if path.is_file():
         return path
-    near = (path, path.absolute().parent)
-    patterns = [(folder, name) for folder in near for name in names]
+    patterns = [(folder, name) for folder in (path, path.absolute().parent) for name in names]
     patterns += [(path, f"{below}{name}") for below in _BELOW for name in names]
     for folder, pattern in patterns:
         found = sorted(folder.glob(pattern))
@@ -222,13 +225,13 @@ def _description_near(summary: Path) -> DatasetDescription:
     """Find the dataset.json for the class names of a summary: beside it, up to three folders above, or of a member."""
     above = list(summary.absolute().parents)[:4]
     folders = [*above, *sorted(above[0].glob(f"{MEMBERS}/*"))]
-    found = next((folder / DATASET_JSON for folder in folders if (folder / DATASET_JSON).is_file()), None)
-    if found is None:
+    file = next((folder / DATASET_JSON for folder in folders if (folder / DATASET_JSON).is_file()), None)
+    if file is None:
         raise DatasetError(
             f"{summary}: no {DATASET_JSON} beside it or up to three folders above, which "
             "gives the class names; copy it there"
         )
-    return datasets.load_description(found)
+    return datasets.load_description(file)
 
 
 def _resolve(target: str | Path, workspace: Workspace | None) -> Path:
@@ -239,8 +242,8 @@ def _resolve(target: str | Path, workspace: Workspace | None) -> Path:
     results = workspace_or_default(workspace).results
     trained = {folder.name: folder for folder in sorted(results.glob("Dataset*")) if folder.is_dir()}
     text = str(target)
-    found = [name for name in trained if text.isdecimal() and name.split("_")[0] == f"Dataset{int(text):03d}"]
-    name = found[0] if len(found) == 1 else text
+    with_id = [name for name in trained if text.isdecimal() and name.split("_")[0] == f"Dataset{int(text):03d}"]
+    name = with_id[0] if len(with_id) == 1 else text
     if name not in trained:
         known = ", ".join(trained) or "no dataset"
         raise ModelError(
@@ -249,8 +252,8 @@ def _resolve(target: str | Path, workspace: Workspace | None) -> Path:
     return trained[name]
 
 
-def _chosen(scored: ScoreSet) -> list[tuple[str, CaseScores]]:
-    """Return the cases to show and why: the worst, the median and the best."""
+def _cases_to_view(scored: ScoreSet) -> list[tuple[str, CaseScores]]:
+    """Return the worst cases, the median and the best, each with its rank in words."""
     cases = [case for case in tables.ranked(scored.scores) if not math.isnan(case.mean_dice)]
     if not cases:
         return []
@@ -263,29 +266,30 @@ def _chosen(scored: ScoreSet) -> list[tuple[str, CaseScores]]:
     return [(rank, cases[index]) for index, rank in sorted(picks.items())]
 
 
-def _look_at(model: ModelRecord, scored: ScoreSet, images: ImageSources, max_bytes: int) -> page.ShownSet:
+def _load_cases(model: ModelRecord, scored: ScoreSet, images: ImageSources, max_bytes: int) -> page.ShownSet:
+    """Load the cases of a score set for the viewer, each packed into `max_bytes`."""
     viewed, missing = [], []
     labels = model.labels
-    for rank, case in _chosen(scored):
+    for rank, case in _cases_to_view(scored):
         try:
-            found = load_case(case, images)
+            loaded = load_case(case, images)
         except SegwrightError as error:
             missing.append(f"{rank}, {error}")
             continue
         viewed.append(
             page.ViewedCase(
                 rank=rank,
-                name=found.identifier,
+                name=loaded.identifier,
                 mean=case.mean_dice,
                 dice={labels.class_name(class_key(key)): item.dice for key, item in case.metrics.items()},
-                packed=pack(found, labels.foreground_labels, max_bytes=max_bytes, windows=_windows(model, found)),
+                packed=pack(loaded, labels.foreground_labels, max_bytes=max_bytes, windows=_windows(model, loaded)),
             )
         )
     return page.ShownSet(scored=scored, viewed=tuple(viewed), missing=tuple(missing))
 
 
 def _windows(model: ModelRecord, case: CaseImages) -> list[tuple[float, float] | None]:
-    """Return the intensity window of each channel: from the foreground in a CT, else from the image."""
+    """Return the intensity window of each channel: that of the foreground in a raw CT, else None (from the image)."""
     windows: list[tuple[float, float] | None] = []
     statistics = model.plan.foreground_intensity_properties_per_channel
     for channel in range(len(case.image)):
@@ -306,9 +310,9 @@ def _image_sources(
     workspace: Workspace | None,
     environment: Mapping[str, str],
     dataset: Path | None,
-    places: Sequence[Path],
+    allowed: Sequence[Path],
 ) -> ImageSources:
-    """Return the folders to search for images: in the given dataset, in the workspace, above the model.
+    """Return where to look for images: in the given dataset, in the given workspace, in the model's workspace.
 
     Args:
         model: the model.
@@ -316,13 +320,13 @@ def _image_sources(
         workspace: the given workspace.
         environment: variables that paths in file lists may contain.
         dataset: the given raw dataset.
-        places: given folders whose files may be opened.
+        allowed: further folders whose files may be opened.
     """
     name, identifier = model.dataset, model.configuration.data_identifier
-    workspaces = [place for place in (workspace, _own_workspace(model)) if place is not None]
-    folders = [*([] if dataset is None else [dataset]), *(place.raw / name for place in workspaces)]
+    workspaces = [each for each in (workspace, _own_workspace(model)) if each is not None]
+    folders = [*([] if dataset is None else [dataset]), *(each.raw / name for each in workspaces)]
     raw = next((folder for folder in folders if (folder / DATASET_JSON).is_file()), None)
-    stores = [CaseStore(place.case_folder(name, identifier)) for place in workspaces]
+    stores = [CaseStore(each.case_folder(name, identifier)) for each in workspaces]
     store = next((store for store in stores if store.identifiers()), None)
     return ImageSources(
         description=model.description,
@@ -331,7 +335,7 @@ def _image_sources(
         raw=raw,
         files={} if raw is None else _listed_files(model, raw, dataset, workspace, environment),
         store=store,
-        places=places,
+        places=allowed,
         datasets=folders,
     )
 
@@ -349,9 +353,9 @@ def _own_workspace(model: ModelRecord) -> Workspace | None:
 def _listed_files(
     model: ModelRecord, raw: Path, dataset: Path | None, workspace: Workspace | None, environment: Mapping[str, str]
 ) -> Mapping[str, Sequence[Path]]:
-    """Return the images of each case that a raw dataset lists; outside it only where the user gave the dataset.
+    """Return the images of each case that a raw dataset lists; files outside it only if the user named the dataset.
 
-    Else it lies in the tree of the model. That may come from elsewhere, and so may the dataset and what it lists.
+    A dataset found beside the model may come from somebody else, as the model may, and list any files of this machine.
     """
     if model.description.dataset is None:
         return {}
@@ -384,7 +388,7 @@ def _label_volumes(model: ModelRecord, scored: ScoreSet, images: ImageSources) -
 
 
 def _voxel_ml(case: CaseScores, images: ImageSources) -> float | None:
-    """Return the volume of a voxel in ml; None for 2D images or if no file has it."""
+    """Return the volume of a voxel in mL; None for 2D images or if no file has it."""
     files = [Path(case.reference_file), *(folder / case.case for folder in images.predictions)]
     file = next((file for file in files if images.finds(file)), None)
     if file is None:

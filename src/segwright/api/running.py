@@ -14,7 +14,7 @@ import numpy as np
 
 from segwright.api import evaluating, predicting, preparing, reporting, selecting, splitting, training, training_runs
 from segwright.api.checks import staleness
-from segwright.api.checks.usability import shortcoming
+from segwright.api.checks.usability import find_shortcoming
 from segwright.api.preparing import PlanOptions
 from segwright.api.session import Session, dataset_lock, open_session
 from segwright.api.training_runs import TrainOptions
@@ -42,7 +42,7 @@ DEMO_BUDGET_S = 120.0
 """Training time of the demo in seconds; prediction and figures take the rest of its four minutes."""
 
 _DEMO_PARTS = ("predictions", "pictures")
-"""Folders of a demo beside raw, preprocessed and results."""
+"""Output folders of a demo beside raw, preprocessed and results."""
 
 
 def run(
@@ -101,36 +101,39 @@ def run(
     )
     options = TrainOptions(settings=chosen, device=device, stop=stop)
     training_runs.require_options(options)
-    trust = training_runs.named_code(trust_code, chosen, trainer)
+    trust = training_runs.trusted_code(trust_code, chosen, trainer)
     presets.preset(preset)
     session = open_session(dataset, workspace, environment=environment, trainer=trainer, trust=trust)
     numbers = _folds(session, folds)
     done: list[str] = []
     with dataset_lock(session, "measuring and planning"):
-        found, was_measured = preparing.make_fingerprint(session, workers=workers)
-        plan, was_planned = preparing.make_plan(session, found, PlanOptions(preset=preset, name=plans), as_before=True)
+        measured, was_measured = preparing.make_fingerprint(session, workers=workers)
+        plan, was_planned = preparing.make_plan(
+            session, measured, PlanOptions(preset=preset, name=plans), prefer_existing=True
+        )
     done += ["fingerprint"] * was_measured + ["plan"] * was_planned
     names = _configurations(plan, configurations)
     todo = [(name, fold) for name in names for fold in numbers if not _is_finished(session, plan, name, fold)]
     for name in names:
         training_runs.require_trainable(session, plan, name, [fold for each, fold in todo if each == name], chosen)
-    for name in preparing.data_owners(plan, names):
+    for name in preparing.configurations_to_preprocess(plan, names):
         if not preparing.cases_are_fresh(session, plan, name):
-            report = preparing.make_cases(session, plan, name, workers=workers)
+            report = preparing.preprocess_cases(session, plan, name, workers=workers)
             done += [f"preprocess {name}"] * bool(report.done)
     for name, fold in todo:
         logger.info("training %s, fold %s", name, fold)
         training_runs.train_fold(session, plan, name, fold, options=options)
         done.append(f"train {name} fold {fold}")
-    for name, fold in sorted(set(itertools.product(names, numbers)) - set(todo)):
-        staleness.bring_up_to_date(session, plan, name, training_runs.fold_folder(session, plan, name, fold))
+    kept = set(itertools.product(names, numbers)) - set(todo)
+    for name, fold in sorted(kept):
+        staleness.refresh_scores(session, plan, name, training_runs.fold_folder(session, plan, name, fold))
     folds_done = tuple(training_runs.finished_fold(session, plan, name, fold) for name in names for fold in numbers)
     selection = selecting.select_after_run(session, plan, names, numbers, device=device, workers=workers)
     done += ["select"] * selection.is_new
     page = reporting.report_of_run(
         folds_done[0].model.parent, workspace=session.workspace, dataset=session.dataset.folder
     )
-    not_done = training_runs.not_done(session, plan, set(itertools.product(names, numbers)) - set(todo), chosen)
+    not_done = training_runs.describe_ignored_settings(session, plan, kept, chosen)
     return RunReport(folds=folds_done, done=tuple(done), page=page, selection=selection, not_done=not_done)
 
 
@@ -152,14 +155,14 @@ def demo(
         device: auto, cpu, mps or a GPU.
     """
     start = time.monotonic()
-    options = TrainOptions(settings={"budget_s": training.seconds(budget) or DEMO_BUDGET_S}, device=device)
+    options = TrainOptions(settings={"budget_s": training.parse_duration(budget) or DEMO_BUDGET_S}, device=device)
     training_runs.require_options(options)
     place = Path(folder).absolute()
     workspace = Workspace.under(place)
     predictions, pictures = (below(place, part) for part in _DEMO_PARTS)
     raw = below(place, workspace.raw.name, DEMO_DATASET)
-    for part in phantom.FOLDERS:
-        below(place, workspace.raw.name, DEMO_DATASET, part)  # raises before anything is deleted or written
+    for part in phantom.FOLDERS:  # raises for links out of the folder before anything is deleted or written
+        below(place, workspace.raw.name, DEMO_DATASET, part)
     if fresh:
         _remove_demo(place)
     workspace.require_writable()
@@ -167,10 +170,10 @@ def demo(
     phantom.write_dataset(raw)
     session = open_session(raw, workspace)
     with dataset_lock(session, "measuring and planning"):
-        found, _ = preparing.make_fingerprint(session)
-        plan, _ = preparing.make_plan(session, found, preparing.DEFAULT_OPTIONS)
+        measured, _ = preparing.make_fingerprint(session)
+        plan, _ = preparing.make_plan(session, measured, preparing.DEFAULT_OPTIONS)
     if not preparing.cases_are_fresh(session, plan, DEMO_CONFIGURATION):
-        preparing.make_cases(session, plan, DEMO_CONFIGURATION)
+        preparing.preprocess_cases(session, plan, DEMO_CONFIGURATION)
     # Train on all cases: the score comes from the test cases, so none is held out.
     was_trained = training_runs.is_trained(training_runs.fold_folder(session, plan, DEMO_CONFIGURATION, "all"))
     model = training_runs.train_only(session, plan, DEMO_CONFIGURATION, "all", options=options)
@@ -185,7 +188,7 @@ def demo(
         model=model,
         pictures=tuple(_draw(raw, predictions, pictures, session)),
         page=reporting.report_of_run(model.parent, workspace=workspace, dataset=raw, scores=[scores.file]),
-        shortcoming=shortcoming(
+        shortcoming=find_shortcoming(
             [training_runs.fold_folder(session, plan, DEMO_CONFIGURATION, "all")], scores.scores.mean_dice
         ),
     )
@@ -197,7 +200,7 @@ def _configurations(plan: Plan, wanted: Sequence[str] | None) -> tuple[str, ...]
         for name in wanted:
             plan.configuration(name)
         return tuple(dict.fromkeys(wanted))
-    name = next(known for known in ("3d_fullres", *plan.configuration_names) if known in plan.configurations)
+    name = preparing.default_configuration(plan)
     logger.info("configuration %s; --config trains others of %s", name, ", ".join(plan.configuration_names))
     return (name,)
 
@@ -209,7 +212,7 @@ def _folds(session: Session, wanted: Sequence[int] | Literal["all"] | None) -> t
     every = range(len(splitting.dataset_splits(session, write=False)))
     numbers = tuple(every) if wanted == "all" else tuple(dict.fromkeys(DEFAULT_FOLDS if wanted is None else wanted))
     splitting.require_folds(session, numbers)
-    splitting.say_left_out(session)
+    splitting.warn_of_unused_cases(session)
     return numbers
 
 
@@ -219,6 +222,7 @@ def _is_finished(session: Session, plan: Plan, name: str, fold: int) -> bool:
 
 
 def _draw(raw: Path, predictions: Path, folder: Path, session: Session) -> Iterator[Path]:
+    """Draw an overlay of each prediction and its reference to a PNG in `folder`; yield the files."""
     from segwright.report.pictures import save_overlay
 
     reader = session.dataset.reader

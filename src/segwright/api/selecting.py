@@ -10,17 +10,17 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from segwright.api.checks.staleness import bring_up_to_date
-from segwright.api.checks.usability import shortcoming
-from segwright.api.estimating import fit_estimates, member_of
+from segwright.api.checks.staleness import refresh_scores
+from segwright.api.checks.usability import find_shortcoming
+from segwright.api.estimating import fit_estimates, make_member
 from segwright.api.session import Session, open_session
 from segwright.api.trained_models import (
-    Trained,
+    TrainedModel,
     comparable_folds,
     find_trained,
+    log_folds,
     open_trained,
-    require_labels,
-    say_folds,
+    require_current_labels,
 )
 from segwright.api.training_runs import is_trained, model_folder
 from segwright.core.errors import ModelError, Problem, ProblemReport
@@ -99,8 +99,8 @@ def select(
     session = open_session(dataset, workspace, environment=environment, trust=CodeTrust.of(trust_code))
     models = find_trained(session, configurations=configurations, plans=plans)
     for model in open_trained(models, folds):
-        for fold in model.found.folds:
-            bring_up_to_date(session, model.plan, model.configuration, Workspace.fold_folder(model.folder, fold))
+        for fold in model.crossval.folds:
+            refresh_scores(session, model.plan, model.configuration, Workspace.fold_folder(model.folder, fold))
     return select_models(
         session, models, folds=folds, ensembles=ensembles, output=output, device=device, workers=workers
     )
@@ -117,15 +117,15 @@ def select_after_run(
 ) -> SelectionReport:
     """Select among the configurations of a run and earlier ones of the same plans with the same folds."""
     options: dict[str, Any] = {"folds": folds, "device": device, "workers": workers, "by": "run"}
-    every = {name: model_folder(session, plan, name) for name in sorted({*names, *plan.configuration_names})}
-    wanted = [folder for name, folder in every.items() if name in names or {*folds} <= {*comparable_folds(folder)}]
-    own = [every[name] for name in sorted(set(names))]
+    models = {name: model_folder(session, plan, name) for name in sorted({*names, *plan.configuration_names})}
+    compared = [folder for name, folder in models.items() if name in names or {*folds} <= {*comparable_folds(folder)}]
+    own = [models[name] for name in sorted(set(names))]
     try:
-        return select_models(session, wanted, **options)
+        return select_models(session, compared, **options)
     except (ModelError, ProblemReport) as error:
-        if wanted == own:
+        if compared == own:
             raise
-        logger.warning("%s; only what this run trained is compared", error)
+        logger.warning("%s; only the models of this run are compared", error)
         return select_models(session, own, **options)
 
 
@@ -162,21 +162,21 @@ def _select(
     by: Verb,
 ) -> SelectionReport:
     trained = open_trained(models, folds)
-    common = trained[0].found.folds
+    common = trained[0].crossval.folds
     sources = {each.name: _source(each, folds) for each in trained}
     states = [[name, source.folds, _state(source)] for name, source in sources.items()]
     made_from = content_hash([VERSION, ensembles, common, session.raw_state, states])
-    known = _known(target, made_from, by)
-    if known is not None:
-        return known
+    existing = _existing_selection(target, made_from, by)
+    if existing is not None:
+        return existing
     from segwright.inference.models.model_folder import require_folds
 
-    require_labels(session, trained)
+    require_current_labels(session, trained)
     for source in sources.values():
         require_folds(source.folder, source.folds)
-    say_folds(trained)
-    references = _references(session, trained[0].found)
-    predictions: dict[tuple[str, ...], dict[str, Path]] = {(each.name,): each.found.cases for each in trained}
+    log_folds(trained)
+    references = _references(session, trained[0].crossval)
+    predictions: dict[tuple[str, ...], dict[str, Path]] = {(each.name,): each.crossval.cases for each in trained}
     if ensembles and len(trained) > 1:
         predictions |= _pair_predictions(session, trained, references, device=device, workers=workers)
     reader = trained[0].plan.image_reader_writer
@@ -195,47 +195,45 @@ def _select(
     ]
     selection = choose(candidates, common)
     winners = predictions[selection.winner.members]
-    found = determine(
+    processing = determine(
         [(references[case], file) for case, file in winners.items()],
         labels=session.dataset.labels,
         reader=reader,
         workers=workers,
-        floor=CLEAR_GAIN,
-    )
+        minimum=CLEAR_GAIN,
+    ).processing
     comparison = selection.summary()
-    lacking = _shortcoming([sources[name] for name in selection.winner.members], comparison.dice)
+    winner_sources = [sources[name] for name in selection.winner.members]
+    fold_folders = [Workspace.fold_folder(each.folder, fold) for each in winner_sources for fold in each.folds]
+    shortcoming = find_shortcoming(fold_folders, comparison.dice)
     members = [each for each in trained if each.name in selection.winner.members]
     estimates = fit_estimates(session, members, winners, selection.winner.scores, device=device, workers=workers)
     write_selected(
         target,
-        [sources[name] for name in selection.winner.members],
-        found.processing,
+        winner_sources,
+        processing,
         dataset=session.name,
         made_from=made_from,
         by=by,
         selection=comparison.model_dump(),
         summary=score(winners, ExtraMetrics(surface=True)).to_json(),
-        dice_estimator=estimates.quality,
+        dice_estimator=estimates.dice_estimator,
         calibration=estimates.calibration,
-        shortcoming=lacking,
+        shortcoming=shortcoming,
     )
     logger.info("selected %s, mean Dice %.4f: %s", comparison.winner, comparison.dice, target)
     return SelectionReport(
         model=target,
         comparison=comparison,
-        postprocessing=found.processing,
-        quality=estimates.quality,
+        postprocessing=processing,
+        quality=estimates.dice_estimator,
         calibration=estimates.calibration,
         is_new=True,
-        shortcoming=lacking,
+        shortcoming=shortcoming,
     )
 
 
-def _shortcoming(sources: Sequence[Source], dice: float) -> str:
-    return shortcoming([Workspace.fold_folder(each.folder, fold) for each in sources for fold in each.folds], dice)
-
-
-def _source(model: Trained, folds: Sequence[int] | None) -> Source:
+def _source(model: TrainedModel, folds: Sequence[int] | None) -> Source:
     """Return the model with the requested folds, or all finished ones."""
     names = [path.name.removeprefix("fold_") for path in model.folder.glob("fold_*") if is_trained(path)]
     every = sorted(int(name) for name in names if name.isdecimal())
@@ -251,16 +249,16 @@ def _state(source: Source) -> list[tuple[str, int, int]]:
     return [(str(file.relative_to(source.folder)), state.st_size, state.st_mtime_ns) for file, state in states]
 
 
-def _known(target: Path, made_from: str, by: Verb) -> SelectionReport | None:
+def _existing_selection(target: Path, made_from: str, by: Verb) -> SelectionReport | None:
     """Return the existing selection if it is up to date or must not be replaced by this command."""
     if not is_selected(target):
         return None
-    known = read_selected(target)
-    whole = all((target / MEMBERS / member.name).is_dir() for member in known.members)
-    if not whole:
+    selected = read_selected(target)
+    is_complete = all((target / MEMBERS / member.name).is_dir() for member in selected.members)
+    if not is_complete:
         return None
-    if known.made_from != made_from:
-        if by == "select" or known.by != "select":
+    if selected.made_from != made_from:
+        if by == "select" or selected.by != "select":
             return None
         logger.warning(
             "%s: was made by 'segwright select' and is kept; run 'segwright select' again to update it", target
@@ -291,10 +289,14 @@ def read_selection(folder: Path) -> SelectionReport:
     )
 
 
-def _references(session: Session, found: CrossValidation) -> dict[str, Path]:
-    """Return the reference label map of each held-out case."""
+def _references(session: Session, held_out: CrossValidation) -> dict[str, Path]:
+    """Return the reference label map of each held-out case.
+
+    Raises:
+        ProblemReport: cases have none any more; all of them at once.
+    """
     labels = {case.identifier: case.label for case in session.dataset.cases if case.label is not None}
-    missing = [case for case in found.cases if case not in labels]
+    missing = [case for case in held_out.cases if case not in labels]
     if missing:
         raise ProblemReport(
             [
@@ -302,12 +304,12 @@ def _references(session: Session, found: CrossValidation) -> dict[str, Path]:
                 for case in missing
             ]
         )
-    return {case: labels[case] for case in found.cases}
+    return {case: labels[case] for case in held_out.cases}
 
 
 def _pair_predictions(
     session: Session,
-    trained: Sequence[Trained],
+    trained: Sequence[TrainedModel],
     references: Mapping[str, Path],
     *,
     device: str,
@@ -317,10 +319,10 @@ def _pair_predictions(
     from segwright.training.validation.out_of_fold import predict_pairs
 
     ending = session.dataset.description.file_ending
-    members = {each.name: member_of(session, each, workers=workers) for each in trained}
+    members = {each.name: make_member(session, each, workers=workers) for each in trained}
     pairs = list(combinations(members, 2))
     result: dict[tuple[str, ...], dict[str, Path]] = {pair: {} for pair in pairs}
-    for fold, files in trained[0].found.files.items():
+    for fold, files in trained[0].crossval.files.items():
         folders = {
             pair: below(
                 session.workspace.ensemble_folder(session.name, "___".join(("ensemble", *pair))), f"fold_{fold}"

@@ -17,7 +17,7 @@ from segwright.data.stage_cache import RawIdentity, StageCache, hash_files, list
 from segwright.workspace import DATASET_JSON, SPLITS_JSON, Workspace
 
 DEFAULT_WORK = Path("segwright-work")
-TRAINER = "Trainer"
+DEFAULT_TRAINER = "Trainer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +40,7 @@ class Session:
     @property
     def trainer_name(self) -> str:
         """Name of the trainer class, as in the name of the model folder."""
-        return TRAINER if self.trainer is None else self.trainer.rpartition(":")[2].rpartition(".")[2]
+        return DEFAULT_TRAINER if self.trainer is None else self.trainer.rpartition(":")[2].rpartition(".")[2]
 
     @property
     def name(self) -> str:
@@ -85,7 +85,7 @@ def open_session(
         trainer=trainer,
         trust=trust,
     )
-    _require_own(session)
+    _require_same_dataset(session)
     return session
 
 
@@ -102,7 +102,7 @@ def dataset_lock(session: Session, what: str) -> Iterator[None]:
     """
     with locked(session.workspace.preprocessed_lock(session.name), f"{what} {session.name}"):
         sweep_leftovers(session.workspace.preprocessed_dataset(session.name), is_shared=True)
-        _require_own(session)  # another process may have started with this name meanwhile
+        _require_same_dataset(session)  # another process may have started with this name meanwhile
         if session.stage_cache.is_begun:
             record_owner(session)
         yield
@@ -132,8 +132,8 @@ def writing_problem(workspace: Workspace) -> Problem | None:
     return None
 
 
-def _require_own(session: Session) -> None:
-    """Check that the derived files in the workspace belong to this dataset.
+def _require_same_dataset(session: Session) -> None:
+    """Check that the derived files in the workspace were made from this dataset, not another one of its name.
 
     Raises:
         WorkspaceError: they were made from another dataset.
@@ -146,7 +146,7 @@ def _require_own(session: Session) -> None:
         return
     now = _image_hashes(session, set(recorded.images))
     equal = [case for case, images in now.items() if images == recorded.images[case]]
-    if now and 2 * len(equal) >= len(now):  # same images in another folder: the dataset was moved
+    if now and 2 * len(equal) >= len(now):  # the dataset was moved, and perhaps some of its images changed
         return
     preprocessed = session.workspace.preprocessed_dataset(session.name)
     raise WorkspaceError(
@@ -157,6 +157,7 @@ def _require_own(session: Session) -> None:
 
 
 def _identity(session: Session) -> RawIdentity:
+    """Return what identifies the dataset if its folder is moved: image hashes of its first, middle and last case."""
     names = session.dataset.identifiers
     chosen = {names[0], names[len(names) // 2], names[-1]}
     return RawIdentity(

@@ -22,7 +22,7 @@ def dataset_splits(session: Session, *, write: bool = True) -> list[splits.Split
         session.dataset.identifiers,
         raw_file=session.raw_splits,
         write=write,
-        in_use=_any_fold_begun(session),
+        in_use=_has_numbered_fold(session),
     )
 
 
@@ -37,17 +37,17 @@ def require_folds(session: Session, folds: Sequence[Fold]) -> None:
             splits.select(dataset_splits(session, write=False), session.dataset.identifiers, fold)
 
 
-def say_left_out(session: Session) -> None:
-    """Warn about cases that no fold uses for training or validation, and about folds that are not the default ones."""
+def warn_of_unused_cases(session: Session) -> None:
+    """Warn about cases that no fold trains on or validates with; log if the folds are not the default ones."""
     file = session.workspace.splits_file(session.name)
     if not file.is_file() and not session.raw_splits.is_file():
         return
-    found = dataset_splits(session, write=False)
-    left_out = splits.left_out(found, session.dataset.identifiers)
+    current = dataset_splits(session, write=False)
+    left_out = splits.left_out(current, session.dataset.identifiers)
     if not left_out:
-        if not session.raw_splits.is_file() and not splits.are_default(found, session.dataset.identifiers):
+        if not session.raw_splits.is_file() and not splits.are_default(current, session.dataset.identifiers):
             logger.info(
-                "%s holds other folds than are made by default (edited by hand, or damaged), and they are used; delete "
+                "%s holds other folds than the default ones (edited by hand, or damaged), and they are used; delete "
                 "the file to get the default ones, unless folds are trained",
                 file,
             )
@@ -59,11 +59,12 @@ def say_left_out(session: Session) -> None:
         *(given or file, "them" if len(left_out) > 1 else "it", splits.shorten(left_out)),
         f"add them there and delete {file}"
         if given is not None
-        else "delete the file to get new folds of all cases and train every fold again, for folds of different splits "
-        "are not comparable; or add them to folds in the file; or train on all cases with fold all",
+        else "delete the file to get new folds of all cases and train every fold again, since folds of different "
+        "splits are not comparable; or add them to folds in the file; or train on all cases with fold all",
     )
 
 
-def _any_fold_begun(session: Session) -> bool:
+def _has_numbered_fold(session: Session) -> bool:
+    """Return whether a fold of the splits has a checkpoint; fold `all` does not use them."""
     results = session.workspace.results / session.name
     return any(results.glob("*/fold_[0-9]*/checkpoint_*"))

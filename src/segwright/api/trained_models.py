@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
 
-from segwright.api.checks.one_model import difference_in_meaning
+from segwright.api.checks.one_model import task_difference
 from segwright.api.session import Session
 from segwright.api.training_runs import is_trained
 from segwright.core.errors import ModelError, nearest
@@ -22,13 +22,13 @@ _SEPARATOR = "__"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trained:
-    """A model folder with its compared folds and their held-out predictions."""
+class TrainedModel:
+    """A model folder with the folds to compare; `crossval` holds their out-of-fold predictions."""
 
     folder: Path
     plan: Plan
     configuration: str
-    found: CrossValidation
+    crossval: CrossValidation
 
     @property
     def name(self) -> str:
@@ -45,28 +45,28 @@ def find_trained(
         ModelError: there are none, or none of a requested configuration.
     """
     place = session.workspace.results / session.name
-    every = sorted(file.parent for file in place.glob(f"*{_SEPARATOR}*{_SEPARATOR}*/{PLANS_JSON}"))
-    there: dict[Path, str] = {}
-    for folder in every:
-        *_, of_plans, name = folder.name.split(_SEPARATOR)
-        if plans not in (None, of_plans):
+    folders = sorted(file.parent for file in place.glob(f"*{_SEPARATOR}*{_SEPARATOR}*/{PLANS_JSON}"))
+    comparable: dict[Path, str] = {}  # with the name of the configuration
+    for folder in folders:
+        *_, plans_name, name = folder.name.split(_SEPARATOR)
+        if plans not in (None, plans_name):
             continue
         if comparable_folds(folder):
-            there[folder] = name
+            comparable[folder] = name
         elif configurations is None or name in configurations:
             logger.warning("%s is left out: no fold is trained here and has predicted held-out cases", folder.name)
-    if not there:
-        begun = f"; no fold in {every[0].name} is trained to the end and validated" if every else ""
+    if not comparable:
+        unfinished = f"; no fold in {folders[0].name} is trained to the end and validated" if folders else ""
         raise ModelError(
-            f"{place}: nothing to select from{begun}; train folds with 'segwright train' or 'segwright run'"
+            f"{place}: nothing to select from{unfinished}; train folds with 'segwright train' or 'segwright run'"
         )
     for name in configurations or ():
-        if name not in there.values():
-            raise ModelError(f"{place}: no trained fold of '{name}'{nearest(name, set(there.values()))}")
-    return [folder for folder, name in there.items() if configurations is None or name in configurations]
+        if name not in comparable.values():
+            raise ModelError(f"{place}: no trained fold of '{name}'{nearest(name, set(comparable.values()))}")
+    return [folder for folder, name in comparable.items() if configurations is None or name in configurations]
 
 
-def open_trained(models: Sequence[Path], folds: Sequence[int] | None) -> list[Trained]:
+def open_trained(models: Sequence[Path], folds: Sequence[int] | None) -> list[TrainedModel]:
     """Open the models with their common folds.
 
     Raises:
@@ -75,29 +75,31 @@ def open_trained(models: Sequence[Path], folds: Sequence[int] | None) -> list[Tr
     for model in models:
         missing = sorted(set(folds or ()) - set(comparable_folds(model)))
         if missing:
-            held = ", ".join(map(str, comparable_folds(model)))
+            listed = ", ".join(map(str, comparable_folds(model)))
             raise ModelError(
-                f"{model}: fold {', '.join(map(str, missing))} is not trained and validated; there is {held or 'none'}"
+                f"{model}: fold {', '.join(map(str, missing))} is not trained and validated; those that are: "
+                f"{listed or 'none'}"
             )
-    found = [read_crossval(model, folds or comparable_folds(model)) for model in models]
-    common = [fold for fold in found[0].folds if all(fold in each.folds for each in found)]
+    crossvals = [read_crossval(model, folds or comparable_folds(model)) for model in models]
+    first = crossvals[0]
+    common = [fold for fold in first.folds if all(fold in each.folds for each in crossvals)]
     if not common:
-        held = "; ".join(f"{each.model.name}: {', '.join(map(str, each.folds))}" for each in found)
+        listed = "; ".join(f"{each.model.name}: {', '.join(map(str, each.folds))}" for each in crossvals)
         raise ModelError(
-            f"no fold has predicted its held-out cases in all models ({held}); train one in all, or choose some with "
-            "--config"
+            f"the models have no common fold with predicted held-out cases ({listed}); train the same fold of each, or "
+            "choose models with --config"
         )
     result = []
-    for each in found:
+    for each in crossvals:
         for fold in common:
-            if each.files[fold].keys() != found[0].files[fold].keys():
+            if each.files[fold].keys() != first.files[fold].keys():
                 raise ModelError(
-                    f"{each.model}: fold {fold} holds out other cases than that of {found[0].model.name}; only models "
+                    f"{each.model}: fold {fold} holds out other cases than that of {first.model.name}; only models "
                     "with the same splits can be compared, choose them with --config or --folds"
                 )
         name = each.model.name.split(_SEPARATOR)[-1]
         plan = Plan.load(each.model / PLANS_JSON)
-        result.append(Trained(folder=each.model, plan=plan, configuration=name, found=each.only(common)))
+        result.append(TrainedModel(folder=each.model, plan=plan, configuration=name, crossval=each.only(common)))
     return result
 
 
@@ -106,25 +108,25 @@ def comparable_folds(model: Path) -> list[int]:
     return [fold for fold in validated_folds(model) if is_trained(Workspace.fold_folder(model, fold))]
 
 
-def require_labels(session: Session, trained: Sequence[Trained]) -> None:
+def require_current_labels(session: Session, trained: Sequence[TrainedModel]) -> None:
     """Check that models were trained with the labels and channels that the dataset has now.
 
     Raises:
         ModelError: they differ; the differences are listed.
     """
     for each in trained:
-        differing = difference_in_meaning(load_description(each.folder / DATASET_JSON), session.dataset.description)
-        if differing:
+        difference = task_difference(load_description(each.folder / DATASET_JSON), session.dataset.description)
+        if difference:
             raise ModelError(
                 f"{each.folder}: was trained on other labels or channels than {session.dataset.folder / DATASET_JSON} "
-                f"has now ({differing}); restore dataset.json, train it again, or leave it out with --config"
+                f"has now ({difference}); restore dataset.json, train it again, or leave it out with --config"
             )
 
 
-def say_folds(trained: Sequence[Trained]) -> None:
+def log_folds(trained: Sequence[TrainedModel]) -> None:
     """Log which folds are compared, and which are skipped because not all models have them."""
-    common = trained[0].found.folds
-    count = len(trained[0].found.cases)
+    common = trained[0].crossval.folds
+    count = len(trained[0].crossval.cases)
     logger.info(
         "comparing %s on %d held-out cases of fold%s %s",
         *(", ".join(each.name for each in trained), count),

@@ -9,19 +9,19 @@ from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segwright.api.checks.one_model import Fold, require_nothing_new, require_unbegun
-from segwright.api.checks.staleness import older_than_folds
-from segwright.api.preparing import DEFAULT_PLANS, cases_are_fresh, load_plan, make_cases
+from segwright.api.checks.one_model import Fold, require_no_checkpoint, require_same_settings
+from segwright.api.checks.staleness import outdated_results
+from segwright.api.preparing import DEFAULT_PLANS, cases_are_fresh, load_plan, preprocess_cases
 from segwright.api.session import open_session
-from segwright.api.splitting import require_folds, say_left_out
+from segwright.api.splitting import require_folds, warn_of_unused_cases
 from segwright.api.training_runs import (
     TrainOptions,
     fold_folder,
     is_trained,
-    named_code,
     require_options,
     require_trainable,
     train_fold,
+    trusted_code,
 )
 from segwright.core.errors import ConfigError, ModelError
 from segwright.core.extensions.trust import TrustCode
@@ -90,45 +90,45 @@ def train(
     chosen = training_settings(budget, settings, network=network, network_kwargs=network_kwargs, pretrained=pretrained)
     options = TrainOptions(settings=chosen, device=device, ranks=ranks, stop=stop, resume=resume)
     require_options(options)
-    trust = named_code(trust_code, chosen, trainer)
+    trust = trusted_code(trust_code, chosen, trainer)
     session = open_session(dataset, workspace, environment=environment, trainer=trainer, trust=trust)
     plan = load_plan(session, plans)
     require_folds(session, [fold])
     if fold != "all":
-        say_left_out(session)
+        warn_of_unused_cases(session)
     require_trainable(session, plan, configuration, [fold], chosen)
     folder = fold_folder(session, plan, configuration, fold)
     if not resume:
-        require_unbegun(folder)
+        require_no_checkpoint(folder)
     if resume and not (folder / TRAIN_JSON).is_file():
         raise ModelError(f"{folder}: there is no training to resume; leave out --resume")
     if is_trained(folder) and trainer is None:  # a user's trainer class may overrule the settings
-        require_nothing_new(folder, chosen)
+        require_same_settings(folder, chosen)
     if (ranks is None or ranks.is_first) and not cases_are_fresh(session, plan, configuration):
-        make_cases(session, plan, configuration, workers=workers)
+        preprocess_cases(session, plan, configuration, workers=workers)
     if ranks is not None:
         ranks.barrier()
     trained = train_fold(session, plan, configuration, fold, options=options)
     if ranks is None or ranks.is_first:
-        for line in older_than_folds(trained.model.parent):
+        for line in outdated_results(trained.model.parent):
             logger.warning("%s", line)
     return trained
 
 
-def seconds(duration: str | float | None) -> float | None:
+def parse_duration(duration: str | float | None) -> float | None:
     """Parse a duration such as `90s`, `10m`, `1h30m` or plain seconds; return seconds.
 
-    >>> seconds("1h30m"), seconds("90"), seconds(5)
+    >>> parse_duration("1h30m"), parse_duration("90"), parse_duration(5)
     (5400.0, 90.0, 5.0)
     """
     if duration is None:
         return None
     match = _DURATION.fullmatch(str(duration).strip().lower().replace(" ", ""))
     parts = match.groups() if match else ()
-    found = sum(float(part) * unit for part, unit in zip(parts, _SECONDS, strict=False) if part)
-    if found <= 0:
+    seconds = sum(float(part) * unit for part, unit in zip(parts, _SECONDS, strict=False) if part)
+    if seconds <= 0:
         raise ConfigError(f"budget '{duration}' is not a duration; write for instance 90s, 10m or 1h30m")
-    return found
+    return seconds
 
 
 def keyword_values(pairs: Sequence[str]) -> dict[str, Any]:
@@ -148,7 +148,7 @@ def keyword_values(pairs: Sequence[str]) -> dict[str, Any]:
             values[name] = text
         except (ValueError, RecursionError) as error:
             raise ConfigError(
-                f"{name}: a number of too many digits, or lists nested too deep, in '{text[:40]}...'"
+                f"{name}: a number with too many digits, or lists nested too deep, in '{text[:40]}...'"
             ) from error
     return values
 
@@ -166,7 +166,7 @@ def training_settings(
     if pretrained is not None:
         chosen["pretrained"] = str(Path(pretrained).absolute())
     if budget is not None:
-        chosen["budget_s"] = seconds(budget)
+        chosen["budget_s"] = parse_duration(budget)
     if network is not None:
         chosen["network"] = network
     if network_kwargs:

@@ -11,15 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 from segwright.api.checks.one_model import (
     Fold,
-    other_settings,
+    differing_settings,
+    require_no_checkpoint,
     require_same_network,
     require_same_plan,
     require_same_task,
-    require_unbegun,
 )
-from segwright.api.checks.staleness import bring_up_to_date, note_scores, record_training_data, require_same_cases
-from segwright.api.checks.usability import shortcoming
-from segwright.api.preparing import cases_are_fresh, cases_folder, make_cases
+from segwright.api.checks.staleness import (
+    record_scored_labels,
+    record_training_data,
+    refresh_scores,
+    require_same_cases,
+)
+from segwright.api.checks.usability import find_shortcoming
+from segwright.api.preparing import cases_are_fresh, cases_folder, preprocess_cases
 from segwright.api.session import Session
 from segwright.api.splitting import dataset_splits
 from segwright.core.errors import ConfigError, DatasetError
@@ -33,6 +38,7 @@ from segwright.data import splits
 from segwright.data.plan import Plan
 from segwright.data.preprocessed.previous_stage import FOLDER, StageMaps
 from segwright.data.preprocessed.store import CaseStore, DamagedCaseError
+from segwright.evaluation.crossval import VALIDATION
 from segwright.evaluation.scores import Scores
 from segwright.report.results import TrainedFold, dice_by_name
 from segwright.training.config import TrainConfig
@@ -46,7 +52,8 @@ if TYPE_CHECKING:
 
 logger = getLogger(__name__)
 
-SUMMARY = Path("validation") / SUMMARY_JSON
+SUMMARY = Path(VALIDATION) / SUMMARY_JSON
+"""Scores of the held-out cases, in the folder of a fold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +95,16 @@ def is_validated(folder: Path) -> bool:
     return (folder / SUMMARY).is_file()
 
 
+def training_cases(session: Session, plan: Plan, configuration: str) -> CaseStore | CascadeStore:
+    """Return the preprocessed cases of a configuration, with the previous stage's predictions for a cascade."""
+    store = CaseStore(cases_folder(session, plan, configuration))
+    if plan.configuration(configuration).previous_stage is None:
+        return store
+    from segwright.training.cascade import CascadeStore
+
+    return CascadeStore(store, _stage_maps(session, plan, configuration))
+
+
 def require_options(options: TrainOptions) -> None:
     """Check training settings and device before any work starts.
 
@@ -105,7 +122,7 @@ def require_options(options: TrainOptions) -> None:
         resolve_device(options.device)
 
 
-def named_code(trust_code: TrustCode, settings: Mapping[str, Any], trainer: str | None = None) -> CodeTrust:
+def trusted_code(trust_code: TrustCode, settings: Mapping[str, Any], trainer: str | None = None) -> CodeTrust:
     """Return the code that a call may import: references in its settings, and what `trust_code` adds.
 
     Raises:
@@ -120,9 +137,8 @@ def named_code(trust_code: TrustCode, settings: Mapping[str, Any], trainer: str 
         load_references(config, trust, source="the settings")
     if trainer is None:
         return trust
-    return trust.with_references(
-        reference_of(trainer_class(trainer, trust))
-    )  # it may be defined in another module than the reference names
+    # The class may be defined in another module than the one that the reference names.
+    return trust.with_references(reference_of(trainer_class(trainer, trust)))
 
 
 def trainer_class(reference: str | None, trust: CodeTrust) -> type[Trainer]:
@@ -168,15 +184,15 @@ def require_trainable(
     require_same_network(folder, folds, settings)
 
 
-def say_if_trained_otherwise(
+def warn_of_ignored_settings(
     session: Session, plan: Plan, configuration: str, fold: Fold, settings: Mapping[str, Any]
 ) -> None:
-    """Log requested settings that differ from those of a finished fold."""
+    """Warn about requested settings that have no effect, because the fold is finished and was trained with others."""
     folder = fold_folder(session, plan, configuration, fold)
-    for name, (used, asked) in other_settings(folder, settings).items():
+    for name, (used, requested) in differing_settings(folder, settings).items():
         logger.warning(
             "%s is finished and kept: %s = %s has no effect, it was trained with %s; delete it to train again",
-            *(folder, name, asked, used),
+            *(folder, name, requested, used),
         )
 
 
@@ -194,19 +210,21 @@ def fold_lock(folder: Path, ranks: DistributedContext | None) -> Iterator[None]:
         yield
 
 
-def not_done(session: Session, plan: Plan, finished: Iterable[tuple[str, Fold]], settings: Mapping[str, Any]) -> str:
-    """Describe in one line which requested settings finished folds were not trained with; empty if there are none."""
+def describe_ignored_settings(
+    session: Session, plan: Plan, finished: Iterable[tuple[str, Fold]], settings: Mapping[str, Any]
+) -> str:
+    """Describe on one line the requested settings that finished folds were not trained with; empty without any."""
     folders = {(name, fold): fold_folder(session, plan, name, fold) for name, fold in finished}
-    differing = {key: other_settings(folder, settings) for key, folder in sorted(folders.items(), key=str)}
+    differing = {key: differing_settings(folder, settings) for key, folder in sorted(folders.items(), key=str)}
     parts = [
-        f"{name} fold {fold} was trained with {_listed({key: used for key, (used, _) in found.items()})}, not "
-        f"{_listed({key: asked for key, (_, asked) in found.items()})}"
-        for (name, fold), found in differing.items()
-        if found
+        f"{name} fold {fold} was trained with {_listed({key: used for key, (used, _) in values.items()})}, not "
+        f"{_listed({key: requested for key, (_, requested) in values.items()})}"
+        for (name, fold), values in differing.items()
+        if values
     ]
     if not parts:
         return ""
-    kept = ", ".join(str(folders[key]) for key, found in differing.items() if found)
+    kept = ", ".join(str(folders[key]) for key, values in differing.items() if values)
     return (
         f"not done: {'; '.join(parts)}, and is kept; to train again delete {kept}; to keep both plan a second model, "
         f"'segwright plan {session.name} --name NAME', and train it with '--plans NAME'"
@@ -230,15 +248,15 @@ def train_fold(session: Session, plan: Plan, configuration: str, fold: Fold, *, 
     is_first = options.ranks is None or options.ranks.is_first
     with fold_lock(folder, options.ranks):
         if not options.resume:
-            require_unbegun(folder)  # another process may have finished it meanwhile
+            require_no_checkpoint(folder)  # another process may have finished it meanwhile
         if is_trained(folder) and is_first:
-            say_if_trained_otherwise(session, plan, configuration, fold, options.settings)
+            warn_of_ignored_settings(session, plan, configuration, fold, options.settings)
         if not (is_trained(folder) and is_validated(folder)):
-            _making_damaged_cases_again(train_and_validate, session, plan, configuration, options)
+            _retry_damaged_cases(train_and_validate, session, plan, configuration, options)
             if is_first:
-                note_scores(session, plan, configuration, folder)
+                record_scored_labels(session, plan, configuration, folder)
         elif is_first:
-            bring_up_to_date(session, plan, configuration, folder)
+            refresh_scores(session, plan, configuration, folder)
     return finished_fold(session, plan, configuration, fold)
 
 
@@ -252,12 +270,12 @@ def train_only(session: Session, plan: Plan, configuration: str, fold: Fold, *, 
     return folder.parent
 
 
-def _making_damaged_cases_again(
+def _retry_damaged_cases(
     action: Callable[[], None], session: Session, plan: Plan, configuration: str, options: TrainOptions
 ) -> None:
     """Run an action that reads preprocessed cases; if some are damaged, preprocess them again and retry once.
 
-    A training continues from its last checkpoint. A training of several processes ends instead, since they cannot be
+    A training continues from its last checkpoint. With several processes the error is raised, since they cannot be
     restarted here.
     """
     try:
@@ -269,7 +287,7 @@ def _making_damaged_cases_again(
         stage: str | None = configuration
         while stage is not None:
             logger.warning("preprocessing damaged cases of %s again, then continuing", stage)
-            make_cases(session, plan, stage, even_if_in_use=True)
+            preprocess_cases(session, plan, stage, even_if_in_use=True)
             stage = plan.configuration(stage).previous_stage
         action()
 
@@ -284,7 +302,7 @@ def finished_fold(session: Session, plan: Plan, configuration: str, fold: Fold) 
         model=folder.parent,
         folder=folder,
         dice=dice_by_name(summary, session.dataset.labels),
-        shortcoming=shortcoming([folder], summary.mean_dice),
+        shortcoming=find_shortcoming([folder], summary.mean_dice),
     )
 
 
@@ -303,7 +321,7 @@ def _train(session: Session, plan: Plan, configuration: str, fold: Fold, options
     elif ranks.is_first:
         require_same_cases(session, plan, configuration, folder, split)
     cls = trainer_class(session.trainer, session.trust)
-    contract = "its __init__ takes the arguments of Trainer's and hands them on"
+    contract = "its __init__ must accept the arguments of Trainer's and pass them on"
     packages = session.trust.packages
     with user_call(cls, f"trainer '{session.trainer_name}'", packages=packages, contract=contract):
         trainer = cls(
@@ -313,16 +331,15 @@ def _train(session: Session, plan: Plan, configuration: str, fold: Fold, options
             session.dataset.description,
             options.device,
             config=TrainConfig.from_mapping(options.settings),
-            cases=_cases(session, plan, configuration),
+            cases=training_cases(session, plan, configuration),
             split=split,
             references={case.identifier: case.label for case in session.dataset.cases if case.label is not None},
             output_folder=folder,
             ranks=ranks,
             stop=options.stop,
         )
-        trainer.trust = session.trust.with_references(
-            *trainer.trust.references
-        )  # not as an argument: a subclass may have its own signature
+        # Not an argument: a subclass may have a signature of its own.
+        trainer.trust = session.trust.with_references(*trainer.trust.references)
     with user_code_errors(packages, f"trainer '{session.trainer_name}'"):
         if ranks.is_first:
             _copy_fingerprint(session, folder.parent)
@@ -335,8 +352,8 @@ def _train(session: Session, plan: Plan, configuration: str, fold: Fold, options
 
 
 def _split(session: Session, fold: Fold, *, write: bool) -> splits.Split:
-    every = [] if fold == "all" else dataset_splits(session, write=write)
-    return splits.select(every, session.dataset.identifiers, fold)
+    folds = [] if fold == "all" else dataset_splits(session, write=write)
+    return splits.select(folds, session.dataset.identifiers, fold)
 
 
 def _stage_maps(session: Session, plan: Plan, configuration: str) -> StageMaps:
@@ -344,16 +361,6 @@ def _stage_maps(session: Session, plan: Plan, configuration: str) -> StageMaps:
     previous = plan.configuration(configuration).previous_stage
     assert previous is not None, "only a cascade's second stage reads predictions"
     return StageMaps(model_folder(session, plan, previous) / FOLDER / configuration)
-
-
-def _cases(session: Session, plan: Plan, configuration: str) -> CaseStore | CascadeStore:
-    """Return the preprocessed cases of a configuration, with the previous stage's predictions for a cascade."""
-    store = CaseStore(cases_folder(session, plan, configuration))
-    if plan.configuration(configuration).previous_stage is None:
-        return store
-    from segwright.training.cascade import CascadeStore
-
-    return CascadeStore(store, _stage_maps(session, plan, configuration))
 
 
 def _complete_previous_stage(
@@ -372,12 +379,13 @@ def _complete_previous_stage(
     from segwright.training.distributed.context import SINGLE
 
     ranks = options.ranks or SINGLE
-    own = {key: value for key, value in options.settings.items() if key not in ("pretrained", "pretrained_channels")}
-    options = replace(options, settings=own, resume=True)  # pretrained weights are for the second stage
-    holders = _holding_folds(session, fold, write=ranks.is_first)
+    second_only = ("pretrained", "pretrained_channels")  # the weights are those of a second stage
+    settings = {key: value for key, value in options.settings.items() if key not in second_only}
+    options = replace(options, settings=settings, resume=True)
+    held_out = _cases_by_holding_fold(session, fold, write=ranks.is_first)
     if ranks.is_first and not cases_are_fresh(session, plan, previous):
-        make_cases(session, plan, previous)
-    untrained = ranks.broadcast([k for k in holders if not is_trained(fold_folder(session, plan, previous, k))])
+        preprocess_cases(session, plan, previous)
+    untrained = ranks.broadcast([k for k in held_out if not is_trained(fold_folder(session, plan, previous, k))])
     if untrained:
         logger.info(
             "%s fold %s needs out-of-fold predictions of %s: training its missing folds %s with the same settings",
@@ -390,26 +398,30 @@ def _complete_previous_stage(
                 _complete_previous_stage(session, plan, previous, number, options)
                 _train(session, plan, previous, number, options)
             ranks.barrier()
-    for number, identifiers in holders.items():
+    for number, identifiers in held_out.items():
         part = ranks.local_items(identifiers)
         _predict_held_out(session, plan, configuration, number, part, device=options.device)
     ranks.barrier()
 
 
-def _holding_folds(session: Session, fold: Fold, *, write: bool) -> dict[int, list[str]]:
-    """Return the cases of `fold` grouped by the fold that holds them out."""
-    reading = _split(session, fold, write=write)
-    every = dataset_splits(session, write=write)
-    holders: dict[int, list[str]] = {}
-    for name in sorted({*reading.train, *reading.val}):
-        number = next((index for index, split in enumerate(every) if name in split.val), None)
+def _cases_by_holding_fold(session: Session, fold: Fold, *, write: bool) -> dict[int, list[str]]:
+    """Return the training and held-out cases of `fold`, grouped by the fold that holds them out.
+
+    Raises:
+        DatasetError: no fold holds out a case.
+    """
+    needed = _split(session, fold, write=write)
+    folds = dataset_splits(session, write=write)
+    held_out: dict[int, list[str]] = {}
+    for name in sorted({*needed.train, *needed.val}):
+        number = next((index for index, split in enumerate(folds) if name in split.val), None)
         if number is None:
             raise DatasetError(
                 f"case {name}: no fold holds it out, so the cascade's first stage has no unbiased prediction of it; "
                 "add such a fold to splits_final.json"
             )
-        holders.setdefault(number, []).append(name)
-    return dict(sorted(holders.items()))
+        held_out.setdefault(number, []).append(name)
+    return dict(sorted(held_out.items()))
 
 
 def _predict_held_out(
@@ -424,11 +436,11 @@ def _predict_held_out(
     folder = fold_folder(session, plan, wanted.previous_stage, fold)
     weights_hash = file_hash(folder / "checkpoint_final.safetensors")
     maps = _stage_maps(session, plan, configuration)
-    next_cases = CaseStore(cases_folder(session, plan, configuration))
+    next_cases = CaseStore(cases_folder(session, plan, configuration))  # on the second stage's grid
     missing = missing_maps(maps, next_cases, identifiers, weights_hash)
     if not missing:
         return
-    cases = _cases(session, plan, wanted.previous_stage)
+    cases = training_cases(session, plan, wanted.previous_stage)
     logger.info(
         "%s fold %d: predicting %d held-out cases for %s, %d exist",
         *(wanted.previous_stage, fold, len(missing), configuration, len(identifiers) - len(missing)),

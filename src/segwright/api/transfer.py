@@ -1,4 +1,4 @@
-"""Move the plans of a dataset or trained model to another dataset."""
+"""Copy the plans of a dataset or trained model to another dataset."""
 
 from __future__ import annotations
 
@@ -53,16 +53,16 @@ def move_plans(
             measured, _ = make_fingerprint(session, workers=workers)
             logger.info("%s has other channels than the plans: its own normalisation is planned", session.name)
             plan = replan_normalization(plan, session.dataset.description, measured)
-        found = transfer_plan(
+        transferred = transfer_plan(
             plan, dataset_name=session.name, reader=session.dataset.reader, plans_name=name or plan.plans_name
         )
-        file = place.plans_file(session.name, found.plans_name)
+        file = place.plans_file(session.name, transferred.plans_name)
         if file.exists() and not force:
             raise PlanError(f"{file}: already exists; choose another name with --name, or overwrite it with --force")
         copy_description(session)
-        found.save(file)
-    logger.info("plans %s of %s, for %s: %s", plan.plans_name, plan.dataset_name, session.name, file)
-    return found
+        transferred.save(file)
+    logger.info("plans %s of %s copied to %s: %s", plan.plans_name, plan.dataset_name, session.name, file)
+    return transferred
 
 
 def _num_channels(plan: Plan) -> int:

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from segwright.api.checks.staleness import changes_since_training, older_than_folds
+from segwright.api.checks.staleness import changes_since_training, outdated_results
 from segwright.core.errors import ModelError
 from segwright.core.files.atomic_io import parse_document
+from segwright.evaluation.crossval import VALIDATION
 from segwright.evaluation.scores import Scores
 from segwright.training.monitoring.status import STATUS_JSON, STOP_FILE, Status
+from segwright.workspace import SUMMARY_JSON
 
 SILENT_S = 60.0
 """A training that has written nothing for this time and for ten steps is reported as silent."""
@@ -57,7 +59,7 @@ def outdated(folder: Path | str) -> list[str]:
     """Return a sentence for each selected model and report below a folder that is older than a fold."""
     place = Path(folder)
     results = sorted({path.parent.parent.parent for path in _files(place)})
-    return [line for each in results for line in older_than_folds(each)]
+    return [line for each in results for line in outdated_results(each)]
 
 
 def _files(place: Path) -> Iterator[Path]:
@@ -69,7 +71,7 @@ def _files(place: Path) -> Iterator[Path]:
 def _read(path: Path) -> FoldStatus:
     status = parse_document(Status, path)
     age_s = max(time.time() - status.updated, 0.0)
-    summary = path.parent / "validation" / "summary.json"
+    summary = path.parent / VALIDATION / SUMMARY_JSON
     state: str = status.state
     if state == "training":
         step_s = status.elapsed_s / max(status.step, 1)

@@ -1,4 +1,4 @@
-"""Decide on scored predictions whether to keep only the largest component, as nnU-Net does (nnU-Net behaviour 12.4)."""
+"""Decide by the Dice of predictions for which labels to keep only the largest component (nnU-Net behaviour 12.4)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ ALL_FOREGROUND = "all foreground"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Floor:
-    """Smallest gain at which a step is accepted.
+class MinimumGain:
+    """Smallest gain, and smallest number of cases, with which a step is accepted.
 
     Attributes:
         gain: of the mean Dice.
-        cases: smallest number of cases.
+        cases: on which it was measured.
     """
 
     gain: float = 0.0
@@ -32,16 +32,16 @@ class Floor:
         return f"mean Dice +{self.gain:g} on {self.cases} cases"
 
 
-ANY_GAIN = Floor()
+ANY_GAIN = MinimumGain()
 """nnU-Net's rule: any gain."""
-CLEAR_GAIN = Floor(gain=0.001, cases=5)
+CLEAR_GAIN = MinimumGain(gain=0.001, cases=5)
 """For selected models: only three digits of the Dice are reproducible between trainings, and on fewer cases a single
 stray component decides."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Determined:
-    """Post-processing, and the scores without and with it."""
+class PostProcessingResult:
+    """The chosen post-processing, and the scores without and with it."""
 
     processing: PostProcessing
     before: Scores
@@ -54,13 +54,13 @@ def determine(
     labels: Labels,
     reader: str,
     workers: int | None = None,
-    floor: Floor = ANY_GAIN,
-) -> Determined:
+    minimum: MinimumGain = ANY_GAIN,
+) -> PostProcessingResult:
     """Choose post-processing on pairs of reference and prediction files.
 
-    First all foreground labels together: accepted where the mean foreground Dice rises and that of no class falls.
-    Then, with several classes, each class after the accepted steps: accepted where its own mean Dice rises. As in
-    nnU-Net the first step is never accepted if no case has some class: the mean foreground Dice is NaN then.
+    First all foreground labels together: accepted if the mean foreground Dice rises and that of no class falls. Then,
+    with several classes, each class after the accepted steps: accepted if its own mean Dice rises. As in nnU-Net, the
+    first step is never accepted if a class occurs in no case, because the mean foreground Dice is NaN then.
 
     Args:
         pairs: reference first; at least one. They are read again in each pass, so that at most `workers` cases are in
@@ -68,11 +68,11 @@ def determine(
         labels: of the dataset.
         reader: of the files.
         workers: threads.
-        floor: of the gain; nnU-Net's by default.
+        minimum: gain from which a step is accepted; any gain by default, as in nnU-Net.
     """
 
-    def is_clear(before: float, after: float) -> bool:
-        return after > before and after - before >= floor.gain and len(pairs) >= floor.cases
+    def is_clear_gain(before: float, after: float) -> bool:
+        return after > before and after - before >= minimum.gain and len(pairs) >= minimum.cases
 
     def score(steps: Sequence[KeepLargest]) -> Scores:
         change = PostProcessing(steps=tuple(steps)) if steps else None
@@ -91,8 +91,8 @@ def determine(
             labels=foreground.labels,
             before=dice[0],
             after=dice[1],
-            accepted=is_clear(*dice) and not harmed,
-            is_unclear=dice[1] > dice[0] and not harmed and not is_clear(*dice),
+            accepted=is_clear_gain(*dice) and not harmed,
+            is_unclear=dice[1] > dice[0] and not harmed and not is_clear_gain(*dice),
         )
     ]
     if decisions[0].accepted:
@@ -103,17 +103,17 @@ def determine(
         tried = score([*steps, *candidates])
         accepted = []
         for key, candidate in zip(group, candidates, strict=True):
-            before_it, after_it = (scores.mean[class_key_text(key)].dice for scores in (current, tried))
-            clear = is_clear(before_it, after_it)
-            accepted += [candidate] * clear
+            without, with_step = (scores.mean[class_key_text(key)].dice for scores in (current, tried))
+            is_accepted = is_clear_gain(without, with_step)
+            accepted += [candidate] * is_accepted
             decisions.append(
                 Decision(
                     name=labels.class_name(key),
                     labels=candidate.labels,
-                    before=before_it,
-                    after=after_it,
-                    accepted=clear,
-                    is_unclear=after_it > before_it and not clear,
+                    before=without,
+                    after=with_step,
+                    accepted=is_accepted,
+                    is_unclear=with_step > without and not is_accepted,
                 )
             )
         steps += accepted
@@ -126,8 +126,8 @@ def determine(
         dice_after=current.mean_dice,
         cases=len(pairs),
     )
-    _log(processing, floor)
-    return Determined(processing=processing, before=before, after=current)
+    _log(processing, minimum)
+    return PostProcessingResult(processing=processing, before=before, after=current)
 
 
 def disjoint_groups(keys: Sequence[ClassKey]) -> list[list[ClassKey]]:
@@ -148,7 +148,7 @@ def disjoint_groups(keys: Sequence[ClassKey]) -> list[list[ClassKey]]:
     return groups
 
 
-def _log(processing: PostProcessing, floor: Floor) -> None:
+def _log(processing: PostProcessing, minimum: MinimumGain) -> None:
     unclear = [decision.name for decision in processing.decisions if decision.is_unclear]
     accepted = [decision.name for decision in processing.decisions if decision.accepted]
     if accepted:
@@ -159,7 +159,7 @@ def _log(processing: PostProcessing, floor: Floor) -> None:
     elif unclear:
         logger.info(
             "post-processing: keeping the largest component of %s is not chosen, it helps by less than %s",
-            *(", ".join(unclear), floor),
+            *(", ".join(unclear), minimum),
         )
     else:
         logger.info("post-processing: keeping the largest component helps nowhere on %s cases", processing.cases)

@@ -58,13 +58,13 @@ class NnunetCheckpoints:
         return weights
 
 
-def import_model(source: Path, target: Path, *, inside: Mapping[str, Path] | None = None) -> tuple[Path, ...]:
+def import_model(source: Path, target: Path, *, nested: Mapping[str, Path] | None = None) -> tuple[Path, ...]:
     """Convert every trained fold of an nnU-Net model folder and return the new fold folders.
 
     Args:
         source: `<Trainer>__<plans>__<configuration>`; never written to.
         target: the new model folder, for `segwright predict --model`.
-        inside: additional nnU-Net models that become folders in it, by their new names.
+        nested: nnU-Net models to convert to folders inside the new one, by the name of that folder.
 
     Raises:
         ModelError: no fold is trained, or a checkpoint is damaged, does not fit the plan, or holds more than weights
@@ -72,7 +72,7 @@ def import_model(source: Path, target: Path, *, inside: Mapping[str, Path] | Non
         PlanError: the plan needs components that are unknown here.
         WorkspaceError: the target already exists.
     """
-    models = {"": source, **(inside or {})}
+    models = {"": source, **(nested or {})}
     for model in models.values():
         if not is_nnunet_model(model):
             raise ModelError(

@@ -105,7 +105,7 @@ def test_a_run_plans_with_the_options_of_the_plan_command(work: Workspace, caplo
     write_more(work)
     session = open_session(NAME, work)
     found, _ = preparing.make_fingerprint(session)
-    again, is_new = preparing.make_plan(session, found, PlanOptions(), as_before=True)
+    again, is_new = preparing.make_plan(session, found, PlanOptions(), prefer_existing=True)
     assert is_new
     assert again.image_reader_writer == made.image_reader_writer
     assert again.configuration("2d").spacing == (2.0, 2.0)
@@ -120,7 +120,7 @@ def test_a_run_keeps_the_plans_of_its_trainings_when_the_dataset_changed(
     write_more(work)
     session = open_session(NAME, work)
     found, _ = preparing.make_fingerprint(session)
-    _, is_new = preparing.make_plan(session, found, PlanOptions(), as_before=True)
+    _, is_new = preparing.make_plan(session, found, PlanOptions(), prefer_existing=True)
     assert not is_new
     assert _document(work) == before
     assert "is kept although dataset or options changed since" in caplog.text

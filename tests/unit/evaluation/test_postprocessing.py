@@ -16,7 +16,7 @@ from scipy import ndimage
 from segwright.core.errors import ConfigError, ImageError, SegwrightError
 from segwright.data.images.image_io import read_label, write_labels
 from segwright.data.labels import Labels
-from segwright.evaluation.postprocessing import ANY_GAIN, CLEAR_GAIN, Floor, determine
+from segwright.evaluation.postprocessing import ANY_GAIN, CLEAR_GAIN, MinimumGain, determine
 from segwright.inference.export.postprocessing import (
     MOST_STEPS,
     NO_POSTPROCESSING,
@@ -94,20 +94,20 @@ def test_the_gain_is_measured(tmp_path: Path) -> None:
     ("floor", "is_taken"),
     [
         (ANY_GAIN, True),
-        (Floor(gain=0.001, cases=2), True),
-        (Floor(gain=0.5, cases=2), False),
-        (Floor(gain=0.001, cases=3), False),
+        (MinimumGain(gain=0.001, cases=2), True),
+        (MinimumGain(gain=0.5, cases=2), False),
+        (MinimumGain(gain=0.001, cases=3), False),
         (CLEAR_GAIN, False),
     ],
 )
-def test_a_small_gain_or_one_on_few_cases_is_not_taken(tmp_path: Path, floor: Floor, is_taken: bool) -> None:
+def test_a_small_gain_or_one_on_few_cases_is_not_taken(tmp_path: Path, floor: MinimumGain, is_taken: bool) -> None:
     truth = np.zeros((2, 6, 6, 6), np.uint8)
     truth[:, :3] = 1
     predicted = truth.copy()
     predicted[:, 5, 5, 5] = 1
     files = [write(tmp_path / name, arrays) for name, arrays in (("truth", truth), ("predicted", predicted))]
     labels = Labels.from_dataset_json({"labels": {"background": 0, "a": 1}})
-    processing = determine(list(zip(*files, strict=True)), labels=labels, reader=READER, floor=floor).processing
+    processing = determine(list(zip(*files, strict=True)), labels=labels, reader=READER, minimum=floor).processing
     assert bool(processing.steps) == is_taken
     assert [decision.is_unclear for decision in processing.decisions] == [not is_taken]
     assert processing.decisions[0].after > processing.decisions[0].before

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from logging import getLogger
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -27,14 +27,14 @@ _REMEDIES: Final = (
 )
 
 
-def is_begun(folder: Path) -> bool:
+def has_checkpoint(folder: Path) -> bool:
     """Return whether a fold folder contains a checkpoint."""
     return any(folder.glob("checkpoint_*.safetensors"))
 
 
-def begun_folds(model: Path) -> list[Path]:
+def folds_with_checkpoint(model: Path) -> list[Path]:
     """Return the fold folders that contain a checkpoint, in order."""
-    return [folder for folder in sorted(model.glob("fold_*")) if is_begun(folder)]
+    return [folder for folder in sorted(model.glob("fold_*")) if has_checkpoint(folder)]
 
 
 def require_same_task(model: Path, description: DatasetDescription) -> None:
@@ -43,22 +43,24 @@ def require_same_task(model: Path, description: DatasetDescription) -> None:
     Raises:
         ModelError: they were trained with others; both are listed.
     """
-    used = model / DATASET_JSON
-    begun = begun_folds(model)
-    if not begun or not used.is_file():
+    file = model / DATASET_JSON
+    existing = folds_with_checkpoint(model)
+    if not existing or not file.is_file():
         return
-    differing = difference_in_meaning(load_description(used), description)
-    if differing:
+    difference = task_difference(load_description(file), description)
+    if difference:
         raise ModelError(
-            f"{model}: {_listed(begun)} trained with another dataset.json ({differing}), but all folds of a model "
-            f"must share one; restore dataset.json, {_REMEDIES}"
+            f"{model}: {_folds_were(existing)} trained with another dataset.json ({difference}), but all folds of a "
+            f"model must share one; restore dataset.json, {_REMEDIES}"
         )
 
 
-def difference_in_meaning(trained_with: DatasetDescription, current: DatasetDescription) -> str:
+def task_difference(trained_with: DatasetDescription, current: DatasetDescription) -> str:
     """Describe how channels and labels of dataset.json changed; empty if they did not."""
-    then, now = trained_with.meaning(), current.meaning()
-    return "; ".join(f"{key} {_shown(then[key])}, now {_shown(now[key])}" for key in then if then[key] != now[key])
+    before, now = trained_with.meaning(), current.meaning()
+    return "; ".join(
+        f"{key} {_listed(before[key])}, now {_listed(now[key])}" for key in before if before[key] != now[key]
+    )
 
 
 def require_same_plan(model: Path, plan: Plan, configuration: str) -> None:
@@ -67,13 +69,13 @@ def require_same_plan(model: Path, plan: Plan, configuration: str) -> None:
     Raises:
         ModelError: they were trained with another one.
     """
-    used = model / PLANS_JSON
-    begun = begun_folds(model)
-    if not begun or not used.is_file():
+    file = model / PLANS_JSON
+    existing = folds_with_checkpoint(model)
+    if not existing or not file.is_file():
         return
-    then = Plan.load(used)
-    if configuration not in then.configurations or then.setup(configuration) != plan.setup(configuration):
-        raise ModelError(f"{model}: {_listed(begun)} trained with a plan that has changed since; {_REMEDIES}")
+    before = Plan.load(file)
+    if configuration not in before.configurations or before.setup(configuration) != plan.setup(configuration):
+        raise ModelError(f"{model}: {_folds_were(existing)} trained with a plan that has changed since; {_REMEDIES}")
 
 
 def require_same_network(model: Path, folds: Sequence[Fold], settings: Mapping[str, Any]) -> None:
@@ -87,11 +89,11 @@ def require_same_network(model: Path, folds: Sequence[Fold], settings: Mapping[s
     Raises:
         ModelError: an existing fold has another network.
     """
-    begun = begun_folds(model)
-    if all(Workspace.fold_folder(model, fold) in begun for fold in folds):
+    existing = folds_with_checkpoint(model)
+    if all(Workspace.fold_folder(model, fold) in existing for fold in folds):
         return  # resuming checks the network itself
     wanted = TrainConfig.from_mapping(settings).model_dump(mode="json")
-    for folder in begun:
+    for folder in existing:
         used = recorded_settings(folder)
         for key in _NETWORK:
             if used.get(key, wanted[key]) != wanted[key]:
@@ -115,8 +117,8 @@ def recorded_settings(folder: Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def other_settings(folder: Path, settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return settings that differ from those of a fold: name to (the fold's value, the given value).
+def differing_settings(folder: Path, settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the given settings that differ from those of a fold, by name: (the fold's value, the given value).
 
     Empty for a fold without a record.
     """
@@ -125,46 +127,43 @@ def other_settings(folder: Path, settings: Mapping[str, Any]) -> dict[str, tuple
     return {key: (used[key], now[key]) for key in settings if key in used and used[key] != now[key]}
 
 
-def require_nothing_new(folder: Path, settings: Mapping[str, Any]) -> None:
+def require_same_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     """Check that the given settings match a finished fold; training length and intervals may differ.
 
     Raises:
         ConfigError: another setting differs.
     """
-    for key, (used, now) in other_settings(folder, settings).items():
+    for key, (used, now) in differing_settings(folder, settings).items():
         if key not in CHANGEABLE:
             raise ConfigError(
                 f"{folder}: is finished and was trained with {key} = {_value(used)}, not {_value(now)}; {_REMEDIES}"
             )
 
 
-def require_unbegun(folder: Path) -> None:
+def require_no_checkpoint(folder: Path) -> None:
     """Check that a fold contains no checkpoint yet.
 
     Raises:
         ModelError: it does; the message says if a process is still training it.
     """
-    if is_begun(folder):
+    if has_checkpoint(folder):
         busy = holder(Workspace.lock_beside(folder))
         if busy is not None:
             raise ModelError(f"{folder}: is being trained by {busy}; wait until it ends")
         raise ModelError(f"{folder}: already contains a training; continue it with --resume, or delete the folder")
 
 
-def _listed(folders: Sequence[Path]) -> str:
+def _folds_were(folders: Sequence[Path]) -> str:
+    """Return the subject and verb of a message: `fold 0 was`, `folds 0, 1 were`."""
     names = ", ".join(folder.name.removeprefix("fold_") for folder in folders)
     return f"folds {names} were" if len(folders) > 1 else f"fold {names} was"
 
 
-def _shown(value: Any) -> str:
+def _listed(value: Any) -> str:
+    """Return a value of `DatasetDescription.meaning` as text: names, or names with values."""
     if isinstance(value, list):
-        return ", ".join(_parts(value)) or "none"
+        return ", ".join(f"{item[0]} {item[1]}" if isinstance(item, list) else str(item) for item in value) or "none"
     return "none" if value is None else str(value)
-
-
-def _parts(items: Sequence[Any]) -> Iterator[str]:
-    for item in items:
-        yield f"{item[0]} {item[1]}" if isinstance(item, list) else str(item)
 
 
 def _value(value: Any) -> str:

@@ -31,8 +31,8 @@ def record_training_data(session: Session, plan: Plan, configuration: str, folde
     cases = {}
     for case, paths in _files(session).items():
         if case in {*split.train, *split.val}:
-            found = hash_files(paths, store.recorded_sources(case))
-            cases[case] = entries(session.dataset.folder, paths, found)
+            files = hash_files(paths, store.recorded_sources(case))
+            cases[case] = entries(session.dataset.folder, paths, files)
     TrainingData(
         dataset=str(session.dataset.folder.absolute()),
         raw_state=session.raw_state,
@@ -43,7 +43,7 @@ def record_training_data(session: Session, plan: Plan, configuration: str, folde
 
 
 def require_same_cases(session: Session, plan: Plan, configuration: str, folder: Path, split: Split) -> None:
-    """Check that a resumed training has the same cases; warn about changed files.
+    """Check that a resumed training has the cases it was started with; warn about changed files.
 
     Raises:
         ModelError: its cases differ.
@@ -51,39 +51,39 @@ def require_same_cases(session: Session, plan: Plan, configuration: str, folder:
     data = TrainingData.read(folder)
     if data is None:
         return
-    if not _are_same(data.split, split):
+    if not _is_same_split(data.split, split):
         raise ModelError(
             f"{folder}: was started with other cases than splits_final.json lists now ({_difference(data, split)}); it "
             "may have trained on its validation cases; restore the splits, or delete the folder to start again"
         )
     if data.raw_state != session.raw_state:
-        _say(folder, data, _changes(session, plan, configuration, data), "goes on with the new ones")
+        _warn_of_changes(folder, _changes(session, plan, configuration, data), "it continues with the new ones")
 
 
-def bring_up_to_date(session: Session, plan: Plan, configuration: str, folder: Path) -> None:
-    """Report how the data of a finished fold changed since it was trained, and score it with current labels."""
+def refresh_scores(session: Session, plan: Plan, configuration: str, folder: Path) -> None:
+    """Warn how the data of a finished fold changed since it was trained, and score it with the current labels."""
     data = TrainingData.read(folder)
     if data is None:
         return
     fold = folder.name.removeprefix("fold_")
     number = int(fold) if fold.isdecimal() else None
-    every = [] if number is None else dataset_splits(session, write=False)
-    if number is None or number < len(every):
-        split = splits.select([], session.dataset.identifiers, "all") if number is None else every[number]
-        if not _are_same(data.split, split):
+    current = [] if number is None else dataset_splits(session, write=False)
+    if number is None or number < len(current):
+        split = splits.select([], session.dataset.identifiers, "all") if number is None else current[number]
+        if not _is_same_split(data.split, split):
             logger.warning(
-                "%s was trained with other cases than the dataset has for it now (%s); delete it to train with these",
+                "%s was trained with other cases than its split lists now (%s); delete it to train with these",
                 *(folder, _difference(data, split)),
             )
     if data.raw_state == session.raw_state:
         return
-    found = _changes(session, plan, configuration, data)
-    _say(folder, data, found, f"its scores are of the new ones; remove {folder} to train it again")
-    data = _scored_again(session, plan, folder, data, found)
+    changed = _changes(session, plan, configuration, data)
+    _warn_of_changes(folder, changed, f"its scores use the new ones; remove {folder} to train it again")
+    data = _rescore(session, plan, folder, data, changed)
     data = data.model_copy(update={"dataset": str(session.dataset.folder.absolute())})
-    if not (found.labels or found.images or found.gone):
+    if not (changed.labels or changed.images or changed.gone):
         paths = _files(session)
-        now = {case: entries(session.dataset.folder, paths[case], files) for case, files in found.now.items()}
+        now = {case: entries(session.dataset.folder, paths[case], files) for case, files in changed.now.items()}
         data = data.model_copy(update={"raw_state": session.raw_state, "cases": now})
     if data != TrainingData.read(folder):
         data.save(folder)
@@ -94,15 +94,15 @@ def changes_since_training(folder: Path) -> list[str]:
     data = TrainingData.read(folder)
     if data is None:
         return []
-    found = changes(data, data.files())
+    changed = changes(data, data.files())
     return [
         f"{kind} of {_counted(cases)} changed since {folder.name} was trained: {shorten(cases)}"
-        for kind, cases in (("labels", found.labels), ("images", found.images))
+        for kind, cases in (("labels", changed.labels), ("images", changed.images))
         if cases
     ]
 
 
-def older_than_folds(results: Path) -> list[str]:
+def outdated_results(results: Path) -> list[str]:
     """Return a sentence for each selected model or report of a dataset that is older than a fold."""
     lines = []
     for file in sorted(results.glob(f"*/{SELECTION_JSON}")):
@@ -110,27 +110,28 @@ def older_than_folds(results: Path) -> list[str]:
         if newer:
             lines.append(f"{file.parent} is older than {shorten(newer)}; 'segwright select DATASET' updates it")
     report = results / REPORT_HTML
-    newest = max(shown_documents(results), key=lambda path: path.stat().st_mtime_ns, default=None)
+    newest = max(reported_documents(results), key=lambda path: path.stat().st_mtime_ns, default=None)
     if report.is_file() and newest is not None and newest.stat().st_mtime_ns > report.stat().st_mtime_ns:
         lines.append(f"{report} is older than {newest.relative_to(results)}; 'segwright report {results}' updates it")
     return lines
 
 
-def shown_documents(results: Path) -> list[Path]:
+def reported_documents(results: Path) -> list[Path]:
     """Return the scores and selections that the report of a dataset shows."""
     scores = results.glob(f"*/fold_*/{VALIDATION}/{SUMMARY_JSON}")
     return sorted([*scores, *results.glob(f"*/{SELECTION_JSON}")])
 
 
-def note_scores(session: Session, plan: Plan, configuration: str, folder: Path) -> None:
+def record_scored_labels(session: Session, plan: Plan, configuration: str, folder: Path) -> None:
     """Record the labels with which a fold was just scored."""
     data = TrainingData.read(folder)
     if data is None or data.raw_state == session.raw_state:
         return
-    _with_scored(data, _changes(session, plan, configuration, data)).save(folder)
+    _with_scored_labels(data, _changes(session, plan, configuration, data)).save(folder)
 
 
 def _files(session: Session) -> dict[str, list[Path]]:
+    """Return the image files and then the label file of each labelled case."""
     return {case.identifier: [*case.images, case.label] for case in session.dataset.cases if case.label is not None}
 
 
@@ -139,62 +140,60 @@ def _changes(session: Session, plan: Plan, configuration: str, data: TrainingDat
     return changes(data, _files(session), store.recorded_sources)
 
 
-def _say(folder: Path, data: TrainingData, found: DataChanges, consequence: str) -> None:
-    for kind, cases in (("labels", found.labels), ("images", found.images)):
+def _warn_of_changes(folder: Path, changed: DataChanges, consequence: str) -> None:
+    for kind, cases in (("labels", changed.labels), ("images", changed.images)):
         if cases:
             logger.warning(
                 "%s of %s changed since %s was trained: %s; its network learned the old ones, %s",
                 *(kind, _counted(cases), folder, shorten(cases), consequence),
             )
-    if found.gone:
+    if changed.gone:
         logger.warning(
             "%s was trained with %s that the dataset no longer has: %s",
-            folder,
-            _counted(found.gone),
-            shorten(found.gone),
+            *(folder, _counted(changed.gone), shorten(changed.gone)),
         )
 
 
-def _scored_again(session: Session, plan: Plan, folder: Path, data: TrainingData, found: DataChanges) -> TrainingData:
+def _rescore(session: Session, plan: Plan, folder: Path, data: TrainingData, changed: DataChanges) -> TrainingData:
     """Score the held-out predictions of a fold with current labels if they changed; return the new record."""
-    place = folder / VALIDATION
-    stale = [case for case in data.val if case in found.now and found.now[case][-1].sha256 != data.scored_label(case)]
-    if not stale or not (place / SUMMARY_JSON).is_file():
+    validation = folder / VALIDATION
+    now = changed.now
+    stale = [case for case in data.val if case in now and now[case][-1].sha256 != data.scored_label(case)]
+    if not stale or not (validation / SUMMARY_JSON).is_file():
         return data
     references = {case: files[-1] for case, files in _files(session).items()}
-    predictions = {case: place / f"{case}{session.dataset.description.file_ending}" for case in data.val}
+    predictions = {case: validation / f"{case}{session.dataset.description.file_ending}" for case in data.val}
     if any(case not in references or not file.is_file() for case, file in predictions.items()):
         logger.warning(
             "%s: scores are of older labels and cannot be updated, since predictions or labels are missing; "
             "delete %s and train with --resume",
-            place,
-            place / SUMMARY_JSON,
+            *(validation, validation / SUMMARY_JSON),
         )
         return data
     from segwright.training.validation.final import score
 
     logger.info("%s: scoring held-out cases with labels that changed: %s", folder, shorten(stale))
-    score(references, predictions, place, labels=session.dataset.labels, reader=plan.image_reader_writer)
-    return _with_scored(data, found)
+    score(references, predictions, validation, labels=session.dataset.labels, reader=plan.image_reader_writer)
+    return _with_scored_labels(data, changed)
 
 
-def _with_scored(data: TrainingData, found: DataChanges) -> TrainingData:
-    now = {case: found.now[case][-1].sha256 for case in data.val if case in found.now}
-    return data.model_copy(
-        update={"scored": {case: sha for case, sha in now.items() if sha != data.cases[case][-1][3]}}
-    )
+def _with_scored_labels(data: TrainingData, changed: DataChanges) -> TrainingData:
+    """Return the record with the current labels as those that held-out cases are scored with."""
+    current = {case: changed.now[case][-1].sha256 for case in data.val if case in changed.now}
+    scored = {case: sha for case, sha in current.items() if sha != data.cases[case][-1][3]}
+    return data.model_copy(update={"scored": scored})
 
 
-def _are_same(one: Split, other: Split) -> bool:
+def _is_same_split(one: Split, other: Split) -> bool:
     return set(one.train) == set(other.train) and set(one.val) == set(other.val)
 
 
 def _difference(data: TrainingData, split: Split) -> str:
     parts = (
-        ("trained on, now not", set(data.train) - set(split.train)),
-        ("not trained on, now so", set(split.train) - set(data.train)),
-        ("held out, now not", set(data.val) - set(split.val)),
-        ("not held out, now so", set(split.val) - set(data.val)),
+        ("no longer in training", set(data.train) - set(split.train)),
+        ("new in training", set(split.train) - set(data.train)),
+        ("no longer held out", set(data.val) - set(split.val)),
+        ("newly held out", set(split.val) - set(data.val)),
     )
     return "; ".join(f"{what}: {shorten(sorted(cases))}" for what, cases in parts if cases)
 

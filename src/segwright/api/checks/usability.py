@@ -18,7 +18,7 @@ ENOUGH_STEPS: Final = 1000
 """Shortest training to recommend: four epochs of nnU-Net, after which the easy tasks of the benchmarks are usable."""
 
 
-def shortcoming(folds: Sequence[Path], dice: float) -> str:
+def find_shortcoming(folds: Sequence[Path], dice: float) -> str:
     """Explain why a model is not usable and how long to train it; empty if it is usable.
 
     Args:
@@ -30,13 +30,13 @@ def shortcoming(folds: Sequence[Path], dice: float) -> str:
     is_short = steps < FEWEST_STEPS and not any(record["config"].get("pretrained") for record in records)
     if not (is_short or dice < LOWEST_DICE):
         return ""
-    found = [f"mean Dice {dice:.4f}"] * (dice < LOWEST_DICE)
-    found += [f"{steps} training step{'s' * (steps != 1)}"] * (is_short or steps < ENOUGH_STEPS)
-    return f"this model is not usable ({', '.join(found)}); {_advice(records, steps)}"
+    reasons = [f"mean Dice {dice:.4f}"] * (dice < LOWEST_DICE)
+    reasons += [f"{steps} training step{'s' * (steps != 1)}"] * (is_short or steps < ENOUGH_STEPS)
+    return f"this model is not usable ({', '.join(reasons)}); {_advice(records, steps)}"
 
 
 def _advice(records: Sequence[dict[str, Any]], steps: int) -> str:
-    """Return the advice."""
+    """Return what to do about a model that is not usable."""
     if steps >= ENOUGH_STEPS:
         return "check the labels with 'segwright check' and the images in the report before training longer"
     seconds = max(float(record["elapsed_s"]) / max(int(record["step"]), 1) for record in records)

@@ -142,9 +142,9 @@ def provenance_file(folder: Path, case: str) -> Path:
     return below(folder, f"{case}.provenance.json")
 
 
-def require_writable(reader: str, saving: ProbabilityFormat | None, *, uncertainty: bool) -> None:
+def require_writable(reader: str, probability_format: ProbabilityFormat | None, *, uncertainty: bool) -> None:
     """Raise a ConfigError if images have no geometry for the requested files."""
-    for form in (saving, ProbabilityFormat(kind="nifti") if uncertainty else None):
+    for form in (probability_format, ProbabilityFormat(kind="nifti") if uncertainty else None):
         if form is not None:
             form.require_writable(reader)
 

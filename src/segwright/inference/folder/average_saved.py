@@ -1,6 +1,4 @@
-"""Average probabilities that were saved with predictions, over folders: nnU-Net's `.npz`, or `.b2nd`.
-
-nnU-Net behaviour 11.7.
+"""Average saved probabilities, nnU-Net's `.npz` or `.b2nd`, over folders of predictions (nnU-Net behaviour 11.7).
 
 Legend: H heads, (Z, Y, X) a case's own grid in the reader's axis order.
 """
@@ -21,7 +19,7 @@ from unicodedata import normalize
 import blosc2
 import numpy as np
 
-from segwright.core.errors import DatasetError, Problem, ProblemReport, SegwrightError, WorkspaceError, located
+from segwright.core.errors import DatasetError, Problem, ProblemReport, SegwrightError, WorkspaceError, locate_errors
 from segwright.core.files.atomic_io import file_crc, read_checked_json, require_folder
 from segwright.core.files.locks import locked
 from segwright.core.files.names import below, path_problem
@@ -57,7 +55,7 @@ def average_folders(
     labels: Labels,
     file_ending: str,
     reader: str,
-    saving: ProbabilityFormat | None = None,
+    probability_format: ProbabilityFormat | None = None,
     overwrite: bool = False,
 ) -> list[Path]:
     """Write the label maps of the mean of the probabilities in several folders; return the files.
@@ -70,7 +68,7 @@ def average_folders(
         labels: of the dataset.
         file_ending: of label maps.
         reader: of label maps, as in the plan.
-        saving: format in which the mean is written too.
+        probability_format: format in which the mean is written too.
         overwrite: replace existing label maps.
 
     Raises:
@@ -80,22 +78,22 @@ def average_folders(
     """
     if output.resolve() in [folder.resolve() for folder in folders]:
         raise WorkspaceError(f"{output}: is one of the folders to average; choose another output folder")
-    found = [_files(folder) for folder in folders]
-    cases = sorted(set().union(*found))
-    _require_all(folders, found, cases, file_ending)
+    probabilities = [_probability_files(folder) for folder in folders]
+    cases = sorted(set().union(*probabilities))
+    _require_complete(folders, probabilities, cases, file_ending)
     targets = {case: below(output, f"{case}{file_ending}") for case in cases}
-    taken = [file for file in targets.values() if file.exists()]
-    if taken and not overwrite:
-        raise WorkspaceError(f"{taken[0]}: already exists; choose another output folder or overwrite")
+    existing = [file for file in targets.values() if file.exists()]
+    if existing and not overwrite:
+        raise WorkspaceError(f"{existing[0]}: already exists; choose another output folder or overwrite")
     require_folder(output)
     with locked(below(output, f".ensemble{LOCK}"), f"averaging into {output}"):
-        for left in output.glob(f"{_SCRATCH}*"):  # of a killed run
-            shutil.rmtree(left, ignore_errors=True)
+        for leftover in output.glob(f"{_SCRATCH}*"):  # of a killed run
+            shutil.rmtree(leftover, ignore_errors=True)
         for case in progress(cases, title="averaging", total=len(cases)):
+            files = [of_folder[case] for of_folder in probabilities]
             try:
-                _average(folders, [files[case] for files in found], targets[case], case, labels, reader, saving)
-            except SegwrightError as error:
-                raise located(error, case) from error
+                with locate_errors(case):
+                    _average(folders, files, targets[case], case, labels, reader, probability_format)
             except RuntimeError as error:  # blosc2's, where the values themselves are damaged
                 if known := resource_error(error):
                     raise type(known)(f"{case}: {known}") from error
@@ -110,7 +108,7 @@ def _average(
     case: str,
     labels: Labels,
     reader: str,
-    saving: ProbabilityFormat | None,
+    probability_format: ProbabilityFormat | None,
 ) -> None:
     """Average the probabilities of one case; `files` are those of the folders."""
     with ExitStack() as stack:
@@ -118,15 +116,19 @@ def _average(
         volume = read_label(folders[0] / target.name, reader)
         for folder in folders[1:]:
             _require_same_grid(folder / target.name, volume, reader)
-        arrays = [_opened(file, scratch / f"{index}.b2nd", labels, volume) for index, file in enumerate(files)]
-        kept = None
-        if saving is not None:
+        arrays = [
+            _open_probabilities(file, scratch / f"{index}.b2nd", labels, volume) for index, file in enumerate(files)
+        ]
+        mean = None
+        if probability_format is not None:
             document = {"model": {"ensemble": [str(folder) for folder in folders]}}
-            kept = stack.enter_context(saving.open_whole(target.parent, case, labels, _uncropped(volume), document))
-        write_labels(mean_labels(arrays, labels, kept), target, volume.properties, reader)
+            mean = stack.enter_context(
+                probability_format.open_whole(target.parent, case, labels, _uncropped(volume), document)
+            )
+        write_labels(mean_labels(arrays, labels, mean), target, volume.properties, reader)
 
 
-def _files(folder: Path) -> dict[str, Path]:
+def _probability_files(folder: Path) -> dict[str, Path]:
     """Return the probability file of each case.
 
     Raises:
@@ -134,17 +136,17 @@ def _files(folder: Path) -> dict[str, Path]:
     """
     if wrong := path_problem(folder, "folder"):
         raise DatasetError(f"{folder}: {wrong}")
-    there = entries(folder)
+    listed = entries(folder)
     files = {
         entry.name.removesuffix(ending): folder / entry.name
         for ending in reversed(ENDINGS)
-        for entry in there
+        for entry in listed
         if entry.name.endswith(ending) and entry.kind == "file"
     }
     if not files:
         rounded = f"; the maps in {NIFTI_FOLDER} are rounded to 8 bits" if (folder / NIFTI_FOLDER).is_dir() else ""
-        found = next((_near_miss(folder, entry.name.split(".")[0]) for entry in there), "")
-        raise DatasetError(f"{folder}: no probabilities{rounded}{found}; predict with --probabilities b2nd, or npz")
+        hint = next((_near_miss(folder, entry.name.split(".")[0]) for entry in listed), "")
+        raise DatasetError(f"{folder}: no probabilities{rounded}{hint}; predict with --probabilities b2nd, or npz")
     return files
 
 
@@ -158,16 +160,21 @@ def _near_miss(folder: Path, case: str) -> str:
     return ""
 
 
-def _require_all(
-    folders: Sequence[Path], found: Sequence[dict[str, Path]], cases: Sequence[str], file_ending: str
+def _require_complete(
+    folders: Sequence[Path], probabilities: Sequence[dict[str, Path]], cases: Sequence[str], file_ending: str
 ) -> None:
+    """Check that every folder has the probabilities of every case, and the first one the label maps.
+
+    Raises:
+        ProblemReport: some are missing; all of them at once.
+    """
     problems = [
         Problem(
             where=str(folder),
             what=f"no probabilities of case {case}{_near_miss(folder, case)}",
             remedy="predict it with this model too",
         )
-        for folder, files in zip(folders, found, strict=True)
+        for folder, files in zip(folders, probabilities, strict=True)
         for case in cases
         if case not in files
     ]
@@ -185,7 +192,7 @@ def _require_all(
 
 
 def _require_same_grid(file: Path, volume: Volume, reader: str) -> None:
-    """Check that a label map, if there is one, has the grid of the first folder's; the probabilities have its grid.
+    """Check that a label map, if there is one, is on the grid of the first folder's, as the probabilities then are.
 
     Raises:
         DatasetError: it has another grid.
@@ -203,44 +210,48 @@ def _require_same_grid(file: Path, volume: Volume, reader: str) -> None:
         )
 
 
-def _opened(file: Path, scratch: Path, labels: Labels, volume: Volume) -> Any:
-    """Return an array (H, Z, Y, X) on disk; a file that cannot be read in part is unpacked to `scratch` first."""
+def _open_probabilities(file: Path, scratch: Path, labels: Labels, volume: Volume) -> Any:
+    """Return an array (H, Z, Y, X) on disk; a file that cannot be read in part is unpacked to `scratch` first.
+
+    Raises:
+        DatasetError: the file is damaged, or its shape or dtype is wrong.
+    """
     wanted = (labels.num_heads, *volume.array.shape[1:])
     if file.suffix == ENDINGS[0]:
-        _require_undamaged(file)
+        _require_checksum(file)
         array = open_array(file)
-        _require(file, tuple(array.shape), array.dtype, wanted, labels)
+        _require_shape(file, tuple(array.shape), array.dtype, wanted, labels)
         return array
     try:
-        with open_zip(file) as archive, archive.open(_packed(archive)) as stream:
+        with open_zip(file) as archive, archive.open(_npz_entry(archive)) as stream:
             shape, dtype = _header(stream)
-            _require(file, shape, dtype, wanted, labels)
-            return _unpacked(stream, shape, dtype, scratch)
+            _require_shape(file, shape, dtype, wanted, labels)
+            return _unpack(stream, shape, dtype, scratch)
     except SegwrightError:
         raise
     except _UNREADABLE as error:
-        if found := resource_error(error, file):
-            raise found from error
+        if known := resource_error(error, file):
+            raise known from error
         raise DatasetError(f"{file}: cannot be read ({error})") from error
 
 
-def _require_undamaged(file: Path) -> None:
-    """Compare an array with the checksum in the document beside it; of an earlier version, or elsewhere, it has none.
+def _require_checksum(file: Path) -> None:
+    """Check that an array has the checksum in the document beside it; earlier versions wrote none.
 
     Raises:
         SegwrightError: the array or the document is damaged.
     """
     beside = provenance_file(file.parent, file.name.removesuffix(ENDINGS[0]))
     document = read_checked_json(beside) if beside.is_file() else None
-    kept = document.get(CHECKSUM_OF_ARRAY) if isinstance(document, dict) else None
-    if kept is not None and file_crc(file) != kept:
+    recorded = document.get(CHECKSUM_OF_ARRAY) if isinstance(document, dict) else None
+    if recorded is not None and file_crc(file) != recorded:
         raise DatasetError(
             f"{file}: damaged (its checksum is not the one in {beside.name}); predict the case again, or remove "
             f"{beside.name} if the probabilities were changed on purpose"
         )
 
 
-def _packed(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
+def _npz_entry(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
     """Return the entry of the probabilities; raise a ValueError unless numpy could have compressed it."""
     entry = archive.getinfo(_MEMBER)
     if entry.compress_type not in METHODS:
@@ -248,7 +259,9 @@ def _packed(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
     return entry
 
 
-def _require(file: Path, shape: tuple[int, ...], dtype: np.dtype[Any], wanted: tuple[int, ...], labels: Labels) -> None:
+def _require_shape(
+    file: Path, shape: tuple[int, ...], dtype: np.dtype[Any], wanted: tuple[int, ...], labels: Labels
+) -> None:
     if shape != wanted or dtype.kind != "f":
         raise DatasetError(
             f"{file}: {dtype} {shape}, expected floats {wanted}: a head for each "
@@ -274,13 +287,13 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Read shape and dtype of the array that follows, without unpickling."""
     is_first = np.lib.format.read_magic(stream) == (1, 0)
     read = np.lib.format.read_array_header_1_0 if is_first else np.lib.format.read_array_header_2_0
-    shape, in_columns, dtype = read(stream)
-    if in_columns or dtype.kind != "f" or len(shape) != 4:
-        raise ValueError(f"{dtype} {shape}, expected floats of four axes in rows")
+    shape, is_fortran_order, dtype = read(stream)
+    if is_fortran_order or dtype.kind != "f" or len(shape) != 4:
+        raise ValueError(f"{dtype} {shape}, expected floats of four axes in C order")
     return shape, dtype
 
 
-def _unpacked(stream: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any], scratch: Path) -> Any:
+def _unpack(stream: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any], scratch: Path) -> Any:
     """Copy an array, head by head, to a file that can be read in part."""
     array: Any = blosc2.empty(
         shape,
@@ -294,8 +307,8 @@ def _unpacked(stream: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any], s
     for head in range(shape[0]):
         content = stream.read(size)
         if len(content) < size:
-            raise ValueError("is cut off")
+            raise ValueError("it is cut off")
         array[head] = np.frombuffer(content, dtype).reshape(shape[1:])
-    if stream.read(1):  # the checksum of a member is compared at its end
-        raise ValueError("holds more than its header says")
+    if stream.read(1):  # reading to the end also compares the checksum of the zip entry
+        raise ValueError("it holds more than its header says")
     return array

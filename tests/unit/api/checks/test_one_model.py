@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from segwright.api.checks.one_model import (
-    other_settings,
-    require_nothing_new,
+    differing_settings,
+    require_no_checkpoint,
     require_same_network,
     require_same_plan,
+    require_same_settings,
     require_same_task,
-    require_unbegun,
 )
 from segwright.core.errors import ConfigError, ModelError
 from segwright.core.files.locks import locked
@@ -157,19 +157,19 @@ def test_what_a_finished_fold_cannot_become_is_refused(model: Path) -> None:
     with pytest.raises(
         ConfigError, match="is finished and was trained with initial_lr = 0.01, not 0.1; delete the folder"
     ):
-        require_nothing_new(model / "fold_0", {"initial_lr": 0.1})
+        require_same_settings(model / "fold_0", {"initial_lr": 0.1})
 
 
 def test_length_and_what_was_asked_for_before_are_no_other_training(model: Path) -> None:
-    require_nothing_new(model / "fold_0", {"num_epochs": 5, "initial_lr": 0.01})
-    assert other_settings(model / "fold_0", {"num_epochs": 5, "initial_lr": 0.01}) == {"num_epochs": (3, 5)}
+    require_same_settings(model / "fold_0", {"num_epochs": 5, "initial_lr": 0.01})
+    assert differing_settings(model / "fold_0", {"num_epochs": 5, "initial_lr": 0.01}) == {"num_epochs": (3, 5)}
 
 
 def test_a_fold_that_is_being_trained_names_the_process(model: Path) -> None:
     with pytest.raises(ModelError, match="already contains a training; continue it with --resume"):
-        require_unbegun(model / "fold_0")
+        require_no_checkpoint(model / "fold_0")
     with (
         locked(model / ".fold_0.lock", "training"),
         pytest.raises(ModelError, match=r"is being trained by process \d+"),
     ):
-        require_unbegun(model / "fold_0")
+        require_no_checkpoint(model / "fold_0")

@@ -206,7 +206,7 @@ def test_folders_without_probabilities_are_told_what_to_do(folders: list[Path], 
 def test_the_mean_can_be_kept_and_averaged_again(folders: list[Path], tmp_path: Path) -> None:
     first, second = save(folders[0], "npz", "x", 0), save(folders[1], "b2nd", "x", 1)
     options = {"labels": LABELS, "file_ending": ENDING, "reader": READER}
-    average_folders(folders, tmp_path / "mean", saving=ProbabilityFormat(kind="b2nd"), **options)
+    average_folders(folders, tmp_path / "mean", probability_format=ProbabilityFormat(kind="b2nd"), **options)
     stored = blosc2.open(str(tmp_path / "mean" / "x.b2nd"), mode="r")
     np.testing.assert_allclose(stored[:], (first + second) / 2, atol=1e-7)
     [again] = average_folders([tmp_path / "mean", folders[0]], tmp_path / "again", **options)
