@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# pytest; if a native library aborts it, which prints no result, then name the test that was running
-pytest = $(BIN)/pytest --running-test .running-test $(1) || { code=$$?; cat .running-test 2>/dev/null; exit $$code; }
+# pytest; if a native library ended it, then also the running test and the stacks of its threads
+pytest = $(BIN)/pytest --crash-report .crash-report $(1) || { \
+	code=$$?; ! test -e .crash-report || grep -v -e /_pytest/ -e /pluggy/ -e "^Extension modules" .crash-report; exit $$code; }
 
 .PHONY: setup demo test test-slow test-sanitize fuzz lint format bench clean
 

@@ -5,6 +5,7 @@ Everything in `e2e` and `fuzz` is slow but for tests marked `smoke`.
 
 from __future__ import annotations
 
+import faulthandler
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -21,26 +22,35 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--fuzz-count", type=int, default=100, help="damaged files that each reader of files gets, on average"
     )
     parser.addoption("--kernels", type=Path, help="folder of the compiled CPU kernels, instead of the package's")
-    parser.addoption("--running-test", type=Path, help="file that names the running test and is removed at the end")
+    parser.addoption("--crash-report", type=Path, help="file that stays if a native library ends the process")
     parser.addoption("--fuzz-seed", type=int, default=0, help="decides how they are damaged")
 
 
-class _RunningTest:
-    """Keeps the name of the running test in a file, for `make` to print if a native library aborts the process."""
+class _CrashReport:
+    """Keeps a file with the running test, to which Python adds all stacks if a native library ends the process."""
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file = path.open("w", encoding="utf-8")
+
+    def pytest_sessionstart(self) -> None:
+        faulthandler.enable(self.file)  # after pytest's own plugin, which writes to stderr
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        self.file.write_text(f"{nodeid}\n", encoding="utf-8")
+        self.file.seek(0)
+        self.file.truncate()
+        self.file.write(f"{nodeid}\n")
+        self.file.flush()
 
-    def pytest_sessionfinish(self) -> None:
-        self.file.unlink(missing_ok=True)
+    def pytest_unconfigure(self) -> None:
+        faulthandler.disable()
+        self.file.close()
+        self.path.unlink()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if file := config.getoption("--running-test"):
-        config.pluginmanager.register(_RunningTest(file.absolute()))
+    if path := config.getoption("--crash-report"):
+        config.pluginmanager.register(_CrashReport(path.absolute()))
     if folder := config.getoption("--kernels"):
         from segwright.networks.cpu import library
 
