@@ -80,7 +80,7 @@ def test_axes_come_from_the_header(tmp_path: Path, reader: str, codes: str) -> N
 
 def test_pictures_have_no_orientation(tmp_path: Path) -> None:
     from segwright.core.errors import ConfigError
-    from segwright.data.images.orientation import reorienting
+    from segwright.data.images.orientation import reorienting_reader
 
     with pytest.raises(ConfigError, match="store no orientation"):
-        reorienting("NaturalImage2DIO")
+        reorienting_reader("NaturalImage2DIO")

@@ -25,12 +25,12 @@ from segwright.core.files.atomic_io import atomic_path, content_hash, file_hash
 from segwright.core.files.locks import holder
 from segwright.data import checks
 from segwright.data import fingerprint as measuring
-from segwright.data.dataset import NO_ENVIRONMENT, load_description
+from segwright.data.dataset import NO_ENVIRONMENT
+from segwright.data.description import load_description
 from segwright.data.fingerprint import Fingerprint
 from segwright.data.images.image_io import reader_of_shapes
-from segwright.data.images.orientation import canonical_axes, lateral_axis, reorienting
-from segwright.data.laterality import KEY as SIDES
-from segwright.data.laterality import find_pairs
+from segwright.data.images.orientation import canonical_axes, lateral_axis, reorienting_reader
+from segwright.data.laterality import LEFT_RIGHT_KEY, find_pairs
 from segwright.data.plan import Plan
 from segwright.data.preprocessed.store import CaseStore
 from segwright.data.splits import shorten
@@ -316,7 +316,7 @@ def _compute_plan(
     reader = session.dataset.reader
     if options.reorient:
         measured = measured.reordered([canonical_axes(case.images[0], reader) for case in session.dataset.cases])
-        reader = reorienting(reader)
+        reader = reorienting_reader(reader)
     cases = session.dataset.cases if find_pairs(session.dataset.description) else ()
     new = planner.plan(
         measured,
@@ -350,7 +350,9 @@ def _options_of(plan: Plan | None) -> PlanOptions | None:
 def _has_same_values(new: Plan, existing: Plan) -> bool:
     """Return whether two plans have the same values; their recorded reasons may differ."""
     documents = [plan.to_json() for plan in (new, existing)]
-    one, other = ({**document, "segwright": document.get("segwright", {}).get(SIDES)} for document in documents)
+    one, other = (
+        {**document, "segwright": document.get("segwright", {}).get(LEFT_RIGHT_KEY)} for document in documents
+    )
     return content_hash(one) == content_hash(other)
 
 

@@ -26,15 +26,15 @@ from segwright.data.dataset import (
     scan,
 )
 from segwright.data.images.formats import Header
-from segwright.data.images.geometry import difference, find_reorientation
+from segwright.data.images.geometry import find_reorientation, grid_problem
 from segwright.data.images.image_io import (
     Volume,
     read_header,
     read_images,
     read_label,
 )
+from segwright.data.images.orientation import orientation_code
 from segwright.data.labels import Labels, distinct_values, gap_problem
-from segwright.data.outliers import orientation
 from segwright.data.preprocessed.store import CaseStore
 
 SPLITS_JSON = "splits_final.json"
@@ -240,7 +240,7 @@ def _check_headers(case: Case, reader: str, num_channels: int | None) -> _Log:
         log.error(case.label, what, "save it as a single-channel image")
     for file in headers:
         _compare_grids(file, headers, images, log)
-    code = orientation({"geometry": headers[images[0]].geometry}) if images else None
+    code = orientation_code({"geometry": headers[images[0]].geometry}) if images else None
     if code is not None:
         log.orientations[code] = [case.identifier]
     return log
@@ -255,7 +255,7 @@ def _compare_grids(file: Path, headers: Mapping[Path, Header], images: Sequence[
         log.apart.add(file)
         if prod(headers[file].shape) > MAX_VOXEL_RATIO * prod(headers[images[0]].shape):
             log.unreadable.add(file)
-        log.errors.append(difference(headers[file], headers[images[0]], file=file, name=images[0].name))
+        log.errors.append(grid_problem(headers[file], headers[images[0]], file=file, name=images[0].name))
     elif not reorientation.is_identity:
         log.reoriented.append(file)
 

@@ -20,7 +20,8 @@ from segwright.data.cases import Case
 from segwright.data.cropping import content_box
 from segwright.data.dataset import Dataset
 from segwright.data.images.image_io import Volume, read_images, read_label
-from segwright.data.outliers import TrainingRange, measure, orientation
+from segwright.data.images.orientation import orientation_code
+from segwright.data.outliers import TrainingRange, measure
 from segwright.data.weighted_sample import WeightedSample, draw
 
 logger = getLogger(__name__)
@@ -140,7 +141,7 @@ class Measurement:
             relative_size=prod(shape) / prod(volume.array.shape[1:]),
             lacks_foreground=not foreground.any(),
             measures=measure(volume),
-            orientation=orientation(volume.properties),
+            orientation=orientation_code(volume.properties),
         )
 
     def fingerprint(self, dataset: Dataset) -> Fingerprint:

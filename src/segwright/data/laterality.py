@@ -12,7 +12,7 @@ from segwright.data.dataset import DatasetDescription
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan
 
-KEY: Final = "left_right"
+LEFT_RIGHT_KEY: Final = "left_right"
 """Key of the pairs in a plan, below `segwright`."""
 
 Pairs = tuple[tuple[str, str], ...]
@@ -26,7 +26,7 @@ class LabelPairs:
 
     Attributes:
         pairs: names of labels or regions, left and right.
-        axes: of preprocessed images, that may be lateral.
+        axes: those of preprocessed images, 0 to 2, that may run between left and right.
         swap: whether mirroring these axes swaps the labels of each pair; otherwise they are not mirrored.
     """
 
@@ -41,23 +41,23 @@ class LabelPairs:
         Raises:
             PlanError: the entry is malformed.
         """
-        entry = plan.segwright.get(KEY)
+        entry = plan.segwright.get(LEFT_RIGHT_KEY)
         if entry is None:
             return None
+        where = f"plans '{plan.plans_name}': segwright.{LEFT_RIGHT_KEY}"
         try:
             pairs = tuple((str(left), str(right)) for left, right in entry["pairs"])
-            sides = cls(pairs=pairs, axes=tuple(int(axis) for axis in entry["axes"]), swap=bool(entry["swap"]))
+            found = cls(pairs=pairs, axes=tuple(int(axis) for axis in entry["axes"]), swap=bool(entry["swap"]))
         except (KeyError, TypeError, ValueError) as error:
             raise PlanError(
-                f"plans '{plan.plans_name}': segwright.{KEY} must have 'pairs' (of two names), 'axes' and 'swap'; "
-                "correct it or make the plan again"
+                f"{where} must have 'pairs' (of two names), 'axes' and 'swap'; correct it or make the plan again"
             ) from error
-        if not set(sides.axes) <= {0, 1, 2}:
-            raise PlanError(f"plans '{plan.plans_name}': segwright.{KEY}.axes {list(sides.axes)}: expected 0, 1 or 2")
-        return sides
+        if not set(found.axes) <= {0, 1, 2}:
+            raise PlanError(f"{where}.axes {list(found.axes)}: expected 0, 1 or 2")
+        return found
 
     def in_patch(self, dims: int) -> tuple[int, ...]:
-        """Return the axes of a patch with `dims` axes; a 2D patch lacks the first one."""
+        """Return `axes` as axes of a patch with `dims` (2 or 3) axes; a 2D patch lacks the first one."""
         return tuple(axis - 3 + dims for axis in self.axes if axis >= 3 - dims)
 
     def to_json(self) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def mirrored_values(labels: Labels, pairs: Pairs) -> dict[int, int] | None:
 
 
 def mirrored_heads(labels: Labels, pairs: Pairs) -> tuple[int, ...]:
-    """Return for each head of the network that of its counterpart."""
+    """Return for each head of the network the index of its counterpart, itself without one."""
     counterparts = _counterparts(pairs)
     index = {name: head for head, name in labels.names.items()}
     return tuple(index[counterparts.get(name, name)] for name in labels.names.values())

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from segwright.data.images.image_io import Volume
+from segwright.data.images.orientation import orientation_code
 
 MIN_CASES: Final = 5
 """With fewer cases ranges are unknown: only other spacings, other sizes and another modality are flagged."""
@@ -23,11 +24,12 @@ MIN_CASES: Final = 5
 CT_LEVEL: Final = -math.log1p(1000)
 """The lowest percentile of a CT, which contains air, as given by `measure`."""
 
-_VOXELS = 2**17
+_SAMPLED_VOXELS = 2**17
 _MARGINS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
 """Share of the width of the range, added on both sides; the first that flags few enough training cases is used."""
 _MAX_FLAGGED_SHARE = 0.01
-_FEW = 10
+"""Of training cases."""
+_MARGIN_CASES = 10
 """With this many cases the margin is doubled, since the range of a sample grows with its size."""
 _LEVELS = (1, 25, 50, 75, 99)
 _MIN_WIDTHS: Mapping[str, float] = {"spacing": 0.4, "extent": 0.7, "level": 0.5, "form": 0.1, "noise": 0.7}
@@ -101,36 +103,38 @@ class TrainingRange(BaseModel):
             bounds = self.bounds.get(name)
             if bounds is None:
                 continue
-            width = self._added(name, bounds)
-            if not bounds.low - width <= value <= bounds.high + width:
+            widening = self._widening(name, bounds)
+            if not bounds.low - widening <= value <= bounds.high + widening:
                 found.append(_describe(name, value, bounds))
             elif other := _other_modality(name, value, bounds):
                 found.append(other)
-        turned = orientation(volume.properties)
-        if turned and self.orientations and turned not in self.orientations:
-            found.append(f"axes run {turned}, those of the training cases {' or '.join(self.orientations)}")
+        axes = orientation_code(volume.properties)
+        if axes and self.orientations and axes not in self.orientations:
+            found.append(f"axes run {axes}, those of the training cases {' or '.join(self.orientations)}")
         return tuple(found)
 
-    def _added(self, name: str, bounds: Bounds) -> float:
+    def _widening(self, name: str, bounds: Bounds) -> float:
         """Return by how much the range of a measure is widened on both sides."""
         kind = name.split()[0]
         if self.cases < MIN_CASES:
             return _FEW_CASES_WIDENING.get(kind, math.inf)
-        width = self.margin * max(bounds.high - bounds.low, _least_width(name))
+        width = self.margin * max(bounds.high - bounds.low, _min_width(name))
         return min(max(width, _MIN_WIDENING[kind]), _MAX_WIDENING[kind])
 
 
 def measure(volume: Volume) -> dict[str, float]:
-    """Measure an image: one number for each measure that is compared, from a small sample of its voxels.
+    """Return the measures of an image that are compared with those of the training cases, from a sample of its voxels.
 
-    spacing, extent: logarithm of the value in mm, per axis. level: percentiles of the voxels that are not 0, of each
-    channel, as sign(x) log(1 + |x|): both a factor and an offset show. form: where the quartiles lie between the 1st
-    and the 99th percentile. noise: mean difference of neighbours against that range, its logarithm.
+    * `spacing A`, `extent A`: logarithm of the value in mm along axis A.
+    * `level C P`: percentile P of channel C without voxels of 0, as sign(x) log(1 + |x|), which shows both a wrong
+      factor and a wrong offset.
+    * `form C P`: where percentile P lies between the 1st and the 99th, from 0 to 1.
+    * `noise C`: logarithm of the mean difference of neighbours, relative to the range between those percentiles.
     """
     result: dict[str, float] = {}
-    for axis, (size, extent) in enumerate(zip(volume.array.shape[1:], volume.spacing, strict=True)):
-        result[f"spacing {axis}"] = math.log(max(extent, 1e-12))
-        result[f"extent {axis}"] = math.log(max(size * extent, 1e-12))
+    for axis, (size, spacing) in enumerate(zip(volume.array.shape[1:], volume.spacing, strict=True)):
+        result[f"spacing {axis}"] = math.log(max(spacing, 1e-12))
+        result[f"extent {axis}"] = math.log(max(size * spacing, 1e-12))
     for channel, image in enumerate(volume.array):
         rows = _sampled(image)
         inside = rows[rows != 0]
@@ -147,24 +151,9 @@ def measure(volume: Volume) -> dict[str, float]:
     return result
 
 
-def orientation(properties: Mapping[str, Any]) -> str | None:
-    """Return the anatomical directions of the three axes of a file (LPS, RAS, ...), None if it does not store them."""
-    geometry = properties.get("geometry", {})
-    if geometry.get("direction") is not None and len(geometry["direction"]) == 9:
-        matrix = np.array(geometry["direction"], dtype=float).reshape(3, 3)
-        names = (("R", "L"), ("A", "P"), ("I", "S"))  # ITK: to the left, back and head
-    elif geometry.get("affine") is not None:
-        matrix = np.array(geometry["affine"], dtype=float)[:3, :3]
-        names = (("L", "R"), ("P", "A"), ("I", "S"))
-    else:
-        return None
-    strongest = np.abs(matrix / np.maximum(np.linalg.norm(matrix, axis=0), 1e-12)).argmax(axis=0)
-    return "".join(names[row][int(matrix[row, column] > 0)] for column, row in enumerate(strongest))
-
-
 def _sampled(image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return whole rows (planes, columns, X) of an image (Z, Y, X), about `_VOXELS` voxels at most."""
-    step = max(1, math.ceil(math.sqrt(image.size / _VOXELS)))
+    """Return whole rows (planes, columns, X) of an image (Z, Y, X), about `_SAMPLED_VOXELS` voxels at most."""
+    step = max(1, math.ceil(math.sqrt(image.size / _SAMPLED_VOXELS)))
     along = min(step, image.shape[0])
     return image[::along, :: max(1, step * step // along)]
 
@@ -178,17 +167,17 @@ def _margin(names: Sequence[str], table: npt.NDArray[np.float64]) -> float:
     # Each case is compared with the others: the smallest with the second smallest.
     low = np.where(table == ordered[0], ordered[1], ordered[0])
     high = np.where(table == ordered[-1], ordered[-2], ordered[-1])
-    width = np.maximum(high - low, [_least_width(name) for name in names])
+    width = np.maximum(high - low, [_min_width(name) for name in names])
     apart = np.maximum(low - table, table - high) / width
     worst = apart.max(axis=1)
     for margin in _MARGINS:
-        wider = margin * (1 + _FEW / count)
+        wider = margin * (1 + _MARGIN_CASES / count)
         if (worst > wider).mean() <= _MAX_FLAGGED_SHARE:
             return wider
-    return _MARGINS[-1] * (1 + _FEW / count)
+    return _MARGINS[-1] * (1 + _MARGIN_CASES / count)
 
 
-def _least_width(name: str) -> float:
+def _min_width(name: str) -> float:
     return _MIN_WIDTHS[name.split()[0]]
 
 

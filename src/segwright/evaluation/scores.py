@@ -19,7 +19,7 @@ from segwright.core.errors import Problem, ProblemReport, SegwrightError
 from segwright.core.files.atomic_io import atomic_path, parse_document, write_checked_json
 from segwright.core.parallel import map_threads
 from segwright.data.images.formats import Header
-from segwright.data.images.geometry import difference, find_reorientation
+from segwright.data.images.geometry import find_reorientation, grid_problem
 from segwright.data.images.image_io import Volume, is_small, read_header, read_label
 from segwright.data.labels import ClassKey, Labels
 from segwright.evaluation.masks import ExtraMetrics as ExtraMetrics
@@ -359,7 +359,7 @@ def _grid_problem(file: Path, prediction: Header, reference: Header) -> Problem 
             what=f"prediction has shape {prediction.shape}, its reference {reference.shape}",
             remedy="both must lie on the grid of the image",
         )
-    return difference(prediction, reference, file=file.name, name="its reference")
+    return grid_problem(prediction, reference, file=file.name, name="its reference")
 
 
 def _score_case(

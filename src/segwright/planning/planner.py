@@ -16,7 +16,7 @@ from segwright.core.errors import PlanError
 from segwright.core.files.atomic_io import content_hash
 from segwright.data.dataset import DatasetDescription
 from segwright.data.fingerprint import Fingerprint
-from segwright.data.laterality import KEY as LEFT_RIGHT_KEY
+from segwright.data.laterality import LEFT_RIGHT_KEY
 from segwright.data.plan import Plan, inverse_permutation
 from segwright.planning.configurations import Draft, configuration_block, explain_draft
 from segwright.planning.label_pairs import Lateral, choose_mirroring

@@ -1,4 +1,4 @@
-"""The interface of image readers: header, format, and refusal of a file."""
+"""The interface of image readers and writers: header, reader-writer, and refusal of a file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FLAT_SPACING_FACTOR = 999.0
 """2D images get a first axis with by far the largest spacing (nnU-Net behaviour 2.4, 2.7)."""
 
 _FLAT_SPACING = 0.999 * FLAT_SPACING_FACTOR
-"""Spacings may have been rounded."""
+"""Slightly less, since spacings may have been rounded."""
 
 CHANNEL_SUFFIX = re.compile(r"_\d{4}$")
 
@@ -50,18 +50,18 @@ class Header:
         return self.shape[0] == 1 and self.spacing[0] >= _FLAT_SPACING * max(self.spacing[1:])
 
 
-class Format(Protocol):
-    """One family of image files."""
+class ReaderWriter(Protocol):
+    """Reads and writes one family of image files, as nnU-Net's class of the same purpose (`BaseReaderWriter`)."""
 
     @property
     def endings(self) -> tuple[str, ...]:
-        """Lower-case file endings for which this format is chosen automatically."""
+        """Lower-case file endings for which this reader is chosen automatically."""
 
     def header(self, file: Path, *, is_label: bool = False) -> Header:
         """Read shape, spacing and geometry, without the voxels if the format allows it."""
 
     def read(self, file: Path, *, is_label: bool = False) -> tuple[Header, Floats]:
-        """Read one file as (C, *S); what is not a label map has more than one channel."""
+        """Read one file as (C, *S) with three spatial axes; a label map has one channel."""
 
     def write(self, labels: LabelMap, path: Path, spacing: tuple[float, ...], geometry: Mapping[str, Any]) -> None:
         """Write a label map (*S) whose geometry came from `header` or `read` of this format, atomically."""

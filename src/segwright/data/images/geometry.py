@@ -67,8 +67,8 @@ def find_reorientation(header: Header, other: Header) -> Reorientation | None:
     return reorientation if _is_same_spacing(spacing, other.spacing, other.shape) else None
 
 
-def difference(header: Header, other: Header, *, file: object, name: str) -> Problem:
-    """Return how two different grids differ.
+def grid_problem(header: Header, other: Header, *, file: object, name: str) -> Problem:
+    """Return the problem of two grids that differ: how, and what to do.
 
     Args:
         header: of the file.

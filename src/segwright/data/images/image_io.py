@@ -15,8 +15,8 @@ import numpy.typing as npt
 from segwright.core.errors import DiskError, ImageError, Problem, SegwrightError, nearest
 from segwright.core.files.names import path_problem, path_remedy, require_text_path
 from segwright.core.resources import resource_error
-from segwright.data.images.formats import Floats, Format, Header, LabelMap, Refusal
-from segwright.data.images.geometry import difference, find_reorientation
+from segwright.data.images.formats import Floats, Header, LabelMap, ReaderWriter, Refusal
+from segwright.data.images.geometry import find_reorientation, grid_problem
 from segwright.data.images.intensities import clean_intensities, impossible_values_error, missing_note
 from segwright.data.images.readers.itk import SimpleITKIO, SimpleITKIOWithReorient
 from segwright.data.images.readers.nifti import NibabelIO, NibabelIOWithReorient, nonfinite_in_nifti
@@ -27,7 +27,7 @@ from segwright.data.labels import MAX_UINT8_LABEL, MAX_WRITTEN_LABEL, whole_valu
 
 logger = getLogger(__name__)
 
-READERS: Mapping[str, Format] = {
+READERS: Mapping[str, ReaderWriter] = {
     "NaturalImage2DIO": NaturalImage2DIO(),
     "SimpleITKIO": SimpleITKIO(),
     "Tiff3DIO": Tiff3DIO(),
@@ -288,7 +288,7 @@ def _require_grid(file: Path, reader: str, wanted: Header, name: str, *, is_labe
         return
     header = read_header(file, reader, is_label=is_label)
     if find_reorientation(header, wanted) is None:
-        raise ImageError(str(difference(header, wanted, file=file, name=name)))
+        raise ImageError(str(grid_problem(header, wanted, file=file, name=name)))
 
 
 def _on_grid(array: Floats, header: Header, wanted: Header, file: Path, name: str) -> tuple[Floats, list[Problem]]:
@@ -299,7 +299,7 @@ def _on_grid(array: Floats, header: Header, wanted: Header, file: Path, name: st
     """
     reorientation = find_reorientation(header, wanted)
     if reorientation is None:
-        raise ImageError(str(difference(header, wanted, file=file, name=name)))
+        raise ImageError(str(grid_problem(header, wanted, file=file, name=name)))
     return reorientation(array), [] if reorientation.is_identity else [reorientation_note(file, name)]
 
 
@@ -309,7 +309,7 @@ def _volume(header: Header, array: Floats, reader: str, notes: Sequence[Problem]
     return Volume(array=array, spacing=(depth, height, width), properties=properties, notes=tuple(notes))
 
 
-def _reader(name: str) -> Format:
+def _reader(name: str) -> ReaderWriter:
     try:
         return READERS[name]
     except KeyError:

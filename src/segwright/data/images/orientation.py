@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import nibabel
 import numpy as np
@@ -17,7 +18,7 @@ REORIENTING: Final = {"SimpleITKIO": "SimpleITKIOWithReorient", "NibabelIO": "Ni
 """The corresponding reader that re-orients to RAS+."""
 
 
-def reorienting(reader: str) -> str:
+def reorienting_reader(reader: str) -> str:
     """Return the reader that re-orients images to RAS+.
 
     Raises:
@@ -47,9 +48,10 @@ def canonical_axes(file: Path, reader: str) -> tuple[int, ...]:
 
 
 def lateral_axis(file: Path, reader: str) -> tuple[int, bool] | None:
-    """Return the axis of the array (Z, Y, X) that runs between left and right, and its direction; None if unknown.
+    """Return the axis of the array (Z, Y, X) that runs between left and right, and the sign of its direction.
 
-    It is unknown for 2D images, whose axes may be any two of the body.
+    Signs are comparable between files of one reader only. The result is None for files without orientation, and for 2D
+    images, whose axes may be any two of the body.
 
     Raises:
         ImageError: the file cannot be read.
@@ -62,13 +64,28 @@ def lateral_axis(file: Path, reader: str) -> tuple[int, bool] | None:
     return 2 - along, bool(orientation[along, 1] > 0)
 
 
+def orientation_code(properties: Mapping[str, Any]) -> str | None:
+    """Return the anatomical directions of the three axes of a file (LPS, RAS, ...), None if it does not store them."""
+    geometry = properties.get("geometry", {})
+    if geometry.get("direction") is not None and len(geometry["direction"]) == 9:
+        matrix = np.array(geometry["direction"], dtype=float).reshape(3, 3)
+        names = (("R", "L"), ("A", "P"), ("I", "S"))  # ITK: to the left, back and head
+    elif geometry.get("affine") is not None:
+        matrix = np.array(geometry["affine"], dtype=float)[:3, :3]
+        names = (("L", "R"), ("P", "A"), ("I", "S"))
+    else:
+        return None
+    strongest = np.abs(matrix / np.maximum(np.linalg.norm(matrix, axis=0), 1e-12)).argmax(axis=0)
+    return "".join(names[row][int(matrix[row, column] > 0)] for column, row in enumerate(strongest))
+
+
 def _orientation(header: Header) -> npt.NDArray[np.float64] | None:
-    """Return nibabel's (3, 2) of the file's axes (X, Y, Z), the axis of the body and its sign; None if unknown."""
+    """Return nibabel's orientation (3, 2), body axis and sign of each axis X, Y, Z of the file; None if unknown."""
     affine = np.eye(4)
     if "affine" in header.geometry:
         affine[:3, :3] = np.asarray(header.geometry["affine"])[:3, :3]
     elif np.size(header.geometry["direction"]) == 9:
-        # LPS: other signs, the same for all files
+        # LPS instead of RAS+: other signs, but the same for all files of a reader
         affine[:3, :3] = np.reshape(header.geometry["direction"], (3, 3))
     else:
         return None

@@ -26,7 +26,7 @@ from segwright.core.files.names import below, path_problem
 from segwright.core.files.zip_files import METHODS, open_zip
 from segwright.core.log import progress
 from segwright.core.resources import resource_error
-from segwright.data.images.geometry import difference, find_reorientation
+from segwright.data.images.geometry import find_reorientation, grid_problem
 from segwright.data.images.image_io import Volume, read_header, read_label, write_labels
 from segwright.data.labels import Labels
 from segwright.data.preprocessed.array_files import open_array
@@ -202,7 +202,7 @@ def _require_same_grid(file: Path, volume: Volume, reader: str) -> None:
     header = read_header(file, reader, is_label=True)
     turn = find_reorientation(header, volume.header)
     if turn is None:
-        raise DatasetError(str(difference(header, volume.header, file=file, name="the first folder's label map")))
+        raise DatasetError(str(grid_problem(header, volume.header, file=file, name="the first folder's label map")))
     if not turn.is_identity:
         raise DatasetError(
             f"{file}: is stored along other axes than the first folder's label map, and so are the probabilities; "

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from segwright.data.images.formats import Header
-from segwright.data.images.geometry import Reorientation, difference, find_reorientation
+from segwright.data.images.geometry import Reorientation, find_reorientation, grid_problem
 
 SHAPE = (4, 5, 6)  # z, y, x
 AFFINE = nibabel.affines.from_matvec(np.diag([0.8, 0.9, 2.5]) @ np.eye(3)[:, [0, 1, 2]], [-12.5, 30, 7])
@@ -86,7 +86,7 @@ def test_a_flip_without_its_origin_is_another_place() -> None:
     flipped = AFFINE @ np.diag([-1, 1, 1, 1])
 
     assert find_reorientation(header(flipped), header(AFFINE)) is None
-    problem = difference(header(flipped), header(AFFINE), file="b.nii", name="a.nii")
+    problem = grid_problem(header(flipped), header(AFFINE), file="b.nii", name="a.nii")
     assert problem.what.startswith("affine differs from that of a.nii, voxels of the same index are up to")
 
 
@@ -102,7 +102,7 @@ def test_spacings_that_disagree_with_their_affines_are_compared_too() -> None:
     other = Header(shape=SHAPE, spacing=(1.0, 0.9, 0.8), geometry={"affine": AFFINE.tolist()})
 
     assert find_reorientation(one, other) is None
-    assert "spacing (2.5, 0.9, 0.8) differs" in difference(one, other, file="b", name="a").what
+    assert "spacing (2.5, 0.9, 0.8) differs" in grid_problem(one, other, file="b", name="a").what
 
 
 @pytest.mark.parametrize("broken", [np.zeros((4, 4)), np.full((4, 4), np.nan), np.diag([1.0, 1.0, 0.0, 1.0])])
@@ -113,7 +113,7 @@ def test_a_header_without_a_place_equals_itself_alone(broken: np.ndarray) -> Non
     assert find_reorientation(one, one) == Reorientation()
     assert find_reorientation(one, other) is None
     assert find_reorientation(other, one) is None
-    assert difference(one, other, file="b", name="a").what
+    assert grid_problem(one, other, file="b", name="a").what
 
 
 def test_flat_images_are_compared_in_their_plane() -> None:

@@ -16,12 +16,12 @@ SIZE_WRAPS = 1 << 32
 """gzip stores sizes modulo this."""
 
 _BLOCK = 1 << 20
-_END_BYTES = 8
+_TRAILER_BYTES = 8
 
 
 def unpacked_size(file: Path) -> int:
     """Return the uncompressed size in the last bytes of a gzip file, modulo `SIZE_WRAPS`."""
-    return _end(file)[1]
+    return _trailer(file)[1]
 
 
 def require_undamaged(file: Path, voxels: npt.NDArray[Any], *, num_bytes: int, before: int = 0, start: int = 0) -> None:
@@ -47,7 +47,7 @@ def require_undamaged(file: Path, voxels: npt.NDArray[Any], *, num_bytes: int, b
             with gzip.GzipFile(fileobj=packed) as unpacked:
                 if voxels.flags.c_contiguous and voxels.nbytes == num_bytes:
                     total = zlib.crc32(voxels.data, zlib.crc32(unpacked.read(before)))
-                    if _end(file) == (total, (before + num_bytes) % SIZE_WRAPS):
+                    if _trailer(file) == (total, (before + num_bytes) % SIZE_WRAPS):
                         return
                     unpacked.seek(0)
                 while block := unpacked.read1(_BLOCK):
@@ -58,9 +58,9 @@ def require_undamaged(file: Path, voxels: npt.NDArray[Any], *, num_bytes: int, b
         raise Refusal(f"it is damaged ({error}); copy or download it again") from error
 
 
-def _end(file: Path) -> tuple[int, int]:
+def _trailer(file: Path) -> tuple[int, int]:
     """Return the checksum and the size in the last bytes of a gzip file."""
     with file.open("rb") as stream:
-        stream.seek(-min(_END_BYTES, file.stat().st_size), SEEK_END)
-        end = stream.read().rjust(_END_BYTES, b"\0")
-    return int.from_bytes(end[:4], "little"), int.from_bytes(end[4:], "little")
+        stream.seek(-min(_TRAILER_BYTES, file.stat().st_size), SEEK_END)
+        trailer = stream.read().rjust(_TRAILER_BYTES, b"\0")
+    return int.from_bytes(trailer[:4], "little"), int.from_bytes(trailer[4:], "little")

@@ -13,15 +13,10 @@ import SimpleITK
 
 from segwright.core.files.atomic_io import atomic_path
 from segwright.data.images.formats import FLAT_SPACING_FACTOR, Floats, Header, LabelMap, Refusal
+from segwright.data.images.readers.gipl_header import check_gipl
 from segwright.data.images.readers.gzip_content import SIZE_WRAPS, require_undamaged, unpacked_size
-from segwright.data.images.readers.itk_headers import (
-    check_gipl,
-    check_metaimage,
-    check_nrrd,
-    compressed_start,
-    require_whole_metaimage,
-)
 from segwright.data.images.readers.limits import file_start, is_gzip
+from segwright.data.images.readers.metaimage_header import check_metaimage, require_complete_metaimage
 from segwright.data.images.readers.nifti import write_nifti
 from segwright.data.images.readers.nifti_header import (
     GEOMETRY,
@@ -30,6 +25,7 @@ from segwright.data.images.readers.nifti_header import (
     is_nifti,
     require_complete,
 )
+from segwright.data.images.readers.nrrd_header import check_nrrd, compressed_start
 
 _CANONICAL_ORIENTATION = "RAS"
 _FLOATS = (SimpleITK.sitkFloat32, SimpleITK.sitkFloat64)
@@ -106,7 +102,7 @@ def _open(file: Path, *, is_label: bool) -> tuple[Any, NiftiHeader | None]:
         raise Refusal(f"its ending is not one of {', '.join(_PARSERS)}; convert it")
     parser, check = _PARSERS[ending]
     nifti = check(file, is_label=is_label)
-    if nifti is not None and nifti.is_second:
+    if nifti is not None and nifti.is_version_2:
         raise ValueError("is NIfTI version 2, which ITK does not read; use NibabelIO, or store it as version 1")
     reader = SimpleITK.ImageFileReader()
     reader.SetImageIO(parser)
@@ -120,7 +116,7 @@ def _read(file: Path, *, is_label: bool) -> tuple[Any, NiftiHeader | None]:
     if nifti is not None:
         require_complete(file, nifti)
     if reader.GetImageIO() == _METAIMAGE:
-        require_whole_metaimage(file)
+        require_complete_metaimage(file)
     image = reader.Execute()
     if nifti is not None and is_gzip(file_start(file, 2)):
         voxels = _as_stored(SimpleITK.GetArrayViewFromImage(image), nifti)

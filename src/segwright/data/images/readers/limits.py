@@ -17,23 +17,25 @@ _LARGE_BYTES = 1 << 30
 """Only files whose values need more memory than this, as stored and as float32, may be decompression bombs."""
 
 _IMAGE_RATIO, _LABEL_RATIO = 1000, 1028
-"""Zeros alone unpack 1028.7-fold (zlib, level 6); label maps of small structures, and masks as images, less than this.
+"""Bytes that one byte may unpack to in a large image and a label map.
+
+Zeros alone unpack 1028.7-fold (zlib, level 6); label maps of small structures, and masks as images, less than this.
 
 Files that Segwright writes stay far below, because of their compression level.
 """
 
-_TINY_IMAGE = 2 << 20
+_TINY_IMAGE_BYTES = 2 << 20
 """Images in files smaller than this must not unpack to more than `_LARGE_BYTES` (512-fold).
 
 Masks stored as images can be compressed so, but do not reach 1024^3 voxels of one byte. Label maps have no such bound.
 """
 
-_SLACK = 1 << 16
+_OVERHEAD_BYTES = 1 << 16
 """Bytes of headers and trailers that a ratio does not count."""
 
 _GZIP = b"\x1f\x8b"
 
-_FOREIGN = (
+_OTHER_FORMATS = (
     (b"version https://git-lfs", "is a pointer of Git LFS, the image was not downloaded; run git lfs pull"),
     (b"/annex/objects/", "is a pointer of git-annex, the image was not downloaded; run git annex get"),
     (b"<!doctype html", "is a web page (HTML), perhaps an error message of the server; download the image again"),
@@ -68,12 +70,12 @@ def is_gzip(start: bytes) -> bool:
     return start.startswith(_GZIP)
 
 
-def not_this_format(start: bytes, expected: str) -> Refusal:
+def wrong_format_refusal(start: bytes, expected: str) -> Refusal:
     """Return why a file with these first bytes is not of the expected kind, and what it is if that is known."""
     if not start:
         return Refusal("the file is empty (0 bytes); copy or download it again")
     text = start.lstrip().lower()
-    for magic, what in _FOREIGN:
+    for magic, what in _OTHER_FORMATS:
         if start.startswith(magic) or text.startswith(magic.lower()) or (magic[0:1] == b"/" and magic in start[:200]):
             return Refusal(f"it {what}")
     if start[128:132] == b"DICM":
@@ -81,7 +83,7 @@ def not_this_format(start: bytes, expected: str) -> Refusal:
     return Refusal(f"no {expected} header at its start; copy or download it again")
 
 
-def require_room(
+def require_enough_bytes(
     shape: tuple[int, ...],
     *,
     value_bytes: float,
@@ -96,25 +98,28 @@ def require_room(
         value_bytes: of one value, uncompressed.
         available: bytes of the file that hold values.
         ratio: bytes that one byte can unpack to at most; 1 for uncompressed data.
-        is_label: label maps may be background nearly everywhere.
+        is_label: allow a label map's compression ratio, which is higher because it may be background nearly everywhere.
+
+    Raises:
+        Refusal: it does, or it states more than `MAX_VALUES`, or the values look like a decompression bomb.
     """
     if not shape or any(extent < 1 for extent in shape):
-        raise Refusal(f"its header says size {_by(shape)}; every extent must be 1 or more")
+        raise Refusal(f"its header says size {_format_shape(shape)}; every extent must be 1 or more")
     count = prod(shape)
     if count > MAX_VALUES:
         raise Refusal(
-            f"its header says size {_by(shape)}, more than {MAX_VALUES} values; "
+            f"its header says size {_format_shape(shape)}, more than {MAX_VALUES} values; "
             "crop the image or store it with a larger spacing"
         )
     expected = int(count * value_bytes)
-    if expected > available * ratio + (_SLACK if ratio > 1 else 0):
+    if expected > available * ratio + (_OVERHEAD_BYTES if ratio > 1 else 0):
         packed = "" if ratio == 1 else " compressed"
         raise Refusal(
-            f"it is cut off or damaged: its header says size {_by(shape)} or {expected} bytes, "
+            f"it is cut off or damaged: its header says size {_format_shape(shape)} or {expected} bytes, "
             f"the file has {available}{packed} bytes; copy or download it again"
         )
     blank = available * (_LABEL_RATIO if is_label else _IMAGE_RATIO)
-    is_tiny = not is_label and available < _TINY_IMAGE and expected > _LARGE_BYTES
+    is_tiny = not is_label and available < _TINY_IMAGE_BYTES and expected > _LARGE_BYTES
     if ratio > 1 and expected + 4 * count > _LARGE_BYTES and (expected > blank or is_tiny):
         raise Refusal(
             f"{available} bytes would unpack to {expected}, as only a blank image does; if that is right, store it "
@@ -122,5 +127,5 @@ def require_room(
         )
 
 
-def _by(shape: tuple[int, ...]) -> str:
+def _format_shape(shape: tuple[int, ...]) -> str:
     return " x ".join(str(extent) for extent in shape) or "of no axis"

@@ -104,20 +104,20 @@ def write_nifti(array: npt.NDArray[Any], path: Path, forms: Mapping[str, Any]) -
     header["scl_slope"], header["scl_inter"] = 1, 0
     if path.name.lower().endswith(".gz"):
         with path.open("wb") as packed, gzip.GzipFile("", "wb", _GZIP_LEVEL, packed, mtime=0) as stream:
-            _put(header, array, stream)
+            _write_parts(header, array, stream)
     else:
         with path.open("wb") as plain:
-            _put(header, array, plain)
+            _write_parts(header, array, plain)
 
 
-def _put(header: Any, array: npt.NDArray[Any], stream: IO[bytes] | gzip.GzipFile) -> None:
+def _write_parts(header: Any, array: npt.NDArray[Any], stream: IO[bytes] | gzip.GzipFile) -> None:
     stream.write(header.binaryblock.ljust(_VOXELS_OFFSET, b"\0"))
     stream.write(np.ascontiguousarray(array).data)
 
 
 def _load(file: Path, *, is_label: bool) -> tuple[Any, NiftiHeader]:
     nifti = check_nifti(file, is_label=is_label)
-    image = (nibabel.Nifti2Image if nifti.is_second else nibabel.Nifti1Image).load(file)
+    image = (nibabel.Nifti2Image if nifti.is_version_2 else nibabel.Nifti1Image).load(file)
     if len(image.shape) != 3:
         raise ValueError(f"has {len(image.shape)} dimensions {image.shape}, expected 3; write one file per channel")
     return image, nifti

@@ -16,7 +16,13 @@ import numpy as np
 
 from segwright.data.images.formats import Refusal
 from segwright.data.images.readers.gzip_content import SIZE_WRAPS, unpacked_size
-from segwright.data.images.readers.limits import DEFLATE_RATIO, file_start, is_gzip, not_this_format, require_room
+from segwright.data.images.readers.limits import (
+    DEFLATE_RATIO,
+    file_start,
+    is_gzip,
+    require_enough_bytes,
+    wrong_format_refusal,
+)
 
 ENDINGS: Final = (".nii", ".nii.gz")
 
@@ -32,14 +38,11 @@ _VALUE_BYTES: Final[Mapping[int, int]] = {
 }
 """By code of `datatype`, for types of one real number."""
 
-_INTEGERS: Final[Mapping[int, str]] = {2: "u1", 4: "i2", 256: "i1", 512: "u2"}
+_INTEGER_TYPES: Final[Mapping[int, str]] = {2: "u1", 4: "i2", 256: "i1", 512: "u2"}
 """By code of `datatype`, for integers that float32 represents exactly."""
 
-_SEVERAL: Final[Mapping[int, tuple[int, str]]] = {
-    128: (3, "colours, RGB"),
-    2304: (4, "colours, RGBA"),
-}
-_COMPLEX: Final[Mapping[int, str]] = {32: "complex64", 1792: "complex128", 2048: "complex256"}
+_MULTI_VALUE_TYPES: Final[Mapping[int, tuple[int, str]]] = {128: (3, "colours, RGB"), 2304: (4, "colours, RGBA")}
+_COMPLEX_TYPES: Final[Mapping[int, str]] = {32: "complex64", 1792: "complex128", 2048: "complex256"}
 
 _MM_PER_UNIT: Final[Mapping[int, float]] = {1: 1000.0, 2: 1.0, 3: 0.001}
 """Metres, mm and microns; an unknown unit counts as mm."""
@@ -47,28 +50,22 @@ _MM_PER_UNIT: Final[Mapping[int, float]] = {1: 1000.0, 2: 1.0, 3: 0.001}
 _SPACE_UNITS = 7
 """Bits of `xyzt_units` for lengths; the others are the unit of time."""
 
-_FIRST_VERSION = 348
-_MAGICS: Final[Mapping[int, bytes]] = {_FIRST_VERSION: b"n+1\0", 540: b"n+2\0"}
+_VERSION_1_BYTES, _VERSION_2_BYTES = 348, 540
+"""Lengths of the headers of NIfTI-1 and NIfTI-2, which are also their first field."""
+_MAGICS: Final[Mapping[int, bytes]] = {_VERSION_1_BYTES: b"n+1\0", _VERSION_2_BYTES: b"n+2\0"}
 """By length of the header."""
 _LAYOUTS: Final[Mapping[int, np.dtype[Any]]] = {
-    _FIRST_VERSION: nibabel.nifti1.header_dtype,
-    540: nibabel.nifti2.header_dtype,
+    _VERSION_1_BYTES: nibabel.nifti1.header_dtype,
+    _VERSION_2_BYTES: nibabel.nifti2.header_dtype,
 }
-_PAIRS: Final = (b"ni1\0", b"ni2\0")
+_PAIR_MAGICS: Final = (b"ni1\0", b"ni2\0")
 QUATERN: Final = ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
 SROW: Final = ("srow_x", "srow_y", "srow_z")
-_PLACES: Final = (
-    "dim",
-    "datatype",
-    "vox_offset",
-    "scl_slope",
-    "scl_inter",
-    "pixdim",
-    "qform_code",
-    "sform_code",
-    "xyzt_units",
+_FIELDS: Final = (
+    *("dim", "datatype", "vox_offset", "scl_slope", "scl_inter", "pixdim", "qform_code", "sform_code", "xyzt_units"),
+    *QUATERN,
+    *SROW,
 )
-_FIELDS: Final = (*_PLACES, *QUATERN, *SROW)
 _MAX_EXTENSION_BYTES = 16 << 20
 _MAX_EXTENSIONS = 4096
 """niftilib copies its list for each new extension."""
@@ -76,7 +73,7 @@ _GZIP_NAMES = 0x18
 """Flags of a gzip file that holds the name of what was compressed, or a comment."""
 _BLOCK = 1 << 20
 _MAX_TAIL_BYTES = 1 << 16
-"""Bytes after the voxels that are ignored."""
+"""Bytes after the voxels that may follow and are ignored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +82,7 @@ class NiftiHeader:
 
     Attributes:
         shape: extents of all axes.
-        is_second: whether the format is NIfTI version 2.
+        is_version_2: whether the format is NIfTI version 2.
         offset: of the voxels, in the uncompressed file.
         value_bytes: of one voxel.
         integers: dtype if the voxels are integers of up to 16 bits, else None.
@@ -95,7 +92,7 @@ class NiftiHeader:
     """
 
     shape: tuple[int, ...]
-    is_second: bool
+    is_version_2: bool
     offset: int
     value_bytes: int
     integers: str | None
@@ -110,7 +107,7 @@ class NiftiHeader:
 
 
 def is_nifti(file: Path) -> bool:
-    """Whether the file's name says NIfTI."""
+    """Whether the file has a NIfTI ending."""
     return file.name.lower().endswith(ENDINGS)
 
 
@@ -135,7 +132,7 @@ def check_nifti(file: Path, *, is_label: bool = False) -> NiftiHeader:
         except (EOFError, OSError, zlib.error) as error:
             raise Refusal(f"it is cut off or damaged ({error}); copy or download it again") from error
     packed = file.stat().st_size
-    require_room(
+    require_enough_bytes(
         header.shape,
         value_bytes=header.value_bytes,
         available=packed if is_compressed else packed - header.offset,
@@ -192,10 +189,10 @@ def _parse(stream: IO[bytes] | gzip.GzipFile) -> NiftiHeader:
     forms = _forms(fields, shape)
     return NiftiHeader(
         shape=shape,
-        is_second=length != _FIRST_VERSION,
+        is_version_2=length != _VERSION_1_BYTES,
         offset=int(offset),
         value_bytes=value_bytes,
-        integers=f"{order}{_INTEGERS[code]}" if code in _INTEGERS else None,
+        integers=f"{order}{_INTEGER_TYPES[code]}" if code in _INTEGER_TYPES else None,
         scaling=(slope, intercept),
         mm_per_unit=_MM_PER_UNIT.get(forms["xyzt_units"] & _SPACE_UNITS, 1.0),
         forms=forms,
@@ -209,22 +206,22 @@ def _layout(raw: bytes) -> tuple[Literal["<", ">"], int]:
         length = struct.unpack(f"{order}i", raw[:4].ljust(4, b"\0"))[0]
         if length not in _MAGICS:
             continue
-        magic = raw[344:348] if length == _FIRST_VERSION else raw[4:8]
-        if magic in _PAIRS:
+        magic = raw[344:348] if length == _VERSION_1_BYTES else raw[4:8]
+        if magic in _PAIR_MAGICS:
             raise Refusal("it is the header of a pair (.hdr and .img); store it as one .nii.gz file")
         if len(raw) >= length and magic == _MAGICS[length]:
             return order, length
         raise Refusal("its NIfTI header is cut off or damaged; copy or download it again")
-    raise not_this_format(raw, "NIfTI")
+    raise wrong_format_refusal(raw, "NIfTI")
 
 
 def _value_bytes(datatype: int) -> int:
-    if datatype in _SEVERAL:
-        count, what = _SEVERAL[datatype]
+    if datatype in _MULTI_VALUE_TYPES:
+        count, what = _MULTI_VALUE_TYPES[datatype]
         raise Refusal(f"has {count} values per voxel ({what}, datatype {datatype}); write one file per channel")
-    if datatype in _COMPLEX:
+    if datatype in _COMPLEX_TYPES:
         raise Refusal(
-            f"holds complex numbers ({_COMPLEX[datatype]}, datatype {datatype}); "
+            f"holds complex numbers ({_COMPLEX_TYPES[datatype]}, datatype {datatype}); "
             "write the magnitude, or real and imaginary part as two channels"
         )
     if datatype not in _VALUE_BYTES:
@@ -236,9 +233,8 @@ def _shape(dim: list[int]) -> tuple[int, ...]:
     """Return the extents; axes from the fifth on are values per voxel, of which there must be one."""
     if not 1 <= dim[0] < len(dim):
         raise Refusal(f"its header says {dim[0]} axes, expected 1 to 7; the header is damaged")
-    shape = tuple(
-        extent or int(axis > 2) for axis, extent in enumerate(dim[1 : dim[0] + 1])
-    )  # some programs write 0 for unused axes
+    # Some programs write 0 for unused axes.
+    shape = tuple(extent or int(axis > 2) for axis, extent in enumerate(dim[1 : dim[0] + 1]))
     if (count := math.prod(shape[4:])) > 1:
         raise Refusal(f"has {count} values per voxel ({len(shape)} axes {shape}); write one file per channel")
     return shape

@@ -11,7 +11,7 @@ from PIL import Image
 
 from segwright.core.files.atomic_io import atomic_path
 from segwright.data.images.formats import FLAT_SPACING_FACTOR, Floats, Header, LabelMap, Refusal
-from segwright.data.images.readers.limits import DEFLATE_RATIO, file_start, not_this_format, require_room
+from segwright.data.images.readers.limits import DEFLATE_RATIO, file_start, require_enough_bytes, wrong_format_refusal
 from segwright.data.images.readers.tiff import is_tiff, tiff_array, tiff_shape, write_tiff
 
 RGB_CHANNELS: Final = (3, 4)
@@ -76,7 +76,7 @@ def _open(file: Path, *, is_label: bool) -> Image.Image:
     kind, magic = _MAGICS.get(file.suffix.lower(), ("PNG or BMP", b"\0no picture"))
     start = file_start(file, 256)
     if not start.startswith(magic):
-        raise not_this_format(start, kind)
+        raise wrong_format_refusal(start, kind)
     depth = start[_PNG_DEPTH] if kind == "PNG" and len(start) > _PNG_DEPTH else 1
     if kind == "PNG":
         _check_chunks(file)
@@ -86,7 +86,7 @@ def _open(file: Path, *, is_label: bool) -> Image.Image:
         if depth > 8 and shape[-1] > 1:
             raise Refusal(f"has {depth} bits per colour, expected 8; save it with 8 bits, or one file per channel")
         available = file.stat().st_size
-        require_room(shape, value_bytes=depth / 8, available=available, ratio=DEFLATE_RATIO, is_label=is_label)
+        require_enough_bytes(shape, value_bytes=depth / 8, available=available, ratio=DEFLATE_RATIO, is_label=is_label)
     except BaseException:
         image.close()
         raise

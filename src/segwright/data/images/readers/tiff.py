@@ -19,7 +19,7 @@ import tifffile
 from segwright.core.errors import ImageError
 from segwright.core.files.atomic_io import atomic_path, read_json, write_json
 from segwright.data.images.formats import CHANNEL_SUFFIX, Floats, Header, LabelMap, Refusal
-from segwright.data.images.readers.limits import DEFLATE_RATIO, file_start, not_this_format, require_room
+from segwright.data.images.readers.limits import DEFLATE_RATIO, file_start, require_enough_bytes, wrong_format_refusal
 
 logger = getLogger(__name__)
 
@@ -82,7 +82,7 @@ class Tiff3DIO:
 
 
 def is_tiff(file: Path) -> bool:
-    """Whether the file's name says TIFF."""
+    """Whether the file has a TIFF ending."""
     return file.suffix.lower() in ENDINGS
 
 
@@ -123,19 +123,19 @@ def _open(file: Path, *, is_label: bool) -> tifffile.TiffFile:
     """Open a file, after checking that its first series fits into it and is not spread over several files."""
     start = file_start(file, 256)
     if not start.startswith(_MAGICS):
-        raise not_this_format(start, "TIFF")
-    _check_chain(file, start)
+        raise wrong_format_refusal(start, "TIFF")
+    _check_page_list(file, start)
     tiff = tifffile.TiffFile(file, _multifile=False)
     try:
-        _check(tiff, file.stat().st_size, is_label=is_label)
+        _check_first_series(tiff, file.stat().st_size, is_label=is_label)
     except BaseException:
         tiff.close()
         raise
     return tiff
 
 
-def _check_chain(file: Path, start: bytes) -> None:
-    """Check that the chain of pages ends; tifffile would follow a loop for ever."""
+def _check_page_list(file: Path, start: bytes) -> None:
+    """Check that the linked list of pages ends; tifffile would follow a loop for ever."""
     order: Literal["little", "big"] = "little" if start.startswith(b"II") else "big"
     is_big = start[2:4] in (b"+\0", b"\0+")
     count_bytes, entry_bytes, offset_bytes = (8, 20, 8) if is_big else (2, 12, 4)
@@ -159,7 +159,8 @@ def _check_chain(file: Path, start: bytes) -> None:
             offset = number(offset + count_bytes + entry_bytes * number(offset, count_bytes), offset_bytes)
 
 
-def _check(tiff: tifffile.TiffFile, available: int, *, is_label: bool) -> None:
+def _check_first_series(tiff: tifffile.TiffFile, available: int, *, is_label: bool) -> None:
+    """Check that the first series is in this file and fits into it."""
     first = tiff.pages[0]
     if tiff.is_ome and len(set(_UUID.findall(first.description))) > 1:
         raise Refusal("is one of several files of an OME-TIFF image; store the image in one file")
@@ -167,7 +168,7 @@ def _check(tiff: tifffile.TiffFile, available: int, *, is_label: bool) -> None:
     page = series.keyframe
     bits = page.bitspersample if isinstance(page.bitspersample, int) else max(page.bitspersample)
     ratio = _RATIOS.get(page.compression, DEFLATE_RATIO)
-    require_room(tuple(series.shape), value_bytes=bits / 8, available=available, ratio=ratio, is_label=is_label)
+    require_enough_bytes(tuple(series.shape), value_bytes=bits / 8, available=available, ratio=ratio, is_label=is_label)
     if prod(page.chunks) > max(_MAX_SEGMENT_VALUES, 2 * prod(series.shape)):
         raise Refusal(f"its strips or tiles have a size of {page.chunks}; the file is damaged")
 
@@ -183,10 +184,11 @@ def _check_segments(tiff: tifffile.TiffFile) -> None:
                 raise Refusal("it is cut off or damaged: a strip or tile is larger than the file; copy it again")
             if count > suspicious:
                 tiff.filehandle.seek(offset)
-                _require_size(tiff.filehandle.read(count), compression, expected + _UNPACKED_AT_ONCE)
+                _require_unpacked_size(tiff.filehandle.read(count), compression, expected + _UNPACKED_AT_ONCE)
 
 
-def _require_size(packed: bytes, compression: int, largest: int) -> None:
+def _require_unpacked_size(packed: bytes, compression: int, largest: int) -> None:
+    """Refuse a strip or tile that unpacks to more than `largest` bytes."""
     unpacker: Any = lzma.LZMADecompressor() if compression == _LZMA else zlib.decompressobj()
     size = 0
     while size <= largest:
