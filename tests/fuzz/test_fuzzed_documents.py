@@ -12,7 +12,7 @@ import numpy as np
 from segwright.api.checks import one_model
 from segwright.core.files.atomic_io import parse_document, read_json
 from segwright.data import splits
-from segwright.data.dataset import load_description
+from segwright.data.description import load_description
 from segwright.data.fingerprint import Fingerprint
 from segwright.data.labels import Labels
 from segwright.data.laterality import find_pairs

@@ -11,7 +11,8 @@ from segwright.api.evaluating import find_description, find_label_reader, requir
 from segwright.api.references import listed_references
 from segwright.core.errors import ConfigError, DatasetError
 from segwright.core.files.atomic_io import write_json
-from segwright.data.dataset import NO_ENVIRONMENT, DatasetDescription, load_description
+from segwright.data.dataset import NO_ENVIRONMENT
+from segwright.data.description import DatasetDescription, load_description
 from segwright.data.labels import Labels
 from segwright.evaluation import crossval, scores
 from segwright.report.results import Evaluation

@@ -9,7 +9,8 @@ from pathlib import Path
 from segwright.api.references import listed_references
 from segwright.core.errors import ConfigError, DatasetError, ImageError
 from segwright.core.files.names import path_problem
-from segwright.data.dataset import NO_ENVIRONMENT, load_description
+from segwright.data.dataset import NO_ENVIRONMENT
+from segwright.data.description import load_description
 from segwright.data.images.image_io import READERS, choose_reader, read_header
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from segwright.core.errors import SegwrightError
-from segwright.data.dataset import load_description, scan
+from segwright.data.dataset import scan
+from segwright.data.description import load_description
 from segwright.workspace import DATASET_JSON, PLANS_JSON
 
 

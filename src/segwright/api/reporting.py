@@ -15,8 +15,8 @@ from segwright.api.selecting import read_selection
 from segwright.api.session import workspace_or_default
 from segwright.core.errors import DatasetError, ModelError, SegwrightError
 from segwright.core.files.atomic_io import content_hash, file_hash, write_text
-from segwright.data import dataset as datasets
-from segwright.data.dataset import NO_ENVIRONMENT, DatasetDescription
+from segwright.data.dataset import NO_ENVIRONMENT, scan
+from segwright.data.description import DatasetDescription, load_description
 from segwright.data.fingerprint import Fingerprint
 from segwright.data.images.image_io import read_header
 from segwright.data.labels import Labels
@@ -231,7 +231,7 @@ def _description_near(summary: Path) -> DatasetDescription:
             f"{summary}: no {DATASET_JSON} beside it or up to three folders above, which "
             "gives the class names; copy it there"
         )
-    return datasets.load_description(file)
+    return load_description(file)
 
 
 def _resolve(target: str | Path, workspace: Workspace | None) -> Path:
@@ -359,7 +359,7 @@ def _listed_files(
     """
     if model.description.dataset is None:
         return {}
-    cases = datasets.scan(raw, environment=environment).cases
+    cases = scan(raw, environment=environment).cases
     is_given = raw == dataset or (workspace is not None and raw == workspace.raw / model.dataset)
     inside = Path(raw.anchor) if is_given else raw
     return {

@@ -11,7 +11,7 @@ from segwright.api.checks.one_model import task_difference
 from segwright.api.session import Session
 from segwright.api.training_runs import is_trained
 from segwright.core.errors import ModelError, nearest
-from segwright.data.dataset import load_description
+from segwright.data.description import load_description
 from segwright.data.plan import Plan
 from segwright.evaluation.crossval import CrossValidation, read_crossval, validated_folds
 from segwright.workspace import DATASET_JSON, PLANS_JSON, Workspace

@@ -88,6 +88,12 @@ def located(error: SegwrightError, where: str) -> SegwrightError:
     return type(error)(f"{where}: {error}")
 
 
+def problem_of(error: SegwrightError, *, remedy: str = "") -> Problem:
+    """Convert an error with a message `where: what` to a `Problem`."""
+    where, _, what = str(error).partition(": ")
+    return Problem(where=where, what=what, remedy=remedy)
+
+
 @contextmanager
 def locate_errors(where: str) -> Iterator[None]:
     """Put a place before every user error of the block that does not begin with it; see `located`."""

@@ -11,20 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from segwright.core.boxes import crop
-from segwright.core.errors import Problem, SegwrightError
+from segwright.core.errors import Problem, SegwrightError, problem_of
 from segwright.core.parallel import map_threads
 from segwright.data import splits
 from segwright.data.cases import Case, surplus_labels
 from segwright.data.cropping import content_box
-from segwright.data.dataset import (
-    DATASET_JSON,
-    LABELS_FOLDER,
-    NO_ENVIRONMENT,
-    DatasetDescription,
-    ScanResult,
-    problem_of,
-    scan,
-)
+from segwright.data.dataset import LABELS_FOLDER, NO_ENVIRONMENT, ScanResult, scan
+from segwright.data.description import DATASET_JSON, DatasetDescription
 from segwright.data.images.formats import Header
 from segwright.data.images.geometry import find_reorientation, grid_problem
 from segwright.data.images.image_io import (

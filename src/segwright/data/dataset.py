@@ -1,119 +1,29 @@
-"""Load a raw dataset: read `dataset.json`, list its cases, choose the image reader, and collect problems."""
+"""Load a raw dataset: list its cases, choose the image reader, and collect problems."""
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
-from typing import Annotated, Any
 
-from pydantic import (
-    AliasChoices,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ModelWrapValidatorHandler,
-    PrivateAttr,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
-
-from segwright.core.errors import DatasetError, ImageError, Problem, ProblemReport, SegwrightError
-from segwright.core.files.atomic_io import read_json
-from segwright.core.files.names import require_ending, require_text_path
+from segwright.core.errors import ImageError, Problem, ProblemReport, SegwrightError, problem_of
+from segwright.core.files.names import require_text_path
 from segwright.data.cases import Case, Listing, channel_problems, explicit_cases, list_folder
+from segwright.data.description import DATASET_JSON, DatasetDescription, load_description
 from segwright.data.images.image_io import choose_reader, read_header
-from segwright.data.labels import ClassKey, Labels, decoding_problem, gap_problem, ignore_problem, label_problems
+from segwright.data.labels import Labels, decoding_problem, gap_problem, ignore_problem
 
 logger = getLogger(__name__)
 
-DATASET_JSON = "dataset.json"
 IMAGES_FOLDER = "imagesTr"
 LABELS_FOLDER = "labelsTr"
 
-_EXAMPLES = 3
-"""Number of images that are read to find the number of channels per file."""
-
 NO_ENVIRONMENT: Mapping[str, str] = {}
 
-
-class CaseFiles(BaseModel):
-    """One entry of the explicit file lists of a dataset.json (nnU-Net behaviour 1.4)."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    images: tuple[str, ...] = Field(min_length=1)
-    label: str
-
-
-def _refuse_text_value(value: object) -> object:
-    if isinstance(value, str) and not value.lstrip("-").isdecimal():
-        raise ValueError(f"is the text '{value}', expected a whole number or a list of them (name -> value)")
-    return value
-
-
-class DatasetDescription(BaseModel):
-    """A `dataset.json` (nnU-Net behaviour 1.4); unknown keys and the order of labels and channels are kept."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
-
-    channel_names: dict[str, str] = Field(validation_alias=AliasChoices("channel_names", "modality"), min_length=1)
-    labels: dict[str, Annotated[ClassKey, BeforeValidator(_refuse_text_value)]]
-    regions_class_order: tuple[int, ...] | None = None
-    num_training: int = Field(alias="numTraining", ge=0)
-    file_ending: str
-    overwrite_image_reader_writer: str | None = None
-    dataset: dict[str, CaseFiles] | None = None
-    label_pairs: tuple[tuple[str, str], ...] | None = None
-    """Pairs of left and right label names, a key that nnU-Net does not have; default: `laterality.find_pairs`."""
-
-    _document: dict[str, Any] | None = PrivateAttr(default=None)
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _keep_document(cls, data: Any, handler: ModelWrapValidatorHandler[DatasetDescription]) -> DatasetDescription:
-        description = handler(data)
-        if isinstance(data, dict):
-            description._document = deepcopy(data)
-        return description
-
-    @field_validator("file_ending")
-    @classmethod
-    def _starts_with_dot(cls, ending: str) -> str:
-        return require_ending(ending)
-
-    @model_validator(mode="after")
-    def _pairs_are_labels(self) -> DatasetDescription:
-        paired = [name for pair in self.label_pairs or () for name in pair]
-        if unknown := sorted(set(paired) - set(self.labels)):
-            raise ValueError(f"label_pairs names {unknown}, expected names of labels: {list(self.labels)}")
-        if twice := sorted({name for name in paired if paired.count(name) > 1}):
-            raise ValueError(f"label_pairs names {twice} twice, expected every label in one pair at most")
-        return self
-
-    def meaning(self) -> dict[str, Any]:
-        """Return the channels and labels that define the task, as JSON; equal for equal tasks."""
-        labels = [[name, list(key) if isinstance(key, tuple) else key] for name, key in self.labels.items()]
-        if self.regions_class_order is None:  # then the heads are ordered by label value
-            labels.sort(key=lambda item: (str(item[1]), str(item[0])))
-        order = self.regions_class_order
-        return {
-            "channels": list(self.channel_names.values()),
-            "labels": labels,
-            "regions_class_order": None if order is None else list(order),
-        }
-
-    def raw(self) -> dict[str, Any]:
-        """Return the JSON document as it was read, for copies beside plans and models."""
-        if self._document is not None:
-            return deepcopy(self._document)
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+_NUM_EXAMPLES = 3
+"""Number of images that are read to find the number of channels per file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,32 +110,8 @@ def load(folder: Path, *, environment: Mapping[str, str] = NO_ENVIRONMENT) -> Da
     )
 
 
-def load_description(path: Path) -> DatasetDescription:
-    """Read a `dataset.json`.
-
-    Raises:
-        SegwrightError: the file is missing or not JSON.
-        ProblemReport: keys are missing or invalid, or the labels break a rule; every finding is listed.
-    """
-    if not path.is_file():
-        raise DatasetError(f"{path}: no such file; a raw dataset has a {DATASET_JSON} beside its image folders")
-    document = read_json(path)
-    if not isinstance(document, dict):
-        raise DatasetError(
-            f"{path}: holds a {type(document).__name__}, expected an object with channel_names and labels"
-        )
-    try:
-        description = DatasetDescription.model_validate(document)
-    except ValidationError as error:
-        raise ProblemReport(_validation_problems(path, error)) from error
-    found = label_problems(description.labels, description.regions_class_order)
-    if found:
-        raise ProblemReport([Problem(where=f"{path}, labels", what=what) for what in found])
-    return description
-
-
 def scan(folder: Path, *, environment: Mapping[str, str] = NO_ENVIRONMENT) -> ScanResult:
-    """Scan a dataset folder; problems are collected, not raised."""
+    """Read dataset.json, list the cases and choose the reader; problems are collected, not raised."""
     try:
         description = load_description(require_text_path(folder) / DATASET_JSON)
     except ProblemReport as report:
@@ -258,21 +144,6 @@ def scan(folder: Path, *, environment: Mapping[str, str] = NO_ENVIRONMENT) -> Sc
         stray=listing.stray,
         reader=reader,
     )
-
-
-def _meaning_problems(path: Path, description: DatasetDescription) -> list[Problem]:
-    """Return label definitions with which a model would predict other labels than intended."""
-    found = {
-        "labels": ignore_problem(description.labels),
-        "regions_class_order": decoding_problem(Labels.from_description(description)),
-    }
-    return [Problem(where=f"{path}, {key}", what=what) for key, what in found.items() if what is not None]
-
-
-def problem_of(error: SegwrightError, *, remedy: str = "") -> Problem:
-    """Convert an error with a message `where: what` to a `Problem`."""
-    where, _, what = str(error).partition(": ")
-    return Problem(where=where, what=what, remedy=remedy)
 
 
 def list_cases(folder: Path, file_ending: str, num_channels: int | None = None) -> tuple[Case, ...]:
@@ -320,6 +191,15 @@ def usable_cases(
     return cases, tuple(problems)
 
 
+def _meaning_problems(path: Path, description: DatasetDescription) -> list[Problem]:
+    """Return label definitions with which a model would predict other labels than intended."""
+    found = {
+        "labels": ignore_problem(description.labels),
+        "regions_class_order": decoding_problem(Labels.from_description(description)),
+    }
+    return [Problem(where=f"{path}, {key}", what=what) for key, what in found.items() if what is not None]
+
+
 def _choose_reader(listing: Listing, description: DatasetDescription, problems: list[Problem]) -> str:
     """Choose the reader by the images; add a problem if none can read them."""
     override = description.overwrite_image_reader_writer
@@ -339,13 +219,13 @@ def _first_images(listing: Listing) -> list[Path]:
 
 
 def _channel_count_problems(listing: Listing, names: Sequence[str], reader: str, file_ending: str) -> list[Problem]:
-    """Return cases with missing or surplus channels; one RGB(A) or 4D file holds several channels."""
+    """Return problems of cases with missing or surplus channels; one RGB(A) or 4D file holds several channels."""
     num_files = len(names)
     if reader and any(len(case.images) != num_files for case in listing.cases):
-        examples = _first_images(listing)[:_EXAMPLES]
-        carried = [count for count in (_num_channels(file, reader) for file in examples) if count > 1]
-        fitting = [count for count in carried if num_files % count == 0]
-        if carried and not fitting:
+        examples = _first_images(listing)[:_NUM_EXAMPLES]
+        channels_per_file = [count for count in (_num_channels(file, reader) for file in examples) if count > 1]
+        fitting = [count for count in channels_per_file if len(names) % count == 0]
+        if channels_per_file and not fitting:
             return _wrong_channels(listing, names, reader)
         if fitting:
             num_files //= fitting[0]
@@ -353,7 +233,7 @@ def _channel_count_problems(listing: Listing, names: Sequence[str], reader: str,
 
 
 def _wrong_channels(listing: Listing, names: Sequence[str], reader: str) -> list[Problem]:
-    """Return the cases whose files do not hold as many channels as dataset.json names."""
+    """Return problems of cases whose files do not hold as many channels as dataset.json names."""
     problems = []
     for case in listing.cases:
         found = sum(_num_channels(file, reader) for file in case.images)
@@ -374,30 +254,3 @@ def _num_channels(file: Path, reader: str) -> int:
         return read_header(file, reader).num_channels
     except ImageError:
         return 1
-
-
-def _validation_problems(path: Path, error: ValidationError) -> list[Problem]:
-    problems = []
-    for finding in error.errors(include_url=False, include_context=False, include_input=False):
-        keys = [str(part) for part in finding["loc"]]
-        # pydantic names the branches of a union (int or list), too; those are not keys of the document.
-        shown = [key for key in keys if not re.fullmatch(r"int|tuple\[.*|function-.*", key)]
-        what = "is missing" if finding["type"] == "missing" else finding["msg"].removeprefix("Value error, ")
-        problem = Problem(
-            where=f"{path}, {'.'.join(shown) or 'document'}",
-            what=what,
-            remedy=_KEY_REMEDIES.get(shown[0], "") if shown else "",
-        )
-        if problem not in problems:
-            problems.append(problem)
-    return problems
-
-
-_KEY_REMEDIES = {
-    "channel_names": 'give an object of index -> name, such as {"0": "CT"}',
-    "labels": 'give an object of name -> value, such as {"background": 0, "liver": 1}',
-    "numTraining": "give the number of training cases",
-    "num_training": "give the number of training cases",
-    "file_ending": 'give the ending of images and labels, such as ".nii.gz"',
-    "dataset": 'give {case: {"images": [files], "label": file}}',
-}

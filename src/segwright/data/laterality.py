@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from segwright.core.errors import PlanError
-from segwright.data.dataset import DatasetDescription
+from segwright.data.description import DatasetDescription
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan
 

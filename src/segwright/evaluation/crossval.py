@@ -11,7 +11,7 @@ from typing import Final
 from segwright.core.errors import ModelError, Problem, ProblemReport, WorkspaceError
 from segwright.core.files.atomic_io import atomic_path
 from segwright.core.files.names import below
-from segwright.data.dataset import load_description
+from segwright.data.description import load_description
 from segwright.data.images.image_io import files_beside
 from segwright.evaluation.scores import Scores
 from segwright.workspace import DATASET_JSON, PLANS_JSON, SUMMARY_JSON, Workspace

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from segwright.core.parallel import fork_safe
 from segwright.core.process_tuning import release_freed_memory
-from segwright.data.dataset import DatasetDescription
+from segwright.data.description import DatasetDescription
 from segwright.data.images.image_io import Volume
 from segwright.data.labels import Labels
 from segwright.data.laterality import LabelPairs, mirrored_heads

@@ -21,7 +21,7 @@ from segwright.core.files.atomic_io import (
     temporary_beside,
     write_json,
 )
-from segwright.data.dataset import DatasetDescription, load_description
+from segwright.data.description import DatasetDescription, load_description
 from segwright.data.labels import Labels
 from segwright.data.laterality import LabelPairs
 from segwright.data.plan import KW_REQUIRES_IMPORT, Plan

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from segwright.core.errors import ModelError, WorkspaceError
 from segwright.core.files.atomic_io import atomic_path, content_hash, read_json, with_checksum, write_json
-from segwright.data.dataset import DatasetDescription, load_description
+from segwright.data.description import DatasetDescription, load_description
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan
 from segwright.interop.instructions import StoredTensor

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from segwright.core.errors import ConfigError, ModelError
 from segwright.core.files.atomic_io import content_hash, describe_validation
 from segwright.core.text import printable
-from segwright.data.dataset import DatasetDescription
+from segwright.data.description import DatasetDescription
 from segwright.data.plan import Plan
 from segwright.networks.build import ArchitectureSpec, nnunet_spec
 from segwright.workspace import DATASET_JSON, PLANS_JSON

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from segwright.data.dataset import DatasetDescription
+from segwright.data.description import DatasetDescription
 from segwright.data.labels import Labels
 from segwright.data.laterality import LabelPairs, find_pairs, mirrored_values
 from segwright.planning.rationale import EVERYWHERE, Decision

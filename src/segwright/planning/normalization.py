@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from segwright.data.dataset import DatasetDescription
+from segwright.data.description import DatasetDescription
 from segwright.data.fingerprint import Fingerprint
 from segwright.planning.presets import MASK_BELOW
 from segwright.planning.rationale import EVERYWHERE, Decision

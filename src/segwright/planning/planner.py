@@ -14,7 +14,7 @@ from typing import Any
 
 from segwright.core.errors import PlanError
 from segwright.core.files.atomic_io import content_hash
-from segwright.data.dataset import DatasetDescription
+from segwright.data.description import DatasetDescription
 from segwright.data.fingerprint import Fingerprint
 from segwright.data.laterality import LEFT_RIGHT_KEY
 from segwright.data.plan import Plan, inverse_permutation

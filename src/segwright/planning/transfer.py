@@ -5,7 +5,7 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import Any
 
-from segwright.data.dataset import DatasetDescription
+from segwright.data.description import DatasetDescription
 from segwright.data.fingerprint import Fingerprint
 from segwright.data.plan import Plan
 from segwright.planning.normalization import choose_normalization

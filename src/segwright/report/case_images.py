@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from segwright.core.boxes import crop
 from segwright.core.errors import DatasetError, ImageError
-from segwright.data.dataset import DatasetDescription
+from segwright.data.description import DatasetDescription
 from segwright.data.images.image_io import read_images, read_label
 from segwright.data.plan import inverse_permutation
 from segwright.data.preprocessed.store import CaseStore, PreprocessedCase

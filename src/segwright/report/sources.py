@@ -9,7 +9,7 @@ from typing import Any
 
 from segwright.core.errors import ModelError, SegwrightError
 from segwright.core.files.atomic_io import file_hash, parse_document, read_checked_json
-from segwright.data.dataset import DatasetDescription, load_description
+from segwright.data.description import DatasetDescription, load_description
 from segwright.data.fingerprint import Fingerprint
 from segwright.data.labels import Labels
 from segwright.data.plan import Configuration, Plan

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from segwright.core.errors import ModelError
 from segwright.core.files.atomic_io import file_hash
-from segwright.data.dataset import load_description
+from segwright.data.description import load_description
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan
 from segwright.interop.nnunet import header_of, read_checkpoint

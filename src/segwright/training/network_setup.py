@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from segwright.core.errors import ConfigError, ModelError
 from segwright.core.extensions.trust import CodeTrust
 from segwright.core.extensions.user_code import source_location, user_call
-from segwright.data.dataset import DatasetDescription
+from segwright.data.description import DatasetDescription
 from segwright.data.labels import Labels
 from segwright.data.plan import Configuration
 from segwright.networks.architecture import norm_kwargs

@@ -18,7 +18,7 @@ from segwright.core.extensions.trust import CodeTrust, TrustCode
 from segwright.core.files.atomic_io import file_hash, sweep_leftovers
 from segwright.core.files.names import below
 from segwright.core.interrupt import Interrupted, StopRequest
-from segwright.data.dataset import DatasetDescription
+from segwright.data.description import DatasetDescription
 from segwright.data.labels import Labels
 from segwright.data.laterality import LabelPairs
 from segwright.data.plan import Configuration, Plan

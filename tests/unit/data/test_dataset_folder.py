@@ -10,7 +10,8 @@ from PIL import Image
 
 from segwright.core.errors import DatasetError, ProblemReport, SegwrightError
 from segwright.data import dataset
-from segwright.data.dataset import DatasetDescription, list_cases, load, load_description
+from segwright.data.dataset import list_cases, load
+from segwright.data.description import DatasetDescription, load_description
 from tests.unit.data import made_files
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from segwright.core.errors import PlanError
-from segwright.data.dataset import DatasetDescription
+from segwright.data.description import DatasetDescription
 from segwright.data.images.orientation import lateral_axis
 from segwright.data.labels import Labels
 from segwright.data.laterality import LabelPairs, find_pairs, mirrored_heads, mirrored_values

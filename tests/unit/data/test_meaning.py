@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from segwright.data.dataset import DatasetDescription
+from segwright.data.description import DatasetDescription
 
 PLAIN: dict[str, Any] = {
     "channel_names": {"0": "MRI", "1": "CT"},

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from segwright.data.dataset import DatasetDescription
+from segwright.data.description import DatasetDescription
 from segwright.data.images.image_io import Volume
 from segwright.data.labels import Labels
 from segwright.data.plan import Configuration, Plan

@@ -9,7 +9,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
 
-from segwright.data.dataset import load_description
+from segwright.data.description import load_description
 from segwright.data.images.image_io import read_images
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan

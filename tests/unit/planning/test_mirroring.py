@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from segwright.data.dataset import DatasetDescription
+from segwright.data.description import DatasetDescription
 from segwright.planning.label_pairs import Lateral, choose_mirroring
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from segwright.data.dataset import DatasetDescription
+from segwright.data.description import DatasetDescription
 from segwright.data.fingerprint import Fingerprint
 from segwright.data.images.image_io import choose_reader
 from segwright.data.plan import Plan

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segwright.core.errors import PlanError
-from segwright.data.dataset import DatasetDescription
+from segwright.data.description import DatasetDescription
 from segwright.data.fingerprint import Fingerprint
 from segwright.data.plan import Plan
 from segwright.planning.lowres import find_lowres

@@ -9,7 +9,7 @@ import numpy as np
 import SimpleITK
 
 from segwright import api
-from segwright.data.dataset import load_description
+from segwright.data.description import load_description
 from segwright.data.labels import Labels
 from segwright.data.phantom import write_dataset
 from segwright.evaluation.scores import ExtraMetrics, Scores, evaluate

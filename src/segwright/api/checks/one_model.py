@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 from segwright.core.errors import ConfigError, ModelError, SegwrightError
 from segwright.core.files.atomic_io import read_checked_json
 from segwright.core.files.locks import holder
-from segwright.data.dataset import DatasetDescription, load_description
+from segwright.data.description import DatasetDescription, load_description
 from segwright.data.plan import Plan
 from segwright.training.config import CHANGEABLE, TrainConfig
 from segwright.workspace import DATASET_JSON, PLANS_JSON, TRAIN_JSON, Workspace

@@ -13,7 +13,8 @@ from segwright.core.errors import DatasetError, WorkspaceError
 from segwright.core.files.atomic_io import require_folder, sweep_leftovers, write_json
 from segwright.core.files.locks import locked
 from segwright.core.files.names import below
-from segwright.data.dataset import DatasetDescription, usable_cases
+from segwright.data.dataset import usable_cases
+from segwright.data.description import DatasetDescription
 from segwright.data.labels import Labels
 from segwright.inference.export.writers import require_writable
 from segwright.inference.folder.failures import Failures

@@ -16,7 +16,7 @@ from segwright.core.extensions.trust import TRUST_NONE, CodeTrust
 from segwright.core.files.atomic_io import content_hash, file_hash, has_valid_checksum, read_json
 from segwright.core.files.names import require_text_path
 from segwright.core.parallel import fork_safe
-from segwright.data.dataset import DatasetDescription, load_description
+from segwright.data.description import DatasetDescription, load_description
 from segwright.data.labels import Labels, decoding_problem
 from segwright.data.plan import Configuration, Plan
 from segwright.inference.cascade import CascadePredictor, previous_stage_folder

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from segwright.core.errors import ConfigError, ModelError
 from segwright.core.extensions.trust import TRUST_NONE, CodeTrust
 from segwright.core.files.atomic_io import content_hash
-from segwright.data.dataset import DatasetDescription
+from segwright.data.description import DatasetDescription
 from segwright.data.plan import Plan
 from segwright.data.splits import Split
 from segwright.networks.checkpoint import load_state

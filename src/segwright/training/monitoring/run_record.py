@@ -15,7 +15,7 @@ import torch
 import segwright
 from segwright.core.device import compute_dtype
 from segwright.core.files.atomic_io import write_checked_json, write_json
-from segwright.data.dataset import DatasetDescription
+from segwright.data.description import DatasetDescription
 from segwright.data.plan import Plan
 from segwright.training.config import TrainConfig
 from segwright.workspace import DATASET_JSON, PLANS_JSON, TRAIN_JSON

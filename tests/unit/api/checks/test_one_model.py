@@ -18,7 +18,7 @@ from segwright.api.checks.one_model import (
 )
 from segwright.core.errors import ConfigError, ModelError
 from segwright.core.files.locks import locked
-from segwright.data.dataset import DatasetDescription
+from segwright.data.description import DatasetDescription
 from segwright.data.plan import Plan
 from segwright.training.config import TrainConfig
 

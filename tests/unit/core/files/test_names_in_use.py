@@ -15,7 +15,8 @@ import pytest
 from segwright.core.errors import SegwrightError
 from segwright.core.files.atomic_io import file_hash
 from segwright.data import splits
-from segwright.data.dataset import load, load_description
+from segwright.data.dataset import load
+from segwright.data.description import load_description
 from segwright.data.labels import Labels
 from segwright.data.plan import Configuration, Plan
 from segwright.data.preprocessed.previous_stage import StageMaps

@@ -14,7 +14,7 @@ import torch
 
 from segwright.core.errors import ModelError
 from segwright.core.files.atomic_io import content_hash, with_checksum
-from segwright.data.dataset import load_description
+from segwright.data.description import load_description
 from segwright.data.plan import Plan
 from segwright.inference.models.model_folder import choose_folds, load_predictor, require_folds
 from segwright.interop.export import export_model
