@@ -161,7 +161,7 @@ class _Preview:
         from segwright.training.loading.loaders import training_recipe
 
         configuration, labels = plan.configuration(name), session.dataset.labels
-        decided = defaults.decide(config, configuration, resolve_device("auto")).config
+        decided = defaults.resolve_config(config, configuration, resolve_device("auto")).config
         return cls(
             identifiers=tuple(splits.select([], session.dataset.identifiers, "all").train),
             config=decided,

@@ -33,7 +33,7 @@ from segwright.networks.architecture import (
 from segwright.networks.blocks import BasicBlockD, BottleneckD
 from segwright.networks.checkpoint import require_fitting
 from segwright.networks.references import foreign_network, import_network, packages_of
-from segwright.networks.unet import UNet, suits
+from segwright.networks.unet import UNet, fits_patch
 
 INIT_SEED: Final = 12345  # where the caller passes no generator, so that construction is repeatable
 LARGEST_ARGUMENT: Final = 4096  # of networks of other packages; the largest embedding of Primus is 1056
@@ -183,7 +183,7 @@ def require_weights(
         network = outline(resolved, num_input_channels, num_output_channels)
         require_fitting(network, weights, source=source)
         topology, _ = parse_architecture(resolved.reference, resolved.kwargs)
-        if not suits(topology, patch_size):
+        if not fits_patch(topology, patch_size):
             output_shapes(network.eval(), num_input_channels, patch_size)
 
 

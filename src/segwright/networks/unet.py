@@ -43,7 +43,7 @@ class Topology:
     bottleneck_channels: tuple[int, ...] | None = None
 
 
-def suits(topology: Topology, patch_size: Sequence[int]) -> bool:
+def fits_patch(topology: Topology, patch_size: Sequence[int]) -> bool:
     """Return whether up-sampled features match the skips: odd kernels, and strides that divide the patch."""
     if len(patch_size) != len(topology.strides[0]) or any(size % 2 == 0 for each in topology.kernels for size in each):
         return False

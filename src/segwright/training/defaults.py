@@ -35,7 +35,7 @@ class ResolvedConfig:
     notes: tuple[str, ...]
 
 
-def decide(config: TrainConfig, configuration: Configuration, device: torch.device) -> ResolvedConfig:
+def resolve_config(config: TrainConfig, configuration: Configuration, device: torch.device) -> ResolvedConfig:
     """Return `config` with the settings filled in that depend on plan, device and budget."""
     values: dict[str, object] = {}
     notes: list[str] = []
@@ -66,7 +66,7 @@ def num_validation_steps(config: TrainConfig, training_steps: int) -> int:
     return max(1, min(config.num_val_iterations_per_epoch, round(VALIDATION_SHARE * training_steps)))
 
 
-def counted_epochs(config: TrainConfig) -> int | None:
+def planned_epochs(config: TrainConfig) -> int | None:
     """Return the number of epochs of a run; None under a budget, unless the number was set."""
     if config.budget_s is None or "num_epochs" in config.model_fields_set:
         return config.num_epochs

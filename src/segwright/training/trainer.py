@@ -184,10 +184,10 @@ class Trainer:
 
     def _build(self) -> None:
         self.device = resolve_device(self._device_name)
-        decided = defaults.decide(self._with_knobs(), self.configuration, self.device)
+        decided = defaults.resolve_config(self._with_knobs(), self.configuration, self.device)
         self.config, self.notes = decided.config, decided.notes
         self._set_knobs()
-        num_epochs, budget_s = defaults.counted_epochs(self.config), self.config.budget_s
+        num_epochs, budget_s = defaults.planned_epochs(self.config), self.config.budget_s
         self.clock = Clock(num_epochs=num_epochs, budget_s=budget_s, now=self._now)
         self.schedule = build_schedule(self.config, num_epochs)
         self.logbook = Logbook()

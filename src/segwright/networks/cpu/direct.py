@@ -51,7 +51,7 @@ class _Few(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in ("n", "d", "h", "w", "c", "out", "deep", "height")]  # noqa: RUF012
 
 
-def suits_voxels(weight: Tensor, image: Tensor, stride: Size) -> bool:
+def supports_voxels(weight: Tensor, image: Tensor, stride: Size) -> bool:
     """Return whether `convolve_voxels` supports `weight` (O, C, *K) and an image (B, C, *S), and is faster."""
     return (
         weight.ndim == image.ndim
@@ -69,7 +69,7 @@ def convolve_voxels(image: Tensor | Normalised, weight: Tensor, bias: Tensor | N
 
     Args:
         image: (B, C, *S) float32, C a multiple of 8.
-        weight: (O, C, 1, 1[, 1]), see `suits_voxels`.
+        weight: (O, C, 1, 1[, 1]), see `supports_voxels`.
         bias: (O).
 
     Returns:
@@ -85,7 +85,7 @@ def convolve_voxels(image: Tensor | Normalised, weight: Tensor, bias: Tensor | N
     return out
 
 
-def suits_few(weight: Tensor, image: Tensor, stride: Size) -> bool:
+def supports_few(weight: Tensor, image: Tensor, stride: Size) -> bool:
     """Return whether `convolve_few` supports `weight` (O, C, *K) and an image (B, C, *S), and is faster."""
     return (
         weight.ndim == image.ndim
@@ -102,7 +102,7 @@ def convolve_few(image: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
     Args:
         image: (B, C, *S) float32.
-        weight: (O, C, *K), see `suits_few`.
+        weight: (O, C, *K), see `supports_few`.
         bias: (O).
 
     Returns:
@@ -133,7 +133,7 @@ def _convolve_few(
     return out, records
 
 
-def suits_upsampling(weight: Tensor, image: Tensor, stride: Size) -> bool:
+def supports_upsampling(weight: Tensor, image: Tensor, stride: Size) -> bool:
     """Return whether `upsample` supports `weight` (C, O, *K) and an image (B, C, *S), and is faster."""
     return (
         weight.ndim == image.ndim
@@ -151,7 +151,7 @@ def upsample(image: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
     Args:
         image: (B, C, *S) float32.
-        weight: (C, O, *K), see `suits_upsampling`.
+        weight: (C, O, *K), see `supports_upsampling`.
         bias: (O).
 
     Returns:

@@ -75,11 +75,11 @@ def _convolution(
     if not _are_supported(input, weight, bias) or groups != 1 or not _keeps_shape(weight, stride, padding, dilation):
         return None
     steps = _sizes(stride, weight)
-    if direct.suits_voxels(weight, input, steps):
+    if direct.supports_voxels(weight, input, steps):
         return direct.convolve_voxels(input, weight, bias)
-    if direct.suits_few(weight, input, steps):
+    if direct.supports_few(weight, input, steps):
         return direct.convolve_few(input, weight, bias)
-    if kernels.suits(weight, input, [input.shape[1]], steps, cache):
+    if kernels.supports(weight, input, [input.shape[1]], steps, cache):
         return kernels.convolve([input], weight, bias, steps, cache)
     return None
 
@@ -101,7 +101,7 @@ def _transposed_convolution(
         return None
     if {*_sizes(padding, weight), *_sizes(output_padding, weight)} != {0} or {*_sizes(dilation, weight)} != {1}:
         return None
-    if not direct.suits_upsampling(weight, input, _sizes(stride, weight)):
+    if not direct.supports_upsampling(weight, input, _sizes(stride, weight)):
         return None
     return direct.upsample(input, weight, bias)
 
@@ -150,17 +150,17 @@ class _Block:
             return None
         return cls(conv, norm, nonlin.negative_slope)
 
-    def suits_winograd(self, image: Tensor, channels: Sequence[int], cache: kernels.WinogradWeightCache) -> bool:
+    def supports_winograd(self, image: Tensor, channels: Sequence[int], cache: kernels.WinogradWeightCache) -> bool:
         """Return whether Winograd's kernels compute this block for images like `image`; a single voxel has no norm."""
         voxels = image[0, 0].numel()  # of which a stride may leave one
         return voxels > 2 ** (image.ndim - 2) and _is_winograd_conv(self.conv, image, channels, cache)
 
-    def suits_direct(self, image: Tensor) -> bool:
+    def supports_direct(self, image: Tensor) -> bool:
         """Return whether the direct kernel computes this block for images like `image`, with few channels."""
         return (
             image[0, 0].numel() > 1
             and _is_supported_conv(self.conv, image)
-            and direct.suits_few(self.conv.weight, image, _sizes(self.conv.stride, self.conv.weight))
+            and direct.supports_few(self.conv.weight, image, _sizes(self.conv.stride, self.conv.weight))
         )
 
 
@@ -180,7 +180,7 @@ def _decoder_blocks(
     layers = _supported_blocks(blocks, x)
     if layers is None or not is_plain_upsampling(upsample) or not _are_supported(x, upsample.weight):
         return None
-    if not layers[0].suits_winograd(skip, [upsample.out_channels, skip.shape[1]], cache):
+    if not layers[0].supports_winograd(skip, [upsample.out_channels, skip.shape[1]], cache):
         return None
     return _fused(cache, layers, [_upsampled(upsample, x), skip], head)
 
@@ -206,14 +206,14 @@ def _fused(
     for block, following in zip(blocks, (*blocks[1:], None), strict=True):
         conv, norm = block.conv, kernels.Norm(block.norm.weight, block.norm.bias, block.norm.eps, block.slope)
         values = [kernels.values_of(image) for image in images]
-        if block.suits_winograd(values[0], [each.shape[1] for each in values], cache):
+        if block.supports_winograd(values[0], [each.shape[1] for each in values], cache):
             images = [kernels.convolve_and_norm(images, conv.weight, conv.bias, norm, tuple(conv.stride), cache)]
             continue
-        if block.suits_direct(values[0]):
+        if block.supports_direct(values[0]):
             images = [direct.convolve_few_and_norm(_applied(images[0]), conv.weight, conv.bias, norm)]
             continue
         out = conv(_applied(images[0]))
-        if following is not None and following.suits_winograd(out, [out.shape[1]], cache):
+        if following is not None and following.supports_winograd(out, [out.shape[1]], cache):
             images = [kernels.find_norm(out, norm)]
         else:
             with CpuKernelMode():
@@ -245,14 +245,16 @@ def _is_winograd_conv(
     conv: nn.Module, image: Tensor, channels: Sequence[int], cache: kernels.WinogradWeightCache
 ) -> TypeGuard[nn.Conv2d | nn.Conv3d]:
     """Return whether Winograd's kernels compute `conv` for images like `image` with so many `channels`."""
-    return _is_supported_conv(conv, image) and kernels.suits(
+    return _is_supported_conv(conv, image) and kernels.supports(
         conv.weight, image, channels, _sizes(conv.stride, conv.weight), cache
     )
 
 
 def _is_supported_head(conv: nn.Module, image: Tensor) -> TypeGuard[nn.Conv2d | nn.Conv3d]:
     """Return whether the kernels compute the 1x1 convolution `conv` of `image`."""
-    return _is_supported_conv(conv, image) and direct.suits_voxels(conv.weight, image, _sizes(conv.stride, conv.weight))
+    return _is_supported_conv(conv, image) and direct.supports_voxels(
+        conv.weight, image, _sizes(conv.stride, conv.weight)
+    )
 
 
 def _is_supported_conv(conv: nn.Module, image: Tensor) -> TypeGuard[nn.Conv2d | nn.Conv3d]:

@@ -61,7 +61,7 @@ class _Shape(ctypes.Structure):
     ]  # fmt: skip
 
 
-def suits(
+def supports(
     weight: Tensor, image: Tensor, channels: Sequence[int], stride: Size, cache: WinogradWeightCache | None = None
 ) -> bool:
     """Return whether `convolve` supports `weight` and images like `image`, and is faster than torch.
@@ -177,7 +177,7 @@ def convolve(
 
     Args:
         images: (B, C, *S) and (B, C', *S).
-        weight: (O, C + C', *K), see `suits`.
+        weight: (O, C + C', *K), see `supports`.
         bias: (O).
         stride: along each axis; 1 by default.
         cache: holds the transformed weights.

@@ -151,9 +151,9 @@ def test_without_wide_vectors_there_are_none(monkeypatch: pytest.MonkeyPatch) ->
 @needs_fp16
 def test_few_tiles_are_enough_in_halves() -> None:
     few, image = random(64, 64, 3, 3, 3), random(2, 64, 8, 8, 8)
-    assert kernels.suits(few, image, [64], (1, 1, 1), halves())
-    assert not kernels.suits(few, image, [64], (1, 1, 1))
-    assert not kernels.suits(few, image[:1], [64], (1, 1, 1), halves())
+    assert kernels.supports(few, image, [64], (1, 1, 1), halves())
+    assert not kernels.supports(few, image, [64], (1, 1, 1))
+    assert not kernels.supports(few, image[:1], [64], (1, 1, 1), halves())
 
 
 @pytest.mark.parametrize("content", [None, b"not a library"])

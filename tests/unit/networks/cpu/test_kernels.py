@@ -271,7 +271,7 @@ def test_layers_with_too_few_jobs_for_many_threads_are_torchs() -> None:
         found = []
         for threads in (1, 8, 9):
             torch.set_num_threads(threads)
-            found.append(kernels.suits(weight, image, [16], (1,) * (image.ndim - 2)))
+            found.append(kernels.supports(weight, image, [16], (1,) * (image.ndim - 2)))
     finally:
         torch.set_num_threads(before)
     assert found == [True, True, False]

@@ -8,7 +8,7 @@ import torch
 from segwright.core.errors import ConfigError
 from segwright.data.plan import Plan
 from segwright.training.config import TrainConfig, changed
-from segwright.training.defaults import counted_epochs, decide, num_validation_steps, save_interval_s
+from segwright.training.defaults import num_validation_steps, planned_epochs, resolve_config, save_interval_s
 from segwright.training.optim.schedule import BUDGET_EPOCHS, SCHEDULES, Clock, Timer, build_schedule, cosine, poly
 from tests.unit.training.tiny_task import plans, settings
 
@@ -121,18 +121,18 @@ def test_timer_is_due_after_its_interval_and_again_after_a_reset() -> None:
 
 
 def test_plan_decides_settings_that_were_not_set() -> None:
-    regime = decide(settings(), CONFIGURATION, CPU)
+    regime = resolve_config(settings(), CONFIGURATION, CPU)
     assert (regime.config.batch_size, regime.config.batch_dice, regime.notes) == (3, False, ())
 
 
 def test_budget_on_a_cpu_takes_small_batches_and_says_so() -> None:
-    regime = decide(settings(budget_s=60), CONFIGURATION, CPU)
+    regime = resolve_config(settings(budget_s=60), CONFIGURATION, CPU)
     assert regime.config.batch_size == 2
     assert "instead of the plan's 3" in regime.notes[0]
 
 
 def test_batch_size_that_was_set_is_kept() -> None:
-    regime = decide(settings(budget_s=60, batch_size=3), CONFIGURATION, CPU)
+    regime = resolve_config(settings(budget_s=60, batch_size=3), CONFIGURATION, CPU)
     assert regime.config.batch_size == 3
     assert not any("batch" in note for note in regime.notes)
 
@@ -144,13 +144,13 @@ def test_batch_size_that_was_set_is_kept() -> None:
 def test_momentum_is_lower_under_a_short_budget_on_a_cpu_unless_it_was_set(
     values: dict[str, float], momentum: float
 ) -> None:
-    regime = decide(settings(**{"budget_s": 60, **values}), CONFIGURATION, CPU)
+    regime = resolve_config(settings(**{"budget_s": 60, **values}), CONFIGURATION, CPU)
     assert regime.config.momentum == momentum
     assert any("momentum" in note for note in regime.notes) == (momentum == 0.95)
 
 
 def test_budget_on_an_accelerator_keeps_the_plan_s_batch_size() -> None:
-    assert decide(settings(budget_s=60), CONFIGURATION, torch.device("mps")).config.batch_size == 3
+    assert resolve_config(settings(budget_s=60), CONFIGURATION, torch.device("mps")).config.batch_size == 3
 
 
 def test_validation_after_a_budgeted_epoch_is_short() -> None:
@@ -160,9 +160,9 @@ def test_validation_after_a_budgeted_epoch_is_short() -> None:
 
 
 def test_number_of_epochs_counts_under_a_budget_only_if_it_was_set() -> None:
-    assert counted_epochs(TrainConfig(budget_s=60)) is None
-    assert counted_epochs(TrainConfig(budget_s=60, num_epochs=7)) == 7
-    assert counted_epochs(TrainConfig()) == 1000
+    assert planned_epochs(TrainConfig(budget_s=60)) is None
+    assert planned_epochs(TrainConfig(budget_s=60, num_epochs=7)) == 7
+    assert planned_epochs(TrainConfig()) == 1000
 
 
 def test_budgeted_run_is_saved_more_often() -> None:
@@ -269,5 +269,5 @@ def test_wrong_schedule_is_refused_with_the_remedy(values: dict[str, object], wo
 
 def test_momentum_of_a_short_budget_is_unchanged_if_the_optimizer_has_none() -> None:
     assert not any(
-        "momentum" in note for note in decide(settings(budget_s=60, optimizer="adam"), CONFIGURATION, CPU).notes
+        "momentum" in note for note in resolve_config(settings(budget_s=60, optimizer="adam"), CONFIGURATION, CPU).notes
     )
