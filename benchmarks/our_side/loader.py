@@ -14,7 +14,7 @@ from segwright.core.process_tuning import tune_process
 from segwright.data.labels import Labels
 from segwright.data.preprocessed.store import CaseStore
 from segwright.training.loading.batches import BatchLoader
-from segwright.training.loading.caching import CaseCache, decide, total_bytes
+from segwright.training.loading.caching import CaseCache, choose_placement, total_bytes
 from segwright.training.loading.prefetch import prefetch
 
 folder = Path(sys.argv[1])
@@ -29,9 +29,9 @@ needed = total_bytes(store, store.identifiers())
 
 def seconds_per_sample(mode: str) -> tuple[float, str]:
     """Return seconds per sample after a warm-up, and where the cases are cached."""
-    residence = decide(mode, needed, torch.device("cpu"))
+    placement = choose_placement(mode, needed, torch.device("cpu"))
     loader = BatchLoader(
-        CaseCache(store, residence),
+        CaseCache(store, placement),
         store.identifiers(),
         patch_size=patch,
         batch_size=batch_size,
@@ -45,7 +45,7 @@ def seconds_per_sample(mode: str) -> tuple[float, str]:
     for step, _ in enumerate(prefetch(loader, 0, steps, threads=available_cpus())):
         if step + 1 == warm:
             start = time.perf_counter()
-    return (time.perf_counter() - start) / ((steps - warm) * batch_size), residence.place
+    return (time.perf_counter() - start) / ((steps - warm) * batch_size), placement.place
 
 
 default, place = seconds_per_sample("auto")

@@ -27,16 +27,17 @@ from segwright.evaluation.scores import Scores
 from segwright.inference.predictor import Predictor
 from segwright.networks.build import ArchitectureSpec, prepare, set_deep_supervision
 from segwright.training import defaults, network_setup
-from segwright.training.abort import prefetched_batches
 from segwright.training.callbacks import call_callbacks, load_callbacks
 from segwright.training.checkpointing import checkpoints, resume
 from segwright.training.checkpointing.determinism import reproducible, seed_step
+from segwright.training.clock import Clock, Timer
 from segwright.training.config import KNOBS, TrainConfig, changed
 from segwright.training.distributed.context import SINGLE, DistributedContext
 from segwright.training.finetuning import start_from
 from segwright.training.hook_results import VALIDATED, required_loaders, required_optimizer, required_step
 from segwright.training.loading.batches import Batch, BatchLoader, to_device
 from segwright.training.loading.loaders import build_loaders, training_recipe
+from segwright.training.loading.prefetch import prefetched_batches
 from segwright.training.losses.builtin import TrainingLoss, build_loss
 from segwright.training.monitoring.divergence import DivergenceMonitor, check_loss
 from segwright.training.monitoring.logbook import LOG_FILE, Logbook, row_text, write_line
@@ -49,7 +50,7 @@ from segwright.training.monitoring.status import State, StatusFile, make_status
 from segwright.training.monitoring.trackers import open_loggers, require_loggers
 from segwright.training.optim import ema
 from segwright.training.optim.optimizers import build_optimizer, optimizer_tensors, set_learning_rate, update
-from segwright.training.optim.schedule import Clock, Schedule, Timer, build_schedule
+from segwright.training.optim.schedule import Schedule, build_schedule
 from segwright.training.validation import final as final_validation
 from segwright.training.validation.online import ValidationStep, confusion, pseudo_dice
 
@@ -323,7 +324,7 @@ class Trainer:
                 self._run_hook("on_train_epoch_start")
                 self._run_training_steps()
                 self._run_hook("on_train_epoch_end", self.epoch_outputs)
-                with torch.no_grad(), self.clock.costing("validation"), ema.applied(self.average):
+                with torch.no_grad(), self.clock.timing("validation"), ema.applied(self.average):
                     self.ranks.sync_buffers(self.network)
                     self._run_hook("on_validation_epoch_start")
                     self._run_hook("on_validation_epoch_end", self._run_validation_steps())
@@ -556,7 +557,7 @@ class Trainer:
         state = self._checkpoint_state(values)
         averages = {} if self.average is None else self.average.tensors()
         resumable = {**tensors, **averages} if kind == "latest" else None
-        with self.clock.costing("save"), ema.applied(None if kind == "latest" else self.average):
+        with self.clock.timing("save"), ema.applied(None if kind == "latest" else self.average):
             checkpoints.save(self.output_folder, kind, state, self.network.state_dict(), optimizer=resumable)
         if resumable is not None:
             self.save_timer.reset()

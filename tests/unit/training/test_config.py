@@ -113,3 +113,22 @@ def test_plan_is_left_as_it_was_by_the_norm(tmp_path: Path) -> None:
     trainer.run_training()
     kept = Plan.load(tmp_path / "plans.json").configuration("3d").architecture.model_dump(by_alias=True)
     assert "InstanceNorm" in kept["arch_kwargs"]["norm_op"]
+
+
+def test_settings_remember_what_was_set() -> None:
+    config = changed(TrainConfig(seed=3), num_epochs=5)
+    assert config.model_fields_set == {"seed", "num_epochs"}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"num_epoch": 5}, "unknown training setting 'num_epoch'; did you mean 'num_epochs'?"),
+        ({"num_epochs": 0}, "num_epochs: Input should be greater than or equal to 1"),
+        ({"precision": "int8"}, "precision: Input should be 'auto'"),
+    ],
+)
+def test_wrong_setting_is_refused_with_the_remedy(values: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig.from_mapping(values)
+    assert words in str(caught.value)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
+from contextlib import closing, contextmanager
 from logging import getLogger
 from typing import Final, Protocol
 
 import torch
+from torch import nn
 
 from segwright.core.device import CPU
 from segwright.core.parallel import available_cpus
 from segwright.core.torch_threads import single_threaded_pool
+from segwright.training.loading.abort import StepAborter
 from segwright.training.loading.batches import Batch
 
 logger = getLogger(__name__)
@@ -54,6 +57,22 @@ def num_ahead(batch_bytes: int, threads: int) -> int:
     (3, 1, 1)
     """
     return max(1, min(_MOST_AHEAD, 2 * threads + 1, AHEAD_BYTES // max(batch_bytes, 1)))
+
+
+@contextmanager
+def prefetched_batches(
+    loader: Loader, network: nn.Module, epoch: int, steps: int, *, first_step: int = 0
+) -> Iterator[Iterator[Batch]]:
+    """Yield an iterator over the batches `first_step ... steps - 1` of an epoch, prefetched by threads.
+
+    An error in one of these threads aborts the forward or backward pass of `network` that is running. The threads end
+    with the block.
+    """
+    with (
+        StepAborter(network) as aborter,
+        closing(prefetch(loader, epoch, steps, first_step=first_step, on_error=aborter.abort)) as batches,
+    ):
+        yield batches
 
 
 def prefetch(

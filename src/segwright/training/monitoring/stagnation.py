@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from segwright.data.labels import ClassKey
+from segwright.training.clock import BUDGET_EPOCHS
 from segwright.training.loading.sampling import ClassLocations, is_annotated
 from segwright.training.monitoring.logbook import Metric
-from segwright.training.optim.schedule import BUDGET_EPOCHS
 
 PATIENCE: Final = 20
 """Number of epochs with a pseudo Dice of 0 before a warning, and between repeated warnings."""

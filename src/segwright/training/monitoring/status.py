@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict
 
 from segwright.core.errors import WorkspaceError
 from segwright.core.files.atomic_io import write_json
+from segwright.training.clock import Clock, Timer
 from segwright.training.monitoring.logbook import Logbook
-from segwright.training.optim.schedule import Clock, Timer
 
 logger = getLogger(__name__)
 

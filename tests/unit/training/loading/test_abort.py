@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from segwright.core.errors import DatasetError
-from segwright.training.abort import StepAborter
+from segwright.training.loading.abort import StepAborter
 
 ERROR = DatasetError("case x: gone")
 

@@ -1,16 +1,11 @@
-"""Read batches ahead of the training steps, and abort the running step when a batch cannot be made."""
+"""Abort the running training step when the next batch cannot be made."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from typing import Any
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
-
-from segwright.training.loading.batches import Batch, BatchLoader
-from segwright.training.loading.prefetch import prefetch
 
 
 class StepAborter:
@@ -48,18 +43,3 @@ class StepAborter:
 
     def __exit__(self, *_: object) -> None:
         self.remove_hooks()
-
-
-@contextmanager
-def prefetched_batches(
-    loader: BatchLoader, network: nn.Module, epoch: int, steps: int, *, first_step: int = 0
-) -> Iterator[Iterator[Batch]]:
-    """Yield an iterator over the batches `first_step ... steps - 1` of an epoch, which threads make ahead.
-
-    An error in one of these threads aborts the pass of `network` that is running. The threads end with the block.
-    """
-    with (
-        StepAborter(network) as aborter,
-        closing(prefetch(loader, epoch, steps, first_step=first_step, on_error=aborter.abort)) as batches,
-    ):
-        yield batches

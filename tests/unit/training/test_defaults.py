@@ -1,0 +1,70 @@
+"""Settings that depend on plan, device and budget."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from segwright.data.plan import Plan
+from segwright.training.config import TrainConfig
+from segwright.training.defaults import num_validation_steps, planned_epochs, resolve_config, save_interval_s
+from tests.unit.training.tiny_task import plans, settings
+
+CPU = torch.device("cpu")
+CONFIGURATION = Plan.from_json(plans()).configuration("3d")
+
+
+def test_plan_decides_settings_that_were_not_set() -> None:
+    resolved = resolve_config(settings(), CONFIGURATION, CPU)
+    assert (resolved.config.batch_size, resolved.config.batch_dice, resolved.notes) == (3, False, ())
+
+
+def test_budget_on_a_cpu_takes_small_batches_and_says_so() -> None:
+    resolved = resolve_config(settings(budget_s=60), CONFIGURATION, CPU)
+    assert resolved.config.batch_size == 2
+    assert "instead of the plan's 3" in resolved.notes[0]
+
+
+def test_batch_size_that_was_set_is_kept() -> None:
+    resolved = resolve_config(settings(budget_s=60, batch_size=3), CONFIGURATION, CPU)
+    assert resolved.config.batch_size == 3
+    assert not any("batch" in note for note in resolved.notes)
+
+
+@pytest.mark.parametrize(
+    ("values", "momentum"),
+    [({}, 0.95), ({"budget_s": 7200}, 0.99), ({"momentum": 0.99}, 0.99), ({"budget_s": None}, 0.99)],
+)
+def test_momentum_is_lower_under_a_short_budget_on_a_cpu_unless_it_was_set(
+    values: dict[str, float], momentum: float
+) -> None:
+    resolved = resolve_config(settings(**{"budget_s": 60, **values}), CONFIGURATION, CPU)
+    assert resolved.config.momentum == momentum
+    assert any("momentum" in note for note in resolved.notes) == (momentum == 0.95)
+
+
+def test_momentum_of_a_short_budget_is_unchanged_if_the_optimizer_has_none() -> None:
+    assert not any(
+        "momentum" in note for note in resolve_config(settings(budget_s=60, optimizer="adam"), CONFIGURATION, CPU).notes
+    )
+
+
+def test_budget_on_an_accelerator_keeps_the_plan_s_batch_size() -> None:
+    assert resolve_config(settings(budget_s=60), CONFIGURATION, torch.device("mps")).config.batch_size == 3
+
+
+def test_validation_after_a_budgeted_epoch_is_short() -> None:
+    budgeted = TrainConfig(budget_s=60)
+    assert [num_validation_steps(budgeted, steps) for steps in (1, 60, 250, 9999)] == [1, 6, 25, 50]
+    assert num_validation_steps(TrainConfig(), 1) == 50
+
+
+def test_number_of_epochs_counts_under_a_budget_only_if_it_was_set() -> None:
+    assert planned_epochs(TrainConfig(budget_s=60)) is None
+    assert planned_epochs(TrainConfig(budget_s=60, num_epochs=7)) == 7
+    assert planned_epochs(TrainConfig()) == 1000
+
+
+def test_budgeted_run_is_saved_more_often() -> None:
+    assert save_interval_s(TrainConfig()) == 600
+    assert save_interval_s(TrainConfig(budget_s=600)) == 60
