@@ -37,7 +37,7 @@ from segwright.inference.models.selected import read_selected
 from segwright.inference.reliability.calibration import Calibration
 from segwright.inference.reliability.expected_dice import DiceEstimator
 from segwright.training.checkpointing import checkpoints
-from segwright.training.validation.final import Record
+from segwright.training.validation.final import PredictionRecord
 from segwright.training.validation.reliability import CaseStats
 from segwright.workspace import Workspace
 
@@ -79,7 +79,7 @@ def predicted(root: Path) -> bytes:
 
 
 def resumed(root: Path) -> object:
-    found = checkpoints.resumable(root / "unfinished")
+    found = checkpoints.find_resumable(root / "unfinished")
     assert found is not None
     read = checkpoints.load(found)
     if read.state.epoch < 2:
@@ -126,14 +126,14 @@ def averaged(root: Path) -> object:
 
 def record(root: Path) -> object:
     document = read_json(root / "kept_predictions.json")
-    return Record.open(root / VALIDATION, document["weights_hash"]).done or None
+    return PredictionRecord.open(root / VALIDATION, document["weights_hash"]).done or None
 
 
 def recorded(root: Path) -> object:
     """Whether a resumed validation accepts the label map as its own."""
     document = read_json(root / VALIDATION / "predictions.json")
     name = f"{held_out(root)}.nii.gz"
-    return Record(None, "", document["files"]).has(root / VALIDATION / name) or None
+    return PredictionRecord(None, "", document["files"]).has(root / VALIDATION / name) or None
 
 
 def label_map(root: Path) -> object:

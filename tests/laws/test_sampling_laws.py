@@ -19,7 +19,7 @@ from segwright.core.boxes import box_shape
 from segwright.data.labels import Labels
 from segwright.training.loading.batches import BatchLoader
 from segwright.training.loading.caching import CachePlacement, CaseCache
-from segwright.training.loading.sampling import choose_key, choose_start, read_box, start_range
+from segwright.training.loading.sampling import choose_class, choose_start, read_box, start_range
 
 LABELS = Labels.from_dataset_json({"labels": {"background": 0, "a": 1, "b": 2, "ignore": 3}})
 sizes = st.tuples(*[st.integers(1, 13)] * 3)
@@ -75,7 +75,7 @@ def test_every_voxel_of_a_plain_patch_is_the_cases_own_or_padding(
     shape: tuple[int, ...], patch: tuple[int, ...], dims: int, seed: int, held: bool
 ) -> None:
     store = Store(shape, seed)
-    placement = CachePlacement(place="ram", budget=2**30) if held else CachePlacement()
+    placement = CachePlacement(place="ram", budget_bytes=2**30) if held else CachePlacement()
     loader = BatchLoader(
         CaseCache(store, placement), ["case"], patch_size=patch[-dims:], batch_size=4, labels=LABELS, seed=seed
     )
@@ -121,7 +121,7 @@ def test_every_start_is_allowed_and_every_voxel_seen(shape: tuple[int, ...], pat
 def test_every_class_that_a_case_has_is_chosen(seed: int, present: set[int]) -> None:
     locations = {key: np.zeros((int(key in present), 3), int) for key in range(1, 7)}
     rng = np.random.default_rng(seed)
-    chosen = {choose_key(locations, rng, forced=True, has_ignore=False) for _ in range(40 * len(present))}
+    chosen = {choose_class(locations, rng, forced=True, has_ignore=False) for _ in range(40 * len(present))}
     assert chosen == present
 
 
@@ -159,7 +159,7 @@ def test_a_turned_patch_shows_the_case_wherever_it_looks_into_it(
 ) -> None:
     """Corners too: however far the transform reaches, only what lies beyond the case is padding."""
     affine = Affine(rotation=(-3.1, 3.1), rotation_probability=0.8, scaling_probability=0.8, in_plane=in_plane)
-    placement = CachePlacement(place="ram", budget=2**30) if held else CachePlacement()
+    placement = CachePlacement(place="ram", budget_bytes=2**30) if held else CachePlacement()
     loader = BatchLoader(
         CaseCache(Bright(shape), placement), ["case"], patch_size=patch, batch_size=3, labels=LABELS, seed=seed,
         recipe=Recipe(spatial=affine),

@@ -206,7 +206,7 @@ class _Preview:
 
     def _loader(self, cases: CaseStore | CascadeStore, recipe: Recipe | None) -> BatchLoader:
         """Return a loader whose targets are label maps, also for region-based labels."""
-        from segwright.training.cascade import previous_stage
+        from segwright.training.cascade import build_previous_stage
         from segwright.training.loading.batches import BatchLoader
         from segwright.training.loading.loaders import forced_share
         from segwright.training.loading.sampling import build_sampler
@@ -222,7 +222,7 @@ class _Preview:
             batch_size=self.config.batch_size,
             labels=Labels(values),
             recipe=recipe,
-            previous=previous_stage(self.configuration, self.labels, recipe),
+            previous=build_previous_stage(self.configuration, self.labels, recipe),
             oversample_foreground_percent=forced_share(self.config),
             oversample_by_chance=self.config.oversample_by_chance,
             sampler=build_sampler(self.config.sampler),

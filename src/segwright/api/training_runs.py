@@ -308,14 +308,14 @@ def finished_fold(session: Session, plan: Plan, configuration: str, fold: Fold) 
 
 def _train(session: Session, plan: Plan, configuration: str, fold: Fold, options: TrainOptions) -> Trainer:
     """Start, resume or open the training of a fold; return its trainer with the final weights."""
-    from segwright.training.checkpointing.checkpoints import resumable
+    from segwright.training.checkpointing.checkpoints import find_resumable
     from segwright.training.distributed.context import SINGLE
 
     folder = fold_folder(session, plan, configuration, fold)
     require_same_network(folder.parent, [fold], options.settings)  # a cascade's first stage has no training yet
     ranks = options.ranks or SINGLE
     split = _split(session, fold, write=ranks.is_first)
-    checkpoint = resumable(folder)
+    checkpoint = find_resumable(folder)
     if ranks.is_first and checkpoint is None:
         record_training_data(session, plan, configuration, folder, split)
     elif ranks.is_first:

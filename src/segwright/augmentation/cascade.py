@@ -17,7 +17,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from segwright.augmentation.compose import Key
+from segwright.augmentation.compose import RngFactory
 from segwright.augmentation.transform import Params, Range, Samples
 
 OPERATOR: Final = "cascade_operator"
@@ -100,13 +100,13 @@ class PreviousStage:
     operators: BinaryOperators | None = None
     removal: ComponentRemoval | None = None
 
-    def draw(self, key: Key) -> dict[str, Params]:
+    def draw(self, rng_for: RngFactory) -> dict[str, Params]:
         """Draw the parameters of one sample, without transforms that are not applied."""
         drawn: dict[str, Params | None] = {}
         if self.operators is not None:
-            drawn[OPERATOR] = self.operators.draw(key(OPERATOR), len(self.labels))
+            drawn[OPERATOR] = self.operators.draw(rng_for(OPERATOR), len(self.labels))
         if self.removal is not None:
-            drawn[REMOVAL] = self.removal.draw(key(REMOVAL), len(self.labels))
+            drawn[REMOVAL] = self.removal.draw(rng_for(REMOVAL), len(self.labels))
         return {name: draw for name, draw in drawn.items() if draw is not None}
 
     def append(self, samples: Samples, draws: Sequence[Mapping[str, Params]]) -> Tensor:

@@ -28,7 +28,7 @@ SPATIAL = "spatial"
 _PASSED_ON = (SegwrightError, MemoryError, torch.OutOfMemoryError)
 """Errors not caused by the transform, or that already name it."""
 
-Key = Callable[[str], np.random.Generator]
+RngFactory = Callable[[str], np.random.Generator]
 """Returns the random generator of a named transform for one sample, so that editing a recipe changes no other draw."""
 
 
@@ -123,13 +123,13 @@ class Recipe:
         steps = (*self.steps[:position], Step(name=new_name, transform=transform), *self.steps[position:])
         return replace(self, steps=steps)
 
-    def draw_matrix(self, key: Key, dims: int) -> Matrix | None:
+    def draw_matrix(self, rng_for: RngFactory, dims: int) -> Matrix | None:
         """Draw the affine of one sample; None for a plain crop."""
-        return None if self.spatial is None else self.spatial.draw(key(SPATIAL), dims)
+        return None if self.spatial is None else self.spatial.draw(rng_for(SPATIAL), dims)
 
-    def draw(self, key: Key, shape: Sequence[int]) -> dict[str, Params]:
+    def draw(self, rng_for: RngFactory, shape: Sequence[int]) -> dict[str, Params]:
         """Draw the parameters of all other transforms for one sample of `shape` (C, *S), without those not applied."""
-        drawn = ((step.name, _draw(step, key, shape)) for step in self.steps)
+        drawn = ((step.name, _draw(step, rng_for, shape)) for step in self.steps)
         return {name: draw for name, draw in drawn if draw is not None}
 
     def apply(self, samples: Samples, draws: Sequence[Mapping[str, Params]]) -> Samples:
@@ -160,8 +160,8 @@ def shown(value: object) -> str:
     return f"the class {value.__name__} itself" if isinstance(value, type) else f"a {type(value).__name__}"
 
 
-def _draw(step: Step, key: Key, shape: Sequence[int]) -> Params | None:
-    rng = key(step.name)
+def _draw(step: Step, rng_for: RngFactory, shape: Sequence[int]) -> Params | None:
+    rng = rng_for(step.name)
     try:
         draw: object = step.transform.draw(rng, shape)
     except _PASSED_ON:

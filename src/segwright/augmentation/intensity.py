@@ -16,7 +16,7 @@ import torch
 from segwright.augmentation.operators import Operator, along_axes, gaussian_operator, low_resolution_operator
 from segwright.augmentation.transform import Params, Range, Samples, column, draw_around_one
 
-SMALLEST_SPREAD = 1e-7
+MIN_SPREAD = 1e-7
 """Lower bound of a divisor (range or standard deviation), so that a constant patch stays finite."""
 
 
@@ -174,12 +174,12 @@ class Gamma:
         images = samples.images
         axes = tuple(range(2, images.ndim))
         low, high = images.amin(axes, keepdim=True), images.amax(axes, keepdim=True)
-        spread = (high - low).clamp_min_(SMALLEST_SPREAD)
+        spread = (high - low).clamp_min_(MIN_SPREAD)
         mean = channel_mean(images)
         # Mean and deviation are restored below, so the curve stays in [0, 1]; negation swaps both ends.
         curve = ((high - images) if self.inverted else (images - low)).div_(spread).pow_(column(draws, "gamma", images))
         curve -= channel_mean(curve)
-        gain = _deviation(images - mean) / _deviation(curve).clamp_min_(SMALLEST_SPREAD)
+        gain = _deviation(images - mean) / _deviation(curve).clamp_min_(MIN_SPREAD)
         return replace(samples, images=torch.addcmul(mean, curve, -gain if self.inverted else gain))
 
 

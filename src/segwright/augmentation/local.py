@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from segwright.augmentation.intensity import SMALLEST_SPREAD, channel_mean
+from segwright.augmentation.intensity import MIN_SPREAD, channel_mean
 from segwright.augmentation.transform import Params, Range, Samples, column
 
 
@@ -191,7 +191,7 @@ class LocalGamma:
         images = samples.images
         axes = tuple(range(2, images.ndim))
         low = images.amin(axes, keepdim=True)
-        spread = (images.amax(axes, keepdim=True) - low).clamp_min_(SMALLEST_SPREAD)
+        spread = (images.amax(axes, keepdim=True) - low).clamp_min_(MIN_SPREAD)
         scaled = (images - low) / spread
         powered = scaled.pow(column(draws, "gamma", images))
         return replace(samples, images=torch.lerp(scaled, powered, self.field.values(draws, images)) * spread + low)

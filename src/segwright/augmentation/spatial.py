@@ -52,18 +52,18 @@ class Affine:
 class Mirror:
     """Flip images and labels along each allowed spatial axis with the same probability.
 
-    A flip along a `lateral` axis (left-right) maps label v to `exchanged[v]`.
+    A flip along a `lateral` axis (left-right) maps label v to `swapped_labels[v]`.
     """
 
     axes: tuple[int, ...]
     probability: float = 0.5
     lateral: tuple[int, ...] = ()
-    exchanged: tuple[int, ...] = ()
+    swapped_labels: tuple[int, ...] = ()
 
     @property
     def swaps_sides(self) -> bool:
         """Whether some flips swap left and right labels."""
-        return bool(self.exchanged and set(self.axes) & set(self.lateral))
+        return bool(self.swapped_labels and set(self.axes) & set(self.lateral))
 
     def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Params | None:
         """Return `flips` (axes of S,), true where the sample is flipped."""
@@ -88,7 +88,7 @@ class Mirror:
         """Return flipped labels with left and right swapped where needed; `axes` are those of (L, *S)."""
         if not self.swaps_sides or sum(axis - 1 in self.lateral for axis in axes) % 2 == 0:
             return labels
-        table = torch.tensor((*self.exchanged, OUTSIDE), dtype=labels.dtype)  # index -1 is its end
+        table = torch.tensor((*self.swapped_labels, OUTSIDE), dtype=labels.dtype)  # index -1 is its end
         return table.to(labels.device, non_blocking=True)[labels.int()]
 
 

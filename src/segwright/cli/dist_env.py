@@ -32,7 +32,7 @@ def rank_info_from_env(variables: Mapping[str, str]) -> RankInfo | None:
             local_rank=int(variables["LOCAL_RANK"]),
             address=variables["MASTER_ADDR"],
             port=int(variables["MASTER_PORT"]),
-            store_is_there=variables.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+            has_external_store=variables.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
             attempt=int(variables.get("TORCHELASTIC_RESTART_COUNT", 0)),
         )
     except (KeyError, ValueError) as error:

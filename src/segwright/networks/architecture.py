@@ -28,7 +28,7 @@ RESIDUAL_BLOCKS: Final = (1, 3, 4, 6)
 PLAIN_CONVS: Final = 2  # nnU-Net's default planner, nnU-Net behaviour 5.1
 BASE_FEATURES: Final = 32
 MAX_FEATURES: Final[dict[int, int]] = {2: 512, 3: 320}
-MOST_BLOCKS: Final = 1000  # in all stages together; building them takes a second, and nnU-Net's largest preset has 31
+MAX_BLOCKS: Final = 1000  # in all stages together; building them takes a second, and nnU-Net's largest preset has 31
 MIN_EDGE: Final = 4  # smallest feature-map extent at the bottleneck, nnU-Net behaviour 5.6
 
 _NUMBERS_OF_LAYERS: Final = {
@@ -158,9 +158,9 @@ def _parse(name: str, kwargs: Mapping[str, Any]) -> tuple[Topology, LayerOptions
         stem_channels=features[0] if stem is None else _whole("stem_channels", stem),
         bottleneck_channels=inner,
     )
-    if (blocks := sum((*topology.encoder_blocks, *topology.decoder_blocks))) > MOST_BLOCKS:
+    if (blocks := sum((*topology.encoder_blocks, *topology.decoder_blocks))) > MAX_BLOCKS:
         raise ConfigError(
-            f"{name}: {blocks} blocks in all, by {blocks_key} and n_conv_per_stage_decoder; at most {MOST_BLOCKS} are "
+            f"{name}: {blocks} blocks in all, by {blocks_key} and n_conv_per_stage_decoder; at most {MAX_BLOCKS} are "
             "allowed"
         )
     return topology, options

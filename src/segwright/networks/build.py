@@ -36,10 +36,10 @@ from segwright.networks.references import foreign_network, import_network, packa
 from segwright.networks.unet import UNet, fits_patch
 
 INIT_SEED: Final = 12345  # where the caller passes no generator, so that construction is repeatable
-LARGEST_ARGUMENT: Final = 4096  # of networks of other packages; the largest embedding of Primus is 1056
-MOST_ARGUMENTS: Final = 1000
-MOST_CHANNELS: Final = 2**16  # of an image, or heads
-MOST_WEIGHTS: Final = 2**30  # 4 GiB; nnU-Net's largest presets have 0.2 * 10**9
+MAX_ARGUMENT: Final = 4096  # of networks of other packages; the largest embedding of Primus is 1056
+MAX_NUM_ARGUMENTS: Final = 1000
+MAX_CHANNELS: Final = 2**16  # of an image, or heads
+MAX_WEIGHTS: Final = 2**30  # 4 GiB; nnU-Net's largest presets have 0.2 * 10**9
 KAIMING_SLOPE: Final = 0.01  # nnU-Net behaviour 7.6
 SHORT_NAMES: Final = {"ResEncL": (RESIDUAL_ENCODER, RESENC_L_KWARGS)}  # self-supervised plans, nnU-Net behaviour 7.7
 
@@ -117,9 +117,9 @@ def build_network(
     spec = architecture if isinstance(architecture, ArchitectureSpec) else ArchitectureSpec.from_plan(architecture)
     network = outline(spec, num_input_channels, num_output_channels, deep_supervision=deep_supervision)
     num_weights = sum(tensor.numel() for tensor in network.parameters())
-    if num_weights > MOST_WEIGHTS:
+    if num_weights > MAX_WEIGHTS:
         raise ConfigError(
-            f"network '{spec.reference}' has {num_weights / 1e6:.0f} million weights, at most {MOST_WEIGHTS / 1e6:.0f} "
+            f"network '{spec.reference}' has {num_weights / 1e6:.0f} million weights, at most {MAX_WEIGHTS / 1e6:.0f} "
             "million are allowed; reduce its features_per_stage and kernel_sizes"
         )
     try:
@@ -148,8 +148,8 @@ def outline(
         kwargs = {**defaults, **kwargs}
     topology, options = parse_architecture(reference, kwargs)
     for what, number in (("image channels", num_input_channels), ("heads", num_output_channels)):
-        if not 1 <= number <= MOST_CHANNELS:
-            raise ConfigError(f"a network cannot have {number} {what}; expected 1 to {MOST_CHANNELS}, see dataset.json")
+        if not 1 <= number <= MAX_CHANNELS:
+            raise ConfigError(f"a network cannot have {number} {what}; expected 1 to {MAX_CHANNELS}, see dataset.json")
     try:
         with torch.device("meta"):  # torch's own initial weights would cost time and draw from the global generator
             return UNet(num_input_channels, num_output_channels, topology, options, deep_supervision=deep_supervision)
@@ -449,10 +449,10 @@ def _require_modest(reference: str, kwargs: Mapping[str, Any]) -> None:
         if isinstance(value, list | tuple | dict):
             values.extend(value.values() if isinstance(value, dict) else value)
         number = value if isinstance(value, int | float) else 0
-        if not abs(number) <= LARGEST_ARGUMENT or count > MOST_ARGUMENTS:
+        if not abs(number) <= MAX_ARGUMENT or count > MAX_NUM_ARGUMENTS:
             raise ConfigError(
                 f"network '{reference}': the arguments contain {value!r:.40} or too many values; expected at most "
-                f"{MOST_ARGUMENTS} values up to {LARGEST_ARGUMENT}"
+                f"{MAX_NUM_ARGUMENTS} values up to {MAX_ARGUMENT}"
             )
 
 

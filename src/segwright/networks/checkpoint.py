@@ -27,7 +27,7 @@ _CHECKSUM_ENTRY: Final = rb'"segwright_crc32"\s*:\s*"'
 _NO_CHECKSUM: Final = b"00000000"
 """Placeholder in the header while the checksum of the file is computed."""
 _LENGTH_BYTES: Final = 8
-_LONGEST_HEADER: Final = 100 << 20
+_MAX_HEADER_BYTES: Final = 100 << 20
 """Largest header that safetensors reads, in bytes."""
 _BLOCK: Final = 1 << 20
 
@@ -129,7 +129,7 @@ def _checksum_place(path: Path) -> int | None:
     """Return the offset of the checksum in a file; None without one."""
     with path.open("rb") as stream:
         size = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
-        header = stream.read(min(size, _LONGEST_HEADER))
+        header = stream.read(min(size, _MAX_HEADER_BYTES))
     found = re.search(_CHECKSUM_ENTRY, header)
     return None if found is None else _LENGTH_BYTES + found.end()
 
@@ -138,9 +138,16 @@ def drop_aliases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a state dict with each tensor under its own name only; wrappers' prefixes are stripped too."""
     return {
         name: tensor
-        for name, tensor in ((_unwrap(name), tensor) for name, tensor in state.items())
+        for name, tensor in ((strip_wrappers(name), tensor) for name, tensor in state.items())
         if BLOCK_ALIAS not in name and not name.startswith(ENCODER_ALIAS)
     }
+
+
+def strip_wrappers(name: str) -> str:
+    """Return a tensor's name without the prefixes of DistributedDataParallel and torch.compile."""
+    while name.startswith(WRAPPERS):
+        name = name.partition(".")[2]
+    return name
 
 
 def add_aliases(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
@@ -218,12 +225,6 @@ def require_fitting(network: nn.Module, state: Mapping[str, Tensor], *, source: 
             f"{source} do not fit the network: {'; '.join(findings)}; use the plans and dataset.json "
             "that they were trained with"
         )
-
-
-def _unwrap(name: str) -> str:
-    while name.startswith(WRAPPERS):
-        name = name.partition(".")[2]
-    return name
 
 
 def _split(name: str) -> tuple[str, str, str]:

@@ -27,7 +27,7 @@ _COMPARED: Final[Mapping[str, str]] = {
     "setup_hash": "plans",
 }
 """Values of a checkpoint document that all folds of a model share, with their names for messages."""
-_MOST_SHOWN: Final = 60
+_MAX_SHOWN_CHARACTERS: Final = 60
 """Most characters of a value in a message; hashes and network arguments may be long."""
 
 
@@ -145,7 +145,7 @@ def _comparable(key: str, header: CheckpointHeader, plan: Plan) -> Any:
 def _shown(key: str, values: Sequence[Any]) -> list[str]:
     """Format different values for a message; for networks of the same name only the different arguments."""
     if key != _NETWORK:
-        return [str(value)[:_MOST_SHOWN] for value in values]
+        return [str(value)[:_MAX_SHOWN_CHARACTERS] for value in values]
     names = [str(value["reference"]) for value in values]
     if len(set(names)) == len(names):
         return names
@@ -155,6 +155,6 @@ def _shown(key: str, values: Sequence[Any]) -> list[str]:
     if differing is None:
         return names
     return [
-        f"{name} with {differing} {json.dumps(each.get(differing))[:_MOST_SHOWN]}"
+        f"{name} with {differing} {json.dumps(each.get(differing))[:_MAX_SHOWN_CHARACTERS]}"
         for name, each in zip(names, arguments, strict=True)
     ]

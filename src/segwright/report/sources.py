@@ -15,7 +15,7 @@ from segwright.data.labels import Labels
 from segwright.data.plan import Configuration, Plan
 from segwright.evaluation.scores import Scores
 from segwright.inference.models.selected import is_selected, member_folders
-from segwright.training.monitoring.loggers import completed, read_rows
+from segwright.training.monitoring.loggers import merge_rows, read_rows
 from segwright.workspace import DATASET_JSON, FINGERPRINT_JSON, PLANS_JSON, SUMMARY_JSON, TRAIN_JSON
 
 METRICS_JSONL = "metrics.jsonl"
@@ -265,7 +265,7 @@ def _rows(folder: Path) -> tuple[Mapping[str, Any], ...]:
             continue
         logged = document.get("logging") if isinstance(document, dict) else None
         if isinstance(logged, list) and all(isinstance(row, dict) for row in logged):
-            return tuple(completed(rows, logged))
+            return tuple(merge_rows(rows, logged))
     return tuple(rows)
 
 

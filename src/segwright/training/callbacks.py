@@ -1,4 +1,4 @@
-"""Callbacks: objects or functions that are called after the trainer's hook of the same name."""
+"""Load and call callbacks: a user's objects or functions, called after the trainer's hook of the same name."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ EVENTS: Final = (
 """In the order in which they occur; a callback has methods `fn(trainer)` with any of these names."""
 
 PLAIN_EVENT: Final = "on_epoch_end"
-"""The event of a callback that is a plain function."""
+"""The event at which a callback that is a plain function is called."""
 
 
 class CallbackError(UserCodeError):
@@ -41,7 +41,7 @@ def load_callbacks(references: Sequence[str]) -> list[object]:
     """Return the callbacks behind `module:attr` references: a class (made without arguments), an object, a function.
 
     Raises:
-        ConfigError: it does not exist, or has none of the methods.
+        ConfigError: a reference does not exist, or the callback has no method for an event.
     """
     values = [import_reference(reference, kind="callback") for reference in references]
     callbacks = []

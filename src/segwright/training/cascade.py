@@ -1,4 +1,4 @@
-"""Second stage of a cascade: cases with the previous stage's label maps, and the prediction of these maps.
+"""Cascade: add the previous stage's label maps to the cases of the second stage, and predict these maps.
 
 nnU-Net behaviour 8.8, 10.5.
 """
@@ -28,12 +28,12 @@ from segwright.training.loading.caching import CaseArray
 from segwright.training.loading.sampling import ClassLocations
 
 _SLAB_PLANES = 16
-"""Planes of logits that are resampled at once; classes times the whole grid of the next stage is never held."""
+"""Planes of logits resampled at once, so that memory never holds all classes on the next stage's whole grid."""
 
 
 @dataclass(frozen=True, slots=True)
-class TwoMaps:
-    """The true and the previous stage's label map as one array (2, *S); read when it is sliced."""
+class StackedMaps:
+    """The true label map and that of the previous stage as one array (2, *S), read when it is sliced."""
 
     truth: CaseArray
     previous: StageMap
@@ -64,7 +64,7 @@ class CascadeCase:
     @property
     def label(self) -> CaseArray:
         """(2, *S) int16."""
-        return TwoMaps(self.case.label, self.previous)
+        return StackedMaps(self.case.label, self.previous)
 
     @property
     def class_locations(self) -> ClassLocations:
@@ -100,10 +100,12 @@ class CascadeStore:
         return CascadeCase(case, previous)
 
 
-def previous_stage(configuration: Configuration, labels: Labels, recipe: Recipe | None = None) -> PreviousStage | None:
-    """Return what appends the previous stage's maps to batches; None for a configuration without such a stage.
+def build_previous_stage(
+    configuration: Configuration, labels: Labels, recipe: Recipe | None = None
+) -> PreviousStage | None:
+    """Build the step that appends the previous stage's maps to batches; None without a previous stage.
 
-    The maps are augmented as `recipe` says; an empty recipe, or None, does not change them.
+    With a recipe that has any transform the maps are augmented too; an empty recipe or None does not change them.
     """
     if configuration.previous_stage is None:
         return None
@@ -125,7 +127,7 @@ def network_input(image: CaseArray, label: CaseArray, labels: Labels) -> npt.NDA
 
 
 def missing_maps(maps: StageMaps, next_cases: CaseStore, identifiers: Sequence[str], weights_hash: str) -> list[str]:
-    """Return the cases that have no map of these weights on the next stage's grid."""
+    """Return the cases without a label map that these weights predicted on the next stage's grid."""
     shapes = {name: next_cases.load(name).image.shape[1:] for name in identifiers}
     return [name for name, shape in shapes.items() if not maps.is_fresh(name, shape, weights_hash)]
 
@@ -154,17 +156,17 @@ def predict_next_stage(
     for name in progress(identifiers, title="next stage" if identifiers else "", total=len(identifiers)):
         case, shape = cases.load(name), next_cases.load(name).image.shape[1:]
         with locate_errors(f"case {name}"):
-            label_map = on_grid(predictor, network_input(case.image, case.label, predictor.labels), case, shape)
+            label_map = predict_on_grid(predictor, network_input(case.image, case.label, predictor.labels), case, shape)
         maps.save(name, label_map, patch_size, weights_hash)
 
 
-def on_grid(
+def predict_on_grid(
     predictor: Predictor,
     image: npt.NDArray[np.float32],
     case: PreprocessedCase | CascadeCase,
     shape: Sequence[int],
 ) -> npt.NDArray[Any]:
-    """Return the label map (*shape) of a preprocessed image: logits resampled, then decided (nnU-Net behaviour 8.8).
+    """Predict an image, resample the logits, and return the label map (*shape) (nnU-Net behaviour 8.8).
 
     As in nnU-Net both spacings of the resampling are those of the predicting stage.
     """

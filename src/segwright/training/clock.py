@@ -109,7 +109,7 @@ class Clock:
         return self.elapsed_s - self._epoch_start_s >= slice_s and left_s >= MIN_EPOCH_SHARE * slice_s
 
     def left_s(self, epochs: float) -> float:
-        """Return the estimated seconds left after `epochs` epochs, a number above 0 with the fraction of the current one."""
+        """Return the estimated seconds left after `epochs` epochs, which is above 0 and may be fractional."""
         limits = []
         if self.budget_s is not None:
             limits.append(self.budget_s - self.elapsed_s)

@@ -13,8 +13,8 @@ from segwright.core.errors import ConfigError, nearest
 from segwright.core.extensions.registry import is_reference
 from segwright.core.files.atomic_io import describe_validation
 
-WARMUP = "warmup+"
-"""Prefix of a schedule's name for a warm-up before it."""
+WARMUP_PREFIX = "warmup+"
+"""Prefix that puts a warm-up before the schedule, e.g. `warmup+poly`."""
 
 CHANGEABLE: Final = (
     "num_epochs",
@@ -28,7 +28,7 @@ CHANGEABLE: Final = (
     "cache",
     "cache_gib",
 )
-"""Settings that may differ after a resume; all others would make it another training."""
+"""Settings that may change when a training is resumed; with any other it would be a different training."""
 
 KNOBS: Final = (
     "initial_lr",
@@ -42,7 +42,7 @@ KNOBS: Final = (
     "save_every",
     "disable_checkpointing",
 )
-"""Settings that are attributes of the trainer too, as in nnU-Net: a subclass may set them until `initialize`."""
+"""Settings that are also attributes of the trainer, as in nnU-Net; a subclass may set them until `initialize`."""
 
 CacheMode = Literal["auto", "none", "ram", "device"]
 
@@ -62,8 +62,8 @@ class TrainConfig(BaseModel):
     num_iterations_per_epoch: int = Field(default=250, ge=1)
     num_val_iterations_per_epoch: int = Field(default=50, ge=1)
     budget_s: float | None = Field(default=None, gt=0)
-    """Seconds of training, including the last checkpoint; the schedule follows the time. `num_epochs` then is a limit
-    only if it was set."""
+    """Seconds of training, including the last checkpoint; the schedule follows the time. `num_epochs` then counts only
+    if it was set."""
 
     batch_size: int | None = Field(default=None, ge=1)
     """None: the plan's."""
@@ -72,24 +72,24 @@ class TrainConfig(BaseModel):
     """Learning rate over epochs or budget: `poly`, `cosine`, a registered name or `module:attr`, each also with the
     prefix `warmup+`."""
     warmup_epochs: int | None = Field(default=None, ge=1)
-    """Epochs of a `warmup+` schedule's rise; None: `warmup_share` of them."""
+    """Epochs of the warm-up in a `warmup+` schedule; None: `warmup_share` of the training."""
     warmup_share: float = Field(default=0.05, gt=0, lt=1)
-    """Share of the epochs or of the budget that the rise takes; nnU-Net's 50 of 1000 epochs."""
+    """Share of the epochs or of the budget for the warm-up; nnU-Net's 50 of 1000 epochs."""
     optimizer: str = "sgd"
     """`sgd`, `adam`, `adamw`, a registered name or `module:attr`."""
     optimizer_kwargs: dict[str, Any] = Field(default_factory=dict)
     """More arguments of the optimizer, e.g. `betas`, `amsgrad`."""
     lr_groups: dict[str, float] = Field(default_factory=dict)
-    """Factors of the learning rate by name of a module or parameter; the longest match counts; 0 freezes."""
+    """Factors of the learning rate by name of a module or parameter; the longest match decides; 0 freezes."""
     momentum: float = Field(default=0.99, ge=0, lt=1)
-    """Of `sgd`."""
+    """Used by `sgd` only."""
     nesterov: bool = True
-    """Of `sgd`; without effect where the momentum is 0."""
+    """Used by `sgd` only; no effect with momentum 0."""
     weight_decay: float = Field(default=3e-5, ge=0)
     clip_norm: float = Field(default=12.0, gt=0)
     """Largest norm of the gradient over all parameters."""
     ema_weights: float | None = Field(default=None, gt=0, lt=1)
-    """Decay of a moving average of the weights that is validated and saved instead, e.g. 0.999; None: no average."""
+    """Decay of an exponential moving average of the weights, e.g. 0.999, validated and saved; None: no average."""
 
     loss: str | None = None
     """A registered name or `module:attr`; None: Dice + CE for labels, Dice + BCE for regions."""
@@ -125,9 +125,9 @@ class TrainConfig(BaseModel):
     """Spatial axes flipped in training and prediction; None: the recipe's."""
 
     cache: CacheMode = "auto"
-    """Where preprocessed cases are held, see `training.loading.caching`; batches do not depend on it."""
+    """Where preprocessed cases are cached, see `training.loading.caching`; batches do not depend on it."""
     cache_gib: float | None = Field(default=None, ge=0)
-    """Memory for them; None: half of the free memory, or a fifth of the GPU's."""
+    """Memory for cached cases; None: half of the free memory, or a fifth of the GPU's."""
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     seed: int = 12345
@@ -136,7 +136,7 @@ class TrainConfig(BaseModel):
     save_every: int = Field(default=50, ge=1)
     """Epochs between two saves of `checkpoint_latest`."""
     save_interval_s: float = Field(default=600.0, gt=0)
-    """Longest time between two saves, in seconds, which a killed run loses at most."""
+    """Longest time between two saves, in seconds; a killed run loses at most that much."""
     disable_checkpointing: bool = False
 
     @field_validator("class_weights")
@@ -156,7 +156,7 @@ class TrainConfig(BaseModel):
     @field_validator("optimizer_kwargs", "network_kwargs")
     @classmethod
     def _validate_json(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Return them as a checkpoint stores them, so that a resumed training has the same values."""
+        """Convert values as a checkpoint does (tuples to lists), so that a resumed training has the same ones."""
         try:
             return dict(json.loads(json.dumps(kwargs)))
         except TypeError as error:
@@ -177,9 +177,9 @@ class TrainConfig(BaseModel):
         return self
 
     def references(self) -> Iterator[tuple[str, str]]:
-        """Yield setting and reference of every part whose code is not registered."""
+        """Yield setting and reference (`module:attr`) of every part that user code provides."""
         words = {name: getattr(self, name) for name in ("network", "optimizer", "loss", "sampler", "augmentation")}
-        pairs = [*words.items(), ("schedule", self.schedule.rpartition(WARMUP)[2])]
+        pairs = [*words.items(), ("schedule", self.schedule.rpartition(WARMUP_PREFIX)[2])]
         pairs += [(name, each) for name in ("callbacks", "sinks") for each in getattr(self, name)]
         yield from ((name, reference) for name, reference in pairs if reference is not None and is_reference(reference))
 

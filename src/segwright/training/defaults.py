@@ -22,7 +22,6 @@ Origin: 400 steps at batch 2 on Hippocampus 3d_fullres, fold 0, one seed each: 0
 VALIDATION_SHARE = 0.1
 """Online validation steps per training step of an epoch under a budget; a step without gradient costs about a third."""
 
-
 BUDGET_SAVE_INTERVAL_S = 60.0
 """Largest age of the latest checkpoint under a time budget, in seconds."""
 
@@ -36,7 +35,7 @@ class ResolvedConfig:
 
 
 def resolve_config(config: TrainConfig, configuration: Configuration, device: torch.device) -> ResolvedConfig:
-    """Return `config` with the settings filled in that depend on plan, device and budget."""
+    """Fill in the settings that depend on plan, device and budget, and say why they differ from the defaults."""
     values: dict[str, object] = {}
     notes: list[str] = []
     if config.batch_size is None:
@@ -67,7 +66,7 @@ def num_validation_steps(config: TrainConfig, training_steps: int) -> int:
 
 
 def planned_epochs(config: TrainConfig) -> int | None:
-    """Return the number of epochs of a run; None under a budget, unless the number was set."""
+    """Return the number of epochs of a run; None if only a time budget limits it."""
     if config.budget_s is None or "num_epochs" in config.model_fields_set:
         return config.num_epochs
     return None

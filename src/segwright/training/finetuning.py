@@ -34,7 +34,7 @@ CHECKPOINTS: Final = tuple(
     f"checkpoint_{kind}.{suffix}" for kind in ("final", "best", "latest") for suffix in ("safetensors", "pth")
 )
 _SUFFIXES: Final = (".safetensors", ".pth")
-MOST_LINES: Final = 12
+MAX_LINES: Final = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,41 +62,41 @@ class Transfer:
             *(f"adapted {name}: {how}" for name, how in self.adapted.items()),
             *(f"skipped {name}: {why}" for name, why in self.skipped.items()),
         ]
-        more = [f"and {len(details) - MOST_LINES} more"] if len(details) > MOST_LINES else []
-        return [f"fine-tuning from {path} ({file_hash(path)[:12]}): {count}", *details[:MOST_LINES], *more]
+        more = [f"and {len(details) - MAX_LINES} more"] if len(details) > MAX_LINES else []
+        return [f"fine-tuning from {path} ({file_hash(path)[:12]}): {count}", *details[:MAX_LINES], *more]
 
 
-def find_checkpoint(place: Path) -> Path:
-    """Return the checkpoint of a model folder, of a fold folder, or `place` itself if it is a checkpoint.
+def find_checkpoint(location: Path) -> Path:
+    """Return the checkpoint of a model folder, of a fold folder, or `location` itself if it is a checkpoint.
 
-    Of a model folder fold `all` is taken if it is trained, else the first one; of a fold the final checkpoint, else
-    the best, else the latest. Models of nnU-Net are found too.
+    In a model folder, fold `all` comes before the numbered folds; in a fold, the final checkpoint before the best and
+    the latest. Models of nnU-Net are found too.
 
     Raises:
         ModelError: there is none.
     """
-    if place.is_file():
-        if place.suffix not in _SUFFIXES:
+    if location.is_file():
+        if location.suffix not in _SUFFIXES:
             raise ModelError(
-                f"{place}: not a checkpoint file, which ends in {' or '.join(_SUFFIXES)}; make a model folder of a zip "
-                "file first, with 'segwright import-model'"
+                f"{location}: not a checkpoint file ({' or '.join(_SUFFIXES)}); import a zip file first with "
+                "'segwright import-model'"
             )
-        return place
-    folders = [place, place / "fold_all", *sorted(place.glob("fold_[0-9]*"))]
+        return location
+    folders = [location, location / "fold_all", *sorted(location.glob("fold_[0-9]*"))]
     found = next((folder / name for folder in folders for name in CHECKPOINTS if (folder / name).is_file()), None)
     if found is None:
-        raise ModelError(f"{place}: no trained model; give a model folder, a fold's folder or a checkpoint file")
+        raise ModelError(f"{location}: no trained model; give a model folder, a fold's folder or a checkpoint file")
     return found
 
 
-def read_source(place: Path) -> Source:
+def read_source(location: Path) -> Source:
     """Read a trained network.
 
     Raises:
-        ModelError: there is none, it cannot be read, or its dataset.json is not two folders above the checkpoint.
-        SegwrightError: the plan of a model of nnU-Net names an unknown network or part.
+        ModelError: there is none, it cannot be read, or its model folder has no dataset.json.
+        SegwrightError: the plan of an nnU-Net model names an unknown network or component.
     """
-    path = find_checkpoint(place)
+    path = find_checkpoint(location)
     description_file = path.parent.parent / DATASET_JSON
     if not description_file.is_file():
         raise ModelError(
@@ -121,14 +121,14 @@ def read_source(place: Path) -> Source:
 
 
 def _validate_plan(plan: Plan, checkpoint: Mapping[str, Any], path: Path) -> None:
-    """Check that the plan of a model of nnU-Net names only known parts, as other commands do."""
+    """Check that the plan of an nnU-Net model names only known components."""
     configuration = plan.configuration(header_of(checkpoint, plan, path)["configuration"])
     validate_components(plan, configuration)
     outline(ArchitectureSpec.from_plan(configuration.architecture.model_dump(by_alias=True)), 1, 1)
 
 
-def start_from(
-    place: Path,
+def load_pretrained(
+    location: Path,
     network: nn.Module,
     larger: nn.Module,
     *,
@@ -139,7 +139,7 @@ def start_from(
     """Copy the fitting tensors of a trained network into a new one, and return lines for the log.
 
     Args:
-        place: model folder, fold folder or checkpoint of the trained network.
+        location: model folder, fold folder or checkpoint of the trained network.
         network: changed in place.
         larger: the same architecture with one more input channel and one more head.
         channels: names of the network's input channels.
@@ -149,18 +149,18 @@ def start_from(
     Raises:
         ModelError: the trained network cannot be read, or nothing but heads fits.
     """
-    source = read_source(place)
-    axes = grown_axes(network, larger)
+    source = read_source(location)
+    axes = find_task_axes(network, larger)
     done = transfer(network, source, axes, channels=channels, heads=heads, new_channels=new_channels)
     return done.lines(source.path)
 
 
-GrownAxes = Mapping[str, tuple[bool, bool]]
-"""For each tensor: whether its first axis is that of the heads, and its second that of the input channels."""
+TaskAxes = Mapping[str, tuple[bool, bool]]
+"""For each tensor: whether its first axis is the heads, and whether its second axis is the input channels."""
 
 
-def grown_axes(network: nn.Module, larger: nn.Module) -> GrownAxes:
-    """Find the axes of heads and input channels by comparison with a network that has one more of each."""
+def find_task_axes(network: nn.Module, larger: nn.Module) -> TaskAxes:
+    """Find the axes of heads and input channels by comparing shapes with a network that has one more of each."""
     shapes = {name: tensor.shape for name, tensor in drop_aliases(network.state_dict()).items()}
     others = {name: tensor.shape for name, tensor in drop_aliases(larger.state_dict()).items()}
     axes = {}
@@ -175,7 +175,7 @@ def grown_axes(network: nn.Module, larger: nn.Module) -> GrownAxes:
 def transfer(
     network: nn.Module,
     source: Source,
-    axes: GrownAxes,
+    axes: TaskAxes,
     *,
     channels: Sequence[str],
     heads: Sequence[str],

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from segwright.core.extensions.user_code import UserCodeError, source_location
 from segwright.training.loading.batches import BatchLoader
 
-VALIDATED: Final = ("loss", "tp_hard", "fp_hard", "fn_hard")
+VALIDATION_KEYS: Final = ("loss", "tp_hard", "fp_hard", "fn_hard")
 """Keys of the result of an online validation step."""
 
 _LOADER: Final = ("batch", "batch_bytes", "device")
@@ -39,7 +39,7 @@ def required_step(result: Step, hook: Callable[..., Any], keys: Sequence[str]) -
     """Return the result of a step's hook, if it has a tensor under each of these keys.
 
     Raises:
-        UserCodeError: it has not.
+        UserCodeError: it does not.
     """
     value: object = result
     missing = [key for key in keys if not (isinstance(value, Mapping) and isinstance(value.get(key), Tensor))]

@@ -28,7 +28,7 @@ def input_channel_names(
     return (*description.channel_names.values(), *(f"previous stage {value}" for value in previous))
 
 
-def planned_network(
+def build_planned_network(
     configuration: Configuration, num_input_channels: int, num_heads: int, deep_supervision: bool
 ) -> nn.Module:
     """Build the network of a plan's configuration."""
@@ -67,7 +67,7 @@ def require_no_network_settings(config: TrainConfig, trainer_name: str) -> None:
     if config.network is not None:
         raise ConfigError(
             f"network '{config.network}' is set, but {trainer_name} builds its own in "
-            "build_network_architecture; drop one of them"
+            "build_network_architecture; remove one of them"
         )
 
 
@@ -95,10 +95,10 @@ def build_named_network(
 
 
 def build_custom_network(build: Callable[..., nn.Module], *arguments: Any, seed: int, trainer_name: str) -> nn.Module:
-    """Call a trainer class's own `build_network_architecture`, torch's random numbers seeded for the time of the call.
+    """Call a trainer class's own `build_network_architecture` with torch's random generator seeded, and restore it.
 
     Raises:
-        ModelError: it returned something else than a network.
+        ModelError: it did not return a network.
         UserCodeError: it failed.
     """
     with torch.random.fork_rng(devices=[]):
@@ -113,12 +113,8 @@ def build_custom_network(build: Callable[..., nn.Module], *arguments: Any, seed:
     return network
 
 
-def _norm_error(config: TrainConfig, name: str) -> ConfigError:
-    return ConfigError(f"norm = '{config.norm}' is for built-in networks; {name} chooses its own, drop the norm")
-
-
-def checked_scales(network: nn.Module, num_input_channels: int, patch_size: Sequence[int], num_heads: int) -> Scales:
-    """Return the sizes of a network's outputs relative to the patch, after checking their shapes.
+def output_scales(network: nn.Module, num_input_channels: int, patch_size: Sequence[int], num_heads: int) -> Scales:
+    """Check the shapes of a network's outputs, and return their sizes relative to the patch.
 
     Raises:
         ModelError: an output is not logits of the labels.
@@ -160,3 +156,7 @@ def check_outputs(outputs: Any, target: Any, data: Tensor, num_heads: int) -> No
                 f"output {index} of the network is {found}, expected logits of shape {expected} "
                 f"(batch, heads, patch); the patch is {tuple(data.shape[2:])}"
             )
+
+
+def _norm_error(config: TrainConfig, name: str) -> ConfigError:
+    return ConfigError(f"norm = '{config.norm}' is for built-in networks; {name} chooses its own; remove the setting")

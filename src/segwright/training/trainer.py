@@ -33,8 +33,8 @@ from segwright.training.checkpointing.determinism import reproducible, seed_step
 from segwright.training.clock import Clock, Timer
 from segwright.training.config import KNOBS, TrainConfig, changed
 from segwright.training.distributed.context import SINGLE, DistributedContext
-from segwright.training.finetuning import start_from
-from segwright.training.hook_results import VALIDATED, required_loaders, required_optimizer, required_step
+from segwright.training.finetuning import load_pretrained
+from segwright.training.hook_results import VALIDATION_KEYS, required_loaders, required_optimizer, required_step
 from segwright.training.loading.batches import Batch, BatchLoader, to_device
 from segwright.training.loading.loaders import build_loaders, training_recipe
 from segwright.training.loading.prefetch import prefetched_batches
@@ -75,13 +75,14 @@ class Trainer:
         output_folder: of the fold; its parent is the model folder.
         config: the settings; nnU-Net's by default.
         references: folder of the original labels, or the file of each case; for the final validation.
-        sinks: loggers that receive the metrics beside `metrics.jsonl` and those of the settings.
-        callbacks: objects or functions to be called at events (`training.callbacks`), beside those of the settings.
-        stop: a request to save and stop is checked after each step.
+        sinks: loggers that receive the metrics, in addition to `metrics.jsonl` and those of the settings.
+        callbacks: objects or functions to be called at events (`training.callbacks`), in addition to the settings'.
+        stop: checked after each step; if it requests a stop, the training is saved and ended.
         ranks: the processes that share this training; only the first one writes files and logs.
-        trust_code: whether a checkpoint that is resumed may name code that the settings do not name.
+        trust_code: whether a resumed checkpoint may import code that the settings do not name.
     """
 
+    # Knobs, see `config.KNOBS`
     initial_lr: float
     weight_decay: float
     oversample_foreground_percent: float
@@ -93,6 +94,7 @@ class Trainer:
     save_every: int
     disable_checkpointing: bool
 
+    # Built by `initialize` and `on_train_start`
     device: torch.device
     network: nn.Module
     optimizer: Optimizer
@@ -113,7 +115,7 @@ class Trainer:
     current_epoch = 0
     current_step = 0
     epoch_step = 0
-    _is_checked = False
+    _is_first_batch_checked = False
     _now = staticmethod(time.monotonic)
 
     def __init__(
@@ -162,10 +164,10 @@ class Trainer:
         self._set_knobs()
 
     def __setattr__(self, name: str, value: object) -> None:
-        """Refuse knobs after `initialize`: they would have no effect."""
+        """Refuse to set a knob after `initialize`, where it would have no effect."""
         if name in KNOBS and self.__dict__.get("was_initialized", False):
             raise ConfigError(
-                f"{name} = {value} comes after initialize() and would have no effect; set it in __init__ or the config"
+                f"{name} = {value} is set after initialize(), where it has no effect; set it in __init__ or the config"
             )
         super().__setattr__(name, value)
 
@@ -178,7 +180,7 @@ class Trainer:
             ConfigError: it was called before, or settings contradict each other.
         """
         if self.was_initialized:
-            raise ConfigError("the trainer is initialized already; make a new one")
+            raise ConfigError("the trainer is already initialized; create a new one")
         with self.stop.wait_at_exit():
             self._build()
         self.was_initialized = True
@@ -197,14 +199,14 @@ class Trainer:
         self._plot_timer = Timer(PLOT_INTERVAL_S, now=self._now)
         network = self._build_network()
         heads, patch_size = self.labels.num_heads, self.configuration.patch_size
-        self.scales = network_setup.checked_scales(network, self.num_input_channels, patch_size, heads)
+        self.scales = network_setup.output_scales(network, self.num_input_channels, patch_size, heads)
         if self.config.pretrained is not None and not self.is_resumed:
             self.notes += (*self._load_pretrained(network, self.config.pretrained),)
         self.network = prepare(network, self.device)
         self.ranks.sync_parameters(self.network)
         optimizer = self.configure_optimizers()
         self.optimizer = required_optimizer(optimizer, self.configure_optimizers, "configure_optimizers")
-        self.average = ema.follow(self.network, self.optimizer, self.config.ema_weights)
+        self.average = ema.attach(self.network, self.optimizer, self.config.ema_weights)
         if compute_dtype(self.device, self.config.precision) == torch.float16:
             self.grad_scaler = torch.amp.GradScaler(self.device.type)
         self.loss = build_loss(
@@ -231,7 +233,7 @@ class Trainer:
     ) -> nn.Module:
         """Return the plan's network; a subclass may return any with logits (B, heads, *S) or a list of them."""
         inputs, heads = num_input_channels, num_output_channels
-        return network_setup.planned_network(configuration, inputs, heads, enable_deep_supervision)
+        return network_setup.build_planned_network(configuration, inputs, heads, enable_deep_supervision)
 
     @classmethod
     def rebuild_network(
@@ -244,16 +246,16 @@ class Trainer:
         plans: Mapping[str, Any],
         configuration: str,
     ) -> nn.Module:
-        """Return the class's network from what a checkpoint stores; a network reference points here."""
+        """Build the network of a trainer class for prediction; checkpoints refer to this method, see `network_spec`."""
         plan = Plan.from_json(plans)
         return cls.build_network_architecture(
             plan, plan.configuration(configuration), num_input_channels, num_output_channels, deep_supervision
         )
 
     def network_spec(self) -> ArchitectureSpec:
-        """Return what a checkpoint stores to build the network again.
+        """Return the definition that a checkpoint stores, from which prediction builds the network again.
 
-        The network of a subclass is found through its `rebuild_network`, with the plan as argument.
+        For a subclass with its own network, that is a reference to its `rebuild_network`, with the plan as argument.
 
         Raises:
             ConfigError: settings contradict each other, or the subclass cannot be imported.
@@ -268,10 +270,10 @@ class Trainer:
     def _builds_custom_network(self) -> bool:
         return type(self).build_network_architecture is not Trainer.build_network_architecture
 
-    def _build_network(self, *, more: int = 0) -> nn.Module:
-        """Return the network, its initial weights drawn with the run's seed; with `more` input channels and heads."""
+    def _build_network(self, *, extra: int = 0) -> nn.Module:
+        """Return the network with the run's initial weights; `extra` adds as many input channels and heads."""
         spec, configuration, seed = self.network_spec(), self.configuration, self.config.seed
-        inputs, heads = self.num_input_channels + more, self.labels.num_heads + more
+        inputs, heads = self.num_input_channels + extra, self.labels.num_heads + extra
         if self._builds_custom_network:
             build, name = type(self).build_network_architecture, self.trainer_name
             arguments = (self.plans, configuration, inputs, heads, self.enable_deep_supervision)
@@ -279,11 +281,11 @@ class Trainer:
         deep, trust = self.enable_deep_supervision, self.trust
         return network_setup.build_named_network(spec, configuration, inputs, heads, deep, seed=seed, trust=trust)
 
-    def _load_pretrained(self, network: nn.Module, place: str) -> list[str]:
-        return start_from(
-            Path(place),
+    def _load_pretrained(self, network: nn.Module, source: str) -> list[str]:
+        return load_pretrained(
+            Path(source),
             network,
-            self._build_network(more=1),
+            self._build_network(extra=1),
             channels=network_setup.input_channel_names(self.dataset_json, self.labels, self.configuration),
             heads=tuple(self.labels.names.values()),
             new_channels=self.config.pretrained_channels,
@@ -294,7 +296,7 @@ class Trainer:
         return build_optimizer(self.network, self.config)
 
     def get_dataloaders(self) -> tuple[BatchLoader, BatchLoader]:
-        """Return what makes training and validation batches."""
+        """Return the loaders of training and online validation batches."""
         training, validation, placement = build_loaders(
             self.cases,
             self.split,
@@ -314,7 +316,7 @@ class Trainer:
     def run_training(self) -> None:
         """Train to the end from the current epoch and step; do nothing if the training is finished."""
         if self.is_finished:
-            self.print_to_log_file(f"fold {self.fold} is trained already ({self.current_epoch} epochs)")
+            self.print_to_log_file(f"fold {self.fold} is already trained ({self.current_epoch} epochs)")
             return
         device = resolve_device(self._device_name)
         with self.stop.watched(), reproducible(device, deterministic=self.config.deterministic):
@@ -352,7 +354,7 @@ class Trainer:
                     break
 
     def _end_step(self, loss: Tensor, cases: Sequence[str]) -> bool:
-        """Count a step, save if it is time to, and return whether the epoch is over.
+        """Count a step, save a checkpoint that is due, and return whether the epoch is over.
 
         Args:
             loss: of the step, NaN if it was skipped.
@@ -360,7 +362,7 @@ class Trainer:
 
         Raises:
             DivergedError: too many steps in a row were skipped.
-            Interrupted: the training was asked to stop; it is saved.
+            Interrupted: a stop was requested; the training is saved.
         """
         self.divergence_monitor.add_step(self.epoch_step, loss, cases)
         self.current_step += 1
@@ -382,7 +384,8 @@ class Trainer:
     def _run_validation_steps(self) -> list[ValidationStep]:
         steps = defaults.num_validation_steps(self.config, self.epoch_step)
         with prefetched_batches(self.dataloader_val, self.network, self.current_epoch, steps) as batches:
-            return [required_step(self.validation_step(batch), self.validation_step, VALIDATED) for batch in batches]
+            hook = self.validation_step
+            return [required_step(hook(batch), hook, VALIDATION_KEYS) for batch in batches]
 
     def on_train_start(self) -> None:
         """Open the data, write the files that describe the run, start the clock."""
@@ -430,12 +433,12 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         with autocast(self.device, self.config.precision):
             output = self.network(data)
-        if not self._is_checked:
+        if not self._is_first_batch_checked:
             network_setup.check_outputs(output, target, data, self.labels.num_heads)
         loss = self.loss(output, target)
-        if not self._is_checked:
+        if not self._is_first_batch_checked:
             check_loss(loss, output, data, batch["keys"])
-            self._is_checked = True
+            self._is_first_batch_checked = True
         torch.autograd.backward(loss if self.grad_scaler is None else self.grad_scaler.scale(loss))
         self.ranks.sum_gradients(self.network.parameters())
         norm = update(self.optimizer, self.network, clip_norm=self.config.clip_norm, scaler=self.grad_scaler)
@@ -503,7 +506,7 @@ class Trainer:
         self.clock.stop()
         self.is_finished = True
         if self.average is not None:
-            self.average.install()
+            self.average.copy_to_network()
         self.save_checkpoint("final")
         if self.ranks.is_first and not self.disable_checkpointing:
             checkpoints.delete(self.output_folder, "latest")
@@ -540,7 +543,7 @@ class Trainer:
                     below(self.output_folder, "validation"),
                     file_ending=ending,
                     weights_hash=file_hash(final) if final.is_file() else f"unsaved at {time.time()}",
-                    say=self.print_to_log_file,
+                    log=self.print_to_log_file,
                     ranks=self.ranks,
                 )
         finally:
@@ -556,10 +559,10 @@ class Trainer:
         tensors, values = optimizer_tensors(self.optimizer, self.network)
         state = self._checkpoint_state(values)
         averages = {} if self.average is None else self.average.tensors()
-        resumable = {**tensors, **averages} if kind == "latest" else None
+        resume_tensors = {**tensors, **averages} if kind == "latest" else None
         with self.clock.timing("save"), ema.applied(None if kind == "latest" else self.average):
-            checkpoints.save(self.output_folder, kind, state, self.network.state_dict(), optimizer=resumable)
-        if resumable is not None:
+            checkpoints.save(self.output_folder, kind, state, self.network.state_dict(), optimizer=resume_tensors)
+        if resume_tensors is not None:
             self.save_timer.reset()
 
     def _checkpoint_state(self, optimizer_values: Mapping[str, Any]) -> checkpoints.CheckpointState:
@@ -571,7 +574,7 @@ class Trainer:
             network=self.network_spec().to_json(),
             epoch=self.current_epoch,
             epoch_step=self.epoch_step,
-            epoch_losses=checkpoints.recorded([step["loss"] for step in self.epoch_outputs]),
+            epoch_losses=checkpoints.losses_to_json([step["loss"] for step in self.epoch_outputs]),
             step=self.current_step,
             elapsed_s=self.clock.elapsed_s,
             mirror_axes=self.recipe.mirror_axes,
@@ -639,10 +642,8 @@ class Trainer:
 
     def identity(self) -> dict[str, Any]:
         """Return trainer, dataset, plan, configuration, fold and number of cases, for records."""
-        name, split = self.configuration_name, self.split
-        return resume.training_identity(
-            self.trainer_name, self.plans, name, self.dataset_json, fold=self.fold, split=split
-        )
+        trainer, name = self.trainer_name, self.configuration_name
+        return resume.training_identity(trainer, self.plans, name, self.dataset_json, fold=self.fold, split=self.split)
 
     @property
     def trainer_name(self) -> str:
@@ -650,16 +651,14 @@ class Trainer:
         return type(self).__name__
 
     def _with_knobs(self) -> TrainConfig:
-        """Return the settings with the knobs that a subclass set; they count as set by the user."""
+        """Return the settings with the knobs that were set as attributes; they count as set by the user."""
         knobs = {name: vars(self)[name] for name in KNOBS}
-        before = self.config.model_dump()
-        return changed(self.config, **{name: value for name, value in knobs.items() if value != before[name]})
+        return changed(self.config, **{key: knob for key, knob in knobs.items() if knob != getattr(self.config, key)})
 
     def _set_knobs(self) -> None:
         """Set every knob to its value in the settings."""
-        values = self.config.model_dump()
         for name in KNOBS:
-            setattr(self, name, values[name])
+            setattr(self, name, getattr(self.config, name))
 
     def plot_network_architecture(self) -> None:
         """Draw the network into `network_architecture.png`, if it can be traced."""
@@ -667,7 +666,7 @@ class Trainer:
         try:
             plot_network(self.network, self.num_input_channels, self.configuration.patch_size, path)
         except ModelError as error:
-            self.print_to_log_file(f"no picture of the network: {error}")
+            self.print_to_log_file(f"network_architecture.png is not drawn: {error}")
 
     def _stagnation_warnings(self) -> list[str]:
         return stagnation_warnings(

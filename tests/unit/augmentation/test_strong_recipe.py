@@ -24,7 +24,7 @@ from segwright.augmentation.spatial import Affine
 from segwright.augmentation.transform import Samples, Transform
 from segwright.core.seeds import generator
 from segwright.data.labels import Labels
-from segwright.training.cascade import previous_stage
+from segwright.training.cascade import build_previous_stage
 
 SHAPES = [(2, 2, 9, 12, 7), (2, 2, 16, 11)]
 
@@ -179,11 +179,11 @@ def test_axes_of_thick_slices_are_turned_too_where_they_are_the_commonest() -> N
 def test_a_cascade_changes_every_label_that_is_drawn_in_the_strong_recipe_and_half_of_them_else() -> None:
     configuration = SimpleNamespace(previous_stage="3d_lowres")
     for name, per_label in (("strong", 1.0), ("default", 0.5)):
-        stage = previous_stage(configuration, Labels({"background": 0, "a": 1}), build_recipe(name, (8, 8)))  # type: ignore[arg-type]
+        stage = build_previous_stage(configuration, Labels({"background": 0, "a": 1}), build_recipe(name, (8, 8)))  # type: ignore[arg-type]
         assert stage is not None
         assert stage.operators is not None
         assert stage.removal is not None
         assert (stage.operators.per_label, stage.removal.per_label) == (per_label, per_label)
-    plain = previous_stage(configuration, Labels({"background": 0, "a": 1}), build_recipe("none", (8, 8)))  # type: ignore[arg-type]
+    plain = build_previous_stage(configuration, Labels({"background": 0, "a": 1}), build_recipe("none", (8, 8)))  # type: ignore[arg-type]
     assert plain is not None
     assert plain.operators is None

@@ -14,7 +14,7 @@ from segwright.core.extensions.trust import TRUST_ALL, TRUST_NONE
 from segwright.core.extensions.user_code import UserCodeError
 from segwright.networks.architecture import RESENC_L_KWARGS, kwargs_for_patch, parse_architecture, resolve_op
 from segwright.networks.build import (
-    MOST_WEIGHTS,
+    MAX_WEIGHTS,
     ArchitectureSpec,
     build_from_spec,
     build_network,
@@ -425,4 +425,4 @@ def test_the_largest_networks_of_plans_in_use_are_accepted(name: str, kernel: in
         "n_conv_per_stage_decoder": [1] * (len(blocks) - 1),
     }
     network = outline(ArchitectureSpec(reference=PREFIX + "ResidualEncoderUNet", kwargs=kwargs), 4, 120)
-    assert sum(weight.numel() for weight in network.parameters()) < MOST_WEIGHTS / 4
+    assert sum(weight.numel() for weight in network.parameters()) < MAX_WEIGHTS / 4

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from segwright.core.errors import ModelError
 from segwright.data.plan import Plan
-from segwright.training.checkpointing.checkpoints import checkpoint_file, resumable
-from segwright.training.finetuning import Source, find_checkpoint, grown_axes, transfer
+from segwright.training.checkpointing.checkpoints import checkpoint_file, find_resumable
+from segwright.training.finetuning import Source, find_checkpoint, find_task_axes, transfer
 from segwright.training.trainer import Trainer
 from tests.unit.training import tiny_task
 from tests.unit.training.tiny_task import DATASET_JSON, TinyStore, make, settings, write_references
@@ -119,7 +119,7 @@ def moved(
     before: nn.Module, names: tuple[str, ...], after: nn.Module, wanted: tuple[str, ...], rule: Any = "auto"
 ) -> Any:
     source = Source(path=Path("source"), weights=before.state_dict(), channels=names, heads=("background", "a"))
-    axes = grown_axes(after, network(len(wanted) + 1, 3))
+    axes = find_task_axes(after, network(len(wanted) + 1, 3))
     return transfer(after, source, axes, channels=wanted, heads=("background", "a"), new_channels=rule)
 
 
@@ -146,7 +146,7 @@ def test_input_channels_follow_the_rule(
 
 
 def test_axes_are_found_in_any_network() -> None:
-    axes = grown_axes(network(2, 3), network(3, 4))
+    axes = find_task_axes(network(2, 3), network(3, 4))
     assert axes["0.weight"] == (False, True)
     assert axes["2.weight"] == axes["2.bias"] == (True, False)
     assert axes["1.running_mean"] == axes["0.bias"] == (False, False)
@@ -177,7 +177,7 @@ def test_a_resumed_training_does_not_need_the_source(trained: Trainer, tmp_path:
     trainer.save_checkpoint("latest")
     shutil.rmtree(tmp_path / "source")
     again = make(tmp_path / "new", config=config)
-    path = resumable(again.output_folder)
+    path = find_resumable(again.output_folder)
     assert path is not None
     again.load_checkpoint(path)
     assert all(torch.equal(tensor, state(trainer)[name]) for name, tensor in state(again).items())

@@ -15,7 +15,7 @@ from torch import Tensor
 from segwright.core.errors import ConfigError
 from segwright.data.labels import Labels
 from segwright.training.config import TrainConfig
-from segwright.training.losses.builtin import FOR_LABELS, FOR_REGIONS, LOSSES, build_loss
+from segwright.training.losses.builtin import LABEL_LOSSES, LOSSES, REGION_LOSSES, build_loss
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "losses"
 VALUES: dict[str, float] = json.loads((GOLDEN / "losses.json").read_text())
@@ -28,8 +28,8 @@ REGIONS = Labels.from_dataset_json({"labels": REGION_NAMES, **ORDER})
 REGIONS_IGNORE = Labels.from_dataset_json({"labels": {**REGION_NAMES, "ignore": 4}, **ORDER})
 LABELS = {"labels": PLAIN, "ignore": IGNORE, "sparse": IGNORE, "regions": REGIONS, "regions_ignore": REGIONS_IGNORE}
 EVERY_LOSS = [
-    *((kind, name) for kind in ("labels", "ignore", "sparse") for name in FOR_LABELS),
-    *((kind, name) for kind in ("regions", "regions_ignore") for name in FOR_REGIONS),
+    *((kind, name) for kind in ("labels", "ignore", "sparse") for name in LABEL_LOSSES),
+    *((kind, name) for kind in ("regions", "regions_ignore") for name in REGION_LOSSES),
 ]
 DEVIATING = ("regions_ignore/batch/dice_bce", "regions_ignore/sample/dice_bce")
 
@@ -128,7 +128,7 @@ def test_weighted_top_k_ranks_weighted_values() -> None:
     assert value("labels", "topk10", weights=weights.tolist()) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", FOR_LABELS)
+@pytest.mark.parametrize("name", LABEL_LOSSES)
 def test_every_loss_of_a_batch_without_annotation_is_finite(name: str) -> None:
     logits = tensors("logits")[0].requires_grad_()
     loss = build_loss(IGNORE, batch_dice=True, reference=name, class_weights=(1, 2, 3, 4))
@@ -149,7 +149,7 @@ def test_top_k_of_fewer_voxels_than_ten_takes_the_worst() -> None:
 @pytest.mark.parametrize(
     ("labels", "name", "weights", "words"),
     [
-        (REGIONS, "ce", None, "loss 'ce' does not suit regions; choose from dice_bce, dice"),
+        (REGIONS, "ce", None, "loss 'ce' does not support regions; choose from dice_bce, dice"),
         (REGIONS, "topk10", None, "choose from dice_bce, dice"),
         (PLAIN, "dice_bce", None, "choose from dice_ce, dice, ce, topk10, dice_topk10"),
         (PLAIN, "ce", (1, 2, 3), "class_weights has 3 entries, expected 4, in the order background, a, b, c"),

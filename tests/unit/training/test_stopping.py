@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from segwright.core.errors import ModelError
 from segwright.core.interrupt import EXIT_RESUMABLE, Interrupted, StopRequest
-from segwright.training.checkpointing.checkpoints import checkpoint_file, is_finished, load, read_state, resumable
+from segwright.training.checkpointing.checkpoints import checkpoint_file, find_resumable, is_finished, load, read_state
 from segwright.training.loading.batches import Batch
 from segwright.training.monitoring.divergence import DivergedError, DivergenceMonitor, check_loss
 from segwright.training.monitoring.status import STATUS_JSON, STOP_FILE, Status
@@ -61,7 +61,7 @@ def test_a_request_saves_after_the_step_and_resuming_gives_the_same_result(
         stopped.run_training()
     assert caught.value.exit_code == EXIT_RESUMABLE == 75
     assert status(stopped).state == "interrupted"
-    path = resumable(stopped.output_folder)
+    path = find_resumable(stopped.output_folder)
     assert path is not None
     assert read_state(path).step == 3
     resumed = make(tmp_path / "parts", DropoutTrainer, config=config)
@@ -116,7 +116,7 @@ def test_a_training_can_be_resumed_before_its_first_step(tmp_path: Path) -> None
 
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path, KilledTrainer, config=settings(seed=3)).run_training()
-    path = resumable(tmp_path / "fold_0")
+    path = find_resumable(tmp_path / "fold_0")
     assert path is not None
     assert (read_state(path).step, read_state(path).config["seed"]) == (0, 3)
 
@@ -160,7 +160,7 @@ def test_a_diverged_training_ends_with_the_last_good_checkpoint(
     with pytest.raises(DivergedError, match=r"5 training steps in a row .* \(cases case_"):
         trainer.run_training()
     assert trainer.current_step == 6
-    path = resumable(trainer.output_folder)
+    path = find_resumable(trainer.output_folder)
     assert path is not None
     assert read_state(path).step == 2
     assert all(bool(torch.isfinite(weight).all()) for weight in load(path).weights.values())

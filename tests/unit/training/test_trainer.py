@@ -19,7 +19,7 @@ from segwright.data.plan import Configuration, Plan
 from segwright.data.splits import Split
 from segwright.evaluation.scores import Scores
 from segwright.inference.models.model_folder import load_predictor
-from segwright.training.checkpointing.checkpoints import checkpoint_file, resumable
+from segwright.training.checkpointing.checkpoints import checkpoint_file, find_resumable
 from segwright.training.config import TrainConfig
 from segwright.training.loading.batches import Batch
 from segwright.training.monitoring.run_record import git_commit
@@ -132,7 +132,7 @@ def test_knob_set_in_a_subclass_works_and_is_saved(tmp_path: Path) -> None:
 def test_knob_set_too_late_is_refused(tmp_path: Path) -> None:
     trainer = make(tmp_path)
     trainer.initialize()
-    with pytest.raises(ConfigError, match=r"num_epochs = 5 comes after initialize\(\)"):
+    with pytest.raises(ConfigError, match=r"num_epochs = 5 is set after initialize\(\)"):
         trainer.num_epochs = 5
 
 
@@ -194,7 +194,7 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, steps: int) -> 
     with pytest.raises(Killed):
         dying.run_training()
     resumed = make(tmp_path / "parts", config=TrainConfig())
-    checkpoint = resumable(resumed.output_folder)
+    checkpoint = find_resumable(resumed.output_folder)
     assert checkpoint is not None
     resumed.load_checkpoint(checkpoint)
     assert resumed.current_step == steps

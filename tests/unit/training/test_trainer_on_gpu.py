@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from segwright.inference.models.model_folder import load_predictor
-from segwright.training.checkpointing.checkpoints import resumable
+from segwright.training.checkpointing.checkpoints import find_resumable
 from segwright.training.config import TrainConfig
 from tests.unit.training.test_trainer import DyingTrainer, Killed, final_weights
 from tests.unit.training.tiny_task import DATASET_JSON, REGIONS_JSON, TinyStore, make, settings, write_references
@@ -53,7 +53,7 @@ def test_resumed_run_goes_on_where_it_stopped(tmp_path: Path, precision: str) ->
     with pytest.raises(Killed):
         dying.run_training()
     resumed = make(tmp_path / "parts", device="cuda", config=TrainConfig())
-    checkpoint = resumable(resumed.output_folder)
+    checkpoint = find_resumable(resumed.output_folder)
     assert checkpoint is not None
     resumed.load_checkpoint(checkpoint)
     resumed.run_training()

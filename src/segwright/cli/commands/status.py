@@ -19,7 +19,7 @@ def status(
     """Show the progress of trainings. A file 'stop' in a fold's folder stops it after its step, saved and validated."""
     from segwright import api
     from segwright.api.watching import outdated
-    from segwright.training.monitoring.logbook import span
+    from segwright.training.monitoring.logbook import duration_text
 
     found = api.status(folder)
     if as_json:
@@ -39,7 +39,7 @@ def status(
     for item in found:
         now = item.status
         epochs = f" of {now.num_epochs}" if now.num_epochs else ""
-        left = span(now.left_s) if now.left_s is not None and item.state in ("training", "stopping") else ""
+        left = duration_text(now.left_s) if now.left_s is not None and item.state in ("training", "stopping") else ""
         rows.append(
             [
                 "/".join(item.folder.absolute().parts[-2:]),
@@ -50,7 +50,7 @@ def status(
                 number(now.ema_fg_dice),
                 number(item.dice),
                 left,
-                f"{span(item.age_s)} ago",
+                f"{duration_text(item.age_s)} ago",
             ]
         )
     columns = ["training", "state", "epoch", "step", "loss", "EMA Dice", "Dice", "left", "written"]

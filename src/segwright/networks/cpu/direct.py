@@ -33,15 +33,15 @@ from segwright.networks.cpu.kernels import (
 )
 
 _GROUP: Final = 8  # of native/head.c
-_MOST_CLASSES: Final = 8
+_MAX_CLASSES: Final = 8
 """Most output channels of `convolve_voxels`, whose time grows with them; more than 14 were not timed."""
-_LEAST_VOXELS: Final = 4096
+_MIN_VOXELS: Final = 4096
 """Fewest voxels for which arranging the weights pays off."""
 _FEW: Final = 4
 """Most input channels of a direct convolution; from eight on Winograd is faster."""
 _LINES: Final = 8
 """Rows of a job; its outputs are still in the cache when their moments are computed."""
-_SHORTEST: Final = 8
+_MIN_ROW: Final = 8
 """Shortest row of voxels for which the kernel pays off: each row is one matrix product."""
 
 
@@ -57,10 +57,10 @@ def supports_voxels(weight: Tensor, image: Tensor, stride: Size) -> bool:
         weight.ndim == image.ndim
         and set(stride) == {1}
         and set(weight.shape[2:]) == {1}
-        and len(weight) <= _MOST_CLASSES
+        and len(weight) <= _MAX_CLASSES
         and weight.shape[1] == image.shape[1]
         and weight.shape[1] % LANES == 0
-        and len(image) * prod(image.shape[2:]) >= _LEAST_VOXELS
+        and len(image) * prod(image.shape[2:]) >= _MIN_VOXELS
     )
 
 
@@ -93,7 +93,7 @@ def supports_few(weight: Tensor, image: Tensor, stride: Size) -> bool:
         and tuple(weight.shape[2:]) in KERNEL_SIZES
         and len(weight) % COLUMNS == 0
         and weight.shape[1] == image.shape[1] <= _FEW
-        and len(image) * prod(image.shape[2:]) >= _LEAST_VOXELS
+        and len(image) * prod(image.shape[2:]) >= _MIN_VOXELS
     )
 
 
@@ -141,8 +141,8 @@ def supports_upsampling(weight: Tensor, image: Tensor, stride: Size) -> bool:
         and weight.shape[0] == image.shape[1]
         and weight.shape[0] % LANES == 0
         and weight.shape[1] % COLUMNS == 0
-        and image.shape[-1] >= _SHORTEST
-        and len(image) * prod(image.shape[2:]) >= _LEAST_VOXELS
+        and image.shape[-1] >= _MIN_ROW
+        and len(image) * prod(image.shape[2:]) >= _MIN_VOXELS
     )
 
 

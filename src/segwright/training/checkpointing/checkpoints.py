@@ -1,9 +1,9 @@
 """Save and load checkpoints atomically: weights and optimiser state as safetensors, everything else as JSON.
 
-The state is in the header of the weights file, so one rename replaces the old checkpoint by the new one. The
-optimiser's tensors are in a file named after their step, written before that rename and named in the state. The JSON
-beside the weights is the same state for people and for prediction, written last. Each file has a checksum of its
-content. The previous checkpoint is kept in case the latest is damaged.
+`checkpoint_KIND.safetensors` has the weights, and in its header the state, so one rename replaces the old checkpoint.
+`checkpoint_latest_optimizer_STEP.safetensors`, named in the state, is written before that. `checkpoint_KIND.json` is a
+copy of the state for people and for prediction, written last. Each file has a checksum. The checkpoint before the
+latest is kept in case the latest is damaged.
 """
 
 from __future__ import annotations
@@ -39,11 +39,10 @@ _HEADER_KEY = "segwright"
 class CheckpointState(BaseModel):
     """The state of a training at one moment, without its tensors.
 
-    `epoch` is the next one to train, `step` counts all training steps, `elapsed_s` is training time in seconds.
-    `epoch_step` and `epoch_losses` are of the finished steps of that epoch.
-    `config_set` names the settings that the user set.
-    `dataset_hash` is of the channels and labels of dataset.json; None in checkpoints of earlier versions.
-    `setup_hash` is of what in the plan decides about predictions, see `Plan.setup`; None as well.
+    `epoch` is the current one, from 0; `epoch_step` and `epoch_losses` are of its finished steps. `step` counts all
+    training steps, `elapsed_s` is training time in seconds. `config_set` names the settings that the user set.
+    `dataset_hash` is of the channels and labels of dataset.json, `setup_hash` of what in the plan affects predictions
+    (see `Plan.setup`); checkpoints of earlier versions have neither.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -73,7 +72,7 @@ class CheckpointState(BaseModel):
 
     @property
     def losses(self) -> list[Tensor]:
-        """Losses of the current epoch's steps; NaN for a skipped one."""
+        """Losses of the current epoch's finished steps, scalars on the CPU; NaN for a skipped one."""
         return [torch.tensor(math.nan if loss is None else loss) for loss in self.epoch_losses]
 
 
@@ -86,8 +85,8 @@ class Checkpoint:
     optimizer: dict[str, Tensor]
 
 
-def recorded(losses: Sequence[Tensor]) -> list[float | None]:
-    """Return losses as JSON values; None for a skipped step."""
+def losses_to_json(losses: Sequence[Tensor]) -> list[float | None]:
+    """Return the losses of steps as JSON values; None for a skipped step."""
     return [value if math.isfinite(value) else None for value in map(float, losses)]
 
 
@@ -108,7 +107,7 @@ def save(
 
     Args:
         folder: of the fold.
-        kind: which checkpoint is replaced.
+        kind: which checkpoint to replace.
         state: of the training.
         weights: the network's state dict.
         optimizer: tensors to resume from; None for a checkpoint that is not resumed.
@@ -125,7 +124,7 @@ def save(
         if kind == "latest":
             _keep_as_previous(path)
     write_json(path.with_suffix(".json"), with_checksum(document))
-    _drop_optimizers(folder)
+    _remove_unused_optimizers(folder)
     return path
 
 
@@ -154,7 +153,7 @@ def read_state(path: Path) -> CheckpointState:
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path}: cannot be read ({error}); delete it and train again") from error
     if header is None:
-        raise ModelError(f"{path}: holds weights but no training state to resume; start a new training")
+        raise ModelError(f"{path}: contains weights but no training state to resume from; start a new training")
     try:
         return CheckpointState.model_validate_json(header)
     except ValidationError as error:
@@ -167,11 +166,11 @@ def is_finished(folder: Path) -> bool:
     return path.is_file() and path.with_suffix(".json").is_file()
 
 
-def resumable(folder: Path) -> Path | None:
-    """Return the checkpoint to resume from: the final one of a finished training, else the latest; None if none.
+def find_resumable(folder: Path) -> Path | None:
+    """Return the checkpoint to resume from: the final one of a finished training, else the latest; None without any.
 
-    If one is damaged, the previous one is returned and a warning logged; a damaged final one is then removed, so that
-    the training counts as unfinished.
+    If it is damaged, log a warning and return the one before; a damaged final checkpoint is removed then, so that the
+    training counts as unfinished.
 
     Raises:
         ModelError: all checkpoints are damaged.
@@ -204,7 +203,7 @@ def delete(folder: Path, kind: Kind) -> None:
     path.unlink(missing_ok=True)
     if kind == "latest":
         _previous(folder).unlink(missing_ok=True)
-    _drop_optimizers(folder)
+    _remove_unused_optimizers(folder)
 
 
 def _require_undamaged(path: Path) -> None:
@@ -220,18 +219,18 @@ def _previous(folder: Path) -> Path:
 
 
 def _keep_as_previous(path: Path) -> None:
-    """Keep the latest checkpoint also as the previous one before it is replaced."""
+    """Keep the latest checkpoint under the previous one's name, before it is replaced."""
     if not path.is_file():
         return
     previous = _previous(path.parent)
     try:
         previous.unlink(missing_ok=True)
-        os.link(path, previous)  # takes no space, and there is always a checkpoint
+        os.link(path, previous)  # takes no space, and the latest checkpoint exists at any time
     except OSError:  # the file system has no hard links
         os.replace(path, previous)
 
 
-def _drop_optimizers(folder: Path) -> None:
+def _remove_unused_optimizers(folder: Path) -> None:
     """Remove optimiser files that no checkpoint names."""
     kept = set()
     for path in (checkpoint_file(folder, "latest"), _previous(folder)):

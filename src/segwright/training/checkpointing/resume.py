@@ -19,11 +19,11 @@ from segwright.data.splits import Split
 from segwright.networks.checkpoint import load_state
 from segwright.training.checkpointing.checkpoints import Checkpoint, CheckpointState
 from segwright.training.config import CHANGEABLE, TrainConfig
-from segwright.training.optim.ema import WeightAverage, separated
+from segwright.training.optim.ema import WeightAverage, split_tensors
 from segwright.training.optim.optimizers import restore_optimizer
 
 SEGWRIGHT: Final = "segwright"
-"""Key of a plan's rationale and versions, which do not change a training."""
+"""Key of a plan's rationale and versions, which do not affect a training."""
 
 _CHANGED: Final = {
     "plans_hash": "the plan has changed since",
@@ -52,7 +52,7 @@ def training_identity(
     fold: int | Literal["all"],
     split: Split,
 ) -> dict[str, Any]:
-    """Return what identifies a training in its records; `require_same_training` compares it."""
+    """Return what identifies a training in its records; compared by `require_same_training`."""
     return {
         "trainer": trainer,
         "dataset": plan.dataset_name,
@@ -80,7 +80,7 @@ def restore_tensors(
     """
     state = checkpoint.state
     load_state(network, checkpoint.weights, source=str(path))
-    own, averages = separated(checkpoint.optimizer)
+    own, averages = split_tensors(checkpoint.optimizer)
     restore_optimizer(optimizer, network, own, state.optimizer_values)
     if average is not None:
         average.restore(averages)
@@ -99,7 +99,7 @@ def require_same_training(state: CheckpointState, identity: Mapping[str, Any], p
         if saved[key] is not None and saved[key] != identity[key]:
             what = _CHANGED.get(key, f"{key} is {saved[key]}, not {identity[key]}")
             raise ModelError(
-                f"{path}: {what}; resume with what it was started with, or remove the fold folder to train again"
+                f"{path}: {what}; restore what it was started with, or remove the fold folder to train again"
             )
 
 
@@ -122,9 +122,9 @@ def resumed_config(
                 f"{path}: was trained with {key} = {old[key]}, now {new[key]}; resume with the same value, or remove "
                 "the fold folder to train again"
             )
-    again = config.model_fields_set & set(CHANGEABLE)
-    values = {key: new[key] if key in again else value for key, value in old.items()}
-    resumed = TrainConfig.model_construct(_fields_set={*state.config_set, *again}, **values)
+    set_now = config.model_fields_set & set(CHANGEABLE)
+    values = {key: new[key] if key in set_now else value for key, value in old.items()}
+    resumed = TrainConfig.model_construct(_fields_set={*state.config_set, *set_now}, **values)
     load_references(resumed, trust, source=str(path))
     return resumed
 

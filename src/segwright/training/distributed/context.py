@@ -28,19 +28,18 @@ from segwright.training.losses.terms import Reduce, identity_reduce
 
 T = TypeVar("T")
 
-_LONGEST_WAIT: Final = timedelta(days=2)
+_MAX_WAIT: Final = timedelta(days=2)
 _BUCKET_BYTES: Final = 64 * 2**20
 _HOST_TYPES: Final = ("cpu", "mps")
 
 
-def shares(batch_size: int, world_size: int) -> tuple[range, ...]:
-    """Return the samples of the global batch for each rank: equal parts, the first ones larger by one.
+def split_batch(batch_size: int, world_size: int) -> tuple[range, ...]:
+    """Split the sample indices of the global batch between ranks; the first parts may be larger by one.
 
-    nnU-Net 2.8.1 leaves some ranks of an uneven split empty-handed of foreground or short of a sample
-    (nnU-Net behaviour 8.9). Here a sample keeps its place in the global batch, so forced foreground is that of a single
-    process.
+    A sample keeps its index in the global batch, so the same samples are forced to show foreground as in a single
+    process; in nnU-Net 2.8.1 they depend on the rank (nnU-Net behaviour 8.9).
 
-    >>> shares(5, 2), shares(4, 3)
+    >>> split_batch(5, 2), split_batch(4, 3)
     ((range(0, 3), range(3, 5)), (range(0, 2), range(2, 3), range(3, 4)))
 
     Raises:
@@ -68,8 +67,8 @@ class DistributedContext:
         return self.rank == 0
 
     def local_indices(self, batch_size: int) -> range:
-        """Return the samples of the global batch that this rank processes."""
-        return shares(batch_size, self.world_size)[self.rank]
+        """Return the indices of the samples in the global batch that this rank processes."""
+        return split_batch(batch_size, self.world_size)[self.rank]
 
     def local_items(self, items: Sequence[T]) -> Sequence[T]:
         """Return every `world_size`-th item from `rank` on; ranks may get different numbers of items."""
@@ -77,11 +76,11 @@ class DistributedContext:
 
     @property
     def reduce(self) -> Reduce:
-        """Differentiable sum over ranks; the gradient is that of the own part, since gradients are summed later."""
+        """Differentiable sum over ranks, with the local gradient only: `sum_gradients` adds up all ranks'."""
         return identity_reduce
 
     def all_reduce(self, part: Tensor) -> Tensor:
-        """Return the sum over ranks, without gradient."""
+        """Return the sum over ranks, detached."""
         return part
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -94,11 +93,11 @@ class DistributedContext:
         """Copy the buffers of rank 0 to every rank: running statistics of batch norm differ, as the samples do."""
 
     def broadcast(self, value: T) -> T:
-        """Return the JSON value of rank 0; all ranks must call this."""
+        """Return the value (JSON) of rank 0; all ranks must call this."""
         return value
 
     def gather(self, value: T) -> list[T]:
-        """Return the JSON values of all ranks; all ranks must call this."""
+        """Return the values (JSON) of all ranks, in their order; all ranks must call this."""
         return [value]
 
     def barrier(self) -> None:
@@ -140,12 +139,12 @@ class _ProcessGroup(DistributedContext):
         present = gradients[0].new_ones(len(trained))
         for index in missing:
             present[index] = 0
-        self._add_up([*gradients, present])
+        self._sum_over_ranks([*gradients, present])
         for index in missing:
             if present[index] > 0:  # without a gradient on any rank the optimiser must skip the parameter
                 trained[index].grad = gradients[index]
 
-    def _add_up(self, tensors: Sequence[Tensor]) -> None:
+    def _sum_over_ranks(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over ranks."""
         with self._monitor.explain_errors():
             for bucket in _buckets(tensors):
@@ -194,7 +193,7 @@ def hard_exit(code: int) -> NoReturn:
 
 @contextmanager
 def joined(info: RankInfo | None, device: str) -> Iterator[DistributedContext]:
-    """Join the process group for the time of the block; an error in the block ends all its processes.
+    """Join the process group during the block; an error in the block ends all processes of the group.
 
     Args:
         info: None for a training in one process.
@@ -213,7 +212,7 @@ def joined(info: RankInfo | None, device: str) -> Iterator[DistributedContext]:
     kind = torch.device(device).type
     backend = "gloo" if kind in _HOST_TYPES else f"cpu:gloo,{kind}:nccl"
     with monitor.explain_errors():
-        dist.init_process_group(backend, store=store, rank=info.rank, world_size=info.world_size, timeout=_LONGEST_WAIT)
+        dist.init_process_group(backend, store=store, rank=info.rank, world_size=info.world_size, timeout=_MAX_WAIT)
     ranks = _ProcessGroup(info, monitor)
     try:
         yield ranks
@@ -230,7 +229,7 @@ def joined(info: RankInfo | None, device: str) -> Iterator[DistributedContext]:
 
 
 class _LocalGradientSum(torch.autograd.Function):
-    """The sum over ranks, with the gradient of the own part: gradients of parameters are summed over ranks later."""
+    """The sum over ranks, with the local gradient only, see `DistributedContext.reduce`."""
 
     @staticmethod
     def forward(ctx: Any, part: Tensor) -> Tensor:

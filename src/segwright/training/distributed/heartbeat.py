@@ -1,7 +1,7 @@
 """Detect that another process of a distributed training has ended, by heartbeats in their shared store.
 
-A collective operation with an ended process may hang (nccl) or fail with a socket error (gloo), and it may take long
-while another process prepares or validates. So its time limit cannot show that a process has ended.
+A collective operation with an ended process may hang (nccl) or fail with a socket error (gloo). A timeout does not
+show this, because an operation may also wait long for a process that prepares or validates.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class RankError(SegwrightError):
 class RankInfo:
     """Rank of this process, number of processes, and address of their store.
 
-    `store_is_there` is true where another program (torchrun) hosts the store; else rank 0 does. `attempt` counts
+    With `has_external_store` another program (torchrun) hosts the store, otherwise rank 0 does. `attempt` counts
     restarts.
     """
 
@@ -57,15 +57,15 @@ class RankInfo:
     local_rank: int
     address: str
     port: int
-    store_is_there: bool = False
+    has_external_store: bool = False
     attempt: int = 0
 
 
 class HeartbeatMonitor:
-    """Writes this process's heartbeat and ends this process when another one has none.
+    """Writes this process's heartbeat, and ends this process when that of another one stops.
 
-    A thread reads the heartbeats of all ranks. What it finds becomes the message of the error; where the main thread
-    hangs, it ends the process.
+    A thread reads the heartbeats of all ranks. It explains the error of a failed collective operation, and ends the
+    process if the main thread hangs in one.
     """
 
     def __init__(self, info: RankInfo) -> None:
@@ -138,7 +138,7 @@ class HeartbeatMonitor:
                 if status not in (DONE, STOPPED) and silence_s > SILENCE_S:
                     return f"rank {rank} ended unexpectedly (no heartbeat for {SILENCE_S:.0f} s)"
         except RuntimeError:
-            host = "torchrun" if self._info.store_is_there else "rank 0"
+            host = "torchrun" if self._info.has_external_store else "rank 0"
             return f"{host} ended: its store does not answer"
         return ""
 
@@ -154,12 +154,12 @@ def _key(rank: int) -> str:
 
 
 def rendezvous(info: RankInfo) -> Any:
-    """Connect to the store of the process group; rank 0 starts it if nobody else hosts it.
+    """Connect to the store of the process group; rank 0 starts it unless another program hosts it.
 
     Raises:
         RankError: it cannot be reached.
     """
-    return _connect(info, is_master=info.rank == 0 and not info.store_is_there)
+    return _connect(info, is_master=info.rank == 0 and not info.has_external_store)
 
 
 def _connect(info: RankInfo, *, is_master: bool) -> Any:

@@ -26,7 +26,7 @@ from segwright.core.torch_threads import one_thread
 from segwright.data.labels import OUTSIDE, Labels
 from segwright.training.distributed.context import SINGLE, DistributedContext
 from segwright.training.loading.caching import CaseCache, CaseSource, OpenCase, name_case_in_errors
-from segwright.training.loading.sampling import Sampler, choose_key, choose_start, is_forced, read_box, uniform
+from segwright.training.loading.sampling import Sampler, choose_class, choose_start, is_forced, read_box, uniform
 from segwright.training.loading.targets import Scales, encode_targets, target_bytes
 
 
@@ -39,7 +39,7 @@ class Batch(TypedDict):
 
 
 def to_device(batch: Batch, device: torch.device, layout: torch.memory_format) -> tuple[Tensor, Tensor | list[Tensor]]:
-    """Return data and target of a batch on a device, the data in a memory layout."""
+    """Copy data and target of a batch to a device, the data in the given memory layout."""
     data, target = batch["data"].to(device, non_blocking=True).contiguous(memory_format=layout), batch["target"]
     if isinstance(target, Tensor):
         return data, target.to(device, non_blocking=True)
@@ -48,7 +48,7 @@ def to_device(batch: Batch, device: torch.device, layout: torch.memory_format) -
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleDraw:
-    """All random parameters of one sample, drawn before a voxel is read."""
+    """All random parameters of one sample, drawn before any voxel is read."""
 
     identifier: str
     start: tuple[int, ...]
@@ -60,13 +60,13 @@ class BatchLoader:
     """Makes the batch of any (epoch, step), the same in every thread and after a resume.
 
     Args:
-        store: opens cases by identifier; a `CaseCache` holds some in memory, by default none is held.
+        store: opens cases by identifier; only a `CaseCache` keeps decoded ones.
         identifiers: the cases to sample from, uniformly and with replacement.
-        patch_size: 2 or 3 axes; with 2 a slice along the first axis of the case is taken.
+        patch_size: 2 or 3 axes; a 2D patch is from one slice along the first axis of the case.
         batch_size: samples per batch.
         labels: of the dataset, with regions and ignore label.
         recipe: the augmentation; not used for validation batches.
-        previous: appends the previous stage's map of a cascade to the channels; cases then have two label maps.
+        previous: appends a cascade's previous stage to the channels; cases then have two label maps.
         oversample_foreground_percent: share of samples that must show foreground, 0 to 1.
         oversample_by_chance: force each sample with that probability, instead of the last ones of each batch.
         sampler: chooses the case of each sample; all cases are equally likely by default.
@@ -112,7 +112,7 @@ class BatchLoader:
         self.scales = scales
         self._cases = store if isinstance(store, CaseCache) else CaseCache(store)
         self._validate()
-        self._own = ranks.local_indices(batch_size)
+        self._indices = ranks.local_indices(batch_size)
 
     @property
     def batch_bytes(self) -> int:
@@ -120,7 +120,7 @@ class BatchLoader:
         channels = self._num_channels + (0 if self.previous is None else len(self.previous.labels))
         shares = sum(math.prod(scale) for scale in self.scales or [(1,)])
         per_voxel = 4 * channels + target_bytes(self.labels) * shares
-        return math.ceil(len(self._own) * math.prod(self.patch_size) * per_voxel)
+        return math.ceil(len(self._indices) * math.prod(self.patch_size) * per_voxel)
 
     @property
     def _num_channels(self) -> int:
@@ -128,7 +128,7 @@ class BatchLoader:
 
     def draw(self, epoch: int, step: int) -> tuple[SampleDraw, ...]:
         """Draw the parameters of this rank's samples of a batch: case, transform, position, augmentation."""
-        return tuple(self._draw_sample(epoch, step, index) for index in self._own)
+        return tuple(self._draw_sample(epoch, step, index) for index in self._indices)
 
     @torch.no_grad()
     def batch(self, epoch: int, step: int) -> Batch:
@@ -143,8 +143,8 @@ class BatchLoader:
         with one_thread():
             made = [self._augmented(part) for part in parts]
         return {
-            "data": _joined([samples.images for samples in made]),
-            "target": encode_targets(_joined([samples.labels[:, :1] for samples in made]), self.labels, self.scales),
+            "data": _cat([samples.images for samples in made]),
+            "target": encode_targets(_cat([samples.labels[:, :1] for samples in made]), self.labels, self.scales),
             "keys": [draw.identifier for draw in draws],
         }
 
@@ -156,27 +156,27 @@ class BatchLoader:
         return Samples(images=self.previous.append(samples, drawn), labels=samples.labels)
 
     def _draw_sample(self, epoch: int, step: int, index: int) -> SampleDraw:
-        def key(name: str) -> np.random.Generator:
+        def rng_for(name: str) -> np.random.Generator:
             return generator(self.seed, f"{self.purpose}:{name}", epoch, step, index)
 
-        rng = key("sample")
+        rng = rng_for("sample")
         identifier = self.sampler(self.identifiers, rng)
         if identifier not in self.identifiers:
             raise ConfigError(f"the sampler chose '{identifier}', which is not a {self.purpose} case of this fold")
         case = self._cases.load(identifier)
         percent, by_chance = self.oversample_foreground_percent, self.oversample_by_chance
         forced = is_forced(index, self.batch_size, percent, rng, by_chance=by_chance)
-        chosen = choose_key(case.class_locations, rng, forced=forced, has_ignore=self.labels.ignore_label is not None)
+        chosen = choose_class(case.class_locations, rng, forced=forced, has_ignore=self.labels.ignore_label is not None)
         voxels = None if chosen is None else case.class_locations[chosen]
         with name_case_in_errors(identifier):  # the voxels may be rows on disk
             start = choose_start(case.image.shape[1:], self._patch_in_case(), rng, voxels=voxels)
         return SampleDraw(
             identifier=identifier,
             start=start,
-            matrix=self.recipe.draw_matrix(key, len(self.patch_size)),
+            matrix=self.recipe.draw_matrix(rng_for, len(self.patch_size)),
             augmentation={
-                **self.recipe.draw(key, (case.image.shape[0], *self.patch_size)),
-                **(self.previous.draw(key) if self.previous is not None else {}),
+                **self.recipe.draw(rng_for, (case.image.shape[0], *self.patch_size)),
+                **(self.previous.draw(rng_for) if self.previous is not None else {}),
             },
         )
 
@@ -196,9 +196,9 @@ class BatchLoader:
         return self.patch_size if len(self.patch_size) == 3 else (1, *self.patch_size)
 
     def _assemble(self, draws: Sequence[SampleDraw]) -> Samples:
-        """Read the patches; those with a matrix are read at the box it needs and resampled."""
+        """Read the patches; one with a matrix is resampled from the box that it needs."""
         parts = [self._patch(draw, self._num_channels) for draw in draws]
-        return Samples(images=_joined([part.images for part in parts]), labels=_joined([part.labels for part in parts]))
+        return Samples(images=_cat([part.images for part in parts]), labels=_cat([part.labels for part in parts]))
 
     def _patch(self, draw: SampleDraw, channels: int) -> Samples:
         """Return one patch as a batch of one."""
@@ -211,17 +211,17 @@ class BatchLoader:
         box = source_box(draw.matrix, middle, patch_size)
         centre = tuple(position - low for position, (low, _) in zip(middle, box, strict=True))
         whole = tuple((low, low + 1) for low in draw.start[:-dims]) + box
-        held = self._held(draw.identifier, whole, channels)
-        if held is not None:  # no copy of the box: a rotated patch needs only a fraction of it
-            images, labels = held if dims == 3 else (part[:, draw.start[0]] for part in held)
+        cached = self._cached(draw.identifier, whole, channels)
+        if cached is not None:  # not copied first, since a rotated patch reads only a fraction of the box
+            images, labels = cached if dims == 3 else (part[:, draw.start[0]] for part in cached)
             return resample(
                 Source(images=images, labels=labels, centre=centre, matrix=draw.matrix, box=box), patch_size
             )
         images, labels = (part.view(-1, *box_shape(box)) for part in self._read(draw.identifier, whole, channels))
         return resample(Source(images=images, labels=labels, centre=centre, matrix=draw.matrix), patch_size)
 
-    def _held(self, identifier: str, box: Box, channels: int) -> tuple[Tensor, Tensor] | None:
-        """Return a whole case that is on the batch's device already, if `box` lies inside the case."""
+    def _cached(self, identifier: str, box: Box, channels: int) -> tuple[Tensor, Tensor] | None:
+        """Return image and labels of a case that is cached on the batch's device, if `box` lies inside the case."""
         case = self._case(identifier, channels)
         if not isinstance(case.image, Tensor) or case.image.device.type != self.device.type:
             return None
@@ -254,5 +254,5 @@ class BatchLoader:
         return case
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
+def _cat(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))

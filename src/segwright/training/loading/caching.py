@@ -1,4 +1,4 @@
-"""Cache of preprocessed cases: on disk, in memory, or in the memory of the device.
+"""Cache preprocessed cases in memory or in the memory of the device, or read them from disk.
 
 The placement is chosen once, by their size and the free memory, and logged. The batches do not depend on it.
 """
@@ -23,10 +23,10 @@ from segwright.training.config import CacheMode
 from segwright.training.loading.sampling import ClassLocations
 
 RAM_SHARE = 0.5
-"""Share of the memory that is free when a training starts which cases may use; the rest is for batches and network."""
+"""Share of the free memory, at the start of a training, that cases may use; the rest is for batches and network."""
 
 DEVICE_SHARE = 0.2
-"""Share of the device's free memory which cases may use; the network needs the memory that it was planned for."""
+"""Share of the device's free memory that cases may use; the network needs what the plan reserved for it."""
 
 _GIB = 2**30
 
@@ -73,10 +73,10 @@ class CaseSource(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CachePlacement:
-    """Where cases are held, how many bytes they may take there, and the reason as a line for the log."""
+    """Where cases are cached (`none`: on disk), how many bytes they may take, and the reason as a line for the log."""
 
     place: Literal["none", "ram", "device"] = "none"
-    budget: int = 0
+    budget_bytes: int = 0
     reason: str = ""
 
 
@@ -85,7 +85,7 @@ ON_DISK = CachePlacement()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenCase:
-    """An opened case: tensors if it is held in memory, else the store's arrays."""
+    """An opened case: tensors if it is cached, else the store's arrays, which are read when sliced."""
 
     image: Any
     label: Any
@@ -93,19 +93,19 @@ class OpenCase:
 
 
 def choose_placement(
-    mode: CacheMode, needed: int, device: torch.device, *, limit_gib: float | None = None, sharing: int = 1
+    mode: CacheMode, needed_bytes: int, device: torch.device, *, limit_gib: float | None = None, sharing: int = 1
 ) -> CachePlacement:
-    """Choose where cases of `needed` bytes are held.
+    """Choose where to cache cases.
 
     Args:
         mode: `auto` chooses a GPU if all cases fit, else memory if they fit, else the disk. `ram` and `device` hold as
             many as fit; the others are read from disk.
-        needed: bytes of all decoded cases.
+        needed_bytes: of all decoded cases.
         device: where batches are made.
         limit_gib: the budget; by default a share of the free memory.
         sharing: processes on this machine that hold the cases at the same time.
     """
-    given = None if limit_gib is None else int(limit_gib * _GIB)
+    limit_bytes = None if limit_gib is None else int(limit_gib * _GIB)
     has_own_memory = device.type != CPU
     budgets = {"ram": available_bytes() * RAM_SHARE / sharing, "device": free_bytes(device) * DEVICE_SHARE}
     places: dict[CacheMode, tuple[Literal["ram", "device"], ...]] = {
@@ -114,30 +114,29 @@ def choose_placement(
         "ram": ("ram",),
         "device": ("device",) if has_own_memory else ("ram",),
     }
-    size = f"the cases take {_shown(needed)}"
+    size = f"they take {_shown(needed_bytes)}"
     tried = []
     for place in places[mode]:
-        budget = int(budgets[place]) if given is None else given
+        budget = int(budgets[place]) if limit_bytes is None else limit_bytes
         where = "memory" if place == "ram" else f"the memory of {device}"
         tried.append(f"{_shown(budget)} of {where}")
-        if needed <= budget:
-            return CachePlacement(
-                place=place, budget=budget, reason=f"cases are kept in {where}: {size}, of {tried[-1]}"
-            )
+        if needed_bytes <= budget:
+            reason = f"cases are kept in {where}: {size} of the {_shown(budget)} allowed"
+            return CachePlacement(place=place, budget_bytes=budget, reason=reason)
         if mode != "auto":
-            reason = f"cases are kept in {where} up to {_shown(budget)}, the others read from disk: {size}"
-            return CachePlacement(place=place, budget=budget, reason=reason)
+            reason = f"cases are kept in {where} up to {_shown(budget)}, the others are read from disk: {size} in total"
+            return CachePlacement(place=place, budget_bytes=budget, reason=reason)
     reason = f"{size}, more than {' and '.join(tried)}" if tried else "as set by cache"
     return CachePlacement(reason=f"cases are read from disk patch by patch: {reason}")
 
 
 class CaseCache:
-    """Opens each case once and holds decoded cases while the budget lasts; may be used from any number of threads.
+    """Opens each case once, and keeps decoded cases until the budget is used; safe to use from several threads.
 
     Args:
         store: opens cases by identifier.
-        placement: where cases are held.
-        device: of `device` placement.
+        placement: where cases are cached.
+        device: used if the placement is `device`.
     """
 
     def __init__(
@@ -145,7 +144,7 @@ class CaseCache:
     ) -> None:
         self._store = store
         self._place = placement.place
-        self._left = placement.budget if placement.place != "none" else 0
+        self._left_bytes = placement.budget_bytes if placement.place != "none" else 0
         self._device = device or torch.device(CPU)
         self._cases: dict[str, OpenCase] = {}
         self._locks: dict[str, threading.Lock] = {}
@@ -178,9 +177,9 @@ class CaseCache:
             )
         size = decoded_bytes(case)
         with self._lock:
-            if size > self._left:
+            if size > self._left_bytes:
                 return OpenCase(image=image, label=label, class_locations=locations)
-            self._left -= size
+            self._left_bytes -= size
         arrays = np.ascontiguousarray(image[...], np.float32), np.ascontiguousarray(label[...], np.int16)
         held = [torch.from_numpy(array).to(self._device if self._place == "device" else CPU) for array in arrays]
         return OpenCase(
@@ -191,13 +190,13 @@ class CaseCache:
 
 
 def decoded_bytes(case: TrainingCase) -> int:
-    """Return the bytes of a case in memory: float32 images, int16 labels, class locations."""
+    """Return the bytes of a decoded case: float32 image, int16 label maps, int32 class locations."""
     rows = sum(len(voxels) for voxels in case.class_locations.values())
     return math.prod(case.image.shape) * 4 + math.prod(case.label.shape) * 2 + rows * 3 * 4
 
 
 def total_bytes(store: CaseSource, identifiers: Sequence[str]) -> int:
-    """Return the bytes of cases in memory, without reading their arrays."""
+    """Return the bytes of decoded cases, without reading their arrays."""
     total = 0
     for identifier in identifiers:
         with name_case_in_errors(identifier):
@@ -207,7 +206,7 @@ def total_bytes(store: CaseSource, identifiers: Sequence[str]) -> int:
 
 @contextmanager
 def name_case_in_errors(identifier: str) -> Iterator[None]:
-    """Put the case's name into the message of any error in reading it."""
+    """Add the case to the message of any error while it is read."""
     try:
         yield
     except SegwrightError as error:
@@ -224,7 +223,7 @@ def name_case_in_errors(identifier: str) -> Iterator[None]:
 
 
 def _names(message: str, identifier: str) -> bool:
-    """Whether a message names the case; a path that contains its name does not count."""
+    """Return whether a message names the case; a path that contains its name does not count."""
     return f"case {identifier}:" in message or f"case '{identifier}'" in message
 
 

@@ -14,7 +14,7 @@ from segwright.data.labels import Labels
 from segwright.data.laterality import LabelPairs, mirrored_values
 from segwright.data.plan import Configuration
 from segwright.data.splits import Split
-from segwright.training.cascade import previous_stage
+from segwright.training.cascade import build_previous_stage
 from segwright.training.config import TrainConfig
 from segwright.training.distributed.context import SINGLE, DistributedContext
 from segwright.training.loading.batches import BatchLoader
@@ -26,11 +26,12 @@ MIRROR = "mirror"
 
 
 def training_recipe(
-    config: TrainConfig, configuration: Configuration, labels: Labels, sides: LabelPairs | None
+    config: TrainConfig, configuration: Configuration, labels: Labels, label_pairs: LabelPairs | None
 ) -> Recipe:
     """Return the augmentation of a run; mirror axes set in `config` replace those of the recipe.
 
-    By default the left-right axis is mirrored only where `sides` says that the labels are swapped.
+    With left and right labels (`label_pairs`), mirroring the left-right axis swaps them if the plan says so; otherwise
+    that axis is not mirrored, unless `config` names it.
 
     Raises:
         ConfigError: an axis that a patch does not have, or axes for a recipe without mirroring.
@@ -38,39 +39,38 @@ def training_recipe(
     masked = [channel for channel, is_masked in enumerate(configuration.use_mask_for_norm) if is_masked]
     recipe = build_recipe(config.augmentation, configuration.patch_size, masked_channels=masked)
     axes = config.mirror_axes
-    if axes is None or axes == recipe.mirror_axes:
-        return (
-            recipe if sides is None else _sided(recipe, sides, labels, configuration.dims, requested=axes is not None)
-        )
-    if any(not 0 <= axis < configuration.dims for axis in axes):
-        raise ConfigError(f"mirror_axes {axes}: a patch has the spatial axes 0 to {configuration.dims - 1}")
-    if MIRROR not in recipe.names():
-        raise ConfigError(f"mirror_axes {axes}: the augmentation '{config.augmentation}' has no step '{MIRROR}' to set")
-    if not axes:
-        return recipe.without(MIRROR)
-    recipe = recipe.replace(MIRROR, Mirror(axes=axes))
-    return recipe if sides is None else _sided(recipe, sides, labels, configuration.dims, requested=True)
+    if axes is not None and axes != recipe.mirror_axes:
+        if any(not 0 <= axis < configuration.dims for axis in axes):
+            raise ConfigError(f"mirror_axes {axes}: a patch has the spatial axes 0 to {configuration.dims - 1}")
+        if MIRROR not in recipe.names():
+            raise ConfigError(f"mirror_axes {axes}: the augmentation '{config.augmentation}' has no step '{MIRROR}'")
+        if not axes:
+            return recipe.without(MIRROR)
+        recipe = recipe.replace(MIRROR, Mirror(axes=axes))
+    if label_pairs is None:
+        return recipe
+    return _with_laterality(recipe, label_pairs, labels, configuration.dims, requested=axes is not None)
 
 
-def _sided(recipe: Recipe, sides: LabelPairs, labels: Labels, dims: int, *, requested: bool) -> Recipe:
-    """Return a recipe that swaps left and right labels, or does not mirror the left-right axis unless `requested`.
+def _with_laterality(recipe: Recipe, label_pairs: LabelPairs, labels: Labels, dims: int, *, requested: bool) -> Recipe:
+    """Make mirroring swap left and right labels, or leave out the left-right axis unless it is `requested`.
 
     Raises:
         PlanError: the plan's label pairs are incomplete.
     """
-    lateral = sides.in_patch(dims)
-    values = mirrored_values(labels, sides.pairs) if sides.swap else {}
+    lateral = label_pairs.in_patch(dims)
+    values = mirrored_values(labels, label_pairs.pairs) if label_pairs.swap else {}
     if values is None:
         raise PlanError(
-            f"label pairs {sides.pairs}: both sides must have the same number of labels; make the plan again"
+            f"label pairs {label_pairs.pairs}: both sides must have the same number of labels; make the plan again"
         )
     for step in recipe.steps:
         mirror = step.transform
         if not isinstance(mirror, Mirror) or not set(mirror.axes) & set(lateral):
             continue
-        if sides.swap:
-            exchanged = tuple(values.get(value, value) for value in range(max(values) + 1))
-            recipe = recipe.replace(step.name, replace(mirror, lateral=lateral, exchanged=exchanged))
+        if label_pairs.swap:
+            swapped = tuple(values.get(value, value) for value in range(max(values) + 1))
+            recipe = recipe.replace(step.name, replace(mirror, lateral=lateral, swapped_labels=swapped))
         elif not requested:
             axes = tuple(axis for axis in mirror.axes if axis not in lateral)
             recipe = recipe.replace(step.name, replace(mirror, axes=axes)) if axes else recipe.without(step.name)
@@ -80,13 +80,13 @@ def _sided(recipe: Recipe, sides: LabelPairs, labels: Labels, dims: int, *, requ
 def forced_share(config: TrainConfig) -> float:
     """Return the share of samples that must show foreground.
 
-    With `oversample_by_chance` the default is the share that the rule for whole batches gives, e.g. half of two samples
-    (nnU-Net behaviour 8.10).
+    With `oversample_by_chance` the default is the share that nnU-Net's rule for whole batches gives, e.g. 0.5 for a
+    batch of two (nnU-Net behaviour 8.10).
     """
     share = config.oversample_foreground_percent
     if not config.oversample_by_chance or "oversample_foreground_percent" in config.model_fields_set:
         return share
-    assert config.batch_size is not None, "the batch size is resolved before"
+    assert config.batch_size is not None, "defaults.resolve_config sets the batch size"
     return num_forced(config.batch_size, share) / config.batch_size
 
 
@@ -112,14 +112,16 @@ def build_loaders(
         labels: of the dataset.
         recipe: augmentation of training batches.
         scales: relative sizes of the network's outputs, None for one output.
-        device: of the network; batches are made there, those for an Apple GPU on the CPU.
+        device: of the network; batches are made there, but on the CPU for an Apple GPU.
         ranks: processes that share each batch.
     """
-    assert config.batch_size is not None, "the batch size is resolved before"
-    place = torch.device(CPU) if device.type == MPS else device
+    assert config.batch_size is not None, "defaults.resolve_config sets the batch size"
+    batch_device = torch.device(CPU) if device.type == MPS else device
     needed = total_bytes(cases, sorted({*split.train, *split.val}))
-    placement = choose_placement(config.cache, needed, place, limit_gib=config.cache_gib, sharing=ranks.world_size)
-    cache = CaseCache(cases, placement, place)
+    placement = choose_placement(
+        config.cache, needed, batch_device, limit_gib=config.cache_gib, sharing=ranks.world_size
+    )
+    cache = CaseCache(cases, placement, batch_device)
     training, validation = (
         BatchLoader(
             cache,
@@ -128,13 +130,13 @@ def build_loaders(
             batch_size=config.batch_size,
             labels=labels,
             recipe=recipe,
-            previous=previous_stage(configuration, labels, recipe if is_training else None),
+            previous=build_previous_stage(configuration, labels, recipe if is_training else None),
             oversample_foreground_percent=forced_share(config),
             oversample_by_chance=config.oversample_by_chance,
             sampler=build_sampler(config.sampler),
             seed=config.seed,
             training=is_training,
-            device=place,
+            device=batch_device,
             scales=scales,
             ranks=ranks,
         )

@@ -1,4 +1,4 @@
-"""Prefetch batches: threads make them ahead of the steps that use them, in order, within a memory limit."""
+"""Prefetch batches: threads make them ahead of the training steps, in order, within a memory limit."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from segwright.training.loading.batches import Batch
 logger = getLogger(__name__)
 
 AHEAD_BYTES: Final = 512 * 2**20
-"""Memory limit of the batches that wait; one may always wait."""
+"""Memory limit of prefetched batches; one is always allowed."""
 
-_MOST_AHEAD: Final = 12
-_MOST_THREADS: Final = 6
+_MAX_AHEAD: Final = 12
+_MAX_THREADS: Final = 6
 
 THREAD_NAME: Final = "segwright-batches"
 
@@ -46,17 +46,17 @@ class Loader(Protocol):
 
 
 def num_threads(device: torch.device) -> int:
-    """Return how many threads make batches; one on the CPU, where the network uses the others."""
-    return 1 if device.type == CPU else max(1, min(_MOST_THREADS, available_cpus() - 1))
+    """Return how many threads make batches; only one on the CPU, where the network needs the others."""
+    return 1 if device.type == CPU else max(1, min(_MAX_THREADS, available_cpus() - 1))
 
 
 def num_ahead(batch_bytes: int, threads: int) -> int:
-    """Return how many batches may wait or be in progress.
+    """Return how many batches may be prefetched, finished or in progress.
 
     >>> num_ahead(1 << 20, 1), num_ahead(300 << 20, 4), num_ahead(1 << 40, 4)
     (3, 1, 1)
     """
-    return max(1, min(_MOST_AHEAD, 2 * threads + 1, AHEAD_BYTES // max(batch_bytes, 1)))
+    return max(1, min(_MAX_AHEAD, 2 * threads + 1, AHEAD_BYTES // max(batch_bytes, 1)))
 
 
 @contextmanager
@@ -96,7 +96,7 @@ def prefetch(
         steps: number of steps of the epoch.
         first_step: first step of a resumed epoch.
         threads: number of threads; by default it depends on the device.
-        ahead: batches that may wait; by default what `AHEAD_BYTES` allows.
+        ahead: number of prefetched batches; by default what `AHEAD_BYTES` allows.
         on_error: called with the first error, in the thread that raised it.
     """
     count = num_threads(loader.device) if threads is None else threads

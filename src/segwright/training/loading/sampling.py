@@ -19,14 +19,14 @@ from segwright.data.labels import OUTSIDE, ClassKey
 
 
 class Voxels(Protocol):
-    """Coordinates (n, 3), an array or rows on disk; n may be 0."""
+    """Voxel indices (n, 3) in the axis order of the case, an array or rows on disk; n may be 0."""
 
     def __len__(self) -> int:
         """Return n."""
         ...
 
     def __getitem__(self, index: int, /) -> Any:
-        """Return one coordinate (3,)."""
+        """Return one voxel index (3,)."""
         ...
 
 
@@ -84,17 +84,17 @@ def start_range(shape: Sequence[int], patch_size: Sequence[int]) -> Box:
 
 
 def is_annotated(key: ClassKey) -> bool:
-    """Return whether a key means all annotated voxels of a case with an ignore label, instead of a class."""
+    """Return whether a key stands for all annotated voxels of a case with an ignore label, instead of a class."""
     return isinstance(key, tuple) and key[0] == OUTSIDE
 
 
-def choose_key(
+def choose_class(
     locations: ClassLocations, rng: np.random.Generator, *, forced: bool, has_ignore: bool
 ) -> ClassKey | None:
     """Return the class on whose voxels the patch is centred, or None for a random position.
 
-    If `forced`, it is one of the classes or regions of the case, all equally likely. With an ignore label the other
-    patches are centred on annotated voxels, because nothing can be learned elsewhere.
+    If `forced`, it is one of the classes or regions of the case, all equally likely. With an ignore label all other
+    patches are centred on annotated voxels, since there is nothing to learn elsewhere.
     """
     present = [key for key, voxels in locations.items() if len(voxels)]
     annotated = [key for key in present if is_annotated(key)]
@@ -130,9 +130,9 @@ def choose_start(
 
 
 def read_box(array: Any, box: Box, *, fill: float, out: Any) -> None:
-    """Copy `box` of `array` (K, *S), or of anything with `shape` and slices, into `out`; `fill` outside the array.
+    """Copy `box` of `array` (K, *S) into `out` (K, *box), with `fill` outside of the array.
 
-    Both may be numpy arrays or both tensors.
+    `array` is anything with a shape and slices. Both are numpy arrays, or both tensors.
     """
     shape = array.shape[1:]
     inside = [(max(low, 0), min(high, size)) for (low, high), size in zip(box, shape, strict=True)]

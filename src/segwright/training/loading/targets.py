@@ -15,11 +15,11 @@ Scales = Sequence[Sequence[float]]
 def encode_targets(
     maps: torch.Tensor, labels: Labels, scales: Scales | None = None
 ) -> torch.Tensor | list[torch.Tensor]:
-    """Return the training target of label maps (B, 1, *S) in which -1 marks voxels outside the case or its mask.
+    """Return the training target of int16 label maps (B, 1, *S); -1, outside the case or its mask, becomes background.
 
-    Voxels of -1 become background. Label training keeps the integer map; regions become boolean channels (B, R, *S)
-    in the order of their declaration, the ignore label's last. With `scales` the result is a list, one target per
-    output (nnU-Net behaviour 10.1, 10.6, 10.7).
+    Without regions the target is the label map; with regions it is boolean channels (B, R, *S) in the order of
+    declaration, then one for the ignore label, if any. With `scales` the result is a list, one target per output
+    (nnU-Net behaviour 10.1, 10.6, 10.7).
     """
     maps = maps.clamp_min(0)
     if scales is None:
@@ -33,7 +33,7 @@ def downsample(maps: torch.Tensor, scale: Sequence[float]) -> torch.Tensor:
         reduced = max(round(size * factor), 1)
         if reduced != size:
             # float32 as in torch's own rule, so that ties at voxel borders fall on the same side
-            step = torch.tensor(size / reduced, dtype=torch.float32)  # made on a GPU, the host would wait for it
+            step = torch.tensor(size / reduced, dtype=torch.float32)  # on a GPU the host would wait for it
             position = (torch.arange(reduced, dtype=torch.float32) + 0.5) * step
             index = position.floor().to(torch.int64).clamp_max(size - 1)
             maps = maps.index_select(axis + 2, index.to(maps.device, non_blocking=True))

@@ -21,15 +21,15 @@ from segwright.data.labels import Labels
 from segwright.training.losses.terms import (
     CrossEntropy,
     Reduce,
-    averaged,
     cross_entropy,
     dice,
     identity_reduce,
+    reduce_mean,
     topk_cross_entropy,
 )
 
-HIDDEN_LOGIT = 30.0
-"""Logit of the correct class that replaces those of an ignored voxel, for a loss without an ignore mask."""
+MASKED_LOGIT = 30.0
+"""Logit given to the correct class of an ignored voxel, for a loss without an ignore mask."""
 
 Outputs = Tensor | Sequence[Tensor]
 """Logits, or logits of several resolutions, the highest first."""
@@ -47,7 +47,7 @@ class ResolutionLoss(Protocol):
 
 
 class LossFactory(Protocol):
-    """Makes the loss of a registered name."""
+    """Builds the loss behind a registered name."""
 
     def __call__(
         self, *, batch_dice: bool, reduce: Reduce = identity_reduce, class_weights: Tensor | None = None
@@ -68,15 +68,15 @@ def build_loss(
     """Return the loss of a training.
 
     Args:
-        labels: decide between labels and regions and name the ignore label.
+        labels: of the dataset; with regions the loss is binary per head.
         batch_dice: sum over the batch before the Dice is taken.
         num_outputs: number of resolutions of the network; None: one tensor.
         reference: a registered name or `module:attr`; None: `dice_bce` for regions, else `dice_ce`.
         class_weights: of each head, background first for labels; None: equal weights.
-        reduce: sums over processes; a custom loss is averaged over their samples.
+        reduce: sums over processes; a custom loss is averaged over the samples of all processes.
 
     Raises:
-        ConfigError: the loss is unknown or does not suit labels or regions, or the class weights do not.
+        ConfigError: the loss is unknown or does not support labels or regions, or the class weights are invalid.
     """
     name = reference or ("dice_bce" if labels.has_regions else "dice_ce")
     loss: ResolutionLoss
@@ -162,7 +162,7 @@ class CustomLoss:
         if labels.ignore_label is not None:
             output, target = _mask_ignored(output, target, labels)
         value = _required_scalar(self.loss(output, target, labels=labels), self.loss, self.name)
-        return value if self.reduce is identity_reduce else averaged(value, len(output), self.reduce)
+        return value if self.reduce is identity_reduce else reduce_mean(value, len(output), self.reduce)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,14 +174,14 @@ class LabelLoss:
     Both share one log-softmax. Ignored voxels have gradient 0 in both; without annotated voxels the cross entropy is 0.
 
     Attributes:
-        entropy: `cross_entropy`, `topk_cross_entropy` or none.
+        ce: the cross entropy term, `cross_entropy` or `topk_cross_entropy`; None: Dice alone.
         with_dice: add the Dice term.
         batch_dice: sum over the batch before the Dice is computed.
         class_weights: (C,), mean 1: both terms become weighted means, the Dice over its foreground labels.
         reduce: sums over processes.
     """
 
-    entropy: CrossEntropy | None = cross_entropy
+    ce: CrossEntropy | None = cross_entropy
     with_dice: bool = True
     batch_dice: bool
     class_weights: Tensor | None = None
@@ -197,8 +197,8 @@ class LabelLoss:
             index = index.masked_fill(~mask, 0)
         weights = _weights_like(self.class_weights, log_p)
         terms = []
-        if self.entropy is not None:
-            terms.append(self.entropy(log_p, index, mask=mask, weights=weights, reduce=self.reduce))
+        if self.ce is not None:
+            terms.append(self.ce(log_p, index, mask=mask, weights=weights, reduce=self.reduce))
         if self.with_dice:
             one_hot = torch.zeros_like(log_p).scatter_(1, index, 1.0)[:, 1:]
             foreground = None if weights is None else weights[1:]
@@ -218,13 +218,13 @@ class RegionLoss:
     (nnU-Net behaviour 8.6.4): an intended deviation.
 
     Attributes:
-        with_entropy: add the cross entropy.
+        with_bce: add the binary cross entropy.
         batch_dice: sum over the batch before the Dice is computed.
         class_weights: (regions,), mean 1: both terms become weighted means over the regions.
         reduce: sums over processes.
     """
 
-    with_entropy: bool = True
+    with_bce: bool = True
     batch_dice: bool
     class_weights: Tensor | None = None
     reduce: Reduce = identity_reduce
@@ -241,12 +241,12 @@ class RegionLoss:
         dice_term = dice(
             logits.sigmoid(), truth, batch_dice=batch_dice, mask=mask, class_weights=weights, reduce=reduce
         )
-        if not self.with_entropy:
+        if not self.with_bce:
             return dice_term
         weights = None if weights is None else weights.view(-1, *(1,) * (logits.ndim - 2))
         if mask is None:
-            entropy = F.binary_cross_entropy_with_logits(logits, truth, weight=weights)
-            return averaged(entropy, len(logits), reduce) + dice_term
+            bce = F.binary_cross_entropy_with_logits(logits, truth, weight=weights)
+            return reduce_mean(bce, len(logits), reduce) + dice_term
         voxelwise = F.binary_cross_entropy_with_logits(logits, truth, weight=weights, reduction="none")
         voxelwise = voxelwise.masked_fill(~mask, 0.0)
         return reduce(voxelwise.sum()) / (logits.shape[1] * reduce(mask.sum())).clamp_min(1) + dice_term
@@ -265,17 +265,17 @@ class DiceLoss:
         batch_dice, weights, reduce = self.batch_dice, self.class_weights, self.reduce
         loss: ResolutionLoss
         if labels.has_regions:
-            loss = RegionLoss(with_entropy=False, batch_dice=batch_dice, class_weights=weights, reduce=reduce)
+            loss = RegionLoss(with_bce=False, batch_dice=batch_dice, class_weights=weights, reduce=reduce)
         else:
-            loss = LabelLoss(entropy=None, batch_dice=batch_dice, class_weights=weights, reduce=reduce)
+            loss = LabelLoss(ce=None, batch_dice=batch_dice, class_weights=weights, reduce=reduce)
         return loss(output, target, labels=labels)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelLossFactory:
-    """Makes a `LabelLoss` of a cross entropy."""
+    """Makes a `LabelLoss` with the given terms."""
 
-    entropy: CrossEntropy
+    ce: CrossEntropy
     with_dice: bool
 
     def __call__(
@@ -283,7 +283,7 @@ class LabelLossFactory:
     ) -> LabelLoss:
         """Return the loss."""
         return LabelLoss(
-            entropy=self.entropy,
+            ce=self.ce,
             with_dice=self.with_dice,
             batch_dice=batch_dice,
             class_weights=class_weights,
@@ -292,27 +292,27 @@ class LabelLossFactory:
 
 
 LOSSES: Registry[LossFactory] = Registry("loss")
-LOSSES.register("dice_ce", LabelLossFactory(entropy=cross_entropy, with_dice=True))
+LOSSES.register("dice_ce", LabelLossFactory(ce=cross_entropy, with_dice=True))
 LOSSES.register("dice_bce", RegionLoss)
 LOSSES.register("dice", DiceLoss)
-LOSSES.register("ce", LabelLossFactory(entropy=cross_entropy, with_dice=False))
-LOSSES.register("topk10", LabelLossFactory(entropy=topk_cross_entropy, with_dice=False))
-LOSSES.register("dice_topk10", LabelLossFactory(entropy=topk_cross_entropy, with_dice=True))
+LOSSES.register("ce", LabelLossFactory(ce=cross_entropy, with_dice=False))
+LOSSES.register("topk10", LabelLossFactory(ce=topk_cross_entropy, with_dice=False))
+LOSSES.register("dice_topk10", LabelLossFactory(ce=topk_cross_entropy, with_dice=True))
 
-FOR_LABELS: Final = ("dice_ce", "dice", "ce", "topk10", "dice_topk10")
-FOR_REGIONS: Final = ("dice_bce", "dice")
-"""Built-in losses for each kind of labels; the softmax cross entropies need classes that exclude each other."""
+LABEL_LOSSES: Final = ("dice_ce", "dice", "ce", "topk10", "dice_topk10")
+REGION_LOSSES: Final = ("dice_bce", "dice")
+"""Built-in losses for labels and for regions, which may overlap, so that a softmax cross entropy is undefined."""
 
 DICE_LOSSES: Final = ("dice_ce", "dice_bce", "dice", "dice_topk10")
 
 
 def _require_fit(name: str, labels: Labels) -> None:
-    """Refuse a built-in loss of the other kind; a loss that a user registered is not checked."""
-    fitting = FOR_REGIONS if labels.has_regions else FOR_LABELS
-    if name not in fitting and name in (*FOR_LABELS, *FOR_REGIONS):
+    """Refuse a built-in loss for the other kind of labels; losses that a user registered are not checked."""
+    fitting = REGION_LOSSES if labels.has_regions else LABEL_LOSSES
+    if name not in fitting and name in (*LABEL_LOSSES, *REGION_LOSSES):
         kind = "regions" if labels.has_regions else "labels"
         raise ConfigError(
-            f"loss '{name}' does not suit {kind}; choose from {', '.join(fitting)}, or leave the loss to its default"
+            f"loss '{name}' does not support {kind}; choose from {', '.join(fitting)}, or omit it for the default"
         )
 
 
@@ -354,15 +354,15 @@ def _required_scalar(value: object, loss: ResolutionLoss, name: str) -> Tensor:
 def _mask_ignored(output: Tensor, target: Tensor, labels: Labels) -> tuple[Tensor, Tensor]:
     """Return logits and target in which ignored voxels are predicted correctly, for a loss without an ignore mask.
 
-    The loss depends neither on their logits nor on their label, so their gradient is exactly 0. They still count as
-    correct voxels; a loss that needs a mean over annotated voxels alone is registered and masks by itself.
+    The loss depends neither on their logits nor on their label, so their gradient is exactly 0. But they count as
+    correct voxels: a loss that averages over annotated voxels only has to be registered and mask them itself.
     """
     if labels.has_regions:
         ignored, known = target[:, -1:].bool(), target[:, :-1]
-        correct = torch.where(known.bool(), HIDDEN_LOGIT, -HIDDEN_LOGIT).to(output.dtype)
+        correct = torch.where(known.bool(), MASKED_LOGIT, -MASKED_LOGIT).to(output.dtype)
     else:
         ignored = torch.eq(target, labels.ignore_label or 0)
         known = target.masked_fill(ignored, 0)
         correct = torch.zeros_like(output)
-        correct[:, 0] = HIDDEN_LOGIT
+        correct[:, 0] = MASKED_LOGIT
     return torch.where(ignored, correct, output), known

@@ -13,15 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SMOOTH = 1e-5
-SMALLEST_DENOMINATOR = 1e-8
-"""Of the Dice loss; nnU-Net behaviour 8.6.2."""
+"""Added to numerator and denominator of the soft Dice; nnU-Net behaviour 8.6.2."""
+MIN_DENOMINATOR = 1e-8
+"""Lower bound of a divisor; nnU-Net behaviour 8.6.2."""
 
 TOP_PERCENT = 10
-"""Share of the voxels that the top-k losses average over; nnU-Net behaviour 8.6.5."""
+"""Percentage of the voxels that the top-k losses average over; nnU-Net behaviour 8.6.5."""
 
 
 Reduce = Callable[[Tensor], Tensor]
-"""Sums a tensor over the processes of a training; the gradient is that of the own part, see `DistributedContext`."""
+"""Sums a tensor over the processes of a training; the gradient is the local one, see `DistributedContext`."""
 
 
 def identity_reduce(part: Tensor) -> Tensor:
@@ -52,18 +53,18 @@ def cross_entropy(
     Args:
         log_p: logarithms of probabilities (B, C, *S).
         index: the true classes (B, 1, *S), any class for ignored voxels.
-        mask: bool (B, 1, *S), voxels that count.
-        weights: (C,).
+        mask: bool (B, 1, *S), true for annotated voxels.
+        weights: (C,), of the classes.
         reduce: sums over processes.
     """
     if mask is None and weights is None:
-        return averaged(F.nll_loss(log_p, index[:, 0]), len(index), reduce)
+        return reduce_mean(F.nll_loss(log_p, index[:, 0]), len(index), reduce)
     values = _voxelwise(log_p, index, mask)
     if weights is None:
         assert mask is not None
         return reduce(values.sum()) / reduce(mask.sum()).clamp_min(1)
     parts = weights[index] if mask is None else weights[index].masked_fill(~mask, 0.0)
-    return reduce((parts * values).sum()) / reduce(parts.sum()).clamp_min(SMALLEST_DENOMINATOR)
+    return reduce((parts * values).sum()) / reduce(parts.sum()).clamp_min(MIN_DENOMINATOR)
 
 
 def topk_cross_entropy(
@@ -78,9 +79,9 @@ def topk_cross_entropy(
 
     nnU-Net behaviour 8.6.5.
 
-    The share is of all voxels of the batch, ignored ones included, whose value is 0 (nnU-Net 2.8.1 behaviour): where
-    less than that share is annotated, every annotated voxel counts. Each of several processes takes the share of its
-    own voxels. Arguments as of `cross_entropy`; with weights the weighted values are ranked.
+    The percentage is of all voxels of the batch, including ignored ones, whose value is 0 (as in nnU-Net 2.8.1): where
+    less than that is annotated, every annotated voxel counts. Each process ranks its own voxels. Arguments as for
+    `cross_entropy`; with weights the weighted values are ranked.
     """
     values = _voxelwise(log_p, index, mask)
     parts = torch.ones_like(values) if weights is None else weights[index]
@@ -88,7 +89,7 @@ def topk_cross_entropy(
         parts = parts.masked_fill(~mask, 1.0)
     values, parts = (values * parts).flatten(), parts.flatten()
     top, chosen = values.topk(max(1, values.numel() * TOP_PERCENT // 100))
-    return averaged(top.sum() / parts[chosen].sum().clamp_min(SMALLEST_DENOMINATOR), len(log_p), reduce)
+    return reduce_mean(top.sum() / parts[chosen].sum().clamp_min(MIN_DENOMINATOR), len(log_p), reduce)
 
 
 def dice(
@@ -106,7 +107,7 @@ def dice(
         p: probabilities.
         truth: 0 and 1 in the type of `p`.
         batch_dice: sum over the batch first.
-        mask: bool (B, 1, *S), voxels that count.
+        mask: bool (B, 1, *S), true for annotated voxels.
         class_weights: (C,), for a weighted mean over the classes.
         reduce: sums over processes.
     """
@@ -117,17 +118,17 @@ def dice(
     total = p.flatten(2).sum(2) + truth.flatten(2).sum(2)
     if batch_dice:
         overlap, total = reduce(overlap.sum(0)), reduce(total.sum(0))
-    scores = (2 * overlap + SMOOTH) / (total + SMOOTH).clamp_min(SMALLEST_DENOMINATOR)
+    scores = (2 * overlap + SMOOTH) / (total + SMOOTH).clamp_min(MIN_DENOMINATOR)
     if class_weights is not None:
         scores = scores * (class_weights / class_weights.mean())
-    return -scores.mean() if batch_dice else -averaged(scores.mean(), len(p), reduce)
+    return -scores.mean() if batch_dice else -reduce_mean(scores.mean(), len(p), reduce)
 
 
-def averaged(mean: Tensor, samples: int, reduce: Reduce) -> Tensor:
-    """Return the mean over the samples of all processes, given the mean over the `samples` of this one."""
+def reduce_mean(mean: Tensor, num_samples: int, reduce: Reduce) -> Tensor:
+    """Return the mean over the samples of all processes, given the mean over the `num_samples` of this one."""
     if reduce is identity_reduce:
         return mean
-    return reduce(mean * samples) / reduce(torch.full_like(mean, samples, requires_grad=False))
+    return reduce(mean * num_samples) / reduce(torch.full_like(mean, num_samples, requires_grad=False))
 
 
 def _voxelwise(log_p: Tensor, index: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Detect divergence: name the cases of steps without a finite loss or gradient, stop after too many in a row."""
+"""Detect divergence: count steps without a finite loss or gradient, name their cases, stop after too many in a row."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 from segwright.core.errors import ModelError, SegwrightError
 
 LIMIT: Final = 20
-"""Number of steps in a row without a finite loss and gradient that stops a training. In fp16 the gradient scale is
-halved at each of them and fits long before."""
+"""Number of steps in a row without a finite loss and gradient that stops a training. In fp16 each of them halves the
+gradient scale, which is small enough long before."""
 
 CHECK_INTERVAL: Final = 10
-"""Steps between two checks of the counter on an accelerator: each check waits for the device."""
+"""Steps between two checks of the counter on an accelerator, since each check waits for the device."""
 
 
 class DivergedError(SegwrightError):

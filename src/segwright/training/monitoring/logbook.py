@@ -1,4 +1,4 @@
-"""Metrics of each epoch with the moving average of the pseudo Dice, and the text log of a training."""
+"""Metrics of each epoch, with the moving average of the pseudo Dice, and the text log of a training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = getLogger(__name__)
 
 LOG_FILE: Final = "training.log"
 
-EMA_KEPT = 0.9
+EMA_DECAY = 0.9
 """Weight of the past in the moving average of the pseudo Dice (nnU-Net behaviour 8.3)."""
 
 Metric = float | int | list[float | None] | None
@@ -57,7 +57,7 @@ class Logbook:
         value = self.rows[epoch].get("mean_fg_dice")
         if not isinstance(value, float) or not isinstance(before, float):
             return value if isinstance(value, float) else before
-        return EMA_KEPT * before + (1 - EMA_KEPT) * value
+        return EMA_DECAY * before + (1 - EMA_DECAY) * value
 
 
 def write_line(path: Path, *parts: object, console: bool = True, timestamp: bool = True) -> None:
@@ -96,13 +96,13 @@ def row_text(row: Mapping[str, Metric], *, names: Sequence[str], left_s: float |
     skipped = row.get("skipped_steps")
     if skipped:
         text += f", {skipped} steps skipped (loss or gradient not finite)"
-    return text if left_s is None else f"{text}, about {span(left_s)} left"
+    return text if left_s is None else f"{text}, about {duration_text(left_s)} left"
 
 
-def span(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
     """Return a duration as text.
 
-    >>> span(42.4), span(605), span(7300)
+    >>> duration_text(42.4), duration_text(605), duration_text(7300)
     ('42 s', '10 min 5 s', '2 h 1 min')
     """
     whole = round(seconds)

@@ -44,7 +44,7 @@ class JsonlLogger:
 
     def complete(self, rows: Sequence[Mapping[str, Metric]]) -> None:
         """Restore missing or damaged lines from the rows of a checkpoint."""
-        self._replace(completed(read_rows(self.path), rows))
+        self._replace(merge_rows(read_rows(self.path), rows))
 
     def _replace(self, rows: Sequence[Mapping[str, Metric]]) -> None:
         text = "".join(_line(row) for row in rows)
@@ -103,8 +103,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [row for row in rows if type(row.get("epoch")) is int and _is_finite(row)]
 
 
-def completed(rows: Sequence[Mapping[str, Any]], known: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return rows sorted by epoch; missing ones are taken from `known`, e.g. of a checkpoint."""
+def merge_rows(rows: Sequence[Mapping[str, Any]], known: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the rows sorted by epoch; epochs that are missing are taken from `known`, e.g. of a checkpoint."""
     by_epoch = {row["epoch"]: row for row in known if type(row.get("epoch")) is int} | {
         row["epoch"]: row for row in rows
     }
@@ -112,7 +112,7 @@ def completed(rows: Sequence[Mapping[str, Any]], known: Sequence[Mapping[str, An
 
 
 def _is_finite(row: Mapping[str, Any]) -> bool:
-    """Return whether a row has finite numbers only; loggers write no others, so the line is damaged if not."""
+    """Return whether all numbers of a row are finite; loggers write no others, so otherwise the line is damaged."""
     try:
         _line(row)
     except ValueError:

@@ -16,7 +16,7 @@ from segwright.networks.build import on_meta
 
 _SIZE_INCHES: Final = (11.0, 6.0)
 _DPI: Final = 100
-_MOST_LABELS: Final = 24
+_MAX_LABELS: Final = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ def trace(network: nn.Module, num_input_channels: int, patch_size: Sequence[int]
     layers: list[Layer] = []
     shape = (2, num_input_channels, *patch_size)
 
-    def note(module: nn.Module, _: Any, output: Any) -> None:
+    def add_layer(module: nn.Module, _: Any, output: Any) -> None:
         if isinstance(output, Tensor) and output.ndim == len(shape):
             layers.append(Layer(type(module).__name__, output.shape[1], tuple(output.shape[2:])))
 
@@ -45,7 +45,7 @@ def trace(network: nn.Module, num_input_channels: int, patch_size: Sequence[int]
         copy = on_meta(network)
         for module in copy.modules():
             if not any(module.children()):
-                module.register_forward_hook(note)
+                module.register_forward_hook(add_layer)
         with torch.no_grad():
             copy(torch.empty(shape, device="meta"))
     except Exception as error:
@@ -70,7 +70,7 @@ def plot_network(network: nn.Module, num_input_channels: int, patch_size: Sequen
         sizes.set_yscale("log", base=2)
         sizes.set_ylabel("mean extent [voxels]")
         changes = [index for index, layer in enumerate(layers) if index == 0 or layer.size != layers[index - 1].size]
-        for index in changes[:_MOST_LABELS]:
+        for index in changes[:_MAX_LABELS]:
             text = " x ".join(map(str, layers[index].size))
             sizes.annotate(text, (index, extents[index]), rotation=60, fontsize=7, va="bottom")
         sizes.set_ylim(1, 8 * max(extents))
@@ -82,6 +82,7 @@ def plot_network(network: nn.Module, num_input_channels: int, patch_size: Sequen
 
 
 def _mean_extent(size: Sequence[int]) -> float:
+    """Return the geometric mean of the sizes."""
     product = 1.0
     for extent in size:
         product *= extent

@@ -18,8 +18,8 @@ _DPI = 80
 def plot(logbook: Logbook, path: Path) -> None:
     """Draw the curves of a training."""
     with figure_file(path, size_inches=_SIZE_INCHES, dpi=_DPI) as figure:
-        quality, duration, rate = figure.subplots(3, 1, sharex=True)
-        _draw_quality(quality, logbook)
+        curves, duration, rate = figure.subplots(3, 1, sharex=True)
+        _draw_losses_and_dice(curves, logbook)
         duration.plot(
             _series(logbook.column("epoch_end_timestamps")) - _series(logbook.column("epoch_start_timestamps"))
         )
@@ -30,7 +30,7 @@ def plot(logbook: Logbook, path: Path) -> None:
         rate.set_xlabel("epoch")
 
 
-def _draw_quality(axes: Axes, logbook: Logbook) -> None:
+def _draw_losses_and_dice(axes: Axes, logbook: Logbook) -> None:
     axes.plot(_series(logbook.column("train_losses")), color="tab:blue", label="training loss")
     axes.plot(_series(logbook.column("val_losses")), color="tab:red", label="validation loss")
     axes.set_ylabel("loss")

@@ -47,7 +47,7 @@ def stagnation_warnings(
     forced: float,
     load_locations: Callable[[], Sequence[ClassLocations]],
 ) -> list[str]:
-    """Return a warning for each class that is due for one at the end of an epoch.
+    """Return a warning for each class whose pseudo Dice has been 0 for a multiple of the patience.
 
     Args:
         rows: metrics of the epochs so far.
@@ -55,7 +55,7 @@ def stagnation_warnings(
         keys: their keys in the class locations, in the same order.
         num_epochs: epochs of the training; None under a time budget.
         forced: share of samples that must show foreground.
-        load_locations: returns the voxels of each class for every training case; called only if a class is due.
+        load_locations: returns the voxels of each class for every training case; called only if there is a warning.
     """
     wait = patience(num_epochs)
     epochs = [epochs_at_zero(rows, index) for index in range(len(names))]

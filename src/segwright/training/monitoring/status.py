@@ -1,4 +1,4 @@
-"""Progress of a training for other programs: `status.json`, and the `stop` file that ends the training early."""
+"""Report the progress of a training to other programs (`status.json`), and end it early on request (file `stop`)."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class StatusFile:
 
     @property
     def stop_is_requested(self) -> bool:
-        """Whether the stop file exists; False without a look if the last one is under `STOP_INTERVAL_S` ago."""
+        """Whether the stop file exists; checked at most once in `STOP_INTERVAL_S`, and False in between."""
         if not self._stop_timer.is_due:
             return False
         self._stop_timer.reset()

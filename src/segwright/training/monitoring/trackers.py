@@ -1,4 +1,4 @@
-"""Loggers for experiment trackers: TensorBoard, MLflow, Weights & Biases if installed, or a user's, by reference."""
+"""Metric loggers for TensorBoard, MLflow and Weights & Biases, if installed, and loading of a user's own ones."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ LoggerFactory = Callable[[Path], MetricLogger]
 """Called with the fold's folder when the training starts."""
 
 
-def flat(metrics: Mapping[str, Metric]) -> Iterator[tuple[str, float]]:
-    """Yield the numbers of an epoch, those of classes as `name/class_1`, `name/class_2` as nnU-Net.
+def flatten(metrics: Mapping[str, Metric]) -> Iterator[tuple[str, float]]:
+    """Yield name and value of an epoch's numbers, those of classes as `name/class_1`, `name/class_2` like nnU-Net.
 
     nnU-Net behaviour 8.3.
 
-    >>> dict(flat({"lrs": 0.01, "dice_per_class_or_region": [0.5, None, 0.25], "ema_fg_dice": None}))
+    >>> dict(flatten({"lrs": 0.01, "dice_per_class_or_region": [0.5, None, 0.25], "ema_fg_dice": None}))
     {'lrs': 0.01, 'dice_per_class_or_region/class_1': 0.5, 'dice_per_class_or_region/class_3': 0.25}
     """
     for name, value in metrics.items():
@@ -54,7 +54,7 @@ class TensorBoardLogger:
         if self._writer is None:
             module = import_module("torch.utils.tensorboard")
             self._writer = module.SummaryWriter(str(self._folder), purge_step=self._first)
-        for name, value in flat(metrics):
+        for name, value in flatten(metrics):
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
@@ -78,7 +78,7 @@ class MLflowLogger:
 
     def log(self, metrics: Mapping[str, Metric], step: int) -> None:
         """Log one epoch."""
-        self._mlflow.log_metrics(dict(flat(metrics)), step=step, run_id=self._run.info.run_id)
+        self._mlflow.log_metrics(dict(flatten(metrics)), step=step, run_id=self._run.info.run_id)
 
     def close(self) -> None:
         """End the run."""
@@ -94,11 +94,11 @@ class WandbLogger:
         self._run = wandb.init(dir=str(folder), id=identity, name=_run_name(folder), resume="allow")
 
     def rewind(self, epoch: int) -> None:
-        """Do nothing: Weights & Biases itself drops steps that it has already."""
+        """Do nothing: Weights & Biases drops steps that it already has."""
 
     def log(self, metrics: Mapping[str, Metric], step: int) -> None:
         """Log one epoch."""
-        self._run.log(dict(flat(metrics)), step=step)
+        self._run.log(dict(flatten(metrics)), step=step)
 
     def close(self) -> None:
         """End the run."""
@@ -118,15 +118,15 @@ def require_loggers(references: Sequence[str]) -> None:
         ConfigError: a name is unknown, or a package is not installed.
     """
     for reference in references:
-        factory(reference)
+        find_factory(reference)
         if reference in LOGGERS.names() and find_spec(reference) is None:
             raise ConfigError(
                 f"metric logger '{reference}' needs the package {reference}; install it, or drop it from sinks"
             )
 
 
-def factory(reference: str) -> LoggerFactory:
-    """Return the factory of a logger: of a registered name, or behind `module:attr`."""
+def find_factory(reference: str) -> LoggerFactory:
+    """Return the logger factory of a registered name or a `module:attr` reference."""
     found: Any = import_reference(reference, kind="metric logger") if ":" in reference else LOGGERS.get(reference)
     if not callable(found):
         raise ConfigError(
@@ -137,10 +137,10 @@ def factory(reference: str) -> LoggerFactory:
 
 
 def open_loggers(references: Sequence[str], folder: Path) -> list[MetricLogger]:
-    """Return the loggers of a fold, without those that cannot be opened, which are logged."""
+    """Open the loggers of a fold; log those that cannot be opened, and leave them out."""
     loggers: list[MetricLogger] = []
     for reference in references:
-        make = factory(reference)
+        make = find_factory(reference)
         try:
             loggers.append(SafeLogger(make(folder), reference))
         except Exception as error:

@@ -35,45 +35,45 @@ class WeightAverage:
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
-        self._live = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-        self._average = {name: tensor.detach().clone() for name, tensor in self._live.items()}
-        device = next(iter(self._live.values())).device
+        self._weights = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+        self._average = {name: tensor.detach().clone() for name, tensor in self._weights.items()}
+        device = next(iter(self._weights.values())).device
         self._steps = torch.zeros((), device=device)
         self._decay = torch.full_like(self._steps, decay)
 
     @torch.no_grad()
-    def update(self, made: Tensor) -> None:
-        """Update the average if `made`, a bool scalar on the device, is true."""
+    def update(self, has_stepped: Tensor) -> None:
+        """Update the average if the bool scalar `has_stepped` is true; the host does not wait for it."""
         keep = torch.minimum(self._decay, self._steps / (self._steps + WARMUP_STEPS))
         for name, average in self._average.items():
-            weights = self._live[name].detach()
+            weights = self._weights[name].detach()
             moved = (
                 torch.lerp(average, weights, (1 - keep).to(average.dtype)) if average.is_floating_point() else weights
             )
-            # torch.where, as a product with 0 would keep a NaN that a skipped step left in a running statistic.
-            average.copy_(torch.where(made, moved, average))
-        self._steps += made
+            # torch.where, since a product with 0 would keep a NaN that a skipped step left in a running statistic.
+            average.copy_(torch.where(has_stepped, moved, average))
+        self._steps += has_stepped
 
     def after_step(self, optimizer: Optimizer, *_: Any) -> None:
-        """Hook for after an optimiser's step; fused ones set `found_inf` where they skipped it."""
+        """Update the average as a post-step hook; fused optimisers set `found_inf` where they skipped the step."""
         skipped = vars(optimizer).get("found_inf")
-        made = torch.ones_like(self._steps) if skipped is None else 1 - skipped.reshape(())
-        self.update(made > 0)
+        stepped = torch.ones_like(self._steps) if skipped is None else 1 - skipped.reshape(())
+        self.update(stepped > 0)
 
     @torch.no_grad()
-    def exchange(self) -> None:
+    def swap(self) -> None:
         """Swap the network's weights and the average in place."""
         for name, average in self._average.items():
-            weights = self._live[name].detach()
+            weights = self._weights[name].detach()
             kept = weights.clone()
             weights.copy_(average)
             average.copy_(kept)
 
     @torch.no_grad()
-    def install(self) -> None:
+    def copy_to_network(self) -> None:
         """Copy the average into the network."""
         for name, average in self._average.items():
-            self._live[name].detach().copy_(average)
+            self._weights[name].detach().copy_(average)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors to resume from."""
@@ -88,7 +88,7 @@ class WeightAverage:
         """
         if not tensors:
             for name, average in self._average.items():
-                average.copy_(self._live[name].detach())
+                average.copy_(self._weights[name].detach())
             self._steps.zero_()
             return
         own = self.tensors()
@@ -98,8 +98,8 @@ class WeightAverage:
             own[name].copy_(tensor)
 
 
-def follow(network: nn.Module, optimizer: Optimizer, decay: float | None) -> WeightAverage | None:
-    """Return an average that is updated after every step of the optimiser; None without a decay."""
+def attach(network: nn.Module, optimizer: Optimizer, decay: float | None) -> WeightAverage | None:
+    """Return an average that the optimiser updates after every step; None without a decay."""
     if decay is None:
         return None
     average = WeightAverage(network, decay)
@@ -113,14 +113,14 @@ def applied(average: WeightAverage | None) -> Iterator[None]:
     if average is None:
         yield
         return
-    average.exchange()
+    average.swap()
     try:
         yield
     finally:
-        average.exchange()
+        average.swap()
 
 
-def separated(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def split_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Split the tensors saved beside the weights into the optimiser's and the average's."""
     average = {name: tensor for name, tensor in tensors.items() if name == COUNT or name.startswith(PREFIX)}
     return {name: tensor for name, tensor in tensors.items() if name not in average}, average

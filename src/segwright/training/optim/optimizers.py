@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from segwright.core.errors import ConfigError, ModelError, SegwrightError, nearest
 from segwright.core.extensions.registry import Registry, import_reference, is_reference
 from segwright.core.extensions.user_code import user_call
-from segwright.networks.checkpoint import WRAPPERS
+from segwright.networks.checkpoint import strip_wrappers
 from segwright.training.config import TrainConfig
 from segwright.training.hook_results import required_optimizer
 
@@ -21,7 +21,7 @@ LR_FACTOR: Final = "lr_factor"
 """Key of a parameter group: factor of its learning rate."""
 
 STEP: Final = "step"
-"""torch's key for the number of updates of a parameter."""
+"""torch's key, in the state of a parameter, for its number of updates."""
 
 
 class OptimizerFactory(Protocol):
@@ -68,7 +68,7 @@ def parameter_groups(network: nn.Module, config: TrainConfig) -> list[dict[str, 
         ConfigError: a name matches no parameter.
         ModelError: no parameter is left to train.
     """
-    named = {_unwrapped(name): parameter for name, parameter in network.named_parameters()}
+    named = {strip_wrappers(name): parameter for name, parameter in network.named_parameters()}
     modules = dict.fromkeys(
         ".".join(name.split(".")[:depth]) for name in named for depth in range(1, name.count(".") + 2)
     )
@@ -127,13 +127,13 @@ def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
 def update(
     optimizer: Optimizer, network: nn.Module, *, clip_norm: float, scaler: torch.amp.GradScaler | None = None
 ) -> Tensor:
-    """Clip the gradient, update the weights unless it is not finite, and return its norm before clipping.
+    """Clip the gradient, update the weights if its norm is finite, and return that norm, as it was before clipping.
 
     Args:
-        optimizer: with a fused one the decision to skip a step stays on the device.
+        optimizer: if it is fused, the step is skipped on the device, without waiting for the norm.
         network: its gradients are clipped together.
-        clip_norm: largest norm.
-        scaler: of a run in fp16.
+        clip_norm: maximum norm.
+        scaler: for fp16; it decides by itself whether to skip the step.
     """
     if scaler is not None:
         scaler.unscale_(optimizer)
@@ -198,9 +198,3 @@ def _entries(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Iterab
 
 def _is_fused(optimizer: Optimizer) -> bool:
     return all(group.get("fused") for group in optimizer.param_groups)
-
-
-def _unwrapped(name: str) -> str:
-    while name.startswith(WRAPPERS):
-        name = name.partition(".")[2]
-    return name

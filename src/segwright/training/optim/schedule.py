@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from segwright.core.errors import ConfigError
 from segwright.core.extensions.registry import Registry, import_reference
 from segwright.core.extensions.user_code import user_call
-from segwright.training.config import WARMUP, TrainConfig
+from segwright.training.config import WARMUP_PREFIX, TrainConfig
 
 POLY_EXPONENT = 0.9
 """nnU-Net behaviour 8.5."""
@@ -84,11 +84,11 @@ def build_schedule(config: TrainConfig, num_epochs: int | None) -> Schedule:
         ConfigError: an unknown schedule, one that returns invalid factors, or an invalid warm-up.
     """
     name = config.schedule
-    before, plus, rest = name.rpartition(WARMUP)
+    before, plus, rest = name.rpartition(WARMUP_PREFIX)
     schedule: Schedule = import_reference(rest, kind="schedule") if ":" in rest else SCHEDULES.get(rest)
     if before or not callable(schedule):
         raise ConfigError(
-            f"schedule '{name}' cannot be called; name a function fn(progress) -> factor, or {WARMUP}NAME"
+            f"schedule '{name}' cannot be called; name a function fn(progress) -> factor, or {WARMUP_PREFIX}NAME"
         )
     for progress in PROBES:
         with user_call(schedule, f"schedule '{name}'", contract="it is called as fn(progress) -> factor"):
@@ -98,7 +98,9 @@ def build_schedule(config: TrainConfig, num_epochs: int | None) -> Schedule:
     epochs = config.warmup_epochs
     if not plus:
         if epochs is not None:
-            raise ConfigError(f"warmup_epochs {epochs} has no effect with schedule '{name}'; choose '{WARMUP}{name}'")
+            raise ConfigError(
+                f"warmup_epochs {epochs} has no effect with schedule '{name}'; choose '{WARMUP_PREFIX}{name}'"
+            )
         return schedule
     if config.budget_s is not None or num_epochs is None:
         if epochs is not None:

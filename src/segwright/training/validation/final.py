@@ -37,7 +37,7 @@ logger = getLogger(__name__)
 RECORD_JSON = "predictions.json"
 SCHEMA_VERSION = 1
 
-Kept = int | list[int]
+FileStamp = int | list[int]
 """Bytes and CRC-32 of a prediction; records of earlier versions have the bytes alone."""
 
 
@@ -67,7 +67,7 @@ def validate(
     *,
     file_ending: str,
     weights_hash: str,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     ranks: DistributedContext = SINGLE,
 ) -> Scores:
     """Predict cases, write `<case><ending>` and `summary.json` into `folder`, and return the scores.
@@ -82,7 +82,7 @@ def validate(
         folder: `validation` in the fold folder.
         file_ending: of predictions, as in dataset.json.
         weights_hash: hash of the weights.
-        say: logs a line.
+        log: logs a line.
         ranks: share the cases; the first one writes the record and the scores, all return the scores.
 
     Raises:
@@ -93,11 +93,11 @@ def validate(
     if missing:
         raise DatasetError(f"case {missing[0]}: no reference label to validate with; put it back into labelsTr")
     files = {name: below(folder, f"{name}{file_ending}") for name in identifiers}
-    record = Record.open(folder, weights_hash) if ranks.is_first else Record(None, weights_hash, {})
+    record = PredictionRecord.open(folder, weights_hash) if ranks.is_first else PredictionRecord(None, weights_hash, {})
     todo = ranks.broadcast([name for name in identifiers if not record.has(files[name])])
     start = time.monotonic()
     kept = f", {len(files) - len(todo)} are done already" if len(todo) < len(files) else ""
-    say(f"validation: predicting {len(todo)} cases with {len(predictor.window.flips)} mirrored views{kept}")
+    log(f"validation: predicting {len(todo)} cases with {len(predictor.window.flips)} mirrored views{kept}")
     _predict(predictor, cases, {name: files[name] for name in ranks.local_items(todo)}, record)
     for done in ranks.gather(record.done)[1:]:
         record.add(*(folder / name for name in done))
@@ -106,7 +106,7 @@ def validate(
         return Scores.load(folder / SUMMARY_JSON)
     scores = score(references, files, folder, labels=predictor.labels, reader=predictor.reader)
     ranks.barrier()
-    say(f"validation complete in {time.monotonic() - start:.1f} s, mean validation Dice {scores.mean_dice:.4f}")
+    log(f"validation complete in {time.monotonic() - start:.1f} s, mean validation Dice {scores.mean_dice:.4f}")
     return scores
 
 
@@ -144,19 +144,19 @@ def score(
     return scores
 
 
-class Record:
+class PredictionRecord:
     """The finished predictions and the hash of their weights: `predictions.json`, rewritten after every case.
 
     Without a path it is only in memory.
     """
 
-    def __init__(self, path: Path | None, weights_hash: str, done: dict[str, Kept]) -> None:
+    def __init__(self, path: Path | None, weights_hash: str, done: dict[str, FileStamp]) -> None:
         self._path = path
         self._hash = weights_hash
         self.done = done
 
     @classmethod
-    def open(cls, folder: Path, weights_hash: str) -> Record:
+    def open(cls, folder: Path, weights_hash: str) -> PredictionRecord:
         """Read the record if it is of these weights; else start a new one and remove the predictions it lists."""
         path = folder / RECORD_JSON
         sweep_leftovers(folder)
@@ -183,24 +183,26 @@ class Record:
         kept = self.done.get(file.name)
         if kept is None or not file.is_file():
             return False
-        if kept in (file.stat().st_size, _kept(file)):
+        if kept in (file.stat().st_size, _stamp(file)):
             return True
         logger.warning("%s: is damaged or was changed; predicted again", file)
         return False
 
     def add(self, *files: Path) -> None:
         """Record finished predictions."""
-        self.done.update({file.name: _kept(file) for file in files})
+        self.done.update({file.name: _stamp(file) for file in files})
         if self._path is not None:
             document = {"schema_version": SCHEMA_VERSION, "weights_hash": self._hash}
             write_checked_json(self._path, {**document, "files": dict(sorted(self.done.items()))})
 
 
-def _kept(file: Path) -> list[int]:
+def _stamp(file: Path) -> list[int]:
     return [file.stat().st_size, file_crc(file)]
 
 
-def _predict(predictor: Predictor, cases: ValidationSource, files: Mapping[str, Path], record: Record) -> None:
+def _predict(
+    predictor: Predictor, cases: ValidationSource, files: Mapping[str, Path], record: PredictionRecord
+) -> None:
     """Predict case by case; a thread exports the previous case."""
     with ThreadPoolExecutor(1, thread_name_prefix="segwright-export") as exporting:
         exports: list[Future[None]] = []
@@ -237,7 +239,7 @@ def _write(
     provenance: Provenance,
     collector: CaseStatsCollector,
     file: Path,
-    record: Record,
+    record: PredictionRecord,
     name: str,
     label_map: LabelMap,
 ) -> None:

@@ -27,7 +27,7 @@ from segwright.inference.predictor import Predictor
 from segwright.inference.reliability.case_statistics import Observation
 from segwright.preprocessing.pipeline import PredictionInput
 from segwright.training.cascade import network_input
-from segwright.training.validation.final import Record, ValidationSource
+from segwright.training.validation.final import PredictionRecord, ValidationSource
 from segwright.training.validation.reliability import CaseStats, CaseStatsCollector, mean_reliability, stats_file
 from segwright.workspace import Workspace
 
@@ -75,7 +75,8 @@ def predict_pairs(
     checkpoints = {name: Workspace.fold_folder(members[name].folder, fold) for name in names}
     weights = {name: file_hash(folder / "checkpoint_final.safetensors") for name, folder in checkpoints.items()}
     records = {
-        pair: Record.open(folder, content_hash([weights[name] for name in pair])) for pair, folder in folders.items()
+        pair: PredictionRecord.open(folder, content_hash([weights[name] for name in pair]))
+        for pair, folder in folders.items()
     }
     todo = {
         case: [

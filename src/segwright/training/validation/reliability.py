@@ -30,11 +30,11 @@ from segwright.preprocessing.pipeline import PredictionInput
 FOLDER: Final = "observed"
 """Folder of the documents beside the label maps."""
 
-_MOST_VOXELS = 2**15
+_MAX_VOXELS = 2**15
 """Most voxels of one case whose probabilities are compared with the truth."""
 _MARGIN = 8
 """Voxels around the true structures that are compared too; further away every model is certain and right."""
-_LEAST = 1e-7
+_MIN_PROBABILITY = 1e-7
 """Probabilities are clipped to [this, 1 - this], since float16 files contain 0 and 1."""
 
 
@@ -85,7 +85,7 @@ class VoxelSampler:
             (max(low - _MARGIN, 0), min(high + _MARGIN, size))
             for (low, high), size in zip(nonzero_box(structures), truth.shape, strict=True)
         )
-        return cls(truth, box, max(1, math.ceil((math.prod(box_shape(box)) / _MOST_VOXELS) ** (1 / 3))))
+        return cls(truth, box, max(1, math.ceil((math.prod(box_shape(box)) / _MAX_VOXELS) ** (1 / 3))))
 
     def planes(self, start: int, stop: int) -> range:
         """Return the planes of the lattice in [start, stop)."""
@@ -142,6 +142,6 @@ def mean_reliability(arrays: Sequence[Any], truth: npt.NDArray[Any], labels: Lab
     for plane in () if sampler is None else sampler.planes(0, len(truth)):
         assert sampler is not None
         parts = [sampler.sample(np.asarray(array[:, plane], dtype=np.float32)) for array in arrays]
-        mean = np.clip(np.mean(parts, axis=0), _LEAST, 1 - _LEAST)
+        mean = np.clip(np.mean(parts, axis=0), _MIN_PROBABILITY, 1 - _MIN_PROBABILITY)
         reliabilities.add(logit(mean) if labels.has_regions else np.log(mean), sampler.sample(truth[plane]))
     return reliabilities.reliability()

@@ -27,7 +27,7 @@ from segwright.inference.export.postprocessing import PostProcessing, process_fo
 from segwright.inference.export.writers import ProbabilityFormat
 from segwright.inference.models.selected import read_selected
 from segwright.inference.reliability.uncertainty import map_files
-from segwright.training.validation.final import Record
+from segwright.training.validation.final import PredictionRecord
 from segwright.training.validation.reliability import stats_file
 from segwright.workspace import Workspace
 
@@ -103,7 +103,7 @@ def record(work: Path, name: str) -> None:
     write(
         work / "predictions.json", {"weights_hash": "old", "files": {name: 1, f"{name}.nii.gz": 1, f"{name}.json": 1}}
     )
-    Record.open(work, "new")
+    PredictionRecord.open(work, "new")
 
 
 def crossval(work: Path, name: str) -> None:

@@ -18,7 +18,7 @@ from segwright.core.extensions.trust import TRUST_ALL, TRUST_NONE
 from segwright.core.files.atomic_io import has_valid_checksum
 from segwright.networks.checkpoint import load_weights, save_weights
 from segwright.training.checkpointing import checkpoints
-from segwright.training.checkpointing.checkpoints import CheckpointState, recorded
+from segwright.training.checkpointing.checkpoints import CheckpointState, losses_to_json
 from segwright.training.checkpointing.resume import require_same_training, resumed_config
 from segwright.training.config import TrainConfig
 from tests.unit.training.tiny_task import settings
@@ -47,7 +47,7 @@ def state(step: int = 5, config: TrainConfig | None = None, **values: Any) -> Ch
 
 
 def test_loaded_checkpoint_equals_the_saved_one(tmp_path: Path) -> None:
-    saved = state(epoch_losses=recorded([torch.tensor(0.1), torch.tensor(math.nan)]))
+    saved = state(epoch_losses=losses_to_json([torch.tensor(0.1), torch.tensor(math.nan)]))
     path = checkpoints.save(tmp_path, "latest", saved, WEIGHTS, optimizer=MOMENTUM)
     found = checkpoints.load(path)
     assert found.state == saved.model_copy(update={"optimizer_file": found.state.optimizer_file})
@@ -102,7 +102,7 @@ def test_a_flipped_bit_falls_back_to_the_previous_checkpoint(
     whole = path.read_bytes()
     for bit in np.random.default_rng(0).integers(0, len(whole) * 8, 60).tolist():
         path.write_bytes(flipped(path, bit))
-        found = checkpoints.resumable(tmp_path)
+        found = checkpoints.find_resumable(tmp_path)
         assert found is not None
         checkpoint = checkpoints.load(found)
         if checkpoint.state.step == 9 and b"segwright_crc32" not in path.read_bytes():  # this word alone was hit
@@ -114,7 +114,7 @@ def test_a_flipped_bit_falls_back_to_the_previous_checkpoint(
         path.write_bytes(whole)
     assert "resuming from the previous checkpoint, of epoch 1" in caplog.text
     assert "damaged (its checksum" in caplog.text
-    assert checkpoints.resumable(tmp_path) == checkpoints.checkpoint_file(tmp_path, "latest")
+    assert checkpoints.find_resumable(tmp_path) == checkpoints.checkpoint_file(tmp_path, "latest")
 
 
 def test_only_damaged_checkpoints_are_an_error(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_only_damaged_checkpoints_are_an_error(tmp_path: Path) -> None:
     for path in tmp_path.glob("*.safetensors"):
         path.write_bytes(b"nothing")
     with pytest.raises(ModelError, match="no other checkpoint is left: remove .* to train again"):
-        checkpoints.resumable(tmp_path)
+        checkpoints.find_resumable(tmp_path)
 
 
 def test_weights_without_a_checksum_are_read(tmp_path: Path) -> None:
@@ -147,13 +147,13 @@ def test_a_kill_between_any_two_writes_leaves_the_old_or_the_new_checkpoint(
 
         return wrapped
 
-    for name in ("save_weights", "write_weights", "_keep_as_previous", "write_json", "_drop_optimizers"):
+    for name in ("save_weights", "write_weights", "_keep_as_previous", "write_json", "_remove_unused_optimizers"):
         monkeypatch.setattr(checkpoints, name, dying(getattr(checkpoints, name)))
     newer = {"momentum_buffer/layer.weight": torch.full((2, 3), 0.2)}
     with pytest.raises(KeyboardInterrupt):
         checkpoints.save(tmp_path, "latest", state(9), {"layer.weight": torch.ones(2, 3)}, optimizer=newer)
     monkeypatch.undo()
-    path = checkpoints.resumable(tmp_path)
+    path = checkpoints.find_resumable(tmp_path)
     assert path is not None
     found = checkpoints.load(path)
     is_new = found.state.step == 9
@@ -164,20 +164,20 @@ def test_a_kill_between_any_two_writes_leaves_the_old_or_the_new_checkpoint(
 
 
 def test_final_checkpoint_is_preferred_and_needs_its_json(tmp_path: Path) -> None:
-    assert checkpoints.resumable(tmp_path) is None
+    assert checkpoints.find_resumable(tmp_path) is None
     checkpoints.save(tmp_path, "latest", state(), WEIGHTS, optimizer=MOMENTUM)
     final = checkpoints.save(tmp_path, "final", state(), WEIGHTS)
-    assert checkpoints.resumable(tmp_path) == final
+    assert checkpoints.find_resumable(tmp_path) == final
     final.with_suffix(".json").unlink()
     assert not checkpoints.is_finished(tmp_path)
-    assert checkpoints.resumable(tmp_path) == checkpoints.checkpoint_file(tmp_path, "latest")
+    assert checkpoints.find_resumable(tmp_path) == checkpoints.checkpoint_file(tmp_path, "latest")
 
 
 def test_a_damaged_final_checkpoint_falls_back_to_the_latest(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     latest = checkpoints.save(tmp_path, "latest", state(epoch=1), WEIGHTS, optimizer=MOMENTUM)
     final = checkpoints.save(tmp_path, "final", state(), WEIGHTS)
     final.write_bytes(flipped(final, 8 * (final.stat().st_size - 4)))
-    assert checkpoints.resumable(tmp_path) == latest
+    assert checkpoints.find_resumable(tmp_path) == latest
     assert "checkpoint_final.safetensors: damaged" in caplog.text
     assert "resuming from the previous checkpoint, of epoch 1" in caplog.text
     assert not checkpoints.is_finished(tmp_path)
@@ -187,7 +187,7 @@ def test_a_damaged_final_checkpoint_without_another_is_kept_and_named(tmp_path: 
     final = checkpoints.save(tmp_path, "final", state(), WEIGHTS)
     final.write_bytes(flipped(final, 8 * (final.stat().st_size - 4)))
     with pytest.raises(ModelError, match="no other checkpoint is left: remove .* to train again"):
-        checkpoints.resumable(tmp_path)
+        checkpoints.find_resumable(tmp_path)
     assert checkpoints.is_finished(tmp_path)
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from segwright.core.errors import ConfigError
-from segwright.training.distributed.context import SINGLE, DistributedContext, shares
+from segwright.training.distributed.context import SINGLE, DistributedContext, split_batch
 from segwright.training.losses.builtin import build_loss
 from tests.unit.training import gloo
 
@@ -49,14 +49,14 @@ def outcome(folder: Path, world_size: int) -> Trained:
 @pytest.mark.parametrize("batch_size", [2, 3, 5, 8, 12])
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_shares_are_even_and_cover_the_batch(batch_size: int, world_size: int) -> None:
-    parts = shares(batch_size, world_size)
+    parts = split_batch(batch_size, world_size)
     assert [index for part in parts for index in part] == list(range(batch_size))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_fewer_samples_than_ranks_is_an_error() -> None:
     with pytest.raises(ConfigError, match="batch size 2 on 3 processes.*--gpus 2"):
-        shares(2, 3)
+        split_batch(2, 3)
 
 
 def test_a_single_process_reduces_to_its_own_values() -> None:

@@ -12,7 +12,7 @@ import torch
 from segwright.augmentation.recipe import build_recipe
 from segwright.core.errors import DatasetError
 from segwright.core.memory import available_bytes
-from segwright.training.checkpointing.checkpoints import resumable
+from segwright.training.checkpointing.checkpoints import find_resumable
 from segwright.training.config import CacheMode, TrainConfig
 from segwright.training.loading import caching
 from segwright.training.loading.batches import BatchLoader
@@ -58,7 +58,7 @@ def test_the_placement_depends_on_mode_size_and_free_memory(
 @pytest.mark.usefixtures("free")
 def test_the_reason_has_sizes_and_a_budget_can_be_given() -> None:
     assert choose_placement("auto", 2**31, torch.device("cpu"), limit_gib=3).reason == (
-        "cases are kept in memory: the cases take 2.0 GiB, of 3.0 GiB of memory"
+        "cases are kept in memory: they take 2.0 GiB of the 3.0 GiB allowed"
     )
     assert (
         "2.0 GiB, more than 1.0 GiB of memory"
@@ -75,7 +75,7 @@ def test_cases_are_held_while_the_budget_lasts() -> None:
     store = FakeStore(SHAPES)
     one = decoded_bytes(store.cases["case_0"])
     assert total_bytes(store, list(store.cases)) == sum(map(decoded_bytes, store.cases.values()))
-    cache = CaseCache(store, CachePlacement(place="ram", budget=one + decoded_bytes(store.cases["case_1"]) + 1))
+    cache = CaseCache(store, CachePlacement(place="ram", budget_bytes=one + decoded_bytes(store.cases["case_1"]) + 1))
     held = [isinstance(cache.load(name).image, torch.Tensor) for name in ("case_0", "case_2", "case_1")]
     assert held == [True, False, True]
 
@@ -84,7 +84,7 @@ def test_cases_are_held_while_the_budget_lasts() -> None:
 def test_a_case_that_cannot_be_read_is_named(held: bool) -> None:
     store = FakeStore([(12, 14, 9)])
     store.cases["case_0"].image = Broken()
-    cache = CaseCache(store, CachePlacement(place="ram", budget=2**40) if held else CachePlacement())
+    cache = CaseCache(store, CachePlacement(place="ram", budget_bytes=2**40) if held else CachePlacement())
     with pytest.raises(DatasetError, match="case_0"):
         _ = cache.load("case_0").image[0] if held else loader_of(cache).batch(0, 0)
 
@@ -108,7 +108,7 @@ def test_batches_are_the_same_bits_in_every_cache_and_number_of_threads(
     }  # fmt: skip
     runs = []
     for place in PLACES:
-        cache = CaseCache(store, CachePlacement(place=place, budget=2**40))
+        cache = CaseCache(store, CachePlacement(place=place, budget_bytes=2**40))
         loader = BatchLoader(cache, store.identifiers(), **options)
         for threads, ahead in ((1, 1), (3, 5)):
             runs.append(list(prefetch(loader, 2, 6, threads=threads, ahead=ahead)))
@@ -174,7 +174,7 @@ def test_a_training_resumed_with_another_cache_gives_the_same_losses(tmp_path: P
     with pytest.raises(Killed):
         dying.run_training()
     resumed = make(tmp_path / "parts", config=TrainConfig(cache="none"))
-    checkpoint = resumable(resumed.output_folder)
+    checkpoint = find_resumable(resumed.output_folder)
     assert checkpoint is not None
     resumed.load_checkpoint(checkpoint)
     resumed.run_training()

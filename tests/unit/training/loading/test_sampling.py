@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from segwright.core.errors import ConfigError
 from segwright.training.config import TrainConfig
 from segwright.training.loading.loaders import forced_share
-from segwright.training.loading.sampling import choose_key, choose_start, is_forced, num_forced, read_box, start_range
+from segwright.training.loading.sampling import choose_class, choose_start, is_forced, num_forced, read_box, start_range
 from tests.unit.training.tiny_task import make
 from tests.unit.training.tiny_task import settings as tiny_settings
 
@@ -49,7 +49,7 @@ def test_batch_of_one_forces_foreground_by_chance() -> None:
 def test_every_present_class_is_chosen_equally_often() -> None:
     locations = {1: voxels(*[(0, 0, 0)] * 500), 2: voxels((1, 1, 1)), 3: voxels(), (1, 2): voxels((2, 2, 2))}
     rng = np.random.default_rng(0)
-    chosen = [choose_key(locations, rng, forced=True, has_ignore=False) for _ in range(3000)]
+    chosen = [choose_class(locations, rng, forced=True, has_ignore=False) for _ in range(3000)]
     assert set(chosen) == {1, 2, (1, 2)}
     assert all(abs(chosen.count(key) / 3000 - 1 / 3) < 0.04 for key in (1, 2, (1, 2)))
 
@@ -57,20 +57,20 @@ def test_every_present_class_is_chosen_equally_often() -> None:
 def test_annotated_voxels_are_a_last_resort_of_forced_patches() -> None:
     rng = np.random.default_rng(0)
     both = {1: voxels((0, 0, 0)), ANNOTATED: voxels((1, 1, 1))}
-    assert {choose_key(both, rng, forced=True, has_ignore=True) for _ in range(50)} == {1}
-    assert choose_key({**both, 1: voxels()}, rng, forced=True, has_ignore=True) == ANNOTATED
+    assert {choose_class(both, rng, forced=True, has_ignore=True) for _ in range(50)} == {1}
+    assert choose_class({**both, 1: voxels()}, rng, forced=True, has_ignore=True) == ANNOTATED
 
 
 def test_unforced_patches_lie_on_annotated_voxels_where_a_label_is_ignored() -> None:
     rng = np.random.default_rng(0)
     locations = {1: voxels((0, 0, 0)), ANNOTATED: voxels((1, 1, 1))}
-    assert choose_key(locations, rng, forced=False, has_ignore=True) == ANNOTATED
-    assert choose_key({1: voxels((0, 0, 0))}, rng, forced=False, has_ignore=False) is None
-    assert choose_key({1: voxels(), ANNOTATED: voxels()}, rng, forced=False, has_ignore=True) is None
+    assert choose_class(locations, rng, forced=False, has_ignore=True) == ANNOTATED
+    assert choose_class({1: voxels((0, 0, 0))}, rng, forced=False, has_ignore=False) is None
+    assert choose_class({1: voxels(), ANNOTATED: voxels()}, rng, forced=False, has_ignore=True) is None
 
 
 def test_case_without_foreground_falls_back_to_anywhere() -> None:
-    assert choose_key({1: voxels(), 2: voxels()}, np.random.default_rng(0), forced=True, has_ignore=False) is None
+    assert choose_class({1: voxels(), 2: voxels()}, np.random.default_rng(0), forced=True, has_ignore=False) is None
 
 
 @pytest.mark.parametrize(

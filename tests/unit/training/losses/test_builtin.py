@@ -164,8 +164,8 @@ def test_one_output_of_a_deeply_supervised_network_is_compared_with_the_full_tar
     ("labels", "reference", "words"),
     [
         (PLAIN, "dice_cee", "did you mean 'dice_ce'"),
-        (PLAIN, "dice_bce", "does not suit labels"),
-        (REGIONS, "dice_ce", "does not suit regions"),
+        (PLAIN, "dice_bce", "does not support labels"),
+        (REGIONS, "dice_ce", "does not support regions"),
         (PLAIN, f"{__name__}:SHAPE", "is not callable"),
     ],
 )

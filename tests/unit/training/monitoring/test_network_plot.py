@@ -46,5 +46,5 @@ class StubbornTrainer(Trainer):
 def test_a_network_that_cannot_be_drawn_is_still_trained(tmp_path: Path) -> None:
     trainer = make(tmp_path, StubbornTrainer)
     trainer.run_training()
-    assert "no picture of the network" in (trainer.output_folder / "training.log").read_text()
+    assert "network_architecture.png is not drawn" in (trainer.output_folder / "training.log").read_text()
     assert not (trainer.output_folder / "network_architecture.png").exists()

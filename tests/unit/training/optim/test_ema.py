@@ -16,7 +16,7 @@ from segwright.inference.models.model_folder import load_predictor
 from segwright.training.checkpointing.checkpoints import checkpoint_file
 from segwright.training.config import TrainConfig
 from segwright.training.loading.batches import Batch
-from segwright.training.optim.ema import WeightAverage, applied, follow, separated
+from segwright.training.optim.ema import WeightAverage, applied, attach, split_tensors
 from segwright.training.optim.optimizers import build_optimizer, update
 from segwright.training.trainer import Trainer
 from tests.unit.training.tiny_task import make, settings
@@ -56,7 +56,7 @@ def train(layers: nn.Module, optimizer: torch.optim.Optimizer, seeds: list[int],
 def test_average_is_the_formula_s(optimizer_name: str) -> None:
     layers = network()
     optimizer = build_optimizer(layers, TrainConfig(optimizer=optimizer_name))
-    average = follow(layers, optimizer, 0.4)
+    average = attach(layers, optimizer, 0.4)
     assert average is not None
     expected: dict[str, Tensor] = {}
     for step in range(12):
@@ -73,7 +73,7 @@ def test_average_is_the_formula_s(optimizer_name: str) -> None:
 def test_step_that_is_not_finite_never_touches_the_average(optimizer_name: str) -> None:
     layers = network()
     optimizer = build_optimizer(layers, TrainConfig(optimizer=optimizer_name))
-    average = follow(layers, optimizer, 0.9)
+    average = attach(layers, optimizer, 0.9)
     assert average is not None
     train(layers, optimizer, [0, 1, 2])
     before = {name: tensor.clone() for name, tensor in average.tensors().items()}
@@ -85,7 +85,7 @@ def test_step_that_is_not_finite_never_touches_the_average(optimizer_name: str) 
 def test_weights_are_restored_after_the_block_even_after_an_error() -> None:
     layers = network()
     optimizer = build_optimizer(layers, TrainConfig())
-    average = follow(layers, optimizer, 0.9)
+    average = attach(layers, optimizer, 0.9)
     train(layers, optimizer, [0, 1, 2, 3])
     before = values(layers)
     with pytest.raises(RuntimeError, match="mine"), applied(average):
@@ -102,7 +102,7 @@ def test_average_of_another_network_is_refused() -> None:
 
 def test_tensors_of_optimizer_and_average_are_separated() -> None:
     mine = WeightAverage(network(), 0.9).tensors()
-    optimizer, average = separated({"momentum_buffer/0.weight": torch.zeros(1), **mine})
+    optimizer, average = split_tensors({"momentum_buffer/0.weight": torch.zeros(1), **mine})
     assert list(optimizer) == ["momentum_buffer/0.weight"]
     assert average.keys() == mine.keys()
 
@@ -110,7 +110,7 @@ def test_tensors_of_optimizer_and_average_are_separated() -> None:
 def test_without_a_decay_there_is_no_average() -> None:
     layers = network()
     optimizer = build_optimizer(layers, TrainConfig())
-    assert follow(layers, optimizer, None) is None
+    assert attach(layers, optimizer, None) is None
 
 
 @pytest.mark.parametrize("decay", [0, 1, 1.5])

@@ -9,6 +9,8 @@ from segwright.core.errors import ConfigError
 from segwright.training.config import TrainConfig
 from segwright.training.optim.schedule import SCHEDULES, build_schedule, cosine, poly
 
+NOT_CALLABLE = 1
+
 
 @pytest.mark.parametrize(
     ("epoch", "rate"), [(0, 0.01), (1, 0.009991), (50, 0.0095489), (500, 0.0053589), (999, 1.9953e-5)]
@@ -83,7 +85,7 @@ def test_schedule_of_one_s_own_works_by_reference_and_by_name(monkeypatch: pytes
         ({"schedule": "polly"}, "unknown schedule 'polly'; did you mean 'poly'"),
         ({"schedule": "warmup+cosin"}, "did you mean 'cosine'"),
         ({"schedule": "warmup+warmup+poly"}, "name a function fn"),
-        ({"schedule": f"{__name__}:CPU"}, "name a function fn"),
+        ({"schedule": f"{__name__}:NOT_CALLABLE"}, "name a function fn"),
         ({"schedule": f"{__name__}:negative"}, "gives -0.5 at progress 1.0, expected a finite factor >= 0"),
         ({"warmup_epochs": 5}, r"no effect with schedule 'poly'; choose 'warmup\+poly'"),
         ({"schedule": "warmup+poly", "warmup_epochs": 20}, "must be below num_epochs, 20"),

@@ -7,32 +7,32 @@ from pathlib import Path
 import pytest
 
 from segwright.core.files.atomic_io import write_json
-from segwright.training.validation.final import RECORD_JSON, Record
+from segwright.training.validation.final import RECORD_JSON, PredictionRecord
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "a.nii.gz"
     path.write_bytes(b"voxels")
-    Record.open(tmp_path, "weights").add(path)
+    PredictionRecord.open(tmp_path, "weights").add(path)
     return path
 
 
 def test_an_undamaged_prediction_is_kept(file: Path) -> None:
-    assert Record.open(file.parent, "weights").has(file)
-    assert not Record.open(file.parent, "others").has(file)
+    assert PredictionRecord.open(file.parent, "weights").has(file)
+    assert not PredictionRecord.open(file.parent, "others").has(file)
 
 
 def test_a_damaged_prediction_of_the_same_size_is_made_again(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     file.write_bytes(b"voxelS")
-    assert not Record.open(file.parent, "weights").has(file)
+    assert not PredictionRecord.open(file.parent, "weights").has(file)
     assert "a.nii.gz: is damaged or was changed; predicted again" in caplog.text
 
 
 def test_a_damaged_record_keeps_nothing(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = file.parent / RECORD_JSON
     path.write_text(path.read_text().replace("weights", "weightz"))
-    found = Record.open(file.parent, "weightz")
+    found = PredictionRecord.open(file.parent, "weightz")
     assert not found.has(file)
     assert "predictions.json: damaged" in caplog.text
     assert "held-out cases are predicted again" in caplog.text
@@ -40,4 +40,4 @@ def test_a_damaged_record_keeps_nothing(file: Path, caplog: pytest.LogCaptureFix
 
 def test_a_record_of_an_earlier_version_goes_by_size(file: Path) -> None:
     write_json(file.parent / RECORD_JSON, {"weights_hash": "weights", "files": {file.name: 6}})
-    assert Record.open(file.parent, "weights").has(file)
+    assert PredictionRecord.open(file.parent, "weights").has(file)
