@@ -24,7 +24,7 @@ from segwright.inference.folder.log import PredictionLog
 from segwright.inference.models.selected import member_folders, read_selected
 from segwright.inference.reliability.calibration import Calibration
 from segwright.inference.reliability.expected_dice import DiceEstimator
-from segwright.networks.build import ArchitectureSpec, outline
+from segwright.networks.build import ArchitectureSpec, build_on_meta
 from segwright.preprocessing.plan_validation import validate_components
 from segwright.report.sources import read_fold
 from segwright.training.monitoring.loggers import JsonlLogger
@@ -52,7 +52,7 @@ def _read_plan(path: Path) -> None:
     for name in plan.configuration_names:
         configuration = plan.configuration(name)
         validate_components(plan, configuration)
-        outline(ArchitectureSpec.from_plan(configuration.architecture.model_dump(by_alias=True)), 1, 2)
+        build_on_meta(ArchitectureSpec.from_plan(configuration.architecture.model_dump(by_alias=True)), 1, 2)
         assert configuration.strides
     json.dumps(plan.to_json())
 

@@ -1,7 +1,9 @@
 """Augmentation of the previous stage's label map, an input of the cascade's second stage (nnU-Net behaviour 10.5).
 
-The first stage errs less on its own training data than on new data; random binary operators and removed components
-keep the second stage from copying its input. L foreground labels, S spatial axes.
+The first stage makes fewer errors on its training data than on new data; random binary operators and removed
+components keep the second stage from copying its input.
+
+Shape letters: B samples, C image channels, L foreground labels, S spatial axes.
 """
 
 from __future__ import annotations
@@ -29,7 +31,10 @@ Masks = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BinaryOperators:
-    """Dilate, erode, close or open channels with a ball (a disk in 2D) of random radius (voxels)."""
+    """Dilate, erode, close or open channels with a ball (a disk in 2D) of random radius (voxels).
+
+    `probability` is per sample, `per_label` that of each label in such a sample.
+    """
 
     probability: float = 0.4
     per_label: float = 0.5
@@ -60,7 +65,10 @@ class BinaryOperators:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComponentRemoval:
-    """Remove one connected component (full connectivity) smaller than a fraction of the patch."""
+    """Remove one connected component (full connectivity) of a label, smaller than `largest_share` of the patch.
+
+    `probability` is per sample, `per_label` that of each label in such a sample.
+    """
 
     probability: float = 0.2
     per_label: float = 0.5

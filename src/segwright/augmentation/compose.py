@@ -1,4 +1,4 @@
-"""Recipe: the named transforms of a training sample, in order, as an editable value."""
+"""The augmentation recipe: an ordered, editable sequence of named transforms, drawn and applied per sample."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from segwright.core.extensions.user_code import (
 )
 
 SPATIAL = "spatial"
-"""Name of the affine in a recipe; it comes first, because it decides which voxels are read."""
+"""Name of the affine in a recipe; it is first, since it decides which voxels are read."""
 
 _PASSED_ON = (SegwrightError, MemoryError, torch.OutOfMemoryError)
-"""Errors not caused by the transform, or that already name it."""
+"""Errors that the transform did not cause, or that already name it."""
 
 RngFactory = Callable[[str], np.random.Generator]
-"""Returns the random generator of a named transform for one sample, so that editing a recipe changes no other draw."""
+"""Maps a transform's name to its random generator for one sample, so that editing a recipe changes no other draw."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,7 @@ class Step:
         ):
             raise ConfigError(
                 f"augmentation '{self.name}': expected an object with draw(rng, shape) and apply(samples, draws), got "
-                f"{shown(self.transform)}"
+                f"{describe_type(self.transform)}"
             )
 
 
@@ -58,8 +58,8 @@ class Step:
 class Recipe:
     """An augmentation pipeline: an affine, then an ordered tuple of named transforms.
 
-    `previous_label_probability` is for the second stage of a cascade: the probability that binary operators and
-    component removal, once drawn for a sample, change a given label of the previous stage.
+    `previous_label_probability` is for the second stage of a cascade: the probability that a binary operator or
+    component removal that was drawn for a sample is applied to a label of the previous stage.
 
     >>> from segwright.augmentation.recipe import build_recipe
     >>> recipe = build_recipe("default", (64, 64, 64))
@@ -73,7 +73,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.spatial is not None and not isinstance(self.spatial, Affine):
-            raise ConfigError(f"augmentation '{SPATIAL}' must be an Affine, got {shown(self.spatial)}")
+            raise ConfigError(f"augmentation '{SPATIAL}' must be an Affine, got {describe_type(self.spatial)}")
         names = self.names()
         for name in names:
             if names.count(name) > 1:
@@ -85,7 +85,7 @@ class Recipe:
 
     @property
     def mirror_axes(self) -> tuple[int, ...]:
-        """The spatial axes that training mirrors, so that inference may mirror them too."""
+        """The spatial axes that training mirrors, which inference may mirror too."""
         axes = {axis for step in self.steps if isinstance(step.transform, Mirror) for axis in step.transform.axes}
         return tuple(sorted(axes))
 
@@ -102,7 +102,7 @@ class Recipe:
         return replace(self, steps=tuple(step for step in self.steps if step.name != name))
 
     def replace(self, name: str, transform: Transform | Affine) -> Recipe:
-        """Return the recipe with the named transform replaced; `spatial` takes an `Affine` and may be absent before."""
+        """Return the recipe with the named transform replaced; `spatial` takes an `Affine`, also if there was none."""
         if name != SPATIAL:
             self._require(name)
         if isinstance(transform, Affine) != (name == SPATIAL):
@@ -128,7 +128,7 @@ class Recipe:
         return None if self.spatial is None else self.spatial.draw(rng_for(SPATIAL), dims)
 
     def draw(self, rng_for: RngFactory, shape: Sequence[int]) -> dict[str, Params]:
-        """Draw the parameters of all other transforms for one sample of `shape` (C, *S), without those not applied."""
+        """Draw the parameters of the other transforms for one sample of `shape` (C, *S), by name; omit unused ones."""
         drawn = ((step.name, _draw(step, rng_for, shape)) for step in self.steps)
         return {name: draw for name, draw in drawn if draw is not None}
 
@@ -140,11 +140,11 @@ class Recipe:
                 continue
             drawn = [draws[sample][step.name] for sample in chosen]
             if len(chosen) == len(draws):
-                samples = _changed(step, samples, drawn)
+                samples = _apply(step, samples, drawn)
                 continue
             index = torch.tensor(chosen).to(samples.images.device, non_blocking=True)
             part = Samples(images=samples.images.index_select(0, index), labels=samples.labels.index_select(0, index))
-            changed = _changed(step, part, drawn)
+            changed = _apply(step, part, drawn)
             samples.images.index_copy_(0, index, changed.images)
             if changed.labels is not part.labels:
                 samples.labels.index_copy_(0, index, changed.labels)
@@ -155,8 +155,8 @@ class Recipe:
             raise ConfigError(f"augmentation recipe has no transform '{name}'{nearest(name, self.names())}")
 
 
-def shown(value: object) -> str:
-    """Return the type of `value` for an error message."""
+def describe_type(value: object) -> str:
+    """Describe the type of a value for an error message."""
     return f"the class {value.__name__} itself" if isinstance(value, type) else f"a {type(value).__name__}"
 
 
@@ -171,12 +171,12 @@ def _draw(step: Step, rng_for: RngFactory, shape: Sequence[int]) -> Params | Non
     if draw is None or isinstance(draw, Mapping):
         return draw
     raise ConfigError(
-        f"augmentation '{step.name}': draw returned {shown(draw)}; return a dict of numpy arrays, or None to leave "
-        "the sample unchanged"
+        f"augmentation '{step.name}': draw returned {describe_type(draw)}; return a dict of numpy arrays, or None to "
+        "leave the sample unchanged"
     )
 
 
-def _changed(step: Step, samples: Samples, draws: Sequence[Params]) -> Samples:
+def _apply(step: Step, samples: Samples, draws: Sequence[Params]) -> Samples:
     checks_values = _is_custom(step) and samples.images.device.type == CPU  # on a GPU the host would have to wait
     was_finite = checks_values and _is_finite(samples.images)
     try:
@@ -186,16 +186,18 @@ def _changed(step: Step, samples: Samples, draws: Sequence[Params]) -> Samples:
     except Exception as error:
         raise _transform_error(step, "apply", error) from error
     if not isinstance(changed, Samples):
-        raise ConfigError(f"augmentation '{step.name}': apply returned {shown(changed)}; return Samples")
+        raise ConfigError(f"augmentation '{step.name}': apply returned {describe_type(changed)}; return Samples")
     for what, before, after in (
         ("images", samples.images, changed.images),
         ("labels", samples.labels, changed.labels),
     ):
         if not isinstance(after, torch.Tensor):
-            raise ConfigError(f"augmentation '{step.name}': {what} are {shown(after)}; a transform must return tensors")
+            raise ConfigError(
+                f"augmentation '{step.name}': {what} are {describe_type(after)}; a transform must return tensors"
+            )
         if (after.shape, after.dtype, after.device) != (before.shape, before.dtype, before.device):
             raise ConfigError(
-                f"augmentation '{step.name}' changed {what} from {_described(before)} to {_described(after)}; "
+                f"augmentation '{step.name}' changed {what} from {_describe(before)} to {_describe(after)}; "
                 "a transform must keep shape, dtype and device"
             )
     if was_finite and not _is_finite(changed.images):
@@ -215,7 +217,7 @@ def _transform_error(step: Step, method: str, error: Exception) -> UserCodeError
 
 
 def _is_custom(step: Step) -> bool:
-    """Whether a transform comes from outside this package; only then are its values checked for NaN."""
+    """Return whether a transform is user code; only then are its values checked for NaN."""
     return type(step.transform).__module__.partition(".")[0] != __name__.partition(".")[0]
 
 
@@ -223,5 +225,5 @@ def _is_finite(images: torch.Tensor) -> bool:
     return math.isfinite(float(images.sum()))
 
 
-def _described(tensor: torch.Tensor) -> str:
+def _describe(tensor: torch.Tensor) -> str:
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"

@@ -22,7 +22,7 @@ class Rot90Transpose:
 
     axes: tuple[int, ...]
     rotation_probability: float = 0.5
-    exchange_probability: float = 0.5
+    transpose_probability: float = 0.5
 
     def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Params | None:
         """Draw `order`, the old axis of each new one, and `flips` of the new axes; both (axes of S,)."""
@@ -34,7 +34,7 @@ class Rot90Transpose:
                 order[[first, second]] = order[[second, first]]
                 flips[[first, second]] = flips[[second, first]]
                 flips[first] = not flips[first]
-        if rng.random() < self.exchange_probability:
+        if rng.random() < self.transpose_probability:
             axes = list(self.axes)
             shuffled = rng.permutation(axes)
             order[axes], flips[axes] = order[shuffled], flips[shuffled]
@@ -77,20 +77,20 @@ class BlankRectangle:
 
     probability: float = 0.4
     channel_probability: float = 0.5
-    most: int = 4
+    max_boxes: int = 4
 
     def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Params | None:
-        """Draw `boxes` (C, most, axes of S, 2) as low and high; unused ones are empty."""
+        """Draw `boxes` (C, max_boxes, axes of S, 2) as low and high; unused ones are empty."""
         if rng.random() >= self.probability:
             return None
         size = np.asarray(shape[1:])
         smallest = np.maximum(1, size // 10)
-        edges = rng.integers(smallest, np.maximum(size // 3, smallest + 1), size=(shape[0], self.most, len(size)))
+        edges = rng.integers(smallest, np.maximum(size // 3, smallest + 1), size=(shape[0], self.max_boxes, len(size)))
         lows = rng.integers(0, size - edges + 1)
         chosen = rng.random(shape[0]) < self.channel_probability
-        counts = rng.integers(1, self.most + 1, size=shape[0]) * chosen
+        counts = rng.integers(1, self.max_boxes + 1, size=shape[0]) * chosen
         boxes = np.stack([lows, lows + edges], axis=-1)
-        boxes[np.arange(self.most) >= counts[:, None]] = 0
+        boxes[np.arange(self.max_boxes) >= counts[:, None]] = 0
         return {"boxes": boxes} if chosen.any() else None
 
     def apply(self, samples: Samples, draws: Sequence[Params]) -> Samples:

@@ -1,11 +1,11 @@
-"""Augmentation recipes by name: `build_recipe` and the registered ones."""
+"""Build augmentation recipes by name or reference; the registered names."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Protocol
 
-from segwright.augmentation.compose import Recipe, Step, shown
+from segwright.augmentation.compose import Recipe, Step, describe_type
 from segwright.augmentation.default import default_recipe
 from segwright.augmentation.elastic import elastic_recipe
 from segwright.augmentation.strong import strong_recipe
@@ -17,7 +17,7 @@ __all__ = ["RECIPES", "Recipe", "RecipeBuilder", "Step", "build_recipe", "defaul
 
 
 class RecipeBuilder(Protocol):
-    """Function behind a recipe's name or `module:attr` reference."""
+    """A function that builds a recipe, behind a registered name or `module:attr`."""
 
     def __call__(self, patch_size: Sequence[int], *, masked_channels: Sequence[int] = ()) -> Recipe:
         """Return the recipe for patches of `patch_size`; `masked_channels` were normalised inside the nonzero mask."""
@@ -46,6 +46,7 @@ def build_recipe(reference: str, patch_size: Sequence[int], *, masked_channels: 
         recipe: object = builder(patch_size, masked_channels=masked_channels)
     if not isinstance(recipe, Recipe):
         raise ConfigError(
-            f"{source_location(builder)}: augmentation recipe '{reference}' returned {shown(recipe)}; return a Recipe"
+            f"{source_location(builder)}: augmentation recipe '{reference}' returned {describe_type(recipe)}; "
+            "return a Recipe"
         )
     return recipe

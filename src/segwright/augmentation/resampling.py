@@ -32,14 +32,14 @@ _MIXED = torch.iinfo(torch.int16).min
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """Source of one transformed patch: a part of a case, or a box in a whole case.
+    """The voxels from which one transformed patch is resampled: the box of `source_box`, or a whole case.
 
     Attributes:
         images: (C, *M) float32, contiguous, 0 outside the case.
         labels: (L, *M) int16, contiguous, -1 outside the case.
-        centre: position of the patch's centre in the box of `source_box`, in voxels.
+        centre: position of the patch's centre in the box, in voxels.
         matrix: the affine.
-        box: that box in M; None if M is that box.
+        box: of `source_box`, in a whole case; None if the arrays are that box.
     """
 
     images: torch.Tensor
@@ -93,8 +93,8 @@ class SamplingGrid:
         lows: per axis, the voxel below each position, broadcastable to the slab.
         fractions: per axis, the distance above that voxel, in the same shape.
         base: (*slab,) flat index of the lowest neighbour; None where the axes are separable (no rotation).
-        steps: flat offsets from there to all 2^axes neighbours, the last axis varying fastest.
-        box: of the source.
+        steps: flat offsets from `base` to all 2^axes neighbours, the last axis varying fastest.
+        box: of the source that is read.
     """
 
     shape: tuple[int, ...]

@@ -20,7 +20,8 @@ class Affine:
     """Random rotation and scaling; a factor above 1 shows more of the case, so objects get smaller.
 
     Defaults are nnU-Net's (nnU-Net behaviour 10.1, 10.2). `rotation` is in radians; with `in_plane` (3D patches of
-    thick slices) only the last two axes are rotated and scaled. Each angle is used with `axis_probability`.
+    thick slices) only the last two axes are rotated and scaled. In a rotated sample each angle is kept with
+    `axis_probability`, otherwise it is 0.
     """
 
     rotation: Range
@@ -36,15 +37,15 @@ class Affine:
         rotated = rng.random() < self.rotation_probability
         scaled = rng.random() < self.scaling_probability
         angles = rng.uniform(*self.rotation, size=3)
-        turning = dims - 1 if self.in_plane else dims
-        factor = rng.uniform(*self.scaling, size=turning if self.scaling_per_axis else None) if scaled else 1.0
+        num_axes = dims - 1 if self.in_plane else dims
+        factor = rng.uniform(*self.scaling, size=num_axes if self.scaling_per_axis else None) if scaled else 1.0
         if self.axis_probability < 1:
             angles *= rng.random(3) < self.axis_probability
         if not (rotated or scaled):
             return None
         matrix = np.eye(dims)
-        block = rotation_matrix(angles if turning == 3 else angles[-1:]) if rotated else np.eye(turning)
-        matrix[dims - turning :, dims - turning :] = block * factor
+        block = rotation_matrix(angles if num_axes == 3 else angles[-1:]) if rotated else np.eye(num_axes)
+        matrix[dims - num_axes :, dims - num_axes :] = block * factor
         return matrix
 
 

@@ -50,7 +50,7 @@ def column(draws: Sequence[Params], name: str, images: torch.Tensor) -> torch.Te
 
 
 def draw_around_one(rng: np.random.Generator, limits: Range, size: int) -> npt.NDArray[np.float64]:
-    """Draw `size` factors that are below and above one equally often, uniform on each side.
+    """Draw `size` factors, below one and above one equally often and uniform on each side.
 
     nnU-Net behaviour 10.3: U(low, 1) with probability 0.5 where low < 1, else U(max(low, 1), high).
     """

@@ -33,7 +33,7 @@ from segwright.inference.reliability.uncertainty import MAPS, Observer, Uncertai
 from segwright.inference.window.sliding import Image, TileCount, Window, require_finite, window_planes
 from segwright.inference.window.stitching import Planes
 from segwright.inference.window.tiling import DEFAULT_STEP, HALF_QUANTUM, rolling_axis
-from segwright.networks.build import prepare
+from segwright.networks.build import move_to_device
 from segwright.preprocessing import pipeline
 
 HOLD_BYTES = 64 * 2**20
@@ -98,7 +98,7 @@ class Predictor(ArrayPredictor):
             quantum=quantum if sums == torch.float32 else 0.0,
             reuse=reuse,
         )
-        self.networks = tuple(prepare(network, device) for network in networks)
+        self.networks = tuple(move_to_device(network, device) for network in networks)
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def is_known_network(path: str) -> bool:
 
 
 def network_class(path: str) -> str:
-    """Return the one of `NETWORK_CLASSES` that a class path means.
+    """Return which of `NETWORK_CLASSES` a class path means.
 
     Raises:
         ConfigError: there is no such network.
@@ -229,7 +229,7 @@ def norm_kwargs(norm: str, dims: int) -> dict[str, Any]:
 
 
 def resolve_op(key: str, value: object) -> type[nn.Module] | None:
-    """Return the torch class named in a plan under `key`; instance norm is replaced by our fast version.
+    """Return the layer class named in a plan under `key`: torch's, or `cpu.norm` for instance norm.
 
     Only classes on a fixed list are accepted, so that a plan cannot import code.
 
@@ -274,7 +274,7 @@ def _num_stages(kwargs: Mapping[str, Any]) -> int:
 
 
 def _whole(key: str, value: Any) -> int:
-    """Return a whole number."""
+    """Return a whole number; a float without fraction is converted."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     try:
@@ -375,4 +375,4 @@ def _sizes(name: str, kwargs: Mapping[str, Any], key: str, count: int, dims: int
 
 def _check_count(name: str, key: str, entries: Sequence[object], count: int) -> None:
     if len(entries) != count:
-        raise ConfigError(f"{name}: {key} has {len(entries)} entries; n_stages asks for {count}")
+        raise ConfigError(f"{name}: {key} has {len(entries)} entries; n_stages requires {count}")

@@ -1,8 +1,7 @@
-"""Building blocks of the U-Nets: convolution blocks, stacks and residual blocks, named as in the reference.
+"""Building blocks of the U-Nets: convolution blocks, stacks of them, and residual blocks.
 
 Legend: B batch, C channels, S spatial axes. Names of sub-modules are those of nnU-Net's dynamic networks
-(nnU-Net behaviour 7.2), so that its weights load; the reference's aliases (`all_modules.*`) are a matter of
-`checkpoint.py`.
+(nnU-Net behaviour 7.2), so that its weights load; `checkpoint.py` handles their aliases (`all_modules.*`).
 """
 
 from __future__ import annotations
@@ -87,7 +86,7 @@ class ConvBlock(nn.Module):
         return x if self.nonlin is None else self.nonlin(x)
 
     def alias_indices(self) -> dict[str, int]:
-        """Return where the reference's `all_modules` container holds `conv` and `norm` (nnU-Net behaviour 7.2)."""
+        """Return the index of `conv` and `norm` in nnU-Net's container `all_modules` (nnU-Net behaviour 7.2)."""
         after_conv = 1 + (self.dropout is not None)
         return {"conv": 0, "norm": after_conv + (self.nonlin_first and self.nonlin is not None)}
 
@@ -96,7 +95,7 @@ class ConvBlock(nn.Module):
 def apply_blocks(blocks: Sequence[nn.Module], x: Tensor) -> Tensor:
     """Apply convolution blocks one after another.
 
-    A function of its own because `networks.cpu.dispatch.CpuKernelMode` overrides it, as it does torch's functions: its
+    It is a function so that `networks.cpu.dispatch.CpuKernelMode` can override it, as it does torch's functions: its
     kernels compute the norm of one block and the convolution of the next in one pass over the image.
 
     Args:

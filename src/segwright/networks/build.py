@@ -32,7 +32,7 @@ from segwright.networks.architecture import (
 )
 from segwright.networks.blocks import BasicBlockD, BottleneckD
 from segwright.networks.checkpoint import require_fitting
-from segwright.networks.references import foreign_network, import_network, packages_of
+from segwright.networks.references import build_by_class_path, import_network, packages_of
 from segwright.networks.unet import UNet, fits_patch
 
 INIT_SEED: Final = 12345  # where the caller passes no generator, so that construction is repeatable
@@ -45,7 +45,7 @@ SHORT_NAMES: Final = {"ResEncL": (RESIDUAL_ENCODER, RESENC_L_KWARGS)}  # self-su
 
 
 class NetworkBuilder(Protocol):
-    """Protocol of the function behind a registered name or `module:attr`."""
+    """A function that builds a network, behind a registered name or `module:attr`."""
 
     def __call__(
         self,
@@ -115,7 +115,7 @@ def build_network(
         ConfigError: an unknown network class or argument.
     """
     spec = architecture if isinstance(architecture, ArchitectureSpec) else ArchitectureSpec.from_plan(architecture)
-    network = outline(spec, num_input_channels, num_output_channels, deep_supervision=deep_supervision)
+    network = build_on_meta(spec, num_input_channels, num_output_channels, deep_supervision=deep_supervision)
     num_weights = sum(tensor.numel() for tensor in network.parameters())
     if num_weights > MAX_WEIGHTS:
         raise ConfigError(
@@ -123,21 +123,21 @@ def build_network(
             "million are allowed; reduce its features_per_stage and kernel_sizes"
         )
     try:
-        network._apply(_without_values)  # type: ignore[no-untyped-call]
+        network._apply(_empty_on_cpu)  # type: ignore[no-untyped-call]
     except (RuntimeError, MemoryError) as error:
         size = sum(tensor.numel() * tensor.element_size() for tensor in network.parameters())
         raise ConfigError(
-            f"network '{spec.reference}' has {size / 2**30:.1f} GiB of weights, more than there is memory; see its "
+            f"network '{spec.reference}' has {size / 2**30:.1f} GiB of weights, more than the free memory; reduce its "
             "features_per_stage"
         ) from error
     initialize(network, generator)
     return network
 
 
-def outline(
+def build_on_meta(
     spec: ArchitectureSpec, num_input_channels: int, num_output_channels: int, *, deep_supervision: bool = False
 ) -> nn.Module:
-    """Build one of nnU-Net's U-Nets on the meta device: names and shapes of its tensors without memory.
+    """Build one of nnU-Net's U-Nets on the meta device: names and shapes of its tensors, without their memory.
 
     Raises:
         ConfigError: an unknown network class or argument, or impossible arguments.
@@ -172,7 +172,7 @@ def require_weights(
 ) -> None:
     """Check that weights (possibly on the meta device) fit a U-Net, before memory is allocated for it.
 
-    Other networks than nnU-Net's U-Nets are not checked, since that would require building them.
+    Networks other than nnU-Net's U-Nets are not checked, since they would have to be built.
 
     Raises:
         ConfigError: no such network can be built.
@@ -180,7 +180,7 @@ def require_weights(
     """
     if spec.reference in TOPOLOGY_NAMES or spec.reference in SHORT_NAMES or is_known_network(spec.reference):
         resolved = nnunet_spec(spec, configuration_architecture, patch_size)
-        network = outline(resolved, num_input_channels, num_output_channels)
+        network = build_on_meta(resolved, num_input_channels, num_output_channels)
         require_fitting(network, weights, source=source)
         topology, _ = parse_architecture(resolved.reference, resolved.kwargs)
         if not fits_patch(topology, patch_size):
@@ -201,9 +201,10 @@ def build_from_spec(
 ) -> nn.Module:
     """Build the network of `spec`, or the plan's if it is None.
 
-    A built-in name ("unet", "residual-unet") takes the plan's topology, overlaid with the spec's kwargs. A
-    `module:attr` is called with the spec's kwargs only and initialises itself, with a separate generator. It and other
-    class paths of nnU-Net plans are only imported if `trust` allows it. `source` is the file or setting of the spec.
+    A built-in name ("unet", "residual-unet") takes the plan's topology, updated with the spec's kwargs. A
+    `module:attr` is called with the spec's kwargs only, and initialises itself from torch's seeded generator. It and
+    class paths other than nnU-Net's U-Nets are only imported if `trust` allows it. `source` is the file or setting of
+    the spec, for error messages.
 
     Raises:
         ConfigError: the reference is unknown, cannot be imported, or does not take the arguments.
@@ -218,7 +219,7 @@ def build_from_spec(
         if "." not in reference and reference not in {*SHORT_NAMES, *NETWORK_CLASSES}:
             NETWORKS.get(reference)  # raises an error that suggests the nearest name
         if trust.allows(reference) and not is_known_network(reference) and reference not in SHORT_NAMES:
-            return foreign_network(
+            return build_by_class_path(
                 *(reference, kwargs, num_input_channels, num_output_channels),
                 deep_supervision=deep_supervision,
                 trust=trust,
@@ -228,11 +229,14 @@ def build_from_spec(
         )
     if builtin:
         kwargs = {**dict(configuration_architecture.get("arch_kwargs") or {}), **kwargs}
-    own = _own_builder(reference)
-    if own is not None and not builtin:
-        _require_modest(reference, kwargs)
-    builder: NetworkBuilder = own or import_network(reference, trust, source=source)
-    with torch.random.fork_rng(devices=[]), _building(builder, reference, kwargs, is_own=own is not None):
+    registered = _registered_builder(reference)
+    if registered is not None and not builtin:
+        _require_bounded(reference, kwargs)
+    builder: NetworkBuilder = registered or import_network(reference, trust, source=source)
+    with (
+        torch.random.fork_rng(devices=[]),
+        _explain_errors(builder, reference, kwargs, is_registered=registered is not None),
+    ):
         torch.manual_seed(INIT_SEED if generator is None else generator.initial_seed())
         network = builder(
             num_input_channels,
@@ -316,7 +320,7 @@ NETWORKS.register("dynunet", optional.build_dynunet)
 NETWORKS.register("primus", optional.build_primus)
 
 
-def _own_builder(reference: str) -> NetworkBuilder | None:
+def _registered_builder(reference: str) -> NetworkBuilder | None:
     """Return the builder of a registered name or of its reference; None for any other reference.
 
     Raises:
@@ -329,13 +333,15 @@ def _own_builder(reference: str) -> NetworkBuilder | None:
 
 
 @contextmanager
-def _building(builder: NetworkBuilder, reference: str, kwargs: Mapping[str, Any], *, is_own: bool) -> Iterator[None]:
-    """Attribute errors of a builder: to the arguments of a built-in builder, else to the user's builder."""
+def _explain_errors(
+    builder: NetworkBuilder, reference: str, kwargs: Mapping[str, Any], *, is_registered: bool
+) -> Iterator[None]:
+    """Turn an error of a builder into one about its arguments, or for a user's builder about its code."""
     contract = (
         "it is called as fn(num_input_channels, num_output_channels, *, patch_size, deep_supervision, **kwargs) with "
         f"kwargs {sorted(kwargs)}"
     )
-    if not is_own:
+    if not is_registered:
         with user_call(builder, f"network '{reference}'", packages={package_of(reference)}, contract=contract):
             yield
         return
@@ -424,26 +430,26 @@ def _run_on_zeros(network: nn.Module, shape: tuple[int, ...]) -> Any:
 
 
 def set_deep_supervision(network: nn.Module, enabled: bool) -> None:
-    """Switch deep supervision at run time; networks without a `deep_supervision` attribute are unchanged."""
+    """Switch deep supervision of a network on or off; one without a `deep_supervision` attribute is unchanged."""
     for module in (network, getattr(network, "decoder", None)):
         if isinstance(module, nn.Module) and isinstance(getattr(module, "deep_supervision", None), bool):
             module.deep_supervision = enabled  # type: ignore[assignment]
 
 
-def prepare(network: nn.Module, device: torch.device) -> nn.Module:
-    """Move a network to a device, in the memory layout that is fastest there, and return it."""
+def move_to_device(network: nn.Module, device: torch.device) -> nn.Module:
+    """Move a network to a device, in the memory format that is fastest there, and return it."""
     dims = max((weight.ndim - 2 for weight in network.parameters() if weight.ndim in {4, 5}), default=0)
     network = network.to(device)
     return network.to(memory_format=memory_format(device, dims)) if dims else network  # type: ignore[call-overload]
 
 
-def _without_values(tensor: Tensor) -> Tensor:
+def _empty_on_cpu(tensor: Tensor) -> Tensor:
     """Return an empty tensor like one on the meta device; `to_empty` would import sympy, which takes half a second."""
     return torch.empty(tensor.shape, dtype=tensor.dtype)
 
 
-def _require_modest(reference: str, kwargs: Mapping[str, Any]) -> None:
-    """Check that arguments of a network of another package are bounded, since they may come from a model file."""
+def _require_bounded(reference: str, kwargs: Mapping[str, Any]) -> None:
+    """Check that the arguments of another package's network are not too many or too large; they may be untrusted."""
     values: list[Any] = list(kwargs.values())
     for count, value in enumerate(values, start=1):  # grows while iterating: nested values are appended
         if isinstance(value, list | tuple | dict):

@@ -1,4 +1,4 @@
-"""Save and load weights as safetensors; add and drop the aliases of nnU-Net's names (nnU-Net behaviour 7.8)."""
+"""Save and load weights as safetensors; add and drop nnU-Net's aliases of tensor names (nnU-Net behaviour 7.8)."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def save_weights(path: Path, state: Mapping[str, Tensor], *, metadata: Mapping[s
 
 
 def write_weights(path: Path, state: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors to a new safetensors file, as `save_weights`, with a checksum of all of it in its header."""
+    """Write tensors to a new safetensors file like `save_weights`, with a CRC-32 of the whole file in its header."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in drop_aliases(state).items()}
     seen: dict[int, str] = {}
     for name, tensor in tensors.items():
-        # safetensors refuses tensors that share memory: a network's own weight tying has to be copied.
+        # safetensors refuses tensors that share memory, as those of tied layers do.
         if tensor.numel() and tensor.untyped_storage().data_ptr() in seen:
             tensors[name] = tensor.clone()
         seen[tensor.untyped_storage().data_ptr()] = name
@@ -62,11 +62,11 @@ def write_weights(path: Path, state: Mapping[str, Tensor], *, metadata: Mapping[
     mode = path.stat().st_mode  # the user's default permissions; safetensors makes files private
     save_file(tensors, path, metadata={**(metadata or {}), _CHECKSUM_KEY: _NO_CHECKSUM.decode()})
     path.chmod(mode)
-    place = _checksum_place(path)
-    assert place is not None, "safetensors writes its metadata as compact JSON"
+    offset = _checksum_offset(path)
+    assert offset is not None, "safetensors writes its metadata as compact JSON"
     with path.open("r+b") as stream:
         checksum = f"{file_crc(path):08x}".encode()
-        stream.seek(place)
+        stream.seek(offset)
         stream.write(checksum)
 
 
@@ -78,7 +78,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         DamagedWeightsError: it is damaged, cut off or of another kind.
     """
     require_undamaged(path)
-    with _naming(path):
+    with _explain_read_errors(path):
         return dict(load_file(path))
 
 
@@ -91,17 +91,17 @@ def require_undamaged(path: Path) -> None:
     """
     if not path.is_file():
         raise ModelError(f"{path}: no such weights file; train first or choose another checkpoint")
-    place = _checksum_place(path)
-    if place is None:
+    offset = _checksum_offset(path)
+    if offset is None:
         _require_readable(path)
         return
     with path.open("rb") as stream:
-        head = stream.read(place)
-        kept = stream.read(len(_NO_CHECKSUM))
+        head = stream.read(offset)
+        stored = stream.read(len(_NO_CHECKSUM))
         found = zlib.crc32(_NO_CHECKSUM, zlib.crc32(head))
         while block := stream.read(_BLOCK):
             found = zlib.crc32(block, found)
-    if kept != f"{found:08x}".encode():
+    if stored != f"{found:08x}".encode():
         raise DamagedWeightsError(
             f"{path}: damaged (its checksum does not match); copy it again, use another "
             "checkpoint, or delete it and train again"
@@ -109,12 +109,12 @@ def require_undamaged(path: Path) -> None:
 
 
 def _require_readable(path: Path) -> None:
-    with _naming(path), safe_open(path, framework="pt") as stream:
+    with _explain_read_errors(path), safe_open(path, framework="pt") as stream:
         stream.metadata()
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def _explain_read_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, OSError, MemoryError) as error:
@@ -125,8 +125,8 @@ def _naming(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _checksum_place(path: Path) -> int | None:
-    """Return the offset of the checksum in a file; None without one."""
+def _checksum_offset(path: Path) -> int | None:
+    """Return the byte offset of the checksum in a file; None without one."""
     with path.open("rb") as stream:
         size = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
         header = stream.read(min(size, _MAX_HEADER_BYTES))
@@ -151,7 +151,7 @@ def strip_wrappers(name: str) -> str:
 
 
 def add_aliases(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """Return the state dict as nnU-Net writes it for this network: every alias present, in its order.
+    """Return the state dict as nnU-Net writes it for this network, with every alias and in its order.
 
     Args:
         state: our state dict of `network`.
@@ -195,7 +195,7 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], *, source: str =
         source: name for error messages, e.g. the file.
 
     Raises:
-        ModelError: names missing, unexpected, or with another shape, the first few of each listed.
+        ModelError: tensors are missing, unexpected or of another shape; it lists the first few of each.
     """
     require_fitting(network, state, source=source)
     network.load_state_dict(drop_aliases(state))

@@ -1,4 +1,7 @@
-"""Check from their checkpoints that the folds of a model folder belong to one model."""
+"""Check from their checkpoints that the folds of a model folder belong to one model, before they are used.
+
+`api.checks.one_model` checks from their settings that a new fold fits the existing ones, before it is trained.
+"""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ PRIMUS_TOKEN: Final = 8
 
 
 class Padded(nn.Module):
-    """Pad inputs with zeros to a multiple that the network needs, and crop its output."""
+    """Pad inputs with zeros to a multiple of the network's stride, and crop its output."""
 
     def __init__(self, network: nn.Module, multiple: int) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ def build_primus(
         ConfigError: an unknown size, or a patch that is not 3D or not divisible by 8.
     """
     if size not in PRIMUS_SIZES:
-        raise ConfigError(f"primus size '{size}'; choose from {', '.join(PRIMUS_SIZES)}")
+        raise ConfigError(f"unknown size '{size}' of network 'primus'; choose from {', '.join(PRIMUS_SIZES)}")
     if len(patch_size) != 3 or any(extent % PRIMUS_TOKEN for extent in patch_size):
         raise ConfigError(
             f"network 'primus' needs a 3D patch divisible by {PRIMUS_TOKEN} along every axis, the plan's is "

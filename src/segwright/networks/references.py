@@ -55,7 +55,7 @@ def import_network(reference: str, trust: CodeTrust, *, source: str) -> Callable
             "name it where it is defined, or wrap it in a function of your own"
         )
     try:
-        inspect.signature(found).bind(1, 2, **dict.fromkeys(ARGUMENTS), **_more(found))
+        inspect.signature(found).bind(1, 2, **dict.fromkeys(ARGUMENTS), **_required_kwargs(found))
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"{source_location(found)}: network '{reference}': {error}; it is called as "
@@ -64,7 +64,7 @@ def import_network(reference: str, trust: CodeTrust, *, source: str) -> Callable
     return found  # type: ignore[no-any-return]
 
 
-def foreign_network(
+def build_by_class_path(
     path: str,
     kwargs: Mapping[str, Any],
     num_input_channels: int,
@@ -73,7 +73,7 @@ def foreign_network(
     deep_supervision: bool,
     trust: CodeTrust,
 ) -> nn.Module:
-    """Build a network of another class path in nnU-Net plans, for a trusted model.
+    """Build the network of a plan's class path that is none of nnU-Net's U-Nets, for a trusted model.
 
     nnU-Net behaviour 7.1.
 
@@ -81,11 +81,11 @@ def foreign_network(
         ConfigError: the class is not installed or not a network, or a layer is not a torch class.
         UserCodeError: it cannot be built.
     """
-    cls = _by_path(path, trust)
+    cls = _import_class(path, trust)
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise ConfigError(f"network '{path}' is not a torch.nn.Module class; the plan is damaged")
     resolved = {
-        key: _layer(key, value, trust) if key in IMPORTED and isinstance(value, str) else value
+        key: _layer_class(key, value, trust) if key in IMPORTED and isinstance(value, str) else value
         for key, value in kwargs.items()
     }
     arguments = {"input_channels": num_input_channels, "num_classes": num_output_channels, **resolved}
@@ -99,20 +99,20 @@ def packages_of(network: nn.Module) -> frozenset[str]:
     return frozenset(packages - {"torch", "segwright"})
 
 
-def _by_path(path: str, trust: CodeTrust) -> Any:
+def _import_class(path: str, trust: CodeTrust) -> Any:
     module, _, name = path.rpartition(".")
     return trust.load(f"{module}:{name}", kind="network")
 
 
-def _layer(key: str, path: str, trust: CodeTrust) -> Any:
+def _layer_class(key: str, path: str, trust: CodeTrust) -> Any:
     """Return the class of a layer: torch's from a table, any other only if all code is trusted."""
     if trust.everything:
-        return _by_path(path, trust)
+        return _import_class(path, trust)
     return resolve_op(key, path)
 
 
-def _more(builder: Any) -> dict[str, None]:
-    """Return other required keyword arguments of a builder; if kwargs lack them, calling raises TypeError."""
+def _required_kwargs(builder: Any) -> dict[str, None]:
+    """Return the required arguments of a builder that only its kwargs can give; without them the call itself fails."""
     parameters = list(inspect.signature(builder).parameters.values())[2:]
     kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     names = (each.name for each in parameters if each.kind in kinds and each.default is inspect.Parameter.empty)
@@ -120,7 +120,7 @@ def _more(builder: Any) -> dict[str, None]:
 
 
 def _is_inherited(found: Any) -> bool:
-    """Return whether it is an inherited method of a trainer, or a network class."""
+    """Return whether it is a network class, or the `rebuild_network` of a trainer class, which may be inherited."""
     if isinstance(found, type):
         return issubclass(found, nn.Module)
     return inspect.ismethod(found) and isinstance(found.__self__, type) and found.__name__ == "rebuild_network"

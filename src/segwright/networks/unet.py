@@ -44,7 +44,7 @@ class Topology:
 
 
 def fits_patch(topology: Topology, patch_size: Sequence[int]) -> bool:
-    """Return whether up-sampled features match the skips: odd kernels, and strides that divide the patch."""
+    """Return whether up-sampled features match the skips in size: kernels are odd, and strides divide the patch."""
     if len(patch_size) != len(topology.strides[0]) or any(size % 2 == 0 for each in topology.kernels for size in each):
         return False
     steps = [prod(stride[axis] for stride in topology.strides) for axis in range(len(patch_size))]

@@ -21,7 +21,7 @@ from segwright.data.description import load_description
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan
 from segwright.interop.nnunet import header_of, read_checkpoint
-from segwright.networks.build import ArchitectureSpec, outline
+from segwright.networks.build import ArchitectureSpec, build_on_meta
 from segwright.networks.checkpoint import drop_aliases, load_weights
 from segwright.preprocessing.plan_validation import validate_components
 from segwright.workspace import DATASET_JSON, PLANS_JSON
@@ -124,7 +124,7 @@ def _validate_plan(plan: Plan, checkpoint: Mapping[str, Any], path: Path) -> Non
     """Check that the plan of an nnU-Net model names only known components."""
     configuration = plan.configuration(header_of(checkpoint, plan, path)["configuration"])
     validate_components(plan, configuration)
-    outline(ArchitectureSpec.from_plan(configuration.architecture.model_dump(by_alias=True)), 1, 1)
+    build_on_meta(ArchitectureSpec.from_plan(configuration.architecture.model_dump(by_alias=True)), 1, 1)
 
 
 def load_pretrained(

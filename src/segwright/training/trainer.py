@@ -25,7 +25,7 @@ from segwright.data.plan import Configuration, Plan
 from segwright.data.splits import Split
 from segwright.evaluation.scores import Scores
 from segwright.inference.predictor import Predictor
-from segwright.networks.build import ArchitectureSpec, prepare, set_deep_supervision
+from segwright.networks.build import ArchitectureSpec, move_to_device, set_deep_supervision
 from segwright.training import defaults, network_setup
 from segwright.training.callbacks import call_callbacks, load_callbacks
 from segwright.training.checkpointing import checkpoints, resume
@@ -202,7 +202,7 @@ class Trainer:
         self.scales = network_setup.output_scales(network, self.num_input_channels, patch_size, heads)
         if self.config.pretrained is not None and not self.is_resumed:
             self.notes += (*self._load_pretrained(network, self.config.pretrained),)
-        self.network = prepare(network, self.device)
+        self.network = move_to_device(network, self.device)
         self.ranks.sync_parameters(self.network)
         optimizer = self.configure_optimizers()
         self.optimizer = required_optimizer(optimizer, self.configure_optimizers, "configure_optimizers")

@@ -18,10 +18,10 @@ from segwright.networks.build import (
     ArchitectureSpec,
     build_from_spec,
     build_network,
+    build_on_meta,
     initialize,
-    outline,
+    move_to_device,
     output_shapes,
-    prepare,
     require_weights,
     set_deep_supervision,
 )
@@ -138,8 +138,8 @@ def test_ops_outside_the_list_are_refused(key: str, path: str, message: str) -> 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"strides": [1, 2]}, "strides has 2 entries; n_stages asks for 3"),
-        ({"n_conv_per_stage_decoder": [1, 1, 1]}, "n_conv_per_stage_decoder has 3 entries; n_stages asks for 2"),
+        ({"strides": [1, 2]}, "strides has 2 entries; n_stages requires 3"),
+        ({"n_conv_per_stage_decoder": [1, 1, 1]}, "n_conv_per_stage_decoder has 3 entries; n_stages requires 2"),
         ({"kernel_sizes": [[3, 3, 3]] * 3}, "expected 2 axes"),
         ({"feature_per_stage": 4}, "unknown argument 'feature_per_stage'.*did you mean 'features_per_stage'"),
         ({"stochastic_depth_p": 0.1}, "stochastic_depth_p is not supported"),
@@ -304,7 +304,7 @@ def test_a_patch_alone_gives_a_topology_that_fits() -> None:
 
 
 def test_prepare_lays_convolutions_out_for_the_cpu() -> None:
-    network = prepare(build_network(plain(3, 2), 1, 2, deep_supervision=False), torch.device("cpu"))
+    network = move_to_device(build_network(plain(3, 2), 1, 2, deep_supervision=False), torch.device("cpu"))
     weight = network.state_dict()["encoder.stages.0.0.convs.1.conv.weight"]
     assert weight.is_contiguous(memory_format=torch.channels_last_3d)
 
@@ -395,7 +395,7 @@ def test_arguments_of_other_packages_networks_are_bounded() -> None:
 def test_weights_of_a_network_that_no_patch_can_pass_are_refused() -> None:
     block = plain()
     spec = ArchitectureSpec.from_plan(block)
-    weights = outline(spec, 1, 2).state_dict()
+    weights = build_on_meta(spec, 1, 2).state_dict()
     require_weights(spec, block, 1, 2, (16, 16), weights, source="x")
     with pytest.raises(
         ModelError, match=r"failed on an input of shape \(2, 1, 15, 16\).*its strides fit the patch size"
@@ -424,5 +424,5 @@ def test_the_largest_networks_of_plans_in_use_are_accepted(name: str, kernel: in
         "n_blocks_per_stage": blocks,
         "n_conv_per_stage_decoder": [1] * (len(blocks) - 1),
     }
-    network = outline(ArchitectureSpec(reference=PREFIX + "ResidualEncoderUNet", kwargs=kwargs), 4, 120)
+    network = build_on_meta(ArchitectureSpec(reference=PREFIX + "ResidualEncoderUNet", kwargs=kwargs), 4, 120)
     assert sum(weight.numel() for weight in network.parameters()) < MAX_WEIGHTS / 4

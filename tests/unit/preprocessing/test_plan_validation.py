@@ -11,7 +11,7 @@ from segwright.core.errors import ConfigError, ModelError, PlanError
 from segwright.core.extensions.trust import TRUST_ALL, TRUST_NONE
 from segwright.data.plan import Plan, architecture_block
 from segwright.networks.architecture import is_known_network, parse_architecture
-from segwright.networks.build import ArchitectureSpec, build_network, outline
+from segwright.networks.build import ArchitectureSpec, build_network, build_on_meta
 from segwright.preprocessing.plan_validation import validate_components
 
 SPLINE = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
@@ -128,7 +128,7 @@ def test_network_classes_are_known_by_their_whole_path(path: str, known: bool) -
 )
 def test_arguments_that_no_network_takes_are_errors_of_the_plan(changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
-        outline(ArchitectureSpec(reference=NETWORK, kwargs={**KWARGS, **changes}), 1, 2)
+        build_on_meta(ArchitectureSpec(reference=NETWORK, kwargs={**KWARGS, **changes}), 1, 2)
 
 
 def test_a_network_larger_than_any_in_use_is_an_error_of_the_plan() -> None:

@@ -146,7 +146,7 @@ def test_wrong_knob_is_refused(tmp_path: Path) -> None:
 def test_second_initialization_is_refused(tmp_path: Path) -> None:
     trainer = make(tmp_path)
     trainer.initialize()
-    with pytest.raises(ConfigError, match="initialized already"):
+    with pytest.raises(ConfigError, match="already initialized"):
         trainer.initialize()
 
 
@@ -225,7 +225,7 @@ def test_finished_training_is_not_repeated(tmp_path: Path) -> None:
     before = checkpoint_file(again.output_folder, "final").stat().st_mtime_ns
     again.run_training()
     assert checkpoint_file(again.output_folder, "final").stat().st_mtime_ns == before
-    assert "trained already (2 epochs)" in (again.output_folder / "training.log").read_text()
+    assert "already trained (2 epochs)" in (again.output_folder / "training.log").read_text()
 
 
 def test_changed_plan_is_not_resumed(tmp_path: Path) -> None:
@@ -383,7 +383,7 @@ def test_network_with_the_wrong_output_is_refused_before_it_is_trained(tmp_path:
 
 
 def test_network_named_twice_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="drop one of them"):
+    with pytest.raises(ConfigError, match="remove one of them"):
         make(tmp_path, OwnNetworkTrainer, config=settings(network="unet")).initialize()
 
 

@@ -1,4 +1,7 @@
-"""Check that the folds of a model folder share labels, channels, plan and network."""
+"""Check before a training that the folds of its model folder share labels, channels, plan and network.
+
+`networks.folds` checks the checkpoints of trained folds, before they are used as one model.
+"""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def is_plain_conv(module: nn.Module) -> TypeGuard[nn.Conv2d | nn.Conv3d]:
 
 
 def is_plain_upsampling(module: nn.Module | None) -> TypeGuard[nn.ConvTranspose2d | nn.ConvTranspose3d]:
-    """Return the same for a transposed convolution; False for None."""
+    """Return whether a transposed convolution is exactly torch's class; False for None."""
     return type(module) in {nn.ConvTranspose2d, nn.ConvTranspose3d}
 
 

@@ -24,9 +24,9 @@ from segwright.networks.cpu.kernels import (
     Size,
     channels_last,
     channels_last_of,
+    contiguous,
     kernels_for,
     normalised_by,
-    ordered,
     records_of,
     source_of,
     values_of,
@@ -80,7 +80,7 @@ def convolve_voxels(image: Tensor | Normalised, weight: Tensor, bias: Tensor | N
     out = torch.empty((samples, classes, *source.shape[2:]), memory_format=channels_last_of(source))
     kernels_for(channels).call(
         "segwright_head", source.numel(), *source_of(image, source), samples, voxels, channels, classes,
-        weight.flatten(1).contiguous(), ordered(bias), RUN, out, work=_GROUP * channels,
+        weight.flatten(1).contiguous(), contiguous(bias), RUN, out, work=_GROUP * channels,
     )  # fmt: skip
     return out
 
@@ -129,7 +129,7 @@ def _convolve_few(
     compiled = kernels_for(outputs // 2)
     arranged = _in_columns(weight.flatten(2).permute(2, 1, 0).reshape(1, taps * channels, outputs), compiled.lanes)
     work = taps // 3 * (width + 2) * channels
-    compiled.call("segwright_few", out.numel(), shape, source, arranged, ordered(bias), out, records, work=work)
+    compiled.call("segwright_few", out.numel(), shape, source, arranged, contiguous(bias), out, records, work=work)
     return out, records
 
 
@@ -167,7 +167,7 @@ def upsample(image: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     arranged = _in_columns(weight.flatten(2).permute(2, 0, 1), compiled.lanes)
     compiled.call(
         "segwright_upsample", out.numel(), source, len(source) * depth * height, height, width, channels, outputs,
-        *steps, arranged, ordered(bias), out,
+        *steps, arranged, contiguous(bias), out,
     )  # fmt: skip
     return out
 

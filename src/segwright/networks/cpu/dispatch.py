@@ -186,7 +186,7 @@ def _decoder_blocks(
 
 
 def _supported_blocks(blocks: Sequence[nn.Module], x: Tensor) -> list[_Block] | None:
-    """Return the layers of all `blocks`; None if the kernels do not support one, or if hooks want to see it."""
+    """Return the layers of all `blocks`; None if the kernels do not support one of them, or if one has hooks."""
     if not _are_supported(x) or any(map(_has_hooks, [blocks] if isinstance(blocks, nn.Module) else blocks)):
         return None
     layers = [block for block in map(_Block.of, blocks) if block is not None]
@@ -214,7 +214,7 @@ def _fused(
             continue
         out = conv(_applied(images[0]))
         if following is not None and following.supports_winograd(out, [out.shape[1]], cache):
-            images = [kernels.find_norm(out, norm)]
+            images = [kernels.compute_norm(out, norm)]
         else:
             with CpuKernelMode():
                 images = [norm_leaky_relu(block.norm, out, block.slope)]

@@ -26,7 +26,7 @@ LANES, COLUMNS = 8, 16
 _TILE, _GROUPS, _TAPS, _STAGGER, _RECORD = 4, 36, 3, 64, 8  # constants of native/
 KERNEL_SIZES: Final = frozenset({(3, 3), (1, 3, 3), (3, 3, 3)})
 _LIMITS: Final = MappingProxyType({torch.float32: (256, 1.5), torch.float16: (64, 2.0)})
-"""Minimum tiles, and maximum ratio of tile area to output area with a stride, for each dtype of the products.
+"""Minimum number of tiles, and maximum ratio of tile area to output area with a stride, for each dtype of the products.
 
 With fewer tiles, reading the transformed weights, eight times as many as the weights, takes longer than is saved. With
 a stride less is saved, so little of the tiles may lie outside of the output."""
@@ -39,7 +39,7 @@ _MAX_CACHE_BYTES: Final = 128 * 2**20
 
 
 class _Filter(NamedTuple):
-    """A filter of filters.h: its code there, outputs per tile, and kinds of points (which have a weight each)."""
+    """A Winograd filter of filters.h: its code there, outputs per tile, and transformed weights for its taps."""
 
     code: int
     tile: int
@@ -111,7 +111,7 @@ class Norm:
 
 @dataclass(frozen=True)
 class Normalised:
-    """An image and its norm, which is not applied yet.
+    """An image and the norm that is still to be applied to it.
 
     Attributes:
         image: (B, C, *S) float32, channels-last.
@@ -130,7 +130,7 @@ class Normalised:
 
 
 def values_of(image: Tensor | Normalised) -> Tensor:
-    """Return the tensor of an image, without its norm if that is not applied yet."""
+    """Return the tensor of an image; a norm that is pending is not applied."""
     return image if isinstance(image, Tensor) else image.image
 
 
@@ -203,8 +203,8 @@ def convolve_and_norm(
     return normalised_by(*_convolve(images, weight, bias, stride, cache, with_records=True), norm)
 
 
-def find_norm(image: Tensor, norm: Norm) -> Normalised:
-    """Compute the norm of an image (B, C, *S) of float32, C a multiple of 8."""
+def compute_norm(image: Tensor, norm: Norm) -> Normalised:
+    """Compute the norm of an image (B, C, *S) of float32, C a multiple of 8, without applying it."""
     image = channels_last(image)
     records = records_of(len(image), ceil(prod(image.shape[2:]) / RUN), image.shape[1])
     _norm("segwright_moments", image, norm, records, None, None)
@@ -255,7 +255,8 @@ def _convolve(
         weights = (cache or WinogradWeightCache()).transformed(weight, deep, flat, compiled)
         work = compiled.work_of("segwright_convolve_work", shape)
         compiled.call(
-            "segwright_convolve", out.numel(), shape, *first, *second, weights, ordered(bias), out, records, work=work
+            "segwright_convolve", out.numel(), shape, *first, *second, weights, contiguous(bias), out, records,
+            work=work,
         )  # fmt: skip
         sums = records[..., : len(weight)] if with_records else out
         if compiled is floats or bool(torch.isfinite(sums.sum())):
@@ -310,7 +311,7 @@ def source_of(image: Tensor | Normalised, values: Tensor) -> tuple[Tensor, Tenso
     return (values, None, 1.0) if isinstance(image, Tensor) else (values, image.factors, float(image.slope))
 
 
-def ordered(vector: Tensor | None) -> Tensor | None:
+def contiguous(vector: Tensor | None) -> Tensor | None:
     """Return a contiguous vector, or None."""
     return None if vector is None else vector.contiguous()
 
@@ -347,7 +348,8 @@ def _norm(
     samples, channels, voxels = *image.shape[:2], prod(image.shape[2:])
     kernels_for(channels).call(
         step, image.numel(), image, int(image.dtype == torch.bfloat16), samples, voxels, channels, RUN, runs,
-        ordered(norm.weight), ordered(norm.bias), float(norm.eps), float(norm.slope), given, factors, out, work=work,
+        contiguous(norm.weight), contiguous(norm.bias), float(norm.eps), float(norm.slope), given, factors, out,
+        work=work,
     )  # fmt: skip
 
 

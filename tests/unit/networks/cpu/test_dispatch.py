@@ -45,7 +45,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return call
 
     names = {
-        kernels: ("convolve", "convolve_and_norm", "find_norm", "instance_norm"),
+        kernels: ("convolve", "convolve_and_norm", "compute_norm", "instance_norm"),
         direct: ("convolve_voxels", "convolve_few", "convolve_few_and_norm", "upsample"),
     }
     for module, functions in names.items():
@@ -95,7 +95,7 @@ def test_a_network_of_ours_is_computed_by_the_kernels(dims: int, calls: list[str
 
 @needs_kernels
 def test_a_norm_before_a_convolution_of_the_kernels_is_applied_there(calls: list[str]) -> None:
-    for channels, first in ((6, "find_norm"), (2, "convolve_few_and_norm")):
+    for channels, first in ((6, "compute_norm"), (2, "convolve_few_and_norm")):
         calls.clear()
         stack = ConvStack(3, channels, 32, (3, 3, 3), (1, 1, 1), OPTIONS[3])
         plain, fast = both_ways(stack, image_of(3, channels=channels))

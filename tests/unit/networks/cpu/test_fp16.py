@@ -68,7 +68,7 @@ def test_convolution(
 @pytest.mark.parametrize("stride", [1, 2])
 def test_norms_are_found_and_read(stride: int) -> None:
     image, weight, bias = random(2, 32, 9, 14, 11), random(64, 32, 3, 3, 3) / 10, random(64)
-    source = kernels.find_norm(image, kernels.Norm(None, None, 1e-5, 0.01))
+    source = kernels.compute_norm(image, kernels.Norm(None, None, 1e-5, 0.01))
     wanted = kernels.convolve_and_norm([source], weight, bias, NORM, (stride,) * 3)
     got = kernels.convolve_and_norm([source], weight, bias, NORM, (stride,) * 3, halves())
     assert_near(got.apply_inplace(), wanted.apply_inplace())

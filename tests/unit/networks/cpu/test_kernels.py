@@ -153,7 +153,7 @@ def test_norms_before_and_after_a_convolution(
     before = [kernels.Norm(random(each), 1 + random(each), eps=1e-5, slope=0.1) for each in channels]
     after = kernels.Norm(random(outputs), None, eps=1e-5, slope=0.01)
 
-    found = [kernels.find_norm(image.clone(), norm) for image, norm in zip(images, before, strict=True)]
+    found = [kernels.compute_norm(image.clone(), norm) for image, norm in zip(images, before, strict=True)]
     normed = [exactly_normed(image.double(), norm) for image, norm in zip(images, before, strict=True)]
     got = kernels.convolve_and_norm(found, weight, bias, after, stride)
     wanted = exactly(normed, weight, bias, stride)
@@ -182,7 +182,7 @@ def test_convolution_of_each_voxel(classes: int, size: tuple[int, ...], times: i
         exact = None if constant is None else constant.double()
         for given, plain in (
             (image, image.double()),
-            (kernels.find_norm(image, norm), exactly_normed(image.double(), norm)),
+            (kernels.compute_norm(image, norm), exactly_normed(image.double(), norm)),
         ):
             wanted, got = convolve(plain, weight.double(), exact), direct.convolve_voxels(given, weight, constant)
             assert got.is_contiguous(memory_format=layout(got))
@@ -245,8 +245,8 @@ def test_no_bit_depends_on_threads_or_on_the_other_samples(team: str, monkeypatc
             kernels.convolve([given], weight, None, (2, 2, 2)),
             kernels.convolve([given], deep, None),
             kernels.instance_norm(given, PLAIN),
-            kernels.convolve_and_norm([kernels.find_norm(given, PLAIN)], weight, None, PLAIN).apply_inplace(),
-            direct.convolve_voxels(kernels.find_norm(given, PLAIN), weight[:3, :, :1, :1, :1], None),
+            kernels.convolve_and_norm([kernels.compute_norm(given, PLAIN)], weight, None, PLAIN).apply_inplace(),
+            direct.convolve_voxels(kernels.compute_norm(given, PLAIN), weight[:3, :, :1, :1, :1], None),
             direct.convolve_few_and_norm(given[:, :2], weight[:, :2], None, PLAIN).apply_inplace(),
             direct.upsample(given, weight.transpose(0, 1)[..., :2, :2, :2], None),
         ]
