@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from segwright.training.loading.batches import Batch, BatchLoader, SampleDraw
 
 PREVIEW_HTML = "augmentation.html"
-MOST_SAMPLES = 200
+MAX_SAMPLES = 200
 
 
 def preview_augmentation(
@@ -82,8 +82,8 @@ def preview_augmentation(
     Example:
         >>> preview_augmentation(4, samples=8)  # doctest: +SKIP
     """
-    if not 1 <= samples <= MOST_SAMPLES:
-        raise ConfigError(f"samples {samples}: expected 1 to {MOST_SAMPLES}")
+    if not 1 <= samples <= MAX_SAMPLES:
+        raise ConfigError(f"samples {samples}: expected 1 to {MAX_SAMPLES}")
     require_options(TrainOptions(settings=settings or {}))
     config = TrainConfig.from_mapping(settings or {})
     trust = trusted_code(trust_code, settings or {})

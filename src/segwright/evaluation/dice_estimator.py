@@ -27,7 +27,7 @@ _OFFSET_PRIOR = 1.0
 _VOLUME_PERCENTILES = (5, 95)
 _WORST = 0.2
 """Share of the cases that count as failed: the worst fifth, whose Dice is at most tau."""
-_FEWEST_FOR_AUROC = 5
+_MIN_CASES_FOR_AUROC = 5
 _FAR = 4.0
 _LEAST_FAR = 0.1
 """Warn below the median of the expected Dice minus this many standard deviations, at least minus this Dice."""
@@ -82,7 +82,7 @@ def fit(cases: Sequence[HeldOut], mirror_axes: tuple[tuple[int, ...], ...]) -> D
     expected = np.array([_leave_one_out(cases, index, estimator) for index in range(len(cases))])
     return estimator.model_copy(
         update={
-            "auroc": auroc(expected, dice <= estimator.tau) if len(cases) >= _FEWEST_FOR_AUROC else None,
+            "auroc": auroc(expected, dice <= estimator.tau) if len(cases) >= _MIN_CASES_FOR_AUROC else None,
             "error": float(np.abs(expected - dice).mean()) if len(cases) > 1 else None,
             "warn_below": _warn_below(expected),
         }

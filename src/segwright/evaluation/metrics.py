@@ -16,7 +16,7 @@ from segwright.data.labels import ClassKey, distinct_values
 
 _DIRECT_VALUES = 256
 """Label values below this index the confusion matrix directly; larger ones are renumbered first."""
-_MOST_VALUES = 2048
+_MAX_VALUES = 2048
 """Size of the largest confusion matrix, 32 MiB; no dataset has as many labels."""
 
 _BLOCK = 1 << 20
@@ -112,9 +112,9 @@ def _values(*arrays: npt.NDArray[np.integer]) -> tuple[int, ...]:
         ImageError: there are too many.
     """
     values = sorted(set().union(*(distinct_values(array) for array in arrays)))
-    if len(values) > _MOST_VALUES:
+    if len(values) > _MAX_VALUES:
         raise ImageError(
-            f"label maps with {len(values)} different values, expected at most {_MOST_VALUES}; is one of them an image?"
+            f"label maps with {len(values)} different values, expected at most {_MAX_VALUES}; is one of them an image?"
         )
     return tuple(values)
 

@@ -17,7 +17,7 @@ from segwright.evaluation.scores import Measures, Scores
 
 logger = getLogger(__name__)
 
-FEWEST_CASES = 6
+MIN_CASES = 6
 """With fewer pairs Wilcoxon's test cannot reach p < 0.05."""
 
 NUM_RESAMPLES = 2000
@@ -65,9 +65,9 @@ def compare(models: Mapping[str, Scores]) -> list[Comparison]:
             for case in dice[first].keys() & dice[second].keys()
             if not math.isnan(dice[first][case]) and not math.isnan(dice[second][case])
         ]
-        if len(common) < FEWEST_CASES:
+        if len(common) < MIN_CASES:
             raise DatasetError(
-                f"{first} and {second} have {len(common)} scored cases in common; a comparison needs {FEWEST_CASES}"
+                f"{first} and {second} have {len(common)} scored cases in common; a comparison needs {MIN_CASES}"
             )
         pairs = np.array(common)
         differences = pairs[:, 1] - pairs[:, 0]

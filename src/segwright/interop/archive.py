@@ -13,15 +13,15 @@ from typing import Final
 from segwright.core.errors import ModelError, SegwrightError
 from segwright.core.files.zip_files import METHODS, open_zip
 
-MOST_ENTRIES: Final = 20_000
-MOST_BYTES: Final = 32 * 2**30
+MAX_ENTRIES: Final = 20_000
+MAX_BYTES: Final = 32 * 2**30
 """Largest unpacked size; five folds of the largest network with optimiser states have 10 GiB."""
-LARGEST_RATIO: Final = 100
+MAX_RATIO: Final = 100
 """Largest compression ratio of an entry above `SMALL_BYTES`; weights hardly shrink, text tenfold."""
 SMALL_BYTES: Final = 10 * 2**20
-LARGEST_TOTAL_RATIO: Final = 20
+MAX_TOTAL_RATIO: Final = 20
 """Largest ratio of all entries to the file, if they are above `SMALL_BYTES`; a model is mostly weights."""
-LONGEST_NAME: Final = 255
+MAX_NAME_BYTES: Final = 255
 """Longest file name in bytes, the limit of common file systems."""
 
 _BLOCK: Final = 1 << 20
@@ -42,7 +42,7 @@ def extract(archive: Path, target: Path) -> None:
     try:
         with open_zip(archive) as stream:
             entries = [entry for entry in stream.infolist() if not entry.is_dir()]
-            _require_harmless(archive, entries)
+            _require_safe(archive, entries)
             for entry in entries:
                 _write(stream, entry, target / entry.filename, archive)
     except SegwrightError:
@@ -54,7 +54,12 @@ def extract(archive: Path, target: Path) -> None:
         raise ModelError(f"{archive}: cannot be unpacked ({reason}); unpack it yourself and name the folder") from error
 
 
-def _require_harmless(archive: Path, entries: list[zipfile.ZipInfo]) -> None:
+def _require_safe(archive: Path, entries: list[zipfile.ZipInfo]) -> None:
+    """Check names, links, compression and sizes of all entries.
+
+    Raises:
+        ModelError: an entry is refused, or all of them together are.
+    """
     for entry in entries:
         name = entry.filename
         parts = (*PurePosixPath(name).parts, *PureWindowsPath(name).parts)
@@ -64,33 +69,33 @@ def _require_harmless(archive: Path, entries: list[zipfile.ZipInfo]) -> None:
             raise ModelError(f"{archive}: refused, its entry '{name}' is a link")
         if entry.compress_type not in METHODS:
             raise ModelError(f"{archive}: refused, its entry '{name}' is packed with method {entry.compress_type}")
-        if entry.file_size > max(SMALL_BYTES, LARGEST_RATIO * entry.compress_size):
+        if entry.file_size > max(SMALL_BYTES, MAX_RATIO * entry.compress_size):
             raise ModelError(
                 f"{archive}: refused, its entry '{name}' grows from {entry.compress_size} to {entry.file_size} bytes"
             )
-    _require_apart(archive, entries)
+    _require_distinct(archive, entries)
     total = sum(entry.file_size for entry in entries)
     packed = archive.stat().st_size
     if sum(entry.compress_size for entry in entries) > packed:
         raise ModelError(f"{archive}: refused, its {len(entries)} entries overlap")
-    if total > max(SMALL_BYTES, LARGEST_TOTAL_RATIO * packed):
+    if total > max(SMALL_BYTES, MAX_TOTAL_RATIO * packed):
         raise ModelError(f"{archive}: refused, its {len(entries)} entries grow from {packed} to {total} bytes")
     free = shutil.disk_usage(archive.parent).free
-    if len(entries) > MOST_ENTRIES or total > min(MOST_BYTES, free):
+    if len(entries) > MAX_ENTRIES or total > min(MAX_BYTES, free):
         raise ModelError(
             f"{archive}: refused, it holds {len(entries)} files of {total / 2**30:.1f} GiB unpacked; at most "
-            f"{MOST_ENTRIES} files and {min(MOST_BYTES, free) / 2**30:.1f} GiB are unpacked here"
+            f"{MAX_ENTRIES} files and {min(MAX_BYTES, free) / 2**30:.1f} GiB are unpacked here"
         )
 
 
-def _require_apart(archive: Path, entries: list[zipfile.ZipInfo]) -> None:
+def _require_distinct(archive: Path, entries: list[zipfile.ZipInfo]) -> None:
     """Check that all entries are different files, and that none is a folder of another."""
     files: set[PurePosixPath] = set()
     for entry in entries:
         path = PurePosixPath(entry.filename)
         if path in files:
             raise ModelError(f"{archive}: refused, it has two entries '{entry.filename}'")
-        if any(len(part.encode("utf-8", "surrogateescape")) > LONGEST_NAME for part in path.parts):
+        if any(len(part.encode("utf-8", "surrogateescape")) > MAX_NAME_BYTES for part in path.parts):
             raise ModelError(f"{archive}: refused, the name of its entry '{entry.filename[:80]}...' is too long")
         files.add(path)
     for path in files:

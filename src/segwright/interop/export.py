@@ -35,7 +35,7 @@ CHECKPOINT_JSON: Final = "checkpoint_final.json"
 TRAINER: Final = "nnUNetTrainer"
 """Class that nnU-Net looks up to build the network; its default trainer follows the architecture in the plans."""
 
-LOGGED: Final = (
+LOGGER_KEYS: Final = (
     *("mean_fg_dice", "ema_fg_dice", "dice_per_class_or_region", "train_losses"),
     *("val_losses", "lrs", "epoch_start_timestamps", "epoch_end_timestamps"),
 )
@@ -71,7 +71,7 @@ def export_model(model: Path, target: Path, *, folds: Sequence[str] | None = Non
     require_one_model(by_fold, plan, description, model)
     require_trained_plan(by_fold, plan, model)
     name = next(iter(headers.values())).configuration
-    plans = _plans_of(plan, name, next(iter(headers.values())))
+    plans = _nnunet_plans(plan, name, next(iter(headers.values())))
     folder = target if target.suffix != ".zip" else target.with_suffix(".folder")
     sweep_leftovers(target.parent, {target.name, folder.name})
     with atomic_path(target) as temporary:
@@ -113,19 +113,24 @@ def _write_folder(
 
 
 def _headers(model: Path, folds: Sequence[str] | None) -> dict[str, _Header]:
+    """Read the headers of the final checkpoints, by the name of the fold's folder.
+
+    Raises:
+        ModelError: a requested fold, or every fold, has none, or one is damaged.
+    """
     names = [f"fold_{fold}" for fold in folds] if folds else sorted(path.name for path in model.glob("fold_*"))
-    found = {name: model / name / CHECKPOINT_JSON for name in names}
-    missing = [name for name, file in found.items() if not file.is_file()]
+    files = {name: model / name / CHECKPOINT_JSON for name in names}
+    missing = [name for name, file in files.items() if not file.is_file()]
     try:
-        there = {name: parse_document(_Header, file) for name, file in found.items() if file.is_file()}
+        headers = {name: parse_document(_Header, file) for name, file in files.items() if file.is_file()}
     except SegwrightError as error:
         raise ModelError(str(error)) from error
-    if not there or (folds and missing):
+    if not headers or (folds and missing):
         raise ModelError(f"{model}: no finished training in {', '.join(missing) or 'it'}; give a Segwright model")
-    return there
+    return headers
 
 
-def _plans_of(plan: Plan, name: str, header: _Header) -> dict[str, Any]:
+def _nnunet_plans(plan: Plan, name: str, header: _Header) -> dict[str, Any]:
     """Return nnU-Net's plans with the trained network."""
     configuration = plan.configuration(name)
     architecture = configuration.architecture.model_dump(by_alias=True)
@@ -173,7 +178,7 @@ def _checkpoint(
         "network_weights": OrderedDict(add_aliases(state, network)),
         "optimizer_state": {},
         "grad_scaler_state": None,
-        "logging": {name: [row.get(name) for row in header.logging] for name in LOGGED},
+        "logging": {name: [row.get(name) for row in header.logging] for name in LOGGER_KEYS},
         "_best_ema": header.best_ema,
         "current_epoch": header.epoch,
         "init_args": {

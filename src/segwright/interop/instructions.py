@@ -1,7 +1,7 @@
 """Interpret the pickles that torch writes, without running code: the result has plain values only.
 
-Instructions are interpreted one by one: numbers, strings, containers, and the few names in `_KNOWN`; nothing is
-imported. Tensors become descriptions (`StoredTensor`).
+Opcodes are interpreted one by one: numbers, strings, containers, and the few globals in `_KNOWN`; nothing is imported.
+Tensors become descriptions (`StoredTensor`).
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ _STORAGES: Final = {
         *(("Byte", torch.uint8), ("Bool", torch.bool)),
     )
 }
-MOST_WORK: Final = 16_000_000
+MAX_WORK: Final = 16_000_000
 """Limit for a pickle, in units of about 0.3 us and 40 bytes; the log of 1000 epochs of nnU-Net with 100 classes takes
 7 million."""
-MOST_AXES: Final = 16
+MAX_AXES: Final = 16
 """Largest number of axes of a tensor; those of networks have five."""
-LARGEST_SIZE: Final = 2**62
+MAX_ELEMENTS: Final = 2**62
 """Largest number of elements, whose bytes still fit 64 bits."""
 
-_LONGEST_TEXT: Final = 120
-_STEP_WORK: Final = 2
+_MAX_TEXT_CHARS: Final = 120
+_OPCODE_WORK: Final = 2
 _CONTAINER_WORK: Final = 2
 _ITEM_WORK: Final = 2
 _MEMO_WORK: Final = 4
@@ -53,7 +53,7 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """A record of the file, with `numel` elements of `dtype`."""
+    """A record (entry of the zip file) with `numel` elements of `dtype`."""
 
     key: str
     dtype: torch.dtype
@@ -103,66 +103,66 @@ class _NumpyType:
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """The function of a known name; `copies` if it copies the items of its argument."""
+    """The function of a known global; `copies` if it copies the items of its argument."""
 
     function: Callable[..., Any]
     copies: bool = False
 
 
-class Machine:
-    """Interprets a pickle of protocol 2, which torch writes; `MOST_WORK` limits its time and memory."""
+class PickleInterpreter:
+    """Interprets a pickle of protocol 2, which torch writes; `MAX_WORK` limits its time and memory."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
-        self.at = 0
+        self.position = 0
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
-        self.left = MOST_WORK
+        self.work_left = MAX_WORK
 
     def run(self) -> Any:
         """Return the value that the pickle makes."""
-        data, steps = self.data, _STEPS
+        data, opcodes = self.data, _OPCODES
         while True:
-            code = data[self.at]
-            self.at += 1
+            code = data[self.position]
+            self.position += 1
             if code == _STOP:
                 return self.stack.pop()
-            if code not in steps:
-                raise RefusedError(f"pickle instruction {bytes([code])!r}")
-            self.left -= _STEP_WORK
-            if self.left < 0:
-                self.work(0)
-            steps[code](self)
+            if code not in opcodes:
+                raise RefusedError(f"pickle opcode {bytes([code])!r}")
+            self.work_left -= _OPCODE_WORK
+            if self.work_left < 0:
+                self.count_work(0)  # raises
+            opcodes[code](self)
 
-    def work(self, amount: int) -> None:
+    def count_work(self, amount: int) -> None:
         """Count work, the unit of time and memory.
 
         Raises:
-            RefusedError: the sum is more than `MOST_WORK`.
+            RefusedError: the sum is more than `MAX_WORK`.
         """
-        self.left -= amount
-        if self.left < 0:
+        self.work_left -= amount
+        if self.work_left < 0:
             raise RefusedError("it takes more time and memory than the longest training needs")
 
-    def take(self, count: int) -> bytes:
+    def read_bytes(self, count: int) -> bytes:
         """Return the next bytes of the pickle."""
-        if count > len(self.data) - self.at:
+        if count > len(self.data) - self.position:
             raise EOFError("it ends early")
-        self.at += count
-        self.work(count // _BYTES_PER_WORK)
-        return self.data[self.at - count : self.at]
+        self.position += count
+        self.count_work(count // _BYTES_PER_WORK)
+        return self.data[self.position - count : self.position]
 
-    def number(self, form: str, size: int) -> Any:
+    def read_number(self, form: str, size: int) -> Any:
         """Return the next number of the pickle."""
-        (value,) = unpack_from(form, self.data, self.at)
-        self.at += size
+        (value,) = unpack_from(form, self.data, self.position)
+        self.position += size
         return value
 
-    def line(self) -> str:
+    def read_line(self) -> str:
         """Return the next line of the pickle."""
-        end = self.data.index(b"\n", self.at)
-        line, self.at = self.data[self.at : end], end + 1
+        end = self.data.index(b"\n", self.position)
+        line, self.position = self.data[self.position : end], end + 1
         return line.decode("ascii")
 
     def push(self, value: Any) -> None:
@@ -171,34 +171,34 @@ class Machine:
 
     def push_container(self, value: Any) -> None:
         """Put a new list or dictionary on the stack."""
-        self.work(_CONTAINER_WORK)
+        self.count_work(_CONTAINER_WORK)
         self.stack.append(value)
 
-    def since_mark(self) -> list[Any]:
-        """Take what was pushed since the last mark."""
+    def pop_mark(self) -> list[Any]:
+        """Pop what was pushed since the last mark."""
         items, self.stack = self.stack, self.marks.pop()
         return items
 
-    def mark(self) -> None:
-        """Begin a list of items."""
-        self.work(_CONTAINER_WORK)
+    def push_mark(self) -> None:
+        """Begin a group of items, up to `pop_mark`."""
+        self.count_work(_CONTAINER_WORK)
         self.marks.append(self.stack)
         self.stack = []
 
-    def name(self) -> None:
-        """Push the value of a name."""
-        path = f"{self.line()}.{self.line()}"
+    def push_global(self) -> None:
+        """Push the value of a global, given by module and name."""
+        path = f"{self.read_line()}.{self.read_line()}"
         if path not in _KNOWN:
             raise RefusedError(f"it asks for {path[:120]}")
         self.push(_KNOWN[path])
 
-    def store(self, index: int) -> None:
-        """Remember the top of the stack."""
-        self.work(_MEMO_WORK)
+    def memoize(self, index: int) -> None:
+        """Keep the top of the stack in the memo."""
+        self.count_work(_MEMO_WORK)
         self.memo[index] = self.stack[-1]
 
-    def last(self, count: int) -> None:
-        """Make a tuple of the last values."""
+    def make_tuple(self, count: int) -> None:
+        """Replace the last values by a tuple of them."""
         if len(self.stack) < count:
             raise IndexError("too few values for a tuple")
         self.stack[-count:] = [tuple(self.stack[-count:])]
@@ -213,33 +213,33 @@ class Machine:
         """Put keys and values into the dictionary on top of the stack."""
         if type(self.stack[-1]) not in (dict, OrderedDict):
             raise TypeError("only dictionaries take keys")
-        self.work(len(items))
+        self.count_work(len(items))
         _require_plain(items[::2])
         self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
-    def pair(self) -> list[Any]:
-        """Take the last two values."""
+    def pop_pair(self) -> list[Any]:
+        """Pop the last two values, key and value."""
         value, key = self.stack.pop(), self.stack.pop()
         return [key, value]
 
-    def record(self) -> None:
+    def push_storage(self) -> None:
         """Push the storage that a tuple on the stack describes."""
         kind, dtype, key, _, numel = self.stack.pop()
         if kind != "storage" or not isinstance(dtype, torch.dtype) or type(key) is not str or type(numel) is not int:
             raise TypeError("a storage is described wrongly")
-        if not 0 <= numel <= LARGEST_SIZE:
+        if not 0 <= numel <= MAX_ELEMENTS:
             raise TypeError(f"a storage has {_shortened(numel)} elements")
         self.push(Storage(key, dtype, numel))
 
     def call(self) -> None:
-        """Call a known name."""
+        """Call a known global."""
         arguments, called = self.stack.pop(), self.stack[-1]
         if type(arguments) is not tuple or not isinstance(called, _Call):
             raise RefusedError(f"it calls a {type(called).__name__}")
-        self.work(_CALL_WORK + len(arguments))
+        self.count_work(_CALL_WORK + len(arguments))
         if called.copies and arguments:
             item = arguments[0]
-            self.work(len(item) // _BYTES_PER_WORK if type(item) is str else _ITEM_WORK * len(item))
+            self.count_work(len(item) // _BYTES_PER_WORK if type(item) is str else _ITEM_WORK * len(item))
         self.stack[-1] = called.function(*arguments)
 
     def build(self) -> None:
@@ -254,10 +254,10 @@ class Machine:
 def _tensor(storage: Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: object) -> StoredTensor:
     if not (isinstance(storage, Storage) and type(shape) is type(stride) is tuple and len(shape) == len(stride)):
         raise TypeError("a tensor is described wrongly")
-    if len(shape) > MOST_AXES:
+    if len(shape) > MAX_AXES:
         raise RefusedError(f"it has a tensor of {len(shape)} axes")
     for number in (offset, *shape, *stride):
-        if type(number) is not int or not 0 <= number <= LARGEST_SIZE:
+        if type(number) is not int or not 0 <= number <= MAX_ELEMENTS:
             raise TypeError(f"a tensor has the size, step or offset {_shortened(number)}")
     return StoredTensor(storage, offset, shape, stride)
 
@@ -279,7 +279,7 @@ def _encode(text: str, encoding: str) -> bytes:
 
 
 def _shortened(value: object) -> str:
-    """Return a value for a message; the text of a container could be endless."""
+    """Return a number, or the type of any other value, for a message; the text of a container could be endless."""
     return repr(value)[:40] if type(value) in (int, float, bool) else f"a {type(value).__name__}"
 
 
@@ -293,14 +293,14 @@ def _device(kind: str, index: int | None = None) -> str:
 
 
 def _text(value: object) -> str:
-    """Check a short string; the text of other values could be endless: tuples may contain each other many times."""
-    if type(value) is not str or len(value) > _LONGEST_TEXT:
+    """Return a short string after checking it; other values could be endless: tuples may contain each other often."""
+    if type(value) is not str or len(value) > _MAX_TEXT_CHARS:
         raise TypeError(f"expected a short text, found a {type(value).__name__}")
     return value
 
 
 def _require_plain(items: list[Any]) -> None:
-    """Check that values can be hashed quickly, for the same reason."""
+    """Check that values can be hashed quickly, which nested tuples cannot."""
     if not all(type(item) in (str, int, float, bool, bytes, NoneType) for item in items):
         raise TypeError("keys must be texts or numbers")
 
@@ -323,36 +323,36 @@ _KNOWN: Final[dict[str, Any]] = {
 }
 
 _STOP: Final = ord(".")
-_STEPS: Final[dict[int, Callable[[Machine], object]]] = {
-    ord("\x80"): lambda m: m.take(1),
-    ord("("): Machine.mark,
-    ord("c"): Machine.name,
-    ord("q"): lambda m: m.store(m.number("<B", 1)),
-    ord("r"): lambda m: m.store(m.number("<I", 4)),
-    ord("h"): lambda m: m.push(m.memo[m.number("<B", 1)]),
-    ord("j"): lambda m: m.push(m.memo[m.number("<I", 4)]),
-    ord("t"): lambda m: m.push(tuple(m.since_mark())),
+_OPCODES: Final[dict[int, Callable[[PickleInterpreter], object]]] = {
+    ord("\x80"): lambda m: m.read_bytes(1),
+    ord("("): PickleInterpreter.push_mark,
+    ord("c"): PickleInterpreter.push_global,
+    ord("q"): lambda m: m.memoize(m.read_number("<B", 1)),
+    ord("r"): lambda m: m.memoize(m.read_number("<I", 4)),
+    ord("h"): lambda m: m.push(m.memo[m.read_number("<B", 1)]),
+    ord("j"): lambda m: m.push(m.memo[m.read_number("<I", 4)]),
+    ord("t"): lambda m: m.push(tuple(m.pop_mark())),
     ord(")"): lambda m: m.push(()),
-    ord("\x85"): lambda m: m.last(1),
-    ord("\x86"): lambda m: m.last(2),
-    ord("\x87"): lambda m: m.last(3),
+    ord("\x85"): lambda m: m.make_tuple(1),
+    ord("\x86"): lambda m: m.make_tuple(2),
+    ord("\x87"): lambda m: m.make_tuple(3),
     ord("]"): lambda m: m.push_container([]),
     ord("}"): lambda m: m.push_container({}),
     ord("N"): lambda m: m.push(None),
     ord("\x88"): lambda m: m.push(True),
     ord("\x89"): lambda m: m.push(False),
-    ord("J"): lambda m: m.push(m.number("<i", 4)),
-    ord("K"): lambda m: m.push(m.number("<B", 1)),
-    ord("M"): lambda m: m.push(m.number("<H", 2)),
-    ord("G"): lambda m: m.push(m.number(">d", 8)),
-    ord("X"): lambda m: m.push(m.take(m.number("<I", 4)).decode("utf-8", "surrogatepass")),
-    ord("\x8a"): lambda m: m.push(int.from_bytes(m.take(m.number("<B", 1)), "little", signed=True)),
-    ord("Q"): Machine.record,
-    ord("R"): Machine.call,
-    ord("b"): Machine.build,
+    ord("J"): lambda m: m.push(m.read_number("<i", 4)),
+    ord("K"): lambda m: m.push(m.read_number("<B", 1)),
+    ord("M"): lambda m: m.push(m.read_number("<H", 2)),
+    ord("G"): lambda m: m.push(m.read_number(">d", 8)),
+    ord("X"): lambda m: m.push(m.read_bytes(m.read_number("<I", 4)).decode("utf-8", "surrogatepass")),
+    ord("\x8a"): lambda m: m.push(int.from_bytes(m.read_bytes(m.read_number("<B", 1)), "little", signed=True)),
+    ord("Q"): PickleInterpreter.push_storage,
+    ord("R"): PickleInterpreter.call,
+    ord("b"): PickleInterpreter.build,
     ord("a"): lambda m: m.extend([m.stack.pop()]),
-    ord("e"): lambda m: m.extend(m.since_mark()),
-    ord("s"): lambda m: m.insert(m.pair()),
-    ord("u"): lambda m: m.insert(m.since_mark()),
+    ord("e"): lambda m: m.extend(m.pop_mark()),
+    ord("s"): lambda m: m.insert(m.pop_pair()),
+    ord("u"): lambda m: m.insert(m.pop_mark()),
 }
-"""Instructions by their codes: protocol 2 without those that make other objects."""
+"""Functions by opcode: protocol 2 without the opcodes that make other objects."""

@@ -47,7 +47,7 @@ class NnunetCheckpoints:
         return fold_folder / f"checkpoint_{checkpoint}.pth"
 
     def header(self, fold_folder: Path, checkpoint: str) -> Mapping[str, Any]:
-        """Return what our checkpoints say beside the weights."""
+        """Return a document that fits `CheckpointHeader`."""
         plan = Plan.load(fold_folder.parent / PLANS_JSON)
         path = self.file(fold_folder, checkpoint)
         return header_of(_describe(path), plan, path)
@@ -149,7 +149,7 @@ def _convert(source: Path, target: Path) -> None:
 
 
 def _files(source: Path) -> list[Path]:
-    """Return the checkpoints that are converted; the latest of an interrupted training cannot be resumed here."""
+    """Return the checkpoints to convert; an interrupted training cannot be resumed from its latest one."""
     return [path for kind in KINDS for path in sorted(source.glob(f"fold_*/checkpoint_{kind}.pth"))]
 
 
@@ -188,7 +188,7 @@ def _describe(path: Path) -> dict[str, Any]:
 
 
 def header_of(checkpoint: Mapping[str, Any], plan: Plan, path: Path) -> dict[str, Any]:
-    """Return the header that our checkpoints have beside the weights.
+    """Return the JSON document that a Segwright checkpoint has beside the weights.
 
     Raises:
         ModelError: the file does not describe a training.
@@ -204,7 +204,7 @@ def header_of(checkpoint: Mapping[str, Any], plan: Plan, path: Path) -> dict[str
         ("init_args.fold", fold, type(fold) is int or fold == "all" or (type(fold) is str and fold.isdecimal())),
         ("trainer_name", checkpoint["trainer_name"], type(checkpoint["trainer_name"]) is str),
         ("current_epoch", epoch, type(epoch) is int),
-        ("inference_allowed_mirroring_axes", axes, axes is None or _are_numbers(axes)),
+        ("inference_allowed_mirroring_axes", axes, axes is None or _are_integers(axes)),
     ):
         if not fits:
             raise ModelError(f"{path}: {what} is {_shown(value)}; it was not written by nnU-Net")
@@ -241,7 +241,7 @@ def _hashes(arguments: Mapping[str, Any]) -> dict[str, str]:
         return {}
 
 
-def _are_numbers(values: object) -> bool:
+def _are_integers(values: object) -> bool:
     return isinstance(values, list | tuple) and all(type(value) is int for value in values)
 
 

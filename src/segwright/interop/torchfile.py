@@ -1,7 +1,7 @@
 """Read files of `torch.save` as data: plain values, and tensors on demand, so that an optimiser's state is not loaded.
 
-torch's own restricted reader depends on a list that all threads share, builds `bytearray`s of any length, and
-decompresses records of any size; hence this one.
+`torch.load(weights_only=True)` is not used: its list of allowed globals is shared by all threads, it builds
+`bytearray`s of any length, and it decompresses records of any size.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch import Tensor
 from segwright.core.errors import ModelError, SegwrightError
 from segwright.core.files.json_text import MAX_LEVELS
 from segwright.core.files.zip_files import open_zip
-from segwright.interop.instructions import MOST_WORK, Machine, RefusedError, Storage, StoredTensor
+from segwright.interop.instructions import MAX_WORK, PickleInterpreter, RefusedError, Storage, StoredTensor
 
-LARGEST_PICKLE: Final = 64 * 2**20
+MAX_PICKLE_BYTES: Final = 64 * 2**20
 """Largest part without tensors, in bytes; the log of 1000 epochs with 100 classes has 7 MiB."""
-MOST_VIEWS: Final = 16
+MAX_VIEW_RATIO: Final = 16
 """Largest ratio of the bytes of all tensors to the file; nnU-Net names each weight of an encoder four times."""
 
 _DAMAGES: Final = (
@@ -45,9 +45,9 @@ def read_document(path: Path) -> Any:
         with open_zip(path) as archive:
             prefix = _prefix(archive, path.stat().st_size)
             entry = archive.getinfo(f"{prefix}data.pkl")
-            if entry.file_size > LARGEST_PICKLE:
+            if entry.file_size > MAX_PICKLE_BYTES:
                 raise RefusedError(f"{entry.file_size / 2**20:.0f} MiB beside its tensors")
-            document = Machine(archive.read(entry)).run()
+            document = PickleInterpreter(archive.read(entry)).run()
         _require_tree(document)
         return document
     except RefusedError as error:
@@ -68,14 +68,14 @@ def read_tensors(path: Path, stored: Mapping[str, StoredTensor]) -> dict[str, Te
     result: dict[str, Tensor] = {}
     name = ""
     try:
-        left = path.stat().st_size
-        viewed = MOST_VIEWS * left
+        left = path.stat().st_size  # bytes that records may still have
+        viewed = MAX_VIEW_RATIO * left  # bytes that tensors, which may share records, may still have
         with open_zip(path) as archive:
             prefix = _prefix(archive, left)
             for name, tensor in stored.items():
                 viewed -= tensor.outline().nbytes
                 if viewed < 0:
-                    raise ModelError(f"tensors share memory more than {MOST_VIEWS} times over")
+                    raise ModelError(f"tensors share memory more than {MAX_VIEW_RATIO} times over")
                 if tensor.storage not in flat:
                     left -= tensor.storage.numel * tensor.storage.dtype.itemsize
                     if left < 0:
@@ -92,8 +92,8 @@ def read_tensors(path: Path, stored: Mapping[str, StoredTensor]) -> dict[str, Te
 
 
 def _require_tree(document: Any) -> None:
-    """Check that a walk over all values ends soon: values may contain each other many times, or themselves."""
-    level, left, depth = [document], MOST_WORK, 0
+    """Check that a walk over all values ends soon: containers may hold each other many times, or themselves."""
+    level, left, depth = [document], MAX_WORK, 0
     while level:
         depth, left = depth + 1, left - len(level)
         level = [

@@ -21,8 +21,8 @@ from PIL import Image
 import segwright
 from segwright.report.colours import label_colour, rgb
 
-_MOST_CHANNELS: Final = 3
-_LONGEST_PX: Final = 260
+_MAX_CHANNELS: Final = 3
+_MAX_EXTENT_PX: Final = 260
 _OVERLAY_OPACITY: Final = 0.45
 _GREY_PERCENTILES: Final = (0.5, 99.5)
 _STYLE: Final = """
@@ -87,8 +87,8 @@ def render(
     )
     style = (files("segwright.report") / "templates" / "report.css").read_text(encoding="utf-8") + _STYLE
     shown = [
-        *list(enumerate(channels))[:_MOST_CHANNELS],
-        *list(enumerate(previous, start=len(channels)))[:_MOST_CHANNELS],
+        *list(enumerate(channels))[:_MAX_CHANNELS],
+        *list(enumerate(previous, start=len(channels)))[:_MAX_CHANNELS],
     ]
     colours = {value: label_colour(position) for position, value in enumerate(labels, start=1)}
     return environment.get_template("augmentation.html").render(
@@ -193,7 +193,7 @@ def _overlay(
 
 def _picture(canvas: npt.NDArray[np.float32], caption: str, spacing: Sequence[float]) -> dict[str, Any]:
     height, width = (size * step for size, step in zip(canvas.shape[:2], spacing[-2:], strict=True))
-    scale = _LONGEST_PX / max(height, width)
+    scale = _MAX_EXTENT_PX / max(height, width)
     stream = io.BytesIO()
     Image.fromarray(canvas.astype(np.uint8)).save(stream, format="PNG", optimize=True)
     return {

@@ -23,7 +23,7 @@ _IMAGES_FOLDER = {"labelsTr": "imagesTr", "labelsTs": "imagesTs"}
 _LPS = ("RL", "AP", "IS")
 """Start and end direction of each axis of ITK's world coordinates."""
 _AFFINE_TO_LPS = np.diag([-1.0, -1.0, 1.0])
-_LEAST_COSINE = 0.8
+_MIN_COSINE = 0.8
 """Below this an axis is too oblique to be named after a direction of the body."""
 
 
@@ -134,7 +134,7 @@ def directions_of(properties: Mapping[str, Any]) -> str:
         return ""
     cosines = matrix / lengths
     world = np.abs(cosines).argmax(axis=0)  # of each file axis x, y, z
-    if len(set(world.tolist())) < 3 or np.abs(cosines).max(axis=0).min() < _LEAST_COSINE:
+    if len(set(world.tolist())) < 3 or np.abs(cosines).max(axis=0).min() < _MIN_COSINE:
         return ""
     letters = [_LPS[axis][int(cosines[axis, column] > 0)] for column, axis in enumerate(world)]
     return "".join(reversed(letters))

@@ -18,9 +18,9 @@ NUM_COLOURS = 8
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 12, 34
 _PLOT_HEIGHT = 150
 _ROW_HEIGHT = 44
-_LONGEST_NAME = 26
-_MOST_DOTS = 400
-_MOST_POINTS = 400
+_MAX_NAME_CHARS = 26
+_MAX_DOTS = 400
+_MAX_POINTS = 400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +109,7 @@ def _row(group: Group, top: float, low: float, high: float, style: str) -> list[
     middle = top + 27
     values = np.sort(np.asarray(group.values, dtype=float))
     quartiles = [_scaled(value, low, high, left, right) for value in np.percentile(values, (25, 50, 75))]
-    name = group.name if len(group.name) <= _LONGEST_NAME else f"{group.name[: _LONGEST_NAME - 3]}..."
+    name = group.name if len(group.name) <= _MAX_NAME_CHARS else f"{group.name[: _MAX_NAME_CHARS - 3]}..."
     heading = f"{name}: median {_short(float(np.median(values)))}, lowest {_short(values[0])}, n = {len(values)}"
     parts = [
         _text(heading, left, top + 9, "start"),
@@ -117,7 +117,7 @@ def _row(group: Group, top: float, low: float, high: float, style: str) -> list[
             style, quartiles[0], middle - 8, max(quartiles[2] - quartiles[0], 1.0)
         ),
     ]
-    shown = values[np.unique(np.linspace(0, len(values) - 1, min(len(values), _MOST_DOTS)).round().astype(int))]
+    shown = values[np.unique(np.linspace(0, len(values) - 1, min(len(values), _MAX_DOTS)).round().astype(int))]
     for index, value in enumerate(shown):
         # The golden ratio spreads neighbouring dots vertically without random numbers.
         shift = (index * 0.618034 % 1 - 0.5) * 12
@@ -151,7 +151,7 @@ def _figure(title: str, height: int, parts: Sequence[Markup], legend: Sequence[s
 
 def _runs(item: Series) -> list[list[tuple[float, float]]]:
     """Split a series at gaps, and thin it to the resolution of a screen."""
-    step = max(1, math.ceil(len(item.x) / _MOST_POINTS))
+    step = max(1, math.ceil(len(item.x) / _MAX_POINTS))
     runs: list[list[tuple[float, float]]] = [[]]
     for index, (x, y) in enumerate(zip(item.x, item.y, strict=True)):
         if y is None:

@@ -29,7 +29,7 @@ from segwright.report.volumes import PackedCase
 
 _TEMPLATES = "templates"
 _INTENSITIES = ("mean", "std", "min", "percentile_00_5", "median", "percentile_99_5", "max")
-_MOST_CURVES = 8
+_MAX_CURVES = 8
 _MADE_FROM = re.compile(r'<meta name="segwright-made-from" content="([0-9a-f]*)">')
 _HEAD_CHARS = 4096
 
@@ -275,14 +275,14 @@ def _curves(fold: FoldRecord, model: ModelRecord) -> list[Markup]:
         return [row[position] if isinstance(row, list) and position < len(row) else None for row in rows]
 
     losses = [("training loss", "train_losses"), ("validation loss", "val_losses")]
-    names = [model.labels.class_name(key) for key in model.labels.evaluation_classes()][:_MOST_CURVES]
+    names = [model.labels.class_name(key) for key in model.labels.evaluation_classes()][:_MAX_CURVES]
     dice = [charts.Series(name="moving average", x=epochs, y=column("ema_fg_dice"))]
     dice += [charts.Series(name=name, x=epochs, y=part(position)) for position, name in enumerate(names)]
     drawn = (
         charts.lines(
             "Loss", [charts.Series(name=name, x=epochs, y=column(key)) for name, key in losses], x_name="epoch"
         ),
-        charts.lines("Pseudo Dice on random patches", dice[:_MOST_CURVES], x_name="epoch", limits=(0.0, 1.0)),
+        charts.lines("Pseudo Dice on random patches", dice[:_MAX_CURVES], x_name="epoch", limits=(0.0, 1.0)),
         charts.lines("Learning rate", [charts.Series(name="learning rate", x=epochs, y=column("lrs"))], x_name="epoch"),
     )
     return [chart for chart in drawn if chart]

@@ -24,7 +24,7 @@ from segwright.report.colours import label_colour, rgb
 Bytes = npt.NDArray[np.uint8]
 T = TypeVar("T")
 
-MOST_CHANNELS = 4
+MAX_CHANNELS = 4
 GREY_PERCENTILES = (0.5, 99.5)
 _PERCENTILE_VOXELS = 500_000
 """Voxels sampled for the percentiles of the intensity window."""
@@ -33,8 +33,8 @@ _UPRIGHT = ("SI", "PA", "LR")
 """Axes of the viewer: increasing index is superior, posterior, left."""
 _MARGIN = 0.25
 """Margin around the labels if the image must be cropped, as a fraction of their box."""
-_LEAST_MARGIN = 8
-_MOST_FACTOR = 16
+_MIN_MARGIN_VOXELS = 8
+_MAX_FACTOR = 16
 _MAX_COMPRESSION = 4
 """Volumes this many times the limit are not compressed for trial, since they rarely shrink that far."""
 _THUMBNAIL = 168
@@ -83,10 +83,10 @@ def pack(
     """
     oriented = upright(case)
     reference, prediction = (_positions(array, labels) for array in (oriented.reference, oriented.prediction))
-    grey = oriented.image[:MOST_CHANNELS]
+    grey = oriented.image[:MAX_CHANNELS]
     for box, factors in _attempts(reference, prediction, oriented.spacing):
         shape = tuple(ceil((stop - start) / factor) for (start, stop), factor in zip(box, factors, strict=True))
-        if np.prod(shape) * len(grey) > _MAX_COMPRESSION * max_bytes and max(factors) < _MOST_FACTOR:
+        if np.prod(shape) * len(grey) > _MAX_COMPRESSION * max_bytes and max(factors) < _MAX_FACTOR:
             continue
         parts = [
             *(
@@ -97,7 +97,7 @@ def pack(
             _picked(crop(prediction, box), factors),
         ]
         data = zlib.compress(np.stack(parts).tobytes(), 9)
-        if len(data) <= max_bytes or max(factors) >= _MOST_FACTOR:
+        if len(data) <= max_bytes or max(factors) >= _MAX_FACTOR:
             break
     spacing = tuple(extent * factor for extent, factor in zip(oriented.spacing, factors, strict=True))
     start = most_wrong(parts[-2], parts[-1])
@@ -175,7 +175,7 @@ def _attempts(reference: Bytes, prediction: Bytes, spacing: Sequence[float]) -> 
     yield box, ones
     factors = np.ones(reference.ndim, dtype=int)
     extents = np.array([stop - start for start, stop in box])
-    while factors.max() < _MOST_FACTOR:
+    while factors.max() < _MAX_FACTOR:
         # The finest axes first, to approach isotropic voxels; axes of few voxels are kept.
         size = np.where(extents > 2 * factors, factors * np.asarray(spacing), np.inf)
         if not np.isfinite(size).any():
@@ -189,7 +189,7 @@ def _around(mask: npt.NDArray[np.bool_]) -> Box:
         return tuple((0, extent) for extent in mask.shape)
     box = []
     for (start, stop), extent in zip(nonzero_box(mask), mask.shape, strict=True):
-        margin = max(_LEAST_MARGIN, round((stop - start) * _MARGIN))
+        margin = max(_MIN_MARGIN_VOXELS, round((stop - start) * _MARGIN))
         box.append((max(start - margin, 0), min(stop + margin, extent)))
     return tuple(box)
 
@@ -254,8 +254,8 @@ def _remark(case: CaseImages, box: Box, shape: Sequence[int], factors: Sequence[
         parts.append("cropped to the labels")
     if max(factors) > 1:
         parts.append(f"blocks of {' x '.join(map(str, factors))} voxels averaged")
-    if len(case.image) > MOST_CHANNELS:
-        parts.append(f"{MOST_CHANNELS} of {len(case.image)} channels")
+    if len(case.image) > MAX_CHANNELS:
+        parts.append(f"{MAX_CHANNELS} of {len(case.image)} channels")
     return ", ".join(parts)
 
 

@@ -18,7 +18,7 @@ from segwright.data.images.image_io import read_label, write_labels
 from segwright.data.labels import Labels
 from segwright.evaluation.postprocessing import ANY_GAIN, CLEAR_GAIN, MinimumGain, determine
 from segwright.inference.export.postprocessing import (
-    MOST_STEPS,
+    MAX_STEPS,
     NO_POSTPROCESSING,
     KeepLargest,
     PostProcessing,
@@ -171,7 +171,7 @@ def test_other_documents_are_refused(name: str, text: str, message: str, tmp_pat
 
 def test_more_steps_than_end_in_time_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "postprocessing.json"
-    path.write_text(json.dumps({"schema_version": 1, "steps": [{"labels": [1]}] * (MOST_STEPS + 1)}))
+    path.write_text(json.dumps({"schema_version": 1, "steps": [{"labels": [1]}] * (MAX_STEPS + 1)}))
 
     with pytest.raises(ConfigError, match=r"postprocessing\.json: .*steps: .*at most 10000 items"):
         PostProcessing.load(path)

@@ -15,7 +15,7 @@ from segwright.core.errors import ModelError, SegwrightError
 from segwright.core.files.zip_files import MAX_DIRECTORY_BYTES
 from segwright.interop import instructions
 from segwright.interop.archive import extract
-from segwright.interop.torchfile import LARGEST_PICKLE, read_document, read_tensors
+from segwright.interop.torchfile import MAX_PICKLE_BYTES, read_document, read_tensors
 
 HEADER, STOP = b"\x80\x02", b"."
 
@@ -74,7 +74,7 @@ FEW = 10
         (b"N" + b"".join(b"r" + struct.pack("<I", index) for index in range(5_000_000 // FEW)), "more time and memory"),
         (b"\x80\x02" * (25_000_000 // FEW), "more time and memory"),
         (b"X\xff\xff\xff\xff", "it ends early"),
-        (b"\x8b\xff\xff\xff\x7f", "pickle instruction b'\\\\x8b'"),
+        (b"\x8b\xff\xff\xff\x7f", "pickle opcode b'\\\\x8b'"),
         (tensor(numel=16, offset=0, shape=[1] * 100_000, stride=[1] * 100_000), "a tensor of 100000 axes"),
         (tensor(numel=16, offset=0, shape=[1], stride=[1, 2]), "a tensor is described wrongly"),
         (tensor(numel=16, offset=0, shape=[-1], stride=[1]), "the size, step or offset -1"),
@@ -88,7 +88,7 @@ FEW = 10
 def test_work_beyond_the_longest_training_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pickled: bytes, message: str
 ) -> None:
-    monkeypatch.setattr(instructions, "MOST_WORK", instructions.MOST_WORK // FEW)
+    monkeypatch.setattr(instructions, "MAX_WORK", instructions.MAX_WORK // FEW)
     path = saved(tmp_path / "a.pth", HEADER + pickled + STOP)
     with pytest.raises(ModelError, match=message):
         read_document(path)
@@ -143,7 +143,7 @@ def test_records_that_are_no_part_of_the_format_are_not_read_whole(tmp_path: Pat
     with pytest.raises(ModelError, match="big-endian"):
         read_document(saved(tmp_path / "a.pth", HEADER + b"N" + STOP, byteorder=b"little" * 100))
     with pytest.raises(ModelError, match="64 MiB beside its tensors"):
-        read_document(saved(tmp_path / "b.pth", bytes(LARGEST_PICKLE + 1)))
+        read_document(saved(tmp_path / "b.pth", bytes(MAX_PICKLE_BYTES + 1)))
 
 
 @pytest.mark.parametrize("ending", ["pth", "zip"])

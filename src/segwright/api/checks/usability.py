@@ -10,11 +10,11 @@ from typing import Any, Final
 from segwright.core.errors import SegwrightError
 from segwright.core.files.atomic_io import read_checked_json
 
-LOWEST_DICE: Final = 0.01
+MIN_DICE: Final = 0.01
 """Mean held-out Dice below which a model has learned nothing useful."""
-FEWEST_STEPS: Final = 10
+MIN_STEPS: Final = 10
 """Fewest training steps from random weights to count as trained, whatever Dice is reached by chance."""
-ENOUGH_STEPS: Final = 1000
+RECOMMENDED_STEPS: Final = 1000
 """Shortest training to recommend: four epochs of nnU-Net, after which the easy tasks of the benchmarks are usable."""
 
 
@@ -26,23 +26,23 @@ def find_shortcoming(folds: Sequence[Path], dice: float) -> str:
         dice: mean Dice of its held-out cases; ignored if NaN (no case contains a class).
     """
     records = [record for fold in folds if (record := _record(fold))]
-    steps = min((int(record["step"]) for record in records), default=ENOUGH_STEPS)
-    is_short = steps < FEWEST_STEPS and not any(record["config"].get("pretrained") for record in records)
-    if not (is_short or dice < LOWEST_DICE):
+    steps = min((int(record["step"]) for record in records), default=RECOMMENDED_STEPS)
+    is_short = steps < MIN_STEPS and not any(record["config"].get("pretrained") for record in records)
+    if not (is_short or dice < MIN_DICE):
         return ""
-    reasons = [f"mean Dice {dice:.4f}"] * (dice < LOWEST_DICE)
-    reasons += [f"{steps} training step{'s' * (steps != 1)}"] * (is_short or steps < ENOUGH_STEPS)
+    reasons = [f"mean Dice {dice:.4f}"] * (dice < MIN_DICE)
+    reasons += [f"{steps} training step{'s' * (steps != 1)}"] * (is_short or steps < RECOMMENDED_STEPS)
     return f"this model is not usable ({', '.join(reasons)}); {_advice(records, steps)}"
 
 
 def _advice(records: Sequence[dict[str, Any]], steps: int) -> str:
     """Return what to do about a model that is not usable."""
-    if steps >= ENOUGH_STEPS:
+    if steps >= RECOMMENDED_STEPS:
         return "check the labels with 'segwright check' and the images in the report before training longer"
     seconds = max(float(record["elapsed_s"]) / max(int(record["step"]), 1) for record in records)
-    minutes = ceil(ENOUGH_STEPS * seconds / 60)
+    minutes = ceil(RECOMMENDED_STEPS * seconds / 60)
     budget = f"{minutes}m" if minutes < 120 else f"{ceil(minutes / 60)}h"
-    return f"delete its folds and train longer, at least {ENOUGH_STEPS} steps: about --budget {budget} on this machine"
+    return f"delete its folds and train longer, at least {RECOMMENDED_STEPS} steps: about --budget {budget} on this machine"
 
 
 def _record(fold: Path) -> dict[str, Any] | None:

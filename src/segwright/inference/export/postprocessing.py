@@ -31,7 +31,7 @@ from segwright.data.images.image_io import read_label, write_labels
 from segwright.data.unmatched_files import entries, in_place_of_label_maps
 
 POSTPROCESSING_JSON: Final = "postprocessing.json"
-MOST_STEPS: Final = 10_000
+MAX_STEPS: Final = 10_000
 """Each takes a pass over every label map; nnU-Net writes one for all labels together and one for each."""
 
 _NNUNET_FUNCTION = "remove_all_but_largest_component_from_segmentation"
@@ -75,7 +75,7 @@ class PostProcessing(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
 
     schema_version: Literal[1] = 1
-    steps: tuple[KeepLargest, ...] = Field(default=(), max_length=MOST_STEPS)
+    steps: tuple[KeepLargest, ...] = Field(default=(), max_length=MAX_STEPS)
     decisions: tuple[Decision, ...] = ()
     dice_before: float | None = None
     """Mean foreground Dice of the cases on which the steps were chosen."""
