@@ -171,8 +171,8 @@ def _load(model: Path | str, *, trust: CodeTrust, exact: bool, **options: Any) -
         from segwright.interop.nnunet import NnunetCheckpoints, is_nnunet_model
 
     def load(folder: Path) -> Predictor:
-        reading: CheckpointFormat = NnunetCheckpoints() if is_nnunet_model(folder) else OURS
-        predictor = load_predictor(folder, reading=reading, trust=trust, reuse=not exact, **options)
+        checkpoints: CheckpointFormat = NnunetCheckpoints() if is_nnunet_model(folder) else OURS
+        predictor = load_predictor(folder, checkpoints=checkpoints, trust=trust, reuse=not exact, **options)
         predictor.folder_function = predict_files
         return predictor
 

@@ -41,12 +41,12 @@ class ArrayVolume:
     flipped: tuple[int, ...]
     shape: tuple[int, ...]
 
-    def back(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return an array (..., Z, Y, X) on the grid of the original array, in its axis order."""
+    def restore(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Map an array (..., Z, Y, X) on the grid of the volume to that of the original array, in its axis order."""
         lead = array.ndim - len(self.order)
-        turned = np.flip(array, tuple(lead + axis for axis in self.flipped))
+        unflipped = np.flip(array, tuple(lead + axis for axis in self.flipped))
         inverse = np.argsort(self.order)
-        ordered = turned.transpose(*range(lead), *(lead + int(axis) for axis in inverse))
+        ordered = unflipped.transpose(*range(lead), *(lead + int(axis) for axis in inverse))
         return np.ascontiguousarray(ordered.reshape(*ordered.shape[:lead], *self.shape))
 
 
@@ -89,13 +89,13 @@ def to_volume(
     if dims == 2:
         values, spacings = values[:, None], [max(spacings) * FLAT_SPACING_FACTOR, *spacings]
     order, flipped = _layout(matrix, reader)
-    found = values.transpose(0, *(axis + 1 for axis in order))
-    found = np.flip(found, tuple(axis + 1 for axis in flipped))
+    voxels = values.transpose(0, *(axis + 1 for axis in order))
+    voxels = np.flip(voxels, tuple(axis + 1 for axis in flipped))
     ordered = tuple(spacings[axis] for axis in order)
-    with np.errstate(over="ignore"):  # infinite values raise an ImageError
-        voxels, notes = clean_intensities(np.ascontiguousarray(found, dtype=np.float32), "array")
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite, which raises an ImageError
+        cleaned, notes = clean_intensities(np.ascontiguousarray(voxels, dtype=np.float32), "array")
     volume = Volume(
-        array=voxels,
+        array=cleaned,
         spacing=(ordered[0], ordered[1], ordered[2]),
         properties={"reader": reader, "spacing": list(ordered), **_geometry(matrix, reader)},
         notes=notes,
@@ -103,13 +103,13 @@ def to_volume(
     return ArrayVolume(volume=volume, order=order, flipped=flipped, shape=shape)
 
 
-def warn_if_unlike_training(reliability: ReliabilityModel, array_volume: ArrayVolume) -> None:
+def warn_if_out_of_distribution(reliability: ReliabilityModel, array_volume: ArrayVolume) -> None:
     """Log what is unusual about an array, compared with the training cases."""
     log_warnings("array", reliability.findings(array_volume.volume))
 
 
 def _geometry(affine: npt.NDArray[np.float64] | None, reader: str) -> dict[str, Any]:
-    """Return the affine of an array that is used in its own orientation."""
+    """Return the affine as a volume's property; nothing for an array without one, or one that is reoriented."""
     return {} if affine is None or reader in REORIENTING_READERS else {"geometry": {"affine": affine.tolist()}}
 
 
@@ -118,7 +118,7 @@ def _layout(affine: npt.NDArray[np.float64] | None, reader: str) -> tuple[tuple[
     if affine is None:
         if reader in REORIENTING_READERS:
             raise ImageError(
-                f"the plan asks for RAS+ orientation ({reader}), but an array has no orientation; give affine="
+                f"the plan needs RAS+ orientation ({reader}), but an array has no orientation; give affine="
             )
         return (0, 1, 2), ()
     if reader not in REORIENTING_READERS:
@@ -155,30 +155,30 @@ def _checked_spacing(spacing: Sequence[float] | None, affine: npt.NDArray[np.flo
         if own is None:
             raise ImageError("an array has no spacing of its own; give spacing= in the order of its axes, or affine=")
         return [float(extent) for extent in own]
-    what = "expected two or three numbers, one for each axis in mm, such as (3.0, 0.8, 0.8)"
+    expected = "expected two or three numbers, one for each axis in mm, such as (3.0, 0.8, 0.8)"
     try:
-        found = np.asarray(spacing, dtype=np.float64)
+        given = np.asarray(spacing, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise ImageError(f"spacing {spacing!r}: {what}") from error
-    if found.ndim != 1 or len(found) not in (2, 3) or (own is not None and len(found) != 3):
-        raise ImageError(f"spacing {found.tolist()}: {what}; three with an affine")
-    if not (np.isfinite(found) & (found > 0)).all():
-        raise ImageError(f"spacing {found.tolist()}: expected positive numbers, in mm")
-    if own is not None and not np.allclose(found, own, rtol=_SAME_SPACING, atol=0):
+        raise ImageError(f"spacing {spacing!r}: {expected}") from error
+    if given.ndim != 1 or len(given) not in (2, 3) or (own is not None and len(given) != 3):
+        raise ImageError(f"spacing {given.tolist()}: {expected}; three with an affine")
+    if not (np.isfinite(given) & (given > 0)).all():
+        raise ImageError(f"spacing {given.tolist()}: expected positive numbers, in mm")
+    if own is not None and not np.allclose(given, own, rtol=_SAME_SPACING, atol=0):
         raise ImageError(
-            f"spacing {found.tolist()} contradicts the affine, whose voxels are {own.round(4).tolist()} mm; give one "
+            f"spacing {given.tolist()} contradicts the affine, whose voxels are {own.round(4).tolist()} mm; give one "
             "of them, in the order of the array's axes"
         )
-    return [float(extent) for extent in found]
+    return [float(extent) for extent in given]
 
 
 def _checked_affine(affine: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Convert to a matrix; raise an ImageError unless it can be inverted."""
-    what = "expected a (4, 4) matrix that can be inverted"
+    expected = "expected a (4, 4) matrix that can be inverted"
     try:
         matrix = np.asarray(affine, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise ImageError(f"affine {affine!r}: {what}") from error
+        raise ImageError(f"affine {affine!r}: {expected}") from error
     if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:3, :3])) < 1e-12:
-        raise ImageError(f"affine of shape {matrix.shape}: {what}")
+        raise ImageError(f"affine of shape {matrix.shape}: {expected}")
     return matrix

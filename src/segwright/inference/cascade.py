@@ -53,8 +53,8 @@ def previous_stage_folder(model_folder: Path, configuration: str, previous: str)
             f"{model_folder}: configuration '{configuration}' names an invalid previous stage '{previous}'; "
             "the plan is damaged"
         )
-    whole = model_folder.absolute()
-    beside = whole.with_name(whole.name.removesuffix(configuration) + previous)
+    absolute = model_folder.absolute()
+    beside = absolute.with_name(absolute.name.removesuffix(configuration) + previous)
     for folder in (model_folder / STORED, beside):
         if folder.is_dir():
             return folder

@@ -1,6 +1,4 @@
-"""Predict with an ensemble of models: the mean of their probabilities, as in nnU-Net.
-
-nnU-Net behaviour 11.7.
+"""Predict with an ensemble of models: the mean of their probabilities (nnU-Net behaviour 11.7).
 
 Each model's probabilities go to a compressed file on the case's own grid; then they are averaged slab by slab. So
 an ensemble needs the memory of one model, whatever the numbers of models and classes.
@@ -35,9 +33,9 @@ from segwright.inference.window.timer import Timer
 from segwright.preprocessing.pipeline import PredictionInput
 
 SLAB_BYTES: Final = 128 * 2**20
-"""Memory for averaging: the mean of one head, the array added to it, and the best score so far. One head and many
-planes at once: chunks that cross a slab are read again for each slab (24 heads on 120x256x256: 2.4 s, all heads at
-once 7.9 s)."""
+"""Memory for averaging: the mean of one head, the array added to it, and the best score so far. A slab has one head but
+many planes, since chunks that cross slabs are read once for each (24 heads on 120x256x256: 2.4 s; slabs of all heads:
+7.9 s)."""
 
 
 class Ensemble(ArrayPredictor):
@@ -120,28 +118,28 @@ def _task(predictor: Predictor) -> dict[str, Any]:
 
 
 def mean_labels(
-    arrays: Sequence[Any], labels: Labels, kept: StoredProbabilities | None = None, *, temperature: float = 1.0
+    arrays: Sequence[Any], labels: Labels, store: StoredProbabilities | None = None, *, temperature: float = 1.0
 ) -> LabelMap:
     """Return the label map (Z, Y, X) of the mean of probabilities (H, Z, Y, X), arrays in memory or on disk.
 
-    The mean is written to `kept`, for logits divided by `temperature`.
+    The mean is also written to `store`, there as if its logits had been divided by `temperature`.
     """
     shape = tuple(arrays[0].shape)
     result: npt.NDArray[Any] = np.zeros(shape[1:], dtype=labels.dtype)
     depth = max(1, SLAB_BYTES // (3 * 4 * int(np.prod(shape[2:]))))
     for start in range(0, shape[1], depth):
         stop = min(start + depth, shape[1])
-        heads = _mean_heads(arrays, start, stop, kept if temperature == 1 else None)
+        heads = _mean_heads(arrays, start, stop, store if temperature == 1 else None)
         result[start:stop] = labels.decide_one_by_one(heads, (stop - start, *shape[2:]), logits=False)
-        if kept is not None and temperature != 1:
-            _store_scaled(arrays, labels, start, stop, kept, temperature)
+        if store is not None and temperature != 1:
+            _store_scaled(arrays, labels, start, stop, store, temperature)
     return result
 
 
 def _store_scaled(
-    arrays: Sequence[Any], labels: Labels, start: int, stop: int, kept: StoredProbabilities, temperature: float
+    arrays: Sequence[Any], labels: Labels, start: int, stop: int, store: StoredProbabilities, temperature: float
 ) -> None:
-    """Store the mean of planes [start, stop) for logits divided by `temperature`, one head at a time."""
+    """Store the temperature-scaled mean of planes [start, stop), one head at a time: p^(1/T), normalised."""
     power = np.float32(1 / temperature)
     total: Any = None
     if not labels.has_regions:
@@ -149,7 +147,7 @@ def _store_scaled(
     for head, values in enumerate(_mean_heads(arrays, start, stop, None)):
         raised = values**power
         whole = raised + (1 - values) ** power if total is None else total
-        kept.put_head(head, start, stop, raised / whole)
+        store.put_head(head, start, stop, raised / whole)
 
 
 def _mean(arrays: Sequence[Any]) -> npt.NDArray[np.float32]:
@@ -161,21 +159,21 @@ def _mean(arrays: Sequence[Any]) -> npt.NDArray[np.float32]:
 
 
 def _mean_heads(
-    arrays: Sequence[Any], start: int, stop: int, kept: StoredProbabilities | None
+    arrays: Sequence[Any], start: int, stop: int, store: StoredProbabilities | None
 ) -> Iterator[npt.NDArray[np.float32]]:
-    """Yield the mean (stop - start, Y, X) of each head in planes [start, stop)."""
+    """Yield the mean (stop - start, Y, X) of each head in planes [start, stop), and write it to `store`."""
     for head in range(arrays[0].shape[0]):
         mean = np.array(arrays[0][head, start:stop], dtype=np.float32)
         for array in arrays[1:]:
             mean += array[head, start:stop]
         mean /= len(arrays)
-        if kept is not None:
-            kept.put_head(head, start, stop, mean)
+        if store is not None:
+            store.put_head(head, start, stop, mean)
         yield mean
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stored:
+class StoredPrediction:
     """One model's prediction of a case: probabilities (H, Z, Y, X), disagreement (Z, Y, X) on disk, and statistics."""
 
     array: Any
@@ -185,8 +183,10 @@ class Stored:
 
 def model_probabilities(
     predictors: Sequence[Predictor], volume: Volume, scratch: Path, *, spread: bool = False, maps: bool = False
-) -> tuple[list[Stored], Provenance, Timer, float]:
+) -> tuple[list[StoredPrediction], Provenance, Timer, float]:
     """Predict one case with each model and store the probabilities, on the case's own grid, in files of `scratch`.
+
+    `spread` measures the disagreement for the statistics; `maps` also stores it as a map.
 
     Returns:
         The stored predictions, the provenance of the first model's input, the timer of all forward passes, and the
@@ -214,16 +214,17 @@ def store_probabilities(
     name: str,
     *,
     maps: bool = False,
-) -> Stored:
+) -> StoredPrediction:
     """Predict a case and write its probabilities, with `maps` also its disagreement, to files in `folder`."""
     import blosc2  # importing it takes 0.3 s, which other predictions need not wait for
 
     inverse, observer = predictor.inverse_resampling(prepared), predictor.observer(prepared)
-    found, fill = store_maps(folder / f"{name}_maps.b2nd", inverse, len(MAPS)) if maps else (None, None)
-    with ProbabilityFormat(kind="b2nd").open(folder, name, predictor.labels, inverse, {}) as sink:
-        predictor.export(prepared, observer.watch(planes, keep=maps), sink=sink, maps=fill)
+    stored_maps, map_writer = store_maps(folder / f"{name}_maps.b2nd", inverse, len(MAPS)) if maps else (None, None)
+    with ProbabilityFormat(kind="b2nd").open(folder, name, predictor.labels, inverse, {}) as writer:
+        predictor.export(prepared, observer.watch(planes, keep=maps), writer=writer, maps=map_writer)
     array = blosc2.open(str(folder / f"{name}.b2nd"), mode="r")
-    return Stored(array=array, observation=observer.observation(), spread=None if found is None else _OneMap(found, 1))
+    disagreement = None if stored_maps is None else _OneMap(stored_maps, MAPS.index("disagreement"))
+    return StoredPrediction(array=array, observation=observer.observation(), spread=disagreement)
 
 
 class _OneMap:

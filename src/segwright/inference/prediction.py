@@ -13,7 +13,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from segwright.data.images.image_io import Volume
-from segwright.inference.arrays import to_volume, warn_if_unlike_training
+from segwright.inference.arrays import to_volume, warn_if_out_of_distribution
 from segwright.inference.export.labels import LabelMap
 from segwright.inference.reliability.model import NO_RELIABILITY, ReliabilityModel
 from segwright.inference.reliability.uncertainty import Uncertainty
@@ -56,7 +56,7 @@ class ArrayPredictor(ABC):
 
     reliability: ReliabilityModel = NO_RELIABILITY
     folder_function: Callable[..., list[CaseRecord]] | None = None
-    """What `predict_files` calls: `folder.predict_folder.predict_files`, which is built on this module."""
+    """What `predict_files` calls: `folder.predict_folder.predict_files`, which imports this module."""
 
     @property
     @abstractmethod
@@ -127,11 +127,11 @@ class ArrayPredictor(ABC):
     ) -> Prediction:
         """Return what `predict_case` gives, on the array's grid; `wanted` are its options."""
         case = to_volume(array, num_channels=self.num_channels, reader=self.reader, spacing=spacing, affine=affine)
-        warn_if_unlike_training(self.reliability, case)
-        found = self.predict_case(case.volume, **wanted)
-        probabilities, maps = found.probabilities, found.uncertainty
+        warn_if_out_of_distribution(self.reliability, case)
+        prediction = self.predict_case(case.volume, **wanted)
+        probabilities, maps = prediction.probabilities, prediction.uncertainty
         return Prediction(
-            labels=case.back(found.labels),
-            probabilities=None if probabilities is None else case.back(probabilities),
-            uncertainty=None if maps is None else Uncertainty(*(case.back(each) for each in maps)),
+            labels=case.restore(prediction.labels),
+            probabilities=None if probabilities is None else case.restore(probabilities),
+            uncertainty=None if maps is None else Uncertainty(*(case.restore(each) for each in maps)),
         )

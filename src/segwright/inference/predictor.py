@@ -23,7 +23,7 @@ from segwright.inference.export.labels import (
     LabelMap,
     MapArray,
     ProbabilityArray,
-    ProbabilitySink,
+    ProbabilityWriter,
     export_planes,
 )
 from segwright.inference.export.postprocessing import NO_POSTPROCESSING, PostProcessing
@@ -165,13 +165,13 @@ class Predictor(ArrayPredictor):
         prepared: pipeline.PredictionInput,
         planes: Iterable[Planes],
         *,
-        sink: ProbabilitySink | None = None,
-        maps: ProbabilitySink | None = None,
+        writer: ProbabilityWriter | None = None,
+        maps: ProbabilityWriter | None = None,
         temperature: float = 1.0,
     ) -> LabelMap:
         """Return the label map of the `planes` of a case; other arguments as of `export_planes`."""
         inverse = self.inverse_resampling(prepared)
-        label_map = export_planes(planes, inverse, self.labels, sink=sink, maps=maps, temperature=temperature)
+        label_map = export_planes(planes, inverse, self.labels, writer=writer, maps=maps, temperature=temperature)
         found: LabelMap = self.postprocessing(label_map)
         return found
 
@@ -188,11 +188,11 @@ class Predictor(ArrayPredictor):
     def predict_case(self, volume: Volume, *, probabilities: bool = False, uncertainty: bool = False) -> Prediction:
         """Predict one case on its own grid: labels, and on request probabilities and uncertainty maps."""
         prepared = self.prepare(volume)
-        sink = ProbabilityArray(self.inverse_resampling(prepared), self.labels) if probabilities else None
+        writer = ProbabilityArray(self.inverse_resampling(prepared), self.labels) if probabilities else None
         maps = MapArray(self.inverse_resampling(prepared), len(MAPS)) if uncertainty else None
-        label_map = self.export(prepared, self.planes(prepared.image, spread=uncertainty), sink=sink, maps=maps)
+        label_map = self.export(prepared, self.planes(prepared.image, spread=uncertainty), writer=writer, maps=maps)
         return Prediction(
             labels=label_map,
-            probabilities=None if sink is None else sink.array,
+            probabilities=None if writer is None else writer.array,
             uncertainty=None if maps is None else Uncertainty(*maps.array),
         )

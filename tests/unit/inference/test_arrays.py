@@ -52,7 +52,7 @@ def test_an_array_is_placed_as_its_reader_reads_the_file(tmp_path: Path, codes: 
     array_volume = to_volume(np.asarray(image.dataobj), num_channels=1, reader=reader, affine=image.affine)
     np.testing.assert_allclose(array_volume.volume.array, expected.array, atol=1e-6)
     np.testing.assert_allclose(array_volume.volume.spacing, expected.spacing, atol=1e-6)
-    np.testing.assert_array_equal(array_volume.back(array_volume.volume.array)[0], np.asarray(image.dataobj))
+    np.testing.assert_array_equal(array_volume.restore(array_volume.volume.array)[0], np.asarray(image.dataobj))
 
 
 def test_without_an_affine_the_order_is_the_readers() -> None:
@@ -65,8 +65,8 @@ def test_a_flat_image_gets_a_first_axis_and_loses_it_again() -> None:
     array_volume = to_volume(torch.zeros(2, 8, 6), num_channels=2, reader="NaturalImage2DIO", spacing=(1, 1))
     assert array_volume.volume.array.shape == (2, 1, 8, 6)
     assert array_volume.volume.spacing == (999.0, 1.0, 1.0)
-    assert array_volume.back(np.zeros((1, 8, 6))).shape == (8, 6)
-    assert array_volume.back(np.zeros((3, 1, 8, 6))).shape == (3, 8, 6)
+    assert array_volume.restore(np.zeros((1, 8, 6))).shape == (8, 6)
+    assert array_volume.restore(np.zeros((3, 1, 8, 6))).shape == (3, 8, 6)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_flat_image_gets_a_first_axis_and_loses_it_again() -> None:
         ({"spacing": (1, 1, 0)}, "expected positive numbers"),
         ({"spacing": (1,)}, "two or three numbers"),
         ({"spacing": (1, 1, 1), "num_channels": 2}, "behind 2 channels"),
-        ({"spacing": (1, 1, 1), "reader": "NibabelIOWithReorient"}, r"asks for RAS\+ .* give affine="),
+        ({"spacing": (1, 1, 1), "reader": "NibabelIOWithReorient"}, r"needs RAS\+ .* give affine="),
         ({"affine": np.zeros((4, 4))}, "can be inverted"),
         ({"affine": np.eye(3)}, r"expected a \(4, 4\) matrix"),
         ({"affine": "eye"}, r"affine 'eye': expected a \(4, 4\) matrix"),

@@ -42,7 +42,10 @@ def _advice(records: Sequence[dict[str, Any]], steps: int) -> str:
     seconds = max(float(record["elapsed_s"]) / max(int(record["step"]), 1) for record in records)
     minutes = ceil(RECOMMENDED_STEPS * seconds / 60)
     budget = f"{minutes}m" if minutes < 120 else f"{ceil(minutes / 60)}h"
-    return f"delete its folds and train longer, at least {RECOMMENDED_STEPS} steps: about --budget {budget} on this machine"
+    return (
+        f"delete its folds and train longer, at least {RECOMMENDED_STEPS} steps: about --budget {budget} on this "
+        "machine"
+    )
 
 
 def _record(fold: Path) -> dict[str, Any] | None:

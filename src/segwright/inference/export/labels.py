@@ -28,11 +28,11 @@ from segwright.inference.window.stitching import Planes
 LabelMap = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 
-class ProbabilitySink(Protocol):
-    """Takes probabilities, or other maps, slab by slab."""
+class ProbabilityWriter(Protocol):
+    """Receives probabilities, or other maps, slab by slab."""
 
     def write(self, start: int, stop: int, probabilities: npt.NDArray[np.float32]) -> None:
-        """Take (H, stop - start, Y, X), planes [start, stop) of the cropped case, axes as the planes have them."""
+        """Receive (H, stop - start, Y, X), planes [start, stop) of the cropped case, axes as those of the planes."""
 
 
 class MapArray:
@@ -48,10 +48,7 @@ class MapArray:
 
 
 class ProbabilityArray(MapArray):
-    """Probabilities in memory; outside the crop background's is 1 where it has a head of its own.
-
-    nnU-Net behaviour 4.5.
-    """
+    """Probabilities in memory; outside the crop, background's is 1 if it has its own head (nnU-Net behaviour 4.5)."""
 
     def __init__(self, inverse: InverseResampling, labels: Labels) -> None:
         super().__init__(inverse, labels.num_heads)
@@ -64,8 +61,8 @@ def export_planes(
     inverse: InverseResampling,
     labels: Labels,
     *,
-    sink: ProbabilitySink | None = None,
-    maps: ProbabilitySink | None = None,
+    writer: ProbabilityWriter | None = None,
+    maps: ProbabilityWriter | None = None,
     temperature: float = 1.0,
 ) -> LabelMap:
     """Decide the label map, in the reader's axis order, of planes of logits as they arrive (nnU-Net behaviour 11.5).
@@ -76,7 +73,7 @@ def export_planes(
         planes: logits on the network's grid, (H, planes, Y, X), in order; for `maps` the last head is the disagreement.
         inverse: resamples to the case's grid.
         labels: of the heads.
-        sink: receives the probabilities.
+        writer: receives the probabilities.
         maps: receives the maps of `uncertainty.MAPS`.
         temperature: divides the logits for probabilities and their entropy.
 
@@ -85,8 +82,8 @@ def export_planes(
     """
     result: npt.NDArray[Any] = np.zeros(inverse.case_shape, dtype=labels.dtype)
     inside = inverse.inside(result)
-    checked = _with_heads(planes, labels, more=int(maps is not None))
-    if sink is None and maps is None:
+    checked = _check_num_heads(planes, labels, more=int(maps is not None))
+    if writer is None and maps is None:
         _decide_in_threads(inverse.slabs(checked), inside, labels)
         return result
     for slab in inverse.slabs(checked, heads_at_once=labels.num_heads):
@@ -94,8 +91,8 @@ def export_planes(
         logits, spread = scores[: labels.num_heads], scores[labels.num_heads :]
         inside[slab.start : slab.stop] = labels.decide(logits, logits=True)
         probabilities = labels.probabilities(logits / np.float32(temperature))
-        if sink is not None:
-            sink.write(slab.start, slab.stop, probabilities)
+        if writer is not None:
+            writer.write(slab.start, slab.stop, probabilities)
         if maps is not None:
             found = (entropy_map(probabilities, labels), disagreement_map(spread[0]))
             maps.write(slab.start, slab.stop, np.stack(found))
@@ -127,9 +124,10 @@ def _decide_in_threads(slabs: Iterable[Slab], inside: npt.NDArray[Any], labels: 
             slab_done.result()
 
 
-def _with_heads(planes: Iterable[Planes], labels: Labels, *, more: int) -> Iterable[Planes]:
+def _check_num_heads(planes: Iterable[Planes], labels: Labels, *, more: int) -> Iterable[Planes]:
+    """Yield the planes after checking that they have `more` heads than the labels."""
     for part in planes:
-        labels.decide(np.empty((len(part.logits) - more, 0), dtype=np.float32), logits=True)  # refuses a wrong number
+        labels.decide(np.empty((len(part.logits) - more, 0), dtype=np.float32), logits=True)  # raises if not
         yield part
 
 

@@ -1,6 +1,4 @@
-"""Post-process label maps: keep only the largest component of some labels.
-
-nnU-Net behaviour 12.4.
+"""Post-process label maps: keep only the largest component of some labels (nnU-Net behaviour 12.4).
 
 `evaluation.postprocessing` chooses the labels; they are stored as JSON.
 """
@@ -145,12 +143,12 @@ def keep_largest(label_map: npt.NDArray[Any], labels: Sequence[int]) -> npt.NDAr
     components = _components(np.ascontiguousarray(mask[inside]))
     sizes = np.bincount(components.reshape(-1))
     sizes[0] = 0
-    lost = sizes < sizes.max()
-    lost[0] = False
-    if not lost.any():
+    is_removed = sizes < sizes.max()
+    is_removed[0] = False
+    if not is_removed.any():
         return label_map
     result: npt.NDArray[Any] = label_map.copy()
-    result[inside][lost[components]] = 0
+    result[inside][is_removed[components]] = 0
     return result
 
 
@@ -179,7 +177,7 @@ def process_folder(
 
     def process(file: Path) -> Path:
         volume = read_label(file, reader)
-        label_map = volume.array[0].astype(np.int32)  # a value that no label map may have is refused when it is written
+        label_map = volume.array[0].astype(np.int32)  # writing refuses values that no label map may have
         written = below(target, file.name)
         write_labels(processing(label_map), written, volume.properties, reader)
         return written
@@ -202,9 +200,9 @@ def _components(mask: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
 def _from_nnunet(document: dict[str, Any], file: Path) -> dict[str, Any]:
     """Convert nnU-Net's document to ours."""
     functions, arguments = document["postprocessing_fns"], document.get("postprocessing_kwargs")
-    foreign = [name for name in functions if name != _NNUNET_FUNCTION]
-    if foreign:
-        raise ConfigError(f"{file}: unknown step '{foreign[0]}'; expected {_NNUNET_FUNCTION}")
+    unknown = [name for name in functions if name != _NNUNET_FUNCTION]
+    if unknown:
+        raise ConfigError(f"{file}: unknown step '{unknown[0]}'; expected {_NNUNET_FUNCTION}")
     if not isinstance(arguments, list) or len(arguments) != len(functions):
         raise ConfigError(f"{file}: expected as many postprocessing_kwargs as postprocessing_fns")
     return {"steps": [{"labels": each.get("labels_or_regions")} for each in arguments]}

@@ -28,7 +28,7 @@ SLAB_BYTES = 4 * 2**20
 """Resampled logits per thread: fits the cache (14 heads on 150x400x400 took 0.6 s with 8 MiB and 1.3 s with 128 MiB on
 2 cores), and is small compared with any label map."""
 
-_PARTS = 4
+_HEADS_AT_ONCE = 4
 """Heads that are resampled at once: with fewer there are more calls, with more a slab has few planes (measured)."""
 
 
@@ -48,10 +48,7 @@ class Slab:
         return self.resampler.slab(logits, self.start, self.stop, offset=self.source.start)
 
     def decided(self, labels: Labels) -> npt.NDArray[Any]:
-        """Decide the label map (stop - start, Y, X) with a running maximum, a few heads at a time.
-
-        nnU-Net behaviour 4.4.
-        """
+        """Decide the label map (stop - start, Y, X), a few heads at a time (nnU-Net behaviour 4.4)."""
         shape = (self.stop - self.start, *self.resampler.shape[1:])
         group = max(1, self.slab_bytes // (4 * int(np.prod(shape))))
         # torch supports few operations in uint16.
@@ -115,7 +112,7 @@ class InverseResampling:
                 "counterpart of resampling_fn_data"
             )
 
-    def slabs(self, planes: Iterable[Planes], *, heads_at_once: int = _PARTS) -> Iterator[Slab]:
+    def slabs(self, planes: Iterable[Planes], *, heads_at_once: int = _HEADS_AT_ONCE) -> Iterator[Slab]:
         """Yield each slab once the planes that it needs are there; slabs are in order, without a gap.
 
         Args:

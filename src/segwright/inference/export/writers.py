@@ -24,7 +24,7 @@ from segwright.core.files.names import below
 from segwright.data.images.image_io import READERS
 from segwright.data.labels import Labels
 from segwright.data.preprocessed.provenance import Provenance
-from segwright.inference.export.labels import ProbabilitySink
+from segwright.inference.export.labels import ProbabilityWriter
 from segwright.inference.export.to_original_grid import InverseResampling
 from segwright.inference.window.tiling import to_front
 
@@ -32,7 +32,7 @@ FORMATS = ("npz", "b2nd", "nifti")
 NIFTI_FOLDER = "probabilities"
 """Maps lie apart from the label maps, whose file ending they may share."""
 QUANTA = 255
-"""A probability of 1 in maps of uint8."""
+"""The value of a probability of 1 in uint8 maps."""
 
 CHECKSUM_OF_ARRAY = "crc32"
 """Key of the checksum of a b2nd file in the document beside it; it is missing while the file is being replaced."""
@@ -96,15 +96,15 @@ class ProbabilityFormat:
     @contextmanager
     def open(
         self, folder: Path, case: str, labels: Labels, inverse: InverseResampling, document: Mapping[str, Any]
-    ) -> Iterator[ProbabilitySink]:
-        """Open a sink for the probabilities of a case; the files are complete at the end of the block.
+    ) -> Iterator[ProbabilityWriter]:
+        """Open a writer for the probabilities of a case; the files are complete at the end of the block.
 
-        Beside npz and b2nd lies `<case>.provenance.json`, instead of nnU-Net's pickled properties, with `document`
-        added; it is written first, so that where the probabilities are, it is too.
+        Beside npz and b2nd, `<case>.provenance.json` is written first, so that probabilities never lack it: `document`
+        and the provenance, instead of nnU-Net's pickled properties.
         """
         with self.open_whole(folder, case, labels, inverse.provenance, document, axis=_reader_axis(inverse)) as stored:
             background = None if labels.has_regions or 0 not in stored.heads else stored.heads.index(0)
-            yield _Sink(stored, inverse, background)
+            yield _PlaneWriter(stored, inverse, background)
 
     @contextmanager
     def open_whole(
@@ -117,7 +117,7 @@ class ProbabilityFormat:
         *,
         axis: int = 0,
     ) -> Iterator[StoredProbabilities]:
-        """Open a store for planes of the whole case along one axis, in the reader's axis order; else as `open`."""
+        """Like `open`, for planes of the whole case (not cropped) along one axis, in the reader's axis order."""
         files = self.files(folder, case, labels)
         beside, content = provenance_file(folder, case), {**document, "provenance": provenance.to_json()}
         if self.kind != "nifti":
@@ -150,16 +150,16 @@ def require_writable(reader: str, probability_format: ProbabilityFormat | None, 
 
 
 @contextmanager
-def open_maps(files: Sequence[Path], inverse: InverseResampling) -> Iterator[ProbabilitySink]:
-    """Open a sink for maps from 0 to 1 of a case, (files, planes, Y, X); they become uint8 NIfTI files."""
+def open_maps(files: Sequence[Path], inverse: InverseResampling) -> Iterator[ProbabilityWriter]:
+    """Open a writer for maps from 0 to 1 of a case, (files, planes, Y, X); they become uint8 NIfTI files."""
     with open_whole_maps(files, inverse.provenance, axis=_reader_axis(inverse)) as stored:
-        yield _Sink(stored, inverse, None)
+        yield _PlaneWriter(stored, inverse, None)
 
 
-def store_maps(path: Path, inverse: InverseResampling, num_maps: int) -> tuple[Any, ProbabilitySink]:
-    """Create an array (maps, Z, Y, X) float32 on disk for the whole case as read; return it and its sink."""
+def store_maps(path: Path, inverse: InverseResampling, num_maps: int) -> tuple[Any, ProbabilityWriter]:
+    """Create an array (maps, Z, Y, X) float32 on disk for the whole case as read; return it and its writer."""
     target = StoredProbabilities(path, range(num_maps), inverse.case_shape, _reader_axis(inverse), quantised=False)
-    return target.stored, _Sink(target, inverse, None)
+    return target.stored, _PlaneWriter(target, inverse, None)
 
 
 @contextmanager
@@ -221,8 +221,8 @@ class StoredProbabilities:
         self.stored[key] = np.ascontiguousarray(values, dtype=self.stored.dtype)
 
 
-class _Sink:
-    """Takes planes of the cropped case, axes as in prediction, and stores planes of the whole case."""
+class _PlaneWriter:
+    """Receives planes of the cropped case, axes as in prediction, and stores planes of the whole case."""
 
     def __init__(self, target: StoredProbabilities, inverse: InverseResampling, background: int | None) -> None:
         self.target = target
@@ -236,7 +236,7 @@ class _Sink:
                 self._put(plane, plane + 1, None)
 
     def write(self, start: int, stop: int, probabilities: npt.NDArray[np.float32]) -> None:
-        """Take planes [start, stop) of the cropped case."""
+        """Store planes [start, stop) of the cropped case."""
         first = self.box[0][0]
         self._put(first + start, first + stop, probabilities)
 
@@ -256,13 +256,13 @@ class _Sink:
 
 def _file_names(labels: Labels) -> dict[int, str]:
     """Return a file name part for each head: its class name, with the head's number where several are equal."""
-    found = {head: _UNUSUAL.sub("_", name) for head, name in labels.names.items()}
+    names = {head: _UNUSUAL.sub("_", name) for head, name in labels.names.items()}
     while True:
-        folded = [name.casefold() for name in found.values()]  # some file systems ignore case
+        folded = [name.casefold() for name in names.values()]  # some file systems ignore case
         shared = {name for name in folded if folded.count(name) > 1}
         if not shared:
-            return found
-        found = {head: f"{name}_{head}" if name.casefold() in shared else name for head, name in found.items()}
+            return names
+        names = {head: f"{name}_{head}" if name.casefold() in shared else name for head, name in names.items()}
 
 
 def _reader_axis(inverse: InverseResampling) -> int:
@@ -279,7 +279,7 @@ def _write_nifti(stored: Any, files: Sequence[Path], provenance: Provenance) -> 
 
 
 def _write_npz(stored: Any, path: Path) -> None:
-    """Write what `np.savez_compressed` would, one head at a time."""
+    """Write the same content as `np.savez_compressed`, one head at a time."""
     header = {"descr": "<f4", "fortran_order": False, "shape": tuple(stored.shape)}
     with (
         atomic_path(path) as temporary,

@@ -60,7 +60,11 @@ class Failures:
 
 @contextmanager
 def case_in_errors(case: Case) -> Iterator[None]:
-    """Put the case's name before every error of the block; the context may be entered twice."""
+    """Put the case's name before every error of the block that does not begin with it; blocks may be nested.
+
+    Only errors of disk and memory keep their type. Any other `WorkspaceError` concerns this case alone, so it becomes a
+    `SegwrightError`, which `Failures.collect` does not raise.
+    """
     name = case.identifier
     try:
         yield
@@ -72,6 +76,6 @@ def case_in_errors(case: Case) -> Iterator[None]:
     except Exception as error:
         if str(error).startswith(f"{name}: "):
             raise
-        if found := resource_error(error):
-            raise type(found)(f"{name}: {found}") from error
+        if known := resource_error(error):
+            raise type(known)(f"{name}: {known}") from error
         raise RuntimeError(f"{name}: {type(error).__name__}: {error}") from error

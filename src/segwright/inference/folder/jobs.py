@@ -59,8 +59,8 @@ class Job:
     """One case to predict, and the files to write for it.
 
     Attributes:
-        inputs: hash of size and time of the image files; another one means that the case has to be predicted again.
-        temperature: that logits are divided by for the probabilities.
+        inputs: hash of size and time of the image files; the case is predicted again if it changes.
+        temperature: divides the logits for the written probabilities.
     """
 
     case: Case

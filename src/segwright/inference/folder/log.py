@@ -115,9 +115,9 @@ class PredictionLog:
         for job in jobs:
             name = job.case.identifier
             known = [each[name] for each in (self.cases, *self._same_model) if name in each]
-            found = next((entry for entry in known if self._is_whole(entry, job, reader)), None)
-            if found is not None:
-                self.cases[name] = found
+            complete = next((entry for entry in known if self._is_complete(entry, job, reader)), None)
+            if complete is not None:
+                self.cases[name] = complete
                 continue
             unfinished.append(job)
             changed = self._changed(known[0], job) if known and known[0].get("inputs") == job.inputs else ()
@@ -135,7 +135,7 @@ class PredictionLog:
         taken = [
             job.output.name
             for job in jobs
-            if job.output.exists() and (not self._is_known or any(self._made(each, job) for each in self._other_models))
+            if job.output.exists() and (not self._is_known or self._is_of_other_model(job))
         ]
         if taken:
             raise WorkspaceError(
@@ -157,7 +157,7 @@ class PredictionLog:
             }  # fmt: skip
             self.save()
 
-    def kept(self, job: Job) -> CaseRecord:
+    def kept_record(self, job: Job) -> CaseRecord:
         """Return the record of a case that was finished before."""
         entry = self.cases.get(job.case.identifier, {})
         known = {key: entry[key] for key in _ASSESSMENT if key in entry}
@@ -183,16 +183,15 @@ class PredictionLog:
     def _name(self, file: Path) -> str:
         return file.relative_to(self.path.parent).as_posix()
 
-    def _is_whole(self, entry: Mapping[str, Any], job: Job, reader: str) -> bool:
+    def _is_complete(self, entry: Mapping[str, Any], job: Job, reader: str) -> bool:
         files = entry.get("files", {})
         if entry.get("inputs") != job.inputs or not all(self._name(file) in files for file in job.files):
             return False
         changed = self._changed(entry, job)
-        is_foreign = any(self._made(each, job) for each in self._other_models)
         was_edited = changed == [job.output] and not _matches(
             job.output, files[self._name(job.output)], ignore_checksum=True
         )
-        if was_edited and not is_foreign and _is_readable(job.output, reader):
+        if was_edited and not self._is_of_other_model(job) and _is_readable(job.output, reader):
             logger.info("%s: was changed since it was predicted; kept", job.output)
             return True
         return not changed
@@ -202,21 +201,22 @@ class PredictionLog:
         files = entry.get("files", {})
         return [file for file in job.files if self._name(file) in files and not _matches(file, files[self._name(file)])]
 
-    def _made(self, entries: Entries, job: Job) -> bool:
-        """Whether the label map is still the one that the entries describe."""
-        files = entries.get(job.case.identifier, {}).get("files", {})
-        return job.output.is_file() and _matches(job.output, files.get(self._name(job.output)))
+    def _is_of_other_model(self, job: Job) -> bool:
+        """Return whether another model predicted the label map as it is now."""
+        entries = [each.get(job.case.identifier, {}) for each in self._other_models]
+        states = [entry.get("files", {}).get(self._name(job.output)) for entry in entries]
+        return job.output.is_file() and any(_matches(job.output, state) for state in states)
 
 
 def _state(file: Path, *, with_checksum: bool = False) -> list[int] | None:
-    """Return size and modification time of a file, by which changes are found; None where there is no file.
+    """Return size and modification time of a file, by which changes are found; None if there is no file.
 
-    The checksum finds damage too. Probability files may be large; they have their own checksum beside or inside them.
+    The checksum finds damage too; probability files have their own, beside or inside them, and may be large.
     """
     if not file.is_file():
         return None
-    found = file.stat()
-    return [found.st_size, found.st_mtime_ns, *([file_crc(file)] if with_checksum else ())]
+    status = file.stat()
+    return [status.st_size, status.st_mtime_ns, *([file_crc(file)] if with_checksum else ())]
 
 
 def _matches(file: Path, state: Any, *, ignore_checksum: bool = False) -> bool:

@@ -140,13 +140,13 @@ def _decide(
     observer = predictor.observer(prepared)
     observed = observer.watch(planes, keep=bool(job.maps))
     with case_in_errors(job.case), ExitStack() as stack:
-        inverse, sink, maps = predictor.inverse_resampling(prepared), None, None
+        inverse, writer, maps = predictor.inverse_resampling(prepared), None, None
         if job.probability_format is not None:
             folder, name, document = job.output.parent, job.case.identifier, {"model": log.model}
-            sink = stack.enter_context(job.probability_format.open(folder, name, predictor.labels, inverse, document))
+            writer = stack.enter_context(job.probability_format.open(folder, name, predictor.labels, inverse, document))
         if job.maps:
             maps = stack.enter_context(open_maps(job.maps, inverse))
-        label_map = predictor.export(prepared, observed, sink=sink, maps=maps, temperature=job.temperature)
+        label_map = predictor.export(prepared, observed, writer=writer, maps=maps, temperature=job.temperature)
     return _Decided(
         label_map=label_map,
         provenance=prepared.provenance,

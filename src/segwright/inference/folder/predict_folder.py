@@ -93,7 +93,7 @@ def predict_files(
             records = one_model.predict_jobs(workers, opened.todo, log, failures, hold_bytes=hold_bytes)
     failures.raise_if_any(len(jobs))
     done = {record.case: record for record in records}
-    return [done.get(job.case.identifier) or log.kept(job) for job in jobs]
+    return [done.get(job.case.identifier) or log.kept_record(job) for job in jobs]
 
 
 def _settings(options: PredictOptions, members: Sequence[Predictor], workers: Sequence[Predictor]) -> dict[str, object]:

@@ -125,7 +125,7 @@ def _require_distinct_files(jobs: Sequence[Job]) -> None:
 
 
 def _sweep(log: PredictionLog, jobs: Sequence[Job]) -> None:
-    """Delete the temporary files that a killed run left of the files that this run alone writes."""
+    """Delete temporary files that a killed run left, of the files that only this run writes."""
     shared = {DATASET_JSON, PLANS_JSON} if log.path.name == PREDICTION_JSON else set()  # parts write them too
     sweep_leftovers(log.path.parent, {log.path.name, *shared})
     names: dict[Path, set[str]] = {}
@@ -135,5 +135,5 @@ def _sweep(log: PredictionLog, jobs: Sequence[Job]) -> None:
         names.setdefault(job.output.parent, set()).update(more)
         for file in job.files:
             names.setdefault(file.parent, set()).update((file.name, f"{file.name}.b2nd"))
-    for folder, found in names.items():
-        sweep_leftovers(folder, found)
+    for folder, of_folder in names.items():
+        sweep_leftovers(folder, of_folder)

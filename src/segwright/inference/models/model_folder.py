@@ -104,10 +104,10 @@ def load_predictor(
     device: str = "auto",
     mirroring: bool = True,
     precision: str = "auto",
-    reading: CheckpointFormat = OURS,
+    checkpoints: CheckpointFormat = OURS,
     trust: CodeTrust = TRUST_NONE,
     reuse: bool = True,
-    later: tuple[Path, ...] = (),
+    later_stages: tuple[Path, ...] = (),
 ) -> Predictor:
     """Load the predictor of a model folder; the logits of its folds are averaged.
 
@@ -118,55 +118,55 @@ def load_predictor(
         device: auto, cpu, cuda, cuda:1 or mps.
         mirroring: average over the mirrored views that training allowed.
         precision: auto, fp32, bf16 or fp16.
-        reading: of checkpoints; ours by default.
+        checkpoints: reads them; Segwright's own by default.
         trust: code that the folder's files may import: a user's network, a class that is not one of nnU-Net's networks.
         reuse: compute tiles of one value once.
-        later: folders of the later stages of this cascade, to find circles.
+        later_stages: model folders of the later stages of this cascade, to find circles.
 
     Raises:
         ModelError: a file, a fold or a checkpoint is missing, or folds do not belong together.
     """
     target = resolve_device(device)
     _require_files(model_folder)
-    chosen = choose_folds(model_folder, folds, checkpoint, reading)
+    chosen = choose_folds(model_folder, folds, checkpoint, checkpoints)
     folders = [Workspace.fold_folder(model_folder, fold) for fold in chosen]
     plan = Plan.load(model_folder / PLANS_JSON)
     description = load_description(model_folder / DATASET_JSON)
-    headers = [_header(reading, folder, checkpoint) for folder in folders]
+    headers = [_header(checkpoints, folder, checkpoint) for folder in folders]
     by_fold = dict(zip(chosen, headers, strict=True))
     require_one_model(by_fold, plan, description, model_folder)
     labels = Labels.from_description(description)
     if problem := decoding_problem(labels):
         logger.warning("%s, regions_class_order: %s", model_folder / DATASET_JSON, problem)
     configuration = plan.configuration(headers[0].configuration)
-    if reading is OURS:
+    if checkpoints is OURS:
         require_trained_plan(by_fold, plan, model_folder)
     elif folds_of_other_plans(by_fold, plan):  # nnU-Net accepts such a folder
         logger.warning(
             "%s: is not the plan that the model was trained with; predictions are good only if spacing, normalisation "
-            "and orientation are as they were",
+            "and orientation are the same",
             model_folder / PLANS_JSON,
         )
     validate_components(plan, configuration, trust=trust)
-    require_axes(headers[0].mirror_axes, configuration, str(model_folder))
+    require_mirror_axes(headers[0].mirror_axes, configuration, str(model_folder))
     networks = [
-        _load_network(reading, folder, checkpoint, header, configuration, description, labels, trust=trust)
+        _load_network(checkpoints, folder, checkpoint, header, configuration, description, labels, trust=trust)
         for folder, header in zip(folders, headers, strict=True)
     ]
     build: Callable[..., Predictor] = Predictor
     if configuration.previous_stage is not None:
         folder = previous_stage_folder(model_folder, headers[0].configuration, configuration.previous_stage)
-        if folder.resolve() in (stages := (*later, model_folder.resolve())):
+        if folder.resolve() in (stages := (*later_stages, model_folder.resolve())):
             raise ModelError(f"{model_folder}: the cascade refers back to {folder}; the plans are damaged")
         first = load_predictor(
             folder,
             device=device,
             mirroring=mirroring,
             precision=precision,
-            reading=reading,
+            checkpoints=checkpoints,
             trust=trust,
             reuse=reuse,
-            later=stages,
+            later_stages=stages,
         )
         build = partial(CascadePredictor, first)
     predictor = build(
@@ -187,7 +187,7 @@ def load_predictor(
             "checkpoint": checkpoint,
             "model_hash": content_hash(
                 [
-                    [file_hash(reading.file(folder, checkpoint)) for folder in folders],
+                    [file_hash(checkpoints.file(folder, checkpoint)) for folder in folders],
                     plan.to_json(),
                     description.raw(),
                     headers[0].configuration,
@@ -200,19 +200,19 @@ def load_predictor(
 
 
 def choose_folds(
-    model_folder: Path, folds: Folds, checkpoint: str, reading: CheckpointFormat = OURS
+    model_folder: Path, folds: Folds, checkpoint: str, checkpoints: CheckpointFormat = OURS
 ) -> tuple[str, ...]:
     """Return the names ("0", "all") of the requested folds, which have the checkpoint.
 
     Raises:
         ModelError: a fold lacks it; the message lists the checkpoints of the folder.
     """
-    there = {
-        path.name.removeprefix(_FOLD_PREFIX): reading.names(path)
+    available = {
+        path.name.removeprefix(_FOLD_PREFIX): checkpoints.names(path)
         for path in sorted(model_folder.glob(f"{_FOLD_PREFIX}*"))
         if path.is_dir()
     }
-    complete = [fold for fold, names in there.items() if checkpoint in names]
+    complete = [fold for fold, names in available.items() if checkpoint in names]
     numbered = sorted((fold for fold in complete if fold.isdecimal()), key=int)
     if folds is None:
         wanted = numbered or [fold for fold in complete if fold == _ALL]
@@ -222,11 +222,15 @@ def choose_folds(
         wanted = list(dict.fromkeys(str(fold) for fold in folds))
     missing = [fold for fold in wanted if fold not in complete]
     if missing or not wanted:
-        asked = f"fold {', '.join(missing)}" if missing else "any fold"
-        held = "; ".join(f"fold {fold}: {', '.join(names) or 'none'}" for fold, names in there.items())
+        requested = f"fold {', '.join(missing)}" if missing else "any fold"
+        listed = "; ".join(f"fold {fold}: {', '.join(names) or 'none'}" for fold, names in available.items())
         raise ModelError(
-            f"{model_folder}: no '{checkpoint}' checkpoint for {asked}; "
-            + (f"there is {held}; choose among these or finish the training" if held else "no fold is trained here")
+            f"{model_folder}: no '{checkpoint}' checkpoint for {requested}; "
+            + (
+                f"available: {listed}; choose among these or finish the training"
+                if listed
+                else "no fold is trained here"
+            )
         )
     return tuple(wanted)
 
@@ -253,15 +257,15 @@ def _require_files(model_folder: Path) -> None:
         )
 
 
-def _header(reading: CheckpointFormat, fold_folder: Path, checkpoint: str) -> CheckpointHeader:
-    path = reading.file(fold_folder, checkpoint).with_suffix(".json")
+def _header(checkpoints: CheckpointFormat, fold_folder: Path, checkpoint: str) -> CheckpointHeader:
+    path = checkpoints.file(fold_folder, checkpoint).with_suffix(".json")
     try:
-        return parse_header(reading.header(fold_folder, checkpoint), path)
+        return parse_header(checkpoints.header(fold_folder, checkpoint), path)
     except SegwrightError as error:
         raise ModelError(str(error)) from error
 
 
-def require_axes(axes: Sequence[int] | None, configuration: Configuration, where: str) -> None:
+def require_mirror_axes(axes: Sequence[int] | None, configuration: Configuration, where: str) -> None:
     """Check that the mirror axes of a checkpoint are axes of its patches.
 
     Raises:
@@ -269,13 +273,11 @@ def require_axes(axes: Sequence[int] | None, configuration: Configuration, where
     """
     known = range(configuration.dims)
     if axes is not None and (len(set(axes)) < len(axes) or not set(axes) <= set(known)):
-        raise ModelError(
-            f"{where}: mirror axes {list(axes)}; a checkpoint of this plan has some of {[*known]}, each once"
-        )
+        raise ModelError(f"{where}: mirror axes {list(axes)}; expected some of {[*known]} for this plan, each once")
 
 
 def _load_network(
-    reading: CheckpointFormat,
+    checkpoints: CheckpointFormat,
     fold_folder: Path,
     checkpoint: str,
     header: CheckpointHeader,
@@ -287,8 +289,8 @@ def _load_network(
 ) -> nn.Module:
     num_channels = configuration.num_input_channels(len(description.channel_names), len(labels.foreground_labels))
     architecture = configuration.architecture.model_dump(by_alias=True)
-    source = str(reading.file(fold_folder, checkpoint))
-    weights = reading.weights(fold_folder, checkpoint)
+    source = str(checkpoints.file(fold_folder, checkpoint))
+    weights = checkpoints.weights(fold_folder, checkpoint)
     require_weights(
         header.network,
         architecture,
@@ -306,7 +308,7 @@ def _load_network(
         configuration.patch_size,
         False,
         trust=trust,
-        source=str(reading.file(fold_folder, checkpoint).with_suffix(".json")),
+        source=str(checkpoints.file(fold_folder, checkpoint).with_suffix(".json")),
     )
     load_state(network, weights, source=source)
     return network.eval()

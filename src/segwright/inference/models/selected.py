@@ -105,10 +105,10 @@ def find_selected(folder: Path) -> Path | None:
     """
     if is_selected(folder):
         return folder
-    found = sorted(each for each in folder.iterdir() if is_selected(each)) if folder.is_dir() else []
-    if len(found) > 1:
-        raise ModelError(f"{folder}: holds several selected models; name one of {', '.join(map(str, found))}")
-    return found[0] if found else None
+    models = sorted(each for each in folder.iterdir() if is_selected(each)) if folder.is_dir() else []
+    if len(models) > 1:
+        raise ModelError(f"{folder}: holds several selected models; name one of {', '.join(map(str, models))}")
+    return models[0] if models else None
 
 
 def read_selected(folder: Path) -> Selected:

@@ -18,8 +18,8 @@ from segwright.inference.reliability.case_statistics import Observation
 QUALITY_JSON: Final = "quality.json"
 FEATURES: Final = ("overlap", "entropy", "disagreement", "volume")
 
-OFTEN = 0.9
-"""A class that at least this share of the held-out cases has is expected in every case."""
+EXPECTED_SHARE = 0.9
+"""A class is expected in every case if at least this share of the held-out cases has it."""
 
 
 class UsualVolume(BaseModel):
@@ -81,8 +81,8 @@ class DiceEstimator(BaseModel):
 
     def expected_dice(self, observation: Observation) -> float:
         """Estimate the Dice, 0 to 1, mean over the classes."""
-        found = features(observation, self.usual)
-        loss = self.offset + sum(self.weights.get(name, 0.0) * value for name, value in found.items())
+        values = features(observation, self.usual)
+        loss = self.offset + sum(self.weights.get(name, 0.0) * value for name, value in values.items())
         return 1 - min(max(loss, 0.0), 1.0)
 
     def warning(self, expected: float) -> str | None:
@@ -101,7 +101,7 @@ def features(observation: Observation, usual: tuple[UsualVolume, ...]) -> dict[s
     """
     lost, unusual = [], []
     for overlap, volume, typical in zip(observation.overlaps, observation.volumes, usual, strict=True):
-        is_expected = typical.share >= OFTEN
+        is_expected = typical.share >= EXPECTED_SHARE
         if is_expected or (overlap is not None and volume > 0):
             lost.append(1.0 if overlap is None else 1 - overlap)
         if is_expected:

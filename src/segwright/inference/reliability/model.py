@@ -100,7 +100,7 @@ def log_warnings(case: str, warnings: Sequence[str]) -> None:
 def training_range(model_folder: Path, plan: Plan, configuration: Configuration) -> TrainingRange:
     """Return the range of the training cases of a model folder, from its fingerprint and plan.
 
-    Those of nnU-Net have spacings and foreground intensities: enough to notice another voxel size or modality.
+    nnU-Net's fingerprint has spacings and foreground intensities only: enough to notice another voxel size or modality.
     """
     file = model_folder / FINGERPRINT_JSON
     fingerprint = None
@@ -116,9 +116,9 @@ def training_range(model_folder: Path, plan: Plan, configuration: Configuration)
 
 
 def _spacings(fingerprint: Fingerprint | None, plan: Plan) -> dict[str, Bounds]:
-    """Return the range of spacings: of the cases, or around the medians of the plan.
+    """Return the range of log spacings: that of the cases, or else around the medians of the plan.
 
-    Of medians the coarsest axis gets a factor of two more: the distance of slices differs most within a dataset.
+    The coarsest axis may then differ by a factor of two, since the slice distance varies most within a dataset.
     """
     if fingerprint is not None and fingerprint.spacings:
         columns = [[math.log(max(size, 1e-12)) for size in sizes] for sizes in zip(*fingerprint.spacings, strict=False)]
@@ -145,10 +145,10 @@ def _lowest_levels(plan: Plan, configuration: Configuration) -> dict[str, Bounds
     return levels
 
 
-def with_estimates(found: ReliabilityModel, folder: Path) -> ReliabilityModel:
+def with_estimates(reliability: ReliabilityModel, folder: Path) -> ReliabilityModel:
     """Add the estimates in the folder of a selected model."""
     estimator, calibration = read_estimates(folder)
-    return replace(found, dice_estimator=estimator, calibration=calibration)
+    return replace(reliability, dice_estimator=estimator, calibration=calibration)
 
 
 def read_estimates(folder: Path) -> tuple[DiceEstimator | None, Calibration | None]:

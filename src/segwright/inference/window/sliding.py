@@ -35,8 +35,8 @@ _BATCH_VOXELS_CPU = 2**20
 _BATCH_VOXELS_ACCELERATOR = 2 * 128**3
 """Voxels in one forward pass up to which small patches are batched; larger batches only cost memory (measured)."""
 _LARGE_PATCH = 2**17
-"""Of patches with so many voxels the CPU takes half as many at once, but two: a seventh less memory, and steadier, for
-2 % of the time; a single one takes a quarter longer."""
+"""The CPU takes half as many patches of at least this many voxels at once, but at least two: this needs a seventh less
+memory, and steadier, for 2 % more time; single patches take a quarter longer."""
 _LARGE_BYTES = 128 * 2**20
 """Logits of a tile up to this size may be remembered, and their freed memory kept; larger ones would
 raise the peak memory."""
@@ -76,7 +76,7 @@ class Window:
         object.__setattr__(self, "layers", CpuKernelMode(fp16=uses_fp16_kernels(self.device, self.precision)))
 
     def heads_of(self, flip: Sequence[int]) -> Sequence[int] | None:
-        """Return which heads of a flipped image belong to the image's own, in their order; None for the same ones."""
+        """Return the flipped image's head for each head of the image itself; None if all are the same."""
         return self.other_side if self.other_side and len(set(flip) & set(self.lateral)) % 2 else None
 
     @property
@@ -144,13 +144,13 @@ def window_planes(
         source = np.asarray(image.detach().cpu() if isinstance(image, Tensor) else image)
     assert axis == 0 or len(window.patch_size) == source.ndim - 1, "slices are visited along axis 0"
     require_finite(source, "the preprocessed image")
-    shape = _covering(source.shape[1:], window.patch_size)
+    shape = _padded_shape(source.shape[1:], window.patch_size)
     content: Box = tuple((0, size) for size in shape)
     if shape != source.shape[1:]:
         source, content = pad_to(np.asarray(source), shape)
     counted = count or TileCount()
     for planes in _padded_planes(networks, source, num_heads, window, axis, counted, spread):
-        yield from _within(planes, to_front(content, axis))
+        yield from _unpad(planes, to_front(content, axis))
 
 
 def require_finite(array: npt.NDArray[Any] | NormalizedView, name: str) -> None:
@@ -159,14 +159,14 @@ def require_finite(array: npt.NDArray[Any] | NormalizedView, name: str) -> None:
         raise ImageError(f"{name} holds NaN or infinite values; check the intensities of the input")
 
 
-def _covering(shape: Sequence[int], patch_size: Sequence[int]) -> tuple[int, ...]:
+def _padded_shape(shape: Sequence[int], patch_size: Sequence[int]) -> tuple[int, ...]:
     """Return the shape to pad to: at least the patch along the axes that the patch has."""
     untiled = len(shape) - len(patch_size)
     tiled = (max(size, patch) for size, patch in zip(shape[untiled:], patch_size, strict=True))
     return (*shape[:untiled], *tiled)
 
 
-def _within(planes: Planes, content: Box) -> Iterator[Planes]:
+def _unpad(planes: Planes, content: Box) -> Iterator[Planes]:
     """Cut the padding off finished planes."""
     (first, last), *others = content
     start, stop = max(planes.start, first), min(planes.stop, last)
@@ -198,17 +198,17 @@ def _padded_planes(
     def predicted() -> Iterator[tuple[Start, Tensor]]:
         tile_bytes = 4 * num_heads * prod(patch)
         is_large = tile_bytes > _LARGE_BYTES
-        known = _TileCache(window.reuse and not is_large)
+        cache = _TileCache(window.reuse and not is_large)
         starts = iter(tiles(shape, patch if depth else to_front(patch, axis), window.step))
         while group := list(islice(starts, max(1, window.forward_batch(num_heads) // len(window.flips)))):
             cuts = [_cut(image, tuple(start[at] for at in places), patch) for start in group]
-            found = known.logits(cuts, forward)
+            logits = cache.logits(cuts, forward)
             count.tiles += len(group)
             for start in group:
-                yield start, found.pop(0)  # or its memory would be held during the next pass
-            if is_large:  # something small in the gap that they leave, and the next ones would not fit
+                yield start, logits.pop(0)  # or its memory would be held during the next pass
+            if is_large:  # or a small allocation fragments the freed block, and the next logits do not fit
                 release_freed_memory(tile_bytes)
-        count.reused += known.reused
+        count.reused += cache.reused
 
     places = [order.index(at) for at in range(image.ndim - 1)]
     weights = weights.to(window.device, window.sums)

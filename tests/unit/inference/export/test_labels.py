@@ -76,9 +76,9 @@ def test_probabilities_follow_the_rules_outside_the_crop(plan: Plan, labels: Lab
     configuration = plan.configuration("3d_fullres")
     given = logits(10, 7, 8)
     inverse = InverseResampling((10, 7, 8), PROVENANCE, configuration)
-    sink = ProbabilityArray(inverse, labels)
-    export_planes([Planes(start=0, stop=10, logits=given)], inverse, labels, sink=sink)
-    found = sink.array
+    writer = ProbabilityArray(inverse, labels)
+    export_planes([Planes(start=0, stop=10, logits=given)], inverse, labels, writer=writer)
+    found = writer.array
     expected = undo_probabilities(
         labels.probabilities(resampled(given, configuration)), PROVENANCE, has_regions=labels.has_regions
     )

@@ -59,10 +59,10 @@ def fill(saving: ProbabilityFormat, folder: Path, plan: Plan, labels: Labels, ax
     planes, *others = inverse.resampler.shape
     values = torch.rand((3, planes, *others), generator=torch.Generator().manual_seed(0)).softmax(0).numpy()
     expected = ProbabilityArray(inverse, labels)
-    with saving.open(folder, "case.1", labels, inverse, {"model": "m"}) as sink:
+    with saving.open(folder, "case.1", labels, inverse, {"model": "m"}) as writer:
         for start in range(0, planes, 5):
             stop = min(start + 5, planes)
-            for target in (sink, expected):
+            for target in (writer, expected):
                 target.write(start, stop, values[:, start:stop])
     return expected.array
 

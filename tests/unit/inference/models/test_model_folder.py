@@ -65,7 +65,7 @@ def test_a_missing_fold_or_checkpoint_lists_what_is_there(make_model: MakeModel)
     folder = make_model(0)
     make_model(1, checkpoint="latest")
     with pytest.raises(
-        ModelError, match=r"no 'final' checkpoint for fold 1, 3; there is fold 0: final; fold 1: latest"
+        ModelError, match=r"no 'final' checkpoint for fold 1, 3; available: fold 0: final; fold 1: latest"
     ):
         load_predictor(folder, folds=[0, 1, 3], device="cpu")
     assert len(load_predictor(folder, folds=[1], checkpoint="latest", device="cpu").networks) == 1
