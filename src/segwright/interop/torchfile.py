@@ -1,6 +1,6 @@
 """Read files of `torch.save` as data: plain values, and tensors on demand, so that an optimiser's state is not loaded.
 
-`torch.load(weights_only=True)` is not used: its list of allowed globals is shared by all threads, it builds
+torch's own restricted reader is not used: its list of allowed globals is shared by all threads, it builds
 `bytearray`s of any length, and it decompresses records of any size.
 """
 
