@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 _JOINERS: Final = "\u200c\u200d"
 """Invisible, but part of the spelling of Persian, of Indian languages and of emoji."""
+
+MAX_LISTED: Final = 8
+"""Values that `listed` shows."""
 
 
 def printable(text: object) -> str:
@@ -21,6 +25,16 @@ def printable(text: object) -> str:
     if whole.isprintable():
         return whole
     return "".join(char if char.isprintable() or char in _JOINERS else _escape(char) for char in whole)
+
+
+def listed(values: Sequence[object], *, limit: int = MAX_LISTED) -> str:
+    """Return values separated by commas, at most `limit` of them.
+
+    >>> listed([1, 2, 3], limit=2)
+    '1, 2, ...'
+    """
+    shown = ", ".join(str(value) for value in values[:limit])
+    return shown + (", ..." if len(values) > limit else "")
 
 
 def _escape(char: str) -> str:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from segwright.core.boxes import crop
 from segwright.core.errors import Problem, SegwrightError, problem_of
 from segwright.core.parallel import map_threads
+from segwright.core.text import listed
 from segwright.data import splits
 from segwright.data.cases import Case, surplus_labels
 from segwright.data.cropping import content_box
@@ -27,7 +28,8 @@ from segwright.data.images.image_io import (
     read_label,
 )
 from segwright.data.images.orientation import orientation_code
-from segwright.data.labels import Labels, distinct_values, gap_problem
+from segwright.data.label_maps import distinct_values
+from segwright.data.labels import Labels, gap_problem
 from segwright.data.preprocessed.store import CaseStore
 
 SPLITS_JSON = "splits_final.json"
@@ -37,7 +39,6 @@ Visitor = Callable[[Case, Volume, Volume], None]
 
 MAX_VOXEL_RATIO = 64
 """A file with as many times the voxels of its image is reported but not read: it may unpack to gigabytes."""
-_SHOWN_VALUES = 8
 _UNIT = 100
 """Factor to the usual spacing: mm and micrometres differ by 1000, images that one network can learn by far less."""
 
@@ -339,11 +340,11 @@ def _check_values(file: Path, label: npt.NDArray[np.float32], labels: Labels, lo
     log.present.update(found)
     unexpected = labels.undeclared(found)
     if unexpected:
-        shown = ", ".join(map(str, unexpected[:_SHOWN_VALUES]))
-        more = ", ..." if len(unexpected) > _SHOWN_VALUES else ""
         declared = ", ".join(map(str, labels.declared_values))
         log.error(
-            file, f"unexpected label value {shown}{more}, dataset.json declares {declared}", "correct one of them"
+            file,
+            f"unexpected label value {listed(unexpected)}, dataset.json declares {declared}",
+            "correct one of them",
         )
     elif found == (0,):
         log.warn(file, "has only background", "check the label file")

@@ -1,4 +1,4 @@
-"""Labels of a dataset: classes or regions, heads of the network, and the label map from its scores."""
+"""Labels of a dataset: classes or regions, heads of the network, and the label map that its outputs mean."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import scipy
 
-from segwright.core.errors import DatasetError, ImageError
+from segwright.core.errors import DatasetError
+from segwright.core.text import MAX_LISTED, listed
+from segwright.data.label_maps import MAX_UINT8_LABEL, MAX_WRITTEN_LABEL
 
 ClassKey = int | tuple[int, ...]
 """One label value, or the values that make up a region."""
@@ -23,28 +25,19 @@ OUTSIDE = -1
 """Marks background outside the non-zero mask in preprocessed labels (nnU-Net behaviour 3.1)."""
 
 REGION_THRESHOLD = 0.5
-MAX_UINT8_LABEL = 254
-"""nnU-Net behaviour 2.1: a maximum of 255 is already written as uint16."""
-MAX_WRITTEN_LABEL = 2**16 - 1
-"""Of uint16, in which label maps are written."""
-
-ROUNDING = 1e-3
-"""Values this close to an integer are rounded; programs that scale or compress label maps leave such errors."""
-MAX_LABEL_VALUE = 2**24
-"""float32, in which label maps are read, represents every integer up to this one."""
+"""Probability above which a voxel belongs to a region."""
 
 _IGNORE_SPELLINGS = ("ignore", "ignored", "ignorelabel", "ignoredlabel", "ignoreclass", "ignoreindex", "toignore")
-
-_BLOCK = 1 << 16
-"""Voxels compared at once; they fit into the processor's cache."""
-_SHOWN_VALUES = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """The labels of a dataset (nnU-Net behaviour 4).
+    """The labels of a dataset, and how they map to the network's heads (nnU-Net behaviour 4).
 
-    Make one with `from_dataset_json`, which checks the rules.
+    Attributes:
+        declared: name to value, or to the values of a region, as in dataset.json.
+        regions_class_order: label value that each region is written with, in order; None without regions.
+        names: head index to label name.
 
     >>> labels = Labels.from_dataset_json({"labels": {"background": 0, "liver": 1, "tumour": 2}})
     >>> labels.num_heads, labels.foreground_labels, labels.names[2]
@@ -54,7 +47,6 @@ class Labels:
     declared: Mapping[str, ClassKey]
     regions_class_order: tuple[int, ...] | None = None
     names: Mapping[int, str] = field(init=False)
-    """Head index to label name."""
 
     def __post_init__(self) -> None:
         problems = label_problems(self.declared, self.regions_class_order)
@@ -255,10 +247,10 @@ def gap_problem(declared: Mapping[str, ClassKey]) -> str | None:
     """Return what is wrong if the values, including the ignore label, are not 0, 1, 2, ... without a gap."""
     values = sorted({value for key in declared.values() for value in _values(key)})
     gaps = (range(low + 1, high) for low, high in pairwise([-1, *values]))
-    missing = list(islice(chain.from_iterable(gaps), _SHOWN_VALUES + 1))  # a value may be in the millions
+    missing = list(islice(chain.from_iterable(gaps), MAX_LISTED + 1))  # a value may be in the millions
     if not missing:
         return None
-    return f"values {_listed(values)} are not consecutive, {_listed(missing)} missing; renumber the labels without gaps"
+    return f"values {listed(values)} are not consecutive, {listed(missing)} missing; renumber the labels without gaps"
 
 
 def ignore_problem(declared: Mapping[str, ClassKey]) -> str | None:
@@ -285,32 +277,33 @@ def decoding_problem(labels: Labels) -> str | None:
     members = [set(_values(region)) for region in regions]
     unknown = sorted(set(order) - set(labels.all_labels))
     if unknown:
-        return f"{list(order)}: {_listed(unknown)} is not a declared label; {_ordering(labels)}"
+        return f"{list(order)}: {listed(unknown)} is not a declared label; {_order_remedy(labels)}"
     for value in labels.all_labels:
-        written = _decoded(value, members, order)
+        written = _decoded_value(value, members, order)
         if any((value in region) != (written in region) for region in members):
             names = [name for name, key in labels.declared.items() if _is_foreground(name, key)]
             inside = ", ".join(f"'{name}'" for name, region in zip(names, members, strict=True) if value in region)
             return (
                 f"{list(order)}: label {value}, in {inside or 'no region'}, would be predicted as "
-                f"{written}; {_ordering(labels)}"
+                f"{written}; {_order_remedy(labels)}"
             )
     return None
 
 
-def _decoded(value: int, members: Sequence[set[int]], order: Sequence[int]) -> int:
+def _decoded_value(value: int, members: Sequence[set[int]], order: Sequence[int]) -> int:
     """Return the predicted value of a voxel with a label, if the network finds exactly its regions."""
     return next((new for new, region in zip(reversed(order), reversed(members), strict=True) if value in region), 0)
 
 
-def _ordering(labels: Labels) -> str:
+def _order_remedy(labels: Labels) -> str:
     """Return the remedy: a valid regions_class_order if there is one."""
     assert labels.regions is not None
     members = [set(_values(region)) for region in labels.regions]
     own = [region - set().union(*members[index + 1 :]) for index, region in enumerate(members)]
     order = [min(left or region) for left, region in zip(own, members, strict=True)]
     values = set().union(*members)
-    if all((value in region) == (_decoded(value, members, order) in region) for value in values for region in members):
+    decoded = {value: _decoded_value(value, members, order) for value in values}
+    if all((value in region) == (decoded[value] in region) for value in values for region in members):
         return f"use {order}"
     return "declare regions before those that they contain, and for each the label that only this region has"
 
@@ -345,70 +338,3 @@ def _values(key: ClassKey) -> tuple[int, ...]:
 
 def _as_key(value: Any) -> ClassKey:
     return int(value) if isinstance(value, int) else tuple(int(part) for part in value)
-
-
-def _listed(values: Sequence[object]) -> str:
-    shown = ", ".join(str(value) for value in values[:_SHOWN_VALUES])
-    return shown + (", ..." if len(values) > _SHOWN_VALUES else "")
-
-
-def one_hot(maps: npt.NDArray[Any], foreground: Sequence[int]) -> npt.NDArray[np.float32]:
-    """Return a label map (1, *S) as channels (len(foreground), *S); other values, including -1, are in none of them."""
-    return np.stack([maps[0] == label for label in foreground]).astype(np.float32)
-
-
-def whole_values(array: npt.NDArray[np.floating[Any]], file: object) -> npt.NDArray[np.floating[Any]]:
-    """Round the values of a label map (any shape) that are within `ROUNDING` of integers.
-
-    An array of integers, as nearly all are, is returned itself.
-
-    Args:
-        array: as it was read.
-        file: named in the error.
-
-    Raises:
-        ImageError: values are not integers, or too large to be labels.
-    """
-    flat = array.reshape(-1)
-    rounded: npt.NDArray[np.floating[Any]] | None = None
-    for start in range(0, flat.size, _BLOCK):
-        block = flat[start : start + _BLOCK]
-        whole = np.rint(block)
-        if not np.array_equal(whole, block):
-            if not np.isfinite(block).all() or np.abs(block - whole).max() > ROUNDING:
-                raise ImageError(f"{file}: {_fractions(flat)}")
-            if rounded is None:
-                rounded = flat.copy()
-            rounded[start : start + _BLOCK] = whole
-    if flat.size and max(-flat.min(), flat.max()) > MAX_LABEL_VALUE:
-        raise ImageError(f"{file}: {_fractions(flat)}")
-    return array if rounded is None else rounded.reshape(array.shape)
-
-
-def distinct_values(array: npt.NDArray[Any]) -> tuple[int, ...]:
-    """Return the distinct values of a label map of integers, ascending; needs little memory for any values."""
-    found: set[int] = set()
-    flat = array.reshape(-1)
-    for start in range(0, flat.size, _BLOCK):
-        block = flat[start : start + _BLOCK]
-        low, high = int(block.min()), int(block.max())
-        if low != high and high - low < _BLOCK:  # counting is many times faster than sorting
-            found.update((np.flatnonzero(np.bincount((block - low).astype(np.int64))) + low).tolist())
-        else:
-            found.update(int(value) for value in ((low,) if low == high else np.unique(block)))
-    return tuple(sorted(found))
-
-
-def _fractions(flat: npt.NDArray[np.floating[Any]]) -> str:
-    """Describe what is wrong with the values (n,) of a label map."""
-    bad = int(np.count_nonzero(~np.isfinite(flat)))
-    if bad:
-        return f"{bad} voxels are NaN or infinite, expected a whole number for each; replace them"
-    values = np.unique(flat[(np.abs(flat - np.rint(flat)) > ROUNDING) | (np.abs(flat) > MAX_LABEL_VALUE)])
-    shown = _listed([np.format_float_positional(value, trim="-") for value in values[: _SHOWN_VALUES + 1]])
-    if np.abs(values).max() > MAX_LABEL_VALUE:
-        return f"unexpected label value {shown}, expected whole numbers up to {MAX_LABEL_VALUE}"
-    return (
-        f"unexpected label value {shown}, expected whole numbers; threshold probabilities first, and resample label "
-        "maps with nearest neighbours"
-    )

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from segwright.core.errors import ImageError
-from segwright.data.labels import ClassKey, distinct_values
+from segwright.data.label_maps import distinct_values
+from segwright.data.labels import ClassKey
 
 _DIRECT_VALUES = 256
 """Label values below this index the confusion matrix directly; larger ones are renumbered first."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from segwright.core.errors import ModelError
 from segwright.data.images.image_io import Volume
-from segwright.data.labels import one_hot
+from segwright.data.label_maps import one_hot
 from segwright.inference.predictor import Predictor
 from segwright.preprocessing import pipeline
 

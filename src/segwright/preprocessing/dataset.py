@@ -14,7 +14,8 @@ from segwright.core.torch_threads import TorchThreads
 from segwright.data.cases import Case
 from segwright.data.dataset import Dataset
 from segwright.data.images.image_io import read_images, read_label
-from segwright.data.labels import Labels, distinct_values
+from segwright.data.label_maps import distinct_values
+from segwright.data.labels import Labels
 from segwright.data.plan import Configuration, Plan
 from segwright.data.preprocessed.provenance import SourceFile
 from segwright.data.preprocessed.store import CaseStore

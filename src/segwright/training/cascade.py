@@ -16,7 +16,8 @@ from segwright.augmentation.cascade import BinaryOperators, ComponentRemoval, Pr
 from segwright.augmentation.recipe import Recipe
 from segwright.core.errors import DatasetError, locate_errors
 from segwright.core.log import progress
-from segwright.data.labels import Labels, one_hot
+from segwright.data.label_maps import one_hot
+from segwright.data.labels import Labels
 from segwright.data.plan import Configuration
 from segwright.data.preprocessed.previous_stage import StageMap, StageMaps
 from segwright.data.preprocessed.provenance import Provenance

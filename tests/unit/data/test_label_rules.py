@@ -6,14 +6,8 @@ import numpy as np
 import pytest
 
 from segwright.core.errors import DatasetError, ImageError
-from segwright.data.labels import (
-    Labels,
-    decoding_problem,
-    distinct_values,
-    gap_problem,
-    ignore_problem,
-    whole_values,
-)
+from segwright.data.label_maps import distinct_values, whole_values
+from segwright.data.labels import Labels, decoding_problem, gap_problem, ignore_problem
 
 PLAIN = Labels.from_dataset_json({"labels": {"background": 0, "liver": 1, "tumour": 2}})
 IGNORING = Labels.from_dataset_json({"labels": {"ignore": 3, "background": 0, "tumour": 2, "liver": 1}})

@@ -23,7 +23,7 @@ from segwright.data.images.readers.nifti import NibabelIO, NibabelIOWithReorient
 from segwright.data.images.readers.pictures import NaturalImage2DIO, is_picture
 from segwright.data.images.readers.tiff import ENDINGS as TIFF_ENDINGS
 from segwright.data.images.readers.tiff import Tiff3DIO, is_tiff, spacing_file, tiff_shape
-from segwright.data.labels import MAX_UINT8_LABEL, MAX_WRITTEN_LABEL, whole_values
+from segwright.data.label_maps import MAX_UINT8_LABEL, MAX_WRITTEN_LABEL, whole_values
 
 logger = getLogger(__name__)
 
