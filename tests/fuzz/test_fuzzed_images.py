@@ -29,7 +29,7 @@ def _reader(name: str) -> Callable[[Path], object]:
     def read(path: Path) -> object:
         read_header(path, name)
         is_label = path.name.startswith("label")
-        return read_label(path, name) if is_label else read_images([path], name, find_hidden=True)
+        return read_label(path, name) if is_label else read_images([path], name, find_nonfinite=True)
 
     return read
 

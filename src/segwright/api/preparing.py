@@ -222,9 +222,9 @@ def make_fingerprint(session: Session, *, workers: int | None = None, force: boo
     file = session.workspace.fingerprint_file(session.name)
     stage = "fingerprint"
     dataset = session.dataset
-    measurement = measuring.Measurement(num_cases=len(dataset.cases), num_channels=dataset.num_channels)
+    collector = measuring.FingerprintCollector(num_cases=len(dataset.cases), num_channels=dataset.num_channels)
     is_new = not file.is_file()
-    was_visited = verify(session, workers=workers, visit=measurement.add if is_new else None)
+    was_visited = verify(session, workers=workers, visit=collector.add if is_new else None)
     if not is_new and not force:
         if session.stage_cache.is_current(stage, session.raw_state):
             return _load_fingerprint(file), False
@@ -235,7 +235,7 @@ def make_fingerprint(session: Session, *, workers: int | None = None, force: boo
                 session.stage_cache.record(stage, session.raw_state)
                 return existing, False
         logger.info("the dataset changed since the fingerprint was made")
-    new = measurement.fingerprint(dataset) if is_new and was_visited else measuring.extract(dataset, workers=workers)
+    new = collector.fingerprint(dataset) if is_new and was_visited else measuring.extract(dataset, workers=workers)
     new.save(file)
     session.stage_cache.record(stage, session.raw_state)
     return new, True

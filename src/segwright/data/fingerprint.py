@@ -27,9 +27,9 @@ from segwright.data.weighted_sample import WeightedSample, draw
 logger = getLogger(__name__)
 
 TOTAL_SAMPLES = 10**8
-"""Voxels drawn over the whole dataset, shared evenly by its cases (nnU-Net behaviour 3)."""
+"""Voxels drawn per channel from the whole dataset, equally many from each case (nnU-Net behaviour 3)."""
 SAMPLE_SEED = 1234
-"""Every case starts its own stream from this seed (nnU-Net behaviour 3)."""
+"""Of each case's draws (nnU-Net behaviour 3)."""
 
 
 class IntensityStatistics(BaseModel):
@@ -82,7 +82,11 @@ class Fingerprint(BaseModel):
         return parse_document(cls, path)
 
     def reordered(self, orders: Sequence[Sequence[int]]) -> Fingerprint:
-        """Return it with the axes of each case reordered, as for re-oriented images."""
+        """Return the fingerprint with the axes of each case in another order, as for re-oriented images.
+
+        Args:
+            orders: per case, the axis of the file for each axis of the result.
+        """
         spacings = [tuple(case[axis] for axis in order) for case, order in zip(self.spacings, orders, strict=True)]
         shapes = [
             tuple(case[axis] for axis in order) for case, order in zip(self.shapes_after_crop, orders, strict=True)
@@ -90,7 +94,7 @@ class Fingerprint(BaseModel):
         return self.model_copy(update={"spacings": tuple(spacings), "shapes_after_crop": tuple(shapes)})
 
     def save(self, path: Path) -> None:
-        """Write it atomically, as nnU-Net does, with a checksum."""
+        """Write the file as nnU-Net does, atomically and with a checksum."""
         write_checked_json(path, self.to_json(), indent=4, sort_keys=True)
 
     def to_json(self) -> dict[str, Any]:
@@ -98,7 +102,9 @@ class Fingerprint(BaseModel):
         return self.model_dump(mode="json", exclude=None if self.segwright else {"segwright"})
 
 
-class _CaseFacts(BaseModel):
+class _CaseProperties(BaseModel):
+    """What a fingerprint needs of one case, intensities aside."""
+
     model_config = ConfigDict(frozen=True)
 
     spacing: tuple[float, ...]
@@ -109,17 +115,17 @@ class _CaseFacts(BaseModel):
     orientation: str | None
 
 
-class Measurement:
+class FingerprintCollector:
     """Collects a fingerprint case by case, in any order and from any thread.
 
-    The intensities are those that nnU-Net 2.8.1 draws, voxel for voxel. Draws are counted per value instead of
-    collected, so that memory depends on the number of distinct values, not on the number of draws.
+    The intensities are those that nnU-Net 2.8.1 draws, voxel for voxel. Draws are counted per value, so that memory
+    depends on the number of distinct values, not on the number of draws.
     """
 
     def __init__(self, *, num_cases: int, num_channels: int) -> None:
         self._num_draws = TOTAL_SAMPLES // max(num_cases, 1)
         self._samples = [WeightedSample() for _ in range(num_channels)]
-        self._facts: dict[str, _CaseFacts] = {}
+        self._properties: dict[str, _CaseProperties] = {}
 
     def add(self, case: Case, volume: Volume, label: Volume) -> None:
         """Measure one case.
@@ -135,7 +141,7 @@ class Measurement:
         for channel, sample in zip(crop(volume.array, box), self._samples, strict=True):
             sample.add(*draw(channel[foreground], self._num_draws, random))
         shape = box_shape(box)
-        self._facts[case.identifier] = _CaseFacts(
+        self._properties[case.identifier] = _CaseProperties(
             spacing=volume.spacing,
             shape=shape,
             relative_size=prod(shape) / prod(volume.array.shape[1:]),
@@ -145,12 +151,12 @@ class Measurement:
         )
 
     def fingerprint(self, dataset: Dataset) -> Fingerprint:
-        """Return the fingerprint of the measured cases, in the order of the dataset's.
+        """Return the fingerprint, with cases in the order of the dataset.
 
         Raises:
             DatasetError: no case has any foreground.
         """
-        facts = [self._facts[case.identifier] for case in dataset.cases]
+        facts = [self._properties[case.identifier] for case in dataset.cases]
         if all(fact.lacks_foreground for fact in facts):
             raise DatasetError(
                 f"{dataset.folder}: none of its {len(facts)} cases has a voxel with a foreground label; "
@@ -176,15 +182,15 @@ def extract(dataset: Dataset, *, workers: int | None = None) -> Fingerprint:
         ImageError: a file is unreadable or has impossible values, or image and label are not on the same grid.
         DatasetError: no case has any foreground, or channel counts differ from dataset.json.
     """
-    measurement = Measurement(num_cases=len(dataset.cases), num_channels=dataset.num_channels)
+    collector = FingerprintCollector(num_cases=len(dataset.cases), num_channels=dataset.num_channels)
 
     def measure(case: Case) -> None:
         assert case.label is not None, "training cases have labels"
         volume = read_images(case.images, dataset.reader)
-        measurement.add(case, volume, read_label(case.label, dataset.reader, like=volume.header))
+        collector.add(case, volume, read_label(case.label, dataset.reader, like=volume.header))
 
     map_threads(measure, dataset.cases, workers=workers, describe=lambda case: case.identifier, title="fingerprint")
-    return measurement.fingerprint(dataset)
+    return collector.fingerprint(dataset)
 
 
 def _require_usable(case: Case, volume: Volume, label: Volume, num_channels: int) -> None:

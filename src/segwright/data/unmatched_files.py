@@ -112,7 +112,7 @@ def no_cases(folder: Path, others: Sequence[Entry], misses: Sequence[Problem], f
     return Problem(where=str(folder), what=f"{wanted}{found}", remedy=_NAME_CHANNELS)
 
 
-def in_place_of_label_maps(folder: Path, file_ending: str) -> str:
+def possible_label_map(folder: Path, file_ending: str) -> str:
     """Return the end of a message about a folder without label maps of an ending: a file that may be one."""
     for entry in entries(folder):
         reason = _reason(folder, entry, file_ending, probe=False)

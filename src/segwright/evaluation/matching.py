@@ -10,7 +10,7 @@ from typing import Final
 
 from segwright.core.errors import DatasetError, Problem, ProblemReport
 from segwright.core.files.names import path_problem
-from segwright.data.unmatched_files import entries, in_place_of_label_maps, similar_label
+from segwright.data.unmatched_files import entries, possible_label_map, similar_label
 
 logger = getLogger(__name__)
 
@@ -36,7 +36,7 @@ def pair_files(
     """
     predictions, references = (_label_files(folder, file_ending) for folder in (prediction_dir, reference_dir))
     if not predictions:
-        found = in_place_of_label_maps(prediction_dir, file_ending)
+        found = possible_label_map(prediction_dir, file_ending)
         raise DatasetError(
             f"{prediction_dir}: no prediction ends in {file_ending}{found}; give the folder that holds them"
         )

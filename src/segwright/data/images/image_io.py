@@ -142,7 +142,7 @@ def is_small(file: Path) -> bool:
         return True
 
 
-def read_images(files: Sequence[Path], reader: str, *, find_hidden: bool = False) -> Volume:
+def read_images(files: Sequence[Path], reader: str, *, find_nonfinite: bool = False) -> Volume:
     """Read the channel files of one case and stack them in order.
 
     A channel on the same grid as the first one, but stored along other axes, is re-oriented. NaN is read as 0.
@@ -150,7 +150,7 @@ def read_images(files: Sequence[Path], reader: str, *, find_hidden: bool = False
     Args:
         files: channels in order.
         reader: as in the plan.
-        find_hidden: read NIfTI files of floats twice if the reader hides NaN and infinite values.
+        find_nonfinite: also find NaN and infinite voxels that the reader hides; reads NIfTI files of floats twice.
 
     Raises:
         ImageError: a file is missing, unreadable or has impossible values, or the channels are on different grids.
@@ -165,7 +165,7 @@ def read_images(files: Sequence[Path], reader: str, *, find_hidden: bool = False
         with _named_errors(file, "read"), np.errstate(over="ignore"):  # what float32 cannot hold is refused by name
             header, array = _reader(reader).read(file)
         array, found = clean_intensities(array, file)
-        notes += [*found, *(_hidden(file, header) if find_hidden else ())]
+        notes += [*found, *(_hidden(file, header) if find_nonfinite else ())]
         if first is None:
             first = header
         else:

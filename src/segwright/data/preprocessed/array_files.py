@@ -23,10 +23,16 @@ from segwright.core.errors import DatasetError
 
 _MAGIC: Final = b"\x9e\xa8b2frame\x00"
 _HEADER: Final = struct.Struct(">10s xi xQ x4B xq xq xi xi xi 6xB 18x")
+"""Of the frame, in MessagePack: magic, header size, frame size, flags, frame type, codec, (unused), size, compressed
+size, item size, block size, chunk size, whether it has attributes."""
 _METALAYERS: Final = struct.Struct(">BBHBH")
 _CHUNK: Final = struct.Struct("<4B3i 6B2B 6B2B")
+"""Head of a chunk: format versions, flags, item size, bytes, block bytes, compressed bytes, filters, codec, the
+filters' parameters, flags of special values."""
 _NO_METALAYERS: Final = b"\x94\x01\x93\xcd\x00\x06\xde\x00\x00\xdc\x00\x00"
-_NO_ATTRIBUTES: Final = 0xC2
+_FALSE, _UINT32, _BIN32, _INT32, _INT64, _STR32, _LIST_OF_7 = 0xC2, 0xCE, 0xC6, 0xD2, 0xD3, 0xDB, 0x97
+_LIST: Final = 0x90
+"""MessagePack's markers of types; that of a list adds its length."""
 _TRAILER_END: Final = 23
 _ARRAY_NAME: Final = b"\xa4b2nd\xd2"
 _DTYPE: Final = re.compile(r"[<>|=]?(?:[fiu][1248]|b1|\?)")
@@ -101,41 +107,44 @@ def read_layout(path: Path) -> ArrayLayout:
     """
     try:
         if not stat.S_ISREG((found := path.stat()).st_mode):
-            raise _Refused("is not a regular file")
+            raise _RefusedError("is not a regular file")
         if found.st_size < _HEADER.size:
-            raise _Refused("is not a blosc2 array, or cut off")
+            raise _RefusedError("is not a blosc2 array, or cut off")
         with (
             path.open("rb") as stream,
             mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content,
         ):
             return _layout(content)
-    except _Refused as error:
+    except _RefusedError as error:
         raise DatasetError(f"{path}: {error}") from error
 
 
-class _Refused(ValueError):
+class _RefusedError(ValueError):
     """Why a file is not opened."""
 
 
 def _layout(content: mmap.mmap) -> ArrayLayout:
+    """Check a whole file and return its layout."""
     magic, header_size, frame_size, *kinds = _HEADER.unpack_from(content)
-    flags, frame_type, codec, _, size, compressed, item_size, block_size, chunk_size, attributes = kinds
+    flags, frame_type, codec, _, size, compressed, item_size, block_size, chunk_size, has_attributes = kinds
     if magic != _MAGIC:
-        raise _Refused("is not a blosc2 array")
+        raise _RefusedError("is not a blosc2 array")
     if frame_size != len(content) or not _HEADER.size <= header_size <= frame_size - _TRAILER_END:
-        raise _Refused("is cut off or damaged (its size is not what its header says)")
+        raise _RefusedError("is cut off or damaged (its size is not what its header says)")
     is_plain = frame_type == 0 and flags & 0x0F <= _NEWEST_FORMAT and _CODECS.issuperset((codec & 0x0F, content[77]))
     if not is_plain or not _FILTERS.issuperset(content[71:77]):
-        raise _Refused("is of a kind that is not read: only plain arrays with built-in codecs and filters are")
+        raise _RefusedError("is of a kind that is not read: only plain arrays with built-in codecs and filters are")
     layout = _array_layout(content[:header_size])
-    if attributes != _NO_ATTRIBUTES or not _has_plain_trailer(content):
-        raise _Refused("has attributes, which may hold code or references; only plain arrays are read")
+    if has_attributes != _FALSE or not _has_plain_trailer(content):
+        raise _RefusedError("has attributes, which may hold code or references; only plain arrays are read")
     num_chunks = layout.num_chunks
     expected = (layout.dtype.itemsize, layout.block_bytes, layout.chunk_bytes, num_chunks * layout.chunk_bytes)
     if (item_size, block_size, chunk_size, size) != expected:
-        raise _Refused("is damaged (its header contradicts itself)")
+        raise _RefusedError("is damaged (its header contradicts itself)")
     if num_chunks > _MAX_CHUNKS or chunk_size > _MAX_CHUNK_BYTES:
-        raise _Refused(f"has {num_chunks} chunks of {chunk_size} bytes; at most {_MAX_CHUNKS} of {_MAX_CHUNK_BYTES}")
+        raise _RefusedError(
+            f"has {num_chunks} chunks of {chunk_size} bytes; at most {_MAX_CHUNKS} of {_MAX_CHUNK_BYTES}"
+        )
     _require_plain_chunks(content, header_size, compressed, num_chunks, layout)
     return layout
 
@@ -147,39 +156,42 @@ def _array_layout(header: bytes) -> ArrayLayout:
         _, _, _, _, count = _METALAYERS.unpack_from(header, start)
         names = header[start + _METALAYERS.size :]
         if count != 1 or not names.startswith(_ARRAY_NAME):
-            raise _Refused("holds more than an array, such as an expression, a function or a reference to other data")
+            raise _RefusedError(
+                "holds more than an array, such as an expression, a function or a reference to other data"
+            )
         (offset,) = struct.unpack_from(">i", names, len(_ARRAY_NAME))
         kind, length = struct.unpack_from(">Bi", header, offset)
         content = header[offset + 5 : offset + 5 + length]
-        if kind != 0xC6 or len(content) != length or offset + 5 + length != len(header):
-            raise _Refused("is damaged (its header cannot be read)")
+        if kind != _BIN32 or len(content) != length or offset + 5 + length != len(header):
+            raise _RefusedError("is damaged (its header cannot be read)")
         return _parsed_layout(content)
     except (struct.error, IndexError, UnicodeDecodeError) as error:
-        raise _Refused("is damaged (its header cannot be read)") from error
+        raise _RefusedError("is damaged (its header cannot be read)") from error
 
 
 def _parsed_layout(content: bytes) -> ArrayLayout:
+    """Parse the metalayer: version, number of axes, shape, chunks, blocks, dtype."""
     axes = content[2]
-    if content[0] != 0x97 or axes > _MAX_AXES or content[3] != 0x90 + axes:
-        raise _Refused("is damaged (its header cannot be read)")
+    if content[0] != _LIST_OF_7 or axes > _MAX_AXES or content[3] != _LIST + axes:
+        raise _RefusedError("is damaged (its header cannot be read)")
     extents: list[tuple[int, ...]] = []
     position = 4
-    for code, marker in (("q", 0xD3), ("i", 0xD2), ("i", 0xD2)):
+    for code, marker in (("q", _INT64), ("i", _INT32), ("i", _INT32)):
         item = struct.Struct(f">B{code}")
         parts = [item.unpack_from(content, position + index * item.size) for index in range(axes)]
         if any(kind != marker or extent < 0 for kind, extent in parts):
-            raise _Refused("is damaged (its shape cannot be read)")
+            raise _RefusedError("is damaged (its shape cannot be read)")
         extents.append(tuple(extent for _, extent in parts))
         position += axes * item.size + 1  # each list begins with its length
     dtype_format, kind, length = struct.unpack_from(">BBi", content, position - 1)
     text = content[position + 5 :].decode("ascii")
-    if dtype_format != 0 or kind != 0xDB or length != len(text) or not _DTYPE.fullmatch(text):
-        raise _Refused("holds values of another type than numbers")
+    if dtype_format != 0 or kind != _STR32 or length != len(text) or not _DTYPE.fullmatch(text):
+        raise _RefusedError("holds values of another type than numbers")
     shape, chunks, blocks = extents
     if not 0 < prod(shape) < _MAX_VALUES:
-        raise _Refused(f"has the shape {shape}; expected at least one value in it, and less than {_MAX_VALUES}")
+        raise _RefusedError(f"has the shape {shape}; expected at least one value in it, and less than {_MAX_VALUES}")
     if any(not 1 <= block <= chunk for block, chunk in zip(blocks, chunks, strict=True)):
-        raise _Refused("is damaged (its shape and its chunks contradict each other)")
+        raise _RefusedError("is damaged (its shape and its chunks contradict each other)")
     return ArrayLayout(shape=shape, chunks=chunks, blocks=blocks, dtype=np.dtype(text))
 
 
@@ -187,7 +199,7 @@ def _has_plain_trailer(content: mmap.mmap) -> bool:
     end = len(content) - _TRAILER_END
     kind, length = struct.unpack_from(">BI", content, end)
     start = len(content) - length
-    return kind == 0xCE and 0 <= start <= end and content[start : start + len(_NO_METALAYERS)] == _NO_METALAYERS
+    return kind == _UINT32 and 0 <= start <= end and content[start : start + len(_NO_METALAYERS)] == _NO_METALAYERS
 
 
 def _require_plain_chunks(
@@ -196,7 +208,7 @@ def _require_plain_chunks(
     """Check that all chunks are inside the file and need only built-in codecs."""
     end = start + compressed
     if not start <= end <= len(content) - _TRAILER_END:
-        raise _Refused("is damaged (its index is outside the file)")
+        raise _RefusedError("is damaged (its index is outside the file)")
     for offset in _offsets(content, end, num_chunks):
         if offset >= 0:  # others are chunks of one value, which are not stored
             _require_plain_chunk(content, start + offset, end, layout.dtype.itemsize, layout.chunk_bytes)
@@ -210,22 +222,22 @@ def _offsets(content: mmap.mmap, start: int, num_chunks: int) -> list[int]:
     try:
         index = blosc2.decompress2(content[start : start + size])
     except (RuntimeError, ValueError) as error:
-        raise _Refused(f"is damaged (its index: {error})") from error
+        raise _RefusedError(f"is damaged (its index: {error})") from error
     offsets: list[int] = np.frombuffer(index, "<i8").tolist()
     return offsets
 
 
 def _require_plain_chunk(content: mmap.mmap, start: int, end: int, item_size: int, chunk_bytes: int) -> None:
     if not 0 <= start <= end - _CHUNK.size:
-        raise _Refused("is damaged (a chunk is outside the file)")
+        raise _RefusedError("is damaged (a chunk is outside the file)")
     _, _, flags, width, num_bytes, block, size, *rest = _CHUNK.unpack_from(content, start)
     filters, own_codec = rest[:6], rest[6]
     is_special = rest[15] & _SPECIAL
     if num_bytes != chunk_bytes or width != item_size or not 0 < block <= max(num_bytes, 1):
-        raise _Refused("is damaged (a chunk is not as the header says)")
+        raise _RefusedError("is damaged (a chunk is not as the header says)")
     if flags & _EXTENDED != _EXTENDED or not _CHUNK.size <= size <= end - start:
-        raise _Refused("is damaged (the size of a chunk)")
+        raise _RefusedError("is damaged (the size of a chunk)")
     if not is_special and (flags >> 5 not in _CODEC_FORMATS or not _FILTERS.issuperset(filters)):
-        raise _Refused("has chunks whose codec or filter is not built in; they are not read")
+        raise _RefusedError("has chunks whose codec or filter is not built in; they are not read")
     if own_codec not in (0, *_CODECS):
-        raise _Refused("has chunks whose codec is not built in; they are not read")
+        raise _RefusedError("has chunks whose codec is not built in; they are not read")

@@ -41,7 +41,7 @@ SCHEMA_VERSION = 1
 
 _IMAGE, _LABEL, _LOCATIONS = "image", "label", "locations"
 _ENDINGS = {_IMAGE: ".b2nd", _LABEL: "_seg.b2nd", _LOCATIONS: "_locations.b2nd"}
-_PROBE_BYTES = 64 * 1024
+_OLD_CHECKSUM_BYTES = 64 * 1024
 """The checksum of older versions covers this many bytes at both ends of a file."""
 _ROWS_PER_CHUNK, _ROWS_PER_BLOCK = 16384, 512
 _FILTERS = {
@@ -49,7 +49,7 @@ _FILTERS = {
     _LABEL: (blosc2.Filter.SHUFFLE,),
     _LOCATIONS: (blosc2.Filter.SHUFFLE,),
 }
-"""Filters to try: images of integers compress best without, others shuffled."""
+"""Filters to try: images of integers compress best without a filter, others shuffled."""
 _REMEDY = "preprocess the dataset again"
 
 
@@ -57,8 +57,8 @@ class DamagedCaseError(WorkspaceError):
     """A case is damaged; from now on it counts as missing, so that preprocessing makes it again."""
 
 
-class FirstRead:
-    """Checks a file against its document once, before its first use, in the first thread that needs it.
+class IntegrityCheck:
+    """Checks an array file against its document once, in the first thread that reads it.
 
     Args:
         path: of the array.
@@ -114,10 +114,10 @@ class LazyArray:
     path: Path
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    first_read: FirstRead = field(compare=False)
+    integrity: IntegrityCheck = field(compare=False)
 
     def __getitem__(self, key: Any) -> npt.NDArray[Any]:
-        self.first_read.require(self.shape, self.dtype)
+        self.integrity.require(self.shape, self.dtype)
         try:
             result: npt.NDArray[Any] = _open(self.path)[key]
         except RuntimeError as error:
@@ -163,7 +163,7 @@ class PreprocessedCase:
     image: LazyArray  # (C, *S) float32
     label: LazyArray  # (1, *S) int16, -1 outside the non-zero mask
     class_locations: Mapping[ClassKey, Any]
-    """Class or region to its voxels (n, 3), at most 10000 or 1 % of them; n may be 0."""
+    """Class or region to its voxels (n, 3): all up to 10000, or 1 % if that is more; n may be 0."""
     provenance: Provenance
 
 
@@ -202,8 +202,8 @@ class CaseStore:
             arrays = document["arrays"]
             return PreprocessedCase(
                 identifier=identifier,
-                image=self._lazy(identifier, _IMAGE, arrays),
-                label=self._lazy(identifier, _LABEL, arrays),
+                image=self._lazy_array(identifier, _IMAGE, arrays),
+                label=self._lazy_array(identifier, _LABEL, arrays),
                 class_locations=self._class_locations(identifier, document),
                 provenance=Provenance.from_json(document["provenance"]),
             )
@@ -229,9 +229,9 @@ class CaseStore:
             image: (C, *S).
             label: (1, *S).
             class_locations: class or region to voxels (n, 3).
-            provenance: where it comes from.
+            provenance: for mapping predictions back to the original grid.
             patch_size: of training; determines the chunks.
-            source_hash: shows later whether the case is up to date.
+            source_hash: of everything that the case was made from; see `is_fresh`.
             sources: the raw files, see `recorded_sources`.
         """
         below(self.folder, f"{identifier}{_ENDINGS[_LOCATIONS]}")
@@ -245,7 +245,9 @@ class CaseStore:
             small = max(image.shape[1:]) <= np.iinfo(np.int16).max
             arrays[_LOCATIONS] = np.concatenate(rows).astype(np.int16 if small else np.int32)
         entries = {
-            kind: _write(self._array(identifier, kind), array, _layout(kind, array, patch_size), _FILTERS[kind])
+            kind: _write(
+                self._array(identifier, kind), array, _chunks_and_blocks(kind, array, patch_size), _FILTERS[kind]
+            )
             for kind, array in arrays.items()
         }
         document = {
@@ -286,31 +288,6 @@ class CaseStore:
         except (SegwrightError, KeyError, TypeError, ValueError):
             return ()
 
-    def _document(self, identifier: str) -> dict[str, Any]:
-        path = self._json(identifier)
-        document = read_json(path)
-        if not isinstance(document, dict) or document.get("schema_version") != SCHEMA_VERSION:
-            raise WorkspaceError(f"{path}: expected schema_version {SCHEMA_VERSION}")
-        if not has_valid_checksum(document):
-            raise WorkspaceError(f"{path}: damaged (its checksum does not match)")
-        return document
-
-    def _class_locations(self, identifier: str, document: Mapping[str, Any]) -> dict[ClassKey, LazyRows]:
-        entry = document["arrays"].get(_LOCATIONS, {"shape": (0, 3), "dtype": "i2"})
-        array = self._lazy(identifier, _LOCATIONS, {_LOCATIONS: entry})
-        result: dict[ClassKey, LazyRows] = {}
-        first = 0
-        for key, count in document["classes"]:
-            result[tuple(key) if isinstance(key, list) else key] = LazyRows(array, first, count)
-            first += count
-        return result
-
-    def _lazy(self, identifier: str, kind: str, arrays: Mapping[str, Any]) -> LazyArray:
-        return lazy_array(self._array(identifier, kind), self._json(identifier), arrays[kind])
-
-    def _json(self, identifier: str) -> Path:
-        return self.folder / f"{require_name(identifier, 'case id', error=WorkspaceError)}.json"
-
     @staticmethod
     def name_clashes(identifiers: Sequence[str]) -> Iterator[tuple[str, str]]:
         """Yield pairs of cases whose files would have the same name, such as `a` and `a_seg`."""
@@ -333,17 +310,44 @@ class CaseStore:
             for first, second in CaseStore.name_clashes(identifiers)
         ]
 
+    def _document(self, identifier: str) -> dict[str, Any]:
+        path = self._json(identifier)
+        document = read_json(path)
+        if not isinstance(document, dict) or document.get("schema_version") != SCHEMA_VERSION:
+            raise WorkspaceError(f"{path}: expected schema_version {SCHEMA_VERSION}")
+        if not has_valid_checksum(document):
+            raise WorkspaceError(f"{path}: damaged (its checksum does not match)")
+        return document
+
+    def _class_locations(self, identifier: str, document: Mapping[str, Any]) -> dict[ClassKey, LazyRows]:
+        entry = document["arrays"].get(_LOCATIONS, {"shape": (0, 3), "dtype": "i2"})
+        array = self._lazy_array(identifier, _LOCATIONS, {_LOCATIONS: entry})
+        result: dict[ClassKey, LazyRows] = {}
+        first = 0
+        for key, count in document["classes"]:
+            result[tuple(key) if isinstance(key, list) else key] = LazyRows(array, first, count)
+            first += count
+        return result
+
+    def _lazy_array(self, identifier: str, kind: str, arrays: Mapping[str, Any]) -> LazyArray:
+        return lazy_array(self._array(identifier, kind), self._json(identifier), arrays[kind])
+
+    def _json(self, identifier: str) -> Path:
+        return self.folder / f"{require_name(identifier, 'case id', error=WorkspaceError)}.json"
+
     def _array(self, identifier: str, kind: str) -> Path:
         return self.folder / f"{require_name(identifier, 'case id', error=WorkspaceError)}{_ENDINGS[kind]}"
 
 
 def lazy_array(path: Path, document: Path, entry: Mapping[str, Any]) -> LazyArray:
     """Return an array that is checked against its entry in a document when it is first read."""
-    first_read = FirstRead(path, document, size=entry.get("bytes"), crc=entry.get("crc32"))
-    return LazyArray(path, tuple(entry["shape"]), np.dtype(entry["dtype"]), first_read)
+    integrity = IntegrityCheck(path, document, size=entry.get("bytes"), crc=entry.get("crc32"))
+    return LazyArray(path, tuple(entry["shape"]), np.dtype(entry["dtype"]), integrity)
 
 
-def _layout(kind: str, array: npt.NDArray[Any], patch_size: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _chunks_and_blocks(
+    kind: str, array: npt.NDArray[Any], patch_size: Sequence[int]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
     if kind == _LOCATIONS:
         return (min(len(array), _ROWS_PER_CHUNK), 3), (min(len(array), _ROWS_PER_BLOCK), 3)
     return chunk_and_block(array.shape, patch_size, array.itemsize)
@@ -401,15 +405,15 @@ def _is_whole(path: Path, entry: Mapping[str, Any]) -> bool:
     try:
         if path.stat().st_size != int(entry["bytes"]):
             return False
-        return file_crc(path) == entry["crc32"] if "crc32" in entry else _checksum(path) == int(entry["checksum"])
+        return file_crc(path) == entry["crc32"] if "crc32" in entry else _old_checksum(path) == int(entry["checksum"])
     except (OSError, KeyError, TypeError, ValueError):
         return False
 
 
-def _checksum(path: Path) -> int:
+def _old_checksum(path: Path) -> int:
     """Return the CRC-32 of the file's first and last part, the checksum of older versions."""
     with path.open("rb") as stream:
-        total = zlib.crc32(stream.read(_PROBE_BYTES))
+        total = zlib.crc32(stream.read(_OLD_CHECKSUM_BYTES))
         size = path.stat().st_size
-        stream.seek(max(_PROBE_BYTES, size - _PROBE_BYTES))
-        return zlib.crc32(stream.read(_PROBE_BYTES), total)
+        stream.seek(max(_OLD_CHECKSUM_BYTES, size - _OLD_CHECKSUM_BYTES))
+        return zlib.crc32(stream.read(_OLD_CHECKSUM_BYTES), total)

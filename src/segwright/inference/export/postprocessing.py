@@ -26,7 +26,7 @@ from segwright.core.files.atomic_io import (
 from segwright.core.files.names import below, path_problem
 from segwright.core.parallel import map_threads
 from segwright.data.images.image_io import read_label, write_labels
-from segwright.data.unmatched_files import entries, in_place_of_label_maps
+from segwright.data.unmatched_files import entries, possible_label_map
 
 POSTPROCESSING_JSON: Final = "postprocessing.json"
 MAX_STEPS: Final = 10_000
@@ -172,7 +172,7 @@ def process_folder(
         raise DatasetError(f"{source}: {wrong}")
     files = [source / entry.name for entry in entries(source) if entry.name.endswith(file_ending)]
     if not files:
-        found = in_place_of_label_maps(source, file_ending)
+        found = possible_label_map(source, file_ending)
         raise DatasetError(f"{source}: no label map ends in {file_ending}{found}")
 
     def process(file: Path) -> Path:

@@ -112,6 +112,6 @@ def read_volume(case: Case, reader: str) -> Volume:
     Raises:
         ImageError: a file is unreadable or holds values that no image has.
     """
-    volume = read_images(case.images, reader, find_hidden=True)
+    volume = read_images(case.images, reader, find_nonfinite=True)
     release_freed_memory(volume.array.nbytes)  # reading needed about as much again
     return volume
