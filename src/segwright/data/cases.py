@@ -56,9 +56,9 @@ class Listing:
     """Cases that were found, and the problems.
 
     Attributes:
-        problems: those about one case name it, so that the other cases can be used.
+        problems: a problem of one case has its id, so that the other cases can be used.
         stray: files in the image folder that belong to no case but may have been meant to.
-        is_explicit: dataset.json lists the files, so their names say nothing about channels.
+        is_explicit: whether dataset.json lists the files; their names then say nothing about channels.
     """
 
     cases: tuple[Case, ...]
@@ -96,7 +96,9 @@ def list_folder(images: Path, file_ending: str, *, labels: Path | None) -> Listi
         if label is not None and (label.name not in known or known[label.name].kind != "file"):
             problems.append(_missing_label(label, identifier, file_ending, known.values()))
         files = tuple(images / entry.name for entry in groups[identifier])
-        problems += [_absent(images / entry.name, identifier) for entry in groups[identifier] if entry.kind != "file"]
+        problems += [
+            _missing_image(images / entry.name, identifier) for entry in groups[identifier] if entry.kind != "file"
+        ]
         cases.append(Case(identifier=identifier, images=files, label=label))
     stray = describe_unmatched(images, others, file_ending)
     if not groups:
@@ -131,7 +133,7 @@ def explicit_cases(
 def identity_problems(where: Path, identifiers: Iterable[str]) -> list[Problem]:
     """Return which case ids cannot be file names, and which equal another one but for their Unicode form."""
     problems = []
-    spelled: dict[str, str] = {}
+    seen: dict[str, str] = {}
     for identifier in identifiers:
         wrong = name_problem(identifier)
         if wrong:
@@ -139,7 +141,7 @@ def identity_problems(where: Path, identifiers: Iterable[str]) -> list[Problem]:
             what = f"case id {shown_name(identifier)} {wrong}"
             problems.append(Problem(where=str(where), what=what, remedy=remedy, case=identifier))
             continue
-        twin = spelled.setdefault(normalize("NFC", identifier), identifier)
+        twin = seen.setdefault(normalize("NFC", identifier), identifier)
         if twin != identifier:
             what = f"case id '{identifier}' appears twice, with accents encoded in two ways (NFC and NFD)"
             remedy = "rename the files of one of them"
@@ -191,7 +193,7 @@ def _missing_label(label: Path, identifier: str, file_ending: str, there: Iterab
     return Problem(where=str(label), what=what, remedy=remedy, case=identifier)
 
 
-def _absent(image: Path, identifier: str) -> Problem:
+def _missing_image(image: Path, identifier: str) -> Problem:
     what = f"{path_problem(image)}, an image of case '{identifier}'"
     remedy = path_remedy(image, "put the file there or remove the case")
     return Problem(where=str(image), what=what, remedy=remedy, case=identifier)

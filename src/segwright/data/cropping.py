@@ -17,13 +17,13 @@ _THINNEST_WITH_HOLES = 3
 def content_box(image: npt.NDArray[np.float32]) -> Box:
     """Return the box that holds every voxel of `image` (C, *S) with a non-zero channel; all of it if there is none."""
     # Plane by plane: a mask of the whole image takes a quarter of its memory.
-    deep = np.zeros(image.shape[1], dtype=bool)
-    within = np.zeros(image.shape[2:], dtype=bool)
+    has_content = np.zeros(image.shape[1], dtype=bool)
+    footprint = np.zeros(image.shape[2:], dtype=bool)
     for index in range(image.shape[1]):
         plane = _nonzero_mask(image[:, index])
-        deep[index] = plane.any()
-        within |= plane
-    return (*nonzero_box(deep), *nonzero_box(within))
+        has_content[index] = plane.any()
+        footprint |= plane
+    return (*nonzero_box(has_content), *nonzero_box(footprint))
 
 
 def crop_to_nonzero(

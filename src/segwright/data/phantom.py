@@ -44,24 +44,24 @@ def make_phantom(index: int, *, seed: int = PHANTOM_SEED, edge: int = EDGE) -> P
 
     A bright vessel crosses the body; it differs from the organ by its shape, not by its intensity.
     """
-    draw = generator(seed, "phantom", index)
+    rng = generator(seed, "phantom", index)
     jitter = min(EDGE_JITTER, edge // 8)
-    shape = tuple(int(size) for size in draw.integers(edge - jitter, edge, size=3, endpoint=True))
+    shape = tuple(int(size) for size in rng.integers(edge - jitter, edge, size=3, endpoint=True))
     spacing = (1.0, 1.0, 1.0)
     axes = [np.arange(size) - (size - 1) / 2 for size in shape]
     grid = np.stack(np.meshgrid(*axes, indexing="ij")) / (edge / 2)  # (3, Z, Y, X), about -1 to 1
 
-    body = _ellipsoid(grid, np.zeros(3), draw.uniform(0.82, 0.95, size=3), np.eye(3)) < 1
-    turn = _rotation(draw)
-    centre = draw.uniform(-0.15, 0.15, size=3)
-    radii = draw.uniform(0.30, 0.46, size=3)
-    organ = _ellipsoid(grid, centre, radii, turn) < 1
-    direction = draw.normal(size=3)
+    body = _ellipsoid(grid, np.zeros(3), rng.uniform(0.82, 0.95, size=3), np.eye(3)) < 1
+    rotation = _rotation(rng)
+    centre = rng.uniform(-0.15, 0.15, size=3)
+    radii = rng.uniform(0.30, 0.46, size=3)
+    organ = _ellipsoid(grid, centre, radii, rotation) < 1
+    direction = rng.normal(size=3)
     direction /= np.linalg.norm(direction)
-    small = draw.uniform(0.22, 0.30)
-    surface = centre + turn @ (radii * direction)  # a point of the organ's surface
-    lesion = _ellipsoid(grid, surface, np.full(3, small), turn) < 1
-    vessel = _cylinder(grid, draw)
+    lesion_radius = rng.uniform(0.22, 0.30)
+    surface = centre + rotation @ (radii * direction)  # a point of the organ's surface
+    lesion = _ellipsoid(grid, surface, np.full(3, lesion_radius), rotation) < 1
+    vessel = _cylinder(grid, rng)
 
     label = np.zeros(shape, dtype=np.uint8)
     label[organ & body] = LABELS["organ"]
@@ -70,7 +70,7 @@ def make_phantom(index: int, *, seed: int = PHANTOM_SEED, edge: int = EDGE) -> P
     ideal[vessel & body] = _VESSEL
     ideal[label == LABELS["organ"]] = _ORGAN
     ideal[label == LABELS["lesion"]] = _LESION
-    image = ideal * _bias_field(grid, draw) + draw.normal(scale=_NOISE, size=shape)
+    image = ideal * _bias_field(grid, rng) + rng.normal(scale=_NOISE, size=shape)
     return Phantom(image=image.astype(np.float32), label=label, spacing=spacing)
 
 
@@ -100,33 +100,33 @@ def write_dataset(
     write_json(folder / "dataset.json", document, indent=4)
 
 
-def _ellipsoid(grid: Floats, centre: Floats, radii: Floats, turn: Floats) -> Floats:
+def _ellipsoid(grid: Floats, centre: Floats, radii: Floats, rotation: Floats) -> Floats:
     """Return the squared distance to `centre` in units of the radii; 1 on the surface."""
-    local = np.tensordot(turn.T, grid - centre[:, None, None, None], axes=1)
+    local = np.tensordot(rotation.T, grid - centre[:, None, None, None], axes=1)
     squared: Floats = ((local / radii[:, None, None, None]) ** 2).sum(axis=0)
     return squared
 
 
-def _cylinder(grid: Floats, draw: np.random.Generator) -> npt.NDArray[np.bool_]:
-    axis = draw.normal(size=3)
+def _cylinder(grid: Floats, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
+    axis = rng.normal(size=3)
     axis /= np.linalg.norm(axis)
-    offset = grid - draw.uniform(-0.6, 0.6, size=3)[:, None, None, None]
+    offset = grid - rng.uniform(-0.6, 0.6, size=3)[:, None, None, None]
     along = np.tensordot(axis, offset, axes=1)
-    apart = (offset**2).sum(axis=0) - along**2
-    return np.asarray(apart < draw.uniform(0.05, 0.09) ** 2)
+    distance_squared = (offset**2).sum(axis=0) - along**2
+    return np.asarray(distance_squared < rng.uniform(0.05, 0.09) ** 2)
 
 
-def _rotation(draw: np.random.Generator) -> Floats:
+def _rotation(rng: np.random.Generator) -> Floats:
     """Return a random rotation (3, 3)."""
-    turn, _ = np.linalg.qr(draw.normal(size=(3, 3)))
-    return np.asarray(turn * np.sign(np.linalg.det(turn)))
+    rotation, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+    return np.asarray(rotation * np.sign(np.linalg.det(rotation)))
 
 
-def _bias_field(grid: Floats, draw: np.random.Generator) -> Floats:
+def _bias_field(grid: Floats, rng: np.random.Generator) -> Floats:
     """Return a smooth factor around 1: a random polynomial of second order."""
     z, y, x = grid
     terms = np.stack([z, y, x, z * y, y * x, z * x, z**2, y**2, x**2])
-    field = np.tensordot(draw.uniform(-1, 1, size=len(terms)), terms, axes=1)
+    field = np.tensordot(rng.uniform(-1, 1, size=len(terms)), terms, axes=1)
     return np.asarray(1 + _BIAS * field / max(np.abs(field).max(), 1e-9))
 
 

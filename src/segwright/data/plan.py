@@ -46,12 +46,17 @@ _OLD_ARCHITECTURE_KEYS = (
     "num_pool_per_axis",
 )
 _ENCODER_ARGUMENT = {"PlainConvUNet": "n_conv_per_stage", "ResidualEncoderUNet": "n_blocks_per_stage"}
-_INFORMATION = {"median_image_size_in_voxels"}
+_INFORMATIONAL_KEYS = {"median_image_size_in_voxels"}
 """Informational keys of a configuration, which nothing reads."""
-_OF_THE_VOXELS = {"ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization"}
-"""Normalisation that reads no statistics of the dataset."""
-_REORIENTING = "WithReorient"
-"""Ends the names of readers that re-orient images."""
+_SCHEMES_WITHOUT_STATISTICS = {
+    "ZScoreNormalization",
+    "NoNormalization",
+    "RescaleTo01Normalization",
+    "RGBTo01Normalization",
+}
+"""Normalisation schemes that need no intensity statistics of the dataset."""
+_REORIENTING_SUFFIX = "WithReorient"
+"""Of the names of readers that re-orient images."""
 _INDENT = 4
 
 M = TypeVar("M", bound=BaseModel)
@@ -69,11 +74,9 @@ class Architecture(BaseModel):
 
 
 class Configuration(BaseModel):
-    """One configuration of a plan with its inheritance resolved; sizes in transposed axis order.
+    """One configuration of a plan with its inheritance resolved (nnU-Net behaviour 5.13).
 
-    nnU-Net behaviour 5.13.
-
-    Spacing is in the images' unit (mm as a rule), sizes are in voxels.
+    Sizes are in voxels, spacing is in the images' unit (mm as a rule), both in transposed axis order.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
@@ -166,8 +169,6 @@ class Configuration(BaseModel):
     def from_json(cls, document: Mapping[str, Any], *, where: str = "configuration") -> Configuration:
         """Validate one resolved configuration; plans from before the `architecture` block are upgraded.
 
-        nnU-Net behaviour 5.15.
-
         Raises:
             PlanError: a value is missing or does not fit; `where` and the key are named.
         """
@@ -240,7 +241,7 @@ class Plan(BaseModel):
         except SegwrightError:
             raise
         except (TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-            raise PlanError(f"{where}: a value is of the wrong kind ({error}); the plan is damaged") from error
+            raise PlanError(f"{where}: a value has the wrong type ({error}); the plan is damaged") from error
 
     def setup(self, name: str) -> dict[str, Any]:
         """Return as JSON everything in this plan that affects training and prediction of a configuration.
@@ -249,11 +250,11 @@ class Plan(BaseModel):
             PlanError: as `configuration`.
         """
         configuration = self.configuration(name)
-        reads_statistics = not set(configuration.normalization_schemes) <= _OF_THE_VOXELS
+        reads_statistics = not set(configuration.normalization_schemes) <= _SCHEMES_WITHOUT_STATISTICS
         return {
-            "configuration": configuration.model_dump(mode="json", by_alias=True, exclude=_INFORMATION),
+            "configuration": configuration.model_dump(mode="json", by_alias=True, exclude=_INFORMATIONAL_KEYS),
             "transpose": list(self.transpose_forward),
-            "reoriented": self.image_reader_writer.endswith(_REORIENTING),
+            "reoriented": self.image_reader_writer.endswith(_REORIENTING_SUFFIX),
             "intensities": self.foreground_intensity_properties_per_channel if reads_statistics else None,
         }
 
@@ -263,7 +264,7 @@ class Plan(BaseModel):
 
     def to_json(self) -> dict[str, Any]:
         """Return the document as nnU-Net writes it, in its key order, followed by unknown keys and `segwright`."""
-        return {key: _plain(value) for key, value in self._entries()}
+        return {key: _with_lists(value) for key, value in self._entries()}
 
     def save(self, path: Path) -> None:
         """Write the plan, atomically, with nnU-Net's indentation."""
@@ -302,9 +303,9 @@ class Plan(BaseModel):
 
     def _resolve(self, name: str, descendants: tuple[str, ...]) -> dict[str, Any]:
         if name not in self.configurations:
-            heir = f", which '{descendants[-1]}' inherits from" if descendants else ""
+            use = f", which '{descendants[-1]}' inherits from" if descendants else ""
             raise PlanError(
-                f"plans '{self.plans_name}' have no configuration '{name}'{heir}{nearest(name, self.configurations)}"
+                f"plans '{self.plans_name}' have no configuration '{name}'{use}{nearest(name, self.configurations)}"
             )
         if name in descendants:
             raise PlanError(
@@ -371,10 +372,8 @@ def architecture_block(
 def upgrade_configuration(document: Mapping[str, Any], *, where: str) -> dict[str, Any]:
     """Return `document` with the keys of early nnU-Net v2 plans turned into an `architecture` block.
 
-    nnU-Net behaviour 5.15.
-
-    A document that has the block, or nothing to make it from, is returned unchanged. Unlike nnU-Net's upgrade, that of
-    residual plans names the class that exists (nnU-Net behaviour 5.15).
+    A document that has the block, or nothing to make it from, is returned unchanged. For residual plans nnU-Net's own
+    upgrade names a class that does not exist; this one names the right class (nnU-Net behaviour 5.15).
 
     Raises:
         PlanError: the old network is unknown, or an old key is missing.
@@ -463,11 +462,11 @@ def _validate(model: type[M], document: Any, where: str) -> M:
     except ValidationError as error:
         raise PlanError(f"{where}: {describe_validation(error)}") from error
     except (TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise PlanError(f"{where}: a value is of the wrong kind ({error}); the plan is damaged") from error
+        raise PlanError(f"{where}: a value has the wrong type ({error}); the plan is damaged") from error
 
 
-def _plain(value: Any) -> Any:
+def _with_lists(value: Any) -> Any:
     """Return a copy of `value` with tuples as lists."""
     if isinstance(value, Mapping):
-        return {key: _plain(entry) for key, entry in value.items()}
-    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+        return {key: _with_lists(entry) for key, entry in value.items()}
+    return [_with_lists(entry) for entry in value] if isinstance(value, list | tuple) else value

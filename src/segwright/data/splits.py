@@ -106,12 +106,12 @@ def resolve(
     supplied = load(raw_file) if raw_file is not None and raw_file.is_file() else None
     if path.is_file():
         splits = load(path)
-        if supplied is not None and not _agree(supplied, splits):
+        if supplied is not None and not _are_same_cases(supplied, splits):
             raise DatasetError(
                 f"{path}: folds differ from those of {raw_file}; delete the former to use the latter "
                 "(models trained on the old folds are then not comparable)"
             )
-        if in_use or supplied is not None or not _is_default_of_others(splits, identifiers):
+        if in_use or supplied is not None or not _is_default_of_other_cases(splits, identifiers):
             return splits
         if write:
             logger.info("%s: the dataset has other cases now; no fold was trained yet, so new folds are made", path)
@@ -174,13 +174,14 @@ def shorten(identifiers: Sequence[str]) -> str:
     return f"{shown} and {more} more" if more > 0 else shown
 
 
-def _agree(supplied: Sequence[Split], present: Sequence[Split]) -> bool:
+def _are_same_cases(supplied: Sequence[Split], present: Sequence[Split]) -> bool:
+    """Return whether every supplied fold has the same cases as the present one of that number."""
     return len(supplied) <= len(present) and all(
         set(a.train) == set(b.train) and set(a.val) == set(b.val) for a, b in zip(supplied, present, strict=False)
     )
 
 
-def _is_default_of_others(splits: Sequence[Split], identifiers: Sequence[str]) -> bool:
+def _is_default_of_other_cases(splits: Sequence[Split], identifiers: Sequence[str]) -> bool:
     """Whether splits are the default ones of other cases than these."""
     known = _cases(splits)
     return known != set(identifiers) and len(known) >= NUM_FOLDS and list(splits) == default_splits(sorted(known))

@@ -87,7 +87,7 @@ def describe_unmatched(folder: Path, others: Sequence[Entry], file_ending: str) 
     probed = 0
     for entry in others:
         probed += entry.kind == "file"
-        found = _reason(folder, entry, file_ending, probe=probed <= _PROBED)
+        found = _explain_unmatched(folder, entry, file_ending, probe=probed <= _PROBED)
         if found is not None:
             kind, reason, remedy = found
             groups.setdefault(kind, []).append((entry, reason))
@@ -113,9 +113,9 @@ def no_cases(folder: Path, others: Sequence[Entry], misses: Sequence[Problem], f
 
 
 def possible_label_map(folder: Path, file_ending: str) -> str:
-    """Return the end of a message about a folder without label maps of an ending: a file that may be one."""
+    """Return the end of a message about a folder without label maps of `file_ending`: a file that may be one."""
     for entry in entries(folder):
-        reason = _reason(folder, entry, file_ending, probe=False)
+        reason = _explain_unmatched(folder, entry, file_ending, probe=False)
         if reason is not None:
             return f"; found {entry.name}, which {reason[1]}"
     return ""
@@ -132,7 +132,7 @@ def _kind(entry: os.DirEntry[str]) -> Kind:
     return "dangling" if entry.is_symlink() else "special"
 
 
-def _reason(folder: Path, entry: Entry, ending: str, *, probe: bool) -> tuple[str, str, str] | None:
+def _explain_unmatched(folder: Path, entry: Entry, ending: str, *, probe: bool) -> tuple[str, str, str] | None:
     """Return group, reason and remedy for an entry that belongs to no case; None if it can be ignored."""
     path, name = folder / entry.name, entry.name
     if entry.kind == "folder":

@@ -1,4 +1,4 @@
-"""Large samples of intensities, stored as distinct values with counts."""
+"""Draw large samples of intensities, and store them as distinct values with counts."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ DRAWS_AT_ONCE = 1 << 20
 
 MERGE_EVERY = 1 << 22
 MAX_DISTINCT = 1 << 24
-"""Entries before equal values are merged, and entries (12 bytes each) before values are rounded."""
+"""Pending values at which equal ones are merged, and distinct values (12 bytes each) at which they are rounded."""
 
 ROUNDED_BITS = 6
 """Mantissa bits rounded off beyond `MAX_DISTINCT`: a relative error below 2^-18, 4e-6, in percentiles only."""
 
 
 def draw(values: Values, num_draws: int, random: np.random.RandomState) -> tuple[Values, Counts]:
-    """Draw with replacement, as `random.choice(values, num_draws)` does, and return distinct values with counts.
+    """Draw with replacement, as `random.choice(values, num_draws)` does; return distinct values with counts.
 
     Args:
         values: (n,); if empty, no random numbers are drawn.

@@ -153,7 +153,7 @@ def test_an_unknown_configuration_gets_the_nearest_name() -> None:
         (configuration_document(spacing=[1, 1e-300, 1]), "spacing.*every entry must be a positive number"),
         (configuration_document(median_image_size_in_voxels=[1, float("inf"), 1]), "median_image.*finite number"),
         (edited(strides=[[1, 1, 1]] * 10**5), "there are 100000 strides; at most 64 stages are built"),
-        (edited(strides=[[1, 1, 1], None, [2, 2, 2]]), "a value is of the wrong kind"),
+        (edited(strides=[[1, 1, 1], None, [2, 2, 2]]), "a value has the wrong type"),
     ],
 )
 def test_an_edited_configuration_that_cannot_work_is_reported_why(document: dict[str, Any], message: str) -> None:

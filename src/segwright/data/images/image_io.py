@@ -49,7 +49,7 @@ class Volume:
 
     Attributes:
         array: float32 (C, *S), three spatial axes in the reader's order; a label has one channel.
-        spacing: extent of a voxel along the three axes.
+        spacing: of the three axes; in mm unless the format has no unit (pictures, TIFF stacks).
         properties: JSON object with everything that `write_labels` needs to write a label map on the same grid.
         notes: what was changed while reading, or looks wrong but could be read.
     """
@@ -130,12 +130,12 @@ def read_header(file: Path, reader: str, *, is_label: bool = False) -> Header:
     Raises:
         ImageError: the file is missing or not an image of this kind.
     """
-    with _named_errors(file, "read"):
+    with _locate_decoder_errors(file, "read"):
         return _reader(reader).header(file, is_label=is_label)
 
 
 def is_small(file: Path) -> bool:
-    """Whether a file is small enough to be read whatever its header says; also if it cannot be accessed."""
+    """Whether a file is small enough to be read whatever its header says; True if it cannot be accessed."""
     try:
         return file.stat().st_size < _SMALL_BYTES
     except OSError:
@@ -161,15 +161,16 @@ def read_images(files: Sequence[Path], reader: str, *, find_nonfinite: bool = Fa
     first: Header | None = None
     for file in files:
         if first is not None:
-            _require_grid(file, reader, first, files[0].name)
-        with _named_errors(file, "read"), np.errstate(over="ignore"):  # what float32 cannot hold is refused by name
+            _require_same_grid(file, reader, first, files[0].name)
+        # Values that overflow float32 are refused by `clean_intensities`, which names the file.
+        with _locate_decoder_errors(file, "read"), np.errstate(over="ignore"):
             header, array = _reader(reader).read(file)
         array, found = clean_intensities(array, file)
-        notes += [*found, *(_hidden(file, header) if find_nonfinite else ())]
+        notes += [*found, *(_hidden_notes(file, header) if find_nonfinite else ())]
         if first is None:
             first = header
         else:
-            array, reoriented = _on_grid(array, header, first, file, files[0].name)
+            array, reoriented = _reorient_onto(array, header, first, file, files[0].name)
             notes += reoriented
         parts.append(array)
     assert first is not None
@@ -190,8 +191,8 @@ def read_label(file: Path, reader: str, *, like: Header | None = None, name: str
             not on the grid of `like`.
     """
     if like is not None:
-        _require_grid(file, reader, like, name, is_label=True)
-    with _named_errors(file, "read"), np.errstate(over="ignore"):
+        _require_same_grid(file, reader, like, name, is_label=True)
+    with _locate_decoder_errors(file, "read"), np.errstate(over="ignore"):
         header, array = _reader(reader).read(file, is_label=True)
     if len(array) != 1:
         raise ImageError(f"{file}: has {len(array)} channels, a label map has one whole number per voxel")
@@ -200,7 +201,7 @@ def read_label(file: Path, reader: str, *, like: Header | None = None, name: str
     array = whole_values(array, file)
     if like is None:
         return _volume(header, array, reader)
-    array, notes = _on_grid(array, header, like, file, name)
+    array, notes = _reorient_onto(array, header, like, file, name)
     return _volume(like, array, reader, notes)
 
 
@@ -231,7 +232,7 @@ def write_labels(labels: npt.NDArray[Any], path: Path, properties: Mapping[str, 
             f"expected integers from 0 to {MAX_WRITTEN_LABEL} on three axes"
         )
     stored: LabelMap = labels.astype(np.uint8 if largest <= MAX_UINT8_LABEL else np.uint16)
-    with _named_errors(path, "written", must_exist=False):
+    with _locate_decoder_errors(path, "written", must_exist=False):
         _reader(reader).write(stored, path, tuple(properties["spacing"]), properties.get("geometry", {}))
 
 
@@ -246,7 +247,7 @@ def _tiff_reader(files: Sequence[Path], *, are_labels: bool) -> str:
     num_stacks, failures = 0, []
     for file in files:
         try:
-            with _named_errors(file, "read"):
+            with _locate_decoder_errors(file, "read"):
                 shape = tiff_shape(file, is_label=are_labels)
         except ImageError as error:
             failures.append(error)
@@ -258,7 +259,7 @@ def _tiff_reader(files: Sequence[Path], *, are_labels: bool) -> str:
     return "Tiff3DIO" if 2 * num_stacks > len(files) - len(failures) else "NaturalImage2DIO"
 
 
-def _hidden(file: Path, header: Header) -> list[Problem]:
+def _hidden_notes(file: Path, header: Header) -> list[Problem]:
     """Return notes about values that a reader hides by reading them as 0.
 
     Raises:
@@ -274,11 +275,11 @@ def _hidden_nonfinite(file: Path, header: Header) -> tuple[int, int]:
     """Count NaN and infinite voxels that a reader hides by reading them as 0."""
     if not header.hides_nonfinite:
         return 0, 0
-    with _named_errors(file, "read"):
+    with _locate_decoder_errors(file, "read"):
         return nonfinite_in_nifti(file)
 
 
-def _require_grid(file: Path, reader: str, wanted: Header, name: str, *, is_label: bool = False) -> None:
+def _require_same_grid(file: Path, reader: str, wanted: Header, name: str, *, is_label: bool = False) -> None:
     """Refuse a file by its header if its grid is not that of another, before its voxels take memory.
 
     Raises:
@@ -291,7 +292,9 @@ def _require_grid(file: Path, reader: str, wanted: Header, name: str, *, is_labe
         raise ImageError(str(grid_problem(header, wanted, file=file, name=name)))
 
 
-def _on_grid(array: Floats, header: Header, wanted: Header, file: Path, name: str) -> tuple[Floats, list[Problem]]:
+def _reorient_onto(
+    array: Floats, header: Header, wanted: Header, file: Path, name: str
+) -> tuple[Floats, list[Problem]]:
     """Return an array (C, *S) re-oriented onto the grid of another file, with a note if that changed it.
 
     Raises:
@@ -317,7 +320,7 @@ def _reader(name: str) -> ReaderWriter:
 
 
 @contextmanager
-def _named_errors(file: Path, action: str, *, must_exist: bool = True) -> Iterator[None]:
+def _locate_decoder_errors(file: Path, action: str, *, must_exist: bool = True) -> Iterator[None]:
     """Turn any exception of a decoder into an error that names the file; decoders have no common exception type."""
     try:
         require_text_path(file)

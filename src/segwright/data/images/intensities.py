@@ -14,7 +14,7 @@ from segwright.core.errors import ImageError, Problem
 
 Floats = npt.NDArray[np.float32]
 
-LARGEST: Final = 1e30
+MAX_ABSOLUTE: Final = 1e30
 """No scanner measures more: larger values come from a wrong byte order, scaling or type, and their squares overflow."""
 
 
@@ -24,7 +24,7 @@ def clean_intensities(array: Floats, file: object) -> tuple[Floats, tuple[Proble
     An array without NaN is returned itself.
 
     Raises:
-        ImageError: values are infinite or larger than `LARGEST`.
+        ImageError: values are infinite or larger than `MAX_ABSOLUTE`.
     """
     notes = []
     low, high = _extent(array)
@@ -33,9 +33,9 @@ def clean_intensities(array: Floats, file: object) -> tuple[Floats, tuple[Proble
         notes.append(missing_note(file, int(missing.sum())))
         array = np.where(missing, np.float32(0), array)
         low, high = _extent(array)
-    if max(-low, high) > LARGEST:
+    if max(-low, high) > MAX_ABSOLUTE:
         with np.errstate(invalid="ignore"):
-            raise impossible_values_error(file, int(np.count_nonzero(np.abs(array) > LARGEST)))
+            raise impossible_values_error(file, int(np.count_nonzero(np.abs(array) > MAX_ABSOLUTE)))
     if low == high:
         what = f"every voxel is {low:g}; an image without contrast shows nothing"
         notes.append(Problem(where=str(file), what=what, remedy="check how it was exported"))
@@ -51,7 +51,7 @@ def missing_note(file: object, count: int) -> Problem:
 def impossible_values_error(file: object, count: int) -> ImageError:
     """Return the error about impossible values."""
     return ImageError(
-        f"{file}: {count} voxels are infinite or larger than {LARGEST:g}, which no image has; check its type, "
+        f"{file}: {count} voxels are infinite or larger than {MAX_ABSOLUTE:g}, which no image has; check its type, "
         "byte order and scaling, and replace them"
     )
 

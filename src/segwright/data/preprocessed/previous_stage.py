@@ -53,7 +53,7 @@ class StageMap:
 
 @dataclass(frozen=True, slots=True)
 class StageMaps:
-    """The maps in one folder."""
+    """The stored maps of all cases, in one folder."""
 
     folder: Path
 
