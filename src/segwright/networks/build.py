@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -15,7 +14,7 @@ from segwright.core.device import memory_format
 from segwright.core.errors import ConfigError, ModelError, SegwrightError
 from segwright.core.extensions.registry import Registry, is_reference, reference_of
 from segwright.core.extensions.trust import TRUST_NONE, CodeTrust
-from segwright.core.extensions.user_code import describe_error, error_location, package_of, source_location, user_call
+from segwright.core.extensions.user_code import describe_error, package_of, source_location, user_call
 from segwright.core.resources import resource_error
 from segwright.networks import optional
 from segwright.networks.architecture import (
@@ -32,12 +31,13 @@ from segwright.networks.architecture import (
 )
 from segwright.networks.blocks import BasicBlockD, BottleneckD
 from segwright.networks.checkpoint import require_fitting
-from segwright.networks.references import build_by_class_path, import_network, packages_of
+from segwright.networks.references import build_by_class_path, import_network
+from segwright.networks.shapes import output_shapes
 from segwright.networks.unet import UNet, fits_patch
 
 INIT_SEED: Final = 12345  # where the caller passes no generator, so that construction is repeatable
-MAX_ARGUMENT: Final = 4096  # of networks of other packages; the largest embedding of Primus is 1056
-MAX_NUM_ARGUMENTS: Final = 1000
+MAX_ARGUMENT: Final = 4096  # largest number in the kwargs of another package's network; Primus has 1056
+MAX_NUM_ARGUMENTS: Final = 1000  # values in those kwargs, including nested ones
 MAX_CHANNELS: Final = 2**16  # of an image, or heads
 MAX_WEIGHTS: Final = 2**30  # 4 GiB; nnU-Net's largest presets have 0.2 * 10**9
 KAIMING_SLOPE: Final = 0.01  # nnU-Net behaviour 7.6
@@ -320,6 +320,45 @@ NETWORKS.register("dynunet", optional.build_dynunet)
 NETWORKS.register("primus", optional.build_primus)
 
 
+def initialize(network: nn.Module, generator: torch.Generator | None = None) -> None:
+    """Set initial weights in place: Kaiming normal convolutions, zero biases, plain norms (nnU-Net behaviour 7.6).
+
+    The last norm of each residual block starts at zero, weight and bias. Every tensor is drawn exactly once.
+
+    Args:
+        network: a network on the CPU.
+        generator: a CPU generator; a fixed seed if None.
+    """
+    source = torch.Generator().manual_seed(INIT_SEED) if generator is None else generator
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+            nn.init.kaiming_normal_(module.weight, a=KAIMING_SLOPE, generator=source)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.modules.batchnorm._NormBase | nn.PReLU):
+            module.reset_parameters()
+    for module in network.modules():
+        if isinstance(module, BasicBlockD | BottleneckD):
+            norm = module.last_norm
+            if isinstance(norm, nn.modules.batchnorm._NormBase) and norm.affine:
+                nn.init.zeros_(norm.weight)
+                nn.init.zeros_(norm.bias)
+
+
+def set_deep_supervision(network: nn.Module, enabled: bool) -> None:
+    """Switch deep supervision of a network on or off; one without a `deep_supervision` attribute is unchanged."""
+    for module in (network, getattr(network, "decoder", None)):
+        if isinstance(module, nn.Module) and isinstance(getattr(module, "deep_supervision", None), bool):
+            module.deep_supervision = enabled  # type: ignore[assignment]
+
+
+def move_to_device(network: nn.Module, device: torch.device) -> nn.Module:
+    """Move a network to a device, in the memory format that is fastest there, and return it."""
+    dims = max((weight.ndim - 2 for weight in network.parameters() if weight.ndim in {4, 5}), default=0)
+    network = network.to(device)
+    return network.to(memory_format=memory_format(device, dims)) if dims else network  # type: ignore[call-overload]
+
+
 def _registered_builder(reference: str) -> NetworkBuilder | None:
     """Return the builder of a registered name or of its reference; None for any other reference.
 
@@ -353,94 +392,6 @@ def _explain_errors(
         if resource_error(error):
             raise
         raise ConfigError(f"network '{reference}' cannot be built: {describe_error(error)}; {contract}") from error
-
-
-def initialize(network: nn.Module, generator: torch.Generator | None = None) -> None:
-    """Set initial weights in place: Kaiming normal convolutions, zero biases, plain norms (nnU-Net behaviour 7.6).
-
-    The last norm of each residual block starts at zero, weight and bias. Every tensor is drawn exactly once.
-
-    Args:
-        network: a network on the CPU.
-        generator: a CPU generator; a fixed seed if None.
-    """
-    source = torch.Generator().manual_seed(INIT_SEED) if generator is None else generator
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
-            nn.init.kaiming_normal_(module.weight, a=KAIMING_SLOPE, generator=source)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.modules.batchnorm._NormBase | nn.PReLU):
-            module.reset_parameters()
-    for module in network.modules():
-        if isinstance(module, BasicBlockD | BottleneckD):
-            norm = module.last_norm
-            if isinstance(norm, nn.modules.batchnorm._NormBase) and norm.affine:
-                nn.init.zeros_(norm.weight)
-                nn.init.zeros_(norm.bias)
-
-
-def on_meta(network: nn.Module) -> nn.Module:
-    """Return a copy of a network on the meta device, which takes no memory."""
-    tensors = (*network.parameters(), *network.buffers())
-    memo = {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors}
-    for parameter in network.parameters():
-        memo[id(parameter)] = nn.Parameter(memo[id(parameter)], requires_grad=False)
-    return deepcopy(network, dict(memo))
-
-
-def output_shapes(network: nn.Module, num_input_channels: int, patch_size: Sequence[int]) -> list[tuple[int, ...]]:
-    """Return the shape (C, *S) of each output for one patch, highest resolution first; one entry for a tensor.
-
-    The network runs on the meta device, which computes shapes only, or once on zeros if it cannot.
-
-    Raises:
-        ModelError: it fails, or its output is neither a tensor (B, C, *S) nor a list of them.
-    """
-    shape = (2, num_input_channels, *patch_size)  # batch norm in training mode refuses a single sample
-    with torch.no_grad():
-        try:
-            outputs = on_meta(network)(torch.empty(shape, device="meta"))
-        except Exception:  # a user's network may fail on the meta device although it works; try zeros
-            outputs = _run_on_zeros(network, shape)
-    levels = list(outputs) if isinstance(outputs, list | tuple) else [outputs]
-    for level in levels:
-        if not isinstance(level, Tensor) or level.ndim != len(shape):
-            found = f"shape {tuple(level.shape)}" if isinstance(level, Tensor) else type(level).__name__
-            raise ModelError(f"the network returned {found} for input {shape}; expected logits with {len(shape)} axes")
-    return [tuple(level.shape[1:]) for level in levels]
-
-
-def _run_on_zeros(network: nn.Module, shape: tuple[int, ...]) -> Any:
-    device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
-    before = [buffer.clone() for buffer in network.buffers()]
-    try:
-        return network(torch.zeros(shape, device=device))
-    except Exception as error:
-        if resource_error(error):
-            raise
-        place = error_location(error, packages_of(network))
-        raise ModelError(
-            f"{f'{place}: ' if place else ''}the network failed on an input of shape {shape}: {describe_error(error)}; "
-            "check that its strides fit the patch size"
-        ) from error
-    finally:
-        for buffer, value in zip(network.buffers(), before, strict=True):
-            buffer.copy_(value)
-
-
-def set_deep_supervision(network: nn.Module, enabled: bool) -> None:
-    """Switch deep supervision of a network on or off; one without a `deep_supervision` attribute is unchanged."""
-    for module in (network, getattr(network, "decoder", None)):
-        if isinstance(module, nn.Module) and isinstance(getattr(module, "deep_supervision", None), bool):
-            module.deep_supervision = enabled  # type: ignore[assignment]
-
-
-def move_to_device(network: nn.Module, device: torch.device) -> nn.Module:
-    """Move a network to a device, in the memory format that is fastest there, and return it."""
-    dims = max((weight.ndim - 2 for weight in network.parameters() if weight.ndim in {4, 5}), default=0)
-    network = network.to(device)
-    return network.to(memory_format=memory_format(device, dims)) if dims else network  # type: ignore[call-overload]
 
 
 def _empty_on_cpu(tensor: Tensor) -> Tensor:

@@ -108,32 +108,6 @@ def require_undamaged(path: Path) -> None:
         )
 
 
-def _require_readable(path: Path) -> None:
-    with _explain_read_errors(path), safe_open(path, framework="pt") as stream:
-        stream.metadata()
-
-
-@contextmanager
-def _explain_read_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (SafetensorError, OSError, MemoryError) as error:
-        if found := resource_error(error, path):
-            raise found from error
-        raise DamagedWeightsError(
-            f"{path}: not a readable safetensors file ({error}); it may be cut off, copy or train it again"
-        ) from error
-
-
-def _checksum_offset(path: Path) -> int | None:
-    """Return the byte offset of the checksum in a file; None without one."""
-    with path.open("rb") as stream:
-        size = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
-        header = stream.read(min(size, _MAX_HEADER_BYTES))
-    found = re.search(_CHECKSUM_ENTRY, header)
-    return None if found is None else _LENGTH_BYTES + found.end()
-
-
 def drop_aliases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a state dict with each tensor under its own name only; wrappers' prefixes are stripped too."""
     return {
@@ -225,6 +199,32 @@ def require_fitting(network: nn.Module, state: Mapping[str, Tensor], *, source: 
             f"{source} do not fit the network: {'; '.join(findings)}; use the plans and dataset.json "
             "that they were trained with"
         )
+
+
+def _require_readable(path: Path) -> None:
+    with _explain_read_errors(path), safe_open(path, framework="pt") as stream:
+        stream.metadata()
+
+
+@contextmanager
+def _explain_read_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, OSError, MemoryError) as error:
+        if found := resource_error(error, path):
+            raise found from error
+        raise DamagedWeightsError(
+            f"{path}: not a readable safetensors file ({error}); it may be cut off, copy or train it again"
+        ) from error
+
+
+def _checksum_offset(path: Path) -> int | None:
+    """Return the byte offset of the checksum in a file; None without one."""
+    with path.open("rb") as stream:
+        size = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
+        header = stream.read(min(size, _MAX_HEADER_BYTES))
+    found = re.search(_CHECKSUM_ENTRY, header)
+    return None if found is None else _LENGTH_BYTES + found.end()
 
 
 def _split(name: str) -> tuple[str, str, str]:

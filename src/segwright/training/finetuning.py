@@ -30,6 +30,9 @@ NewChannels = Literal["auto", "mean", "zero"]
 """Weights of an input channel that the source lacks: the mean of its channels, or zero; auto: zero if other channels
 match by name, so that the network's output is unchanged at first, else the mean."""
 
+TaskAxes = Mapping[str, tuple[bool, bool]]
+"""For each tensor: whether its first axis is the heads, and whether its second axis is the input channels."""
+
 CHECKPOINTS: Final = tuple(
     f"checkpoint_{kind}.{suffix}" for kind in ("final", "best", "latest") for suffix in ("safetensors", "pth")
 )
@@ -120,13 +123,6 @@ def read_source(location: Path) -> Source:
     )
 
 
-def _validate_plan(plan: Plan, checkpoint: Mapping[str, Any], path: Path) -> None:
-    """Check that the plan of an nnU-Net model names only known components."""
-    configuration = plan.configuration(header_of(checkpoint, plan, path)["configuration"])
-    validate_components(plan, configuration)
-    build_on_meta(ArchitectureSpec.from_plan(configuration.architecture.model_dump(by_alias=True)), 1, 1)
-
-
 def load_pretrained(
     location: Path,
     network: nn.Module,
@@ -153,10 +149,6 @@ def load_pretrained(
     axes = find_task_axes(network, larger)
     done = transfer(network, source, axes, channels=channels, heads=heads, new_channels=new_channels)
     return done.lines(source.path)
-
-
-TaskAxes = Mapping[str, tuple[bool, bool]]
-"""For each tensor: whether its first axis is the heads, and whether its second axis is the input channels."""
 
 
 def find_task_axes(network: nn.Module, larger: nn.Module) -> TaskAxes:
@@ -224,6 +216,13 @@ def transfer(
             "'segwright move-plans SOURCE_DATASET TARGET_DATASET' and train with these plans"
         )
     return Transfer(loaded=tuple(loaded), adapted=adapted, skipped=skipped)
+
+
+def _validate_plan(plan: Plan, checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Check that the plan of an nnU-Net model names only known components."""
+    configuration = plan.configuration(header_of(checkpoint, plan, path)["configuration"])
+    validate_components(plan, configuration)
+    build_on_meta(ArchitectureSpec.from_plan(configuration.architecture.model_dump(by_alias=True)), 1, 1)
 
 
 def _by_channel(tensor: Tensor, before: Sequence[str], after: Sequence[str], rule: NewChannels) -> tuple[Tensor, str]:

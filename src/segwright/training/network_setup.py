@@ -15,7 +15,8 @@ from segwright.data.description import DatasetDescription
 from segwright.data.labels import Labels
 from segwright.data.plan import Configuration
 from segwright.networks.architecture import norm_kwargs
-from segwright.networks.build import SHORT_NAMES, TOPOLOGY_NAMES, ArchitectureSpec, build_from_spec, output_shapes
+from segwright.networks.build import SHORT_NAMES, TOPOLOGY_NAMES, ArchitectureSpec, build_from_spec
+from segwright.networks.shapes import output_shapes
 from segwright.training.config import TrainConfig
 from segwright.training.loading.targets import Scales
 

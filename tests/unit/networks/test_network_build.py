@@ -21,11 +21,11 @@ from segwright.networks.build import (
     build_on_meta,
     initialize,
     move_to_device,
-    output_shapes,
     require_weights,
     set_deep_supervision,
 )
 from segwright.networks.cpu.norm import InstanceNorm2d, InstanceNorm3d
+from segwright.networks.shapes import output_shapes
 
 PREFIX = "dynamic_network_architectures.architectures.unet."
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from segwright.core.errors import ConfigError
-from segwright.networks.build import ArchitectureSpec, build_from_spec, output_shapes
+from segwright.networks.build import ArchitectureSpec, build_from_spec
 from segwright.networks.optional import Padded
+from segwright.networks.shapes import output_shapes
 
 MONAI = ("segresnet", "swin-unetr", "dynunet")
 

@@ -31,6 +31,7 @@ T = TypeVar("T")
 _MAX_WAIT: Final = timedelta(days=2)
 _BUCKET_BYTES: Final = 64 * 2**20
 _HOST_TYPES: Final = ("cpu", "mps")
+"""Device types whose tensors gloo reduces; all others use nccl."""
 
 
 def split_batch(batch_size: int, world_size: int) -> tuple[range, ...]:

@@ -23,6 +23,7 @@ from segwright.core.errors import SegwrightError
 logger = getLogger(__name__)
 
 BEAT_S: Final = 1.0
+"""Interval of heartbeats, in seconds."""
 SILENCE_S: Final = 10.0
 """A process without a heartbeat for this time, in seconds, counts as ended."""
 GRACE_S: Final = 5.0
@@ -149,10 +150,6 @@ class HeartbeatMonitor:
             logger.debug("the store is gone, no rank is left to inform: %s", error)
 
 
-def _key(rank: int) -> str:
-    return f"alive/{rank}"
-
-
 def rendezvous(info: RankInfo) -> Any:
     """Connect to the store of the process group; rank 0 starts it unless another program hosts it.
 
@@ -177,3 +174,7 @@ def _connect(info: RankInfo, *, is_master: bool) -> Any:
             f"({str(error).splitlines()[0]}); check that the port is free and rank 0 runs"
         ) from error
     return dist.PrefixStore(f"segwright/{info.attempt}", store)  # type: ignore[attr-defined]
+
+
+def _key(rank: int) -> str:
+    return f"alive/{rank}"

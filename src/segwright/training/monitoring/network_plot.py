@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from segwright.core.drawing import figure_file
 from segwright.core.errors import ModelError
-from segwright.networks.build import on_meta
+from segwright.networks.shapes import copy_to_meta
 
 _SIZE_INCHES: Final = (11.0, 6.0)
 _DPI: Final = 100
@@ -42,7 +42,7 @@ def trace(network: nn.Module, num_input_channels: int, patch_size: Sequence[int]
             layers.append(Layer(type(module).__name__, output.shape[1], tuple(output.shape[2:])))
 
     try:
-        copy = on_meta(network)
+        copy = copy_to_meta(network)
         for module in copy.modules():
             if not any(module.children()):
                 module.register_forward_hook(add_layer)
