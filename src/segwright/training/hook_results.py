@@ -14,7 +14,8 @@ from segwright.training.loading.batches import BatchLoader
 VALIDATION_KEYS: Final = ("loss", "tp_hard", "fp_hard", "fn_hard")
 """Keys of the result of an online validation step."""
 
-_LOADER: Final = ("batch", "batch_bytes", "device")
+_LOADER_ATTRIBUTES: Final = ("batch", "batch_bytes", "device")
+"""What the loop uses of a batch loader."""
 
 Step = TypeVar("Step", bound=Mapping[str, Any])
 
@@ -63,12 +64,11 @@ def required_loaders(value: object, hook: Callable[..., Any]) -> tuple[BatchLoad
         UserCodeError: they are not.
     """
     if isinstance(value, tuple | list) and len(value) == 2:
-        wrong = [loader for loader in value if any(not hasattr(loader, name) for name in _LOADER)]
+        wrong = [loader for loader in value if any(not hasattr(loader, name) for name in _LOADER_ATTRIBUTES)]
         if not wrong:
             return value[0], value[1]
-        shown = (
-            f"a {type(wrong[0]).__name__} without {', '.join(name for name in _LOADER if not hasattr(wrong[0], name))}"
-        )
+        missing = ", ".join(name for name in _LOADER_ATTRIBUTES if not hasattr(wrong[0], name))
+        shown = f"a {type(wrong[0]).__name__} without {missing}"
     else:
         shown = f"a {type(value).__name__}"
     raise UserCodeError(

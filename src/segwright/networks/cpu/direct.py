@@ -25,11 +25,11 @@ from segwright.networks.cpu.kernels import (
     channels_last,
     channels_last_of,
     contiguous,
+    empty_records,
+    kernel_source,
     kernels_for,
-    normalised_by,
-    records_of,
-    source_of,
-    values_of,
+    tensor_of,
+    to_normalised,
 )
 
 _GROUP: Final = 8  # of native/head.c
@@ -75,11 +75,11 @@ def convolve_voxels(image: Tensor | Normalised, weight: Tensor, bias: Tensor | N
     Returns:
         (B, O, *S), channels-last.
     """
-    source = channels_last(values_of(image))
+    source = channels_last(tensor_of(image))
     samples, channels, voxels, classes = *source.shape[:2], prod(source.shape[2:]), len(weight)
     out = torch.empty((samples, classes, *source.shape[2:]), memory_format=channels_last_of(source))
     kernels_for(channels).call(
-        "segwright_head", source.numel(), *source_of(image, source), samples, voxels, channels, classes,
+        "segwright_head", source.numel(), *kernel_source(image, source), samples, voxels, channels, classes,
         weight.flatten(1).contiguous(), contiguous(bias), RUN, out, work=_GROUP * channels,
     )  # fmt: skip
     return out
@@ -113,7 +113,7 @@ def convolve_few(image: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def convolve_few_and_norm(image: Tensor, weight: Tensor, bias: Tensor | None, norm: Norm) -> Normalised:
     """Convolve like `convolve_few` and compute the norm's moments while the result is in the cache."""
-    return normalised_by(*_convolve_few(image, weight, bias, with_records=True), norm)
+    return to_normalised(*_convolve_few(image, weight, bias, with_records=True), norm)
 
 
 def _convolve_few(
@@ -123,7 +123,7 @@ def _convolve_few(
     samples, channels, outputs = *source.shape[:2], len(weight)
     depth, height, width = (1, *source.shape[2:])[-3:]
     out = torch.empty((samples, outputs, *source.shape[2:]), memory_format=channels_last_of(source))
-    records = records_of(samples * with_records, depth * ceil(height / _LINES), outputs)
+    records = empty_records(samples * with_records, depth * ceil(height / _LINES), outputs)
     taps = prod(weight.shape[2:])
     shape = _Few(samples, depth, height, width, channels, outputs, taps // 9, _LINES)
     compiled = kernels_for(outputs // 2)

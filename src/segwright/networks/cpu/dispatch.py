@@ -205,7 +205,7 @@ def _fused(
     """
     for block, following in zip(blocks, (*blocks[1:], None), strict=True):
         conv, norm = block.conv, kernels.Norm(block.norm.weight, block.norm.bias, block.norm.eps, block.slope)
-        values = [kernels.values_of(image) for image in images]
+        values = [kernels.tensor_of(image) for image in images]
         if block.supports_winograd(values[0], [each.shape[1] for each in values], cache):
             images = [kernels.convolve_and_norm(images, conv.weight, conv.bias, norm, tuple(conv.stride), cache)]
             continue
@@ -220,7 +220,7 @@ def _fused(
                 images = [norm_leaky_relu(block.norm, out, block.slope)]
     if head is None:
         return _applied(images[0])
-    if _is_supported_head(head, kernels.values_of(images[0])) and not _has_hooks(head):
+    if _is_supported_head(head, kernels.tensor_of(images[0])) and not _has_hooks(head):
         return direct.convolve_voxels(images[0], head.weight, head.bias)
     logits: Tensor = head(_applied(images[0]))
     return logits

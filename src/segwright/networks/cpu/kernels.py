@@ -129,7 +129,7 @@ class Normalised:
         return self.image
 
 
-def values_of(image: Tensor | Normalised) -> Tensor:
+def tensor_of(image: Tensor | Normalised) -> Tensor:
     """Return the tensor of an image; a norm that is pending is not applied."""
     return image if isinstance(image, Tensor) else image.image
 
@@ -200,15 +200,15 @@ def convolve_and_norm(
     cache: WinogradWeightCache | None = None,
 ) -> Normalised:
     """Convolve like `convolve`, and compute the norm of the result while it is in the processor's cache."""
-    return normalised_by(*_convolve(images, weight, bias, stride, cache, with_records=True), norm)
+    return to_normalised(*_convolve(images, weight, bias, stride, cache, with_records=True), norm)
 
 
 def compute_norm(image: Tensor, norm: Norm) -> Normalised:
     """Compute the norm of an image (B, C, *S) of float32, C a multiple of 8, without applying it."""
     image = channels_last(image)
-    records = records_of(len(image), ceil(prod(image.shape[2:]) / RUN), image.shape[1])
+    records = empty_records(len(image), ceil(prod(image.shape[2:]) / RUN), image.shape[1])
     _norm("segwright_moments", image, norm, records, None, None)
-    return normalised_by(image, records, norm)
+    return to_normalised(image, records, norm)
 
 
 def instance_norm(image: Tensor, norm: Norm, *, in_place: bool = False) -> Tensor:
@@ -226,7 +226,7 @@ def instance_norm(image: Tensor, norm: Norm, *, in_place: bool = False) -> Tenso
         work = runs * (2 * channels + _RECORD) + 3 * channels
         _norm("segwright_norm", image, norm, runs, None, out, work=work)
         return out
-    records, factors = records_of(len(image), runs, channels), torch.empty((len(image), 3, channels))
+    records, factors = empty_records(len(image), runs, channels), torch.empty((len(image), 3, channels))
     for step in ("segwright_moments", "segwright_factors", "segwright_scale"):
         _norm(step, image, norm, records, factors, out)
     return out
@@ -245,12 +245,12 @@ def _convolve(
     deep, flat = _filter_along_depth(weight, steps[0], wanted[0]), _F4 if steps[1] == 1 else _F_STRIDED
     units = ceil(wanted[0] / deep.tile)
     out = torch.empty((samples, len(weight), *wanted[-weight.ndim + 2 :]), memory_format=channels_last_of(sources[0]))
-    records = records_of(samples * with_records, units * wanted[1], len(weight))
+    records = empty_records(samples * with_records, units * wanted[1], len(weight))
     channels = [image.shape[1] for image in (*sources, sources[0][:, :0])[:2]]
-    first, second = (source_of(images[at], sources[at]) for at in (0, -1))
+    first, second = (kernel_source(images[at], sources[at]) for at in (0, -1))
     floats = kernels_for(*channels, len(weight) // 2)  # the kernels write two vectors at once
     for compiled in (_fp16_kernels(cache, channels, weight) or floats, floats):
-        cut = _cut(samples * units, wanted[1:], weight[:, :, 0].numel(), compiled.lanes)
+        cut = _divide_work(samples * units, wanted[1:], weight[:, :, 0].numel(), compiled.lanes)
         shape = _Shape(samples, *size, *channels, len(weight), *wanted, deep.code, flat.code, *cut)
         weights = (cache or WinogradWeightCache()).transformed(weight, deep, flat, compiled)
         work = compiled.work_of("segwright_convolve_work", shape)
@@ -302,11 +302,11 @@ def _strided(size: Size, stride: Size) -> Size:
 
 def _values_in_order(images: Sequence[Tensor | Normalised]) -> list[Tensor]:
     """Return the values of images, channels-last."""
-    tensors = [values_of(image) for image in images]
+    tensors = [tensor_of(image) for image in images]
     return [tensor.contiguous(memory_format=channels_last_of(tensors[0])) for tensor in tensors]
 
 
-def source_of(image: Tensor | Normalised, values: Tensor) -> tuple[Tensor, Tensor | None, float]:
+def kernel_source(image: Tensor | Normalised, values: Tensor) -> tuple[Tensor, Tensor | None, float]:
     """Return values, factors and slope of an image: three arguments of a kernel."""
     return (values, None, 1.0) if isinstance(image, Tensor) else (values, image.factors, float(image.slope))
 
@@ -326,12 +326,12 @@ def channels_last(image: Tensor) -> Tensor:
     return image.contiguous(memory_format=channels_last_of(image))
 
 
-def records_of(samples: int, runs: int, channels: int) -> Tensor:
+def empty_records(samples: int, runs: int, channels: int) -> Tensor:
     """Return empty records for the moments and voxel counts of `runs` runs of each sample."""
     return torch.empty((samples, runs, 2 * channels + _RECORD))
 
 
-def normalised_by(image: Tensor, records: Tensor, norm: Norm) -> Normalised:
+def to_normalised(image: Tensor, records: Tensor, norm: Norm) -> Normalised:
     """Return an image with the norm that follows from the records of its moments."""
     factors = torch.empty((len(image), 3, image.shape[1]))
     _norm("segwright_factors", image, norm, records, factors, None)
@@ -353,7 +353,7 @@ def _norm(
     )  # fmt: skip
 
 
-def _cut(units: int, plane: Size, weights: int, lanes: int) -> Size:
+def _divide_work(units: int, plane: Size, weights: int, lanes: int) -> Size:
     """Return how `_Shape` divides the work: units per job, rows of tiles per job, and rows of tiles at once.
 
     Chosen by timing 32 to 512 channels: few enough tiles that they and the weights of a depth fit the second-level
