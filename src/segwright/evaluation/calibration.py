@@ -28,7 +28,7 @@ _UNCHANGED: Final = TEMPERATURES.index(1.0)
 Floats = npt.NDArray[np.floating[Any]]
 
 
-class Reliability(BaseModel):
+class CalibrationStats(BaseModel):
     """Calibration statistics of one case, at each of `TEMPERATURES`.
 
     Attributes:
@@ -42,7 +42,7 @@ class Reliability(BaseModel):
     gaps: tuple[tuple[float, ...], ...]
 
 
-class Reliabilities:
+class CalibrationStatsCollector:
     """Accumulates the calibration statistics of one case.
 
     Args:
@@ -69,18 +69,18 @@ class Reliabilities:
             self._nll[index] += nll / max(predictions, 1)
             self._gaps[index] += gaps / max(predictions, 1)
 
-    def reliability(self) -> Reliability | None:
+    def stats(self) -> CalibrationStats | None:
         """Return the means over the voxels; None without any."""
         if not self._count:
             return None
         nll, gaps = self._nll / self._count, self._gaps / self._count
-        return Reliability(
+        return CalibrationStats(
             nll=tuple(float(f"{value:.5g}") for value in nll),
             gaps=tuple(tuple(float(f"{value:.4g}") for value in row) for row in gaps),
         )
 
 
-def fit(cases: Sequence[Reliability]) -> Calibration | None:
+def fit(cases: Sequence[CalibrationStats]) -> Calibration | None:
     """Fit one temperature to held-out cases with equal weights; return None without cases.
 
     The error afterwards is that of each case with the temperature of the others. The temperature is 1 with a single

@@ -61,15 +61,15 @@ def read_crossval(model: Path, folds: Sequence[int] | None = None) -> CrossValid
         ModelError: a requested fold, or every fold, has no validation.
         ProblemReport: predictions are missing, or in two folds; all problems at once.
     """
-    there = validated_folds(model)
-    missing = sorted(set(folds or ()) - set(there))
-    if missing or not there:
-        raise ModelError(f"{model}: {_not_predicted(missing, there)}; train with 'segwright train'")
+    available = validated_folds(model)
+    missing = sorted(set(folds or ()) - set(available))
+    if missing or not available:
+        raise ModelError(f"{model}: {_not_predicted(missing, available)}; train with 'segwright train'")
     ending = load_description(model / DATASET_JSON).file_ending
     files: dict[int, dict[str, Path]] = {}
     problems = []
     seen: dict[str, int] = {}
-    for fold in there if folds is None else sorted(set(folds)):
+    for fold in available if folds is None else sorted(set(folds)):
         folder = Workspace.fold_folder(model, fold) / VALIDATION
         cases = sorted(case.case.removesuffix(ending) for case in Scores.load(folder / SUMMARY_JSON).metric_per_case)
         files[fold] = {case: below(folder, f"{case}{ending}") for case in cases}
@@ -86,10 +86,8 @@ def read_crossval(model: Path, folds: Sequence[int] | None = None) -> CrossValid
     return CrossValidation(model=model, files=files)
 
 
-def accumulate(found: CrossValidation, target: Path) -> Scores:
-    """Copy the predictions of all folds into one folder, with one `summary.json` over their cases.
-
-    nnU-Net behaviour 12.3.
+def accumulate(predictions: CrossValidation, target: Path) -> Scores:
+    """Copy the predictions of all folds into one folder with one `summary.json` (nnU-Net behaviour 12.3).
 
     Raises:
         WorkspaceError: the folder already exists and is not empty.
@@ -100,14 +98,14 @@ def accumulate(found: CrossValidation, target: Path) -> Scores:
     with atomic_path(target) as temporary:
         temporary.mkdir()
         for name in (DATASET_JSON, PLANS_JSON):
-            if (found.model / name).is_file():
-                shutil.copyfile(found.model / name, temporary / name)
-        for files in found.files.values():
+            if (predictions.model / name).is_file():
+                shutil.copyfile(predictions.model / name, temporary / name)
+        for files in predictions.files.values():
             for file in files.values():
                 for each in (file, *files_beside(file)):
                     shutil.copyfile(each, temporary / each.name)
-        for fold in found.folds:
-            summary = Scores.load(Workspace.fold_folder(found.model, fold) / VALIDATION / SUMMARY_JSON)
+        for fold in predictions.folds:
+            summary = Scores.load(Workspace.fold_folder(predictions.model, fold) / VALIDATION / SUMMARY_JSON)
             for case in summary.metric_per_case:
                 cases.append(case.model_copy(update={"prediction_file": str(below(target, case.case))}))
         scores = Scores.of(sorted(cases, key=lambda case: case.case))
@@ -124,12 +122,13 @@ def accumulated_name(folds: Sequence[int]) -> str:
     return f"crossval_results_folds_{'_'.join(map(str, folds))}"
 
 
-def _not_predicted(missing: Sequence[int], there: Sequence[int]) -> str:
+def _not_predicted(missing: Sequence[int], available: Sequence[int]) -> str:
+    """Return which folds lack predictions, and which have them."""
     if len(missing) > 1:
         what = f"folds {', '.join(map(str, missing))} have not predicted their held-out cases"
     else:
         what = f"{f'fold {missing[0]} has not' if missing else 'no fold has'} predicted its held-out cases"
-    if not there:
+    if not available:
         return what
-    held = ", ".join(map(str, there))
-    return f"{what}; " + (f"folds {held} have" if len(there) > 1 else f"fold {held} has")
+    listed = ", ".join(map(str, available))
+    return f"{what}; " + (f"folds {listed} have" if len(available) > 1 else f"fold {listed} has")

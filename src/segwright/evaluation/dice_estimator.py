@@ -28,10 +28,11 @@ _VOLUME_PERCENTILES = (5, 95)
 _WORST = 0.2
 """Share of the cases that count as failed: the worst fifth, whose Dice is at most tau."""
 _MIN_CASES_FOR_AUROC = 5
-_FAR = 4.0
-_LEAST_FAR = 0.1
-"""Warn below the median of the expected Dice minus this many standard deviations, at least minus this Dice."""
-_FEW = 2
+_WARN_SIGMAS = 4.0
+"""Distance of the warning threshold below the median expected Dice, in standard deviations."""
+_WARN_MIN_DICE = 0.1
+"""Smallest such distance, in Dice."""
+_FEW_CASES = 2
 """With this many cases that distance is doubled, and so is the range of usual volumes: their spread is uncertain."""
 _TO_SIGMA = 1.4826
 """From the median absolute deviation to a standard deviation (of the normal distribution)."""
@@ -66,7 +67,7 @@ def fit(cases: Sequence[HeldOut], mirror_axes: tuple[tuple[int, ...], ...]) -> D
     if not cases:
         return None
     dice = np.array([case.dice for case in cases])
-    usual = _usual(cases)
+    usual = _usual_volumes(cases)
     offset, weights = _weights(cases, usual)
     estimator = DiceEstimator(
         weights=weights,
@@ -99,41 +100,45 @@ def auroc(expected: Floats, failed: npt.NDArray[np.bool_]) -> float | None:
 
 
 def _leave_one_out(cases: Sequence[HeldOut], index: int, of_all: DiceEstimator) -> float:
+    """Return the expected Dice of a case, from an estimator fitted to all others; a single case uses its own."""
     others = [*cases[:index], *cases[index + 1 :]]
     estimator = of_all
     if others:
-        usual = _usual(others)
+        usual = _usual_volumes(others)
         offset, weights = _weights(others, usual)
         estimator = of_all.model_copy(update={"offset": offset, "weights": weights, "usual": usual})
     return estimator.expected_dice(cases[index].observation)
 
 
-def _usual(cases: Sequence[HeldOut]) -> tuple[UsualVolume, ...]:
+def _usual_volumes(cases: Sequence[HeldOut]) -> tuple[UsualVolume, ...]:
     volumes = np.array([case.observation.volumes for case in cases])
     present = np.array([case.present for case in cases])
-    found = []
-    for column, there in zip(volumes.T, present.T, strict=True):
-        known = column[there & (column > 0)]
+    usual = []
+    for column, is_present in zip(volumes.T, present.T, strict=True):
+        known = column[is_present & (column > 0)]
         low, high = np.percentile(known, _VOLUME_PERCENTILES) if len(known) else (0.0, 0.0)
-        slack = 1 + _FEW / max(len(known), 1)
-        found.append(UsualVolume(share=float(there.mean()), low=float(low) / slack, high=float(high) * slack))
-    return tuple(found)
+        slack = 1 + _FEW_CASES / max(len(known), 1)
+        usual.append(UsualVolume(share=float(is_present.mean()), low=float(low) / slack, high=float(high) * slack))
+    return tuple(usual)
 
 
 def _weights(cases: Sequence[HeldOut], usual: tuple[UsualVolume, ...]) -> tuple[float, dict[str, float]]:
-    """Return offset and weights: least squares with one further row for each part of the prior."""
+    """Return offset and weights: least squares with one extra row for each part of the prior."""
     rows = [features(case.observation, usual) for case in cases]
     table = np.array([[1.0, *(row[name] for name in FEATURES)] for row in rows])
     lost = np.array([1 - case.dice for case in cases])
     pull = np.sqrt([_OFFSET_PRIOR, *[_PRIOR_CASES] * len(FEATURES)])
     prior = np.array([0.0, *(PRIOR[name] for name in FEATURES)])
     lower = np.array([-1.0, *[0.0] * len(FEATURES)])
-    found = lsq_linear(np.vstack([table, np.diag(pull)]), np.concatenate([lost, pull * prior]), bounds=(lower, np.inf))
-    offset, *weights = found.x.tolist()
+    solution = lsq_linear(
+        np.vstack([table, np.diag(pull)]), np.concatenate([lost, pull * prior]), bounds=(lower, np.inf)
+    )
+    offset, *weights = solution.x.tolist()
     return offset, dict(zip(FEATURES, weights, strict=True))
 
 
 def _warn_below(expected: Floats) -> float:
+    """Return the expected Dice below which a case is likely to have failed."""
     middle = float(np.median(expected))
     spread = _TO_SIGMA * float(np.median(np.abs(expected - middle)))
-    return max(0.0, middle - max(_LEAST_FAR, _FAR * spread) * (1 + _FEW / len(expected)))
+    return max(0.0, middle - max(_WARN_MIN_DICE, _WARN_SIGMAS * spread) * (1 + _FEW_CASES / len(expected)))

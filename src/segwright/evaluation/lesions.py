@@ -19,29 +19,36 @@ MATCH_IOU = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lesions:
-    """Numbers of components of a reference and a predicted mask, and of those that overlap a component of the other."""
+    """Connected components of a reference and a predicted mask.
 
-    reference: int
-    predicted: int
-    found: int
-    true: int
+    Attributes:
+        num_reference: components of the reference.
+        num_predicted: components of the prediction.
+        num_detected: components of the reference that overlap the prediction.
+        num_correct: components of the prediction that overlap the reference.
+        ious: IoU of the matching pairs, those above `MATCH_IOU`.
+    """
+
+    num_reference: int
+    num_predicted: int
+    num_detected: int
+    num_correct: int
     ious: tuple[float, ...]
-    """IoU of the matching pairs."""
 
     @property
     def recall(self) -> float:
         """Share of the reference's components that some prediction overlaps."""
-        return self._share(self.found, self.reference)
+        return self._share(self.num_detected, self.num_reference)
 
     @property
     def precision(self) -> float:
         """Share of the predicted components that overlap the reference."""
-        return self._share(self.true, self.predicted)
+        return self._share(self.num_correct, self.num_predicted)
 
     @property
     def f1(self) -> float:
         """Harmonic mean of recall and precision."""
-        if not self.reference and not self.predicted:
+        if not self.num_reference and not self.num_predicted:
             return float("nan")
         total = self.recall + self.precision
         return 2 * self.recall * self.precision / total if total else 0.0
@@ -49,32 +56,32 @@ class Lesions:
     @property
     def panoptic_quality(self) -> float:
         """Sum of the matching pairs' IoU over TP + FP / 2 + FN / 2 (Kirillov et al. 2019)."""
-        if not self.reference and not self.predicted:
+        if not self.num_reference and not self.num_predicted:
             return float("nan")
-        return sum(self.ious) / (0.5 * (self.reference + self.predicted))
+        return sum(self.ious) / (0.5 * (self.num_reference + self.num_predicted))
 
     def _share(self, part: int, whole: int) -> float:
         if whole:
             return part / whole
-        return 0.0 if self.reference or self.predicted else float("nan")
+        return 0.0 if self.num_reference or self.num_predicted else float("nan")
 
 
 def compare_lesions(reference: Mask, prediction: Mask) -> Lesions:
-    """Match the components of two masks (*S)."""
+    """Count and match the components of two masks (*S)."""
     structure = np.ones((3,) * reference.ndim, dtype=bool)
-    first, num_first = ndimage.label(reference, structure)
-    second, num_second = ndimage.label(prediction, structure)
-    both = (first > 0) & (second > 0)
-    pairs, counts = np.unique(np.stack([first[both], second[both]]), axis=1, return_counts=True)
-    sizes = np.bincount(first.reshape(-1)), np.bincount(second.reshape(-1))
+    true, num_reference = ndimage.label(reference, structure)
+    predicted, num_predicted = ndimage.label(prediction, structure)
+    both = (true > 0) & (predicted > 0)
+    pairs, counts = np.unique(np.stack([true[both], predicted[both]]), axis=1, return_counts=True)
+    true_sizes, predicted_sizes = np.bincount(true.reshape(-1)), np.bincount(predicted.reshape(-1))
     ious = [
-        float(count / (sizes[0][one] + sizes[1][two] - count))
+        float(count / (true_sizes[one] + predicted_sizes[two] - count))
         for (one, two), count in zip(pairs.T, counts, strict=True)
     ]
     return Lesions(
-        reference=int(num_first),
-        predicted=int(num_second),
-        found=len(np.unique(pairs[0])),
-        true=len(np.unique(pairs[1])),
+        num_reference=int(num_reference),
+        num_predicted=int(num_predicted),
+        num_detected=len(np.unique(pairs[0])),
+        num_correct=len(np.unique(pairs[1])),
         ious=tuple(iou for iou in ious if iou > MATCH_IOU),
     )

@@ -111,7 +111,7 @@ class CaseScores(BaseModel):
 
     @property
     def case(self) -> str:
-        """The file name of its prediction, which names the case; references may have other, even equal names."""
+        """The file name of its prediction, which names the case: those of references may differ, or all be equal."""
         return re.split(r"[/\\]", self.prediction_file)[-1]
 
     @property
@@ -219,7 +219,7 @@ def evaluate(
         file_ending: which files count, on both sides.
         reader: the class that reads them, as in the plan.
         extra: measures beside the overlap.
-        require_all: treat a reference without prediction as a problem too, instead of logging how many there are.
+        require_all: a reference without a prediction is a problem too; by default only their number is logged.
         ignore_label: as of `evaluate_case`.
         known: values that predictions may have; others cause a warning. None allows all.
         listed: as of `pair_files`.
@@ -283,11 +283,11 @@ def evaluate_files(
         except SegwrightError as error:
             return Problem(where=pair[1].name, what=str(error))
 
-    found = map_threads(score, pairs, workers=workers, title=title)
-    problems = [result for result in found if isinstance(result, Problem)]
+    results = map_threads(score, pairs, workers=workers, title=title)
+    problems = [result for result in results if isinstance(result, Problem)]
     if problems:
         raise ProblemReport(problems)
-    scored = [result for result in found if isinstance(result, _Scored)]
+    scored = [result for result in results if isinstance(result, _Scored)]
     _warn(scored, known)
     return Scores.of([result.case for result in scored])
 
@@ -342,11 +342,11 @@ def _measure(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Scored:
-    """Scores of a case, its predicted values, and whether it was reoriented to the reference's grid."""
+    """Scores of a case, the values of its prediction, and whether that was reoriented to the reference's grid."""
 
     case: CaseScores
     predicted: frozenset[int]
-    was_turned: bool
+    was_reoriented: bool
 
 
 def _grid_problem(file: Path, prediction: Header, reference: Header) -> Problem | None:
@@ -372,13 +372,13 @@ def _score_case(
     change: Change | None,
 ) -> _Scored:
     """Score a case whose two label maps are on the same grid, up to orientation."""
-    turn = find_reorientation(predicted.header, true.header)
-    assert turn is not None, "checked before"
-    reference, prediction = (array[0].astype(np.int32) for array in (true.array, turn(predicted.array)))
+    reorient = find_reorientation(predicted.header, true.header)
+    assert reorient is not None, "checked before"
+    reference, prediction = (array[0].astype(np.int32) for array in (true.array, reorient(predicted.array)))
     if change is not None:
         prediction = change(prediction)
     matrix = confusion(reference, prediction, ignore_label=ignored)
-    there = np.flatnonzero(matrix.counts.sum(axis=0))
+    predicted_values = np.flatnonzero(matrix.counts.sum(axis=0))
     case = CaseScores(
         metrics=_measure(matrix, reference, prediction, labels, true.spacing, ignored, extra),
         prediction_file=str(files[1]),
@@ -386,8 +386,8 @@ def _score_case(
     )
     return _Scored(
         case=case,
-        predicted=frozenset(matrix.values[index] for index in there),
-        was_turned=not turn.is_identity,
+        predicted=frozenset(matrix.values[index] for index in predicted_values),
+        was_reoriented=not reorient.is_identity,
     )
 
 
@@ -404,27 +404,27 @@ def _warn(scored: Sequence[_Scored], known: Collection[int] | None) -> None:
             )
     else:
         _warn_of_unscored(scored)
-    odd = [each for each in scored if each.was_turned]
+    odd = [each for each in scored if each.was_reoriented]
     if odd:
         logger.warning(
-            "%d of %d predictions are stored along other axes than their reference, first %s: they are turned onto "
-            "its grid",
+            "%d of %d predictions are stored along other axes than their reference, first %s: they are "
+            "reoriented to its grid",
             *(len(odd), len(scored), odd[0].case.case),
         )
 
 
 def _warn_of_unscored(scored: Sequence[_Scored]) -> None:
     """Warn if predictions have none of the scored labels, or negative values."""
-    found = set().union(*(each.predicted for each in scored)) - {0}
+    predicted = set().union(*(each.predicted for each in scored)) - {0}
     keys = [class_key(text) for text in scored[0].case.metrics]
-    wanted = {value for key in keys for value in ((key,) if isinstance(key, int) else key)}
-    shown = ", ".join(map(str, sorted(found)[:_SHOWN_VALUES]))
-    if found and not found & wanted:
+    labels = {value for key in keys for value in ((key,) if isinstance(key, int) else key)}
+    shown = ", ".join(map(str, sorted(predicted)[:_SHOWN_VALUES]))
+    if predicted and not predicted & labels:
         logger.warning(
             "no prediction holds any of the labels that are scored (%s), but others: %s; check what is scored",
-            *(", ".join(map(str, sorted(wanted))), shown),
+            *(", ".join(map(str, sorted(labels))), shown),
         )
-    elif min(found, default=0) < 0:
+    elif min(predicted, default=0) < 0:
         logger.warning("predictions hold negative values (%s), which are no labels: they count as background", shown)
 
 

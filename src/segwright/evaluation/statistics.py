@@ -57,9 +57,9 @@ def compare(models: Mapping[str, Scores]) -> list[Comparison]:
         DatasetError: two models have too few cases in common.
     """
     dice = {name: {case.case: case.mean_dice for case in scores.metric_per_case} for name, scores in models.items()}
-    found = []
+    tested = []
     for first, second in combinations(dice, 2):
-        _warn_of_unlike(first, models[first], second, models[second])
+        _warn_if_not_comparable(first, models[first], second, models[second])
         common = [
             (dice[first][case], dice[second][case])
             for case in dice[first].keys() & dice[second].keys()
@@ -72,15 +72,15 @@ def compare(models: Mapping[str, Scores]) -> list[Comparison]:
         pairs = np.array(common)
         differences = pairs[:, 1] - pairs[:, 0]
         p = 1.0 if not differences.any() else float(stats.wilcoxon(differences).pvalue)
-        found.append((first, second, len(pairs), float(differences.mean()), p))
-    corrected = holm([item[4] for item in found])
+        tested.append((first, second, len(pairs), float(differences.mean()), p))
+    corrected = holm([p for *_, p in tested])
     return [
         Comparison(first=first, second=second, cases=cases, difference=difference, p=p, p_holm=adjusted)
-        for (first, second, cases, difference, p), adjusted in zip(found, corrected, strict=True)
+        for (first, second, cases, difference, p), adjusted in zip(tested, corrected, strict=True)
     ]
 
 
-def _warn_of_unlike(first: str, one: Scores, second: str, other: Scores) -> None:
+def _warn_if_not_comparable(first: str, one: Scores, second: str, other: Scores) -> None:
     """Warn if two summaries have different classes, or references of different size."""
     if set(one.mean) != set(other.mean):
         logger.warning(
@@ -104,7 +104,7 @@ def _sizes(metrics: Mapping[str, Measures]) -> dict[str, float]:
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """Return p values corrected for their number, each at least as large as the smaller ones.
+    """Return p values corrected for multiple comparisons by the method of Holm (1979).
 
     >>> [round(value, 3) for value in holm([0.04, 0.01, 0.03])]
     [0.06, 0.03, 0.06]
@@ -121,13 +121,13 @@ def holm(values: Sequence[float]) -> list[float]:
 def measure_table(scores: Scores, name: str) -> Floats:
     """Return one measure (cases, classes), by its name in `summary.json`: `Dice`, `HD95`, `NSD_1mm`.
 
-    NaN where it was not computed, is undefined, or is infinite, as a surface distance if one mask is empty. So
-    `interval` resamples the values of which `summary.json` has the means.
+    NaN where it was not computed, is undefined, or is infinite (a surface distance if one mask is empty), so that
+    `interval` resamples exactly the values that the means in `summary.json` include.
     """
     rows = [[case.metrics[key].value(name) for key in scores.mean] for case in scores.metric_per_case]
-    found = np.array(rows, dtype=float).reshape(len(rows), len(scores.mean))
-    found[~np.isfinite(found)] = np.nan
-    return found
+    table = np.array(rows, dtype=float).reshape(len(rows), len(scores.mean))
+    table[~np.isfinite(table)] = np.nan
+    return table
 
 
 def dice_table(scores: Scores) -> Floats:
@@ -159,7 +159,7 @@ def margin_interval(first: Floats, second: Floats) -> tuple[float, float] | None
 
 
 def _resampled_means(table: Floats) -> Floats:
-    """Return the mean over classes of their mean for each draw of cases (resamples); NaN where no class is."""
+    """Return the mean over classes of their mean for each resample of the cases; NaN where it has no class."""
     drawn = np.random.default_rng(_SEED).integers(0, len(table), (NUM_RESAMPLES, len(table)))
     weights = np.stack([np.bincount(row, minlength=len(table)) for row in drawn]).astype(float)  # (resamples, cases)
     present = np.isfinite(table)

@@ -90,21 +90,21 @@ def surface_distances(
         first: one mask.
         second: the other.
         spacing: mm along each axis.
-        tolerances: that distances will be compared with; distances within rounding of one are computed again.
+        tolerances: with which distances will be compared, in mm; distances within rounding of one are recomputed.
     """
-    both = _common_box(first, second)
-    if both is None:
+    box = _common_box(first, second)
+    if box is None:
         return SurfaceDistances(np.zeros(0), np.zeros(0))
-    keys = [_surface_keys(mask[both]) for mask in (first, second)]
-    if not len(keys[0]) or not len(keys[1]):
-        one, two = (np.full(len(part), np.inf) for part in keys)
+    indices = [_surface_indices(mask[box]) for mask in (first, second)]
+    if not len(indices[0]) or not len(indices[1]):
+        one, two = (np.full(len(part), np.inf) for part in indices)
         return SurfaceDistances(one, two)
-    shape = first[both].shape
-    there, back = (np.stack(np.unravel_index(part, shape), axis=1) for part in keys)
-    apart = [~np.isin(one, two, assume_unique=True) for one, two in (keys, keys[::-1])]
+    shape = first[box].shape
+    one, two = (np.stack(np.unravel_index(part, shape), axis=1) for part in indices)
+    apart = [~np.isin(part, other, assume_unique=True) for part, other in (indices, indices[::-1])]
     scale = np.asarray(spacing, dtype=np.float64)
     return SurfaceDistances(
-        _nearest(there, back, apart[0], scale, tolerances), _nearest(back, there, apart[1], scale, tolerances)
+        _nearest(one, two, apart[0], scale, tolerances), _nearest(two, one, apart[1], scale, tolerances)
     )
 
 
@@ -122,7 +122,7 @@ def _common_box(first: Mask, second: Mask) -> tuple[slice, ...] | None:
     return tuple(box)
 
 
-def _surface_keys(mask: Mask) -> npt.NDArray[np.int64]:
+def _surface_indices(mask: Mask) -> npt.NDArray[np.int64]:
     """Return the flat indices of the voxels on the surface of a mask, in their order."""
     found = []
     row = int(np.prod(mask.shape[1:], dtype=np.int64))
@@ -148,9 +148,9 @@ def _nearest(
 ) -> Distances:
     """Return the distance of each point (n, axes) to the nearest of the others, 0 where they are not `apart`.
 
-    The tree finds the nearest point; the distance is computed from voxel indices. Distances of scaled coordinates have
-    rounding errors, which would put a surface exactly as far away as a tolerance on its wrong side. Equally near points
-    may still be rounded up or down, so a distance just above a tolerance is the least over all near points.
+    The tree finds the nearest point, but its distance is computed from voxel indices: that of scaled coordinates has
+    rounding errors, which could put a distance equal to a tolerance above it. Equally near points may still round up or
+    down, so a distance just above a tolerance is replaced by the smallest to any point that near.
     """
     result = np.zeros(len(points))
     if not apart.any():

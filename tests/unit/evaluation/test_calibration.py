@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from segwright.data.labels import Labels
-from segwright.evaluation.calibration import NUM_BINS, TEMPERATURES, Reliabilities, Reliability, fit
+from segwright.evaluation.calibration import NUM_BINS, TEMPERATURES, CalibrationStats, CalibrationStatsCollector, fit
 from segwright.inference.reliability.calibration import Calibration
 from segwright.inference.reliability.model import ReliabilityModel
 
@@ -32,13 +32,13 @@ def drawn(labels: Labels, seed: int, count: int = 4000) -> tuple[Floats, npt.NDA
     return logits, (draw.random(count) > probabilities.cumsum(axis=0)).sum(axis=0)
 
 
-def reliability(labels: Labels, seed: int, *, heat: float) -> Reliability:
+def reliability(labels: Labels, seed: int, *, heat: float) -> CalibrationStats:
     """Return that of a case whose logits are `heat` times too large."""
     logits, truth = drawn(labels, seed)
-    found = Reliabilities(labels)
+    found = CalibrationStatsCollector(labels)
     for part in np.array_split(np.arange(len(truth)), 3):
         found.add((heat * logits[:, part]).astype(np.float32), truth[part])
-    result = found.reliability()
+    result = found.stats()
     assert result is not None
     return result
 
@@ -56,9 +56,9 @@ def test_the_temperature_undoes_wrong_confidence(labels: Labels, heat: float) ->
 def test_likelihood_and_gaps_are_their_definitions() -> None:
     logits, truth = drawn(LABELS, 0, count=300)
     truth[:50] = 3
-    found = Reliabilities(LABELS)
+    found = CalibrationStatsCollector(LABELS)
     found.add(logits.astype(np.float32), truth)
-    result = found.reliability()
+    result = found.stats()
     assert result is not None
     for index, temperature in enumerate(TEMPERATURES):
         powers = np.exp(logits[:, 50:] / temperature)
@@ -73,10 +73,10 @@ def test_likelihood_and_gaps_are_their_definitions() -> None:
 
 
 def test_a_temperature_that_does_not_lower_the_error_is_not_taken() -> None:
-    def case(best: int, gaps: Sequence[float]) -> Reliability:
+    def case(best: int, gaps: Sequence[float]) -> CalibrationStats:
         """A case whose likelihood is best at one temperature, with a gap at each."""
         nll = tuple(float(abs(index - best)) for index in range(len(TEMPERATURES)))
-        return Reliability(nll=nll, gaps=tuple((gap,) for gap in gaps))
+        return CalibrationStats(nll=nll, gaps=tuple((gap,) for gap in gaps))
 
     wider = [0.1 * (1 + abs(temperature - 1)) for temperature in TEMPERATURES]
     found = fit([case(20, wider), case(20, wider)])
@@ -99,6 +99,6 @@ def test_nothing_is_changed_where_no_other_case_can_tell() -> None:
     assert alone is not None
     assert (alone.temperature, alone.ece_after) == (1, alone.ece_before)
     assert fit([]) is None
-    nothing = Reliabilities(LABELS)
+    nothing = CalibrationStatsCollector(LABELS)
     nothing.add(np.zeros((3, 4), np.float32), np.full(4, 3))
-    assert nothing.reliability() is None
+    assert nothing.stats() is None

@@ -113,7 +113,8 @@ def test_lesions_are_those_of_a_flood_fill(seed: int) -> None:
     recall = sum(any(row) for row in overlap)
     true = sum(any(row[index] for row in overlap) for index in range(len(predicted)))
     matched = [iou for row in overlap for iou in row if iou > 0.5]
-    assert (found.reference, found.predicted, found.found, found.true) == (len(reference), len(predicted), recall, true)
+    counts = (found.num_reference, found.num_predicted, found.num_detected, found.num_correct)
+    assert counts == (len(reference), len(predicted), recall, true)
     assert sorted(found.ious) == pytest.approx(sorted(matched))
     if not reference and not predicted:
         assert math.isnan(found.f1)

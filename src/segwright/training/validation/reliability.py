@@ -21,7 +21,7 @@ from segwright.core.boxes import Box, box_shape, crop, nonzero_box
 from segwright.core.files.atomic_io import parse_document, write_checked_json
 from segwright.core.files.names import below
 from segwright.data.labels import Labels
-from segwright.evaluation.calibration import Reliabilities, Reliability
+from segwright.evaluation.calibration import CalibrationStats, CalibrationStatsCollector
 from segwright.inference.predictor import Predictor
 from segwright.inference.reliability.case_statistics import Observation
 from segwright.inference.window.stitching import Planes
@@ -45,7 +45,7 @@ class CaseStats(BaseModel):
 
     schema_version: Literal[1] = 1
     observation: Observation
-    reliability: Reliability | None
+    reliability: CalibrationStats | None
     mirror_axes: tuple[tuple[int, ...], ...]
 
     @classmethod
@@ -114,7 +114,7 @@ class CaseStatsCollector:
         self._heads = predictor.labels.num_heads
         self._observer = predictor.observer(prepared)
         self._sampler = VoxelSampler.around(np.moveaxis(truth, predictor.axis_of(prepared.image), 0), predictor.labels)
-        self._reliabilities = Reliabilities(predictor.labels)
+        self._calibration = CalibrationStatsCollector(predictor.labels)
 
     def collect(self, planes: Iterable[Planes]) -> Iterator[Planes]:
         """Yield the planes unchanged, but without their disagreement."""
@@ -122,7 +122,7 @@ class CaseStatsCollector:
             if self._sampler is not None:
                 for plane in self._sampler.planes(part.start, part.stop):
                     logits = part.logits[: self._heads, plane - part.start].numpy()
-                    self._reliabilities.add(
+                    self._calibration.add(
                         self._sampler.sample(logits), self._sampler.sample(self._sampler.truth[plane])
                     )
             yield part
@@ -131,17 +131,17 @@ class CaseStatsCollector:
         """Return the statistics, after all planes were yielded."""
         return CaseStats(
             observation=self._observer.observation(),
-            reliability=self._reliabilities.reliability(),
+            reliability=self._calibration.stats(),
             mirror_axes=(self._mirror_axes,),
         )
 
 
-def mean_reliability(arrays: Sequence[Any], truth: npt.NDArray[Any], labels: Labels) -> Reliability | None:
-    """Return the reliability of mean probabilities; `arrays` (H, Z, Y, X) are on disk, `truth` is (Z, Y, X)."""
-    reliabilities, sampler = Reliabilities(labels), VoxelSampler.around(truth, labels)
+def mean_reliability(arrays: Sequence[Any], truth: npt.NDArray[Any], labels: Labels) -> CalibrationStats | None:
+    """Return the calibration statistics of mean probabilities; `arrays` (H, Z, Y, X) are on disk, `truth` is (Z, Y, X)."""
+    collector, sampler = CalibrationStatsCollector(labels), VoxelSampler.around(truth, labels)
     for plane in () if sampler is None else sampler.planes(0, len(truth)):
         assert sampler is not None
         parts = [sampler.sample(np.asarray(array[:, plane], dtype=np.float32)) for array in arrays]
         mean = np.clip(np.mean(parts, axis=0), _MIN_PROBABILITY, 1 - _MIN_PROBABILITY)
-        reliabilities.add(logit(mean) if labels.has_regions else np.log(mean), sampler.sample(truth[plane]))
-    return reliabilities.reliability()
+        collector.add(logit(mean) if labels.has_regions else np.log(mean), sampler.sample(truth[plane]))
+    return collector.stats()

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from segwright.data.labels import Labels
-from segwright.evaluation.calibration import Reliabilities
+from segwright.evaluation.calibration import CalibrationStatsCollector
 from segwright.inference.reliability.case_statistics import Observation
 from segwright.training.validation.reliability import CaseStats, VoxelSampler, mean_reliability, stats_file
 
@@ -50,13 +50,13 @@ def test_mean_probabilities_have_the_reliability_of_their_logits(labels: Labels)
     label_map = truth((40, 60, 50))
     logits = np.random.default_rng(0).normal(size=(labels.num_heads, *label_map.shape)).astype(np.float32)
     probabilities = labels.probabilities(logits)
-    sampler, found = VoxelSampler.around(label_map, labels), Reliabilities(labels)
+    sampler, found = VoxelSampler.around(label_map, labels), CalibrationStatsCollector(labels)
     assert sampler is not None
     for plane in sampler.planes(0, 40):
         found.add(sampler.sample(logits[:, plane]), sampler.sample(label_map[plane]))
     other = np.full_like(probabilities, 0.5)
     judged = mean_reliability([2 * probabilities - other, other], label_map, labels)
-    expected = found.reliability()
+    expected = found.stats()
     assert judged is not None
     assert expected is not None
     np.testing.assert_allclose(judged.nll, expected.nll, rtol=1e-3)
