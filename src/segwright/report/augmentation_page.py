@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import math
-from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from hashlib import sha256
-from importlib.resources import files
 from typing import Any, Final
 
-import jinja2
 import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
-from PIL import Image
 
 import segwright
-from segwright.report.colours import label_colour, rgb
+from segwright.report.colours import GREY_PERCENTILES, blend, label_colour
+from segwright.report.html import csp_hash, fill_template, png_base64, template_text
 
 _MAX_CHANNELS: Final = 3
 _MAX_EXTENT_PX: Final = 260
 _OVERLAY_OPACITY: Final = 0.45
-_GREY_PERCENTILES: Final = (0.5, 99.5)
 _STYLE: Final = """
 .shown { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
 .shown figure { margin: 0; }
@@ -78,20 +72,14 @@ def render(
         created: creation time.
         previous: names of further channels, the previous stage's labels in a cascade; at most three are drawn.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("segwright.report", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    style = (files("segwright.report") / "templates" / "report.css").read_text(encoding="utf-8") + _STYLE
+    style = template_text("report.css") + _STYLE
     shown = [
         *list(enumerate(channels))[:_MAX_CHANNELS],
         *list(enumerate(previous, start=len(channels)))[:_MAX_CHANNELS],
     ]
     colours = {value: label_colour(position) for position, value in enumerate(labels, start=1)}
-    return environment.get_template("augmentation.html").render(
+    return fill_template(
+        "augmentation.html",
         title=title,
         notes=notes,
         legend=[(name, colours[value]) for value, name in labels.items()],
@@ -106,7 +94,7 @@ def render(
         version=segwright.__version__,
         created=created.strftime("%Y-%m-%d %H:%M"),
         style=Markup(style),
-        style_hash=f"sha256-{b64encode(sha256(style.encode()).digest()).decode('ascii')}",
+        style_hash=csp_hash(style),
     )
 
 
@@ -153,19 +141,17 @@ def affine_text(matrix: npt.NDArray[np.float64]) -> str:
 def _pictures(
     sample: ShownSample, colours: Mapping[int, str], channels: Sequence[tuple[int, str]], spacing: Sequence[float]
 ) -> list[dict[str, Any]]:
-    """Draw the slice with the most labelled voxels: each channel before and after, and the labels over the first."""
-    has_planes = sample.augmented_labels.ndim == 3
-    planes = (sample.plain_labels > 0).sum((1, 2)) + (sample.augmented_labels > 0).sum((1, 2)) if has_planes else None
-    best = 0 if planes is None else int(planes.argmax()) if planes.any() else len(planes) // 2
-    where = f", slice {best + 1} of {len(planes)}" if planes is not None else ""
+    """Draw one slice: each channel before and after augmentation, and the labels over the first channel."""
+    index = _most_labelled_slice(sample)
+    where = "" if index is None else f", slice {index + 1} of {len(sample.augmented_labels)}"
 
     def plane(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        result: npt.NDArray[Any] = array[..., best, :, :] if has_planes else array
+        result: npt.NDArray[Any] = array if index is None else array[..., index, :, :]
         return result
 
     pictures = []
     for channel, name in channels:
-        low, high = np.percentile(sample.plain[channel], _GREY_PERCENTILES)
+        low, high = np.percentile(sample.plain[channel], GREY_PERCENTILES)
         versions = (
             ("original", sample.plain, sample.plain_labels),
             ("augmented", sample.augmented, sample.augmented_labels),
@@ -180,24 +166,29 @@ def _pictures(
     return pictures
 
 
+def _most_labelled_slice(sample: ShownSample) -> int | None:
+    """Return the slice with the most labelled voxels before and after augmentation, or the middle; None in 2D."""
+    if sample.augmented_labels.ndim == 2:
+        return None
+    areas = (sample.plain_labels > 0).sum((1, 2)) + (sample.augmented_labels > 0).sum((1, 2))
+    return int(areas.argmax()) if areas.any() else len(areas) // 2
+
+
 def _overlay(
     canvas: npt.NDArray[np.float32], labels: npt.NDArray[Any], colours: Mapping[int, str]
 ) -> npt.NDArray[np.float32]:
-    result: npt.NDArray[np.float32] = canvas.copy()
+    result = canvas
     for value in np.unique(labels[labels > 0]).tolist():
-        chosen = labels == value
-        colour = np.array(rgb(colours.get(value, label_colour(len(colours) + 1))))
-        result[chosen] = (1 - _OVERLAY_OPACITY) * result[chosen] + _OVERLAY_OPACITY * colour
+        colour = colours.get(value, label_colour(len(colours) + 1))
+        result = blend(result, labels == value, colour, opacity=_OVERLAY_OPACITY)
     return result
 
 
 def _picture(canvas: npt.NDArray[np.float32], caption: str, spacing: Sequence[float]) -> dict[str, Any]:
     height, width = (size * step for size, step in zip(canvas.shape[:2], spacing[-2:], strict=True))
     scale = _MAX_EXTENT_PX / max(height, width)
-    stream = io.BytesIO()
-    Image.fromarray(canvas.astype(np.uint8)).save(stream, format="PNG", optimize=True)
     return {
-        "data": b64encode(stream.getvalue()).decode("ascii"),
+        "data": png_base64(canvas.astype(np.uint8)),
         "caption": caption,
         "width": max(1, round(width * scale)),
         "height": max(1, round(height * scale)),

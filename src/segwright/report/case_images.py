@@ -54,7 +54,7 @@ class CaseImages:
 class ImageSources:
     """Places in which to look for the images of cases.
 
-    Scores are untrusted input that name files, so only files in folders that the user named are opened.
+    Scores are untrusted input and name files, so only files in folders that the user named are opened.
 
     Attributes:
         description: `dataset.json`.
@@ -142,16 +142,16 @@ def directions_of(properties: Mapping[str, Any]) -> str:
 
 def _missing_reason(what: str, files: Sequence[Path]) -> str:
     """Return why an image of a case is not shown; the first of `files` is the one named by the scores."""
-    closed = next(filter(_is_there, files), None)
-    if closed is None:
+    existing = next(filter(_exists, files), None)
+    if existing is None:
         return f"its {what} is missing ({files[0]})"
     return (
-        f"its {what} is not shown: {closed} is neither in the model's folder nor in a given dataset "
+        f"its {what} is not shown: {existing} is neither in the model's folder nor in a given dataset "
         "(--dataset DIR), so it is not opened"
     )
 
 
-def _is_there(file: Path) -> bool:
+def _exists(file: Path) -> bool:
     try:
         return file.is_file()
     except (OSError, ValueError):  # names that no file can have
@@ -185,8 +185,8 @@ def _from_raw(identifier: str, images: Sequence[Path], reference: Path, predicti
     return CaseImages(
         identifier=identifier,
         image=volume.array,
-        reference=_whole(truth.array[0]),
-        prediction=_whole(predicted.array[0]),
+        reference=_as_int32(truth.array[0]),
+        prediction=_as_int32(predicted.array[0]),
         spacing=volume.spacing,
         directions=directions_of(volume.properties),
         is_raw=True,
@@ -204,7 +204,7 @@ def _from_store(case: PreprocessedCase, prediction: Path, reader: str) -> CaseIm
         )
     image, label = np.asarray(case.image), np.asarray(case.label)[0]
     cropped = crop(predicted, provenance.box)
-    positions = [
+    nearest = [
         np.minimum((np.arange(new) + 0.5) * old // new, old - 1).astype(int)
         for new, old in zip(label.shape, cropped.shape, strict=True)
     ]
@@ -213,14 +213,14 @@ def _from_store(case: PreprocessedCase, prediction: Path, reader: str) -> CaseIm
     return CaseImages(
         identifier=case.identifier,
         image=image.transpose(0, *(axis + 1 for axis in back)),
-        reference=_whole(np.maximum(label, 0)).transpose(back),
-        prediction=_whole(cropped[np.ix_(*positions)]).transpose(back),
+        reference=_as_int32(np.maximum(label, 0)).transpose(back),
+        prediction=_as_int32(cropped[np.ix_(*nearest)]).transpose(back),
         spacing=tuple(float(spacing[axis]) for axis in back),
         directions=directions_of(provenance.properties),
         is_raw=False,
     )
 
 
-def _whole(array: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+def _as_int32(array: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
     result: npt.NDArray[np.int32] = np.rint(array).astype(np.int32)
     return result

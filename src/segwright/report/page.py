@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import itertools
 import re
-from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from hashlib import sha256
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 import segwright
@@ -23,11 +19,11 @@ from segwright.evaluation import statistics
 from segwright.planning.rationale import EVERYWHERE, format_sizes, format_value
 from segwright.report import charts, tables
 from segwright.report.colours import label_colour
+from segwright.report.html import csp_hash, fill_template, template_text
 from segwright.report.results import SelectionReport
 from segwright.report.sources import FoldRecord, ModelRecord, ScoreSet
 from segwright.report.volumes import PackedCase
 
-_TEMPLATES = "templates"
 _INTENSITIES = ("mean", "std", "min", "percentile_00_5", "median", "percentile_99_5", "max")
 _MAX_CURVES = 8
 _MADE_FROM = re.compile(r'<meta name="segwright-made-from" content="([0-9a-f]*)">')
@@ -71,23 +67,17 @@ def render(
 
     `made_from` is a digest of the source documents, stored in the page.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("segwright.report", _TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    style, script = (_text(name) for name in ("report.css", "report.js"))
-    return environment.get_template("report.html").render(
+    style, script = template_text("report.css"), template_text("report.js")
+    return fill_template(
+        "report.html",
         page=_page(models, created),
         selection=None if selection is None else _selection(selection),
         version=segwright.__version__,
         made_from=made_from,
         style=Markup(style),
         script=Markup(script),
-        style_hash=_digest(style),
-        script_hash=_digest(script),
+        style_hash=csp_hash(style),
+        script_hash=csp_hash(script),
     )
 
 
@@ -98,8 +88,8 @@ def made_from(file: Path) -> str:
             head = stream.read(_HEAD_CHARS)
     except OSError:
         return ""
-    found = _MADE_FROM.search(head)
-    return found[1] if found else ""
+    match = _MADE_FROM.search(head)
+    return match[1] if match else ""
 
 
 def _page(models: Sequence[ShownModel], created: datetime) -> dict[str, Any]:
@@ -316,21 +306,22 @@ def _facts(model: ModelRecord) -> list[tuple[str, str]]:
 
 
 def _data_charts(item: ShownModel) -> list[Markup]:
-    found = item.model.fingerprint
+    fingerprint = item.model.fingerprint
     drawn = []
-    if found:
+    if fingerprint:
+        spacings, sizes = fingerprint.spacings, fingerprint.shapes_after_crop
         drawn += [
-            charts.dots("Voxel spacing", _by_axis(found.spacings, found), x_name="mm"),
-            charts.dots("Image size after cropping", _by_axis(found.shapes_after_crop, found), x_name="voxels"),
+            charts.dots("Voxel spacing", _by_axis(spacings, fingerprint), x_name="mm"),
+            charts.dots("Image size after cropping", _by_axis(sizes, fingerprint), x_name="voxels"),
         ]
     groups = [charts.Group(name=name, values=values) for name, values in item.volumes.items()]
     drawn.append(charts.dots("Volume of the labels, scored cases", groups, x_name=item.volume_unit))
     return [chart for chart in drawn if chart]
 
 
-def _by_axis(rows: Sequence[Sequence[float]], found: Fingerprint) -> list[charts.Group]:
+def _by_axis(rows: Sequence[Sequence[float]], fingerprint: Fingerprint) -> list[charts.Group]:
     """Group the values by axis, without axes along which all images have size 1."""
-    is_flat = [set(sizes) == {1} for sizes in zip(*found.shapes_after_crop, strict=True)]
+    is_flat = [set(sizes) == {1} for sizes in zip(*fingerprint.shapes_after_crop, strict=True)]
     return [
         charts.Group(name=f"axis {axis}", values=[float(value) for value in values])
         for axis, values in enumerate(zip(*rows, strict=True))
@@ -363,11 +354,3 @@ def _plan(model: ModelRecord) -> list[tuple[str, str]]:
         ("features per stage", format_value(stages) if stages else ""),
     ]
     return [(name, value) for name, value in facts if value]
-
-
-def _text(name: str) -> str:
-    return (files("segwright.report") / _TEMPLATES / name).read_text(encoding="utf-8")
-
-
-def _digest(text: str) -> str:
-    return f"sha256-{b64encode(sha256(text.encode()).digest()).decode('ascii')}"

@@ -1,4 +1,7 @@
-"""Result types of the API functions: trained folds, selections, runs, evaluations, the demo."""
+"""Result types of the API functions: trained folds, selections, runs, evaluations, the demo.
+
+They are here, not in `api`, because the report shows them.
+"""
 
 from __future__ import annotations
 
@@ -116,7 +119,13 @@ class RunReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """Scores of a folder of predictions, their file, and the labels."""
+    """Scores of a folder of predictions.
+
+    Attributes:
+        scores: By case, by class and over all classes.
+        file: The `summary.json` that holds them.
+        labels: Names of the classes.
+    """
 
     scores: Scores
     file: Path
@@ -124,18 +133,28 @@ class Evaluation:
 
     def named_means(self) -> list[tuple[str, Measures]]:
         """Return (name, mean measures) per class; the last row is `mean`, over the foreground classes."""
-        rows = [(self.labels.class_name(class_key(key)), item) for key, item in self.scores.mean.items()]
+        rows = [(self.labels.class_name(class_key(key)), measures) for key, measures in self.scores.mean.items()]
         return [*rows, ("mean", self.scores.foreground_mean_present or self.scores.foreground_mean)]
 
     def to_json(self) -> dict[str, Any]:
         """Return the mean measures by name as one JSON object, without the cases."""
-        means = {name: item.model_dump(by_alias=True) for name, item in self.named_means()}
+        means = {name: measures.model_dump(by_alias=True) for name, measures in self.named_means()}
         return {"file": str(self.file), "cases": len(self.scores.metric_per_case), "mean": means}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoResult:
-    """Result of the demo on held-out cases; `shortcoming` as for a fold."""
+    """Result of the demo.
+
+    Attributes:
+        mean_dice: Mean Dice of the test cases over the classes.
+        per_label: Mean Dice of the test cases by class name.
+        seconds: Duration of the demo.
+        model: Model folder.
+        pictures: PNG files, one for each test case.
+        page: The HTML report, None if it could not be written.
+        shortcoming: Why the model is not usable, and the remedy; empty if it is usable.
+    """
 
     mean_dice: float
     per_label: dict[str, float]
@@ -160,5 +179,5 @@ class DemoResult:
 
 def dice_by_name(scores: Scores, labels: Labels) -> dict[str, float]:
     """Return the mean Dice by class name, and as `mean` the one over the classes that occur."""
-    named = {labels.class_name(class_key(key)): item.dice for key, item in scores.mean.items()}
-    return {**named, "mean": scores.mean_dice}
+    by_name = {labels.class_name(class_key(key)): measures.dice for key, measures in scores.mean.items()}
+    return {**by_name, "mean": scores.mean_dice}

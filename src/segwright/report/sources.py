@@ -13,13 +13,13 @@ from segwright.data.description import DatasetDescription, load_description
 from segwright.data.fingerprint import Fingerprint
 from segwright.data.labels import Labels
 from segwright.data.plan import Configuration, Plan
+from segwright.evaluation.crossval import VALIDATION
 from segwright.evaluation.scores import Scores
 from segwright.inference.models.selected import is_selected, member_folders
 from segwright.training.monitoring.loggers import merge_rows, read_rows
 from segwright.workspace import DATASET_JSON, FINGERPRINT_JSON, PLANS_JSON, SUMMARY_JSON, TRAIN_JSON
 
 METRICS_JSONL = "metrics.jsonl"
-VALIDATION = "validation"
 
 ALL = "all"
 """Name of the fold that trains on every case."""
@@ -63,7 +63,7 @@ class ModelRecord:
 
     @property
     def labels(self) -> Labels:
-        """The labels of the dataset."""
+        """Labels of the dataset."""
         return Labels.from_description(self.description)
 
     @property
@@ -197,7 +197,7 @@ def score_sets(model: ModelRecord, more: Sequence[Path] = ()) -> tuple[ScoreSet,
             ScoreSet(
                 title=f"Held-out cases of fold{'s' if len(held_out) > 1 else ''} {names}",
                 note="Each case was predicted by the fold that was not trained on it.",
-                scores=_joined([scores for _, scores in held_out]),
+                scores=_pool([scores for _, scores in held_out]),
                 folders=tuple(fold.folder / VALIDATION for fold, _ in held_out),
             )
         )
@@ -226,7 +226,7 @@ def _further_set(file: Path) -> ScoreSet:
     return ScoreSet(title="Held-out cases", note=note if several else single, scores=scores, folders=())
 
 
-def _joined(several: Sequence[Scores]) -> Scores:
+def _pool(several: Sequence[Scores]) -> Scores:
     """Pool the cases of several folds; the scores of a single fold are unchanged."""
     if len(several) == 1:
         return several[0]

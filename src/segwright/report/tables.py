@@ -134,7 +134,7 @@ def _rows(scores: Scores, labels: Labels, names: Sequence[str], resampled: Seque
 
 def case_rows(scores: Scores, labels: Labels, file_ending: str) -> list[CaseRow]:
     """Return the cases from worst to best; those without any class last."""
-    rows = [
+    return [
         CaseRow(
             name=case.case.removesuffix(file_ending),
             mean=case.mean_dice,
@@ -142,7 +142,6 @@ def case_rows(scores: Scores, labels: Labels, file_ending: str) -> list[CaseRow]
         )
         for case in ranked(scores)
     ]
-    return rows
 
 
 def ranked(scores: Scores) -> list[CaseScores]:
@@ -153,8 +152,8 @@ def ranked(scores: Scores) -> list[CaseScores]:
 def decisions(model: ModelRecord) -> list[rationale.Decision]:
     """Return the planning decisions: those for the whole plan, then those for the trained configuration."""
     chosen = (rationale.EVERYWHERE, model.configuration_name)
-    found = [item for item in rationale.decisions(model.plan) if item.configuration in chosen]
-    return sorted(found, key=lambda item: chosen.index(item.configuration))
+    shown = [item for item in rationale.decisions(model.plan) if item.configuration in chosen]
+    return sorted(shown, key=lambda item: chosen.index(item.configuration))
 
 
 def environment(model: ModelRecord) -> list[tuple[str, list[tuple[str, str]]]]:

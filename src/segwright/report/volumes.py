@@ -5,7 +5,6 @@ A packed volume is zlib-compressed bytes: C channels, ground truth, prediction, 
 
 from __future__ import annotations
 
-import io
 import zlib
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
@@ -19,13 +18,13 @@ from PIL import Image
 
 from segwright.core.boxes import Box, crop, nonzero_box
 from segwright.report.case_images import CaseImages
-from segwright.report.colours import label_colour, rgb
+from segwright.report.colours import GREY_PERCENTILES, blend, label_colour
+from segwright.report.html import png_base64
 
 Bytes = npt.NDArray[np.uint8]
 T = TypeVar("T")
 
 MAX_CHANNELS = 4
-GREY_PERCENTILES = (0.5, 99.5)
 _PERCENTILE_VOXELS = 500_000
 """Voxels sampled for the percentiles of the intensity window."""
 
@@ -36,7 +35,7 @@ _MARGIN = 0.25
 _MIN_MARGIN_VOXELS = 8
 _MAX_FACTOR = 16
 _MAX_COMPRESSION = 4
-"""Volumes this many times the limit are not compressed for trial, since they rarely shrink that far."""
+"""Volumes of more than this many times the limit are not tried, since zlib rarely shrinks them that far."""
 _THUMBNAIL = 168
 _OPACITY = 0.55
 
@@ -208,7 +207,7 @@ def _averaged(array: npt.NDArray[np.float32], factors: Sequence[int]) -> npt.NDA
 
 
 def _picked(array: Bytes, factors: Sequence[int]) -> Bytes:
-    """Downsample to the middle voxel of each block of `factors` voxels."""
+    """Downsample to the middle voxel of each block of `factors` voxels, since labels have no mean."""
     positions = [
         np.minimum(np.arange(0, extent, factor) + factor // 2, extent - 1)
         for extent, factor in zip(array.shape, factors, strict=True)
@@ -236,16 +235,12 @@ def _thumbnail(grey: Bytes, reference: Bytes, prediction: Bytes, index: int, spa
     )
     picture = np.repeat(resized[..., None], 3, axis=2)
     for value in np.unique(predicted[predicted > 0]):
-        tint = np.array(rgb(label_colour(int(value))), dtype=np.float32)
-        picture[predicted == value] *= 1 - _OPACITY
-        picture[predicted == value] += _OPACITY * tint
+        picture = blend(picture, predicted == value, label_colour(int(value)), opacity=_OPACITY)
     edge = np.zeros(truth.shape, dtype=bool)
     edge[1:] |= truth[1:] != truth[:-1]
     edge[:, 1:] |= truth[:, 1:] != truth[:, :-1]
     picture[edge] = 255
-    stream = io.BytesIO()
-    Image.fromarray(np.rint(picture).clip(0, 255).astype(np.uint8)).save(stream, format="png", optimize=True)
-    return b64encode(stream.getvalue()).decode("ascii")
+    return png_base64(np.rint(picture).clip(0, 255).astype(np.uint8))
 
 
 def _remark(case: CaseImages, box: Box, shape: Sequence[int], factors: Sequence[int]) -> str:

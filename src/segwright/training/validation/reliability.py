@@ -137,7 +137,7 @@ class CaseStatsCollector:
 
 
 def mean_reliability(arrays: Sequence[Any], truth: npt.NDArray[Any], labels: Labels) -> CalibrationStats | None:
-    """Return the calibration statistics of mean probabilities; `arrays` (H, Z, Y, X) are on disk, `truth` is (Z, Y, X)."""
+    """Return the calibration of mean probabilities; `arrays` (H, Z, Y, X) are on disk, `truth` is (Z, Y, X)."""
     collector, sampler = CalibrationStatsCollector(labels), VoxelSampler.around(truth, labels)
     for plane in () if sampler is None else sampler.planes(0, len(truth)):
         assert sampler is not None
