@@ -180,17 +180,17 @@ def _require_same_task(folders: Sequence[Path], source: Path, description: Datas
         if not file.is_file() or file.samefile(source):
             continue
         other = load_description(file)
-        found = {**other.meaning(), "file_ending": other.file_ending}
-        differing = [key for key in wanted if wanted[key] != found[key]]
+        given = {**other.meaning(), "file_ending": other.file_ending}
+        differing = [key for key in wanted if wanted[key] != given[key]]
         if differing:
-            shown = "; ".join(f"{key} {_difference(found[key], wanted[key])}" for key in differing)
+            shown = "; ".join(f"{key} {_difference(given[key], wanted[key])}" for key in differing)
             raise ConfigError(f"{file}: {shown} in {source}; an ensemble needs models of the same task")
 
 
-def _difference(found: object, wanted: object) -> str:
+def _difference(given: object, wanted: object) -> str:
     """Describe two different values of a dataset.json; of lists only the entries that differ."""
-    if isinstance(found, list) and isinstance(wanted, list):
-        found, wanted = (
-            [entry for entry in one if entry not in two] or one for one, two in ((found, wanted), (wanted, found))
+    if isinstance(given, list) and isinstance(wanted, list):
+        given, wanted = (
+            [entry for entry in one if entry not in two] or one for one, two in ((given, wanted), (wanted, given))
         )
-    return f"{json.dumps(found)}, but {json.dumps(wanted)}"
+    return f"{json.dumps(given)}, but {json.dumps(wanted)}"

@@ -107,10 +107,10 @@ def find_models(place: Path) -> list[Path]:
     Raises:
         ModelError: there are none.
     """
-    found = sorted(file.parent for file in place.rglob(PLANS_JSON) if any(file.parent.glob("fold_*/checkpoint_*")))
-    if not found:
+    models = sorted(file.parent for file in place.rglob(PLANS_JSON) if any(file.parent.glob("fold_*/checkpoint_*")))
+    if not models:
         raise ModelError(f"{place}: no model found; expected {PLANS_JSON} and fold_0 with a checkpoint in it")
-    return found
+    return models
 
 
 def only_model(place: Path, source: Path) -> Path:

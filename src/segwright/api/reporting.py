@@ -96,8 +96,8 @@ def write_report(
             page.ShownModel(
                 model=model,
                 sets=tuple(
-                    _load_cases(model, scored, found, max_bytes) if pictures else page.ShownSet(scored=scored)
-                    for scored, found in zip(sets, images, strict=True)
+                    _load_cases(model, scored, searched, max_bytes) if pictures else page.ShownSet(scored=scored)
+                    for scored, searched in zip(sets, images, strict=True)
                 ),
                 volumes=volumes,
                 volume_unit=unit,
@@ -162,18 +162,18 @@ def find_scores(path: str | Path) -> list[tables.ScoreTable]:
                 str(file), Scores.load(file), Labels.from_description(description), description.file_ending
             )
         ]
-    found = [
+    score_tables = [
         tables.ScoreTable.of(
             f"{model.configuration_name}: {scored.title}", scored.scores, model.labels, model.description.file_ending
         )
         for model in (sources.read_model(folder, fold) for folder, fold in sources.locate(place))
         for scored in sources.score_sets(model)
     ]
-    if not found:
+    if not score_tables:
         raise ModelError(
             f"{place}: no fold has a validation/{SUMMARY_JSON}; train a numbered fold (`all` has no validation)"
         )
-    return found
+    return score_tables
 
 
 def report_of_run(
@@ -211,12 +211,12 @@ def _find_document(path: Path, names: Sequence[str], kind: str) -> Path:
     patterns = [(folder, name) for folder in (path, path.absolute().parent) for name in names]
     patterns += [(path, f"{below}{name}") for below in _BELOW for name in names]
     for folder, pattern in patterns:
-        found = sorted(folder.glob(pattern))
-        if len({file.read_bytes() for file in found}) > 1:
-            listed = ", ".join(str(file.relative_to(folder)) for file in found)
+        matches = sorted(folder.glob(pattern))
+        if len({file.read_bytes() for file in matches}) > 1:
+            listed = ", ".join(str(file.relative_to(folder)) for file in matches)
             raise ModelError(f"{folder}: contains several files with a {kind} ({listed}); give one of them")
-        if found:
-            return found[0]
+        if matches:
+            return matches[0]
     what = f"holds no {kind}" if path.is_dir() else "no such file or folder"
     raise ModelError(f"{path}: {what}; give {names[0]} or a folder with it, for instance a model folder")
 

@@ -151,12 +151,12 @@ def trainer_class(reference: str | None, trust: CodeTrust) -> type[Trainer]:
 
     if reference is None:
         return Trainer
-    found = trust.load(reference, kind="trainer")
-    if not (isinstance(found, type) and issubclass(found, Trainer)):
+    cls = trust.load(reference, kind="trainer")
+    if not (isinstance(cls, type) and issubclass(cls, Trainer)):
         raise ConfigError(
             f"trainer '{reference}' is not a subclass of segwright.training.trainer.Trainer; derive it from that class"
         )
-    return found
+    return cls
 
 
 def require_trainable(

@@ -49,10 +49,10 @@ def status(folder: Path | str) -> list[FoldStatus]:
         ModelError: there are none.
     """
     place = Path(folder)
-    found = [_read(path) for path in sorted(_files(place))]
-    if not found:
+    folds = [_read(path) for path in sorted(_files(place))]
+    if not folds:
         raise ModelError(f"{place}: no training found; give a fold, model, results or work folder")
-    return found
+    return folds
 
 
 def outdated(folder: Path | str) -> list[str]:

@@ -36,9 +36,9 @@ def pair_files(
     """
     predictions, references = (_label_files(folder, file_ending) for folder in (prediction_dir, reference_dir))
     if not predictions:
-        found = possible_label_map(prediction_dir, file_ending)
+        hint = possible_label_map(prediction_dir, file_ending)
         raise DatasetError(
-            f"{prediction_dir}: no prediction ends in {file_ending}{found}; give the folder that holds them"
+            f"{prediction_dir}: no prediction ends in {file_ending}{hint}; give the folder that holds them"
         )
     if not listed.keys().isdisjoint(predictions):
         known = set(listed.values())
@@ -60,11 +60,11 @@ def _check_pairs(
 ) -> None:
     predicted, referenced = set(predictions), set(references)
     without = sorted(predicted - referenced)
-    there = entries(reference_dir) if without else []
+    listed = entries(reference_dir) if without else []
     problems = [
         Problem(
             where=name,
-            what=f"prediction without a reference in {reference_dir}{similar_label(name, file_ending, there)}",
+            what=f"prediction without a reference in {reference_dir}{similar_label(name, file_ending, listed)}",
             remedy="give the folder with its labels, or remove the prediction",
         )
         for name in without

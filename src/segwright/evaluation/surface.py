@@ -124,7 +124,7 @@ def _common_box(first: Mask, second: Mask) -> tuple[slice, ...] | None:
 
 def _surface_indices(mask: Mask) -> npt.NDArray[np.int64]:
     """Return the flat indices of the voxels on the surface of a mask, in their order."""
-    found = []
+    indices = []
     row = int(np.prod(mask.shape[1:], dtype=np.int64))
     step = max(1, _SLAB // max(row, 1))  # a slab stays in the cache while its neighbours are compared
     for start in range(0, len(mask), step):
@@ -139,8 +139,8 @@ def _surface_indices(mask: Mask) -> npt.NDArray[np.int64]:
             moved[1:] &= whole[:-1]
             moved[:-1] &= whole[1:]
             moved[0] = moved[-1] = False
-        found.append(np.flatnonzero(part > inner) + start * row)
-    return np.concatenate(found)
+        indices.append(np.flatnonzero(part > inner) + start * row)
+    return np.concatenate(indices)
 
 
 def _nearest(
@@ -158,12 +158,12 @@ def _nearest(
     queries = points[apart]
     tree = KDTree(others * scale, leafsize=_LEAF, balanced_tree=False, compact_nodes=False)
     _, index = tree.query(queries * scale)
-    found = _lengths(queries - others[index], scale)
+    distances = _lengths(queries - others[index], scale)
     for tolerance in tolerances:
-        for missed in np.flatnonzero((found > tolerance) & (found <= tolerance * (1 + _ROUNDING))):
+        for missed in np.flatnonzero((distances > tolerance) & (distances <= tolerance * (1 + _ROUNDING))):
             near = tree.query_ball_point(queries[missed] * scale, tolerance * (1 + 2 * _ROUNDING))
-            found[missed] = _lengths(queries[missed] - others[near], scale).min()
-    result[apart] = found
+            distances[missed] = _lengths(queries[missed] - others[near], scale).min()
+    result[apart] = distances
     return result
 
 

@@ -118,10 +118,10 @@ def _prefix(archive: zipfile.ZipFile, size: int) -> str:
     names = [entry.filename for entry in entries]
     if len(set(names)) < len(names) or sum(entry.file_size for entry in entries) > size:
         raise RefusedError("its records overlap")
-    found = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
-    if len(found) != 1:
+    pickles = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
+    if len(pickles) != 1:
         raise ValueError("it has no data.pkl, as files of torch.save have")
-    prefix = found[0].removesuffix("data.pkl")
+    prefix = pickles[0].removesuffix("data.pkl")
     order = f"{prefix}byteorder"
     if order in names and (archive.getinfo(order).file_size > len(b"little") or archive.read(order) != b"little"):
         raise ValueError("its numbers are big-endian")

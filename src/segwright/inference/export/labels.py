@@ -94,8 +94,8 @@ def export_planes(
         if writer is not None:
             writer.write(slab.start, slab.stop, probabilities)
         if maps is not None:
-            found = (entropy_map(probabilities, labels), disagreement_map(spread[0]))
-            maps.write(slab.start, slab.stop, np.stack(found))
+            both_maps = (entropy_map(probabilities, labels), disagreement_map(spread[0]))
+            maps.write(slab.start, slab.stop, np.stack(both_maps))
     return result
 
 

@@ -172,8 +172,8 @@ def process_folder(
         raise DatasetError(f"{source}: {wrong}")
     files = [source / entry.name for entry in entries(source) if entry.name.endswith(file_ending)]
     if not files:
-        found = possible_label_map(source, file_ending)
-        raise DatasetError(f"{source}: no label map ends in {file_ending}{found}")
+        hint = possible_label_map(source, file_ending)
+        raise DatasetError(f"{source}: no label map ends in {file_ending}{hint}")
 
     def process(file: Path) -> Path:
         volume = read_label(file, reader)
@@ -191,8 +191,8 @@ def _components(mask: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
     cc3d fails on masks with an extent of 1, so they are padded.
     """
     if mask.ndim == 3 and find_spec("cc3d") is not None:
-        found: npt.NDArray[Any] = import_module("cc3d").connected_components(np.pad(mask, 1), connectivity=26)
-        return found[1:-1, 1:-1, 1:-1]
+        padded: npt.NDArray[Any] = import_module("cc3d").connected_components(np.pad(mask, 1), connectivity=26)
+        return padded[1:-1, 1:-1, 1:-1]
     numbered, _ = scipy.ndimage.label(mask, np.ones((3,) * mask.ndim, dtype=bool))
     return np.asarray(numbered)
 

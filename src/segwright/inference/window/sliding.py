@@ -319,8 +319,8 @@ def _flip(tensor: Tensor, flip: Sequence[int]) -> Tensor:
 def _checked(output: object, expected: tuple[int, ...]) -> Tensor:
     logits = output[0] if isinstance(output, list | tuple) else output
     if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ModelError(f"the network gave {found}, expected logits of shape {expected} (batch, heads, patch)")
+        actual = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ModelError(f"the network gave {actual}, expected logits of shape {expected} (batch, heads, patch)")
     return logits
 
 
