@@ -206,9 +206,10 @@ def zip_mutator(inside: Mutator) -> Mutator:
 
 
 def _edit_name(name: str, rng: Random) -> str:
-    return rng.choice(
+    edited = rng.choice(
         ("../" + name, "/" + name, name + "/", name[: rng.randrange(len(name) + 1)], name * 60, "a\\..\\b")
     )
+    return edited[:10_000]  # zip files have 65,535 bytes for a name
 
 
 def _place(data: bytes, rng: Random) -> int:
