@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -80,6 +81,7 @@ def portions(logits: torch.Tensor, axis: int, sizes: list[int]) -> Iterator[Plan
 extents = st.tuples(*[st.integers(1, 17)] * 3)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(
     old=extents,

@@ -13,6 +13,7 @@ import pytest
 PROGRAM = Path(__file__).parent / "process_settings.py"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_a_prediction_changes_no_setting_of_the_process(make_model: Callable[..., Path]) -> None:
     command = [sys.executable, str(PROGRAM), str(make_model(0))]

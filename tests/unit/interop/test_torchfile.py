@@ -60,6 +60,7 @@ FEW = 10
 """The bound is as many times smaller in these tests, and so are the pickles."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pickled", "message"),
     [
@@ -119,6 +120,7 @@ def test_many_views_of_one_record_are_refused(tmp_path: Path) -> None:
         read_tensors(path, {str(index): stored for index in range(1000)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "pickled",
     [

@@ -13,6 +13,8 @@ from made_model import make_model
 from segwright.api.reporting import report_of_run
 from segwright.workspace import Workspace
 
+pytestmark = pytest.mark.slow
+
 
 def test_it_is_written_once_and_again_when_scores_are_newer(tmp_path: Path) -> None:
     model = make_model(tmp_path)

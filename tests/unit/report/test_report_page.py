@@ -22,6 +22,8 @@ from segwright.evaluation.scores import Measures
 from segwright.report import case_images
 from segwright.workspace import Workspace
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 15_000_000
 
 

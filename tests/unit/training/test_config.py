@@ -62,6 +62,7 @@ COMBINATIONS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", COMBINATIONS, ids=lambda values: "-".join(map(str, list(values.values())[:2])))
 def test_settings_combine_without_a_class(tmp_path: Path, values: dict[str, Any]) -> None:
     trainer = make(tmp_path, config=settings(**{"initial_lr": 1e-3, **values}))
@@ -81,6 +82,7 @@ def test_settings_combine_without_a_class(tmp_path: Path, values: dict[str, Any]
         torch.testing.assert_close(predictor.networks[0].eval()(image), trainer.network(image))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["dice", "dice_bce"])
 def test_regions_with_an_ignore_label_train_with_every_loss_that_fits(tmp_path: Path, loss: str) -> None:
     trainer = make(tmp_path, dataset_json=REGIONS_JSON, config=settings(loss=loss, class_weights=[1, 3]))

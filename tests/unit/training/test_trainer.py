@@ -206,6 +206,7 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, steps: int) -> 
     assert [row["epoch"] for row in rows(resumed)] == [0, 1]
 
 
+@pytest.mark.slow
 def test_same_seed_same_weights_other_seed_other_weights(tmp_path: Path) -> None:
     trainers = [
         make(tmp_path / str(number), config=settings(num_epochs=1, seed=seed)) for number, seed in enumerate([1, 1, 2])
@@ -248,6 +249,7 @@ def test_budget_ends_on_time_with_an_annealed_learning_rate(tmp_path: Path) -> N
     assert "batch size 2 instead of the plan's 3" in (trainer.output_folder / "training.log").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("configuration", ["2d", "3d"])
 @pytest.mark.parametrize("deep_supervision", [True, False], ids=["deep", "flat"])
 def test_regions_with_ignored_voxels_train_and_predict(
@@ -280,6 +282,7 @@ def test_fold_all_trains_and_validates_on_everything(tmp_path: Path) -> None:
     assert len(trainer.perform_actual_validation().metric_per_case) == 4
 
 
+@pytest.mark.slow
 def test_validation_keeps_what_the_same_weights_predicted(tmp_path: Path) -> None:
     references = write_references(tmp_path / "labelsTr", DATASET_JSON)
     trainer = make(tmp_path, config=settings(num_epochs=1), references=references)
@@ -355,6 +358,7 @@ def build_own(
     return OwnNetwork(num_input_channels, num_output_channels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "network"),
     [(Trainer, "unet"), (Trainer, "residual-unet"), (Trainer, f"{__name__}:build_own"), (OwnNetworkTrainer, None)],

@@ -262,6 +262,7 @@ def test_image_in_several_tiff_files_is_refused(tmp_path: Path) -> None:
         read_header(tmp_path / "i_0000.tif", "Tiff3DIO")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_label", [False, True])
 def test_bomb_of_zeros_is_refused_before_memory_is_taken(tmp_path: Path, *, is_label: bool) -> None:
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
@@ -306,6 +307,7 @@ def test_what_lies_elsewhere_is_refused_before_its_voxels_are_read(
         read_label(tmp_path / "a.nii.gz", "NibabelIO", like=like)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [1, 6, 9])
 def test_blank_label_map_of_a_ct_is_no_bomb(tmp_path: Path, level: int) -> None:
     packer = zlib.compressobj(level, zlib.DEFLATED, 31)

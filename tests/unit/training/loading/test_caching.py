@@ -152,6 +152,7 @@ def test_batches_continue_where_they_stopped() -> None:
         assert_equal(batch, later)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["auto", "none", "ram", "device"])
 def test_a_training_has_the_same_losses_in_every_mode_and_says_where_its_cases_are(tmp_path: Path, mode: str) -> None:
     losses = []
@@ -165,6 +166,7 @@ def test_a_training_has_the_same_losses_in_every_mode_and_says_where_its_cases_a
     assert not np.isnan(losses[0])
 
 
+@pytest.mark.slow
 def test_a_training_resumed_with_another_cache_gives_the_same_losses(tmp_path: Path) -> None:
     config = tiny_settings(num_iterations_per_epoch=3, cache="ram")
     whole = make(tmp_path / "whole", config=config)

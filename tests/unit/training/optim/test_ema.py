@@ -145,6 +145,7 @@ def run(folder: Path, **changes: Any) -> Trainer:
     return trainer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"optimizer": "adamw", "initial_lr": 1e-3, "schedule": "warmup+cosine"}])
 def test_resumed_training_has_the_average_of_an_uninterrupted_one(tmp_path: Path, changes: dict[str, Any]) -> None:
     straight = run(tmp_path / "straight", **changes)
@@ -162,6 +163,7 @@ def test_resumed_training_has_the_average_of_an_uninterrupted_one(tmp_path: Path
     assert straight.logbook.column("skipped_steps") == [1, 0, 0]
 
 
+@pytest.mark.slow
 def test_average_is_what_is_validated_and_kept(tmp_path: Path) -> None:
     plain = make(tmp_path / "plain", Dying, config=settings(num_epochs=3))
     plain.run_training()
@@ -174,6 +176,7 @@ def test_average_is_what_is_validated_and_kept(tmp_path: Path) -> None:
     torch.testing.assert_close(final, {name: averaged.network.state_dict()[name] for name in final}, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_batch_norm_is_trained_stored_and_predicted_with(tmp_path: Path) -> None:
     trainer = make(tmp_path, config=settings(norm="batch", ema_weights=0.9))
     trainer.run_training()
