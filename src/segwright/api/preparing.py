@@ -411,9 +411,10 @@ def preprocess_cases(
         ProblemReport: some cases failed.
     """
     from segwright.preprocessing.dataset import preprocess_dataset
-    from segwright.preprocessing.plan_validation import load_schemes
+    from segwright.preprocessing.normalization import load_schemes
 
-    load_schemes(plan, plan.configuration(name), session.trust)
+    schemes = plan.configuration(name).normalization_schemes
+    load_schemes(schemes, session.trust, source=f"plans '{plan.plans_name}'")
     folder = cases_folder(session, plan, name)
     with dataset_lock(session, "preprocessing"):
         if not even_if_in_use:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from segwright.core.errors import ImageError, PlanError
-from segwright.core.extensions.registry import Registry, import_reference
+from segwright.core.extensions.registry import Registry, import_reference, is_reference
+from segwright.core.extensions.trust import CodeTrust
 from segwright.core.extensions.user_code import UserCodeError, source_location, user_call
 
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -153,6 +154,23 @@ def normalized_view(
             for at, (channel, name) in enumerate(zip(image, schemes, strict=True))
         ],
     )
+
+
+def load_schemes(names: Iterable[str], trust: CodeTrust, *, source: str) -> None:
+    """Import the schemes that are given as `module:attr`, before any case is read.
+
+    Args:
+        names: of a plan.
+        trust: decides which of them may be imported.
+        source: of the names, for messages.
+
+    Raises:
+        ModelError: one is not trusted.
+        SegwrightError: one does not exist, or its module fails to import.
+    """
+    for name in dict.fromkeys(filter(is_reference, names)):
+        trust.require(name, kind=SCHEMES.kind, source=source)
+        trust.load(name, kind=SCHEMES.kind)
 
 
 def _require_channels(image: Floats, schemes: Sequence[str], use_mask: Sequence[bool]) -> None:

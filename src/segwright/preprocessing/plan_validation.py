@@ -10,7 +10,7 @@ from segwright.core.extensions.registry import is_reference
 from segwright.core.extensions.trust import TRUST_NONE, CodeTrust
 from segwright.data.images.image_io import READERS
 from segwright.data.plan import Configuration, Plan
-from segwright.preprocessing.normalization import SCHEMES
+from segwright.preprocessing.normalization import SCHEMES, load_schemes
 from segwright.preprocessing.resampling import parse_method
 
 PREPROCESSORS: Final = ("DefaultPreprocessor",)
@@ -34,7 +34,7 @@ def validate_components(plan: Plan, configuration: Configuration, *, trust: Code
     _require("image_reader_writer", plan.image_reader_writer, tuple(READERS), where)
     _require("preprocessor_name", configuration.preprocessor_name, PREPROCESSORS, where)
     _require("label_manager", plan.label_manager, LABEL_MANAGERS, where)
-    load_schemes(plan, configuration, trust)
+    load_schemes(configuration.normalization_schemes, trust, source=where)
     for scheme in configuration.normalization_schemes:
         if not is_reference(scheme):
             _require("normalization scheme", scheme, SCHEMES.names(), where)
@@ -55,18 +55,6 @@ def validate_components(plan: Plan, configuration: Configuration, *, trust: Code
             raise PlanError(
                 f"{where}: {key}_kwargs has a value of the wrong type ({error}); the plan is damaged"
             ) from error
-
-
-def load_schemes(plan: Plan, configuration: Configuration, trust: CodeTrust) -> None:
-    """Import the normalisation schemes that a plan names as `module:attr`, before any case is read.
-
-    Raises:
-        ModelError: one is not trusted.
-        SegwrightError: one does not exist, or its module fails to import.
-    """
-    for scheme in dict.fromkeys(filter(is_reference, configuration.normalization_schemes)):
-        trust.require(scheme, kind=SCHEMES.kind, source=f"plans '{plan.plans_name}'")
-        trust.load(scheme, kind=SCHEMES.kind)
 
 
 def _require(key: str, name: str, known: tuple[str, ...], where: str) -> None:
