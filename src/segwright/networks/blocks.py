@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import wrap_torch_function
 
 from segwright.networks.cpu.norm import ChannelsLastInstanceNorm, norm_leaky_relu
-from segwright.networks.cpu.upsampling import upsample_conv_pair
+from segwright.networks.cpu.upsampling import upsample_concat_conv
 
 Size = tuple[int, ...]
 ConvClass = type[nn.Conv2d] | type[nn.Conv3d]
@@ -72,7 +72,7 @@ class ConvBlock(nn.Module):
 
     def forward_up(self, upsample: nn.Module, x: Tensor, skip: Tensor) -> Tensor:
         """Apply the block to the up-sampled `x` and the skip, concatenated along the channels."""
-        return self._after_conv(upsample_conv_pair(upsample, self.conv, x, skip))
+        return self._after_conv(upsample_concat_conv(upsample, self.conv, x, skip))
 
     def _after_conv(self, x: Tensor) -> Tensor:
         if self.dropout is not None:

@@ -72,7 +72,7 @@ class PlainEncoder(nn.Module):
         self.stages = nn.Sequential(*stages)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Return the output of every stage, highest resolution first."""
+        """Return the output (B, features, *S) of every stage, highest resolution first."""
         skips = []
         for stage in self.stages:
             x = stage(x)
@@ -106,7 +106,7 @@ class ResidualEncoder(nn.Module):
         self.stages = nn.Sequential(*stages)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Return the output of every stage, highest resolution first."""
+        """Return the output (B, features, *S) of every stage, highest resolution first."""
         x = self.stem(x)
         skips = []
         for stage in self.stages:
@@ -144,7 +144,11 @@ class Decoder(nn.Module):
         self.seg_layers = nn.ModuleList(heads)
 
     def forward(self, skips: list[Tensor]) -> Tensor | list[Tensor]:
-        """Return logits (B, C, *S), or with deep supervision a list of them, highest resolution first."""
+        """Return logits (B, heads, *S), or with deep supervision a list of them, highest resolution first.
+
+        Args:
+            skips: (B, features, *S) per stage, highest resolution first.
+        """
         x = skips[-1]
         outputs: list[Tensor] = []
         last = len(self.stages) - 1

@@ -13,7 +13,7 @@ from torch.overrides import wrap_torch_function
 
 
 @wrap_torch_function(lambda conv, first, second: (first, second))  # `CpuKernelMode` overrides it
-def conv_pair(conv: nn.Module, first: Tensor, second: Tensor) -> Tensor:
+def conv_of_concat(conv: nn.Module, first: Tensor, second: Tensor) -> Tensor:
     """Return `conv` applied to two tensors (B, C, *S) concatenated along the channels.
 
     On the CPU it is the sum of two convolutions with a part of the weights each: equal to rounding, and faster than

@@ -20,7 +20,7 @@ from segwright.networks.cpu.kernels import (
     LANES,
     RUN,
     Norm,
-    Normalised,
+    Normalized,
     Size,
     channels_last,
     channels_last_of,
@@ -29,12 +29,12 @@ from segwright.networks.cpu.kernels import (
     kernel_source,
     kernels_for,
     tensor_of,
-    to_normalised,
+    to_normalized,
 )
 
 _GROUP: Final = 8  # of native/head.c
 _MAX_CLASSES: Final = 8
-"""Most output channels of `convolve_voxels`, whose time grows with them; more than 14 were not timed."""
+"""Most output channels of `convolve_pointwise`, whose time grows with them; more than 14 were not timed."""
 _MIN_VOXELS: Final = 4096
 """Fewest voxels for which arranging the weights pays off."""
 _FEW: Final = 4
@@ -51,8 +51,8 @@ class _Few(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in ("n", "d", "h", "w", "c", "out", "deep", "height")]  # noqa: RUF012
 
 
-def supports_voxels(weight: Tensor, image: Tensor, stride: Size) -> bool:
-    """Return whether `convolve_voxels` supports `weight` (O, C, *K) and an image (B, C, *S), and is faster."""
+def supports_pointwise(weight: Tensor, image: Tensor, stride: Size) -> bool:
+    """Return whether `convolve_pointwise` supports `weight` (O, C, *K) and an image (B, C, *S), and is faster."""
     return (
         weight.ndim == image.ndim
         and set(stride) == {1}
@@ -64,12 +64,12 @@ def supports_voxels(weight: Tensor, image: Tensor, stride: Size) -> bool:
     )
 
 
-def convolve_voxels(image: Tensor | Normalised, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Convolve each voxel alone.
+def convolve_pointwise(image: Tensor | Normalized, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Apply a pointwise (1x1) convolution.
 
     Args:
         image: (B, C, *S) float32, C a multiple of 8.
-        weight: (O, C, 1, 1[, 1]), see `supports_voxels`.
+        weight: (O, C, 1, 1[, 1]), see `supports_pointwise`.
         bias: (O).
 
     Returns:
@@ -85,8 +85,8 @@ def convolve_voxels(image: Tensor | Normalised, weight: Tensor, bias: Tensor | N
     return out
 
 
-def supports_few(weight: Tensor, image: Tensor, stride: Size) -> bool:
-    """Return whether `convolve_few` supports `weight` (O, C, *K) and an image (B, C, *S), and is faster."""
+def supports_few_channels(weight: Tensor, image: Tensor, stride: Size) -> bool:
+    """Return whether `convolve_few_channels` supports `weight` (O, C, *K) and an image (B, C, *S), and is faster."""
     return (
         weight.ndim == image.ndim
         and set(stride) == {1}
@@ -97,26 +97,26 @@ def supports_few(weight: Tensor, image: Tensor, stride: Size) -> bool:
     )
 
 
-def convolve_few(image: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def convolve_few_channels(image: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Convolve an image of few channels with padding that keeps its shape.
 
     Args:
         image: (B, C, *S) float32.
-        weight: (O, C, *K), see `supports_few`.
+        weight: (O, C, *K), see `supports_few_channels`.
         bias: (O).
 
     Returns:
         (B, O, *S), channels-last.
     """
-    return _convolve_few(image, weight, bias, with_records=False)[0]
+    return _convolve_few_channels(image, weight, bias, with_records=False)[0]
 
 
-def convolve_few_and_norm(image: Tensor, weight: Tensor, bias: Tensor | None, norm: Norm) -> Normalised:
-    """Convolve like `convolve_few` and compute the norm's moments while the result is in the cache."""
-    return to_normalised(*_convolve_few(image, weight, bias, with_records=True), norm)
+def convolve_few_channels_and_norm(image: Tensor, weight: Tensor, bias: Tensor | None, norm: Norm) -> Normalized:
+    """Convolve like `convolve_few_channels` and compute the norm's moments while the result is in the cache."""
+    return to_normalized(*_convolve_few_channels(image, weight, bias, with_records=True), norm)
 
 
-def _convolve_few(
+def _convolve_few_channels(
     image: Tensor, weight: Tensor, bias: Tensor | None, *, with_records: bool
 ) -> tuple[Tensor, Tensor]:  # empty if no records are requested
     source = channels_last(image)

@@ -1,7 +1,7 @@
 """Use the compiled CPU kernels for the layers of any network, in inference mode.
 
-Within `CpuKernelMode` torch passes each of its functions here first (see `torch.overrides.TorchFunctionMode`). So do
-those layers of our networks that are decorated with `wrap_torch_function`. The kernels compute the layers that they
+Within `CpuKernelMode` every torch function call is dispatched here first (see `torch.overrides.TorchFunctionMode`),
+and so is every call of our layers decorated with `wrap_torch_function`. The kernels compute the layers that they
 support; torch computes everything else.
 """
 
@@ -19,7 +19,13 @@ from torch.overrides import TorchFunctionMode
 
 from segwright.networks.blocks import ConvBlock, apply_blocks, apply_decoder_blocks
 from segwright.networks.cpu import direct, kernels
-from segwright.networks.cpu.convolution import conv_pair, is_eager_cpu, is_plain_conv, is_plain_upsampling, upsample_by
+from segwright.networks.cpu.convolution import (
+    conv_of_concat,
+    is_eager_cpu,
+    is_plain_conv,
+    is_plain_upsampling,
+    upsample_by,
+)
 from segwright.networks.cpu.library import library
 from segwright.networks.cpu.norm import (
     IDENTITY_SLOPE,
@@ -27,7 +33,7 @@ from segwright.networks.cpu.norm import (
     norm_leaky_relu,
     sample_norm,
 )
-from segwright.networks.cpu.upsampling import upsample_conv_pair
+from segwright.networks.cpu.upsampling import upsample_concat_conv
 
 Result: TypeAlias = Tensor | None
 """The output of a layer; None where torch has to compute it."""
@@ -57,7 +63,7 @@ class CpuKernelMode(TorchFunctionMode):
         if result is not None:
             return result
         if func in _COMPOSITES:
-            with self:  # torch leaves the mode while it calls this; the single layers are still to be computed in it
+            with self:  # torch disables the mode in here; re-enter it for the inner layers
                 return _COMPOSITES[func](*args, **kwargs)
         return func(*args, **kwargs)
 
@@ -75,10 +81,10 @@ def _convolution(
     if not _are_supported(input, weight, bias) or groups != 1 or not _keeps_shape(weight, stride, padding, dilation):
         return None
     steps = _sizes(stride, weight)
-    if direct.supports_voxels(weight, input, steps):
-        return direct.convolve_voxels(input, weight, bias)
-    if direct.supports_few(weight, input, steps):
-        return direct.convolve_few(input, weight, bias)
+    if direct.supports_pointwise(weight, input, steps):
+        return direct.convolve_pointwise(input, weight, bias)
+    if direct.supports_few_channels(weight, input, steps):
+        return direct.convolve_few_channels(input, weight, bias)
     if kernels.supports(weight, input, [input.shape[1]], steps, cache):
         return kernels.convolve([input], weight, bias, steps, cache)
     return None
@@ -106,14 +112,14 @@ def _transposed_convolution(
     return direct.upsample(input, weight, bias)
 
 
-def _conv_pair(cache: kernels.WinogradWeightCache, conv: nn.Module, first: Tensor, second: Tensor) -> Result:
+def _conv_of_concat(cache: kernels.WinogradWeightCache, conv: nn.Module, first: Tensor, second: Tensor) -> Result:
     channels = [first.shape[1], second.shape[1]]
     if not _are_supported(first) or not _is_winograd_conv(conv, second, channels, cache):
         return None
     return kernels.convolve([first, second], conv.weight, conv.bias, tuple(conv.stride), cache)
 
 
-def _upsample_conv_pair(
+def _upsample_concat_conv(
     cache: kernels.WinogradWeightCache, upsample: nn.Module, conv: nn.Module, x: Tensor, skip: Tensor
 ) -> Result:
     """Up-sample first: merged with the convolution it would take more multiplications than the kernel."""
@@ -151,7 +157,10 @@ class _Block:
         return cls(conv, norm, nonlin.negative_slope)
 
     def supports_winograd(self, image: Tensor, channels: Sequence[int], cache: kernels.WinogradWeightCache) -> bool:
-        """Return whether Winograd's kernels compute this block for images like `image`; a single voxel has no norm."""
+        """Return whether Winograd's kernels compute this block for images like `image`.
+
+        Not for one output voxel: its instance norm is undefined.
+        """
         voxels = image[0, 0].numel()  # of which a stride may leave one
         return voxels > 2 ** (image.ndim - 2) and _is_winograd_conv(self.conv, image, channels, cache)
 
@@ -160,7 +169,7 @@ class _Block:
         return (
             image[0, 0].numel() > 1
             and _is_supported_conv(self.conv, image)
-            and direct.supports_few(self.conv.weight, image, _sizes(self.conv.stride, self.conv.weight))
+            and direct.supports_few_channels(self.conv.weight, image, _sizes(self.conv.stride, self.conv.weight))
         )
 
 
@@ -196,7 +205,7 @@ def _supported_blocks(blocks: Sequence[nn.Module], x: Tensor) -> list[_Block] | 
 def _fused(
     cache: kernels.WinogradWeightCache,
     blocks: Sequence[_Block],
-    images: Sequence[Tensor | kernels.Normalised],
+    images: Sequence[Tensor | kernels.Normalized],
     head: nn.Module | None = None,
 ) -> Tensor:
     """Apply convolution blocks to one image, or to two concatenated along their channels, and then a head if any.
@@ -210,7 +219,7 @@ def _fused(
             images = [kernels.convolve_and_norm(images, conv.weight, conv.bias, norm, tuple(conv.stride), cache)]
             continue
         if block.supports_direct(values[0]):
-            images = [direct.convolve_few_and_norm(_applied(images[0]), conv.weight, conv.bias, norm)]
+            images = [direct.convolve_few_channels_and_norm(_applied(images[0]), conv.weight, conv.bias, norm)]
             continue
         out = conv(_applied(images[0]))
         if following is not None and following.supports_winograd(out, [out.shape[1]], cache):
@@ -221,7 +230,7 @@ def _fused(
     if head is None:
         return _applied(images[0])
     if _is_supported_head(head, kernels.tensor_of(images[0])) and not _has_hooks(head):
-        return direct.convolve_voxels(images[0], head.weight, head.bias)
+        return direct.convolve_pointwise(images[0], head.weight, head.bias)
     logits: Tensor = head(_applied(images[0]))
     return logits
 
@@ -232,7 +241,7 @@ def _upsampled(upsample: nn.ConvTranspose2d | nn.ConvTranspose3d, x: Tensor) -> 
     return upsample_by(upsample, x) if result is None else result
 
 
-def _applied(image: Tensor | kernels.Normalised) -> Tensor:
+def _applied(image: Tensor | kernels.Normalized) -> Tensor:
     return image if isinstance(image, Tensor) else image.apply_inplace()
 
 
@@ -252,13 +261,13 @@ def _is_winograd_conv(
 
 def _is_supported_head(conv: nn.Module, image: Tensor) -> TypeGuard[nn.Conv2d | nn.Conv3d]:
     """Return whether the kernels compute the 1x1 convolution `conv` of `image`."""
-    return _is_supported_conv(conv, image) and direct.supports_voxels(
+    return _is_supported_conv(conv, image) and direct.supports_pointwise(
         conv.weight, image, _sizes(conv.stride, conv.weight)
     )
 
 
 def _is_supported_conv(conv: nn.Module, image: Tensor) -> TypeGuard[nn.Conv2d | nn.Conv3d]:
-    """Return whether `conv` is torch's own with the padding, and its tensors of the type, that the kernels support."""
+    """Return whether `conv` is a plain torch convolution whose padding, groups and dtypes the kernels support."""
     return (
         is_plain_conv(conv)
         and _are_supported(image, conv.weight, conv.bias)
@@ -329,8 +338,8 @@ _HANDLERS: Final[Mapping[Callable[..., Any], Callable[..., Result]]] = MappingPr
         torch.conv3d: _convolution,
         torch.conv_transpose2d: _transposed_convolution,
         torch.conv_transpose3d: _transposed_convolution,
-        conv_pair: _conv_pair,
-        upsample_conv_pair: _upsample_conv_pair,
+        conv_of_concat: _conv_of_concat,
+        upsample_concat_conv: _upsample_concat_conv,
         sample_norm: _sample_norm,
         apply_blocks: _blocks,
         apply_decoder_blocks: _decoder_blocks,

@@ -110,7 +110,7 @@ class Norm:
 
 
 @dataclass(frozen=True)
-class Normalised:
+class Normalized:
     """An image and the norm that is still to be applied to it.
 
     Attributes:
@@ -129,7 +129,7 @@ class Normalised:
         return self.image
 
 
-def tensor_of(image: Tensor | Normalised) -> Tensor:
+def tensor_of(image: Tensor | Normalized) -> Tensor:
     """Return the tensor of an image; a norm that is pending is not applied."""
     return image if isinstance(image, Tensor) else image.image
 
@@ -162,7 +162,7 @@ class WinogradWeightCache:
 
 
 def convolve(
-    images: Sequence[Tensor | Normalised],
+    images: Sequence[Tensor | Normalized],
     weight: Tensor,
     bias: Tensor | None,
     stride: Size | None = None,
@@ -192,23 +192,23 @@ def convolve(
 
 
 def convolve_and_norm(
-    images: Sequence[Tensor | Normalised],
+    images: Sequence[Tensor | Normalized],
     weight: Tensor,
     bias: Tensor | None,
     norm: Norm,
     stride: Size | None = None,
     cache: WinogradWeightCache | None = None,
-) -> Normalised:
+) -> Normalized:
     """Convolve like `convolve`, and compute the norm of the result while it is in the processor's cache."""
-    return to_normalised(*_convolve(images, weight, bias, stride, cache, with_records=True), norm)
+    return to_normalized(*_convolve(images, weight, bias, stride, cache, with_records=True), norm)
 
 
-def compute_norm(image: Tensor, norm: Norm) -> Normalised:
+def compute_norm(image: Tensor, norm: Norm) -> Normalized:
     """Compute the norm of an image (B, C, *S) of float32, C a multiple of 8, without applying it."""
     image = channels_last(image)
     records = empty_records(len(image), ceil(prod(image.shape[2:]) / RUN), image.shape[1])
     _norm("segwright_moments", image, norm, records, None, None)
-    return to_normalised(image, records, norm)
+    return to_normalized(image, records, norm)
 
 
 def instance_norm(image: Tensor, norm: Norm, *, in_place: bool = False) -> Tensor:
@@ -233,7 +233,7 @@ def instance_norm(image: Tensor, norm: Norm, *, in_place: bool = False) -> Tenso
 
 
 def _convolve(
-    images: Sequence[Tensor | Normalised], weight: Tensor, bias: Tensor | None, stride: Size | None,
+    images: Sequence[Tensor | Normalized], weight: Tensor, bias: Tensor | None, stride: Size | None,
     cache: WinogradWeightCache | None, *, with_records: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Convolve; also return the records of the result's moments, empty unless `with_records`."""
@@ -300,13 +300,13 @@ def _strided(size: Size, stride: Size) -> Size:
     return tuple((extent - 1) // step + 1 for extent, step in zip(size, stride, strict=True))
 
 
-def _values_in_order(images: Sequence[Tensor | Normalised]) -> list[Tensor]:
+def _values_in_order(images: Sequence[Tensor | Normalized]) -> list[Tensor]:
     """Return the values of images, channels-last."""
     tensors = [tensor_of(image) for image in images]
     return [tensor.contiguous(memory_format=channels_last_of(tensors[0])) for tensor in tensors]
 
 
-def kernel_source(image: Tensor | Normalised, values: Tensor) -> tuple[Tensor, Tensor | None, float]:
+def kernel_source(image: Tensor | Normalized, values: Tensor) -> tuple[Tensor, Tensor | None, float]:
     """Return values, factors and slope of an image: three arguments of a kernel."""
     return (values, None, 1.0) if isinstance(image, Tensor) else (values, image.factors, float(image.slope))
 
@@ -331,11 +331,11 @@ def empty_records(samples: int, runs: int, channels: int) -> Tensor:
     return torch.empty((samples, runs, 2 * channels + _RECORD))
 
 
-def to_normalised(image: Tensor, records: Tensor, norm: Norm) -> Normalised:
+def to_normalized(image: Tensor, records: Tensor, norm: Norm) -> Normalized:
     """Return an image with the norm that follows from the records of its moments."""
     factors = torch.empty((len(image), 3, image.shape[1]))
     _norm("segwright_factors", image, norm, records, factors, None)
-    return Normalised(image, factors, norm.slope)
+    return Normalized(image, factors, norm.slope)
 
 
 def _norm(

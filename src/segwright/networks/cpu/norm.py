@@ -68,12 +68,12 @@ def _is_ours(norm: ChannelsLastInstanceNorm, x: Tensor) -> bool:
 def sample_norm(x: Tensor, norm: ChannelsLastInstanceNorm, slope: float, in_place: bool = False) -> Tensor:
     """Return `leaky_relu(norm(x), slope)`, slope 1 for no LeakyReLU; `x` (B, C, *S) may be lost if `in_place`."""
     if not torch.is_grad_enabled():
-        return _normalise(x, norm.weight, norm.bias, norm.eps, slope, in_place=in_place)[0]
+        return _normalize(x, norm.weight, norm.bias, norm.eps, slope, in_place=in_place)[0]
     out: Tensor = _SampleNorm.apply(x, norm.weight, norm.bias, norm.eps, slope)  # type: ignore[no-untyped-call]
     return out
 
 
-def _normalise(
+def _normalize(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, slope: float, *, in_place: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Return the LeakyReLU of the norm of `x` (B, C, *S), channels-last, and mean and inverse deviation (2, B, C)."""
@@ -98,7 +98,7 @@ class _SampleNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, slope: float) -> Tensor:
         x = x.contiguous(memory_format=layout_of(x))
-        out, stats = _normalise(x, weight, bias, eps, slope)
+        out, stats = _normalize(x, weight, bias, eps, slope)
         ctx.save_for_backward(x, weight, out if slope != IDENTITY_SLOPE else None, stats)
         ctx.eps, ctx.slope, ctx.layout = eps, slope, layout_of(x)
         return out

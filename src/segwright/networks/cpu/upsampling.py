@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.overrides import wrap_torch_function
 
 from segwright.networks.cpu.convolution import (
-    conv_pair,
+    conv_of_concat,
     is_eager_cpu,
     is_plain_conv,
     is_plain_upsampling,
@@ -38,7 +38,7 @@ Region = tuple[slice, ...]
 
 
 @wrap_torch_function(lambda upsample, conv, x, skip: (x, skip))  # `CpuKernelMode` overrides it
-def upsample_conv_pair(upsample: nn.Module, conv: nn.Module, x: Tensor, skip: Tensor) -> Tensor:
+def upsample_concat_conv(upsample: nn.Module, conv: nn.Module, x: Tensor, skip: Tensor) -> Tensor:
     """Return `conv(cat(upsample(x), skip))`.
 
     Args:
@@ -48,9 +48,9 @@ def upsample_conv_pair(upsample: nn.Module, conv: nn.Module, x: Tensor, skip: Te
         skip: (B, C', *S') on the fine grid.
     """
     if not is_plain_upsampling(upsample) or not is_plain_conv(conv):
-        return conv_pair(conv, upsample_by(upsample, x), skip)
+        return conv_of_concat(conv, upsample_by(upsample, x), skip)
     if not _is_worthwhile(upsample, conv, x, skip):
-        return conv_pair(conv, upsample_by(upsample, x), skip)
+        return conv_of_concat(conv, upsample_by(upsample, x), skip)
     stride, kernel = tuple(upsample.stride), tuple(conv.kernel_size)
     layout = layout_of(conv.weight)
     with torch.autocast("cpu", enabled=False):  # products of weights are made, and rounded, only once

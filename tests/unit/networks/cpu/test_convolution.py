@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from segwright.networks.cpu.convolution import conv_pair, upsample_by
-from segwright.networks.cpu.upsampling import upsample_conv_pair
+from segwright.networks.cpu.convolution import conv_of_concat, upsample_by
+from segwright.networks.cpu.upsampling import upsample_concat_conv
 
 
 def compare(got: Tensor, wanted: Tensor, inputs: list[Tensor]) -> None:
@@ -28,7 +28,7 @@ def test_a_pair_is_convolved_as_if_concatenated(dims: int, bias: bool) -> None:
     first, second = (
         torch.randn(2, channels, *(6,) * dims).contiguous(memory_format=layout).requires_grad_() for channels in (2, 3)
     )
-    got = conv_pair(conv, first, second)
+    got = conv_of_concat(conv, first, second)
     assert got.is_contiguous(memory_format=layout)
     compare(got, conv(torch.cat((first, second), 1)), [first, second, *conv.parameters()])
 
@@ -78,9 +78,9 @@ def test_layers_derived_from_torchs_compute_their_own_way() -> None:
         torch.testing.assert_close(upsample_by(upsample, x), upsample(x), rtol=1e-5, atol=1e-5)
         for conv in (nn.Conv2d(8, 3, 3, padding=1), DoubledConv(8, 3, 3, padding=1)):
             wanted = conv(torch.cat((upsample(x), skip), 1))
-            torch.testing.assert_close(upsample_conv_pair(upsample, conv, x, skip), wanted, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(upsample_concat_conv(upsample, conv, x, skip), wanted, rtol=1e-5, atol=1e-5)
             wanted = conv(torch.cat((x, skip[..., :6, :6]), 1))
-            torch.testing.assert_close(conv_pair(conv, x, skip[..., :6, :6]), wanted, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(conv_of_concat(conv, x, skip[..., :6, :6]), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_a_transposed_convolution_may_pad() -> None:

@@ -16,7 +16,7 @@ from segwright.networks.cpu import dispatch as inference
 from segwright.networks.cpu import library as compiled
 from segwright.networks.cpu.dispatch import CpuKernelMode
 from segwright.networks.cpu.norm import InstanceNorm2d, InstanceNorm3d
-from segwright.networks.cpu.upsampling import upsample_conv_pair
+from segwright.networks.cpu.upsampling import upsample_concat_conv
 
 needs_kernels = pytest.mark.skipif(compiled.library() is None, reason="the kernels are not compiled for this processor")
 OPTIONS = {
@@ -46,7 +46,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     names = {
         kernels: ("convolve", "convolve_and_norm", "compute_norm", "instance_norm"),
-        direct: ("convolve_voxels", "convolve_few", "convolve_few_and_norm", "upsample"),
+        direct: ("convolve_pointwise", "convolve_few_channels", "convolve_few_channels_and_norm", "upsample"),
     }
     for module, functions in names.items():
         for name in functions:
@@ -90,12 +90,12 @@ def test_a_network_of_ours_is_computed_by_the_kernels(dims: int, calls: list[str
     torch.testing.assert_close(fast, plain, rtol=1e-4, atol=2e-4)
     # Of the shortcut, a 1x1 convolution to many channels, only the norm; then two layers of the block and of the stack.
     block, stack = ["instance_norm", *["convolve_and_norm"] * 2], ["upsample", *["convolve_and_norm"] * 2]
-    assert calls == [*block, *stack, "convolve_voxels"]
+    assert calls == [*block, *stack, "convolve_pointwise"]
 
 
 @needs_kernels
 def test_a_norm_before_a_convolution_of_the_kernels_is_applied_there(calls: list[str]) -> None:
-    for channels, first in ((6, "compute_norm"), (2, "convolve_few_and_norm")):
+    for channels, first in ((6, "compute_norm"), (2, "convolve_few_channels_and_norm")):
         calls.clear()
         stack = ConvStack(3, channels, 32, (3, 3, 3), (1, 1, 1), OPTIONS[3])
         plain, fast = both_ways(stack, image_of(3, channels=channels))
@@ -155,9 +155,9 @@ def test_a_single_voxel_has_no_norm() -> None:
         (nn.Conv3d(16, 16, 3, padding=1, stride=2), "convolve"),
         (nn.Conv3d(16, 16, 3, padding=1, stride=(1, 2, 2)), "convolve"),
         (nn.Conv3d(16, 16, 3, padding=1, stride=(2, 1, 1)), "convolve"),
-        (nn.Conv3d(16, 3, 1), "convolve_voxels"),
-        (nn.Conv3d(3, 16, 3, padding=1), "convolve_few"),
-        (nn.Conv3d(1, 16, (1, 3, 3), padding="same", bias=False), "convolve_few"),
+        (nn.Conv3d(16, 3, 1), "convolve_pointwise"),
+        (nn.Conv3d(3, 16, 3, padding=1), "convolve_few_channels"),
+        (nn.Conv3d(1, 16, (1, 3, 3), padding="same", bias=False), "convolve_few_channels"),
         (nn.ConvTranspose3d(16, 32, 2, stride=2), "upsample"),
         (nn.ConvTranspose3d(16, 16, (1, 2, 2), stride=(1, 2, 2), bias=False), "upsample"),
     ],
@@ -282,7 +282,7 @@ def test_an_image_without_a_batch_is_torchs(dims: int, calls: list[str]) -> None
 def test_a_skip_of_another_size_is_refused() -> None:
     up, conv = nn.ConvTranspose3d(16, 16, 2, 2), nn.Conv3d(32, 16, 3, padding=1)
     with torch.inference_mode(), CpuKernelMode(), pytest.raises(ValueError, match="cannot be concatenated"):
-        upsample_conv_pair(up, conv, image_of(3, size=12), image_of(3, size=25))
+        upsample_concat_conv(up, conv, image_of(3, size=12), image_of(3, size=25))
 
 
 @needs_kernels

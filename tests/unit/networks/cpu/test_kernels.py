@@ -184,7 +184,7 @@ def test_convolution_of_each_voxel(classes: int, size: tuple[int, ...], times: i
             (image, image.double()),
             (kernels.compute_norm(image, norm), exactly_normed(image.double(), norm)),
         ):
-            wanted, got = convolve(plain, weight.double(), exact), direct.convolve_voxels(given, weight, constant)
+            wanted, got = convolve(plain, weight.double(), exact), direct.convolve_pointwise(given, weight, constant)
             assert got.is_contiguous(memory_format=layout(got))
             assert float((got - wanted).abs().max()) <= CLOSE * float(wanted.abs().max())
 
@@ -198,12 +198,12 @@ def test_convolution_of_few_channels(channels: int, size: tuple[int, ...], kerne
     outputs = 32 * times
     image, weight, bias = random(2, channels, *size), random(outputs, channels, *kernel), random(outputs)
     for constant in (bias, None):
-        wanted, got = exactly([image], weight, constant), direct.convolve_few(image, weight, constant)
+        wanted, got = exactly([image], weight, constant), direct.convolve_few_channels(image, weight, constant)
         assert got.is_contiguous(memory_format=layout(got))
         assert float((got - wanted).abs().max()) <= CLOSE * float(wanted.abs().max())
     if max(size) > 1:
         norm = kernels.Norm(random(outputs), None, eps=1e-5, slope=0.01)
-        found, normed = direct.convolve_few_and_norm(image, weight, bias, norm), exactly([image], weight, bias)
+        found, normed = direct.convolve_few_channels_and_norm(image, weight, bias, norm), exactly([image], weight, bias)
         wanted = exactly_normed(normed, norm)
         assert float((found.apply_inplace() - wanted).abs().max()) <= 10 * CLOSE * float(wanted.abs().max())
 
@@ -246,8 +246,8 @@ def test_no_bit_depends_on_threads_or_on_the_other_samples(team: str, monkeypatc
             kernels.convolve([given], deep, None),
             kernels.instance_norm(given, PLAIN),
             kernels.convolve_and_norm([kernels.compute_norm(given, PLAIN)], weight, None, PLAIN).apply_inplace(),
-            direct.convolve_voxels(kernels.compute_norm(given, PLAIN), weight[:3, :, :1, :1, :1], None),
-            direct.convolve_few_and_norm(given[:, :2], weight[:, :2], None, PLAIN).apply_inplace(),
+            direct.convolve_pointwise(kernels.compute_norm(given, PLAIN), weight[:3, :, :1, :1, :1], None),
+            direct.convolve_few_channels_and_norm(given[:, :2], weight[:, :2], None, PLAIN).apply_inplace(),
             direct.upsample(given, weight.transpose(0, 1)[..., :2, :2, :2], None),
         ]
 

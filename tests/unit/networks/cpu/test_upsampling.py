@@ -8,7 +8,7 @@ from torch import nn
 
 from segwright.networks.build import build_network
 from segwright.networks.cpu import upsampling
-from segwright.networks.cpu.upsampling import upsample_conv_pair
+from segwright.networks.cpu.upsampling import upsample_concat_conv
 
 CASES = [
     ((2, 2, 2), (3, 3, 3)),
@@ -36,7 +36,7 @@ def test_values_and_all_gradients_are_the_same(
     fine = [extent * step for extent, step in zip(shape, stride, strict=True)]
     skip = torch.randn(2, 3, *fine, dtype=torch.double, requires_grad=True)
 
-    merged = upsample_conv_pair(upsample, conv, x, skip)
+    merged = upsample_concat_conv(upsample, conv, x, skip)
     expected = conv(torch.cat((upsample(x), skip), 1))
 
     torch.testing.assert_close(merged, expected)
@@ -95,7 +95,7 @@ def test_kernels_it_cannot_merge_are_computed_apart() -> None:
     upsample, conv = nn.ConvTranspose2d(4, 2, 4, 4), nn.Conv2d(4, 3, 5, padding=2)
     x, skip = torch.randn(1, 4, 4, 4), torch.randn(1, 2, 16, 16)
     expected = conv(torch.cat((upsample(x), skip), 1))
-    torch.testing.assert_close(upsample_conv_pair(upsample, conv, x, skip), expected)
+    torch.testing.assert_close(upsample_concat_conv(upsample, conv, x, skip), expected)
 
 
 def test_a_tracer_sees_plain_layers() -> None:
@@ -111,7 +111,7 @@ class Pair(nn.Module):
         self.upsample, self.conv = nn.ConvTranspose2d(4, 4, 2, 2), nn.Conv2d(8, 3, 3, padding=1)
 
     def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
-        return upsample_conv_pair(self.upsample, self.conv, x, skip)
+        return upsample_concat_conv(self.upsample, self.conv, x, skip)
 
 
 def test_training_may_follow_a_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,6 +120,6 @@ def test_training_may_follow_a_prediction(monkeypatch: pytest.MonkeyPatch) -> No
     upsample, conv = nn.ConvTranspose3d(4, 2, 2, 2), nn.Conv3d(4, 3, 3, padding=1)
     x, skip = torch.randn(1, 4, 2, 2, 2), torch.randn(1, 2, 4, 4, 4)
     with torch.inference_mode():
-        upsample_conv_pair(upsample, conv, x, skip)
-    upsample_conv_pair(upsample, conv, x, skip).sum().backward()
+        upsample_concat_conv(upsample, conv, x, skip)
+    upsample_concat_conv(upsample, conv, x, skip).sum().backward()
     assert upsample.weight.grad is not None
