@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import nn
 
 from examples import tiny_network
-from segwright.core.files.atomic_io import read_json
+from segwright.core.files.json_documents import read_json
 from segwright.data import splits
 from segwright.data.plan import Configuration, Plan
 from segwright.data.preprocessed.store import CaseStore

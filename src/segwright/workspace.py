@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from segwright.core.errors import DatasetError, WorkspaceError, nearest
+from segwright.core.errors import DatasetError, WorkspaceError, did_you_mean
 from segwright.core.files.names import below, path_problem
 
 DATASET_JSON = "dataset.json"
@@ -60,7 +60,7 @@ class Workspace:
             raise DatasetError(
                 f"{text}: no {DATASET_JSON} in this folder; a raw dataset has it beside imagesTr and labelsTr"
             )
-        hint = nearest(text, known) if known else "; give the path of a folder that holds dataset.json"
+        hint = did_you_mean(text, known) if known else "; give the path of a folder that holds dataset.json"
         raise DatasetError(f"dataset '{text}' is neither a folder nor a name or id below {self.raw}{hint}")
 
     def require_writable(self) -> None:

@@ -25,8 +25,8 @@ TIME_LIMIT_S = 10.0
 """Of the processor; `PATIENCE` times as much may pass where other processes use it too, or one waits for nothing."""
 PATIENCE = 6
 START_LIMIT_S = 120.0
-MOST_FINDINGS = 20
-MOST_REPEATS = 2000
+MAX_FINDINGS = 20
+MAX_REPEATS = 2000
 MEMORY_LIMIT = 2**30
 """Bytes above what the child has when its good files are read."""
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,7 +136,7 @@ def fuzz(
         count: of inputs.
         seed: decides what the inputs are.
         first: number of the first input.
-        seconds: ends the run early, as `MOST_FINDINGS` do.
+        seconds: ends the run early, as `MAX_FINDINGS` do.
         time_limit: seconds that an input may take.
     """
     outcome, last = Outcome(), first + count
@@ -148,7 +148,7 @@ def fuzz(
 
 def _is_over(outcome: Outcome, deadline: float | None) -> bool:
     late = deadline is not None and time.monotonic() > deadline
-    return late or len(outcome.findings) >= MOST_FINDINGS or outcome.repeats >= MOST_REPEATS
+    return late or len(outcome.findings) >= MAX_FINDINGS or outcome.repeats >= MAX_REPEATS
 
 
 def _run_child(

@@ -14,8 +14,8 @@ from typing import Any
 
 Mutator = Callable[[bytes, Random], bytes]
 
-MOST_EDITS = 6
-MOST_CHARACTERS = 1 << 24
+MAX_EDITS = 6
+MAX_CHARACTERS = 1 << 24
 """Of a document after its values were repeated; more would take the memory that the reader is measured by."""
 HEADER_BYTES = 512
 """Half of all edits fall into this much of a file's start, where formats keep sizes, types and offsets."""
@@ -100,14 +100,14 @@ _VALUES: tuple[Any, ...] = (
 
 def mutate_bytes(data: bytes, rng: Random) -> bytes:
     """Flip, cut, insert, copy and overwrite; fields of 1 to 8 bytes become extreme numbers."""
-    for _ in range(rng.randint(1, MOST_EDITS)):
+    for _ in range(rng.randint(1, MAX_EDITS)):
         data = rng.choice(_BYTE_EDITS)(data, rng)
     return data
 
 
 def mutate_text(data: bytes, rng: Random) -> bytes:
     """Replace numbers by extreme ones, insert tokens that formats give a meaning to, and damage bytes."""
-    for _ in range(rng.randint(1, MOST_EDITS)):
+    for _ in range(rng.randint(1, MAX_EDITS)):
         data = rng.choice((_edit_number, _edit_number, _insert_token, *_BYTE_EDITS))(data, rng)
     return data
 
@@ -120,7 +120,7 @@ def mutate_json(data: bytes, rng: Random) -> bytes:
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         document = _edit_document(document, rng)
     text = json.dumps(document, ensure_ascii=rng.random() < 0.9)
-    if len(text) > MOST_CHARACTERS:
+    if len(text) > MAX_CHARACTERS:
         return mutate_text(data, rng)
     for placeholder, raw in _RAW.items():
         text = text.replace(f'"{placeholder}"', raw)
@@ -157,7 +157,7 @@ def mutate_pickle(data: bytes, rng: Random) -> bytes:
     except ValueError:  # damaged already
         return mutate_bytes(data, rng)
     steps = [data[start:end] for start, end in zip(starts, [*starts[1:], len(data)], strict=True)]
-    for _ in range(rng.randint(1, MOST_EDITS)):
+    for _ in range(rng.randint(1, MAX_EDITS)):
         at, other, action = rng.randrange(len(steps)), rng.randrange(len(steps)), rng.random()
         if action < 0.2:
             del steps[at]

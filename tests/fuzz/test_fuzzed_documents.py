@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from segwright.api.checks import one_model
-from segwright.core.files.atomic_io import parse_document, read_json
+from segwright.core.files.json_documents import parse_document, read_json
 from segwright.data import splits
 from segwright.data.description import load_description
 from segwright.data.fingerprint import Fingerprint

@@ -19,7 +19,7 @@ from PIL import Image
 
 from segwright.data.images.image_io import read_header, read_images, read_label
 from tests.fuzz.isolation import Target, fuzz
-from tests.fuzz.mutation import MOST_EDITS, Mutator, mutate_bytes, mutate_text
+from tests.fuzz.mutation import MAX_EDITS, Mutator, mutate_bytes, mutate_text
 
 _PNG_START = 8
 _STACK = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
@@ -113,7 +113,7 @@ def mutate_packed(data: bytes, rng: Random) -> bytes:
 
 def mutate_header_text(data: bytes, rng: Random) -> bytes:
     """Damage text headers: numbers, tokens that have a meaning, whole lines."""
-    for _ in range(rng.randint(1, MOST_EDITS // 2)):
+    for _ in range(rng.randint(1, MAX_EDITS // 2)):
         lines = data.split(b"\n")
         head = rng.randrange(min(len(lines), 16))
         action = rng.random()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from segwright.api.evaluating import find_description, find_label_reader, require_folders
 from segwright.api.references import listed_references
 from segwright.core.errors import ConfigError, DatasetError
-from segwright.core.files.atomic_io import write_json
+from segwright.core.files.json_documents import write_json
 from segwright.data.dataset import NO_ENVIRONMENT
 from segwright.data.description import DatasetDescription, load_description
 from segwright.data.labels import Labels

@@ -9,7 +9,7 @@ from logging import getLogger
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from segwright.core.errors import ConfigError, ModelError, ProblemReport, SegwrightError, nearest
+from segwright.core.errors import ConfigError, ModelError, ProblemReport, SegwrightError, did_you_mean
 from segwright.data.plan import Plan
 from segwright.workspace import PLANS_JSON
 
@@ -58,7 +58,7 @@ def export_model(
         SegwrightError: no fold is trained, nnU-Net has no such network, or the target exists.
     """
     if kind not in FORMATS:
-        raise ConfigError(f"no format '{kind}'{nearest(kind, FORMATS)}")
+        raise ConfigError(f"no format '{kind}'{did_you_mean(kind, FORMATS)}")
     from segwright.interop.export import export_model as export
 
     exported = export(Path(model), Path(target), folds=None if folds is None else [str(fold) for fold in folds])

@@ -195,7 +195,7 @@ def _checked_options(
     parts: int,
 ) -> ProbabilityFormat | None:
     """Check the options that need no model and return the format of probabilities."""
-    from segwright.core.files.atomic_io import require_folder
+    from segwright.core.files.atomic_io import require_writable_folder
     from segwright.inference.export.writers import ProbabilityFormat
     from segwright.inference.folder.jobs import PredictOptions
     from segwright.inference.folder.run import require_apart
@@ -203,8 +203,8 @@ def _checked_options(
     kind = "npz" if probabilities is True else probabilities or ("nifti" if classes else None)
     probability_format = ProbabilityFormat(kind=kind, classes=classes) if kind else None
     PredictOptions(probability_format=probability_format, part=part, parts=parts)  # raises for an invalid part
-    require_apart(Path(images), Path(output))
-    require_folder(Path(output))
+    require_output_outside_input(Path(images), Path(output))
+    require_writable_folder(Path(output))
     return probability_format
 
 

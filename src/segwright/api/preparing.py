@@ -21,7 +21,8 @@ from segwright.api.session import (
 from segwright.api.splitting import warn_of_unused_cases
 from segwright.core.errors import PlanError, ProblemReport, SegwrightError, WorkspaceError
 from segwright.core.extensions.trust import CodeTrust, TrustCode
-from segwright.core.files.atomic_io import atomic_path, content_hash, file_hash
+from segwright.core.files.atomic_io import atomic_path
+from segwright.core.files.hashing import content_hash, file_hash
 from segwright.core.files.locks import holder
 from segwright.data import checks
 from segwright.data import fingerprint as measuring

@@ -14,7 +14,8 @@ from segwright.api.checks.staleness import REPORT_HTML, changes_since_training, 
 from segwright.api.selecting import read_selection
 from segwright.api.session import workspace_or_default
 from segwright.core.errors import DatasetError, ModelError, SegwrightError
-from segwright.core.files.atomic_io import content_hash, file_hash, write_text
+from segwright.core.files.atomic_io import write_text
+from segwright.core.files.hashing import content_hash, file_hash
 from segwright.data.dataset import NO_ENVIRONMENT, scan
 from segwright.data.description import DatasetDescription, load_description
 from segwright.data.fingerprint import Fingerprint

@@ -25,7 +25,8 @@ from segwright.api.trained_models import (
 from segwright.api.training_runs import is_trained, model_folder
 from segwright.core.errors import ModelError, Problem, ProblemReport
 from segwright.core.extensions.trust import CodeTrust, TrustCode
-from segwright.core.files.atomic_io import content_hash, describe_validation
+from segwright.core.files.hashing import content_hash
+from segwright.core.files.json_documents import describe_validation
 from segwright.core.files.locks import locked
 from segwright.core.files.names import below
 from segwright.data.dataset import NO_ENVIRONMENT

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from segwright.core.errors import Problem, WorkspaceError
 from segwright.core.extensions.trust import TRUST_NONE, CodeTrust
-from segwright.core.files.atomic_io import content_hash, sweep_leftovers
+from segwright.core.files.atomic_io import sweep_leftovers
+from segwright.core.files.hashing import content_hash
 from segwright.core.files.locks import locked
 from segwright.data.dataset import NO_ENVIRONMENT, Dataset, load
 from segwright.data.stage_cache import RawIdentity, StageCache, hash_files, listing_digest

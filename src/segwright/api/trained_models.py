@@ -10,7 +10,7 @@ from pathlib import Path
 from segwright.api.checks.one_model import task_difference
 from segwright.api.session import Session
 from segwright.api.training_runs import is_trained
-from segwright.core.errors import ModelError, nearest
+from segwright.core.errors import ModelError, did_you_mean
 from segwright.data.description import load_description
 from segwright.data.plan import Plan
 from segwright.evaluation.crossval import CrossValidation, read_crossval, validated_folds
@@ -62,7 +62,7 @@ def find_trained(
         )
     for name in configurations or ():
         if name not in comparable.values():
-            raise ModelError(f"{place}: no trained fold of '{name}'{nearest(name, set(comparable.values()))}")
+            raise ModelError(f"{place}: no trained fold of '{name}'{did_you_mean(name, set(comparable.values()))}")
     return [folder for folder, name in comparable.items() if configurations is None or name in configurations]
 
 

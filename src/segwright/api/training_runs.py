@@ -31,7 +31,8 @@ from segwright.core.errors import ConfigError, DatasetError
 from segwright.core.extensions.registry import reference_of
 from segwright.core.extensions.trust import CodeTrust, TrustCode
 from segwright.core.extensions.user_code import user_call, user_code_errors
-from segwright.core.files.atomic_io import atomic_path, file_hash
+from segwright.core.files.atomic_io import atomic_path
+from segwright.core.files.hashing import file_hash
 from segwright.core.files.locks import locked
 from segwright.core.files.names import below
 from segwright.data import splits

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from segwright.api.checks.staleness import changes_since_training, outdated_results
 from segwright.core.errors import ModelError
-from segwright.core.files.atomic_io import parse_document
+from segwright.core.files.json_documents import parse_document
 from segwright.evaluation.crossval import VALIDATION
 from segwright.evaluation.scores import Scores
 from segwright.training.monitoring.status import STATUS_JSON, STOP_FILE, Status

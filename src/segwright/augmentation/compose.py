@@ -13,7 +13,7 @@ from segwright.augmentation.resampling import Matrix
 from segwright.augmentation.spatial import Affine, Mirror
 from segwright.augmentation.transform import Params, Samples, Transform
 from segwright.core.device import CPU
-from segwright.core.errors import ConfigError, SegwrightError, nearest
+from segwright.core.errors import ConfigError, SegwrightError, did_you_mean
 from segwright.core.extensions.user_code import (
     UserCodeError,
     describe_error,
@@ -152,7 +152,7 @@ class Recipe:
 
     def _require(self, name: str) -> None:
         if name not in self.names():
-            raise ConfigError(f"augmentation recipe has no transform '{name}'{nearest(name, self.names())}")
+            raise ConfigError(f"augmentation recipe has no transform '{name}'{did_you_mean(name, self.names())}")
 
 
 def describe_type(value: object) -> str:

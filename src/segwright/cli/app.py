@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from segwright.cli.dist_env import hard_exit_if_distributed
-from segwright.core.errors import SegwrightError, nearest
+from segwright.core.errors import SegwrightError, did_you_mean
 from segwright.core.extensions.user_code import UserCodeError
 from segwright.core.resources import resource_error
 from segwright.core.text import printable
@@ -184,10 +184,10 @@ def usage_message(error: Any) -> str:
     option = getattr(error, "option_name", None)
     if option and message.startswith("No such option"):
         options = [name for parameter in context.command.params for name in parameter.opts if name.startswith("--")]
-        message = f"no such option '{option}'{nearest(option, [*options, '--help', *GLOBAL_OPTIONS])}"
+        message = f"no such option '{option}'{did_you_mean(option, [*options, '--help', *GLOBAL_OPTIONS])}"
     elif message.startswith("No such command") and context:
         word = message.split("'")[1]
-        message = f"no such command '{word}'{nearest(word, context.command.list_commands(context))}"
+        message = f"no such command '{word}'{did_you_mean(word, context.command.list_commands(context))}"
     else:
         message = message[:1].lower() + message[1:]
     return f"{message.rstrip('?')}{'?' if message.endswith('?') else ''} (see '{path} --help')"

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from segwright.core.errors import ConfigError, nearest
+from segwright.core.errors import ConfigError, did_you_mean
 
 CPU = "cpu"
 CUDA = "cuda"
@@ -33,7 +33,7 @@ def resolve_device(name: str = "auto") -> torch.device:
         return torch.device(MPS if torch.backends.mps.is_available() else CPU)
     kind, _, index = name.partition(":")
     if kind not in {CPU, CUDA, MPS} or (":" in name and not index.isdecimal()):
-        raise ConfigError(f"unknown device '{name}'{nearest(kind, ['auto', CPU, CUDA, f'{CUDA}:1', MPS])}")
+        raise ConfigError(f"unknown device '{name}'{did_you_mean(kind, ['auto', CPU, CUDA, f'{CUDA}:1', MPS])}")
     if kind == CPU:
         return torch.device(CPU)
     if kind == MPS:
@@ -89,7 +89,7 @@ def compute_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
     """
     if precision != "auto":
         if precision not in PRECISIONS:
-            raise ConfigError(f"unknown precision '{precision}'{nearest(precision, ['auto', *PRECISIONS])}")
+            raise ConfigError(f"unknown precision '{precision}'{did_you_mean(precision, ['auto', *PRECISIONS])}")
         if precision == "fp16" and device.type == CPU:
             raise ConfigError("precision 'fp16' needs a GPU; choose auto, bf16 or fp32 on the CPU")
         return PRECISIONS[precision]

@@ -105,12 +105,12 @@ def locate_errors(where: str) -> Iterator[None]:
         raise located(error, where) from error
 
 
-def nearest(word: str, choices: Iterable[str]) -> str:
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """Return the end of an error message that suggests a name for a mistyped one.
 
-    >>> nearest("3d_fulres", ["2d", "3d_fullres"])
+    >>> did_you_mean("3d_fulres", ["2d", "3d_fullres"])
     "; did you mean '3d_fullres'?"
-    >>> nearest("x", ["2d", "3d_fullres"])
+    >>> did_you_mean("x", ["2d", "3d_fullres"])
     '; choose from 2d, 3d_fullres'
     """
     known = list(choices)

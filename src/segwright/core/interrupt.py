@@ -1,4 +1,4 @@
-"""Stop running work early: a request that it checks between its steps, and the error that it then raises."""
+"""Stop running work early: `StopRequest`, checked between steps, and `Interrupted`, raised on a stop."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ EXIT_RESUMABLE: Final = 75
 """Exit code of work that was interrupted and can be continued: EX_TEMPFAIL of sysexits.h, known to schedulers."""
 
 _MAX_STEP_S: Final = 60.0
-"""A step of training and the checkpoint after it take less."""
+"""Seconds to wait at exit; a training step with its checkpoint takes less."""
 _MAX_EXIT_S: Final = 5.0
 
 
 class Interrupted(SegwrightError):
-    """Work ended early on request; the same command continues it."""
+    """Work ended early on request and can be continued; the message says how."""
 
     exit_code = EXIT_RESUMABLE
 
@@ -59,7 +59,7 @@ class StopRequest:
 
     @contextmanager
     def wait_at_exit(self) -> Iterator[None]:
-        """Make an exiting program stop a block that runs in a daemon thread, and wait for it.
+        """If the program exits while the block runs in a daemon thread, request a stop and wait for the block.
 
         Python would end the thread in the middle of torch's C++ code, and that aborts the process.
 
@@ -70,7 +70,7 @@ class StopRequest:
 
         def end() -> None:
             if not done.is_set():
-                self.request("the program ended")
+                self.request("the program is exiting")
                 done.wait(_MAX_STEP_S)
                 thread.join(_MAX_EXIT_S)
 
@@ -91,4 +91,4 @@ def _call_at_exit(function: Callable[[], None]) -> None:
     try:
         register(function)
     except RuntimeError as error:
-        raise Interrupted("the program ended") from error
+        raise Interrupted("the program is exiting") from error

@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from segwright.core.errors import DatasetError, Problem, ProblemReport
-from segwright.core.files.atomic_io import read_json
+from segwright.core.files.json_documents import read_json
 from segwright.core.files.names import require_ending
 from segwright.data.labels import ClassKey, label_problems
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat, model_validator
 
 from segwright.core.boxes import box_shape, crop
 from segwright.core.errors import DatasetError, ImageError
-from segwright.core.files.atomic_io import parse_document, write_checked_json
+from segwright.core.files.json_documents import parse_document, write_checked_json
 from segwright.core.parallel import map_threads
 from segwright.data.cases import Case
 from segwright.data.cropping import content_box

@@ -10,7 +10,8 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
-from segwright.core.files.atomic_io import atomic_path, write_json
+from segwright.core.files.atomic_io import atomic_path
+from segwright.core.files.json_documents import write_json
 from segwright.core.seeds import generator
 
 PHANTOM_SEED = 20240611

@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
 
-from segwright.core.errors import PlanError, SegwrightError, nearest
-from segwright.core.files.atomic_io import content_hash, describe_validation, read_json, write_json
+from segwright.core.errors import PlanError, SegwrightError, did_you_mean
+from segwright.core.files.hashing import content_hash
+from segwright.core.files.json_documents import describe_validation, read_json, write_json
 from segwright.core.files.names import FileName, require_name
 
 NETWORK_PATH = "dynamic_network_architectures.architectures.unet."
@@ -305,7 +306,8 @@ class Plan(BaseModel):
         if name not in self.configurations:
             use = f", which '{descendants[-1]}' inherits from" if descendants else ""
             raise PlanError(
-                f"plans '{self.plans_name}' have no configuration '{name}'{use}{nearest(name, self.configurations)}"
+                f"plans '{self.plans_name}' have no configuration '{name}'{use}"
+                f"{did_you_mean(name, self.configurations)}"
             )
         if name in descendants:
             raise PlanError(
@@ -382,7 +384,9 @@ def upgrade_configuration(document: Mapping[str, Any], *, where: str) -> dict[st
         return dict(document)
     network = document["UNet_class_name"]
     if not isinstance(network, str) or network not in _ENCODER_ARGUMENT:
-        raise PlanError(f"{where}: UNet_class_name '{network}' is unknown{nearest(str(network), _ENCODER_ARGUMENT)}")
+        raise PlanError(
+            f"{where}: UNet_class_name '{network}' is unknown{did_you_mean(str(network), _ENCODER_ARGUMENT)}"
+        )
     missing = [key for key in _OLD_ARCHITECTURE_KEYS if key not in document and key != "num_pool_per_axis"]
     if missing:
         raise PlanError(f"{where}: old plans without {', '.join(missing)}; make the plan again")

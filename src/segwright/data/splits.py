@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from segwright.core.errors import DatasetError
-from segwright.core.files.atomic_io import describe_validation, read_json, write_json
+from segwright.core.files.json_documents import describe_validation, read_json, write_json
 from segwright.core.files.names import FileName
 
 logger = getLogger(__name__)

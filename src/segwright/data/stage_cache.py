@@ -10,12 +10,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from segwright.core.errors import DatasetError, SegwrightError
-from segwright.core.files.atomic_io import (
-    content_hash,
-    file_hash,
-    read_checked_json,
-    write_checked_json,
-)
+from segwright.core.files.hashing import content_hash, file_hash
+from segwright.core.files.json_documents import read_checked_json, write_checked_json
 from segwright.data.preprocessed.provenance import SourceFile
 
 STATE_JSON = "segwright_state.json"

@@ -15,7 +15,7 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from segwright.core.errors import DatasetError, SegwrightError
-from segwright.core.files.atomic_io import parse_document, write_checked_json
+from segwright.core.files.json_documents import parse_document, write_checked_json
 from segwright.data.preprocessed.provenance import SourceFile
 from segwright.data.splits import Split
 from segwright.data.stage_cache import hash_files

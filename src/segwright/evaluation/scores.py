@@ -16,7 +16,8 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from segwright.core.errors import Problem, ProblemReport, SegwrightError
-from segwright.core.files.atomic_io import atomic_path, parse_document, write_checked_json
+from segwright.core.files.atomic_io import atomic_path
+from segwright.core.files.json_documents import parse_document, write_checked_json
 from segwright.core.parallel import map_threads
 from segwright.data.images.formats import Header
 from segwright.data.images.geometry import find_reorientation, grid_problem

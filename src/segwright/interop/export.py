@@ -13,14 +13,8 @@ from typing import Any, Final
 import torch
 
 from segwright.core.errors import ConfigError, ModelError, SegwrightError, WorkspaceError
-from segwright.core.files.atomic_io import (
-    atomic_path,
-    parse_document,
-    read_checked_json,
-    sweep_leftovers,
-    temporary_beside,
-    write_json,
-)
+from segwright.core.files.atomic_io import atomic_path, sweep_leftovers, temporary_beside
+from segwright.core.files.json_documents import parse_document, read_checked_json, write_json
 from segwright.data.description import DatasetDescription, load_description
 from segwright.data.labels import Labels
 from segwright.data.laterality import LabelPairs

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from segwright.core.errors import ModelError, WorkspaceError
-from segwright.core.files.atomic_io import atomic_path, content_hash, read_json, with_checksum, write_json
+from segwright.core.files.atomic_io import atomic_path
+from segwright.core.files.hashing import content_hash
+from segwright.core.files.json_documents import read_json, with_checksum, write_json
 from segwright.data.description import DatasetDescription, load_description
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan

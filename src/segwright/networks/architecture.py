@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from segwright.core.errors import ConfigError, SegwrightError, nearest
+from segwright.core.errors import ConfigError, SegwrightError, did_you_mean
 from segwright.data.plan import MAX_STAGES
 from segwright.networks.blocks import DIMS, LayerOptions, Size
 from segwright.networks.cpu.norm import InstanceNorm2d, InstanceNorm3d
@@ -112,7 +112,7 @@ def network_class(path: str) -> str:
     if is_known_network(path):
         return name
     raise ConfigError(
-        f"network_class_name '{path}' is not built in{nearest(name, NETWORK_CLASSES)}; give your own network "
+        f"network_class_name '{path}' is not built in{did_you_mean(name, NETWORK_CLASSES)}; give your own network "
         "as 'package.module:function'"
     )
 
@@ -244,7 +244,7 @@ def resolve_op(key: str, value: object) -> type[nn.Module] | None:
     ours = isinstance(value, type) and value in known.values()
     if name in known and (ours or path in _paths_of(name)):
         return known[name]
-    raise ConfigError(f"{key} '{path}' is not supported{nearest(name, known)}; write it as torch.nn.NAME")
+    raise ConfigError(f"{key} '{path}' is not supported{did_you_mean(name, known)}; write it as torch.nn.NAME")
 
 
 def _paths_of(name: str) -> tuple[str, ...]:
@@ -259,7 +259,7 @@ def _check_keys(name: str, kwargs: Mapping[str, Any]) -> None:
             if value:
                 raise ConfigError(f"{name}: {key} is not supported; remove it from arch_kwargs")
         elif key not in known and not (key == "nonlin_first" and not value):
-            raise ConfigError(f"{name}: unknown argument '{key}' in arch_kwargs{nearest(key, known)}")
+            raise ConfigError(f"{name}: unknown argument '{key}' in arch_kwargs{did_you_mean(key, known)}")
     required = (*_REQUIRED, "n_conv_per_stage" if name == PLAIN else "n_blocks_per_stage")
     missing = [key for key in required if kwargs.get(key) is None]
     if missing:
@@ -309,7 +309,7 @@ def _layer_kwargs(name: str, kwargs: Mapping[str, Any], key: str) -> dict[str, A
     given, known = dict(kwargs.get(key) or {}), _NUMBERS_OF_LAYERS[key]
     for argument, value in given.items():
         if argument not in known:
-            raise ConfigError(f"{name}: unknown argument '{argument}' in {key}{nearest(str(argument), known)}")
+            raise ConfigError(f"{name}: unknown argument '{argument}' in {key}{did_you_mean(str(argument), known)}")
         if isinstance(value, float) and not isfinite(value):
             raise ConfigError(f"{name}: {key} has {argument} = {value}; expected a finite number")
     return given
@@ -337,7 +337,9 @@ def _bottleneck_channels(name: str, kwargs: Mapping[str, Any], num_stages: int) 
     block = kwargs.get("block")
     block_name = block.__name__ if isinstance(block, type) else str(block or "BasicBlockD").rpartition(".")[2]
     if block_name not in {"BasicBlockD", "BottleneckD"}:
-        raise ConfigError(f"{name}: unknown block '{block_name}'{nearest(block_name, ['BasicBlockD', 'BottleneckD'])}")
+        raise ConfigError(
+            f"{name}: unknown block '{block_name}'{did_you_mean(block_name, ['BasicBlockD', 'BottleneckD'])}"
+        )
     if block_name == "BasicBlockD":
         return None
     if kwargs.get("bottleneck_channels") is None:

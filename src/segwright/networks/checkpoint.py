@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from segwright.core.errors import ModelError
-from segwright.core.files.atomic_io import atomic_path, file_crc
+from segwright.core.files.atomic_io import atomic_path
+from segwright.core.files.hashing import file_crc
 from segwright.core.resources import resource_error
 from segwright.networks.blocks import ConvBlock
 

@@ -14,7 +14,8 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from segwright.core.errors import ConfigError, ModelError
-from segwright.core.files.atomic_io import content_hash, describe_validation
+from segwright.core.files.hashing import content_hash
+from segwright.core.files.json_documents import describe_validation
 from segwright.core.text import printable
 from segwright.data.description import DatasetDescription
 from segwright.data.plan import Plan

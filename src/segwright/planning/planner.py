@@ -13,7 +13,7 @@ from logging import getLogger
 from typing import Any
 
 from segwright.core.errors import PlanError
-from segwright.core.files.atomic_io import content_hash
+from segwright.core.files.hashing import content_hash
 from segwright.data.description import DatasetDescription
 from segwright.data.fingerprint import Fingerprint
 from segwright.data.laterality import LEFT_RIGHT_KEY

@@ -8,7 +8,7 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
-from segwright.core.errors import PlanError, nearest
+from segwright.core.errors import PlanError, did_you_mean
 
 ANISOTROPY = 3
 """An axis this many times coarser than the others is resampled separately (nnU-Net's paper; nnU-Net behaviour 5.1)."""
@@ -146,12 +146,12 @@ def preset(name: str, resampling: str = "default") -> Preset:
         PlanError: unknown preset or resampling.
     """
     if name not in PRESETS:
-        raise PlanError(f"unknown preset '{name}'{nearest(name, PRESETS)}")
+        raise PlanError(f"unknown preset '{name}'{did_you_mean(name, PRESETS)}")
     base = PRESETS[name]
     if resampling == "default":
         return base
     if resampling not in _SUFFIX:
-        raise PlanError(f"unknown resampling '{resampling}'{nearest(resampling, RESAMPLINGS)}")
+        raise PlanError(f"unknown resampling '{resampling}'{did_you_mean(resampling, RESAMPLINGS)}")
     return replace(
         base,
         planner=_VARIANT_PLANNERS.get((name, resampling), base.planner),

@@ -7,7 +7,7 @@ from logging import getLogger
 from pathlib import Path
 
 from segwright.core.errors import DatasetError, DiskError, Problem, ProblemReport, SegwrightError
-from segwright.core.files.atomic_io import content_hash
+from segwright.core.files.hashing import content_hash
 from segwright.core.parallel import available_cpus, map_threads
 from segwright.core.resources import resource_error
 from segwright.core.torch_threads import TorchThreads

@@ -14,6 +14,7 @@ from segwright.core.errors import ImageError, PlanError
 from segwright.core.extensions.registry import Registry, import_reference, is_reference
 from segwright.core.extensions.trust import CodeTrust
 from segwright.core.extensions.user_code import UserCodeError, source_location, user_call
+from segwright.data.images.intensities import MAX_ABSOLUTE
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 Mask: TypeAlias = npt.NDArray[np.bool_]
@@ -34,7 +35,6 @@ _ROUNDING = 1e-6
 _SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
 _MIN_SQUARED, _MAX_SQUARED = 1e-15, 1e15
 """Range of deviations whose squares float32 represents at full precision."""
-_MAX_INTENSITY = 1e30
 _MAX_RGB = 255
 _NUM_PARTS = 64
 """Parts of a channel that are squared one after another, to save memory."""
@@ -252,7 +252,7 @@ def _scale(width: float, magnitude: float) -> float:
 
 def _ct(values: Floats, intensities: Intensities) -> Linear:
     for key in ("percentile_00_5", "percentile_99_5", "mean", "std"):
-        if not abs(intensities[key]) < _MAX_INTENSITY:  # also rejects NaN
+        if not abs(intensities[key]) < MAX_ABSOLUTE:  # also rejects NaN
             raise PlanError(
                 f"foreground_intensity_properties_per_channel: {key} is {intensities[key]} in the plan; plan the "
                 "dataset again"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from segwright.core.errors import PlanError, SegwrightError, nearest
+from segwright.core.errors import PlanError, SegwrightError, did_you_mean
 from segwright.core.extensions.registry import is_reference
 from segwright.core.extensions.trust import TRUST_NONE, CodeTrust
 from segwright.data.images.image_io import READERS
@@ -59,4 +59,4 @@ def validate_components(plan: Plan, configuration: Configuration, *, trust: Code
 
 def _require(key: str, name: str, known: tuple[str, ...], where: str) -> None:
     if name not in known:
-        raise PlanError(f"{where}: unknown {key} '{name}'{nearest(name, known)}; supported: {', '.join(known)}")
+        raise PlanError(f"{where}: unknown {key} '{name}'{did_you_mean(name, known)}; supported: {', '.join(known)}")

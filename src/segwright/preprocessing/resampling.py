@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from segwright.core.errors import ConfigError, PlanError, nearest
+from segwright.core.errors import ConfigError, PlanError, did_you_mean
 from segwright.preprocessing.label_resampling import (
     AxisSamples,
     Rule,
@@ -84,7 +84,7 @@ def parse_method(name: str, kwargs: Mapping[str, Any]) -> Method:
         rule: Rule = "torch-memefficient" if kwargs.get("memefficient_seg_resampling") else "torch"
         return Method(kind="torch", order=1, force_separate_z=force, threshold=threshold, rule=rule)
     if name != DEFAULT_FUNCTION:
-        raise PlanError(f"unknown resampling function '{name}' in the plan{nearest(name, _FUNCTIONS)}")
+        raise PlanError(f"unknown resampling function '{name}' in the plan{did_you_mean(name, _FUNCTIONS)}")
     order, order_z = int(kwargs.get("order", 3)), int(kwargs.get("order_z", 0))
     rule = kwargs.get("label_rule", "majority")
     if not (0 <= order <= 5 and 0 <= order_z <= 5) or rule not in _LABEL_RULES:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from segwright.core.errors import ModelError, SegwrightError
-from segwright.core.files.atomic_io import file_hash, parse_document, read_checked_json
+from segwright.core.files.hashing import file_hash
+from segwright.core.files.json_documents import parse_document, read_checked_json
 from segwright.data.description import DatasetDescription, load_description
 from segwright.data.fingerprint import Fingerprint
 from segwright.data.labels import Labels

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
 
-from segwright.core.errors import ConfigError, SegwrightError, nearest
+from segwright.core.errors import ConfigError, SegwrightError, did_you_mean
 from segwright.core.extensions.registry import import_reference
 from segwright.core.extensions.user_code import (
     UserCodeError,
@@ -62,7 +62,7 @@ def require_callback(callback: object, *, name: str) -> None:
     methods = [method for method in dir(callback) if method.startswith("on_")]
     for method in methods:
         if method not in EVENTS:
-            raise ConfigError(f"{name}: there is no event {method}{nearest(method, EVENTS)}")
+            raise ConfigError(f"{name}: there is no event {method}{did_you_mean(method, EVENTS)}")
     if not methods and not callable(callback):
         raise ConfigError(f"{name} has none of the methods {', '.join(EVENTS)}; write one of them as fn(self, trainer)")
 

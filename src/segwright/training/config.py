@@ -9,9 +9,9 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from segwright.core.errors import ConfigError, nearest
+from segwright.core.errors import ConfigError, did_you_mean
 from segwright.core.extensions.registry import is_reference
-from segwright.core.files.atomic_io import describe_validation
+from segwright.core.files.json_documents import describe_validation
 
 WARMUP_PREFIX = "warmup+"
 """Prefix that puts a warm-up before the schedule, e.g. `warmup+poly`."""
@@ -192,7 +192,7 @@ class TrainConfig(BaseModel):
         """
         unknown = [key for key in values if key not in cls.model_fields]
         if unknown:
-            raise ConfigError(f"unknown training setting '{unknown[0]}'{nearest(unknown[0], cls.model_fields)}")
+            raise ConfigError(f"unknown training setting '{unknown[0]}'{did_you_mean(unknown[0], cls.model_fields)}")
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:

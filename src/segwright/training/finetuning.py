@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from segwright.core.errors import ModelError
-from segwright.core.files.atomic_io import file_hash
+from segwright.core.files.hashing import file_hash
 from segwright.data.description import load_description
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan

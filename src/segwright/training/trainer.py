@@ -15,7 +15,8 @@ from segwright.core.device import autocast, compute_dtype, memory_format, resolv
 from segwright.core.errors import ConfigError, ModelError
 from segwright.core.extensions.registry import reference_of
 from segwright.core.extensions.trust import CodeTrust, TrustCode
-from segwright.core.files.atomic_io import file_hash, sweep_leftovers
+from segwright.core.files.atomic_io import sweep_leftovers
+from segwright.core.files.hashing import file_hash
 from segwright.core.files.names import below
 from segwright.core.interrupt import Interrupted, StopRequest
 from segwright.data.description import DatasetDescription

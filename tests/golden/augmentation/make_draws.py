@@ -16,7 +16,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 NUM_DRAWS = 4000
 PATCHES = {"3d": ((16, 16, 16), 30), "2d": ((16, 16), 180)}
-MOST_KEPT = 2000
+MAX_KEPT = 2000
 
 
 def angles(turned: np.ndarray) -> list[float]:
@@ -86,7 +86,7 @@ def main() -> None:
     counts: dict[str, int] = defaultdict(int)
     for dims in PATCHES:
         record(dims, found, counts)
-    arrays = {name: np.array(values[:MOST_KEPT], dtype=np.float32) for name, values in found.items()}
+    arrays = {name: np.array(values[:MAX_KEPT], dtype=np.float32) for name, values in found.items()}
     names = sorted(counts)
     np.savez_compressed(
         Path(__file__).with_name("draws.npz"),

@@ -20,11 +20,11 @@ from segwright.core.errors import (
     ProblemReport,
     SegwrightError,
     WorkspaceError,
+    did_you_mean,
     located,
-    nearest,
 )
 from segwright.core.extensions import registry
-from segwright.core.files import atomic_io
+from segwright.core.files import atomic_io, hashing, json_documents
 
 
 class Point(BaseModel):
@@ -32,8 +32,8 @@ class Point(BaseModel):
 
 
 def test_nearest_suggests_a_close_name_and_lists_the_rest_otherwise() -> None:
-    assert nearest("3d_fulres", ["2d", "3d_fullres"]) == "; did you mean '3d_fullres'?"
-    assert nearest("zzz", ["2d", "3d_fullres"]) == "; choose from 2d, 3d_fullres"
+    assert did_you_mean("3d_fulres", ["2d", "3d_fullres"]) == "; did you mean '3d_fullres'?"
+    assert did_you_mean("zzz", ["2d", "3d_fullres"]) == "; choose from 2d, 3d_fullres"
 
 
 def test_a_report_has_one_line_per_problem() -> None:
@@ -43,7 +43,7 @@ def test_a_report_has_one_line_per_problem() -> None:
 
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "plans.json"
-    atomic_io.write_json(path, {"a": 1})
+    json_documents.write_json(path, {"a": 1})
     with pytest.raises(RuntimeError), atomic_io.atomic_path(path) as temporary:
         temporary.write_text("half")
         raise RuntimeError
@@ -61,13 +61,13 @@ def test_a_place_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
     with pytest.raises(WorkspaceError, match=r"file/a/b.json: cannot be written: .*/file is not a folder; choose"):
-        atomic_io.write_json(tmp_path / "file" / "a" / "b.json", {})
+        json_documents.write_json(tmp_path / "file" / "a" / "b.json", {})
     with pytest.raises(WorkspaceError, match=r"folder: is a folder already; name another file"):
-        atomic_io.write_json(tmp_path / "folder", {})
+        json_documents.write_json(tmp_path / "folder", {})
     with pytest.raises(WorkspaceError, match=r"/proc/none/b.json: cannot be written \(No such file"):
-        atomic_io.write_json(Path("/proc/none/b.json"), {})
+        json_documents.write_json(Path("/proc/none/b.json"), {})
     with pytest.raises(WorkspaceError, match=r"cannot be written \(File name too long\)"):
-        atomic_io.write_json(tmp_path / ("a" * 250), {})
+        json_documents.write_json(tmp_path / ("a" * 250), {})
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 
 
@@ -78,9 +78,9 @@ def test_a_full_disk_is_not_reported_as_a_wrong_place(tmp_path: Path) -> None:
 
 def test_a_folder_is_looked_at_before_anything_is_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    atomic_io.require_folder(tmp_path / "new" / "er")
+    atomic_io.require_writable_folder(tmp_path / "new" / "er")
     with pytest.raises(WorkspaceError, match=r"file/out: cannot be written to: .*/file is a file; choose another"):
-        atomic_io.require_folder(tmp_path / "file" / "out")
+        atomic_io.require_writable_folder(tmp_path / "file" / "out")
     assert os.listdir(tmp_path) == ["file"]
 
 
@@ -98,18 +98,18 @@ def test_a_broken_document_names_file_and_line(tmp_path: Path) -> None:
     path = tmp_path / "dataset.json"
     path.write_text('{"a": 1,\n oops}')
     with pytest.raises(SegwrightError, match=r"dataset\.json: not valid JSON at line 2"):
-        atomic_io.read_json(path)
+        json_documents.read_json(path)
 
 
 def test_a_wrong_document_names_file_and_key(tmp_path: Path) -> None:
     path = tmp_path / "point.json"
     path.write_text('{"x": "one"}')
     with pytest.raises(SegwrightError, match=r"point\.json: x: "):
-        atomic_io.parse_document(Point, path)
+        json_documents.parse_document(Point, path)
 
 
 def test_content_hash_ignores_key_order() -> None:
-    assert atomic_io.content_hash({"a": 1, "b": [2]}) == atomic_io.content_hash({"b": [2], "a": 1})
+    assert hashing.content_hash({"a": 1, "b": [2]}) == hashing.content_hash({"b": [2], "a": 1})
 
 
 @given(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=3))

@@ -25,4 +25,4 @@ begun.wait()
 
 def test_a_program_that_ends_waits_for_a_step_in_a_daemon_thread() -> None:
     ran = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
-    assert (ran.stdout, ran.stderr) == ("ended because the program ended\n", "")
+    assert (ran.stdout, ran.stderr) == ("ended because the program is exiting\n", "")

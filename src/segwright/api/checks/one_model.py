@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from segwright.core.errors import ConfigError, ModelError, SegwrightError
-from segwright.core.files.atomic_io import read_checked_json
+from segwright.core.files.json_documents import read_checked_json
 from segwright.core.files.locks import holder
 from segwright.data.description import DatasetDescription, load_description
 from segwright.data.plan import Plan

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from segwright.core.errors import SegwrightError
-from segwright.core.files.atomic_io import read_checked_json
+from segwright.core.files.json_documents import read_checked_json
 
 MIN_DICE: Final = 0.01
 """Mean held-out Dice below which a model has learned nothing useful."""

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any, Final, Generic, TypeVar
 
-from segwright.core.errors import ConfigError, SegwrightError, nearest
+from segwright.core.errors import ConfigError, SegwrightError, did_you_mean
 from segwright.core.extensions.user_code import UserCodeError, describe_error, error_location, package_of
 
 T = TypeVar("T")
@@ -37,7 +37,7 @@ class Registry(Generic[T]):
     def get(self, name: str) -> T:
         """Return the component called `name`; an unknown name raises a `ConfigError` that suggests the nearest."""
         if name not in self._values:
-            raise ConfigError(f"unknown {self.kind} '{name}'{nearest(name, self._values)}")
+            raise ConfigError(f"unknown {self.kind} '{name}'{did_you_mean(name, self._values)}")
         return self._values[name]
 
     def names(self) -> tuple[str, ...]:
@@ -86,7 +86,9 @@ def import_reference(reference: str, *, kind: str, find: Callable[[str], Any] = 
         raise UserCodeError(f"{place}: {kind} '{reference}' cannot be imported: {describe_error(error)}") from error
     for part in attribute.split("."):
         if not hasattr(value, part):
-            raise ConfigError(f"{kind} '{reference}': {module_name} has no '{attribute}'{nearest(part, dir(value))}")
+            raise ConfigError(
+                f"{kind} '{reference}': {module_name} has no '{attribute}'{did_you_mean(part, dir(value))}"
+            )
         value = getattr(value, part)
     return value
 

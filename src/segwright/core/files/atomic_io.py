@@ -1,34 +1,23 @@
-"""Write files atomically; read JSON documents with errors that name the file and the key; hashes and checksums."""
+"""Write files atomically, with errors of disk and memory that say what to do."""
 
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import os
 import re
 import shutil
-import stat
 import time
-import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Final, NoReturn
 from uuid import uuid4
 
-from pydantic import BaseModel, ValidationError
-
 from segwright.core.errors import SegwrightError, WorkspaceError
-from segwright.core.files.json_text import MAX_BYTES, parse_json
 from segwright.core.resources import resource_error
 
-M = TypeVar("M", bound=BaseModel)
-
-CHECKSUM: Final = "checksum"
 ABANDONED_S: Final = 600.0
 """Age at which a temporary file counts as left by a killed process; no write pauses for so long."""
-_HASH_BLOCK = 1 << 20
 _PROBE_BYTES = 1 << 16
 _TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.tmp\.(?P<final>.+)", re.DOTALL)
 _IN_THE_WAY = {errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY}
@@ -103,7 +92,7 @@ def _is_abandoned(path: Path) -> bool:
         return False
 
 
-def require_folder(folder: Path) -> None:
+def require_writable_folder(folder: Path) -> None:
     """Require that files can be written into a folder, which need not exist; nothing is made or written.
 
     Raises:
@@ -123,7 +112,7 @@ def require_folder(folder: Path) -> None:
 
 @contextmanager
 def disk_errors(path: Path, temporary: Path, *, size: int | None = None) -> Iterator[None]:
-    """Turn failures of disk and memory in a block that writes `path`, through `temporary`, into errors that say so.
+    """Convert disk and memory errors of a block that writes `path` (via `temporary`) into errors with cause and remedy.
 
     Raises:
         WorkspaceError: the path cannot be written.
@@ -206,144 +195,6 @@ def append_text(path: Path, text: str) -> None:
         raise
     with os.fdopen(file, "a", encoding="utf-8", errors="backslashreplace") as stream:
         stream.write(text)
-
-
-def write_json(path: Path, document: object, *, indent: int = 2, sort_keys: bool = False) -> None:
-    """Write a JSON document, atomically; key order is kept unless `sort_keys`."""
-    write_text(path, json.dumps(document, indent=indent, sort_keys=sort_keys) + "\n")
-
-
-def write_checked_json(path: Path, document: Mapping[str, Any], *, indent: int = 2, sort_keys: bool = False) -> None:
-    """Write a JSON document as `write_json`, and a checksum, which `read_checked_json` verifies."""
-    write_json(path, with_checksum(document), indent=indent, sort_keys=sort_keys)
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON document, within the limits of `json_text`.
-
-    Raises:
-        SegwrightError: the file is missing, unreadable, not UTF-8 or not JSON; the line is named.
-    """
-    return parse_json(read_bytes(path, max_bytes=MAX_BYTES), where=str(path))
-
-
-def read_checked_json(path: Path) -> Any:
-    """Read a JSON document, verify its checksum and remove it; documents without one (older, nnU-Net's) are accepted.
-
-    Raises:
-        SegwrightError: as `read_json`, or the checksum does not match.
-    """
-    document = read_json(path)
-    if not isinstance(document, dict) or CHECKSUM not in document:
-        return document
-    if not has_valid_checksum(document):
-        raise SegwrightError(
-            f"{path}: damaged (its checksum does not match); copy it again or make it again; if it was edited on "
-            f"purpose, remove its line '{CHECKSUM}'"
-        )
-    return {key: value for key, value in document.items() if key != CHECKSUM}
-
-
-def read_json_lines(path: Path) -> list[tuple[str, Any]]:
-    """Read a file of JSON lines; return each line with its document, None where the line is damaged.
-
-    Raises:
-        SegwrightError: the file is missing or unreadable.
-    """
-    lines = []
-    for line in read_bytes(path, max_bytes=MAX_BYTES).splitlines(keepends=True):
-        try:
-            document = parse_json(line, where=str(path))
-        except SegwrightError:
-            document = None
-        lines.append((line.decode("utf-8", "replace"), document))
-    return lines
-
-
-def read_bytes(path: Path, *, max_bytes: int) -> bytes:
-    """Read a whole file of at most `max_bytes` bytes.
-
-    Raises:
-        SegwrightError: it is missing, not a regular file, unreadable or too large.
-    """
-    try:
-        status = path.stat()
-        if refusal := _refusal(status, max_bytes):
-            raise SegwrightError(f"{path}: {refusal}")
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise SegwrightError(f"{path}: no such file") from error
-    except OSError as error:
-        raise SegwrightError(f"{path}: cannot be read ({error.strerror or error})") from error
-
-
-def _refusal(status: os.stat_result, max_bytes: int) -> str:
-    """Return why a file is not read; empty if it may be."""
-    if stat.S_ISDIR(status.st_mode):
-        return "is a folder, expected a file"
-    if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device may never end
-        return "is a pipe or a device, expected a file"
-    if status.st_size > max_bytes:
-        return f"has {status.st_size / 2**20:.0f} MiB, at most {max_bytes / 2**20:.0f} are read"
-    return ""
-
-
-def parse_document(model: type[M], path: Path) -> M:
-    """Read and validate a document; its checksum, if it has one, is verified first.
-
-    Raises:
-        SegwrightError: the file is not JSON, is damaged or does not fit `model`; file and key path are named.
-    """
-    document = read_checked_json(path)
-    try:
-        return model.model_validate(document)
-    except ValidationError as error:
-        raise SegwrightError(f"{path}: {describe_validation(error)}") from error
-
-
-def describe_validation(error: ValidationError) -> str:
-    """Return a validation error as one line: key path, what is wrong, for every finding."""
-    return "; ".join(
-        f"{'.'.join(str(part) for part in finding['loc']) or 'document'}: "
-        + finding["msg"].removeprefix("Value error, ")
-        for finding in error.errors(include_url=False, include_context=False)
-    )
-
-
-def with_checksum(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a document with a hash of its content added, by which `has_valid_checksum` detects damage."""
-    content = {key: value for key, value in document.items() if key != CHECKSUM}
-    as_read = json.loads(json.dumps(content, default=str))  # numeric keys become strings, which sort differently
-    return {**content, CHECKSUM: content_hash(as_read)}
-
-
-def has_valid_checksum(document: Mapping[str, Any]) -> bool:
-    """Whether a document matches its checksum; one without (of an older version) counts as right."""
-    return CHECKSUM not in document or document[CHECKSUM] == with_checksum(document)[CHECKSUM]
-
-
-def content_hash(value: object) -> str:
-    """Return the SHA-256 (hex) of a JSON-serialisable value, independent of key order."""
-    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 (hex) of a file's content."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(_HASH_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def file_crc(path: Path) -> int:
-    """Return the CRC-32 of a file's content; detects damage, at 2 to 3 GB/s per core, but not forgery."""
-    total = 0
-    with path.open("rb") as stream:
-        while block := stream.read(_HASH_BLOCK):
-            total = zlib.crc32(block, total)
-    return total
 
 
 def _flush(path: Path) -> None:

@@ -21,7 +21,8 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict
 
 from segwright.core.errors import SegwrightError, WorkspaceError
-from segwright.core.files.atomic_io import parse_document, temporary_beside
+from segwright.core.files.atomic_io import temporary_beside
+from segwright.core.files.json_documents import parse_document
 
 logger = getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from segwright.core.errors import DiskError, ImageError, Problem, SegwrightError, nearest
+from segwright.core.errors import DiskError, ImageError, Problem, SegwrightError, did_you_mean
 from segwright.core.files.names import path_problem, path_remedy, require_text_path
 from segwright.core.resources import resource_error
 from segwright.data.images.formats import Floats, Header, LabelMap, ReaderWriter, Refusal
@@ -88,12 +88,12 @@ def choose_reader(
         if override in READERS:
             return override
         logger.warning(
-            "dataset.json: unknown image reader '%s'%s; choosing by file", override, nearest(override, READERS)
+            "dataset.json: unknown image reader '%s'%s; choosing by file", override, did_you_mean(override, READERS)
         )
     candidates = [name for name, reader in READERS.items() if file_ending.lower() in reader.endings]
     if not candidates:
         known = sorted({ending for reader in READERS.values() for ending in reader.endings})
-        raise ImageError(f"file ending '{file_ending}' has no reader{nearest(file_ending, known)}")
+        raise ImageError(f"file ending '{file_ending}' has no reader{did_you_mean(file_ending, known)}")
     files = [examples] if isinstance(examples, Path) else list(examples or ())
     if not files:
         return candidates[0]
@@ -316,7 +316,7 @@ def _reader(name: str) -> ReaderWriter:
     try:
         return READERS[name]
     except KeyError:
-        raise ImageError(f"unknown image reader '{name}'{nearest(name, READERS)}") from None
+        raise ImageError(f"unknown image reader '{name}'{did_you_mean(name, READERS)}") from None
 
 
 @contextmanager

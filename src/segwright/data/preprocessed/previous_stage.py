@@ -17,14 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from segwright.core.errors import WorkspaceError
-from segwright.core.files.atomic_io import (
-    atomic_path,
-    file_crc,
-    has_valid_checksum,
-    read_json,
-    with_checksum,
-    write_json,
-)
+from segwright.core.files.atomic_io import atomic_path
+from segwright.core.files.hashing import file_crc
+from segwright.core.files.json_documents import has_valid_checksum, read_json, with_checksum, write_json
 from segwright.core.files.names import below, require_name
 from segwright.data.preprocessed.chunks import chunk_and_block
 from segwright.data.preprocessed.store import LazyArray, lazy_array

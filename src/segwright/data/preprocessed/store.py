@@ -21,16 +21,10 @@ import blosc2
 import numpy as np
 import numpy.typing as npt
 
-from segwright.core.errors import DatasetError, Problem, SegwrightError, WorkspaceError, nearest
-from segwright.core.files.atomic_io import (
-    atomic_path,
-    file_crc,
-    has_valid_checksum,
-    read_json,
-    sweep_leftovers,
-    with_checksum,
-    write_json,
-)
+from segwright.core.errors import DatasetError, Problem, SegwrightError, WorkspaceError, did_you_mean
+from segwright.core.files.atomic_io import atomic_path, sweep_leftovers
+from segwright.core.files.hashing import file_crc
+from segwright.core.files.json_documents import has_valid_checksum, read_json, with_checksum, write_json
 from segwright.core.files.names import below, require_name
 from segwright.data.labels import ClassKey
 from segwright.data.preprocessed.array_files import read_layout
@@ -192,7 +186,7 @@ class CaseStore:
         """
         if not self._json(identifier).is_file():
             raise WorkspaceError(
-                f"{self.folder}: case '{identifier}' is not preprocessed{nearest(identifier, self.identifiers())}"
+                f"{self.folder}: case '{identifier}' is not preprocessed{did_you_mean(identifier, self.identifiers())}"
             )
         try:
             document = self._document(identifier)

@@ -18,11 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 
 from segwright.core.boxes import box_slices, nonzero_box
 from segwright.core.errors import ConfigError, DatasetError
-from segwright.core.files.atomic_io import (
-    describe_validation,
-    read_checked_json,
-    write_checked_json,
-)
+from segwright.core.files.json_documents import describe_validation, read_checked_json, write_checked_json
 from segwright.core.files.names import below, path_problem
 from segwright.core.parallel import map_threads
 from segwright.data.images.image_io import read_label, write_labels

@@ -18,8 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from segwright.core.boxes import box_slices
-from segwright.core.errors import ConfigError, nearest
-from segwright.core.files.atomic_io import atomic_path, disk_errors, file_crc, write_checked_json
+from segwright.core.errors import ConfigError, did_you_mean
+from segwright.core.files.atomic_io import atomic_path, disk_errors
+from segwright.core.files.hashing import file_crc
+from segwright.core.files.json_documents import write_checked_json
 from segwright.core.files.names import below
 from segwright.data.images.image_io import READERS
 from segwright.data.labels import Labels
@@ -59,7 +61,7 @@ class ProbabilityFormat:
 
     def __post_init__(self) -> None:
         if self.kind not in FORMATS:
-            raise ConfigError(f"probabilities cannot be saved as '{self.kind}'{nearest(self.kind, FORMATS)}")
+            raise ConfigError(f"probabilities cannot be saved as '{self.kind}'{did_you_mean(self.kind, FORMATS)}")
         if self.classes is not None and self.kind != "nifti":
             raise ConfigError(f"{self.kind} holds the probabilities of all classes; choose classes with nifti only")
 
@@ -76,7 +78,7 @@ class ProbabilityFormat:
         by_name = {name: head for head, name in labels.names.items()}
         for name in self.classes:
             if name not in by_name:
-                raise ConfigError(f"no class is called '{name}'{nearest(name, by_name)}")
+                raise ConfigError(f"no class is called '{name}'{did_you_mean(name, by_name)}")
         return tuple(by_name[name] for name in self.classes)
 
     def files(self, folder: Path, case: str, labels: Labels) -> tuple[Path, ...]:

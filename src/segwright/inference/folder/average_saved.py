@@ -20,7 +20,9 @@ import blosc2
 import numpy as np
 
 from segwright.core.errors import DatasetError, Problem, ProblemReport, SegwrightError, WorkspaceError, locate_errors
-from segwright.core.files.atomic_io import file_crc, read_checked_json, require_folder
+from segwright.core.files.atomic_io import require_writable_folder
+from segwright.core.files.hashing import file_crc
+from segwright.core.files.json_documents import read_checked_json
 from segwright.core.files.locks import locked
 from segwright.core.files.names import below, path_problem
 from segwright.core.files.zip_files import METHODS, open_zip
@@ -85,7 +87,7 @@ def average_folders(
     existing = [file for file in targets.values() if file.exists()]
     if existing and not overwrite:
         raise WorkspaceError(f"{existing[0]}: already exists; choose another output folder or overwrite")
-    require_folder(output)
+    require_writable_folder(output)
     with locked(below(output, f".ensemble{LOCK}"), f"averaging into {output}"):
         for leftover in output.glob(f"{_SCRATCH}*"):  # of a killed run
             shutil.rmtree(leftover, ignore_errors=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from segwright.core.errors import ConfigError
-from segwright.core.files.atomic_io import content_hash
+from segwright.core.files.hashing import content_hash
 from segwright.core.files.names import below
 from segwright.core.process_tuning import release_freed_memory
 from segwright.data.cases import Case

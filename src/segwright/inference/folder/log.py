@@ -15,7 +15,8 @@ import torch
 
 import segwright
 from segwright.core.errors import SegwrightError, WorkspaceError
-from segwright.core.files.atomic_io import file_crc, read_checked_json, write_checked_json
+from segwright.core.files.hashing import file_crc
+from segwright.core.files.json_documents import read_checked_json, write_checked_json
 from segwright.core.memory import peak_bytes
 from segwright.data.images.image_io import read_label
 from segwright.inference.folder.jobs import Job

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from segwright.core.errors import DatasetError, WorkspaceError
-from segwright.core.files.atomic_io import require_folder, sweep_leftovers, write_json
+from segwright.core.files.atomic_io import require_writable_folder, sweep_leftovers
+from segwright.core.files.json_documents import write_json
 from segwright.core.files.locks import locked
 from segwright.core.files.names import below
 from segwright.data.dataset import usable_cases
@@ -83,7 +84,7 @@ def open_run(
     )
     _require_distinct_files(jobs)
     for folder in sorted({output_folder, *(file.parent for job in jobs for file in job.files)}):
-        require_folder(folder)
+        require_writable_folder(folder)
     name = log_name(options.part, options.parts)
     with locked(below(output_folder, f".{name}{LOCK}"), f"predicting into {output_folder}"):
         log = PredictionLog.open(output_folder / name, model, settings, overwrite=options.overwrite)

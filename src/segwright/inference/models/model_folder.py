@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from segwright.core.device import resolve_device
 from segwright.core.errors import ModelError, SegwrightError
 from segwright.core.extensions.trust import TRUST_NONE, CodeTrust
-from segwright.core.files.atomic_io import content_hash, file_hash, has_valid_checksum, read_json
+from segwright.core.files.hashing import content_hash, file_hash
+from segwright.core.files.json_documents import has_valid_checksum, read_json
 from segwright.core.files.names import require_text_path
 from segwright.core.parallel import fork_safe
 from segwright.data.description import DatasetDescription, load_description

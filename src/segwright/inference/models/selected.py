@@ -21,14 +21,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from segwright.core.errors import ModelError, WorkspaceError
-from segwright.core.files.atomic_io import (
-    atomic_path,
-    content_hash,
-    file_hash,
-    parse_document,
-    sweep_leftovers,
-    write_checked_json,
-)
+from segwright.core.files.atomic_io import atomic_path, sweep_leftovers
+from segwright.core.files.hashing import content_hash, file_hash
+from segwright.core.files.json_documents import parse_document, write_checked_json
 from segwright.core.files.names import FileName
 from segwright.core.text import printable
 from segwright.data.plan import Plan

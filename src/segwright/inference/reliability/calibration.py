@@ -10,7 +10,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from segwright.core.files.atomic_io import parse_document, write_checked_json
+from segwright.core.files.json_documents import parse_document, write_checked_json
 
 CALIBRATION_JSON: Final = "calibration.json"
 

@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from segwright.core.files.atomic_io import parse_document, write_checked_json
+from segwright.core.files.json_documents import parse_document, write_checked_json
 from segwright.inference.reliability.case_statistics import Observation
 
 QUALITY_JSON: Final = "quality.json"

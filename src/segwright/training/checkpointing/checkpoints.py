@@ -24,7 +24,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from segwright.core.errors import ModelError
-from segwright.core.files.atomic_io import atomic_path, describe_validation, with_checksum, write_json
+from segwright.core.files.atomic_io import atomic_path
+from segwright.core.files.json_documents import describe_validation, with_checksum, write_json
 from segwright.networks.checkpoint import load_weights, require_undamaged, save_weights, write_weights
 
 logger = getLogger(__name__)

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from segwright.core.errors import ConfigError, ModelError
 from segwright.core.extensions.trust import TRUST_NONE, CodeTrust
-from segwright.core.files.atomic_io import content_hash
+from segwright.core.files.hashing import content_hash
 from segwright.data.description import DatasetDescription
 from segwright.data.plan import Plan
 from segwright.data.splits import Split

@@ -8,7 +8,8 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from segwright.core.files.atomic_io import append_text, read_json_lines, write_text
+from segwright.core.files.atomic_io import append_text, write_text
+from segwright.core.files.json_documents import read_json_lines
 from segwright.training.monitoring.logbook import Metric
 
 logger = getLogger(__name__)

@@ -14,7 +14,7 @@ import torch
 
 import segwright
 from segwright.core.device import compute_dtype
-from segwright.core.files.atomic_io import write_checked_json, write_json
+from segwright.core.files.json_documents import write_checked_json, write_json
 from segwright.data.description import DatasetDescription
 from segwright.data.plan import Plan
 from segwright.training.config import TrainConfig

@@ -13,7 +13,7 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict
 
 from segwright.core.errors import WorkspaceError
-from segwright.core.files.atomic_io import write_json
+from segwright.core.files.json_documents import write_json
 from segwright.training.clock import Clock, Timer
 from segwright.training.monitoring.logbook import Logbook
 

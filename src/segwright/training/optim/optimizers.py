@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from segwright.core.errors import ConfigError, ModelError, SegwrightError, nearest
+from segwright.core.errors import ConfigError, ModelError, SegwrightError, did_you_mean
 from segwright.core.extensions.registry import Registry, import_reference, is_reference
 from segwright.core.extensions.user_code import user_call
 from segwright.networks.checkpoint import strip_wrappers
@@ -75,7 +75,7 @@ def parameter_groups(network: nn.Module, config: TrainConfig) -> list[dict[str, 
     for prefix in config.lr_groups:
         if prefix not in modules:
             raise ConfigError(
-                f"lr_groups: '{prefix}' is not a module or parameter of the network{nearest(prefix, modules)}"
+                f"lr_groups: '{prefix}' is not a module or parameter of the network{did_you_mean(prefix, modules)}"
             )
     by_factor: dict[float, list[nn.Parameter]] = {}
     for name, parameter in named.items():

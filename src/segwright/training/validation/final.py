@@ -14,7 +14,9 @@ from typing import Protocol
 import numpy as np
 
 from segwright.core.errors import ConfigError, DatasetError, SegwrightError, locate_errors
-from segwright.core.files.atomic_io import file_crc, read_checked_json, sweep_leftovers, write_checked_json
+from segwright.core.files.atomic_io import sweep_leftovers
+from segwright.core.files.hashing import file_crc
+from segwright.core.files.json_documents import read_checked_json, write_checked_json
 from segwright.core.files.names import MAX_FILE_NAME_BYTES, below, name_problem
 from segwright.core.log import progress
 from segwright.data.labels import Labels

@@ -17,7 +17,7 @@ import numpy as np
 
 from segwright.core.errors import locate_errors
 from segwright.core.extensions.trust import TRUST_NONE, CodeTrust
-from segwright.core.files.atomic_io import content_hash, file_hash
+from segwright.core.files.hashing import content_hash, file_hash
 from segwright.core.files.names import below
 from segwright.core.log import progress
 from segwright.data.images.image_io import header_of, read_label, write_labels

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from scipy.special import logit
 
 from segwright.core.boxes import Box, box_shape, crop, nonzero_box
-from segwright.core.files.atomic_io import parse_document, write_checked_json
+from segwright.core.files.json_documents import parse_document, write_checked_json
 from segwright.core.files.names import below
 from segwright.data.labels import Labels
 from segwright.evaluation.calibration import CalibrationStats, CalibrationStatsCollector

@@ -10,13 +10,8 @@ import pytest
 from pydantic import BaseModel
 
 from segwright.core.errors import SegwrightError
-from segwright.core.files.atomic_io import (
-    ABANDONED_S,
-    parse_document,
-    read_checked_json,
-    sweep_leftovers,
-    write_checked_json,
-)
+from segwright.core.files.atomic_io import ABANDONED_S, sweep_leftovers
+from segwright.core.files.json_documents import parse_document, read_checked_json, write_checked_json
 
 
 class Document(BaseModel):

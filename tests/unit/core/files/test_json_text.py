@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from segwright.core.errors import SegwrightError
-from segwright.core.files.atomic_io import read_json, read_json_lines
+from segwright.core.files.json_documents import read_json, read_json_lines
 from segwright.core.files.json_text import MAX_LEVELS, parse_json
 
 
@@ -94,7 +94,7 @@ def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
 def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "huge").open("wb") as stream:
         stream.truncate(2**31)
-    with pytest.raises(SegwrightError, match="huge: has 2048 MiB, at most 512 are read"):
+    with pytest.raises(SegwrightError, match="huge: is 2048 MiB, above the limit of 512 MiB"):
         read_json(tmp_path / "huge")
 
 

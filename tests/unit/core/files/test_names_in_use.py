@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from segwright.core.errors import SegwrightError
-from segwright.core.files.atomic_io import file_hash
+from segwright.core.files.hashing import file_hash
 from segwright.data import splits
 from segwright.data.dataset import load
 from segwright.data.description import load_description

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from segwright.core.errors import WorkspaceError
-from segwright.core.files.atomic_io import with_checksum
+from segwright.core.files.json_documents import with_checksum
 from segwright.data.preprocessed.previous_stage import StageMaps
 
 

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from segwright.core.errors import WorkspaceError
-from segwright.core.files.atomic_io import file_crc, with_checksum
+from segwright.core.files.hashing import file_crc
+from segwright.core.files.json_documents import with_checksum
 from segwright.data.preprocessed.chunks import chunk_and_block
 from segwright.data.preprocessed.provenance import Provenance, SourceFile
 from segwright.data.preprocessed.store import CaseStore, DamagedCaseError, PreprocessedCase

@@ -12,7 +12,7 @@ import SimpleITK as sitk  # noqa: N813
 import torch
 
 from segwright.core.errors import ConfigError, DatasetError, SegwrightError
-from segwright.core.files.atomic_io import read_json
+from segwright.core.files.json_documents import read_json
 from segwright.data.images.image_io import Volume, read_images, write_labels
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan

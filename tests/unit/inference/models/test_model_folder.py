@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from segwright.core.errors import ModelError
-from segwright.core.files.atomic_io import content_hash, with_checksum
+from segwright.core.files.hashing import content_hash
+from segwright.core.files.json_documents import with_checksum
 from segwright.data.description import load_description
 from segwright.data.plan import Plan
 from segwright.inference.models.model_folder import choose_folds, load_predictor, require_folds

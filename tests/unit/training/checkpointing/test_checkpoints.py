@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from segwright.core.errors import ConfigError, ModelError
 from segwright.core.extensions.trust import TRUST_ALL, TRUST_NONE
-from segwright.core.files.atomic_io import has_valid_checksum
+from segwright.core.files.json_documents import has_valid_checksum
 from segwright.networks.checkpoint import load_weights, save_weights
 from segwright.training.checkpointing import checkpoints
 from segwright.training.checkpointing.checkpoints import CheckpointState, losses_to_json

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from segwright.core.files.atomic_io import write_json
+from segwright.core.files.json_documents import write_json
 from segwright.training.validation.final import RECORD_JSON, PredictionRecord
 
 

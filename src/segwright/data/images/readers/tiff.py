@@ -17,7 +17,8 @@ import SimpleITK
 import tifffile
 
 from segwright.core.errors import ImageError
-from segwright.core.files.atomic_io import atomic_path, read_json, write_json
+from segwright.core.files.atomic_io import atomic_path
+from segwright.core.files.json_documents import read_json, write_json
 from segwright.data.images.formats import CHANNEL_SUFFIX, Floats, Header, LabelMap, Refusal
 from segwright.data.images.readers.limits import DEFLATE_RATIO, file_start, require_enough_bytes, wrong_format_refusal
 
