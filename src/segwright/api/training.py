@@ -56,7 +56,7 @@ def train(
     device: str = "auto",
     workers: int | None = None,
     environment: Mapping[str, str] = NO_ENVIRONMENT,
-    ranks: DistributedContext | None = None,
+    distributed: DistributedContext | None = None,
     stop: StopRequest | None = None,
     trust_code: TrustCode = False,
 ) -> TrainedFold:
@@ -78,7 +78,7 @@ def train(
         device: auto, cpu, mps or a GPU.
         workers: Threads of preprocessing.
         environment: Variables that paths in file lists may contain.
-        ranks: The processes that share the training; each of them calls this function.
+        distributed: The processes that share the training; each of them calls this function.
         stop: Request to save and stop after the current step.
         trust_code: Whether to import code that only files name, for instance a network in a checkpoint: False, True,
             or only the given references (`module:attr`).
@@ -88,7 +88,7 @@ def train(
         SegwrightError: dataset, plan, fold, a setting or the device is invalid, or the fold already has a training.
     """
     chosen = training_settings(budget, settings, network=network, network_kwargs=network_kwargs, pretrained=pretrained)
-    options = TrainOptions(settings=chosen, device=device, ranks=ranks, stop=stop, resume=resume)
+    options = TrainOptions(settings=chosen, device=device, distributed=distributed, stop=stop, resume=resume)
     require_options(options)
     trust = trusted_code(trust_code, chosen, trainer)
     session = open_session(dataset, workspace, environment=environment, trainer=trainer, trust=trust)
@@ -104,12 +104,12 @@ def train(
         raise ModelError(f"{folder}: there is no training to resume; leave out --resume")
     if is_trained(folder) and trainer is None:  # a user's trainer class may overrule the settings
         require_same_settings(folder, chosen)
-    if (ranks is None or ranks.is_first) and not cases_are_fresh(session, plan, configuration):
+    if (distributed is None or distributed.is_first) and not cases_are_fresh(session, plan, configuration):
         preprocess_cases(session, plan, configuration, workers=workers)
-    if ranks is not None:
-        ranks.barrier()
+    if distributed is not None:
+        distributed.barrier()
     trained = train_fold(session, plan, configuration, fold, options=options)
-    if ranks is None or ranks.is_first:
+    if distributed is None or distributed.is_first:
         for line in outdated_results(trained.model.parent):
             logger.warning("%s", line)
     return trained

@@ -64,14 +64,14 @@ class TrainOptions:
     Attributes:
         settings: Fields of `TrainConfig`.
         device: auto, cpu, mps or a GPU.
-        ranks: The processes that share each training, None for one.
+        distributed: The processes that share each training, None for one.
         stop: Request to stop a training after the current step.
         resume: Whether to continue an existing training; otherwise it is an error.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     device: str = "auto"
-    ranks: DistributedContext | None = None
+    distributed: DistributedContext | None = None
     stop: StopRequest | None = None
     resume: bool = True
 
@@ -198,16 +198,16 @@ def warn_of_ignored_settings(
 
 
 @contextmanager
-def fold_lock(folder: Path, ranks: DistributedContext | None) -> Iterator[None]:
+def fold_lock(folder: Path, distributed: DistributedContext | None) -> Iterator[None]:
     """Lock the folder of a fold; wait for another process that trains it.
 
     The first of several ranks holds the lock for all.
     """
     what = f"training {folder.parent.name}, {folder.name}"
-    is_first = ranks is None or ranks.is_first
+    is_first = distributed is None or distributed.is_first
     with locked(Workspace.lock_beside(folder), what) if is_first else nullcontext():
-        if ranks is not None:
-            ranks.barrier()
+        if distributed is not None:
+            distributed.barrier()
         yield
 
 
@@ -246,8 +246,8 @@ def train_fold(session: Session, plan: Plan, configuration: str, fold: Fold, *, 
         with user_code_errors(trainer.trust.packages | session.trust.packages, "the validation"):
             trainer.perform_actual_validation()
 
-    is_first = options.ranks is None or options.ranks.is_first
-    with fold_lock(folder, options.ranks):
+    is_first = options.distributed is None or options.distributed.is_first
+    with fold_lock(folder, options.distributed):
         if not options.resume:
             require_no_checkpoint(folder)  # another process may have finished it meanwhile
         if is_trained(folder) and is_first:
@@ -264,7 +264,7 @@ def train_fold(session: Session, plan: Plan, configuration: str, fold: Fold, *, 
 def train_only(session: Session, plan: Plan, configuration: str, fold: Fold, *, options: TrainOptions) -> Path:
     """Train one fold as far as needed, without validation, and return the model folder."""
     folder = fold_folder(session, plan, configuration, fold)
-    with fold_lock(folder, options.ranks):
+    with fold_lock(folder, options.distributed):
         if not is_trained(folder):
             _complete_previous_stage(session, plan, configuration, fold, options)
             _train(session, plan, configuration, fold, options)
@@ -282,7 +282,7 @@ def _retry_damaged_cases(
     try:
         action()
     except DamagedCaseError as error:
-        if options.ranks is not None:
+        if options.distributed is not None:
             raise
         logger.warning("%s", error)
         stage: str | None = configuration
@@ -314,12 +314,12 @@ def _train(session: Session, plan: Plan, configuration: str, fold: Fold, options
 
     folder = fold_folder(session, plan, configuration, fold)
     require_same_network(folder.parent, [fold], options.settings)  # a cascade's first stage has no training yet
-    ranks = options.ranks or SINGLE
-    split = _split(session, fold, write=ranks.is_first)
+    distributed = options.distributed or SINGLE
+    split = _split(session, fold, write=distributed.is_first)
     checkpoint = find_resumable(folder)
-    if ranks.is_first and checkpoint is None:
+    if distributed.is_first and checkpoint is None:
         record_training_data(session, plan, configuration, folder, split)
-    elif ranks.is_first:
+    elif distributed.is_first:
         require_same_cases(session, plan, configuration, folder, split)
     cls = trainer_class(session.trainer, session.trust)
     contract = "its __init__ must accept the arguments of Trainer's and pass them on"
@@ -336,13 +336,13 @@ def _train(session: Session, plan: Plan, configuration: str, fold: Fold, options
             split=split,
             references={case.identifier: case.label for case in session.dataset.cases if case.label is not None},
             output_folder=folder,
-            ranks=ranks,
+            distributed=distributed,
             stop=options.stop,
         )
         # Not an argument: a subclass may have a signature of its own.
         trainer.trust = session.trust.with_references(*trainer.trust.references)
     with user_code_errors(packages, f"trainer '{session.trainer_name}'"):
-        if ranks.is_first:
+        if distributed.is_first:
             _copy_fingerprint(session, folder.parent)
         if checkpoint is not None:
             trainer.load_checkpoint(checkpoint)
@@ -379,14 +379,14 @@ def _complete_previous_stage(
         return
     from segwright.training.distributed.context import SINGLE
 
-    ranks = options.ranks or SINGLE
+    distributed = options.distributed or SINGLE
     second_only = ("pretrained", "pretrained_channels")  # the weights are those of a second stage
     settings = {key: value for key, value in options.settings.items() if key not in second_only}
     options = replace(options, settings=settings, resume=True)
-    held_out = _cases_by_holding_fold(session, fold, write=ranks.is_first)
-    if ranks.is_first and not cases_are_fresh(session, plan, previous):
+    held_out = _cases_by_holding_fold(session, fold, write=distributed.is_first)
+    if distributed.is_first and not cases_are_fresh(session, plan, previous):
         preprocess_cases(session, plan, previous)
-    untrained = ranks.broadcast([k for k in held_out if not is_trained(fold_folder(session, plan, previous, k))])
+    untrained = distributed.broadcast([k for k in held_out if not is_trained(fold_folder(session, plan, previous, k))])
     if untrained:
         logger.info(
             "%s fold %s needs out-of-fold predictions of %s: training its missing folds %s with the same settings",
@@ -394,15 +394,15 @@ def _complete_previous_stage(
         )
     for number in untrained:
         folder = fold_folder(session, plan, previous, number)
-        with fold_lock(folder, options.ranks):
-            if not ranks.broadcast(is_trained(folder)):  # otherwise another process has trained it meanwhile
+        with fold_lock(folder, options.distributed):
+            if not distributed.broadcast(is_trained(folder)):  # otherwise another process has trained it meanwhile
                 _complete_previous_stage(session, plan, previous, number, options)
                 _train(session, plan, previous, number, options)
-            ranks.barrier()
+            distributed.barrier()
     for number, identifiers in held_out.items():
-        part = ranks.local_items(identifiers)
+        part = distributed.local_items(identifiers)
         _predict_held_out(session, plan, configuration, number, part, device=options.device)
-    ranks.barrier()
+    distributed.barrier()
 
 
 def _cases_by_holding_fold(session: Session, fold: Fold, *, write: bool) -> dict[int, list[str]]:

@@ -73,7 +73,7 @@ def process_group(rank_info: RankInfo | None, device: str) -> AbstractContextMan
 
 
 def hard_exit_if_distributed(variables: Mapping[str, str], code: int) -> None:
-    """End a process of a distributed training at once, whether it succeeded or not; else do nothing."""
+    """Exit immediately with `code` if this process belongs to a distributed training; otherwise return."""
     if "RANK" in variables:
         from segwright.training.distributed.context import hard_exit
 

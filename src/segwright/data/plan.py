@@ -108,7 +108,7 @@ class Configuration(BaseModel):
         return len(self.patch_size)
 
     def num_input_channels(self, num_image_channels: int, num_foreground_labels: int) -> int:
-        """Return the network's input channels; a second stage has one more for each foreground label."""
+        """Return the network's input channels; the second stage of a cascade has one more for each foreground label."""
         return num_image_channels + (0 if self.previous_stage is None else num_foreground_labels)
 
     @property

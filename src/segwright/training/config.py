@@ -42,7 +42,10 @@ KNOBS: Final = (
     "save_every",
     "disable_checkpointing",
 )
-"""Settings that are also attributes of the trainer, as in nnU-Net; a subclass may set them until `initialize`."""
+"""Knobs: hyperparameters that are settings and also attributes of the trainer, as in nnU-Net.
+
+A subclass may set them until `initialize`.
+"""
 
 CacheMode = Literal["auto", "none", "ram", "device"]
 

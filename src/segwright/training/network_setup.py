@@ -24,7 +24,7 @@ from segwright.training.loading.targets import Scales
 def input_channel_names(
     description: DatasetDescription, labels: Labels, configuration: Configuration
 ) -> tuple[str, ...]:
-    """Return the names of the network's input channels; a second stage has one more for each foreground label."""
+    """Return the names of the input channels; the second stage of a cascade has one more for each foreground label."""
     previous = labels.foreground_labels if configuration.previous_stage is not None else ()
     return (*description.channel_names.values(), *(f"previous stage {value}" for value in previous))
 

@@ -60,7 +60,7 @@ PLOT_INTERVAL_S: Final = 30.0
 
 
 class Trainer:
-    """Trains one configuration on one fold; a subclass changes a knob or a hook.
+    """Trains one configuration on one fold; a subclass overrides a hyperparameter attribute or a hook.
 
     The constructor only stores values. `initialize` builds network, optimiser and loss; `on_train_start` opens the
     data and writes the first files. `run_training` calls the hooks in nnU-Net's order.
@@ -79,11 +79,11 @@ class Trainer:
         sinks: loggers that receive the metrics, in addition to `metrics.jsonl` and those of the settings.
         callbacks: objects or functions to be called at events (`training.callbacks`), in addition to the settings'.
         stop: checked after each step; if it requests a stop, the training is saved and ended.
-        ranks: the processes that share this training; only the first one writes files and logs.
+        distributed: the processes that share this training; only the first one writes files and logs.
         trust_code: whether a resumed checkpoint may import code that the settings do not name.
     """
 
-    # Knobs, see `config.KNOBS`
+    # Hyperparameters, see `config.KNOBS`
     initial_lr: float
     weight_decay: float
     oversample_foreground_percent: float
@@ -109,7 +109,7 @@ class Trainer:
     status: StatusFile
     divergence_monitor: DivergenceMonitor
     save_timer: Timer
-    average: ema.WeightAverage | None
+    weight_ema: ema.WeightAverage | None
     is_finished = False
     is_resumed = False
     best_ema: float | None = None
@@ -135,7 +135,7 @@ class Trainer:
         sinks: Sequence[MetricLogger] = (),
         callbacks: Sequence[object] = (),
         stop: StopRequest | None = None,
-        ranks: DistributedContext = SINGLE,
+        distributed: DistributedContext = SINGLE,
         trust_code: TrustCode = False,
     ) -> None:
         self.was_initialized = False
@@ -153,9 +153,9 @@ class Trainer:
         self.split = split
         self.output_folder = output_folder
         self.references = references
-        self.ranks = ranks
+        self.distributed = distributed
         self.sinks: list[MetricLogger] = []
-        if ranks.is_first:
+        if distributed.is_first:
             self.sinks = [JsonlLogger(output_folder / METRICS_FILE)]
             self.sinks += (SafeLogger(logger, type(logger).__name__) for logger in sinks)
         self.callbacks = [*callbacks]
@@ -204,10 +204,10 @@ class Trainer:
         if self.config.pretrained is not None and not self.is_resumed:
             self.notes += (*self._load_pretrained(network, self.config.pretrained),)
         self.network = move_to_device(network, self.device)
-        self.ranks.sync_parameters(self.network)
+        self.distributed.sync_parameters(self.network)
         optimizer = self.configure_optimizers()
         self.optimizer = required_optimizer(optimizer, self.configure_optimizers, "configure_optimizers")
-        self.average = ema.attach(self.network, self.optimizer, self.config.ema_weights)
+        self.weight_ema = ema.attach(self.network, self.optimizer, self.config.ema_weights)
         if compute_dtype(self.device, self.config.precision) == torch.float16:
             self.grad_scaler = torch.amp.GradScaler(self.device.type)
         self.loss = build_loss(
@@ -216,7 +216,7 @@ class Trainer:
             num_outputs=len(self.scales) if len(self.scales) > 1 else None,
             reference=self.config.loss,
             class_weights=self.config.class_weights,
-            reduce=self.ranks.reduce,
+            reduce=self.distributed.reduce,
         )
         self.recipe = training_recipe(self.config, self.configuration, self.labels, LabelPairs.of_plan(self.plans))
         self.callbacks += load_callbacks(self.config.callbacks)
@@ -307,7 +307,7 @@ class Trainer:
             recipe=self.recipe,
             scales=self.scales if len(self.scales) > 1 else None,
             device=self.device,
-            ranks=self.ranks,
+            distributed=self.distributed,
         )
         self.notes += (placement.reason,)
         return training, validation
@@ -322,13 +322,13 @@ class Trainer:
         device = resolve_device(self._device_name)
         with self.stop.watched(), reproducible(device, deterministic=self.config.deterministic):
             self._run_hook("on_train_start")
-            while not self.ranks.broadcast(self.clock.is_over(self.current_epoch)):
+            while not self.distributed.broadcast(self.clock.is_over(self.current_epoch)):
                 self._run_hook("on_epoch_start")
                 self._run_hook("on_train_epoch_start")
                 self._run_training_steps()
                 self._run_hook("on_train_epoch_end", self.epoch_outputs)
-                with torch.no_grad(), self.clock.timing("validation"), ema.applied(self.average):
-                    self.ranks.sync_buffers(self.network)
+                with torch.no_grad(), self.clock.timing("validation"), ema.applied(self.weight_ema):
+                    self.distributed.sync_buffers(self.network)
                     self._run_hook("on_validation_epoch_start")
                     self._run_hook("on_validation_epoch_end", self._run_validation_steps())
                 self._run_hook("on_epoch_end")
@@ -347,8 +347,8 @@ class Trainer:
         with prefetched_batches(loader, self.network, self.current_epoch, steps, first_step=first) as batches:
             for batch in batches:
                 if self.config.budget_s is not None:
-                    set_learning_rate(self.optimizer, self.ranks.broadcast(self.learning_rate))
-                seed_step(self.config.seed, self.current_epoch, self.epoch_step, self.ranks.rank)
+                    set_learning_rate(self.optimizer, self.distributed.broadcast(self.learning_rate))
+                seed_step(self.config.seed, self.current_epoch, self.epoch_step, self.distributed.rank)
                 output = required_step(self.train_step(batch), self.train_step, ("loss",))
                 self.epoch_outputs.append(output)
                 if self._end_step(output["loss"], batch["keys"]):
@@ -369,12 +369,12 @@ class Trainer:
         self.current_step += 1
         self.epoch_step += 1
         self.clock.end_step()
-        if self.ranks.is_first:
+        if self.distributed.is_first:
             if self.status.is_due:
                 self.write_status("training")
             if self.status.stop_is_requested:
                 self.clock.end_training()
-        epoch_is_over, reason = self.ranks.broadcast([self.clock.epoch_is_over, self.stop.reason])
+        epoch_is_over, reason = self.distributed.broadcast([self.clock.epoch_is_over, self.stop.reason])
         if (self.save_timer.is_due or reason) and self.divergence_monitor.last_step_is_finite:
             self.save_checkpoint("latest")
         if reason:
@@ -395,7 +395,7 @@ class Trainer:
         self.set_deep_supervision_enabled(self.enable_deep_supervision)
         self.dataloader_train, self.dataloader_val = required_loaders(self.get_dataloaders(), self.get_dataloaders)
         self.output_folder.mkdir(parents=True, exist_ok=True)
-        if self.ranks.is_first:
+        if self.distributed.is_first:
             sweep_leftovers(self.output_folder)
             sweep_leftovers(self.output_folder.parent, is_shared=True)
             record = train_record(self.config, self.device, notes=self.notes, identity=self.identity())
@@ -407,8 +407,8 @@ class Trainer:
             logger.rewind(self.current_epoch)
             if isinstance(logger, JsonlLogger):
                 logger.complete(self.logbook.rows[: self.current_epoch])
-        begin = "training" if self.current_step == 0 else f"resuming at epoch {self.current_epoch} of"
-        what = f"{self.configuration_name}, fold {self.fold}: {defaults.length_text(self.config)}"
+        begin = "training" if self.current_step == 0 else f"resuming at epoch {self.current_epoch}:"
+        what = f"{self.configuration_name}, fold {self.fold}, {defaults.length_text(self.config)}"
         how = f"batch size {self.batch_size}, patch {self.configuration.patch_size}, on {self.device}"
         for line in (f"{begin} {what}, {len(self.split.train)} cases, {how}", *self.notes):
             self.print_to_log_file(line)
@@ -425,7 +425,7 @@ class Trainer:
     def on_train_epoch_start(self) -> None:
         """Set training mode and the learning rate."""
         self.network.train()
-        set_learning_rate(self.optimizer, self.ranks.broadcast(self.learning_rate))
+        set_learning_rate(self.optimizer, self.distributed.broadcast(self.learning_rate))
         self.logbook.log("lrs", self.learning_rate, self.current_epoch)
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
@@ -441,7 +441,7 @@ class Trainer:
             check_loss(loss, output, data, batch["keys"])
             self._is_first_batch_checked = True
         torch.autograd.backward(loss if self.grad_scaler is None else self.grad_scaler.scale(loss))
-        self.ranks.sum_gradients(self.network.parameters())
+        self.distributed.sum_gradients(self.network.parameters())
         norm = update(self.optimizer, self.network, clip_norm=self.config.clip_norm, scaler=self.grad_scaler)
         return {"loss": torch.where(torch.isfinite(norm), loss.detach(), torch.nan)}
 
@@ -472,7 +472,7 @@ class Trainer:
 
     def on_validation_epoch_end(self, steps: list[ValidationStep]) -> None:
         """Log validation loss and pseudo Dice."""
-        result = pseudo_dice(steps, self.ranks)
+        result = pseudo_dice(steps, self.distributed)
         self.logbook.log("val_losses", result.loss, self.current_epoch)
         self.logbook.log("dice_per_class_or_region", result.dice, self.current_epoch)
         self.logbook.log("true_voxels_per_class", result.true_voxels, self.current_epoch)
@@ -506,10 +506,10 @@ class Trainer:
         """Replace the latest checkpoint by the final one."""
         self.clock.stop()
         self.is_finished = True
-        if self.average is not None:
-            self.average.copy_to_network()
+        if self.weight_ema is not None:
+            self.weight_ema.copy_to_network()
         self.save_checkpoint("final")
-        if self.ranks.is_first and not self.disable_checkpointing:
+        if self.distributed.is_first and not self.disable_checkpointing:
             checkpoints.delete(self.output_folder, "latest")
         self._plot()
         for logger in self.sinks:
@@ -522,7 +522,7 @@ class Trainer:
         final = checkpoints.checkpoint_file(self.output_folder, "final")
         ending = self.dataset_json.file_ending
         self.write_status("validating")
-        self.ranks.sync_buffers(self.network)
+        self.distributed.sync_buffers(self.network)
         self.set_deep_supervision_enabled(False)
         try:
             predictor = Predictor(
@@ -545,7 +545,7 @@ class Trainer:
                     file_ending=ending,
                     weights_hash=file_hash(final) if final.is_file() else f"unsaved at {time.time()}",
                     log=self.print_to_log_file,
-                    ranks=self.ranks,
+                    distributed=self.distributed,
                 )
         finally:
             self.set_deep_supervision_enabled(self.enable_deep_supervision)
@@ -555,13 +555,13 @@ class Trainer:
 
     def save_checkpoint(self, kind: checkpoints.Kind) -> None:
         """Write a checkpoint; only `latest` can be resumed and has the optimiser's state."""
-        if self.disable_checkpointing or not self.ranks.is_first:
+        if self.disable_checkpointing or not self.distributed.is_first:
             return
         tensors, values = optimizer_tensors(self.optimizer, self.network)
         state = self._checkpoint_state(values)
-        averages = {} if self.average is None else self.average.tensors()
+        averages = {} if self.weight_ema is None else self.weight_ema.tensors()
         resume_tensors = {**tensors, **averages} if kind == "latest" else None
-        with self.clock.timing("save"), ema.applied(None if kind == "latest" else self.average):
+        with self.clock.timing("save"), ema.applied(None if kind == "latest" else self.weight_ema):
             checkpoints.save(self.output_folder, kind, state, self.network.state_dict(), optimizer=resume_tensors)
         if resume_tensors is not None:
             self.save_timer.reset()
@@ -607,7 +607,7 @@ class Trainer:
             self._set_knobs()
             self.is_resumed = True
             self.initialize()
-        resume.restore_tensors(checkpoint, path, self.network, self.optimizer, self.average, self.grad_scaler)
+        resume.restore_tensors(checkpoint, path, self.network, self.optimizer, self.weight_ema, self.grad_scaler)
         self.current_epoch, self.current_step, self.epoch_step = state.epoch, state.step, state.epoch_step
         self.epoch_outputs = [{"loss": loss.to(self.device)} for loss in state.losses]
         self.logbook = Logbook(state.logging)
@@ -628,7 +628,7 @@ class Trainer:
 
     @property
     def num_input_channels(self) -> int:
-        """Channels of the network's input; a second stage has one more for each foreground label."""
+        """Channels of the network's input; the second stage of a cascade has one more for each foreground label."""
         return len(network_setup.input_channel_names(self.dataset_json, self.labels, self.configuration))
 
     @property
@@ -638,7 +638,7 @@ class Trainer:
 
     def print_to_log_file(self, *parts: object, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
         """Write a line to `training.log` and, by default, to the log of the program."""
-        if self.ranks.is_first:
+        if self.distributed.is_first:
             write_line(self.output_folder / LOG_FILE, *parts, console=also_print_to_console, timestamp=add_timestamp)
 
     def identity(self) -> dict[str, Any]:
@@ -681,7 +681,7 @@ class Trainer:
 
     def write_status(self, state: State) -> None:
         """Write `status.json`."""
-        if not self.ranks.is_first:
+        if not self.distributed.is_first:
             return
         status = make_status(
             state,
@@ -695,6 +695,6 @@ class Trainer:
         self.status.write(status)
 
     def _plot(self) -> None:
-        if self.ranks.is_first:
+        if self.distributed.is_first:
             plot(self.logbook, self.output_folder / "progress.png")
         self._plot_timer.reset()

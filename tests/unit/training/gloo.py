@@ -18,7 +18,7 @@ def free_port() -> int:
 
 
 def start(function: str, world_size: int, *arguments: object) -> list[subprocess.Popen[str]]:
-    """Start `function(ranks, *arguments)` of `rank_programs`, one process for each rank."""
+    """Start `function(distributed, *arguments)` of `rank_programs`, one process for each rank."""
     port = free_port()
     return [
         subprocess.Popen(

@@ -56,7 +56,7 @@ def train(
 
         launch.start(gpus, device)
         return
-    with stop_on_signals() as stop, process_group(rank_info, device) as ranks:
+    with stop_on_signals() as stop, process_group(rank_info, device) as distributed:
         trained = api.train(
             dataset,
             workspace=options.workspace_of(context),
@@ -72,7 +72,7 @@ def train(
             trainer=trainer,
             resume=resume,
             device=device_of(device, rank_info),
-            ranks=ranks,
+            distributed=distributed,
             stop=stop,
             trust_code=options.code_trust(trust_code),
         )

@@ -214,10 +214,10 @@ def joined(info: RankInfo | None, device: str) -> Iterator[DistributedContext]:
     backend = "gloo" if kind in _HOST_TYPES else f"cpu:gloo,{kind}:nccl"
     with monitor.explain_errors():
         dist.init_process_group(backend, store=store, rank=info.rank, world_size=info.world_size, timeout=_MAX_WAIT)
-    ranks = _ProcessGroup(info, monitor)
+    distributed = _ProcessGroup(info, monitor)
     try:
-        yield ranks
-        ranks.barrier()
+        yield distributed
+        distributed.barrier()
     except Interrupted:
         monitor.stop(STOPPED)
         raise
@@ -225,7 +225,7 @@ def joined(info: RankInfo | None, device: str) -> Iterator[DistributedContext]:
         monitor.stop(f"{FAILED}: {type(error).__name__}: {error}")
         raise
     monitor.stop(DONE)
-    ranks.barrier()  # rank 0 hosts the store: it must exit after the last access
+    distributed.barrier()  # rank 0 hosts the store: it must exit after the last access
     dist.destroy_process_group()
 
 

@@ -74,7 +74,7 @@ class BatchLoader:
         training: false for validation batches, which have their own random numbers.
         device: where batches are augmented; the CPU by default.
         scales: relative sizes of the network's outputs, None for a single target.
-        ranks: processes that share the global batch of `batch_size`; only the samples of this rank are made.
+        distributed: processes that share the global batch of `batch_size`; only the samples of this rank are made.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class BatchLoader:
         training: bool = True,
         device: torch.device | None = None,
         scales: Scales | None = None,
-        ranks: DistributedContext = SINGLE,
+        distributed: DistributedContext = SINGLE,
     ) -> None:
         self.identifiers = tuple(identifiers)
         self.patch_size = tuple(patch_size)
@@ -112,7 +112,7 @@ class BatchLoader:
         self.scales = scales
         self._cases = store if isinstance(store, CaseCache) else CaseCache(store)
         self._validate()
-        self._indices = ranks.local_indices(batch_size)
+        self._indices = distributed.local_indices(batch_size)
 
     @property
     def batch_bytes(self) -> int:

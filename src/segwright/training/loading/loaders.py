@@ -100,7 +100,7 @@ def build_loaders(
     recipe: Recipe,
     scales: Scales | None,
     device: torch.device,
-    ranks: DistributedContext = SINGLE,
+    distributed: DistributedContext = SINGLE,
 ) -> tuple[BatchLoader, BatchLoader, CachePlacement]:
     """Return the loaders of training and online validation, and the placement of their cases.
 
@@ -113,13 +113,13 @@ def build_loaders(
         recipe: augmentation of training batches.
         scales: relative sizes of the network's outputs, None for one output.
         device: of the network; batches are made there, but on the CPU for an Apple GPU.
-        ranks: processes that share each batch.
+        distributed: processes that share each batch.
     """
     assert config.batch_size is not None, "defaults.resolve_config sets the batch size"
     batch_device = torch.device(CPU) if device.type == MPS else device
     needed = total_bytes(cases, sorted({*split.train, *split.val}))
     placement = choose_placement(
-        config.cache, needed, batch_device, limit_gib=config.cache_gib, sharing=ranks.world_size
+        config.cache, needed, batch_device, limit_gib=config.cache_gib, num_processes=distributed.world_size
     )
     cache = CaseCache(cases, placement, batch_device)
     training, validation = (
@@ -138,7 +138,7 @@ def build_loaders(
             training=is_training,
             device=batch_device,
             scales=scales,
-            ranks=ranks,
+            distributed=distributed,
         )
         for identifiers, is_training in ((split.train, True), (split.val, False))
     )

@@ -70,7 +70,7 @@ def validate(
     file_ending: str,
     weights_hash: str,
     log: Callable[[str], None],
-    ranks: DistributedContext = SINGLE,
+    distributed: DistributedContext = SINGLE,
 ) -> Scores:
     """Predict cases, write `<case><ending>` and `summary.json` into `folder`, and return the scores.
 
@@ -85,7 +85,7 @@ def validate(
         file_ending: of predictions, as in dataset.json.
         weights_hash: hash of the weights.
         log: logs a line.
-        ranks: share the cases; the first one writes the record and the scores, all return the scores.
+        distributed: share the cases; the first one writes the record and the scores, all return the scores.
 
     Raises:
         DatasetError: a reference is missing.
@@ -95,19 +95,23 @@ def validate(
     if missing:
         raise DatasetError(f"case {missing[0]}: no reference label to validate with; put it back into labelsTr")
     files = {name: below(folder, f"{name}{file_ending}") for name in identifiers}
-    record = PredictionRecord.open(folder, weights_hash) if ranks.is_first else PredictionRecord(None, weights_hash, {})
-    todo = ranks.broadcast([name for name in identifiers if not record.has(files[name])])
+    record = (
+        PredictionRecord.open(folder, weights_hash)
+        if distributed.is_first
+        else PredictionRecord(None, weights_hash, {})
+    )
+    todo = distributed.broadcast([name for name in identifiers if not record.has(files[name])])
     start = time.monotonic()
     kept = f", {len(files) - len(todo)} are done already" if len(todo) < len(files) else ""
     log(f"validation: predicting {len(todo)} cases with {len(predictor.window.flips)} mirrored views{kept}")
-    _predict(predictor, cases, {name: files[name] for name in ranks.local_items(todo)}, record)
-    for done in ranks.gather(record.done)[1:]:
+    _predict(predictor, cases, {name: files[name] for name in distributed.local_items(todo)}, record)
+    for done in distributed.gather(record.done)[1:]:
         record.add(*(folder / name for name in done))
-    if not ranks.is_first:
-        ranks.barrier()
+    if not distributed.is_first:
+        distributed.barrier()
         return Scores.load(folder / SUMMARY_JSON)
     scores = score(references, files, folder, labels=predictor.labels, reader=predictor.reader)
-    ranks.barrier()
+    distributed.barrier()
     log(f"validation complete in {time.monotonic() - start:.1f} s, mean validation Dice {scores.mean_dice:.4f}")
     return scores
 

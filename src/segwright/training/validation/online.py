@@ -64,14 +64,14 @@ def confusion(output: Tensor, target: Tensor, labels: Labels) -> tuple[Tensor, T
     return tp[1:], (num_predicted - tp)[1:], (num_true - tp)[1:]
 
 
-def pseudo_dice(steps: list[ValidationStep], ranks: DistributedContext = SINGLE) -> PseudoDice:
+def pseudo_dice(steps: list[ValidationStep], distributed: DistributedContext = SINGLE) -> PseudoDice:
     """Return the metrics over the validation steps of all ranks.
 
     This is the only time in an epoch when the host waits for the device.
     """
     loss = torch.stack([step["loss"].detach().float() for step in steps]).mean()
     counts = [torch.stack([step["tp_hard"], step["fp_hard"], step["fn_hard"]]) for step in steps]
-    tp, fp, fn = ranks.all_reduce(torch.stack(counts).sum(0)).cpu()  # MPS has no float64
+    tp, fp, fn = distributed.all_reduce(torch.stack(counts).sum(0)).cpu()  # MPS has no float64
     dice = (2 * tp).double() / (2 * tp + fp + fn)
     return PseudoDice(float(loss), dice.tolist(), (tp + fn).tolist())
 
