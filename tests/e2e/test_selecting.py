@@ -236,8 +236,8 @@ def test_a_run_compares_what_earlier_ones_trained_but_keeps_what_was_asked_for(w
     run = api.run(raw, configurations=["2d"], folds=[0, 2], settings=SHORT, **options)
     assert run.selection is not None
     assert [each.members for each in run.selection.comparison.candidates] == [(MODELS[0],), (MODELS[1],), MODELS]
-    assert "select" in run.done
-    assert not [each for each in run.done if each.startswith("train")]
+    assert "select" in run.executed_stages
+    assert not [each for each in run.executed_stages if each.startswith("train")]
     asked = api.select(raw, configurations=["2d"], **options)
     assert (asked.is_new, asked.comparison.winner) == (True, MODELS[0])
     again = api.run(raw, configurations=["3d_fullres"], folds=[0, 2], settings=SHORT, **options)

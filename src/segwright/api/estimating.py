@@ -69,9 +69,9 @@ def fit_estimates(
         if not math.isnan(score.mean_dice)
     ]
     mirror_axes = next(iter(stats.values())).mirror_axes
-    reliabilities = [each.reliability for each in stats.values() if each.reliability is not None]
+    calibrations = [each.calibration for each in stats.values() if each.calibration is not None]
     return Estimates(
-        dice_estimator=dice_estimator.fit(held_out, mirror_axes), calibration=calibration.fit(reliabilities)
+        dice_estimator=dice_estimator.fit(held_out, mirror_axes), calibration=calibration.fit(calibrations)
     )
 
 

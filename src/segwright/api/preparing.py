@@ -206,7 +206,7 @@ def verify(session: Session, *, workers: int | None = None, visit: checks.Visito
     Raises:
         ProblemReport: all problems of the dataset.
     """
-    if session.stage_cache.is_current("check", session.raw_state):
+    if session.stage_cache.is_current("check", session.raw_digest):
         return False
     findings = checks.check(session.dataset.folder, workers=workers, environment=session.environment, visit=visit)
     for problem in findings.warnings:
@@ -214,7 +214,7 @@ def verify(session: Session, *, workers: int | None = None, visit: checks.Visito
     if findings.errors:
         raise ProblemReport(findings.errors)
     record_owner(session)  # only now: a refused dataset leaves no files behind
-    session.stage_cache.record("check", session.raw_state)
+    session.stage_cache.record("check", session.raw_digest)
     return True
 
 
@@ -227,18 +227,18 @@ def make_fingerprint(session: Session, *, workers: int | None = None, force: boo
     is_new = not file.is_file()
     was_visited = verify(session, workers=workers, visit=collector.add if is_new else None)
     if not is_new and not force:
-        if session.stage_cache.is_current(stage, session.raw_state):
+        if session.stage_cache.is_current(stage, session.raw_digest):
             return _load_fingerprint(file), False
         if not session.stage_cache.has_stage(stage):
             existing = _load_fingerprint(file)
             if len(existing.spacings) == len(dataset.cases):
                 logger.info("%s exists and is kept; segwright fingerprint --force measures again", file)
-                session.stage_cache.record(stage, session.raw_state)
+                session.stage_cache.record(stage, session.raw_digest)
                 return existing, False
         logger.info("the dataset changed since the fingerprint was made")
     new = collector.fingerprint(dataset) if is_new and was_visited else measuring.extract(dataset, workers=workers)
     new.save(file)
-    session.stage_cache.record(stage, session.raw_state)
+    session.stage_cache.record(stage, session.raw_digest)
     return new, True
 
 
@@ -461,7 +461,7 @@ def _cases_record(session: Session, plan: Plan, name: str) -> tuple[str, object]
     """Return the stage cache's key of a configuration's preprocessed cases, and everything they are made from."""
     configuration = plan.configuration(name).model_dump(mode="json", by_alias=True)
     shared = {key: value for key, value in plan.to_json().items() if key not in ("configurations", "segwright")}
-    made_from = [session.raw_state, configuration, shared, folder_digest(cases_folder(session, plan, name))]
+    made_from = [session.raw_digest, configuration, shared, folder_digest(cases_folder(session, plan, name))]
     return f"cases {plan.plans_name} {name}", made_from
 
 

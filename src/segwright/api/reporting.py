@@ -109,7 +109,7 @@ def write_report(
     selection = None if selected is None else read_selection(selected)
     digest = _digest([*reported_documents(folder), *map(Path, scores)])
     created = datetime.now().astimezone()
-    write_text(file, page.render(parts, selection=selection, created=created, made_from=digest))
+    write_text(file, page.render(parts, selection=selection, created=created, source_hash=digest))
     for model in models:
         for fold in model.folds:
             for line in changes_since_training(Workspace.fold_folder(model.folder, fold.name)):
@@ -189,7 +189,7 @@ def report_of_run(
     try:
         written = file.stat().st_mtime_ns if file.is_file() else 0
         is_older = any(document.stat().st_mtime_ns > written for document in shown)
-        if is_older or page.made_from(file) != _digest(shown):
+        if is_older or page.source_hash_of(file) != _digest(shown):
             write_report(results, file, workspace=workspace, dataset=dataset, scores=scores)
     except Exception as error:  # any failure, since the results are complete
         logger.warning("no report was written (%s: %s); all other results are complete", type(error).__name__, error)

@@ -105,13 +105,13 @@ def run(
     presets.preset(preset)
     session = open_session(dataset, workspace, environment=environment, trainer=trainer, trust=trust)
     numbers = _folds(session, folds)
-    done: list[str] = []
+    executed: list[str] = []
     with dataset_lock(session, "measuring and planning"):
         measured, was_measured = preparing.make_fingerprint(session, workers=workers)
         plan, was_planned = preparing.make_plan(
             session, measured, PlanOptions(preset=preset, name=plans), prefer_existing=True
         )
-    done += ["fingerprint"] * was_measured + ["plan"] * was_planned
+    executed += ["fingerprint"] * was_measured + ["plan"] * was_planned
     names = _configurations(plan, configurations)
     todo = [(name, fold) for name in names for fold in numbers if not _is_finished(session, plan, name, fold)]
     for name in names:
@@ -119,22 +119,28 @@ def run(
     for name in preparing.configurations_to_preprocess(plan, names):
         if not preparing.cases_are_fresh(session, plan, name):
             report = preparing.preprocess_cases(session, plan, name, workers=workers)
-            done += [f"preprocess {name}"] * bool(report.done)
+            executed += [f"preprocess {name}"] * bool(report.done)
     for name, fold in todo:
         logger.info("training %s, fold %s", name, fold)
         training_runs.train_fold(session, plan, name, fold, options=options)
-        done.append(f"train {name} fold {fold}")
+        executed.append(f"train {name} fold {fold}")
     kept = set(itertools.product(names, numbers)) - set(todo)
     for name, fold in sorted(kept):
         staleness.refresh_scores(session, plan, name, training_runs.fold_folder(session, plan, name, fold))
     folds_done = tuple(training_runs.finished_fold(session, plan, name, fold) for name in names for fold in numbers)
     selection = selecting.select_after_run(session, plan, names, numbers, device=device, workers=workers)
-    done += ["select"] * selection.is_new
-    page = reporting.report_of_run(
+    executed += ["select"] * selection.is_new
+    report_html = reporting.report_of_run(
         folds_done[0].model.parent, workspace=session.workspace, dataset=session.dataset.folder
     )
-    not_done = training_runs.describe_ignored_settings(session, plan, kept, chosen)
-    return RunReport(folds=folds_done, done=tuple(done), page=page, selection=selection, not_done=not_done)
+    unapplied = training_runs.describe_ignored_settings(session, plan, kept, chosen)
+    return RunReport(
+        folds=folds_done,
+        executed_stages=tuple(executed),
+        report_html=report_html,
+        selection=selection,
+        unapplied_changes=unapplied,
+    )
 
 
 def demo(
@@ -187,7 +193,7 @@ def demo(
         seconds=time.monotonic() - start,
         model=model,
         pictures=tuple(_draw(raw, predictions, pictures, session)),
-        page=reporting.report_of_run(model.parent, workspace=workspace, dataset=raw, scores=[scores.file]),
+        report_html=reporting.report_of_run(model.parent, workspace=workspace, dataset=raw, scores=[scores.file]),
         shortcoming=find_shortcoming(
             [training_runs.fold_folder(session, plan, DEMO_CONFIGURATION, "all")], scores.scores.mean_dice
         ),

@@ -1,4 +1,4 @@
-"""Select the model or ensemble that is best on held-out cases."""
+"""Select the model or ensemble with the highest mean foreground Dice on held-out cases."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ logger = getLogger(__name__)
 VERSION = 3
 """Version of the rules of selection; increased when they change, so that older selections are redone."""
 
-Verb = Literal["select", "run"]
+Command = Literal["select", "run"]
 
 
 def select(
@@ -71,10 +71,11 @@ def select(
     environment: Mapping[str, str] = NO_ENVIRONMENT,
     trust_code: TrustCode = False,
 ) -> SelectionReport:
-    """Find the model, or the ensemble of two, that is best on held-out cases, and write it as a model folder.
+    """Find the model, or ensemble of two, with the highest mean foreground Dice on held-out cases, and write it.
 
-    Models are scored on the held-out cases of the folds that all models have; ensembles by the mean of their
-    probabilities, which are predicted for this. Post-processing is determined on the predictions of the best.
+    Models are scored on the held-out cases of the folds that all models have. Ensembles are scored on the averaged
+    probabilities of both models, which are predicted now if missing. Post-processing is determined on the predictions
+    of the best. The result is a model folder.
 
     Args:
         dataset: Folder, name or id.
@@ -117,7 +118,7 @@ def select_after_run(
     workers: int | None = None,
 ) -> SelectionReport:
     """Select among the configurations of a run and earlier ones of the same plans with the same folds."""
-    options: dict[str, Any] = {"folds": folds, "device": device, "workers": workers, "by": "run"}
+    options: dict[str, Any] = {"folds": folds, "device": device, "workers": workers, "made_by": "run"}
     models = {name: model_folder(session, plan, name) for name in sorted({*names, *plan.configuration_names})}
     compared = [folder for name, folder in models.items() if name in names or {*folds} <= {*comparable_folds(folder)}]
     own = [models[name] for name in sorted(set(names))]
@@ -139,16 +140,19 @@ def select_models(
     output: Path | str | None = None,
     device: str = "auto",
     workers: int | None = None,
-    by: Verb = "select",
+    made_by: Command = "select",
 ) -> SelectionReport:
     """Select among model folders; see `select` for the arguments.
 
-    An up-to-date selection is kept; a `run` (`by`) also keeps one that `segwright select` made.
+    An up-to-date selection is kept. With `made_by='run'` a selection made by `segwright select` is kept even if it is
+    outdated.
     """
     target = Path(output) if output is not None else session.workspace.selected_folder(session.name)
     require_replaceable(target)
     with locked(Workspace.lock_beside(target.absolute()), f"selecting {target.name} of {session.name}"):
-        return _select(session, models, target, folds=folds, ensembles=ensembles, device=device, workers=workers, by=by)
+        return _select(
+            session, models, target, folds=folds, ensembles=ensembles, device=device, workers=workers, made_by=made_by
+        )
 
 
 def _select(
@@ -160,14 +164,14 @@ def _select(
     ensembles: bool,
     device: str,
     workers: int | None,
-    by: Verb,
+    made_by: Command,
 ) -> SelectionReport:
     trained = open_trained(models, folds)
     common = trained[0].crossval.folds
     sources = {each.name: _source(each, folds) for each in trained}
     states = [[name, source.folds, _state(source)] for name, source in sources.items()]
-    made_from = content_hash([VERSION, ensembles, common, session.raw_state, states])
-    existing = _existing_selection(target, made_from, by)
+    source_hash = content_hash([VERSION, ensembles, common, session.raw_digest, states])
+    existing = _existing_selection(target, source_hash, made_by)
     if existing is not None:
         return existing
     from segwright.inference.models.model_folder import require_folds
@@ -214,8 +218,8 @@ def _select(
         winner_sources,
         processing,
         dataset=session.name,
-        made_from=made_from,
-        by=by,
+        source_hash=source_hash,
+        made_by=made_by,
         selection=comparison.model_dump(),
         summary=score(winners, ExtraMetrics(surface=True)).to_json(),
         dice_estimator=estimates.dice_estimator,
@@ -227,7 +231,7 @@ def _select(
         model=target,
         comparison=comparison,
         postprocessing=processing,
-        quality=estimates.dice_estimator,
+        dice_estimator=estimates.dice_estimator,
         calibration=estimates.calibration,
         is_new=True,
         shortcoming=shortcoming,
@@ -250,7 +254,7 @@ def _state(source: Source) -> list[tuple[str, int, int]]:
     return [(str(file.relative_to(source.folder)), state.st_size, state.st_mtime_ns) for file, state in states]
 
 
-def _existing_selection(target: Path, made_from: str, by: Verb) -> SelectionReport | None:
+def _existing_selection(target: Path, source_hash: str, made_by: Command) -> SelectionReport | None:
     """Return the existing selection if it is up to date or must not be replaced by this command."""
     if not is_selected(target):
         return None
@@ -258,8 +262,8 @@ def _existing_selection(target: Path, made_from: str, by: Verb) -> SelectionRepo
     is_complete = all((target / MEMBERS / member.name).is_dir() for member in selected.members)
     if not is_complete:
         return None
-    if selected.made_from != made_from:
-        if by == "select" or selected.by != "select":
+    if selected.source_hash != source_hash:
+        if made_by == "select" or selected.made_by != "select":
             return None
         logger.warning(
             "%s: was made by 'segwright select' and is kept; run 'segwright select' again to update it", target
@@ -273,7 +277,7 @@ def read_selection(folder: Path) -> SelectionReport:
     Raises:
         SegwrightError: a document is missing or damaged.
     """
-    quality, calibration = read_estimates(folder)
+    dice_estimator, calibration = read_estimates(folder)
     selected = read_selected(folder)
     try:
         comparison = Summary.model_validate(selected.selection)
@@ -283,7 +287,7 @@ def read_selection(folder: Path) -> SelectionReport:
         model=folder,
         comparison=comparison,
         postprocessing=PostProcessing.load(folder / POSTPROCESSING_JSON),
-        quality=quality,
+        dice_estimator=dice_estimator,
         calibration=calibration,
         is_new=False,
         shortcoming=selected.shortcoming,

@@ -25,7 +25,7 @@ DEFAULT_TRAINER = "Trainer"
 class Session:
     """A loaded dataset with its workspace.
 
-    `raw_state` is a digest of the raw files, `environment` the variables that paths in file lists may contain,
+    `raw_digest` is the digest of the raw files, `environment` the variables that paths in file lists may contain,
     `trainer` the reference of the trainer class (`module:Class`, None for `Trainer`), `trust` the code that files of
     the work folder may import.
     """
@@ -33,7 +33,7 @@ class Session:
     workspace: Workspace
     dataset: Dataset
     stage_cache: StageCache
-    raw_state: str
+    raw_digest: str
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     trainer: str | None = None
     trust: CodeTrust = TRUST_NONE
@@ -74,14 +74,14 @@ def open_session(
     Raises:
         SegwrightError: the dataset is invalid or the workspace is not writable.
     """
-    place = workspace_or_default(workspace)
-    loaded = load(place.resolve_dataset(dataset), environment=environment)
-    place.require_writable()
+    resolved_workspace = workspace_or_default(workspace)
+    loaded = load(resolved_workspace.resolve_dataset(dataset), environment=environment)
+    resolved_workspace.require_writable()
     session = Session(
-        workspace=place,
+        workspace=resolved_workspace,
         dataset=loaded,
-        stage_cache=StageCache(place.preprocessed_dataset(loaded.name)),
-        raw_state=listing_digest(_raw_files(loaded)),
+        stage_cache=StageCache(resolved_workspace.preprocessed_dataset(loaded.name)),
+        raw_digest=listing_digest(_raw_files(loaded)),
         environment=environment,
         trainer=trainer,
         trust=trust,
@@ -112,7 +112,7 @@ def dataset_lock(session: Session, what: str) -> Iterator[None]:
 def record_owner(session: Session) -> None:
     """Record that the derived files in the workspace belong to this dataset in its current state."""
     recorded = session.stage_cache.raw
-    if recorded is None or recorded.state != session.raw_state:
+    if recorded is None or recorded.state != session.raw_digest:
         session.stage_cache.record_raw(_identity(session))
 
 
@@ -134,13 +134,13 @@ def writing_problem(workspace: Workspace) -> Problem | None:
 
 
 def _require_same_dataset(session: Session) -> None:
-    """Check that the derived files in the workspace were made from this dataset, not another one of its name.
+    """Check that the derived files were made from this dataset and not from another one with the same name.
 
     Raises:
         WorkspaceError: they were made from another dataset.
     """
     recorded = session.stage_cache.raw
-    if recorded is None or recorded.state == session.raw_state:
+    if recorded is None or recorded.state == session.raw_digest:
         return
     folder = os.path.realpath(session.dataset.folder)
     if recorded.folder == folder:
@@ -163,7 +163,7 @@ def _identity(session: Session) -> RawIdentity:
     chosen = {names[0], names[len(names) // 2], names[-1]}
     return RawIdentity(
         folder=os.path.realpath(session.dataset.folder),
-        state=session.raw_state,
+        state=session.raw_digest,
         images=_image_hashes(session, chosen),
     )
 

@@ -33,18 +33,18 @@ class TrainingData(BaseModel):
 
     Attributes:
         dataset: folder of the raw dataset.
-        raw_state: digest of names, sizes and times of the raw files when they last matched this document.
+        raw_digest: of names, sizes and times of the raw files when they last matched this document.
         train: training cases.
         val: held-out cases.
         cases: files of each case.
         scored: SHA-256 of the labels that were last scored with, where they differ from those in `cases`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
 
     schema_version: Literal[1] = 1
     dataset: str
-    raw_state: str
+    raw_digest: str = Field(alias="raw_state")
     train: tuple[str, ...]
     val: tuple[str, ...]
     cases: dict[str, tuple[Entry, ...]]
@@ -64,7 +64,7 @@ class TrainingData(BaseModel):
 
     def save(self, fold_folder: Path) -> None:
         """Write the document, atomically."""
-        write_checked_json(fold_folder / TRAINING_DATA_JSON, self.model_dump(mode="json"))
+        write_checked_json(fold_folder / TRAINING_DATA_JSON, self.model_dump(mode="json", by_alias=True))
 
     @property
     def split(self) -> Split:

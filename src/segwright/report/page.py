@@ -61,11 +61,11 @@ class ShownModel:
 
 
 def render(
-    models: Sequence[ShownModel], *, created: datetime, selection: SelectionReport | None = None, made_from: str = ""
+    models: Sequence[ShownModel], *, created: datetime, selection: SelectionReport | None = None, source_hash: str = ""
 ) -> str:
     """Render the report of models of one dataset, and of the selection among them.
 
-    `made_from` is a digest of the source documents, stored in the page.
+    `source_hash` is the hash of the source documents, stored in the page.
     """
     style, script = template_text("report.css"), template_text("report.js")
     return fill_template(
@@ -73,7 +73,7 @@ def render(
         page=_page(models, created),
         selection=None if selection is None else _selection(selection),
         version=segwright.__version__,
-        made_from=made_from,
+        source_hash=source_hash,
         style=Markup(style),
         script=Markup(script),
         style_hash=csp_hash(style),
@@ -81,8 +81,8 @@ def render(
     )
 
 
-def made_from(file: Path) -> str:
-    """Read the digest of the source documents from a page; empty if the file or the digest is missing."""
+def source_hash_of(file: Path) -> str:
+    """Read the hash of the source documents from a page; empty if the file or the hash is missing."""
     try:
         with file.open(encoding="utf-8", errors="replace") as stream:
             head = stream.read(_HEAD_CHARS)
@@ -162,7 +162,7 @@ def _selection(report: SelectionReport) -> dict[str, Any]:
         "margin": comparison.margin,
         "margin_interval": comparison.margin_interval,
         "postprocessing": report.postprocessing.decisions,
-        "quality": report.quality,
+        "dice_estimator": report.dice_estimator,
         "calibration": report.calibration,
     }
 

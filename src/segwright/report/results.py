@@ -1,6 +1,6 @@
 """Result types of the API functions: trained folds, selections, runs, evaluations, the demo.
 
-They are here, not in `api`, because the report shows them.
+They are defined here so that `report` need not import `api`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class SelectionReport:
         model: Model folder.
         comparison: Scores of the candidates.
         postprocessing: Post-processing of its label maps, and the gain.
-        quality: Estimator of the Dice of new cases, and its accuracy; None if no held-out case could be scored.
+        dice_estimator: Estimator of the Dice of new cases, and its accuracy; None if no held-out case could be scored.
         calibration: Temperature scaling of its probabilities, and the gain; None in the same case.
         is_new: False if the model had been selected before.
         shortcoming: Why the model is not usable, and the remedy; empty if it is usable.
@@ -66,7 +66,7 @@ class SelectionReport:
     model: Path
     comparison: Summary
     postprocessing: PostProcessing
-    quality: DiceEstimator | None = None
+    dice_estimator: DiceEstimator | None = None
     calibration: Calibration | None = None
     is_new: bool
     shortcoming: str = ""
@@ -77,7 +77,7 @@ class SelectionReport:
             "model": str(self.model),
             **self.comparison.model_dump(),
             "postprocessing": self.postprocessing.model_dump(),
-            "quality": self.quality and self.quality.model_dump(),
+            "quality": self.dice_estimator and self.dice_estimator.model_dump(),
             "calibration": self.calibration and self.calibration.model_dump(),
             "shortcoming": self.shortcoming,
         }
@@ -89,17 +89,17 @@ class RunReport:
 
     Attributes:
         folds: Trained folds.
-        done: Stages that were executed; empty if everything was up to date.
-        page: The HTML report, None if it could not be written.
+        executed_stages: Stages that were executed; empty if everything was up to date.
+        report_html: The HTML report, None if it could not be written.
         selection: The selected model.
-        not_done: Requested changes not applied to finished folds, and the remedy; empty if there are none.
+        unapplied_changes: Requested changes not applied to finished folds, and the remedy; empty if there are none.
     """
 
     folds: tuple[TrainedFold, ...]
-    done: tuple[str, ...]
-    page: Path | None = None
+    executed_stages: tuple[str, ...]
+    report_html: Path | None = None
     selection: SelectionReport | None = None
-    not_done: str = ""
+    unapplied_changes: str = ""
 
     @property
     def models(self) -> tuple[Path, ...]:
@@ -110,10 +110,10 @@ class RunReport:
         """Return the run as one JSON object."""
         return {
             "folds": [fold.to_json() for fold in self.folds],
-            "done": list(self.done),
-            "report": self.page and str(self.page),
+            "done": list(self.executed_stages),
+            "report": self.report_html and str(self.report_html),
             "selection": self.selection and self.selection.to_json(),
-            "not_done": self.not_done,
+            "not_done": self.unapplied_changes,
         }
 
 
@@ -152,7 +152,7 @@ class DemoResult:
         seconds: Duration of the demo.
         model: Model folder.
         pictures: PNG files, one for each test case.
-        page: The HTML report, None if it could not be written.
+        report_html: The HTML report, None if it could not be written.
         shortcoming: Why the model is not usable, and the remedy; empty if it is usable.
     """
 
@@ -161,7 +161,7 @@ class DemoResult:
     seconds: float
     model: Path
     pictures: tuple[Path, ...]
-    page: Path | None = None
+    report_html: Path | None = None
     shortcoming: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -172,7 +172,7 @@ class DemoResult:
             "seconds": round(self.seconds, 1),
             "model": str(self.model),
             "pictures": [str(path) for path in self.pictures],
-            "report": self.page and str(self.page),
+            "report": self.report_html and str(self.report_html),
             "shortcoming": self.shortcoming,
         }
 

@@ -32,7 +32,7 @@ def files(raw: Path) -> dict[str, list[Path]]:
 @pytest.fixture
 def data(raw: Path) -> TrainingData:
     cases = {name: entries(raw, paths, hash_files(paths, ())) for name, paths in files(raw).items()}
-    return TrainingData(dataset=str(raw), raw_state="x", train=("a", "b"), val=("c",), cases=cases)
+    return TrainingData(dataset=str(raw), raw_digest="x", train=("a", "b"), val=("c",), cases=cases)
 
 
 def rewrite(path: Path, text: str) -> None:

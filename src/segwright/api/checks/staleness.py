@@ -35,7 +35,7 @@ def record_training_data(session: Session, plan: Plan, configuration: str, folde
             cases[case] = entries(session.dataset.folder, paths, files)
     TrainingData(
         dataset=str(session.dataset.folder.absolute()),
-        raw_state=session.raw_state,
+        raw_digest=session.raw_digest,
         train=split.train,
         val=split.val,
         cases=cases,
@@ -56,7 +56,7 @@ def require_same_cases(session: Session, plan: Plan, configuration: str, folder:
             f"{folder}: was started with other cases than splits_final.json lists now ({_difference(data, split)}); it "
             "may have trained on its validation cases; restore the splits, or delete the folder to start again"
         )
-    if data.raw_state != session.raw_state:
+    if data.raw_digest != session.raw_digest:
         _warn_of_changes(folder, _changes(session, plan, configuration, data), "it continues with the new ones")
 
 
@@ -75,7 +75,7 @@ def refresh_scores(session: Session, plan: Plan, configuration: str, folder: Pat
                 "%s was trained with other cases than its split lists now (%s); delete it to train with these",
                 *(folder, _difference(data, split)),
             )
-    if data.raw_state == session.raw_state:
+    if data.raw_digest == session.raw_digest:
         return
     changed = _changes(session, plan, configuration, data)
     _warn_of_changes(folder, changed, f"its scores use the new ones; remove {folder} to train it again")
@@ -84,7 +84,7 @@ def refresh_scores(session: Session, plan: Plan, configuration: str, folder: Pat
     if not (changed.labels or changed.images or changed.gone):
         paths = _files(session)
         now = {case: entries(session.dataset.folder, paths[case], files) for case, files in changed.now.items()}
-        data = data.model_copy(update={"raw_state": session.raw_state, "cases": now})
+        data = data.model_copy(update={"raw_digest": session.raw_digest, "cases": now})
     if data != TrainingData.read(folder):
         data.save(folder)
 
@@ -125,7 +125,7 @@ def reported_documents(results: Path) -> list[Path]:
 def record_scored_labels(session: Session, plan: Plan, configuration: str, folder: Path) -> None:
     """Record the labels with which a fold was just scored."""
     data = TrainingData.read(folder)
-    if data is None or data.raw_state == session.raw_state:
+    if data is None or data.raw_digest == session.raw_digest:
         return
     _with_scored_labels(data, _changes(session, plan, configuration, data)).save(folder)
 

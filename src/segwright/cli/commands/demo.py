@@ -37,8 +37,8 @@ def demo(
     for picture in result.pictures:
         print_line(f"  {picture}")
     print_line(f"model: {result.model}")
-    if result.page is not None:
-        print_line(f"report: {result.page}")
+    if result.report_html is not None:
+        print_line(f"report: {result.report_html}")
     if result.shortcoming:
         print_line(result.shortcoming)
     print_line(f"{result.seconds:.0f} s in all")

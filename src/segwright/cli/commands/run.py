@@ -66,9 +66,9 @@ def run(
         print_line(f"model: {model}")
     if report.selection is not None:
         print_selection(report.selection)
-    if report.page is not None:
-        print_line(f"report: {report.page}")
-    if report.not_done:
-        print_line(report.not_done)
-    elif not report.done:
+    if report.report_html is not None:
+        print_line(f"report: {report.report_html}")
+    if report.unapplied_changes:
+        print_line(report.unapplied_changes)
+    elif not report.executed_stages:
         print_line("nothing to do: everything is up to date")

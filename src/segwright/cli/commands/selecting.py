@@ -35,7 +35,7 @@ def select(
     workers: options.Workers = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Find the model or ensemble that is best on held-out cases, and write it as one model folder."""
+    """Find the model or ensemble with the highest Dice on held-out cases, and write it as one model folder."""
     from segwright import api
 
     numbers = options.fold_numbers(folds)
@@ -97,12 +97,13 @@ def print_selection(report: SelectionReport) -> None:
 
 def _describe_reliability(report: SelectionReport) -> Iterator[str]:
     """Yield sentences about the model's expected Dice and calibration."""
-    if report.quality is not None:
-        line = f"expected Dice, estimated from predictions: {report.quality.cases} held-out cases"
-        if report.quality.error is not None:
-            line += f", mean absolute error {report.quality.error:.4f}"
-        if report.quality.auroc is not None:
-            line += f", AUROC {report.quality.auroc:.2f} for the worst fifth (Dice up to {report.quality.tau:.4f})"
+    estimator = report.dice_estimator
+    if estimator is not None:
+        line = f"expected Dice, estimated from predictions: {estimator.cases} held-out cases"
+        if estimator.error is not None:
+            line += f", mean absolute error {estimator.error:.4f}"
+        if estimator.auroc is not None:
+            line += f", AUROC {estimator.auroc:.2f} for the worst fifth (Dice up to {estimator.tau:.4f})"
         yield line
     found = report.calibration
     if found is not None and found.helps:

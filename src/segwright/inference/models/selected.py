@@ -63,14 +63,14 @@ class Member(BaseModel):
 class Selected(BaseModel):
     """`selection.json`."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
 
     schema_version: Literal[1] = 1
     dataset: str
     members: Annotated[tuple[Member, ...], Field(min_length=1)]
-    made_from: str = ""
+    source_hash: str = Field(default="", alias="made_from")
     """Hash of all inputs of the selection; equal inputs give the same model."""
-    by: str = ""
+    made_by: str = Field(default="", alias="by")
     """The command that wrote it."""
     selection: Mapping[str, Any] = {}
     """The candidates and the result."""
@@ -181,8 +181,8 @@ def write_selected(
     postprocessing: PostProcessing,
     *,
     dataset: str,
-    made_from: str,
-    by: str,
+    source_hash: str,
+    made_by: str,
     selection: Mapping[str, Any],
     summary: Mapping[str, Any] | None = None,
     dice_estimator: DiceEstimator | None = None,
@@ -199,8 +199,8 @@ def write_selected(
         sources: the members, in the order of the selection.
         postprocessing: its steps.
         dataset: name of the dataset.
-        made_from: see `Selected`.
-        by: see `Selected`.
+        source_hash: see `Selected`.
+        made_by: see `Selected`.
         selection: see `Selected`.
         summary: document with the scores of its held-out cases.
         dice_estimator: fitted on held-out cases.
@@ -232,12 +232,12 @@ def write_selected(
         document = Selected(
             dataset=dataset,
             members=tuple(members),
-            made_from=made_from,
-            by=by,
+            source_hash=source_hash,
+            made_by=made_by,
             selection=selection,
             shortcoming=shortcoming,
         )
-        write_checked_json(temporary / SELECTION_JSON, document.model_dump(mode="python"))
+        write_checked_json(temporary / SELECTION_JSON, document.model_dump(mode="python", by_alias=True))
         if target.exists():
             shutil.rmtree(target)
 

@@ -28,7 +28,7 @@ from segwright.inference.reliability.case_statistics import Observation
 from segwright.preprocessing.pipeline import PredictionInput
 from segwright.training.cascade import network_input
 from segwright.training.validation.final import PredictionRecord, ValidationSource
-from segwright.training.validation.reliability import CaseStats, CaseStatsCollector, mean_reliability, stats_file
+from segwright.training.validation.reliability import CaseStats, CaseStatsCollector, mean_calibration_stats, stats_file
 from segwright.workspace import Workspace
 
 _SCRATCH = ".probabilities-"
@@ -163,7 +163,7 @@ def _predict_case(
             labels, arrays = predictors[pair[0]].labels, [probabilities[name].array for name in pair]
             CaseStats(
                 observation=Observation.mean(probabilities[name].observation for name in pair),
-                reliability=mean_reliability(arrays, truth, labels),
+                calibration=mean_calibration_stats(arrays, truth, labels),
                 mirror_axes=tuple(predictors[name].window.mirror_axes for name in pair),
             ).save(file.parent, case)
             write_labels(mean_labels(arrays, labels), file, properties[pair[0]], reader)

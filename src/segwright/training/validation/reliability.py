@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from scipy.special import logit
 
 from segwright.core.boxes import Box, box_shape, crop, nonzero_box
@@ -41,11 +41,11 @@ _MIN_PROBABILITY = 1e-7
 class CaseStats(BaseModel):
     """Statistics of one predicted case; `mirror_axes` are those of each model that predicted it."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
 
     schema_version: Literal[1] = 1
     observation: Observation
-    reliability: CalibrationStats | None
+    calibration: CalibrationStats | None = Field(alias="reliability")
     mirror_axes: tuple[tuple[int, ...], ...]
 
     @classmethod
@@ -59,7 +59,7 @@ class CaseStats(BaseModel):
 
     def save(self, folder: Path, case: str) -> None:
         """Write the document of a case beside its label map."""
-        write_checked_json(stats_file(folder, case), self.model_dump(mode="json"))
+        write_checked_json(stats_file(folder, case), self.model_dump(mode="json", by_alias=True))
 
 
 def stats_file(folder: Path, case: str) -> Path:
@@ -117,7 +117,7 @@ class CaseStatsCollector:
         self._calibration = CalibrationStatsCollector(predictor.labels)
 
     def collect(self, planes: Iterable[Planes]) -> Iterator[Planes]:
-        """Yield the planes unchanged, but without their disagreement."""
+        """Add each part to the statistics and yield it, without the extra disagreement head if there is one."""
         for part in self._observer.watch(planes):
             if self._sampler is not None:
                 for plane in self._sampler.planes(part.start, part.stop):
@@ -131,13 +131,19 @@ class CaseStatsCollector:
         """Return the statistics, after all planes were yielded."""
         return CaseStats(
             observation=self._observer.observation(),
-            reliability=self._calibration.stats(),
+            calibration=self._calibration.stats(),
             mirror_axes=(self._mirror_axes,),
         )
 
 
-def mean_reliability(arrays: Sequence[Any], truth: npt.NDArray[Any], labels: Labels) -> CalibrationStats | None:
-    """Return the calibration of mean probabilities; `arrays` (H, Z, Y, X) are on disk, `truth` is (Z, Y, X)."""
+def mean_calibration_stats(arrays: Sequence[Any], truth: npt.NDArray[Any], labels: Labels) -> CalibrationStats | None:
+    """Return calibration statistics of the ensemble's mean probabilities; None if `truth` has no structure.
+
+    Args:
+        arrays: one probability array (H, Z, Y, X) per model, read from disk plane by plane.
+        truth: label map (Z, Y, X).
+        labels: of the models.
+    """
     collector, sampler = CalibrationStatsCollector(labels), VoxelSampler.around(truth, labels)
     for plane in () if sampler is None else sampler.planes(0, len(truth)):
         assert sampler is not None

@@ -32,8 +32,8 @@ def select(make_model: Callable[..., Path], tmp_path: Path) -> Callable[..., Pat
         sources = [Source(folder=folder, configuration=name, folds=(0, 2)) for name, folder in folders.items()]
         options: dict[str, Any] = {
             "dataset": "Dataset001_Test",
-            "made_from": "x",
-            "by": "select",
+            "source_hash": "x",
+            "made_by": "select",
             "selection": {"a": 1},
         }
         write_selected(tmp_path / target, sources, processing, **options)
@@ -125,7 +125,7 @@ def test_only_a_selected_model_is_replaced(select: Callable[..., Path]) -> None:
 def test_a_member_that_is_not_complete_is_not_written(make_model: Callable[..., Path], tmp_path: Path) -> None:
     source = Source(folder=make_model(0), configuration="3d_fullres", folds=(0, 1))
     with pytest.raises(ModelError, match=r"fold_1/checkpoint_final.safetensors: no such file"):
-        write_selected(tmp_path / "m", [source], LARGEST, dataset="D", made_from="", by="select", selection={})
+        write_selected(tmp_path / "m", [source], LARGEST, dataset="D", source_hash="", made_by="select", selection={})
     assert not (tmp_path / "m").exists()
 
 
@@ -147,8 +147,8 @@ def test_weights_do_not_follow_the_originals(make_model: Callable[..., Path], tm
         [Source(folder=source, configuration="3d_fullres", folds=(0,))],
         NO_POSTPROCESSING,
         dataset="D",
-        made_from="",
-        by="select",
+        source_hash="",
+        made_by="select",
         selection={},
     )
     copy = tmp_path / "m" / "members" / source.name / "fold_0" / "checkpoint_final.safetensors"

@@ -11,7 +11,7 @@ import pytest
 from segwright.data.labels import Labels
 from segwright.evaluation.calibration import CalibrationStatsCollector
 from segwright.inference.reliability.case_statistics import Observation
-from segwright.training.validation.reliability import CaseStats, VoxelSampler, mean_reliability, stats_file
+from segwright.training.validation.reliability import CaseStats, VoxelSampler, mean_calibration_stats, stats_file
 
 LABELS = Labels({"background": 0, "a": 1, "b": 2, "ignore": 3}, None)
 REGIONS = Labels({"background": 0, "whole": (1, 2), "core": (2,)}, (1, 2))
@@ -55,7 +55,7 @@ def test_mean_probabilities_have_the_reliability_of_their_logits(labels: Labels)
     for plane in sampler.planes(0, 40):
         found.add(sampler.sample(logits[:, plane]), sampler.sample(label_map[plane]))
     other = np.full_like(probabilities, 0.5)
-    judged = mean_reliability([2 * probabilities - other, other], label_map, labels)
+    judged = mean_calibration_stats([2 * probabilities - other, other], label_map, labels)
     expected = found.stats()
     assert judged is not None
     assert expected is not None
@@ -65,7 +65,7 @@ def test_mean_probabilities_have_the_reliability_of_their_logits(labels: Labels)
 
 def test_case_statistics_round_trip(tmp_path: Path) -> None:
     seen = CaseStats(
-        observation=Observation(volumes=(1.0,), overlaps=(None,), entropy=0.5), reliability=None, mirror_axes=((0,),)
+        observation=Observation(volumes=(1.0,), overlaps=(None,), entropy=0.5), calibration=None, mirror_axes=((0,),)
     )
     seen.save(tmp_path, "case")
     assert stats_file(tmp_path, "case").is_file()
