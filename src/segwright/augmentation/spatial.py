@@ -53,18 +53,18 @@ class Affine:
 class Mirror:
     """Flip images and labels along each allowed spatial axis with the same probability.
 
-    A flip along a `lateral` axis (left-right) maps label v to `swapped_labels[v]`.
+    A flip along one of `lateral_axes` (left-right) maps label v to `swapped_labels[v]`.
     """
 
     axes: tuple[int, ...]
     probability: float = 0.5
-    lateral: tuple[int, ...] = ()
+    lateral_axes: tuple[int, ...] = ()
     swapped_labels: tuple[int, ...] = ()
 
     @property
     def swaps_sides(self) -> bool:
         """Whether some flips swap left and right labels."""
-        return bool(self.swapped_labels and set(self.axes) & set(self.lateral))
+        return bool(self.swapped_labels and set(self.axes) & set(self.lateral_axes))
 
     def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Params | None:
         """Return `flips` (axes of S,), true where the sample is flipped."""
@@ -87,7 +87,7 @@ class Mirror:
 
     def _swap_labels(self, labels: torch.Tensor, axes: Sequence[int]) -> torch.Tensor:
         """Return flipped labels with left and right swapped where needed; `axes` are those of (L, *S)."""
-        if not self.swaps_sides or sum(axis - 1 in self.lateral for axis in axes) % 2 == 0:
+        if not self.swaps_sides or sum(axis - 1 in self.lateral_axes for axis in axes) % 2 == 0:
             return labels
         table = torch.tensor((*self.swapped_labels, OUTSIDE), dtype=labels.dtype)  # index -1 is its end
         return table.to(labels.device, non_blocking=True)[labels.int()]

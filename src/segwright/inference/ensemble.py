@@ -81,8 +81,8 @@ class Ensemble(ArrayPredictor):
             arrays = [each.array for each in stored]
             label_map = self.postprocessing(mean_labels(arrays, self.labels))
             mean = _mean(arrays) if probabilities else None
-            spreads = [each.spread for each in stored]
-            maps = pooled_maps(arrays, spreads, self.labels, 0, label_map.shape[0]) if uncertainty else None
+            disagreements = [each.disagreement for each in stored]
+            maps = pooled_maps(arrays, disagreements, self.labels, 0, label_map.shape[0]) if uncertainty else None
         return Prediction(
             labels=label_map, probabilities=mean, uncertainty=None if maps is None else Uncertainty(*maps)
         )
@@ -178,15 +178,15 @@ class StoredPrediction:
 
     array: Any
     observation: Observation
-    spread: Any = None
+    disagreement: Any = None
 
 
 def model_probabilities(
-    predictors: Sequence[Predictor], volume: Volume, scratch: Path, *, spread: bool = False, maps: bool = False
+    predictors: Sequence[Predictor], volume: Volume, scratch: Path, *, disagreement: bool = False, maps: bool = False
 ) -> tuple[list[StoredPrediction], Provenance, Timer, float]:
     """Predict one case with each model and store the probabilities, on the case's own grid, in files of `scratch`.
 
-    `spread` measures the disagreement for the statistics; `maps` also stores it as a map.
+    `disagreement` measures it for the statistics; `maps` also stores it as a map.
 
     Returns:
         The stored predictions, the provenance of the first model's input, the timer of all forward passes, and the
@@ -199,7 +199,7 @@ def model_probabilities(
         start = time.perf_counter()
         prepared: PredictionInput = predictor.prepare(volume)
         prepare_s += time.perf_counter() - start
-        planes = timer.watch(predictor.planes(prepared.image, count=timer.tiles, spread=spread or maps))
+        planes = timer.watch(predictor.planes(prepared.image, count=timer.tiles, disagreement=disagreement or maps))
         stored.append(store_probabilities(predictor, prepared, planes, scratch, str(index), maps=maps))
         provenances.append(prepared.provenance)
         del prepared
@@ -224,7 +224,7 @@ def store_probabilities(
         predictor.export(prepared, observer.watch(planes, keep=maps), writer=writer, maps=map_writer)
     array = blosc2.open(str(folder / f"{name}.b2nd"), mode="r")
     disagreement = None if stored_maps is None else _OneMap(stored_maps, MAPS.index("disagreement"))
-    return StoredPrediction(array=array, observation=observer.observation(), spread=disagreement)
+    return StoredPrediction(array=array, observation=observer.observation(), disagreement=disagreement)
 
 
 class _OneMap:

@@ -49,7 +49,7 @@ class Predictor(ArrayPredictor):
         mirror_axes: spatial axes that mirroring may use; none switches it off.
         swap_sides: the networks were trained with left and right labels swapped in mirrored samples, along the plan's
             lateral axes.
-        sums: dtype in which tiles are summed.
+        sum_dtype: dtype in which tiles are summed.
         quantum: weighted logits are rounded to multiples of it. The default reproduces nnU-Net's rounding at the border
             of the image, where its float16 sums have one or two digits; 0 switches rounding off.
         reuse: compute tiles of one value, such as air, once instead of one by one.
@@ -71,7 +71,7 @@ class Predictor(ArrayPredictor):
         precision: str = "auto",
         step: float = DEFAULT_STEP,
         batch_tiles: int | None = None,
-        sums: torch.dtype = torch.float32,
+        sum_dtype: torch.dtype = torch.float32,
         quantum: float = HALF_QUANTUM,
         reuse: bool = True,
         description: DatasetDescription | None = None,
@@ -89,13 +89,13 @@ class Predictor(ArrayPredictor):
             patch_size=tuple(configuration.patch_size),
             device=device,
             mirror_axes=tuple(mirror_axes),
-            lateral=sides.in_patch(configuration.dims) if sides else (),
-            other_side=mirrored_heads(labels, sides.pairs) if sides else (),
+            lateral_axes=sides.in_patch(configuration.dims) if sides else (),
+            mirrored_heads=mirrored_heads(labels, sides.pairs) if sides else (),
             step=step,
             precision=precision,
             batch=batch_tiles,
-            sums=sums,
-            quantum=quantum if sums == torch.float32 else 0.0,
+            sum_dtype=sum_dtype,
+            quantum=quantum if sum_dtype == torch.float32 else 0.0,
             reuse=reuse,
         )
         self.networks = tuple(move_to_device(network, device) for network in networks)
@@ -151,14 +151,16 @@ class Predictor(ArrayPredictor):
         """Whether the logits of a preprocessed image (C, *S) may be kept until the next case is predicted."""
         return 4 * self.labels.num_heads * prod(image.shape[1:]) <= hold_bytes
 
-    def planes(self, image: Image, *, count: TileCount | None = None, spread: bool = False) -> Iterator[Planes]:
+    def planes(self, image: Image, *, count: TileCount | None = None, disagreement: bool = False) -> Iterator[Planes]:
         """Predict the logits of `predict_preprocessed` a few planes at a time, `axis_of` in front of the other axes.
 
-        With `spread` an additional last head is the disagreement of networks and mirrored views; see `uncertainty`.
+        With `disagreement` an additional last head holds that of networks and mirrored views; see `uncertainty`.
         """
         heads, axis = self.labels.num_heads, self.axis_of(image)
-        more = log_partition(self.labels) if spread else None
-        return window_planes(self.networks, image, heads, window=self.window, axis=axis, count=count, spread=more)
+        convex_fn = log_partition(self.labels) if disagreement else None
+        return window_planes(
+            self.networks, image, heads, window=self.window, axis=axis, count=count, convex_fn=convex_fn
+        )
 
     def export(
         self,
@@ -190,7 +192,9 @@ class Predictor(ArrayPredictor):
         prepared = self.prepare(volume)
         writer = ProbabilityArray(self.inverse_resampling(prepared), self.labels) if probabilities else None
         maps = MapArray(self.inverse_resampling(prepared), len(MAPS)) if uncertainty else None
-        label_map = self.export(prepared, self.planes(prepared.image, spread=uncertainty), writer=writer, maps=maps)
+        label_map = self.export(
+            prepared, self.planes(prepared.image, disagreement=uncertainty), writer=writer, maps=maps
+        )
         return Prediction(
             labels=label_map,
             probabilities=None if writer is None else writer.array,

@@ -40,7 +40,7 @@ def test_a_processor_uses_what_it_is_fast_at(
     assert precision.used_precision(CPU, asked) == used
     window = Window(patch_size=(8, 8, 8), device=CPU, precision=asked)
     assert window.used_precision == used
-    assert window.layers.fp16 == (used == "fp16")
+    assert window.cpu_kernels.fp16 == (used == "fp16")
 
 
 def test_float16_is_refused_where_it_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,4 +52,4 @@ def test_float16_is_refused_where_it_is_slow(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_gpu_computes_in_float16_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "library", lambda fp16=False: "kernels")
     assert precision.used_precision(torch.device("cuda"), "fp16") == "fp16"
-    assert not Window(patch_size=(8, 8), device=torch.device("cuda"), precision="fp16").layers.fp16
+    assert not Window(patch_size=(8, 8), device=torch.device("cuda"), precision="fp16").cpu_kernels.fp16

@@ -36,7 +36,7 @@ def test_probabilities_are_those_of_the_cpu(
 def test_uncertainty_is_computed_on_the_gpu(make_model: Callable[..., Path]) -> None:
     predictor = load_predictor(make_model(0, 1), device="cuda")
     image = np.random.default_rng(0).normal(size=(1, 12, 11, 10)).astype(np.float32)
-    planes = list(predictor.planes(image, spread=True))
+    planes = list(predictor.planes(image, disagreement=True))
     assert all((part.logits[-1] >= 0).all() and torch.isfinite(part.logits).all() for part in planes)
 
 

@@ -24,18 +24,22 @@ class BySide(nn.Module):
         return torch.cat([0 * place, place, -place], 1)
 
 
-@pytest.mark.parametrize("other_side", [(), (0, 2, 1)])
-def test_views_agree_when_their_heads_are_swapped(other_side: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("mirrored_heads", [(), (0, 2, 1)])
+def test_views_agree_when_their_heads_are_swapped(mirrored_heads: tuple[int, ...]) -> None:
     def logits(axes: tuple[int, ...]) -> Tensor:
         window = Window(
-            patch_size=PATCH, device=torch.device("cpu"), mirror_axes=axes, lateral=(2,), other_side=other_side
+            patch_size=PATCH,
+            device=torch.device("cpu"),
+            mirror_axes=axes,
+            lateral_axes=(2,),
+            mirrored_heads=mirrored_heads,
         )
         planes = [planes.logits for planes in window_planes([BySide()], image, 3, window=window)]
         return torch.cat(planes, 1)
 
     image = torch.rand(1, *PATCH)
     same = torch.allclose(logits((0, 2)), logits(()), atol=1e-6)
-    assert same == bool(other_side)
+    assert same == bool(mirrored_heads)
     assert same or logits((0, 2)).abs().max() < 1e-6  # unswapped, the sides cancel out
 
 
@@ -44,9 +48,9 @@ def test_the_checkpoint_tells_whether_heads_are_swapped(make_model: Callable[...
     plans = json.loads((folder / "plans.json").read_text())
     plans["segwright"] = {"left_right": {"pairs": [["inner", "outer"]], "axes": [2], "swap": True}}
     (folder / "plans.json").write_text(json.dumps(plans))
-    assert load_predictor(folder, device="cpu").window.other_side == ()
+    assert load_predictor(folder, device="cpu").window.mirrored_heads == ()
     header = next(folder.glob("fold_*/checkpoint_final.json"))
     header.write_text(json.dumps(json.loads(header.read_text()) | {"swap_sides": True}))
     window = load_predictor(folder, device="cpu").window
-    assert window.lateral == (2,)
-    assert window.other_side == (0, 2, 1)
+    assert window.lateral_axes == (2,)
+    assert window.mirrored_heads == (0, 2, 1)

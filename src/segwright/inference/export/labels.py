@@ -88,13 +88,13 @@ def export_planes(
         return result
     for slab in inverse.slabs(checked, heads_at_once=labels.num_heads):
         scores = slab.scores().numpy()
-        logits, spread = scores[: labels.num_heads], scores[labels.num_heads :]
+        logits, disagreement = scores[: labels.num_heads], scores[labels.num_heads :]
         inside[slab.start : slab.stop] = labels.decide(logits, logits=True)
         probabilities = labels.probabilities(logits / np.float32(temperature))
         if writer is not None:
             writer.write(slab.start, slab.stop, probabilities)
         if maps is not None:
-            both_maps = (entropy_map(probabilities, labels), disagreement_map(spread[0]))
+            both_maps = (entropy_map(probabilities, labels), disagreement_map(disagreement[0]))
             maps.write(slab.start, slab.stop, np.stack(both_maps))
     return result
 

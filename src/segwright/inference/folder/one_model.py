@@ -103,8 +103,8 @@ def _submit(
 ) -> Future[CaseRecord]:
     """Predict a case and submit its export."""
     timer = Timer()
-    measures_spread = bool(job.maps) or predictor.reliability.measures_disagreement(predictor.window.mirror_axes)
-    planes = timer.watch(predictor.planes(read.prepared.image, count=timer.tiles, spread=measures_spread))
+    measures_disagreement = bool(job.maps) or predictor.reliability.measures_disagreement(predictor.window.mirror_axes)
+    planes = timer.watch(predictor.planes(read.prepared.image, count=timer.tiles, disagreement=measures_disagreement))
     record = CaseRecord(case=job.case.identifier, output=job.output, read_s=read.seconds, warnings=read.findings)
     with case_in_errors(job.case):
         return submit_export(

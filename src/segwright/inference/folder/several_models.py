@@ -44,9 +44,9 @@ def _predict(ensemble: Ensemble, job: Job, log: PredictionLog) -> CaseRecord:
         volume = read_volume(job.case, ensemble.reader)
         findings = reliability.findings(volume)
         read_s = time.perf_counter() - start
-        spread = reliability.measures_disagreement(*(each.window.mirror_axes for each in ensemble.predictors))
+        disagreement = reliability.measures_disagreement(*(each.window.mirror_axes for each in ensemble.predictors))
         stored, provenance, timer, prepare_s = model_probabilities(
-            ensemble.predictors, volume, scratch, spread=spread, maps=bool(job.maps)
+            ensemble.predictors, volume, scratch, disagreement=disagreement, maps=bool(job.maps)
         )
         arrays = [each.array for each in stored]
         mean = None
@@ -57,7 +57,7 @@ def _predict(ensemble: Ensemble, job: Job, log: PredictionLog) -> CaseRecord:
         if job.maps:
             target = stack.enter_context(open_whole_maps(job.maps, provenance))
             for plane in range(label_map.shape[0]):
-                maps = pooled_maps(arrays, [each.spread for each in stored], labels, plane, plane + 1)
+                maps = pooled_maps(arrays, [each.disagreement for each in stored], labels, plane, plane + 1)
                 target.put(plane, plane + 1, np.stack(maps))
         write_labels(label_map, job.output, volume.properties, ensemble.reader)
     assessment = reliability.assess(Observation.mean(each.observation for each in stored), findings)

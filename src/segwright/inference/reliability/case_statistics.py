@@ -38,10 +38,10 @@ class Observation(BaseModel):
         several = list(observations)
         columns = zip(*(each.overlaps for each in several), strict=True)
         overlaps = [[value for value in values if value is not None] for values in columns]
-        spread = [each.disagreement for each in several if each.disagreement is not None]
+        measured = [each.disagreement for each in several if each.disagreement is not None]
         return cls(
             volumes=tuple(np.mean([each.volumes for each in several], axis=0).tolist()),
             overlaps=tuple(float(np.mean(values)) if values else None for values in overlaps),
             entropy=float(np.mean([each.entropy for each in several])),
-            disagreement=float(np.mean(spread)) if len(spread) == len(several) else None,
+            disagreement=float(np.mean(measured)) if len(measured) == len(several) else None,
         )

@@ -31,7 +31,7 @@ from segwright.core.files.names import below
 from segwright.data.labels import Labels
 from segwright.data.preprocessed.provenance import Provenance
 from segwright.inference.reliability.case_statistics import Observation
-from segwright.inference.window.sliding import Spread
+from segwright.inference.window.sliding import ConvexFunction
 from segwright.inference.window.stitching import Planes
 
 MAPS: Final = ("entropy", "disagreement")
@@ -45,7 +45,7 @@ _ELEMENTS_AT_ONCE = 2**20
 Floats = npt.NDArray[np.float32]
 
 
-def log_partition(labels: Labels) -> Spread:
+def log_partition(labels: Labels) -> ConvexFunction:
     """Return G of the heads of `labels`, a few heads at a time: it needs no second array of logits."""
 
     def of_labels(logits: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class Observer:
         self._certain = np.zeros(labels.num_heads)
         self._foreground = 0.0
         self._entropy = 0.0
-        self._spread: float | None = None
+        self._disagreement: float | None = None
 
     def watch(self, planes: Iterable[Planes], *, keep: bool = False) -> Iterator[Planes]:
         """Yield the planes and add up their statistics; `keep` yields the disagreement head too, if there is one."""
@@ -105,7 +105,7 @@ class Observer:
                 float(2 * part / whole) if whole >= 1 else None for part, whole in zip(certain, sums, strict=True)
             ),
             entropy=_relative(self._entropy, self._foreground),
-            disagreement=None if self._spread is None else _relative(self._spread, self._foreground),
+            disagreement=None if self._disagreement is None else _relative(self._disagreement, self._foreground),
         )
 
     def _add(self, logits: Tensor) -> None:
@@ -119,7 +119,7 @@ class Observer:
             share = logits[0, start : start + depth].numel() / part.shape[1]
             (self._add_regions if self._labels.has_regions else self._add_labels)(part[:heads], share)
             if len(part) > heads:
-                self._spread = (self._spread or 0.0) + share * float(part[heads].sum(dtype=np.float64))
+                self._disagreement = (self._disagreement or 0.0) + share * float(part[heads].sum(dtype=np.float64))
 
     def _add_labels(self, logits: Floats, share: float) -> None:
         best = logits.max(axis=0)
@@ -178,7 +178,7 @@ def disagreement_map(divergence: Floats) -> Floats:
 
 
 def pooled_maps(
-    arrays: Sequence[Any], spreads: Sequence[Any], labels: Labels, start: int, stop: int
+    arrays: Sequence[Any], disagreements: Sequence[Any], labels: Labels, start: int, stop: int
 ) -> tuple[Floats, Floats]:
     """Return both maps (stop - start, Y, X) of planes [start, stop) of several models, one head at a time.
 
@@ -187,7 +187,7 @@ def pooled_maps(
 
     Args:
         arrays: probabilities (H, Z, Y, X) of each model.
-        spreads: its disagreement map (Z, Y, X).
+        disagreements: its disagreement map (Z, Y, X).
         labels: of the heads.
         start: first plane.
         stop: behind the last one.
@@ -200,7 +200,9 @@ def pooled_maps(
         for side in sides:
             joint += scipy.special.entr(np.mean(side, axis=0))
             separate += np.mean([scipy.special.entr(values) for values in side], axis=0)
-    within = np.mean([-np.log1p(-np.minimum(spread[start:stop], 1 - 1e-6)) for spread in spreads], axis=0)
+    within = np.mean(
+        [-np.log1p(-np.minimum(disagreement[start:stop], 1 - 1e-6)) for disagreement in disagreements], axis=0
+    )
     entropy: Floats = np.clip(joint / np.float32(largest_entropy(labels)), 0, 1)
     return entropy, disagreement_map(np.maximum(joint - separate, 0) + within)
 

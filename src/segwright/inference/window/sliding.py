@@ -28,15 +28,15 @@ from segwright.networks.cpu.dispatch import CpuKernelMode
 from segwright.preprocessing.normalization import NormalizedView
 
 Image: TypeAlias = "npt.NDArray[np.float32] | NormalizedView | Tensor"
-Spread: TypeAlias = Callable[[Tensor], Tensor]
+ConvexFunction: TypeAlias = Callable[[Tensor], Tensor]
 """A convex function of logits (B, H, *P), such as `uncertainty.log_partition`: (B, 1, *P) float32."""
 
 _BATCH_VOXELS_CPU = 2**20
 _BATCH_VOXELS_ACCELERATOR = 2 * 128**3
 """Voxels in one forward pass up to which small patches are batched; larger batches only cost memory (measured)."""
 _LARGE_PATCH = 2**17
-"""The CPU takes half as many patches of at least this many voxels at once, but at least two: this needs a seventh less
-memory, and steadier, for 2 % more time; single patches take a quarter longer."""
+"""On the CPU, patches of at least this many voxels use half the batch, at least 2: 1/7 less peak memory for 2 % more
+time; a batch of 1 takes 25 % longer."""
 _LARGE_BYTES = 128 * 2**20
 """Logits of a tile up to this size may be remembered, and their freed memory kept; larger ones would
 raise the peak memory."""
@@ -48,24 +48,34 @@ _BATCH_HEADS = 16
 class Window:
     """Settings of the sliding window.
 
-    `batch` is the number of patches, mirrored ones included, in one forward pass. `sums` is the dtype in which tiles
-    are summed; their weighted logits are rounded to multiples of `quantum` (0: not rounded). With `reuse` the logits of
-    a tile of one value, such as air, are computed once and used for all tiles of that value. In an image flipped along
-    a `lateral` axis, head h shows what `other_side[h]` shows in the image itself. On the CPU `layers` compute networks.
+    Attributes:
+        patch_size: of the network.
+        device: where networks run and tiles are summed.
+        mirror_axes: spatial axes that are mirrored.
+        lateral_axes: spatial axes from left to right.
+        mirrored_heads: in an image flipped along a lateral axis, head h shows what `mirrored_heads[h]` shows in the
+            image itself; empty if all heads stay.
+        step: distance of tiles as a fraction of the patch size.
+        precision: of the networks, see `precision.used_precision`.
+        batch: patches in one forward pass, mirrored ones included; None to choose it.
+        sum_dtype: dtype in which tiles are summed.
+        quantum: weighted logits are rounded to multiples of it; 0: not rounded.
+        reuse: compute the logits of tiles of one value, such as air, once for all tiles of that value.
+        cpu_kernels: compute the networks' layers on the CPU.
     """
 
     patch_size: tuple[int, ...]
     device: torch.device
     mirror_axes: tuple[int, ...] = ()
-    lateral: tuple[int, ...] = ()
-    other_side: tuple[int, ...] = ()
+    lateral_axes: tuple[int, ...] = ()
+    mirrored_heads: tuple[int, ...] = ()
     step: float = DEFAULT_STEP
     precision: str = "auto"
     batch: int | None = None
-    sums: torch.dtype = torch.float32
+    sum_dtype: torch.dtype = torch.float32
     quantum: float = 0.0
     reuse: bool = True
-    layers: CpuKernelMode = field(init=False, repr=False, compare=False)
+    cpu_kernels: CpuKernelMode = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if any(not 0 <= axis < len(self.patch_size) for axis in self.mirror_axes):
@@ -73,11 +83,11 @@ class Window:
                 f"mirror axes {self.mirror_axes} do not fit a patch with {len(self.patch_size)} axes; "
                 "they are spatial axes counted from 0"
             )
-        object.__setattr__(self, "layers", CpuKernelMode(fp16=uses_fp16_kernels(self.device, self.precision)))
+        object.__setattr__(self, "cpu_kernels", CpuKernelMode(fp16=uses_fp16_kernels(self.device, self.precision)))
 
     def heads_of(self, flip: Sequence[int]) -> Sequence[int] | None:
         """Return the flipped image's head for each head of the image itself; None if all are the same."""
-        return self.other_side if self.other_side and len(set(flip) & set(self.lateral)) % 2 else None
+        return self.mirrored_heads if self.mirrored_heads and len(set(flip) & set(self.lateral_axes)) % 2 else None
 
     @property
     def used_precision(self) -> str:
@@ -87,9 +97,9 @@ class Window:
     @contextmanager
     def computing(self) -> Iterator[None]:
         """Context in which networks run; only the CPU layers compute in float16 there, without autocast."""
-        precision = "fp32" if self.layers.fp16 else self.used_precision
-        layers = self.layers if self.device.type == CPU else nullcontext()
-        with torch.inference_mode(), autocast(self.device, precision), layers:
+        precision = "fp32" if self.cpu_kernels.fp16 else self.used_precision
+        kernels = self.cpu_kernels if self.device.type == CPU else nullcontext()
+        with torch.inference_mode(), autocast(self.device, precision), kernels:
             yield
 
     @property
@@ -104,8 +114,8 @@ class Window:
             return max(1, self.batch)
         on_cpu, patch = self.device.type == CPU, prod(self.patch_size)
         voxels = _BATCH_VOXELS_CPU if on_cpu else _BATCH_VOXELS_ACCELERATOR
-        most = max(1, voxels // (patch * ceil(num_heads / _BATCH_HEADS)))
-        return max(most // 2, min(most, 2)) if on_cpu and patch >= _LARGE_PATCH else most
+        max_batch = max(1, voxels // (patch * ceil(num_heads / _BATCH_HEADS)))
+        return max(max_batch // 2, min(max_batch, 2)) if on_cpu and patch >= _LARGE_PATCH else max_batch
 
 
 @dataclass(slots=True)
@@ -124,14 +134,14 @@ def window_planes(
     window: Window,
     axis: int = 0,
     count: TileCount | None = None,
-    spread: Spread | None = None,
+    convex_fn: ConvexFunction | None = None,
 ) -> Iterator[Planes]:
     """Yield the logits of `image` (C, *S) a few planes at a time, on the CPU, padding removed.
 
-    Sums are held for one patch depth along `axis`, whatever the extent of the image. The planes of another axis than 0
-    have it in front, (H, planes, *other axes); a patch with one axis fewer than the image goes along axis 0 only.
-    `count` is increased. With `spread` an additional head is the disagreement of single networks, flips and tiles: the
-    mean of `spread` over their logits minus `spread` of the mean logits, at least 0.
+    Only the sums of one patch depth along `axis` are in memory. For `axis` > 0 that axis comes first:
+    (H, planes, *other axes). For a 2D patch in a 3D image `axis` must be 0. `count` is updated in place. With
+    `convex_fn` an extra head holds the disagreement (Jensen gap) of single networks, flips and tiles: the mean of
+    `convex_fn` over their logits minus `convex_fn` of the mean logits, at least 0.
 
     Raises:
         ImageError: the image holds NaN or infinite values.
@@ -149,7 +159,7 @@ def window_planes(
     if shape != source.shape[1:]:
         source, content = pad_to(np.asarray(source), shape)
     counted = count or TileCount()
-    for planes in _padded_planes(networks, source, num_heads, window, axis, counted, spread):
+    for planes in _padded_planes(networks, source, num_heads, window, axis, counted, convex_fn):
         yield from _unpad(planes, to_front(content, axis))
 
 
@@ -182,7 +192,7 @@ def _padded_planes(
     window: Window,
     axis: int,
     count: TileCount,
-    spread: Spread | None,
+    convex_fn: ConvexFunction | None,
 ) -> Iterator[Planes]:
     patch = window.patch_size
     depth = () if len(patch) == image.ndim - 1 else (1,)
@@ -190,9 +200,9 @@ def _padded_planes(
     order = to_front(range(image.ndim - 1), axis)
     shape = to_front(image.shape[1:], axis)
 
-    def forward(cuts: Sequence[Tensor]) -> Sequence[Tensor]:
-        batch = torch.stack([*cuts]).to(window.device, non_blocking=True)
-        logits = _mean_logits(networks, batch, num_heads, window, spread)
+    def forward(tile_images: Sequence[Tensor]) -> Sequence[Tensor]:
+        batch = torch.stack([*tile_images]).to(window.device, non_blocking=True)
+        logits = _mean_logits(networks, batch, num_heads, window, convex_fn)
         return list((logits.unsqueeze(2) if depth else logits).movedim(axis + 2, 2))
 
     def predicted() -> Iterator[tuple[Start, Tensor]]:
@@ -201,8 +211,8 @@ def _padded_planes(
         cache = _TileCache(window.reuse and not is_large)
         starts = iter(tiles(shape, patch if depth else to_front(patch, axis), window.step))
         while group := list(islice(starts, max(1, window.forward_batch(num_heads) // len(window.flips)))):
-            cuts = [_cut(image, tuple(start[at] for at in places), patch) for start in group]
-            logits = cache.logits(cuts, forward)
+            tile_images = [_tile_image(image, tuple(start[at] for at in places), patch) for start in group]
+            logits = cache.logits(tile_images, forward)
             count.tiles += len(group)
             for start in group:
                 yield start, logits.pop(0)  # or its memory would be held during the next pass
@@ -211,7 +221,7 @@ def _padded_planes(
         count.reused += cache.reused
 
     places = [order.index(at) for at in range(image.ndim - 1)]
-    weights = weights.to(window.device, window.sums)
+    weights = weights.to(window.device, window.sum_dtype)
     for planes in stitch(predicted(), shape=shape, weights=weights, quantum=window.quantum):
         if not bool(torch.isfinite(planes.logits).all()):
             raise ModelError(
@@ -219,8 +229,8 @@ def _padded_planes(
                 "its weights are damaged, or try precision fp32"
             )
         logits = planes.logits.cpu()
-        if spread is not None:
-            logits[num_heads:].sub_(spread(logits[None, :num_heads])[0]).clamp_(min=0)
+        if convex_fn is not None:
+            logits[num_heads:].sub_(convex_fn(logits[None, :num_heads])[0]).clamp_(min=0)
         yield Planes(start=planes.start, stop=planes.stop, logits=logits)
 
 
@@ -233,15 +243,17 @@ class _TileCache:
         self._value: tuple[float, ...] | None = None
         self._logits: Tensor | None = None
 
-    def logits(self, cuts: Sequence[Tensor], forward: Callable[[Sequence[Tensor]], Sequence[Tensor]]) -> list[Tensor]:
+    def logits(
+        self, tile_images: Sequence[Tensor], forward: Callable[[Sequence[Tensor]], Sequence[Tensor]]
+    ) -> list[Tensor]:
         """Return the logits of tiles (C, *P); `forward` computes those that are not cached."""
-        values = [_only_value(cut) if self.is_used else None for cut in cuts]
+        values = [_only_value(tile_image) if self.is_used else None for tile_image in tile_images]
         wanted: list[int] = []
         for index, value in enumerate(values):
             is_first = value is not None and value != self._value and value not in (values[at] for at in wanted)
             if value is None or is_first:
                 wanted.append(index)
-        made = dict(zip(wanted, forward([cuts[index] for index in wanted]) if wanted else (), strict=True))
+        made = dict(zip(wanted, forward([tile_images[index] for index in wanted]) if wanted else (), strict=True))
         result: list[Tensor] = []
         for index, value in enumerate(values):
             if index in made:
@@ -258,9 +270,9 @@ class _TileCache:
         return result
 
 
-def _only_value(cut: Tensor) -> tuple[float, ...] | None:
+def _only_value(tile_image: Tensor) -> tuple[float, ...] | None:
     """Return the value of each channel of a constant tile (C, *P); None for any other tile."""
-    flat = cut.flatten(1)
+    flat = tile_image.flatten(1)
     first = flat[:, :1]
     corner = flat[:, -1:]  # enough for most tiles
     if bool((first != corner).any()) or bool((flat != first).any()):
@@ -268,7 +280,7 @@ def _only_value(cut: Tensor) -> tuple[float, ...] | None:
     return tuple(first[:, 0].tolist())
 
 
-def _cut(image: npt.NDArray[np.float32] | NormalizedView, start: Start, patch: Sequence[int]) -> Tensor:
+def _tile_image(image: npt.NDArray[np.float32] | NormalizedView, start: Start, patch: Sequence[int]) -> Tensor:
     """Return the tile (C, *P) at `start`; a start along an axis that the patch lacks picks one slice."""
     untiled = len(start) - len(patch)
     inside = (slice(low, low + size) for low, size in zip(start[untiled:], patch, strict=True))
@@ -277,9 +289,9 @@ def _cut(image: npt.NDArray[np.float32] | NormalizedView, start: Start, patch: S
 
 
 def _mean_logits(
-    networks: Sequence[nn.Module], batch: Tensor, num_heads: int, window: Window, spread: Spread | None
+    networks: Sequence[nn.Module], batch: Tensor, num_heads: int, window: Window, convex_fn: ConvexFunction | None
 ) -> Tensor:
-    """Return the mean logits (B, H, *P) over networks and flips of `batch` (B, C, *P); `spread` is the last head."""
+    """Return the mean logits (B, H, *P) over networks and flips of `batch` (B, C, *P); `convex_fn` adds a head."""
     flips = window.flips
     per_pass = max(1, window.forward_batch(num_heads) // len(batch))
     shape = (num_heads, *window.patch_size)
@@ -291,15 +303,15 @@ def _mean_logits(
             mirrored = torch.cat([_flip(batch, flip) for flip in group]).contiguous(memory_format=layout)
             for network in networks:
                 parts = _checked(network(mirrored), (len(mirrored), *shape)).chunk(len(group))
-                if len(flips) * len(networks) == 1 and spread is None:
+                if len(flips) * len(networks) == 1 and convex_fn is None:
                     return parts[0]  # without a second array of logits; in the network's precision
                 if total is None:
-                    heads = num_heads + (spread is not None)
+                    heads = num_heads + (convex_fn is not None)
                     total = torch.zeros((len(batch), heads, *window.patch_size), device=window.device)
                 for flip, part in zip(group, parts, strict=True):
                     _add_flipped_inplace(total[:, :num_heads], part, flip, window.heads_of(flip))
-                    if spread is not None:
-                        _add_flipped_inplace(total[:, num_heads:], spread(part), flip)
+                    if convex_fn is not None:
+                        _add_flipped_inplace(total[:, num_heads:], convex_fn(part), flip)
         assert total is not None, "there is at least one network"
         return total.div_(len(flips) * len(networks))
 

@@ -70,7 +70,7 @@ def _with_laterality(recipe: Recipe, label_pairs: LabelPairs, labels: Labels, di
             continue
         if label_pairs.swap:
             swapped = tuple(values.get(value, value) for value in range(max(values) + 1))
-            recipe = recipe.replace(step.name, replace(mirror, lateral=lateral, swapped_labels=swapped))
+            recipe = recipe.replace(step.name, replace(mirror, lateral_axes=lateral, swapped_labels=swapped))
         elif not requested:
             axes = tuple(axis for axis in mirror.axes if axis not in lateral)
             recipe = recipe.replace(step.name, replace(mirror, axes=axes)) if axes else recipe.without(step.name)

@@ -220,7 +220,7 @@ def _predict(
             with locate_errors(f"case {name}"):
                 export = submit_export(
                     exporting,
-                    predictor.planes(image, spread=True),
+                    predictor.planes(image, disagreement=True),
                     partial(_decide, predictor, prepared, collector, name),
                     partial(_write, predictor, case.provenance, collector, file, record, name),
                     hold=predictor.may_hold(image),

@@ -129,7 +129,7 @@ def collect_stats(
             prepared = PredictionInput(image=image, provenance=stored.provenance)
             collector = CaseStatsCollector(predictor, prepared, np.asarray(stored.label[...])[0])
             with locate_errors(f"case {case}"):
-                for _ in collector.collect(predictor.planes(image, spread=True)):
+                for _ in collector.collect(predictor.planes(image, disagreement=True)):
                     pass
             collector.stats().save(folder, case)
     return {case: CaseStats.load(folder, case) for case in identifiers}
@@ -154,7 +154,7 @@ def _predict_case(
             stored, predictor = sources[name].load(case), predictors[name]
             image = network_input(stored.image, stored.label, predictor.labels)
             prepared = PredictionInput(image=image, provenance=stored.provenance)
-            planes = predictor.planes(image, spread=True)
+            planes = predictor.planes(image, disagreement=True)
             probabilities[name] = store_probabilities(predictor, prepared, planes, Path(scratch), name)
             properties[name] = stored.provenance.properties
         grid = header_of(next(iter(probabilities.values())).array.shape[1:], next(iter(properties.values())))

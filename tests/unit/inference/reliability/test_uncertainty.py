@@ -30,7 +30,7 @@ def test_disagreement_is_the_mean_divergence_from_the_pool(labels: Labels) -> No
     gains = [(1.0, -2.0, 0.5), (3.0, 1.0, -1.0)]
     window = Window(patch_size=(8, 8, 8), device=torch.device("cpu"), precision="fp32")
     networks = [Scaled(each) for each in gains]
-    planes = window_planes(networks, image, 3, window=window, spread=log_partition(labels))
+    planes = window_planes(networks, image, 3, window=window, convex_fn=log_partition(labels))
     found = torch.cat([each.logits for each in planes], dim=1).numpy()
     single = [image * np.array(each, np.float32)[:, None, None, None] for each in gains]
     np.testing.assert_allclose(found[:3], np.mean(single, axis=0), rtol=1e-5, atol=1e-5)
