@@ -45,7 +45,7 @@ def seconds_per_sample(mode: str) -> tuple[float, str]:
     for step, _ in enumerate(prefetch(loader, 0, steps, threads=available_cpus())):
         if step + 1 == warm:
             start = time.perf_counter()
-    return (time.perf_counter() - start) / ((steps - warm) * batch_size), placement.place
+    return (time.perf_counter() - start) / ((steps - warm) * batch_size), placement.location
 
 
 default, place = seconds_per_sample("auto")

@@ -75,7 +75,7 @@ def test_every_voxel_of_a_plain_patch_is_the_cases_own_or_padding(
     shape: tuple[int, ...], patch: tuple[int, ...], dims: int, seed: int, held: bool
 ) -> None:
     store = Store(shape, seed)
-    placement = CachePlacement(place="ram", budget_bytes=2**30) if held else CachePlacement()
+    placement = CachePlacement(location="ram", budget_bytes=2**30) if held else CachePlacement()
     loader = BatchLoader(
         CaseCache(store, placement), ["case"], patch_size=patch[-dims:], batch_size=4, labels=LABELS, seed=seed
     )
@@ -159,7 +159,7 @@ def test_a_turned_patch_shows_the_case_wherever_it_looks_into_it(
 ) -> None:
     """Corners too: however far the transform reaches, only what lies beyond the case is padding."""
     affine = Affine(rotation=(-3.1, 3.1), rotation_probability=0.8, scaling_probability=0.8, in_plane=in_plane)
-    placement = CachePlacement(place="ram", budget_bytes=2**30) if held else CachePlacement()
+    placement = CachePlacement(location="ram", budget_bytes=2**30) if held else CachePlacement()
     loader = BatchLoader(
         CaseCache(Bright(shape), placement), ["case"], patch_size=patch, batch_size=3, labels=LABELS, seed=seed,
         recipe=Recipe(spatial=affine),

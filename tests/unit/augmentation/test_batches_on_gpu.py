@@ -19,7 +19,7 @@ BATCH = 24
 def loader_on(device: str, patch_size: tuple[int, ...], recipe: str, place: Any) -> BatchLoader:
     chosen = always_turned(build_recipe(recipe, patch_size, masked_channels=[0]), patch_size)
     return BatchLoader(
-        CaseCache(Store(), CachePlacement(place=place, budget_bytes=2**40), torch.device(device)),
+        CaseCache(Store(), CachePlacement(location=place, budget_bytes=2**40), torch.device(device)),
         ["case"],
         patch_size=patch_size,
         batch_size=BATCH,

@@ -86,7 +86,7 @@ def always_turned(recipe: Recipe, patch_size: tuple[int, ...]) -> Recipe:
 @pytest.mark.parametrize("patch_size", PATCHES)
 def test_whole_batches_are_made_without_reading_a_value(patch_size: tuple[int, ...], recipe: str, place: Any) -> None:
     loader = BatchLoader(
-        CaseCache(Store(), CachePlacement(place=place, budget_bytes=2**40), WITHOUT_VALUES),
+        CaseCache(Store(), CachePlacement(location=place, budget_bytes=2**40), WITHOUT_VALUES),
         ["case"],
         patch_size=patch_size,
         batch_size=40,

@@ -1,4 +1,4 @@
-"""Cache preprocessed cases in memory or in the memory of the device, or read them from disk.
+"""Cache preprocessed cases in RAM or device memory, or read them from disk.
 
 The placement is chosen once, by their size and the free memory, and logged. The batches do not depend on it.
 """
@@ -26,7 +26,8 @@ RAM_SHARE = 0.5
 """Share of the free memory, at the start of a training, that cases may use; the rest is for batches and network."""
 
 DEVICE_SHARE = 0.2
-"""Share of the device's free memory that cases may use; the network needs what the plan reserved for it."""
+"""Share of the device's free memory that cases may use; the rest is for the network, up to the GPU memory
+target of its plan."""
 
 _GIB = 2**30
 
@@ -49,17 +50,17 @@ class TrainingCase(Protocol):
 
     @property
     def image(self) -> CaseArray:
-        """(C, *S3) float32."""
+        """(C, *S) float32."""
         ...
 
     @property
     def label(self) -> CaseArray:
-        """(1, *S3) int16, -1 outside the nonzero mask; (2, *S3) with the map of a cascade's previous stage."""
+        """(1, *S) int16, -1 outside the nonzero mask; (2, *S) with the map of a cascade's previous stage."""
         ...
 
     @property
     def class_locations(self) -> ClassLocations:
-        """Voxels of each class."""
+        """Voxel indices (n, 3) of each class or region, in the image's axis order."""
         ...
 
 
@@ -75,7 +76,7 @@ class CaseSource(Protocol):
 class CachePlacement:
     """Where cases are cached (`none`: on disk), how many bytes they may take, and the reason as a line for the log."""
 
-    place: Literal["none", "ram", "device"] = "none"
+    location: Literal["none", "ram", "device"] = "none"
     budget_bytes: int = 0
     reason: str = ""
 
@@ -93,7 +94,7 @@ class OpenCase:
 
 
 def choose_placement(
-    mode: CacheMode, needed_bytes: int, device: torch.device, *, limit_gib: float | None = None, sharing: int = 1
+    mode: CacheMode, needed_bytes: int, device: torch.device, *, limit_gib: float | None = None, num_processes: int = 1
 ) -> CachePlacement:
     """Choose where to cache cases.
 
@@ -103,29 +104,30 @@ def choose_placement(
         needed_bytes: of all decoded cases.
         device: where batches are made.
         limit_gib: the budget; by default a share of the free memory.
-        sharing: processes on this machine that hold the cases at the same time.
+        num_processes: processes on this machine that hold the cases at the same time.
     """
     limit_bytes = None if limit_gib is None else int(limit_gib * _GIB)
     has_own_memory = device.type != CPU
-    budgets = {"ram": available_bytes() * RAM_SHARE / sharing, "device": free_bytes(device) * DEVICE_SHARE}
-    places: dict[CacheMode, tuple[Literal["ram", "device"], ...]] = {
+    budgets = {"ram": available_bytes() * RAM_SHARE / num_processes, "device": free_bytes(device) * DEVICE_SHARE}
+    locations: dict[CacheMode, tuple[Literal["ram", "device"], ...]] = {
         "auto": ("device", "ram") if has_own_memory else ("ram",),
         "none": (),
         "ram": ("ram",),
         "device": ("device",) if has_own_memory else ("ram",),
     }
-    size = f"they take {_shown(needed_bytes)}"
+    size = f"they take {_format_bytes(needed_bytes)}"
     tried = []
-    for place in places[mode]:
-        budget = int(budgets[place]) if limit_bytes is None else limit_bytes
-        where = "memory" if place == "ram" else f"the memory of {device}"
-        tried.append(f"{_shown(budget)} of {where}")
+    for location in locations[mode]:
+        budget = int(budgets[location]) if limit_bytes is None else limit_bytes
+        where = "memory" if location == "ram" else f"the memory of {device}"
+        tried.append(f"{_format_bytes(budget)} of {where}")
         if needed_bytes <= budget:
-            reason = f"cases are kept in {where}: {size} of the {_shown(budget)} allowed"
-            return CachePlacement(place=place, budget_bytes=budget, reason=reason)
+            reason = f"cases are kept in {where}: {size} of the {_format_bytes(budget)} allowed"
+            return CachePlacement(location=location, budget_bytes=budget, reason=reason)
         if mode != "auto":
-            reason = f"cases are kept in {where} up to {_shown(budget)}, the others are read from disk: {size} in total"
-            return CachePlacement(place=place, budget_bytes=budget, reason=reason)
+            limit = _format_bytes(budget)
+            reason = f"cases are kept in {where} up to {limit}, the others are read from disk: {size} in total"
+            return CachePlacement(location=location, budget_bytes=budget, reason=reason)
     reason = f"{size}, more than {' and '.join(tried)}" if tried else "as set by cache"
     return CachePlacement(reason=f"cases are read from disk patch by patch: {reason}")
 
@@ -143,8 +145,8 @@ class CaseCache:
         self, store: CaseSource, placement: CachePlacement = ON_DISK, device: torch.device | None = None
     ) -> None:
         self._store = store
-        self._place = placement.place
-        self._left_bytes = placement.budget_bytes if placement.place != "none" else 0
+        self._location = placement.location
+        self._left_bytes = placement.budget_bytes if placement.location != "none" else 0
         self._device = device or torch.device(CPU)
         self._cases: dict[str, OpenCase] = {}
         self._locks: dict[str, threading.Lock] = {}
@@ -181,7 +183,7 @@ class CaseCache:
                 return OpenCase(image=image, label=label, class_locations=locations)
             self._left_bytes -= size
         arrays = np.ascontiguousarray(image[...], np.float32), np.ascontiguousarray(label[...], np.int16)
-        held = [torch.from_numpy(array).to(self._device if self._place == "device" else CPU) for array in arrays]
+        held = [torch.from_numpy(array).to(self._device if self._location == "device" else CPU) for array in arrays]
         return OpenCase(
             image=held[0],
             label=held[1],
@@ -210,7 +212,7 @@ def name_case_in_errors(identifier: str) -> Iterator[None]:
     try:
         yield
     except SegwrightError as error:
-        if not _names(str(error), identifier):
+        if not _mentions_case(str(error), identifier):
             error.args = (f"case {identifier}: {error}",)  # keeps the class, hence the exit code
         raise
     except Exception as error:
@@ -222,10 +224,10 @@ def name_case_in_errors(identifier: str) -> Iterator[None]:
         ) from error
 
 
-def _names(message: str, identifier: str) -> bool:
+def _mentions_case(message: str, identifier: str) -> bool:
     """Return whether a message names the case; a path that contains its name does not count."""
     return f"case {identifier}:" in message or f"case '{identifier}'" in message
 
 
-def _shown(size: float) -> str:
+def _format_bytes(size: float) -> str:
     return f"{size / _GIB:.1f} GiB" if size >= _GIB / 10 else f"{size / 2**20:.1f} MiB"

@@ -57,7 +57,7 @@ def make_loader(store: FakeStore | None = None, *, held: bool = False, **options
     """Return a loader; with `held` all cases stay in memory."""
     store = store or FakeStore([(12, 14, 9), (7, 9, 5), (16, 8, 20)])
     given = {"patch_size": PATCH, "batch_size": 4, "labels": LABELS, "seed": 3, **options}
-    placement = CachePlacement(place="ram", budget_bytes=2**40) if held else CachePlacement()
+    placement = CachePlacement(location="ram", budget_bytes=2**40) if held else CachePlacement()
     return BatchLoader(CaseCache(store, placement), list(store.cases), **given)
 
 

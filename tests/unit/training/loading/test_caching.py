@@ -52,7 +52,7 @@ def free(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_placement_depends_on_mode_size_and_free_memory(
     mode: CacheMode, needed: int, device: torch.device, place: str
 ) -> None:
-    assert choose_placement(mode, needed, device).place == place
+    assert choose_placement(mode, needed, device).location == place
 
 
 @pytest.mark.usefixtures("free")
@@ -64,7 +64,7 @@ def test_the_reason_has_sizes_and_a_budget_can_be_given() -> None:
         "2.0 GiB, more than 1.0 GiB of memory"
         in choose_placement("auto", 2**31, torch.device("cpu"), limit_gib=1).reason
     )
-    assert choose_placement("auto", 400, torch.device("cpu"), sharing=2).place == "none"
+    assert choose_placement("auto", 400, torch.device("cpu"), num_processes=2).location == "none"
 
 
 def test_free_memory_is_measured() -> None:
@@ -75,7 +75,9 @@ def test_cases_are_held_while_the_budget_lasts() -> None:
     store = FakeStore(SHAPES)
     one = decoded_bytes(store.cases["case_0"])
     assert total_bytes(store, list(store.cases)) == sum(map(decoded_bytes, store.cases.values()))
-    cache = CaseCache(store, CachePlacement(place="ram", budget_bytes=one + decoded_bytes(store.cases["case_1"]) + 1))
+    cache = CaseCache(
+        store, CachePlacement(location="ram", budget_bytes=one + decoded_bytes(store.cases["case_1"]) + 1)
+    )
     held = [isinstance(cache.load(name).image, torch.Tensor) for name in ("case_0", "case_2", "case_1")]
     assert held == [True, False, True]
 
@@ -84,7 +86,7 @@ def test_cases_are_held_while_the_budget_lasts() -> None:
 def test_a_case_that_cannot_be_read_is_named(held: bool) -> None:
     store = FakeStore([(12, 14, 9)])
     store.cases["case_0"].image = Broken()
-    cache = CaseCache(store, CachePlacement(place="ram", budget_bytes=2**40) if held else CachePlacement())
+    cache = CaseCache(store, CachePlacement(location="ram", budget_bytes=2**40) if held else CachePlacement())
     with pytest.raises(DatasetError, match="case_0"):
         _ = cache.load("case_0").image[0] if held else loader_of(cache).batch(0, 0)
 
@@ -108,7 +110,7 @@ def test_batches_are_the_same_bits_in_every_cache_and_number_of_threads(
     }  # fmt: skip
     runs = []
     for place in PLACES:
-        cache = CaseCache(store, CachePlacement(place=place, budget_bytes=2**40))
+        cache = CaseCache(store, CachePlacement(location=place, budget_bytes=2**40))
         loader = BatchLoader(cache, store.identifiers(), **options)
         for threads, ahead in ((1, 1), (3, 5)):
             runs.append(list(prefetch(loader, 2, 6, threads=threads, ahead=ahead)))
