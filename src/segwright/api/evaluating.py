@@ -45,12 +45,14 @@ def evaluate(
     Args:
         reference: Folder of reference label maps, or a raw dataset whose dataset.json lists its files.
         prediction: Folder of predicted label maps.
-        dataset_json: Names labels and file ending; by default the one in, or one level above, either folder.
-        label_values: Labels to score, instead of those of a dataset.json; the file ending is that of the references.
+        dataset_json: The dataset.json with labels and file ending; by default searched in both folders, one level
+            above, and in the model folder of a fold.
+        label_values: Label values to score instead of those in dataset.json, which is then not read; the file ending is
+            taken from the references.
         output: File of the scores; `summary.json` in the prediction folder by default.
         surface: Also compute HD, HD95, ASSD (in mm) and NSD.
         lesions: Also compute lesion-wise detection scores and panoptic quality.
-        tolerances: Tolerances of the NSD in mm; 1 and 2 by default.
+        tolerances: Tolerances of the NSD in mm, 1 and 2 by default; implies `surface`.
         ignore_label: Voxels with this reference label are excluded; by default the ignore label of dataset.json.
         require_all: Raise an error for a reference without a prediction, instead of leaving it out.
         csv: File to which one row per case and class is written.
@@ -96,7 +98,9 @@ def evaluate(
 
 
 def compare(summaries: Sequence[Path | str]) -> list[Comparison]:
-    """Test which of several models is better on their common cases, from their `summary.json`.
+    """Compare every pair of models, from their `summary.json`, by each common case's mean foreground Dice.
+
+    The test is a two-sided Wilcoxon signed-rank test, corrected for the number of pairs (Holm).
 
     Args:
         summaries: At least two files, or the folders that contain them.

@@ -198,7 +198,7 @@ def _checked_options(
     from segwright.core.files.atomic_io import require_writable_folder
     from segwright.inference.export.writers import ProbabilityFormat
     from segwright.inference.folder.jobs import PredictOptions
-    from segwright.inference.folder.run import require_apart
+    from segwright.inference.folder.run import require_output_outside_input
 
     kind = "npz" if probabilities is True else probabilities or ("nifti" if classes else None)
     probability_format = ProbabilityFormat(kind=kind, classes=classes) if kind else None

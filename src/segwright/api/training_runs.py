@@ -201,7 +201,7 @@ def warn_of_ignored_settings(
 def fold_lock(folder: Path, distributed: DistributedContext | None) -> Iterator[None]:
     """Lock the folder of a fold; wait for another process that trains it.
 
-    The first of several ranks holds the lock for all.
+    The first of several processes holds the lock for all.
     """
     what = f"training {folder.parent.name}, {folder.name}"
     is_first = distributed is None or distributed.is_first

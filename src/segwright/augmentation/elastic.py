@@ -27,9 +27,9 @@ class Elastic:
 
     Attributes:
         probability: per sample.
-        spacing: of the control points, as a fraction of the patch size.
-        strength: standard deviation of the control points' displacements, in units of their spacing; above 0.2 the
-            deformation may fold.
+        spacing: range, drawn uniformly per sample: distance of the control points as a fraction of the patch size.
+        strength: standard deviation of the control points' displacements, as a fraction of the drawn spacing; above 0.2
+            the deformation may fold.
         fixed_axes: axes without displacement, for instance across thick slices.
     """
 
@@ -39,7 +39,10 @@ class Elastic:
     fixed_axes: tuple[int, ...] = ()
 
     def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> Params | None:
-        """Return `spacing`, `strength` and the `seed` of the control points."""
+        """Return `spacing`, `strength` and the `seed` of the control points.
+
+        None with probability 1 - `probability`: the sample stays unchanged.
+        """
         if rng.random() >= self.probability:
             return None
         drawn = {"spacing": rng.uniform(*self.spacing), "strength": rng.uniform(*self.strength)}
@@ -83,7 +86,10 @@ class Elastic:
 
 
 def spline_operator(size: int, spacing: float) -> npt.NDArray[np.float32]:
-    """Return the (size, points) weights of uniform cubic B-splines whose control points are `spacing * size` apart."""
+    """Return the basis matrix (size, control points) float32 of a uniform cubic B-spline.
+
+    The control points are `size / round(1 / spacing)` voxels apart.
+    """
     intervals = max(1, round(1 / spacing))
     position = (np.arange(size) + 0.5) / size * intervals
     distance = np.abs(position[:, None] - np.arange(-1, intervals + 2)[None, :])

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from segwright.training.distributed.context import DistributedContext
     from segwright.training.distributed.heartbeat import RankInfo
 
-_HOST_DEVICES: Final = ("cpu", "mps")
+_DEVICES_WITHOUT_INDEX: Final = ("cpu", "mps")
 
 
 def rank_info_from_env(variables: Mapping[str, str]) -> RankInfo | None:
@@ -37,8 +37,8 @@ def rank_info_from_env(variables: Mapping[str, str]) -> RankInfo | None:
         )
     except (KeyError, ValueError) as error:
         raise ConfigError(
-            f"variables RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT: {error}; torchrun sets all of them, "
-            "without it unset RANK and use --gpus N"
+            f"variables RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT: {error}; start with torchrun, which "
+            "sets all of them, or unset RANK and use --gpus N"
         ) from error
 
 
@@ -48,14 +48,14 @@ def device_of(device: str, rank_info: RankInfo | None) -> str:
     Raises:
         ConfigError: several processes on one GPU.
     """
-    if rank_info is None or device in _HOST_DEVICES:
+    if rank_info is None or device in _DEVICES_WITHOUT_INDEX:
         return device
     from segwright.core.device import resolve_device
 
     if ":" in device:
-        raise ConfigError(f"device '{device}' is one GPU for {rank_info.world_size} processes; leave --device to auto")
+        raise ConfigError(f"device '{device}' is one GPU for {rank_info.world_size} processes; use --device auto")
     resolved = resolve_device(device)
-    if resolved.type not in _HOST_DEVICES:
+    if resolved.type not in _DEVICES_WITHOUT_INDEX:
         resolved = resolve_device(f"{resolved.type}:{rank_info.local_rank}")
     return str(resolved)
 

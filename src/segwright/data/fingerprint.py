@@ -29,7 +29,7 @@ logger = getLogger(__name__)
 TOTAL_SAMPLES = 10**8
 """Voxels drawn per channel from the whole dataset, equally many from each case (nnU-Net behaviour 3)."""
 SAMPLE_SEED = 1234
-"""Of each case's draws (nnU-Net behaviour 3)."""
+"""Seed of the random draws, set anew for each case (nnU-Net behaviour 3)."""
 
 
 class IntensityStatistics(BaseModel):
@@ -50,7 +50,7 @@ class Fingerprint(BaseModel):
     """The properties of a dataset that plans follow from (nnU-Net's `dataset_fingerprint.json`, nnU-Net behaviour 3).
 
     Attributes:
-        spacings: per case, array axis order as read.
+        spacings: per case, mm, in the axis order of the array.
         shapes_after_crop: per case, spatial shape of the non-zero region.
         median_relative_size_after_cropping: voxels kept by the crop, as a fraction.
         foreground_intensity_properties_per_channel: keyed by the position of the channel, "0", "1", ...
@@ -77,7 +77,7 @@ class Fingerprint(BaseModel):
         """Read a `dataset_fingerprint.json`.
 
         Raises:
-            SegwrightError: missing, not JSON, or keys missing; named.
+            SegwrightError: the file is missing, not JSON or lacks a key; the message names it.
         """
         return parse_document(cls, path)
 
@@ -162,14 +162,14 @@ class FingerprintCollector:
                 f"{dataset.folder}: none of its {len(facts)} cases has a voxel with a foreground label; "
                 "planning needs their intensities. Check the label files"
             )
-        # float64 as soon as one case has no foreground (nnU-Net behaviour 3.3).
-        rounding = np.float64 if any(fact.lacks_foreground for fact in facts) else np.float32
+        # nnU-Net's percentiles are float64 if any case has no foreground, else float32 (nnU-Net behaviour 3.3).
+        dtype = np.float64 if any(fact.lacks_foreground for fact in facts) else np.float32
         return Fingerprint(
             spacings=tuple(fact.spacing for fact in facts),
             shapes_after_crop=tuple(fact.shape for fact in facts),
             median_relative_size_after_cropping=median(fact.relative_size for fact in facts),
             foreground_intensity_properties_per_channel={
-                str(channel): _statistics(sample, rounding) for channel, sample in enumerate(self._samples)
+                str(channel): _statistics(sample, dtype) for channel, sample in enumerate(self._samples)
             },
             segwright=TrainingRange.of([fact.measures for fact in facts], [fact.orientation for fact in facts]),
         )
@@ -184,12 +184,12 @@ def extract(dataset: Dataset, *, workers: int | None = None) -> Fingerprint:
     """
     collector = FingerprintCollector(num_cases=len(dataset.cases), num_channels=dataset.num_channels)
 
-    def measure(case: Case) -> None:
+    def add_case(case: Case) -> None:
         assert case.label is not None, "training cases have labels"
         volume = read_images(case.images, dataset.reader)
         collector.add(case, volume, read_label(case.label, dataset.reader, like=volume.header))
 
-    map_threads(measure, dataset.cases, workers=workers, describe=lambda case: case.identifier, title="fingerprint")
+    map_threads(add_case, dataset.cases, workers=workers, describe=lambda case: case.identifier, title="fingerprint")
     return collector.fingerprint(dataset)
 
 
@@ -206,7 +206,7 @@ def _require_usable(case: Case, volume: Volume, label: Volume, num_channels: int
         )
 
 
-def _statistics(sample: WeightedSample, rounding: type[np.float32] | type[np.float64]) -> IntensityStatistics:
+def _statistics(sample: WeightedSample, dtype: type[np.float32] | type[np.float64]) -> IntensityStatistics:
     low, middle, high = sample.percentiles((0.5, 50.0, 99.5))
     mean, std = sample.moments()
     return IntensityStatistics(
@@ -214,7 +214,7 @@ def _statistics(sample: WeightedSample, rounding: type[np.float32] | type[np.flo
         std=std,
         min=sample.smallest,
         max=sample.largest,
-        median=float(rounding(middle)),
-        percentile_00_5=float(rounding(low)),
-        percentile_99_5=float(rounding(high)),
+        median=float(dtype(middle)),
+        percentile_00_5=float(dtype(low)),
+        percentile_99_5=float(dtype(high)),
     )

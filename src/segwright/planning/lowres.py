@@ -17,8 +17,8 @@ class Lowres:
     """The low-resolution configuration.
 
     Attributes:
-        spacing: Per axis, transposed.
-        median_shape: Median image shape at that spacing, voxels.
+        spacing: In mm, in the plan's axis order (after `transpose_forward`).
+        median_shape: Median image shape at that spacing, in voxels, same axis order.
         sizing: Patch, batch and network.
     """
 
@@ -43,8 +43,8 @@ def find_lowres(
     nnU-Net behaviour 5.12; dropped if the image then still has more than half of the voxels.
 
     Args:
-        spacing: Full-resolution target spacing, transposed.
-        median_shape: Median image shape at that spacing.
+        spacing: Full-resolution target spacing in mm, in the plan's axis order (after `transpose_forward`).
+        median_shape: Median image shape at that spacing, in voxels, same axis order.
         fullres: Sizing at full resolution.
         budget: Limits of the plan.
     """
@@ -69,7 +69,10 @@ def find_lowres(
         found = Lowres(spacing=tuple(current), median_shape=rounded, sizing=sizing)
         steps += 1
     fewer = full_voxels / voxels
-    steps_taken = f"{coverage_text}, less than {LOWRES_COVERAGE}; reached by {steps} steps of factor {LOWRES_STEP}"
+    steps_taken = (
+        f"{coverage_text}, less than {LOWRES_COVERAGE}; the spacing was coarsened in {steps} steps of factor "
+        f"{LOWRES_STEP} until a patch covers {LOWRES_COVERAGE}"
+    )
     if fewer < LOWRES_MIN_RATIO:
         return LowresDecision(
             lowres=None,

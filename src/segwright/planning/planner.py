@@ -39,7 +39,7 @@ logger = getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _MedianImage:
-    """Median image of the dataset at the target spacing, in transposed axis order.
+    """Median image of the dataset at the target spacing, in the plan's axis order.
 
     Attributes:
         order: Axis order, `transpose_forward`.

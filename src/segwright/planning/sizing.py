@@ -82,7 +82,7 @@ def size_configuration(
     with samples, but with no more than a part of the dataset.
 
     Args:
-        spacing: Target spacing of 2 or 3 axes, transposed.
+        spacing: Target spacing of 2 or 3 axes in mm, in the plan's axis order (after `transpose_forward`).
         median_shape: Median shape at that spacing, voxels; may hold halves.
         dataset_voxels: Voxels of the whole dataset in 3D, for 2D configurations as well.
         budget: Limits of the plan.

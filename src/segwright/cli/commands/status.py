@@ -16,7 +16,11 @@ def status(
     folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Fold, model, results or work folder.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array only.")] = False,
 ) -> None:
-    """Show the progress of trainings. A file 'stop' in a fold's folder stops it after its step, saved and validated."""
+    """Show the progress of trainings.
+
+    To end one early, create a file 'stop' in its fold folder: it ends after the current step, then is saved and
+    validated.
+    """
     from segwright import api
     from segwright.api.watching import outdated
     from segwright.training.monitoring.logbook import duration_text
@@ -53,7 +57,8 @@ def status(
                 f"{duration_text(item.age_s)} ago",
             ]
         )
-    columns = ["training", "state", "epoch", "step", "loss", "EMA Dice", "Dice", "left", "written"]
+    columns = ["training", "state", "epoch", "step", "loss", "EMA pseudo Dice", "validation Dice"]
+    columns += ["time left", "updated"]
     lines = [line for item in found for line in item.changes] + outdated(folder)
     print_table(f"{len(found)} training{'s' if len(found) > 1 else ''}", columns, rows)
     for line in lines:

@@ -56,14 +56,14 @@ class IntegrityCheck:
 
     Args:
         path: of the array.
-        document: removed if the array is damaged, so that the case is made again.
+        json_path: document of the case; removed if the array is damaged, so that the case is made again.
         size: of the file in bytes.
         crc: of the whole file; None if an older version wrote it.
     """
 
-    def __init__(self, path: Path, document: Path, *, size: int | None, crc: int | None) -> None:
+    def __init__(self, path: Path, json_path: Path, *, size: int | None, crc: int | None) -> None:
         self._path = path
-        self._document = document
+        self._json_path = json_path
         self._size = size
         self._crc = crc
         self._is_done = False
@@ -81,7 +81,7 @@ class IntegrityCheck:
             if not self._is_done:
                 if reason := self._damage(shape, dtype):
                     with suppress(OSError):
-                        self._document.unlink(missing_ok=True)
+                        self._json_path.unlink(missing_ok=True)
                     raise DamagedCaseError(f"{self._path}: missing or damaged ({reason}); {_REMEDY}")
                 self._is_done = True
 
@@ -157,7 +157,8 @@ class PreprocessedCase:
     image: LazyArray  # (C, *S) float32
     label: LazyArray  # (1, *S) int16, -1 outside the non-zero mask
     class_locations: Mapping[ClassKey, Any]
-    """Class or region to its voxels (n, 3): all up to 10000, or 1 % if that is more; n may be 0."""
+    """Voxel indices (n, 3) of each class or region, int16 or int32: all if there are at most 10000, else a sample of
+    max(10000, 1 %)."""
     provenance: Provenance
 
 
@@ -333,9 +334,9 @@ class CaseStore:
         return self.folder / f"{require_name(identifier, 'case id', error=WorkspaceError)}{_ENDINGS[kind]}"
 
 
-def lazy_array(path: Path, document: Path, entry: Mapping[str, Any]) -> LazyArray:
-    """Return an array that is checked against its entry in a document when it is first read."""
-    integrity = IntegrityCheck(path, document, size=entry.get("bytes"), crc=entry.get("crc32"))
+def lazy_array(path: Path, json_path: Path, entry: Mapping[str, Any]) -> LazyArray:
+    """Return an array that is checked against its entry in the document at `json_path` when it is first read."""
+    integrity = IntegrityCheck(path, json_path, size=entry.get("bytes"), crc=entry.get("crc32"))
     return LazyArray(path, tuple(entry["shape"]), np.dtype(entry["dtype"]), integrity)
 
 

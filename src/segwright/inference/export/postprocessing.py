@@ -1,4 +1,4 @@
-"""Post-process label maps: keep only the largest component of some labels (nnU-Net behaviour 12.4).
+"""Post-process label maps: keep only the largest connected component of some labels (nnU-Net behaviour 12.4).
 
 `evaluation.postprocessing` chooses the labels; they are stored as JSON.
 """
@@ -26,14 +26,17 @@ from segwright.data.unmatched_files import entries, possible_label_map
 
 POSTPROCESSING_JSON: Final = "postprocessing.json"
 MAX_STEPS: Final = 10_000
-"""Each takes a pass over every label map; nnU-Net writes one for all labels together and one for each."""
+"""Limit on steps read from a file, since each step passes over every label map.
+
+nnU-Net writes at most one step per label and one for all labels.
+"""
 
 _NNUNET_FUNCTION = "remove_all_but_largest_component_from_segmentation"
 _PICKLE = ".pkl"
 
 
 class KeepLargest(BaseModel):
-    """Keep only the largest component of the union of some labels; the rest becomes background."""
+    """Keep only the largest connected component of the union of some labels; the rest becomes background."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -86,11 +89,11 @@ class PostProcessing(BaseModel):
 
     @property
     def gain(self) -> float | None:
-        """Mean foreground Dice with the steps, less that without."""
+        """Mean foreground Dice with the steps, minus that without them."""
         return None if self.dice_before is None or self.dice_after is None else self.dice_after - self.dice_before
 
     def to_json(self) -> list[list[int]]:
-        """Return the steps alone: predictions that share them are interchangeable."""
+        """Return the labels of each step, without scores; used to identify predictions made with the same steps."""
         return [list(step.labels) for step in self.steps]
 
     def save(self, path: Path) -> None:
@@ -128,7 +131,7 @@ NO_POSTPROCESSING: Final = PostProcessing()
 
 
 def keep_largest(label_map: npt.NDArray[Any], labels: Sequence[int]) -> npt.NDArray[Any]:
-    """Remove all but the largest component of the union of `labels` from a label map (*S).
+    """Remove all but the largest connected component of the union of `labels` from a label map (*S).
 
     Voxels that share a corner are connected. If several components are largest, all of them stay, as in nnU-Net.
     """
@@ -173,7 +176,7 @@ def process_folder(
 
     def process(file: Path) -> Path:
         volume = read_label(file, reader)
-        label_map = volume.array[0].astype(np.int32)  # writing refuses values that no label map may have
+        label_map = volume.array[0].astype(np.int32)  # write_labels rejects values outside 0..MAX_WRITTEN_LABEL
         written = below(target, file.name)
         write_labels(processing(label_map), written, volume.properties, reader)
         return written
@@ -182,7 +185,7 @@ def process_folder(
 
 
 def _components(mask: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
-    """Return the number of each voxel's component, 0 outside; with cc3d if it is installed, which is faster.
+    """Return the number of each voxel's connected component, 0 outside; with cc3d if it is installed, which is faster.
 
     cc3d fails on masks with an extent of 1, so they are padded.
     """

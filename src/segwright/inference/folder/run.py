@@ -25,8 +25,8 @@ from segwright.workspace import DATASET_JSON, LOCK, PLANS_JSON
 
 logger = getLogger(__name__)
 
-SCRATCH: Final = "ensemble"
-"""Ending of the temporary folder in which an ensemble keeps its models' probabilities of a case."""
+ENSEMBLE_SUFFIX: Final = "ensemble"
+"""Suffix of the temporary folder in which an ensemble keeps its models' probabilities of a case."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,21 +62,21 @@ def open_run(
     """Check everything that can be checked before prediction, lock the output folder, write the first documents.
 
     Args:
-        input_folder: as of `predict_files`.
-        output_folder: as of `predict_files`.
-        options: of the run.
+        input_folder: see `predict_files`.
+        output_folder: see `predict_files`.
+        options: options of the run.
         description: the model's dataset.json.
         labels: of the model.
         reader: of images and label maps.
         model: identity of what predicts; see `Predictor.identity`.
         settings: options as the log records them.
-        temperature: of written probabilities.
+        temperature: divides the logits before probabilities are written.
 
     Raises:
         ProblemReport: no case can be read.
         SegwrightError: input, output and options do not fit together.
     """
-    require_apart(input_folder, output_folder)
+    require_output_outside_input(input_folder, output_folder)
     require_writable(reader, options.probability_format, uncertainty=options.uncertainty)
     cases, refused = usable_cases(input_folder, description.file_ending, len(description.channel_names))
     jobs = make_jobs(
@@ -95,11 +95,11 @@ def open_run(
         write_json(output_folder / DATASET_JSON, description.raw(), indent=4)
         log.save()
         if len(todo) < len(jobs):
-            logger.info("%d of %d cases are predicted already and kept", len(jobs) - len(todo), len(jobs))
+            logger.info("%d of %d cases are already predicted and kept", len(jobs) - len(todo), len(jobs))
         yield FolderRun(jobs=jobs, todo=todo, log=log, failures=Failures(refused))
 
 
-def require_apart(input_folder: Path, output_folder: Path) -> None:
+def require_output_outside_input(input_folder: Path, output_folder: Path) -> None:
     """Check that the output folder is not in the input folder.
 
     Raises:
@@ -132,7 +132,8 @@ def _sweep(log: PredictionLog, jobs: Sequence[Job]) -> None:
     names: dict[Path, set[str]] = {}
     for job in jobs:
         case = job.case.identifier
-        more = (f"{case}.json", f"{case}.provenance.json", f"{case}.{SCRATCH}")  # beside label maps, probabilities
+        # The documents are written next to the label map for probabilities.
+        more = (f"{case}.json", f"{case}.provenance.json", f"{case}.{ENSEMBLE_SUFFIX}")
         names.setdefault(job.output.parent, set()).update(more)
         for file in job.files:
             names.setdefault(file.parent, set()).update((file.name, f"{file.name}.b2nd"))

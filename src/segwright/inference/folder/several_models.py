@@ -17,7 +17,7 @@ from segwright.inference.export.writers import open_whole_maps
 from segwright.inference.folder.failures import Failures, case_in_errors
 from segwright.inference.folder.jobs import Job, read_volume
 from segwright.inference.folder.log import PredictionLog
-from segwright.inference.folder.run import SCRATCH
+from segwright.inference.folder.run import ENSEMBLE_SUFFIX
 from segwright.inference.prediction import CaseRecord
 from segwright.inference.reliability.case_statistics import Observation
 from segwright.inference.reliability.model import log_warnings
@@ -38,7 +38,7 @@ def _predict(ensemble: Ensemble, job: Job, log: PredictionLog) -> CaseRecord:
     labels, reliability = ensemble.labels, ensemble.reliability
     with ExitStack() as stack:
         stack.enter_context(case_in_errors(job.case))
-        scratch = temporary_beside(job.output.with_name(f"{job.case.identifier}.{SCRATCH}"))
+        scratch = temporary_beside(job.output.with_name(f"{job.case.identifier}.{ENSEMBLE_SUFFIX}"))
         scratch.mkdir()
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
         volume = read_volume(job.case, ensemble.reader)
