@@ -16,6 +16,8 @@ from segwright.api.session import workspace_or_default
 from segwright.core.errors import DatasetError, ModelError, SegwrightError
 from segwright.core.files.atomic_io import write_text
 from segwright.core.files.hashing import content_hash, file_hash
+from segwright.core.files.json_documents import read_bytes
+from segwright.core.files.json_text import MAX_BYTES
 from segwright.data.dataset import NO_ENVIRONMENT, scan
 from segwright.data.description import DatasetDescription, load_description
 from segwright.data.fingerprint import Fingerprint
@@ -213,7 +215,7 @@ def _find_document(path: Path, names: Sequence[str], kind: str) -> Path:
     patterns += [(path, f"{below}{name}") for below in _BELOW for name in names]
     for folder, pattern in patterns:
         matches = sorted(folder.glob(pattern))
-        if len({file.read_bytes() for file in matches}) > 1:
+        if len(matches) > 1 and len({read_bytes(file, max_bytes=MAX_BYTES) for file in matches}) > 1:
             listed = ", ".join(str(file.relative_to(folder)) for file in matches)
             raise ModelError(f"{folder}: contains several files with a {kind} ({listed}); give one of them")
         if matches:
