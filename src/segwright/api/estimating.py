@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimates:
-    """Estimates of a model's reliability; each is None without held-out cases to fit it."""
+    """Dice estimator and calibration, fitted to held-out cases; None where no held-out case can be used."""
 
     dice_estimator: DiceEstimator | None
     calibration: Calibration | None
