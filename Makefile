@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# pytest; if a native library ended it, then also the running test and the stacks of its threads
-pytest = $(BIN)/pytest --crash-report .crash-report $(1) || { \
-	code=$$?; ! test -e .crash-report || grep -v -e /_pytest/ -e /pluggy/ -e "^Extension modules" .crash-report; exit $$code; }
+# pytest; if a native library ended it, then also the running test and the stacks of its threads, the failing one last
+pytest = $(BIN)/pytest --crash-report .crash-report $(1) || { code=$$?; ! test -e .crash-report || \
+	grep -v -e /_pytest/ -e /pluggy/ -e "^Extension modules" .crash-report | \
+	awk -v RS= '/^Current thread/ { failing = $$0; next } { print $$0 "\n" } END { print failing }'; exit $$code; }
 
 .PHONY: setup demo test test-slow test-sanitize fuzz lint format bench clean
 

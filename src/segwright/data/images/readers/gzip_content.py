@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from collections.abc import Iterator
 from os import SEEK_END
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,11 @@ SIZE_WRAPS = 1 << 32
 """gzip stores sizes modulo this."""
 
 _BLOCK = 1 << 20
+_PACKED_BLOCK = 1 << 16
+"""Bytes unpacked at once, to at most a thousand times as many."""
+_GZIP_FORMAT = 31
+"""Value of zlib's `wbits` for members with header and checksum."""
+_MAGIC = b"\x1f\x8b"
 _TRAILER_BYTES = 8
 
 
@@ -56,6 +62,46 @@ def require_undamaged(file: Path, voxels: npt.NDArray[Any], *, num_bytes: int, b
         if isinstance(error, gzip.BadGzipFile) and "Not a gzip" in str(error) and found >= before + num_bytes:
             return  # other bytes follow the voxels, whose checksum was right
         raise Refusal(f"it is damaged ({error}); copy or download it again") from error
+
+
+def unpack(file: Path, *, start: int, num_bytes: int) -> bytearray:
+    """Return a part of what a gzip file holds, once all of its checksums are verified.
+
+    Unlike `gzip`, whose threads wait for each other, it holds the interpreter lock for little of its time.
+
+    Args:
+        file: of one or several gzip members; other bytes may follow them.
+        start: offset of the part in what the file holds.
+        num_bytes: size of the part.
+
+    Raises:
+        Refusal: the file is damaged or cut off.
+    """
+    part, place = bytearray(num_bytes), -start
+    try:
+        for block in _unpacked_blocks(file):
+            kept = block[max(0, -place) : max(0, num_bytes - place)]
+            part[max(0, place) : max(0, place) + len(kept)] = kept
+            place += len(block)
+    except (EOFError, zlib.error) as error:
+        raise Refusal(f"it is damaged ({error}); copy or download it again") from error
+    if place < num_bytes:
+        raise Refusal(f"it is cut off: {start + place} bytes of {start + num_bytes}; copy or download it again")
+    return part
+
+
+def _unpacked_blocks(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as packed:
+        member, rest = zlib.decompressobj(_GZIP_FORMAT), b""
+        while rest := rest or packed.read(_PACKED_BLOCK):
+            yield member.decompress(rest)
+            rest = b""
+            if member.eof:
+                rest = (member.unused_data + packed.read(_PACKED_BLOCK)).lstrip(b"\0")
+                if not rest.startswith(_MAGIC):
+                    return
+                member = zlib.decompressobj(_GZIP_FORMAT)
+        raise EOFError("the compressed data end too early")
 
 
 def _trailer(file: Path) -> tuple[int, int]:

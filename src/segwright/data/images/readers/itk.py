@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import Any, Final
 
 import numpy as np
@@ -14,7 +16,7 @@ import SimpleITK
 from segwright.core.files.atomic_io import atomic_path
 from segwright.data.images.formats import FLAT_SPACING_FACTOR, Floats, Header, LabelMap, Refusal
 from segwright.data.images.readers.gipl_header import check_gipl
-from segwright.data.images.readers.gzip_content import SIZE_WRAPS, require_undamaged, unpacked_size
+from segwright.data.images.readers.gzip_content import SIZE_WRAPS, require_undamaged, unpack, unpacked_size
 from segwright.data.images.readers.limits import file_start, is_gzip
 from segwright.data.images.readers.metaimage_header import check_metaimage, require_complete_metaimage
 from segwright.data.images.readers.nifti import write_nifti
@@ -46,6 +48,13 @@ _PARSERS: Final[Mapping[str, tuple[str, Callable[..., NiftiHeader | None]]]] = {
 """ITK's parser for each ending, and the check that a file must pass first."""
 
 
+ITK_LOCK: Final = Lock()
+"""Held around every call of SimpleITK: several threads that read at once corrupt its memory, one time in thousands.
+
+Seen with SimpleITK 2.5.7 (NIfTI) and known upstream, https://github.com/SimpleITK/SimpleITK/issues/74.
+"""
+
+
 class SimpleITKIO:
     """NIfTI, NRRD, MetaImage and GIPL; arrays are (z, y, x)."""
 
@@ -53,18 +62,29 @@ class SimpleITKIO:
 
     def header(self, file: Path, *, is_label: bool = False) -> Header:
         """Read shape, spacing and geometry."""
-        reader, nifti = _open(file, is_label=is_label)
-        return _header(reader, reader.GetNumberOfComponents(), nifti, is_label=is_label)
+        parser, nifti = _checked(file, is_label=is_label)
+        with ITK_LOCK:
+            return _read_header(file, parser, nifti, is_label=is_label)
 
     def read(self, file: Path, *, is_label: bool = False) -> tuple[Header, Floats]:
         """Read one file; a 4D image is taken as channels along its last ITK axis (nnU-Net behaviour 2.4)."""
-        image, nifti = _read(file, is_label=is_label)
-        header = _header(image, image.GetNumberOfComponentsPerPixel(), nifti, is_label=is_label)
-        return header, _array(image, header)
+        parser, nifti = _checked(file, is_label=is_label)
+        with ITK_LOCK:
+            header = _read_header(file, parser, nifti, is_label=is_label)
+        if nifti is not None and _is_stored_as_read(nifti, header):
+            return header, _stored_voxels(file, nifti)
+        with ITK_LOCK:
+            return _read(file, parser, nifti, is_label=is_label)
 
     def write(self, labels: LabelMap, path: Path, spacing: tuple[float, ...], geometry: Mapping[str, Any]) -> None:
         """Write compressed, with the number of axes that was read."""
-        _write(_image(labels, geometry), path, geometry)
+        labels = labels[0] if len(geometry["spacing"]) == 2 else labels
+        with atomic_path(path) as temporary:
+            if GEOMETRY in geometry and is_nifti(path):
+                write_nifti(labels, temporary, geometry[GEOMETRY])
+                return
+            with ITK_LOCK:
+                _write(_image(labels, geometry), temporary)
 
 
 class SimpleITKIOWithReorient(SimpleITKIO):
@@ -78,24 +98,25 @@ class SimpleITKIOWithReorient(SimpleITKIO):
 
     def read(self, file: Path, *, is_label: bool = False) -> tuple[Header, Floats]:
         """Read and re-orient one 3D file."""
-        image, nifti = _read(file, is_label=is_label)
-        if image.GetDimension() != 3:
-            raise Refusal(f"has {image.GetDimension()} dimensions, re-orientation needs 3; plan without --reorient")
-        _require_one_value(image.GetNumberOfComponentsPerPixel(), is_label=is_label)
-        orientation = SimpleITK.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection())
-        image = SimpleITK.DICOMOrient(image, _CANONICAL_ORIENTATION)
-        header = _header(image, 1, nifti, is_label=is_label)
-        geometry = {**header.geometry, _ORIGINAL_ORIENTATION: orientation}
-        header = replace(header, geometry=geometry)
-        return header, _array(image, header)
+        parser, nifti = _checked(file, is_label=is_label)
+        with ITK_LOCK:
+            return _read_reoriented(file, parser, nifti, is_label=is_label)
 
     def write(self, labels: LabelMap, path: Path, spacing: tuple[float, ...], geometry: Mapping[str, Any]) -> None:
         """Write in the original orientation."""
-        _write(SimpleITK.DICOMOrient(_image(labels, geometry), geometry[_ORIGINAL_ORIENTATION]), path, geometry)
+        with atomic_path(path) as temporary:
+            with ITK_LOCK:
+                image = SimpleITK.DICOMOrient(_image(labels, geometry), geometry[_ORIGINAL_ORIENTATION])
+                if GEOMETRY not in geometry or not is_nifti(path):
+                    _write(image, temporary)
+                    return
+                restored = SimpleITK.GetArrayFromImage(image)
+                del image
+            write_nifti(restored, temporary, geometry[GEOMETRY])
 
 
-def _open(file: Path, *, is_label: bool) -> tuple[Any, NiftiHeader | None]:
-    """Return ITK's reader of a checked file, its header read, and the header of NIfTI files."""
+def _checked(file: Path, *, is_label: bool) -> tuple[str, NiftiHeader | None]:
+    """Check a file; return ITK's parser for it, and the header of NIfTI files."""
     name = file.name.lower()
     ending = next((each for each in sorted(_PARSERS, key=len, reverse=True) if name.endswith(each)), None)
     if ending is None:
@@ -104,15 +125,64 @@ def _open(file: Path, *, is_label: bool) -> tuple[Any, NiftiHeader | None]:
     nifti = check(file, is_label=is_label)
     if nifti is not None and nifti.is_version_2:
         raise ValueError("is NIfTI version 2, which ITK does not read; use NibabelIO, or store it as version 1")
+    return parser, nifti
+
+
+def _open(file: Path, parser: str) -> Any:
+    """Return ITK's reader of a file, its header read."""
     reader = SimpleITK.ImageFileReader()
     reader.SetImageIO(parser)
     reader.SetFileName(str(file))
     reader.ReadImageInformation()
-    return reader, nifti
+    return reader
 
 
-def _read(file: Path, *, is_label: bool) -> tuple[Any, NiftiHeader | None]:
-    reader, nifti = _open(file, is_label=is_label)
+def _read_header(file: Path, parser: str, nifti: NiftiHeader | None, *, is_label: bool) -> Header:
+    reader = _open(file, parser)
+    return _header(reader, reader.GetNumberOfComponents(), nifti, is_label=is_label)
+
+
+def _read(file: Path, parser: str, nifti: NiftiHeader | None, *, is_label: bool) -> tuple[Header, Floats]:
+    image = _read_image(file, parser, nifti)
+    header = _header(image, image.GetNumberOfComponentsPerPixel(), nifti, is_label=is_label)
+    return header, _array(image, header)
+
+
+def _read_reoriented(file: Path, parser: str, nifti: NiftiHeader | None, *, is_label: bool) -> tuple[Header, Floats]:
+    image = _read_image(file, parser, nifti)
+    if image.GetDimension() != 3:
+        raise Refusal(f"has {image.GetDimension()} dimensions, re-orientation needs 3; plan without --reorient")
+    _require_one_value(image.GetNumberOfComponentsPerPixel(), is_label=is_label)
+    orientation = SimpleITK.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection())
+    image = SimpleITK.DICOMOrient(image, _CANONICAL_ORIENTATION)
+    header = _header(image, 1, nifti, is_label=is_label)
+    geometry = {**header.geometry, _ORIGINAL_ORIENTATION: orientation}
+    header = replace(header, geometry=geometry)
+    return header, _array(image, header)
+
+
+def _is_stored_as_read(nifti: NiftiHeader, header: Header) -> bool:
+    """Whether ITK returns the values of a 3D file as they are stored, but for those that are not finite."""
+    return nifti.is_plain and nifti.shape == header.shape[::-1]
+
+
+def _stored_voxels(file: Path, nifti: NiftiHeader) -> Floats:
+    """Read the values (1, z, y, x) as ITK does, with NaN and infinite ones as 0; many threads may, ITK's may not."""
+    require_complete(file, nifti)
+    if is_gzip(file_start(file, 2)):
+        stored = np.frombuffer(unpack(file, start=nifti.offset, num_bytes=nifti.voxel_bytes), nifti.dtype)
+    else:
+        stored = np.fromfile(file, nifti.dtype, math.prod(nifti.shape), offset=nifti.offset)
+    stored = stored.reshape(nifti.shape[::-1])
+    array: Floats = stored.astype(np.float32)
+    if stored.dtype.kind == "f":
+        array[~np.isfinite(stored)] = 0
+    return array[None]
+
+
+def _read_image(file: Path, parser: str, nifti: NiftiHeader | None) -> Any:
+    """Read a file with ITK and check that it is complete."""
+    reader = _open(file, parser)
     if nifti is not None:
         require_complete(file, nifti)
     if reader.GetImageIO() == _METAIMAGE:
@@ -124,19 +194,19 @@ def _read(file: Path, *, is_label: bool) -> tuple[Any, NiftiHeader | None]:
     elif reader.GetImageIO() == _NRRD and (start := compressed_start(file)) is not None:
         voxels = SimpleITK.GetArrayViewFromImage(image)
         require_undamaged(file, voxels, num_bytes=voxels.nbytes, start=start)
-    return image, nifti
+    return image
 
 
 def _as_stored(voxels: npt.NDArray[Any], nifti: NiftiHeader) -> npt.NDArray[Any]:
     """Return integers before scaling, which is many times faster than unpacking them again; others unchanged."""
     slope, intercept = nifti.scaling
-    if nifti.integers is None or voxels.dtype.kind != "f" or not slope:
+    if not nifti.has_exact_integers or voxels.dtype.kind != "f" or not slope:
         return voxels
     stored: npt.NDArray[Any] = np.subtract(voxels, np.float32(intercept))
     stored /= np.float32(slope)
     np.rint(stored, out=stored)
     with np.errstate(invalid="ignore"):
-        return stored.astype(nifti.integers)
+        return stored.astype(nifti.dtype)
 
 
 def _header(image: Any, num_components: int, nifti: NiftiHeader | None, *, is_label: bool) -> Header:
@@ -187,23 +257,14 @@ def _array(image: Any, header: Header) -> Floats:
 
 
 def _image(labels: LabelMap, geometry: Mapping[str, Any]) -> Any:
-    image = SimpleITK.GetImageFromArray(labels[0] if len(geometry["spacing"]) == 2 else labels)
+    image = SimpleITK.GetImageFromArray(labels)
     image.SetSpacing(geometry["spacing"])
     image.SetOrigin(geometry["origin"])
     image.SetDirection(geometry["direction"])
     return image
 
 
-def _write(image: Any, path: Path, geometry: Mapping[str, Any]) -> None:
-    """Write an image with the geometry of the file; if both are NIfTI, with all geometry fields of its header."""
-    with atomic_path(path) as temporary:
-        if GEOMETRY in geometry and is_nifti(path):
-            write_nifti(SimpleITK.GetArrayViewFromImage(image), temporary, geometry[GEOMETRY])
-        else:
-            _write_complete(image, temporary)
-
-
-def _write_complete(image: Any, path: Path) -> None:
+def _write(image: Any, path: Path) -> None:
     """Write an image compressed; ITK reports no error if the disk becomes full within a NIfTI or GIPL file.
 
     Raises:

@@ -29,17 +29,15 @@ ENDINGS: Final = (".nii", ".nii.gz")
 GEOMETRY: Final = "nifti"
 """Key of qform and sform in the geometry of a `Header`."""
 
-_VALUE_BYTES: Final[Mapping[int, int]] = {
-    **dict.fromkeys((2, 256), 1),
-    **dict.fromkeys((4, 512), 2),
-    **dict.fromkeys((8, 16, 768), 4),
-    **dict.fromkeys((64, 1024, 1280), 8),
-    1536: 16,
+_TYPES: Final[Mapping[int, str]] = {
+    **{2: "u1", 256: "i1", 4: "i2", 512: "u2", 8: "i4", 768: "u4", 1024: "i8", 1280: "u8"},
+    **{16: "f4", 64: "f8", 1536: "f16"},
 }
-"""By code of `datatype`, for types of one real number."""
+"""By code of `datatype`, for types of one real number; f16 are IEEE quadruple values, which numpy does not read."""
 
-_INTEGER_TYPES: Final[Mapping[int, str]] = {2: "u1", 4: "i2", 256: "i1", 512: "u2"}
-"""By code of `datatype`, for integers that float32 represents exactly."""
+_LONGEST_READABLE = 8
+_LONGEST_EXACT = 2
+"""Bytes of values that numpy reads, and of integers that float32 represents exactly."""
 
 _MULTI_VALUE_TYPES: Final[Mapping[int, tuple[int, str]]] = {128: (3, "colours, RGB"), 2304: (4, "colours, RGBA")}
 _COMPLEX_TYPES: Final[Mapping[int, str]] = {32: "complex64", 1792: "complex128", 2048: "complex256"}
@@ -84,8 +82,7 @@ class NiftiHeader:
         shape: extents of all axes.
         is_version_2: whether the format is NIfTI version 2.
         offset: of the voxels, in the uncompressed file.
-        value_bytes: of one voxel.
-        integers: dtype if the voxels are integers of up to 16 bits, else None.
+        dtype: of the stored values, as `<i2`.
         scaling: slope and intercept.
         mm_per_unit: factor from lengths in the header to mm.
         forms: value of `GEOMETRY`: qform and sform with all fields they depend on, as JSON.
@@ -94,11 +91,25 @@ class NiftiHeader:
     shape: tuple[int, ...]
     is_version_2: bool
     offset: int
-    value_bytes: int
-    integers: str | None
+    dtype: str
     scaling: tuple[float, float]
     mm_per_unit: float
     forms: Mapping[str, Any]
+
+    @property
+    def value_bytes(self) -> int:
+        """Size of one value."""
+        return int(self.dtype[2:])
+
+    @property
+    def has_exact_integers(self) -> bool:
+        """Whether the values are integers that float32 represents exactly."""
+        return self.dtype[1] in "iu" and self.value_bytes <= _LONGEST_EXACT
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether numpy reads the values, and no slope and intercept apply; a slope of 0 means none."""
+        return self.value_bytes <= _LONGEST_READABLE and (self.scaling[0] == 0 or self.scaling == (1, 0))
 
     @property
     def voxel_bytes(self) -> int:
@@ -178,7 +189,7 @@ def _parse(stream: IO[bytes] | gzip.GzipFile) -> NiftiHeader:
     order, length = _layout(raw)
     layout = _LAYOUTS[length].newbyteorder(order)
     fields = {name: np.frombuffer(raw, layout, 1)[0][name] for name in _FIELDS}
-    value_bytes = _value_bytes(code := int(fields["datatype"]))
+    dtype = order + _type(int(fields["datatype"]))
     shape = _shape([int(extent) for extent in fields["dim"]])
     offset, slope, intercept = (float(fields[name]) for name in ("vox_offset", "scl_slope", "scl_inter"))
     if not math.isfinite(offset) or offset % 1 or not length + 4 <= offset <= length + _MAX_EXTENSION_BYTES:
@@ -191,8 +202,7 @@ def _parse(stream: IO[bytes] | gzip.GzipFile) -> NiftiHeader:
         shape=shape,
         is_version_2=length != _VERSION_1_BYTES,
         offset=int(offset),
-        value_bytes=value_bytes,
-        integers=f"{order}{_INTEGER_TYPES[code]}" if code in _INTEGER_TYPES else None,
+        dtype=dtype,
         scaling=(slope, intercept),
         mm_per_unit=_MM_PER_UNIT.get(forms["xyzt_units"] & _SPACE_UNITS, 1.0),
         forms=forms,
@@ -215,7 +225,7 @@ def _layout(raw: bytes) -> tuple[Literal["<", ">"], int]:
     raise wrong_format_refusal(raw, "NIfTI")
 
 
-def _value_bytes(datatype: int) -> int:
+def _type(datatype: int) -> str:
     if datatype in _MULTI_VALUE_TYPES:
         count, what = _MULTI_VALUE_TYPES[datatype]
         raise Refusal(f"has {count} values per voxel ({what}, datatype {datatype}); write one file per channel")
@@ -224,9 +234,9 @@ def _value_bytes(datatype: int) -> int:
             f"holds complex numbers ({_COMPLEX_TYPES[datatype]}, datatype {datatype}); "
             "write the magnitude, or real and imaginary part as two channels"
         )
-    if datatype not in _VALUE_BYTES:
+    if datatype not in _TYPES:
         raise Refusal(f"datatype {datatype} is unknown to NIfTI")
-    return _VALUE_BYTES[datatype]
+    return _TYPES[datatype]
 
 
 def _shape(dim: list[int]) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from segwright.core.errors import ImageError
 from segwright.core.files.atomic_io import atomic_path
 from segwright.core.files.json_documents import read_json, write_json
 from segwright.data.images.formats import CHANNEL_SUFFIX, Floats, Header, LabelMap, Refusal
+from segwright.data.images.readers.itk import ITK_LOCK
 from segwright.data.images.readers.limits import DEFLATE_RATIO, file_start, require_enough_bytes, wrong_format_refusal
 
 logger = getLogger(__name__)
@@ -109,10 +110,15 @@ def tiff_array(file: Path, *, is_label: bool = False) -> npt.NDArray[Any]:
             # Some compressions (LZW, JPEG) need the optional imagecodecs; ITK brings its own decoders.
             if "imagecodecs" not in str(error):
                 raise
-            array = np.asarray(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(file), imageIO="TIFFImageIO")))
+            with ITK_LOCK:
+                array = _decoded_by_itk(file)
     if array.dtype.kind not in "biuf":
         raise Refusal(f"holds values of type {array.dtype}, expected real numbers")
     return array
+
+
+def _decoded_by_itk(file: Path) -> npt.NDArray[Any]:
+    return np.asarray(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(file), imageIO="TIFFImageIO")))
 
 
 def write_tiff(array: npt.NDArray[Any], path: Path) -> None:
