@@ -20,7 +20,7 @@ LEVELS = (
     {"planning", "inference", "interop"},
     {"evaluation"},
     {"training"},
-    {"report"},
+    {"report", "compat"},
     {"api"},
     {"cli"},
 )

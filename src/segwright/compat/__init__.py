@@ -1,0 +1,1 @@
+"""Other people's code on this training loop."""

@@ -1,0 +1,1 @@
+"""Files that subclass nnU-Net's trainer."""
