@@ -100,6 +100,7 @@ def dice(
     mask: Tensor | None = None,
     class_weights: Tensor | None = None,
     reduce: Reduce = identity_reduce,
+    smooth: float = SMOOTH,
 ) -> Tensor:
     """Return minus the mean soft Dice of probabilities `p` and `truth`, both (B, C, *S) (nnU-Net behaviour 8.6.2).
 
@@ -110,6 +111,7 @@ def dice(
         mask: bool (B, 1, *S), true for annotated voxels.
         class_weights: (C,), for a weighted mean over the classes.
         reduce: sums over processes.
+        smooth: added to numerator and denominator.
     """
     if mask is not None:
         p = p.masked_fill(~mask, 0.0)
@@ -118,7 +120,7 @@ def dice(
     total = p.flatten(2).sum(2) + truth.flatten(2).sum(2)
     if batch_dice:
         overlap, total = reduce(overlap.sum(0)), reduce(total.sum(0))
-    scores = (2 * overlap + SMOOTH) / (total + SMOOTH).clamp_min(MIN_DENOMINATOR)
+    scores = (2 * overlap + smooth) / (total + smooth).clamp_min(MIN_DENOMINATOR)
     if class_weights is not None:
         scores = scores * (class_weights / class_weights.mean())
     return -scores.mean() if batch_dice else -reduce_mean(scores.mean(), len(p), reduce)
