@@ -66,10 +66,95 @@ _VARIANTS: Final[Mapping[str, tuple[str, ...]]] = {
 
 VARIANT_NAMES: Final = tuple(name for names in _VARIANTS.values() for name in names)
 
+_SOFTMAX: Final = ("softmax_helper_dim0", "softmax_helper_dim1")
+_DICE: Final = ("SoftDiceLoss", "MemoryEfficientSoftDiceLoss", "get_tp_fp_fn_tn")
+_COMPOUND: Final = ("DC_and_CE_loss", "DC_and_BCE_loss", "DC_and_topk_loss")
+_MANAGERS: Final = ("PlansManager", "ConfigurationManager")
+_LABELS: Final = ("LabelManager", "convert_labelmap_to_one_hot", "get_labelmanager_class_from_plans")
+_FILES: Final = (
+    "join", "isfile", "isdir", "maybe_mkdir_p", "subfiles", "subdirs", "nifti_files", "load_json", "save_json",
+    "load_pickle", "write_pickle", "split_path", "makedirs", "remove", "listdir", "dirname", "basename",
+)  # fmt: skip
+
+_BASE_MODULE: Final = {
+    **_of("trainer", "nnUNetTrainer"),
+    **_of("names.losses", *_DICE, *_COMPOUND, "DeepSupervisionWrapper"),
+    **_of("names.schedules", "PolyLRScheduler"),
+    **_of("names.logging", "nnUNetLogger", "MetaLogger"),
+    **_of("names.plans", *_MANAGERS, "determine_num_input_channels"),
+    **_of("names.labels", "convert_labelmap_to_one_hot"),
+    **_of("names.helpers", "ANISO_THRESHOLD", "default_num_processes", "empty_cache", "dummy_context"),
+    **_of("names.helpers", "collate_outputs", "get_allowed_n_proc_DA", "generate_crossval_split"),
+    **_of("names.helpers", "check_workers_alive_and_busy"),
+    **_of("names.files", *_FILES),
+    "np": "numpy:",
+    "torch": "torch:",
+    "os": "os:",
+    "nn": "torch.nn:",
+}
+"""Names that files take from the module of the trainer, most by `import *`."""
+
 MODULES: Final[Mapping[str, Mapping[str, str]]] = {
     "nnunetv2": {},
     "nnunetv2.paths": {},
-    f"{_TRAINER}.nnUNetTrainer": _of("trainer", "nnUNetTrainer"),
+    "nnunetv2.configuration": _of("names.helpers", "ANISO_THRESHOLD", "default_num_processes"),
+    f"{_TRAINER}.nnUNetTrainer": _BASE_MODULE,
     **{f"{_TRAINER}.variants.{module}": _of("variants", *names) for module, names in _VARIANTS.items()},
+    "nnunetv2.training.loss.dice": _of("names.losses", *_DICE),
+    "nnunetv2.training.loss.deep_supervision": _of("names.losses", "DeepSupervisionWrapper"),
+    "nnunetv2.training.loss.compound_losses": {
+        **_of("names.losses", *_COMPOUND, *_DICE, "RobustCrossEntropyLoss", "TopKLoss"),
+        **_of("names.helpers", "softmax_helper_dim1"),
+    },
+    "nnunetv2.training.loss.robust_ce_loss": _of("names.losses", "RobustCrossEntropyLoss", "TopKLoss"),
+    "nnunetv2.training.lr_scheduler.polylr": _of("names.schedules", "PolyLRScheduler"),
+    "nnunetv2.training.lr_scheduler.warmup": _of("names.schedules", "Lin_incr_LRScheduler", "PolyLRScheduler_offset"),
+    "nnunetv2.training.logging.nnunet_logger": _of("names.logging", "nnUNetLogger", "MetaLogger", "LocalLogger"),
+    "nnunetv2.utilities.helpers": _of("names.helpers", *_SOFTMAX, "empty_cache", "dummy_context"),
+    "nnunetv2.utilities.collate_outputs": _of("names.helpers", "collate_outputs"),
+    "nnunetv2.utilities.default_n_proc_DA": _of("names.helpers", "get_allowed_n_proc_DA"),
+    "nnunetv2.utilities.file_path_utilities": _of("names.helpers", "check_workers_alive_and_busy"),
+    "nnunetv2.utilities.crossval_split": _of("names.helpers", "generate_crossval_split"),
+    "nnunetv2.utilities.network_initialization": _of("names.helpers", "InitWeights_He"),
+    "nnunetv2.utilities.find_class_by_name": _of("names.helpers", "recursive_find_python_class"),
+    "nnunetv2.utilities.json_export": _of("names.helpers", "recursive_fix_for_json_export"),
+    "nnunetv2.utilities.ddp_allgather": _of("names.losses", "AllGatherGrad"),
+    "nnunetv2.utilities.get_network_from_plans": _of("names.networks", "get_network_from_plans"),
+    "nnunetv2.utilities.plans_handling.plans_handler": _of("names.plans", *_MANAGERS),
+    "nnunetv2.utilities.label_handling.label_handling": {
+        **_of("names.labels", *_LABELS),
+        **_of("names.plans", "determine_num_input_channels"),
+    },
+    "batchgenerators.utilities.file_and_folder_operations": {
+        **_of("names.files", *_FILES),
+        "save_pickle": f"{_HERE}.names.files:write_pickle",
+        "write_json": f"{_HERE}.names.files:save_json",
+        "subfolders": f"{_HERE}.names.files:subdirs",
+        "os": "os:",
+        "json": "json:",
+    },
+    "dynamic_network_architectures.architectures.unet": _of(
+        "names.networks", "PlainConvUNet", "ResidualEncoderUNet", "ResidualUNet"
+    ),
+    "dynamic_network_architectures.building_blocks.helper": _of(
+        "names.network_helpers",
+        *("convert_conv_op_to_dim", "convert_dim_to_conv_op", "maybe_convert_scalar_to_list"),
+        *("get_matching_convtransp", "get_matching_instancenorm", "get_matching_batchnorm", "get_matching_dropout"),
+        *("get_matching_pool_op",),
+    ),
+    "dynamic_network_architectures.building_blocks.residual": _of(
+        "names.building_blocks", "BasicBlockD", "BottleneckD", "StackedResidualBlocks"
+    ),
+    "dynamic_network_architectures.building_blocks.simple_conv_blocks": _of(
+        "names.building_blocks", "ConvDropoutNormReLU", "StackedConvBlocks"
+    ),
+    "dynamic_network_architectures.building_blocks.plain_conv_encoder": _of(
+        "names.building_blocks", "PlainConvEncoder"
+    ),
+    "dynamic_network_architectures.building_blocks.residual_encoders": _of("names.building_blocks", "ResidualEncoder"),
+    "dynamic_network_architectures.building_blocks.unet_decoder": _of("names.building_blocks", "UNetDecoder"),
+    "dynamic_network_architectures.initialization.weight_init": _of(
+        "names.helpers", "InitWeights_He", "init_last_bn_before_add_to_0"
+    ),
 }
 """Module name to the references of its names; every parent of a module is one as well."""
