@@ -11,7 +11,11 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Final
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("busy machines", deadline=None)
+hypothesis.settings.load_profile("busy machines")
 
 TESTS: Final = Path(__file__).parent
 SLOW_FOLDERS: Final = {"e2e", "fuzz"}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -125,6 +126,7 @@ def load_model(
     mirroring: bool = True,
     precision: str = "auto",
     device: str = "auto",
+    network: Callable[..., Any] | None = None,
     trust_code: TrustCode = False,
     exact: bool = False,
 ) -> Predictor | Ensemble:
@@ -142,12 +144,14 @@ def load_model(
         mirroring: Test-time augmentation by mirroring.
         precision: fp32, bf16, fp16, or auto: the fastest of the device.
         device: auto, cpu, mps or a GPU.
+        network: Function, class or module with which the model was trained, or its trainer class; needed where files
+            cannot name it, as a lambda. It is used in place of the network that the model names.
         trust_code: Whether to import code that the model names, for instance a user's own network: False, True, or
             only the given references (`module:attr`).
         exact: Also run the network on constant tiles such as air, which are otherwise computed once.
 
     Raises:
-        SegwrightError: the model, an option or the device is invalid.
+        SegwrightError: the model, an option or the device is invalid, or the network is not that of the weights.
     """
     _checked_devices(device, precision)
     return _load(
@@ -157,7 +161,7 @@ def load_model(
         mirroring=mirroring,
         precision=precision,
         device=device,
-        trust=CodeTrust.of(trust_code),
+        trust=replace(CodeTrust.of(trust_code), network=network),
         exact=exact,
     )
 

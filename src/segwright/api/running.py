@@ -18,6 +18,7 @@ from segwright.api.checks.usability import find_shortcoming
 from segwright.api.preparing import PlanOptions
 from segwright.api.session import Session, dataset_lock, open_session
 from segwright.api.training_runs import TrainOptions
+from segwright.core.extensions.given import reference_to
 from segwright.core.extensions.trust import TrustCode
 from segwright.core.files.names import below
 from segwright.data import phantom
@@ -56,11 +57,17 @@ def run(
     plans: str | None = None,
     device: str = "auto",
     workers: int | None = None,
-    network: str | None = None,
+    network: training.Component | None = None,
     network_kwargs: Mapping[str, Any] | None = None,
+    loss: training.Component | None = None,
+    optimizer: training.Component | None = None,
+    schedule: training.Component | None = None,
+    sampler: training.Component | None = None,
+    augmentation: training.Component | None = None,
+    callbacks: Sequence[object] | None = None,
     pretrained: Path | str | None = None,
     settings: Mapping[str, Any] | None = None,
-    trainer: str | None = None,
+    trainer: str | type | None = None,
     environment: Mapping[str, str] = NO_ENVIRONMENT,
     stop: StopRequest | None = None,
     trust_code: TrustCode = False,
@@ -79,11 +86,18 @@ def run(
         plans: Name of the plans, the preset's by default; existing plans of that name are used.
         device: auto, cpu, mps or a GPU.
         workers: Threads.
-        network: Network to use instead of the plan's: `residual-unet`, `module:function`.
+        network: Network to use instead of the plan's: `residual-unet`, `module:function`, or a function, class or
+            module (see `docs/how-to/extend.md`, as for the five components that follow).
         network_kwargs: Keyword arguments of the network.
+        loss: Loss of one resolution.
+        optimizer: Optimizer.
+        schedule: Learning rate schedule.
+        sampler: What chooses the case of each sample.
+        augmentation: Augmentation recipe.
+        callbacks: What is called at events of the training.
         pretrained: Model folder or checkpoint (also of nnU-Net) with initial weights; matching layers are used.
         settings: Further fields of `TrainConfig`, e.g. `num_epochs`.
-        trainer: A subclass of `Trainer` that trains instead, `module:Class`.
+        trainer: A subclass of `Trainer` that trains instead, or its reference `module:Class`.
         environment: Variables that paths in file lists may contain.
         stop: Request to save and stop after the current step.
         trust_code: Whether to import code that only files name, for instance a network in a checkpoint: False, True,
@@ -97,8 +111,19 @@ def run(
         >>> report.folds[0].dice["mean"]  # doctest: +SKIP
     """
     chosen = training.training_settings(
-        budget, settings, network=network, network_kwargs=network_kwargs, pretrained=pretrained
+        budget,
+        settings,
+        network_kwargs=network_kwargs,
+        pretrained=pretrained,
+        network=network,
+        loss=loss,
+        optimizer=optimizer,
+        schedule=schedule,
+        sampler=sampler,
+        augmentation=augmentation,
+        callbacks=callbacks,
     )
+    trainer = None if trainer is None else reference_to(trainer)
     options = TrainOptions(settings=chosen, device=device, stop=stop)
     training_runs.require_options(options)
     trust = training_runs.trusted_code(trust_code, chosen, trainer)

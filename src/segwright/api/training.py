@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from logging import getLogger
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from segwright.api.checks.one_model import Fold, require_no_checkpoint, require_same_settings
 from segwright.api.checks.staleness import outdated_results
@@ -24,9 +24,11 @@ from segwright.api.training_runs import (
     trusted_code,
 )
 from segwright.core.errors import ConfigError, ModelError
+from segwright.core.extensions.given import reference_to
 from segwright.core.extensions.trust import TrustCode
 from segwright.data.dataset import NO_ENVIRONMENT
 from segwright.report.results import TrainedFold
+from segwright.training.config import COMPONENTS, LISTS, TrainConfig
 from segwright.workspace import TRAIN_JSON, Workspace
 
 if TYPE_CHECKING:
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
     from segwright.training.distributed.context import DistributedContext
 
 logger = getLogger(__name__)
+
+Component: TypeAlias = str | Callable[..., Any]
+"""A registered name, `module:attr`, or the function, class or module itself."""
 
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?:in)?)?(?:(\d+(?:\.\d+)?)s?)?")
 _SECONDS = (3600.0, 60.0, 1.0)
@@ -47,11 +52,17 @@ def train(
     workspace: Workspace | None = None,
     plans: str = DEFAULT_PLANS,
     budget: str | float | None = None,
-    network: str | None = None,
+    network: Component | None = None,
     network_kwargs: Mapping[str, Any] | None = None,
+    loss: Component | None = None,
+    optimizer: Component | None = None,
+    schedule: Component | None = None,
+    sampler: Component | None = None,
+    augmentation: Component | None = None,
+    callbacks: Sequence[object] | None = None,
     pretrained: Path | str | None = None,
     settings: Mapping[str, Any] | None = None,
-    trainer: str | None = None,
+    trainer: str | type | None = None,
     resume: bool = False,
     device: str = "auto",
     workers: int | None = None,
@@ -69,11 +80,18 @@ def train(
         workspace: Where results are written; `./segwright-work` by default.
         plans: Name of existing plans.
         budget: Training time, such as `10m` or seconds; the learning rate schedule follows it.
-        network: Network to use instead of the plan's: `residual-unet`, `module:function`.
+        network: Network to use instead of the plan's: `residual-unet`, `module:function`, or a function, class or
+            module (see `docs/how-to/extend.md`, as for the five components that follow).
         network_kwargs: Keyword arguments of the network.
+        loss: Loss of one resolution.
+        optimizer: Optimizer.
+        schedule: Learning rate schedule.
+        sampler: What chooses the case of each sample.
+        augmentation: Augmentation recipe.
+        callbacks: What is called at events of the training.
         pretrained: Model folder or checkpoint (also of nnU-Net) with initial weights; matching layers are used.
         settings: Further fields of `TrainConfig`, e.g. `num_epochs`.
-        trainer: A subclass of `Trainer` that trains instead, `module:Class`.
+        trainer: A subclass of `Trainer` that trains instead, or its reference `module:Class`.
         resume: Continue an interrupted training, which must exist; without it an existing training is an error.
         device: auto, cpu, mps or a GPU.
         workers: Threads of preprocessing.
@@ -87,7 +105,20 @@ def train(
         Interrupted: it was asked to stop; continue with `resume`.
         SegwrightError: dataset, plan, fold, a setting or the device is invalid, or the fold already has a training.
     """
-    chosen = training_settings(budget, settings, network=network, network_kwargs=network_kwargs, pretrained=pretrained)
+    chosen = training_settings(
+        budget,
+        settings,
+        network_kwargs=network_kwargs,
+        pretrained=pretrained,
+        network=network,
+        loss=loss,
+        optimizer=optimizer,
+        schedule=schedule,
+        sampler=sampler,
+        augmentation=augmentation,
+        callbacks=callbacks,
+    )
+    trainer = None if trainer is None else reference_to(trainer)
     options = TrainOptions(settings=chosen, device=device, distributed=distributed, stop=stop, resume=resume)
     require_options(options)
     trust = trusted_code(trust_code, chosen, trainer)
@@ -157,18 +188,23 @@ def training_settings(
     budget: str | float | None,
     settings: Mapping[str, Any] | None = None,
     *,
-    network: str | None = None,
     network_kwargs: Mapping[str, Any] | None = None,
     pretrained: Path | str | None = None,
+    **components: Component | Sequence[object] | None,
 ) -> dict[str, Any]:
-    """Return the given settings as fields of `TrainConfig`."""
-    chosen = {**(settings or {})}
+    """Return the given settings as fields of `TrainConfig`, components as references or `GivenObject`s.
+
+    Raises:
+        ConfigError: a component is neither a name nor an object.
+    """
+    chosen = {**(settings or {}), **{key: value for key, value in components.items() if value is not None}}
+    objects = {key: value for key, value in chosen.items() if key in (*COMPONENTS, *LISTS)}
+    checked = TrainConfig.from_mapping(objects)
+    chosen.update({key: getattr(checked, key) for key in objects})
     if pretrained is not None:
         chosen["pretrained"] = str(Path(pretrained).absolute())
     if budget is not None:
         chosen["budget_s"] = parse_duration(budget)
-    if network is not None:
-        chosen["network"] = network
     if network_kwargs:
         chosen["network_kwargs"] = dict(network_kwargs)
     return chosen

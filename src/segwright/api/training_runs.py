@@ -28,7 +28,7 @@ from segwright.api.preparing import cases_are_fresh, cases_folder, preprocess_ca
 from segwright.api.session import Session
 from segwright.api.splitting import dataset_splits
 from segwright.core.errors import ConfigError, DatasetError
-from segwright.core.extensions.registry import reference_of
+from segwright.core.extensions.given import GivenObject, reference_to
 from segwright.core.extensions.trust import CodeTrust, TrustCode
 from segwright.core.extensions.user_code import user_call, user_code_errors
 from segwright.core.files.atomic_io import atomic_path
@@ -139,7 +139,7 @@ def trusted_code(trust_code: TrustCode, settings: Mapping[str, Any], trainer: st
     if trainer is None:
         return trust
     # The class may be defined in another module than the one that the reference names.
-    return trust.with_references(reference_of(trainer_class(trainer, trust)))
+    return trust.with_references(reference_to(trainer_class(trainer, trust)))
 
 
 def trainer_class(reference: str | None, trust: CodeTrust) -> type[Trainer]:
@@ -154,9 +154,7 @@ def trainer_class(reference: str | None, trust: CodeTrust) -> type[Trainer]:
         return Trainer
     cls = trust.load(reference, kind="trainer")
     if not (isinstance(cls, type) and issubclass(cls, Trainer)):
-        raise ConfigError(
-            f"trainer '{reference}' is not a subclass of segwright.training.trainer.Trainer; derive it from that class"
-        )
+        raise ConfigError(f"trainer '{reference}' is not a subclass of segwright.Trainer; derive it from that class")
     return cls
 
 
@@ -401,7 +399,7 @@ def _complete_previous_stage(
             distributed.barrier()
     for number, identifiers in held_out.items():
         part = distributed.local_items(identifiers)
-        _predict_held_out(session, plan, configuration, number, part, device=options.device)
+        _predict_held_out(session, plan, configuration, number, part, options)
     distributed.barrier()
 
 
@@ -426,7 +424,7 @@ def _cases_by_holding_fold(session: Session, fold: Fold, *, write: bool) -> dict
 
 
 def _predict_held_out(
-    session: Session, plan: Plan, configuration: str, fold: int, identifiers: Sequence[str], *, device: str
+    session: Session, plan: Plan, configuration: str, fold: int, identifiers: Sequence[str], options: TrainOptions
 ) -> None:
     """Predict missing cases for a cascade's second stage with the first-stage fold that did not train on them."""
     from segwright.inference.models.model_folder import load_predictor
@@ -446,7 +444,10 @@ def _predict_held_out(
         "%s fold %d: predicting %d held-out cases for %s, %d exist",
         *(wanted.previous_stage, fold, len(missing), configuration, len(identifiers) - len(missing)),
     )
-    predictor = load_predictor(folder.parent, folds=[fold], device=device, trust=session.trust)
+    given = TrainConfig.from_mapping(options.settings).network
+    network = given.value if isinstance(given, GivenObject) else None
+    trust = replace(session.trust, network=network)
+    predictor = load_predictor(folder.parent, folds=[fold], device=options.device, trust=trust)
     predict_next_stage(
         predictor, cases, missing, next_cases, maps, patch_size=wanted.patch_size, weights_hash=weights_hash
     )

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from segwright.core.device import memory_format
 from segwright.core.errors import ConfigError, ModelError, SegwrightError
+from segwright.core.extensions.given import GivenObject
 from segwright.core.extensions.registry import Registry, is_reference, reference_of
-from segwright.core.extensions.trust import TRUST_NONE, CodeTrust
+from segwright.core.extensions.trust import REBUILD, TRUST_NONE, CodeTrust
 from segwright.core.extensions.user_code import describe_error, package_of, source_location, user_call
 from segwright.core.resources import resource_error
 from segwright.networks import optional
@@ -67,10 +68,12 @@ class ArchitectureSpec:
     Attributes:
         reference: a registered name ("unet", "residual-unet"), "module:attr", or nnU-Net's class path.
         kwargs: its keyword arguments, JSON values.
+        logits_of: reference of the function that finds the logits in its output; None: the output is logits.
     """
 
     reference: str
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    logits_of: str | None = None
 
     @classmethod
     def from_plan(cls, architecture: Mapping[str, Any]) -> ArchitectureSpec:
@@ -87,11 +90,17 @@ class ArchitectureSpec:
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> ArchitectureSpec:
         """Undo `to_json`."""
-        return cls(reference=str(document["reference"]), kwargs=dict(document.get("kwargs") or {}))
+        logits_of = document.get("logits_of")
+        return cls(
+            reference=str(document["reference"]),
+            kwargs=dict(document.get("kwargs") or {}),
+            logits_of=None if logits_of is None else str(logits_of),
+        )
 
     def to_json(self) -> dict[str, Any]:
-        """Return `{"reference": ..., "kwargs": ...}`."""
-        return {"reference": self.reference, "kwargs": dict(self.kwargs)}
+        """Return `{"reference": ..., "kwargs": ...}`, with `logits_of` if there is one."""
+        logits_of = {} if self.logits_of is None else {"logits_of": self.logits_of}
+        return {"reference": self.reference, "kwargs": dict(self.kwargs), **logits_of}
 
 
 def build_network(
@@ -213,6 +222,8 @@ def build_from_spec(
     """
     if spec is None:
         spec = ArchitectureSpec.from_plan(configuration_architecture)
+    if trust.network is not None:
+        spec = _given_network(spec, trust.network, source)
     reference, kwargs = spec.reference, dict(spec.kwargs)
     builtin = reference in TOPOLOGY_NAMES
     if not builtin and not is_reference(reference) and reference not in NETWORKS.names():
@@ -253,6 +264,19 @@ def build_from_spec(
     if builtin and generator is not None:
         initialize(network, generator)
     return network
+
+
+def _given_network(spec: ArchitectureSpec, given: Any, source: str) -> ArchitectureSpec:
+    """Return the spec of a network that the user gave in place of the one that a file names.
+
+    Raises:
+        ConfigError: the file names a built-in network.
+    """
+    if not is_reference(spec.reference):
+        raise ConfigError(f"{source}: the network is the built-in '{spec.reference}'; leave out network=")
+    build = getattr(given, REBUILD.removeprefix("."), None)  # of a trainer class
+    kwargs = spec.kwargs if build is not None or not spec.reference.endswith(REBUILD) else {}
+    return ArchitectureSpec(reference=GivenObject(spec.reference, build or given), kwargs=kwargs)
 
 
 def nnunet_spec(

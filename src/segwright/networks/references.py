@@ -6,14 +6,17 @@ the signature of a network builder before it is called.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from torch import nn
 
 from segwright.core.errors import ConfigError
+from segwright.core.extensions.given import GivenObject
 from segwright.core.extensions.trust import CodeTrust
 from segwright.core.extensions.user_code import source_location, user_call
 from segwright.networks.architecture import resolve_op
@@ -26,7 +29,7 @@ ARGUMENTS: Final = ("patch_size", "deep_supervision")
 
 
 def import_network(reference: str, trust: CodeTrust, *, source: str) -> Callable[..., Any]:
-    """Import the function or class `module:attr` without calling it.
+    """Return the function or class `module:attr` without calling it; for a made module, what returns copies of it.
 
     Args:
         reference: of the function or class.
@@ -49,7 +52,10 @@ def import_network(reference: str, trust: CodeTrust, *, source: str) -> Callable
     if not callable(found):
         raise ConfigError(f"network '{reference}' is not callable; give a function or a class")
     owner = getattr(found, "__func__", found)
-    if getattr(owner, "__module__", None) != module and not _is_inherited(found):
+    if isinstance(found, nn.Module):
+        return MadeNetwork(found)
+    is_elsewhere = not isinstance(reference, GivenObject) and getattr(owner, "__module__", None) != module
+    if is_elsewhere and not _is_inherited(found):
         raise ConfigError(
             f"network '{reference}' is refused: it is defined in {getattr(owner, '__module__', 'another module')}; "
             "name it where it is defined, or wrap it in a function of your own"
@@ -62,6 +68,19 @@ def import_network(reference: str, trust: CodeTrust, *, source: str) -> Callable
             "fn(num_input_channels, num_output_channels, *, patch_size, deep_supervision, **kwargs)"
         ) from error
     return found  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, slots=True)
+class MadeNetwork:
+    """A builder that returns copies of a network, so that each training starts from the same weights."""
+
+    network: nn.Module
+
+    def __call__(
+        self, num_input_channels: int, num_output_channels: int, *, patch_size: Any, deep_supervision: bool
+    ) -> nn.Module:
+        """Return a copy."""
+        return copy.deepcopy(self.network)
 
 
 def build_by_class_path(

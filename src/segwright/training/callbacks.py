@@ -21,13 +21,20 @@ EVENTS: Final = (
     "on_train_start",
     "on_epoch_start",
     "on_train_epoch_start",
+    "on_train_step_start",
+    "on_train_step_end",
     "on_train_epoch_end",
     "on_validation_epoch_start",
+    "on_validation_step_start",
+    "on_validation_step_end",
     "on_validation_epoch_end",
     "on_epoch_end",
     "on_train_end",
 )
 """In the order in which they occur; a callback has methods `fn(trainer)` with any of these names."""
+
+STEP_EVENTS: Final = tuple(event for event in EVENTS if "_step_" in event)
+"""Events of single steps; the trainer has no hooks of these names, but `train_step` and `validation_step`."""
 
 PLAIN_EVENT: Final = "on_epoch_end"
 """The event at which a callback that is a plain function is called."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, field_validator, model_validator
 
 from segwright.core.errors import ConfigError, did_you_mean
+from segwright.core.extensions.given import reference_to
 from segwright.core.extensions.registry import is_reference
 from segwright.core.files.json_documents import describe_validation
 
@@ -47,6 +48,22 @@ KNOBS: Final = (
 A subclass may set them until `initialize`.
 """
 
+COMPONENTS: Final = ("network", "loss", "optimizer", "schedule", "sampler", "augmentation")
+"""Settings that name a component, or are one: a name, `module:attr`, or from Python a function, class or object."""
+
+
+LISTS: Final = ("callbacks", "sinks")
+"""Settings that are lists of components."""
+
+
+def _component(value: object) -> str:
+    if value is None or isinstance(value, bool | int | float | dict | list | tuple | set):
+        raise ValueError(f"expected a name, 'module:attr', or a function, class or object, not {value!r}")
+    return reference_to(value)
+
+
+Component = Annotated[str, PlainValidator(_component)]
+
 CacheMode = Literal["auto", "none", "ram", "device"]
 
 
@@ -71,14 +88,14 @@ class TrainConfig(BaseModel):
     batch_size: int | None = Field(default=None, ge=1)
     """None: the plan's."""
     initial_lr: float = Field(default=1e-2, gt=0)
-    schedule: str = "poly"
+    schedule: Component = "poly"
     """Learning rate over epochs or budget: `poly`, `cosine`, a registered name or `module:attr`, each also with the
     prefix `warmup+`."""
     warmup_epochs: int | None = Field(default=None, ge=1)
     """Epochs of the warm-up in a `warmup+` schedule; None: `warmup_share` of the training."""
     warmup_share: float = Field(default=0.05, gt=0, lt=1)
     """Share of the epochs or of the budget for the warm-up; nnU-Net's 50 of 1000 epochs."""
-    optimizer: str = "sgd"
+    optimizer: Component = "sgd"
     """`sgd`, `adam`, `adamw`, a registered name or `module:attr`."""
     optimizer_kwargs: dict[str, Any] = Field(default_factory=dict)
     """More arguments of the optimizer, e.g. `betas`, `amsgrad`."""
@@ -94,15 +111,17 @@ class TrainConfig(BaseModel):
     ema_weights: float | None = Field(default=None, gt=0, lt=1)
     """Decay of an exponential moving average of the weights, e.g. 0.999, validated and saved; None: no average."""
 
-    loss: str | None = None
+    loss: Component | None = None
     """A registered name or `module:attr`; None: Dice + CE for labels, Dice + BCE for regions."""
+    loss_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of a loss of one's own, see `training.losses.builtin`."""
     class_weights: tuple[float, ...] | None = None
     """Weight of each label, background first, or of each region, in every term of a built-in loss; None: equal."""
     batch_dice: bool | None = None
     """Dice over the whole batch as if it were one image; None: the plan's choice."""
     enable_deep_supervision: bool = True
 
-    network: str | None = None
+    network: Component | None = None
     """A registered name or `module:attr`; None: the plan's architecture."""
     network_kwargs: dict[str, Any] = Field(default_factory=dict)
     pretrained: str | None = None
@@ -112,18 +131,21 @@ class TrainConfig(BaseModel):
     norm: Literal["instance", "batch"] | None = None
     """Normalisation layers of a built-in network; None: the plan's."""
 
-    callbacks: tuple[str, ...] = ()
+    callbacks: tuple[Component, ...] = ()
     """Event hooks, each `module:attr`: a class, an object or a function, see `training.callbacks`."""
-    sinks: tuple[str, ...] = ()
+    sinks: tuple[Component, ...] = ()
     """Metric loggers beside `metrics.jsonl`: `tensorboard`, `mlflow`, `wandb` or `module:attr`."""
 
     oversample_foreground_percent: float = Field(default=0.33, ge=0, le=1)
     oversample_by_chance: bool = False
     """Force foreground for each sample with that probability, instead of for the last samples of a batch."""
-    sampler: str = "uniform"
-    """Chooses the case of each sample: `uniform` or `module:attr`, `fn(identifiers, rng) -> identifier`."""
-    augmentation: str = "default"
+    sampler: Component = "uniform"
+    """Chooses the case of each sample: `uniform` or `module:attr`, `fn(identifiers, rng, **kwargs) -> identifier`."""
+    sampler_kwargs: dict[str, Any] = Field(default_factory=dict)
+    augmentation: Component = "default"
     """A registered recipe or `module:attr`."""
+    augmentation_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the recipe's function."""
     mirror_axes: tuple[int, ...] | None = None
     """Spatial axes flipped in training and prediction; None: the recipe's."""
 
@@ -151,12 +173,14 @@ class TrainConfig(BaseModel):
             )
         return weights
 
-    @field_validator("callbacks", "sinks", mode="before")
+    @field_validator(*LISTS, mode="before")
     @classmethod
     def _split_words(cls, value: Any) -> Any:
-        return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
+        if isinstance(value, str):
+            return [word.strip() for word in value.split(",") if word.strip()]
+        return value if isinstance(value, list | tuple) else [value]
 
-    @field_validator("optimizer_kwargs", "network_kwargs")
+    @field_validator(*(f"{name}_kwargs" for name in COMPONENTS if name != "schedule"))
     @classmethod
     def _validate_json(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Convert values as a checkpoint does (tuples to lists), so that a resumed training has the same ones."""
@@ -181,9 +205,9 @@ class TrainConfig(BaseModel):
 
     def references(self) -> Iterator[tuple[str, str]]:
         """Yield setting and reference (`module:attr`) of every part that user code provides."""
-        words = {name: getattr(self, name) for name in ("network", "optimizer", "loss", "sampler", "augmentation")}
-        pairs = [*words.items(), ("schedule", self.schedule.rpartition(WARMUP_PREFIX)[2])]
-        pairs += [(name, each) for name in ("callbacks", "sinks") for each in getattr(self, name)]
+        pairs: list[tuple[str, str | None]] = [(name, getattr(self, name)) for name in COMPONENTS]
+        pairs = [(name, without_warmup(word) if name == "schedule" and word else word) for name, word in pairs]
+        pairs += [(name, each) for name in LISTS for each in getattr(self, name)]
         yield from ((name, reference) for name, reference in pairs if reference is not None and is_reference(reference))
 
     @classmethod
@@ -200,6 +224,11 @@ class TrainConfig(BaseModel):
             return cls.model_validate(dict(values))
         except ValidationError as error:
             raise ConfigError(f"training settings: {describe_validation(error)}") from error
+
+
+def without_warmup(schedule: str) -> str:
+    """Return what follows `warmup+`, or the same schedule."""
+    return schedule.removeprefix(WARMUP_PREFIX) if schedule.startswith(WARMUP_PREFIX) else schedule
 
 
 def changed(config: TrainConfig, **values: Any) -> TrainConfig:

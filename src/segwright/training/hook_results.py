@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -20,6 +20,38 @@ _LOADER_ATTRIBUTES: Final = ("batch", "batch_bytes", "device")
 Step = TypeVar("Step", bound=Mapping[str, Any])
 
 
+class Scheduler(Protocol):
+    """What torch's schedulers offer; `ReduceLROnPlateau.step` takes the validation loss."""
+
+    def step(self) -> None:
+        """Set the learning rates for the next epoch, or the next step."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state to resume from: numbers, text, lists and dicts of them."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the state."""
+
+
+def required_optimizers(value: object, maker: object, what: str) -> tuple[Optimizer, Scheduler | None]:
+    """Return the optimizer and the scheduler that a hook returned, alone or as a pair; None for no scheduler.
+
+    Raises:
+        UserCodeError: it returned anything else.
+    """
+    if not (isinstance(value, tuple | list) and len(value) == 2 and isinstance(value[0], Optimizer)):
+        return required_optimizer(value, maker, what), None
+    optimizer, scheduler = value
+    missing = [name for name in ("step", "state_dict", "load_state_dict") if not hasattr(scheduler, name)]
+    if scheduler is None or not missing:
+        return optimizer, scheduler
+    raise UserCodeError(
+        f"{source_location(maker)}: {what} returned a {type(scheduler).__name__} as scheduler, which has no "
+        f"{', '.join(missing)}; return (optimizer, scheduler) with a scheduler of torch.optim.lr_scheduler, or the "
+        "optimizer alone"
+    )
+
+
 def required_optimizer(value: object, maker: object, what: str) -> Optimizer:
     """Return an optimiser that user code made, if it is one.
 
@@ -32,7 +64,22 @@ def required_optimizer(value: object, maker: object, what: str) -> Optimizer:
     names = f" ({', '.join(kinds)})" if kinds else ""
     raise UserCodeError(
         f"{source_location(maker)}: {what} returned {type(value).__name__}{names}; it must return a "
-        "torch.optim.Optimizer alone, whose learning rate follows the schedule (--set schedule=...)"
+        "torch.optim.Optimizer, or (optimizer, scheduler) from configure_optimizers"
+    )
+
+
+def required_loss(value: object, hook: Callable[..., Any]) -> Callable[..., Tensor]:
+    """Return the loss that a hook returned, if it can be called.
+
+    Raises:
+        UserCodeError: it cannot.
+    """
+    if callable(value) and not isinstance(value, type):
+        return value
+    shown = f"the class {value.__name__}, not made" if isinstance(value, type) else f"a {type(value).__name__}"
+    raise UserCodeError(
+        f"{source_location(hook)}: build_loss returned {shown}; it must return what is called as fn(output, target) "
+        "and returns a scalar tensor"
     )
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from segwright.core.errors import ConfigError, ModelError
+from segwright.core.extensions.given import PREFIX, GivenObject, reference_to
 from segwright.core.extensions.trust import CodeTrust
 from segwright.core.extensions.user_code import source_location, user_call
 from segwright.data.description import DatasetDescription
@@ -70,6 +71,21 @@ def require_no_network_settings(config: TrainConfig, trainer_name: str) -> None:
             f"network '{config.network}' is set, but {trainer_name} builds its own in "
             "build_network_architecture; remove one of them"
         )
+
+
+def object_notes(config: TrainConfig, trainer: type) -> tuple[str, ...]:
+    """Return lines about components that were given as Python objects which no file can name."""
+    given = {name: reference for name, reference in config.references() if isinstance(reference, GivenObject)}
+    owner = reference_to(trainer)
+    if isinstance(owner, GivenObject):
+        given = {**given, "trainer": owner}
+    notes = []
+    for name, reference in given.items():
+        what = f"{name}: the model folder cannot name the Python object {reference.removeprefix(PREFIX)}"
+        notes.append(f"{what}; to resume, pass it again")
+        if name in ("network", "trainer"):
+            notes[-1] += "; to predict, use segwright.load_model(path, network=...)"
+    return tuple(notes)
 
 
 def build_named_network(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -13,7 +14,7 @@ from torch.optim import Optimizer
 
 from segwright.core.device import autocast, compute_dtype, memory_format, resolve_device
 from segwright.core.errors import ConfigError, ModelError
-from segwright.core.extensions.registry import reference_of
+from segwright.core.extensions.given import method_reference
 from segwright.core.extensions.trust import CodeTrust, TrustCode
 from segwright.core.files.atomic_io import sweep_leftovers
 from segwright.core.files.hashing import file_hash
@@ -27,6 +28,7 @@ from segwright.data.splits import Split
 from segwright.evaluation.scores import Scores
 from segwright.inference.predictor import Predictor
 from segwright.networks.build import ArchitectureSpec, move_to_device, set_deep_supervision
+from segwright.networks.logits import LogitsOf, logits_only
 from segwright.training import defaults, network_setup
 from segwright.training.callbacks import call_callbacks, load_callbacks
 from segwright.training.checkpointing import checkpoints, resume
@@ -35,7 +37,14 @@ from segwright.training.clock import Clock, Timer
 from segwright.training.config import KNOBS, TrainConfig, changed
 from segwright.training.distributed.context import SINGLE, DistributedContext
 from segwright.training.finetuning import load_pretrained
-from segwright.training.hook_results import VALIDATION_KEYS, required_loaders, required_optimizer, required_step
+from segwright.training.hook_results import (
+    VALIDATION_KEYS,
+    Scheduler,
+    required_loaders,
+    required_loss,
+    required_optimizers,
+    required_step,
+)
 from segwright.training.loading.batches import Batch, BatchLoader, to_device
 from segwright.training.loading.loaders import build_loaders, training_recipe
 from segwright.training.loading.prefetch import prefetched_batches
@@ -50,7 +59,8 @@ from segwright.training.monitoring.stagnation import stagnation_warnings
 from segwright.training.monitoring.status import State, StatusFile, make_status
 from segwright.training.monitoring.trackers import open_loggers, require_loggers
 from segwright.training.optim import ema
-from segwright.training.optim.optimizers import build_optimizer, optimizer_tensors, set_learning_rate, update
+from segwright.training.optim.optimizers import build_optimizer, optimizer_tensors, update
+from segwright.training.optim.rates import LearningRates, rate_notes
 from segwright.training.optim.schedule import Schedule, build_schedule
 from segwright.training.validation import final as final_validation
 from segwright.training.validation.online import ValidationStep, confusion, pseudo_dice
@@ -106,10 +116,13 @@ class Trainer:
     logbook: Logbook
     clock: Clock
     schedule: Schedule
+    rates: LearningRates
     status: StatusFile
     divergence_monitor: DivergenceMonitor
     save_timer: Timer
     weight_ema: ema.WeightAverage | None
+    scheduler_steps: Literal["epoch", "step"] = "epoch"
+    """When `step` of a scheduler that `configure_optimizers` returned is called: after each epoch or training step."""
     is_finished = False
     is_resumed = False
     best_ema: float | None = None
@@ -200,24 +213,21 @@ class Trainer:
         self._plot_timer = Timer(PLOT_INTERVAL_S, now=self._now)
         network = self._build_network()
         heads, patch_size = self.labels.num_heads, self.configuration.patch_size
-        self.scales = network_setup.output_scales(network, self.num_input_channels, patch_size, heads)
+        with logits_only(network, self._own_logits_of):
+            self.scales = network_setup.output_scales(network, self.num_input_channels, patch_size, heads)
         if self.config.pretrained is not None and not self.is_resumed:
             self.notes += (*self._load_pretrained(network, self.config.pretrained),)
         self.network = move_to_device(network, self.device)
         self.distributed.sync_parameters(self.network)
-        optimizer = self.configure_optimizers()
-        self.optimizer = required_optimizer(optimizer, self.configure_optimizers, "configure_optimizers")
+        made = required_optimizers(self.configure_optimizers(), self.configure_optimizers, "configure_optimizers")
+        self.optimizer, scheduler = made
+        self.rates = LearningRates(self.optimizer, scheduler, per_step=self.scheduler_steps == "step")
+        self.notes += rate_notes(self.config, self.rates, is_own=self._overrides("configure_optimizers"))
+        self.notes += network_setup.object_notes(self.config, type(self))
         self.weight_ema = ema.attach(self.network, self.optimizer, self.config.ema_weights)
         if compute_dtype(self.device, self.config.precision) == torch.float16:
             self.grad_scaler = torch.amp.GradScaler(self.device.type)
-        self.loss = build_loss(
-            self.labels,
-            batch_dice=bool(self.config.batch_dice),
-            num_outputs=len(self.scales) if len(self.scales) > 1 else None,
-            reference=self.config.loss,
-            class_weights=self.config.class_weights,
-            reduce=self.distributed.reduce,
-        )
+        self.loss = required_loss(self.build_loss(), self.build_loss)
         self.recipe = training_recipe(self.config, self.configuration, self.labels, LabelPairs.of_plan(self.plans))
         self.callbacks += load_callbacks(self.config.callbacks)
         require_loggers(self.config.sinks)
@@ -259,23 +269,28 @@ class Trainer:
         For a subclass with its own network, that is a reference to its `rebuild_network`, with the plan as argument.
 
         Raises:
-            ConfigError: settings contradict each other, or the subclass cannot be imported.
+            ConfigError: settings contradict each other.
         """
-        if not self._builds_custom_network:
-            return network_setup.architecture_spec(self.config, self.configuration)
+        logits_of = method_reference(type(self), "logits_of") if self._own_logits_of else None
+        if not self._overrides("build_network_architecture"):
+            return replace(network_setup.architecture_spec(self.config, self.configuration), logits_of=logits_of)
         network_setup.require_no_network_settings(self.config, self.trainer_name)
         kwargs = {"plans": self.plans.to_json(), "configuration": self.configuration_name}
-        return ArchitectureSpec(reference=f"{reference_of(type(self))}.rebuild_network", kwargs=kwargs)
+        reference = method_reference(type(self), "rebuild_network")
+        return ArchitectureSpec(reference=reference, kwargs=kwargs, logits_of=logits_of)
+
+    def _overrides(self, hook: str) -> bool:
+        return getattr(type(self), hook) is not getattr(Trainer, hook)
 
     @property
-    def _builds_custom_network(self) -> bool:
-        return type(self).build_network_architecture is not Trainer.build_network_architecture
+    def _own_logits_of(self) -> LogitsOf | None:
+        return self.logits_of if self._overrides("logits_of") else None
 
     def _build_network(self, *, extra: int = 0) -> nn.Module:
         """Return the network with the run's initial weights; `extra` adds as many input channels and heads."""
         spec, configuration, seed = self.network_spec(), self.configuration, self.config.seed
         inputs, heads = self.num_input_channels + extra, self.labels.num_heads + extra
-        if self._builds_custom_network:
+        if self._overrides("build_network_architecture"):
             build, name = type(self).build_network_architecture, self.trainer_name
             arguments = (self.plans, configuration, inputs, heads, self.enable_deep_supervision)
             return network_setup.build_custom_network(build, *arguments, seed=seed, trainer_name=name)
@@ -292,8 +307,40 @@ class Trainer:
             new_channels=self.config.pretrained_channels,
         )
 
-    def configure_optimizers(self) -> Optimizer:
-        """Return the optimiser; its learning rate is set by the schedule."""
+    @staticmethod
+    def logits_of(output: Any) -> Any:
+        """Return the logits in what the network returned: a tensor (B, heads, *S), or a list, highest resolution first.
+
+        A subclass whose network returns more overrides it, as a static method, since prediction calls it too; its
+        `build_loss` gets the whole output.
+        """
+        return output
+
+    def build_loss(self) -> TrainingLoss:
+        """Return what computes the loss of a batch: `fn(output, target) -> scalar`, called at every step.
+
+        `output` is what the network returned. `target` is (B, 1, *S) with label values, or (B, regions, *S) of bool,
+        and if the network has several outputs a list with one for each resolution, highest first.
+        """
+        return build_loss(
+            self.labels,
+            batch_dice=bool(self.config.batch_dice),
+            num_outputs=len(self.scales) if len(self.scales) > 1 else None,
+            reference=self.config.loss,
+            kwargs=self.config.loss_kwargs,
+            class_weights=self.config.class_weights,
+            reduce=self.distributed.reduce,
+            device=self.device,
+            logits_of=self._own_logits_of,
+        )
+
+    def configure_optimizers(self) -> Optimizer | tuple[Optimizer, Scheduler | None]:
+        """Return the optimizer of `self.network`, alone or with a scheduler.
+
+        Alone, the rate of each of its groups is multiplied by the factor of the schedule (`config.schedule`). A
+        scheduler decides instead: it is stepped after every epoch, or every training step if `scheduler_steps` is
+        `step`, and `ReduceLROnPlateau` gets the validation loss. Both are saved and resumed.
+        """
         return build_optimizer(self.network, self.config)
 
     def get_dataloaders(self) -> tuple[BatchLoader, BatchLoader]:
@@ -339,7 +386,13 @@ class Trainer:
     def _run_hook(self, event: str, *arguments: object) -> None:
         """Call the hook of an event, then the callbacks for it."""
         getattr(self, event)(*arguments)
+        self._call_callbacks(event)
+
+    def _call_callbacks(self, event: str) -> None:
         call_callbacks(self.callbacks, event, self, self.trust.packages)
+
+    def _set_learning_rates(self) -> None:
+        self.rates.set(self.distributed.broadcast(self.schedule(self.clock.progress(self.current_epoch))))
 
     def _run_training_steps(self) -> None:
         """Train the remaining steps of the epoch; under a budget the learning rate changes with each."""
@@ -347,10 +400,13 @@ class Trainer:
         with prefetched_batches(loader, self.network, self.current_epoch, steps, first_step=first) as batches:
             for batch in batches:
                 if self.config.budget_s is not None:
-                    set_learning_rate(self.optimizer, self.distributed.broadcast(self.learning_rate))
+                    self._set_learning_rates()
                 seed_step(self.config.seed, self.current_epoch, self.epoch_step, self.distributed.rank)
+                self._call_callbacks("on_train_step_start")
                 output = required_step(self.train_step(batch), self.train_step, ("loss",))
                 self.epoch_outputs.append(output)
+                self.rates.end_step()
+                self._call_callbacks("on_train_step_end")
                 if self._end_step(output["loss"], batch["keys"]):
                     break
 
@@ -385,8 +441,12 @@ class Trainer:
     def _run_validation_steps(self) -> list[ValidationStep]:
         steps = defaults.num_validation_steps(self.config, self.epoch_step)
         with prefetched_batches(self.dataloader_val, self.network, self.current_epoch, steps) as batches:
-            hook = self.validation_step
-            return [required_step(hook(batch), hook, VALIDATION_KEYS) for batch in batches]
+            hook, results = self.validation_step, []
+            for batch in batches:
+                self._call_callbacks("on_validation_step_start")
+                results.append(required_step(hook(batch), hook, VALIDATION_KEYS))
+                self._call_callbacks("on_validation_step_end")
+            return results
 
     def on_train_start(self) -> None:
         """Open the data, write the files that describe the run, start the clock."""
@@ -425,8 +485,11 @@ class Trainer:
     def on_train_epoch_start(self) -> None:
         """Set training mode and the learning rate."""
         self.network.train()
-        set_learning_rate(self.optimizer, self.distributed.broadcast(self.learning_rate))
-        self.logbook.log("lrs", self.learning_rate, self.current_epoch)
+        self._set_learning_rates()
+        rates = self.rates.now()
+        self.logbook.log("lrs", rates[0], self.current_epoch)
+        if len(set(rates)) > 1:
+            self.logbook.log("lrs_per_group", rates, self.current_epoch)
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
         """Update the weights with one batch; `loss` stays on the device and is NaN if the step was skipped."""
@@ -435,10 +498,10 @@ class Trainer:
         with autocast(self.device, self.config.precision):
             output = self.network(data)
         if not self._is_first_batch_checked:
-            network_setup.check_outputs(output, target, data, self.labels.num_heads)
+            network_setup.check_outputs(self.logits_of(output), target, data, self.labels.num_heads)
         loss = self.loss(output, target)
         if not self._is_first_batch_checked:
-            check_loss(loss, output, data, batch["keys"])
+            check_loss(loss, self.logits_of(output), data, batch["keys"])
             self._is_first_batch_checked = True
         torch.autograd.backward(loss if self.grad_scaler is None else self.grad_scaler.scale(loss))
         self.distributed.sum_gradients(self.network.parameters())
@@ -466,7 +529,8 @@ class Trainer:
         data, target = to_device(batch, self.device, memory_format(self.device, self.configuration.dims))
         with autocast(self.device, self.config.precision):
             output = self.network(data)
-        full, truth = (level if isinstance(level, Tensor) else level[0] for level in (output, target))
+        logits = self.logits_of(output)
+        full, truth = (level if isinstance(level, Tensor) else level[0] for level in (logits, target))
         tp, fp, fn = confusion(full, truth, self.labels)
         return {"loss": self.loss(output, target), "tp_hard": tp, "fp_hard": fp, "fn_hard": fn}
 
@@ -481,6 +545,7 @@ class Trainer:
     def on_epoch_end(self) -> None:
         """Log the epoch, save checkpoints that are due, go to the next epoch."""
         epoch = self.current_epoch
+        self.rates.end_epoch(self.logbook.value("val_losses"))
         self.logbook.log("elapsed_s", self.clock.elapsed_s, epoch)
         self.logbook.log("epoch_end_timestamps", time.time(), epoch)
         row = self.logbook.rows[epoch]
@@ -535,7 +600,7 @@ class Trainer:
                 swap_sides=self.recipe.swaps_sides,
                 precision=self.config.precision,
             )
-            with self.stop.wait_at_exit():
+            with self.stop.wait_at_exit(), logits_only(self.network, self._own_logits_of):
                 return final_validation.validate(
                     predictor,
                     self.cases,
@@ -588,6 +653,7 @@ class Trainer:
             dataset_hash=identity["dataset_hash"],
             setup_hash=self.plans.setup_hash(self.configuration_name),
             optimizer_values=dict(optimizer_values),
+            learning_rates=self.rates.state(),
             scaler=None if self.grad_scaler is None else self.grad_scaler.state_dict(),
         )
 
@@ -607,7 +673,9 @@ class Trainer:
             self._set_knobs()
             self.is_resumed = True
             self.initialize()
-        resume.restore_tensors(checkpoint, path, self.network, self.optimizer, self.weight_ema, self.grad_scaler)
+        resume.restore_tensors(
+            checkpoint, path, self.network, self.optimizer, self.weight_ema, self.grad_scaler, self.rates
+        )
         self.current_epoch, self.current_step, self.epoch_step = state.epoch, state.step, state.epoch_step
         self.epoch_outputs = [{"loss": loss.to(self.device)} for loss in state.losses]
         self.logbook = Logbook(state.logging)
@@ -623,8 +691,8 @@ class Trainer:
 
     @property
     def learning_rate(self) -> float:
-        """Current learning rate: the schedule over epochs or over the time budget, whichever is further."""
-        return self.initial_lr * self.schedule(self.clock.progress(self.current_epoch))
+        """Current learning rate of the optimizer's first parameter group."""
+        return self.rates.now()[0]
 
     @property
     def num_input_channels(self) -> int:

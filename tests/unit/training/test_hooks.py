@@ -12,7 +12,7 @@ import pytest
 
 from segwright.core.errors import ConfigError
 from segwright.training import callbacks
-from segwright.training.callbacks import EVENTS, CallbackError
+from segwright.training.callbacks import EVENTS, STEP_EVENTS, CallbackError
 from segwright.training.trainer import Trainer
 from tests.unit.training.tiny_task import make, settings
 
@@ -22,7 +22,9 @@ SIGNATURES = {
         "(plans: 'Plan', configuration: 'Configuration', num_input_channels: 'int', num_output_channels: 'int', "
         "enable_deep_supervision: 'bool' = True) -> 'nn.Module'"
     ),
-    "configure_optimizers": "(self) -> 'Optimizer'",
+    "configure_optimizers": "(self) -> 'Optimizer | tuple[Optimizer, Scheduler | None]'",
+    "build_loss": "(self) -> 'TrainingLoss'",
+    "logits_of": "(output: 'Any') -> 'Any'",
     "get_dataloaders": "(self) -> 'tuple[BatchLoader, BatchLoader]'",
     "run_training": "(self) -> 'None'",
     "on_train_start": "(self) -> 'None'",
@@ -56,7 +58,14 @@ EPOCH = [
     "on_epoch_end",
 ]
 BEGIN = [
-    *("run_training", "on_train_start", "initialize", "build_network_architecture", "configure_optimizers"),
+    *(
+        "run_training",
+        "on_train_start",
+        "initialize",
+        "build_network_architecture",
+        "configure_optimizers",
+        "build_loss",
+    ),
     *("set_deep_supervision_enabled", "get_dataloaders", "plot_network_architecture", "save_checkpoint latest"),
 ]
 
@@ -71,7 +80,7 @@ def recording(calls: list[str]) -> type[Trainer]:
 
         return hook
 
-    quiet = ("print_to_log_file", "build_network_architecture")
+    quiet = ("print_to_log_file", "build_network_architecture", "logits_of")
     members: dict[str, Any] = {name: wrapped(name) for name in SIGNATURES if name not in quiet}
 
     def build_network_architecture(*arguments: Any, **named: Any) -> Any:
@@ -100,6 +109,12 @@ def test_a_subclass_sees_the_documented_order(tmp_path: Path) -> None:
     assert body[: len(first)] == first
 
 
+EVENTS_OF_AN_EPOCH = [
+    *("on_train_start", "on_epoch_start", "on_train_epoch_start"),
+    *["on_train_step_start", "on_train_step_end"] * 2,
+    *("on_train_epoch_end", "on_validation_epoch_start", "on_validation_step_start", "on_validation_step_end"),
+    *("on_validation_epoch_end", "on_epoch_end", "on_train_end"),
+]
 END = ["on_train_end", "save_checkpoint final"]
 
 
@@ -135,7 +150,7 @@ class Misnamed:
 def test_callbacks_are_called_after_the_hooks(tmp_path: Path) -> None:
     watcher = Watcher()
     make(tmp_path, config=settings(num_epochs=1), callbacks=[watcher]).run_training()
-    assert [event for event, _ in watcher.seen] == list(EVENTS)
+    assert [event for event, _ in watcher.seen] == EVENTS_OF_AN_EPOCH
     assert dict(watcher.seen)["on_epoch_end"] == 1  # the trainer's own hook has ended the epoch before
 
 
@@ -159,7 +174,7 @@ def test_a_decorated_hook_keeps_its_callbacks(tmp_path: Path) -> None:
     trainer = make(tmp_path, Decorated, config=settings(num_epochs=1), callbacks=[watcher])
     trainer.on_epoch_start = partial(trainer.on_epoch_start)  # type: ignore[method-assign]
     trainer.run_training()
-    assert [event for event, _ in watcher.seen] == list(EVENTS)
+    assert [event for event, _ in watcher.seen] == EVENTS_OF_AN_EPOCH
 
 
 def test_a_function_is_called_at_the_end_of_each_epoch(tmp_path: Path) -> None:
@@ -194,5 +209,6 @@ def test_callbacks_that_are_never_called_are_refused_before_the_training(
 
 
 def test_events_are_hooks() -> None:
-    assert set(EVENTS) < set(SIGNATURES)
+    assert set(EVENTS) - set(STEP_EVENTS) < set(SIGNATURES)
+    assert set(EVENTS_OF_AN_EPOCH) == set(EVENTS)
     assert callbacks.PLAIN_EVENT in EVENTS

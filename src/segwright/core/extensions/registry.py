@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, Final, Generic, TypeVar
 
 from segwright.core.errors import ConfigError, SegwrightError, did_you_mean
+from segwright.core.extensions.given import PREFIX, GivenObject, is_lost
 from segwright.core.extensions.user_code import UserCodeError, describe_error, error_location, package_of
 
 T = TypeVar("T")
@@ -46,7 +47,7 @@ class Registry(Generic[T]):
 
 
 def is_reference(name: str) -> bool:
-    """Return whether a name is `module:attr`, code outside a registry.
+    """Return whether a name is `module:attr` or stands for a Python object: code outside a registry.
 
     >>> is_reference("mypkg.nets:build"), is_reference("unet")
     (True, False)
@@ -55,7 +56,9 @@ def is_reference(name: str) -> bool:
 
 
 def import_reference(reference: str, *, kind: str, find: Callable[[str], Any] = importlib.import_module) -> Any:
-    """Import the object behind `module:attr`; the caller has checked that it is trusted (`core.extensions.trust`).
+    """Return the object behind `module:attr` or a `GivenObject`.
+
+    The caller has checked that it is trusted (`core.extensions.trust`).
 
     Args:
         reference: `module:attr`.
@@ -63,9 +66,14 @@ def import_reference(reference: str, *, kind: str, find: Callable[[str], Any] = 
         find: imports a module by its name.
 
     Raises:
-        ConfigError: the reference is malformed, or the module or the attribute does not exist.
+        ConfigError: the reference is malformed, the module or the attribute does not exist, or it stands for a Python
+            object of another process.
         UserCodeError: the module has an error.
     """
+    if isinstance(reference, GivenObject):
+        return reference.value
+    if is_lost(reference):
+        raise ConfigError(lost_object(reference, kind))
     if not _REFERENCE.fullmatch(reference):
         raise ConfigError(f"{kind} '{reference}' is not a reference; write it as 'package.module:name'")
     module_name, _, attribute = reference.partition(":")
@@ -91,6 +99,15 @@ def import_reference(reference: str, *, kind: str, find: Callable[[str], Any] = 
             )
         value = getattr(value, part)
     return value
+
+
+def lost_object(reference: str, kind: str) -> str:
+    """Return the message about a text that stands for an object of another process."""
+    name = reference.removeprefix(PREFIX)
+    return (
+        f"the {kind} was the Python object {name}, which files cannot hold; pass it again from Python ({kind}=...), or "
+        "define it at the top level of a module and train with that"
+    )
 
 
 def reference_of(component: Callable[..., Any]) -> str:

@@ -10,7 +10,8 @@ from typing import Any, Final, TypeAlias
 
 from segwright.core.errors import ModelError
 from segwright.core.extensions.code_folder import import_from
-from segwright.core.extensions.registry import import_reference
+from segwright.core.extensions.given import GivenObject, is_lost
+from segwright.core.extensions.registry import import_reference, lost_object
 from segwright.core.extensions.user_code import package_of
 
 REBUILD: Final = ".rebuild_network"
@@ -28,11 +29,13 @@ class CodeTrust:
         references: those that the user named.
         everything: whether references in files may be imported as well.
         folder: where modules that are not installed are searched; None: only `sys.path`.
+        network: function, class, module or trainer class that the user gave in place of the network that files name.
     """
 
     references: frozenset[str] = frozenset()
     everything: bool = False
     folder: Path | None = None
+    network: Any = None
 
     @classmethod
     def of(cls, given: TrustCode) -> CodeTrust:
@@ -49,7 +52,9 @@ class CodeTrust:
         return replace(self, references=self.references | named)
 
     def allows(self, reference: str) -> bool:
-        """Return whether a reference that was found in a file may be imported."""
+        """Return whether a reference that was found in a file may be imported, or is an object that the user gave."""
+        if isinstance(reference, GivenObject):
+            return True
         return self.everything or not {reference, reference.removesuffix(REBUILD)}.isdisjoint(self.references)
 
     @property
@@ -69,6 +74,8 @@ class CodeTrust:
         Raises:
             ModelError: it may not; the message says what to do.
         """
+        if is_lost(reference):
+            raise ModelError(f"{source}: {lost_object(reference, kind)}")
         if not self.allows(reference):
             named = f", or name it yourself with {option}{reference}" if option else ""
             raise ModelError(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+import inspect
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from segwright.core.errors import ConfigError, SegwrightError
 from segwright.core.extensions.code_folder import is_from_folder
+from segwright.core.extensions.given import GivenObject
 from segwright.core.resources import resource_error
 
 
@@ -16,11 +18,15 @@ class UserCodeError(ConfigError):
 
 
 def package_of(reference: str) -> str:
-    """Return the top-level package of a reference.
+    """Return the top-level package of a reference, or that in which a `GivenObject` is defined.
 
     >>> package_of("mypkg.nets:build")
     'mypkg'
     """
+    if isinstance(reference, GivenObject):
+        value = reference.value
+        module = getattr(value, "__module__", None) or type(value).__module__
+        return str(module).partition(".")[0]
     return reference.partition(":")[0].partition(".")[0]
 
 
@@ -57,6 +63,33 @@ def error_location(error: BaseException, packages: Collection[str]) -> str | Non
 def describe_error(error: BaseException) -> str:
     """Return the type and message of an error on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def require_arguments(
+    component: Callable[..., Any], what: str, names: Collection[str], num_positional: int, kwargs: Mapping[str, Any]
+) -> None:
+    """Check that a component takes the keyword arguments that the settings give it.
+
+    Args:
+        component: what will be called.
+        what: its kind and name, for the message.
+        names: keyword arguments that every such component gets.
+        num_positional: number of positional arguments that every such component gets.
+        kwargs: those of the settings.
+
+    Raises:
+        UserCodeError: it does not take them.
+    """
+    try:
+        signature = inspect.signature(component)
+    except (TypeError, ValueError):  # some built-in functions have none
+        return
+    try:
+        signature.bind(*[None] * num_positional, **dict.fromkeys(names), **kwargs)
+    except TypeError as error:
+        raise UserCodeError(
+            f"{source_location(component)}: {what} is given {dict(kwargs)}: {error}; it takes {signature}"
+        ) from error
 
 
 @contextmanager

@@ -32,6 +32,7 @@ from segwright.networks.folds import (
     require_one_model,
     require_trained_plan,
 )
+from segwright.networks.logits import load_logits_of, return_logits
 from segwright.preprocessing.plan_validation import validate_components
 from segwright.workspace import DATASET_JSON, PLANS_JSON, Workspace
 
@@ -312,4 +313,6 @@ def _load_network(
         source=str(checkpoints.file(fold_folder, checkpoint).with_suffix(".json")),
     )
     load_state(network, weights, source=source)
+    if header.network.logits_of is not None:
+        return_logits(network, load_logits_of(header.network.logits_of, trust, source=source))
     return network.eval()

@@ -69,6 +69,7 @@ class CheckpointState(BaseModel):
     setup_hash: str | None = None
     optimizer_file: str | None = None
     optimizer_values: dict[str, Any] = Field(default_factory=dict)
+    learning_rates: dict[str, Any] = Field(default_factory=dict)
     scaler: dict[str, Any] | None = None
 
     @property

@@ -21,6 +21,7 @@ from segwright.training.checkpointing.checkpoints import Checkpoint, CheckpointS
 from segwright.training.config import CHANGEABLE, TrainConfig
 from segwright.training.optim.ema import WeightAverage, split_tensors
 from segwright.training.optim.optimizers import restore_optimizer
+from segwright.training.optim.rates import LearningRates
 
 SEGWRIGHT: Final = "segwright"
 """Key of a plan's rationale and versions, which do not affect a training."""
@@ -72,8 +73,9 @@ def restore_tensors(
     optimizer: Optimizer,
     average: WeightAverage | None,
     grad_scaler: torch.amp.GradScaler | None,
+    rates: LearningRates,
 ) -> None:
-    """Load the checkpoint at `path` into network, optimiser, weight average and gradient scaler, where there are any.
+    """Load the checkpoint at `path` into network, optimiser, weight average, gradient scaler and learning rates.
 
     Raises:
         ModelError: it belongs to another network.
@@ -82,6 +84,7 @@ def restore_tensors(
     load_state(network, checkpoint.weights, source=str(path))
     own, averages = split_tensors(checkpoint.optimizer)
     restore_optimizer(optimizer, network, own, state.optimizer_values)
+    rates.restore(state.learning_rates)
     if average is not None:
         average.restore(averages)
     if grad_scaler is not None and state.scaler is not None:
@@ -123,7 +126,8 @@ def resumed_config(
                 "the fold folder to train again"
             )
     set_now = config.model_fields_set & set(CHANGEABLE)
-    values = {key: new[key] if key in set_now else value for key, value in old.items()}
+    equal = {key for key in config.model_fields_set if new[key] == old[key]}  # it may carry a Python object
+    values = {key: new[key] if key in set_now | equal else value for key, value in old.items()}
     resumed = TrainConfig.model_construct(_fields_set={*state.config_set, *set_now}, **values)
     load_references(resumed, trust, source=str(path))
     return resumed

@@ -37,7 +37,9 @@ def training_recipe(
         ConfigError: an axis that a patch does not have, or axes for a recipe without mirroring.
     """
     masked = [channel for channel, is_masked in enumerate(configuration.use_mask_for_norm) if is_masked]
-    recipe = build_recipe(config.augmentation, configuration.patch_size, masked_channels=masked)
+    recipe = build_recipe(
+        config.augmentation, configuration.patch_size, masked_channels=masked, kwargs=config.augmentation_kwargs
+    )
     axes = config.mirror_axes
     if axes is not None and axes != recipe.mirror_axes:
         if any(not 0 <= axis < configuration.dims for axis in axes):
@@ -133,7 +135,7 @@ def build_loaders(
             previous=build_previous_stage(configuration, labels, recipe if is_training else None),
             oversample_foreground_percent=forced_share(config),
             oversample_by_chance=config.oversample_by_chance,
-            sampler=build_sampler(config.sampler),
+            sampler=build_sampler(config.sampler, config.sampler_kwargs),
             seed=config.seed,
             training=is_training,
             device=batch_device,

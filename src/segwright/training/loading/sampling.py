@@ -8,6 +8,7 @@ chance rather than never (nnU-Net behaviour 9.2).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from segwright.core.boxes import Box
 from segwright.core.errors import ConfigError
 from segwright.core.extensions.registry import Registry, import_reference
+from segwright.core.extensions.user_code import require_arguments
 from segwright.data.labels import OUTSIDE, ClassKey
 
 
@@ -55,12 +57,15 @@ SAMPLERS: Registry[Sampler] = Registry("sampler")
 SAMPLERS.register("uniform", uniform)
 
 
-def build_sampler(reference: str) -> Sampler:
-    """Return the sampler of a registered name, or the function behind `module:attr`."""
+def build_sampler(reference: str, kwargs: Mapping[str, Any] | None = None) -> Sampler:
+    """Return the sampler of a registered name, or the function behind `module:attr`, with keyword arguments."""
     sampler: Sampler = import_reference(reference, kind="sampler") if ":" in reference else SAMPLERS.get(reference)
     if not callable(sampler):
         raise ConfigError(f"sampler '{reference}' cannot be called; name a function fn(identifiers, rng) -> identifier")
-    return sampler
+    if not kwargs:
+        return sampler
+    require_arguments(sampler, f"sampler '{reference}'", (), 2, kwargs)
+    return partial(sampler, **kwargs)
 
 
 def is_forced(

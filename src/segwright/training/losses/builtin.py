@@ -6,17 +6,18 @@ Array letters: B samples, C channels (heads), S spatial axes. A loss of one reso
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from functools import partial
+from typing import Any, Final, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from segwright.core.errors import ConfigError
 from segwright.core.extensions.registry import Registry, import_reference
-from segwright.core.extensions.user_code import UserCodeError, source_location
+from segwright.core.extensions.user_code import UserCodeError, require_arguments, source_location, user_call
 from segwright.data.labels import Labels
 from segwright.training.losses.terms import (
     CrossEntropy,
@@ -62,8 +63,11 @@ def build_loss(
     batch_dice: bool,
     num_outputs: int | None = None,
     reference: str | None = None,
+    kwargs: Mapping[str, Any] | None = None,
     class_weights: Sequence[float] | None = None,
     reduce: Reduce = identity_reduce,
+    device: torch.device | None = None,
+    logits_of: Callable[[Any], Outputs] | None = None,
 ) -> TrainingLoss:
     """Return the loss of a training.
 
@@ -71,9 +75,14 @@ def build_loss(
         labels: of the dataset; with regions the loss is binary per head.
         batch_dice: sum over the batch before the Dice is taken.
         num_outputs: number of resolutions of the network; None: one tensor.
-        reference: a registered name or `module:attr`; None: `dice_bce` for regions, else `dice_ce`.
+        reference: a registered name or `module:attr`; None: `dice_bce` for regions, else `dice_ce`. Code of one's own
+            is called as `fn(output, target, *, labels, **kwargs)`; a class is made with `kwargs` first, and then
+            called without them.
+        kwargs: keyword arguments of a loss of one's own.
         class_weights: of each head, background first for labels; None: equal weights.
         reduce: sums over processes; a custom loss is averaged over the samples of all processes.
+        device: where a loss that is an `nn.Module` is put.
+        logits_of: finds the logits in what the network returns; None: it returns logits.
 
     Raises:
         ConfigError: the loss is unknown or does not support labels or regions, or the class weights are invalid.
@@ -81,14 +90,14 @@ def build_loss(
     name = reference or ("dice_bce" if labels.has_regions else "dice_ce")
     loss: ResolutionLoss
     if ":" in name:
-        loss = import_reference(name, kind="loss")
-        if not callable(loss):
-            raise ConfigError(f"loss '{name}' is not callable; name a function fn(output, target, *, labels)")
         if class_weights is not None:
             raise ConfigError(f"class_weights are for the built-in losses; write them into '{name}' or drop them")
+        loss = _own_loss(name, dict(kwargs or {}), device)
         loss = CustomLoss(loss=loss, name=name, reduce=reduce)
     else:
         factory = LOSSES.get(name)
+        if kwargs:
+            raise ConfigError(f"loss_kwargs {dict(kwargs)} are for a loss of one's own; '{name}' takes none")
         _require_fit(name, labels)
         if class_weights is None:
             loss = factory(batch_dice=batch_dice, reduce=reduce)
@@ -96,7 +105,24 @@ def build_loss(
             weights = _checked_weights(class_weights, labels, name)
             loss = factory(batch_dice=batch_dice, reduce=reduce, class_weights=weights)
     level_weights = None if num_outputs is None else deep_supervision_weights(num_outputs)
-    return DeepSupervisionLoss(loss=loss, labels=labels, weights=level_weights)
+    whole = DeepSupervisionLoss(loss=loss, labels=labels, weights=level_weights)
+    return whole if logits_of is None else LogitsLoss(loss=whole, logits_of=logits_of)
+
+
+def _own_loss(name: str, kwargs: dict[str, Any], device: torch.device | None) -> ResolutionLoss:
+    """Return the loss behind a reference, with its keyword arguments."""
+    found: Any = import_reference(name, kind="loss")
+    if isinstance(found, type):
+        contract = f"a loss's class is made with loss_kwargs, {kwargs}"
+        with user_call(found, f"loss '{name}'", contract=contract):
+            found, kwargs = found(**kwargs), {}
+    if not callable(found):
+        raise ConfigError(f"loss '{name}' is not callable; name a function fn(output, target, *, labels)")
+    called = found.forward if isinstance(found, nn.Module) else found
+    require_arguments(called, f"loss '{name}'", ("labels",), 2, kwargs)
+    if isinstance(found, nn.Module):
+        found = found.to(device)
+    return partial(found, **kwargs) if kwargs else found
 
 
 def deep_supervision_weights(num_outputs: int) -> tuple[float, ...]:
@@ -137,6 +163,18 @@ class DeepSupervisionLoss:
             if weight != 0
         ]
         return torch.stack(terms).sum()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogitsLoss:
+    """A loss of the logits alone, for a network that returns more."""
+
+    loss: TrainingLoss
+    logits_of: Callable[[Any], Outputs]
+
+    def __call__(self, output: Any, target: Outputs) -> Tensor:
+        """Return a scalar."""
+        return self.loss(self.logits_of(output), target)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -118,12 +118,6 @@ OPTIMIZERS.register("adam", _adam)
 OPTIMIZERS.register("adamw", _adamw)
 
 
-def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
-    """Set the learning rate of every parameter group, multiplied by the group's factor."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate * group.get(LR_FACTOR, 1.0)
-
-
 def update(
     optimizer: Optimizer, network: nn.Module, *, clip_norm: float, scaler: torch.amp.GradScaler | None = None
 ) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from segwright.core.errors import ConfigError
 from segwright.core.extensions.registry import Registry, import_reference
 from segwright.core.extensions.user_code import user_call
-from segwright.training.config import WARMUP_PREFIX, TrainConfig
+from segwright.training.config import WARMUP_PREFIX, TrainConfig, without_warmup
 
 POLY_EXPONENT = 0.9
 """nnU-Net behaviour 8.5."""
@@ -84,9 +84,12 @@ def build_schedule(config: TrainConfig, num_epochs: int | None) -> Schedule:
         ConfigError: an unknown schedule, one that returns invalid factors, or an invalid warm-up.
     """
     name = config.schedule
-    before, plus, rest = name.rpartition(WARMUP_PREFIX)
-    schedule: Schedule = import_reference(rest, kind="schedule") if ":" in rest else SCHEDULES.get(rest)
-    if before or not callable(schedule):
+    rest = without_warmup(name)
+    has_warmup = rest is not name
+    schedule: Schedule | None = None
+    if not rest.startswith(WARMUP_PREFIX):
+        schedule = import_reference(rest, kind="schedule") if ":" in rest else SCHEDULES.get(rest)
+    if not callable(schedule):
         raise ConfigError(
             f"schedule '{name}' cannot be called; name a function fn(progress) -> factor, or {WARMUP_PREFIX}NAME"
         )
@@ -96,7 +99,7 @@ def build_schedule(config: TrainConfig, num_epochs: int | None) -> Schedule:
         if not (isinstance(factor, int | float) and 0 <= factor < math.inf):
             raise ConfigError(f"schedule '{name}' gives {factor} at progress {progress}, expected a finite factor >= 0")
     epochs = config.warmup_epochs
-    if not plus:
+    if not has_warmup:
         if epochs is not None:
             raise ConfigError(
                 f"warmup_epochs {epochs} has no effect with schedule '{name}'; choose '{WARMUP_PREFIX}{name}'"

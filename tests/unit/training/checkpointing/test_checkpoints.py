@@ -264,7 +264,8 @@ def test_code_that_only_a_checkpoint_names_is_not_imported(setting: str) -> None
 def test_every_setting_that_may_name_code_is_known_to_be_one() -> None:
     named = {name for name, field in TrainConfig.model_fields.items() if "str" in str(field.annotation)}
     assert named - {*REFERENCES} == {
-        *("optimizer_kwargs", "network_kwargs", "lr_groups"),  # values, which are code nowhere
+        *(f"{name}_kwargs" for name in ("optimizer", "network", "loss", "sampler", "augmentation")),
+        "lr_groups",  # values, which are code nowhere
         "pretrained",  # a path, which a resumed training does not open
     }
 

@@ -18,9 +18,9 @@ from segwright.training.optim.optimizers import (
     build_optimizer,
     optimizer_tensors,
     restore_optimizer,
-    set_learning_rate,
     update,
 )
+from segwright.training.optim.rates import LearningRates
 
 
 def network(seed: int = 0) -> nn.Linear:
@@ -139,7 +139,8 @@ def test_resumed_training_equals_an_uninterrupted_one_bit_for_bit(
             restore_optimizer(optimizer, broken, tensors, values)
         for layer, one in ((straight, steady), (broken, optimizer)):
             give_gradients(layer, seed or 0, factor=float("nan") if seed is None else 1.0)
-            set_learning_rate(one, 0.01 / (step + 1))
+            for group in one.param_groups:
+                group["lr"] = 0.01 / (step + 1)
             update(one, layer, clip_norm=12)
     torch.testing.assert_close(weights(broken), weights(straight), rtol=0, atol=0)
 
@@ -191,7 +192,7 @@ def test_learning_rate_groups_scale_and_freeze_the_longest_name_first() -> None:
     optimizer = build_optimizer(
         layer, TrainConfig.from_mapping({**config.model_dump(), "momentum": 0, "weight_decay": 0})
     )
-    set_learning_rate(optimizer, 0.5)
+    LearningRates(optimizer).set(50)
     for parameter in layer.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.ones_like(parameter)
@@ -242,11 +243,11 @@ def test_state_of_another_network_is_refused(name: str, words: str) -> None:
         restore_optimizer(build_optimizer(layer, TrainConfig()), layer, {f"momentum_buffer/{name}": torch.zeros(5)}, {})
 
 
-def test_learning_rate_is_set_for_all_groups() -> None:
+def test_the_rate_of_each_group_is_scaled() -> None:
     layer = network()
     optimizer = torch.optim.SGD([{"params": [layer.weight]}, {"params": [layer.bias], "lr": 1.0}], lr=0.1)
-    set_learning_rate(optimizer, 0.5)
-    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5]
+    LearningRates(optimizer).set(0.5)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.05, 0.5]
 
 
 def test_network_without_trainable_parameters_is_refused() -> None:

@@ -1,0 +1,266 @@
+"""Components given as Python objects: what is stored, what trains, what is said, and how it predicts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from segwright.core.errors import ConfigError, ModelError
+from segwright.core.extensions.given import GivenObject, reference_to
+from segwright.core.extensions.trust import TRUST_NONE, CodeTrust
+from segwright.inference.models.model_folder import load_predictor
+from segwright.training.checkpointing.resume import resumed_config
+from segwright.training.config import TrainConfig, changed
+from segwright.training.trainer import Trainer
+from tests.unit.training.tiny_task import make, settings
+
+
+class Small(nn.Module):
+    """Two convolutions; with `extra` it returns its features beside the logits."""
+
+    def __init__(
+        self,
+        num_input_channels: int,
+        num_output_channels: int,
+        *,
+        patch_size: tuple[int, ...],
+        deep_supervision: bool,
+        width: int = 4,
+        extra: str = "",
+    ) -> None:
+        super().__init__()
+        self.first = nn.Conv3d(num_input_channels, width, 3, padding=1)
+        self.head = nn.Conv3d(width, num_output_channels, 1)
+        self.extra = extra
+
+    def forward(self, data: Tensor) -> Any:
+        features = self.first(data).relu()
+        logits = self.head(features)
+        return {"": logits, "dict": {"logits": logits, "features": features}, "pair": (logits, features)}[self.extra]
+
+
+def small(num_input_channels: int, num_output_channels: int, **kwargs: Any) -> nn.Module:
+    return Small(num_input_channels, num_output_channels, **kwargs)
+
+
+def squares(output: Tensor, target: Tensor, *, labels: Any, weight: float = 1.0) -> Tensor:
+    return weight * (output.float().softmax(1)[:, 1:] - (target == 1).float()).square().mean()
+
+
+class Squares(nn.Module):
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.tensor(weight))
+
+    def forward(self, output: Tensor, target: Tensor, *, labels: Any) -> Tensor:
+        return squares(output, target, labels=labels) * self.weight
+
+
+def closures() -> dict[str, Any]:
+    """The same components in forms that no file can name."""
+    made = Small(1, 3, patch_size=(16,) * 3, deep_supervision=False)
+    return {
+        "network": [lambda *args, **kwargs: small(*args, **kwargs), made],
+        "loss": [lambda output, target, *, labels: squares(output, target, labels=labels), Squares()],
+        "optimizer": [lambda params, *, lr, weight_decay: torch.optim.AdamW(params, lr=lr, weight_decay=weight_decay)],
+        "schedule": [lambda progress: 1.0 - progress],
+        "sampler": [lambda identifiers, rng: identifiers[0]],
+        "callbacks": [[lambda trainer: None]],
+    }
+
+
+CLOSURES = [(name, index) for name, values in closures().items() for index in range(len(values))]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("network", small), ("network", Small), ("loss", squares), ("loss", Squares)]
+)
+def test_what_a_file_can_name_is_stored_as_a_reference(tmp_path: Path, name: str, value: Any) -> None:
+    config = settings(num_epochs=1, **{name: value})
+    assert getattr(config, name) == f"{__name__}:{value.__name__}"
+    by_reference = make(tmp_path / "reference", config=settings(num_epochs=1, **{name: reference_to(value)}))
+    trainer = make(tmp_path / "object", config=config)
+    for each in (trainer, by_reference):
+        each.run_training()
+    assert not any("Python object" in note for note in trainer.notes)
+    assert trainer.logbook.column("train_losses") == by_reference.logbook.column("train_losses")
+
+
+@pytest.mark.parametrize(("name", "index"), CLOSURES)
+def test_what_no_file_can_name_trains_and_says_so_once(tmp_path: Path, name: str, index: int) -> None:
+    trainer = make(tmp_path, config=settings(num_epochs=1, **{name: closures()[name][index]}))
+    trainer.run_training()
+    said = [line for line in (tmp_path / "fold_0" / "training.log").read_text().splitlines() if "Python object" in line]
+    assert len(said) == 1
+    assert f"{name}: the model folder cannot name the Python object" in said[0]
+    assert ("load_model(path, network=...)" in said[0]) == (name == "network")
+
+
+def predictor_of(model: Path, network: Any) -> Any:
+    return load_predictor(model, device="cpu", trust=CodeTrust(network=network))
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_network_that_no_file_can_name_predicts_when_it_is_given_again(tmp_path: Path, index: int) -> None:
+    folder = tmp_path / "model"
+    trainer = make(folder, config=settings(num_epochs=1, network=closures()["network"][index]))
+    trainer.run_training()
+    with pytest.raises(ModelError, match="was the Python object .*pass it again from Python"):
+        load_predictor(folder, device="cpu")
+    data = torch.randn(1, 16, 16, 16)
+    found = predictor_of(folder, closures()["network"][index]).predict_preprocessed(data.numpy())
+    again = predictor_of(folder, Small).predict_preprocessed(data.numpy())
+    torch.testing.assert_close(torch.as_tensor(found), torch.as_tensor(again))
+
+
+def test_a_network_given_for_a_built_in_one_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    make(folder, config=settings(num_epochs=1)).run_training()
+    with pytest.raises(ConfigError, match="the network is the built-in .*leave out network="):
+        predictor_of(folder, Small)
+
+
+def local_trainer(**members: Any) -> type[Trainer]:
+    """A trainer class in a function, which no file can name."""
+    return type("LocalTrainer", (Trainer,), {"__qualname__": "f.<locals>.LocalTrainer", **members})
+
+
+def build(plans: Any, configuration: Any, inputs: int, heads: int, deep: bool = True) -> nn.Module:
+    return Small(inputs, heads, patch_size=(16,) * 3, deep_supervision=deep)
+
+
+def test_a_trainer_class_that_no_file_can_name_trains_and_predicts(tmp_path: Path) -> None:
+    cls = local_trainer(build_network_architecture=staticmethod(build))
+    folder = tmp_path / "model"
+    trainer = make(folder, cls, config=settings(num_epochs=1))
+    trainer.run_training()
+    assert any("trainer: the model folder cannot name" in note for note in trainer.notes)
+    data = torch.randn(1, 16, 16, 16).numpy()
+    by_class, by_network = (predictor_of(folder, given) for given in (cls, Small))
+    torch.testing.assert_close(by_class.predict_preprocessed(data), by_network.predict_preprocessed(data))
+
+
+class Extra(Trainer):
+    """Its network returns features beside the logits."""
+
+    @staticmethod
+    def logits_of(output: Any) -> Any:
+        return output["logits"] if isinstance(output, dict) else output[0]
+
+
+class ExtraLoss(Extra):
+    def build_loss(self) -> Callable[[Any, Any], Tensor]:
+        plain, self.sizes = super().build_loss(), []
+
+        def loss(output: Any, target: Any) -> Tensor:
+            self.sizes.append(tuple(output["features"].shape))
+            return plain(output, target) + 1e-3 * output["features"].square().mean()
+
+        return loss
+
+
+@pytest.mark.parametrize("extra", ["dict", "pair"])
+def test_a_network_with_extra_outputs_trains_validates_and_predicts(tmp_path: Path, extra: str) -> None:
+    plain = make(tmp_path / "plain", config=settings(network=Small))
+    folder = tmp_path / "model"
+    trainer = make(folder, Extra, config=settings(network=Small, network_kwargs={"extra": extra}))
+    for each in (plain, trainer):
+        each.run_training()
+    assert trainer.logbook.column("train_losses") == plain.logbook.column("train_losses")
+    assert trainer.logbook.column("mean_fg_dice") == plain.logbook.column("mean_fg_dice")
+    assert json.loads((folder / "fold_0" / "checkpoint_final.json").read_text())["network"]["logits_of"].endswith(
+        "Extra.logits_of"
+    )
+    trust = TRUST_NONE.with_references(f"{__name__}:Small", f"{__name__}:Extra")
+    found = load_predictor(folder, device="cpu", trust=trust)
+    data = torch.randn(1, 16, 16, 16)
+    with torch.no_grad():
+        expected = trainer.network(data[None])
+    assert found.predict_preprocessed(data.numpy()).shape == (3, 16, 16, 16)
+    torch.testing.assert_close(found.networks[0](data[None]), Extra.logits_of(expected))
+    with pytest.raises(ModelError, match=r"trainer '.*Extra.rebuild_network', which is code"):
+        load_predictor(folder, device="cpu", trust=TRUST_NONE.with_references(f"{__name__}:Small"))
+
+
+def test_extra_outputs_reach_the_loss(tmp_path: Path) -> None:
+    trainer = make(tmp_path, ExtraLoss, config=settings(num_epochs=1, network=Small, network_kwargs={"extra": "dict"}))
+    trainer.run_training()
+    assert set(trainer.sizes) == {(3, 4, 16, 16, 16)}
+
+
+def test_objects_survive_a_change_of_other_settings_and_a_resume(tmp_path: Path) -> None:
+    loss = closures()["loss"][0]
+    config = settings(loss=loss)
+    assert changed(config, num_epochs=7).loss.value is loss  # type: ignore[union-attr]
+    trainer = make(tmp_path, config=config)
+    trainer.on_train_start()
+    checkpoint = tmp_path / "fold_0" / "checkpoint_latest.safetensors"
+    with pytest.raises(ModelError, match="the loss was the Python object .*lambda.*pass it again"):
+        make(tmp_path, config=TrainConfig()).load_checkpoint(checkpoint)
+    resumed = make(tmp_path, config=settings(loss=loss))
+    resumed.load_checkpoint(checkpoint)
+    resumed.run_training()
+
+
+def test_a_resumed_setting_carries_the_object_that_was_given_again() -> None:
+    from tests.unit.training.checkpointing.test_checkpoints import state
+
+    loss = closures()["loss"][0]
+    before = state(config=settings(loss=loss))
+    resumed = resumed_config(TrainConfig(loss=loss), before, Path("c"))
+    assert isinstance(resumed.loss, GivenObject)
+    assert resumed.loss.value is loss
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"network": 5}, "network: .*expected a name, 'module:attr', or a function, class or object, not 5"),
+        ({"loss": [squares]}, "loss: .*expected a name"),
+        ({"loss": squares, "loss_kwargs": {"wait": 2}}, "given {'wait': 2}: got an unexpected keyword argument 'wait'"),
+        ({"loss": lambda output, target: output.sum()}, "unexpected keyword argument 'labels'.*it takes"),
+        ({"loss_kwargs": {"weight": 2}}, "for a loss of one's own; 'dice_ce' takes none"),
+        ({"loss": lambda *, labels: 0}, "it takes"),
+        ({"loss": object()}, "is not callable; name a function fn"),
+        ({"sampler": lambda identifiers, rng: "a", "sampler_kwargs": {"k": 1}}, "sampler .* is given {'k': 1}"),
+        ({"augmentation_kwargs": {"k": 1}}, "augmentation recipe 'default' is given {'k': 1}"),
+        ({"network": lambda inputs: None}, "it is called as fn"),
+        ({"network": lambda *args, **kwargs: "net"}, "returned str; it must return a torch.nn.Module"),
+        ({"optimizer": lambda params, **kwargs: None}, "returned NoneType; it must return a torch.optim.Optimizer"),
+        ({"callbacks": [object()]}, "has none of the methods"),
+    ],
+)
+def test_a_mistake_is_told_with_the_repair(tmp_path: Path, values: dict[str, Any], words: str) -> None:
+    with pytest.raises((ConfigError, ModelError), match=words):
+        trainer = make(tmp_path, config=settings(**values))
+        trainer.initialize()
+        trainer.get_dataloaders()
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ({"build_loss": lambda self: None}, "build_loss returned a NoneType; it must return"),
+        ({"build_loss": lambda self: Squares}, "build_loss returned the class Squares, not made"),
+    ],
+)
+def test_a_mistake_in_a_hook_is_told_with_the_repair(tmp_path: Path, members: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        make(tmp_path, local_trainer(**members), config=settings(network=Small)).initialize()
+
+
+@pytest.mark.parametrize("given", [squares, Squares])
+def test_arguments_of_a_loss_are_passed(tmp_path: Path, given: Any) -> None:
+    losses = []
+    for weight in (1.0, 2.0):
+        config = settings(num_epochs=1, loss=given, loss_kwargs={"weight": weight}, initial_lr=1e-9)
+        trainer = make(tmp_path / str(weight), config=config)
+        trainer.run_training()
+        losses.append(trainer.logbook.value("train_losses"))
+    assert losses[1] == pytest.approx(2 * losses[0], rel=1e-4)  # type: ignore[operator]
