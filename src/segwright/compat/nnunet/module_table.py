@@ -66,6 +66,8 @@ _VARIANTS: Final[Mapping[str, tuple[str, ...]]] = {
 
 VARIANT_NAMES: Final = tuple(name for names in _VARIANTS.values() for name in names)
 
+_LOADING: Final = "nnunetv2.training.dataloading"
+_CUSTOM: Final = "nnunetv2.training.data_augmentation.custom_transforms"
 _SOFTMAX: Final = ("softmax_helper_dim0", "softmax_helper_dim1")
 _DICE: Final = ("SoftDiceLoss", "MemoryEfficientSoftDiceLoss", "get_tp_fp_fn_tn")
 _COMPOUND: Final = ("DC_and_CE_loss", "DC_and_BCE_loss", "DC_and_topk_loss")
@@ -125,6 +127,26 @@ MODULES: Final[Mapping[str, Mapping[str, str]]] = {
         **_of("names.labels", *_LABELS),
         **_of("names.plans", "determine_num_input_channels"),
     },
+    "nnunetv2.training.data_augmentation.compute_initial_patch_size": _of("names.data", "get_patch_size"),
+    f"{_CUSTOM}.limited_length_multithreaded_augmenter": _of("names.loaders", "LimitedLenWrapper"),
+    f"{_LOADING}.base_data_loader": _of("names.loaders", "nnUNetDataLoaderBase"),
+    f"{_LOADING}.data_loader_2d": _of("names.loaders", "nnUNetDataLoader2D"),
+    f"{_LOADING}.data_loader_3d": _of("names.loaders", "nnUNetDataLoader3D"),
+    f"{_LOADING}.data_loader": _of("names.loaders", "nnUNetDataLoader"),
+    f"{_LOADING}.nnunet_dataset": {
+        **_of("names.data", "nnUNetDataset", "nnUNetDatasetBlosc2", "infer_dataset_class"),
+        "nnUNetBaseDataset": f"{_HERE}.names.data:nnUNetDatasetBlosc2",
+        "nnUNetDatasetNumpy": f"{_HERE}.names.data:nnUNetDatasetBlosc2",
+    },
+    f"{_LOADING}.utils": _of("names.data", "get_case_identifiers", "unpack_dataset"),
+    "acvl_utils.cropping_and_padding.bounding_boxes": _of(
+        "names.arrays", "bounding_box_to_slice", "crop_and_pad_nd", "insert_crop_into_image"
+    ),
+    "acvl_utils.cropping_and_padding.padding": _of("names.arrays", "pad_nd_image"),
+    "batchgenerators.dataloading.data_loader": _of("names.loaders", "DataLoader"),
+    "batchgenerators.dataloading.single_threaded_augmenter": _of("names.loaders", "SingleThreadedAugmenter"),
+    "batchgenerators.dataloading.nondet_multi_threaded_augmenter": _of("names.loaders", "NonDetMultiThreadedAugmenter"),
+    "batchgenerators.dataloading.multi_threaded_augmenter": _of("names.loaders", "MultiThreadedAugmenter"),
     "batchgenerators.utilities.file_and_folder_operations": {
         **_of("names.files", *_FILES),
         "save_pickle": f"{_HERE}.names.files:write_pickle",
