@@ -139,6 +139,14 @@ MODULES: Final[Mapping[str, Mapping[str, str]]] = {
         "nnUNetDatasetNumpy": f"{_HERE}.names.data:nnUNetDatasetBlosc2",
     },
     f"{_LOADING}.utils": _of("names.data", "get_case_identifiers", "unpack_dataset"),
+    "nnunetv2.inference.predict_from_raw_data": _of("names.inference", "nnUNetPredictor"),
+    "nnunetv2.inference.export_prediction": _of(
+        "names.inference", "export_prediction_from_logits", "resample_and_save"
+    ),
+    "nnunetv2.inference.sliding_window_prediction": _of(
+        "names.inference", "compute_gaussian", "compute_steps_for_sliding_window"
+    ),
+    "nnunetv2.evaluation.evaluate_predictions": _of("names.inference", "compute_metrics_on_folder"),
     "acvl_utils.cropping_and_padding.bounding_boxes": _of(
         "names.arrays", "bounding_box_to_slice", "crop_and_pad_nd", "insert_crop_into_image"
     ),

@@ -28,6 +28,8 @@ HIDDEN: Final = ("nnunetv2", "dynamic_network_architectures", "acvl_utils")
 TRANSFORM_PACKAGES: Final = ("batchgenerators", "batchgeneratorsv2")
 """Packages of augmentations that are used where they are installed."""
 
+EVALUATION: Final = "nnunetv2.evaluation.evaluate_predictions"
+
 TRANSFORMS_EXTRA: Final = "nnunet-transforms"
 
 _LOCK: Final = threading.RLock()
@@ -41,6 +43,8 @@ class NnunetFolders:
     raw: Path | None = None
     preprocessed: Path | None = None
     results: Path | None = None
+    references: Mapping[str, Path] | Path | None = None
+    """The dataset's label maps, with which `compute_metrics_on_folder` compares: folder, or file of each case."""
 
 
 class FolderName(str):
@@ -144,7 +148,9 @@ class StandIns:
         self._depth = 0
         self._finder = _AbsentFinder(self.absent)
         self._stand_ins = _make_modules(root, self.absent)
-        _set_folders(self._stand_ins["nnunetv2.paths"], folders or NnunetFolders())
+        folders = folders or NnunetFolders()
+        _set_folders(self._stand_ins["nnunetv2.paths"], folders)
+        _bind_references(self._stand_ins[EVALUATION], folders.references)
 
     @property
     def own_modules(self) -> Mapping[str, ModuleType]:
@@ -255,3 +261,13 @@ def _set_folders(paths: ModuleType, folders: NnunetFolders) -> None:
     for name in ("raw", "preprocessed", "results"):
         folder = getattr(folders, name)
         setattr(paths, f"nnUNet_{name}", None if folder is None else FolderName(folder))
+
+
+def _bind_references(evaluation: ModuleType, references: Mapping[str, Path] | Path | None) -> None:
+    """Make `compute_metrics_on_folder` know the references, since there is no `gt_segmentations` of nnU-Net."""
+
+    def compute_metrics_on_folder(*args: Any, **kwargs: Any) -> Any:
+        function = load_target(MODULES[EVALUATION]["compute_metrics_on_folder"])
+        return function(*args, **{"references": references, **kwargs})
+
+    setattr(evaluation, "compute_metrics_on_folder", compute_metrics_on_folder)  # noqa: B010  no attribute for mypy

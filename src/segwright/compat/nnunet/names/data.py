@@ -42,6 +42,9 @@ class ClassRows(Sequence[Any]):
         """(n, 4)."""
         return len(self), 4
 
+    def __reduce__(self) -> tuple[type[ClassRows], tuple[npt.NDArray[Any]]]:
+        return ClassRows, (np.asarray(self._rows),)  # rows on disk cannot be sent to another process
+
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
         rows = np.asarray(self._rows, dtype=np.int64).reshape(-1, 3)
         return np.concatenate([np.zeros((len(rows), 1), np.int64), rows], 1).astype(dtype or np.int64)
@@ -88,6 +91,10 @@ class nnUNetDatasetBlosc2:
 
         The arrays are read when they are sliced.
         """
+        return self.open_case(identifier)
+
+    def open_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
+        """Return the four parts of a case, arrays on disk; for our loaders, in every version."""
         case = self.store.load(identifier)
         return case.image, case.label, self._previous(identifier), properties_of(case)
 
@@ -131,11 +138,10 @@ class nnUNetDataset(nnUNetDatasetBlosc2):
         }
 
     def load_case(self, identifier: str) -> Any:
-        """Return image (C, *S), label map (1, *S), or (2, *S) with that of the previous stage, and properties."""
-        image, label, previous, properties = super().load_case(identifier)
-        if previous is not None:
-            label = np.concatenate([np.asarray(label[...]), np.asarray(previous[...]).astype(np.int16)])
-        return image, label, properties
+        """Return arrays: image (C, *S), label map (1, *S), or (2, *S) with the previous stage's, and properties."""
+        image, label, previous, properties = self.open_case(identifier)
+        maps = [np.asarray(each[...]).astype(np.int16, copy=False) for each in (label, previous) if each is not None]
+        return np.asarray(image[...]), maps[0] if previous is None else np.concatenate(maps), properties
 
     def __getitem__(self, identifier: str) -> dict[str, Any]:
         return {**self.dataset[identifier], "properties": properties_of(self.store.load(identifier))}

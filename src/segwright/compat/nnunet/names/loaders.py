@@ -7,13 +7,14 @@ batch, and everything is made in the calling thread, so that batches can be repe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from segwright.compat.nnunet.names.data import nnUNetDataset, nnUNetDatasetBlosc2
 from segwright.compat.nnunet.names.labels import LabelManager
 from segwright.core.boxes import Box, box_shape
 from segwright.core.errors import ConfigError
@@ -21,6 +22,8 @@ from segwright.data.labels import OUTSIDE
 from segwright.training.loading.sampling import read_box
 
 Item = dict[str, Any]
+
+_OWN_LOADS: Final = (nnUNetDatasetBlosc2.load_case, nnUNetDataset.load_case)
 
 
 class DataLoader:
@@ -133,7 +136,7 @@ class nnUNetDataLoader(DataLoader):
     def determine_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return the shapes of a batch of images and of label maps before augmentation."""
         data, seg, previous, _ = self._load(self.indices[0])
-        maps = seg.shape[0] + (0 if previous is None else 1)
+        maps: int = seg.shape[0] + (0 if previous is None else 1)
         return (self.batch_size, data.shape[0], *self.patch_size), (self.batch_size, maps, *self.patch_size)
 
     def get_bbox(
@@ -212,7 +215,10 @@ class nnUNetDataLoader(DataLoader):
         return present[int(np.random.choice(len(present)))] if present else None
 
     def _load(self, key: Any) -> tuple[Any, Any, Any, dict[str, Any]]:
-        """Return a case by either interface of datasets."""
+        """Return a case by either interface of datasets; of our own classes, arrays that stay on disk."""
+        if getattr(type(self._data), "load_case", None) in _OWN_LOADS:
+            opened: tuple[Any, Any, Any, dict[str, Any]] = self._data.open_case(key)
+            return opened
         case = self._data.load_case(key)
         return case if len(case) == 4 else (case[0], case[1], None, case[2])
 
