@@ -68,6 +68,7 @@ def run(
     pretrained: Path | str | None = None,
     settings: Mapping[str, Any] | None = None,
     trainer: str | type | None = None,
+    nnunet_trainer: str | Path | None = None,
     environment: Mapping[str, str] = NO_ENVIRONMENT,
     stop: StopRequest | None = None,
     trust_code: TrustCode = False,
@@ -98,6 +99,8 @@ def run(
         pretrained: Model folder or checkpoint (also of nnU-Net) with initial weights; matching layers are used.
         settings: Further fields of `TrainConfig`, e.g. `num_epochs`.
         trainer: A subclass of `Trainer` that trains instead, or its reference `module:Class`.
+        nnunet_trainer: A file with a subclass of nnU-Net's `nnUNetTrainer` that trains instead, `FILE.py` or
+            `FILE.py:Class`; its code is run.
         environment: Variables that paths in file lists may contain.
         stop: Request to save and stop after the current step.
         trust_code: Whether to import code that only files name, for instance a network in a checkpoint: False, True,
@@ -129,6 +132,7 @@ def run(
     trust = training_runs.trusted_code(trust_code, chosen, trainer)
     presets.preset(preset)
     session = open_session(dataset, workspace, environment=environment, trainer=trainer, trust=trust)
+    session = training_runs.with_nnunet_trainer(session, nnunet_trainer)
     numbers = _folds(session, folds)
     executed: list[str] = []
     with dataset_lock(session, "measuring and planning"):

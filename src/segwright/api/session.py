@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from segwright.core.errors import Problem, WorkspaceError
 from segwright.core.extensions.trust import TRUST_NONE, CodeTrust
@@ -16,6 +17,9 @@ from segwright.core.files.locks import locked
 from segwright.data.dataset import NO_ENVIRONMENT, Dataset, load
 from segwright.data.stage_cache import RawIdentity, StageCache, hash_files, listing_digest
 from segwright.workspace import DATASET_JSON, SPLITS_JSON, Workspace
+
+if TYPE_CHECKING:
+    from segwright.compat.nnunet.loading import LoadedTrainer
 
 DEFAULT_WORK = Path("segwright-work")
 DEFAULT_TRAINER = "Trainer"
@@ -37,10 +41,14 @@ class Session:
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     trainer: str | None = None
     trust: CodeTrust = TRUST_NONE
+    nnunet_trainer: LoadedTrainer | None = None
+    """The class of a file that subclasses nnU-Net's trainer, which trains instead."""
 
     @property
     def trainer_name(self) -> str:
         """Name of the trainer class, as in the name of the model folder."""
+        if self.nnunet_trainer is not None:
+            return self.nnunet_trainer.class_name
         return DEFAULT_TRAINER if self.trainer is None else self.trainer.rpartition(":")[2].rpartition(".")[2]
 
     @property

@@ -22,6 +22,7 @@ from segwright.api.training_runs import (
     require_trainable,
     train_fold,
     trusted_code,
+    with_nnunet_trainer,
 )
 from segwright.core.errors import ConfigError, ModelError
 from segwright.core.extensions.given import reference_to
@@ -63,6 +64,7 @@ def train(
     pretrained: Path | str | None = None,
     settings: Mapping[str, Any] | None = None,
     trainer: str | type | None = None,
+    nnunet_trainer: str | Path | None = None,
     resume: bool = False,
     device: str = "auto",
     workers: int | None = None,
@@ -92,6 +94,8 @@ def train(
         pretrained: Model folder or checkpoint (also of nnU-Net) with initial weights; matching layers are used.
         settings: Further fields of `TrainConfig`, e.g. `num_epochs`.
         trainer: A subclass of `Trainer` that trains instead, or its reference `module:Class`.
+        nnunet_trainer: A file with a subclass of nnU-Net's `nnUNetTrainer` that trains instead, `FILE.py` or
+            `FILE.py:Class`; its code is run.
         resume: Continue an interrupted training, which must exist; without it an existing training is an error.
         device: auto, cpu, mps or a GPU.
         workers: Threads of preprocessing.
@@ -123,6 +127,7 @@ def train(
     require_options(options)
     trust = trusted_code(trust_code, chosen, trainer)
     session = open_session(dataset, workspace, environment=environment, trainer=trainer, trust=trust)
+    session = with_nnunet_trainer(session, nnunet_trainer)
     plan = load_plan(session, plans)
     require_folds(session, [fold])
     if fold != "all":
@@ -133,7 +138,8 @@ def train(
         require_no_checkpoint(folder)
     if resume and not (folder / TRAIN_JSON).is_file():
         raise ModelError(f"{folder}: there is no training to resume; leave out --resume")
-    if is_trained(folder) and trainer is None:  # a user's trainer class may overrule the settings
+    is_own = trainer is not None or nnunet_trainer is not None  # a user's trainer class may overrule the settings
+    if is_trained(folder) and not is_own:
         require_same_settings(folder, chosen)
     if (distributed is None or distributed.is_first) and not cases_are_fresh(session, plan, configuration):
         preprocess_cases(session, plan, configuration, workers=workers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,6 +159,39 @@ def trainer_class(reference: str | None, trust: CodeTrust) -> type[Trainer]:
     return cls
 
 
+def with_nnunet_trainer(session: Session, reference: str | Path | None) -> Session:
+    """Return the session with the trainer class of a file that subclasses nnU-Net's trainer; the file is run.
+
+    Args:
+        session: dataset and workspace.
+        reference: `FILE.py` or `FILE.py:Class`; None changes nothing.
+
+    Raises:
+        ConfigError: the file cannot be used, or a trainer class is set as well.
+    """
+    if reference is None:
+        return session
+    if session.trainer is not None:
+        raise ConfigError(f"trainer {session.trainer} and nnunet_trainer {reference} are both set; leave one out")
+    from segwright.compat.nnunet.loading import load_trainer_file, split_reference
+    from segwright.compat.nnunet.modules import NnunetFolders
+
+    workspace = session.workspace
+    folders = NnunetFolders(raw=workspace.raw, preprocessed=workspace.preprocessed, results=workspace.results)
+    file, name = split_reference(str(reference))
+    return replace(session, nnunet_trainer=load_trainer_file(file, name, folders=folders))
+
+
+def trainer_maker(session: Session) -> Callable[..., Trainer]:
+    """Return what makes the trainer of a session, called with the arguments of `Trainer`."""
+    loaded = session.nnunet_trainer
+    if loaded is None:
+        return trainer_class(session.trainer, session.trust)
+    from segwright.compat.nnunet.run import NnunetRun
+
+    return partial(NnunetRun, loaded=loaded, preprocessed_folder=session.workspace.preprocessed_dataset(session.name))
+
+
 def require_trainable(
     session: Session, plan: Plan, configuration: str, folds: Sequence[Fold], settings: Mapping[str, Any]
 ) -> None:
@@ -179,7 +213,8 @@ def require_trainable(
         require_trainable(session, plan, wanted.previous_stage, (), settings)
     folder = model_folder(session, plan, configuration)
     require_same_task(folder, session.dataset.description)
-    require_same_plan(folder, plan, configuration)
+    if session.nnunet_trainer is None:  # which may have changed the plan that is in the model folder
+        require_same_plan(folder, plan, configuration)
     require_same_network(folder, folds, settings)
 
 
@@ -315,15 +350,11 @@ def _train(session: Session, plan: Plan, configuration: str, fold: Fold, options
     distributed = options.distributed or SINGLE
     split = _split(session, fold, write=distributed.is_first)
     checkpoint = find_resumable(folder)
-    if distributed.is_first and checkpoint is None:
-        record_training_data(session, plan, configuration, folder, split)
-    elif distributed.is_first:
-        require_same_cases(session, plan, configuration, folder, split)
-    cls = trainer_class(session.trainer, session.trust)
+    make = trainer_maker(session)
     contract = "its __init__ must accept the arguments of Trainer's and pass them on"
     packages = session.trust.packages
-    with user_call(cls, f"trainer '{session.trainer_name}'", packages=packages, contract=contract):
-        trainer = cls(
+    with user_call(make, f"trainer '{session.trainer_name}'", packages=packages, contract=contract):
+        trainer = make(
             plan,
             configuration,
             fold,
@@ -339,6 +370,10 @@ def _train(session: Session, plan: Plan, configuration: str, fold: Fold, options
         )
         # Not an argument: a subclass may have a signature of its own.
         trainer.trust = session.trust.with_references(*trainer.trust.references)
+    if distributed.is_first and checkpoint is None:
+        record_training_data(session, plan, configuration, folder, trainer.split)
+    elif distributed.is_first:
+        require_same_cases(session, plan, configuration, folder, trainer.split)
     with user_code_errors(packages, f"trainer '{session.trainer_name}'"):
         if distributed.is_first:
             _copy_fingerprint(session, folder.parent)

@@ -170,6 +170,12 @@ SetValues = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any training setting; repeatable.")
 ]
 Trainer = Annotated[str | None, typer.Option("--trainer", metavar="MODULE:CLASS", help="Use this subclass of Trainer.")]
+NnunetTrainer = Annotated[
+    str | None,
+    typer.Option(
+        "--nnunet-trainer", metavar="FILE.py[:CLASS]", help="Train with a file that subclasses nnU-Net's nnUNetTrainer."
+    ),
+]
 TrustCode = Annotated[bool, typer.Option("--trust-code", help="Import code named by files of a model or work folder.")]
 TrustedNetwork = Annotated[
     str | None,

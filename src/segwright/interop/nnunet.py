@@ -33,8 +33,9 @@ SCHEMA_VERSION = 1
 
 
 def is_nnunet_model(folder: Path) -> bool:
-    """Whether a folder holds folds trained by nnU-Net."""
-    return (folder / PLANS_JSON).is_file() and any(folder.glob("fold_*/checkpoint_*.pth"))
+    """Whether a folder holds folds trained by nnU-Net; a trainer file may write such files beside our checkpoints."""
+    has_own = any(folder.glob("fold_*/checkpoint_*.safetensors"))
+    return (folder / PLANS_JSON).is_file() and not has_own and any(folder.glob("fold_*/checkpoint_*.pth"))
 
 
 class NnunetCheckpoints:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from logging import getLogger
 from pathlib import Path
@@ -23,7 +24,7 @@ from segwright.data.plan import Configuration, Plan
 from segwright.inference.cascade import CascadePredictor, previous_stage_folder
 from segwright.inference.predictor import Predictor
 from segwright.inference.reliability.model import ReliabilityModel, training_range
-from segwright.networks.build import build_from_spec, require_weights
+from segwright.networks.build import ArchitectureSpec, build_from_spec, require_weights
 from segwright.networks.checkpoint import load_state, load_weights
 from segwright.networks.folds import (
     CheckpointHeader,
@@ -40,6 +41,9 @@ logger = getLogger(__name__)
 
 Folds = Literal["all"] | Sequence[int] | None
 """Fold numbers; "all": the network trained on all cases (`fold_all`), or without it every fold; None: every fold."""
+
+MODEL_FOLDER: Final = "model_folder"
+"""Argument of a network builder that is set to the folder from which the network is loaded."""
 
 _FOLD_PREFIX = "fold_"
 _ALL = "all"
@@ -303,7 +307,7 @@ def _load_network(
         source=source,
     )
     network = build_from_spec(
-        header.network,
+        _with_folder(header.network, fold_folder.parent),
         architecture,
         num_channels,
         labels.num_heads,
@@ -316,3 +320,10 @@ def _load_network(
     if header.network.logits_of is not None:
         return_logits(network, load_logits_of(header.network.logits_of, trust, source=source))
     return network.eval()
+
+
+def _with_folder(spec: ArchitectureSpec, model_folder: Path) -> ArchitectureSpec:
+    """Return the spec with the model folder in place of a `model_folder` argument: a builder may need files in it."""
+    if MODEL_FOLDER not in spec.kwargs:
+        return spec
+    return replace(spec, kwargs={**spec.kwargs, MODEL_FOLDER: str(model_folder)})

@@ -1,0 +1,1 @@
+"""What hooks of a trainer file and of its base class do in a training."""

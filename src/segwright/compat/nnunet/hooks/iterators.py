@@ -1,0 +1,79 @@
+"""Endless iterators over batches, as trainer files expect them, and loaders over iterators, as our loop does."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, Final
+
+import torch
+
+from segwright.core.device import CPU
+from segwright.training.loading.batches import Batch
+from segwright.training.loading.prefetch import Loader, prefetch
+
+UNKNOWN_BYTES: Final = 64 * 2**20
+"""Assumed size of a batch of a file's own iterator."""
+
+
+class BatchIterator:
+    """Yields the batches of the current epoch, from its first step, without end.
+
+    Args:
+        loader: makes the batches.
+        position: returns the current epoch and the number of its finished steps.
+        on_step: called with each batch before it is handed out.
+    """
+
+    def __init__(
+        self,
+        loader: Loader,
+        position: Callable[[], tuple[int, int]],
+        on_step: Callable[[Batch], None] | None = None,
+    ) -> None:
+        self.loader = loader
+        self._position = position
+        self._on_step = on_step
+        self._epoch: int | None = None
+        self._batches: Generator[Batch, None, None] | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Return itself."""
+        return self
+
+    def __next__(self) -> Batch:
+        """Return the next batch; data and target are on the loader's device."""
+        epoch, step = self._position()
+        if epoch != self._epoch or self._batches is None:
+            self.close()
+            self._epoch = epoch
+            self._batches = prefetch(self.loader, epoch, sys.maxsize, first_step=step)
+        batch = next(self._batches)
+        if self._on_step is not None:
+            self._on_step(batch)
+        return batch
+
+    def close(self) -> None:
+        """End the threads that prefetch."""
+        if self._batches is not None:
+            self._batches.close()
+        self._batches = None
+
+
+class IteratorLoader:
+    """A loader over an iterator of a trainer file; batches come in its order, whatever epoch and step are asked for."""
+
+    def __init__(self, iterator: Any) -> None:
+        self.iterator = iterator
+        self.device = torch.device(CPU)
+
+    @property
+    def batch_bytes(self) -> int:
+        """Bytes of one batch, assumed."""
+        return UNKNOWN_BYTES
+
+    def batch(self, epoch: int, step: int) -> Batch:
+        """Return the next batch, with its cases under `keys`."""
+        batch: Any = next(self.iterator)
+        batch.setdefault("keys", [])
+        return batch  # type: ignore[no-any-return]

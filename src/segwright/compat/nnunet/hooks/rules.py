@@ -1,0 +1,38 @@
+"""Refuse what cannot work with a trainer file, by name and before the training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from segwright.compat.nnunet.trainer import nnUNetTrainer, overrides
+from segwright.core.errors import ConfigError
+from segwright.training.config import TrainConfig
+
+SETTINGS_OF_HOOKS: Final[Mapping[str, tuple[str, ...]]] = {
+    "build_network_architecture": ("network", "network_kwargs", "norm"),
+    "_build_loss": ("loss", "class_weights"),
+    "configure_optimizers": (
+        *("optimizer", "optimizer_kwargs", "lr_groups", "momentum", "nesterov"),
+        *("schedule", "warmup_epochs", "warmup_share"),
+    ),
+    "train_step": ("clip_norm",),
+    "get_training_transforms": ("augmentation", "mirror_axes"),
+    "configure_rotation_dummyDA_mirroring_and_inital_patch_size": ("mirror_axes",),
+    "get_dataloaders": ("augmentation", "mirror_axes", "sampler", "oversample_by_chance"),
+}
+"""Settings that have no effect if the file has such a hook."""
+
+
+def require_settings_with_effect(config: TrainConfig, cls: type[nnUNetTrainer]) -> None:
+    """Check that the file does not decide what is set explicitly.
+
+    Raises:
+        ConfigError: it does; setting and hook are named.
+    """
+    for hook, settings in SETTINGS_OF_HOOKS.items():
+        found = [name for name in settings if name in config.model_fields_set]
+        if found and overrides(cls, hook):
+            raise ConfigError(
+                f"{found[0]} is set, but {cls.__name__} decides it in {hook}; leave the setting out or change the file"
+            )

@@ -1,0 +1,115 @@
+"""Trainer files of all interfaces train, resume and predict; where they override nothing, as our trainer does."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from segwright.core.errors import ConfigError, ModelError
+from segwright.core.extensions.trust import TRUST_ALL
+from segwright.core.interrupt import Interrupted
+from segwright.inference.models.model_folder import load_predictor
+from segwright.training.checkpointing import checkpoints
+from tests.unit.compat.trainer_files import FILES, MODERN_2026, NETWORK_2024, NOTHING, OWN_LOOP, make_run
+from tests.unit.training.tiny_task import make, settings
+
+
+def metrics(run: Any, *names: str) -> list[list[Any]]:
+    return [[row.get(name) for name in names] for row in run.logbook.rows]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_trainer_file_trains_and_predicts(name: str, tmp_path: Path) -> None:
+    before, path = {*sys.modules}, [*sys.path]
+    run = make_run(tmp_path, FILES[name])
+    run.run_training()
+    assert np.isfinite(metrics(run, "train_losses", "val_losses", "ema_fg_dice", "lrs")).all()
+    assert len(run.logbook.rows) == 2
+    assert checkpoints.is_finished(run.output_folder)
+    image = np.zeros((1, 16, 16, 16), dtype=np.float32)
+    run.set_deep_supervision_enabled(False)
+    predictor = load_predictor(run.output_folder.parent, trust=TRUST_ALL, device="cpu")
+    with torch.no_grad():
+        expected = run.logits_of(run.network.eval()(torch.from_numpy(image[None])))
+        found = predictor.networks[0](torch.from_numpy(image[None]))
+    torch.testing.assert_close(found, expected)
+    assert not {
+        each for each in {*sys.modules} - before if each.startswith(("nnunetv2", "batchgenerators", "trainer_under"))
+    }
+    assert sys.path == path
+
+
+def test_file_that_overrides_nothing_has_the_losses_of_our_trainer(tmp_path: Path) -> None:
+    run, ours = make_run(tmp_path / "file", NOTHING), make(tmp_path / "ours")
+    for each in (run, ours):
+        each.run_training()
+    names = ("train_losses", "val_losses", "mean_fg_dice", "ema_fg_dice", "lrs", "dice_per_class_or_region")
+    assert metrics(run, *names) == metrics(ours, *names)
+
+
+def test_own_network_is_only_rebuilt_if_its_code_is_trusted_and_unchanged(tmp_path: Path) -> None:
+    run = make_run(tmp_path, NETWORK_2024)
+    run.run_training()
+    model = run.output_folder.parent
+    with pytest.raises(ModelError, match="--trust-code"):
+        load_predictor(model, device="cpu")
+    copy = next(model.glob("trainer_code/*/*.py"))
+    copy.write_text(copy.read_text() + "# changed\n")
+    with pytest.raises(ModelError, match="was changed since the training"):
+        load_predictor(model, trust=TRUST_ALL, device="cpu")
+
+
+def test_patch_size_changed_in_init_is_kept_for_prediction(tmp_path: Path) -> None:
+    run = make_run(tmp_path, NETWORK_2024)
+    run.run_training()
+    predictor = load_predictor(run.output_folder.parent, trust=TRUST_ALL, device="cpu")
+    assert predictor.configuration.patch_size == (8, 16, 16)
+
+
+def test_mirror_axes_of_inference_differ_from_those_of_training(tmp_path: Path) -> None:
+    run = make_run(tmp_path, MODERN_2026)
+    run.run_training()
+    assert run.recipe.mirror_axes == (0, 1)
+    predictor = load_predictor(run.output_folder.parent, trust=TRUST_ALL, device="cpu")
+    assert predictor.window.mirror_axes == (0,)
+
+
+def test_scheduler_of_a_file_decides_the_rates(tmp_path: Path) -> None:
+    run = make_run(tmp_path, MODERN_2026)
+    run.run_training()
+    assert np.allclose(metrics(run, "lrs"), [[3e-4], [1.5e-4]])
+
+
+def test_explicit_setting_replaces_that_of_the_file(tmp_path: Path) -> None:
+    run = make_run(tmp_path, f"{NOTHING}    num_epochs = 5\n", config=settings(num_epochs=1))
+    assert run.num_epochs == 1
+
+
+def test_setting_without_effect_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nnUNetTrainerModern decides it in configure_optimizers"):
+        make_run(tmp_path, MODERN_2026, config=settings(schedule="cosine"))
+
+
+def stop(run: Any) -> None:
+    run.stop.request("SIGTERM")
+
+
+@pytest.mark.parametrize("text", [NOTHING, MODERN_2026, OWN_LOOP], ids=["nothing", "modern", "loop"])
+def test_resumed_training_has_the_weights_of_an_uninterrupted_one(text: str, tmp_path: Path) -> None:
+    whole = make_run(tmp_path / "whole", text)
+    whole.run_training()
+    first = make_run(tmp_path / "parts", text, callbacks=[stop])
+    with pytest.raises(Interrupted, match="--resume"):
+        first.run_training()
+    latest = checkpoints.find_resumable(first.output_folder)
+    assert latest is not None
+    second = make_run(tmp_path / "parts", text)
+    second.load_checkpoint(latest)
+    second.run_training()
+    for name, tensor in whole.network.state_dict().items():
+        torch.testing.assert_close(second.network.state_dict()[name], tensor, rtol=0, atol=0)
