@@ -13,6 +13,7 @@ import pytest
 
 from segwright.compat.nnunet.loading import load_trainer_file, split_reference
 from segwright.compat.nnunet.modules import NnunetFolders, StandIns
+from segwright.compat.nnunet.names import loaders, losses
 from segwright.core.errors import ConfigError
 from segwright.core.extensions.user_code import UserCodeError
 
@@ -125,6 +126,32 @@ def test_modules_of_a_fork_are_found(write: Write) -> None:
     assert not [*file.parents[3].rglob("*.pyc")]
 
 
+def test_names_that_a_fork_adds_to_a_module_of_nnunet_are_found(write: Write) -> None:
+    module = "nnunetv2/training/loss/compound_losses.py"
+    text = "from nnunetv2.training.loss.dice import SoftDiceLoss\nclass DC_and_CE_loss:\n    pass\n"
+    write(f"fork/{module}", f"{text}class Focal(SoftDiceLoss):\n    pass\n")
+    file = write(
+        "fork/nnunetv2/training/nnUNetTrainer/nnUNetTrainerFocal.py",
+        "from nnunetv2.training.loss.compound_losses import DC_and_CE_loss, Focal\n"
+        f"{PLAIN}    parts = (DC_and_CE_loss, Focal)\n",
+    )
+    loaded = load_trainer_file(file, "nnUNetTrainerPlain")
+    ours, own = loaded.cls.parts
+    assert ours is losses.DC_and_CE_loss
+    assert issubclass(own, losses.SoftDiceLoss)
+    assert loaded.beside == {"nnunetv2.training.loss.compound_losses": file.parents[3] / module}
+
+
+@pytest.mark.parametrize("imports", ["from my_project.nets import VALUE", "from .nets import VALUE"])
+def test_package_of_the_file_is_found(write: Write, imports: str) -> None:
+    write("my_project/__init__.py", "")
+    write("my_project/nets.py", "VALUE = 6\n")
+    loaded = load_trainer_file(write("my_project/trainer.py", f"{imports}\n{PLAIN}    value = VALUE\n"))
+    assert loaded.cls.value == 6
+    assert loaded.cls.__module__ == "my_project.trainer"
+    assert {*loaded.beside} == {"my_project", "my_project.nets"}
+
+
 def test_module_of_an_absent_fork_is_named(write: Write) -> None:
     file = write("trainers.py", f"from nnunetv2.nets.big import Big\n{PLAIN}")
     with pytest.raises(ConfigError, match=r"trainers.py:1: nnunetv2.nets does not exist here; if it belongs to a fork"):
@@ -164,6 +191,25 @@ def test_installed_package_is_hidden_for_the_time(monkeypatch: pytest.MonkeyPatc
 
             assert nnunetv2 is not installed
         assert sys.modules["nnunetv2"] is installed
+
+
+def test_installed_transforms_are_used_but_not_their_processes(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = write("site/batchgenerators/__init__.py", "").parent
+    write("site/batchgenerators/transforms.py", "from acvl_utils.crop import VALUE\n")
+    write("site/batchgenerators/dataloading/__init__.py", "")
+    write("site/batchgenerators/dataloading/single_threaded_augmenter.py", "raise RuntimeError\n")
+    write("site/acvl_utils/crop.py", "VALUE = 8\n")
+    before = dict(sys.modules)
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(str(package.parent))
+        text = "from batchgenerators.transforms import VALUE\n"
+        text += "from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter\n"
+        loaded = load_trainer_file(write("a.py", f"{text}{PLAIN}    parts = VALUE, SingleThreadedAugmenter\n"))
+        assert loaded.cls.parts == (8, loaders.SingleThreadedAugmenter)
+        for name in {*sys.modules} - {*before}:
+            patch.delitem(sys.modules, name)
+    for name in {*sys.modules} - {*before}:
+        del sys.modules[name]
 
 
 def test_package_has_path_and_file() -> None:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
-from importlib.util import spec_from_file_location
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -78,7 +78,7 @@ def load_trainer_file(
     """
     source = _read(path)
     tree = _parse(source, path)
-    root, name = _root_and_name(path.absolute())
+    root, name = _root_and_name(path.absolute(), tree)
     modules = StandIns(root, folders)
     _require_packages(tree, modules.absent, path)
     with modules:
@@ -124,18 +124,33 @@ def _parse(source: bytes, path: Path) -> ast.Module:
         raise UserCodeError(f"{path}:{line or 1}: the trainer file is not Python: {describe_error(error)}") from error
 
 
-def _root_and_name(path: Path) -> tuple[Path, str]:
+def _root_and_name(path: Path, tree: ast.Module) -> tuple[Path, str]:
     """Return where modules of the user are searched, and the file's module name.
 
-    A file in a fork of nnU-Net keeps its full name, so that its relative imports work.
+    A file in a fork of nnU-Net, or in a package that it imports from, keeps its full name.
     """
-    parts = path.with_suffix("").parts
-    places = [index for index, part in enumerate(parts[:-1]) if part == "nnunetv2"]
-    if places and all(part.isidentifier() for part in parts[places[-1] :]):
-        return Path(*parts[: places[-1]]), ".".join(parts[places[-1] :])
+    folders = [*path.parents]
+    names = [folder.name for folder in folders]
+    depths = [1 + names.index(name) for name in _own_packages(tree) if name in names]
+    depth = max([*depths, _relative_levels(tree)])
+    name = ".".join([*(folder.name for folder in reversed(folders[:depth])), path.stem])
+    if depth and all(part.isidentifier() for part in name.split(".")):
+        return folders[depth], name
     stem = path.stem if path.stem.isidentifier() and not keyword.iskeyword(path.stem) else "file"
     taken = stem in sys.modules or stem in sys.stdlib_module_names
     return path.parent, f"{_PREFIX}{stem}" if taken or stem == "file" else stem
+
+
+def _own_packages(tree: ast.Module) -> set[str]:
+    """Return the packages that a file imports from and that are not installed, `nnunetv2` among them."""
+    imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level}
+    imported |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    names = {str(name).partition(".")[0] for name in imported}
+    return {name for name in names if name == "nnunetv2" or (name not in sys.modules and find_spec(name) is None)}
+
+
+def _relative_levels(tree: ast.Module) -> int:
+    return max((node.level for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)), default=0)
 
 
 def _run(path: Path, name: str, root: Path, modules: StandIns) -> ModuleType:
@@ -143,7 +158,7 @@ def _run(path: Path, name: str, root: Path, modules: StandIns) -> ModuleType:
     loader = FolderLoader(root, name, str(path))
     spec = spec_from_file_location(name, path, loader=loader)
     assert spec is not None
-    module = importlib.util.module_from_spec(spec)
+    module = module_from_spec(spec)
     modules.add(module)
     try:
         loader.exec_module(module)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, Final
@@ -22,11 +22,14 @@ from segwright.compat.nnunet.module_table import MODULES
 from segwright.core.errors import ConfigError
 from segwright.core.extensions.code_folder import FolderLoader
 
-HIDDEN: Final = ("nnunetv2", "dynamic_network_architectures", "acvl_utils")
+HIDDEN: Final = ("nnunetv2", "dynamic_network_architectures")
 """Packages of which only the stand-ins are seen, even where they are installed."""
 
-TRANSFORM_PACKAGES: Final = ("batchgenerators", "batchgeneratorsv2")
-"""Packages of augmentations that are used where they are installed."""
+TRANSFORM_PACKAGES: Final = ("batchgenerators", "batchgeneratorsv2", "acvl_utils")
+"""Packages of augmentations, and what they import, that are used where they are installed."""
+
+REPLACED: Final = ("batchgenerators.utilities.", "batchgenerators.dataloading.")
+"""Modules of them that are stand-ins all the same: files and augmenters, which would start processes."""
 
 EVALUATION: Final = "nnunetv2.evaluation.evaluate_predictions"
 
@@ -60,8 +63,16 @@ class FolderName(str):
 class StandInModule(ModuleType):
     """A module whose names are loaded from here when they are first used."""
 
-    def __init__(self, name: str, targets: Mapping[str, str], stand_ins: Mapping[str, ModuleType], folder: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        targets: Mapping[str, str],
+        stand_ins: Mapping[str, ModuleType],
+        folder: str,
+        fork: ForkFiles | None,
+    ) -> None:
         super().__init__(name, "A stand-in of Segwright for a module of nnU-Net or of its packages.")
+        self._fork = fork
         self._targets = targets
         self._stand_ins = stand_ins
         self.__all__ = [*targets]
@@ -75,9 +86,42 @@ class StandInModule(ModuleType):
             setattr(self, name, value)
             return value
         child = self._stand_ins.get(f"{self.__name__}.{name}")
-        if child is None:
+        if child is not None:
+            return child
+        own = None if self._fork is None or name.startswith("__") else self._fork.load(self.__name__)
+        if own is None or not hasattr(own, name):
             raise AttributeError(f"{self.__name__} has no '{name}' in Segwright")
-        return child
+        return getattr(own, name)
+
+
+class ForkFiles:
+    """The files of a fork that a stand-in hides; they serve names that nnU-Net does not have.
+
+    Args:
+        root: folder that holds the fork's `nnunetv2`.
+
+    Attributes:
+        modules: those that were loaded, by name; they are not in `sys.modules`.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.modules: dict[str, ModuleType] = {}
+
+    def load(self, name: str) -> ModuleType | None:
+        """Return the fork's module of a stand-in; None if there is no such file, or it is being loaded."""
+        file = self.root.joinpath(*name.split(".")).with_suffix(".py")
+        if name not in self.modules and file.is_file():
+            loader = FolderLoader(self.root, name, str(file))
+            spec = spec_from_file_location(name, file, loader=loader)
+            assert spec is not None
+            self.modules[name] = module_from_spec(spec)
+            try:
+                loader.exec_module(self.modules[name])
+            except BaseException:
+                del self.modules[name]
+                raise
+        return self.modules.get(name)
 
 
 class AbsentModule(ModuleType):
@@ -147,7 +191,8 @@ class StandIns:
         self._added_to_path: list[str] = []
         self._depth = 0
         self._finder = _AbsentFinder(self.absent)
-        self._stand_ins = _make_modules(root, self.absent)
+        self._fork = ForkFiles(root) if root is not None and (root / "nnunetv2").is_dir() else None
+        self._stand_ins = _make_modules(root, self.absent, self._fork)
         folders = folders or NnunetFolders()
         _set_folders(self._stand_ins["nnunetv2.paths"], folders)
         _bind_references(self._stand_ins[EVALUATION], folders.references)
@@ -155,7 +200,7 @@ class StandIns:
     @property
     def own_modules(self) -> Mapping[str, ModuleType]:
         """The modules that were loaded from the file's folder, by name."""
-        return dict(self._own)
+        return {**self._own, **({} if self._fork is None else self._fork.modules)}
 
     def add(self, module: ModuleType) -> None:
         """Make a module of the user importable inside this context, which must be entered."""
@@ -233,23 +278,25 @@ class _AbsentFinder(MetaPathFinder, Loader):
         """Do nothing."""
 
 
-def _make_modules(root: Path | None, absent: Sequence[str]) -> dict[str, ModuleType]:
+def _make_modules(root: Path | None, absent: Sequence[str], fork: ForkFiles | None) -> dict[str, ModuleType]:
     """Return the stand-in modules and their parents; packages that are installed keep their own parents."""
     modules: dict[str, ModuleType] = {}
     for name in MODULES:
         parts = name.split(".")
+        if parts[0] not in (*HIDDEN, *absent) and not name.startswith(REPLACED):
+            continue
         first = 1 if parts[0] in (*HIDDEN, *absent) else len(parts)
         for depth in range(first, len(parts) + 1):
             prefix = ".".join(parts[:depth])
             if prefix not in modules:
-                modules[prefix] = _make_module(prefix, modules, root)
+                modules[prefix] = _make_module(prefix, modules, root, fork)
     return modules
 
 
-def _make_module(name: str, modules: Mapping[str, ModuleType], root: Path | None) -> ModuleType:
-    tree = root if root is not None and (root / "nnunetv2").is_dir() else Path(__file__).parent
+def _make_module(name: str, modules: Mapping[str, ModuleType], root: Path | None, fork: ForkFiles | None) -> ModuleType:
+    tree = Path(__file__).parent if fork is None else fork.root
     folder = str(tree.joinpath(*name.split(".")))
-    module = StandInModule(name, MODULES.get(name, {}), modules, folder)
+    module = StandInModule(name, MODULES.get(name, {}), modules, folder, fork)
     spec = ModuleSpec(name, None, is_package=True)
     spec.submodule_search_locations = [folder]
     spec.loader_state = root  # by which `code_folder` searches the sub-modules of a fork

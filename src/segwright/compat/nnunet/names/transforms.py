@@ -1,9 +1,12 @@
-"""Our augmentation and targets as one transform of a sample, in the manner of batchgeneratorsv2."""
+"""Transforms: our augmentation of one sample, and nnU-Net's own transforms of a batch, of 2.0 to 2.4.
+
+Those of a batch are called with its entries as keyword arguments, arrays (B, C, *S), and return the dict.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -13,9 +16,10 @@ from segwright.augmentation.cascade import PreviousStage
 from segwright.augmentation.recipe import Recipe
 from segwright.augmentation.resampling import Source, patch_centre, resample
 from segwright.augmentation.transform import Samples
+from segwright.core.errors import ConfigError
 from segwright.core.seeds import generator
 from segwright.data.labels import Labels
-from segwright.training.loading.targets import Scales, encode_targets
+from segwright.training.loading.targets import Scales, downsample, encode_targets
 
 
 class SampleTransform:
@@ -74,3 +78,153 @@ class SampleTransform:
         centre = patch_centre(starts, self.patch_size)
         source = Source(images=image.float().contiguous(), labels=labels.contiguous(), centre=centre, matrix=matrix)
         return resample(source, self.patch_size)
+
+
+class MaskTransform:
+    """Sets channels to a value where the label map is below 0, outside of the non-zero mask."""
+
+    def __init__(
+        self,
+        apply_to_channels: Sequence[int],
+        mask_idx_in_seg: int = 0,
+        set_outside_to: float = 0,
+        data_key: str = "data",
+        seg_key: str = "seg",
+    ) -> None:
+        self.apply_to_channels = apply_to_channels
+        self.mask_idx_in_seg = mask_idx_in_seg
+        self.set_outside_to = set_outside_to
+        self.data_key = data_key
+        self.seg_key = seg_key
+
+    def __call__(self, **batch: Any) -> dict[str, Any]:
+        """Change the channels in place."""
+        outside = batch[self.seg_key][:, self.mask_idx_in_seg] < 0
+        for channel in self.apply_to_channels:
+            batch[self.data_key][:, channel][outside] = self.set_outside_to
+        return batch
+
+
+class DownsampleSegForDSTransform2:
+    """Adds the label map at the size of each output, as a list."""
+
+    def __init__(
+        self,
+        ds_scales: Sequence[Sequence[float]],
+        order: int = 0,
+        input_key: str = "seg",
+        output_key: str = "seg",
+        axes: Sequence[int] | None = None,
+    ) -> None:
+        if order != 0 or axes is not None:
+            raise ConfigError("DownsampleSegForDSTransform2: only order=0 along all axes is offered")
+        self.ds_scales = ds_scales
+        self.input_key = input_key
+        self.output_key = output_key
+
+    def __call__(self, **batch: Any) -> dict[str, Any]:
+        """Replace the label map by the list."""
+        maps = torch.as_tensor(batch[self.input_key])
+        scales: list[Any] = [
+            [each] * (maps.ndim - 2) if isinstance(each, int | float) else each for each in self.ds_scales
+        ]
+        levels: list[Any] = [downsample(maps, scale) for scale in scales]
+        is_tensor = isinstance(batch[self.input_key], Tensor)
+        batch[self.output_key] = levels if is_tensor else [level.numpy() for level in levels]
+        return batch
+
+
+class ConvertSegmentationToRegionsTransform:
+    """Replaces the label map by one channel of 0 and 1 for each region."""
+
+    def __init__(
+        self, regions: Sequence[Any], seg_key: str = "seg", output_key: str = "seg", seg_channel: int = 0
+    ) -> None:
+        self.regions = regions
+        self.seg_key = seg_key
+        self.output_key = output_key
+        self.seg_channel = seg_channel
+
+    def __call__(self, **batch: Any) -> dict[str, Any]:
+        """Return the batch with (B, regions, *S)."""
+        maps = batch[self.seg_key][:, self.seg_channel]
+        channels = [np.isin(maps, np.atleast_1d(region)) for region in self.regions]
+        batch[self.output_key] = np.stack(channels, 1).astype(batch[self.seg_key].dtype)
+        return batch
+
+
+class Convert3DTo2DTransform:
+    """Makes the planes along the first axis channels, (B, C * X, Y, Z), so that each is transformed alike."""
+
+    def __init__(self, apply_to_keys: Sequence[str] = ("data", "seg")) -> None:
+        self.apply_to_keys = apply_to_keys
+
+    def __call__(self, **batch: Any) -> dict[str, Any]:
+        """Return the batch, with the shapes to undo it."""
+        for key in self.apply_to_keys:
+            shape = batch[key].shape
+            batch[f"orig_shape_{key}"] = shape
+            batch[key] = batch[key].reshape((shape[0], shape[1] * shape[2], *shape[3:]))
+        return batch
+
+
+class Convert2DTo3DTransform:
+    """Undoes `Convert3DTo2DTransform`; the size of the planes may have changed."""
+
+    def __init__(self, apply_to_keys: Sequence[str] = ("data", "seg")) -> None:
+        self.apply_to_keys = apply_to_keys
+
+    def __call__(self, **batch: Any) -> dict[str, Any]:
+        """Return the batch."""
+        for key in self.apply_to_keys:
+            shape = batch.pop(f"orig_shape_{key}")
+            batch[key] = batch[key].reshape((*shape[:3], *batch[key].shape[2:]))
+        return batch
+
+
+class MoveSegAsOneHotToData:
+    """Appends a label map, the previous stage's, to the channels, one for each label."""
+
+    def __init__(
+        self,
+        index_in_origin: int,
+        all_labels: Sequence[int],
+        key_origin: str = "seg",
+        key_target: str = "data",
+        remove_from_origin: bool = True,
+    ) -> None:
+        self.index_in_origin = index_in_origin
+        self.all_labels = all_labels
+        self.key_origin = key_origin
+        self.key_target = key_target
+        self.remove_from_origin = remove_from_origin
+
+    def __call__(self, **batch: Any) -> dict[str, Any]:
+        """Return the batch with more channels."""
+        maps, data = batch[self.key_origin], batch[self.key_target]
+        channels = [maps[:, self.index_in_origin] == value for value in self.all_labels]
+        batch[self.key_target] = np.concatenate([data, np.stack(channels, 1).astype(data.dtype)], 1)
+        if self.remove_from_origin:
+            batch[self.key_origin] = np.delete(maps, self.index_in_origin, 1)
+        return batch
+
+
+class ApplyRandomBinaryOperatorTransform:
+    """Is not offered; our own augmentation of a cascade has the operators."""
+
+    def __init__(self, *_args: Any, **_kwargs: Any) -> None:
+        _refuse_cascade(type(self).__name__)
+
+
+class RemoveRandomConnectedComponentFromOneHotEncodingTransform:
+    """Is not offered; our own augmentation of a cascade removes components."""
+
+    def __init__(self, *_args: Any, **_kwargs: Any) -> None:
+        _refuse_cascade(type(self).__name__)
+
+
+def _refuse_cascade(name: str) -> NoReturn:
+    raise ConfigError(
+        f"{name} is not offered: the trainer file augments the second stage of a cascade itself; leave out its "
+        "get_training_transforms for this configuration"
+    )
