@@ -96,14 +96,14 @@ SETTINGS: dict[str, Any] = {
     "sampler": "evil:sampler",
     "augmentation": "evil:recipe",
     "callbacks": ["evil:Callback"],
-    "sinks": ["shutil:rmtree"],
+    "loggers": ["shutil:rmtree"],
 }
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_code_that_a_work_folder_names_is_not_resumed_with(world: World, setting: str) -> None:
     interrupted(world, **{setting: SETTINGS[setting]})
-    reference = "shutil:rmtree" if setting == "sinks" else "evil:"
+    reference = "shutil:rmtree" if setting == "loggers" else "evil:"
     options = ("--config", CONFIGURATION, "--device", "cpu")
     for verb in (("run", world.data, *options), ("train", world.data, *options, "--fold", "0", "--resume")):
         before = [*world.fold.iterdir()]

@@ -27,7 +27,7 @@ Path({marker!r}).touch()
 def build(*arguments, **named):
     raise RuntimeError("called")
 
-loss = optimizer = schedule = sampler = recipe = sink = scheme = build
+loss = optimizer = schedule = sampler = recipe = scheme = build
 
 class Callback:
     def on_epoch_end(self, trainer):

@@ -25,7 +25,7 @@ CHANGEABLE: Final = (
     "save_interval_s",
     "disable_checkpointing",
     "callbacks",
-    "sinks",
+    "loggers",
     "cache",
     "cache_gib",
 )
@@ -52,8 +52,11 @@ COMPONENTS: Final = ("network", "loss", "optimizer", "schedule", "sampler", "aug
 """Settings that name a component, or are one: a name, `module:attr`, or from Python a function, class or object."""
 
 
-LISTS: Final = ("callbacks", "sinks")
+LISTS: Final = ("callbacks", "loggers")
 """Settings that are lists of components."""
+
+RENAMED: Final = {"sinks": "loggers"}
+"""Earlier names of settings, which older checkpoints and records contain, and the current ones."""
 
 
 def _component(value: object) -> str:
@@ -133,7 +136,7 @@ class TrainConfig(BaseModel):
 
     callbacks: tuple[Component, ...] = ()
     """Event hooks, each `module:attr`: a class, an object or a function, see `training.callbacks`."""
-    sinks: tuple[Component, ...] = ()
+    loggers: tuple[Component, ...] = ()
     """Metric loggers beside `metrics.jsonl`: `tensorboard`, `mlflow`, `wandb` or `module:attr`."""
 
     oversample_foreground_percent: float = Field(default=0.33, ge=0, le=1)
@@ -163,6 +166,13 @@ class TrainConfig(BaseModel):
     save_interval_s: float = Field(default=600.0, gt=0)
     """Longest time between two saves, in seconds; a killed run loses at most that much."""
     disable_checkpointing: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_earlier_names(cls, values: Any) -> Any:
+        if isinstance(values, Mapping):
+            _require_current_names(values)
+        return values
 
     @field_validator("class_weights")
     @classmethod
@@ -217,6 +227,7 @@ class TrainConfig(BaseModel):
         Raises:
             ConfigError: a key is unknown or a value invalid.
         """
+        _require_current_names(values)
         unknown = [key for key in values if key not in cls.model_fields]
         if unknown:
             raise ConfigError(f"unknown training setting '{unknown[0]}'{did_you_mean(unknown[0], cls.model_fields)}")
@@ -224,6 +235,15 @@ class TrainConfig(BaseModel):
             return cls.model_validate(dict(values))
         except ValidationError as error:
             raise ConfigError(f"training settings: {describe_validation(error)}") from error
+
+
+def with_current_names(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return saved settings with the current name of every setting that has been renamed.
+
+    >>> with_current_names({"sinks": ["tensorboard"], "seed": 1})
+    {'loggers': ['tensorboard'], 'seed': 1}
+    """
+    return {RENAMED.get(name, name): value for name, value in saved.items()}
 
 
 def without_warmup(schedule: str) -> str:
@@ -234,3 +254,9 @@ def without_warmup(schedule: str) -> str:
 def changed(config: TrainConfig, **values: Any) -> TrainConfig:
     """Return `config` with `values` set and validated; the set of fields that the user set is kept."""
     return TrainConfig.from_mapping({**config.model_dump(exclude_unset=True), **values})
+
+
+def _require_current_names(values: Mapping[str, Any]) -> None:
+    for name in values:
+        if name in RENAMED:
+            raise ConfigError(f"the training setting '{name}' is called '{RENAMED[name]}' now; set that instead")

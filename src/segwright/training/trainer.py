@@ -86,7 +86,7 @@ class Trainer:
         output_folder: of the fold; its parent is the model folder.
         config: the settings; nnU-Net's by default.
         references: folder of the original labels, or the file of each case; for the final validation.
-        sinks: loggers that receive the metrics, in addition to `metrics.jsonl` and those of the settings.
+        loggers: receive the metrics, in addition to `metrics.jsonl` and the loggers of the settings.
         callbacks: objects or functions to be called at events (`training.callbacks`), in addition to the settings'.
         stop: checked after each step; if it requests a stop, the training is saved and ended.
         distributed: the processes that share this training; only the first one writes files and logs.
@@ -145,7 +145,7 @@ class Trainer:
         output_folder: Path,
         config: TrainConfig | None = None,
         references: Mapping[str, Path] | Path | None = None,
-        sinks: Sequence[MetricLogger] = (),
+        loggers: Sequence[MetricLogger] = (),
         callbacks: Sequence[object] = (),
         stop: StopRequest | None = None,
         distributed: DistributedContext = SINGLE,
@@ -167,10 +167,10 @@ class Trainer:
         self.output_folder = output_folder
         self.references = references
         self.distributed = distributed
-        self.sinks: list[MetricLogger] = []
+        self.loggers: list[MetricLogger] = []
         if distributed.is_first:
-            self.sinks = [JsonlLogger(output_folder / METRICS_FILE)]
-            self.sinks += (SafeLogger(logger, type(logger).__name__) for logger in sinks)
+            self.loggers = [JsonlLogger(output_folder / METRICS_FILE)]
+            self.loggers += (SafeLogger(logger, type(logger).__name__) for logger in loggers)
         self.callbacks = [*callbacks]
         self.stop = stop or StopRequest()
         self.notes: tuple[str, ...] = ()
@@ -230,7 +230,7 @@ class Trainer:
         self.loss = required_loss(self.build_loss(), self.build_loss)
         self.recipe = training_recipe(self.config, self.configuration, self.labels, LabelPairs.of_plan(self.plans))
         self.callbacks += load_callbacks(self.config.callbacks)
-        require_loggers(self.config.sinks)
+        require_loggers(self.config.loggers)
         self.divergence_monitor = DivergenceMonitor()
         self.status = StatusFile(self.output_folder, now=self._now)
 
@@ -461,9 +461,9 @@ class Trainer:
             record = train_record(self.config, self.device, notes=self.notes, identity=self.identity())
             debug = debug_document(vars(self), self.device)
             write_documents(self.output_folder, self.plans, self.dataset_json, record=record, debug=debug)
-            self.sinks += open_loggers(self.config.sinks, self.output_folder)
+            self.loggers += open_loggers(self.config.loggers, self.output_folder)
             self.plot_network_architecture()
-        for logger in self.sinks:
+        for logger in self.loggers:
             logger.rewind(self.current_epoch)
             if isinstance(logger, JsonlLogger):
                 logger.complete(self.logbook.rows[: self.current_epoch])
@@ -550,7 +550,7 @@ class Trainer:
         self.logbook.log("epoch_end_timestamps", time.time(), epoch)
         row = self.logbook.rows[epoch]
         self.print_to_log_file(row_text(row, names=self.class_names, left_s=self.clock.left_s(epoch + 1)))
-        for logger in self.sinks:
+        for logger in self.loggers:
             logger.log(row, epoch)
         for line in self._stagnation_warnings():
             self.print_to_log_file(line)
@@ -577,7 +577,7 @@ class Trainer:
         if self.distributed.is_first and not self.disable_checkpointing:
             checkpoints.delete(self.output_folder, "latest")
         self._plot()
-        for logger in self.sinks:
+        for logger in self.loggers:
             logger.close()
         self.write_status("finished")
         self.print_to_log_file(f"training done: {self.current_step} steps in {self.clock.elapsed_s:.1f} s")

@@ -126,6 +126,7 @@ def test_settings_remember_what_was_set() -> None:
     ("values", "words"),
     [
         ({"num_epoch": 5}, "unknown training setting 'num_epoch'; did you mean 'num_epochs'?"),
+        ({"sinks": "mlflow"}, "the training setting 'sinks' is called 'loggers' now; set that instead"),
         ({"num_epochs": 0}, "num_epochs: Input should be greater than or equal to 1"),
         ({"precision": "int8"}, "precision: Input should be 'auto'"),
     ],
@@ -134,3 +135,8 @@ def test_wrong_setting_is_refused_with_the_remedy(values: dict[str, object], wor
     with pytest.raises(ConfigError) as caught:
         TrainConfig.from_mapping(values)
     assert words in str(caught.value)
+
+
+def test_an_earlier_name_is_refused_by_the_constructor_too() -> None:
+    with pytest.raises(ValueError, match="'sinks' is called 'loggers' now"):
+        TrainConfig(**{"sinks": ("mlflow",)})

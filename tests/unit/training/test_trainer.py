@@ -19,6 +19,7 @@ from segwright.data.plan import Configuration, Plan
 from segwright.data.splits import Split
 from segwright.evaluation.scores import Scores
 from segwright.inference.models.model_folder import load_predictor
+from segwright.training.checkpointing import checkpoints
 from segwright.training.checkpointing.checkpoints import checkpoint_file, find_resumable
 from segwright.training.config import TrainConfig
 from segwright.training.loading.batches import Batch
@@ -424,10 +425,40 @@ class Listener:
         self.events.append("closed")
 
 
-def test_sinks_get_every_epoch_and_are_closed(tmp_path: Path) -> None:
+def test_loggers_get_every_epoch_and_are_closed(tmp_path: Path) -> None:
     listener = Listener()
-    make(tmp_path, sinks=[listener]).run_training()
+    make(tmp_path, loggers=[listener]).run_training()
     assert listener.events == [(0, 2), (1, 2), "closed"]
+
+
+opened: list[Listener] = []
+
+
+def open_listener(folder: Path) -> Listener:
+    opened.append(Listener())
+    return opened[-1]
+
+
+def test_a_checkpoint_with_the_earlier_name_of_the_loggers_is_resumed(tmp_path: Path) -> None:
+    opened.clear()
+    dying = make(tmp_path, DyingTrainer, config=settings(loggers=f"{__name__}:open_listener"))
+    dying.steps_left = 2
+    with pytest.raises(Killed):
+        dying.run_training()
+    path = checkpoint_file(dying.output_folder, "latest")
+    saved = checkpoints.load(path)
+    earlier = {"config": {**saved.state.config, "sinks": saved.state.config["loggers"]}}
+    del earlier["config"]["loggers"]
+    earlier["config_set"] = ["sinks" if name == "loggers" else name for name in saved.state.config_set]
+    state = saved.state.model_copy(update=earlier)
+    checkpoints.save(dying.output_folder, "latest", state, saved.weights, optimizer=saved.optimizer)
+
+    resumed = make(tmp_path, config=TrainConfig(), trust_code=True)
+    resumed.load_checkpoint(path)
+    resumed.run_training()
+    assert resumed.config == dying.config
+    assert resumed.config.model_fields_set == dying.config.model_fields_set
+    assert [listener.events for listener in opened] == [[(0, 2)], [(1, 2), "closed"]]
 
 
 def test_second_stage_of_a_cascade_needs_the_previous_stages_maps(tmp_path: Path) -> None:

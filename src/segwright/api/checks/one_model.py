@@ -15,7 +15,7 @@ from segwright.core.files.json_documents import read_checked_json
 from segwright.core.files.locks import holder
 from segwright.data.description import DatasetDescription, load_description
 from segwright.data.plan import Plan
-from segwright.training.config import CHANGEABLE, TrainConfig
+from segwright.training.config import CHANGEABLE, TrainConfig, with_current_names
 from segwright.workspace import DATASET_JSON, PLANS_JSON, TRAIN_JSON, Workspace
 
 logger = getLogger(__name__)
@@ -117,7 +117,7 @@ def recorded_settings(folder: Path) -> dict[str, Any]:
         logger.warning("%s; the settings that this fold was trained with are not compared", error)
         return {}
     config = document.get("config") if isinstance(document, dict) else None
-    return config if isinstance(config, dict) else {}
+    return with_current_names(config) if isinstance(config, dict) else {}
 
 
 def differing_settings(folder: Path, settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -192,7 +192,7 @@ class NnunetRun(Trainer):
         self._plot_timer = Timer(PLOT_INTERVAL_S, now=self._now)
         self.recipe = training_recipe(self.config, self.configuration, self.labels, LabelPairs.of_plan(self.plans))
         self.callbacks += load_callbacks(self.config.callbacks)
-        require_loggers(self.config.sinks)
+        require_loggers(self.config.loggers)
         self.divergence_monitor = DivergenceMonitor()
         self.status = StatusFile(self.output_folder, now=self._now)
         with self._user_code(ROTATION_HOOK):

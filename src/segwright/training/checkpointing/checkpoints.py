@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -27,6 +27,7 @@ from segwright.core.errors import ModelError
 from segwright.core.files.atomic_io import atomic_path
 from segwright.core.files.json_documents import describe_validation, with_checksum, write_json
 from segwright.networks.checkpoint import load_weights, require_undamaged, save_weights, write_weights
+from segwright.training.config import RENAMED, with_current_names
 
 logger = getLogger(__name__)
 
@@ -71,6 +72,16 @@ class CheckpointState(BaseModel):
     optimizer_values: dict[str, Any] = Field(default_factory=dict)
     learning_rates: dict[str, Any] = Field(default_factory=dict)
     scaler: dict[str, Any] | None = None
+
+    @field_validator("config")
+    @classmethod
+    def _rename_settings(cls, config: dict[str, Any]) -> dict[str, Any]:
+        return with_current_names(config)
+
+    @field_validator("config_set")
+    @classmethod
+    def _rename_set_settings(cls, names: list[str]) -> list[str]:
+        return [RENAMED.get(name, name) for name in names]
 
     @property
     def losses(self) -> list[Tensor]:

@@ -121,7 +121,7 @@ def require_loggers(references: Sequence[str]) -> None:
         find_factory(reference)
         if reference in LOGGERS.names() and find_spec(reference) is None:
             raise ConfigError(
-                f"metric logger '{reference}' needs the package {reference}; install it, or drop it from sinks"
+                f"metric logger '{reference}' needs the package {reference}; install it, or drop it from loggers"
             )
 
 

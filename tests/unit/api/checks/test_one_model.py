@@ -10,6 +10,7 @@ import pytest
 
 from segwright.api.checks.one_model import (
     differing_settings,
+    recorded_settings,
     require_no_checkpoint,
     require_same_network,
     require_same_plan,
@@ -163,6 +164,13 @@ def test_what_a_finished_fold_cannot_become_is_refused(model: Path) -> None:
 def test_length_and_what_was_asked_for_before_are_no_other_training(model: Path) -> None:
     require_same_settings(model / "fold_0", {"num_epochs": 5, "initial_lr": 0.01})
     assert differing_settings(model / "fold_0", {"num_epochs": 5, "initial_lr": 0.01}) == {"num_epochs": (3, 5)}
+
+
+def test_a_record_with_an_earlier_name_of_a_setting_is_compared(model: Path) -> None:
+    (model / "fold_0" / "train.json").write_text(json.dumps({"config": {"sinks": ["mlflow"]}}))
+    assert recorded_settings(model / "fold_0")["loggers"] == ["mlflow"]
+    assert differing_settings(model / "fold_0", {"loggers": "wandb"}) == {"loggers": (["mlflow"], ["wandb"])}
+    require_same_settings(model / "fold_0", {"loggers": "wandb"})
 
 
 def test_a_fold_that_is_being_trained_names_the_process(model: Path) -> None:

@@ -250,7 +250,7 @@ REFERENCES = {
     "sampler": "evil:sampler",
     "augmentation": "evil:recipe",
     "callbacks": ["shutil:rmtree"],
-    "sinks": ["tensorboard", "shutil:rmtree"],
+    "loggers": ["tensorboard", "shutil:rmtree"],
 }
 
 
@@ -272,7 +272,7 @@ def test_every_setting_that_may_name_code_is_known_to_be_one() -> None:
 
 def test_code_of_a_checkpoint_that_is_named_again_or_trusted_is_used() -> None:
     reference = f"{__name__}:state"
-    before = state(config=settings(loss=reference, sinks=(reference,)))
+    before = state(config=settings(loss=reference, loggers=(reference,)))
     for trust in (TRUST_ALL, TRUST_NONE.with_references(reference)):
         assert resumed_config(TrainConfig(), before, Path("c"), trust).loss == reference
 

@@ -127,16 +127,16 @@ def unopenable(folder: Path) -> Any:
 
 
 def test_a_failing_logger_does_not_stop_a_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    sinks = [f"{__name__}:FailingLogger", f"{__name__}:unopenable"]
-    trainer = make(tmp_path, config=settings(num_epochs=3, sinks=sinks))
+    loggers = [f"{__name__}:FailingLogger", f"{__name__}:unopenable"]
+    trainer = make(tmp_path, config=settings(num_epochs=3, loggers=loggers))
     trainer.run_training()
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert [message.split(" (")[0] for message in warnings] == [
-        f"metric logger {sinks[1]} cannot be opened",
-        f"metric logger {sinks[0]} failed and is disabled",
+        f"metric logger {loggers[1]} cannot be opened",
+        f"metric logger {loggers[0]} failed and is disabled",
     ]
     assert len((trainer.output_folder / "metrics.jsonl").read_text().splitlines()) == 3
-    [logger] = [logger for logger in trainer.sinks if isinstance(logger, SafeLogger)]
+    [logger] = [logger for logger in trainer.loggers if isinstance(logger, SafeLogger)]
     assert vars(logger)["_wrapped"].calls == 2
 
 
@@ -146,7 +146,7 @@ def test_a_failing_logger_does_not_stop_a_training(tmp_path: Path, caplog: pytes
 )
 def test_an_unusable_logger_is_refused_before_the_training(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        make(tmp_path, config=settings(sinks=name)).initialize()
+        make(tmp_path, config=settings(loggers=name)).initialize()
 
 
 @pytest.mark.parametrize("name", LOGGERS.names())
