@@ -213,9 +213,9 @@ def require_trainable(
         require_trainable(session, plan, wanted.previous_stage, (), settings)
     folder = model_folder(session, plan, configuration)
     require_same_task(folder, session.dataset.description)
-    if session.nnunet_trainer is None:  # which may have changed the plan that is in the model folder
+    if session.nnunet_trainer is None:  # which may change plan and network; the folds are compared when they are used
         require_same_plan(folder, plan, configuration)
-    require_same_network(folder, folds, settings)
+        require_same_network(folder, folds, settings)
 
 
 def warn_of_ignored_settings(
@@ -346,7 +346,8 @@ def _train(session: Session, plan: Plan, configuration: str, fold: Fold, options
     from segwright.training.distributed.context import SINGLE
 
     folder = fold_folder(session, plan, configuration, fold)
-    require_same_network(folder.parent, [fold], options.settings)  # a cascade's first stage has no training yet
+    if session.nnunet_trainer is None:
+        require_same_network(folder.parent, [fold], options.settings)  # a cascade's first stage has no training yet
     distributed = options.distributed or SINGLE
     split = _split(session, fold, write=distributed.is_first)
     checkpoint = find_resumable(folder)

@@ -21,7 +21,7 @@ from segwright.compat.nnunet.hooks import results
 from segwright.compat.nnunet.hooks.base import LOOP_HOOKS, RunHost
 from segwright.compat.nnunet.hooks.data import ROTATION_HOOK
 from segwright.compat.nnunet.hooks.log import RunLogbook
-from segwright.compat.nnunet.hooks.rules import require_settings_with_effect
+from segwright.compat.nnunet.hooks.rules import require_settings_with_effect, with_variant_settings
 from segwright.compat.nnunet.loading import LoadedTrainer
 from segwright.compat.nnunet.network_hook import NetworkArguments, call_hook
 from segwright.compat.nnunet.rebuild import NETWORK_REFERENCE, network_kwargs
@@ -119,17 +119,19 @@ class NnunetRun(Trainer):
         self._raw_steps: list[dict[str, Any]] = []
         super().__init__(plans, configuration, fold, dataset_json, device, **options)
         self.device = resolve_device(self._device_name)
-        self._construct_user()
+        require_settings_with_effect(self.config, loaded.cls)
+        explicit = frozenset(self.config.model_fields_set)
+        self.config = with_variant_settings(self.config, loaded.cls, self.configuration.dims)
+        self._construct_user(explicit)
         self.host.connect(self.user)
         if self._builds_custom_network:
             self.logits_of = partial(segmentation_of, self.labels.num_heads)  # type: ignore[method-assign]
-        require_settings_with_effect(self.config, loaded.cls)
         self._take_changed_plan()
         if self.host.overrides("do_split"):
             with self._user_code("do_split"):
                 self.host.data.apply_split()
 
-    def _construct_user(self) -> None:
+    def _construct_user(self, explicit: frozenset[str]) -> None:
         """Call the file's `__init__`; settings that were given explicitly replace what it sets."""
         arguments = {
             "plans": {**self.plans.to_json(), CONTINUE: False},
@@ -144,7 +146,7 @@ class NnunetRun(Trainer):
             self.user.__init__(**arguments)  # type: ignore[misc]
         for name in KNOBS:
             given = getattr(self.config, name)
-            if name in self.config.model_fields_set and given is not None and getattr(self.user, name) != given:
+            if name in explicit and given is not None and getattr(self.user, name) != given:
                 self.notes += (f"{name} = {given} as set, instead of {getattr(self.user, name)} of the trainer file",)
                 setattr(self.user, name, given)
 

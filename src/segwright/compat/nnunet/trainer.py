@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import nn
@@ -20,6 +20,9 @@ from segwright.core.errors import ConfigError
 
 HOST: Final = "_segwright"
 """Attribute that connects the object of a trainer file with the training that runs it; set before its `__init__`."""
+
+VARIANT_SETTINGS: Final = "_segwright_settings"
+"""Attribute of a class: settings of our trainer that a published variant stands for."""
 
 Step = dict[str, Any]
 """What a training or validation step returns: numpy values by name."""
@@ -38,6 +41,7 @@ class nnUNetTrainer:
     """
 
     _segwright: Any
+    _segwright_settings: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(
         self,
@@ -293,6 +297,16 @@ def overrides(cls: type[nnUNetTrainer], hook: str) -> bool:
     """Return whether a class, or one between it and the base, has a hook of its own."""
     found: object = getattr(cls, hook)
     return found is not getattr(nnUNetTrainer, hook)
+
+
+def is_before_2_6(cls: type[nnUNetTrainer]) -> bool:
+    """Return whether a file is written for nnU-Net 2.0 to 2.5, by the names of its parameters."""
+    own = [each for each in cls.__mro__ if issubclass(each, nnUNetTrainer) and each is not nnUNetTrainer]
+    constructors = [vars(each)["__init__"] for each in own if "__init__" in vars(each)]
+    if any("unpack_dataset" in inspect.signature(each).parameters for each in constructors):
+        return True
+    hook = inspect.signature(cls.build_network_architecture).parameters
+    return {"plans_manager", "dataset_json"} <= hook.keys()
 
 
 def accepts(cls: type[nnUNetTrainer], name: str) -> bool:

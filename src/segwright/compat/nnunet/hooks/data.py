@@ -14,9 +14,12 @@ import numpy as np
 from segwright.augmentation.compose import SPATIAL
 from segwright.augmentation.recipe import Recipe
 from segwright.augmentation.spatial import Affine, Mirror
+from segwright.compat.nnunet.default_transforms import is_old_hook
 from segwright.compat.nnunet.hooks.iterators import BatchIterator, IteratorLoader
+from segwright.compat.nnunet.hooks.transform_loader import file_loaders
+from segwright.compat.nnunet.names.data import make_dataset
 from segwright.compat.nnunet.segmentation import keep_segmentation
-from segwright.compat.nnunet.trainer import nnUNetTrainer, overrides
+from segwright.compat.nnunet.trainer import is_before_2_6, nnUNetTrainer, overrides
 from segwright.core.errors import ConfigError
 from segwright.core.extensions.user_code import UserCodeError, source_location
 from segwright.core.files.json_documents import read_json
@@ -66,7 +69,7 @@ class DataHooks:
     @property
     def _is_old(self) -> bool:
         """Whether the file is for a version with batchgenerators, in which rotation ranges are a dict."""
-        return bool(self._user.__dict__.get("_segwright_old_transforms", False))
+        return overrides(self._cls, TRANSFORM_HOOKS[0]) and is_old_hook(self._user.get_training_transforms)
 
     def apply_augmentation(self) -> None:
         """Change our augmentation as the file's hook says.
@@ -116,22 +119,38 @@ class DataHooks:
 
     def datasets(self) -> tuple[Any, Any]:
         """Return the datasets of training and validation cases."""
-        raise ConfigError(f"{self._cls.__name__} calls get_tr_and_val_datasets of nnUNetTrainer, not supported yet")
+        folder, split = self._cases_folder(), self._run.split
+        before = is_before_2_6(self._cls)
+        previous = self._user.folder_with_segs_from_previous_stage
+        training, validation = (
+            make_dataset(folder, names, previous, before_2_6=before) for names in (split.train, split.val)
+        )
+        return training, validation
+
+    def _cases_folder(self) -> str:
+        folder = self._user.preprocessed_dataset_folder
+        if folder is None:
+            raise ConfigError(f"{self._cls.__name__} reads preprocessed cases itself, but their folder is not known")
+        return folder
 
     # Batches
 
     def build(self) -> tuple[Any, Any]:
         """Return the loaders of training and validation batches, with the file's cases and transforms."""
-        if overrides(self._cls, "get_tr_and_val_datasets"):
-            sets = self._user.get_tr_and_val_datasets()
-            train, val = (_identifiers(each, self._user.get_tr_and_val_datasets) for each in sets)
+        own_datasets = overrides(self._cls, "get_tr_and_val_datasets")
+        is_plain = True
+        if own_datasets:
+            hook = self._user.get_tr_and_val_datasets
+            sets: Any = hook()
+            train, val = (_identifiers(each, hook) for each in sets)
             self._run.split = Split(train=train, val=val)
-        if any(overrides(self._cls, hook) for hook in TRANSFORM_HOOKS):
-            from segwright.compat.nnunet.hooks.transform_loader import transform_loaders
-
-            pair: tuple[Any, Any] = transform_loaders(self._run, self._user)
-            return pair
-        return Trainer.get_dataloaders(self._run)
+            is_plain = all(type(each).__module__.startswith("segwright.") for each in sets)
+        else:
+            sets = None
+        if is_plain and not any(overrides(self._cls, hook_name) for hook_name in TRANSFORM_HOOKS):
+            return Trainer.get_dataloaders(self._run)
+        augmentation: Any = getattr(self._user, ROTATION_HOOK)()
+        return file_loaders(self._run, self._user, sets or self.datasets(), augmentation)
 
     def dataloaders(self) -> tuple[BatchIterator, BatchIterator]:
         """Return endless iterators over the batches."""
@@ -163,7 +182,7 @@ class DataHooks:
         Raises:
             UserCodeError: the file's hook did not return two iterators.
         """
-        user, hook = self._user, self._user.get_dataloaders
+        run, user, hook = self._run, self._user, self._user.get_dataloaders
         if not overrides(self._cls, "get_dataloaders"):
             training, validation = self.build()
             user.dataloader_train, user.dataloader_val = self.iterators(training, validation)
@@ -173,7 +192,10 @@ class DataHooks:
             raise UserCodeError(f"{source_location(hook)}: get_dataloaders must return two iterators over batches")
         user.dataloader_train, user.dataloader_val = pair
         training, validation = (
-            each.loader if isinstance(each, BatchIterator) else IteratorLoader(each) for each in pair
+            each.loader
+            if isinstance(each, BatchIterator)
+            else IteratorLoader(each, seed=run.config.seed, purpose=purpose)
+            for each, purpose in zip(pair, ("training batches", "validation batches"), strict=True)
         )
         return training, validation
 

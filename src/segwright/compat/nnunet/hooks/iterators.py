@@ -6,9 +6,11 @@ import sys
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, Final
 
+import numpy as np
 import torch
 
 from segwright.core.device import CPU
+from segwright.core.seeds import key
 from segwright.training.loading.batches import Batch
 from segwright.training.loading.prefetch import Loader, prefetch
 
@@ -61,11 +63,19 @@ class BatchIterator:
 
 
 class IteratorLoader:
-    """A loader over an iterator of a trainer file; batches come in its order, whatever epoch and step are asked for."""
+    """A loader over an iterator of a trainer file; batches come in its order, whatever epoch and step are asked for.
 
-    def __init__(self, iterator: Any) -> None:
+    Args:
+        iterator: gives the batches.
+        seed: of the run; numpy's global generator is seeded for each batch, and restored after it.
+        purpose: keeps training and validation apart.
+    """
+
+    def __init__(self, iterator: Any, *, seed: int, purpose: str) -> None:
         self.iterator = iterator
         self.device = torch.device(CPU)
+        self._seed = seed
+        self._purpose = purpose
 
     @property
     def batch_bytes(self) -> int:
@@ -74,6 +84,12 @@ class IteratorLoader:
 
     def batch(self, epoch: int, step: int) -> Batch:
         """Return the next batch, with its cases under `keys`."""
-        batch: Any = next(self.iterator)
+        before = np.random.get_state()
+        np.random.seed(key(self._seed, self._purpose, epoch, step) % 2**32)
+        try:
+            batch: Any = next(self.iterator)
+        finally:
+            np.random.set_state(before)
         batch.setdefault("keys", [])
+        batch["keys"] = [str(name) for name in batch["keys"]]
         return batch  # type: ignore[no-any-return]

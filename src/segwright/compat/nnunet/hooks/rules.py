@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from segwright.compat.nnunet.trainer import nnUNetTrainer, overrides
+from segwright.compat.nnunet.trainer import VARIANT_SETTINGS, nnUNetTrainer, overrides
 from segwright.core.errors import ConfigError
-from segwright.training.config import TrainConfig
+from segwright.training.config import TrainConfig, changed
+
+FIRST_TWO_AXES: Final = "first_two_axes"
+"""Value of `mirror_axes` in a variant: the first two axes of a 3D patch, the first of a 2D one."""
 
 SETTINGS_OF_HOOKS: Final[Mapping[str, tuple[str, ...]]] = {
     "build_network_architecture": ("network", "network_kwargs", "norm"),
@@ -36,3 +39,17 @@ def require_settings_with_effect(config: TrainConfig, cls: type[nnUNetTrainer]) 
             raise ConfigError(
                 f"{found[0]} is set, but {cls.__name__} decides it in {hook}; leave the setting out or change the file"
             )
+
+
+def with_variant_settings(config: TrainConfig, cls: type[nnUNetTrainer], dims: int) -> TrainConfig:
+    """Return the settings with those of a published variant, where they are not set explicitly.
+
+    Args:
+        config: the settings.
+        cls: of the trainer file.
+        dims: spatial axes of a patch.
+    """
+    given = dict(getattr(cls, VARIANT_SETTINGS))
+    if given.get("mirror_axes") == FIRST_TWO_AXES:
+        given["mirror_axes"] = (0, 1) if dims == 3 else (0,)
+    return changed(config, **{key: value for key, value in given.items() if key not in config.model_fields_set})

@@ -11,14 +11,15 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from segwright.augmentation.cascade import PreviousStage
 from segwright.augmentation.recipe import Recipe
-from segwright.augmentation.resampling import Source, patch_centre, resample
+from segwright.augmentation.resampling import Source, patch_centre, resample, source_box
 from segwright.augmentation.transform import Samples
 from segwright.core.errors import ConfigError
 from segwright.core.seeds import generator
-from segwright.data.labels import Labels
+from segwright.data.labels import OUTSIDE, Labels
 from segwright.training.loading.targets import Scales, downsample, encode_targets
 
 
@@ -76,7 +77,13 @@ class SampleTransform:
             inside: Any = (..., *(slice(*pair) for pair in zip(starts, stops, strict=True)))
             return Samples(images=image.float()[inside][None], labels=labels[inside][None])
         centre = patch_centre(starts, self.patch_size)
-        source = Source(images=image.float().contiguous(), labels=labels.contiguous(), centre=centre, matrix=matrix)
+        box = source_box(matrix, centre, self.patch_size)
+        before = [max(0, -low) for low, _ in box]
+        after = [max(0, high - size) for (_, high), size in zip(box, image.shape[1:], strict=True)]
+        padding = [width for pair in zip(reversed(before), reversed(after), strict=True) for width in pair]
+        images = pad(image.float(), padding).contiguous()
+        centre = tuple(position + width for position, width in zip(centre, before, strict=True))
+        source = Source(images=images, labels=pad(labels, padding, value=OUTSIDE), centre=centre, matrix=matrix)
         return resample(source, self.patch_size)
 
 
