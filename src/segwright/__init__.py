@@ -1,8 +1,9 @@
 """Segwright: from a folder of medical images with labels to a trained, evaluated, deployable segmentation model.
 
 The verbs are functions: `check, fingerprint, plan, preprocess, train, select, predict, evaluate, run, demo` and others,
-and `load_model`; `tune_process` makes training and prediction on the CPU faster. They are imported at first use, so
-that `import segwright` costs next to nothing.
+and `load_model`; `tune_process` makes training and prediction on the CPU faster. `Trainer` is the class to derive one's
+own from, `TrainConfig`, `PlanOptions` and `Workspace` hold its settings, those of planning, and the folders. All are
+imported at first use, so that `import segwright` costs next to nothing.
 """
 
 from importlib import import_module
@@ -31,9 +32,17 @@ if TYPE_CHECKING:
         train,
         write_report,
     )
+    from segwright.api.preparing import PlanOptions
     from segwright.core.process_tuning import tune_process
+    from segwright.training.config import TrainConfig
+    from segwright.training.trainer import Trainer
+    from segwright.workspace import Workspace
 
 __all__ = [
+    "PlanOptions",
+    "TrainConfig",
+    "Trainer",
+    "Workspace",
     "accumulate_crossval",
     "apply_postprocessing",
     "check",
@@ -58,11 +67,19 @@ __all__ = [
 __version__: str
 
 
-def __getattr__(name: str) -> "Any":
-    if name == "tune_process":
-        from segwright.core.process_tuning import tune_process
+_ELSEWHERE = {
+    "PlanOptions": "segwright.api.preparing",
+    "TrainConfig": "segwright.training.config",
+    "Trainer": "segwright.training.trainer",
+    "Workspace": "segwright.workspace",
+    "tune_process": "segwright.core.process_tuning",
+}
+"""Modules of the public names that are not in `segwright.api`."""
 
-        return tune_process
+
+def __getattr__(name: str) -> "Any":
+    if name in _ELSEWHERE:
+        return getattr(import_module(_ELSEWHERE[name]), name)
     if name in __all__:
         return getattr(import_module("segwright.api"), name)
     if name == "__version__":

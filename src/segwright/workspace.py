@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from segwright.core.errors import DatasetError, WorkspaceError, did_you_mean
+from segwright.core.errors import ConfigError, DatasetError, WorkspaceError, did_you_mean
+from segwright.core.extensions.given import PREFIX
+from segwright.core.extensions.registry import is_reference
 from segwright.core.files.names import below, path_problem
 
 DATASET_JSON = "dataset.json"
@@ -17,8 +20,40 @@ TRAIN_JSON = "train.json"
 SUMMARY_JSON = "summary.json"
 LOCK = ".lock"
 
+MODEL_SEPARATOR = "__"
+"""Between the name of a model, its plans and its configuration in the name of its folder."""
+
 CASE_FOLDER_PREFIX = "segwright_"
 """Keeps our preprocessed cases apart from nnU-Net's, which deletes its own data folder before each run."""
+
+
+DEFAULT_WORK = Path("segwright-work")
+"""The folder of a workspace for which none is given."""
+
+
+def name_of_model(name: str | None, trainer: str, network: str | None) -> str:
+    """Return the first part of the name of a model's folder.
+
+    Args:
+        name: as the user gave it; None: the trainer class's, followed by the reference of a network of one's own.
+        trainer: name of the trainer class.
+        network: name or reference of the network.
+
+    Raises:
+        ConfigError: the name has characters that folders or other parts of their names need.
+
+    >>> name_of_model(None, "Trainer", "mypkg.nets:build"), name_of_model(None, "Trainer", "residual-unet")
+    ('Trainer-mypkg.nets.build', 'Trainer')
+    """
+    if name is None:
+        own = "" if network is None or not is_reference(network) else network.removeprefix(PREFIX)
+        words = re.findall(r"[\w.]+", own.replace(":", "."))
+        return re.sub("_{2,}", "_", "-".join([trainer, *words]))
+    if not re.fullmatch(r"[\w.-]+", name, re.ASCII) or MODEL_SEPARATOR in name or name.strip("._-") != name:
+        raise ConfigError(
+            f"name '{name}': expected letters, digits, '.', '-' and single '_', which do not begin or end it"
+        )
+    return name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,9 +143,9 @@ class Workspace:
         """Return the folder of preprocessed cases of one data identifier."""
         return self._below(self.preprocessed, name, f"{CASE_FOLDER_PREFIX}{data_identifier}")
 
-    def model_folder(self, name: str, trainer: str, plans: str, configuration: str) -> Path:
-        """Return the folder of all folds of one model."""
-        return self._below(self.results, name, f"{trainer}__{plans}__{configuration}")
+    def model_folder(self, name: str, model: str, plans: str, configuration: str) -> Path:
+        """Return the folder of all folds of one model; its name is that of the trainer class, if it got no other."""
+        return self._below(self.results, name, MODEL_SEPARATOR.join((model, plans, configuration)))
 
     def selected_folder(self, name: str) -> Path:
         """Return where the selected model of a dataset goes."""

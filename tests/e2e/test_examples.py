@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 
 import segwright
 from examples import named_network, own_trainer
-from segwright.core.errors import ModelError
+from segwright.core.errors import ModelError, PlanError
 from segwright.data import phantom
-from segwright.training.config import TrainConfig
 from segwright.workspace import Workspace
 
 SHORT = {"num_epochs": 1, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "batch_size": 2}
@@ -44,7 +42,6 @@ def test_a_name_is_trained_and_predicts_again(prepared: tuple[Path, Workspace]) 
 
 def test_a_function_is_trained_and_predicts_again(prepared: tuple[Path, Workspace]) -> None:
     dataset, workspace = prepared
-    shutil.rmtree(workspace.results / dataset.name, ignore_errors=True)  # a model has one network
     fold = segwright.train(
         dataset,
         workspace=workspace,
@@ -65,7 +62,16 @@ def test_a_function_is_trained_and_predicts_again(prepared: tuple[Path, Workspac
 
 def test_a_subclass_is_trained_and_predicts_again(prepared: tuple[Path, Workspace]) -> None:
     dataset, workspace = prepared
-    own_trainer.train(dataset, workspace, config=TrainConfig(**SHORT))
+    trainer = own_trainer.TinyTrainer.for_dataset(dataset, "3d_fullres", workspace=workspace, **SHORT, device="cpu")
+    trainer.run_training()
+    scores = trainer.perform_actual_validation()
+    assert len(scores.metric_per_case) == len(trainer.split.val)
+    with pytest.raises(ModelError, match="has a training already; continue it with resume=True"):
+        own_trainer.TinyTrainer.for_dataset(dataset, "3d_fullres", workspace=workspace, device="cpu")
+    again = own_trainer.TinyTrainer.for_dataset(dataset, "3d_fullres", workspace=workspace, resume=True, device="cpu")
+    assert again.is_finished
+    with pytest.raises(PlanError, match="no such plans; prepare it with segwright.preprocess"):
+        own_trainer.TinyTrainer.for_dataset(dataset, "3d_fullres", workspace=workspace, plans="others")
     model = workspace.model_folder(dataset.name, "TinyTrainer", "nnUNetPlans", "3d_fullres")
     predictor = segwright.load_model(model, device="cpu", trust_code=True)
     assert type(predictor.networks[0]).__name__ == "Sequential"

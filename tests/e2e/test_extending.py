@@ -82,7 +82,7 @@ def test_a_users_files_train_by_command_line_and_predict_without_them(
         folder=project,
     )
     assert trained.returncode == 0, trained.stderr
-    [model] = work.glob("results/*/LoudTrainer__nnUNetPlans__3d_fullres")
+    [model] = work.glob("results/*/LoudTrainer-mynets.build__nnUNetPlans__3d_fullres")
     assert (model / "fold_0" / "counted.txt").read_text() == "1\n2\n"
     assert "a loud trainer was here" in (model / "fold_0" / "training.log").read_text()
     predict = (

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from segwright.api.references import listed_references
-from segwright.core.errors import ConfigError, DatasetError, ImageError
+from segwright.api.session import workspace_or_default
+from segwright.api.trained_models import model_folders, name_of
+from segwright.core.errors import ConfigError, DatasetError, ImageError, ModelError, did_you_mean
 from segwright.core.files.names import path_problem
 from segwright.data.dataset import NO_ENVIRONMENT
 from segwright.data.description import load_description
@@ -16,9 +18,10 @@ from segwright.data.labels import Labels
 from segwright.data.plan import Plan
 from segwright.evaluation import scores as scoring
 from segwright.evaluation import statistics
+from segwright.evaluation.crossval import VALIDATION, validated_folds
 from segwright.evaluation.statistics import Comparison
 from segwright.report.results import Evaluation
-from segwright.workspace import DATASET_JSON, PLANS_JSON, SUMMARY_JSON
+from segwright.workspace import DATASET_JSON, PLANS_JSON, SUMMARY_JSON, Workspace
 
 _EXAMPLES = 3
 """Number of label maps that are opened to test the reader of a plan."""
@@ -97,26 +100,62 @@ def evaluate(
     return Evaluation(scores=scores, file=file, labels=labels)
 
 
-def compare(summaries: Sequence[Path | str]) -> list[Comparison]:
+def compare(
+    models: Sequence[Path | str], *, dataset: str | Path | None = None, workspace: Workspace | None = None
+) -> list[Comparison]:
     """Compare every pair of models, from their `summary.json`, by each common case's mean foreground Dice.
 
     The test is a two-sided Wilcoxon signed-rank test, corrected for the number of pairs (Holm).
 
     Args:
-        summaries: At least two files, or the folders that contain them.
+        models: At least two `summary.json` files, folders that contain one, model folders (the held-out cases of all
+            their folds), or names of the dataset's models, as `train(name=...)` gave them or whole as the folder's.
+        dataset: Folder, name or id; needed for names.
+        workspace: Where its results are; `./segwright-work` by default.
 
     Raises:
-        SegwrightError: a file is missing, damaged or given twice, or there are too few common cases.
+        SegwrightError: a file is missing, damaged or given twice, a name is unknown or ambiguous, or there are too few
+            common cases.
     """
-    if len(summaries) < 2:
-        raise ConfigError("compare: give at least two summary.json files")
-    paths = [Path(each) / SUMMARY_JSON if Path(each).is_dir() else Path(each) for each in summaries]
+    if len(models) < 2:
+        raise ConfigError("compare: give at least two models or summary.json files")
+    places: dict[str, Path] = {}
     seen: set[Path] = set()
-    for path in paths:
+    for model in models:
+        path = Path(model)
+        if dataset is not None and not path.exists():
+            path = _model_named(str(model), dataset, workspace_or_default(workspace))
+        path = path / SUMMARY_JSON if (path / SUMMARY_JSON).is_file() or not validated_folds(path) else path
         if path.resolve() in seen:  # also by another path or a link
             raise ConfigError(f"compare: {path} is given twice; give the summary of another model")
         seen.add(path.resolve())
-    return statistics.compare({str(path): scoring.Scores.load(path) for path in paths})
+        places[str(model) if dataset is not None else str(path)] = path
+    return statistics.compare({name: _scores_in(place) for name, place in places.items()})
+
+
+def _model_named(name: str, dataset: str | Path, workspace: Workspace) -> Path:
+    """Return the folder of a dataset's model by its name.
+
+    Raises:
+        ModelError: there is none, or several configurations have it.
+    """
+    folders = model_folders(workspace, workspace.resolve_dataset(dataset).name)
+    found = [folder for folder in folders if name in (folder.name, name_of(folder))]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        listed = ", ".join(folder.name for folder in found)
+        raise ModelError(f"compare: several models are named '{name}': {listed}; give one of these names")
+    known = {name_of(folder) for folder in folders}
+    raise ModelError(f"compare: no model of {dataset} is named '{name}'{did_you_mean(name, known)}")
+
+
+def _scores_in(place: Path) -> scoring.Scores:
+    """Return the scores in a file, or those of the held-out cases of all folds in a model folder."""
+    if not place.is_dir():
+        return scoring.Scores.load(place)
+    files = [Workspace.fold_folder(place, fold) / VALIDATION / SUMMARY_JSON for fold in validated_folds(place)]
+    return scoring.Scores.of([case for file in files for case in scoring.Scores.load(file).metric_per_case])
 
 
 def require_folders(*folders: Path) -> None:

@@ -16,7 +16,7 @@ from segwright.api import evaluating, predicting, preparing, reporting, selectin
 from segwright.api.checks import staleness
 from segwright.api.checks.usability import find_shortcoming
 from segwright.api.preparing import PlanOptions
-from segwright.api.session import Session, dataset_lock, open_session
+from segwright.api.session import Session, dataset_lock, open_session, trainer_name
 from segwright.api.training_runs import TrainOptions
 from segwright.core.extensions.given import reference_to
 from segwright.core.extensions.trust import TrustCode
@@ -28,7 +28,7 @@ from segwright.data.plan import Plan
 from segwright.data.splits import NUM_FOLDS
 from segwright.planning import presets
 from segwright.report.results import DemoResult, RunReport, dice_by_name
-from segwright.workspace import Workspace
+from segwright.workspace import Workspace, name_of_model
 
 if TYPE_CHECKING:
     from segwright.core.interrupt import StopRequest
@@ -69,6 +69,7 @@ def run(
     settings: Mapping[str, Any] | None = None,
     trainer: str | type | None = None,
     nnunet_trainer: str | Path | None = None,
+    name: str | None = None,
     environment: Mapping[str, str] = NO_ENVIRONMENT,
     stop: StopRequest | None = None,
     trust_code: TrustCode = False,
@@ -101,6 +102,8 @@ def run(
         trainer: A subclass of `Trainer` that trains instead, or its reference `module:Class`.
         nnunet_trainer: A file with a subclass of nnU-Net's `nnUNetTrainer` that trains instead, `FILE.py` or
             `FILE.py:Class`; its code is run.
+        name: Name of the model, the first part of the name of its folder; by default that of the trainer class,
+            followed by the reference of a network of one's own.
         environment: Variables that paths in file lists may contain.
         stop: Request to save and stop after the current step.
         trust_code: Whether to import code that only files name, for instance a network in a checkpoint: False, True,
@@ -127,11 +130,14 @@ def run(
         callbacks=callbacks,
     )
     trainer = None if trainer is None else reference_to(trainer)
+    model_name = name_of_model(name, trainer_name(trainer), chosen.get("network"))
     options = TrainOptions(settings=chosen, device=device, stop=stop)
     training_runs.require_options(options)
     trust = training_runs.trusted_code(trust_code, chosen, trainer)
     presets.preset(preset)
-    session = open_session(dataset, workspace, environment=environment, trainer=trainer, trust=trust)
+    session = open_session(
+        dataset, workspace, environment=environment, trainer=trainer, model_name=model_name, trust=trust
+    )
     session = training_runs.with_nnunet_trainer(session, nnunet_trainer)
     numbers = _folds(session, folds)
     executed: list[str] = []

@@ -64,6 +64,7 @@ def select(
     configurations: Sequence[str] | None = None,
     folds: Sequence[int] | None = None,
     plans: str | None = None,
+    names: Sequence[str] | None = None,
     ensembles: bool = True,
     output: Path | str | None = None,
     device: str = "auto",
@@ -83,6 +84,7 @@ def select(
         configurations: Configurations to compare; all trained ones by default.
         folds: Folds whose held-out cases are scored; by default those that all models have.
         plans: Only compare models of these plans; all by default.
+        names: Only compare models that were trained under these names (`train(name=...)`); all by default.
         ensembles: Whether to compare ensembles of two models too.
         output: Output folder; `model` in the results of the dataset by default. An earlier selection is replaced.
         device: auto, cpu, mps or a GPU.
@@ -99,7 +101,7 @@ def select(
         >>> segwright.predict(report.model, "images", "out")  # doctest: +SKIP
     """
     session = open_session(dataset, workspace, environment=environment, trust=CodeTrust.of(trust_code))
-    models = find_trained(session, configurations=configurations, plans=plans)
+    models = find_trained(session, configurations=configurations, plans=plans, names=names)
     for model in open_trained(models, folds):
         for fold in model.crossval.folds:
             refresh_scores(session, model.plan, model.configuration, Workspace.fold_folder(model.folder, fold))

@@ -16,12 +16,11 @@ from segwright.core.files.hashing import content_hash
 from segwright.core.files.locks import locked
 from segwright.data.dataset import NO_ENVIRONMENT, Dataset, load
 from segwright.data.stage_cache import RawIdentity, StageCache, hash_files, listing_digest
-from segwright.workspace import DATASET_JSON, SPLITS_JSON, Workspace
+from segwright.workspace import DATASET_JSON, DEFAULT_WORK, SPLITS_JSON, Workspace
 
 if TYPE_CHECKING:
     from segwright.compat.nnunet.loading import LoadedTrainer
 
-DEFAULT_WORK = Path("segwright-work")
 DEFAULT_TRAINER = "Trainer"
 
 
@@ -30,8 +29,8 @@ class Session:
     """A loaded dataset with its workspace.
 
     `raw_digest` is the digest of the raw files, `environment` the variables that paths in file lists may contain,
-    `trainer` the reference of the trainer class (`module:Class`, None for `Trainer`), `trust` the code that files of
-    the work folder may import.
+    `trainer` the reference of the trainer class (`module:Class`, None for `Trainer`), `model_name` the first part of
+    the name of model folders, `trust` the code that files of the work folder may import.
     """
 
     workspace: Workspace
@@ -40,16 +39,17 @@ class Session:
     raw_digest: str
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     trainer: str | None = None
+    model_name: str = DEFAULT_TRAINER
     trust: CodeTrust = TRUST_NONE
     nnunet_trainer: LoadedTrainer | None = None
     """The class of a file that subclasses nnU-Net's trainer, which trains instead."""
 
     @property
     def trainer_name(self) -> str:
-        """Name of the trainer class, as in the name of the model folder."""
+        """Name of the trainer class."""
         if self.nnunet_trainer is not None:
             return self.nnunet_trainer.class_name
-        return DEFAULT_TRAINER if self.trainer is None else self.trainer.rpartition(":")[2].rpartition(".")[2]
+        return trainer_name(self.trainer)
 
     @property
     def name(self) -> str:
@@ -62,12 +62,18 @@ class Session:
         return self.dataset.folder / SPLITS_JSON
 
 
+def trainer_name(trainer: str | None) -> str:
+    """Return the name of a trainer class of a reference, None for `Trainer`."""
+    return DEFAULT_TRAINER if trainer is None else trainer.rpartition(":")[2].rpartition(".")[2]
+
+
 def open_session(
     dataset: str | Path,
     workspace: Workspace | None,
     *,
     environment: Mapping[str, str] = NO_ENVIRONMENT,
     trainer: str | None = None,
+    model_name: str | None = None,
     trust: CodeTrust = TRUST_NONE,
 ) -> Session:
     """Load a dataset and check that results can be written, before any work starts.
@@ -77,6 +83,7 @@ def open_session(
         workspace: Where results are written; `./segwright-work` by default.
         environment: Variables that paths in file lists may contain.
         trainer: Reference of the trainer class, `module:Class`; `Trainer` by default.
+        model_name: First part of the name of model folders; the trainer class's by default.
         trust: Code that files of the work folder may import.
 
     Raises:
@@ -92,6 +99,7 @@ def open_session(
         raw_digest=listing_digest(_raw_files(loaded)),
         environment=environment,
         trainer=trainer,
+        model_name=model_name or trainer_name(trainer),
         trust=trust,
     )
     _require_same_dataset(session)

@@ -14,11 +14,9 @@ from segwright.core.errors import ModelError, did_you_mean
 from segwright.data.description import load_description
 from segwright.data.plan import Plan
 from segwright.evaluation.crossval import CrossValidation, read_crossval, validated_folds
-from segwright.workspace import DATASET_JSON, PLANS_JSON, Workspace
+from segwright.workspace import DATASET_JSON, MODEL_SEPARATOR, PLANS_JSON, Workspace
 
 logger = getLogger(__name__)
-
-_SEPARATOR = "__"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,19 +34,45 @@ class TrainedModel:
         return self.folder.name
 
 
+def model_folders(workspace: Workspace, dataset: str) -> list[Path]:
+    """Return the model folders of a dataset that have plans, in the order of their names."""
+    pattern = MODEL_SEPARATOR.join("***")
+    return sorted(file.parent for file in (workspace.results / dataset).glob(f"{pattern}/{PLANS_JSON}"))
+
+
+def name_of(folder: Path) -> str:
+    """Return the first part of the name of a model's folder: the name that the user gave, or the trainer class's."""
+    return folder.name.rsplit(MODEL_SEPARATOR, 2)[0]
+
+
 def find_trained(
-    session: Session, *, configurations: Sequence[str] | None = None, plans: str | None = None
+    session: Session,
+    *,
+    configurations: Sequence[str] | None = None,
+    plans: str | None = None,
+    names: Sequence[str] | None = None,
 ) -> list[Path]:
     """Find the model folders of a dataset with held-out predictions.
 
+    Args:
+        session: dataset and workspace.
+        configurations: those to find; all by default.
+        plans: name of the plans; all by default.
+        names: first parts of the folders' names; all by default.
+
     Raises:
-        ModelError: there are none, or none of a requested configuration.
+        ModelError: there are none, or none of a requested configuration or name.
     """
     place = session.workspace.results / session.name
-    folders = sorted(file.parent for file in place.glob(f"*{_SEPARATOR}*{_SEPARATOR}*/{PLANS_JSON}"))
+    folders = model_folders(session.workspace, session.name)
+    known = {name_of(folder) for folder in folders}
+    for name in names or ():
+        if name not in known:
+            raise ModelError(f"{place}: no model named '{name}'{did_you_mean(name, known)}")
+    folders = [folder for folder in folders if names is None or name_of(folder) in names]
     comparable: dict[Path, str] = {}  # with the name of the configuration
     for folder in folders:
-        *_, plans_name, name = folder.name.split(_SEPARATOR)
+        *_, plans_name, name = folder.name.split(MODEL_SEPARATOR)
         if plans not in (None, plans_name):
             continue
         if comparable_folds(folder):
@@ -97,7 +121,7 @@ def open_trained(models: Sequence[Path], folds: Sequence[int] | None) -> list[Tr
                     f"{each.model}: fold {fold} holds out other cases than that of {first.model.name}; only models "
                     "with the same splits can be compared, choose them with --config or --folds"
                 )
-        name = each.model.name.split(_SEPARATOR)[-1]
+        name = each.model.name.split(MODEL_SEPARATOR)[-1]
         plan = Plan.load(each.model / PLANS_JSON)
         result.append(TrainedModel(folder=each.model, plan=plan, configuration=name, crossval=each.only(common)))
     return result

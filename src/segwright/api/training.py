@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from segwright.api.checks.one_model import Fold, require_no_checkpoint, require_same_settings
 from segwright.api.checks.staleness import outdated_results
 from segwright.api.preparing import DEFAULT_PLANS, cases_are_fresh, load_plan, preprocess_cases
-from segwright.api.session import open_session
+from segwright.api.session import open_session, trainer_name
 from segwright.api.splitting import require_folds, warn_of_unused_cases
 from segwright.api.training_runs import (
     TrainOptions,
@@ -30,7 +30,7 @@ from segwright.core.extensions.trust import TrustCode
 from segwright.data.dataset import NO_ENVIRONMENT
 from segwright.report.results import TrainedFold
 from segwright.training.config import COMPONENTS, LISTS, TrainConfig
-from segwright.workspace import TRAIN_JSON, Workspace
+from segwright.workspace import TRAIN_JSON, Workspace, name_of_model
 
 if TYPE_CHECKING:
     from segwright.core.interrupt import StopRequest
@@ -65,6 +65,7 @@ def train(
     settings: Mapping[str, Any] | None = None,
     trainer: str | type | None = None,
     nnunet_trainer: str | Path | None = None,
+    name: str | None = None,
     resume: bool = False,
     device: str = "auto",
     workers: int | None = None,
@@ -96,6 +97,8 @@ def train(
         trainer: A subclass of `Trainer` that trains instead, or its reference `module:Class`.
         nnunet_trainer: A file with a subclass of nnU-Net's `nnUNetTrainer` that trains instead, `FILE.py` or
             `FILE.py:Class`; its code is run.
+        name: Name of the model, the first part of the name of its folder; by default that of the trainer class,
+            followed by the reference of a network of one's own.
         resume: Continue an interrupted training, which must exist; without it an existing training is an error.
         device: auto, cpu, mps or a GPU.
         workers: Threads of preprocessing.
@@ -123,10 +126,13 @@ def train(
         callbacks=callbacks,
     )
     trainer = None if trainer is None else reference_to(trainer)
+    model_name = name_of_model(name, trainer_name(trainer), chosen.get("network"))
     options = TrainOptions(settings=chosen, device=device, distributed=distributed, stop=stop, resume=resume)
     require_options(options)
     trust = trusted_code(trust_code, chosen, trainer)
-    session = open_session(dataset, workspace, environment=environment, trainer=trainer, trust=trust)
+    session = open_session(
+        dataset, workspace, environment=environment, trainer=trainer, model_name=model_name, trust=trust
+    )
     session = with_nnunet_trainer(session, nnunet_trainer)
     plan = load_plan(session, plans)
     require_folds(session, [fold])

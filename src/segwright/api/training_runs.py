@@ -26,7 +26,7 @@ from segwright.api.checks.staleness import (
 )
 from segwright.api.checks.usability import find_shortcoming
 from segwright.api.preparing import cases_are_fresh, cases_folder, preprocess_cases
-from segwright.api.session import Session
+from segwright.api.session import DEFAULT_TRAINER, Session
 from segwright.api.splitting import dataset_splits
 from segwright.core.errors import ConfigError, DatasetError
 from segwright.core.extensions.given import GivenObject, reference_to
@@ -79,7 +79,7 @@ class TrainOptions:
 
 def model_folder(session: Session, plan: Plan, configuration: str) -> Path:
     """Return the model folder of a configuration."""
-    return session.workspace.model_folder(session.name, session.trainer_name, plan.plans_name, configuration)
+    return session.workspace.model_folder(session.name, session.model_name, plan.plans_name, configuration)
 
 
 def fold_folder(session: Session, plan: Plan, configuration: str, fold: Fold) -> Path:
@@ -137,6 +137,9 @@ def trusted_code(trust_code: TrustCode, settings: Mapping[str, Any], trainer: st
         from segwright.training.checkpointing.resume import load_references
 
         load_references(config, trust, source="the settings")
+    given = config.network if trainer is None else trainer
+    if isinstance(given, GivenObject):
+        trust = replace(trust, network=given.value)  # files cannot name it, but this call reads its models again
     if trainer is None:
         return trust
     # The class may be defined in another module than the one that the reference names.
@@ -179,7 +182,9 @@ def with_nnunet_trainer(session: Session, reference: str | Path | None) -> Sessi
     workspace = session.workspace
     folders = NnunetFolders(raw=workspace.raw, preprocessed=workspace.preprocessed, results=workspace.results)
     file, name = split_reference(str(reference))
-    return replace(session, nnunet_trainer=load_trainer_file(file, name, folders=folders))
+    loaded = load_trainer_file(file, name, folders=folders)
+    model_name = loaded.class_name if session.model_name == DEFAULT_TRAINER else session.model_name
+    return replace(session, nnunet_trainer=loaded, model_name=model_name)
 
 
 def trainer_maker(session: Session) -> Callable[..., Trainer]:
@@ -260,8 +265,8 @@ def describe_ignored_settings(
         return ""
     kept = ", ".join(str(folders[key]) for key, values in differing.items() if values)
     return (
-        f"not done: {'; '.join(parts)}, and is kept; to train again delete {kept}; to keep both plan a second model, "
-        f"'segwright plan {session.name} --name NAME', and train it with '--plans NAME'"
+        f"not done: {'; '.join(parts)}, and is kept; to train again delete {kept}; to keep both, train the second "
+        "model with --name NAME"
     )
 
 
@@ -435,7 +440,7 @@ def _complete_previous_stage(
             distributed.barrier()
     for number, identifiers in held_out.items():
         part = distributed.local_items(identifiers)
-        _predict_held_out(session, plan, configuration, number, part, options)
+        _predict_held_out(session, plan, configuration, number, part, device=options.device)
     distributed.barrier()
 
 
@@ -460,7 +465,7 @@ def _cases_by_holding_fold(session: Session, fold: Fold, *, write: bool) -> dict
 
 
 def _predict_held_out(
-    session: Session, plan: Plan, configuration: str, fold: int, identifiers: Sequence[str], options: TrainOptions
+    session: Session, plan: Plan, configuration: str, fold: int, identifiers: Sequence[str], *, device: str
 ) -> None:
     """Predict missing cases for a cascade's second stage with the first-stage fold that did not train on them."""
     from segwright.inference.models.model_folder import load_predictor
@@ -480,10 +485,7 @@ def _predict_held_out(
         "%s fold %d: predicting %d held-out cases for %s, %d exist",
         *(wanted.previous_stage, fold, len(missing), configuration, len(identifiers) - len(missing)),
     )
-    given = TrainConfig.from_mapping(options.settings).network
-    network = given.value if isinstance(given, GivenObject) else None
-    trust = replace(session.trust, network=network)
-    predictor = load_predictor(folder.parent, folds=[fold], device=options.device, trust=trust)
+    predictor = load_predictor(folder.parent, folds=[fold], device=device, trust=session.trust)
     predict_next_stage(
         predictor, cases, missing, next_cases, maps, patch_size=wanted.patch_size, weights_hash=weights_hash
     )

@@ -176,6 +176,9 @@ NnunetTrainer = Annotated[
         "--nnunet-trainer", metavar="FILE.py[:CLASS]", help="Train with a file that subclasses nnU-Net's nnUNetTrainer."
     ),
 ]
+Name = Annotated[
+    str | None, typer.Option("--name", metavar="NAME", help="Name of the model; several train on the same fold.")
+]
 TrustCode = Annotated[bool, typer.Option("--trust-code", help="Import code named by files of a model or work folder.")]
 TrustedNetwork = Annotated[
     str | None,

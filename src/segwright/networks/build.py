@@ -272,9 +272,11 @@ def _given_network(spec: ArchitectureSpec, given: Any, source: str) -> Architect
     Raises:
         ConfigError: the file names a built-in network.
     """
-    if not is_reference(spec.reference):
-        raise ConfigError(f"{source}: the network is the built-in '{spec.reference}'; leave out network=")
     build = getattr(given, REBUILD.removeprefix("."), None)  # of a trainer class
+    if not is_reference(spec.reference):
+        if build is not None:
+            return spec  # the class has no network of its own
+        raise ConfigError(f"{source}: the network is the built-in '{spec.reference}'; leave out network=")
     kwargs = spec.kwargs if build is not None or not spec.reference.endswith(REBUILD) else {}
     return ArchitectureSpec(reference=GivenObject(spec.reference, build or given), kwargs=kwargs)
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ from segwright.training.clock import Clock, Timer
 from segwright.training.config import KNOBS, TrainConfig, changed
 from segwright.training.distributed.context import SINGLE, DistributedContext
 from segwright.training.finetuning import load_pretrained
+from segwright.training.from_dataset import find_inputs, require_new
 from segwright.training.hook_results import (
     VALIDATION_KEYS,
     Scheduler,
@@ -64,6 +65,9 @@ from segwright.training.optim.rates import LearningRates, rate_notes
 from segwright.training.optim.schedule import Schedule, build_schedule
 from segwright.training.validation import final as final_validation
 from segwright.training.validation.online import ValidationStep, confusion, pseudo_dice
+from segwright.workspace import DEFAULT_WORK, Workspace, name_of_model
+
+T = TypeVar("T", bound="Trainer")
 
 PLOT_INTERVAL_S: Final = 30.0
 """Shortest time between two plots of `progress.png`; one takes about as long as a training step on a CPU."""
@@ -176,6 +180,65 @@ class Trainer:
         self.notes: tuple[str, ...] = ()
         self._device_name = str(device)
         self._set_knobs()
+
+    @classmethod
+    def for_dataset(
+        cls: type[T],
+        dataset: str | Path,
+        configuration: str,
+        fold: int | Literal["all"] = 0,
+        *,
+        workspace: Workspace | None = None,
+        plans: str = "nnUNetPlans",
+        name: str | None = None,
+        config: TrainConfig | None = None,
+        device: str | torch.device = "auto",
+        callbacks: Sequence[object] = (),
+        stop: StopRequest | None = None,
+        resume: bool = False,
+        **settings: Any,
+    ) -> T:
+        """Return the trainer of one fold of a preprocessed dataset; it writes where `segwright.train` does.
+
+        Args:
+            dataset: folder, name or id.
+            configuration: its name in the plan.
+            fold: number or `all`.
+            workspace: where the dataset was preprocessed; `./segwright-work` by default.
+            plans: name of the plans.
+            name: of the model, the first part of the name of its folder, as for `segwright.train`.
+            config: the settings; nnU-Net's by default.
+            device: auto, cpu, cuda, cuda:1, mps or a torch device.
+            callbacks: as for the constructor.
+            stop: as for the constructor.
+            resume: go on with a training that the fold has; without it one is an error.
+            settings: fields of `config`, such as `network`, `loss` or `num_epochs`.
+
+        Raises:
+            SegwrightError: a setting is invalid, the dataset is not preprocessed, or the fold has a training.
+        """
+        config = changed(config or TrainConfig(), **settings)
+        where, model = workspace or Workspace.under(DEFAULT_WORK), name_of_model(name, cls.__name__, config.network)
+        inputs = find_inputs(dataset, configuration, fold, where, plans=plans, model=model)
+        trainer = cls(
+            inputs.plan,
+            configuration,
+            fold,
+            inputs.dataset.description,
+            device,
+            cases=inputs.cases,
+            split=inputs.split,
+            output_folder=inputs.output_folder,
+            config=config,
+            references={case.identifier: case.label for case in inputs.dataset.cases if case.label is not None},
+            callbacks=callbacks,
+            stop=stop,
+        )
+        if not resume:
+            require_new(inputs)
+        elif inputs.checkpoint is not None:
+            trainer.load_checkpoint(inputs.checkpoint)
+        return trainer
 
     def __setattr__(self, name: str, value: object) -> None:
         """Refuse to set a knob after `initialize`, where it would have no effect."""

@@ -76,15 +76,20 @@ def evaluate(
 
 
 def compare(
-    summaries: Annotated[
-        list[Path], typer.Argument(metavar="SUMMARY ...", help="summary.json files, or their folders.")
+    context: typer.Context,
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL ...", help="summary.json files, their folders, model folders, or names."),
     ],
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", metavar="DATASET", help="Whose models are named; needed for names.")
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Test which of several models is better on common cases (Wilcoxon with Holm correction)."""
     from segwright import api
 
-    found = api.compare(summaries)
+    found = api.compare(models, dataset=dataset, workspace=options.workspace_of(context))
     if as_json:
         print_json([asdict(item) for item in found])
         return

@@ -23,6 +23,9 @@ def select(
         list[str] | None, typer.Option("--folds", metavar="0,2", help="Default: folds that all models have.")
     ] = None,
     plans: Annotated[str | None, typer.Option("--plans", metavar="NAME", help="Only models of these plans.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Option("--names", metavar="A,B", help="Only models trained with these --name.")
+    ] = None,
     no_ensembles: Annotated[
         bool, typer.Option("--no-ensembles", help="Compare single models only, no ensembles.")
     ] = False,
@@ -45,6 +48,7 @@ def select(
         configurations=options.split_list(config) or None,
         folds=None if numbers == "all" else numbers,
         plans=plans,
+        names=options.split_list(names) or None,
         ensembles=not no_ensembles,
         output=output,
         device=device,

@@ -1,0 +1,104 @@
+"""Find in a workspace what a trainer needs of a dataset: plan, preprocessed cases, split and folders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from segwright.core.errors import ModelError, PlanError, WorkspaceError
+from segwright.core.files.names import below
+from segwright.data import dataset, splits
+from segwright.data.description import load_description
+from segwright.data.plan import Plan
+from segwright.data.preprocessed.previous_stage import FOLDER, StageMaps
+from segwright.data.preprocessed.store import CaseStore
+from segwright.training.cascade import CascadeStore
+from segwright.training.checkpointing.checkpoints import find_resumable
+from segwright.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingInputs:
+    """What a trainer needs of a preprocessed dataset.
+
+    Attributes:
+        dataset: the raw dataset.
+        plan: its plan.
+        cases: the preprocessed cases of the configuration.
+        split: the cases of the fold.
+        output_folder: of the fold.
+        checkpoint: from which its training can go on; None: it was not begun.
+    """
+
+    dataset: dataset.Dataset
+    plan: Plan
+    cases: CaseStore | CascadeStore
+    split: splits.Split
+    output_folder: Path
+    checkpoint: Path | None
+
+
+def find_inputs(
+    raw: str | Path, configuration: str, fold: int | Literal["all"], workspace: Workspace, *, plans: str, model: str
+) -> TrainingInputs:
+    """Find everything in a workspace; nothing is computed, and nothing but missing splits is written.
+
+    Args:
+        raw: folder, name or id of the dataset.
+        configuration: its name in the plan.
+        fold: number or `all`.
+        workspace: where the dataset was preprocessed.
+        plans: name of the plans.
+        model: first part of the name of the model's folder.
+
+    Raises:
+        SegwrightError: the dataset is invalid, or is not planned and preprocessed as it is now.
+    """
+    loaded = dataset.load(workspace.resolve_dataset(raw))
+    prepare = f"prepare it with segwright.preprocess({str(raw)!r}) or 'segwright preprocess {raw}'"
+    file = workspace.plans_file(loaded.name, plans)
+    if not file.is_file():
+        raise PlanError(f"{file}: no such plans; {prepare}")
+    plan = Plan.load(file)
+    copy = workspace.dataset_copy(loaded.name)
+    if copy.is_file() and load_description(copy).meaning() != loaded.description.meaning():
+        raise WorkspaceError(f"{loaded.folder}: channels or labels have changed since {copy}; {prepare}")
+    store = CaseStore(workspace.case_folder(loaded.name, plan.configuration(configuration).data_identifier))
+    known = {*store.identifiers()}
+    missing = [name for name in loaded.identifiers if name not in known]
+    if missing:
+        raise WorkspaceError(f"{store.folder}: {len(missing)} cases are missing, the first is {missing[0]}; {prepare}")
+    folds = [] if fold == "all" else splits.resolve(workspace.splits_file(loaded.name), loaded.identifiers)
+    folder = below(workspace.model_folder(loaded.name, model, plan.plans_name, configuration), f"fold_{fold}")
+    return TrainingInputs(
+        dataset=loaded,
+        plan=plan,
+        cases=_with_previous_stage(store, workspace, loaded.name, plan, configuration, model),
+        split=splits.select(folds, loaded.identifiers, fold),
+        output_folder=folder,
+        checkpoint=find_resumable(folder),
+    )
+
+
+def require_new(inputs: TrainingInputs) -> None:
+    """Check that the fold has no training yet.
+
+    Raises:
+        ModelError: it has.
+    """
+    if inputs.checkpoint is not None:
+        raise ModelError(
+            f"{inputs.output_folder}: has a training already; continue it with resume=True, give this one a name of "
+            "its own with name=, or delete the folder"
+        )
+
+
+def _with_previous_stage(
+    store: CaseStore, workspace: Workspace, name: str, plan: Plan, configuration: str, model: str
+) -> CaseStore | CascadeStore:
+    previous = plan.configuration(configuration).previous_stage
+    if previous is None:
+        return store
+    maps = StageMaps(workspace.model_folder(name, model, plan.plans_name, previous) / FOLDER / configuration)
+    return CascadeStore(store, maps)
