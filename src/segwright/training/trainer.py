@@ -37,7 +37,6 @@ from segwright.training.clock import Clock, Timer
 from segwright.training.config import KNOBS, TrainConfig, changed
 from segwright.training.distributed.context import SINGLE, DistributedContext
 from segwright.training.finetuning import load_pretrained
-from segwright.training.from_dataset import find_inputs, require_new
 from segwright.training.hook_results import (
     VALIDATION_KEYS,
     Scheduler,
@@ -47,6 +46,7 @@ from segwright.training.hook_results import (
     required_step,
 )
 from segwright.training.loading.batches import Batch, BatchLoader, to_device
+from segwright.training.loading.from_dataset import find_inputs, require_new
 from segwright.training.loading.loaders import build_loaders, training_recipe
 from segwright.training.loading.prefetch import prefetched_batches
 from segwright.training.losses.builtin import TrainingLoss, build_loss
