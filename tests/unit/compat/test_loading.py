@@ -154,7 +154,15 @@ def test_package_of_the_file_is_found(write: Write, imports: str) -> None:
 
 def test_module_of_an_absent_fork_is_named(write: Write) -> None:
     file = write("trainers.py", f"from nnunetv2.nets.big import Big\n{PLAIN}")
-    with pytest.raises(ConfigError, match=r"trainers.py:1: nnunetv2.nets does not exist here; if it belongs to a fork"):
+    with pytest.raises(
+        ConfigError, match=r"trainers.py:1: there is no module nnunetv2.nets here; if it belongs to a fork"
+    ):
+        load_trainer_file(file)
+
+
+def test_name_of_an_absent_fork_is_named(write: Write) -> None:
+    file = write("trainers.py", f"from nnunetv2.training.loss.dice import Focal\n{PLAIN}")
+    with pytest.raises(ConfigError, match=r"trainers.py:1: nnunetv2.training.loss.dice has no 'Focal' here; if it bel"):
         load_trainer_file(file)
 
 

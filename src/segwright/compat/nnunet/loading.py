@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import keyword
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from segwright.core.extensions.user_code import UserCodeError, describe_error, e
 from segwright.core.resources import resource_error
 
 BASE: Final = "segwright.compat.nnunet.trainer:nnUNetTrainer"
+_MISSING_NAME: Final = re.compile(r"cannot import name '(\w+)'")
 _PREFIX: Final = "nnunet_trainer_"
 """Before the name of a file that is called like an installed module."""
 
@@ -95,16 +97,18 @@ def explain_import_error(error: ImportError, where: str) -> ConfigError:
         error: of the import.
         where: file and line.
     """
-    name = str(error.name or "")
-    top = name.partition(".")[0]
-    if isinstance(error, ModuleNotFoundError) and top not in HIDDEN:
-        return ConfigError(f"{where}: the trainer file needs {top}, which is not installed; install it")
-    if isinstance(error, ModuleNotFoundError):
+    module = str(error.name or "")
+    package = module.partition(".")[0]
+    missing = _MISSING_NAME.match(str(error))
+    if package in HIDDEN:
+        what = f"{module} has no '{missing[1]}'" if missing else f"there is no module {module}"
         return ConfigError(
-            f"{where}: {name} does not exist here; if it belongs to a fork of nnU-Net, leave the trainer file in the "
-            "fork's folder nnunetv2/training/nnUNetTrainer, so that its other files are found"
+            f"{where}: {what} here; if it belongs to a fork of nnU-Net, leave the trainer file in the fork's folder "
+            "nnunetv2/training/nnUNetTrainer, so that the fork's other files are found"
         )
-    return ConfigError(f"{where}: {describe_error(error)}; names that exist are listed in the trainer documentation")
+    if isinstance(error, ModuleNotFoundError):
+        return ConfigError(f"{where}: the trainer file needs {package}, which is not installed; install it")
+    return ConfigError(f"{where}: {describe_error(error)}; install a version of {package or 'the package'} that fits")
 
 
 def _read(path: Path) -> bytes:
