@@ -152,6 +152,14 @@ def test_package_of_the_file_is_found(write: Write, imports: str) -> None:
     assert {*loaded.beside} == {"my_project", "my_project.nets"}
 
 
+def test_missing_module_of_the_package_is_named(write: Write) -> None:
+    file = write("my-project/trainer.py", f"from .nets import VALUE\n{PLAIN}")
+    with pytest.raises(ConfigError, match=r"trainer.py:1: there is no module my-project.nets below .*; put it there"):
+        load_trainer_file(file)
+    write("my-project/nets.py", "VALUE = 9\n")
+    assert load_trainer_file(file).class_name == "nnUNetTrainerPlain"
+
+
 def test_module_of_an_absent_fork_is_named(write: Write) -> None:
     file = write("trainers.py", f"from nnunetv2.nets.big import Big\n{PLAIN}")
     with pytest.raises(

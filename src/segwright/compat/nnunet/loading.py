@@ -90,12 +90,13 @@ def load_trainer_file(
     return LoadedTrainer(cls=cls, file=path, sha256=sha256(source).hexdigest(), modules=modules, beside=beside)
 
 
-def explain_import_error(error: ImportError, where: str) -> ConfigError:
+def explain_import_error(error: ImportError, where: str, root: Path | None = None) -> ConfigError:
     """Return the error for an import of a trainer file that failed.
 
     Args:
         error: of the import.
         where: file and line.
+        root: folder in which modules of the user were searched.
     """
     module = str(error.name or "")
     package = module.partition(".")[0]
@@ -106,9 +107,12 @@ def explain_import_error(error: ImportError, where: str) -> ConfigError:
             f"{where}: {what} here; if it belongs to a fork of nnU-Net, leave the trainer file in the fork's folder "
             "nnunetv2/training/nnUNetTrainer, so that the fork's other files are found"
         )
+    if root is not None and package and (root / package).is_dir():
+        return ConfigError(f"{where}: there is no module {module} below {root}; put it there, or remove the import")
     if isinstance(error, ModuleNotFoundError):
         return ConfigError(f"{where}: the trainer file needs {package}, which is not installed; install it")
-    return ConfigError(f"{where}: {describe_error(error)}; install a version of {package or 'the package'} that fits")
+    remedy = f"install a version of {package} that fits" if package else "leave the file in its package"
+    return ConfigError(f"{where}: {describe_error(error)}; {remedy}")
 
 
 def _read(path: Path) -> bytes:
@@ -138,7 +142,7 @@ def _root_and_name(path: Path, tree: ast.Module) -> tuple[Path, str]:
     depths = [1 + names.index(name) for name in _own_packages(tree) if name in names]
     depth = max([*depths, _relative_levels(tree)])
     name = ".".join([*(folder.name for folder in reversed(folders[:depth])), path.stem])
-    if depth and all(part.isidentifier() for part in name.split(".")):
+    if depth and name.count(".") == depth:  # no folder has a dot in its name
         return folders[depth], name
     stem = path.stem if path.stem.isidentifier() and not keyword.iskeyword(path.stem) else "file"
     taken = stem in sys.modules or stem in sys.stdlib_module_names
@@ -173,7 +177,7 @@ def _run(path: Path, name: str, root: Path, modules: StandIns) -> ModuleType:
             raise
         where = error_location(error, ()) or str(path)
         if isinstance(error, ImportError):
-            raise explain_import_error(error, where) from error
+            raise explain_import_error(error, where, root) from error
         raise UserCodeError(f"{where}: the trainer file failed with {describe_error(error)}") from error
     return module
 

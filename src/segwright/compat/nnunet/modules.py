@@ -251,9 +251,8 @@ class StandIns:
 
     def _is_own(self, module: ModuleType) -> bool:
         """Return whether a module came from the file's folder, or from one that the file added to `sys.path`."""
-        loader = getattr(module, "__loader__", None)
-        if isinstance(loader, FolderLoader):
-            return loader.root == self.root
+        if self.root is not None and getattr(module.__spec__, "loader_state", None) == self.root:
+            return True
         file = getattr(module, "__file__", None)
         return file is not None and any(Path(file).is_relative_to(entry) for entry in self._added_to_path if entry)
 
