@@ -110,7 +110,9 @@ MODULES: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "nnunetv2.training.loss.robust_ce_loss": _of("names.losses", "RobustCrossEntropyLoss", "TopKLoss"),
     "nnunetv2.training.lr_scheduler.polylr": _of("names.schedules", "PolyLRScheduler"),
-    "nnunetv2.training.lr_scheduler.warmup": _of("names.schedules", "Lin_incr_LRScheduler", "PolyLRScheduler_offset"),
+    "nnunetv2.training.lr_scheduler.warmup": _of(
+        "names.schedules", "Lin_incr_LRScheduler", "Lin_incr_offset_LRScheduler", "PolyLRScheduler_offset"
+    ),
     "nnunetv2.training.logging.nnunet_logger": _of("names.logging", "nnUNetLogger", "MetaLogger", "LocalLogger"),
     "nnunetv2.utilities.helpers": _of("names.helpers", *_SOFTMAX, "empty_cache", "dummy_context"),
     "nnunetv2.utilities.collate_outputs": _of("names.helpers", "collate_outputs"),
@@ -150,17 +152,25 @@ MODULES: Final[Mapping[str, Mapping[str, str]]] = {
     f"{_LOADING}.utils": _of("names.data", "get_case_identifiers", "unpack_dataset"),
     "nnunetv2.inference.predict_from_raw_data": _of("names.inference", "nnUNetPredictor"),
     "nnunetv2.inference.export_prediction": _of(
-        "names.inference", "export_prediction_from_logits", "resample_and_save"
+        "names.inference",
+        *("export_prediction_from_logits", "resample_and_save"),
+        *("convert_predicted_logits_to_segmentation_with_correct_shape",),
     ),
     "nnunetv2.inference.sliding_window_prediction": _of(
         "names.inference", "compute_gaussian", "compute_steps_for_sliding_window"
     ),
-    "nnunetv2.evaluation.evaluate_predictions": _of("names.inference", "compute_metrics_on_folder"),
+    "nnunetv2.evaluation.evaluate_predictions": _of(
+        "names.inference", "compute_metrics_on_folder", "labels_to_list_of_regions", "load_summary_json"
+    ),
     "acvl_utils.cropping_and_padding.bounding_boxes": _of(
         "names.arrays", "bounding_box_to_slice", "crop_and_pad_nd", "insert_crop_into_image"
     ),
     "acvl_utils.cropping_and_padding.padding": _of("names.arrays", "pad_nd_image"),
-    "batchgenerators.dataloading.data_loader": _of("names.loaders", "DataLoader"),
+    "batchgenerators.dataloading.data_loader": {
+        **_of("names.loaders", "DataLoader"),
+        "SlimDataLoaderBase": f"{_HERE}.names.loaders:DataLoader",
+        "DataLoaderBase": f"{_HERE}.names.loaders:DataLoader",
+    },
     "batchgenerators.dataloading.single_threaded_augmenter": _of("names.loaders", "SingleThreadedAugmenter"),
     "batchgenerators.dataloading.nondet_multi_threaded_augmenter": _of("names.loaders", "NonDetMultiThreadedAugmenter"),
     "batchgenerators.dataloading.multi_threaded_augmenter": _of("names.loaders", "MultiThreadedAugmenter"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,17 @@ def test_initial_weights() -> None:
     assert conv.bias is not None
     assert conv.weight.std().item() == pytest.approx((2 / 27) ** 0.5, rel=0.02)
     assert not conv.bias.any()
+
+
+def test_waits_for_results_of_busy_workers() -> None:
+    def state(**answers: bool) -> Any:
+        return SimpleNamespace(**{name: lambda answer=answer: answer for name, answer in answers.items()})
+
+    workers, results = [state(is_alive=True)], [state(ready=False)] * 2
+    assert helpers.check_workers_alive_and_busy(None, workers, results, allowed_num_queued=1)
+    assert not helpers.check_workers_alive_and_busy(None, workers, results, allowed_num_queued=2)
+    with pytest.raises(RuntimeError, match="a worker process has ended"):
+        helpers.check_workers_alive_and_busy(None, [state(is_alive=False)], [])
 
 
 def test_small_helpers() -> None:

@@ -17,7 +17,10 @@ from segwright.compat.nnunet.names.inference import (
     compute_gaussian,
     compute_metrics_on_folder,
     compute_steps_for_sliding_window,
+    convert_predicted_logits_to_segmentation_with_correct_shape,
     export_prediction_from_logits,
+    labels_to_list_of_regions,
+    load_summary_json,
     nnUNetPredictor,
     resample_and_save,
 )
@@ -135,6 +138,11 @@ def test_case_is_predicted_exported_and_scored(manager: PlansManager, dataset: n
     assert np.array_equal(label[1:], seg[0])
     probabilities = np.load(folder / "a.npz")["probabilities"]
     assert probabilities[:, 0, 0, 0].tolist() == [1, 0, 0]
+    converted = convert_predicted_logits_to_segmentation_with_correct_shape(
+        logits_of(seg), manager, configuration, manager.get_label_manager(DATASET), properties, True
+    )
+    assert np.array_equal(converted[0], label)
+    assert converted[1].shape == (3, 11, 8, 12)
     reader = manager.image_reader_writer_class()
     again = reader.read_seg(folder / "a.nii.gz")
     reader.write_seg(again[0][0].astype(np.uint8), tmp_path / "gt" / "a.nii.gz", again[1])
@@ -143,7 +151,7 @@ def test_case_is_predicted_exported_and_scored(manager: PlansManager, dataset: n
     )
     assert scores["mean"][1]["Dice"] == 1
     assert scores["metric_per_case"][0]["metrics"][1]["TP"] == 27
-    assert (folder / "summary.json").is_file()
+    assert load_summary_json(folder / "summary.json")["mean"][1]["Dice"] == 1
 
 
 def test_weights_of_folds_are_averaged(manager: PlansManager, dataset: nnUNetDataset) -> None:
@@ -188,6 +196,10 @@ def test_references_of_the_dataset_replace_a_folder_that_we_do_not_have(manager:
             from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder as bound
 
             assert bound(*arguments, *rest)["mean"][1, 2]["Dice"] == 1
+
+
+def test_labels_are_regions_of_one() -> None:
+    assert labels_to_list_of_regions([1, 2]) == [(1,), (2,)]
 
 
 def test_what_is_not_offered_is_refused() -> None:

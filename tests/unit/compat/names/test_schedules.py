@@ -6,7 +6,12 @@ import pytest
 import torch
 from torch.optim import SGD
 
-from segwright.compat.nnunet.names.schedules import Lin_incr_LRScheduler, PolyLRScheduler, PolyLRScheduler_offset
+from segwright.compat.nnunet.names.schedules import (
+    Lin_incr_LRScheduler,
+    Lin_incr_offset_LRScheduler,
+    PolyLRScheduler,
+    PolyLRScheduler_offset,
+)
 
 
 @pytest.fixture
@@ -45,6 +50,9 @@ def test_warmup_and_offset(optimizer: SGD) -> None:
     warmup = Lin_incr_LRScheduler(optimizer, 0.01, 50)
     warmup.step(9)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01 / 50 * 10)
+    later = Lin_incr_offset_LRScheduler(optimizer, 0.01, 50, 10)
+    later.step(20)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0022)
     decay = PolyLRScheduler_offset(optimizer, 0.01, 1000, 50)
     decay.step(50)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01)

@@ -21,7 +21,7 @@ def bounding_box_to_slice(bounding_box: Sequence[Sequence[int]]) -> tuple[slice,
 
 
 def crop_and_pad_nd(
-    image: Any, bbox: Sequence[Sequence[int]], pad_value: float = 0, pad_mode: str = "constant"
+    image: Any, bbox: Sequence[Sequence[int]], pad_value: float = 0, pad_mode: str = "constant", **_others: Any
 ) -> Array:
     """Return a box of the last axes of an array, which may lie outside of it.
 

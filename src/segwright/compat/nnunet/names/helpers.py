@@ -89,10 +89,18 @@ def get_allowed_n_proc_DA() -> int:
 
 
 def check_workers_alive_and_busy(
-    _pool: object, _workers: object, results: Iterable[Any], allowed_num_queued: int = 0
+    export_pool: object, worker_list: Iterable[Any], results_list: Iterable[Any], allowed_num_queued: int = 0
 ) -> bool:
-    """Return whether more than `allowed_num_queued` results are unfinished."""
-    return sum(not result.ready() for result in results) > allowed_num_queued
+    """Return whether at least `allowed_num_queued` more results than there are workers are unfinished.
+
+    Raises:
+        RuntimeError: a worker has ended.
+    """
+    del export_pool
+    workers = [*worker_list]
+    if not all(worker.is_alive() for worker in workers):
+        raise RuntimeError("a worker process has ended; its memory may have run out")
+    return sum(not result.ready() for result in results_list) >= len(workers) + allowed_num_queued
 
 
 def generate_crossval_split(
@@ -142,7 +150,7 @@ def init_last_bn_before_add_to_0(module: nn.Module) -> None:
                 nn.init.zeros_(parameter)
 
 
-def recursive_find_python_class(folder: str, class_name: str, current_module: str) -> type[Any] | None:
+def recursive_find_python_class(folder: str, class_name: str, current_module: str, **_others: Any) -> type[Any] | None:
     """Return a published trainer by its name, None for any other class.
 
     Args:
@@ -160,11 +168,11 @@ def recursive_find_python_class(folder: str, class_name: str, current_module: st
     return found if isinstance(found, type) else None
 
 
-def recursive_fix_for_json_export(document: dict[Any, Any]) -> None:
+def recursive_fix_for_json_export(my_dict: dict[Any, Any]) -> None:
     """Replace numpy and torch values of a document, in place, by those that JSON knows."""
-    for key in [*document]:
-        value = document.pop(key)
-        document[key.item() if isinstance(key, np.generic) else key] = to_json_value(value)
+    for key in [*my_dict]:
+        value = my_dict.pop(key)
+        my_dict[key.item() if isinstance(key, np.generic) else key] = to_json_value(value)
 
 
 def to_json_value(value: Any) -> Any:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from segwright.compat.nnunet.names.data import PROVENANCE, provenance_of
 from segwright.compat.nnunet.names.images import ImageReaderWriter
+from segwright.compat.nnunet.names.labels import LabelManager
 from segwright.compat.nnunet.names.plans import ConfigurationManager, PlansManager
 from segwright.core.device import resolve_device
 from segwright.core.errors import ConfigError, DatasetError
@@ -27,7 +28,7 @@ from segwright.data.plan import Configuration
 from segwright.data.preprocessed.previous_stage import StageMaps
 from segwright.data.preprocessed.provenance import Provenance
 from segwright.evaluation.scores import class_key, evaluate_files, pair_files
-from segwright.inference.export.labels import export_planes, save_labels
+from segwright.inference.export.labels import ProbabilityArray, export_planes, save_labels
 from segwright.inference.export.to_original_grid import InverseResampling
 from segwright.inference.export.writers import ProbabilityFormat
 from segwright.inference.predictor import Predictor
@@ -173,10 +174,7 @@ class nnUNetPredictor:
         Raises:
             ConfigError: always.
         """
-        raise ConfigError(
-            "nnUNetPredictor.initialize_from_trained_model_folder is not offered within a training; predict with "
-            "'segwright predict --model FOLDER'"
-        )
+        _refuse("initialize_from_trained_model_folder")
 
     def predict_from_files(self, *_args: Any, **_kwargs: Any) -> NoReturn:
         """Refuse to predict image files.
@@ -184,9 +182,49 @@ class nnUNetPredictor:
         Raises:
             ConfigError: always.
         """
-        raise ConfigError(
-            "nnUNetPredictor.predict_from_files is not offered within a training; predict with 'segwright predict'"
-        )
+        _refuse("predict_from_files")
+
+    def predict_single_npy_array(self, *_args: Any, **_kwargs: Any) -> NoReturn:
+        """Refuse to predict an image that is not preprocessed.
+
+        Raises:
+            ConfigError: always.
+        """
+        _refuse("predict_single_npy_array")
+
+    predict_from_files_sequential = predict_from_files
+    predict_from_list_of_npy_arrays = predict_single_npy_array
+    predict_from_data_iterator = predict_single_npy_array
+
+
+def convert_predicted_logits_to_segmentation_with_correct_shape(
+    predicted_logits: Tensor | npt.NDArray[Any],
+    plans_manager: PlansManager,
+    configuration_manager: ConfigurationManager,
+    label_manager: LabelManager,
+    properties_dict: Mapping[str, Any],
+    return_probabilities: bool = False,
+    num_threads_torch: int = 8,
+) -> Any:
+    """Return the label map of logits (H, *S), in the axis order and on the grid of the case's image.
+
+    Args:
+        predicted_logits: of the network.
+        plans_manager: of the training.
+        configuration_manager: of the training.
+        label_manager: of the dataset.
+        properties_dict: of the case, from a dataset of `names.data`.
+        return_probabilities: also return them, (H, *S).
+        num_threads_torch: has no effect.
+    """
+    del plans_manager, num_threads_torch
+    logits = _logits(predicted_logits)
+    labels = label_manager.labels
+    configuration = Configuration.from_json(configuration_manager.configuration)
+    inverse = InverseResampling(logits.shape[1:], _provenance(properties_dict), configuration)
+    writer = ProbabilityArray(inverse, labels) if return_probabilities else None
+    label_map = export_planes(_one_part(logits), inverse, labels, writer=writer)
+    return label_map if writer is None else (label_map, writer.array)
 
 
 def export_prediction_from_logits(
@@ -225,9 +263,8 @@ def export_prediction_from_logits(
         if save_probabilities
         else nullcontext()
     )
-    planes = [Planes(start=0, stop=logits.shape[1], logits=logits)]
     with probabilities as writer:
-        label_map = export_planes(planes, inverse, labels, writer=writer)
+        label_map = export_planes(_one_part(logits), inverse, labels, writer=writer)
     save_labels(label_map, target, provenance, str(plans_manager.plans["image_reader_writer"]))
 
 
@@ -313,13 +350,7 @@ def compute_metrics_on_folder(
     )
     if output_file is not None:
         scores.save(Path(output_file))
-    document = scores.to_json()
-    cases = [
-        {**case, "metrics": {class_key(key): value for key, value in case["metrics"].items()}}
-        for case in document["metric_per_case"]
-    ]
-    means = {class_key(key): value for key, value in document["mean"].items()}
-    return {**document, "metric_per_case": cases, "mean": means}
+    return _with_class_keys(scores.to_json())
 
 
 def _reference_files(folder: Path, references: References, file_ending: str) -> Mapping[str, Path] | Path:
@@ -340,6 +371,36 @@ def _labels_of(regions_or_labels: Sequence[int | Sequence[int]]) -> Labels:
     declared: dict[str, ClassKey] = {BACKGROUND: 0, **{str(key): key for key in keys}}
     has_regions = any(isinstance(key, tuple) and len(key) > 1 for key in keys)
     return Labels(declared, tuple(range(1, len(keys) + 1)) if has_regions else None)
+
+
+def labels_to_list_of_regions(labels: Sequence[int]) -> list[tuple[int]]:
+    """Return each label as a region of its own."""
+    return [(label,) for label in labels]
+
+
+def load_summary_json(filename: str | PathLike[str]) -> dict[str, Any]:
+    """Return a `summary.json` as `compute_metrics_on_folder` does."""
+    return _with_class_keys(read_json(Path(filename)))
+
+
+def _with_class_keys(document: dict[str, Any]) -> dict[str, Any]:
+    """Return a summary with labels and regions as keys, not their texts."""
+    cases = [
+        {**case, "metrics": {class_key(key): value for key, value in case["metrics"].items()}}
+        for case in document["metric_per_case"]
+    ]
+    means = {class_key(key): value for key, value in document["mean"].items()}
+    return {**document, "metric_per_case": cases, "mean": means}
+
+
+def _one_part(logits: Tensor) -> list[Planes]:
+    return [Planes(start=0, stop=logits.shape[1], logits=logits)]
+
+
+def _refuse(method: str) -> NoReturn:
+    raise ConfigError(
+        f"nnUNetPredictor.{method} is not offered within a training; predict with 'segwright predict --model FOLDER'"
+    )
 
 
 def _logits(predicted: Tensor | npt.NDArray[Any] | str | PathLike[str]) -> Tensor:

@@ -55,6 +55,9 @@ class DataLoader:
         """Set the number of the worker."""
         self.thread_id = thread_id
 
+    def reset(self) -> None:
+        """Do nothing: there is no order of cases."""
+
     def __iter__(self) -> Iterator[Item]:
         return self
 
@@ -263,6 +266,10 @@ class SingleThreadedAugmenter:
         item: Item = next(self.data_loader)
         return item if self.transform is None else self.transform(**item)
 
+    def next(self) -> Item:
+        """Return the next batch."""
+        return next(self)
+
     def restart(self) -> None:
         """Do nothing."""
 
@@ -297,7 +304,21 @@ class NonDetMultiThreadedAugmenter(SingleThreadedAugmenter):
 
 
 class MultiThreadedAugmenter(NonDetMultiThreadedAugmenter):
-    """Another name in batchgenerators, with the same arguments but `timeout` at the end."""
+    """As `NonDetMultiThreadedAugmenter`, with batchgenerators' other arguments."""
+
+    def __init__(
+        self,
+        data_loader: Any,
+        transform: Callable[..., Item] | None,
+        num_processes: int,
+        num_cached_per_queue: int = 2,
+        seeds: Sequence[int] | None = None,
+        pin_memory: bool = False,
+        timeout: float = 10,
+        wait_time: float = 0.02,
+    ) -> None:
+        del timeout
+        super().__init__(data_loader, transform, num_processes, num_cached_per_queue, seeds, pin_memory, wait_time)
 
 
 class LimitedLenWrapper(NonDetMultiThreadedAugmenter):

@@ -63,24 +63,28 @@ class PolyLRScheduler(_EpochScheduler):
 
 
 class Lin_incr_LRScheduler(_EpochScheduler):
-    """Linear increase: `max_lr / max_steps * (1 + epoch - start_step)`."""
+    """Linear increase: `max_lr / max_steps * (1 + epoch)`."""
 
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        max_lr: float,
-        max_steps: int,
-        current_step: int | None = None,
-        start_step: int = 0,
-    ) -> None:
+    start_step = 0
+
+    def __init__(self, optimizer: Optimizer, max_lr: float, max_steps: int, current_step: int | None = None) -> None:
         self.max_lr = max_lr
         self.max_steps = max_steps
-        self.start_step = start_step
         super().__init__(optimizer, current_step)
 
     def rate(self, step: int) -> float:
         """Return the learning rate of an epoch."""
         return self.max_lr / self.max_steps * (1 + step - self.start_step)
+
+
+class Lin_incr_offset_LRScheduler(Lin_incr_LRScheduler):
+    """The increase of `Lin_incr_LRScheduler`, begun at `start_step`."""
+
+    def __init__(
+        self, optimizer: Optimizer, max_lr: float, max_steps: int, start_step: int, current_step: int | None = None
+    ) -> None:
+        self.start_step = start_step
+        super().__init__(optimizer, max_lr, max_steps, current_step)
 
 
 class PolyLRScheduler_offset(_EpochScheduler):
