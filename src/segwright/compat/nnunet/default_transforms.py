@@ -6,6 +6,9 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
+import torch
+from torch import Tensor
+
 from segwright.augmentation.default import default_recipe
 from segwright.augmentation.recipe import Recipe
 from segwright.augmentation.spatial import Affine, Mirror
@@ -43,7 +46,7 @@ def training_transforms(*args: Any, **kwargs: Any) -> SampleTransform:
     recipe = recipe.replace("spatial", Affine(rotation=_range(values["rotation_for_DA"]), in_plane=in_plane))
     axes = tuple(values["mirror_axes"] or ())
     recipe = recipe.replace("mirror", Mirror(axes=axes)) if axes else recipe.without("mirror")
-    return SampleTransform(recipe, patch_size, _labels(values), values["deep_supervision_scales"])
+    return DefaultTransform(recipe, patch_size, _labels(values), values["deep_supervision_scales"])
 
 
 def validation_transforms(*args: Any, **kwargs: Any) -> SampleTransform:
@@ -54,16 +57,41 @@ def validation_transforms(*args: Any, **kwargs: Any) -> SampleTransform:
     """
     values = {**_DEFAULTS, "patch_size": None, **dict(zip(VALIDATION, args, strict=False)), **kwargs}
     _require(values, VALIDATION[:1], "get_validation_transforms")
-    return _TargetsOnly(Recipe(), (), _labels(values), values["deep_supervision_scales"])
+    return TargetTransform(Recipe(), (), _labels(values), values["deep_supervision_scales"])
 
 
-class _TargetsOnly(SampleTransform):
+class DefaultTransform(SampleTransform):
+    """Our augmentation of a sample (`image`, `segmentation`), or up to 2.4 of a batch of arrays (`data`, `seg`)."""
+
+    def __call__(self, **sample: Any) -> dict[str, Any]:
+        """Return the sample with its target, or the batch with tensors `data` and `target`."""
+        if "data" not in sample:
+            return self.augment(**sample)
+        others = {key: value for key, value in sample.items() if key not in ("data", "seg")}
+        parts = [
+            self.augment(image=torch.as_tensor(image), segmentation=torch.as_tensor(label))
+            for image, label in zip(sample["data"], sample["seg"], strict=True)
+        ]
+        targets = [part["segmentation"] for part in parts]
+        target: Any
+        if isinstance(targets[0], list):
+            target = [torch.stack(list(level)) for level in zip(*targets, strict=True)]
+        else:
+            target = torch.stack(targets)
+        return {**others, "data": torch.stack([part["image"] for part in parts]), "target": target}
+
+    def augment(self, *, image: Tensor, segmentation: Tensor, **others: Any) -> dict[str, Any]:
+        """Return one sample."""
+        return super().__call__(image=image, segmentation=segmentation, **others)
+
+
+class TargetTransform(DefaultTransform):
     """Keeps the size of the sample."""
 
-    def __call__(self, *, image: Any, segmentation: Any, **others: Any) -> dict[str, Any]:
-        """Return the sample with its targets."""
+    def augment(self, *, image: Tensor, segmentation: Tensor, **others: Any) -> dict[str, Any]:
+        """Return one sample with its targets."""
         self.patch_size = tuple(image.shape[1:])
-        return super().__call__(image=image, segmentation=segmentation, **others)
+        return super().augment(image=image, segmentation=segmentation, **others)
 
 
 def call_transform_hook(hook: Callable[..., Any], values: Mapping[str, Any]) -> Any:

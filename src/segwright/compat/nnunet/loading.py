@@ -82,10 +82,10 @@ def load_trainer_file(
     tree = _parse(source, path)
     root, name = _root_and_name(path.absolute(), tree)
     modules = StandIns(root, folders)
-    _require_packages(tree, modules.absent, path)
     with modules:
         module = _run(path.absolute(), name, root, modules)
         cls = _choose(module, class_name, path)
+    _require_packages(_definitions_used(tree, cls.__name__), modules.absent, path)
     beside = {name: Path(str(own.__file__)) for name, own in modules.own_modules.items() if _has_file(own, module)}
     return LoadedTrainer(cls=cls, file=path, sha256=sha256(source).hexdigest(), modules=modules, beside=beside)
 
@@ -234,6 +234,25 @@ def _require_packages(tree: ast.Module, absent: tuple[str, ...], path: Path) -> 
             target = imported[node.id]
             error = absent_package(target.partition(".")[0], f"uses {target}")
             raise ConfigError(f"{path}:{node.lineno}: {error}")
+
+
+def _definitions_used(tree: ast.Module, class_name: str) -> ast.Module:
+    """Return a module with its imports, the definition of a class and the definitions that it uses, directly or not.
+
+    All of it if the class is not defined there.
+    """
+    kinds = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    definitions = {node.name: node for node in tree.body if isinstance(node, kinds)}
+    if class_name not in definitions:
+        return tree
+    used, waiting = {class_name}, [class_name]
+    while waiting:
+        names = {node.id for node in ast.walk(definitions[waiting.pop()]) if isinstance(node, ast.Name)}
+        found = (names & definitions.keys()) - used
+        used |= found
+        waiting += found
+    body = [node for node in tree.body if not isinstance(node, kinds) or node.name in used]
+    return ast.Module(body=body, type_ignores=[])
 
 
 def _needs(module: str, absent: tuple[str, ...]) -> bool:

@@ -16,7 +16,7 @@ from segwright.augmentation.recipe import Recipe
 from segwright.augmentation.spatial import Affine, Mirror
 from segwright.compat.nnunet.default_transforms import is_old_hook
 from segwright.compat.nnunet.hooks.iterators import BatchIterator, IteratorLoader
-from segwright.compat.nnunet.hooks.transform_loader import file_loaders
+from segwright.compat.nnunet.hooks.transform_loader import file_loaders, plain_loaders
 from segwright.compat.nnunet.names.data import make_dataset
 from segwright.compat.nnunet.segmentation import keep_segmentation
 from segwright.compat.nnunet.trainer import is_before_2_6, nnUNetTrainer, overrides
@@ -33,7 +33,8 @@ ROTATION_HOOK: Final = "configure_rotation_dummyDA_mirroring_and_inital_patch_si
 SMALLEST_SCALE: Final = 0.85
 """By which nnU-Net enlarges what it reads (nnU-Net behaviour 10.2)."""
 
-TRANSFORM_HOOKS: Final = ("get_training_transforms", "get_validation_transforms")
+TRANSFORM_HOOKS: Final = ("get_training_transforms", "get_validation_transforms", "get_plain_dataloaders")
+"""Hooks with which batches are read and augmented in nnU-Net's manner."""
 
 
 class DataHooks:
@@ -69,7 +70,8 @@ class DataHooks:
     @property
     def _is_old(self) -> bool:
         """Whether the file is for a version with batchgenerators, in which rotation ranges are a dict."""
-        return overrides(self._cls, TRANSFORM_HOOKS[0]) and is_old_hook(self._user.get_training_transforms)
+        own = overrides(self._cls, TRANSFORM_HOOKS[0]) and is_old_hook(self._user.get_training_transforms)
+        return own or overrides(self._cls, TRANSFORM_HOOKS[2])
 
     def apply_augmentation(self) -> None:
         """Change our augmentation as the file's hook says.
@@ -166,14 +168,10 @@ class DataHooks:
         )
 
     def plain_dataloaders(self, initial_patch_size: Any, dim: int) -> tuple[Any, Any]:
-        """Refuse: our loaders read and augment in one step.
-
-        Raises:
-            ConfigError: always.
-        """
-        raise ConfigError(
-            f"{self._cls.__name__} calls get_plain_dataloaders, which Segwright does not have: it reads and augments "
-            "in one step; override get_dataloaders instead"
+        """Return nnU-Net's loaders without transforms; `dim` follows from the size."""
+        del dim
+        return plain_loaders(
+            self._user, self._user.get_tr_and_val_datasets(), [int(size) for size in initial_patch_size]
         )
 
     def loaders(self) -> tuple[Any, Any]:
