@@ -180,7 +180,10 @@ def with_nnunet_trainer(session: Session, reference: str | Path | None) -> Sessi
     from segwright.compat.nnunet.modules import NnunetFolders
 
     workspace = session.workspace
-    folders = NnunetFolders(raw=workspace.raw, preprocessed=workspace.preprocessed, results=workspace.results)
+    references = {case.identifier: case.label for case in session.dataset.cases if case.label is not None}
+    folders = NnunetFolders(
+        raw=workspace.raw, preprocessed=workspace.preprocessed, results=workspace.results, references=references
+    )
     file, name = split_reference(str(reference))
     loaded = load_trainer_file(file, name, folders=folders)
     model_name = loaded.class_name if session.model_name == DEFAULT_TRAINER else session.model_name
