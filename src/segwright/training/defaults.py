@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from segwright.data.plan import Configuration
+from segwright.training.clock import Clock
 from segwright.training.config import TrainConfig, changed
 
 CPU_BUDGET_BATCH_SIZE = 2
@@ -70,6 +72,11 @@ def planned_epochs(config: TrainConfig) -> int | None:
     if config.budget_s is None or "num_epochs" in config.model_fields_set:
         return config.num_epochs
     return None
+
+
+def make_clock(config: TrainConfig, *, now: Callable[[], float]) -> Clock:
+    """Return the clock of a run; `now` is a monotonic clock in seconds."""
+    return Clock(num_epochs=planned_epochs(config), budget_s=config.budget_s, now=now)
 
 
 def length_text(config: TrainConfig) -> str:

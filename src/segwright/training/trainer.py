@@ -6,19 +6,16 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from segwright.core.device import autocast, compute_dtype, memory_format, resolve_device
-from segwright.core.errors import ConfigError, ModelError
+from segwright.core.errors import ConfigError
 from segwright.core.extensions.given import method_reference
 from segwright.core.extensions.trust import CodeTrust, TrustCode
-from segwright.core.files.atomic_io import sweep_leftovers
-from segwright.core.files.hashing import file_hash
-from segwright.core.files.names import below
 from segwright.core.interrupt import Interrupted, StopRequest
 from segwright.data.description import DatasetDescription
 from segwright.data.labels import Labels
@@ -26,10 +23,9 @@ from segwright.data.laterality import LabelPairs
 from segwright.data.plan import Configuration, Plan
 from segwright.data.splits import Split
 from segwright.evaluation.scores import Scores
-from segwright.inference.predictor import Predictor
 from segwright.networks.build import ArchitectureSpec, move_to_device, set_deep_supervision
 from segwright.networks.logits import LogitsOf, logits_only
-from segwright.training import defaults, network_setup
+from segwright.training import defaults, hook_results, network_setup
 from segwright.training.callbacks import call_callbacks, load_callbacks
 from segwright.training.checkpointing import checkpoints, resume
 from segwright.training.checkpointing.determinism import reproducible, seed_step
@@ -37,28 +33,19 @@ from segwright.training.clock import Clock, Timer
 from segwright.training.config import KNOBS, TrainConfig, changed
 from segwright.training.distributed.context import SINGLE, DistributedContext
 from segwright.training.finetuning import load_pretrained
-from segwright.training.hook_results import (
-    VALIDATION_KEYS,
-    Scheduler,
-    required_loaders,
-    required_loss,
-    required_optimizers,
-    required_step,
-)
+from segwright.training.hook_results import Scheduler
 from segwright.training.loading.batches import Batch, BatchLoader, to_device
 from segwright.training.loading.from_dataset import find_inputs, require_new
 from segwright.training.loading.loaders import build_loaders, training_recipe
 from segwright.training.loading.prefetch import prefetched_batches
 from segwright.training.losses.builtin import TrainingLoss, build_loss
+from segwright.training.monitoring import epoch_metrics
 from segwright.training.monitoring.divergence import DivergenceMonitor, check_loss
-from segwright.training.monitoring.logbook import LOG_FILE, Logbook, row_text, write_line
-from segwright.training.monitoring.loggers import METRICS_FILE, JsonlLogger, MetricLogger, SafeLogger
-from segwright.training.monitoring.network_plot import plot_network
-from segwright.training.monitoring.progress_plot import plot
-from segwright.training.monitoring.run_record import debug_document, train_record, write_documents
-from segwright.training.monitoring.stagnation import stagnation_warnings
-from segwright.training.monitoring.status import State, StatusFile, make_status
-from segwright.training.monitoring.trackers import open_loggers, require_loggers
+from segwright.training.monitoring.logbook import Logbook
+from segwright.training.monitoring.loggers import MetricLogger
+from segwright.training.monitoring.run_output import RunOutput
+from segwright.training.monitoring.run_record import train_record
+from segwright.training.monitoring.status import State
 from segwright.training.optim import ema
 from segwright.training.optim.optimizers import build_optimizer, optimizer_tensors, update
 from segwright.training.optim.rates import LearningRates, rate_notes
@@ -68,9 +55,6 @@ from segwright.training.validation.online import ValidationStep, confusion, pseu
 from segwright.workspace import DEFAULT_WORK, Workspace, name_of_model
 
 T = TypeVar("T", bound="Trainer")
-
-PLOT_INTERVAL_S: Final = 30.0
-"""Shortest time between two plots of `progress.png`; one takes about as long as a training step on a CPU."""
 
 
 class Trainer:
@@ -121,7 +105,6 @@ class Trainer:
     clock: Clock
     schedule: Schedule
     rates: LearningRates
-    status: StatusFile
     divergence_monitor: DivergenceMonitor
     save_timer: Timer
     weight_ema: ema.WeightAverage | None
@@ -171,10 +154,7 @@ class Trainer:
         self.output_folder = output_folder
         self.references = references
         self.distributed = distributed
-        self.loggers: list[MetricLogger] = []
-        if distributed.is_first:
-            self.loggers = [JsonlLogger(output_folder / METRICS_FILE)]
-            self.loggers += (SafeLogger(logger, type(logger).__name__) for logger in loggers)
+        self._output = RunOutput(output_folder, is_first=distributed.is_first, loggers=loggers)
         self.callbacks = [*callbacks]
         self.stop = stop or StopRequest()
         self.notes: tuple[str, ...] = ()
@@ -267,13 +247,11 @@ class Trainer:
         decided = defaults.resolve_config(self._with_knobs(), self.configuration, self.device)
         self.config, self.notes = decided.config, decided.notes
         self._set_knobs()
-        num_epochs, budget_s = defaults.planned_epochs(self.config), self.config.budget_s
-        self.clock = Clock(num_epochs=num_epochs, budget_s=budget_s, now=self._now)
-        self.schedule = build_schedule(self.config, num_epochs)
+        self.clock = defaults.make_clock(self.config, now=self._now)
+        self.schedule = build_schedule(self.config, self.clock.num_epochs)
         self.logbook = Logbook()
         self.epoch_outputs: list[dict[str, Tensor]] = []
         self.save_timer = Timer(defaults.save_interval_s(self.config), now=self._now)
-        self._plot_timer = Timer(PLOT_INTERVAL_S, now=self._now)
         network = self._build_network()
         heads, patch_size = self.labels.num_heads, self.configuration.patch_size
         with logits_only(network, self._own_logits_of):
@@ -282,20 +260,20 @@ class Trainer:
             self.notes += (*self._load_pretrained(network, self.config.pretrained),)
         self.network = move_to_device(network, self.device)
         self.distributed.sync_parameters(self.network)
-        made = required_optimizers(self.configure_optimizers(), self.configure_optimizers, "configure_optimizers")
-        self.optimizer, scheduler = made
+        hook = self.configure_optimizers
+        self.optimizer, scheduler = hook_results.required_optimizers(hook(), hook, "configure_optimizers")
         self.rates = LearningRates(self.optimizer, scheduler, per_step=self.scheduler_steps == "step")
         self.notes += rate_notes(self.config, self.rates, is_own=self._overrides("configure_optimizers"))
         self.notes += network_setup.object_notes(self.config, type(self))
         self.weight_ema = ema.attach(self.network, self.optimizer, self.config.ema_weights)
         if compute_dtype(self.device, self.config.precision) == torch.float16:
             self.grad_scaler = torch.amp.GradScaler(self.device.type)
-        self.loss = required_loss(self.build_loss(), self.build_loss)
+        self.loss = hook_results.required_loss(self.build_loss(), self.build_loss)
         self.recipe = training_recipe(self.config, self.configuration, self.labels, LabelPairs.of_plan(self.plans))
         self.callbacks += load_callbacks(self.config.callbacks)
-        require_loggers(self.config.loggers)
+        self._output.prepare(self.config.loggers, now=self._now)
+        self.status = self._output.status
         self.divergence_monitor = DivergenceMonitor()
-        self.status = StatusFile(self.output_folder, now=self._now)
 
     @staticmethod
     def build_network_architecture(
@@ -361,14 +339,10 @@ class Trainer:
         return network_setup.build_named_network(spec, configuration, inputs, heads, deep, seed=seed, trust=trust)
 
     def _load_pretrained(self, network: nn.Module, source: str) -> list[str]:
-        return load_pretrained(
-            Path(source),
-            network,
-            self._build_network(extra=1),
-            channels=network_setup.input_channel_names(self.dataset_json, self.labels, self.configuration),
-            heads=tuple(self.labels.names.values()),
-            new_channels=self.config.pretrained_channels,
-        )
+        channels = network_setup.input_channel_names(self.dataset_json, self.labels, self.configuration)
+        heads, new = tuple(self.labels.names.values()), self.config.pretrained_channels
+        larger = self._build_network(extra=1)
+        return load_pretrained(Path(source), network, larger, channels=channels, heads=heads, new_channels=new)
 
     @staticmethod
     def logits_of(output: Any) -> Any:
@@ -466,7 +440,7 @@ class Trainer:
                     self._set_learning_rates()
                 seed_step(self.config.seed, self.current_epoch, self.epoch_step, self.distributed.rank)
                 self._call_callbacks("on_train_step_start")
-                output = required_step(self.train_step(batch), self.train_step, ("loss",))
+                output = hook_results.required_step(self.train_step(batch), self.train_step, ("loss",))
                 self.epoch_outputs.append(output)
                 self.rates.end_step()
                 self._call_callbacks("on_train_step_end")
@@ -488,11 +462,10 @@ class Trainer:
         self.current_step += 1
         self.epoch_step += 1
         self.clock.end_step()
-        if self.distributed.is_first:
-            if self.status.is_due:
-                self.write_status("training")
-            if self.status.stop_is_requested:
-                self.clock.end_training()
+        if self.distributed.is_first and self.status.is_due:
+            self.write_status("training")
+        if self.distributed.is_first and self.status.stop_is_requested:
+            self.clock.end_training()
         epoch_is_over, reason = self.distributed.broadcast([self.clock.epoch_is_over, self.stop.reason])
         if (self.save_timer.is_due or reason) and self.divergence_monitor.last_step_is_finite:
             self.save_checkpoint("latest")
@@ -507,7 +480,7 @@ class Trainer:
             hook, results = self.validation_step, []
             for batch in batches:
                 self._call_callbacks("on_validation_step_start")
-                results.append(required_step(hook(batch), hook, VALIDATION_KEYS))
+                results.append(hook_results.required_step(hook(batch), hook, hook_results.VALIDATION_KEYS))
                 self._call_callbacks("on_validation_step_end")
             return results
 
@@ -516,20 +489,15 @@ class Trainer:
         if not self.was_initialized:
             self.initialize()
         self.set_deep_supervision_enabled(self.enable_deep_supervision)
-        self.dataloader_train, self.dataloader_val = required_loaders(self.get_dataloaders(), self.get_dataloaders)
+        loaders = hook_results.required_loaders(self.get_dataloaders(), self.get_dataloaders)
+        self.dataloader_train, self.dataloader_val = loaders
         self.output_folder.mkdir(parents=True, exist_ok=True)
         if self.distributed.is_first:
-            sweep_leftovers(self.output_folder)
-            sweep_leftovers(self.output_folder.parent, is_shared=True)
             record = train_record(self.config, self.device, notes=self.notes, identity=self.identity())
-            debug = debug_document(vars(self), self.device)
-            write_documents(self.output_folder, self.plans, self.dataset_json, record=record, debug=debug)
-            self.loggers += open_loggers(self.config.loggers, self.output_folder)
+            self._output.write_records(self.plans, self.dataset_json, record, vars(self), self.device)
+            self._output.open_loggers(self.config.loggers)
             self.plot_network_architecture()
-        for logger in self.loggers:
-            logger.rewind(self.current_epoch)
-            if isinstance(logger, JsonlLogger):
-                logger.complete(self.logbook.rows[: self.current_epoch])
+        self._output.rewind_loggers(self.current_epoch, self.logbook.rows)
         begin = "training" if self.current_step == 0 else f"resuming at epoch {self.current_epoch}:"
         what = f"{self.configuration_name}, fold {self.fold}, {defaults.length_text(self.config)}"
         how = f"batch size {self.batch_size}, patch {self.configuration.patch_size}, on {self.device}"
@@ -549,10 +517,7 @@ class Trainer:
         """Set training mode and the learning rate."""
         self.network.train()
         self._set_learning_rates()
-        rates = self.rates.now()
-        self.logbook.log("lrs", rates[0], self.current_epoch)
-        if len(set(rates)) > 1:
-            self.logbook.log("lrs_per_group", rates, self.current_epoch)
+        epoch_metrics.log_learning_rates(self.logbook, self.rates.now(), self.current_epoch)
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
         """Update the weights with one batch; `loss` stays on the device and is NaN if the step was skipped."""
@@ -573,15 +538,9 @@ class Trainer:
 
     def on_train_epoch_end(self, steps: list[dict[str, Tensor]]) -> None:
         """Log the mean loss of the epoch's steps, and the number of those that were skipped."""
-        values = torch.stack([step["loss"].float() for step in steps]).cpu()
-        finite = torch.isfinite(values)
-        self.logbook.log("train_losses", float(values[finite].mean()), self.current_epoch)
-        self.logbook.log("steps", len(values), self.current_epoch)
-        self.logbook.log("skipped_steps", int((~finite).sum()), self.current_epoch)
-        skipped = torch.nonzero(~finite).flatten().tolist()
-        if skipped:
-            cases = ", ".join(self.divergence_monitor.cases_of(skipped))
-            self.print_to_log_file(f"{len(skipped)} steps skipped, loss or gradient not finite; cases: {cases}")
+        losses, cases_of = [step["loss"] for step in steps], self.divergence_monitor.cases_of
+        for line in epoch_metrics.log_losses(self.logbook, losses, self.current_epoch, cases_of):
+            self.print_to_log_file(line)
 
     def on_validation_epoch_start(self) -> None:
         """Set evaluation mode."""
@@ -599,11 +558,7 @@ class Trainer:
 
     def on_validation_epoch_end(self, steps: list[ValidationStep]) -> None:
         """Log validation loss and pseudo Dice."""
-        result = pseudo_dice(steps, self.distributed)
-        self.logbook.log("val_losses", result.loss, self.current_epoch)
-        self.logbook.log("dice_per_class_or_region", result.dice, self.current_epoch)
-        self.logbook.log("true_voxels_per_class", result.true_voxels, self.current_epoch)
-        self.logbook.log("mean_fg_dice", result.mean, self.current_epoch)
+        epoch_metrics.log_pseudo_dice(self.logbook, pseudo_dice(steps, self.distributed), self.current_epoch)
 
     def on_epoch_end(self) -> None:
         """Log the epoch, save checkpoints that are due, go to the next epoch."""
@@ -611,12 +566,15 @@ class Trainer:
         self.rates.end_epoch(self.logbook.value("val_losses"))
         self.logbook.log("elapsed_s", self.clock.elapsed_s, epoch)
         self.logbook.log("epoch_end_timestamps", time.time(), epoch)
-        row = self.logbook.rows[epoch]
-        self.print_to_log_file(row_text(row, names=self.class_names, left_s=self.clock.left_s(epoch + 1)))
-        for logger in self.loggers:
-            logger.log(row, epoch)
-        for line in self._stagnation_warnings():
-            self.print_to_log_file(line)
+        self._output.log_epoch(
+            self.logbook.rows,
+            epoch,
+            dict(zip(self.labels.evaluation_classes(), self.class_names, strict=False)),
+            self.clock,
+            forced=self.oversample_foreground_percent,
+            load_locations=lambda: [self.cases.load(name).class_locations for name in self.split.train],
+            log=self.print_to_log_file,
+        )
         self.current_epoch += 1
         self.epoch_outputs, self.epoch_step = [], 0
         self.divergence_monitor.begin_epoch()
@@ -627,8 +585,7 @@ class Trainer:
         is_due = self.current_epoch % self.save_every == 0 or self.save_timer.is_due
         if is_due and not self.clock.is_over(self.current_epoch):
             self.save_checkpoint("latest")
-        if self._plot_timer.is_due:
-            self._plot()
+        self._output.plot_progress_if_due(self.logbook)
 
     def on_train_end(self) -> None:
         """Replace the latest checkpoint by the final one."""
@@ -639,39 +596,29 @@ class Trainer:
         self.save_checkpoint("final")
         if self.distributed.is_first and not self.disable_checkpointing:
             checkpoints.delete(self.output_folder, "latest")
-        self._plot()
-        for logger in self.loggers:
-            logger.close()
+        self._output.plot_progress(self.logbook)
+        self._output.close_loggers()
         self.write_status("finished")
         self.print_to_log_file(f"training done: {self.current_step} steps in {self.clock.elapsed_s:.1f} s")
 
     def perform_actual_validation(self) -> Scores:
         """Predict and score the validation cases in full; `validation/summary.json` holds the scores."""
-        final = checkpoints.checkpoint_file(self.output_folder, "final")
-        ending = self.dataset_json.file_ending
         self.write_status("validating")
         self.distributed.sync_buffers(self.network)
         self.set_deep_supervision_enabled(False)
         try:
-            predictor = Predictor(
-                [self.network],
-                self.plans,
-                self.configuration,
-                self.labels,
-                device=self.device,
-                mirror_axes=self.recipe.mirror_axes,
-                swap_sides=self.recipe.swaps_sides,
-                precision=self.config.precision,
+            task = (self.plans, self.configuration, self.labels)
+            predictor = final_validation.build_predictor(
+                self.network, *task, recipe=self.recipe, precision=self.config.precision, device=self.device
             )
             with self.stop.wait_at_exit(), logits_only(self.network, self._own_logits_of):
                 return final_validation.validate(
                     predictor,
                     self.cases,
                     self.split.val,
-                    final_validation.reference_files(self.references, self.split.val, ending),
-                    below(self.output_folder, "validation"),
-                    file_ending=ending,
-                    weights_hash=file_hash(final) if final.is_file() else f"unsaved at {time.time()}",
+                    self.references,
+                    self.output_folder,
+                    file_ending=self.dataset_json.file_ending,
                     log=self.print_to_log_file,
                     distributed=self.distributed,
                 )
@@ -695,11 +642,8 @@ class Trainer:
             self.save_timer.reset()
 
     def _checkpoint_state(self, optimizer_values: Mapping[str, Any]) -> checkpoints.CheckpointState:
-        identity = self.identity()
         return checkpoints.CheckpointState(
-            trainer=self.trainer_name,
-            configuration=self.configuration_name,
-            fold=self.fold,
+            **{key: value for key, value in self.identity().items() if key in resume.IDENTITY_KEYS},
             network=self.network_spec().to_json(),
             epoch=self.current_epoch,
             epoch_step=self.epoch_step,
@@ -712,8 +656,6 @@ class Trainer:
             best_ema=self.best_ema,
             config=self.config.model_dump(mode="json"),
             config_set=sorted(self.config.model_fields_set),
-            plans_hash=identity["plans_hash"],
-            dataset_hash=identity["dataset_hash"],
             setup_hash=self.plans.setup_hash(self.configuration_name),
             optimizer_values=dict(optimizer_values),
             learning_rates=self.rates.state(),
@@ -769,8 +711,7 @@ class Trainer:
 
     def print_to_log_file(self, *parts: object, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
         """Write a line to `training.log` and, by default, to the log of the program."""
-        if self.distributed.is_first:
-            write_line(self.output_folder / LOG_FILE, *parts, console=also_print_to_console, timestamp=add_timestamp)
+        self._output.print_line(*parts, console=also_print_to_console, timestamp=add_timestamp)
 
     def identity(self) -> dict[str, Any]:
         """Return trainer, dataset, plan, configuration, fold and number of cases, for records."""
@@ -794,38 +735,20 @@ class Trainer:
 
     def plot_network_architecture(self) -> None:
         """Draw the network into `network_architecture.png`, if it can be traced."""
-        path = self.output_folder / "network_architecture.png"
-        try:
-            plot_network(self.network, self.num_input_channels, self.configuration.patch_size, path)
-        except ModelError as error:
-            self.print_to_log_file(f"network_architecture.png is not drawn: {error}")
-
-    def _stagnation_warnings(self) -> list[str]:
-        return stagnation_warnings(
-            self.logbook.rows,
-            self.class_names,
-            self.labels.evaluation_classes(),
-            num_epochs=self.clock.num_epochs,
-            forced=self.oversample_foreground_percent,
-            load_locations=lambda: [self.cases.load(name).class_locations for name in self.split.train],
-        )
+        inputs, patch_size = self.num_input_channels, self.configuration.patch_size
+        self._output.plot_network(self.network, inputs, patch_size, log=self.print_to_log_file)
 
     def write_status(self, state: State) -> None:
         """Write `status.json`."""
-        if not self.distributed.is_first:
-            return
-        status = make_status(
-            state,
-            self.clock,
-            self.logbook,
-            epoch=self.current_epoch,
-            epoch_step=self.epoch_step,
-            steps_per_epoch=self.num_iterations_per_epoch,
-            step=self.current_step,
-        )
-        self.status.write(status)
+        steps = {"steps_per_epoch": self.num_iterations_per_epoch, "step": self.current_step}
+        epoch = {"epoch": self.current_epoch, "epoch_step": self.epoch_step}
+        self._output.write_status(state, self.clock, self.logbook, **epoch, **steps)
 
-    def _plot(self) -> None:
-        if self.distributed.is_first:
-            plot(self.logbook, self.output_folder / "progress.png")
-        self._plot_timer.reset()
+    @property
+    def loggers(self) -> list[MetricLogger]:
+        """What receives the metrics of each epoch; `metrics.jsonl` is the first."""
+        return self._output.loggers
+
+    @loggers.setter
+    def loggers(self, loggers: list[MetricLogger]) -> None:
+        self._output.loggers = loggers

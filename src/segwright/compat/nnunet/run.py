@@ -41,15 +41,13 @@ from segwright.training import defaults, network_setup
 from segwright.training.callbacks import load_callbacks
 from segwright.training.checkpointing import checkpoints
 from segwright.training.checkpointing.determinism import reproducible, seed_step
-from segwright.training.clock import Clock, Timer
+from segwright.training.clock import Timer
 from segwright.training.config import KNOBS, TrainConfig, changed
 from segwright.training.loading.batches import Batch, BatchLoader
 from segwright.training.loading.loaders import training_recipe
 from segwright.training.monitoring.divergence import DivergenceMonitor
-from segwright.training.monitoring.status import StatusFile
-from segwright.training.monitoring.trackers import require_loggers
 from segwright.training.optim.schedule import build_schedule
-from segwright.training.trainer import PLOT_INTERVAL_S, Trainer
+from segwright.training.trainer import Trainer
 from segwright.training.validation.online import ValidationStep
 from segwright.workspace import SUMMARY_JSON
 
@@ -185,18 +183,16 @@ class NnunetRun(Trainer):
             raise ConfigError(
                 f"budget: {self.trainer_name} decides the learning rate by epochs; give their number with --epochs"
             )
-        num_epochs, budget_s = defaults.planned_epochs(self.config), self.config.budget_s
-        self.clock = Clock(num_epochs=num_epochs, budget_s=budget_s, now=self._now)
-        self.schedule = build_schedule(self.config, num_epochs)
+        self.clock = defaults.make_clock(self.config, now=self._now)
+        self.schedule = build_schedule(self.config, self.clock.num_epochs)
         self.logbook = RunLogbook(self.user)
         self.epoch_outputs: list[dict[str, Tensor]] = []
         self.save_timer = Timer(defaults.save_interval_s(self.config), now=self._now)
-        self._plot_timer = Timer(PLOT_INTERVAL_S, now=self._now)
         self.recipe = training_recipe(self.config, self.configuration, self.labels, LabelPairs.of_plan(self.plans))
         self.callbacks += load_callbacks(self.config.callbacks)
-        require_loggers(self.config.loggers)
+        self._output.prepare(self.config.loggers, now=self._now)
+        self.status = self._output.status
         self.divergence_monitor = DivergenceMonitor()
-        self.status = StatusFile(self.output_folder, now=self._now)
         with self._user_code(ROTATION_HOOK):
             self.host.data.apply_augmentation()
         self._is_first_batch_checked = self.host.overrides("_build_loss", "initialize")

@@ -26,6 +26,9 @@ from segwright.training.optim.rates import LearningRates
 SEGWRIGHT: Final = "segwright"
 """Key of a plan's rationale and versions, which do not affect a training."""
 
+IDENTITY_KEYS: Final = ("trainer", "configuration", "fold", "plans_hash", "dataset_hash")
+"""Keys of `training_identity` that a checkpoint has too; a training is resumed only if they are equal."""
+
 _CHANGED: Final = {
     "plans_hash": "the plan has changed since",
     "dataset_hash": "labels or channels of dataset.json have changed since",
@@ -98,7 +101,7 @@ def require_same_training(state: CheckpointState, identity: Mapping[str, Any], p
         ModelError: one of them differs.
     """
     saved = state.model_dump()
-    for key in ("trainer", "configuration", "fold", "plans_hash", "dataset_hash"):
+    for key in IDENTITY_KEYS:
         if saved[key] is not None and saved[key] != identity[key]:
             what = _CHANGED.get(key, f"{key} is {saved[key]}, not {identity[key]}")
             raise ModelError(

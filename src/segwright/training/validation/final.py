@@ -12,14 +12,18 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
+from torch import nn
 
+from segwright.augmentation.recipe import Recipe
 from segwright.core.errors import ConfigError, DatasetError, SegwrightError, locate_errors
 from segwright.core.files.atomic_io import sweep_leftovers
-from segwright.core.files.hashing import file_crc
+from segwright.core.files.hashing import file_crc, file_hash
 from segwright.core.files.json_documents import read_checked_json, write_checked_json
 from segwright.core.files.names import MAX_FILE_NAME_BYTES, below, name_problem
 from segwright.core.log import progress
 from segwright.data.labels import Labels
+from segwright.data.plan import Configuration, Plan
 from segwright.data.preprocessed.provenance import Provenance
 from segwright.evaluation.scores import ExtraMetrics, Scores, evaluate_files
 from segwright.inference.background_export import MAX_EXPORTS, submit_export
@@ -28,6 +32,7 @@ from segwright.inference.predictor import Predictor
 from segwright.inference.window.stitching import Planes
 from segwright.preprocessing.pipeline import PredictionInput
 from segwright.training.cascade import network_input
+from segwright.training.checkpointing.checkpoints import checkpoint_file
 from segwright.training.distributed.context import SINGLE, DistributedContext
 from segwright.training.loading.caching import TrainingCase
 from segwright.training.validation.reliability import FOLDER as STATS_FOLDER
@@ -60,19 +65,41 @@ class ValidationSource(Protocol):
         ...
 
 
+def build_predictor(
+    network: nn.Module,
+    plan: Plan,
+    configuration: Configuration,
+    labels: Labels,
+    *,
+    recipe: Recipe,
+    precision: str,
+    device: torch.device,
+) -> Predictor:
+    """Return the predictor of a trained network, with the mirrored views that the augmentation recipe allows."""
+    return Predictor(
+        [network],
+        plan,
+        configuration,
+        labels,
+        device=device,
+        mirror_axes=recipe.mirror_axes,
+        swap_sides=recipe.swaps_sides,
+        precision=precision,
+    )
+
+
 def validate(
     predictor: Predictor,
     cases: ValidationSource,
     identifiers: Sequence[str],
-    references: Mapping[str, Path],
-    folder: Path,
+    references: Mapping[str, Path] | Path | None,
+    fold_folder: Path,
     *,
     file_ending: str,
-    weights_hash: str,
     log: Callable[[str], None],
     distributed: DistributedContext = SINGLE,
 ) -> Scores:
-    """Predict cases, write `<case><ending>` and `summary.json` into `folder`, and return the scores.
+    """Predict cases, write `<case><ending>` and `summary.json` into `validation/`, and return the scores.
 
     Predictions that the same weights made before are kept.
 
@@ -80,10 +107,9 @@ def validate(
         predictor: of the trained network.
         cases: preprocessed cases.
         identifiers: of the validation cases.
-        references: label file of each.
-        folder: `validation` in the fold folder.
+        references: label file of each, or the folder of the labels.
+        fold_folder: with the final checkpoint, unless none was written.
         file_ending: of predictions, as in dataset.json.
-        weights_hash: hash of the weights.
         log: logs a line.
         distributed: share the cases; the first one writes the record and the scores, all return the scores.
 
@@ -91,6 +117,9 @@ def validate(
         DatasetError: a reference is missing.
         SegwrightError: a case cannot be read.
     """
+    references = reference_files(references, identifiers, file_ending)
+    folder, weights = below(fold_folder, "validation"), checkpoint_file(fold_folder, "final")
+    weights_hash = file_hash(weights) if weights.is_file() else f"unsaved at {time.time()}"
     missing = [name for name in identifiers if name not in references or not references[name].is_file()]
     if missing:
         raise DatasetError(f"case {missing[0]}: no reference label to validate with; put it back into labelsTr")
