@@ -12,10 +12,11 @@ import torch
 
 from segwright.core.errors import ConfigError, ModelError
 from segwright.core.extensions.trust import TRUST_ALL
+from segwright.core.extensions.user_code import UserCodeError
 from segwright.core.interrupt import Interrupted
 from segwright.inference.models.model_folder import load_predictor
 from segwright.training.checkpointing import checkpoints
-from tests.unit.compat.trainer_files import FILES, MODERN_2026, NETWORK_2024, NOTHING, OWN_LOOP, make_run
+from tests.unit.compat.trainer_files import FILES, MODERN_2026, NETWORK_2024, NOTHING, OWN_LOOP, TEACHER, make_run
 from tests.unit.training.tiny_task import make, settings
 
 
@@ -23,7 +24,12 @@ def metrics(run: Any, *names: str) -> list[list[Any]]:
     return [[row.get(name) for name in names] for row in run.logbook.rows]
 
 
-@pytest.mark.parametrize("name", FILES)
+QUICK = ("nnUNetTrainerTiny", "nnUNetTrainerPair", "nnUNetTrainerLoop")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FILES]
+)
 def test_trainer_file_trains_and_predicts(name: str, tmp_path: Path) -> None:
     before, path = {*sys.modules}, [*sys.path]
     run = make_run(tmp_path, FILES[name])
@@ -99,7 +105,9 @@ def stop(run: Any) -> None:
     run.stop.request("SIGTERM")
 
 
-@pytest.mark.parametrize("text", [NOTHING, MODERN_2026, OWN_LOOP], ids=["nothing", "modern", "loop"])
+@pytest.mark.parametrize(
+    "text", [NOTHING, MODERN_2026, OWN_LOOP, TEACHER], ids=["nothing", "modern", "loop", "teacher"]
+)
 def test_resumed_training_has_the_weights_of_an_uninterrupted_one(text: str, tmp_path: Path) -> None:
     whole = make_run(tmp_path / "whole", text)
     whole.run_training()
@@ -113,3 +121,24 @@ def test_resumed_training_has_the_weights_of_an_uninterrupted_one(text: str, tmp
     second.run_training()
     for name, tensor in whole.network.state_dict().items():
         torch.testing.assert_close(second.network.state_dict()[name], tensor, rtol=0, atol=0)
+    for name, tensor in getattr(whole.user, "teacher", whole.network).state_dict().items():
+        restored = getattr(second.user, "teacher", second.network).state_dict()[name]
+        torch.testing.assert_close(restored, tensor, rtol=0, atol=0)
+
+
+def test_several_optimizers_are_refused(tmp_path: Path) -> None:
+    text = f"""{NOTHING}
+    def configure_optimizers(self):
+        return [1, 2], [None, None]
+"""
+    with pytest.raises(UserCodeError, match="several optimizers are not supported"):
+        make_run(tmp_path, text).initialize()
+
+
+def test_error_in_a_hook_names_its_line(tmp_path: Path) -> None:
+    text = f"""{NOTHING}
+    def train_step(self, batch):
+        return batch['no such key']
+"""
+    with pytest.raises(UserCodeError, match=r"trainer_under_test.py:\d+: train_step of nnUNetTrainerNothing failed"):
+        make_run(tmp_path, text).run_training()

@@ -260,6 +260,74 @@ class nnUNetTrainerCopied(nnUNetTrainer):
         return train[:-1], validation
 """
 
+TEACHER = """
+import copy
+import torch
+from torch import nn
+
+class nnUNetTrainerTeacher(nnUNetTrainer):
+    def initialize(self):
+        super().initialize()
+        self.network.head = nn.Linear(4, 2).to(self.device)
+        self.teacher = copy.deepcopy(self.network)
+        self.optimizer, self.lr_scheduler = self.configure_optimizers()
+
+    def on_train_epoch_end(self, train_outputs):
+        super().on_train_epoch_end(train_outputs)
+        for average, new in zip(self.teacher.parameters(), self.network.parameters()):
+            average.data.mul_(0.9).add_(new.data, alpha=0.1)
+
+    def save_checkpoint(self, filename):
+        super().save_checkpoint(filename)
+        torch.save({'teacher': self.teacher.state_dict()}, filename.replace('checkpoint_', 'teacher_'))
+
+    def load_checkpoint(self, filename_or_checkpoint):
+        super().load_checkpoint(filename_or_checkpoint)
+        file = filename_or_checkpoint.replace('checkpoint_', 'teacher_')
+        self.teacher.load_state_dict(torch.load(file)['teacher'])
+"""
+
+TRANSFORMS = """
+class Brighter:
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __call__(self, **sample):
+        sample = self.inner(**sample)
+        sample['image'] = sample['image'] + 0.1
+        return sample
+
+class nnUNetTrainerBrighter(nnUNetTrainer):
+    @staticmethod
+    def get_training_transforms(patch_size, rotation_for_DA, deep_supervision_scales, mirror_axes,
+                                do_dummy_2d_data_aug, use_mask_for_norm=None, is_cascaded=False,
+                                foreground_labels=None, regions=None, ignore_label=None):
+        return Brighter(nnUNetTrainer.get_training_transforms(
+            patch_size, rotation_for_DA, deep_supervision_scales, mirror_axes, do_dummy_2d_data_aug,
+            use_mask_for_norm, is_cascaded, foreground_labels, regions, ignore_label))
+
+    def do_split(self):
+        from batchgenerators.utilities.file_and_folder_operations import join, load_json
+        splits = load_json(join(self.preprocessed_dataset_folder_base, 'splits_final.json'))
+        return splits[self.fold]['train'][1:], splits[self.fold]['val']
+"""
+
+OLD_LOADERS = """
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDataset
+
+class nnUNetTrainerOldLoaders(nnUNetTrainer):
+    def __init__(self, plans, configuration, fold, dataset_json, unpack_dataset=True, device=None):
+        super().__init__(plans, configuration, fold, dataset_json, unpack_dataset, device)
+
+    def get_tr_and_val_datasets(self):
+        train, validation = self.do_split()
+        return (nnUNetDataset(self.preprocessed_dataset_folder, train, num_images_properties_loading_threshold=0),
+                nnUNetDataset(self.preprocessed_dataset_folder, validation, num_images_properties_loading_threshold=0))
+
+    def get_plain_dataloaders(self, initial_patch_size, dim):
+        return super().get_plain_dataloaders(self.configuration_manager.patch_size, dim)
+"""
+
 FILES = {
     "nnUNetTrainerNothing": NOTHING,
     "nnUNetTrainerTiny": NETWORK_2023,
@@ -268,6 +336,7 @@ FILES = {
     "nnUNetTrainerModern": MODERN_2026,
     "nnUNetTrainerLoop": OWN_LOOP,
     "nnUNetTrainerCopied": COPIED_INITIALIZE,
+    "nnUNetTrainerTeacher": TEACHER,
 }
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
@@ -15,7 +16,7 @@ from segwright.compat.nnunet import code_copy
 from segwright.compat.nnunet.loading import LoadedTrainer, load_trainer_file
 from segwright.compat.nnunet.network_hook import NetworkArguments, call_hook
 from segwright.compat.nnunet.segmentation import keep_segmentation
-from segwright.compat.nnunet.trainer import accepts, make_user, nnUNetTrainer
+from segwright.compat.nnunet.trainer import accepts, make_user, nnUNetTrainer, overrides
 from segwright.core.device import CPU
 from segwright.core.errors import ConfigError
 from segwright.core.extensions.user_code import user_call
@@ -38,14 +39,43 @@ class PredictionHost:
         self.config = TrainConfig()
         self.distributed = SINGLE
         self.torch_device = torch.device(CPU)
-        self.model = SimpleNamespace()
+        self.model = PredictionModel()
         self.data = SimpleNamespace()
+
+    def grad_scaler(self) -> None:
+        """Return None: there are no gradients."""
 
     def log_line(self, *parts: object, console: bool, timestamp: bool) -> None:
         """Drop a line of the log."""
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Do nothing: `rebuild_network` switches it off."""
+
+
+class PredictionModel:
+    """Lets an `initialize` of a trainer file build its network, and nothing that only a training needs."""
+
+    def __init__(self) -> None:
+        self.make_network: Callable[[], nn.Module]
+        self.user: nnUNetTrainer
+
+    def initialize(self) -> None:
+        """Build the network alone; a file may then add to it."""
+        self.user.network = self.make_network()
+        self.user.optimizer, self.user.lr_scheduler = self.configure_optimizers()
+        self.user.loss = self.build_loss()
+        self.user.was_initialized = True
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, None]:
+        """Return an optimizer that is not used."""
+        return torch.optim.SGD(self.user.network.parameters(), lr=0.0), None
+
+    def build_loss(self) -> nn.Module:
+        """Return a loss that is not used."""
+        return nn.Identity()
+
+    def deep_supervision_scales(self) -> None:
+        """Return None: there is one output."""
 
 
 def network_kwargs(
@@ -101,7 +131,8 @@ def rebuild_network(
     folder = Path(model_folder)
     loaded = load_trainer_file(code_copy.checked_code(folder, sha256, file), class_name)
     cls: type[nnUNetTrainer] = loaded.cls
-    user = make_user(cls, PredictionHost(folder))
+    host = PredictionHost(folder)
+    user = make_user(cls, host)
     arguments: dict[str, Any] = {"plans": copy.deepcopy(plans), "configuration": configuration, "fold": 0}
     arguments |= {"dataset_json": copy.deepcopy(dataset_json), "device": torch.device(CPU)}
     if accepts(cls, "unpack_dataset"):
@@ -116,8 +147,15 @@ def rebuild_network(
             num_output_channels=num_output_channels,
             enable_deep_supervision=deep_supervision,
         )
-        network = call_hook(user.build_network_architecture, values, where=class_name)
-        user.network = network
+        host.model.user = user
+        host.model.make_network = partial(call_hook, user.build_network_architecture, values, where=class_name)
+        user.num_input_channels = num_input_channels
+        user.enable_deep_supervision = deep_supervision
+        if overrides(cls, "initialize"):
+            user.initialize()
+        else:
+            user.network = host.model.make_network()
+        network: nn.Module = user.network
         set_deep_supervision(network, deep_supervision)
         user.set_deep_supervision_enabled(deep_supervision)
     keep_segmentation(network, num_output_channels)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from segwright.compat.nnunet import code_copy
 from segwright.compat.nnunet.hooks import results
 from segwright.compat.nnunet.hooks.base import LOOP_HOOKS, RunHost
+from segwright.compat.nnunet.hooks.checkpoint_files import write_torch_file
 from segwright.compat.nnunet.hooks.data import ROTATION_HOOK
 from segwright.compat.nnunet.hooks.log import RunLogbook
 from segwright.compat.nnunet.hooks.rules import require_settings_with_effect, with_variant_settings
@@ -118,9 +119,9 @@ class NnunetRun(Trainer):
         super().__init__(plans, configuration, fold, dataset_json, device, **options)
         self.device = resolve_device(self._device_name)
         require_settings_with_effect(self.config, loaded.cls)
-        explicit = frozenset(self.config.model_fields_set)
+        self._explicit = frozenset(self.config.model_fields_set)
         self.config = with_variant_settings(self.config, loaded.cls, self.configuration.dims)
-        self._construct_user(explicit)
+        self._construct_user()
         self.host.connect(self.user)
         if self._builds_custom_network:
             self.logits_of = partial(segmentation_of, self.labels.num_heads)  # type: ignore[method-assign]
@@ -129,7 +130,7 @@ class NnunetRun(Trainer):
             with self._user_code("do_split"):
                 self.host.data.apply_split()
 
-    def _construct_user(self, explicit: frozenset[str]) -> None:
+    def _construct_user(self) -> None:
         """Call the file's `__init__`; settings that were given explicitly replace what it sets."""
         arguments = {
             "plans": {**self.plans.to_json(), CONTINUE: False},
@@ -142,9 +143,11 @@ class NnunetRun(Trainer):
             arguments["unpack_dataset"] = True
         with self._user_code("__init__"):
             self.user.__init__(**arguments)  # type: ignore[misc]
+            if self.host.overrides("_set_batch_size_and_oversample"):
+                self.user._set_batch_size_and_oversample()
         for name in KNOBS:
             given = getattr(self.config, name)
-            if name in explicit and given is not None and getattr(self.user, name) != given:
+            if name in self._explicit and given is not None and getattr(self.user, name) != given:
                 self.notes += (f"{name} = {given} as set, instead of {getattr(self.user, name)} of the trainer file",)
                 setattr(self.user, name, given)
 
@@ -417,13 +420,17 @@ class NnunetRun(Trainer):
     def save_checkpoint(self, kind: checkpoints.Kind) -> None:
         """Write our checkpoint, and with the file's own code its files too."""
         super().save_checkpoint(kind)
-        if self.disable_checkpointing or not self.host.overrides("save_checkpoint") or not self.was_initialized:
+        if self.disable_checkpointing or not self.host.overrides("save_checkpoint", "load_checkpoint"):
             return
+        path = self.output_folder / f"checkpoint_{kind}.pth"
+        before = path.stat().st_mtime_ns if path.is_file() else None
         epoch, self.host.saving = self.current_epoch, True
         self.current_epoch = epoch - (1 if self.epoch_step == 0 and epoch > 0 else 0)  # nnU-Net saves before it raises
         try:
             with self._user_code("save_checkpoint"):
-                self.user.save_checkpoint(str(self.output_folder / f"checkpoint_{kind}.pth"))
+                self.user.save_checkpoint(str(path))
+            if self.host.overrides("load_checkpoint") and (not path.is_file() or path.stat().st_mtime_ns == before):
+                write_torch_file(path, self.user)
         finally:
             self.current_epoch, self.host.saving = epoch, False
 

@@ -83,7 +83,7 @@ class nnUNetTrainer:
         self.network: Any = None
         self.optimizer: Any = None
         self.lr_scheduler: Any = None
-        self.grad_scaler: Any = None
+        self.grad_scaler: Any = host.grad_scaler()
         self.loss: Any = None
         self.dataset_class: Any = None
         self.dataloader_train: Any = None
@@ -93,7 +93,7 @@ class nnUNetTrainer:
         self._best_ema: float | None = None
         self.inference_allowed_mirroring_axes: tuple[int, ...] | None = None
         self.was_initialized = False
-        self._set_batch_size_and_oversample()
+        nnUNetTrainer._set_batch_size_and_oversample(self)  # a file's own is called when its attributes are set
 
     def _set_folders(self, host: Any) -> None:
         base, data = host.preprocessed_folder, self.configuration_manager.data_identifier

@@ -11,9 +11,10 @@ import torch
 from segwright.compat.nnunet.hooks import results
 from segwright.compat.nnunet.hooks.checkpoint_files import checkpoint_kind, load_into, write_torch_file
 from segwright.compat.nnunet.hooks.data import DataHooks
-from segwright.compat.nnunet.hooks.model import ModelHooks
+from segwright.compat.nnunet.hooks.model import ModelHooks, has_own_steps
 from segwright.compat.nnunet.hooks.rates import FileRates
 from segwright.compat.nnunet.trainer import Step, nnUNetTrainer, overrides
+from segwright.core.device import CPU, MPS
 from segwright.networks.build import set_deep_supervision
 from segwright.training.checkpointing import checkpoints
 from segwright.training.config import TrainConfig
@@ -84,6 +85,13 @@ class RunHost:
     def log_file(self) -> Path:
         """The text log."""
         return self.run.output_folder / LOG_FILE
+
+    def grad_scaler(self) -> torch.amp.GradScaler | None:
+        """Return the gradient scaler of a file with steps of its own, which on a GPU compute in float16."""
+        device = self.run.device.type
+        if device in (CPU, MPS) or not has_own_steps(self.user_class):
+            return None
+        return torch.amp.GradScaler(device)
 
     # The loop
 

@@ -17,7 +17,7 @@ from segwright.compat.nnunet.names.losses import (
     MemoryEfficientSoftDiceLoss,
 )
 from segwright.compat.nnunet.trainer import nnUNetTrainer, overrides
-from segwright.core.device import CPU, MPS, compute_dtype
+from segwright.core.device import compute_dtype
 from segwright.core.errors import ConfigError, ModelError
 from segwright.core.extensions.user_code import UserCodeError, source_location
 from segwright.networks.build import move_to_device
@@ -35,6 +35,11 @@ SMOOTH: Final = 1e-5
 
 OUTPUT_HOOKS: Final = ("_get_deep_supervision_scales", "_build_loss", "train_step", "validation_step")
 """Hooks that expect one target for each resolution of the plan."""
+
+
+def has_own_steps(cls: type[nnUNetTrainer]) -> bool:
+    """Return whether a trainer file updates the weights itself."""
+    return overrides(cls, "train_step") or overrides(cls, "run_training")
 
 
 class ModelHooks:
@@ -87,9 +92,7 @@ class ModelHooks:
         run.distributed.sync_parameters(user.network)
         self.update_rates()
         run.weight_ema = ema.attach(user.network, user.optimizer, run.config.ema_weights)
-        own_steps = overrides(self._cls, "train_step") or overrides(self._cls, "run_training")
-        is_gpu = run.device.type not in (CPU, MPS)
-        if compute_dtype(run.device, run.config.precision) == torch.float16 or (own_steps and is_gpu):
+        if compute_dtype(run.device, run.config.precision) == torch.float16 and not has_own_steps(self._cls):
             user.grad_scaler = user.grad_scaler or torch.amp.GradScaler(run.device.type)
         user.was_initialized = True
 
@@ -118,9 +121,12 @@ class ModelHooks:
         if isinstance(made, tuple | list) and len(made) == 2 and isinstance(made[0], Optimizer):
             return made[0], made[1]
         hook = self._user.configure_optimizers
+        shown = type(made).__name__
+        if isinstance(made, tuple | list):
+            shown = f"({', '.join(type(each).__name__ for each in made)})"
         raise UserCodeError(
-            f"{source_location(hook)}: configure_optimizers returned {type(made).__name__}; it must return "
-            "(optimizer, lr_scheduler)"
+            f"{source_location(hook)}: configure_optimizers returned {shown}, expected (optimizer, lr_scheduler); "
+            "several optimizers are not supported, since a resumed training could not restore them"
         )
 
     def configure_optimizers(self) -> tuple[Optimizer, RunScheduler]:
