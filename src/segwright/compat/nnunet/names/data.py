@@ -232,7 +232,7 @@ def get_patch_size(
     rot_z: float | Sequence[float],
     scale_range: Sequence[float],
 ) -> npt.NDArray[np.int64]:
-    """Return the size of a patch from which `final_patch_size` can be rotated and scaled (nnU-Net behaviour 8.2.5).
+    """Return the size of a patch from which `final_patch_size` can be rotated and scaled (nnU-Net behaviour 10.2).
 
     Args:
         final_patch_size: two or three extents.

@@ -23,7 +23,7 @@ ANISO_THRESHOLD: Final = 3
 default_num_processes: Final = 8
 
 MAX_AUGMENTATION_WORKERS: Final = 12
-"""nnU-Net's default (nnU-Net behaviour 8.2.6)."""
+"""nnU-Net's default."""
 
 _CONVOLUTIONS: Final = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
