@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from journeys import Journey, call, small_work
+from safetensors.numpy import load_file
 
 from segwright.core.interrupt import EXIT_RESUMABLE
 
@@ -103,6 +105,82 @@ def test_a_users_files_train_by_command_line_and_predict_without_them(
     predicted = run(*predict, "--network", "mynets:build", folder=elsewhere)
     assert predicted.returncode == 0, predicted.stderr
     assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 2
+
+
+RATES = """
+import json, math, os, signal
+from torch import nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import CosineAnnealingLR
+import segwright
+
+class Pair(nn.Module):
+    def __init__(self, inputs, heads):
+        super().__init__()
+        self.body, self.head = nn.Conv3d(inputs, 4, 3, padding=1), nn.Conv3d(4, heads, 1)
+
+    def forward(self, data):
+        features = self.body(data).relu()
+        return {"logits": self.head(features), "features": features}
+
+class TwoRates(segwright.Trainer):
+    @staticmethod
+    def build_network_architecture(plans, configuration, inputs, heads, deep_supervision=True):
+        return Pair(inputs, heads)
+
+    @staticmethod
+    def logits_of(output):
+        return output["logits"]
+
+    def build_loss(self):
+        plain = super().build_loss()
+        return lambda output, target: plain(output, target) + 1e-3 * output["features"].abs().mean()
+
+    def configure_optimizers(self):
+        groups = [(self.network.body, 1e-4), (self.network.head, 1e-3)]
+        optimizer = AdamW([{"params": part.parameters(), "lr": rate} for part, rate in groups])
+        return optimizer, CosineAnnealingLR(optimizer, T_max=self.num_epochs)
+
+class Rates:
+    def on_train_step_start(self, trainer):
+        with open(trainer.output_folder / "rates.jsonl", "a") as stream:
+            stream.write(json.dumps([group["lr"] for group in trainer.optimizer.param_groups]) + "\\n")
+
+class Stop:
+    def on_train_step_end(self, trainer):
+        if trainer.current_step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_rates_of_ones_own_are_used_and_resumed_exactly_and_extra_outputs_predict(
+    journey: Journey, work: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "rates.py").write_text(RATES)
+    train = ("--work", work, "train", journey.dataset, *SHORT, "--fold", "0", "--epochs", "4", "--deterministic")
+    train = (*train, "--trainer", "rates:TwoRates")
+    for name, callbacks in (("straight", "rates:Rates"), ("broken", "rates:Rates,rates:Stop")):
+        trained = run(*train, "--name", name, "--set", f"callbacks={callbacks}", folder=tmp_path)
+        assert trained.returncode == (0 if name == "straight" else EXIT_RESUMABLE), trained.stderr
+    resumed = run(*train, "--name", "broken", "--set", "callbacks=rates:Rates", "--resume", folder=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    straight, broken = (next(work.glob(f"results/*/{name}__*")) for name in ("straight", "broken"))
+    rates = [json.loads(line) for line in (straight / "fold_0" / "rates.jsonl").read_text().splitlines()]
+    factors = [(1 + math.cos(math.pi * epoch / 4)) / 2 for epoch in range(4) for _ in range(2)]
+    found = [rate for step in rates for rate in step]
+    assert found == pytest.approx([rate * factor for factor in factors for rate in (1e-4, 1e-3)], rel=1e-12)
+    left, right = ((model / "fold_0" / "rates.jsonl").read_text() for model in (straight, broken))
+    assert left == right
+    assert weights(straight) == weights(broken)
+    predict = ("predict", "--model", broken, "-i", journey.dataset / "imagesTs", "-o", tmp_path / "out", "--trust-code")
+    predicted = run(*predict, "--device", "cpu", folder=tmp_path)
+    assert predicted.returncode == 0, predicted.stderr
+
+
+def weights(model: Path) -> dict[str, bytes]:
+    """Return the bytes of the final weights, by name."""
+    loaded = load_file(model / "fold_0" / "checkpoint_final.safetensors")
+    return {name: array.tobytes() for name, array in loaded.items()}
 
 
 def test_a_wrong_trainer_is_refused_before_anything_is_written(journey: Journey, tmp_path: Path) -> None:
