@@ -227,6 +227,8 @@ class Trainer:
                 f"{name} = {value} is set after initialize(), where it has no effect; set it in __init__ or the config"
             )
         super().__setattr__(name, value)
+        if name == "output_folder" and "_output" in vars(self):
+            self._output.move_to(self.output_folder)
 
     # Building
 

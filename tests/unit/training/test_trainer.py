@@ -54,6 +54,19 @@ def rows(trainer: Trainer) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+class Elsewhere(Trainer):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.output_folder = self.output_folder.with_name("elsewhere")
+
+
+def test_a_subclass_may_choose_another_output_folder(tmp_path: Path) -> None:
+    make(tmp_path, Elsewhere, config=settings(num_epochs=1)).run_training()
+    names = {file.name for file in (tmp_path / "elsewhere").iterdir()}
+    assert {"training.log", "metrics.jsonl", "status.json", "train.json", "progress.png"} <= names
+    assert [file.name for file in tmp_path.iterdir() if file.is_dir()] == ["elsewhere"]
+
+
 def test_construction_touches_nothing(tmp_path: Path) -> None:
     trainer = make(tmp_path / "new", device="no such device")
     assert not trainer.was_initialized

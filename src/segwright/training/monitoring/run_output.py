@@ -52,6 +52,13 @@ class RunOutput:
         self._folder = folder
         self._is_first = is_first
 
+    def move_to(self, folder: Path) -> None:
+        """Write into another folder from now on; nothing that was written moves."""
+        self._folder = folder
+        self.loggers = [
+            JsonlLogger(folder / METRICS_FILE) if isinstance(logger, JsonlLogger) else logger for logger in self.loggers
+        ]
+
     def prepare(self, references: Sequence[str], *, now: Callable[[], float] = time.monotonic) -> None:
         """Check that the loggers of the settings are available, and start the timers of status and plots.
 
