@@ -84,8 +84,8 @@ def require_told(journey: Journey, project: Path, text: str, place: str, *option
             *("def train_step", "returned float as 'loss'"),
         ),
         (
-            "    def configure_optimizers(self):\n        return super().configure_optimizers(), None\n",
-            *("def configure_optimizers", "returned tuple (SGD, NoneType); it must return a torch.optim.Optimizer"),
+            "    def configure_optimizers(self):\n        return [super().configure_optimizers()] * 3\n",
+            *("def configure_optimizers", "returned list (SGD, SGD, SGD); it must return a torch.optim.Optimizer"),
         ),
         (
             "    def get_dataloaders(self):\n        return [1, 2]\n",

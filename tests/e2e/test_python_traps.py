@@ -18,8 +18,10 @@ from segwright import api
 from segwright.core.errors import SegwrightError
 from segwright.workspace import Workspace
 
-HARMLESS = frozenset({"explain", "keyword_values", "PlanOptions", "FoldStatus", "tune_process"})
-"""Public functions that neither read nor write files."""
+HARMLESS = frozenset({"explain", "keyword_values", "tune_process"}) | {
+    *("FoldStatus", "PlanOptions", "TrainConfig", "Trainer", "Workspace")
+}
+"""Public functions that neither read nor write files, and classes."""
 
 HOSTILE = ("../../victim", "/victim", "a/b", "..", ".", "", "a\0b", "a\nb", "a\x1b[2J", ".hidden", "x" * 300, "\udcff")
 

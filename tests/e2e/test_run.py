@@ -115,7 +115,7 @@ def test_a_run_says_in_its_last_line_what_finished_folds_were_not_trained_with(j
     assert (
         "not done: 3d_fullres fold 0 was trained with network = that of the plan, not network = residual-unet" in last
     )
-    assert f"to train again delete {journey.model / 'fold_0'}; to keep both plan a second model" in last
+    assert f"to train again delete {journey.model / 'fold_0'}; to keep both, train the second model with --name" in last
 
 
 def test_validation_alone_is_done_again(journey: Journey, tmp_path: Path) -> None:

@@ -125,7 +125,8 @@ def compare(
         path = Path(model)
         if dataset is not None and not path.exists():
             path = _model_named(str(model), dataset, workspace_or_default(workspace))
-        path = path / SUMMARY_JSON if (path / SUMMARY_JSON).is_file() or not validated_folds(path) else path
+        if path.is_dir() and ((path / SUMMARY_JSON).is_file() or not validated_folds(path)):
+            path = path / SUMMARY_JSON
         if path.resolve() in seen:  # also by another path or a link
             raise ConfigError(f"compare: {path} is given twice; give the summary of another model")
         seen.add(path.resolve())
