@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from segwright.compat.nnunet.rebuild import NETWORK_REFERENCE
 from segwright.core.errors import ConfigError, ModelError
-from segwright.core.extensions.trust import TRUST_ALL
+from segwright.core.extensions.trust import TRUST_ALL, TRUST_NONE
 from segwright.core.extensions.user_code import UserCodeError
 from segwright.core.interrupt import Interrupted
 from segwright.inference.models.model_folder import load_predictor
@@ -64,6 +65,9 @@ def test_own_network_is_only_rebuilt_if_its_code_is_trusted_and_unchanged(tmp_pa
     model = run.output_folder.parent
     with pytest.raises(ModelError, match="--trust-code"):
         load_predictor(model, device="cpu")
+    named = TRUST_NONE.with_references(NETWORK_REFERENCE)  # which could be any file
+    with pytest.raises(ModelError, match=r"--trust-code \(in Python trust_code=True\)$"):
+        load_predictor(model, trust=named, device="cpu")
     copy = next(model.glob("trainer_code/*/*.py"))
     copy.write_text(copy.read_text() + "# changed\n")
     with pytest.raises(ModelError, match="was changed since the training"):

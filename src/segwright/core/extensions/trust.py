@@ -18,6 +18,10 @@ REBUILD: Final = ".rebuild_network"
 """Method of a trainer that rebuilds its network; a checkpoint appends it to the trainer's reference."""
 
 
+RUNS_FILES: Final = frozenset({"segwright.compat.nnunet.rebuild:rebuild_network"})
+"""References that run a file of the model folder: to name one of them says nothing about the code."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CodeTrust:
     """The code that may be imported in a call.
@@ -55,6 +59,8 @@ class CodeTrust:
         """Return whether a reference that was found in a file may be imported, or is an object that the user gave."""
         if isinstance(reference, GivenObject):
             return True
+        if reference in RUNS_FILES:
+            return self.everything
         return self.everything or not {reference, reference.removesuffix(REBUILD)}.isdisjoint(self.references)
 
     @property
@@ -77,7 +83,7 @@ class CodeTrust:
         if is_lost(reference):
             raise ModelError(f"{source}: {lost_object(reference, kind)}")
         if not self.allows(reference):
-            named = f", or name it yourself with {option}{reference}" if option else ""
+            named = f", or name it yourself with {option}{reference}" if option and reference not in RUNS_FILES else ""
             raise ModelError(
                 f"{source}: names the {kind} '{reference}', which is code that could do anything, so it is not "
                 f"imported; if you trust its author, add --trust-code (in Python trust_code=True){named}"
