@@ -262,7 +262,7 @@ def test_what_the_user_names_is_found_here_and_only_that(world: World) -> None:
     fast = ("--epochs", "1", "--iterations", "1", "--batch-size", "2", "--set", "num_val_iterations_per_epoch=1")
     before = world.tree(world.work, world.out)
     shutil.rmtree(world.fold.parent)
-    trained = call(*train, *fast, "--network", "mynets:build")
+    trained = call(*train, *fast, "--network", "mynets:build", "--name", "Trainer")
     assert trained.exit_code == 0, trained.output
     folder = world.fold.parent
     assert (
