@@ -25,7 +25,7 @@ LEVELS = (
     {"cli"},
 )
 MAX_LINES = 600
-LONGER = {"training/trainer.py": 760}
+LONGER = {"training/trainer.py": 700}
 """A class is not cut into mixins to fit the limit."""
 
 MAX_ENTRIES = 16

@@ -70,6 +70,8 @@ def test_a_subclass_is_trained_and_predicts_again(prepared: tuple[Path, Workspac
         own_trainer.TinyTrainer.for_dataset(dataset, "3d_fullres", workspace=workspace, device="cpu")
     again = own_trainer.TinyTrainer.for_dataset(dataset, "3d_fullres", workspace=workspace, resume=True, device="cpu")
     assert again.is_finished
+    with pytest.raises(ModelError, match="there is no training to resume"):
+        own_trainer.TinyTrainer.for_dataset(dataset, "3d_fullres", fold=1, workspace=workspace, resume=True)
     with pytest.raises(PlanError, match="no such plans; prepare it with segwright.preprocess"):
         own_trainer.TinyTrainer.for_dataset(dataset, "3d_fullres", workspace=workspace, plans="others")
     model = workspace.model_folder(dataset.name, "TinyTrainer", "nnUNetPlans", "3d_fullres")

@@ -33,9 +33,8 @@ from segwright.training.clock import Clock, Timer
 from segwright.training.config import KNOBS, TrainConfig, changed
 from segwright.training.distributed.context import SINGLE, DistributedContext
 from segwright.training.finetuning import load_pretrained
-from segwright.training.hook_results import Scheduler
 from segwright.training.loading.batches import Batch, BatchLoader, to_device
-from segwright.training.loading.from_dataset import find_inputs, require_new
+from segwright.training.loading.from_dataset import make_trainer
 from segwright.training.loading.loaders import build_loaders, training_recipe
 from segwright.training.loading.prefetch import prefetched_batches
 from segwright.training.losses.builtin import TrainingLoss, build_loss
@@ -52,7 +51,6 @@ from segwright.training.optim.rates import LearningRates, rate_notes
 from segwright.training.optim.schedule import Schedule, build_schedule
 from segwright.training.validation import final as final_validation
 from segwright.training.validation.online import ValidationStep, confusion, pseudo_dice
-from segwright.workspace import DEFAULT_WORK, Workspace, name_of_model
 
 T = TypeVar("T", bound="Trainer")
 
@@ -143,10 +141,8 @@ class Trainer:
         self.configuration_name = configuration
         self.configuration: Configuration = self.plans.configuration(configuration)
         self.fold = fold
-        if not isinstance(dataset_json, DatasetDescription):
-            dataset_json = DatasetDescription.model_validate(dict(dataset_json))
-        self.dataset_json = dataset_json
-        self.labels = Labels.from_description(dataset_json)
+        self.dataset_json = DatasetDescription.model_validate(dataset_json)
+        self.labels = Labels.from_description(self.dataset_json)
         self.config = config or TrainConfig()
         self.trust = CodeTrust.of(trust_code).with_references(*(reference for _, reference in self.config.references()))
         self.cases = cases
@@ -163,62 +159,17 @@ class Trainer:
 
     @classmethod
     def for_dataset(
-        cls: type[T],
-        dataset: str | Path,
-        configuration: str,
-        fold: int | Literal["all"] = 0,
-        *,
-        workspace: Workspace | None = None,
-        plans: str = "nnUNetPlans",
-        name: str | None = None,
-        config: TrainConfig | None = None,
-        device: str | torch.device = "auto",
-        callbacks: Sequence[object] = (),
-        stop: StopRequest | None = None,
-        resume: bool = False,
-        **settings: Any,
+        cls: type[T], dataset: str | Path, configuration: str, fold: int | Literal["all"] = 0, **options: Any
     ) -> T:
         """Return the trainer of one fold of a preprocessed dataset; it writes where `segwright.train` does.
 
-        Args:
-            dataset: folder, name or id.
-            configuration: its name in the plan.
-            fold: number or `all`.
-            workspace: where the dataset was preprocessed; `./segwright-work` by default.
-            plans: name of the plans.
-            name: of the model, the first part of the name of its folder, as for `segwright.train`.
-            config: the settings; nnU-Net's by default.
-            device: auto, cpu, cuda, cuda:1, mps or a torch device.
-            callbacks: as for the constructor.
-            stop: as for the constructor.
-            resume: go on with a training that the fold has; without it one is an error.
-            settings: fields of `config`, such as `network`, `loss` or `num_epochs`.
+        `options` are those of `loading.from_dataset.make_trainer`: `workspace`, `plans`, `name`, `config`, `device`,
+        `callbacks`, `stop`, `resume`, and fields of `TrainConfig`, such as `network`, `loss` or `num_epochs`.
 
         Raises:
-            SegwrightError: a setting is invalid, the dataset is not preprocessed, or the fold has a training.
+            SegwrightError: an option is invalid, the dataset is not preprocessed, or the fold has a training.
         """
-        config = changed(config or TrainConfig(), **settings)
-        where, model = workspace or Workspace.under(DEFAULT_WORK), name_of_model(name, cls.__name__, config.network)
-        inputs = find_inputs(dataset, configuration, fold, where, plans=plans, model=model)
-        trainer = cls(
-            inputs.plan,
-            configuration,
-            fold,
-            inputs.dataset.description,
-            device,
-            cases=inputs.cases,
-            split=inputs.split,
-            output_folder=inputs.output_folder,
-            config=config,
-            references={case.identifier: case.label for case in inputs.dataset.cases if case.label is not None},
-            callbacks=callbacks,
-            stop=stop,
-        )
-        if not resume:
-            require_new(inputs)
-        elif inputs.checkpoint is not None:
-            trainer.load_checkpoint(inputs.checkpoint)
-        return trainer
+        return make_trainer(cls, dataset, configuration, fold, **options)
 
     def __setattr__(self, name: str, value: object) -> None:
         """Refuse to set a knob after `initialize`, where it would have no effect."""
@@ -255,9 +206,9 @@ class Trainer:
         self.epoch_outputs: list[dict[str, Tensor]] = []
         self.save_timer = Timer(defaults.save_interval_s(self.config), now=self._now)
         network = self._build_network()
-        heads, patch_size = self.labels.num_heads, self.configuration.patch_size
+        shapes = (self.num_input_channels, self.configuration.patch_size, self.labels.num_heads)
         with logits_only(network, self._own_logits_of):
-            self.scales = network_setup.output_scales(network, self.num_input_channels, patch_size, heads)
+            self.scales = network_setup.output_scales(network, *shapes)
         if self.config.pretrained is not None and not self.is_resumed:
             self.notes += (*self._load_pretrained(network, self.config.pretrained),)
         self.network = move_to_device(network, self.device)
@@ -286,8 +237,8 @@ class Trainer:
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
         """Return the plan's network; a subclass may return any with logits (B, heads, *S) or a list of them."""
-        inputs, heads = num_input_channels, num_output_channels
-        return network_setup.build_planned_network(configuration, inputs, heads, enable_deep_supervision)
+        shapes = (num_input_channels, num_output_channels)
+        return network_setup.build_planned_network(configuration, *shapes, enable_deep_supervision)
 
     @classmethod
     def rebuild_network(
@@ -331,14 +282,13 @@ class Trainer:
 
     def _build_network(self, *, extra: int = 0) -> nn.Module:
         """Return the network with the run's initial weights; `extra` adds as many input channels and heads."""
-        spec, configuration, seed = self.network_spec(), self.configuration, self.config.seed
+        spec, seed, name = self.network_spec(), self.config.seed, self.trainer_name
         inputs, heads = self.num_input_channels + extra, self.labels.num_heads + extra
+        arguments = (self.configuration, inputs, heads, self.enable_deep_supervision)
         if self._overrides("build_network_architecture"):
-            build, name = type(self).build_network_architecture, self.trainer_name
-            arguments = (self.plans, configuration, inputs, heads, self.enable_deep_supervision)
-            return network_setup.build_custom_network(build, *arguments, seed=seed, trainer_name=name)
-        deep, trust = self.enable_deep_supervision, self.trust
-        return network_setup.build_named_network(spec, configuration, inputs, heads, deep, seed=seed, trust=trust)
+            build = type(self).build_network_architecture
+            return network_setup.build_custom_network(build, self.plans, *arguments, seed=seed, trainer_name=name)
+        return network_setup.build_named_network(spec, *arguments, seed=seed, trust=self.trust)
 
     def _load_pretrained(self, network: nn.Module, source: str) -> list[str]:
         channels = network_setup.input_channel_names(self.dataset_json, self.labels, self.configuration)
@@ -373,7 +323,7 @@ class Trainer:
             logits_of=self._own_logits_of,
         )
 
-    def configure_optimizers(self) -> Optimizer | tuple[Optimizer, Scheduler | None]:
+    def configure_optimizers(self) -> Optimizer | tuple[Optimizer, hook_results.Scheduler | None]:
         """Return the optimizer of `self.network`, alone or with a scheduler.
 
         Alone, the rate of each of its groups is multiplied by the factor of the schedule (`config.schedule`). A
@@ -491,8 +441,8 @@ class Trainer:
         if not self.was_initialized:
             self.initialize()
         self.set_deep_supervision_enabled(self.enable_deep_supervision)
-        loaders = hook_results.required_loaders(self.get_dataloaders(), self.get_dataloaders)
-        self.dataloader_train, self.dataloader_val = loaders
+        hook = self.get_dataloaders
+        self.dataloader_train, self.dataloader_val = hook_results.required_loaders(hook(), hook)
         self.output_folder.mkdir(parents=True, exist_ok=True)
         if self.distributed.is_first:
             record = train_record(self.config, self.device, notes=self.notes, identity=self.identity())
@@ -680,9 +630,8 @@ class Trainer:
             self._set_knobs()
             self.is_resumed = True
             self.initialize()
-        resume.restore_tensors(
-            checkpoint, path, self.network, self.optimizer, self.weight_ema, self.grad_scaler, self.rates
-        )
+        parts = (self.network, self.optimizer, self.weight_ema, self.grad_scaler, self.rates)
+        resume.restore_tensors(checkpoint, path, *parts)
         self.current_epoch, self.current_step, self.epoch_step = state.epoch, state.step, state.epoch_step
         self.epoch_outputs = [{"loss": loss.to(self.device)} for loss in state.losses]
         self.logbook = Logbook(state.logging)
@@ -717,8 +666,8 @@ class Trainer:
 
     def identity(self) -> dict[str, Any]:
         """Return trainer, dataset, plan, configuration, fold and number of cases, for records."""
-        trainer, name = self.trainer_name, self.configuration_name
-        return resume.training_identity(trainer, self.plans, name, self.dataset_json, fold=self.fold, split=self.split)
+        task = (self.trainer_name, self.plans, self.configuration_name, self.dataset_json)
+        return resume.training_identity(*task, fold=self.fold, split=self.split)
 
     @property
     def trainer_name(self) -> str:
@@ -737,20 +686,15 @@ class Trainer:
 
     def plot_network_architecture(self) -> None:
         """Draw the network into `network_architecture.png`, if it can be traced."""
-        inputs, patch_size = self.num_input_channels, self.configuration.patch_size
-        self._output.plot_network(self.network, inputs, patch_size, log=self.print_to_log_file)
+        shape = (self.num_input_channels, self.configuration.patch_size)
+        self._output.plot_network(self.network, *shape, log=self.print_to_log_file)
 
     def write_status(self, state: State) -> None:
         """Write `status.json`."""
-        steps = {"steps_per_epoch": self.num_iterations_per_epoch, "step": self.current_step}
-        epoch = {"epoch": self.current_epoch, "epoch_step": self.epoch_step}
-        self._output.write_status(state, self.clock, self.logbook, **epoch, **steps)
+        counts = {"epoch": self.current_epoch, "epoch_step": self.epoch_step, "step": self.current_step}
+        self._output.write_status(state, self.clock, self.logbook, self.num_iterations_per_epoch, **counts)
 
     @property
     def loggers(self) -> list[MetricLogger]:
         """What receives the metrics of each epoch; `metrics.jsonl` is the first."""
         return self._output.loggers
-
-    @loggers.setter
-    def loggers(self, loggers: list[MetricLogger]) -> None:
-        self._output.loggers = loggers

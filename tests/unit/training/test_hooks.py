@@ -22,7 +22,7 @@ SIGNATURES = {
         "(plans: 'Plan', configuration: 'Configuration', num_input_channels: 'int', num_output_channels: 'int', "
         "enable_deep_supervision: 'bool' = True) -> 'nn.Module'"
     ),
-    "configure_optimizers": "(self) -> 'Optimizer | tuple[Optimizer, Scheduler | None]'",
+    "configure_optimizers": "(self) -> 'Optimizer | tuple[Optimizer, hook_results.Scheduler | None]'",
     "build_loss": "(self) -> 'TrainingLoss'",
     "logits_of": "(output: 'Any') -> 'Any'",
     "get_dataloaders": "(self) -> 'tuple[BatchLoader, BatchLoader]'",

@@ -1,21 +1,29 @@
-"""Find in a workspace what a trainer needs of a dataset: plan, preprocessed cases, split and folders."""
+"""Make the trainer of a preprocessed dataset: find its plan, cases, split and folders in a workspace."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
+
+import torch
 
 from segwright.core.errors import ModelError, PlanError, WorkspaceError
 from segwright.core.files.names import below
-from segwright.data import dataset, splits
+from segwright.core.interrupt import StopRequest
+from segwright.data import splits
+from segwright.data.dataset import Dataset, load
 from segwright.data.description import load_description
 from segwright.data.plan import Plan
 from segwright.data.preprocessed.previous_stage import FOLDER, StageMaps
 from segwright.data.preprocessed.store import CaseStore
 from segwright.training.cascade import CascadeStore
 from segwright.training.checkpointing.checkpoints import find_resumable
-from segwright.workspace import Workspace
+from segwright.training.config import TrainConfig, changed
+from segwright.workspace import DEFAULT_WORK, Workspace, name_of_model
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +39,7 @@ class TrainingInputs:
         checkpoint: from which its training can go on; None: it was not begun.
     """
 
-    dataset: dataset.Dataset
+    dataset: Dataset
     plan: Plan
     cases: CaseStore | CascadeStore
     split: splits.Split
@@ -55,7 +63,7 @@ def find_inputs(
     Raises:
         SegwrightError: the dataset is invalid, or is not planned and preprocessed as it is now.
     """
-    loaded = dataset.load(workspace.resolve_dataset(raw))
+    loaded = load(workspace.resolve_dataset(raw))
     prepare = f"prepare it with segwright.preprocess({str(raw)!r}) or 'segwright preprocess {raw}'"
     file = workspace.plans_file(loaded.name, plans)
     if not file.is_file():
@@ -81,17 +89,71 @@ def find_inputs(
     )
 
 
-def require_new(inputs: TrainingInputs) -> None:
-    """Check that the fold has no training yet.
+def make_trainer(
+    cls: type[T],
+    dataset: str | Path,
+    configuration: str,
+    fold: int | Literal["all"],
+    *,
+    workspace: Workspace | None = None,
+    plans: str = "nnUNetPlans",
+    name: str | None = None,
+    config: TrainConfig | None = None,
+    device: str | torch.device = "auto",
+    callbacks: Sequence[object] = (),
+    stop: StopRequest | None = None,
+    resume: bool = False,
+    **settings: Any,
+) -> T:
+    """Return the trainer of one fold of a preprocessed dataset.
+
+    Args:
+        cls: the trainer class.
+        dataset: folder, name or id.
+        configuration: its name in the plan.
+        fold: number or `all`.
+        workspace: where the dataset was preprocessed; `./segwright-work` by default.
+        plans: name of the plans.
+        name: of the model, the first part of the name of its folder, as for `segwright.train`.
+        config: the settings; nnU-Net's by default.
+        device: auto, cpu, cuda, cuda:1, mps or a torch device.
+        callbacks: as for the constructor.
+        stop: as for the constructor.
+        resume: go on with the training that the fold has.
+        settings: fields of `config`, such as `network`, `loss` or `num_epochs`.
 
     Raises:
-        ModelError: it has.
+        ModelError: the fold has a training, or none to resume.
+        SegwrightError: a setting is invalid, or the dataset is not preprocessed.
     """
-    if inputs.checkpoint is not None:
+    config = changed(config or TrainConfig(), **settings)
+    where, model = workspace or Workspace.under(DEFAULT_WORK), name_of_model(name, cls.__name__, config.network)
+    inputs = find_inputs(dataset, configuration, fold, where, plans=plans, model=model)
+    if resume and inputs.checkpoint is None:
+        raise ModelError(f"{inputs.output_folder}: there is no training to resume; leave out resume=True")
+    if not resume and inputs.checkpoint is not None:
         raise ModelError(
             f"{inputs.output_folder}: has a training already; continue it with resume=True, give this one a name of "
             "its own with name=, or delete the folder"
         )
+    make: Any = cls
+    trainer: Any = make(
+        inputs.plan,
+        configuration,
+        fold,
+        inputs.dataset.description,
+        device,
+        cases=inputs.cases,
+        split=inputs.split,
+        output_folder=inputs.output_folder,
+        config=config,
+        references={case.identifier: case.label for case in inputs.dataset.cases if case.label is not None},
+        callbacks=callbacks,
+        stop=stop,
+    )
+    if inputs.checkpoint is not None:
+        trainer.load_checkpoint(inputs.checkpoint)
+    return trainer  # type: ignore[no-any-return]
 
 
 def _with_previous_stage(

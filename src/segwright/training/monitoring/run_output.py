@@ -149,10 +149,10 @@ class RunOutput:
         state: State,
         clock: Clock,
         logbook: Logbook,
+        steps_per_epoch: int,
         *,
         epoch: int,
         epoch_step: int,
-        steps_per_epoch: int,
         step: int,
     ) -> None:
         """Write `status.json`; the arguments are those of `make_status`."""
