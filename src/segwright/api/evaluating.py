@@ -138,7 +138,7 @@ def _model_named(name: str, dataset: str | Path, workspace: Workspace) -> Path:
     """Return the folder of a dataset's model by its name.
 
     Raises:
-        ModelError: there is none, or several configurations have it.
+        ModelError: no model has this name, or models of several configurations have it.
     """
     folders = model_folders(workspace, workspace.resolve_dataset(dataset).name)
     found = [folder for folder in folders if name in (folder.name, name_of(folder))]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from typing import Any, Final
 
 PREFIX: Final = "python-object:"
@@ -61,8 +60,3 @@ def method_reference(cls: type, method: str) -> str:
 def is_lost(reference: str) -> bool:
     """Return whether a text stands for an object that it does not carry, as one read from a file."""
     return reference.startswith(PREFIX) and not isinstance(reference, GivenObject)
-
-
-def component_name(component: Callable[..., Any] | object) -> str:
-    """Return the name of a function, a class or the class of an object."""
-    return str(getattr(component, "__qualname__", type(component).__qualname__))
