@@ -10,12 +10,21 @@ from types import ModuleType
 
 import pytest
 
+from segwright.training.monitoring.run_output import RunOutput
+
 
 class nnUNetTrainer:
     """Takes any arguments."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         self.arguments = (args, kwargs)
+
+
+@pytest.fixture(autouse=True)
+def _without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw nothing: plots take most of the time of a tiny training, and have tests of their own."""
+    for name in ("plot_network", "plot_progress", "plot_progress_if_due"):
+        monkeypatch.setattr(RunOutput, name, lambda *args, **kwargs: None)
 
 
 @pytest.fixture

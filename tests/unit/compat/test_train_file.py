@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from segwright.core.errors import ConfigError
 from segwright.data.phantom import write_dataset
 from segwright.data.training_data import TrainingData
 from segwright.workspace import Workspace
+from tests.unit.compat.test_hooks_reached import STORED_DATA, recording
 from tests.unit.compat.trainer_files import NETWORK_2023, NOTHING, OLD_LOADERS, TRANSFORMS, write_trainer
 
 pytestmark = pytest.mark.slow
@@ -72,3 +74,18 @@ def test_two_trainers_at_once_are_refused(workspace: Workspace, tmp_path: Path) 
             trainer="segwright.training.trainer:Trainer",
             nnunet_trainer=write_trainer(tmp_path, NOTHING),
         )
+
+
+@pytest.mark.parametrize("name", STORED_DATA)
+def test_data_hook_that_is_overridden_alone_is_called(name: str, workspace: Workspace, tmp_path: Path) -> None:
+    marker = tmp_path / "called"
+    text = recording(name).replace(
+        f"nnUNetTrainerRecording.called.append('{name}')", f"open({str(marker)!r}, 'w').close()"
+    )
+    file = write_trainer(tmp_path, text.replace("nnUNetTrainerRecording", f"nnUNetTrainer_{name}"))
+    if find_spec("batchgeneratorsv2") is None and name.endswith("_transforms"):
+        with pytest.raises(ConfigError, match="batchgeneratorsv2"):
+            train(workspace, file)
+    else:
+        train(workspace, file)
+    assert marker.is_file()

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from segwright.compat.nnunet.module_table import MODULES
 from segwright.compat.nnunet.modules import HIDDEN, NnunetFolders, StandIns, absent_package
+from segwright.compat.nnunet.unreached import require_hooks_reached
 from segwright.core.errors import ConfigError, SegwrightError, did_you_mean
 from segwright.core.extensions.code_folder import FolderLoader
 from segwright.core.extensions.user_code import UserCodeError, describe_error, error_location
@@ -76,7 +77,7 @@ def load_trainer_file(
 
     Raises:
         ConfigError: the file is missing, imports what does not exist here, or has no such class.
-        UserCodeError: the file raised an error.
+        UserCodeError: the file raised an error, or what looks like a hook is none.
     """
     source = _read(path)
     tree = _parse(source, path)
@@ -87,6 +88,7 @@ def load_trainer_file(
         cls = _choose(module, class_name, path)
     _require_packages(_definitions_used(tree, cls.__name__), modules.absent, path)
     beside = {name: Path(str(own.__file__)) for name, own in modules.own_modules.items() if _has_file(own, module)}
+    require_hooks_reached(tree, cls, _base(), path, beside.values())
     return LoadedTrainer(cls=cls, file=path, sha256=sha256(source).hexdigest(), modules=modules, beside=beside)
 
 
@@ -188,7 +190,7 @@ def _choose(module: ModuleType, class_name: str | None, path: Path) -> type[Any]
     Raises:
         ConfigError: there is none, or several and none has the file's name.
     """
-    base = getattr(importlib.import_module(BASE.partition(":")[0]), BASE.partition(":")[2])
+    base = _base()
     found = {
         name: value
         for name, value in vars(module).items()
@@ -207,6 +209,12 @@ def _choose(module: ModuleType, class_name: str | None, path: Path) -> type[Any]
     if len(leaves) > 1:
         raise ConfigError(f"{path}: defines several trainers, {', '.join(sorted(own))}; name one as {path.name}:CLASS")
     return next(iter(leaves.values()))
+
+
+def _base() -> type[Any]:
+    module, _, name = BASE.partition(":")
+    base: type[Any] = getattr(importlib.import_module(module), name)
+    return base
 
 
 def _derives(other: type[Any], value: type[Any]) -> bool:

@@ -41,6 +41,7 @@ class PredictionHost:
         self.torch_device = torch.device(CPU)
         self.model = PredictionModel()
         self.data = SimpleNamespace()
+        self.replaced: dict[str, tuple[Any, Any]] = {}
 
     def grad_scaler(self) -> None:
         """Return None: there are no gradients."""

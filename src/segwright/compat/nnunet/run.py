@@ -174,7 +174,8 @@ class NnunetRun(Trainer):
             torch.manual_seed(self.config.seed)
             self.user.initialize()
             self.host.model.complete()
-            self.user._do_i_compile()
+            if self.user._do_i_compile():
+                self.notes += ("the network is not compiled, though _do_i_compile returns True",)
 
     def _prepare(self) -> None:
         """Resolve the settings and make what does not depend on the network."""
@@ -270,7 +271,7 @@ class NnunetRun(Trainer):
             if not self.was_initialized:
                 self.initialize()
             for event in LOOP_HOOKS:  # so that what our loop needs happens in the file's loop too
-                setattr(self.user, event, partial(self._run_hook, event))
+                vars(self.user)[event] = partial(self._run_hook, event)
             with self.stop.watched(), reproducible(self.device, deterministic=self.config.deterministic):
                 with self._user_code("run_training"):
                     self.user.run_training()
@@ -318,6 +319,7 @@ class NnunetRun(Trainer):
         if self.distributed.is_first:
             code_copy.copy_code(self.loaded, self.output_folder.parent)
         self._dispatch("on_train_start", super().on_train_start)
+        self._apply_changed_settings()
         with self._user_code("print_plans"):
             self.user.print_plans()
             self.user._save_debug_information()
@@ -325,8 +327,16 @@ class NnunetRun(Trainer):
     def on_epoch_start(self) -> None:
         """Start an epoch."""
         self._raw_steps = []
-        self.clock.num_epochs = None if self.clock.num_epochs is None else self.num_epochs
+        self._apply_changed_settings()
         self._dispatch("on_epoch_start", super().on_epoch_start)
+
+    def _apply_changed_settings(self) -> None:
+        """Use what hooks of the file have changed; name what is changed too late."""
+        for line in self.host.settings.late_lines():
+            self.print_to_log_file(line)
+        self.clock.num_epochs = None if self.clock.num_epochs is None else self.num_epochs
+        if self.config.num_val_iterations_per_epoch != self.num_val_iterations_per_epoch:
+            self.config = changed(self.config, num_val_iterations_per_epoch=self.num_val_iterations_per_epoch)
 
     def on_train_epoch_start(self) -> None:
         """Start the training steps of an epoch."""
@@ -389,6 +399,7 @@ class NnunetRun(Trainer):
     def on_epoch_end(self) -> None:
         """End the epoch; with a loop of the file, save it, since its steps cannot be resumed one by one."""
         self._dispatch("on_epoch_end", self.host.on_epoch_end)
+        self._apply_changed_settings()
         if self._has_own_loop:
             self.save_checkpoint("latest")
 

@@ -15,7 +15,8 @@ from torch import nn
 
 from segwright.compat.nnunet import network_hook
 from segwright.compat.nnunet.names.logging import MetaLogger
-from segwright.compat.nnunet.names.plans import PlansManager
+from segwright.compat.nnunet.names.plans import ConfigurationManager, PlansManager
+from segwright.compat.nnunet.unreached import require_assignable
 from segwright.core.errors import ConfigError
 
 HOST: Final = "_segwright"
@@ -43,6 +44,25 @@ class nnUNetTrainer:
     _segwright: Any
     _segwright_settings: ClassVar[Mapping[str, Any]] = {}
 
+    preprocessed_dataset_folder_base: str | None
+    preprocessed_dataset_folder: str | None
+    output_folder_base: str
+    output_folder: str
+    is_cascaded: bool
+    folder_with_segs_from_previous_stage: str | None
+    initial_lr: float
+    weight_decay: float
+    oversample_foreground_percent: float
+    probabilistic_oversampling: bool
+    num_iterations_per_epoch: int
+    num_val_iterations_per_epoch: int
+    num_epochs: int
+    current_epoch: int
+    enable_deep_supervision: bool
+    save_every: int
+    disable_checkpointing: bool
+    batch_size: int | None
+
     def __init__(
         self,
         plans: dict[str, Any],
@@ -54,6 +74,7 @@ class nnUNetTrainer:
         device: torch.device | None = None,
     ) -> None:
         host = host_of(self)
+        early = [*_class_attributes(type(self)).items(), *vars(self).items()]
         for argument in arguments:  # up to 2.5 `unpack_dataset, device`, later `device` alone
             if isinstance(argument, torch.device):
                 device = argument
@@ -76,9 +97,9 @@ class nnUNetTrainer:
         self.dataset_json = dataset_json
         self.fold = fold
         self.unpack_dataset = unpack_dataset
-        self._set_folders(host)
+        vars(self).update(folders_of(host, self.configuration_manager, configuration))
         self.label_manager = self.plans_manager.get_label_manager(dataset_json)
-        self._set_hyperparameters(host)
+        _set_hyperparameters(self, host)
         self.num_input_channels: int | None = None
         self.network: Any = None
         self.optimizer: Any = None
@@ -94,35 +115,14 @@ class nnUNetTrainer:
         self.inference_allowed_mirroring_axes: tuple[int, ...] | None = None
         self.was_initialized = False
         nnUNetTrainer._set_batch_size_and_oversample(self)  # a file's own is called when its attributes are set
+        now = vars(self)
+        set_early = [(name, value) for name, value in early if value is not None and name in now]
+        host.replaced = {name: (value, now[name]) for name, value in set_early if differ(value, now[name])}
 
-    def _set_folders(self, host: Any) -> None:
-        base, data = host.preprocessed_folder, self.configuration_manager.data_identifier
-        self.preprocessed_dataset_folder_base: str | None = None if base is None else str(base)
-        self.preprocessed_dataset_folder: str | None = None if base is None else str(base / data)
-        self.output_folder_base = str(host.output_folder.parent)
-        self.output_folder = str(host.output_folder)
-        previous = self.configuration_manager.previous_stage_name
-        self.is_cascaded = previous is not None
-        self.folder_with_segs_from_previous_stage: str | None = None
-        if previous is not None:
-            name = host.output_folder.parent.name.rpartition("__")[0]
-            stage = host.output_folder.parent.with_name(f"{name}__{previous}")
-            self.folder_with_segs_from_previous_stage = str(stage / "predicted_next_stage" / self.configuration_name)
-
-    def _set_hyperparameters(self, host: Any) -> None:
-        config = host.config
-        self.initial_lr = config.initial_lr
-        self.weight_decay = config.weight_decay
-        self.oversample_foreground_percent = config.oversample_foreground_percent
-        self.probabilistic_oversampling = config.oversample_by_chance
-        self.num_iterations_per_epoch = config.num_iterations_per_epoch
-        self.num_val_iterations_per_epoch = config.num_val_iterations_per_epoch
-        self.num_epochs = config.num_epochs
-        self.current_epoch = 0
-        self.enable_deep_supervision = config.enable_deep_supervision
-        self.save_every = config.save_every
-        self.disable_checkpointing = config.disable_checkpointing
-        self.batch_size: int | None = config.batch_size
+    def __setattr__(self, name: str, value: object) -> None:
+        """Set an attribute; refuse to replace a hook that is looked up on the class."""
+        require_assignable(self, name, nnUNetTrainer)
+        super().__setattr__(name, value)
 
     # Building
 
@@ -299,6 +299,12 @@ def overrides(cls: type[nnUNetTrainer], hook: str) -> bool:
     return found is not getattr(nnUNetTrainer, hook)
 
 
+def differ(value: object, other: object) -> bool:
+    """Return whether two values of an attribute differ; objects without an equality of their own by identity."""
+    plain = (bool, int, float, str, tuple, list, dict, torch.device, type(None))
+    return value is not other and not (isinstance(value, plain) and isinstance(other, plain) and value == other)
+
+
 def is_before_2_6(cls: type[nnUNetTrainer]) -> bool:
     """Return whether a file is written for nnU-Net 2.0 to 2.5, by the names of its parameters."""
     own = [each for each in cls.__mro__ if issubclass(each, nnUNetTrainer) and each is not nnUNetTrainer]
@@ -322,3 +328,45 @@ def _init_kwargs(cls: type[nnUNetTrainer], known: Mapping[str, Any]) -> dict[str
     if len(named) < len(parameters) and "plans" not in named:
         return {name: value for name, value in known.items() if name != "unpack_dataset"}
     return {name: known.get(name, None if value is inspect.Parameter.empty else value) for name, value in named.items()}
+
+
+def _class_attributes(cls: type[nnUNetTrainer]) -> dict[str, Any]:
+    """Return the values that a trainer file sets in its class."""
+    own = [each for each in cls.__mro__ if issubclass(each, nnUNetTrainer) and each is not nnUNetTrainer]
+    return {name: value for each in reversed(own) for name, value in vars(each).items() if not name.startswith("__")}
+
+
+def folders_of(host: Any, configuration: ConfigurationManager, name: str) -> dict[str, Any]:
+    """Return the attributes that say where data and results are.
+
+    Args:
+        host: of the trainer file's object.
+        configuration: of the plan.
+        name: of the configuration.
+    """
+    base, output, previous = host.preprocessed_folder, host.output_folder, configuration.previous_stage_name
+    stage = output.parent.with_name(f"{output.parent.name.rpartition('__')[0]}__{previous}")
+    return {
+        "preprocessed_dataset_folder_base": None if base is None else str(base),
+        "preprocessed_dataset_folder": None if base is None else str(base / configuration.data_identifier),
+        "output_folder_base": str(output.parent),
+        "output_folder": str(output),
+        "is_cascaded": previous is not None,
+        "folder_with_segs_from_previous_stage": str(stage / "predicted_next_stage" / name) if previous else None,
+    }
+
+
+def _set_hyperparameters(user: nnUNetTrainer, host: Any) -> None:
+    config = host.config
+    user.initial_lr = config.initial_lr
+    user.weight_decay = config.weight_decay
+    user.oversample_foreground_percent = config.oversample_foreground_percent
+    user.probabilistic_oversampling = config.oversample_by_chance
+    user.num_iterations_per_epoch = config.num_iterations_per_epoch
+    user.num_val_iterations_per_epoch = config.num_val_iterations_per_epoch
+    user.num_epochs = config.num_epochs
+    user.current_epoch = 0
+    user.enable_deep_supervision = config.enable_deep_supervision
+    user.save_every = config.save_every
+    user.disable_checkpointing = config.disable_checkpointing
+    user.batch_size = config.batch_size

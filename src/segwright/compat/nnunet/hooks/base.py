@@ -9,11 +9,12 @@ from typing import Any, Final
 import torch
 
 from segwright.compat.nnunet.hooks import results
+from segwright.compat.nnunet.hooks.attributes import SettingsInUse, replaced_lines, unused_lines
 from segwright.compat.nnunet.hooks.checkpoint_files import checkpoint_kind, load_into, write_torch_file
 from segwright.compat.nnunet.hooks.data import DataHooks
 from segwright.compat.nnunet.hooks.model import ModelHooks, has_own_steps
 from segwright.compat.nnunet.hooks.rates import FileRates
-from segwright.compat.nnunet.trainer import Step, nnUNetTrainer, overrides
+from segwright.compat.nnunet.trainer import Step, folders_of, nnUNetTrainer, overrides
 from segwright.core.device import CPU, MPS
 from segwright.networks.build import set_deep_supervision
 from segwright.training.checkpointing import checkpoints
@@ -43,6 +44,8 @@ class RunHost:
         model: hooks that build network, optimizer and loss.
         data: hooks about cases, augmentation and batches.
         reached: hooks of the loop that were called since they were last removed from this set.
+        replaced: what the class had set before the base's `__init__`, and what that set.
+        settings: attributes in use.
         saving: whether the training is being saved by our loop, so that the base's hook has nothing to do.
     """
 
@@ -52,14 +55,31 @@ class RunHost:
         self.preprocessed_folder = preprocessed_folder
         self.user: nnUNetTrainer
         self.reached: set[str] = set()
+        self.replaced: dict[str, tuple[Any, Any]] = {}
         self.saving = False
         self.loading = False
 
     def connect(self, user: nnUNetTrainer) -> None:
         """Set the object that the hooks belong to."""
         self.user = user
-        self.model = ModelHooks(self.run, user)
-        self.data = DataHooks(self.run, user, self.preprocessed_folder)
+        self.settings = SettingsInUse(user)
+        self.model = ModelHooks(self.run, user, self.settings)
+        self.data = DataHooks(self.run, user, self.preprocessed_folder, self.settings)
+        self.run.notes += (*replaced_lines(user, self.replaced),)
+        self.run.notes += (*unused_lines(user, self._own_values(), self.run.dataset_json.raw()),)
+
+    def _own_values(self) -> dict[str, Any]:
+        """Return our values of attributes that a file cannot change."""
+        run = self.run
+        return {
+            "configuration_name": run.configuration_name,
+            "fold": run.fold,
+            "device": run.device,
+            "is_ddp": run.distributed.world_size > 1,
+            "local_rank": run.distributed.rank,
+            "log_file": str(self.log_file),
+            **folders_of(self, self.user.configuration_manager, run.configuration_name),
+        }
 
     @property
     def config(self) -> TrainConfig:

@@ -15,6 +15,7 @@ from segwright.augmentation.compose import SPATIAL
 from segwright.augmentation.recipe import Recipe
 from segwright.augmentation.spatial import Affine, Mirror
 from segwright.compat.nnunet.default_transforms import is_old_hook
+from segwright.compat.nnunet.hooks.attributes import LOADER_SETTINGS, SettingsInUse
 from segwright.compat.nnunet.hooks.iterators import BatchIterator, IteratorLoader
 from segwright.compat.nnunet.hooks.transform_loader import file_loaders, plain_loaders
 from segwright.compat.nnunet.names.data import make_dataset
@@ -44,13 +45,17 @@ class DataHooks:
         run: the training.
         user: the object of the trainer file.
         preprocessed_folder: of the dataset; None where it is unknown.
+        settings: are told which attributes are in use.
     """
 
-    def __init__(self, run: Trainer, user: nnUNetTrainer, preprocessed_folder: Path | None) -> None:
+    def __init__(
+        self, run: Trainer, user: nnUNetTrainer, preprocessed_folder: Path | None, settings: SettingsInUse
+    ) -> None:
         self._run = run
         self._user = user
         self._cls = type(user)
         self._folder = preprocessed_folder
+        self._settings = settings
         self.step_hook: Any = None
 
     # Augmentation
@@ -139,6 +144,7 @@ class DataHooks:
 
     def build(self) -> tuple[Any, Any]:
         """Return the loaders of training and validation batches, with the file's cases and transforms."""
+        self._settings.use(LOADER_SETTINGS, "the loader")
         own_datasets = overrides(self._cls, "get_tr_and_val_datasets")
         is_plain = True
         if own_datasets:

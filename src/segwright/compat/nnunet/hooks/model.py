@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from segwright.compat.nnunet.hooks.attributes import MODEL_SETTINGS, SettingsInUse, require_own_datasets
 from segwright.compat.nnunet.hooks.rates import FileRates, RunScheduler
 from segwright.compat.nnunet.names.losses import (
     DC_and_BCE_loss,
@@ -48,12 +49,14 @@ class ModelHooks:
     Args:
         run: the training.
         user: the object of the trainer file.
+        settings: are told which attributes are in use.
     """
 
-    def __init__(self, run: Trainer, user: nnUNetTrainer) -> None:
+    def __init__(self, run: Trainer, user: nnUNetTrainer, settings: SettingsInUse) -> None:
         self._run = run
         self._user = user
         self._cls = type(user)
+        self._settings = settings
 
     def initialize(self) -> None:
         """Build them with the file's hooks."""
@@ -69,14 +72,17 @@ class ModelHooks:
         user.optimizer, user.lr_scheduler = self.optimizers_of(user.configure_optimizers())
         user.loss = user._build_loss()
         user.was_initialized = True
+        self._settings.use(MODEL_SETTINGS, "the model")
 
     def complete(self) -> None:
         """Check what was built, and add what our loop needs.
 
         Raises:
             UserCodeError: network, optimizer or loss is missing.
+        ConfigError: an attribute would have no effect.
         """
         run, user = self._run, self._user
+        require_own_datasets(user)
         for name, kind in (("network", nn.Module), ("optimizer", Optimizer)):
             if not isinstance(getattr(user, name), kind):
                 raise UserCodeError(
@@ -95,6 +101,7 @@ class ModelHooks:
         if compute_dtype(run.device, run.config.precision) == torch.float16 and not has_own_steps(self._cls):
             user.grad_scaler = user.grad_scaler or torch.amp.GradScaler(run.device.type)
         user.was_initialized = True
+        run.notes += (*self._settings.replaced_lines(), *self._settings.late_lines())
 
     def update_rates(self) -> None:
         """Tell our loop which optimizer and scheduler the file uses now; it may exchange them."""
