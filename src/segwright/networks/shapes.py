@@ -33,17 +33,26 @@ def output_shapes(network: nn.Module, num_input_channels: int, patch_size: Seque
         ModelError: it fails, or its output is neither a tensor (B, C, *S) nor a list of them.
     """
     shape = (2, num_input_channels, *patch_size)  # batch norm in training mode refuses a single sample
-    with torch.no_grad():
-        try:
-            outputs = copy_to_meta(network)(torch.empty(shape, device="meta"))
-        except Exception:  # a user's network may fail on the meta device although it works; try zeros
-            outputs = _run_on_zeros(network, shape)
+    outputs = run_once(network, shape)
     levels = list(outputs) if isinstance(outputs, list | tuple) else [outputs]
     for level in levels:
         if not isinstance(level, Tensor) or level.ndim != len(shape):
             found = f"shape {tuple(level.shape)}" if isinstance(level, Tensor) else type(level).__name__
             raise ModelError(f"the network returned {found} for input {shape}; expected logits with {len(shape)} axes")
     return [tuple(level.shape[1:]) for level in levels]
+
+
+def run_once(network: nn.Module, shape: Sequence[int]) -> Any:
+    """Return the output of a network for an input (B, C, *S): on the meta device, or for zeros if it cannot run there.
+
+    Raises:
+        ModelError: it fails.
+    """
+    with torch.no_grad():
+        try:
+            return copy_to_meta(network)(torch.empty(tuple(shape), device="meta"))
+        except Exception:  # a user's network may fail on the meta device although it works; try zeros
+            return _run_on_zeros(network, tuple(shape))
 
 
 def _run_on_zeros(network: nn.Module, shape: tuple[int, ...]) -> Any:

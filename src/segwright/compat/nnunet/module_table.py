@@ -73,6 +73,8 @@ _DICE: Final = ("SoftDiceLoss", "MemoryEfficientSoftDiceLoss", "get_tp_fp_fn_tn"
 _COMPOUND: Final = ("DC_and_CE_loss", "DC_and_BCE_loss", "DC_and_topk_loss")
 _MANAGERS: Final = ("PlansManager", "ConfigurationManager")
 _LABELS: Final = ("LabelManager", "convert_labelmap_to_one_hot", "get_labelmanager_class_from_plans")
+_CONFIGURATION: Final = ("ANISO_THRESHOLD", "default_num_processes", "get_allowed_n_proc_DA")
+_WORKERS: Final = ("check_workers_alive_and_busy", "check_workers_busy")
 _FILES: Final = (
     "join", "isfile", "isdir", "maybe_mkdir_p", "subfiles", "subdirs", "nifti_files", "load_json", "save_json",
     "load_pickle", "write_pickle", "split_path", "makedirs", "remove", "listdir", "dirname", "basename",
@@ -87,7 +89,7 @@ _BASE_MODULE: Final = {
     **_of("names.labels", "convert_labelmap_to_one_hot"),
     **_of("names.helpers", "ANISO_THRESHOLD", "default_num_processes", "empty_cache", "dummy_context"),
     **_of("names.helpers", "collate_outputs", "get_allowed_n_proc_DA", "generate_crossval_split"),
-    **_of("names.helpers", "check_workers_alive_and_busy"),
+    **_of("names.helpers", *_WORKERS),
     **_of("names.files", *_FILES),
     "np": "numpy:",
     "torch": "torch:",
@@ -99,7 +101,7 @@ _BASE_MODULE: Final = {
 MODULES: Final[Mapping[str, Mapping[str, str]]] = {
     "nnunetv2": {},
     "nnunetv2.paths": {},
-    "nnunetv2.configuration": _of("names.helpers", "ANISO_THRESHOLD", "default_num_processes"),
+    "nnunetv2.configuration": _of("names.helpers", *_CONFIGURATION),
     f"{_TRAINER}.nnUNetTrainer": _BASE_MODULE,
     **{f"{_TRAINER}.variants.{module}": _of("variants", *names) for module, names in _VARIANTS.items()},
     "nnunetv2.training.loss.dice": _of("names.losses", *_DICE),
@@ -117,7 +119,7 @@ MODULES: Final[Mapping[str, Mapping[str, str]]] = {
     "nnunetv2.utilities.helpers": _of("names.helpers", *_SOFTMAX, "empty_cache", "dummy_context"),
     "nnunetv2.utilities.collate_outputs": _of("names.helpers", "collate_outputs"),
     "nnunetv2.utilities.default_n_proc_DA": _of("names.helpers", "get_allowed_n_proc_DA"),
-    "nnunetv2.utilities.file_path_utilities": _of("names.helpers", "check_workers_alive_and_busy"),
+    "nnunetv2.utilities.file_path_utilities": _of("names.helpers", *_WORKERS),
     "nnunetv2.utilities.crossval_split": _of("names.helpers", "generate_crossval_split"),
     "nnunetv2.utilities.network_initialization": _of("names.helpers", "InitWeights_He"),
     "nnunetv2.utilities.find_class_by_name": _of("names.helpers", "recursive_find_python_class"),

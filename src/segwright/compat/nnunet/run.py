@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +21,9 @@ from segwright.compat.nnunet.hooks import results
 from segwright.compat.nnunet.hooks.base import LOOP_HOOKS, RunHost
 from segwright.compat.nnunet.hooks.checkpoint_files import write_torch_file
 from segwright.compat.nnunet.hooks.data import ROTATION_HOOK
+from segwright.compat.nnunet.hooks.hook_call import hook_call
 from segwright.compat.nnunet.hooks.log import RunLogbook
+from segwright.compat.nnunet.hooks.randomness import seed_arrays, seeded
 from segwright.compat.nnunet.hooks.rules import require_settings_with_effect, with_variant_settings
 from segwright.compat.nnunet.loading import LoadedTrainer
 from segwright.compat.nnunet.network_hook import NetworkArguments, call_hook
@@ -30,7 +32,6 @@ from segwright.compat.nnunet.segmentation import segmentation_of
 from segwright.compat.nnunet.trainer import accepts, make_user
 from segwright.core.device import resolve_device
 from segwright.core.errors import ConfigError, SegwrightError
-from segwright.core.extensions.user_code import user_call
 from segwright.core.interrupt import Interrupted
 from segwright.data.description import DatasetDescription
 from segwright.data.laterality import LabelPairs
@@ -127,7 +128,7 @@ class NnunetRun(Trainer):
             self.logits_of = partial(segmentation_of, self.labels.num_heads)  # type: ignore[method-assign]
         self._take_changed_plan()
         if self.host.overrides("do_split"):
-            with self._user_code("do_split"):
+            with self._user_code("do_split"), seeded(self.config.seed, "split"):
                 self.host.data.apply_split()
 
     def _construct_user(self) -> None:
@@ -141,7 +142,7 @@ class NnunetRun(Trainer):
         }
         if accepts(self.loaded.cls, "unpack_dataset"):
             arguments["unpack_dataset"] = True
-        with self._user_code("__init__"):
+        with self._user_code("__init__"), seeded(self.config.seed, "trainer"):
             self.user.__init__(**arguments)  # type: ignore[misc]
             if self.host.overrides("_set_batch_size_and_oversample"):
                 self.user._set_batch_size_and_oversample()
@@ -287,7 +288,9 @@ class NnunetRun(Trainer):
         if self.stop.reason:
             self.write_status("interrupted")
             raise Interrupted(f"{self.stop.reason}: saved after {self.current_epoch} epochs; continue with --resume")
-        seed_step(self.config.seed, self.current_epoch, self.epoch_step, self.distributed.rank)
+        step = (self.current_epoch, self.epoch_step)
+        seed_arrays(self.config.seed, "own loop", *step)  # `run_training` restores them
+        seed_step(self.config.seed, *step, self.distributed.rank)
         self.current_step += 1
         self.epoch_step += 1
         if self.status.is_due:
@@ -376,25 +379,20 @@ class NnunetRun(Trainer):
             return super().validation_step(batch)
         with self._user_code("validation_step"):
             step: Any = self.user.validation_step(dict(batch))
-        hook = self.user.validation_step
-        loss = results.loss_of(step, hook)
+        loss = results.loss_of(step, self.user.validation_step)
         self._raw_steps.append(dict(step))
-        if self.host.overrides("on_validation_epoch_end") and any(key not in step for key in results.COUNTS):
-            step = {key: np.zeros(1) for key in results.COUNTS}
-        counts = results.counts_of(step, hook)
-        return {"loss": loss, "tp_hard": counts["tp_hard"], "fp_hard": counts["fp_hard"], "fn_hard": counts["fn_hard"]}
+        tp, fp, fn = results.counts_of(step) or [torch.zeros(1, dtype=torch.int64)] * 3
+        return {"loss": loss, "tp_hard": tp, "fp_hard": fp, "fn_hard": fn}
 
     def on_validation_epoch_end(self, steps: list[ValidationStep]) -> None:
         """Log the validation loss and the pseudo Dice."""
-        hook, base = "on_validation_epoch_end", super().on_validation_epoch_end
-        raw: list[Any] = [*steps]
-        if self._has_own_loop:
+        hook = "on_validation_epoch_end"
+        if self._has_own_loop or self.host.overrides("validation_step"):
+            raw: list[Any] = [*steps] if self._has_own_loop else self._raw_steps
             self._dispatch(hook, partial(self.host.on_validation_epoch_end, raw), raw)
-        elif self.host.overrides("validation_step"):
-            self._dispatch(hook, partial(base, steps), self._raw_steps)
         else:
             raw = [results.to_numpy(step) for step in steps] if self.host.overrides(hook) else []
-            self._dispatch(hook, partial(base, steps), raw)
+            self._dispatch(hook, partial(super().on_validation_epoch_end, steps), raw)
 
     def on_epoch_end(self) -> None:
         """End the epoch; with a loop of the file, save it, since its steps cannot be resumed one by one."""
@@ -481,8 +479,9 @@ class NnunetRun(Trainer):
         """Name of the file's class."""
         return self.loaded.class_name
 
-    def _user_code(self, hook: str) -> Any:
-        return _UserCode(self, hook)
+    def _user_code(self, hook: str) -> AbstractContextManager[None]:
+        step = (int(vars(self.user).get("current_epoch", 0)), self.epoch_step)
+        return hook_call(self.loaded, hook, seed=self.config.seed, step=step)
 
 
 _COMPLETED: Final = (
@@ -493,22 +492,3 @@ _COMPLETED: Final = (
     "on_train_end",
 )
 """Hooks whose part in our loop is done even if the file's replaces it."""
-
-
-class _UserCode:
-    """Runs the file's code among the stand-in modules; its errors name file and line."""
-
-    def __init__(self, run: NnunetRun, hook: str) -> None:
-        found = getattr(run.loaded.cls, hook, run.loaded.cls)
-        self._modules = run.loaded.modules
-        self._call = user_call(found, f"{hook} of {run.trainer_name}")
-
-    def __enter__(self) -> None:
-        self._modules.__enter__()
-        self._call.__enter__()
-
-    def __exit__(self, *error: Any) -> bool | None:
-        try:
-            return self._call.__exit__(*error)
-        finally:
-            self._modules.__exit__(*error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,11 +10,35 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from segwright.core.errors import ModelError
+from segwright.networks.shapes import run_once
 
 
 def keep_segmentation(network: nn.Module, num_heads: int) -> RemovableHandle:
     """Make a network return the first tensor (B, heads, *S) of its output alone, until the handle is removed."""
     return network.register_forward_hook(partial(_keep, num_heads))
+
+
+def require_segmentation(network: nn.Module, shape: Sequence[int], num_heads: int, *, where: str) -> None:
+    """Check that a network returns a segmentation for an input (B, C, *S), as validation and prediction need it.
+
+    Args:
+        network: in the state in which it predicts.
+        shape: of the input.
+        num_heads: channels of the segmentation.
+        where: the trainer class, for messages.
+
+    Raises:
+        ModelError: it fails, or returns none.
+    """
+    try:
+        found = first_logits(run_once(network, shape), num_heads, tuple(shape[2:]))
+    except ModelError as error:
+        raise ModelError(f"{where}: {error}") from error
+    if found is None:
+        raise ModelError(
+            f"{where}: the network {type(network).__name__} returns no segmentation, which validation and prediction "
+            f"need: no tensor with {num_heads} channels of the patch's size {tuple(shape[2:])}"
+        )
 
 
 def first_logits(output: Any, num_heads: int, size: tuple[int, ...]) -> Tensor | None:

@@ -25,6 +25,9 @@ HOST: Final = "_segwright"
 VARIANT_SETTINGS: Final = "_segwright_settings"
 """Attribute of a class: settings of our trainer that a published variant stands for."""
 
+LOADING_SINCE_2_6: Final = frozenset({"nnUNetDataLoader", "infer_dataset_class", "nnUNetDatasetBlosc2"})
+"""Names about loaders and datasets that came with 2.6."""
+
 Step = dict[str, Any]
 """What a training or validation step returns: numpy values by name."""
 
@@ -306,13 +309,26 @@ def differ(value: object, other: object) -> bool:
 
 
 def is_before_2_6(cls: type[nnUNetTrainer]) -> bool:
-    """Return whether a file is written for nnU-Net 2.0 to 2.5, by the names of its parameters."""
+    """Return whether a file is written for nnU-Net 2.0 to 2.5, by the names that it imports, else by its parameters.
+
+    Some files kept the constructor of 2.5 when they went over to the loaders of 2.6.
+    """
     own = [each for each in cls.__mro__ if issubclass(each, nnUNetTrainer) and each is not nnUNetTrainer]
+    names = {name for each in own for method in vars(each).values() for name in _names_in_reach(method)}
+    if names & LOADING_SINCE_2_6:
+        return False
     constructors = [vars(each)["__init__"] for each in own if "__init__" in vars(each)]
     if any("unpack_dataset" in inspect.signature(each).parameters for each in constructors):
         return True
     hook = inspect.signature(cls.build_network_architecture).parameters
     return {"plans_manager", "dataset_json"} <= hook.keys()
+
+
+def _names_in_reach(method: Any) -> set[str]:
+    """Return the names in a method's module, and those that the method imports itself."""
+    function = getattr(method, "__func__", method)
+    code = getattr(function, "__code__", None)
+    return set() if code is None else {*function.__globals__, *code.co_names}
 
 
 def accepts(cls: type[nnUNetTrainer], name: str) -> bool:

@@ -90,7 +90,7 @@ def restore_tensors(
     rates.restore(state.learning_rates)
     if average is not None:
         average.restore(averages)
-    if grad_scaler is not None and state.scaler is not None:
+    if grad_scaler is not None and state.scaler:  # empty if it was disabled
         grad_scaler.load_state_dict(state.scaler)
 
 

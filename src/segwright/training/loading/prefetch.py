@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from logging import getLogger
 from typing import Final, Protocol
 
@@ -33,7 +34,10 @@ THREAD_NAME: Final = "segwright-batches"
 class Loader(Protocol):
     """Makes the batches; `batches.BatchLoader` is one."""
 
-    device: torch.device
+    @property
+    def device(self) -> torch.device:
+        """Device of the batches."""
+        ...
 
     @property
     def batch_bytes(self) -> int:
@@ -43,6 +47,30 @@ class Loader(Protocol):
     def batch(self, epoch: int, step: int) -> Batch:
         """Return the batch of a step."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class InlineLoader:
+    """A loader whose batches are made between the steps, in the thread that trains.
+
+    For code that draws from global random generators, which a step draws from too.
+    """
+
+    inner: Loader
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the batches."""
+        return self.inner.device
+
+    @property
+    def batch_bytes(self) -> int:
+        """Bytes of one batch."""
+        return self.inner.batch_bytes
+
+    def batch(self, epoch: int, step: int) -> Batch:
+        """Return the batch of a step."""
+        return self.inner.batch(epoch, step)
 
 
 def num_threads(device: torch.device) -> int:
@@ -87,6 +115,8 @@ def prefetch(
 ) -> Generator[Batch, None, None]:
     """Yield the batches `first_step ... steps - 1` of an epoch; they do not depend on `threads` and `ahead`.
 
+    Those of an `InlineLoader` are made when they are asked for.
+
     An error in a thread is logged at once and raised here with the next batch, before the finished batches ahead of it.
     The threads end when the iterator is exhausted, closed or has raised.
 
@@ -99,6 +129,10 @@ def prefetch(
         ahead: number of prefetched batches; by default what `AHEAD_BYTES` allows.
         on_error: called with the first error, in the thread that raised it.
     """
+    if isinstance(loader, InlineLoader):
+        for step in range(first_step, steps):
+            yield loader.batch(epoch, step)
+        return
     count = num_threads(loader.device) if threads is None else threads
     most = num_ahead(loader.batch_bytes, count) if ahead is None else max(ahead, 1)
     pool = single_threaded_pool(min(count, most), THREAD_NAME)

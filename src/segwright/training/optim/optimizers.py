@@ -127,8 +127,10 @@ def update(
         optimizer: if it is fused, the step is skipped on the device, without waiting for the norm.
         network: its gradients are clipped together.
         clip_norm: maximum norm.
-        scaler: for fp16; it decides by itself whether to skip the step.
+        scaler: for fp16; it decides by itself whether to skip the step. A disabled one has no effect.
     """
+    if scaler is not None and not scaler.is_enabled():
+        scaler = None
     if scaler is not None:
         scaler.unscale_(optimizer)
     norm = nn.utils.clip_grad_norm_(network.parameters(), clip_norm)

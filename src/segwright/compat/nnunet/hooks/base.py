@@ -107,11 +107,14 @@ class RunHost:
         return self.run.output_folder / LOG_FILE
 
     def grad_scaler(self) -> torch.amp.GradScaler | None:
-        """Return the gradient scaler of a file with steps of its own, which on a GPU compute in float16."""
-        device = self.run.device.type
-        if device in (CPU, MPS) or not has_own_steps(self.user_class):
+        """Return the gradient scaler of a file with steps of its own, which on a GPU compute in float16.
+
+        Elsewhere it is disabled, so that it changes nothing, also in steps that use it without asking for one.
+        """
+        if not has_own_steps(self.user_class):
             return None
-        return torch.amp.GradScaler(device)
+        device = self.run.device.type
+        return torch.amp.GradScaler(device, enabled=device not in (CPU, MPS))
 
     # The loop
 
@@ -165,9 +168,22 @@ class RunHost:
     def on_validation_epoch_end(self, steps: Sequence[Step]) -> None:
         """Log validation loss and pseudo Dice."""
         self.reached.add("on_validation_epoch_end")
-        hook = self.user.validation_step
-        tensors: list[Any] = [{"loss": results.loss_of(step, hook), **results.counts_of(step, hook)} for step in steps]
-        Trainer.on_validation_epoch_end(self.run, tensors)
+        losses = [results.loss_of(step, self.user.validation_step) for step in steps]
+        counts = [results.counts_of(step) for step in steps]
+        tensors: list[Any] = [
+            {"loss": loss, **dict(zip(results.COUNTS, each, strict=True))}
+            for loss, each in zip(losses, counts, strict=True)
+            if each is not None
+        ]
+        if len(tensors) == len(losses):
+            Trainer.on_validation_epoch_end(self.run, tensors)
+            return
+        self.run.logbook.log("val_losses", float(torch.stack(losses).mean()), self.user.current_epoch)
+        if self.user.current_epoch == 0:
+            self.run.print_to_log_file(
+                f"validation_step of {type(self.user).__name__} does not return {', '.join(results.COUNTS)}: there is "
+                "no pseudo Dice, and no best checkpoint"
+            )
 
     def on_epoch_end(self) -> None:
         """Log the epoch, save what is due, go to the next epoch."""

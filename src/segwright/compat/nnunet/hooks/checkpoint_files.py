@@ -35,7 +35,7 @@ def write_torch_file(path: Path, user: nnUNetTrainer) -> None:
     document = {
         "network_weights": {strip_wrappers(name): value for name, value in user.network.state_dict().items()},
         "optimizer_state": user.optimizer.state_dict(),
-        "grad_scaler_state": None if scaler is None else scaler.state_dict(),
+        "grad_scaler_state": None if scaler is None else scaler.state_dict() or None,
         "logging": user.logger.get_checkpoint(),
         "_best_ema": user._best_ema,
         "current_epoch": user.current_epoch + 1,

@@ -16,7 +16,7 @@ from segwright.augmentation.recipe import Recipe
 from segwright.augmentation.spatial import Affine, Mirror
 from segwright.compat.nnunet.default_transforms import is_old_hook
 from segwright.compat.nnunet.hooks.attributes import LOADER_SETTINGS, SettingsInUse
-from segwright.compat.nnunet.hooks.iterators import BatchIterator, IteratorLoader
+from segwright.compat.nnunet.hooks.iterators import BatchIterator, loaders_over
 from segwright.compat.nnunet.hooks.transform_loader import file_loaders, plain_loaders
 from segwright.compat.nnunet.names.data import make_dataset
 from segwright.compat.nnunet.segmentation import keep_segmentation
@@ -195,11 +195,12 @@ class DataHooks:
         if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(hasattr(each, "__next__") for each in pair):
             raise UserCodeError(f"{source_location(hook)}: get_dataloaders must return two iterators over batches")
         user.dataloader_train, user.dataloader_val = pair
+        config = run.config
+        own = loaders_over(
+            pair, seed=config.seed, purpose="batches", device=run.device, deterministic=config.deterministic
+        )
         training, validation = (
-            each.loader
-            if isinstance(each, BatchIterator)
-            else IteratorLoader(each, seed=run.config.seed, purpose=purpose)
-            for each, purpose in zip(pair, ("training batches", "validation batches"), strict=True)
+            each.loader if isinstance(each, BatchIterator) else loader for each, loader in zip(pair, own, strict=True)
         )
         return training, validation
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Final
 
-import numpy as np
 import torch
 
+from segwright.compat.nnunet.hooks.randomness import seeded
 from segwright.core.device import CPU
-from segwright.core.seeds import key
 from segwright.training.loading.batches import Batch
-from segwright.training.loading.prefetch import Loader, prefetch
+from segwright.training.loading.prefetch import InlineLoader, Loader, prefetch
 
 UNKNOWN_BYTES: Final = 64 * 2**20
 """Assumed size of a batch of a file's own iterator."""
@@ -67,7 +66,7 @@ class IteratorLoader:
 
     Args:
         iterator: gives the batches.
-        seed: of the run; numpy's global generator is seeded for each batch, and restored after it.
+        seed: of the run; the global random generators are seeded for each batch, and restored after it.
         purpose: keeps training and validation apart.
     """
 
@@ -84,12 +83,32 @@ class IteratorLoader:
 
     def batch(self, epoch: int, step: int) -> Batch:
         """Return the next batch, with its cases under `keys`."""
-        before = np.random.get_state()
-        np.random.seed(key(self._seed, self._purpose, epoch, step) % 2**32)
-        try:
+        with seeded(self._seed, self._purpose, epoch, step):
             batch: Any = next(self.iterator)
-        finally:
-            np.random.set_state(before)
         batch.setdefault("keys", [])
         batch["keys"] = [str(name) for name in batch["keys"]]
         return batch  # type: ignore[no-any-return]
+
+
+def loaders_over(
+    iterators: Sequence[Any], *, seed: int, purpose: str, device: torch.device, deterministic: bool
+) -> tuple[Loader, Loader]:
+    """Return loaders over the iterators of training and validation batches.
+
+    On a GPU a thread makes the batches during the steps; random numbers that a step draws on the host then depend on
+    the time. Not so with `deterministic`, nor on a CPU, where steps draw from the same generators.
+
+    Args:
+        iterators: of training and validation.
+        seed: of the run.
+        purpose: what the iterators do, e.g. `transforms`.
+        device: of the training.
+        deterministic: whether every random number must be the same in another run.
+    """
+    training, validation = (
+        IteratorLoader(each, seed=seed, purpose=f"{use} {purpose}")
+        for each, use in zip(iterators, ("training", "validation"), strict=True)
+    )
+    if deterministic or device.type == CPU:
+        return InlineLoader(training), InlineLoader(validation)
+    return training, validation

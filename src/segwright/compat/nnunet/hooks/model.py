@@ -17,6 +17,7 @@ from segwright.compat.nnunet.names.losses import (
     DeepSupervisionWrapper,
     MemoryEfficientSoftDiceLoss,
 )
+from segwright.compat.nnunet.segmentation import require_segmentation
 from segwright.compat.nnunet.trainer import nnUNetTrainer, overrides
 from segwright.core.device import compute_dtype
 from segwright.core.errors import ConfigError, ModelError
@@ -94,6 +95,8 @@ class ModelHooks:
                 f"{source_location(user._build_loss)}: _build_loss of {self._cls.__name__} returned "
                 f"{type(user.loss).__name__}; it must return what is called as loss(output, target)"
             )
+        if overrides(self._cls, "build_network_architecture") or overrides(self._cls, "initialize"):
+            self._require_segmentation()
         run.scales = self.scales()
         run.distributed.sync_parameters(user.network)
         self.update_rates()
@@ -102,6 +105,25 @@ class ModelHooks:
             user.grad_scaler = user.grad_scaler or torch.amp.GradScaler(run.device.type)
         user.was_initialized = True
         run.notes += (*self._settings.replaced_lines(), *self._settings.late_lines())
+
+    def _require_segmentation(self) -> None:
+        """Check that the file's network can predict, unless it validates itself.
+
+        Raises:
+            ModelError: it cannot.
+        """
+        run, user = self._run, self._user
+        if overrides(self._cls, "perform_actual_validation"):
+            return
+        user.set_deep_supervision_enabled(False)
+        was_training = user.network.training
+        user.network.eval()
+        try:
+            shape = (1, run.num_input_channels, *run.configuration.patch_size)
+            require_segmentation(user.network, shape, run.labels.num_heads, where=self._cls.__name__)
+        finally:
+            user.network.train(was_training)
+            user.set_deep_supervision_enabled(user.enable_deep_supervision)
 
     def update_rates(self) -> None:
         """Tell our loop which optimizer and scheduler the file uses now; it may exchange them."""

@@ -35,19 +35,11 @@ def loss_of(step: object, hook: Callable[..., Any]) -> Tensor:
     raise UserCodeError(f"{source_location(hook)}: {hook.__name__} returned {shown}; it must return {{'loss': number}}")
 
 
-def counts_of(step: Mapping[str, Any], hook: Callable[..., Any]) -> dict[str, Tensor]:
-    """Return the counts of a validation step as int64 tensors (classes,).
-
-    Raises:
-        UserCodeError: some are missing.
-    """
-    missing = [key for key in COUNTS if key not in step]
-    if missing:
-        raise UserCodeError(
-            f"{source_location(hook)}: {hook.__name__} returned no {', '.join(missing)}, which the base's "
-            "on_validation_epoch_end needs; return them, or override that hook too"
-        )
-    return {key: torch.as_tensor(np.atleast_1d(_array(step[key]))).round().to(torch.int64) for key in COUNTS}
+def counts_of(step: Mapping[str, Any]) -> list[Tensor] | None:
+    """Return the counts of a validation step as three int64 tensors (classes,); None if it does not count them."""
+    if any(key not in step for key in COUNTS):
+        return None
+    return [torch.as_tensor(np.atleast_1d(_array(step[key]))).round().to(torch.int64) for key in COUNTS]
 
 
 def with_all_keys(steps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from segwright.compat.nnunet.default_transforms import call_transform_hook, is_old_hook
-from segwright.compat.nnunet.hooks.iterators import IteratorLoader
+from segwright.compat.nnunet.hooks.iterators import loaders_over
 from segwright.compat.nnunet.names.loaders import SingleThreadedAugmenter, nnUNetDataLoader
 from segwright.compat.nnunet.names.transforms import SampleTransform
 from segwright.compat.nnunet.trainer import nnUNetTrainer, overrides
 from segwright.core.errors import ConfigError
+from segwright.training.loading.prefetch import Loader
 from segwright.training.trainer import Trainer
 
 
 def file_loaders(
     run: Trainer, user: nnUNetTrainer, datasets: tuple[Any, Any], augmentation: tuple[Any, bool, Any, Any]
-) -> tuple[IteratorLoader, IteratorLoader]:
+) -> tuple[Loader, Loader]:
     """Return the loaders of training and validation batches with the file's transforms.
 
     Args:
@@ -49,12 +50,8 @@ def file_loaders(
         transforms = [each if is_batched else None for is_batched, each in zip(batched, transforms, strict=True)]
     if is_old:
         plain = [SingleThreadedAugmenter(loader, each) for loader, each in zip(plain, transforms, strict=True)]
-    seed = run.config.seed
-    training, validation = (
-        IteratorLoader(iterator, seed=seed, purpose=f"{purpose} transforms")
-        for iterator, purpose in zip(plain, ("training", "validation"), strict=True)
-    )
-    return training, validation
+    config, purpose = run.config, "transforms"
+    return loaders_over(plain, seed=config.seed, purpose=purpose, device=run.device, deterministic=config.deterministic)
 
 
 def plain_loaders(

@@ -103,6 +103,17 @@ def check_workers_alive_and_busy(
     return sum(not result.ready() for result in results_list) >= len(workers) + allowed_num_queued
 
 
+def check_workers_busy(export_pool: Any, results_list: Iterable[Any], allowed_num_queued: int = 0) -> bool:
+    """Return the same, without looking at the workers; the name of 2.0.
+
+    Args:
+        export_pool: of `multiprocessing`.
+        results_list: asynchronous results.
+        allowed_num_queued: how many may wait.
+    """
+    return sum(not result.ready() for result in results_list) >= len(export_pool._pool) + allowed_num_queued
+
+
 def generate_crossval_split(
     train_identifiers: Sequence[str], seed: int = 12345, n_splits: int = 5
 ) -> list[dict[str, list[str]]]:
