@@ -195,8 +195,10 @@ def preprocess(
     return {name: preprocess_cases(session, plan, name, workers=workers) for name in chosen}
 
 
-def verify(session: Session, *, workers: int | None = None, visit: checks.Visitor | None = None) -> bool:
-    """Check the raw files unless these exact files passed before; return whether the check ran.
+def verify(
+    session: Session, *, workers: int | None = None, visit: checks.Visitor | None = None
+) -> checks.Findings | None:
+    """Check the raw files unless these exact files passed before; return what was found, None if the check did not run.
 
     Args:
         session: the dataset.
@@ -207,7 +209,7 @@ def verify(session: Session, *, workers: int | None = None, visit: checks.Visito
         ProblemReport: all problems of the dataset.
     """
     if session.stage_cache.is_current("check", session.raw_digest):
-        return False
+        return None
     findings = checks.check(session.dataset.folder, workers=workers, environment=session.environment, visit=visit)
     for problem in findings.warnings:
         logger.warning("%s", problem)
@@ -215,7 +217,7 @@ def verify(session: Session, *, workers: int | None = None, visit: checks.Visito
         raise ProblemReport(findings.errors)
     record_owner(session)  # only now: a refused dataset leaves no files behind
     session.stage_cache.record("check", session.raw_digest)
-    return True
+    return findings
 
 
 def make_fingerprint(session: Session, *, workers: int | None = None, force: bool = False) -> tuple[Fingerprint, bool]:
@@ -225,7 +227,7 @@ def make_fingerprint(session: Session, *, workers: int | None = None, force: boo
     dataset = session.dataset
     collector = measuring.FingerprintCollector(num_cases=len(dataset.cases), num_channels=dataset.num_channels)
     is_new = not file.is_file()
-    was_visited = verify(session, workers=workers, visit=collector.add if is_new else None)
+    findings = verify(session, workers=workers, visit=collector.add if is_new else None)
     if not is_new and not force:
         if session.stage_cache.is_current(stage, session.raw_digest):
             return _load_fingerprint(file), False
@@ -236,7 +238,10 @@ def make_fingerprint(session: Session, *, workers: int | None = None, force: boo
                 session.stage_cache.record(stage, session.raw_digest)
                 return existing, False
         logger.info("the dataset changed since the fingerprint was made")
-    new = collector.fingerprint(dataset) if is_new and was_visited else measuring.extract(dataset, workers=workers)
+    if is_new and findings is not None:
+        new = collector.fingerprint(dataset, findings.pairs)
+    else:
+        new = measuring.extract(dataset, workers=workers)
     new.save(file)
     session.stage_cache.record(stage, session.raw_digest)
     return new, True
@@ -318,7 +323,8 @@ def _compute_plan(
     if options.reorient:
         measured = measured.reordered([canonical_axes(case.images[0], reader) for case in session.dataset.cases])
         reader = reorienting_reader(reader)
-    cases = session.dataset.cases if find_pairs(session.dataset.description) else ()
+    has_sides = bool(find_pairs(session.dataset.description)) or measured.mirror_pairs is not None
+    cases = session.dataset.cases if has_sides else ()
     new = planner.plan(
         measured,
         session.dataset.description,

@@ -30,6 +30,7 @@ from segwright.data.images.image_io import (
 from segwright.data.images.orientation import orientation_code
 from segwright.data.label_maps import distinct_values
 from segwright.data.labels import Labels, gap_problem
+from segwright.data.laterality import FoundPairs, PairFinder
 from segwright.data.preprocessed.store import CaseStore
 
 SPLITS_JSON = "splits_final.json"
@@ -51,11 +52,13 @@ class Findings:
         errors: must be fixed before the dataset can be used.
         warnings: worth checking.
         num_cases: number of cases checked.
+        pairs: of labels that mirror each other; None if the dataset names or declares its pairs, or was not read.
     """
 
     errors: tuple[Problem, ...]
     warnings: tuple[Problem, ...]
     num_cases: int
+    pairs: FoundPairs | None = None
 
     @property
     def is_clean(self) -> bool:
@@ -151,9 +154,10 @@ def check(
     labels = Labels.from_description(description)
     unreadable, off_grid = frozenset(collector.unreadable), frozenset(collector.off_grid)
     visit = None if collector.errors else visit
+    finder = PairFinder(description, [case.identifier for case in cases], scanned.reader)
     collector.merge(
         map_threads(
-            lambda case: _check_voxels(case, scanned.reader, labels, unreadable, off_grid, visit),
+            lambda case: _check_voxels(case, scanned.reader, labels, unreadable, off_grid, finder, visit),
             cases,
             workers=workers,
             describe=lambda case: case.identifier,
@@ -164,7 +168,12 @@ def check(
     if absent and cases:
         names = ", ".join(f"{value} ({labels.class_name(value)})" for value in absent)
         collector.warn(folder / DATASET_JSON, f"label {names} occurs in no case", "remove it or check the label files")
-    return Findings(errors=tuple(collector.errors), warnings=tuple(collector.warnings), num_cases=len(scanned.cases))
+    return Findings(
+        errors=tuple(collector.errors),
+        warnings=tuple(collector.warnings),
+        num_cases=len(scanned.cases),
+        pairs=finder.found(),
+    )
 
 
 def _check_description(path: Path, description: DatasetDescription, scanned: ScanResult, collector: _Collector) -> None:
@@ -302,6 +311,7 @@ def _check_voxels(
     labels: Labels,
     unreadable: frozenset[Path],
     off_grid: frozenset[Path],
+    finder: PairFinder,
     visit: Visitor | None,
 ) -> _Collector:
     """Check for NaN and infinite values, and for labels that dataset.json does not declare.
@@ -312,6 +322,7 @@ def _check_voxels(
         labels: of the dataset.
         unreadable: files that are skipped.
         off_grid: files on another grid than the first image of their case; they are not re-oriented.
+        finder: gets the label map if the case has no error.
         visit: called with the case if it has no error.
     """
     collector = _Collector()
@@ -341,6 +352,7 @@ def _check_voxels(
         images = replace(volumes[0], array=arrays[0] if len(arrays) == 1 else np.concatenate(arrays))
         if images.array.shape[1:] == label.array.shape[1:]:
             _check_cropped_labels(case.label, images, label, collector)
+            finder.add(case.identifier, label)
         if visit is not None:
             visit(case, images, label)
     return collector

@@ -21,6 +21,7 @@ from segwright.data.cropping import content_box
 from segwright.data.dataset import Dataset
 from segwright.data.images.image_io import Volume, read_images, read_label
 from segwright.data.images.orientation import orientation_code
+from segwright.data.laterality import FoundPairs, PairFinder
 from segwright.data.outliers import TrainingRange, measure
 from segwright.data.weighted_sample import WeightedSample, draw
 
@@ -30,6 +31,9 @@ TOTAL_SAMPLES = 10**8
 """Voxels drawn per channel from the whole dataset, equally many from each case (nnU-Net behaviour 3)."""
 SAMPLE_SEED = 1234
 """Seed of the random draws, set anew for each case (nnU-Net behaviour 3)."""
+
+
+_OWN_KEYS = ("segwright", "mirror_pairs")
 
 
 class IntensityStatistics(BaseModel):
@@ -55,6 +59,7 @@ class Fingerprint(BaseModel):
         median_relative_size_after_cropping: voxels kept by the crop, as a fraction.
         foreground_intensity_properties_per_channel: keyed by the position of the channel, "0", "1", ...
         segwright: the range of the training images, to flag outliers at prediction; ours, and not used by plans.
+        mirror_pairs: of labels that look like left and right; ours as well.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -64,6 +69,7 @@ class Fingerprint(BaseModel):
     median_relative_size_after_cropping: FiniteFloat
     foreground_intensity_properties_per_channel: dict[str, IntensityStatistics]
     segwright: TrainingRange | None = None
+    mirror_pairs: FoundPairs | None = None
 
     @model_validator(mode="after")
     def _require_equal_axes(self) -> Fingerprint:
@@ -98,8 +104,8 @@ class Fingerprint(BaseModel):
         write_checked_json(path, self.to_json(), indent=4, sort_keys=True)
 
     def to_json(self) -> dict[str, Any]:
-        """Return nnU-Net's keys, and `segwright` if it is set."""
-        return self.model_dump(mode="json", exclude=None if self.segwright else {"segwright"})
+        """Return nnU-Net's keys, and our own where they are set."""
+        return self.model_dump(mode="json", exclude={key for key in _OWN_KEYS if getattr(self, key) is None})
 
 
 class _CaseProperties(BaseModel):
@@ -150,8 +156,8 @@ class FingerprintCollector:
             orientation=orientation_code(volume.properties),
         )
 
-    def fingerprint(self, dataset: Dataset) -> Fingerprint:
-        """Return the fingerprint, with cases in the order of the dataset.
+    def fingerprint(self, dataset: Dataset, pairs: FoundPairs | None) -> Fingerprint:
+        """Return the fingerprint, with cases in the order of the dataset, and with the pairs of labels.
 
         Raises:
             DatasetError: no case has any foreground.
@@ -172,6 +178,7 @@ class FingerprintCollector:
                 str(channel): _statistics(sample, dtype) for channel, sample in enumerate(self._samples)
             },
             segwright=TrainingRange.of([fact.measures for fact in facts], [fact.orientation for fact in facts]),
+            mirror_pairs=pairs,
         )
 
 
@@ -183,14 +190,17 @@ def extract(dataset: Dataset, *, workers: int | None = None) -> Fingerprint:
         DatasetError: no case has any foreground, or channel counts differ from dataset.json.
     """
     collector = FingerprintCollector(num_cases=len(dataset.cases), num_channels=dataset.num_channels)
+    finder = PairFinder(dataset.description, dataset.identifiers, dataset.reader)
 
     def add_case(case: Case) -> None:
         assert case.label is not None, "training cases have labels"
         volume = read_images(case.images, dataset.reader)
-        collector.add(case, volume, read_label(case.label, dataset.reader, like=volume.header))
+        label = read_label(case.label, dataset.reader, like=volume.header)
+        collector.add(case, volume, label)
+        finder.add(case.identifier, label)
 
     map_threads(add_case, dataset.cases, workers=workers, describe=lambda case: case.identifier, title="fingerprint")
-    return collector.fingerprint(dataset)
+    return collector.fingerprint(dataset, finder.found())
 
 
 def _require_usable(case: Case, volume: Volume, label: Volume, num_channels: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,8 +10,11 @@ from typing import Any, Final
 
 from segwright.core.errors import PlanError
 from segwright.data.description import DatasetDescription
+from segwright.data.images.image_io import Volume
+from segwright.data.images.orientation import left_axis
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan
+from segwright.data.symmetry import MAX_CASES, CaseSymmetry, find_symmetric_pairs, measure_symmetry
 
 LEFT_RIGHT_KEY: Final = "left_right"
 """Key of the pairs in a plan, below `segwright`."""
@@ -63,6 +67,76 @@ class LabelPairs:
     def to_json(self) -> dict[str, Any]:
         """Return the entry of the plan."""
         return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundPairs:
+    """Pairs of labels that look like mirror images of each other in the label maps of a dataset.
+
+    Attributes:
+        pairs: names of labels, left and right.
+        cases: number of cases that were measured.
+        least_overlap: smallest Dice of a mirrored structure with its counterpart.
+        certain: whether mirroring swaps them without a declaration; see `symmetry.find_symmetric_pairs`.
+    """
+
+    pairs: Pairs
+    cases: int
+    least_overlap: float
+    certain: bool
+
+    def declaration(self) -> str:
+        """Return the line for dataset.json that declares the pairs."""
+        return f'"label_pairs": {json.dumps(self.pairs)}'
+
+    def advice(self) -> str:
+        """Return how the pairs are used, and how to declare them, as text."""
+        if not self.certain:
+            return f"not used unless you add {self.declaration()} to dataset.json"
+        return (
+            f"a new plan swaps them where it mirrors, if all images have one orientation; add {self.declaration()} to"
+            ' dataset.json to declare them, or "label_pairs": [] for no pairs'
+        )
+
+    def describe(self) -> str:
+        """Return what was found, as text."""
+        number = f"{len(self.pairs)} {'pair' if len(self.pairs) == 1 else 'pairs'} of labels"
+        return f"{number} are mirror images in {self.cases} cases, with Dice {self.least_overlap:.2f} or more"
+
+
+class PairFinder:
+    """Finds pairs of labels by their symmetry in a few cases, which are added in any order and from any thread."""
+
+    def __init__(self, description: DatasetDescription, identifiers: Sequence[str], reader: str) -> None:
+        self._labels = Labels.from_description(description)
+        self._reader = reader
+        self._values: tuple[int, ...] = ()
+        if description.label_pairs is None and not find_pairs(description) and not self._labels.has_regions:
+            self._values = self._labels.foreground_labels
+        count = min(len(identifiers), MAX_CASES)
+        self._chosen = {identifiers[index * len(identifiers) // count] for index in range(count)}
+        self._measured: dict[str, CaseSymmetry] = {}
+
+    def add(self, identifier: str, label: Volume) -> None:
+        """Measure the symmetry of a label map (1, *S) if its case is one of the few, and its orientation known."""
+        axis = left_axis(label.header, self._reader)
+        if len(self._values) < 2 or identifier not in self._chosen or axis is None:
+            return
+        measured = measure_symmetry(label.array[0], label.spacing, axis, self._values)
+        if measured is not None:
+            self._measured[identifier] = measured
+
+    def found(self) -> FoundPairs | None:
+        """Return the pairs; None without any, and where labels are declared or named as left and right."""
+        found = find_symmetric_pairs([self._measured[identifier] for identifier in sorted(self._measured)])
+        if found is None:
+            return None
+        return FoundPairs(
+            pairs=tuple((self._labels.class_name(left), self._labels.class_name(right)) for left, right in found.pairs),
+            cases=found.num_cases,
+            least_overlap=found.least_overlap,
+            certain=found.are_certain,
+        )
 
 
 def find_pairs(description: DatasetDescription) -> Pairs:

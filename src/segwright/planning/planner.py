@@ -113,7 +113,7 @@ def plan(
     if lowres_decision.lowres:
         configurations[CASCADE] = {"inherits_from": FULLRES, "previous_stage": LOWRES}
     kept = _kept(existing, configurations)
-    sides, side_decisions = choose_mirroring(description, image.order, lateral)
+    sides, side_decisions = choose_mirroring(description, image.order, lateral, fingerprint.mirror_pairs)
     common = (
         *image.decisions,
         *normalization.decisions,

@@ -17,6 +17,8 @@ from segwright.data.images.image_io import read_header
 REORIENTING: Final = {"SimpleITKIO": "SimpleITKIOWithReorient", "NibabelIO": "NibabelIOWithReorient"}
 """The corresponding reader that re-orients to RAS+."""
 
+_LATERAL_AXIS_OF_RAS: Final = (2, True)
+
 
 def reorienting_reader(reader: str) -> str:
     """Return the reader that re-orients images to RAS+.
@@ -56,12 +58,24 @@ def lateral_axis(file: Path, reader: str) -> tuple[int, bool] | None:
     Raises:
         ImageError: the file cannot be read.
     """
+    if reader not in REORIENTING:
+        return _LATERAL_AXIS_OF_RAS if reader in REORIENTING.values() else None
+    return _lateral_axis(read_header(file, reader))
+
+
+def left_axis(header: Header, reader: str) -> tuple[int, bool] | None:
+    """Return the axis of the array (Z, Y, X) between left and right, and whether it runs to the patient's left.
+
+    None as for `lateral_axis`.
+    """
     if reader in REORIENTING.values():
-        return 2, True
-    if reader not in REORIENTING or (orientation := _orientation(read_header(file, reader))) is None:
+        axis, to_right = _LATERAL_AXIS_OF_RAS
+        return axis, not to_right
+    found = _lateral_axis(header) if reader in REORIENTING else None
+    if found is None:
         return None
-    along = int(np.flatnonzero(orientation[:, 0] == 0)[0])
-    return 2 - along, bool(orientation[along, 1] > 0)
+    axis, is_positive = found
+    return axis, is_positive != ("affine" in header.geometry)  # RAS+ runs to the right, ITK's LPS to the left
 
 
 def orientation_code(properties: Mapping[str, Any]) -> str | None:
@@ -77,6 +91,15 @@ def orientation_code(properties: Mapping[str, Any]) -> str | None:
         return None
     strongest = np.abs(matrix / np.maximum(np.linalg.norm(matrix, axis=0), 1e-12)).argmax(axis=0)
     return "".join(names[row][int(matrix[row, column] > 0)] for column, row in enumerate(strongest))
+
+
+def _lateral_axis(header: Header) -> tuple[int, bool] | None:
+    """Return the axis (Z, Y, X) between left and right, and the sign of its direction; None without orientation."""
+    orientation = _orientation(header)
+    if orientation is None:
+        return None
+    along = int(np.flatnonzero(orientation[:, 0] == 0)[0])
+    return 2 - along, bool(orientation[along, 1] > 0)
 
 
 def _orientation(header: Header) -> npt.NDArray[np.float64] | None:
