@@ -33,9 +33,6 @@ SAMPLE_SEED = 1234
 """Seed of the random draws, set anew for each case (nnU-Net behaviour 3)."""
 
 
-_OWN_KEYS = ("segwright", "mirror_pairs")
-
-
 class IntensityStatistics(BaseModel):
     """Intensities of one channel inside the foreground of all cases."""
 
@@ -50,6 +47,16 @@ class IntensityStatistics(BaseModel):
     percentile_00_5: float
 
 
+class OwnMeasurements(TrainingRange):
+    """What nnU-Net does not measure: the range of the training images, to flag outliers at prediction, and label pairs.
+
+    Attributes:
+        mirror_pairs: labels that look like left and right; None without any.
+    """
+
+    mirror_pairs: FoundPairs | None = None
+
+
 class Fingerprint(BaseModel):
     """The properties of a dataset that plans follow from (nnU-Net's `dataset_fingerprint.json`, nnU-Net behaviour 3).
 
@@ -58,8 +65,7 @@ class Fingerprint(BaseModel):
         shapes_after_crop: per case, spatial shape of the non-zero region.
         median_relative_size_after_cropping: voxels kept by the crop, as a fraction.
         foreground_intensity_properties_per_channel: keyed by the position of the channel, "0", "1", ...
-        segwright: the range of the training images, to flag outliers at prediction; ours, and not used by plans.
-        mirror_pairs: of labels that look like left and right; ours as well.
+        segwright: our own measurements.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -68,8 +74,7 @@ class Fingerprint(BaseModel):
     shapes_after_crop: tuple[tuple[int, ...], ...]
     median_relative_size_after_cropping: FiniteFloat
     foreground_intensity_properties_per_channel: dict[str, IntensityStatistics]
-    segwright: TrainingRange | None = None
-    mirror_pairs: FoundPairs | None = None
+    segwright: OwnMeasurements | None = None
 
     @model_validator(mode="after")
     def _require_equal_axes(self) -> Fingerprint:
@@ -77,6 +82,11 @@ class Fingerprint(BaseModel):
         if len(lengths) > 1:
             raise ValueError(f"spacings and shapes_after_crop have rows of {lengths} numbers; expected one per axis")
         return self
+
+    @property
+    def mirror_pairs(self) -> FoundPairs | None:
+        """Labels that look like left and right; None without any, and in a fingerprint of another program."""
+        return None if self.segwright is None else self.segwright.mirror_pairs
 
     @classmethod
     def load(cls, path: Path) -> Fingerprint:
@@ -104,8 +114,8 @@ class Fingerprint(BaseModel):
         write_checked_json(path, self.to_json(), indent=4, sort_keys=True)
 
     def to_json(self) -> dict[str, Any]:
-        """Return nnU-Net's keys, and our own where they are set."""
-        return self.model_dump(mode="json", exclude={key for key in _OWN_KEYS if getattr(self, key) is None})
+        """Return nnU-Net's keys, and `segwright` if it is set."""
+        return self.model_dump(mode="json", exclude=None if self.segwright else {"segwright"})
 
 
 class _CaseProperties(BaseModel):
@@ -177,8 +187,9 @@ class FingerprintCollector:
             foreground_intensity_properties_per_channel={
                 str(channel): _statistics(sample, dtype) for channel, sample in enumerate(self._samples)
             },
-            segwright=TrainingRange.of([fact.measures for fact in facts], [fact.orientation for fact in facts]),
-            mirror_pairs=pairs,
+            segwright=OwnMeasurements.of(
+                [fact.measures for fact in facts], [fact.orientation for fact in facts]
+            ).model_copy(update={"mirror_pairs": pairs}),
         )
 
 

@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from segwright import api
 from segwright.core.files.json_documents import write_json
 from segwright.data import checks, fingerprint
 from segwright.data.dataset import load
 from segwright.data.fingerprint import Fingerprint, extract
-from segwright.data.laterality import FoundPairs
+from segwright.data.laterality import FoundPairs, LabelPairs, PairFinder
 from segwright.data.symmetry import (
     MAX_VOXELS,
     CaseSymmetry,
@@ -24,6 +25,7 @@ from segwright.data.symmetry import (
     find_symmetric_pairs,
     measure_symmetry,
 )
+from segwright.workspace import Workspace
 
 SHAPE = (24, 28, 40)
 TO_LEFT = (2, True)
@@ -246,13 +248,27 @@ def test_declared_and_named_pairs_and_regions_are_left_alone(
     assert checks.check(tmp_path).pairs is None
 
 
-@pytest.mark.usefixtures("few_draws")
-def test_a_fingerprint_without_pairs_has_no_such_key(tmp_path: Path) -> None:
-    write_bodies(tmp_path, ["RAS"] * 2)
-    assert "mirror_pairs" not in extract(load(tmp_path)).to_json()
-
-
 def test_the_declaration_can_be_pasted() -> None:
     found = FoundPairs(pairs=(("a 1", "b"), ("c", "d")), cases=3, least_overlap=0.7, certain=False)
     assert found.declaration() == '"label_pairs": [["a 1", "b"], ["c", "d"]]'
     assert found.declaration() in found.advice()
+
+
+@pytest.mark.usefixtures("few_draws")
+def test_a_new_plan_swaps_certain_pairs(tmp_path: Path) -> None:
+    dataset = tmp_path / "Dataset001_Body"
+    write_bodies(dataset, ["RAS"] * 3)
+    made = api.plan(dataset, workspace=Workspace.under(tmp_path / "work"))
+    assert LabelPairs.of_plan(made) == LabelPairs(pairs=NAMED, axes=(2,), swap=True)
+    assert '"label_pairs": [["structure 2", "structure 1"]' in api.explain(made)
+
+
+@pytest.mark.usefixtures("few_draws")
+def test_a_plan_from_before_the_search_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset, workspace = tmp_path / "Dataset001_Body", Workspace.under(tmp_path / "work")
+    write_bodies(dataset, ["RAS"] * 3)
+    with monkeypatch.context() as without_search:
+        without_search.setattr(PairFinder, "found", lambda _: None)
+        before = api.plan(dataset, workspace=workspace)
+    assert api.plan(dataset, workspace=workspace) == before
+    assert LabelPairs.of_plan(before) is None
