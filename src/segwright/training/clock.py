@@ -45,6 +45,11 @@ class Clock:
         """Start the clock; `before_s` is the training time before a resume, in seconds."""
         self._start = self._now()
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started and not stopped."""
+        return self._start is not None
+
     def stop(self) -> None:
         """Stop the clock."""
         self.before_s = self.elapsed_s

@@ -79,9 +79,11 @@ def make_clock(config: TrainConfig, *, now: Callable[[], float]) -> Clock:
     return Clock(num_epochs=planned_epochs(config), budget_s=config.budget_s, now=now)
 
 
-def length_text(config: TrainConfig) -> str:
-    """Return the length of a run for the log: its epochs, or the seconds of its budget."""
-    return f"{config.num_epochs} epochs" if config.budget_s is None else f"{config.budget_s:.0f} s"
+def describe_run(config: TrainConfig, configuration: Configuration, num_cases: int, device: torch.device) -> str:
+    """Return length, number of cases, batch size, patch and device of a run for the log."""
+    length = f"{config.num_epochs} epochs" if config.budget_s is None else f"{config.budget_s:.0f} s"
+    batch = f"batch size {config.batch_size}, patch {configuration.patch_size}"
+    return f"{length}, {num_cases} cases, {batch}, on {device}"
 
 
 def save_interval_s(config: TrainConfig) -> float:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from segwright.core.errors import ConfigError, ModelError
-from segwright.core.extensions.given import PREFIX, GivenObject, reference_to
+from segwright.core.extensions.given import PREFIX, GivenObject, method_reference, reference_to
 from segwright.core.extensions.trust import CodeTrust
 from segwright.core.extensions.user_code import source_location, user_call
 from segwright.data.description import DatasetDescription
 from segwright.data.labels import Labels
-from segwright.data.plan import Configuration
+from segwright.data.plan import Configuration, Plan
 from segwright.networks.architecture import norm_kwargs
 from segwright.networks.build import SHORT_NAMES, TOPOLOGY_NAMES, ArchitectureSpec, build_from_spec
 from segwright.networks.shapes import output_shapes
@@ -71,6 +71,17 @@ def require_no_network_settings(config: TrainConfig, trainer_name: str) -> None:
             f"network '{config.network}' is set, but {trainer_name} builds its own in "
             "build_network_architecture; remove one of them"
         )
+
+
+def trainer_spec(config: TrainConfig, trainer: type, plan: Plan, configuration: str) -> ArchitectureSpec:
+    """Return the spec of the network that a trainer class builds: its `rebuild_network`, with the plan as argument.
+
+    Raises:
+        ConfigError: network settings are set as well.
+    """
+    require_no_network_settings(config, trainer.__name__)
+    kwargs = {"plans": plan.to_json(), "configuration": configuration}
+    return ArchitectureSpec(reference=method_reference(trainer, "rebuild_network"), kwargs=kwargs)
 
 
 def object_notes(config: TrainConfig, trainer: type) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from segwright.data.splits import Split
 from segwright.evaluation.scores import Scores
 from segwright.networks.build import ArchitectureSpec, move_to_device, set_deep_supervision
 from segwright.networks.logits import LogitsOf, logits_only
-from segwright.training import defaults, hook_results, network_setup
+from segwright.training import defaults, network_setup
 from segwright.training.callbacks import call_callbacks, load_callbacks
 from segwright.training.checkpointing import checkpoints, resume
 from segwright.training.checkpointing.determinism import reproducible, seed_step
@@ -33,6 +33,7 @@ from segwright.training.clock import Clock, Timer
 from segwright.training.config import KNOBS, TrainConfig, changed
 from segwright.training.distributed.context import SINGLE, DistributedContext
 from segwright.training.finetuning import load_pretrained
+from segwright.training.hooks import declarations, results
 from segwright.training.loading.batches import Batch, BatchLoader, to_device
 from segwright.training.loading.from_dataset import make_trainer
 from segwright.training.loading.loaders import build_loaders, training_recipe
@@ -46,8 +47,8 @@ from segwright.training.monitoring.run_output import RunOutput
 from segwright.training.monitoring.run_record import train_record
 from segwright.training.monitoring.status import State
 from segwright.training.optim import ema
-from segwright.training.optim.optimizers import build_optimizer, optimizer_tensors, update
-from segwright.training.optim.rates import LearningRates, rate_notes
+from segwright.training.optim.optimizers import build_optimizer, optimizer_tensors, untrained_notes, update
+from segwright.training.optim.rates import LearningRates, make_rates, rate_notes
 from segwright.training.optim.schedule import Schedule, build_schedule
 from segwright.training.validation import final as final_validation
 from segwright.training.validation.online import ValidationStep, confusion, pseudo_dice
@@ -143,7 +144,7 @@ class Trainer:
         self.fold = fold
         self.dataset_json = DatasetDescription.model_validate(dataset_json)
         self.labels = Labels.from_description(self.dataset_json)
-        self.config = config or TrainConfig()
+        self.config = declarations.with_class_values(config or TrainConfig(), type(self), Trainer)
         self.trust = CodeTrust.of(trust_code).with_references(*(reference for _, reference in self.config.references()))
         self.cases = cases
         self.split = split
@@ -191,6 +192,7 @@ class Trainer:
         """
         if self.was_initialized:
             raise ConfigError("the trainer is already initialized; create a new one")
+        declarations.require_sound(type(self), Trainer, vars(self))
         with self.stop.wait_at_exit():
             self._build()
         self.was_initialized = True
@@ -214,14 +216,16 @@ class Trainer:
         self.network = move_to_device(network, self.device)
         self.distributed.sync_parameters(self.network)
         hook = self.configure_optimizers
-        self.optimizer, scheduler = hook_results.required_optimizers(hook(), hook, "configure_optimizers")
-        self.rates = LearningRates(self.optimizer, scheduler, per_step=self.scheduler_steps == "step")
+        self.optimizer, scheduler = results.required_optimizers(hook(), hook, "configure_optimizers")
+        length = (self.clock.num_epochs, self.num_iterations_per_epoch)
+        self.rates = make_rates(self.optimizer, scheduler, self.scheduler_steps, *length)
+        self.notes += untrained_notes(self.optimizer, self.network)
         self.notes += rate_notes(self.config, self.rates, is_own=self._overrides("configure_optimizers"))
         self.notes += network_setup.object_notes(self.config, type(self))
         self.weight_ema = ema.attach(self.network, self.optimizer, self.config.ema_weights)
         if compute_dtype(self.device, self.config.precision) == torch.float16:
             self.grad_scaler = torch.amp.GradScaler(self.device.type)
-        self.loss = hook_results.required_loss(self.build_loss(), self.build_loss)
+        self.loss = results.required_loss(self.build_loss(), self.build_loss)
         self.recipe = training_recipe(self.config, self.configuration, self.labels, LabelPairs.of_plan(self.plans))
         self.callbacks += load_callbacks(self.config.callbacks)
         self._output.prepare(self.config.loggers, now=self._now)
@@ -265,13 +269,11 @@ class Trainer:
         Raises:
             ConfigError: settings contradict each other.
         """
-        logits_of = method_reference(type(self), "logits_of") if self._own_logits_of else None
-        if not self._overrides("build_network_architecture"):
-            return replace(network_setup.architecture_spec(self.config, self.configuration), logits_of=logits_of)
-        network_setup.require_no_network_settings(self.config, self.trainer_name)
-        kwargs = {"plans": self.plans.to_json(), "configuration": self.configuration_name}
-        reference = method_reference(type(self), "rebuild_network")
-        return ArchitectureSpec(reference=reference, kwargs=kwargs, logits_of=logits_of)
+        if self._overrides("build_network_architecture"):
+            spec = network_setup.trainer_spec(self.config, type(self), self.plans, self.configuration_name)
+        else:
+            spec = network_setup.architecture_spec(self.config, self.configuration)
+        return replace(spec, logits_of=method_reference(type(self), "logits_of") if self._own_logits_of else None)
 
     def _overrides(self, hook: str) -> bool:
         return getattr(type(self), hook) is not getattr(Trainer, hook)
@@ -323,7 +325,7 @@ class Trainer:
             logits_of=self._own_logits_of,
         )
 
-    def configure_optimizers(self) -> Optimizer | tuple[Optimizer, hook_results.Scheduler | None]:
+    def configure_optimizers(self) -> Optimizer | tuple[Optimizer, results.Scheduler | None]:
         """Return the optimizer of `self.network`, alone or with a scheduler.
 
         Alone, the rate of each of its groups is multiplied by the factor of the schedule (`config.schedule`). A
@@ -335,8 +337,7 @@ class Trainer:
     def get_dataloaders(self) -> tuple[BatchLoader, BatchLoader]:
         """Return the loaders of training and online validation batches."""
         training, validation, placement = build_loaders(
-            self.cases,
-            self.split,
+            *(self.cases, self.split),
             config=self.config,
             configuration=self.configuration,
             labels=self.labels,
@@ -373,9 +374,31 @@ class Trainer:
             raise Interrupted(f"{self.stop.reason}: the training is finished; --resume continues with its validation")
 
     def _run_hook(self, event: str, *arguments: object) -> None:
-        """Call the hook of an event, then the callbacks for it."""
+        """Call the hook of an event, the trainer's part that it left out, and the callbacks."""
+        epoch = self.current_epoch
+        self._before_hook(event)
         getattr(self, event)(*arguments)
+        if self._is_left_out(event, epoch):
+            getattr(Trainer, event)(self)
         self._call_callbacks(event)
+
+    def _before_hook(self, event: str) -> None:
+        """Prepare the steps that follow an event; its hook may change that, and may leave out `super()`."""
+        if event == "on_epoch_start":
+            self.clock.begin_epoch()
+        elif event == "on_train_epoch_start":
+            self.network.train()
+            self._set_learning_rates()
+        elif event == "on_validation_epoch_start":
+            self.network.eval()
+
+    def _is_left_out(self, event: str, epoch: int) -> bool:
+        """Return whether a hook left out what no training can do without, since it does not call `super()`."""
+        if event == "on_train_start":
+            return not (self.was_initialized and self.clock.is_running)
+        return (event == "on_epoch_end" and self.current_epoch == epoch) or (
+            event == "on_train_end" and not self.is_finished
+        )
 
     def _call_callbacks(self, event: str) -> None:
         call_callbacks(self.callbacks, event, self, self.trust.packages)
@@ -392,7 +415,7 @@ class Trainer:
                     self._set_learning_rates()
                 seed_step(self.config.seed, self.current_epoch, self.epoch_step, self.distributed.rank)
                 self._call_callbacks("on_train_step_start")
-                output = hook_results.required_step(self.train_step(batch), self.train_step, ("loss",))
+                output = results.required_step(self.train_step(batch), self.train_step, ("loss",))
                 self.epoch_outputs.append(output)
                 self.rates.end_step()
                 self._call_callbacks("on_train_step_end")
@@ -400,11 +423,7 @@ class Trainer:
                     break
 
     def _end_step(self, loss: Tensor, cases: Sequence[str]) -> bool:
-        """Count a step, save a checkpoint that is due, and return whether the epoch is over.
-
-        Args:
-            loss: of the step, NaN if it was skipped.
-            cases: of its batch.
+        """Count a step with its loss, NaN if it was skipped; save what is due; return whether the epoch is over.
 
         Raises:
             DivergedError: too many steps in a row were skipped.
@@ -429,12 +448,12 @@ class Trainer:
     def _run_validation_steps(self) -> list[ValidationStep]:
         steps = defaults.num_validation_steps(self.config, self.epoch_step)
         with prefetched_batches(self.dataloader_val, self.network, self.current_epoch, steps) as batches:
-            hook, results = self.validation_step, []
+            hook, made = self.validation_step, []
             for batch in batches:
                 self._call_callbacks("on_validation_step_start")
-                results.append(hook_results.required_step(hook(batch), hook, hook_results.VALIDATION_KEYS))
+                made.append(results.required_step(hook(batch), hook, results.VALIDATION_KEYS))
                 self._call_callbacks("on_validation_step_end")
-            return results
+            return made
 
     def on_train_start(self) -> None:
         """Open the data, write the files that describe the run, start the clock."""
@@ -442,7 +461,7 @@ class Trainer:
             self.initialize()
         self.set_deep_supervision_enabled(self.enable_deep_supervision)
         hook = self.get_dataloaders
-        self.dataloader_train, self.dataloader_val = hook_results.required_loaders(hook(), hook)
+        self.dataloader_train, self.dataloader_val = results.required_loaders(hook(), hook)
         self.output_folder.mkdir(parents=True, exist_ok=True)
         if self.distributed.is_first:
             record = train_record(self.config, self.device, notes=self.notes, identity=self.identity())
@@ -451,9 +470,8 @@ class Trainer:
             self.plot_network_architecture()
         self._output.rewind_loggers(self.current_epoch, self.logbook.rows)
         begin = "training" if self.current_step == 0 else f"resuming at epoch {self.current_epoch}:"
-        what = f"{self.configuration_name}, fold {self.fold}, {defaults.length_text(self.config)}"
-        how = f"batch size {self.batch_size}, patch {self.configuration.patch_size}, on {self.device}"
-        for line in (f"{begin} {what}, {len(self.split.train)} cases, {how}", *self.notes):
+        what = defaults.describe_run(self.config, self.configuration, len(self.split.train), self.device)
+        for line in (f"{begin} {self.configuration_name}, fold {self.fold}, {what}", *self.notes):
             self.print_to_log_file(line)
         self.clock.start()
         if self.current_step == 0:
@@ -462,7 +480,6 @@ class Trainer:
 
     def on_epoch_start(self) -> None:
         """Start the epoch's row of metrics."""
-        self.clock.begin_epoch()
         self.logbook.log("epoch_start_timestamps", time.time(), self.current_epoch)
 
     def on_train_epoch_start(self) -> None:
@@ -479,7 +496,7 @@ class Trainer:
             output = self.network(data)
         if not self._is_first_batch_checked:
             network_setup.check_outputs(self.logits_of(output), target, data, self.labels.num_heads)
-        loss = self.loss(output, target)
+        loss = results.loss_of(self.loss, output, target)
         if not self._is_first_batch_checked:
             check_loss(loss, self.logits_of(output), data, batch["keys"])
             self._is_first_batch_checked = True
@@ -506,7 +523,7 @@ class Trainer:
         logits = self.logits_of(output)
         full, truth = (level if isinstance(level, Tensor) else level[0] for level in (logits, target))
         tp, fp, fn = confusion(full, truth, self.labels)
-        return {"loss": self.loss(output, target), "tp_hard": tp, "fp_hard": fp, "fn_hard": fn}
+        return {"loss": results.loss_of(self.loss, output, target), "tp_hard": tp, "fp_hard": fp, "fn_hard": fn}
 
     def on_validation_epoch_end(self, steps: list[ValidationStep]) -> None:
         """Log validation loss and pseudo Dice."""
@@ -514,15 +531,13 @@ class Trainer:
 
     def on_epoch_end(self) -> None:
         """Log the epoch, save checkpoints that are due, go to the next epoch."""
-        epoch = self.current_epoch
+        epoch, labels = self.current_epoch, self.labels
         self.rates.end_epoch(self.logbook.value("val_losses"))
         self.logbook.log("elapsed_s", self.clock.elapsed_s, epoch)
         self.logbook.log("epoch_end_timestamps", time.time(), epoch)
+        classes = {key: labels.class_name(key) for key in labels.evaluation_classes()}
         self._output.log_epoch(
-            self.logbook.rows,
-            epoch,
-            dict(zip(self.labels.evaluation_classes(), self.class_names, strict=False)),
-            self.clock,
+            *(self.logbook.rows, epoch, classes, self.clock),
             forced=self.oversample_foreground_percent,
             load_locations=lambda: [self.cases.load(name).class_locations for name in self.split.train],
             log=self.print_to_log_file,
@@ -555,6 +570,8 @@ class Trainer:
 
     def perform_actual_validation(self) -> Scores:
         """Predict and score the validation cases in full; `validation/summary.json` holds the scores."""
+        if not self.was_initialized:
+            raise ConfigError(f"fold {self.fold} is not trained yet; call run_training() or load_checkpoint() first")
         self.write_status("validating")
         self.distributed.sync_buffers(self.network)
         self.set_deep_supervision_enabled(False)
@@ -563,17 +580,10 @@ class Trainer:
             predictor = final_validation.build_predictor(
                 self.network, *task, recipe=self.recipe, precision=self.config.precision, device=self.device
             )
+            cases = (self.cases, self.split.val, self.references, self.output_folder)
+            how: Any = {"log": self.print_to_log_file, "distributed": self.distributed}
             with self.stop.wait_at_exit(), logits_only(self.network, self._own_logits_of):
-                return final_validation.validate(
-                    predictor,
-                    self.cases,
-                    self.split.val,
-                    self.references,
-                    self.output_folder,
-                    file_ending=self.dataset_json.file_ending,
-                    log=self.print_to_log_file,
-                    distributed=self.distributed,
-                )
+                return final_validation.validate(predictor, *cases, file_ending=self.dataset_json.file_ending, **how)
         finally:
             self.set_deep_supervision_enabled(self.enable_deep_supervision)
             self.write_status("finished")
@@ -646,19 +656,9 @@ class Trainer:
         set_deep_supervision(self.network, enabled)
 
     @property
-    def learning_rate(self) -> float:
-        """Current learning rate of the optimizer's first parameter group."""
-        return self.rates.now()[0]
-
-    @property
     def num_input_channels(self) -> int:
         """Channels of the network's input; the second stage of a cascade has one more for each foreground label."""
         return len(network_setup.input_channel_names(self.dataset_json, self.labels, self.configuration))
-
-    @property
-    def class_names(self) -> list[str]:
-        """Names of the foreground classes or regions, in the order of the pseudo Dice."""
-        return [self.labels.class_name(key) for key in self.labels.evaluation_classes()]
 
     def print_to_log_file(self, *parts: object, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
         """Write a line to `training.log` and, by default, to the log of the program."""

@@ -255,6 +255,28 @@ def test_a_mistake_in_a_hook_is_told_with_the_repair(tmp_path: Path, members: di
         make(tmp_path, local_trainer(**members), config=settings(network=Small)).initialize()
 
 
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        (
+            lambda output, target: output.square().mean((1, 2, 3, 4)),
+            r"returned a tensor of shape \(3,\); it must",
+        ),
+        (lambda output, target: 3.0, "returned a float; it must return a scalar tensor"),
+        (
+            lambda output, target, labels: output.sum(),
+            r"TypeError.*labels.*called as fn\(output, target\).*list of",
+        ),
+        (lambda output, target: output.nothing, "AttributeError: 'Tensor' object has no attribute 'nothing'"),
+    ],
+)
+def test_a_loss_of_build_loss_that_fails_is_told_with_its_line(tmp_path: Path, loss: Any, words: str) -> None:
+    trainer = make(tmp_path, local_trainer(build_loss=lambda self: loss), config=settings(network=Small))
+    with pytest.raises(ConfigError, match=words) as error:
+        trainer.run_training()
+    assert str(error.value).startswith(f"{__file__}:{loss.__code__.co_firstlineno}: ")
+
+
 @pytest.mark.parametrize("given", [squares, Squares])
 def test_arguments_of_a_loss_are_passed(tmp_path: Path, given: Any) -> None:
     losses = []

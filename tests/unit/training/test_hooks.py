@@ -22,7 +22,7 @@ SIGNATURES = {
         "(plans: 'Plan', configuration: 'Configuration', num_input_channels: 'int', num_output_channels: 'int', "
         "enable_deep_supervision: 'bool' = True) -> 'nn.Module'"
     ),
-    "configure_optimizers": "(self) -> 'Optimizer | tuple[Optimizer, hook_results.Scheduler | None]'",
+    "configure_optimizers": "(self) -> 'Optimizer | tuple[Optimizer, results.Scheduler | None]'",
     "build_loss": "(self) -> 'TrainingLoss'",
     "logits_of": "(output: 'Any') -> 'Any'",
     "get_dataloaders": "(self) -> 'tuple[BatchLoader, BatchLoader]'",
@@ -107,6 +107,39 @@ def test_a_subclass_sees_the_documented_order(tmp_path: Path) -> None:
     assert calls[: len(BEGIN)] == BEGIN
     assert [call for call in body if call != "save_checkpoint best"] == [*EPOCH, *second, *END]
     assert body[: len(first)] == first
+
+
+@pytest.mark.parametrize("hook", ["on_train_start", "on_epoch_start", "on_epoch_end", "on_train_end"])
+def test_a_hook_without_super_leaves_the_training_as_it_is(tmp_path: Path, hook: str) -> None:
+    called: list[int] = []
+    silent = type("Silent", (Trainer,), {hook: lambda self: called.append(self.current_epoch), "__module__": __name__})
+    plain, trainer = make(tmp_path / "plain"), make(tmp_path / "silent", silent)
+    for each in (plain, trainer):
+        each.run_training()
+    assert called
+    assert trainer.logbook.column("train_losses") == plain.logbook.column("train_losses")
+    assert trainer.logbook.column("mean_fg_dice") == plain.logbook.column("mean_fg_dice")
+    names = [
+        sorted(file.name for file in (folder / "fold_0").iterdir())
+        for folder in (tmp_path / "plain", tmp_path / "silent")
+    ]
+    assert names[0] == names[1]
+
+
+def test_a_hook_without_super_may_set_mode_and_rates(tmp_path: Path) -> None:
+    seen: list[tuple[bool, float]] = []
+
+    class Frozen(Trainer):
+        def on_train_epoch_start(self) -> None:
+            seen.append((self.network.training, self.rates.now()[0]))
+
+        def on_validation_epoch_start(self) -> None:
+            seen.append((self.network.training, 0.0))
+
+    trainer = make(tmp_path, Frozen)
+    trainer.run_training()
+    assert [training for training, _ in seen] == [True, False] * 2
+    assert [rate for _, rate in seen[::2]] == [0.01 * trainer.schedule(epoch / 2) for epoch in (0, 1)]
 
 
 EVENTS_OF_AN_EPOCH = [

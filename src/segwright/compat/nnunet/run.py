@@ -279,6 +279,11 @@ class NnunetRun(Trainer):
                 if not self.is_finished:
                     self._run_hook("on_train_end")
 
+    def _before_hook(self, event: str) -> None:
+        """Leave network and rates to the file's hooks, which replace those of nnU-Net."""
+        if event == "on_epoch_start":
+            super()._before_hook(event)
+
     def _count_step(self, batch: Batch) -> None:
         """Count a step of the file's own loop, when it takes the batch.
 

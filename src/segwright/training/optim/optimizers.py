@@ -15,7 +15,7 @@ from segwright.core.extensions.registry import Registry, import_reference, is_re
 from segwright.core.extensions.user_code import user_call
 from segwright.networks.checkpoint import strip_wrappers
 from segwright.training.config import TrainConfig
-from segwright.training.hook_results import required_optimizer
+from segwright.training.hooks.results import required_optimizer
 
 LR_FACTOR: Final = "lr_factor"
 """Key of a parameter group: factor of its learning rate."""
@@ -88,6 +88,25 @@ def parameter_groups(network: nn.Module, config: TrainConfig) -> list[dict[str, 
     if not by_factor:
         raise ModelError("the network has no parameter to train; check what was frozen")
     return [{"params": parameters, LR_FACTOR: factor} for factor, parameters in by_factor.items()]
+
+
+def untrained_notes(optimizer: Optimizer, network: nn.Module) -> tuple[str, ...]:
+    """Return a line about parameters that have a gradient but are in no group of the optimiser, if there are any.
+
+    Raises:
+        ModelError: none of the parameters is in a group.
+    """
+    grouped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    trainable = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+    left_out = [name for name, parameter in trainable.items() if id(parameter) not in grouped]
+    if not left_out:
+        return ()
+    if len(left_out) == len(trainable):
+        raise ModelError("the optimizer has no parameter of the network; make it from self.network.parameters()")
+    return (
+        f"warning: {len(left_out)} of {len(trainable)} parameters of the network are in no group of the optimizer and "
+        f"are not trained, the first is {left_out[0]}; add them, or freeze them with requires_grad_(False)",
+    )
 
 
 def _sgd(params: list[dict[str, Any]], *, lr: float, weight_decay: float, **kwargs: Any) -> Optimizer:

@@ -8,12 +8,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from segwright.core.errors import ConfigError, ModelError
+from segwright.core.extensions.user_code import UserCodeError, describe_error
 from segwright.training.config import TrainConfig
-from segwright.training.hook_results import Scheduler
+from segwright.training.hooks.results import Scheduler
 from segwright.training.optim.optimizers import LR_FACTOR
+
+EVERY: Final = ("epoch", "step")
+"""When the `step` of a scheduler is called: after each epoch, or after each training step."""
 
 _PAIRS: Final = "__pairs__"
 """Key of a mapping whose keys are not text, as JSON: a list of pairs."""
@@ -53,7 +57,7 @@ class LearningRates:
     def end_step(self) -> None:
         """Let a scheduler that counts steps go on."""
         if self.scheduler is not None and self._per_step:
-            self.scheduler.step()
+            self._step()
 
     def end_epoch(self, validation_loss: object) -> None:
         """Let a scheduler that counts epochs go on; `ReduceLROnPlateau` gets the validation loss.
@@ -69,9 +73,20 @@ class LearningRates:
                     f"ReduceLROnPlateau needs the validation loss, but val_losses is {validation_loss}; log it in "
                     "on_validation_epoch_end, as Trainer's does"
                 )
-            self.scheduler.step(validation_loss)
+            self._step(validation_loss)
         else:
-            self.scheduler.step()
+            self._step()
+
+    def _step(self, *metrics: float) -> None:
+        scheduler: Any = self.scheduler
+        try:
+            scheduler.step(*metrics)
+        except (TypeError, ValueError) as error:
+            every = "training step" if self._per_step else "epoch"
+            raise UserCodeError(
+                f"{type(scheduler).__name__}.step of the scheduler from configure_optimizers failed after a {every}: "
+                f"{describe_error(error)}; make it for as many steps as the training has"
+            ) from error
 
     def state(self) -> dict[str, Any]:
         """Return the state as JSON: the numbers of each group, and the scheduler's state.
@@ -108,6 +123,39 @@ class LearningRates:
                 for key, value in _from_json(state["scheduler"]).items()
             }
             self.scheduler.load_state_dict(after)
+
+
+def make_rates(
+    optimizer: Optimizer, scheduler: Scheduler | None, every: str, num_epochs: int | None, steps_per_epoch: int
+) -> LearningRates:
+    """Return the learning rates of an optimizer, after checking that the scheduler can be stepped so.
+
+    Args:
+        optimizer: as `configure_optimizers` returned it, as the scheduler.
+        scheduler: None: the schedule decides.
+        every: `scheduler_steps` of the trainer class.
+        num_epochs: length of the training; None: only a budget limits it.
+        steps_per_epoch: training steps of an epoch.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if every not in EVERY:
+        raise ConfigError(f"scheduler_steps = {every!r}: expected 'epoch' or 'step'")
+    if isinstance(scheduler, ReduceLROnPlateau) and every == "step":
+        raise ConfigError(
+            f"scheduler_steps = 'step', but {type(scheduler).__name__} needs the validation loss, which is known after "
+            "each epoch; set scheduler_steps = 'epoch'"
+        )
+    if isinstance(scheduler, OneCycleLR) and num_epochs is not None:
+        needed = num_epochs * (steps_per_epoch if every == "step" else 1)
+        if scheduler.total_steps < needed:
+            product = "num_epochs * num_iterations_per_epoch" if every == "step" else "num_epochs"
+            raise ConfigError(
+                f"OneCycleLR has total_steps = {scheduler.total_steps}, but scheduler_steps = '{every}', so that it is "
+                f"stepped {needed} times; make it with total_steps={product}"
+            )
+    return LearningRates(optimizer, scheduler, per_step=every == "step")
 
 
 def rate_notes(config: TrainConfig, rates: LearningRates, *, is_own: bool) -> tuple[str, ...]:

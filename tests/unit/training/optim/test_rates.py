@@ -143,13 +143,74 @@ def test_a_schedule_beside_a_scheduler_is_refused(tmp_path: Path) -> None:
     [
         (lambda self: (SGD(self.network.parameters(), lr=1), "poly"), "returned a str as scheduler, which has no step"),
         (lambda self: [SGD(self.network.parameters(), lr=1)] * 3, r"returned list \(SGD, SGD, SGD\); it must return"),
-        (lambda self: None, "configure_optimizers returned NoneType; it must return"),
+        (lambda self: None, r"configure_optimizers returned NoneType; it must return a torch.*, or \(optimizer, sched"),
+        (
+            lambda self: (SGD(self.network.parameters(), lr=1), lr_scheduler.StepLR),
+            "the class StepLR as scheduler, ",
+        ),
+        (
+            lambda self: (SGD(self.network.parameters(), lr=1), cosine(SGD(self.network.parameters(), lr=1))),
+            "returned a CosineAnnealingLR that was made for another optimizer; return .* of that optimizer",
+        ),
+        (lambda self: SGD([torch.zeros(1)], lr=1), "has no parameter of the network; make it from self.network.param"),
     ],
 )
 def test_other_results_are_refused(tmp_path: Path, result: Any, words: str) -> None:
     cls = type("Wrong", (Trainer,), {"configure_optimizers": result})
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises((ConfigError, ModelError), match=words):
         make(tmp_path, cls).initialize()
+
+
+@pytest.mark.parametrize(
+    ("make_scheduler", "members", "words"),
+    [
+        (cosine, {"scheduler_steps": "batch"}, "scheduler_steps = 'batch': expected 'epoch' or 'step'"),
+        (
+            lr_scheduler.ReduceLROnPlateau,
+            {"scheduler_steps": "step"},
+            "needs the validation loss.*set scheduler_",
+        ),
+        (
+            lambda optimizer: lr_scheduler.OneCycleLR(optimizer, max_lr=1e-3, total_steps=3),
+            {"scheduler_steps": "step"},
+            r"total_steps = 3.*stepped 4 times; make it with total_steps=num_epochs \* num_iterations_per_epoch",
+        ),
+    ],
+)
+def test_a_scheduler_that_cannot_be_stepped_so_is_refused(
+    tmp_path: Path, make_scheduler: Any, members: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        make(tmp_path, trainer_with(make_scheduler, **members)).initialize()
+
+
+def test_a_scheduler_that_fails_is_named(tmp_path: Path) -> None:
+    class Short(lr_scheduler.StepLR):
+        def step(self, epoch: int | None = None) -> None:
+            if self.last_epoch == 1:
+                raise ValueError("no more steps")
+            super().step()
+
+    trainer = make(tmp_path, trainer_with(lambda optimizer: Short(optimizer, 1)))
+    with pytest.raises(ConfigError, match="Short.step of the scheduler .* failed after a epoch: ValueError: no more"):
+        trainer.run_training()
+
+
+def test_parameters_without_a_group_are_told(tmp_path: Path) -> None:
+    class Partial(Trainer):
+        def configure_optimizers(self) -> Any:
+            _, *others = [*self.network.parameters()]
+            others[0].requires_grad_(False)
+            return SGD(others[1:], lr=1e-3)
+
+    trainer = make(tmp_path, Partial)
+    trainer.initialize()
+    first, *names = (name for name, _ in trainer.network.named_parameters())
+    words = f"1 of {len(names)} parameters of the network are in no group"
+    assert any(words in note and first in note for note in trainer.notes)
+    plain = make(tmp_path)
+    plain.initialize()
+    assert not any("in no group" in note for note in plain.notes)
 
 
 def test_no_scheduler_may_be_returned_as_none(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Validate what a subclass's hooks return, with the file and line of the hook in the error."""
+"""Check what a subclass's hooks return, with the file and line of the hook in the error."""
 
 from __future__ import annotations
 
@@ -8,14 +8,22 @@ from typing import Any, Final, Protocol, TypeVar
 from torch import Tensor
 from torch.optim import Optimizer
 
-from segwright.core.extensions.user_code import UserCodeError, source_location
+from segwright.core.extensions.user_code import UserCodeError, source_location, user_call
 from segwright.training.loading.batches import BatchLoader
+from segwright.training.losses.builtin import DeepSupervisionLoss, LogitsLoss
 
 VALIDATION_KEYS: Final = ("loss", "tp_hard", "fp_hard", "fn_hard")
 """Keys of the result of an online validation step."""
 
 _LOADER_ATTRIBUTES: Final = ("batch", "batch_bytes", "device")
 """What the loop uses of a batch loader."""
+
+_OPTIMIZER: Final = "torch.optim.Optimizer"
+
+_LOSS_CONTRACT: Final = (
+    "a loss is called as fn(output, target) with what the network returned and a target (B, 1, *S) of label values, or "
+    "a list of them, one for each resolution, if the network returns several"
+)
 
 Step = TypeVar("Step", bound=Mapping[str, Any])
 
@@ -40,20 +48,21 @@ def required_optimizers(value: object, maker: object, what: str) -> tuple[Optimi
         UserCodeError: it returned anything else.
     """
     if not (isinstance(value, tuple | list) and len(value) == 2 and isinstance(value[0], Optimizer)):
-        return required_optimizer(value, maker, what), None
+        return required_optimizer(value, maker, what, expected=f"a {_OPTIMIZER}, or (optimizer, scheduler)"), None
     optimizer, scheduler = value
-    missing = [name for name in ("step", "state_dict", "load_state_dict") if not hasattr(scheduler, name)]
-    if scheduler is None or not missing:
+    if scheduler is None:
+        return optimizer, None
+    problem = _scheduler_problem(optimizer, scheduler)
+    if not problem:
         return optimizer, scheduler
     raise UserCodeError(
-        f"{source_location(maker)}: {what} returned a {type(scheduler).__name__} as scheduler, which has no "
-        f"{', '.join(missing)}; return (optimizer, scheduler) with a scheduler of torch.optim.lr_scheduler, or the "
-        "optimizer alone"
+        f"{source_location(maker)}: {what} returned {problem}; return (optimizer, scheduler) with a scheduler of that "
+        "optimizer, such as those of torch.optim.lr_scheduler, or the optimizer alone"
     )
 
 
-def required_optimizer(value: object, maker: object, what: str) -> Optimizer:
-    """Return an optimiser that user code made, if it is one.
+def required_optimizer(value: object, maker: object, what: str, *, expected: str = f"a {_OPTIMIZER}") -> Optimizer:
+    """Return an optimiser that user code made, if it is one; `expected` is what it had to return, for the message.
 
     Raises:
         UserCodeError: it is not an optimiser.
@@ -63,8 +72,7 @@ def required_optimizer(value: object, maker: object, what: str) -> Optimizer:
     kinds = [type(part).__name__ for part in value] if isinstance(value, tuple | list) else []
     names = f" ({', '.join(kinds)})" if kinds else ""
     raise UserCodeError(
-        f"{source_location(maker)}: {what} returned {type(value).__name__}{names}; it must return a "
-        "torch.optim.Optimizer, or (optimizer, scheduler) from configure_optimizers"
+        f"{source_location(maker)}: {what} returned {type(value).__name__}{names}; it must return {expected}"
     )
 
 
@@ -80,6 +88,29 @@ def required_loss(value: object, hook: Callable[..., Any]) -> Callable[..., Tens
     raise UserCodeError(
         f"{source_location(hook)}: build_loss returned {shown}; it must return what is called as fn(output, target) "
         "and returns a scalar tensor"
+    )
+
+
+def loss_of(loss: Callable[[Any, Any], Tensor], output: Any, target: Any) -> Tensor:
+    """Return the loss of a batch.
+
+    Args:
+        loss: what `build_loss` returned.
+        output: of the network.
+        target: as the loader makes it.
+
+    Raises:
+        UserCodeError: a loss of the user's own failed, or is not a scalar tensor.
+    """
+    if isinstance(loss, DeepSupervisionLoss | LogitsLoss):
+        return loss(output, target)
+    with user_call(loss, "the loss of build_loss", contract=_LOSS_CONTRACT):
+        value: object = loss(output, target)
+    if isinstance(value, Tensor) and value.ndim == 0:
+        return value
+    shown = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    raise UserCodeError(
+        f"{source_location(loss)}: the loss of build_loss returned {shown}; it must return a scalar tensor"
     )
 
 
@@ -122,3 +153,15 @@ def required_loaders(value: object, hook: Callable[..., Any]) -> tuple[BatchLoad
         f"{source_location(hook)}: {hook.__name__} returned {shown}; it must return two loaders, of training and "
         "validation, such as training.loading.batches.BatchLoader"
     )
+
+
+def _scheduler_problem(optimizer: Optimizer, scheduler: object) -> str:
+    """Return what is wrong with a scheduler; empty if nothing is."""
+    if isinstance(scheduler, type):
+        return f"the class {scheduler.__name__} as scheduler, not made"
+    name = type(scheduler).__name__
+    missing = [method for method in ("step", "state_dict", "load_state_dict") if not hasattr(scheduler, method)]
+    if missing:
+        return f"a {name} as scheduler, which has no {', '.join(missing)}"
+    is_other = getattr(scheduler, "optimizer", optimizer) is not optimizer
+    return f"a {name} that was made for another optimizer" if is_other else ""
