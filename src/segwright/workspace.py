@@ -23,6 +23,9 @@ LOCK = ".lock"
 MODEL_SEPARATOR = "__"
 """Between the name of a model, its plans and its configuration in the name of its folder."""
 
+NAME_IT = "give this model a name of its own with --name NAME (in Python name=)"
+"""End of a message about a model folder that another model uses."""
+
 CASE_FOLDER_PREFIX = "segwright_"
 """Keeps our preprocessed cases apart from nnU-Net's, which deletes its own data folder before each run."""
 
@@ -49,6 +52,8 @@ def name_of_model(name: str | None, trainer: str, network: str | None) -> str:
         own = "" if network is None or not is_reference(network) else network.removeprefix(PREFIX)
         words = re.findall(r"[\w.]+", own.replace(":", "."))
         return re.sub("_{2,}", "_", "-".join([trainer, *words]))
+    if not isinstance(name, str):
+        raise ConfigError(f"name {name!r}: expected text, not {type(name).__name__}")
     if not re.fullmatch(r"[\w.-]+", name, re.ASCII) or MODEL_SEPARATOR in name or name.strip("._-") != name:
         raise ConfigError(
             f"name '{name}': expected letters, digits, '.', '-' and single '_', which do not begin or end it"

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from segwright.core.errors import DatasetError, WorkspaceError
-from segwright.workspace import Workspace
+from segwright.core.errors import ConfigError, DatasetError, WorkspaceError
+from segwright.workspace import Workspace, name_of_model
 
 
 @pytest.fixture
@@ -41,3 +42,9 @@ def test_an_unwritable_work_folder_is_named_before_work_starts(tmp_path: Path) -
     (tmp_path / "work").write_text("a file where a folder should be")
     with pytest.raises(WorkspaceError, match="--work DIR"):
         Workspace.under(tmp_path / "work").require_writable()
+
+
+@pytest.mark.parametrize("name", [3, Path("model"), ["model"]])
+def test_a_name_of_a_model_that_is_no_text_is_refused(name: Any) -> None:
+    with pytest.raises(ConfigError, match="expected text, not"):
+        name_of_model(name, "Trainer", None)

@@ -52,7 +52,10 @@ def build_recipe(
         import_reference(reference, kind="augmentation recipe") if ":" in reference else RECIPES.get(reference)
     )
     if kwargs:
-        require_arguments(builder, f"augmentation recipe '{reference}'", ("masked_channels",), 1, kwargs)
+        called = "fn(patch_size, *, masked_channels, **augmentation_kwargs) -> Recipe"
+        require_arguments(
+            builder, f"augmentation recipe '{reference}'", ("masked_channels",), 1, kwargs, contract=called
+        )
     contract = "expected a function fn(patch_size, *, masked_channels=()) that returns a Recipe"
     with user_call(builder, f"augmentation recipe '{reference}'", contract=contract):
         with_kwargs: RecipeBuilder = partial(builder, **kwargs) if kwargs else builder

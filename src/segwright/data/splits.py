@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from logging import getLogger
+from numbers import Integral
 from pathlib import Path
 from typing import Literal
 
@@ -130,6 +131,8 @@ def select(splits: Sequence[Split], identifiers: Sequence[str], fold: int | Lite
     if fold == "all":
         everything = tuple(sorted(identifiers))
         return Split(train=everything, val=everything)
+    if isinstance(fold, bool) or not isinstance(fold, Integral):
+        raise DatasetError(f"fold {fold!r}: expected a number such as 0, or 'all'")
     if not 0 <= fold < len(splits):
         raise DatasetError(f"fold {fold} does not exist; choose from 0 to {len(splits) - 1}, or all")
     split = splits[fold]

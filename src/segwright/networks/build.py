@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from segwright.core.device import memory_format
 from segwright.core.errors import ConfigError, ModelError, SegwrightError
-from segwright.core.extensions.given import GivenObject
+from segwright.core.extensions.given import GivenObject, reference_to
 from segwright.core.extensions.registry import Registry, is_reference, reference_of
 from segwright.core.extensions.trust import REBUILD, TRUST_NONE, CodeTrust
 from segwright.core.extensions.user_code import describe_error, package_of, source_location, user_call
@@ -235,6 +235,12 @@ def build_from_spec(
                 deep_supervision=deep_supervision,
                 trust=trust,
             )
+        if not is_known_network(reference) and reference not in SHORT_NAMES:
+            module, _, name = reference.rpartition(".")
+            raise ConfigError(
+                f"unknown network '{reference}'; one of your own is written '{module}:{name}', built-in ones are "
+                f"{', '.join(NETWORKS.names())}; for a class that a plan names, add --trust-code"
+            )
         return build_network(
             spec, num_input_channels, num_output_channels, deep_supervision=deep_supervision, generator=generator
         )
@@ -270,15 +276,24 @@ def _given_network(spec: ArchitectureSpec, given: Any, source: str) -> Architect
     """Return the spec of a network that the user gave in place of the one that a file names.
 
     Raises:
-        ConfigError: the file names a built-in network.
+        ConfigError: the file names a built-in network, or what was given is none.
     """
     build = getattr(given, REBUILD.removeprefix("."), None)  # of a trainer class
     if not is_reference(spec.reference):
         if build is not None:
             return spec  # the class has no network of its own
         raise ConfigError(f"{source}: the network is the built-in '{spec.reference}'; leave out network=")
-    kwargs = spec.kwargs if build is not None or not spec.reference.endswith(REBUILD) else {}
-    return ArchitectureSpec(reference=GivenObject(spec.reference, build or given), kwargs=kwargs)
+    if isinstance(given, str):
+        raise ConfigError(f"network={given!r}: expected the function or class itself; for a name, trust_code={given!r}")
+    is_trainers = spec.reference.endswith(REBUILD)
+    name = reference_to(given)
+    if build is not None and not is_trainers:
+        raise ConfigError(
+            f"{source}: the network is '{spec.reference}', not that of a trainer class; give it as network= instead of "
+            f"'{name}'"
+        )
+    kwargs = {} if isinstance(given, nn.Module) or (is_trainers and build is None) else spec.kwargs
+    return ArchitectureSpec(reference=GivenObject(name, build or given), kwargs=kwargs)
 
 
 def nnunet_spec(

@@ -83,6 +83,16 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         return dict(load_file(path))
 
 
+def load_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Read the names and shapes of the tensors in a safetensors file.
+
+    Raises:
+        DamagedWeightsError: it is damaged or missing.
+    """
+    with _explain_read_errors(path), safe_open(path, framework="pt") as stream:
+        return {name: tuple(stream.get_slice(name).get_shape()) for name in stream.keys()}  # noqa: SIM118
+
+
 def require_undamaged(path: Path) -> None:
     """Check a weights file against the checksum in its header, if it has one (older versions wrote none).
 
@@ -197,8 +207,8 @@ def require_fitting(network: nn.Module, state: Mapping[str, Tensor], *, source: 
     ]
     if findings:
         raise ModelError(
-            f"{source} do not fit the network: {'; '.join(findings)}; use the plans and dataset.json "
-            "that they were trained with"
+            f"{source} do not fit the network: {'; '.join(findings)}; use the network, plans and "
+            "dataset.json that they were trained with"
         )
 
 

@@ -1,4 +1,5 @@
-"""Check from their checkpoints that the folds of a model folder belong to one model, before they are used.
+"""Check from their checkpoints that the folds of a model folder belong to one model, before they are used; that a new
+fold's network is theirs.
 
 `api.checks.one_model` checks from their settings that a new fold fits the existing ones, before it is trained.
 """
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import nn
 
 from segwright.core.errors import ConfigError, ModelError
 from segwright.core.files.hashing import content_hash
@@ -20,7 +22,8 @@ from segwright.core.text import printable
 from segwright.data.description import DatasetDescription
 from segwright.data.plan import Plan
 from segwright.networks.build import ArchitectureSpec, nnunet_spec
-from segwright.workspace import DATASET_JSON, PLANS_JSON
+from segwright.networks.checkpoint import DamagedWeightsError, drop_aliases, load_shapes
+from segwright.workspace import DATASET_JSON, NAME_IT, PLANS_JSON
 
 _NETWORK: Final = "network"
 _COMPARED: Final[Mapping[str, str]] = {
@@ -102,6 +105,35 @@ def require_one_model(
             f"({printable(found)}); choose folds of one model, for instance --folds "
             f"{','.join(most)}, or train the others again with the same settings"
         )
+
+
+def require_same_network(fold_folder: Path, network: nn.Module) -> None:
+    """Check that the other folds of a model have weights of the same names and shapes as a network to be trained.
+
+    Two networks that files name alike, such as two lambdas, may differ in nothing else that is recorded.
+
+    Args:
+        fold_folder: of the fold to be trained.
+        network: its network.
+
+    Raises:
+        ModelError: another fold has another network.
+    """
+    own = {name: tuple(tensor.shape) for name, tensor in drop_aliases(network.state_dict()).items()}
+    for other in sorted(fold_folder.parent.glob("fold_*")):
+        files = sorted(other.glob("checkpoint_*.safetensors"))
+        weights = [file for file in files if "_optimizer_" not in file.name]
+        if other == fold_folder or not weights:
+            continue
+        with suppress(DamagedWeightsError):  # told where it is used
+            found = load_shapes(weights[0])
+            difference = next((name for name in {**own, **found} if own.get(name) != found.get(name)), None)
+            if difference is not None:
+                here, there = (str(shapes.get(difference, "absent")) for shapes in (own, found))
+                raise ModelError(
+                    f"{other}: was trained with another network ('{difference}' is {there} there, {here} here), but "
+                    f"all folds of a model must share one; train the same network, or {NAME_IT}"
+                )
 
 
 def require_trained_plan(headers: Mapping[str, CheckpointHeader], plan: Plan, where: Path) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from segwright.core.extensions.given import GivenObject
 from segwright.core.extensions.trust import REBUILD, CodeTrust
+from segwright.core.extensions.user_code import user_call
 
 LogitsOf = Callable[[Any], Any]
 """Returns logits (B, C, *S), or a list of them with the highest resolution first, from what a network returns."""
@@ -45,5 +46,14 @@ def logits_only(network: nn.Module, logits_of: LogitsOf | None) -> Iterator[None
 
 
 def return_logits(network: nn.Module, logits_of: LogitsOf) -> Any:
-    """Let a network return its logits alone, and return the handle of the hook that does it."""
-    return network.register_forward_hook(lambda module, inputs, output: logits_of(output))
+    """Let a network return its logits alone, and return the handle of the hook that does it.
+
+    An error in `logits_of` is a `UserCodeError`, so that it is not taken for one of the network.
+    """
+
+    def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+        contract = f"it is called as logits_of(output) with what the network returned, here a {type(output).__name__}"
+        with user_call(logits_of, "logits_of", contract=contract):
+            return logits_of(output)
+
+    return network.register_forward_hook(hook)

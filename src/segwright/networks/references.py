@@ -50,7 +50,10 @@ def import_network(reference: str, trust: CodeTrust, *, source: str) -> Callable
         )
     found = trust.load(reference, kind="network")
     if not callable(found):
-        raise ConfigError(f"network '{reference}' is not callable; give a function or a class")
+        raise ConfigError(
+            f"network '{reference}' cannot be called; give a function fn(num_input_channels, num_output_channels, *, "
+            "patch_size, deep_supervision, **kwargs), a class, a module or, to load a model, its trainer class"
+        )
     owner = getattr(found, "__func__", found)
     if isinstance(found, nn.Module):
         return MadeNetwork(found)

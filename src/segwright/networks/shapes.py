@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-from segwright.core.errors import ModelError
+from segwright.core.errors import ModelError, SegwrightError
 from segwright.core.extensions.user_code import describe_error, error_location
 from segwright.core.resources import resource_error
 from segwright.networks.references import packages_of
+
+_SIZES: Final = "must match"
+"""In the message of torch about feature maps that do not fit together, as after strides that do not divide a patch."""
 
 
 def copy_to_meta(network: nn.Module) -> nn.Module:
@@ -38,7 +41,10 @@ def output_shapes(network: nn.Module, num_input_channels: int, patch_size: Seque
     for level in levels:
         if not isinstance(level, Tensor) or level.ndim != len(shape):
             found = f"shape {tuple(level.shape)}" if isinstance(level, Tensor) else type(level).__name__
-            raise ModelError(f"the network returned {found} for input {shape}; expected logits with {len(shape)} axes")
+            raise ModelError(
+                f"the network returned {found} for input {shape}; expected logits with {len(shape)} axes, or a list of "
+                "them; a trainer whose network returns more says in its logits_of(output) where they are"
+            )
     return [tuple(level.shape[1:]) for level in levels]
 
 
@@ -60,13 +66,16 @@ def _run_on_zeros(network: nn.Module, shape: tuple[int, ...]) -> Any:
     before = [buffer.clone() for buffer in network.buffers()]
     try:
         return network(torch.zeros(shape, device=device))
+    except SegwrightError:
+        raise
     except Exception as error:
         if resource_error(error):
             raise
+        hint = "; check that its strides fit the patch size" if _SIZES in str(error) else ""
         place = error_location(error, packages_of(network))
         raise ModelError(
-            f"{f'{place}: ' if place else ''}the network failed on an input of shape {shape}: {describe_error(error)}; "
-            "check that its strides fit the patch size"
+            f"{f'{place}: ' if place else ''}the network failed on an input of shape {shape}: {describe_error(error)}"
+            f"{hint}"
         ) from error
     finally:
         for buffer, value in zip(network.buffers(), before, strict=True):

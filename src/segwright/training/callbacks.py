@@ -70,6 +70,9 @@ def require_callback(callback: object, *, name: str) -> None:
     for method in methods:
         if method not in EVENTS:
             raise ConfigError(f"{name}: there is no event {method}{did_you_mean(method, EVENTS)}")
+        value = getattr(callback, method)
+        if not callable(value):
+            raise ConfigError(f"{name}: {method} is {value!r}, expected a method {method}(self, trainer)")
     if not methods and not callable(callback):
         raise ConfigError(f"{name} has none of the methods {', '.join(EVENTS)}; write one of them as fn(self, trainer)")
 

@@ -50,6 +50,11 @@ def architecture_spec(config: TrainConfig, configuration: Configuration) -> Arch
     if config.norm is not None and config.network not in changeable:
         raise _norm_error(config, f"network '{config.network}'")
     norm = {} if config.norm is None else norm_kwargs(config.norm, configuration.dims)
+    if config.network_kwargs and isinstance(getattr(config.network, "value", None), nn.Module):
+        raise ConfigError(
+            f"network_kwargs {config.network_kwargs} have no effect on a network that is already made; give its class "
+            "or a function"
+        )
     if config.network is not None:
         return ArchitectureSpec(reference=config.network, kwargs={**config.network_kwargs, **norm})
     if config.network_kwargs:

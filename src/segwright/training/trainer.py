@@ -24,6 +24,7 @@ from segwright.data.plan import Configuration, Plan
 from segwright.data.splits import Split
 from segwright.evaluation.scores import Scores
 from segwright.networks.build import ArchitectureSpec, move_to_device, set_deep_supervision
+from segwright.networks.folds import require_same_network
 from segwright.networks.logits import LogitsOf, logits_only
 from segwright.training import defaults, network_setup
 from segwright.training.callbacks import call_callbacks, load_callbacks
@@ -208,6 +209,7 @@ class Trainer:
         self.epoch_outputs: list[dict[str, Tensor]] = []
         self.save_timer = Timer(defaults.save_interval_s(self.config), now=self._now)
         network = self._build_network()
+        require_same_network(self.output_folder, network)
         shapes = (self.num_input_channels, self.configuration.patch_size, self.labels.num_heads)
         with logits_only(network, self._own_logits_of):
             self.scales = network_setup.output_scales(network, *shapes)
@@ -215,12 +217,10 @@ class Trainer:
             self.notes += (*self._load_pretrained(network, self.config.pretrained),)
         self.network = move_to_device(network, self.device)
         self.distributed.sync_parameters(self.network)
-        hook = self.configure_optimizers
-        self.optimizer, scheduler = results.required_optimizers(hook(), hook, "configure_optimizers")
-        length = (self.clock.num_epochs, self.num_iterations_per_epoch)
-        self.rates = make_rates(self.optimizer, scheduler, self.scheduler_steps, *length)
-        self.notes += untrained_notes(self.optimizer, self.network)
+        self.optimizer, scheduler = results.required_optimizers(self.configure_optimizers(), self.configure_optimizers)
+        self.rates = make_rates(self.optimizer, scheduler, self.scheduler_steps, self.config)
         self.notes += rate_notes(self.config, self.rates, is_own=self._overrides("configure_optimizers"))
+        self.notes += untrained_notes(self.optimizer, self.network)
         self.notes += network_setup.object_notes(self.config, type(self))
         self.weight_ema = ema.attach(self.network, self.optimizer, self.config.ema_weights)
         if compute_dtype(self.device, self.config.precision) == torch.float16:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,6 +86,12 @@ def test_fold_all_trains_and_validates_on_everything() -> None:
 @pytest.mark.parametrize("fold", [5, -1])
 def test_absent_fold_is_refused(fold: int) -> None:
     with pytest.raises(DatasetError, match=f"fold {fold} does not exist; choose from 0 to 4, or all"):
+        select(default_splits(NAMES), NAMES, fold)
+
+
+@pytest.mark.parametrize("fold", ["0", None, 0.5, True])
+def test_what_is_no_number_of_a_fold_is_refused(fold: Any) -> None:
+    with pytest.raises(DatasetError, match=f"fold {fold!r}: expected a number such as 0, or 'all'"):
         select(default_splits(NAMES), NAMES, fold)
 
 

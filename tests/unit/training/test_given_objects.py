@@ -111,7 +111,7 @@ def test_a_network_that_no_file_can_name_predicts_when_it_is_given_again(tmp_pat
     folder = tmp_path / "model"
     trainer = make(folder, config=settings(num_epochs=1, network=closures()["network"][index]))
     trainer.run_training()
-    with pytest.raises(ModelError, match="was the Python object .*pass it again from Python"):
+    with pytest.raises(ModelError, match="files cannot hold the Python object .*pass it again from Python"):
         load_predictor(folder, device="cpu")
     data = torch.randn(1, 16, 16, 16)
     found = predictor_of(folder, closures()["network"][index]).predict_preprocessed(data.numpy())
@@ -124,6 +124,42 @@ def test_a_network_given_for_a_built_in_one_is_refused(tmp_path: Path) -> None:
     make(folder, config=settings(num_epochs=1)).run_training()
     with pytest.raises(ConfigError, match="the network is the built-in .*leave out network="):
         predictor_of(folder, Small)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (3, "network 'python-object:int' cannot be called; give a function"),
+        ("nets:small", "network='nets:small': expected the function or class itself"),
+        (Trainer, "not that of a trainer class; give it as network="),
+        (squares, r"squares': got an unexpected keyword argument 'patch_size'; it is called as fn\(num_input_channels"),
+        (lambda inputs, heads, **kwargs: Small(inputs, heads, **{**kwargs, "width": 7}), "use the network, plans and "),
+    ],
+)
+def test_a_wrong_network_to_load_is_told(small_model: Path, given: Any, words: str) -> None:
+    with pytest.raises((ConfigError, ModelError), match=words):
+        predictor_of(small_model, given)
+
+
+@pytest.fixture(scope="module")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("small")
+    make(folder, config=settings(num_epochs=1, network=small, network_kwargs={"width": 4})).run_training()
+    return folder
+
+
+def test_a_made_module_replaces_a_function_with_arguments(small_model: Path) -> None:
+    predictor_of(small_model, Small(1, 3, patch_size=(16,) * 3, deep_supervision=False))
+
+
+def test_another_network_of_one_name_is_refused_as_a_fold(small_model: Path) -> None:
+    def fold(width: int) -> Trainer:
+        config = settings(network=lambda *args, **kwargs: small(*args, width=width, **kwargs))
+        return make(small_model, config=config, fold=1, output_folder=small_model / "fold_1")
+
+    with pytest.raises(ModelError, match=r"'first.weight' is \(4, 1, 3, 3, 3\) there, \(5, 1, .* here.*--name NAME"):
+        fold(5).initialize()
+    fold(4).initialize()
 
 
 def local_trainer(**members: Any) -> type[Trainer]:
@@ -188,6 +224,13 @@ def test_a_network_with_extra_outputs_trains_validates_and_predicts(tmp_path: Pa
         load_predictor(folder, device="cpu", trust=TRUST_NONE.with_references(f"{__name__}:Small"))
 
 
+def test_an_error_in_logits_of_is_not_blamed_on_the_network(tmp_path: Path) -> None:
+    cls = local_trainer(logits_of=staticmethod(lambda output: output["segmentation"]))
+    with pytest.raises(ConfigError, match="logits_of failed with KeyError: 'segmentation'") as error:
+        make(tmp_path, cls, config=settings(network=Small, network_kwargs={"extra": "dict"})).initialize()
+    assert "strides" not in str(error.value)
+
+
 def test_extra_outputs_reach_the_loss(tmp_path: Path) -> None:
     trainer = make(tmp_path, ExtraLoss, config=settings(num_epochs=1, network=Small, network_kwargs={"extra": "dict"}))
     trainer.run_training()
@@ -201,7 +244,7 @@ def test_objects_survive_a_change_of_other_settings_and_a_resume(tmp_path: Path)
     trainer = make(tmp_path, config=config)
     trainer.on_train_start()
     checkpoint = tmp_path / "fold_0" / "checkpoint_latest.safetensors"
-    with pytest.raises(ModelError, match="the loss was the Python object .*lambda.*pass it again"):
+    with pytest.raises(ModelError, match="loss: files cannot hold the Python object .*lambda.*pass it again"):
         make(tmp_path, config=TrainConfig()).load_checkpoint(checkpoint)
     resumed = make(tmp_path, config=settings(loss=loss))
     resumed.load_checkpoint(checkpoint)
@@ -223,17 +266,37 @@ def test_a_resumed_setting_carries_the_object_that_was_given_again() -> None:
     [
         ({"network": 5}, "network: .*expected a name, 'module:attr', or a function, class or object, not 5"),
         ({"loss": [squares]}, "loss: .*expected a name"),
-        ({"loss": squares, "loss_kwargs": {"wait": 2}}, "given {'wait': 2}: got an unexpected keyword argument 'wait'"),
-        ({"loss": lambda output, target: output.sum()}, "unexpected keyword argument 'labels'.*it takes"),
+        ({"loss": squares, "loss_kwargs": {"wait": 2}}, "with {'wait': 2}: got an unexpected keyword argument 'wait'"),
+        (
+            {"loss": lambda output, target: output.sum()},
+            r"takes \(output, target\), but is called as fn\(output, target, \*, labels, .*'labels'",
+        ),
         ({"loss_kwargs": {"weight": 2}}, "for a loss of one's own; 'dice_ce' takes none"),
-        ({"loss": lambda *, labels: 0}, "it takes"),
+        ({"loss": lambda *, labels: 0}, r"takes \(\*, labels\), but is called"),
         ({"loss": object()}, "is not callable; name a function fn"),
-        ({"sampler": lambda identifiers, rng: "a", "sampler_kwargs": {"k": 1}}, "sampler .* is given {'k': 1}"),
-        ({"augmentation_kwargs": {"k": 1}}, "augmentation recipe 'default' is given {'k': 1}"),
+        ({"sampler": lambda identifiers, rng: "a", "sampler_kwargs": {"k": 1}}, "sampler .* with {'k': 1}: got"),
+        (
+            {"sampler": lambda identifiers: "a"},
+            r"takes \(identifiers\), but is called as fn\(identifiers, rng",
+        ),
+        ({"sampler": Squares}, r"Squares' is a class; give a function fn\(identifiers, rng, .* or an object"),
+        ({"augmentation_kwargs": {"k": 1}}, "augmentation recipe 'default' .* with {'k': 1}: got"),
+        ({"network": "mypkg_nets.build"}, "unknown network .*is written 'mypkg_nets:build', built-in ones are unet"),
+        ({"network": closures()["network"][1], "network_kwargs": {"width": 2}}, "{'width': 2} have no effect"),
+        ({"network": Small, "network_kwargs": {"extra": "dict"}}, r"returned dict .*says in its logits_of\(output\)"),
+        (
+            {"optimizer": torch.optim.SGD([torch.zeros(1)], lr=1)},
+            "is already made, of other parameters; give its ",
+        ),
+        (
+            {"optimizer": lambda params, *, lr, weight_decay: (torch.optim.SGD(params, lr=lr), None)},
+            r"tuple \(SGD, NoneType\); .* alone \(a scheduler comes from configure_optimizers",
+        ),
         ({"network": lambda inputs: None}, "it is called as fn"),
         ({"network": lambda *args, **kwargs: "net"}, "returned str; it must return a torch.nn.Module"),
         ({"optimizer": lambda params, **kwargs: None}, "returned NoneType; it must return a torch.optim.Optimizer"),
         ({"callbacks": [object()]}, "has none of the methods"),
+        ({"callbacks": [type("Three", (), {"on_epoch_end": 3})]}, "on_epoch_end is 3, expected a method on_epoch_end"),
     ],
 )
 def test_a_mistake_is_told_with_the_repair(tmp_path: Path, values: dict[str, Any], words: str) -> None:

@@ -16,7 +16,7 @@ from segwright.core.files.locks import holder
 from segwright.data.description import DatasetDescription, load_description
 from segwright.data.plan import Plan
 from segwright.training.config import CHANGEABLE, TrainConfig, with_current_names
-from segwright.workspace import DATASET_JSON, PLANS_JSON, TRAIN_JSON, Workspace
+from segwright.workspace import DATASET_JSON, NAME_IT, PLANS_JSON, TRAIN_JSON, Workspace
 
 logger = getLogger(__name__)
 
@@ -24,10 +24,7 @@ Fold = int | Literal["all"]
 
 _NETWORK: Final = ("network", "network_kwargs", "norm")
 """Settings that define the network."""
-_REMEDIES: Final = (
-    "delete the folder to train again, or train a second model with other plans ('segwright plan DATASET "
-    "--name NAME', then 'segwright train DATASET --plans NAME ...')"
-)
+_REMEDIES: Final = f"delete the folder to train again, or {NAME_IT}"
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -153,7 +150,10 @@ def require_no_checkpoint(folder: Path) -> None:
         busy = holder(Workspace.lock_beside(folder))
         if busy is not None:
             raise ModelError(f"{folder}: is being trained by {busy}; wait until it ends")
-        raise ModelError(f"{folder}: already contains a training; continue it with --resume, or delete the folder")
+        raise ModelError(
+            f"{folder}: already contains a training; continue it with --resume, or delete the folder; to train another "
+            f"model on this fold, {NAME_IT}"
+        )
 
 
 def _folds_were(folders: Sequence[Path]) -> str:

@@ -105,8 +105,8 @@ def lost_object(reference: str, kind: str) -> str:
     """Return the message about a text that stands for an object of another process."""
     name = reference.removeprefix(PREFIX)
     return (
-        f"the {kind} was the Python object {name}, which files cannot hold; pass it again from Python ({kind}=...), or "
-        "define it at the top level of a module and train with that"
+        f"{kind}: files cannot hold the Python object {name}; pass it again from Python ({kind}=...), or define it at "
+        "the top level of a module and train with that"
     )
 
 

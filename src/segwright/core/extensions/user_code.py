@@ -66,9 +66,15 @@ def describe_error(error: BaseException) -> str:
 
 
 def require_arguments(
-    component: Callable[..., Any], what: str, names: Collection[str], num_positional: int, kwargs: Mapping[str, Any]
+    component: Callable[..., Any],
+    what: str,
+    names: Collection[str],
+    num_positional: int,
+    kwargs: Mapping[str, Any],
+    *,
+    contract: str,
 ) -> None:
-    """Check that a component takes the keyword arguments that the settings give it.
+    """Check that a component can be called as it will be, with the keyword arguments that the settings give it.
 
     Args:
         component: what will be called.
@@ -76,6 +82,7 @@ def require_arguments(
         names: keyword arguments that every such component gets.
         num_positional: number of positional arguments that every such component gets.
         kwargs: those of the settings.
+        contract: how it is called, for the message.
 
     Raises:
         UserCodeError: it does not take them.
@@ -87,8 +94,9 @@ def require_arguments(
     try:
         signature.bind(*[None] * num_positional, **dict.fromkeys(names), **kwargs)
     except TypeError as error:
+        given = f" with {dict(kwargs)}" if kwargs else ""
         raise UserCodeError(
-            f"{source_location(component)}: {what} is given {dict(kwargs)}: {error}; it takes {signature}"
+            f"{source_location(component)}: {what} takes {signature}, but is called as {contract}{given}: {error}"
         ) from error
 
 

@@ -41,14 +41,15 @@ class Scheduler(Protocol):
         """Restore the state."""
 
 
-def required_optimizers(value: object, maker: object, what: str) -> tuple[Optimizer, Scheduler | None]:
-    """Return the optimizer and the scheduler that a hook returned, alone or as a pair; None for no scheduler.
+def required_optimizers(value: object, hook: Callable[..., Any]) -> tuple[Optimizer, Scheduler | None]:
+    """Return the optimizer and the scheduler of `configure_optimizers`; None where it returned the optimizer alone.
 
     Raises:
         UserCodeError: it returned anything else.
     """
     if not (isinstance(value, tuple | list) and len(value) == 2 and isinstance(value[0], Optimizer)):
-        return required_optimizer(value, maker, what, expected=f"a {_OPTIMIZER}, or (optimizer, scheduler)"), None
+        expected = f"a {_OPTIMIZER}, or (optimizer, scheduler)"
+        return required_optimizer(value, hook, "configure_optimizers", expected=expected), None
     optimizer, scheduler = value
     if scheduler is None:
         return optimizer, None
@@ -56,12 +57,18 @@ def required_optimizers(value: object, maker: object, what: str) -> tuple[Optimi
     if not problem:
         return optimizer, scheduler
     raise UserCodeError(
-        f"{source_location(maker)}: {what} returned {problem}; return (optimizer, scheduler) with a scheduler of that "
-        "optimizer, such as those of torch.optim.lr_scheduler, or the optimizer alone"
+        f"{source_location(hook)}: configure_optimizers returned {problem}; return (optimizer, scheduler) with a "
+        "scheduler of that optimizer, such as those of torch.optim.lr_scheduler, or the optimizer alone"
     )
 
 
-def required_optimizer(value: object, maker: object, what: str, *, expected: str = f"a {_OPTIMIZER}") -> Optimizer:
+def required_optimizer(
+    value: object,
+    maker: object,
+    what: str,
+    *,
+    expected: str = f"a {_OPTIMIZER} alone (a scheduler comes from configure_optimizers of a trainer)",
+) -> Optimizer:
     """Return an optimiser that user code made, if it is one; `expected` is what it had to return, for the message.
 
     Raises:

@@ -58,14 +58,19 @@ SAMPLERS.register("uniform", uniform)
 
 
 def build_sampler(reference: str, kwargs: Mapping[str, Any] | None = None) -> Sampler:
-    """Return the sampler of a registered name, or the function behind `module:attr`, with keyword arguments."""
+    """Return the sampler of a registered name, or the function behind `module:attr`, with keyword arguments.
+
+    Raises:
+        ConfigError: there is none of that name, or it cannot be called as a sampler.
+    """
     sampler: Sampler = import_reference(reference, kind="sampler") if ":" in reference else SAMPLERS.get(reference)
+    contract = "fn(identifiers, rng, **sampler_kwargs) -> identifier"
+    if isinstance(sampler, type):
+        raise ConfigError(f"sampler '{reference}' is a class; give a function {contract}, or an object of the class")
     if not callable(sampler):
-        raise ConfigError(f"sampler '{reference}' cannot be called; name a function fn(identifiers, rng) -> identifier")
-    if not kwargs:
-        return sampler
-    require_arguments(sampler, f"sampler '{reference}'", (), 2, kwargs)
-    return partial(sampler, **kwargs)
+        raise ConfigError(f"sampler '{reference}' cannot be called; give a function {contract}")
+    require_arguments(sampler, f"sampler '{reference}'", (), 2, kwargs or {}, contract=contract)
+    return partial(sampler, **kwargs) if kwargs else sampler
 
 
 def is_forced(

@@ -119,7 +119,8 @@ def _own_loss(name: str, kwargs: dict[str, Any], device: torch.device | None) ->
     if not callable(found):
         raise ConfigError(f"loss '{name}' is not callable; name a function fn(output, target, *, labels)")
     called = found.forward if isinstance(found, nn.Module) else found
-    require_arguments(called, f"loss '{name}'", ("labels",), 2, kwargs)
+    contract = "fn(output, target, *, labels, **loss_kwargs) -> scalar"
+    require_arguments(called, f"loss '{name}'", ("labels",), 2, kwargs, contract=contract)
     if isinstance(found, nn.Module):
         found = found.to(device)
     return partial(found, **kwargs) if kwargs else found

@@ -81,7 +81,7 @@ class SafeLogger:
 
     def close(self) -> None:
         """Close the logger."""
-        self._try(self._wrapped.close)
+        self._try(lambda: self._wrapped.close())
 
     def _try(self, action: Callable[[], None]) -> None:
         if self._has_failed:

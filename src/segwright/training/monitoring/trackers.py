@@ -142,13 +142,23 @@ def open_loggers(references: Sequence[str], folder: Path) -> list[MetricLogger]:
     for reference in references:
         make = find_factory(reference)
         try:
-            loggers.append(SafeLogger(make(folder), reference))
+            loggers.append(SafeLogger(_required_logger(make(folder)), reference))
         except Exception as error:
             logger.warning(
                 "metric logger %s cannot be opened (%s: %s); metrics.jsonl has all metrics",
                 *(reference, type(error).__name__, error),
             )
     return loggers
+
+
+def _required_logger(made: MetricLogger) -> MetricLogger:
+    missing = [name for name in ("log", "close") if not callable(getattr(made, name, None))]
+    if missing:
+        raise TypeError(
+            f"it made a {type(made).__name__} without {' and '.join(missing)}; expected fn(folder) -> logger with "
+            "log(metrics, step) and close()"
+        )
+    return made
 
 
 def _run_name(folder: Path) -> str:

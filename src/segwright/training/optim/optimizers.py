@@ -44,6 +44,11 @@ def build_optimizer(network: nn.Module, config: TrainConfig) -> Optimizer:
     name = config.optimizer
     is_own = not is_reference(name)
     factory: OptimizerFactory = OPTIMIZERS.get(name) if is_own else import_reference(name, kind="optimizer")
+    if not callable(factory):
+        made = "is already made, of other parameters" if isinstance(factory, Optimizer) else "cannot be called"
+        raise ConfigError(
+            f"optimizer '{name}' {made}; give its class, or fn(params, *, lr, weight_decay, **optimizer_kwargs)"
+        )
     kwargs = dict(config.optimizer_kwargs)
     if name == "sgd":
         kwargs = {"momentum": config.momentum, "nesterov": config.nesterov and config.momentum > 0, **kwargs}

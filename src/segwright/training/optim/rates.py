@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from segwright.core.errors import ConfigError, ModelError
 from segwright.core.extensions.user_code import UserCodeError, describe_error
 from segwright.training.config import TrainConfig
+from segwright.training.defaults import planned_epochs
 from segwright.training.hooks.results import Scheduler
 from segwright.training.optim.optimizers import LR_FACTOR
 
@@ -82,9 +83,9 @@ class LearningRates:
         try:
             scheduler.step(*metrics)
         except (TypeError, ValueError) as error:
-            every = "training step" if self._per_step else "epoch"
+            every = "a training step" if self._per_step else "an epoch"
             raise UserCodeError(
-                f"{type(scheduler).__name__}.step of the scheduler from configure_optimizers failed after a {every}: "
+                f"{type(scheduler).__name__}.step of the scheduler from configure_optimizers failed after {every}: "
                 f"{describe_error(error)}; make it for as many steps as the training has"
             ) from error
 
@@ -125,17 +126,14 @@ class LearningRates:
             self.scheduler.load_state_dict(after)
 
 
-def make_rates(
-    optimizer: Optimizer, scheduler: Scheduler | None, every: str, num_epochs: int | None, steps_per_epoch: int
-) -> LearningRates:
+def make_rates(optimizer: Optimizer, scheduler: Scheduler | None, every: str, config: TrainConfig) -> LearningRates:
     """Return the learning rates of an optimizer, after checking that the scheduler can be stepped so.
 
     Args:
         optimizer: as `configure_optimizers` returned it, as the scheduler.
         scheduler: None: the schedule decides.
         every: `scheduler_steps` of the trainer class.
-        num_epochs: length of the training; None: only a budget limits it.
-        steps_per_epoch: training steps of an epoch.
+        config: the settings.
 
     Raises:
         ConfigError: it cannot.
@@ -147,8 +145,9 @@ def make_rates(
             f"scheduler_steps = 'step', but {type(scheduler).__name__} needs the validation loss, which is known after "
             "each epoch; set scheduler_steps = 'epoch'"
         )
+    num_epochs = planned_epochs(config)
     if isinstance(scheduler, OneCycleLR) and num_epochs is not None:
-        needed = num_epochs * (steps_per_epoch if every == "step" else 1)
+        needed = num_epochs * (config.num_iterations_per_epoch if every == "step" else 1)
         if scheduler.total_steps < needed:
             product = "num_epochs * num_iterations_per_epoch" if every == "step" else "num_epochs"
             raise ConfigError(

@@ -174,7 +174,7 @@ def test_a_record_with_an_earlier_name_of_a_setting_is_compared(model: Path) -> 
 
 
 def test_a_fold_that_is_being_trained_names_the_process(model: Path) -> None:
-    with pytest.raises(ModelError, match="already contains a training; continue it with --resume"):
+    with pytest.raises(ModelError, match="already contains a training; continue it with --resume, .*with --name NAME"):
         require_no_checkpoint(model / "fold_0")
     with (
         locked(model / ".fold_0.lock", "training"),

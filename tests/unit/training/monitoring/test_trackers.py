@@ -140,6 +140,18 @@ def test_a_failing_logger_does_not_stop_a_training(tmp_path: Path, caplog: pytes
     assert vars(logger)["_wrapped"].calls == 2
 
 
+def nothing(folder: Path) -> None:
+    """Make no logger."""
+
+
+def test_what_is_no_logger_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert open_loggers([f"{__name__}:nothing"], tmp_path) == []
+    assert "it made a NoneType without log and close; expected fn(folder) -> logger" in caplog.text
+    without_close = SafeLogger(type("Half", (), {"log": lambda *arguments: None})(), "half")  # given to the constructor
+    without_close.close()
+    assert "metric logger half failed and is disabled" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [("tensorbord", "did you mean 'tensorboard'"), (f"{__name__}:METRICS", "cannot be called")],

@@ -192,7 +192,7 @@ def test_a_scheduler_that_fails_is_named(tmp_path: Path) -> None:
             super().step()
 
     trainer = make(tmp_path, trainer_with(lambda optimizer: Short(optimizer, 1)))
-    with pytest.raises(ConfigError, match="Short.step of the scheduler .* failed after a epoch: ValueError: no more"):
+    with pytest.raises(ConfigError, match="Short.step of the scheduler .* failed after an epoch: ValueError: no more"):
         trainer.run_training()
 
 
