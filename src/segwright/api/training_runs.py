@@ -24,6 +24,7 @@ from segwright.api.checks.staleness import (
     refresh_scores,
     require_same_cases,
 )
+from segwright.api.checks.trainer_file import require_same_model
 from segwright.api.checks.usability import find_shortcoming
 from segwright.api.preparing import cases_are_fresh, cases_folder, preprocess_cases
 from segwright.api.session import DEFAULT_TRAINER, Session
@@ -221,7 +222,7 @@ def require_trainable(
         require_trainable(session, plan, wanted.previous_stage, (), settings)
     folder = model_folder(session, plan, configuration)
     require_same_task(folder, session.dataset.description)
-    if session.nnunet_trainer is None:  # which may change plan and network; the folds are compared when they are used
+    if session.nnunet_trainer is None:  # which may change plan and network; see `require_same_model`
         require_same_plan(folder, plan, configuration)
         require_same_network(folder, folds, settings)
 
@@ -379,6 +380,8 @@ def _train(session: Session, plan: Plan, configuration: str, fold: Fold, options
         )
         # Not an argument: a subclass may have a signature of its own.
         trainer.trust = session.trust.with_references(*trainer.trust.references)
+    if session.nnunet_trainer is not None:
+        require_same_model(trainer)
     if distributed.is_first and checkpoint is None:
         record_training_data(session, plan, configuration, folder, trainer.split)
     elif distributed.is_first:

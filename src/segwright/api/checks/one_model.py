@@ -22,7 +22,7 @@ logger = getLogger(__name__)
 
 Fold = int | Literal["all"]
 
-_NETWORK: Final = ("network", "network_kwargs", "norm")
+NETWORK_SETTINGS: Final = ("network", "network_kwargs", "norm")
 """Settings that define the network."""
 _REMEDIES: Final = f"delete the folder to train again, or {NAME_IT}"
 
@@ -95,7 +95,7 @@ def require_same_network(model: Path, folds: Sequence[Fold], settings: Mapping[s
     wanted = TrainConfig.from_mapping(settings).model_dump(mode="json")
     for folder in existing:
         used = recorded_settings(folder)
-        for key in _NETWORK:
+        for key in NETWORK_SETTINGS:
             if used.get(key, wanted[key]) != wanted[key]:
                 raise ModelError(
                     f"{folder}: was trained with {key} = {_value(used[key])}, not {_value(wanted[key])}, but all "
@@ -103,17 +103,22 @@ def require_same_network(model: Path, folds: Sequence[Fold], settings: Mapping[s
                 )
 
 
-def recorded_settings(folder: Path) -> dict[str, Any]:
-    """Return the recorded settings of a fold; empty if the record is missing or damaged."""
+def recorded(folder: Path) -> dict[str, Any]:
+    """Return the record of a fold's training; empty if it is missing or damaged."""
     file = folder / TRAIN_JSON
     if not file.is_file():
         return {}
     try:
         document = read_checked_json(file)
     except SegwrightError as error:
-        logger.warning("%s; the settings that this fold was trained with are not compared", error)
+        logger.warning("%s; what this fold was trained with is not compared", error)
         return {}
-    config = document.get("config") if isinstance(document, dict) else None
+    return document if isinstance(document, dict) else {}
+
+
+def recorded_settings(folder: Path) -> dict[str, Any]:
+    """Return the recorded settings of a fold; empty if there are none."""
+    config = recorded(folder).get("config")
     return with_current_names(config) if isinstance(config, dict) else {}
 
 

@@ -7,7 +7,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
+from pydantic import BaseModel, ConfigDict
+
 from segwright.compat.nnunet.loading import LoadedTrainer
+from segwright.compat.nnunet.trainer import overrides
 from segwright.core.errors import ModelError
 from segwright.core.files.atomic_io import atomic_path
 from segwright.core.files.hashing import content_hash
@@ -16,7 +19,46 @@ from segwright.core.files.names import below
 CODE_FOLDER: Final = "trainer_code"
 """In the model folder; each version of the code has a folder of its own in it, named by its hash."""
 
+CODE: Final = "trainer_code"
+"""Key of a training's record with its `CodeRecord`."""
+
 _DIGITS: Final = 12
+
+
+class CodeRecord(BaseModel):
+    """The code that a fold was trained with.
+
+    Attributes:
+        class_name: of the trainer.
+        file: the trainer file, as `main_file`.
+        sha256: of it and the files that it imported, as `code_hashes`.
+        builds_network: whether it builds the network.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    class_name: str
+    file: str
+    sha256: dict[str, str]
+    builds_network: bool
+
+    def differences(self, other: CodeRecord) -> list[str]:
+        """Return the names of the class and the files that differ; a file may be elsewhere, or not imported yet."""
+        names = [] if self.class_name == other.class_name else [f"class {self.class_name}"]
+        if self.sha256[self.file] != other.sha256[other.file]:
+            names.append(self.file)
+        both = (self.sha256.keys() & other.sha256.keys()) - {self.file, other.file}
+        return names + [name for name in sorted(both) if self.sha256[name] != other.sha256[name]]
+
+
+def code_record(loaded: LoadedTrainer) -> CodeRecord:
+    """Return the record of a trainer file and what it has imported so far."""
+    return CodeRecord(
+        class_name=loaded.class_name,
+        file=main_file(loaded),
+        sha256=code_hashes(loaded),
+        builds_network=any(overrides(loaded.cls, hook) for hook in ("build_network_architecture", "initialize")),
+    )
 
 
 def code_hashes(loaded: LoadedTrainer) -> dict[str, str]:

@@ -479,6 +479,10 @@ class NnunetRun(Trainer):
         with self._user_code("plot_network_architecture"):
             self.user.plot_network_architecture()
 
+    def identity(self) -> dict[str, Any]:
+        """Return what identifies the training in its records, with the file's code."""
+        return {**super().identity(), code_copy.CODE: code_copy.code_record(self.loaded).model_dump()}
+
     @property
     def trainer_name(self) -> str:
         """Name of the file's class."""
