@@ -89,8 +89,14 @@ def trainer_spec(config: TrainConfig, trainer: type, plan: Plan, configuration: 
     return ArchitectureSpec(reference=method_reference(trainer, "rebuild_network"), kwargs=kwargs)
 
 
-def object_notes(config: TrainConfig, trainer: type) -> tuple[str, ...]:
-    """Return lines about components that were given as Python objects which no file can name."""
+def object_notes(config: TrainConfig, trainer: type, spec: ArchitectureSpec) -> tuple[str, ...]:
+    """Return lines about components that were given as Python objects which no file can name.
+
+    Args:
+        config: the settings.
+        trainer: the trainer class.
+        spec: the definition of the network that the checkpoint stores.
+    """
     given = {name: reference for name, reference in config.references() if isinstance(reference, GivenObject)}
     owner = reference_to(trainer)
     if isinstance(owner, GivenObject):
@@ -99,7 +105,8 @@ def object_notes(config: TrainConfig, trainer: type) -> tuple[str, ...]:
     for name, reference in given.items():
         what = f"{name}: the model folder cannot name the Python object {reference.removeprefix(PREFIX)}"
         notes.append(f"{what}; to resume, pass it again")
-        if name in ("network", "trainer"):
+        defines_network = any(isinstance(part, GivenObject) for part in (spec.reference, spec.logits_of))
+        if name in ("network", "trainer") and defines_network:
             notes[-1] += "; to predict, use segwright.load_model(path, network=...)"
     return tuple(notes)
 

@@ -221,7 +221,7 @@ class Trainer:
         self.rates = make_rates(self.optimizer, scheduler, self.scheduler_steps, self.config)
         self.notes += rate_notes(self.config, self.rates, is_own=self._overrides("configure_optimizers"))
         self.notes += untrained_notes(self.optimizer, self.network)
-        self.notes += network_setup.object_notes(self.config, type(self))
+        self.notes += network_setup.object_notes(self.config, type(self), self.network_spec())
         self.weight_ema = ema.attach(self.network, self.optimizer, self.config.ema_weights)
         if compute_dtype(self.device, self.config.precision) == torch.float16:
             self.grad_scaler = torch.amp.GradScaler(self.device.type)

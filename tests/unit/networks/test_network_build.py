@@ -234,7 +234,7 @@ def test_a_user_function_gets_patch_size_and_its_own_kwargs() -> None:
         ("no_such_module:net", {}, "no module named no_such_module"),
         ("make_head", {"wrong": 1}, r"called as fn\(num_input_channels"),
         ("make_nothing", {}, "must return a torch.nn.Module"),
-        ("NOT_CALLABLE", {}, "not callable"),
+        ("NOT_CALLABLE", {}, "cannot be called"),
     ],
 )
 def test_bad_references_are_explained(reference: str, kwargs: dict[str, Any], message: str) -> None:

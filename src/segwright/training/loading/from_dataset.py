@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from segwright.core.errors import ModelError, PlanError, WorkspaceError
+from segwright.core.extensions.user_code import user_call
 from segwright.core.files.names import below
 from segwright.core.interrupt import StopRequest
 from segwright.data import splits
@@ -137,20 +138,22 @@ def make_trainer(
             "its own with name=, or delete the folder"
         )
     make: Any = cls
-    trainer: Any = make(
-        inputs.plan,
-        configuration,
-        fold,
-        inputs.dataset.description,
-        device,
-        cases=inputs.cases,
-        split=inputs.split,
-        output_folder=inputs.output_folder,
-        config=config,
-        references={case.identifier: case.label for case in inputs.dataset.cases if case.label is not None},
-        callbacks=callbacks,
-        stop=stop,
-    )
+    contract = "its __init__ must accept the arguments of Trainer's and pass them on"
+    with user_call(make, f"trainer '{cls.__name__}'", contract=contract):
+        trainer: Any = make(
+            inputs.plan,
+            configuration,
+            fold,
+            inputs.dataset.description,
+            device,
+            cases=inputs.cases,
+            split=inputs.split,
+            output_folder=inputs.output_folder,
+            config=config,
+            references={case.identifier: case.label for case in inputs.dataset.cases if case.label is not None},
+            callbacks=callbacks,
+            stop=stop,
+        )
     if inputs.checkpoint is not None:
         trainer.load_checkpoint(inputs.checkpoint)
     return trainer  # type: ignore[no-any-return]

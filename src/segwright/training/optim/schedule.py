@@ -17,6 +17,8 @@ POLY_EXPONENT = 0.9
 PROBES = (0.0, 0.5, 1.0)
 """Progress at which a schedule is checked before the training starts."""
 
+_CONTRACT = "it is called as fn(progress) -> factor; configure_optimizers of a trainer may return a scheduler of torch"
+
 BUDGET_WARMUP_FIRST = 0.02
 """Factor at the start of a warm-up under a time budget: that of nnU-Net's 50 epochs (nnU-Net behaviour 8.10)."""
 
@@ -94,7 +96,7 @@ def build_schedule(config: TrainConfig, num_epochs: int | None) -> Schedule:
             f"schedule '{name}' cannot be called; name a function fn(progress) -> factor, or {WARMUP_PREFIX}NAME"
         )
     for progress in PROBES:
-        with user_call(schedule, f"schedule '{name}'", contract="it is called as fn(progress) -> factor"):
+        with user_call(schedule, f"schedule '{name}'", contract=_CONTRACT):
             factor = schedule(progress)
         if not (isinstance(factor, int | float) and 0 <= factor < math.inf):
             raise ConfigError(f"schedule '{name}' gives {factor} at progress {progress}, expected a finite factor >= 0")
