@@ -87,6 +87,25 @@ def require_told(journey: Journey, project: Path, text: str, place: str, *option
             "    def configure_optimizers(self):\n        return [super().configure_optimizers()] * 3\n",
             *("def configure_optimizers", "returned list (SGD, SGD, SGD); it must return a torch.optim.Optimizer"),
         ),
+        ("    def on_epoch_strat(self):\n        pass\n", "on_epoch_strat", "did you mean the method 'on_epoch_start'"),
+        (
+            "    inital_lr = 1\n    def f(self):\n        pass\n",
+            "def help",
+            "did you mean the attribute 'initial_lr'",
+        ),
+        ("    def logits_of(self, output):\n        return output\n", "def logits_of", "must be a static method"),
+        ("    def train_step(self):\n        pass\n", "def train_step", "but is called as train_step(batch)"),
+        (
+            "    def build_loss(self):\n        return lambda output, target: output[0].mean((1, 2, 3, 4))\n",
+            *(
+                "return lambda",
+                "the loss of build_loss returned a tensor of shape (2,); it must return a scalar",
+            ),
+        ),
+        (
+            "    def build_loss(self):\n        return lambda output: output\n",
+            *("return lambda", "a loss is called as fn(output, target) with what the network returned"),
+        ),
         (
             "    def get_dataloaders(self):\n        return [1, 2]\n",
             "def get_dataloaders",
@@ -133,6 +152,8 @@ def test_a_network_that_fails_is_told_with_its_line(
             "returned int; it must return a torch.opt",
         ),
         ("optimizer", "(params, *, lr, weight_decay):\n    1 / 0", "1 / 0", "ZeroDivisionError"),
+        ("loss", "(output, target):\n    pass", "def part", "but is called as fn(output, target, *, labels"),
+        ("sampler", "(identifiers):\n    pass", "def part", "but is called as fn(identifiers, rng"),
         ("schedule", "(progress):\n    1 / 0", "1 / 0", "ZeroDivisionError"),
         ("sampler", "(identifiers, rng):\n    1 / 0", "1 / 0", "ZeroDivisionError"),
         ("augmentation", "(patch_size, *, masked_channels=()):\n    1 / 0", "1 / 0", "ZeroDivisionError"),

@@ -101,6 +101,11 @@ def test_select_and_compare_know_models_by_their_names(made: tuple[Path, Workspa
     by_command = call("--work", str(workspace.work), "compare", "first", "other", "--dataset", str(raw), "--json")
     assert by_command.exit_code == 0, by_command.output
     assert json.loads(by_command.stdout)[0]["cases"] == found[0].cases
+    select = ("select", raw, "--names", "first,other", "--no-ensembles", "--device", "cpu", "--json")
+    selected = call("--work", str(workspace.work), *select)
+    assert selected.exit_code == 0, selected.output
+    assert "first__" in selected.stdout
+    assert "other__" in selected.stdout
     with pytest.raises(ModelError, match="no model of .* is named 'firts'; did you mean 'first'"):
         segwright.api.compare(["firts", "other"], dataset=raw, workspace=workspace)
     with pytest.raises(ModelError, match="no model named 'oter'"):
