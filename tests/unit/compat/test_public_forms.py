@@ -159,6 +159,19 @@ def test_network_without_segmentation_is_refused_before_the_training(tmp_path: P
         make_run(tmp_path, NO_SEGMENTATION).initialize()
 
 
+def test_settings_of_a_variant_are_not_reported_as_replaced(tmp_path: Path) -> None:
+    text = """
+from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainerNoDeepSupervision import (
+    nnUNetTrainerNoDeepSupervision)
+
+class nnUNetTrainerFlat(nnUNetTrainerNoDeepSupervision):
+    pass
+"""
+    run = make_run(tmp_path, text)
+    assert not run.enable_deep_supervision
+    assert run.host.replaced == {}
+
+
 OLD_FORM = """
 class nnUNetTrainerOldForm(nnUNetTrainer):
     def __init__(self, plans, configuration, fold, dataset_json, unpack_dataset=True, device=None):

@@ -142,6 +142,7 @@ class NnunetRun(Trainer):
         }
         if accepts(self.loaded.cls, "unpack_dataset"):
             arguments["unpack_dataset"] = True
+        self.user = make_user(self.loaded.cls, self.host)  # without the settings that `Trainer.__init__` set
         with self._user_code("__init__"), seeded(self.config.seed, "trainer"):
             self.user.__init__(**arguments)  # type: ignore[misc]
             if self.host.overrides("_set_batch_size_and_oversample"):
