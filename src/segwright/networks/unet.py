@@ -51,11 +51,45 @@ def fits_patch(topology: Topology, patch_size: Sequence[int]) -> bool:
     return not any(size % step for size, step in zip(patch_size, steps, strict=True))
 
 
-class PlainEncoder(nn.Module):
+class Encoder(nn.Module):
+    """Base of the encoders, with what code that builds on one asks for, under nnU-Net's names.
+
+    Attributes:
+        output_channels: of each stage.
+        strides: of each stage, per axis.
+        kernel_sizes: of each stage, per axis.
+        conv_op: class of the convolutions; like the following, of all of them.
+        norm_op: class of the norm layers.
+        norm_op_kwargs: its arguments.
+        dropout_op: class of the dropout layers.
+        dropout_op_kwargs: its arguments.
+        nonlin: class of the non-linearities.
+        nonlin_kwargs: its arguments.
+        conv_bias: whether convolutions have a bias.
+        return_skips: True: `forward` returns the output of every stage.
+    """
+
+    def __init__(self, topology: Topology, options: LayerOptions) -> None:
+        super().__init__()
+        self.output_channels = [*topology.features]
+        self.strides = [[*stride] for stride in topology.strides]
+        self.kernel_sizes = [[*kernel] for kernel in topology.kernels]
+        self.conv_op = options.conv_op
+        self.norm_op = options.norm_op
+        self.norm_op_kwargs = dict(options.norm_op_kwargs)
+        self.dropout_op = options.dropout_op
+        self.dropout_op_kwargs = dict(options.dropout_op_kwargs)
+        self.nonlin = options.nonlin
+        self.nonlin_kwargs = dict(options.nonlin_kwargs)
+        self.conv_bias = options.conv_bias
+        self.return_skips = True
+
+
+class PlainEncoder(Encoder):
     """Stacks of convolutions; the first convolution of each stage is strided."""
 
     def __init__(self, in_channels: int, topology: Topology, options: LayerOptions) -> None:
-        super().__init__()
+        super().__init__(topology, options)
         stages: list[nn.Module] = []
         channels = in_channels
         for index, features in enumerate(topology.features):
@@ -80,11 +114,11 @@ class PlainEncoder(nn.Module):
         return skips
 
 
-class ResidualEncoder(nn.Module):
+class ResidualEncoder(Encoder):
     """A stem of one convolution, then stacks of residual blocks; the first block of each stage is strided."""
 
     def __init__(self, in_channels: int, topology: Topology, options: LayerOptions) -> None:
-        super().__init__()
+        super().__init__(topology, options)
         channels = topology.stem_channels
         unit = (1,) * options.dims
         self.stem = ConvStack(1, in_channels, channels, topology.kernels[0], unit, options)
@@ -126,6 +160,7 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         self.deep_supervision = deep_supervision
+        self.num_classes = num_output_channels
         transposed = TRANSPOSED[options.dims]
         unit = (1,) * options.dims
         stages: list[nn.Module] = []

@@ -16,8 +16,10 @@ from segwright.compat.nnunet.loading import load_trainer_file
 from segwright.compat.nnunet.trainer import is_before_2_6
 from segwright.core.errors import ModelError
 from segwright.training.checkpointing import checkpoints
+from segwright.training.config import TrainConfig
 from segwright.training.loading.prefetch import prefetch
 from tests.unit.compat.trainer_files import TINY_NET, make_run, write_trainer
+from tests.unit.training.tiny_task import settings
 
 CPU = torch.device("cpu")
 
@@ -170,6 +172,46 @@ class nnUNetTrainerFlat(nnUNetTrainerNoDeepSupervision):
     run = make_run(tmp_path, text)
     assert not run.enable_deep_supervision
     assert run.host.replaced == {}
+
+
+LATE_LENGTH = """
+class nnUNetTrainerLateLength(nnUNetTrainer):
+    def initialize(self):
+        self.num_iterations_per_epoch = 250
+        super().initialize()
+        self.num_epochs = 100
+
+    def on_train_start(self):
+        super().on_train_start()
+        self.num_val_iterations_per_epoch = 50
+"""
+
+
+def test_explicit_length_counts_also_where_a_file_sets_it_late(tmp_path: Path) -> None:
+    config = settings(num_epochs=1, num_iterations_per_epoch=2, num_val_iterations_per_epoch=1)
+    run = make_run(tmp_path, LATE_LENGTH, config=config)
+    run.run_training()
+    assert [row["steps"] for row in run.logbook.rows] == [2]
+    assert run.num_val_iterations_per_epoch == 1
+
+
+LONG = """
+class nnUNetTrainerLong(nnUNetTrainer):
+    def __init__(self, plans, configuration, fold, dataset_json, device=None):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs = 7
+"""
+
+
+def test_resumed_training_keeps_its_length(tmp_path: Path) -> None:
+    first = make_run(tmp_path, LONG, config=settings(num_epochs=1))
+    first.initialize()
+    first.on_train_start()
+    latest = checkpoints.find_resumable(first.output_folder)
+    assert latest is not None
+    second = make_run(tmp_path, LONG, config=TrainConfig())
+    second.load_checkpoint(latest)
+    assert (second.num_epochs, second.clock.num_epochs) == (1, 1)
 
 
 OLD_FORM = """

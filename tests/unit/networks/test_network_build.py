@@ -426,3 +426,18 @@ def test_the_largest_networks_of_plans_in_use_are_accepted(name: str, kernel: in
     }
     network = build_on_meta(ArchitectureSpec(reference=PREFIX + "ResidualEncoderUNet", kwargs=kwargs), 4, 120)
     assert sum(weight.numel() for weight in network.parameters()) < MAX_WEIGHTS / 4
+
+
+@pytest.mark.parametrize("block", [plain(3, 2), residual(3, [4, 8], [1, 1])], ids=["plain", "residual"])
+def test_encoder_says_what_a_head_on_it_needs(block: dict[str, Any]) -> None:
+    spec = ArchitectureSpec(reference=block["network_class_name"], kwargs=block["arch_kwargs"])
+    network: Any = build_on_meta(spec, 1, 3)
+    encoder = network.encoder
+    assert encoder.output_channels == [4, 8]
+    assert encoder.strides == [[1, 1, 1], [2, 2, 2]]
+    assert encoder.kernel_sizes == [[3, 3, 3], [3, 3, 3]]
+    assert (encoder.conv_op, encoder.conv_bias, encoder.return_skips) == (nn.Conv3d, True, True)
+    assert encoder.norm_op is not None
+    assert encoder.norm_op(4, **encoder.norm_op_kwargs).affine
+    assert isinstance(encoder.nonlin(**encoder.nonlin_kwargs), nn.LeakyReLU)
+    assert network.decoder.num_classes == 3

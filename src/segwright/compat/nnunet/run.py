@@ -53,6 +53,9 @@ from segwright.training.trainer import Trainer
 from segwright.training.validation.online import ValidationStep
 from segwright.workspace import SUMMARY_JSON
 
+LENGTHS: Final = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch")
+"""Settings that the loop reads in every epoch."""
+
 CONTINUE: Final = "continue_training"
 """Key of the plans that nnU-Net adds since 2.7."""
 
@@ -147,7 +150,11 @@ class NnunetRun(Trainer):
             self.user.__init__(**arguments)  # type: ignore[misc]
             if self.host.overrides("_set_batch_size_and_oversample"):
                 self.user._set_batch_size_and_oversample()
-        for name in KNOBS:
+        self._keep_explicit(KNOBS)
+
+    def _keep_explicit(self, names: Sequence[str]) -> None:
+        """Set attributes that were given explicitly to these values again, where the file's code changed them."""
+        for name in names:
             given = getattr(self.config, name)
             if name in self._explicit and given is not None and getattr(self.user, name) != given:
                 self.notes += (f"{name} = {given} as set, instead of {getattr(self.user, name)} of the trainer file",)
@@ -175,6 +182,7 @@ class NnunetRun(Trainer):
         with self._user_code("initialize"), torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
             self.user.initialize()
+            self._keep_explicit(LENGTHS)
             self.host.model.complete()
             if self.user._do_i_compile():
                 self.notes += ("the network is not compiled, though _do_i_compile returns True",)
@@ -205,7 +213,8 @@ class NnunetRun(Trainer):
 
     def _with_knobs(self) -> TrainConfig:
         """Return the settings with the knobs of the file; the plan's batch size counts as not set."""
-        knobs = {name: getattr(self.user, name) for name in KNOBS}
+        given = self._explicit & {*LENGTHS}  # a file may set others in `initialize`
+        knobs = {name: getattr(self.user, name) for name in KNOBS if name not in given}
         if self.config.batch_size is None and knobs["batch_size"] == self.configuration.batch_size:
             knobs["batch_size"] = None
         knobs["oversample_by_chance"] = bool(getattr(self.user, "probabilistic_oversampling", False))
@@ -328,6 +337,7 @@ class NnunetRun(Trainer):
         if self.distributed.is_first:
             code_copy.copy_code(self.loaded, self.output_folder.parent)
         self._dispatch("on_train_start", super().on_train_start)
+        self._keep_explicit(LENGTHS)
         self._apply_changed_settings()
         with self._user_code("print_plans"):
             self.user.print_plans()
@@ -456,6 +466,7 @@ class NnunetRun(Trainer):
 
     def load_checkpoint(self, path: Path) -> None:
         """Continue from our checkpoint; what the file's own code saved beside it is loaded by that code."""
+        self._explicit |= {*LENGTHS}  # the checkpoint's count, not the file's
         super().load_checkpoint(path)
         own = path.with_suffix(".pth")
         if self.host.overrides("load_checkpoint") and own.is_file():
