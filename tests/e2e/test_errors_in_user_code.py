@@ -90,7 +90,7 @@ def require_told(journey: Journey, project: Path, text: str, place: str, *option
         ("    def on_epoch_strat(self):\n        pass\n", "on_epoch_strat", "did you mean the method 'on_epoch_start'"),
         (
             "    inital_lr = 1\n    def f(self):\n        pass\n",
-            "def help",
+            "def f",
             "did you mean the attribute 'initial_lr'",
         ),
         ("    def logits_of(self, output):\n        return output\n", "def logits_of", "must be a static method"),
