@@ -99,6 +99,13 @@ def step(scratch: Path, oracle: Path | None, rounds: int) -> Comparison:
     return compare("step", "4x", ours, theirs, rounds=rounds)
 
 
+def trainer_file(scratch: Path, oracle: Path | None, rounds: int) -> Comparison:
+    """Compare a step with an nnU-Net trainer file that overrides the network with our trainer and the same network."""
+    arguments = [str(REFERENCE / "nnUNetPlans.json"), str(HIPPOCAMPUS / "dataset.json"), str(scratch / "run")]
+    ours = Command(arguments=[sys.executable, str(OURS / "trainer_file_step.py"), *arguments])
+    return compare("trainer_file", "file_to_own at most 1.03", ours, None, rounds=rounds)
+
+
 def export(scratch: Path, oracle: Path | None, rounds: int) -> Comparison:
     """Compare logits to labels, 14 classes, 75x130x130 to 150x400x400; also extra memory and share of equal labels."""
     theirs = None
@@ -170,6 +177,7 @@ STAGES: dict[str, Callable[[Path, Path | None, int], Comparison | tuple[Comparis
     "preprocess": preprocess,
     "resample": resample,
     "step": step,
+    "trainer_file": trainer_file,
     "export": export,
     "predict": predict,
     "whole_body": whole_body,
