@@ -20,11 +20,13 @@ class nnUNetTrainer:
         self.arguments = (args, kwargs)
 
 
-@pytest.fixture(autouse=True)
-def _without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def _without_plots() -> Iterator[None]:
     """Draw nothing: plots take most of the time of a tiny training, and have tests of their own."""
-    for name in ("plot_network", "plot_progress", "plot_progress_if_due"):
-        monkeypatch.setattr(RunOutput, name, lambda *args, **kwargs: None)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("plot_network", "plot_progress", "plot_progress_if_due"):
+            patch.setattr(RunOutput, name, lambda *args, **kwargs: None)
+        yield
 
 
 @pytest.fixture
