@@ -17,6 +17,7 @@ from tests.unit.training.tiny_task import make
 
 GOLDEN: Final = Path(__file__).parents[2] / "golden" / "trainer"
 TASKS: Final = json.loads((GOLDEN / "tasks.json").read_text(encoding="utf-8"))
+QUICK: Final = ("labels", "regions", "adam")
 RECORDED: Final = json.loads((GOLDEN / "recorded.json").read_text(encoding="utf-8"))
 
 
@@ -36,7 +37,9 @@ def train(name: str, folder: Path) -> Any:
     return json.loads((run.output_folder / "recorded.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("name", RECORDED)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in RECORDED]
+)
 def test_training_is_that_of_the_reference(name: str, tmp_path: Path) -> None:
     found, expected = train(name, tmp_path), RECORDED[name]
     assert len(found["train_losses"]) == 10

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import numpy as np
@@ -59,10 +60,22 @@ def test_file_that_overrides_nothing_has_the_losses_of_our_trainer(tmp_path: Pat
     assert metrics(run, *names) == metrics(ours, *names)
 
 
-def test_own_network_is_only_rebuilt_if_its_code_is_trusted_and_unchanged(tmp_path: Path) -> None:
-    run = make_run(tmp_path, NETWORK_2024)
+@pytest.fixture(scope="module")
+def trained_2024(_without_plots: None, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    run = make_run(tmp_path_factory.mktemp("network_2024"), NETWORK_2024)
     run.run_training()
-    model = run.output_folder.parent
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained_2026(_without_plots: None, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    run = make_run(tmp_path_factory.mktemp("modern_2026"), MODERN_2026)
+    run.run_training()
+    return run
+
+
+def test_own_network_is_only_rebuilt_if_its_code_is_trusted_and_unchanged(trained_2024: Any, tmp_path: Path) -> None:
+    model = copytree(trained_2024.output_folder.parent, tmp_path / "model")
     with pytest.raises(ModelError, match="--trust-code"):
         load_predictor(model, device="cpu")
     named = TRUST_NONE.with_references(NETWORK_REFERENCE)  # which could be any file
@@ -74,25 +87,19 @@ def test_own_network_is_only_rebuilt_if_its_code_is_trusted_and_unchanged(tmp_pa
         load_predictor(model, trust=TRUST_ALL, device="cpu")
 
 
-def test_patch_size_changed_in_init_is_kept_for_prediction(tmp_path: Path) -> None:
-    run = make_run(tmp_path, NETWORK_2024)
-    run.run_training()
-    predictor = load_predictor(run.output_folder.parent, trust=TRUST_ALL, device="cpu")
+def test_patch_size_changed_in_init_is_kept_for_prediction(trained_2024: Any) -> None:
+    predictor = load_predictor(trained_2024.output_folder.parent, trust=TRUST_ALL, device="cpu")
     assert predictor.configuration.patch_size == (8, 16, 16)
 
 
-def test_mirror_axes_of_inference_differ_from_those_of_training(tmp_path: Path) -> None:
-    run = make_run(tmp_path, MODERN_2026)
-    run.run_training()
-    assert run.recipe.mirror_axes == (0, 1)
-    predictor = load_predictor(run.output_folder.parent, trust=TRUST_ALL, device="cpu")
+def test_mirror_axes_of_inference_differ_from_those_of_training(trained_2026: Any) -> None:
+    assert trained_2026.recipe.mirror_axes == (0, 1)
+    predictor = load_predictor(trained_2026.output_folder.parent, trust=TRUST_ALL, device="cpu")
     assert predictor.window.mirror_axes == (0,)
 
 
-def test_scheduler_of_a_file_decides_the_rates(tmp_path: Path) -> None:
-    run = make_run(tmp_path, MODERN_2026)
-    run.run_training()
-    assert np.allclose(metrics(run, "lrs"), [[3e-4], [1.5e-4]])
+def test_scheduler_of_a_file_decides_the_rates(trained_2026: Any) -> None:
+    assert np.allclose(metrics(trained_2026, "lrs"), [[3e-4], [1.5e-4]])
 
 
 def test_explicit_setting_replaces_that_of_the_file(tmp_path: Path) -> None:
@@ -110,7 +117,13 @@ def stop(run: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [NOTHING, MODERN_2026, OWN_LOOP, TEACHER], ids=["nothing", "modern", "loop", "teacher"]
+    "text",
+    [
+        pytest.param(NOTHING, id="nothing"),
+        pytest.param(TEACHER, id="teacher"),
+        pytest.param(MODERN_2026, id="modern", marks=pytest.mark.slow),
+        pytest.param(OWN_LOOP, id="loop", marks=pytest.mark.slow),
+    ],
 )
 def test_resumed_training_has_the_weights_of_an_uninterrupted_one(text: str, tmp_path: Path) -> None:
     whole = make_run(tmp_path / "whole", text)
