@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
 
 from segwright.core.errors import ConfigError, SegwrightError, did_you_mean
+from segwright.core.extensions.given import reference_to
 from segwright.core.extensions.registry import import_reference
 from segwright.core.extensions.user_code import (
     UserCodeError,
@@ -44,12 +45,16 @@ class CallbackError(UserCodeError):
     """A user's callback failed."""
 
 
-def load_callbacks(references: Sequence[str]) -> list[object]:
-    """Return the callbacks behind `module:attr` references: a class (made without arguments), an object, a function.
+def load_callbacks(given: Sequence[object]) -> list[object]:
+    """Return callbacks ready to be called: a class (made without arguments), an object, a function.
+
+    Args:
+        given: the callbacks, or references `module:attr` to them.
 
     Raises:
         ConfigError: a reference does not exist, or the callback has no method for an event.
     """
+    references = [reference_to(each) for each in given]
     values = [import_reference(reference, kind="callback") for reference in references]
     callbacks = []
     for reference, value in zip(references, values, strict=True):
@@ -73,7 +78,7 @@ def require_callback(callback: object, *, name: str) -> None:
         value = getattr(callback, method)
         if not callable(value):
             raise ConfigError(f"{name}: {method} is {value!r}, expected a method {method}(self, trainer)")
-    if not methods and not callable(callback):
+    if not methods and not callable(callback) and not _has_events(callback):
         raise ConfigError(f"{name} has none of the methods {', '.join(EVENTS)}; write one of them as fn(self, trainer)")
 
 

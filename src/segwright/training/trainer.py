@@ -166,7 +166,7 @@ class Trainer:
         """Return the trainer of one fold of a preprocessed dataset; it writes where `segwright.train` does.
 
         `options` are those of `loading.from_dataset.make_trainer`: `workspace`, `plans`, `name`, `config`, `device`,
-        `callbacks`, `stop`, `resume`, and fields of `TrainConfig`, such as `network`, `loss` or `num_epochs`.
+        `stop`, `resume`, and fields of `TrainConfig`, such as `network`, `loss`, `callbacks` or `num_epochs`.
 
         Raises:
             SegwrightError: an option is invalid, the dataset is not preprocessed, or the fold has a training.
@@ -227,7 +227,7 @@ class Trainer:
             self.grad_scaler = torch.amp.GradScaler(self.device.type)
         self.loss = results.required_loss(self.build_loss(), self.build_loss)
         self.recipe = training_recipe(self.config, self.configuration, self.labels, LabelPairs.of_plan(self.plans))
-        self.callbacks += load_callbacks(self.config.callbacks)
+        self.callbacks = load_callbacks([*self.callbacks, *self.config.callbacks])
         self._output.prepare(self.config.loggers, now=self._now)
         self.status = self._output.status
         self.divergence_monitor = DivergenceMonitor()

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from segwright.core.errors import ConfigError
 from segwright.training import callbacks
@@ -239,6 +241,61 @@ def test_callbacks_that_are_never_called_are_refused_before_the_training(
     with pytest.raises(ConfigError, match=message):
         trainer.initialize()
     assert not trainer.output_folder.exists()
+
+
+class Ending:
+    """Ends the training after an epoch, with weights of its own."""
+
+    def on_epoch_end(self, trainer: Trainer) -> None:
+        trainer.clock.end_training()
+
+    def on_train_end(self, trainer: Trainer) -> None:
+        with torch.no_grad():
+            next(trainer.network.parameters()).fill_(3.0)
+        trainer.save_checkpoint("final")
+
+
+@pytest.mark.parametrize("given", [Ending(), Ending, f"{__name__}:Ending"])
+def test_a_callback_may_end_the_training_and_change_what_is_saved(tmp_path: Path, given: Any) -> None:
+    trainer = make(tmp_path, callbacks=[given])
+    trainer.run_training()
+    assert (trainer.current_epoch, trainer.is_finished) == (1, True)
+    first, *_ = (name for name, _ in trainer.network.named_parameters())
+    assert bool((load_file(trainer.output_folder / "checkpoint_final.safetensors")[first] == 3.0).all())
+
+
+def test_a_trainer_may_set_its_callbacks(tmp_path: Path) -> None:
+    ends.clear()
+
+    class Own(Trainer):
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
+            self.callbacks = [at_the_end]
+
+    make(tmp_path, Own).run_training()
+    assert ends == [1, 2]
+
+
+class Calm(Trainer):
+    """Mirrors from the second epoch on."""
+
+    def on_epoch_start(self) -> None:
+        super().on_epoch_start()
+        recipe = self.recipe if self.current_epoch else self.recipe.without("mirror")
+        self.dataloader_train.recipe = recipe
+
+
+def test_the_augmentation_of_an_epoch_may_be_changed(tmp_path: Path) -> None:
+    plain, calm = make(tmp_path / "plain"), make(tmp_path / "calm", Calm)
+    plain.run_training()
+    calm.on_train_start()
+    batches = []
+    for epoch in (0, 1):
+        calm.current_epoch = epoch
+        calm.on_epoch_start()
+        pair = [each.dataloader_train.batch(epoch, 0)["data"] for each in (plain, calm)]
+        batches.append(torch.equal(*pair))
+    assert batches == [False, True]
 
 
 def test_events_are_hooks() -> None:

@@ -203,7 +203,7 @@ class NnunetRun(Trainer):
         self.epoch_outputs: list[dict[str, Tensor]] = []
         self.save_timer = Timer(defaults.save_interval_s(self.config), now=self._now)
         self.recipe = training_recipe(self.config, self.configuration, self.labels, LabelPairs.of_plan(self.plans))
-        self.callbacks += load_callbacks(self.config.callbacks)
+        self.callbacks = load_callbacks([*self.callbacks, *self.config.callbacks])
         self._output.prepare(self.config.loggers, now=self._now)
         self.status = self._output.status
         self.divergence_monitor = DivergenceMonitor()

@@ -83,7 +83,7 @@ def require_sound(cls: type, base: type, attributes: Mapping[str, object]) -> No
                 f"{source_location(cls)}: {cls.__name__} sets {name} before initialize(), which replaces it; {remedy}"
             )
     used = UsedNames.of(own)
-    known = {*dir(base), *base.__annotations__}
+    known = {*dir(base), *base.__annotations__, *UsedNames.of([base]).stored}
     for owner in own:
         for name, value in vars(owner).items():
             if name not in known and not used.is_read(name):

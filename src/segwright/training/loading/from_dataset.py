@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -101,7 +100,6 @@ def make_trainer(
     name: str | None = None,
     config: TrainConfig | None = None,
     device: str | torch.device = "auto",
-    callbacks: Sequence[object] = (),
     stop: StopRequest | None = None,
     resume: bool = False,
     **settings: Any,
@@ -118,10 +116,9 @@ def make_trainer(
         name: of the model, the first part of the name of its folder, as for `segwright.train`.
         config: the settings; nnU-Net's by default.
         device: auto, cpu, cuda, cuda:1, mps or a torch device.
-        callbacks: as for the constructor.
         stop: as for the constructor.
         resume: go on with the training that the fold has.
-        settings: fields of `config`, such as `network`, `loss` or `num_epochs`.
+        settings: fields of `config`, such as `network`, `loss`, `callbacks` or `num_epochs`.
 
     Raises:
         ModelError: the fold has a training, or none to resume.
@@ -151,7 +148,6 @@ def make_trainer(
             output_folder=inputs.output_folder,
             config=config,
             references={case.identifier: case.label for case in inputs.dataset.cases if case.label is not None},
-            callbacks=callbacks,
             stop=stop,
         )
     if inputs.checkpoint is not None:
