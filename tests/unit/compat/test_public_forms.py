@@ -15,6 +15,7 @@ from segwright.compat.nnunet.hooks.randomness import seeded
 from segwright.compat.nnunet.loading import load_trainer_file
 from segwright.compat.nnunet.trainer import is_before_2_6
 from segwright.core.errors import ModelError
+from segwright.core.interrupt import Interrupted
 from segwright.training.checkpointing import checkpoints
 from segwright.training.config import TrainConfig
 from segwright.training.loading.prefetch import prefetch
@@ -129,6 +130,44 @@ def test_random_numbers_of_own_steps_are_repeated(tmp_path: Path) -> None:
         run.run_training()
     losses = [[row["train_losses"] for row in run.logbook.rows] for run in runs]
     assert losses[0] == losses[1]
+
+
+NOISY = """
+import random
+import numpy as np
+import torch
+
+def noisy(batches):
+    for batch in batches:
+        noise = 0.1 * torch.rand(1) + 0.1 * random.random() + 0.1 * np.random.uniform()
+        yield {**batch, 'data': batch['data'] + noise}
+
+class nnUNetTrainerNoisy(nnUNetTrainer):
+    def get_dataloaders(self):
+        training, validation = super().get_dataloaders()
+        return noisy(training), noisy(validation)
+"""
+
+
+def stop(run: Any) -> None:
+    run.stop.request("SIGTERM")
+
+
+@pytest.mark.slow
+def test_resumed_training_repeats_the_random_numbers_of_own_loaders(tmp_path: Path) -> None:
+    whole = make_run(tmp_path / "whole", NOISY)
+    whole.run_training()
+    first = make_run(tmp_path / "parts", NOISY, callbacks=[stop])
+    with pytest.raises(Interrupted):
+        first.run_training()
+    latest = checkpoints.find_resumable(first.output_folder)
+    assert latest is not None
+    second = make_run(tmp_path / "parts", NOISY)
+    second.load_checkpoint(latest)
+    second.run_training()
+    for name, tensor in whole.network.state_dict().items():
+        torch.testing.assert_close(second.network.state_dict()[name], tensor, rtol=0, atol=0)
+    assert [row["val_losses"] for row in second.logbook.rows] == [row["val_losses"] for row in whole.logbook.rows]
 
 
 MORE_CHANNELS = f"""{TINY_NET}
