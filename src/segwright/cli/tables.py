@@ -50,13 +50,13 @@ def print_json(document: Any) -> None:
     print(json.dumps(_finite(document), indent=2, allow_nan=False, default=str))
 
 
-def number(value: float | None) -> str:
-    """Format a score; NaN is a dash.
+def number(value: float | None, digits: int = 4) -> str:
+    """Format a score; None and NaN are a dash.
 
     >>> number(0.87654), number(float("nan"))
     ('0.8765', '-')
     """
-    return "-" if value is None or math.isnan(value) else f"{value:.4f}"
+    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
 def _finite(value: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from logging import getLogger
@@ -23,6 +25,14 @@ SPLIT_SEED = 12345
 """Seed and number of folds of nnU-Net 2.8.1 (nnU-Net behaviour 1.6)."""
 
 _SHOWN_IDENTIFIERS = 5
+
+_ONE_OF_SEVERAL = re.compile(
+    r"(.*\d.*?)[_-]?(?:ses|session|frame|visit|timepoint|time|tp|phase|scan|run)[_-]?\d+", re.IGNORECASE
+)
+"""Name of one of several cases of a subject; a subject has a number."""
+_MIN_SUBJECTS = 3
+_MAX_CASES_OF_SUBJECT = 8
+"""What fewer names or more cases share is rather a dataset or a site than a subject."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +157,12 @@ def select(splits: Sequence[Split], identifiers: Sequence[str], fold: int | Lite
     shared = overlap(split)
     if shared:
         logger.warning("fold %d: %s are in both train and val; its scores will be too good", fold, shorten(shared))
+    if subjects := shared_subjects(split):
+        logger.warning(
+            "fold %d: by their names, cases of %s are in both train and val; its scores will be too good; write a "
+            "splits_final.json that keeps each subject together into the dataset's folder",
+            *(fold, shorten(subjects)),
+        )
     return split
 
 
@@ -168,6 +184,19 @@ def unknown_identifiers(split: Split, identifiers: Sequence[str]) -> list[str]:
 def overlap(split: Split) -> list[str]:
     """Return the cases that are in both sets."""
     return sorted(set(split.train) & set(split.val))
+
+
+def shared_subjects(split: Split) -> list[str]:
+    """Return the subjects with some cases in train and others in val, judged by names such as `patient002_frame01`."""
+    sides = [
+        {name: match[1] for name in side if (match := _ONE_OF_SEVERAL.fullmatch(name))}
+        for side in (split.train, split.val)
+    ]
+    counts = Counter(subject for side in sides for subject in side.values())
+    if len(counts) < _MIN_SUBJECTS:
+        return []
+    train, val = (set(side.values()) for side in sides)
+    return sorted(subject for subject in train & val if counts[subject] <= _MAX_CASES_OF_SUBJECT)
 
 
 def shorten(identifiers: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ from scipy.optimize import lsq_linear
 from scipy.stats import rankdata
 
 from segwright.inference.reliability.case_statistics import Observation
-from segwright.inference.reliability.expected_dice import FEATURES, DiceEstimator, UsualVolume, features
+from segwright.inference.reliability.expected_dice import FEATURES, MIN_CASES, DiceEstimator, UsualVolume, features
 
 PRIOR: Final[Mapping[str, float]] = {"overlap": 1.0, "entropy": 0.5, "disagreement": 0.5, "volume": 0.25}
 _PRIOR_CASES = 0.05
@@ -27,7 +27,8 @@ _OFFSET_PRIOR = 1.0
 _VOLUME_PERCENTILES = (5, 95)
 _WORST = 0.2
 """Share of the cases that count as failed: the worst fifth, whose Dice is at most tau."""
-_MIN_CASES_FOR_AUROC = 5
+_MIN_CASES_FOR_AUROC = 10
+"""So that at least two cases count as failed."""
 _WARN_SIGMAS = 4.0
 """Distance of the warning threshold below the median expected Dice, in standard deviations."""
 _WARN_MIN_DICE = 0.1
@@ -84,7 +85,7 @@ def fit(cases: Sequence[HeldOut], mirror_axes: tuple[tuple[int, ...], ...]) -> D
     return estimator.model_copy(
         update={
             "auroc": auroc(expected, dice <= estimator.tau) if len(cases) >= _MIN_CASES_FOR_AUROC else None,
-            "error": float(np.abs(expected - dice).mean()) if len(cases) > 1 else None,
+            "error": float(np.abs(expected - dice).mean()) if len(cases) >= MIN_CASES else None,
             "warn_below": _warn_below(expected),
         }
     )

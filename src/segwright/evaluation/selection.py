@@ -34,7 +34,7 @@ class Candidate:
 
 
 class CandidateSummary(BaseModel):
-    """A candidate, its mean foreground Dice, and the 95 % interval (None with fewer than two cases)."""
+    """A candidate, its mean foreground Dice, and the 95 % interval (None with few cases)."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -86,7 +86,7 @@ class Selection:
 
     @property
     def margin_interval(self) -> tuple[float, float] | None:
-        """95 % interval of the margin, bootstrap over cases; None with fewer than two cases."""
+        """95 % interval of the margin, bootstrap over cases; None with few cases."""
         if self.runner_up is None:
             return None
         return margin_interval(dice_table(self.winner.scores), dice_table(self.runner_up.scores))

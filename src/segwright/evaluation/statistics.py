@@ -20,6 +20,9 @@ logger = getLogger(__name__)
 MIN_CASES = 6
 """With fewer pairs Wilcoxon's test cannot reach p < 0.05."""
 
+MIN_CASES_FOR_INTERVAL = 5
+"""With fewer, no resampling shows how much other cases differ: that of two cases covers the mean half of the time."""
+
 NUM_RESAMPLES = 2000
 _CONFIDENCE = 95
 _SEED = 0
@@ -138,13 +141,17 @@ def dice_table(scores: Scores) -> Floats:
 def interval(values: Floats) -> tuple[float, float] | None:
     """Return the 95 % percentile bootstrap interval, over cases, of the mean over classes of their mean.
 
+    Its percentiles are those of Hesterberg (The American Statistician 2015, section 3.2) for small samples: the plain
+    interval of n values is too narrow, by the factor sqrt((n - 1) / n) and because it ignores Student's t.
+
     Args:
         values: (cases, classes) of one measure, NaN where it is not defined, as of `measure_table`.
 
     Returns:
-        None with fewer than two cases, or without any class.
+        None with fewer than `MIN_CASES_FOR_INTERVAL` cases that have a value.
     """
-    return None if len(values) < 2 else _percentiles(_resampled_means(values))
+    count = int(np.isfinite(values).any(axis=1).sum())
+    return None if count < MIN_CASES_FOR_INTERVAL else _percentiles(_resampled_means(values), count)
 
 
 def margin_interval(first: Floats, second: Floats) -> tuple[float, float] | None:
@@ -155,7 +162,18 @@ def margin_interval(first: Floats, second: Floats) -> tuple[float, float] | None
         second: the same cases and classes.
     """
     assert first.shape == second.shape, "both have predicted the same cases"
-    return None if len(first) < 2 else _percentiles(_resampled_means(first) - _resampled_means(second))
+    count = int((np.isfinite(first).any(axis=1) & np.isfinite(second).any(axis=1)).sum())
+    if count < MIN_CASES_FOR_INTERVAL:
+        return None
+    return _percentiles(_resampled_means(first) - _resampled_means(second), count)
+
+
+def few_cases_note(num_cases: int) -> str:
+    """Return a sentence if scores of so few cases say little about others, else an empty text."""
+    if num_cases >= MIN_CASES_FOR_INTERVAL:
+        return ""
+    scored = "1 scored case says" if num_cases == 1 else f"{num_cases} scored cases say"
+    return f"{scored} little about other cases: no interval is given below {MIN_CASES_FOR_INTERVAL}"
 
 
 def _resampled_means(table: Floats) -> Floats:
@@ -170,10 +188,12 @@ def _resampled_means(table: Floats) -> Floats:
     return overall
 
 
-def _percentiles(values: Floats) -> tuple[float, float] | None:
+def _percentiles(values: Floats, count: int) -> tuple[float, float] | None:
+    """Return the interval of resampled means of `count` cases."""
     finite = values[np.isfinite(values)]
     if not len(finite):
         return None
-    tail = (100 - _CONFIDENCE) / 2
+    quantile = math.sqrt(count / (count - 1)) * stats.t.ppf((1 + _CONFIDENCE / 100) / 2, count - 1)
+    tail = 100 * float(stats.norm.sf(quantile))
     low, high = np.percentile(finite, (tail, 100 - tail))
     return float(low), float(high)

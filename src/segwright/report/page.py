@@ -101,6 +101,7 @@ def _page(models: Sequence[ShownModel], created: datetime) -> dict[str, Any]:
         "headlines": [_headline(item, several=several) for item in models if item.sets],
         "models": [_model(item, counter, several=several) for item in models],
         "resamples": statistics.NUM_RESAMPLES,
+        "min_cases": statistics.MIN_CASES_FOR_INTERVAL,
         "facts": _facts(first.model),
         "data_charts": _data_charts(first),
         "data_missing": [] if first.model.fingerprint else ["The model folder has no dataset_fingerprint.json."],
@@ -120,7 +121,8 @@ def _headline(item: ShownModel, *, several: bool) -> dict[str, Any]:
     return {
         "value": row.values["Dice"],
         "interval": row.interval,
-        "text": f"{name}{scored.title}, {scored.num_cases} cases",
+        "text": f"{name}{scored.title}, {scored.num_cases} case{'s' * (scored.num_cases != 1)}",
+        "note": statistics.few_cases_note(scored.num_cases),
     }
 
 
@@ -272,10 +274,16 @@ def _curves(fold: FoldRecord, model: ModelRecord) -> list[Markup]:
         charts.lines(
             "Loss", [charts.Series(name=name, x=epochs, y=column(key)) for name, key in losses], x_name="epoch"
         ),
-        charts.lines("Pseudo Dice on random patches", dice[:_MAX_CURVES], x_name="epoch", limits=(0.0, 1.0)),
+        charts.lines(_pseudo_dice_title(fold), dice[:_MAX_CURVES], x_name="epoch", limits=(0.0, 1.0)),
         charts.lines("Learning rate", [charts.Series(name="learning rate", x=epochs, y=column("lrs"))], x_name="epoch"),
     )
     return [chart for chart in drawn if chart]
+
+
+def _pseudo_dice_title(fold: FoldRecord) -> str:
+    num_cases = fold.training.get("cases", {}).get("val")
+    of_cases = f" of {num_cases} case{'s' * (num_cases != 1)}" if isinstance(num_cases, int) else ""
+    return f"Pseudo Dice on random patches{of_cases}"
 
 
 def _notes(fold: FoldRecord) -> list[str]:

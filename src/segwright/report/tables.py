@@ -33,7 +33,7 @@ class ClassRow:
     Attributes:
         name: name of the class.
         values: mean of each measure, in the order of `measure_names`.
-        intervals: 95 % bootstrap intervals of mean Dice and surface measures; None with fewer than two cases.
+        intervals: 95 % bootstrap intervals of mean Dice and surface measures; None with few cases.
         num_cases: cases with the class in ground truth or prediction (for surfaces: in both).
     """
 

@@ -7,7 +7,17 @@ from typing import Any
 import pytest
 
 from segwright.core.errors import DatasetError, SegwrightError
-from segwright.data.splits import Split, are_default, default_splits, left_out, load, resolve, save, select
+from segwright.data.splits import (
+    Split,
+    are_default,
+    default_splits,
+    left_out,
+    load,
+    resolve,
+    save,
+    select,
+    shared_subjects,
+)
 
 NAMES = [f"c{index}" for index in range(10)]
 
@@ -138,3 +148,25 @@ def test_splits_in_use_or_of_a_person_are_kept_whatever_cases_there_are(tmp_path
 def test_cases_in_no_fold_are_found() -> None:
     assert left_out(default_splits(NAMES[:6]), NAMES) == NAMES[6:]
     assert left_out([Split(train=("c0",), val=("c1",)), Split(train=("c2",), val=("c0",))], NAMES[:3]) == []
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "expected"),
+    [
+        (["patient001_frame01", "patient002_frame01", "patient003_frame01"], ["patient001_frame12"], ["patient001"]),
+        (["cord_97Ses1", "cord_98Ses1", "cord_99"], ["cord_97Ses2", "cord_96ses1"], ["cord_97"]),
+        (["patient001_frame01", "patient001_frame02", "patient002_frame01"], ["patient003_frame01"], []),
+        (["case_scan_001", "case_scan_002", "case_scan_003"], ["case_scan_004"], []),  # no number before the word
+        (["site1_scan_1", "site1_scan_2"], ["site1_scan_3"], []),  # one name shared by all
+        (["hippocampus_001", "hippocampus_003"], ["hippocampus_004"], []),
+    ],
+)
+def test_subjects_on_both_sides_are_found_by_their_names(train: list[str], val: list[str], expected: list[str]) -> None:
+    assert shared_subjects(Split(tuple(train), tuple(val))) == expected
+
+
+def test_a_shared_subject_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    split = Split(("p1_ses1", "p2_ses1", "p3_ses1"), ("p1_ses2",))
+    select([split], [*split.train, *split.val], 0)
+    assert "cases of p1 are in both train and val" in caplog.text
+    assert "splits_final.json" in caplog.text

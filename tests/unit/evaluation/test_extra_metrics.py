@@ -91,7 +91,7 @@ def test_means_leave_out_what_cannot_be_measured() -> None:
 
 
 def test_every_measure_has_a_table_and_an_interval() -> None:
-    hd95 = [4.0, math.inf, math.nan, 2.0, 3.0]
+    hd95 = [4.0, math.inf, math.nan, 2.0, 3.0, 2.5, 3.5]
     cases = [
         CaseScores(
             metrics={"1": measures(0.5, HD95=value), "2": measures(0.8)}, prediction_file="p", reference_file="r"
@@ -99,11 +99,13 @@ def test_every_measure_has_a_table_and_an_interval() -> None:
         for value in hd95
     ]
     table = measure_table(Scores.of(cases), "HD95")
-    np.testing.assert_array_equal(table, [[4, math.nan], [math.nan] * 2, [math.nan] * 2, [2, math.nan], [3, math.nan]])
+    np.testing.assert_array_equal(
+        table, [[4, math.nan], *[[math.nan] * 2] * 2, *[[value, math.nan] for value in hd95[3:]]]
+    )
     low, high = interval(table) or (math.nan, math.nan)
     assert 2 <= low < 3 < high <= 4
-    np.testing.assert_array_equal(dice_table(Scores.of(cases)), [[0.5, 0.8]] * 5)
-    np.testing.assert_array_equal(measure_table(Scores.of(cases), "n_ref"), [[2, 2]] * 5)
+    np.testing.assert_array_equal(dice_table(Scores.of(cases)), [[0.5, 0.8]] * 7)
+    np.testing.assert_array_equal(measure_table(Scores.of(cases), "n_ref"), [[2, 2]] * 7)
     assert interval(measure_table(Scores.of(cases), "NSD_7mm")) is None
 
 

@@ -84,8 +84,8 @@ def candidate(name: str, dice: list[float]) -> Candidate:
 
 
 def test_of_equals_the_first_wins_and_the_next_is_runner_up() -> None:
-    same = [0.5, 0.75, 1.0]
-    found = choose([candidate("low", [0.5] * 3), candidate("one", same), candidate("two", same)], (0,))
+    same = [0.5, 0.75, 1.0, 0.5, 0.5]
+    found = choose([candidate("low", [0.5] * 5), candidate("one", same), candidate("two", same)], (0,))
     assert found.runner_up is not None
     assert (found.winner.name, found.runner_up.name, found.margin) == ("one", "two", 0)
     assert found.margin_interval == (0, 0)

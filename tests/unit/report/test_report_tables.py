@@ -21,12 +21,12 @@ def test_the_interval_is_that_of_a_percentile_bootstrap() -> None:
 
 
 def test_the_interval_leaves_out_classes_that_a_case_lacks() -> None:
-    dice = np.array([[0.5, np.nan], [0.7, 1.0], [0.6, np.nan]])
+    dice = np.array([[0.5, np.nan], [0.7, 1.0], [0.6, np.nan], [0.6, np.nan], [0.6, 0.9]])
     found = interval(dice)
     assert found is not None
     assert 0.5 <= found[0] <= found[1] <= 0.85
     assert interval(dice[:1]) is None
-    assert interval(np.full((3, 1), np.nan)) is None
+    assert interval(np.full((6, 1), np.nan)) is None
 
 
 def test_a_line_is_broken_where_a_value_is_missing() -> None:
@@ -54,7 +54,7 @@ def test_further_measures_of_a_summary_are_shown_and_gaps_are_nan() -> None:
     document = {"mean": {"1": measures, "2": {"Dice": 0.4, **counts, "HD95": None}}}
     both = {"metrics": {"1": measures, "2": {"Dice": 0.4, **counts}}}
     summary = Scores.model_validate(
-        {"foreground_mean": {"Dice": 0.5, **counts}, **document, "metric_per_case": [case | both, case | both]}
+        {"foreground_mean": {"Dice": 0.5, **counts}, **document, "metric_per_case": [case | both] * 5}
     )
     assert measure_names(summary) == ("Dice", "IoU", "n_pred", "n_ref")
     assert surface_names(summary) == ("HD95",)
@@ -65,7 +65,7 @@ def test_further_measures_of_a_summary_are_shown_and_gaps_are_nan() -> None:
     assert surfaces[0].values["HD95"] == 3.5
     assert surfaces[0].intervals["HD95"] == (3.5, 3.5)
     assert surfaces[1].intervals["HD95"] is None
-    assert (surfaces[0].num_cases, surfaces[1].num_cases) == (2, 0)
+    assert (surfaces[0].num_cases, surfaces[1].num_cases) == (5, 0)
     assert all(np.isnan(row.values["HD95"]) for row in surfaces[1:])
     assert [row.interval for row in (first, second)] == [(0.6, 0.6), (0.4, 0.4)]
     assert mean.values["Dice"] == 0.5

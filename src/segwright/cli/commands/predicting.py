@@ -83,7 +83,7 @@ def predict(
         f"{len(records)} cases",
         ["case", "confidence", "expected Dice", "warnings"],
         [
-            [each.case, number(each.confidence), number(each.expected_dice), "; ".join(each.warnings)]
+            [each.case, number(each.confidence), number(each.expected_dice, 2), "; ".join(each.warnings)]
             for each in records
         ],
     )

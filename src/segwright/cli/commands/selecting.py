@@ -65,6 +65,7 @@ def select(
 def print_selection(report: SelectionReport) -> None:
     """Print the compared candidates, the gain of post-processing, and the command to predict."""
     from segwright.evaluation.postprocessing import CLEAR_GAIN
+    from segwright.evaluation.statistics import few_cases_note
 
     found, processing = report.comparison, report.postprocessing
     rows = [
@@ -79,6 +80,8 @@ def print_selection(report: SelectionReport) -> None:
         folds = f"fold{'s' if len(found.folds) > 1 else ''} {', '.join(map(str, found.folds))}"
         print_table(f"{found.cases} held-out cases of {folds}", ["model", "mean Dice", "95 % interval"], rows)
         print_line(f"* is better by {found.margin:.4f} ({_format_interval(found.margin_interval)})")
+    if note := few_cases_note(found.cases):
+        print_line(f"{note}; train the other folds too, so that every case is held out once")
     kept = ", ".join(item.name for item in processing.decisions if item.accepted)
     if kept:
         change = f"{number(processing.dice_before)} -> {number(processing.dice_after)}"
@@ -103,11 +106,15 @@ def _describe_reliability(report: SelectionReport) -> Iterator[str]:
     """Yield sentences about the model's expected Dice and calibration."""
     estimator = report.dice_estimator
     if estimator is not None:
-        line = f"expected Dice, estimated from predictions: {estimator.cases} held-out cases"
+        line = (
+            f"expected Dice, estimated from predictions: {estimator.cases} held-out case{'s' * (estimator.cases != 1)}"
+        )
+        if not estimator.is_reported:
+            line += ", too few to report it; predict warns of likely failures"
         if estimator.error is not None:
-            line += f", mean absolute error {estimator.error:.4f}"
+            line += f", mean absolute error {estimator.error:.2g}"
         if estimator.auroc is not None:
-            line += f", AUROC {estimator.auroc:.2f} for the worst fifth (Dice up to {estimator.tau:.4f})"
+            line += f", AUROC {estimator.auroc:.2f} for the worst fifth (Dice up to {estimator.tau:.2f})"
         yield line
     found = report.calibration
     if found is not None and found.helps:

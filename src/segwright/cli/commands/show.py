@@ -123,6 +123,8 @@ def _show_fingerprint(found: Fingerprint) -> None:
 
 
 def _show_scores(table: ScoreTable) -> None:
+    from segwright.evaluation.statistics import few_cases_note
+
     names = list(table.rows[0].values)
     rows = [
         [
@@ -134,6 +136,8 @@ def _show_scores(table: ScoreTable) -> None:
         for row in table.rows
     ]
     print_table(f"{table.title}, {len(table.cases)} cases", ["class", *names, "Dice 95 %", "cases"], rows)
+    if note := few_cases_note(len(table.cases)):
+        print_line(note)
     if table.surfaces:
         measured = list(table.surfaces[0].values)
         values = [[number(row.values[name]) for name in measured] for row in table.surfaces]

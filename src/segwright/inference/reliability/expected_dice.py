@@ -18,6 +18,9 @@ from segwright.inference.reliability.case_statistics import Observation
 QUALITY_JSON: Final = "quality.json"
 FEATURES: Final = ("overlap", "entropy", "disagreement", "volume")
 
+MIN_CASES: Final = 3
+"""Held-out cases from which on the estimate is reported; of fewer, it is the prior that speaks, and only warns."""
+
 EXPECTED_SHARE = 0.9
 """A class is expected in every case if at least this share of the held-out cases has it."""
 
@@ -49,7 +52,7 @@ class DiceEstimator(BaseModel):
         cases: number of held-out cases of the fit.
         tau: Dice below which a case belongs to the worst fifth.
         auroc: of the expected Dice for "Dice below tau", out of sample; None with too few cases.
-        error: mean absolute difference of expected and true Dice, out of sample.
+        error: mean absolute difference of expected and true Dice, out of sample; None with too few cases.
         warn_below: expected Dice below which a case is likely to have failed.
     """
 
@@ -84,6 +87,11 @@ class DiceEstimator(BaseModel):
         values = features(observation, self.usual)
         loss = self.offset + sum(self.weights.get(name, 0.0) * value for name, value in values.items())
         return 1 - min(max(loss, 0.0), 1.0)
+
+    @property
+    def is_reported(self) -> bool:
+        """Whether enough held-out cases were fitted to report estimates, not only warnings."""
+        return self.cases >= MIN_CASES
 
     def warning(self, expected: float) -> str | None:
         """Return a warning if the expected Dice is unusually low."""

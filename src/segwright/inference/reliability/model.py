@@ -31,7 +31,7 @@ class Assessment:
 
     Attributes:
         confidence: soft Dice expected from the model's own probabilities; None without foreground.
-        expected_dice: as estimated on held-out cases; None if the model has no estimator.
+        expected_dice: as estimated on held-out cases; None if the model has no estimator, or one from too few cases.
         warnings: reasons to check the case, those about the input first.
     """
 
@@ -64,6 +64,7 @@ class ReliabilityModel:
             expected = self.dice_estimator.expected_dice(observation)
             failing = self.dice_estimator.warning(expected)
             findings = (*findings, failing) if failing else findings
+            expected = expected if self.dice_estimator.is_reported else None
         return Assessment(confidence=observation.confidence, expected_dice=expected, warnings=findings)
 
     def temperature(self, *, calibrated: bool) -> float:
