@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from logging import getLogger
 from pathlib import Path
@@ -28,7 +29,9 @@ from segwright.data.preprocessed.store import CaseStore
 from segwright.evaluation.scores import CaseScores, Scores, class_key
 from segwright.inference.models.selected import MEMBERS, find_selected, is_selected, read_selected
 from segwright.report import page, sources, tables
+from segwright.report.case_errors import measure_cases
 from segwright.report.case_images import CaseImages, ImageSources, case_identifier, load_case
+from segwright.report.error_analysis import ErrorAnalysis, analyse_errors
 from segwright.report.sources import ModelRecord, ScoreSet
 from segwright.report.volumes import pack
 from segwright.workspace import DATASET_JSON, FINGERPRINT_JSON, PLANS_JSON, SUMMARY_JSON, Workspace
@@ -99,7 +102,10 @@ def write_report(
             page.ShownModel(
                 model=model,
                 sets=tuple(
-                    _load_cases(model, scored, searched, max_bytes) if pictures else page.ShownSet(scored=scored)
+                    replace(
+                        _load_cases(model, scored, searched, max_bytes) if pictures else page.ShownSet(scored=scored),
+                        errors=_analyse_errors(model, scored, searched),
+                    )
                     for scored, searched in zip(sets, images, strict=True)
                 ),
                 volumes=volumes,
@@ -289,6 +295,12 @@ def _load_cases(model: ModelRecord, scored: ScoreSet, images: ImageSources, max_
             )
         )
     return page.ShownSet(scored=scored, viewed=tuple(viewed), missing=tuple(missing))
+
+
+def _analyse_errors(model: ModelRecord, scored: ScoreSet, images: ImageSources) -> ErrorAnalysis | None:
+    """Return what loses most in a score set; slices lie across the plan's first axis, as in 2D configurations."""
+    measured = measure_cases(scored.scores, images, model.plan.transpose_forward[0], model.labels.ignore_label)
+    return analyse_errors(scored.scores, model.labels, measured)
 
 
 def _windows(model: ModelRecord, case: CaseImages) -> list[tuple[float, float] | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from segwright.evaluation import statistics
 from segwright.planning.rationale import EVERYWHERE, format_sizes, format_value
 from segwright.report import charts, tables
 from segwright.report.colours import label_colour
+from segwright.report.error_analysis import MIN_CASES, ErrorAnalysis, Relation
 from segwright.report.html import csp_hash, fill_template, template_text
 from segwright.report.results import SelectionReport
 from segwright.report.sources import FoldRecord, ModelRecord, ScoreSet
@@ -43,9 +45,10 @@ class ViewedCase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownSet:
-    """A set of scores, the cases in its viewer, and why others cannot be shown."""
+    """A set of scores, what loses most in it, the cases in its viewer, and why others cannot be shown."""
 
     scored: ScoreSet
+    errors: ErrorAnalysis | None = None
     viewed: tuple[ViewedCase, ...] = ()
     missing: tuple[str, ...] = ()
 
@@ -199,6 +202,7 @@ def _set(part: ShownSet, model: ModelRecord, number: int) -> dict[str, Any]:
             }
             for position, row in enumerate(rows)
         ],
+        "errors": None if part.errors is None else _errors(part.errors),
         "distribution": charts.dots("Dice of every case", groups, x_name="Dice"),
         "classes": classes,
         "cases": tables.case_rows(scored.scores, labels, model.description.file_ending),
@@ -215,6 +219,35 @@ def _set(part: ShownSet, model: ModelRecord, number: int) -> dict[str, Any]:
         ],
         "about": _about(part.viewed, model),
     }
+
+
+def _errors(found: ErrorAnalysis) -> dict[str, Any]:
+    first, last = found.ends
+    worst = found.classes[0]
+    names = (f"{first} third", "middle third", f"{last} third")
+    groups = [
+        charts.Group(name=name, values=column.tolist()) for name, column in zip(names, worst.thirds.T, strict=True)
+    ]
+    return {
+        "sentences": found.sentences,
+        "measured": found.measured,
+        "thirds": names if any(each.mean_thirds for each in found.classes) else (),
+        "classes": [
+            {
+                "loss": each,
+                "size": _correlation(each.relations.get("size")),
+                "contrast": _correlation(each.relations.get("contrast")),
+                "thirds": each.mean_thirds or (math.nan,) * len(names),
+            }
+            for each in found.classes
+        ],
+        "min_cases": MIN_CASES,
+        "chart": charts.dots(f"Dice of {worst.name} by position of the slices", groups, x_name="Dice"),
+    }
+
+
+def _correlation(relation: Relation | None) -> dict[str, Any] | None:
+    return None if relation is None else {"value": relation.value, "is_clear": relation.is_clear}
 
 
 def _about(viewed: Sequence[ViewedCase], model: ModelRecord) -> dict[str, Any]:

@@ -150,6 +150,15 @@ def test_names_cannot_do_harm(tmp_path: Path) -> None:
     assert EVIL in {label["name"] for label in about["labels"]}
 
 
+def test_what_loses_most_is_said(text: str) -> None:
+    words = " ".join(Page(text).words)
+    assert "What loses most" in words
+    assert re.search(r"(organ|lesion) loses most: 0\.\d+ Dice on average", words)
+    assert "6 cases cannot show whether Dice depends on size" in words
+    assert "middle third" in words
+    assert "Contrast and thirds were measured" not in words  # in all cases
+
+
 def test_without_raw_images_the_preprocessed_ones_are_shown(tmp_path: Path) -> None:
     model = make_model(tmp_path)
     workspace = Workspace.under(tmp_path)
@@ -173,6 +182,7 @@ def test_what_is_gone_is_said(tmp_path: Path) -> None:
     (model / "fold_0" / "metrics.jsonl").unlink()
     (model / "dataset_fingerprint.json").unlink()
     words = " ".join(Page(api.write_report(model).read_text(encoding="utf-8")).words)
+    assert "Contrast and thirds were measured in 0 cases." in words
     assert "its image is missing" in words
     assert "this fold has no metrics.jsonl" in words
     assert "The model folder has no dataset_fingerprint.json" in words
