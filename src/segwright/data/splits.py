@@ -30,9 +30,8 @@ _ONE_OF_SEVERAL = re.compile(
     r"(.*\d.*?)[_-]?(?:ses|session|frame|visit|timepoint|time|tp|phase|scan|run)[_-]?\d+", re.IGNORECASE
 )
 """Name of one of several cases of a subject; a subject has a number."""
-_MIN_SUBJECTS = 3
 _MAX_CASES_OF_SUBJECT = 8
-"""What fewer names or more cases share is rather a dataset or a site than a subject."""
+"""What more cases, or more than half of all, share in their names is rather a dataset or a site than a subject."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,15 +187,12 @@ def overlap(split: Split) -> list[str]:
 
 def shared_subjects(split: Split) -> list[str]:
     """Return the subjects with some cases in train and others in val, judged by names such as `patient002_frame01`."""
-    sides = [
-        {name: match[1] for name in side if (match := _ONE_OF_SEVERAL.fullmatch(name))}
+    train, val = (
+        Counter(match[1] for name in side if (match := _ONE_OF_SEVERAL.fullmatch(name)))
         for side in (split.train, split.val)
-    ]
-    counts = Counter(subject for side in sides for subject in side.values())
-    if len(counts) < _MIN_SUBJECTS:
-        return []
-    train, val = (set(side.values()) for side in sides)
-    return sorted(subject for subject in train & val if counts[subject] <= _MAX_CASES_OF_SUBJECT)
+    )
+    most = min(_MAX_CASES_OF_SUBJECT, (len(split.train) + len(split.val)) // 2)
+    return sorted(subject for subject in train & val if train[subject] + val[subject] <= most)
 
 
 def shorten(identifiers: Sequence[str]) -> str:

@@ -26,7 +26,9 @@ MIN_DIFFERENCE: Final = 0.02
 """Smaller differences of Dice between thirds are not worth annotating for."""
 _SIGNIFICANT = 0.05
 _MAX_NAMED = 3
-"""Classes whose missed and invented structures are counted in words; the table has all."""
+"""Classes whose missed and invented structures are counted in words."""
+_MAX_RELATIONS = 8
+"""Relations in words, those of the classes that lose most; the table has all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,7 +221,9 @@ def _relation_sentences(ranked: Sequence[ClassLoss], ends: tuple[str, str], num_
     """Yield the clear relations and what to annotate next, or that there are none."""
     found = list(_clear_relations(ranked, ends))
     if found:
-        yield from found
+        yield from found[:_MAX_RELATIONS]
+        if len(found) > _MAX_RELATIONS:
+            yield f"{len(found) - _MAX_RELATIONS} more relations of other classes are in the table"
     elif any(each.relations for each in ranked):
         yield "no clear relation of Dice with size, contrast or position of the slices"
     else:
@@ -239,11 +243,13 @@ def _clear_relations(ranked: Sequence[ClassLoss], ends: tuple[str, str]) -> Iter
                     f"Dice of {each.name} {verb} with its {name} (rank correlation {relation.value:.2f} in "
                     f"{relation.cases} cases): annotate more cases in which it is {kind}"
                 )
-        for name, end, position in (("first", ends[0], 0), ("last", ends[1], 2)):
-            relation = each.relations.get(name)
-            if relation is not None and relation.is_clear and relation.value < 0:
-                yield (
-                    f"Dice of {each.name} is {each.mean_thirds[position]:.2f} in the {end} third of its slices, "
-                    f"{each.mean_thirds[1]:.2f} in the middle ({relation.cases} cases): check where its labels end "
-                    "there, and annotate more of these slices"
-                )
+        worse = [
+            f"{each.mean_thirds[position]:.2f} in the {end} third"
+            for name, end, position in (("first", ends[0], 0), ("last", ends[1], 2))
+            if (relation := each.relations.get(name)) is not None and relation.is_clear and relation.value < 0
+        ]
+        if worse:
+            yield (
+                f"Dice of {each.name} is {' and '.join(worse)} of its slices, {each.mean_thirds[1]:.2f} in the middle "
+                f"({len(each.thirds)} cases): check where its labels end there, and annotate more of these slices"
+            )

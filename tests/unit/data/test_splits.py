@@ -155,6 +155,7 @@ def test_cases_in_no_fold_are_found() -> None:
     [
         (["patient001_frame01", "patient002_frame01", "patient003_frame01"], ["patient001_frame12"], ["patient001"]),
         (["cord_97Ses1", "cord_98Ses1", "cord_99"], ["cord_97Ses2", "cord_96ses1"], ["cord_97"]),
+        (["cord_97Ses1", "cord_94", "cord_95", "cord_93"], ["cord_97Ses2", "cord_96"], ["cord_97"]),
         (["patient001_frame01", "patient001_frame02", "patient002_frame01"], ["patient003_frame01"], []),
         (["case_scan_001", "case_scan_002", "case_scan_003"], ["case_scan_004"], []),  # no number before the word
         (["site1_scan_1", "site1_scan_2"], ["site1_scan_3"], []),  # one name shared by all

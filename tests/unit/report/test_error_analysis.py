@@ -141,7 +141,7 @@ def case(truth: npt.NDArray[Any], predicted: npt.NDArray[Any], directions: str =
 
 
 def column(value: int = 1) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Return true and predicted labels of a bar along axis 0; the prediction lacks the first third and half the last."""
+    """Return true and predicted labels of a bar along axis 0; the prediction lacks a third and a half."""
     truth = np.zeros((12, 6, 6), dtype=np.int32)
     truth[2:11, 2:4, 2:4] = value
     predicted = truth.copy()

@@ -111,7 +111,7 @@ def _describe_reliability(report: SelectionReport) -> Iterator[str]:
         )
         if not estimator.is_reported:
             line += ", too few to report it; predict warns of likely failures"
-        if estimator.error is not None:
+        elif estimator.error is not None:
             line += f", mean absolute error {estimator.error:.2g}"
         if estimator.auroc is not None:
             line += f", AUROC {estimator.auroc:.2f} for the worst fifth (Dice up to {estimator.tau:.2f})"
