@@ -146,6 +146,7 @@ class Trainer:
         self.dataset_json = DatasetDescription.model_validate(dataset_json)
         self.labels = Labels.from_description(self.dataset_json)
         self.config = declarations.with_class_values(config or TrainConfig(), type(self), Trainer)
+        self._class_values = self.config.model_fields_set - (config or TrainConfig()).model_fields_set
         self.trust = CodeTrust.of(trust_code).with_references(*(reference for _, reference in self.config.references()))
         self.cases = cases
         self.split = split
@@ -217,7 +218,7 @@ class Trainer:
             self.notes += (*self._load_pretrained(network, self.config.pretrained),)
         self.network = move_to_device(network, self.device)
         self.distributed.sync_parameters(self.network)
-        self.optimizer, scheduler = results.required_optimizers(self.configure_optimizers(), self.configure_optimizers)
+        self.optimizer, scheduler = results.required_optimizers(self.configure_optimizers)
         self.rates = make_rates(self.optimizer, scheduler, self.scheduler_steps, self.config)
         self.notes += rate_notes(self.config, self.rates, is_own=self._overrides("configure_optimizers"))
         self.notes += untrained_notes(self.optimizer, self.network)
@@ -225,7 +226,7 @@ class Trainer:
         self.weight_ema = ema.attach(self.network, self.optimizer, self.config.ema_weights)
         if compute_dtype(self.device, self.config.precision) == torch.float16:
             self.grad_scaler = torch.amp.GradScaler(self.device.type)
-        self.loss = results.required_loss(self.build_loss(), self.build_loss)
+        self.loss = results.required_loss(self.build_loss)
         self.recipe = training_recipe(self.config, self.configuration, self.labels, LabelPairs.of_plan(self.plans))
         self.callbacks = load_callbacks([*self.callbacks, *self.config.callbacks])
         self._output.prepare(self.config.loggers, now=self._now)
@@ -460,8 +461,7 @@ class Trainer:
         if not self.was_initialized:
             self.initialize()
         self.set_deep_supervision_enabled(self.enable_deep_supervision)
-        hook = self.get_dataloaders
-        self.dataloader_train, self.dataloader_val = results.required_loaders(hook(), hook)
+        self.dataloader_train, self.dataloader_val = results.required_loaders(self.get_dataloaders)
         self.output_folder.mkdir(parents=True, exist_ok=True)
         if self.distributed.is_first:
             record = train_record(self.config, self.device, notes=self.notes, identity=self.identity())
@@ -635,7 +635,7 @@ class Trainer:
         state = checkpoint.state
         resume.require_same_training(state, self.identity(), path)
         if not self.was_initialized:
-            self.config = resume.resumed_config(self._with_knobs(), state, path, self.trust)
+            self.config = resume.resumed_config(self._with_knobs(), state, path, self.trust, self._class_values)
             self.trust = self.trust.with_references(*(reference for _, reference in self.config.references()))
             self._set_knobs()
             self.is_resumed = True

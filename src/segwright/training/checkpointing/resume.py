@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -110,11 +110,22 @@ def require_same_training(state: CheckpointState, identity: Mapping[str, Any], p
 
 
 def resumed_config(
-    config: TrainConfig, state: CheckpointState, path: Path, trust: CodeTrust = TRUST_NONE
+    config: TrainConfig,
+    state: CheckpointState,
+    path: Path,
+    trust: CodeTrust = TRUST_NONE,
+    class_values: Collection[str] = (),
 ) -> TrainConfig:
     """Return the checkpoint's settings, with changeable ones replaced by what was set now.
 
     Code that only the checkpoint names is imported if `trust` allows it.
+
+    Args:
+        config: what was set now.
+        state: of the checkpoint.
+        path: of the checkpoint.
+        trust: code that may be imported.
+        class_values: settings of `config` that only the trainer class sets; those of the checkpoint replace them.
 
     Raises:
         ConfigError: a setting that may not change was set to another value.
@@ -122,13 +133,14 @@ def resumed_config(
     """
     before = TrainConfig.from_mapping(state.config)
     old, new = before.model_dump(), config.model_dump()
-    for key in sorted(config.model_fields_set - set(CHANGEABLE)):
+    chosen = config.model_fields_set - set(class_values)
+    for key in sorted(chosen - set(CHANGEABLE)):
         if new[key] is not None and new[key] != old[key]:
             raise ConfigError(
                 f"{path}: was trained with {key} = {old[key]}, now {new[key]}; resume with the same value, or remove "
                 "the fold folder to train again"
             )
-    set_now = config.model_fields_set & set(CHANGEABLE)
+    set_now = chosen & set(CHANGEABLE)
     equal = {key for key in config.model_fields_set if new[key] == old[key]}  # it may carry a Python object
     values = {key: new[key] if key in set_now | equal else value for key, value in old.items()}
     resumed = TrainConfig.model_construct(_fields_set={*state.config_set, *set_now}, **values)

@@ -41,12 +41,13 @@ class Scheduler(Protocol):
         """Restore the state."""
 
 
-def required_optimizers(value: object, hook: Callable[..., Any]) -> tuple[Optimizer, Scheduler | None]:
-    """Return the optimizer and the scheduler of `configure_optimizers`; None where it returned the optimizer alone.
+def required_optimizers(hook: Callable[..., Any]) -> tuple[Optimizer, Scheduler | None]:
+    """Call `configure_optimizers`, and return optimizer and scheduler; None where it returned the optimizer alone.
 
     Raises:
         UserCodeError: it returned anything else.
     """
+    value = hook()
     if not (isinstance(value, tuple | list) and len(value) == 2 and isinstance(value[0], Optimizer)):
         expected = f"a {_OPTIMIZER}, or (optimizer, scheduler)"
         return required_optimizer(value, hook, "configure_optimizers", expected=expected), None
@@ -83,12 +84,13 @@ def required_optimizer(
     )
 
 
-def required_loss(value: object, hook: Callable[..., Any]) -> Callable[..., Tensor]:
-    """Return the loss that a hook returned, if it can be called.
+def required_loss(hook: Callable[..., Any]) -> Callable[..., Tensor]:
+    """Call `build_loss` and return the loss that it returned, if it can be called.
 
     Raises:
         UserCodeError: it cannot.
     """
+    value: object = hook()
     if callable(value) and not isinstance(value, type):
         return value
     shown = f"the class {value.__name__}, not made" if isinstance(value, type) else f"a {type(value).__name__}"
@@ -142,12 +144,13 @@ def required_step(result: Step, hook: Callable[..., Any], keys: Sequence[str]) -
     )
 
 
-def required_loaders(value: object, hook: Callable[..., Any]) -> tuple[BatchLoader, BatchLoader]:
-    """Return the two loaders that a hook returned, if they are two batch loaders.
+def required_loaders(hook: Callable[..., Any]) -> tuple[BatchLoader, BatchLoader]:
+    """Call a hook and return the two loaders that it returned, if they are two batch loaders.
 
     Raises:
         UserCodeError: they are not.
     """
+    value = hook()
     if isinstance(value, tuple | list) and len(value) == 2:
         wrong = [loader for loader in value if any(not hasattr(loader, name) for name in _LOADER_ATTRIBUTES)]
         if not wrong:

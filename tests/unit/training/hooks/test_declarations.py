@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from segwright.core.errors import ConfigError
+from segwright.training.config import TrainConfig
 from segwright.training.hooks.declarations import require_sound
 from segwright.training.trainer import Trainer
 from tests.unit.training.tiny_task import make, settings
@@ -134,6 +135,18 @@ def test_hyperparameters_of_a_class_body_count_unless_they_are_set(tmp_path: Pat
 
     with pytest.raises(ConfigError, match="weight_decay"):
         make(tmp_path / "wrong", Wrong)
+
+
+def test_a_resumed_training_keeps_its_settings_whatever_the_class_body_sets(tmp_path: Path) -> None:
+    class Short(Trainer):
+        num_epochs = 1
+        initial_lr = 3e-3
+
+    make(tmp_path, Short, config=settings(num_epochs=3, initial_lr=2e-3)).on_train_start()
+    resumed = make(tmp_path, Short, config=TrainConfig())
+    assert resumed.num_epochs == 1
+    resumed.load_checkpoint(tmp_path / "fold_0" / "checkpoint_latest.safetensors")
+    assert (resumed.num_epochs, resumed.initial_lr) == (3, 2e-3)
 
 
 def test_validation_before_the_training_is_refused(tmp_path: Path) -> None:
