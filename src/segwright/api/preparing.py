@@ -10,11 +10,13 @@ from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from segwright.api.budgeting import parse_duration, plan_for_budget
 from segwright.api.session import (
     Session,
     dataset_lock,
     open_session,
     record_owner,
+    trained_folds,
     workspace_or_default,
     writing_problem,
 )
@@ -117,6 +119,8 @@ def plan(
     *,
     workspace: Workspace | None = None,
     options: PlanOptions = DEFAULT_OPTIONS,
+    budget: str | float | None = None,
+    device: str = "auto",
     workers: int | None = None,
     force: bool = False,
     environment: Mapping[str, str] = NO_ENVIRONMENT,
@@ -126,14 +130,29 @@ def plan(
     The fingerprint is made first if needed. A plans file that was edited by hand or written by another program is
     kept unless `force`.
 
+    Args:
+        dataset: Folder, name or id.
+        workspace: Where results are written; `./segwright-work` by default.
+        options: Preset, name, spacing and so on.
+        budget: Training time of a fold, such as `10m` or seconds; where the machine is too slow for the plans, others
+            are made that fit the time, and returned.
+        device: That will train: auto, cpu, mps or a GPU.
+        workers: Threads.
+        force: Replace plans that were edited by hand or are in use.
+        environment: Variables that paths in file lists may contain.
+
     Raises:
         PlanError: the plans would change although trainings or preprocessed data use them; `force` replaces them.
     """
     presets.preset(options.preset, options.resampling)
+    budget_s = parse_duration(budget)
     session = open_session(dataset, workspace, environment=environment)
     with dataset_lock(session, "planning"):
         measured, _ = make_fingerprint(session, workers=workers)
-        return make_plan(session, measured, options, force=force)[0]
+        made, _ = make_plan(session, measured, options, force=force)
+        if budget_s is None:
+            return made
+        return plan_for_budget(session, made, None, {"budget_s": budget_s}, device=device, force=force)[0]
 
 
 def plan_from_fingerprint(fingerprint: Path, dataset_json: Path, *, options: PlanOptions = DEFAULT_OPTIONS) -> Plan:
@@ -295,7 +314,7 @@ def make_plan(
             return existing, False
     new = _compute_plan(session, measured, options, name, existing)
     if existing is not None and not force and not _has_same_values(new, existing):
-        users = _trained_folds(session, name)
+        users = trained_folds(session, name)
         if users and prefer_existing:
             logger.warning(
                 "%s is kept although dataset or options changed since: %s was trained with it; 'segwright plan --name "
@@ -363,13 +382,6 @@ def _has_same_values(new: Plan, existing: Plan) -> bool:
     return content_hash(one) == content_hash(other)
 
 
-def _trained_folds(session: Session, plans: str) -> list[str]:
-    """Return the folds that were or are being trained with plans of this name."""
-    files = sorted((session.workspace.results / session.name).glob("*__*__*/fold_*/checkpoint_*.safetensors"))
-    folds = dict.fromkeys(file.parent for file in files)
-    return [f"{fold.parent.name}/{fold.name}" for fold in folds if fold.parent.name.split("__")[-2] == plans]
-
-
 def _case_folders(session: Session, plan: Plan) -> list[str]:
     """Return the names of the folders with cases that were preprocessed with a plan."""
     names = dict.fromkeys(plan.configuration(name).data_identifier for name in plan.configuration_names)
@@ -381,11 +393,6 @@ def _free_name(session: Session, name: str) -> str:
     """Return an unused name for plans."""
     names = (f"{name}_{number}" for number in itertools.count(2))
     return next(each for each in names if not session.workspace.plans_file(session.name, each).exists())
-
-
-def default_configuration(plan: Plan) -> str:
-    """Return 3d_fullres, or the plan's first configuration if it has none of that name."""
-    return next(name for name in ("3d_fullres", *plan.configuration_names) if name in plan.configurations)
 
 
 def load_plan(session: Session, name: str) -> Plan:

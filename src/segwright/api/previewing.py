@@ -14,7 +14,6 @@ from segwright.api.preparing import (
     DEFAULT_PLANS,
     cases_are_fresh,
     cases_folder,
-    default_configuration,
     load_plan,
     preprocess_cases,
 )
@@ -89,7 +88,7 @@ def preview_augmentation(
     trust = trusted_code(trust_code, settings or {})
     session = open_session(dataset, workspace, environment=environment, trust=trust)
     plan = load_plan(session, plans)
-    name = configuration or default_configuration(plan)
+    name = configuration or plan.default_configuration
     preview = _Preview.of(session, plan, name, config)
     if not cases_are_fresh(session, plan, name):
         preprocess_cases(session, plan, name, workers=workers)

@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from segwright.api import evaluating, predicting, preparing, reporting, selecting, splitting, training, training_runs
+from segwright.api import (
+    budgeting,
+    evaluating,
+    predicting,
+    preparing,
+    reporting,
+    selecting,
+    splitting,
+    training,
+    training_runs,
+)
 from segwright.api.checks import staleness
 from segwright.api.checks.usability import find_shortcoming
 from segwright.api.preparing import PlanOptions
@@ -83,9 +93,10 @@ def run(
         workspace: Where results are written; `./segwright-work` by default.
         configurations: Configurations to train; by default 3d_fullres, or 2d if the plan has no other.
         folds: Fold numbers, or `all` for every fold; 0 by default.
-        budget: Training time of each fold, such as `10m` or seconds; 1000 epochs without it.
+        budget: Training time of each fold, such as `10m` or seconds; 1000 epochs without it. Where the machine is too
+            slow for the plans, others are made that fit the time (`docs/how-to/time-budget.md`).
         preset: Planner preset.
-        plans: Name of the plans, the preset's by default; existing plans of that name are used.
+        plans: Name of the plans, also under a budget; existing plans of that name are used. By default the preset's.
         device: auto, cpu, mps or a GPU.
         workers: Threads.
         network: Network to use instead of the plan's: `residual-unet`, `module:function`, or a function, class or
@@ -146,8 +157,12 @@ def run(
         plan, was_planned = preparing.make_plan(
             session, measured, PlanOptions(preset=preset, name=plans), prefer_existing=True
         )
+        names = _configurations(plan, configurations)
+        if plans is None and "budget_s" in chosen and not training_runs.has_training(session, plan, names, numbers):
+            wanted = names if configurations else None
+            plan, names, was_sized = budgeting.plan_for_budget(session, plan, wanted, chosen, device=device)
+            was_planned |= was_sized
     executed += ["fingerprint"] * was_measured + ["plan"] * was_planned
-    names = _configurations(plan, configurations)
     todo = [(name, fold) for name in names for fold in numbers if not _is_finished(session, plan, name, fold)]
     for name in names:
         training_runs.require_trainable(session, plan, name, [fold for each, fold in todo if each == name], chosen)
@@ -196,7 +211,7 @@ def demo(
         device: auto, cpu, mps or a GPU.
     """
     start = time.monotonic()
-    options = TrainOptions(settings={"budget_s": training.parse_duration(budget) or DEMO_BUDGET_S}, device=device)
+    options = TrainOptions(settings={"budget_s": budgeting.parse_duration(budget) or DEMO_BUDGET_S}, device=device)
     training_runs.require_options(options)
     place = Path(folder).absolute()
     workspace = Workspace.under(place)
@@ -241,7 +256,7 @@ def _configurations(plan: Plan, wanted: Sequence[str] | None) -> tuple[str, ...]
         for name in wanted:
             plan.configuration(name)
         return tuple(dict.fromkeys(wanted))
-    name = preparing.default_configuration(plan)
+    name = plan.default_configuration
     logger.info("configuration %s; --config trains others of %s", name, ", ".join(plan.configuration_names))
     return (name,)
 

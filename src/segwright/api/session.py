@@ -199,3 +199,10 @@ def _raw_files(dataset: Dataset) -> Iterator[Path]:
         yield from case.images
         if case.label is not None:
             yield case.label
+
+
+def trained_folds(session: Session, plans: str) -> list[str]:
+    """Return the folds that were or are being trained with plans of this name."""
+    files = sorted((session.workspace.results / session.name).glob("*__*__*/fold_*/checkpoint_*.safetensors"))
+    folds = dict.fromkeys(file.parent for file in files)
+    return [f"{fold.parent.name}/{fold.name}" for fold in folds if fold.parent.name.split("__")[-2] == plans]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from segwright.api.budgeting import parse_duration
 from segwright.api.checks.one_model import Fold, require_no_checkpoint, require_same_settings
 from segwright.api.checks.staleness import outdated_results
 from segwright.api.preparing import DEFAULT_PLANS, cases_are_fresh, load_plan, preprocess_cases
@@ -40,9 +40,6 @@ logger = getLogger(__name__)
 
 Component: TypeAlias = str | Callable[..., Any]
 """A registered name, `module:attr`, or the function, class or module itself."""
-
-_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?:in)?)?(?:(\d+(?:\.\d+)?)s?)?")
-_SECONDS = (3600.0, 60.0, 1.0)
 
 
 def train(
@@ -156,22 +153,6 @@ def train(
         for line in outdated_results(trained.model.parent):
             logger.warning("%s", line)
     return trained
-
-
-def parse_duration(duration: str | float | None) -> float | None:
-    """Parse a duration such as `90s`, `10m`, `1h30m` or plain seconds; return seconds.
-
-    >>> parse_duration("1h30m"), parse_duration("90"), parse_duration(5)
-    (5400.0, 90.0, 5.0)
-    """
-    if duration is None:
-        return None
-    match = _DURATION.fullmatch(str(duration).strip().lower().replace(" ", ""))
-    parts = match.groups() if match else ()
-    seconds = sum(float(part) * unit for part, unit in zip(parts, _SECONDS, strict=False) if part)
-    if seconds <= 0:
-        raise ConfigError(f"budget '{duration}' is not a duration; write for instance 90s, 10m or 1h30m")
-    return seconds
 
 
 def keyword_values(pairs: Sequence[str]) -> dict[str, Any]:

@@ -93,6 +93,12 @@ def is_trained(folder: Path) -> bool:
     return all((folder / f"checkpoint_final{suffix}").is_file() for suffix in (".safetensors", ".json"))
 
 
+def has_training(session: Session, plan: Plan, names: Iterable[str], folds: Iterable[Fold]) -> bool:
+    """Return whether a training of one of these configurations and folds was begun."""
+    folders = [fold_folder(session, plan, name, fold) for name in names for fold in folds]
+    return any(any(folder.glob("checkpoint_*.safetensors")) for folder in folders)
+
+
 def is_validated(folder: Path) -> bool:
     """Return whether the held-out cases of a fold are scored."""
     return (folder / SUMMARY).is_file()

@@ -39,3 +39,15 @@ def listed(values: Sequence[object], *, limit: int = MAX_LISTED) -> str:
 
 def _escape(char: str) -> str:
     return char.encode("unicode_escape").decode("ascii")
+
+
+def short_duration(seconds: float) -> str:
+    """Format a duration in the form in which budgets are given, to a tenth of a second.
+
+    >>> short_duration(600), short_duration(5400), short_duration(90.04)
+    ('10m', '1h30m', '1m30s')
+    """
+    rest = round(seconds, 1)
+    hours, minutes = int(rest // 3600), int(rest % 3600 // 60)
+    parts = [(hours, "h"), (minutes, "m"), (round(rest - 3600 * hours - 60 * minutes, 1), "s")]
+    return "".join(f"{value:g}{unit}" for value, unit in parts if value) or "0s"

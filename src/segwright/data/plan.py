@@ -47,8 +47,8 @@ _OLD_ARCHITECTURE_KEYS = (
     "num_pool_per_axis",
 )
 _ENCODER_ARGUMENT = {"PlainConvUNet": "n_conv_per_stage", "ResidualEncoderUNet": "n_blocks_per_stage"}
-_INFORMATIONAL_KEYS = {"median_image_size_in_voxels"}
-"""Informational keys of a configuration, which nothing reads."""
+_INFORMATIONAL_KEYS = {"median_image_size_in_voxels", "time_budget_s"}
+"""Keys of a configuration that change nothing in what its settings compute."""
 _SCHEMES_WITHOUT_STATISTICS = {
     "ZScoreNormalization",
     "NoNormalization",
@@ -101,6 +101,8 @@ class Configuration(BaseModel):
     next_stage: str | tuple[str, ...] | None = None
     previous_stage: FileName | None = None
     inherits_from: str | None = None
+    time_budget_s: float | None = None
+    """Training time that the configuration was chosen for, in seconds; None: as nnU-Net plans."""
 
     @property
     def dims(self) -> int:
@@ -229,6 +231,11 @@ class Plan(BaseModel):
     def configuration_names(self) -> tuple[str, ...]:
         """Names of all configurations, in file order."""
         return tuple(self.configurations)
+
+    @property
+    def default_configuration(self) -> str:
+        """3d_fullres, or the first configuration if there is none of that name."""
+        return next(name for name in ("3d_fullres", *self.configurations) if name in self.configurations)
 
     def configuration(self, name: str) -> Configuration:
         """Return a configuration with `inherits_from` resolved (nnU-Net behaviour 5.14), upgraded if old, and checked.

@@ -23,7 +23,7 @@ from segwright.planning.label_pairs import Lateral, choose_mirroring
 from segwright.planning.lowres import LowresDecision, find_lowres
 from segwright.planning.normalization import choose_normalization
 from segwright.planning.presets import PRESETS, Preset, resampling_functions
-from segwright.planning.rationale import EVERYWHERE, Decision
+from segwright.planning.rationale import EVERYWHERE, RATIONALE, Decision
 from segwright.planning.sizing import Budget, size_configuration
 from segwright.planning.spacing import median_shape_at, original_medians, target_spacing, transposition
 
@@ -170,7 +170,7 @@ def _additions(fingerprint: Fingerprint, budget: Budget, rationale: list[Decisio
         "resampling": budget.preset.resampling,
         "gpu_memory_gb": budget.gpu_memory_gb,
         "fingerprint_hash": content_hash(fingerprint.model_dump(mode="json", exclude={"segwright"})),
-        "rationale": [entry.to_json() for entry in rationale],
+        RATIONALE: [entry.to_json() for entry in rationale],
     }
 
 

@@ -13,6 +13,9 @@ from segwright.data.plan import Plan
 EVERYWHERE = "all"
 """Configuration name of decisions that apply to the whole plan."""
 
+RATIONALE = "rationale"
+"""Key of the decisions in a plan, under its key `segwright`."""
+
 _INDENT = "    "
 
 
@@ -48,7 +51,7 @@ def decisions(plan: Plan) -> tuple[Decision, ...]:
     Raises:
         PlanError: the entries are malformed.
     """
-    entries = plan.segwright.get("rationale", ())
+    entries = plan.segwright.get(RATIONALE, ())
     try:
         return tuple(_decision(**entry) for entry in entries)
     except TypeError as error:

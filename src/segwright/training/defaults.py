@@ -42,7 +42,8 @@ def resolve_config(config: TrainConfig, configuration: Configuration, device: to
     notes: list[str] = []
     if config.batch_size is None:
         values["batch_size"] = configuration.batch_size
-        if config.budget_s is not None and device.type == "cpu" and configuration.batch_size > CPU_BUDGET_BATCH_SIZE:
+        is_fitted = config.budget_s is None or configuration.time_budget_s is not None
+        if not is_fitted and device.type == "cpu" and configuration.batch_size > CPU_BUDGET_BATCH_SIZE:
             values["batch_size"] = CPU_BUDGET_BATCH_SIZE
             notes.append(
                 f"batch size {CPU_BUDGET_BATCH_SIZE} instead of the plan's {configuration.batch_size}: on a CPU with a "

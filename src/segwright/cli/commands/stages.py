@@ -89,6 +89,8 @@ def plan(
         bool,
         typer.Option("--reorient", help="Reorient every image to RAS+."),
     ] = False,
+    budget: options.Budget = None,
+    device: options.Device = "auto",
     explain: Annotated[bool, typer.Option("--explain", help="Print the reason of every decision.")] = False,
     force: Annotated[
         bool,
@@ -113,13 +115,21 @@ def plan(
     if (from_fingerprint is None) != (dataset_json is None) or (from_fingerprint is None) == (dataset is None):
         raise ConfigError("plan: give either DATASET, or --from-fingerprint FILE together with --dataset-json FILE")
     if from_fingerprint is not None and dataset_json is not None:
+        if budget is not None:
+            raise ConfigError("plan: --budget times steps on the dataset; give DATASET instead of --from-fingerprint")
         made = api.plan_from_fingerprint(from_fingerprint, dataset_json, options=settings)
         file = output or Path(f"{made.plans_name}.json")
         made.save(file)
     else:
         workspace = options.workspace_of(context)
         made = api.plan(
-            str(dataset), workspace=workspace, options=settings, force=force, environment=options.environment()
+            str(dataset),
+            workspace=workspace,
+            options=settings,
+            budget=budget,
+            device=device,
+            force=force,
+            environment=options.environment(),
         )
         file = workspace.plans_file(workspace.resolve_dataset(str(dataset)).name, made.plans_name)
         if output is not None:
