@@ -1,4 +1,7 @@
-"""Run benchmark stages, print the comparison and save it as JSON: `python -m benchmarks STAGE`."""
+"""Run benchmark stages, print the comparison and save it as JSON: `python -m benchmarks STAGE`.
+
+`python -m benchmarks accuracy` trains for hours; see `benchmarks/accuracy.py`.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,10 @@ RESULTS = Path(__file__).parent / "results"
 
 def main() -> int:
     """Run the stages named on the command line; return the exit code."""
+    if sys.argv[1:2] == ["accuracy"]:
+        from benchmarks import accuracy
+
+        return accuracy.main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
         "stages", nargs="+", choices=[*STAGES, "all"], metavar="STAGE", help=", ".join([*STAGES, "all"])

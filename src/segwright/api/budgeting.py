@@ -12,6 +12,7 @@ import numpy as np
 
 from segwright.api.session import Session, trained_folds
 from segwright.core.errors import ConfigError
+from segwright.core.files.hashing import file_hash
 from segwright.core.text import short_duration
 from segwright.data.images.image_io import read_label
 from segwright.data.plan import Configuration, Plan
@@ -76,6 +77,7 @@ def plan_for_budget(
         return full, names, False
     plan = with_choices(existing or full, plans_name, choices, budget_s)
     plan.save(file)
+    session.stage_cache.record(*_as_written(plans_name, file))
     return plan, names, True
 
 
@@ -90,14 +92,21 @@ def _current_plan(session: Session, file: Path, full: Plan) -> Plan | None:
     if facts == known:
         return plan
     users = trained_folds(session, plan.plans_name)
-    if not users:
+    is_edited = not session.stage_cache.is_current(*_as_written(plan.plans_name, file))
+    if not users and not is_edited:
         return None
+    why = "it was edited by hand" if is_edited else f"{users[0]} was trained with it"
     logger.warning(
-        "%s is kept although the dataset changed since: %s was trained with it; 'segwright plan --budget TIME "
-        "--overwrite' replaces it",
-        *(file, users[0]),
+        "%s does not fit the dataset, or the plans without a budget, as they are now; %s and is kept; 'segwright plan "
+        "--budget TIME --overwrite' replaces it",
+        *(file, why),
     )
     return plan
+
+
+def _as_written(plans_name: str, file: Path) -> tuple[str, str]:
+    """Return the stage cache's key of a plans file and its content."""
+    return f"plans {plans_name} as written", file_hash(file)
 
 
 def _choose(
