@@ -15,6 +15,7 @@ from segwright.api.checks.one_model import (
     require_same_plan,
 )
 from segwright.core.errors import ModelError
+from segwright.workspace import NAME_IT
 
 if TYPE_CHECKING:
     from segwright.training.trainer import Trainer
@@ -61,8 +62,7 @@ def require_same_code(folder: Path, identity: Mapping[str, Any]) -> None:
         elif before.builds_network or now.builds_network:
             raise ModelError(
                 f"{other}: {changed} changed since it was trained and builds the network, but all folds of a model "
-                "must share one network; restore the code, delete the fold to train it again, or train a second model "
-                "with --name NAME"
+                f"must share one network; restore the code, delete the fold to train it again, or {NAME_IT}"
             )
         else:
             logger.warning("%s: %s changed since it was trained", other, changed)
