@@ -1,6 +1,6 @@
 """Time a step with a trainer file that overrides the network, in turns with our trainer and the same network.
 
-`trainer_file_step.py PLANS DATASET_JSON FOLDER`: Hippocampus patches, batch size 2. CPU seconds of the process are
+`trainer_file_step.py PLANS DATASET_JSON FOLDER`: Hippocampus patches, batch size 2. CPU seconds of one thread are
 compared, which other work on the machine disturbs less.
 """
 
@@ -16,7 +16,6 @@ from torch import nn
 
 from segwright.compat.nnunet.loading import load_trainer_file
 from segwright.compat.nnunet.run import NnunetRun
-from segwright.core.parallel import available_cpus
 from segwright.core.process_tuning import tune_process
 from segwright.data.plan import Configuration, Plan
 from segwright.data.preprocessed.store import CaseStore
@@ -60,7 +59,7 @@ class NetworkTrainer(Trainer):
 
 def main() -> None:
     """Print the medians as JSON."""
-    torch.set_num_threads(available_cpus())
+    torch.set_num_threads(1)  # waiting threads would count as CPU time
     tune_process()  # as the command line does
     plans, description = (json.loads(Path(path).read_text()) for path in sys.argv[1:3])
     folder = Path(sys.argv[3])
