@@ -14,6 +14,7 @@ from segwright.core.errors import ConfigError
 from segwright.core.extensions.user_code import UserCodeError
 from segwright.core.interrupt import Interrupted
 from segwright.training.checkpointing import checkpoints
+from segwright.training.config import TrainConfig
 from tests.unit.compat.trainer_files import make_run
 from tests.unit.training.tiny_task import DATASET_JSON, settings, write_references
 
@@ -233,7 +234,7 @@ def test_settings_of_the_loop_take_effect_at_any_time(hook: str, is_late: bool, 
         self.called.append('validation')
         return super().validation_step(batch)
 """
-    run = make_run(tmp_path, text)
+    run = make_run(tmp_path, text, config=TrainConfig(precision="fp32"))
     run.run_training()
     assert (run.current_epoch, run.current_step) == (1, 1)
     assert run.loaded.cls.called == ["validation"] * 3

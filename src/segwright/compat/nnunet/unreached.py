@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from segwright.core.extensions.user_code import UserCodeError, source_location
+from segwright.training.hooks.declarations import own_classes
 
 ASSIGNABLE: Final = (
     "set_deep_supervision_enabled",
@@ -93,8 +94,8 @@ def _plain(name: str) -> str:
 
 def _own_methods(cls: type, base: type) -> Mapping[str, Any]:
     """Return the methods of a class and its bases that are neither the base trainer nor one of ours."""
-    own = [each for each in cls.__mro__ if each not in base.__mro__ and not each.__module__.startswith("segwright.")]
-    return {name: value for each in reversed(own) for name, value in vars(each).items() if _is_function(value)}
+    own = reversed(own_classes(cls, base))
+    return {name: value for each in own for name, value in vars(each).items() if _is_function(value)}
 
 
 def _is_function(value: object) -> bool:
