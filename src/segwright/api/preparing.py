@@ -258,7 +258,7 @@ def make_fingerprint(session: Session, *, workers: int | None = None, force: boo
                 return existing, False
         logger.info("the dataset changed since the fingerprint was made")
     if is_new and findings is not None:
-        new = collector.fingerprint(dataset, findings.pairs)
+        new = collector.fingerprint(dataset, findings.mirror_pairs)
     else:
         new = measuring.extract(dataset, workers=workers)
     new.save(file)

@@ -52,13 +52,13 @@ class Findings:
         errors: must be fixed before the dataset can be used.
         warnings: worth checking.
         num_cases: number of cases checked.
-        pairs: of labels that mirror each other; None if the dataset names or declares its pairs, or was not read.
+        mirror_pairs: labels that look like left and right; None without any, or if names or a declaration tell.
     """
 
     errors: tuple[Problem, ...]
     warnings: tuple[Problem, ...]
     num_cases: int
-    pairs: FoundPairs | None = None
+    mirror_pairs: FoundPairs | None = None
 
     @property
     def is_clean(self) -> bool:
@@ -172,7 +172,7 @@ def check(
         errors=tuple(collector.errors),
         warnings=tuple(collector.warnings),
         num_cases=len(scanned.cases),
-        pairs=finder.found(),
+        mirror_pairs=finder.found(),
     )
 
 

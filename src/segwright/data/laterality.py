@@ -118,9 +118,11 @@ class PairFinder:
         self._measured: dict[str, CaseSymmetry] = {}
 
     def add(self, identifier: str, label: Volume) -> None:
-        """Measure the symmetry of a label map (1, *S) if its case is one of the few, and its orientation known."""
+        """Measure the symmetry of a label map (1, *S) if its case is one of the few; without orientation it is not."""
+        if len(self._values) < 2 or identifier not in self._chosen:
+            return
         axis = left_axis(label.header, self._reader)
-        if len(self._values) < 2 or identifier not in self._chosen or axis is None:
+        if axis is None:
             return
         measured = measure_symmetry(label.array[0], label.spacing, axis, self._values)
         if measured is not None:

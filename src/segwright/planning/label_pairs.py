@@ -38,9 +38,9 @@ def choose_mirroring(
     pairs = find_pairs(description)
     source = "found by name" if description.label_pairs is None else "declared in dataset.json"
     if not pairs:
-        if not _is_usable(found, description):
+        found = _usable(found, description)
+        if found is None:
             return None, ()
-        assert found is not None
         if not found.certain or len(lateral) != 1 or None in lateral:
             return None, (_proposal(found),)
         pairs, source = found.pairs, f"found by symmetry ({found.describe()}; to declare them: {found.declaration()})"
@@ -64,11 +64,11 @@ def choose_mirroring(
     return sides, (Decision(configuration=EVERYWHERE, decision="left and right", value=shown, reason=reason),)
 
 
-def _is_usable(found: FoundPairs | None, description: DatasetDescription) -> bool:
-    """Return whether pairs were found that dataset.json neither replaces nor contradicts."""
+def _usable(found: FoundPairs | None, description: DatasetDescription) -> FoundPairs | None:
+    """Return the found pairs; None if dataset.json declares others, or has other labels by now."""
     if found is None or description.label_pairs is not None:
-        return False
-    return {name for pair in found.pairs for name in pair} <= set(description.labels)
+        return None
+    return found if {name for pair in found.pairs for name in pair} <= set(description.labels) else None
 
 
 def _proposal(found: FoundPairs) -> Decision:

@@ -114,6 +114,9 @@ def plan(
         configurations[CASCADE] = {"inherits_from": FULLRES, "previous_stage": LOWRES}
     kept = _kept(existing, configurations)
     sides, side_decisions = choose_mirroring(description, image.order, lateral, fingerprint.mirror_pairs)
+    if fingerprint.mirror_pairs is not None:
+        for decision in side_decisions:
+            logger.info("%s: %s", decision.decision, decision.reason)
     common = (
         *image.decisions,
         *normalization.decisions,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import nibabel
 import numpy as np
 import numpy.typing as npt
 import pytest
+from typer.testing import CliRunner
 
 from segwright import api
+from segwright.cli.main import app
 from segwright.core.files.json_documents import write_json
 from segwright.data import checks, fingerprint
 from segwright.data.dataset import load
@@ -192,19 +195,21 @@ def test_large_label_maps_are_read_in_steps_along_fine_axes() -> None:
     assert 30 * np.prod([-(-1024 // step) for step in steps[1:]]) <= MAX_VOXELS
 
 
+def stored(array: npt.NDArray[Any], code: str) -> nibabel.Nifti1Image:
+    """Return an image of an array (X, Y, Z) in RAS+ that is stored along the axes of an orientation code."""
+    codes = nibabel.orientations.axcodes2ornt(tuple(code))
+    turn = nibabel.orientations.ornt_transform(nibabel.io_orientation(np.eye(4)), codes)
+    return nibabel.Nifti1Image(array, np.eye(4)).as_reoriented(turn)
+
+
 def write_bodies(folder: Path, codes: Sequence[str], labels: dict[str, Any] = LABELS, **more: Any) -> None:
-    """Write a dataset of bodies, each stored along the axes of an orientation code."""
+    """Write a dataset of bodies, each stored along the axes of an orientation code, or of two: of image and label."""
     for index, code in enumerate(codes):
         array = np.flip(body(index), 2).transpose(2, 1, 0)  # X, Y, Z, to the right
-        image = nibabel.Nifti1Image(array, np.eye(4))  # RAS+
-        turn = nibabel.orientations.ornt_transform(
-            nibabel.io_orientation(np.eye(4)), nibabel.orientations.axcodes2ornt(tuple(code))
-        )
-        image = image.as_reoriented(turn)
-        for place in ("labelsTr/b_{}.nii.gz", "imagesTr/b_{}_0000.nii.gz"):
-            file = folder / place.format(index)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            nibabel.save(image, file)
+        files = (f"imagesTr/b_{index}_0000.nii.gz", f"labelsTr/b_{index}.nii.gz")
+        for file, own in zip(files, (code[:3], code[-3:]), strict=True):
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            nibabel.save(stored(array, own), folder / file)
     document = {"channel_names": {"0": "MR"}, "labels": labels, "numTraining": len(codes), "file_ending": ".nii.gz"}
     write_json(folder / "dataset.json", document | more)
 
@@ -221,15 +226,15 @@ NAMED = tuple((f"structure {left}", f"structure {right}") for left, right in LEF
 @pytest.mark.parametrize("reader", [None, "NibabelIO", "NibabelIOWithReorient"])
 def test_check_and_fingerprint_find_pairs_in_any_orientation(tmp_path: Path, reader: str | None) -> None:
     more = {} if reader is None else {"overwrite_image_reader_writer": reader}
-    write_bodies(tmp_path, ["RAS", "LPS", "PIR", "SAL"], **more)
+    write_bodies(tmp_path, ["RAS", "LPS", "PIR", "SAL", "RAS SAL"], **more)
     findings = checks.check(tmp_path)
     assert findings.is_clean
-    assert findings.pairs is not None
-    assert findings.pairs.pairs == NAMED
+    assert findings.mirror_pairs is not None
+    assert findings.mirror_pairs.pairs == NAMED
     measured = extract(load(tmp_path))
-    assert measured.mirror_pairs == findings.pairs
+    assert measured.mirror_pairs == findings.mirror_pairs
     measured.save(tmp_path / "fingerprint.json")
-    assert Fingerprint.load(tmp_path / "fingerprint.json").mirror_pairs == findings.pairs
+    assert Fingerprint.load(tmp_path / "fingerprint.json").mirror_pairs == findings.mirror_pairs
 
 
 @pytest.mark.parametrize(
@@ -245,7 +250,7 @@ def test_declared_and_named_pairs_and_regions_are_left_alone(
     tmp_path: Path, labels: dict[str, Any], more: dict[str, Any]
 ) -> None:
     write_bodies(tmp_path, ["RAS"] * 3, labels, **more)
-    assert checks.check(tmp_path).pairs is None
+    assert checks.check(tmp_path).mirror_pairs is None
 
 
 def test_the_declaration_can_be_pasted() -> None:
@@ -272,3 +277,13 @@ def test_a_plan_from_before_the_search_stays(tmp_path: Path, monkeypatch: pytest
         before = api.plan(dataset, workspace=workspace)
     assert api.plan(dataset, workspace=workspace) == before
     assert LabelPairs.of_plan(before) is None
+
+
+def test_check_prints_the_line_for_dataset_json(tmp_path: Path) -> None:
+    write_bodies(tmp_path, ["RAS"] * 3)
+    done = CliRunner().invoke(app, ["check", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert "note: 3 pairs of labels are mirror images in 3 cases" in done.output
+    assert '"label_pairs": [["structure 2", "structure 1"]' in done.output
+    as_json = CliRunner().invoke(app, ["check", str(tmp_path), "--json"])
+    assert json.loads(as_json.stdout)["mirror_pairs"]["certain"] is True

@@ -31,8 +31,8 @@ def check(
         print_line(f"error: {problem}")
     for problem in findings.warnings:
         print_line(f"warning: {problem}")
-    if findings.pairs is not None:
-        print_line(f"note: {findings.pairs.describe()}; {findings.pairs.advice()}")
+    if findings.mirror_pairs is not None:
+        print_line(f"note: {findings.mirror_pairs.describe()}; {findings.mirror_pairs.advice()}")
     if findings.errors:
         print_line(f"{len(findings.errors)} error(s), {len(findings.warnings)} warning(s)")
         raise typer.Exit(1)
