@@ -17,7 +17,7 @@ from tests.unit.training.tiny_task import make
 
 GOLDEN: Final = Path(__file__).parents[2] / "golden" / "trainer"
 TASKS: Final = json.loads((GOLDEN / "tasks.json").read_text(encoding="utf-8"))
-QUICK: Final = ("labels", "regions", "adam")
+QUICK: Final = ("labels", "adam")
 RECORDED: Final = json.loads((GOLDEN / "recorded.json").read_text(encoding="utf-8"))
 
 

@@ -120,7 +120,7 @@ def stop(run: Any) -> None:
     "text",
     [
         pytest.param(NOTHING, id="nothing"),
-        pytest.param(TEACHER, id="teacher"),
+        pytest.param(TEACHER, id="teacher", marks=pytest.mark.slow),
         pytest.param(MODERN_2026, id="modern", marks=pytest.mark.slow),
         pytest.param(OWN_LOOP, id="loop", marks=pytest.mark.slow),
     ],

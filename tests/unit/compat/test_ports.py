@@ -48,6 +48,7 @@ def trained(folder: Path, kind: Any, **values: Any) -> list[tuple[Any, ...]]:
     return [(row["train_losses"], row["val_losses"], row["lrs"]) for row in run.logbook.rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", PORTS)
 def test_port_trains_with_the_losses_of_the_file(change: str, folder: Path) -> None:
     file, port = PORTS[change]
