@@ -21,6 +21,11 @@ SHORT_BUDGET_MOMENTUM = 0.95
 Origin: 400 steps at batch 2 on Hippocampus 3d_fullres, fold 0, one seed each: 0.831 mean foreground Dice at
 0.95, 0.820 at 0.99, 0.819 at 0.9."""
 
+BUDGET_OPTIMIZER, BUDGET_RATE = "adamw", 1e-3
+"""Optimizer and initial rate with a plan for a time budget: in few steps, SGD at nnU-Net's rate of 0.01 learns too
+little. Origin: 1000 steps at batch 8, fold 0, one seed each, mean foreground Dice against SGD with momentum 0.95: ACDC 0.853
+against 0.776, DRIVE 0.811 against 0.776, SpinalCord 0.872 against 0.887."""
+
 VALIDATION_SHARE = 0.1
 """Online validation steps per training step of an epoch under a budget; a step without gradient costs about a third."""
 
@@ -36,21 +41,37 @@ class ResolvedConfig:
     notes: tuple[str, ...]
 
 
-def resolve_config(config: TrainConfig, configuration: Configuration, device: torch.device) -> ResolvedConfig:
-    """Fill in the settings that depend on plan, device and budget, and say why they differ from the defaults."""
+def resolve_config(
+    config: TrainConfig, configuration: Configuration, device: torch.device, *, has_own_optimizer: bool = False
+) -> ResolvedConfig:
+    """Fill in the settings that depend on plan, device and budget, and say why they differ from the defaults.
+
+    Args:
+        config: the settings that were given.
+        configuration: of the plan.
+        device: that trains.
+        has_own_optimizer: whether a trainer's `configure_optimizers` makes the optimizer.
+    """
     values: dict[str, object] = {}
     notes: list[str] = []
     if config.batch_size is None:
         values["batch_size"] = configuration.batch_size
-        is_fitted = config.budget_s is None or configuration.time_budget_s is not None
-        if not is_fitted and device.type == "cpu" and configuration.batch_size > CPU_BUDGET_BATCH_SIZE:
+        is_cut = config.budget_s is not None and device.type == "cpu" and not is_fitted(config, configuration)
+        if is_cut and configuration.batch_size > CPU_BUDGET_BATCH_SIZE:
             values["batch_size"] = CPU_BUDGET_BATCH_SIZE
             notes.append(
                 f"batch size {CPU_BUDGET_BATCH_SIZE} instead of the plan's {configuration.batch_size}: on a CPU with a "
                 "time budget, more but smaller steps reach a higher Dice; set the batch size to override"
             )
     is_short = config.budget_s is not None and config.budget_s <= SHORT_BUDGET_S and device.type == "cpu"
-    if is_short and config.optimizer == "sgd" and "momentum" not in config.model_fields_set:
+    chosen = {"optimizer", "initial_lr", "momentum"} & config.model_fields_set
+    if is_fitted(config, configuration) and not chosen and not has_own_optimizer:
+        values |= {"optimizer": BUDGET_OPTIMIZER, "initial_lr": BUDGET_RATE}
+        notes.append(
+            f"optimizer {BUDGET_OPTIMIZER} at rate {BUDGET_RATE:g} instead of {config.optimizer} at "
+            f"{config.initial_lr:g}: better for the few steps of a plan for a time budget; set the optimizer to override"
+        )
+    elif is_short and config.optimizer == "sgd" and "momentum" not in config.model_fields_set:
         values["momentum"] = SHORT_BUDGET_MOMENTUM
         notes.append(
             f"momentum {SHORT_BUDGET_MOMENTUM} instead of {config.momentum}: better for CPU runs of at most an hour; "
@@ -59,6 +80,11 @@ def resolve_config(config: TrainConfig, configuration: Configuration, device: to
     if config.batch_dice is None:
         values["batch_dice"] = configuration.batch_dice
     return ResolvedConfig(config=changed(config, **values), notes=tuple(notes))
+
+
+def is_fitted(config: TrainConfig, configuration: Configuration) -> bool:
+    """Return whether a training has a time budget, and a plan that was made for one."""
+    return config.budget_s is not None and configuration.time_budget_s is not None
 
 
 def num_validation_steps(config: TrainConfig, training_steps: int) -> int:

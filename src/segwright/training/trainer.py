@@ -201,7 +201,8 @@ class Trainer:
 
     def _build(self) -> None:
         self.device = resolve_device(self._device_name)
-        decided = defaults.resolve_config(self._with_knobs(), self.configuration, self.device)
+        own = self._overrides("configure_optimizers")
+        decided = defaults.resolve_config(self._with_knobs(), self.configuration, self.device, has_own_optimizer=own)
         self.config, self.notes = decided.config, decided.notes
         self._set_knobs()
         self.clock = defaults.make_clock(self.config, now=self._now)
@@ -220,8 +221,7 @@ class Trainer:
         self.distributed.sync_parameters(self.network)
         self.optimizer, scheduler = results.required_optimizers(self.configure_optimizers)
         self.rates = make_rates(self.optimizer, scheduler, self.scheduler_steps, self.config)
-        self.notes += rate_notes(self.config, self.rates, is_own=self._overrides("configure_optimizers"))
-        self.notes += untrained_notes(self.optimizer, self.network)
+        self.notes += (*rate_notes(self.config, self.rates, is_own=own), *untrained_notes(self.optimizer, self.network))
         self.notes += network_setup.object_notes(self.config, type(self), self.network_spec())
         self.weight_ema = ema.attach(self.network, self.optimizer, self.config.ema_weights)
         if compute_dtype(self.device, self.config.precision) == torch.float16:

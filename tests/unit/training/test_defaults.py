@@ -49,6 +49,31 @@ def test_momentum_of_a_short_budget_is_unchanged_if_the_optimizer_has_none() -> 
     )
 
 
+FITTED = CONFIGURATION.model_copy(update={"time_budget_s": 600.0})
+
+
+def test_a_plan_for_a_budget_is_trained_as_it_is_but_with_adamw() -> None:
+    resolved = resolve_config(settings(budget_s=60), FITTED, CPU)
+    assert (resolved.config.batch_size, resolved.config.optimizer, resolved.config.initial_lr) == (3, "adamw", 1e-3)
+    assert resolved.notes == (
+        "optimizer adamw at rate 0.001 instead of sgd at 0.01: better for the few steps of a plan for a time budget; "
+        "set the optimizer to override",
+    )
+
+
+@pytest.mark.parametrize("values", [{"optimizer": "sgd"}, {"initial_lr": 0.02}, {"momentum": 0.9}])
+def test_an_optimizer_of_ones_own_is_kept_with_a_plan_for_a_budget(values: dict[str, object]) -> None:
+    given = settings(budget_s=60, **values)
+    assert resolve_config(given, FITTED, CPU).config.optimizer == "sgd"
+    assert resolve_config(given, FITTED, CPU).config.initial_lr == given.initial_lr
+    hook = resolve_config(settings(budget_s=60), FITTED, CPU, has_own_optimizer=True).config
+    assert (hook.optimizer, hook.initial_lr) == ("sgd", 0.01)
+
+
+def test_a_plan_for_a_budget_is_trained_by_epochs_as_any_plan() -> None:
+    assert resolve_config(settings(), FITTED, CPU).config.optimizer == "sgd"
+
+
 def test_budget_on_an_accelerator_keeps_the_plan_s_batch_size() -> None:
     assert resolve_config(settings(budget_s=60), CONFIGURATION, torch.device("mps")).config.batch_size == 3
 

@@ -189,7 +189,8 @@ class NnunetRun(Trainer):
 
     def _prepare(self) -> None:
         """Resolve the settings and make what does not depend on the network."""
-        decided = defaults.resolve_config(self._with_knobs(), self.configuration, self.device)
+        knobs = self._with_knobs()
+        decided = defaults.resolve_config(knobs, self.configuration, self.device, has_own_optimizer=True)
         self.config = decided.config
         self.notes += decided.notes
         self._set_knobs()
