@@ -57,7 +57,7 @@ def test_a_plan_for_a_budget_is_trained_as_it_is_but_with_adamw() -> None:
     assert (resolved.config.batch_size, resolved.config.optimizer, resolved.config.initial_lr) == (3, "adamw", 1e-3)
     assert resolved.notes == (
         "optimizer adamw at rate 0.001 instead of sgd at 0.01: better for the few steps of a plan for a time budget; "
-        "set the optimizer to override",
+        "set optimizer to override",
     )
 
 
