@@ -78,7 +78,8 @@ def require_sound(cls: type, base: type, attributes: Mapping[str, object]) -> No
             _require_static(cls, base, hook)
             _require_signature(cls, base, hook)
     for name, remedy in _BUILT.items():
-        if name in attributes or any(name in vars(each) for each in own):
+        values = [attributes.get(name), *(vars(each).get(name) for each in own)]
+        if any(value is not None for value in values):  # None only announces the attribute
             raise UserCodeError(
                 f"{source_location(cls)}: {cls.__name__} sets {name} before initialize(), which replaces it; {remedy}"
             )
@@ -140,9 +141,12 @@ def _require_signature(cls: type, base: type, hook: str) -> None:
     arguments = _arguments(inspect.getattr_static(base, hook))
     function = getattr(cls, hook)
     try:
-        inspect.signature(function).bind(*[None] * (len(arguments) + (not bound)))
-    except TypeError as error:
         signature = inspect.signature(function)
+    except ValueError:  # compiled functions have none
+        return
+    try:
+        signature.bind(*[None] * (len(arguments) + (not bound)))
+    except TypeError as error:
         raise UserCodeError(
             f"{source_location(function)}: {hook} takes {signature}, but is called as {hook}({', '.join(arguments)}): "
             f"{error}"

@@ -6,6 +6,7 @@ import dis
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial, partialmethod, singledispatchmethod
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -30,8 +31,8 @@ class UsedNames:
             for instruction in dis.get_instructions(code):
                 if instruction.opname.startswith("STORE_ATTR"):
                     stored.add(str(instruction.argval))
-                elif instruction.opname.startswith("LOAD_") and isinstance(instruction.argval, str):
-                    reads.add((instruction.argval, code.co_name))
+                elif instruction.opname.startswith("LOAD_"):
+                    reads |= {(text, code.co_name) for text in _texts(instruction.argval)}
         return cls(reads=frozenset(reads), stored=frozenset(stored))
 
     def is_read(self, name: str) -> bool:
@@ -49,7 +50,7 @@ def _codes_of_classes(classes: Sequence[type]) -> Iterator[CodeType]:
 
 
 def _functions(values: Sequence[Any]) -> list[FunctionType]:
-    """Return the functions among values, those in properties and static methods, and those behind decorators."""
+    """Return the functions among values, those in properties and other descriptors, and those behind decorators."""
     found: dict[int, FunctionType] = {}
     left = [*values]
     while left:
@@ -58,10 +59,21 @@ def _functions(values: Sequence[Any]) -> list[FunctionType]:
             left += [value.fget, value.fset]
         elif isinstance(value, staticmethod | classmethod):
             left.append(value.__func__)
+        elif isinstance(value, cached_property | partial | partialmethod | singledispatchmethod):
+            left.append(value.func)
         elif isinstance(value, FunctionType) and id(value) not in found:
             found[id(value)] = value
             left += [content for cell in value.__closure__ or () if (content := _content(cell)) is not None]
     return [*found.values()]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield what is text in the value of an instruction: itself, or parts of a tuple, as in a loop over names."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, tuple | frozenset):
+        for part in value:
+            yield from _texts(part)
 
 
 def _content(cell: Any) -> Any:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cached_property, partialmethod
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from segwright.core.errors import ConfigError
 from segwright.training.config import TrainConfig
@@ -113,6 +115,38 @@ class Helpers(Trainer):
 
 def test_near_names_that_the_code_uses_are_allowed(tmp_path: Path) -> None:
     make(tmp_path, Helpers).initialize()
+
+
+class IndirectHelpers(Trainer):
+    """Near names that are read in a loop over names, in a cached property and in a partial method."""
+
+    weight_decays = (0.1,)
+    batches_size = 2
+    initial_lrs = (0.1,)
+
+    def on_epoch_start(self) -> None:
+        for name in ("weight_decays", "num_classes"):
+            getattr(self, name)
+
+    @cached_property
+    def largest_batch(self) -> int:
+        return self.batches_size
+
+    first_rate = partialmethod(lambda self, index: self.initial_lrs[index], 0)
+
+
+def test_near_names_that_are_read_indirectly_are_allowed() -> None:
+    require_sound(IndirectHelpers, Trainer, {})
+
+
+@pytest.mark.parametrize("name", ["network", "optimizer", "loss", "schedule"])
+def test_what_initialize_builds_may_be_announced_as_none(name: str) -> None:
+    declare(**{name: None})
+    require_sound(type("Own", (Trainer,), {"__module__": __name__}), Trainer, {name: None})
+
+
+def test_a_compiled_function_without_signature_is_not_checked() -> None:
+    declare(configure_optimizers=staticmethod(torch.add))
 
 
 def test_hyperparameters_of_a_class_body_count_unless_they_are_set(tmp_path: Path) -> None:
