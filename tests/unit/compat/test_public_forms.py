@@ -15,6 +15,7 @@ from segwright.compat.nnunet.hooks.randomness import seeded
 from segwright.compat.nnunet.loading import load_trainer_file
 from segwright.compat.nnunet.trainer import is_before_2_6
 from segwright.core.errors import ModelError
+from segwright.core.extensions.user_code import UserCodeError
 from segwright.core.interrupt import Interrupted
 from segwright.training.checkpointing import checkpoints
 from segwright.training.config import TrainConfig
@@ -83,6 +84,19 @@ def test_own_iterators_repeat_their_random_numbers(deterministic: bool) -> None:
     assert random.getstate() == states[0]
     assert torch.equal(torch.get_rng_state(), states[1])
     assert np.array_equal(np.random.get_state()[1], states[2])
+
+
+@pytest.mark.parametrize(
+    ("batches", "words"),
+    [
+        ([draws()], r"iterator of the trainer file's training batches ended before step 1 of epoch 0.*without end"),
+        ([("data", "target")], "training batches gave a tuple; expected a dict with 'data' and 'target'"),
+    ],
+)
+def test_iterators_that_end_or_give_other_batches_are_named(batches: list[Any], words: str) -> None:
+    training, _ = loaders_over([iter(batches), endless()], seed=3, purpose="batches", device=CPU, deterministic=True)
+    with pytest.raises(UserCodeError, match=words):
+        list(prefetch(training, 0, 2))
 
 
 def test_seeded_restores_the_generators_after_an_error() -> None:

@@ -10,6 +10,7 @@ import torch
 
 from segwright.compat.nnunet.hooks.randomness import seeded
 from segwright.core.device import CPU
+from segwright.core.extensions.user_code import UserCodeError
 from segwright.training.loading.batches import Batch
 from segwright.training.loading.prefetch import InlineLoader, Loader, prefetch
 
@@ -82,9 +83,24 @@ class IteratorLoader:
         return UNKNOWN_BYTES
 
     def batch(self, epoch: int, step: int) -> Batch:
-        """Return the next batch, with its cases under `keys`."""
+        """Return the next batch, with its cases under `keys`.
+
+        Raises:
+            UserCodeError: there is none, or it is not a dict.
+        """
         with seeded(self._seed, self._purpose, epoch, step):
-            batch: Any = next(self.iterator)
+            try:
+                batch: Any = next(self.iterator)
+            except StopIteration as error:
+                raise UserCodeError(
+                    f"the iterator of the trainer file's {self._purpose} ended before step {step} of epoch {epoch}; "
+                    "get_dataloaders must return iterators without end"
+                ) from error
+        if not isinstance(batch, dict):
+            raise UserCodeError(
+                f"the iterator of the trainer file's {self._purpose} gave a {type(batch).__name__}; expected a dict "
+                "with 'data' and 'target'"
+            )
         batch.setdefault("keys", [])
         batch["keys"] = [str(name) for name in batch["keys"]]
         return batch  # type: ignore[no-any-return]
