@@ -104,6 +104,8 @@ def test_hook_that_is_overridden_alone_is_called(name: str, tmp_path: Path) -> N
     [
         ("build_loss", "_build_loss"),
         ("train_steps", "train_step"),
+        ("trainStep", "train_step"),
+        ("on_epoch_begin", "on_epoch_start"),
         ("on_training_epoch_end", "on_train_epoch_end"),
         ("configure_optimizer", "configure_optimizers"),
         (
@@ -125,10 +127,11 @@ def test_misspelt_hook_is_named(name: str, hook: str, tmp_path: Path) -> None:
     [
         "    def build_loss(self):\n        pass\n    def _build_loss(self):\n        return self.build_loss()\n",
         "    def train_step_old(self, batch):\n        pass\n",
+        "    def my_build_loss(self):\n        pass\n    def build_loss_ce(self):\n        pass\n",
         "    def train_steps(self):\n        pass\n    def train_step(self, batch):\n        pass\n",
         "    def visualise(self):\n        pass\n",
     ],
-    ids=["called", "kept beside", "has the hook too", "unlike any"],
+    ids=["called", "kept beside", "variants", "has the hook too", "unlike any"],
 )
 def test_own_method_is_no_misspelt_hook(text: str, tmp_path: Path) -> None:
     make_run(tmp_path, HEAD + text)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Collection, Iterator, Mapping
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
 from segwright.core.extensions.user_code import UserCodeError, source_location
-from segwright.training.hooks.declarations import own_classes
+from segwright.training.hooks.declarations import nearest, own_classes
 
 ASSIGNABLE: Final = (
     "set_deep_supervision_enabled",
@@ -21,9 +20,6 @@ ASSIGNABLE: Final = (
     "_do_i_compile",
 )
 """Hooks that are called on the object, so that a function assigned to it is found."""
-
-SIMILARITY: Final = 0.85
-"""From which a name counts as misspelt (ratio of `difflib`)."""
 
 
 @cache
@@ -54,7 +50,7 @@ def require_hooks_reached(tree: ast.Module, cls: type, base: type, path: Path, b
                 "indent it into the class"
             )
     for name, method in _own_methods(cls, base).items():
-        meant = None if name in used else _misspelt(name, hooks)
+        meant = None if name in used or name in hooks else nearest(name, hooks)
         if meant is not None and getattr(cls, meant) is getattr(base, meant):
             raise UserCodeError(
                 f"{source_location(method)}: nothing calls {name} of {cls.__name__}; nnU-Net's hook is called {meant}"
@@ -72,24 +68,6 @@ def require_assignable(user: object, name: str, base: type) -> None:
             f"{type(user).__name__} assigns {name} to the object, where it is not looked for; define it as a method of "
             "the class"
         )
-
-
-def _misspelt(name: str, hooks: Collection[str]) -> str | None:
-    """Return the hook that a name resembles.
-
-    >>> _misspelt("on_train_epoch_ends", ["on_train_epoch_end"]), _misspelt("train_step_old", ["train_step"])
-    ('on_train_epoch_end', None)
-    """
-    plain = {_plain(hook): hook for hook in hooks}
-    if name in hooks or _plain(name) in plain:
-        return None if name in hooks else plain[_plain(name)]
-    close = get_close_matches(_plain(name), plain, n=1, cutoff=SIMILARITY)
-    hook = plain[close[0]] if close else ""
-    return None if not close or name.startswith(f"{hook}_") or name.endswith(f"_{hook}") else hook
-
-
-def _plain(name: str) -> str:
-    return name.replace("_", "").lower()
 
 
 def _own_methods(cls: type, base: type) -> Mapping[str, Any]:

@@ -120,6 +120,23 @@ def with_class_values(config: TrainConfig, cls: type, base: type) -> TrainConfig
     return changed(config, **chosen) if chosen else config
 
 
+def nearest(name: str, known: Collection[str], *, event_cutoff: float = _NEAR) -> str | None:
+    """Return the known name of which another is a misspelling, None if it is just another name.
+
+    `event_cutoff` is the similarity of methods `on_...`.
+
+    >>> nearest("on_epoch_begin", HOOKS), nearest("train_step_of_student", HOOKS), nearest("trainStep", HOOKS)
+    ('on_epoch_start', None, 'train_step')
+    """
+    plain = name.lower().replace("begin", "start").strip("_")  # Keras' word
+    words = plain.split("_")
+    names = {each.strip("_"): each for each in known}
+    candidates = [each for each in names if each == plain or not _contains(words, each.split("_"))]
+    cutoff = event_cutoff if plain.startswith("on_") else _NEAR
+    close = get_close_matches(plain, candidates, n=1, cutoff=cutoff)
+    return names[close[0]] if close else None
+
+
 def _require_static(cls: type, base: type, hook: str) -> None:
     """Refuse a hook that prediction calls without a trainer, but that expects one."""
     expected, found = (inspect.getattr_static(each, hook) for each in (base, cls))
@@ -174,26 +191,13 @@ def _require_no_misspelling(owner: type, name: str, value: object) -> None:
             f"{where} sets {name}, which has no effect as an attribute; give it as a setting: {name}=... in the "
             f"config, --set {name}=..."
         )
-    near = _nearest(name, HOOKS if is_method else KNOBS)
+    near = nearest(name, HOOKS if is_method else KNOBS, event_cutoff=_NEAR_EVENT)
     if near:
         what = "method" if is_method else "attribute"
         raise UserCodeError(
             f"{where}.{name} is never used; did you mean the {what} '{near}'? Otherwise give it a name that is less "
             "similar"
         )
-
-
-def _nearest(name: str, known: Collection[str]) -> str | None:
-    """Return the known name of which another is a misspelling, None if it is just another name.
-
-    >>> _nearest("on_epoch_strat", HOOKS), _nearest("train_step_of_student", HOOKS)
-    ('on_epoch_start', None)
-    """
-    name = name.replace("begin", "start")  # Keras' word
-    words = name.split("_")
-    candidates = [each for each in known if each == name or not _contains(words, each.split("_"))]
-    cutoff = _NEAR_EVENT if name.startswith("on_") else _NEAR
-    return next(iter(get_close_matches(name, candidates, n=1, cutoff=cutoff)), None)
 
 
 def _contains(words: Sequence[str], part: Sequence[str]) -> bool:
