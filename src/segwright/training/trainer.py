@@ -211,10 +211,10 @@ class Trainer:
         self.epoch_outputs: list[dict[str, Tensor]] = []
         self.save_timer = Timer(defaults.save_interval_s(self.config), now=self._now)
         network = self._build_network()
-        require_same_network(self.output_folder, network)
         shapes = (self.num_input_channels, self.configuration.patch_size, self.labels.num_heads)
         with logits_only(network, self._own_logits_of):
             self.scales = network_setup.output_scales(network, *shapes)
+        require_same_network(self.output_folder, network)  # after the first pass, which makes lazy layers
         if self.config.pretrained is not None and not self.is_resumed:
             self.notes += (*self._load_pretrained(network, self.config.pretrained),)
         self.network = move_to_device(network, self.device)

@@ -152,6 +152,16 @@ def test_a_made_module_replaces_a_function_with_arguments(small_model: Path) -> 
     predictor_of(small_model, Small(1, 3, patch_size=(16,) * 3, deep_supervision=False))
 
 
+def test_a_network_with_lazy_layers_trains_as_a_further_fold(tmp_path: Path) -> None:
+    def build(inputs: int, outputs: int, *, patch_size: Any, deep_supervision: bool) -> nn.Module:
+        return nn.LazyConv3d(outputs, 1)
+
+    make(tmp_path, config=settings(network=build), output_folder=tmp_path / "fold_1").on_train_start()
+    trainer = make(tmp_path, config=settings(network=build))
+    trainer.initialize()
+    assert trainer.network.weight.shape[1] == trainer.num_input_channels
+
+
 def test_another_network_of_one_name_is_refused_as_a_fold(small_model: Path) -> None:
     def fold(width: int) -> Trainer:
         config = settings(network=lambda *args, **kwargs: small(*args, width=width, **kwargs))
