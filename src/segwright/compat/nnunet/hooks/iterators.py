@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Generator, Iterator, MutableMapping, Sequence
+from typing import Any, Final, cast
 
 import torch
 
@@ -96,14 +96,14 @@ class IteratorLoader:
                     f"the iterator of the trainer file's {self._purpose} ended before step {step} of epoch {epoch}; "
                     "get_dataloaders must return iterators without end"
                 ) from error
-        if not isinstance(batch, dict):
+        if not isinstance(batch, MutableMapping):
             raise UserCodeError(
                 f"the iterator of the trainer file's {self._purpose} gave a {type(batch).__name__}; expected a dict "
                 "with 'data' and 'target'"
             )
         batch.setdefault("keys", [])
         batch["keys"] = [str(name) for name in batch["keys"]]
-        return batch  # type: ignore[no-any-return]
+        return cast(Batch, batch)
 
 
 def loaders_over(
