@@ -52,7 +52,7 @@ class Findings:
         errors: must be fixed before the dataset can be used.
         warnings: worth checking.
         num_cases: number of cases checked.
-        mirror_pairs: labels that look like left and right; None without any, or if names or a declaration tell.
+        mirror_pairs: labels that look like left and right; None without any, or if names or a declaration say so.
     """
 
     errors: tuple[Problem, ...]

@@ -31,7 +31,7 @@ MIN_SHARE_OF_CASES: Final = 0.75
 MIN_SYMMETRIC_SHARE: Final = 0.8
 """Share of the labelled volume in pairs and in structures that are their own mirror images."""
 MIN_CERTAIN_PAIRS: Final = 3
-"""Pairs that are used unasked: as a plane is determined by one pair, the others confirm it."""
+"""Pairs that are used without a declaration: as a plane is determined by one pair, the others confirm it."""
 MAX_TILT: Final = 30.0
 """Degrees between the normal of the mirror plane and the left-right axis; the mouse brains lie askew by 15."""
 

@@ -125,7 +125,7 @@ def require_same_network(fold_folder: Path, network: nn.Module) -> None:
         weights = [file for file in files if "_optimizer_" not in file.name]
         if other == fold_folder or not weights:
             continue
-        with suppress(DamagedWeightsError):  # told where it is used
+        with suppress(DamagedWeightsError):  # reported where it is used
             found = load_shapes(weights[0])
             difference = next((name for name in {**own, **found} if own.get(name) != found.get(name)), None)
             if difference is not None:

@@ -115,7 +115,7 @@ def prefetch(
 ) -> Generator[Batch, None, None]:
     """Yield the batches `first_step ... steps - 1` of an epoch; they do not depend on `threads` and `ahead`.
 
-    Those of an `InlineLoader` are made when they are asked for.
+    Those of an `InlineLoader` are made on demand.
 
     An error in a thread is logged at once and raised here with the next batch, before the finished batches ahead of it.
     The threads end when the iterator is exhausted, closed or has raised.

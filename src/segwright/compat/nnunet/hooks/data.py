@@ -45,7 +45,7 @@ class DataHooks:
         run: the training.
         user: the object of the trainer file.
         preprocessed_folder: of the dataset; None where it is unknown.
-        settings: are told which attributes are in use.
+        settings: remembers which attributes are in use.
     """
 
     def __init__(

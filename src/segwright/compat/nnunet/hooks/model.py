@@ -50,7 +50,7 @@ class ModelHooks:
     Args:
         run: the training.
         user: the object of the trainer file.
-        settings: are told which attributes are in use.
+        settings: remembers which attributes are in use.
     """
 
     def __init__(self, run: Trainer, user: nnUNetTrainer, settings: SettingsInUse) -> None:
@@ -80,7 +80,7 @@ class ModelHooks:
 
         Raises:
             UserCodeError: network, optimizer or loss is missing.
-        ConfigError: an attribute would have no effect.
+            ConfigError: an attribute would have no effect.
         """
         run, user = self._run, self._user
         require_own_datasets(user)
