@@ -357,8 +357,10 @@ def finished_fold(session: Session, plan: Plan, configuration: str, fold: Fold) 
 
 def _train(session: Session, plan: Plan, configuration: str, fold: Fold, options: TrainOptions) -> Trainer:
     """Start, resume or open the training of a fold; return its trainer with the final weights."""
+    from segwright.core.device import CPU, resolve_device
     from segwright.training.checkpointing.checkpoints import find_resumable
     from segwright.training.distributed.context import SINGLE
+    from segwright.training.monitoring.thread_choice import fastest_threads
 
     folder = fold_folder(session, plan, configuration, fold)
     if session.nnunet_trainer is None:
@@ -398,7 +400,10 @@ def _train(session: Session, plan: Plan, configuration: str, fold: Fold, options
         if checkpoint is not None:
             trainer.load_checkpoint(checkpoint)
     if not is_trained(folder):
-        with user_code_errors(trainer.trust.packages | session.trust.packages, "the training"):
+        # Under a budget the result depends on the machine's speed anyway; otherwise threads would change the last bits.
+        has_choice = "budget_s" in options.settings and resolve_device(options.device).type == CPU
+        threads = fastest_threads(trainer.callbacks) if has_choice else nullcontext()
+        with threads, user_code_errors(trainer.trust.packages | session.trust.packages, "the training"):
             trainer.run_training()
     return trainer
 
