@@ -94,6 +94,15 @@ def test_a_budget_that_is_long_enough_keeps_the_full_plan(
     assert "the plan without a budget" in done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("short_budgets")
+def test_a_network_of_ones_own_is_trained_with_the_full_plan(journey: Journey, tmp_path: Path) -> None:
+    done = call("run", journey.dataset, *BUDGET, "--network", "residual-unet", "--json", "--work", tmp_path)
+    assert done.exit_code == 0, done.stderr
+    assert "network is set, so the plan stays as it is" in done.stderr
+    assert "__nnUNetPlans__" in json.loads(done.stdout)["folds"][0]["model"]
+
+
 def test_a_budget_below_a_minute_only_tries_the_pipeline(journey: Journey) -> None:
     assert journey.model.name == "Trainer__nnUNetPlans__3d_fullres"
 

@@ -29,6 +29,9 @@ _SECONDS = (3600.0, 60.0, 1.0)
 _OWN_KEYS = ("plans_name", "configurations", "segwright")
 """Keys of a plan that are not facts about the dataset."""
 
+_DECIDING = ("network", "pretrained")
+"""Settings that bind a network of another size than a plan for a budget would have."""
+
 NUM_LABEL_CASES = 8
 """Number of cases whose label maps tell how coarse the spacing may become."""
 
@@ -61,7 +64,10 @@ def plan_for_budget(
     budget_s = settings["budget_s"]
     usual = (full.default_configuration,)
     resizable = all(time_budget.can_be_resized(full.configuration(name)) for name in wanted or usual)
-    if budget_s < time_budget.MIN_BUDGET_S or not resizable:
+    bound = [name for name in _DECIDING if settings.get(name) is not None]
+    if bound:
+        logger.info("%s is set, so the plan stays as it is without a budget", " and ".join(bound))
+    if budget_s < time_budget.MIN_BUDGET_S or not resizable or bound:
         return full, tuple(wanted or usual), False
     plans_name = f"{full.plans_name}_{short_duration(budget_s)}"
     file = session.workspace.plans_file(session.name, plans_name)
@@ -153,11 +159,14 @@ def _kept_dice(session: Session, plan: Plan, configuration: Configuration) -> di
     cases = [case for case in session.dataset.cases if case.label is not None]
     chosen = np.linspace(0, len(cases) - 1, min(NUM_LABEL_CASES, len(cases))).round().astype(int)
 
+    ignored = session.dataset.labels.ignore_label
+
     def maps() -> Iterator[tuple[np.ndarray[Any, np.dtype[np.int32]], list[float]]]:
         for index in chosen:
             volume = read_label(cases[index].label, session.dataset.reader)
             order = plan.transpose_forward
             label = volume.array[0].astype(np.int32).transpose(order)
+            label[label == ignored] = 0
             yield label, [volume.header.spacing[axis] for axis in order]
 
     return kept_dice(maps(), configuration.spacing)

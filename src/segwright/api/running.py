@@ -158,7 +158,8 @@ def run(
             session, measured, PlanOptions(preset=preset, name=plans), prefer_existing=True
         )
         names = _configurations(plan, configurations)
-        if plans is None and "budget_s" in chosen and not training_runs.has_training(session, plan, names, numbers):
+        is_plain = plans is None and trainer is None and nnunet_trainer is None
+        if is_plain and "budget_s" in chosen and not training_runs.has_training(session, plan, names, numbers):
             wanted = names if configurations else None
             plan, names, was_sized = budgeting.plan_for_budget(session, plan, wanted, chosen, device=device)
             was_planned |= was_sized

@@ -48,7 +48,7 @@ _OLD_ARCHITECTURE_KEYS = (
 )
 _ENCODER_ARGUMENT = {"PlainConvUNet": "n_conv_per_stage", "ResidualEncoderUNet": "n_blocks_per_stage"}
 _INFORMATIONAL_KEYS = {"median_image_size_in_voxels", "time_budget_s"}
-"""Keys of a configuration that change nothing in what its settings compute."""
+"""Keys of a configuration that change neither preprocessing nor network."""
 _SCHEMES_WITHOUT_STATISTICS = {
     "ZScoreNormalization",
     "NoNormalization",

@@ -27,6 +27,8 @@ little. Origin: 1000 steps of 8 patches, fold 0, one seed each, mean foreground 
 ACDC 0.853 against 0.776, DRIVE 0.811 against 0.776, SpinalCord 0.872 against 0.887; Hippocampus, 500 steps of 2 patches
 in 3D, 0.839 against 0.837."""
 
+_OPTIMIZER_SETTINGS = {"optimizer", "optimizer_kwargs", "initial_lr", "momentum", "nesterov", "weight_decay"}
+
 VALIDATION_SHARE = 0.1
 """Online validation steps per training step of an epoch under a budget; a step without gradient costs about a third."""
 
@@ -65,7 +67,7 @@ def resolve_config(
                 "time budget, more but smaller steps reach a higher Dice; set the batch size to override"
             )
     is_short = config.budget_s is not None and config.budget_s <= SHORT_BUDGET_S and device.type == "cpu"
-    chosen = {"optimizer", "initial_lr", "momentum"} & config.model_fields_set
+    chosen = _OPTIMIZER_SETTINGS & config.model_fields_set
     if is_fitted(config, configuration) and not chosen and not has_own_optimizer:
         values |= {"optimizer": BUDGET_OPTIMIZER, "initial_lr": BUDGET_RATE}
         notes.append(

@@ -61,7 +61,10 @@ def test_a_plan_for_a_budget_is_trained_as_it_is_but_with_adamw() -> None:
     )
 
 
-@pytest.mark.parametrize("values", [{"optimizer": "sgd"}, {"initial_lr": 0.02}, {"momentum": 0.9}])
+@pytest.mark.parametrize(
+    "values",
+    [{"optimizer": "sgd"}, {"initial_lr": 0.02}, {"nesterov": False}, {"optimizer_kwargs": {"dampening": 0.0}}],
+)
 def test_an_optimizer_of_ones_own_is_kept_with_a_plan_for_a_budget(values: dict[str, object]) -> None:
     given = settings(budget_s=60, **values)
     assert resolve_config(given, FITTED, CPU).config.optimizer == "sgd"

@@ -20,6 +20,9 @@ from segwright.training.loading.targets import encode_targets
 from segwright.training.monitoring.thread_choice import thread_numbers
 from segwright.training.trainer import Trainer
 
+_WITHOUT = {"callbacks", "loggers", "pretrained"}
+"""Settings that have effects beyond a step."""
+
 WARM_UP_STEPS = 1
 """Steps before those that are timed: the first one allocates memory and chooses algorithms."""
 TIMED_STEPS = 3
@@ -42,7 +45,7 @@ def step_seconds(
         plan: the plan.
         configuration: its name in the plan.
         description: of the dataset.
-        settings: fields of `TrainConfig`; those of code of one's own are left out.
+        settings: fields of `TrainConfig`; callbacks, loggers and pretrained weights are left out.
         device: auto, cpu, mps or a GPU.
         now: a monotonic clock in seconds.
     """
@@ -56,7 +59,7 @@ def step_seconds(
             cases=CaseStore(Path(folder) / "cases"),
             split=Split(train=(), val=()),
             output_folder=Path(folder) / "fold_0",
-            config=TrainConfig.from_mapping({**settings, "loggers": []}),
+            config=TrainConfig.from_mapping({key: settings[key] for key in settings.keys() - _WITHOUT}),
         )
         trainer.initialize()
         batch = _random_batch(trainer)
