@@ -54,10 +54,16 @@ FITTED = CONFIGURATION.model_copy(update={"time_budget_s": 600.0})
 
 def test_a_plan_for_a_budget_is_trained_as_it_is_but_with_adamw() -> None:
     resolved = resolve_config(settings(budget_s=60), FITTED, CPU)
-    assert (resolved.config.batch_size, resolved.config.optimizer, resolved.config.initial_lr) == (3, "adamw", 1e-3)
+    config = resolved.config
+    assert (config.batch_size, config.optimizer, config.initial_lr, config.schedule) == (
+        3,
+        "adamw",
+        3e-3,
+        "warmup+poly",
+    )
     assert resolved.notes == (
-        "optimizer adamw at rate 0.001 instead of sgd at 0.01: better for the few steps of a plan for a time budget; "
-        "set optimizer to override",
+        "optimizer adamw instead of sgd, initial_lr 0.003 instead of 0.01, schedule warmup+poly instead of poly: better "
+        "for the few steps of a plan for a time budget; set one of them to override",
     )
 
 
