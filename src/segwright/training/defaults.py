@@ -26,8 +26,8 @@ BUDGET_OPTIMIZER: Mapping[str, object] = MappingProxyType(
     {"optimizer": "adamw", "initial_lr": 3e-3, "schedule": "warmup+poly"}
 )
 """Settings of the optimizer with a plan for a time budget: in few steps, SGD at nnU-Net's 0.01 learns too little.
-Origin: 1000 steps of 8 patches in 2D, fold 0, one seed each, mean foreground Dice of SGD with momentum 0.95, of AdamW at
-0.001, and of AdamW at 0.003 after a warm-up: ACDC 0.776, 0.853, 0.869; DRIVE 0.776, 0.811, 0.819; SpinalCord 0.887,
+Origin: 1000 steps of 8 patches in 2D, fold 0, one seed each, mean foreground Dice of SGD with momentum 0.95, of AdamW
+at 0.001, and of AdamW at 0.003 after a warm-up: ACDC 0.776, 0.853, 0.869; DRIVE 0.776, 0.811, 0.819; SpinalCord 0.887,
 0.872, 0.921."""
 
 _OPTIMIZER_SETTINGS = {*BUDGET_OPTIMIZER, "optimizer_kwargs", "momentum", "nesterov", "weight_decay"}

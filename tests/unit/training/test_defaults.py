@@ -62,8 +62,8 @@ def test_a_plan_for_a_budget_is_trained_as_it_is_but_with_adamw() -> None:
         "warmup+poly",
     )
     assert resolved.notes == (
-        "optimizer adamw instead of sgd, initial_lr 0.003 instead of 0.01, schedule warmup+poly instead of poly: better "
-        "for the few steps of a plan for a time budget; set one of them to override",
+        "optimizer adamw instead of sgd, initial_lr 0.003 instead of 0.01, schedule warmup+poly instead of poly: "
+        "better for the few steps of a plan for a time budget; set one of them to override",
     )
 
 
