@@ -15,10 +15,18 @@ from segwright.compat.nnunet.rebuild import NETWORK_REFERENCE
 from segwright.core.errors import ConfigError, ModelError
 from segwright.core.extensions.trust import TRUST_ALL, TRUST_NONE
 from segwright.core.extensions.user_code import UserCodeError
-from segwright.core.interrupt import Interrupted
 from segwright.inference.models.model_folder import load_predictor
 from segwright.training.checkpointing import checkpoints
-from tests.unit.compat.trainer_files import FILES, MODERN_2026, NETWORK_2024, NOTHING, OWN_LOOP, TEACHER, make_run
+from tests.unit.compat.trainer_files import (
+    FILES,
+    MODERN_2026,
+    NETWORK_2024,
+    NOTHING,
+    OWN_LOOP,
+    TEACHER,
+    make_run,
+    straight_and_resumed,
+)
 from tests.unit.training.tiny_task import make, settings
 
 
@@ -112,10 +120,6 @@ def test_setting_without_effect_is_refused(tmp_path: Path) -> None:
         make_run(tmp_path, MODERN_2026, config=settings(schedule="cosine"))
 
 
-def stop(run: Any) -> None:
-    run.stop.request("SIGTERM")
-
-
 @pytest.mark.parametrize(
     "text",
     [
@@ -126,16 +130,7 @@ def stop(run: Any) -> None:
     ],
 )
 def test_resumed_training_has_the_weights_of_an_uninterrupted_one(text: str, tmp_path: Path) -> None:
-    whole = make_run(tmp_path / "whole", text)
-    whole.run_training()
-    first = make_run(tmp_path / "parts", text, callbacks=[stop])
-    with pytest.raises(Interrupted, match="--resume"):
-        first.run_training()
-    latest = checkpoints.find_resumable(first.output_folder)
-    assert latest is not None
-    second = make_run(tmp_path / "parts", text)
-    second.load_checkpoint(latest)
-    second.run_training()
+    whole, second = straight_and_resumed(tmp_path, text)
     for name, tensor in whole.network.state_dict().items():
         torch.testing.assert_close(second.network.state_dict()[name], tensor, rtol=0, atol=0)
     for name, tensor in getattr(whole.user, "teacher", whole.network).state_dict().items():

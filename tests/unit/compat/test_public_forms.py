@@ -16,11 +16,10 @@ from segwright.compat.nnunet.loading import load_trainer_file
 from segwright.compat.nnunet.trainer import is_before_2_6
 from segwright.core.errors import ModelError
 from segwright.core.extensions.user_code import UserCodeError
-from segwright.core.interrupt import Interrupted
 from segwright.training.checkpointing import checkpoints
 from segwright.training.config import TrainConfig
 from segwright.training.loading.prefetch import prefetch
-from tests.unit.compat.trainer_files import TINY_NET, make_run, write_trainer
+from tests.unit.compat.trainer_files import TINY_NET, make_run, straight_and_resumed, write_trainer
 from tests.unit.training.tiny_task import settings
 
 CPU = torch.device("cpu")
@@ -163,22 +162,9 @@ class nnUNetTrainerNoisy(nnUNetTrainer):
 """
 
 
-def stop(run: Any) -> None:
-    run.stop.request("SIGTERM")
-
-
 @pytest.mark.slow
 def test_resumed_training_repeats_the_random_numbers_of_own_loaders(tmp_path: Path) -> None:
-    whole = make_run(tmp_path / "whole", NOISY)
-    whole.run_training()
-    first = make_run(tmp_path / "parts", NOISY, callbacks=[stop])
-    with pytest.raises(Interrupted):
-        first.run_training()
-    latest = checkpoints.find_resumable(first.output_folder)
-    assert latest is not None
-    second = make_run(tmp_path / "parts", NOISY)
-    second.load_checkpoint(latest)
-    second.run_training()
+    whole, second = straight_and_resumed(tmp_path, NOISY)
     for name, tensor in whole.network.state_dict().items():
         torch.testing.assert_close(second.network.state_dict()[name], tensor, rtol=0, atol=0)
     assert [row["val_losses"] for row in second.logbook.rows] == [row["val_losses"] for row in whole.logbook.rows]

@@ -7,8 +7,12 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
+import pytest
+
 from segwright.compat.nnunet.loading import load_trainer_file
 from segwright.compat.nnunet.run import NnunetRun
+from segwright.core.interrupt import Interrupted
+from segwright.training.checkpointing import checkpoints
 from tests.unit.training.tiny_task import make
 
 BASE = "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer\n"
@@ -354,3 +358,18 @@ def make_run(folder: Path, text: str, **options: Any) -> NnunetRun:
     run = make(folder, partial(NnunetRun, loaded=loaded), **options)  # type: ignore[arg-type]
     assert isinstance(run, NnunetRun)
     return run
+
+
+def straight_and_resumed(folder: Path, text: str) -> tuple[NnunetRun, NnunetRun]:
+    """Return two finished runs of a trainer file: one without a break, one that was stopped and resumed."""
+    whole = make_run(folder / "whole", text)
+    whole.run_training()
+    first = make_run(folder / "parts", text, callbacks=[lambda run: run.stop.request("SIGTERM")])
+    with pytest.raises(Interrupted, match="--resume"):
+        first.run_training()
+    latest = checkpoints.find_resumable(first.output_folder)
+    assert latest is not None
+    second = make_run(folder / "parts", text)
+    second.load_checkpoint(latest)
+    second.run_training()
+    return whole, second
