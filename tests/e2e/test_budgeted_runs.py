@@ -36,7 +36,7 @@ def test_a_run_makes_a_plan_for_its_budget_and_keeps_it(journey: Journey, tmp_pa
     assert sized.time_budget_s == 4
     assert time_budget.multiply_adds(sized) < time_budget.multiply_adds(planned)
     assert json.loads((model / "fold_0" / "train.json").read_text())["config"]["batch_size"] == sized.batch_size
-    assert "which leaves room for" in done.stderr
+    assert "which allows" in done.stderr
 
     before = file.read_bytes()
     again = call("run", journey.dataset, *BUDGET, *work)

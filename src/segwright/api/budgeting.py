@@ -47,8 +47,8 @@ def plan_for_budget(
 ) -> tuple[Plan, tuple[str, ...], bool]:
     """Return the plan and the configurations to train in a time budget, and whether the plan was newly made.
 
-    That is the full plan where the budget has room for enough of its steps; otherwise one of another name, with some
-    of its configurations in another size. Once made it is kept, so that a training can be resumed and repeated.
+    That is the full plan if the budget allows enough steps of it; otherwise one of another name, with some of its
+    configurations in another size. Once made it is kept, so that a training can be resumed and repeated.
 
     Args:
         session: of the dataset.
@@ -88,7 +88,7 @@ def plan_for_budget(
 
 
 def _current_plan(session: Session, file: Path, full: Plan) -> Plan | None:
-    """Return the plan that was made for the budget before; None if there is none, or the dataset changed since."""
+    """Return the existing plan for the budget; None if it must be made, for the first time or for changed data."""
     if not file.is_file():
         return None
     plan = Plan.load(file)
@@ -158,7 +158,6 @@ def _kept_dice(session: Session, plan: Plan, configuration: Configuration) -> di
 
     cases = [case for case in session.dataset.cases if case.label is not None]
     chosen = np.linspace(0, len(cases) - 1, min(NUM_LABEL_CASES, len(cases))).round().astype(int)
-
     ignored = session.dataset.labels.ignore_label
 
     def maps() -> Iterator[tuple[np.ndarray[Any, np.dtype[np.int32]], list[float]]]:

@@ -1,7 +1,8 @@
-"""Write what a time budget has room for into a plan, with its reasons."""
+"""Write the sizes chosen for a time budget into a plan, with the reasons."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -21,9 +22,7 @@ def with_choices(base: Plan, plans_name: str, choices: Mapping[str, Choice], bud
         budget_s: training time of a fold in seconds.
     """
     kept = base.configurations if base.plans_name == plans_name else {}
-    documents = {
-        name: _document(choice.chosen.configuration) | {"time_budget_s": budget_s} for name, choice in choices.items()
-    }
+    documents = {name: _document(choice, budget_s) for name, choice in choices.items()}
     known = {EVERYWHERE, *kept} - {*documents}
     recorded = [entry for entry in base.segwright.get(RATIONALE, ()) if entry["configuration"] in known]
     added = [line.to_json() for name, choice in choices.items() for line in explain_choice(choice, name, budget_s)]
@@ -44,7 +43,7 @@ def explain_choice(choice: Choice, name: str, budget_s: float) -> Iterator[Decis
         configuration=name,
         decision=f"size for {budget}",
         value=_size(chosen),
-        reason=f"{_room(choice.chosen, budget_s)} in {budget}; {_next(choice, budget_s)}",
+        reason=f"{_steps(choice.chosen, budget_s)} in {budget}; {_next(choice, budget_s)}",
     )
     yield Decision(
         configuration=name,
@@ -56,12 +55,13 @@ def explain_choice(choice: Choice, name: str, budget_s: float) -> Iterator[Decis
         configuration=name,
         decision="timed steps",
         value=[{**_size(each.configuration), "seconds": each.step_s} for each in choice.candidates if each.is_timed],
-        reason="on this machine; the shortest of some steps on random patches, rounded to half a power of two",
+        reason="seconds of a training step on this machine: the shortest of several, rounded to half a power of two",
     )
 
 
-def _document(configuration: Configuration) -> dict[str, Any]:
-    return configuration.model_dump(mode="json", by_alias=True, exclude_unset=True)
+def _document(choice: Choice, budget_s: float) -> dict[str, Any]:
+    document = choice.chosen.configuration.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    return document if choice.is_full else {**document, "time_budget_s": budget_s}
 
 
 def _size(configuration: Configuration) -> dict[str, Any]:
@@ -73,21 +73,21 @@ def _size(configuration: Configuration) -> dict[str, Any]:
     }
 
 
-def _room(candidate: Candidate, budget_s: float) -> str:
+def _steps(candidate: Candidate, budget_s: float) -> str:
     how = "takes" if candidate.is_timed else "would take about"
-    return f"a step {how} {candidate.step_s:.3g} s, which leaves room for {candidate.steps(budget_s):,} steps"
+    return f"a step {how} {candidate.step_s:.3g} s, which allows {candidate.steps(budget_s):,} steps"
 
 
 def _next(choice: Choice, budget_s: float) -> str:
-    later = next_budget_s(choice)
-    if later is None:
-        return "that is enough for the plan without a budget"
-    larger = choice.candidates[choice.index + 1]
+    larger, later = choice.larger, next_budget_s(choice)
+    if larger is None or later is None:
+        return "enough for the plan without a budget"
     size = larger.configuration
     features = size.architecture.arch_kwargs["features_per_stage"][0]
-    is_full = choice.index + 1 == len(choice.candidates) - 1
+    is_full = larger is choice.candidates[-1]
     what = "the plan without a budget" if is_full else f"patch {format_sizes(size.patch_size)}, {features} features"
-    return f"{what}: {_room(larger, budget_s)}, too few; it is chosen from about {short_duration(later)} on"
+    least = short_duration(60 * math.ceil(later / 60))
+    return f"{what}: {_steps(larger, budget_s)}, too few; it needs a budget of about {least}"
 
 
 def _spacing_reason(choice: Choice, factor: float) -> str:

@@ -1,12 +1,12 @@
-"""Plan for the time at hand: a network, patch and spacing of which a machine makes enough steps in a time budget.
+"""Plan for a time budget: a network, patch and spacing with which this machine makes enough training steps.
 
-nnU-Net's plans fill a GPU and are trained for a day. The rule here, whose measurements are in
-`docs/how-to/time-budget.md`, keeps such a plan where the budget has room for `ENOUGH_STEPS` of its steps. Otherwise:
+nnU-Net's plans fill a GPU and are trained for a day. Such a plan is kept if the budget allows `ENOUGH_STEPS` training
+steps. Otherwise (`docs/how-to/time-budget.md`; measurements in `benchmarks/LOG.md`, "Plans for a time budget"):
 
 1. Thick slices are segmented in 2D, since a step of a slice is many times cheaper.
 2. The spacing becomes coarser until a patch covers the median image, but only as far as the labels keep `LEAST_KEPT`
    of their Dice.
-3. Width, patch and batch size are the largest of `SIZES` of which the budget has room for `WANTED_STEPS` steps.
+3. Width, patch and batch size are the largest of `SIZES` for which the budget allows `WANTED_STEPS` steps.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from segwright.planning.presets import ANISOTROPY, MAX_FEATURES, Network
 from segwright.planning.topology import Topology, derive_topology
 
 ENOUGH_STEPS = 10_000
-"""Steps of the full plan that a budget must have room for, to keep it."""
+"""Steps that the budget must allow to keep the full plan. Chosen by judgement, not yet measured."""
 
 WANTED_STEPS = 2_500
+"""Steps that the budget must allow to choose a larger size. Chosen by judgement, not yet measured."""
 
 RESIZABLE = tuple(NETWORK_PATH + network.value for network in Network)
 """Networks of which other sizes are known."""
@@ -64,8 +65,7 @@ def _size(features: int, max_features: int, edge_2d: int, edge_3d: int, batch_2d
 
 
 SIZES = (_size(16, 128, 128, 48), _size(16, 128, 160, 64), _size(32, 256, 160, 64), _size(32, 320, 224, 80))
-"""From the cheapest to the most expensive; a step of each takes about two to four times that of the one before."""
-
+"""From the cheapest to the most expensive. The first is the measured one, the others are chosen by judgement."""
 
 TIMED_SHARE = 0.25
 """A size is timed if the time of the one before predicts at least this share of the wanted steps for it; a GPU takes
@@ -87,13 +87,13 @@ class Candidate:
     is_timed: bool
 
     def steps(self, budget_s: float) -> int:
-        """Return the number of training steps that the budget has room for."""
+        """Return the number of training steps that the budget allows."""
         return int(budget_s / self.step_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """What a time budget has room for.
+    """The sizes that were considered for a time budget, and the chosen one.
 
     Attributes:
         candidates: from the cheapest to the full plan's configuration, which is the last one.
@@ -111,6 +111,11 @@ class Choice:
         return self.candidates[self.index]
 
     @property
+    def larger(self) -> Candidate | None:
+        """The next larger candidate; None if the full plan's configuration was chosen."""
+        return None if self.is_full else self.candidates[self.index + 1]
+
+    @property
     def is_full(self) -> bool:
         """Whether the full plan's configuration was chosen."""
         return self.index == len(self.candidates) - 1
@@ -125,7 +130,7 @@ def choose(
     step_seconds: Callable[[Configuration], float],
     batch_size: int | None = None,
 ) -> Choice:
-    """Choose the largest size of which the budget has room for enough steps.
+    """Choose the largest size for which the budget allows enough steps.
 
     Args:
         full: configuration of the plan without a budget.
@@ -153,12 +158,11 @@ def choose(
 
 
 def next_budget_s(choice: Choice) -> float | None:
-    """Return the seconds from which on a larger size would be chosen; None if the full plan was."""
-    if choice.is_full:
+    """Return the smallest budget, in seconds, for which a larger size is chosen; None if the full plan was chosen."""
+    if choice.larger is None:
         return None
-    larger = choice.candidates[choice.index + 1]
-    is_full = choice.index + 1 == len(choice.candidates) - 1
-    return larger.step_s * (ENOUGH_STEPS if is_full else WANTED_STEPS)
+    wanted = ENOUGH_STEPS if choice.larger is choice.candidates[-1] else WANTED_STEPS
+    return choice.larger.step_s * wanted
 
 
 def can_be_resized(configuration: Configuration) -> bool:
@@ -167,18 +171,15 @@ def can_be_resized(configuration: Configuration) -> bool:
     return configuration.architecture.network_class_name in RESIZABLE and not is_stage
 
 
-def is_thick(plan: Plan) -> bool:
-    """Return whether the target slices of a 3D plan are thick: `ANISOTROPY` times the spacing in plane, or more."""
-    if "3d_fullres" not in plan.configurations:
-        return False
-    spacing = plan.configuration("3d_fullres").spacing
-    return spacing[0] >= ANISOTROPY * max(spacing[1:])
-
-
 def quick_configuration(plan: Plan) -> str:
-    """Return the configuration to train in little time: 2d for images in 2D and for thick slices, else 3d_fullres."""
-    is_flat = "3d_fullres" not in plan.configurations or ("2d" in plan.configurations and is_thick(plan))
-    return "2d" if is_flat and "2d" in plan.configurations else "3d_fullres"
+    """Return the configuration for a short training: 2d for 2D images and for thick slices, else 3d_fullres.
+
+    Slices are thick if their spacing is `ANISOTROPY` times that in plane, or more.
+    """
+    if "2d" not in plan.configurations or "3d_fullres" not in plan.configurations:
+        return plan.default_configuration
+    spacing = plan.configuration("3d_fullres").spacing
+    return "2d" if spacing[0] >= ANISOTROPY * max(spacing[1:]) else "3d_fullres"
 
 
 def resized(

@@ -177,8 +177,8 @@ def test_the_plan_holds_the_chosen_configurations_and_their_reasons() -> None:
     assert Plan.from_json(made.to_json()) == made
     text = explain(made)
     assert "size for 10m" in text
-    assert "which leaves room for" in text
-    assert "too few; it is chosen from about" in text
+    assert "which allows" in text
+    assert "too few; it needs a budget of about" in text
     assert "target spacing" in text  # what the full plan decided for all is still said
     assert "3d_fullres" not in text
     both = with_choices(
@@ -186,6 +186,14 @@ def test_the_plan_holds_the_chosen_configurations_and_their_reasons() -> None:
     )
     assert both.configuration_names == ("2d", "3d_fullres")
     assert "size for 10m" in explain(both).split("3d_fullres:")[0]
+
+
+def test_a_full_configuration_beside_a_resized_one_is_not_marked_as_made_for_the_budget() -> None:
+    flat, full = HEART.configuration("2d"), HEART.configuration("3d_fullres")
+    choices = {"2d": chosen_in(600, flat, rate=1e9), "3d_fullres": chosen_in(600, full, rate=multiply_adds(full) * 100)}
+    assert choices["3d_fullres"].is_full
+    made = with_choices(HEART, "nnUNetPlans_10m", choices, 600)
+    assert [made.configuration(name).time_budget_s for name in ("2d", "3d_fullres")] == [600, None]
 
 
 def test_stages_of_a_cascade_are_not_resized() -> None:
