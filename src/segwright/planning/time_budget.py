@@ -4,8 +4,8 @@ nnU-Net's plans fill a GPU and are trained for a day. Such a plan is kept if the
 steps. Otherwise (`docs/how-to/time-budget.md`; measurements in `benchmarks/LOG.md`, "Plans for a time budget"):
 
 1. Thick slices are segmented in 2D, since a step of a slice is many times cheaper.
-2. The spacing becomes coarser until a patch covers the median image, but only as far as the labels keep `LEAST_KEPT`
-   of their Dice.
+2. The spacing becomes coarser until a patch covers `COVERED` of the median image, but only as far as the labels keep
+   `LEAST_KEPT` of their Dice.
 3. Width, patch and batch size are the largest of `SIZES` for which the budget allows `WANTED_STEPS` steps.
 """
 
@@ -33,6 +33,10 @@ RESIZABLE = tuple(NETWORK_PATH + network.value for network in Network)
 
 LEAST_KEPT = 0.99
 """Share of the labels' Dice that a coarser spacing must keep."""
+
+COVERED = 0.75
+"""Share of the median image that a patch of a coarser spacing covers. Covering all of it rounds a patch up to the next
+shape that the network can halve, often by a quarter, for borders that seldom show a structure."""
 
 MIN_BUDGET_S = 60.0
 """Shorter budgets only try whether everything works; timing steps would take a large part of them."""
@@ -195,7 +199,7 @@ def resized(
         batch_size: instead of that of the size.
     """
     median = full.median_image_size_in_voxels
-    covering = (math.prod(median) / size.patch_voxels[full.dims]) ** (1 / full.dims)
+    covering = (COVERED * math.prod(median) / size.patch_voxels[full.dims]) ** (1 / full.dims)
     factor = max(1.0, min(covering, allowed))
     spacing = tuple(value * factor for value in full.spacing)
     shape = tuple(max(1, round(extent / factor)) for extent in median)

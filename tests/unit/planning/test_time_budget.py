@@ -19,6 +19,7 @@ from segwright.planning.planner import plan
 from segwright.planning.presets import preset
 from segwright.planning.rationale import explain
 from segwright.planning.time_budget import (
+    COVERED,
     ENOUGH_STEPS,
     SIZES,
     WANTED_STEPS,
@@ -128,8 +129,9 @@ def test_the_spacing_becomes_coarser_only_as_far_as_the_labels_allow() -> None:
     assert fine.data_identifier == full.data_identifier
     assert coarse.spacing == tuple(1.5 * value for value in full.spacing)
     assert coarse.data_identifier == "coarse"
-    assert covering.spacing[0] == pytest.approx(full.spacing[0] * math.sqrt(256 * 216 / 128**2))
-    assert covering.median_image_size_in_voxels == pytest.approx((139, 118), abs=1)
+    assert covering.spacing[0] == pytest.approx(full.spacing[0] * math.sqrt(COVERED * 256 * 216 / 128**2))
+    assert covering.median_image_size_in_voxels == pytest.approx((161, 136), abs=1)
+    assert covering.patch_size == (128, 128)
 
 
 def test_a_batch_size_of_ones_own_is_kept() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -24,15 +25,21 @@ def reproducible(device: torch.device, *, deterministic: bool) -> Iterator[None]
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
     benchmark = torch.backends.cudnn.benchmark
+    onednn: Any = torch.backends.mkldnn
+    was_onednn = getattr(onednn, "deterministic", None)  # not in every version of torch
     with torch.random.fork_rng(devices=devices):
         if deterministic:
             torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
+            if was_onednn is not None:  # the CPU's convolutions have a setting of their own
+                onednn.deterministic = True
         torch.backends.cudnn.benchmark = not deterministic
         try:
             yield
         finally:
             torch.use_deterministic_algorithms(was_deterministic, warn_only=warned_only)
             torch.backends.cudnn.benchmark = benchmark
+            if was_onednn is not None:
+                onednn.deterministic = was_onednn
 
 
 def seed_step(seed: int, epoch: int, step: int, rank: int) -> None:
