@@ -1,6 +1,6 @@
 """Run benchmark stages, print the comparison and save it as JSON: `python -m benchmarks STAGE`.
 
-`python -m benchmarks accuracy` trains for hours; see `benchmarks/accuracy.py`.
+`python -m benchmarks accuracy` and `python -m benchmarks budget_choices` train for hours; see the modules of that name.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ def main() -> int:
         from benchmarks import accuracy
 
         return accuracy.main(sys.argv[2:])
+    if sys.argv[1:2] == ["budget_choices"]:
+        from benchmarks import budget_choices
+
+        return budget_choices.main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
         "stages", nargs="+", choices=[*STAGES, "all"], metavar="STAGE", help=", ".join([*STAGES, "all"])

@@ -142,7 +142,7 @@ def _choose(
     choice = time_budget.choose(
         planned.model_copy(update={"batch_size": trained.batch_size}),
         settings["budget_s"],
-        _kept_dice(session, full, planned),
+        labels_kept(session, full, planned),
         batch_size=config.batch_size,
         data_identifier=f"{plans_name}_{name}",
         step_seconds=seconds,
@@ -152,8 +152,8 @@ def _choose(
     return choice
 
 
-def _kept_dice(session: Session, plan: Plan, configuration: Configuration) -> dict[float, float]:
-    """Return how much of the label maps of some cases coarser spacings keep."""
+def labels_kept(session: Session, plan: Plan, configuration: Configuration) -> dict[float, float]:
+    """Return the share of their Dice that the label maps of some cases keep at coarser spacings, by factor."""
     from segwright.planning.label_detail import kept_dice
 
     cases = [case for case in session.dataset.cases if case.label is not None]

@@ -145,7 +145,8 @@ def choose(
         batch_size: instead of that of the sizes.
     """
     allowed = coarsest_factor(kept, LEAST_KEPT)
-    configurations = _distinct([resized(full, size, allowed, data_identifier, batch_size) for size in SIZES], full)
+    sizes = [resized(full, size, spacing_factor(full, size, allowed), data_identifier, batch_size) for size in SIZES]
+    configurations = _distinct(sizes, full)
     costs = [multiply_adds(each) for each in configurations]
     first = configurations[0]
     found = [Candidate(configuration=first, step_s=_rounded(step_seconds(first)), is_timed=True)]
@@ -186,26 +187,29 @@ def quick_configuration(plan: Plan) -> str:
     return "2d" if spacing[0] >= ANISOTROPY * max(spacing[1:]) else "3d_fullres"
 
 
+def spacing_factor(full: Configuration, size: Size, allowed: float) -> float:
+    """Return the factor on the spacing with which a patch covers `COVERED` of the median image; 1 up to `allowed`."""
+    voxels = COVERED * math.prod(full.median_image_size_in_voxels)
+    return max(1.0, min((voxels / size.patch_voxels[full.dims]) ** (1 / full.dims), allowed))
+
+
 def resized(
-    full: Configuration, size: Size, allowed: float, data_identifier: str, batch_size: int | None = None
+    full: Configuration, size: Size, factor: float, data_identifier: str, batch_size: int | None = None
 ) -> Configuration:
     """Return a configuration of a plan in another size and spacing.
 
     Args:
         full: the configuration.
         size: width, patch and batch size.
-        allowed: largest factor on the spacing that the labels allow.
+        factor: on the spacing.
         data_identifier: name of the preprocessed data if the spacing changes.
         batch_size: instead of that of the size.
     """
-    median = full.median_image_size_in_voxels
-    covering = (COVERED * math.prod(median) / size.patch_voxels[full.dims]) ** (1 / full.dims)
-    factor = max(1.0, min(covering, allowed))
     spacing = tuple(value * factor for value in full.spacing)
-    shape = tuple(max(1, round(extent / factor)) for extent in median)
+    shape = tuple(max(1, round(extent / factor)) for extent in full.median_image_size_in_voxels)
     topology = derive_topology(spacing, patch_of(spacing, shape, size.patch_voxels[full.dims]))
     changed = {
-        "data_identifier": data_identifier if factor > 1 else full.data_identifier,
+        "data_identifier": full.data_identifier if factor == 1 else data_identifier,
         "batch_size": batch_size or size.batch_size[full.dims],
         "patch_size": list(topology.patch_size),
         "median_image_size_in_voxels": list(shape),
