@@ -92,6 +92,7 @@ CANDIDATES = {
     "coarser spacing": Candidate(spacing=1.25),
     "finer spacing": Candidate(spacing=0.8),
     "half patches first": Candidate(half_patch_first=True),
+    "2D": Candidate(dims=2),
     "3D": Candidate(dims=3),
 }
 
@@ -122,6 +123,8 @@ def measure(name: str, candidate: str, steps: int, seed: int, output: Path) -> N
     if key in _results(output)["runs"]:
         return
     result = Trial(name).train(CANDIDATES[candidate], steps, seed)
+    if result is None:
+        return
     results = _results(output)
     results["runs"][key] = result
     output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -147,12 +150,18 @@ class Trial:
         self.session = open_session(self.raw, self.workspace)
         self.plan = Plan.load(self.workspace.plans_file(self.raw.name, "nnUNetPlans"))
 
-    def train(self, candidate: Candidate, steps: int, seed: int) -> dict[str, Any]:
-        """Train a candidate with the work of `steps` steps of the rule; return its Dice and what was trained."""
+    def train(self, candidate: Candidate, steps: int, seed: int) -> dict[str, Any] | None:
+        """Train a candidate with the work of `steps` steps of the rule; return its Dice and what was trained.
+
+        None if the number of axes is the rule's, or the dataset has only that.
+        """
         name = quick_configuration(self.plan)
         work = steps * multiply_adds(self._configuration(name, SMALLEST))
         if candidate.dims is not None:
-            name = "2d" if candidate.dims == 2 else "3d_fullres"
+            other = "2d" if candidate.dims == 2 else "3d_fullres"
+            if other == name or other not in self.plan.configurations:
+                return None
+            name = other
         size = replace(SMALLEST, **candidate.size)
         configuration = self._configuration(name, size, candidate.spacing)
         settings = {**BUDGET_OPTIMIZER, **candidate.settings}

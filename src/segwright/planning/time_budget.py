@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -156,6 +156,8 @@ def choose(
         predicted = found[-1].step_s * costs[index] / costs[index - 1]
         is_timed = chosen == index - 1 and budget_s / predicted >= TIMED_SHARE * wanted
         step_s = _rounded(step_seconds(configuration)) if is_timed else predicted
+        if step_s < found[-1].step_s:  # what disturbed the timing of the cheaper one has ended
+            found[-1] = replace(found[-1], step_s=step_s)
         found.append(Candidate(configuration=configuration, step_s=step_s, is_timed=is_timed))
         if is_timed and budget_s / step_s >= wanted:
             chosen = index

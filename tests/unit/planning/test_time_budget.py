@@ -119,6 +119,14 @@ def test_steps_are_rounded_so_that_machines_of_one_kind_plan_alike() -> None:
     assert {each.step_s for each in plans[0] if each.is_timed} == {0.25}
 
 
+def test_a_cheaper_size_never_counts_as_slower() -> None:
+    times = iter((0.5, 0.25, 2.0, 4.0, 8.0))
+    choice = choose(
+        HEART.configuration("2d"), 600, NOTHING, data_identifier="coarse", step_seconds=lambda _: next(times)
+    )
+    assert [each.step_s for each in choice.candidates[:2]] == [0.25, 0.25]
+
+
 def test_the_spacing_becomes_coarser_only_as_far_as_the_labels_allow() -> None:
     full, rate = HEART.configuration("2d"), 1e9
     kept = {1.0: 1.0, 1.25: 0.999, 1.5: 0.995, 2.0: 0.97, 2.5: 0.96, 3.0: 0.9, 4.0: 0.8}
