@@ -38,6 +38,9 @@ COVERED = 0.75
 """Share of the median image that a patch of a coarser spacing covers. Covering all of it rounds a patch up to the next
 shape that the network can halve, often by a quarter, for borders that seldom show a structure."""
 
+PATCH_SHARES = tuple(percent / 100 for percent in range(100, 55, -5))
+"""Shares of a size's voxels for which a patch is tried."""
+
 MIN_BUDGET_S = 60.0
 """Shorter budgets only try whether everything works; timing steps would take a large part of them."""
 
@@ -209,7 +212,7 @@ def resized(
     """
     spacing = tuple(value * factor for value in full.spacing)
     shape = tuple(max(1, round(extent / factor)) for extent in full.median_image_size_in_voxels)
-    topology = derive_topology(spacing, patch_of(spacing, shape, size.patch_voxels[full.dims]))
+    topology = _topology_within(spacing, shape, size.patch_voxels[full.dims])
     changed = {
         "data_identifier": full.data_identifier if factor == 1 else data_identifier,
         "batch_size": batch_size or size.batch_size[full.dims],
@@ -236,6 +239,18 @@ def patch_of(spacing: Sequence[float], shape: Sequence[float], voxels: int) -> l
         for axis in short or free:
             patch[axis] = max(1, round(min(shape[axis], edge / spacing[axis])))
     return [patch[axis] for axis in range(len(shape))]
+
+
+def _topology_within(spacing: Sequence[float], shape: Sequence[float], voxels: int) -> Topology:
+    """Return the topology of the largest patch of at most `voxels` voxels that the network can halve, if there is one.
+
+    Patches are rounded up to such a shape, some by half of their voxels, so smaller ones are tried too.
+    """
+    found = [derive_topology(spacing, patch_of(spacing, shape, round(share * voxels))) for share in PATCH_SHARES]
+    fitting = [each for each in found if math.prod(each.patch_size) <= voxels]
+    if fitting:
+        return max(fitting, key=lambda each: math.prod(each.patch_size))
+    return min(found, key=lambda each: math.prod(each.patch_size))
 
 
 def multiply_adds(configuration: Configuration) -> float:

@@ -30,6 +30,7 @@ from segwright.planning.time_budget import (
     next_budget_s,
     patch_of,
     quick_configuration,
+    resized,
 )
 
 EVERYTHING = dict.fromkeys(FACTORS, 1.0)
@@ -140,6 +141,21 @@ def test_the_spacing_becomes_coarser_only_as_far_as_the_labels_allow() -> None:
     assert covering.spacing[0] == pytest.approx(full.spacing[0] * math.sqrt(COVERED * 256 * 216 / 128**2))
     assert covering.median_image_size_in_voxels == pytest.approx((161, 136), abs=1)
     assert covering.patch_size == (128, 128)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "shape"),
+    [((1.4, 1.25, 1.25), (115, 320, 232)), ((5.5, 1.9, 1.9), (30, 195, 262)), ((0.15, 0.15, 0.15), (50, 122, 74))],
+    ids=["atrium", "abdomen", "mouse brain"],
+)
+def test_rounding_a_patch_up_does_not_make_it_larger_than_its_size(
+    spacing: tuple[float, ...], shape: tuple[int, ...]
+) -> None:
+    full = planned(spacing, shape).configuration("3d_fullres")
+    for size in SIZES:
+        fine, coarse = (math.prod(resized(full, size, factor, "coarse").patch_size) for factor in (1.0, 1.5))
+        assert 0.55 * size.patch_voxels[3] <= fine <= size.patch_voxels[3]
+        assert coarse <= size.patch_voxels[3]
 
 
 def test_a_batch_size_of_ones_own_is_kept() -> None:
