@@ -26,7 +26,6 @@ import numpy as np
 
 import segwright
 from benchmarks import harness, oracle
-from segwright.data.splits import NUM_FOLDS, SPLIT_SEED
 from segwright.workspace import Workspace
 
 RESULTS = Path(__file__).parent / "accuracy.json"
@@ -45,7 +44,7 @@ class Data:
     Attributes:
         folder: in the folder of test data.
         configuration: of nnU-Net's plan, for both sides at equal steps and for nnU-Net at equal minutes.
-        group: what the start of a case's identifier must match for cases that stay in one fold, such as a patient.
+        group: what a case's identifier must match for cases that stay in one fold, such as a patient.
         has_spacing: whether distances in mm mean something.
     """
 
@@ -148,16 +147,12 @@ class Sides:
 
     def prepare(self) -> None:
         """Write the splits, plan and preprocess on both sides, unless that was done."""
-        folders = [self.workspace.preprocessed / self.raw.name]
-        if self.programs is not None:
-            folders.append(self.theirs["preprocessed"] / self.raw.name)
-        for folder in folders:
-            if not (folder / "splits_final.json").is_file():
-                folder.mkdir(parents=True, exist_ok=True)
-                (folder / "splits_final.json").write_text(json.dumps(grouped_folds(self._cases(), self.data.group)))
-        segwright.plan(self.raw, workspace=self.workspace)
-        if self.programs is None or (self.theirs["preprocessed"] / self.raw.name / "ready").exists():
+        plan_in_groups(self.raw, self.workspace, self.data)
+        folder = self.theirs["preprocessed"] / self.raw.name
+        if self.programs is None or (folder / "ready").exists():
             return
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(self.workspace.splits_file(self.raw.name), folder)
         self.theirs["raw"].mkdir(parents=True, exist_ok=True)
         link = self.theirs["raw"] / self.raw.name
         link.unlink(missing_ok=True)
@@ -165,7 +160,7 @@ class Sides:
         number = re.findall(r"\d+", self.raw.name)[0]
         command = ["nnUNetv2_plan_and_preprocess", "-d", number, "-c", self.data.configuration, "-np", "2", "--no_pbar"]
         self._run([str(self.programs / command[0]), *command[1:]])
-        (self.theirs["preprocessed"] / self.raw.name / "ready").touch()
+        (folder / "ready").touch()
 
     def ours(self, run: Run) -> tuple[Path, dict[str, Any]]:
         """Train with Segwright; return the folder of predictions, and steps and seconds."""
@@ -221,10 +216,6 @@ class Sides:
             values["nsd_1mm"] = {key: entry["NSD_1mm"] for key, entry in means.items()}
         return {name: {**each, "mean": float(np.nanmean(list(each.values())))} for name, each in values.items()}
 
-    def _cases(self) -> list[str]:
-        ending = json.loads((self.raw / "dataset.json").read_text())["file_ending"]
-        return sorted(file.name.removesuffix(ending) for file in (self.raw / "labelsTr").glob(f"*{ending}"))
-
     def _run(self, command: list[str]) -> str:
         folders = {f"nnUNet_{part}": str(folder) for part, folder in self.theirs.items()}
         workers = {"nnUNet_n_proc_DA": str(len(os.sched_getaffinity(0))), "nnUNet_compile": "f"}
@@ -234,22 +225,11 @@ class Sides:
         return done.stdout
 
 
-def grouped_folds(cases: Sequence[str], group: str | None) -> list[dict[str, list[str]]]:
-    """Return five folds as nnU-Net draws them, but of groups of cases; fewer if there are fewer groups."""
-    names = {case: case if group is None else re.match(group, case)[0] for case in cases}  # type: ignore[index]
-    groups = sorted(set(names.values()))
-    order = np.arange(len(groups))
-    np.random.RandomState(SPLIT_SEED).shuffle(order)
-    folds = []
-    for chunk in np.array_split(order, min(NUM_FOLDS, len(groups))):
-        held_out = {groups[index] for index in chunk}
-        folds.append(
-            {
-                "train": [case for case in cases if names[case] not in held_out],
-                "val": [case for case in cases if names[case] in held_out],
-            }
-        )
-    return folds
+def plan_in_groups(raw: Path, workspace: Workspace, data: Data) -> None:
+    """Plan a dataset, with folds that keep the cases of a group together; folds that exist are kept."""
+    has_folds = workspace.splits_file(raw.name).is_file()
+    groups = None if data.group is None or has_folds else f"regex:{data.group}"
+    segwright.plan(raw, workspace=workspace, groups=groups)
 
 
 def table(results: dict[str, Any]) -> Iterator[str]:

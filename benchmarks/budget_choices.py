@@ -21,7 +21,7 @@ import torch
 
 import segwright
 from benchmarks import oracle
-from benchmarks.accuracy import DATASETS, grouped_folds
+from benchmarks.accuracy import DATASETS, plan_in_groups
 from segwright.api.budgeting import labels_kept
 from segwright.api.session import open_session
 from segwright.data.plan import Configuration, Plan
@@ -141,12 +141,7 @@ class Trial:
         data = DATASETS[name]
         self.raw = oracle.SHARED / "data" / data.folder
         self.workspace = Workspace.under(SCRATCH)
-        splits = self.workspace.splits_file(self.raw.name)
-        if not splits.is_file():
-            splits.parent.mkdir(parents=True, exist_ok=True)
-            cases = sorted(open_session(self.raw, self.workspace).dataset.identifiers)
-            splits.write_text(json.dumps(grouped_folds(cases, data.group)), encoding="utf-8")
-        segwright.plan(self.raw, workspace=self.workspace)
+        plan_in_groups(self.raw, self.workspace, data)
         self.session = open_session(self.raw, self.workspace)
         self.plan = Plan.load(self.workspace.plans_file(self.raw.name, "nnUNetPlans"))
 

@@ -13,8 +13,8 @@ import torch
 
 from segwright.core.parallel import available_cpus
 from segwright.core.process_tuning import tune_process
+from segwright.data.crossval.splits import Split
 from segwright.data.preprocessed.store import CaseStore
-from segwright.data.splits import Split
 from segwright.training.config import TrainConfig
 from segwright.training.loading.prefetch import prefetch
 from segwright.training.trainer import Trainer

@@ -17,9 +17,9 @@ from torch import nn
 from segwright.compat.nnunet.loading import load_trainer_file
 from segwright.compat.nnunet.run import NnunetRun
 from segwright.core.process_tuning import tune_process
+from segwright.data.crossval.splits import Split
 from segwright.data.plan import Configuration, Plan
 from segwright.data.preprocessed.store import CaseStore
-from segwright.data.splits import Split
 from segwright.training.config import TrainConfig
 from segwright.training.trainer import Trainer
 

@@ -20,7 +20,7 @@ from segwright import api
 from segwright.api.checks.one_model import recorded_settings
 from segwright.core.errors import SegwrightError
 from segwright.core.files.json_documents import read_json
-from segwright.data import splits
+from segwright.data.crossval import splits
 from segwright.data.fingerprint import Fingerprint
 from segwright.data.images.image_io import read_label
 from segwright.data.phantom import write_dataset

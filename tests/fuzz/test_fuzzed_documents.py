@@ -11,7 +11,7 @@ import numpy as np
 
 from segwright.api.checks import one_model
 from segwright.core.files.json_documents import parse_document, read_json
-from segwright.data import splits
+from segwright.data.crossval import splits
 from segwright.data.description import load_description
 from segwright.data.fingerprint import Fingerprint
 from segwright.data.labels import Labels

@@ -20,7 +20,13 @@ from segwright.api.session import (
     workspace_or_default,
     writing_problem,
 )
-from segwright.api.splitting import warn_of_unused_cases
+from segwright.api.splitting import (
+    require_options,
+    split_options,
+    warn_of_several_scans,
+    warn_of_unused_cases,
+    write_splits,
+)
 from segwright.core.errors import PlanError, ProblemReport, SegwrightError, WorkspaceError
 from segwright.core.extensions.trust import CodeTrust, TrustCode
 from segwright.core.files.atomic_io import atomic_path
@@ -28,6 +34,8 @@ from segwright.core.files.hashing import content_hash, file_hash
 from segwright.core.files.locks import holder
 from segwright.data import checks
 from segwright.data import fingerprint as measuring
+from segwright.data.crossval.groups import Groups
+from segwright.data.crossval.splits import shorten
 from segwright.data.dataset import NO_ENVIRONMENT
 from segwright.data.description import load_description
 from segwright.data.fingerprint import Fingerprint
@@ -36,7 +44,6 @@ from segwright.data.images.orientation import canonical_axes, lateral_axis, reor
 from segwright.data.laterality import LEFT_RIGHT_KEY, find_pairs
 from segwright.data.plan import Plan
 from segwright.data.preprocessed.store import CaseStore
-from segwright.data.splits import shorten
 from segwright.data.stage_cache import folder_digest
 from segwright.planning import planner, presets, rationale
 from segwright.workspace import DATASET_JSON, LOCK, Workspace
@@ -123,6 +130,8 @@ def plan(
     device: str = "auto",
     workers: int | None = None,
     force: bool = False,
+    groups: Groups | None = None,
+    stratify: bool | None = None,
     environment: Mapping[str, str] = NO_ENVIRONMENT,
 ) -> Plan:
     """Plan a dataset: network, patch size, spacing and so on, each with its reason.
@@ -139,16 +148,26 @@ def plan(
         device: That will train: auto, cpu, mps or a GPU.
         workers: Threads.
         force: Replace plans that were edited by hand or are in use.
+        groups: Which cases share a fold, such as scans of a patient: `FILE.csv:COLUMN`, `regex:PATTERN`, the group of
+            each case, or `none`; by default as the last time, else as dataset.json says.
+        stratify: Whether the cases with each label are spread evenly over the folds; by default as the last time.
         environment: Variables that paths in file lists may contain.
 
     Raises:
+        ConfigError: groups or strata are given, but the folds are in use or were made by hand.
         PlanError: the plans would change although trainings or preprocessed data use them; `force` replaces them.
     """
     presets.preset(options.preset, options.resampling)
     budget_s = parse_duration(budget)
-    session = open_session(dataset, workspace, environment=environment)
+    session = open_session(
+        dataset, workspace, environment=environment, split_options=split_options(groups, stratify=stratify)
+    )
+    require_options(session)
     with dataset_lock(session, "planning"):
         measured, _ = make_fingerprint(session, workers=workers)
+        write_splits(session, workers=workers)
+        warn_of_unused_cases(session)
+        warn_of_several_scans(session)
         made, _ = make_plan(session, measured, options, force=force)
         if budget_s is None:
             return made

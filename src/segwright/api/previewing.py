@@ -22,7 +22,7 @@ from segwright.api.training_runs import TrainOptions, require_options, training_
 from segwright.core.errors import ConfigError, SegwrightError
 from segwright.core.extensions.trust import TrustCode
 from segwright.core.files.atomic_io import write_text
-from segwright.data import splits
+from segwright.data.crossval import splits
 from segwright.data.dataset import NO_ENVIRONMENT
 from segwright.data.labels import BACKGROUND, IGNORE, Labels
 from segwright.data.laterality import LabelPairs

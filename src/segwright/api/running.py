@@ -32,10 +32,10 @@ from segwright.core.extensions.given import reference_to
 from segwright.core.extensions.trust import TrustCode
 from segwright.core.files.names import below
 from segwright.data import phantom
+from segwright.data.crossval.groups import Groups
 from segwright.data.dataset import NO_ENVIRONMENT
 from segwright.data.images.image_io import read_images, read_label
 from segwright.data.plan import Plan
-from segwright.data.splits import NUM_FOLDS
 from segwright.planning import presets
 from segwright.report.results import DemoResult, RunReport, dice_by_name
 from segwright.workspace import Workspace, name_of_model
@@ -80,6 +80,8 @@ def run(
     trainer: str | type | None = None,
     nnunet_trainer: str | Path | None = None,
     name: str | None = None,
+    groups: Groups | None = None,
+    stratify: bool | None = None,
     environment: Mapping[str, str] = NO_ENVIRONMENT,
     stop: StopRequest | None = None,
     trust_code: TrustCode = False,
@@ -115,6 +117,8 @@ def run(
             `FILE.py:Class`; its code is run.
         name: Name of the model, the first part of the name of its folder; by default that of the trainer class,
             followed by the reference of a network of one's own.
+        groups: Which cases share a fold, and `stratify`, whether labels are spread evenly, as for `plan`.
+        stratify: See `groups`.
         environment: Variables that paths in file lists may contain.
         stop: Request to save and stop after the current step.
         trust_code: Whether to import code that only files name, for instance a network in a checkpoint: False, True,
@@ -147,13 +151,20 @@ def run(
     trust = training_runs.trusted_code(trust_code, chosen, trainer)
     presets.preset(preset)
     session = open_session(
-        dataset, workspace, environment=environment, trainer=trainer, model_name=model_name, trust=trust
+        dataset,
+        workspace,
+        environment=environment,
+        trainer=trainer,
+        model_name=model_name,
+        trust=trust,
+        split_options=splitting.split_options(groups, stratify=stratify),
     )
     session = training_runs.with_nnunet_trainer(session, nnunet_trainer)
     numbers = _folds(session, folds)
     executed: list[str] = []
     with dataset_lock(session, "measuring and planning"):
         measured, was_measured = preparing.make_fingerprint(session, workers=workers)
+        splitting.write_splits(session, workers=workers)
         plan, was_planned = preparing.make_plan(
             session, measured, PlanOptions(preset=preset, name=plans), prefer_existing=True
         )
@@ -264,9 +275,9 @@ def _configurations(plan: Plan, wanted: Sequence[str] | None) -> tuple[str, ...]
 
 def _folds(session: Session, wanted: Sequence[int] | Literal["all"] | None) -> tuple[int, ...]:
     """Return the folds to train after checking that they exist."""
+    every = range(len(splitting.dataset_splits(session, write=False, stratify=False)))
     if wanted is None:
-        logger.info("fold 0; --folds all trains all %d", NUM_FOLDS)
-    every = range(len(splitting.dataset_splits(session, write=False)))
+        logger.info("fold 0; --folds all trains all %d", len(every))
     numbers = tuple(every) if wanted == "all" else tuple(dict.fromkeys(DEFAULT_FOLDS if wanted is None else wanted))
     splitting.require_folds(session, numbers)
     splitting.warn_of_unused_cases(session)

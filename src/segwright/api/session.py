@@ -14,6 +14,7 @@ from segwright.core.extensions.trust import TRUST_NONE, CodeTrust
 from segwright.core.files.atomic_io import sweep_leftovers
 from segwright.core.files.hashing import content_hash
 from segwright.core.files.locks import locked
+from segwright.data.crossval.resolving import DEFAULT_OPTIONS, SplitOptions
 from segwright.data.dataset import NO_ENVIRONMENT, Dataset, load
 from segwright.data.stage_cache import RawIdentity, StageCache, hash_files, listing_digest
 from segwright.workspace import DATASET_JSON, DEFAULT_WORK, SPLITS_JSON, Workspace
@@ -43,6 +44,8 @@ class Session:
     trust: CodeTrust = TRUST_NONE
     nnunet_trainer: LoadedTrainer | None = None
     """The class of a file that subclasses nnU-Net's trainer, which trains instead."""
+    split_options: SplitOptions = DEFAULT_OPTIONS
+    """How folds are made, as this call asks for it."""
 
     @property
     def trainer_name(self) -> str:
@@ -75,6 +78,7 @@ def open_session(
     trainer: str | None = None,
     model_name: str | None = None,
     trust: CodeTrust = TRUST_NONE,
+    split_options: SplitOptions = DEFAULT_OPTIONS,
 ) -> Session:
     """Load a dataset and check that results can be written, before any work starts.
 
@@ -85,6 +89,7 @@ def open_session(
         trainer: Reference of the trainer class, `module:Class`; `Trainer` by default.
         model_name: First part of the name of model folders; the trainer class's by default.
         trust: Code that files of the work folder may import.
+        split_options: How folds are made.
 
     Raises:
         SegwrightError: the dataset is invalid or the workspace is not writable.
@@ -101,6 +106,7 @@ def open_session(
         trainer=trainer,
         model_name=model_name or trainer_name(trainer),
         trust=trust,
+        split_options=split_options,
     )
     _require_same_dataset(session)
     return session

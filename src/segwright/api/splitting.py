@@ -3,27 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from logging import getLogger
+from pathlib import Path
 
 from segwright.api.checks.one_model import Fold
 from segwright.api.session import Session
-from segwright.data import splits
+from segwright.core.errors import DatasetError
+from segwright.data.crossval import splits
+from segwright.data.crossval.groups import REGEX, Groups, absolute_source
+from segwright.data.crossval.resolving import SplitMaker, SplitOptions
+from segwright.data.crossval.strata import labels_of_cases
 
 logger = getLogger(__name__)
 
+_SHOWN_SCANS = 2
 
-def dataset_splits(session: Session, *, write: bool = True) -> list[splits.Split]:
-    """Return the splits of the workspace, else of the raw dataset, else nnU-Net's default.
 
-    Default splits of a changed dataset are remade as long as no fold was trained with them.
+def split_options(groups: Groups | None, *, stratify: bool | None) -> SplitOptions:
+    """Return how folds are made; a relative path of a table starts in the current folder."""
+    return SplitOptions(groups=absolute_source(groups, Path.cwd()), stratify=stratify)
+
+
+def dataset_splits(
+    session: Session, *, write: bool = True, stratify: bool = True, workers: int | None = None
+) -> list[splits.Split]:
+    """Return the splits of the workspace, else of the raw dataset, else new ones.
+
+    Outdated splits of ours are remade as long as no fold was trained with them.
+
+    Args:
+        session: dataset and workspace.
+        write: save new splits.
+        stratify: read the label maps to spread labels evenly, if new splits are to be so; the number of folds is the
+            same without.
+        workers: threads.
     """
-    return splits.resolve(
-        session.workspace.splits_file(session.name),
-        session.dataset.identifiers,
-        raw_file=session.raw_splits,
+    return _maker(session).resolve(
         write=write,
         in_use=_has_numbered_fold(session),
+        read_labels=partial(labels_of_cases, session.dataset, workers=workers) if stratify else None,
     )
+
+
+def select_fold(session: Session, fold: Fold, *, write: bool, stratify: bool = True) -> splits.Split:
+    """Return the cases of one fold.
+
+    Raises:
+        DatasetError: the fold or one of its cases does not exist.
+    """
+    folds = [] if fold == "all" else dataset_splits(session, write=write, stratify=stratify)
+    groups = None if fold == "all" else _maker(session).groups
+    return splits.select(folds, session.dataset.identifiers, fold, groups=groups)
 
 
 def require_folds(session: Session, folds: Sequence[Fold]) -> None:
@@ -34,18 +65,67 @@ def require_folds(session: Session, folds: Sequence[Fold]) -> None:
     """
     for fold in folds:
         if fold != "all":
-            splits.select(dataset_splits(session, write=False), session.dataset.identifiers, fold)
+            select_fold(session, fold, write=False, stratify=False)
+
+
+def require_options(session: Session) -> None:
+    """Check that folds can be made as this call asks for it, before any work starts.
+
+    Raises:
+        SegwrightError: groups cannot be read, or the present splits are not to be replaced.
+    """
+    if session.split_options.are_given:
+        dataset_splits(session, write=False, stratify=False)
+
+
+def write_splits(session: Session, *, workers: int | None = None) -> None:
+    """Write the splits of a dataset that is planned, unless it has too few cases and no groups.
+
+    Raises:
+        DatasetError: they name cases that the dataset does not have.
+    """
+    identifiers = session.dataset.identifiers
+    present = session.workspace.splits_file(session.name).is_file() or session.raw_splits.is_file()
+    if len(identifiers) < splits.NUM_FOLDS and not present and not session.split_options.are_given:
+        return
+    folds = dataset_splits(session, workers=workers)
+    for number, fold in enumerate(folds):
+        if unknown := splits.unknown_identifiers(fold, identifiers):
+            raise DatasetError(
+                f"{session.workspace.splits_file(session.name)}: fold {number} names {splits.shorten(unknown)}, which "
+                "the dataset does not have; put back the files, or delete the file to get new folds (models of the "
+                "old ones are then not comparable)"
+            )
+
+
+def warn_of_several_scans(session: Session) -> None:
+    """Warn if cases look like scans of one subject in several folds, and nothing says which cases belong together."""
+    file, identifiers = session.workspace.splits_file(session.name), session.dataset.identifiers
+    if not file.is_file() or session.raw_splits.is_file() or _maker(session).knows_groups:
+        return
+    folds = dataset_splits(session, write=False, stratify=False)
+    subjects = sorted({subject for fold in folds for subject in splits.shared_subjects(fold)})
+    if not subjects:
+        return
+    scans = [name for name in sorted(identifiers) if name.startswith(subjects[0])]
+    pattern = splits.subject_pattern(identifiers)
+    logger.warning(
+        "%s: by their names, cases such as %s are of one subject, but train and val of a fold share %d such subjects; "
+        "%s keeps each in one fold, --groups none leaves the folds as they are",
+        *(session.name, " and ".join(scans[:_SHOWN_SCANS]), len(subjects)),
+        "--groups FILE.csv:COLUMN" if pattern is None else f"--groups '{REGEX}{pattern}'",
+    )
 
 
 def warn_of_unused_cases(session: Session) -> None:
-    """Warn about cases that no fold trains on or validates with; log if the folds are not the default ones."""
+    """Warn about cases that no fold trains on or validates with; log if the folds were not made by us."""
     file = session.workspace.splits_file(session.name)
     if not file.is_file() and not session.raw_splits.is_file():
         return
-    current = dataset_splits(session, write=False)
+    current = dataset_splits(session, write=False, stratify=False)
     left_out = splits.left_out(current, session.dataset.identifiers)
     if not left_out:
-        if not session.raw_splits.is_file() and not splits.are_default(current, session.dataset.identifiers):
+        if not session.raw_splits.is_file() and not _maker(session).is_ours(current):
             logger.info(
                 "%s holds other folds than the default ones (edited by hand, or damaged), and they are used; delete "
                 "the file to get the default ones, unless folds are trained",
@@ -61,6 +141,18 @@ def warn_of_unused_cases(session: Session) -> None:
         if given is not None
         else "delete the file to get new folds of all cases and train every fold again, since folds of different "
         "splits are not comparable; or add them to folds in the file; or train on all cases with fold all",
+    )
+
+
+def _maker(session: Session) -> SplitMaker:
+    dataset = session.dataset
+    return SplitMaker(
+        session.workspace.splits_file(session.name),
+        dataset.identifiers,
+        raw_file=session.raw_splits,
+        options=session.split_options,
+        declared=dataset.description.groups,
+        folder=dataset.folder,
     )
 
 

@@ -28,7 +28,7 @@ from segwright.api.checks.trainer_file import require_same_model
 from segwright.api.checks.usability import find_shortcoming
 from segwright.api.preparing import cases_are_fresh, cases_folder, preprocess_cases
 from segwright.api.session import DEFAULT_TRAINER, Session
-from segwright.api.splitting import dataset_splits
+from segwright.api.splitting import dataset_splits, select_fold
 from segwright.core.errors import ConfigError, DatasetError
 from segwright.core.extensions.given import GivenObject, reference_to
 from segwright.core.extensions.trust import CodeTrust, TrustCode
@@ -37,7 +37,7 @@ from segwright.core.files.atomic_io import atomic_path
 from segwright.core.files.hashing import file_hash
 from segwright.core.files.locks import locked
 from segwright.core.files.names import below
-from segwright.data import splits
+from segwright.data.crossval import splits
 from segwright.data.plan import Plan
 from segwright.data.preprocessed.previous_stage import FOLDER, StageMaps
 from segwright.data.preprocessed.store import CaseStore, DamagedCaseError
@@ -409,8 +409,7 @@ def _train(session: Session, plan: Plan, configuration: str, fold: Fold, options
 
 
 def _split(session: Session, fold: Fold, *, write: bool) -> splits.Split:
-    folds = [] if fold == "all" else dataset_splits(session, write=write)
-    return splits.select(folds, session.dataset.identifiers, fold)
+    return select_fold(session, fold, write=write)
 
 
 def _stage_maps(session: Session, plan: Plan, configuration: str) -> StageMaps:

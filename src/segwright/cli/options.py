@@ -194,4 +194,18 @@ Spacing = Annotated[
     tuple[float, float, float] | None,
     typer.Option("--spacing", metavar="Z Y X", help="Target spacing instead of the planned one."),
 ]
+Groups = Annotated[
+    str | None,
+    typer.Option(
+        "--groups",
+        metavar="FILE.csv:COLUMN|regex:PATTERN",
+        help="Cases that share a fold, e.g. by patient: column of a table, or match in the case's name; none to stop.",
+    ),
+]
+Stratify = Annotated[
+    bool | None,
+    typer.Option(
+        "--stratify/--no-stratify", help="Spread the cases with each label evenly over folds.", show_default=False
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document only.")]

@@ -14,9 +14,9 @@ from segwright.core.boxes import crop
 from segwright.core.errors import Problem, SegwrightError, problem_of
 from segwright.core.parallel import map_threads
 from segwright.core.text import listed
-from segwright.data import splits
 from segwright.data.cases import Case, surplus_labels
 from segwright.data.cropping import content_box
+from segwright.data.crossval import splits
 from segwright.data.dataset import LABELS_FOLDER, NO_ENVIRONMENT, ScanResult, scan
 from segwright.data.description import DATASET_JSON, DatasetDescription
 from segwright.data.images.formats import Header

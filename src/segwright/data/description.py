@@ -33,6 +33,7 @@ _KEY_REMEDIES = {
     "numTraining": "give the number of training cases",
     "num_training": "give the number of training cases",
     "file_ending": 'give the ending of images and labels, such as ".nii.gz"',
+    "groups": 'give {case: group}, "FILE.csv:COLUMN" or "regex:PATTERN"',
     "dataset": 'give {case: {"images": [files], "label": file}}',
 }
 
@@ -64,6 +65,8 @@ class DatasetDescription(BaseModel):
     file_ending: str
     overwrite_image_reader_writer: str | None = None
     dataset: dict[str, CaseFiles] | None = None
+    groups: str | dict[str, str | int] | None = None
+    """Which cases share a fold, a key that nnU-Net does not have: the group of each, or see `crossval.groups`."""
     label_pairs: tuple[tuple[str, str], ...] | None = None
     """Pairs of left and right label names, a key that nnU-Net does not have; default: `laterality.find_pairs`."""
 

@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from segwright.core.errors import DatasetError, SegwrightError
 from segwright.core.files.json_documents import parse_document, write_checked_json
+from segwright.data.crossval.splits import Split
 from segwright.data.preprocessed.provenance import SourceFile
-from segwright.data.splits import Split
 from segwright.data.stage_cache import hash_files
 
 logger = getLogger(__name__)

@@ -17,11 +17,11 @@ from segwright.core.errors import ConfigError
 from segwright.core.extensions.given import method_reference
 from segwright.core.extensions.trust import CodeTrust, TrustCode
 from segwright.core.interrupt import Interrupted, StopRequest
+from segwright.data.crossval.splits import Split
 from segwright.data.description import DatasetDescription
 from segwright.data.labels import Labels
 from segwright.data.laterality import LabelPairs
 from segwright.data.plan import Configuration, Plan
-from segwright.data.splits import Split
 from segwright.evaluation.scores import Scores
 from segwright.networks.build import ArchitectureSpec, move_to_device, set_deep_supervision
 from segwright.networks.folds import require_same_network

@@ -1,4 +1,4 @@
-"""Folds, results and table of the accuracy benchmark; no training."""
+"""Results and table of the accuracy benchmark; no training."""
 
 from __future__ import annotations
 
@@ -8,30 +8,6 @@ from pathlib import Path
 import pytest
 
 from benchmarks import accuracy
-from segwright.data.splits import default_splits
-
-CASES = [f"patient{number:02d}_frame{frame}" for number in range(12) for frame in (1, 2)]
-
-
-def test_folds_without_groups_are_nnunet_s() -> None:
-    folds = accuracy.grouped_folds(CASES, None)
-    assert [(tuple(fold["train"]), tuple(fold["val"])) for fold in folds] == [
-        (fold.train, fold.val) for fold in default_splits(CASES)
-    ]
-
-
-def test_cases_of_a_patient_stay_in_one_fold() -> None:
-    folds = accuracy.grouped_folds(CASES, r"patient\d+")
-    held_out = [{case.split("_")[0] for case in fold["val"]} for fold in folds]
-    assert all(len(fold["val"]) == 2 * len(patients) for fold, patients in zip(folds, held_out, strict=True))
-    assert sorted(patient for patients in held_out for patient in patients) == sorted({c[:9] for c in CASES})
-    assert all(
-        not {case[:9] for case in fold["train"]} & patients for fold, patients in zip(folds, held_out, strict=True)
-    )
-
-
-def test_there_are_no_more_folds_than_groups() -> None:
-    assert len(accuracy.grouped_folds(CASES[:6], r"patient\d+")) == 3
 
 
 def test_runs_in_the_file_are_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from segwright.data import dataset, fingerprint
+from segwright.data.crossval.splits import default_splits
 from segwright.data.images.image_io import read_header, read_images
-from segwright.data.splits import default_splits
 from tests.unit.data import made_files
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "data"

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from segwright.core.errors import ConfigError, DatasetError, ModelError
 from segwright.core.extensions.trust import TRUST_ALL
+from segwright.data.crossval.splits import Split
 from segwright.data.plan import Configuration, Plan
-from segwright.data.splits import Split
 from segwright.evaluation.scores import Scores
 from segwright.inference.models.model_folder import load_predictor
 from segwright.training.checkpointing import checkpoints

@@ -10,10 +10,10 @@ import numpy as np
 import SimpleITK
 from torch import Tensor
 
+from segwright.data.crossval.splits import Split
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan, architecture_block
 from segwright.data.preprocessed.provenance import Provenance
-from segwright.data.splits import Split
 from segwright.training.config import TrainConfig
 from segwright.training.loading.batches import Batch
 from segwright.training.trainer import Trainer

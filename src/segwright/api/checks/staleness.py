@@ -10,10 +10,10 @@ from segwright.api.preparing import cases_folder
 from segwright.api.session import Session
 from segwright.api.splitting import dataset_splits
 from segwright.core.errors import ModelError
-from segwright.data import splits
+from segwright.data.crossval import splits
+from segwright.data.crossval.splits import Split, shorten
 from segwright.data.plan import Plan
 from segwright.data.preprocessed.store import CaseStore
-from segwright.data.splits import Split, shorten
 from segwright.data.stage_cache import hash_files
 from segwright.data.training_data import DataChanges, TrainingData, changes, entries
 from segwright.evaluation.crossval import VALIDATION

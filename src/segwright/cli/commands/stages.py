@@ -90,6 +90,8 @@ def plan(
         typer.Option("--reorient", help="Reorient every image to RAS+."),
     ] = False,
     budget: options.Budget = None,
+    groups: options.Groups = None,
+    stratify: options.Stratify = None,
     device: options.Device = "auto",
     explain: Annotated[bool, typer.Option("--explain", help="Print the reason of every decision.")] = False,
     force: Annotated[
@@ -115,6 +117,8 @@ def plan(
     if (from_fingerprint is None) != (dataset_json is None) or (from_fingerprint is None) == (dataset is None):
         raise ConfigError("plan: give either DATASET, or --from-fingerprint FILE together with --dataset-json FILE")
     if from_fingerprint is not None and dataset_json is not None:
+        if groups is not None or stratify is not None:
+            raise ConfigError("plan: folds need cases; give DATASET instead of --from-fingerprint")
         if budget is not None:
             raise ConfigError("plan: --budget times steps on the dataset; give DATASET instead of --from-fingerprint")
         made = api.plan_from_fingerprint(from_fingerprint, dataset_json, options=settings)
@@ -129,6 +133,8 @@ def plan(
             budget=budget,
             device=device,
             force=force,
+            groups=groups,
+            stratify=stratify,
             environment=options.environment(),
         )
         file = workspace.plans_file(workspace.resolve_dataset(str(dataset)).name, made.plans_name)

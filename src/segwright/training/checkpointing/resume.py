@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 from segwright.core.errors import ConfigError, ModelError
 from segwright.core.extensions.trust import TRUST_NONE, CodeTrust
 from segwright.core.files.hashing import content_hash
+from segwright.data.crossval.splits import Split
 from segwright.data.description import DatasetDescription
 from segwright.data.plan import Plan
-from segwright.data.splits import Split
 from segwright.networks.checkpoint import load_state
 from segwright.training.checkpointing.checkpoints import Checkpoint, CheckpointState
 from segwright.training.config import CHANGEABLE, TrainConfig

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -12,7 +13,9 @@ from segwright.core.errors import ModelError, PlanError, WorkspaceError
 from segwright.core.extensions.user_code import user_call
 from segwright.core.files.names import below
 from segwright.core.interrupt import StopRequest
-from segwright.data import splits
+from segwright.data.crossval import splits
+from segwright.data.crossval.resolving import SplitMaker
+from segwright.data.crossval.strata import labels_of_cases
 from segwright.data.dataset import Dataset, load
 from segwright.data.description import load_description
 from segwright.data.plan import Plan
@@ -21,7 +24,7 @@ from segwright.data.preprocessed.store import CaseStore
 from segwright.training.cascade import CascadeStore
 from segwright.training.checkpointing.checkpoints import find_resumable
 from segwright.training.config import TrainConfig, changed
-from segwright.workspace import DEFAULT_WORK, Workspace, name_of_model
+from segwright.workspace import DEFAULT_WORK, SPLITS_JSON, Workspace, name_of_model
 
 T = TypeVar("T")
 
@@ -77,13 +80,20 @@ def find_inputs(
     missing = [name for name in loaded.identifiers if name not in known]
     if missing:
         raise WorkspaceError(f"{store.folder}: {len(missing)} cases are missing, the first is {missing[0]}; {prepare}")
-    folds = [] if fold == "all" else splits.resolve(workspace.splits_file(loaded.name), loaded.identifiers)
+    maker = SplitMaker(
+        workspace.splits_file(loaded.name),
+        loaded.identifiers,
+        raw_file=loaded.folder / SPLITS_JSON,
+        declared=loaded.description.groups,
+        folder=loaded.folder,
+    )
+    folds = [] if fold == "all" else maker.resolve(read_labels=partial(labels_of_cases, loaded))
     folder = below(workspace.model_folder(loaded.name, model, plan.plans_name, configuration), f"fold_{fold}")
     return TrainingInputs(
         dataset=loaded,
         plan=plan,
         cases=_with_previous_stage(store, workspace, loaded.name, plan, configuration, model),
-        split=splits.select(folds, loaded.identifiers, fold),
+        split=splits.select(folds, loaded.identifiers, fold, groups=maker.groups),
         output_folder=folder,
         checkpoint=find_resumable(folder),
     )

@@ -10,10 +10,10 @@ from segwright.augmentation.recipe import Recipe, build_recipe
 from segwright.augmentation.spatial import Mirror
 from segwright.core.device import CPU, MPS
 from segwright.core.errors import ConfigError, PlanError
+from segwright.data.crossval.splits import Split
 from segwright.data.labels import Labels
 from segwright.data.laterality import LabelPairs, mirrored_values
 from segwright.data.plan import Configuration
-from segwright.data.splits import Split
 from segwright.training.cascade import build_previous_stage
 from segwright.training.config import TrainConfig
 from segwright.training.distributed.context import SINGLE, DistributedContext

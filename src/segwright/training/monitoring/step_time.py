@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
+from segwright.data.crossval.splits import Split
 from segwright.data.description import DatasetDescription
 from segwright.data.plan import Plan
 from segwright.data.preprocessed.store import CaseStore
-from segwright.data.splits import Split
 from segwright.training.config import TrainConfig
 from segwright.training.loading.batches import Batch
 from segwright.training.loading.targets import encode_targets

@@ -17,7 +17,7 @@ from segwright.compat.nnunet.module_table import MODULES
 from segwright.compat.nnunet.modules import StandIns, load_target
 from segwright.compat.nnunet.names import files, helpers
 from segwright.core.errors import ConfigError, SegwrightError
-from segwright.data.splits import default_splits
+from segwright.data.crossval.splits import default_splits
 
 
 def test_every_name_of_the_table_exists() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from segwright.core.errors import SegwrightError
 from segwright.core.files.hashing import file_hash
-from segwright.data import splits
+from segwright.data.crossval import splits
 from segwright.data.dataset import load
 from segwright.data.description import load_description
 from segwright.data.labels import Labels

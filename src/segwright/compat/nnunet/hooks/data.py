@@ -24,7 +24,7 @@ from segwright.compat.nnunet.trainer import is_before_2_6, nnUNetTrainer, overri
 from segwright.core.errors import ConfigError
 from segwright.core.extensions.user_code import UserCodeError, source_location
 from segwright.core.files.json_documents import read_json
-from segwright.data.splits import Split
+from segwright.data.crossval.splits import Split
 from segwright.evaluation.scores import Scores
 from segwright.training.loading.loaders import MIRROR
 from segwright.training.trainer import Trainer

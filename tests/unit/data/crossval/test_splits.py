@@ -7,16 +7,17 @@ from typing import Any
 import pytest
 
 from segwright.core.errors import DatasetError, SegwrightError
-from segwright.data.splits import (
+from segwright.data.crossval.splits import (
     Split,
     are_default,
     default_splits,
     left_out,
     load,
-    resolve,
     save,
     select,
+    several_scans,
     shared_subjects,
+    subject_pattern,
 )
 
 NAMES = [f"c{index}" for index in range(10)]
@@ -59,36 +60,6 @@ def test_unusable_splits_file_is_named(tmp_path: Path, text: str) -> None:
         load(tmp_path / "s.json")
 
 
-def test_resolving_makes_and_keeps_the_default(tmp_path: Path) -> None:
-    made = resolve(tmp_path / "p" / "splits_final.json", NAMES)
-
-    assert made == load(tmp_path / "p" / "splits_final.json") == default_splits(NAMES)
-
-
-def test_resolving_prefers_the_datasets_own(tmp_path: Path) -> None:
-    own = [Split(train=("c0",), val=("c1",))]
-    save(tmp_path / "raw.json", own)
-
-    assert resolve(tmp_path / "p.json", NAMES, raw_file=tmp_path / "raw.json") == own
-    assert load(tmp_path / "p.json") == own
-
-
-def test_resolving_accepts_the_same_folds_in_other_order(tmp_path: Path) -> None:
-    save(tmp_path / "raw.json", [Split(train=("c1", "c0"), val=("c2",))])
-    present = [Split(train=("c0", "c1"), val=("c2",)), Split(train=("c2",), val=("c1",))]
-    save(tmp_path / "p.json", present)
-
-    assert resolve(tmp_path / "p.json", NAMES, raw_file=tmp_path / "raw.json") == present
-
-
-def test_resolving_refuses_contradicting_files(tmp_path: Path) -> None:
-    save(tmp_path / "raw.json", [Split(train=("c0",), val=("c1",))])
-    save(tmp_path / "p.json", [Split(train=("c1",), val=("c0",))])
-
-    with pytest.raises(DatasetError, match="folds differ from those of"):
-        resolve(tmp_path / "p.json", NAMES, raw_file=tmp_path / "raw.json")
-
-
 def test_fold_all_trains_and_validates_on_everything() -> None:
     assert select([], NAMES[::-1], "all") == Split(train=tuple(NAMES), val=tuple(NAMES))
 
@@ -121,30 +92,6 @@ def test_overlap_warns(caplog: pytest.LogCaptureFixture) -> None:
     assert "c1 are in both train and val" in caplog.text
 
 
-@pytest.mark.parametrize("grown", [NAMES, NAMES[:5], NAMES[1:7]])
-def test_default_splits_of_other_cases_are_made_anew_while_no_fold_is_trained(
-    tmp_path: Path, grown: list[str], caplog: pytest.LogCaptureFixture
-) -> None:
-    path = tmp_path / "splits_final.json"
-    save(path, default_splits(NAMES[:6]))
-
-    assert resolve(path, grown, in_use=False, write=False) == default_splits(grown)
-    assert load(path) == default_splits(NAMES[:6])
-    with caplog.at_level("INFO"):
-        assert resolve(path, grown, in_use=False) == load(path) == default_splits(grown)
-    assert "so new folds are made" in caplog.text
-
-
-def test_splits_in_use_or_of_a_person_are_kept_whatever_cases_there_are(tmp_path: Path) -> None:
-    path = tmp_path / "splits_final.json"
-    save(path, default_splits(NAMES[:6]))
-    assert resolve(path, NAMES, in_use=True) == default_splits(NAMES[:6])
-
-    own = [Split(train=tuple(NAMES[:4]), val=(NAMES[5],))]
-    save(path, own)
-    assert resolve(path, NAMES, in_use=False) == own
-
-
 def test_cases_in_no_fold_are_found() -> None:
     assert left_out(default_splits(NAMES[:6]), NAMES) == NAMES[6:]
     assert left_out([Split(train=("c0",), val=("c1",)), Split(train=("c2",), val=("c0",))], NAMES[:3]) == []
@@ -171,3 +118,21 @@ def test_a_shared_subject_is_warned_about(caplog: pytest.LogCaptureFixture) -> N
     select([split], [*split.train, *split.val], 0)
     assert "cases of p1 are in both train and val" in caplog.text
     assert "splits_final.json" in caplog.text
+    assert "'segwright plan --groups'" in caplog.text
+
+
+def test_a_group_on_both_sides_is_warned_about_instead_of_names(caplog: pytest.LogCaptureFixture) -> None:
+    split = Split(("p1_ses1", "p2_ses1", "p3_ses1"), ("p1_ses2",))
+    everyone = [*split.train, *split.val]
+    select([split], everyone, 0, groups={name: name for name in everyone})
+    assert not caplog.records
+    select([split], everyone, 0, groups={**dict.fromkeys(everyone, "other"), "p3_ses1": "third"})
+    assert "cases of group other are in both train and val" in caplog.text
+
+
+def test_subjects_with_several_scans_are_found_with_a_pattern_for_all_names() -> None:
+    names = ["patient001_frame01", "patient001_frame12", "patient002_frame01", "patient003_frame01"]
+    assert several_scans(names) == ["patient001"]
+    assert subject_pattern(names) == r"patient\d+"
+    assert subject_pattern([*names, "control_7"]) is None
+    assert subject_pattern(["sub-01_ses-1", "sub-01_ses-2", "sub-02"]) == r"sub-\d+"

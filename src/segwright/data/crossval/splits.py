@@ -1,10 +1,10 @@
-"""Cross-validation splits: make nnU-Net's default folds, read, write, check and select them."""
+"""Cross-validation splits: nnU-Net's default folds, their file, checks, the cases of one fold."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from logging import getLogger
 from numbers import Integral
@@ -98,41 +98,20 @@ def save(path: Path, splits: Sequence[Split]) -> None:
     write_json(path, [{"train": list(split.train), "val": list(split.val)} for split in splits], indent=4)
 
 
-def resolve(
-    path: Path, identifiers: Sequence[str], *, raw_file: Path | None = None, write: bool = True, in_use: bool = True
-) -> list[Split]:
-    """Return the splits of a dataset: those at `path`, else the raw dataset's own, else the default; saved at `path`.
+def select(
+    splits: Sequence[Split],
+    identifiers: Sequence[str],
+    fold: int | Literal["all"],
+    *,
+    groups: Mapping[str, str] | None = None,
+) -> Split:
+    """Return the cases of one fold; `"all"` trains and validates on every case.
 
     Args:
-        path: `splits_final.json` beside the preprocessed data.
-        identifiers: all cases of the dataset.
-        raw_file: `splits_final.json` in the raw dataset, used if it exists.
-        write: save them; otherwise nothing on disk changes.
-        in_use: whether a fold was trained with those at `path`; if not, outdated default splits are replaced.
-
-    Raises:
-        DatasetError: both files exist and a fold of the raw one differs (nnU-Net behaviour 1.6).
-    """
-    supplied = load(raw_file) if raw_file is not None and raw_file.is_file() else None
-    if path.is_file():
-        splits = load(path)
-        if supplied is not None and not _are_same_cases(supplied, splits):
-            raise DatasetError(
-                f"{path}: folds differ from those of {raw_file}; delete the former to use the latter "
-                "(models trained on the old folds are then not comparable)"
-            )
-        if in_use or supplied is not None or not _is_default_of_other_cases(splits, identifiers):
-            return splits
-        if write:
-            logger.info("%s: the dataset has other cases now; no fold was trained yet, so new folds are made", path)
-    splits = default_splits(identifiers) if supplied is None else supplied
-    if write:
-        save(path, splits)
-    return splits
-
-
-def select(splits: Sequence[Split], identifiers: Sequence[str], fold: int | Literal["all"]) -> Split:
-    """Return the cases of one fold; `"all"` trains and validates on every case.
+        splits: of the dataset.
+        identifiers: all its cases.
+        fold: its number, or all.
+        groups: the group of each case; a warning names groups on both sides. Without, names of cases are compared.
 
     Raises:
         DatasetError: no such fold, an empty training or validation set, or a case that is not among `identifiers`.
@@ -156,10 +135,16 @@ def select(splits: Sequence[Split], identifiers: Sequence[str], fold: int | Lite
     shared = overlap(split)
     if shared:
         logger.warning("fold %d: %s are in both train and val; its scores will be too good", fold, shorten(shared))
-    if subjects := shared_subjects(split):
+    if groups is not None and (crossing := shared_groups(split, groups)):
         logger.warning(
-            "fold %d: by their names, cases of %s are in both train and val; its scores will be too good; write a "
-            "splits_final.json that keeps each subject together into the dataset's folder",
+            "fold %d: cases of group %s are in both train and val; its scores will be too good; delete "
+            "splits_final.json to get folds that keep each group together, and train them again",
+            *(fold, shorten(crossing)),
+        )
+    elif groups is None and (subjects := shared_subjects(split)):
+        logger.warning(
+            "fold %d: by their names, cases of %s are in both train and val; its scores will be too good; "
+            "'segwright plan --groups', or a splits_final.json in the dataset's folder, keeps each subject together",
             *(fold, shorten(subjects)),
         )
     return split
@@ -172,7 +157,7 @@ def are_default(splits: Sequence[Split], identifiers: Sequence[str]) -> bool:
 
 def left_out(splits: Sequence[Split], identifiers: Sequence[str]) -> list[str]:
     """Return the cases that no fold trains on or validates with."""
-    return sorted(set(identifiers) - _cases(splits))
+    return sorted(set(identifiers) - cases_of(splits))
 
 
 def unknown_identifiers(split: Split, identifiers: Sequence[str]) -> list[str]:
@@ -185,14 +170,33 @@ def overlap(split: Split) -> list[str]:
     return sorted(set(split.train) & set(split.val))
 
 
+def shared_groups(split: Split, groups: Mapping[str, str]) -> list[str]:
+    """Return the groups with some cases in train and others in val."""
+    train, val = ({groups[name] for name in side} for side in (split.train, split.val))
+    return sorted(train & val)
+
+
 def shared_subjects(split: Split) -> list[str]:
     """Return the subjects with some cases in train and others in val, judged by names such as `patient002_frame01`."""
-    train, val = (
-        Counter(match[1] for name in side if (match := _ONE_OF_SEVERAL.fullmatch(name)))
-        for side in (split.train, split.val)
-    )
-    most = min(_MAX_CASES_OF_SUBJECT, (len(split.train) + len(split.val)) // 2)
-    return sorted(subject for subject in train & val if train[subject] + val[subject] <= most)
+    train, val = (set(map(_subject, side)) for side in (split.train, split.val))
+    return [subject for subject in several_scans([*split.train, *split.val]) if subject in train & val]
+
+
+def several_scans(identifiers: Sequence[str]) -> list[str]:
+    """Return the subjects with several cases, judged by names such as `patient002_frame01`; sorted."""
+    counts = Counter(subject for name in identifiers if (subject := _subject(name)))
+    most = min(_MAX_CASES_OF_SUBJECT, len(identifiers) // 2)
+    return sorted(subject for subject, count in counts.items() if 1 < count <= most)
+
+
+def subject_pattern(identifiers: Sequence[str]) -> str | None:
+    r"""Return a regular expression for the subject in each of the names; None if they have several forms.
+
+    >>> subject_pattern(["patient001_frame01", "patient001_frame12", "patient002_frame01"])
+    'patient\\d+'
+    """
+    forms = {re.sub(r"\d+", r"\\d+", re.escape(_subject(name) or name).replace(r"\-", "-")) for name in identifiers}
+    return min(forms) if len(forms) == 1 else None
 
 
 def shorten(identifiers: Sequence[str]) -> str:
@@ -202,18 +206,12 @@ def shorten(identifiers: Sequence[str]) -> str:
     return f"{shown} and {more} more" if more > 0 else shown
 
 
-def _are_same_cases(supplied: Sequence[Split], present: Sequence[Split]) -> bool:
-    """Return whether every supplied fold has the same cases as the present one of that number."""
-    return len(supplied) <= len(present) and all(
-        set(a.train) == set(b.train) and set(a.val) == set(b.val) for a, b in zip(supplied, present, strict=False)
-    )
-
-
-def _is_default_of_other_cases(splits: Sequence[Split], identifiers: Sequence[str]) -> bool:
-    """Whether splits are the default ones of other cases than these."""
-    known = _cases(splits)
-    return known != set(identifiers) and len(known) >= NUM_FOLDS and list(splits) == default_splits(sorted(known))
-
-
-def _cases(splits: Sequence[Split]) -> set[str]:
+def cases_of(splits: Sequence[Split]) -> set[str]:
+    """Return the cases that some fold trains on or validates with."""
     return {name for split in splits for name in (*split.train, *split.val)}
+
+
+def _subject(name: str) -> str | None:
+    """Return the subject of a case whose name is that of one of several; else None."""
+    match = _ONE_OF_SEVERAL.fullmatch(name)
+    return None if match is None else match[1]
