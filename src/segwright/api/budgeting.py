@@ -158,14 +158,14 @@ def labels_kept(session: Session, plan: Plan, configuration: Configuration) -> d
 
     cases = [case for case in session.dataset.cases if case.label is not None]
     chosen = np.linspace(0, len(cases) - 1, min(NUM_LABEL_CASES, len(cases))).round().astype(int)
-    ignored = session.dataset.labels.ignore_label
+    labels = session.dataset.labels
 
     def maps() -> Iterator[tuple[np.ndarray[Any, np.dtype[np.int32]], list[float]]]:
         for index in chosen:
-            volume = read_label(cases[index].label, session.dataset.reader)
+            volume = read_label(cases[index].label, session.dataset.reader, label_map=labels.label_map)
             order = plan.transpose_forward
             label = volume.array[0].astype(np.int32).transpose(order)
-            label[label == ignored] = 0
+            label[label == labels.ignore_label] = 0
             yield label, [volume.header.spacing[axis] for axis in order]
 
     return kept_dice(maps(), configuration.spacing)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segwright.api.evaluating import find_description, find_label_reader, require_folders
-from segwright.api.references import listed_references
+from segwright.api.references import listed_references, reference_labels
 from segwright.core.errors import ConfigError, DatasetError
 from segwright.core.files.json_documents import write_json
 from segwright.data.dataset import NO_ENVIRONMENT
@@ -52,7 +52,7 @@ def determine_postprocessing(
     description = load_description(Path(dataset_json) if dataset_json else find_description(truth, predicted))
     result = determine(
         scores.pair_files(truth, predicted, description.file_ending, listed=listed_references(truth, environment)),
-        labels=Labels.from_description(description),
+        labels=Labels.from_description(description) if dataset_json else reference_labels(description, truth),
         reader=find_label_reader(description.file_ending, description.overwrite_image_reader_writer, truth, predicted),
         workers=workers,
     )

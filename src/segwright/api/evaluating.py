@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from segwright.api.references import listed_references
+from segwright.api.references import listed_references, reference_labels
 from segwright.api.session import workspace_or_default
 from segwright.api.trained_models import model_folders, name_of
 from segwright.core.errors import ConfigError, DatasetError, ImageError, ModelError, did_you_mean
@@ -73,7 +73,7 @@ def evaluate(
         ending, reader = _supported_ending(truth), None
     else:
         description = load_description(Path(dataset_json) if dataset_json else find_description(truth, predicted))
-        labels = Labels.from_description(description)
+        labels = Labels.from_description(description) if dataset_json else reference_labels(description, truth)
         ending, reader = description.file_ending, description.overwrite_image_reader_writer
     if ignore_label is not None and ignore_label in labels.all_labels:
         scored = ", ".join(str(value) for value in labels.foreground_labels if value != ignore_label)

@@ -1,14 +1,34 @@
-"""Reference label maps of datasets that list their files in dataset.json."""
+"""Reference label maps: those that a dataset.json lists, and what their values mean."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from segwright.core.errors import SegwrightError
 from segwright.data.dataset import scan
-from segwright.data.description import load_description
+from segwright.data.description import DatasetDescription, load_description
+from segwright.data.labels import Labels
 from segwright.workspace import DATASET_JSON, PLANS_JSON
+
+
+def reference_labels(description: DatasetDescription, truth: Path) -> Labels:
+    """Return the labels to score, with the `label_map` of the dataset that the references belong to, if to any.
+
+    Args:
+        description: of the labels.
+        truth: raw dataset, or its folder of label maps.
+    """
+    labels = Labels.from_description(description)
+    for folder in (truth, truth.absolute().parent):
+        if (folder / DATASET_JSON).is_file() and not (folder / PLANS_JSON).exists():
+            try:
+                own = load_description(folder / DATASET_JSON)
+            except SegwrightError:  # not an error here: another dataset.json describes the labels
+                return labels
+            return replace(labels, label_map=own.label_map)
+    return labels
 
 
 def listed_references(truth: Path, environment: Mapping[str, str]) -> dict[str, Path]:

@@ -337,7 +337,16 @@ def _pair_predictions(
             for pair in pairs
         }
         truths = {case: references[case] for case in files}
-        predict_pairs(members, folders, fold, truths, file_ending=ending, device=device, trust=session.trust)
+        predict_pairs(
+            members,
+            folders,
+            fold,
+            truths,
+            file_ending=ending,
+            label_map=session.dataset.description.label_map,
+            device=device,
+            trust=session.trust,
+        )
         for pair, folder in folders.items():
             result[pair] |= {case: folder / f"{case}{ending}" for case in files}
     return result

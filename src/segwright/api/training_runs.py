@@ -189,7 +189,11 @@ def with_nnunet_trainer(session: Session, reference: str | Path | None) -> Sessi
     workspace = session.workspace
     references = {case.identifier: case.label for case in session.dataset.cases if case.label is not None}
     folders = NnunetFolders(
-        raw=workspace.raw, preprocessed=workspace.preprocessed, results=workspace.results, references=references
+        raw=workspace.raw,
+        preprocessed=workspace.preprocessed,
+        results=workspace.results,
+        references=references,
+        label_map=session.dataset.description.label_map,
     )
     file, name = split_reference(str(reference))
     loaded = load_trainer_file(file, name, folders=folders)

@@ -341,7 +341,10 @@ def _check_voxels(
         return collector
     try:
         label = read_label(
-            case.label, reader, like=None if case.label in off_grid or not volumes else volumes[0].header
+            case.label,
+            reader,
+            like=None if case.label in off_grid or not volumes else volumes[0].header,
+            label_map=labels.label_map,
         )
     except SegwrightError as error:
         collector.error(case.label, str(error).removeprefix(f"{case.label}: "), "replace the file or remove its case")
@@ -382,7 +385,7 @@ def _check_values(file: Path, label: npt.NDArray[np.float32], labels: Labels, co
         collector.error(
             file,
             f"unexpected label value {listed(unexpected)}, dataset.json declares {declared}",
-            "correct one of them",
+            "correct one of them, or add a label_map that says which label it is",
         )
     elif found == (0,):
         collector.warn(file, "has only background", "check the label file")

@@ -23,7 +23,7 @@ from pydantic import (
 from segwright.core.errors import DatasetError, Problem, ProblemReport
 from segwright.core.files.json_documents import read_json
 from segwright.core.files.names import require_ending
-from segwright.data.labels import ClassKey, label_problems
+from segwright.data.labels import ClassKey, label_map_problems, label_problems, parse_label_map
 
 DATASET_JSON = "dataset.json"
 
@@ -33,6 +33,7 @@ _KEY_REMEDIES = {
     "numTraining": "give the number of training cases",
     "num_training": "give the number of training cases",
     "file_ending": 'give the ending of images and labels, such as ".nii.gz"',
+    "label_map": 'give {value in files: label}, such as {"255": 1}',
     "groups": 'give {case: group}, "FILE.csv:COLUMN" or "regex:PATTERN"',
     "dataset": 'give {case: {"images": [files], "label": file}}',
 }
@@ -65,6 +66,8 @@ class DatasetDescription(BaseModel):
     file_ending: str
     overwrite_image_reader_writer: str | None = None
     dataset: dict[str, CaseFiles] | None = None
+    label_map: Annotated[dict[int, int], BeforeValidator(parse_label_map)] = Field(default_factory=dict)
+    """Label of each other value that label files may hold, a key that nnU-Net does not have."""
     groups: str | dict[str, str | int] | None = None
     """Which cases share a fold, a key that nnU-Net does not have: the group of each, or see `crossval.groups`."""
     label_pairs: tuple[tuple[str, str], ...] | None = None
@@ -110,7 +113,8 @@ class DatasetDescription(BaseModel):
         """Return the JSON document as it was read, for copies beside plans and models."""
         if self._document is not None:
             return deepcopy(self._document)
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        document = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        return {key: value for key, value in document.items() if key != "label_map" or value}
 
 
 def load_description(path: Path) -> DatasetDescription:
@@ -132,8 +136,11 @@ def load_description(path: Path) -> DatasetDescription:
     except ValidationError as error:
         raise ProblemReport(_validation_problems(path, error)) from error
     found = label_problems(description.labels, description.regions_class_order)
-    if found:
-        raise ProblemReport([Problem(where=f"{path}, labels", what=what) for what in found])
+    problems = [Problem(where=f"{path}, labels", what=what) for what in found]
+    found = label_map_problems(description.label_map, description.labels)
+    problems += [Problem(where=f"{path}, label_map", what=what) for what in found]
+    if problems:
+        raise ProblemReport(problems)
     return description
 
 

@@ -202,11 +202,12 @@ def extract(dataset: Dataset, *, workers: int | None = None) -> Fingerprint:
     """
     collector = FingerprintCollector(num_cases=len(dataset.cases), num_channels=dataset.num_channels)
     finder = PairFinder(dataset.description, dataset.identifiers, dataset.reader)
+    label_map = dataset.description.label_map
 
     def add_case(case: Case) -> None:
         assert case.label is not None, "training cases have labels"
         volume = read_images(case.images, dataset.reader)
-        label = read_label(case.label, dataset.reader, like=volume.header)
+        label = read_label(case.label, dataset.reader, like=volume.header, label_map=label_map)
         collector.add(case, volume, label)
         finder.add(case.identifier, label)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,8 @@ ROUNDING = 1e-3
 """Values this close to an integer are rounded; programs that scale or compress label maps leave such errors."""
 MAX_LABEL_VALUE = 2**24
 """float32, in which label maps are read, represents every integer up to this one."""
+
+NO_LABEL_MAP: Final[Mapping[int, int]] = {}
 
 _BLOCK = 1 << 16
 """Voxels compared at once; they fit into the processor's cache."""
@@ -56,6 +58,23 @@ def whole_values(array: npt.NDArray[np.floating[Any]], file: object) -> npt.NDAr
     if flat.size and max(-flat.min(), flat.max()) > MAX_LABEL_VALUE:
         raise ImageError(f"{file}: {_describe_invalid(flat)}")
     return array if rounded is None else rounded.reshape(array.shape)
+
+
+def mapped_values(array: npt.NDArray[Any], label_map: Mapping[int, int]) -> npt.NDArray[Any]:
+    """Return a label map (any shape) with the values of a file replaced by labels; without any, the array itself.
+
+    Args:
+        array: whole numbers.
+        label_map: from the value in the file to the label; no label is such a value itself, so that the order does not
+            matter and labels stay as they are.
+    """
+    result = array
+    for value, label in label_map.items():
+        found = array == value
+        if found.any():
+            result = array.copy() if result is array else result
+            result[found] = label
+    return result
 
 
 def distinct_values(array: npt.NDArray[Any]) -> tuple[int, ...]:

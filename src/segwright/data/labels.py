@@ -37,6 +37,8 @@ class Labels:
     Attributes:
         declared: name to value, or to the values of a region, as in dataset.json.
         regions_class_order: label value that each region is written with, in order; None without regions.
+        label_map: label of each other value that files of the dataset may hold; what a file means, not what a model
+            learns, so it does not count when labels are compared.
         names: head index to label name.
 
     >>> labels = Labels.from_dataset_json({"labels": {"background": 0, "liver": 1, "tumour": 2}})
@@ -46,12 +48,15 @@ class Labels:
 
     declared: Mapping[str, ClassKey]
     regions_class_order: tuple[int, ...] | None = None
+    label_map: Mapping[int, int] = field(default_factory=dict, compare=False)
     names: Mapping[int, str] = field(init=False)
 
     def __post_init__(self) -> None:
         problems = label_problems(self.declared, self.regions_class_order)
         if problems:
             raise DatasetError(f"dataset.json, labels: {'; '.join(problems)}")
+        if problems := label_map_problems(self.label_map, self.declared):
+            raise DatasetError(f"dataset.json, label_map: {'; '.join(problems)}")
         object.__setattr__(self, "names", self._head_names())
 
     @classmethod
@@ -67,12 +72,13 @@ class Labels:
         return cls(
             {str(name): _as_key(value) for name, value in document["labels"].items()},
             None if order is None else tuple(int(value) for value in order),
+            parse_label_map(document.get("label_map")),
         )
 
     @classmethod
     def from_description(cls, description: Any) -> Labels:
         """Return the labels of a `DatasetDescription`."""
-        return cls(dict(description.labels), description.regions_class_order)
+        return cls(dict(description.labels), description.regions_class_order, description.label_map)
 
     @property
     def has_regions(self) -> bool:
@@ -243,6 +249,42 @@ def label_problems(declared: Mapping[str, ClassKey], regions_class_order: tuple[
     return problems + _region_problems(declared, regions_class_order)
 
 
+def parse_label_map(document: Any) -> dict[int, int]:
+    """Return the `label_map` of a dataset.json as numbers; empty for None.
+
+    Raises:
+        DatasetError: it is not an object of value -> value, or names a value twice.
+    """
+    if document is None:
+        return {}
+    if not isinstance(document, Mapping):
+        raise DatasetError(f'is {document!r}, expected an object of value -> label, such as {{"255": 1}}')
+    found: dict[int, int] = {}
+    for key, label in document.items():
+        if not re.fullmatch(r"-?[0-9]{1,9}", str(key)) or not isinstance(label, int) or isinstance(label, bool):
+            raise DatasetError(f"maps '{key}' to {label!r}, expected whole numbers")
+        if int(key) in found:
+            raise DatasetError(f"maps {int(key)} twice, as '{key}' too; leave one")
+        found[int(key)] = label
+    return found
+
+
+def label_map_problems(label_map: Mapping[int, int], declared: Mapping[str, ClassKey]) -> list[str]:
+    """Return every broken rule of the `label_map` of a dataset.json, each as 'what; remedy'."""
+    names = {value: name for name, key in declared.items() for value in _values(key)}
+    problems = [
+        f"maps {value} to {label}, which no label has; expected one of {listed(sorted(names))}"
+        for value, label in label_map.items()
+        if label not in names
+    ]
+    return problems + [
+        f"maps {value}, which is the value of label '{names[value]}' itself, so that files with it have two meanings; "
+        f"declare {value} for the label that files mean by it, and map only values that no label has"
+        for value in label_map
+        if value in names
+    ]
+
+
 def gap_problem(declared: Mapping[str, ClassKey]) -> str | None:
     """Return what is wrong if the values, including the ignore label, are not 0, 1, 2, ... without a gap."""
     values = sorted({value for key in declared.values() for value in _values(key)})
@@ -250,7 +292,10 @@ def gap_problem(declared: Mapping[str, ClassKey]) -> str | None:
     missing = list(islice(chain.from_iterable(gaps), MAX_LISTED + 1))  # a value may be in the millions
     if not missing:
         return None
-    return f"values {listed(values)} are not consecutive, {listed(missing)} missing; renumber the labels without gaps"
+    return (
+        f"values {listed(values)} are not consecutive, {listed(missing)} missing; renumber the labels without gaps, "
+        "and add a label_map if files have other values"
+    )
 
 
 def ignore_problem(declared: Mapping[str, ClassKey]) -> str | None:

@@ -38,6 +38,8 @@ class TrainingData(BaseModel):
         val: held-out cases.
         cases: files of each case.
         scored: SHA-256 of the labels that were last scored with, where they differ from those in `cases`.
+        label_map: from values in label files to labels, as it was trained with.
+        scored_label_map: as it was last scored with, where it differs.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
@@ -49,6 +51,8 @@ class TrainingData(BaseModel):
     val: tuple[str, ...]
     cases: dict[str, tuple[Entry, ...]]
     scored: dict[str, str] = Field(default_factory=dict)
+    label_map: dict[int, int] = Field(default_factory=dict)
+    scored_label_map: dict[int, int] | None = None
 
     @classmethod
     def read(cls, fold_folder: Path) -> TrainingData | None:
@@ -82,9 +86,10 @@ class TrainingData(BaseModel):
             for path, size, time, content in self.cases.get(case, ())
         ]
 
-    def scored_label(self, case: str) -> str:
-        """Return the hash of the label that a case was scored with."""
-        return self.scored.get(case) or self.cases[case][-1][3]
+    def scored_label(self, case: str) -> tuple[str, dict[int, int]]:
+        """Return the hash of the label file that a case was scored with, and what its values meant."""
+        label_map = self.label_map if self.scored_label_map is None else self.scored_label_map
+        return self.scored.get(case) or self.cases[case][-1][3], label_map
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +97,7 @@ class DataChanges:
     """How the files of cases differ from what they were when a fold was trained; cases sorted.
 
     Attributes:
-        labels: cases whose label changed.
+        labels: cases whose label file, or what its values mean, changed.
         images: cases of which an image changed.
         gone: cases of which a file is missing.
         now: current files of the other cases.
@@ -116,6 +121,8 @@ def changes(
     data: TrainingData,
     files: Mapping[str, Sequence[Path]],
     known: Callable[[str], Sequence[SourceFile]] = lambda case: (),
+    *,
+    label_map: Mapping[int, int] | None = None,
 ) -> DataChanges:
     """Compare the files of cases with those a fold was trained with; files of unchanged size and time are not read.
 
@@ -123,6 +130,7 @@ def changes(
         data: of the fold.
         files: of each case that exists now, images then label.
         known: gives further files of a case whose hashes are known.
+        label_map: from values in label files to labels now; None: as it was.
     """
     labels, images, gone = [], [], []
     now: dict[str, tuple[SourceFile, ...]] = {}
@@ -137,7 +145,7 @@ def changes(
             gone.append(case)
             continue
         now[case] = tuple(found)
-        if found[-1].sha256 != before[-1].sha256:
+        if found[-1].sha256 != before[-1].sha256 or label_map not in (None, data.label_map):
             labels.append(case)
         if [file.sha256 for file in found[:-1]] != [file.sha256 for file in before[:-1]]:
             images.append(case)

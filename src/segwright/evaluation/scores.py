@@ -252,6 +252,7 @@ def evaluate_files(
     title: str = "evaluating",
     ignore_label: int | None = None,
     known: Collection[int] | None = None,
+    label_map: Mapping[int, int] | None = None,
 ) -> Scores:
     """Score pairs of a reference and a prediction file, at least one.
 
@@ -265,11 +266,13 @@ def evaluate_files(
         title: of the progress.
         ignore_label: as of `evaluate_case`.
         known: as of `evaluate`.
+        label_map: from values in reference files to labels; by default that of `labels`.
 
     Raises:
         ProblemReport: unreadable files, different shapes; all of them at once.
     """
     ignored = labels.ignore_label if ignore_label is None else ignore_label
+    reference_values = labels.label_map if label_map is None else label_map
 
     def score(pair: tuple[Path, Path]) -> _Scored | Problem:
         try:
@@ -277,7 +280,8 @@ def evaluate_files(
                 reference_header, header = (read_header(file, reader, is_label=True) for file in pair)
                 if problem := _grid_problem(pair[1], header, reference_header):
                     return problem
-            reference, prediction = (read_label(file, reader) for file in pair)
+            reference = read_label(pair[0], reader, label_map=reference_values)
+            prediction = read_label(pair[1], reader)
             if problem := _grid_problem(pair[1], prediction.header, reference.header):
                 return problem
             return _score_case(pair, reference, prediction, labels, ignored, extra, change)

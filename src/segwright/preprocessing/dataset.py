@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
+from typing import Any
 
 from segwright.core.errors import DatasetError, DiskError, Problem, ProblemReport, SegwrightError
 from segwright.core.files.hashing import content_hash
@@ -101,7 +102,7 @@ def replaced_cases(dataset: Dataset, plan: Plan, configuration_name: str, store:
 def _task(dataset: Dataset, plan: Plan, configuration_name: str, store: CaseStore) -> _Task:
     configuration = plan.configuration(configuration_name)
     labels = Labels.from_description(dataset.description)
-    settings = {
+    settings: dict[str, Any] = {
         "format": FORMAT,
         "reader": plan.image_reader_writer,
         "transpose": plan.transpose_forward,
@@ -112,6 +113,8 @@ def _task(dataset: Dataset, plan: Plan, configuration_name: str, store: CaseStor
         "label": [configuration.resampling_fn_seg, configuration.resampling_fn_seg_kwargs],
         "classes": labels.class_keys,
     }
+    if labels.label_map:
+        settings["label_map"] = dict(labels.label_map)
     return _Task(
         plan=plan,
         configuration=configuration,
@@ -148,7 +151,7 @@ def _update_case(case: Case, task: _Task, threads: TorchThreads) -> bool:
     if task.store.is_fresh(case.identifier, source_hash):
         return False
     volume = read_images(case.images, task.reader)
-    label = read_label(case.label, task.reader, like=volume.header)
+    label = read_label(case.label, task.reader, like=volume.header, label_map=task.labels.label_map)
     unexpected = task.labels.undeclared(distinct_values(label.array))
     if unexpected:
         raise DatasetError(

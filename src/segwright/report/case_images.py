@@ -104,7 +104,8 @@ def load_case(scores: CaseScores, sources: ImageSources) -> CaseImages:
         raise DatasetError(f"case {identifier}: {_missing_reason('prediction', predictions)}")
     reference, images = _raw_files(scores, identifier, sources)
     if reference is not None and images:
-        return _from_raw(identifier, images, reference, prediction, sources.reader)
+        label_map = sources.description.label_map
+        return _from_raw(identifier, images, reference, prediction, sources.reader, label_map)
     if sources.store is not None and identifier in sources.store.identifiers():
         return _from_store(sources.store.load(identifier), prediction, sources.reader)
     store = "there is no preprocessed copy" if sources.store is None else f"it is not in {sources.store.folder} either"
@@ -179,9 +180,17 @@ def _raw_files(scores: CaseScores, identifier: str, sources: ImageSources) -> tu
     return reference, ()
 
 
-def _from_raw(identifier: str, images: Sequence[Path], reference: Path, prediction: Path, reader: str) -> CaseImages:
+def _from_raw(
+    identifier: str,
+    images: Sequence[Path],
+    reference: Path,
+    prediction: Path,
+    reader: str,
+    label_map: Mapping[int, int],
+) -> CaseImages:
     volume = read_images(images, reader)
-    truth, predicted = (read_label(file, reader, like=volume.header) for file in (reference, prediction))
+    truth = read_label(reference, reader, like=volume.header, label_map=label_map)
+    predicted = read_label(prediction, reader, like=volume.header)
     return CaseImages(
         identifier=identifier,
         image=volume.array,

@@ -64,6 +64,16 @@ def test_changed_labels_and_images_and_missing_files_are_reported_apart(raw: Pat
     assert (found.labels, found.images, found.gone) == (("a",), ("b",), ("c",))
 
 
+def test_another_label_map_changes_the_labels_of_all_cases(raw: Path, data: TrainingData) -> None:
+    assert changes(data, files(raw), label_map={255: 1}).labels == CASES
+    mapped = data.model_copy(update={"label_map": {255: 1}})
+    assert changes(mapped, files(raw), label_map={255: 1}).labels == ()
+    assert changes(mapped, files(raw)).labels == ()
+    assert TrainingData.model_validate(mapped.model_dump(mode="json", by_alias=True)) == mapped
+    assert mapped.scored_label("a")[1] == {255: 1}
+    assert mapped.model_copy(update={"scored_label_map": {}}).scored_label("a")[1] == {}
+
+
 def test_a_case_that_left_the_dataset_is_gone(raw: Path, data: TrainingData) -> None:
     now = files(raw)
     del now["b"]

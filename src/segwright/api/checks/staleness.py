@@ -39,6 +39,7 @@ def record_training_data(session: Session, plan: Plan, configuration: str, folde
         train=split.train,
         val=split.val,
         cases=cases,
+        label_map=session.dataset.description.label_map,
     ).save(folder)
 
 
@@ -127,7 +128,8 @@ def record_scored_labels(session: Session, plan: Plan, configuration: str, folde
     data = TrainingData.read(folder)
     if data is None or data.raw_digest == session.raw_digest:
         return
-    _with_scored_labels(data, _changes(session, plan, configuration, data)).save(folder)
+    changed = _changes(session, plan, configuration, data)
+    _with_scored_labels(data, changed, session.dataset.description.label_map).save(folder)
 
 
 def _files(session: Session) -> dict[str, list[Path]]:
@@ -137,7 +139,8 @@ def _files(session: Session) -> dict[str, list[Path]]:
 
 def _changes(session: Session, plan: Plan, configuration: str, data: TrainingData) -> DataChanges:
     store = CaseStore(cases_folder(session, plan, configuration))
-    return changes(data, _files(session), store.recorded_sources)
+    label_map = session.dataset.description.label_map
+    return changes(data, _files(session), store.recorded_sources, label_map=label_map)
 
 
 def _warn_of_changes(folder: Path, changed: DataChanges, consequence: str) -> None:
@@ -158,7 +161,8 @@ def _rescore(session: Session, plan: Plan, folder: Path, data: TrainingData, cha
     """Score the held-out predictions of a fold with current labels if they changed; return the new record."""
     validation = folder / VALIDATION
     now = changed.now
-    stale = [case for case in data.val if case in now and now[case][-1].sha256 != data.scored_label(case)]
+    label_map = session.dataset.description.label_map
+    stale = [case for case in data.val if case in now and (now[case][-1].sha256, label_map) != data.scored_label(case)]
     if not stale or not (validation / SUMMARY_JSON).is_file():
         return data
     references = {case: files[-1] for case, files in _files(session).items()}
@@ -174,14 +178,15 @@ def _rescore(session: Session, plan: Plan, folder: Path, data: TrainingData, cha
 
     logger.info("%s: scoring held-out cases with labels that changed: %s", folder, shorten(stale))
     score(references, predictions, validation, labels=session.dataset.labels, reader=plan.image_reader_writer)
-    return _with_scored_labels(data, changed)
+    return _with_scored_labels(data, changed, label_map)
 
 
-def _with_scored_labels(data: TrainingData, changed: DataChanges) -> TrainingData:
+def _with_scored_labels(data: TrainingData, changed: DataChanges, label_map: dict[int, int]) -> TrainingData:
     """Return the record with the current labels as those that held-out cases are scored with."""
     current = {case: changed.now[case][-1].sha256 for case in data.val if case in changed.now}
     scored = {case: sha for case, sha in current.items() if sha != data.cases[case][-1][3]}
-    return data.model_copy(update={"scored": scored})
+    scored_map = None if label_map == data.label_map else label_map
+    return data.model_copy(update={"scored": scored, "scored_label_map": scored_map})
 
 
 def _is_same_split(one: Split, other: Split) -> bool:

@@ -10,7 +10,7 @@ import importlib
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
@@ -48,6 +48,8 @@ class NnunetFolders:
     results: Path | None = None
     references: Mapping[str, Path] | Path | None = None
     """The dataset's label maps, with which `compute_metrics_on_folder` compares: folder, or file of each case."""
+    label_map: Mapping[int, int] = field(default_factory=dict)
+    """From values in these files to labels."""
 
 
 class FolderName(str):
@@ -195,7 +197,7 @@ class StandIns:
         self._stand_ins = _make_modules(root, self.absent, self._fork)
         folders = folders or NnunetFolders()
         _set_folders(self._stand_ins["nnunetv2.paths"], folders)
-        _bind_references(self._stand_ins[EVALUATION], folders.references)
+        _bind_references(self._stand_ins[EVALUATION], folders)
 
     @property
     def own_modules(self) -> Mapping[str, ModuleType]:
@@ -309,11 +311,11 @@ def _set_folders(paths: ModuleType, folders: NnunetFolders) -> None:
         setattr(paths, f"nnUNet_{name}", None if folder is None else FolderName(folder))
 
 
-def _bind_references(evaluation: ModuleType, references: Mapping[str, Path] | Path | None) -> None:
+def _bind_references(evaluation: ModuleType, folders: NnunetFolders) -> None:
     """Make `compute_metrics_on_folder` know the references, since there is no `gt_segmentations` of nnU-Net."""
 
     def compute_metrics_on_folder(*args: Any, **kwargs: Any) -> Any:
         function = load_target(MODULES[EVALUATION]["compute_metrics_on_folder"])
-        return function(*args, **{"references": references, **kwargs})
+        return function(*args, **{"references": folders.references, "label_map": folders.label_map, **kwargs})
 
     setattr(evaluation, "compute_metrics_on_folder", compute_metrics_on_folder)  # noqa: B010  no attribute for mypy

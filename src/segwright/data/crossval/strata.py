@@ -15,11 +15,11 @@ def labels_of_cases(dataset: Dataset, *, workers: int | None = None) -> dict[str
     Raises:
         ImageError: a label map cannot be read.
     """
-    foreground = set(dataset.labels.foreground_labels)
+    foreground, label_map = set(dataset.labels.foreground_labels), dataset.description.label_map
 
     def read(case: Case) -> set[int]:
         assert case.label is not None, "training cases have labels"
-        return foreground & set(distinct_values(read_label(case.label, dataset.reader).array))
+        return foreground & set(distinct_values(read_label(case.label, dataset.reader, label_map=label_map).array))
 
     found = map_threads(
         read, dataset.cases, workers=workers, describe=lambda case: case.identifier, title="labels of cases"

@@ -23,7 +23,7 @@ from segwright.data.images.readers.nifti import NibabelIO, NibabelIOWithReorient
 from segwright.data.images.readers.pictures import NaturalImage2DIO, is_picture
 from segwright.data.images.readers.tiff import ENDINGS as TIFF_ENDINGS
 from segwright.data.images.readers.tiff import Tiff3DIO, is_tiff, spacing_file, tiff_shape
-from segwright.data.label_maps import MAX_UINT8_LABEL, MAX_WRITTEN_LABEL, whole_values
+from segwright.data.label_maps import MAX_UINT8_LABEL, MAX_WRITTEN_LABEL, NO_LABEL_MAP, mapped_values, whole_values
 
 logger = getLogger(__name__)
 
@@ -177,7 +177,14 @@ def read_images(files: Sequence[Path], reader: str, *, find_nonfinite: bool = Fa
     return _volume(first, parts[0] if len(parts) == 1 else np.concatenate(parts), reader, notes)
 
 
-def read_label(file: Path, reader: str, *, like: Header | None = None, name: str = "its image") -> Volume:
+def read_label(
+    file: Path,
+    reader: str,
+    *,
+    like: Header | None = None,
+    name: str = "its image",
+    label_map: Mapping[int, int] = NO_LABEL_MAP,
+) -> Volume:
     """Read one label map as float32 (1, *S) with integer values.
 
     Args:
@@ -185,6 +192,7 @@ def read_label(file: Path, reader: str, *, like: Header | None = None, name: str
         reader: as in the plan.
         like: header of its image; a label stored along other axes is re-oriented onto that grid.
         name: what `like` belongs to, for messages.
+        label_map: from values in the file to labels (`Labels.label_map`); for references, not for predictions.
 
     Raises:
         ImageError: the file is missing, unreadable, has more than one channel or values that are not integers, or is
@@ -198,7 +206,7 @@ def read_label(file: Path, reader: str, *, like: Header | None = None, name: str
         raise ImageError(f"{file}: has {len(array)} channels, a label map has one whole number per voxel")
     if bad := sum(_hidden_nonfinite(file, header)):
         raise ImageError(f"{file}: {bad} voxels are NaN or infinite, expected a whole number for each; replace them")
-    array = whole_values(array, file)
+    array = mapped_values(whole_values(array, file), label_map)
     if like is None:
         return _volume(header, array, reader)
     array, notes = _reorient_onto(array, header, like, file, name)

@@ -17,7 +17,7 @@ from segwright.data.crossval import splits
 from segwright.data.crossval.resolving import SplitMaker
 from segwright.data.crossval.strata import labels_of_cases
 from segwright.data.dataset import Dataset, load
-from segwright.data.description import load_description
+from segwright.data.description import DatasetDescription, load_description
 from segwright.data.plan import Plan
 from segwright.data.preprocessed.previous_stage import FOLDER, StageMaps
 from segwright.data.preprocessed.store import CaseStore
@@ -73,7 +73,7 @@ def find_inputs(
         raise PlanError(f"{file}: no such plans; {prepare}")
     plan = Plan.load(file)
     copy = workspace.dataset_copy(loaded.name)
-    if copy.is_file() and load_description(copy).meaning() != loaded.description.meaning():
+    if copy.is_file() and _data_meaning(load_description(copy)) != _data_meaning(loaded.description):
         raise WorkspaceError(f"{loaded.folder}: channels or labels have changed since {copy}; {prepare}")
     store = CaseStore(workspace.case_folder(loaded.name, plan.configuration(configuration).data_identifier))
     known = {*store.identifiers()}
@@ -163,6 +163,11 @@ def make_trainer(
     if inputs.checkpoint is not None:
         trainer.load_checkpoint(inputs.checkpoint)
     return trainer  # type: ignore[no-any-return]
+
+
+def _data_meaning(description: DatasetDescription) -> dict[str, Any]:
+    """Return what the values of images and label files mean."""
+    return {**description.meaning(), "label_map": description.label_map}
 
 
 def _with_previous_stage(

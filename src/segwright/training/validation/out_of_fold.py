@@ -21,6 +21,7 @@ from segwright.core.files.hashing import content_hash, file_hash
 from segwright.core.files.names import below
 from segwright.core.log import progress
 from segwright.data.images.image_io import header_of, read_label, write_labels
+from segwright.data.label_maps import NO_LABEL_MAP
 from segwright.inference.ensemble import mean_labels, require_same_task, store_probabilities
 from segwright.inference.models.model_folder import load_predictor
 from segwright.inference.predictor import Predictor
@@ -53,6 +54,7 @@ def predict_pairs(
     references: Mapping[str, Path],
     *,
     file_ending: str,
+    label_map: Mapping[int, int] = NO_LABEL_MAP,
     device: str = "auto",
     trust: CodeTrust = TRUST_NONE,
 ) -> None:
@@ -64,6 +66,7 @@ def predict_pairs(
         fold: whose networks predict.
         references: true label map of each case that they did not train on.
         file_ending: of label maps.
+        label_map: from values in the files of references to labels.
         device: auto, cpu, mps or a GPU.
         trust: code that the models may import.
 
@@ -101,7 +104,7 @@ def predict_pairs(
     for case in progress(cases, title="predicting", total=len(cases)):
         files = {pair: below(folders[pair], f"{case}{file_ending}") for pair in todo[case]}
         with locate_errors(f"case {case}"):
-            _predict_case(case, files, sources, predictors, references[case])
+            _predict_case(case, files, sources, predictors, references[case], label_map)
         for pair, file in files.items():
             records[pair].add(file)
 
@@ -141,6 +144,7 @@ def _predict_case(
     sources: Mapping[str, ValidationSource],
     predictors: Mapping[str, Predictor],
     reference: Path,
+    label_map: Mapping[int, int],
 ) -> None:
     """Write the label map and the statistics of one case for every pair."""
     folder = next(iter(files.values())).parent
@@ -158,7 +162,7 @@ def _predict_case(
             probabilities[name] = store_probabilities(predictor, prepared, planes, Path(scratch), name)
             properties[name] = stored.provenance.properties
         grid = header_of(next(iter(probabilities.values())).array.shape[1:], next(iter(properties.values())))
-        truth = read_label(reference, reader, like=grid).array[0].astype(np.int32)
+        truth = read_label(reference, reader, like=grid, label_map=label_map).array[0].astype(np.int32)
         for pair, file in files.items():
             labels, arrays = predictors[pair[0]].labels, [probabilities[name].array for name in pair]
             CaseStats(

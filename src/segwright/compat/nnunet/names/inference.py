@@ -23,6 +23,7 @@ from segwright.compat.nnunet.names.plans import ConfigurationManager, PlansManag
 from segwright.core.device import resolve_device
 from segwright.core.errors import ConfigError, DatasetError
 from segwright.core.files.json_documents import read_json
+from segwright.data.label_maps import NO_LABEL_MAP
 from segwright.data.labels import BACKGROUND, ClassKey, Labels
 from segwright.data.plan import Configuration
 from segwright.data.preprocessed.previous_stage import StageMaps
@@ -317,6 +318,7 @@ def compute_metrics_on_folder(
     chill: bool = True,
     *,
     references: References = None,
+    label_map: Mapping[int, int] = NO_LABEL_MAP,
 ) -> dict[str, Any]:
     """Score the predictions of a folder, write nnU-Net's `summary.json`, and return it with labels as keys.
 
@@ -331,6 +333,7 @@ def compute_metrics_on_folder(
         num_processes: threads.
         chill: a reference without a prediction is no error.
         references: of the dataset, used if there is no `folder_ref`: we keep no copy of them.
+        label_map: from values in files of references to labels, as the dataset declares it.
 
     Raises:
         DatasetError: there are no references or no predictions.
@@ -347,6 +350,7 @@ def compute_metrics_on_folder(
         reader=image_reader_writer.reader,
         workers=num_processes,
         ignore_label=ignore_label,
+        label_map=label_map,
     )
     if output_file is not None:
         scores.save(Path(output_file))

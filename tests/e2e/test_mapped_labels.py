@@ -1,0 +1,92 @@
+"""A dataset whose label files have other values than dataset.json declares: `label_map` gives the same results."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from journeys import Journey, call
+
+from segwright import api
+from segwright.core.files.hashing import file_hash
+from segwright.data.dataset import load
+from segwright.data.images.image_io import read_label, write_labels
+from segwright.data.preprocessed.store import CaseStore
+from segwright.workspace import Workspace
+
+NAME = "Dataset007_Tiny"
+OTHER = {1: 255, 2: 100}
+"""Values in the files for the two labels."""
+
+
+def set_map(raw: Path, label_map: dict[int, int]) -> None:
+    document = json.loads((raw / "dataset.json").read_text())
+    (raw / "dataset.json").write_text(json.dumps({**document, "label_map": label_map}))
+
+
+@pytest.fixture
+def raw(journey: Journey, tmp_path: Path) -> Path:
+    """The dataset with other values in its label files."""
+    folder = Path(shutil.copytree(journey.dataset, tmp_path / NAME))
+    dataset = load(folder)
+    for case in dataset.cases:
+        assert case.label is not None
+        label = read_label(case.label, dataset.reader, label_map=OTHER)
+        write_labels(label.array[0].astype(np.uint8), case.label, label.properties, dataset.reader)
+    set_map(folder, {value: label for label, value in OTHER.items()})
+    return folder
+
+
+def scores(file: Path) -> list[Any]:
+    cases = json.loads(file.read_text())["metric_per_case"]
+    return [{key: value["Dice"] for key, value in case["metrics"].items()} for case in cases]
+
+
+def test_plan_and_preprocessed_cases_are_those_of_the_labels(journey: Journey, raw: Path, tmp_path: Path) -> None:
+    before = {file: file_hash(file) for file in (raw / "labelsTr").iterdir()}
+    workspace = Workspace.under(tmp_path / "own")
+    assert api.check(raw).errors == ()
+    api.plan(raw, workspace=workspace)
+    for name in ("dataset_fingerprint.json", "splits_final.json"):
+        assert (workspace.preprocessed / NAME / name).read_bytes() == (journey.preprocessed / name).read_bytes()
+    api.preprocess(raw, workspace=workspace, configurations=["3d_fullres"])
+    [folder] = (path.name for path in journey.preprocessed.iterdir() if path.name.endswith("3d_fullres"))
+    own, plain = CaseStore(workspace.preprocessed / NAME / folder), CaseStore(journey.preprocessed / folder)
+    for case in plain.identifiers():
+        assert np.array_equal(own.load(case).label[...], plain.load(case).label[...])
+        assert own.load(case).class_locations.keys() == plain.load(case).class_locations.keys()
+    assert {file: file_hash(file) for file in (raw / "labelsTr").iterdir()} == before
+    set_map(raw, {255: 2, 100: 1})
+    done = api.preprocess(raw, workspace=workspace, configurations=["3d_fullres"])["3d_fullres"]
+    assert len(done.done) == len(before)
+
+
+def test_predictions_are_scored_against_labels_and_anew_with_another_map(
+    journey: Journey, raw: Path, tmp_path: Path
+) -> None:
+    work = Path(shutil.copytree(journey.work, tmp_path / "work"))
+    fold = work / "results" / NAME / "Trainer__nnUNetPlans__3d_fullres" / "fold_0"
+    trained = scores(fold / "validation" / "summary.json")
+    api.evaluate(raw / "labelsTr", fold / "validation", output=tmp_path / "summary.json")
+    assert scores(tmp_path / "summary.json") == trained
+
+    arguments = ("--work", work, "run", raw, "--folds", "0", "--config", "3d_fullres", "--device", "cpu")
+    assert "labels of" in call(*arguments).stderr
+    assert scores(fold / "validation" / "summary.json") == trained
+
+    set_map(raw, {255: 2, 100: 1})
+    done = call(*arguments)
+    assert done.exit_code == 0, done.output
+    assert f"since {fold} was trained" in done.stderr
+    changed = scores(fold / "validation" / "summary.json")
+    assert changed != trained
+    assert done.stderr.count("scoring held-out cases with labels that changed") == 1
+    assert "scoring held-out cases" not in call(*arguments).stderr
+    set_map(raw, {})
+    refused = call(*arguments)
+    assert refused.exit_code == 1
+    assert "unexpected label value 100, 255" in refused.output
