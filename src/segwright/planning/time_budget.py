@@ -195,7 +195,8 @@ def quick_configuration(plan: Plan) -> str:
 def spacing_factor(full: Configuration, size: Size, allowed: float) -> float:
     """Return the factor on the spacing with which a patch covers `COVERED` of the median image; 1 up to `allowed`."""
     voxels = COVERED * math.prod(full.median_image_size_in_voxels)
-    return max(1.0, min((voxels / size.patch_voxels[full.dims]) ** (1 / full.dims), allowed))
+    factor: float = (voxels / size.patch_voxels[full.dims]) ** (1 / full.dims)
+    return max(1.0, min(factor, allowed))
 
 
 def resized(
