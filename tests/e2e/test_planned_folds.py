@@ -72,6 +72,7 @@ def test_planning_writes_nnunet_s_folds_and_says_how_to_group_scans(plan: Plan) 
     assert "cases such as patient01_frame1 and patient01_frame2 are of one subject" in said[0]
     assert f"--groups '{BY_NAME}' keeps each in one fold" in said[0]
     assert "by their names" not in plan("--groups", "none")[1]
+    assert "by their names" not in plan()[1]
 
 
 def test_groups_of_a_plan_hold_for_what_follows(plan: Plan, raw: Path, tmp_path: Path, splits: Path) -> None:

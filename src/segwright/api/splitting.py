@@ -39,11 +39,8 @@ def dataset_splits(
             same without.
         workers: threads.
     """
-    return _maker(session).resolve(
-        write=write,
-        in_use=_has_numbered_fold(session),
-        read_labels=partial(labels_of_cases, session.dataset, workers=workers) if stratify else None,
-    )
+    read_labels = partial(labels_of_cases, session.dataset, workers=workers) if stratify else None
+    return _maker(session).resolve(write=write, in_use=_has_numbered_fold(session), read_labels=read_labels)
 
 
 def select_fold(session: Session, fold: Fold, *, write: bool, stratify: bool = True) -> splits.Split:
@@ -52,9 +49,11 @@ def select_fold(session: Session, fold: Fold, *, write: bool, stratify: bool = T
     Raises:
         DatasetError: the fold or one of its cases does not exist.
     """
-    folds = [] if fold == "all" else dataset_splits(session, write=write, stratify=stratify)
-    groups = None if fold == "all" else _maker(session).groups
-    return splits.select(folds, session.dataset.identifiers, fold, groups=groups)
+    identifiers = session.dataset.identifiers
+    if fold == "all":
+        return splits.select([], identifiers, fold)
+    folds = dataset_splits(session, write=write, stratify=stratify)
+    return splits.select(folds, identifiers, fold, groups=_maker(session).groups)
 
 
 def require_folds(session: Session, folds: Sequence[Fold]) -> None:

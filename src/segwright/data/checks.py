@@ -17,6 +17,7 @@ from segwright.core.text import listed
 from segwright.data.cases import Case, surplus_labels
 from segwright.data.cropping import content_box
 from segwright.data.crossval import splits
+from segwright.data.crossval.groups import groups_of
 from segwright.data.dataset import LABELS_FOLDER, NO_ENVIRONMENT, ScanResult, scan
 from segwright.data.description import DATASET_JSON, DatasetDescription
 from segwright.data.images.formats import Header
@@ -192,15 +193,20 @@ def _check_description(path: Path, description: DatasetDescription, scanned: Sca
 def _check_surroundings(
     folder: Path, description: DatasetDescription, scanned: ScanResult, collector: _Collector
 ) -> None:
-    """Check what else the dataset holds: stray files, surplus labels, its own splits."""
+    """Check what else the dataset holds: stray files, surplus labels, groups of cases, its own splits."""
     collector.warnings += scanned.stray
     collector.errors += CaseStore.clash_problems(folder.name, [case.identifier for case in scanned.cases])
     if description.dataset is None and (folder / LABELS_FOLDER).is_dir():
         for file in surplus_labels(folder / LABELS_FOLDER, scanned.cases, description.file_ending):
             collector.warn(file, "label without an image", "add the images or remove the label")
+    identifiers = [case.identifier for case in scanned.cases]
+    try:
+        groups_of(description.groups, identifiers, folder=folder)
+    except SegwrightError as error:
+        collector.error(f"{folder / DATASET_JSON}, groups", str(error))
     path = folder / SPLITS_JSON
     if path.is_file():
-        _check_splits(path, [case.identifier for case in scanned.cases], collector)
+        _check_splits(path, identifiers, collector)
 
 
 def _check_splits(path: Path, identifiers: Sequence[str], collector: _Collector) -> None:

@@ -258,7 +258,8 @@ def parse_label_map(document: Any) -> dict[int, int]:
     if document is None:
         return {}
     if not isinstance(document, Mapping):
-        raise DatasetError(f'is {document!r}, expected an object of value -> label, such as {{"255": 1}}')
+        kind = type(document).__name__
+        raise DatasetError(f'is a {kind}, expected an object of value -> label, such as {{"255": 1}}')
     found: dict[int, int] = {}
     for key, label in document.items():
         if not re.fullmatch(r"-?[0-9]{1,9}", str(key)) or not isinstance(label, int) or isinstance(label, bool):

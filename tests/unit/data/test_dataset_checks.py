@@ -341,6 +341,14 @@ def test_overlapping_split_is_a_warning(folder: Path) -> None:
     assert "fold 0: case_01 in both train and val" in warnings(check(folder))
 
 
+def test_groups_that_lack_a_case_are_an_error(folder: Path) -> None:
+    edit(folder, groups=r"regex:case_\d+")
+    assert check(folder).is_clean
+    edit(folder, groups={"case_00": 1})
+
+    assert "dataset.json, groups: the mapping: no group for case case_01" in errors(check(folder))
+
+
 def test_folder_without_dataset_json_is_reported(tmp_path: Path) -> None:
     assert "dataset.json: no such file" in errors(check(tmp_path))
 

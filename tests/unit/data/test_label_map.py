@@ -36,7 +36,7 @@ LABELS = {"background": 0, "organ": 1, "lesion": 2}
         ({"255": "organ"}, r"label_map: maps '255' to 'organ', expected whole numbers"),
         ({"255": True}, r"label_map: maps '255' to True, expected whole numbers"),
         ({"255": 1, "0255": 2}, r"label_map: maps 255 twice, as '0255' too; leave one"),
-        ([255, 1], r"label_map: is \[255, 1\], expected an object of value -> label"),
+        ([255, 1], r"label_map: is a list, expected an object of value -> label"),
     ],
 )
 def test_an_impossible_map_is_refused_by_name(tmp_path: Path, label_map: Any, message: str) -> None:

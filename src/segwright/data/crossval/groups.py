@@ -37,7 +37,7 @@ def groups_of(given: Groups | None, identifiers: Sequence[str], *, folder: Path)
     if given is None or given == NO_GROUPS:
         return None
     if isinstance(given, Mapping):
-        found, source = {str(case): str(group) for case, group in given.items()}, "groups"
+        found, source = {str(case): str(group) for case, group in given.items()}, "the mapping"
     elif given.startswith(REGEX):
         found, source = _matched(given.removeprefix(REGEX), identifiers), f"groups '{given}'"
     else:

@@ -150,13 +150,16 @@ class SplitMaker:
             if supplied is not None:
                 return present
             if self._are_kept(present, in_use=in_use):
-                self._update_record(present, write=write)
+                if write and self.is_ours(present) and self._has_same_rules(present):
+                    self._save_record(present)  # groups may be read from elsewhere now, and cases may be new
                 return present
             if write:
                 logger.info("%s: cases or groups changed; no fold was trained yet, so new folds are made", self._file)
         made = self._make(read_labels) if supplied is None else supplied
         if write:
-            self._save(made, is_made=supplied is None)
+            if supplied is None:
+                self._save_record(made)  # first, so that splits of ours are known as such
+            save(self._file, made)
         return made
 
     def is_ours(self, present: Sequence[Split]) -> bool:
@@ -165,10 +168,11 @@ class SplitMaker:
 
     def _read_groups(self, declared: Groups | None, folder: Path) -> dict[str, str] | None:
         """Return the group of each case; a table that a command named earlier is read only for new cases."""
-        record = self._record if self._options.groups is None else None
-        recorded = record.group_of_case or {} if record is not None and record.groups is not None else {}
-        if all(case in recorded for case in self._identifiers) and recorded:
-            return {case: recorded[case] for case in self._identifiers}
+        record = self._record
+        if record is not None and record.groups is not None and self._options.groups is None:
+            recorded = record.group_of_case or {}
+            if recorded.keys() >= set(self._identifiers):
+                return {case: recorded[case] for case in self._identifiers}
         return groups_of(declared if self._groups is None else self._groups, self._identifiers, folder=folder)
 
     def _are_kept(self, present: Sequence[Split], *, in_use: bool) -> bool:
@@ -184,16 +188,19 @@ class SplitMaker:
                     "the file to get folds by --groups or --stratify"
                 )
             return True
-        has_same_rules = self._is_plain
-        if self._record is not None and self._is_recorded(present):
-            is_stratified, groups = self._record.stratify, self._record.group_of_case
-            has_same_rules = is_stratified == self._stratify and _agree(groups, self.groups)
+        has_same_rules = self._has_same_rules(present)
         if in_use and self._options.are_given and not has_same_rules:
             raise ConfigError(
                 f"{self._file}: a fold was trained with these splits, so --groups and --stratify cannot change them; "
                 "train in another work folder (--work), or delete the file and train every fold again"
             )
         return in_use or (has_same_rules and cases_of(present) == set(self._identifiers))
+
+    def _has_same_rules(self, present: Sequence[Split]) -> bool:
+        """Return whether splits of ours were made with the present groups and strata, cases aside."""
+        if self._record is None or not self._is_recorded(present):
+            return self._is_plain
+        return self._record.stratify == self._stratify and _agree(self._record.group_of_case, self.groups)
 
     def _is_recorded(self, present: Sequence[Split]) -> bool:
         """Return whether the record is of these splits."""
@@ -212,16 +219,10 @@ class SplitMaker:
         labels = read_labels() if self._stratify and read_labels is not None else None
         return grouped_splits(self.groups or {case: case for case in self._identifiers}, labels)
 
-    def _save(self, splits: Sequence[Split], *, is_made: bool) -> None:
-        """Save splits after the record of what they were made from; nnU-Net's folds need none."""
-        if is_made and not (self._is_plain and self._record is None):
-            self._record_of(splits).save(self._file)
-        save(self._file, splits)
-
-    def _update_record(self, present: Sequence[Split], *, write: bool) -> None:
-        """Record the groups of new cases, and where groups are read from now."""
-        new = self._record_of(present)
-        if write and self._is_recorded(present) and new != self._record:
+    def _save_record(self, splits: Sequence[Split]) -> None:
+        """Record from what splits were made; nnU-Net's folds need no record unless they were asked for."""
+        new = self._record_of(splits)
+        if new != self._record and not (self._is_plain and self._groups is None and self._record is None):
             new.save(self._file)
 
     def _record_of(self, splits: Sequence[Split]) -> SplitRecord:

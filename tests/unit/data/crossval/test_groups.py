@@ -53,7 +53,7 @@ def test_there_may_be_no_groups(given: str | None) -> None:
         ("regex:(p", r"groups 'regex:\(p': not a regular expression .* write for instance regex:patient\\d\+"),
         (r"regex:p01", "groups 'regex:p01': no group for case p02_a; give every case"),
         ("regex:x*", "no group for case p01_a, p01_b, p02_a"),
-        ({"p01_a": "1"}, "groups: no group for case p01_b, p02_a"),
+        ({"p01_a": "1"}, "the mapping: no group for case p01_b, p02_a"),
         ("absent.csv:patient", r"absent\.csv: no such file"),
         ("table.csv:patients", r"table\.csv: no column 'patients'; did you mean 'patient'\?"),
         ("table.csv:empty", r"table\.csv, column 'empty': no group for case p01_a, p01_b, p02_a"),
