@@ -14,7 +14,7 @@ from segwright.core.extensions.trust import TRUST_NONE, CodeTrust
 from segwright.core.files.atomic_io import sweep_leftovers
 from segwright.core.files.hashing import content_hash
 from segwright.core.files.locks import locked
-from segwright.data.crossval.resolving import DEFAULT_OPTIONS, SplitOptions
+from segwright.data.crossval.resolving import AS_BEFORE, SplitOptions
 from segwright.data.dataset import NO_ENVIRONMENT, Dataset, load
 from segwright.data.stage_cache import RawIdentity, StageCache, hash_files, listing_digest
 from segwright.workspace import DATASET_JSON, DEFAULT_WORK, SPLITS_JSON, Workspace
@@ -44,7 +44,7 @@ class Session:
     trust: CodeTrust = TRUST_NONE
     nnunet_trainer: LoadedTrainer | None = None
     """The class of a file that subclasses nnU-Net's trainer, which trains instead."""
-    split_options: SplitOptions = DEFAULT_OPTIONS
+    split_options: SplitOptions = AS_BEFORE
     """How folds are made, as this call asks for it."""
 
     @property
@@ -78,7 +78,7 @@ def open_session(
     trainer: str | None = None,
     model_name: str | None = None,
     trust: CodeTrust = TRUST_NONE,
-    split_options: SplitOptions = DEFAULT_OPTIONS,
+    split_options: SplitOptions = AS_BEFORE,
 ) -> Session:
     """Load a dataset and check that results can be written, before any work starts.
 

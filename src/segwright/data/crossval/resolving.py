@@ -40,7 +40,7 @@ class SplitOptions:
         return self.groups is not None or self.stratify is not None
 
 
-DEFAULT_OPTIONS: Final = SplitOptions()
+AS_BEFORE: Final = SplitOptions()
 
 
 class SplitRecord(BaseModel):
@@ -103,7 +103,7 @@ class SplitMaker:
         identifiers: Sequence[str],
         *,
         raw_file: Path | None = None,
-        options: SplitOptions = DEFAULT_OPTIONS,
+        options: SplitOptions = AS_BEFORE,
         declared: Groups | None = None,
         folder: Path = Path(),
     ) -> None:
