@@ -1,9 +1,10 @@
-"""Choose device, precision and memory layout of tensors, once per run."""
+"""Choose device, precision and memory layout of tensors, once per run; what only some devices can do."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ MPS = "mps"
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 _AMPERE = 8  # first compute capability with bf16 tensor cores
+_VOLTA = 7  # first compute capability that Triton supports
 
 
 def resolve_device(name: str = "auto") -> torch.device:
@@ -74,6 +76,30 @@ def has_fast_bf16() -> bool:
     abilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     has_bf16 = bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
     return has_amx() or (has_bf16 and not abilities.get("avx512_fp16", False))
+
+
+def can_compile(device: torch.device) -> bool:
+    """Return whether `torch.compile` makes faster code for a device: a CUDA GPU for which Triton has a compiler."""
+    is_supported = device.type == CUDA and torch.cuda.get_device_capability(device)[0] >= _VOLTA
+    return is_supported and find_spec("triton") is not None
+
+
+def has_graphs(device: torch.device) -> bool:
+    """Return whether a device replays CUDA graphs."""
+    return device.type == CUDA
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has finished all its work; nothing on the CPU, which has always done so."""
+    if device.type == CUDA:
+        torch.cuda.synchronize(device)
+    elif device.type == MPS:
+        torch.mps.synchronize()
+
+
+def generator_devices(device: torch.device) -> list[torch.device]:
+    """Return the devices whose random generators `torch.random.fork_rng` must restore, beside the CPU's."""
+    return [device] if device.type == CUDA else []
 
 
 def compute_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:

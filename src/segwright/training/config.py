@@ -28,6 +28,7 @@ CHANGEABLE: Final = (
     "loggers",
     "cache",
     "cache_gib",
+    "compile",
 )
 """Settings that may change when a training is resumed; with any other it would be a different training."""
 
@@ -135,7 +136,7 @@ class TrainConfig(BaseModel):
     """Normalisation layers of a built-in network; None: the plan's."""
 
     callbacks: tuple[Component, ...] = ()
-    """Event hooks, each `module:attr`: a class, an object or a function, see `training.callbacks`."""
+    """Event hooks, each `module:attr`: a class, an object or a function, see `training.hooks.callbacks`."""
     loggers: tuple[Component, ...] = ()
     """Metric loggers beside `metrics.jsonl`: `tensorboard`, `mlflow`, `wandb` or `module:attr`."""
 
@@ -158,6 +159,9 @@ class TrainConfig(BaseModel):
     """Memory for cached cases; None: half of the free memory, or a fifth of the GPU's."""
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile network and loss, if the result is the same and a step not slower (`training.execution`); auto: on CUDA
+    GPUs with Triton."""
     seed: int = 12345
     deterministic: bool = False
     """Bit-identical results: slower algorithms where the fast ones sum in any order. Not with a budget."""
@@ -211,6 +215,8 @@ class TrainConfig(BaseModel):
     def _validate_determinism(self) -> TrainConfig:
         if self.deterministic and self.budget_s is not None:
             raise ValueError("deterministic: under a budget the learning rate follows the clock; give num_epochs")
+        if self.deterministic and self.compile == "on":
+            raise ValueError("deterministic: the time of the steps decides which are compiled; leave out compile = on")
         return self
 
     def references(self) -> Iterator[tuple[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -27,28 +28,30 @@ from segwright.networks.build import ArchitectureSpec, move_to_device, set_deep_
 from segwright.networks.folds import require_same_network
 from segwright.networks.logits import LogitsOf, logits_only
 from segwright.training import defaults, network_setup
-from segwright.training.callbacks import call_callbacks, load_callbacks
 from segwright.training.checkpointing import checkpoints, resume
 from segwright.training.checkpointing.determinism import reproducible, seed_step
 from segwright.training.clock import Clock, Timer
 from segwright.training.config import KNOBS, TrainConfig, changed
 from segwright.training.distributed.context import SINGLE, DistributedContext
+from segwright.training.execution.choice import Execution, make_execution
+from segwright.training.execution.step import FirstBatchCheck, StepParts
 from segwright.training.finetuning import load_pretrained
 from segwright.training.hooks import declarations, results
+from segwright.training.hooks.callbacks import call_callbacks, load_callbacks
 from segwright.training.loading.batches import Batch, BatchLoader, to_device
 from segwright.training.loading.from_dataset import make_trainer
 from segwright.training.loading.loaders import build_loaders, training_recipe
 from segwright.training.loading.prefetch import prefetched_batches
 from segwright.training.losses.builtin import TrainingLoss, build_loss
 from segwright.training.monitoring import epoch_metrics
-from segwright.training.monitoring.divergence import DivergenceMonitor, check_loss
+from segwright.training.monitoring.divergence import DivergenceMonitor
 from segwright.training.monitoring.logbook import Logbook
 from segwright.training.monitoring.loggers import MetricLogger
 from segwright.training.monitoring.run_output import RunOutput
 from segwright.training.monitoring.run_record import train_record
 from segwright.training.monitoring.status import State
 from segwright.training.optim import ema
-from segwright.training.optim.optimizers import build_optimizer, optimizer_tensors, untrained_notes, update
+from segwright.training.optim.optimizers import build_optimizer, optimizer_tensors, untrained_notes
 from segwright.training.optim.rates import LearningRates, make_rates, rate_notes
 from segwright.training.optim.schedule import Schedule, build_schedule
 from segwright.training.validation import final as final_validation
@@ -75,7 +78,7 @@ class Trainer:
         config: the settings; nnU-Net's by default.
         references: folder of the original labels, or the file of each case; for the final validation.
         loggers: receive the metrics, in addition to `metrics.jsonl` and the loggers of the settings.
-        callbacks: objects or functions to be called at events (`training.callbacks`), in addition to the settings'.
+        callbacks: objects or functions to be called at events (`training.hooks.callbacks`); the settings' too.
         stop: checked after each step; if it requests a stop, the training is saved and ended.
         distributed: the processes that share this training; only the first one writes files and logs.
         trust_code: whether a resumed checkpoint may import code that the settings do not name.
@@ -491,19 +494,16 @@ class Trainer:
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
         """Update the weights with one batch; `loss` stays on the device and is NaN if the step was skipped."""
         data, target = to_device(batch, self.device, memory_format(self.device, self.configuration.dims))
-        self.optimizer.zero_grad(set_to_none=True)
-        with autocast(self.device, self.config.precision):
-            output = self.network(data)
-        if not self._is_first_batch_checked:
-            network_setup.check_outputs(self.logits_of(output), target, data, self.labels.num_heads)
-        loss = results.loss_of(self.loss, output, target)
-        if not self._is_first_batch_checked:
-            check_loss(loss, self.logits_of(output), data, batch["keys"])
-            self._is_first_batch_checked = True
-        torch.autograd.backward(loss if self.grad_scaler is None else self.grad_scaler.scale(loss))
-        self.distributed.sum_gradients(self.network.parameters())
-        norm = update(self.optimizer, self.network, clip_norm=self.config.clip_norm, scaler=self.grad_scaler)
-        return {"loss": torch.where(torch.isfinite(norm), loss.detach(), torch.nan)}
+        parts = StepParts(network=self.network, loss=self.loss, optimizer=self.optimizer, scaler=self.grad_scaler)
+        check = FirstBatchCheck(cases=batch["keys"], logits_of=self.logits_of, num_heads=self.labels.num_heads)
+        loss = self.execution.run(parts, data, target, None if self._is_first_batch_checked else check)
+        self._is_first_batch_checked = True
+        return {"loss": loss}
+
+    @cached_property
+    def execution(self) -> Execution:
+        """How the steps are computed: plain, or compiled."""
+        return make_execution(self.config, self.device, self.distributed, log=self.print_to_log_file)
 
     def on_train_epoch_end(self, steps: list[dict[str, Tensor]]) -> None:
         """Log the mean loss of the epoch's steps, and the number of those that were skipped."""

@@ -12,6 +12,7 @@ import torch
 from segwright.inference.models.model_folder import load_predictor
 from segwright.training.checkpointing.checkpoints import find_resumable
 from segwright.training.config import TrainConfig
+from segwright.training.execution import choice
 from tests.unit.training.test_trainer import DyingTrainer, Killed, final_weights
 from tests.unit.training.tiny_task import DATASET_JSON, REGIONS_JSON, TinyStore, make, settings, write_references
 
@@ -76,10 +77,30 @@ def test_model_trained_on_a_gpu_predicts_on_both(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_compiled_steps_and_cuda_graphs_have_the_plain_losses(
+    tmp_path: Path, precision: str, dims: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choice.Trial, "median_s", 1.0)  # compiled steps count as fast as plain ones
+    losses, ways = {}, []
+    for setting in ("off", "on"):
+        config = settings(num_epochs=5, num_iterations_per_epoch=20, precision=precision, compile=setting)
+        trainer = make(tmp_path / setting, device="cuda", configuration=f"{dims}d", config=config)
+        trainer.run_training()
+        losses[setting] = trainer.logbook.column("train_losses")
+        ways.append(trainer.execution.way)
+    assert ways == [choice.PLAIN, choice.GRAPHS]
+    assert losses["on"] == pytest.approx(losses["off"], abs=5e-3 if precision == "fp32" else 5e-2)
+
+
 @pytest.mark.parametrize("precision", ["auto", "fp32", "bf16"])
 @pytest.mark.parametrize("dataset_json", [DATASET_JSON, REGIONS_JSON], ids=["labels", "regions"])
 def test_the_host_does_not_wait_for_a_step(tmp_path: Path, precision: str, dataset_json: dict[str, Any]) -> None:
-    trainer = make(tmp_path, device="cuda", config=settings(precision=precision), dataset_json=dataset_json)
+    trainer = make(
+        tmp_path, device="cuda", config=settings(precision=precision, compile="off"), dataset_json=dataset_json
+    )
     trainer.initialize()
     heads, first = trainer.labels.num_heads, torch.zeros(3, 1, 16, 16, 16)
     full = first.short() if heads == 3 else torch.zeros(3, heads + 1, 16, 16, 16, dtype=torch.bool)  # and the ignored

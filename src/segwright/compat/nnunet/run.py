@@ -40,11 +40,11 @@ from segwright.evaluation.scores import Scores
 from segwright.networks.build import ArchitectureSpec
 from segwright.networks.logits import LogitsOf
 from segwright.training import defaults, network_setup
-from segwright.training.callbacks import load_callbacks
 from segwright.training.checkpointing import checkpoints
 from segwright.training.checkpointing.determinism import reproducible, seed_step
 from segwright.training.clock import Timer
 from segwright.training.config import KNOBS, TrainConfig, changed
+from segwright.training.hooks.callbacks import load_callbacks
 from segwright.training.loading.batches import Batch, BatchLoader
 from segwright.training.loading.loaders import training_recipe
 from segwright.training.monitoring.divergence import DivergenceMonitor
@@ -184,8 +184,15 @@ class NnunetRun(Trainer):
             self.user.initialize()
             self._keep_explicit(LENGTHS)
             self.host.model.complete()
-            if self.user._do_i_compile():
-                self.notes += ("the network is not compiled, though _do_i_compile returns True",)
+            self._apply_compile_hook()
+
+    def _apply_compile_hook(self) -> None:
+        """Compile nothing if the file says so; say so if it wants what is not done."""
+        compiles = self.user._do_i_compile()
+        if self.host.overrides("_do_i_compile") and not compiles and self.config.compile == "auto":
+            self.config = changed(self.config, compile="off")
+        if compiles and (self.execution.is_decided or self.host.overrides("train_step")):
+            self.notes += ("the network is not compiled, though _do_i_compile returns True",)
 
     def _prepare(self) -> None:
         """Resolve the settings and make what does not depend on the network."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from segwright.core import seeds
+from segwright.core.device import generator_devices
 
 
 @contextmanager
@@ -19,7 +20,6 @@ def reproducible(device: torch.device, *, deterministic: bool) -> Iterator[None]
         device: of the training.
         deterministic: use deterministic algorithms only; on a GPU torch warns about operations that have none.
     """
-    devices = [] if device.type in ("cpu", "mps") else [device]
     was_deterministic, warned_only = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
@@ -27,7 +27,7 @@ def reproducible(device: torch.device, *, deterministic: bool) -> Iterator[None]
     benchmark = torch.backends.cudnn.benchmark
     onednn: Any = torch.backends.mkldnn
     was_onednn = getattr(onednn, "deterministic", None)  # not in every version of torch
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=generator_devices(device)):
         if deterministic:
             torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
             if was_onednn is not None:  # the CPU's convolutions have a setting of their own

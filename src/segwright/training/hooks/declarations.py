@@ -8,8 +8,8 @@ from difflib import get_close_matches
 from typing import Any, Final
 
 from segwright.core.extensions.user_code import UserCodeError, source_location
-from segwright.training.callbacks import EVENTS, STEP_EVENTS
 from segwright.training.config import KNOBS, TrainConfig, changed
+from segwright.training.hooks.callbacks import EVENTS, STEP_EVENTS
 from segwright.training.hooks.used_names import UsedNames
 
 EVENT_HOOKS: Final = tuple(event for event in EVENTS if event not in STEP_EVENTS)

@@ -1,0 +1,1 @@
+"""How a training step is computed: plain, compiled, or compiled with CUDA graphs."""
