@@ -53,6 +53,16 @@ def test_norm_is_one_of_two(value: object) -> None:
         changed(TrainConfig(), norm=value)
 
 
+def test_compile_is_one_of_three() -> None:
+    with pytest.raises(ConfigError, match="compile: Input should be 'auto', 'on' or 'off'"):
+        changed(TrainConfig(), compile=True)
+
+
+def test_deterministic_steps_are_not_chosen_by_their_time() -> None:
+    with pytest.raises(ConfigError, match="deterministic: the time of the steps decides which are compiled"):
+        TrainConfig.from_mapping({"compile": "on", "deterministic": True})
+
+
 COMBINATIONS: list[dict[str, Any]] = [
     {"loss": "dice_topk10", "class_weights": [0.5, 1, 2], "optimizer": "adamw", "schedule": "warmup+cosine"},
     {"loss": "topk10", "optimizer": "adam", "optimizer_kwargs": {"amsgrad": True}, "norm": "batch"},

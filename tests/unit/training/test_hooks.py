@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from segwright.core.errors import ConfigError
-from segwright.training import callbacks
+from segwright.training.hooks import callbacks
 from segwright.training.hooks.callbacks import EVENTS, STEP_EVENTS, CallbackError
 from segwright.training.trainer import Trainer
 from tests.unit.training.tiny_task import make, settings

@@ -24,7 +24,7 @@ from segwright.training.execution.choice import (
     Execution,
     make_execution,
 )
-from segwright.training.execution.step import LossFunction, StepParts, StepSettings, plain_loss
+from segwright.training.execution.step import LossFunction, StepParts, StepSettings, compute_gradients, plain_loss
 
 NUM_STEPS = PLAIN_STEPS + 2 * (1 + TRIAL_STEPS) + 3
 """Steps after which everything is decided, and some more."""
@@ -331,6 +331,19 @@ def test_error_of_the_data_is_no_failure_of_the_compiler() -> None:
     with pytest.raises(DatasetError, match="case a is damaged"):
         case.run()
     assert case.lines == []
+
+
+def test_gradients_of_untrained_parameters_do_not_add_up() -> None:
+    parts = make_parts()
+    untrained = parts.network.get_parameter("last.weight")
+    trained = [parameter for parameter in parts.network.parameters() if parameter is not untrained]
+    parts = StepParts(network=parts.network, loss=parts.loss, optimizer=torch.optim.SGD(trained, lr=0.0))
+    norms = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        compute_gradients(plain_loss(parts, SETTINGS), parts, *batch(0))
+        norms.append(untrained.grad.norm())
+    assert norms[0] == norms[1]
 
 
 class TwoProcesses(DistributedContext):
