@@ -5,11 +5,14 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from importlib.util import find_spec
+from logging import getLogger
 from typing import Any
 
 import torch
 
 from segwright.core.errors import ConfigError, did_you_mean
+
+logger = getLogger(__name__)
 
 CPU = "cpu"
 CUDA = "cuda"
@@ -20,11 +23,15 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 _AMPERE = 8  # first compute capability with bf16 tensor cores
 _VOLTA = 7  # first compute capability that Triton supports
 
+MPS_TORCH = (2, 9)
+"""First version of torch with all operations of a training on Apple GPUs: 3D transposed convolutions came with 2.8
+(pull request 154696), 3D average pooling with 2.9 (158877, 159089)."""
+
 
 def resolve_device(name: str = "auto") -> torch.device:
     """Return the device called `name`: auto, cpu, cuda, cuda:1 or mps.
 
-    `auto` takes a CUDA GPU if there is one, else Apple's GPU, else the CPU.
+    `auto` takes a CUDA GPU if there is one, else Apple's GPU if torch is recent enough (`MPS_TORCH`), else the CPU.
 
     Raises:
         ConfigError: the name is unknown, or this machine has no such device.
@@ -32,7 +39,9 @@ def resolve_device(name: str = "auto") -> torch.device:
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device(CUDA)
-        return torch.device(MPS if torch.backends.mps.is_available() else CPU)
+        return torch.device(
+            MPS if torch.backends.mps.is_available() and _is_complete_on_mps(torch.__version__) else CPU
+        )
     kind, _, index = name.partition(":")
     if kind not in {CPU, CUDA, MPS} or (":" in name and not index.isdecimal()):
         raise ConfigError(f"unknown device '{name}'{did_you_mean(kind, ['auto', CPU, CUDA, f'{CUDA}:1', MPS])}")
@@ -49,6 +58,37 @@ def resolve_device(name: str = "auto") -> torch.device:
     if index and int(index) >= count:
         raise ConfigError(f"device '{name}': this machine has {count} CUDA GPU(s), numbered from 0")
     return torch.device(name)
+
+
+@lru_cache(maxsize=1)  # so that the line is logged once
+def _is_complete_on_mps(version: str) -> bool:
+    """Return whether this version of torch has all operations of a training on Apple GPUs, and log a line if not."""
+    is_complete = torch_version(version) >= MPS_TORCH
+    if not is_complete:
+        needed = ".".join(map(str, MPS_TORCH))
+        logger.info(
+            "torch %s lacks 3D operations on Apple GPUs, so the CPU is used; torch %s has them", version, needed
+        )
+    return is_complete
+
+
+def torch_version(version: str) -> tuple[int, int]:
+    """Return the first two numbers of a version of torch.
+
+    >>> torch_version("2.13.0+cpu")
+    (2, 13)
+    """
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
+
+
+def copy_to(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a tensor to a device; the host does not wait for a CUDA GPU.
+
+    It waits for an Apple GPU, where an asynchronous copy may read memory that was freed meanwhile (torch issues 139550
+    and 189690).
+    """
+    return tensor.to(device, non_blocking=device.type == CUDA)
 
 
 def free_bytes(device: torch.device) -> int:

@@ -51,6 +51,22 @@ def test_a_device_that_is_not_there_is_refused(name: str, message: str) -> None:
         resolve_device(name)
 
 
+@pytest.mark.usefixtures("_no_gpu")
+@pytest.mark.parametrize(("version", "kind"), [("2.8.0", "cpu"), ("2.9.0", "mps"), ("2.10.0+git1", "mps")])
+def test_auto_takes_an_apple_gpu_if_torch_has_its_operations(
+    version: str, kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "__version__", version)
+    devices._is_complete_on_mps.cache_clear()
+    with caplog.at_level("INFO", "segwright"):
+        assert [resolve_device("auto").type for _ in range(2)] == [kind, kind]
+    assert [record.message for record in caplog.records] == (
+        ["torch 2.8.0 lacks 3D operations on Apple GPUs, so the CPU is used; torch 2.9 has them"] * (kind == "cpu")
+    )
+    assert resolve_device("mps").type == "mps"
+
+
 def test_a_gpu_is_taken_by_auto_and_its_number_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from segwright.core.boxes import Box, box_slices, pad_to
-from segwright.core.device import CPU, autocast, memory_format
+from segwright.core.device import CPU, autocast, copy_to, memory_format
 from segwright.core.errors import ImageError, ModelError
 from segwright.core.process_tuning import release_freed_memory
 from segwright.inference.precision import used_precision, uses_fp16_kernels
@@ -201,7 +201,7 @@ def _padded_planes(
     shape = to_front(image.shape[1:], axis)
 
     def forward(tile_images: Sequence[Tensor]) -> Sequence[Tensor]:
-        batch = torch.stack([*tile_images]).to(window.device, non_blocking=True)
+        batch = copy_to(torch.stack([*tile_images]), window.device)
         logits = _mean_logits(networks, batch, num_heads, window, convex_fn)
         return list((logits.unsqueeze(2) if depth else logits).movedim(axis + 2, 2))
 

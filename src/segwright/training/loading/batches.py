@@ -19,7 +19,7 @@ from segwright.augmentation.recipe import Recipe
 from segwright.augmentation.resampling import Matrix, Source, patch_centre, resample, source_box
 from segwright.augmentation.transform import Params, Samples
 from segwright.core.boxes import Box, box_shape
-from segwright.core.device import CPU
+from segwright.core.device import CPU, copy_to
 from segwright.core.errors import ConfigError, DatasetError
 from segwright.core.seeds import generator
 from segwright.core.torch_threads import one_thread
@@ -40,10 +40,10 @@ class Batch(TypedDict):
 
 def to_device(batch: Batch, device: torch.device, layout: torch.memory_format) -> tuple[Tensor, Tensor | list[Tensor]]:
     """Copy data and target of a batch to a device, the data in the given memory layout."""
-    data, target = batch["data"].to(device, non_blocking=True).contiguous(memory_format=layout), batch["target"]
+    data, target = copy_to(batch["data"], device).contiguous(memory_format=layout), batch["target"]
     if isinstance(target, Tensor):
-        return data, target.to(device, non_blocking=True)
-    return data, [level.to(device, non_blocking=True) for level in target]
+        return data, copy_to(target, device)
+    return data, [copy_to(level, device) for level in target]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segwright.core.device import copy_to
 from segwright.core.errors import ConfigError
 from segwright.core.extensions.registry import Registry, import_reference
 from segwright.core.extensions.user_code import UserCodeError, require_arguments, source_location, user_call
@@ -370,7 +371,7 @@ def _checked_weights(values: Sequence[float], labels: Labels, name: str) -> Tens
 
 
 def _weights_like(weights: Tensor | None, like: Tensor) -> Tensor | None:
-    return None if weights is None else weights.to(like.device, like.dtype, non_blocking=True)
+    return None if weights is None else copy_to(weights.to(like.dtype), like.device)
 
 
 def _to_float32(output: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import NamedTuple, TypedDict
 import torch
 from torch import Tensor
 
+from segwright.core.device import MPS
 from segwright.data.labels import Labels
 from segwright.training.distributed.context import SINGLE, DistributedContext
 
@@ -58,9 +59,8 @@ def confusion(output: Tensor, target: Tensor, labels: Labels) -> tuple[Tensor, T
     if labels.ignore_label is not None:
         ignored = truth == labels.ignore_label
         weight, truth = weight.masked_fill(ignored, 0), truth.masked_fill(ignored, 0)
-    none = torch.zeros(num_classes, dtype=torch.int64, device=output.device)
-    tp = none.index_add(0, truth, weight * (predicted == truth))
-    num_predicted, num_true = none.index_add(0, predicted, weight), none.index_add(0, truth, weight)
+    tp = _class_sums(truth, weight * (predicted == truth), num_classes)
+    num_predicted, num_true = _class_sums(predicted, weight, num_classes), _class_sums(truth, weight, num_classes)
     return tp[1:], (num_predicted - tp)[1:], (num_true - tp)[1:]
 
 
@@ -74,6 +74,13 @@ def pseudo_dice(steps: list[ValidationStep], distributed: DistributedContext = S
     tp, fp, fn = distributed.all_reduce(torch.stack(counts).sum(0)).cpu()  # MPS has no float64
     dice = (2 * tp).double() / (2 * tp + fp + fn)
     return PseudoDice(float(loss), dice.tolist(), (tp + fn).tolist())
+
+
+def _class_sums(classes: Tensor, weight: Tensor, num_classes: int) -> Tensor:
+    """Return the sum of `weight` (int64) over the voxels of each class; `classes` is as long."""
+    if classes.device.type == MPS:  # index_add refuses int64 there, and float32 counts only to 2^24
+        return torch.stack([(weight * (classes == index)).sum() for index in range(num_classes)])
+    return torch.zeros(num_classes, dtype=torch.int64, device=classes.device).index_add(0, classes, weight)
 
 
 def _regions(output: Tensor, target: Tensor, *, has_ignore: bool) -> tuple[Tensor, Tensor, Tensor]:
