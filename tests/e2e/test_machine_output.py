@@ -42,6 +42,17 @@ def test_every_verb_that_prints_results_prints_json(journey: Journey, tmp_path: 
     assert set(scored["mean"]) == {"organ", "lesion", "mean"}
 
 
+def test_doctor_prints_tables_and_json() -> None:
+    found = json_of("doctor", "--device", "cpu", "--json")
+    assert (found["schema_version"], found["device"], found["layers"][0]["precision"]) == (1, "cpu", "fp32")
+    done = call("doctor", "--device", "cpu")
+    assert done.exit_code == 0
+    assert "precision in training" in done.stdout
+    assert "convolution GFLOP/s" in done.stdout
+    unknown = call("doctor", "--device", "cdua")
+    assert (unknown.exit_code, "did you mean 'cuda'" in unknown.stderr) == (1, True)
+
+
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [("plan", "target spacing"), ("fingerprint", "spacing, axis 0"), ("scores", "organ")],

@@ -142,6 +142,7 @@ def every_verb(world: World) -> dict[str, tuple[object, ...]]:
         ),
         "demo": ("demo", "-o", world.out / "demo", "--budget", "2s", "--device", "cpu"),
         "status": ("status", world.work),
+        "doctor": ("doctor", "--device", "cpu"),
         "report": ("report", world.model, "-o", world.out / "report.html"),
         "show": ("show", "plan", world.model),
     }

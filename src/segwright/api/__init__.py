@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:  # what `_MODULES` says, for type checkers; tests/unit/api/test_public_names.py compares the two
+    from segwright.api.checks.machine import MachineReport as MachineReport
+    from segwright.api.checks.machine import doctor as doctor
     from segwright.api.combining import accumulate_crossval as accumulate_crossval
     from segwright.api.combining import apply_postprocessing as apply_postprocessing
     from segwright.api.combining import determine_postprocessing as determine_postprocessing
@@ -41,6 +43,7 @@ if TYPE_CHECKING:  # what `_MODULES` says, for type checkers; tests/unit/api/tes
     from segwright.api.watching import status as status
 
 _MODULES: Final = {
+    "checks.machine": ("MachineReport", "doctor"),
     "combining": ("accumulate_crossval", "apply_postprocessing", "determine_postprocessing", "ensemble"),
     "evaluating": ("compare", "evaluate"),
     "exchange": ("export_model", "import_model"),

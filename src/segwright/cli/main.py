@@ -12,6 +12,7 @@ from segwright.cli.app import CommandGroup, by_name
 from segwright.cli.commands import (
     combining,
     demo,
+    doctor,
     evaluating,
     exchange,
     move_plans,
@@ -51,6 +52,7 @@ class Program(CommandGroup):
         combining.apply_postprocessing,
         status.status,
         demo.demo,
+        doctor.doctor,
         show.report,
         show.show,
     )

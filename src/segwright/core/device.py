@@ -167,6 +167,14 @@ def compute_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
     return torch.float32
 
 
+def available_precisions(device: torch.device) -> tuple[str, ...]:
+    """Return the precisions in which torch trains on a device, however fast: keys of `PRECISIONS`."""
+    if device.type == CUDA:
+        has_bf16 = torch.cuda.get_device_capability(device)[0] >= _AMPERE
+        return ("fp32", "bf16", "fp16") if has_bf16 else ("fp32", "fp16")
+    return ("fp32", "bf16") if device.type == CPU else ("fp32",)
+
+
 def autocast(device: torch.device, precision: str = "auto") -> AbstractContextManager[object]:
     """Return the context in which forward passes run; it does nothing where `compute_dtype` is fp32."""
     dtype = compute_dtype(device, precision)
