@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # what `_MODULES` says, for type checkers; tests/unit/api/tes
     from segwright.api.combining import apply_postprocessing as apply_postprocessing
     from segwright.api.combining import determine_postprocessing as determine_postprocessing
     from segwright.api.combining import ensemble as ensemble
+    from segwright.api.datasets.converting import convert as convert
     from segwright.api.evaluating import compare as compare
     from segwright.api.evaluating import evaluate as evaluate
     from segwright.api.exchange import export_model as export_model
@@ -45,6 +46,7 @@ if TYPE_CHECKING:  # what `_MODULES` says, for type checkers; tests/unit/api/tes
 _MODULES: Final = {
     "checks.machine": ("MachineReport", "doctor"),
     "combining": ("accumulate_crossval", "apply_postprocessing", "determine_postprocessing", "ensemble"),
+    "datasets.converting": ("convert",),
     "evaluating": ("compare", "evaluate"),
     "exchange": ("export_model", "import_model"),
     "predicting": ("load_model", "predict"),

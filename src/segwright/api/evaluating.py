@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from segwright.api.references import listed_references, reference_labels
+from segwright.api.datasets.references import listed_references, reference_labels
 from segwright.api.session import workspace_or_default
 from segwright.api.trained_models import model_folders, name_of
 from segwright.core.errors import ConfigError, DatasetError, ImageError, ModelError, did_you_mean

@@ -11,6 +11,7 @@ from segwright.cli import startup
 from segwright.cli.app import CommandGroup, by_name
 from segwright.cli.commands import (
     combining,
+    datasets,
     demo,
     doctor,
     evaluating,
@@ -33,6 +34,7 @@ class Program(CommandGroup):
 
     functions = by_name(
         run.run,
+        datasets.convert,
         stages.check,
         stages.fingerprint,
         stages.plan,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from segwright.api.references import listed_references
+from segwright.api.datasets.references import listed_references
 from segwright.core.errors import DatasetError, ProblemReport
 from segwright.evaluation.matching import pair_files
 from segwright.evaluation.scores import CaseScores

@@ -1,0 +1,1 @@
+"""Verbs that make raw datasets, and what raw datasets list."""

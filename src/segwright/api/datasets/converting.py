@@ -1,0 +1,80 @@
+"""Convert datasets of other layouts into raw datasets in nnU-Net's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from logging import getLogger
+from pathlib import Path
+
+from segwright.core.errors import ConfigError, WorkspaceError, did_you_mean
+from segwright.core.files.atomic_io import require_writable_folder
+from segwright.core.files.locks import locked
+from segwright.core.files.names import path_problem, require_text_path
+from segwright.interop.datasets.conversion import CONVERSION_JSON, Conversion, Converted, write_conversion
+from segwright.interop.datasets.decathlon import find_msd, find_nnunet_v1
+from segwright.workspace import Workspace
+
+logger = getLogger(__name__)
+
+FORMATS = ("msd", "nnunet-v1")
+
+
+def convert(
+    kind: str,
+    source: Path | str,
+    target: Path | str,
+    *,
+    link: bool = False,
+    review: Callable[[Conversion, Path], bool] | None = None,
+) -> Converted | None:
+    """Convert a dataset of another layout into a raw dataset in nnU-Net's; the source is never changed.
+
+    All problems of the source are found before anything is written. An interrupted conversion continues when it is
+    started again. `conversion.json` in the new dataset lists where each file came from.
+
+    Args:
+        kind: `msd` (a task of the Medical Segmentation Decathlon) or `nnunet-v1`.
+        source: Folder of the task.
+        target: New dataset folder. If it is an existing folder, such as that of all raw datasets, the new dataset is
+            written below it, named after the task (`Task04_X`: `Dataset004_X`).
+        link: Make hard links instead of copies.
+        review: Called with what will be written and where; the conversion ends without a result if it returns False.
+
+    Raises:
+        SegwrightError: the source has problems (a `ProblemReport` lists all), or the target exists or is not writable.
+    """
+    if kind not in FORMATS:
+        raise ConfigError(f"unknown format '{kind}'{did_you_mean(kind, FORMATS)}")
+    place = Path(os.path.abspath(require_text_path(Path(source))))
+    if wrong := path_problem(place, "folder"):
+        raise WorkspaceError(f"{place}: {wrong}; give the folder of the dataset to convert")
+    found = find_msd(place) if kind == "msd" else find_nnunet_v1(place)
+    new = _dataset_folder(Path(os.path.abspath(target)), found)
+    for note in found.notes:
+        logger.warning("%s", note)
+    if review is not None and not review(found, new):
+        return None
+    require_writable_folder(new)
+    with locked(Workspace.lock_beside(new), "converting"):
+        return write_conversion(found, new, link=link)
+
+
+def _dataset_folder(target: Path, conversion: Conversion) -> Path:
+    """Return the folder of the new dataset: the target, or one below it if that is a folder of datasets.
+
+    Raises:
+        WorkspaceError: it would be in the source, the name is missing, or its id is taken.
+    """
+    root = conversion.source if conversion.source.is_dir() else conversion.source.parent
+    is_own = not target.exists() or (target / CONVERSION_JSON).is_file()
+    new = target if is_own or conversion.name is None else target / conversion.name
+    if new.resolve().is_relative_to(root.resolve()):
+        raise WorkspaceError(f"{new}: lies in the source, which is never written to; name a folder elsewhere")
+    number = new.name.partition("_")[0]
+    taken = [folder.name for folder in new.parent.glob(f"{number}_*") if folder.name != new.name]
+    if new == target or not taken:
+        return new
+    raise WorkspaceError(
+        f"{new}: its id is taken by {taken[0]}; name the new dataset yourself, such as {new.parent / 'Dataset123_Name'}"
+    )
