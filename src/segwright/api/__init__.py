@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # what `_MODULES` says, for type checkers; tests/unit/api/tes
     from segwright.api.combining import determine_postprocessing as determine_postprocessing
     from segwright.api.combining import ensemble as ensemble
     from segwright.api.datasets.converting import convert as convert
+    from segwright.api.datasets.describing import init as init
     from segwright.api.evaluating import compare as compare
     from segwright.api.evaluating import evaluate as evaluate
     from segwright.api.exchange import export_model as export_model
@@ -47,6 +48,7 @@ _MODULES: Final = {
     "checks.machine": ("MachineReport", "doctor"),
     "combining": ("accumulate_crossval", "apply_postprocessing", "determine_postprocessing", "ensemble"),
     "datasets.converting": ("convert",),
+    "datasets.describing": ("init",),
     "evaluating": ("compare", "evaluate"),
     "exchange": ("export_model", "import_model"),
     "predicting": ("load_model", "predict"),

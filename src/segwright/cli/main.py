@@ -34,6 +34,7 @@ class Program(CommandGroup):
 
     functions = by_name(
         run.run,
+        datasets.init,
         datasets.convert,
         stages.check,
         stages.fingerprint,

@@ -119,6 +119,7 @@ def check(
     environment: Mapping[str, str] = NO_ENVIRONMENT,
     workers: int | None = None,
     visit: Visitor | None = None,
+    description: DatasetDescription | None = None,
 ) -> Findings:
     """Check a raw dataset folder in one pass; bad data is reported, never raised, and nothing is written.
 
@@ -129,8 +130,9 @@ def check(
         workers: threads; all CPUs by default.
         visit: called with every case, in any thread, unless errors were found; saves the caller reading the voxels
             again.
+        description: of a dataset whose dataset.json is not written yet.
     """
-    scanned = scan(folder, environment=environment)
+    scanned = scan(folder, environment=environment, description=description)
     collector = _Collector(errors=list(scanned.problems))
     description = scanned.description
     if description is None:

@@ -110,10 +110,19 @@ def load(folder: Path, *, environment: Mapping[str, str] = NO_ENVIRONMENT) -> Da
     )
 
 
-def scan(folder: Path, *, environment: Mapping[str, str] = NO_ENVIRONMENT) -> ScanResult:
-    """Read dataset.json, list the cases and choose the reader; problems are collected, not raised."""
+def scan(
+    folder: Path, *, environment: Mapping[str, str] = NO_ENVIRONMENT, description: DatasetDescription | None = None
+) -> ScanResult:
+    """Read dataset.json, list the cases and choose the reader; problems are collected, not raised.
+
+    Args:
+        folder: of the dataset.
+        environment: variables that explicit file lists may name as `$NAME`.
+        description: of a dataset whose dataset.json is not written yet.
+    """
     try:
-        description = load_description(require_text_path(folder) / DATASET_JSON)
+        if description is None:
+            description = load_description(require_text_path(folder) / DATASET_JSON)
     except ProblemReport as report:
         return ScanResult(description=None, cases=(), problems=report.problems, stray=(), reader="")
     except SegwrightError as error:

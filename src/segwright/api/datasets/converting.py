@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from logging import getLogger
 from pathlib import Path
 
@@ -13,11 +13,13 @@ from segwright.core.files.locks import locked
 from segwright.core.files.names import path_problem, require_text_path
 from segwright.interop.datasets.conversion import CONVERSION_JSON, Conversion, Converted, write_conversion
 from segwright.interop.datasets.decathlon import find_msd, find_nnunet_v1
+from segwright.interop.datasets.folders import find_cases, folders_conversion
+from segwright.interop.datasets.proposal import propose
 from segwright.workspace import Workspace
 
 logger = getLogger(__name__)
 
-FORMATS = ("msd", "nnunet-v1")
+FORMATS = ("msd", "nnunet-v1", "folders")
 
 
 def convert(
@@ -26,6 +28,11 @@ def convert(
     target: Path | str,
     *,
     link: bool = False,
+    images: str | None = None,
+    labels: str | None = None,
+    channel_names: Sequence[str] | None = None,
+    label_names: Sequence[str] | None = None,
+    workers: int | None = None,
     review: Callable[[Conversion, Path], bool] | None = None,
 ) -> Converted | None:
     """Convert a dataset of another layout into a raw dataset in nnU-Net's; the source is never changed.
@@ -34,11 +41,17 @@ def convert(
     started again. `conversion.json` in the new dataset lists where each file came from.
 
     Args:
-        kind: `msd` (a task of the Medical Segmentation Decathlon) or `nnunet-v1`.
-        source: Folder of the task.
-        target: New dataset folder. If it is an existing folder, such as that of all raw datasets, the new dataset is
-            written below it, named after the task (`Task04_X`: `Dataset004_X`).
+        kind: `msd` (a task of the Medical Segmentation Decathlon), `nnunet-v1`, or `folders` (images and label maps
+            that are matched by their names, or by a table of paths).
+        source: Folder of the task, of images and label maps, or the table (CSV).
+        target: New dataset folder. If it is an existing folder, such as that of all raw datasets, the new dataset of a
+            task is written below it, named after the task (`Task04_X`: `Dataset004_X`).
         link: Make hard links instead of copies.
+        images: For `folders`: folder of the images, or pattern of their paths such as `scans/{case}_{channel}.nii.gz`.
+        labels: The same for label maps.
+        channel_names: For `folders`: names of the channels; proposed by default.
+        label_names: For `folders`: names of the labels but the background, by ascending value; proposed by default.
+        workers: Threads; all CPUs by default.
         review: Called with what will be written and where; the conversion ends without a result if it returns False.
 
     Raises:
@@ -47,9 +60,18 @@ def convert(
     if kind not in FORMATS:
         raise ConfigError(f"unknown format '{kind}'{did_you_mean(kind, FORMATS)}")
     place = Path(os.path.abspath(require_text_path(Path(source))))
-    if wrong := path_problem(place, "folder"):
+    if (kind != "folders" or not place.is_file()) and (wrong := path_problem(place, "folder")):
         raise WorkspaceError(f"{place}: {wrong}; give the folder of the dataset to convert")
-    found = find_msd(place) if kind == "msd" else find_nnunet_v1(place)
+    options = {"images": images, "labels": labels, "channel_names": channel_names, "label_names": label_names}
+    if kind != "folders" and (given := [name for name, value in options.items() if value is not None]):
+        raise ConfigError(f"{given[0]}: only for the format 'folders'; leave it out")
+    if kind == "folders":
+        matching = find_cases(place, images=images, labels=labels)
+        root = place.parent if place.is_file() else place
+        proposal = propose(root, matching, channel_names=channel_names, label_names=label_names, workers=workers)
+        found = folders_conversion(place, proposal)
+    else:
+        found = find_msd(place) if kind == "msd" else find_nnunet_v1(place)
     new = _dataset_folder(Path(os.path.abspath(target)), found)
     for note in found.notes:
         logger.warning("%s", note)
@@ -66,10 +88,9 @@ def _dataset_folder(target: Path, conversion: Conversion) -> Path:
     Raises:
         WorkspaceError: it would be in the source, the name is missing, or its id is taken.
     """
-    root = conversion.source if conversion.source.is_dir() else conversion.source.parent
     is_own = not target.exists() or (target / CONVERSION_JSON).is_file()
     new = target if is_own or conversion.name is None else target / conversion.name
-    if new.resolve().is_relative_to(root.resolve()):
+    if conversion.source.is_dir() and new.resolve().is_relative_to(conversion.source.resolve()):
         raise WorkspaceError(f"{new}: lies in the source, which is never written to; name a folder elsewhere")
     number = new.name.partition("_")[0]
     taken = [folder.name for folder in new.parent.glob(f"{number}_*") if folder.name != new.name]

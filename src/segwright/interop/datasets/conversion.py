@@ -19,6 +19,7 @@ from segwright.core.parallel import map_threads
 from segwright.data.cases import Case
 from segwright.data.description import DATASET_JSON
 from segwright.data.images.readers.nifti_channels import split_channels
+from segwright.data.images.readers.tiff import is_tiff, spacing_file
 
 CONVERSION_JSON: Final = "conversion.json"
 SCHEMA_VERSION: Final = 1
@@ -60,8 +61,10 @@ class Conversion:
                     names = [f"images{part}/{case.identifier}_{number:04d}{self.file_ending}" for number in numbers]
                     yield image, tuple(names)
                     channel = numbers.stop
+                yield from _spacing(case.images[0], f"images{part}/{case.identifier}.json", is_label=False)
                 if case.label is not None:
                     yield case.label, (f"labels{part}/{case.identifier}{self.file_ending}",)
+                    yield from _spacing(case.label, f"labels{part}/{case.identifier}.json", is_label=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +117,13 @@ def write_conversion(conversion: Conversion, target: Path, *, link: bool = False
     written = [result for result in results if isinstance(result, int)]
     total = sum(len(names) for _, names in conversion.files())
     return Converted(dataset=target, num_written=sum(written), num_kept=total - sum(written))
+
+
+def _spacing(file: Path, name: str, *, is_label: bool) -> Iterator[tuple[Path, tuple[str, ...]]]:
+    """Yield the JSON file with the spacing of a TIFF stack, if there is one, with its new name."""
+    beside = spacing_file(file, is_label=is_label)
+    if is_tiff(file) and beside.is_file():
+        yield beside, (name,)
 
 
 def _record(conversion: Conversion, *, link: bool) -> dict[str, Any]:

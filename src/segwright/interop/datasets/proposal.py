@@ -1,0 +1,303 @@
+"""Propose the dataset.json of images and label maps: channels, labels, mapped values, file ending."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from segwright.core.errors import ImageError, Problem, ProblemReport, problem_of
+from segwright.core.parallel import map_threads
+from segwright.core.text import listed
+from segwright.data.cases import Case
+from segwright.data.checks import check
+from segwright.data.description import DatasetDescription
+from segwright.data.images.image_io import choose_reader, read_header, read_images, read_label
+from segwright.data.images.readers.pictures import RGB_CHANNELS
+from segwright.data.label_maps import distinct_values
+from segwright.data.labels import BACKGROUND, IGNORE
+from segwright.interop.datasets.file_matching import Matching
+from segwright.interop.datasets.file_names import ending_of
+
+MAX_GUESSED_LABELS: Final = 64
+"""More values than this may be grey values or numbers of objects."""
+CT_RANGE: Final = (-500, 200)
+"""Hounsfield units between which a CT lies with parts of it on both sides: air is -1000, bone above 300."""
+
+_LOW, _HIGH = 16, 239
+"""Up to and from these values a mask of 0 and 255 has grey values after lossy compression."""
+_COLOURS: Final = ("R", "G", "B", "A")
+_NUM_SAMPLED: Final = 3
+"""Cases whose intensities are read to recognise CT."""
+_GIVE_NAMES: Final = "name all of them in ascending order with --label-names, the background left out"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundLabel:
+    """A value that occurs in label maps.
+
+    Attributes:
+        name: proposed or given.
+        stored: the value in files.
+        value: the value that it gets.
+        num_cases: number of label maps that have it.
+    """
+
+    name: str
+    stored: int
+    value: int
+    num_cases: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal:
+    """What a dataset.json will say; `check` accepts the dataset.
+
+    Attributes:
+        folder: of the dataset.
+        channels: their names.
+        labels: the background first, then by value.
+        matching: the cases.
+        file_ending: of most images.
+        notes: what was skipped, and warnings of `check`.
+    """
+
+    folder: Path
+    channels: tuple[str, ...]
+    labels: tuple[FoundLabel, ...]
+    matching: Matching
+    file_ending: str
+    notes: tuple[Problem, ...] = ()
+
+    def document(self, *, lists_files: bool | None = None) -> dict[str, Any]:
+        """Return the dataset.json, with the files of each case unless they lie as in nnU-Net's layout.
+
+        Args:
+            lists_files: whether it lists them.
+        """
+        label_map = {str(label.stored): label.value for label in self.labels if label.stored != label.value}
+        document: dict[str, Any] = {
+            "channel_names": {str(index): name for index, name in enumerate(self.channels)},
+            "labels": {label.name: label.value for label in self.labels},
+            "numTraining": len(self.matching.cases),
+            "file_ending": self.file_ending,
+        }
+        if label_map:
+            document["label_map"] = label_map
+        if not self.matching.is_standard if lists_files is None else lists_files:
+            document["dataset"] = {case.identifier: self._files(case) for case in self.matching.cases}
+        return document
+
+    def with_names(self, *, channels: Sequence[str], labels: Sequence[str]) -> Proposal:
+        """Return the proposal with other names of the channels, and of the labels but the background, in order.
+
+        Raises:
+            ProblemReport: the numbers differ, or a name occurs twice.
+        """
+        background, *others = self.labels
+        counts = {label.stored: label.num_cases for label in others}
+        problems = _name_problems(channels, len(self.channels), "--channel-names", "channels")
+        problems += _name_problems(labels, len(others), "--label-names", f"labels ({listed([*counts])})")
+        if problems:
+            raise ProblemReport(problems)
+        return replace(self, channels=tuple(channels), labels=(background, *_numbered(counts, labels)))
+
+    def _files(self, case: Case) -> dict[str, Any]:
+        assert case.label is not None
+        return {"images": [self._shown(image) for image in case.images], "label": self._shown(case.label)}
+
+    def _shown(self, file: Path) -> str:
+        return file.relative_to(self.folder).as_posix() if file.is_relative_to(self.folder) else str(file)
+
+
+def propose(
+    folder: Path,
+    matching: Matching,
+    *,
+    channel_names: Sequence[str] | None = None,
+    label_names: Sequence[str] | None = None,
+    workers: int | None = None,
+) -> Proposal:
+    """Read all label maps and some images, and propose a dataset.json that `check` accepts.
+
+    Args:
+        folder: of the dataset.
+        matching: its cases.
+        channel_names: given names instead of proposed ones, in order.
+        label_names: given names of all labels but the background, by ascending value.
+        workers: threads.
+
+    Raises:
+        ProblemReport: what cannot be decided, and what `check` refuses.
+    """
+    cases = matching.cases
+    file_ending = Counter(ending_of(case.images[0].name) for case in cases).most_common(1)[0][0]
+    try:
+        reader = choose_reader(file_ending, [case.images[0] for case in cases])
+    except ImageError as error:
+        raise ProblemReport([problem_of(error, remedy="replace the file or remove its case")]) from error
+    problems: list[Problem] = []
+    channels = _channels(matching, reader, channel_names, problems, workers=workers)
+    labels = _labels(folder, cases, reader, label_names, problems, workers=workers)
+    if problems:
+        raise ProblemReport(problems)
+    proposal = Proposal(
+        folder=folder,
+        channels=channels,
+        labels=labels,
+        matching=matching,
+        file_ending=file_ending,
+        notes=matching.notes,
+    )
+    findings = check(folder, workers=workers, description=DatasetDescription.model_validate(proposal.document()))
+    if findings.errors:
+        raise ProblemReport(findings.errors)
+    return replace(proposal, notes=(*matching.notes, *findings.warnings))
+
+
+def _channels(
+    matching: Matching, reader: str, given: Sequence[str] | None, problems: list[Problem], *, workers: int | None
+) -> tuple[str, ...]:
+    """Return the names of the channels: given, of the colours, as in the file names, CT, or numbered."""
+    cases = matching.cases
+    counts: dict[int, list[Case]] = {}
+    for case, count in zip(
+        cases, map_threads(lambda case: _num_channels(case, reader), cases, workers=workers), strict=True
+    ):
+        counts.setdefault(count, []).append(case)
+    counts.pop(0, None)  # unreadable, which `check` reports
+    if len(counts) > 1:
+        what = "; ".join(f"{count} in {len(group)} (first {group[0].identifier})" for count, group in counts.items())
+        remedy = "remove the transparency" if {*counts} == {3, 4} else "save all images with the same channels"
+        problems.append(Problem(where=str(cases[0].images[0].parent), what=f"channels differ: {what}", remedy=remedy))
+        return ()
+    number = next(iter(counts), len(matching.channels))
+    if given is not None:
+        problems += _name_problems(given, number, "--channel-names", "channels")
+        return tuple(given)
+    if len(matching.channels) == 1 and number in RGB_CHANNELS:
+        return _COLOURS[:number]
+    if len(matching.channels) == number and all(matching.channels):
+        return matching.channels
+    are_ct = _are_ct(cases, reader, number)
+    usual = ("image",) if number == 1 else tuple(f"channel_{index}" for index in range(number))
+    return tuple("CT" if is_ct else name for name, is_ct in zip(usual, are_ct, strict=True))
+
+
+def _num_channels(case: Case, reader: str) -> int:
+    """Return the number of channels of a case; 0 if an image cannot be read."""
+    try:
+        return sum(read_header(image, reader).num_channels for image in case.images)
+    except ImageError:
+        return 0
+
+
+def _are_ct(cases: Sequence[Case], reader: str, number: int) -> list[bool]:
+    """Return which channels look like CT in a few cases."""
+    sampled = [cases[index] for index in {0, len(cases) // 2, len(cases) - 1}][:_NUM_SAMPLED]
+    found = [True] * number
+    for case in sampled:
+        try:
+            array = read_images(case.images, reader).array
+        except ImageError:
+            continue
+        for index, channel in enumerate(array[:number]):
+            found[index] &= bool(channel.min() <= CT_RANGE[0] and channel.max() >= CT_RANGE[1])
+    return found
+
+
+def _labels(
+    folder: Path,
+    cases: Sequence[Case],
+    reader: str,
+    names: Sequence[str] | None,
+    problems: list[Problem],
+    *,
+    workers: int | None,
+) -> tuple[FoundLabel, ...]:
+    counts: Counter[int] = Counter()
+    first: dict[int, str] = {}
+    results = map_threads(lambda case: _values(case, reader), cases, workers=workers, title="label maps")
+    for case, values in zip(cases, results, strict=True):
+        if isinstance(values, Problem):
+            problems.append(values)
+            continue
+        counts.update(values)
+        for value in values:
+            first.setdefault(value, case.identifier)
+    if not counts:
+        return ()
+    if doubt := _doubt(counts, first, names):
+        problems.append(replace(doubt, where=str(folder)))
+        return ()
+    others = {value: counts[value] for value in sorted(counts) if value}
+    if names is not None:
+        names = names[1:] if names[:1] == [BACKGROUND] else names
+        wrong = _name_problems(names, len(others), "--label-names", f"labels ({listed([*others])})")
+        if wrong:
+            problems += wrong
+            return ()
+    usual = ["foreground"] if len(others) == 1 else [f"label_{index}" for index in range(1, len(others) + 1)]
+    background = FoundLabel(name=BACKGROUND, stored=0, value=0, num_cases=counts[0])
+    return (background, *_numbered(others, usual if names is None else names))
+
+
+def _values(case: Case, reader: str) -> tuple[int, ...] | Problem:
+    assert case.label is not None
+    try:
+        return distinct_values(read_label(case.label, reader).array)
+    except ImageError as error:
+        return problem_of(error)
+
+
+def _doubt(counts: Counter[int], first: dict[int, str], names: Sequence[str] | None) -> Problem | None:
+    """Return why the meaning of values is not certain, if it is not."""
+    values = sorted(counts)
+    if values[0] < 0:
+        what = f"value {values[0]} occurs in {counts[values[0]]} label maps (first {first[values[0]]})"
+        return Problem(
+            where="", what=what, remedy="replace it; labels are 0 for the background, and whole numbers above"
+        )
+    if values[0] > 0:
+        what = f"no label map has the value 0, found {listed(values)}; which one is the background is not certain"
+        return Problem(where="", what=what, remedy="write 0 for the background")
+    if len(values) == 1:
+        return Problem(
+            where="", what="all label maps hold only 0, the background", remedy="check that they are the masks"
+        )
+    if names is not None:
+        return None
+    low = [value for value in values if 0 < value <= _LOW]
+    high = [value for value in values if _HIGH <= value <= 255]
+    if values[-1] <= 255 and high and len(low) + len(high) == len(values) - 1 and len(values) > 2:
+        what = f"values {listed(values)}: masks of 0 and 255 with lossy compression, or classes and an ignore label"
+        return Problem(where="", what=what, remedy=f"threshold the masks, or {_GIVE_NAMES} ('ignore' is a name)")
+    if len(values) > MAX_GUESSED_LABELS:
+        what = f"{len(values)} different values, {listed(values)}: labels, grey values or numbers of objects"
+        return Problem(where="", what=what, remedy=f"if they are labels, {_GIVE_NAMES}")
+    return None
+
+
+def _name_problems(names: Sequence[str], expected: int, option: str, what: str) -> list[Problem]:
+    if len(names) != expected:
+        found = f"has {len(names)} names, the dataset has {expected} {what}"
+        return [Problem(where=option, what=found, remedy="give one name for each, separated by commas")]
+    if twice := sorted({name for name in names if names.count(name) > 1 or name in ("", BACKGROUND)}):
+        return [Problem(where=option, what=f"names '{twice[0]}'", remedy="give each a name of its own")]
+    return []
+
+
+def _numbered(counts: dict[int, int], names: Sequence[str]) -> list[FoundLabel]:
+    """Return the labels with values from 1 without gaps; `ignore` gets the last one.
+
+    Args:
+        counts: stored value to number of cases, ascending.
+        names: in the same order.
+    """
+    ordered = sorted(zip(counts, names, strict=True), key=lambda pair: pair[1] == IGNORE)
+    return [
+        FoundLabel(name=name, stored=stored, value=value, num_cases=counts[stored])
+        for value, (stored, name) in enumerate(ordered, start=1)
+    ]

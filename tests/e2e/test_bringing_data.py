@@ -1,0 +1,109 @@
+"""`convert` and `init` on the command line: previews, questions, JSON, exit codes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from journeys import call, states
+from typer.testing import CliRunner, Result
+
+from segwright.cli.commands import datasets
+from segwright.cli.main import app
+
+
+@pytest.fixture
+def mine(tiny: Path, tmp_path: Path) -> Path:
+    """The tiny dataset in two folders with names of their own, without a description."""
+    for file in (tiny / "imagesTr").iterdir():
+        _copy(file, tmp_path / "mine" / "scans" / file.name.replace("_0000", ""))
+    for file in (tiny / "labelsTr").iterdir():
+        _copy(file, tmp_path / "mine" / "masks" / file.name.replace(".nii", "_mask.nii"))
+    return tmp_path / "mine"
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(source.read_bytes())
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(datasets, "_asks", lambda yes, as_json: not yes and not as_json)
+    return
+
+
+def answer(*arguments: object, answers: str) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=answers)
+
+
+def test_init_then_check(mine: Path) -> None:
+    done = call("init", mine, "--channel-names", "MRI", "--label-names", "organ,lesion")
+    assert done.exit_code == 0, done.stderr
+    assert "6 cases with .nii.gz files" in done.stdout
+    assert "6 of 6" in done.stdout
+    assert call("check", mine).exit_code == 0
+    document = json.loads((mine / "dataset.json").read_text())
+    assert document["labels"] == {"background": 0, "organ": 1, "lesion": 2}
+    again = call("init", mine)
+    assert (again.exit_code, again.stdout) == (1, "")
+    assert "dataset.json: exists; check it with 'segwright check', or overwrite it with --force" in again.stderr
+
+
+def test_init_asks_on_a_terminal(mine: Path, terminal: None) -> None:
+    done = answer("init", mine, answers="MRI\n\nlesion\ny\n")
+    assert done.exit_code == 0, done.output
+    document = json.loads((mine / "dataset.json").read_text())
+    assert document["channel_names"] == {"0": "MRI"}
+    assert document["labels"] == {"background": 0, "label_1": 1, "lesion": 2}
+
+
+def test_no_is_an_answer(mine: Path, tmp_path: Path, terminal: None) -> None:
+    before = states(tmp_path)
+    assert answer("init", mine, answers="\n\n\nn\n").exit_code == 130
+    done = answer("convert", "folders", mine, tmp_path / "Dataset001_New", answers="n\n")
+    assert done.exit_code == 130
+    assert states(tmp_path) == before
+
+
+def test_init_in_json(mine: Path) -> None:
+    done = call("init", mine, "--json")
+    assert done.exit_code == 0, done.stderr
+    printed = json.loads(done.stdout)
+    assert printed["dataset_json"] == json.loads((mine / "dataset.json").read_text())
+    assert (printed["cases"], printed["test"]) == (6, [])
+    assert printed["labels"][1] == {"name": "label_1", "value": 1, "stored": 1, "cases": 6}
+
+
+def test_convert_shows_the_matching_before_anything_is_written(mine: Path, tmp_path: Path) -> None:
+    new = tmp_path / "Dataset001_New"
+    done = call("convert", "folders", mine, new, "--dry-run")
+    assert done.exit_code == 0, done.stderr
+    assert "scans/phantom_001.nii.gz" in done.stdout
+    assert "masks/phantom_001_mask.nii.gz" in done.stdout
+    assert not new.exists()
+    written = call("convert", "folders", mine, new)
+    assert written.exit_code == 0, written.stderr
+    assert "12 files written, 0 kept" in written.stdout
+    assert call("check", new).exit_code == 0
+    assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
+
+
+def test_convert_in_json(mine: Path, tmp_path: Path) -> None:
+    done = call("convert", "folders", mine, tmp_path / "new", "--link", "--json")
+    assert done.exit_code == 0, done.stderr
+    printed = json.loads(done.stdout)
+    assert (printed["written"], printed["kept"], len(printed["files"])) == (12, 0, 12)
+    assert (tmp_path / "new" / "labelsTr" / "phantom_001.nii.gz").samefile(mine / "masks" / "phantom_001_mask.nii.gz")
+
+
+@pytest.mark.parametrize("verb", [("init",), ("convert", "msd"), ("convert", "nnunet-v1"), ("convert", "folders")])
+def test_an_empty_folder_is_an_error_of_the_user(tmp_path: Path, verb: tuple[str, ...]) -> None:
+    (tmp_path / "empty").mkdir()
+    more = (tmp_path / "new",) if verb[0] == "convert" else ()
+    done = call(*verb, tmp_path / "empty", *more)
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert all(line.startswith("error: ") for line in done.stderr.splitlines())
+    assert [*tmp_path.rglob("*")] == [tmp_path / "empty"]

@@ -1,0 +1,425 @@
+"""`init` and `convert folders` on folders as newcomers have them: `check` accepts the result, or the doubt is named."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+import segwright
+from segwright.core.errors import ProblemReport, SegwrightError
+from segwright.core.files.hashing import file_hash
+
+NUM_CASES = 3
+
+
+def picture(file: Path, *, channels: int = 1, seed: int = 0) -> None:
+    """Write a grey or colour picture."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    shape = (12, 14) if channels == 1 else (12, 14, channels)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 200, shape).astype(np.uint8)).save(file)
+
+
+def mask(file: Path, values: Sequence[int] = (1,)) -> None:
+    """Write a picture of a label map with a row of each value and background."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    array = np.zeros((12, 14), np.uint8)
+    for row, value in enumerate(values):
+        array[row % 12, 2:9] = value
+    Image.fromarray(array).save(file)
+
+
+def volume(file: Path, *, low: float = 0, high: float = 100, seed: int = 0) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    array = np.random.default_rng(seed).uniform(low, high, (6, 7, 5)).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(array, np.diag([1, 1, 2, 1])), file)
+
+
+def label_volume(file: Path, values: Sequence[float] = (1, 2), dtype: Any = np.uint8) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    array = np.zeros((6, 7, 5), dtype)
+    for plane, value in enumerate(values):
+        array[plane, 2:5, 1:4] = value
+    nibabel.save(nibabel.Nifti1Image(array, np.diag([1, 1, 2, 1])), file)
+
+
+def masks_of_0_and_255(root: Path) -> None:
+    for index in range(NUM_CASES):
+        picture(root / f"images/{index:03d}.png", seed=index)
+        mask(root / f"masks/{index:03d}.png", [255])
+
+
+def rgba_with_suffixes(root: Path) -> None:
+    for index in range(NUM_CASES):
+        picture(root / f"photo-{index}.png", channels=4, seed=index)
+        mask(root / f"photo-{index}_mask.png", [1, 2])
+
+
+def a_table(root: Path) -> None:
+    with (root / "files.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream, delimiter=";")
+        writer.writerow(["patient", "T1", "FLAIR", "label", "age"])
+        for index in range(NUM_CASES):
+            for number, channel in enumerate(("a", "b")):
+                volume(root / f"{channel}/x{index}.nii.gz", seed=10 * number + index)
+            label_volume(root / f"c/y{index}.nii.gz")
+            writer.writerow([f"p{index}", f"a/x{index}.nii.gz", f"b/x{index}.nii.gz", f"c/y{index}.nii.gz", 50])
+
+
+def a_folder_per_patient(root: Path) -> None:
+    for index in range(NUM_CASES):
+        for channel in ("t1", "flair", "adc"):
+            volume(root / f"site_a/patient{index}/{channel}.nii.gz", seed=index)
+        label_volume(root / f"site_a/patient{index}/seg.nii.gz")
+
+
+def brats(root: Path) -> None:
+    for index in range(NUM_CASES):
+        for channel in ("t1", "t2"):
+            volume(root / f"BraTS_{index}/BraTS_{index}_{channel}.nii.gz", seed=index)
+        label_volume(root / f"BraTS_{index}/BraTS_{index}_seg.nii.gz", [1, 2, 4])
+
+
+def nested_folders_with_equal_names(root: Path) -> None:
+    for site in ("bonn", "oslo"):
+        for index in range(2):
+            picture(root / f"train/{site}/img/{index}.png", seed=index)
+            mask(root / f"train/{site}/gt/{index}.png")
+
+
+def mixed_endings(root: Path) -> None:
+    for index in range(NUM_CASES):
+        volume(root / f"imagesTr/case{index}.nii.gz", seed=index)
+        label_volume(root / f"labelsTr/case{index}.nii")
+
+
+def unlabelled_images(root: Path) -> None:
+    for index in range(NUM_CASES):
+        volume(root / f"scans/ct_{index:02d}.nii.gz", low=-1000, high=1500, seed=index)
+        if index:
+            label_volume(root / f"segmentations/ct_{index:02d}.nii.gz", [1, 3])
+    volume(root / ".cache/ct_07.nii.gz")
+    (root / "segmentations" / "._ct_01.nii.gz").write_bytes(b"Mac OS X")
+
+
+def channels_in_folders(root: Path) -> None:
+    for index in range(NUM_CASES):
+        for channel in ("dwi", "adc"):
+            volume(root / f"{channel}/s{index}.nii.gz", seed=index)
+        label_volume(root / f"labels/s{index}.nii.gz", [1.0], np.float32)
+
+
+def nnunet_layout(root: Path) -> None:
+    for index in range(NUM_CASES):
+        for channel in range(2):
+            volume(root / f"imagesTr/c{index}_{channel:04d}.nii.gz", seed=index)
+        label_volume(root / f"labelsTr/c{index}.nii.gz")
+    volume(root / "imagesTs/c9_0000.nii.gz")
+
+
+def grey_coded_classes(root: Path) -> None:
+    for index in range(NUM_CASES):
+        picture(root / f"{index}_image.png", channels=3, seed=index)
+        mask(root / f"{index}_label.png", [127, 255])
+
+
+def label_words_of_their_own(root: Path) -> None:
+    for index in range(NUM_CASES):
+        volume(root / f"data/{index}.nii.gz", seed=index)
+        label_volume(root / f"masks/{index}_liver.nii.gz")
+
+
+def tiff_stacks(root: Path) -> None:
+    for index in range(NUM_CASES):
+        for folder in ("volumes", "masks"):
+            (root / folder).mkdir(exist_ok=True)
+            array = np.arange(6 * 7 * 8, dtype=np.uint8).reshape(6, 7, 8) // (1 if folder == "volumes" else 200)
+            tifffile.imwrite(root / folder / f"{index}.tif", array)
+            (root / folder / f"{index}.json").write_text('{"spacing": [2.5, 1, 1]}')
+
+
+def train_and_test_folders(root: Path) -> None:
+    for part in ("train", "test"):
+        for index in range(NUM_CASES):
+            picture(root / part / f"images/{index}.png", seed=index)
+            mask(root / part / f"masks/{index}.png")
+
+
+Made = Callable[[Path], None]
+ACCEPTED: dict[Made, dict[str, Any]] = {
+    masks_of_0_and_255: {"labels": {"background": 0, "foreground": 1}, "label_map": {"255": 1}},
+    rgba_with_suffixes: {"channel_names": {"0": "R", "1": "G", "2": "B", "3": "A"}, "file_ending": ".png"},
+    a_table: {"channel_names": {"0": "flair", "1": "t1"}, "labels": {"background": 0, "label_1": 1, "label_2": 2}},
+    a_folder_per_patient: {"channel_names": {"0": "adc", "1": "flair", "2": "t1"}},
+    brats: {"label_map": {"4": 3}, "channel_names": {"0": "t1", "1": "t2"}},
+    nested_folders_with_equal_names: {"numTraining": 4, "channel_names": {"0": "image"}},
+    mixed_endings: {"file_ending": ".nii.gz", "numTraining": 3},
+    unlabelled_images: {"channel_names": {"0": "CT"}, "label_map": {"3": 2}, "numTraining": 2},
+    channels_in_folders: {"channel_names": {"0": "adc", "1": "dwi"}, "labels": {"background": 0, "foreground": 1}},
+    nnunet_layout: {"channel_names": {"0": "channel_0", "1": "channel_1"}, "numTraining": 3},
+    grey_coded_classes: {"label_map": {"127": 1, "255": 2}},
+    label_words_of_their_own: {"numTraining": 3},
+    train_and_test_folders: {"numTraining": NUM_CASES},
+    tiff_stacks: {"file_ending": ".tif", "labels": {"background": 0, "foreground": 1}},
+}
+IDENTIFIERS = {
+    masks_of_0_and_255: ["000", "001", "002"],
+    rgba_with_suffixes: ["photo-0", "photo-1", "photo-2"],
+    a_table: ["p0", "p1", "p2"],
+    a_folder_per_patient: ["patient0", "patient1", "patient2"],
+    brats: ["BraTS_0", "BraTS_1", "BraTS_2"],
+    nested_folders_with_equal_names: ["train_bonn_0", "train_bonn_1", "train_oslo_0", "train_oslo_1"],
+    unlabelled_images: ["ct_01", "ct_02"],
+    grey_coded_classes: ["0", "1", "2"],
+}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "my data").mkdir()
+    return tmp_path / "my data"
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {str(file.relative_to(folder)): file_hash(file) for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+@pytest.mark.parametrize("make", ACCEPTED, ids=lambda make: make.__name__)
+def test_init_writes_a_dataset_that_check_accepts(root: Path, make: Made) -> None:
+    make(root)
+    before = hashes(root)
+    segwright.init(root)
+    document = json.loads((root / "dataset.json").read_text())
+    assert ACCEPTED[make].items() <= document.items()
+    assert ("dataset" in document) == (make is not nnunet_layout)
+    if make in IDENTIFIERS:
+        assert sorted(document["dataset"]) == IDENTIFIERS[make]
+    assert segwright.check(root).errors == ()
+    after = hashes(root)
+    after.pop("dataset.json")
+    assert after == before
+
+
+CONVERTED = [make for make in ACCEPTED if make is not mixed_endings]
+
+
+@pytest.mark.parametrize("make", CONVERTED, ids=lambda make: make.__name__)
+def test_folders_are_converted(root: Path, tmp_path: Path, make: Made) -> None:
+    make(root)
+    before = hashes(root)
+    converted = segwright.convert("folders", root, tmp_path / "Dataset020_Mine")
+    assert converted is not None
+    document = json.loads((converted.dataset / "dataset.json").read_text())
+    assert ACCEPTED[make].items() <= document.items()
+    assert "dataset" not in document
+    assert segwright.check(converted.dataset).errors == ()
+    assert hashes(root) == before
+    if make is tiff_stacks:
+        assert "2.5" in (converted.dataset / "imagesTr" / "0.json").read_text()
+    record = json.loads((converted.dataset / "conversion.json").read_text())
+    new = hashes(converted.dataset)
+    assert {each["to"]: before[each["from"]] for each in record["files"]} == {
+        name: content for name, content in new.items() if name not in ("dataset.json", "conversion.json")
+    }
+    again = segwright.convert("folders", root, tmp_path / "Dataset020_Mine")
+    assert again is not None
+    assert again.num_written == 0
+
+
+def test_images_without_label_map_become_test_images(root: Path, tmp_path: Path) -> None:
+    unlabelled_images(root)
+    segwright.convert("folders", root, tmp_path / "new")
+    assert [file.name for file in (tmp_path / "new" / "imagesTs").iterdir()] == ["ct_00_0000.nii.gz"]
+
+
+def test_cases_of_test_folders_are_not_trained_on(root: Path, tmp_path: Path) -> None:
+    train_and_test_folders(root)
+    segwright.convert("folders", root, tmp_path / "new")
+    for folder, names in (
+        ("imagesTs", ["0_0000.png", "1_0000.png", "2_0000.png"]),
+        ("labelsTs", ["0.png", "1.png", "2.png"]),
+    ):
+        assert sorted(file.name for file in (tmp_path / "new" / folder).iterdir()) == names
+    assert (tmp_path / "new/labelsTs/1.png").read_bytes() == (root / "test/masks/1.png").read_bytes()
+
+
+def test_images_of_an_imagests_folder_are_test_images(root: Path, tmp_path: Path) -> None:
+    for index in range(NUM_CASES):
+        for channel in ("a", "b"):
+            volume(root / f"imagesTr/s{index}_{channel}.nii.gz", seed=index)
+            volume(root / f"imagesTs/s{index}_{channel}.nii.gz", seed=9 + index)
+        label_volume(root / f"labelsTr/s{index}.nii.gz")
+    segwright.convert("folders", root, tmp_path / "new")
+    tested = tmp_path / "new/imagesTs/s0_0001.nii.gz"
+    assert tested.read_bytes() == (root / "imagesTs/s0_b.nii.gz").read_bytes()
+    assert not (tmp_path / "new/labelsTs").exists()
+
+
+def test_patterns_decide_what_words_do_not(root: Path, tmp_path: Path) -> None:
+    for index in range(NUM_CASES):
+        for channel in "xy":
+            volume(root / f"all/{channel}.{index}.nii.gz", seed=index)
+        label_volume(root / f"all/z.{index}.nii.gz")
+    with pytest.raises(ProblemReport, match="no image matches a label map by its name: found 9 images such as all/x.0"):
+        segwright.init(root)
+    patterns = {"images": "all/{channel}.{case}.nii.gz", "labels": "all/z.{case}.nii.gz"}
+    segwright.convert("folders", root, tmp_path / "new", **patterns)
+    document = json.loads((tmp_path / "new" / "dataset.json").read_text())
+    assert document["channel_names"] == {"0": "x", "1": "y"}
+    assert (tmp_path / "new" / "labelsTr" / "2.nii.gz").is_file()
+
+
+def test_given_folders_decide_what_words_do_not(root: Path) -> None:
+    for index in range(NUM_CASES):
+        picture(root / f"one/{index}.png")
+        mask(root / f"two/{index}.png")
+    segwright.init(root, images="one", labels="two", channel_names=["light"], label_names=["cell"])
+    document = json.loads((root / "dataset.json").read_text())
+    assert document["channel_names"] == {"0": "light"}
+    assert document["labels"] == {"background": 0, "cell": 1}
+    with pytest.raises(ProblemReport, match="three: no such folder; say where they are with --images and --labels"):
+        segwright.init(root, images="one", labels="three", force=True)
+
+
+def no_images(root: Path) -> str:
+    (root / "scan.jpg").touch()
+    return "holds no image that can be read; found 1 files with .jpg; convert the files to"
+
+
+def only_images(root: Path) -> str:
+    picture(root / "a.png")
+    return "found 1 images such as a.png, 0 label maps"
+
+
+def soft_masks(root: Path) -> str:
+    masks_of_0_and_255(root)
+    for index in range(NUM_CASES):
+        volume(root / f"soft/images/{index}.nii.gz")
+        label_volume(root / f"soft/masks/{index}.nii.gz", [0.5], np.float32)
+    for folder in ("images", "masks"):
+        for file in (root / folder).iterdir():
+            file.unlink()
+    return "unexpected label value 0.5, expected whole numbers"
+
+
+def lossy_masks(root: Path) -> str:
+    masks_of_0_and_255(root)
+    mask(root / "masks/001.png", [1, 3, 253, 255])
+    return "masks of 0 and 255 with lossy compression, or classes and an ignore label; threshold the masks"
+
+
+def grey_values(root: Path) -> str:
+    masks_of_0_and_255(root)
+    picture(root / "masks/001.png")
+    array = np.arange(12 * 14).reshape(12, 14).astype(np.uint8)
+    Image.fromarray(array).save(root / "masks/001.png")
+    return "different values, 0, 1, 2, 3, 4, 5, 6, 7, ...: labels, grey values or numbers of objects"
+
+
+def coloured_masks(root: Path) -> str:
+    masks_of_0_and_255(root)
+    picture(root / "masks/002.png", channels=3)
+    return "masks/002.png: has 3 channels, a label map has one whole number per voxel"
+
+
+def no_background(root: Path) -> str:
+    for index in range(NUM_CASES):
+        volume(root / f"images/{index}.nii.gz")
+        file = root / f"labels/{index}.nii.gz"
+        label_volume(file)
+        image = nibabel.load(file)
+        nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj) + np.uint8(1), image.affine), file)
+    return "no label map has the value 0, found 1, 2, 3; which one is the background is not certain"
+
+
+def some_transparent(root: Path) -> str:
+    for index in range(NUM_CASES):
+        picture(root / f"images/{index}.png", channels=4 if index else 3)
+        mask(root / f"masks/{index}.png")
+    return "channels differ: 3 in 1 (first 0); 4 in 2 (first 1); remove the transparency"
+
+
+def a_channel_less(root: Path) -> str:
+    a_folder_per_patient(root)
+    (root / "site_a/patient1/flair.nii.gz").unlink()
+    return "case 'patient1': lacks channel flair; other cases have adc, flair, t1; add the file"
+
+
+def several_masks(root: Path) -> str:
+    for index in range(NUM_CASES):
+        picture(root / f"images/{index}.png")
+        for organ in ("liver", "spleen"):
+            mask(root / f"masks/{index}_{organ}.png")
+    return "are label maps of the same case; merge them into one"
+
+
+def other_grids(root: Path) -> str:
+    masks_of_0_and_255(root)
+    Image.fromarray(np.eye(20, dtype=np.uint8)).save(root / "masks/001.png")
+    for name in ("000", "002"):
+        mask(root / f"masks/{name}.png")
+    return "shape (1, 20, 20) differs from (1, 12, 14) of 001.png"
+
+
+def a_wrong_path_in_a_table(root: Path) -> str:
+    a_table(root)
+    (root / "a/x1.nii.gz").unlink()
+    return "files.csv, line 3, T1"
+
+
+UNDECIDED = [no_images, only_images, soft_masks, lossy_masks, grey_values, coloured_masks, no_background,
+             some_transparent, a_channel_less, several_masks, other_grids, a_wrong_path_in_a_table]  # fmt: skip
+
+
+@pytest.mark.parametrize("make", UNDECIDED, ids=lambda make: make.__name__)
+def test_what_cannot_be_decided_is_said_and_nothing_is_written(root: Path, tmp_path: Path, make: Callable) -> None:
+    message = make(root)
+    before = hashes(root)
+    for verb in (lambda: segwright.init(root), lambda: segwright.convert("folders", root, tmp_path / "new")):
+        with pytest.raises(ProblemReport) as caught:
+            verb()
+        assert message in str(caught.value)
+        assert all(len(line) < 500 for line in caught.value.lines())
+    assert hashes(root) == before
+    assert [*tmp_path.iterdir()] == [root]
+
+
+def test_names_decide_the_meaning_of_values(root: Path) -> None:
+    masks_of_0_and_255(root)
+    mask(root / "masks/001.png", [1, 255])
+    with pytest.raises(ProblemReport, match="has 3 names, the dataset has 2 labels \\(1, 255\\)"):
+        segwright.init(root, label_names=["a", "b", "c"])
+    with pytest.raises(ProblemReport, match="names 'a'; give each a name of its own"):
+        segwright.init(root, label_names=["a", "a"])
+    segwright.init(root, label_names=["background", "cell", "ignore"])
+    document = json.loads((root / "dataset.json").read_text())
+    assert document["labels"] == {"background": 0, "cell": 1, "ignore": 2}
+    assert document["label_map"] == {"255": 2}
+
+
+def test_an_existing_description_is_kept(root: Path) -> None:
+    nnunet_layout(root)
+    segwright.init(root)
+    with pytest.raises(SegwrightError, match="exists; check it with 'segwright check', or overwrite it with --force"):
+        segwright.init(root)
+    segwright.init(root, force=True, label_names=["a", "b"])
+    assert '"a": 1' in (root / "dataset.json").read_text()
+
+
+def test_a_dataset_of_mixed_endings_is_described_but_not_converted(root: Path, tmp_path: Path) -> None:
+    mixed_endings(root)
+    with pytest.raises(ProblemReport, match="use 'segwright init', whose file lists may mix endings"):
+        segwright.convert("folders", root, tmp_path / "new")
+
+
+def test_options_of_folders_are_refused_for_tasks(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(SegwrightError, match="labels: only for the format 'folders'; leave it out"):
+        segwright.convert("msd", root, tmp_path / "new", labels="x")
