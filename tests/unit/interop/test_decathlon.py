@@ -188,8 +188,8 @@ def test_label_names_are_unique_and_gaps_are_mapped(task: Path, tmp_path: Path) 
     declare(task, labels={"0": "BG", "2": "kidney", "10": "kidney"})
     segwright.convert("msd", task, tmp_path / "new")
     document = json.loads((tmp_path / "new" / "dataset.json").read_text())
-    assert document["labels"] == {"background": 0, "kidney": 1, "kidney_10": 2}
-    assert document["label_map"] == {"2": 1, "10": 2}
+    assert document["labels"] == {"background": 0, "kidney_10": 1, "kidney": 2}
+    assert document["label_map"] == {"10": 1}
 
 
 def cut_off(task: Path) -> str:

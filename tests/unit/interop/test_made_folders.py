@@ -405,6 +405,25 @@ def test_names_decide_the_meaning_of_values(root: Path) -> None:
     assert document["label_map"] == {"255": 2}
 
 
+def test_an_ignore_label_below_others_is_refused(root: Path) -> None:
+    for index in range(NUM_CASES):
+        picture(root / f"images/{index}.png")
+        mask(root / f"masks/{index}.png", [1, 2, 3])
+    with pytest.raises(ProblemReport, match="names value 1 'ignore', which must be above the values of all labels"):
+        segwright.init(root, label_names=["ignore", "a", "b"])
+
+
+def test_values_that_are_labels_stay_what_they_are(root: Path) -> None:
+    for index in range(NUM_CASES):
+        picture(root / f"images/{index}.png")
+        mask(root / f"masks/{index}.png", [2, 3, 7])
+    segwright.init(root, label_names=["two", "three", "seven"])
+    document = json.loads((root / "dataset.json").read_text())
+    assert document["labels"] == {"background": 0, "seven": 1, "two": 2, "three": 3}
+    assert document["label_map"] == {"7": 1}
+    assert segwright.check(root).errors == ()
+
+
 def test_an_existing_description_is_kept(root: Path) -> None:
     nnunet_layout(root)
     segwright.init(root)

@@ -185,7 +185,8 @@ def _ask_names(proposal: Proposal) -> Proposal | None:
         typer.prompt(f"Name of channel {index}", default=name, err=True) for index, name in enumerate(proposal.channels)
     ]
     labels = [
-        typer.prompt(f"Name of label {label.stored}", default=label.name, err=True) for label in proposal.labels[1:]
+        typer.prompt(f"Name of label {label.stored}", default=label.name, err=True)
+        for label in sorted(proposal.labels[1:], key=lambda label: label.stored)
     ]
     named = proposal.with_names(channels=channels, labels=labels)
     return named if typer.confirm(f"Write {proposal.folder / 'dataset.json'}?", default=True, err=True) else None

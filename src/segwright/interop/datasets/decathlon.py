@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
@@ -16,8 +17,9 @@ from segwright.data.description import DATASET_JSON
 from segwright.data.images.readers.nifti_channels import nifti_shape
 from segwright.data.images.readers.nifti_header import ENDINGS
 from segwright.data.labels import BACKGROUND
-from segwright.data.unmatched_files import Entry, entries
+from segwright.data.unmatched_files import entries
 from segwright.interop.datasets.conversion import Conversion, dataset_name
+from segwright.interop.datasets.renumbering import label_numbers
 
 TRAINING: Final = "Tr"
 PARTS: Final = (TRAINING, "Ts", "Val")
@@ -27,32 +29,48 @@ _DROPPED: Final = ("modality", "labels", "training", "test", "numTest", "tensorI
 """Keys of dataset.json that the new one has in another form or not at all."""
 
 
+@dataclass(slots=True, kw_only=True)
+class _Task:
+    """A task while its files are looked at.
+
+    Attributes:
+        source: its folder.
+        file_ending: of most training images.
+        document: the new dataset.json as far as the old one says; empty if that is unusable.
+        problems: what prevents the conversion.
+        notes: what is skipped or changed.
+    """
+
+    source: Path
+    file_ending: str
+    document: dict[str, Any] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[Problem] = field(default_factory=list)
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Names of the channels; none if they are unknown."""
+        return tuple(self.document.get("channel_names", {}).values())
+
+    def refuse(self, where: object, what: str, remedy: str = "") -> None:
+        self.problems.append(Problem(where=str(where), what=what, remedy=remedy))
+
+    def note(self, where: object, what: str) -> None:
+        self.notes.append(Problem(where=str(where), what=what))
+
+
 def find_msd(source: Path) -> Conversion:
     """Return the conversion of a Decathlon task: one image per case, 4D if it has several channels.
 
     Raises:
         ProblemReport: everything that prevents it.
     """
-    problems: list[Problem] = []
-    notes: list[Problem] = []
-    document = _new_document(source, problems, notes)
-    ending = _ending(source / "imagesTr")
-    cases = {part: _msd_cases(source, part, ending, problems, notes) for part in _parts(source, problems)}
-    files = [file for part in cases.values() for case in part for file in (*case.images, case.label) if file]
-    num_channels = {}
-    images = {image for part in cases.values() for case in part for image in case.images}
-    names = tuple(document.get("channel_names", {}).values())
-    for file, shape in zip(files, map_threads(_shape, files, title="headers"), strict=True):
-        if isinstance(shape, Problem):
-            problems.append(shape)
-            continue
-        found = shape[3] if len(shape) > 3 else 1
-        wanted = len(names) if file in images else 1
-        if found != wanted and (names or file not in images):
-            problems.append(_wrong_channels(file, found, names if file in images else ()))
-        if len(shape) > 3:
-            num_channels[file] = found
-    return _conversion("msd", source, cases, ending, document, problems, notes, num_channels)
+    task = _open(source)
+    cases = {part: _msd_cases(task, part) for part in _parts(task)}
+    images = [image for part in cases.values() for case in part for image in case.images]
+    labels = [case.label for part in cases.values() for case in part if case.label is not None]
+    num_split = _count_channels(task, images, task.channels) | _count_channels(task, labels, None)
+    return _conversion("msd", task, cases, num_split)
 
 
 def find_nnunet_v1(source: Path) -> Conversion:
@@ -61,55 +79,46 @@ def find_nnunet_v1(source: Path) -> Conversion:
     Raises:
         ProblemReport: everything that prevents it.
     """
-    problems: list[Problem] = []
-    notes: list[Problem] = []
-    document = _new_document(source, problems, notes)
-    ending = _ending(source / "imagesTr")
-    names = tuple(document.get("channel_names", {}).values())
+    task = _open(source)
+    names, ending = task.channels, task.file_ending
     cases = {}
-    for part in _parts(source, problems):
+    for part in _parts(task):
         labels = source / f"labels{part}"
         is_labelled = part == TRAINING or labels.is_dir()
         listing = list_folder(source / f"images{part}", ending, labels=labels if is_labelled else None)
-        problems += [*listing.problems, *(channel_problems(listing, names, ending) if names else ())]
-        notes += listing.stray
+        task.problems += [*listing.problems, *(channel_problems(listing, names, ending) if names else ())]
+        task.notes += listing.stray
         cases[part] = listing.cases
-    return _conversion("nnunet-v1", source, cases, ending, document, problems, notes, {})
+    return _conversion("nnunet-v1", task, cases, {})
 
 
 def _conversion(
-    kind: str,
-    source: Path,
-    cases: Mapping[str, tuple[Case, ...]],
-    ending: str,
-    document: Mapping[str, Any],
-    problems: list[Problem],
-    notes: list[Problem],
-    num_split: Mapping[Path, int],
+    kind: str, task: _Task, cases: Mapping[str, tuple[Case, ...]], num_split: Mapping[Path, int]
 ) -> Conversion:
-    if problems:
-        raise ProblemReport(problems)
-    declared, found = document.get("numTraining"), len(cases[TRAINING])
+    if task.problems:
+        raise ProblemReport(task.problems)
+    declared, found = task.document.get("numTraining"), len(cases[TRAINING])
     if declared is not None and declared != found:
-        notes.append(Problem(where=str(source / DATASET_JSON), what=f"numTraining is {declared}, found {found} cases"))
+        task.note(task.source / DATASET_JSON, f"numTraining is {declared}, found {found} cases")
     return Conversion(
         kind=kind,
-        source=source,
+        source=task.source,
         cases=cases,
-        file_ending=ending,
-        document={**document, "numTraining": found, "file_ending": ending},
+        file_ending=task.file_ending,
+        document={**task.document, "numTraining": found, "file_ending": task.file_ending},
         num_split=num_split,
-        name=dataset_name(source),
-        notes=tuple(notes),
+        name=dataset_name(task.source),
+        notes=tuple(task.notes),
     )
 
 
-def _parts(source: Path, problems: list[Problem]) -> list[str]:
+def _parts(task: _Task) -> list[str]:
     """Return the parts that a task has; training images and labels must be there."""
-    required = [source / f"{kind}{TRAINING}" for kind in ("images", "labels")]
-    missing = [Problem(where=str(place), what=wrong) for place in required if (wrong := path_problem(place, "folder"))]
-    problems += missing
-    present = [part for part in PARTS if (source / f"images{part}").is_dir()]
+    required = [task.source / f"{kind}{TRAINING}" for kind in ("images", "labels")]
+    missing = {place: wrong for place in required if (wrong := path_problem(place, "folder"))}
+    for place, wrong in missing.items():
+        task.refuse(place, wrong, "unpack the task again")
+    present = [part for part in PARTS if (task.source / f"images{part}").is_dir()]
     return [part for part in present if part != TRAINING or not missing]
 
 
@@ -121,32 +130,25 @@ def _ending(images: Path) -> str:
     return ENDINGS[0] if len(plain) > len(packed) else ENDINGS[1]
 
 
-def _msd_cases(source: Path, part: str, ending: str, problems: list[Problem], notes: list[Problem]) -> tuple[Case, ...]:
+def _msd_cases(task: _Task, part: str) -> tuple[Case, ...]:
     """Return the cases of one part, named by their images; hidden files, such as macOS's `._` files, do not count."""
-    images, labels = source / f"images{part}", source / f"labels{part}"
-    found = {entry.name: entry for entry in entries(images)}
+    images, labels, ending = task.source / f"images{part}", task.source / f"labels{part}", task.file_ending
+    names = [entry.name for entry in entries(images) if entry.kind == "file" and entry.name.endswith(ending)]
     labelled = {entry.name for entry in entries(labels) if entry.kind == "file"} if labels.is_dir() else set()
-    names = [name for name, entry in found.items() if _is_image(entry, ending)]
-    notes += [
-        Problem(where=str(images / name), what=f"skipped, it is no {ending} file")
-        for name in found
-        if name not in names
-    ]
-    notes += [
-        Problem(where=str(labels / name), what="skipped, it has no image of the same name")
-        for name in sorted(labelled - set(names))
-    ]
-    problems += identity_problems(images, [name.removesuffix(ending) for name in names])
+    for entry in entries(images):
+        if entry.name not in names:
+            task.note(images / entry.name, f"skipped, it is no {ending} file")
+    for name in sorted(labelled - {*names}):
+        task.note(labels / name, "skipped, it has no image of the same name")
+    task.problems += identity_problems(images, [name.removesuffix(ending) for name in names])
     if not names:
-        problems.append(Problem(where=str(images), what=f"holds no {ending} file", remedy="unpack the task again"))
-    if part == TRAINING:
-        for name in sorted(set(names) - labelled):
+        task.refuse(images, f"holds no {ending} file", "unpack the task again")
+    for name in names:
+        if part == TRAINING and name not in labelled:
             remedy = "add the label map, or remove the image"
             if name.removesuffix(ending).endswith("_0000"):
                 remedy = "if this is a task of nnU-Net v1, use 'segwright convert nnunet-v1'"
-            problems.append(
-                Problem(where=str(labels / name), what="no such file, the label map of a case", remedy=remedy)
-            )
+            task.refuse(labels / name, "no such file, the label map of a case", remedy)
     return tuple(
         Case(
             identifier=name.removesuffix(ending),
@@ -157,8 +159,29 @@ def _msd_cases(source: Path, part: str, ending: str, problems: list[Problem], no
     )
 
 
-def _is_image(entry: Entry, ending: str) -> bool:
-    return entry.kind == "file" and entry.name.endswith(ending)
+def _count_channels(task: _Task, files: Sequence[Path], names: tuple[str, ...] | None) -> dict[Path, int]:
+    """Return the number of channels of each 4D file, and refuse files that do not have one for each name.
+
+    Args:
+        task: gets the problems.
+        files: images or label maps.
+        names: of the channels, empty if unknown; None for label maps.
+    """
+    found = {}
+    for file, shape in zip(files, map_threads(_shape, files), strict=True):
+        if isinstance(shape, Problem):
+            task.problems.append(shape)
+            continue
+        size = shape[3] if len(shape) > 3 else 1
+        if names is None and size != 1:
+            what = f"has {size} channels, a label map has one whole number per voxel"
+            task.refuse(file, what, "save it as a single-channel image")
+        elif names and size != len(names):
+            what = f"has {size} channels, modality of {DATASET_JSON} names {len(names)} ({', '.join(names)})"
+            task.refuse(file, what, f"correct modality in {DATASET_JSON}, or remove the case")
+        if len(shape) > 3:
+            found[file] = size
+    return found
 
 
 def _shape(file: Path) -> tuple[int, ...] | Problem:
@@ -168,59 +191,52 @@ def _shape(file: Path) -> tuple[int, ...] | Problem:
         return problem_of(error)
 
 
-def _wrong_channels(file: Path, found: int, names: tuple[str, ...]) -> Problem:
-    if not names:
-        what = f"has {found} channels, a label map has one whole number per voxel"
-        return Problem(where=str(file), what=what, remedy="save it as a single-channel image")
-    what = f"has {found} channels, modality of {DATASET_JSON} names {len(names)} ({', '.join(names)})"
-    return Problem(where=str(file), what=what, remedy=f"correct modality in {DATASET_JSON}, or remove the case")
-
-
-def _new_document(source: Path, problems: list[Problem], notes: list[Problem]) -> dict[str, Any]:
-    """Return the new dataset.json without the number of cases and the ending; empty if the old one is unusable."""
-    path = source / DATASET_JSON
+def _open(source: Path) -> _Task:
+    """Read dataset.json of a task."""
+    task, path = _Task(source=source, file_ending=_ending(source / "imagesTr")), source / DATASET_JSON
     try:
         old = read_json(path)
     except SegwrightError as error:
-        problems.append(problem_of(error))
-        return {}
+        task.problems.append(problem_of(error))
+        return task
     if not isinstance(old, dict):
-        problems.append(Problem(where=str(path), what="is no object", remedy="download it again"))
-        return {}
+        task.refuse(path, "is no object", "download it again")
+        return task
     channels = old.get("modality")
     if not isinstance(channels, dict) or not channels or not all(key.isdecimal() for key in channels):
         remedy = 'give an object of index -> name, such as {"0": "CT"}'
-        problems.append(Problem(where=f"{path}, modality", what="is missing or no object of names", remedy=remedy))
+        task.refuse(f"{path}, modality", "is missing or no object of names", remedy)
         channels = {}
     names = [str(channels[key]) for key in sorted(channels, key=int)]
     kept = {key: value for key, value in old.items() if key not in _DROPPED}
     if isinstance(old.get("numTraining"), int):
         kept["numTraining"] = old["numTraining"]
-    labels, label_map = _labels(path, old.get("labels"), problems, notes)
-    more = {"label_map": label_map} if label_map else {}
-    return {**kept, "channel_names": {str(index): name for index, name in enumerate(names)}, "labels": labels, **more}
+    labels, label_map = _labels(task, path, old.get("labels"))
+    kept |= {"channel_names": {str(index): name for index, name in enumerate(names)}, "labels": labels}
+    task.document = kept | ({"label_map": label_map} if label_map else {})
+    return task
 
 
-def _labels(
-    path: Path, old: object, problems: list[Problem], notes: list[Problem]
-) -> tuple[dict[str, int], dict[str, int]]:
+def _labels(task: _Task, path: Path, old: object) -> tuple[dict[str, int], dict[str, int]]:
     """Return `labels` as name -> value, and the values that have to be mapped because of gaps."""
+    where = f"{path}, labels"
     is_valid = isinstance(old, dict) and all(key.isdecimal() and isinstance(name, str) for key, name in old.items())
     if not isinstance(old, dict) or not is_valid or "0" not in old:
         remedy = 'give an object of value -> name, such as {"0": "background", "1": "liver"}'
-        problems.append(Problem(where=f"{path}, labels", what="is no object of names with the value 0", remedy=remedy))
+        task.refuse(where, "is no object of names with the value 0", remedy)
         return {}, {}
-    labels: dict[str, int] = {}
-    label_map: dict[str, int] = {}
-    for new, (value, given) in enumerate(sorted((int(key), name) for key, name in old.items())):
+    names = {int(key): name for key, name in old.items()}
+    numbers = label_numbers([value for value in sorted(names) if value])
+    assert numbers is not None  # without an ignore label there always are some
+    labels = {BACKGROUND: 0}
+    for value, given in sorted(names.items()):
         name = BACKGROUND if value == 0 else given
-        if name in labels:
+        if value and name in labels:
             name = next(other for number in count(value) if (other := f"{given}_{number}") not in labels)
         if name != given:
-            notes.append(Problem(where=f"{path}, labels", what=f"label {value} was named '{given}', now '{name}'"))
-        labels[name] = new
-        if value != new:
-            label_map[str(value)] = new
+            task.note(where, f"label {value} was named '{given}', now '{name}'")
+        labels[name] = numbers.get(value, 0)
+    label_map = {str(value): number for value, number in numbers.items() if value != number}
     if label_map:
-        notes.append(Problem(where=f"{path}, labels", what=f"values have gaps; label_map renumbers them: {label_map}"))
-    return labels, label_map
+        task.note(where, f"values have gaps; label_map renumbers them: {label_map}")
+    return dict(sorted(labels.items(), key=lambda item: item[1])), label_map

@@ -22,7 +22,7 @@ Row = Mapping[str, str]
 
 
 def find_tables(folder: Path) -> list[Path]:
-    """Return the CSV files of a folder that have columns of paths of image files, one of them of label maps."""
+    """Return the CSV files of a folder with columns of paths, one of them of label maps, to files that mostly exist."""
     tables = []
     for file in sorted(folder.glob("[!.]*.csv")):
         try:
@@ -30,7 +30,9 @@ def find_tables(folder: Path) -> list[Path]:
         except SegwrightError:
             continue
         columns = _path_columns(rows)
-        if any(LABEL_WORDS & {*words(column)} for column in columns) and len(columns) > 1:
+        paths = [folder / row[column] for row in rows for column in columns if row[column]]
+        is_meant = 2 * sum(not path_problem(path) for path in paths) > len(paths)
+        if is_meant and len(columns) > 1 and any(LABEL_WORDS & {*words(column)} for column in columns):
             tables.append(file)
     return tables
 
@@ -46,23 +48,15 @@ def match_table(file: Path) -> Matching:
         ProblemReport: columns or files are missing; every finding is listed.
     """
     rows = _rows(file)
-    columns = _path_columns(rows)
-    labels = [column for column in columns if LABEL_WORDS & {*words(column)}]
-    images = [column for column in columns if column not in labels]
-    if len(labels) != 1 or not images:
-        what = f"has columns of paths for {_shown(images)} (images) and {_shown(labels)} (label maps)"
-        remedy = "name one column 'label', and at least one other 'image' or as its channel"
-        raise ProblemReport([Problem(where=str(file), what=what, remedy=remedy)])
-    ids = [column for column in rows[0] if column not in columns and _CASE_WORDS & {*words(column)}]
-    channels = {column: "_".join(word for word in words(column) if word not in IMAGE_WORDS) for column in images}
-    if len({*channels.values()}) < len(images):
-        channels = {column: column for column in images}
+    label, channels = _meanings(file, _path_columns(rows))
+    others = [column for column in rows[0] if column != label and column not in channels]
+    ids = [column for column in others if _CASE_WORDS & {*words(column)}]
     problems: list[Problem] = []
     found: list[FoundImage] = []
     maps: dict[str, Path] = {}
     seen: set[str] = set()
     for number, row in enumerate(rows, start=2):
-        paths = {column: file.parent / row[column] for column in (*images, *labels) if row[column]}
+        paths = {column: file.parent / row[column] for column in (*channels, label) if row[column]}
         problems += [
             Problem(where=f"{file}, line {number}, {column}", what=f"{path}: {wrong}", remedy="correct the path")
             for column, path in paths.items()
@@ -70,21 +64,39 @@ def match_table(file: Path) -> Matching:
         ]
         if not paths:
             continue
-        case = row[ids[0]] if ids else _identifier(paths.get(labels[0], next(iter(paths.values()))))
+        case = row[ids[0]] if ids else _identifier(paths.get(label, next(iter(paths.values()))))
         if case in seen:
             what, remedy = f"case '{case}' is there twice", "give a column 'case' with an id for each row"
             problems.append(Problem(where=f"{file}, line {number}", what=what, remedy=remedy))
         seen.add(case)
-        if labels[0] in paths:
-            maps[case] = paths[labels[0]]
+        if label in paths:
+            maps[case] = paths[label]
         found += [
             FoundImage(case=case, channel=channels[column], path=path)
             for column, path in paths.items()
-            if column != labels[0]
+            if column != label
         ]
     if problems:
         raise ProblemReport(problems)
     return matching_of(file.parent, found, maps)
+
+
+def _meanings(file: Path, columns: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """Return the column of label maps, and the channel of each column of images.
+
+    Raises:
+        ProblemReport: there is not one column of label maps, or none of images.
+    """
+    labels = [column for column in columns if LABEL_WORDS & {*words(column)}]
+    images = [column for column in columns if column not in labels]
+    if len(labels) != 1 or not images:
+        what = f"has columns of paths for {_shown(images)} (images) and {_shown(labels)} (label maps)"
+        remedy = "name one column 'label', and at least one other 'image' or as its channel"
+        raise ProblemReport([Problem(where=str(file), what=what, remedy=remedy)])
+    channels = {column: "_".join(word for word in words(column) if word not in IMAGE_WORDS) for column in images}
+    if len({*channels.values()}) < len(images):
+        channels = {column: column for column in images}
+    return labels[0], channels
 
 
 def _rows(file: Path) -> list[Row]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +20,7 @@ from segwright.data.label_maps import distinct_values
 from segwright.data.labels import BACKGROUND, IGNORE
 from segwright.interop.datasets.file_matching import Matching
 from segwright.interop.datasets.file_names import ending_of
+from segwright.interop.datasets.renumbering import label_numbers
 
 MAX_GUESSED_LABELS: Final = 64
 """More values than this may be grey values or numbers of objects."""
@@ -91,13 +92,13 @@ class Proposal:
         return document
 
     def with_names(self, *, channels: Sequence[str], labels: Sequence[str]) -> Proposal:
-        """Return the proposal with other names of the channels, and of the labels but the background, in order.
+        """Return the proposal with other names of the channels, and of the labels by stored value, background left out.
 
         Raises:
             ProblemReport: the numbers differ, or a name occurs twice.
         """
         background, *others = self.labels
-        counts = {label.stored: label.num_cases for label in others}
+        counts = {label.stored: label.num_cases for label in sorted(others, key=lambda label: label.stored)}
         problems = _name_problems(channels, len(self.channels), "--channel-names", "channels")
         problems += _name_problems(labels, len(others), "--label-names", f"labels ({listed([*counts])})")
         if problems:
@@ -289,15 +290,24 @@ def _name_problems(names: Sequence[str], expected: int, option: str, what: str) 
     return []
 
 
-def _numbered(counts: dict[int, int], names: Sequence[str]) -> list[FoundLabel]:
-    """Return the labels with values from 1 without gaps; `ignore` gets the last one.
+def _numbered(counts: Mapping[int, int], names: Sequence[str]) -> list[FoundLabel]:
+    """Return the labels by value, from 1 without gaps; `ignore` has the last one.
 
     Args:
         counts: stored value to number of cases, ascending.
         names: in the same order.
+
+    Raises:
+        ProblemReport: `ignore` cannot have the last value.
     """
-    ordered = sorted(zip(counts, names, strict=True), key=lambda pair: pair[1] == IGNORE)
-    return [
-        FoundLabel(name=name, stored=stored, value=value, num_cases=counts[stored])
-        for value, (stored, name) in enumerate(ordered, start=1)
+    named = dict(zip(counts, names, strict=True))
+    ignore = next((stored for stored, name in named.items() if name == IGNORE), None)
+    numbers = label_numbers([*counts], ignore=ignore)
+    if numbers is None:
+        what = f"names value {ignore} '{IGNORE}', which must be above the values of all labels ({listed([*counts])})"
+        raise ProblemReport([Problem(where="--label-names", what=what, remedy=f"write {max(counts) + 1} for it")])
+    found = [
+        FoundLabel(name=name, stored=stored, value=numbers[stored], num_cases=counts[stored])
+        for stored, name in named.items()
     ]
+    return sorted(found, key=lambda label: label.value)
