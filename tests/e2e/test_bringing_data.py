@@ -40,7 +40,7 @@ def answer(*arguments: object, answers: str) -> Result:
 
 
 def test_init_then_check(mine: Path) -> None:
-    done = call("init", mine, "--channel-names", "MRI", "--label-names", "organ,lesion")
+    done = call("init", mine, "--channel-names", "MRI", "--label-names", "background,organ,lesion")
     assert done.exit_code == 0, done.stderr
     assert "6 cases with .nii.gz files" in done.stdout
     assert "6 of 6" in done.stdout
@@ -58,6 +58,13 @@ def test_init_asks_on_a_terminal(mine: Path, terminal: None) -> None:
     document = json.loads((mine / "dataset.json").read_text())
     assert document["channel_names"] == {"0": "MRI"}
     assert document["labels"] == {"background": 0, "label_1": 1, "lesion": 2}
+
+
+def test_a_name_that_check_refuses_is_not_written(mine: Path, terminal: None) -> None:
+    done = answer("init", mine, answers="MRI\norgan\nignored\ny\n")
+    assert done.exit_code == 1
+    assert "'ignored' would be trained as a class" in done.stderr
+    assert not (mine / "dataset.json").exists()
 
 
 def test_no_is_an_answer(mine: Path, tmp_path: Path, terminal: None) -> None:

@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from logging import getLogger
 from pathlib import Path
 
-from segwright.core.errors import WorkspaceError
+from segwright.core.errors import ProblemReport, WorkspaceError
 from segwright.core.files.atomic_io import require_writable_folder
 from segwright.core.files.json_documents import write_json
 from segwright.core.files.names import path_problem, require_text_path
+from segwright.data.dataset import scan
+from segwright.data.description import DatasetDescription
 from segwright.interop.datasets.folders import find_cases
 from segwright.interop.datasets.proposal import Proposal, propose
 from segwright.workspace import DATASET_JSON
@@ -63,5 +65,8 @@ def init(
         logger.warning("%s", note)
     chosen = proposal if review is None else review(proposal)
     if chosen is not None:
+        description = DatasetDescription.model_validate(chosen.document())
+        if problems := scan(place, description=description).problems:  # of the names that `review` chose
+            raise ProblemReport(problems)
         write_json(file, chosen.document(), indent=4)
     return chosen

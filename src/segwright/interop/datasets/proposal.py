@@ -235,7 +235,7 @@ def _labels(
         return ()
     others = {value: counts[value] for value in sorted(counts) if value}
     if names is not None:
-        names = names[1:] if names[:1] == [BACKGROUND] else names
+        names = names[1:] if [*names[:1]] == [BACKGROUND] else names
         wrong = _name_problems(names, len(others), "--label-names", f"labels ({listed([*others])})")
         if wrong:
             problems += wrong
