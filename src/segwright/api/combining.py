@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segwright.api.evaluating import find_description, find_label_reader, require_folders
 from segwright.api.datasets.references import listed_references, reference_labels
+from segwright.api.evaluating import find_description, find_label_reader, require_folders
 from segwright.core.errors import ConfigError, DatasetError
 from segwright.core.files.json_documents import write_json
 from segwright.data.dataset import NO_ENVIRONMENT
