@@ -109,10 +109,19 @@ def measure(command: Command) -> Sample:
     monitor.stop()
     if process.returncode != 0:
         raise RuntimeError(f"{' '.join(command.arguments)} failed:\n{output[-1000:]}\n{errors[-3000:]}")
-    result = _last_json(output)
+    result = last_json(output)
     measured = result.pop("seconds", seconds)
     assert isinstance(measured, int | float)
     return Sample(seconds=float(measured), peak_mib=monitor.peak_mib, extra=result)
+
+
+def last_json(output: str) -> dict[str, object]:
+    """Return the JSON object in the last line of a program's output; empty without one."""
+    last = (output.strip().splitlines() or [""])[-1]
+    if not last.startswith('{"'):
+        return {}
+    result: dict[str, object] = json.loads(last)
+    return result
 
 
 class MemoryMonitor(threading.Thread):
@@ -158,14 +167,6 @@ def machine() -> dict[str, object]:
         "python": platform.python_version(),
         **{package: version(package) for package in ("segwright", "torch", "numpy", "scipy", "blosc2")},
     }
-
-
-def _last_json(output: str) -> dict[str, object]:
-    last = (output.strip().splitlines() or [""])[-1]
-    if not last.startswith('{"'):
-        return {}
-    result: dict[str, object] = json.loads(last)
-    return result
 
 
 def _tree(pid: int) -> list[int]:

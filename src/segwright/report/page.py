@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from markupsafe import Markup
@@ -301,6 +302,7 @@ def _curves(fold: FoldRecord, model: ModelRecord) -> list[Markup]:
 
     losses = [("training loss", "train_losses"), ("validation loss", "val_losses")]
     names = [model.labels.class_name(key) for key in model.labels.evaluation_classes()][:_MAX_CURVES]
+    wait_ms = [None if wait is None else 1000 * wait for wait in column("loader_wait_s")]
     dice = [charts.Series(name="moving average", x=epochs, y=column("ema_fg_dice"))]
     dice += [charts.Series(name=name, x=epochs, y=part(position)) for position, name in enumerate(names)]
     drawn = (
@@ -309,6 +311,9 @@ def _curves(fold: FoldRecord, model: ModelRecord) -> list[Markup]:
         ),
         charts.lines(_pseudo_dice_title(fold), dice[:_MAX_CURVES], x_name="epoch", limits=(0.0, 1.0)),
         charts.lines("Learning rate", [charts.Series(name="learning rate", x=epochs, y=column("lrs"))], x_name="epoch"),
+        charts.lines(
+            "Wait of a step for its batch, ms", [charts.Series(name="wait", x=epochs, y=wait_ms)], x_name="epoch"
+        ),
     )
     return [chart for chart in drawn if chart]
 
@@ -323,8 +328,10 @@ def _notes(fold: FoldRecord) -> list[str]:
     notes = [str(note) for note in fold.training.get("notes", ())]
     seconds = [row["elapsed_s"] for row in fold.epochs if isinstance(row.get("elapsed_s"), int | float)]
     steps = sum(row["steps"] for row in fold.epochs if isinstance(row.get("steps"), int))
+    waits = [row["loader_wait_s"] for row in fold.epochs if isinstance(row.get("loader_wait_s"), int | float)]
     if seconds:
-        notes.insert(0, f"{len(fold.epochs)} epochs, {steps} steps, {seconds[-1]:.0f} s of training")
+        wait = f"; a step waited {1000 * fmean(waits):.1f} ms for its batch" if waits else ""
+        notes.insert(0, f"{len(fold.epochs)} epochs, {steps} steps, {seconds[-1]:.0f} s of training{wait}")
     return notes
 
 

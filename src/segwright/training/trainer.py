@@ -419,12 +419,12 @@ class Trainer:
                     self._set_learning_rates()
                 seed_step(self.config.seed, self.current_epoch, self.epoch_step, self.distributed.rank)
                 self._call_callbacks("on_train_step_start")
-                output = results.required_step(self.train_step(batch), self.train_step, ("loss",))
-                self.epoch_outputs.append(output)
+                self.epoch_outputs.append(results.required_step(self.train_step(batch), self.train_step, ("loss",)))
                 self.rates.end_step()
                 self._call_callbacks("on_train_step_end")
-                if self._end_step(output["loss"], batch["keys"]):
+                if self._end_step(self.epoch_outputs[-1]["loss"], batch["keys"]):
                     break
+            self.logbook.log("loader_wait_s", batches.mean_wait_s, self.current_epoch)
 
     def _end_step(self, loss: Tensor, cases: Sequence[str]) -> bool:
         """Count a step with its loss, NaN if it was skipped; save what is due; return whether the epoch is over.

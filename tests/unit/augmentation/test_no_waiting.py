@@ -45,6 +45,24 @@ class Forbidding(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class CountingCopies(TorchDispatchMode):
+    """Adds up the bytes that are copied from the host to the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copied_bytes = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if str(func).startswith(("aten._to_copy", "aten.copy_")):
+            source, copy = (args[1], args[0]) if str(func).startswith("aten.copy_") else (args[0], out)
+            if source.device.type == "cpu" and copy.device == WITHOUT_VALUES:
+                self.copied_bytes += source.nbytes
+        return out
+
+
 class Case:
     """A case of 30 x 32 x 34 voxels with two channels."""
 
@@ -80,12 +98,8 @@ def always_turned(recipe: Recipe, patch_size: tuple[int, ...]) -> Recipe:
     return recipe.replace("spatial", Affine(rotation=(-0.5, 0.5), rotation_probability=0.8, **geometry))
 
 
-@pytest.mark.usefixtures("valueless_noise")
-@pytest.mark.parametrize("place", ["none", "device"])
-@pytest.mark.parametrize("recipe", ["default", "strong", "elastic"])
-@pytest.mark.parametrize("patch_size", PATCHES)
-def test_whole_batches_are_made_without_reading_a_value(patch_size: tuple[int, ...], recipe: str, place: Any) -> None:
-    loader = BatchLoader(
+def make_loader(patch_size: tuple[int, ...], recipe: str, place: Any) -> BatchLoader:
+    return BatchLoader(
         CaseCache(Store(), CachePlacement(location=place, budget_bytes=2**40), WITHOUT_VALUES),
         ["case"],
         patch_size=patch_size,
@@ -95,12 +109,36 @@ def test_whole_batches_are_made_without_reading_a_value(patch_size: tuple[int, .
         device=WITHOUT_VALUES,
         scales=[[1.0] * len(patch_size), [0.5] * len(patch_size)],
     )
+
+
+@pytest.mark.usefixtures("valueless_noise")
+@pytest.mark.parametrize("place", ["none", "device"])
+@pytest.mark.parametrize("recipe", ["default", "strong", "elastic"])
+@pytest.mark.parametrize("patch_size", PATCHES)
+def test_whole_batches_are_made_without_reading_a_value(patch_size: tuple[int, ...], recipe: str, place: Any) -> None:
+    loader = make_loader(patch_size, recipe, place)
     names = {name for step in range(2) for draw in loader.draw(0, step) for name in draw.augmentation}
     assert names == {*loader.recipe.names()} - {"spatial"}  # every transform took part
     for step in range(2):
         batch = loader.batch(0, step)
         assert batch["data"].shape == (40, 2, *patch_size)
         assert batch["data"].device == WITHOUT_VALUES
+
+
+@pytest.mark.usefixtures("valueless_noise")
+@pytest.mark.parametrize("recipe", ["default", "strong", "elastic"])
+@pytest.mark.parametrize("patch_size", PATCHES)
+def test_with_the_cases_on_the_device_only_parameters_are_copied_there(
+    patch_size: tuple[int, ...], recipe: str
+) -> None:
+    copied = {}
+    for place in ("ram", "device"):
+        loader = make_loader(patch_size, recipe, place)
+        loader.batch(0, 0)  # opens the case
+        with CountingCopies() as count:
+            loader.batch(0, 1)
+        copied[place] = count.copied_bytes
+    assert copied["device"] < copied["ram"] / 4
 
 
 @pytest.mark.parametrize("recipe", ["default", "strong", "elastic"])

@@ -65,7 +65,8 @@ def make_model(folder: Path, *, evil: bool = False) -> Path:
     scores.save(validation / "summary.json")
     rows = [
         {"epoch": k, "train_losses": 0.5 - k / 10, "val_losses": 0.4, "mean_fg_dice": 0.5, "ema_fg_dice": 0.5,
-         "dice_per_class_or_region": [0.5, None], "lrs": 0.01, "steps": 3, "elapsed_s": 2.0 * k}
+         "dice_per_class_or_region": [0.5, None], "lrs": 0.01, "steps": 3, "elapsed_s": 2.0 * k,
+         "loader_wait_s": 0.001 + k / 1000}
         for k in range(4)
     ]  # fmt: skip
     (fold / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"epoch": 4, "tr')

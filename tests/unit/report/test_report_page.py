@@ -188,6 +188,19 @@ def test_what_is_gone_is_said(tmp_path: Path) -> None:
     assert "The model folder has no dataset_fingerprint.json" in words
 
 
+def test_wait_for_batches_is_shown(tmp_path: Path) -> None:
+    model = make_model(tmp_path)
+    page = Page(api.write_report(model).read_text(encoding="utf-8"))
+    words = " ".join(page.words)
+    assert "4 epochs, 12 steps, 6 s of training; a step waited 2.5 ms for its batch" in words
+    assert "Wait of a step for its batch, ms" in words
+    file = model / "fold_0" / "metrics.jsonl"
+    file.write_text(file.read_text().replace("loader_wait_s", "something_else"))  # as older trainings
+    older = " ".join(Page(api.write_report(model).read_text(encoding="utf-8")).words)
+    assert "6 s of training" in older
+    assert "its batch" not in older
+
+
 def moved_model(folder: Path) -> Path:
     """Return a model that lies far from its dataset, as one from elsewhere does."""
     shutil.copytree(make_model(folder / "work"), folder / "elsewhere" / "model")

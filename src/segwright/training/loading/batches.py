@@ -19,7 +19,7 @@ from segwright.augmentation.recipe import Recipe
 from segwright.augmentation.resampling import Matrix, Source, patch_centre, resample, source_box
 from segwright.augmentation.transform import Params, Samples
 from segwright.core.boxes import Box, box_shape
-from segwright.core.device import CPU, copy_to
+from segwright.core.device import CPU, CUDA, copy_to
 from segwright.core.errors import ConfigError, DatasetError
 from segwright.core.seeds import generator
 from segwright.core.torch_threads import one_thread
@@ -232,8 +232,10 @@ class BatchLoader:
         """Return images (C, *box) and labels (L, *box) on the device, 0 and -1 outside the case."""
         case = self._case(identifier, channels)
         place = case.image.device if isinstance(case.image, Tensor) else torch.device(CPU)
-        images = torch.empty((channels, *box_shape(box)), device=place)
-        labels = torch.empty((self._num_maps, *box_shape(box)), dtype=torch.int16, device=place)
+        # From pinned memory a copy to the GPU runs beside other work; torch reuses such memory after the copy.
+        pinned = self.device.type == CUDA and place.type == CPU
+        images = torch.empty((channels, *box_shape(box)), device=place, pin_memory=pinned)
+        labels = torch.empty((self._num_maps, *box_shape(box)), dtype=torch.int16, device=place, pin_memory=pinned)
         with name_case_in_errors(identifier):
             for array, fill, part in ((case.image, 0.0, images), (case.label, OUTSIDE, labels)):
                 read_box(array, box, fill=fill, out=part if isinstance(array, Tensor) else part.numpy())

@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from logging import getLogger
 from typing import Final, Protocol
 
@@ -19,6 +20,8 @@ from segwright.core.parallel import available_cpus
 from segwright.core.torch_threads import single_threaded_pool
 from segwright.training.loading.abort import StepAborter
 from segwright.training.loading.batches import Batch
+from segwright.training.loading.streams import Staged, batch_stream
+from segwright.training.loading.waiting import TimedBatches, stopwatch
 
 logger = getLogger(__name__)
 
@@ -90,8 +93,10 @@ def num_ahead(batch_bytes: int, threads: int) -> int:
 @contextmanager
 def prefetched_batches(
     loader: Loader, network: nn.Module, epoch: int, steps: int, *, first_step: int = 0
-) -> Iterator[Iterator[Batch]]:
+) -> Iterator[TimedBatches]:
     """Yield an iterator over the batches `first_step ... steps - 1` of an epoch, prefetched by threads.
+
+    It measures how long the steps wait for them.
 
     An error in one of these threads aborts the forward or backward pass of `network` that is running. The threads end
     with the block.
@@ -100,7 +105,7 @@ def prefetched_batches(
         StepAborter(network) as aborter,
         closing(prefetch(loader, epoch, steps, first_step=first_step, on_error=aborter.abort)) as batches,
     ):
-        yield batches
+        yield TimedBatches(batches, stopwatch(loader.device))
 
 
 def prefetch(
@@ -115,7 +120,8 @@ def prefetch(
 ) -> Generator[Batch, None, None]:
     """Yield the batches `first_step ... steps - 1` of an epoch; they do not depend on `threads` and `ahead`.
 
-    Those of an `InlineLoader` are made on demand.
+    Those of an `InlineLoader` are made on demand. On a CUDA GPU they are made on a stream of their own, and the
+    stream of the steps waits for each when it is taken.
 
     An error in a thread is logged at once and raised here with the next batch, before the finished batches ahead of it.
     The threads end when the iterator is exhausted, closed or has raised.
@@ -136,10 +142,11 @@ def prefetch(
     count = num_threads(loader.device) if threads is None else threads
     most = num_ahead(loader.batch_bytes, count) if ahead is None else max(ahead, 1)
     pool = single_threaded_pool(min(count, most), THREAD_NAME)
-    waiting: deque[Future[Batch]] = deque()
+    stream = batch_stream(loader.device)
+    waiting: deque[Future[Staged]] = deque()
     has_failed = threading.Event()
 
-    def report_error(made: Future[Batch]) -> None:
+    def report_error(made: Future[Staged]) -> None:
         error = None if made.cancelled() else made.exception()
         if error is not None and not has_failed.is_set():
             has_failed.set()
@@ -149,14 +156,14 @@ def prefetch(
 
     try:
         for step in range(first_step, steps):
-            waiting.append(pool.submit(loader.batch, epoch, step))
+            waiting.append(pool.submit(stream.make, partial(loader.batch, epoch, step)))
             waiting[-1].add_done_callback(report_error)
             failed = next((each for each in waiting if each.done() and each.exception()), None)
             if failed is not None:
                 failed.result()
             if len(waiting) > most:
-                yield waiting.popleft().result()
+                yield stream.take(waiting.popleft().result())
         while waiting:
-            yield waiting.popleft().result()
+            yield stream.take(waiting.popleft().result())
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -93,6 +93,9 @@ def row_text(row: Mapping[str, Metric], *, names: Sequence[str], left_s: float |
         f"val loss {_number(row.get('val_losses'))}, pseudo Dice {dices}, EMA {_number(row.get('ema_fg_dice'))}, "
         f"{row.get('steps')} steps in {_duration(row)}"
     )
+    wait = row.get("loader_wait_s")
+    if isinstance(wait, float):
+        text += f", each waited {1000 * wait:.1f} ms for its batch"
     skipped = row.get("skipped_steps")
     if skipped:
         text += f", {skipped} steps skipped (loss or gradient not finite)"

@@ -62,7 +62,7 @@ def step_seconds(
             config=TrainConfig.from_mapping({key: settings[key] for key in settings.keys() - _WITHOUT}),
         )
         trainer.initialize()
-        batch = _random_batch(trainer)
+        batch = random_batch(trainer)
         trainer.network.train()
         before = torch.get_num_threads()
         try:
@@ -70,6 +70,17 @@ def step_seconds(
             return min(_shortest_step(trainer, batch, threads, now) for threads in numbers)
         finally:
             torch.set_num_threads(before)
+
+
+def random_batch(trainer: Trainer) -> Batch:
+    """Return a batch of noise with targets, on the device of an initialized trainer."""
+    generator = torch.Generator().manual_seed(0)
+    size = (int(trainer.batch_size or 1), trainer.num_input_channels, *trainer.configuration.patch_size)
+    maps = torch.randint(0, 2, (size[0], 1, *size[2:]), generator=generator, dtype=torch.int16)
+    scales = trainer.scales if len(trainer.scales) > 1 else None
+    target = encode_targets(maps, trainer.labels, scales)
+    targets = [each.to(trainer.device) for each in target] if isinstance(target, list) else target.to(trainer.device)
+    return {"data": torch.randn(size, generator=generator).to(trainer.device), "target": targets, "keys": []}
 
 
 def _shortest_step(trainer: Trainer, batch: Batch, threads: int, now: Callable[[], float]) -> float:
@@ -80,13 +91,3 @@ def _shortest_step(trainer: Trainer, batch: Batch, threads: int, now: Callable[[
         float(trainer.train_step(batch)["loss"])  # waits for a GPU
         seconds.append(now() - start)
     return min(seconds[WARM_UP_STEPS:])
-
-
-def _random_batch(trainer: Trainer) -> Batch:
-    generator = torch.Generator().manual_seed(0)
-    size = (int(trainer.batch_size or 1), trainer.num_input_channels, *trainer.configuration.patch_size)
-    maps = torch.randint(0, 2, (size[0], 1, *size[2:]), generator=generator, dtype=torch.int16)
-    scales = trainer.scales if len(trainer.scales) > 1 else None
-    target = encode_targets(maps, trainer.labels, scales)
-    targets = [each.to(trainer.device) for each in target] if isinstance(target, list) else target.to(trainer.device)
-    return {"data": torch.randn(size, generator=generator).to(trainer.device), "target": targets, "keys": []}

@@ -324,3 +324,22 @@ def test_invalid_settings_are_refused(options: dict[str, Any], message: str) -> 
 def test_empty_split_is_refused() -> None:
     with pytest.raises(ConfigError, match="no case to sample training"):
         BatchLoader(FakeStore([]), [], patch_size=PATCH, batch_size=2, labels=LABELS)
+
+
+class Allocated(Exception):
+    """Memory was requested."""
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cuda", True), ("cpu", False), ("meta", False)])
+def test_patches_for_a_gpu_are_read_into_pinned_memory(
+    device: str, pinned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def allocate(*shape: Any, pin_memory: bool = False, **how: Any) -> torch.Tensor:
+        assert how["device"].type == "cpu"
+        raise Allocated(pin_memory)
+
+    loader = make_loader(held=True, device=torch.device(device))
+    loader.draw(0, 0)
+    monkeypatch.setattr(torch, "empty", allocate)
+    with pytest.raises(Allocated, match=str(pinned)):
+        loader.batch(0, 0)

@@ -58,6 +58,11 @@ def test_skipped_steps_are_named() -> None:
     assert "2 steps skipped" in row_text({"epoch": 0, "skipped_steps": 2}, names=[], left_s=None)
 
 
+def test_wait_for_batches_is_in_the_line_of_an_epoch() -> None:
+    text = row_text({**filled().rows[0], "loader_wait_s": 0.00123}, names=[], left_s=None)
+    assert text.endswith("4 steps in 8.0 s, each waited 1.2 ms for its batch")
+
+
 def test_lines_go_to_the_file_and_to_logging(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "deep" / "training.log"
     with caplog.at_level(logging.INFO, logger="segwright"):

@@ -1,0 +1,1 @@
+"""Measure training steps and predictions on a GPU: `python -m benchmarks gpu`."""
