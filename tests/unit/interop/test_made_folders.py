@@ -316,6 +316,13 @@ def lossy_masks(root: Path) -> str:
     return "masks of 0 and 255 with lossy compression, or classes and an ignore label; threshold the masks"
 
 
+def classes_and_255(root: Path) -> str:
+    masks_of_0_and_255(root)
+    mask(root / "masks/000.png", [*range(1, 11)])
+    mask(root / "masks/001.png", [*range(11, 21)])
+    return "classes and an ignore label; threshold the masks, or name all of them in ascending order"
+
+
 def grey_values(root: Path) -> str:
     masks_of_0_and_255(root)
     picture(root / "masks/001.png")
@@ -358,7 +365,7 @@ def several_masks(root: Path) -> str:
         picture(root / f"images/{index}.png")
         for organ in ("liver", "spleen"):
             mask(root / f"masks/{index}_{organ}.png")
-    return "are label maps of the same case; merge them into one"
+    return "masks/0_spleen.png are label maps of the same case, as in 2 more cases; merge them into one"
 
 
 def other_grids(root: Path) -> str:
@@ -375,8 +382,21 @@ def a_wrong_path_in_a_table(root: Path) -> str:
     return "files.csv, line 3, T1"
 
 
-UNDECIDED = [no_images, only_images, soft_masks, lossy_masks, grey_values, coloured_masks, no_background,
-             some_transparent, a_channel_less, several_masks, other_grids, a_wrong_path_in_a_table]  # fmt: skip
+UNDECIDED = [
+    no_images,
+    only_images,
+    soft_masks,
+    lossy_masks,
+    classes_and_255,
+    grey_values,
+    coloured_masks,
+    no_background,
+    some_transparent,
+    a_channel_less,
+    several_masks,
+    other_grids,
+    a_wrong_path_in_a_table,
+]
 
 
 @pytest.mark.parametrize("make", UNDECIDED, ids=lambda make: make.__name__)

@@ -150,8 +150,7 @@ def _match_patterns(root: Path, files: Sequence[Path], images: str, labels: str)
         raise ProblemReport(problems)
     maps: dict[str, Path] = {}
     for file, match in _matches(root, files, labels):
-        if maps.setdefault(match["case"], file) != file:
-            raise ProblemReport([_twins(root, [maps[match["case"]], file])])
+        _require_one_each(root, [[maps.setdefault(match["case"], file), file]])
     masks = {*maps.values()}
     found = [
         FoundImage(case=match["case"], channel=match.groupdict().get("channel") or "", path=file)
@@ -227,9 +226,7 @@ def _match(root: Path, named: Sequence[NamedFile]) -> tuple[Matching, set[Words]
     by_words: dict[Words, list[NamedFile]] = defaultdict(list)
     for label in labels:
         by_words[label.words].append(label)
-    problems = [_twins(root, [file.path for file in twins]) for twins in by_words.values() if len(twins) > 1]
-    if problems:
-        raise ProblemReport(problems)
+    _require_one_each(root, [[file.path for file in twins] for twins in by_words.values()])
     owners = {image.path: _part(image.words, by_words) for image in images}
     if not any(owner is not None for owner in owners.values()):  # label maps with words of their own
         owners = _by_words_of_images(root, images, by_words)
@@ -278,9 +275,7 @@ def _by_words_of_images(
     for key, (label, *_) in labels.items():
         if part := _part(label.own_words, known):
             owned[part].append(key)
-    problems = [_twins(root, [labels[key][0].path for key in keys]) for keys in owned.values() if len(keys) > 1]
-    if problems:
-        raise ProblemReport(problems)
+    _require_one_each(root, [[labels[key][0].path for key in keys] for keys in owned.values()])
     return {image.path: owned[image.own_words][0] if image.own_words in owned else None for image in images}
 
 
@@ -308,10 +303,19 @@ def _identifiers(files: Sequence[NamedFile]) -> dict[Path, str]:
     return {file.path: "_".join(file.pieces) or last[file.path] for file in files}
 
 
-def _twins(root: Path, files: Sequence[Path]) -> Problem:
-    first, *others = files
-    what = f"and {listed([_shown(root, file) for file in others])} are label maps of the same case"
-    return Problem(where=str(first), what=what, remedy=f"merge them into one, or {GIVE_PATTERNS}")
+def _require_one_each(root: Path, groups: Iterable[Sequence[Path]]) -> None:
+    """Require that each case has one label map, given all label maps of each case.
+
+    Raises:
+        ProblemReport: a case has several; the first is named.
+    """
+    several = [group for group in ([*dict.fromkeys(group)] for group in groups) if len(group) > 1]
+    if several:
+        first, *others = several[0]
+        more = f", as in {len(several) - 1} more cases" if len(several) > 1 else ""
+        what = f"and {listed([_shown(root, file) for file in others])} are label maps of the same case{more}"
+        remedy = f"merge them into one, or {GIVE_PATTERNS}"
+        raise ProblemReport([Problem(where=str(first), what=what, remedy=remedy)])
 
 
 def _nothing_matches(root: Path, images: Sequence[Path], labels: Sequence[Path]) -> Problem:

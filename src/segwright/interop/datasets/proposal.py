@@ -76,7 +76,7 @@ class Proposal:
         """Return the dataset.json, with the files of each case unless they lie as in nnU-Net's layout.
 
         Args:
-            lists_files: whether it lists them.
+            lists_files: whether to list them in any case, or never.
         """
         label_map = {str(label.stored): label.value for label in self.labels if label.stored != label.value}
         document: dict[str, Any] = {
@@ -87,7 +87,9 @@ class Proposal:
         }
         if label_map:
             document["label_map"] = label_map
-        if not self.matching.is_standard if lists_files is None else lists_files:
+        if lists_files is None:
+            lists_files = not self.matching.is_standard
+        if lists_files:
             document["dataset"] = {case.identifier: self._files(case) for case in self.matching.cases}
         return document
 
@@ -270,14 +272,14 @@ def _doubt(counts: Counter[int], first: dict[int, str], names: Sequence[str] | N
         )
     if names is not None:
         return None
-    low = [value for value in values if 0 < value <= _LOW]
-    high = [value for value in values if _HIGH <= value <= 255]
-    if values[-1] <= 255 and high and len(low) + len(high) == len(values) - 1 and len(values) > 2:
-        what = f"values {listed(values)}: masks of 0 and 255 with lossy compression, or classes and an ignore label"
-        return Problem(where="", what=what, remedy=f"threshold the masks, or {_GIVE_NAMES} ('ignore' is a name)")
     if len(values) > MAX_GUESSED_LABELS:
         what = f"{len(values)} different values, {listed(values)}: labels, grey values or numbers of objects"
         return Problem(where="", what=what, remedy=f"if they are labels, {_GIVE_NAMES}")
+    below = [value for value in values if value < _HIGH]
+    is_lossy = below[-1] <= _LOW and len(values) > 2
+    if _HIGH <= values[-1] <= 255 and (is_lossy or (len(below) > 1 and below == [*range(len(below))])):
+        what = f"values {listed(values)}: masks of 0 and 255 with lossy compression, or classes and an ignore label"
+        return Problem(where="", what=what, remedy=f"threshold the masks, or {_GIVE_NAMES} ('ignore' is a name)")
     return None
 
 
