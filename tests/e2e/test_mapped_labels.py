@@ -11,11 +11,15 @@ import numpy as np
 import pytest
 from journeys import Journey, call
 
-from segwright import api
+from segwright import Trainer, api
+from segwright.core.errors import WorkspaceError
 from segwright.core.files.hashing import file_hash
 from segwright.data.dataset import load
+from segwright.data.description import load_description
 from segwright.data.images.image_io import read_label, write_labels
 from segwright.data.preprocessed.store import CaseStore
+from segwright.evaluation.scores import Scores
+from segwright.report.case_images import ImageSources, load_case
 from segwright.workspace import Workspace
 
 NAME = "Dataset007_Tiny"
@@ -61,8 +65,14 @@ def test_plan_and_preprocessed_cases_are_those_of_the_labels(journey: Journey, r
         assert own.load(case).class_locations.keys() == plain.load(case).class_locations.keys()
     assert {file: file_hash(file) for file in (raw / "labelsTr").iterdir()} == before
     set_map(raw, {255: 2, 100: 1})
+    with pytest.raises(WorkspaceError, match="channels or labels have changed since"):
+        Trainer.for_dataset(raw, "3d_fullres", workspace=workspace, device="cpu")
     done = api.preprocess(raw, workspace=workspace, configurations=["3d_fullres"])["3d_fullres"]
     assert len(done.done) == len(before)
+    assert Trainer.for_dataset(raw, "3d_fullres", workspace=workspace, device="cpu").labels.label_map == {
+        255: 2,
+        100: 1,
+    }
 
 
 def test_predictions_are_scored_against_labels_and_anew_with_another_map(
@@ -77,6 +87,12 @@ def test_predictions_are_scored_against_labels_and_anew_with_another_map(
     arguments = ("--work", work, "run", raw, "--folds", "0", "--config", "3d_fullres", "--device", "cpu")
     assert "labels of" in call(*arguments).stderr
     assert scores(fold / "validation" / "summary.json") == trained
+
+    files = {"predictions": [fold / "validation"], "raw": raw, "files": {}, "store": None, "datasets": [raw, work]}
+    sources = ImageSources(description=load_description(raw / "dataset.json"), reader="SimpleITKIO", **files)
+    shown = load_case(Scores.load(fold / "validation" / "summary.json").metric_per_case[0], sources)
+    assert shown.is_raw
+    assert set(np.unique(shown.reference)) <= {0, *OTHER}
 
     set_map(raw, {255: 2, 100: 1})
     done = call(*arguments)

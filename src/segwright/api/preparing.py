@@ -453,6 +453,7 @@ def preprocess_cases(
         if not even_if_in_use:
             _require_unused(session, plan, name)
         report = preprocess_dataset(session.dataset, plan, name, CaseStore(folder), workers=workers)
+        copy_description(session)  # labels may have other meanings than when it was planned
         session.stage_cache.record(*_cases_record(session, plan, name))
     return report
 

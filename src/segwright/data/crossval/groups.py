@@ -52,7 +52,7 @@ def groups_of(given: Groups | None, identifiers: Sequence[str], *, folder: Path)
 
 def absolute_source(given: Groups | None, folder: Path) -> Groups | None:
     """Return groups with the path of their table made absolute, so that they can be read from any folder."""
-    if not isinstance(given, str) or given == NO_GROUPS or given.startswith(REGEX):
+    if not isinstance(given, str) or ":" not in given or given.startswith(REGEX):
         return given
     return str(folder.absolute() / given)
 

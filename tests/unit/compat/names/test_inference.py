@@ -198,6 +198,22 @@ def test_references_of_the_dataset_replace_a_folder_that_we_do_not_have(manager:
             assert bound(*arguments, *rest)["mean"][1, 2]["Dice"] == 1
 
 
+def test_values_in_files_of_references_are_mapped_as_the_dataset_declares(
+    manager: PlansManager, tmp_path: Path
+) -> None:
+    for folder, value in (("labelsTr", 255), ("validation", 2)):
+        (tmp_path / folder).mkdir()
+        image = SimpleITK.GetImageFromArray(np.full((4, 4, 4), value, np.uint8))
+        SimpleITK.WriteImage(image, str(tmp_path / folder / "a.nii.gz"))
+    folders = NnunetFolders(references=tmp_path / "labelsTr", label_map={255: 2})
+    with StandIns(folders=folders):
+        from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder as bound
+
+        files = (str(tmp_path / "gt_segmentations"), str(tmp_path / "validation"), None)
+        found = bound(*files, manager.image_reader_writer_class(), ".nii.gz", [1, 2])
+    assert found["mean"][2]["Dice"] == 1
+
+
 def test_labels_are_regions_of_one() -> None:
     assert labels_to_list_of_regions([1, 2]) == [(1,), (2,)]
 
