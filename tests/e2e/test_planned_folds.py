@@ -12,7 +12,7 @@ from journeys import call
 
 from segwright import api
 from segwright.api.session import open_session
-from segwright.api.splitting import dataset_splits
+from segwright.api.splitting import dataset_splits, split_options, warn_of_unused_cases
 from segwright.core.errors import ConfigError, DatasetError
 from segwright.data.crossval.splits import default_splits, load
 from segwright.data.phantom import write_dataset
@@ -86,6 +86,16 @@ def test_groups_of_a_plan_hold_for_what_follows(plan: Plan, raw: Path, tmp_path:
     table.write_text("case,site\n" + "\n".join(f"{name},{name[-1]}" for name in NAMES))
     api.plan(raw, workspace=Workspace.under(tmp_path), groups=f"{table}:site")
     assert [len(fold.val) for fold in load(splits)] == [6, 6]
+
+
+def test_folds_that_are_made_anew_are_not_called_edited(
+    plan: Plan, raw: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan()
+    options = split_options(BY_NAME, stratify=None)
+    with caplog.at_level("INFO"):
+        warn_of_unused_cases(open_session(raw, Workspace.under(tmp_path), split_options=options))
+    assert not caplog.records
 
 
 def test_groups_in_the_datasets_description_are_used(raw: Path, tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def warn_of_unused_cases(session: Session) -> None:
     current = dataset_splits(session, write=False, stratify=False)
     left_out = splits.left_out(current, session.dataset.identifiers)
     if not left_out:
-        if not session.raw_splits.is_file() and not _maker(session).is_ours(current):
+        if not session.raw_splits.is_file() and not _maker(session).is_ours(splits.load(file)):
             logger.info(
                 "%s holds other folds than the default ones (edited by hand, or damaged), and they are used; delete "
                 "the file to get the default ones, unless folds are trained",
