@@ -98,7 +98,7 @@ class Predictor(ArrayPredictor):
             quantum=quantum if sum_dtype == torch.float32 else 0.0,
             reuse=reuse,
         )
-        self.networks = tuple(move_to_device(network, device) for network in networks)
+        self.networks = tuple(move_to_device(network, device, precision) for network in networks)
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import nn
 from segwright.core.errors import ConfigError, SegwrightError, did_you_mean
 from segwright.data.plan import MAX_STAGES
 from segwright.networks.blocks import DIMS, LayerOptions, Size
-from segwright.networks.cpu.norm import InstanceNorm2d, InstanceNorm3d
+from segwright.networks.norm import InstanceNorm2d, InstanceNorm3d
 from segwright.networks.unet import Topology
 
 PLAIN: Final = "PlainConvUNet"
@@ -229,7 +229,7 @@ def norm_kwargs(norm: str, dims: int) -> dict[str, Any]:
 
 
 def resolve_op(key: str, value: object) -> type[nn.Module] | None:
-    """Return the layer class named in a plan under `key`: torch's, or `cpu.norm` for instance norm.
+    """Return the layer class named in a plan under `key`: torch's, or `networks.norm` for instance norm.
 
     Only classes on a fixed list are accepted, so that a plan cannot import code.
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import wrap_torch_function
 
-from segwright.networks.cpu.norm import ChannelsLastInstanceNorm, norm_leaky_relu
+from segwright.networks.cpu.norm import IDENTITY_SLOPE
 from segwright.networks.cpu.upsampling import upsample_concat_conv
+from segwright.networks.norm import ChannelsLastInstanceNorm, norm_add_leaky_relu, norm_leaky_relu
 
 Size = tuple[int, ...]
 ConvClass = type[nn.Conv2d] | type[nn.Conv3d]
@@ -74,6 +75,23 @@ class ConvBlock(nn.Module):
         """Apply the block to the up-sampled `x` and the skip, concatenated along the channels."""
         return self._after_conv(upsample_concat_conv(upsample, self.conv, x, skip))
 
+    def fuses_sum(self, nonlin: nn.Module | None) -> bool:
+        """Return whether `forward_sum` applies: one fused kernel computes norm, sum and the LeakyReLU `nonlin`."""
+        return (
+            isinstance(self.norm, ChannelsLastInstanceNorm)
+            and self.norm.fused_for is not None
+            and (nonlin is None or isinstance(nonlin, nn.LeakyReLU))
+            and self.dropout is None
+            and self.nonlin is None
+            and not has_hooks(self)
+        )
+
+    def forward_sum(self, x: Tensor, residual: Tensor, nonlin: nn.Module | None) -> Tensor:
+        """Apply the block, add `residual`, and apply `nonlin`; only where `fuses_sum(nonlin)`."""
+        assert isinstance(self.norm, ChannelsLastInstanceNorm)
+        slope = nonlin.negative_slope if isinstance(nonlin, nn.LeakyReLU) else IDENTITY_SLOPE
+        return norm_add_leaky_relu(self.norm, self.conv(x), residual, slope)
+
     def _after_conv(self, x: Tensor) -> Tensor:
         if self.dropout is not None:
             x = self.dropout(x)
@@ -89,6 +107,11 @@ class ConvBlock(nn.Module):
         """Return the index of `conv` and `norm` in nnU-Net's container `all_modules` (nnU-Net behaviour 7.2)."""
         after_conv = 1 + (self.dropout is not None)
         return {"conv": 0, "norm": after_conv + (self.nonlin_first and self.nonlin is not None)}
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Return whether a module or a part of it has forward hooks, which must see what it computes."""
+    return any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
 
 
 @wrap_torch_function(lambda blocks, x: (x,))
@@ -179,6 +202,8 @@ class BasicBlockD(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the block."""
         residual = x if self.skip is None else self.skip(x)
+        if self.conv2.fuses_sum(self.nonlin2):
+            return self.conv2.forward_sum(self.conv1(x), residual, self.nonlin2)
         out = apply_blocks((self.conv1, self.conv2), x) + residual
         return out if self.nonlin2 is None else self.nonlin2(out)
 
@@ -212,6 +237,8 @@ class BottleneckD(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the block."""
         residual = x if self.skip is None else self.skip(x)
+        if self.conv3.fuses_sum(self.nonlin3):
+            return self.conv3.forward_sum(self.conv2(self.conv1(x)), residual, self.nonlin3)
         out: Tensor = self.conv3(self.conv2(self.conv1(x))) + residual
         return out if self.nonlin3 is None else self.nonlin3(out)
 

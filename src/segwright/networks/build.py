@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 import torch
 from torch import Tensor, nn
 
-from segwright.core.device import memory_format
+from segwright.core.device import CUDA, compute_dtype, memory_format
 from segwright.core.errors import ConfigError, ModelError, SegwrightError
 from segwright.core.extensions.given import GivenObject, reference_to
 from segwright.core.extensions.registry import Registry, is_reference, reference_of
@@ -32,6 +32,7 @@ from segwright.networks.architecture import (
 )
 from segwright.networks.blocks import BasicBlockD, BottleneckD
 from segwright.networks.checkpoint import require_fitting
+from segwright.networks.norm import forbid_fused_norms, fuse_norms, has_fused_norms
 from segwright.networks.references import build_by_class_path, import_network
 from segwright.networks.shapes import output_shapes
 from segwright.networks.unet import UNet, fits_patch
@@ -393,11 +394,28 @@ def set_deep_supervision(network: nn.Module, enabled: bool) -> None:
             module.deep_supervision = enabled  # type: ignore[assignment]
 
 
-def move_to_device(network: nn.Module, device: torch.device) -> nn.Module:
-    """Move a network to a device, in the memory format that is fastest there, and return it."""
-    dims = max((weight.ndim - 2 for weight in network.parameters() if weight.ndim in {4, 5}), default=0)
+def move_to_device(
+    network: nn.Module, device: torch.device, precision: str = "auto", *, fused_norm: bool = True
+) -> nn.Module:
+    """Move a network to a device, in the memory format that is fastest there, and return it.
+
+    Args:
+        network: any network.
+        device: to move it to.
+        precision: in which it will compute, see `core.device.compute_dtype`.
+        fused_norm: on CUDA, use the fused instance norm where it works; False also holds for later calls.
+    """
     network = network.to(device)
-    return network.to(memory_format=memory_format(device, dims)) if dims else network  # type: ignore[call-overload]
+    if not fused_norm:
+        forbid_fused_norms(network)
+    fuse_norms(network, compute_dtype(device, precision) if device.type == CUDA else None)
+    dims = max((weight.ndim - 2 for weight in network.parameters() if weight.ndim in {4, 5}), default=0)
+    return network.to(memory_format=input_format(network, device, dims)) if dims else network  # type: ignore[call-overload]
+
+
+def input_format(network: nn.Module, device: torch.device, dims: int) -> torch.memory_format:
+    """Return the memory format for input of a network with `dims` spatial axes that `move_to_device` returned."""
+    return memory_format(device, dims, fused_norm=device.type == CUDA and has_fused_norms(network))
 
 
 def _registered_builder(reference: str) -> NetworkBuilder | None:

@@ -29,6 +29,7 @@ CHANGEABLE: Final = (
     "cache",
     "cache_gib",
     "compile",
+    "fused_norm",
 )
 """Settings that may change when a training is resumed; with any other it would be a different training."""
 
@@ -162,6 +163,8 @@ class TrainConfig(BaseModel):
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile network and loss, if the result is the same and a step not slower (`training.execution`); auto: on CUDA
     GPUs with Triton."""
+    fused_norm: bool = True
+    """On CUDA, compute instance norm and LeakyReLU in one kernel and 3D images in channels-last, where Triton works."""
     seed: int = 12345
     deterministic: bool = False
     """Bit-identical results: slower algorithms where the fast ones sum in any order. Not with a budget."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from segwright.core.device import autocast, compute_dtype, memory_format, resolve_device
+from segwright.core.device import autocast, compute_dtype, resolve_device
 from segwright.core.errors import ConfigError
 from segwright.core.extensions.given import method_reference
 from segwright.core.extensions.trust import CodeTrust, TrustCode
@@ -24,7 +24,7 @@ from segwright.data.labels import Labels
 from segwright.data.laterality import LabelPairs
 from segwright.data.plan import Configuration, Plan
 from segwright.evaluation.scores import Scores
-from segwright.networks.build import ArchitectureSpec, move_to_device, set_deep_supervision
+from segwright.networks.build import ArchitectureSpec, input_format, move_to_device, set_deep_supervision
 from segwright.networks.folds import require_same_network
 from segwright.networks.logits import LogitsOf, logits_only
 from segwright.training import defaults, network_setup
@@ -220,7 +220,7 @@ class Trainer:
         require_same_network(self.output_folder, network)  # after the first pass, which makes lazy layers
         if self.config.pretrained is not None and not self.is_resumed:
             self.notes += (*self._load_pretrained(network, self.config.pretrained),)
-        self.network = move_to_device(network, self.device)
+        self.network = move_to_device(network, self.device, self.config.precision, fused_norm=self.config.fused_norm)
         self.distributed.sync_parameters(self.network)
         self.optimizer, scheduler = results.required_optimizers(self.configure_optimizers)
         self.rates = make_rates(self.optimizer, scheduler, self.scheduler_steps, self.config)
@@ -493,7 +493,7 @@ class Trainer:
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
         """Update the weights with one batch; `loss` stays on the device and is NaN if the step was skipped."""
-        data, target = to_device(batch, self.device, memory_format(self.device, self.configuration.dims))
+        data, target = to_device(batch, self.device, input_format(self.network, self.device, self.configuration.dims))
         parts = StepParts(network=self.network, loss=self.loss, optimizer=self.optimizer, scaler=self.grad_scaler)
         check = FirstBatchCheck(cases=batch["keys"], logits_of=self.logits_of, num_heads=self.labels.num_heads)
         loss = self.execution.run(parts, data, target, None if self._is_first_batch_checked else check)
@@ -517,7 +517,7 @@ class Trainer:
 
     def validation_step(self, batch: Batch) -> ValidationStep:
         """Return loss and counts of one batch, on the device."""
-        data, target = to_device(batch, self.device, memory_format(self.device, self.configuration.dims))
+        data, target = to_device(batch, self.device, input_format(self.network, self.device, self.configuration.dims))
         with autocast(self.device, self.config.precision):
             output = self.network(data)
         logits = self.logits_of(output)

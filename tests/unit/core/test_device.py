@@ -128,6 +128,9 @@ def test_layouts() -> None:
     assert memory_format(CPU, 2) == torch.channels_last
     assert memory_format(CPU, 3) == torch.channels_last_3d
     assert memory_format(torch.device("mps"), 3) == torch.contiguous_format
+    assert memory_format(torch.device("cuda"), 2) == torch.channels_last
+    assert memory_format(torch.device("cuda"), 3) == torch.contiguous_format
+    assert memory_format(torch.device("cuda"), 3, fused_norm=True) == torch.channels_last_3d
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from segwright.networks.cpu.norm import InstanceNorm2d, InstanceNorm3d, norm_leaky_relu
+from segwright.networks.norm import InstanceNorm2d, InstanceNorm3d, norm_leaky_relu
 
 LAYOUTS = {
     "contiguous": (torch.contiguous_format, torch.contiguous_format),

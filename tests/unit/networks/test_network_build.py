@@ -24,7 +24,7 @@ from segwright.networks.build import (
     require_weights,
     set_deep_supervision,
 )
-from segwright.networks.cpu.norm import InstanceNorm2d, InstanceNorm3d
+from segwright.networks.norm import InstanceNorm2d, InstanceNorm3d
 from segwright.networks.shapes import output_shapes
 
 PREFIX = "dynamic_network_architectures.architectures.unet."

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from segwright.core.boxes import Box, box_slices, pad_to
-from segwright.core.device import CPU, autocast, copy_to, memory_format
+from segwright.core.device import CPU, autocast, copy_to
 from segwright.core.errors import ImageError, ModelError
 from segwright.core.process_tuning import release_freed_memory
 from segwright.inference.precision import used_precision, uses_fp16_kernels
 from segwright.inference.window.stitching import PORTION_BYTES, Planes, stitch
 from segwright.inference.window.tiling import DEFAULT_STEP, Start, gaussian_map, tiles, to_front
+from segwright.networks.build import input_format
 from segwright.networks.cpu.dispatch import CpuKernelMode
 from segwright.preprocessing.normalization import NormalizedView
 
@@ -296,7 +297,7 @@ def _mean_logits(
     per_pass = max(1, window.forward_batch(num_heads) // len(batch))
     shape = (num_heads, *window.patch_size)
     total: Tensor | None = None
-    layout = memory_format(window.device, len(window.patch_size))
+    layout = input_format(networks[0], window.device, len(window.patch_size))
     with window.computing(), _evaluating(networks):
         for first in range(0, len(flips), per_pass):
             group = flips[first : first + per_pass]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from segwright.networks.blocks import ConvBlock, apply_blocks, apply_decoder_blocks
+from segwright.networks.blocks import ConvBlock, apply_blocks, apply_decoder_blocks, has_hooks
 from segwright.networks.cpu import direct, kernels
 from segwright.networks.cpu.convolution import (
     conv_of_concat,
@@ -27,13 +27,9 @@ from segwright.networks.cpu.convolution import (
     upsample_by,
 )
 from segwright.networks.cpu.library import library
-from segwright.networks.cpu.norm import (
-    IDENTITY_SLOPE,
-    ChannelsLastInstanceNorm,
-    norm_leaky_relu,
-    sample_norm,
-)
+from segwright.networks.cpu.norm import IDENTITY_SLOPE, sample_norm
 from segwright.networks.cpu.upsampling import upsample_concat_conv
+from segwright.networks.norm import ChannelsLastInstanceNorm, norm_leaky_relu
 
 Result: TypeAlias = Tensor | None
 """The output of a layer; None where torch has to compute it."""
@@ -196,7 +192,7 @@ def _decoder_blocks(
 
 def _supported_blocks(blocks: Sequence[nn.Module], x: Tensor) -> list[_Block] | None:
     """Return the layers of all `blocks`; None if the kernels do not support one of them, or if one has hooks."""
-    if not _are_supported(x) or any(map(_has_hooks, [blocks] if isinstance(blocks, nn.Module) else blocks)):
+    if not _are_supported(x) or any(map(has_hooks, [blocks] if isinstance(blocks, nn.Module) else blocks)):
         return None
     layers = [block for block in map(_Block.of, blocks) if block is not None]
     return layers if len(layers) == len(blocks) else None
@@ -229,7 +225,7 @@ def _fused(
                 images = [norm_leaky_relu(block.norm, out, block.slope)]
     if head is None:
         return _applied(images[0])
-    if _is_supported_head(head, kernels.tensor_of(images[0])) and not _has_hooks(head):
+    if _is_supported_head(head, kernels.tensor_of(images[0])) and not has_hooks(head):
         return direct.convolve_pointwise(images[0], head.weight, head.bias)
     logits: Tensor = head(_applied(images[0]))
     return logits
@@ -243,11 +239,6 @@ def _upsampled(upsample: nn.ConvTranspose2d | nn.ConvTranspose3d, x: Tensor) -> 
 
 def _applied(image: Tensor | kernels.Normalized) -> Tensor:
     return image if isinstance(image, Tensor) else image.apply_inplace()
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    """Return whether a module or a part of it has forward hooks, which must see what it computes."""
-    return any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
 
 
 def _is_winograd_conv(

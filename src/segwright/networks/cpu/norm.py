@@ -12,60 +12,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.overrides import wrap_torch_function
 
-from segwright.networks.cpu.convolution import is_eager_cpu, layout_of
+from segwright.networks.cpu.convolution import layout_of
 
 IDENTITY_SLOPE = 1.0
 
 
-class ChannelsLastInstanceNorm(nn.modules.instancenorm._InstanceNorm):
-    """`nn.InstanceNorm`, computed sample by sample on the CPU and by torch elsewhere."""
-
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, *S)
-        """Normalise each channel of each sample."""
-        if not _is_ours(self, x):
-            return super().forward(x)
-        return sample_norm(x, self, IDENTITY_SLOPE)
-
-
-class InstanceNorm2d(ChannelsLastInstanceNorm, nn.InstanceNorm2d):
-    """Drop-in `nn.InstanceNorm2d`."""
-
-
-class InstanceNorm3d(ChannelsLastInstanceNorm, nn.InstanceNorm3d):
-    """Drop-in `nn.InstanceNorm3d`."""
-
-
-def norm_leaky_relu(norm: ChannelsLastInstanceNorm, x: Tensor, slope: float) -> Tensor:
-    """Return `leaky_relu(norm(x), slope)`.
-
-    Args:
-        norm: the norm layer.
-        x: (B, C, *S); without gradients it may be overwritten.
-        slope: negative slope; the fused version needs it to be positive.
-    """
-    if slope > 0 and _is_ours(norm, x):
-        return sample_norm(x, norm, slope, in_place=True)
-    return nn.functional.leaky_relu(norm(x), slope, inplace=True)
-
-
-def _is_ours(norm: ChannelsLastInstanceNorm, x: Tensor) -> bool:
-    """Return whether the fast version applies; invalid input is left to torch, which raises."""
-    return (
-        is_eager_cpu(x)
-        and x.ndim in {4, 5}
-        and x.dtype in {torch.float32, torch.bfloat16, torch.float64}
-        and x.shape[1] == norm.num_features
-        and x[0, 0].numel() > 1
-        and not norm.track_running_stats
-    )
-
-
 @wrap_torch_function(lambda x, norm, slope, in_place=False: (x,))  # `CpuKernelMode` overrides it
-def sample_norm(x: Tensor, norm: ChannelsLastInstanceNorm, slope: float, in_place: bool = False) -> Tensor:
+def sample_norm(x: Tensor, norm: _InstanceNorm, slope: float, in_place: bool = False) -> Tensor:
     """Return `leaky_relu(norm(x), slope)`, slope 1 for no LeakyReLU; `x` (B, C, *S) may be lost if `in_place`."""
     if not torch.is_grad_enabled():
         return _normalize(x, norm.weight, norm.bias, norm.eps, slope, in_place=in_place)[0]

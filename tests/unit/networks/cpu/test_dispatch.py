@@ -15,8 +15,8 @@ from segwright.networks.cpu import direct, kernels
 from segwright.networks.cpu import dispatch as inference
 from segwright.networks.cpu import library as compiled
 from segwright.networks.cpu.dispatch import CpuKernelMode
-from segwright.networks.cpu.norm import InstanceNorm2d, InstanceNorm3d
 from segwright.networks.cpu.upsampling import upsample_concat_conv
+from segwright.networks.norm import InstanceNorm2d, InstanceNorm3d
 
 needs_kernels = pytest.mark.skipif(compiled.library() is None, reason="the kernels are not compiled for this processor")
 OPTIONS = {

@@ -69,7 +69,7 @@ class ModelHooks:
         network = run._build_network()
         if run.config.pretrained is not None and not run.is_resumed:
             run.notes += (*run._load_pretrained(network, run.config.pretrained),)
-        user.network = move_to_device(network, run.device)
+        user.network = move_to_device(network, run.device, run.config.precision, fused_norm=run.config.fused_norm)
         user.optimizer, user.lr_scheduler = self.optimizers_of(user.configure_optimizers())
         user.loss = user._build_loss()
         user.was_initialized = True

@@ -1,0 +1,1 @@
+"""Fused layers for CUDA GPUs, in Triton."""
