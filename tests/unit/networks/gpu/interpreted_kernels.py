@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,11 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from segwright.networks import build
 from segwright.networks import norm as norms
 from segwright.networks.build import build_network, has_fused_norms
 from segwright.networks.gpu import fused_norm as fused
 from segwright.networks.gpu import kernels, self_check
 from segwright.networks.norm import InstanceNorm3d, forbid_fused_norms, fuse_norms, norm_leaky_relu
+from tests.unit.training.tiny_task import make, settings
 
 CPU = torch.device("cpu")
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
@@ -217,7 +220,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
 
 
 @pytest.mark.usefixtures("_small_self_check", "_large_tiles")
-@pytest.mark.parametrize(("dims", "residual", "expected"), [(2, True, (11, 4)), (3, False, (5, 0))])
+@pytest.mark.parametrize(
+    ("dims", "residual", "expected"), [pytest.param(2, True, (11, 4), marks=pytest.mark.slow), (3, False, (5, 0))]
+)
 def test_networks_train_to_the_same_loss(calls: Calls, dims: int, residual: bool, expected: tuple[int, int]) -> None:
     wanted = train(network(dims, residual=residual))
     assert calls.total == 0
@@ -237,6 +242,7 @@ def test_other_dtypes_and_single_voxels_are_left_to_torch(calls: Calls) -> None:
     assert calls.total == 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_small_self_check", "_large_tiles")
 def test_a_block_with_a_hook_shows_what_it_computes(calls: Calls) -> None:
     net = network(2, residual=True)
@@ -309,6 +315,34 @@ def test_a_failure_falls_back_with_one_line_and_trains_to_the_same_loss(
     assert reason in line
     assert "\n" not in line
     assert train(net) == wanted
+
+
+def losses_of_a_training(folder: Path, **changes: Any) -> list[Any]:
+    """Return training and validation loss of a short training on the tiny task."""
+    config = settings(
+        num_epochs=1, num_iterations_per_epoch=2, num_val_iterations_per_epoch=1, precision="fp32", **changes
+    )
+    trainer = make(folder, config=config)
+    trainer.run_training()
+    assert has_fused_norms(trainer.network) == (folder.name == "fused")
+    return [*trainer.logbook.column("train_losses"), *trainer.logbook.column("val_losses")]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_small_self_check")
+def test_a_training_has_the_same_losses_with_it_without_it_and_after_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: Calls
+) -> None:
+    monkeypatch.setattr(fused, "_TILE", 2**16)
+    wanted = losses_of_a_training(tmp_path / "on the CPU")
+    monkeypatch.setattr(build, "CUDA", "cpu")
+    assert losses_of_a_training(tmp_path / "switched off", fused_norm=False) == wanted
+    assert calls.total == 0
+    assert losses_of_a_training(tmp_path / "fused") == pytest.approx(wanted, rel=1e-4)
+    assert calls.total > 0
+    monkeypatch.setattr(kernels, "normalize", Planted(kernels.normalize, 6))
+    self_check.works_on.cache_clear()
+    assert losses_of_a_training(tmp_path / "wrong kernel") == wanted
 
 
 @pytest.mark.slow
