@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,14 @@ CPU = torch.device("cpu")
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 SHAPES = [(2, 5, 7, 3), (1, 5, 3, 7, 5), (1, 67, 2, 3, 3), (2, 1, 1, 9)]
 """Odd sizes, in 2D and 3D; the second has two parts of two tiles, 67 channels are two blocks."""
+
+FAST = [
+    *((torch.float32, shape, True, True) for shape in SHAPES),
+    (torch.float32, SHAPES[1], False, False),
+    (torch.bfloat16, SHAPES[0], False, True),
+    (torch.bfloat16, SHAPES[1], True, False),
+]
+"""What `make test` runs of all combinations of dtype, shape, affine, and residual."""
 
 
 @pytest.fixture(autouse=True)
@@ -60,10 +69,13 @@ def plain(
     return functional.leaky_relu(out if residual is None else out + residual, slope)
 
 
-@pytest.mark.parametrize("has_residual", [False, True])
-@pytest.mark.parametrize("affine", [False, True])
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(
+    ("dtype", "shape", "affine", "has_residual"),
+    [
+        pytest.param(*case, marks=[] if case in FAST else pytest.mark.slow)
+        for case in product(TOLERANCE, SHAPES, [False, True], [False, True])
+    ],
+)
 def test_values_and_all_gradients_equal_torchs(
     dtype: torch.dtype, shape: tuple[int, ...], affine: bool, has_residual: bool
 ) -> None:
@@ -115,6 +127,7 @@ def test_contiguous_images_and_gradients_are_taken() -> None:
     assert all(torch.equal(one, other) for one, other in zip(got, wanted, strict=True))
 
 
+@pytest.mark.slow
 def test_results_are_the_same_every_time_and_in_inference() -> None:
     x, weight, bias = noise(SHAPES[2], 0, torch.bfloat16), noise((67,), 1), noise((67,), 2)
     out = fused.fused_norm(x, weight, bias, None, 1e-5, 0.01)
@@ -122,6 +135,7 @@ def test_results_are_the_same_every_time_and_in_inference() -> None:
         assert torch.equal(fused.fused_norm(x, weight, bias, None, 1e-5, 0.01), out)
 
 
+@pytest.mark.slow
 def test_autocast_does_not_change_the_gradients() -> None:
     x, weight, bias = noise(SHAPES[2], 0, torch.bfloat16), noise((67,), 1), noise((67,), 2)
     plain_grads = torch.autograd.grad(fused.fused_norm(x, weight, bias, None, 1e-5, 0.01).sum(), [x, weight, bias])
@@ -260,9 +274,9 @@ def test_a_block_with_a_hook_shows_what_it_computes(calls: Calls) -> None:
         torch.testing.assert_close(fusedly, plainly, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.usefixtures("_small_self_check", "_large_tiles")
+@pytest.mark.usefixtures("_small_self_check")
 def test_it_can_be_forbidden() -> None:
-    net = network(2)
+    net = InstanceNorm3d(5, affine=True)
     assert fuse_norms(net, torch.float32)
     assert has_fused_norms(net)
     forbid_fused_norms(net)
