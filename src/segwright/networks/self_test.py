@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from segwright.core.device import CPU, PRECISIONS, autocast, available_precisions, memory_format
 from segwright.networks.cpu.dispatch import CpuKernelMode
 from segwright.networks.cpu.library import library
-from segwright.networks.cpu.norm import InstanceNorm3d
+from segwright.networks.norm import InstanceNorm3d
 
 CHANNELS: Final = 32
 """Input and output channels of both layers, as in the first stage of nnU-Net's networks."""
