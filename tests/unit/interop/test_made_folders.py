@@ -2,156 +2,40 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
-import tifffile
 from PIL import Image
 
 import segwright
 from segwright.core.errors import ProblemReport, SegwrightError
-from segwright.core.files.hashing import file_hash
-
-NUM_CASES = 3
-
-
-def picture(file: Path, *, channels: int = 1, seed: int = 0) -> None:
-    """Write a grey or colour picture."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    shape = (12, 14) if channels == 1 else (12, 14, channels)
-    Image.fromarray(np.random.default_rng(seed).integers(0, 200, shape).astype(np.uint8)).save(file)
-
-
-def mask(file: Path, values: Sequence[int] = (1,)) -> None:
-    """Write a picture of a label map with a row of each value and background."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    array = np.zeros((12, 14), np.uint8)
-    for row, value in enumerate(values):
-        array[row % 12, 2:9] = value
-    Image.fromarray(array).save(file)
-
-
-def volume(file: Path, *, low: float = 0, high: float = 100, seed: int = 0) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    array = np.random.default_rng(seed).uniform(low, high, (6, 7, 5)).astype(np.int16)
-    nibabel.save(nibabel.Nifti1Image(array, np.diag([1, 1, 2, 1])), file)
-
-
-def label_volume(file: Path, values: Sequence[float] = (1, 2), dtype: Any = np.uint8) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    array = np.zeros((6, 7, 5), dtype)
-    for plane, value in enumerate(values):
-        array[plane, 2:5, 1:4] = value
-    nibabel.save(nibabel.Nifti1Image(array, np.diag([1, 1, 2, 1])), file)
-
-
-def masks_of_0_and_255(root: Path) -> None:
-    for index in range(NUM_CASES):
-        picture(root / f"images/{index:03d}.png", seed=index)
-        mask(root / f"masks/{index:03d}.png", [255])
-
-
-def rgba_with_suffixes(root: Path) -> None:
-    for index in range(NUM_CASES):
-        picture(root / f"photo-{index}.png", channels=4, seed=index)
-        mask(root / f"photo-{index}_mask.png", [1, 2])
-
-
-def a_table(root: Path) -> None:
-    with (root / "files.csv").open("w", newline="") as stream:
-        writer = csv.writer(stream, delimiter=";")
-        writer.writerow(["patient", "T1", "FLAIR", "label", "age"])
-        for index in range(NUM_CASES):
-            for number, channel in enumerate(("a", "b")):
-                volume(root / f"{channel}/x{index}.nii.gz", seed=10 * number + index)
-            label_volume(root / f"c/y{index}.nii.gz")
-            writer.writerow([f"p{index}", f"a/x{index}.nii.gz", f"b/x{index}.nii.gz", f"c/y{index}.nii.gz", 50])
-
-
-def a_folder_per_patient(root: Path) -> None:
-    for index in range(NUM_CASES):
-        for channel in ("t1", "flair", "adc"):
-            volume(root / f"site_a/patient{index}/{channel}.nii.gz", seed=index)
-        label_volume(root / f"site_a/patient{index}/seg.nii.gz")
-
-
-def brats(root: Path) -> None:
-    for index in range(NUM_CASES):
-        for channel in ("t1", "t2"):
-            volume(root / f"BraTS_{index}/BraTS_{index}_{channel}.nii.gz", seed=index)
-        label_volume(root / f"BraTS_{index}/BraTS_{index}_seg.nii.gz", [1, 2, 4])
-
-
-def nested_folders_with_equal_names(root: Path) -> None:
-    for site in ("bonn", "oslo"):
-        for index in range(2):
-            picture(root / f"train/{site}/img/{index}.png", seed=index)
-            mask(root / f"train/{site}/gt/{index}.png")
-
-
-def mixed_endings(root: Path) -> None:
-    for index in range(NUM_CASES):
-        volume(root / f"imagesTr/case{index}.nii.gz", seed=index)
-        label_volume(root / f"labelsTr/case{index}.nii")
-
-
-def unlabelled_images(root: Path) -> None:
-    for index in range(NUM_CASES):
-        volume(root / f"scans/ct_{index:02d}.nii.gz", low=-1000, high=1500, seed=index)
-        if index:
-            label_volume(root / f"segmentations/ct_{index:02d}.nii.gz", [1, 3])
-    volume(root / ".cache/ct_07.nii.gz")
-    (root / "segmentations" / "._ct_01.nii.gz").write_bytes(b"Mac OS X")
-
-
-def channels_in_folders(root: Path) -> None:
-    for index in range(NUM_CASES):
-        for channel in ("dwi", "adc"):
-            volume(root / f"{channel}/s{index}.nii.gz", seed=index)
-        label_volume(root / f"labels/s{index}.nii.gz", [1.0], np.float32)
-
-
-def nnunet_layout(root: Path) -> None:
-    for index in range(NUM_CASES):
-        for channel in range(2):
-            volume(root / f"imagesTr/c{index}_{channel:04d}.nii.gz", seed=index)
-        label_volume(root / f"labelsTr/c{index}.nii.gz")
-    volume(root / "imagesTs/c9_0000.nii.gz")
-
-
-def grey_coded_classes(root: Path) -> None:
-    for index in range(NUM_CASES):
-        picture(root / f"{index}_image.png", channels=3, seed=index)
-        mask(root / f"{index}_label.png", [127, 255])
-
-
-def label_words_of_their_own(root: Path) -> None:
-    for index in range(NUM_CASES):
-        volume(root / f"data/{index}.nii.gz", seed=index)
-        label_volume(root / f"masks/{index}_liver.nii.gz")
-
-
-def tiff_stacks(root: Path) -> None:
-    for index in range(NUM_CASES):
-        for folder in ("volumes", "masks"):
-            (root / folder).mkdir(exist_ok=True)
-            array = np.arange(6 * 7 * 8, dtype=np.uint8).reshape(6, 7, 8) // (1 if folder == "volumes" else 200)
-            tifffile.imwrite(root / folder / f"{index}.tif", array)
-            (root / folder / f"{index}.json").write_text('{"spacing": [2.5, 1, 1]}')
-
-
-def train_and_test_folders(root: Path) -> None:
-    for part in ("train", "test"):
-        for index in range(NUM_CASES):
-            picture(root / part / f"images/{index}.png", seed=index)
-            mask(root / part / f"masks/{index}.png")
-
+from tests.unit.interop.made_folders import (
+    NUM_CASES,
+    a_folder_per_patient,
+    a_table,
+    brats,
+    channels_in_folders,
+    grey_coded_classes,
+    hashes,
+    label_volume,
+    label_words_of_their_own,
+    mask,
+    masks_of_0_and_255,
+    mixed_endings,
+    nested_folders_with_equal_names,
+    nnunet_layout,
+    picture,
+    rgba_with_suffixes,
+    tiff_stacks,
+    train_and_test_folders,
+    unlabelled_images,
+    volume,
+)
 
 Made = Callable[[Path], None]
 ACCEPTED: dict[Made, dict[str, Any]] = {
@@ -186,10 +70,6 @@ IDENTIFIERS = {
 def root(tmp_path: Path) -> Path:
     (tmp_path / "my data").mkdir()
     return tmp_path / "my data"
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    return {str(file.relative_to(folder)): file_hash(file) for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
 @pytest.mark.parametrize("make", ACCEPTED, ids=lambda make: make.__name__)
