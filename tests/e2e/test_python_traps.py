@@ -19,7 +19,7 @@ from segwright.core.errors import SegwrightError
 from segwright.workspace import Workspace
 
 HARMLESS = frozenset({"explain", "keyword_values", "tune_process"}) | {
-    *("FoldStatus", "MachineReport", "PlanOptions", "TrainConfig", "Trainer", "Workspace")
+    *("ConfigurationCost", "FoldStatus", "MachineReport", "PlanOptions", "TrainConfig", "Trainer", "Workspace")
 }
 """Public functions that neither read nor write files, and classes."""
 
@@ -100,6 +100,7 @@ def every_function(world: World) -> dict[str, Callable[[], object]]:
         "find_scores": lambda: api.find_scores(world.work),
         "status": lambda: api.status(world.work),
         "doctor": lambda: api.doctor("cpu", workspace=place, test_layers=False),
+        "training_costs": lambda: api.training_costs(data, api.plan(data, workspace=place), **fast),
         "demo": lambda: api.demo(out / "demo", budget="2s", device="cpu"),
     }
 

@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 from journeys import Journey, call, states
 
+from segwright import api
+from segwright.workspace import Workspace
+
 
 @pytest.fixture
 def work(tmp_path: Path) -> Path:
@@ -21,9 +24,10 @@ def test_step_by_step(tiny: Path, work: Path) -> None:
     assert not work.exists()
     measured = call("fingerprint", tiny, "--work", work)
     assert "6 cases" in measured.stdout
-    planned = call("plan", tiny, "--work", work, "--explain")
+    planned = call("plan", tiny, "--work", work, "--explain", "--device", "cpu")
     assert "3d_fullres" in planned.stdout
     assert "patch_size" in planned.stdout or "patch size" in planned.stdout
+    assert "About what a training of one fold takes on this machine" in planned.stdout
     made = call("preprocess", tiny, "--work", work, "--config", "2d", "3d_fullres", "--workers", 1)
     assert "3d_fullres: 6 cases preprocessed, 0 kept" in made.stdout
     again = call("preprocess", tiny, "--work", work, "--config", "2d,3d_fullres")
@@ -35,6 +39,31 @@ def test_step_by_step(tiny: Path, work: Path) -> None:
     refused = call("train", tiny, "--work", work, "--config", "2d", "--fold", 1, *fast)
     assert (refused.exit_code, refused.stdout) == (1, "")
     assert "continue it with --resume, or delete the folder" in refused.stderr
+
+
+def test_the_cost_of_a_plan_is_that_of_its_training(journey: Journey, tmp_path: Path) -> None:
+    place = Workspace.under(tmp_path / "work")
+    made = api.plan(journey.dataset, workspace=place)
+    before = states(place.preprocessed)
+    costs = api.training_costs(journey.dataset, made, workspace=place, device="cpu")
+    assert states(place.preprocessed) == before
+    assert [*costs] == ["2d", "3d_fullres"]
+    stored = [path for path in made_cases(journey, "3d_fullres").iterdir() if path.is_file()]
+    cost = costs["3d_fullres"]
+    assert cost.cases_bytes == pytest.approx(sum(path.stat().st_size for path in stored), rel=0.25)
+    assert cost.training.epoch_s == pytest.approx(cost.training.step_s * (250 + 50 / 3))
+    again = api.training_costs(
+        journey.dataset, made, workspace=Workspace.under(journey.work), device="cpu", budget="10m"
+    )["3d_fullres"]
+    assert again.cases_bytes == sum(path.stat().st_size for path in stored)
+    assert again.training.num_epochs is None
+    assert again.training.checkpoint_bytes == cost.training.checkpoint_bytes
+
+
+def made_cases(journey: Journey, configuration: str) -> Path:
+    """Return the folder of a configuration's preprocessed cases."""
+    (folder,) = journey.preprocessed.glob(f"segwright_*{configuration}")
+    return folder
 
 
 def test_plan_from_a_fingerprint_equals_the_plan_of_the_dataset(journey: Journey, tmp_path: Path) -> None:

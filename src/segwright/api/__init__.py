@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:  # what `_MODULES` says, for type checkers; tests/unit/api/test_public_names.py compares the two
+    from segwright.api.checks.cost import ConfigurationCost as ConfigurationCost
+    from segwright.api.checks.cost import training_costs as training_costs
     from segwright.api.checks.machine import MachineReport as MachineReport
     from segwright.api.checks.machine import doctor as doctor
     from segwright.api.combining import accumulate_crossval as accumulate_crossval
@@ -45,6 +47,7 @@ if TYPE_CHECKING:  # what `_MODULES` says, for type checkers; tests/unit/api/tes
     from segwright.api.watching import status as status
 
 _MODULES: Final = {
+    "checks.cost": ("ConfigurationCost", "training_costs"),
     "checks.machine": ("MachineReport", "doctor"),
     "combining": ("accumulate_crossval", "apply_postprocessing", "determine_postprocessing", "ensemble"),
     "datasets.converting": ("convert",),

@@ -364,7 +364,8 @@ def _train(session: Session, plan: Plan, configuration: str, fold: Fold, options
     from segwright.core.device import CPU, resolve_device
     from segwright.training.checkpointing.checkpoints import find_resumable
     from segwright.training.distributed.context import SINGLE
-    from segwright.training.monitoring.thread_choice import fastest_threads
+    from segwright.training.monitoring.cost import CostEstimate
+    from segwright.training.monitoring.thread_choice import LONGEST_TRIAL, fastest_threads
 
     folder = fold_folder(session, plan, configuration, fold)
     if session.nnunet_trainer is None:
@@ -407,6 +408,8 @@ def _train(session: Session, plan: Plan, configuration: str, fold: Fold, options
         # Under a budget the result depends on the machine's speed anyway; otherwise threads would change the last bits.
         has_choice = "budget_s" in options.settings and resolve_device(options.device).type == CPU
         threads = fastest_threads(trainer.callbacks) if has_choice else nullcontext()
+        if session.nnunet_trainer is None:
+            trainer.callbacks.append(CostEstimate(after_steps=LONGEST_TRIAL if has_choice else 0))
         with threads, user_code_errors(trainer.trust.packages | session.trust.packages, "the training"):
             trainer.run_training()
     return trainer

@@ -96,6 +96,11 @@ def free_bytes(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == CUDA else 0
 
 
+def peak_device_bytes(device: torch.device) -> int:
+    """Return the largest memory that torch has taken of a CUDA GPU so far; 0 for other devices."""
+    return torch.cuda.max_memory_reserved(device) if device.type == CUDA else 0
+
+
 @lru_cache(maxsize=1)
 def has_amx() -> bool:
     """Return whether this CPU multiplies matrices of bf16 in hardware (AMX) and torch's kernels use it."""

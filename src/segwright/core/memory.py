@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 _MEMINFO = Path("/proc/meminfo")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -18,6 +20,12 @@ def peak_bytes() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def reset_peak() -> None:
+    """Let `peak_bytes` count from now on, where the system can (Linux)."""
+    with suppress(OSError):
+        _CLEAR_REFS.write_text("5", encoding="ascii")
 
 
 def available_bytes() -> int:

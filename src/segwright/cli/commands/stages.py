@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from segwright.cli import options
 from segwright.cli.tables import number, print_json, print_line, print_table
+
+if TYPE_CHECKING:
+    from segwright.api import ConfigurationCost
 
 
 def check(
@@ -109,7 +113,7 @@ def plan(
 ) -> None:
     """Plan network, patch size, spacing and so on; write nnU-Net's plans.json with reasons."""
     from segwright import api
-    from segwright.core.errors import ConfigError
+    from segwright.core.errors import ConfigError, SegwrightError
 
     settings = api.PlanOptions(
         preset=preset, gpu_memory_gb=gpu_memory, name=name, spacing=spacing, resampling=resampling, reorient=reorient
@@ -158,6 +162,20 @@ def plan(
     print_table(made.plans_name, ["configuration", "spacing", "median size", "patch", "batch"], rows)
     if explain:
         print(api.explain(made))
+        if dataset is not None:
+            try:
+                costs = api.training_costs(
+                    dataset,
+                    made,
+                    workspace=options.workspace_of(context),
+                    budget=budget,
+                    device=device,
+                    environment=options.environment(),
+                )
+            except SegwrightError as error:  # the plan is made all the same
+                print_line(f"what a training takes could not be measured: {error}")
+            else:
+                _print_costs(costs)
     print_line(f"written to {file}")
 
 
@@ -187,6 +205,23 @@ def preprocess(
         return
     for name, report in reports.items():
         print_line(f"{name}: {len(report.done)} cases preprocessed, {len(report.skipped)} kept")
+
+
+def _print_costs(costs: Mapping[str, ConfigurationCost]) -> None:
+    from segwright.core.resources import format_bytes
+    from segwright.training.monitoring.logbook import duration_text
+
+    rows = []
+    for name, cost in costs.items():
+        training = cost.training
+        total = "" if training.num_epochs is None else duration_text(training.num_epochs * training.epoch_s)
+        memory = "-" if training.memory_bytes is None else format_bytes(training.memory_bytes)
+        gpu = format_bytes(training.device_memory_bytes) if training.device_memory_bytes else "-"
+        disk = [format_bytes(size) for size in (cost.cases_bytes, training.checkpoint_bytes)]
+        times = [f"{training.step_s:.3g} s", duration_text(training.epoch_s), total]
+        rows.append([name, *times, memory, gpu, *disk])
+    columns = ["configuration", "step", "epoch", "all epochs", "memory", "GPU memory", "cases", "checkpoints"]
+    print_table("About what a training of one fold takes on this machine", columns, rows)
 
 
 def _sizes(values: tuple[float, ...]) -> str:

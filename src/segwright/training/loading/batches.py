@@ -122,6 +122,10 @@ class BatchLoader:
         per_voxel = 4 * channels + target_bytes(self.labels) * shares
         return math.ceil(len(self._indices) * math.prod(self.patch_size) * per_voxel)
 
+    def pending_bytes(self, location: str) -> int:
+        """Return the bytes that cases still to be opened will take in the cache, in `ram` or on the `device`."""
+        return self._cases.pending_bytes(location)
+
     @property
     def _num_channels(self) -> int:
         return int(self._cases.load(self.identifiers[0]).image.shape[0])

@@ -78,6 +78,8 @@ class CachePlacement:
 
     location: Literal["none", "ram", "device"] = "none"
     budget_bytes: int = 0
+    needed_bytes: int = 0
+    """Of all cases."""
     reason: str = ""
 
 
@@ -123,11 +125,11 @@ def choose_placement(
         tried.append(f"{_format_bytes(budget)} of {where}")
         if needed_bytes <= budget:
             reason = f"cases are kept in {where}: {size} of the {_format_bytes(budget)} allowed"
-            return CachePlacement(location=location, budget_bytes=budget, reason=reason)
+            return CachePlacement(location=location, budget_bytes=budget, needed_bytes=needed_bytes, reason=reason)
         if mode != "auto":
             limit = _format_bytes(budget)
             reason = f"cases are kept in {where} up to {limit}, the others are read from disk: {size} in total"
-            return CachePlacement(location=location, budget_bytes=budget, reason=reason)
+            return CachePlacement(location=location, budget_bytes=budget, needed_bytes=needed_bytes, reason=reason)
     reason = f"{size}, more than {' and '.join(tried)}" if tried else "as set by cache"
     return CachePlacement(reason=f"cases are read from disk patch by patch: {reason}")
 
@@ -147,10 +149,15 @@ class CaseCache:
         self._store = store
         self._location = placement.location
         self._left_bytes = placement.budget_bytes if placement.location != "none" else 0
+        self._not_needed_bytes = max(0, self._left_bytes - placement.needed_bytes)
         self._device = device or torch.device(CPU)
         self._cases: dict[str, OpenCase] = {}
         self._locks: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
+
+    def pending_bytes(self, location: str) -> int:
+        """Return the bytes that cases still to be opened will take, in `ram` or on the `device`."""
+        return max(0, self._left_bytes - self._not_needed_bytes) if location == self._location else 0
 
     def load(self, identifier: str) -> OpenCase:
         """Return the case.

@@ -17,6 +17,9 @@ import torch
 TRIAL_STEPS = 3
 """Steps in a row with each number of threads; the first of them, which starts threads, does not count."""
 
+LONGEST_TRIAL = 3 * TRIAL_STEPS
+"""Steps of a trial of all `thread_numbers`, of which there are at most three."""
+
 STEPS_BETWEEN_TRIALS = 100
 
 NOTICEABLE = 1.1

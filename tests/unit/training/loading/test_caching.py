@@ -55,6 +55,20 @@ def test_the_placement_depends_on_mode_size_and_free_memory(
     assert choose_placement(mode, needed, device).location == place
 
 
+@pytest.mark.parametrize(("budget", "pending"), [(10**9, [1.0, 0.0]), (None, [0.0, 0.0])])
+def test_the_bytes_of_cases_still_to_be_cached_are_known(budget: int | None, pending: list[float]) -> None:
+    store = FakeStore(SHAPES)
+    names = [*store.cases]
+    needed = total_bytes(store, names)
+    placement = CachePlacement(location="ram", budget_bytes=budget, needed_bytes=needed) if budget else CachePlacement()
+    cache = CaseCache(store, placement)
+    shares = [cache.pending_bytes("ram") / needed]
+    for name in names:
+        cache.load(name)
+    assert [*shares, cache.pending_bytes("ram") / needed] == pending
+    assert cache.pending_bytes("device") == 0
+
+
 @pytest.mark.usefixtures("free")
 def test_the_reason_has_sizes_and_a_budget_can_be_given() -> None:
     assert choose_placement("auto", 2**31, torch.device("cpu"), limit_gib=3).reason == (
