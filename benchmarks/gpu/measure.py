@@ -5,7 +5,6 @@ JOB is that of `job.Job.to_json`. The last line of the output is a JSON object w
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import sys
@@ -28,6 +27,7 @@ from segwright.core.device import CPU, compute_dtype
 from segwright.data.crossval.splits import Split
 from segwright.data.preprocessed.store import CaseStore
 from segwright.interop.export import export_model
+from segwright.networks.shapes import copy_to_meta
 from segwright.training.config import TrainConfig
 from segwright.training.loading.batches import Batch
 from segwright.training.monitoring.step_time import random_batch
@@ -161,7 +161,7 @@ def predict(job: Job) -> Figures:
 
 def training_flops(network: nn.Module, shape: tuple[int, ...]) -> int:
     """Return the operations of forward and backward pass for data (B, C, *S): those of convolutions and matrices."""
-    plain = copy.deepcopy(network).to("meta")
+    plain = copy_to_meta(network).requires_grad_()
     with FlopCounterMode(display=False) as counter:
         output = plain(torch.empty(shape, device="meta"))
         levels: list[Tensor] = [output] if isinstance(output, Tensor) else [*output]

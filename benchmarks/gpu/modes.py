@@ -57,6 +57,6 @@ def why_not_available(mode: Mode, device: str) -> str:
         return "needs a CUDA GPU"
     try:
         settings_of(mode)
-    except ConfigError as error:
-        return f"this version does not have it: {error}"
+    except ConfigError:
+        return f"this version does not know {', '.join(f'{name} = {value}' for name, value in mode.settings.items())}"
     return ""
