@@ -74,7 +74,8 @@ def norm_add_leaky_relu(norm: ChannelsLastInstanceNorm, x: Tensor, residual: Ten
         residual: like `x`.
         slope: negative slope.
     """
-    if is_fused(norm, x) and (residual.shape, residual.dtype) == (x.shape, x.dtype):
+    # Below a slope of 0 the output does not show the sign that the fused backward pass needs.
+    if slope >= 0 and is_fused(norm, x) and (residual.shape, residual.dtype) == (x.shape, x.dtype):
         return fused_norm(x, norm.weight, norm.bias, residual, norm.eps, slope)
     out: Tensor = norm(x) + residual
     return out if slope == IDENTITY_SLOPE else nn.functional.leaky_relu(out, slope, inplace=True)

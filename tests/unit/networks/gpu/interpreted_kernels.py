@@ -19,7 +19,13 @@ from segwright.networks import norm as norms
 from segwright.networks.build import build_network, has_fused_norms
 from segwright.networks.gpu import fused_norm as fused
 from segwright.networks.gpu import kernels, self_check
-from segwright.networks.norm import InstanceNorm3d, forbid_fused_norms, fuse_norms, norm_leaky_relu
+from segwright.networks.norm import (
+    InstanceNorm3d,
+    forbid_fused_norms,
+    fuse_norms,
+    norm_add_leaky_relu,
+    norm_leaky_relu,
+)
 from tests.unit.training.tiny_task import make, settings
 
 CPU = torch.device("cpu")
@@ -247,10 +253,11 @@ def test_networks_train_to_the_same_loss(calls: Calls, dims: int, residual: bool
 
 
 @pytest.mark.usefixtures("_small_self_check")
-def test_other_dtypes_and_single_voxels_are_left_to_torch(calls: Calls) -> None:
+def test_other_dtypes_single_voxels_and_negative_slopes_are_left_to_torch(calls: Calls) -> None:
     norm = InstanceNorm3d(5, affine=True)
     assert fuse_norms(norm, torch.float32)
     norm(noise(SHAPES[1], 0, torch.bfloat16))
+    norm_add_leaky_relu(norm, noise(SHAPES[1], 0), noise(SHAPES[1], 1), -0.1)  # the output does not show the sign
     with pytest.raises(ValueError, match="more than 1 spatial element"):
         norm_leaky_relu(norm, torch.zeros(1, 5, 1, 1, 1), 0.01)
     assert calls.total == 0
