@@ -11,8 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from segwright.training.distributed.context import SINGLE
 from segwright.training.execution import choice
 from segwright.training.execution.choice import COMPILED, PLAIN, PLAIN_STEPS
+from segwright.training.execution.compiled import compile_loss
+from segwright.training.execution.step import StepParts, StepSettings
 from segwright.training.trainer import Trainer
 from tests.unit.training.tiny_task import DATASET_JSON, REGIONS_JSON, make, settings
 
@@ -124,15 +127,15 @@ def train(
 
 
 TASKS: dict[str, dict[str, Any]] = {
-    "unet 3d": {"dataset_json": REGIONS_JSON, "optimizer": "adamw", "initial_lr": 1e-3},
-    "unet 2d": {"configuration": "2d", "ema_weights": 0.9},
-    "residual unet 3d": {"network": "residual-unet", "class_weights": [1, 2, 1]},
-    "residual unet 2d": {"configuration": "2d", "network": "residual-unet", "lr_groups": {"encoder.stages.0": 0}},
-    "monai-like 3d": {"network": monai_like, "loss": "dice_topk10"},
-    "monai-like 2d": {"configuration": "2d", "network": monai_like},
-    "user's 3d": {"network": users, "loss": users_loss},
-    "user's 2d": {"configuration": "2d", "network": users},
+    "unet": {"dataset_json": REGIONS_JSON, "optimizer": "adamw", "initial_lr": 1e-3},
+    "residual unet": {
+        **{"configuration": "2d", "network": "residual-unet", "class_weights": [1, 2, 1]},
+        **{"ema_weights": 0.9, "lr_groups": {"encoder.stages.0": 0}},
+    },
+    "monai-like": {"network": monai_like, "loss": "dice_topk10"},
+    "user's": {"configuration": "2d", "network": users, "loss": users_loss},
 }
+"""Networks and losses, in 3D if not said otherwise."""
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -146,3 +149,23 @@ def test_losses_of_50_steps_are_the_plain_ones(name: str, tmp_path: Path) -> Non
         assert compiled.logbook.column(column) == pytest.approx(plain.logbook.column(column), abs=2e-3)
     assert list(compiled.network.state_dict()) == list(plain.network.state_dict())
     assert type(compiled.network) is type(plain.network)
+
+
+def test_every_training_of_a_process_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    original, seen = torch.compile, []
+
+    def traced(graph: Any, _: Any) -> Any:
+        seen.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda function, **_: original(function, backend=traced, dynamic=False))
+    step = StepSettings(
+        device=torch.device("cpu"), precision="fp32", clip_norm=12.0, sum_gradients=SINGLE.sum_gradients
+    )
+    for size in range(1, 12):  # torch compiles a function 8 times
+        network = nn.Linear(size, 1)
+        optimizer = torch.optim.SGD(network.parameters())
+        loss: Any = lambda output, _: output.mean()  # noqa: E731
+        parts = StepParts(network=network, loss=loss, optimizer=optimizer)
+        compile_loss(parts, step, graphs=False)(torch.ones(2, size), torch.ones(2))
+        assert len(seen) == size
