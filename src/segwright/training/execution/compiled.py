@@ -19,14 +19,22 @@ from segwright.core.device import compute_dtype, generator_devices
 from segwright.training.execution.step import LossFunction, StepParts, StepSettings, compute_gradients, plain_loss
 from segwright.training.losses.builtin import Outputs
 
-TOLERANCES: Final[Mapping[torch.dtype, float]] = MappingProxyType(
-    {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+LOSS_TOLERANCES: Final[Mapping[torch.dtype, float]] = MappingProxyType(
+    {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 2e-2}
 )
-"""Largest relative difference between a plain and a compiled loss or gradient, by the dtype of convolutions."""
+GRADIENT_TOLERANCES: Final[Mapping[torch.dtype, float]] = MappingProxyType(
+    {torch.float32: 1e-2, torch.float16: 0.1, torch.bfloat16: 0.5}
+)
+"""Largest relative difference between the plain and the compiled loss, and gradient of a parameter, by the dtype of
+convolutions. In the first layers of a 2D U-Net on a CPU, after ten steps with random labels, the plain gradient had an
+error of 0.4 % in float32 and 33 % in bfloat16, the compiled one in float32 of 0.1 % (against float64)."""
 
 GRADIENT_FLOOR: Final = 0.1
 """A tensor's gradient may differ by the tolerance times its own norm, plus this share of the whole gradient's: biases
 in front of a norm layer have a gradient of rounding errors alone."""
+
+Gradients = Mapping[str, Tensor]
+"""Gradients by the name of the parameter."""
 
 GRAPH_CALLS: Final = 3
 """Calls until a CUDA graph is replayed: torch warms up in the first and captures in the second."""
@@ -111,12 +119,11 @@ def compare(
     compiled = _gradients(parts.network)
     loss = compute_gradients(plain_loss(parts, settings), parts, data, target)
     plain = _gradients(parts.network)
-    norms = _norms(plain)
-    if not all(map(math.isfinite, (loss.item(), *norms.values()))):
+    if not all(map(math.isfinite, (loss.item(), *_norms(plain).values()))):
         return Comparison(loss=loss, is_finite=False, problem="")
-    tolerance = TOLERANCES[compute_dtype(settings.device, settings.precision)]
-    problem = _difference_of_losses(loss.item(), compiled_loss.item(), tolerance)
-    problem = problem or _difference_of_gradients(plain, compiled, norms, tolerance)
+    dtype = compute_dtype(settings.device, settings.precision)
+    problem = _difference_of_losses(loss.item(), compiled_loss.item(), LOSS_TOLERANCES[dtype])
+    problem = problem or _difference_of_gradients(plain, compiled, GRADIENT_TOLERANCES[dtype])
     return Comparison(loss=loss, is_finite=True, problem=problem)
 
 
@@ -132,7 +139,7 @@ def _gradients(network: nn.Module) -> dict[str, Tensor]:
     return {name: gradient.detach().clone() for name, gradient in named.items() if gradient is not None}
 
 
-def _norms(gradients: Mapping[str, Tensor]) -> dict[str, float]:
+def _norms(gradients: Gradients) -> dict[str, float]:
     norms = torch.stack([torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients.values()])
     return dict(zip(gradients, norms.tolist(), strict=True))
 
@@ -142,11 +149,10 @@ def _difference_of_losses(plain: float, compiled: float, tolerance: float) -> st
     return "" if is_close else f"the loss is {compiled:.6g} instead of {plain:.6g}"
 
 
-def _difference_of_gradients(
-    plain: Mapping[str, Tensor], compiled: Mapping[str, Tensor], norms: Mapping[str, float], tolerance: float
-) -> str:
+def _difference_of_gradients(plain: Gradients, compiled: Gradients, tolerance: float) -> str:
     if unlike := plain.keys() ^ compiled.keys():
         return f"only one of them has a gradient of {min(unlike)}"
+    norms = _norms(plain)
     floor = GRADIENT_FLOOR * math.hypot(*norms.values())
     for name, error in _norms({name: compiled[name] - plain[name] for name in plain}).items():
         limit = tolerance * (norms[name] + floor)
