@@ -253,14 +253,23 @@ def test_networks_train_to_the_same_loss(calls: Calls, dims: int, residual: bool
 
 
 @pytest.mark.usefixtures("_small_self_check")
-def test_other_dtypes_single_voxels_and_negative_slopes_are_left_to_torch(calls: Calls) -> None:
+def test_other_dtypes_and_single_voxels_are_left_to_torch(calls: Calls) -> None:
     norm = InstanceNorm3d(5, affine=True)
     assert fuse_norms(norm, torch.float32)
     norm(noise(SHAPES[1], 0, torch.bfloat16))
-    norm_add_leaky_relu(norm, noise(SHAPES[1], 0), noise(SHAPES[1], 1), -0.1)  # the output does not show the sign
     with pytest.raises(ValueError, match="more than 1 spatial element"):
         norm_leaky_relu(norm, torch.zeros(1, 5, 1, 1, 1), 0.01)
     assert calls.total == 0
+
+
+@pytest.mark.usefixtures("_small_self_check")
+def test_a_sum_before_a_negative_slope_is_left_to_torch(calls: Calls) -> None:
+    norm = InstanceNorm3d(5, affine=True)
+    assert fuse_norms(norm, torch.float32)
+    x, residual = noise(SHAPES[1], 0), noise(SHAPES[1], 1)
+    out = norm_add_leaky_relu(norm, x, residual, -0.1)
+    assert calls.with_residual == 0
+    torch.testing.assert_close(out, plain(x, norm.weight, norm.bias, residual, norm.eps, -0.1), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow
