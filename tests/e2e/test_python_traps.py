@@ -101,6 +101,8 @@ def every_function(world: World) -> dict[str, Callable[[], object]]:
         "status": lambda: api.status(world.work),
         "doctor": lambda: api.doctor("cpu", workspace=place, test_layers=False),
         "training_costs": lambda: api.training_costs(data, api.plan(data, workspace=place), **fast),
+        "convert": lambda: api.convert("folders", data, out / "Dataset008_Made", images="imagesTr", labels="labelsTr"),
+        "init": lambda: api.init(out / "Dataset008_Made", force=True),
         "demo": lambda: api.demo(out / "demo", budget="2s", device="cpu"),
     }
 

@@ -108,6 +108,7 @@ def every_verb(world: World) -> dict[str, tuple[object, ...]]:
     fast = ("--config", CONFIGURATION, "--device", "cpu")
     work = ("--work", world.work)
     scores = held_out / "summary.json"
+    made, parts = world.out / "Dataset008_Made", ("--images", "imagesTr", "--labels", "labelsTr")
     return {
         "run": (*work, "run", world.data, *fast, "--budget", "3s"),
         "check": ("check", world.data),
@@ -143,6 +144,8 @@ def every_verb(world: World) -> dict[str, tuple[object, ...]]:
         "demo": ("demo", "-o", world.out / "demo", "--budget", "2s", "--device", "cpu"),
         "status": ("status", world.work),
         "doctor": ("doctor", "--device", "cpu"),
+        "convert": ("convert", "folders", world.data, made, *parts, "--yes"),
+        "init": ("init", made, "--force", "--yes"),
         "report": ("report", world.model, "-o", world.out / "report.html"),
         "show": ("show", "plan", world.model),
     }
