@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from segwright.training.execution.choice import (
     make_execution,
 )
 from segwright.training.execution.step import LossFunction, StepParts, StepSettings, compute_gradients, plain_loss
+from tests.unit.training.tiny_task import make, settings
 
 NUM_STEPS = PLAIN_STEPS + 2 * (1 + TRIAL_STEPS) + 3
 """Steps after which everything is decided, and some more."""
@@ -393,3 +395,19 @@ def test_steps_on_a_gpu_are_compiled_where_triton_can(
     monkeypatch.setattr("segwright.core.device.find_spec", lambda name: object() if has_triton else None)
     execution = make_execution(TrainConfig(**values), torch.device("cuda"), SINGLE, log=print)
     assert execution._ways == ways
+
+
+def test_training_whose_compiler_fails_is_the_plain_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no compiler found")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    weights = []
+    for setting in ("off", "on"):
+        config = settings(num_epochs=2, num_iterations_per_epoch=PLAIN_STEPS // 2 + 2, compile=setting)
+        trainer = make(tmp_path / setting, configuration="2d", config=config)
+        trainer.run_training()
+        weights.append(trainer.network.state_dict())
+    torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=0)
+    log = (trainer.output_folder / "training.log").read_text()
+    assert log.count("compiled: off, RuntimeError: no compiler found; the training goes on plain\n") == 1
