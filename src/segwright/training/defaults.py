@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 import torch
 
+from segwright.core.device import compute_dtype
 from segwright.data.plan import Configuration
 from segwright.training.clock import Clock
 from segwright.training.config import TrainConfig, changed
@@ -37,6 +38,9 @@ VALIDATION_SHARE = 0.1
 
 BUDGET_SAVE_INTERVAL_S = 60.0
 """Largest age of the latest checkpoint under a time budget, in seconds."""
+
+INITIAL_GRADIENT_SCALE = 2.0**16
+"""First factor of the loss in fp16: torch's default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +114,17 @@ def planned_epochs(config: TrainConfig) -> int | None:
 def make_clock(config: TrainConfig, *, now: Callable[[], float]) -> Clock:
     """Return the clock of a run; `now` is a monotonic clock in seconds."""
     return Clock(num_epochs=planned_epochs(config), budget_s=config.budget_s, now=now)
+
+
+def make_grad_scaler(config: TrainConfig, device: torch.device, *, num_processes: int) -> torch.amp.GradScaler | None:
+    """Return the loss scaler of a training in fp16; None in other precisions.
+
+    The gradients of `num_processes` are averaged after the backward pass, in which each is larger by that factor: a
+    scale smaller by it keeps them in the range that they have in one process.
+    """
+    if compute_dtype(device, config.precision) != torch.float16:
+        return None
+    return torch.amp.GradScaler(device.type, init_scale=INITIAL_GRADIENT_SCALE / num_processes)
 
 
 def describe_run(config: TrainConfig, configuration: Configuration, num_cases: int, device: torch.device) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from segwright.core.device import autocast, compute_dtype, resolve_device
+from segwright.core.device import autocast, resolve_device
 from segwright.core.errors import ConfigError
 from segwright.core.extensions.given import method_reference
 from segwright.core.extensions.trust import CodeTrust, TrustCode
@@ -221,14 +221,14 @@ class Trainer:
         if self.config.pretrained is not None and not self.is_resumed:
             self.notes += (*self._load_pretrained(network, self.config.pretrained),)
         self.network = move_to_device(network, self.device, self.config.precision, fused_norm=self.config.fused_norm)
-        self.distributed.sync_parameters(self.network)
         self.optimizer, scheduler = results.required_optimizers(self.configure_optimizers)
+        self.distributed.prepare(self.network, self.optimizer)
         self.rates = make_rates(self.optimizer, scheduler, self.scheduler_steps, self.config)
         self.notes += (*rate_notes(self.config, self.rates, is_own=own), *untrained_notes(self.optimizer, self.network))
         self.notes += network_setup.object_notes(self.config, type(self), self.network_spec())
         self.weight_ema = ema.attach(self.network, self.optimizer, self.config.ema_weights)
-        if compute_dtype(self.device, self.config.precision) == torch.float16:
-            self.grad_scaler = torch.amp.GradScaler(self.device.type)
+        num_processes = self.distributed.world_size
+        self.grad_scaler = defaults.make_grad_scaler(self.config, self.device, num_processes=num_processes)
         self.loss = results.required_loss(self.build_loss)
         self.recipe = training_recipe(self.config, self.configuration, self.labels, LabelPairs.of_plan(self.plans))
         self.callbacks = load_callbacks([*self.callbacks, *self.config.callbacks])

@@ -11,25 +11,28 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from itertools import pairwise
 from typing import Any, Final, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from segwright.core.errors import ConfigError
+from segwright.core.errors import ConfigError, ModelError
 from segwright.core.interrupt import Interrupted
+from segwright.training.distributed.batch_norm import has_batch_norm, share_statistics
+from segwright.training.distributed.gradients import GradientMean, trained_parameters
 from segwright.training.distributed.heartbeat import DONE, FAILED, STOPPED, HeartbeatMonitor, RankInfo, rendezvous
 from segwright.training.losses.terms import Reduce, identity_reduce
 
 T = TypeVar("T")
 
 _MAX_WAIT: Final = timedelta(days=2)
-_BUCKET_BYTES: Final = 64 * 2**20
 _HOST_TYPES: Final = ("cpu", "mps")
 """Device types whose tensors gloo reduces; all others use nccl."""
 
@@ -77,21 +80,29 @@ class DistributedContext:
 
     @property
     def reduce(self) -> Reduce:
-        """Differentiable sum over ranks, with the local gradient only: `sum_gradients` adds up all ranks'."""
+        """Differentiable sum over ranks. Its gradient is the local one times the number of ranks, for `backward_of`."""
         return identity_reduce
 
     def all_reduce(self, part: Tensor) -> Tensor:
         """Return the sum over ranks, detached."""
         return part
 
-    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace each gradient by its sum over ranks."""
+    def prepare(self, network: nn.Module, optimizer: Optimizer) -> None:
+        """Share a network that is on its device: copy rank 0's weights and buffers to every rank.
 
-    def sync_parameters(self, module: nn.Module) -> None:
-        """Copy the weights and buffers of rank 0 to every rank."""
+        From then on, batch norm normalises over the samples of all ranks, and a step of the optimizer with gradients
+        of this rank alone is an error.
+        """
+
+    def backward_of(self, network: nn.Module) -> Callable[[Tensor], None]:
+        """Return what computes the mean gradient of the ranks' losses; call it before the forward pass.
+
+        A loss of this rank's samples thereby counts as the mean over ranks, and one made with `reduce` as itself.
+        """
+        return torch.autograd.backward
 
     def sync_buffers(self, module: nn.Module) -> None:
-        """Copy the buffers of rank 0 to every rank: running statistics of batch norm differ, as the samples do."""
+        """Copy the buffers of rank 0 to every rank, where a layer of one's own computes them from its samples."""
 
     def broadcast(self, value: T) -> T:
         """Return the value (JSON) of rank 0; all ranks must call this."""
@@ -115,6 +126,8 @@ class _ProcessGroup(DistributedContext):
         self.rank = info.rank
         self.world_size = info.world_size
         self._monitor = monitor
+        self._gradient_mean: GradientMean | None = None
+        self._has_averaged = False
 
     @property
     def reduce(self) -> Reduce:
@@ -126,37 +139,51 @@ class _ProcessGroup(DistributedContext):
 
     def all_reduce(self, part: Tensor) -> Tensor:
         with self._monitor.explain_errors():
-            whole = part.detach().clone()
-            dist.all_reduce(whole)
-            return whole
+            return _all_reduced(part)
 
-    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        trained = [parameter for parameter in parameters if parameter.requires_grad]
-        if not trained:
-            return
-        # A parameter may lack a gradient on some ranks, but all ranks must reduce the same tensors.
-        missing = [index for index, parameter in enumerate(trained) if parameter.grad is None]
-        gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in trained]
-        present = gradients[0].new_ones(len(trained))
-        for index in missing:
-            present[index] = 0
-        self._sum_over_ranks([*gradients, present])
-        for index in missing:
-            if present[index] > 0:  # without a gradient on any rank the optimiser must skip the parameter
-                trained[index].grad = gradients[index]
+    def prepare(self, network: nn.Module, optimizer: Optimizer) -> None:
+        self._broadcast_tensors([*network.parameters(), *network.buffers()])
+        if has_batch_norm(network):
+            # Its own group: DDP also reduces in the backward pass, in an order that may differ between ranks.
+            group = dist.new_group(timeout=_MAX_WAIT)
+            share_statistics(network, partial(self._gather_rows, group))
+        optimizer.register_step_post_hook(self._require_averaged)
 
-    def _sum_over_ranks(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by its sum over ranks."""
+    def backward_of(self, network: nn.Module) -> Callable[[Tensor], None]:
+        parameters = trained_parameters(network)
+        if not parameters:
+            return torch.autograd.backward
+        if self._gradient_mean is None or not self._gradient_mean.fits(parameters):
+            with self._monitor.explain_errors():
+                self._gradient_mean = GradientMean(network, self.gather)
+        return self._backward
+
+    def _backward(self, loss: Tensor) -> None:
+        assert self._gradient_mean is not None, "set by backward_of"
         with self._monitor.explain_errors():
-            for bucket in _buckets(tensors):
-                flat = torch.cat([gradient.flatten() for gradient in bucket])
-                dist.all_reduce(flat)
-                parts = torch.split(flat, [gradient.numel() for gradient in bucket])
-                for gradient, part in zip(bucket, parts, strict=True):
-                    gradient.copy_(part.view(gradient.shape))
+            self._gradient_mean.backward(loss)
+        self._has_averaged = True
 
-    def sync_parameters(self, module: nn.Module) -> None:
-        self._broadcast_tensors([*module.parameters(), *module.buffers()])
+    def _require_averaged(self, *_: Any) -> None:
+        """Check that the gradients of an optimizer's step were averaged, else the ranks train different networks.
+
+        Raises:
+            ModelError: they were not.
+        """
+        if not self._has_averaged:
+            raise ModelError(
+                "this train_step uses the gradients of one process alone; in a train_step of your own, write 'backward "
+                "= self.distributed.backward_of(self.network)' before the forward pass and 'backward(loss)' instead of "
+                "loss.backward(). A trainer file of nnU-Net with a train_step of its own needs a single process"
+            )
+        self._has_averaged = False
+
+    def _gather_rows(self, group: dist.ProcessGroup, row: Tensor) -> Tensor:
+        """Return the tensors (K,) of all ranks as (ranks, K); the gradient is that of all ranks' losses."""
+        none = torch.zeros_like(row)
+        rows = torch.stack([row if rank == self.rank else none for rank in range(self.world_size)])
+        with self._monitor.explain_errors():
+            return _GlobalSum.apply(rows, group)  # type: ignore[no-any-return, no-untyped-call]
 
     def sync_buffers(self, module: nn.Module) -> None:
         self._broadcast_tensors([*module.buffers()])
@@ -229,20 +256,33 @@ def joined(info: RankInfo | None, device: str) -> Iterator[DistributedContext]:
     dist.destroy_process_group()
 
 
+class _GlobalSum(torch.autograd.Function):
+    """The sum over ranks, with the sum of all ranks' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, group: dist.ProcessGroup) -> Tensor:
+        """Return the sum."""
+        ctx.group = group
+        return _all_reduced(part, group)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """Return the sum of the gradients."""
+        return _all_reduced(gradient, ctx.group), None
+
+
 class _LocalGradientSum(torch.autograd.Function):
-    """The sum over ranks, with the local gradient only, see `DistributedContext.reduce`."""
+    """The sum over ranks, without communication in the backward pass, see `DistributedContext.reduce`."""
 
     @staticmethod
     def forward(ctx: Any, part: Tensor) -> Tensor:
         """Return the sum."""
-        whole = part.detach().clone()
-        dist.all_reduce(whole)
-        return whole
+        return _all_reduced(part)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        """Return the gradient unchanged."""
-        return gradient
+        """Return the gradient times the number of ranks."""
+        return gradient * dist.get_world_size()
 
 
 def _exchange_json(value: Any, world_size: int, *, only_first: bool = False) -> list[Any]:
@@ -262,15 +302,8 @@ def _exchange_json(value: Any, world_size: int, *, only_first: bool = False) -> 
     return [json.loads(bytes(text[: int(size)].tolist())) for text, size in zip(texts, sizes, strict=True)]
 
 
-def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Yield the tensors in order, in lists of about `_BUCKET_BYTES`."""
-    bucket: list[Tensor] = []
-    size = 0
-    for tensor in tensors:
-        bucket.append(tensor)
-        size += tensor.numel() * tensor.element_size()
-        if size >= _BUCKET_BYTES:
-            yield bucket
-            bucket, size = [], 0
-    if bucket:
-        yield bucket
+def _all_reduced(part: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """Return the sum over ranks, detached."""
+    whole = part.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(whole, group=group)
+    return whole

@@ -1,7 +1,8 @@
 """Detect that another process of a distributed training has ended, by heartbeats in their shared store.
 
 A collective operation with an ended process may hang (nccl) or fail with a socket error (gloo). A timeout does not
-show this, because an operation may also wait long for a process that prepares or validates.
+show this, because an operation may also wait long for a process that prepares or validates. torchrun (2.13) does not
+either: it watches the processes of its own machine, and gives the others 30 s before it kills them.
 """
 
 from __future__ import annotations

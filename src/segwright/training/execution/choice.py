@@ -167,7 +167,8 @@ class Execution:
         self._trial: Trial | None = Trial(PLAIN_STEPS)
 
     def _update(self, function: LossFunction, parts: StepParts, data: Tensor, target: Outputs) -> Tensor:
-        return update_weights(compute_gradients(function, parts, data, target), parts, self._settings)
+        loss = compute_gradients(function, parts, data, target, backward_of=self._settings.backward_of)
+        return update_weights(loss, parts, self._settings)
 
     def _step(self, parts: StepParts, data: Tensor, target: Outputs) -> Tensor:
         """Compute a step in the way in use; if that fails, in the way before it."""
@@ -252,7 +253,7 @@ def make_execution(
         log: takes a line of the log.
     """
     settings = StepSettings(
-        device=device, precision=config.precision, clip_norm=config.clip_norm, sum_gradients=distributed.sum_gradients
+        device=device, precision=config.precision, clip_norm=config.clip_norm, backward_of=distributed.backward_of
     )
     is_on = config.compile == "on" or (config.compile == "auto" and can_compile(device) and _is_worthwhile(config))
     if not is_on or distributed.world_size > 1:

@@ -5,7 +5,7 @@ Array letters: B samples, C channels, S spatial axes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from segwright.core.device import autocast
 from segwright.networks.logits import LogitsOf
+from segwright.training.distributed.context import SINGLE
 from segwright.training.hooks.results import loss_of
 from segwright.training.losses.builtin import Outputs, TrainingLoss
 from segwright.training.monitoring.divergence import check_loss
@@ -24,8 +25,8 @@ from segwright.training.optim.optimizers import update
 LossFunction = Callable[[Tensor, Outputs], Tensor]
 """Returns the loss of data (B, C, *S) and targets, to be differentiated."""
 
-SumGradients = Callable[[Iterable[nn.Parameter]], None]
-"""Sums the gradients over the processes of a training, in place."""
+BackwardOf = Callable[[nn.Module], Callable[[Tensor], None]]
+"""Returns what computes a network's gradients of a loss, see `DistributedContext.backward_of`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,13 +47,13 @@ class StepSettings:
         device: of the network.
         precision: as in the settings.
         clip_norm: maximum norm of the gradient.
-        sum_gradients: sums gradients over processes.
+        backward_of: of the processes that share the training.
     """
 
     device: torch.device
     precision: str
     clip_norm: float
-    sum_gradients: SumGradients
+    backward_of: BackwardOf = SINGLE.backward_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,12 +103,20 @@ def plain_loss(parts: StepParts, settings: StepSettings, check: FirstBatchCheck 
     return loss_of_batch
 
 
-def compute_gradients(function: LossFunction, parts: StepParts, data: Tensor, target: Outputs) -> Tensor:
+def compute_gradients(
+    function: LossFunction,
+    parts: StepParts,
+    data: Tensor,
+    target: Outputs,
+    *,
+    backward_of: BackwardOf = SINGLE.backward_of,
+) -> Tensor:
     """Replace the gradients of the network by those of a batch, and return the loss, detached."""
     parts.optimizer.zero_grad(set_to_none=True)
     parts.network.zero_grad(set_to_none=True)  # also of parameters in no group of the optimizer
+    backward = backward_of(parts.network)
     loss = function(data, target)
-    torch.autograd.backward(loss if parts.scaler is None else parts.scaler.scale(loss))
+    backward(loss if parts.scaler is None else parts.scaler.scale(loss))
     return loss.detach()
 
 
@@ -116,6 +125,5 @@ def update_weights(loss: Tensor, parts: StepParts, settings: StepSettings) -> Te
 
     Nothing here waits for the device if the optimiser is fused.
     """
-    settings.sum_gradients(parts.network.parameters())
     norm = update(parts.optimizer, parts.network, clip_norm=settings.clip_norm, scaler=parts.scaler)
     return torch.where(torch.isfinite(norm), loss, torch.nan)

@@ -22,7 +22,7 @@ TOP_PERCENT = 10
 
 
 Reduce = Callable[[Tensor], Tensor]
-"""Sums a tensor over the processes of a training; the gradient is the local one, see `DistributedContext`."""
+"""Sums a tensor over the processes of a training; for the gradient see `DistributedContext.reduce`."""
 
 
 def identity_reduce(part: Tensor) -> Tensor:

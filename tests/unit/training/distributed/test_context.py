@@ -68,7 +68,14 @@ def test_a_single_process_reduces_to_its_own_values() -> None:
 
 @pytest.mark.parametrize(
     ("regime", "batch_dice"),
-    [("labels", "yes"), ("labels", "no"), pytest.param("regions", "yes", marks=pytest.mark.slow)],
+    [
+        ("labels", "yes"),
+        ("labels", "no"),
+        ("regions", "yes"),
+        ("batch-norm", "yes"),
+        ("unfrozen", "yes"),
+        ("added-term", "yes"),
+    ],
 )
 def test_two_ranks_train_as_one_with_an_uneven_batch(tmp_path: Path, regime: str, batch_dice: str) -> None:
     one, two = trained_together({tmp_path / "one": 1, tmp_path / "two": 2}, regime, batch_dice, "10")
@@ -106,8 +113,11 @@ def test_ranks_validate_with_the_same_batch_statistics(tmp_path: Path) -> None:
         assert torch.equal(weight, second[name])
 
 
-def test_collective_operations_of_three_ranks() -> None:
-    for code, errors in gloo.finish(gloo.start("sums", 3)):
+@pytest.mark.parametrize(
+    ("program", "num_ranks"), [("sums", 3), ("gradients", 3), ("local_step", 2), ("batch_norm", 2)]
+)
+def test_ranks_together(program: str, num_ranks: int) -> None:
+    for code, errors in gloo.finish(gloo.start(program, num_ranks)):
         assert code == 0, errors
 
 

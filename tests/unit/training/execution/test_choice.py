@@ -31,9 +31,7 @@ from tests.unit.training.tiny_task import make, settings
 NUM_STEPS = PLAIN_STEPS + 2 * (1 + TRIAL_STEPS) + 3
 """Steps after which everything is decided, and some more."""
 
-SETTINGS = StepSettings(
-    device=torch.device("cpu"), precision="fp32", clip_norm=12.0, sum_gradients=SINGLE.sum_gradients
-)
+SETTINGS = StepSettings(device=torch.device("cpu"), precision="fp32", clip_norm=12.0)
 
 
 class Clock:

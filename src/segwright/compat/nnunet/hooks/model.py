@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Final
 
 import numpy as np
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -19,12 +18,11 @@ from segwright.compat.nnunet.names.losses import (
 )
 from segwright.compat.nnunet.segmentation import require_segmentation
 from segwright.compat.nnunet.trainer import nnUNetTrainer, overrides
-from segwright.core.device import compute_dtype
 from segwright.core.errors import ConfigError, ModelError
 from segwright.core.extensions.user_code import UserCodeError, source_location
 from segwright.networks.build import move_to_device
 from segwright.networks.logits import logits_only
-from segwright.training import network_setup
+from segwright.training import defaults, network_setup
 from segwright.training.loading.targets import Scales
 from segwright.training.losses.builtin import build_loss, deep_supervision_weights
 from segwright.training.optim import ema
@@ -98,11 +96,12 @@ class ModelHooks:
         if overrides(self._cls, "build_network_architecture") or overrides(self._cls, "initialize"):
             self._require_segmentation()
         run.scales = self.scales()
-        run.distributed.sync_parameters(user.network)
+        run.distributed.prepare(user.network, user.optimizer)
         self.update_rates()
         run.weight_ema = ema.attach(user.network, user.optimizer, run.config.ema_weights)
-        if compute_dtype(run.device, run.config.precision) == torch.float16 and not has_own_steps(self._cls):
-            user.grad_scaler = user.grad_scaler or torch.amp.GradScaler(run.device.type)
+        if user.grad_scaler is None and not has_own_steps(self._cls):
+            num_processes = run.distributed.world_size
+            user.grad_scaler = defaults.make_grad_scaler(run.config, run.device, num_processes=num_processes)
         user.was_initialized = True
         run.notes += (*self._settings.replaced_lines(), *self._settings.late_lines())
 
