@@ -508,7 +508,7 @@ class Trainer:
     def on_train_epoch_end(self, steps: list[dict[str, Tensor]]) -> None:
         """Log the mean loss of the epoch's steps, and the number of those that were skipped."""
         losses, cases_of = [step["loss"] for step in steps], self.divergence_monitor.cases_of
-        for line in epoch_metrics.log_losses(self.logbook, losses, self.current_epoch, cases_of):
+        for line in epoch_metrics.log_losses(self.logbook, losses, self.current_epoch, cases_of, self.distributed):
             self.print_to_log_file(line)
 
     def on_validation_epoch_start(self) -> None:

@@ -30,7 +30,7 @@ def share_statistics(network: nn.Module, gather_rows: GatherRows) -> None:
     """
     for layer in network.modules():
         if type(layer) in _LAYERS:
-            layer.forward = _SharedForward(layer, gather_rows)  # type: ignore[method-assign]
+            layer.forward = _SharedForward(layer, gather_rows)
 
 
 @final
@@ -68,7 +68,7 @@ def _moments(x: Tensor, gather_rows: GatherRows) -> tuple[Tensor, Tensor, Tensor
     num_channels = x.shape[1]
     var, mean = torch.var_mean(x, axes, correction=0)
     rows = gather_rows(torch.cat([mean, var, mean.new_tensor([x.numel() // num_channels])]))
-    means, variances, counts = rows.split([num_channels, num_channels, 1], dim=1)
+    means, variances, counts = torch.split(rows, [num_channels, num_channels, 1], dim=1)
     count = counts.sum()
     mean = (counts * means).sum(0) / count
     # Not the mean square minus the squared mean, which cancel where the mean is large.

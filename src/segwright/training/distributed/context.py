@@ -87,6 +87,10 @@ class DistributedContext:
         """Return the sum over ranks, detached."""
         return part
 
+    def mean(self, part: Tensor) -> Tensor:
+        """Return the mean over ranks, detached."""
+        return self.all_reduce(part) / self.world_size
+
     def prepare(self, network: nn.Module, optimizer: Optimizer) -> None:
         """Share a network that is on its device: copy rank 0's weights and buffers to every rank.
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
+from segwright.training.distributed.context import SINGLE, DistributedContext
 from segwright.training.monitoring.logbook import Logbook
 from segwright.training.validation.online import PseudoDice
 
@@ -19,7 +20,11 @@ def log_learning_rates(logbook: Logbook, rates: Sequence[float], epoch: int) -> 
 
 
 def log_losses(
-    logbook: Logbook, losses: Sequence[Tensor], epoch: int, cases_of: Callable[[list[int]], Iterable[str]]
+    logbook: Logbook,
+    losses: Sequence[Tensor],
+    epoch: int,
+    cases_of: Callable[[list[int]], Iterable[str]],
+    distributed: DistributedContext = SINGLE,
 ) -> list[str]:
     """Log the mean loss of the training steps; return a line about those that were skipped, if any.
 
@@ -28,8 +33,9 @@ def log_losses(
         losses: of the steps, NaN for a skipped one.
         epoch: the current one.
         cases_of: returns the cases in the batches of steps.
+        distributed: the processes whose losses are averaged.
     """
-    values = torch.stack([loss.float() for loss in losses]).cpu()
+    values = distributed.mean(torch.stack([loss.float() for loss in losses])).cpu()
     finite = torch.isfinite(values)
     logbook.log("train_losses", float(values[finite].mean()), epoch)
     logbook.log("steps", len(values), epoch)

@@ -69,7 +69,7 @@ def pseudo_dice(steps: list[ValidationStep], distributed: DistributedContext = S
 
     This is the only time in an epoch when the host waits for the device.
     """
-    loss = torch.stack([step["loss"].detach().float() for step in steps]).mean()
+    loss = distributed.mean(torch.stack([step["loss"].detach().float() for step in steps]).mean())
     counts = [torch.stack([step["tp_hard"], step["fp_hard"], step["fn_hard"]]) for step in steps]
     tp, fp, fn = distributed.all_reduce(torch.stack(counts).sum(0)).cpu()  # MPS has no float64
     dice = (2 * tp).double() / (2 * tp + fp + fn)

@@ -75,16 +75,18 @@ def test_a_single_process_reduces_to_its_own_values() -> None:
         ("batch-norm", "yes"),
         ("unfrozen", "yes"),
         ("added-term", "yes"),
+        ("nnunet-file", "yes"),
     ],
 )
-def test_two_ranks_train_as_one_with_an_uneven_batch(tmp_path: Path, regime: str, batch_dice: str) -> None:
+def test_two_ranks_train_as_one(tmp_path: Path, regime: str, batch_dice: str) -> None:
     one, two = trained_together({tmp_path / "one": 1, tmp_path / "two": 2}, regime, batch_dice, "10")
     (expected, (alone,)), (found, (first, second)) = one, two
     assert found["train_losses"] == pytest.approx(expected["train_losses"], abs=1e-5)
     assert found["val_losses"] == pytest.approx(expected["val_losses"], abs=1e-5)
     assert found["dice_per_class_or_region"] == pytest.approx(expected["dice_per_class_or_region"], abs=1e-3)
     for name, weight in alone.items():
-        torch.testing.assert_close(first[name], weight, rtol=0, atol=1e-5)
+        rtol = 1e-5 if name.endswith("running_var") else 0  # its values are up to 4
+        torch.testing.assert_close(first[name], weight, rtol=rtol, atol=1e-5)
         assert torch.equal(first[name], second[name])
 
 
