@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segwright.training.distributed.context import SINGLE
 from segwright.training.execution import choice
 from segwright.training.execution.choice import COMPILED, PLAIN, PLAIN_STEPS
 from segwright.training.execution.compiled import compile_loss
@@ -159,9 +158,7 @@ def test_every_training_of_a_process_is_compiled(monkeypatch: pytest.MonkeyPatch
         return graph.forward
 
     monkeypatch.setattr(torch, "compile", lambda function, **_: original(function, backend=traced, dynamic=False))
-    step = StepSettings(
-        device=torch.device("cpu"), precision="fp32", clip_norm=12.0, sum_gradients=SINGLE.sum_gradients
-    )
+    step = StepSettings(device=torch.device("cpu"), precision="fp32", clip_norm=12.0)
     for size in range(1, 12):  # torch compiles a function 8 times
         network = nn.Linear(size, 1)
         optimizer = torch.optim.SGD(network.parameters())
