@@ -106,13 +106,13 @@ def main(arguments: Sequence[str]) -> int:
         )
         for name, length, seed, side in product(options.datasets, lengths, range(options.seeds), options.sides):
             measure(Run(data=name, side=side, length=length, seed=seed), options.output)
-    print("\n".join(table(_results(options.output))))
+    print("\n".join(table(results_in(options.output))))
     return 0
 
 
 def measure(run: Run, output: Path) -> None:
     """Do a run unless its result is there, and add the result to the file."""
-    results = _results(output)
+    results = results_in(output)
     if run.key in results["runs"]:
         return
     programs = oracle.set_up()
@@ -125,7 +125,7 @@ def measure(run: Run, output: Path) -> None:
     start = time.monotonic()
     predictions, training = sides.ours(run) if run.side == "ours" else sides.nnunet(run)
     result = {**training, "total_s": round(time.monotonic() - start), **sides.score(predictions)}
-    results = _results(output)
+    results = results_in(output)
     results["runs"][run.key] = {**result, "load": round(os.getloadavg()[2], 1), "machine": harness.machine()["cpu"]}
     output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
@@ -253,7 +253,8 @@ def _cell(runs: list[dict[str, Any]]) -> str:
     return f"{statistics.mean(dice):.3f}{spread}, {steps}, {seconds}"
 
 
-def _results(file: Path) -> dict[str, Any]:
+def results_in(file: Path) -> dict[str, Any]:
+    """Return the results that a file holds so far; none without a file."""
     if not file.is_file():
         return {"schema_version": 1, "runs": {}}
     document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ import torch
 
 import segwright
 from benchmarks import oracle
-from benchmarks.accuracy import DATASETS, plan_in_groups
+from benchmarks.accuracy import DATASETS, plan_in_groups, results_in
 from segwright.api.budgeting import labels_kept
 from segwright.api.session import open_session
 from segwright.data.plan import Configuration, Plan
@@ -113,19 +114,19 @@ def main(arguments: Sequence[str]) -> int:
         torch.set_num_threads(options.threads)
         for seed, candidate, name in product(range(options.seeds), options.candidates, options.datasets):
             measure(name, candidate, options.steps, seed, options.output)
-    print("\n".join(table(_results(options.output))))
+    print("\n".join(table(results_in(options.output))))
     return 0
 
 
 def measure(name: str, candidate: str, steps: int, seed: int, output: Path) -> None:
     """Train one candidate unless its result is there, and add the mean Dice of fold 0 to the file."""
     key = f"{name}; {steps} steps; {candidate}; seed {seed}"
-    if key in _results(output)["runs"]:
+    if key in results_in(output)["runs"]:
         return
     result = Trial(name).train(CANDIDATES[candidate], steps, seed)
     if result is None:
         return
-    results = _results(output)
+    results = results_in(output)
     results["runs"][key] = result
     output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
@@ -182,6 +183,7 @@ class Trial:
         document = configuration.model_dump(mode="json", by_alias=True, exclude_unset=True)
         plan = self.plan.model_copy(update={"plans_name": plans_name, "configurations": {name: document}})
         plan.save(self.workspace.plans_file(self.raw.name, plans_name))
+        shutil.rmtree(self.workspace.model_folder(self.raw.name, "Trainer", plans_name, name), ignore_errors=True)
         trained = segwright.train(
             self.raw,
             configuration=name,
@@ -222,10 +224,3 @@ def table(results: dict[str, Any]) -> Iterator[str]:
         shared = [means[name] - rule[name] for name in means if name in rule]
         cells = [f"{means[name]:.3f} ({len(by_name[name])})" if name in means else "" for name in names]
         yield f"| {candidate} | {' | '.join(cells)} | {f'{statistics.mean(shared):+.3f}' if shared else ''} |"
-
-
-def _results(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {"schema_version": 1, "runs": {}}
-    document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return document
