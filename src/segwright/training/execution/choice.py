@@ -256,6 +256,8 @@ def make_execution(
         device=device, precision=config.precision, clip_norm=config.clip_norm, backward_of=distributed.backward_of
     )
     is_on = config.compile == "on" or (config.compile == "auto" and can_compile(device) and _is_worthwhile(config))
+    if config.compile == "on" and distributed.world_size > 1:
+        log(f"compiled: off, {distributed.world_size} processes share the training; it goes on plain")
     if not is_on or distributed.world_size > 1:
         return Execution(settings, log=log)
     return Execution(settings, ways=(COMPILED, GRAPHS) if has_graphs(device) else (COMPILED,), log=log)

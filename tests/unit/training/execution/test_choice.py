@@ -362,8 +362,11 @@ class TwoProcesses(DistributedContext):
 def test_steps_on_a_cpu_are_compiled_on_request(
     values: dict[str, Any], distributed: DistributedContext, is_tried: bool
 ) -> None:
-    execution = make_execution(TrainConfig(**values), torch.device("cpu"), distributed, log=print)
+    lines: list[str] = []
+    execution = make_execution(TrainConfig(**values), torch.device("cpu"), distributed, log=lines.append)
     assert execution.is_decided is not is_tried
+    is_refused = values.get("compile") == "on" and not is_tried
+    assert lines == is_refused * ["compiled: off, 2 processes share the training; it goes on plain"]
 
 
 @pytest.mark.parametrize(
