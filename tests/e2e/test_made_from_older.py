@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +16,7 @@ import SimpleITK as sitk  # noqa: N813
 from journeys import Journey, call
 
 from segwright.core.files.locks import locked
+from segwright.core.interrupt import EXIT_RESUMABLE
 from segwright.workspace import Workspace
 
 FAST = ("--epochs", "1", "--set", "num_iterations_per_epoch=1", "--set", "num_val_iterations_per_epoch=1", "--device",
@@ -173,12 +177,17 @@ def test_another_dataset_of_the_same_name_is_refused_by_name(raw: Path, work: Pa
 
 def test_two_runs_at_once_give_one_model_and_say_who_waits(tiny: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "segwright", "--work", str(tmp_path / "work"), "run", str(tiny), "--json", *FAST]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    processes = [
+        subprocess.Popen([*command, "--folds", folds], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for folds in ("0", "0,1")
+    ]
     ended = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], ended
     reports = [json.loads(stdout) for stdout, _ in ended]
-    assert reports[0]["folds"] == reports[1]["folds"]
-    waits = [stderr.count("waiting for process") for _, stderr in ended]
+    assert reports[0]["folds"] == reports[1]["folds"][:1]
+    stages = ["fingerprint", "plan", "preprocess 3d_fullres", *(f"train 3d_fullres fold {fold}" for fold in (0, 1))]
+    assert sorted(reports[0]["done"] + reports[1]["done"]) == [*stages[:3], "select", "select", *stages[3:]]
+    waits = [stderr.count("; waiting") for _, stderr in ended]
     assert sum(waits) >= 1
     log = Path(reports[0]["folds"][0]["folder"]) / "training.log"
     assert log.read_text().count("training done") == 1
@@ -197,8 +206,9 @@ def test_two_folds_are_trained_at_the_same_time(journey: Journey, work: Path, fo
         assert "is older than" in call("status", work).stdout
         (fold.parent / "fold_1").mkdir()
         (fold.parent / "fold_1" / "checkpoint_latest.safetensors").touch()
-        refused = call(*command, "1")
-        assert refused.exit_code == 1
-        assert "is being trained by process" in refused.stderr
+        refused = call(*command, "1", "--no-wait")
+        assert refused.exit_code == EXIT_RESUMABLE
+        assert re.search(rf"error: training is under way on \S+, pid {os.getpid()}, since", refused.stderr)
+        assert f"training is under way on {platform.node()}, pid {os.getpid()}" in call("status", work).stdout
         assert call("status", fold).exit_code == 0
         assert call("report", fold.parent, "-o", work / "page.html").exit_code == 0

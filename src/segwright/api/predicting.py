@@ -42,6 +42,7 @@ def predict(
     exact: bool = False,
     part: int = 0,
     parts: int = 1,
+    wait: bool = True,
 ) -> list[CaseRecord]:
     """Predict a folder of images (`CASE_0000.ENDING`, one file per channel) with a trained model.
 
@@ -65,6 +66,7 @@ def predict(
         exact: Also run the network on constant tiles such as air, which are otherwise computed once.
         part: Index of the part to predict, from 0; for several machines.
         parts: Number of parts into which the cases are divided.
+        wait: Wait for another process that predicts into the folder; otherwise raise `LockHeldError`.
 
     Returns:
         One record for each case, in order of the case names.
@@ -108,6 +110,7 @@ def predict(
         "overwrite": overwrite,
         "part": part,
         "parts": parts,
+        "wait": wait,
     }
     members = predictors if ensemble is None else ensemble.predictors
     packages = frozenset[str]().union(*(packages_of(network) for each in members for network in each.networks))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from logging import getLogger
@@ -109,14 +108,16 @@ def fingerprint(
     workspace: Workspace | None = None,
     workers: int | None = None,
     force: bool = False,
+    wait: bool = True,
     environment: Mapping[str, str] = NO_ENVIRONMENT,
 ) -> Fingerprint:
     """Measure shapes, spacings and intensities of a checked dataset, or return the existing fingerprint.
 
     Raises:
         ProblemReport: the dataset has problems; all are listed.
+        LockHeldError: another process works on the dataset, and `wait` is False.
     """
-    session = open_session(dataset, workspace, environment=environment)
+    session = open_session(dataset, workspace, environment=environment, wait=wait)
     with dataset_lock(session, "measuring"):
         return make_fingerprint(session, workers=workers, force=force)[0]
 
@@ -132,6 +133,7 @@ def plan(
     force: bool = False,
     groups: Groups | None = None,
     stratify: bool | None = None,
+    wait: bool = True,
     environment: Mapping[str, str] = NO_ENVIRONMENT,
 ) -> Plan:
     """Plan a dataset: network, patch size, spacing and so on, each with its reason.
@@ -151,6 +153,7 @@ def plan(
         groups: Which cases share a fold, such as scans of a patient: `FILE.csv:COLUMN`, `regex:PATTERN`, the group of
             each case, or `none`; by default as the last time, else as dataset.json says.
         stratify: Whether the cases with each label are spread evenly over the folds; by default as the last time.
+        wait: Wait for another process that works on the dataset; otherwise raise `LockHeldError`.
         environment: Variables that paths in file lists may contain.
 
     Raises:
@@ -160,7 +163,11 @@ def plan(
     presets.preset(options.preset, options.resampling)
     budget_s = parse_duration(budget)
     session = open_session(
-        dataset, workspace, environment=environment, split_options=split_options(groups, stratify=stratify)
+        dataset,
+        workspace,
+        environment=environment,
+        split_options=split_options(groups, stratify=stratify),
+        wait=wait,
     )
     require_options(session)
     with dataset_lock(session, "planning"):
@@ -206,6 +213,7 @@ def preprocess(
     plans: str = DEFAULT_PLANS,
     configurations: Sequence[str] | None = None,
     workers: int | None = None,
+    wait: bool = True,
     environment: Mapping[str, str] = NO_ENVIRONMENT,
     trust_code: TrustCode = False,
 ) -> dict[str, PreprocessReport]:
@@ -217,13 +225,14 @@ def preprocess(
         plans: Name of existing plans.
         configurations: All configurations of the plan by default.
         workers: Threads.
+        wait: Wait for another process that works on the dataset; otherwise raise `LockHeldError`.
         environment: Variables that paths in file lists may contain.
         trust_code: Whether to import normalisation code that the plan names as `module:attr`.
 
     Returns:
         The preprocessed and the kept cases of each configuration.
     """
-    session = open_session(dataset, workspace, environment=environment, trust=CodeTrust.of(trust_code))
+    session = open_session(dataset, workspace, environment=environment, trust=CodeTrust.of(trust_code), wait=wait)
     plan = load_plan(session, plans)
     warn_of_unused_cases(session)
     names = tuple(configurations or plan.configuration_names)
@@ -470,13 +479,13 @@ def _require_unused(session: Session, plan: Plan, name: str) -> None:
     sharing = {each for each in plan.configuration_names if plan.configuration(each).data_identifier == data}
     for path in sorted((session.workspace.results / session.name).glob(f"*/.fold_*{LOCK}")):
         busy = holder(path) if path.parent.name.rpartition("__")[2] in sharing else None
-        if busy is None or busy.process == os.getpid():
+        if busy is None or busy.is_this_process:
             continue
         replaced = replaced_cases(session.dataset, plan, name, CaseStore(cases_folder(session, plan, name)))
         if replaced:
             raise WorkspaceError(
                 f"{cases_folder(session, plan, name)}: case {shorten(replaced)} changed and would be replaced, but "
-                f"{busy} reads it; wait until that ends, or stop it"
+                f"{busy}, and reads it; wait until that ends, or stop it"
             )
 
 

@@ -23,7 +23,6 @@ from segwright.api import (
     training,
     training_runs,
 )
-from segwright.api.checks import staleness
 from segwright.api.checks.usability import find_shortcoming
 from segwright.api.preparing import PlanOptions
 from segwright.api.session import Session, dataset_lock, open_session, trainer_name
@@ -82,6 +81,7 @@ def run(
     name: str | None = None,
     groups: Groups | None = None,
     stratify: bool | None = None,
+    wait: bool = True,
     environment: Mapping[str, str] = NO_ENVIRONMENT,
     stop: StopRequest | None = None,
     trust_code: TrustCode = False,
@@ -119,6 +119,7 @@ def run(
             followed by the reference of a network of one's own.
         groups: Which cases share a fold, and `stratify`, whether labels are spread evenly, as for `plan`.
         stratify: See `groups`.
+        wait: Wait for other processes that make a part of the same; otherwise raise `LockHeldError`.
         environment: Variables that paths in file lists may contain.
         stop: Request to save and stop after the current step.
         trust_code: Whether to import code that only files name, for instance a network in a checkpoint: False, True,
@@ -158,6 +159,7 @@ def run(
         model_name=model_name,
         trust=trust,
         split_options=splitting.split_options(groups, stratify=stratify),
+        wait=wait,
     )
     session = training_runs.with_nnunet_trainer(session, nnunet_trainer)
     numbers = _folds(session, folds)
@@ -184,11 +186,11 @@ def run(
             executed += [f"preprocess {name}"] * bool(report.done)
     for name, fold in todo:
         logger.info("training %s, fold %s", name, fold)
-        training_runs.train_fold(session, plan, name, fold, options=options)
-        executed.append(f"train {name} fold {fold}")
+        was_trained = training_runs.complete_fold(session, plan, name, fold, options=options)
+        executed += [f"train {name} fold {fold}"] * was_trained
     kept = set(itertools.product(names, numbers)) - set(todo)
     for name, fold in sorted(kept):
-        staleness.refresh_scores(session, plan, name, training_runs.fold_folder(session, plan, name, fold))
+        training_runs.refresh_fold(session, plan, name, training_runs.fold_folder(session, plan, name, fold))
     folds_done = tuple(training_runs.finished_fold(session, plan, name, fold) for name in names for fold in numbers)
     selection = selecting.select_after_run(session, plan, names, numbers, device=device, workers=workers)
     executed += ["select"] * selection.is_new

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from segwright.api.checks.staleness import refresh_scores
 from segwright.api.checks.usability import find_shortcoming
 from segwright.api.estimating import fit_estimates, make_member
 from segwright.api.session import Session, open_session
@@ -22,7 +21,7 @@ from segwright.api.trained_models import (
     open_trained,
     require_current_labels,
 )
-from segwright.api.training_runs import is_trained, model_folder
+from segwright.api.training_runs import is_trained, model_folder, refresh_fold
 from segwright.core.errors import ModelError, Problem, ProblemReport
 from segwright.core.extensions.trust import CodeTrust, TrustCode
 from segwright.core.files.hashing import content_hash
@@ -69,6 +68,7 @@ def select(
     output: Path | str | None = None,
     device: str = "auto",
     workers: int | None = None,
+    wait: bool = True,
     environment: Mapping[str, str] = NO_ENVIRONMENT,
     trust_code: TrustCode = False,
 ) -> SelectionReport:
@@ -100,11 +100,11 @@ def select(
         >>> report = select("raw/Dataset004_Hippocampus")  # doctest: +SKIP
         >>> segwright.predict(report.model, "images", "out")  # doctest: +SKIP
     """
-    session = open_session(dataset, workspace, environment=environment, trust=CodeTrust.of(trust_code))
+    session = open_session(dataset, workspace, environment=environment, trust=CodeTrust.of(trust_code), wait=wait)
     models = find_trained(session, configurations=configurations, plans=plans, names=names)
     for model in open_trained(models, folds):
         for fold in model.crossval.folds:
-            refresh_scores(session, model.plan, model.configuration, Workspace.fold_folder(model.folder, fold))
+            refresh_fold(session, model.plan, model.configuration, Workspace.fold_folder(model.folder, fold))
     return select_models(
         session, models, folds=folds, ensembles=ensembles, output=output, device=device, workers=workers
     )
@@ -151,7 +151,8 @@ def select_models(
     """
     target = Path(output) if output is not None else session.workspace.selected_folder(session.name)
     require_replaceable(target)
-    with locked(Workspace.lock_beside(target.absolute()), f"selecting {target.name} of {session.name}"):
+    what = f"selecting {target.name} of {session.name}"
+    with locked(Workspace.lock_beside(target.absolute()), what, wait=session.wait):
         return _select(
             session, models, target, folds=folds, ensembles=ensembles, device=device, workers=workers, made_by=made_by
         )
@@ -329,24 +330,26 @@ def _pair_predictions(
     members = {each.name: make_member(session, each, workers=workers) for each in trained}
     pairs = list(combinations(members, 2))
     result: dict[tuple[str, ...], dict[str, Path]] = {pair: {} for pair in pairs}
-    for fold, files in trained[0].crossval.files.items():
-        folders = {
-            pair: below(
-                session.workspace.ensemble_folder(session.name, "___".join(("ensemble", *pair))), f"fold_{fold}"
+    everything = session.workspace.ensemble_folder(session.name, "ensemble").parent
+    with locked(Workspace.lock_beside(everything), f"predicting ensembles of {session.name}", wait=session.wait):
+        for fold, files in trained[0].crossval.files.items():
+            folders = {
+                pair: below(
+                    session.workspace.ensemble_folder(session.name, "___".join(("ensemble", *pair))), f"fold_{fold}"
+                )
+                for pair in pairs
+            }
+            truths = {case: references[case] for case in files}
+            predict_pairs(
+                members,
+                folders,
+                fold,
+                truths,
+                file_ending=ending,
+                label_map=session.dataset.description.label_map,
+                device=device,
+                trust=session.trust,
             )
-            for pair in pairs
-        }
-        truths = {case: references[case] for case in files}
-        predict_pairs(
-            members,
-            folders,
-            fold,
-            truths,
-            file_ending=ending,
-            label_map=session.dataset.description.label_map,
-            device=device,
-            trust=session.trust,
-        )
-        for pair, folder in folders.items():
-            result[pair] |= {case: folder / f"{case}{ending}" for case in files}
+            for pair, folder in folders.items():
+                result[pair] |= {case: folder / f"{case}{ending}" for case in files}
     return result

@@ -46,6 +46,8 @@ class Session:
     """The class of a file that subclasses nnU-Net's trainer, which trains instead."""
     split_options: SplitOptions = AS_BEFORE
     """How folds are made, as this call asks for it."""
+    wait: bool = True
+    """Whether to wait for other processes that make the same; otherwise `LockHeldError` is raised."""
 
     @property
     def trainer_name(self) -> str:
@@ -79,6 +81,7 @@ def open_session(
     model_name: str | None = None,
     trust: CodeTrust = TRUST_NONE,
     split_options: SplitOptions = AS_BEFORE,
+    wait: bool = True,
 ) -> Session:
     """Load a dataset and check that results can be written, before any work starts.
 
@@ -90,6 +93,7 @@ def open_session(
         model_name: First part of the name of model folders; the trainer class's by default.
         trust: Code that files of the work folder may import.
         split_options: How folds are made.
+        wait: Wait for other processes that make the same.
 
     Raises:
         SegwrightError: the dataset is invalid or the workspace is not writable.
@@ -107,6 +111,7 @@ def open_session(
         model_name=model_name or trainer_name(trainer),
         trust=trust,
         split_options=split_options,
+        wait=wait,
     )
     _require_same_dataset(session)
     return session
@@ -121,9 +126,10 @@ def dataset_lock(session: Session, what: str) -> Iterator[None]:
         what: description of the work, shown to waiting processes.
 
     Raises:
+        LockHeldError: another process holds it, and the session does not wait.
         WorkspaceError: the workspace belongs to another dataset of this name.
     """
-    with locked(session.workspace.preprocessed_lock(session.name), f"{what} {session.name}"):
+    with locked(session.workspace.preprocessed_lock(session.name), f"{what} {session.name}", wait=session.wait):
         sweep_leftovers(session.workspace.preprocessed_dataset(session.name), is_shared=True)
         _require_same_dataset(session)  # another process may have started with this name meanwhile
         if session.stage_cache.is_begun:

@@ -16,11 +16,12 @@ from segwright.api.session import open_session, trainer_name
 from segwright.api.splitting import require_folds, warn_of_unused_cases
 from segwright.api.training_runs import (
     TrainOptions,
+    complete_fold,
+    finished_fold,
     fold_folder,
     is_trained,
     require_options,
     require_trainable,
-    train_fold,
     trusted_code,
     with_nnunet_trainer,
 )
@@ -66,6 +67,7 @@ def train(
     resume: bool = False,
     device: str = "auto",
     workers: int | None = None,
+    wait: bool = True,
     environment: Mapping[str, str] = NO_ENVIRONMENT,
     distributed: DistributedContext | None = None,
     stop: StopRequest | None = None,
@@ -96,9 +98,11 @@ def train(
             `FILE.py:Class`; its code is run.
         name: Name of the model, the first part of the name of its folder; by default that of the trainer class,
             followed by the reference of a network of one's own.
-        resume: Continue an interrupted training, which must exist; without it an existing training is an error.
+        resume: Continue an interrupted training, which must exist; without it an existing training is an error, unless
+            another process runs it, which is waited for.
         device: auto, cpu, mps or a GPU.
         workers: Threads of preprocessing.
+        wait: Wait for other processes that make a part of the same; otherwise raise `LockHeldError`.
         environment: Variables that paths in file lists may contain.
         distributed: The processes that share the training; each of them calls this function.
         stop: Request to save and stop after the current step.
@@ -124,11 +128,17 @@ def train(
     )
     trainer = None if trainer is None else reference_to(trainer)
     model_name = name_of_model(name, trainer_name(trainer), chosen.get("network"))
-    options = TrainOptions(settings=chosen, device=device, distributed=distributed, stop=stop, resume=resume)
+    options = TrainOptions(settings=chosen, device=device, distributed=distributed, stop=stop)
     require_options(options)
     trust = trusted_code(trust_code, chosen, trainer)
     session = open_session(
-        dataset, workspace, environment=environment, trainer=trainer, model_name=model_name, trust=trust
+        dataset,
+        workspace,
+        environment=environment,
+        trainer=trainer,
+        model_name=model_name,
+        trust=trust,
+        wait=wait,
     )
     session = with_nnunet_trainer(session, nnunet_trainer)
     plan = load_plan(session, plans)
@@ -148,7 +158,10 @@ def train(
         preprocess_cases(session, plan, configuration, workers=workers)
     if distributed is not None:
         distributed.barrier()
-    trained = train_fold(session, plan, configuration, fold, options=options)
+    was_incomplete = complete_fold(session, plan, configuration, fold, options=options)
+    if not (was_incomplete or is_own):  # another process may have trained it meanwhile
+        require_same_settings(folder, chosen)
+    trained = finished_fold(session, plan, configuration, fold)
     if distributed is None or distributed.is_first:
         for line in outdated_results(trained.model.parent):
             logger.warning("%s", line)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from segwright.api.checks.one_model import (
     Fold,
     differing_settings,
-    require_no_checkpoint,
     require_same_network,
     require_same_plan,
     require_same_task,
@@ -68,14 +67,12 @@ class TrainOptions:
         device: auto, cpu, mps or a GPU.
         distributed: The processes that share each training, None for one.
         stop: Request to stop a training after the current step.
-        resume: Whether to continue an existing training; otherwise it is an error.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     device: str = "auto"
     distributed: DistributedContext | None = None
     stop: StopRequest | None = None
-    resume: bool = True
 
 
 def model_folder(session: Session, plan: Plan, configuration: str) -> Path:
@@ -250,14 +247,16 @@ def warn_of_ignored_settings(
 
 
 @contextmanager
-def fold_lock(folder: Path, distributed: DistributedContext | None) -> Iterator[None]:
-    """Lock the folder of a fold; wait for another process that trains it.
+def fold_lock(
+    session: Session, folder: Path, distributed: DistributedContext | None = None, *, what: str = "training"
+) -> Iterator[None]:
+    """Lock a folder of a model, such as that of a fold; wait for another process that writes it.
 
     The first of several processes holds the lock for all.
     """
-    what = f"training {folder.parent.name}, {folder.name}"
+    what = f"{what} {folder.parent.name}, {folder.name}"
     is_first = distributed is None or distributed.is_first
-    with locked(Workspace.lock_beside(folder), what) if is_first else nullcontext():
+    with locked(Workspace.lock_beside(folder), what, wait=session.wait) if is_first else nullcontext():
         if distributed is not None:
             distributed.barrier()
         yield
@@ -288,8 +287,8 @@ def _listed(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} = {'that of the plan' if value is None else value}" for key, value in values.items())
 
 
-def train_fold(session: Session, plan: Plan, configuration: str, fold: Fold, *, options: TrainOptions) -> TrainedFold:
-    """Train and validate one fold as far as needed, and return its scores."""
+def complete_fold(session: Session, plan: Plan, configuration: str, fold: Fold, *, options: TrainOptions) -> bool:
+    """Train and validate one fold as far as needed, and return whether anything was missing."""
     folder = fold_folder(session, plan, configuration, fold)
 
     def train_and_validate() -> None:
@@ -299,24 +298,29 @@ def train_fold(session: Session, plan: Plan, configuration: str, fold: Fold, *, 
             trainer.perform_actual_validation()
 
     is_first = options.distributed is None or options.distributed.is_first
-    with fold_lock(folder, options.distributed):
-        if not options.resume:
-            require_no_checkpoint(folder)  # another process may have finished it meanwhile
+    with fold_lock(session, folder, options.distributed):
+        is_complete = is_trained(folder) and is_validated(folder)  # perhaps by another process meanwhile
         if is_trained(folder) and is_first:
             warn_of_ignored_settings(session, plan, configuration, fold, options.settings)
-        if not (is_trained(folder) and is_validated(folder)):
+        if not is_complete:
             _retry_damaged_cases(train_and_validate, session, plan, configuration, options)
             if is_first:
                 record_scored_labels(session, plan, configuration, folder)
         elif is_first:
             refresh_scores(session, plan, configuration, folder)
-    return finished_fold(session, plan, configuration, fold)
+    return not is_complete
+
+
+def refresh_fold(session: Session, plan: Plan, configuration: str, folder: Path) -> None:
+    """Score a finished fold with the current labels if they changed, as `refresh_scores`; one process at a time."""
+    with fold_lock(session, folder, what="scoring"):
+        refresh_scores(session, plan, configuration, folder)
 
 
 def train_only(session: Session, plan: Plan, configuration: str, fold: Fold, *, options: TrainOptions) -> Path:
     """Train one fold as far as needed, without validation, and return the model folder."""
     folder = fold_folder(session, plan, configuration, fold)
-    with fold_lock(folder, options.distributed):
+    with fold_lock(session, folder, options.distributed):
         if not is_trained(folder):
             _complete_previous_stage(session, plan, configuration, fold, options)
             _train(session, plan, configuration, fold, options)
@@ -444,7 +448,7 @@ def _complete_previous_stage(
     distributed = options.distributed or SINGLE
     second_only = ("pretrained", "pretrained_channels")  # the weights are those of a second stage
     settings = {key: value for key, value in options.settings.items() if key not in second_only}
-    options = replace(options, settings=settings, resume=True)
+    options = replace(options, settings=settings)
     held_out = _cases_by_holding_fold(session, fold, write=distributed.is_first)
     if distributed.is_first and not cases_are_fresh(session, plan, previous):
         preprocess_cases(session, plan, previous)
@@ -456,15 +460,17 @@ def _complete_previous_stage(
         )
     for number in untrained:
         folder = fold_folder(session, plan, previous, number)
-        with fold_lock(folder, options.distributed):
+        with fold_lock(session, folder, options.distributed):
             if not distributed.broadcast(is_trained(folder)):  # otherwise another process has trained it meanwhile
                 _complete_previous_stage(session, plan, previous, number, options)
                 _train(session, plan, previous, number, options)
             distributed.barrier()
+    maps = _stage_maps(session, plan, configuration)
     for number, identifiers in held_out.items():
-        part = distributed.local_items(identifiers)
-        _predict_held_out(session, plan, configuration, number, part, device=options.device)
-    distributed.barrier()
+        with fold_lock(session, maps.folder / f"fold_{number}", distributed, what="predicting held-out cases for"):
+            part = distributed.local_items(identifiers)
+            _predict_held_out(session, plan, configuration, number, part, device=options.device)
+            distributed.barrier()
 
 
 def _cases_by_holding_fold(session: Session, fold: Fold, *, write: bool) -> dict[int, list[str]]:

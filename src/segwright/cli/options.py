@@ -208,4 +208,7 @@ Stratify = Annotated[
         "--stratify/--no-stratify", help="Spread the cases with each label evenly over folds.", show_default=False
     ),
 ]
+NoWait = Annotated[
+    bool, typer.Option("--no-wait", help="Exit with code 75 while another command makes the same, do not wait.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document only.")]

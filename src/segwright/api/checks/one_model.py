@@ -146,15 +146,12 @@ def require_same_settings(folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def require_no_checkpoint(folder: Path) -> None:
-    """Check that a fold contains no checkpoint yet.
+    """Check that a fold contains no checkpoint yet, unless a process is training it.
 
     Raises:
-        ModelError: it does; the message says if a process is still training it.
+        ModelError: it does.
     """
-    if has_checkpoint(folder):
-        busy = holder(Workspace.lock_beside(folder))
-        if busy is not None:
-            raise ModelError(f"{folder}: is being trained by {busy}; wait until it ends")
+    if has_checkpoint(folder) and holder(Workspace.lock_beside(folder)) is None:
         raise ModelError(
             f"{folder}: already contains a training; continue it with --resume, or delete the folder; to train another "
             f"model on this fold, {NAME_IT}"

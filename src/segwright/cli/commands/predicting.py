@@ -49,6 +49,7 @@ def predict(
     device: Annotated[
         str, typer.Option("--device", "--devices", metavar="NAME", help="auto, cpu, mps, cuda:1, or cuda:0,cuda:1.")
     ] = "auto",
+    no_wait: options.NoWait = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Predict a folder of images with a trained model."""
@@ -74,6 +75,7 @@ def predict(
         exact=exact,
         part=part,
         parts=parts,
+        wait=not no_wait,
         device=device,
     )
     if as_json:

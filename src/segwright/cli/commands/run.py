@@ -36,6 +36,7 @@ def run(
     plans: options.PlansOfRun = None,
     device: options.Device = "auto",
     workers: options.Workers = None,
+    no_wait: options.NoWait = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Run all stages: check, fingerprint, plan, preprocess, train, select. Run again to continue."""
@@ -62,6 +63,7 @@ def run(
             stratify=stratify,
             device=device,
             workers=workers,
+            wait=not no_wait,
             stop=stop,
             trust_code=options.code_trust(trust_code),
         )

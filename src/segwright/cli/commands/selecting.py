@@ -36,6 +36,7 @@ def select(
     trust_code: options.TrustCode = False,
     device: options.Device = "auto",
     workers: options.Workers = None,
+    no_wait: options.NoWait = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Find the model or ensemble with the highest Dice on held-out cases, and write it as one model folder."""
@@ -53,6 +54,7 @@ def select(
         output=output,
         device=device,
         workers=workers,
+        wait=not no_wait,
         environment=options.environment(),
         trust_code=options.code_trust(trust_code, network),
     )

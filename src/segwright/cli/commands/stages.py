@@ -50,6 +50,7 @@ def fingerprint(
     dataset: options.Dataset,
     workers: options.Workers = None,
     force: Annotated[bool, typer.Option("--force", help="Measure again even if nothing changed.")] = False,
+    no_wait: options.NoWait = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Measure shapes, spacings and intensities of all cases."""
@@ -57,7 +58,12 @@ def fingerprint(
 
     workspace = options.workspace_of(context)
     found = api.fingerprint(
-        dataset, workspace=workspace, workers=workers, force=force, environment=options.environment()
+        dataset,
+        workspace=workspace,
+        workers=workers,
+        force=force,
+        wait=not no_wait,
+        environment=options.environment(),
     )
     if as_json:
         print_json(found.model_dump(mode="json"))
@@ -109,6 +115,7 @@ def plan(
         Path | None, typer.Option("--dataset-json", metavar="FILE", help="The dataset.json of --from-fingerprint.")
     ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="File for the plans.")] = None,
+    no_wait: options.NoWait = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Plan network, patch size, spacing and so on; write nnU-Net's plans.json with reasons."""
@@ -139,6 +146,7 @@ def plan(
             force=force,
             groups=groups,
             stratify=stratify,
+            wait=not no_wait,
             environment=options.environment(),
         )
         file = workspace.plans_file(workspace.resolve_dataset(str(dataset)).name, made.plans_name)
@@ -186,6 +194,7 @@ def preprocess(
     config: options.Configurations = None,
     trust_code: options.TrustCode = False,
     workers: options.Workers = None,
+    no_wait: options.NoWait = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Crop, normalise and resample all cases; up-to-date cases are kept."""
@@ -198,6 +207,7 @@ def preprocess(
         plans=plans,
         configurations=options.split_list(config) or None,
         workers=workers,
+        wait=not no_wait,
         trust_code=options.code_trust(trust_code),
     )
     if as_json:

@@ -16,13 +16,13 @@ def status(
     folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Fold, model, results or work folder.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array only.")] = False,
 ) -> None:
-    """Show the progress of trainings.
+    """Show the progress of trainings, and which processes work in a folder.
 
     To end one early, create a file 'stop' in its fold folder: it ends after the current step, then is saved and
     validated.
     """
     from segwright import api
-    from segwright.api.watching import outdated
+    from segwright.api.watching import outdated, under_way
     from segwright.training.monitoring.logbook import duration_text
 
     found = api.status(folder)
@@ -34,6 +34,7 @@ def status(
                 "folder": str(item.folder),
                 "dice": item.dice,
                 "changes": list(item.changes),
+                "held_by": item.held_by,
             }
             for item in found
         ]
@@ -59,7 +60,8 @@ def status(
         )
     columns = ["training", "state", "epoch", "step", "loss", "EMA pseudo Dice", "validation Dice"]
     columns += ["time left", "updated"]
-    lines = [line for item in found for line in item.changes] + outdated(folder)
-    print_table(f"{len(found)} training{'s' if len(found) > 1 else ''}", columns, rows)
+    lines = [line for item in found for line in item.changes] + outdated(folder) + under_way(folder)
+    if found:
+        print_table(f"{len(found)} training{'s' if len(found) > 1 else ''}", columns, rows)
     for line in lines:
         print(printable(line))

@@ -38,6 +38,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted training.")] = False,
     device: options.Device = "auto",
     gpus: Annotated[int, typer.Option("--gpus", metavar="N", min=1, help="Number of GPUs that share each batch.")] = 1,
+    no_wait: options.NoWait = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Train one fold of one configuration, then predict and score its held-out cases."""
@@ -78,6 +79,7 @@ def train(
             device=device_of(device, rank_info),
             distributed=distributed,
             stop=stop,
+            wait=not no_wait,
             trust_code=options.code_trust(trust_code),
         )
     if rank_info is not None and rank_info.rank > 0:

@@ -32,6 +32,7 @@ class PredictOptions:
     overwrite: bool = False
     part: int = 0
     parts: int = 1
+    wait: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.part < self.parts:

@@ -29,6 +29,7 @@ def predict_files(
     overwrite: bool = False,
     part: int = 0,
     parts: int = 1,
+    wait: bool = True,
     others: Sequence[Predictor] = (),
     hold_bytes: int = HOLD_BYTES,
 ) -> list[CaseRecord]:
@@ -48,6 +49,7 @@ def predict_files(
         overwrite: predict everything again, and replace predictions of another model.
         part: predict every `parts`-th case, beginning with this one (from 0); for several machines.
         parts: number of parts that the cases are divided into.
+        wait: wait for another process that predicts into the folder; otherwise raise `LockHeldError`.
         others: the same model on other devices, which share the cases; not with an ensemble.
         hold_bytes: size of logits above which a case is exported while it is predicted.
 
@@ -66,6 +68,7 @@ def predict_files(
         overwrite=overwrite,
         part=part,
         parts=parts,
+        wait=wait,
     )
     members = model.predictors if isinstance(model, Ensemble) else (model,)
     workers = (members[0], *others)

@@ -74,6 +74,7 @@ def open_run(
 
     Raises:
         ProblemReport: no case can be read.
+        LockHeldError: another process predicts into the folder, and the options say not to wait.
         SegwrightError: input, output and options do not fit together.
     """
     require_output_outside_input(input_folder, output_folder)
@@ -86,7 +87,7 @@ def open_run(
     for folder in sorted({output_folder, *(file.parent for job in jobs for file in job.files)}):
         require_writable_folder(folder)
     name = log_name(options.part, options.parts)
-    with locked(below(output_folder, f".{name}{LOCK}"), f"predicting into {output_folder}"):
+    with locked(below(output_folder, f".{name}{LOCK}"), f"predicting into {output_folder}", wait=options.wait):
         log = PredictionLog.open(output_folder / name, model, settings, overwrite=options.overwrite)
         todo = list(jobs) if options.overwrite else log.unfinished(jobs, reader)
         if not options.overwrite:
