@@ -68,7 +68,8 @@ def under_way(folder: Path | str) -> list[str]:
     """
     place = Path(folder).absolute()
     below = [path for depth in range(_LOCK_DEPTH) for path in place.glob("*/" * depth + f".*{LOCK.removeprefix('.')}")]
-    holders = [holder(path, now=time.time()) for path in (Workspace.lock_beside(place), *sorted(below))]
+    beside = [Workspace.lock_beside(place)] if place.name else []
+    holders = [holder(path, now=time.time()) for path in (*beside, *sorted(below))]
     return [str(each) for each in dict.fromkeys(holders) if each is not None]
 
 

@@ -36,7 +36,8 @@ UNTOUCHED_S: Final = 15.0
 """How long a process that waits watches an old lock before it takes it over."""
 POLL_S: Final = 0.5
 """Between two attempts to take a lock that another process holds."""
-
+_PAUSE_S: Final = 0.01
+"""Before the next attempt after a lock was released."""
 _PROC: Final = Path("/proc")
 _ENDED_STATES: Final = ("Z", "X", "x")
 """Of a process that ended and was not collected by its parent yet, as the kernel names them."""
@@ -179,6 +180,7 @@ def _acquire(path: Path, mine: Holder, *, wait: bool) -> None:
     while not _try_lock(path, mine, watch):
         lock = _read(path)
         if lock is None:  # released meanwhile
+            time.sleep(_PAUSE_S)
             continue
         is_old = lock.has_ended is None and lock.is_old(_file_system_time(path))
         what = lock.holder or f"{path}: held by another process"
@@ -212,7 +214,8 @@ def _try_lock(path: Path, mine: Holder, watch: _Watch) -> bool:
         _replace(path, mine)
     finally:
         claim.unlink(missing_ok=True)
-    logger.info("%s: taken over, its holder has ended (%s)", path, lock.holder or "unreadable")
+    name = "" if lock.holder is None else f", pid {lock.holder.process} on {lock.holder.host}"
+    logger.info("%s: its holder has ended%s; taken over", path, name)
     return True
 
 
@@ -239,7 +242,10 @@ def _try_create(path: Path, mine: Holder) -> bool:
     temporary = temporary_beside(path)
     with _lock_errors(path, temporary):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(mine.model_dump_json(), encoding="utf-8")
+        try:
+            temporary.write_text(mine.model_dump_json(), encoding="utf-8")
+        except FileNotFoundError:  # a holder that had made the folder removed it just now
+            return False
         try:
             os.link(temporary, path)
         except FileExistsError:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,9 +25,10 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="other systems do 
 
 SOURCE = Path(__file__).parents[4] / "src"
 HOLD = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from segwright.core.files.locks import locked
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell may have switched off
 with locked(Path(sys.argv[1]), "training"):
     print("held", flush=True)
     time.sleep(60)
@@ -143,16 +146,29 @@ def test_a_process_id_that_was_given_again_is_not_the_holder(tmp_path: Path) -> 
         assert json.loads(path.read_text())["what"] == "next"
 
 
+def start_holder(path: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", HOLD, str(path)]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_ctrl_c_ends_a_process_that_waits(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    with locked(path, "first"):
+        content = path.read_text()
+        with start_holder(path) as child:
+            assert child.stderr is not None
+            assert child.stderr.readline().endswith("; waiting\n")
+            child.send_signal(signal.SIGINT)
+            assert child.wait(10) == -signal.SIGINT
+        assert path.read_text() == content
+
+
 @on_linux
 def test_a_killed_holder_frees_the_lock_at_once(tmp_path: Path) -> None:
     path = tmp_path / ".lock"
-    child = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(path)],
-        env={**os.environ, "PYTHONPATH": str(SOURCE)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with child:
+    with start_holder(path) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "held\n"
         with pytest.raises(LockHeldError, match=f", pid {child.pid},"), locked(path, "next", wait=False):
@@ -265,6 +281,21 @@ def test_a_process_killed_while_it_takes_over_blocks_nobody(tmp_path: Path) -> N
     left_by(path.with_name(f"{path.name}.{lock.key}"), process_start="1", key=f"{2:016x}")
     with locked(path, "next", wait=False):
         assert sorted(file.name for file in tmp_path.iterdir()) == [".lock"]
+
+
+def test_a_folder_that_the_last_holder_removes_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "folder" / ".lock"
+    make, removed = Path.mkdir, list[Path]()
+
+    def make_and_remove(folder: Path, **options: Any) -> None:
+        make(folder, **options)
+        if not removed:
+            removed.append(folder)
+            folder.rmdir()
+
+    monkeypatch.setattr(Path, "mkdir", make_and_remove)
+    with locked(path, "x"):
+        assert path.is_file()
 
 
 def test_a_link_that_leads_nowhere_is_replaced_when_it_is_old(tmp_path: Path) -> None:
