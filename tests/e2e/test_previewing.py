@@ -17,7 +17,6 @@ import pytest
 from journeys import Journey, call, states
 
 from segwright import api
-from segwright.api.previewing import _legend
 from segwright.augmentation.spatial import rotation_matrix
 from segwright.core.errors import ConfigError
 from segwright.data.labels import Labels
@@ -25,6 +24,7 @@ from segwright.data.plan import Plan
 from segwright.data.preprocessed.previous_stage import FOLDER, StageMaps
 from segwright.data.preprocessed.store import CaseStore
 from segwright.report.augmentation_page import ShownSample, affine_text, render
+from segwright.report.colours import legend
 from segwright.training.loading.batches import BatchLoader
 from segwright.workspace import Workspace
 
@@ -172,8 +172,8 @@ def test_a_second_stage_is_shown_with_its_previous_one_or_refused(journey: Journ
 def test_the_legend_names_the_values_of_regions_and_the_ignore_label() -> None:
     regions = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}
     labels = Labels.from_dataset_json({"labels": regions, "regions_class_order": [1, 2]})
-    assert _legend(labels) == {1: "1: whole", 2: "2: whole, core", 3: "ignore (not trained on)"}
-    assert _legend(Labels({"background": 0, "liver": 1})) == {1: "liver"}
+    assert legend(labels) == {1: "1: whole", 2: "2: whole, core", 3: "ignore (not trained on)"}
+    assert legend(Labels({"background": 0, "liver": 1})) == {1: "liver"}
 
 
 def test_samples_are_drawn_one_after_the_other() -> None:

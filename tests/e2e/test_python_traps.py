@@ -84,6 +84,7 @@ def every_function(world: World) -> dict[str, Callable[[], object]]:
         "evaluate": lambda: api.evaluate(
             data / "labelsTr", held_out, dataset_json=described, output=out / "scores.json", csv=out / "scores.csv"
         ),
+        "overlay": lambda: api.overlay(data, out / "sheets", contours=True, slices=2),
         "compare": lambda: api.compare([held_out / "summary.json", out / "scores.json"]),
         "accumulate_crossval": lambda: api.accumulate_crossval(model, out / "crossval"),
         "determine_postprocessing": lambda: api.determine_postprocessing(

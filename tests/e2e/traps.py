@@ -131,6 +131,7 @@ def every_verb(world: World) -> dict[str, tuple[object, ...]]:
         "export-model": ("export-model", world.model, world.out / "exported"),
         "import-model": ("import-model", world.out / "exported", world.out / "imported"),
         "evaluate": ("evaluate", labels, held_out, *description, "-o", world.out / "scores.json"),
+        "overlay": ("overlay", held_out, "--reference", labels, "-o", world.out / "sheets"),
         "compare": ("compare", scores, world.out / "scores.json"),
         "accumulate-crossval": ("accumulate-crossval", world.model, "-o", world.out / "crossval"),
         "ensemble": ("ensemble", world.out / "labels", world.out / "again", "-o", world.out / "ensemble", *description),

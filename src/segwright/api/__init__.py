@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # what `_MODULES` says, for type checkers; tests/unit/api/tes
     from segwright.api.combining import ensemble as ensemble
     from segwright.api.datasets.converting import convert as convert
     from segwright.api.datasets.describing import init as init
+    from segwright.api.drawing.overlaying import overlay as overlay
+    from segwright.api.drawing.previewing import preview_augmentation as preview_augmentation
     from segwright.api.evaluating import compare as compare
     from segwright.api.evaluating import evaluate as evaluate
     from segwright.api.exchange import export_model as export_model
@@ -32,7 +34,6 @@ if TYPE_CHECKING:  # what `_MODULES` says, for type checkers; tests/unit/api/tes
     from segwright.api.preparing import plan as plan
     from segwright.api.preparing import plan_from_fingerprint as plan_from_fingerprint
     from segwright.api.preparing import preprocess as preprocess
-    from segwright.api.previewing import preview_augmentation as preview_augmentation
     from segwright.api.reporting import find_fingerprint as find_fingerprint
     from segwright.api.reporting import find_plan as find_plan
     from segwright.api.reporting import find_scores as find_scores
@@ -52,11 +53,12 @@ _MODULES: Final = {
     "combining": ("accumulate_crossval", "apply_postprocessing", "determine_postprocessing", "ensemble"),
     "datasets.converting": ("convert",),
     "datasets.describing": ("init",),
+    "drawing.overlaying": ("overlay",),
+    "drawing.previewing": ("preview_augmentation",),
     "evaluating": ("compare", "evaluate"),
     "exchange": ("export_model", "import_model"),
     "predicting": ("load_model", "predict"),
     "preparing": ("PlanOptions", "check", "explain", "fingerprint", "plan", "plan_from_fingerprint", "preprocess"),
-    "previewing": ("preview_augmentation",),
     "reporting": ("find_fingerprint", "find_plan", "find_scores", "write_report"),
     "running": ("demo", "run"),
     "selecting": ("select",),

@@ -203,9 +203,9 @@ def _checked_options(
 ) -> ProbabilityFormat | None:
     """Check the options that need no model and return the format of probabilities."""
     from segwright.core.files.atomic_io import require_writable_folder
+    from segwright.core.files.names import require_output_outside_input
     from segwright.inference.export.writers import ProbabilityFormat
     from segwright.inference.folder.jobs import PredictOptions
-    from segwright.inference.folder.run import require_output_outside_input
 
     kind = "npz" if probabilities is True else probabilities or ("nifti" if classes else None)
     probability_format = ProbabilityFormat(kind=kind, classes=classes) if kind else None

@@ -33,7 +33,7 @@ from segwright.report.case_errors import measure_cases
 from segwright.report.case_images import CaseImages, ImageSources, case_identifier, load_case
 from segwright.report.error_analysis import ErrorAnalysis, analyse_errors
 from segwright.report.sources import ModelRecord, ScoreSet
-from segwright.report.volumes import pack
+from segwright.report.volumes import foreground_window, pack
 from segwright.workspace import DATASET_JSON, FINGERPRINT_JSON, PLANS_JSON, SUMMARY_JSON, Workspace
 
 logger = getLogger(__name__)
@@ -45,8 +45,6 @@ PICTURE_BYTES = 9_000_000
 """Limit of all compressed voxels of a report in bytes; base64 adds a third, so the file stays below 15 MB."""
 _CASE_BYTES = 1_800_000
 _CT = "CTNormalization"
-_CT_MARGIN = 0.5
-"""Fraction of a CT's foreground intensity range added on both sides of the window, to keep the surroundings visible."""
 _ML = 1e-3
 """mm^3 in mL."""
 
@@ -313,9 +311,7 @@ def _windows(model: ModelRecord, case: CaseImages) -> list[tuple[float, float] |
         if not case.is_raw or known is None or channel >= len(schemes) or schemes[channel] != _CT:
             windows.append(None)
             continue
-        low, high = known["percentile_00_5"], known["percentile_99_5"]
-        margin = _CT_MARGIN * (high - low)
-        windows.append((low - margin, high + margin))
+        windows.append(foreground_window(known["percentile_00_5"], known["percentile_99_5"]))
     return windows
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import itertools
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
 
 from segwright.api import (
     budgeting,
@@ -33,7 +31,6 @@ from segwright.core.files.names import below
 from segwright.data import phantom
 from segwright.data.crossval.groups import Groups
 from segwright.data.dataset import NO_ENVIRONMENT
-from segwright.data.images.image_io import read_images, read_label
 from segwright.data.plan import Plan
 from segwright.planning import presets
 from segwright.report.results import DemoResult, RunReport, dice_by_name
@@ -224,6 +221,8 @@ def demo(
         fresh: Delete an earlier demo first.
         device: auto, cpu, mps or a GPU.
     """
+    from segwright.api.drawing.overlaying import overlay  # imports matplotlib
+
     start = time.monotonic()
     options = TrainOptions(settings={"budget_s": budgeting.parse_duration(budget) or DEMO_BUDGET_S}, device=device)
     training_runs.require_options(options)
@@ -256,7 +255,7 @@ def demo(
         per_label=named,
         seconds=time.monotonic() - start,
         model=model,
-        pictures=tuple(_draw(raw, predictions, pictures, session)),
+        pictures=overlay(predictions, pictures, reference=raw, workspace=workspace),
         report_html=reporting.report_of_run(model.parent, workspace=workspace, dataset=raw, scores=[scores.file]),
         shortcoming=find_shortcoming(
             [training_runs.fold_folder(session, plan, DEMO_CONFIGURATION, "all")], scores.scores.mean_dice
@@ -289,29 +288,6 @@ def _folds(session: Session, wanted: Sequence[int] | Literal["all"] | None) -> t
 def _is_finished(session: Session, plan: Plan, name: str, fold: int) -> bool:
     folder = training_runs.fold_folder(session, plan, name, fold)
     return training_runs.is_trained(folder) and training_runs.is_validated(folder)
-
-
-def _draw(raw: Path, predictions: Path, folder: Path, session: Session) -> Iterator[Path]:
-    """Draw an overlay of each prediction and its reference to a PNG in `folder`; yield the files."""
-    from segwright.report.pictures import save_overlay
-
-    reader = session.dataset.reader
-    labels = session.dataset.labels
-    for prediction in sorted(predictions.glob(f"*{phantom.FILE_ENDING}")):
-        case = prediction.name.removesuffix(phantom.FILE_ENDING)
-        image = read_images([raw / "imagesTs" / f"{case}_0000{phantom.FILE_ENDING}"], reader)
-        files = (raw / "labelsTs" / prediction.name, prediction)
-        truth, predicted = (read_label(file, reader, like=image.header) for file in files)
-        picture = folder / f"{case}.png"
-        save_overlay(
-            picture,
-            image.array[0],
-            truth.array[0].astype(np.int16),
-            predicted.array[0].astype(np.int16),
-            names=[labels.class_name(key) for key in labels.foreground_labels],
-            title=case,
-        )
-        yield picture
 
 
 def _remove_demo(folder: Path) -> None:

@@ -128,9 +128,8 @@ def scan(
     except SegwrightError as error:
         return ScanResult(description=None, cases=(), problems=(problem_of(error),), stray=(), reader="")
     if description.dataset is not None:
-        lists = {name: (files.images, files.label) for name, files in description.dataset.items()}
         place = folder / DATASET_JSON
-        listing = explicit_cases(place, lists, environment)
+        listing = explicit_cases(place, description.file_lists(), environment)
     else:
         place = folder / IMAGES_FOLDER
         listing = list_folder(place, description.file_ending, labels=folder / LABELS_FOLDER)

@@ -109,6 +109,10 @@ class DatasetDescription(BaseModel):
             "regions_class_order": None if order is None else list(order),
         }
 
+    def file_lists(self) -> dict[str, tuple[tuple[str, ...], str]]:
+        """Return the images and the label map that the document lists for each case; empty without lists."""
+        return {name: (files.images, files.label) for name, files in (self.dataset or {}).items()}
+
     def raw(self) -> dict[str, Any]:
         """Return the JSON document as it was read, for copies beside plans and models."""
         if self._document is not None:

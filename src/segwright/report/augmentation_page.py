@@ -13,8 +13,9 @@ import numpy.typing as npt
 from markupsafe import Markup
 
 import segwright
-from segwright.report.colours import GREY_PERCENTILES, blend, label_colour
+from segwright.report.colours import GREY_PERCENTILES, label_colour, label_positions, tint
 from segwright.report.html import csp_hash, fill_template, png_base64, template_text
+from segwright.report.overlays.slices import choose_slices, class_areas
 
 _MAX_CHANNELS: Final = 3
 _MAX_EXTENT_PX: Final = 260
@@ -77,16 +78,15 @@ def render(
         *list(enumerate(channels))[:_MAX_CHANNELS],
         *list(enumerate(previous, start=len(channels)))[:_MAX_CHANNELS],
     ]
-    colours = {value: label_colour(position) for position, value in enumerate(labels, start=1)}
     return fill_template(
         "augmentation.html",
         title=title,
         notes=notes,
-        legend=[(name, colours[value]) for value, name in labels.items()],
+        legend=[(name, label_colour(position)) for position, name in enumerate(labels.values(), start=1)],
         samples=[
             {
                 "title": sample.title,
-                "pictures": _pictures(sample, colours, shown, spacing),
+                "pictures": _pictures(sample, list(labels), shown, spacing),
                 "drawn": sample.drawn,
             }
             for sample in samples
@@ -139,10 +139,10 @@ def affine_text(matrix: npt.NDArray[np.float64]) -> str:
 
 
 def _pictures(
-    sample: ShownSample, colours: Mapping[int, str], channels: Sequence[tuple[int, str]], spacing: Sequence[float]
+    sample: ShownSample, values: Sequence[int], channels: Sequence[tuple[int, str]], spacing: Sequence[float]
 ) -> list[dict[str, Any]]:
     """Draw one slice: each channel before and after augmentation, and the labels over the first channel."""
-    index = _most_labelled_slice(sample)
+    index = _informative_slice(sample, values)
     where = "" if index is None else f", slice {index + 1} of {len(sample.augmented_labels)}"
 
     def plane(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -161,27 +161,21 @@ def _pictures(
             canvas = np.repeat(grey[..., None], 3, axis=-1)
             pictures.append(_picture(canvas, f"{name}, {version}{where}", spacing))
             if channel == 0:
-                overlaid = _overlay(canvas, plane(label), colours)
+                shown = label_positions(plane(label), values, mark_others=True)
+                overlaid = tint(canvas, shown, opacity=_OVERLAY_OPACITY)
                 pictures.append(_picture(overlaid, f"labels, {version}", spacing))
     return pictures
 
 
-def _most_labelled_slice(sample: ShownSample) -> int | None:
-    """Return the slice with the most labelled voxels before and after augmentation, or the middle; None in 2D."""
+def _informative_slice(sample: ShownSample, values: Sequence[int]) -> int | None:
+    """Return the slice that shows the labels best, before and after augmentation; None in 2D."""
     if sample.augmented_labels.ndim == 2:
         return None
-    areas = (sample.plain_labels > 0).sum((1, 2)) + (sample.augmented_labels > 0).sum((1, 2))
-    return int(areas.argmax()) if areas.any() else len(areas) // 2
-
-
-def _overlay(
-    canvas: npt.NDArray[np.float32], labels: npt.NDArray[Any], colours: Mapping[int, str]
-) -> npt.NDArray[np.float32]:
-    result = canvas
-    for value in np.unique(labels[labels > 0]).tolist():
-        colour = colours.get(value, label_colour(len(colours) + 1))
-        result = blend(result, labels == value, colour, opacity=_OVERLAY_OPACITY)
-    return result
+    plain, augmented = (
+        class_areas(label_positions(each, values), len(values), axis=0)
+        for each in (sample.plain_labels, sample.augmented_labels)
+    )
+    return choose_slices(plain + augmented, 1)[0]
 
 
 def _picture(canvas: npt.NDArray[np.float32], caption: str, spacing: Sequence[float]) -> dict[str, Any]:

@@ -151,7 +151,7 @@ class DemoResult:
         per_label: Mean Dice of the test cases by class name.
         seconds: Duration of the demo.
         model: Model folder.
-        pictures: PNG files, one for each test case.
+        pictures: PNG files that show the test cases with references and predictions.
         report_html: The HTML report, None if it could not be written.
         shortcoming: Why the model is not usable, and the remedy; empty if it is usable.
     """

@@ -18,7 +18,7 @@ from PIL import Image
 
 from segwright.core.boxes import Box, crop, nonzero_box
 from segwright.report.case_images import CaseImages
-from segwright.report.colours import GREY_PERCENTILES, blend, label_colour
+from segwright.report.colours import GREY_PERCENTILES, label_positions, tint
 from segwright.report.html import png_base64
 
 Bytes = npt.NDArray[np.uint8]
@@ -28,10 +28,13 @@ MAX_CHANNELS = 4
 _PERCENTILE_VOXELS = 500_000
 """Voxels sampled for the percentiles of the intensity window."""
 
+_CT_MARGIN = 0.5
+"""Fraction of the foreground's intensity range added on both sides of the window of a CT."""
+
 _UPRIGHT = ("SI", "PA", "LR")
 """Axes of the viewer: increasing index is superior, posterior, left."""
 _MARGIN = 0.25
-"""Margin around the labels if the image must be cropped, as a fraction of their box."""
+"""Margin around the labels of a cropped image, as a fraction of their box."""
 _MIN_MARGIN_VOXELS = 8
 _MAX_FACTOR = 16
 _MAX_COMPRESSION = 4
@@ -146,10 +149,23 @@ def upright(case: CaseImages) -> CaseImages:
 
 def quantise(array: npt.NDArray[np.floating[Any]], window: tuple[float, float] | None) -> Bytes:
     """Scale intensities to bytes, 0 and 255 at the ends of the window (percentiles of the array by default)."""
+    low, high = intensity_window(array) if window is None else window
+    scale = 255 / max(high - low, 1e-12)
+    quantised: Bytes = np.rint(np.clip((array - low) * scale, 0, 255)).astype(np.uint8)
+    return quantised
+
+
+def intensity_window(array: npt.NDArray[np.floating[Any]]) -> tuple[float, float]:
+    """Return the intensities of black and white: percentiles of an array, of a sample if it is large."""
     step = max(1, array.size // _PERCENTILE_VOXELS)
-    low, high = np.percentile(array.ravel()[::step], GREY_PERCENTILES) if window is None else window
-    scale = 255 / max(float(high - low), 1e-12)
-    return np.rint(np.clip((array - low) * scale, 0, 255)).astype(np.uint8)
+    low, high = np.percentile(array.ravel()[::step], GREY_PERCENTILES)
+    return float(low), float(high)
+
+
+def foreground_window(low: float, high: float) -> tuple[float, float]:
+    """Return the window of a CT for percentiles of its foreground: wider, to keep the surroundings visible."""
+    margin = _CT_MARGIN * (high - low)
+    return low - margin, high + margin
 
 
 def most_wrong(reference: Bytes, prediction: Bytes) -> tuple[int, int, int]:
@@ -165,12 +181,23 @@ def most_wrong(reference: Bytes, prediction: Bytes) -> tuple[int, int, int]:
     return index, int(rows[nearest]), int(columns[nearest])
 
 
+def box_around(mask: npt.NDArray[np.bool_]) -> Box:
+    """Return the box of a mask with a margin, or the whole array if the mask is empty."""
+    if not mask.any():
+        return tuple((0, extent) for extent in mask.shape)
+    box = []
+    for (start, stop), extent in zip(nonzero_box(mask), mask.shape, strict=True):
+        margin = max(_MIN_MARGIN_VOXELS, round((stop - start) * _MARGIN))
+        box.append((max(start - margin, 0), min(stop + margin, extent)))
+    return tuple(box)
+
+
 def _attempts(reference: Bytes, prediction: Bytes, spacing: Sequence[float]) -> Iterator[tuple[Box, tuple[int, ...]]]:
     """Yield ever smaller crops: the whole image, a box around the labels, and that box with ever coarser voxels."""
     whole: Box = tuple((0, extent) for extent in reference.shape)
     ones = (1,) * reference.ndim
     yield whole, ones
-    box = _around((reference > 0) | (prediction > 0))
+    box = box_around((reference > 0) | (prediction > 0))
     yield box, ones
     factors = np.ones(reference.ndim, dtype=int)
     extents = np.array([stop - start for start, stop in box])
@@ -181,16 +208,6 @@ def _attempts(reference: Bytes, prediction: Bytes, spacing: Sequence[float]) -> 
             size = factors * np.asarray(spacing)
         factors = np.where(size <= size.min() * 1.5, factors + 1, factors)
         yield box, tuple(int(factor) for factor in factors)
-
-
-def _around(mask: npt.NDArray[np.bool_]) -> Box:
-    if not mask.any():
-        return tuple((0, extent) for extent in mask.shape)
-    box = []
-    for (start, stop), extent in zip(nonzero_box(mask), mask.shape, strict=True):
-        margin = max(_MIN_MARGIN_VOXELS, round((stop - start) * _MARGIN))
-        box.append((max(start - margin, 0), min(stop + margin, extent)))
-    return tuple(box)
 
 
 def _averaged(array: npt.NDArray[np.float32], factors: Sequence[int]) -> npt.NDArray[np.float32]:
@@ -217,10 +234,7 @@ def _picked(array: Bytes, factors: Sequence[int]) -> Bytes:
 
 def _positions(array: npt.NDArray[np.int32], labels: Sequence[int]) -> Bytes:
     """Map label values to their position among `labels`, counted from 1; 0 for all others."""
-    result = np.zeros(array.shape, dtype=np.uint8)
-    for position, value in enumerate(labels[:255], start=1):
-        result[array == value] = position
-    return result
+    return label_positions(array, labels[:255]).astype(np.uint8)
 
 
 def _thumbnail(grey: Bytes, reference: Bytes, prediction: Bytes, index: int, spacing: Sequence[float]) -> str:
@@ -234,8 +248,7 @@ def _thumbnail(grey: Bytes, reference: Bytes, prediction: Bytes, index: int, spa
         for array in (reference, prediction)
     )
     picture = np.repeat(resized[..., None], 3, axis=2)
-    for value in np.unique(predicted[predicted > 0]):
-        picture = blend(picture, predicted == value, label_colour(int(value)), opacity=_OPACITY)
+    picture = tint(picture, predicted, opacity=_OPACITY)
     edge = np.zeros(truth.shape, dtype=bool)
     edge[1:] |= truth[1:] != truth[:-1]
     edge[:, 1:] |= truth[:, 1:] != truth[:, :-1]

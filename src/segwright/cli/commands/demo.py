@@ -33,7 +33,7 @@ def demo(
         return
     rows = [[name, number(dice)] for name, dice in [*result.per_label.items(), ("mean", result.mean_dice)]]
     print_table("Dice on unseen cases", ["structure", "Dice"], rows)
-    print_line(f"figures (image, reference, prediction): {result.pictures[0].parent}")
+    print_line(f"figures (reference above, prediction below): {result.pictures[0].parent}")
     for picture in result.pictures:
         print_line(f"  {picture}")
     print_line(f"model: {result.model}")

@@ -139,6 +139,20 @@ def below(folder: Path, *parts: str) -> Path:
     return path
 
 
+def require_output_outside_input(input_folder: Path, output_folder: Path) -> None:
+    """Check that the output folder is not in the input folder.
+
+    Raises:
+        WorkspaceError: it is.
+    """
+    source, target = input_folder.resolve(), output_folder.resolve()
+    if target == source or source in target.parents:
+        raise WorkspaceError(
+            f"{output_folder}: the output folder is or lies in the input folder {input_folder}, "
+            "which is never written to; choose another one"
+        )
+
+
 def path_problem(path: Path, wanted: Literal["file", "folder"] = "file") -> str:
     """Return what is wrong if there is no regular file (or folder) at `path`; empty if there is one."""
     try:

@@ -9,11 +9,11 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any, Final
 
-from segwright.core.errors import DatasetError, WorkspaceError
+from segwright.core.errors import DatasetError
 from segwright.core.files.atomic_io import require_writable_folder, sweep_leftovers
 from segwright.core.files.json_documents import write_json
 from segwright.core.files.locks import locked
-from segwright.core.files.names import below
+from segwright.core.files.names import below, require_output_outside_input
 from segwright.data.dataset import usable_cases
 from segwright.data.description import DatasetDescription
 from segwright.data.labels import Labels
@@ -98,20 +98,6 @@ def open_run(
         if len(todo) < len(jobs):
             logger.info("%d of %d cases are already predicted and kept", len(jobs) - len(todo), len(jobs))
         yield FolderRun(jobs=jobs, todo=todo, log=log, failures=Failures(refused))
-
-
-def require_output_outside_input(input_folder: Path, output_folder: Path) -> None:
-    """Check that the output folder is not in the input folder.
-
-    Raises:
-        WorkspaceError: it is.
-    """
-    source, target = input_folder.resolve(), output_folder.resolve()
-    if target == source or source in target.parents:
-        raise WorkspaceError(
-            f"{output_folder}: the output folder is or lies in the input folder {input_folder}, "
-            "which is never written to; choose another one"
-        )
 
 
 def _require_distinct_files(jobs: Sequence[Job]) -> None:

@@ -30,6 +30,7 @@ from segwright.data.plan import Plan
 from segwright.data.preprocessed.store import CaseStore
 from segwright.report import augmentation_page
 from segwright.report.augmentation_page import ShownSample
+from segwright.report.colours import legend
 from segwright.training.config import TrainConfig
 from segwright.workspace import Workspace
 
@@ -97,7 +98,7 @@ def preview_augmentation(
         preview.samples(_cases(session, plan, name), samples),
         title=f"{session.name}, {name}",
         notes=preview.notes(),
-        labels=_legend(session.dataset.labels),
+        labels=legend(session.dataset.labels),
         channels=list(session.dataset.description.channel_names.values()),
         previous=preview.previous_channels(),
         spacing=plan.configuration(name).spacing,
@@ -127,15 +128,6 @@ def _cases(session: Session, plan: Plan, configuration: str) -> CaseStore | Casc
                 f"({error}); train '{previous}' and then '{configuration}' on all folds first, or preview '{previous}'"
             ) from error
     return cases
-
-
-def _legend(labels: Labels) -> dict[int, str]:
-    """Return a name for every label value; for region-based labels the regions that contain it."""
-    legend = {value: labels.class_name(value) for value in labels.foreground_labels}
-    for value in legend if labels.has_regions else ():
-        names = [name for name, key in labels.declared.items() if value in (key if isinstance(key, tuple) else (key,))]
-        legend[value] = f"{value}: {', '.join(names)}"
-    return legend if labels.ignore_label is None else {**legend, labels.ignore_label: f"{IGNORE} (not trained on)"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""Pictures of datasets, predictions and augmented samples."""

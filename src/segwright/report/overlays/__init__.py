@@ -1,0 +1,1 @@
+"""PNG sheets of label maps over their images, many cases on each."""
