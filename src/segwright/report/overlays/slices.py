@@ -49,32 +49,46 @@ def choose_slices(areas: Counts, count: int) -> tuple[int, ...]:
     (2, 5)
     """
     depth = areas.shape[1]
-    present = areas[areas.any(axis=1)]
-    if not len(present):
+    classes = [_SlicesOfClass(row) for row in areas if row.any()]
+    if not classes:
         return tuple(sorted({round((index + 1) * (depth - 1) / (count + 1)) for index in range(count)}))
-    labelled = np.flatnonzero(present.any(axis=0))
-    sizes = np.sqrt(present[:, labelled])
-    weights = sizes / sizes.sum(axis=1, keepdims=True)
-    shown = sizes / sizes.max(axis=1, keepdims=True)
-    distances = np.abs(labelled[:, None] - labelled)
-    reaches = [np.ptp(labelled[row > 0]) / 2 + _MIN_REACH for row in sizes]
-
-    def represented(index: int) -> npt.NDArray[np.float64]:
-        """Return how well each slice (columns) is represented by each slice (rows) for a class."""
-        near = np.clip(1 - distances / reaches[index], 0, None)
-        result: npt.NDArray[np.float64] = shown[index][:, None] * near
-        return result
-
-    best = np.zeros(sizes.shape)
-    chosen: set[int] = set()
-    for _ in range(min(count, len(labelled))):
-        gains = np.zeros(len(labelled))
-        for index in range(len(sizes)):
-            gains += np.clip(represented(index) - best[index], 0, None) @ weights[index]
+    chosen: list[int] = []
+    while len(chosen) < count:
+        gains = np.zeros(depth)
+        for each in classes:
+            gains[each.slices] += each.gains()
         added = int(gains.argmax())
         if gains[added] < _MIN_GAIN:
             break
-        chosen.add(int(labelled[added]))
-        for index in range(len(sizes)):
-            best[index] = np.maximum(best[index], represented(index)[added])
+        chosen.append(added)
+        for each in classes:
+            each.add(added)
     return tuple(sorted(chosen))
+
+
+class _SlicesOfClass:
+    """The slices that show a class, and how well the chosen ones represent them."""
+
+    def __init__(self, areas: Counts) -> None:
+        self.slices = np.flatnonzero(areas)
+        sizes = np.sqrt(areas[self.slices])
+        self._weights = sizes / sizes.sum()
+        self._shown = sizes / sizes.max()
+        self._best = np.zeros(len(sizes))
+
+    def gains(self) -> npt.NDArray[np.float64]:
+        """Return how much better the class is represented if one of its slices is added, for each of them."""
+        similar = self._shown[:, None] * self._closeness(self.slices[:, None])
+        gains: npt.NDArray[np.float64] = np.clip(similar - self._best, 0, None) @ self._weights
+        return gains
+
+    def add(self, index: int) -> None:
+        """Add a slice, if it shows the class."""
+        (place,) = np.nonzero(self.slices == index)
+        if len(place):
+            self._best = np.maximum(self._best, self._shown[place[0]] * self._closeness(index))
+
+    def _closeness(self, index: Any) -> npt.NDArray[np.float64]:
+        reach = np.ptp(self.slices) / 2 + _MIN_REACH
+        closeness: npt.NDArray[np.float64] = np.clip(1 - np.abs(index - self.slices) / reach, 0, None)
+        return closeness
