@@ -48,6 +48,10 @@ class DiskError(WorkspaceError):
     """A disk is full, or refuses a file."""
 
 
+class DownloadError(SegwrightError):
+    """A file cannot be downloaded."""
+
+
 class OutOfMemoryError(SegwrightError):
     """The memory of the machine or of its GPU is used up."""
 
