@@ -76,6 +76,11 @@ class Workspace:
         """Return the workspace whose three trees are sub-folders of `work`."""
         return cls(raw=work / "raw", preprocessed=work / "preprocessed", results=work / "results", work=work)
 
+    @classmethod
+    def default(cls) -> Workspace:
+        """Return the workspace below `./segwright-work`."""
+        return cls.under(DEFAULT_WORK.absolute())
+
     def resolve_dataset(self, dataset: str | Path) -> Path:
         """Return the raw folder of a dataset given by path, by name (`Dataset004_X`) or by id (`4`).
 
@@ -102,6 +107,15 @@ class Workspace:
             )
         hint = did_you_mean(text, known) if known else "; give the path of a folder that holds dataset.json"
         raise DatasetError(f"dataset '{text}' is neither a folder nor a name or id below {self.raw}{hint}")
+
+    @property
+    def models(self) -> Path:
+        """The folder of installed models."""
+        return self._below((self.results if self.work is None else self.work) / "models")
+
+    def installed_model(self, name: str) -> Path:
+        """Return the folder of an installed model."""
+        return self._below(self.models, name)
 
     def require_writable(self) -> None:
         """Make the output folders, so that one that is not writable is reported before any work starts.

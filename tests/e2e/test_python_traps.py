@@ -19,7 +19,16 @@ from segwright.core.errors import SegwrightError
 from segwright.workspace import Workspace
 
 HARMLESS = frozenset({"explain", "keyword_values", "tune_process"}) | {
-    *("ConfigurationCost", "FoldStatus", "MachineReport", "PlanOptions", "TrainConfig", "Trainer", "Workspace")
+    *(
+        "ConfigurationCost",
+        "FoldStatus",
+        "InstalledModel",
+        "MachineReport",
+        "PlanOptions",
+        "TrainConfig",
+        "Trainer",
+        "Workspace",
+    )
 }
 """Public functions that neither read nor write files, and classes."""
 
@@ -28,6 +37,7 @@ HOSTILE = ("../../victim", "/victim", "a/b", "..", ".", "", "a\0b", "a\nb", "a\x
 WORKSPACE: Mapping[str, Callable[[Workspace, str], object]] = MappingProxyType(
     {
         "resolve_dataset": lambda place, name: place.resolve_dataset(name),
+        "installed_model": lambda place, name: place.installed_model(name),
         "preprocessed_dataset": lambda place, name: place.preprocessed_dataset(name),
         "preprocessed_lock": lambda place, name: place.preprocessed_lock(name),
         "dataset_copy": lambda place, name: place.dataset_copy(name),
@@ -40,7 +50,7 @@ WORKSPACE: Mapping[str, Callable[[Workspace, str], object]] = MappingProxyType(
         "ensemble_folder": lambda place, name: place.ensemble_folder("Dataset007_Tiny", name),
     }
 )
-WITHOUT_NAMES = frozenset({"under", "require_writable", "lock_beside", "fold_folder"})
+WITHOUT_NAMES = frozenset({"under", "default", "require_writable", "lock_beside", "fold_folder"})
 """Public functions that take folders returned by others, or a number."""
 
 
@@ -60,6 +70,9 @@ def every_function(world: World) -> dict[str, Callable[[], object]]:
     def combine() -> None:
         shutil.copytree(out / "labels", out / "again")
         api.ensemble([out / "labels", out / "again"], out / "ensemble", dataset_json=described)
+
+    def install() -> None:
+        api.install(shutil.make_archive(str(out / "model"), "zip", model.parent, model.name), workspace=place)
 
     return {
         "check": lambda: api.check(data, workspace=place),
@@ -95,6 +108,7 @@ def every_function(world: World) -> dict[str, Callable[[], object]]:
         ),
         "export_model": lambda: api.export_model(model, out / "exported"),
         "import_model": lambda: api.import_model(out / "exported", out / "imported"),
+        "install": install,
         "write_report": lambda: api.write_report(model, out / "report.html", workspace=place),
         "find_plan": lambda: api.find_plan(world.work),
         "find_fingerprint": lambda: api.find_fingerprint(world.work),

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from segwright.api.exchange import find_models, unpacked
+from segwright.api.models.exchange import find_models, unpacked
 from segwright.inference.models.model_folder import load_predictor
+from segwright.interop.nnssl import open_checkpoint
 from segwright.interop.nnunet import import_model, read_checkpoint
 from segwright.networks.checkpoint import load_weights
 from segwright.report.sources import read_model, score_sets
@@ -20,6 +21,7 @@ from segwright.training.checkpointing import checkpoints
 from tests.fuzz.isolation import Target, fuzz
 from tests.fuzz.made_models import DATASET, PLANS, make_model, write
 from tests.fuzz.mutation import mutate_bytes, mutate_json, mutate_pickle, mutate_safetensors, zip_mutator
+from tests.nnssl_checkpoints import write_checkpoint
 
 
 def _make_ours(folder: Path) -> list[Path]:
@@ -73,6 +75,15 @@ def _read_pth(path: Path) -> None:
     read_checkpoint(path)
 
 
+def _make_nnssl(folder: Path) -> list[Path]:
+    write_checkpoint(folder / "checkpoint_final.pth", features=(2, 4))
+    return [folder / "checkpoint_final.pth"]
+
+
+def _read_nnssl(path: Path) -> None:
+    open_checkpoint(path).encoder()
+
+
 def _make_nnunet_folder(folder: Path) -> list[Path]:
     (file,) = _make_nnunet(folder)
     return [file, folder / "plans.json", folder / "dataset.json"]
@@ -118,6 +129,7 @@ TARGETS = {
     "report": Target(make=_make_ours, read=_read_report, mutate_at=_mutate_part),
     "safetensors": Target(make=_make_checkpoint, read=_read_checkpoint, mutate=mutate_safetensors),
     "pth": Target(make=_make_nnunet, read=_read_pth, mutate=zip_mutator(mutate_pickle)),
+    "nnssl": Target(make=_make_nnssl, read=_read_nnssl, mutate=zip_mutator(mutate_pickle)),
     "nnunet": Target(make=_make_nnunet_folder, read=_import, mutate_at=_mutate_part),
     "zip": Target(make=_make_zip, read=_unpack, mutate=zip_mutator(mutate_bytes)),
 }

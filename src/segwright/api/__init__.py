@@ -23,8 +23,10 @@ if TYPE_CHECKING:  # what `_MODULES` says, for type checkers; tests/unit/api/tes
     from segwright.api.drawing.previewing import preview_augmentation as preview_augmentation
     from segwright.api.evaluating import compare as compare
     from segwright.api.evaluating import evaluate as evaluate
-    from segwright.api.exchange import export_model as export_model
-    from segwright.api.exchange import import_model as import_model
+    from segwright.api.models.exchange import export_model as export_model
+    from segwright.api.models.exchange import import_model as import_model
+    from segwright.api.models.installing import InstalledModel as InstalledModel
+    from segwright.api.models.installing import install as install
     from segwright.api.predicting import load_model as load_model
     from segwright.api.predicting import predict as predict
     from segwright.api.preparing import PlanOptions as PlanOptions
@@ -56,7 +58,8 @@ _MODULES: Final = {
     "drawing.overlaying": ("overlay",),
     "drawing.previewing": ("preview_augmentation",),
     "evaluating": ("compare", "evaluate"),
-    "exchange": ("export_model", "import_model"),
+    "models.exchange": ("export_model", "import_model"),
+    "models.installing": ("InstalledModel", "install"),
     "predicting": ("load_model", "predict"),
     "preparing": ("PlanOptions", "check", "explain", "fingerprint", "plan", "plan_from_fingerprint", "preprocess"),
     "reporting": ("find_fingerprint", "find_plan", "find_scores", "write_report"),

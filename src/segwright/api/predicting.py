@@ -8,11 +8,13 @@ from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from segwright.api.exchange import only_model, unpacked
+from segwright.api.models.exchange import only_model, unpacked
+from segwright.api.models.finding import find_model
 from segwright.core.errors import ConfigError
 from segwright.core.extensions.trust import CodeTrust, TrustCode
 from segwright.core.extensions.user_code import user_code_errors
 from segwright.core.process_tuning import gc_paused
+from segwright.workspace import Workspace
 
 if TYPE_CHECKING:
     from segwright.inference.ensemble import Ensemble
@@ -43,12 +45,14 @@ def predict(
     part: int = 0,
     parts: int = 1,
     wait: bool = True,
+    workspace: Workspace | None = None,
 ) -> list[CaseRecord]:
     """Predict a folder of images (`CASE_0000.ENDING`, one file per channel) with a trained model.
 
     Args:
         model: Folder written by `select`, the results folder that contains it, or a model folder with `plans.json`,
-            `dataset.json` and `fold_k` (also of nnU-Net v2, also as a zip file). Several models are averaged.
+            `dataset.json` and `fold_k` (also of nnU-Net v2, also as a zip file), or the name of an installed model.
+            Several models are averaged.
         images: Input folder, never written to.
         output: Folder for one label map per case; existing predictions are kept.
         folds: Folds to average; all trained folds by default.
@@ -67,6 +71,7 @@ def predict(
         part: Index of the part to predict, from 0; for several machines.
         parts: Number of parts into which the cases are divided.
         wait: Wait for another process that predicts into the folder; otherwise raise `LockHeldError`.
+        workspace: Where models are installed; `./segwright-work` by default.
 
     Returns:
         One record for each case, in order of the case names.
@@ -82,7 +87,7 @@ def predict(
 
     probability_format = _checked_options(images, output, probabilities, classes, part=part, parts=parts)
     devices = _checked_devices(device, precision)
-    models = [model] if isinstance(model, Path | str) else list(model)
+    models = [find_model(each, workspace) for each in ([model] if isinstance(model, Path | str) else model)]
     if len(models) > 1:
         _require_none_selected(models)
         _require_one_device(devices)
@@ -132,6 +137,7 @@ def load_model(
     network: Callable[..., Any] | None = None,
     trust_code: TrustCode = False,
     exact: bool = False,
+    workspace: Workspace | None = None,
 ) -> Predictor | Ensemble:
     """Load a model for many predictions in one process.
 
@@ -141,7 +147,7 @@ def load_model(
 
     Args:
         model: Model folder with `plans.json`, `dataset.json` and `fold_k`, or a folder written by `select`; also of
-            nnU-Net v2, also as a zip file.
+            nnU-Net v2, also as a zip file; or the name of an installed model.
         folds: Folds to average; all trained folds by default.
         checkpoint: final, best or latest.
         mirroring: Test-time augmentation by mirroring.
@@ -152,13 +158,14 @@ def load_model(
         trust_code: Whether to import code that the model names, for instance a user's own network: False, True, or
             only the given references (`module:attr`).
         exact: Also run the network on constant tiles such as air, which are otherwise computed once.
+        workspace: Where models are installed; `./segwright-work` by default.
 
     Raises:
         SegwrightError: the model, an option or the device is invalid, or the network is not that of the weights.
     """
     _checked_devices(device, precision)
     return _load(
-        model,
+        find_model(model, workspace),
         folds=folds,
         checkpoint=checkpoint,
         mirroring=mirroring,
@@ -169,7 +176,7 @@ def load_model(
     )
 
 
-def _load(model: Path | str, *, trust: CodeTrust, exact: bool, **options: Any) -> Predictor | Ensemble:
+def _load(model: Path, *, trust: CodeTrust, exact: bool, **options: Any) -> Predictor | Ensemble:
     """Load a model folder or a selected model; device and precision have been checked."""
     with gc_paused():
         from segwright.inference.folder.predict_folder import predict_files
@@ -183,10 +190,10 @@ def _load(model: Path | str, *, trust: CodeTrust, exact: bool, **options: Any) -
         predictor.folder_function = predict_files
         return predictor
 
-    with unpacked(Path(model)) as place:
+    with unpacked(model) as place:
         selected = find_selected(place)
         if selected is None:
-            return load(only_model(place, Path(model)))
+            return load(only_model(place, model))
         loaded = load_selected(selected, load)
     loaded.folder_function = predict_files
     return loaded
@@ -243,13 +250,13 @@ def _require_one_device(devices: Sequence[str]) -> None:
         )
 
 
-def _require_none_selected(models: Sequence[Path | str]) -> None:
+def _require_none_selected(models: Sequence[Path]) -> None:
     """Check that no model to average is a selected one, which has post-processing of its own."""
     from segwright.inference.models.selected import MEMBERS, find_selected
 
     for each in models:
-        if find_selected(Path(each)) is not None:
+        if find_selected(each) is not None:
             raise ConfigError(
                 f"{each}: a selected model has its own post-processing and cannot be averaged with others; to "
-                f"average its members, give the folders in {Path(each) / MEMBERS}"
+                f"average its members, give the folders in {each / MEMBERS}"
             )

@@ -17,7 +17,7 @@ from segwright.core.files.locks import locked
 from segwright.data.crossval.resolving import AS_BEFORE, SplitOptions
 from segwright.data.dataset import NO_ENVIRONMENT, Dataset, load
 from segwright.data.stage_cache import RawIdentity, StageCache, hash_files, listing_digest
-from segwright.workspace import DATASET_JSON, DEFAULT_WORK, SPLITS_JSON, Workspace
+from segwright.workspace import DATASET_JSON, SPLITS_JSON, Workspace
 
 if TYPE_CHECKING:
     from segwright.compat.nnunet.loading import LoadedTrainer
@@ -146,7 +146,7 @@ def record_owner(session: Session) -> None:
 
 def workspace_or_default(workspace: Workspace | None) -> Workspace:
     """Return the workspace, or the one below `./segwright-work`."""
-    return Workspace.under(DEFAULT_WORK.absolute()) if workspace is None else workspace
+    return Workspace.default() if workspace is None else workspace
 
 
 def writing_problem(workspace: Workspace) -> Problem | None:

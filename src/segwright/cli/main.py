@@ -45,6 +45,7 @@ class Program(CommandGroup):
         train.train,
         selecting.select,
         predicting.predict,
+        exchange.install,
         exchange.import_model,
         exchange.export_model,
         evaluating.evaluate,

@@ -6,6 +6,7 @@ torch's own restricted reader is not used: its list of allowed globals is shared
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,7 +33,17 @@ _DAMAGES: Final = (
 """Errors that a damaged file may cause; none comes from code in the file."""
 
 _BLOCK: Final = 1 << 22
+_PICKLE: Final = re.compile(r"[^/]+/data\.pkl")
 _CONTAINERS: Final = (dict, list, tuple, set)
+
+
+def is_torch_file(path: Path) -> bool:
+    """Whether a zip file was written by `torch.save`; a file that cannot be read was not."""
+    try:
+        with open_zip(path) as archive:
+            return any(_PICKLE.fullmatch(name) for name in archive.namelist())
+    except (*_DAMAGES, SegwrightError):
+        return False
 
 
 def read_document(path: Path) -> Any:
@@ -118,7 +129,7 @@ def _prefix(archive: zipfile.ZipFile, size: int) -> str:
     names = [entry.filename for entry in entries]
     if len(set(names)) < len(names) or sum(entry.file_size for entry in entries) > size:
         raise RefusedError("its records overlap")
-    pickles = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
+    pickles = [name for name in names if _PICKLE.fullmatch(name)]
     if len(pickles) != 1:
         raise ValueError("it has no data.pkl, as files of torch.save have")
     prefix = pickles[0].removesuffix("data.pkl")

@@ -1,7 +1,8 @@
-"""Commands that import and export nnU-Net models."""
+"""Commands that install, import and export models."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,36 @@ import typer
 
 from segwright.cli import options
 from segwright.cli.tables import print_json, print_line
+
+
+def install(
+    context: typer.Context,
+    source: Annotated[
+        str, typer.Argument(metavar="FILE|URL", help="Zip file of a model (also nnU-Net's), or checkpoint of nnssl.")
+    ],
+    sha256: Annotated[str | None, typer.Option("--sha256", metavar="H", help="Expected SHA-256 of the file.")] = None,
+    name: Annotated[str | None, typer.Option("--name", metavar="N", help="Name (default: the file's).")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the installed model of that name.")] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Install models from a file or web address, to be used by name; a download continues where it stopped."""
+    from segwright import api
+
+    installed = api.install(
+        source,
+        sha256=sha256,
+        name=name,
+        overwrite=overwrite,
+        workspace=options.workspace_of(context),
+        environment=options.environment(),
+    )
+    if as_json:
+        print_json({"models": [asdict(model) for model in installed]})
+        return
+    for model in installed:
+        print_line(f"model: {model.folder}" + ("" if model.is_new else " (already installed)"))
+        use = "train DATASET ... --pretrained" if model.kind == "nnssl" else "predict -i IMAGES -o OUT --model"
+        print_line(f"use it with: segwright {use} {model.name}")
 
 
 def import_model(

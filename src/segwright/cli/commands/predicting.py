@@ -13,9 +13,12 @@ from segwright.cli.tables import number, print_json, print_line, print_table
 
 
 def predict(
+    context: typer.Context,
     model: Annotated[
         list[Path],
-        typer.Option("--model", "-m", metavar="DIR", help="Model folder or zip (also nnU-Net's); repeat to average."),
+        typer.Option(
+            "--model", "-m", metavar="MODEL", help="Model folder, zip, or name of an installed one; repeat to average."
+        ),
     ],
     images: Annotated[Path, typer.Option("-i", "--input", metavar="IN", help="Folder of images, CASE_0000.ENDING.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="Folder for the label maps.")],
@@ -77,6 +80,7 @@ def predict(
         parts=parts,
         wait=not no_wait,
         device=device,
+        workspace=options.workspace_of(context),
     )
     if as_json:
         print_json([asdict(record) for record in records])

@@ -35,7 +35,7 @@ def import_model(source: Path | str, target: Path | str) -> list[Path]:
         models = without_first_stages(find_models(place))
         targets = [Path(target)] if len(models) == 1 else [Path(target) / model.name for model in models]
         for model, new in zip(models, targets, strict=True):
-            nested = _first_stage(model)
+            nested = first_stage(model)
             folds = nnunet.import_model(model, new, nested=nested)
             for name, first in nested.items():
                 logger.info("%s: first stage %s", new / name, first.name)
@@ -67,8 +67,8 @@ def export_model(
 
 
 @contextmanager
-def unpacked(place: Path) -> Iterator[Path]:
-    """Yield a folder as it is, or a zip file unpacked into a temporary folder.
+def unpacked(place: Path, *, scratch: Path | None = None) -> Iterator[Path]:
+    """Yield a folder as it is, or a zip file unpacked into a temporary folder, below `scratch` if it is given.
 
     Errors in the block name the zip file instead of the temporary folder.
 
@@ -80,7 +80,7 @@ def unpacked(place: Path) -> Iterator[Path]:
         return
     from segwright.interop.archive import extract
 
-    with TemporaryDirectory(prefix="segwright-model-") as folder:
+    with TemporaryDirectory(prefix="segwright-model-", dir=scratch) as folder:
         root = Path(folder) / place.name  # a model at the top level of the zip file is named after the file
         try:
             extract(place, root)
@@ -137,11 +137,11 @@ def only_model(place: Path, source: Path) -> Path:
 
 def without_first_stages(models: Sequence[Path]) -> list[Path]:
     """Drop models that are the first stage of another model in the list."""
-    firsts = {first.resolve() for model in models for first in _first_stage(model, quiet=True).values()}
+    firsts = {first.resolve() for model in models for first in first_stage(model, quiet=True).values()}
     return [model for model in models if model.resolve() not in firsts]
 
 
-def _first_stage(model: Path, *, quiet: bool = False) -> dict[str, Path]:
+def first_stage(model: Path, *, quiet: bool = False) -> dict[str, Path]:
     """Return the model folder of a cascade's first stage by the name it gets in the new model; else nothing."""
     from segwright.inference.cascade import STORED, previous_stage_folder
 

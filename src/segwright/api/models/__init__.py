@@ -1,0 +1,1 @@
+"""Models from elsewhere: import, export, install, and find them by name."""
