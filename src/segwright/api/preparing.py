@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from logging import getLogger
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from segwright.api.budgeting import parse_duration, plan_for_budget
+from segwright.api.models.finding import find_model
 from segwright.api.session import (
     Session,
     dataset_lock,
@@ -26,7 +27,7 @@ from segwright.api.splitting import (
     warn_of_unused_cases,
     write_splits,
 )
-from segwright.core.errors import PlanError, ProblemReport, SegwrightError, WorkspaceError
+from segwright.core.errors import ConfigError, PlanError, ProblemReport, SegwrightError, WorkspaceError
 from segwright.core.extensions.trust import CodeTrust, TrustCode
 from segwright.core.files.atomic_io import atomic_path
 from segwright.core.files.hashing import content_hash, file_hash
@@ -36,7 +37,7 @@ from segwright.data import fingerprint as measuring
 from segwright.data.crossval.groups import Groups
 from segwright.data.crossval.splits import shorten
 from segwright.data.dataset import NO_ENVIRONMENT
-from segwright.data.description import load_description
+from segwright.data.description import DatasetDescription, load_description
 from segwright.data.fingerprint import Fingerprint
 from segwright.data.images.image_io import reader_of_shapes
 from segwright.data.images.orientation import canonical_axes, lateral_axis, reorienting_reader
@@ -45,6 +46,7 @@ from segwright.data.plan import Plan
 from segwright.data.preprocessed.store import CaseStore
 from segwright.data.stage_cache import folder_digest
 from segwright.planning import planner, presets, rationale
+from segwright.planning.pretrained import BASE_PRESET, plan_like, plans_name_like
 from segwright.workspace import DATASET_JSON, LOCK, Workspace
 
 if TYPE_CHECKING:
@@ -70,6 +72,8 @@ class PlanOptions:
         spacing: Target spacing in the images' axis order; planned by default.
         resampling: default, torch, torch-sepz or none.
         reorient: Reorient every image to RAS+ first, for datasets with several orientations.
+        like: Checkpoint of nnssl (`.pth`) for whose network, spacing, patch and normalisation to plan; without
+            `preset` and `gpu_memory_gb`, which it decides.
     """
 
     preset: str = "default"
@@ -78,6 +82,7 @@ class PlanOptions:
     spacing: tuple[float, float, float] | None = None
     resampling: str = "default"
     reorient: bool = False
+    like: Path | str | None = None
 
 
 DEFAULT_OPTIONS = PlanOptions()
@@ -160,7 +165,9 @@ def plan(
         ConfigError: groups or strata are given, but the folds are in use or were made by hand.
         PlanError: the plans would change although trainings or preprocessed data use them; `force` replaces them.
     """
-    presets.preset(options.preset, options.resampling)
+    options = _checked(options, workspace)
+    if options.like is not None and budget is not None:
+        raise ConfigError("plan: a budget chooses another network than the checkpoint's; leave out budget or like")
     budget_s = parse_duration(budget)
     session = open_session(
         dataset,
@@ -183,22 +190,18 @@ def plan(
 
 def plan_from_fingerprint(fingerprint: Path, dataset_json: Path, *, options: PlanOptions = DEFAULT_OPTIONS) -> Plan:
     """Plan from a fingerprint without images; nothing is written. The folder of `dataset_json` names the dataset."""
-    chosen = presets.preset(options.preset, options.resampling)
+    options = _checked(options, None)
     measured = Fingerprint.load(fingerprint)
     description = load_description(dataset_json)
-    new = planner.plan(
+    return _plan_values(
         measured,
         description,
+        options,
         dataset_name=dataset_json.absolute().parent.name or UNNAMED_DATASET,
         reader=reader_of_shapes(
             description.file_ending, measured.shapes_after_crop, description.overwrite_image_reader_writer
         ),
-        preset=chosen,
-        gpu_memory_gb=options.gpu_memory_gb,
-        spacing=options.spacing,
-        plans_name=options.name,
     )
-    return _with_options(new, options)
 
 
 def explain(plan: Plan) -> str:
@@ -321,7 +324,7 @@ def make_plan(
     Raises:
         PlanError: the plans would change although trainings or preprocessed data use them.
     """
-    name = options.name or presets.preset(options.preset, options.resampling).plans_name
+    name = _name_of(options)
     copy_description(session)
     file = session.workspace.plans_file(session.name, name)
     stage = f"plans {name}"
@@ -332,7 +335,7 @@ def make_plan(
     made_from = [
         file_hash(session.workspace.fingerprint_file(session.name)),
         session.dataset.description.raw(),
-        asdict(options),
+        _document(options),
     ]
     if existing is not None and not force:
         if not session.stage_cache.is_current(f"{stage} as written", file_hash(file)):
@@ -372,30 +375,82 @@ def _compute_plan(
         reader = reorienting_reader(reader)
     has_sides = bool(find_pairs(session.dataset.description)) or measured.mirror_pairs is not None
     cases = session.dataset.cases if has_sides else ()
-    new = planner.plan(
+    return _plan_values(
         measured,
         session.dataset.description,
+        replace(options, name=name),
         dataset_name=session.name,
         reader=reader,
-        preset=presets.preset(options.preset, options.resampling),
-        gpu_memory_gb=options.gpu_memory_gb,
-        spacing=options.spacing,
-        plans_name=name,
         existing=existing,
         lateral={lateral_axis(case.images[0], reader) for case in cases},
     )
-    return _with_options(new, options)
 
 
-def _with_options(plan: Plan, options: PlanOptions) -> Plan:
-    """Return the plan with its options stored in it."""
-    return plan.model_copy(update={"segwright": {**plan.segwright, OPTIONS: asdict(replace(options, name=None))}})
+def _plan_values(measured: Fingerprint, description: DatasetDescription, options: PlanOptions, **values: Any) -> Plan:
+    """Return the plan for a fingerprint, with its options stored in it; `values` as for `planner.plan`."""
+    preset, checkpoint = presets.preset(options.preset, options.resampling), None
+    spacing: tuple[float, ...] | None = options.spacing
+    if options.like is not None:
+        from segwright.interop.nnssl import open_checkpoint
+
+        checkpoint = open_checkpoint(Path(options.like))
+        preset, spacing = presets.preset(BASE_PRESET, options.resampling), spacing or checkpoint.spacing
+    new = planner.plan(
+        measured,
+        description,
+        preset=preset,
+        gpu_memory_gb=options.gpu_memory_gb,
+        spacing=spacing,
+        plans_name=_name_of(options),
+        **values,
+    )
+    if checkpoint is not None:
+        has_decided = spacing != options.spacing
+        new = plan_like(new, patch_size=checkpoint.patch_size, checkpoint=checkpoint.path, decided_spacing=has_decided)
+    return new.model_copy(update={"segwright": {**new.segwright, OPTIONS: _document(replace(options, name=None))}})
+
+
+def _checked(options: PlanOptions, workspace: Workspace | None) -> PlanOptions:
+    """Return the options with the path of the checkpoint, after checking them.
+
+    Raises:
+        PlanError: unknown preset or resampling.
+        ConfigError: options contradict each other.
+        ModelError: there is no such checkpoint, or one of another network.
+    """
+    presets.preset(options.preset, options.resampling)
+    if options.like is None:
+        return options
+    if options.preset != DEFAULT_OPTIONS.preset or options.gpu_memory_gb is not None:
+        raise ConfigError(
+            "plan: the checkpoint of like decides network, patch and batch; leave out preset and GPU memory"
+        )
+    from segwright.interop.nnssl import open_checkpoint
+    from segwright.training.finetuning import find_checkpoint
+
+    checkpoint = open_checkpoint(find_checkpoint(find_model(options.like, workspace)).absolute())
+    checkpoint.require_known_network()
+    return replace(options, like=str(checkpoint.path))
+
+
+def _name_of(options: PlanOptions) -> str:
+    """Return the name of the plans."""
+    if options.name is not None:
+        return options.name
+    if options.like is not None:
+        return plans_name_like(options.resampling)
+    return presets.preset(options.preset, options.resampling).plans_name
+
+
+def _document(options: PlanOptions) -> dict[str, Any]:
+    """Return options as JSON; `like`, which older plans do not have, only if it is set."""
+    return {key: value for key, value in asdict(options).items() if key != "like" or value is not None}
 
 
 def _options_of(plan: Plan | None) -> PlanOptions | None:
     """Return the options of a plan; None if it has none stored."""
     stored = None if plan is None else plan.segwright.get(OPTIONS)
-    if not isinstance(stored, dict) or stored.keys() != {each.name for each in fields(PlanOptions)}:
+    if not isinstance(stored, dict) or {"like", *stored} != {each.name for each in fields(PlanOptions)}:
         return None
     spacing = stored["spacing"]
     return PlanOptions(**{**stored, "spacing": tuple(spacing) if isinstance(spacing, list) else None})

@@ -22,6 +22,7 @@ from segwright.api import (
     training_runs,
 )
 from segwright.api.checks.usability import find_shortcoming
+from segwright.api.models.finding import find_model
 from segwright.api.preparing import PlanOptions
 from segwright.api.session import Session, dataset_lock, open_session, trainer_name
 from segwright.api.training_runs import TrainOptions
@@ -107,7 +108,8 @@ def run(
         sampler: What chooses the case of each sample.
         augmentation: Augmentation recipe.
         callbacks: What is called at events of the training.
-        pretrained: Model folder or checkpoint (also of nnU-Net) with initial weights; matching layers are used.
+        pretrained: Model folder, checkpoint (also of nnU-Net or nnssl) or name of an installed one with initial
+            weights; matching layers are used.
         settings: Further fields of `TrainConfig`, e.g. `num_epochs`.
         trainer: A subclass of `Trainer` that trains instead, or its reference `module:Class`.
         nnunet_trainer: A file with a subclass of nnU-Net's `nnUNetTrainer` that trains instead, `FILE.py` or
@@ -133,7 +135,7 @@ def run(
         budget,
         settings,
         network_kwargs=network_kwargs,
-        pretrained=pretrained,
+        pretrained=None if pretrained is None else find_model(pretrained, workspace),
         network=network,
         loss=loss,
         optimizer=optimizer,

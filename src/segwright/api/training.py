@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from segwright.api.budgeting import parse_duration
 from segwright.api.checks.one_model import Fold, require_no_checkpoint, require_same_settings
 from segwright.api.checks.staleness import outdated_results
+from segwright.api.models.finding import find_model
 from segwright.api.preparing import DEFAULT_PLANS, cases_are_fresh, load_plan, preprocess_cases
 from segwright.api.session import open_session, trainer_name
 from segwright.api.splitting import require_folds, warn_of_unused_cases
@@ -91,7 +92,8 @@ def train(
         sampler: What chooses the case of each sample.
         augmentation: Augmentation recipe.
         callbacks: What is called at events of the training.
-        pretrained: Model folder or checkpoint (also of nnU-Net) with initial weights; matching layers are used.
+        pretrained: Model folder, checkpoint (also of nnU-Net or nnssl) or name of an installed one with initial
+            weights; matching layers are used.
         settings: Further fields of `TrainConfig`, e.g. `num_epochs`.
         trainer: A subclass of `Trainer` that trains instead, or its reference `module:Class`.
         nnunet_trainer: A file with a subclass of nnU-Net's `nnUNetTrainer` that trains instead, `FILE.py` or
@@ -117,7 +119,7 @@ def train(
         budget,
         settings,
         network_kwargs=network_kwargs,
-        pretrained=pretrained,
+        pretrained=None if pretrained is None else find_model(pretrained, workspace),
         network=network,
         loss=loss,
         optimizer=optimizer,

@@ -17,6 +17,7 @@ from segwright.api.checks.one_model import (
     require_same_plan,
     require_same_task,
 )
+from segwright.api.checks.pretraining import require_same_pretraining
 from segwright.api.checks.staleness import (
     record_scored_labels,
     record_training_data,
@@ -222,9 +223,13 @@ def require_trainable(
 
     Raises:
         PlanError: the plan lacks the configuration, or the previous stage of a cascade.
-        ModelError: existing folds were trained with another plan, other labels or another network.
+        ModelError: existing folds were trained with another plan, other labels or another network, or the network is
+            not that of the checkpoint to start from.
     """
     wanted = plan.configuration(configuration)
+    if folds:
+        has_own_network = session.trainer is not None or session.nnunet_trainer is not None
+        require_same_pretraining(settings, wanted, has_own_network=has_own_network)
     if wanted.previous_stage is not None:
         require_trainable(session, plan, wanted.previous_stage, (), settings)
     folder = model_folder(session, plan, configuration)

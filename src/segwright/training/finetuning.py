@@ -20,6 +20,7 @@ from segwright.core.files.hashing import file_hash
 from segwright.data.description import load_description
 from segwright.data.labels import Labels
 from segwright.data.plan import Plan
+from segwright.interop.nnssl import ENCODER, NnsslCheckpoint, open_if_nnssl
 from segwright.interop.nnunet import header_of, read_checkpoint
 from segwright.networks.build import ArchitectureSpec, build_on_meta
 from segwright.networks.checkpoint import drop_aliases, load_weights
@@ -143,10 +144,13 @@ def load_pretrained(
         new_channels: weights of an input channel that the trained network lacks.
 
     Raises:
-        ModelError: the trained network cannot be read, or nothing but heads fits.
+        ModelError: the trained network cannot be read, nothing but heads fits, or the encoder of a checkpoint of nnssl
+            is another one.
     """
-    source = read_source(location)
-    axes = find_task_axes(network, larger)
+    path, axes = find_checkpoint(location), find_task_axes(network, larger)
+    if path.suffix == ".pth" and (checkpoint := open_if_nnssl(path)) is not None:
+        return _load_encoder(checkpoint, network, axes, channels=channels, new_channels=new_channels)
+    source = read_source(path)
     done = transfer(network, source, axes, channels=channels, heads=heads, new_channels=new_channels)
     return done.lines(source.path)
 
@@ -216,6 +220,71 @@ def transfer(
             "'segwright move-plans SOURCE_DATASET TARGET_DATASET' and train with these plans"
         )
     return Transfer(loaded=tuple(loaded), adapted=adapted, skipped=skipped)
+
+
+def require_same_encoder(checkpoint: NnsslCheckpoint, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Check that a network has the encoder of a checkpoint of nnssl.
+
+    Args:
+        checkpoint: whose encoder is wanted.
+        shapes: of the network's tensors, by name; those of its input for the checkpoint's number of channels.
+
+    Raises:
+        ModelError: it has another encoder; the first difference is named.
+    """
+    theirs = checkpoint.shapes()
+    ours = {name: tuple(shape) for name, shape in shapes.items() if name.startswith(ENCODER)}
+    different = [name for name in dict.fromkeys((*ours, *theirs)) if ours.get(name) != theirs.get(name)]
+    if not different and ours:
+        return
+    checkpoint.require_known_network()
+    first = different[0] if different else f"{ENCODER}stem"
+    pair = " and ".join(
+        f"{found.get(first, 'missing')} {where}" for found, where in ((theirs, "in the checkpoint"), (ours, "here"))
+    )
+    raise ModelError(
+        f"{checkpoint.path}: its encoder is not that of this network, {len(different)} tensors differ "
+        f"({first}: {pair}); plan with 'segwright plan DATASET --like {checkpoint.path}' and train with these plans"
+    )
+
+
+def _load_encoder(
+    checkpoint: NnsslCheckpoint,
+    network: nn.Module,
+    axes: TaskAxes,
+    *,
+    channels: Sequence[str],
+    new_channels: NewChannels,
+) -> list[str]:
+    """Copy the encoder of a checkpoint of nnssl into a network (nnU-Net behaviour 8.12).
+
+    Decoder and heads stay as they are. The checkpoint's input channels have no names: their weights are repeated,
+    divided by the number of copies.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, tensor in drop_aliases(network.state_dict()).items():
+        size = tuple(tensor.shape)
+        shapes[name] = (size[0], checkpoint.num_channels, *size[2:]) if axes[name][1] else size
+    require_same_encoder(checkpoint, shapes)
+    if new_channels == "zero" and checkpoint.num_channels != len(channels):
+        raise ModelError(
+            f"{checkpoint.path}: pretrained_channels=zero would leave no weight of its {checkpoint.num_channels} "
+            f"input channels for the {len(channels)} here; set mean"
+        )
+    source = Source(
+        path=checkpoint.path,
+        weights=checkpoint.encoder(),
+        channels=tuple(f"channel {index} of the pre-training" for index in range(checkpoint.num_channels)),
+        heads=(),
+    )
+    done = transfer(network, source, axes, channels=channels, heads=(), new_channels=new_channels)
+    return [
+        f"fine-tuning from {checkpoint.path} ({file_hash(checkpoint.path)[:12]}), {checkpoint.network} of nnssl: "
+        f"encoder with {len(done.loaded)} tensors loaded, {len(done.adapted)} adapted; decoder and heads with "
+        f"{len(done.skipped)} tensors start anew",
+        *(f"adapted {name}: {how}" for name, how in done.adapted.items()),
+        *(f"its authors ask to cite: {paper}" for paper in checkpoint.citations),
+    ]
 
 
 def _validate_plan(plan: Plan, checkpoint: Mapping[str, Any], path: Path) -> None:

@@ -99,6 +99,10 @@ def plan(
         bool,
         typer.Option("--reorient", help="Reorient every image to RAS+."),
     ] = False,
+    like: Annotated[
+        Path | None,
+        typer.Option("--like", metavar="CHECKPOINT", help="Plan for the network of a checkpoint of nnssl (.pth)."),
+    ] = None,
     budget: options.Budget = None,
     groups: options.Groups = None,
     stratify: options.Stratify = None,
@@ -123,7 +127,13 @@ def plan(
     from segwright.core.errors import ConfigError, SegwrightError
 
     settings = api.PlanOptions(
-        preset=preset, gpu_memory_gb=gpu_memory, name=name, spacing=spacing, resampling=resampling, reorient=reorient
+        preset=preset,
+        gpu_memory_gb=gpu_memory,
+        name=name,
+        spacing=spacing,
+        resampling=resampling,
+        reorient=reorient,
+        like=like,
     )
     if (from_fingerprint is None) != (dataset_json is None) or (from_fingerprint is None) == (dataset is None):
         raise ConfigError("plan: give either DATASET, or --from-fingerprint FILE together with --dataset-json FILE")
