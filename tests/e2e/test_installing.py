@@ -41,6 +41,15 @@ def sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
+def pack(file: Path, folder: Path, *, below: str = "") -> Path:
+    """Write what prediction needs of the models in a folder to a zip file, without compression, which takes time."""
+    with zipfile.ZipFile(file, "w") as archive:
+        for path in sorted((folder / below).rglob("*")):
+            if path.is_file() and "validation" not in path.parts and "_optimizer_" not in path.name:
+                archive.write(path, path.relative_to(folder))
+    return file
+
+
 def labels(model: Path | str, journey: Journey, work: Path | None = None) -> np.ndarray:
     [file, *_] = sorted((journey.dataset / "imagesTs").iterdir())
     place = None if work is None else Workspace.under(work)
@@ -86,15 +95,15 @@ def test_a_model_of_nnunet_is_downloaded_converted_and_used_by_name(
 
 def test_selected_models_and_several_models_of_one_file_are_installed(journey: Journey, tmp_path: Path) -> None:
     results = journey.model.parent
-    selected = shutil.make_archive(str(tmp_path / "selected"), "zip", results, "model")
+    selected = pack(tmp_path / "selected.zip", results, below="model")
     place = Workspace.under(tmp_path / "work")
     [model] = api.install(selected, name="best", workspace=place)
     assert (model.name, model.kind, model.folder) == ("best", "segwright", place.models / "best")
     np.testing.assert_array_equal(labels("best", journey, place.work), labels(results / "model", journey))
     pair = tmp_path / "pair"
     for name in ("Trainer__nnUNetPlans__3d_fullres", "Trainer__nnUNetPlans__3d_lowres"):
-        shutil.copytree(journey.model, pair / "Dataset007_Tiny" / name, ignore=shutil.ignore_patterns("validation"))
-    both = api.install(shutil.make_archive(str(tmp_path / "pair"), "zip", pair), workspace=place)
+        shutil.copytree(journey.model, pair / "Dataset007_Tiny" / name)
+    both = api.install(pack(tmp_path / "pair.zip", pair), workspace=place)
     assert [each.name for each in both] == ["pair-3d_fullres", "pair-3d_lowres"]
     np.testing.assert_array_equal(labels("pair-3d_lowres", journey, place.work), labels(journey.model, journey))
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
@@ -115,16 +124,16 @@ def test_selected_models_and_several_models_of_one_file_are_installed(journey: J
 
 
 def truncated(file: Path, journey: Journey) -> None:
-    shutil.make_archive(str(file.with_suffix("")), "zip", journey.model.parent, journey.model.name)
+    pack(file, journey.model.parent, below=journey.model.name)
     file.write_bytes(file.read_bytes()[:-1000])
 
 
 def bitten(file: Path, journey: Journey) -> None:
     model = file.parent / "model"
-    shutil.copytree(journey.model, model / "m", ignore=shutil.ignore_patterns("validation"))
+    shutil.copytree(journey.model, model / "m")
     (header,) = model.glob("m/fold_0/checkpoint_final.json")
     header.write_text(header.read_text().replace("3d_fullres", "3d_lowres"))
-    shutil.make_archive(str(file.with_suffix("")), "zip", model)
+    pack(file, model)
     shutil.rmtree(model)
 
 
@@ -199,7 +208,7 @@ def test_a_checkpoint_of_nnssl_is_installed_planned_for_and_fine_tuned(
     journey: Journey, server: FileServer, tmp_path: Path
 ) -> None:
     features = tuple(2 * 2**stage for stage in range(6))
-    write_checkpoint(tmp_path / "a.pth", features=features, blocks=(1, 3, 4, 6, 6, 6))
+    write_checkpoint(tmp_path / "a.pth", features=features, blocks=(1,) * 6)
     server.files["/OpenMind.pth"] = Served((tmp_path / "a.pth").read_bytes())
     work = tmp_path / "work"
     shutil.copytree(journey.work / "preprocessed", work / "preprocessed")
@@ -221,7 +230,7 @@ def test_a_checkpoint_of_nnssl_is_installed_planned_for_and_fine_tuned(
     assert Plan.load(file).configuration("3d_fullres").patch_size == (128, 128, 128)
     document = json.loads(file.read_text())
     made = document["configurations"]["3d_fullres"]
-    made["architecture"]["arch_kwargs"]["features_per_stage"] = list(features)
+    made["architecture"]["arch_kwargs"] |= {"features_per_stage": list(features), "n_blocks_per_stage": [1] * 6}
     made["patch_size"] = [64, 64, 64]
     file.write_text(json.dumps(document))
     trained = call(*train, "--plans", "nnsslResEncUNetLPlans")
