@@ -9,7 +9,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 from unicodedata import normalize
@@ -176,6 +176,12 @@ def channel_problems(listing: Listing, names: Sequence[str], file_ending: str) -
                 what = f"one channel too many, {wanted}"
                 problems.append(Problem(where=str(file), what=what, remedy=remedy, case=case.identifier))
     return problems
+
+
+def with_labels(cases: Iterable[Case], labels: Path, file_ending: str) -> tuple[Case, ...]:
+    """Return cases with their label maps `{case}{file_ending}` of a folder, where there are some."""
+    files = ((case, labels / f"{case.identifier}{file_ending}") for case in cases)
+    return tuple(replace(case, label=file if file.is_file() else None) for case, file in files)
 
 
 def surplus_labels(labels: Path, cases: Sequence[Case], file_ending: str) -> list[Path]:

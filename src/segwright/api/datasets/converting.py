@@ -1,9 +1,9 @@
-"""Convert datasets of other layouts into raw datasets in nnU-Net's."""
+"""Convert datasets of other layouts into raw datasets in nnU-Net's, and ours into those that nnU-Net itself reads."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from logging import getLogger
 from pathlib import Path
 
@@ -11,15 +11,17 @@ from segwright.core.errors import ConfigError, WorkspaceError, did_you_mean
 from segwright.core.files.atomic_io import require_writable_folder
 from segwright.core.files.locks import locked
 from segwright.core.files.names import path_problem, require_text_path
+from segwright.data.dataset import NO_ENVIRONMENT
 from segwright.interop.datasets.conversion import CONVERSION_JSON, Conversion, Converted, write_conversion
 from segwright.interop.datasets.decathlon import find_msd, find_nnunet_v1
 from segwright.interop.datasets.folders import find_cases, folders_conversion
 from segwright.interop.datasets.proposal import propose
+from segwright.interop.datasets.raw import DATASET_NAME, find_raw
 from segwright.workspace import Workspace
 
 logger = getLogger(__name__)
 
-FORMATS = ("msd", "nnunet-v1", "folders")
+FORMATS = ("msd", "nnunet-v1", "folders", "nnunet")
 
 
 def convert(
@@ -33,6 +35,7 @@ def convert(
     channel_names: Sequence[str] | None = None,
     label_names: Sequence[str] | None = None,
     workers: int | None = None,
+    environment: Mapping[str, str] = NO_ENVIRONMENT,
     review: Callable[[Conversion, Path], bool] | None = None,
 ) -> Converted | None:
     """Convert a dataset of another layout into a raw dataset in nnU-Net's; the source is never changed.
@@ -41,8 +44,9 @@ def convert(
     started again. `conversion.json` in the new dataset lists where each file came from.
 
     Args:
-        kind: `msd` (a task of the Medical Segmentation Decathlon), `nnunet-v1`, or `folders` (images and label maps
-            that are matched by their names, or by a table of paths).
+        kind: `msd` (a task of the Medical Segmentation Decathlon), `nnunet-v1`, `folders` (images and label maps that
+            are matched by their names, or by a table of paths), or `nnunet` (a raw dataset of ours, which becomes one
+            that nnU-Net itself reads: label maps with mapped values, no file lists, no keys that it does not have).
         source: Folder of the task, of images and label maps, or the table (CSV).
         target: New dataset folder. If it is an existing folder, such as that of all raw datasets, the new dataset of a
             task is written below it, named after the task (`Task04_X`: `Dataset004_X`).
@@ -52,6 +56,7 @@ def convert(
         channel_names: For `folders`: names of the channels; proposed by default.
         label_names: For `folders`: names of the labels but the background, by ascending value; proposed by default.
         workers: Threads; all CPUs by default.
+        environment: For `nnunet`: variables that paths in file lists may contain.
         review: Called with what will be written and where; the conversion ends without a result if it returns False.
 
     Raises:
@@ -70,11 +75,15 @@ def convert(
         root = place.parent if place.is_file() else place
         proposal = propose(root, matching, channel_names=channel_names, label_names=label_names, workers=workers)
         found = folders_conversion(place, proposal)
+    elif kind == "nnunet":
+        found = find_raw(place, environment=environment, workers=workers)
     else:
         found = find_msd(place) if kind == "msd" else find_nnunet_v1(place)
     new = _dataset_folder(Path(os.path.abspath(target)), found)
     for note in found.notes:
         logger.warning("%s", note)
+    if kind == "nnunet" and not DATASET_NAME.fullmatch(new.name):
+        logger.warning("%s: nnU-Net finds a dataset by a name such as Dataset123_Name; give the folder one", new)
     if review is not None and not review(found, new):
         return None
     require_writable_folder(new)

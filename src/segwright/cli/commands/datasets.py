@@ -76,7 +76,8 @@ def convert(
         str,
         typer.Argument(
             metavar="FORMAT",
-            help="msd (Medical Segmentation Decathlon), nnunet-v1, or folders (of images and label maps, or a CSV).",
+            help="msd (Medical Segmentation Decathlon), nnunet-v1, folders (of images and label maps, or a CSV), or "
+            "nnunet (one of Segwright's, for nnU-Net itself).",
         ),
     ],
     source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder or CSV file; it is never changed.")],
@@ -112,6 +113,7 @@ def convert(
         channel_names=options.split_list(channel_names) or None,
         label_names=options.split_list(label_names) or None,
         workers=workers,
+        environment=options.environment(),
         review=review,
     )
     [(conversion, new)] = seen

@@ -18,6 +18,7 @@ from segwright.compat.nnunet.names.logging import MetaLogger
 from segwright.compat.nnunet.names.plans import ConfigurationManager, PlansManager
 from segwright.compat.nnunet.unreached import require_assignable
 from segwright.core.errors import ConfigError
+from segwright.data.labels import parse_label_map
 
 HOST: Final = "_segwright"
 """Attribute that connects the object of a trainer file with the training that runs it; set before its `__init__`."""
@@ -94,7 +95,7 @@ class nnUNetTrainer:
         }
         known |= {"unpack_dataset": unpack_dataset, "device": self.device}
         self.my_init_kwargs = _init_kwargs(type(self), known)
-        self.plans_manager = PlansManager(plans)
+        self.plans_manager = PlansManager(plans, label_map=parse_label_map(dataset_json.get("label_map")))
         self.configuration_manager = self.plans_manager.get_configuration(configuration)
         self.configuration_name = configuration
         self.dataset_json = dataset_json

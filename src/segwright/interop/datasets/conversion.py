@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -18,13 +18,27 @@ from segwright.core.files.names import below
 from segwright.core.parallel import map_threads
 from segwright.data.cases import Case
 from segwright.data.description import DATASET_JSON
-from segwright.data.images.readers.nifti_channels import split_channels
+from segwright.data.images.readers.nifti_channels import require_undamaged, split_channels
+from segwright.data.images.readers.nifti_header import is_nifti
 from segwright.data.images.readers.tiff import is_tiff, spacing_file
 
 CONVERSION_JSON: Final = "conversion.json"
 SCHEMA_VERSION: Final = 1
 
 _TASK = re.compile(r"Task(\d+)_(.+)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rewrite:
+    """How a file with other content is made of a source file.
+
+    Attributes:
+        change: what differs, for conversion.json.
+        write: called with the source and the new file; writes the latter atomically.
+    """
+
+    change: str
+    write: Callable[[Path, Path], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +49,10 @@ class Conversion:
         kind: the source's layout.
         source: its folder or table.
         cases: by part of nnU-Net's layout (`Tr`, `Ts`, `Val`); images in the order of the channels.
-        num_split: number of channels of each 4D file that is split.
+        num_split: number of channels of each NIfTI file of which every channel becomes a file, compressed or not as the
+            new ending says.
+        rewrites: of files that are neither copied nor split, by the name of the new file relative to the new dataset.
+        unread: files whose voxels were not read yet; damaged ones are found before anything is written.
         file_ending: of all files that are written.
         document: the new dataset.json.
         name: `DatasetNNN_Name` as the source suggests; None without a suggestion.
@@ -48,6 +65,8 @@ class Conversion:
     file_ending: str
     document: Mapping[str, Any]
     num_split: Mapping[Path, int] = field(default_factory=dict)
+    rewrites: Mapping[str, Rewrite] = field(default_factory=dict)
+    unread: tuple[Path, ...] = ()
     name: str | None = None
     notes: tuple[Problem, ...] = ()
 
@@ -63,8 +82,10 @@ class Conversion:
                     channel = numbers.stop
                 yield from _spacing(case.images[0], f"images{part}/{case.identifier}.json", is_label=False)
                 if case.label is not None:
-                    yield case.label, (f"labels{part}/{case.identifier}{self.file_ending}",)
-                    yield from _spacing(case.label, f"labels{part}/{case.identifier}.json", is_label=True)
+                    name = f"labels{part}/{case.identifier}{self.file_ending}"
+                    yield case.label, (name,)
+                    if name not in self.rewrites:  # which writes the spacing as well
+                        yield from _spacing(case.label, f"labels{part}/{case.identifier}.json", is_label=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,10 +110,12 @@ def dataset_name(folder: Path) -> str | None:
 def write_conversion(conversion: Conversion, target: Path, *, link: bool = False) -> Converted:
     """Write a conversion to a new folder, or continue an interrupted one; dataset.json comes last.
 
+    Nothing is written if a file that has not been read yet is damaged.
+
     Args:
         conversion: what to write.
         target: the new dataset.
-        link: make hard links instead of copies; channels of 4D files are always new files.
+        link: make hard links instead of copies; files with other content are always new files.
 
     Raises:
         WorkspaceError: the target holds something else, or the file system has no links.
@@ -100,23 +123,19 @@ def write_conversion(conversion: Conversion, target: Path, *, link: bool = False
     """
     document = _record(conversion, link=link)
     _require_same(target, document)
+    files = [_task(target, source, names, conversion, link=link) for source, names in conversion.files()]
+    left = [task for task in files if not task.is_done()]
+    _require_undamaged(sorted({*conversion.unread} & {task.source for task in left}))
     write_json(target / CONVERSION_JSON, document)
-    for folder in {Path(name).parent for _, names in conversion.files() for name in names}:
-        sweep_leftovers(below(target, *folder.parts))
-    results = map_threads(
-        lambda item: _write_file(item[0], [below(target, *Path(name).parts) for name in item[1]], link, conversion),
-        [*conversion.files()],
-        describe=lambda item: str(item[0]),
-        title="convert",
-    )
-    problems = [result for result in results if isinstance(result, Problem)]
-    if problems:
+    for folder in {each.parent for task in files for each in task.targets}:
+        sweep_leftovers(folder)
+    results = map_threads(_FileTask.write, left, describe=lambda task: str(task.source), title="convert")
+    if problems := [result for result in results if result is not None]:
         raise ProblemReport(problems)
     if not (target / DATASET_JSON).is_file():
         write_json(target / DATASET_JSON, conversion.document, indent=4)
-    written = [result for result in results if isinstance(result, int)]
-    total = sum(len(names) for _, names in conversion.files())
-    return Converted(dataset=target, num_written=sum(written), num_kept=total - sum(written))
+    num_written, num_files = (sum(len(task.targets) for task in tasks) for tasks in (left, files))
+    return Converted(dataset=target, num_written=num_written, num_kept=num_files - num_written)
 
 
 def _spacing(file: Path, name: str, *, is_label: bool) -> Iterator[tuple[Path, tuple[str, ...]]]:
@@ -133,10 +152,12 @@ def _record(conversion: Conversion, *, link: bool) -> dict[str, Any]:
     files = []
     for file, names in conversion.files():
         shown = file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file)
-        is_split = file in conversion.num_split
-        files += [
-            {"from": shown, **({"channel": index} if is_split else {}), "to": name} for index, name in enumerate(names)
-        ]
+        for index, name in enumerate(names):
+            rewrite, is_split = conversion.rewrites.get(name), file in conversion.num_split
+            how: dict[str, Any] = (
+                {"change": rewrite.change} if rewrite is not None else {"channel": index} if is_split else {}
+            )
+            files.append({"from": shown, **how, "to": name})
     return {
         "schema_version": SCHEMA_VERSION,
         "segwright": version("segwright"),
@@ -144,55 +165,112 @@ def _record(conversion: Conversion, *, link: bool) -> dict[str, Any]:
         "source": str(source),
         "link": link,
         "files": files,
+        "dataset_json": conversion.document,
         "notes": [str(note) for note in conversion.notes],
     }
 
 
 def _require_same(target: Path, document: Mapping[str, Any]) -> None:
     """Require that a folder is new, empty, or was started by the same conversion."""
+    sweep_leftovers(target, {CONVERSION_JSON, DATASET_JSON})
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not (target / CONVERSION_JSON).is_file():
         raise WorkspaceError(f"{target}: exists and is no converted dataset; name a new folder")
     earlier = read_json(target / CONVERSION_JSON)
-    keys = ("format", "source", "link", "files")
-    if not isinstance(earlier, dict) or any(earlier.get(key) != document[key] for key in keys):
-        raise WorkspaceError(
-            f"{target}: was converted from another source, or from files that have changed since; delete the folder, "
-            "or name a new one"
-        )
+    keys = ("format", "source", "link", "files", "dataset_json")
+    changed = [key for key in keys if not isinstance(earlier, dict) or earlier.get(key) != document[key]]
+    if not changed:
+        return
+    what = "from another source, or from files that have changed since"
+    if isinstance(earlier, dict) and changed in (["link"], ["dataset_json"]):
+        what = "with other options" if changed == ["link"] else "with other names of labels or channels"
+    raise WorkspaceError(f"{target}: was converted {what}; delete the folder, or name a new one")
 
 
-def _write_file(source: Path, targets: Sequence[Path], link: bool, conversion: Conversion) -> int | Problem:
-    """Write what one source file becomes; return the number of files written, 0 if all are there."""
-    status, is_split = source.stat(), source in conversion.num_split
-    if all(_is_done(target, source, status, is_split=is_split, link=link) for target in targets):
-        return 0
-    if is_split:
+def _require_undamaged(files: Sequence[Path]) -> None:
+    """Require that files of NIfTI are complete, with the right checksums; others are not read.
+
+    Raises:
+        ProblemReport: some are not.
+    """
+    checked = map_threads(
+        _damage, [file for file in files if is_nifti(file)], describe=lambda file: str(file), title="checksums"
+    )
+    if problems := [problem for problem in checked if problem is not None]:
+        raise ProblemReport(problems)
+
+
+def _damage(file: Path) -> Problem | None:
+    try:
+        require_undamaged(file)
+    except ImageError as error:
+        return problem_of(error)
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _FileTask:
+    """A source file and what it becomes.
+
+    Attributes:
+        source: the file.
+        targets: new files: one, or one for each channel.
+        rewrite: how the content changes, if it does.
+        is_split: whether channels become files.
+        link: whether an unchanged file becomes a hard link.
+    """
+
+    source: Path
+    targets: tuple[Path, ...]
+    rewrite: Rewrite | None
+    is_split: bool
+    link: bool
+
+    def is_done(self) -> bool:
+        """Whether the targets were written before: each appears whole, then gets the source's time."""
         try:
-            split_channels(source, targets)
+            status, found = self.source.stat(), [target.stat() for target in self.targets]
+        except OSError:
+            return False
+        if self.rewrite is not None or self.is_split:
+            return all(each.st_mtime_ns == status.st_mtime_ns for each in found)
+        if self.link:
+            return os.path.samestat(found[0], status)
+        return (found[0].st_mtime_ns, found[0].st_size) == (status.st_mtime_ns, status.st_size)
+
+    def write(self) -> Problem | None:
+        """Write the targets; return the problem of a source that is damaged."""
+        target, status = self.targets[0], self.source.stat()
+        try:
+            if self.rewrite is not None:
+                self.rewrite.write(self.source, target)
+                _copy_time(status, target)
+            elif self.is_split:
+                split_channels(self.source, self.targets)
+            elif self.link:
+                _link(self.source, target)
+            else:
+                with atomic_path(target, size=status.st_size) as temporary:
+                    shutil.copyfile(self.source, temporary)
+                    _copy_time(status, temporary)
         except ImageError as error:
             return problem_of(error)
-    elif link:
-        _link(source, targets[0])
-    else:
-        with atomic_path(targets[0], size=status.st_size) as temporary:
-            shutil.copyfile(source, temporary)
-            os.utime(temporary, ns=(status.st_atime_ns, status.st_mtime_ns))
-    return len(targets)
+        return None
 
 
-def _is_done(target: Path, source: Path, status: os.stat_result, *, is_split: bool, link: bool) -> bool:
-    """Whether a file was written from its source before: each appears whole, with the source's time."""
-    try:
-        found = target.stat()
-    except OSError:
-        return False
-    if is_split:
-        return found.st_mtime_ns == status.st_mtime_ns
-    if link:
-        return os.path.samestat(found, status)
-    return (found.st_mtime_ns, found.st_size) == (status.st_mtime_ns, status.st_size)
+def _task(target: Path, source: Path, names: Sequence[str], conversion: Conversion, *, link: bool) -> _FileTask:
+    return _FileTask(
+        source=source,
+        targets=tuple(below(target, *Path(name).parts) for name in names),
+        rewrite=conversion.rewrites.get(names[0]),
+        is_split=source in conversion.num_split,
+        link=link,
+    )
+
+
+def _copy_time(status: os.stat_result, file: Path) -> None:
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def _link(source: Path, target: Path) -> None:

@@ -67,8 +67,7 @@ def find_msd(source: Path) -> Conversion:
     """
     task = _open(source)
     cases = {part: _msd_cases(task, part) for part in _parts(task)}
-    images = [image for part in cases.values() for case in part for image in case.images]
-    labels = [case.label for part in cases.values() for case in part if case.label is not None]
+    images, labels = _images(cases), _label_maps(cases)
     num_split = _count_channels(task, images, task.channels) | _count_channels(task, labels, None)
     return _conversion("msd", task, cases, num_split)
 
@@ -107,9 +106,18 @@ def _conversion(
         file_ending=task.file_ending,
         document={**task.document, "numTraining": found, "file_ending": task.file_ending},
         num_split=num_split,
+        unread=(*_images(cases), *_label_maps(cases)),
         name=dataset_name(task.source),
         notes=tuple(task.notes),
     )
+
+
+def _images(cases: Mapping[str, tuple[Case, ...]]) -> list[Path]:
+    return [image for part in cases.values() for case in part for image in case.images]
+
+
+def _label_maps(cases: Mapping[str, tuple[Case, ...]]) -> list[Path]:
+    return [case.label for part in cases.values() for case in part if case.label is not None]
 
 
 def _parts(task: _Task) -> list[str]:

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segwright.core.errors import Problem, ProblemReport
-from segwright.data.cases import list_folder
+from segwright.data.cases import Case, list_folder, with_labels
 from segwright.data.dataset import IMAGES_FOLDER, LABELS_FOLDER
 from segwright.interop.datasets.conversion import Conversion
 from segwright.interop.datasets.file_matching import Matching, match_files
 from segwright.interop.datasets.file_names import ending_of
 from segwright.interop.datasets.path_tables import find_tables, match_table
 from segwright.interop.datasets.proposal import Proposal
+from segwright.interop.datasets.reencoding import unify
 
 
 def find_cases(source: Path, *, images: str | None = None, labels: str | None = None) -> Matching:
@@ -44,23 +45,22 @@ def folders_conversion(source: Path, proposal: Proposal) -> Conversion:
     """Return the conversion of cases found by `find_cases`.
 
     Raises:
-        ProblemReport: files have several endings.
+        ProblemReport: files have endings of which one cannot be stored as the other.
     """
-    matching = proposal.matching
-    ending = proposal.file_ending
-    every = [*matching.cases, *matching.test]
-    files = [file for case in every for file in (*case.images, case.label) if file is not None]
-    others = [file for file in files if ending_of(file.name).lower() != ending.lower()]
-    if others:
-        what = f"ends in {ending_of(others[0].name)}, most images in {ending}; so do {len(others) - 1} more files"
-        remedy = f"convert them to {ending}, or use 'segwright init', whose file lists may mix endings"
-        raise ProblemReport([Problem(where=str(others[0]), what=what, remedy=remedy)])
+    matching, ending = proposal.matching, proposal.file_ending.lower()
+    cases = {"Tr": matching.cases, **({"Ts": matching.test} if matching.test else {})}
+    unified = unify(cases, ending)
+    if unified.problems:
+        raise ProblemReport(unified.problems)
     return Conversion(
         kind="folders",
         source=source,
-        cases={"Tr": matching.cases, **({"Ts": matching.test} if matching.test else {})},
-        file_ending=ending.lower(),
-        document={**proposal.document(lists_files=False), "file_ending": ending.lower()},
+        cases=cases,
+        file_ending=ending,
+        document={**proposal.document(lists_files=False), "file_ending": ending},
+        num_split=unified.num_split,
+        rewrites=unified.rewrites,
+        unread=tuple(file for case in matching.test for file in (*case.images, case.label) if file is not None),
         notes=proposal.notes,
     )
 
@@ -73,8 +73,24 @@ def _standard_layout(folder: Path) -> Matching | None:
     endings = {ending_of(file.name) for file in images.iterdir() if not file.name.startswith(".")}
     if len(endings) != 1 or "" in endings:
         return None
-    listing = list_folder(images, endings.pop(), labels=labels)
+    listing = list_folder(images, ending := endings.pop(), labels=labels)
     numbers: Sequence[int] = sorted({len(case.images) for case in listing.cases})
     if listing.problems or listing.stray or len(numbers) != 1:
         return None
-    return Matching(cases=listing.cases, channels=("",) * numbers[0], is_standard=True)
+    test, notes = _standard_test_cases(folder, ending, numbers[0])
+    return Matching(cases=listing.cases, test=test, channels=("",) * numbers[0], notes=notes, is_standard=True)
+
+
+def _standard_test_cases(folder: Path, ending: str, num_channels: int) -> tuple[tuple[Case, ...], tuple[Problem, ...]]:
+    """Return the cases of `imagesTs` with all channels, with those label maps that there are, and what is skipped."""
+    images, labels = (folder / name.replace("Tr", "Ts") for name in (IMAGES_FOLDER, LABELS_FOLDER))
+    if not images.is_dir():
+        return (), ()
+    listing = list_folder(images, ending, labels=None)
+    complete = [case for case in listing.cases if len(case.images) == num_channels]
+    notes = [
+        Problem(where=str(case.images[0]), what="skipped: not all channels")
+        for case in listing.cases
+        if case not in complete
+    ]
+    return with_labels(complete, labels, ending), (*notes, *listing.stray)

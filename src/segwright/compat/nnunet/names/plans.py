@@ -18,6 +18,7 @@ from segwright.compat.nnunet.names.images import ImageReaderWriter
 from segwright.compat.nnunet.names.labels import LabelManager
 from segwright.core.errors import PlanError, did_you_mean
 from segwright.core.files.json_documents import read_json
+from segwright.data.label_maps import NO_LABEL_MAP
 from segwright.data.plan import KW_REQUIRES_IMPORT, Plan, upgrade_configuration
 from segwright.preprocessing.resampling import resample_image, resample_label
 
@@ -183,13 +184,17 @@ class PlansManager:
 
     Args:
         plans_file_or_dict: the document or its file.
+        label_map: from values in label files of the dataset to labels.
 
     Attributes:
         plans: the document.
     """
 
-    def __init__(self, plans_file_or_dict: str | PathLike[str] | dict[str, Any]) -> None:
+    def __init__(
+        self, plans_file_or_dict: str | PathLike[str] | dict[str, Any], *, label_map: Mapping[int, int] = NO_LABEL_MAP
+    ) -> None:
         given = plans_file_or_dict
+        self._label_map = label_map
         self.plans: dict[str, Any] = given if isinstance(given, dict) else read_json(Path(given))
         self._managers: dict[str, ConfigurationManager] = {}
 
@@ -244,7 +249,7 @@ class PlansManager:
     @property
     def image_reader_writer_class(self) -> Callable[[], ImageReaderWriter]:
         """Makes the reader and writer of the dataset's files."""
-        return partial(ImageReaderWriter, str(self.plans["image_reader_writer"]))
+        return partial(ImageReaderWriter, str(self.plans["image_reader_writer"]), self._label_map)
 
     @property
     def transpose_forward(self) -> list[int]:

@@ -115,6 +115,18 @@ class SimpleITKIOWithReorient(SimpleITKIO):
             write_nifti(restored, temporary, geometry[GEOMETRY])
 
 
+def reencode_volume(file: Path, target: Path) -> None:
+    """Write an image in the format of another ending; values that this format cannot hold are changed.
+
+    Raises:
+        Refusal: the file is damaged.
+        RuntimeError: ITK cannot read or write it.
+    """
+    parser, nifti = _checked(file, is_label=False)
+    with ITK_LOCK:
+        _write(_read_image(file, parser, nifti), target)
+
+
 def _checked(file: Path, *, is_label: bool) -> tuple[str, NiftiHeader | None]:
     """Check a file; return ITK's parser for it, and the header of NIfTI files."""
     name = file.name.lower()

@@ -17,6 +17,7 @@ import numpy as np
 from segwright.core.errors import ImageError
 from segwright.core.files.atomic_io import atomic_path
 from segwright.data.images.formats import Refusal
+from segwright.data.images.readers.gzip_content import unpack
 from segwright.data.images.readers.limits import file_start, is_gzip
 from segwright.data.images.readers.nifti_header import NiftiHeader, check_nifti
 
@@ -36,6 +37,21 @@ def nifti_shape(file: Path) -> tuple[int, ...]:
         ImageError: the file is missing, damaged or not NIfTI.
     """
     return _checked(file).shape
+
+
+def require_undamaged(file: Path) -> None:
+    """Require that a NIfTI file is complete, and that the checksums of a compressed one are right; reads all of it.
+
+    Raises:
+        ImageError: it is damaged, or not NIfTI.
+    """
+    header = _checked(file)
+    if not is_gzip(file_start(file, 2)):
+        return  # its size was compared with that of the voxels
+    try:
+        unpack(file, start=header.offset + header.voxel_bytes, num_bytes=0)
+    except Refusal as refusal:
+        raise ImageError(f"{file}: cannot be read ({refusal})") from refusal
 
 
 def split_channels(file: Path, targets: Sequence[Path]) -> None:
@@ -72,8 +88,9 @@ def split_channels(file: Path, targets: Sequence[Path]) -> None:
 
 
 def _checked(file: Path) -> NiftiHeader:
+    """Check the header; with the bounds of label maps, since the voxels are never in memory at once."""
     try:
-        return check_nifti(file)
+        return check_nifti(file, is_label=True)
     except Refusal as refusal:
         raise ImageError(f"{file}: cannot be read ({refusal})") from refusal
     except OSError as error:

@@ -66,6 +66,20 @@ class NaturalImage2DIO:
                 Image.fromarray(labels[0]).save(temporary)
 
 
+def write_picture(array: Floats, path: Path) -> None:
+    """Write a picture (C, H, W) of whole numbers, as 8 bits per value if they fit, else as 16.
+
+    Raises:
+        ValueError: they are negative, or no whole numbers, or the format cannot hold them.
+        OSError: the file cannot be written.
+    """
+    largest = array.max(initial=0)
+    if array.min(initial=0) < 0 or largest > np.iinfo(np.uint16).max or not np.array_equal(array, np.rint(array)):
+        raise ValueError(f"values up to {largest:g}, expected whole numbers from 0 to {np.iinfo(np.uint16).max}")
+    values = array.astype(np.uint8 if largest <= np.iinfo(np.uint8).max else np.uint16)
+    Image.fromarray(values[0] if len(values) == 1 else np.moveaxis(values, 0, -1)).save(path)
+
+
 def is_picture(shape: tuple[int, ...]) -> bool:
     """Whether a TIFF file of this shape is a grey or RGB(A) picture, with the colour axis first or last."""
     return len(shape) == 2 or (len(shape) == 3 and _colours_last(shape)[-1] in RGB_CHANNELS)
