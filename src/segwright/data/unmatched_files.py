@@ -150,7 +150,7 @@ def _explain_unmatched(folder: Path, entry: Entry, ending: str, *, probe: bool) 
     if name.lower().endswith(ending.lower()):
         found = name[-len(ending) :]
         return "case", f"ends in {found}, not in {ending}", f"rename it {name[: -len(ending)]}{ending}"
-    if name.lower().endswith(_DICOM_ENDINGS) or (probe and not _image_ending(name) and _is_dicom(path)):
+    if name.lower().endswith(_DICOM_ENDINGS) or (probe and not _image_ending(name) and is_dicom(path)):
         return "dicom", "is a DICOM file", f"convert each series to one {ending} file, e.g. with dcm2niix"
     if found := _image_ending(name):
         how = _CONVERSIONS.get((found, ending), f"convert it to {ending}, e.g. with SimpleITK")
@@ -178,7 +178,7 @@ def _images_below(folder: Path) -> list[str]:
                 with suppress(WorkspaceError):
                     below = islice(entries(path), _PROBED)
                     found += [f"{entry.name}/{each.name}" for each in below if _looks_like_image(each.name)]
-            elif _looks_like_image(entry.name) or (entry.kind == "file" and not found and _is_dicom(path)):
+            elif _looks_like_image(entry.name) or (entry.kind == "file" and not found and is_dicom(path)):
                 found.append(entry.name)
     return [f"{folder.name}/{name}" for name in found]
 
@@ -194,7 +194,8 @@ def _image_ending(name: str) -> str:
     return name[-max(map(len, fitting)) :] if fitting else ""
 
 
-def _is_dicom(path: Path) -> bool:
+def is_dicom(path: Path) -> bool:
+    """Return whether a file begins as DICOM files do."""
     try:
         with path.open("rb") as stream:
             return stream.read(_DICOM_MARK_AT + len(_DICOM_MARK))[_DICOM_MARK_AT:] == _DICOM_MARK

@@ -9,6 +9,7 @@ from typing import Any
 
 import nibabel
 import numpy as np
+import SimpleITK
 import tifffile
 from PIL import Image
 
@@ -147,6 +148,97 @@ def train_and_test_folders(root: Path) -> None:
         for index in range(NUM_CASES):
             picture(root / part / f"images/{index}.png", seed=index)
             mask(root / part / f"masks/{index}.png")
+
+
+def mixed_in_one_folder(root: Path) -> None:
+    for index in range(NUM_CASES):
+        volume(root / f"images/c{index}{'.nii' if index == 1 else '.nii.gz'}", seed=index)
+        label_volume(root / f"labels/c{index}{'.nii' if index == 2 else '.nii.gz'}")
+    reencoded(root / "images/c0.nii.gz", ".nrrd")
+    reencoded(root / "labels/c0.nii.gz", ".mha")
+
+
+def mixed_pictures(root: Path) -> None:
+    for index in range(NUM_CASES):
+        picture(root / f"images/c{index}.{'bmp' if index == 1 else 'png'}", channels=3, seed=index)
+        mask(root / f"masks/c{index}.{'tif' if index else 'bmp'}", [255])
+
+
+def flat_tiffs(root: Path) -> None:
+    for index in range(NUM_CASES):
+        picture(root / f"images/{index}.tiff", channels=3, seed=index)
+        mask(root / f"masks/{index}.tiff", [255])
+
+
+def upper_case_endings(root: Path) -> None:
+    for index in range(NUM_CASES):
+        picture(root / f"images/C{index}.png", seed=index)
+        mask(root / f"masks/c{index}.png", [255])
+    for folder in ("images", "masks"):
+        for file in [*(root / folder).iterdir()]:
+            file.rename(file.with_suffix(".PNG"))
+
+
+def spaces_brackets_and_accents(root: Path) -> None:
+    for index in range(NUM_CASES):
+        picture(root / f"My Scans/F\u00e4lle/benign ({index}).png", seed=index)
+        mask(root / f"My Scans/F\u00e4lle/benign ({index})_mask.png", [255])
+    picture(root / "My Scans/F\u00e4lle/normal a\u0308.png")
+    mask(root / "My Scans/F\u00e4lle/normal \u00e4_mask.png", [255])
+
+
+def linked_folders(root: Path) -> None:
+    for index in range(NUM_CASES):
+        volume(root / f".store/images/c{index}.nii.gz", seed=index)
+        label_volume(root / f".store/labels/c{index}.nii.gz", [1.0, 3.0, 10.0], np.float32)
+    for name in ("images", "labels"):
+        (root / name).symlink_to(root / ".store" / name)
+    (root / "images" / "again").symlink_to(root)  # a circle
+
+
+def several_channels_in_a_file(root: Path) -> None:
+    for index in range(NUM_CASES):
+        array = np.random.default_rng(index).integers(0, 100, (6, 7, 5, 3)).astype(np.int16)
+        (root / "images").mkdir(exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(array, np.diag([1, 1, 2, 1])), root / f"images/c{index}.nii.gz")
+        label_volume(root / f"labels/c{index}.nii.gz")
+
+
+def palette_masks(root: Path) -> None:
+    for index in range(NUM_CASES):
+        picture(root / f"JPEGImages/{index}.png", channels=3, seed=index)
+        file = root / f"SegmentationClass/{index}.png"
+        mask(file, [1, 2])
+        coloured = Image.open(file).convert("P")
+        coloured.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0] + [0] * 759)
+        coloured.save(file)
+
+
+def an_archive_of_a_mac(root: Path) -> None:
+    masks_of_0_and_255(root)
+    for file in [*root.rglob("*.png")]:
+        copy = root / "__MACOSX" / file.relative_to(root)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(b"Mac OS X")
+    for name in ("images/Thumbs.db", "masks/3.png.part", "readme.txt"):
+        (root / name).write_text("x")
+
+
+def reencoded(file: Path, ending: str) -> None:
+    """Replace a NIfTI file by one of another format."""
+    image = SimpleITK.ReadImage(str(file))
+    for key in image.GetMetaDataKeys():
+        image.EraseMetaData(key)
+    SimpleITK.WriteImage(image, str(file).replace(".nii.gz", ending))
+    file.unlink()
+
+
+def tree_state(folder: Path) -> dict[str, tuple[str, int]]:
+    """Return content hash and modification time of everything in a folder, itself and hidden files included."""
+    return {
+        str(path.relative_to(folder)): (file_hash(path) if path.is_file() else "", path.lstat().st_mtime_ns)
+        for path in (folder, *folder.rglob("*"))
+    }
 
 
 def hashes(folder: Path) -> dict[str, str]:

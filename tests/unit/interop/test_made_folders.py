@@ -10,30 +10,43 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK
 from PIL import Image
 
 import segwright
 from segwright.core.errors import ProblemReport, SegwrightError
+from segwright.core.files.hashing import file_hash
 from tests.unit.interop.made_folders import (
     NUM_CASES,
     a_folder_per_patient,
     a_table,
+    an_archive_of_a_mac,
     brats,
     channels_in_folders,
+    flat_tiffs,
     grey_coded_classes,
     hashes,
     label_volume,
     label_words_of_their_own,
+    linked_folders,
     mask,
     masks_of_0_and_255,
     mixed_endings,
+    mixed_in_one_folder,
+    mixed_pictures,
     nested_folders_with_equal_names,
     nnunet_layout,
+    palette_masks,
     picture,
+    reencoded,
     rgba_with_suffixes,
+    several_channels_in_a_file,
+    spaces_brackets_and_accents,
     tiff_stacks,
     train_and_test_folders,
+    tree_state,
     unlabelled_images,
+    upper_case_endings,
     volume,
 )
 
@@ -53,6 +66,15 @@ ACCEPTED: dict[Made, dict[str, Any]] = {
     label_words_of_their_own: {"numTraining": 3},
     train_and_test_folders: {"numTraining": NUM_CASES},
     tiff_stacks: {"file_ending": ".tif", "labels": {"background": 0, "foreground": 1}},
+    mixed_in_one_folder: {"file_ending": ".nii.gz", "channel_names": {"0": "image"}, "numTraining": 3},
+    mixed_pictures: {"file_ending": ".png", "channel_names": {"0": "R", "1": "G", "2": "B"}, "label_map": {"255": 1}},
+    flat_tiffs: {"file_ending": ".tif", "label_map": {"255": 1}},
+    upper_case_endings: {"label_map": {"255": 1}, "numTraining": 3},
+    spaces_brackets_and_accents: {"numTraining": 4},
+    linked_folders: {"label_map": {"10": 2}, "labels": {"background": 0, "label_1": 1, "label_3": 2, "label_2": 3}},
+    several_channels_in_a_file: {"channel_names": {str(index): f"channel_{index}" for index in range(3)}},
+    palette_masks: {"labels": {"background": 0, "label_1": 1, "label_2": 2}},
+    an_archive_of_a_mac: {"label_map": {"255": 1}, "numTraining": 3},
 }
 IDENTIFIERS = {
     masks_of_0_and_255: ["000", "001", "002"],
@@ -63,6 +85,7 @@ IDENTIFIERS = {
     nested_folders_with_equal_names: ["train_bonn_0", "train_bonn_1", "train_oslo_0", "train_oslo_1"],
     unlabelled_images: ["ct_01", "ct_02"],
     grey_coded_classes: ["0", "1", "2"],
+    spaces_brackets_and_accents: ["benign (0)", "benign (1)", "benign (2)", "normal \u00e4"],
 }
 
 
@@ -88,27 +111,28 @@ def test_init_writes_a_dataset_that_check_accepts(root: Path, make: Made) -> Non
     assert after == before
 
 
-CONVERTED = [make for make in ACCEPTED if make is not mixed_endings]
+REWRITTEN = (mixed_endings, mixed_in_one_folder, mixed_pictures, several_channels_in_a_file)
 
 
-@pytest.mark.parametrize("make", CONVERTED, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", ACCEPTED, ids=lambda make: make.__name__)
 def test_folders_are_converted(root: Path, tmp_path: Path, make: Made) -> None:
     make(root)
-    before = hashes(root)
+    before = tree_state(root)
     converted = segwright.convert("folders", root, tmp_path / "Dataset020_Mine")
     assert converted is not None
     document = json.loads((converted.dataset / "dataset.json").read_text())
     assert ACCEPTED[make].items() <= document.items()
     assert "dataset" not in document
     assert segwright.check(converted.dataset).errors == ()
-    assert hashes(root) == before
+    assert tree_state(root) == before
     if make is tiff_stacks:
         assert "2.5" in (converted.dataset / "imagesTr" / "0.json").read_text()
     record = json.loads((converted.dataset / "conversion.json").read_text())
     new = hashes(converted.dataset)
-    assert {each["to"]: before[each["from"]] for each in record["files"]} == {
-        name: content for name, content in new.items() if name not in ("dataset.json", "conversion.json")
-    }
+    assert {each["to"] for each in record["files"]} == {*new} - {"dataset.json", "conversion.json"}
+    copied = [each for each in record["files"] if not {"change", "channel"} & each.keys()]
+    assert [new[each["to"]] for each in copied] == [file_hash(root / each["from"]) for each in copied]
+    assert (len(copied) == len(record["files"])) == (make not in REWRITTEN)
     again = segwright.convert("folders", root, tmp_path / "Dataset020_Mine")
     assert again is not None
     assert again.num_written == 0
@@ -214,7 +238,8 @@ def grey_values(root: Path) -> str:
 def coloured_masks(root: Path) -> str:
     masks_of_0_and_255(root)
     picture(root / "masks/002.png", channels=3)
-    return "masks/002.png: has 3 channels, a label map has one whole number per voxel"
+    picture(root / "masks/001.png", channels=3)
+    return "masks/001.png: has 3 channels, a label map has one whole number per voxel, as in 1 more files; save it"
 
 
 def no_background(root: Path) -> str:
@@ -262,7 +287,53 @@ def a_wrong_path_in_a_table(root: Path) -> str:
     return "files.csv, line 3, T1"
 
 
+def linked_to_nothing(root: Path) -> str:
+    masks_of_0_and_255(root)
+    (root / "images/001.png").unlink()
+    (root / "images/001.png").symlink_to("../.git/annex/objects/x")
+    return "images/001.png: is a link to ../.git/annex/objects/x, which does not exist; fetch it with 'git annex get'"
+
+
+def jpeg_pictures(root: Path) -> str:
+    masks_of_0_and_255(root)
+    for file in [*(root / "images").iterdir()][1:]:
+        file.rename(file.with_suffix(".jpg"))
+    return "2 of 3 label maps match no image by their name, such as masks/00"
+
+
+def two_kinds_of_masks(root: Path) -> str:
+    masks_of_0_and_255(root)
+    for index in range(NUM_CASES):
+        mask(root / f"1st_manual/{index:03d}_manual1.png", [255])
+    return "3 of 6 label maps match no image by their name, such as 1st_manual/000_manual1.png; remove them, or say"
+
+
+def a_numbered_second_mask(root: Path) -> str:
+    spaces_brackets_and_accents(root)
+    folder = root / "My Scans/F\u00e4lle"
+    mask(folder / "benign (1)_mask_1.png", [255])
+    return "benign (1)_mask.png: and My Scans/F\u00e4lle/benign (1)_mask_1.png are label maps of the same case"
+
+
+def pictures_with_volumes(root: Path) -> str:
+    for index in range(NUM_CASES):
+        picture(root / f"images/{index}.png")
+        label_volume(root / f"labels/{index}.nii.gz")
+    return "labels/0.nii.gz: ends in .nii.gz, and 0.png in .png, which need different readers"
+
+
+def dicom_files(root: Path) -> str:
+    (root / "IM0001").write_bytes(bytes(128) + b"DICM")
+    return "found 1 files with no ending; convert each DICOM series to one .nii.gz file, e.g. with dcm2niix"
+
+
 UNDECIDED = [
+    linked_to_nothing,
+    jpeg_pictures,
+    two_kinds_of_masks,
+    a_numbered_second_mask,
+    pictures_with_volumes,
+    dicom_files,
     no_images,
     only_images,
     soft_masks,
@@ -333,10 +404,40 @@ def test_an_existing_description_is_kept(root: Path) -> None:
     assert '"a": 1' in (root / "dataset.json").read_text()
 
 
-def test_a_dataset_of_mixed_endings_is_described_but_not_converted(root: Path, tmp_path: Path) -> None:
-    mixed_endings(root)
-    with pytest.raises(ProblemReport, match="use 'segwright init', whose file lists may mix endings"):
+def test_files_of_other_endings_keep_values_and_geometry(root: Path, tmp_path: Path) -> None:
+    mixed_in_one_folder(root)
+    segwright.convert("folders", root, tmp_path / "new")
+    for old, new in (
+        ("images/c0.nrrd", "imagesTr/c0_0000.nii.gz"),
+        ("images/c1.nii", "imagesTr/c1_0000.nii.gz"),
+        ("labels/c0.mha", "labelsTr/c0.nii.gz"),
+        ("labels/c2.nii", "labelsTr/c2.nii.gz"),
+    ):
+        before, after = (SimpleITK.ReadImage(str(file)) for file in (root / old, tmp_path / "new" / new))
+        np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(before), SimpleITK.GetArrayFromImage(after))
+        assert before.GetPixelID() == after.GetPixelID()
+        for grid in ("GetSpacing", "GetOrigin", "GetDirection"):
+            np.testing.assert_allclose(getattr(before, grid)(), getattr(after, grid)(), atol=1e-6)
+
+
+def test_pictures_of_other_endings_keep_their_values(root: Path, tmp_path: Path) -> None:
+    mixed_pictures(root)
+    segwright.convert("folders", root, tmp_path / "new")
+    for old, new in (("images/c1.bmp", "imagesTr/c1_0000.png"), ("masks/c2.tif", "labelsTr/c2.png")):
+        before, after = (np.asarray(Image.open(file)) for file in (root / old, tmp_path / "new" / new))
+        np.testing.assert_array_equal(before, after)
+        assert before.dtype == after.dtype
+
+
+def test_a_format_that_cannot_hold_a_file_is_refused(root: Path, tmp_path: Path) -> None:
+    for index in range(NUM_CASES):
+        for folder, make in (("images", volume), ("labels", label_volume)):
+            make(root / f"{folder}/c{index}.nii.gz")
+            if index:
+                reencoded(root / f"{folder}/c{index}.nii.gz", ".gipl")  # which has no direction
+    with pytest.raises(ProblemReport, match="c0.nii.gz: .gipl cannot hold its values or its geometry"):
         segwright.convert("folders", root, tmp_path / "new")
+    assert not [*tmp_path.rglob("c0*.gipl"), *tmp_path.rglob(".*.tmp.*"), *tmp_path.rglob("new/dataset.json")]
 
 
 def test_options_of_folders_are_refused_for_tasks(root: Path, tmp_path: Path) -> None:

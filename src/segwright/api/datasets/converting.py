@@ -97,7 +97,8 @@ def _dataset_folder(target: Path, conversion: Conversion) -> Path:
     Raises:
         WorkspaceError: it would be in the source, the name is missing, or its id is taken.
     """
-    is_own = not target.exists() or (target / CONVERSION_JSON).is_file()
+    is_started = (target / CONVERSION_JSON).is_file() or Workspace.lock_beside(target).is_file()  # a killed process's
+    is_own = is_started or not target.exists()
     new = target if is_own or conversion.name is None else target / conversion.name
     if conversion.source.is_dir() and new.resolve().is_relative_to(conversion.source.resolve()):
         raise WorkspaceError(f"{new}: lies in the source, which is never written to; name a folder elsewhere")

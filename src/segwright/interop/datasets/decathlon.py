@@ -10,9 +10,9 @@ from typing import Any, Final
 
 from segwright.core.errors import ImageError, Problem, ProblemReport, SegwrightError, problem_of
 from segwright.core.files.json_documents import read_json
-from segwright.core.files.names import path_problem
+from segwright.core.files.names import path_problem, path_remedy
 from segwright.core.parallel import map_threads
-from segwright.data.cases import Case, channel_problems, identity_problems, list_folder
+from segwright.data.cases import Case, channel_problems, identity_problems, list_folder, with_labels
 from segwright.data.description import DATASET_JSON
 from segwright.data.images.readers.nifti_channels import nifti_shape
 from segwright.data.images.readers.nifti_header import ENDINGS
@@ -24,6 +24,11 @@ from segwright.interop.datasets.renumbering import label_numbers
 TRAINING: Final = "Tr"
 PARTS: Final = (TRAINING, "Ts", "Val")
 """Of the folders `imagesTr`, `labelsTr` and so on; only the first is required."""
+
+_OTHER_FORMAT: Final = {
+    "msd": "if this is a task of the Decathlon, use 'segwright convert msd'",
+    "nnunet-v1": "if this is a task of nnU-Net v1, use 'segwright convert nnunet-v1'",
+}
 
 _DROPPED: Final = ("modality", "labels", "training", "test", "numTest", "tensorImageSize", "numTraining")
 """Keys of dataset.json that the new one has in another form or not at all."""
@@ -83,11 +88,13 @@ def find_nnunet_v1(source: Path) -> Conversion:
     cases = {}
     for part in _parts(task):
         labels = source / f"labels{part}"
-        is_labelled = part == TRAINING or labels.is_dir()
-        listing = list_folder(source / f"images{part}", ending, labels=labels if is_labelled else None)
+        listing = list_folder(source / f"images{part}", ending, labels=labels if part == TRAINING else None)
+        if not listing.cases and (task.source / f"images{part}").is_dir():
+            task.refuse(source / f"images{part}", f"holds no {{case}}_0000{ending} file", _OTHER_FORMAT["msd"])
+            continue
         task.problems += [*listing.problems, *(channel_problems(listing, names, ending) if names else ())]
         task.notes += listing.stray
-        cases[part] = listing.cases
+        cases[part] = listing.cases if part == TRAINING else with_labels(listing.cases, labels, ending)
     return _conversion("nnunet-v1", task, cases, {})
 
 
@@ -121,50 +128,57 @@ def _label_maps(cases: Mapping[str, tuple[Case, ...]]) -> list[Path]:
 
 
 def _parts(task: _Task) -> list[str]:
-    """Return the parts that a task has; training images and labels must be there."""
+    """Return the parts that a task has; training images and labels must be there, others may be empty."""
     required = [task.source / f"{kind}{TRAINING}" for kind in ("images", "labels")]
     missing = {place: wrong for place in required if (wrong := path_problem(place, "folder"))}
     for place, wrong in missing.items():
         task.refuse(place, wrong, "unpack the task again")
-    present = [part for part in PARTS if (task.source / f"images{part}").is_dir()]
-    return [part for part in present if part != TRAINING or not missing]
+    present = [part for part in PARTS[1:] if (task.source / f"images{part}").is_dir()]
+    filled = [part for part in present if entries(task.source / f"images{part}")]
+    return filled if missing else [TRAINING, *filled]
 
 
 def _ending(images: Path) -> str:
     """Return the ending of most images."""
     if not images.is_dir():
         return ENDINGS[1]
-    plain, packed = ([entry for entry in entries(images) if entry.name.endswith(ending)] for ending in ENDINGS)
-    return ENDINGS[0] if len(plain) > len(packed) else ENDINGS[1]
+    names = [entry.name.lower() for entry in entries(images)]
+    plain, packed = (sum(name.endswith(ending) for name in names) for ending in ENDINGS)
+    return ENDINGS[0] if plain > packed else ENDINGS[1]
 
 
 def _msd_cases(task: _Task, part: str) -> tuple[Case, ...]:
     """Return the cases of one part, named by their images; hidden files, such as macOS's `._` files, do not count."""
-    images, labels, ending = task.source / f"images{part}", task.source / f"labels{part}", task.file_ending
-    names = [entry.name for entry in entries(images) if entry.kind == "file" and entry.name.endswith(ending)]
-    labelled = {entry.name for entry in entries(labels) if entry.kind == "file"} if labels.is_dir() else set()
-    for entry in entries(images):
-        if entry.name not in names:
-            task.note(images / entry.name, f"skipped, it is no {ending} file")
-    for name in sorted(labelled - {*names}):
-        task.note(labels / name, "skipped, it has no image of the same name")
-    task.problems += identity_problems(images, [name.removesuffix(ending) for name in names])
-    if not names:
-        task.refuse(images, f"holds no {ending} file", "unpack the task again")
-    for name in names:
-        if part == TRAINING and name not in labelled:
-            remedy = "add the label map, or remove the image"
-            if name.removesuffix(ending).endswith("_0000"):
-                remedy = "if this is a task of nnU-Net v1, use 'segwright convert nnunet-v1'"
-            task.refuse(labels / name, "no such file, the label map of a case", remedy)
-    return tuple(
-        Case(
-            identifier=name.removesuffix(ending),
-            images=(images / name,),
-            label=labels / name if name in labelled else None,
-        )
-        for name in names
-    )
+    images, labels = task.source / f"images{part}", task.source / f"labels{part}"
+    files, maps = _files_by_case(task, images), _files_by_case(task, labels) if labels.is_dir() else {}
+    for name in sorted(maps.keys() - files.keys()):
+        task.note(maps[name], "skipped, it has no image of the same name")
+    task.problems += identity_problems(images, files)
+    if not files:
+        task.refuse(images, f"holds no {task.file_ending} file", "unpack the task again")
+    for name in files:
+        if part == TRAINING and name not in maps:
+            is_v1 = name.endswith("_0000")
+            remedy = _OTHER_FORMAT["nnunet-v1"] if is_v1 else "add the label map, or remove the image"
+            task.refuse(labels / f"{name}{task.file_ending}", "no such file, the label map of a case", remedy)
+    return tuple(Case(identifier=name, images=(file,), label=maps.get(name)) for name, file in sorted(files.items()))
+
+
+def _files_by_case(task: _Task, folder: Path) -> dict[str, Path]:
+    """Return the NIfTI files of a folder by case; names that begin with `_` do not count, as in nnU-Net."""
+    files: dict[str, Path] = {}
+    for entry in entries(folder):
+        file = folder / entry.name
+        ending = next((each for each in reversed(ENDINGS) if entry.name.lower().endswith(each)), "")
+        if entry.kind == "dangling" and ending:
+            task.refuse(file, path_problem(file), path_remedy(file, "put the file there or remove the link"))
+        elif entry.kind != "file" or not ending or entry.name.startswith("_"):
+            task.note(file, "skipped, it is no image of a case")
+        elif (name := entry.name[: -len(ending)]) in files:
+            task.refuse(file, f"is there as {files[name].name} too", "remove one of them")
+        else:
+            files[name] = file
+    return files
 
 
 def _count_channels(task: _Task, files: Sequence[Path], names: tuple[str, ...] | None) -> dict[Path, int]:
@@ -187,7 +201,7 @@ def _count_channels(task: _Task, files: Sequence[Path], names: tuple[str, ...] |
         elif names and size != len(names):
             what = f"has {size} channels, modality of {DATASET_JSON} names {len(names)} ({', '.join(names)})"
             task.refuse(file, what, f"correct modality in {DATASET_JSON}, or remove the case")
-        if len(shape) > 3:
+        if len(shape) > 3 or not file.name.endswith(task.file_ending):
             found[file] = size
     return found
 
@@ -209,6 +223,9 @@ def _open(source: Path) -> _Task:
         return task
     if not isinstance(old, dict):
         task.refuse(path, "is no object", "download it again")
+        return task
+    if "modality" not in old and "channel_names" in old:
+        task.refuse(path, "names channel_names, as datasets of nnU-Net v2 do", "use the dataset as it is")
         return task
     channels = old.get("modality")
     if not isinstance(channels, dict) or not channels or not all(key.isdecimal() for key in channels):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -14,7 +13,8 @@ from segwright.core.errors import Problem, ProblemReport
 from segwright.core.files.names import path_problem
 from segwright.core.text import listed
 from segwright.data.cases import Case, identity_problems
-from segwright.interop.datasets.file_names import NamedFile, ending_of, name_file
+from segwright.interop.datasets.file_names import NamedFile, name_file
+from segwright.interop.datasets.found_files import images_below, unread_pictures
 
 _FIELDS: Final = {r"\{case\}": r"(?P<case>[^/]+)", r"\{channel\}": r"(?P<channel>[^/]+?)", r"\*": "[^/]*"}
 _AGAIN: Final = {r"\{case\}": "(?P=case)", r"\{channel\}": "(?P=channel)"}
@@ -66,10 +66,7 @@ def match_files(root: Path, *, images: str | None = None, labels: str | None = N
     Raises:
         ProblemReport: nothing matches, or it is not certain what belongs together.
     """
-    files = _files_below(root)
-    named = [file for file in files if ending_of(file.name)]
-    if not named:
-        raise ProblemReport([_no_images(root, files)])
+    named = images_below(root)
     if (images is not None and "{case}" in images) or (labels is not None and "{case}" in labels):
         return _match_patterns(root, named, images or "", labels or "")
     return _match_words(root, _with_kinds(root, named, images, labels))
@@ -88,7 +85,7 @@ def matching_of(root: Path, found: Sequence[FoundImage], labels: Mapping[str, Pa
         if other != image.path:
             channel = f"channel '{image.channel}' " if image.channel else "image "
             what = f"and {_shown(root, other)} are both the {channel}of case '{image.case}'"
-            problems.append(Problem(where=str(image.path), what=what, remedy=GIVE_PATTERNS))
+            problems.append(Problem(where=str(image.path), what=what, remedy=f"keep one of them, or {GIVE_PATTERNS}"))
     labelled = {case: group for case, group in sorted(groups.items()) if case in labels}
     if not labelled:
         raise ProblemReport([_nothing_matches(root, [image.path for image in found], [*labels.values()])])
@@ -122,22 +119,6 @@ def matching_of(root: Path, found: Sequence[FoundImage], labels: Mapping[str, Pa
         channels=tuple("" if re.fullmatch(r"\d*", name) else name for name in channels),
         notes=tuple(notes),
     )
-
-
-def _files_below(root: Path) -> list[Path]:
-    files = []
-    for folder, inner, names in os.walk(root):
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        files += [Path(folder, name) for name in sorted(names) if not name.startswith(".")]
-    return [file for file in files if file.is_file()]
-
-
-def _no_images(root: Path, files: Sequence[Path]) -> Problem:
-    counts = Counter(file.suffix.lower() or "no ending" for file in files).most_common(3)
-    what = "holds no image that can be read"
-    if counts:
-        what += f"; found {', '.join(f'{count} files with {ending}' for ending, count in counts)}"
-    return Problem(where=str(root), what=what, remedy="convert the files to .nii.gz (volumes) or .png (pictures)")
 
 
 def _match_patterns(root: Path, files: Sequence[Path], images: str, labels: str) -> Matching:
@@ -230,6 +211,7 @@ def _match(root: Path, named: Sequence[NamedFile]) -> tuple[Matching, set[Words]
     owners = {image.path: _part(image.words, by_words) for image in images}
     if not any(owner is not None for owner in owners.values()):  # label maps with words of their own
         owners = _by_words_of_images(root, images, by_words)
+    _require_owners(root, labels, {owner for owner in owners.values() if owner is not None})
     identifiers = _identifiers(labels)
     channels = {_rest(image.words, owner) for image in images if (owner := owners[image.path]) is not None}
     found = [
@@ -241,6 +223,23 @@ def _match(root: Path, named: Sequence[NamedFile]) -> tuple[Matching, set[Words]
     ]
     found += _unlabelled([image for image in images if owners[image.path] is None], channels)
     return matching_of(root, found, {identifiers[label.path]: label.path for label in labels}), channels
+
+
+def _require_owners(root: Path, labels: Sequence[NamedFile], owners: Collection[Words]) -> None:
+    """Require that most label maps belong to an image, and none is a further one of the same case, by its number.
+
+    Raises:
+        ProblemReport: it is not certain which label maps are meant.
+    """
+    owned = {label.words: label.path for label in labels if label.words in owners}
+    left = [label for label in labels if label.words not in owned]
+    further = [label for label in left if label.words[-1:] and label.words[-1].isdecimal()]
+    _require_one_each(root, [[owned[key], label.path] for label in further if (key := label.words[:-1]) in owned])
+    if owned and 2 * len(left) >= len(labels):
+        example = _shown(root, left[0].path)
+        what = f"{len(left)} of {len(labels)} label maps match no image by their name, such as {example}"
+        remedy = unread_pictures(root) or f"remove them, or {GIVE_PATTERNS}"
+        raise ProblemReport([Problem(where=str(root), what=what, remedy=remedy)])
 
 
 def _part(image: Words, labels: Mapping[Words, object]) -> Words | None:
@@ -325,7 +324,7 @@ def _nothing_matches(root: Path, images: Sequence[Path], labels: Sequence[Path])
     what = (
         f"no image matches a label map by its name: found {example(images, 'images')}, {example(labels, 'label maps')}"
     )
-    return Problem(where=str(root), what=what, remedy=GIVE_PATTERNS)
+    return Problem(where=str(root), what=what, remedy=unread_pictures(root) or GIVE_PATTERNS)
 
 
 def _shown(root: Path, file: Path) -> str:

@@ -6,17 +6,18 @@ import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
+from unicodedata import normalize
 
 from segwright.data.images.image_io import READERS
 
 LABEL_WORDS: Final = frozenset(
     {"label", "labels", "labelmap", "labelstr", "labelsts", "labelsval", "lbl", "mask", "masks", "seg", "segs"}
     | {"segmentation", "segmentations", "annotation", "annotations", "gt", "gts", "groundtruth", "truth", "manual"}
-    | {"target", "targets", "roi", "rois"}
+    | {"target", "targets", "roi", "rois", "segmentationclass"}
 )
 IMAGE_WORDS: Final = frozenset(
     {"image", "images", "imagestr", "imagests", "imagesval", "img", "imgs", "scan", "scans", "volume", "volumes"}
-    | {"vol", "vols", "input", "inputs", "orig", "original", "originals", "pictures", "photos"}
+    | {"vol", "vols", "input", "inputs", "orig", "original", "originals", "pictures", "photos", "imaging", "jpegimages"}
 )
 
 TEST_WORDS: Final = frozenset({"test", "testing", "tests", "imagests", "labelsts"})
@@ -26,6 +27,8 @@ _ENDINGS: Final = tuple(
     sorted({ending for reader in READERS.values() for ending in reader.endings}, key=len, reverse=True)
 )
 _WORD: Final = re.compile(r"[^\W_]+")
+_BETWEEN: Final = " _-."
+"""Characters that join the words of a name; others, such as brackets, belong to it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,12 +68,12 @@ def ending_of(name: str) -> str:
 
 
 def words(text: str) -> tuple[str, ...]:
-    """Return the words of a name in lower case.
+    """Return the words of a name in lower case, however its accents are encoded.
 
     >>> words("Case_01-T1w")
     ('case', '01', 't1w')
     """
-    return tuple(word.lower() for word in _WORD.findall(text))
+    return tuple(word.lower() for word in _WORD.findall(normalize("NFC", text)))
 
 
 def name_file(root: Path, path: Path, *, is_label: bool | None = None) -> NamedFile:
@@ -99,18 +102,24 @@ def name_file(root: Path, path: Path, *, is_label: bool | None = None) -> NamedF
 
 
 def _without_kind(text: str) -> tuple[str, bool | None]:
-    """Return a name without a first or last word for images or label maps, and whether it is one for label maps.
+    """Return a name without a word for images or label maps, and whether it is one for label maps.
 
-    >>> _without_kind("case_01_mask"), _without_kind("img-7"), _without_kind("labels"), _without_kind("case_01")
-    (('case_01', True), ('7', False), ('', True), ('case_01', None))
+    Such a word comes first, last, or before a number at the end.
+
+    >>> _without_kind("case_(01)_mask"), _without_kind("img-7"), _without_kind("labels"), _without_kind("case_01")
+    (('case_(01)', True), ('7', False), ('', True), ('case_01', None))
+    >>> _without_kind("liver_mask_01")
+    ('liver_01', True)
     """
     found: bool | None = None
     while matches := [*_WORD.finditer(text)]:
         first, last = matches[0], matches[-1]
         if last[0].lower() in LABEL_WORDS | IMAGE_WORDS:
-            word, text = last[0].lower(), text[: matches[-2].end()] if len(matches) > 1 else ""
+            word, text = last[0].lower(), text[: last.start()].rstrip(_BETWEEN) if len(matches) > 1 else ""
         elif first[0].lower() in LABEL_WORDS | IMAGE_WORDS:
-            word, text = first[0].lower(), text[matches[1].start() :]
+            word, text = first[0].lower(), text[first.end() :].lstrip(_BETWEEN)
+        elif len(matches) > 2 and last[0].isdecimal() and matches[-2][0].lower() in LABEL_WORDS | IMAGE_WORDS:
+            word, text = matches[-2][0].lower(), text[: matches[-2].start()] + text[last.start() :]
         else:
             break
         found = found or word in LABEL_WORDS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Final
 
@@ -30,7 +31,7 @@ def find_tables(folder: Path) -> list[Path]:
         except SegwrightError:
             continue
         columns = _path_columns(rows)
-        paths = [folder / row[column] for row in rows for column in columns if row[column]]
+        paths = [_file(folder, row[column]) for row in rows for column in columns if row[column]]
         is_meant = 2 * sum(not path_problem(path) for path in paths) > len(paths)
         if is_meant and len(columns) > 1 and any(LABEL_WORDS & {*words(column)} for column in columns):
             tables.append(file)
@@ -56,7 +57,7 @@ def match_table(file: Path) -> Matching:
     maps: dict[str, Path] = {}
     seen: set[str] = set()
     for number, row in enumerate(rows, start=2):
-        paths = {column: file.parent / row[column] for column in (*channels, label) if row[column]}
+        paths = {column: _file(file.parent, row[column]) for column in (*channels, label) if row[column]}
         problems += [
             Problem(where=f"{file}, line {number}, {column}", what=f"{path}: {wrong}", remedy="correct the path")
             for column, path in paths.items()
@@ -105,10 +106,9 @@ def _rows(file: Path) -> list[Row]:
         text = read_bytes(file, max_bytes=MAX_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SegwrightError(f"{file}: is not UTF-8 text; save it as CSV with UTF-8") from error
-    lines = text.splitlines()
-    delimiter = max(_DELIMITERS, key=lines[0].count) if lines else ","
+    delimiter = max(_DELIMITERS, key=text.partition("\n")[0].count)
     try:
-        header, *rows = csv.reader(lines, delimiter=delimiter)
+        header, *rows = csv.reader(StringIO(text, newline=""), delimiter=delimiter)
     except (csv.Error, ValueError) as error:
         raise SegwrightError(f"{file}: is no table with a line of column names ({error})") from error
     names = [name.strip() for name in header]
@@ -127,6 +127,12 @@ def _path_columns(rows: Sequence[Row]) -> list[str]:
         if filled and 2 * sum(bool(ending_of(cell)) for cell in filled) > len(filled):
             columns.append(column)
     return columns
+
+
+def _file(folder: Path, cell: str) -> Path:
+    """Return the path in a cell, relative to a folder; as Windows writes it if there is no other."""
+    written = folder / cell
+    return folder / cell.replace("\\", "/") if "\\" in cell and path_problem(written) else written
 
 
 def _identifier(path: Path) -> str:

@@ -19,7 +19,7 @@ from segwright.data.images.readers.pictures import RGB_CHANNELS
 from segwright.data.label_maps import distinct_values
 from segwright.data.labels import BACKGROUND, IGNORE
 from segwright.interop.datasets.file_matching import Matching
-from segwright.interop.datasets.file_names import ending_of
+from segwright.interop.datasets.reencoding import PICTURE_ENDINGS, common_ending
 from segwright.interop.datasets.renumbering import label_numbers
 
 MAX_GUESSED_LABELS: Final = 64
@@ -136,8 +136,8 @@ def propose(
         ProblemReport: what cannot be decided, and what `check` refuses.
     """
     cases = matching.cases
-    file_ending = Counter(ending_of(case.images[0].name) for case in cases).most_common(1)[0][0]
     try:
+        file_ending = common_ending(cases)
         reader = choose_reader(file_ending, [case.images[0] for case in cases])
     except ImageError as error:
         raise ProblemReport([problem_of(error, remedy="replace the file or remove its case")]) from error
@@ -180,7 +180,7 @@ def _channels(
     if given is not None:
         problems += _name_problems(given, number, "--channel-names", "channels")
         return tuple(given)
-    if len(matching.channels) == 1 and number in RGB_CHANNELS:
+    if len(matching.channels) == 1 and number in RGB_CHANNELS and cases[0].images[0].suffix.lower() in PICTURE_ENDINGS:
         return _COLOURS[:number]
     if len(matching.channels) == number and all(matching.channels):
         return matching.channels
@@ -223,9 +223,10 @@ def _labels(
     counts: Counter[int] = Counter()
     first: dict[int, str] = {}
     results = map_threads(lambda case: _values(case, reader), cases, workers=workers, title="label maps")
+    unread = [values for values in results if isinstance(values, Problem)]
+    problems += _one_for_each_reason(unread)
     for case, values in zip(cases, results, strict=True):
         if isinstance(values, Problem):
-            problems.append(values)
             continue
         counts.update(values)
         for value in values:
@@ -247,9 +248,23 @@ def _labels(
     return (background, *_numbered(others, usual if names is None else names))
 
 
+def _one_for_each_reason(problems: Sequence[Problem]) -> list[Problem]:
+    """Return the first of all problems that differ only in their file, with the number of the others."""
+    groups: dict[str, list[Problem]] = {}
+    for problem in problems:
+        groups.setdefault(problem.what, []).append(problem)
+    return [
+        replace(first, what=first.what + (f", as in {len(others)} more files" if others else ""))
+        for first, *others in groups.values()
+    ]
+
+
 def _values(case: Case, reader: str) -> tuple[int, ...] | Problem:
     assert case.label is not None
     try:
+        if (count := read_header(case.label, reader, is_label=True).num_channels) > 1:
+            what = f"has {count} channels, a label map has one whole number per voxel"
+            return Problem(where=str(case.label), what=what, remedy="save it in grey, with one value for each class")
         return distinct_values(read_label(case.label, reader).array)
     except ImageError as error:
         return problem_of(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,12 +11,12 @@ from typing import Final
 
 import numpy as np
 
-from segwright.core.errors import ImageError, Problem, problem_of
+from segwright.core.errors import ImageError, Problem, ProblemReport, problem_of
 from segwright.core.files.atomic_io import atomic_path
 from segwright.data.cases import Case
 from segwright.data.images.formats import Floats, Refusal
 from segwright.data.images.geometry import find_reorientation
-from segwright.data.images.image_io import READERS, read_images, read_label
+from segwright.data.images.image_io import READERS, choose_reader, read_images, read_label
 from segwright.data.images.readers.itk import reencode_volume
 from segwright.data.images.readers.nifti_channels import nifti_shape
 from segwright.data.images.readers.nifti_header import ENDINGS as NIFTI_ENDINGS
@@ -28,9 +29,10 @@ _VOLUMES: Final = "SimpleITKIO"
 _PICTURES: Final = "NaturalImage2DIO"
 _FAMILIES: Final[Mapping[str, frozenset[str]]] = {
     _VOLUMES: frozenset({*READERS[_VOLUMES].endings, *NIFTI_ENDINGS}),
-    _PICTURES: frozenset(READERS[_PICTURES].endings),
+    _PICTURES: frozenset({*READERS[_PICTURES].endings, *TIFF_ENDINGS}),
 }
 """Readers that read every one of some endings."""
+PICTURE_ENDINGS: Final = _FAMILIES[_PICTURES]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +48,29 @@ class Unified:
     num_split: dict[Path, int] = field(default_factory=dict)
     rewrites: dict[str, Rewrite] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+
+
+def common_ending(cases: Sequence[Case]) -> str:
+    """Return the ending of most first images as it is spelled, or one whose reader reads all files.
+
+    Raises:
+        ProblemReport: no reader reads all files.
+        ImageError: images cannot be read.
+    """
+    images = [case.images[0] for case in cases]
+    files = [file for case in cases for file in (*case.images, case.label) if file is not None]
+    counts = Counter(ending_of(image.name) for image in images)
+    usual = max(counts, key=lambda ending: (counts[ending], ending.lower() == NIFTI_ENDINGS[1]))
+    first = next(image for image in images if ending_of(image.name) == usual)
+    endings = {ending_of(file.name).lower(): file for file in reversed(files)}
+    family = next(each for each in _FAMILIES.values() if usual.lower() in each)
+    if others := [file for ending, file in endings.items() if ending not in family]:
+        what = f"ends in {ending_of(others[0].name)}, and {first.name} in {usual}, which need different readers"
+        raise ProblemReport([Problem(where=str(others[0]), what=what, remedy="convert the files of one ending")])
+    if usual.lower() in NIFTI_ENDINGS and not endings.keys() <= {*NIFTI_ENDINGS}:
+        return NIFTI_ENDINGS[1]  # read by ITK as the others are, and .nii by a reader of NIfTI alone
+    are_pictures = usual.lower() in TIFF_ENDINGS and choose_reader(TIFF_ENDINGS[0], images) == _PICTURES
+    return TIFF_ENDINGS[0] if are_pictures and usual.lower() != TIFF_ENDINGS[0] else usual
 
 
 def unify(cases: Mapping[str, Sequence[Case]], ending: str) -> Unified:

@@ -124,7 +124,10 @@ def reencode_volume(file: Path, target: Path) -> None:
     """
     parser, nifti = _checked(file, is_label=False)
     with ITK_LOCK:
-        _write(_read_image(file, parser, nifti), target)
+        image = _read_image(file, parser, nifti)
+        for key in image.GetMetaDataKeys():  # of the old format
+            image.EraseMetaData(key)
+        _write(image, target)
 
 
 def _checked(file: Path, *, is_label: bool) -> tuple[str, NiftiHeader | None]:
