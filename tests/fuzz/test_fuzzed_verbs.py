@@ -103,9 +103,78 @@ def _use_dataset(path: Path) -> None:
     )
 
 
+def _make_task(folder: Path) -> list[Path]:
+    """Write a Decathlon task with two channels, and the same as a task of nnU-Net v1."""
+    task, old = folder / "Task01_Test", folder / "Task02_Test"
+    _make_images(old / "imagesTr", ["a", "b"], labels=old / "labelsTr")
+    shutil.copytree(old / "labelsTr", task / "labelsTr")
+    (task / "imagesTr").mkdir()
+    for file in [*(old / "imagesTr").iterdir()]:
+        channel = nibabel.load(file)
+        shutil.copy(file, file.with_name(file.name.replace("_0000", "_0001")))
+        both = nibabel.Nifti1Image(np.stack([np.asarray(channel.dataobj)] * 2, axis=-1), np.eye(4))
+        nibabel.save(both, task / "imagesTr" / file.name.replace("_0000", ""))
+    document = {"modality": {"0": "T1", "1": "T2"}, "labels": {"0": "background", "1": "whole", "2": "core"}}
+    written = [write(each / "dataset.json", {**document, "numTraining": 2}) for each in (task, old)]
+    images = [task / "imagesTr" / "a.nii.gz", old / "imagesTr" / "a_0001.nii.gz"]
+    return [*written, *images, task / "labelsTr" / "b.nii.gz"]
+
+
+def _use_task(path: Path) -> None:
+    task = next(parent for parent in path.parents if parent.name.startswith("Task"))
+    folder, kind = task.parent, "msd" if task.name.startswith("Task01") else "nnunet-v1"
+    (folder / "out").mkdir()
+    _run(folder, [["convert", kind, str(task), str(folder / "out"), "--yes"]])
+
+
+def _make_folders(folder: Path) -> list[Path]:
+    """Write images and label maps in folders of their own, with a table."""
+    mine = folder / "mine"
+    _make_images(mine / "scans", ["a", "b"], labels=mine / "masks")
+    lines = ["patient,image,mask", *(f"{name},scans/{name}_0000.nii.gz,masks/{name}.nii.gz" for name in "ab")]
+    (mine / "files.csv").write_text("\n".join(lines))
+    return [mine / "files.csv", mine / "scans" / "a_0000.nii.gz", mine / "masks" / "b.nii.gz"]
+
+
+def _use_folders(path: Path) -> None:
+    mine = next(parent for parent in path.parents if parent.name == "mine")
+    new = str(mine.parent / "out" / "Dataset001_New")
+    _run(
+        mine.parent,
+        [
+            ["init", str(mine), "--force", "--json"],
+            ["convert", "folders", str(mine / "files.csv"), new, "--json"],
+            ["convert", "folders", str(mine), f"{new}er", "--images", "scans/{case}_0000.nii.gz", "--labels", "masks"],
+        ],
+    )
+
+
+def _make_mapped(folder: Path) -> list[Path]:
+    """Write a dataset with mapped labels, and its conversion for nnU-Net."""
+    dataset = folder / "Dataset001_Test"
+    _make_images(dataset / "imagesTr", ["a", "b"], labels=dataset / "labelsTr")
+    document = {"channel_names": {"0": "T1"}, "labels": {"background": 0, "whole": 1}, "numTraining": 2}
+    described = write(dataset / "dataset.json", {**document, "file_ending": ".nii.gz", "label_map": {"2": 1}})
+    result = CliRunner().invoke(app, ["convert", "nnunet", str(dataset), str(folder / "done"), "--yes"])
+    assert result.exit_code == 0, result.output
+    return [described, dataset / "labelsTr" / "a.nii.gz", folder / "done" / "conversion.json"]
+
+
+def _use_mapped(path: Path) -> None:
+    folder = next(parent for parent in path.parents if (parent / "Dataset001_Test").is_dir())
+    dataset = str(folder / "Dataset001_Test")
+    _run(
+        folder,
+        [["convert", "nnunet", dataset, str(folder / "done")], ["convert", "nnunet", dataset, str(folder / "out")]],
+    )
+
+
 TARGETS: dict[str, Target] = {
     "model": Target(make=_make_model, read=_use_model, mutate_at=_mutate),
     "dataset": Target(make=_make_dataset, read=_use_dataset, mutate_at=_mutate),
+    "task": Target(make=_make_task, read=_use_task, mutate_at=_mutate),
+    "folders": Target(make=_make_folders, read=_use_folders, mutate_at=_mutate),
+    "mapped": Target(make=_make_mapped, read=_use_mapped, mutate_at=_mutate),
 }
 
 

@@ -27,7 +27,7 @@ from tests.unit.compat.trainer_files import (
     make_run,
     straight_and_resumed,
 )
-from tests.unit.training.tiny_task import make, settings
+from tests.unit.training.tiny_task import DATASET_JSON, make, settings
 
 
 def metrics(run: Any, *names: str) -> list[list[Any]]:
@@ -108,6 +108,11 @@ def test_mirror_axes_of_inference_differ_from_those_of_training(trained_2026: An
 
 def test_scheduler_of_a_file_decides_the_rates(trained_2026: Any) -> None:
     assert np.allclose(metrics(trained_2026, "lrs"), [[3e-4], [1.5e-4]])
+
+
+def test_label_map_of_the_dataset_reaches_the_reader_of_a_file(tmp_path: Path) -> None:
+    run = make_run(tmp_path, NOTHING, dataset_json={**DATASET_JSON, "label_map": {"255": 2}})
+    assert run.user.plans_manager.image_reader_writer_class().label_map == {255: 2}
 
 
 def test_explicit_setting_replaces_that_of_the_file(tmp_path: Path) -> None:

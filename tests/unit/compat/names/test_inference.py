@@ -214,6 +214,18 @@ def test_values_in_files_of_references_are_mapped_as_the_dataset_declares(
     assert found["mean"][2]["Dice"] == 1
 
 
+def test_label_files_of_the_dataset_are_read_through_its_map(tmp_path: Path) -> None:
+    array = np.zeros((4, 4, 4), np.uint8)
+    array[0], array[1], array[2] = 255, 1, 2
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array), str(tmp_path / "a.nii.gz"))
+    reader = PlansManager(PLANS, label_map={255: 2}).image_reader_writer_class()
+    found, properties = reader.read_seg(tmp_path / "a.nii.gz")
+    assert found[0, :, 0, 0].tolist() == [2, 1, 2, 0]
+    reader.write_seg(found[0].astype(np.uint8), tmp_path / "b.nii.gz", properties)
+    for each in (reader, PlansManager(PLANS).image_reader_writer_class()):
+        assert np.array_equal(each.read_seg(tmp_path / "b.nii.gz")[0], found), "a prediction holds labels already"
+
+
 def test_labels_are_regions_of_one() -> None:
     assert labels_to_list_of_regions([1, 2]) == [(1,), (2,)]
 
