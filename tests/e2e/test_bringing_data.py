@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,7 +107,10 @@ def test_convert_in_json(mine: Path, tmp_path: Path) -> None:
     assert (tmp_path / "new" / "labelsTr" / "phantom_001.nii.gz").samefile(mine / "masks" / "phantom_001_mask.nii.gz")
 
 
-@pytest.mark.parametrize("verb", [("init",), ("convert", "msd"), ("convert", "nnunet-v1"), ("convert", "folders")])
+CONVERSIONS = [("convert", kind) for kind in ("msd", "nnunet-v1", "folders", "nnunet")]
+
+
+@pytest.mark.parametrize("verb", [("init",), *CONVERSIONS])
 def test_an_empty_folder_is_an_error_of_the_user(tmp_path: Path, verb: tuple[str, ...]) -> None:
     (tmp_path / "empty").mkdir()
     more = (tmp_path / "new",) if verb[0] == "convert" else ()
@@ -114,3 +118,43 @@ def test_an_empty_folder_is_an_error_of_the_user(tmp_path: Path, verb: tuple[str
     assert (done.exit_code, done.stdout) == (1, "")
     assert all(line.startswith("error: ") for line in done.stderr.splitlines())
     assert [*tmp_path.rglob("*")] == [tmp_path / "empty"]
+
+
+def test_convert_writes_what_nnunet_reads(tiny: Path, tmp_path: Path) -> None:
+    dataset = Path(shutil.copytree(tiny, tmp_path / "Dataset007_Tiny"))
+    document = json.loads((dataset / "dataset.json").read_text())
+    document["labels"] = {"background": 0, "organ": 1}
+    (dataset / "dataset.json").write_text(json.dumps({**document, "label_map": {"2": 1}}))
+    before = states(dataset)
+    done = call("convert", "nnunet", dataset, tmp_path / "Dataset008_Plain")
+    assert done.exit_code == 0, done.stderr
+    assert "Dataset008_Plain: 18 files written, 0 kept" in done.stdout
+    written = json.loads((tmp_path / "Dataset008_Plain" / "dataset.json").read_text())
+    assert "label_map" not in written
+    assert call("check", tmp_path / "Dataset008_Plain").exit_code == 0
+    assert states(dataset) == before
+
+
+@pytest.mark.parametrize("kind", [kind for _, kind in CONVERSIONS])
+def test_impossible_places_are_errors_of_the_user(mine: Path, tiny: Path, tmp_path: Path, kind: str) -> None:
+    source = mine if kind == "folders" else Path(shutil.copytree(tiny, tmp_path / "Dataset007_Tiny"))
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "full" / "deep").mkdir(parents=True)
+    (source / "table.csv").write_bytes(bytes(range(256)))
+    before = {name: state for name, state in states(tmp_path).items()}
+    places = [
+        (source, source),
+        (source, source / "new"),
+        (source, tmp_path / "file"),
+        (source, tmp_path / "file" / "new"),
+        (source, tmp_path / ("n" * 300)),
+        (source, tmp_path / "a\nb"),
+        (tmp_path / "gone", tmp_path / "new"),
+        (source / "table.csv", tmp_path / "new"),
+        (tmp_path / "file", tmp_path / "new"),
+    ]
+    for old, new in places:
+        done = call("convert", kind, old, new)
+        assert done.exit_code == 1, (old, new, done.output, done.exception)
+        assert [line for line in done.stderr.splitlines() if line.startswith("error: ")], (old, new)
+        assert states(tmp_path) == before

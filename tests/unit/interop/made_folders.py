@@ -214,6 +214,13 @@ def palette_masks(root: Path) -> None:
         coloured.save(file)
 
 
+def grey_masks_in_colours(root: Path) -> None:
+    for index, mode in enumerate(("RGB", "RGBA", "LA")):
+        picture(root / f"images/{index}.png", channels=3, seed=index)
+        mask(file := root / f"masks/{index}.png", [255])
+        Image.open(file).convert(mode).save(file)
+
+
 def an_archive_of_a_mac(root: Path) -> None:
     masks_of_0_and_255(root)
     for file in [*root.rglob("*.png")]:

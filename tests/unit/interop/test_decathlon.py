@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import segwright
 from segwright.core.errors import ProblemReport, SegwrightError
 from segwright.core.files.hashing import file_hash
 from segwright.data.images.readers.nifti_channels import split_channels
+from tests.unit.interop.made_folders import tree_state
 
 HIPPOCAMPUS = Path(__file__).resolve().parents[4] / "shared" / "data" / "Dataset004_Hippocampus"
 AFFINE = np.array([[0, -0.9, 0, 10.5], [1.2, 0, 0, -4], [0, 0, 2.5, 7], [0, 0, 0, 1]])
@@ -183,6 +185,62 @@ def test_every_version_and_byte_order_is_split(tmp_path: Path, kind: type, dtype
         assert isinstance(part, kind)
         np.testing.assert_array_equal(np.asanyarray(part.dataobj), array[..., channel])
         assert len(part.header.extensions) == 1
+
+
+def test_odd_files_and_endings_of_an_archive(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    task = make_task(tmp_path / "Task05_Prostate_2", num_cases=3)
+    for folder in ("imagesTr", "labelsTr"):
+        for index, name in enumerate(("prostate_00.nii.gz", "prostate_07.nii", "prostate_10.NII.GZ")):
+            file = task / folder / f"BRATS_{index:03d}.nii.gz"
+            target = task / folder / name
+            if name.endswith(".nii"):
+                target.write_bytes(gzip.decompress(file.read_bytes()))
+                file.unlink()
+            else:
+                file.rename(target)
+        (task / folder / "_prostate_03.nii.gz").write_bytes(b"no image")
+        (task / folder / "._prostate_07.nii").write_bytes(b"Mac OS X")
+    (task / "imagesTs").mkdir()
+    (task / "imagesTs" / ".DS_Store").touch()
+    before = tree_state(task)
+    (tmp_path / "raw").mkdir()
+    converted = segwright.convert("msd", task, tmp_path / "raw")
+    assert converted is not None
+    assert converted.dataset.name == "Dataset005_Prostate_2"
+    cases = ("prostate_00", "prostate_07", "prostate_10")
+    assert names_in(converted.dataset / "labelsTr") == [f"{case}.nii.gz" for case in cases]
+    assert names_in(converted.dataset / "imagesTr") == [f"{case}_000{part}.nii.gz" for case in cases for part in (0, 1)]
+    assert not (converted.dataset / "imagesTs").exists()
+    assert "_prostate_03.nii.gz: skipped, it is no image of a case" in caplog.text
+    for folder, name, new in (("labelsTr", "prostate_07.nii", ""), ("imagesTr", "prostate_10.NII.GZ", "_0001")):
+        (tmp_path / "copy.nii").write_bytes(unpacked(task / folder / name))
+        old = nibabel.load(tmp_path / "copy.nii")
+        case = nibabel.load(converted.dataset / folder / f"{name.partition('.')[0]}{new}.nii.gz")
+        stored = old.dataobj.get_unscaled()
+        np.testing.assert_array_equal(case.dataobj.get_unscaled(), stored[..., 1] if new else stored)
+        np.testing.assert_array_equal(case.affine, old.affine)
+    assert tree_state(task) == before
+    assert segwright.check(converted.dataset).errors == ()
+
+
+def unpacked(file: Path) -> bytes:
+    content = file.read_bytes()
+    return content if file.suffix == ".nii" else gzip.decompress(content)
+
+
+def test_tasks_of_another_kind_are_recognised(task: Path, tmp_path: Path) -> None:
+    with pytest.raises(ProblemReport, match="if this is a task of the Decathlon, use 'segwright convert msd'"):
+        segwright.convert("nnunet-v1", task, tmp_path / "new")
+    declare(task, modality=None, channel_names={"0": "CT"})
+    with pytest.raises(ProblemReport, match="names channel_names, as datasets of nnU-Net v2 do; use the dataset as it"):
+        segwright.convert("msd", task, tmp_path / "new")
+
+
+def test_a_link_to_a_missing_image_is_named(task: Path, tmp_path: Path) -> None:
+    (task / "imagesTr" / "BRATS_001.nii.gz").unlink()
+    (task / "imagesTr" / "BRATS_001.nii.gz").symlink_to(tmp_path / "gone.nii.gz")
+    with pytest.raises(ProblemReport, match=r"BRATS_001.nii.gz: is a link to .*gone.nii.gz, which does not exist"):
+        segwright.convert("msd", task, tmp_path / "new")
 
 
 def test_label_names_are_unique_and_gaps_are_mapped(task: Path, tmp_path: Path) -> None:

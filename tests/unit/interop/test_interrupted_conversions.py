@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import pytest
 
 import segwright
@@ -16,7 +18,7 @@ from segwright.core.errors import SegwrightError
 from segwright.core.files import atomic_io
 from segwright.interop.datasets import conversion
 from tests.unit.interop.made_folders import mixed_in_one_folder, tree_state
-from tests.unit.interop.test_decathlon import make_task
+from tests.unit.interop.test_decathlon import declare, make_task
 
 
 def killed(work: Callable[[], object], count: int) -> bool:
@@ -113,3 +115,20 @@ def test_other_names_and_other_options_are_not_mixed_with_the_old(tmp_path: Path
     with pytest.raises(SegwrightError, match="new: was converted with other options; delete the folder"):
         segwright.convert("folders", source, tmp_path / "new", link=True)
     assert tree_state(tmp_path / "new") == before
+
+
+def test_nothing_stays_where_no_link_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = make_task(tmp_path / "Task01_X", num_channels=1)
+    for file in (task / "imagesTr").glob("BRATS*"):
+        nibabel.save(nibabel.funcs.squeeze_image(nibabel.load(file)), file)
+    declare(task, modality={"0": "FLAIR"})
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(conversion.os, "link", refuse)
+    with pytest.raises(SegwrightError, match="cannot be a hard link .* convert without --link, which copies"):
+        segwright.convert("msd", task, tmp_path / "new", link=True)
+    monkeypatch.undo()
+    assert [*tmp_path.iterdir()] == [task]
+    assert segwright.convert("msd", task, tmp_path / "new") is not None

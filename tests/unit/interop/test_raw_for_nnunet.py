@@ -19,6 +19,7 @@ from segwright.core.files.hashing import file_hash
 from segwright.data.dataset import load
 from segwright.data.images.image_io import read_label
 from tests.unit.interop.made_folders import (
+    grey_masks_in_colours,
     label_volume,
     mask,
     mixed_in_one_folder,
@@ -121,7 +122,9 @@ def test_links_are_made_of_files_that_do_not_change(dataset: Path, tmp_path: Pat
     assert (new / "labelsTr/both.nii.gz").stat().st_nlink == 1
 
 
-@pytest.mark.parametrize("make", [mixed_in_one_folder, several_channels_in_a_file, palette_masks])
+@pytest.mark.parametrize(
+    "make", [mixed_in_one_folder, several_channels_in_a_file, palette_masks, grey_masks_in_colours]
+)
 def test_file_lists_become_the_two_folders(tmp_path: Path, make: Any, caplog: pytest.LogCaptureFixture) -> None:
     (folder := tmp_path / "mine").mkdir()
     make(folder)
@@ -138,11 +141,12 @@ def test_file_lists_become_the_two_folders(tmp_path: Path, make: Any, caplog: py
     written = json.loads((new / "dataset.json").read_text())
     assert not {"dataset", "label_map"} & written.keys()
     images = [file.name for file in (new / "imagesTr").iterdir()]
-    num_files = len(written["channel_names"]) if make is not palette_masks else 1
+    are_pictures = written["file_ending"] == ".png"
+    num_files = 1 if are_pictures else len(written["channel_names"])
     assert len(images) == num_files * len(document["dataset"])
     assert {"".join(Path(name).suffixes) for name in images} == {written["file_ending"]}
     assert segwright.check(new).errors == ()
-    if make is palette_masks:
+    if are_pictures:
         assert {Image.open(file).mode for file in (new / "labelsTr").iterdir()} == {"L"}
 
 

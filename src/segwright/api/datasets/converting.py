@@ -12,11 +12,19 @@ from segwright.core.files.atomic_io import require_writable_folder
 from segwright.core.files.locks import locked
 from segwright.core.files.names import path_problem, require_text_path
 from segwright.data.dataset import NO_ENVIRONMENT
-from segwright.interop.datasets.conversion import CONVERSION_JSON, Conversion, Converted, write_conversion
+from segwright.interop.datasets.conversion import (
+    CONVERSION_JSON,
+    DATASET_NAME,
+    Conversion,
+    Converted,
+    require_own,
+    suggested_name,
+    write_conversion,
+)
 from segwright.interop.datasets.decathlon import find_msd, find_nnunet_v1
 from segwright.interop.datasets.folders import find_cases, folders_conversion
 from segwright.interop.datasets.proposal import propose
-from segwright.interop.datasets.raw import DATASET_NAME, find_raw
+from segwright.interop.datasets.raw import find_raw
 from segwright.workspace import Workspace
 
 logger = getLogger(__name__)
@@ -66,10 +74,13 @@ def convert(
         raise ConfigError(f"unknown format '{kind}'{did_you_mean(kind, FORMATS)}")
     place = Path(os.path.abspath(require_text_path(Path(source))))
     if (kind != "folders" or not place.is_file()) and (wrong := path_problem(place, "folder")):
-        raise WorkspaceError(f"{place}: {wrong}; give the folder of the dataset to convert")
+        is_packed = place.name.endswith((".tar", ".tar.gz", ".tgz", ".zip")) and place.is_file()
+        remedy = "unpack it, and give the folder" if is_packed else "give the folder of the dataset to convert"
+        raise WorkspaceError(f"{place}: {wrong}; {remedy}")
     options = {"images": images, "labels": labels, "channel_names": channel_names, "label_names": label_names}
     if kind != "folders" and (given := [name for name, value in options.items() if value is not None]):
         raise ConfigError(f"{given[0]}: only for the format 'folders'; leave it out")
+    new = _dataset_folder(Path(os.path.abspath(require_text_path(Path(target)))), place, kind)
     if kind == "folders":
         matching = find_cases(place, images=images, labels=labels)
         root = place.parent if place.is_file() else place
@@ -79,29 +90,30 @@ def convert(
         found = find_raw(place, environment=environment, workers=workers)
     else:
         found = find_msd(place) if kind == "msd" else find_nnunet_v1(place)
-    new = _dataset_folder(Path(os.path.abspath(target)), found)
     for note in found.notes:
         logger.warning("%s", note)
     if kind == "nnunet" and not DATASET_NAME.fullmatch(new.name):
         logger.warning("%s: nnU-Net finds a dataset by a name such as Dataset123_Name; give the folder one", new)
     if review is not None and not review(found, new):
         return None
-    require_writable_folder(new)
     with locked(Workspace.lock_beside(new), "converting"):
         return write_conversion(found, new, link=link)
 
 
-def _dataset_folder(target: Path, conversion: Conversion) -> Path:
+def _dataset_folder(target: Path, source: Path, kind: str) -> Path:
     """Return the folder of the new dataset: the target, or one below it if that is a folder of datasets.
 
     Raises:
-        WorkspaceError: it would be in the source, the name is missing, or its id is taken.
+        WorkspaceError: it would be in the source, it cannot be written to, it holds something else, or its id is taken.
     """
-    is_started = (target / CONVERSION_JSON).is_file() or Workspace.lock_beside(target).is_file()  # a killed process's
-    is_own = is_started or not target.exists()
-    new = target if is_own or conversion.name is None else target / conversion.name
-    if conversion.source.is_dir() and new.resolve().is_relative_to(conversion.source.resolve()):
+    require_writable_folder(target)
+    name = suggested_name(source, kind)
+    is_started = (target / CONVERSION_JSON).is_file() or Workspace.lock_beside(target).is_file()  # by a killed process
+    new = target if is_started or name is None or not target.exists() else target / name
+    if source.is_dir() and new.resolve().is_relative_to(source.resolve()):
         raise WorkspaceError(f"{new}: lies in the source, which is never written to; name a folder elsewhere")
+    require_writable_folder(new)
+    require_own(new)
     number = new.name.partition("_")[0]
     taken = [folder.name for folder in new.parent.glob(f"{number}_*") if folder.name != new.name]
     if new == target or not taken:

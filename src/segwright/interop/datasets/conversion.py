@@ -6,12 +6,13 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from segwright.core.errors import ImageError, Problem, ProblemReport, WorkspaceError, problem_of
+from segwright.core.errors import ImageError, Problem, ProblemReport, SegwrightError, WorkspaceError, problem_of
 from segwright.core.files.atomic_io import atomic_path, sweep_leftovers
 from segwright.core.files.json_documents import read_json, write_json
 from segwright.core.files.names import below
@@ -24,6 +25,9 @@ from segwright.data.images.readers.tiff import is_tiff, spacing_file
 
 CONVERSION_JSON: Final = "conversion.json"
 SCHEMA_VERSION: Final = 1
+
+DATASET_NAME: Final = re.compile(r"Dataset\d{3}_.+", re.DOTALL)
+"""A folder that nnU-Net takes for a raw dataset."""
 
 _TASK = re.compile(r"Task(\d+)_(.+)", re.DOTALL)
 
@@ -55,7 +59,6 @@ class Conversion:
         unread: files whose voxels were not read yet; damaged ones are found before anything is written.
         file_ending: of all files that are written.
         document: the new dataset.json.
-        name: `DatasetNNN_Name` as the source suggests; None without a suggestion.
         notes: what was skipped or changed.
     """
 
@@ -67,7 +70,6 @@ class Conversion:
     num_split: Mapping[Path, int] = field(default_factory=dict)
     rewrites: Mapping[str, Rewrite] = field(default_factory=dict)
     unread: tuple[Path, ...] = ()
-    name: str | None = None
     notes: tuple[Problem, ...] = ()
 
     def files(self) -> Iterator[tuple[Path, tuple[str, ...]]]:
@@ -107,10 +109,33 @@ def dataset_name(folder: Path) -> str | None:
     return None if match is None else f"Dataset{int(match[1]):03d}_{match[2]}"
 
 
+def suggested_name(source: Path, kind: str) -> str | None:
+    """Return the name that a new dataset gets below a folder of datasets: that of a task or dataset; None for others."""
+    if kind == "folders":
+        return None
+    if kind == "nnunet":
+        return source.name if DATASET_NAME.fullmatch(source.name) else None
+    return dataset_name(source)
+
+
+def require_own(target: Path) -> None:
+    """Require that a folder is new or empty, or was started by a conversion.
+
+    Raises:
+        WorkspaceError: it holds something else.
+    """
+    if not target.exists() or (target / CONVERSION_JSON).is_file():
+        return
+    started = {each for each in target.glob(f".*.tmp.{CONVERSION_JSON}")}  # left by a killed process
+    if {*target.iterdir()} - started:
+        raise WorkspaceError(f"{target}: exists and is no converted dataset; name a new folder")
+
+
 def write_conversion(conversion: Conversion, target: Path, *, link: bool = False) -> Converted:
     """Write a conversion to a new folder, or continue an interrupted one; dataset.json comes last.
 
-    Nothing is written if a file that has not been read yet is damaged.
+    Nothing is written if a file that has not been read yet is damaged, and nothing stays in a new folder if another
+    one cannot be converted.
 
     Args:
         conversion: what to write.
@@ -126,14 +151,15 @@ def write_conversion(conversion: Conversion, target: Path, *, link: bool = False
     files = [_task(target, source, names, conversion, link=link) for source, names in conversion.files()]
     left = [task for task in files if not task.is_done()]
     _require_undamaged(sorted({*conversion.unread} & {task.source for task in left}))
-    write_json(target / CONVERSION_JSON, document)
-    for folder in {each.parent for task in files for each in task.targets}:
-        sweep_leftovers(folder)
-    results = map_threads(_FileTask.write, left, describe=lambda task: str(task.source), title="convert")
-    if problems := [result for result in results if result is not None]:
-        raise ProblemReport(problems)
-    if not (target / DATASET_JSON).is_file():
-        write_json(target / DATASET_JSON, conversion.document, indent=4)
+    with _emptied_on_errors(target):
+        write_json(target / CONVERSION_JSON, document)
+        for folder in {each.parent for task in files for each in task.targets}:
+            sweep_leftovers(folder)
+        results = map_threads(_FileTask.write, left, describe=lambda task: str(task.source), title="convert")
+        if problems := [result for result in results if result is not None]:
+            raise ProblemReport(problems)
+        if not (target / DATASET_JSON).is_file():
+            write_json(target / DATASET_JSON, conversion.document, indent=4)
     num_written, num_files = (sum(len(task.targets) for task in tasks) for tasks in (left, files))
     return Converted(dataset=target, num_written=num_written, num_kept=num_files - num_written)
 
@@ -172,11 +198,10 @@ def _record(conversion: Conversion, *, link: bool) -> dict[str, Any]:
 
 def _require_same(target: Path, document: Mapping[str, Any]) -> None:
     """Require that a folder is new, empty, or was started by the same conversion."""
+    require_own(target)
     sweep_leftovers(target, {CONVERSION_JSON, DATASET_JSON})
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return
     if not (target / CONVERSION_JSON).is_file():
-        raise WorkspaceError(f"{target}: exists and is no converted dataset; name a new folder")
+        return
     earlier = read_json(target / CONVERSION_JSON)
     keys = ("format", "source", "link", "files", "dataset_json")
     changed = [key for key in keys if not isinstance(earlier, dict) or earlier.get(key) != document[key]]
@@ -186,6 +211,22 @@ def _require_same(target: Path, document: Mapping[str, Any]) -> None:
     if isinstance(earlier, dict) and changed in (["link"], ["dataset_json"]):
         what = "with other options" if changed == ["link"] else "with other names of labels or channels"
     raise WorkspaceError(f"{target}: was converted {what}; delete the folder, or name a new one")
+
+
+@contextmanager
+def _emptied_on_errors(target: Path) -> Iterator[None]:
+    """Remove what was written into a new folder if the source cannot be converted, or if no file could be written.
+
+    After any other error the files stay, so that the next run continues.
+    """
+    was_there = target.exists()
+    try:
+        yield
+    except SegwrightError as error:
+        written = [file for file in target.rglob("*") if file.is_file() and file.name != CONVERSION_JSON]
+        if not was_there and (isinstance(error, ProblemReport) or not written):
+            shutil.rmtree(target, ignore_errors=True)
+        raise
 
 
 def _require_undamaged(files: Sequence[Path]) -> None:

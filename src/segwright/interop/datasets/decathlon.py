@@ -18,7 +18,7 @@ from segwright.data.images.readers.nifti_channels import nifti_shape
 from segwright.data.images.readers.nifti_header import ENDINGS
 from segwright.data.labels import BACKGROUND
 from segwright.data.unmatched_files import entries
-from segwright.interop.datasets.conversion import Conversion, dataset_name
+from segwright.interop.datasets.conversion import Conversion
 from segwright.interop.datasets.renumbering import label_numbers
 
 TRAINING: Final = "Tr"
@@ -114,7 +114,6 @@ def _conversion(
         document={**task.document, "numTraining": found, "file_ending": task.file_ending},
         num_split=num_split,
         unread=(*_images(cases), *_label_maps(cases)),
-        name=dataset_name(task.source),
         notes=tuple(task.notes),
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,13 +20,11 @@ from segwright.data.description import DATASET_JSON
 from segwright.data.images.geometry import find_reorientation
 from segwright.data.images.image_io import READERS, read_header, read_label, write_labels
 from segwright.data.images.readers.nifti_header import check_nifti, is_nifti
+from segwright.data.images.readers.tiff import is_tiff, tiff_shape
 from segwright.data.label_maps import distinct_values
 from segwright.data.unmatched_files import entries
 from segwright.interop.datasets.conversion import Conversion, Rewrite
-from segwright.interop.datasets.reencoding import unify
-
-DATASET_NAME: Final = re.compile(r"Dataset\d{3}_.+", re.DOTALL)
-"""A folder that nnU-Net takes for a raw dataset."""
+from segwright.interop.datasets.reencoding import PICTURE_READER, unify
 
 _KEYS: Final = ("label_map", "groups", "label_pairs", "dataset")
 """Of dataset.json: those that nnU-Net does not have, and the lists of files."""
@@ -80,7 +77,6 @@ def find_raw(source: Path, *, environment: Mapping[str, str], workers: int | Non
         num_split=unified.num_split,
         rewrites=rewrites,
         unread=tuple(image for case in test for image in case.images),
-        name=source.name if DATASET_NAME.fullmatch(source.name) else None,
         notes=tuple(notes),
     )
 
@@ -123,7 +119,7 @@ def _label_rewrite(dataset: Dataset, case: Case) -> Rewrite | Problem | None:
         turned = find_reorientation(
             read_header(case.label, dataset.reader, is_label=True), read_header(image, dataset.reader)
         )
-        is_plain = _is_plain(case.label)
+        is_plain = _is_plain(case.label, dataset.reader)
     except ImageError as error:
         return problem_of(error)
     if undeclared := dataset.labels.undeclared(label_map.get(value, value) for value in stored):
@@ -144,15 +140,17 @@ def _label_rewrite(dataset: Dataset, case: Case) -> Rewrite | Problem | None:
     )
 
 
-def _is_plain(file: Path) -> bool:
+def _is_plain(file: Path, reader: str) -> bool:
     """Whether a label map is stored as one whole number per voxel, as far as its format is known here."""
     if is_nifti(file):
         header = check_nifti(file, is_label=True)
         return header.dtype[1] in "iu" and header.is_plain and len(header.shape) <= 3
-    if file.suffix.lower() in (".png", ".bmp"):
-        with Image.open(file) as picture:
-            return picture.mode in _GREY_MODES
-    return True
+    if reader != PICTURE_READER:
+        return True
+    if is_tiff(file):
+        return len(tiff_shape(file, is_label=True)) == 2
+    with Image.open(file) as picture:
+        return picture.mode in _GREY_MODES
 
 
 def _write_mapped(source: Path, target: Path, *, image: Path, reader: str, label_map: Mapping[int, int]) -> None:

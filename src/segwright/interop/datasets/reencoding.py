@@ -26,13 +26,13 @@ from segwright.interop.datasets.conversion import Rewrite
 from segwright.interop.datasets.file_names import ending_of
 
 _VOLUMES: Final = "SimpleITKIO"
-_PICTURES: Final = "NaturalImage2DIO"
+PICTURE_READER: Final = "NaturalImage2DIO"
 _FAMILIES: Final[Mapping[str, frozenset[str]]] = {
     _VOLUMES: frozenset({*READERS[_VOLUMES].endings, *NIFTI_ENDINGS}),
-    _PICTURES: frozenset({*READERS[_PICTURES].endings, *TIFF_ENDINGS}),
+    PICTURE_READER: frozenset({*READERS[PICTURE_READER].endings, *TIFF_ENDINGS}),
 }
 """Readers that read every one of some endings."""
-PICTURE_ENDINGS: Final = _FAMILIES[_PICTURES]
+PICTURE_ENDINGS: Final = _FAMILIES[PICTURE_READER]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +69,7 @@ def common_ending(cases: Sequence[Case]) -> str:
         raise ProblemReport([Problem(where=str(others[0]), what=what, remedy="convert the files of one ending")])
     if usual.lower() in NIFTI_ENDINGS and not endings.keys() <= {*NIFTI_ENDINGS}:
         return NIFTI_ENDINGS[1]  # read by ITK as the others are, and .nii by a reader of NIfTI alone
-    are_pictures = usual.lower() in TIFF_ENDINGS and choose_reader(TIFF_ENDINGS[0], images) == _PICTURES
+    are_pictures = usual.lower() in TIFF_ENDINGS and choose_reader(TIFF_ENDINGS[0], images) == PICTURE_READER
     return TIFF_ENDINGS[0] if are_pictures and usual.lower() != TIFF_ENDINGS[0] else usual
 
 
@@ -145,7 +145,7 @@ def _redraw(source: Path, target: Path, *, is_label: bool) -> None:
     ending = ending_of(target.name)
 
     def read(file: Path) -> Floats:
-        return (read_label(file, _PICTURES) if is_label else read_images([file], _PICTURES)).array
+        return (read_label(file, PICTURE_READER) if is_label else read_images([file], PICTURE_READER)).array
 
     array = read(source)  # (C, 1, H, W)
     with atomic_path(target) as temporary:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from segwright.core.files.atomic_io import atomic_path
@@ -29,7 +30,8 @@ _PNG_DEPTH = 24
 class NaturalImage2DIO:
     """Grey or RGB(A) pictures: PNG, BMP, 2D TIFF; spacing is always (999, 1, 1) (nnU-Net behaviour 2.7).
 
-    A palette image is converted to RGB(A) if it is an image; a label map keeps its palette indices.
+    A palette image is converted to RGB(A) if it is an image; a label map keeps its palette indices. A label map that is
+    grey in all its pixels but stored in colours, without transparency, is read as grey.
     """
 
     endings: tuple[str, ...] = (".png", ".bmp", ".tif")
@@ -37,22 +39,16 @@ class NaturalImage2DIO:
     def header(self, file: Path, *, is_label: bool = False) -> Header:
         """Read the size and the number of channels."""
         if is_tiff(file):
-            return _header(_colours_last(tiff_shape(file, is_label=is_label)))
-        with _open(file, is_label=is_label) as image:
-            bands = len(_palette_mode(image)) if image.mode == "P" and not is_label else len(image.getbands())
-            shape = (image.height, image.width)
-            return _header(shape if bands == 1 else (*shape, bands))
+            shape = _colours_last(tiff_shape(file, is_label=is_label))
+        else:
+            with _open(file, is_label=is_label) as image:
+                bands = len(_palette_mode(image)) if image.mode == "P" and not is_label else len(image.getbands())
+                shape = (image.height, image.width) if bands == 1 else (image.height, image.width, bands)
+        return _header(_pixels(file, is_label=True).shape if is_label and len(shape) == 3 else shape)
 
     def read(self, file: Path, *, is_label: bool = False) -> tuple[Header, Floats]:
         """Read a picture."""
-        if is_tiff(file):
-            array = tiff_array(file, is_label=is_label)
-            if _colours_last(array.shape) != array.shape:
-                array = np.moveaxis(array, 0, -1)
-        else:
-            with _open(file, is_label=is_label) as image:
-                is_coloured = image.mode == "P" and not is_label
-                array = np.asarray(image.convert(_palette_mode(image)) if is_coloured else image)
+        array = _pixels(file, is_label=is_label)
         header = _header(array.shape)
         channels = array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
         return header, np.ascontiguousarray(channels[:, None], dtype=np.float32)
@@ -83,6 +79,28 @@ def write_picture(array: Floats, path: Path) -> None:
 def is_picture(shape: tuple[int, ...]) -> bool:
     """Whether a TIFF file of this shape is a grey or RGB(A) picture, with the colour axis first or last."""
     return len(shape) == 2 or (len(shape) == 3 and _colours_last(shape)[-1] in RGB_CHANNELS)
+
+
+def _pixels(file: Path, *, is_label: bool) -> npt.NDArray[Any]:
+    """Return the pixels (H, W[, C]); of a label map without its colours if these are all the same."""
+    if is_tiff(file):
+        array = tiff_array(file, is_label=is_label)
+        array = array if _colours_last(array.shape) == array.shape else np.moveaxis(array, 0, -1)
+    else:
+        with _open(file, is_label=is_label) as image:
+            is_coloured = image.mode == "P" and not is_label
+            array = np.asarray(image.convert(_palette_mode(image)) if is_coloured else image)
+    return array[..., 0] if is_label and _is_grey(array) else array
+
+
+def _is_grey(array: npt.NDArray[Any]) -> bool:
+    """Whether all colours of a picture (H, W, C) are the same, and none of it is transparent."""
+    if array.ndim != 3 or array.dtype.kind != "u":
+        return False
+    num_colours = {2: 1, 3: 3, 4: 3}.get(array.shape[-1], 0)
+    colours, alpha = array[..., :num_colours], array[..., num_colours:]
+    is_opaque = bool((alpha == np.iinfo(array.dtype).max).all())
+    return num_colours > 0 and is_opaque and bool((colours == colours[..., :1]).all())
 
 
 def _open(file: Path, *, is_label: bool) -> Image.Image:
