@@ -141,7 +141,7 @@ def test_impossible_places_are_errors_of_the_user(mine: Path, tiny: Path, tmp_pa
     (tmp_path / "file").write_text("x")
     (tmp_path / "full" / "deep").mkdir(parents=True)
     (source / "table.csv").write_bytes(bytes(range(256)))
-    before = {name: state for name, state in states(tmp_path).items()}
+    before = states(tmp_path)
     places = [
         (source, source),
         (source, source / "new"),

@@ -110,7 +110,7 @@ def dataset_name(folder: Path) -> str | None:
 
 
 def suggested_name(source: Path, kind: str) -> str | None:
-    """Return the name that a new dataset gets below a folder of datasets: that of a task or dataset; None for others."""
+    """Return the name that a new dataset gets in a folder of datasets: that of its task or dataset, if it has one."""
     if kind == "folders":
         return None
     if kind == "nnunet":
@@ -126,7 +126,7 @@ def require_own(target: Path) -> None:
     """
     if not target.exists() or (target / CONVERSION_JSON).is_file():
         return
-    started = {each for each in target.glob(f".*.tmp.{CONVERSION_JSON}")}  # left by a killed process
+    started = set(target.glob(f".*.tmp.{CONVERSION_JSON}"))  # left by a killed process
     if {*target.iterdir()} - started:
         raise WorkspaceError(f"{target}: exists and is no converted dataset; name a new folder")
 
