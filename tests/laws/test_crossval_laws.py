@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy.optimize import Bounds, LinearConstraint, milp
 
+from segwright.data.crossval import balance
 from segwright.data.crossval.balance import grouped_splits
 from segwright.data.crossval.splits import NUM_FOLDS, Split, default_splits
 
@@ -104,6 +105,54 @@ def test_labels_are_spread_within_one_case_wherever_that_is_possible() -> None:
             num_uneven += 1
             assert not can_be_even(labels, num_labels)
     assert num_uneven > 0, "no table is hard; the comparison is not tested"
+
+
+def even_assignment_exists(groups: Mapping[str, str], labels: Mapping[str, set[int]], num_labels: int) -> bool:
+    """Try all assignments of a few groups to folds that differ in size by at most the largest group."""
+    names = sorted(set(groups.values()))
+    sizes = np.array([sum(group == name for group in groups.values()) for name in names])
+    counts = np.zeros((len(names), num_labels), dtype=int)
+    for case, group in groups.items():
+        counts[names.index(group), [value - 1 for value in labels[case]]] += 1
+    num_folds = min(NUM_FOLDS, len(names))
+    folds = np.indices((num_folds,) * len(names)).reshape(len(names), -1)
+    per_fold = [folds == fold for fold in range(num_folds)]  # each (groups, assignments)
+    totals = np.stack([sizes @ chosen for chosen in per_fold])
+    is_even = (totals.min(axis=0) > 0) & (np.ptp(totals, axis=0) <= sizes.max())
+    for column in counts.T:
+        is_even &= np.ptp(np.stack([column @ chosen for chosen in per_fold]), axis=0) <= 1
+    return bool(is_even.any())
+
+
+def test_labels_of_groups_are_spread_within_one_case_wherever_that_is_possible() -> None:
+    random = np.random.default_rng(3)
+    num_even = num_uneven = 0
+    for _ in range(50):
+        num_labels = int(random.integers(1, 4))
+        sizes = random.integers(1, 4, size=int(random.integers(4, 8)))
+        groups = {f"case{group}{case}": f"g{group}" for group, size in enumerate(sizes) for case in range(size)}
+        labels = random_labels([*groups], num_labels, random)
+        splits = grouped_splits(groups, labels)
+        require_folds(splits, groups)
+        if max(spreads(splits, labels, num_labels)) <= 1:
+            num_even += 1
+        else:
+            num_uneven += 1
+            assert not even_assignment_exists(groups, labels, num_labels)
+    assert min(num_even, num_uneven) > 10
+
+
+def test_folds_that_swaps_do_not_find_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    of_groups = [(1, 1), (1, 3), (1, 1), (2, 2), (2, 3), (1, 1), (2, 2)]  # cases with the label, and all
+    groups: dict[str, str] = {}
+    labels: dict[str, set[int]] = {}
+    for group, (count, size) in enumerate(of_groups):
+        for case in range(size):
+            groups[f"case{group}{case}"] = f"g{group}"
+            labels[f"case{group}{case}"] = {1} if case < count else set()
+    assert spreads(grouped_splits(groups, labels), labels, 1) == [0]
+    monkeypatch.setattr(balance, "even_folds", lambda *_: None)
+    assert spreads(grouped_splits(groups, labels), labels, 1) == [2]
 
 
 def test_nnunet_s_folds_spread_a_rare_label_worse() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segwright.core.errors import DatasetError
+from segwright.data.crossval.exact import even_folds
 from segwright.data.crossval.splits import NUM_FOLDS, SPLIT_SEED, Split
 
 Labels = Mapping[str, Collection[int]]
@@ -103,7 +104,8 @@ def _stratify(sizes: Ints, slots: Mapping[int, Sequence[int]], occurrences: Ints
     """Return the fold of each group with which all labels are spread most evenly.
 
     Groups are dealt in the order of their labels, rare labels first. Then pairs of groups are swapped while that makes
-    the spread more even, anew from disturbed assignments while a label is spread unevenly.
+    the spread more even, anew from disturbed assignments while a label is spread unevenly. If one stays so, all
+    assignments are searched.
     """
     rarest_last = np.argsort(-occurrences.sum(axis=0), kind="stable")
     folds = _hand_out(sizes, slots, np.lexsort(occurrences.T[rarest_last])[::-1])
@@ -114,7 +116,8 @@ def _stratify(sizes: Ints, slots: Mapping[int, Sequence[int]], occurrences: Ints
             break
         other = best.disturbed(random).improved()
         best = min(best, other, key=lambda each: (each.unevenness, each.cost))
-    return best.folds
+    even = even_folds(sizes, occurrences, best.totals[:, 0].astype(np.intp)) if best.unevenness else None
+    return best.folds if even is None else even
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
