@@ -130,7 +130,20 @@ def load_description(path: Path) -> DatasetDescription:
     """
     if not path.is_file():
         raise DatasetError(f"{path}: no such file; a raw dataset has a {DATASET_JSON} beside its image folders")
-    document = read_json(path)
+    return parse_description(read_json(path), path)
+
+
+def parse_description(document: Any, path: Path) -> DatasetDescription:
+    """Return the description in a JSON document.
+
+    Args:
+        document: content of a dataset.json.
+        path: of the file, for messages.
+
+    Raises:
+        SegwrightError: it is no object.
+        ProblemReport: as of `load_description`.
+    """
     if not isinstance(document, dict):
         raise DatasetError(
             f"{path}: holds a {type(document).__name__}, expected an object with channel_names and labels"
@@ -153,13 +166,14 @@ def _validation_problems(path: Path, error: ValidationError) -> list[Problem]:
     for finding in error.errors(include_url=False, include_context=False, include_input=False):
         keys = [str(part) for part in finding["loc"]]
         # pydantic names the branches of a union (int or list), too; those are not keys of the document.
-        shown = [key for key in keys if not re.fullmatch(r"int|tuple\[.*|function-.*", key)]
+        shown = [key for key in keys if not re.fullmatch(r"int|str|tuple\[.*|dict\[.*|function-.*", key)]
         what = "is missing" if finding["type"] == "missing" else finding["msg"].removeprefix("Value error, ")
         problem = Problem(
             where=f"{path}, {'.'.join(shown) or 'document'}",
             what=what,
             remedy=_KEY_REMEDIES.get(shown[0], "") if shown else "",
         )
-        if problem not in problems:
+        is_other_branch = shown != keys and any(each.where == problem.where for each in problems)
+        if problem not in problems and not is_other_branch:
             problems.append(problem)
     return problems

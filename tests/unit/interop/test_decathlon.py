@@ -231,6 +231,10 @@ def unpacked(file: Path) -> bytes:
 def test_tasks_of_another_kind_are_recognised(task: Path, tmp_path: Path) -> None:
     with pytest.raises(ProblemReport, match="if this is a task of the Decathlon, use 'segwright convert msd'"):
         segwright.convert("nnunet-v1", task, tmp_path / "new")
+    for file in [*(task / "imagesTr").glob("BRATS*")]:
+        file.rename(str(file).replace(".nii.gz", "_0000.nii.gz"))
+    with pytest.raises(ProblemReport, match=r"imagesTr: holds files with channel numbers; if this is .* nnunet-v1'$"):
+        segwright.convert("msd", task, tmp_path / "new")
     declare(task, modality=None, channel_names={"0": "CT"})
     with pytest.raises(ProblemReport, match="names channel_names, as datasets of nnU-Net v2 do; use the dataset as it"):
         segwright.convert("msd", task, tmp_path / "new")
@@ -296,6 +300,31 @@ def test_all_problems_are_in_one_report_and_nothing_is_written(task: Path, tmp_p
     assert "BRATS_002.nii.gz: cannot be read (it is a web page" in lines
     assert "labels: is no object of names with the value 0" in lines
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (
+            "labels",
+            {"0": "background", "1": "ignored"},
+            "labels: 'ignored' would be trained as a class; name it 'ignore'",
+        ),
+        ("labels", {"0": "background", "1": "ignore", "2": "x"}, "dataset.json, labels: "),
+        ("labels", {"0": "background", "9" * 20: "x"}, "label_map: maps '9{20}' to 1, expected whole numbers"),
+        ("label_map", {"x": 1}, "label_map: maps 'x' to 1, expected whole numbers"),
+        ("groups", 7, "dataset.json, groups: "),
+        ("dataset", 5, "dataset.json, dataset: "),
+        ("modality", "CT", "modality: is missing or no object of names"),
+    ],
+)
+def test_a_description_that_check_would_refuse_is_not_written(
+    task: Path, tmp_path: Path, key: str, value: object, message: str
+) -> None:
+    declare(task, **{key: value})
+    with pytest.raises(ProblemReport, match=message):
+        segwright.convert("msd", task, tmp_path / "new")
+    assert [*tmp_path.iterdir()] == [task]
 
 
 def test_missing_folders_are_named(tmp_path: Path) -> None:

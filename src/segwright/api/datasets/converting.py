@@ -10,7 +10,7 @@ from pathlib import Path
 from segwright.core.errors import ConfigError, WorkspaceError, did_you_mean
 from segwright.core.files.atomic_io import require_writable_folder
 from segwright.core.files.locks import locked
-from segwright.core.files.names import path_problem, require_text_path
+from segwright.core.files.names import path_problem, require_name, require_text_path
 from segwright.data.dataset import NO_ENVIRONMENT
 from segwright.interop.datasets.conversion import (
     CONVERSION_JSON,
@@ -107,6 +107,7 @@ def _dataset_folder(target: Path, source: Path, kind: str) -> Path:
         WorkspaceError: it would be in the source, it cannot be written to, it holds something else, or its id is taken.
     """
     require_writable_folder(target)
+    require_name(target.name, "the name of a dataset,", error=WorkspaceError)
     name = suggested_name(source, kind)
     is_started = (target / CONVERSION_JSON).is_file() or Workspace.lock_beside(target).is_file()  # by a killed process
     new = target if is_started or name is None or not target.exists() else target / name

@@ -235,9 +235,8 @@ def _require_undamaged(files: Sequence[Path]) -> None:
     Raises:
         ProblemReport: some are not.
     """
-    checked = map_threads(
-        _damage, [file for file in files if is_nifti(file)], describe=lambda file: str(file), title="checksums"
-    )
+    packed = [file for file in files if is_nifti(file)]
+    checked = map_threads(_damage, packed, describe=str, title="checksums") if packed else []
     if problems := [problem for problem in checked if problem is not None]:
         raise ProblemReport(problems)
 

@@ -13,10 +13,11 @@ from segwright.core.files.json_documents import read_json
 from segwright.core.files.names import path_problem, path_remedy
 from segwright.core.parallel import map_threads
 from segwright.data.cases import Case, channel_problems, identity_problems, list_folder, with_labels
-from segwright.data.description import DATASET_JSON
+from segwright.data.description import DATASET_JSON, parse_description
+from segwright.data.images.formats import CHANNEL_SUFFIX
 from segwright.data.images.readers.nifti_channels import nifti_shape
 from segwright.data.images.readers.nifti_header import ENDINGS
-from segwright.data.labels import BACKGROUND
+from segwright.data.labels import BACKGROUND, ignore_problem
 from segwright.data.unmatched_files import entries
 from segwright.interop.datasets.conversion import Conversion
 from segwright.interop.datasets.renumbering import label_numbers
@@ -104,6 +105,11 @@ def _conversion(
     if task.problems:
         raise ProblemReport(task.problems)
     declared, found = task.document.get("numTraining"), len(cases[TRAINING])
+    document = {**task.document, "numTraining": found, "file_ending": task.file_ending}
+    described = parse_description(document, task.source / DATASET_JSON)
+    if wrong := ignore_problem(described.labels):
+        task.refuse(f"{task.source / DATASET_JSON}, labels", wrong)
+        raise ProblemReport(task.problems)
     if declared is not None and declared != found:
         task.note(task.source / DATASET_JSON, f"numTraining is {declared}, found {found} cases")
     return Conversion(
@@ -111,7 +117,7 @@ def _conversion(
         source=task.source,
         cases=cases,
         file_ending=task.file_ending,
-        document={**task.document, "numTraining": found, "file_ending": task.file_ending},
+        document=document,
         num_split=num_split,
         unread=(*_images(cases), *_label_maps(cases)),
         notes=tuple(task.notes),
@@ -155,11 +161,13 @@ def _msd_cases(task: _Task, part: str) -> tuple[Case, ...]:
     task.problems += identity_problems(images, files)
     if not files:
         task.refuse(images, f"holds no {task.file_ending} file", "unpack the task again")
-    for name in files:
-        if part == TRAINING and name not in maps:
-            is_v1 = name.endswith("_0000")
-            remedy = _OTHER_FORMAT["nnunet-v1"] if is_v1 else "add the label map, or remove the image"
-            task.refuse(labels / f"{name}{task.file_ending}", "no such file, the label map of a case", remedy)
+    missing = [name for name in files if part == TRAINING and name not in maps]
+    if missing and all(CHANNEL_SUFFIX.search(name) for name in missing):
+        task.refuse(images, "holds files with channel numbers", _OTHER_FORMAT["nnunet-v1"])
+        missing = []
+    for name in missing:
+        what, remedy = "no such file, the label map of a case", "add the label map, or remove the image"
+        task.refuse(labels / f"{name}{task.file_ending}", what, remedy)
     return tuple(Case(identifier=name, images=(file,), label=maps.get(name)) for name, file in sorted(files.items()))
 
 
