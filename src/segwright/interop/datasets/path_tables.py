@@ -106,6 +106,8 @@ def _rows(file: Path) -> list[Row]:
         text = read_bytes(file, max_bytes=MAX_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SegwrightError(f"{file}: is not UTF-8 text; save it as CSV with UTF-8") from error
+    if not text.strip():
+        raise SegwrightError(f"{file}: is no table with a line of column names (it is empty)")
     delimiter = max(_DELIMITERS, key=text.partition("\n")[0].count)
     try:
         header, *rows = csv.reader(StringIO(text, newline=""), delimiter=delimiter)
