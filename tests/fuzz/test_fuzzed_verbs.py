@@ -144,7 +144,16 @@ def _use_folders(path: Path) -> None:
         [
             ["init", str(mine), "--force", "--json"],
             ["convert", "folders", str(mine / "files.csv"), new, "--json"],
-            ["convert", "folders", str(mine), f"{new}er", "--images", "scans/{case}_0000.nii.gz", "--labels", "masks"],
+            [
+                "convert",
+                "folders",
+                str(mine),
+                f"{new}er",
+                "--images",
+                "scans/{case}_0000.nii.gz",
+                "--labels",
+                "masks/{case}.nii.gz",
+            ],
         ],
     )
 
