@@ -162,7 +162,7 @@ def parse_description(document: Any, path: Path) -> DatasetDescription:
 
 
 def _validation_problems(path: Path, error: ValidationError) -> list[Problem]:
-    problems = []
+    problems: list[Problem] = []
     for finding in error.errors(include_url=False, include_context=False, include_input=False):
         keys = [str(part) for part in finding["loc"]]
         # pydantic names the branches of a union (int or list), too; those are not keys of the document.
