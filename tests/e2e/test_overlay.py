@@ -212,6 +212,11 @@ def test_wrong_options_are_one_line_and_write_nothing(
     assert not (tmp_path / "out").exists()
 
 
+def test_no_case_at_all_is_refused(raw: Path, tmp_path: Path) -> None:
+    with pytest.raises(SegwrightError, match="cases: is empty"):
+        api.overlay(raw, tmp_path / "out", cases=[])
+
+
 def test_every_damaged_case_is_named_and_no_sheet_is_written(raw: Path, tmp_path: Path) -> None:
     add_case(raw, "c", box())
     (raw / "labelsTr" / "a.nii.gz").write_bytes(b"none")

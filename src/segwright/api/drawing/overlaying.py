@@ -80,6 +80,8 @@ def overlay(
         >>> overlay("predictions", "sheets", reference="Dataset004_X", contours=True)  # doctest: +SKIP
     """
     _require_options(plane, slices, size)
+    if cases is not None and not cases:
+        raise ConfigError("cases: is empty; name some, or leave it out to draw all")
     places = Places(
         target=target,
         reference=None if reference is None else Path(reference),
@@ -178,7 +180,7 @@ def _header(files: OverlayFiles, reading: ReadOptions, drawing: DrawOptions, *, 
 def _write(folder: Path, drawn: Iterator[Image.Image]) -> tuple[Path, ...]:
     """Write sheets, all or none, and delete those of an earlier call."""
     is_new = not folder.exists()
-    sweep_leftovers(folder)
+    sweep_leftovers(folder, is_shared=True)
     pages: list[Path] = []
     try:
         with ExitStack() as stack:
