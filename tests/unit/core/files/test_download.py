@@ -114,6 +114,12 @@ def test_redirects_are_followed(server: FileServer, tmp_path: Path) -> None:
     assert server.ranges[-1] == "bytes=7-"
 
 
+def test_a_proxy_is_asked_if_one_is_given(server: FileServer, tmp_path: Path) -> None:
+    server.files["http://example.invalid/a.zip"] = Served(CONTENT)
+    download("http://example.invalid/a.zip", tmp_path / "a", proxies={"http": server.address("")})
+    assert (tmp_path / "a").read_bytes() == CONTENT
+
+
 def test_a_file_larger_than_the_disk_is_not_begun(
     server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
