@@ -119,7 +119,7 @@ class TrainConfig(BaseModel):
     loss: Component | None = None
     """A registered name or `module:attr`; None: Dice + CE for labels, Dice + BCE for regions."""
     loss_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments of a loss of one's own, see `training.losses.builtin`."""
+    """Keyword arguments of a loss of one's own, or options of a built-in one, see `training.losses.builtin`."""
     class_weights: tuple[float, ...] | None = None
     """Weight of each label, background first, or of each region, in every term of a built-in loss; None: equal."""
     batch_dice: bool | None = None

@@ -28,6 +28,7 @@ from segwright.training.distributed.context import SINGLE, DistributedContext
 from segwright.training.loading.caching import CaseCache, CaseSource, OpenCase, name_case_in_errors
 from segwright.training.loading.sampling import Sampler, choose_class, choose_start, is_forced, read_box, uniform
 from segwright.training.loading.targets import Scales, encode_targets, target_bytes
+from segwright.training.losses.builtin import TargetChannel
 
 
 class Batch(TypedDict):
@@ -74,6 +75,7 @@ class BatchLoader:
         training: false for validation batches, which have their own random numbers.
         device: where batches are augmented; the CPU by default.
         scales: relative sizes of the network's outputs, None for a single target.
+        channel: computes a further channel of the target, bool (B, 1, *S), from label maps (B, 1, *S).
         distributed: processes that share the global batch of `batch_size`; only the samples of this rank are made.
     """
 
@@ -94,6 +96,7 @@ class BatchLoader:
         training: bool = True,
         device: torch.device | None = None,
         scales: Scales | None = None,
+        channel: TargetChannel | None = None,
         distributed: DistributedContext = SINGLE,
     ) -> None:
         self.identifiers = tuple(identifiers)
@@ -110,6 +113,7 @@ class BatchLoader:
         self.purpose = "training" if training else "validation"
         self.device = device or torch.device(CPU)
         self.scales = scales
+        self.channel = channel
         self._cases = store if isinstance(store, CaseCache) else CaseCache(store)
         self._validate()
         self._indices = distributed.local_indices(batch_size)
@@ -119,7 +123,7 @@ class BatchLoader:
         """Bytes of one batch: images, channels of a previous stage, and all targets."""
         channels = self._num_channels + (0 if self.previous is None else len(self.previous.labels))
         shares = sum(math.prod(scale) for scale in self.scales or [(1,)])
-        per_voxel = 4 * channels + target_bytes(self.labels) * shares
+        per_voxel = 4 * channels + target_bytes(self.labels, has_channel=self.channel is not None) * shares
         return math.ceil(len(self._indices) * math.prod(self.patch_size) * per_voxel)
 
     def pending_bytes(self, location: str) -> int:
@@ -146,9 +150,11 @@ class BatchLoader:
         parts: list[Sequence[SampleDraw]] = [[draw] for draw in draws] if self.device.type == CPU else [draws]
         with one_thread():
             made = [self._augmented(part) for part in parts]
+            maps = _cat([samples.labels[:, :1] for samples in made])
+            channel = None if self.channel is None else self.channel(maps, self.labels)
         return {
             "data": _cat([samples.images for samples in made]),
-            "target": encode_targets(_cat([samples.labels[:, :1] for samples in made]), self.labels, self.scales),
+            "target": encode_targets(maps, self.labels, self.scales, channel=channel),
             "keys": [draw.identifier for draw in draws],
         }
 

@@ -21,6 +21,7 @@ from segwright.training.loading.batches import BatchLoader
 from segwright.training.loading.caching import CachePlacement, CaseCache, CaseSource, choose_placement, total_bytes
 from segwright.training.loading.sampling import build_sampler, num_forced
 from segwright.training.loading.targets import Scales
+from segwright.training.losses.builtin import target_channel
 
 MIRROR = "mirror"
 
@@ -140,6 +141,7 @@ def build_loaders(
             training=is_training,
             device=batch_device,
             scales=scales,
+            channel=target_channel(config.loss),
             distributed=distributed,
         )
         for identifiers, is_training in ((split.train, True), (split.val, False))

@@ -13,18 +13,21 @@ Scales = Sequence[Sequence[float]]
 
 
 def encode_targets(
-    maps: torch.Tensor, labels: Labels, scales: Scales | None = None
+    maps: torch.Tensor, labels: Labels, scales: Scales | None = None, *, channel: torch.Tensor | None = None
 ) -> torch.Tensor | list[torch.Tensor]:
     """Return the training target of int16 label maps (B, 1, *S); -1, outside the case or its mask, becomes background.
 
     Without regions the target is the label map; with regions it is boolean channels (B, R, *S) in the order of
     declaration, then one for the ignore label, if any. With `scales` the result is a list, one target per output
-    (nnU-Net behaviour 10.1, 10.6, 10.7).
+    (nnU-Net behaviour 10.1, 10.6, 10.7). A further `channel`, bool (B, 1, *S), becomes the last one of each target.
     """
     maps = maps.clamp_min(0)
     if scales is None:
-        return _encode(maps, labels)
-    return [_encode(downsample(maps, scale), labels) for scale in scales]
+        return _with_channel(_encode(maps, labels), channel)
+    return [
+        _with_channel(_encode(downsample(maps, scale), labels), None if channel is None else downsample(channel, scale))
+        for scale in scales
+    ]
 
 
 def downsample(maps: torch.Tensor, scale: Sequence[float]) -> torch.Tensor:
@@ -40,10 +43,16 @@ def downsample(maps: torch.Tensor, scale: Sequence[float]) -> torch.Tensor:
     return maps
 
 
-def target_bytes(labels: Labels) -> int:
-    """Return the bytes of a target per voxel: an int16 map, or a boolean channel for each region."""
+def target_bytes(labels: Labels, *, has_channel: bool = False) -> int:
+    """Return the bytes of a target per voxel: an int16 map, or a boolean channel for each region; one more or not."""
     channels = _channels(labels)
-    return torch.int16.itemsize if channels is None else len(channels) * torch.bool.itemsize
+    if channels is None:
+        return (1 + has_channel) * torch.int16.itemsize
+    return (len(channels) + has_channel) * torch.bool.itemsize
+
+
+def _with_channel(target: torch.Tensor, channel: torch.Tensor | None) -> torch.Tensor:
+    return target if channel is None else torch.cat((target, channel.to(target.dtype)), dim=1)
 
 
 def _channels(labels: Labels) -> list[ClassKey] | None:

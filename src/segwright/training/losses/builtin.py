@@ -1,4 +1,4 @@
-"""Training losses: soft Dice, cross entropies and top-k with class weights; deep supervision and ignored voxels.
+"""Training losses by name, or a user's own; deep supervision and ignored voxels.
 
 Array letters: B samples, C channels (heads), S spatial axes. A loss of one resolution is any
 `fn(output (B, C, *S), target, *, labels) -> scalar`; targets are as `training.loading.targets` makes them.
@@ -6,32 +6,56 @@ Array letters: B samples, C channels (heads), S spatial axes. A loss of one reso
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, Protocol
+from types import MappingProxyType
+from typing import Any, Final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segwright.core.device import copy_to
-from segwright.core.errors import ConfigError
+from segwright.core.errors import ConfigError, did_you_mean
 from segwright.core.extensions.registry import Registry, import_reference
 from segwright.core.extensions.user_code import UserCodeError, require_arguments, source_location, user_call
 from segwright.data.labels import Labels
+from segwright.training.losses.combined import (
+    LabelLoss,
+    LabelOrRegionLoss,
+    RegionLoss,
+    ResolutionLoss,
+    SkeletonRecallLoss,
+)
+from segwright.training.losses.skeletons import tubes
 from segwright.training.losses.terms import (
+    BinaryCrossEntropy,
     CrossEntropy,
+    Overlap,
     Reduce,
+    binary_cross_entropy,
     cross_entropy,
     dice,
+    focal_binary_cross_entropy,
+    focal_cross_entropy,
     identity_reduce,
     reduce_mean,
     topk_cross_entropy,
+    tversky,
 )
 
 MASKED_LOGIT = 30.0
 """Logit given to the correct class of an ignored voxel, for a loss without an ignore mask."""
+
+FOCAL_GAMMA: Final = 2.0
+"""Exponent of the focal loss: the best one in its paper (arXiv 1708.02002, table 1b)."""
+
+TVERSKY_ALPHA: Final = 0.3
+TVERSKY_BETA: Final = 0.7
+"""Weights of false positives and false negatives: the best ones in the paper (arXiv 1706.05721, table 1)."""
+
+SKELETON_WEIGHT: Final = 1.0
+"""Weight of the recall beside Dice and cross entropy, as in the paper's experiments (arXiv 2404.03010)."""
 
 Outputs = Tensor | Sequence[Tensor]
 """Logits, or logits of several resolutions, the highest first."""
@@ -40,22 +64,12 @@ TrainingLoss = Callable[[Outputs, Outputs], Tensor]
 """Called by the trainer: (outputs, targets) to a scalar."""
 
 
-class ResolutionLoss(Protocol):
-    """A loss of one resolution."""
+LossFactory = Callable[..., ResolutionLoss]
+"""Builds the loss behind a registered name, over the batches of all processes: called with `batch_dice`, `reduce`, its
+options and, if they are set, `class_weights` (heads,) of mean 1."""
 
-    def __call__(self, output: Tensor, target: Tensor, *, labels: Labels) -> Tensor:
-        """Return a scalar for logits (B, C, *S) and their target (B, 1, *S) or (B, regions, *S)."""
-        ...
-
-
-class LossFactory(Protocol):
-    """Builds the loss behind a registered name."""
-
-    def __call__(
-        self, *, batch_dice: bool, reduce: Reduce = identity_reduce, class_weights: Tensor | None = None
-    ) -> ResolutionLoss:
-        """Return the loss over the batches of all processes; class weights are (heads,), mean 1."""
-        ...
+TargetChannel = Callable[[Tensor, Labels], Tensor]
+"""Computes a further channel of the target, bool (B, 1, *S), from label maps (B, 1, *S)."""
 
 
 def build_loss(
@@ -79,7 +93,7 @@ def build_loss(
         reference: a registered name or `module:attr`; None: `dice_bce` for regions, else `dice_ce`. Code of one's own
             is called as `fn(output, target, *, labels, **kwargs)`; a class is made with `kwargs` first, and then
             called without them.
-        kwargs: keyword arguments of a loss of one's own.
+        kwargs: keyword arguments of a loss of one's own, or the options of a built-in one (`OPTIONS`).
         class_weights: of each head, background first for labels; None: equal weights.
         reduce: sums over processes; a custom loss is averaged over the samples of all processes.
         device: where a loss that is an `nn.Module` is put.
@@ -97,14 +111,11 @@ def build_loss(
         loss = CustomLoss(loss=loss, name=name, reduce=reduce)
     else:
         factory = LOSSES.get(name)
-        if kwargs:
-            raise ConfigError(f"loss_kwargs {dict(kwargs)} are for a loss of one's own; '{name}' takes none")
+        options: dict[str, Any] = {"batch_dice": batch_dice, "reduce": reduce, **_checked_options(name, kwargs or {})}
         _require_fit(name, labels)
-        if class_weights is None:
-            loss = factory(batch_dice=batch_dice, reduce=reduce)
-        else:
-            weights = _checked_weights(class_weights, labels, name)
-            loss = factory(batch_dice=batch_dice, reduce=reduce, class_weights=weights)
+        if class_weights is not None:
+            options["class_weights"] = _checked_weights(class_weights, labels, name)
+        loss = factory(**options)
     level_weights = None if num_outputs is None else deep_supervision_weights(num_outputs)
     whole = DeepSupervisionLoss(loss=loss, labels=labels, weights=level_weights)
     return whole if logits_of is None else LogitsLoss(loss=whole, logits_of=logits_of)
@@ -205,145 +216,91 @@ class CustomLoss:
         return value if self.reduce is identity_reduce else reduce_mean(value, len(output), self.reduce)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LabelLoss:
-    """The sum of a cross entropy and minus the mean soft Dice of the foreground labels.
+def build_either(
+    *,
+    ce: CrossEntropy | None,
+    bce: BinaryCrossEntropy | None,
+    overlap: Overlap | None,
+    batch_dice: bool,
+    reduce: Reduce = identity_reduce,
+    class_weights: Tensor | None = None,
+) -> LabelOrRegionLoss:
+    """Return a loss for labels and regions with the given terms; those that are None are left out."""
+    usual: Any = {"overlap": overlap, "batch_dice": batch_dice, "reduce": reduce, "class_weights": class_weights}
+    return LabelOrRegionLoss(of_labels=LabelLoss(ce=ce, **usual), of_regions=RegionLoss(bce=bce, **usual))
 
-    nnU-Net behaviour 8.6.3.
 
-    Both share one log-softmax. Ignored voxels have gradient 0 in both; without annotated voxels the cross entropy is 0.
+def build_focal(*, overlap: Overlap | None = None, gamma: float = FOCAL_GAMMA, **usual: Any) -> LabelOrRegionLoss:
+    """Return the focal loss, plus an overlap term if any."""
+    ce, bce = partial(focal_cross_entropy, gamma=gamma), partial(focal_binary_cross_entropy, gamma=gamma)
+    return build_either(ce=ce, bce=bce, overlap=overlap, **usual)
 
-    Attributes:
-        ce: the cross entropy term, `cross_entropy` or `topk_cross_entropy`; None: Dice alone.
-        with_dice: add the Dice term.
-        batch_dice: sum over the batch before the Dice is computed.
-        class_weights: (C,), mean 1: both terms become weighted means, the Dice over its foreground labels.
-        reduce: sums over processes.
+
+def build_tversky(*, alpha: float = TVERSKY_ALPHA, beta: float = TVERSKY_BETA, **usual: Any) -> LabelOrRegionLoss:
+    """Return the Tversky loss.
+
+    Raises:
+        ConfigError: both weights are 0.
     """
-
-    ce: CrossEntropy | None = cross_entropy
-    with_dice: bool = True
-    batch_dice: bool
-    class_weights: Tensor | None = None
-    reduce: Reduce = identity_reduce
-
-    def __call__(self, output: Tensor, target: Tensor, *, labels: Labels) -> Tensor:
-        """Return the loss of logits (B, C, *S) and label values (B, 1, *S) of any integer type."""
-        log_p = F.log_softmax(_to_float32(output), dim=1)
-        index = target.long()
-        ignore = labels.ignore_label
-        mask = None if ignore is None else index != ignore
-        if mask is not None:
-            index = index.masked_fill(~mask, 0)
-        weights = _weights_like(self.class_weights, log_p)
-        terms = []
-        if self.ce is not None:
-            terms.append(self.ce(log_p, index, mask=mask, weights=weights, reduce=self.reduce))
-        if self.with_dice:
-            one_hot = torch.zeros_like(log_p).scatter_(1, index, 1.0)[:, 1:]
-            foreground = None if weights is None else weights[1:]
-            p, batch_dice, reduce = log_p[:, 1:].exp(), self.batch_dice, self.reduce
-            terms.append(dice(p, one_hot, batch_dice=batch_dice, mask=mask, class_weights=foreground, reduce=reduce))
-        return sum(terms[1:], start=terms[0])
+    if alpha == beta == 0:
+        raise ConfigError("loss 'tversky': alpha and beta are 0, so no error counts; give one of them a weight")
+    return build_either(ce=None, bce=None, overlap=partial(tversky, alpha=alpha, beta=beta), **usual)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RegionLoss:
-    """The sum of a binary cross entropy and minus the mean soft Dice of the regions.
-
-    nnU-Net behaviour 8.6.4.
-
-    With an ignore label the cross entropy is the mean over annotated voxels *and regions*, so that it has the same
-    weight as without one. nnU-Net 2.8.1 divides by the voxels alone and so multiplies it by the number of regions
-    (nnU-Net behaviour 8.6.4): an intended deviation.
-
-    Attributes:
-        with_bce: add the binary cross entropy.
-        batch_dice: sum over the batch before the Dice is computed.
-        class_weights: (regions,), mean 1: both terms become weighted means over the regions.
-        reduce: sums over processes.
-    """
-
-    with_bce: bool = True
-    batch_dice: bool
-    class_weights: Tensor | None = None
-    reduce: Reduce = identity_reduce
-
-    def __call__(self, output: Tensor, target: Tensor, *, labels: Labels) -> Tensor:
-        """Return the loss of logits (B, regions, *S) and their target.
-
-        The target is bool (B, regions, *S); with an ignore label one more channel is true where a voxel is ignored.
-        """
-        logits = _to_float32(output)
-        mask = None if labels.ignore_label is None else ~target[:, -1:].bool()
-        truth = target[:, : logits.shape[1]].to(logits.dtype)
-        weights, batch_dice, reduce = _weights_like(self.class_weights, logits), self.batch_dice, self.reduce
-        dice_term = dice(
-            logits.sigmoid(), truth, batch_dice=batch_dice, mask=mask, class_weights=weights, reduce=reduce
-        )
-        if not self.with_bce:
-            return dice_term
-        weights = None if weights is None else weights.view(-1, *(1,) * (logits.ndim - 2))
-        if mask is None:
-            bce = F.binary_cross_entropy_with_logits(logits, truth, weight=weights)
-            return reduce_mean(bce, len(logits), reduce) + dice_term
-        voxelwise = F.binary_cross_entropy_with_logits(logits, truth, weight=weights, reduction="none")
-        voxelwise = voxelwise.masked_fill(~mask, 0.0)
-        return reduce(voxelwise.sum()) / (logits.shape[1] * reduce(mask.sum())).clamp_min(1) + dice_term
+def build_skeleton_recall(*, weight: float = SKELETON_WEIGHT, **usual: Any) -> SkeletonRecallLoss:
+    """Return the default loss plus the recall of skeletons."""
+    default = build_either(ce=cross_entropy, bce=binary_cross_entropy, overlap=dice, **usual)
+    return SkeletonRecallLoss(loss=default, weight=weight, **usual)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DiceLoss:
-    """Minus the mean soft Dice of foreground labels or regions; attributes as of `RegionLoss`."""
-
-    batch_dice: bool
-    class_weights: Tensor | None = None
-    reduce: Reduce = identity_reduce
-
-    def __call__(self, output: Tensor, target: Tensor, *, labels: Labels) -> Tensor:
-        """Return the loss."""
-        batch_dice, weights, reduce = self.batch_dice, self.class_weights, self.reduce
-        loss: ResolutionLoss
-        if labels.has_regions:
-            loss = RegionLoss(with_bce=False, batch_dice=batch_dice, class_weights=weights, reduce=reduce)
-        else:
-            loss = LabelLoss(ce=None, batch_dice=batch_dice, class_weights=weights, reduce=reduce)
-        return loss(output, target, labels=labels)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LabelLossFactory:
-    """Makes a `LabelLoss` with the given terms."""
-
-    ce: CrossEntropy
-    with_dice: bool
-
-    def __call__(
-        self, *, batch_dice: bool, reduce: Reduce = identity_reduce, class_weights: Tensor | None = None
-    ) -> LabelLoss:
-        """Return the loss."""
-        return LabelLoss(
-            ce=self.ce,
-            with_dice=self.with_dice,
-            batch_dice=batch_dice,
-            class_weights=class_weights,
-            reduce=reduce,
-        )
-
+SKELETON_RECALL: Final = "skeleton_recall"
 
 LOSSES: Registry[LossFactory] = Registry("loss")
-LOSSES.register("dice_ce", LabelLossFactory(ce=cross_entropy, with_dice=True))
+LOSSES.register("dice_ce", LabelLoss)
 LOSSES.register("dice_bce", RegionLoss)
-LOSSES.register("dice", DiceLoss)
-LOSSES.register("ce", LabelLossFactory(ce=cross_entropy, with_dice=False))
-LOSSES.register("topk10", LabelLossFactory(ce=topk_cross_entropy, with_dice=False))
-LOSSES.register("dice_topk10", LabelLossFactory(ce=topk_cross_entropy, with_dice=True))
+LOSSES.register("dice", partial(build_either, ce=None, bce=None, overlap=dice))
+LOSSES.register("ce", partial(LabelLoss, overlap=None))
+LOSSES.register("topk10", partial(LabelLoss, ce=topk_cross_entropy, overlap=None))
+LOSSES.register("dice_topk10", partial(LabelLoss, ce=topk_cross_entropy))
+LOSSES.register("focal", build_focal)
+LOSSES.register("dice_focal", partial(build_focal, overlap=dice))
+LOSSES.register("tversky", build_tversky)
+LOSSES.register(SKELETON_RECALL, build_skeleton_recall)
 
-LABEL_LOSSES: Final = ("dice_ce", "dice", "ce", "topk10", "dice_topk10")
-REGION_LOSSES: Final = ("dice_bce", "dice")
+_OF_BOTH: Final = ("focal", "dice_focal", "tversky", SKELETON_RECALL)
+LABEL_LOSSES: Final = ("dice_ce", "dice", "ce", "topk10", "dice_topk10", *_OF_BOTH)
+REGION_LOSSES: Final = ("dice_bce", "dice", *_OF_BOTH)
 """Built-in losses for labels and for regions, which may overlap, so that a softmax cross entropy is undefined."""
 
-DICE_LOSSES: Final = ("dice_ce", "dice_bce", "dice", "dice_topk10")
+DICE_LOSSES: Final = ("dice_ce", "dice_bce", "dice", "dice_topk10", "dice_focal", "tversky", SKELETON_RECALL)
+"""Built-in losses with an overlap of the foreground."""
+
+OPTIONS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {"focal": ("gamma",), "dice_focal": ("gamma",), "tversky": ("alpha", "beta"), SKELETON_RECALL: ("weight",)}
+)
+"""Options of built-in losses: numbers from 0."""
+
+
+def target_channel(reference: str | None) -> TargetChannel | None:
+    """Return what computes the further channel of the target that a loss needs; None if it needs none."""
+    return tubes if reference == SKELETON_RECALL else None
+
+
+def _checked_options(name: str, kwargs: Mapping[str, Any]) -> dict[str, float]:
+    """Return the options of a built-in loss.
+
+    Raises:
+        ConfigError: it has no such option, or the value is not a number from 0.
+    """
+    known = OPTIONS.get(name, ())
+    if kwargs and not known:
+        raise ConfigError(f"loss_kwargs {dict(kwargs)} are for a loss of one's own; '{name}' takes none")
+    for key, value in kwargs.items():
+        if key not in known:
+            raise ConfigError(f"loss '{name}': unknown option '{key}' in loss_kwargs{did_you_mean(key, known)}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise ConfigError(f"loss '{name}': {key} is {value!r}; expected a finite number >= 0")
+    return dict(kwargs)
 
 
 def _require_fit(name: str, labels: Labels) -> None:
@@ -368,16 +325,6 @@ def _checked_weights(values: Sequence[float], labels: Labels, name: str) -> Tens
             "give one of them a weight, or choose loss 'ce'"
         )
     return weights / weights.mean()
-
-
-def _weights_like(weights: Tensor | None, like: Tensor) -> Tensor | None:
-    return None if weights is None else copy_to(weights.to(like.dtype), like.device)
-
-
-def _to_float32(output: Tensor) -> Tensor:
-    """Return logits in float32 (or wider), channels first: reductions over a channels-last layout are slow."""
-    dtype = torch.promote_types(output.dtype, torch.float32)
-    return output.to(dtype, memory_format=torch.contiguous_format)
 
 
 def _highest(levels: Outputs) -> Tensor:

@@ -21,6 +21,7 @@ from segwright.training.config import TrainConfig
 from segwright.training.loading.batches import Batch, BatchLoader
 from segwright.training.loading.prefetch import prefetched_batches
 from segwright.training.loading.targets import encode_targets
+from segwright.training.losses.builtin import target_channel
 from segwright.training.monitoring.cost import StepTimer, TrainingCost, training_cost
 from segwright.training.monitoring.thread_choice import thread_numbers
 from segwright.training.trainer import Trainer
@@ -74,7 +75,9 @@ def random_batch(trainer: Trainer) -> Batch:
     size = (int(trainer.batch_size or 1), trainer.num_input_channels, *trainer.configuration.patch_size)
     maps = torch.randint(0, 2, (size[0], 1, *size[2:]), generator=generator, dtype=torch.int16)
     scales = trainer.scales if len(trainer.scales) > 1 else None
-    target = encode_targets(maps, trainer.labels, scales)
+    compute = target_channel(trainer.config.loss)
+    channel = None if compute is None else compute(maps, trainer.labels)
+    target = encode_targets(maps, trainer.labels, scales, channel=channel)
     targets = [each.to(trainer.device) for each in target] if isinstance(target, list) else target.to(trainer.device)
     return {"data": torch.randn(size, generator=generator).to(trainer.device), "target": targets, "keys": []}
 

@@ -45,7 +45,8 @@ def confusion(output: Tensor, target: Tensor, labels: Labels) -> tuple[Tensor, T
 
     Args:
         output: logits (B, C, *S) of the full resolution.
-        target: label values (B, 1, *S), or regions (B, R, *S), with one more channel for ignored voxels if any.
+        target: label values (B, 1, *S), or regions (B, R, *S), with one more channel for ignored voxels if any; further
+            channels do not count.
         labels: of the dataset.
 
     Returns:
@@ -84,9 +85,10 @@ def _class_sums(classes: Tensor, weight: Tensor, num_classes: int) -> Tensor:
 
 
 def _regions(output: Tensor, target: Tensor, *, has_ignore: bool) -> tuple[Tensor, Tensor, Tensor]:
-    predicted, truth = output > 0, target[:, : output.shape[1]].bool()
+    num_regions = output.shape[1]
+    predicted, truth = output > 0, target[:, :num_regions].bool()
     if has_ignore:
-        known = ~target[:, -1:].bool()
+        known = ~target[:, num_regions : num_regions + 1].bool()
         predicted, truth = predicted & known, truth & known
 
     def count(where: Tensor) -> Tensor:

@@ -22,7 +22,8 @@ from segwright.compat.nnunet.names.losses import (
     get_tp_fp_fn_tn,
 )
 from segwright.data.labels import Labels
-from segwright.training.losses.builtin import RegionLoss, build_loss, deep_supervision_weights
+from segwright.training.losses.builtin import build_loss, deep_supervision_weights
+from segwright.training.losses.combined import RegionLoss
 
 SHAPE = (2, 3, 4, 5, 6)
 DICE = {"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": False}

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from segwright.core.errors import ConfigError
 from segwright.data.labels import Labels
-from segwright.training.losses.builtin import LabelLoss, RegionLoss, build_loss, deep_supervision_weights
+from segwright.training.losses.builtin import build_loss, deep_supervision_weights
+from segwright.training.losses.combined import LabelLoss, RegionLoss
 
 PLAIN = Labels.from_dataset_json({"labels": {"background": 0, "a": 1, "b": 2}})
 PLAIN_IGNORE = Labels.from_dataset_json({"labels": {"background": 0, "a": 1, "b": 2, "ignore": 3}})

@@ -15,7 +15,7 @@ from torch import Tensor, distributed, nn
 
 from segwright.compat.nnunet.names.helpers import softmax_helper_dim1
 from segwright.data.labels import BACKGROUND, IGNORE, Labels
-from segwright.training.losses.builtin import LabelLoss
+from segwright.training.losses.combined import LabelLoss
 from segwright.training.losses.terms import MIN_DENOMINATOR, SMOOTH, dice, identity_reduce
 
 Nonlinearity = Callable[[Tensor], Tensor]
