@@ -66,7 +66,7 @@ class PlanOptions:
     """Options of a plan.
 
     Attributes:
-        preset: default, resenc, resenc-m, resenc-l or resenc-xl.
+        preset: default, resenc-m, resenc-l, mednext-s, mednext-s-k5, ... (`planning.presets`).
         gpu_memory_gb: Target GPU memory in GB; the preset's by default.
         name: Name of the plans and their file; the preset's by default.
         spacing: Target spacing in the images' axis order; planned by default.

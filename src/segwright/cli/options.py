@@ -157,7 +157,7 @@ Cache = Annotated[
     str | None, typer.Option("--cache", metavar="M", help="Cache cases in memory: auto (default), none, ram, device.")
 ]
 Network = Annotated[
-    str | None, typer.Option("--network", metavar="REF", help="unet, residual-unet, ... or module:function.")
+    str | None, typer.Option("--network", metavar="REF", help="unet, residual-unet, mednext, ... or module:function.")
 ]
 NetworkArg = Annotated[
     list[str] | None, typer.Option("--network-arg", metavar="KEY=VALUE", help="Argument of --network; repeatable.")
@@ -184,7 +184,12 @@ TrustedNetwork = Annotated[
     str | None,
     typer.Option("--network", metavar="REF", help="Allow module:function as the network of a checkpoint."),
 ]
-Preset = Annotated[str, typer.Option("--preset", metavar="P", help="default, resenc, resenc-m, resenc-l or resenc-xl.")]
+Preset = Annotated[
+    str,
+    typer.Option(
+        "--preset", metavar="P", help="default, resenc, resenc-m|l|xl or mednext-s|b|m|l (-k5: kernels of 5)."
+    ),
+]
 Resampling = Annotated[str, typer.Option("--resampling", metavar="R", help="default, torch, torch-sepz or none.")]
 GpuMemory = Annotated[
     float | None,

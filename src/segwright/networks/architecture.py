@@ -67,6 +67,9 @@ _KEYS: Final[dict[str, tuple[str, ...]]] = {
     RESIDUAL_ENCODER: (*_COMMON_KEYS, "n_blocks_per_stage", "block", "bottleneck_channels", "stem_channels"),
     RESIDUAL: (*_COMMON_KEYS, "n_blocks_per_stage", "block", "bottleneck_channels", "stem_channels"),
 }
+UNET_ARGUMENTS: Final = frozenset(key for keys in _KEYS.values() for key in keys)
+"""Arguments of all U-Nets."""
+
 _REQUIRED: Final = (
     "n_stages", "features_per_stage", "conv_op", "kernel_sizes", "strides", "n_conv_per_stage_decoder",
 )  # fmt: skip
@@ -141,21 +144,21 @@ def parse_architecture(path: str, kwargs: Mapping[str, Any]) -> tuple[Topology, 
 def _parse(name: str, kwargs: Mapping[str, Any]) -> tuple[Topology, LayerOptions]:
     _check_keys(name, kwargs)
     options = _layer_options(name, kwargs)
-    dims, num_stages = options.dims, _num_stages(kwargs)
+    dims, num_stages = options.dims, number_of_stages(kwargs)
     residual = name != PLAIN
     blocks_key = "n_blocks_per_stage" if residual else "n_conv_per_stage"
-    features = _per_stage(name, kwargs, "features_per_stage", num_stages)
+    features = per_stage(name, kwargs, "features_per_stage", num_stages)
     inner = _bottleneck_channels(name, kwargs, num_stages)
     stem = kwargs.get("stem_channels")
     topology = Topology(
         features=features,
-        kernels=_sizes(name, kwargs, "kernel_sizes", num_stages, dims),
-        strides=_sizes(name, kwargs, "strides", num_stages, dims),
-        encoder_blocks=_per_stage(name, kwargs, blocks_key, num_stages),
-        decoder_blocks=_per_stage(name, kwargs, "n_conv_per_stage_decoder", num_stages - 1),
+        kernels=sizes_per_stage(name, kwargs, "kernel_sizes", num_stages, dims),
+        strides=sizes_per_stage(name, kwargs, "strides", num_stages, dims),
+        encoder_blocks=per_stage(name, kwargs, blocks_key, num_stages),
+        decoder_blocks=per_stage(name, kwargs, "n_conv_per_stage_decoder", num_stages - 1),
         residual_encoder=residual,
         residual_decoder=name == RESIDUAL,
-        stem_channels=features[0] if stem is None else _whole("stem_channels", stem),
+        stem_channels=features[0] if stem is None else whole_number("stem_channels", stem),
         bottleneck_channels=inner,
     )
     if (blocks := sum((*topology.encoder_blocks, *topology.decoder_blocks))) > MAX_BLOCKS:
@@ -168,7 +171,7 @@ def _parse(name: str, kwargs: Mapping[str, Any]) -> tuple[Topology, LayerOptions
 
 def plain_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of a plain U-Net with the topology of `kwargs`, which may be a residual network's."""
-    num_stages = _num_stages(kwargs)
+    num_stages = number_of_stages(kwargs)
     plain = {key: value for key, value in kwargs.items() if key in _KEYS[PLAIN]}
     if "n_conv_per_stage" not in plain:
         plain["n_conv_per_stage"] = [PLAIN_CONVS] * num_stages
@@ -178,7 +181,7 @@ def plain_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 def residual_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of a residual encoder U-Net with the topology of `kwargs`, which may be a plain one's."""
-    num_stages = _num_stages(kwargs)
+    num_stages = number_of_stages(kwargs)
     residual = {key: value for key, value in kwargs.items() if key in _KEYS[RESIDUAL_ENCODER]}
     if "n_blocks_per_stage" not in residual:
         deep = [RESIDUAL_BLOCKS[-1]] * max(0, num_stages - len(RESIDUAL_BLOCKS))
@@ -266,15 +269,24 @@ def _check_keys(name: str, kwargs: Mapping[str, Any]) -> None:
         raise ConfigError(f"{name}: arch_kwargs lacks {', '.join(missing)}")
 
 
-def _num_stages(kwargs: Mapping[str, Any]) -> int:
-    num_stages = _whole("n_stages", kwargs["n_stages"])
+def number_of_stages(kwargs: Mapping[str, Any]) -> int:
+    """Return `n_stages`.
+
+    Raises:
+        ConfigError: it is not a number of stages that a U-Net can have.
+    """
+    num_stages = whole_number("n_stages", kwargs["n_stages"])
     if not 2 <= num_stages <= MAX_STAGES:
         raise ConfigError(f"n_stages is {num_stages}; a U-Net needs at least 2 and at most {MAX_STAGES}")
     return num_stages
 
 
-def _whole(key: str, value: Any) -> int:
-    """Return a whole number; a float without fraction is converted."""
+def whole_number(key: str, value: Any) -> int:
+    """Return a whole number; a float without fraction is converted.
+
+    Raises:
+        ConfigError: it is none; `key` says where.
+    """
     if isinstance(value, float) and value.is_integer():
         return int(value)
     try:
@@ -344,22 +356,30 @@ def _bottleneck_channels(name: str, kwargs: Mapping[str, Any], num_stages: int) 
         return None
     if kwargs.get("bottleneck_channels") is None:
         raise ConfigError(f"{name}: block BottleneckD needs bottleneck_channels, one number per stage")
-    return _per_stage(name, kwargs, "bottleneck_channels", num_stages)
+    return per_stage(name, kwargs, "bottleneck_channels", num_stages)
 
 
-def _per_stage(name: str, kwargs: Mapping[str, Any], key: str, count: int) -> tuple[int, ...]:
-    """Return one whole number per stage; a scalar stands for all."""
+def per_stage(name: str, kwargs: Mapping[str, Any], key: str, count: int) -> tuple[int, ...]:
+    """Return `count` whole numbers from 1, one per stage; a scalar stands for all.
+
+    Raises:
+        ConfigError: a number is missing or invalid; `name` is that of the network.
+    """
     value = kwargs[key]
     numbers = tuple(value) if isinstance(value, list | tuple) else (value,) * count
     _check_count(name, key, numbers, count)
-    whole = tuple(_whole(f"{name}: {key}", number) for number in numbers)
+    whole = tuple(whole_number(f"{name}: {key}", number) for number in numbers)
     if min(whole, default=1) < 1:
         raise ConfigError(f"{name}: {key} is {value}; every entry must be at least 1")
     return whole
 
 
-def _sizes(name: str, kwargs: Mapping[str, Any], key: str, count: int, dims: int) -> tuple[Size, ...]:
-    """Return one size per stage and axis; a scalar stands for all stages, a scalar entry for all axes."""
+def sizes_per_stage(name: str, kwargs: Mapping[str, Any], key: str, count: int, dims: int) -> tuple[Size, ...]:
+    """Return `count` sizes, one per stage and axis; a scalar stands for all stages, a scalar entry for all axes.
+
+    Raises:
+        ConfigError: a size is missing or invalid; `name` is that of the network.
+    """
     value = kwargs[key]
     entries = tuple(value) if isinstance(value, list | tuple) else (value,) * count
     _check_count(name, key, entries, count)
@@ -368,7 +388,7 @@ def _sizes(name: str, kwargs: Mapping[str, Any], key: str, count: int, dims: int
         parts = entry if isinstance(entry, list | tuple) else (entry,) * dims
         if len(parts) != dims:
             raise ConfigError(f"{name}: {key} has the entry {list(parts)[:4]}; expected {dims} axes, as in conv_op")
-        size = tuple(_whole(f"{name}: {key}", part) for part in parts)
+        size = tuple(whole_number(f"{name}: {key}", part) for part in parts)
         if min(size) < 1:
             raise ConfigError(f"{name}: {key} has the entry {list(size)}; every part must be at least 1")
         sizes.append(size)

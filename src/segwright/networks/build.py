@@ -32,6 +32,9 @@ from segwright.networks.architecture import (
 )
 from segwright.networks.blocks import BasicBlockD, BottleneckD
 from segwright.networks.checkpoint import require_fitting
+from segwright.networks.mednext.arguments import parse_arguments, resolve_arguments
+from segwright.networks.mednext.network import MedNeXt, reset_parameters
+from segwright.networks.mednext.sizes import NAME as MEDNEXT
 from segwright.networks.norm import forbid_fused_norms, fuse_norms, has_fused_norms
 from segwright.networks.references import build_by_class_path, import_network
 from segwright.networks.shapes import output_shapes
@@ -126,20 +129,7 @@ def build_network(
     """
     spec = architecture if isinstance(architecture, ArchitectureSpec) else ArchitectureSpec.from_plan(architecture)
     network = build_on_meta(spec, num_input_channels, num_output_channels, deep_supervision=deep_supervision)
-    num_weights = sum(tensor.numel() for tensor in network.parameters())
-    if num_weights > MAX_WEIGHTS:
-        raise ConfigError(
-            f"network '{spec.reference}' has {num_weights / 1e6:.0f} million weights, at most {MAX_WEIGHTS / 1e6:.0f} "
-            "million are allowed; reduce its features_per_stage and kernel_sizes"
-        )
-    try:
-        network._apply(_empty_on_cpu)  # type: ignore[no-untyped-call]
-    except (RuntimeError, MemoryError) as error:
-        size = sum(tensor.numel() * tensor.element_size() for tensor in network.parameters())
-        raise ConfigError(
-            f"network '{spec.reference}' has {size / 2**30:.1f} GiB of weights, more than the free memory; reduce its "
-            "features_per_stage"
-        ) from error
+    _allocate(network, spec.reference)
     initialize(network, generator)
     return network
 
@@ -188,7 +178,7 @@ def require_weights(
         ConfigError: no such network can be built.
         ModelError: tensors are missing, unexpected or of another shape, or a patch cannot pass through the network.
     """
-    if spec.reference in TOPOLOGY_NAMES or spec.reference in SHORT_NAMES or is_known_network(spec.reference):
+    if spec.reference in UNET_NAMES or spec.reference in SHORT_NAMES or is_known_network(spec.reference):
         resolved = nnunet_spec(spec, configuration_architecture, patch_size)
         network = build_on_meta(resolved, num_input_channels, num_output_channels)
         require_fitting(network, weights, source=source)
@@ -211,7 +201,7 @@ def build_from_spec(
 ) -> nn.Module:
     """Build the network of `spec`, or the plan's if it is None.
 
-    A built-in name ("unet", "residual-unet") takes the plan's topology, updated with the spec's kwargs. A
+    A built-in name ("unet", "residual-unet", "mednext") takes the plan's topology, updated with the spec's kwargs. A
     `module:attr` is called with the spec's kwargs only, and initialises itself from torch's seeded generator. It and
     class paths other than nnU-Net's U-Nets are only imported if `trust` allows it. `source` is the file or setting of
     the spec, for error messages.
@@ -248,7 +238,7 @@ def build_from_spec(
     if builtin:
         kwargs = {**dict(configuration_architecture.get("arch_kwargs") or {}), **kwargs}
     registered = _registered_builder(reference)
-    if registered is not None and not builtin:
+    if registered is not None and reference not in UNET_NAMES:
         _require_bounded(reference, kwargs)
     builder: NetworkBuilder = registered or import_network(reference, trust, source=source)
     with (
@@ -268,7 +258,7 @@ def build_from_spec(
             f"{source_location(builder)}: network '{reference}' returned {type(network).__name__}; it must return a "
             "torch.nn.Module"
         )
-    if builtin and generator is not None:
+    if reference in UNET_NAMES and generator is not None:
         initialize(network, generator)
     return network
 
@@ -309,7 +299,7 @@ def nnunet_spec(
     if reference in SHORT_NAMES:
         reference, defaults = SHORT_NAMES[reference]
         kwargs = {**defaults, **kwargs}
-    if reference in TOPOLOGY_NAMES:
+    if reference in UNET_NAMES:
         kwargs = {**dict(configuration_architecture.get("arch_kwargs") or {}), **kwargs}
         if reference == "unet":
             kwargs = plain_kwargs(_with_topology(patch_size, kwargs, "n_conv_per_stage"))
@@ -317,6 +307,8 @@ def nnunet_spec(
         else:
             kwargs = residual_kwargs(_with_topology(patch_size, kwargs, "n_blocks_per_stage"))
             reference = CLASS_PREFIX + RESIDUAL_ENCODER
+    if reference in NETWORKS.names():
+        raise ConfigError(f"nnU-Net has no network '{reference}', so only segwright can use the model")
     parse_architecture(reference, kwargs)
     return ArchitectureSpec(reference=reference, kwargs=kwargs)
 
@@ -352,9 +344,28 @@ def build_residual_unet(
     return build_network(spec, num_input_channels, num_output_channels, deep_supervision=deep_supervision)
 
 
+def build_mednext(
+    num_input_channels: int,
+    num_output_channels: int,
+    *,
+    patch_size: tuple[int, ...],
+    deep_supervision: bool,
+    **kwargs: Any,
+) -> nn.Module:
+    """Build MedNeXt as its plan says, or of `size` and `kernel_size` with a U-Net plan's topology (`mednext`)."""
+    shape = parse_arguments(resolve_arguments(kwargs, patch_size), len(patch_size))
+    with torch.device("meta"):
+        network = MedNeXt(num_input_channels, num_output_channels, shape, deep_supervision=deep_supervision)
+    _allocate(network, MEDNEXT)
+    reset_parameters(network)
+    return network
+
+
 NETWORKS: Final[Registry[NetworkBuilder]] = Registry("network")
 NETWORKS.register("unet", build_unet)
 NETWORKS.register("residual-unet", build_residual_unet)
+UNET_NAMES: Final = NETWORKS.names()  # nnU-Net's networks by name
+NETWORKS.register(MEDNEXT, build_mednext)
 TOPOLOGY_NAMES: Final = NETWORKS.names()  # built-in names, which are given the plan's arch_kwargs
 NETWORKS.register("segresnet", optional.build_segresnet)
 NETWORKS.register("swin-unetr", optional.build_swin_unetr)
@@ -451,6 +462,28 @@ def _explain_errors(
         if resource_error(error):
             raise
         raise ConfigError(f"network '{reference}' cannot be built: {describe_error(error)}; {contract}") from error
+
+
+def _allocate(network: nn.Module, reference: str) -> None:
+    """Give a network on the meta device memory for its weights on the CPU.
+
+    Raises:
+        ConfigError: it has too many.
+    """
+    num_weights = sum(tensor.numel() for tensor in network.parameters())
+    if num_weights > MAX_WEIGHTS:
+        raise ConfigError(
+            f"network '{reference}' has {num_weights / 1e6:.0f} million weights, at most {MAX_WEIGHTS / 1e6:.0f} "
+            "million are allowed; reduce its features_per_stage and kernel_sizes"
+        )
+    try:
+        network._apply(_empty_on_cpu)  # type: ignore[no-untyped-call]
+    except (RuntimeError, MemoryError) as error:
+        size = sum(tensor.numel() * tensor.element_size() for tensor in network.parameters())
+        raise ConfigError(
+            f"network '{reference}' has {size / 2**30:.1f} GiB of weights, more than the free memory; reduce its "
+            "features_per_stage"
+        ) from error
 
 
 def _empty_on_cpu(tensor: Tensor) -> Tensor:

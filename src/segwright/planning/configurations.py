@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from segwright.data.plan import architecture_block
+from segwright.networks.mednext import sizes as mednext
 from segwright.planning.normalization import Normalization
 from segwright.planning.presets import MIN_BATCH, REFERENCE_BATCH, Preset, resampling_functions
 from segwright.planning.rationale import Decision, format_sizes
@@ -54,15 +55,7 @@ def configuration_block(draft: Draft, preset: Preset, normalization: Normalizati
         "normalization_schemes": list(normalization.schemes),
         "use_mask_for_norm": list(normalization.use_mask),
         **resampling_functions(preset.resampling),
-        "architecture": architecture_block(
-            preset.network.value,
-            dims=len(draft.spacing),
-            features=sizing.features,
-            kernel_sizes=sizing.topology.kernel_sizes,
-            strides=sizing.topology.strides,
-            encoder_blocks=sizing.encoder_blocks,
-            decoder_convs=sizing.decoder_convs,
-        ),
+        "architecture": _architecture(sizing, preset),
         "batch_dice": draft.batch_dice,
     }
     return block if draft.next_stage is None else {**block, "next_stage": draft.next_stage}
@@ -89,6 +82,24 @@ def explain_draft(draft: Draft, budget: Budget) -> Iterator[Decision]:
         ("batch dice", draft.batch_dice, draft.batch_dice_reason),
     ):
         yield Decision(configuration=draft.name, decision=decision, value=value, reason=reason)
+
+
+def _architecture(sizing: Sizing, preset: Preset) -> dict[str, Any]:
+    topology, num_stages = sizing.topology, sizing.topology.num_stages
+    shape: Any = {
+        "dims": len(topology.patch_size),
+        "kernel_sizes": topology.kernel_sizes,
+        "strides": topology.strides,
+    }
+    if preset.mednext_size is not None:
+        return mednext.architecture_block(preset.mednext_size.at(num_stages), **shape)
+    return architecture_block(
+        preset.network.value,
+        features=sizing.features,
+        encoder_blocks=preset.encoder_blocks[:num_stages],
+        decoder_convs=preset.decoder_convs[: num_stages - 1],
+        **shape,
+    )
 
 
 def _gigabytes(sizing: Sizing, budget: Budget, dims: int) -> float:

@@ -1,4 +1,4 @@
-"""nnU-Net's planners as values (nnU-Net behaviour 5.1): networks, memory references, names, resampling."""
+"""nnU-Net's planners (nnU-Net behaviour 5.1) and those of MedNeXt: networks, memory references, names, resampling."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from segwright.core.errors import PlanError, did_you_mean
+from segwright.networks.mednext import sizes as mednext
 
 ANISOTROPY = 3
 """An axis this many times coarser than the others is resampled separately (nnU-Net's paper; nnU-Net behaviour 5.1)."""
@@ -37,27 +38,30 @@ Resampling = Literal["default", "torch", "torch-sepz", "none"]
 
 
 class Network(Enum):
-    """U-Net families; the value is the class name in the plans."""
+    """Network families; the value is the class name in the plans."""
 
     PLAIN = "PlainConvUNet"
     RESIDUAL = "ResidualEncoderUNet"
+    MEDNEXT = mednext.NAME
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """One planner of nnU-Net.
+    """One planner.
 
     Attributes:
         name: Name on the command line.
-        planner: Class name that nnU-Net writes to `experiment_planner_used`.
+        planner: Class name that nnU-Net writes to `experiment_planner_used`, or one that it does not have.
         plans_name: Default name of the plans, hence of the file.
-        network: U-Net family.
+        network: Network family.
         gpu_memory_gb: GPU memory target, GB, for which `reference_elements` were measured.
         reference_elements: Feature-map elements of one sample that fit `gpu_memory_gb` at `REFERENCE_BATCH`, by
             number of axes.
         max_dataset_covered: Maximum fraction of the dataset's voxels in a batch.
-        encoder_blocks: Blocks per encoder stage, for the deepest network.
-        decoder_convs: Convolutions per decoder stage, for the deepest network.
+        encoder_blocks: Blocks per encoder stage of a U-Net, for the deepest network.
+        decoder_convs: Convolutions per decoder stage of a U-Net, for the deepest network.
+        mednext_size: Size of MedNeXt.
+        kernel_size: Kernel of a stage where the axes' spacings are comparable.
         shrinks_2d_late: 2D patches shrink only if a batch of two does not fit (nnU-Net behaviour 5.9).
         shares_data: `2d` and `3d_fullres` use the default plans' preprocessed data (nnU-Net behaviour 5.2).
         resampling: Resampling variant.
@@ -68,10 +72,12 @@ class Preset:
     plans_name: str
     network: Network
     gpu_memory_gb: float
-    reference_elements: Mapping[int, int]
+    reference_elements: Mapping[int, float]
     max_dataset_covered: float
-    encoder_blocks: tuple[int, ...]
-    decoder_convs: tuple[int, ...]
+    encoder_blocks: tuple[int, ...] = ()
+    decoder_convs: tuple[int, ...] = ()
+    mednext_size: mednext.Size | None = None
+    kernel_size: int = 3
     shrinks_2d_late: bool = False
     shares_data: bool = False
     resampling: Resampling = "default"
@@ -105,6 +111,35 @@ _DEFAULT = Preset(
     shrinks_2d_late=True,
 )
 
+MEDNEXT_GPU_MEMORY_GB: Mapping[str, float] = MappingProxyType({"S": 24, "B": 24, "M": 40, "L": 40})
+"""Those of nnU-Net's ResEnc L and XL; the patches of S and M are then close to the paper's 128^3 at batch size 2."""
+
+MEDNEXT_ELEMENTS_PER_GB: Mapping[int, float] = MappingProxyType({3: 87_500_000, 2: 14_000_000})
+"""Feature-map elements of one sample per GB of GPU memory, by number of axes: those of nnU-Net's ResEnc L in 3D and XL
+in 2D, the lower of the two. For each element of a convolution's output, autograd keeps 1.7 to 1.8 elements of MedNeXt
+and 1.9 of a U-Net (counted for a 32^3 patch), so the estimate is on the safe side. Not measured on a GPU."""
+
+MEDNEXT_DATASET_COVERED = 0.05
+"""As in nnU-Net's default planner: MedNeXt is slow, and the paper trained with two patches per step."""
+
+
+def _mednext(letter: str, kernel_size: int) -> Preset:
+    memory, suffix = MEDNEXT_GPU_MEMORY_GB[letter], "" if kernel_size == mednext.KERNEL_SIZES[0] else f"k{kernel_size}"
+    return Preset(
+        name="-".join(filter(None, (mednext.NAME, letter.lower(), suffix))),
+        planner="MedNeXtPlanner",
+        plans_name=f"MedNeXt{letter}{suffix}Plans",
+        network=Network.MEDNEXT,
+        gpu_memory_gb=memory,
+        reference_elements=MappingProxyType({dims: memory * each for dims, each in MEDNEXT_ELEMENTS_PER_GB.items()}),
+        max_dataset_covered=MEDNEXT_DATASET_COVERED,
+        mednext_size=mednext.SIZES[letter],
+        kernel_size=kernel_size,
+        shrinks_2d_late=True,
+        shares_data=True,
+    )
+
+
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
         item.name: item
@@ -116,6 +151,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             _residual(
                 "resenc-xl", "nnUNetPlannerResEncXL", "nnUNetResEncUNetXLPlans", 40, 1, 3_600_000_000, 560_000_000
             ),
+            *(_mednext(letter, kernel_size) for letter in mednext.SIZES for kernel_size in mednext.KERNEL_SIZES),
         )
     }
 )

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from segwright.core.errors import PlanError
-from segwright.planning.memory import feature_map_elements
+from segwright.networks.mednext.sizes import MAX_STAGES, features_of
+from segwright.planning.memory import feature_map_elements, mednext_elements
 from segwright.planning.presets import (
     BASE_FEATURES,
     INITIAL_PATCH_VOXELS,
@@ -48,8 +49,6 @@ class Sizing:
     Attributes:
         topology: Strides, kernels and the final patch.
         features: Channels per stage.
-        encoder_blocks: Blocks per encoder stage.
-        decoder_convs: Convolutions per decoder stage, lowest resolution first.
         batch_size: Patches per step.
         elements: Feature-map elements of one sample (nnU-Net behaviour 5.8).
         reference: Elements allowed at the reference batch size.
@@ -61,8 +60,6 @@ class Sizing:
 
     topology: Topology
     features: tuple[int, ...]
-    encoder_blocks: tuple[int, ...]
-    decoder_convs: tuple[int, ...]
     batch_size: int
     elements: int
     reference: float
@@ -92,7 +89,7 @@ def size_configuration(
     """
     dims = len(spacing)
     reference = budget.reference(dims)
-    topology = derive_topology(spacing, _initial_patch(spacing, median_shape))
+    topology = _topology(spacing, _initial_patch(spacing, median_shape), budget.preset)
     if min(topology.patch_size) < 1:
         raise PlanError(
             f"no patch can be planned: at spacing {format_sizes(spacing)} the median image has"
@@ -100,15 +97,13 @@ def size_configuration(
         )
     first_patch, steps = topology.patch_size, 0
     while _is_too_big(elements := _elements(topology, budget), dims, reference, budget.preset):
-        topology = derive_topology(spacing, _shrink(spacing, topology, median_shape))
+        topology = _topology(spacing, _shrink(spacing, topology, median_shape, budget.preset), budget.preset)
         steps += 1
     by_memory = round((reference / elements) * REFERENCE_BATCH[dims])
     by_dataset = round(dataset_voxels * budget.preset.max_dataset_covered / math.prod(topology.patch_size))
     return Sizing(
         topology=topology,
-        features=_features(topology),
-        encoder_blocks=budget.preset.encoder_blocks[: topology.num_stages],
-        decoder_convs=budget.preset.decoder_convs[: topology.num_stages - 1],
+        features=_features(topology, budget.preset),
         batch_size=max(min(by_memory, by_dataset), MIN_BATCH),
         elements=elements,
         reference=reference,
@@ -126,17 +121,26 @@ def _initial_patch(spacing: Sequence[float], median_shape: Sequence[float]) -> l
     return [min(round(value * scale), size) for value, size in zip(inverse, median_shape, strict=True)]
 
 
-def _features(topology: Topology) -> tuple[int, ...]:
+def _topology(spacing: Sequence[float], patch_size: Sequence[float], preset: Preset) -> Topology:
+    max_stages = None if preset.mednext_size is None else MAX_STAGES
+    return derive_topology(spacing, patch_size, max_stages=max_stages, kernel_size=preset.kernel_size)
+
+
+def _features(topology: Topology, preset: Preset) -> tuple[int, ...]:
+    if preset.mednext_size is not None:
+        return features_of(topology.num_stages)
     most = MAX_FEATURES[len(topology.patch_size)]
     return tuple(min(most, BASE_FEATURES * 2**stage) for stage in range(topology.num_stages))
 
 
 def _elements(topology: Topology, budget: Budget) -> int:
     preset = budget.preset
+    if preset.mednext_size is not None:
+        return mednext_elements(topology, preset.mednext_size.at(topology.num_stages), num_classes=budget.num_classes)
     return feature_map_elements(
         preset.network,
         topology,
-        features=_features(topology),
+        features=_features(topology, preset),
         encoder_blocks=preset.encoder_blocks[: topology.num_stages],
         decoder_convs=preset.decoder_convs[: topology.num_stages - 1],
         num_classes=budget.num_classes,
@@ -148,7 +152,7 @@ def _is_too_big(elements: int, dims: int, reference: float, preset: Preset) -> b
     return elements / allowed_samples > reference
 
 
-def _shrink(spacing: Sequence[float], topology: Topology, median_shape: Sequence[float]) -> list[int]:
+def _shrink(spacing: Sequence[float], topology: Topology, median_shape: Sequence[float], preset: Preset) -> list[int]:
     """Return the patch with one axis shortened, the one that covers most of the median image (the last one on ties).
 
     The step is the axis' divisor *after* shortening by the present divisor: an axis that loses a pooling stage shrinks
@@ -158,7 +162,7 @@ def _shrink(spacing: Sequence[float], topology: Topology, median_shape: Sequence
     axis = max(range(len(patch)), key=lambda candidate: (patch[candidate] / median_shape[candidate], candidate))
     trial = list(patch)
     trial[axis] -= topology.divisor[axis]
-    patch[axis] -= derive_topology(spacing, trial).divisor[axis]
+    patch[axis] -= _topology(spacing, trial, preset).divisor[axis]
     if patch[axis] < 1:
         raise PlanError(
             f"no patch fits the memory target: at patch {list(topology.patch_size)} the network is still too large;"

@@ -28,7 +28,7 @@ ENOUGH_STEPS = 10_000
 WANTED_STEPS = 2_500
 """Steps that the budget must allow to choose a larger size. Chosen by judgement, not yet measured."""
 
-RESIZABLE = tuple(NETWORK_PATH + network.value for network in Network)
+RESIZABLE = tuple(NETWORK_PATH + network.value for network in (Network.PLAIN, Network.RESIDUAL))
 """Networks of which other sizes are known."""
 
 LEAST_KEPT = 0.99

@@ -33,7 +33,9 @@ class Topology:
         return len(self.strides)
 
 
-def derive_topology(spacing: Sequence[float], patch_size: Sequence[float]) -> Topology:
+def derive_topology(
+    spacing: Sequence[float], patch_size: Sequence[float], *, max_stages: int | None = None, kernel_size: int = 3
+) -> Topology:
     """Derive the topology for a patch: halve axes while they are long enough and of similar spacing.
 
     nnU-Net behaviour 5.6. An axis is pooled while it keeps at least `MIN_EDGE` voxels, and only together
@@ -43,21 +45,24 @@ def derive_topology(spacing: Sequence[float], patch_size: Sequence[float]) -> To
     Args:
         spacing: Voxel size per axis (2 or 3).
         patch_size: Wanted patch in voxels; may hold halves (a median of sizes).
+        max_stages: Maximum number of resolutions.
+        kernel_size: Kernel entry instead of 3.
     """
     current, sizes = list(spacing), [float(size) for size in patch_size]
     dims = len(sizes)
     pooled, kernel = [0] * dims, [1] * dims
     strides, kernels = [(1,) * dims], []
-    while axes := _poolable(current, sizes):
+    while (max_stages is None or len(strides) < max_stages) and (axes := _poolable(current, sizes)):
         finest = min(current)
-        kernel = [3 if current[axis] / finest < ANISOTROPY_PER_STAGE else kernel[axis] for axis in range(dims)]
+        is_comparable = [size / finest < ANISOTROPY_PER_STAGE for size in current]
+        kernel = [kernel_size if is_comparable[axis] else kernel[axis] for axis in range(dims)]
         for axis in axes:
             pooled[axis] += 1
             current[axis] *= 2
             sizes[axis] = math.ceil(sizes[axis] / 2)
         strides.append(tuple(2 if axis in axes else 1 for axis in range(dims)))
         kernels.append(tuple(kernel))
-    kernels.append((3,) * dims)
+    kernels.append((kernel_size,) * dims)
     divisor = tuple(2**count for count in pooled)
     return Topology(
         strides=tuple(strides),

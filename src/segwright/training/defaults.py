@@ -10,6 +10,7 @@ import torch
 
 from segwright.core.device import compute_dtype
 from segwright.data.plan import Configuration
+from segwright.networks.mednext.sizes import NAME as MEDNEXT
 from segwright.training.clock import Clock
 from segwright.training.config import TrainConfig, changed
 
@@ -31,7 +32,14 @@ Origin: 1000 steps of 8 patches in 2D, fold 0, one seed each, mean foreground Di
 at 0.001, and of AdamW at 0.003 after a warm-up: ACDC 0.776, 0.853, 0.869; DRIVE 0.776, 0.811, 0.819; SpinalCord 0.887,
 0.872, 0.921."""
 
-_OPTIMIZER_SETTINGS = {*BUDGET_OPTIMIZER, "optimizer_kwargs", "momentum", "nesterov", "weight_decay"}
+MEDNEXT_OPTIMIZER: Mapping[str, object] = MappingProxyType(
+    {"optimizer": "adamw", "initial_lr": 1e-3, "optimizer_kwargs": {"eps": 1e-4}}
+)
+"""Settings of the optimizer for MedNeXt, those of the paper's trainers (github.com/MIC-DKFZ/MedNeXt); with an eps of
+1e-8 weights can become NaN in fp16."""
+
+_SGD_SETTINGS = ("momentum", "nesterov")
+_OPTIMIZER_SETTINGS = {*BUDGET_OPTIMIZER, "optimizer_kwargs", *_SGD_SETTINGS, "weight_decay"}
 
 VALIDATION_SHARE = 0.1
 """Online validation steps per training step of an epoch under a budget; a step without gradient costs about a third."""
@@ -73,23 +81,17 @@ def resolve_config(
                 f"batch size {CPU_BUDGET_BATCH_SIZE} instead of the plan's {configuration.batch_size}: on a CPU with a "
                 "time budget, more but smaller steps reach a higher Dice; set the batch size to override"
             )
-    is_short = config.budget_s is not None and config.budget_s <= SHORT_BUDGET_S and device.type == "cpu"
-    chosen = _OPTIMIZER_SETTINGS & config.model_fields_set
-    if is_fitted(config, configuration) and not chosen and not has_own_optimizer:
-        values |= BUDGET_OPTIMIZER
-        text = ", ".join(
-            f"{name} {value} instead of {getattr(config, name)}" for name, value in BUDGET_OPTIMIZER.items()
-        )
-        notes.append(f"{text}: better for the few steps of a plan for a time budget; set one of them to override")
-    elif is_short and config.optimizer == "sgd" and "momentum" not in config.model_fields_set:
-        values["momentum"] = SHORT_BUDGET_MOMENTUM
-        notes.append(
-            f"momentum {SHORT_BUDGET_MOMENTUM} instead of {config.momentum}: better for CPU runs of at most an hour; "
-            "set the momentum to override"
-        )
+    optimizer, reason = _optimizer_values(config, configuration, device, has_own_optimizer=has_own_optimizer)
+    values |= optimizer
+    notes += [reason] if reason else []
     if config.batch_dice is None:
         values["batch_dice"] = configuration.batch_dice
     return ResolvedConfig(config=changed(config, **values), notes=tuple(notes))
+
+
+def trains_mednext(config: TrainConfig, configuration: Configuration) -> bool:
+    """Return whether the network that settings and plan name is MedNeXt."""
+    return (configuration.architecture.network_class_name if config.network is None else config.network) == MEDNEXT
 
 
 def is_fitted(config: TrainConfig, configuration: Configuration) -> bool:
@@ -137,3 +139,27 @@ def describe_run(config: TrainConfig, configuration: Configuration, num_cases: i
 def save_interval_s(config: TrainConfig) -> float:
     """Return the longest time between two saves."""
     return config.save_interval_s if config.budget_s is None else min(config.save_interval_s, BUDGET_SAVE_INTERVAL_S)
+
+
+def _optimizer_values(
+    config: TrainConfig, configuration: Configuration, device: torch.device, *, has_own_optimizer: bool
+) -> tuple[Mapping[str, object], str]:
+    """Return settings of the optimizer that were not given, and why they differ from the defaults."""
+    chosen = _OPTIMIZER_SETTINGS & config.model_fields_set
+    if is_fitted(config, configuration) and not chosen and not has_own_optimizer:
+        why = "better for the few steps of a plan for a time budget; set one of them to override"
+        return BUDGET_OPTIMIZER, f"{_differences(config, BUDGET_OPTIMIZER)}: {why}"
+    if trains_mednext(config, configuration) and not has_own_optimizer and not chosen & {"optimizer", *_SGD_SETTINGS}:
+        values = {name: value for name, value in MEDNEXT_OPTIMIZER.items() if name not in chosen}
+        return values, f"{_differences(config, values)}: as published for MedNeXt; set the optimizer to override"
+    is_short = config.budget_s is not None and config.budget_s <= SHORT_BUDGET_S and device.type == "cpu"
+    if is_short and config.optimizer == "sgd" and "momentum" not in chosen:
+        return {"momentum": SHORT_BUDGET_MOMENTUM}, (
+            f"momentum {SHORT_BUDGET_MOMENTUM} instead of {config.momentum}: better for CPU runs of at most an hour; "
+            "set the momentum to override"
+        )
+    return {}, ""
+
+
+def _differences(config: TrainConfig, values: Mapping[str, object]) -> str:
+    return ", ".join(f"{name} {value} instead of {getattr(config, name)}" for name, value in values.items())

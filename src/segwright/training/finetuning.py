@@ -2,17 +2,20 @@
 
 nnU-Net 2.8.1 copies all but the heads or nothing (nnU-Net behaviour 8.11). Here tensors that depend on the input
 channels or on the heads are found by building the network a second time with one more of each and comparing shapes, for
-any architecture. Channels and classes are matched by name.
+any architecture. Channels and classes are matched by name. Larger depthwise kernels start as the resized ones of the
+source (UpKern: Roy et al., MedNeXt, MICCAI 2023, arXiv 2303.09975, section 2.3).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segwright.core.errors import ModelError
@@ -53,21 +56,34 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transfer:
-    """Which tensors of the new network were loaded, adapted (and how) or skipped (and why), by name."""
+    """Which tensors of the new network were loaded, adapted (and how) or skipped (and why), by name.
+
+    Attributes:
+        loaded: the same shape and meaning.
+        adapted: matched by channels or classes.
+        skipped: left as they were.
+        enlarged: depthwise kernels that were resized: sizes before and after.
+    """
 
     loaded: tuple[str, ...]
     adapted: Mapping[str, str]
     skipped: Mapping[str, str]
+    enlarged: Mapping[str, str] = field(default_factory=dict)
 
     def lines(self, path: Path) -> list[str]:
         """Return lines for the log and for `train.json`."""
-        count = f"{len(self.loaded)} tensors loaded, {len(self.adapted)} adapted, {len(self.skipped)} skipped"
+        adapted = len(self.adapted) + len(self.enlarged)
+        count = f"{len(self.loaded)} tensors loaded, {adapted} adapted, {len(self.skipped)} skipped"
         details = [
             *(f"adapted {name}: {how}" for name, how in self.adapted.items()),
             *(f"skipped {name}: {why}" for name, why in self.skipped.items()),
         ]
         more = [f"and {len(details) - MAX_LINES} more"] if len(details) > MAX_LINES else []
-        return [f"fine-tuning from {path} ({file_hash(path)[:12]}): {count}", *details[:MAX_LINES], *more]
+        kernels = [
+            f"UpKern: {number} depthwise kernels of the source resized from {sizes}"
+            for sizes, number in Counter(self.enlarged.values()).items()
+        ]
+        return [f"fine-tuning from {path} ({file_hash(path)[:12]}): {count}", *kernels, *details[:MAX_LINES], *more]
 
 
 def find_checkpoint(location: Path) -> Path:
@@ -193,6 +209,7 @@ def transfer(
     loaded: list[str] = []
     adapted: dict[str, str] = {}
     skipped: dict[str, str] = {}
+    enlarged: dict[str, str] = {}
     for name, target in drop_aliases(network.state_dict()).items():
         tensor = source.weights.get(name)
         is_head, is_input = axes[name]
@@ -206,20 +223,44 @@ def transfer(
         if is_head:
             tensor, text = _by_head(tensor, target, source.heads, heads)
             how += [text] if text else []
+        if not (is_head or is_input) and _can_be_enlarged(tensor, target):
+            enlarged[name] = f"{_edges(tensor)} to {_edges(target)}"
+            tensor = enlarge_kernel(tensor, target.shape[2:])
         if tensor.shape != target.shape:
             skipped[name] = f"shape {tuple(source.weights[name].shape)} in the source, {tuple(target.shape)} here"
             continue
         target.copy_(tensor)
         if how:
             adapted[name] = "; ".join(how)
-        else:
+        elif name not in enlarged:
             loaded.append(name)
-    if not any(not axes[name][0] for name in (*loaded, *adapted)):
+    if not any(not axes[name][0] for name in (*loaded, *adapted, *enlarged)):
         raise ModelError(
             f"{source.path}: no tensor fits this network; plan for the source's architecture with "
             "'segwright move-plans SOURCE_DATASET TARGET_DATASET' and train with these plans"
         )
-    return Transfer(loaded=tuple(loaded), adapted=adapted, skipped=skipped)
+    return Transfer(loaded=tuple(loaded), adapted=adapted, skipped=skipped, enlarged=enlarged)
+
+
+def enlarge_kernel(kernel: Tensor, size: Sequence[int]) -> Tensor:
+    """Return depthwise kernels (C, 1, *S) resized to `size` by linear interpolation along each axis.
+
+    They are not rescaled, as in the paper: the norm that follows cancels it.
+    """
+    return F.interpolate(kernel, size=tuple(size), mode="trilinear" if kernel.ndim == 5 else "bilinear")
+
+
+def _can_be_enlarged(kernel: Tensor, target: Tensor) -> bool:
+    """Return whether both are depthwise kernels and the target is larger, but along axes of size 1 the same."""
+    if kernel.ndim not in (4, 5) or kernel.ndim != target.ndim or kernel.shape == target.shape:
+        return False
+    pairs = list(zip(kernel.shape[2:], target.shape[2:], strict=True))
+    is_depthwise = kernel.shape[:2] == target.shape[:2] and kernel.shape[1] == 1
+    return is_depthwise and all(1 < old <= new or old == new for old, new in pairs)
+
+
+def _edges(kernel: Tensor) -> str:
+    return "x".join(map(str, kernel.shape[2:]))
 
 
 def require_same_encoder(checkpoint: NnsslCheckpoint, shapes: Mapping[str, Sequence[int]]) -> None:

@@ -16,7 +16,8 @@ from segwright.data.description import DatasetDescription
 from segwright.data.labels import Labels
 from segwright.data.plan import Configuration, Plan
 from segwright.networks.architecture import norm_kwargs
-from segwright.networks.build import SHORT_NAMES, TOPOLOGY_NAMES, ArchitectureSpec, build_from_spec
+from segwright.networks.build import SHORT_NAMES, UNET_NAMES, ArchitectureSpec, build_from_spec
+from segwright.networks.mednext.sizes import NAME as MEDNEXT
 from segwright.networks.shapes import output_shapes
 from segwright.training.config import TrainConfig
 from segwright.training.loading.targets import Scales
@@ -46,9 +47,10 @@ def architecture_spec(config: TrainConfig, configuration: Configuration) -> Arch
     Raises:
         ConfigError: the settings contradict each other.
     """
-    changeable = (None, *TOPOLOGY_NAMES, *SHORT_NAMES)
-    if config.norm is not None and config.network not in changeable:
-        raise _norm_error(config, f"network '{config.network}'")
+    name = configuration.architecture.network_class_name if config.network is None else config.network
+    is_changeable = config.network in (None, *UNET_NAMES, *SHORT_NAMES) and name != MEDNEXT
+    if config.norm is not None and not is_changeable:
+        raise _norm_error(config, f"network '{name}'")
     norm = {} if config.norm is None else norm_kwargs(config.norm, configuration.dims)
     if config.network_kwargs and isinstance(getattr(config.network, "value", None), nn.Module):
         raise ConfigError(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from segwright.core.errors import ConfigError
 from segwright.data.plan import Plan
 from segwright.training.config import TrainConfig
 from segwright.training.defaults import num_validation_steps, planned_epochs, resolve_config, save_interval_s
+from segwright.training.network_setup import architecture_spec
 from tests.unit.training.tiny_task import plans, settings
 
 CPU = torch.device("cpu")
@@ -47,6 +49,39 @@ def test_momentum_of_a_short_budget_is_unchanged_if_the_optimizer_has_none() -> 
     assert not any(
         "momentum" in note for note in resolve_config(settings(budget_s=60, optimizer="adam"), CONFIGURATION, CPU).notes
     )
+
+
+MEDNEXT = CONFIGURATION.model_copy(
+    update={"architecture": CONFIGURATION.architecture.model_copy(update={"network_class_name": "mednext"})}
+)
+
+
+@pytest.mark.parametrize(
+    ("values", "optimizer", "rate", "kwargs"),
+    [
+        ({}, "adamw", 1e-3, {"eps": 1e-4}),
+        ({"initial_lr": 1e-4, "schedule": "cosine"}, "adamw", 1e-4, {"eps": 1e-4}),
+        ({"optimizer": "sgd"}, "sgd", 1e-2, {}),
+        ({"momentum": 0.9}, "sgd", 1e-2, {}),
+        ({"network": "unet"}, "sgd", 1e-2, {}),
+    ],
+)
+def test_mednext_is_trained_as_published_unless_the_optimizer_is_set(
+    values: dict[str, object], optimizer: str, rate: float, kwargs: dict[str, float]
+) -> None:
+    resolved = resolve_config(settings(**values), MEDNEXT, CPU)
+    config = resolved.config
+    assert (config.optimizer, config.initial_lr, config.optimizer_kwargs) == (optimizer, rate, kwargs)
+    assert any("as published for MedNeXt" in note for note in resolved.notes) == (optimizer == "adamw")
+    own = resolve_config(settings(network="mednext"), CONFIGURATION, CPU, has_own_optimizer=True)
+    assert own.config.optimizer == "sgd"
+
+
+def test_norm_of_mednext_cannot_be_set() -> None:
+    for values, configuration in (({}, MEDNEXT), ({"network": "mednext"}, CONFIGURATION)):
+        with pytest.raises(ConfigError, match="norm = 'batch' is for built-in networks; network 'mednext' chooses its"):
+            architecture_spec(settings(norm="batch", **values), configuration)
+    assert architecture_spec(settings(norm="batch", network="unet"), MEDNEXT).reference == "unet"
 
 
 FITTED = CONFIGURATION.model_copy(update={"time_budget_s": 600.0})

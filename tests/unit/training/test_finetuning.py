@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ from torch import Tensor, nn
 
 from segwright.core.errors import ModelError
 from segwright.data.plan import Plan
+from segwright.networks.build import ArchitectureSpec, build_from_spec
+from segwright.networks.checkpoint import load_state, load_weights
+from segwright.networks.mednext.sizes import SIZES, architecture_block
 from segwright.training.checkpointing.checkpoints import checkpoint_file, find_resumable
-from segwright.training.finetuning import Source, find_checkpoint, find_task_axes, transfer
+from segwright.training.finetuning import Source, Transfer, find_checkpoint, find_task_axes, transfer
 from segwright.training.trainer import Trainer
 from tests.unit.training import tiny_task
 from tests.unit.training.tiny_task import DATASET_JSON, TinyStore, make, settings, write_references
@@ -143,6 +147,88 @@ def test_input_channels_follow_the_rule(
     mix = torch.tensor(expected, dtype=torch.float32)  # (source channels, new channels)
     found = after[0].weight[:, :, 0, 0]  # type: ignore[index,union-attr]
     torch.testing.assert_close(found, before[0].weight[:, :, 0, 0] @ mix)  # type: ignore[index,union-attr]
+
+
+def same_task(before: nn.Module, after: nn.Module) -> Transfer:
+    """Copy what fits from one layer of a network to another, neither of them at its ends."""
+    source = Source(path=Path("source"), weights=before.state_dict(), channels=("T1",), heads=("background", "a"))
+    axes = dict.fromkeys(after.state_dict(), (False, False))
+    return transfer(after, source, axes, channels=source.channels, heads=source.heads)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "note"),
+    [
+        ((3, 3), (5, 5), "UpKern: 1 depthwise kernels of the source resized from 3x3 to 5x5"),
+        ((3, 3, 3), (5, 5, 5), "from 3x3x3 to 5x5x5"),
+        ((1, 3, 3), (1, 5, 5), "from 1x3x3 to 1x5x5"),
+    ],
+)
+def test_larger_depthwise_kernels_start_as_the_resized_ones(
+    before: tuple[int, ...], after: tuple[int, ...], note: str, tmp_path: Path
+) -> None:
+    conv: Any = nn.Conv2d if len(before) == 2 else nn.Conv3d
+    source, target = conv(4, 4, before, groups=4), conv(4, 4, after, groups=4)
+    done = same_task(source, target)
+    assert done.loaded == ("bias",)
+    (tmp_path / "weights").touch()
+    assert note in "\n".join(done.lines(tmp_path / "weights"))
+    expected = source.weight.detach().numpy()
+    mix = np.array([[1, 0, 0], [0.6, 0.4, 0], [0, 1, 0], [0, 0.4, 0.6], [0, 0, 1]])  # at -0.2 (edge), 0.4, 1, 1.6, 2.2
+    for axis, size in enumerate(before):
+        if size == 3:
+            expected = np.moveaxis(np.tensordot(mix, expected, (1, axis + 2)), 0, axis + 2)
+    np.testing.assert_allclose(target.weight.detach().numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("before", "after"), [((5, 5), (3, 3)), ((1, 3), (3, 3))])
+def test_other_kernels_are_not_resized(before: tuple[int, ...], after: tuple[int, ...]) -> None:
+    source, target = nn.Conv2d(4, 4, before, groups=4), nn.Conv2d(4, 4, after, groups=4)
+    fresh = target.weight.detach().clone()
+    assert "in the source" in same_task(source, target).skipped["weight"]
+    assert torch.equal(target.weight, fresh)
+
+
+def mednext_plan(kernel_size: int, num_stages: int = 3) -> Plan:
+    document = tiny_task.plans()
+    block = architecture_block(
+        SIZES["S"].at(num_stages),
+        dims=3,
+        kernel_sizes=[(kernel_size,) * 3] * num_stages,
+        strides=[(1,) * 3, *[(2,) * 3] * (num_stages - 1)],
+    )
+    block["arch_kwargs"]["features_per_stage"] = [4, 8, 8][:num_stages]
+    document["configurations"]["3d"]["architecture"] = block
+    return Plan.from_json(document)
+
+
+def test_upkern_takes_a_trained_network_to_larger_kernels(tmp_path: Path) -> None:
+    small = make(tmp_path / "k3", plans=mednext_plan(3), config=settings(loss="skeleton_recall"))
+    small.run_training()
+    config = settings(pretrained=str(tmp_path / "k3"), loss="dice_focal", num_epochs=1)
+    large = make(tmp_path / "k5", plans=mednext_plan(5), config=config)
+    large.initialize()
+    log = "\n".join(large.notes)
+    assert "0 skipped" in log
+    assert "UpKern: 14 depthwise kernels of the source resized from 3x3x3 to 5x5x5" in log
+    assert "optimizer adamw instead of sgd, initial_lr 0.001 instead of 0.01" in log
+    before, after = state(small), state(large)
+    resized = "encoder_stages.0.0.depthwise.weight"
+    torch.testing.assert_close(after[resized][..., 2, 2, 2], before[resized][..., 1, 1, 1])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in after.items() if "depthwise.weight" not in name)
+    large.run_training()
+    assert sorted(path.suffix for path in large.output_folder.glob("checkpoint_final*")) == [".json", ".safetensors"]
+    network = load_predicting_network(large)
+    assert all(torch.equal(tensor, state(large)[name]) for name, tensor in network.state_dict().items())
+
+
+def load_predicting_network(trainer: Trainer) -> nn.Module:
+    """Return the network that prediction builds from the checkpoint."""
+    path = checkpoint_file(trainer.output_folder, "final")
+    spec = ArchitectureSpec.from_json(json.loads(path.with_suffix(".json").read_text())["network"])
+    network = build_from_spec(spec, {}, 1, 3, (16, 16, 16), True)
+    load_state(network, load_weights(path))
+    return network
 
 
 def test_axes_are_found_in_any_network() -> None:
