@@ -77,7 +77,7 @@ class CommandGroup(TyperGroup):
         """Run and exit with one of the exit codes of this module."""
         arguments = list(args[0] if args else kwargs.pop("args", None) or sys.argv[1:])
         kwargs.pop("standalone_mode", None)
-        code = _exit_code(lambda: TyperGroup.main(self, arguments, standalone_mode=False, **kwargs), arguments)
+        code = exit_code_of(lambda: TyperGroup.main(self, arguments, standalone_mode=False, **kwargs), arguments)
         hard_exit_if_distributed(os.environ, code)
         sys.exit(code)
 
@@ -136,7 +136,7 @@ def _belongs_to_list(option: str, word: str, before: Sequence[str], commands: Se
     return len(before) > 1 and before[0] in commands and not before[1].startswith("-")
 
 
-def _exit_code(command: Any, arguments: Sequence[str]) -> int:
+def exit_code_of(command: Any, arguments: Sequence[str]) -> int:
     """Run a command, print its error if it fails, and return the exit code."""
     debug = "--debug" in arguments or "RANK" in os.environ
     try:

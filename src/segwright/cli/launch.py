@@ -24,15 +24,23 @@ from segwright.training.distributed.heartbeat import EXIT_OTHER_ENDED, RankInfo
 STOP_TIMEOUT_S: Final = 20.0
 """Seconds between SIGTERM and SIGKILL for the other processes when one has failed."""
 
+SEGWRIGHT: Final = "from segwright.cli.main import main; main()"
+"""Python source that runs the program."""
+
 _POLL_S: Final = 0.1
 _SHOWN_BYTES: Final = 16_000
 """Of the output of a failed process, from its end."""
 
 
-def start(count: int, device: str) -> None:
+def start(count: int, device: str, *, program: str = SEGWRIGHT) -> None:
     """Run this command in `count` processes and wait for all; if one fails, show its output and stop the rest.
 
     The output of the first process is shown directly.
+
+    Args:
+        count: number of processes.
+        device: of the training.
+        program: Python source that runs the command with the arguments of this process.
 
     Raises:
         ConfigError: there are fewer than `count` GPUs.
@@ -48,7 +56,7 @@ def start(count: int, device: str) -> None:
     common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     if "OMP_NUM_THREADS" not in os.environ:
         common["OMP_NUM_THREADS"] = str(max(1, available_cpus() // count))
-    command = [sys.executable, "-c", _program(), *sys.argv[1:]]
+    command = [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {program}", *sys.argv[1:]]
     with tempfile.TemporaryDirectory(prefix="segwright-ranks-") as folder:
         outputs = [open(os.path.join(folder, str(rank)), "w+b") for rank in range(1, count)]  # noqa: SIM115
         processes: list[subprocess.Popen[bytes]] = []
@@ -71,11 +79,6 @@ def start(count: int, device: str) -> None:
             _stop(processes)
             for output in outputs:
                 output.close()
-
-
-def _program() -> str:
-    """Return the Python source that each process runs: Segwright, with the search path of this process."""
-    return f"import sys; sys.path[:] = {sys.path!r}; from segwright.cli.main import main; main()"
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:

@@ -25,6 +25,7 @@ from segwright.networks.folds import CheckpointHeader, require_one_model, requir
 from segwright.workspace import DATASET_JSON, FINGERPRINT_JSON, PLANS_JSON
 
 CHECKPOINT_JSON: Final = "checkpoint_final.json"
+CHECKPOINT_PTH: Final = "checkpoint_final.pth"
 
 TRAINER: Final = "nnUNetTrainer"
 """Class that nnU-Net looks up to build the network; its default trainer follows the architecture in the plans."""
@@ -78,6 +79,22 @@ def export_model(model: Path, target: Path, *, folds: Sequence[str] | None = Non
     return tuple(headers)
 
 
+def write_checkpoint(fold: Path) -> Path:
+    """Write the final checkpoint of a Segwright fold for nnU-Net beside it, and return the file.
+
+    Raises:
+        ModelError: the fold is not trained, or nnU-Net cannot build the network.
+    """
+    model = fold.parent
+    [header] = _headers(model, [fold.name.removeprefix("fold_")]).values()
+    plan, description = Plan.load(model / PLANS_JSON), load_description(model / DATASET_JSON)
+    plans = _nnunet_plans(plan, header.configuration, header)
+    file = fold / CHECKPOINT_PTH
+    with atomic_path(file) as temporary:
+        torch.save(_checkpoint(fold, header, plan, plans, description), temporary)
+    return file
+
+
 @contextmanager
 def _scratch(folder: Path) -> Iterator[Path]:
     """Create a temporary folder next to `folder`; delete it at the end (after a kill, `sweep_leftovers` does)."""
@@ -103,7 +120,7 @@ def _write_folder(
         write_json(folder / FINGERPRINT_JSON, read_checked_json(model / FINGERPRINT_JSON), indent=4)
     for fold, header in headers.items():
         (folder / fold).mkdir()
-        torch.save(_checkpoint(model / fold, header, plan, plans, description), folder / fold / "checkpoint_final.pth")
+        torch.save(_checkpoint(model / fold, header, plan, plans, description), folder / fold / CHECKPOINT_PTH)
 
 
 def _headers(model: Path, folds: Sequence[str] | None) -> dict[str, _Header]:

@@ -23,6 +23,7 @@ CHANGEABLE: Final = (
     "num_val_iterations_per_epoch",
     "save_every",
     "save_interval_s",
+    "save_probabilities",
     "disable_checkpointing",
     "callbacks",
     "loggers",
@@ -172,6 +173,8 @@ class TrainConfig(BaseModel):
     """Epochs between two saves of `checkpoint_latest`."""
     save_interval_s: float = Field(default=600.0, gt=0)
     """Longest time between two saves, in seconds; a killed run loses at most that much."""
+    save_probabilities: bool = False
+    """Also save the probabilities of held-out cases, as `validation/CASE.npz`."""
     disable_checkpointing: bool = False
 
     @model_validator(mode="before")

@@ -577,13 +577,13 @@ class Trainer:
         self.set_deep_supervision_enabled(False)
         try:
             task = (self.plans, self.configuration, self.labels)
-            predictor = final_validation.build_predictor(
-                self.network, *task, recipe=self.recipe, precision=self.config.precision, device=self.device
-            )
+            how: Any = {"recipe": self.recipe, "precision": self.config.precision, "device": self.device}
+            predictor = final_validation.build_predictor(self.network, *task, **how)
             cases = (self.cases, self.split.val, self.references, self.output_folder)
-            how: Any = {"log": self.print_to_log_file, "distributed": self.distributed}
+            how = {"file_ending": self.dataset_json.file_ending, "probabilities": self.config.save_probabilities}
+            how |= {"log": self.print_to_log_file, "distributed": self.distributed}
             with self.stop.wait_at_exit(), logits_only(self.network, self._own_logits_of):
-                return final_validation.validate(predictor, *cases, file_ending=self.dataset_json.file_ending, **how)
+                return final_validation.validate(predictor, *cases, **how)
         finally:
             self.set_deep_supervision_enabled(self.enable_deep_supervision)
             self.write_status("finished")

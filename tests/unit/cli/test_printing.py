@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from segwright.cli.app import _exit_code
+from segwright.cli.app import exit_code_of
 from segwright.cli.main import app
 from segwright.cli.tables import print_json, print_scores, print_table
 from segwright.core import log
@@ -51,7 +51,7 @@ def test_a_name_forges_no_line_of_an_error(error: Exception, capsys: pytest.Capt
     def fail() -> None:
         raise error
 
-    _exit_code(fail, [])
+    exit_code_of(fail, [])
     said = capsys.readouterr().err.splitlines()
     assert ESCAPED.split("\\n")[0] in said[0]
     assert not any(line.startswith("error: forged") for line in said)
@@ -61,7 +61,7 @@ def test_a_report_is_one_line_for_each_problem(capsys: pytest.CaptureFixture[str
     def fail() -> None:
         raise ProblemReport([Problem(where="a", what="x"), Problem(where="b", what="y", remedy="z")])
 
-    assert _exit_code(fail, []) == 1
+    assert exit_code_of(fail, []) == 1
     assert capsys.readouterr().err == "error: a: x\nerror: b: y; z\n"
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Final
 
-from segwright.compat.nnunet.hooks.rules import FIRST_TWO_AXES
+from segwright.compat.nnunet.hooks.rules import FIRST_TWO_AXES, resolve_axes
 from segwright.compat.nnunet.names.losses import DC_and_CE_loss, DeepSupervisionWrapper, MemoryEfficientSoftDiceLoss
 from segwright.compat.nnunet.trainer import VARIANT_SETTINGS, nnUNetTrainer
 from segwright.core.errors import ConfigError
@@ -140,6 +140,24 @@ def make_class(name: str) -> type[nnUNetTrainer]:
 def variant_class(name: str) -> type[nnUNetTrainer]:
     """Return the class of a variant, the same at every call."""
     return make_class(name)
+
+
+def settings_of(name: str, dims: int) -> dict[str, Any]:
+    """Return the settings of our trainer that a variant stands for.
+
+    Args:
+        name: of the variant.
+        dims: spatial axes of a patch.
+
+    Raises:
+        ConfigError: it cannot be trained, or replaces hooks and so needs a trainer file.
+    """
+    variant = VARIANTS[name]
+    if variant.refused:
+        raise ConfigError(f"{name} cannot be trained: {variant.refused}")
+    if variant.hooks:
+        raise ConfigError(f"{name} replaces parts of the training; derive a class from it in a trainer file")
+    return resolve_axes(getattr(variant_class(name), VARIANT_SETTINGS), dims)
 
 
 def _refusing(name: str, reason: str) -> Callable[..., None]:

@@ -31,7 +31,8 @@ MAX_STEPS: Final = 10_000
 nnU-Net writes at most one step per label and one for all labels.
 """
 
-_NNUNET_FUNCTION = "remove_all_but_largest_component_from_segmentation"
+NNUNET_FUNCTION: Final = "remove_all_but_largest_component_from_segmentation"
+"""Name of the only step that nnU-Net has, in its document."""
 _PICKLE = ".pkl"
 
 
@@ -199,9 +200,9 @@ def _components(mask: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
 def _from_nnunet(document: dict[str, Any], file: Path) -> dict[str, Any]:
     """Convert nnU-Net's document to ours."""
     functions, arguments = document["postprocessing_fns"], document.get("postprocessing_kwargs")
-    unknown = [name for name in functions if name != _NNUNET_FUNCTION]
+    unknown = [name for name in functions if name != NNUNET_FUNCTION]
     if unknown:
-        raise ConfigError(f"{file}: unknown step '{unknown[0]}'; expected {_NNUNET_FUNCTION}")
+        raise ConfigError(f"{file}: unknown step '{unknown[0]}'; expected {NNUNET_FUNCTION}")
     if not isinstance(arguments, list) or len(arguments) != len(functions):
         raise ConfigError(f"{file}: expected as many postprocessing_kwargs as postprocessing_fns")
     return {"steps": [{"labels": each.get("labels_or_regions")} for each in arguments]}

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from logging import getLogger
 from pathlib import Path
@@ -28,6 +29,7 @@ from segwright.data.preprocessed.provenance import Provenance
 from segwright.evaluation.scores import ExtraMetrics, Scores, evaluate_files
 from segwright.inference.background_export import MAX_EXPORTS, submit_export
 from segwright.inference.export.labels import LabelMap, save_labels
+from segwright.inference.export.writers import ProbabilityFormat
 from segwright.inference.predictor import Predictor
 from segwright.inference.window.stitching import Planes
 from segwright.preprocessing.pipeline import PredictionInput
@@ -43,6 +45,7 @@ logger = getLogger(__name__)
 
 RECORD_JSON = "predictions.json"
 SCHEMA_VERSION = 1
+NPZ = ProbabilityFormat(kind="npz")
 
 FileStamp = int | list[int]
 """Bytes and CRC-32 of a prediction; records of earlier versions have the bytes alone."""
@@ -97,6 +100,7 @@ def validate(
     *,
     file_ending: str,
     log: Callable[[str], None],
+    probabilities: bool = False,
     distributed: DistributedContext = SINGLE,
 ) -> Scores:
     """Predict cases, write `<case><ending>` and `summary.json` into `validation/`, and return the scores.
@@ -111,6 +115,7 @@ def validate(
         fold_folder: with the final checkpoint, unless none was written.
         file_ending: of predictions, as in dataset.json.
         log: logs a line.
+        probabilities: also write `<case>.npz`.
         distributed: share the cases; the first one writes the record and the scores, all return the scores.
 
     Raises:
@@ -124,16 +129,17 @@ def validate(
     if missing:
         raise DatasetError(f"case {missing[0]}: no reference label to validate with; put it back into labelsTr")
     files = {name: below(folder, f"{name}{file_ending}") for name in identifiers}
+    written = {name: (file, *_probability_files(predictor, file, name, probabilities)) for name, file in files.items()}
     record = (
         PredictionRecord.open(folder, weights_hash)
         if distributed.is_first
         else PredictionRecord(None, weights_hash, {})
     )
-    todo = distributed.broadcast([name for name in identifiers if not record.has(files[name])])
+    todo = distributed.broadcast([name for name in identifiers if not all(map(record.has, written[name]))])
     start = time.monotonic()
     kept = f", {len(files) - len(todo)} are done already" if len(todo) < len(files) else ""
     log(f"validation: predicting {len(todo)} cases with {len(predictor.window.flips)} mirrored views{kept}")
-    _predict(predictor, cases, {name: files[name] for name in distributed.local_items(todo)}, record)
+    _predict(predictor, cases, {name: written[name] for name in distributed.local_items(todo)}, record)
     for done in distributed.gather(record.done)[1:]:
         record.add(*(folder / name for name in done))
     if not distributed.is_first:
@@ -235,13 +241,24 @@ def _stamp(file: Path) -> list[int]:
     return [file.stat().st_size, file_crc(file)]
 
 
+def _probability_files(predictor: Predictor, file: Path, name: str, wanted: bool) -> tuple[Path, ...]:
+    return NPZ.files(file.parent, name, predictor.labels) if wanted else ()
+
+
 def _predict(
-    predictor: Predictor, cases: ValidationSource, files: Mapping[str, Path], record: PredictionRecord
+    predictor: Predictor, cases: ValidationSource, files: Mapping[str, Sequence[Path]], record: PredictionRecord
 ) -> None:
-    """Predict case by case; a thread exports the previous case."""
+    """Predict case by case; a thread exports the previous case.
+
+    Args:
+        predictor: of the trained network.
+        cases: preprocessed cases.
+        files: to write for each case: the label map, and the probabilities if they are saved.
+        record: of finished predictions.
+    """
     with ThreadPoolExecutor(1, thread_name_prefix="segwright-export") as exporting:
         exports: list[Future[None]] = []
-        for name, file in progress(files.items(), title="validating" if files else "", total=len(files)):
+        for name, written in progress(files.items(), title="validating" if files else "", total=len(files)):
             case = cases.load(name)
             image = network_input(case.image, case.label, predictor.labels)
             prepared = PredictionInput(image=image, provenance=case.provenance)
@@ -250,8 +267,8 @@ def _predict(
                 export = submit_export(
                     exporting,
                     predictor.planes(image, disagreement=True),
-                    partial(_decide, predictor, prepared, collector, name),
-                    partial(_write, predictor, case.provenance, collector, file, record, name),
+                    partial(_decide, predictor, prepared, collector, written, name),
+                    partial(_write, predictor, case.provenance, collector, written, record, name),
                     hold=predictor.may_hold(image),
                 )
             exports.append(export)
@@ -262,24 +279,33 @@ def _predict(
 
 
 def _decide(
-    predictor: Predictor, prepared: PredictionInput, collector: CaseStatsCollector, name: str, planes: Iterable[Planes]
+    predictor: Predictor,
+    prepared: PredictionInput,
+    collector: CaseStatsCollector,
+    files: Sequence[Path],
+    name: str,
+    planes: Iterable[Planes],
 ) -> LabelMap:
-    """Decide the labels of a case, and collect its statistics on the way."""
-    with locate_errors(f"case {name}"):
-        return predictor.export(prepared, collector.collect(planes))
+    """Decide the labels of a case; collect its statistics and write its probabilities on the way."""
+    with locate_errors(f"case {name}"), ExitStack() as stack:
+        writer = None
+        if len(files) > 1:
+            inverse = predictor.inverse_resampling(prepared)
+            writer = stack.enter_context(NPZ.open(files[0].parent, name, predictor.labels, inverse, {}))
+        return predictor.export(prepared, collector.collect(planes), writer=writer)
 
 
 def _write(
     predictor: Predictor,
     provenance: Provenance,
     collector: CaseStatsCollector,
-    file: Path,
+    files: Sequence[Path],
     record: PredictionRecord,
     name: str,
     label_map: LabelMap,
 ) -> None:
     """Write the label map and the statistics of a case."""
     with locate_errors(f"case {name}"):
-        save_labels(label_map, file, provenance, predictor.reader)
-    collector.stats().save(file.parent, name)
-    record.add(file)
+        save_labels(label_map, files[0], provenance, predictor.reader)
+    collector.stats().save(files[0].parent, name)
+    record.add(*files)

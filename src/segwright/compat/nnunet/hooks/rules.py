@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from segwright.compat.nnunet.trainer import VARIANT_SETTINGS, nnUNetTrainer, overrides
 from segwright.core.errors import ConfigError
@@ -49,7 +49,12 @@ def with_variant_settings(config: TrainConfig, cls: type[nnUNetTrainer], dims: i
         cls: of the trainer file.
         dims: spatial axes of a patch.
     """
-    given = dict(getattr(cls, VARIANT_SETTINGS))
-    if given.get("mirror_axes") == FIRST_TWO_AXES:
-        given["mirror_axes"] = (0, 1) if dims == 3 else (0,)
+    given = resolve_axes(getattr(cls, VARIANT_SETTINGS), dims)
     return changed(config, **{key: value for key, value in given.items() if key not in config.model_fields_set})
+
+
+def resolve_axes(settings: Mapping[str, Any], dims: int) -> dict[str, Any]:
+    """Return the settings of a variant with `FIRST_TWO_AXES` as axes of a patch with `dims` axes."""
+    if settings.get("mirror_axes") != FIRST_TWO_AXES:
+        return dict(settings)
+    return {**settings, "mirror_axes": (0, 1) if dims == 3 else (0,)}

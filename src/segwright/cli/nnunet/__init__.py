@@ -1,0 +1,1 @@
+"""nnU-Net's commands by their own names, each a call of the Python API."""

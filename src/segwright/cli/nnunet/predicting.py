@@ -1,0 +1,106 @@
+"""nnU-Net's commands that predict, and that average predictions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+from segwright import api
+from segwright.cli.nnunet import folders, names
+from segwright.cli.nnunet.options import Command, Values, flag, value, values
+from segwright.core.errors import ConfigError
+
+_THREADS: Final = "threads of one process read and write the cases"
+
+_COMMON: Final = (
+    value("-i", about="Folder of images, CASE_0000.ENDING.", is_required=True),
+    value("-o", about="Folder for the label maps.", is_required=True),
+    values("-f", about="Folds to average.", default=("0", "1", "2", "3", "4")),
+    value("-step_size", about="Step of the sliding window, as a share of the patch.", default=0.5, kind=float),
+    flag("--disable_tta", about="No mirroring: faster, a little less accurate."),
+    flag("--verbose", about="More messages."),
+    flag("--save_probabilities", about="Also write CASE.npz, for nnUNetv2_ensemble."),
+    value("-chk", about="Checkpoint.", default=names.CHECKPOINT),
+    value("-npp", about="", kind=int, no_effect=_THREADS),
+    value("-nps", about="", kind=int, no_effect=_THREADS),
+    value("-prev_stage_predictions", about="Predictions of a cascade's first stage."),
+    value("-device", about="cuda, cpu or mps (default: cuda where there is a GPU).", default="auto"),
+    flag("--disable_progress_bar", about="There is no progress bar unless stderr is a terminal."),
+    flag("--not_on_device", no_effect="the accumulated logits are in the memory of the device only while they fit"),
+)
+
+
+def predict(arguments: Values) -> None:
+    """Predict a folder of images with a model in nnUNet_results."""
+    model = folders.trained_model(*(arguments.text(name) for name in ("-d", "-tr", "-p", "-c")))
+    _predict(model, arguments, part=arguments.number("-part_id"), parts=arguments.number("-num_parts"))
+
+
+def predict_from_modelfolder(arguments: Values) -> None:
+    """Predict a folder of images with the model in a folder."""
+    _predict(arguments.path("-m"), arguments)
+
+
+def ensemble(arguments: Values) -> None:
+    """Average the probabilities that several predictions saved."""
+    api.ensemble(
+        arguments.texts("-i"),
+        arguments.path("-o"),
+        probabilities="npz" if arguments.is_set("--save_npz") else False,
+        overwrite=True,
+    )
+
+
+COMMANDS: Final = {
+    "predict": Command(
+        function=predict,
+        options=(
+            *_COMMON,
+            value("-d", about="Id or name of the dataset.", is_required=True),
+            value("-p", about="Name of the plans.", default=names.PLANS),
+            value("-tr", about="Trainer class.", default=names.TRAINER),
+            value("-c", about="Configuration.", is_required=True),
+            flag("--continue_prediction", about="Keep existing predictions."),
+            value("-num_parts", about="Number of calls that share the cases.", default=1, kind=int),
+            value("-part_id", about="Index of this call, from 0.", default=0, kind=int),
+        ),
+    ),
+    "predict_from_modelfolder": Command(
+        function=predict_from_modelfolder,
+        options=(
+            *_COMMON,
+            value("-m", about="Folder of the model, with fold_0 and so on.", is_required=True),
+            flag("--continue_prediction", "--c", about="Keep existing predictions."),
+        ),
+    ),
+    "ensemble": Command(
+        function=ensemble,
+        options=(
+            values("-i", about="Folders of predictions with probabilities.", is_required=True),
+            value("-o", about="Folder for the label maps.", is_required=True),
+            value("-np", about="", kind=int, no_effect="cases are averaged one after the other"),
+            flag("--save_npz", about="Also write the mean probabilities."),
+        ),
+    ),
+}
+
+
+def _predict(model: Path, arguments: Values, *, part: int = 0, parts: int = 1) -> None:
+    if arguments.optional("-prev_stage_predictions") is not None:
+        raise ConfigError(
+            "-prev_stage_predictions: leave it out; the model predicts the first stage of the cascade itself"
+        )
+    folds: Any = [names.fold_of(text) for text in arguments.texts("-f")]
+    api.predict(
+        model,
+        arguments.path("-i"),
+        arguments.path("-o"),
+        folds=folds,
+        checkpoint=names.checkpoint_kind(arguments.text("-chk")),
+        mirroring=not arguments.is_set("--disable_tta"),
+        probabilities="npz" if arguments.is_set("--save_probabilities") else False,
+        overwrite=not arguments.is_set("--continue_prediction"),
+        device=names.device_of(arguments),
+        part=part,
+        parts=parts,
+    )

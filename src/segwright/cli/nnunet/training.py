@@ -1,0 +1,142 @@
+"""nnU-Net's command that trains."""
+
+from __future__ import annotations
+
+from logging import getLogger
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from segwright import api
+from segwright.cli.dist_env import device_of, process_group, rank_info_from_env
+from segwright.cli.nnunet import folders, names
+from segwright.cli.nnunet.options import Command, Values, flag, value
+from segwright.cli.nnunet.trainers import TrainerChoice, find_trainer
+from segwright.cli.options import environment
+from segwright.cli.signals import stop_on_signals
+from segwright.cli.tables import print_scores
+from segwright.core.errors import ConfigError, ModelError, PlanError, SegwrightError
+from segwright.data.plan import Plan
+from segwright.evaluation.crossval import VALIDATION
+from segwright.workspace import SUMMARY_JSON, TRAIN_JSON, Workspace
+
+if TYPE_CHECKING:
+    from segwright.report.results import TrainedFold
+
+logger = getLogger(__name__)
+
+
+def train(arguments: Values) -> None:
+    """Train one fold of one configuration, then predict and score its held-out cases."""
+    rank_info = rank_info_from_env(environment())
+    device, count = names.device_of(arguments), arguments.number("-num_gpus")
+    if rank_info is None and count > 1:
+        from segwright.cli import launch
+
+        launch.start(count, device, program=f"from segwright.cli.nnunet.program import run; run({arguments.words!r})")
+        return
+    with stop_on_signals() as stop, process_group(rank_info, device) as distributed:
+        trained = _train(arguments, device=device_of(device, rank_info), distributed=distributed, stop=stop)
+    if rank_info is not None and rank_info.rank > 0:
+        return
+    if not arguments.is_set("--disable_checkpointing"):
+        _write_checkpoint(trained.folder)
+    title = f"{trained.configuration}, fold {trained.fold}: Dice of held-out cases"
+    print_scores(title, {"Dice": trained.dice})
+
+
+COMMANDS: Final = {
+    "train": Command(
+        function=train,
+        options=(
+            value("dataset_name_or_id", about="Id or name of the dataset."),
+            value("configuration", about="Configuration, e.g. 3d_fullres."),
+            value("fold", about="Fold to hold out, or all to train on every case."),
+            value("-tr", about="Trainer class.", default=names.TRAINER),
+            value("-p", about="Name of the plans.", default=names.PLANS),
+            value("-pretrained_weights", about="Checkpoint or model whose matching weights are the first ones."),
+            value("-num_gpus", about="Number of GPUs that share each batch.", default=1, kind=int),
+            flag("--npz", about="Also save the probabilities of held-out cases."),
+            flag("--c", about="Continue an interrupted training."),
+            flag("--val", about="Only predict and score the held-out cases of a finished training."),
+            flag("--val_best", about="Validate the best checkpoint; refused."),
+            flag("--disable_checkpointing", about="Write no checkpoint."),
+            value("-device", about="cuda, cpu or mps (default: cuda where there is a GPU).", default="auto"),
+        ),
+    ),
+}
+
+
+def _train(arguments: Values, **how: Any) -> TrainedFold:
+    """Train, continue or validate one fold."""
+    if arguments.is_set("--val_best"):
+        raise ConfigError("--val_best: the final checkpoint is validated; leave the option out")
+    workspace = folders.full_workspace()
+    raw = folders.raw_dataset(workspace, arguments.text("dataset_name_or_id"))
+    configuration, fold = arguments.text("configuration"), names.fold_of(arguments.text("fold"))
+    plan = _plan(workspace, raw.name, arguments.text("-p"))
+    trainer = find_trainer(arguments.text("-tr"), plan.configuration(configuration).dims, environment())
+    model = workspace.model_folder(raw.name, trainer.name, plan.plans_name, configuration)
+    return api.train(
+        raw,
+        workspace=workspace,
+        environment=environment(),
+        configuration=configuration,
+        fold=fold,  # type: ignore[arg-type]  # a number or all
+        plans=arguments.text("-p"),
+        pretrained=arguments.optional("-pretrained_weights"),
+        settings=_settings(arguments, trainer),
+        nnunet_trainer=trainer.file,
+        name=trainer.name,
+        resume=_continues(arguments, Workspace.fold_folder(model, fold)),
+        **how,
+    )
+
+
+def _plan(workspace: Workspace, dataset: str, name: str) -> Plan:
+    """Return the plans of a name.
+
+    Raises:
+        PlanError: there are none.
+    """
+    file = workspace.plans_file(dataset, name)
+    if not file.is_file():
+        raise PlanError(f"{file}: no such plans; run nnUNetv2_plan_and_preprocess -d {dataset} first")
+    return Plan.load(file)
+
+
+def _settings(arguments: Values, trainer: TrainerChoice) -> dict[str, Any]:
+    flags = {"--npz": "save_probabilities", "--disable_checkpointing": "disable_checkpointing"}
+    return {**trainer.settings, **{name: True for option, name in flags.items() if arguments.is_set(option)}}
+
+
+def _continues(arguments: Values, fold: Path) -> bool:
+    """Return whether an existing training goes on; a finished one is validated again where that is asked for.
+
+    Raises:
+        ModelError: there is a training that would be replaced, or none to validate.
+    """
+    from segwright.api.checks.one_model import has_checkpoint
+    from segwright.api.training_runs import is_trained
+
+    has_begun, is_finished = (fold / TRAIN_JSON).is_file(), is_trained(fold)
+    if arguments.is_set("--val") and not is_finished:
+        raise ModelError(f"{fold}: no finished training to validate; train it without --val")
+    if arguments.is_set("--val") or (arguments.is_set("--npz") and is_finished):
+        (fold / VALIDATION / SUMMARY_JSON).unlink(missing_ok=True)
+    if arguments.is_set("--c") and not has_begun:
+        logger.warning("%s: nothing to continue; a new training begins", fold)
+    if arguments.is_set("--c") or arguments.is_set("--val"):
+        return has_begun
+    if has_checkpoint(fold):
+        raise ModelError(f"{fold}: has a training already; continue it with --c, or delete the folder to train again")
+    return False
+
+
+def _write_checkpoint(fold: Path) -> None:
+    """Write the checkpoint for nnU-Net beside ours, if nnU-Net has the network."""
+    from segwright.interop.export import write_checkpoint
+
+    try:
+        write_checkpoint(fold)
+    except SegwrightError as error:
+        logger.warning("no %s: %s", names.CHECKPOINT, error)
