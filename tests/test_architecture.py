@@ -71,11 +71,16 @@ def module(request: pytest.FixtureRequest) -> Path:
 
 def test_imports_go_down(module: Path) -> None:
     part = part_of(module)
-    if part in {"__init__", "__main__"}:
+    if part == "__init__" or module.name == "__main__.py":  # a program, which starts the command line
         return
     for imported in imported_parts(parsed(module)):
         allowed = imported == part or level_of(imported) < level_of(part)
         assert allowed, f"{part} imports {imported}"
+
+
+def test_no_module_imports_a_program() -> None:
+    programs = {module_name(module) for module in MODULES if module.name == "__main__.py"}
+    assert [module for module in MODULES if imported_modules(module, programs)] == []
 
 
 def test_modules_stay_short(module: Path) -> None:

@@ -119,7 +119,11 @@ class Values:
         """Return a number, or None without one."""
         return None if self._values[name] is None else int(self._values[name])
 
-    def real(self, name: str) -> float | None:
+    def real(self, name: str) -> float:
+        """Return a real number."""
+        return float(self._values[name])
+
+    def optional_real(self, name: str) -> float | None:
         """Return a real number, or None without one."""
         return None if self._values[name] is None else float(self._values[name])
 

@@ -98,6 +98,7 @@ def _predict(model: Path, arguments: Values, *, part: int = 0, parts: int = 1) -
         folds=folds,
         checkpoint=names.checkpoint_kind(arguments.text("-chk")),
         mirroring=not arguments.is_set("--disable_tta"),
+        step_size=arguments.real("-step_size"),
         probabilities="npz" if arguments.is_set("--save_probabilities") else False,
         overwrite=not arguments.is_set("--continue_prediction"),
         device=names.device_of(arguments),

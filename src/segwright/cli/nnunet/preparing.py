@@ -188,7 +188,7 @@ def plan_options(arguments: Values) -> api.PlanOptions:
     return api.PlanOptions(
         preset=preset,
         resampling=resampling,
-        gpu_memory_gb=arguments.real("-gpu_memory_target"),
+        gpu_memory_gb=arguments.optional_real("-gpu_memory_target"),
         spacing=(spacing[0], spacing[1], spacing[2]) if spacing else None,
         name=arguments.optional("-overwrite_plans_name"),
     )

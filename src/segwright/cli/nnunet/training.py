@@ -14,10 +14,9 @@ from segwright.cli.nnunet.trainers import TrainerChoice, find_trainer
 from segwright.cli.options import environment
 from segwright.cli.signals import stop_on_signals
 from segwright.cli.tables import print_scores
-from segwright.core.errors import ConfigError, ModelError, PlanError, SegwrightError
+from segwright.core.errors import ModelError, PlanError, SegwrightError
 from segwright.data.plan import Plan
-from segwright.evaluation.crossval import VALIDATION
-from segwright.workspace import SUMMARY_JSON, TRAIN_JSON, Workspace
+from segwright.workspace import TRAIN_JSON, Workspace
 
 if TYPE_CHECKING:
     from segwright.report.results import TrainedFold
@@ -58,7 +57,7 @@ COMMANDS: Final = {
             flag("--npz", about="Also save the probabilities of held-out cases."),
             flag("--c", about="Continue an interrupted training."),
             flag("--val", about="Only predict and score the held-out cases of a finished training."),
-            flag("--val_best", about="Validate the best checkpoint; refused."),
+            flag("--val_best", about="Also score the best checkpoint, in validation_best."),
             flag("--disable_checkpointing", about="Write no checkpoint."),
             value("-device", about="cuda, cpu or mps (default: cuda where there is a GPU).", default="auto"),
         ),
@@ -68,8 +67,6 @@ COMMANDS: Final = {
 
 def _train(arguments: Values, **how: Any) -> TrainedFold:
     """Train, continue or validate one fold."""
-    if arguments.is_set("--val_best"):
-        raise ConfigError("--val_best: the final checkpoint is validated; leave the option out")
     workspace = folders.full_workspace()
     raw = folders.raw_dataset(workspace, arguments.text("dataset_name_or_id"))
     configuration, fold = arguments.text("configuration"), names.fold_of(arguments.text("fold"))
@@ -88,6 +85,7 @@ def _train(arguments: Values, **how: Any) -> TrainedFold:
         nnunet_trainer=trainer.file,
         name=trainer.name,
         resume=_continues(arguments, Workspace.fold_folder(model, fold)),
+        validate="best" if arguments.is_set("--val_best") else "final" if arguments.is_set("--val") else None,
         **how,
     )
 
@@ -110,7 +108,7 @@ def _settings(arguments: Values, trainer: TrainerChoice) -> dict[str, Any]:
 
 
 def _continues(arguments: Values, fold: Path) -> bool:
-    """Return whether an existing training goes on; a finished one is validated again where that is asked for.
+    """Return whether an existing training goes on.
 
     Raises:
         ModelError: there is a training that would be replaced, or none to validate.
@@ -118,11 +116,9 @@ def _continues(arguments: Values, fold: Path) -> bool:
     from segwright.api.checks.one_model import has_checkpoint
     from segwright.api.training_runs import is_trained
 
-    has_begun, is_finished = (fold / TRAIN_JSON).is_file(), is_trained(fold)
-    if arguments.is_set("--val") and not is_finished:
+    has_begun = (fold / TRAIN_JSON).is_file()
+    if arguments.is_set("--val") and not is_trained(fold):
         raise ModelError(f"{fold}: no finished training to validate; train it without --val")
-    if arguments.is_set("--val") or (arguments.is_set("--npz") and is_finished):
-        (fold / VALIDATION / SUMMARY_JSON).unlink(missing_ok=True)
     if arguments.is_set("--c") and not has_begun:
         logger.warning("%s: nothing to continue; a new training begins", fold)
     if arguments.is_set("--c") or arguments.is_set("--val"):
