@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from segwright.core.errors import ConfigError, DatasetError, ModelError, did_you_mean
+from segwright.core.errors import ConfigError, DatasetError, ModelError, PlanError, did_you_mean
+from segwright.data.plan import Plan
 from segwright.workspace import Workspace
 
 RAW, PREPROCESSED, RESULTS = "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"
@@ -67,6 +68,18 @@ def raw_dataset(workspace: Workspace, text: str) -> Path:
     if not folder.is_dir():
         raise DatasetError(f"{folder}: no such dataset; Segwright reads the raw dataset in every stage but prediction")
     return folder
+
+
+def load_plan(workspace: Workspace, dataset: str, name: str) -> Plan:
+    """Return the plans of a name.
+
+    Raises:
+        PlanError: there are none.
+    """
+    file = workspace.plans_file(dataset, name)
+    if not file.is_file():
+        raise PlanError(f"{file}: no such plans; run nnUNetv2_plan_experiment -d {dataset} first")
+    return Plan.load(file)
 
 
 def trained_model(dataset: str, trainer: str, plans: str, configuration: str) -> Path:

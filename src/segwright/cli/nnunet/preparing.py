@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from logging import getLogger
 from pathlib import Path
 from typing import Final
@@ -12,7 +12,7 @@ from segwright import api
 from segwright.cli.nnunet import folders, names
 from segwright.cli.nnunet.options import Command, Values, flag, value, values
 from segwright.cli.options import environment
-from segwright.core.errors import ConfigError, PlanError, did_you_mean
+from segwright.core.errors import ConfigError, did_you_mean
 from segwright.core.files.atomic_io import atomic_path
 from segwright.data.dataset import load
 from segwright.data.images.image_io import files_beside, read_label, write_labels
@@ -96,14 +96,13 @@ def plan_and_preprocess(arguments: Values) -> None:
 def move_plans_between_datasets(arguments: Values) -> None:
     """Copy plans to another dataset, whose data are then preprocessed in the same way."""
     workspace = folders.preparing_workspace()
-    source = workspace.plans_file(folders.dataset_name(arguments.text("-s")), arguments.text("-sp"))
-    if not source.is_file():
-        raise PlanError(f"{source}: no such plans; run nnUNetv2_plan_experiment -d {arguments.text('-s')} first")
+    source, plans = folders.dataset_name(arguments.text("-s")), arguments.text("-sp")
+    folders.load_plan(workspace, source, plans)  # raises if there are none
     api.move_plans(
-        source,
+        workspace.plans_file(source, plans),
         folders.raw_dataset(workspace, arguments.text("-t")),
         workspace=workspace,
-        name=arguments.optional("-tp") or arguments.text("-sp"),
+        name=arguments.optional("-tp") or plans,
         force=True,
         environment=environment(),
     )
@@ -195,13 +194,27 @@ def plan_options(arguments: Values) -> api.PlanOptions:
 
 
 def _preprocess(workspace: Workspace, raw: Path, plans_name: str, arguments: Values) -> None:
-    names = arguments.texts("-c")
-    workers = num_threads(names, arguments.numbers("-np"))
-    file = workspace.plans_file(raw.name, plans_name)
-    if not file.is_file():
-        raise PlanError(f"{file}: no such plans; run nnUNetv2_plan_experiment -d {raw.name} first")
-    plan = Plan.load(file)
-    for name, count in zip(names, workers, strict=True):
+    wanted = arguments.texts("-c")
+    workers = dict(zip(wanted, num_threads(wanted, arguments.numbers("-np")), strict=True))
+    preprocess_configurations(workspace, raw, plans_name, workers)
+
+
+def preprocess_configurations(
+    workspace: Workspace, raw: Path, plans_name: str, workers: Mapping[str, int | None]
+) -> None:
+    """Preprocess configurations and copy the reference label maps; configurations that plans lack are skipped.
+
+    Args:
+        workspace: where preprocessed data are.
+        raw: the dataset.
+        plans_name: name of its plans.
+        workers: threads of each configuration.
+
+    Raises:
+        PlanError: there are no such plans.
+    """
+    plan = folders.load_plan(workspace, raw.name, plans_name)
+    for name, count in workers.items():
         if name not in plan.configurations:
             logger.info("%s: %s has no configuration %s, skipped", raw.name, plans_name, name)
             continue

@@ -19,7 +19,6 @@ from segwright.cli.options import environment
 from segwright.core.errors import DatasetError, ModelError
 from segwright.core.files.atomic_io import write_text
 from segwright.core.files.json_documents import write_json
-from segwright.data.plan import Plan
 from segwright.evaluation.crossval import VALIDATION, read_crossval
 from segwright.evaluation.postprocessing import PostProcessingResult
 from segwright.evaluation.selection import ensemble_name
@@ -125,10 +124,7 @@ def _models(workspace: Workspace, dataset: str, arguments: Values) -> Iterator[M
     """
     is_empty = True
     for trainer, configuration, plans in product(*(arguments.texts(name) for name in ("-tr", "-c", "-p"))):
-        file = workspace.plans_file(dataset, plans)
-        if not file.is_file():
-            raise ModelError(f"{file}: no such plans; give names of existing ones with -p")
-        if configuration not in Plan.load(file).configurations:
+        if configuration not in folders.load_plan(workspace, dataset, plans).configurations:
             logger.info("%s has no configuration %s, left out", plans, configuration)
             continue
         model = Model(trainer=trainer, plans=plans, configuration=configuration)
