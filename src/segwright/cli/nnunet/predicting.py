@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from logging import getLogger
 from pathlib import Path
 from typing import Any, Final
 
 from segwright import api
 from segwright.cli.nnunet import folders, names
 from segwright.cli.nnunet.options import Command, Values, flag, value, values
+from segwright.cli.options import code_trust
 from segwright.core.errors import ConfigError
+from segwright.core.files.json_documents import read_checked_json
+from segwright.data.plan import Plan
+from segwright.workspace import MODEL_SEPARATOR, PLANS_JSON
+
+logger = getLogger(__name__)
 
 _THREADS: Final = "threads of one process read and write the cases"
 
@@ -26,6 +33,7 @@ _COMMON: Final = (
     value("-prev_stage_predictions", about="Predictions of a cascade's first stage."),
     value("-device", about="cuda, cpu or mps (default: cuda where there is a GPU).", default="auto"),
     flag("--disable_progress_bar", about="There is no progress bar unless stderr is a terminal."),
+    flag("--trust-code", about="Import code that the model names; nnU-Net always imports its trainer's."),
     flag("--not_on_device", no_effect="the accumulated logits are in the memory of the device only while they fit"),
 )
 
@@ -86,10 +94,8 @@ COMMANDS: Final = {
 
 
 def _predict(model: Path, arguments: Values, *, part: int = 0, parts: int = 1) -> None:
-    if arguments.optional("-prev_stage_predictions") is not None:
-        raise ConfigError(
-            "-prev_stage_predictions: leave it out; the model predicts the first stage of the cascade itself"
-        )
+    if (previous := arguments.optional_path("-prev_stage_predictions")) is not None:
+        _require_own_first_stage(previous, model, arguments)
     folds: Any = [names.fold_of(text) for text in arguments.texts("-f")]
     api.predict(
         model,
@@ -104,4 +110,44 @@ def _predict(model: Path, arguments: Values, *, part: int = 0, parts: int = 1) -
         device=names.device_of(arguments),
         part=part,
         parts=parts,
+        trust_code=code_trust(arguments.is_set("--trust-code")),
     )
+
+
+def _require_own_first_stage(predictions: Path, model: Path, arguments: Values) -> None:
+    """Check that a model, which predicts the first stage of its cascade itself, predicts what is in a folder.
+
+    Args:
+        predictions: given for the first stage.
+        model: folder of the second stage.
+        arguments: of the command.
+
+    Raises:
+        ConfigError: they are of another program or model, or were made with other folds or options.
+        ModelError: the model is no cascade, or its first stage is missing.
+    """
+    from segwright.inference.cascade import previous_stage_folder
+    from segwright.inference.folder.log import PREDICTION_JSON
+    from segwright.inference.models.model_folder import OURS, CheckpointFormat, choose_folds
+    from segwright.interop.nnunet import NnunetCheckpoints, is_nnunet_model
+
+    name = model.absolute().name.rpartition(MODEL_SEPARATOR)[2]
+    stage = Plan.load(model / PLANS_JSON).configuration(name).previous_stage
+    if stage is None:
+        raise ConfigError(f"-prev_stage_predictions: {model} is not the second stage of a cascade; leave it out")
+    first = previous_stage_folder(model, name, stage)
+    checkpoints: CheckpointFormat = NnunetCheckpoints() if is_nnunet_model(first) else OURS
+    document = read_checked_json(predictions / PREDICTION_JSON) if (predictions / PREDICTION_JSON).is_file() else {}
+    made = document.get("model", {}) if isinstance(document, dict) else {}
+    is_equal = (
+        made.get("model") == first.name
+        and made.get("folds") == list(choose_folds(first, None, "final", checkpoints))
+        and made.get("step") == arguments.real("-step_size")
+        and bool(made.get("mirror_axes")) is not arguments.is_set("--disable_tta")
+    )
+    if not is_equal:
+        raise ConfigError(
+            f"-prev_stage_predictions {predictions}: not predicted by all folds of {first} with the same options, as "
+            "the model itself does; leave it out"
+        )
+    logger.info("-prev_stage_predictions %s: %s predicts the same once more", predictions, model.name)
