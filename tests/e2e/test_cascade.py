@@ -15,7 +15,8 @@ import pytest
 from journeys import states
 
 from segwright import api
-from segwright.core.errors import ModelError
+from segwright.cli.nnunet import program
+from segwright.core.errors import ConfigError, ModelError
 from segwright.data.phantom import write_dataset
 from segwright.inference.cascade import STORED, CascadePredictor
 from segwright.workspace import Workspace
@@ -185,3 +186,24 @@ def test_a_selected_cascade_stands_alone(trained: tuple[Path, Workspace, str], t
     image = np.random.default_rng(0).normal(size=(16, 14, 15))
     plain = expected.predict(image, spacing=(1, 1, 1))
     np.testing.assert_array_equal(found.predict(image, spacing=(1, 1, 1)), alone.postprocessing(plain))
+
+
+def test_nnunets_command_takes_predictions_of_the_first_stage_that_are_its_own(
+    trained: tuple[Path, Workspace, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw, work, _ = trained
+    monkeypatch.setenv("nnUNet_results", str(work.results))
+
+    def predict(name: str, folder: str, folds: str, *more: str) -> None:
+        options = f"-i {raw / 'imagesTs'} -o {tmp_path / folder} -d 11 -tr Trainer -c {name} -f {folds} -device cpu"
+        program.execute(["nnUNetv2_predict", *options.split(), *more])
+
+    predict(LOWRES, "all", "0 1")
+    predict(LOWRES, "one", "0")
+    predict(CASCADE, "second", "0", "-prev_stage_predictions", str(tmp_path / "all"))
+    assert [*(tmp_path / "second").glob("*.nii.gz")]
+    with pytest.raises(ConfigError, match="not predicted by all folds of"):
+        predict(CASCADE, "refused", "0", "-prev_stage_predictions", str(tmp_path / "one"))
+    with pytest.raises(ConfigError, match="not the second stage of a cascade"):
+        predict(LOWRES, "refused", "0", "-prev_stage_predictions", str(tmp_path / "one"))
+    assert not (tmp_path / "refused").exists()
