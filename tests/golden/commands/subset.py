@@ -6,8 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
-TRAINING = ("hippocampus_001", "hippocampus_003", "hippocampus_004", "hippocampus_006", "hippocampus_007")
-TEST = ("hippocampus_008", "hippocampus_011")
+TRAINING = ("hippocampus_001", "hippocampus_003", "hippocampus_004", "hippocampus_006", "hippocampus_011")
+TEST = ("hippocampus_014", "hippocampus_015")
 DATASET = "Dataset004_Hippocampus"
 OTHER = "Dataset005_Others"
 TASK = "Task04_Hippocampus"

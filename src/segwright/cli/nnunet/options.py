@@ -189,7 +189,8 @@ def parse(name: str, command: Command, arguments: Sequence[str]) -> Values:
 def _warn_of_options_without_effect(name: str, command: Command, given: Mapping[str, Any]) -> None:
     reasons: dict[str, list[str]] = {}
     for option in command.options:
-        if option.no_effect and option.only is None and option.key in given:
+        is_chosen = option.key in given and not option.is_required
+        if option.no_effect and option.only is None and is_chosen:
             reasons.setdefault(option.no_effect, []).append(option.key)
     if reasons:
         parts = "; ".join(f"{', '.join(options)} ({reason})" for reason, options in reasons.items())

@@ -237,8 +237,8 @@ def num_threads(names: Sequence[str], numbers: Sequence[int]) -> Sequence[int | 
     """
     if any(number < 1 for number in numbers):
         raise ConfigError(f"-np {min(numbers)}: expected at least 1")
-    if len(numbers) in (0, 1):
-        return [*(numbers or [None])] * len(names)
+    if len(numbers) < 2:
+        return [numbers[0] if numbers else None] * len(names)
     if len(numbers) != len(names):
         raise ConfigError(f"-np: {len(numbers)} numbers for {len(names)} configurations; give one, or one for each")
     return numbers

@@ -11,7 +11,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from segwright import api
 from segwright.api.exchange import find_models, unpacked
 from segwright.cli.nnunet import folders, names
 from segwright.cli.nnunet.options import Command, Values, flag, value, values
@@ -113,7 +112,9 @@ def _copy_model(model: Path, target: Path, folds: list[int | str]) -> None:
     from segwright.interop.nnunet import is_nnunet_model
 
     if not is_nnunet_model(model):
-        api.export_model(model, target, folds=folds)
+        from segwright.interop.export import export_model
+
+        export_model(model, target, folds=[str(fold) for fold in folds])
         return
     for fold in folds:
         file = Workspace.fold_folder(model, fold) / names.CHECKPOINT
