@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from segwright.api.exchange import find_models, unpacked
+from segwright.api.models.exchange import find_models, unpacked
 from segwright.cli.nnunet import folders, names
 from segwright.cli.nnunet.options import Command, Values, flag, value, values
 from segwright.cli.nnunet.selecting import INFORMATION_JSON

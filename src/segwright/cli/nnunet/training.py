@@ -16,9 +16,10 @@ from segwright.cli.nnunet.trainers import TrainerChoice, find_trainer
 from segwright.cli.options import environment
 from segwright.cli.signals import stop_on_signals
 from segwright.cli.tables import print_scores
-from segwright.core.errors import ModelError, SegwrightError
+from segwright.core.errors import ConfigError, ModelError, SegwrightError
 from segwright.data.plan import Plan
-from segwright.workspace import TRAIN_JSON, Workspace
+from segwright.evaluation.crossval import VALIDATION
+from segwright.workspace import SUMMARY_JSON, TRAIN_JSON, Workspace
 
 if TYPE_CHECKING:
     from segwright.report.results import TrainedFold
@@ -105,6 +106,8 @@ def _start(arguments: Values, workspace: Workspace, dataset: str) -> Start:
 
 def _train(arguments: Values, choose: Chooser, **how: Any) -> TrainedFold:
     """Train, continue or validate one fold."""
+    if arguments.is_set("--val_best"):
+        raise ConfigError("--val_best: the final checkpoint is validated; leave the option out")
     workspace = folders.full_workspace()
     raw = folders.raw_dataset(workspace, arguments.text("dataset_name_or_id"))
     configuration, fold = arguments.text("configuration"), names.fold_of(arguments.text("fold"))
@@ -123,7 +126,6 @@ def _train(arguments: Values, choose: Chooser, **how: Any) -> TrainedFold:
         nnunet_trainer=start.trainer.file,
         name=start.trainer.name,
         resume=_continues(arguments, Workspace.fold_folder(model, fold)),
-        validate="best" if arguments.is_set("--val_best") else "final" if arguments.is_set("--val") else None,
         **how,
     )
 
@@ -145,6 +147,8 @@ def _continues(arguments: Values, fold: Path) -> bool:
     has_begun = (fold / TRAIN_JSON).is_file()
     if arguments.is_set("--val") and not is_trained(fold):
         raise ModelError(f"{fold}: no finished training to validate; train it without --val")
+    if arguments.is_set("--val"):
+        (fold / VALIDATION / SUMMARY_JSON).unlink(missing_ok=True)
     if arguments.is_set("--c") and not has_begun:
         logger.warning("%s: nothing to continue; a new training begins", fold)
     if arguments.is_set("--c") or arguments.is_set("--val"):
