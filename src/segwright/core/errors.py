@@ -58,7 +58,14 @@ class OutOfMemoryError(SegwrightError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """One finding: where it is, what is wrong, how to fix it, and which case it is about, if any."""
+    """One finding.
+
+    Attributes:
+        where: file, folder, case or key.
+        what: what is wrong there.
+        remedy: how to fix it; empty if that is clear.
+        case: name of the case that it is about; None if it is not about one.
+    """
 
     where: str
     what: str

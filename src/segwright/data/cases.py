@@ -44,7 +44,13 @@ _ADD_FILE: Final = "add the file or remove the case"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """The files of one case: one image per channel, in order, and the label map if there is one."""
+    """The files of one case.
+
+    Attributes:
+        identifier: name of the case.
+        images: one file per channel, in order.
+        label: its label map; None for a case to predict.
+    """
 
     identifier: str
     images: tuple[Path, ...]

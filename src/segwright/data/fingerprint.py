@@ -34,7 +34,17 @@ SAMPLE_SEED = 1234
 
 
 class IntensityStatistics(BaseModel):
-    """Intensities of one channel inside the foreground of all cases."""
+    """Intensities of one channel inside the foreground of all cases.
+
+    Attributes:
+        mean: of the sampled voxels.
+        median: of the same, like all that follow.
+        std: standard deviation.
+        min: smallest value.
+        max: largest value.
+        percentile_99_5: value that 99.5 % of the voxels do not exceed.
+        percentile_00_5: value that 0.5 % of the voxels do not exceed.
+    """
 
     model_config = ConfigDict(frozen=True)
 

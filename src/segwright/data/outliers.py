@@ -56,7 +56,12 @@ _LOGARITHMIC = ("spacing", "extent", "noise")
 
 
 class Bounds(BaseModel):
-    """Smallest and largest value of one measure over the training cases; logarithms, see `measure`."""
+    """Range of one measure over the training cases; logarithms, see `measure`.
+
+    Attributes:
+        low: smallest value.
+        high: largest value.
+    """
 
     model_config = ConfigDict(frozen=True)
 

@@ -181,8 +181,21 @@ class Configuration(BaseModel):
 class Plan(BaseModel):
     """A `plans.json`: facts about the dataset, and its configurations as in the file.
 
-    `configuration` returns one of them resolved and checked. `segwright` holds our additions: the rationale of every
-    decision and what the plan was made from.
+    `configuration` returns one of them resolved and checked.
+
+    Attributes:
+        dataset_name: name of the planned dataset.
+        plans_name: name of the plans, and of their file without its ending.
+        original_median_spacing_after_transp: median spacing of the cases in mm, in the transposed axis order.
+        original_median_shape_after_transp: median shape of the cases after cropping, in the same order.
+        image_reader_writer: nnU-Net's name of the reader and writer of images.
+        transpose_forward: axis order of the network: axis `i` of its input is axis `transpose_forward[i]` of the image.
+        transpose_backward: the inverse permutation.
+        configurations: by name, as in the file; one may inherit values from another.
+        experiment_planner_used: class or program that made the plan.
+        label_manager: nnU-Net's name of what interprets labels.
+        foreground_intensity_properties_per_channel: intensity statistics by channel number.
+        segwright: our additions: the reason of every decision, and what the plan was made from.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)

@@ -41,7 +41,13 @@ stray component decides."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PostProcessingResult:
-    """The chosen post-processing, and the scores without and with it."""
+    """The chosen post-processing.
+
+    Attributes:
+        processing: its steps, and the decision on every label.
+        before: scores without it.
+        after: scores with it.
+    """
 
     processing: PostProcessing
     before: Scores

@@ -34,7 +34,14 @@ class Candidate:
 
 
 class CandidateSummary(BaseModel):
-    """A candidate, its mean foreground Dice, and the 95 % interval (None with few cases)."""
+    """A candidate of a selection.
+
+    Attributes:
+        name: of the model, or of both models of an ensemble.
+        members: names of its models.
+        dice: mean foreground Dice of the held-out cases.
+        interval: 95 % interval of `dice`; None with few cases.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -45,7 +52,17 @@ class CandidateSummary(BaseModel):
 
 
 class Summary(BaseModel):
-    """A comparison as it is stored; see `Selection`."""
+    """A comparison as it is stored; see `Selection`.
+
+    Attributes:
+        folds: whose held-out cases were compared.
+        cases: number of these cases.
+        candidates: models, then ensembles.
+        winner: name of the candidate with the highest mean foreground Dice.
+        runner_up: name of the best of the others; None without others.
+        margin: mean foreground Dice of the winner less that of the runner-up; None without others.
+        margin_interval: its 95 % interval; None with few cases.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow")
 

@@ -21,7 +21,13 @@ from segwright.inference.reliability.uncertainty import Uncertainty
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """One case on its own grid, axes as the reader gave them."""
+    """One case on its own grid, axes as the reader gave them.
+
+    Attributes:
+        labels: the label map (Z, Y, X).
+        probabilities: of each head (H, Z, Y, X); None if they were not wanted.
+        uncertainty: maps of entropy and disagreement; None if they were not wanted.
+    """
 
     labels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]  # (Z, Y, X)
     probabilities: npt.NDArray[np.float32] | None  # (H, Z, Y, X)
@@ -30,12 +36,20 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseRecord:
-    """A case of a folder: its label map, the seconds of each phase, its tiles, and how reliable the prediction is.
+    """The prediction of one case.
 
     Attributes:
+        case: name of the case.
+        output: file of its label map.
+        read_s: seconds for reading and preprocessing.
+        predict_s: seconds for the networks.
+        export_s: seconds for labels and files.
+        tiles: tiles of the sliding window.
         tiles_skipped: tiles of one value that needed no forward pass of their own.
         kept: an earlier run predicted the case.
-        confidence: this and the next two as of `reliability.model.Assessment`.
+        confidence: mean Dice over the classes that the model's own probabilities predict; None without foreground.
+        expected_dice: estimate from held-out cases; None for a model without one.
+        warnings: what is unusual about the image or the prediction.
     """
 
     case: str
@@ -77,10 +91,19 @@ class ArrayPredictor(ABC):
     def predict_case(self, volume: Volume, *, probabilities: bool = False, uncertainty: bool = False) -> Prediction:
         """Predict one case on its own grid: labels, and on request probabilities and uncertainty maps."""
 
-    def predict_files(self, images: Path | str, output: Path | str, **options: Any) -> list[CaseRecord]:
-        """Predict a folder of images into another one; options as of `folder.predict_folder.predict_files`."""
+    def predict_files(
+        self, images: Path | str | Sequence[Path | str], output: Path | str, **options: Any
+    ) -> list[CaseRecord]:
+        """Predict a folder of images, or one case, into a folder; options as of `folder.predict_folder.predict_files`.
+
+        Args:
+            images: a folder, a file, or the files of the channels of one case.
+            output: another folder.
+            options: see there.
+        """
         assert self.folder_function is not None, "segwright.load_model sets it"
-        return self.folder_function(self, Path(images), Path(output), **options)
+        given = Path(images) if isinstance(images, Path | str) else [Path(each) for each in images]
+        return self.folder_function(self, given, Path(output), **options)
 
     def predict(
         self,

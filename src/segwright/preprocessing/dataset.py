@@ -34,7 +34,12 @@ _SHOWN_VALUES = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreprocessReport:
-    """Cases that were preprocessed, and cases that were up to date."""
+    """What a preprocessing did.
+
+    Attributes:
+        done: names of the cases that were preprocessed.
+        skipped: names of the cases that were up to date.
+    """
 
     done: tuple[str, ...]
     skipped: tuple[str, ...]

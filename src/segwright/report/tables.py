@@ -50,7 +50,13 @@ class ClassRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseRow:
-    """Scores of one case: mean Dice over its classes, and Dice by class name."""
+    """Scores of one case.
+
+    Attributes:
+        name: of the case.
+        mean: mean Dice over its classes.
+        dice: Dice by class name.
+    """
 
     name: str
     mean: float
@@ -59,7 +65,14 @@ class CaseRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreTable:
-    """Scores of a set of cases, by class (overlap, and surfaces if measured) and by case, worst first."""
+    """Scores of a set of cases.
+
+    Attributes:
+        title: what was scored.
+        rows: overlap measures of each class.
+        surfaces: surface measures of each class; empty if they were not measured.
+        cases: scores of each case, the lowest first.
+    """
 
     title: str
     rows: tuple[ClassRow, ...]

@@ -36,7 +36,12 @@ NUM_CASES: Final = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigurationCost:
-    """What a configuration takes: the training of one fold, and all preprocessed cases on disk."""
+    """What a configuration takes.
+
+    Attributes:
+        training: Time and memory of the training of one fold.
+        cases_bytes: All preprocessed cases on disk.
+    """
 
     training: TrainingCost
     cases_bytes: int

@@ -37,7 +37,11 @@ _PICKLE = ".pkl"
 
 
 class KeepLargest(BaseModel):
-    """Keep only the largest connected component of the union of some labels; the rest becomes background."""
+    """Keep only the largest connected component of the union of some labels; the rest becomes background.
+
+    Attributes:
+        labels: their values.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -54,7 +58,15 @@ class KeepLargest(BaseModel):
 
 
 class Decision(BaseModel):
-    """Whether a step was accepted: mean Dice of its labels before and after it; NaN where no case has them."""
+    """Whether a step was accepted.
+
+    Attributes:
+        name: of its label, or of all foreground.
+        labels: values of its labels.
+        before: mean Dice of these labels without the step; NaN if no case has them.
+        after: the same with the step.
+        accepted: whether the step is applied.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -68,7 +80,12 @@ class Decision(BaseModel):
 
 
 class PostProcessing(BaseModel):
-    """Steps in their order, and their gain in cross-validation; without steps label maps are unchanged."""
+    """Steps in their order, and their gain in cross-validation; without steps label maps are unchanged.
+
+    Attributes:
+        steps: are applied one after the other.
+        decisions: on each step that was tried.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -78,6 +95,7 @@ class PostProcessing(BaseModel):
     dice_before: float | None = None
     """Mean foreground Dice of the cases on which the steps were chosen."""
     dice_after: float | None = None
+    """The same with the steps."""
     cases: int | None = None
     """Number of these cases."""
 

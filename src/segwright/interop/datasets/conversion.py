@@ -92,7 +92,13 @@ class Conversion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Converted:
-    """A finished conversion: the new dataset, and the number of files written and kept from an earlier run."""
+    """A finished conversion.
+
+    Attributes:
+        dataset: folder of the new dataset.
+        num_written: number of files that were written.
+        num_kept: number of files that an earlier run had written.
+    """
 
     dataset: Path
     num_written: int

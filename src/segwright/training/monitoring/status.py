@@ -31,7 +31,24 @@ State = Literal["training", "interrupted", "validating", "finished"]
 
 
 class Status(BaseModel):
-    """Progress of a training at one moment; times in seconds, `updated` as Unix time."""
+    """Progress of a training at one moment.
+
+    Attributes:
+        state: what the training is doing.
+        epoch: number of finished epochs.
+        num_epochs: length of the training; None if only a time budget limits it.
+        epoch_step: finished steps of the current epoch.
+        steps_per_epoch: steps of an epoch; with a time budget an epoch may have fewer.
+        step: finished steps since the start.
+        elapsed_s: seconds of training so far.
+        left_s: estimated seconds until its end; None at the start.
+        budget_s: its time budget in seconds; None without.
+        train_loss: loss of the last epoch; None before the first has ended.
+        ema_fg_dice: exponential average of the pseudo Dice of the foreground; None before the first validation.
+        host: name of the machine.
+        process: number of the process.
+        updated: Unix time of this record.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
