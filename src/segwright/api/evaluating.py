@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from logging import getLogger
 from pathlib import Path
 
 from segwright.api.datasets.references import listed_references, reference_labels
@@ -22,6 +24,8 @@ from segwright.evaluation.crossval import VALIDATION, validated_folds
 from segwright.evaluation.statistics import Comparison
 from segwright.report.results import Evaluation
 from segwright.workspace import DATASET_JSON, PLANS_JSON, SUMMARY_JSON, Workspace
+
+logger = getLogger(__name__)
 
 _EXAMPLES = 3
 """Number of label maps that are opened to test the reader of a plan."""
@@ -43,7 +47,9 @@ def evaluate(
     workers: int | None = None,
     environment: Mapping[str, str] = NO_ENVIRONMENT,
 ) -> Evaluation:
-    """Score predictions against references of the same file names and write nnU-Net's `summary.json`.
+    """Score predictions against references of the same names and write nnU-Net's `summary.json`.
+
+    Where a folder has no files of the dataset's ending, its files of another format are scored.
 
     Args:
         reference: Folder of reference label maps, or a raw dataset whose dataset.json lists its files.
@@ -70,22 +76,24 @@ def evaluate(
     extra = _extra_metrics(surface=surface, lesions=lesions, tolerances=tolerances)
     if label_values:
         labels = Labels({"background": 0, **{str(value): value for value in sorted({*label_values} - {0})}})
-        ending, reader = _supported_ending(truth), None
+        ending, override = _ending_of(truth), None
     else:
         description = load_description(Path(dataset_json) if dataset_json else find_description(truth, predicted))
         labels = Labels.from_description(description) if dataset_json else reference_labels(description, truth)
-        ending, reader = description.file_ending, description.overwrite_image_reader_writer
+        ending, override = description.file_ending, description.overwrite_image_reader_writer
     if ignore_label is not None and ignore_label in labels.all_labels:
         scored = ", ".join(str(value) for value in labels.foreground_labels if value != ignore_label)
         raise ConfigError(
             f"label {ignore_label} cannot be both scored and ignored; name the others with --labels {scored}"
         )
+    endings = [_ending_of(folder, ending) for folder in (truth, predicted)]
     scores = scoring.evaluate(
         truth,
         predicted,
         labels=labels,
-        file_ending=ending,
-        reader=find_label_reader(ending, reader, truth, predicted),
+        file_ending=endings[0],
+        prediction_ending=endings[1],
+        reader=_common_reader(endings, override, truth, predicted),
         extra=extra,
         workers=workers,
         require_all=require_all,
@@ -140,7 +148,7 @@ def _model_named(name: str, dataset: str | Path, workspace: Workspace) -> Path:
     Raises:
         ModelError: no model has this name, or models of several configurations have it.
     """
-    folders = model_folders(workspace, workspace.resolve_dataset(dataset).name)
+    folders = model_folders(workspace, workspace.dataset_name(dataset))
     found = [folder for folder in folders if name in (folder.name, name_of(folder))]
     if len(found) == 1:
         return found[0]
@@ -225,14 +233,49 @@ def _extra_metrics(*, surface: bool, lesions: bool, tolerances: Sequence[float] 
     return scoring.ExtraMetrics(surface=True, lesions=lesions, tolerances=tuple(dict.fromkeys(tolerances)))
 
 
-def _supported_ending(folder: Path) -> str:
-    """Return the ending of the first label map in a folder, the longest that a reader supports: .nii.gz, not .gz."""
-    endings = sorted({ending for reader in READERS.values() for ending in reader.endings}, key=len, reverse=True)
-    for file in sorted(folder.iterdir()):
-        for ending in endings:
-            if file.name.lower().endswith(ending):
-                return file.name[-len(ending) :]
-    raise DatasetError(f"{folder}: no label map found; supported endings are {', '.join(sorted(endings))}")
+def _ending_of(folder: Path, expected: str = "") -> str:
+    """Return the ending of the label maps in a folder: the expected one if a file has it, else that of most files.
+
+    Without any label map it is the expected one.
+
+    Raises:
+        DatasetError: there is no label map, and none is expected.
+    """
+    names = [file.name for file in sorted(folder.iterdir()) if not file.name.startswith(".")]
+    if expected and any(name.endswith(expected) for name in names):
+        return expected
+    known = sorted({ending for reader in READERS.values() for ending in reader.endings}, key=len, reverse=True)
+    matches = (next((each for each in known if name.lower().endswith(each)), "") for name in names)
+    found = Counter(name[-len(match) :] for name, match in zip(names, matches, strict=True) if match)
+    if not found and not expected:
+        raise DatasetError(f"{folder}: no label map found; supported endings are {', '.join(sorted(known))}")
+    ending = max(found, key=lambda each: found[each], default=expected)
+    if expected and found:
+        logger.info(
+            "%s: no %s file, so its %d files that end in %s are scored", folder, expected, found[ending], ending
+        )
+    return ending
+
+
+def _common_reader(endings: Sequence[str], override: str | None, truth: Path, predicted: Path) -> str:
+    """Return the reader of label maps of one or two endings.
+
+    Raises:
+        DatasetError: no reader reads both.
+    """
+    if endings[0] == endings[1]:
+        return find_label_reader(endings[0], override, truth, predicted)
+    files = [
+        file
+        for folder, ending in zip((truth, predicted), endings, strict=True)
+        for file in [each for each in sorted(folder.iterdir()) if each.name.endswith(ending)][:1]
+    ]
+    for name, reader in READERS.items():
+        if reader.endings and all(_can_read(name, file) for file in files):
+            return name
+    raise DatasetError(
+        f"{' and '.join(map(str, files))} are of formats without a common reader; convert the files of one folder"
+    )
 
 
 def _folders_to_search(folders: Sequence[Path]) -> list[Path]:

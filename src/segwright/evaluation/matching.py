@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from logging import getLogger
 from pathlib import Path
 from types import MappingProxyType
@@ -22,44 +22,59 @@ def pair_files(
     prediction_dir: Path,
     file_ending: str,
     *,
+    prediction_ending: str | None = None,
     require_all: bool = False,
     listed: Mapping[str, Path] = NONE_LISTED,
 ) -> list[tuple[Path, Path]]:
     """Return pairs of reference and prediction files; arguments as of `evaluate`.
 
     Args:
-        listed: references with other names than their predictions, by the predictions' names.
+        listed: references with other names than their predictions, by the name of the case.
 
     Raises:
         DatasetError: there is no prediction at all.
         ProblemReport: predictions without reference; all of them at once.
     """
-    predictions, references = (_label_files(folder, file_ending) for folder in (prediction_dir, reference_dir))
+    predicted_ending = prediction_ending or file_ending
+    predictions = _label_files(prediction_dir, predicted_ending)
+    references = _label_files(reference_dir, file_ending)
     if not predictions:
-        hint = possible_label_map(prediction_dir, file_ending)
+        hint = possible_label_map(prediction_dir, predicted_ending)
         raise DatasetError(
-            f"{prediction_dir}: no prediction ends in {file_ending}{hint}; give the folder that holds them"
+            f"{prediction_dir}: no prediction ends in {predicted_ending}{hint}; give the folder that holds them"
         )
     if not listed.keys().isdisjoint(predictions):
         known = set(listed.values())
         references = {**{name: file for name, file in references.items() if file not in known}, **listed}
-    _check_pairs(predictions, references, reference_dir, file_ending, require_all=require_all)
+    _check_pairs(
+        {name: file.name for name, file in predictions.items()},
+        {name: file.name for name, file in references.items()},
+        reference_dir,
+        file_ending,
+        require_all=require_all,
+    )
     return [(references[name], file) for name, file in predictions.items()]
 
 
 def _label_files(folder: Path, file_ending: str) -> dict[str, Path]:
+    """Return the label maps of a folder by the name of their case."""
     wrong = path_problem(folder, "folder")
     if wrong:
         raise DatasetError(f"{folder}: {wrong}")
     names = [entry.name for entry in entries(folder) if entry.name.endswith(file_ending) and entry.kind != "folder"]
-    return {name: folder / name for name in names}
+    return {name.removesuffix(file_ending): folder / name for name in names}
 
 
 def _check_pairs(
-    predictions: Iterable[str], references: Iterable[str], reference_dir: Path, file_ending: str, *, require_all: bool
+    predictions: Mapping[str, str],
+    references: Mapping[str, str],
+    reference_dir: Path,
+    file_ending: str,
+    *,
+    require_all: bool,
 ) -> None:
-    predicted, referenced = set(predictions), set(references)
-    without = sorted(predicted - referenced)
+    """Raise a report of what has no counterpart; file names are given by the name of their case."""
+    without = sorted(predictions[case] for case in predictions.keys() - references.keys())
     listed = entries(reference_dir) if without else []
     problems = [
         Problem(
@@ -69,12 +84,12 @@ def _check_pairs(
         )
         for name in without
     ]
-    missing = sorted(referenced - predicted)
+    missing = sorted(references[case] for case in references.keys() - predictions.keys())
     if require_all:
         problems += [
             Problem(where=name, what="reference without a prediction", remedy="predict the case") for name in missing
         ]
     elif missing:
-        logger.info("%d of %d references have no prediction and are not scored", len(missing), len(referenced))
+        logger.info("%d of %d references have no prediction and are not scored", len(missing), len(references))
     if problems:
         raise ProblemReport(problems)

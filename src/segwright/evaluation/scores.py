@@ -41,6 +41,16 @@ class Measures(BaseModel):
     """Metrics of one class: counts in one case, means over several. Metrics that nnU-Net lacks are extra fields.
 
     Means of extra metrics leave out NaN and infinite values: a surface distance is infinite if one mask is empty.
+
+    Attributes:
+        dice: Dice; NaN if the class is in neither map.
+        fn: voxels of the class in the reference alone.
+        fp: voxels of the class in the prediction alone.
+        iou: intersection over union; NaN as for `dice`.
+        tn: voxels of the class in neither.
+        tp: voxels of the class in both.
+        n_pred: voxels of the class in the prediction.
+        n_ref: voxels of the class in the reference.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
@@ -102,7 +112,13 @@ OVERLAP_ALONE: Final = ExtraMetrics()
 
 
 class CaseScores(BaseModel):
-    """Measures of one case by class key (`"1"` or `"(1, 2)"`)."""
+    """Measures of one case.
+
+    Attributes:
+        metrics: by class key, `"1"` or `"(1, 2)"`.
+        prediction_file: path of the predicted label map.
+        reference_file: path of the reference.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -124,9 +140,12 @@ class CaseScores(BaseModel):
 class Scores(BaseModel):
     """A `summary.json` (nnU-Net's schema, nnU-Net behaviour 12.2).
 
-    `mean` leaves out cases where a class is in neither map. `foreground_mean` is nnU-Net's plain mean over the
-    classes: NaN if no case has one of the classes (nnU-Net behaviour 12.2). `foreground_mean_present` is ours and
-    leaves such classes out; the two are equal where every class occurs.
+    Attributes:
+        foreground_mean: nnU-Net's plain mean over the classes: NaN if no case has one of the classes.
+        mean: mean over the cases by class key, without cases where the class is in neither map.
+        metric_per_case: measures of each case.
+        foreground_mean_present: mean over the classes that occur, equal to `foreground_mean` if all do; None in a file
+            of nnU-Net.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -206,6 +225,7 @@ def evaluate(
     labels: Labels,
     file_ending: str,
     reader: str,
+    prediction_ending: str | None = None,
     workers: int | None = None,
     require_all: bool = False,
     extra: ExtraMetrics = OVERLAP_ALONE,
@@ -213,12 +233,13 @@ def evaluate(
     known: Collection[int] | None = None,
     listed: Mapping[str, Path] = NONE_LISTED,
 ) -> Scores:
-    """Score every prediction against its reference, which has the same file name or is listed.
+    """Score every prediction against its reference, which has the same name without ending or is listed.
 
     Args:
         labels: names the classes (or regions) and the ignore label.
-        file_ending: which files count, on both sides.
+        file_ending: of the references.
         reader: the class that reads them, as in the plan.
+        prediction_ending: of the predictions; by default that of the references.
         extra: measures beside the overlap.
         require_all: a reference without a prediction is a problem too; by default only their number is logged.
         ignore_label: as of `evaluate_case`.
@@ -229,7 +250,14 @@ def evaluate(
         DatasetError: there is no prediction at all.
         ProblemReport: predictions without reference, unreadable files, different shapes; all of them at once.
     """
-    pairs = pair_files(reference_dir, prediction_dir, file_ending, require_all=require_all, listed=listed)
+    pairs = pair_files(
+        reference_dir,
+        prediction_dir,
+        file_ending,
+        prediction_ending=prediction_ending,
+        require_all=require_all,
+        listed=listed,
+    )
     return evaluate_files(
         pairs,
         labels=labels,

@@ -32,7 +32,7 @@ def reference_labels(description: DatasetDescription, truth: Path) -> Labels:
 
 
 def listed_references(truth: Path, environment: Mapping[str, str]) -> dict[str, Path]:
-    """Return the label map of each case by the file name of its prediction; empty without file lists.
+    """Return the label map of each case by its name; empty without file lists.
 
     Args:
         truth: raw dataset whose dataset.json lists its files, or its folder of label maps. File lists in model and
@@ -49,7 +49,7 @@ def listed_references(truth: Path, environment: Mapping[str, str]) -> dict[str, 
         if description.dataset is None:
             return {}
         cases = scan(folder, environment=environment).cases
-        listed = {f"{case.identifier}{description.file_ending}": case.label for case in cases if case.label is not None}
+        listed = {case.identifier: case.label for case in cases if case.label is not None}
         if folder != truth:
             listed = {name: file for name, file in listed.items() if file.parent.resolve() == truth.resolve()}
         return listed

@@ -255,7 +255,7 @@ def _with_references(found: Sequence[CaseSource], places: Places, ending: str) -
     folders = [truth / name for name in _IMAGES_OF] if _is_raw(truth, places.environment) else [truth]
 
     def reference_of(case: str) -> Path | None:
-        files = (*_given(by_name.get(f"{case}{ending}")), *(folder / f"{case}{ending}" for folder in folders))
+        files = (*_given(by_name.get(case)), *(folder / f"{case}{ending}" for folder in folders))
         return next((file for file in files if file.is_file()), None)
 
     result = tuple(replace(source, reference=reference_of(source.identifier)) for source in found)
