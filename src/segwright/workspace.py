@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from segwright.core.errors import ConfigError, DatasetError, WorkspaceError, did_you_mean
+from segwright.core.errors import ConfigError, DatasetError, ModelError, WorkspaceError, did_you_mean
 from segwright.core.extensions.given import PREFIX
 from segwright.core.extensions.registry import is_reference
+from segwright.core.files.folder_record import FolderRecord
 from segwright.core.files.names import below, path_problem
 
 DATASET_JSON = "dataset.json"
@@ -18,6 +20,8 @@ SPLITS_JSON = "splits_final.json"
 PLANS_JSON = "plans.json"
 TRAIN_JSON = "train.json"
 SUMMARY_JSON = "summary.json"
+RAW_FOLDER_JSON = "raw_folder.json"
+"""Beside preprocessed data: where the raw dataset lies."""
 LOCK = ".lock"
 
 MODEL_SEPARATOR = "__"
@@ -32,6 +36,8 @@ CASE_FOLDER_PREFIX = "segwright_"
 
 DEFAULT_WORK = Path("segwright-work")
 """The folder of a workspace for which none is given."""
+
+_NUMBERED = re.compile(r"^Dataset\d+_")
 
 
 def name_of_model(name: str | None, trainer: str, network: str | None) -> str:
@@ -82,31 +88,91 @@ class Workspace:
         return cls.under(DEFAULT_WORK.absolute())
 
     def resolve_dataset(self, dataset: str | Path) -> Path:
-        """Return the raw folder of a dataset given by path, by name (`Dataset004_X`) or by id (`4`).
+        """Return the raw folder of a dataset given by path, name (`Dataset004_X` or `X`) or id (`4`).
+
+        Names and ids are those of datasets in the raw folder, and of others that were used by path before.
 
         Raises:
-            DatasetError: nothing matches, or several folders do.
+            DatasetError: nothing matches, several folders do, or a dataset used before has moved or changed.
         """
+        if _is_dataset_path(dataset):
+            return Path(os.path.abspath(dataset))
+        name = self.dataset_name(dataset)
+        return self.raw / name if (self.raw / name).is_dir() else self._recorded_folder(name)
+
+    def dataset_name(self, dataset: str | Path) -> str:
+        """Return the name of a dataset given as to `resolve_dataset`; its raw data need not exist any more.
+
+        Raises:
+            DatasetError: nothing matches, or several datasets do.
+        """
+        if _is_dataset_path(dataset):
+            return os.path.basename(os.path.abspath(dataset))
         text = str(dataset)
-        if not text.isdecimal() and not path_problem(Path(text) / DATASET_JSON):
-            return Path(os.path.abspath(text))
-        known = (
-            sorted(folder.name for folder in self.raw.glob("Dataset*") if folder.is_dir()) if self.raw.is_dir() else []
-        )
-        if text.isdecimal():
-            matches = [name for name in known if name.split("_")[0] == f"Dataset{int(text):03d}"]
-        else:
-            matches = [name for name in known if name == text]
+        usable = {*_datasets(self.raw), *(file.parent.name for file in self.preprocessed.glob(f"*/{RAW_FOLDER_JSON}"))}
+        derived = {*_datasets(self.preprocessed), *_datasets(self.results)}
+        matches = _matching(text, usable) or _matching(text, derived)
         if len(matches) == 1:
-            return self.raw / matches[0]
+            return matches[0]
         if matches:
-            raise DatasetError(f"dataset id {text} is ambiguous below {self.raw}: {', '.join(matches)}; give the name")
+            raise DatasetError(f"dataset '{text}' is ambiguous: {', '.join(matches)}; give the whole name")
         if not path_problem(Path(text), "folder"):
             raise DatasetError(
                 f"{text}: no {DATASET_JSON} in this folder; a raw dataset has it beside imagesTr and labelsTr"
             )
+        known = sorted(usable | derived)
         hint = did_you_mean(text, known) if known else "; give the path of a folder that holds dataset.json"
-        raise DatasetError(f"dataset '{text}' is neither a folder nor a name or id below {self.raw}{hint}")
+        raise DatasetError(
+            f"dataset '{text}' is neither a folder nor a name or id below {self.raw} or in {self.preprocessed}{hint}"
+        )
+
+    def find_results(self, target: str | Path) -> Path:
+        """Return a path if it exists, else the results of a trained dataset given by name or id.
+
+        Raises:
+            ModelError: there are none.
+        """
+        if os.path.exists(target):
+            return Path(target)
+        trained = sorted(_datasets(self.results))
+        found = _matching(str(target), trained)
+        if len(found) != 1:
+            known = ", ".join(trained) or "no dataset"
+            raise ModelError(
+                f"'{target}' is neither a folder nor the name or id of a trained dataset; {self.results} contains "
+                f"{known}"
+            )
+        return self.results / found[0]
+
+    def record_dataset(self, folder: Path) -> None:
+        """Record where a raw dataset lies, so that its name and id find it."""
+        record = FolderRecord.of(folder, DATASET_JSON)
+        record.save(self._below(self.preprocessed, record.folder.name, RAW_FOLDER_JSON))
+
+    def _recorded_folder(self, name: str) -> Path:
+        """Return where a raw dataset of this name lies, as recorded.
+
+        Raises:
+            DatasetError: it is not recorded, or the folder is not what it was.
+        """
+        record = FolderRecord.load(self._below(self.preprocessed, name, RAW_FOLDER_JSON))
+        if record is None:
+            raise DatasetError(
+                f"dataset '{name}' is not below {self.raw}, and {self.preprocessed} does not say where else it is; "
+                "give the path of its folder"
+            )
+        file = record.folder / DATASET_JSON
+        if wrong := path_problem(file):
+            raise DatasetError(
+                f"dataset '{name}': {file}: {wrong}; it was there when {self.preprocessed / name} was made; if it was "
+                "moved, give the path of its folder"
+            )
+        if not record.is_current(DATASET_JSON):
+            raise DatasetError(
+                f"dataset '{name}': {file} has changed since {self.preprocessed / name} was made; to use it as it is "
+                f"now, give the path {record.folder}"
+            )
+        return record.folder
 
     @property
     def models(self) -> Path:
@@ -188,3 +254,28 @@ class Workspace:
         """Return a path in one of the trees, checked by `names.below`."""
         root = self.work if self.work is not None and tree.is_relative_to(self.work) else tree
         return below(root, *tree.relative_to(root).parts, *parts)
+
+
+def _is_dataset_path(dataset: str | Path) -> bool:
+    """Return whether this is the path of a folder with a dataset.json; a number is an id."""
+    text = str(dataset)
+    return not text.isdecimal() and not path_problem(Path(text) / DATASET_JSON)
+
+
+def _datasets(tree: Path) -> list[str]:
+    """Return the names of the folders of datasets in a tree."""
+    return [folder.name for folder in tree.glob("Dataset*") if folder.is_dir()] if tree.is_dir() else []
+
+
+def _matching(text: str, names: Collection[str]) -> list[str]:
+    """Return the datasets that an id or a name, with or without `Dataset004_`, stands for; a whole name only itself.
+
+    >>> names = ["Dataset004_Hippocampus", "Dataset005_Liver"]
+    >>> _matching("4", names), _matching("Liver", names)
+    (['Dataset004_Hippocampus'], ['Dataset005_Liver'])
+    """
+    if text in names:
+        return [text]
+    if text.isdecimal():
+        return sorted(name for name in names if name.split("_")[0] == f"Dataset{int(text):03d}")
+    return sorted(name for name in names if _NUMBERED.sub("", name) == text)

@@ -38,6 +38,7 @@ WORKSPACE: Mapping[str, Callable[[Workspace, str], object]] = MappingProxyType(
     {
         "resolve_dataset": lambda place, name: place.resolve_dataset(name),
         "installed_model": lambda place, name: place.installed_model(name),
+        "dataset_name": lambda place, name: place.raw / place.dataset_name(name),
         "preprocessed_dataset": lambda place, name: place.preprocessed_dataset(name),
         "preprocessed_lock": lambda place, name: place.preprocessed_lock(name),
         "dataset_copy": lambda place, name: place.dataset_copy(name),
@@ -50,8 +51,10 @@ WORKSPACE: Mapping[str, Callable[[Workspace, str], object]] = MappingProxyType(
         "ensemble_folder": lambda place, name: place.ensemble_folder("Dataset007_Tiny", name),
     }
 )
-WITHOUT_NAMES = frozenset({"under", "default", "require_writable", "lock_beside", "fold_folder"})
-"""Public functions that take folders returned by others, or a number."""
+WITHOUT_NAMES = frozenset(
+    {"under", "default", "require_writable", "lock_beside", "fold_folder", "record_dataset", "find_results"}
+)
+"""Public functions that take folders, of the user or returned by others, or a number."""
 
 
 def every_function(world: World) -> dict[str, Callable[[], object]]:

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from segwright.api.checks import one_model
+from segwright.core.files.folder_record import FolderRecord
 from segwright.core.files.json_documents import parse_document, read_json
+from segwright.core.files.names import path_problem
 from segwright.data.crossval import splits
 from segwright.data.description import load_description
 from segwright.data.fingerprint import Fingerprint
@@ -45,6 +47,12 @@ def _read_dataset(path: Path) -> None:
     find_pairs(description)
     description.meaning()
     json.dumps(description.raw())
+
+
+def _read_raw_folder(path: Path) -> None:
+    record = FolderRecord.load(path)
+    if record is not None:
+        path_problem(record.folder / "dataset.json")
 
 
 def _read_plan(path: Path) -> None:
@@ -161,6 +169,7 @@ TARGETS = {
     "summary": _document("summary.json", SUMMARY, _read_summary),
     "prediction": _document("prediction.json", PREDICTION, _read_journal),
     "state": _document("segwright_state.json", {"schema_version": 1, "stages": {"plan": "0"}}, _read_state),
+    "raw folder": _document("raw_folder.json", {"schema_version": 1, "folder": "/d", "sha256": "0"}, _read_raw_folder),
     "train": _document("train.json", {"schema_version": 1, "config": {"initial_lr": 0.01}, "seed": 1}, _read_train),
     "metrics": Target(make=_make_metrics, read=_read_metrics, mutate=mutate_json_lines),
     "selected": _document("selection.json", SELECTED, _read_selected),

@@ -78,7 +78,8 @@ def write_report(
     Example:
         >>> write_report("segwright-work", "report.html")  # doctest: +SKIP
     """
-    folder = _resolve(target, workspace)
+    place = workspace_or_default(workspace)
+    folder = place.find_results(target)
     models = [sources.read_model(model, fold) for model, fold in sources.locate(folder)]
     for model in models:
         _warn_if_folds_differ(model)
@@ -88,12 +89,12 @@ def write_report(
     shown = [(model, sources.score_sets(model, files)) for model, files in zip(models, further, strict=True)]
     num_viewed = sum(len(_cases_to_view(scored)) for _, sets in shown for scored in sets)
     max_bytes = min(_CASE_BYTES, PICTURE_BYTES // max(num_viewed, 1))
+    given = _raw_folder(target, place) if dataset is None else Path(dataset).absolute()
     parts = []
     for model, sets in shown:
         allowed = [folder, model.folder, *(Path(file).absolute().parent for file in scores)]
         if is_selected(folder):
             allowed += [folder.absolute().parent / name for name in ("ensembles", *_member_names(folder))]
-        given = None if dataset is None else Path(dataset).absolute()
         images = [_image_sources(model, scored, workspace, environment, given, allowed) for scored in sets]
         volumes, unit = _label_volumes(model, sets[0], images[0]) if sets else ({}, "")
         parts.append(
@@ -136,31 +137,39 @@ def _warn_if_folds_differ(model: ModelRecord) -> None:
         logger.warning("%s; the report shows them together", error)
 
 
-def find_plan(path: str | Path) -> Plan:
+def find_plan(path: str | Path, *, workspace: Workspace | None = None) -> Plan:
     """Find the plan in a file or folder: of a model, preprocessed data, results or a work folder.
 
-    Raises:
-        SegwrightError: There is none, or several different ones.
-    """
-    return Plan.load(_find_document(Path(path), (PLANS_JSON, "*Plans*.json"), "plan"))
-
-
-def find_fingerprint(path: str | Path) -> Fingerprint:
-    """Find the fingerprint in a file or folder, as `find_plan` does.
+    Args:
+        path: The file or folder; or the name or id of a dataset that was planned in the workspace.
+        workspace: `./segwright-work` by default.
 
     Raises:
         SegwrightError: There is none, or several different ones.
     """
-    return Fingerprint.load(_find_document(Path(path), (FINGERPRINT_JSON,), "fingerprint"))
+    return Plan.load(_find_document(_preprocessed(path, workspace), (PLANS_JSON, "*Plans*.json"), "plan"))
 
 
-def find_scores(path: str | Path) -> list[tables.ScoreTable]:
-    """Find the scores in a `summary.json`, in a folder with one, or of all models below a path.
+def find_fingerprint(path: str | Path, *, workspace: Workspace | None = None) -> Fingerprint:
+    """Find the fingerprint in a file or folder, or of a dataset, as `find_plan` does.
+
+    Raises:
+        SegwrightError: There is none, or several different ones.
+    """
+    return Fingerprint.load(_find_document(_preprocessed(path, workspace), (FINGERPRINT_JSON,), "fingerprint"))
+
+
+def find_scores(path: str | Path, *, workspace: Workspace | None = None) -> list[tables.ScoreTable]:
+    """Find the scores in a `summary.json`, in a folder with one, or of all models below a path or of a dataset.
+
+    Args:
+        path: The file or folder; or the name or id of a dataset that was trained in the workspace.
+        workspace: `./segwright-work` by default.
 
     Raises:
         SegwrightError: There are none.
     """
-    place = Path(path)
+    place = workspace_or_default(workspace).find_results(path)
     file = place if place.is_file() else place / SUMMARY_JSON
     if file.is_file():
         description = _description_near(file)
@@ -241,22 +250,24 @@ def _description_near(summary: Path) -> DatasetDescription:
     return load_description(file)
 
 
-def _resolve(target: str | Path, workspace: Workspace | None) -> Path:
-    """Return an existing path, else the results folder of a dataset by name or id."""
-    path = Path(target)
-    if path.exists():
-        return path
-    results = workspace_or_default(workspace).results
-    trained = {folder.name: folder for folder in sorted(results.glob("Dataset*")) if folder.is_dir()}
-    text = str(target)
-    with_id = [name for name in trained if text.isdecimal() and name.split("_")[0] == f"Dataset{int(text):03d}"]
-    name = with_id[0] if len(with_id) == 1 else text
-    if name not in trained:
-        known = ", ".join(trained) or "no dataset"
-        raise ModelError(
-            f"'{target}' is neither a folder nor the name or id of a trained dataset; {results} contains {known}"
-        )
-    return trained[name]
+def _preprocessed(path: str | Path, workspace: Workspace | None) -> Path:
+    """Return a path if it exists, else the preprocessed folder of a dataset given by name or id, else the path."""
+    place = workspace_or_default(workspace)
+    try:
+        return Path(path) if Path(path).exists() else place.preprocessed_dataset(place.dataset_name(path))
+    except DatasetError:
+        return Path(path)
+
+
+def _raw_folder(target: str | Path, workspace: Workspace) -> Path | None:
+    """Return the raw folder of a dataset given by name or id; None for the path of a model, or if it is not found."""
+    if Path(target).exists():
+        return None
+    try:
+        return workspace.resolve_dataset(target)
+    except DatasetError as error:
+        logger.warning("%s; images are shown as they were preprocessed", error)
+        return None
 
 
 def _cases_to_view(scored: ScoreSet) -> list[tuple[str, CaseScores]]:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,8 @@ from segwright.workspace import DATASET_JSON, SPLITS_JSON, Workspace
 
 if TYPE_CHECKING:
     from segwright.compat.nnunet.loading import LoadedTrainer
+
+logger = getLogger(__name__)
 
 DEFAULT_TRAINER = "Trainer"
 
@@ -99,7 +102,10 @@ def open_session(
         SegwrightError: the dataset is invalid or the workspace is not writable.
     """
     resolved_workspace = workspace_or_default(workspace)
-    loaded = load(resolved_workspace.resolve_dataset(dataset), environment=environment)
+    folder = resolved_workspace.resolve_dataset(dataset)
+    if os.path.abspath(dataset) != str(folder):
+        logger.info("dataset %s is %s", dataset, folder)
+    loaded = load(folder, environment=environment)
     resolved_workspace.require_writable()
     session = Session(
         workspace=resolved_workspace,
@@ -138,7 +144,8 @@ def dataset_lock(session: Session, what: str) -> Iterator[None]:
 
 
 def record_owner(session: Session) -> None:
-    """Record that the derived files in the workspace belong to this dataset in its current state."""
+    """Record that the derived files in the workspace belong to this dataset in its current state, and where it lies."""
+    session.workspace.record_dataset(session.dataset.folder)
     recorded = session.stage_cache.raw
     if recorded is None or recorded.state != session.raw_digest:
         session.stage_cache.record_raw(_identity(session))

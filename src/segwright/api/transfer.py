@@ -75,7 +75,7 @@ def _plans_file(source: Path | str, workspace: Workspace, plans: str) -> Path:
         return path
     if (path / PLANS_JSON).is_file():
         return path / PLANS_JSON
-    file = workspace.plans_file(workspace.resolve_dataset(source).name, plans)
+    file = workspace.plans_file(workspace.dataset_name(source), plans)
     if not file.is_file():
         raise PlanError(f"{file}: no such plans; plan the source first ('segwright plan {source}'), or give --plans")
     return file

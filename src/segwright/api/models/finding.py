@@ -1,4 +1,4 @@
-"""Find models by path or by the name under which they are installed."""
+"""Find models by path, by the name under which they are installed, or by their dataset."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ INSTALLED_JSON = "installed.json"
 
 
 def find_model(model: Path | str, workspace: Workspace | None) -> Path:
-    """Return the path of a model: as given, or its folder if it is the name of an installed model.
+    """Return the path of a model: as given, its folder if it is the name of an installed model, or a dataset's results.
 
     A file or folder of that name in the current folder comes first.
 
     Raises:
-        ModelError: there is neither, and models are installed, which are listed.
+        ModelError: there is none of them, and models are installed, which are listed.
     """
     path, name = Path(model), str(model)
     if name_problem(name) or path.exists():
@@ -27,6 +27,10 @@ def find_model(model: Path | str, workspace: Workspace | None) -> Path:
     installed = place.installed_model(name)
     if (installed / INSTALLED_JSON).is_file():
         return installed
+    try:
+        return place.find_results(name)
+    except ModelError:
+        pass  # nor a dataset
     known = sorted(file.parent.name for file in place.models.glob(f"*/{INSTALLED_JSON}"))
     if not known:
         return path  # whoever opens it says what is missing

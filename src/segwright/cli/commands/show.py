@@ -59,8 +59,11 @@ def report(
 
 
 def show(
+    context: typer.Context,
     kind: Annotated[str, typer.Argument(metavar="KIND", help="plan, fingerprint or scores.")],
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="The file, or a folder that contains it.")],
+    path: Annotated[
+        str, typer.Argument(metavar="PATH", help="The file, or a folder that contains it; or a dataset's name or id.")
+    ],
     as_json: options.AsJson = False,
 ) -> None:
     """Show a plan, a fingerprint or scores as tables."""
@@ -68,14 +71,15 @@ def show(
 
     if kind not in KINDS:
         raise typer.BadParameter(f"'{kind}' is not one of {', '.join(KINDS)}", param_hint="KIND")
+    workspace = options.workspace_of(context)
     if kind == "plan":
-        plan = api.find_plan(path)
+        plan = api.find_plan(path, workspace=workspace)
         print_json(plan.to_json()) if as_json else _show_plan(plan)
     elif kind == "fingerprint":
-        found = api.find_fingerprint(path)
+        found = api.find_fingerprint(path, workspace=workspace)
         print_json(found.model_dump(mode="json")) if as_json else _show_fingerprint(found)
     else:
-        tables = api.find_scores(path)
+        tables = api.find_scores(path, workspace=workspace)
         if as_json:
             print_json([table.to_json() for table in tables])
         else:
