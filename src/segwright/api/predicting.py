@@ -14,6 +14,7 @@ from segwright.core.errors import ConfigError
 from segwright.core.extensions.trust import CodeTrust, TrustCode
 from segwright.core.extensions.user_code import user_code_errors
 from segwright.core.process_tuning import gc_paused
+from segwright.inference.window.tiling import DEFAULT_STEP, require_step
 from segwright.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -27,12 +28,13 @@ logger = getLogger(__name__)
 
 def predict(
     model: Path | str | Sequence[Path | str],
-    images: Path | str,
+    images: Path | str | Sequence[Path | str],
     output: Path | str,
     *,
     folds: Sequence[int] | Literal["all"] | None = None,
     checkpoint: str = "final",
     mirroring: bool = True,
+    step_size: float = DEFAULT_STEP,
     probabilities: bool | str = False,
     classes: Sequence[str] | None = None,
     uncertainty: bool = False,
@@ -47,17 +49,18 @@ def predict(
     wait: bool = True,
     workspace: Workspace | None = None,
 ) -> list[CaseRecord]:
-    """Predict a folder of images (`CASE_0000.ENDING`, one file per channel) with a trained model.
+    """Predict a folder of images (`CASE_0000.ENDING`, one file per channel), or one case, with a trained model.
 
     Args:
         model: Folder written by `select`, the results folder that contains it, or a model folder with `plans.json`,
-            `dataset.json` and `fold_k` (also of nnU-Net v2, also as a zip file), or the name of an installed model.
-            Several models are averaged.
-        images: Input folder, never written to.
+            `dataset.json` and `fold_k` (also of nnU-Net v2, also as a zip file), or the name of an installed model, or
+            the name or id of a dataset, for its selected model. Several models are averaged.
+        images: Input folder, never written to; or the file of one case, or a list of the files of its channels.
         output: Folder for one label map per case; existing predictions are kept.
         folds: Folds to average; all trained folds by default.
         checkpoint: final, best or latest.
         mirroring: Test-time augmentation by mirroring.
+        step_size: Distance of two tiles as a share of the patch; a smaller one is slower and smooths more.
         probabilities: Also write class probabilities: npz (or True), b2nd or nifti.
         classes: Classes whose maps are written with nifti; all but the background by default.
         uncertainty: Also write maps of entropy and of the disagreement between folds and mirrored views.
@@ -71,7 +74,7 @@ def predict(
         part: Index of the part to predict, from 0; for several machines.
         parts: Number of parts into which the cases are divided.
         wait: Wait for another process that predicts into the folder; otherwise raise `LockHeldError`.
-        workspace: Where models are installed; `./segwright-work` by default.
+        workspace: Where models and results are; `./segwright-work` by default.
 
     Returns:
         One record for each case, in order of the case names.
@@ -85,7 +88,9 @@ def predict(
         from segwright.inference.folder.predict_folder import predict_files
         from segwright.networks.references import packages_of
 
-    probability_format = _checked_options(images, output, probabilities, classes, part=part, parts=parts)
+    given = Path(images) if isinstance(images, Path | str) else [Path(each) for each in images]
+    require_step(step_size)
+    probability_format = _checked_options(given, output, probabilities, classes, part=part, parts=parts)
     devices = _checked_devices(device, precision)
     models = [find_model(each, workspace) for each in ([model] if isinstance(model, Path | str) else model)]
     if len(models) > 1:
@@ -98,6 +103,7 @@ def predict(
             folds=folds,
             checkpoint=checkpoint,
             mirroring=mirroring,
+            step=step_size,
             precision=precision,
             device=name,
             trust=trust,
@@ -122,8 +128,8 @@ def predict(
     with user_code_errors(packages, "the network of a model"):
         if ensemble is not None:
             _require_one_device(devices)
-            return predict_files(ensemble, Path(images), Path(output), **options)
-        return predict_files(predictors[0], Path(images), Path(output), others=predictors[1:], **options)
+            return predict_files(ensemble, given, Path(output), **options)
+        return predict_files(predictors[0], given, Path(output), others=predictors[1:], **options)
 
 
 def load_model(
@@ -132,6 +138,7 @@ def load_model(
     folds: Sequence[int] | Literal["all"] | None = None,
     checkpoint: str = "final",
     mirroring: bool = True,
+    step_size: float = DEFAULT_STEP,
     precision: str = "auto",
     device: str = "auto",
     network: Callable[..., Any] | None = None,
@@ -147,10 +154,12 @@ def load_model(
 
     Args:
         model: Model folder with `plans.json`, `dataset.json` and `fold_k`, or a folder written by `select`; also of
-            nnU-Net v2, also as a zip file; or the name of an installed model.
+            nnU-Net v2, also as a zip file; or the name of an installed model, or the name or id of a dataset, for its
+            selected model.
         folds: Folds to average; all trained folds by default.
         checkpoint: final, best or latest.
         mirroring: Test-time augmentation by mirroring.
+        step_size: Distance of two tiles as a share of the patch; a smaller one is slower and smooths more.
         precision: fp32, bf16, fp16, or auto: the fastest of the device.
         device: auto, cpu, mps or a GPU.
         network: Function, class or module with which the model was trained, or its trainer class; needed where files
@@ -158,17 +167,19 @@ def load_model(
         trust_code: Whether to import code that the model names, for instance a user's own network: False, True, or
             only the given references (`module:attr`).
         exact: Also run the network on constant tiles such as air, which are otherwise computed once.
-        workspace: Where models are installed; `./segwright-work` by default.
+        workspace: Where models and results are; `./segwright-work` by default.
 
     Raises:
         SegwrightError: the model, an option or the device is invalid, or the network is not that of the weights.
     """
     _checked_devices(device, precision)
+    require_step(step_size)
     return _load(
         find_model(model, workspace),
         folds=folds,
         checkpoint=checkpoint,
         mirroring=mirroring,
+        step=step_size,
         precision=precision,
         device=device,
         trust=replace(CodeTrust.of(trust_code), network=network),
@@ -200,7 +211,7 @@ def _load(model: Path, *, trust: CodeTrust, exact: bool, **options: Any) -> Pred
 
 
 def _checked_options(
-    images: Path | str,
+    images: Path | Sequence[Path],
     output: Path | str,
     probabilities: bool | str,
     classes: Sequence[str] | None,
@@ -210,14 +221,14 @@ def _checked_options(
 ) -> ProbabilityFormat | None:
     """Check the options that need no model and return the format of probabilities."""
     from segwright.core.files.atomic_io import require_writable_folder
-    from segwright.core.files.names import require_output_outside_input
     from segwright.inference.export.writers import ProbabilityFormat
+    from segwright.inference.folder.inputs import require_other_folder
     from segwright.inference.folder.jobs import PredictOptions
 
     kind = "npz" if probabilities is True else probabilities or ("nifti" if classes else None)
     probability_format = ProbabilityFormat(kind=kind, classes=classes) if kind else None
     PredictOptions(probability_format=probability_format, part=part, parts=parts)  # raises for an invalid part
-    require_output_outside_input(Path(images), Path(output))
+    require_other_folder(images, Path(output))
     require_writable_folder(Path(output))
     return probability_format
 

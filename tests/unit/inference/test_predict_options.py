@@ -22,6 +22,7 @@ from segwright.core.errors import ConfigError, SegwrightError, WorkspaceError
         ({"device": "cpu,"}, "device 'cpu,': a name is missing; expected for instance cpu, or cuda:0,cuda:1"),
         ({"device": ""}, "device '': a name is missing"),
         ({"device": "cpu,gpu"}, "unknown device 'gpu'"),
+        ({"step_size": 1.5}, r"tile step 1.5 is outside \(0, 1\]"),
         ({"part": 2, "parts": 2}, "part 2 of 2: parts are counted from 0 to 1"),
         ({"part": 1}, "part 1 of 1: parts are counted from 0 to 0; give the number of parts with --parts N"),
         ({"probabilities": "npy"}, "cannot be saved as 'npy'; did you mean 'npz'"),

@@ -15,18 +15,28 @@ from segwright.cli.tables import number, print_json, print_line, print_table
 def predict(
     context: typer.Context,
     model: Annotated[
-        list[Path],
+        list[str],
         typer.Option(
-            "--model", "-m", metavar="MODEL", help="Model folder, zip, or name of an installed one; repeat to average."
+            *("--model", "-m"),
+            metavar="MODEL",
+            help="Model folder or zip, name of an installed model, or a dataset's name or id; repeat to average.",
         ),
     ],
-    images: Annotated[Path, typer.Option("-i", "--input", metavar="IN", help="Folder of images, CASE_0000.ENDING.")],
+    images: Annotated[
+        list[Path],
+        typer.Option(
+            "-i", "--input", metavar="IN", help="Folder of images, CASE_0000.ENDING; or one file, repeat per channel."
+        ),
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="Folder for the label maps.")],
     folds: Annotated[
         list[str] | None, typer.Option("--folds", metavar="0,1|all", help="Folds to average (default: all).")
     ] = None,
     checkpoint: Annotated[str, typer.Option("--checkpoint", metavar="NAME", help="final, best or latest.")] = "final",
     no_mirroring: Annotated[bool, typer.Option("--no-mirroring", help="Faster, a little less accurate.")] = False,
+    step_size: Annotated[
+        float, typer.Option("--step-size", metavar="S", help="Distance of tiles as a share of the patch.")
+    ] = 0.5,
     probabilities: Annotated[
         str | None, typer.Option("--probabilities", metavar="FORM", help="Also write them: npz, b2nd or nifti.")
     ] = None,
@@ -55,7 +65,7 @@ def predict(
     no_wait: options.NoWait = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Predict a folder of images with a trained model."""
+    """Predict a folder of images, or one image, with a trained model."""
     from segwright import api
 
     if probabilities not in (None, "npz", "b2nd", "nifti"):
@@ -63,11 +73,12 @@ def predict(
         raise typer.BadParameter(message, param_hint="--probabilities")
     records = api.predict(
         model,
-        images,
+        images[0] if len(images) == 1 else images,
         output,
         folds=options.fold_numbers(folds),
         checkpoint=checkpoint,
         mirroring=not no_mirroring,
+        step_size=step_size,
         probabilities=probabilities or False,
         classes=options.split_list(classes) or None,
         uncertainty=uncertainty,

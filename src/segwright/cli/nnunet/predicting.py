@@ -13,7 +13,6 @@ from segwright.cli.options import code_trust
 from segwright.core.errors import ConfigError
 from segwright.core.files.json_documents import read_checked_json
 from segwright.data.plan import Plan
-from segwright.inference.window.tiling import DEFAULT_STEP
 from segwright.workspace import MODEL_SEPARATOR, PLANS_JSON
 
 logger = getLogger(__name__)
@@ -97,8 +96,6 @@ COMMANDS: Final = {
 def _predict(model: Path, arguments: Values, *, part: int = 0, parts: int = 1) -> None:
     if (previous := arguments.optional_path("-prev_stage_predictions")) is not None:
         _require_own_first_stage(previous, model, arguments)
-    if arguments.real("-step_size") != DEFAULT_STEP:
-        raise ConfigError(f"-step_size {arguments.text('-step_size')}: tiles overlap by half; leave it out")
     folds: Any = [names.fold_of(text) for text in arguments.texts("-f")]
     api.predict(
         model,
@@ -107,6 +104,7 @@ def _predict(model: Path, arguments: Values, *, part: int = 0, parts: int = 1) -
         folds=folds,
         checkpoint=names.checkpoint_kind(arguments.text("-chk")),
         mirroring=not arguments.is_set("--disable_tta"),
+        step_size=arguments.real("-step_size"),
         probabilities="npz" if arguments.is_set("--save_probabilities") else False,
         overwrite=not arguments.is_set("--continue_prediction"),
         device=names.device_of(arguments),

@@ -9,6 +9,7 @@ from segwright.core.parallel import fork_safe
 from segwright.inference.ensemble import Ensemble
 from segwright.inference.export.writers import ProbabilityFormat
 from segwright.inference.folder import one_model, several_models
+from segwright.inference.folder.inputs import Images
 from segwright.inference.folder.jobs import PredictOptions
 from segwright.inference.folder.run import open_run
 from segwright.inference.precision import used_precision
@@ -20,7 +21,7 @@ from segwright.workspace import PLANS_JSON
 @fork_safe
 def predict_files(
     model: Predictor | Ensemble,
-    input_folder: Path,
+    images: Images,
     output_folder: Path,
     *,
     probabilities: bool | ProbabilityFormat = False,
@@ -33,7 +34,7 @@ def predict_files(
     others: Sequence[Predictor] = (),
     hold_bytes: int = HOLD_BYTES,
 ) -> list[CaseRecord]:
-    """Predict every case of a folder and write `<case><ending>` for each.
+    """Predict every case of a folder, or one case, and write `<case><ending>` for each.
 
     The output folder also gets `dataset.json`, `plans.json` (of a single model, as with nnU-Net) and
     `prediction.json`: the model, the options and the record of each case. Started again, it predicts only what is
@@ -41,7 +42,8 @@ def predict_files(
 
     Args:
         model: made by `load_predictor`, so that it knows its dataset.json; or an ensemble of such models.
-        input_folder: `<case>_0000<ending>` and so on; never written to.
+        images: a folder with `<case>_0000<ending>` and so on, a file, or the files of the channels of one case; see
+            `inputs.find_cases`. Their folder is never written to.
         output_folder: another folder.
         probabilities: also write `<case>.npz` and `<case>.provenance.json`, or another `ProbabilityFormat`.
         uncertainty: also write the maps of `uncertainty.map_files`.
@@ -77,7 +79,7 @@ def predict_files(
     description = members[0].description
     assert description is not None, "a predictor for files is made by load_predictor"
     run = open_run(
-        input_folder,
+        images,
         output_folder,
         options,
         description=description,

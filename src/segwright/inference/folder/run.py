@@ -13,12 +13,12 @@ from segwright.core.errors import DatasetError
 from segwright.core.files.atomic_io import require_writable_folder, sweep_leftovers
 from segwright.core.files.json_documents import write_json
 from segwright.core.files.locks import locked
-from segwright.core.files.names import below, require_output_outside_input
-from segwright.data.dataset import usable_cases
+from segwright.core.files.names import below
 from segwright.data.description import DatasetDescription
 from segwright.data.labels import Labels
 from segwright.inference.export.writers import require_writable
 from segwright.inference.folder.failures import Failures
+from segwright.inference.folder.inputs import Images, find_cases, require_other_folder
 from segwright.inference.folder.jobs import Job, PredictOptions, make_jobs
 from segwright.inference.folder.log import PREDICTION_JSON, PredictionLog, log_name
 from segwright.workspace import DATASET_JSON, LOCK, PLANS_JSON
@@ -48,7 +48,7 @@ class FolderRun:
 
 @contextmanager
 def open_run(
-    input_folder: Path,
+    images: Images,
     output_folder: Path,
     options: PredictOptions,
     *,
@@ -62,7 +62,7 @@ def open_run(
     """Check everything that can be checked before prediction, lock the output folder, write the first documents.
 
     Args:
-        input_folder: see `predict_files`.
+        images: see `predict_files`.
         output_folder: see `predict_files`.
         options: options of the run.
         description: the model's dataset.json.
@@ -77,9 +77,9 @@ def open_run(
         LockHeldError: another process predicts into the folder, and the options say not to wait.
         SegwrightError: input, output and options do not fit together.
     """
-    require_output_outside_input(input_folder, output_folder)
+    require_other_folder(images, output_folder)
     require_writable(reader, options.probability_format, uncertainty=options.uncertainty)
-    cases, refused = usable_cases(input_folder, description.file_ending, len(description.channel_names))
+    cases, refused = find_cases(images, description, reader)
     jobs = make_jobs(
         cases, output_folder, options, labels=labels, file_ending=description.file_ending, temperature=temperature
     )

@@ -24,6 +24,7 @@ from segwright.data.plan import Configuration, Plan
 from segwright.inference.cascade import CascadePredictor, previous_stage_folder
 from segwright.inference.predictor import Predictor
 from segwright.inference.reliability.model import ReliabilityModel, training_range
+from segwright.inference.window.tiling import DEFAULT_STEP
 from segwright.networks.build import ArchitectureSpec, build_from_spec, require_weights
 from segwright.networks.checkpoint import load_state, load_weights
 from segwright.networks.folds import (
@@ -109,6 +110,7 @@ def load_predictor(
     checkpoint: str = "final",
     device: str = "auto",
     mirroring: bool = True,
+    step: float = DEFAULT_STEP,
     precision: str = "auto",
     checkpoints: CheckpointFormat = OURS,
     trust: CodeTrust = TRUST_NONE,
@@ -123,6 +125,7 @@ def load_predictor(
         checkpoint: `final`, `best` or `latest`.
         device: auto, cpu, cuda, cuda:1 or mps.
         mirroring: average over the mirrored views that training allowed.
+        step: distance of two tiles as a fraction of the patch.
         precision: auto, fp32, bf16 or fp16.
         checkpoints: reads them; Segwright's own by default.
         trust: code that the folder's files may import: a user's network, a class that is not one of nnU-Net's networks.
@@ -168,6 +171,7 @@ def load_predictor(
             folder,
             device=device,
             mirroring=mirroring,
+            step=step,
             precision=precision,
             checkpoints=checkpoints,
             trust=trust,
@@ -184,6 +188,7 @@ def load_predictor(
         mirror_axes=(headers[0].mirror_axes or ()) if mirroring else (),
         swap_sides=headers[0].swap_sides,
         precision=precision,
+        step=step,
         reuse=reuse,
         description=description,
         origin={

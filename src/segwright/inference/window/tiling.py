@@ -36,13 +36,22 @@ def axis_starts(size: int, patch: int, step: float = DEFAULT_STEP) -> tuple[int,
     Raises:
         ConfigError: `step` is not in (0, 1].
     """
-    if not 0 < step <= 1:
-        raise ConfigError(f"tile step {step} is outside (0, 1]; it is a fraction of the patch, 0.5 by default")
+    require_step(step)
     assert size >= patch, "the image is padded to the patch size first"
     target = patch * step
     num = ceil((size - patch) / target) + 1
     stride = (size - patch) / (num - 1) if num > 1 else 0.0
     return tuple(int(np.round(stride * index)) for index in range(num))
+
+
+def require_step(step: float) -> None:
+    """Check the distance of two tiles as a fraction of the patch.
+
+    Raises:
+        ConfigError: it is not above 0 and at most 1.
+    """
+    if not 0 < step <= 1:
+        raise ConfigError(f"tile step {step} is outside (0, 1]; it is a fraction of the patch, 0.5 by default")
 
 
 def tile_starts(
