@@ -16,16 +16,21 @@ from segwright.core.errors import ConfigError, ModelError, SegwrightError, Works
 from segwright.core.files.atomic_io import atomic_path, sweep_leftovers, temporary_beside
 from segwright.core.files.json_documents import parse_document, read_checked_json, write_json
 from segwright.data.description import DatasetDescription, load_description
+from segwright.data.images.image_io import files_beside
 from segwright.data.labels import Labels
 from segwright.data.laterality import LabelPairs
 from segwright.data.plan import KW_REQUIRES_IMPORT, Plan
 from segwright.networks.build import build_from_spec, nnunet_spec
 from segwright.networks.checkpoint import add_aliases, load_state, load_weights
 from segwright.networks.folds import CheckpointHeader, require_one_model, require_trained_plan
-from segwright.workspace import DATASET_JSON, FINGERPRINT_JSON, PLANS_JSON
+from segwright.workspace import DATASET_JSON, FINGERPRINT_JSON, PLANS_JSON, SUMMARY_JSON
 
 CHECKPOINT_JSON: Final = "checkpoint_final.json"
 CHECKPOINT_PTH: Final = "checkpoint_final.pth"
+
+VALIDATION: Final = "validation"
+_ALL: Final = "fold_all"
+"""The folder of a fold without held-out cases."""
 
 TRAINER: Final = "nnUNetTrainer"
 """Class that nnU-Net looks up to build the network; its default trainer follows the architecture in the plans."""
@@ -46,19 +51,24 @@ class _Header(CheckpointHeader):
     best_ema: float | None = None
 
 
-def export_model(model: Path, target: Path, *, folds: Sequence[str] | None = None) -> tuple[str, ...]:
+def export_model(
+    model: Path, target: Path, *, folds: Sequence[str] | None = None, with_validation: bool = False
+) -> tuple[str, ...]:
     """Write a model folder for nnU-Net v2 and return the folds in it.
 
     Args:
         model: Segwright model folder, with `plans.json`, `dataset.json` and `fold_k/checkpoint_final.safetensors`.
         target: the new model folder; `name.zip` for an archive for `nnUNetv2_install_pretrained_model_from_zip`.
         folds: names of the folds; by default all that are trained.
+        with_validation: also copy the predictions of held-out cases and their `summary.json`.
 
     Raises:
-        ModelError: nothing is trained, folds are of different models, or nnU-Net cannot build the network.
+        ModelError: nothing is trained, folds are of different models, nnU-Net cannot build the network, or held-out
+            cases are not predicted.
         WorkspaceError: the target already exists.
     """
     headers = _headers(model, folds)
+    validations = {fold: _validation_files(model / fold) for fold in headers if with_validation and fold != _ALL}
     if target.exists():
         raise WorkspaceError(f"{target}: already exists; choose a new path")
     plan, description = Plan.load(model / PLANS_JSON), load_description(model / DATASET_JSON)
@@ -72,9 +82,11 @@ def export_model(model: Path, target: Path, *, folds: Sequence[str] | None = Non
     with atomic_path(target) as temporary:
         if folder == target:
             _write_folder(temporary, model, headers, plan, plans, description)
+            _copy_validations(validations, temporary)
         else:
             with _scratch(folder) as scratch:
                 _write_folder(scratch, model, headers, plan, plans, description)
+                _copy_validations(validations, scratch)
                 _zip(scratch, temporary, f"{plan.dataset_name}/{TRAINER}__{plan.plans_name}__{name}")
     return tuple(headers)
 
@@ -121,6 +133,28 @@ def _write_folder(
     for fold, header in headers.items():
         (folder / fold).mkdir()
         torch.save(_checkpoint(model / fold, header, plan, plans, description), folder / fold / CHECKPOINT_PTH)
+
+
+def _validation_files(fold: Path) -> list[Path]:
+    """Return the predictions of a fold's held-out cases, and their scores.
+
+    Raises:
+        ModelError: there are none.
+    """
+    folder = fold / VALIDATION
+    if not (folder / SUMMARY_JSON).is_file():
+        raise ModelError(f"{folder}: has no {SUMMARY_JSON}; validate the fold, or export without its validation")
+    ending = load_description(fold.parent / DATASET_JSON).file_ending
+    labels = sorted(file for file in folder.glob(f"[!.]*{ending}") if file.is_file())
+    return [folder / SUMMARY_JSON, *labels, *(each for file in labels for each in files_beside(file))]
+
+
+def _copy_validations(validations: Mapping[str, Sequence[Path]], target: Path) -> None:
+    """Copy the files of each fold's validation into a model folder."""
+    for fold, files in validations.items():
+        (target / fold / VALIDATION).mkdir()
+        for file in files:
+            shutil.copyfile(file, target / fold / VALIDATION / file.name)
 
 
 def _headers(model: Path, folds: Sequence[str] | None) -> dict[str, _Header]:

@@ -44,7 +44,12 @@ def import_model(source: Path | str, target: Path | str) -> list[Path]:
 
 
 def export_model(
-    model: Path | str, target: Path | str, *, kind: str = "nnunet", folds: Sequence[int | str] | None = None
+    model: Path | str,
+    target: Path | str,
+    *,
+    kind: str = "nnunet",
+    folds: Sequence[int | str] | None = None,
+    with_validation: bool = False,
 ) -> Path:
     """Export a model for nnU-Net.
 
@@ -53,6 +58,7 @@ def export_model(
         target: New model folder, or `NAME.zip` for `nnUNetv2_install_pretrained_model_from_zip`.
         kind: Format; only `nnunet`.
         folds: All trained folds by default.
+        with_validation: Also export the predictions of held-out cases and their `summary.json`.
 
     Raises:
         SegwrightError: no fold is trained, nnU-Net has no such network, or the target exists.
@@ -61,7 +67,8 @@ def export_model(
         raise ConfigError(f"no format '{kind}'{did_you_mean(kind, FORMATS)}")
     from segwright.interop.export import export_model as export
 
-    exported = export(Path(model), Path(target), folds=None if folds is None else [str(fold) for fold in folds])
+    names = None if folds is None else [str(fold) for fold in folds]
+    exported = export(Path(model), Path(target), folds=names, with_validation=with_validation)
     logger.info("%s: %s for nnU-Net v2", target, ", ".join(exported))
     return Path(target)
 

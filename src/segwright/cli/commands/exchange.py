@@ -63,12 +63,17 @@ def export_model(
     target: Annotated[Path, typer.Argument(metavar="DEST", help="New folder, or NAME.zip.")],
     kind: Annotated[str, typer.Option("--format", metavar="F", help="nnunet.")] = "nnunet",
     folds: Annotated[list[str] | None, typer.Option("--folds", metavar="0,1|all", help="Folds (default: all).")] = None,
+    with_validation: Annotated[
+        bool, typer.Option("--with-validation", help="Also export the predictions and scores of held-out cases.")
+    ] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Export a trained model for nnU-Net v2."""
     from segwright import api
 
-    written = api.export_model(model, target, kind=kind, folds=options.split_list(folds) or None)
+    written = api.export_model(
+        model, target, kind=kind, folds=options.split_list(folds) or None, with_validation=with_validation
+    )
     if as_json:
         print_json({"model": written})
     else:
