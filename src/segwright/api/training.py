@@ -66,6 +66,7 @@ def train(
     nnunet_trainer: str | Path | None = None,
     name: str | None = None,
     resume: bool = False,
+    validate: str | None = None,
     device: str = "auto",
     workers: int | None = None,
     wait: bool = True,
@@ -102,6 +103,8 @@ def train(
             followed by the reference of a network of one's own.
         resume: Continue an interrupted training, which must exist; without it an existing training is an error, unless
             another process runs it, which is waited for.
+        validate: `final` to score the held-out cases of a finished fold again; `best` to score them with
+            `checkpoint_best` as well, in `validation_best`. A finished fold needs no `resume` for that.
         device: auto, cpu, mps or a GPU.
         workers: Threads of preprocessing.
         wait: Wait for other processes that make a part of the same; otherwise raise `LockHeldError`.
@@ -130,7 +133,7 @@ def train(
     )
     trainer = None if trainer is None else reference_to(trainer)
     model_name = name_of_model(name, trainer_name(trainer), chosen.get("network"))
-    options = TrainOptions(settings=chosen, device=device, distributed=distributed, stop=stop)
+    options = TrainOptions(settings=chosen, device=device, distributed=distributed, stop=stop, validate=validate)
     require_options(options)
     trust = trusted_code(trust_code, chosen, trainer)
     session = open_session(
@@ -142,6 +145,8 @@ def train(
         trust=trust,
         wait=wait,
     )
+    if validate == "best" and nnunet_trainer is not None:
+        raise ConfigError("validate 'best' works with trainers of Segwright only; leave out nnunet_trainer or validate")
     session = with_nnunet_trainer(session, nnunet_trainer)
     plan = load_plan(session, plans)
     require_folds(session, [fold])
@@ -149,7 +154,7 @@ def train(
         warn_of_unused_cases(session)
     require_trainable(session, plan, configuration, [fold], chosen)
     folder = fold_folder(session, plan, configuration, fold)
-    if not resume:
+    if not resume and not (validate is not None and is_trained(folder)):
         require_no_checkpoint(folder)
     if resume and not (folder / TRAIN_JSON).is_file():
         raise ModelError(f"{folder}: there is no training to resume; leave out --resume")
@@ -163,7 +168,7 @@ def train(
     was_incomplete = complete_fold(session, plan, configuration, fold, options=options)
     if not (was_incomplete or is_own):  # another process may have trained it meanwhile
         require_same_settings(folder, chosen)
-    trained = finished_fold(session, plan, configuration, fold)
+    trained = finished_fold(session, plan, configuration, fold, with_best=validate == "best")
     if distributed is None or distributed.is_first:
         for line in outdated_results(trained.model.parent):
             logger.warning("%s", line)

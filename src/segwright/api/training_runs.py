@@ -29,7 +29,7 @@ from segwright.api.checks.usability import find_shortcoming
 from segwright.api.preparing import cases_are_fresh, cases_folder, preprocess_cases
 from segwright.api.session import DEFAULT_TRAINER, Session
 from segwright.api.splitting import dataset_splits, select_fold
-from segwright.core.errors import ConfigError, DatasetError
+from segwright.core.errors import ConfigError, DatasetError, ModelError, did_you_mean
 from segwright.core.extensions.given import GivenObject, reference_to
 from segwright.core.extensions.trust import CodeTrust, TrustCode
 from segwright.core.extensions.user_code import user_call, user_code_errors
@@ -57,6 +57,12 @@ logger = getLogger(__name__)
 
 SUMMARY = Path(VALIDATION) / SUMMARY_JSON
 """Scores of the held-out cases, in the folder of a fold."""
+SUMMARY_OF_BEST = Path(f"{VALIDATION}_best") / SUMMARY_JSON
+"""The same of `checkpoint_best`."""
+
+
+CHECKPOINTS = ("final", "best")
+"""Checkpoints that can be validated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,12 +74,14 @@ class TrainOptions:
         device: auto, cpu, mps or a GPU.
         distributed: The processes that share each training, None for one.
         stop: Request to stop a training after the current step.
+        validate: `final` to score the held-out cases again, `best` to score those of `checkpoint_best` as well.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     device: str = "auto"
     distributed: DistributedContext | None = None
     stop: StopRequest | None = None
+    validate: str | None = None
 
 
 def model_folder(session: Session, plan: Plan, configuration: str) -> Path:
@@ -118,11 +126,17 @@ def require_options(options: TrainOptions) -> None:
     Raises:
         ConfigError: one is invalid.
     """
-    pretrained = TrainConfig.from_mapping(options.settings).pretrained
-    if pretrained is not None:
+    if options.validate is not None and options.validate not in CHECKPOINTS:
+        raise ConfigError(f"cannot validate '{options.validate}'{did_you_mean(options.validate, CHECKPOINTS)}")
+    config = TrainConfig.from_mapping(options.settings)
+    if config.network is not None:
+        from segwright.networks.build import require_known_name
+
+        require_known_name(config.network)
+    if config.pretrained is not None:
         from segwright.training.finetuning import find_checkpoint
 
-        find_checkpoint(Path(pretrained))
+        find_checkpoint(Path(config.pretrained))
     if options.device != "auto":  # always available, and torch takes seconds to import
         from segwright.core.device import resolve_device
 
@@ -300,11 +314,15 @@ def complete_fold(session: Session, plan: Plan, configuration: str, fold: Fold, 
         _complete_previous_stage(session, plan, configuration, fold, options)
         trainer = _train(session, plan, configuration, fold, options)
         with user_code_errors(trainer.trust.packages | session.trust.packages, "the validation"):
-            trainer.perform_actual_validation()
+            if options.validate == "final" or not is_validated(folder):
+                trainer.perform_actual_validation()
+            if options.validate == "best":
+                _validate_best(trainer)
 
     is_first = options.distributed is None or options.distributed.is_first
     with fold_lock(session, folder, options.distributed):
         is_complete = is_trained(folder) and is_validated(folder)  # perhaps by another process meanwhile
+        is_complete &= options.validate is None
         if is_trained(folder) and is_first:
             warn_of_ignored_settings(session, plan, configuration, fold, options.settings)
         if not is_complete:
@@ -314,6 +332,23 @@ def complete_fold(session: Session, plan: Plan, configuration: str, fold: Fold, 
         elif is_first:
             refresh_scores(session, plan, configuration, folder)
     return not is_complete
+
+
+def _validate_best(trainer: Trainer) -> None:
+    """Predict and score the held-out cases with the weights of `checkpoint_best`.
+
+    Raises:
+        ModelError: there is none.
+    """
+    from segwright.networks.checkpoint import load_state, load_weights
+    from segwright.training.checkpointing.checkpoints import checkpoint_file
+
+    file = checkpoint_file(trainer.output_folder, "best")
+    if not file.is_file():
+        raise ModelError(f"{file}: no such file; the training kept no best checkpoint, validate the final one")
+    load_state(trainer.network, load_weights(file), source=str(file))
+    trainer.validated = "best"
+    trainer.perform_actual_validation()
 
 
 def refresh_fold(session: Session, plan: Plan, configuration: str, folder: Path) -> None:
@@ -354,16 +389,19 @@ def _retry_damaged_cases(
         action()
 
 
-def finished_fold(session: Session, plan: Plan, configuration: str, fold: Fold) -> TrainedFold:
-    """Return the scores of a finished fold."""
-    folder = fold_folder(session, plan, configuration, fold)
+def finished_fold(
+    session: Session, plan: Plan, configuration: str, fold: Fold, *, with_best: bool = False
+) -> TrainedFold:
+    """Return the scores of a finished fold, with those of `checkpoint_best` on request."""
+    folder, labels = fold_folder(session, plan, configuration, fold), session.dataset.labels
     summary = Scores.load(folder / SUMMARY)
     return TrainedFold(
         configuration=configuration,
         fold=fold,
         model=folder.parent,
         folder=folder,
-        dice=dice_by_name(summary, session.dataset.labels),
+        dice=dice_by_name(summary, labels),
+        dice_best=dice_by_name(Scores.load(folder / SUMMARY_OF_BEST), labels) if with_best else None,
         shortcoming=find_shortcoming([folder], summary.mean_dice),
     )
 

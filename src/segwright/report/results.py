@@ -27,6 +27,7 @@ class TrainedFold:
         model: Model folder.
         folder: Folder of the fold.
         dice: Mean Dice of the held-out cases by class name, and the mean over the classes as `mean`.
+        dice_best: The same of `checkpoint_best`, if it was validated as well; None otherwise.
         shortcoming: Why the fold is not usable, and the remedy; empty if it is usable.
     """
 
@@ -35,6 +36,7 @@ class TrainedFold:
     model: Path
     folder: Path
     dice: dict[str, float]
+    dice_best: dict[str, float] | None = None
     shortcoming: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -45,6 +47,7 @@ class TrainedFold:
             "model": str(self.model),
             "folder": str(self.folder),
             "dice": self.dice,
+            **({} if self.dice_best is None else {"dice_best": self.dice_best}),
             "shortcoming": self.shortcoming,
         }
 

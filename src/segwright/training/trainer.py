@@ -17,7 +17,7 @@ from segwright.core.device import autocast, resolve_device
 from segwright.core.errors import ConfigError
 from segwright.core.extensions.given import method_reference
 from segwright.core.extensions.trust import CodeTrust, TrustCode
-from segwright.core.interrupt import Interrupted, StopRequest
+from segwright.core.interrupt import HOW_TO_CONTINUE, Interrupted, StopRequest
 from segwright.data.crossval.splits import Split
 from segwright.data.description import DatasetDescription
 from segwright.data.labels import Labels
@@ -116,9 +116,9 @@ class Trainer:
     is_finished = False
     is_resumed = False
     best_ema: float | None = None
-    current_epoch = 0
-    current_step = 0
-    epoch_step = 0
+    validated: Literal["final", "best"] = "final"
+    """The checkpoint whose weights `perform_actual_validation` finds in the network."""
+    current_epoch = current_step = epoch_step = 0
     _is_first_batch_checked = False
     _now = staticmethod(time.monotonic)
 
@@ -375,7 +375,7 @@ class Trainer:
                 self._run_hook("on_epoch_end")
             self._run_hook("on_train_end")
         if self.stop.reason:
-            raise Interrupted(f"{self.stop.reason}: the training is finished; --resume continues with its validation")
+            raise Interrupted(f"{self.stop.reason}: the training is finished, not its validation; {HOW_TO_CONTINUE}")
 
     def _run_hook(self, event: str, *arguments: object) -> None:
         """Call the hook of an event, the trainer's part that it left out, and the callbacks."""
@@ -446,7 +446,7 @@ class Trainer:
             self.save_checkpoint("latest")
         if reason:
             self.write_status("interrupted")
-            raise Interrupted(f"{reason}: saved after {self.current_step} steps; continue with --resume")
+            raise Interrupted(f"{reason}: saved after {self.current_step} steps; {HOW_TO_CONTINUE}")
         return bool(epoch_is_over)
 
     def _run_validation_steps(self) -> list[ValidationStep]:
@@ -581,7 +581,7 @@ class Trainer:
             predictor = final_validation.build_predictor(self.network, *task, **how)
             cases = (self.cases, self.split.val, self.references, self.output_folder)
             how = {"file_ending": self.dataset_json.file_ending, "probabilities": self.config.save_probabilities}
-            how |= {"log": self.print_to_log_file, "distributed": self.distributed}
+            how |= {"log": self.print_to_log_file, "distributed": self.distributed, "checkpoint": self.validated}
             with self.stop.wait_at_exit(), logits_only(self.network, self._own_logits_of):
                 return final_validation.validate(predictor, *cases, **how)
         finally:

@@ -36,8 +36,13 @@ def train(
     name: options.Name = None,
     trust_code: options.TrustCode = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted training.")] = False,
+    validate: Annotated[
+        str | None,
+        typer.Option("--validate", metavar="best|final", help="Also score checkpoint_best, or the final one again."),
+    ] = None,
     device: options.Device = "auto",
-    gpus: Annotated[int, typer.Option("--gpus", metavar="N", min=1, help="Number of GPUs that share each batch.")] = 1,
+    gpus: options.Gpus = 1,
+    workers: options.Workers = None,
     no_wait: options.NoWait = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -76,7 +81,9 @@ def train(
             nnunet_trainer=nnunet_trainer,
             name=name,
             resume=resume,
+            validate=validate,
             device=device_of(device, rank_info),
+            workers=workers,
             distributed=distributed,
             stop=stop,
             wait=not no_wait,
@@ -87,7 +94,8 @@ def train(
     if as_json:
         print_json(trained.to_json())
     else:
-        print_scores(f"{config}, fold {fold}: Dice of held-out cases", {"Dice": trained.dice})
+        best = {} if trained.dice_best is None else {"Dice of checkpoint_best": trained.dice_best}
+        print_scores(f"{config}, fold {fold}: Dice of held-out cases", {"Dice": trained.dice, **best})
         print_line(f"model: {trained.model}")
         if trained.shortcoming:
             print_line(trained.shortcoming)

@@ -16,7 +16,7 @@ from segwright.cli.nnunet.trainers import TrainerChoice, find_trainer
 from segwright.cli.options import environment
 from segwright.cli.signals import stop_on_signals
 from segwright.cli.tables import print_scores
-from segwright.core.errors import ConfigError, ModelError, SegwrightError
+from segwright.core.errors import ModelError, SegwrightError
 from segwright.data.plan import Plan
 from segwright.evaluation.crossval import VALIDATION
 from segwright.workspace import SUMMARY_JSON, TRAIN_JSON, Workspace
@@ -106,8 +106,6 @@ def _start(arguments: Values, workspace: Workspace, dataset: str) -> Start:
 
 def _train(arguments: Values, choose: Chooser, **how: Any) -> TrainedFold:
     """Train, continue or validate one fold."""
-    if arguments.is_set("--val_best"):
-        raise ConfigError("--val_best: the final checkpoint is validated; leave the option out")
     workspace = folders.full_workspace()
     raw = folders.raw_dataset(workspace, arguments.text("dataset_name_or_id"))
     configuration, fold = arguments.text("configuration"), names.fold_of(arguments.text("fold"))
@@ -125,6 +123,7 @@ def _train(arguments: Values, choose: Chooser, **how: Any) -> TrainedFold:
         settings=_settings(arguments, start.trainer),
         nnunet_trainer=start.trainer.file,
         name=start.trainer.name,
+        validate="best" if arguments.is_set("--val_best") else None,
         resume=_continues(arguments, Workspace.fold_folder(model, fold)),
         **how,
     )

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from functools import partial
 from logging import getLogger
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Literal, Protocol
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from segwright.core.log import progress
 from segwright.data.labels import Labels
 from segwright.data.plan import Configuration, Plan
 from segwright.data.preprocessed.provenance import Provenance
+from segwright.evaluation.crossval import VALIDATION
 from segwright.evaluation.scores import ExtraMetrics, Scores, evaluate_files
 from segwright.inference.background_export import MAX_EXPORTS, submit_export
 from segwright.inference.export.labels import LabelMap, save_labels
@@ -46,6 +47,9 @@ logger = getLogger(__name__)
 RECORD_JSON = "predictions.json"
 SCHEMA_VERSION = 1
 NPZ = ProbabilityFormat(kind="npz")
+
+FOLDERS: Final = {"final": VALIDATION, "best": f"{VALIDATION}_best"}
+"""Where the predictions of a checkpoint go, in the folder of a fold."""
 
 FileStamp = int | list[int]
 """Bytes and CRC-32 of a prediction; records of earlier versions have the bytes alone."""
@@ -102,8 +106,11 @@ def validate(
     log: Callable[[str], None],
     probabilities: bool = False,
     distributed: DistributedContext = SINGLE,
+    checkpoint: Literal["final", "best"] = "final",
 ) -> Scores:
     """Predict cases, write `<case><ending>` and `summary.json` into `validation/`, and return the scores.
+
+    With the best checkpoint the folder is `validation_best/`, so that selection and report keep those of the final one.
 
     Predictions that the same weights made before are kept.
 
@@ -112,18 +119,19 @@ def validate(
         cases: preprocessed cases.
         identifiers: of the validation cases.
         references: label file of each, or the folder of the labels.
-        fold_folder: with the final checkpoint, unless none was written.
+        fold_folder: with the checkpoint, unless none was written.
         file_ending: of predictions, as in dataset.json.
         log: logs a line.
         probabilities: also write `<case>.npz`.
         distributed: share the cases; the first one writes the record and the scores, all return the scores.
+        checkpoint: whose weights the predictor has.
 
     Raises:
         DatasetError: a reference is missing.
         SegwrightError: a case cannot be read.
     """
     references = reference_files(references, identifiers, file_ending)
-    folder, weights = below(fold_folder, "validation"), checkpoint_file(fold_folder, "final")
+    folder, weights = below(fold_folder, FOLDERS[checkpoint]), checkpoint_file(fold_folder, checkpoint)
     weights_hash = file_hash(weights) if weights.is_file() else f"unsaved at {time.time()}"
     missing = [name for name in identifiers if name not in references or not references[name].is_file()]
     if missing:
