@@ -72,7 +72,7 @@ def test_a_subclass_is_trained_and_predicts_again(prepared: tuple[Path, Workspac
     assert again.is_finished
     with pytest.raises(ModelError, match="there is no training to resume"):
         own_trainer.TinyTrainer.for_dataset(dataset, "3d_fullres", fold=1, workspace=workspace, resume=True)
-    with pytest.raises(PlanError, match="no such plans; prepare it with segwright.preprocess"):
+    with pytest.raises(PlanError, match="no such plans; make them with segwright.plan"):
         own_trainer.TinyTrainer.for_dataset(dataset, "3d_fullres", workspace=workspace, plans="others")
     model = workspace.model_folder(dataset.name, "TinyTrainer", "nnUNetPlans", "3d_fullres")
     predictor = segwright.load_model(model, device="cpu", trust_code=True)

@@ -74,7 +74,20 @@ def test_settings_hold_only_what_was_asked_for() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "device", "message"),
-    [({"num_epoch": 3}, "auto", "did you mean 'num_epochs'"), ({}, "cpuu", "unknown device 'cpuu'")],
+    [
+        ({"num_epoch": 3}, "auto", "did you mean 'num_epochs'"),
+        ({}, "cpuu", "unknown device 'cpuu'"),
+        (
+            {"network": "residual"},
+            "auto",
+            r"unknown network 'residual'; did you mean 'residual-unet'\? Choose from res",
+        ),
+        (
+            {"network": "x"},
+            "auto",
+            "unknown network 'x'; choose from unet, residual-unet, .*, or write your own as pack",
+        ),
+    ],
 )
 def test_wrong_settings_are_refused_before_work(settings: dict[str, Any], device: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):

@@ -13,6 +13,9 @@ from segwright.core.errors import SegwrightError
 EXIT_RESUMABLE: Final = 75
 """Exit code of work that was interrupted and can be continued: EX_TEMPFAIL of sysexits.h, known to schedulers."""
 
+HOW_TO_CONTINUE: Final = "continue with 'segwright train --resume', or with the same 'segwright run' as before"
+"""End of a message about a training that is saved."""
+
 _MAX_STEP_S: Final = 60.0
 """Seconds to wait at exit; a training step with its checkpoint takes less."""
 _MAX_EXIT_S: Final = 5.0

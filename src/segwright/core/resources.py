@@ -112,7 +112,10 @@ def _disk_text(code: int, path: Path | None, needed: int | None) -> str:
     if code == errno.EROFS:
         return f"{where}is on a read-only file system; choose a folder that you may write to"
     if code in (errno.EMFILE, errno.ENFILE):
-        return f"{where}too many files are open; raise the limit (ulimit -n), or use fewer --workers; {_KEPT}"
+        return (
+            f"{where}too many files are open; raise the limit (ulimit -n), or use fewer --workers where the command "
+            f"has them; {_KEPT}"
+        )
     if code in _REFUSED:
         return f"{where}cannot be opened or written ({os.strerror(code)}); check the path and its permissions"
     return f"{where}the disk failed ({os.strerror(code)}); check it, or use a folder on another one; {_KEPT}"
@@ -127,12 +130,12 @@ def _memory_text(text: str, *, on_gpu: bool) -> str:
         amount = f" ({size} more were needed)"
     if on_gpu or _ON_GPU.search(text):
         return (
-            f"out of memory on the GPU{amount}; end other programs that use it, train with a smaller batch (--set "
-            f"batch_size=N) or --cache ram, or use --device cpu; {_KEPT}"
+            f"out of memory on the GPU{amount}; end other programs that use it, train with a smaller "
+            f"--batch-size or --cache ram, or use --device cpu; {_KEPT}"
         )
     return (
-        f"out of memory{amount}; end other programs, use fewer --workers, or train with --cache none or a smaller "
-        f"batch (--set batch_size=N); {_KEPT}"
+        f"out of memory{amount}; end other programs, use fewer --workers where the command has them, or train with "
+        f"--cache none or a smaller --batch-size; {_KEPT}"
     )
 
 

@@ -218,8 +218,7 @@ def build_from_spec(
     reference, kwargs = spec.reference, dict(spec.kwargs)
     builtin = reference in TOPOLOGY_NAMES
     if not builtin and not is_reference(reference) and reference not in NETWORKS.names():
-        if "." not in reference and reference not in {*SHORT_NAMES, *NETWORK_CLASSES}:
-            NETWORKS.get(reference)  # raises an error that suggests the nearest name
+        require_known_name(reference)
         if trust.allows(reference) and not is_known_network(reference) and reference not in SHORT_NAMES:
             return build_by_class_path(
                 *(reference, kwargs, num_input_channels, num_output_channels),
@@ -261,6 +260,16 @@ def build_from_spec(
     if reference in UNET_NAMES and generator is not None:
         initialize(network, generator)
     return network
+
+
+def require_known_name(reference: str) -> None:
+    """Check a network given by one word; class paths and `module:attr` are checked when they are imported.
+
+    Raises:
+        ConfigError: it is unknown; all names are listed.
+    """
+    if not {*".:"} & {*reference} and reference not in {*SHORT_NAMES, *NETWORK_CLASSES}:
+        NETWORKS.get(reference)
 
 
 def _given_network(spec: ArchitectureSpec, given: Any, source: str) -> ArchitectureSpec:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
@@ -221,3 +222,13 @@ def _resampling_kwargs(resampling: Resampling, kind: str) -> dict[str, Any]:
         return {**is_seg, "order": 3 if kind == "data" else 1, "order_z": 0, "force_separate_z": None}
     separate = {"force_separate_z": False if resampling == "torch" else None, "memefficient_seg_resampling": False}
     return {**is_seg, **separate, **({"separate_z_anisotropy_threshold": ANISOTROPY} if resampling != "torch" else {})}
+
+
+def plan_command(dataset: Path | str, plans_name: str) -> str:
+    """Return the command that makes plans of a name, for error messages.
+
+    >>> plan_command("4", "nnUNetPlans"), plan_command("4", "mine")
+    ('segwright plan 4', 'segwright plan 4 --name mine')
+    """
+    by_plans = {each.plans_name: f" --preset {each.name}" for each in PRESETS.values()} | {_DEFAULT.plans_name: ""}
+    return f"segwright plan {dataset}{by_plans.get(plans_name, f' --name {plans_name}')}"

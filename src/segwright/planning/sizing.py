@@ -93,7 +93,7 @@ def size_configuration(
     if min(topology.patch_size) < 1:
         raise PlanError(
             f"no patch can be planned: at spacing {format_sizes(spacing)} the median image has"
-            f" {format_sizes(median_shape)} voxels; check the spacings in the fingerprint or set --spacing"
+            f" {format_sizes(median_shape)} voxels; check the spacings in the fingerprint or plan with --spacing"
         )
     first_patch, steps = topology.patch_size, 0
     while _is_too_big(elements := _elements(topology, budget), dims, reference, budget.preset):

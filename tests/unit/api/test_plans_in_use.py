@@ -61,10 +61,10 @@ def test_plans_that_trainings_use_are_not_replaced(work: Workspace, change: dict
     _train(work)
     before = _document(work)
     with pytest.raises(
-        PlanError, match=r"Trainer__nnUNetPlans__2d/fold_1 uses them; keep both with --name nnUNetPl"
+        PlanError, match=r"Trainer__nnUNetPlans__2d/fold_1 uses them; keep both with 'segwright plan --name nnUNetPl"
     ) as e:
         preparing.plan(NAME, workspace=work, options=PlanOptions(**change))
-    assert "--name nnUNetPlans_2, or replace them with --overwrite" in str(e.value)
+    assert "'segwright plan --name nnUNetPlans_2', or replace them with 'segwright plan --overwrite'" in str(e.value)
     assert _document(work) == before
     preparing.plan(NAME, workspace=work, options=PlanOptions(**change, name="nnUNetPlans_2"))
     assert _document(work) == before
@@ -110,6 +110,17 @@ def test_a_run_plans_with_the_options_of_the_plan_command(work: Workspace, caplo
     assert again.image_reader_writer == made.image_reader_writer
     assert again.configuration("2d").spacing == (2.0, 2.0)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_a_run_may_ask_for_another_gpu_memory_than_the_plan_command(work: Workspace) -> None:
+    preparing.plan(NAME, workspace=work, options=PlanOptions(gpu_memory_gb=100.0, reorient=True))
+    session = open_session(NAME, work)
+    found, _ = preparing.make_fingerprint(session)
+    kept, _ = preparing.make_plan(session, found, PlanOptions(), prefer_existing=True)
+    assert kept.segwright["gpu_memory_gb"] == 100
+    other, is_new = preparing.make_plan(session, found, PlanOptions(gpu_memory_gb=20.0), prefer_existing=True)
+    assert (other.segwright["gpu_memory_gb"], is_new) == (20, True)
+    assert other.image_reader_writer.endswith("WithReorient")
 
 
 def test_a_run_keeps_the_plans_of_its_trainings_when_the_dataset_changed(

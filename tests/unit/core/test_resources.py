@@ -62,7 +62,7 @@ def test_missing_memory_is_reported_with_what_was_needed(error: Exception, said:
     found = resource_error(error)
     assert isinstance(found, OutOfMemoryError)
     assert said in str(found)
-    assert "--set batch_size=N" in str(found)  # which every verb that trains knows
+    assert "--batch-size" in str(found)  # which every verb that trains knows
     assert "finished work is kept" in str(found)
 
 

@@ -57,7 +57,9 @@ def test_a_request_saves_after_the_step_and_resuming_gives_the_same_result(
     stopped = make(tmp_path / "parts", DropoutTrainer, config=config, stop=stop)
     hook = stopped.train_step
     monkeypatch.setattr(stopped, "train_step", lambda batch: ask_in_the_third_step(stop, stopped, hook, batch))
-    with pytest.raises(Interrupted, match=r"SIGTERM: saved after 3 steps; continue with --resume") as caught:
+    with pytest.raises(
+        Interrupted, match=r"SIGTERM: saved after 3 steps; continue with 'segwright train --resume'"
+    ) as caught:
         stopped.run_training()
     assert caught.value.exit_code == EXIT_RESUMABLE == 75
     assert status(stopped).state == "interrupted"

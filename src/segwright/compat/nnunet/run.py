@@ -32,7 +32,7 @@ from segwright.compat.nnunet.segmentation import segmentation_of
 from segwright.compat.nnunet.trainer import accepts, make_user
 from segwright.core.device import resolve_device
 from segwright.core.errors import ConfigError, SegwrightError
-from segwright.core.interrupt import Interrupted
+from segwright.core.interrupt import HOW_TO_CONTINUE, Interrupted
 from segwright.data.description import DatasetDescription
 from segwright.data.laterality import LabelPairs
 from segwright.data.plan import Plan
@@ -310,7 +310,7 @@ class NnunetRun(Trainer):
         """
         if self.stop.reason:
             self.write_status("interrupted")
-            raise Interrupted(f"{self.stop.reason}: saved after {self.current_epoch} epochs; continue with --resume")
+            raise Interrupted(f"{self.stop.reason}: saved after {self.current_epoch} epochs; {HOW_TO_CONTINUE}")
         step = (self.current_epoch, self.epoch_step)
         seed_arrays(self.config.seed, "own loop", *step)  # `run_training` restores them
         seed_step(self.config.seed, *step, self.distributed.rank)

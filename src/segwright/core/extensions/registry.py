@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable
+from difflib import get_close_matches
 from typing import Any, Final, Generic, TypeVar
 
 from segwright.core.errors import ConfigError, SegwrightError, did_you_mean
@@ -36,9 +37,13 @@ class Registry(Generic[T]):
         self._values[name] = value
 
     def get(self, name: str) -> T:
-        """Return the component called `name`; an unknown name raises a `ConfigError` that suggests the nearest."""
+        """Return the component called `name`; an unknown name raises a `ConfigError` that lists all names."""
         if name not in self._values:
-            raise ConfigError(f"unknown {self.kind} '{name}'{did_you_mean(name, self._values)}")
+            hint = did_you_mean(name, self._values)
+            if hint.endswith("?"):
+                nearest = get_close_matches(name, self._values, n=len(self._values), cutoff=0)
+                hint += f" Choose from {', '.join(nearest)}"
+            raise ConfigError(f"unknown {self.kind} '{name}'{hint}, or write your own as package.module:name")
         return self._values[name]
 
     def names(self) -> tuple[str, ...]:

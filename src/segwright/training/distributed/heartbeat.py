@@ -20,6 +20,7 @@ from typing import Any, Final
 import torch.distributed as dist
 
 from segwright.core.errors import SegwrightError
+from segwright.core.interrupt import HOW_TO_CONTINUE
 
 logger = getLogger(__name__)
 
@@ -99,7 +100,7 @@ class HeartbeatMonitor:
             if not self._failure:
                 raise
             raise RankError(
-                f"rank {self._info.rank}: stopped because {self._failure}; fix the cause and continue with --resume"
+                f"rank {self._info.rank}: stopped because {self._failure}; fix the cause, then {HOW_TO_CONTINUE}"
             ) from error
 
     def _run(self) -> None:

@@ -21,6 +21,7 @@ from segwright.data.description import DatasetDescription, load_description
 from segwright.data.plan import Plan
 from segwright.data.preprocessed.previous_stage import FOLDER, StageMaps
 from segwright.data.preprocessed.store import CaseStore
+from segwright.planning.presets import plan_command
 from segwright.training.cascade import CascadeStore
 from segwright.training.checkpointing.checkpoints import find_resumable
 from segwright.training.config import TrainConfig, changed
@@ -70,7 +71,7 @@ def find_inputs(
     prepare = f"prepare it with segwright.preprocess({str(raw)!r}) or 'segwright preprocess {raw}'"
     file = workspace.plans_file(loaded.name, plans)
     if not file.is_file():
-        raise PlanError(f"{file}: no such plans; {prepare}")
+        raise PlanError(f"{file}: no such plans; make them with segwright.plan or '{plan_command(raw, plans)}'")
     plan = Plan.load(file)
     copy = workspace.dataset_copy(loaded.name)
     if copy.is_file() and _data_meaning(load_description(copy)) != _data_meaning(loaded.description):

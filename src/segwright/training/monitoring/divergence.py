@@ -68,8 +68,8 @@ class DivergenceMonitor:
             cases = ", ".join(self.cases_of(range(step - count + 1, step + 1)))
             raise DivergedError(
                 f"{count} training steps in a row had no finite loss or gradient (cases {cases}); the last good "
-                "checkpoint is kept. Check these cases ('segwright check'), lower initial_lr, or train with "
-                "--set precision=fp32, and continue with --resume"
+                "checkpoint is kept. Check these cases ('segwright check'), or remove the fold folder and train again "
+                "with a lower --set initial_lr=VALUE or with --set precision=fp32"
             )
 
 
