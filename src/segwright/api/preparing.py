@@ -319,7 +319,8 @@ def make_plan(
         measured: its fingerprint.
         options: options of the plan.
         force: replace plans that were edited by hand, or that trainings or preprocessed data use.
-        prefer_existing: replan existing plans with their own options, and keep them if trainings use them.
+        prefer_existing: replan existing plans with their own options, but for a given GPU memory, and keep them if
+            trainings use them.
 
     Raises:
         PlanError: the plans would change although trainings or preprocessed data use them.
@@ -331,7 +332,8 @@ def make_plan(
     existing = Plan.load(file) if file.is_file() else None
     before = _options_of(existing)
     if prefer_existing and before is not None:
-        options = replace(before, name=options.name)
+        memory_gb = before.gpu_memory_gb if options.gpu_memory_gb is None else options.gpu_memory_gb
+        options = replace(before, name=options.name, gpu_memory_gb=memory_gb)
     made_from = [
         file_hash(session.workspace.fingerprint_file(session.name)),
         session.dataset.description.raw(),
@@ -349,7 +351,7 @@ def make_plan(
         if users and prefer_existing:
             logger.warning(
                 "%s is kept although dataset or options changed since: %s was trained with it; 'segwright plan --name "
-                "NAME' makes a second plan, 'segwright plan --overwrite' replaces it",
+                "NAME' makes a second plan, which --plans NAME uses; 'segwright plan --overwrite' replaces it",
                 *(file, users[0]),
             )
             return existing, False
@@ -357,7 +359,8 @@ def make_plan(
         if users:
             raise PlanError(
                 f"{file}: these plans would change, and {' and '.join(users)} use{'s' * (len(users) == 1)} them; "
-                f"keep both with --name {_free_name(session, name)}, or replace them with --overwrite"
+                f"keep both with 'segwright plan --name {_free_name(session, name)}', or replace them with 'segwright "
+                "plan --overwrite'"
             )
     new.save(file)
     session.stage_cache.record(f"{stage} as written", file_hash(file))
@@ -486,7 +489,10 @@ def load_plan(session: Session, name: str) -> Plan:
     """
     file = session.workspace.plans_file(session.name, name)
     if not file.is_file():
-        raise PlanError(f"{file}: no such plans; create them with 'segwright plan {session.dataset.folder}'")
+        known = sorted(other.stem for other in file.parent.glob("*Plans*.json"))
+        command = presets.plan_command(session.dataset.folder, name)
+        others = f", or choose from {', '.join(known)}" if known else ""
+        raise PlanError(f"{file}: no such plans; create them with '{command}'{others}")
     return Plan.load(file)
 
 
@@ -584,6 +590,6 @@ def _log_kept(file: Path, session: Session, stage: str, made_from: object) -> No
     else:
         logger.warning(
             "%s was edited by hand and is kept although dataset or options changed; "
-            "give another --name, or overwrite it with 'segwright plan --overwrite'",
+            "'segwright plan --name NAME' makes a second plan, 'segwright plan --overwrite' replaces it",
             file,
         )

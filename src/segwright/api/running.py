@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -39,6 +41,7 @@ from segwright.workspace import Workspace, name_of_model
 
 if TYPE_CHECKING:
     from segwright.core.interrupt import StopRequest
+    from segwright.training.distributed.context import DistributedContext
 
 logger = getLogger(__name__)
 
@@ -62,6 +65,7 @@ def run(
     budget: str | float | None = None,
     preset: str = "default",
     plans: str | None = None,
+    gpu_memory_gb: float | None = None,
     device: str = "auto",
     workers: int | None = None,
     network: training.Component | None = None,
@@ -81,6 +85,7 @@ def run(
     stratify: bool | None = None,
     wait: bool = True,
     environment: Mapping[str, str] = NO_ENVIRONMENT,
+    distributed: DistributedContext | None = None,
     stop: StopRequest | None = None,
     trust_code: TrustCode = False,
 ) -> RunReport:
@@ -97,6 +102,7 @@ def run(
             slow for the plans, others are made that fit the time (`docs/how-to/time-budget.md`).
         preset: Planner preset.
         plans: Name of the plans, also under a budget; existing plans of that name are used. By default the preset's.
+        gpu_memory_gb: Target GPU memory of the plans in GB; by default that of existing plans, else the preset's.
         device: auto, cpu, mps or a GPU.
         workers: Threads.
         network: Network to use instead of the plan's: `residual-unet`, `module:function`, or a function, class or
@@ -120,6 +126,7 @@ def run(
         stratify: See `groups`.
         wait: Wait for other processes that make a part of the same; otherwise raise `LockHeldError`.
         environment: Variables that paths in file lists may contain.
+        distributed: The processes that share each training; each of them calls this function.
         stop: Request to save and stop after the current step.
         trust_code: Whether to import code that only files name, for instance a network in a checkpoint: False, True,
             or only the given references (`module:attr`).
@@ -146,7 +153,7 @@ def run(
     )
     trainer = None if trainer is None else reference_to(trainer)
     model_name = name_of_model(name, trainer_name(trainer), chosen.get("network"))
-    options = TrainOptions(settings=chosen, device=device, stop=stop)
+    options = TrainOptions(settings=chosen, device=device, distributed=distributed, stop=stop)
     training_runs.require_options(options)
     trust = training_runs.trusted_code(trust_code, chosen, trainer)
     presets.preset(preset)
@@ -162,35 +169,21 @@ def run(
     )
     session = training_runs.with_nnunet_trainer(session, nnunet_trainer)
     numbers = _folds(session, folds)
-    executed: list[str] = []
-    with dataset_lock(session, "measuring and planning"):
-        measured, was_measured = preparing.make_fingerprint(session, workers=workers)
-        splitting.write_splits(session, workers=workers)
-        plan, was_planned = preparing.make_plan(
-            session, measured, PlanOptions(preset=preset, name=plans), prefer_existing=True
-        )
-        names = _configurations(plan, configurations)
-        is_plain = plans is None and trainer is None and nnunet_trainer is None
-        if is_plain and "budget_s" in chosen and not training_runs.has_training(session, plan, names, numbers):
-            wanted = names if configurations else None
-            plan, names, was_sized = budgeting.plan_for_budget(session, plan, wanted, chosen, device=device)
-            was_planned |= was_sized
-    executed += ["fingerprint"] * was_measured + ["plan"] * was_planned
-    todo = [(name, fold) for name in names for fold in numbers if not _is_finished(session, plan, name, fold)]
-    for name in names:
-        training_runs.require_trainable(session, plan, name, [fold for each, fold in todo if each == name], chosen)
-    for name in preparing.configurations_to_preprocess(plan, names):
-        if not preparing.cases_are_fresh(session, plan, name):
-            report = preparing.preprocess_cases(session, plan, name, workers=workers)
-            executed += [f"preprocess {name}"] * bool(report.done)
+    planning = PlanOptions(preset=preset, name=plans, gpu_memory_gb=gpu_memory_gb)
+    prepare = partial(_prepare, session, planning, configurations, numbers, options, workers=workers)
+    prepared = prepare() if distributed is None else _prepared_by_first(distributed, prepare)
+    plan, names, todo, executed = prepared.plan, prepared.names, prepared.todo, list(prepared.executed)
     for name, fold in todo:
         logger.info("training %s, fold %s", name, fold)
         was_trained = training_runs.complete_fold(session, plan, name, fold, options=options)
         executed += [f"train {name} fold {fold}"] * was_trained
     kept = set(itertools.product(names, numbers)) - set(todo)
-    for name, fold in sorted(kept):
+    is_first = distributed is None or distributed.is_first
+    for name, fold in sorted(kept) if is_first else ():
         training_runs.refresh_fold(session, plan, name, training_runs.fold_folder(session, plan, name, fold))
     folds_done = tuple(training_runs.finished_fold(session, plan, name, fold) for name in names for fold in numbers)
+    if not is_first:
+        return RunReport(folds=folds_done, executed_stages=tuple(executed))
     selection = selecting.select_after_run(session, plan, names, numbers, device=device, workers=workers)
     executed += ["select"] * selection.is_new
     report_html = reporting.report_of_run(
@@ -263,6 +256,60 @@ def demo(
             [training_runs.fold_folder(session, plan, DEMO_CONFIGURATION, "all")], scores.scores.mean_dice
         ),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Prepared:
+    """What is ready to be trained: configurations `names` of a plan, of which the folds in `todo` are not finished."""
+
+    plan: Plan
+    names: tuple[str, ...]
+    todo: tuple[tuple[str, int], ...]
+    executed: tuple[str, ...] = ()
+
+
+def _prepare(
+    session: Session,
+    planning: PlanOptions,
+    configurations: Sequence[str] | None,
+    folds: Sequence[int],
+    options: TrainOptions,
+    *,
+    workers: int | None,
+) -> _Prepared:
+    """Check, fingerprint, plan and preprocess."""
+    settings = options.settings
+    with dataset_lock(session, "measuring and planning"):
+        measured, was_measured = preparing.make_fingerprint(session, workers=workers)
+        splitting.write_splits(session, workers=workers)
+        plan, was_planned = preparing.make_plan(session, measured, planning, prefer_existing=True)
+        names = _configurations(plan, configurations)
+        is_plain = planning.name is None and session.trainer is None and session.nnunet_trainer is None
+        if is_plain and "budget_s" in settings and not training_runs.has_training(session, plan, names, folds):
+            wanted = names if configurations else None
+            plan, names, was_sized = budgeting.plan_for_budget(session, plan, wanted, settings, device=options.device)
+            was_planned |= was_sized
+    executed = ["fingerprint"] * was_measured + ["plan"] * was_planned
+    todo = [(name, fold) for name in names for fold in folds if not _is_finished(session, plan, name, fold)]
+    for name in names:
+        training_runs.require_trainable(session, plan, name, [fold for each, fold in todo if each == name], settings)
+    for name in preparing.configurations_to_preprocess(plan, names):
+        if not preparing.cases_are_fresh(session, plan, name):
+            report = preparing.preprocess_cases(session, plan, name, workers=workers)
+            executed += [f"preprocess {name}"] * bool(report.done)
+    return _Prepared(plan=plan, names=names, todo=tuple(todo), executed=tuple(executed))
+
+
+def _prepared_by_first(distributed: DistributedContext, prepare: Callable[[], _Prepared]) -> _Prepared:
+    """Prepare in the first process of a training, and return what the others find when it is done."""
+    made = prepare() if distributed.is_first else None
+    values = distributed.broadcast(None if made is None else (made.plan.to_json(), made.names, made.todo))
+    if made is not None:
+        return made
+    assert values is not None, "the first process prepared"
+    plan, names, todo = values
+    pairs = tuple((name, fold) for name, fold in todo)  # JSON has no tuples
+    return _Prepared(plan=Plan.from_json(plan), names=tuple(names), todo=pairs)
 
 
 def _configurations(plan: Plan, wanted: Sequence[str] | None) -> tuple[str, ...]:

@@ -134,6 +134,9 @@ def _variable(name: str, default: Path) -> Path:
 
 
 Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="Folder of a raw dataset, its name, or its id (4).")]
+Datasets = Annotated[
+    list[str] | None, typer.Argument(metavar="DATASET ...", help="Folders of raw datasets, their names, or ids (4 27).")
+]
 Plans = Annotated[str, typer.Option("--plans", metavar="NAME", help="Name of the plans.")]
 PlansOfRun = Annotated[
     str | None,
@@ -195,6 +198,7 @@ GpuMemory = Annotated[
     float | None,
     typer.Option("--gpu-memory", metavar="GB", min=0.1, help="Target GPU memory in GB (default: preset's)."),
 ]
+Gpus = Annotated[int, typer.Option("--gpus", metavar="N", min=1, help="Number of GPUs that share each batch.")]
 Spacing = Annotated[
     tuple[float, float, float] | None,
     typer.Option("--spacing", metavar="Z Y X", help="Target spacing instead of the planned one."),

@@ -8,6 +8,7 @@ import typer
 
 from segwright.cli import options
 from segwright.cli.commands.selecting import print_selection
+from segwright.cli.dist_env import device_of, process_group, rank_info_from_env
 from segwright.cli.signals import stop_on_signals
 from segwright.cli.tables import print_json, print_line, print_scores
 
@@ -21,6 +22,10 @@ def run(
     ] = None,
     budget: options.Budget = None,
     epochs: options.Epochs = None,
+    iterations: options.Iterations = None,
+    batch_size: options.BatchSize = None,
+    seed: options.Seed = None,
+    deterministic: options.Deterministic = False,
     cache: options.Cache = None,
     network: options.Network = None,
     network_arg: options.NetworkArg = None,
@@ -34,7 +39,9 @@ def run(
     trust_code: options.TrustCode = False,
     preset: options.Preset = "default",
     plans: options.PlansOfRun = None,
+    gpu_memory: options.GpuMemory = None,
     device: options.Device = "auto",
+    gpus: options.Gpus = 1,
     workers: options.Workers = None,
     no_wait: options.NoWait = False,
     as_json: options.AsJson = False,
@@ -42,7 +49,22 @@ def run(
     """Run all stages: check, fingerprint, plan, preprocess, train, select. Run again to continue."""
     from segwright import api
 
-    with stop_on_signals() as stop:
+    chosen = options.train_settings(
+        set_values=set_values,
+        epochs=epochs,
+        iterations=iterations,
+        batch_size=batch_size,
+        seed=seed,
+        deterministic=deterministic,
+        cache=cache,
+    )
+    rank_info = rank_info_from_env(options.environment())
+    if rank_info is None and gpus > 1:
+        from segwright.cli import launch
+
+        launch.start(gpus, device)
+        return
+    with stop_on_signals() as stop, process_group(rank_info, device) as distributed:
         report = api.run(
             dataset,
             workspace=options.workspace_of(context),
@@ -52,21 +74,25 @@ def run(
             budget=budget,
             preset=preset,
             plans=plans,
+            gpu_memory_gb=gpu_memory,
             network=network,
             network_kwargs=api.keyword_values(network_arg or ()),
             pretrained=pretrained,
-            settings=options.train_settings(set_values=set_values, epochs=epochs, cache=cache),
+            settings=chosen,
             trainer=trainer,
             nnunet_trainer=nnunet_trainer,
             name=name,
             groups=groups,
             stratify=stratify,
-            device=device,
+            device=device_of(device, rank_info),
             workers=workers,
             wait=not no_wait,
+            distributed=distributed,
             stop=stop,
             trust_code=options.code_trust(trust_code),
         )
+    if rank_info is not None and rank_info.rank > 0:
+        return
     if as_json:
         print_json(report.to_json())
         return

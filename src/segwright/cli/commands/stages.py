@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,8 @@ from segwright.cli.tables import number, print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from segwright.api import ConfigurationCost
+    from segwright.data.plan import Plan
+    from segwright.workspace import Workspace
 
 
 def check(
@@ -79,15 +81,13 @@ def fingerprint(
         for channel, item in found.foreground_intensity_properties_per_channel.items()
     ]
     print_table("Foreground intensities", ["channel", "mean", "std", "0.5 %", "median", "99.5 %"], rows)
-    file = workspace.fingerprint_file(workspace.resolve_dataset(dataset).name)
+    file = workspace.fingerprint_file(workspace.dataset_name(dataset))
     print_line(f"{len(found.spacings)} cases; written to {file}")
 
 
 def plan(
     context: typer.Context,
-    dataset: Annotated[
-        str | None, typer.Argument(metavar="DATASET", help="Folder of a raw dataset, name, or id.")
-    ] = None,
+    datasets: options.Datasets = None,
     preset: options.Preset = "default",
     gpu_memory: options.GpuMemory = None,
     name: Annotated[
@@ -135,7 +135,7 @@ def plan(
         reorient=reorient,
         like=like,
     )
-    if (from_fingerprint is None) != (dataset_json is None) or (from_fingerprint is None) == (dataset is None):
+    if (from_fingerprint is None) != (dataset_json is None) or (from_fingerprint is None) == (not datasets):
         raise ConfigError("plan: give either DATASET, or --from-fingerprint FILE together with --dataset-json FILE")
     if from_fingerprint is not None and dataset_json is not None:
         if groups is not None or stratify is not None:
@@ -145,10 +145,21 @@ def plan(
         made = api.plan_from_fingerprint(from_fingerprint, dataset_json, options=settings)
         file = output or Path(f"{made.plans_name}.json")
         made.save(file)
-    else:
-        workspace = options.workspace_of(context)
+        if as_json:
+            print_json(made.to_json())
+        else:
+            _print_plan(made, explain=explain)
+            print_line(f"written to {file}")
+        return
+    workspace = options.workspace_of(context)
+    chosen = _raw_folders(workspace, datasets)
+    if output is not None and len(chosen) > 1:
+        raise ConfigError(f"plan: {output} is one file for {len(chosen)} datasets; leave out -o")
+    environment = options.environment()
+    documents: dict[str, Any] = {}
+    for dataset in chosen:
         made = api.plan(
-            str(dataset),
+            dataset,
             workspace=workspace,
             options=settings,
             budget=budget,
@@ -157,15 +168,73 @@ def plan(
             groups=groups,
             stratify=stratify,
             wait=not no_wait,
-            environment=options.environment(),
+            environment=environment,
         )
-        file = workspace.plans_file(workspace.resolve_dataset(str(dataset)).name, made.plans_name)
+        file = output or workspace.plans_file(dataset.name, made.plans_name)
         if output is not None:
             made.save(output)
-            file = output
+        documents[dataset.name] = made.to_json()
+        if as_json:
+            continue
+        _print_plan(made, explain=explain)
+        if explain:
+            try:
+                costs = api.training_costs(
+                    dataset, made, workspace=workspace, budget=budget, device=device, environment=environment
+                )
+            except SegwrightError as error:  # the plan is made all the same
+                print_line(f"what a training takes could not be measured: {error}")
+            else:
+                _print_costs(costs)
+        print_line(f"written to {file}")
     if as_json:
-        print_json(made.to_json())
-        return
+        print_json(documents if len(chosen) > 1 else documents.popitem()[1])
+
+
+def preprocess(
+    context: typer.Context,
+    datasets: options.Datasets,
+    plans: options.Plans = "nnUNetPlans",
+    config: options.Configurations = None,
+    trust_code: options.TrustCode = False,
+    workers: options.Workers = None,
+    no_wait: options.NoWait = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Crop, normalise and resample all cases; up-to-date cases are kept."""
+    from segwright import api
+
+    workspace = options.workspace_of(context)
+    chosen = _raw_folders(workspace, datasets)
+    documents: dict[str, Any] = {}
+    for dataset in chosen:
+        reports = api.preprocess(
+            dataset,
+            workspace=workspace,
+            environment=options.environment(),
+            plans=plans,
+            configurations=options.split_list(config) or None,
+            workers=workers,
+            wait=not no_wait,
+            trust_code=options.code_trust(trust_code),
+        )
+        documents[dataset.name] = {name: {"done": found.done, "kept": found.skipped} for name, found in reports.items()}
+        for name, report in reports.items() if not as_json else ():
+            where = f"{dataset.name}, {name}" if len(chosen) > 1 else name
+            print_line(f"{where}: {len(report.done)} cases preprocessed, {len(report.skipped)} kept")
+    if as_json:
+        print_json(documents if len(chosen) > 1 else documents.popitem()[1])
+
+
+def _raw_folders(workspace: Workspace, datasets: Sequence[str] | None) -> tuple[Path, ...]:
+    """Return the folders of datasets, each once; all of them exist before any work starts."""
+    return tuple(dict.fromkeys(workspace.resolve_dataset(each) for each in datasets or ()))
+
+
+def _print_plan(made: Plan, *, explain: bool) -> None:
+    """Print the configurations of a plan, and its reasons."""
+    from segwright import api
+
     configurations = {each: made.configuration(each) for each in made.configuration_names}
     rows = [
         [
@@ -177,54 +246,13 @@ def plan(
         ]
         for each, item in configurations.items()
     ]
-    print_table(made.plans_name, ["configuration", "spacing", "median size", "patch", "batch"], rows)
+    print_table(
+        f"{made.plans_name} of {made.dataset_name}",
+        ["configuration", "spacing", "median size", "patch", "batch"],
+        rows,
+    )
     if explain:
         print(api.explain(made))
-        if dataset is not None:
-            try:
-                costs = api.training_costs(
-                    dataset,
-                    made,
-                    workspace=options.workspace_of(context),
-                    budget=budget,
-                    device=device,
-                    environment=options.environment(),
-                )
-            except SegwrightError as error:  # the plan is made all the same
-                print_line(f"what a training takes could not be measured: {error}")
-            else:
-                _print_costs(costs)
-    print_line(f"written to {file}")
-
-
-def preprocess(
-    context: typer.Context,
-    dataset: options.Dataset,
-    plans: options.Plans = "nnUNetPlans",
-    config: options.Configurations = None,
-    trust_code: options.TrustCode = False,
-    workers: options.Workers = None,
-    no_wait: options.NoWait = False,
-    as_json: options.AsJson = False,
-) -> None:
-    """Crop, normalise and resample all cases; up-to-date cases are kept."""
-    from segwright import api
-
-    reports = api.preprocess(
-        dataset,
-        workspace=options.workspace_of(context),
-        environment=options.environment(),
-        plans=plans,
-        configurations=options.split_list(config) or None,
-        workers=workers,
-        wait=not no_wait,
-        trust_code=options.code_trust(trust_code),
-    )
-    if as_json:
-        print_json({name: {"done": report.done, "kept": report.skipped} for name, report in reports.items()})
-        return
-    for name, report in reports.items():
-        print_line(f"{name}: {len(report.done)} cases preprocessed, {len(report.skipped)} kept")
 
 
 def _print_costs(costs: Mapping[str, ConfigurationCost]) -> None:
