@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-MAX_VARIABLES: Final = 2500
-"""Groups times folds; larger problems have so many assignments that swaps find an even one."""
-_MAX_NODES: Final = 2000
+MAX_COEFFICIENTS: Final = 4000
+"""Groups times folds times labels, such as 100 groups and 8 labels; larger problems took more than 3 s."""
+_MAX_NODES: Final = 100
 """Of the search tree; a number, not a time, so that the same table always gets the same folds."""
 
 Ints = npt.NDArray[np.intp]
@@ -28,7 +28,7 @@ def even_folds(sizes: Ints, occurrences: Ints, totals: Ints) -> Ints | None:
     Returns:
         None if there are none, or the search gives up.
     """
-    if len(sizes) * len(totals) > MAX_VARIABLES:
+    if occurrences.size * len(totals) > MAX_COEFFICIENTS:
         return None
     if np.ptp(sizes) == 0:
         return _solve(sizes, occurrences, totals, None)
