@@ -128,6 +128,7 @@ def test_convert_writes_what_nnunet_reads(tiny: Path, tmp_path: Path) -> None:
     before = states(dataset)
     done = call("convert", "nnunet", dataset, tmp_path / "Dataset008_Plain")
     assert done.exit_code == 0, done.stderr
+    assert "changed: 2 -> 1 in 8 files" in done.stdout
     assert "Dataset008_Plain: 16 files written, 0 kept" in done.stdout
     written = json.loads((tmp_path / "Dataset008_Plain" / "dataset.json").read_text())
     assert "label_map" not in written

@@ -133,11 +133,14 @@ def test_file_lists_become_the_two_folders(tmp_path: Path, make: Any, caplog: py
     case = next(iter(document["dataset"].values()))
     case["label"] = f"$WHERE/{case['label']}"
     (folder / "dataset.json").write_text(json.dumps(document))
+    (folder / "imagesTs").mkdir()
+    (folder / "imagesTs" / "of_any_name.nii.gz").touch()
     with pytest.raises(ProblemReport, match="environment variable WHERE is not set"):
         segwright.convert("nnunet", folder, tmp_path / "new")
     with caplog.at_level(logging.WARNING):
         segwright.convert("nnunet", folder, new := tmp_path / "new", environment={"WHERE": str(folder)})
     assert "new: nnU-Net finds a dataset by a name such as Dataset123_Name" in caplog.text
+    assert "imagesTs: is left out, since dataset.json lists the files of the dataset" in caplog.text
     written = json.loads((new / "dataset.json").read_text())
     assert not {"dataset", "label_map"} & written.keys()
     images = [file.name for file in (new / "imagesTr").iterdir()]
@@ -153,6 +156,12 @@ def test_file_lists_become_the_two_folders(tmp_path: Path, make: Any, caplog: py
 def undeclared_test_label(folder: Path) -> str:
     label_volume(folder / "labelsTs/two.nii.gz", [3])
     return "labelsTs/two.nii.gz: unexpected label value 3, dataset.json declares 0, 1, 2; correct one of them"
+
+
+def label_on_another_grid(folder: Path) -> str:
+    file = folder / "labelsTs/two.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4)), file)
+    return "labelsTs/two.nii.gz: shape (4, 4, 4) differs from (5, 7, 6) of two_0000.nii.gz"
 
 
 def undeclared_label(folder: Path) -> str:
@@ -181,7 +190,15 @@ def no_description(folder: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "damage", [undeclared_test_label, undeclared_label, turned_channel, cut_off_test_image, no_description]
+    "damage",
+    [
+        label_on_another_grid,
+        undeclared_test_label,
+        undeclared_label,
+        turned_channel,
+        cut_off_test_image,
+        no_description,
+    ],
 )
 def test_what_nnunet_could_not_use_is_refused_before_anything_is_written(
     dataset: Path, tmp_path: Path, damage: Any

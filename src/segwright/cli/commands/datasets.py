@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ import typer
 
 from segwright.cli import options
 from segwright.cli.tables import print_json, print_line, print_table
+from segwright.core.text import listed
 
 if TYPE_CHECKING:
     from segwright.interop.datasets.conversion import Conversion
@@ -149,6 +151,10 @@ def _print_cases(conversion: Conversion, new: Path) -> None:
     document = conversion.document
     print_line(f"channels: {', '.join(document['channel_names'].values())}")
     print_line(f"labels: {', '.join(f'{name} {value}' for name, value in document['labels'].items())}")
+    changes = Counter(rewrite.change for rewrite in conversion.rewrites.values())
+    if changes:
+        shown = listed([f"{change} in {count} files" for change, count in changes.most_common()])
+        print_line(f"changed: {shown}")
     if "label_map" in document:
         print_line(f"label_map: {', '.join(f'{old} -> {new}' for old, new in document['label_map'].items())}")
 

@@ -17,7 +17,7 @@ from segwright.data.cases import Case, with_labels
 from segwright.data.checks import SPLITS_JSON, check
 from segwright.data.dataset import IMAGES_FOLDER, LABELS_FOLDER, Dataset, load, usable_cases
 from segwright.data.description import DATASET_JSON
-from segwright.data.images.geometry import find_reorientation
+from segwright.data.images.geometry import find_reorientation, grid_problem
 from segwright.data.images.image_io import READERS, read_header, read_label, write_labels
 from segwright.data.images.readers.nifti_header import check_nifti, is_nifti
 from segwright.data.images.readers.tiff import is_tiff, tiff_shape
@@ -82,9 +82,9 @@ def find_raw(source: Path, *, environment: Mapping[str, str], workers: int | Non
 
 
 def _test_cases(dataset: Dataset) -> tuple[Case, ...]:
-    """Return the cases of `imagesTs`, with those label maps that there are."""
+    """Return the cases of `imagesTs`, with those label maps that there are; none beside file lists."""
     images, labels = (dataset.folder / name.replace("Tr", "Ts") for name in (IMAGES_FOLDER, LABELS_FOLDER))
-    if not images.is_dir() or not entries(images):
+    if dataset.description.dataset is not None or not images.is_dir() or not entries(images):
         return ()
     ending = dataset.description.file_ending
     cases, problems = usable_cases(images, ending, dataset.num_channels)
@@ -116,12 +116,13 @@ def _label_rewrite(dataset: Dataset, case: Case) -> Rewrite | Problem | None:
     label_map, image = dataset.description.label_map, case.images[0]
     try:
         stored = set(distinct_values(read_label(case.label, dataset.reader).array))
-        turned = find_reorientation(
-            read_header(case.label, dataset.reader, is_label=True), read_header(image, dataset.reader)
-        )
+        header, grid = read_header(case.label, dataset.reader, is_label=True), read_header(image, dataset.reader)
         is_plain = _is_plain(case.label, dataset.reader)
     except ImageError as error:
         return problem_of(error)
+    turned = find_reorientation(header, grid)
+    if turned is None:
+        return grid_problem(header, grid, file=case.label, name=image.name)
     if undeclared := dataset.labels.undeclared(label_map.get(value, value) for value in stored):
         return Problem(
             where=str(case.label),
@@ -130,7 +131,7 @@ def _label_rewrite(dataset: Dataset, case: Case) -> Rewrite | Problem | None:
             remedy="correct one of them, or add a label_map that says which label it is",
         )
     changes = [f"{value} -> {label}" for value, label in sorted(label_map.items()) if value in stored]
-    if turned is None or not turned.is_identity:
+    if not turned.is_identity:
         changes.append(f"turned to the axes of {image.name}")
     if not changes and is_plain:
         return None
@@ -172,6 +173,9 @@ def _document(dataset: Dataset, ending: str) -> tuple[dict[str, Any], list[Probl
         what = "groups and folds are left out, nnU-Net takes folds from its folder of preprocessed data"
         remedy = f"copy {SPLITS_JSON} there, which 'segwright plan' writes"
         notes.append(Problem(where=str(dataset.folder), what=what, remedy=remedy))
+    if description.dataset is not None and (test := dataset.folder / IMAGES_FOLDER.replace("Tr", "Ts")).is_dir():
+        what = f"is left out, since {DATASET_JSON} lists the files of the dataset"
+        notes.append(Problem(where=str(test), what=what, remedy="copy it yourself if nnU-Net shall find it"))
     document = {key: value for key, value in old.items() if key not in dropped}
     document |= {
         "channel_names": {str(index): name for index, name in enumerate(description.channel_names.values())},
