@@ -12,6 +12,7 @@ import pytest
 from journeys import Journey, call
 
 from segwright import Trainer, api
+from segwright.cli.nnunet.preparing import REFERENCES, copy_references
 from segwright.core.errors import WorkspaceError
 from segwright.core.files.hashing import file_hash
 from segwright.data.dataset import load
@@ -73,6 +74,24 @@ def test_plan_and_preprocessed_cases_are_those_of_the_labels(journey: Journey, r
         255: 2,
         100: 1,
     }
+
+
+def test_references_beside_preprocessed_data_hold_labels(raw: Path, tmp_path: Path) -> None:
+    workspace = Workspace.under(tmp_path / "own")
+    folder = workspace.preprocessed_dataset(NAME) / REFERENCES
+
+    def values() -> list[list[int]]:
+        copy_references(workspace, raw)
+        copies = sorted(folder.glob("*.nii.gz"))
+        assert [file.name for file in copies] == sorted(file.name for file in (raw / "labelsTr").iterdir())
+        return [np.unique(read_label(file, "SimpleITKIO").array).astype(int).tolist() for file in copies]
+
+    for label_map, expected in (({255: 1, 100: 2}, {0, 1, 2}), ({255: 2, 100: 0}, {0, 2}), ({}, {0, 100, 255})):
+        set_map(raw, label_map)
+        assert {value for found in values() for value in found} == expected
+    times = [file.stat().st_mtime_ns for file in sorted(folder.iterdir())]
+    values()
+    assert [file.stat().st_mtime_ns for file in sorted(folder.iterdir())] == times
 
 
 def test_predictions_are_scored_against_labels_and_anew_with_another_map(

@@ -14,8 +14,10 @@ from segwright.cli.nnunet.options import Command, Values, flag, value, values
 from segwright.cli.options import environment
 from segwright.core.errors import ConfigError, did_you_mean
 from segwright.core.files.atomic_io import atomic_path
+from segwright.core.files.json_documents import read_json, write_json
 from segwright.data.dataset import load
 from segwright.data.images.image_io import files_beside, read_label, write_labels
+from segwright.data.labels import parse_label_map
 from segwright.data.plan import Plan
 from segwright.planning import presets
 from segwright.workspace import Workspace
@@ -24,6 +26,9 @@ logger = getLogger(__name__)
 
 REFERENCES: Final = "gt_segmentations"
 """Folder of the reference label maps beside the preprocessed data."""
+
+MAP_JSON: Final = "label_map.json"
+"""In this folder: the `label_map` with which its files were written, if there was one."""
 
 CONFIGURATIONS: Final = ("2d", "3d_fullres", "3d_lowres")
 """Those that are preprocessed by default; a cascade's second stage shares the data of `3d_fullres`."""
@@ -245,16 +250,20 @@ def num_threads(names: Sequence[str], numbers: Sequence[int]) -> Sequence[int | 
 
 
 def copy_references(workspace: Workspace, raw: Path) -> None:
-    """Copy the reference label maps beside the preprocessed data, with the values that dataset.json maps them to."""
+    """Copy the reference label maps beside the preprocessed data, with the values that dataset.json maps them to.
+
+    Copies are made anew if a file or the map has changed since.
+    """
     dataset = load(raw, environment=environment())
     target = workspace.preprocessed_dataset(raw.name) / REFERENCES
     target.mkdir(parents=True, exist_ok=True)
-    label_map = dataset.description.label_map
+    label_map, used = dataset.description.label_map, target / MAP_JSON
+    is_same_map = label_map == (parse_label_map(read_json(used)) if used.is_file() else {})
     for case in dataset.cases:
         if case.label is None:
             continue
         copy = target / f"{case.identifier}{dataset.description.file_ending}"
-        if copy.is_file() and copy.stat().st_mtime_ns >= case.label.stat().st_mtime_ns:
+        if is_same_map and copy.is_file() and copy.stat().st_mtime_ns >= case.label.stat().st_mtime_ns:
             continue
         if label_map:
             volume = read_label(case.label, dataset.reader, label_map=label_map)
@@ -263,3 +272,5 @@ def copy_references(workspace: Workspace, raw: Path) -> None:
         for file in (case.label, *files_beside(case.label)):
             with atomic_path(copy if file == case.label else target / file.name) as temporary:
                 shutil.copyfile(file, temporary)
+    if not is_same_map:
+        write_json(used, {str(value): label for value, label in label_map.items()})
