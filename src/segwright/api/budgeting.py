@@ -63,11 +63,16 @@ def plan_for_budget(
 
     budget_s = settings["budget_s"]
     usual = (full.default_configuration,)
-    resizable = all(time_budget.can_be_resized(full.configuration(name)) for name in wanted or usual)
+    fixed = [name for name in wanted or usual if not time_budget.can_be_resized(full.configuration(name))]
     bound = [name for name in _DECIDING if settings.get(name) is not None]
     if bound:
         logger.info("%s is set, so the plan stays as it is without a budget", " and ".join(bound))
-    if budget_s < time_budget.MIN_BUDGET_S or not resizable or bound:
+    elif fixed:
+        logger.info(
+            "%s stays as it is without a budget: only nnU-Net's networks outside a cascade have other sizes",
+            " and ".join(fixed),
+        )
+    if budget_s < time_budget.MIN_BUDGET_S or fixed or bound:
         return full, tuple(wanted or usual), False
     plans_name = f"{full.plans_name}_{short_duration(budget_s)}"
     file = session.workspace.plans_file(session.name, plans_name)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from segwright.api.budgeting import plan_for_budget
 from segwright.data.plan import Plan
 from segwright.networks.mednext.arguments import parse_arguments
 from segwright.networks.mednext.network import MedNeXt
@@ -87,6 +88,13 @@ def test_a_plan_builds_its_network_and_says_why() -> None:
     text = explain(plan)
     assert "network: mednext\n        preset 'mednext-s-k5'" in text
     assert parse_arguments(plan.configuration("2d").architecture.arch_kwargs, 2).kernels == ((5, 5),) * 5
+
+
+def test_a_time_budget_leaves_the_plan_as_it_is_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    plan, no_session = planned(THICK, "mednext-s"), cast(Any, None)
+    with caplog.at_level("INFO"):
+        assert plan_for_budget(no_session, plan, ["2d"], {"budget_s": 600.0}) == (plan, ("2d",), False)
+    assert "2d stays as it is without a budget: only nnU-Net's networks" in caplog.text
 
 
 def test_kernel_five_changes_nothing_else_in_the_plan() -> None:
