@@ -137,3 +137,8 @@ def test_layers_by_number_of_axes() -> None:
     assert layers.maybe_convert_scalar_to_list(nn.Conv2d, 3) == [3, 3]
     with pytest.raises(ConfigError, match="give either conv_op or dimension"):
         layers.get_matching_dropout()
+
+
+def test_a_network_that_nnunet_lacks_is_refused() -> None:
+    with pytest.raises(ConfigError, match="network 'mednext' of the plan is not one of nnU-Net's"):
+        get_network_from_plans("mednext", {"n_stages": 3}, [], 1, 3)

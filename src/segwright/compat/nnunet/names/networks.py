@@ -17,7 +17,7 @@ from segwright.core.errors import ConfigError
 from segwright.core.extensions.trust import TRUST_ALL
 from segwright.networks.architecture import PLAIN, RESIDUAL, RESIDUAL_ENCODER, is_known_network, parse_architecture
 from segwright.networks.blocks import LayerOptions
-from segwright.networks.build import SHORT_NAMES, ArchitectureSpec, build_network
+from segwright.networks.build import NETWORKS, SHORT_NAMES, ArchitectureSpec, build_network
 from segwright.networks.references import build_by_class_path
 from segwright.networks.unet import Topology, UNet
 
@@ -212,6 +212,11 @@ def _build(path: str, kwargs: Mapping[str, Any], inputs: int, heads: int, deep_s
         generator = torch.Generator().manual_seed(torch.initial_seed())
         network = build_network(spec, inputs, heads, deep_supervision=deep_supervision, generator=generator)
         return named(network, path, kwargs, heads)
+    if path in NETWORKS.names():
+        raise ConfigError(
+            f"network '{path}' of the plan is not one of nnU-Net's, for which trainer files are written; train without "
+            "--nnunet-trainer, or plan with another preset"
+        )
     return build_by_class_path(path, kwargs, inputs, heads, deep_supervision=deep_supervision, trust=TRUST_ALL)
 
 
