@@ -214,6 +214,12 @@ def palette_masks(root: Path) -> None:
         coloured.save(file)
 
 
+def numbers_glued_to_words(root: Path) -> None:
+    for index in range(NUM_CASES):
+        picture(root / f"imagesTr/image{index:03d}.png", seed=index)
+        mask(root / f"masksTr/mask{index:03d}.png", [255])
+
+
 def grey_masks_in_colours(root: Path) -> None:
     for index, mode in enumerate(("RGB", "RGBA", "LA")):
         picture(root / f"images/{index}.png", channels=3, seed=index)

@@ -117,6 +117,18 @@ def test_other_names_and_other_options_are_not_mixed_with_the_old(tmp_path: Path
     assert tree_state(tmp_path / "new") == before
 
 
+def test_a_killed_description_is_written_by_the_next(tmp_path: Path) -> None:
+    (source := tmp_path / "mine").mkdir()
+    mixed_in_one_folder(source)
+    before = tree_state(source)
+    assert killed(lambda: segwright.init(source), 0)
+    assert not (source / "dataset.json").exists()
+    segwright.init(source)
+    after = tree_state(source)
+    assert after.pop("dataset.json")
+    assert {**after, ".": before["."]} == before
+
+
 def test_nothing_stays_where_no_link_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = make_task(tmp_path / "Task01_X", num_channels=1)
     for file in (task / "imagesTr").glob("BRATS*"):

@@ -37,6 +37,7 @@ from tests.unit.interop.made_folders import (
     mixed_pictures,
     nested_folders_with_equal_names,
     nnunet_layout,
+    numbers_glued_to_words,
     palette_masks,
     picture,
     reencoded,
@@ -75,6 +76,7 @@ ACCEPTED: dict[Made, dict[str, Any]] = {
     linked_folders: {"label_map": {"10": 2}, "labels": {"background": 0, "label_1": 1, "label_3": 2, "label_2": 3}},
     several_channels_in_a_file: {"channel_names": {str(index): f"channel_{index}" for index in range(3)}},
     palette_masks: {"labels": {"background": 0, "label_1": 1, "label_2": 2}},
+    numbers_glued_to_words: {"label_map": {"255": 1}, "numTraining": 3},
     grey_masks_in_colours: {"label_map": {"255": 1}, "labels": {"background": 0, "foreground": 1}},
     an_archive_of_a_mac: {"label_map": {"255": 1}, "numTraining": 3},
 }
@@ -87,6 +89,7 @@ IDENTIFIERS = {
     nested_folders_with_equal_names: ["train_bonn_0", "train_bonn_1", "train_oslo_0", "train_oslo_1"],
     unlabelled_images: ["ct_01", "ct_02"],
     grey_coded_classes: ["0", "1", "2"],
+    numbers_glued_to_words: ["000", "001", "002"],
     spaces_brackets_and_accents: ["benign (0)", "benign (1)", "benign (2)", "normal \u00e4"],
 }
 

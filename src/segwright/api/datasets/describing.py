@@ -8,7 +8,7 @@ from logging import getLogger
 from pathlib import Path
 
 from segwright.core.errors import ProblemReport, WorkspaceError
-from segwright.core.files.atomic_io import require_writable_folder
+from segwright.core.files.atomic_io import require_writable_folder, sweep_leftovers
 from segwright.core.files.json_documents import write_json
 from segwright.core.files.names import path_problem, require_text_path
 from segwright.data.dataset import scan
@@ -68,5 +68,6 @@ def init(
         description = DatasetDescription.model_validate(chosen.document())
         if problems := scan(place, description=description).problems:  # of the names that `review` chose
             raise ProblemReport(problems)
+        sweep_leftovers(place, {DATASET_JSON})
         write_json(file, chosen.document(), indent=4)
     return chosen

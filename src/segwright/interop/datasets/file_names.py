@@ -13,7 +13,7 @@ from segwright.data.images.image_io import READERS
 LABEL_WORDS: Final = frozenset(
     {"label", "labels", "labelmap", "labelstr", "labelsts", "labelsval", "lbl", "mask", "masks", "seg", "segs"}
     | {"segmentation", "segmentations", "annotation", "annotations", "gt", "gts", "groundtruth", "truth", "manual"}
-    | {"target", "targets", "roi", "rois", "segmentationclass"}
+    | {"target", "targets", "roi", "rois", "segmentationclass", "maskstr", "masksts"}
 )
 IMAGE_WORDS: Final = frozenset(
     {"image", "images", "imagestr", "imagests", "imagesval", "img", "imgs", "scan", "scans", "volume", "volumes"}
@@ -27,6 +27,7 @@ _ENDINGS: Final = tuple(
     sorted({ending for reader in READERS.values() for ending in reader.endings}, key=len, reverse=True)
 )
 _WORD: Final = re.compile(r"[^\W_]+")
+_GLUED: Final = re.compile(r"([A-Za-z]+)([0-9]+)")
 _BETWEEN: Final = " _-."
 """Characters that join the words of a name; others, such as brackets, belong to it."""
 
@@ -104,12 +105,12 @@ def name_file(root: Path, path: Path, *, is_label: bool | None = None) -> NamedF
 def _without_kind(text: str) -> tuple[str, bool | None]:
     """Return a name without a word for images or label maps, and whether it is one for label maps.
 
-    Such a word comes first, last, or before a number at the end.
+    Such a word comes first, last, before a number at the end, or right before the number that is the rest of the name.
 
     >>> _without_kind("case_(01)_mask"), _without_kind("img-7"), _without_kind("labels"), _without_kind("case_01")
     (('case_(01)', True), ('7', False), ('', True), ('case_01', None))
-    >>> _without_kind("liver_mask_01")
-    ('liver_01', True)
+    >>> _without_kind("liver_mask_01"), _without_kind("mask01")
+    (('liver_01', True), ('01', True))
     """
     found: bool | None = None
     while matches := [*_WORD.finditer(text)]:
@@ -120,6 +121,8 @@ def _without_kind(text: str) -> tuple[str, bool | None]:
             word, text = first[0].lower(), text[first.end() :].lstrip(_BETWEEN)
         elif len(matches) > 2 and last[0].isdecimal() and matches[-2][0].lower() in LABEL_WORDS | IMAGE_WORDS:
             word, text = matches[-2][0].lower(), text[: matches[-2].start()] + text[last.start() :]
+        elif (glued := _GLUED.fullmatch(text)) and glued[1].lower() in LABEL_WORDS | IMAGE_WORDS:
+            word, text = glued[1].lower(), glued[2]
         else:
             break
         found = found or word in LABEL_WORDS
