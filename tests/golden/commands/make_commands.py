@@ -3,7 +3,7 @@
     ~/.cache/segwright-oracle/bin/python make_commands.py
 
 `documents.json.gz` has the documents that the commands write, and the names of all files, by the command; `arrays.npz`
-the label maps, and every fourth voxel of the preprocessed cases; `models.zip` two models of a few thousand weights.
+the label maps, and every fourth voxel of the preprocessed cases. `make_models.py` made `models.zip`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ import blosc2
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 import subset
-import torch
 
 HERE = Path(__file__).parent
 PROGRAMS = Path(sys.executable).parent
 HIPPOCAMPUS = HERE.resolve().parents[3] / "shared" / "data" / subset.DATASET
-TRAINER = ("-tr", "nnUNetTrainerShort", "-p", "tinyPlans")
-LENGTH = {"ORACLE_EPOCHS": "3", "ORACLE_ITERS": "60", "ORACLE_VAL_ITERS": "2"}
+MODEL = ("-tr", subset.TRAINER, "-p", subset.PLANS)
+LENGTH = {"ORACLE_EPOCHS": "1", "ORACLE_ITERS": "1", "ORACLE_VAL_ITERS": "1"}
 
 
 class Recorder:
@@ -82,52 +81,46 @@ def prepare(recorder: Recorder) -> None:
 
 
 def train(recorder: Recorder) -> None:
-    preprocessed, results = (recorder.work / name / subset.DATASET for name in ("preprocessed", "results"))
-    subset.shrink(preprocessed / "nnUNetPlans.json", preprocessed / "tinyPlans.json")
-    for configuration in subset.CONFIGURATIONS:
-        recorder.run("train", 4, configuration, 0, *TRAINER, "--npz", "-device", "cpu")
+    """Record the names of the files that a training writes; it is too short to learn anything."""
+    preprocessed = recorder.work / "preprocessed" / subset.DATASET
+    subset.shrink(preprocessed / "nnUNetPlans.json", preprocessed / f"{subset.PLANS}.json")
+    recorder.run("train", 4, "2d", 0, "-tr", "nnUNetTrainerShort", "-p", subset.PLANS, "--npz", "-device", "cpu")
     recorder.keep_document("splits", preprocessed / "splits_final.json")
-    model = results / "nnUNetTrainerShort__tinyPlans__3d_fullres"
-    recorder.keep_names("train", model)
+    recorder.keep_names("train", recorder.work / "results" / subset.DATASET / f"nnUNetTrainerShort__{subset.PLANS}__2d")
+
+
+def select(recorder: Recorder) -> None:
+    results = recorder.work / "results" / subset.DATASET
+    recorder.run("install_pretrained_model_from_zip", HERE / "models.zip")
     recorder.run(
         *("find_best_configuration", 4, "-c", *subset.CONFIGURATIONS, "-f", 0, "-np", 1, "--disable_ensembling"),
-        *TRAINER,
+        *MODEL,
     )
     recorder.keep_document("find_best_configuration", results / "inference_information.json")
     recorder.keep_document("instructions", results / "inference_instructions.txt")
-    recorder.keep_names("find_best_configuration", results)
-    recorder.run(
-        "accumulate_crossval_results", 4, "-c", "3d_fullres", "-f", 0, *TRAINER, "-o", recorder.work / "pooled"
-    )
-    recorder.keep_document("accumulate_crossval_results", recorder.work / "pooled" / "summary.json")
-    recorder.keep_names("accumulate_crossval_results", recorder.work / "pooled")
-    without_momentum(results)
+    pooled = recorder.work / "pooled"
+    recorder.run("accumulate_crossval_results", 4, "-c", "3d_fullres", "-f", 0, *MODEL, "-o", pooled)
+    recorder.keep_document("accumulate_crossval_results", pooled / "summary.json")
+    recorder.keep_names("accumulate_crossval_results", pooled)
+    for fold in results.glob(f"{subset.TRAINER}__*/fold_0"):  # without it nnU-Net packs nothing
+        (fold / "progress.png").touch()
     archive = recorder.work / "models.zip"
     recorder.run(
         *("export_model_to_zip", "-d", 4, "-o", archive, "-c", *subset.CONFIGURATIONS, "-f", 0, "--exp_cv_preds"),
-        *TRAINER,
+        *MODEL,
     )
     shutil.unpack_archive(archive, recorder.work / "unpacked")
     recorder.keep_names("export_model_to_zip", recorder.work / "unpacked")
-
-
-def without_momentum(results: Path) -> None:
-    """Remove the optimizer's tensors from the final checkpoints, which are as many as the weights."""
-    for file in results.glob("*/fold_0/checkpoint_final.pth"):
-        checkpoint = torch.load(file, weights_only=False)
-        torch.save({**checkpoint, "optimizer_state": {}}, file)
 
 
 def predict(recorder: Recorder) -> None:
     images, results = recorder.work / "raw" / subset.DATASET / "imagesTs", recorder.work / "results" / subset.DATASET
     outputs = {name: recorder.work / f"predicted_{name}" for name in subset.CONFIGURATIONS}
     common = ("-f", 0, "-npp", 1, "-nps", 1, "-device", "cpu", "--save_probabilities")
-    recorder.run(
-        *("predict", "-i", images, "-o", outputs["2d"], "-d", 4, "-c", "2d", "-step_size", 0.75, *TRAINER, *common)
-    )
+    recorder.run(*("predict", "-i", images, "-o", outputs["2d"], "-d", 4, "-c", "2d", *MODEL, *common))
     recorder.run(
         *("predict_from_modelfolder", "-i", images, "-o", outputs["3d_fullres"], *common),
-        *("-m", results / "nnUNetTrainerShort__tinyPlans__3d_fullres", "--disable_tta"),
+        *("-m", results / f"{subset.TRAINER}__{subset.PLANS}__3d_fullres", "--disable_tta"),
     )
     for name, key in (("2d", "predict"), ("3d_fullres", "predict_from_modelfolder")):
         recorder.keep_names(key, outputs[name])
@@ -140,7 +133,7 @@ def predict(recorder: Recorder) -> None:
 def evaluate(recorder: Recorder) -> None:
     """Score and post-process the held-out predictions of the 2D model, which have stray components."""
     predictions, references = recorder.work / "scored", recorder.work / "raw" / subset.DATASET / "labelsTr"
-    model = recorder.work / "results" / subset.DATASET / "nnUNetTrainerShort__tinyPlans__2d"
+    model = recorder.work / "results" / subset.DATASET / f"{subset.TRAINER}__{subset.PLANS}__2d"
     predictions.mkdir()
     for file in [*(model / "fold_0" / "validation").glob(f"*{subset.ENDING}"), *model.glob("*.json")]:
         shutil.copyfile(file, predictions / file.name)
@@ -178,9 +171,12 @@ def convert(recorder: Recorder) -> None:
 def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         recorder = Recorder(Path(work))
-        for step in (prepare, train, predict, evaluate, convert):
+        for step in (prepare, train, select, predict, evaluate, convert):
             step(recorder)
-        shutil.copyfile(recorder.work / "models.zip", HERE / "models.zip")
+    write(recorder)
+
+
+def write(recorder: Recorder) -> None:
     document = {"documents": recorder.documents, "files": recorder.files}
     with gzip.GzipFile(HERE / "documents.json.gz", "wb", mtime=0) as stream:
         stream.write(json.dumps(document, indent=1).encode())

@@ -11,6 +11,8 @@ TEST = ("hippocampus_014", "hippocampus_015")
 DATASET = "Dataset004_Hippocampus"
 OTHER = "Dataset005_Others"
 TASK = "Task04_Hippocampus"
+TRAINER = "nnUNetTrainer"
+PLANS = "tinyPlans"
 CONFIGURATIONS = ("2d", "3d_fullres")
 ENDING = ".nii.gz"
 
@@ -63,7 +65,7 @@ def shrink(plans: Path, new: Path) -> None:
     document["plans_name"] = new.stem
     for configuration in document["configurations"].values():
         kwargs = configuration["architecture"]["arch_kwargs"]
-        kwargs["features_per_stage"] = [4] * kwargs["n_stages"]
+        kwargs["features_per_stage"] = [8] * kwargs["n_stages"]
         configuration["batch_size"] = 2 if configuration["patch_size"][2:] else 8
     new.write_text(json.dumps(document))
 

@@ -290,7 +290,7 @@ def _file(text: str, models: Path, environment: Mapping[str, str], *, is_address
     file = models / _DOWNLOADS / hashlib.sha256(text.encode()).hexdigest()[:16]
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
-        download(text, file, magic=_MAGIC, proxies=_proxies(environment))  # on an error the first part is kept
+        download(text, file, magic=_MAGIC, proxies=proxies_of(environment))  # on an error the first part is kept
         try:
             yield file
         finally:
@@ -303,7 +303,7 @@ def _file(text: str, models: Path, environment: Mapping[str, str], *, is_address
             file.parent.rmdir()
 
 
-def _proxies(environment: Mapping[str, str]) -> dict[str, str]:
+def proxies_of(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the proxies that variables name, in lower or upper case, as other programs read them."""
     names = {scheme: (f"{scheme}_proxy", f"{scheme}_proxy".upper()) for scheme in ("http", "https")}
     found = {

@@ -181,16 +181,17 @@ def plan_options(arguments: Values) -> api.PlanOptions:
     planners = {
         presets.preset(name, resampling).planner: (name, resampling)
         for resampling in reversed(presets.RESAMPLINGS)
-        for name in presets.PRESETS
+        for name, preset in presets.PRESETS.items()
+        if preset.network is not presets.Network.MEDNEXT  # not one of nnU-Net's
     }
     planner, spacing = arguments.text("-pl"), [float(size) for size in arguments.texts("-overwrite_target_spacing")]
     if planner not in planners:
         raise ConfigError(f"-pl {planner}: unknown planner{did_you_mean(planner, planners)}")
     if spacing and len(spacing) != 3:
         raise ConfigError(f"-overwrite_target_spacing: expected three numbers, found {len(spacing)}")
-    preset, resampling = planners[planner]
+    chosen, resampling = planners[planner]
     return api.PlanOptions(
-        preset=preset,
+        preset=chosen,
         resampling=resampling,
         gpu_memory_gb=arguments.optional_real("-gpu_memory_target"),
         spacing=(spacing[0], spacing[1], spacing[2]) if spacing else None,

@@ -37,8 +37,10 @@ MODULES: Final = {
         "apply_postprocessing",
     ),
     "selecting": ("find_best_configuration",),
-    "sharing": ("export_model_to_zip", "install_pretrained_model_from_zip"),
+    "sharing": ("export_model_to_zip", "install_pretrained_model_from_zip", "download_pretrained_model_by_url"),
     "converting": ("convert_MSD_dataset", "convert_old_nnUNet_dataset"),
+    "drawing": ("plot_overlay_pngs",),
+    "pretraining": ("preprocess_like_nnssl", "plan_like_dynamic", "train_pretrained"),
 }
 """The commands, without their prefix, by the module that has them; only that one is imported."""
 

@@ -6,17 +6,21 @@ import os
 import shutil
 import zipfile
 from collections.abc import Iterator
+from hashlib import sha256
 from logging import getLogger
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
 from segwright.api.models.exchange import find_models, unpacked
+from segwright.api.models.installing import proxies_of
 from segwright.cli.nnunet import folders, names
 from segwright.cli.nnunet.options import Command, Values, flag, value, values
 from segwright.cli.nnunet.selecting import INFORMATION_JSON
+from segwright.cli.options import environment
 from segwright.core.errors import ConfigError, ModelError
 from segwright.core.files.atomic_io import atomic_path
+from segwright.core.files.download import discard, download, require_url
 from segwright.evaluation.crossval import VALIDATION, accumulated_name
 from segwright.inference.export.postprocessing import POSTPROCESSING_JSON
 from segwright.workspace import DATASET_JSON, FINGERPRINT_JSON, PLANS_JSON, SUMMARY_JSON, Workspace
@@ -25,6 +29,8 @@ logger = getLogger(__name__)
 
 _DOCUMENTS: Final = (PLANS_JSON, DATASET_JSON, FINGERPRINT_JSON)
 _OF_FOLD: Final = ("progress.png", "debug.json", "network_architecture.png")
+_ZIP_MAGIC: Final = b"PK"
+"""First bytes of a zip file."""
 _CONFIGURATIONS: Final = ("3d_lowres", "3d_fullres", "2d", "3d_cascade_fullres")
 
 
@@ -61,6 +67,19 @@ def install_pretrained_model_from_zip(arguments: Values) -> None:
     install(arguments.path("zip"))
 
 
+def download_pretrained_model_by_url(arguments: Values) -> None:
+    """Download a zip file of models and unpack it into nnUNet_results; an interrupted download is continued."""
+    url = require_url(arguments.text("url"))
+    results = folders.folder_of(folders.RESULTS)
+    results.mkdir(parents=True, exist_ok=True)
+    file = results / f".download-{sha256(url.encode()).hexdigest()[:16]}.zip"
+    download(url, file, magic=_ZIP_MAGIC, proxies=proxies_of(environment()))
+    try:
+        install(file)
+    finally:
+        discard(file)
+
+
 COMMANDS: Final = {
     "export_model_to_zip": Command(
         function=export_model_to_zip,
@@ -79,6 +98,10 @@ COMMANDS: Final = {
     "install_pretrained_model_from_zip": Command(
         function=install_pretrained_model_from_zip,
         options=(value("zip", about="Zip file of models, as nnU-Net exports it."),),
+    ),
+    "download_pretrained_model_by_url": Command(
+        function=download_pretrained_model_by_url,
+        options=(value("url", about="Address of a zip file of models, https://..."),),
     ),
 }
 
