@@ -363,7 +363,7 @@ def test_training_begins_with_an_encoder_of_nnssl(work: Path, tmp_path: Path, mo
     assert len([*preprocessed.glob(f"segwright_{block['data_identifier']}/*_seg.b2nd")]) == len(subset.TRAINING)
     block |= {"patch_size": [16, 16, 16], "architecture": architecture()}
     file.write_text(json.dumps(document))
-    short = {"num_epochs": 1, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "warmup_epochs": 1}
+    short = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "warmup_epochs": 1}
     monkeypatch.setitem(pretraining.TRAINERS, "PretrainedTrainer", short)
     for more, name in (((), file.stem), (("--from_scratch",), f"{file.stem}__from_scratch")):
         run("train_pretrained", 4, "3d_fullres", 0, "-p", file.stem, "-device", "cpu", *more)

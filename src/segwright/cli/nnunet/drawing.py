@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import shutil
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
@@ -22,19 +23,21 @@ def plot_overlay_pngs(arguments: Values) -> None:
     raw = folders.raw_dataset(workspace, arguments.text("-d"))
     target = arguments.path("-o")
     require_writable_folder(target)
-    cases = [case.identifier for case in load(raw, environment=environment()).cases]
-    with TemporaryDirectory(dir=target, prefix=".overlay-") as scratch:
-        for case in cases:
+    with TemporaryDirectory(prefix="segwright-overlay-") as scratch:
+        for case in load(raw, environment=environment()).cases:
             [sheet] = api.overlay(
                 raw,
                 scratch,
-                cases=[case],
+                cases=[case.identifier],
                 slices=1,
                 channel=arguments.number("-channel_idx"),
                 workspace=workspace,
                 environment=environment(),
             )
-            os.replace(sheet, target / f"{case}.png")
+            sheet.rename(sheet.with_name(f"{case.identifier}.png"))
+        target.mkdir(parents=True, exist_ok=True)
+        for picture in sorted(Path(scratch).glob("*.png")):
+            shutil.move(picture, target / picture.name)
 
 
 COMMANDS: Final = {
