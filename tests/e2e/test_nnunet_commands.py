@@ -33,7 +33,6 @@ ARRAYS = np.load(GOLDEN / "arrays.npz")
 HIPPOCAMPUS = Path(__file__).resolve().parents[3] / "shared" / "data" / subset.DATASET
 TREES = ("raw", "preprocessed", "results")
 MODEL = ("-p", subset.PLANS)
-STEP = 0.5
 MIN_AGREEMENT = 0.999
 """Share of equal labels; networks compute in bfloat16 where the processor has fast instructions for it."""
 
@@ -87,7 +86,7 @@ def predicted(work: Path) -> dict[str, Path]:
     with pytest.MonkeyPatch.context() as patch:
         set_variables(patch, work)
         run(
-            *("predict", "-i", images, "-o", outputs["predict"], "-d", 4, "-c", "2d", "-step_size", STEP),
+            *("predict", "-i", images, "-o", outputs["predict"], "-d", 4, "-c", "2d", "-step_size", 0.5),
             *(*MODEL, *common),
         )
         run(

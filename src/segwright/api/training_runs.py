@@ -324,7 +324,9 @@ def complete_fold(session: Session, plan: Plan, configuration: str, fold: Fold, 
         is_complete = is_trained(folder) and is_validated(folder)  # perhaps by another process meanwhile
         is_complete &= options.validate is None
         if is_trained(folder) and is_first:
-            warn_of_ignored_settings(session, plan, configuration, fold, options.settings)
+            without = ("save_probabilities",) if options.validate is not None else ()
+            settings = {key: value for key, value in options.settings.items() if key not in without}
+            warn_of_ignored_settings(session, plan, configuration, fold, settings)
         if not is_complete:
             _retry_damaged_cases(train_and_validate, session, plan, configuration, options)
             if is_first:
