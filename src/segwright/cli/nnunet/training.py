@@ -18,8 +18,7 @@ from segwright.cli.signals import stop_on_signals
 from segwright.cli.tables import print_scores
 from segwright.core.errors import ModelError, SegwrightError
 from segwright.data.plan import Plan
-from segwright.evaluation.crossval import VALIDATION
-from segwright.workspace import SUMMARY_JSON, TRAIN_JSON, Workspace
+from segwright.workspace import TRAIN_JSON, Workspace
 
 if TYPE_CHECKING:
     from segwright.report.results import TrainedFold
@@ -123,7 +122,7 @@ def _train(arguments: Values, choose: Chooser, **how: Any) -> TrainedFold:
         settings=_settings(arguments, start.trainer),
         nnunet_trainer=start.trainer.file,
         name=start.trainer.name,
-        validate="best" if arguments.is_set("--val_best") else None,
+        validate="best" if arguments.is_set("--val_best") else "final" if arguments.is_set("--val") else None,
         resume=_continues(arguments, Workspace.fold_folder(model, fold)),
         **how,
     )
@@ -146,8 +145,6 @@ def _continues(arguments: Values, fold: Path) -> bool:
     has_begun = (fold / TRAIN_JSON).is_file()
     if arguments.is_set("--val") and not is_trained(fold):
         raise ModelError(f"{fold}: no finished training to validate; train it without --val")
-    if arguments.is_set("--val"):
-        (fold / VALIDATION / SUMMARY_JSON).unlink(missing_ok=True)
     if arguments.is_set("--c") and not has_begun:
         logger.warning("%s: nothing to continue; a new training begins", fold)
     if arguments.is_set("--c") or arguments.is_set("--val"):
