@@ -34,29 +34,32 @@ def write_dataset(source: Path, raw: Path) -> None:
 
 
 def write_task(source: Path, task: Path) -> None:
-    """Write the training cases as a task of the Medical Segmentation Decathlon, which nnU-Net v1 reads too."""
+    """Write the cases as a task of the Medical Segmentation Decathlon, which nnU-Net v1 reads too."""
     for name in TRAINING:
         _copy(source / "imagesTr" / f"{name}_0000{ENDING}", task / "imagesTr", f"{name}{ENDING}")
         _copy(source / "labelsTr" / f"{name}{ENDING}", task / "labelsTr")
+    for name in TEST:
+        _copy(source / "imagesTr" / f"{name}_0000{ENDING}", task / "imagesTs", f"{name}{ENDING}")
     pairs = [{"image": f"./imagesTr/{name}{ENDING}", "label": f"./labelsTr/{name}{ENDING}"} for name in TRAINING]
     document = {
         "name": "Hippocampus",
         "modality": {"0": "MRI"},
         "labels": {"0": "background", "1": "Anterior", "2": "Posterior"},
         "numTraining": len(TRAINING),
-        "numTest": 0,
+        "numTest": len(TEST),
         "tensorImageSize": "3D",
         "training": pairs,
-        "test": [],
+        "test": [f"./imagesTs/{name}{ENDING}" for name in TEST],
     }
     (task / "dataset.json").write_text(json.dumps(document))
 
 
 def write_old_dataset(source: Path, task: Path) -> None:
-    """Write the training cases as a dataset of nnU-Net v1."""
+    """Write the cases as a dataset of nnU-Net v1."""
     write_task(source, task)
-    for name in TRAINING:
-        (task / "imagesTr" / f"{name}{ENDING}").rename(task / "imagesTr" / f"{name}_0000{ENDING}")
+    for folder, cases in (("imagesTr", TRAINING), ("imagesTs", TEST)):
+        for name in cases:
+            (task / folder / f"{name}{ENDING}").rename(task / folder / f"{name}_0000{ENDING}")
 
 
 def shrink(plans: Path, new: Path) -> None:

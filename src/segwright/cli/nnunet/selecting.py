@@ -83,7 +83,7 @@ def find_best_configuration(arguments: Values) -> None:
     )
     document = {
         "folds": folds,
-        "dataset_name_or_id": arguments.text("dataset_name_or_id"),
+        "dataset_name_or_id": dataset,
         "considered_models": [
             {"plans": model.plans, "configuration": model.configuration, "trainer": model.trainer} for model in models
         ],

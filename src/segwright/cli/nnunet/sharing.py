@@ -16,7 +16,6 @@ from segwright.api.models.exchange import find_models, unpacked
 from segwright.api.models.installing import proxies_of
 from segwright.cli.nnunet import folders, names
 from segwright.cli.nnunet.options import Command, Values, flag, value, values
-from segwright.cli.nnunet.selecting import INFORMATION_JSON
 from segwright.cli.options import environment
 from segwright.core.errors import ConfigError, ModelError
 from segwright.core.files.atomic_io import atomic_path
@@ -54,9 +53,6 @@ def export_model_to_zip(arguments: Values) -> None:
                 new = copy / file.relative_to(model)
                 new.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, new)
-        information = models[0].parent / INFORMATION_JSON
-        if information.is_file():
-            shutil.copyfile(information, Path(scratch) / dataset / information.name)
         with atomic_path(target) as temporary:
             _zip(Path(scratch), temporary)
     logger.info("%s: %s", target, ", ".join(model.name for model in models))
