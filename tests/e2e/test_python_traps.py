@@ -77,6 +77,10 @@ def every_function(world: World) -> dict[str, Callable[[], object]]:
     def install() -> None:
         api.install(shutil.make_archive(str(out / "model"), "zip", model.parent, model.name), workspace=place)
 
+    def use_tasks() -> None:
+        graph = api.tasks(data, images=data / "imagesTs", output=out / "parts", **fast)
+        assert [api.run_task(graph.run, task).error for task in graph.tasks] == [()] * 4
+
     return {
         "check": lambda: api.check(data, workspace=place),
         "fingerprint": lambda: api.fingerprint(data, workspace=place),
@@ -91,6 +95,8 @@ def every_function(world: World) -> dict[str, Callable[[], object]]:
         "move_plans": lambda: api.move_plans(model, data, name="moved", workspace=place),
         "train": lambda: api.train(data, configuration=CONFIGURATION, fold=0, resume=True, **fast),
         "run": lambda: api.run(data, configurations=[CONFIGURATION], budget="2s", **fast),
+        "tasks": lambda: api.tasks(data, **fast),
+        "run_task": use_tasks,
         "select": lambda: api.select(data, output=out / "selected", **fast),
         "load_model": use_model,
         "predict": lambda: api.predict(

@@ -111,6 +111,7 @@ def every_verb(world: World) -> dict[str, tuple[object, ...]]:
     made, parts = world.out / "Dataset008_Made", ("--images", "imagesTr", "--labels", "labelsTr")
     return {
         "run": (*work, "run", world.data, *fast, "--budget", "3s"),
+        "tasks": (*work, "tasks", world.data, *fast, "-i", world.data / "imagesTs", "-o", world.out / "parts"),
         "check": ("check", world.data),
         "fingerprint": (*work, "fingerprint", world.data),
         "plan": (*work, "plan", world.data),

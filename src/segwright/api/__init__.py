@@ -13,6 +13,8 @@ if TYPE_CHECKING:  # what `_MODULES` says, for type checkers; tests/unit/api/tes
     from segwright.api.checks.cost import training_costs as training_costs
     from segwright.api.checks.machine import MachineReport as MachineReport
     from segwright.api.checks.machine import doctor as doctor
+    from segwright.api.cluster.distributing import run_task as run_task
+    from segwright.api.cluster.distributing import tasks as tasks
     from segwright.api.combining import accumulate_crossval as accumulate_crossval
     from segwright.api.combining import apply_postprocessing as apply_postprocessing
     from segwright.api.combining import determine_postprocessing as determine_postprocessing
@@ -52,6 +54,7 @@ if TYPE_CHECKING:  # what `_MODULES` says, for type checkers; tests/unit/api/tes
 _MODULES: Final = {
     "checks.cost": ("ConfigurationCost", "training_costs"),
     "checks.machine": ("MachineReport", "doctor"),
+    "cluster.distributing": ("run_task", "tasks"),
     "combining": ("accumulate_crossval", "apply_postprocessing", "determine_postprocessing", "ensemble"),
     "datasets.converting": ("convert",),
     "datasets.describing": ("init",),

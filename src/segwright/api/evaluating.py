@@ -9,8 +9,8 @@ from logging import getLogger
 from pathlib import Path
 
 from segwright.api.datasets.references import listed_references, reference_labels
+from segwright.api.selection.trained_models import model_folders, name_of
 from segwright.api.session import workspace_or_default
-from segwright.api.trained_models import model_folders, name_of
 from segwright.core.errors import ConfigError, DatasetError, ImageError, ModelError, did_you_mean
 from segwright.core.files.names import path_problem
 from segwright.data.dataset import NO_ENVIRONMENT

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from logging import getLogger
@@ -24,6 +24,7 @@ from segwright.api import (
     training_runs,
 )
 from segwright.api.checks.usability import find_shortcoming
+from segwright.api.cluster import distributing
 from segwright.api.models.finding import find_model
 from segwright.api.preparing import PlanOptions
 from segwright.api.session import Session, dataset_lock, open_session, trainer_name
@@ -40,12 +41,12 @@ from segwright.report.results import DemoResult, RunReport, dice_by_name
 from segwright.workspace import Workspace, name_of_model
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from segwright.core.interrupt import StopRequest
     from segwright.training.distributed.context import DistributedContext
 
 logger = getLogger(__name__)
-
-DEFAULT_FOLDS = (0,)
 
 DEMO_DATASET = "Dataset900_Phantom"
 DEMO_CONFIGURATION = "3d_fullres"
@@ -84,6 +85,7 @@ def run(
     groups: Groups | None = None,
     stratify: bool | None = None,
     wait: bool = True,
+    executor: Executor | None = None,
     environment: Mapping[str, str] = NO_ENVIRONMENT,
     distributed: DistributedContext | None = None,
     stop: StopRequest | None = None,
@@ -124,7 +126,10 @@ def run(
             followed by the reference of a network of one's own.
         groups: Which cases share a fold, and `stratify`, whether labels are spread evenly, as for `plan`.
         stratify: See `groups`.
-        wait: Wait for other processes that make a part of the same; otherwise raise `LockHeldError`.
+        wait: Wait for other processes that make a part of the same; otherwise raise `LockHeldError`. Tasks of an
+            executor wait.
+        executor: Where configurations are preprocessed and folds are trained, several at once: any executor of
+            `concurrent.futures` whose processes see the same folders. By default one after the other, in this process.
         environment: Variables that paths in file lists may contain.
         distributed: The processes that share each training; each of them calls this function.
         stop: Request to save and stop after the current step.
@@ -168,15 +173,20 @@ def run(
         wait=wait,
     )
     session = training_runs.with_nnunet_trainer(session, nnunet_trainer)
-    numbers = _folds(session, folds)
+    if executor is not None:
+        distributing.require_portable(session, options, executor)
+    numbers = splitting.chosen_folds(session, folds)
     planning = PlanOptions(preset=preset, name=plans, gpu_memory_gb=gpu_memory_gb)
-    prepare = partial(_prepare, session, planning, configurations, numbers, options, workers=workers)
+    prepare = partial(
+        _prepare, session, planning, configurations, numbers, options, workers=workers, preprocesses=executor is None
+    )
     prepared = prepare() if distributed is None else _prepared_by_first(distributed, prepare)
     plan, names, todo, executed = prepared.plan, prepared.names, prepared.todo, list(prepared.executed)
-    for name, fold in todo:
-        logger.info("training %s, fold %s", name, fold)
-        was_trained = training_runs.complete_fold(session, plan, name, fold, options=options)
-        executed += [f"train {name} fold {fold}"] * was_trained
+    if executor is not None:
+        graph = distributing.task_graph(session, plan, names, numbers, options, workers=workers)
+        executed += distributing.run_tasks(graph, executor, todo, stop=stop)
+    else:
+        executed += _train_here(session, plan, todo, options)
     kept = set(itertools.product(names, numbers)) - set(todo)
     is_first = distributed is None or distributed.is_first
     for name, fold in sorted(kept) if is_first else ():
@@ -276,14 +286,15 @@ def _prepare(
     options: TrainOptions,
     *,
     workers: int | None,
+    preprocesses: bool,
 ) -> _Prepared:
-    """Check, fingerprint, plan and preprocess."""
+    """Check, fingerprint and plan; preprocess too, unless tasks do."""
     settings = options.settings
     with dataset_lock(session, "measuring and planning"):
         measured, was_measured = preparing.make_fingerprint(session, workers=workers)
         splitting.write_splits(session, workers=workers)
         plan, was_planned = preparing.make_plan(session, measured, planning, prefer_existing=True)
-        names = _configurations(plan, configurations)
+        names = distributing.chosen_configurations(plan, configurations)
         is_plain = planning.name is None and session.trainer is None and session.nnunet_trainer is None
         if is_plain and "budget_s" in settings and not training_runs.has_training(session, plan, names, folds):
             wanted = names if configurations else None
@@ -293,10 +304,9 @@ def _prepare(
     todo = [(name, fold) for name in names for fold in folds if not _is_finished(session, plan, name, fold)]
     for name in names:
         training_runs.require_trainable(session, plan, name, [fold for each, fold in todo if each == name], settings)
-    for name in preparing.configurations_to_preprocess(plan, names):
-        if not preparing.cases_are_fresh(session, plan, name):
-            report = preparing.preprocess_cases(session, plan, name, workers=workers)
-            executed += [f"preprocess {name}"] * bool(report.done)
+    for name in preparing.configurations_to_preprocess(plan, names) if preprocesses else ():
+        was_preprocessed = preparing.preprocess_if_needed(session, plan, name, workers=workers)
+        executed += [f"preprocess {name}"] * was_preprocessed
     return _Prepared(plan=plan, names=names, todo=tuple(todo), executed=tuple(executed))
 
 
@@ -312,26 +322,12 @@ def _prepared_by_first(distributed: DistributedContext, prepare: Callable[[], _P
     return _Prepared(plan=Plan.from_json(plan), names=tuple(names), todo=pairs)
 
 
-def _configurations(plan: Plan, wanted: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the configurations to train after checking that they exist."""
-    if wanted:
-        for name in wanted:
-            plan.configuration(name)
-        return tuple(dict.fromkeys(wanted))
-    name = plan.default_configuration
-    logger.info("configuration %s; --config trains others of %s", name, ", ".join(plan.configuration_names))
-    return (name,)
-
-
-def _folds(session: Session, wanted: Sequence[int] | Literal["all"] | None) -> tuple[int, ...]:
-    """Return the folds to train after checking that they exist."""
-    every = range(len(splitting.dataset_splits(session, write=False, stratify=False)))
-    if wanted is None:
-        logger.info("fold 0; --folds all trains all %d", len(every))
-    numbers = tuple(every) if wanted == "all" else tuple(dict.fromkeys(DEFAULT_FOLDS if wanted is None else wanted))
-    splitting.require_folds(session, numbers)
-    splitting.warn_of_unused_cases(session)
-    return numbers
+def _train_here(session: Session, plan: Plan, todo: Sequence[tuple[str, int]], options: TrainOptions) -> Iterator[str]:
+    """Train folds one after the other; yield the stages that were executed."""
+    for name, fold in todo:
+        logger.info("training %s, fold %s", name, fold)
+        if training_runs.complete_fold(session, plan, name, fold, options=options):
+            yield f"train {name} fold {fold}"
 
 
 def _is_finished(session: Session, plan: Plan, name: str, fold: int) -> bool:

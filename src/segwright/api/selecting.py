@@ -11,9 +11,8 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from segwright.api.checks.usability import find_shortcoming
-from segwright.api.estimating import fit_estimates, make_member
-from segwright.api.session import Session, open_session
-from segwright.api.trained_models import (
+from segwright.api.selection.estimating import fit_estimates, make_member
+from segwright.api.selection.trained_models import (
     TrainedModel,
     comparable_folds,
     find_trained,
@@ -21,6 +20,7 @@ from segwright.api.trained_models import (
     open_trained,
     require_current_labels,
 )
+from segwright.api.session import Session, open_session
 from segwright.api.training_runs import is_trained, model_folder, refresh_fold
 from segwright.core.errors import ModelError, Problem, ProblemReport
 from segwright.core.extensions.trust import CodeTrust, TrustCode

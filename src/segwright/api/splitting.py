@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from logging import getLogger
 from pathlib import Path
+from typing import Literal
 
 from segwright.api.checks.one_model import Fold
 from segwright.api.session import Session
@@ -16,6 +17,8 @@ from segwright.data.crossval.resolving import SplitMaker, SplitOptions
 from segwright.data.crossval.strata import labels_of_cases
 
 logger = getLogger(__name__)
+
+DEFAULT_FOLDS = (0,)
 
 _SHOWN_SCANS = 2
 
@@ -75,6 +78,21 @@ def require_options(session: Session) -> None:
     """
     if session.split_options.are_given:
         dataset_splits(session, write=False, stratify=False)
+
+
+def chosen_folds(session: Session, wanted: Sequence[int] | Literal["all"] | None) -> tuple[int, ...]:
+    """Return the folds to train after checking that they exist.
+
+    Raises:
+        DatasetError: a fold or one of its cases does not exist.
+    """
+    every = range(len(dataset_splits(session, write=False, stratify=False)))
+    if wanted is None:
+        logger.info("fold 0; --folds all trains all %d", len(every))
+    numbers = tuple(every) if wanted == "all" else tuple(dict.fromkeys(DEFAULT_FOLDS if wanted is None else wanted))
+    require_folds(session, numbers)
+    warn_of_unused_cases(session)
+    return numbers
 
 
 def write_splits(session: Session, *, workers: int | None = None) -> None:

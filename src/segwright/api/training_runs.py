@@ -369,6 +369,16 @@ def train_only(session: Session, plan: Plan, configuration: str, fold: Fold, *, 
     return folder.parent
 
 
+def train_for_next_stage(
+    session: Session, plan: Plan, configuration: str, fold: Fold, *, options: TrainOptions
+) -> bool:
+    """Train one fold of a cascade's first stage for its second, without validation; return whether it was missing."""
+    if is_trained(fold_folder(session, plan, configuration, fold)):
+        return False
+    train_only(session, plan, configuration, fold, options=_previous_stage_options(options))
+    return True
+
+
 def _retry_damaged_cases(
     action: Callable[[], None], session: Session, plan: Plan, configuration: str, options: TrainOptions
 ) -> None:
@@ -491,9 +501,7 @@ def _complete_previous_stage(
     from segwright.training.distributed.context import SINGLE
 
     distributed = options.distributed or SINGLE
-    second_only = ("pretrained", "pretrained_channels")  # the weights are those of a second stage
-    settings = {key: value for key, value in options.settings.items() if key not in second_only}
-    options = replace(options, settings=settings)
+    options = _previous_stage_options(options)
     held_out = _cases_by_holding_fold(session, fold, write=distributed.is_first)
     if distributed.is_first and not cases_are_fresh(session, plan, previous):
         preprocess_cases(session, plan, previous)
@@ -516,6 +524,13 @@ def _complete_previous_stage(
             part = distributed.local_items(identifiers)
             _predict_held_out(session, plan, configuration, number, part, device=options.device)
             distributed.barrier()
+
+
+def _previous_stage_options(options: TrainOptions) -> TrainOptions:
+    """Return the options for a cascade's first stage; pretrained weights are those of a second stage."""
+    second_only = ("pretrained", "pretrained_channels")
+    settings = {key: value for key, value in options.settings.items() if key not in second_only}
+    return replace(options, settings=settings)
 
 
 def _cases_by_holding_fold(session: Session, fold: Fold, *, write: bool) -> dict[int, list[str]]:

@@ -34,6 +34,7 @@ class Program(CommandGroup):
 
     functions = by_name(
         run.run,
+        run.tasks,
         datasets.init,
         datasets.convert,
         stages.check,

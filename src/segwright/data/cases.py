@@ -121,7 +121,7 @@ def explicit_cases(
     for identifier, (images, label) in lists.items():
         resolved = []
         for text in (*images, label):
-            unset = sorted({name for name in _variables(text) if name not in environment})
+            unset = sorted({name for name in variables_in(text) if name not in environment})
             file = Path(os.path.abspath(document.parent / _expand(text, environment)))
             resolved.append(file)
             if unset:
@@ -225,7 +225,8 @@ def _shared_suffixes(cases: Sequence[Case], file_ending: str, expected: list[str
     return expected
 
 
-def _variables(text: str) -> list[str]:
+def variables_in(text: str) -> list[str]:
+    """Return the names of the variables `$NAME` and `${NAME}` in a text."""
     return [match["braced"] or match["plain"] for match in _VARIABLE.finditer(text)]
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segwright.api.preparing import cases_are_fresh, cases_folder, preprocess_cases
+from segwright.api.selection.trained_models import TrainedModel
 from segwright.api.session import Session
-from segwright.api.trained_models import TrainedModel
 from segwright.data.preprocessed.previous_stage import FOLDER, StageMaps
 from segwright.data.preprocessed.store import CaseStore
 from segwright.evaluation import calibration, dice_estimator

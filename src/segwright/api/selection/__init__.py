@@ -1,0 +1,1 @@
+"""Find trained models and fit estimates of their Dice, for the selection."""
