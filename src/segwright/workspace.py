@@ -11,6 +11,7 @@ from pathlib import Path
 from segwright.core.errors import ConfigError, DatasetError, ModelError, WorkspaceError, did_you_mean
 from segwright.core.extensions.given import PREFIX
 from segwright.core.extensions.registry import is_reference
+from segwright.core.files.atomic_io import temporary_beside
 from segwright.core.files.folder_record import FolderRecord
 from segwright.core.files.names import below, path_problem
 
@@ -192,7 +193,7 @@ class Workspace:
         for folder in (self._below(self.preprocessed), self._below(self.results)):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                probe = folder / f".probe-{os.getpid()}"
+                probe = temporary_beside(folder / "probe")  # threads and machines may check at the same time
                 probe.touch()
                 probe.unlink()
             except OSError as error:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -112,3 +113,10 @@ def test_an_unwritable_work_folder_is_named_before_work_starts(tmp_path: Path) -
 def test_a_name_of_a_model_that_is_no_text_is_refused(name: Any) -> None:
     with pytest.raises(ConfigError, match="expected text, not"):
         name_of_model(name, "Trainer", None)
+
+
+def test_several_threads_may_check_that_a_workspace_is_writable(tmp_path: Path) -> None:
+    place = Workspace.under(tmp_path)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: place.require_writable(), range(200)))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["preprocessed", "results"]
