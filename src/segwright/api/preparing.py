@@ -528,13 +528,6 @@ def preprocess_cases(
     return report
 
 
-def preprocess_if_needed(session: Session, plan: Plan, name: str, *, workers: int | None = None) -> bool:
-    """Preprocess a configuration unless its cases are up to date; return whether a case was missing or outdated."""
-    return not cases_are_fresh(session, plan, name) and bool(
-        preprocess_cases(session, plan, name, workers=workers).done
-    )
-
-
 def _require_unused(session: Session, plan: Plan, name: str) -> None:
     """Check that no other process trains on cases that would be replaced.
 

@@ -305,7 +305,7 @@ def _prepare(
     for name in names:
         training_runs.require_trainable(session, plan, name, [fold for each, fold in todo if each == name], settings)
     for name in preparing.configurations_to_preprocess(plan, names) if preprocesses else ():
-        was_preprocessed = preparing.preprocess_if_needed(session, plan, name, workers=workers)
+        was_preprocessed = distributing.preprocess_if_needed(session, plan, name, workers=workers)
         executed += [f"preprocess {name}"] * was_preprocessed
     return _Prepared(plan=plan, names=names, todo=tuple(todo), executed=tuple(executed))
 

@@ -237,7 +237,7 @@ def _perform(run: RunSettings, task: Task, stop: StopRequest) -> bool:
         return selecting.select_after_run(session, plan, names, folds, device=run.device, workers=run.workers).is_new
     assert task.configuration is not None, f"{task.name}: has a configuration"
     if task.verb == "preprocess":
-        return preparing.preprocess_if_needed(session, plan, task.configuration, workers=run.workers)
+        return preprocess_if_needed(session, plan, task.configuration, workers=run.workers)
     assert task.fold is not None, f"{task.name}: has a fold"
     options = TrainOptions(settings=run.settings, device=run.device, stop=stop)
     if task.for_next_stage:
@@ -298,3 +298,10 @@ def chosen_configurations(plan: Plan, wanted: Sequence[str] | None) -> tuple[str
     name = plan.default_configuration
     logger.info("configuration %s; --config trains others of %s", name, ", ".join(plan.configuration_names))
     return (name,)
+
+
+def preprocess_if_needed(session: Session, plan: Plan, name: str, *, workers: int | None = None) -> bool:
+    """Preprocess a configuration unless its cases are up to date; return whether a case was missing or outdated."""
+    if preparing.cases_are_fresh(session, plan, name):
+        return False
+    return bool(preparing.preprocess_cases(session, plan, name, workers=workers).done)
