@@ -235,6 +235,11 @@ def test_the_best_configuration_is_that_of_nnunet(work: Path, capsys: pytest.Cap
         assert words in [line.split() for line in text.splitlines()]
 
 
+def test_an_ensemble_needs_saved_probabilities(work: Path) -> None:
+    with pytest.raises(ModelError, match="no probabilities of held-out cases"):
+        run("find_best_configuration", 4, "-c", *subset.CONFIGURATIONS, "-f", 0, *MODEL)
+
+
 def test_held_out_predictions_are_collected_as_by_nnunet(work: Path, tmp_path: Path) -> None:
     run("accumulate_crossval_results", 4, "-c", "3d_fullres", "-f", 0, *MODEL, "-o", tmp_path / "pooled")
     require_files("accumulate_crossval_results", tmp_path / "pooled")
@@ -372,6 +377,8 @@ def test_training_begins_with_an_encoder_of_nnssl(work: Path, tmp_path: Path, mo
         settings = json.loads((fold / "train.json").read_text())["config"]
         assert settings["pretrained"] == (None if more else str(checkpoint))
         assert settings["initial_lr"] == (1e-2 if more else 1e-3)
+    with pytest.raises(ModelError, match="not a checkpoint of nnssl"):
+        run("plan_like_dynamic", "-d", 4, "-n", "MAE", "-pc", model_folder(work, "2d") / "fold_0/checkpoint_final.pth")
     run("plan_like_dynamic", "-d", 4, "-n", "MAE", "-pc", checkpoint)
     dynamic, plans = (json.loads((preprocessed / f"{name}.json").read_text()) for name in DYNAMIC)
     assert dynamic["configurations"] == {"3d_fullres": plans["configurations"]["3d_fullres"]}

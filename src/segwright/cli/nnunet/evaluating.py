@@ -13,7 +13,7 @@ from segwright.cli.nnunet.options import Command, Values, flag, value, values
 from segwright.cli.options import environment
 from segwright.core.errors import ConfigError
 from segwright.core.files.json_documents import write_json
-from segwright.evaluation.crossval import accumulated_name
+from segwright.evaluation.crossval import accumulated_name, read_crossval
 from segwright.evaluation.postprocessing import PostProcessingResult
 from segwright.evaluation.scores import Scores
 from segwright.inference.export.postprocessing import NNUNET_FUNCTION, POSTPROCESSING_JSON
@@ -163,7 +163,7 @@ def accumulate(model: Path, folds: list[int], output: Path | None = None) -> tup
     The folder in the model's is replaced, as in nnU-Net; another one must be empty.
     """
     if output is None:
-        output = model / accumulated_name(folds)
+        output = model / accumulated_name(read_crossval(model, folds).folds)  # raises before anything is removed
         shutil.rmtree(output, ignore_errors=True)
     return output, api.accumulate_crossval(model, output, folds=folds).scores
 

@@ -77,9 +77,11 @@ def preprocess_like_nnssl(arguments: Values) -> None:
 
 def plan_like_dynamic(arguments: Values) -> None:
     """Copy plans for a training with a checkpoint of nnssl, whose encoder must be that of the plans."""
+    from segwright.interop.nnssl import open_checkpoint
+
     workspace = folders.preparing_workspace()
     dataset = folders.raw_dataset(workspace, arguments.text("-d")).name
-    checkpoint = _checkpoint(arguments)
+    checkpoint = open_checkpoint(_checkpoint(arguments)).path.absolute()
     plan = folders.load_plan(workspace, dataset, arguments.text("-pl"))
     if FULLRES not in plan.configurations:
         raise PlanError(f"{plan.plans_name}: no configuration {FULLRES}, which the checkpoint's network needs")

@@ -163,16 +163,18 @@ def _pair(results: Path, one: Model, other: Model, folds: Sequence[int], referen
     """
     name = ensemble_name(one.name, other.name, folds)
     folder = results / "ensembles" / name
+    pairs = [
+        [Workspace.fold_folder(results / model.name, fold) / VALIDATION for model in (one, other)] for fold in folds
+    ]
+    for validation in (validation for pair in pairs for validation in pair):
+        if not any(validation.glob("*.npz")):
+            raise ModelError(
+                f"{validation}: no probabilities of held-out cases; write them with nnUNetv2_train ... --val "
+                "--npz, or compare single models with --disable_ensembling"
+            )
     shutil.rmtree(folder, ignore_errors=True)
-    for fold in folds:
-        validations = [Workspace.fold_folder(results / model.name, fold) / VALIDATION for model in (one, other)]
-        for validation in validations:
-            if not any(validation.glob("*.npz")):
-                raise ModelError(
-                    f"{validation}: no probabilities of held-out cases; write them with nnUNetv2_train ... --val "
-                    "--npz, or compare single models with --disable_ensembling"
-                )
-        api.ensemble(validations, folder, overwrite=True)
+    for pair in pairs:
+        api.ensemble(pair, folder, overwrite=True)
     for document in (DATASET_JSON, PLANS_JSON):
         shutil.copyfile(results / one.name / document, folder / document)
     scored = api.evaluate(references, folder, dataset_json=folder / DATASET_JSON, environment=environment())
