@@ -113,6 +113,24 @@ def test_a_zip_file_holds_the_model_as_nnunet_packs_it(journey: Journey, image: 
     np.testing.assert_array_equal(labels(tmp_path / "ours", image), expected)
 
 
+def test_the_validation_is_exported_on_request(journey: Journey, exported: Path, tmp_path: Path) -> None:
+    assert not (exported / "fold_0" / "validation").exists()
+    target = tmp_path / "model"
+    assert call("export-model", journey.model, target, "--with-validation").exit_code == 0
+    made = {file.name: file.read_bytes() for file in (target / "fold_0" / "validation").iterdir()}
+    held_out = sorted((journey.model / "fold_0" / "validation").glob("*.nii.gz"))
+    summary = journey.model / "fold_0" / "validation" / "summary.json"
+    assert made == {file.name: file.read_bytes() for file in (*held_out, summary)}
+    shutil.copytree(journey.model, tmp_path / journey.model.name)
+    (tmp_path / journey.model.name / "fold_0" / "validation" / "summary.json").unlink()
+    refused = call("export-model", tmp_path / journey.model.name, tmp_path / "none", "--with-validation")
+    assert (refused.exit_code, "has no summary.json; validate the fold, or export without" in refused.stderr) == (
+        1,
+        True,
+    )
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_network_of_ones_own_is_not_exported(journey: Journey, tmp_path: Path) -> None:
     shutil.copytree(journey.model, tmp_path / "model")
     header = tmp_path / "model" / "fold_0" / "checkpoint_final.json"
