@@ -94,6 +94,12 @@ def entries_of(folder: Path) -> list[str]:
     return [*modules, *(path.name for path in folder.iterdir() if path.is_dir() and path.name != "__pycache__")]
 
 
+def test_test_modules_have_names_of_their_own() -> None:
+    modules = sorted(Path(__file__).parent.rglob("test_*.py"))
+    twins = {module.name for module in modules if sum(other.name == module.name for other in modules) > 1}
+    assert not twins, "pytest imports test modules by name alone"
+
+
 @pytest.mark.parametrize("folder", sorted({path.parent.relative_to(SOURCE).as_posix() for path in MODULES}))
 def test_folders_have_few_entries(folder: str) -> None:
     assert len(entries_of(SOURCE / folder)) <= MORE_ENTRIES.get(folder, MAX_ENTRIES)
