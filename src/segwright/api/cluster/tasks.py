@@ -45,7 +45,13 @@ class Task(BaseModel):
 
 
 class Prediction(BaseModel):
-    """A folder of images that the selected model predicts, in parts."""
+    """A folder of images that the selected model predicts, in parts.
+
+    Attributes:
+        images: the folder of images.
+        output: the folder for label maps.
+        parts: number of tasks that the cases are divided among.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -59,7 +65,10 @@ class RunSettings(BaseModel):
 
     Attributes:
         dataset: folder of the raw dataset.
-        raw: tree of raw datasets, as `Workspace.raw`; also `preprocessed`, `results` and `work`.
+        raw: tree of raw datasets, as `Workspace.raw`.
+        preprocessed: tree of preprocessed datasets, as `Workspace.preprocessed`.
+        results: tree of results, as `Workspace.results`.
+        work: the folder with these three trees, as `Workspace.work`; None if they lie apart.
         plans: name of the plans.
         configurations: that are trained and compared.
         folds: that are trained and compared.
@@ -102,7 +111,12 @@ class RunSettings(BaseModel):
 
 
 class TaskGraph(BaseModel):
-    """All tasks of a run, each after those that it needs."""
+    """All tasks of a run.
+
+    Attributes:
+        run: what the tasks share.
+        tasks: each after those that it needs.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
