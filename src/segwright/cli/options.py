@@ -148,6 +148,9 @@ Configurations = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, mps, or a GPU (cuda, cuda:1).")]
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Threads (default: every CPU it may use).")]
+FoldsToTrain = Annotated[
+    list[str] | None, typer.Option("--folds", metavar="0|0,1|all", help="Folds to train (default 0).")
+]
 Budget = Annotated[
     str | None, typer.Option("--budget", metavar="TIME", help="Training time of each fold, e.g. 90s, 10m, 1h30m.")
 ]

@@ -18,9 +18,7 @@ def run(
     context: typer.Context,
     dataset: options.Dataset,
     config: options.Configurations = None,
-    folds: Annotated[
-        list[str] | None, typer.Option("--folds", metavar="0|0,1|all", help="Folds to train (default 0).")
-    ] = None,
+    folds: options.FoldsToTrain = None,
     budget: options.Budget = None,
     epochs: options.Epochs = None,
     iterations: options.Iterations = None,
@@ -115,9 +113,7 @@ def tasks(
     context: typer.Context,
     dataset: options.Dataset,
     config: options.Configurations = None,
-    folds: Annotated[
-        list[str] | None, typer.Option("--folds", metavar="0|0,1|all", help="Folds to train (default 0).")
-    ] = None,
+    folds: options.FoldsToTrain = None,
     budget: options.Budget = None,
     epochs: options.Epochs = None,
     iterations: options.Iterations = None,
