@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -40,7 +41,8 @@ def tune_process() -> None:
       system. By default it maps every large array anew, and the system clears it page by page, a third of the time
       of a training step on the CPU. Peak memory grows by a few percent; after large images Segwright returns what is
       free.
-    * When the process ends, objects are not searched for garbage, which takes most of a second once torch is imported.
+    * When the process ends, objects are not searched for garbage, which takes most of a second once torch is imported;
+      except where Triton is imported, which would print every object that is left.
 
     Call it once at the start of a program that trains or predicts; more calls do nothing. The command line does so.
     Threads are not touched: beside other programs set `GOMP_SPINCOUNT=3000` before torch is imported, see
@@ -50,7 +52,7 @@ def tune_process() -> None:
         return
     _state.is_tuned = True
     _state.keeps_freed_memory = _keep_freed_memory()
-    atexit.register(gc.freeze)
+    atexit.register(_skip_last_collection)
 
 
 def release_freed_memory(num_bytes: int) -> None:
@@ -81,6 +83,11 @@ def gc_paused() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
+
+
+def _skip_last_collection() -> None:
+    if "triton" not in sys.modules:
+        gc.freeze()
 
 
 def _keep_freed_memory() -> bool:

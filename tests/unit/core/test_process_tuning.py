@@ -103,6 +103,13 @@ def test_glibc_keeps_freed_memory_after_tuning_alone() -> None:
     assert plain < 200 < 256 < tuned
 
 
+def test_nothing_is_printed_at_the_end_where_triton_is_imported() -> None:
+    pytest.importorskip("triton")
+    program = "import segwright; segwright.tune_process(); import triton"
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
 def test_the_collector_is_off_within_and_as_before_afterwards() -> None:
     with pytest.raises(ImportError), gc_paused():
         assert not gc.isenabled()
