@@ -92,6 +92,8 @@ def test_the_tasks_on_the_command_line_run_in_processes(tiny: Path, sequential: 
     api.predict(selected, tiny / "imagesTs", tmp_path / "expected", device="cpu")
     for file in (tmp_path / "expected").glob("*.nii.gz"):
         assert (out / file.name).read_bytes() == file.read_bytes()
+    joined, whole = (json.loads((folder / "prediction.json").read_text()) for folder in (out, tmp_path / "expected"))
+    assert (joined["options"], [*joined["cases"]]) == (whole["options"], [*whole["cases"]])
     assert "train 3d_fullres fold 1, needs preprocess 3d_fullres" in call(*command).stdout
 
 

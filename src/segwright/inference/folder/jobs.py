@@ -87,10 +87,10 @@ def make_jobs(
     file_ending: str,
     temperature: float,
 ) -> list[Job]:
-    """Return the jobs of the cases that belong to the part of `options`."""
+    """Return the jobs of all cases; those of a part are `jobs[part::parts]`."""
     form = options.probability_format
     jobs = []
-    for case in cases[options.part :: options.parts]:
+    for case in cases:
         name = case.identifier
         states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in case.images]
         jobs.append(

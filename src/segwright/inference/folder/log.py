@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from logging import getLogger
 from pathlib import Path
 from typing import Any, Final
@@ -58,6 +59,7 @@ class PredictionLog:
         same_model: entries of the other parts' logs, of the same model.
         other_models: entries of logs of other models.
         is_known: the folder has a log of this model.
+        devices: of the runs that the logs of this model record.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class PredictionLog:
         same_model: Sequence[Entries] = (),
         other_models: Sequence[Entries] = (),
         is_known: bool = False,
+        devices: Sequence[str] = (),
     ) -> None:
         self.path = path
         self.model = model
@@ -78,6 +81,7 @@ class PredictionLog:
         self._same_model = same_model
         self._other_models = other_models
         self._is_known = is_known
+        self.devices = devices
         self._lock = threading.Lock()
 
     @classmethod
@@ -91,20 +95,30 @@ class PredictionLog:
         """
         cases: Entries = {}
         same_model, other_models = [], []
+        devices: list[str] = []
         is_known = False
         for file in () if overwrite else sorted(path.parent.glob("prediction*.json")):
             if not _LOG_NAME.fullmatch(file.name):
                 continue
-            logged_model, entries = _read(file)
-            is_known |= logged_model == model
-            if logged_model != model:
-                other_models.append(entries)
-            elif file.name == path.name:
-                cases = entries
+            logged = _read(file)
+            if logged.model != model:
+                other_models.append(logged.cases)
+                continue
+            is_known = True
+            devices += logged.devices
+            if file.name == path.name:
+                cases = logged.cases
             else:
-                same_model.append(entries)
+                same_model.append(logged.cases)
         return cls(
-            path, model, options, cases=cases, same_model=same_model, other_models=other_models, is_known=is_known
+            path,
+            model,
+            options,
+            cases=cases,
+            same_model=same_model,
+            other_models=other_models,
+            is_known=is_known,
+            devices=sorted({*devices}),
         )
 
     def unfinished(self, jobs: Sequence[Job], reader: str) -> list[Job]:
@@ -114,17 +128,30 @@ class PredictionLog:
         """
         unfinished = []
         for job in jobs:
-            name = job.case.identifier
-            known = [each[name] for each in (self.cases, *self._same_model) if name in each]
-            complete = next((entry for entry in known if self._is_complete(entry, job, reader)), None)
-            if complete is not None:
-                self.cases[name] = complete
-                continue
-            unfinished.append(job)
-            changed = self._changed(known[0], job) if known and known[0].get("inputs") == job.inputs else ()
-            for file in filter(Path.is_file, changed):
-                logger.warning("%s: is damaged; predicted again", file)
+            known = [entry for entry in self._entries(job) if self._is_of_same_files(entry, job)]
+            unchanged = (entry for entry in known if not self._changed(entry, job))
+            corrected = (entry for entry in known if self._is_corrected(entry, job, reader))
+            complete = next(itertools.chain(unchanged, corrected), None)
+            if complete is None:
+                unfinished.append(job)
+            else:
+                self.cases[job.case.identifier] = complete
         return unfinished
+
+    def damaged(self, job: Job) -> list[Path]:
+        """Return the files of an unfinished job that were written for the same input, but differ from it now."""
+        entry = next(self._entries(job), {})
+        return [*filter(Path.is_file, self._changed(entry, job))] if entry.get("inputs") == job.inputs else []
+
+    def is_recorded(self, job: Job) -> bool:
+        """Whether a log of this model has an entry of the case, whatever its files and options."""
+        return any(self._entries(job))
+
+    def is_of_other_model(self, job: Job) -> bool:
+        """Whether another model predicted the label map as it is now."""
+        entries = [each.get(job.case.identifier, {}) for each in self._other_models]
+        states = [entry.get("files", {}).get(self._name(job.output)) for entry in entries]
+        return job.output.is_file() and any(_matches(job.output, state) for state in states)
 
     def require_unused(self, jobs: Sequence[Job]) -> None:
         """Check that no job would replace a prediction of another model or another program.
@@ -136,7 +163,7 @@ class PredictionLog:
         taken = [
             job.output.name
             for job in jobs
-            if job.output.exists() and (not self._is_known or self._is_of_other_model(job))
+            if job.output.exists() and (not self._is_known or self.is_of_other_model(job))
         ]
         if taken:
             raise WorkspaceError(
@@ -184,29 +211,28 @@ class PredictionLog:
     def _name(self, file: Path) -> str:
         return file.relative_to(self.path.parent).as_posix()
 
-    def _is_complete(self, entry: Mapping[str, Any], job: Job, reader: str) -> bool:
+    def _entries(self, job: Job) -> Iterator[dict[str, Any]]:
+        """Yield what the logs of this model say about a case, that of `path` first."""
+        name = job.case.identifier
+        return (each[name] for each in (self.cases, *self._same_model) if name in each)
+
+    def _is_of_same_files(self, entry: Mapping[str, Any], job: Job) -> bool:
         files = entry.get("files", {})
-        if entry.get("inputs") != job.inputs or not all(self._name(file) in files for file in job.files):
+        return entry.get("inputs") == job.inputs and all(self._name(file) in files for file in job.files)
+
+    def _is_corrected(self, entry: Mapping[str, Any], job: Job, reader: str) -> bool:
+        state = entry["files"][self._name(job.output)]
+        if self._changed(entry, job) != [job.output] or _matches(job.output, state, ignore_checksum=True):
             return False
-        changed = self._changed(entry, job)
-        was_edited = changed == [job.output] and not _matches(
-            job.output, files[self._name(job.output)], ignore_checksum=True
-        )
-        if was_edited and not self._is_of_other_model(job) and _is_readable(job.output, reader):
-            logger.info("%s: was changed since it was predicted; kept", job.output)
-            return True
-        return not changed
+        if self.is_of_other_model(job) or not _is_readable(job.output, reader):
+            return False
+        logger.info("%s: was changed since it was predicted; kept", job.output)
+        return True
 
     def _changed(self, entry: Mapping[str, Any], job: Job) -> list[Path]:
         """Return the files of a case that are not as the entry says, or are gone."""
         files = entry.get("files", {})
         return [file for file in job.files if self._name(file) in files and not _matches(file, files[self._name(file)])]
-
-    def _is_of_other_model(self, job: Job) -> bool:
-        """Return whether another model predicted the label map as it is now."""
-        entries = [each.get(job.case.identifier, {}) for each in self._other_models]
-        states = [entry.get("files", {}).get(self._name(job.output)) for entry in entries]
-        return job.output.is_file() and any(_matches(job.output, state) for state in states)
 
 
 def _state(file: Path, *, with_checksum: bool = False) -> list[int] | None:
@@ -235,8 +261,16 @@ def _is_readable(file: Path, reader: str) -> bool:
     return True
 
 
-def _read(file: Path) -> tuple[Any, Entries]:
-    """Return the model and the cases of a log."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Logged:
+    """A log as it was read."""
+
+    model: Any
+    devices: Sequence[str]
+    cases: Entries
+
+
+def _read(file: Path) -> _Logged:
     try:
         document = read_checked_json(file)
     except SegwrightError as error:
@@ -244,4 +278,7 @@ def _read(file: Path) -> tuple[Any, Entries]:
     cases = document.get("cases", {}) if isinstance(document, dict) else None
     if not isinstance(cases, dict) or not all(isinstance(entry, dict) for entry in cases.values()):
         raise WorkspaceError(f"{file}: expected an object with 'model' and 'cases', as predict writes it; {_REMEDY}")
-    return document.get("model"), cases
+    options = document.get("options")
+    devices = options.get("devices") if isinstance(options, dict) else None
+    names = [str(each) for each in devices] if isinstance(devices, list) else []
+    return _Logged(model=document.get("model"), devices=names, cases=cases)

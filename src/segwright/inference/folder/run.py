@@ -1,7 +1,8 @@
-"""Start a run over a folder: check its input, lock the output folder, find the cases that are not finished yet."""
+"""Open a run over a folder: check its input, lock the cases, find those that are not finished yet; join its parts."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,16 +13,16 @@ from typing import Any, Final
 from segwright.core.errors import DatasetError
 from segwright.core.files.atomic_io import require_writable_folder, sweep_leftovers
 from segwright.core.files.json_documents import write_json
-from segwright.core.files.locks import locked
-from segwright.core.files.names import below
 from segwright.data.description import DatasetDescription
 from segwright.data.labels import Labels
 from segwright.inference.export.writers import require_writable
 from segwright.inference.folder.failures import Failures
 from segwright.inference.folder.inputs import Images, find_cases, require_other_folder
 from segwright.inference.folder.jobs import Job, PredictOptions, make_jobs
+from segwright.inference.folder.joining import join_parts, warn_of_other_model
 from segwright.inference.folder.log import PREDICTION_JSON, PredictionLog, log_name
-from segwright.workspace import DATASET_JSON, LOCK, PLANS_JSON
+from segwright.inference.folder.run_locks import lock_logs, lock_part
+from segwright.workspace import DATASET_JSON, PLANS_JSON
 
 logger = getLogger(__name__)
 
@@ -80,24 +81,32 @@ def open_run(
     require_other_folder(images, output_folder)
     require_writable(reader, options.probability_format, uncertainty=options.uncertainty)
     cases, refused = find_cases(images, description, reader)
-    jobs = make_jobs(
+    all_jobs = make_jobs(
         cases, output_folder, options, labels=labels, file_ending=description.file_ending, temperature=temperature
     )
-    _require_distinct_files(jobs)
+    _require_distinct_files(all_jobs)
+    jobs = all_jobs[options.part :: options.parts]
+    others = [job for index, job in enumerate(all_jobs) if index % options.parts != options.part]
     for folder in sorted({output_folder, *(file.parent for job in jobs for file in job.files)}):
         require_writable_folder(folder)
-    name = log_name(options.part, options.parts)
-    with locked(below(output_folder, f".{name}{LOCK}"), f"predicting into {output_folder}", wait=options.wait):
-        log = PredictionLog.open(output_folder / name, model, settings, overwrite=options.overwrite)
+    with lock_part(output_folder, options.part, options.parts, wait=options.wait):
+        path = output_folder / log_name(options.part, options.parts)
+        log = PredictionLog.open(path, model, settings, overwrite=options.overwrite)
         todo = list(jobs) if options.overwrite else log.unfinished(jobs, reader)
         if not options.overwrite:
             log.require_unused(todo)
+            warn_of_other_model(log, others)
+        for file in itertools.chain.from_iterable(map(log.damaged, todo)):
+            logger.warning("%s: is damaged; predicted again", file)
         _sweep(log, jobs)
         write_json(output_folder / DATASET_JSON, description.raw(), indent=4)
         log.save()
         if len(todo) < len(jobs):
             logger.info("%d of %d cases are already predicted and kept", len(jobs) - len(todo), len(jobs))
         yield FolderRun(jobs=jobs, todo=todo, log=log, failures=Failures(refused))
+        if options.parts > 1:
+            with lock_logs(output_folder):
+                join_parts(log, all_jobs, reader)
 
 
 def _require_distinct_files(jobs: Sequence[Job]) -> None:

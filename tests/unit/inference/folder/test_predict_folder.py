@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 
 from segwright.core.errors import ConfigError, ProblemReport, SegwrightError, WorkspaceError
-from segwright.core.files.locks import locked
 from segwright.data.cases import Case
 from segwright.data.images.image_io import Volume, read_images
 from segwright.inference.export.writers import ProbabilityFormat
@@ -61,18 +59,6 @@ def test_files_hold_what_predicting_the_case_gives(predictor: Predictor, images:
         np.testing.assert_array_equal(archive["probabilities"], expected.probabilities)
         assert archive["probabilities"].shape == (3, *labels.shape)
     assert (tmp_path / "out" / "a.provenance.json").is_file()
-
-
-def test_two_runs_into_one_folder_wait_for_each_other(predictor: Predictor, images: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    with ThreadPoolExecutor(1) as pool:
-        with locked(out / ".prediction.json.lock", "predicting"):
-            second = pool.submit(predict_files, predictor, images, out)
-            with pytest.raises(TimeoutError):
-                second.result(0.3)
-            predict_files(predictor, images, out, part=0, parts=2)  # a part has a lock of its own
-        assert [record.kept for record in second.result(60)] == [True, False]
-    assert not [*out.glob(".*")]
 
 
 def test_the_journal_tells_model_versions_and_times(predictor: Predictor, images: Path, tmp_path: Path) -> None:
