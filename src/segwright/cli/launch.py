@@ -1,4 +1,4 @@
-"""Start the processes of one training (`--gpus N`); the only module that starts processes."""
+"""Start the processes of one training (`--gpus N`) or of the tasks of a run; the only module that starts processes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from typing import IO, Final
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from pathlib import Path
+from queue import Queue
+from threading import Event
+from typing import IO, Any, Final
 
 import typer
+from pydantic import ValidationError
 
+from segwright.api.cluster.tasks import RunSettings, Task, TaskGraph, TaskResult
 from segwright.cli.dist_env import device_of
 from segwright.cli.signals import known_signals
 from segwright.core.device import CPU
@@ -27,7 +33,12 @@ STOP_TIMEOUT_S: Final = 20.0
 SEGWRIGHT: Final = "from segwright.cli.main import main; main()"
 """Python source that runs the program."""
 
+_THREADS: Final = "OMP_NUM_THREADS"
+_SHARING: Final = ("train", "predict")
+"""Verbs of tasks that run at once and share the CPUs."""
+
 _POLL_S: Final = 0.1
+_CHILD_POLL_S: Final = 0.2
 _SHOWN_BYTES: Final = 16_000
 """Of the output of a failed process, from its end."""
 
@@ -54,9 +65,8 @@ def start(count: int, device: str, *, program: str = SEGWRIGHT) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    if "OMP_NUM_THREADS" not in os.environ:
-        common["OMP_NUM_THREADS"] = str(max(1, available_cpus() // count))
-    command = [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {program}", *sys.argv[1:]]
+    common |= _threads_of_one(count)
+    command = _command(program, *sys.argv[1:])
     with tempfile.TemporaryDirectory(prefix="segwright-ranks-") as folder:
         outputs = [open(os.path.join(folder, str(rank)), "w+b") for rank in range(1, count)]  # noqa: SIM115
         processes: list[subprocess.Popen[bytes]] = []
@@ -79,6 +89,106 @@ def start(count: int, device: str, *, program: str = SEGWRIGHT) -> None:
             _stop(processes)
             for output in outputs:
                 output.close()
+
+
+class ChildExecutor(Executor):
+    """Runs each task of a run in a `segwright` process of its own, whose log goes into the folder of the task.
+
+    When a run is stopped, its processes get SIGTERM: trainings save and end, everything else ends at once.
+
+    Args:
+        slots: Environment variables of the processes; as many tasks run at once.
+    """
+
+    def __init__(self, slots: Sequence[Mapping[str, str]]) -> None:
+        self._free: Queue[Mapping[str, str]] = Queue()
+        for slot in slots:
+            self._free.put(slot)
+        self._threads = ThreadPoolExecutor(len(slots), "segwright-child")
+        self._share = _threads_of_one(len(slots))
+        self._ending = Event()
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Submit a task, as `run_graph` does.
+
+        Args:
+            function: `api.run_task`, which the command `run-task` calls.
+            args: `RunSettings` and `Task`.
+            kwargs: none.
+        """
+        run, task = args
+        return self._threads.submit(self._run, run, task)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End running processes at once, and wait for them."""
+        self._ending.set()
+        self._threads.shutdown(wait, cancel_futures=cancel_futures)
+
+    def _run(self, run: RunSettings, task: Task) -> TaskResult:
+        slot = self._free.get()
+        try:
+            return self._run_child(run, task, {**slot, **(self._share if task.verb in _SHARING else {})})
+        finally:
+            self._free.put(slot)
+
+    def _run_child(self, run: RunSettings, task: Task, variables: Mapping[str, str]) -> TaskResult:
+        graph = TaskGraph(run=run, tasks=(task.model_copy(update={"needs": ()}),))
+        log = run.log_of(task)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        trust = ["--trust-code"] if run.names_code else []  # this command was told to
+        with tempfile.TemporaryDirectory(prefix="segwright-task-") as folder, open(log, "ab") as errors:
+            file, answer = Path(folder, "graph.json"), Path(folder, "result.json")
+            file.write_text(graph.model_dump_json(), encoding="utf-8")
+            with answer.open("wb") as output:
+                process = subprocess.Popen(
+                    _command(SEGWRIGHT, "run-task", str(file), task.name, "--json", *trust),
+                    env={**os.environ, **variables},
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=errors,
+                    start_new_session=True,  # or Ctrl-C would reach it as well as SIGTERM, as if sent again
+                )
+                is_stopped = self._wait_or_stop(process, run.stop_file)
+            return _result(task, process.returncode, answer.read_bytes(), log, is_stopped=is_stopped)
+
+    def _wait_or_stop(self, process: subprocess.Popen[bytes], stop_file: Path | None) -> bool:
+        """Wait for a process; return whether it was told to stop."""
+        is_stopped = False
+        while True:
+            try:
+                process.wait(_CHILD_POLL_S)
+                return is_stopped
+            except subprocess.TimeoutExpired:
+                if self._ending.is_set():
+                    _stop([process])
+                    is_stopped = True
+                elif not is_stopped and stop_file is not None and stop_file.exists():
+                    process.terminate()
+                    is_stopped = True
+
+
+def _result(task: Task, code: int, answer: bytes, log: Path, *, is_stopped: bool) -> TaskResult:
+    """Return what a process reported of its task, or how it ended, and where its log is."""
+    try:
+        result = TaskResult.model_validate_json(answer)
+    except ValidationError:
+        stopped = is_stopped and code in (EXIT_RESUMABLE, -signal.SIGTERM, -signal.SIGKILL)
+        reason = "stopped before it had begun" if stopped else f"its process {_describe_exit(code)}"
+        exit_code = EXIT_RESUMABLE if stopped else max(code, 1)
+        result = TaskResult(name=task.name, error=(reason,), exit_code=exit_code)
+    if result.error:
+        result = result.model_copy(update={"error": (*result.error, f"log: {log}")})
+    return result
+
+
+def _threads_of_one(count: int) -> dict[str, str]:
+    """Return the variable that divides the CPUs among processes; a user's own wins."""
+    return {} if _THREADS in os.environ else {_THREADS: str(max(1, available_cpus() // count))}
+
+
+def _command(program: str, *arguments: str) -> list[str]:
+    """Return the command line of a process that imports from where this one does."""
+    return [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {program}", *arguments]
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:

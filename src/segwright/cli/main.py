@@ -35,6 +35,7 @@ class Program(CommandGroup):
     functions = by_name(
         run.run,
         run.tasks,
+        run.run_task,
         datasets.init,
         datasets.convert,
         stages.check,

@@ -51,13 +51,20 @@ def resolve_device(name: str = "auto") -> torch.device:
         if not torch.backends.mps.is_available():
             raise ConfigError("device 'mps': this machine has no Apple GPU that torch can use; choose auto or cpu")
         return torch.device(MPS)
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    count, reason = count_gpus()
     if count == 0:
-        reason = "torch was built without CUDA" if torch.version.cuda is None else "no CUDA GPU was found"
         raise ConfigError(f"device '{name}': {reason}; choose auto or cpu, or install a CUDA build of torch")
     if index and int(index) >= count:
         raise ConfigError(f"device '{name}': this machine has {count} CUDA GPU(s), numbered from 0")
     return torch.device(name)
+
+
+def count_gpus() -> tuple[int, str]:
+    """Return the number of CUDA GPUs that torch can use, and why there are none; the reason is empty if there are."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count:
+        return count, ""
+    return 0, "torch was built without CUDA" if torch.version.cuda is None else "no CUDA GPU was found"
 
 
 @lru_cache(maxsize=1)  # so that the line is logged once

@@ -5,11 +5,15 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from copy import copy
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from segwright.core.text import printable
+
+if TYPE_CHECKING:
+    from rich.console import ConsoleRenderable
 
 T = TypeVar("T")
 
@@ -32,10 +36,33 @@ def progress(items: Iterable[T], *, title: str, total: int | None = None) -> Ite
     """Yield `items` and show progress; silent without a title, or where info is not logged."""
     if not title or not logger.isEnabledFor(logging.INFO):
         yield from items
-    elif sys.stderr.isatty():
+    elif is_live():
         yield from _bar(items, title, total)
     else:
         yield from _lines(items, title, total)
+
+
+def is_live() -> bool:
+    """Return whether progress is shown by drawing again and again: info is logged, and stderr is a terminal."""
+    return logger.isEnabledFor(logging.INFO) and sys.stderr.isatty()
+
+
+@contextmanager
+def live(draw: Callable[[], ConsoleRenderable]) -> Iterator[None]:
+    """Show at the bottom of the terminal what `draw` returns, twice a second; log lines appear above it."""
+    from rich.console import Console
+    from rich.live import Live
+
+    handlers = [each for each in logging.getLogger("segwright").handlers if isinstance(each, logging.StreamHandler)]
+    streams = [handler.stream for handler in handlers]
+    with Live(get_renderable=draw, console=Console(stderr=True), refresh_per_second=2):
+        for handler in handlers:
+            handler.setStream(sys.stderr)  # that of rich, which prints above the table
+        try:
+            yield
+        finally:
+            for handler, stream in zip(handlers, streams, strict=True):
+                handler.setStream(stream)
 
 
 class _PlainFormatter(logging.Formatter):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from logging import getLogger
@@ -212,18 +213,23 @@ def run_tasks(
     return [result.name for result in results if result.is_new]
 
 
-def run_task(run: RunSettings, task: Task) -> TaskResult:
+def run_task(run: RunSettings, task: Task, *, stop: StopRequest | None = None) -> TaskResult:
     """Run one task as far as needed, in any process; an error of the user is returned.
 
     Args:
         run: settings of its graph.
         task: a task of the graph; those that it needs are finished.
+        stop: request to stop; the stop file of the run is one, too.
     """
+    start = time.monotonic()
     try:
-        with stop_when_exists(run.stop_file) as stop:
-            return TaskResult(name=task.name, is_new=_perform(run, task, stop))
+        with stop_when_exists(run.stop_file, stop) as request:
+            is_new = _perform(run, task, request)
     except SegwrightError as error:
-        return TaskResult(name=task.name, error=error.lines(), exit_code=error.exit_code)
+        ended = TaskResult(name=task.name, error=error.lines(), exit_code=error.exit_code)
+    else:
+        ended = TaskResult(name=task.name, is_new=is_new)
+    return ended.model_copy(update={"seconds": time.monotonic() - start})
 
 
 def _perform(run: RunSettings, task: Task, stop: StopRequest) -> bool:
@@ -249,7 +255,7 @@ def _session(run: RunSettings) -> Session:
     trust = CodeTrust(references=frozenset(run.trusted), everything=run.trust_all, folder=run.code_folder)
     session = open_session(
         run.dataset,
-        Workspace(raw=run.raw, preprocessed=run.preprocessed, results=run.results, work=run.work),
+        run.workspace,
         environment=run.environment,
         trainer=run.trainer,
         model_name=run.model_name,

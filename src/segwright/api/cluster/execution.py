@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from contextlib import contextmanager
-from logging import getLogger
 from pathlib import Path
 from threading import Event, Thread
 from typing import Final
 
+from segwright.api.cluster.progress import TaskProgress
 from segwright.api.cluster.tasks import RunSettings, Task, TaskGraph, TaskResult
 from segwright.core.errors import SegwrightError
 from segwright.core.interrupt import EXIT_RESUMABLE, Interrupted, StopRequest
-
-logger = getLogger(__name__)
 
 POLL_S: Final = 0.5
 """Between two looks at a stop request or a stop file."""
@@ -92,13 +90,18 @@ class _GraphRun:
         self._executor = executor
         self._done = set(finished)
         self._running: dict[Future[TaskResult], Task] = {}
+        self._progress = TaskProgress(graph, finished)
         self.stop = stop
         self.todo = {task.name: task for task in graph.tasks if task.name not in self._done}
         self.results: list[TaskResult] = []
         self.unexpected: Exception | None = None
 
     def complete(self) -> None:
-        """Run all tasks that can be run."""
+        """Run all tasks that can be run, and show them."""
+        with self._progress.shown():
+            self._complete()
+
+    def _complete(self) -> None:
         self._submit_ready()
         while self._running:
             try:
@@ -114,17 +117,18 @@ class _GraphRun:
                 self._end_running()
             else:
                 self._submit_ready()
+            self._progress.update(task.name for future, task in self._running.items() if future.running())
 
     def _submit_ready(self) -> None:
         for task in [each for each in self.todo.values() if self._done.issuperset(each.needs)]:
             del self.todo[task.name]
+            self._progress.submit(task.name)
             try:
                 future = self._executor.submit(self._run_task, self._graph.run, task)
             except BrokenExecutor as error:
                 self._add(_lost(task, error))
             else:
                 self._running[future] = task
-                logger.info("%s: submitted", task.name)
 
     def _collect(self, future: Future[TaskResult], task: Task) -> None:
         try:
@@ -132,22 +136,20 @@ class _GraphRun:
         except BrokenExecutor as error:
             self._add(_lost(task, error))
         except Exception as error:  # a bug: raised when the other tasks have ended
-            logger.error("%s: ended with an unexpected error", task.name)
+            self._progress.end(TaskResult(name=task.name, error=(repr(error),)))
             self.unexpected = self.unexpected or error
 
     def _add(self, result: TaskResult) -> None:
         self.results.append(result)
-        if result.error:
-            logger.warning("%s: failed", result.name)
-        else:
+        self._progress.end(result)
+        if not result.error:
             self._done.add(result.name)
-            logger.info("%s: %s", result.name, "done" if result.is_new else "was done before")
 
     def _end_running(self) -> None:
         """Cancel tasks that have not begun, and ask the others to end."""
-        self._running = {future: task for future, task in self._running.items() if not future.cancel()}
         if self._graph.run.stop_file is not None:
             self._graph.run.stop_file.touch()
+        self._running = {future: task for future, task in self._running.items() if not future.cancel()}
 
 
 def _lost(task: Task, error: BrokenExecutor) -> TaskResult:
@@ -156,20 +158,30 @@ def _lost(task: Task, error: BrokenExecutor) -> TaskResult:
 
 
 @contextmanager
-def stop_when_exists(file: Path | None) -> Iterator[StopRequest]:
-    """Yield a stop request that is made when a file exists: so a run stops its tasks in other processes."""
-    stop, ended = StopRequest(), Event()
+def stop_when_exists(file: Path | None, stop: StopRequest | None = None) -> Iterator[StopRequest]:
+    """Yield a stop request that is made when a file exists: so a run stops its tasks in other processes.
+
+    Args:
+        file: the file; None if there is no such file.
+        stop: the request, which others may make too; by default a new one.
+
+    Raises:
+        Interrupted: the file exists already.
+    """
+    if file is not None and file.exists():
+        raise Interrupted("the run was stopped before this task began")
+    request, ended = stop or StopRequest(), Event()
 
     def look() -> None:
         while file is not None and not ended.wait(POLL_S):
             if file.exists():
-                stop.request("the run was stopped")
+                request.request("the run was stopped")
                 return
 
     thread = Thread(target=look, name="segwright-stop-file", daemon=True)
     thread.start()
     try:
-        yield stop
+        yield request
     finally:
         ended.set()
         thread.join()

@@ -12,7 +12,9 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from segwright.core.errors import ConfigError, did_you_mean
 from segwright.data.plan import Plan
+from segwright.workspace import Workspace
 
 SCHEMA_VERSION: Final = 1
 
@@ -109,6 +111,35 @@ class RunSettings(BaseModel):
     prediction: Prediction | None = None
     stop_file: Path | None = None
 
+    @property
+    def workspace(self) -> Workspace:
+        """The trees in which the tasks read and write."""
+        return Workspace(raw=self.raw, preprocessed=self.preprocessed, results=self.results, work=self.work)
+
+    @property
+    def names_code(self) -> bool:
+        """Whether a task may import code that these settings name."""
+        return bool(self.trust_all or self.trusted or self.nnunet_trainer)
+
+    def folder_of(self, task: Task) -> Path:
+        """Return the folder that a task writes: of the fold, preprocessed dataset, its results or predictions."""
+        name = self.dataset.name
+        if task.verb == "preprocess":
+            return self.workspace.preprocessed_dataset(name)
+        if task.verb == "select":
+            return self.workspace.selected_folder(name).parent
+        if task.verb == "predict":
+            assert self.prediction is not None, "the graph of a prediction says of what"
+            return self.prediction.output
+        assert task.configuration is not None, f"{task.name}: has a configuration"
+        assert task.fold is not None, f"{task.name}: has a fold"
+        model = self.workspace.model_folder(name, self.model_name, self.plans, task.configuration)
+        return Workspace.fold_folder(model, task.fold)
+
+    def log_of(self, task: Task) -> Path:
+        """Return the file for the log of a task that has a process of its own, in the folder in which it writes."""
+        return self.folder_of(task) / f"{task.name.replace(' ', '_')}.log"
+
 
 class TaskGraph(BaseModel):
     """All tasks of a run.
@@ -123,6 +154,17 @@ class TaskGraph(BaseModel):
     schema_version: int = SCHEMA_VERSION
     run: RunSettings
     tasks: tuple[Task, ...]
+
+    def task(self, name: str) -> Task:
+        """Return a task by name.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        for task in self.tasks:
+            if task.name == name:
+                return task
+        raise ConfigError(f"no task is named '{name}'{did_you_mean(name, [task.name for task in self.tasks])}")
 
     @model_validator(mode="after")
     def _require_order(self) -> TaskGraph:
@@ -144,6 +186,7 @@ class TaskResult(BaseModel):
         is_new: whether anything was missing; False if it was finished before.
         error: lines of the error that ended it; empty if it is finished.
         exit_code: of that error, as the command line would end.
+        seconds: that it took in its process; 0 where unknown.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -152,6 +195,7 @@ class TaskResult(BaseModel):
     is_new: bool = False
     error: tuple[str, ...] = ()
     exit_code: int = 0
+    seconds: float = 0.0
 
 
 def build_graph(run: RunSettings, plan: Plan, *, num_folds: int) -> TaskGraph:

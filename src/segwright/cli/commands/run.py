@@ -1,4 +1,4 @@
-"""The commands `run` and `tasks`."""
+"""The commands `run`, `tasks` and `run-task`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from segwright.cli import options
+from segwright.cli import executors, options
 from segwright.cli.commands.selecting import print_selection
 from segwright.cli.dist_env import device_of, process_group, rank_info_from_env
 from segwright.cli.signals import stop_on_signals
@@ -41,6 +41,17 @@ def run(
     gpu_memory: options.GpuMemory = None,
     device: options.Device = "auto",
     gpus: options.Gpus = 1,
+    dask: Annotated[
+        str | None,
+        typer.Option("--dask", metavar="ADDRESS|FILE.json", help="Run tasks on the workers of this Dask scheduler."),
+    ] = None,
+    local_gpus: Annotated[
+        str | None, typer.Option("--local-gpus", metavar="0,1|all", help="Train several folds, one on each GPU.")
+    ] = None,
+    local_cpus: Annotated[
+        int | None,
+        typer.Option("--local-cpus", metavar="N", min=1, help="Train N folds at once, on the CPUs of this machine."),
+    ] = None,
     workers: options.Workers = None,
     no_wait: options.NoWait = False,
     as_json: options.AsJson = False,
@@ -57,13 +68,19 @@ def run(
         deterministic=deterministic,
         cache=cache,
     )
+    executors.require_one_engine(dask=dask, local_gpus=local_gpus, local_cpus=local_cpus, gpus=gpus)
+    device = executors.task_device(device, local_cpus)
     rank_info = rank_info_from_env(options.environment())
     if rank_info is None and gpus > 1:
         from segwright.cli import launch
 
         launch.start(gpus, device)
         return
-    with stop_on_signals() as stop, process_group(rank_info, device) as distributed:
+    with (
+        stop_on_signals() as stop,
+        process_group(rank_info, device) as distributed,
+        executors.task_executor(device, dask=dask, local_gpus=local_gpus, local_cpus=local_cpus) as executor,
+    ):
         report = api.run(
             dataset,
             workspace=options.workspace_of(context),
@@ -87,6 +104,7 @@ def run(
             workers=workers,
             wait=not no_wait,
             distributed=distributed,
+            executor=executor,
             stop=stop,
             trust_code=options.code_trust(trust_code),
         )
@@ -177,3 +195,31 @@ def tasks(
         return
     for task in graph.tasks:
         print_line(f"{task.name}, needs {', '.join(task.needs)}" if task.needs else task.name)
+
+
+def run_task(
+    graph: Annotated[Path, typer.Argument(metavar="GRAPH.json", help="What 'segwright tasks --json' printed.")],
+    task: Annotated[str, typer.Argument(metavar="TASK", help="Name of a task, such as 'train 2d fold 0'.")],
+    trust_code: Annotated[bool, typer.Option("--trust-code", help="Import the code that the graph names.")] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Run one task of a run as far as it is not finished; exit code 75 means: start it again to continue."""
+    from segwright import api
+    from segwright.api.cluster.execution import TaskError
+    from segwright.api.cluster.tasks import TaskGraph
+    from segwright.core.errors import ConfigError
+    from segwright.core.files.json_documents import parse_document
+
+    document = parse_document(TaskGraph, graph)
+    run, chosen = document.run, document.task(task)
+    if run.names_code and not trust_code:
+        code = ", ".join([*run.trusted, *([run.nnunet_trainer] if run.nnunet_trainer else ())]) or "any code"
+        raise ConfigError(f"{graph}: trusts {code}, which would be imported; if you do too, add --trust-code")
+    with stop_on_signals() as stop:
+        result = api.run_task(run, chosen, stop=stop)
+    if as_json:
+        print_json(result.model_dump(mode="json"))
+        raise typer.Exit(result.exit_code)
+    if result.error:
+        raise TaskError([result], [])
+    print_line(f"{task}: {'done' if result.is_new else 'was done before'}")
