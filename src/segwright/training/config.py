@@ -168,7 +168,8 @@ class TrainConfig(BaseModel):
     """On CUDA, compute instance norm and LeakyReLU in one kernel and 3D images in channels-last, where Triton works."""
     seed: int = 12345
     deterministic: bool = False
-    """Bit-identical results: slower algorithms where the fast ones sum in any order. Not with a budget."""
+    """Bit-identical results with the same number of threads: slower algorithms where the fast ones sum in any order.
+    Not with a budget."""
     save_every: int = Field(default=50, ge=1)
     """Epochs between two saves of `checkpoint_latest`."""
     save_interval_s: float = Field(default=600.0, gt=0)

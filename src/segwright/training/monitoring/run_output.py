@@ -21,7 +21,7 @@ from segwright.training.monitoring.logbook import LOG_FILE, Logbook, Metric, row
 from segwright.training.monitoring.loggers import METRICS_FILE, JsonlLogger, MetricLogger, SafeLogger
 from segwright.training.monitoring.network_plot import plot_network
 from segwright.training.monitoring.progress_plot import plot
-from segwright.training.monitoring.run_record import debug_document, write_documents
+from segwright.training.monitoring.run_record import debug_document, warn_of_other_threads, write_documents
 from segwright.training.monitoring.stagnation import stagnation_warnings
 from segwright.training.monitoring.status import State, StatusFile, make_status
 from segwright.training.monitoring.trackers import open_loggers, require_loggers
@@ -88,6 +88,7 @@ class RunOutput:
         """
         sweep_leftovers(self._folder)
         sweep_leftovers(self._folder.parent, is_shared=True)
+        warn_of_other_threads(self._folder, record)
         debug = debug_document({**attributes, "loggers": self.loggers}, device)
         write_documents(self._folder, plan, description, record=record, debug=debug)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from segwright.data.description import DatasetDescription
 from segwright.data.plan import Plan
 from segwright.training.config import TrainConfig
 from segwright.workspace import DATASET_JSON, PLANS_JSON, TRAIN_JSON
+
+logger = getLogger(__name__)
 
 DEBUG_JSON = "debug.json"
 SCHEMA_VERSION = 1
@@ -91,6 +95,27 @@ def train_record(
         "git_commit": git_commit(Path(segwright.__file__).parents[2]),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def warn_of_other_threads(folder: Path, record: Mapping[str, Any]) -> None:
+    """Warn if a deterministic training goes on with another number of threads, which changes how sums are rounded.
+
+    Args:
+        folder: of the fold, with the `train.json` of the run before, if there was one.
+        record: `train_record` of this run.
+    """
+    try:
+        before = json.loads((folder / TRAIN_JSON).read_text(encoding="utf-8"))["threads"]
+    except (OSError, ValueError, KeyError, TypeError):  # the first run, or a damaged record, which is replaced now
+        return
+    if record["config"]["deterministic"] and before != record["threads"]:
+        logger.warning(
+            "deterministic: this training ran with %s threads and goes on with %d, so its weights will not be those of "
+            "an uninterrupted one to the last bit; set OMP_NUM_THREADS=%s for that",
+            before,
+            record["threads"],
+            before,
+        )
 
 
 def git_commit(folder: Path) -> str | None:
