@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from segwright.data.images.image_io import read_images, read_label
 from segwright.data.labels import Labels
 from segwright.data.phantom import write_dataset
 from segwright.evaluation.scores import evaluate_case
+from segwright.inference.models.selected import read_selected
+from segwright.report.results import SelectionReport
 from segwright.workspace import Workspace
 
 READER = "SimpleITKIO"
@@ -93,6 +96,45 @@ def test_folds_of_different_networks_are_not_selected(work: Path) -> None:
     assert done.exit_code == 1
     assert "its folds were trained as different models, the network differs (fold 0:" in done.stderr
     assert not (results / "model").exists()
+
+
+def run_folds(work: Path, *folds: int) -> SelectionReport:
+    options: dict[str, Any] = {"configurations": ["2d"], "device": "cpu", "workers": 1}
+    report = api.run(
+        work / "raw" / "Dataset007_Tiny", workspace=Workspace.under(work), folds=folds, **options
+    ).selection
+    assert report is not None
+    return report
+
+
+def folds_of_members(work: Path) -> set[tuple[int | str, ...]]:
+    return {member.folds for member in read_selected(work / "results" / "Dataset007_Tiny" / "model").members}
+
+
+def test_of_two_runs_at_once_the_last_selects_with_the_folds_of_both(
+    work: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        reports = [*pool.map(lambda fold: run_folds(work, fold), (0, 2))]
+    assert [report.comparison.folds for report in reports] == [(0, 2), (0, 2)]
+    assert sorted(report.is_new for report in reports) == [False, True]
+    assert folds_of_members(work) == {(0, 2)}
+    shutil.rmtree(work / "results" / "Dataset007_Tiny" / MODELS[0] / "fold_2")
+    assert run_folds(work, 0).comparison.folds == (0,)
+    assert "the selection that is replaced scored fold 2 too, the new one only 0" in caplog.text
+
+
+def test_a_run_selects_with_its_own_folds_where_others_have_another_network(
+    work: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    header = work / "results" / "Dataset007_Tiny" / MODELS[0] / "fold_2" / "checkpoint_final.json"
+    document = json.loads(header.read_text())
+    document.pop("checksum", None)
+    header.write_text(json.dumps({**document, "network": {"reference": "residual-unet", "kwargs": {}}}))
+    assert run_folds(work, 0).comparison.folds == (0,)
+    assert "the network differs" in caplog.text
+    assert "; only folds of this run are compared: 0" in caplog.text
+    assert folds_of_members(work) == {(0,)}
 
 
 def test_a_selected_model_knows_its_limits(work: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from logging import getLogger
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import ValidationError
 
@@ -102,9 +102,7 @@ def select(
     """
     session = open_session(dataset, workspace, environment=environment, trust=CodeTrust.of(trust_code), wait=wait)
     models = find_trained(session, configurations=configurations, plans=plans, names=names)
-    for model in open_trained(models, folds):
-        for fold in model.crossval.folds:
-            refresh_fold(session, model.plan, model.configuration, Workspace.fold_folder(model.folder, fold))
+    _refresh_folds(session, models, folds)
     return select_models(
         session, models, folds=folds, ensembles=ensembles, output=output, device=device, workers=workers
     )
@@ -119,18 +117,30 @@ def select_after_run(
     device: str = "auto",
     workers: int | None = None,
 ) -> SelectionReport:
-    """Select among the configurations of a run and earlier ones of the same plans with the same folds."""
-    options: dict[str, Any] = {"folds": folds, "device": device, "workers": workers, "made_by": "run"}
+    """Select among the configurations of a run and earlier ones of the same plans with the same folds.
+
+    As `select` does, it scores all finished folds that these models have: of runs with different folds, the last one to
+    end selects with the folds of all. Where other folds or models do not fit, a warning says what is left out.
+    """
     models = {name: model_folder(session, plan, name) for name in sorted({*names, *plan.configuration_names})}
     compared = [folder for name, folder in models.items() if name in names or {*folds} <= {*comparable_folds(folder)}]
     own = [models[name] for name in sorted(set(names))]
+
+    def select_in(folders: Sequence[Path], numbers: Sequence[int] | None) -> SelectionReport:
+        return select_models(session, folders, folds=numbers, device=device, workers=workers, made_by="run")
+
     try:
-        return select_models(session, compared, **options)
+        _refresh_folds(session, compared, None)
+        return select_in(compared, None)
+    except (ModelError, ProblemReport) as error:
+        logger.warning("%s; only folds of this run are compared: %s", error, ", ".join(map(str, folds)))
+    try:
+        return select_in(compared, folds)
     except (ModelError, ProblemReport) as error:
         if compared == own:
             raise
         logger.warning("%s; only the models of this run are compared", error)
-        return select_models(session, own, **options)
+        return select_in(own, folds)
 
 
 def select_models(
@@ -216,6 +226,7 @@ def _select(
     shortcoming = find_shortcoming(fold_folders, comparison.dice)
     members = [each for each in trained if each.name in selection.winner.members]
     estimates = fit_estimates(session, members, winners, selection.winner.scores, device=device, workers=workers)
+    _warn_of_fewer_folds(target, common)
     write_selected(
         target,
         winner_sources,
@@ -239,6 +250,24 @@ def _select(
         is_new=True,
         shortcoming=shortcoming,
     )
+
+
+def _refresh_folds(session: Session, models: Sequence[Path], folds: Sequence[int] | None) -> None:
+    """Score the folds to compare with the current labels if these changed."""
+    for model in open_trained(models, folds):
+        for fold in model.crossval.folds:
+            refresh_fold(session, model.plan, model.configuration, Workspace.fold_folder(model.folder, fold))
+
+
+def _warn_of_fewer_folds(target: Path, folds: Sequence[int]) -> None:
+    """Warn if the selection that is replaced scored more folds than the new one."""
+    before = read_selected(target).selection.get("folds", ()) if is_selected(target) else ()
+    left_out = [str(fold) for fold in before if fold not in folds]
+    if left_out:
+        logger.warning(
+            "%s: the selection that is replaced scored fold %s too, the new one only %s",
+            *(target, ", ".join(left_out), ", ".join(map(str, folds))),
+        )
 
 
 def _source(model: TrainedModel, folds: Sequence[int] | None) -> Source:
