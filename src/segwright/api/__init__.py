@@ -29,9 +29,9 @@ if TYPE_CHECKING:  # what `_MODULES` says, for type checkers; tests/unit/api/tes
     from segwright.api.models.exchange import import_model as import_model
     from segwright.api.models.installing import InstalledModel as InstalledModel
     from segwright.api.models.installing import install as install
+    from segwright.api.plans import PlanOptions as PlanOptions
     from segwright.api.predicting import load_model as load_model
     from segwright.api.predicting import predict as predict
-    from segwright.api.preparing import PlanOptions as PlanOptions
     from segwright.api.preparing import check as check
     from segwright.api.preparing import explain as explain
     from segwright.api.preparing import fingerprint as fingerprint
@@ -63,8 +63,9 @@ _MODULES: Final = {
     "evaluating": ("compare", "evaluate"),
     "models.exchange": ("export_model", "import_model"),
     "models.installing": ("InstalledModel", "install"),
+    "plans": ("PlanOptions",),
     "predicting": ("load_model", "predict"),
-    "preparing": ("PlanOptions", "check", "explain", "fingerprint", "plan", "plan_from_fingerprint", "preprocess"),
+    "preparing": ("check", "explain", "fingerprint", "plan", "plan_from_fingerprint", "preprocess"),
     "reporting": ("find_fingerprint", "find_plan", "find_scores", "write_report"),
     "running": ("demo", "run"),
     "selecting": ("select",),

@@ -21,14 +21,15 @@ from segwright.api import (
     selecting,
     splitting,
     training,
+    training_options,
     training_runs,
 )
 from segwright.api.checks.usability import find_shortcoming
 from segwright.api.cluster import distributing
 from segwright.api.models.finding import find_model
-from segwright.api.preparing import PlanOptions
+from segwright.api.plans import DEFAULT_OPTIONS, PlanOptions, make_plan
 from segwright.api.session import Session, dataset_lock, open_session, trainer_name
-from segwright.api.training_runs import TrainOptions
+from segwright.api.training_options import TrainOptions
 from segwright.core.extensions.given import reference_to
 from segwright.core.extensions.trust import TrustCode
 from segwright.core.files.names import below
@@ -159,8 +160,8 @@ def run(
     trainer = None if trainer is None else reference_to(trainer)
     model_name = name_of_model(name, trainer_name(trainer), chosen.get("network"))
     options = TrainOptions(settings=chosen, device=device, distributed=distributed, stop=stop)
-    training_runs.require_options(options)
-    trust = training_runs.trusted_code(trust_code, chosen, trainer)
+    training_options.require_options(options)
+    trust = training_options.trusted_code(trust_code, chosen, trainer)
     presets.preset(preset)
     session = open_session(
         dataset,
@@ -172,7 +173,7 @@ def run(
         split_options=splitting.split_options(groups, stratify=stratify),
         wait=wait,
     )
-    session = training_runs.with_nnunet_trainer(session, nnunet_trainer)
+    session = training_options.with_nnunet_trainer(session, nnunet_trainer)
     if executor is not None:
         distributing.require_portable(session, options, executor)
     numbers = splitting.chosen_folds(session, folds)
@@ -230,7 +231,7 @@ def demo(
 
     start = time.monotonic()
     options = TrainOptions(settings={"budget_s": budgeting.parse_duration(budget) or DEMO_BUDGET_S}, device=device)
-    training_runs.require_options(options)
+    training_options.require_options(options)
     place = Path(folder).absolute()
     workspace = Workspace.under(place)
     predictions, pictures = (below(place, part) for part in _DEMO_PARTS)
@@ -245,7 +246,7 @@ def demo(
     session = open_session(raw, workspace)
     with dataset_lock(session, "measuring and planning"):
         measured, _ = preparing.make_fingerprint(session)
-        plan, _ = preparing.make_plan(session, measured, preparing.DEFAULT_OPTIONS)
+        plan, _ = make_plan(session, measured, DEFAULT_OPTIONS)
     if not preparing.cases_are_fresh(session, plan, DEMO_CONFIGURATION):
         preparing.preprocess_cases(session, plan, DEMO_CONFIGURATION)
     # Train on all cases: the score comes from the test cases, so none is held out.
@@ -293,7 +294,7 @@ def _prepare(
     with dataset_lock(session, "measuring and planning"):
         measured, was_measured = preparing.make_fingerprint(session, workers=workers)
         splitting.write_splits(session, workers=workers)
-        plan, was_planned = preparing.make_plan(session, measured, planning, prefer_existing=True)
+        plan, was_planned = make_plan(session, measured, planning, prefer_existing=True)
         names = distributing.chosen_configurations(plan, configurations)
         is_plain = planning.name is None and session.trainer is None and session.nnunet_trainer is None
         if is_plain and "budget_s" in settings and not training_runs.has_training(session, plan, names, folds):

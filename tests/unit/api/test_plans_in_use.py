@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from segwright.api import preparing
-from segwright.api.preparing import PlanOptions
+from segwright.api.plans import PlanOptions, make_plan
 from segwright.api.session import open_session
 from segwright.core.errors import PlanError
 from segwright.data.phantom import write_dataset
@@ -105,7 +105,7 @@ def test_a_run_plans_with_the_options_of_the_plan_command(work: Workspace, caplo
     write_more(work)
     session = open_session(NAME, work)
     found, _ = preparing.make_fingerprint(session)
-    again, is_new = preparing.make_plan(session, found, PlanOptions(), prefer_existing=True)
+    again, is_new = make_plan(session, found, PlanOptions(), prefer_existing=True)
     assert is_new
     assert again.image_reader_writer == made.image_reader_writer
     assert again.configuration("2d").spacing == (2.0, 2.0)
@@ -116,9 +116,9 @@ def test_a_run_may_ask_for_another_gpu_memory_than_the_plan_command(work: Worksp
     preparing.plan(NAME, workspace=work, options=PlanOptions(gpu_memory_gb=100.0, reorient=True))
     session = open_session(NAME, work)
     found, _ = preparing.make_fingerprint(session)
-    kept, _ = preparing.make_plan(session, found, PlanOptions(), prefer_existing=True)
+    kept, _ = make_plan(session, found, PlanOptions(), prefer_existing=True)
     assert kept.segwright["gpu_memory_gb"] == 100
-    other, is_new = preparing.make_plan(session, found, PlanOptions(gpu_memory_gb=20.0), prefer_existing=True)
+    other, is_new = make_plan(session, found, PlanOptions(gpu_memory_gb=20.0), prefer_existing=True)
     assert (other.segwright["gpu_memory_gb"], is_new) == (20, True)
     assert other.image_reader_writer.endswith("WithReorient")
 
@@ -131,7 +131,7 @@ def test_a_run_keeps_the_plans_of_its_trainings_when_the_dataset_changed(
     write_more(work)
     session = open_session(NAME, work)
     found, _ = preparing.make_fingerprint(session)
-    _, is_new = preparing.make_plan(session, found, PlanOptions(), prefer_existing=True)
+    _, is_new = make_plan(session, found, PlanOptions(), prefer_existing=True)
     assert not is_new
     assert _document(work) == before
     assert "is kept although dataset or options changed since" in caplog.text

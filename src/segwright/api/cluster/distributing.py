@@ -10,12 +10,12 @@ from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from segwright.api import predicting, preparing, selecting, splitting, training, training_runs
+from segwright.api import predicting, preparing, selecting, splitting, training, training_options, training_runs
 from segwright.api.cluster.execution import run_graph, stop_when_exists
 from segwright.api.cluster.tasks import Prediction, RunSettings, Task, TaskGraph, TaskResult, build_graph
-from segwright.api.preparing import DEFAULT_PLANS
+from segwright.api.plans import DEFAULT_PLANS, load_plan
 from segwright.api.session import Session, open_session, trainer_name
-from segwright.api.training_runs import TrainOptions
+from segwright.api.training_options import TrainOptions
 from segwright.core.errors import ConfigError, SegwrightError
 from segwright.core.extensions.given import GivenObject, reference_to
 from segwright.core.extensions.trust import CodeTrust, TrustCode
@@ -94,12 +94,12 @@ def tasks(
         environment=environment,
         trainer=reference,
         model_name=name_of_model(name, trainer_name(reference), chosen.get("network")),
-        trust=training_runs.trusted_code(trust_code, chosen, reference),
+        trust=training_options.trusted_code(trust_code, chosen, reference),
     )
-    session = training_runs.with_nnunet_trainer(session, nnunet_trainer)
+    session = training_options.with_nnunet_trainer(session, nnunet_trainer)
     options = TrainOptions(settings=chosen, device=device)
     require_portable(session, options)
-    plan = preparing.load_plan(session, plans)
+    plan = load_plan(session, plans)
     names = chosen_configurations(plan, configurations)
     numbers = splitting.chosen_folds(session, folds)
     return task_graph(
@@ -237,7 +237,7 @@ def _perform(run: RunSettings, task: Task, stop: StopRequest) -> bool:
     session = _session(run)
     if task.verb == "predict":
         return _predict(session, run, task)
-    plan = preparing.load_plan(session, run.plans)
+    plan = load_plan(session, run.plans)
     if task.verb == "select":
         names, folds = run.configurations, run.folds
         return selecting.select_after_run(session, plan, names, folds, device=run.device, workers=run.workers).is_new
@@ -261,7 +261,7 @@ def _session(run: RunSettings) -> Session:
         model_name=run.model_name,
         trust=trust,
     )
-    return training_runs.with_nnunet_trainer(session, run.nnunet_trainer)
+    return training_options.with_nnunet_trainer(session, run.nnunet_trainer)
 
 
 def _predict(session: Session, run: RunSettings, task: Task) -> bool:

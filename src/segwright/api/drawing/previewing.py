@@ -10,15 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
-from segwright.api.preparing import (
-    DEFAULT_PLANS,
-    cases_are_fresh,
-    cases_folder,
-    load_plan,
-    preprocess_cases,
-)
+from segwright.api.plans import DEFAULT_PLANS, load_plan
+from segwright.api.preparing import cases_are_fresh, cases_folder, preprocess_cases
 from segwright.api.session import Session, open_session
-from segwright.api.training_runs import TrainOptions, require_options, training_cases, trusted_code
+from segwright.api.training_options import TrainOptions, require_options, trusted_code
+from segwright.api.training_runs import training_cases
 from segwright.core.errors import ConfigError, SegwrightError
 from segwright.core.extensions.trust import TrustCode
 from segwright.core.files.atomic_io import write_text
