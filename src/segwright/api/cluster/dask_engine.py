@@ -153,7 +153,7 @@ def _connected(address: str) -> Iterator[Client]:
         connect = partial(connect, address)
     try:
         client = connect()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, MemoryError) as error:  # Dask reads another protocol's first bytes as a length
         raise ConfigError(
             f"Dask scheduler {address}: does not answer ({error}); expected a running dask scheduler, given as "
             "tcp://HOST:PORT or as its scheduler file"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import socket
 import sys
+import threading
 from concurrent.futures import BrokenExecutor, Executor, Future
 from pathlib import Path
 from types import SimpleNamespace
@@ -186,6 +188,25 @@ def test_an_address_without_a_scheduler_is_named(address: str, monkeypatch: pyte
     monkeypatch.setattr(dask_engine, "CONNECT_S", 0.5)
     with pytest.raises(ConfigError, match=f"Dask scheduler {address}: does not answer .*; expected a running dask sch"):
         dask_executor(address).__enter__()
+
+
+def test_a_server_of_another_protocol_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("distributed")
+    monkeypatch.setattr(dask_engine, "CONNECT_S", 5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            connection.sendall(b"HTTP/1.1 400 Bad Request")
+            connection.recv(1000)
+            connection.close()
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(ConfigError, match=f"Dask scheduler {address}: does not answer"):
+            dask_executor(address).__enter__()
+        thread.join()
 
 
 def test_a_missing_scheduler_file_is_named(tmp_path: Path) -> None:
