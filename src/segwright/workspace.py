@@ -24,6 +24,8 @@ SUMMARY_JSON = "summary.json"
 RAW_FOLDER_JSON = "raw_folder.json"
 """Beside preprocessed data: where the raw dataset lies."""
 LOCK = ".lock"
+SUBMISSIONS = "slurm"
+"""In the results of a dataset: what was submitted to a cluster."""
 
 MODEL_SEPARATOR = "__"
 """Between the name of a model, its plans and its configuration in the name of its folder."""
@@ -240,6 +242,10 @@ class Workspace:
     def ensemble_folder(self, name: str, ensemble: str) -> Path:
         """Return the folder of what an ensemble predicted in cross-validation."""
         return self._below(self.results, name, "ensembles", ensemble)
+
+    def submissions(self, name: str) -> Path:
+        """Return the folder of what was submitted to a cluster for a dataset."""
+        return self._below(self.results, name, SUBMISSIONS)
 
     @staticmethod
     def lock_beside(folder: Path) -> Path:

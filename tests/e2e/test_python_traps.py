@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import shutil
-from collections.abc import Callable, Mapping
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import MappingProxyType
@@ -25,6 +26,7 @@ HARMLESS = frozenset({"explain", "keyword_values", "tune_process"}) | {
         "InstalledModel",
         "MachineReport",
         "PlanOptions",
+        "SlurmOptions",
         "TrainConfig",
         "Trainer",
         "Workspace",
@@ -47,6 +49,7 @@ WORKSPACE: Mapping[str, Callable[[Workspace, str], object]] = MappingProxyType(
         "splits_file": lambda place, name: place.splits_file(name),
         "case_folder": lambda place, name: place.case_folder("Dataset007_Tiny", name),
         "model_folder": lambda place, name: place.model_folder("Dataset007_Tiny", name, "nnUNetPlans", CONFIGURATION),
+        "submissions": lambda place, name: place.submissions(name),
         "selected_folder": lambda place, name: place.selected_folder(name),
         "ensemble_folder": lambda place, name: place.ensemble_folder("Dataset007_Tiny", name),
     }
@@ -77,6 +80,9 @@ def every_function(world: World) -> dict[str, Callable[[], object]]:
     def install() -> None:
         api.install(shutil.make_archive(str(out / "model"), "zip", model.parent, model.name), workspace=place)
 
+    def run_command(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(words, 0, "7\n" if words[0] == "sbatch" else "", "")
+
     def use_tasks() -> None:
         graph = api.tasks(data, images=data / "imagesTs", output=out / "parts", **fast)
         assert [api.run_task(graph.run, task).error for task in graph.tasks] == [()] * 4
@@ -97,6 +103,9 @@ def every_function(world: World) -> dict[str, Callable[[], object]]:
         "run": lambda: api.run(data, configurations=[CONFIGURATION], budget="2s", **fast),
         "tasks": lambda: api.tasks(data, **fast),
         "run_task": use_tasks,
+        "submit": lambda: api.submit(api.tasks(data, **fast), run_command=run_command),
+        "queued_tasks": lambda: api.queued_tasks(data, workspace=place, run_command=run_command),
+        "cancel": lambda: api.cancel(data, workspace=place, run_command=run_command),
         "select": lambda: api.select(data, output=out / "selected", **fast),
         "load_model": use_model,
         "predict": lambda: api.predict(

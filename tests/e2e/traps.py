@@ -113,6 +113,8 @@ def every_verb(world: World) -> dict[str, tuple[object, ...]]:
         "run": (*work, "run", world.data, *fast, "--budget", "3s"),
         "tasks": (*work, "tasks", world.data, *fast, "-i", world.data / "imagesTs", "-o", world.out / "parts"),
         "run-task": ("run-task", world.out / "graph.json", "select"),
+        "submit": (*work, "submit", world.data, *fast, "--dry-run"),
+        "cancel": ("cancel", world.work),
         "check": ("check", world.data),
         "fingerprint": (*work, "fingerprint", world.data),
         "plan": (*work, "plan", world.data),

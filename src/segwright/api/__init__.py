@@ -15,6 +15,10 @@ if TYPE_CHECKING:  # what `_MODULES` says, for type checkers; tests/unit/api/tes
     from segwright.api.checks.machine import doctor as doctor
     from segwright.api.cluster.distributing import run_task as run_task
     from segwright.api.cluster.distributing import tasks as tasks
+    from segwright.api.cluster.sbatch import SlurmOptions as SlurmOptions
+    from segwright.api.cluster.slurm import cancel as cancel
+    from segwright.api.cluster.slurm import queued_tasks as queued_tasks
+    from segwright.api.cluster.slurm import submit as submit
     from segwright.api.combining import accumulate_crossval as accumulate_crossval
     from segwright.api.combining import apply_postprocessing as apply_postprocessing
     from segwright.api.combining import determine_postprocessing as determine_postprocessing
@@ -55,6 +59,8 @@ _MODULES: Final = {
     "checks.cost": ("ConfigurationCost", "training_costs"),
     "checks.machine": ("MachineReport", "doctor"),
     "cluster.distributing": ("run_task", "tasks"),
+    "cluster.sbatch": ("SlurmOptions",),
+    "cluster.slurm": ("cancel", "queued_tasks", "submit"),
     "combining": ("accumulate_crossval", "apply_postprocessing", "determine_postprocessing", "ensemble"),
     "datasets.converting": ("convert",),
     "datasets.describing": ("init",),

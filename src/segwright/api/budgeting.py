@@ -176,8 +176,15 @@ def labels_kept(session: Session, plan: Plan, configuration: Configuration) -> d
     return kept_dice(maps(), configuration.spacing)
 
 
-def parse_duration(duration: str | float | None) -> float | None:
+def parse_duration(duration: str | float | None, what: str = "budget") -> float | None:
     """Parse a duration such as `90s`, `10m`, `1h30m` or plain seconds; return seconds.
+
+    Args:
+        duration: None stays None.
+        what: name of the value in an error message.
+
+    Raises:
+        ConfigError: it is no duration.
 
     >>> parse_duration("1h30m"), parse_duration("90"), parse_duration(5)
     (5400.0, 90.0, 5.0)
@@ -188,5 +195,5 @@ def parse_duration(duration: str | float | None) -> float | None:
     parts = match.groups() if match else ()
     seconds = sum(float(part) * unit for part, unit in zip(parts, _SECONDS, strict=False) if part)
     if seconds <= 0:
-        raise ConfigError(f"budget '{duration}' is not a duration; write for instance 90s, 10m or 1h30m")
+        raise ConfigError(f"{what} '{duration}' is not a duration; write for instance 90s, 10m or 1h30m")
     return seconds

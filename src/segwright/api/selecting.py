@@ -122,9 +122,7 @@ def select_after_run(
     As `select` does, it scores all finished folds that these models have: of runs with different folds, the last one to
     end selects with the folds of all. Where other folds or models do not fit, a warning says what is left out.
     """
-    models = {name: model_folder(session, plan, name) for name in sorted({*names, *plan.configuration_names})}
-    compared = [folder for name, folder in models.items() if name in names or {*folds} <= {*comparable_folds(folder)}]
-    own = [models[name] for name in sorted(set(names))]
+    own, compared = _models_of_run(session, plan, names, folds)
 
     def select_in(folders: Sequence[Path], numbers: Sequence[int] | None) -> SelectionReport:
         return select_models(session, folders, folds=numbers, device=device, workers=workers, made_by="run")
@@ -141,6 +139,28 @@ def select_after_run(
             raise
         logger.warning("%s; only the models of this run are compared", error)
         return select_in(own, folds)
+
+
+def is_selected_after_run(session: Session, plan: Plan, names: Sequence[str], folds: Sequence[int]) -> bool:
+    """Return whether `select_after_run` would keep the selection that there is; nothing is written."""
+    own, compared = _models_of_run(session, plan, names, folds)
+    for models, numbers in ((compared, None), (compared, folds), (own, folds)):
+        try:
+            trained = open_trained(models, numbers)
+        except (ModelError, ProblemReport):
+            continue
+        source_hash = _source_hash(session, trained, _sources(trained, numbers), ensembles=True)
+        return _existing_selection(session.workspace.selected_folder(session.name), source_hash, "run") is not None
+    return False
+
+
+def _models_of_run(
+    session: Session, plan: Plan, names: Sequence[str], folds: Sequence[int]
+) -> tuple[list[Path], list[Path]]:
+    """Return the model folders of the configurations of a run, and those that they are compared with as well."""
+    models = {name: model_folder(session, plan, name) for name in sorted({*names, *plan.configuration_names})}
+    compared = [folder for name, folder in models.items() if name in names or {*folds} <= {*comparable_folds(folder)}]
+    return [models[name] for name in sorted(set(names))], compared
 
 
 def select_models(
@@ -181,9 +201,8 @@ def _select(
 ) -> SelectionReport:
     trained = open_trained(models, folds)
     common = trained[0].crossval.folds
-    sources = {each.name: _source(each, folds) for each in trained}
-    states = [[name, source.folds, _state(source)] for name, source in sources.items()]
-    source_hash = content_hash([VERSION, ensembles, common, session.raw_digest, states])
+    sources = _sources(trained, folds)
+    source_hash = _source_hash(session, trained, sources, ensembles=ensembles)
     existing = _existing_selection(target, source_hash, made_by)
     if existing is not None:
         return existing
@@ -268,6 +287,18 @@ def _warn_of_fewer_folds(target: Path, folds: Sequence[int]) -> None:
             "%s: the selection that is replaced scored fold %s too, the new one only %s",
             *(target, ", ".join(left_out), ", ".join(map(str, folds))),
         )
+
+
+def _source_hash(
+    session: Session, trained: Sequence[TrainedModel], sources: Mapping[str, Source], *, ensembles: bool
+) -> str:
+    """Return a hash of everything that a selection depends on."""
+    states = [[name, source.folds, _state(source)] for name, source in sources.items()]
+    return content_hash([VERSION, ensembles, trained[0].crossval.folds, session.raw_digest, states])
+
+
+def _sources(trained: Sequence[TrainedModel], folds: Sequence[int] | None) -> dict[str, Source]:
+    return {each.name: _source(each, folds) for each in trained}
 
 
 def _source(model: TrainedModel, folds: Sequence[int] | None) -> Source:

@@ -1,4 +1,7 @@
-"""Start the processes of one training (`--gpus N`) or of the tasks of a run; the only module that starts processes."""
+"""Start the processes of one training (`--gpus N`) or of the tasks of a run, and commands of schedulers.
+
+The only module that starts processes.
+"""
 
 from __future__ import annotations
 
@@ -189,6 +192,15 @@ def _threads_of_one(count: int) -> dict[str, str]:
 def _command(program: str, *arguments: str) -> list[str]:
     """Return the command line of a process that imports from where this one does."""
     return [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {program}", *arguments]
+
+
+def run_command(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command of a scheduler such as SLURM, wait for it, and return its exit code and output.
+
+    Raises:
+        FileNotFoundError: there is no such program.
+    """
+    return subprocess.run(words, capture_output=True, encoding="utf-8", errors="replace", check=False)
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:

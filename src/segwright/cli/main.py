@@ -10,6 +10,7 @@ import typer
 from segwright.cli import startup
 from segwright.cli.app import CommandGroup, by_name
 from segwright.cli.commands import (
+    cluster,
     combining,
     datasets,
     demo,
@@ -34,8 +35,10 @@ class Program(CommandGroup):
 
     functions = by_name(
         run.run,
-        run.tasks,
-        run.run_task,
+        cluster.tasks,
+        cluster.run_task,
+        cluster.submit,
+        cluster.cancel,
         datasets.init,
         datasets.convert,
         stages.check,

@@ -17,7 +17,12 @@ from segwright.cli.main import Program, app
 
 SOURCE = Path(__file__).parents[3] / "src" / "segwright"
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*[a-z0-9]")
-OF_OTHER_PROGRAMS = frozenset({"--editable", "--nthreads", "--resources", "--scheduler-file"})  # of pip and dask
+OF_SLURM = (
+    *("--job-name", "--array", "--signal", "--gres", "--cpus-per-task", "--requeue", "--kill-on-invalid-dep"),
+    *("--open-mode", "--dependency", "--me", "--noheader", "--parsable", "--account"),
+)
+OF_OTHER_PROGRAMS = frozenset({"--editable", "--nthreads", "--resources", "--scheduler-file", *OF_SLURM})
+"""Of pip, dask and SLURM."""
 COMMAND = re.compile(r"\bsegwright ([a-z]+(?:-[a-z]+)*)((?: [^';,.]*)?)")
 STAGES = ("plan", "preprocess", "train", "select")
 OF_ITS_OWN = {

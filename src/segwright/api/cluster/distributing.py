@@ -234,7 +234,7 @@ def run_task(run: RunSettings, task: Task, *, stop: StopRequest | None = None) -
 
 def _perform(run: RunSettings, task: Task, stop: StopRequest) -> bool:
     """Run one task; return whether anything was missing."""
-    session = _session(run)
+    session = session_of(run)
     if task.verb == "predict":
         return _predict(session, run, task)
     plan = load_plan(session, run.plans)
@@ -251,7 +251,12 @@ def _perform(run: RunSettings, task: Task, stop: StopRequest) -> bool:
     return training_runs.complete_fold(session, plan, task.configuration, task.fold, options=options)
 
 
-def _session(run: RunSettings) -> Session:
+def session_of(run: RunSettings) -> Session:
+    """Return the dataset and workspace of a run.
+
+    Raises:
+        SegwrightError: the dataset is invalid, the workspace is not writable, or code cannot be imported.
+    """
     trust = CodeTrust(references=frozenset(run.trusted), everything=run.trust_all, folder=run.code_folder)
     session = open_session(
         run.dataset,

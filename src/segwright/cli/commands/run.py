@@ -1,8 +1,7 @@
-"""The commands `run`, `tasks` and `run-task`."""
+"""The command `run`."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -125,101 +124,3 @@ def run(
         print_line(report.unapplied_changes)
     elif not report.executed_stages:
         print_line("nothing to do: everything is up to date")
-
-
-def tasks(
-    context: typer.Context,
-    dataset: options.Dataset,
-    config: options.Configurations = None,
-    folds: options.FoldsToTrain = None,
-    budget: options.Budget = None,
-    epochs: options.Epochs = None,
-    iterations: options.Iterations = None,
-    batch_size: options.BatchSize = None,
-    seed: options.Seed = None,
-    deterministic: options.Deterministic = False,
-    cache: options.Cache = None,
-    network: options.Network = None,
-    network_arg: options.NetworkArg = None,
-    pretrained: options.Pretrained = None,
-    set_values: options.SetValues = None,
-    trainer: options.Trainer = None,
-    nnunet_trainer: options.NnunetTrainer = None,
-    name: options.Name = None,
-    trust_code: options.TrustCode = False,
-    plans: options.Plans = "nnUNetPlans",
-    images: Annotated[
-        Path | None, typer.Option("-i", "--input", metavar="IN", help="Images that the selected model predicts.")
-    ] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="OUT", help="Folder for label maps.")] = None,
-    parts: Annotated[int, typer.Option("--parts", metavar="N", min=1, help="Tasks that predict --input.")] = 1,
-    device: options.Device = "auto",
-    workers: options.Workers = None,
-    as_json: options.AsJson = False,
-) -> None:
-    """List the tasks of a run with existing plans, and which of them need which; nothing is run."""
-    from segwright import api
-
-    graph = api.tasks(
-        dataset,
-        workspace=options.workspace_of(context),
-        environment=options.environment(),
-        configurations=options.split_list(config) or None,
-        folds=options.fold_numbers(folds),
-        budget=budget,
-        plans=plans,
-        settings=options.train_settings(
-            set_values=set_values,
-            epochs=epochs,
-            iterations=iterations,
-            batch_size=batch_size,
-            seed=seed,
-            deterministic=deterministic,
-            cache=cache,
-        ),
-        network=network,
-        network_kwargs=api.keyword_values(network_arg or ()),
-        pretrained=pretrained,
-        trainer=trainer,
-        nnunet_trainer=nnunet_trainer,
-        name=name,
-        images=images,
-        output=output,
-        parts=parts,
-        device=device,
-        workers=workers,
-        trust_code=options.code_trust(trust_code),
-    )
-    if as_json:
-        print_json(graph.model_dump(mode="json"))
-        return
-    for task in graph.tasks:
-        print_line(f"{task.name}, needs {', '.join(task.needs)}" if task.needs else task.name)
-
-
-def run_task(
-    graph: Annotated[Path, typer.Argument(metavar="GRAPH.json", help="What 'segwright tasks --json' printed.")],
-    task: Annotated[str, typer.Argument(metavar="TASK", help="Name of a task, such as 'train 2d fold 0'.")],
-    trust_code: Annotated[bool, typer.Option("--trust-code", help="Import the code that the graph names.")] = False,
-    as_json: options.AsJson = False,
-) -> None:
-    """Run one task of a run as far as it is not finished; exit code 75 means: start it again to continue."""
-    from segwright import api
-    from segwright.api.cluster.execution import TaskError
-    from segwright.api.cluster.tasks import TaskGraph
-    from segwright.core.errors import ConfigError
-    from segwright.core.files.json_documents import parse_document
-
-    document = parse_document(TaskGraph, graph)
-    run, chosen = document.run, document.task(task)
-    if run.names_code and not trust_code:
-        code = ", ".join([*run.trusted, *([run.nnunet_trainer] if run.nnunet_trainer else ())]) or "any code"
-        raise ConfigError(f"{graph}: trusts {code}, which would be imported; if you do too, add --trust-code")
-    with stop_on_signals() as stop:
-        result = api.run_task(run, chosen, stop=stop)
-    if as_json:
-        print_json(result.model_dump(mode="json"))
-        raise typer.Exit(result.exit_code)
-    if result.error:
-        raise TaskError([result], [])
-    print_line(f"{task}: {'done' if result.is_new else 'was done before'}")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from segwright.cli import options
 from segwright.cli.tables import number, print_table
 from segwright.core.text import printable
+
+if TYPE_CHECKING:
+    from segwright.api.cluster.slurm import QueuedTask
+    from segwright.workspace import Workspace
 
 
 def status(
@@ -23,18 +27,26 @@ def status(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array only.")] = False,
 ) -> None:
-    """Show the progress of trainings, and which processes work in a folder.
+    """Show the progress of trainings, which processes work in a folder, and submitted tasks in SLURM's queue.
 
     To end one early, create a file 'stop' in its fold folder: it ends after the current step, then is saved and
     validated.
     """
     from segwright import api
     from segwright.api.watching import outdated, under_way, watched_folders
+    from segwright.core.errors import ModelError
     from segwright.training.monitoring.logbook import duration_text
 
     workspace = options.workspace_of(context)
-    found = api.status(target, workspace=workspace)
+    queued = _queued(target, workspace)
+    try:
+        found = api.status(target, workspace=workspace)
+    except ModelError:
+        if not queued or as_json:
+            raise
+        found = []
     if as_json:
+        jobs = {task.log.parent: f"{task.job} {task.state}" for task in queued}
         documents = [
             {
                 **item.status.model_dump(mode="json"),
@@ -44,6 +56,7 @@ def status(
                 "dice": item.dice,
                 "changes": list(item.changes),
                 "held_by": item.held_by,
+                "queue": jobs.get(item.folder.absolute(), ""),
             }
             for item in found
         ]
@@ -75,5 +88,22 @@ def status(
     lines += under_way(watched_folders(target, workspace))
     if found:
         print_table(f"{len(found)} training{'s' if len(found) > 1 else ''}", columns, rows)
+    if queued:
+        cells = [[task.name, task.dataset, task.job, task.state, task.reason] for task in queued]
+        columns = ["task", "dataset", "job", "state", "reason"]
+        print_table(f"{len(queued)} task{'s' if len(queued) > 1 else ''} in the queue", columns, cells)
     for line in lines:
         print(printable(line))
+
+
+def _queued(target: str | None, workspace: Workspace) -> list[QueuedTask]:
+    """Return the submitted tasks in the queue; if it cannot be read, say so and return none."""
+    from segwright import api
+    from segwright.api.cluster.slurm import SlurmError
+    from segwright.cli.launch import run_command
+
+    try:
+        return api.queued_tasks(target, workspace=workspace, run_command=run_command)
+    except SlurmError as error:
+        typer.echo(f"the queue is not shown: {error}", err=True)
+        return []
