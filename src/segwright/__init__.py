@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         train,
         write_report,
     )
-    from segwright.api.plans import PlanOptions
+    from segwright.api.plans.making import PlanOptions
     from segwright.core.process_tuning import tune_process
     from segwright.training.config import TrainConfig
     from segwright.training.trainer import Trainer
@@ -78,7 +78,7 @@ __version__: str
 
 
 _ELSEWHERE = {
-    "PlanOptions": "segwright.api.plans",
+    "PlanOptions": "segwright.api.plans.making",
     "TrainConfig": "segwright.training.config",
     "Trainer": "segwright.training.trainer",
     "Workspace": "segwright.workspace",

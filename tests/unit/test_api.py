@@ -10,9 +10,9 @@ import pytest
 
 import segwright
 from segwright.api.checks.one_model import has_checkpoint
+from segwright.api.checks.training_options import TrainOptions, require_options
 from segwright.api.session import writing_problem
 from segwright.api.training import keyword_values, parse_duration, training_settings
-from segwright.api.training_options import TrainOptions, require_options
 from segwright.api.training_runs import is_trained
 from segwright.core.errors import ConfigError
 from segwright.data.stage_cache import StageCache, folder_digest, listing_digest

@@ -33,7 +33,8 @@ if TYPE_CHECKING:  # what `_MODULES` says, for type checkers; tests/unit/api/tes
     from segwright.api.models.exchange import import_model as import_model
     from segwright.api.models.installing import InstalledModel as InstalledModel
     from segwright.api.models.installing import install as install
-    from segwright.api.plans import PlanOptions as PlanOptions
+    from segwright.api.plans.making import PlanOptions as PlanOptions
+    from segwright.api.plans.transfer import move_plans as move_plans
     from segwright.api.predicting import load_model as load_model
     from segwright.api.predicting import predict as predict
     from segwright.api.preparing import check as check
@@ -51,7 +52,6 @@ if TYPE_CHECKING:  # what `_MODULES` says, for type checkers; tests/unit/api/tes
     from segwright.api.selecting import select as select
     from segwright.api.training import keyword_values as keyword_values
     from segwright.api.training import train as train
-    from segwright.api.transfer import move_plans as move_plans
     from segwright.api.watching import FoldStatus as FoldStatus
     from segwright.api.watching import status as status
 
@@ -69,14 +69,14 @@ _MODULES: Final = {
     "evaluating": ("compare", "evaluate"),
     "models.exchange": ("export_model", "import_model"),
     "models.installing": ("InstalledModel", "install"),
-    "plans": ("PlanOptions",),
+    "plans.making": ("PlanOptions",),
+    "plans.transfer": ("move_plans",),
     "predicting": ("load_model", "predict"),
     "preparing": ("check", "explain", "fingerprint", "plan", "plan_from_fingerprint", "preprocess"),
     "reporting": ("find_fingerprint", "find_plan", "find_scores", "write_report"),
     "running": ("demo", "run"),
     "selecting": ("select",),
     "training": ("keyword_values", "train"),
-    "transfer": ("move_plans",),
     "watching": ("FoldStatus", "status"),
 }
 """The public names, by the module that defines them."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segwright.api.budgeting import parse_duration, plan_for_budget
-from segwright.api.plans import (
+from segwright.api.plans.making import (
     DEFAULT_OPTIONS,
     DEFAULT_PLANS,
     PlanOptions,

@@ -21,15 +21,15 @@ from segwright.api import (
     selecting,
     splitting,
     training,
-    training_options,
     training_runs,
 )
+from segwright.api.checks import training_options
+from segwright.api.checks.training_options import TrainOptions
 from segwright.api.checks.usability import find_shortcoming
 from segwright.api.cluster import distributing
 from segwright.api.models.finding import find_model
-from segwright.api.plans import DEFAULT_OPTIONS, PlanOptions, make_plan
+from segwright.api.plans.making import DEFAULT_OPTIONS, PlanOptions, make_plan
 from segwright.api.session import Session, dataset_lock, open_session, trainer_name
-from segwright.api.training_options import TrainOptions
 from segwright.core.extensions.given import reference_to
 from segwright.core.extensions.trust import TrustCode
 from segwright.core.files.names import below

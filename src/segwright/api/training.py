@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from segwright.api.budgeting import parse_duration
 from segwright.api.checks.one_model import Fold, require_no_checkpoint, require_same_settings
 from segwright.api.checks.staleness import outdated_results
+from segwright.api.checks.training_options import TrainOptions, require_options, trusted_code, with_nnunet_trainer
 from segwright.api.models.finding import find_model
-from segwright.api.plans import DEFAULT_PLANS, load_plan
+from segwright.api.plans.making import DEFAULT_PLANS, load_plan
 from segwright.api.preparing import cases_are_fresh, preprocess_cases
 from segwright.api.session import open_session, trainer_name
 from segwright.api.splitting import require_folds, warn_of_unused_cases
-from segwright.api.training_options import TrainOptions, require_options, trusted_code, with_nnunet_trainer
 from segwright.api.training_runs import complete_fold, finished_fold, fold_folder, is_trained, require_trainable
 from segwright.core.errors import ConfigError, ModelError
 from segwright.core.extensions.given import reference_to

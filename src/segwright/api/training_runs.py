@@ -24,11 +24,11 @@ from segwright.api.checks.staleness import (
     require_same_cases,
 )
 from segwright.api.checks.trainer_file import require_same_model
+from segwright.api.checks.training_options import TrainOptions, trainer_maker
 from segwright.api.checks.usability import find_shortcoming
 from segwright.api.preparing import cases_are_fresh, cases_folder, preprocess_cases
 from segwright.api.session import Session
 from segwright.api.splitting import dataset_splits, select_fold
-from segwright.api.training_options import TrainOptions, trainer_maker
 from segwright.core.errors import DatasetError, ModelError
 from segwright.core.extensions.user_code import user_call, user_code_errors
 from segwright.core.files.atomic_io import atomic_path

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from segwright.api import preparing
-from segwright.api.plans import PlanOptions, make_plan
+from segwright.api.plans.making import PlanOptions, make_plan
 from segwright.api.session import open_session
 from segwright.core.errors import PlanError
 from segwright.data.phantom import write_dataset

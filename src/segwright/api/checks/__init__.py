@@ -1,1 +1,1 @@
-"""Checks of trained folds: what they share, what is older than its data, whether a model is worth using."""
+"""Checks of trainings: their options, what folds share, what is older than its data, whether a model is worth using."""

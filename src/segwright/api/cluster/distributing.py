@@ -10,12 +10,13 @@ from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from segwright.api import predicting, preparing, selecting, splitting, training, training_options, training_runs
+from segwright.api import predicting, preparing, selecting, splitting, training, training_runs
+from segwright.api.checks import training_options
+from segwright.api.checks.training_options import TrainOptions
 from segwright.api.cluster.execution import run_graph, stop_when_exists
 from segwright.api.cluster.tasks import Prediction, RunSettings, Task, TaskGraph, TaskResult, build_graph
-from segwright.api.plans import DEFAULT_PLANS, load_plan
+from segwright.api.plans.making import DEFAULT_PLANS, load_plan
 from segwright.api.session import Session, open_session, trainer_name
-from segwright.api.training_options import TrainOptions
 from segwright.core.errors import ConfigError, SegwrightError
 from segwright.core.extensions.given import GivenObject, reference_to
 from segwright.core.extensions.trust import CodeTrust, TrustCode

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
-from segwright.api.plans import DEFAULT_PLANS, load_plan
+from segwright.api.checks.training_options import TrainOptions, require_options, trusted_code
+from segwright.api.plans.making import DEFAULT_PLANS, load_plan
 from segwright.api.preparing import cases_are_fresh, cases_folder, preprocess_cases
 from segwright.api.session import Session, open_session
-from segwright.api.training_options import TrainOptions, require_options, trusted_code
 from segwright.api.training_runs import training_cases
 from segwright.core.errors import ConfigError, SegwrightError
 from segwright.core.extensions.trust import TrustCode

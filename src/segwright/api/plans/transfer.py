@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from logging import getLogger
 from pathlib import Path
 
-from segwright.api.plans import DEFAULT_PLANS, copy_description
+from segwright.api.plans.making import DEFAULT_PLANS, copy_description
 from segwright.api.preparing import make_fingerprint
 from segwright.api.session import dataset_lock, open_session, workspace_or_default
 from segwright.core.errors import PlanError
