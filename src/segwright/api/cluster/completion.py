@@ -5,7 +5,7 @@ from __future__ import annotations
 from segwright.api import preparing, selecting, training_runs
 from segwright.api.cluster.distributing import session_of
 from segwright.api.cluster.tasks import RunSettings, Task, TaskGraph
-from segwright.api.plans import load_plan
+from segwright.api.plans.making import load_plan
 from segwright.api.session import Session
 from segwright.data.dataset import usable_cases
 from segwright.data.plan import Plan
