@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from segwright import api
-from segwright.api.training_options import TrainOptions
+from segwright.api.checks.training_options import TrainOptions
 from segwright.cli.main import app
 from segwright.core.errors import ConfigError
 from segwright.data.phantom import write_dataset
