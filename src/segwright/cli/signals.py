@@ -15,11 +15,18 @@ from segwright.core.interrupt import Interrupted, StopRequest
 SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")
 
 
+class StopSignal(BaseException):
+    """A signal ends the work at once; no error, so that it is not taken for the failure of one case."""
+
+
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
     """Turn SIGTERM, SIGUSR1 (SLURM's warning before the time limit) and Ctrl-C into a stop request.
 
-    A second signal, or one while no training runs, raises `Interrupted` or `KeyboardInterrupt`.
+    A second signal, or one while no training runs, raises `StopSignal` or `KeyboardInterrupt` in the block.
+
+    Raises:
+        Interrupted: a `StopSignal` ended the block.
     """
     stop = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -34,11 +41,14 @@ def stop_on_signals() -> Iterator[StopRequest]:
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
         else:
-            raise Interrupted(f"stopped by {name}; finished work is kept, run the same command again to continue")
+            raise StopSignal(name)
 
     before = {number: signal.signal(number, handle) for number in known_signals()}
     try:
         yield stop
+    except StopSignal as ended:
+        message = f"stopped by {ended}; finished work is kept, run the same command again to continue"
+        raise Interrupted(message) from ended
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

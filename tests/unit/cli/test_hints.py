@@ -123,3 +123,10 @@ def test_run_describes_the_options_of_its_stages_as_they_do(stage: str) -> None:
 def test_run_takes_what_its_stages_take() -> None:
     wanted = {"--iterations", "--epochs", "--batch-size", "--seed", "--deterministic"}
     assert wanted | {"--plans", "--gpu-memory", "--gpus"} <= options_of("run").keys()
+
+
+@pytest.mark.parametrize("name", ["Snakefile", "kubernetes-job.yaml"])
+def test_every_option_and_command_in_an_example_exists(name: str) -> None:
+    text = (SOURCE.parents[1] / "examples" / name).read_text()
+    assert "predict" in text
+    assert wrong_hints(text, OF_OTHER_PROGRAMS | {"--cores"}) == []

@@ -9,13 +9,15 @@ import threading
 import pytest
 
 from segwright.cli import launch
-from segwright.cli.signals import stop_on_signals
+from segwright.cli.signals import StopSignal, stop_on_signals
 from segwright.core.interrupt import Interrupted
+from segwright.data.cases import Case
+from segwright.inference.folder.failures import Failures, case_in_errors
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_the_first_is_a_request_and_the_second_an_end(number: signal.Signals) -> None:
-    ending = KeyboardInterrupt if number == signal.SIGINT else Interrupted
+    ending = KeyboardInterrupt if number == signal.SIGINT else StopSignal
     before = signal.getsignal(number)
     with stop_on_signals() as stop, stop.watched():
         os.kill(os.getpid(), number)
@@ -26,8 +28,17 @@ def test_the_first_is_a_request_and_the_second_an_end(number: signal.Signals) ->
 
 
 def test_without_a_training_the_first_is_the_end() -> None:
-    with stop_on_signals(), pytest.raises(Interrupted, match="stopped by SIGTERM; finished work is kept"):
+    with pytest.raises(Interrupted, match="stopped by SIGTERM; finished work is kept"), stop_on_signals():
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_is_not_taken_for_the_failure_of_a_case() -> None:
+    case = Case(identifier="first", images=())
+    with pytest.raises(Interrupted, match="stopped by SIGUSR1"), stop_on_signals():
+        failures = Failures()
+        with failures.collect(case), case_in_errors(case):
+            os.kill(os.getpid(), signal.SIGUSR1)
+        pytest.fail("the next case was begun")
 
 
 def test_in_another_thread_signals_are_left_alone() -> None:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from segwright.cli import options
+from segwright.cli.signals import stop_on_signals
 from segwright.cli.tables import number, print_json, print_line, print_table
 
 
@@ -71,28 +72,29 @@ def predict(
     if probabilities not in (None, "npz", "b2nd", "nifti"):
         message = f"'{probabilities}' is not a format; choose npz, b2nd or nifti"
         raise typer.BadParameter(message, param_hint="--probabilities")
-    records = api.predict(
-        model,
-        images[0] if len(images) == 1 else images,
-        output,
-        folds=options.fold_numbers(folds),
-        checkpoint=checkpoint,
-        mirroring=not no_mirroring,
-        step_size=step_size,
-        probabilities=probabilities or False,
-        classes=options.split_list(classes) or None,
-        uncertainty=uncertainty,
-        calibrated=calibrated,
-        overwrite=overwrite,
-        precision=precision,
-        trust_code=options.code_trust(trust_code, network),
-        exact=exact,
-        part=part,
-        parts=parts,
-        wait=not no_wait,
-        device=device,
-        workspace=options.workspace_of(context),
-    )
+    with stop_on_signals():
+        records = api.predict(
+            model,
+            images[0] if len(images) == 1 else images,
+            output,
+            folds=options.fold_numbers(folds),
+            checkpoint=checkpoint,
+            mirroring=not no_mirroring,
+            step_size=step_size,
+            probabilities=probabilities or False,
+            classes=options.split_list(classes) or None,
+            uncertainty=uncertainty,
+            calibrated=calibrated,
+            overwrite=overwrite,
+            precision=precision,
+            trust_code=options.code_trust(trust_code, network),
+            exact=exact,
+            part=part,
+            parts=parts,
+            wait=not no_wait,
+            device=device,
+            workspace=options.workspace_of(context),
+        )
     if as_json:
         print_json([asdict(record) for record in records])
         return
