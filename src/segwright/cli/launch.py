@@ -25,10 +25,8 @@ from pydantic import ValidationError
 from segwright.api.cluster.tasks import RunSettings, Task, TaskGraph, TaskResult
 from segwright.cli.dist_env import device_of
 from segwright.cli.signals import known_signals
-from segwright.core.device import CPU
 from segwright.core.interrupt import EXIT_RESUMABLE
 from segwright.core.parallel import available_cpus
-from segwright.training.distributed.heartbeat import EXIT_OTHER_ENDED, RankInfo
 
 STOP_TIMEOUT_S: Final = 20.0
 """Seconds between SIGTERM and SIGKILL for the other processes when one has failed."""
@@ -60,6 +58,9 @@ def start(count: int, device: str, *, program: str = SEGWRIGHT) -> None:
         ConfigError: there are fewer than `count` GPUs.
         typer.Exit: a process failed or all were stopped; the exit code is that of the first failed process.
     """
+    from segwright.core.device import CPU  # imports torch, which commands of schedulers do not need
+    from segwright.training.distributed.heartbeat import RankInfo
+
     last = RankInfo(rank=count - 1, world_size=count, local_rank=count - 1, address="", port=0)
     if device_of(device, last) == CPU:
         reason = "" if device == CPU else "no GPU found: "
@@ -205,6 +206,8 @@ def run_command(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
     """Return the rank that failed first, or None if all succeeded; forward stop signals."""
+    from segwright.training.distributed.heartbeat import EXIT_OTHER_ENDED
+
     is_stopping = False
 
     def forward(number: int, _: object) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -181,3 +182,8 @@ def test_a_graph_that_names_code_needs_consent(graph: Path, tmp_path: Path) -> N
     assert refused.exit_code == 1
     assert "trusts evil:build, which would be imported; if you do too, add --trust-code" in refused.stderr
     assert call("run-task", graph, "preprocess 2d", "--trust-code").exit_code == 0
+
+
+def test_commands_of_slurm_are_run_without_torch() -> None:
+    program = "import sys; from segwright.cli.launch import run_command; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
