@@ -38,14 +38,6 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def trained(folder: Path, device: str, variant: str) -> Trainer:
     """Return a trainer after one epoch with online validation."""
     configuration, dataset_json, values = VARIANTS[variant]

@@ -21,14 +21,6 @@ from tests.unit.training.tiny_task import REGIONS_JSON, make, settings
 PAGE = Path(__file__).parents[3] / "docs" / "how-to" / "training-settings.md"
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def test_every_setting_is_in_the_table_and_nothing_else() -> None:
     table = PAGE.read_text().split("## All settings")[1].split("\n## ")[0]
     first_cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]

@@ -37,14 +37,6 @@ from tests.unit.training.tiny_task import (
 )
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def final_weights(trainer: Trainer) -> dict[str, Tensor]:
     return load_file(checkpoint_file(trainer.output_folder, "final"))
 

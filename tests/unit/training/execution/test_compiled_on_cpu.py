@@ -26,14 +26,6 @@ pytestmark = [
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
 def _no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let compiled steps count as fast as plain ones, so that they are kept."""
     monkeypatch.setattr(choice.Trial, "median_s", 1.0)
