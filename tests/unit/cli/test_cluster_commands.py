@@ -12,15 +12,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from segwright import api
 from segwright.api.checks.training_options import TrainOptions
 from segwright.cli.main import app
 from segwright.core.errors import ConfigError
-from segwright.data.phantom import write_dataset
-from segwright.workspace import Workspace
-from tests.unit.api.cluster.fake_slurm import recorded, recorder
+from tests.unit.api.cluster.fake_slurm import NAME, planned_dataset, recorded, recorder
 
-NAME = "Dataset007_Tiny"
 GOLDEN = Path(__file__).with_name("dry_run.txt")
 RUN = ("--config", "2d", "3d_fullres", "--folds", "0,1", "--epochs", "2")
 
@@ -31,10 +27,7 @@ def call(*arguments: object) -> Result:
 
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    work = tmp_path_factory.mktemp("planned")
-    write_dataset(work / "raw" / NAME, num_training=6, num_test=3, edge=16)
-    api.plan(NAME, workspace=Workspace.under(work), workers=1)
-    return work
+    return planned_dataset(tmp_path_factory.mktemp("planned"))
 
 
 @pytest.fixture
@@ -66,7 +59,7 @@ def test_the_text_of_a_dry_run_is_stable(work: Path) -> None:
     shell = "--comment='it'\\''s \"a b\" $HOME;' --mem 32G"
     done = submit(work, "--dry-run", *options, "--sbatch", shell)
     assert done.exit_code == 0, done.output
-    shown = done.stdout.replace(str(work.parent), "/home/me").replace(sys.executable, "/opt/venv/bin/python")
+    shown = done.stdout.replace(str(work.parent), "/shared").replace(sys.executable, "/opt/venv/bin/python")
     assert shown == GOLDEN.read_text()
     assert not (work / "results" / NAME).exists()
 

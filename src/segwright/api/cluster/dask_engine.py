@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from segwright.api.cluster.execution import RunTask
-from segwright.api.cluster.tasks import RunSettings, Task, TaskResult
+from segwright.api.cluster.tasks import WITHOUT_GPU, RunSettings, Task, TaskResult
 from segwright.core.device import CPU
 from segwright.core.errors import ConfigError
 
@@ -28,9 +28,6 @@ RETRIES: Final = 2
 """After an unexpected error of a task. Lost workers are counted by the scheduler (`allowed-failures`, 3)."""
 GPU: Final = "GPU"
 """Resource of a worker that has a GPU: `dask worker --resources GPU=1`."""
-
-_WITHOUT_GPU: Final = ("preprocess",)
-"""Verbs of tasks that compute on the CPU alone."""
 
 
 @contextmanager
@@ -85,7 +82,7 @@ class DaskExecutor(Executor):
         """
         run, task = args
         future = self._futures[task.name] = _TaskFuture()
-        engine = self._anywhere if task.verb in _WITHOUT_GPU else self._on_gpus
+        engine = self._anywhere if task.verb in WITHOUT_GPU else self._on_gpus
         inner = engine.submit(run_on_worker, function, run.model_dump_json(), task.model_dump_json(), self._topic)
         inner.add_done_callback(partial(_pass_on, future))
         return future

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from segwright.api.cluster.tasks import Task
+from segwright.api.cluster.tasks import WITHOUT_GPU, Task
 from segwright.core.errors import ConfigError
 from segwright.core.interrupt import EXIT_RESUMABLE
 
@@ -18,8 +18,6 @@ SIGNAL: Final = "USR1@120"
 """The signal that each task gets 120 seconds before its time limit; a training step with its checkpoint takes less."""
 MIN_TIME_S: Final = 300.0
 """SLURM may send the signal a minute earlier, and a shorter limit would leave little time to train."""
-WITHOUT_GPU: Final = ("preprocess",)
-"""Stages that compute on the CPU only."""
 
 _OWN_OPTION: Final = re.compile(r"--(array|dependency|wrap)\b|-[ad]")
 

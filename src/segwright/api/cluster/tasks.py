@@ -20,6 +20,9 @@ SCHEMA_VERSION: Final = 1
 
 Verb = Literal["preprocess", "train", "select", "predict"]
 
+WITHOUT_GPU: Final[tuple[Verb, ...]] = ("preprocess",)
+"""Tasks that compute on the CPU alone."""
+
 
 class Task(BaseModel):
     """One step of a run.

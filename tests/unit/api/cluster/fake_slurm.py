@@ -10,9 +10,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import CompletedProcess
 
+from segwright import api
+from segwright.data.phantom import write_dataset
+from segwright.workspace import Workspace
+
+NAME = "Dataset007_Tiny"
+
 SRUN = '#!/bin/bash\nwhile [[ "$1" == --* ]]; do shift; done\nexec "$@"\n'
 SCONTROL = '#!/bin/bash\n[ "$1" = requeue ] && echo "$2" >> "$FAKE_SLURM/requeued"\n'
 WAITING = "PENDING"
+
+
+def planned_dataset(work: Path) -> Path:
+    """Write a small dataset below a work folder and plan it; return the work folder."""
+    write_dataset(work / "raw" / NAME, num_training=6, num_test=3, edge=16)
+    api.plan(NAME, workspace=Workspace.under(work), workers=1)
+    return work
 
 
 @dataclass

@@ -14,11 +14,9 @@ from segwright import api
 from segwright.api.cluster.sbatch import SlurmOptions
 from segwright.api.cluster.slurm import SlurmError
 from segwright.api.cluster.tasks import TaskGraph
-from segwright.data.phantom import write_dataset
 from segwright.workspace import Workspace
-from tests.unit.api.cluster.fake_slurm import FakeSlurm
+from tests.unit.api.cluster.fake_slurm import NAME, FakeSlurm, planned_dataset
 
-NAME = "Dataset007_Tiny"
 TRAIN = ["train 3d_fullres fold 0", "train 3d_fullres fold 1"]
 PREDICT = [f"predict part {part} of 3" for part in range(3)]
 EVERYTHING = {"preprocess": ["preprocess 3d_fullres"], "train": TRAIN, "select": ["select"], "predict": PREDICT}
@@ -49,10 +47,7 @@ if task.startswith("train"):
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A work folder with a planned dataset; tests copy it."""
-    work = tmp_path_factory.mktemp("planned")
-    write_dataset(work / "raw" / NAME, num_training=6, num_test=3, edge=16)
-    api.plan(NAME, workspace=Workspace.under(work), workers=1)
-    return work
+    return planned_dataset(tmp_path_factory.mktemp("planned"))
 
 
 class Cluster:
