@@ -20,7 +20,7 @@ LEVELS = (
     {"planning", "inference", "interop"},
     {"evaluation"},
     {"training"},
-    {"report", "compat"},
+    {"report", "compat", "deploy"},
     {"api"},
     {"cli"},
 )
@@ -29,7 +29,7 @@ LONGER = {"training/trainer.py": 700}
 """A class is not cut into mixins to fit the limit."""
 
 MAX_ENTRIES = 16
-MORE_ENTRIES = {"data": 20, "api": 20}
+MORE_ENTRIES = {"data": 20, "api": 20, ".": 17}
 
 
 def part_of(module: Path) -> str:

@@ -22,7 +22,7 @@ from segwright.core.errors import ConfigError
         (("--local-cpus", "0"), "invalid value for '--local-cpus'"),
         (("--local-cpus", "2", "--device", "cuda"), "--local-cpus runs tasks on the CPU; leave out --device cuda"),
         (("--local-gpus", "0", "--device", "cpu"), "chooses the GPU of each task; leave out --device cpu"),
-        (("--dask", "x:1"), "Dask is not installed"),
+        (("--dask", "x:1"), "distributed is not installed"),
         (("--dask", "x:1"), 'pip install "segwright[cluster]"'),
     ],
 )

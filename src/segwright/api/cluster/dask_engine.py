@@ -14,6 +14,7 @@ from segwright.api.cluster.execution import RunTask
 from segwright.api.cluster.tasks import WITHOUT_GPU, RunSettings, Task, TaskResult
 from segwright.core.device import CPU
 from segwright.core.errors import ConfigError
+from segwright.core.extensions.extras import imports_of
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -137,10 +138,8 @@ def _pass_on(outer: _TaskFuture, inner: Future[str]) -> None:
 
 @contextmanager
 def _connected(address: str) -> Iterator[Client]:
-    try:
+    with imports_of("cluster"):
         from distributed import Client
-    except ImportError as error:
-        raise ConfigError(f'Dask is not installed ({error}); pip install "segwright[cluster]"') from error
     connect: Callable[..., Client] = partial(Client, timeout=CONNECT_S, set_as_default=False)
     if address.endswith(".json"):
         if not Path(address).is_file():

@@ -21,6 +21,7 @@ from typing import Any, Final
 from segwright.compat.nnunet.module_table import MODULES
 from segwright.core.errors import ConfigError
 from segwright.core.extensions.code_folder import FolderLoader
+from segwright.core.extensions.extras import install_line
 
 HIDDEN: Final = ("nnunetv2", "dynamic_network_architectures")
 """Packages of which only the stand-ins are seen, even where they are installed."""
@@ -155,9 +156,7 @@ def absent_package(package: str, use: str) -> ConfigError:
         package: its name.
         use: what the file does, e.g. "uses batchgeneratorsv2.transforms.X".
     """
-    return ConfigError(
-        f"the trainer file {use}, but {package} is not installed; pip install 'segwright[{TRANSFORMS_EXTRA}]'"
-    )
+    return ConfigError(f"the trainer file {use}, but {package} is not installed; {install_line(TRANSFORMS_EXTRA)}")
 
 
 def load_target(reference: str) -> Any:

@@ -163,7 +163,7 @@ def test_a_worker_that_would_train_several_at_once_is_refused(
 
 def test_without_dask_its_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(ConfigError, match=r'Dask is not installed .*; pip install "segwright\[cluster\]"$'):
+    with pytest.raises(ConfigError, match=r'distributed is not installed; pip install "segwright\[cluster\]"$'):
         dask_executor("x:1").__enter__()
 
 
