@@ -29,8 +29,8 @@ if TYPE_CHECKING:  # what `_MODULES` says, for type checkers; tests/unit/api/tes
     from segwright.api.drawing.previewing import preview_augmentation as preview_augmentation
     from segwright.api.evaluating import compare as compare
     from segwright.api.evaluating import evaluate as evaluate
-    from segwright.api.models.exchange import export_model as export_model
     from segwright.api.models.exchange import import_model as import_model
+    from segwright.api.models.exporting import export_model as export_model
     from segwright.api.models.installing import InstalledModel as InstalledModel
     from segwright.api.models.installing import install as install
     from segwright.api.plans.making import PlanOptions as PlanOptions
@@ -67,7 +67,8 @@ _MODULES: Final = {
     "drawing.overlaying": ("overlay",),
     "drawing.previewing": ("preview_augmentation",),
     "evaluating": ("compare", "evaluate"),
-    "models.exchange": ("export_model", "import_model"),
+    "models.exchange": ("import_model",),
+    "models.exporting": ("export_model",),
     "models.installing": ("InstalledModel", "install"),
     "plans.making": ("PlanOptions",),
     "plans.transfer": ("move_plans",),

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import shutil
-import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
 from segwright.core.errors import ConfigError, ModelError, SegwrightError, WorkspaceError
-from segwright.core.files.atomic_io import atomic_path, sweep_leftovers, temporary_beside
+from segwright.core.files.atomic_io import atomic_path, sweep_leftovers, temporary_folder
 from segwright.core.files.json_documents import parse_document, read_checked_json, write_json
+from segwright.core.files.zip_files import write_zip
 from segwright.data.description import DatasetDescription, load_description
 from segwright.data.images.image_io import files_beside
 from segwright.data.labels import Labels
@@ -84,10 +83,10 @@ def export_model(
             _write_folder(temporary, model, headers, plan, plans, description)
             _copy_validations(validations, temporary)
         else:
-            with _scratch(folder) as scratch:
+            with temporary_folder(folder) as scratch:
                 _write_folder(scratch, model, headers, plan, plans, description)
                 _copy_validations(validations, scratch)
-                _zip(scratch, temporary, f"{plan.dataset_name}/{TRAINER}__{plan.plans_name}__{name}")
+                write_zip(scratch, temporary, prefix=f"{plan.dataset_name}/{TRAINER}__{plan.plans_name}__{name}")
     return tuple(headers)
 
 
@@ -105,17 +104,6 @@ def write_checkpoint(fold: Path) -> Path:
     with atomic_path(file) as temporary:
         torch.save(_checkpoint(fold, header, plan, plans, description), temporary)
     return file
-
-
-@contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
-    """Create a temporary folder next to `folder`; delete it at the end (after a kill, `sweep_leftovers` does)."""
-    path = temporary_beside(folder)
-    path.mkdir()
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def _write_folder(
@@ -236,10 +224,3 @@ def _checkpoint(
         "trainer_name": TRAINER,
         "inference_allowed_mirroring_axes": tuple(axes) if axes else None,
     }
-
-
-def _zip(folder: Path, file: Path, prefix: str) -> None:
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in sorted(folder.rglob("*")):
-            if path.is_file():
-                archive.write(path, f"{prefix}/{path.relative_to(folder)}")

@@ -1,4 +1,4 @@
-"""Open, import and export models of nnU-Net."""
+"""Open and import models of nnU-Net."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from logging import getLogger
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from segwright.core.errors import ConfigError, ModelError, ProblemReport, SegwrightError, did_you_mean
+from segwright.core.errors import ModelError, ProblemReport, SegwrightError
 from segwright.data.plan import Plan
 from segwright.workspace import PLANS_JSON
 
 logger = getLogger(__name__)
-
-FORMATS = ("nnunet",)
 
 
 def import_model(source: Path | str, target: Path | str) -> list[Path]:
@@ -41,36 +39,6 @@ def import_model(source: Path | str, target: Path | str) -> list[Path]:
                 logger.info("%s: first stage %s", new / name, first.name)
             logger.info("%s: %s", new, ", ".join(fold.name for fold in folds))
     return targets
-
-
-def export_model(
-    model: Path | str,
-    target: Path | str,
-    *,
-    kind: str = "nnunet",
-    folds: Sequence[int | str] | None = None,
-    with_validation: bool = False,
-) -> Path:
-    """Export a model for nnU-Net.
-
-    Args:
-        model: Segwright model folder.
-        target: New model folder, or `NAME.zip` for `nnUNetv2_install_pretrained_model_from_zip`.
-        kind: Format; only `nnunet`.
-        folds: All trained folds by default.
-        with_validation: Also export the predictions of held-out cases and their `summary.json`.
-
-    Raises:
-        SegwrightError: no fold is trained, nnU-Net has no such network, or the target exists.
-    """
-    if kind not in FORMATS:
-        raise ConfigError(f"no format '{kind}'{did_you_mean(kind, FORMATS)}")
-    from segwright.interop.export import export_model as export
-
-    names = None if folds is None else [str(fold) for fold in folds]
-    exported = export(Path(model), Path(target), folds=names, with_validation=with_validation)
-    logger.info("%s: %s for nnU-Net v2", target, ", ".join(exported))
-    return Path(target)
 
 
 @contextmanager

@@ -59,20 +59,47 @@ def import_model(
 
 
 def export_model(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Segwright model folder.")],
-    target: Annotated[Path, typer.Argument(metavar="DEST", help="New folder, or NAME.zip.")],
-    kind: Annotated[str, typer.Option("--format", metavar="F", help="nnunet.")] = "nnunet",
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Segwright model folder.")],
+    target: Annotated[
+        Path | None, typer.Argument(metavar="DEST", help="New folder, or NAME.zip.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="DEST", help="The same, as an option.")
+    ] = None,
+    kind: Annotated[
+        str, typer.Option("--format", metavar="F", help="nnunet, or onnx: a bundle that predicts without torch.")
+    ] = "nnunet",
     folds: Annotated[list[str] | None, typer.Option("--folds", metavar="0,1|all", help="Folds (default: all).")] = None,
     with_validation: Annotated[
-        bool, typer.Option("--with-validation", help="Also export the predictions and scores of held-out cases.")
+        bool, typer.Option("--with-validation", help="nnunet: also the predictions and scores of held-out cases.")
     ] = False,
+    no_mirroring: Annotated[
+        bool, typer.Option("--no-mirroring", help="onnx: faster prediction, a little less accurate.")
+    ] = False,
+    license_name: Annotated[
+        str | None, typer.Option("--license", metavar="L", help="onnx: license of the weights, such as CC-BY-4.0.")
+    ] = None,
+    network: options.TrustedNetwork = None,
+    trust_code: options.TrustCode = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Export a trained model for nnU-Net v2."""
+    """Export a trained model for nnU-Net v2, or as an ONNX bundle."""
     from segwright import api
 
+    destination = target or output
+    if destination is None or (target and output):
+        raise typer.BadParameter("give the new folder or file once: DEST, or -o DEST", param_hint="DEST")
     written = api.export_model(
-        model, target, kind=kind, folds=options.split_list(folds) or None, with_validation=with_validation
+        model,
+        destination,
+        kind=kind,
+        folds=options.split_list(folds) or None,
+        with_validation=with_validation,
+        mirroring=not no_mirroring,
+        license=license_name,
+        trust_code=options.code_trust(trust_code, network) if trust_code or network else False,
+        workspace=options.workspace_of(context),
     )
     if as_json:
         print_json({"model": written})

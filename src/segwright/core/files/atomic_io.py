@@ -65,6 +65,17 @@ def temporary_beside(path: Path) -> Path:
     return path.with_name(f".{uuid4().hex[:8]}.tmp.{path.name}")
 
 
+@contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Create a temporary folder beside `path`; delete it at the end (after a kill, `sweep_leftovers` does)."""
+    folder = temporary_beside(path)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def sweep_leftovers(folder: Path, names: Collection[str] | None = None, *, is_shared: bool = False) -> None:
     """Delete the temporary files that a killed process left in a folder, of `names` or by default of any name.
 

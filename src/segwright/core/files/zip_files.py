@@ -1,4 +1,4 @@
-"""Open untrusted zip files, after checking the size of their list of entries."""
+"""Open untrusted zip files, after checking the size of their list of entries; write the files of a folder to one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import stat
 import struct
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Final
 
 from segwright.core.errors import SegwrightError
@@ -38,6 +38,21 @@ def open_zip(path: Path) -> zipfile.ZipFile:
     if size > MAX_DIRECTORY_BYTES:
         raise SegwrightError(f"{path}: refused, its list of entries has {size / 2**20:.0f} MiB")
     return zipfile.ZipFile(path)
+
+
+def write_zip(folder: Path, file: Path, *, prefix: str = "", compress: bool = True) -> None:
+    """Write all files below a folder to a zip file.
+
+    Args:
+        folder: with the files.
+        file: the new zip file.
+        prefix: folder inside the zip file; none by default.
+        compress: whether to compress the files.
+    """
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED) as archive:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                archive.write(path, (PurePosixPath(prefix) / path.relative_to(folder).as_posix()).as_posix())
 
 
 def _directory_size(stream: IO[bytes]) -> int:

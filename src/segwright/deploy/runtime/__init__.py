@@ -1,0 +1,1 @@
+"""Predict with exported models: numpy, SimpleITK, nibabel and onnxruntime, without torch."""
