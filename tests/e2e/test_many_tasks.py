@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from journeys import call, states
 from safetensors.torch import load_file
 
 from segwright import api
-from segwright.api.cluster.execution import run_graph
+from segwright.api.cluster.execution import TaskError, run_graph
+from segwright.api.cluster.parts import predict_in_parts
 from segwright.api.cluster.tasks import TaskGraph
-from segwright.core.errors import ConfigError
+from segwright.core.errors import ConfigError, ProblemReport, WorkspaceError
 from segwright.report.results import RunReport
 from segwright.workspace import Workspace
 
@@ -34,7 +36,8 @@ OPTIONS: dict[str, Any] = {"configurations": [CONFIGURATION], "folds": FOLDS, "d
 
 
 def run(tiny: Path, work: Path, executor: Executor | None = None) -> RunReport:
-    return api.run(tiny, workspace=Workspace.under(work), settings=SETTINGS, executor=executor, **OPTIONS)
+    predicted = {"images": tiny / "imagesTs", "output": work / "out", "parts": 2}
+    return api.run(tiny, workspace=Workspace.under(work), settings=SETTINGS, executor=executor, **OPTIONS, **predicted)
 
 
 def processes() -> ProcessPoolExecutor:
@@ -42,15 +45,22 @@ def processes() -> ProcessPoolExecutor:
 
 
 def results(work: Path) -> dict[str, object]:
-    """Return weights and scores of all folds, and what was selected."""
+    """Return weights and scores of all folds, what was selected, and what it predicted."""
     dataset = work / "results" / "Dataset007_Tiny"
-    found: dict[str, object] = {}
+    found: dict[str, object] = predictions(work / "out")
     for fold in sorted(dataset.glob("Trainer__*/fold_*")):
         weights = load_file(fold / "checkpoint_final.safetensors")
         found |= {f"{fold.name}/{name}": tensor.numpy().tobytes() for name, tensor in weights.items()}
         found[f"{fold.name} scores"] = json.loads((fold / "validation" / "summary.json").read_text())["foreground_mean"]
     found["selection"] = json.loads((dataset / "model" / "summary.json").read_text())["foreground_mean"]
     return found
+
+
+def predictions(folder: Path) -> dict[str, object]:
+    """Return the label maps of a folder, and of its log what the machine does not decide."""
+    log = json.loads((folder / "prediction.json").read_text())
+    maps = {file.name: file.read_bytes() for file in folder.glob("*.nii.gz")}
+    return {**maps, "options": log["options"], "cases": [*log["cases"]]}
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +74,7 @@ def test_threads_give_the_results_of_one_process(tiny: Path, sequential: Path, t
     with ThreadPoolExecutor(2) as pool:
         report = run(tiny, tmp_path, pool)
         assert sorted(report.executed_stages) == [
-            *("fingerprint", "plan", "preprocess 3d_fullres", "select"),
+            *("fingerprint", "plan", "predict part 0 of 2", "predict part 1 of 2", "preprocess 3d_fullres", "select"),
             *(f"train 3d_fullres fold {fold}" for fold in FOLDS),
         ]
         assert results(tmp_path) == results(sequential)
@@ -72,13 +82,49 @@ def test_threads_give_the_results_of_one_process(tiny: Path, sequential: Path, t
     assert not [*tmp_path.rglob("*.lock"), *tmp_path.rglob("*.tmp.*")]
 
 
+def test_a_folder_is_predicted_in_parts_by_threads(tiny: Path, sequential: Path, tmp_path: Path) -> None:
+    model, images, out = sequential / "results" / tiny.name, tiny / "imagesTs", tmp_path / "out"
+    with ThreadPoolExecutor(2) as pool:
+        in_parts = partial(predict_in_parts, model, images, executor=pool, parts=2, device="cpu")
+        records = in_parts(out)
+        assert predictions(out) == predictions(sequential / "out")
+        assert [(each.case, each.output.parent, each.kept) for each in records] == [
+            (file.name.removesuffix("_0000.nii.gz"), out, False) for file in sorted(images.iterdir())
+        ]
+        assert all(record.kept for record in in_parts(out))
+        with pytest.raises(TaskError, match="predict part 1 of 2: .*precision 'fp8'"):
+            in_parts(tmp_path / "wrong", precision="fp8")
+
+
+@pytest.mark.slow
+def test_a_folder_is_predicted_in_parts_by_one_command(tiny: Path, sequential: Path, tmp_path: Path) -> None:
+    places = ("--work", sequential, "predict", "-m", tiny.name, "-i", tiny / "imagesTs", "-o", tmp_path)
+    command = [sys.executable, "-m", "segwright", *map(str, places), "--local-cpus", "3", "--folds", "0,1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "predict part 1 of 3: done in" in done.stderr
+    assert predictions(tmp_path) == predictions(sequential / "out")
+
+
+def test_what_to_predict_is_checked_before_work_starts(tiny: Path, tmp_path: Path) -> None:
+    place = Workspace.under(tmp_path / "work")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=r"give images \(-i\) and output \(-o\) together"):
+        api.run(tiny, workspace=place, images=tiny / "imagesTs")
+    with pytest.raises(WorkspaceError, match="imagesTs/out"):
+        api.run(tiny, workspace=place, images=tiny / "imagesTs", output=tiny / "imagesTs" / "out")
+    with pytest.raises(ProblemReport, match="empty"):
+        api.run(tiny, workspace=place, images=tmp_path / "empty", output=tmp_path / "out")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 def test_the_tasks_on_the_command_line_run_in_processes(tiny: Path, sequential: Path, tmp_path: Path) -> None:
-    work, out = tmp_path / "work", tmp_path / "out"
+    work = tmp_path / "work"
     assert call("--work", work, "plan", tiny).exit_code == 0
     before = states(work)
     settings = [f"--set={name}={value}" for name, value in SETTINGS.items()]
     command = ("--work", work, "tasks", tiny, "--config", CONFIGURATION, "--folds", "0,1", "--device", "cpu", *settings)
-    done = call(*command, "-i", tiny / "imagesTs", "-o", out, "--parts", "2", "--workers", "1", "--json")
+    done = call(*command, "-i", tiny / "imagesTs", "-o", work / "out", "--parts", "2", "--workers", "1", "--json")
     assert done.exit_code == 0, done.output
     assert states(work) == before
     graph = TaskGraph.model_validate_json(done.stdout)
@@ -88,12 +134,6 @@ def test_the_tasks_on_the_command_line_run_in_processes(tiny: Path, sequential: 
         assert all(result.is_new for result in ended)
         assert not any(result.is_new for result in run_graph(graph, api.run_task, pool))
     assert results(work) == results(sequential)
-    selected = sequential / "results" / tiny.name / "model"
-    api.predict(selected, tiny / "imagesTs", tmp_path / "expected", device="cpu")
-    for file in (tmp_path / "expected").glob("*.nii.gz"):
-        assert (out / file.name).read_bytes() == file.read_bytes()
-    joined, whole = (json.loads((folder / "prediction.json").read_text()) for folder in (out, tmp_path / "expected"))
-    assert (joined["options"], [*joined["cases"]]) == (whole["options"], [*whole["cases"]])
     assert "train 3d_fullres fold 1, needs preprocess 3d_fullres" in call(*command).stdout
 
 

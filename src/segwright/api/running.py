@@ -87,6 +87,9 @@ def run(
     stratify: bool | None = None,
     wait: bool = True,
     executor: Executor | None = None,
+    images: Path | str | None = None,
+    output: Path | str | None = None,
+    parts: int = 1,
     environment: Mapping[str, str] = NO_ENVIRONMENT,
     distributed: DistributedContext | None = None,
     stop: StopRequest | None = None,
@@ -131,6 +134,9 @@ def run(
             executor wait.
         executor: Where configurations are preprocessed and folds are trained, several at once: any executor of
             `concurrent.futures` whose processes see the same folders. By default one after the other, in this process.
+        images: A folder of images that the selected model predicts, and `output`, another folder.
+        output: See `images`.
+        parts: Number of tasks that an executor predicts `images` in.
         environment: Variables that paths in file lists may contain.
         distributed: The processes that share each training; each of them calls this function.
         stop: Request to save and stop after the current step.
@@ -138,7 +144,7 @@ def run(
             or only the given references (`module:attr`).
 
     Returns:
-        The folds with their scores, the stages that ran, what was skipped, and the selected model.
+        The folds with their scores, the stages that ran, what was skipped, the selected model, and its predictions.
 
     Example:
         >>> report = run("raw/Dataset004_Hippocampus", folds=[0], budget="10m")  # doctest: +SKIP
@@ -176,6 +182,9 @@ def run(
     session = training_options.with_nnunet_trainer(session, nnunet_trainer)
     if executor is not None:
         distributing.require_portable(session, options, executor)
+    prediction = distributing.prediction_of_run(images, output, parts)
+    if prediction is not None:
+        distributing.require_predictable(session, prediction)
     numbers = splitting.chosen_folds(session, folds)
     planning = PlanOptions(preset=preset, name=plans, gpu_memory_gb=gpu_memory_gb)
     prepare = partial(
@@ -184,7 +193,7 @@ def run(
     prepared = prepare() if distributed is None else _prepared_by_first(distributed, prepare)
     plan, names, todo, executed = prepared.plan, prepared.names, prepared.todo, list(prepared.executed)
     if executor is not None:
-        graph = distributing.task_graph(session, plan, names, numbers, options, workers=workers)
+        graph = distributing.task_graph(session, plan, names, numbers, options, workers=workers, prediction=prediction)
         executed += distributing.run_tasks(graph, executor, todo, stop=stop)
     else:
         executed += _train_here(session, plan, todo, options)
@@ -197,6 +206,11 @@ def run(
         return RunReport(folds=folds_done, executed_stages=tuple(executed))
     selection = selecting.select_after_run(session, plan, names, numbers, device=device, workers=workers)
     executed += ["select"] * selection.is_new
+    if prediction is not None and executor is None:
+        records = predicting.predict(
+            selection.model, prediction.images, prediction.output, device=device, trust_code=trust, wait=wait
+        )
+        executed += ["predict"] * (not all(record.kept for record in records))
     report_html = reporting.report_of_run(
         folds_done[0].model.parent, workspace=session.workspace, dataset=session.dataset.folder
     )
@@ -206,6 +220,7 @@ def run(
         executed_stages=tuple(executed),
         report_html=report_html,
         selection=selection,
+        predictions=None if prediction is None else prediction.output,
         unapplied_changes=unapplied,
     )
 

@@ -4,23 +4,37 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Executor
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import typer
 
 from segwright.cli.options import split_list
 
+if TYPE_CHECKING:
+    from segwright.api.cluster.dask_engine import DaskExecutor
+    from segwright.cli.launch import ChildExecutor
+
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
-def require_one_engine(*, dask: str | None, local_gpus: str | None, local_cpus: int | None, gpus: int) -> None:
+def require_one_engine(
+    *, dask: str | None, local_gpus: str | None, local_cpus: int | None, gpus: int = 1, part: int | None = None
+) -> None:
     """Check that at most one of the options is given that decide which processes work.
+
+    Args:
+        dask: see `task_executor`.
+        local_gpus: see `task_executor`.
+        local_cpus: see `task_executor`.
+        gpus: GPUs that share each batch of a training.
+        part: the only part that is predicted.
 
     Raises:
         BadParameter: there are several.
     """
     options = {"--dask": dask, "--local-gpus": local_gpus, "--local-cpus": local_cpus, "--gpus": gpus > 1 or None}
+    options["--part"] = part
     given = [name for name, value in options.items() if value is not None]
     if len(given) > 1:
         raise typer.BadParameter(f"{' and '.join(given)} exclude each other; give one of them")
@@ -29,7 +43,7 @@ def require_one_engine(*, dask: str | None, local_gpus: str | None, local_cpus: 
 @contextmanager
 def task_executor(
     device: str, *, dask: str | None, local_gpus: str | None, local_cpus: int | None
-) -> Iterator[Executor | None]:
+) -> Iterator[ChildExecutor | DaskExecutor | None]:
     """Yield where tasks are run, and None for this process.
 
     Args:

@@ -22,7 +22,7 @@ from typing import IO, Any, Final
 import typer
 from pydantic import ValidationError
 
-from segwright.api.cluster.tasks import RunSettings, Task, TaskGraph, TaskResult
+from segwright.api.cluster.tasks import Settings, Task, TaskResult, graph_of_one
 from segwright.cli.dist_env import device_of
 from segwright.cli.signals import known_signals
 from segwright.core.interrupt import EXIT_RESUMABLE
@@ -111,13 +111,15 @@ class ChildExecutor(Executor):
         self._threads = ThreadPoolExecutor(len(slots), "segwright-child")
         self._share = _threads_of_one(len(slots))
         self._ending = Event()
+        self.size: Final = len(slots)
+        """Number of tasks that run at once."""
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Submit a task, as `run_graph` does.
 
         Args:
             function: `api.run_task`, which the command `run-task` calls.
-            args: `RunSettings` and `Task`.
+            args: settings of the graph, and the task.
             kwargs: none.
         """
         run, task = args
@@ -128,21 +130,20 @@ class ChildExecutor(Executor):
         self._ending.set()
         self._threads.shutdown(wait, cancel_futures=cancel_futures)
 
-    def _run(self, run: RunSettings, task: Task) -> TaskResult:
+    def _run(self, run: Settings, task: Task) -> TaskResult:
         slot = self._free.get()
         try:
             return self._run_child(run, task, {**slot, **(self._share if task.verb in _SHARING else {})})
         finally:
             self._free.put(slot)
 
-    def _run_child(self, run: RunSettings, task: Task, variables: Mapping[str, str]) -> TaskResult:
-        graph = TaskGraph(run=run, tasks=(task.model_copy(update={"needs": ()}),))
+    def _run_child(self, run: Settings, task: Task, variables: Mapping[str, str]) -> TaskResult:
         log = run.log_of(task)
         log.parent.mkdir(parents=True, exist_ok=True)
         trust = ["--trust-code"] if run.names_code else []  # this command was told to
         with tempfile.TemporaryDirectory(prefix="segwright-task-") as folder, open(log, "ab") as errors:
             file, answer = Path(folder, "graph.json"), Path(folder, "result.json")
-            file.write_text(graph.model_dump_json(), encoding="utf-8")
+            file.write_text(graph_of_one(run, task).model_dump_json(), encoding="utf-8")
             with answer.open("wb") as output:
                 process = subprocess.Popen(
                     _command(SEGWRIGHT, "run-task", str(file), task.name, "--json", *trust),

@@ -220,6 +220,26 @@ Stratify = Annotated[
         "--stratify/--no-stratify", help="Spread the cases with each label evenly over folds.", show_default=False
     ),
 ]
+ImagesOfRun = Annotated[
+    Path | None, typer.Option("-i", "--input", metavar="IN", help="Images that the selected model predicts.")
+]
+OutputOfRun = Annotated[Path | None, typer.Option("-o", "--output", metavar="OUT", help="Folder for label maps.")]
+Dask = Annotated[
+    str | None,
+    typer.Option("--dask", metavar="ADDRESS|FILE.json", help="Run tasks on the workers of this Dask scheduler."),
+]
+LocalGpus = Annotated[
+    str | None,
+    typer.Option("--local-gpus", metavar="0,1|all", help="Run several folds or parts at once, one on each GPU."),
+]
+LocalCpus = Annotated[
+    int | None,
+    typer.Option("--local-cpus", metavar="N", min=1, help="Run N folds or parts at once on the CPUs of this machine."),
+]
+PartsOfEngine = Annotated[
+    int | None,
+    typer.Option("--parts", metavar="N", min=1, help="Predict in N parts (default: as many as run at once)."),
+]
 NoWait = Annotated[
     bool, typer.Option("--no-wait", help="Exit with code 75 while another command makes the same, do not wait.")
 ]

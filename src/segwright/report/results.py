@@ -95,6 +95,7 @@ class RunReport:
         executed_stages: Stages that were executed; empty if everything was up to date.
         report_html: The HTML report, None if it could not be written.
         selection: The selected model.
+        predictions: Folder of the label maps that the selected model predicted; None if there were no images.
         unapplied_changes: Requested changes not applied to finished folds, and the remedy; empty if there are none.
     """
 
@@ -102,6 +103,7 @@ class RunReport:
     executed_stages: tuple[str, ...]
     report_html: Path | None = None
     selection: SelectionReport | None = None
+    predictions: Path | None = None
     unapplied_changes: str = ""
 
     @property
@@ -116,6 +118,7 @@ class RunReport:
             "done": list(self.executed_stages),
             "report": self.report_html and str(self.report_html),
             "selection": self.selection and self.selection.to_json(),
+            "predictions": self.predictions and str(self.predictions),
             "not_done": self.unapplied_changes,
         }
 

@@ -36,6 +36,26 @@ def test_options_that_do_not_fit_are_refused(
     assert not (tmp_path / "work").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--part", "0", "--parts", "2", "--local-cpus", "2"), "--local-cpus and --part exclude each other"),
+        (("--local-cpus", "2", "--device", "cuda"), "--local-cpus runs tasks on the CPU; leave out --device cuda"),
+        (("--local-gpus", "0,1", "--devices", "cuda:0,cuda:1"), "leave out --device cuda:0,cuda:1"),
+        (("--dask", "x:1"), 'pip install "segwright[cluster]"'),
+    ],
+)
+def test_options_of_a_prediction_that_do_not_fit_are_refused(
+    options: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    places = ("-m", str(tmp_path), "-i", str(tmp_path), "-o", str(tmp_path / "out"))
+    done = CliRunner().invoke(app, ["predict", *places, *options])
+    assert done.exit_code == 1
+    assert message in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_each_process_sees_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "count_gpus", lambda: (4, ""))
     name = "CUDA_VISIBLE_DEVICES"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from segwright.api.cluster.execution import RunTask
-from segwright.api.cluster.tasks import WITHOUT_GPU, RunSettings, Task, TaskResult
+from segwright.api.cluster.tasks import WITHOUT_GPU, AnyGraph, TaskResult, graph_of_one
 from segwright.core.device import CPU
 from segwright.core.errors import ConfigError
 from segwright.core.extensions.extras import imports_of
@@ -66,6 +66,9 @@ class DaskExecutor(Executor):
     """
 
     def __init__(self, client: Client, *, uses_gpus: bool) -> None:
+        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        self.size: Final = sum(GPU in worker["resources"] or not uses_gpus for worker in workers)
+        """Number of workers that train and predict, when it was made."""
         options = {"pure": False, "retries": RETRIES}
         self._anywhere: Executor = client.get_executor(**options)
         self._on_gpus: Executor = client.get_executor(**options, resources={GPU: 1}) if uses_gpus else self._anywhere
@@ -78,13 +81,13 @@ class DaskExecutor(Executor):
 
         Args:
             function: runs a task, and is defined in a module.
-            args: `RunSettings` and `Task`.
+            args: settings of the graph, and the task.
             kwargs: none.
         """
         run, task = args
         future = self._futures[task.name] = _TaskFuture()
         engine = self._anywhere if task.verb in WITHOUT_GPU else self._on_gpus
-        inner = engine.submit(run_on_worker, function, run.model_dump_json(), task.model_dump_json(), self._topic)
+        inner = engine.submit(run_on_worker, function, graph_of_one(run, task).model_dump_json(), self._topic)
         inner.add_done_callback(partial(_pass_on, future))
         return future
 
@@ -105,13 +108,12 @@ class _TaskFuture(Future[TaskResult]):
         return False
 
 
-def run_on_worker(function: RunTask, run: str, task: str, topic: str) -> str:
+def run_on_worker(function: RunTask, graph: str, topic: str) -> str:
     """Run a task in a worker of Dask.
 
     Args:
         function: runs it.
-        run: the run's settings as JSON.
-        task: the task as JSON.
+        graph: of this task alone, as JSON.
         topic: of the event that says that it has begun.
 
     Returns:
@@ -119,9 +121,10 @@ def run_on_worker(function: RunTask, run: str, task: str, topic: str) -> str:
     """
     from distributed import get_worker
 
-    parsed = Task.model_validate_json(task)
-    get_worker().log_event(topic, parsed.name)
-    return function(RunSettings.model_validate_json(run), parsed).model_dump_json()
+    parsed = AnyGraph.model_validate_json(graph)
+    [task] = parsed.tasks
+    get_worker().log_event(topic, task.name)
+    return function(parsed.run, task).model_dump_json()
 
 
 def _pass_on(outer: _TaskFuture, inner: Future[str]) -> None:

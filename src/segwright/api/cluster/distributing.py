@@ -10,19 +10,31 @@ from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import TypeAdapter
+
 from segwright.api import predicting, preparing, selecting, splitting, training, training_runs
 from segwright.api.checks import training_options
 from segwright.api.checks.training_options import TrainOptions
 from segwright.api.cluster.execution import run_graph, stop_when_exists
-from segwright.api.cluster.tasks import Prediction, RunSettings, Task, TaskGraph, TaskResult, build_graph
+from segwright.api.cluster.tasks import (
+    Prediction,
+    PredictSettings,
+    RunSettings,
+    Settings,
+    Task,
+    TaskGraph,
+    TaskResult,
+    build_graph,
+)
 from segwright.api.plans.making import DEFAULT_PLANS, load_plan
 from segwright.api.session import Session, open_session, trainer_name
 from segwright.core.errors import ConfigError, SegwrightError
 from segwright.core.extensions.given import GivenObject, reference_to
 from segwright.core.extensions.trust import CodeTrust, TrustCode
 from segwright.core.files.atomic_io import temporary_beside
+from segwright.core.files.names import require_output_outside_input
 from segwright.data.cases import variables_in
-from segwright.data.dataset import NO_ENVIRONMENT
+from segwright.data.dataset import NO_ENVIRONMENT, usable_cases
 from segwright.data.plan import Plan
 from segwright.training.config import TrainConfig
 from segwright.workspace import Workspace, name_of_model
@@ -110,7 +122,7 @@ def tasks(
         numbers,
         options,
         workers=workers,
-        prediction=_prediction(images, output, parts),
+        prediction=prediction_of_run(images, output, parts),
     )
 
 
@@ -214,22 +226,23 @@ def run_tasks(
     return [result.name for result in results if result.is_new]
 
 
-def run_task(run: RunSettings, task: Task, *, stop: StopRequest | None = None) -> TaskResult:
+def run_task(run: Settings, task: Task, *, stop: StopRequest | None = None) -> TaskResult:
     """Run one task as far as needed, in any process; an error of the user is returned.
 
     Args:
-        run: settings of its graph.
+        run: settings of its graph, of a run or of a prediction.
         task: a task of the graph; those that it needs are finished.
         stop: request to stop; the stop file of the run is one, too.
     """
     start = time.monotonic()
     try:
         with stop_when_exists(run.stop_file, stop) as request:
-            is_new = _perform(run, task, request)
+            if isinstance(run, PredictSettings):
+                ended = _predict_part(run, task)
+            else:
+                ended = TaskResult(name=task.name, is_new=_perform(run, task, request))
     except SegwrightError as error:
         ended = TaskResult(name=task.name, error=error.lines(), exit_code=error.exit_code)
-    else:
-        ended = TaskResult(name=task.name, is_new=is_new)
     return ended.model_copy(update={"seconds": time.monotonic() - start})
 
 
@@ -285,14 +298,50 @@ def _predict(session: Session, run: RunSettings, task: Task) -> bool:
     return not all(record.kept for record in records)
 
 
-def _prediction(images: Path | str | None, output: Path | str | None, parts: int) -> Prediction | None:
+def _predict_part(run: PredictSettings, task: Task) -> TaskResult:
+    from segwright.inference.prediction import CaseRecord
+
+    assert task.part is not None, f"{task.name}: has a part"
+    options: dict[str, Any] = run.options
+    records = predicting.predict(
+        run.models,
+        run.images[0] if len(run.images) == 1 else run.images,
+        run.output,
+        device=run.device,
+        trust_code=CodeTrust(references=frozenset(run.trusted), everything=run.trust_all, folder=run.code_folder),
+        part=task.part,
+        parts=run.parts,
+        **options,
+    )
+    adapter: TypeAdapter[list[CaseRecord]] = TypeAdapter(list[CaseRecord])
+    documents = tuple(adapter.dump_python(records, mode="json"))
+    return TaskResult(name=task.name, is_new=not all(each.kept for each in records), records=documents)
+
+
+def prediction_of_run(images: Path | str | None, output: Path | str | None, parts: int) -> Prediction | None:
+    """Return what the selected model of a run predicts; None if it does not predict.
+
+    Raises:
+        ConfigError: images are given without output or the other way round, or the number of parts does not fit.
+    """
     if (images is None) != (output is None):
-        raise ConfigError("tasks: give images and output together, or neither")
+        raise ConfigError("give images (-i) and output (-o) together, or neither")
     if parts < 1 or (images is None and parts != 1):
-        raise ConfigError(f"tasks: {parts} parts; expected a number from 1 on, together with images and output")
+        raise ConfigError(f"{parts} parts: expected a number from 1 on, together with images (-i) and output (-o)")
     if images is None or output is None:
         return None
     return Prediction(images=Path(images).absolute(), output=Path(output).absolute(), parts=parts)
+
+
+def require_predictable(session: Session, prediction: Prediction) -> None:
+    """Check the images to predict before anything is trained.
+
+    Raises:
+        SegwrightError: there are none, channels are missing, or the output is inside of their folder.
+    """
+    description = session.dataset.description
+    usable_cases(prediction.images, description.file_ending, len(description.channel_names))
+    require_output_outside_input(prediction.images, prediction.output)
 
 
 def _used_variables(session: Session) -> dict[str, str]:

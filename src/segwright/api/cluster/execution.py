@@ -10,14 +10,14 @@ from threading import Event, Thread
 from typing import Final
 
 from segwright.api.cluster.progress import TaskProgress
-from segwright.api.cluster.tasks import RunSettings, Task, TaskGraph, TaskResult
+from segwright.api.cluster.tasks import AnyGraph, Settings, Task, TaskResult
 from segwright.core.errors import SegwrightError
 from segwright.core.interrupt import EXIT_RESUMABLE, Interrupted, StopRequest
 
 POLL_S: Final = 0.5
 """Between two looks at a stop request or a stop file."""
 
-RunTask = Callable[[RunSettings, Task], TaskResult]
+RunTask = Callable[[Settings, Task], TaskResult]
 """A function that a module defines, so that other processes can import it."""
 
 
@@ -37,7 +37,7 @@ class TaskError(SegwrightError):
 
 
 def run_graph(
-    graph: TaskGraph,
+    graph: AnyGraph,
     run_task: RunTask,
     executor: Executor,
     *,
@@ -83,7 +83,7 @@ class _GraphRun:
     """The state of a graph that is being run."""
 
     def __init__(
-        self, graph: TaskGraph, run_task: RunTask, executor: Executor, finished: Collection[str], stop: StopRequest
+        self, graph: AnyGraph, run_task: RunTask, executor: Executor, finished: Collection[str], stop: StopRequest
     ) -> None:
         self._graph = graph
         self._run_task = run_task

@@ -11,7 +11,7 @@ from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
-from segwright.api.cluster.tasks import Task, TaskGraph, TaskResult
+from segwright.api.cluster.tasks import AnyGraph, Task, TaskResult
 from segwright.core.errors import SegwrightError
 from segwright.core.files.json_documents import parse_document
 from segwright.core.interrupt import EXIT_RESUMABLE
@@ -65,7 +65,7 @@ class TaskProgress:
     """
 
     def __init__(
-        self, graph: TaskGraph, finished: Collection[str] = (), *, now: Callable[[], float] = time.monotonic
+        self, graph: AnyGraph, finished: Collection[str] = (), *, now: Callable[[], float] = time.monotonic
     ) -> None:
         self._now = now
         start = now()

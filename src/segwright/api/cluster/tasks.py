@@ -141,11 +141,58 @@ class RunSettings(BaseModel):
 
     def log_of(self, task: Task) -> Path:
         """Return the file for the log of a task that has a process of its own, in the folder in which it writes."""
-        return self.folder_of(task) / f"{task.name.replace(' ', '_')}.log"
+        return self.folder_of(task) / _log_name(task)
 
 
-class TaskGraph(BaseModel):
-    """All tasks of a run.
+class PredictSettings(BaseModel):
+    """What the parts of a prediction without a run share.
+
+    Attributes:
+        models: paths of the models, which are averaged.
+        images: a folder of images, or the files of the channels of one case.
+        output: the folder for label maps.
+        parts: number of tasks that the cases are divided among.
+        options: further arguments of `predict`.
+        device: auto, cpu, mps or a GPU.
+        trust_all: whether references in files may be imported.
+        trusted: references that may be imported.
+        code_folder: where modules that are not installed are searched.
+        stop_file: parts end when this file exists.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    models: tuple[Path, ...]
+    images: tuple[Path, ...]
+    output: Path
+    parts: int = Field(ge=1)
+    options: dict[str, JsonValue] = Field(default_factory=dict)
+    device: str = "auto"
+    trust_all: bool = False
+    trusted: tuple[str, ...] = ()
+    code_folder: Path | None = None
+    stop_file: Path | None = None
+
+    @property
+    def names_code(self) -> bool:
+        """Whether a task may import code that these settings name."""
+        return bool(self.trust_all or self.trusted)
+
+    def folder_of(self, task: Task) -> Path:
+        """Return the folder that a task writes."""
+        return self.output
+
+    def log_of(self, task: Task) -> Path:
+        """Return the file for the log of a task that has a process of its own."""
+        return self.output / _log_name(task)
+
+
+Settings = RunSettings | PredictSettings
+"""What the tasks of a graph share."""
+
+
+class AnyGraph(BaseModel):
+    """Tasks of a run, or of a prediction.
 
     Attributes:
         run: what the tasks share.
@@ -155,7 +202,7 @@ class TaskGraph(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: int = SCHEMA_VERSION
-    run: RunSettings
+    run: Settings
     tasks: tuple[Task, ...]
 
     def task(self, name: str) -> Task:
@@ -170,7 +217,7 @@ class TaskGraph(BaseModel):
         raise ConfigError(f"no task is named '{name}'{did_you_mean(name, [task.name for task in self.tasks])}")
 
     @model_validator(mode="after")
-    def _require_order(self) -> TaskGraph:
+    def _require_order(self) -> AnyGraph:
         known: set[str] = set()
         for task in self.tasks:
             if task.name in known:
@@ -179,6 +226,31 @@ class TaskGraph(BaseModel):
                 raise ValueError(f"task '{task.name}' needs '{missing[0]}', which does not come before it")
             known.add(task.name)
         return self
+
+
+class TaskGraph(AnyGraph):
+    """All tasks of a run.
+
+    Attributes:
+        run: what the tasks share.
+    """
+
+    run: RunSettings
+
+
+class PredictGraph(AnyGraph):
+    """The parts of a prediction.
+
+    Attributes:
+        run: what the tasks share.
+    """
+
+    run: PredictSettings
+
+
+def graph_of_one(run: Settings, task: Task) -> AnyGraph:
+    """Return a graph of one task, those that it needs being finished; its JSON text travels to another process."""
+    return AnyGraph(run=run, tasks=(task.model_copy(update={"needs": ()}),))
 
 
 class TaskResult(BaseModel):
@@ -190,6 +262,7 @@ class TaskResult(BaseModel):
         error: lines of the error that ended it; empty if it is finished.
         exit_code: of that error, as the command line would end.
         seconds: that it took in its process; 0 where unknown.
+        records: of the cases that a part of a `PredictGraph` predicted or kept: fields of `CaseRecord`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -199,6 +272,7 @@ class TaskResult(BaseModel):
     error: tuple[str, ...] = ()
     exit_code: int = 0
     seconds: float = 0.0
+    records: tuple[dict[str, JsonValue], ...] = ()
 
 
 def build_graph(run: RunSettings, plan: Plan, *, num_folds: int) -> TaskGraph:
@@ -219,8 +293,15 @@ def build_graph(run: RunSettings, plan: Plan, *, num_folds: int) -> TaskGraph:
             )
     validated = [task.name for task in training.values() if not task.for_next_stage]
     select = Task(name="select", verb="select", needs=tuple(validated))
-    predicting = [] if run.prediction is None else list(_prediction(run.prediction.parts, select))
+    predicting = [] if run.prediction is None else parts_of_prediction(run.prediction.parts, needs=(select.name,))
     return TaskGraph(run=run, tasks=(*dict.fromkeys(preprocessing.values()), *training.values(), select, *predicting))
+
+
+def parts_of_prediction(parts: int, needs: tuple[str, ...] = ()) -> list[Task]:
+    """Return the tasks that predict each one part of the cases; each needs the same tasks."""
+    return [
+        Task(name=f"predict part {part} of {parts}", verb="predict", needs=needs, part=part) for part in range(parts)
+    ]
 
 
 def _preprocessing(plan: Plan, configurations: Sequence[str]) -> dict[str, Task]:
@@ -279,6 +360,5 @@ def _add_training(
     return name
 
 
-def _prediction(parts: int, select: Task) -> Iterator[Task]:
-    for part in range(parts):
-        yield Task(name=f"predict part {part} of {parts}", verb="predict", needs=(select.name,), part=part)
+def _log_name(task: Task) -> str:
+    return f"{task.name.replace(' ', '_')}.log"

@@ -42,10 +42,8 @@ def tasks_of_run(
     trust_code: options.TrustCode = False,
     preset: options.Preset = "default",
     plans: options.PlansOfRun = None,
-    images: Annotated[
-        Path | None, typer.Option("-i", "--input", metavar="IN", help="Images that the selected model predicts.")
-    ] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="OUT", help="Folder for label maps.")] = None,
+    images: options.ImagesOfRun = None,
+    output: options.OutputOfRun = None,
     parts: Annotated[int, typer.Option("--parts", metavar="N", min=1, help="Tasks that predict --input.")] = 1,
     device: options.Device = "auto",
     workers: options.Workers = None,
@@ -107,14 +105,15 @@ def run_task(
     """Run one task of a run as far as it is not finished; exit code 75 means: start it again to continue."""
     from segwright import api
     from segwright.api.cluster.execution import TaskError
-    from segwright.api.cluster.tasks import TaskGraph
+    from segwright.api.cluster.tasks import AnyGraph, RunSettings
     from segwright.core.errors import ConfigError
     from segwright.core.files.json_documents import parse_document
 
-    document = parse_document(TaskGraph, graph)
+    document = parse_document(AnyGraph, graph)
     run, chosen = document.run, document.task(task)
     if run.names_code and not trust_code:
-        code = ", ".join([*run.trusted, *([run.nnunet_trainer] if run.nnunet_trainer else ())]) or "any code"
+        named = [*run.trusted, *([run.nnunet_trainer] if isinstance(run, RunSettings) and run.nnunet_trainer else ())]
+        code = ", ".join(named) or "any code"
         raise ConfigError(f"{graph}: trusts {code}, which would be imported; if you do too, add --trust-code")
     with stop_on_signals() as stop:
         result = api.run_task(run, chosen, stop=stop)

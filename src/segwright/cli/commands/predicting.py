@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from segwright.cli import options
+from segwright.cli import executors, options
 from segwright.cli.signals import stop_on_signals
 from segwright.cli.tables import number, print_json, print_line, print_table
 
@@ -58,8 +58,13 @@ def predict(
     network: options.TrustedNetwork = None,
     trust_code: options.TrustCode = False,
     exact: Annotated[bool, typer.Option("--exact", help="Run the network on constant tiles too.")] = False,
-    part: Annotated[int, typer.Option("--part", metavar="I", min=0, help="Predict part I of --parts, from 0.")] = 0,
-    parts: Annotated[int, typer.Option("--parts", metavar="N", min=1, help="Divide the cases into N parts.")] = 1,
+    part: Annotated[
+        int | None, typer.Option("--part", metavar="I", min=0, help="Predict part I of --parts alone, from 0.")
+    ] = None,
+    parts: options.PartsOfEngine = None,
+    dask: options.Dask = None,
+    local_gpus: options.LocalGpus = None,
+    local_cpus: options.LocalCpus = None,
     device: Annotated[
         str, typer.Option("--device", "--devices", metavar="NAME", help="auto, cpu, mps, cuda:1, or cuda:0,cuda:1.")
     ] = "auto",
@@ -72,29 +77,37 @@ def predict(
     if probabilities not in (None, "npz", "b2nd", "nifti"):
         message = f"'{probabilities}' is not a format; choose npz, b2nd or nifti"
         raise typer.BadParameter(message, param_hint="--probabilities")
-    with stop_on_signals():
-        records = api.predict(
-            model,
-            images[0] if len(images) == 1 else images,
-            output,
-            folds=options.fold_numbers(folds),
-            checkpoint=checkpoint,
-            mirroring=not no_mirroring,
-            step_size=step_size,
-            probabilities=probabilities or False,
-            classes=options.split_list(classes) or None,
-            uncertainty=uncertainty,
-            calibrated=calibrated,
-            overwrite=overwrite,
-            precision=precision,
-            trust_code=options.code_trust(trust_code, network),
-            exact=exact,
-            part=part,
-            parts=parts,
-            wait=not no_wait,
-            device=device,
-            workspace=options.workspace_of(context),
-        )
+    executors.require_one_engine(dask=dask, local_gpus=local_gpus, local_cpus=local_cpus, part=part)
+    given = images[0] if len(images) == 1 else images
+    shared: dict[str, Any] = {
+        "folds": options.fold_numbers(folds),
+        "checkpoint": checkpoint,
+        "mirroring": not no_mirroring,
+        "step_size": step_size,
+        "probabilities": probabilities or False,
+        "classes": options.split_list(classes) or None,
+        "uncertainty": uncertainty,
+        "calibrated": calibrated,
+        "overwrite": overwrite,
+        "precision": precision,
+        "trust_code": options.code_trust(trust_code, network),
+        "exact": exact,
+        "wait": not no_wait,
+        "device": executors.task_device(device, local_cpus),
+        "workspace": options.workspace_of(context),
+    }
+    with (
+        stop_on_signals() as stop,
+        executors.task_executor(device, dask=dask, local_gpus=local_gpus, local_cpus=local_cpus) as executor,
+    ):
+        if executor is None:
+            records = api.predict(model, given, output, part=part or 0, parts=parts or 1, **shared)
+        else:
+            from segwright.api.cluster.parts import predict_in_parts
+
+            records = predict_in_parts(
+                model, given, output, executor=executor, parts=parts or executor.size, stop=stop, **shared
+            )
     if as_json:
         print_json([asdict(record) for record in records])
         return

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
 from segwright.cli import executors, options
@@ -40,22 +38,17 @@ def run(
     gpu_memory: options.GpuMemory = None,
     device: options.Device = "auto",
     gpus: options.Gpus = 1,
-    dask: Annotated[
-        str | None,
-        typer.Option("--dask", metavar="ADDRESS|FILE.json", help="Run tasks on the workers of this Dask scheduler."),
-    ] = None,
-    local_gpus: Annotated[
-        str | None, typer.Option("--local-gpus", metavar="0,1|all", help="Train several folds, one on each GPU.")
-    ] = None,
-    local_cpus: Annotated[
-        int | None,
-        typer.Option("--local-cpus", metavar="N", min=1, help="Train N folds at once, on the CPUs of this machine."),
-    ] = None,
+    dask: options.Dask = None,
+    local_gpus: options.LocalGpus = None,
+    local_cpus: options.LocalCpus = None,
+    images: options.ImagesOfRun = None,
+    output: options.OutputOfRun = None,
+    parts: options.PartsOfEngine = None,
     workers: options.Workers = None,
     no_wait: options.NoWait = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Run all stages: check, fingerprint, plan, preprocess, train, select. Run again to continue."""
+    """Run all stages: check, fingerprint, plan, preprocess, train, select, predict. Run again to continue."""
     from segwright import api
 
     chosen = options.train_settings(
@@ -104,6 +97,9 @@ def run(
             wait=not no_wait,
             distributed=distributed,
             executor=executor,
+            images=images,
+            output=output,
+            parts=parts or (1 if executor is None or images is None else executor.size),
             stop=stop,
             trust_code=options.code_trust(trust_code),
         )
@@ -118,6 +114,8 @@ def run(
         print_line(f"model: {model}")
     if report.selection is not None:
         print_selection(report.selection)
+    if report.predictions is not None:
+        print_line(f"predictions: {report.predictions}")
     if report.report_html is not None:
         print_line(f"report: {report.report_html}")
     if report.unapplied_changes:

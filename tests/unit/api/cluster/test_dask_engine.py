@@ -15,7 +15,7 @@ import pytest
 
 from segwright.api.cluster import dask_engine
 from segwright.api.cluster.dask_engine import RETRIES, DaskExecutor, dask_executor, run_on_worker
-from segwright.api.cluster.tasks import RunSettings, Task, TaskResult
+from segwright.api.cluster.tasks import RunSettings, Settings, Task, TaskResult, graph_of_one
 from segwright.core.errors import ConfigError
 
 ROOT = Path(__file__).parents[4]
@@ -71,7 +71,7 @@ def worker(threads: int = 1, **resources: float) -> dict[str, Any]:
     return {"nthreads": threads, "resources": resources}
 
 
-def run_task(run: RunSettings, task: Task) -> TaskResult:
+def run_task(run: Settings, task: Task) -> TaskResult:
     assert run == RUN
     return TaskResult(name=task.name, is_new=True)
 
@@ -98,14 +98,20 @@ def test_only_a_function_and_text_travel_and_a_worker_says_when_it_begins(monkey
 
 
 def test_tasks_that_compute_on_a_gpu_demand_one() -> None:
-    client = Client()
+    client = Client(a=worker(GPU=1), b=worker())
     executor = DaskExecutor(client, uses_gpus=True)  # type: ignore[arg-type]
     executor.submit(run_task, RUN, PREPROCESS)
     executor.submit(run_task, RUN, TRAIN)
-    assert {each.submitted[0][3]: each.options for each in client.engines} == {
-        PREPROCESS.model_dump_json(): {"pure": False, "retries": RETRIES},
-        TRAIN.model_dump_json(): {"pure": False, "retries": RETRIES, "resources": {"GPU": 1}},
+    assert {each.submitted[0][2]: each.options for each in client.engines} == {
+        graph_of_one(RUN, PREPROCESS).model_dump_json(): {"pure": False, "retries": RETRIES},
+        graph_of_one(RUN, TRAIN).model_dump_json(): {"pure": False, "retries": RETRIES, "resources": {"GPU": 1}},
     }
+
+
+@pytest.mark.parametrize(("uses_gpus", "size"), [(True, 1), (False, 2)])
+def test_as_many_tasks_run_at_once_as_there_are_workers_for_them(uses_gpus: bool, size: int) -> None:
+    client = Client(a=worker(GPU=1), b=worker())
+    assert DaskExecutor(client, uses_gpus=uses_gpus).size == size  # type: ignore[arg-type]
 
 
 def test_a_lost_task_is_no_bug_of_ours() -> None:
