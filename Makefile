@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DOCS := .venv-docs
 # pytest; if a native library ended it, then also the running test and the stacks of its threads, the failing one last
 pytest = $(BIN)/pytest --crash-report .crash-report $(1) || { code=$$?; ! test -e .crash-report || \
 	grep -v -e /_pytest/ -e /pluggy/ -e "^Extension modules" .crash-report | \
 	awk -v RS= '/^Current thread/ { failing = $$0; next } { print $$0 "\n" } END { print failing }'; exit $$code; }
 
-.PHONY: setup demo test test-slow test-sanitize fuzz lint format bench clean
+.PHONY: setup demo test test-slow test-sanitize fuzz lint format docs bench clean
 
 setup: $(READY)
 
@@ -26,6 +27,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md docs src benchmarks examples
 
 format: setup
 	$(BIN)/ruff check --fix .
@@ -50,8 +52,17 @@ test-sanitize: setup
 fuzz: setup
 	$(BIN)/python -m tests.fuzz run --seconds 180
 
+# the site, into site/; needs neither torch nor the package itself
+docs: $(DOCS)/.ready
+	$(DOCS)/bin/zensical build --clean --strict
+
+$(DOCS)/.ready: constraints.txt
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/pip install --quiet --constraint constraints.txt zensical mkdocstrings-python
+	touch $@
+
 bench: setup
 	$(BIN)/python -m benchmarks all
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(DOCS) site .mypy_cache .pytest_cache .ruff_cache
