@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -20,7 +21,8 @@ from segwright.core.interrupt import EXIT_RESUMABLE
 
 SOURCE = Path(__file__).parents[2] / "src"
 EPOCHS = 6
-OPTIONS = ("--config", "3d_fullres", "--epochs", EPOCHS, "--iterations", 2, "--batch-size", 2, "--device", "cpu")
+CONFIGURATIONS = ("2d", "3d_fullres")
+OPTIONS = ("--epochs", EPOCHS, "--iterations", 2, "--batch-size", 2, "--device", "cpu")
 OPTIONS += ("--deterministic", "--workers", 1, "--set", "num_val_iterations_per_epoch=1", "--set", "save_every=1")
 MINUTE = 60.0
 MAX_S = 240.0
@@ -43,6 +45,12 @@ def run(tiny: Path, work: Path, *further: object) -> subprocess.Popen[str]:
     return start("segwright", "--work", work, "run", tiny, *OPTIONS, "--json", *further)
 
 
+def whole_run(tiny: Path, work: Path, *further: object) -> subprocess.Popen[str]:
+    """Start a run of two configurations and two folds that predicts six images with the selected model."""
+    predicted = ("-i", tiny / "imagesTr", "-o", work / "predicted")
+    return run(tiny, work, "--config", *CONFIGURATIONS, "--folds", "0,1", *predicted, *further)
+
+
 def stages_of(process: subprocess.Popen[str]) -> list[str]:
     """Wait for a run; return what it did."""
     output, errors = process.communicate(timeout=MAX_S)
@@ -51,17 +59,18 @@ def stages_of(process: subprocess.Popen[str]) -> list[str]:
     return done
 
 
-def fold_in(work: Path, fold: int) -> Path:
-    return work / "results" / "Dataset007_Tiny" / "Trainer__nnUNetPlans__3d_fullres" / f"fold_{fold}"
+def fold_in(work: Path, fold: int, configuration: str = "3d_fullres") -> Path:
+    return work / "results" / "Dataset007_Tiny" / f"Trainer__nnUNetPlans__{configuration}" / f"fold_{fold}"
 
 
 def results(work: Path) -> dict[str, object]:
-    """Return weights and scores of both folds, and what was selected."""
-    found: dict[str, object] = {}
-    for fold in (fold_in(work, 0), fold_in(work, 1)):
+    """Return weights and scores of two folds of each configuration, what was selected, and what it predicted."""
+    found: dict[str, object] = {file.name: file.read_bytes() for file in (work / "predicted").glob("*.nii.gz")}
+    for configuration, number in itertools.product(CONFIGURATIONS, (0, 1)):
+        fold, name = fold_in(work, number, configuration), f"{configuration} fold {number}"
         weights = load_file(fold / "checkpoint_final.safetensors")
-        found |= {f"{fold.name}/{name}": tensor.numpy().tobytes() for name, tensor in weights.items()}
-        found[f"{fold.name} scores"] = json.loads((fold / "validation" / "summary.json").read_text())["foreground_mean"]
+        found |= {f"{name}/{key}": tensor.numpy().tobytes() for key, tensor in weights.items()}
+        found[name] = json.loads((fold / "validation" / "summary.json").read_text())["foreground_mean"]
     selected = work / "results" / "Dataset007_Tiny" / "model" / "summary.json"
     return {**found, "selection": json.loads(selected.read_text())["foreground_mean"]}
 
@@ -88,23 +97,25 @@ def holder(work: Path, fold: int) -> int:
 @pytest.fixture(scope="module")
 def sequential(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("sequential")
-    stages_of(run(tiny, work, "--folds", "0,1"))
+    stages_of(whole_run(tiny, work))
     return work
 
 
 def test_two_runs_started_at_once_do_nothing_twice_and_a_killed_process_keeps_none_waiting(
     tiny: Path, sequential: Path, tmp_path: Path
 ) -> None:
-    both = [run(tiny, tmp_path, "--folds", "0,1", "--local-cpus", 2) for _ in range(2)]
+    both = [whole_run(tiny, tmp_path, "--local-cpus", 2) for _ in range(2)]
     done = [stage for process in both for stage in stages_of(process)]
+    trainings = [f"train {name} fold {fold}" for name, fold in itertools.product(CONFIGURATIONS, (0, 1))]
     assert sorted(done) == [
-        *("fingerprint", "plan", "preprocess 3d_fullres", "select"),
-        *("train 3d_fullres fold 0", "train 3d_fullres fold 1"),
+        *("fingerprint", "plan", "predict part 0 of 2", "predict part 1 of 2"),
+        *("preprocess 2d", "preprocess 3d_fullres", "select", *trainings),
     ]
     assert [epochs_logged(tmp_path, fold) for fold in (0, 1)] == [[*range(EPOCHS)]] * 2
     assert results(tmp_path) == results(sequential)
 
-    both = [run(tiny, tmp_path, "--folds", "0,1,2", "--local-cpus", 2) for _ in range(2)]
+    more = ("--config", "3d_fullres", "--folds", "0,1,2", "--local-cpus", 2)
+    both = [run(tiny, tmp_path, *more) for _ in range(2)]
     wait_until(lambda: len(epochs_logged(tmp_path, 2)) > 1, "two epochs of fold 2")
     os.kill(holder(tmp_path, 2), signal.SIGKILL)
     killed = len(epochs_logged(tmp_path, 2))
@@ -142,8 +153,8 @@ def test_a_run_on_dask_that_is_stopped_and_whose_worker_is_killed_twice_gives_th
     tiny: Path, sequential: Path, tmp_path: Path, scheduler: Path
 ) -> None:
     work = tmp_path / "work"
-    options = ("--folds", "0,1", "--dask", scheduler)
-    stopped = run(tiny, work, *options)
+    options = ("--parts", 3, "--dask", scheduler)
+    stopped = whole_run(tiny, work, *options)
     wait_until(lambda: len(epochs_logged(work, 0)) > 0, "the first epoch of fold 0")
     stopped.send_signal(signal.SIGTERM)
     _, errors = stopped.communicate(timeout=MAX_S)
@@ -151,12 +162,13 @@ def test_a_run_on_dask_that_is_stopped_and_whose_worker_is_killed_twice_gives_th
     assert "stopped by SIGTERM; finished work is kept" in errors
     assert not [*work.rglob("*.lock")], "both trainings have ended"
 
-    continued = run(tiny, work, *options)
+    continued = whole_run(tiny, work, *options)
     for _ in range(2):
         before = len(epochs_logged(work, 0))
         wait_until(lambda before=before: len(epochs_logged(work, 0)) > before, "one more epoch of fold 0")  # type: ignore[misc]
         os.kill(holder(work, 0), signal.SIGKILL)
-    stages_of(continued)
+    done = stages_of(continued)
+    assert {f"predict part {part} of 3" for part in range(3)} < {*done}
     assert results(work) == results(sequential)
     trained = epochs_logged(work, 0)
     assert sorted({*trained}) == [*range(EPOCHS)]
