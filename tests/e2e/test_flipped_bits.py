@@ -31,8 +31,8 @@ from segwright.data.stage_cache import StageCache
 from segwright.data.training_data import TrainingData
 from segwright.evaluation.scores import Scores
 from segwright.inference.export.postprocessing import PostProcessing
-from segwright.inference.folder import log
 from segwright.inference.folder.log import PredictionLog
+from segwright.inference.folder.log_files import matches
 from segwright.inference.models.selected import read_selected
 from segwright.inference.reliability.calibration import Calibration
 from segwright.inference.reliability.expected_dice import DiceEstimator
@@ -110,7 +110,7 @@ def is_kept(root: Path) -> object:
     found = PredictionLog.open(root / PREDICTED / "prediction.json", document["model"], {})
     file = next((root / PREDICTED).glob("*.nii.gz"))
     entry = found.cases[file.name.removesuffix(".nii.gz")]["files"][file.name]
-    return True if log._matches(file, entry) else None
+    return True if matches(file, entry) else None
 
 
 def averaged(root: Path) -> object:

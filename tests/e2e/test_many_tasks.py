@@ -16,6 +16,7 @@ from journeys import call, states
 from safetensors.torch import load_file
 
 from segwright import api
+from segwright.api.cluster.completion import unfinished_tasks
 from segwright.api.cluster.execution import TaskError, run_graph
 from segwright.api.cluster.parts import predict_in_parts
 from segwright.api.cluster.tasks import TaskGraph
@@ -134,6 +135,11 @@ def test_the_tasks_on_the_command_line_run_in_processes(tiny: Path, sequential: 
         assert all(result.is_new for result in ended)
         assert not any(result.is_new for result in run_graph(graph, api.run_task, pool))
     assert results(work) == results(sequential)
+    assert unfinished_tasks(graph) == ()
+    description = work / "results" / tiny.name / "model" / "members" / f"Trainer__nnUNetPlans__{CONFIGURATION}"
+    description /= "dataset.json"
+    description.write_text(description.read_text().replace("organ", "liver"))  # as if it were another model
+    assert [task.verb for task in unfinished_tasks(graph)] == ["predict", "predict"]
     assert "train 3d_fullres fold 1, needs preprocess 3d_fullres" in call(*command).stdout
 
 

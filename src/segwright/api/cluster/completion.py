@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 from segwright.api import preparing, selecting, training_runs
 from segwright.api.cluster.distributing import session_of
 from segwright.api.cluster.tasks import RunSettings, Task, TaskGraph
 from segwright.api.plans.making import load_plan
 from segwright.api.session import Session
+from segwright.data.cases import Case
 from segwright.data.dataset import usable_cases
 from segwright.data.plan import Plan
+from segwright.inference.folder.log_files import inputs_hash, log_files, matches, read_log
+from segwright.inference.models.selected import has_predicted
 
 
 def unfinished_tasks(graph: TaskGraph) -> tuple[Task, ...]:
@@ -55,9 +62,21 @@ def _is_finished(session: Session, plan: Plan, run: RunSettings, task: Task) -> 
 
 
 def _is_predicted(session: Session, run: RunSettings, task: Task) -> bool:
-    """Return whether every case of a part has a label map; whether it is that of the model is checked by `predict`."""
+    """Return whether every case of a part has a label map of its images as they are now, by the selected model."""
     assert run.prediction is not None, "the graph of a prediction says of what"
+    output = run.prediction.output
     description = session.dataset.description
     cases, _ = usable_cases(run.prediction.images, description.file_ending, len(description.channel_names))
-    files = [run.prediction.output / f"{case.identifier}{description.file_ending}" for case in cases]
-    return all(file.is_file() for file in files[task.part :: run.prediction.parts])
+    cases = cases[task.part :: run.prediction.parts]
+    logs = [read_log(file) for file in log_files(output)]
+    recorded = [log for log in logs if all(_is_current(log.cases.get(case.identifier), case, output) for case in cases)]
+    model = session.workspace.selected_folder(session.name)
+    return not cases or any(has_predicted(model, log.model) for log in recorded)
+
+
+def _is_current(entry: Mapping[str, Any] | None, case: Case, output: Path) -> bool:
+    """Return whether a log's entry of a case is of its images, and the label map is as it was written."""
+    if entry is None or entry.get("inputs") != inputs_hash(case):
+        return False
+    name, files = entry.get("output"), entry.get("files")
+    return isinstance(files, dict) and matches(output / str(name), files.get(name), ignore_checksum=True)

@@ -127,7 +127,7 @@ def _require_own_first_stage(predictions: Path, model: Path, arguments: Values) 
         ModelError: the model is no cascade, or its first stage is missing.
     """
     from segwright.inference.cascade import previous_stage_folder
-    from segwright.inference.folder.log import PREDICTION_JSON
+    from segwright.inference.folder.log_files import PREDICTION_JSON
     from segwright.inference.models.model_folder import OURS, CheckpointFormat, choose_folds
     from segwright.interop.nnunet import NnunetCheckpoints, is_nnunet_model
 

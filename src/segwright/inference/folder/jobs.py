@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from segwright.core.errors import ConfigError
-from segwright.core.files.hashing import content_hash
 from segwright.core.files.names import below
 from segwright.core.process_tuning import release_freed_memory
 from segwright.data.cases import Case
 from segwright.data.images.image_io import Volume, read_images
 from segwright.data.labels import Labels
 from segwright.inference.export.writers import ProbabilityFormat
+from segwright.inference.folder.log_files import inputs_hash
 from segwright.inference.reliability.uncertainty import map_files
 
 
@@ -92,14 +92,13 @@ def make_jobs(
     jobs = []
     for case in cases:
         name = case.identifier
-        states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in case.images]
         jobs.append(
             Job(
                 case=case,
                 output=below(output_folder, f"{name}{file_ending}"),
                 probability_format=form,
                 probabilities=() if form is None else form.files(output_folder, name, labels),
-                inputs=content_hash([states, temperature] if form and temperature != 1 else states),
+                inputs=inputs_hash(case, temperature if form else 1.0),
                 maps=map_files(output_folder, name) if options.uncertainty else (),
                 temperature=temperature,
             )

@@ -7,7 +7,8 @@ from logging import getLogger
 
 from segwright.core.errors import WorkspaceError
 from segwright.inference.folder.jobs import Job
-from segwright.inference.folder.log import PREDICTION_JSON, PredictionLog
+from segwright.inference.folder.log import PredictionLog
+from segwright.inference.folder.log_files import PREDICTION_JSON
 
 logger = getLogger(__name__)
 

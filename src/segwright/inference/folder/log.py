@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from logging import getLogger
 from pathlib import Path
 from typing import Any, Final
@@ -16,36 +15,18 @@ import torch
 
 import segwright
 from segwright.core.errors import SegwrightError, WorkspaceError
-from segwright.core.files.hashing import file_crc
-from segwright.core.files.json_documents import read_checked_json, write_checked_json
+from segwright.core.files.json_documents import write_checked_json
 from segwright.core.memory import peak_bytes
 from segwright.data.images.image_io import read_label
 from segwright.inference.folder.jobs import Job
+from segwright.inference.folder.log_files import Entries, file_state, log_files, matches, read_log
 from segwright.inference.prediction import CaseRecord
 
 logger = getLogger(__name__)
 
-PREDICTION_JSON: Final = "prediction.json"
 SCHEMA_VERSION: Final = 1
 
 _ASSESSMENT = ("confidence", "expected_dice", "warnings")
-_REMEDY = "remove the file and its label maps, or predict them again with --overwrite"
-_LOG_NAME = re.compile(r"prediction(_part_\d+_of_\d+)?\.json")
-
-_SIZE_AND_TIME: Final = 2
-"""Length of the first part of a file's state, which is known without reading the file; a checksum may follow."""
-
-Entries = dict[str, dict[str, Any]]
-"""What a log says about each case."""
-
-
-def log_name(part: int, parts: int) -> str:
-    """Return the name of the log; every part has its own.
-
-    >>> log_name(0, 1), log_name(1, 2)
-    ('prediction.json', 'prediction_part_1_of_2.json')
-    """
-    return PREDICTION_JSON if parts == 1 else f"prediction_part_{part}_of_{parts}.json"
 
 
 class PredictionLog:
@@ -97,10 +78,8 @@ class PredictionLog:
         same_model, other_models = [], []
         devices: list[str] = []
         is_known = False
-        for file in () if overwrite else sorted(path.parent.glob("prediction*.json")):
-            if not _LOG_NAME.fullmatch(file.name):
-                continue
-            logged = _read(file)
+        for file in () if overwrite else log_files(path.parent):
+            logged = read_log(file)
             if logged.model != model:
                 other_models.append(logged.cases)
                 continue
@@ -151,7 +130,7 @@ class PredictionLog:
         """Whether another model predicted the label map as it is now."""
         entries = [each.get(job.case.identifier, {}) for each in self._other_models]
         states = [entry.get("files", {}).get(self._name(job.output)) for entry in entries]
-        return job.output.is_file() and any(_matches(job.output, state) for state in states)
+        return job.output.is_file() and any(matches(job.output, state) for state in states)
 
     def require_unused(self, jobs: Sequence[Job]) -> None:
         """Check that no job would replace a prediction of another model or another program.
@@ -175,7 +154,7 @@ class PredictionLog:
         """Record a finished case, and write the file."""
         values = {key: round(value, 3) for key, value in asdict(record).items() if key.endswith("_s")}
         values |= {key: asdict(record)[key] for key in ("tiles", "tiles_skipped", *_ASSESSMENT)}
-        files = {self._name(file): _state(file, with_checksum=file not in job.probabilities) for file in job.files}
+        files = {self._name(file): file_state(file, with_checksum=file not in job.probabilities) for file in job.files}
         with self._lock:
             before = self.cases.get(record.case, {})
             if before.get("inputs") == job.inputs:  # files that an earlier run wrote for the case stay valid
@@ -222,7 +201,7 @@ class PredictionLog:
 
     def _is_corrected(self, entry: Mapping[str, Any], job: Job, reader: str) -> bool:
         state = entry["files"][self._name(job.output)]
-        if self._changed(entry, job) != [job.output] or _matches(job.output, state, ignore_checksum=True):
+        if self._changed(entry, job) != [job.output] or matches(job.output, state, ignore_checksum=True):
             return False
         if self.is_of_other_model(job) or not _is_readable(job.output, reader):
             return False
@@ -232,25 +211,7 @@ class PredictionLog:
     def _changed(self, entry: Mapping[str, Any], job: Job) -> list[Path]:
         """Return the files of a case that are not as the entry says, or are gone."""
         files = entry.get("files", {})
-        return [file for file in job.files if self._name(file) in files and not _matches(file, files[self._name(file)])]
-
-
-def _state(file: Path, *, with_checksum: bool = False) -> list[int] | None:
-    """Return size and modification time of a file, by which changes are found; None if there is no file.
-
-    The checksum finds damage too; probability files have their own, beside or inside them, and may be large.
-    """
-    if not file.is_file():
-        return None
-    status = file.stat()
-    return [status.st_size, status.st_mtime_ns, *([file_crc(file)] if with_checksum else ())]
-
-
-def _matches(file: Path, state: Any, *, ignore_checksum: bool = False) -> bool:
-    """Whether a file is in a recorded state; the checksum, which earlier versions lack, is compared last."""
-    if not isinstance(state, list) or _state(file) != state[:_SIZE_AND_TIME]:
-        return False
-    return ignore_checksum or len(state) == _SIZE_AND_TIME or file_crc(file) == state[_SIZE_AND_TIME]
+        return [file for file in job.files if self._name(file) in files and not matches(file, files[self._name(file)])]
 
 
 def _is_readable(file: Path, reader: str) -> bool:
@@ -259,26 +220,3 @@ def _is_readable(file: Path, reader: str) -> bool:
     except SegwrightError:
         return False
     return True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Logged:
-    """A log as it was read."""
-
-    model: Any
-    devices: Sequence[str]
-    cases: Entries
-
-
-def _read(file: Path) -> _Logged:
-    try:
-        document = read_checked_json(file)
-    except SegwrightError as error:
-        raise WorkspaceError(f"{error}; {_REMEDY}") from error
-    cases = document.get("cases", {}) if isinstance(document, dict) else None
-    if not isinstance(cases, dict) or not all(isinstance(entry, dict) for entry in cases.values()):
-        raise WorkspaceError(f"{file}: expected an object with 'model' and 'cases', as predict writes it; {_REMEDY}")
-    options = document.get("options")
-    devices = options.get("devices") if isinstance(options, dict) else None
-    names = [str(each) for each in devices] if isinstance(devices, list) else []
-    return _Logged(model=document.get("model"), devices=names, cases=cases)

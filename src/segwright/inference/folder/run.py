@@ -20,7 +20,8 @@ from segwright.inference.folder.failures import Failures
 from segwright.inference.folder.inputs import Images, find_cases, require_other_folder
 from segwright.inference.folder.jobs import Job, PredictOptions, make_jobs
 from segwright.inference.folder.joining import join_parts, warn_of_other_model
-from segwright.inference.folder.log import PREDICTION_JSON, PredictionLog, log_name
+from segwright.inference.folder.log import PredictionLog
+from segwright.inference.folder.log_files import PREDICTION_JSON, log_name
 from segwright.inference.folder.run_locks import lock_logs, lock_part
 from segwright.workspace import DATASET_JSON, PLANS_JSON
 

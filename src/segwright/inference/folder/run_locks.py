@@ -11,7 +11,7 @@ from typing import Final
 
 from segwright.core.files.locks import locked
 from segwright.core.files.names import below
-from segwright.inference.folder.log import log_name
+from segwright.inference.folder.log_files import log_name
 from segwright.workspace import LOCK
 
 _NAME: Final = re.compile(rf"\.prediction(?:_part_(?P<part>\d+)_of_(?P<parts>\d+))?\.json{re.escape(LOCK)}")

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from segwright.core.device import resolve_device
 from segwright.core.errors import ModelError, SegwrightError
 from segwright.core.extensions.trust import TRUST_NONE, CodeTrust
-from segwright.core.files.hashing import content_hash, file_hash
 from segwright.core.files.json_documents import has_valid_checksum, read_json
 from segwright.core.files.names import require_text_path
 from segwright.core.parallel import fork_safe
@@ -22,6 +21,7 @@ from segwright.data.description import DatasetDescription, load_description
 from segwright.data.labels import Labels, decoding_problem
 from segwright.data.plan import Configuration, Plan
 from segwright.inference.cascade import CascadePredictor, previous_stage_folder
+from segwright.inference.models.identity import model_hash
 from segwright.inference.predictor import Predictor
 from segwright.inference.reliability.model import ReliabilityModel, training_range
 from segwright.inference.window.tiling import DEFAULT_STEP
@@ -196,13 +196,11 @@ def load_predictor(
             "configuration": headers[0].configuration,
             "folds": list(chosen),
             "checkpoint": checkpoint,
-            "model_hash": content_hash(
-                [
-                    [file_hash(checkpoints.file(folder, checkpoint)) for folder in folders],
-                    plan.to_json(),
-                    description.raw(),
-                    headers[0].configuration,
-                ]
+            "model_hash": model_hash(
+                [checkpoints.file(folder, checkpoint) for folder in folders],
+                plan,
+                description,
+                headers[0].configuration,
             ),
         },
     )

@@ -26,8 +26,10 @@ from segwright.core.files.hashing import content_hash, file_hash
 from segwright.core.files.json_documents import parse_document, write_checked_json
 from segwright.core.files.names import FileName
 from segwright.core.text import printable
+from segwright.data.description import load_description
 from segwright.data.plan import Plan
 from segwright.inference.export.postprocessing import POSTPROCESSING_JSON, PostProcessing
+from segwright.inference.models.identity import model_hash
 from segwright.inference.reliability.calibration import CALIBRATION_JSON, Calibration
 from segwright.inference.reliability.expected_dice import QUALITY_JSON, DiceEstimator
 from segwright.inference.reliability.model import with_estimates
@@ -141,6 +143,33 @@ def newer_folds(folder: Path) -> list[str]:
             if has_changed or (is_new and member.made_of):
                 newer.append(f"{member.name}/{fold_folder.name}")
     return newer
+
+
+def has_predicted(folder: Path, identity: Any) -> bool:
+    """Return whether a selected model is the one of an identity, on whatever device and in whatever precision.
+
+    Args:
+        folder: of the selected model; its weights are read.
+        identity: as a log of predictions has it; see `Predictor.identity`.
+
+    Raises:
+        SegwrightError: a document is damaged or a file missing.
+    """
+    if not isinstance(identity, dict):
+        return False
+    members = identity.get("ensemble", [identity])
+    steps = PostProcessing.load(folder / POSTPROCESSING_JSON).to_json()
+    hashes = [each.get("model_hash") for each in members if isinstance(each, dict)]
+    return identity.get("postprocessing", []) == steps and hashes == [
+        _hash_of_member(folder, member) for member in read_selected(folder).members
+    ]
+
+
+def _hash_of_member(folder: Path, member: Member) -> str:
+    model = folder / MEMBERS / member.name
+    weights = [Workspace.fold_folder(model, fold) / _CHECKPOINT[0] for fold in member.folds]
+    plan, description = Plan.load(model / PLANS_JSON), load_description(model / DATASET_JSON)
+    return model_hash(weights, plan, description, member.configuration)
 
 
 def load_selected(folder: Path, load: Callable[[Path], Predictor]) -> Predictor | Ensemble:

@@ -14,6 +14,9 @@ from segwright import api
 from segwright.api.cluster.sbatch import SlurmOptions
 from segwright.api.cluster.slurm import SlurmError
 from segwright.api.cluster.tasks import TaskGraph
+from segwright.core.files.json_documents import write_checked_json
+from segwright.data.cases import Case
+from segwright.inference.folder.log_files import file_state, inputs_hash, log_name
 from segwright.workspace import Workspace
 from tests.unit.api.cluster.fake_slurm import NAME, FakeSlurm, planned_dataset
 
@@ -137,17 +140,28 @@ def test_after_a_failure_only_what_is_missing_is_submitted(cluster: Cluster) -> 
     assert cluster.last.folder.name == "002"
 
 
-def test_predicted_parts_are_left_out_once_the_selection_is_made(
+def test_parts_that_the_selected_model_predicted_are_left_out(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("segwright.api.cluster.completion.selecting.is_selected_after_run", lambda *_: True)
+    completion = "segwright.api.cluster.completion"
+    monkeypatch.setattr(f"{completion}.selecting.is_selected_after_run", lambda *_: True)
+    monkeypatch.setattr(f"{completion}.has_predicted", lambda _, identity: identity == "selected")
     cluster.submit()
     cluster.run()
-    (cluster.folder / "predicted").mkdir()
+    predicted = cluster.folder / "predicted"
+    predicted.mkdir()
     images = sorted((cluster.work / "raw" / NAME / "imagesTs").iterdir())
-    for image in (images[0], images[2]):
-        (cluster.folder / "predicted" / image.name.replace("_0000", "")).touch()
+    for part, (image, model) in enumerate(zip(images, ("selected", "another", "selected"), strict=True)):
+        case = image.name.removesuffix("_0000.nii.gz")
+        file = predicted / f"{case}.nii.gz"
+        file.touch()
+        inputs = inputs_hash(Case(identifier=case, images=(image,)))
+        entry = {"inputs": inputs, "output": file.name, "files": {file.name: file_state(file)}}
+        write_checked_json(predicted / log_name(part, 3), {"model": model, "cases": {case: entry}})
     assert cluster.submit() == {"predict": [PREDICT[1]]}
+    (predicted / images[0].name.replace("_0000", "")).write_text("is of another size")
+    os.utime(images[2])
+    assert cluster.submit() == {"predict": [PREDICT[0], PREDICT[2]]}
 
 
 def test_a_refusal_names_what_was_submitted_and_the_same_call_submits_the_rest(cluster: Cluster) -> None:
