@@ -116,6 +116,24 @@ def locate_errors(where: str) -> Iterator[None]:
         raise located(error, where) from error
 
 
+@contextmanager
+def replaced_in_errors(text: object, other: object) -> Iterator[None]:
+    """Replace a text, such as the path of a temporary folder, in every user error of the block."""
+    old, new = str(text), str(other)
+    try:
+        yield
+    except ProblemReport as report:
+        raise ProblemReport(
+            [
+                replace(each, where=each.where.replace(old, new), what=each.what.replace(old, new))
+                for each in report.problems
+            ]
+        ) from report
+    except SegwrightError as error:
+        error.args = (str(error).replace(old, new),)
+        raise
+
+
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """Return the end of an error message that suggests a name for a mistyped one.
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from segwright.core.errors import ModelError, ProblemReport, SegwrightError
+from segwright.core.errors import ModelError, replaced_in_errors
 from segwright.data.plan import Plan
 from segwright.workspace import PLANS_JSON
 
@@ -57,23 +56,9 @@ def unpacked(place: Path, *, scratch: Path | None = None) -> Iterator[Path]:
 
     with TemporaryDirectory(prefix="segwright-model-", dir=scratch) as folder:
         root = Path(folder) / place.name  # a model at the top level of the zip file is named after the file
-        try:
+        with replaced_in_errors(root, place):
             extract(place, root)
             yield root
-        except ProblemReport as report:
-            raise ProblemReport(
-                [
-                    replace(
-                        problem,
-                        where=problem.where.replace(str(root), str(place)),
-                        what=problem.what.replace(str(root), str(place)),
-                    )
-                    for problem in report.problems
-                ]
-            ) from report
-        except SegwrightError as error:
-            error.args = (str(error).replace(str(root), str(place)),)
-            raise
 
 
 def find_models(place: Path) -> list[Path]:
