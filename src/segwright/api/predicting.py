@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -47,15 +48,22 @@ def predict(
     part: int = 0,
     parts: int = 1,
     wait: bool = True,
+    series: Sequence[str] = (),
+    output_types: Sequence[str] = ("nifti",),
+    segments: Path | str | None = None,
+    holes: str = "xor",
     workspace: Workspace | None = None,
 ) -> list[CaseRecord]:
     """Predict a folder of images (`CASE_0000.ENDING`, one file per channel), or one case, with a trained model.
+
+    A folder or zip file of DICOM is one case for each study, named after its folder.
 
     Args:
         model: Folder written by `select`, the results folder that contains it, or a model folder with `plans.json`,
             `dataset.json` and `fold_k` (also of nnU-Net v2, also as a zip file), or the name of an installed model, or
             the name or id of a dataset, for its selected model. Several models are averaged.
-        images: Input folder, never written to; or the file of one case, or a list of the files of its channels.
+        images: Input folder, never written to; or the file of one case, or a list of the files of its channels; or a
+            folder, zip file or file of DICOM, or a list of one for each channel.
         output: Folder for one label map per case; existing predictions are kept.
         folds: Folds to average; all trained folds by default.
         checkpoint: final, best or latest.
@@ -74,6 +82,12 @@ def predict(
         part: Index of the part to predict, from 0; for several machines.
         parts: Number of parts into which the cases are divided.
         wait: Wait for another process that predicts into the folder; otherwise raise `LockHeldError`.
+        series: Of DICOM input, the series of each channel: its UID, number or description (with `*` for any text), or
+            `CHANNEL=SERIES`, or a JSON file of such pairs. By default the only series that is a volume.
+        output_types: For DICOM input `dicom-seg` and `rtstruct` are written as well as the label map (`nifti`).
+        segments: `segments.json` with the codes of the classes for DICOM objects; by default that of the model folder,
+            else they are guessed from the names of the labels.
+        holes: How RTSTRUCT describes holes: xor (contours of their own) or keyhole (joined to the outer one).
         workspace: Where models and results are; `./segwright-work` by default.
 
     Returns:
@@ -84,8 +98,8 @@ def predict(
         SegwrightError: the model, an option or the device is invalid.
     """
     with gc_paused():
+        from segwright.deploy.dicom.predicting import predict_inputs
         from segwright.inference.ensemble import Ensemble
-        from segwright.inference.folder.predict_folder import predict_files
         from segwright.networks.references import packages_of
 
     given = Path(images) if isinstance(images, Path | str) else [Path(each) for each in images]
@@ -122,14 +136,19 @@ def predict(
         "part": part,
         "parts": parts,
         "wait": wait,
+        "series": series,
+        "output_types": output_types,
+        "segments": None if segments is None else Path(segments),
+        "holes": holes,
+        "model_folder": models[0],
     }
     members = predictors if ensemble is None else ensemble.predictors
     packages = frozenset[str]().union(*(packages_of(network) for each in members for network in each.networks))
     with user_code_errors(packages, "the network of a model"):
         if ensemble is not None:
             _require_one_device(devices)
-            return predict_files(ensemble, given, Path(output), **options)
-        return predict_files(predictors[0], given, Path(output), others=predictors[1:], **options)
+            return predict_inputs(ensemble, given, Path(output), **options)
+        return predict_inputs(predictors[0], given, Path(output), others=predictors[1:], **options)
 
 
 def load_model(
@@ -190,15 +209,17 @@ def load_model(
 def _load(model: Path, *, trust: CodeTrust, exact: bool, **options: Any) -> Predictor | Ensemble:
     """Load a model folder or a selected model; device and precision have been checked."""
     with gc_paused():
-        from segwright.inference.folder.predict_folder import predict_files
+        from segwright.deploy.dicom.predicting import predict_inputs
         from segwright.inference.models.model_folder import OURS, CheckpointFormat, load_predictor
         from segwright.inference.models.selected import find_selected, load_selected
         from segwright.interop.nnunet import NnunetCheckpoints, is_nnunet_model
 
+    predict = partial(predict_inputs, model_folder=model)
+
     def load(folder: Path) -> Predictor:
         checkpoints: CheckpointFormat = NnunetCheckpoints() if is_nnunet_model(folder) else OURS
         predictor = load_predictor(folder, checkpoints=checkpoints, trust=trust, reuse=not exact, **options)
-        predictor.folder_function = predict_files
+        predictor.folder_function = predict
         return predictor
 
     with unpacked(model) as place:
@@ -206,7 +227,7 @@ def _load(model: Path, *, trust: CodeTrust, exact: bool, **options: Any) -> Pred
         if selected is None:
             return load(only_model(place, model))
         loaded = load_selected(selected, load)
-    loaded.folder_function = predict_files
+    loaded.folder_function = predict
     return loaded
 
 

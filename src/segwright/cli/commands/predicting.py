@@ -26,7 +26,10 @@ def predict(
     images: Annotated[
         list[Path],
         typer.Option(
-            "-i", "--input", metavar="IN", help="Folder of images, CASE_0000.ENDING; or one file, repeat per channel."
+            "-i",
+            "--input",
+            metavar="IN",
+            help="Folder of images, CASE_0000.ENDING; or one file, repeat per channel; or DICOM, also zipped.",
         ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="Folder for the label maps.")],
@@ -68,10 +71,22 @@ def predict(
     device: Annotated[
         str, typer.Option("--device", "--devices", metavar="NAME", help="auto, cpu, mps, cuda:1, or cuda:0,cuda:1.")
     ] = "auto",
+    series: Annotated[
+        list[str] | None,
+        typer.Option("--series", metavar="SERIES", help="DICOM series: UID, number, description, or CHANNEL=SERIES."),
+    ] = None,
+    output_type: Annotated[
+        list[str] | None,
+        typer.Option("--output-type", metavar="A,B", help="For DICOM input: nifti, dicom-seg, rtstruct."),
+    ] = None,
+    segments: Annotated[
+        Path | None, typer.Option("--segments", metavar="FILE", help="Codes of the classes for DICOM output.")
+    ] = None,
+    holes: Annotated[str, typer.Option("--holes", metavar="WAY", help="Holes in RTSTRUCT: xor or keyhole.")] = "xor",
     no_wait: options.NoWait = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Predict a folder of images, or one image, with a trained model."""
+    """Predict a folder of images, one image, or DICOM series with a trained model."""
     from segwright import api
 
     if probabilities not in (None, "npz", "b2nd", "nifti"):
@@ -93,6 +108,10 @@ def predict(
         "trust_code": options.code_trust(trust_code, network),
         "exact": exact,
         "wait": not no_wait,
+        "series": tuple(series or ()),
+        "output_types": options.split_list(output_type) or ("nifti",),
+        "segments": None if segments is None else str(segments.absolute()),
+        "holes": holes,
         "device": executors.task_device(device, local_cpus),
         "workspace": options.workspace_of(context),
     }
