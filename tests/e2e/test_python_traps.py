@@ -124,6 +124,7 @@ def every_function(world: World) -> dict[str, Callable[[], object]]:
         "apply_postprocessing": lambda: api.apply_postprocessing(
             held_out, out / "post", postprocessing=out / "postprocessing.json", dataset_json=described
         ),
+        "segments": lambda: api.segments(model, out / "segments.json"),
         "export_model": lambda: api.export_model(model, out / "exported"),
         "import_model": lambda: api.import_model(out / "exported", out / "imported"),
         "install": install,

@@ -134,6 +134,7 @@ def every_verb(world: World) -> dict[str, tuple[object, ...]]:
         "predict": (*predict(world), "--probabilities", "npz"),
         "export-model": ("export-model", world.model, world.out / "exported"),
         "import-model": ("import-model", world.out / "exported", world.out / "imported"),
+        "segments": ("segments", world.model, "-o", world.out / "segments.json"),
         "install": (*work, "install", world.out / "model.zip"),
         "evaluate": ("evaluate", labels, held_out, *description, "-o", world.out / "scores.json"),
         "overlay": ("overlay", held_out, "--reference", labels, "-o", world.out / "sheets"),

@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # what `_MODULES` says, for type checkers; tests/unit/api/tes
     from segwright.api.models.exporting import export_model as export_model
     from segwright.api.models.installing import InstalledModel as InstalledModel
     from segwright.api.models.installing import install as install
+    from segwright.api.models.segments import segments as segments
     from segwright.api.plans.making import PlanOptions as PlanOptions
     from segwright.api.plans.transfer import move_plans as move_plans
     from segwright.api.predicting import load_model as load_model
@@ -70,6 +71,7 @@ _MODULES: Final = {
     "models.exchange": ("import_model",),
     "models.exporting": ("export_model",),
     "models.installing": ("InstalledModel", "install"),
+    "models.segments": ("segments",),
     "plans.making": ("PlanOptions",),
     "plans.transfer": ("move_plans",),
     "predicting": ("load_model", "predict"),

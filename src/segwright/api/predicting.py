@@ -100,6 +100,7 @@ def predict(
     with gc_paused():
         from segwright.deploy.dicom.predicting import predict_inputs
         from segwright.inference.ensemble import Ensemble
+        from segwright.inference.models.selected import find_selected
         from segwright.networks.references import packages_of
 
     given = Path(images) if isinstance(images, Path | str) else [Path(each) for each in images]
@@ -140,7 +141,7 @@ def predict(
         "output_types": output_types,
         "segments": None if segments is None else Path(segments),
         "holes": holes,
-        "model_folder": models[0],
+        "model_folder": find_selected(models[0]) or models[0],
     }
     members = predictors if ensemble is None else ensemble.predictors
     packages = frozenset[str]().union(*(packages_of(network) for each in members for network in each.networks))
@@ -214,20 +215,16 @@ def _load(model: Path, *, trust: CodeTrust, exact: bool, **options: Any) -> Pred
         from segwright.inference.models.selected import find_selected, load_selected
         from segwright.interop.nnunet import NnunetCheckpoints, is_nnunet_model
 
-    predict = partial(predict_inputs, model_folder=model)
-
     def load(folder: Path) -> Predictor:
         checkpoints: CheckpointFormat = NnunetCheckpoints() if is_nnunet_model(folder) else OURS
         predictor = load_predictor(folder, checkpoints=checkpoints, trust=trust, reuse=not exact, **options)
-        predictor.folder_function = predict
+        predictor.folder_function = predict_inputs
         return predictor
 
     with unpacked(model) as place:
         selected = find_selected(place)
-        if selected is None:
-            return load(only_model(place, model))
-        loaded = load_selected(selected, load)
-    loaded.folder_function = predict
+        loaded = load(only_model(place, model)) if selected is None else load_selected(selected, load)
+    loaded.folder_function = partial(predict_inputs, model_folder=selected or model)
     return loaded
 
 

@@ -53,6 +53,7 @@ class Program(CommandGroup):
         exchange.install,
         exchange.import_model,
         exchange.export_model,
+        exchange.segments,
         evaluating.evaluate,
         evaluating.compare,
         drawing.overlay,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from segwright.cli import options
-from segwright.cli.tables import print_json, print_line
+from segwright.cli.tables import print_json, print_line, print_table
 
 
 def install(
@@ -105,3 +105,31 @@ def export_model(
         print_json({"model": written})
     else:
         print_line(f"written to {written}")
+
+
+def segments(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model folder or name of an installed model.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Default: segments.json of the model.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Guess again, and replace the file.")] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Write the codes of a model's classes for DICOM objects, guessed from their names, or show those that it has."""
+    from segwright import api
+
+    found = api.segments(model, output, overwrite=overwrite, workspace=options.workspace_of(context))
+    if as_json:
+        print_json({"segments": [segment.to_json() for segment in found]})
+        return
+    rows = [
+        [
+            segment.name,
+            " ".join(term.meaning for term in (segment.modifier, segment.kind) if term is not None),
+            "-" if segment.region is None else segment.region.meaning,
+            segment.category.meaning + (" (not found in the dictionaries)" if segment.is_unknown else ""),
+        ]
+        for segment in found
+    ]
+    print_table("codes of the classes", ["class", "type", "place", "category"], rows)

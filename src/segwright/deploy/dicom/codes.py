@@ -17,8 +17,6 @@ from segwright.core.extensions.extras import imports_of
 from segwright.core.files.json_documents import read_json, write_json
 from segwright.data.labels import ClassKey, Labels
 
-SEGMENTS_JSON: Final = "segments.json"
-
 _SIDES: Final = {"left": ("7771000", "SCT", "Left"), "right": ("24028007", "SCT", "Right")}
 _SIDE_WORDS: Final = {"left": "left", "l": "left", "lt": "left", "right": "right", "r": "right", "rt": "right"}
 _ANATOMY: Final = ("91723000", "SCT", "Anatomical Structure")

@@ -13,7 +13,7 @@ from segwright.core.errors import ConfigError, Problem, ProblemReport, Segwright
 from segwright.core.files.atomic_io import sweep_leftovers, temporary_beside
 from segwright.deploy.dicom.cases import OutputType, require_output_types, result_files, stage_case, write_results
 from segwright.deploy.dicom.choosing import DicomCase, find_dicom_cases, joined_channels
-from segwright.deploy.dicom.codes import SEGMENTS_JSON, Segment, guess_segments, read_segments
+from segwright.deploy.dicom.codes import Segment, guess_segments, read_segments
 from segwright.deploy.dicom.objects import SourceModel
 from segwright.deploy.dicom.rtstruct import Holes
 from segwright.deploy.dicom.sources import is_dicom_input, opened
@@ -22,6 +22,7 @@ from segwright.inference.folder.inputs import Images
 from segwright.inference.folder.predict_folder import predict_files
 from segwright.inference.prediction import CaseRecord
 from segwright.inference.predictor import Predictor
+from segwright.workspace import SEGMENTS_JSON
 
 logger = getLogger(__name__)
 

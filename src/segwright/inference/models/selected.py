@@ -33,7 +33,7 @@ from segwright.inference.models.identity import model_hash
 from segwright.inference.reliability.calibration import CALIBRATION_JSON, Calibration
 from segwright.inference.reliability.expected_dice import QUALITY_JSON, DiceEstimator
 from segwright.inference.reliability.model import with_estimates
-from segwright.workspace import DATASET_JSON, FINGERPRINT_JSON, PLANS_JSON, SUMMARY_JSON, Workspace
+from segwright.workspace import DATASET_JSON, FINGERPRINT_JSON, PLANS_JSON, SEGMENTS_JSON, SUMMARY_JSON, Workspace
 
 if TYPE_CHECKING:
     from segwright.inference.ensemble import Ensemble
@@ -44,7 +44,10 @@ logger = getLogger(__name__)
 SELECTION_JSON: Final = "selection.json"
 MEMBERS: Final = "members"
 
-_OURS = {SELECTION_JSON, SUMMARY_JSON, POSTPROCESSING_JSON, QUALITY_JSON, CALIBRATION_JSON, MEMBERS, "report.html"}
+_OURS = {
+    *(SELECTION_JSON, SUMMARY_JSON, POSTPROCESSING_JSON, QUALITY_JSON, CALIBRATION_JSON, MEMBERS, "report.html"),
+    SEGMENTS_JSON,
+}
 _CHECKPOINT = ("checkpoint_final.safetensors", "checkpoint_final.json")
 _RECORDS = ("train.json", "metrics.jsonl")
 """Files of a fold that its report shows; prediction does not need them."""
@@ -268,6 +271,8 @@ def write_selected(
         )
         write_checked_json(temporary / SELECTION_JSON, document.model_dump(mode="python", by_alias=True))
         if target.exists():
+            if (target / SEGMENTS_JSON).is_file():  # a user may have edited it
+                shutil.copyfile(target / SEGMENTS_JSON, temporary / SEGMENTS_JSON)
             shutil.rmtree(target)
 
 

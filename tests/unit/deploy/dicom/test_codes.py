@@ -11,7 +11,8 @@ import pytest
 
 from segwright.core.errors import ConfigError
 from segwright.data.labels import Labels
-from segwright.deploy.dicom.codes import SEGMENTS_JSON, guess_segments, read_segments, write_segments
+from segwright.deploy.dicom.codes import guess_segments, read_segments, write_segments
+from segwright.workspace import SEGMENTS_JSON
 
 LABELS = Labels({"background": 0, "liver": 1, "Kidney_L": 2, "ignore": 3})
 
