@@ -73,7 +73,12 @@ def name_of_model(name: str | None, trainer: str, network: str | None) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workspace:
-    """nnU-Net's three trees (nnU-Net behaviour 1.1); `Workspace.under(folder)` puts all of them below one folder."""
+    """nnU-Net's three trees (nnU-Net behaviour 1.1); `Workspace.under(folder)` puts all of them below one folder.
+
+    Example:
+        >>> workspace = Workspace.under(Path("results-of-june"))  # doctest: +SKIP
+        >>> segwright.fingerprint("raw/Dataset004_Hippocampus", workspace=workspace)  # doctest: +SKIP
+    """
 
     raw: Path
     preprocessed: Path
@@ -91,7 +96,7 @@ class Workspace:
         """Return the workspace below `./segwright-work`."""
         return cls.under(DEFAULT_WORK.absolute())
 
-    def resolve_dataset(self, dataset: str | Path) -> Path:
+    def resolve_dataset(self, dataset: str | Path | int) -> Path:
         """Return the raw folder of a dataset given by path, name (`Dataset004_X` or `X`) or id (`4`).
 
         Names and ids are those of datasets in the raw folder, and of others that were used by path before.
@@ -100,18 +105,18 @@ class Workspace:
             DatasetError: nothing matches, several folders do, or a dataset used before has moved or changed.
         """
         if _is_dataset_path(dataset):
-            return Path(os.path.abspath(dataset))
+            return Path(os.path.abspath(str(dataset)))
         name = self.dataset_name(dataset)
         return self.raw / name if (self.raw / name).is_dir() else self._recorded_folder(name)
 
-    def dataset_name(self, dataset: str | Path) -> str:
+    def dataset_name(self, dataset: str | Path | int) -> str:
         """Return the name of a dataset given as to `resolve_dataset`; its raw data need not exist any more.
 
         Raises:
             DatasetError: nothing matches, or several datasets do.
         """
         if _is_dataset_path(dataset):
-            return os.path.basename(os.path.abspath(dataset))
+            return os.path.basename(os.path.abspath(str(dataset)))
         text = str(dataset)
         usable = {*_datasets(self.raw), *(file.parent.name for file in self.preprocessed.glob(f"*/{RAW_FOLDER_JSON}"))}
         derived = {*_datasets(self.preprocessed), *_datasets(self.results)}
@@ -264,7 +269,7 @@ class Workspace:
         return below(root, *tree.relative_to(root).parts, *parts)
 
 
-def _is_dataset_path(dataset: str | Path) -> bool:
+def _is_dataset_path(dataset: str | Path | int) -> bool:
     """Return whether this is the path of a folder with a dataset.json; a number is an id."""
     text = str(dataset)
     return not text.isdecimal() and not path_problem(Path(text) / DATASET_JSON)

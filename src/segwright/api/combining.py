@@ -43,6 +43,9 @@ def determine_postprocessing(
 
     Raises:
         SegwrightError: No predictions were found, one has no reference, or files are damaged or do not match.
+
+    Example:
+        >>> determine_postprocessing("references", "predicted")  # doctest: +SKIP
     """
     from segwright.evaluation.postprocessing import determine
     from segwright.inference.export.postprocessing import POSTPROCESSING_JSON
@@ -79,6 +82,9 @@ def apply_postprocessing(
 
     Raises:
         SegwrightError: No label map was found, or the document has an unknown format; nnU-Net's pickle is never read.
+
+    Example:
+        >>> apply_postprocessing("predicted", "cleaned")  # doctest: +SKIP
     """
     from segwright.inference.export.postprocessing import PostProcessing, process_folder
 
@@ -118,6 +124,9 @@ def ensemble(
     Raises:
         SegwrightError: Cases are missing in a folder, the folders are of different tasks, or files are damaged or do
             not fit.
+
+    Example:
+        >>> ensemble(["predicted", "predicted-by-another"], "averaged")  # doctest: +SKIP
     """
     if len(predictions) < 2:
         raise ConfigError("ensemble: give at least two folders of predictions")
@@ -157,6 +166,9 @@ def accumulate_crossval(
 
     Raises:
         SegwrightError: A fold has no predictions, two folds share a case, or the output folder exists.
+
+    Example:
+        >>> accumulate_crossval("Trainer__nnUNetPlans__3d_fullres", "all-folds")  # doctest: +SKIP
     """
     folder = Path(model)
     if not folder.is_dir():

@@ -70,6 +70,9 @@ def evaluate(
 
     Raises:
         SegwrightError: a folder or file is missing, damaged or does not match, or an argument is invalid.
+
+    Example:
+        >>> scores = evaluate("references", "predicted")  # doctest: +SKIP
     """
     truth, predicted = Path(reference), Path(prediction)
     require_folders(truth, predicted)
@@ -109,7 +112,7 @@ def evaluate(
 
 
 def compare(
-    models: Sequence[Path | str], *, dataset: str | Path | None = None, workspace: Workspace | None = None
+    models: Sequence[Path | str], *, dataset: str | Path | int | None = None, workspace: Workspace | None = None
 ) -> list[Comparison]:
     """Compare every pair of models, from their `summary.json`, by each common case's mean foreground Dice.
 
@@ -142,7 +145,7 @@ def compare(
     return statistics.compare({name: _scores_in(place) for name, place in places.items()})
 
 
-def _model_named(name: str, dataset: str | Path, workspace: Workspace) -> Path:
+def _model_named(name: str, dataset: str | Path | int, workspace: Workspace) -> Path:
     """Return the folder of a dataset's model by its name.
 
     Raises:

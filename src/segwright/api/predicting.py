@@ -96,6 +96,9 @@ def predict(
     Raises:
         ProblemReport: there is no case, or some cannot be read or predicted (raised after all others are done).
         SegwrightError: the model, an option or the device is invalid.
+
+    Example:
+        >>> cases = predict("model", "images", "predicted", probabilities=True)  # doctest: +SKIP
     """
     with gc_paused():
         from segwright.deploy.dicom.predicting import predict_inputs
@@ -191,6 +194,10 @@ def load_model(
 
     Raises:
         SegwrightError: the model, an option or the device is invalid, or the network is not that of the weights.
+
+    Example:
+        >>> model = load_model("model")  # doctest: +SKIP
+        >>> labels = model.predict(array, spacing=(3.0, 0.8, 0.8))  # doctest: +SKIP
     """
     _checked_devices(device, precision)
     require_step(step_size)

@@ -60,7 +60,7 @@ UNNAMED_DATASET = "Dataset"
 
 
 def check(
-    dataset: str | Path,
+    dataset: str | Path | int,
     *,
     workspace: Workspace | None = None,
     workers: int | None = None,
@@ -79,7 +79,7 @@ def check(
 
 
 def fingerprint(
-    dataset: str | Path,
+    dataset: str | Path | int,
     *,
     workspace: Workspace | None = None,
     workers: int | None = None,
@@ -92,6 +92,9 @@ def fingerprint(
     Raises:
         ProblemReport: the dataset has problems; all are listed.
         LockHeldError: another process works on the dataset, and `wait` is False.
+
+    Example:
+        >>> fingerprint("raw/Dataset004_Hippocampus").spacings  # doctest: +SKIP
     """
     session = open_session(dataset, workspace, environment=environment, wait=wait)
     with dataset_lock(session, "measuring"):
@@ -99,7 +102,7 @@ def fingerprint(
 
 
 def plan(
-    dataset: str | Path,
+    dataset: str | Path | int,
     *,
     workspace: Workspace | None = None,
     options: PlanOptions = DEFAULT_OPTIONS,
@@ -135,6 +138,9 @@ def plan(
     Raises:
         ConfigError: groups or strata are given, but the folds are in use or were made by hand.
         PlanError: the plans would change although trainings or preprocessed data use them; `force` replaces them.
+
+    Example:
+        >>> plan("raw/Dataset004_Hippocampus").configuration("3d_fullres").patch_size  # doctest: +SKIP
     """
     options = checked_options(options, workspace)
     if options.like is not None and budget is not None:
@@ -160,7 +166,11 @@ def plan(
 
 
 def plan_from_fingerprint(fingerprint: Path, dataset_json: Path, *, options: PlanOptions = DEFAULT_OPTIONS) -> Plan:
-    """Plan from a fingerprint without images; nothing is written. The folder of `dataset_json` names the dataset."""
+    """Plan from a fingerprint without images; nothing is written. The folder of `dataset_json` names the dataset.
+
+    Example:
+        >>> plan_from_fingerprint(Path("dataset_fingerprint.json"), Path("dataset.json"))  # doctest: +SKIP
+    """
     options = checked_options(options, None)
     measured = Fingerprint.load(fingerprint)
     description = load_description(dataset_json)
@@ -181,7 +191,7 @@ def explain(plan: Plan) -> str:
 
 
 def preprocess(
-    dataset: str | Path,
+    dataset: str | Path | int,
     *,
     workspace: Workspace | None = None,
     plans: str = DEFAULT_PLANS,
@@ -205,6 +215,9 @@ def preprocess(
 
     Returns:
         The preprocessed and the kept cases of each configuration.
+
+    Example:
+        >>> preprocess("raw/Dataset004_Hippocampus", configurations=["3d_fullres"])  # doctest: +SKIP
     """
     session = open_session(dataset, workspace, environment=environment, trust=CodeTrust.of(trust_code), wait=wait)
     plan = load_plan(session, plans)

@@ -59,7 +59,7 @@ _DEMO_PARTS = ("predictions", "pictures")
 
 
 def run(
-    dataset: str | Path,
+    dataset: str | Path | int,
     *,
     workspace: Workspace | None = None,
     configurations: Sequence[str] | None = None,
@@ -241,6 +241,9 @@ def demo(
         budget: Training time; two minutes by default.
         fresh: Delete an earlier demo first.
         device: auto, cpu, mps or a GPU.
+
+    Example:
+        >>> demo("segwright-demo", budget="2m")  # doctest: +SKIP
     """
     from segwright.api.drawing.overlaying import overlay  # imports matplotlib
 

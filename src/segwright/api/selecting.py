@@ -57,7 +57,7 @@ Command = Literal["select", "run"]
 
 
 def select(
-    dataset: str | Path,
+    dataset: str | Path | int,
     *,
     workspace: Workspace | None = None,
     configurations: Sequence[str] | None = None,
@@ -97,7 +97,7 @@ def select(
         SegwrightError: No fold is trained and validated, models have no common fold, or the folder is in use.
 
     Example:
-        >>> report = select("raw/Dataset004_Hippocampus")  # doctest: +SKIP
+        >>> report = select(4)  # doctest: +SKIP
         >>> segwright.predict(report.model, "images", "out")  # doctest: +SKIP
     """
     session = open_session(dataset, workspace, environment=environment, trust=CodeTrust.of(trust_code), wait=wait)

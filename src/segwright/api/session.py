@@ -76,7 +76,7 @@ def trainer_name(trainer: str | None) -> str:
 
 
 def open_session(
-    dataset: str | Path,
+    dataset: str | Path | int,
     workspace: Workspace | None,
     *,
     environment: Mapping[str, str] = NO_ENVIRONMENT,
@@ -103,7 +103,7 @@ def open_session(
     """
     resolved_workspace = workspace_or_default(workspace)
     folder = resolved_workspace.resolve_dataset(dataset)
-    if os.path.abspath(dataset) != str(folder):
+    if os.path.abspath(str(dataset)) != str(folder):
         logger.info("dataset %s is %s", dataset, folder)
     loaded = load(folder, environment=environment)
     resolved_workspace.require_writable()

@@ -37,7 +37,7 @@ Component: TypeAlias = str | Callable[..., Any]
 
 
 def train(
-    dataset: str | Path,
+    dataset: str | Path | int,
     *,
     configuration: str,
     fold: Fold,
@@ -109,6 +109,9 @@ def train(
     Raises:
         Interrupted: it was asked to stop; continue with `resume`.
         SegwrightError: dataset, plan, fold, a setting or the device is invalid, or the fold already has a training.
+
+    Example:
+        >>> train(4, configuration="3d_fullres", fold=0, loss="dice_topk10")  # doctest: +SKIP
     """
     chosen = training_settings(
         budget,

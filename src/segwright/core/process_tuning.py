@@ -47,6 +47,9 @@ def tune_process() -> None:
     Call it once at the start of a program that trains or predicts; more calls do nothing. The command line does so.
     Threads are not touched: beside other programs set `GOMP_SPINCOUNT=3000` before torch is imported, see
     `docs/how-to/training-settings.md`.
+
+    Example:
+        >>> tune_process()  # doctest: +SKIP
     """
     if _state.is_tuned:
         return

@@ -165,7 +165,7 @@ class Trainer:
 
     @classmethod
     def for_dataset(
-        cls: type[T], dataset: str | Path, configuration: str, fold: int | Literal["all"] = 0, **options: Any
+        cls: type[T], dataset: str | Path | int, configuration: str, fold: int | Literal["all"] = 0, **options: Any
     ) -> T:
         """Return the trainer of one fold of a preprocessed dataset; it writes where `segwright.train` does.
 

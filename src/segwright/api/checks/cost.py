@@ -58,7 +58,7 @@ class _Sample:
 
 
 def training_costs(
-    dataset: str | Path,
+    dataset: str | Path | int,
     plan: Plan,
     *,
     workspace: Workspace | None = None,

@@ -109,6 +109,10 @@ def doctor(device: str = "auto", *, workspace: Workspace | None = None, test_lay
 
     Raises:
         ConfigError: there is no such device.
+
+    Example:
+        >>> report = doctor()  # doctest: +SKIP
+        >>> report.device  # doctest: +SKIP
     """
     chosen = resolve_device(device)
     layers = run_layers(chosen) if test_layers else ()

@@ -46,7 +46,7 @@ logger = getLogger(__name__)
 
 
 def tasks(
-    dataset: str | Path,
+    dataset: str | Path | int,
     *,
     workspace: Workspace | None = None,
     configurations: Sequence[str] | None = None,

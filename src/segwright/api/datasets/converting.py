@@ -69,6 +69,9 @@ def convert(
 
     Raises:
         SegwrightError: the source has problems (a `ProblemReport` lists all), or the target exists or is not writable.
+
+    Example:
+        >>> convert("folders", "scans", "raw/Dataset005_Scans", channel_names=["MRI"])  # doctest: +SKIP
     """
     if kind not in FORMATS:
         raise ConfigError(f"unknown format '{kind}'{did_you_mean(kind, FORMATS)}")

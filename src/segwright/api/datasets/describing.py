@@ -48,6 +48,9 @@ def init(
     Raises:
         SegwrightError: something cannot be decided or `check` would refuse the dataset (a `ProblemReport` lists all),
             or there is a dataset.json.
+
+    Example:
+        >>> init("scans", channel_names=["MRI"], label_names=["anterior", "posterior"])  # doctest: +SKIP
     """
     place = Path(os.path.abspath(require_text_path(Path(folder))))
     if wrong := path_problem(place, "folder"):

@@ -41,7 +41,7 @@ MAX_SAMPLES = 200
 
 
 def preview_augmentation(
-    dataset: str | Path,
+    dataset: str | Path | int,
     *,
     configuration: str | None = None,
     samples: int = 16,

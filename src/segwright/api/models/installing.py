@@ -107,6 +107,9 @@ def install(
     Raises:
         DownloadError: the download failed, or the address is of another kind of file.
         SegwrightError: the file has another hash, is damaged, unsafe or no model, or the name is taken.
+
+    Example:
+        >>> [model] = install("Liver.zip", name="liver")  # doctest: +SKIP
     """
     text, expected = str(source), _checked_hash(sha256)
     is_address = "://" in text

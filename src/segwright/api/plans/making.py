@@ -43,6 +43,9 @@ class PlanOptions:
         reorient: Reorient every image to RAS+ first, for datasets with several orientations.
         like: Checkpoint of nnssl (`.pth`) for whose network, spacing, patch and normalisation to plan; without
             `preset` and `gpu_memory_gb`, which it decides.
+
+    Example:
+        >>> segwright.plan(4, options=PlanOptions(preset="resenc-m", name="small", gpu_memory_gb=4))  # doctest: +SKIP
     """
 
     preset: str = "default"

@@ -52,7 +52,7 @@ class TrainingInputs:
 
 
 def find_inputs(
-    raw: str | Path, configuration: str, fold: int | Literal["all"], workspace: Workspace, *, plans: str, model: str
+    raw: str | Path | int, configuration: str, fold: int | Literal["all"], workspace: Workspace, *, plans: str, model: str
 ) -> TrainingInputs:
     """Find everything in a workspace; nothing is computed, and nothing but missing splits is written.
 
@@ -102,7 +102,7 @@ def find_inputs(
 
 def make_trainer(
     cls: type[T],
-    dataset: str | Path,
+    dataset: str | Path | int,
     configuration: str,
     fold: int | Literal["all"],
     *,
