@@ -224,7 +224,7 @@ def _resampling_kwargs(resampling: Resampling, kind: str) -> dict[str, Any]:
     return {**is_seg, **separate, **({"separate_z_anisotropy_threshold": ANISOTROPY} if resampling != "torch" else {})}
 
 
-def plan_command(dataset: Path | str, plans_name: str) -> str:
+def plan_command(dataset: Path | str | int, plans_name: str) -> str:
     """Return the command that makes plans of a name, for error messages.
 
     >>> plan_command("4", "nnUNetPlans"), plan_command("4", "mine")

@@ -52,7 +52,13 @@ class TrainingInputs:
 
 
 def find_inputs(
-    raw: str | Path | int, configuration: str, fold: int | Literal["all"], workspace: Workspace, *, plans: str, model: str
+    raw: str | Path | int,
+    configuration: str,
+    fold: int | Literal["all"],
+    workspace: Workspace,
+    *,
+    plans: str,
+    model: str,
 ) -> TrainingInputs:
     """Find everything in a workspace; nothing is computed, and nothing but missing splits is written.
 
