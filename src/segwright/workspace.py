@@ -188,6 +188,11 @@ class Workspace:
         """The folder of installed models."""
         return self._below((self.results if self.work is None else self.work) / "models")
 
+    @property
+    def served_jobs(self) -> Path:
+        """The folder of a server's jobs."""
+        return self._below((self.results if self.work is None else self.work) / "serve")
+
     def installed_model(self, name: str) -> Path:
         """Return the folder of an installed model."""
         return self._below(self.models, name)

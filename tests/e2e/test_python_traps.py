@@ -17,6 +17,7 @@ from traps import CONFIGURATION, World
 import segwright
 from segwright import api
 from segwright.core.errors import SegwrightError
+from segwright.core.interrupt import StopRequest
 from segwright.workspace import Workspace
 
 HARMLESS = frozenset({"explain", "keyword_values", "tune_process"}) | {
@@ -83,6 +84,11 @@ def every_function(world: World) -> dict[str, Callable[[], object]]:
     def run_command(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(words, 0, "7\n" if words[0] == "sbatch" else "", "")
 
+    def serve() -> None:
+        stop = StopRequest()
+        stop.request("at once")
+        api.serve(model, port=0, device="cpu", jobs=out / "jobs", stop=stop)
+
     def use_tasks() -> None:
         graph = api.tasks(data, images=data / "imagesTs", output=out / "parts", **fast)
         assert [api.run_task(graph.run, task).error for task in graph.tasks] == [()] * 4
@@ -108,6 +114,7 @@ def every_function(world: World) -> dict[str, Callable[[], object]]:
         "cancel": lambda: api.cancel(data, workspace=place, run_command=run_command),
         "select": lambda: api.select(data, output=out / "selected", **fast),
         "load_model": use_model,
+        "serve": serve,
         "predict": lambda: api.predict(
             model, data / "imagesTs", out / "labels", probabilities=True, uncertainty=True, device="cpu"
         ),

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from journeys import call
-from traps import CONFIGURATION, World, edit, every_verb, predict
+from traps import CONFIGURATION, World, edit, every_verb, predict, stop_server_at
 
 from segwright import api
 from segwright.cli.main import Program
@@ -193,6 +193,8 @@ def test_every_verb_leaves_the_traps_alone(world: World) -> None:
             shutil.copytree(world.out / "labels", world.out / "again")
         if verb == "install":
             shutil.make_archive(str(world.out / "model"), "zip", world.model.parent, world.model.name)
+        if verb == "serve":
+            stop_server_at(int(str(arguments[-1])))
         if verb == "run-task":
             (world.out / "graph.json").write_text(call(*verbs["tasks"], "--json").stdout)
         result = call(*arguments)

@@ -6,9 +6,15 @@ A test compares the whole tree before and after: nothing but the places that a v
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import os
+import signal
+import socket
+import threading
+import time
 from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,6 +107,27 @@ def predict(world: World) -> tuple[object, ...]:
     return ("predict", "-m", world.model, "-i", world.data / "imagesTs", "-o", world.out / "labels", "--device", "cpu")
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def stop_server_at(port: int) -> None:
+    """Send SIGTERM to this process as soon as a server answers; from another thread."""
+
+    def stop() -> None:
+        for _ in range(600):
+            with suppress(OSError), closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
+                connection.request("GET", "/readyz")
+                if connection.getresponse().status == 200:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    return
+            time.sleep(0.1)
+
+    threading.Thread(target=stop, daemon=True).start()
+
+
 def every_verb(world: World) -> dict[str, tuple[object, ...]]:
     """Return a call of every verb; all of them succeed on a harmless dataset and model."""
     labels, held_out = world.data / "labelsTr", world.model / "fold_0" / "validation"
@@ -132,6 +159,7 @@ def every_verb(world: World) -> dict[str, tuple[object, ...]]:
         "train": (*work, "train", world.data, *fast, "--fold", "0", "--resume"),
         "select": (*work, "select", world.data, "-o", world.out / "selected", "--device", "cpu"),
         "predict": (*predict(world), "--probabilities", "npz"),
+        "serve": ("serve", world.model, "--device", "cpu", "--jobs", world.out / "jobs", "--port", free_port()),
         "export-model": ("export-model", world.model, world.out / "exported"),
         "import-model": ("import-model", world.out / "exported", world.out / "imported"),
         "segments": ("segments", world.model, "-o", world.out / "segments.json"),

@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # what `_MODULES` says, for type checkers; tests/unit/api/tes
     from segwright.api.models.installing import InstalledModel as InstalledModel
     from segwright.api.models.installing import install as install
     from segwright.api.models.segments import segments as segments
+    from segwright.api.models.serving import serve as serve
     from segwright.api.plans.making import PlanOptions as PlanOptions
     from segwright.api.plans.transfer import move_plans as move_plans
     from segwright.api.predicting import load_model as load_model
@@ -72,6 +73,7 @@ _MODULES: Final = {
     "models.exporting": ("export_model",),
     "models.installing": ("InstalledModel", "install"),
     "models.segments": ("segments",),
+    "models.serving": ("serve",),
     "plans.making": ("PlanOptions",),
     "plans.transfer": ("move_plans",),
     "predicting": ("load_model", "predict"),

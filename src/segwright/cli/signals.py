@@ -20,9 +20,10 @@ class StopSignal(BaseException):
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
+def stop_on_signals(doing: str = "saving after this step") -> Iterator[StopRequest]:
     """Turn SIGTERM, SIGUSR1 (SLURM's warning before the time limit) and Ctrl-C into a stop request.
 
+    `doing` is what the block does then, for the user.
     A second signal, or one while no training runs, raises `StopSignal` or `KeyboardInterrupt` in the block.
 
     Raises:
@@ -37,7 +38,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
         name = signal.Signals(number).name
         if stop.is_watched and not stop.reason:
             stop.request(name)
-            typer.echo(f"{name}: saving after this step; send the signal again to quit now", err=True)
+            typer.echo(f"{name}: {doing}; send the signal again to quit now", err=True)
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
         else:

@@ -28,6 +28,7 @@ from segwright.inference.prediction import ArrayPredictor, Prediction
 from segwright.inference.predictor import Predictor
 from segwright.inference.reliability.case_statistics import Observation
 from segwright.inference.reliability.uncertainty import MAPS, Uncertainty, pooled_maps
+from segwright.inference.window.sliding import TileCount
 from segwright.inference.window.stitching import Planes
 from segwright.inference.window.timer import Timer
 from segwright.preprocessing.pipeline import PredictionInput
@@ -182,18 +183,24 @@ class StoredPrediction:
 
 
 def model_probabilities(
-    predictors: Sequence[Predictor], volume: Volume, scratch: Path, *, disagreement: bool = False, maps: bool = False
+    predictors: Sequence[Predictor],
+    volume: Volume,
+    scratch: Path,
+    *,
+    disagreement: bool = False,
+    maps: bool = False,
+    count: TileCount | None = None,
 ) -> tuple[list[StoredPrediction], Provenance, Timer, float]:
     """Predict one case with each model and store the probabilities, on the case's own grid, in files of `scratch`.
 
-    `disagreement` measures it for the statistics; `maps` also stores it as a map.
+    `disagreement` measures it for the statistics; `maps` also stores it as a map; `count` is updated in place.
 
     Returns:
         The stored predictions, the provenance of the first model's input, the timer of all forward passes, and the
         seconds of preprocessing.
     """
     provenances = []
-    timer, prepare_s = Timer(), 0.0
+    timer, prepare_s = Timer(tiles=count or TileCount()), 0.0
     stored = []
     for index, predictor in enumerate(predictors):
         start = time.perf_counter()

@@ -32,17 +32,27 @@ _DAMAGES: Final = (
 """Errors that a damaged zip file may cause."""
 
 
-def extract(archive: Path, target: Path) -> None:
+class UnpackedSizeError(ModelError):
+    """A zip file would unpack to more than is accepted."""
+
+
+def extract(archive: Path, target: Path, *, max_bytes: int = MAX_BYTES) -> None:
     """Unpack a zip file into an empty folder.
 
+    Args:
+        archive: the file.
+        target: the folder.
+        max_bytes: of all entries, unpacked.
+
     Raises:
+        UnpackedSizeError: the entries have more bytes, or grow more than real data do.
         ModelError: the file is not a zip file, or an entry leaves the folder, is a link, clashes with another one, or
             would fill the disk.
     """
     try:
         with open_zip(archive) as stream:
             entries = [entry for entry in stream.infolist() if not entry.is_dir()]
-            _require_safe(archive, entries)
+            _require_safe(archive, entries, max_bytes)
             for entry in entries:
                 _write(stream, entry, target / entry.filename, archive)
     except SegwrightError:
@@ -54,7 +64,7 @@ def extract(archive: Path, target: Path) -> None:
         raise ModelError(f"{archive}: cannot be unpacked ({reason}); unpack it yourself and name the folder") from error
 
 
-def _require_safe(archive: Path, entries: list[zipfile.ZipInfo]) -> None:
+def _require_safe(archive: Path, entries: list[zipfile.ZipInfo], max_bytes: int) -> None:
     """Check names, links, compression and sizes of all entries.
 
     Raises:
@@ -70,7 +80,7 @@ def _require_safe(archive: Path, entries: list[zipfile.ZipInfo]) -> None:
         if entry.compress_type not in METHODS:
             raise ModelError(f"{archive}: refused, its entry '{name}' is packed with method {entry.compress_type}")
         if entry.file_size > max(SMALL_BYTES, MAX_RATIO * entry.compress_size):
-            raise ModelError(
+            raise UnpackedSizeError(
                 f"{archive}: refused, its entry '{name}' grows from {entry.compress_size} to {entry.file_size} bytes"
             )
     _require_distinct(archive, entries)
@@ -79,12 +89,12 @@ def _require_safe(archive: Path, entries: list[zipfile.ZipInfo]) -> None:
     if sum(entry.compress_size for entry in entries) > packed:
         raise ModelError(f"{archive}: refused, its {len(entries)} entries overlap")
     if total > max(SMALL_BYTES, MAX_TOTAL_RATIO * packed):
-        raise ModelError(f"{archive}: refused, its {len(entries)} entries grow from {packed} to {total} bytes")
+        raise UnpackedSizeError(f"{archive}: refused, its {len(entries)} entries grow from {packed} to {total} bytes")
     free = shutil.disk_usage(archive.parent).free
-    if len(entries) > MAX_ENTRIES or total > min(MAX_BYTES, free):
-        raise ModelError(
+    if len(entries) > MAX_ENTRIES or total > min(max_bytes, free):
+        raise UnpackedSizeError(
             f"{archive}: refused, it holds {len(entries)} files of {total / 2**30:.1f} GiB unpacked; at most "
-            f"{MAX_ENTRIES} files and {min(MAX_BYTES, free) / 2**30:.1f} GiB are unpacked here"
+            f"{MAX_ENTRIES} files and {min(max_bytes, free) / 2**30:.1f} GiB are unpacked here"
         )
 
 
@@ -111,5 +121,5 @@ def _write(stream: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path, archive:
         while block := source.read(_BLOCK):
             left -= len(block)
             if left < 0:
-                raise ModelError(f"{archive}: refused, its entry '{entry.filename}' is larger than it says")
+                raise UnpackedSizeError(f"{archive}: refused, its entry '{entry.filename}' is larger than it says")
             target.write(block)

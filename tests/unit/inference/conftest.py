@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,7 @@ def configuration(dims: int) -> dict[str, Any]:
     }
 
 
-@pytest.fixture
-def plan() -> Plan:
+def small_plan() -> Plan:
     """Return a plan with a 2D and a 3D configuration and permuted axes."""
     return Plan.from_json(
         {
@@ -83,43 +83,43 @@ def plan() -> Plan:
     )
 
 
-@pytest.fixture
-def make_model(tmp_path: Path, plan: Plan) -> Callable[..., Path]:
-    """Return a function that writes a model folder; it names the folds and the configuration."""
+def write_model(
+    parent: Path,
+    plan: Plan,
+    *folds: int | str,
+    name: str = "3d_fullres",
+    checkpoint: str = "final",
+    seed: int = 0,
+) -> Path:
+    """Write a model folder with random weights below `parent`; `name` is the configuration's."""
+    folder = parent / f"Trainer__nnUNetPlans__{name}"
+    folder.mkdir(exist_ok=True)
+    plan.save(folder / "plans.json")
+    (folder / "dataset.json").write_text(json.dumps(DATASET))
+    block = plan.configurations[name]["architecture"]
+    for fold in folds:
+        offset = fold if isinstance(fold, int) else 99
+        network = build_network(
+            block, 1, 3, deep_supervision=True, generator=torch.Generator().manual_seed(seed + offset)
+        )
+        path = folder / f"fold_{fold}" / f"checkpoint_{checkpoint}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        save_weights(path, network.state_dict())
+        header = {
+            "schema_version": 1,
+            "trainer": "Trainer",
+            "configuration": name,
+            "fold": fold,
+            "network": {"reference": block["network_class_name"], "kwargs": block["arch_kwargs"]},
+            "mirror_axes": list(range(len(plan.configuration(name).patch_size))),
+            "epoch": 3,
+        }
+        path.with_suffix(".json").write_text(json.dumps(header))
+    return folder
 
-    def make(*folds: int | str, name: str = "3d_fullres", checkpoint: str = "final", seed: int = 0) -> Path:
-        folder = tmp_path / f"Trainer__nnUNetPlans__{name}"
-        folder.mkdir(exist_ok=True)
-        plan.save(folder / "plans.json")
-        (folder / "dataset.json").write_text(json.dumps(DATASET))
-        block = plan.configurations[name]["architecture"]
-        for fold in folds:
-            offset = fold if isinstance(fold, int) else 99
-            network = build_network(
-                block, 1, 3, deep_supervision=True, generator=torch.Generator().manual_seed(seed + offset)
-            )
-            path = folder / f"fold_{fold}" / f"checkpoint_{checkpoint}.safetensors"
-            path.parent.mkdir(exist_ok=True)
-            save_weights(path, network.state_dict())
-            header = {
-                "schema_version": 1,
-                "trainer": "Trainer",
-                "configuration": name,
-                "fold": fold,
-                "network": {"reference": block["network_class_name"], "kwargs": block["arch_kwargs"]},
-                "mirror_axes": list(range(len(plan.configuration(name).patch_size))),
-                "epoch": 3,
-            }
-            path.with_suffix(".json").write_text(json.dumps(header))
-        return folder
 
-    return make
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    """Return a folder with two cases of different, anisotropic shape and geometry."""
-    folder = tmp_path / "images"
+def write_images(folder: Path) -> Path:
+    """Write two cases of different, anisotropic shape and geometry into a new folder; return it."""
     folder.mkdir()
     generator = np.random.default_rng(0)
     for name, shape in (("a", (9, 14, 11)), ("b", (7, 10, 13))):
@@ -130,6 +130,24 @@ def images(tmp_path: Path) -> Path:
         image.SetOrigin((5.0, -3.0, 2.0))
         sitk.WriteImage(image, str(folder / f"{name}_0000.nii.gz"))
     return folder
+
+
+@pytest.fixture
+def plan() -> Plan:
+    """Return `small_plan`."""
+    return small_plan()
+
+
+@pytest.fixture
+def make_model(tmp_path: Path, plan: Plan) -> Callable[..., Path]:
+    """Return a function that writes a model folder; it names the folds and the configuration."""
+    return partial(write_model, tmp_path, plan)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Return a folder with two cases, see `write_images`."""
+    return write_images(tmp_path / "images")
 
 
 @pytest.fixture

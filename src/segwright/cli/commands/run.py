@@ -1,6 +1,9 @@
-"""The command `run`."""
+"""The commands `run` and `demo`."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -8,7 +11,9 @@ from segwright.cli import executors, options
 from segwright.cli.commands.selecting import print_selection
 from segwright.cli.dist_env import device_of, process_group, rank_info_from_env
 from segwright.cli.signals import stop_on_signals
-from segwright.cli.tables import print_json, print_line, print_scores
+from segwright.cli.tables import number, print_json, print_line, print_scores, print_table
+
+DEMO_WORK = Path("segwright-demo")
 
 
 def run(
@@ -122,3 +127,34 @@ def run(
         print_line(report.unapplied_changes)
     elif not report.executed_stages:
         print_line("nothing to do: everything is up to date")
+
+
+def demo(
+    context: typer.Context,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="DIR", help="Folder (default: --work or ./segwright-demo).")
+    ] = None,
+    budget: options.Budget = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete an earlier demo and start again.")] = False,
+    device: options.Device = "auto",
+    as_json: options.AsJson = False,
+) -> None:
+    """Train on a phantom dataset, predict and score unseen cases, draw figures; takes four minutes."""
+    from segwright import api
+
+    folder = output or context.obj or DEMO_WORK
+    result = api.demo(folder, budget=budget, fresh=fresh, device=device)
+    if as_json:
+        print_json(result.to_json())
+        return
+    rows = [[name, number(dice)] for name, dice in [*result.per_label.items(), ("mean", result.mean_dice)]]
+    print_table("Dice on unseen cases", ["structure", "Dice"], rows)
+    print_line(f"figures (reference above, prediction below): {result.pictures[0].parent}")
+    for picture in result.pictures:
+        print_line(f"  {picture}")
+    print_line(f"model: {result.model}")
+    if result.report_html is not None:
+        print_line(f"report: {result.report_html}")
+    if result.shortcoming:
+        print_line(result.shortcoming)
+    print_line(f"{result.seconds:.0f} s in all")

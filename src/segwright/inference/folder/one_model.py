@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -23,13 +23,20 @@ from segwright.inference.prediction import CaseRecord
 from segwright.inference.predictor import Predictor
 from segwright.inference.reliability.case_statistics import Observation
 from segwright.inference.reliability.model import log_warnings
+from segwright.inference.window.sliding import TileCount
 from segwright.inference.window.stitching import Planes
 from segwright.inference.window.timer import Timer
 from segwright.preprocessing.pipeline import PredictionInput
 
 
 def predict_jobs(
-    predictors: Sequence[Predictor], jobs: Sequence[Job], log: PredictionLog, failures: Failures, *, hold_bytes: int
+    predictors: Sequence[Predictor],
+    jobs: Sequence[Job],
+    log: PredictionLog,
+    failures: Failures,
+    *,
+    hold_bytes: int,
+    on_tiles: Callable[[TileCount], None] | None = None,
 ) -> list[CaseRecord]:
     """Predict every job and return the records of those that did not fail.
 
@@ -39,13 +46,16 @@ def predict_jobs(
         log: gets a record of each.
         failures: collects the cases that fail.
         hold_bytes: size of logits above which a case is exported while it is predicted.
+        on_tiles: is called after each forward pass, in the thread that predicts.
     """
     predictors = predictors[: max(len(jobs), 1)]
     if len(predictors) == 1:  # not in a thread of its own: large arrays cost page faults there, a tenth of the time
-        return list(_predict(predictors[0], jobs, log, failures, hold_bytes))
+        return list(_predict(predictors[0], jobs, log, failures, hold_bytes, on_tiles))
     with ThreadPoolExecutor(len(predictors), "segwright-devices") as pool:
         runs = [
-            pool.submit(lambda *arguments: list(_predict(*arguments)), predictor, share, log, failures, hold_bytes)
+            pool.submit(
+                lambda *arguments: list(_predict(*arguments)), predictor, share, log, failures, hold_bytes, on_tiles
+            )
             for predictor, share in (
                 (predictor, jobs[index :: len(predictors)]) for index, predictor in enumerate(predictors)
             )
@@ -54,7 +64,12 @@ def predict_jobs(
 
 
 def _predict(
-    predictor: Predictor, jobs: Sequence[Job], log: PredictionLog, failures: Failures, hold_bytes: int
+    predictor: Predictor,
+    jobs: Sequence[Job],
+    log: PredictionLog,
+    failures: Failures,
+    hold_bytes: int,
+    on_tiles: Callable[[TileCount], None] | None,
 ) -> Iterator[CaseRecord]:
     """Predict the jobs in order; the next case is read and the last ones are exported meanwhile."""
     with ThreadPoolExecutor(1) as reading, ThreadPoolExecutor(1) as exporting:
@@ -66,7 +81,8 @@ def _predict(
                 upcoming = [reading.submit(_read, predictor, following) for following in jobs[index + 1 : index + 2]]
                 with failures.collect(job.case):
                     read = current.result()
-                    exports.append((job.case, _submit(exporting, predictor, job, read, log, hold_bytes)))
+                    timer = Timer(tiles=TileCount(on_tiles=on_tiles))
+                    exports.append((job.case, _submit(exporting, predictor, job, read, log, timer, hold_bytes)))
                 current = read = None  # type: ignore[assignment]  # or the case is held until the next one is done
                 if len(exports) >= MAX_EXPORTS:
                     yield from failures.result(*exports.pop(0))
@@ -99,10 +115,15 @@ def _read(predictor: Predictor, job: Job) -> _ReadCase:
 
 
 def _submit(
-    pool: ThreadPoolExecutor, predictor: Predictor, job: Job, read: _ReadCase, log: PredictionLog, hold_bytes: int
+    pool: ThreadPoolExecutor,
+    predictor: Predictor,
+    job: Job,
+    read: _ReadCase,
+    log: PredictionLog,
+    timer: Timer,
+    hold_bytes: int,
 ) -> Future[CaseRecord]:
     """Predict a case and submit its export."""
-    timer = Timer()
     measures_disagreement = bool(job.maps) or predictor.reliability.measures_disagreement(predictor.window.mirror_axes)
     planes = timer.watch(predictor.planes(read.prepared.image, count=timer.tiles, disagreement=measures_disagreement))
     record = CaseRecord(case=job.case.identifier, output=job.output, read_s=read.seconds, warnings=read.findings)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from segwright.core.parallel import fork_safe
@@ -15,6 +15,7 @@ from segwright.inference.folder.run import open_run
 from segwright.inference.precision import used_precision
 from segwright.inference.prediction import CaseRecord
 from segwright.inference.predictor import HOLD_BYTES, Predictor
+from segwright.inference.window.sliding import TileCount
 from segwright.workspace import PLANS_JSON
 
 
@@ -33,6 +34,7 @@ def predict_files(
     wait: bool = True,
     others: Sequence[Predictor] = (),
     hold_bytes: int = HOLD_BYTES,
+    on_tiles: Callable[[TileCount], None] | None = None,
 ) -> list[CaseRecord]:
     """Predict every case of a folder, or one case, and write `<case><ending>` for each.
 
@@ -54,6 +56,8 @@ def predict_files(
         wait: wait for another process that predicts into the folder; otherwise raise `LockHeldError`.
         others: the same model on other devices, which share the cases; not with an ensemble.
         hold_bytes: size of logits above which a case is exported while it is predicted.
+        on_tiles: is called after each forward pass with the tiles of its case, in the thread that predicts; what it
+            raises ends the run, unless it is a `SegwrightError`, which ends the case.
 
     Returns:
         One record for each case, in order of the case names.
@@ -92,10 +96,12 @@ def predict_files(
     with run as opened:
         jobs, log, failures = opened.jobs, opened.log, opened.failures
         if isinstance(model, Ensemble):
-            records = several_models.predict_jobs(model, opened.todo, log, failures)
+            records = several_models.predict_jobs(model, opened.todo, log, failures, on_tiles=on_tiles)
         else:
             model.plan.save(output_folder / PLANS_JSON)
-            records = one_model.predict_jobs(workers, opened.todo, log, failures, hold_bytes=hold_bytes)
+            records = one_model.predict_jobs(
+                workers, opened.todo, log, failures, hold_bytes=hold_bytes, on_tiles=on_tiles
+            )
     failures.raise_if_any(len(jobs))
     done = {record.case: record for record in records}
     return [done.get(job.case.identifier) or log.kept_record(job) for job in jobs]

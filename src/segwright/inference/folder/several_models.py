@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 import numpy as np
@@ -22,18 +22,26 @@ from segwright.inference.prediction import CaseRecord
 from segwright.inference.reliability.case_statistics import Observation
 from segwright.inference.reliability.model import log_warnings
 from segwright.inference.reliability.uncertainty import pooled_maps
+from segwright.inference.window.sliding import TileCount
 
 
-def predict_jobs(ensemble: Ensemble, jobs: Sequence[Job], log: PredictionLog, failures: Failures) -> list[CaseRecord]:
+def predict_jobs(
+    ensemble: Ensemble,
+    jobs: Sequence[Job],
+    log: PredictionLog,
+    failures: Failures,
+    *,
+    on_tiles: Callable[[TileCount], None] | None = None,
+) -> list[CaseRecord]:
     """Predict every job and return the records of those that did not fail; arguments as of `one_model`."""
     records = []
     for job in progress(jobs, title="predicting" if jobs else "", total=len(jobs)):
         with failures.collect(job.case):
-            records.append(_predict(ensemble, job, log))
+            records.append(_predict(ensemble, job, log, TileCount(on_tiles=on_tiles)))
     return records
 
 
-def _predict(ensemble: Ensemble, job: Job, log: PredictionLog) -> CaseRecord:
+def _predict(ensemble: Ensemble, job: Job, log: PredictionLog, count: TileCount) -> CaseRecord:
     start = time.perf_counter()
     labels, reliability = ensemble.labels, ensemble.reliability
     with ExitStack() as stack:
@@ -46,7 +54,7 @@ def _predict(ensemble: Ensemble, job: Job, log: PredictionLog) -> CaseRecord:
         read_s = time.perf_counter() - start
         disagreement = reliability.measures_disagreement(*(each.window.mirror_axes for each in ensemble.predictors))
         stored, provenance, timer, prepare_s = model_probabilities(
-            ensemble.predictors, volume, scratch, disagreement=disagreement, maps=bool(job.maps)
+            ensemble.predictors, volume, scratch, disagreement=disagreement, maps=bool(job.maps), count=count
         )
         arrays = [each.array for each in stored]
         mean = None

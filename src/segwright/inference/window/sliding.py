@@ -121,10 +121,19 @@ class Window:
 
 @dataclass(slots=True)
 class TileCount:
-    """Number of tiles of a case, and how many of them needed no forward pass of their own."""
+    """Number of tiles of a case, and how many of them needed no forward pass of their own.
+
+    Attributes:
+        tiles: predicted so far.
+        reused: needed no forward pass; known at the end.
+        total: tiles of all networks begun so far.
+        on_tiles: is called after each forward pass, in the thread that predicts; what it raises ends the prediction.
+    """
 
     tiles: int = 0
     reused: int = 0
+    total: int = 0
+    on_tiles: Callable[[TileCount], None] | None = None
 
 
 def window_planes(
@@ -210,11 +219,15 @@ def _padded_planes(
         tile_bytes = 4 * num_heads * prod(patch)
         is_large = tile_bytes > _LARGE_BYTES
         cache = _TileCache(window.reuse and not is_large)
-        starts = iter(tiles(shape, patch if depth else to_front(patch, axis), window.step))
+        all_starts = tiles(shape, patch if depth else to_front(patch, axis), window.step)
+        count.total += len(all_starts)
+        starts = iter(all_starts)
         while group := list(islice(starts, max(1, window.forward_batch(num_heads) // len(window.flips)))):
             tile_images = [_tile_image(image, tuple(start[at] for at in places), patch) for start in group]
             logits = cache.logits(tile_images, forward)
             count.tiles += len(group)
+            if count.on_tiles is not None:
+                count.on_tiles(count)
             for start in group:
                 yield start, logits.pop(0)  # or its memory would be held during the next pass
             if is_large:  # or a small allocation fragments the freed block, and the next logits do not fit

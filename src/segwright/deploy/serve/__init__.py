@@ -1,0 +1,1 @@
+"""A server that predicts uploaded images with loaded models, and its client."""
