@@ -26,6 +26,7 @@ ELSEWHERE = {
     "change-the-network.md": "test_how_to.py",
     "extend.md": "test_how_to.py",
     "nnunet-trainers.md": "tests/unit/compat/test_ports.py",
+    "serve.md": "tests/unit/deploy/serve/test_serving.py",
     "many-tasks.md": "test_parallel_runs.py",
 }
 """Pages whose blocks other tests run."""

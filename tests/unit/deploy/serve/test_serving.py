@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import http.client
 import json
+import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from segwright.core.errors import ConfigError
 from segwright.core.files.locks import LockHeldError
 from segwright.deploy.serve.client import Client, ServerError
 
+PAGE = Path(__file__).parents[4] / "docs" / "how-to" / "serve.md"
 UNKNOWN = "0" * 32
 
 
@@ -91,6 +94,16 @@ def test_a_job_gives_what_predict_gives(served: Served, expected: Path, tmp_path
     assert (status["state"], status["progress"], status["place"]) == ("done", 1.0, None)
     require_same(tmp_path / "labels.nii.gz", expected)
     assert list((served.jobs / "jobs").iterdir()) == []
+
+
+def test_the_page_of_the_documentation_runs(
+    served: Served, expected: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [program] = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    shutil.copy(served.image, tmp_path / "case.nii.gz")
+    monkeypatch.chdir(tmp_path)
+    exec(program.replace("http://127.0.0.1:8477", served.address), {})
+    require_same(tmp_path / "labels.nii.gz", expected)
 
 
 def test_predict_waits_and_leaves_nothing(served: Served, expected: Path, tmp_path: Path) -> None:
