@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from logging import getLogger
 from pathlib import Path
 
+from segwright.core.device import CPU
 from segwright.core.parallel import fork_safe
 from segwright.inference.ensemble import Ensemble
 from segwright.inference.export.writers import ProbabilityFormat
@@ -16,7 +18,10 @@ from segwright.inference.precision import used_precision
 from segwright.inference.prediction import CaseRecord
 from segwright.inference.predictor import HOLD_BYTES, Predictor
 from segwright.inference.window.sliding import TileCount
+from segwright.networks.cpu.library import describe_kernels
 from segwright.workspace import PLANS_JSON
+
+logger = getLogger(__name__)
 
 
 @fork_safe
@@ -95,6 +100,8 @@ def predict_files(
     )
     with run as opened:
         jobs, log, failures = opened.jobs, opened.log, opened.failures
+        if opened.todo and members[0].window.device.type == CPU:
+            logger.info("%s; precision %s", describe_kernels(), members[0].window.used_precision)
         if isinstance(model, Ensemble):
             records = several_models.predict_jobs(model, opened.todo, log, failures, on_tiles=on_tiles)
         else:
