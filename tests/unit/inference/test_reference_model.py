@@ -25,7 +25,7 @@ MODEL = REFERENCE / "nnUNetTrainerShort__nnUNetPlans__3d_fullres"
 pytestmark = pytest.mark.skipif(not MODEL.is_dir(), reason="the reference model is not here")
 
 # What a checkpoint of nnU-Net holds beside tensors: the logged numbers are numpy scalars.
-NUMPY_SCALARS = [np._core.multiarray.scalar, np.dtype, *(type(np.dtype(name)) for name in ("f4", "f8", "i4", "i8"))]
+NUMPY_SCALARS = [np.float64().__reduce__()[0], np.dtype, *(type(np.dtype(name)) for name in ("f4", "f8", "i4", "i8"))]
 
 
 @pytest.fixture(scope="module", params=["fp32", "fp16"])
