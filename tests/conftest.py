@@ -26,6 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--fuzz-count", type=int, default=100, help="damaged files that each reader of files gets, on average"
     )
     parser.addoption("--kernels", type=Path, help="folder of the compiled CPU kernels, instead of the package's")
+    parser.addoption("--installed", action="store_true", help="fail unless segwright is imported from site-packages")
     parser.addoption("--crash-report", type=Path, help="file that stays if a native library ends the process")
     parser.addoption("--fuzz-seed", type=int, default=0, help="decides how they are damaged")
 
@@ -55,6 +56,11 @@ class _CrashReport:
 def pytest_configure(config: pytest.Config) -> None:
     if path := config.getoption("--crash-report"):
         config.pluginmanager.register(_CrashReport(path.absolute()))
+    if config.getoption("--installed"):
+        import segwright
+
+        if "site-packages" not in Path(segwright.__file__).parts:
+            raise pytest.UsageError(f"--installed: segwright is imported from {segwright.__file__}")
     if folder := config.getoption("--kernels"):
         from segwright.networks.cpu import library
 
