@@ -16,6 +16,7 @@ from pydicom.dataset import Dataset
 
 import segwright
 from dicom_phantom import ORIENTATIONS, masks_of_contours, no_change, write_series
+from segwright.core.errors import ConfigError
 from segwright.deploy.dicom.reading import write_nifti
 from segwright.deploy.dicom.series import find_series
 from segwright.workspace import SEGMENTS_JSON
@@ -128,3 +129,21 @@ def test_dicom_output_needs_dicom_input(journey: Journey, tmp_path: Path) -> Non
     result = call("predict", "-m", journey.model, "-i", images, "-o", tmp_path / "out", "--device", "cpu", *BOTH)
     assert result.exit_code == 1
     assert "no DICOM files, which output type 'dicom-seg' needs" in result.output
+
+
+def test_a_study_is_predicted_from_python(journey: Journey, tmp_path: Path) -> None:
+    folder = write_series(tmp_path / "anna", phantom_image(journey), orientation="oblique", spacing=(1, 1, 1))
+    model = segwright.load_model(journey.model, device="cpu")
+    prediction = model.predict_dicom(folder)
+    assert prediction.files == ()
+    written = model.predict_dicom(str(folder), tmp_path / "out", output_types=["dicom-seg", "rtstruct"])
+    assert [file.name for file in written.files] == ["anna.nii.gz", "anna_seg.dcm", "anna_rtstruct.dcm"]
+    assert all(file.is_file() for file in written.files)
+    stored = nibabel.load(tmp_path / "out" / "anna.nii.gz")
+    assert np.array_equal(np.asarray(stored.dataobj).T, prediction.labels)
+    to_lps = np.diag([-1, -1, 1, 1]) @ stored.affine
+    assert np.allclose(to_lps[:, [2, 1, 0, 3]], prediction.affine, atol=1e-4)
+    shutil.copytree(folder, tmp_path / "two" / "a")
+    write_series(tmp_path / "two" / "b", phantom_image(journey), study="1.2.4")
+    with pytest.raises(ConfigError, match="holds 2 studies; predict_files predicts several"):
+        model.predict_dicom(tmp_path / "two")

@@ -18,6 +18,7 @@ import pytest
 from journeys import Journey, call
 
 import segwright
+from dicom_phantom import write_series
 
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
@@ -58,6 +59,8 @@ def here(journey: Journey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     np.save(tmp_path / "scan.npy", np.asarray(nibabel.load(scan).dataobj).T)
     shutil.make_archive(str(tmp_path / "Liver"), "zip", journey.model.parent, journey.model.name)
     shutil.copytree(journey.model / "fold_0", tmp_path / "fold_0")
+    write_series(tmp_path / "scan", np.load(tmp_path / "scan.npy").round().astype(np.int16), number=4)
+    shutil.make_archive(str(tmp_path / "scan"), "zip", tmp_path / "scan")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     few = {"num_epochs": 1, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "batch_size": 2}

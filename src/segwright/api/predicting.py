@@ -172,8 +172,9 @@ def load_model(
     """Load a model for many predictions in one process.
 
     `model.predict(array, spacing=...)` returns the label map of an array in the array's own axis order;
-    `model.predict_files(images, output)` predicts a folder. Threads may share a predictor. A model written by
-    `select` works the same way, with its ensemble members and its post-processing.
+    `model.predict_files(images, output)` predicts a folder, `model.predict_dicom(path)` a DICOM study. Threads may
+    share a predictor. A model written by `select` works the same way, with its ensemble members and its
+    post-processing.
 
     Args:
         model: Model folder with `plans.json`, `dataset.json` and `fold_k`, or a folder written by `select`; also of
@@ -217,6 +218,7 @@ def load_model(
 def _load(model: Path, *, trust: CodeTrust, exact: bool, **options: Any) -> Predictor | Ensemble:
     """Load a model folder or a selected model; device and precision have been checked."""
     with gc_paused():
+        from segwright.deploy.dicom.one_study import predict_dicom
         from segwright.deploy.dicom.predicting import predict_inputs
         from segwright.inference.models.model_folder import OURS, CheckpointFormat, load_predictor
         from segwright.inference.models.selected import find_selected, load_selected
@@ -232,6 +234,7 @@ def _load(model: Path, *, trust: CodeTrust, exact: bool, **options: Any) -> Pred
         selected = find_selected(place)
         loaded = load(only_model(place, model)) if selected is None else load_selected(selected, load)
     loaded.folder_function = partial(predict_inputs, model_folder=selected or model)
+    loaded.dicom_function = partial(predict_dicom, model_folder=selected or model)
     return loaded
 
 

@@ -71,6 +71,8 @@ class ArrayPredictor(ABC):
     reliability: ReliabilityModel = NO_RELIABILITY
     folder_function: Callable[..., list[CaseRecord]] | None = None
     """What `predict_files` calls: `folder.predict_folder.predict_files`, which imports this module."""
+    dicom_function: Callable[..., Any] | None = None
+    """What `predict_dicom` calls, of `segwright.deploy.dicom`."""
 
     @property
     @abstractmethod
@@ -104,6 +106,17 @@ class ArrayPredictor(ABC):
         assert self.folder_function is not None, "segwright.load_model sets it"
         given = Path(images) if isinstance(images, Path | str) else [Path(each) for each in images]
         return self.folder_function(self, given, Path(output), **options)
+
+    def predict_dicom(self, source: Path | str, output: Path | str | None = None, **options: Any) -> Any:
+        """Predict a DICOM study; arguments and result as of `segwright.deploy.dicom.one_study.predict_dicom`.
+
+        Args:
+            source: folder, zip file or file of DICOM with one study.
+            output: folder for the label map and DICOM objects; None: nothing is written.
+            options: see there, e.g. `series=["4"]`, `output_types=["dicom-seg", "rtstruct"]`.
+        """
+        assert self.dicom_function is not None, "segwright.load_model sets it"
+        return self.dicom_function(self, Path(source), None if output is None else Path(output), **options)
 
     def predict(
         self,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from segwright.core.errors import ConfigError, did_you_mean
 from segwright.core.files.names import below
@@ -61,6 +62,17 @@ def stage_case(case: DicomCase, folder: Path) -> tuple[Path, ...]:
     return files
 
 
+def read_labels(label_map: Path, series: Series) -> npt.NDArray[np.uint16]:
+    """Return the labels (frames, rows, columns) of a file on the grid of a series, in the order of its frames.
+
+    Raises:
+        ImageError: the label map lies on another grid.
+    """
+    array = read_label(label_map, _READER, like=_grid_of(series), name=str(series.info)).array[0]
+    labels: npt.NDArray[np.uint16] = np.rint(array).astype(np.uint16)
+    return labels
+
+
 def result_files(case: DicomCase, folder: Path, output_types: Sequence[OutputType]) -> dict[OutputType, Path]:
     """Return the DICOM files that a case gets in a folder; its label map is not one of them."""
     return {kind: below(folder, _NAMES[kind].format(case=case.identifier)) for kind in output_types if kind in _NAMES}
@@ -95,8 +107,7 @@ def write_results(
         WorkspaceError: a file cannot be written.
     """
     series = case.channels[0]
-    array = read_label(label_map, _READER, like=_grid_of(series), name=str(series.info)).array[0]
-    labels = np.rint(array).astype(np.uint16)
+    labels = read_labels(label_map, series)
     files = result_files(case, folder, output_types)
     for kind, file in files.items():
         if kind == "dicom-seg":

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from segwright.core.errors import ConfigError, Problem, ProblemReport, SegwrightError, replaced_in_errors
 from segwright.core.files.atomic_io import sweep_leftovers, temporary_beside
+from segwright.data.description import DatasetDescription
 from segwright.deploy.dicom.cases import OutputType, require_output_types, result_files, stage_case, write_results
 from segwright.deploy.dicom.choosing import DicomCase, find_dicom_cases, joined_channels
 from segwright.deploy.dicom.codes import Segment, guess_segments, read_segments
@@ -68,9 +69,7 @@ def predict_inputs(
     """
     kinds = require_output_types(output_types)
     places = [images] if isinstance(images, Path) else list(images)
-    members = model.predictors if isinstance(model, Ensemble) else (model,)
-    description = members[0].description
-    assert description is not None, "a model for files is made by load_model"
+    description = description_of(model)
     if not places or not all(is_dicom_input(place, description.file_ending) for place in places):
         if {*kinds} - {"nifti"} or series:
             what = "--series" if series else f"output type '{next(kind for kind in kinds if kind != 'nifti')}'"
@@ -104,6 +103,13 @@ def predict_inputs(
     if problems:
         raise ProblemReport(problems)
     return sorted(records, key=lambda record: record.case)
+
+
+def description_of(model: Predictor | Ensemble) -> DatasetDescription:
+    """Return the dataset.json of a model, with the names of its channels and the ending of its files."""
+    description = (model.predictors[0] if isinstance(model, Ensemble) else model).description
+    assert description is not None, "a model for files is made by load_model"
+    return description
 
 
 def model_segments(model: Predictor | Ensemble, file: Path | None) -> tuple[Segment, ...]:
