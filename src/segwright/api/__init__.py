@@ -33,6 +33,9 @@ if TYPE_CHECKING:  # what `_MODULES` says, for type checkers; tests/unit/api/tes
     from segwright.api.models.exporting import export_model as export_model
     from segwright.api.models.installing import InstalledModel as InstalledModel
     from segwright.api.models.installing import install as install
+    from segwright.api.models.installing import installed_models as installed_models
+    from segwright.api.models.packing import model_info as model_info
+    from segwright.api.models.packing import pack as pack
     from segwright.api.models.segments import segments as segments
     from segwright.api.models.serving import serve as serve
     from segwright.api.plans.making import PlanOptions as PlanOptions
@@ -71,7 +74,8 @@ _MODULES: Final = {
     "evaluating": ("compare", "evaluate"),
     "models.exchange": ("import_model",),
     "models.exporting": ("export_model",),
-    "models.installing": ("InstalledModel", "install"),
+    "models.installing": ("InstalledModel", "install", "installed_models"),
+    "models.packing": ("model_info", "pack"),
     "models.segments": ("segments",),
     "models.serving": ("serve",),
     "plans.making": ("PlanOptions",),

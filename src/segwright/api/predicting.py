@@ -232,10 +232,22 @@ def _load(model: Path, *, trust: CodeTrust, exact: bool, **options: Any) -> Pred
 
     with unpacked(model) as place:
         selected = find_selected(place)
-        loaded = load(only_model(place, model)) if selected is None else load_selected(selected, load)
+        folder = selected or only_model(place, model)
+        _show_card(folder, is_unpacked=place != model)
+        loaded = load(folder) if selected is None else load_selected(selected, load)
     loaded.folder_function = partial(predict_inputs, model_folder=selected or model)
     loaded.dicom_function = partial(predict_dicom, model_folder=selected or model)
     return loaded
+
+
+def _show_card(folder: Path, *, is_unpacked: bool) -> None:
+    """Show the license and the intended use of a packed model; check its files if they were unpacked just now."""
+    from segwright.deploy.model_card import read_card
+    from segwright.deploy.pack import checked_card
+
+    card = checked_card(folder) if is_unpacked else read_card(folder)
+    if card is not None:
+        logger.info("model %s: %s", card.name, card.terms)
 
 
 def _checked_options(

@@ -22,7 +22,7 @@ from segwright.api.session import workspace_or_default
 from segwright.core.errors import ConfigError, ModelError, SegwrightError, WorkspaceError
 from segwright.core.files.atomic_io import require_writable_folder, sweep_leftovers, temporary_beside
 from segwright.core.files.download import discard, download, require_url
-from segwright.core.files.hashing import file_hash
+from segwright.core.files.hashing import content_hash, file_hash
 from segwright.core.files.json_documents import parse_document, write_checked_json
 from segwright.core.files.locks import locked
 from segwright.core.files.names import name_problem, path_problem, require_name, require_text_path
@@ -30,6 +30,9 @@ from segwright.core.text import printable
 from segwright.data.dataset import NO_ENVIRONMENT
 from segwright.data.description import load_description
 from segwright.data.plan import Plan
+from segwright.deploy import hub
+from segwright.deploy.model_card import read_card
+from segwright.deploy.pack import checked_card, find_packs
 from segwright.inference.models.model_folder import OURS
 from segwright.inference.models.selected import SELECTION_JSON, member_folders
 from segwright.interop import nnssl, nnunet
@@ -61,6 +64,8 @@ class InstalledModel:
         source: Web address or file that it came from.
         sha256: Of that file.
         is_new: False if it was there already, from the same file.
+        license: Of the weights; empty if the file had no card.
+        intended_use: What its authors say; empty if the file had no card.
     """
 
     name: str
@@ -69,6 +74,8 @@ class InstalledModel:
     source: str
     sha256: str
     is_new: bool
+    license: str = ""
+    intended_use: str = ""
 
 
 class _Record(BaseModel):
@@ -96,8 +103,9 @@ def install(
     An interrupted download is continued by the same call. What is installed from the same file already is kept.
 
     Args:
-        source: Zip file of models of Segwright or nnU-Net v2, or checkpoint of nnssl (`.pth`); a path, or an address
-            that begins with `http://` or `https://`.
+        source: Zip file of models of Segwright or nnU-Net v2, or checkpoint of nnssl (`.pth`); a path, an address that
+            begins with `http://` or `https://`, or `hf:ORG/NAME[@REVISION]`, a repository of the Hugging Face Hub with
+            one such file or the files of a model (needs the extra `hub`).
         sha256: Expected hash of the file, 64 hexadecimal digits; nothing is installed from any other file.
         name: Name of the model; that of the file by default. If there are several, their configurations are appended.
         overwrite: Replace an installed model of that name.
@@ -112,16 +120,17 @@ def install(
         >>> [model] = install("Liver.zip", name="liver")  # doctest: +SKIP
     """
     text, expected = str(source), _checked_hash(sha256)
+    is_on_hub = text.startswith(hub.PREFIX)
     is_address = "://" in text
     if is_address:
         require_url(text)
         if text.startswith("http:") and expected is None:
             logger.warning("%s: anybody between here and the server can change it; use https, or give --sha256", text)
-    elif problem := path_problem(Path(text)):
+    elif not is_on_hub and (problem := path_problem(Path(text))):
         remedy = "; a model folder can be used as it is: predict --model DIR" if Path(text).is_dir() else ""
         raise ModelError(f"{printable(text)}: {problem}{remedy}")
     wanted = (
-        _default_name(text, is_address=is_address)
+        _default_name(text.partition("@")[0] if is_on_hub else text, is_address=is_address)
         if name is None
         else require_name(name, "model name", error=ConfigError)
     )
@@ -131,14 +140,29 @@ def install(
         sweep_leftovers(models)
         if is_address and not overwrite and (kept := _kept(models / wanted, text, expected)):
             return [kept]
-        with _file(text, models, environment, is_address=is_address) as file:
-            digest = file_hash(file)
+        file_of = _from_hub(text) if is_on_hub else _file(text, models, environment, is_address=is_address)
+        with file_of as (file, origin):
+            digest = _hash_of(file)
             if expected not in (None, digest):
                 raise ModelError(
                     f"{text}: its SHA-256 is {digest}, expected {expected}; it is another file, or damaged"
                 )
-            record = _Record(kind="segwright", source=text, sha256=digest)
+            record = _Record(kind="segwright", source=origin, sha256=digest)
             return _install_file(file, models, wanted, record, overwrite=overwrite)
+
+
+def installed_models(*, workspace: Workspace | None = None) -> list[InstalledModel]:
+    """Return the installed models, in order of their names.
+
+    Args:
+        workspace: Where models are installed; `./segwright-work` by default.
+
+    Raises:
+        SegwrightError: a record is damaged.
+    """
+    models = workspace_or_default(workspace).models
+    files = sorted(models.glob(f"*/{INSTALLED_JSON}"))
+    return [_of_record(file.parent, parse_document(_Record, file), is_new=False) for file in files]
 
 
 def _install_file(file: Path, models: Path, wanted: str, record: _Record, *, overwrite: bool) -> list[InstalledModel]:
@@ -166,6 +190,8 @@ def _install_file(file: Path, models: Path, wanted: str, record: _Record, *, ove
 
 def _prepare(file: Path, scratch: Path) -> dict[Path, Kind]:
     """Write the folder of each model in a file below `scratch`, and return their kinds."""
+    if file.is_dir():
+        return _prepare_folder(shutil.copytree(file, scratch / "copy" / file.name), scratch)
     if is_torch_file(file):
         nnssl.open_checkpoint(file)
         folder = scratch / "checkpoint" / _ENDINGS.sub("", file.name)
@@ -173,13 +199,20 @@ def _prepare(file: Path, scratch: Path) -> dict[Path, Kind]:
         shutil.copyfile(file, folder / _CHECKPOINT)
         return {folder: "nnssl"}
     with unpacked(file, scratch=scratch) as root:
-        sources = [path.parent for path in sorted(root.rglob(SELECTION_JSON))]
-        prepared: dict[Path, Kind] = {}
-        for index, model in enumerate(sources or without_first_stages(find_models(root))):
-            folder = scratch / str(index) / model.name
-            folder.parent.mkdir()
-            prepared[folder] = _take(model, folder)
-        return prepared
+        return _prepare_folder(root, scratch)
+
+
+def _prepare_folder(root: Path, scratch: Path) -> dict[Path, Kind]:
+    """Move the models of an unpacked file below `scratch`, after checking those that have a card."""
+    for folder in find_packs(root):
+        checked_card(folder)
+    sources = [path.parent for path in sorted(root.rglob(SELECTION_JSON))]
+    prepared: dict[Path, Kind] = {}
+    for index, model in enumerate(sources or without_first_stages(find_models(root))):
+        folder = scratch / str(index) / model.name
+        folder.parent.mkdir()
+        prepared[folder] = _take(model, folder)
+    return prepared
 
 
 def _take(model: Path, folder: Path) -> Kind:
@@ -268,8 +301,20 @@ def _record(target: Path) -> _Record | None:
 
 def _installed(target: Path, record: _Record, *, is_new: bool) -> InstalledModel:
     logger.info("%s: %s %s", target, "installed from" if is_new else "already installed from", record.source)
+    return _of_record(target, record, is_new=is_new)
+
+
+def _of_record(target: Path, record: _Record, *, is_new: bool) -> InstalledModel:
+    card = read_card(target)
     return InstalledModel(
-        name=target.name, folder=target, kind=record.kind, source=record.source, sha256=record.sha256, is_new=is_new
+        name=target.name,
+        folder=target,
+        kind=record.kind,
+        source=record.source,
+        sha256=record.sha256,
+        is_new=is_new,
+        license="" if card is None else card.license,
+        intended_use="" if card is None else card.intended_use,
     )
 
 
@@ -285,17 +330,17 @@ def _replace(folder: Path, target: Path) -> None:
 
 
 @contextmanager
-def _file(text: str, models: Path, environment: Mapping[str, str], *, is_address: bool) -> Iterator[Path]:
-    """Yield the file itself, or its download, which is removed at the end; errors name what the user gave."""
+def _file(text: str, models: Path, environment: Mapping[str, str], *, is_address: bool) -> Iterator[tuple[Path, str]]:
+    """Yield the file itself, or its download, which is removed at the end, and its source; errors name the latter."""
     if not is_address:
-        yield Path(text)
+        yield Path(text), text
         return
     file = models / _DOWNLOADS / hashlib.sha256(text.encode()).hexdigest()[:16]
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         download(text, file, magic=_MAGIC, proxies=proxies_of(environment))  # on an error the first part is kept
         try:
-            yield file
+            yield file, text
         finally:
             discard(file)
     except SegwrightError as error:
@@ -304,6 +349,27 @@ def _file(text: str, models: Path, environment: Mapping[str, str], *, is_address
     finally:
         if not any(file.parent.iterdir()):
             file.parent.rmdir()
+
+
+@contextmanager
+def _from_hub(text: str) -> Iterator[tuple[Path, str]]:
+    """Yield what was downloaded from the Hub, the only zip file or the folder, and the source with its commit."""
+    folder, origin = hub.download_from_hub(text)
+    files = sorted(folder.rglob("*.zip"))
+    if len(files) > 1:
+        names = ", ".join(file.relative_to(folder).as_posix() for file in files)
+        raise ModelError(
+            f"{text}: has {len(files)} zip files ({names}); download the one that you need, and install it"
+        )
+    yield (files[0] if files else folder), origin
+
+
+def _hash_of(source: Path) -> str:
+    """Return the SHA-256 of a file, or of the names and hashes of the files in a folder."""
+    if source.is_file():
+        return file_hash(source)
+    files = sorted(path for path in source.rglob("*") if path.is_file())
+    return content_hash([[path.relative_to(source).as_posix(), file_hash(path)] for path in files])
 
 
 def proxies_of(environment: Mapping[str, str]) -> dict[str, str]:

@@ -15,7 +15,10 @@ from segwright.cli.tables import print_json, print_line, print_table
 def install(
     context: typer.Context,
     source: Annotated[
-        str, typer.Argument(metavar="FILE|URL", help="Zip file of a model (also nnU-Net's), or checkpoint of nnssl.")
+        str,
+        typer.Argument(
+            metavar="FILE|URL|hf:ORG/NAME", help="Zip file of a model (also nnU-Net's), or checkpoint of nnssl."
+        ),
     ],
     sha256: Annotated[str | None, typer.Option("--sha256", metavar="H", help="Expected SHA-256 of the file.")] = None,
     name: Annotated[str | None, typer.Option("--name", metavar="N", help="Name (default: the file's).")] = None,
@@ -38,6 +41,8 @@ def install(
         return
     for model in installed:
         print_line(f"model: {model.folder}" + ("" if model.is_new else " (already installed)"))
+        if model.license:
+            print_line(f"license of the weights: {model.license}; intended use: {model.intended_use}")
         use = "train DATASET ... --pretrained" if model.kind == "nnssl" else "predict -i IMAGES -o OUT --model"
         print_line(f"use it with: segwright {use} {model.name}")
 

@@ -168,13 +168,6 @@ def has_predicted(folder: Path, identity: Any) -> bool:
     ]
 
 
-def _hash_of_member(folder: Path, member: Member) -> str:
-    model = folder / MEMBERS / member.name
-    weights = [Workspace.fold_folder(model, fold) / _CHECKPOINT[0] for fold in member.folds]
-    plan, description = Plan.load(model / PLANS_JSON), load_description(model / DATASET_JSON)
-    return model_hash(weights, plan, description, member.configuration)
-
-
 def load_selected(folder: Path, load: Callable[[Path], Predictor]) -> Predictor | Ensemble:
     """Load a selected model: the predictor of its only member, or an ensemble, with post-processing.
 
@@ -248,7 +241,7 @@ def write_selected(
     with atomic_path(target) as temporary:
         members = []
         for source in sources:
-            _copy_model(source, temporary / MEMBERS / source.folder.name)
+            copy_model(source, temporary / MEMBERS / source.folder.name)
             made_of = {str(fold): fold_digest(source.folder, fold) for fold in source.folds}
             member = Member(
                 name=source.folder.name, configuration=source.configuration, folds=source.folds, made_of=made_of
@@ -276,8 +269,14 @@ def write_selected(
             shutil.rmtree(target)
 
 
-def _copy_model(source: Source, target: Path) -> None:
-    """Copy what prediction needs; for the second stage of a cascade also the first stage."""
+def copy_model(source: Source, target: Path, *, with_records: bool = True) -> None:
+    """Copy what prediction needs to a new folder; for the second stage of a cascade also the first stage.
+
+    Args:
+        source: the model folder, and the folds to copy.
+        target: the new folder.
+        with_records: also copy the curves and settings of the trainings, which reports show.
+    """
     for name in (PLANS_JSON, DATASET_JSON, FINGERPRINT_JSON):
         if name != FINGERPRINT_JSON or (source.folder / name).is_file():
             _copy(source.folder / name, target / name)
@@ -285,7 +284,7 @@ def _copy_model(source: Source, target: Path) -> None:
         here, there = Workspace.fold_folder(source.folder, fold), Workspace.fold_folder(target, fold)
         for name in _CHECKPOINT:
             _copy(here / name, there / name, link=True)
-        for name in _RECORDS:
+        for name in _RECORDS if with_records else ():
             if (here / name).is_file():
                 _copy(here / name, there / name)
     from segwright.inference.cascade import STORED, previous_stage_folder
@@ -295,7 +294,16 @@ def _copy_model(source: Source, target: Path) -> None:
     if previous is not None:
         first = previous_stage_folder(source.folder, source.configuration, previous)
         every = choose_folds(first, None, "final")  # the folds that prediction uses
-        _copy_model(Source(folder=first, configuration=previous, folds=every), target / STORED)
+        copy_model(
+            Source(folder=first, configuration=previous, folds=every), target / STORED, with_records=with_records
+        )
+
+
+def _hash_of_member(folder: Path, member: Member) -> str:
+    model = folder / MEMBERS / member.name
+    weights = [Workspace.fold_folder(model, fold) / _CHECKPOINT[0] for fold in member.folds]
+    plan, description = Plan.load(model / PLANS_JSON), load_description(model / DATASET_JSON)
+    return model_hash(weights, plan, description, member.configuration)
 
 
 def _copy(source: Path, target: Path, *, link: bool = False) -> None:
