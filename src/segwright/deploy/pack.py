@@ -18,7 +18,7 @@ from segwright.inference.export.postprocessing import POSTPROCESSING_JSON
 from segwright.inference.models.selected import MEMBERS, SELECTION_JSON, copy_model, is_selected
 from segwright.inference.reliability.calibration import CALIBRATION_JSON
 from segwright.inference.reliability.expected_dice import QUALITY_JSON
-from segwright.workspace import DATASET_JSON
+from segwright.workspace import DATASET_JSON, SEGMENTS_JSON
 
 logger = getLogger(__name__)
 
@@ -51,7 +51,7 @@ def write_pack(model: Path, target: Path, *, name: str, **given: str) -> ModelCa
         for member in members:
             place = root / MEMBERS / member.source.folder.name if is_selected(model) else root
             copy_model(member.source, place, with_records=False)
-        for document in _OF_SELECTION if is_selected(model) else ():
+        for document in (*(_OF_SELECTION if is_selected(model) else ()), SEGMENTS_JSON):
             if (model / document).is_file():
                 shutil.copyfile(model / document, root / document)
         for file in sorted(root.rglob(DATASET_JSON)):

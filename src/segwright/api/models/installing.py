@@ -159,6 +159,9 @@ def installed_models(*, workspace: Workspace | None = None) -> list[InstalledMod
 
     Raises:
         SegwrightError: a record is damaged.
+
+    Example:
+        >>> [model.name for model in installed_models()]  # doctest: +SKIP
     """
     models = workspace_or_default(workspace).models
     files = sorted(models.glob(f"*/{INSTALLED_JSON}"))

@@ -47,6 +47,9 @@ def pack(
 
     Raises:
         SegwrightError: the license is unknown, the model cannot be packed, or the file exists.
+
+    Example:
+        >>> pack("model", "Liver.zip", license="CC-BY-4.0", intended_use="research")  # doctest: +SKIP
     """
     file = Path(target)
     if file.suffix.lower() != _ENDING:
@@ -78,6 +81,9 @@ def model_info(model: Path | str, *, workspace: Workspace | None = None) -> Mode
 
     Raises:
         SegwrightError: there is no such model, or its card or a document is damaged.
+
+    Example:
+        >>> model_info("Liver").license  # doctest: +SKIP
     """
     found = find_model(model, workspace)
     with unpacked(found) as place:
