@@ -27,7 +27,8 @@ COMMAND = re.compile(r"\bsegwright ([a-z]+(?:-[a-z]+)*)((?: [^';,.]*)?)")
 STAGES = ("plan", "preprocess", "train", "select")
 OF_ITS_OWN = {
     *(("plan", "--name"), ("preprocess", "--plans"), ("train", "--plans"), ("train", "--config"), ("train", "-c")),
-    *(("select", "--plans"), ("select", "--folds"), ("select", "--network")),
+    *(("select", "--plans"), ("select", "--folds"), ("select", "--network"), ("select", "--output"), ("select", "-o")),
+    *(("plan", "--output"), ("plan", "-o")),
 }
 """Options of a stage that mean something else there, or have another default."""
 
