@@ -16,15 +16,14 @@ from markupsafe import Markup
 
 import segwright
 from segwright.data.fingerprint import Fingerprint
-from segwright.data.labels import Labels
 from segwright.evaluation import statistics
 from segwright.planning.rationale import EVERYWHERE, format_sizes, format_value
 from segwright.report import charts, tables
-from segwright.report.colours import label_colour
 from segwright.report.error_analysis import MIN_CASES, ErrorAnalysis, Relation
 from segwright.report.html import csp_hash, fill_template, template_text
 from segwright.report.results import SelectionReport
 from segwright.report.sources import FoldRecord, ModelRecord, ScoreSet
+from segwright.report.viewer import CaseInViewer, viewer_document
 from segwright.report.volumes import PackedCase
 
 _INTENSITIES = ("mean", "std", "min", "percentile_00_5", "median", "percentile_99_5", "max")
@@ -71,7 +70,7 @@ def render(
 
     `source_hash` is the hash of the source documents, stored in the page.
     """
-    style, script = template_text("report.css"), template_text("report.js")
+    style, script = template_text("report.css"), template_text("viewer.js") + template_text("report.js")
     return fill_template(
         "report.html",
         page=_page(models, created),
@@ -252,42 +251,20 @@ def _correlation(relation: Relation | None) -> dict[str, Any] | None:
 
 
 def _about(viewed: Sequence[ViewedCase], model: ModelRecord) -> dict[str, Any]:
-    """Return the metadata for the viewer's script."""
-    labels = model.labels
-    return {
-        "labels": [
-            {"name": _value_name(labels, value), "colour": label_colour(position)}
-            for position, value in enumerate(labels.foreground_labels, start=1)
-        ],
-        "channels": list(model.description.channel_names.values())[
-            : max((c.packed.channels for c in viewed), default=0)
-        ],
-        "cases": [
-            {
-                "rank": case.rank,
-                "name": case.name,
-                "dice": ", ".join(
-                    f"{name} {value:.4f}" if value == value else f"{name} absent" for name, value in case.dice.items()
-                ),
-                "shape": case.packed.shape,
-                "spacing": case.packed.spacing,
-                "planes": case.packed.planes,
-                "corners": case.packed.corners,
-                "upright": case.packed.is_upright,
-                "channels": case.packed.channels,
-                "start": case.packed.start,
-                "remark": case.packed.remark,
-            }
-            for case in viewed
-        ],
-    }
+    """Return the document for the viewer's script."""
+    cases = [
+        CaseInViewer(
+            name=case.name,
+            caption=f"{case.rank}: {case.name} ({_dice_of_classes(case.dice)}); {case.packed.remark}",
+            packed=case.packed,
+        )
+        for case in viewed
+    ]
+    return viewer_document(cases, model.labels, list(model.description.channel_names.values()))
 
 
-def _value_name(labels: Labels, value: int) -> str:
-    """Return the name of a label value; one that only occurs in regions is named after them."""
-    name = labels.class_name(value)
-    regions = [region for region, values in labels.declared.items() if isinstance(values, tuple) and value in values]
-    return f"label {value} of {', '.join(regions)}" if name == str(value) and regions else name
+def _dice_of_classes(dice: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" if value == value else f"{name} absent" for name, value in dice.items())
 
 
 def _curves(fold: FoldRecord, model: ModelRecord) -> list[Markup]:

@@ -64,6 +64,15 @@ class Browser:
         mouse = {"type": "pointer", "id": "mouse", "actions": [move, press, release]}
         call(f"{self._base}/actions", {"actions": [mouse]})
 
+    def type(self, selector: str, text: str) -> None:
+        """Replace the text of a field, or choose a file by its path."""
+        field = f"{self._base}/element/{self.find(selector)}"
+        if text.startswith("/"):
+            call(f"{field}/value", {"text": text})
+            return
+        call(f"{field}/clear", {})
+        call(f"{field}/value", {"text": text})
+
     def wheel(self, selector: str, amount: int) -> None:
         origin = {ELEMENT: self.find(selector)}
         scroll = {"type": "scroll", "x": 0, "y": 0, "deltaX": 0, "deltaY": amount, "duration": 0, "origin": origin}

@@ -121,7 +121,8 @@ def test_the_voxels_of_the_worst_case_are_those_of_the_files(text: str, model: P
     worst = about["cases"][0]
     summary = summary_of(model)
     lowest = min(summary.metric_per_case, key=lambda case: case.mean_dice)
-    assert (worst["rank"], f"{worst['name']}.nii.gz") == ("worst", lowest.case)
+    assert worst["caption"].startswith(f"worst: {worst['name']} (")
+    assert f"{worst['name']}.nii.gz" == lowest.case
     payload = next(body for kind, body in page.scripts if kind == "volume")
     arrays = np.frombuffer(zlib.decompress(b64decode(payload)), np.uint8).reshape(-1, *worst["shape"])
     assert len(arrays) == 3
@@ -166,7 +167,7 @@ def test_without_raw_images_the_preprocessed_ones_are_shown(tmp_path: Path) -> N
     shutil.rmtree(workspace.raw)
     page = Page(api.write_report(tmp_path).read_text(encoding="utf-8"))
     about = json.loads(next(body for kind, body in page.scripts if kind == "about"))
-    assert about["cases"][0]["remark"].startswith("preprocessed image")
+    assert "preprocessed image" in about["cases"][0]["caption"]
     payload = next(body for kind, body in page.scripts if kind == "volume")
     arrays = np.frombuffer(zlib.decompress(b64decode(payload)), np.uint8).reshape(-1, *about["cases"][0]["shape"])
     counts = [np.bincount(array.ravel(), minlength=3)[1:] for array in arrays[1:]]

@@ -73,6 +73,7 @@ def serve(
     with imports_of("serve"):
         from segwright.deploy.serve.server import serve_models
     from segwright.deploy.serve.limits import ServeLimits, checked_token, require_token
+    from segwright.report.upload_page import upload_page
 
     place = Workspace.default() if workspace is None else workspace
     checked = None if token is None else checked_token(token, "token")
@@ -94,6 +95,8 @@ def serve(
         port=port,
         token=checked,
         limits=ServeLimits() if limits is None else limits,
+        page=upload_page(needs_token=checked is not None),
+        draw_view=_draw_view,
         stop=stop,
         on_start=_log_address if on_start is None else on_start,
     )
@@ -120,6 +123,14 @@ def _load(given: Sequence[Path | str], devices: Sequence[str], options: dict[str
         predictors = tuple(load_model(model, device=device, **options) for device in devices)
         loaded.append(ServedModel(name=name, predictors=predictors))
     return loaded
+
+
+def _draw_view(model: ServedModel, images: Sequence[Path], label_map: Path) -> dict[str, Any]:
+    """Return what the page of the server draws of a predicted case."""
+    from segwright.report.upload_page import prediction_view
+
+    first = model.predictors[0]
+    return prediction_view(images, label_map, reader=first.reader, labels=first.labels, channels=model.channels)
 
 
 def _named(model: Path | str) -> tuple[str, Path | str]:

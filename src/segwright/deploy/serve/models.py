@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from segwright.data.description import DatasetDescription
 from segwright.data.images.image_io import READERS
 from segwright.inference.ensemble import Ensemble
 from segwright.inference.predictor import Predictor
-
-DrawView = Callable[[Predictor | Ensemble, Sequence[Path], Path], Mapping[str, Any]]
-"""Makes the JSON document that the page draws: of a model, the images of a case, and its label map."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,3 +60,7 @@ class ServedModel:
         """Models that are predicted one after the other for a case."""
         first = self.predictors[0]
         return len(first.predictors) if isinstance(first, Ensemble) else 1
+
+
+DrawView: TypeAlias = Callable[[ServedModel, Sequence[Path], Path], Mapping[str, Any]]
+"""Makes the JSON document that the page draws: of a model, the images of a case, and its label map."""

@@ -98,7 +98,7 @@ class Workers:
         outputs = folder / OUTPUTS
         [record] = predictor.predict_files(images, outputs, on_tiles=self._progress_of(job, model))
         if job.view and self._draw_view is not None:
-            write_json(outputs / VIEW_JSON, self._draw_view(predictor, images, record.output), indent=0)
+            write_json(outputs / VIEW_JSON, self._draw_view(model, images, record.output), indent=0)
         return job.model_copy(
             update={
                 "state": "done",

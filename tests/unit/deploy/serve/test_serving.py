@@ -45,7 +45,9 @@ def require_same(first: Path, second: Path) -> None:
 def expected(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `predict` writes for the image."""
     folder = tmp_path_factory.mktemp("expected")
-    return api.predict(served.model, served.image, folder, device="cpu")[0].output
+    output = api.predict(served.model, served.image, folder, device="cpu")[0].output
+    assert np.unique(labels(output)[0]).tolist() == [0, 1, 2]
+    return output
 
 
 def post(served: Served, files: list[tuple[str, str, bytes]], path: str = "/v1/jobs", **fields: str) -> tuple[int, Any]:
