@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pydicom
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from segwright.deploy.dicom.series import Series
 
@@ -121,3 +121,40 @@ def masks_of_contours(file: Path, series: Series) -> dict[str, npt.NDArray[np.bo
             mask[plane] ^= Polygon(ring).contains_points(centres).reshape(mask.shape[1:])
         found[names[roi.ReferencedROINumber]] = mask
     return found
+
+
+def write_multiframe(file: Path, array: npt.NDArray[Any], *, orientation: str = "axial") -> Path:
+    """Write an array (slices, rows, columns) as one enhanced CT file, frames in a shuffled order, each with a slope."""
+    cosines = np.array(ORIENTATIONS[orientation])
+    normal = np.cross(cosines[:3], cosines[3:])
+    order = np.random.default_rng(0).permutation(len(array))
+    image = Dataset()
+    image.file_meta = FileMetaDataset()
+    image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = EnhancedCTImageStorage
+    image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    image.StudyInstanceUID, image.SeriesInstanceUID, image.FrameOfReferenceUID = "1.2.3", "1.2.3.4", "1.2.3.99"
+    image.Modality, image.SeriesNumber, image.SeriesDescription = "CT", 4, "enhanced"
+    image.ImageType = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
+    image.PatientID, image.PatientName, image.PatientBirthDate, image.PatientSex = "p1", "Phantom^Anna", None, "O"
+    image.StudyID, image.StudyDate, image.StudyTime = "1", "20260102", "030405"
+    image.AccessionNumber, image.ReferringPhysicianName, image.PositionReferenceIndicator = None, None, None
+    image.Rows, image.Columns, image.NumberOfFrames = *array.shape[1:], len(array)
+    image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"
+    image.BitsAllocated, image.BitsStored, image.HighBit, image.PixelRepresentation = 16, 16, 15, 1
+    shared, measures, plane = Dataset(), Dataset(), Dataset()
+    measures.PixelSpacing, measures.SliceThickness = list(SPACING[1:]), SPACING[0]
+    plane.ImageOrientationPatient = [round(value, 8) for value in cosines.tolist()]
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [plane]
+    image.SharedFunctionalGroupsSequence = [shared]
+    image.PerFrameFunctionalGroupsSequence = []
+    for index in order.tolist():
+        frame, position, values = Dataset(), Dataset(), Dataset()
+        place = np.array([-10.0, 20.0, 5.0]) + normal * SPACING[0] * index
+        position.ImagePositionPatient = [round(value, 6) for value in place.tolist()]
+        values.RescaleSlope, values.RescaleIntercept, values.RescaleType = index + 1, -index, "HU"
+        frame.PlanePositionSequence, frame.PixelValueTransformationSequence = [position], [values]
+        image.PerFrameFunctionalGroupsSequence.append(frame)
+    image.PixelData = array[order].astype("<i2").tobytes()
+    image.save_as(file, enforce_file_format=True)
+    return file

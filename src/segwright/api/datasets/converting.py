@@ -29,7 +29,7 @@ from segwright.workspace import Workspace
 
 logger = getLogger(__name__)
 
-FORMATS = ("msd", "nnunet-v1", "folders", "nnunet")
+FORMATS = ("msd", "nnunet-v1", "folders", "dicom", "nnunet")
 
 
 def convert(
@@ -42,6 +42,8 @@ def convert(
     labels: str | None = None,
     channel_names: Sequence[str] | None = None,
     label_names: Sequence[str] | None = None,
+    names: Sequence[str] = (),
+    series: Sequence[str] = (),
     workers: int | None = None,
     environment: Mapping[str, str] = NO_ENVIRONMENT,
     review: Callable[[Conversion, Path], bool] | None = None,
@@ -53,7 +55,8 @@ def convert(
 
     Args:
         kind: `msd` (a task of the Medical Segmentation Decathlon), `nnunet-v1`, `folders` (images and label maps that
-            are matched by their names, or by a table of paths), or `nnunet` (a raw dataset of ours, which becomes one
+            are matched by their names, or by a table of paths), `dicom` (series with SEG or RTSTRUCT objects, in any
+            folders), or `nnunet` (a raw dataset of ours, which becomes one
             that nnU-Net itself reads: label maps with mapped values, no file lists, no keys that it does not have).
         source: Folder of the task, of images and label maps, or the table (CSV).
         target: New dataset folder. If it is an existing folder, such as that of all raw datasets, the new dataset of a
@@ -61,8 +64,12 @@ def convert(
         link: Make hard links instead of copies.
         images: For `folders`: folder of the images, or pattern of their paths such as `scans/{case}_{channel}.nii.gz`.
         labels: The same for label maps.
-        channel_names: For `folders`: names of the channels; proposed by default.
+        channel_names: For `folders`: names of the channels; proposed by default. For `dicom`: several are chosen among
+            the series of a study by their descriptions; by default the annotated series is the only channel.
         label_names: For `folders`: names of the labels but the background, by ascending value; proposed by default.
+        names: For `dicom`: `NAME=LABEL` for each name in the objects that becomes a label (`*` in a name stands for any
+            text), or a JSON file of such pairs. Other names are left out. By default every name is a label.
+        series: For `dicom`: the series of each channel, as for `predict`.
         workers: Threads; all CPUs by default.
         environment: For `nnunet`: variables that paths in file lists may contain.
         review: Called with what will be written and where; the conversion ends without a result if it returns False.
@@ -80,15 +87,23 @@ def convert(
         is_packed = place.name.endswith((".tar", ".tar.gz", ".tgz", ".zip")) and place.is_file()
         remedy = "unpack it, and give the folder" if is_packed else "give the folder of the dataset to convert"
         raise WorkspaceError(f"{place}: {wrong}; {remedy}")
-    options = {"images": images, "labels": labels, "channel_names": channel_names, "label_names": label_names}
-    if kind != "folders" and (given := [name for name, value in options.items() if value is not None]):
-        raise ConfigError(f"{given[0]}: only for the format 'folders'; leave it out")
+    _require_options_of(
+        kind,
+        folders={"images": images, "labels": labels, "label_names": label_names, "channel_names": channel_names},
+        dicom={"names": names or None, "series": series or None, "channel_names": channel_names},
+    )
     new = _dataset_folder(Path(os.path.abspath(require_text_path(Path(target)))), place, kind)
     if kind == "folders":
         matching = find_cases(place, images=images, labels=labels)
         root = place.parent if place.is_file() else place
         proposal = propose(root, matching, channel_names=channel_names, label_names=label_names, workers=workers)
         found = folders_conversion(place, proposal)
+    elif kind == "dicom":
+        from segwright.deploy.dicom.converting import find_dicom
+
+        if link:
+            raise ConfigError("link: voxels of DICOM files are written to new files; leave it out")
+        found = find_dicom(place, names=names, channel_names=channel_names, series=series)
     elif kind == "nnunet":
         found = find_raw(place, environment=environment, workers=workers)
     else:
@@ -101,6 +116,18 @@ def convert(
         return None
     with locked(Workspace.lock_beside(new), "converting"):
         return write_conversion(found, new, link=link)
+
+
+def _require_options_of(kind: str, **options: Mapping[str, object]) -> None:
+    """Check that only options of a format are given; `options` has those of formats with some, None if not given.
+
+    Raises:
+        ConfigError: one is of other formats.
+    """
+    for name in dict.fromkeys(name for of_format in options.values() for name in of_format):
+        formats = [each for each, of_format in options.items() if name in of_format]
+        if kind not in formats and options[formats[0]][name] is not None:
+            raise ConfigError(f"{name}: only for the format '{' or '.join(formats)}'; leave it out")
 
 
 def _dataset_folder(target: Path, source: Path, kind: str) -> Path:

@@ -78,8 +78,8 @@ def convert(
         str,
         typer.Argument(
             metavar="FORMAT",
-            help="msd (Medical Segmentation Decathlon), nnunet-v1, folders (of images and label maps, or a CSV), or "
-            "nnunet (one of Segwright's, for nnU-Net itself).",
+            help="msd (Medical Segmentation Decathlon), nnunet-v1, folders (of images and label maps, or a CSV), "
+            "dicom (series with SEG or RTSTRUCT), or nnunet (one of Segwright's, for nnU-Net itself).",
         ),
     ],
     source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder or CSV file; it is never changed.")],
@@ -89,6 +89,14 @@ def convert(
     labels: LabelMaps = None,
     channel_names: ChannelNames = None,
     label_names: LabelNames = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Option("--names", metavar="NAME=LABEL", help="dicom: names in SEG or RTSTRUCT, or a JSON file of them."),
+    ] = None,
+    series: Annotated[
+        list[str] | None,
+        typer.Option("--series", metavar="SERIES", help="dicom: series of the channels, as in predict."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be written, and write nothing.")] = False,
     yes: Yes = False,
     workers: options.Workers = None,
@@ -114,6 +122,8 @@ def convert(
         labels=labels,
         channel_names=options.split_list(channel_names) or None,
         label_names=options.split_list(label_names) or None,
+        names=names or (),
+        series=series or (),
         workers=workers,
         environment=options.environment(),
         review=review,

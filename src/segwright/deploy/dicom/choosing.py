@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -66,8 +67,8 @@ class Selectors:
         """
         if not given:
             return cls()
-        if len(given) == 1 and given[0].lower().endswith(".json"):
-            return cls._of_mapping(_mapping_file(Path(given[0])), channels, given[0])
+        if _is_mapping_file(given):
+            return cls._of_mapping(parse_pairs(given, "--series"), channels, given[0])
         pairs = [each.partition("=") for each in given]
         if all(name in channels for name, _, _ in pairs):
             return cls._of_mapping({name: selector for name, _, selector in pairs}, channels, "--series")
@@ -89,7 +90,7 @@ class Selectors:
 
 
 def find_dicom_cases(
-    place: Path, *, channels: Sequence[str], series: Sequence[str] = (), name: str | None = None
+    place: Path, *, channels: Sequence[str], series: Sequence[str] = ()
 ) -> tuple[tuple[DicomCase, ...], tuple[Problem, ...]]:
     """Return the cases of a folder, one for each study, and the problems of studies that are none.
 
@@ -98,7 +99,6 @@ def find_dicom_cases(
         channels: names of the model's channels in order.
         series: which series to use, as `Selectors.parse` takes them; by default the only one that is a volume, or for
             several channels those whose descriptions contain the channels' names.
-        name: of the case, if there is one study; by default that of the folder.
 
     Raises:
         ProblemReport: there is no case.
@@ -110,7 +110,6 @@ def find_dicom_cases(
     if not studies:
         what = "holds no DICOM image; CT, MR and PET series are read"
         raise ProblemReport([Problem(where=str(place), what=what, remedy="give the folder of a series")])
-    named = name or place.resolve().name.removesuffix(".dcm")
     cases: dict[str, tuple[Series, ...]] = {}
     problems: dict[str, Problem] = {}
     for study in studies:
@@ -125,10 +124,74 @@ def find_dicom_cases(
         raise ProblemReport([Problem(where=str(place), what=what, remedy=_ADVICE)])
     if not cases:
         raise ProblemReport([*problems.values()])
-    names = _case_names({study: chosen[0].info for study, chosen in cases.items()}, named, is_only=len(studies) == 1)
-    return tuple(DicomCase(identifier=names[study], channels=chosen) for study, chosen in cases.items()), tuple(
-        problems.values()
-    )
+    if len(studies) == 1:
+        names = [_file_name(place.resolve().name)]
+    else:
+        names = case_names(place, [channels[0] for channels in cases.values()])
+    found_cases = [
+        DicomCase(identifier=name, channels=channels) for name, channels in zip(names, cases.values(), strict=True)
+    ]
+    return tuple(found_cases), tuple(problems.values())
+
+
+def channels_of_study(
+    found: FoundSeries, annotated: Series, channels: Sequence[str], selectors: Sequence[str]
+) -> tuple[Series, ...]:
+    """Return the series of the channels of a case that is annotated on one of them, or on their grid.
+
+    Args:
+        found: all series.
+        annotated: the series that is annotated; it is the only channel if there are not several, and no selectors.
+        channels: their names.
+        selectors: as `Selectors.parse` takes them.
+
+    Raises:
+        ProblemReport: the study has no series for a channel, or they lie on other grids.
+        ConfigError: a selector is wrong.
+    """
+    if len(channels) < 2 and not selectors:
+        return (annotated,)
+    wanted = Selectors.parse(selectors, channels)
+    try:
+        chosen = _channels_of(_of_study(found, annotated.info.study_uid), channels, wanted)
+        _require_one_grid([annotated, *chosen])
+    except _NotChosenError as reason:
+        where = str(annotated.info)
+        raise ProblemReport([Problem(where=where, what=reason.what, remedy=reason.remedy)]) from reason
+    return chosen
+
+
+def parse_pairs(given: Sequence[str], option: str) -> dict[str, str]:
+    """Return the pairs of an option that takes `KEY=VALUE`, or one JSON file of them.
+
+    Raises:
+        ConfigError: a word is no pair, or the file is no object of texts.
+    """
+    if _is_mapping_file(given):
+        return _read_mapping(Path(given[0]))
+    pairs = [each.rpartition("=") for each in given]
+    if wrong := [
+        word for word, (key, _, value) in zip(given, pairs, strict=True) if not key.strip() or not value.strip()
+    ]:
+        raise ConfigError(f"{option}: '{wrong[0]}'; expected KEY=VALUE, or a JSON file of such pairs")
+    return {key: value.strip() for key, _, value in pairs}
+
+
+def case_names(place: Path, series: Sequence[Series]) -> list[str]:
+    """Return names of cases: the `top_folders` of their series, numbered where several have the same."""
+    tops = top_folders(place, series)
+    counts, seen, names = Counter(tops), Counter[str](), []
+    for top in tops:
+        seen[top] += 1
+        names.append(f"{top}_{seen[top]}" if counts[top] > 1 else top)
+    return names
+
+
+def top_folders(place: Path, series: Sequence[Series]) -> list[str]:
+    """Return the name of the first folder below `place` on the way to each series; in collections that of a patient."""
+    root = place.resolve()
+    ways = [each.info.folder.resolve().relative_to(root).parts for each in series]
+    return [_file_name(parts[0] if parts else root.name) for parts in ways]
 
 
 def joined_channels(cases: Sequence[DicomCase]) -> DicomCase:
@@ -256,25 +319,22 @@ def _grid(series: Series) -> str:
     return f"shape {series.shape}, spacing ({spacing}) mm, origin ({origin})"
 
 
-def _case_names(infos: Mapping[str, SeriesInfo], named: str, *, is_only: bool) -> dict[str, str]:
-    """Return a name for each study: what the user gave, else its folder if it has one of its own, else its UID."""
-    if is_only:
-        [study] = infos
-        return {study: _file_name(named, study)}
-    folders = [info.folder for info in infos.values()]
-    names = {study: _file_name(info.folder.name, study) for study, info in infos.items()}
-    are_distinct = len({*folders}) == len(folders) and len({*names.values()}) == len(names)
-    return names if are_distinct else {study: study for study in infos}
+def _file_name(text: str) -> str:
+    """Return a text as the name of a case, with other characters replaced.
+
+    >>> _file_name("Anna B (2).dcm")
+    'Anna_B_2'
+    """
+    name = re.sub(r"[^\w.+-]+", "_", text.removesuffix(".dcm")).strip("._")
+    return "case" if not name or name_problem(name) else name
 
 
-def _file_name(text: str, study: str) -> str:
-    """Return a text as the name of a case; the UID of the study if it can be none."""
-    name = re.sub(r"[^\w.+-]+", "_", text).strip("._")
-    return study if not name or name_problem(name) else name
+def _is_mapping_file(given: Sequence[str]) -> bool:
+    return len(given) == 1 and given[0].lower().endswith(".json")
 
 
-def _mapping_file(file: Path) -> dict[str, str]:
+def _read_mapping(file: Path) -> dict[str, str]:
     document = read_json(file)
     if not isinstance(document, dict) or not all(isinstance(value, str | int) for value in document.values()):
-        raise ConfigError(f'{file}: expected an object of channel -> series, such as {{"T1": "t1_mprage*"}}')
+        raise ConfigError(f'{file}: expected an object of texts, such as {{"T1": "t1_mprage*"}}')
     return {str(key): str(value) for key, value in document.items()}

@@ -16,6 +16,7 @@ from segwright.core.extensions.extras import imports_of
 from segwright.core.files.atomic_io import atomic_path
 from segwright.data.images.formats import Floats
 from segwright.data.images.readers.itk import ITK_LOCK
+from segwright.data.label_maps import MAX_UINT8_LABEL
 from segwright.deploy.dicom.series import Series
 
 
@@ -43,6 +44,8 @@ def headers_of(series: Series) -> list[Any]:
 def write_nifti(series: Series, path: Path) -> None:
     """Write a series as a NIfTI file on its own grid; the file gets the time of the newest source file.
 
+    Values that all are whole and fit 16 bits are stored so, others as float32.
+
     Args:
         series: what to write.
         path: new file, `.nii` or `.nii.gz`.
@@ -52,15 +55,30 @@ def write_nifti(series: Series, path: Path) -> None:
         WorkspaceError: the file cannot be written.
     """
     voxels = read_voxels(series)
+    with np.errstate(invalid="ignore"):
+        short = voxels.astype(np.int16)
+    _write(short if np.array_equal(short, voxels) else voxels, series, path)
+    newest = max(file.stat().st_mtime_ns for file in series.files)
+    os.utime(path, ns=(newest, newest))
+
+
+def write_label_map(labels: npt.NDArray[np.uint16], series: Series, path: Path) -> None:
+    """Write a label map (frames, rows, columns) of a series as a NIfTI file on its grid.
+
+    Raises:
+        WorkspaceError: the file cannot be written.
+    """
+    _write(labels.astype(np.uint8) if labels.max(initial=0) <= MAX_UINT8_LABEL else labels, series, path)
+
+
+def _write(array: npt.NDArray[Any], series: Series, path: Path) -> None:
     with ITK_LOCK:
-        image = SimpleITK.GetImageFromArray(voxels)
+        image = SimpleITK.GetImageFromArray(array)
         image.SetSpacing(series.spacing[::-1])
         image.SetOrigin(series.origin)
         image.SetDirection(np.asarray(series.direction).ravel().tolist())
         with atomic_path(path, durable=False) as temporary:
             SimpleITK.WriteImage(image, str(temporary))
-    newest = max(file.stat().st_mtime_ns for file in series.files)
-    os.utime(path, ns=(newest, newest))
 
 
 def _read_single_images(files: Sequence[Path]) -> Floats:

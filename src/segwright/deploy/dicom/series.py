@@ -147,10 +147,12 @@ class FoundSeries:
     Attributes:
         series: that are volumes, in order of study and number.
         refused: that are none.
+        others: objects of other kinds, such as reports, RTSTRUCT and SEG.
     """
 
     series: tuple[Series, ...]
     refused: tuple[RefusedSeries, ...]
+    others: tuple[FileHeader, ...] = ()
 
     @property
     def all(self) -> tuple[Series | RefusedSeries, ...]:
@@ -165,7 +167,7 @@ class _NoVolume(ValueError):
 def find_series(place: Path) -> FoundSeries:
     """Return the series of images at or below a folder, or in a file; those that are no volume with the reason.
 
-    Objects without images, such as reports, RTSTRUCT and SEG, are left out.
+    Objects of other kinds are listed without looking into them.
 
     Args:
         place: a folder, searched with all folders below it, or a file.
@@ -183,9 +185,12 @@ def find_series(place: Path) -> FoundSeries:
     if problems:
         raise ProblemReport(problems)
     groups: dict[tuple[str, str], list[FileHeader]] = {}
+    others: list[FileHeader] = []
     for header in headers:
         if header.samples and (header.sop_class in _VOLUME_CLASSES or _other_kind(header)):
             groups.setdefault((header.study_uid, header.series_uid), []).append(header)
+        else:
+            others.append(header)
     series: list[Series] = []
     refused: list[RefusedSeries] = []
     for group in groups.values():
@@ -201,6 +206,7 @@ def find_series(place: Path) -> FoundSeries:
     return FoundSeries(
         series=tuple(sorted(series, key=lambda each: _order(each.info))),
         refused=tuple(sorted(refused, key=lambda each: _order(each.info))),
+        others=tuple(others),
     )
 
 

@@ -117,7 +117,7 @@ def dataset_name(folder: Path) -> str | None:
 
 def suggested_name(source: Path, kind: str) -> str | None:
     """Return the name that a new dataset gets in a folder of datasets: that of its task or dataset, if it has one."""
-    if kind == "folders":
+    if kind in ("folders", "dicom"):
         return None
     if kind == "nnunet":
         return source.name if DATASET_NAME.fullmatch(source.name) else None

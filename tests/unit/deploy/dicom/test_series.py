@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
-from dicom_phantom import ORIENTATIONS, SPACING, Change, bundled_series, write_series
+from dicom_phantom import ORIENTATIONS, SPACING, Change, bundled_series, write_multiframe, write_series
 from segwright.core.errors import ImageError, ProblemReport
 from segwright.deploy.dicom.reading import read_voxels, write_nifti
 from segwright.deploy.dicom.series import find_series
@@ -45,6 +45,13 @@ def test_the_rescale_slope_of_each_slice_counts(tmp_path: Path) -> None:
     [series] = find_series(write_series(tmp_path, ARRAY, change=scale)).series
     expected = ARRAY * (0.5 + np.arange(5))[:, None, None] - 1000.5
     assert np.allclose(read_voxels(series), expected)
+
+
+def test_frames_of_an_enhanced_file_are_sorted_and_scaled(tmp_path: Path) -> None:
+    [series] = find_series(write_multiframe(tmp_path / "ct", ARRAY, orientation="oblique")).series
+    index = np.arange(5)[:, None, None]
+    assert np.allclose(read_voxels(series), ARRAY * (index + 1) - index)
+    assert np.allclose(series.spacing, SPACING)
 
 
 def test_series_of_a_wheel_are_read_or_refused() -> None:

@@ -13,7 +13,7 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 
-from dicom_phantom import ORIENTATIONS, bundled_series, masks_of_contours, write_series
+from dicom_phantom import ORIENTATIONS, bundled_series, masks_of_contours, write_multiframe, write_series
 from segwright.core.errors import ConfigError, ImageError
 from segwright.data.labels import Labels
 from segwright.deploy.dicom.codes import guess_segments
@@ -68,6 +68,18 @@ def test_contours_contain_the_voxels(tmp_path: Path, orientation: str, is_revers
     masks = masks_of_contours(tmp_path / "rt.dcm", series)
     assert [*masks] == ["liver", "liver_tumour", "kidney_left"]
     assert np.array_equal(np.stack([*masks.values()], axis=-1), labels[..., None] == [1, 2, 3])
+
+
+def test_results_of_an_enhanced_file_lie_at_its_frames(tmp_path: Path) -> None:
+    [series] = find_series(write_multiframe(tmp_path / "ct", np.zeros(SHAPE), orientation="oblique")).series
+    labels = label_map()
+    write_seg(labels, series, guess_segments(LABELS), tmp_path / "seg.dcm", model=MODEL)
+    write_rtstruct(labels, series, guess_segments(LABELS), tmp_path / "rt.dcm", model=MODEL)
+    assert np.array_equal(read_seg(tmp_path / "seg.dcm", series), labels[..., None] == [1, 2, 3])
+    masks = masks_of_contours(tmp_path / "rt.dcm", series)
+    assert np.array_equal(np.stack([*masks.values()], axis=-1), labels[..., None] == [1, 2, 3])
+    contour = pydicom.dcmread(tmp_path / "rt.dcm").ROIContourSequence[0].ContourSequence[0]
+    assert contour.ContourImageSequence[0].ReferencedFrameNumber == (series.frames[0].index or 0) + 1
 
 
 def test_overlapping_regions_are_segments_of_their_own(tmp_path: Path) -> None:
