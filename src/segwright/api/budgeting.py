@@ -63,22 +63,12 @@ def plan_for_budget(
 
     budget_s = settings["budget_s"]
     usual = (full.default_configuration,)
-    fixed = [name for name in wanted or usual if not time_budget.can_be_resized(full.configuration(name))]
-    bound = [name for name in _DECIDING if settings.get(name) is not None]
-    if bound:
-        logger.info("%s is set, so the plan stays as it is without a budget", " and ".join(bound))
-    elif fixed:
-        logger.info(
-            "%s stays as it is without a budget: only nnU-Net's networks outside a cascade have other sizes",
-            " and ".join(fixed),
-        )
-    if budget_s < time_budget.MIN_BUDGET_S or fixed or bound:
+    if not _can_be_sized(full, wanted, settings):
         return full, tuple(wanted or usual), False
-    plans_name = f"{full.plans_name}_{short_duration(budget_s)}"
-    file = session.workspace.plans_file(session.name, plans_name)
+    plans_name, file = _budget_file(session, full, budget_s)
     existing = None if force else _current_plan(session, file, full)
-    if existing is not None and (wanted is None or {*wanted} <= {*existing.configurations}):
-        return existing, tuple(wanted or existing.configuration_names[:1]), False
+    if existing is not None and (names := _names_in(existing, wanted)):
+        return existing, names, False
     names = tuple(wanted or (time_budget.quick_configuration(full),))
     if wanted is None and names != usual and _choose(session, full, usual[0], plans_name, settings, device).is_full:
         return full, usual, False
@@ -90,6 +80,62 @@ def plan_for_budget(
     plan.save(file)
     session.stage_cache.record(*_as_written(plans_name, file))
     return plan, names, True
+
+
+def sized_before(
+    session: Session, full: Plan, wanted: Sequence[str] | None, settings: Mapping[str, Any]
+) -> tuple[Plan, tuple[str, ...]] | None:
+    """Return the plan that exists for a time budget, and the configurations to train; None if `full` is trained.
+
+    Args:
+        session: of the dataset.
+        full: plan without a budget.
+        wanted: configurations to train; None: the one that suits the time.
+        settings: fields of `TrainConfig` that the training will have, `budget_s` among them.
+    """
+    if not _can_be_sized(full, wanted, settings):
+        return None
+    name, file = _budget_file(session, full, settings["budget_s"])
+    existing = _current_plan(session, file, full)
+    names = () if existing is None else _names_in(existing, wanted)
+    if existing is not None and names:
+        return existing, names
+    logger.warning(
+        "no plans %s were made for this budget, so %s are used; if they may be too large for the time, call first, on "
+        "a machine like those that train: segwright plan %s --budget %s",
+        *(name, full.plans_name, session.name, short_duration(settings["budget_s"])),
+    )
+    return None
+
+
+def _can_be_sized(full: Plan, wanted: Sequence[str] | None, settings: Mapping[str, Any]) -> bool:
+    """Return whether a budget may change the size of the networks of a plan; the reason is logged if not."""
+    from segwright.planning import time_budget
+
+    names = wanted or (full.default_configuration,)
+    fixed = [name for name in names if not time_budget.can_be_resized(full.configuration(name))]
+    bound = [name for name in _DECIDING if settings.get(name) is not None]
+    if bound:
+        logger.info("%s is set, so the plan stays as it is without a budget", " and ".join(bound))
+    elif fixed:
+        logger.info(
+            "%s stays as it is without a budget: only nnU-Net's networks outside a cascade have other sizes",
+            " and ".join(fixed),
+        )
+    return not (settings["budget_s"] < time_budget.MIN_BUDGET_S or fixed or bound)
+
+
+def _budget_file(session: Session, full: Plan, budget_s: float) -> tuple[str, Path]:
+    """Return the name of the plans for a budget, and their file."""
+    name = f"{full.plans_name}_{short_duration(budget_s)}"
+    return name, session.workspace.plans_file(session.name, name)
+
+
+def _names_in(plan: Plan, wanted: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the configurations to train of a plan for a budget; none if it lacks one that is wanted."""
+    if wanted is None:
+        return plan.configuration_names[:1]
+    return tuple(wanted) if {*wanted} <= {*plan.configurations} else ()
 
 
 def _current_plan(session: Session, file: Path, full: Plan) -> Plan | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import TypeAdapter
 
-from segwright.api import predicting, preparing, selecting, splitting, training, training_runs
+from segwright.api import budgeting, predicting, preparing, selecting, splitting, training, training_runs
 from segwright.api.checks import training_options
 from segwright.api.checks.training_options import TrainOptions
 from segwright.api.cluster.execution import run_graph, stop_when_exists
@@ -77,7 +77,7 @@ def tasks(
         workspace: Where results are written; `./segwright-work` by default.
         configurations: Configurations to train; by default 3d_fullres, or 2d if the plan has no other.
         folds: Fold numbers, or `all` for every fold; 0 by default.
-        budget: Training time of each fold.
+        budget: Training time of each fold. Plans that `plan` has made for it are used.
         plans: Name of existing plans.
         settings: Further fields of `TrainConfig`.
         network: A name or `module:attr`, or a function or class that a module defines.
@@ -115,6 +115,10 @@ def tasks(
     plan = load_plan(session, plans)
     names = chosen_configurations(plan, configurations)
     numbers = splitting.chosen_folds(session, folds)
+    is_plain = session.trainer is None and session.nnunet_trainer is None
+    if is_plain and "budget_s" in chosen and not training_runs.has_training(session, plan, names, numbers):
+        sized = budgeting.sized_before(session, plan, names if configurations else None, chosen)
+        plan, names = sized or (plan, names)
     return task_graph(
         session,
         plan,

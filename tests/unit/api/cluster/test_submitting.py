@@ -16,6 +16,7 @@ from segwright.api.cluster.slurm import SlurmError
 from segwright.api.cluster.tasks import TaskGraph
 from segwright.core.files.json_documents import write_checked_json
 from segwright.data.cases import Case
+from segwright.data.plan import Plan
 from segwright.inference.folder.log_files import file_state, inputs_hash, log_name
 from segwright.workspace import Workspace
 from tests.unit.api.cluster.fake_slurm import NAME, FakeSlurm, planned_dataset
@@ -162,6 +163,21 @@ def test_parts_that_the_selected_model_predicted_are_left_out(
     (predicted / images[0].name.replace("_0000", "")).write_text("is of another size")
     os.utime(images[2])
     assert cluster.submit() == {"predict": [PREDICT[0], PREDICT[2]]}
+
+
+def test_plans_that_were_made_for_a_budget_are_used(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    full = Plan.load(Workspace.under(cluster.work).plans_file(NAME, "nnUNetPlans"))
+    small = {"3d_fullres": {**full.to_json()["configurations"]["3d_fullres"], "batch_size": 3}}
+    name = "nnUNetPlans_10m"
+    made = Plan.from_json({**full.to_json(), "plans_name": name, "configurations": small})
+    made.save(Workspace.under(cluster.work).plans_file(NAME, name))
+    caplog.set_level("WARNING", "segwright")
+    found = cluster.graph(budget="10m", configurations=None).run
+    assert (found.plans, found.configurations, caplog.text) == (name, ("3d_fullres",), "")
+    for options in ({"budget": "20m"}, {"budget": "10m", "configurations": ["2d", "3d_fullres"]}):
+        assert cluster.graph(**options).run.plans == "nnUNetPlans"
+    assert f"call first, on a machine like those that train: segwright plan {NAME} --budget 20m" in caplog.text
+    assert f"no plans {name} were made for this budget, so nnUNetPlans are used" in caplog.text
 
 
 def test_a_refusal_names_what_was_submitted_and_the_same_call_submits_the_rest(cluster: Cluster) -> None:
