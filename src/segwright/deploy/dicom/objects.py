@@ -24,8 +24,10 @@ logger = getLogger(__name__)
 SOFTWARE: Final = "Segwright"
 NOTICE: Final = "Not a medical device; not for diagnosis"
 """In every object; at most 64 characters, the length of Content Description."""
+CHARACTER_SET: Final = "ISO_IR 192"
+"""UTF-8: names of labels may have characters that the source's character set lacks."""
 LONG_STRING: Final = 64
-"""Characters of a value with representation LO."""
+"""Characters of a value with representation LO; counted in bytes, as dciodvfy does."""
 
 _REQUIRED_OF_PATIENT_AND_STUDY: Final = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
@@ -105,8 +107,8 @@ def complete_headers(series: Series) -> list[Any]:
 
 
 def shortened(text: str, length: int = LONG_STRING) -> str:
-    """Return a text that fits a DICOM string; backslashes separate values there."""
-    return text.replace("\\", "/")[:length]
+    """Return a text that fits a DICOM string of `length` bytes; backslashes separate values there."""
+    return text.replace("\\", "/").encode()[:length].decode(errors="ignore").strip()
 
 
 def dicom_time(moment: datetime) -> tuple[str, str]:

@@ -17,6 +17,7 @@ from segwright.core.extensions.extras import imports_of
 from segwright.core.files.atomic_io import atomic_path
 from segwright.deploy.dicom.codes import Segment
 from segwright.deploy.dicom.objects import (
+    CHARACTER_SET,
     NOTICE,
     SOFTWARE,
     SourceModel,
@@ -125,6 +126,7 @@ def _structure_set(
     dataset.file_meta.MediaStorageSOPClassUID = STRUCTURE_SET_CLASS
     dataset.SOPClassUID = STRUCTURE_SET_CLASS
     dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
+    dataset.SpecificCharacterSet = CHARACTER_SET
     _copy_patient_and_study(headers[0], dataset)
     dataset.InstanceCreationDate, dataset.InstanceCreationTime = date, time
     dataset.Modality = "RTSTRUCT"
@@ -148,9 +150,9 @@ def _structure_set(
 
 
 def _copy_patient_and_study(source: Any, dataset: Any) -> None:
-    """Copy what says whose study it is; the character set comes with the names."""
+    """Copy what says whose study it is."""
     for name in (
-        *("SpecificCharacterSet", "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "PatientAge"),
+        *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "PatientAge"),
         *("PatientWeight", "StudyInstanceUID", "StudyID", "StudyDate", "StudyTime", "StudyDescription"),
         *("AccessionNumber", "ReferringPhysicianName", "PatientIdentityRemoved", "DeidentificationMethod"),
     ):

@@ -13,6 +13,7 @@ from segwright.core.extensions.extras import imports_of
 from segwright.core.files.atomic_io import atomic_path
 from segwright.deploy.dicom.codes import Segment, Term
 from segwright.deploy.dicom.objects import (
+    CHARACTER_SET,
     NOTICE,
     SOFTWARE,
     SourceModel,
@@ -81,6 +82,7 @@ def _segmentation(labels: npt.NDArray[Any], series: Series, segments: Sequence[S
         content_label="SEGMENTATION",
         content_description=NOTICE,
         content_creator_name=f"{SOFTWARE}^Software",
+        specific_character_set=CHARACTER_SET,
         series_description=shortened(f"{model.name} ({SOFTWARE})"),
     )
 

@@ -148,6 +148,26 @@ def test_attributes_that_were_removed_are_filled_with_a_warning(
     assert len(uids) == 1
 
 
+@pytest.mark.parametrize("character_set", [None, "ISO_IR 100"])
+def test_names_may_have_any_characters(tmp_path: Path, character_set: str | None) -> None:
+    def change(index: int, image: Dataset) -> None:
+        image.SpecificCharacterSet, image.PatientName = (
+            character_set,
+            "M\xfcller^Anna" if character_set else "Miller^Anna",
+        )
+
+    labels = Labels({"background": 0, "L\xe9sion \u809d": 1, "x" * 70: 2})
+    array = np.zeros(SHAPE, dtype=np.int16)
+    [series] = find_series(write_series(tmp_path / "in", array, change=change)).series
+    for write, name in ((write_seg, "seg.dcm"), (write_rtstruct, "rt.dcm")):
+        write(label_map() % 3, series, guess_segments(labels), tmp_path / name, model=MODEL)
+    seg, rtstruct = (pydicom.dcmread(tmp_path / name) for name in ("seg.dcm", "rt.dcm"))
+    names = ["L\xe9sion \u809d", "x" * 64]
+    assert [each.SegmentLabel for each in seg.SegmentSequence] == names
+    assert [each.ROIName for each in rtstruct.StructureSetROISequence] == names
+    assert seg.PatientName == rtstruct.PatientName == pydicom.dcmread(series.files[0]).PatientName
+
+
 def test_a_label_map_of_another_series_is_refused(tmp_path: Path) -> None:
     series = phantom(tmp_path / "in")
     for write in (write_seg, write_rtstruct):
