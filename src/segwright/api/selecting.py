@@ -314,7 +314,7 @@ def _state(source: Source) -> list[tuple[str, int, int]]:
     names = ("checkpoint_final.safetensors", f"{VALIDATION}/{SUMMARY_JSON}")
     files = [Workspace.fold_folder(source.folder, fold) / name for fold in source.folds for name in names]
     states = [(file, file.stat()) for file in (source.folder / PLANS_JSON, *files) if file.is_file()]
-    return [(str(file.relative_to(source.folder)), state.st_size, state.st_mtime_ns) for file, state in states]
+    return [(file.relative_to(source.folder).as_posix(), state.st_size, state.st_mtime_ns) for file, state in states]
 
 
 def _existing_selection(target: Path, source_hash: str, made_by: Command) -> SelectionReport | None:

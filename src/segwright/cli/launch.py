@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from queue import Queue
 from threading import Event
@@ -37,6 +38,10 @@ SEGWRIGHT: Final = "from segwright.cli.main import main; main()"
 _THREADS: Final = "OMP_NUM_THREADS"
 _SHARING: Final = ("train", "predict")
 """Verbs of tasks that run at once and share the CPUs."""
+
+_TERMINATED: Final = 1 if sys.platform == "win32" else -signal.SIGTERM
+"""Exit code of a process that `terminate` ended."""
+_STOPPED: Final = (EXIT_RESUMABLE, _TERMINATED, -getattr(signal, "SIGKILL", signal.SIGTERM))
 
 _POLL_S: Final = 0.1
 _CHILD_POLL_S: Final = 0.2
@@ -177,7 +182,7 @@ def _result(task: Task, code: int, answer: bytes, log: Path, *, is_stopped: bool
     try:
         result = TaskResult.model_validate_json(answer)
     except ValidationError:
-        stopped = is_stopped and code in (EXIT_RESUMABLE, -signal.SIGTERM, -signal.SIGKILL)
+        stopped = is_stopped and code in _STOPPED
         reason = "stopped before it had begun" if stopped else f"its process {_describe_exit(code)}"
         exit_code = EXIT_RESUMABLE if stopped else max(code, 1)
         result = TaskResult(name=task.name, error=(reason,), exit_code=exit_code)
@@ -215,7 +220,8 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
         nonlocal is_stopping
         is_stopping = True
         for process in processes:
-            process.send_signal(number)
+            with suppress(ValueError):  # Windows, where Ctrl-C reaches all processes of the console by itself
+                process.send_signal(number)
 
     before = {number: signal.signal(number, forward) for number in known_signals()}
     try:

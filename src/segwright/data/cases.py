@@ -16,6 +16,7 @@ from unicodedata import normalize
 
 from segwright.core.errors import Problem
 from segwright.core.files.names import (
+    IGNORES_CASE,
     NAME_REMEDY,
     NO_FILE,
     NO_TEXT,
@@ -137,7 +138,7 @@ def explicit_cases(
 
 
 def identity_problems(where: Path, identifiers: Iterable[str]) -> list[Problem]:
-    """Return which case ids cannot be file names, and which equal another one but for their Unicode form."""
+    """Return which case ids cannot be file names, and which equal another one but for what file systems ignore."""
     problems = []
     seen: dict[str, str] = {}
     for identifier in identifiers:
@@ -147,9 +148,13 @@ def identity_problems(where: Path, identifiers: Iterable[str]) -> list[Problem]:
             what = f"case id {shown_name(identifier)} {wrong}"
             problems.append(Problem(where=str(where), what=what, remedy=remedy, case=identifier))
             continue
-        twin = seen.setdefault(normalize("NFC", identifier), identifier)
+        normal = normalize("NFC", identifier)
+        twin = seen.setdefault(normal.casefold() if IGNORES_CASE else normal, identifier)
         if twin != identifier:
-            what = f"case id '{identifier}' appears twice, with accents encoded in two ways (NFC and NFD)"
+            difference = "with accents encoded in two ways (NFC and NFD)"
+            if normalize("NFC", twin) != normal:
+                difference = f"as '{twin}' too; this system stores names that differ in case only in one file"
+            what = f"case id '{identifier}' appears twice, {difference}"
             remedy = "rename the files of one of them"
             problems.append(Problem(where=str(where), what=what, remedy=remedy, case=identifier))
     return problems

@@ -154,4 +154,4 @@ def changes(
 
 def _relative(path: Path, folder: Path) -> str:
     absolute, base = os.path.abspath(path), os.path.abspath(folder)
-    return os.path.relpath(absolute, base) if absolute.startswith(base + os.sep) else absolute
+    return Path(absolute).relative_to(base).as_posix() if absolute.startswith(base + os.sep) else absolute

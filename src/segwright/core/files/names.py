@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import sys
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -19,6 +21,13 @@ NAME_REMEDY: Final = "use a plain name without path separators, of at most 200 b
 NO_TEXT: Final = "is not UTF-8 text"
 NO_FILE: Final = "no such file"
 
+ON_WINDOWS: Final = sys.platform == "win32"
+IGNORES_CASE: Final = sys.platform in ("win32", "darwin")
+"""Whether names that differ in case only are those of one file, as on Windows and macOS."""
+
+_DEVICE: Final = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.IGNORECASE)
+"""What Windows opens as a device, in any folder and with any ending."""
+_REFUSED_BY_WINDOWS: Final = re.compile(r'.*(?:[<>:"|?*]|[. ]$)')
 _SHOWN: Final = 60
 """Characters of a name that a message shows."""
 
@@ -36,6 +45,10 @@ def name_problem(name: str, *, longest: int = MAX_NAME_BYTES) -> str:
     for separator in "/\\":
         if separator in name:
             return f"holds the path separator '{separator}'"
+    if ON_WINDOWS and _DEVICE.fullmatch(name):
+        return "is the name of a device on Windows"
+    if ON_WINDOWS and _REFUSED_BY_WINDOWS.match(name):
+        return "has a character that Windows does not allow there"
     if not name.isprintable() and any(ord(char) < 32 or 127 <= ord(char) < 160 for char in name):
         return "holds a control character"
     try:
