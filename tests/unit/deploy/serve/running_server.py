@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,3 +77,15 @@ def raw_request(address: str, text: bytes, *, ends: bool = False) -> bytes:
         if ends:
             connection.shutdown(socket.SHUT_WR)
         return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def gzipped_nifti(shape: tuple[int, int, int], voxels: bytes = b"") -> bytes:
+    """Return a gzipped NIfTI file of one byte per voxel whose header says `shape`."""
+    head = bytearray(348)
+    struct.pack_into("<i", head, 0, 348)
+    struct.pack_into("<8h", head, 40, 3, *shape, 1, 1, 1, 1)
+    struct.pack_into("<2h", head, 70, 2, 8)
+    struct.pack_into("<8f", head, 76, 1, 1, 1, 1, 1, 1, 1, 1)
+    struct.pack_into("<f", head, 108, 352)
+    head[344:348] = b"n+1\0"
+    return gzip.compress(bytes(head) + bytes(4) + voxels)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
 import http.client
 import json
 import re
 import shutil
-import struct
 import subprocess
 import sys
 import time
@@ -19,7 +17,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 import SimpleITK
-from running_server import LIMITS, Served, raw_request, serving
+from running_server import LIMITS, Served, gzipped_nifti, raw_request, serving
 
 from segwright import api
 from segwright.core.errors import ConfigError
@@ -69,18 +67,6 @@ def request(
     connection.request(method, path, body, headers or {})
     answer = connection.getresponse()
     return answer.status, json.loads(answer.read())
-
-
-def header(shape: tuple[int, int, int], *, more: bytes = b"") -> bytes:
-    """Return a gzipped NIfTI file of one byte per voxel whose header says `shape`."""
-    head = bytearray(348)
-    struct.pack_into("<i", head, 0, 348)
-    struct.pack_into("<8h", head, 40, 3, *shape, 1, 1, 1, 1)
-    struct.pack_into("<2h", head, 70, 2, 8)
-    struct.pack_into("<8f", head, 76, 1, 1, 1, 1, 1, 1, 1, 1)
-    struct.pack_into("<f", head, 108, 352)
-    head[344:348] = b"n+1\0"
-    return gzip.compress(bytes(head) + bytes(4) + more)
 
 
 def zipped(folder: Path, **files: bytes) -> bytes:
@@ -150,8 +136,8 @@ BAD = {
     "no file": ([], 400, "the form has no file"),
     "an unknown ending": ([("image", "x.png", b"x")], 415, "a file of an unknown kind"),
     "no image": ([("image", "x.nii.gz", b"hello")], 422, "no NIfTI header"),
-    "too many voxels": ([("image", "x.nii.gz", header((30, 30, 30), more=bytes(27000)))], 413, "27000 voxels"),
-    "a huge header": ([("image", "x.nii.gz", header((32767, 32767, 32767)))], 422, "more than"),
+    "too many voxels": ([("image", "x.nii.gz", gzipped_nifti((30, 30, 30), bytes(27000)))], 413, "27000 voxels"),
+    "a huge header": ([("image", "x.nii.gz", gzipped_nifti((32767, 32767, 32767)))], 422, "more than"),
     "two images": ([("image", "x.nii.gz", b"x"), ("image", "y.nii.gz", b"x")], 422, "there are 2 images"),
     "an unknown channel": ([("CT", "x.nii.gz", b"x")], 422, "unknown file field 'CT'"),
     "a broken zip": ([("image", "x.zip", b"PK\3\4 broken")], 400, "not a readable zip file"),
