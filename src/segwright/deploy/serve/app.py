@@ -22,6 +22,7 @@ from segwright.core.errors import SegwrightError
 from segwright.core.resources import resource_error
 from segwright.deploy.serve.gate import Gate
 from segwright.deploy.serve.inputs import IMAGE, case_files, choose_model, choose_output
+from segwright.deploy.serve.inputs import OUTPUTS as DOCUMENTED_OUTPUTS
 from segwright.deploy.serve.jobs import INPUTS, OUTPUTS, VIEW_JSON, Failure, Job, State
 from segwright.deploy.serve.limits import ServeLimits
 from segwright.deploy.serve.models import ServedModel
@@ -47,10 +48,10 @@ _FORM: Final = {
                             "type": "array",
                             "items": {"type": "string", "format": "binary"},
                             "description": "One image file for each channel, in the order of /v1/models; or one zip "
-                            "file with all of them. Fields named after the channels may take its place.",
+                            "file with all of them, or with a DICOM study. Fields may be named after channels instead.",
                         },
                         "model": {"type": "string", "description": "Name of the model; not needed if there is one."},
-                        "output": {"type": "string", "enum": ["nifti"], "default": "nifti"},
+                        "output": {"type": "string", "enum": [*DOCUMENTED_OUTPUTS], "default": "nifti"},
                         "view": {"type": "boolean", "description": "Also make what the page draws."},
                     },
                 }
@@ -299,7 +300,8 @@ class Routes:
             stream = path.open("rb")
         except FileNotFoundError as error:
             raise Refusal(404, "the result was deleted", remedy="send the images again") from error
-        ending = job.result.removeprefix(job.id)
+        ending = job.result.removeprefix(job.id).removeprefix("_")
+        ending = ending if ending.startswith(".") else f"-{ending}"
         headers = {
             "Content-Length": str(path.stat().st_size),
             "Content-Disposition": f'attachment; filename="segmentation{ending}"',

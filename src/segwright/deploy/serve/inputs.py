@@ -9,6 +9,8 @@ from typing import Final, get_args
 
 from segwright.core.errors import ImageError, SegwrightError, did_you_mean
 from segwright.data.images.image_io import read_header
+from segwright.deploy.dicom.sources import is_dicom_input
+from segwright.deploy.serve.dicom_case import require_one_study
 from segwright.deploy.serve.jobs import INPUTS, Output
 from segwright.deploy.serve.models import ServedModel
 from segwright.deploy.serve.refusals import Refusal, refusal_of
@@ -17,7 +19,7 @@ from segwright.interop.archive import UnpackedSizeError, extract
 
 IMAGE: Final = "image"
 """Form field of images; repeated in order of the channels. A channel's own name is a field, too."""
-OUTPUTS: Final = get_args(Output)
+OUTPUTS: Final[tuple[Output, ...]] = get_args(Output)
 _FIELDS: Final = ("model", "output", "view")
 _UNPACKED: Final = "unpacked"
 
@@ -57,7 +59,7 @@ def choose_output(form: Form) -> Output:
             remedy="for an image give a file, as curl -F image=@FILE does",
         )
     wanted = form.values.get("output", "nifti")
-    for output in ("nifti",):
+    for output in OUTPUTS:
         if wanted == output:
             return output
     raise Refusal(422, f"there is no output '{wanted[:100]}'", expected=f"field output: {', '.join(OUTPUTS)}")
@@ -75,7 +77,7 @@ def case_files(form: Form, model: ServedModel, job: str, folder: Path, *, max_by
         max_voxels: of one channel.
 
     Returns:
-        Names of files in `folder / INPUTS`.
+        Names of files in `folder / INPUTS`; of DICOM, that of the folder of the study.
 
     Raises:
         Refusal: a file is missing or of an unknown kind (400, 415), is damaged or does not fit the model (422), or is
@@ -86,6 +88,7 @@ def case_files(form: Form, model: ServedModel, job: str, folder: Path, *, max_by
             400, "the form has no file", expected="an image for each channel", remedy="curl -F image=@FILE sends one"
         )
     zipped = [file for file in form.files if file.name.lower().endswith(".zip")]
+    is_dicom = False
     if zipped:
         if len(form.files) > 1:
             raise Refusal(
@@ -95,6 +98,17 @@ def case_files(form: Form, model: ServedModel, job: str, folder: Path, *, max_by
                 remedy="put all images of the case into one zip file",
             )
         form.files[:] = _unpacked(zipped[0], folder, max_bytes)
+        is_dicom = is_dicom_input(folder / INPUTS / _UNPACKED, model.description.file_ending)
+    if is_dicom:
+        study = (folder / INPUTS / _UNPACKED).rename(folder / INPUTS / job)
+        require_one_study(study, model, max_voxels=max_voxels)
+        return [job]
+    if choose_output(form) != "nifti":
+        raise Refusal(
+            422,
+            f"output '{choose_output(form)}' of images that are not DICOM",
+            expected="output nifti, or a zip file of a DICOM study",
+        )
     ordered = _in_order(form.files, model.channels)
     if not ordered or len(ordered) > len(model.channels):
         raise Refusal(

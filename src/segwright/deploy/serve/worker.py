@@ -5,12 +5,15 @@ from __future__ import annotations
 import threading
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from logging import getLogger
+from pathlib import Path
 
 from segwright.core.errors import OutOfMemoryError, SegwrightError
 from segwright.core.files.json_documents import write_json
 from segwright.core.process_tuning import release_freed_memory
 from segwright.core.resources import resource_error
+from segwright.deploy.serve.dicom_case import staged_images
 from segwright.deploy.serve.jobs import INPUTS, OUTPUTS, VIEW_JSON, Failure, Job
 from segwright.deploy.serve.models import DrawView, ServedModel
 from segwright.deploy.serve.queue import JobEnded, JobQueue
@@ -96,13 +99,22 @@ class Workers:
         folder = self._queue.folders.folder(job.id)
         images = [folder / INPUTS / name for name in job.files]
         outputs = folder / OUTPUTS
-        [record] = predictor.predict_files(images, outputs, on_tiles=self._progress_of(job, model))
+        on_tiles, is_dicom = self._progress_of(job, model), images[0].is_dir()
+        result: Path
+        if is_dicom:
+            kinds = () if job.output == "nifti" else (job.output,)
+            predicted = predictor.predict_dicom(images[0], outputs, output_types=kinds, on_tiles=on_tiles)
+            record, result = predicted.record, predicted.files[-1]
+        else:
+            [record] = predictor.predict_files(images, outputs, on_tiles=on_tiles)
+            result = record.output
         if job.view and self._draw_view is not None:
-            write_json(outputs / VIEW_JSON, self._draw_view(model, images, record.output), indent=0)
+            with staged_images(images[0], model, outputs) if is_dicom else nullcontext(images) as shown:
+                write_json(outputs / VIEW_JSON, self._draw_view(model, shown, record.output), indent=0)
         return job.model_copy(
             update={
                 "state": "done",
-                "result": record.output.name,
+                "result": result.name,
                 "warnings": tuple(self._without_names(job, warning) for warning in record.warnings),
                 "expected_dice": record.expected_dice,
                 "confidence": record.confidence,
