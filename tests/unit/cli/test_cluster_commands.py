@@ -64,6 +64,13 @@ def test_the_text_of_a_dry_run_is_stable(work: Path) -> None:
     assert not (work / "results" / NAME).exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "asks"), [(("--device", "cpu"), False), (("--device", "cpu", "--gpus", "1"), True)]
+)
+def test_runs_on_the_cpu_ask_for_no_gpu(work: Path, options: tuple[str, ...], asks: bool) -> None:
+    assert ("--gres=gpu:1" in submit(work, "--dry-run", *options).stdout) == asks
+
+
 def test_submit_calls_sbatch_with_each_file(work: Path) -> None:
     calls = install(work, "sbatch", output="21\n")
     done = submit(work, "--sbatch", "--mem 32G --account=x", "--sbatch", "--qos=long")

@@ -45,6 +45,8 @@ def dask_executor(address: str, *, device: str = "auto") -> Iterator[DaskExecuto
             once.
     """
     with _connected(address) as client:
+        if not client.scheduler_info(n_workers=-1)["workers"]:
+            logger.info("Dask scheduler %s has no worker; waiting up to %d s for the first", address, FIRST_WORKER_S)
         try:
             client.wait_for_workers(1, timeout=FIRST_WORKER_S)
         except TimeoutError as error:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from segwright.api.budgeting import parse_duration
 from segwright.api.cluster.tasks import WITHOUT_GPU, Task
 from segwright.core.errors import ConfigError
 from segwright.core.interrupt import EXIT_RESUMABLE
@@ -20,6 +21,7 @@ MIN_TIME_S: Final = 300.0
 """SLURM may send the signal a minute earlier, and a shorter limit would leave little time to train."""
 
 _OWN_OPTION: Final = re.compile(r"--(array|dependency|wrap)\b|-[ad]")
+_SLURM_TIME: Final = re.compile(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +73,22 @@ class SlurmOptions:
             return None
         days, minutes = divmod(math.ceil(self.time_s / 60), 24 * 60)
         return f"{f'{days}-' if days else ''}{minutes // 60:02d}:{minutes % 60:02d}:00"
+
+
+def parse_time_limit(text: str | None) -> float | None:
+    """Return the seconds of a time limit such as `12h`, or as SLURM writes it, `12:00:00` or `1-12:00:00`.
+
+    Raises:
+        ConfigError: it is neither.
+
+    >>> parse_time_limit("12h"), parse_time_limit("1-12:00:00")
+    (43200.0, 129600.0)
+    """
+    match = _SLURM_TIME.fullmatch((text or "").strip())
+    if match is None:
+        return parse_duration(text, "--time")
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

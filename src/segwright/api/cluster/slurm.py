@@ -323,8 +323,8 @@ def _submitted(graph: TaskGraph, folder: Path, jobs: Sequence[SlurmJob], run_com
         except SlurmError as error:
             before = ", ".join(f"{stage} as {number}" for stage, number in ids.items()) or "nothing"
             raise SlurmError(
-                f"{error}; submitted before it, and recorded in {folder / JOBS_JSON}: {before}; the same command "
-                "submits the rest"
+                f"{error}; submitted before it, and recorded in {folder / JOBS_JSON}: {before}; the same "
+                "command submits the rest, with another option if sbatch refused one"
             ) from error
         if not words or not words[-1].isdecimal():
             raise SlurmError(f"sbatch {job.script}: printed {' '.join(words)!r}, expected the id of the job")

@@ -133,7 +133,9 @@ def submit(
     time: Annotated[
         str | None, typer.Option("--time", metavar="TIME", help="Limit of each task, e.g. 12h (default: partition's).")
     ] = None,
-    gpus: Annotated[int, typer.Option("--gpus", min=0, max=1, help="GPUs of each task, 0 or 1.")] = 1,
+    gpus: Annotated[
+        int | None, typer.Option("--gpus", min=0, max=1, help="GPUs of each task, 0 or 1 (default: 1; 0 for cpu).")
+    ] = None,
     partition: Annotated[str | None, typer.Option("--partition", metavar="P", help="Partition of the cluster.")] = None,
     sbatch: Annotated[
         list[str] | None,
@@ -150,6 +152,7 @@ def submit(
     gpu_memory: options.GpuMemory = None,
     groups: options.Groups = None,
     stratify: options.Stratify = None,
+    device: options.Device = "auto",
     workers: options.Workers = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -158,15 +161,16 @@ def submit(
     Plans are made first if there are none. The batch files lie in the results of the dataset, in slurm.
     """
     from segwright import api
-    from segwright.api.budgeting import parse_duration
+    from segwright.api.cluster.sbatch import parse_time_limit
     from segwright.api.cluster.slurm import require_sbatch
     from segwright.cli.launch import run_command
+    from segwright.core.device import CPU
     from segwright.core.errors import ConfigError
     from segwright.planning import presets
 
     chosen = api.SlurmOptions(
-        time_s=parse_duration(time, "--time"),
-        gpus=gpus,
+        time_s=parse_time_limit(time),
+        gpus=int(device != CPU) if gpus is None else gpus,
         partition=partition,
         max_parallel=max_parallel,
         workers=workers,
@@ -179,8 +183,8 @@ def submit(
     if not file.is_file() or any(value is not None for value in (gpu_memory, groups, stratify)):
         if dry_run:
             raise ConfigError(
-                f"{file}: would be planned first, but --dry-run writes nothing; run 'segwright plan' with these "
-                "options, or submit without --dry-run"
+                f"{file}: would be planned first, but --dry-run writes nothing; run 'segwright plan {dataset}' first, "
+                "with the options of planning among these if there are any, or submit without --dry-run"
             )
         api.plan(
             dataset,
