@@ -75,7 +75,7 @@ def name_of_model(name: str | None, trainer: str, network: str | None) -> str:
 class Workspace:
     """nnU-Net's three trees (nnU-Net behaviour 1.1); `Workspace.under(folder)` puts all of them below one folder.
 
-    Example:
+    Examples:
         >>> workspace = Workspace.under(Path("results-of-june"))  # doctest: +SKIP
         >>> segwright.fingerprint("raw/Dataset004_Hippocampus", workspace=workspace)  # doctest: +SKIP
     """

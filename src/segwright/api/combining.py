@@ -44,7 +44,7 @@ def determine_postprocessing(
     Raises:
         SegwrightError: No predictions were found, one has no reference, or files are damaged or do not match.
 
-    Example:
+    Examples:
         >>> determine_postprocessing("references", "predicted")  # doctest: +SKIP
     """
     from segwright.evaluation.postprocessing import determine
@@ -83,7 +83,7 @@ def apply_postprocessing(
     Raises:
         SegwrightError: No label map was found, or the document has an unknown format; nnU-Net's pickle is never read.
 
-    Example:
+    Examples:
         >>> apply_postprocessing("predicted", "cleaned")  # doctest: +SKIP
     """
     from segwright.inference.export.postprocessing import PostProcessing, process_folder
@@ -125,7 +125,7 @@ def ensemble(
         SegwrightError: Cases are missing in a folder, the folders are of different tasks, or files are damaged or do
             not fit.
 
-    Example:
+    Examples:
         >>> ensemble(["predicted", "predicted-by-another"], "averaged")  # doctest: +SKIP
     """
     if len(predictions) < 2:
@@ -167,7 +167,7 @@ def accumulate_crossval(
     Raises:
         SegwrightError: A fold has no predictions, two folds share a case, or the output folder exists.
 
-    Example:
+    Examples:
         >>> accumulate_crossval("Trainer__nnUNetPlans__3d_fullres", "all-folds")  # doctest: +SKIP
     """
     folder = Path(model)

@@ -71,7 +71,7 @@ def evaluate(
     Raises:
         SegwrightError: a folder or file is missing, damaged or does not match, or an argument is invalid.
 
-    Example:
+    Examples:
         >>> scores = evaluate("references", "predicted")  # doctest: +SKIP
     """
     truth, predicted = Path(reference), Path(prediction)

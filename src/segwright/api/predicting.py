@@ -97,7 +97,7 @@ def predict(
         ProblemReport: there is no case, or some cannot be read or predicted (raised after all others are done).
         SegwrightError: the model, an option or the device is invalid.
 
-    Example:
+    Examples:
         >>> cases = predict("model", "images", "predicted", probabilities=True)  # doctest: +SKIP
     """
     with gc_paused():
@@ -196,7 +196,7 @@ def load_model(
     Raises:
         SegwrightError: the model, an option or the device is invalid, or the network is not that of the weights.
 
-    Example:
+    Examples:
         >>> model = load_model("model")  # doctest: +SKIP
         >>> labels = model.predict(array, spacing=(3.0, 0.8, 0.8))  # doctest: +SKIP
     """

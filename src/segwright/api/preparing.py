@@ -68,7 +68,7 @@ def check(
 ) -> checks.Findings:
     """Find all problems of a dataset in one pass over its files; nothing is written.
 
-    Example:
+    Examples:
         >>> findings = check("raw/Dataset004_Hippocampus")  # doctest: +SKIP
         >>> [str(problem) for problem in findings.errors]  # doctest: +SKIP
     """
@@ -93,7 +93,7 @@ def fingerprint(
         ProblemReport: the dataset has problems; all are listed.
         LockHeldError: another process works on the dataset, and `wait` is False.
 
-    Example:
+    Examples:
         >>> fingerprint("raw/Dataset004_Hippocampus").spacings  # doctest: +SKIP
     """
     session = open_session(dataset, workspace, environment=environment, wait=wait)
@@ -139,7 +139,7 @@ def plan(
         ConfigError: groups or strata are given, but the folds are in use or were made by hand.
         PlanError: the plans would change although trainings or preprocessed data use them; `force` replaces them.
 
-    Example:
+    Examples:
         >>> plan("raw/Dataset004_Hippocampus").configuration("3d_fullres").patch_size  # doctest: +SKIP
     """
     options = checked_options(options, workspace)
@@ -168,7 +168,7 @@ def plan(
 def plan_from_fingerprint(fingerprint: Path, dataset_json: Path, *, options: PlanOptions = DEFAULT_OPTIONS) -> Plan:
     """Plan from a fingerprint without images; nothing is written. The folder of `dataset_json` names the dataset.
 
-    Example:
+    Examples:
         >>> plan_from_fingerprint(Path("dataset_fingerprint.json"), Path("dataset.json"))  # doctest: +SKIP
     """
     options = checked_options(options, None)
@@ -216,7 +216,7 @@ def preprocess(
     Returns:
         The preprocessed and the kept cases of each configuration.
 
-    Example:
+    Examples:
         >>> preprocess("raw/Dataset004_Hippocampus", configurations=["3d_fullres"])  # doctest: +SKIP
     """
     session = open_session(dataset, workspace, environment=environment, trust=CodeTrust.of(trust_code), wait=wait)

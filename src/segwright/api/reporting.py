@@ -75,7 +75,7 @@ def write_report(
     Raises:
         ModelError: No trained model was found, or models of several datasets.
 
-    Example:
+    Examples:
         >>> write_report("segwright-work", "report.html")  # doctest: +SKIP
     """
     place = workspace_or_default(workspace)

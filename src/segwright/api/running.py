@@ -146,7 +146,7 @@ def run(
     Returns:
         The folds with their scores, the stages that ran, what was skipped, the selected model, and its predictions.
 
-    Example:
+    Examples:
         >>> report = run("raw/Dataset004_Hippocampus", folds=[0], budget="10m")  # doctest: +SKIP
         >>> report.folds[0].dice["mean"]  # doctest: +SKIP
     """
@@ -242,7 +242,7 @@ def demo(
         fresh: Delete an earlier demo first.
         device: auto, cpu, mps or a GPU.
 
-    Example:
+    Examples:
         >>> demo("segwright-demo", budget="2m")  # doctest: +SKIP
     """
     from segwright.api.drawing.overlaying import overlay  # imports matplotlib

@@ -96,7 +96,7 @@ def select(
     Raises:
         SegwrightError: No fold is trained and validated, models have no common fold, or the folder is in use.
 
-    Example:
+    Examples:
         >>> report = select(4)  # doctest: +SKIP
         >>> segwright.predict(report.model, "images", "out")  # doctest: +SKIP
     """

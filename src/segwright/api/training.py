@@ -110,7 +110,7 @@ def train(
         Interrupted: it was asked to stop; continue with `resume`.
         SegwrightError: dataset, plan, fold, a setting or the device is invalid, or the fold already has a training.
 
-    Example:
+    Examples:
         >>> train(4, configuration="3d_fullres", fold=0, loss="dice_topk10")  # doctest: +SKIP
     """
     chosen = training_settings(

@@ -48,7 +48,7 @@ def tune_process() -> None:
     Threads are not touched: beside other programs set `GOMP_SPINCOUNT=3000` before torch is imported, see
     `docs/how-to/training-settings.md`.
 
-    Example:
+    Examples:
         >>> tune_process()  # doctest: +SKIP
     """
     if _state.is_tuned:

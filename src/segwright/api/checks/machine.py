@@ -110,7 +110,7 @@ def doctor(device: str = "auto", *, workspace: Workspace | None = None, test_lay
     Raises:
         ConfigError: there is no such device.
 
-    Example:
+    Examples:
         >>> report = doctor()  # doctest: +SKIP
         >>> report.device  # doctest: +SKIP
     """

@@ -188,7 +188,7 @@ def submit(
         SlurmError: `sbatch` is missing or refused a job; earlier jobs are recorded, and the same call submits the rest.
         SegwrightError: the dataset, plans or images cannot be read, or the folder cannot be written.
 
-    Example:
+    Examples:
         >>> run_command = functools.partial(subprocess.run, capture_output=True, text=True)  # doctest: +SKIP
         >>> submit(tasks("4", folds="all"), run_command=run_command)  # doctest: +SKIP
     """

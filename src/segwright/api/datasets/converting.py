@@ -77,7 +77,7 @@ def convert(
     Raises:
         SegwrightError: the source has problems (a `ProblemReport` lists all), or the target exists or is not writable.
 
-    Example:
+    Examples:
         >>> convert("folders", "scans", "raw/Dataset005_Scans", channel_names=["MRI"])  # doctest: +SKIP
     """
     if kind not in FORMATS:

@@ -49,7 +49,7 @@ def init(
         SegwrightError: something cannot be decided or `check` would refuse the dataset (a `ProblemReport` lists all),
             or there is a dataset.json.
 
-    Example:
+    Examples:
         >>> init("scans", channel_names=["MRI"], label_names=["anterior", "posterior"])  # doctest: +SKIP
     """
     place = Path(os.path.abspath(require_text_path(Path(folder))))

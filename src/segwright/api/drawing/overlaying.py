@@ -76,7 +76,7 @@ def overlay(
         ProblemReport: cases cannot be read; all are named, and no sheet is written.
         SegwrightError: a folder, file or case is missing, or an argument is invalid.
 
-    Example:
+    Examples:
         >>> overlay("predictions", "sheets", reference="Dataset004_X", contours=True)  # doctest: +SKIP
     """
     _require_options(plane, slices, size)

@@ -75,7 +75,7 @@ def preview_augmentation(
         SegwrightError: dataset, plan, configuration or a setting is invalid, a case cannot be read, or a cascade's
             first stage is not trained.
 
-    Example:
+    Examples:
         >>> preview_augmentation(4, samples=8)  # doctest: +SKIP
     """
     if not 1 <= samples <= MAX_SAMPLES:

@@ -116,7 +116,7 @@ def install(
         DownloadError: the download failed, or the address is of another kind of file.
         SegwrightError: the file has another hash, is damaged, unsafe or no model, or the name is taken.
 
-    Example:
+    Examples:
         >>> [model] = install("Liver.zip", name="liver")  # doctest: +SKIP
     """
     text, expected = str(source), _checked_hash(sha256)
@@ -160,7 +160,7 @@ def installed_models(*, workspace: Workspace | None = None) -> list[InstalledMod
     Raises:
         SegwrightError: a record is damaged.
 
-    Example:
+    Examples:
         >>> [model.name for model in installed_models()]  # doctest: +SKIP
     """
     models = workspace_or_default(workspace).models

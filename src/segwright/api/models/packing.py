@@ -48,7 +48,7 @@ def pack(
     Raises:
         SegwrightError: the license is unknown, the model cannot be packed, or the file exists.
 
-    Example:
+    Examples:
         >>> pack("model", "Liver.zip", license="CC-BY-4.0", intended_use="research")  # doctest: +SKIP
     """
     file = Path(target)
@@ -82,7 +82,7 @@ def model_info(model: Path | str, *, workspace: Workspace | None = None) -> Mode
     Raises:
         SegwrightError: there is no such model, or its card or a document is damaged.
 
-    Example:
+    Examples:
         >>> model_info("Liver").license  # doctest: +SKIP
     """
     found = find_model(model, workspace)

@@ -44,7 +44,7 @@ class PlanOptions:
         like: Checkpoint of nnssl (`.pth`) for whose network, spacing, patch and normalisation to plan; without
             `preset` and `gpu_memory_gb`, which it decides.
 
-    Example:
+    Examples:
         >>> segwright.plan(4, options=PlanOptions(preset="resenc-m", name="small", gpu_memory_gb=4))  # doctest: +SKIP
     """
 
