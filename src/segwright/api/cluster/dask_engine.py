@@ -15,6 +15,7 @@ from segwright.api.cluster.tasks import WITHOUT_GPU, AnyGraph, TaskResult, graph
 from segwright.core.device import CPU
 from segwright.core.errors import ConfigError
 from segwright.core.extensions.extras import imports_of
+from segwright.core.process_tuning import gc_paused
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -153,7 +154,8 @@ def _connected(address: str) -> Iterator[Client]:
     else:
         connect = partial(connect, address)
     try:
-        client = connect()
+        with gc_paused():  # a client that failed before takes a lock when it is collected, which this one may hold
+            client = connect()
     except (OSError, ValueError, MemoryError) as error:  # Dask reads another protocol's first bytes as a length
         raise ConfigError(
             f"Dask scheduler {address}: does not answer ({error}); expected a running dask scheduler, given as "
